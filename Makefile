@@ -59,10 +59,10 @@ check: setup-dev ## format, lint, types, import contracts, size budgets, depende
 	@$(BIN)/mypy shared services cli tools
 	@$(BIN)/mypy --config-file sdk/python/pyproject.toml
 	@$(BIN)/lint-imports
-	@cd shared/hyperswarm/sidecar && node_modules/@biomejs/cli-linux-*/biome ci --colors=off .
-	@cd sdk/javascript && ../../shared/hyperswarm/sidecar/node_modules/@biomejs/cli-linux-*/biome ci --colors=off .
-	@shared/hyperswarm/sidecar/node_modules/@biomejs/cli-linux-*/biome ci --colors=off --config-path=services/web/static/js tests/services/web/js
-	@cd services/web/static/js && ../../../../shared/hyperswarm/sidecar/node_modules/@biomejs/cli-linux-*/biome ci --colors=off .
+	@cd shared/transports/hyperswarm/sidecar && node_modules/@biomejs/cli-linux-*/biome ci --colors=off .
+	@cd sdk/javascript && ../../shared/transports/hyperswarm/sidecar/node_modules/@biomejs/cli-linux-*/biome ci --colors=off .
+	@shared/transports/hyperswarm/sidecar/node_modules/@biomejs/cli-linux-*/biome ci --colors=off --config-path=services/web/static/js tests/services/web/js
+	@cd services/web/static/js && ../../../../shared/transports/hyperswarm/sidecar/node_modules/@biomejs/cli-linux-*/biome ci --colors=off .
 	@$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_repository.py tests/test_docs.py
 	@$(BIN)/python -m tools.docs --check
 

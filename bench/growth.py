@@ -27,8 +27,9 @@ from services.gateway.money.reservations import Wanted
 from services.gateway.reporting.days_store import DaysStore
 from services.gateway.store import Store
 from services.gateway.usage_store import UsageStore
-from shared import context, database, errors
+from shared import context, errors
 from shared.api.usage_report import ListRequests
+from shared.stores import database
 from shared.types import KeyId, MeshName, MicroCredits, ModelName, NodeId, RequestId, RequestStatus, TenantId, UserId
 from tests.servers import PostgresServer, running
 

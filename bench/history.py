@@ -20,7 +20,7 @@ from services.metrics.history.keeping import Keeper
 from services.metrics.history.reading import Look, Row
 from services.metrics.history.store import Store
 from services.web import history_questions
-from shared.api.history import By, GetHistory
+from shared.api.history import GetHistory, HistoryGrouping
 from tests.servers import PostgresServer, running
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -94,7 +94,7 @@ async def measure_looks(rows: list[report.Row], server: PostgresServer, nodes: i
         rows.append(report.alone(f"write a look of {nodes} nodes: median", took[len(took) // 2], "ms"))
         rows.append(report.alone("the same with its minute rolled up: 99th of 100", took[int(len(took) * 0.99)], "ms"))
         rows.append(report.alone("the same with an hour rolled up: the longest", took[-1], "ms"))
-        for step, by in ((15, ()), (60, ()), (60, (By.NODE,)), (3600, ())):
+        for step, by in ((15, ()), (60, ()), (60, (HistoryGrouping.NODE,)), (3600, ())):
             until = BEGIN + timedelta(seconds=15 * TIMED_LOOKS)
             question = choosing.read(GetHistory(("ai_platform_queue_depth",), BEGIN, until, step, by), until, KEEPS)
             began = time.perf_counter()
@@ -110,7 +110,7 @@ async def measure_day(rows: list[report.Row], server: PostgresServer, nodes: int
     until = BEGIN + timedelta(days=1)
     async with Store.open(url) as store:
         await _fill_day(url, nodes, series)
-        by = (By.SERVICE, By.NODE)
+        by = (HistoryGrouping.SERVICE, HistoryGrouping.NODE)
         for what, names, node in (
             (f"all of {nodes} machines", OF_A_MACHINE, None),
             (f"one number of {nodes} machines", OF_A_MACHINE[:1], None),

@@ -62,7 +62,7 @@ class Echo:
         return None
 
     @rpc.serves(metrics.record_metric)
-    async def record(self, request: metrics.RecordMetric, call: rpc.Call) -> Nothing:
+    async def record(self, request: metrics.RecordMetric, call: rpc.RpcCall) -> Nothing:
         return Nothing()
 
 

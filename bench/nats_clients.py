@@ -21,10 +21,10 @@ import nats
 import uvloop
 
 from bench import report
-from shared import identity
-from shared.nats.client import NatsClient
-from shared.nats.protocol import Message
+from shared.identity import node_keys
 from shared.node.lifecycle import background
+from shared.transports.nats.nats_client import NatsClient
+from shared.transports.nats.nats_protocol import NatsMessage
 from tests.testnet import NatsServer
 
 BODY = b"x" * 100
@@ -37,7 +37,7 @@ One = Callable[[], Awaitable[object]]
 
 @asynccontextmanager
 async def _connected(url: str) -> AsyncIterator[NatsClient]:
-    client = NatsClient(url, identity.NodeKey(identity.new_seed()), name="bench")
+    client = NatsClient(url, node_keys.NodeKey(node_keys.new_seed()), name="bench")
     await client.connect(deadline_seconds=10)
     async with background() as tasks:
         tasks.create_task(client.run())
@@ -58,7 +58,7 @@ def _requests_of(client: NatsClient) -> One:
     numbers = itertools.count()
     loop = asyncio.get_running_loop()
 
-    def arrived(message: Message) -> None:
+    def arrived(message: NatsMessage) -> None:
         waiting.pop(message.subject).set_result(message.payload)
 
     client.subscribe("_INBOX.bench.*", arrived)

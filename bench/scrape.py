@@ -18,8 +18,8 @@ from services.metrics.prometheus import Source
 from shared import context
 from shared.api.node import NodeMetrics
 from shared.telemetry import Metrics, host_instruments, instruments
-from shared.telemetry.answers import Answer, GatewayAnswers, WorkerAnswers
-from shared.tracing import Serving, Traces
+from shared.telemetry.answer_metrics import GatewayAnswers, MeasuredAnswer, WorkerAnswers
+from shared.telemetry.tracing import ServingSpan, Traces
 from shared.types import ModelName
 
 #: Workers, and runs.
@@ -34,10 +34,10 @@ WAYS: dict[str, Callable[[prometheus.Merged], str]] = {
 }
 
 
-def _answer(model: ModelName, draw: random.Random) -> Answer:
+def _answer(model: ModelName, draw: random.Random) -> MeasuredAnswer:
     seconds, tokens = draw.expovariate(0.3), draw.randrange(2, 400)
     error = draw.choice(("", "", "", "", "", "cancelled", "overloaded"))
-    return Answer(
+    return MeasuredAnswer(
         operation="chat",
         method="processPrompt",
         model=model,
@@ -50,7 +50,7 @@ def _answer(model: ModelName, draw: random.Random) -> Answer:
     )
 
 
-def _request(traces: Traces, draw: random.Random) -> Serving:
+def _request(traces: Traces, draw: random.Random) -> ServingSpan:
     """One of twenty is looked at."""
     trace = f"{draw.getrandbits(128) or 1:032x}"
     serving = traces.join("chat", f"00-{trace}-{1:016x}-{draw.random() < 0.05:02x}", context.new_request_id())

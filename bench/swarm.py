@@ -24,8 +24,8 @@ from pathlib import Path
 import uvloop
 
 from bench import report
-from shared.hyperswarm import Address, Connection, Swarm, find_node
 from shared.node.lifecycle import background
+from shared.transports.hyperswarm import PeerAddress, PeerConnection, Swarm, find_node
 from tests.dht import dht
 
 WARM_UP, ONE_BY_ONE, IN_FLIGHT, EACH = 300, 2000, 32, 400
@@ -81,7 +81,7 @@ async def _serve_tcp() -> None:
 
 
 async def _serve_swarm(bootstrap: Sequence[str], topic: str) -> None:
-    async with _swarm([Address.parse(each) for each in bootstrap]) as swarm:
+    async with _swarm([PeerAddress.parse(each) for each in bootstrap]) as swarm:
         await swarm.join(bytes.fromhex(topic))
         await swarm.flush()
         _say({"ready": True})
@@ -98,7 +98,7 @@ async def _serve_swarm(bootstrap: Sequence[str], topic: str) -> None:
             await _end_of_input()
 
 
-def _answering(connection: Connection) -> Callable[[bytes], None]:
+def _answering(connection: PeerConnection) -> Callable[[bytes], None]:
     counter = _Counter()
 
     def take(message: bytes) -> None:
@@ -123,7 +123,7 @@ async def _end_of_input() -> None:
 # --- this side -----------------------------------------------------------------------------------------------------------
 
 
-def _swarm(bootstrap: Sequence[Address]) -> Swarm:
+def _swarm(bootstrap: Sequence[PeerAddress]) -> Swarm:
     return Swarm(bootstrap=bootstrap, host="127.0.0.1")
 
 
@@ -174,7 +174,7 @@ def _node(role: str, *flags: str, **options: object) -> contextlib.AbstractAsync
     return _other(str(find_node()), *flags, str(SWARMS), role, json.dumps(options))
 
 
-async def _first(swarm: Swarm) -> Connection:
+async def _first(swarm: Swarm) -> PeerConnection:
     async for connection in swarm:
         connection.open_window()
         return connection
@@ -184,7 +184,7 @@ async def _first(swarm: Swarm) -> Connection:
 class Caller:
     """Calls over a connection that answers in order."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: PeerConnection) -> None:
         self._connection = connection
         self._waiting: deque[asyncio.Future[bytes]] = deque()
         self._loop = asyncio.get_running_loop()
@@ -246,7 +246,7 @@ class Figures:
         self.p99.append(report.percentile(took, 0.99))
 
 
-async def _measure_messages(bootstrap: list[Address], rounds: int) -> list[report.Row]:
+async def _measure_messages(bootstrap: list[PeerAddress], rounds: int) -> list[report.Row]:
     topic, node_topic = os.urandom(32), os.urandom(32)
     nodes = [{"host": each.host, "port": each.port} for each in bootstrap]
     ours, tcp, node = Figures(), Figures(), Figures()
@@ -293,7 +293,7 @@ async def _ask_tcp(port: int) -> list[float]:
     return took
 
 
-async def _measure_joins(bootstrap: list[Address]) -> report.Row:
+async def _measure_joins(bootstrap: list[PeerAddress]) -> report.Row:
     took = []
     for _ in range(JOINS):
         topic = os.urandom(32)
@@ -307,7 +307,7 @@ async def _measure_joins(bootstrap: list[Address]) -> report.Row:
     return report.alone("join to first connection", median(took), "ms", at_most=100)
 
 
-async def _measure_crowd(bootstrap: list[Address]) -> list[report.Row]:
+async def _measure_crowd(bootstrap: list[PeerAddress]) -> list[report.Row]:
     nodes = [{"host": each.host, "port": each.port} for each in bootstrap]
     topic = os.urandom(32)
     async with _node("bare", "--expose-gc") as bare:
@@ -320,7 +320,7 @@ async def _measure_crowd(bootstrap: list[Address]) -> list[report.Row]:
         start = time.perf_counter()
         assert crowd.process.stdin is not None
         crowd.process.stdin.write(b"\n")
-        kept: list[Connection] = []
+        kept: list[PeerConnection] = []
         async for connection in swarm:
             connection.open_window()
             kept.append(connection)
@@ -335,7 +335,7 @@ async def _measure_crowd(bootstrap: list[Address]) -> list[report.Row]:
     ]
 
 
-async def _measure_deaf(bootstrap: list[Address], *, greedy: bool) -> report.Row:
+async def _measure_deaf(bootstrap: list[PeerAddress], *, greedy: bool) -> report.Row:
     """``greedy``: the peer grants all that the wire lets it grant, and is stopped."""
     topic = os.urandom(32)
     nodes = [{"host": each.host, "port": each.port} for each in bootstrap]

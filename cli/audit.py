@@ -14,9 +14,9 @@ from cli.surroundings import Surroundings
 
 if TYPE_CHECKING:
     from cli.connection import Connection
+    from shared.access.audit_anchors import Anchors
+    from shared.access.audit_chain import ChainVerifier
     from shared.api.audit import AuditReport, AuditRow, ChainState, ExportAudit
-    from shared.audit_anchors import Anchors
-    from shared.audit_chain import ChainVerifier
     from shared.types import NodeId
 
 #: shared.api.audit.Result, spelled out so that `--help` needs no import of it; a test holds the two together.
@@ -167,7 +167,7 @@ def _lines(file: Path | None) -> Iterator[BinaryIO]:
     if file is None:
         yield sys.stdout.buffer
         return
-    from shared import private_file
+    from shared.identity import private_file
 
     with private_file.written(file, b"") as begun:
         with begun.open("wb") as out:
@@ -194,7 +194,8 @@ async def _copy(connection: "Connection", request: "ExportAudit", out: BinaryIO)
 
 def _trusted(file: Path | None, keys: tuple[str, ...]) -> "Anchors":
     """The anchors of a file, by these keys; without any, by whoever signed them. Raises BadRequest for a line that is none."""
-    from shared import audit_anchors, errors
+    from shared import errors
+    from shared.access import audit_anchors
     from shared.types import NodeId
 
     if file is None:
@@ -207,8 +208,8 @@ def _trusted(file: Path | None, keys: tuple[str, ...]) -> "Anchors":
 
 
 def _verified(file: Path, anchors: "Anchors", chain: str | None, *, partial: bool) -> "AuditReport":
+    from shared.access.audit_chain import ChainVerifier
     from shared.api.audit import AuditReport, ChainState
-    from shared.audit_chain import ChainVerifier
 
     verifiers = {} if partial else {name: ChainVerifier(name, anchors.checkpoints(name)) for name in anchors.chains()}
     unreadable: list[ChainState] = []
@@ -248,7 +249,7 @@ def _state(verifier: "ChainVerifier", anchors: "Anchors") -> "ChainState":
 
 def _signers(anchors: "Anchors") -> "NodeId":
     """One after the other, where a key has followed upon another."""
-    from shared import audit_anchors
+    from shared.access import audit_anchors
     from shared.types import NodeId
 
     return NodeId(", ".join(audit_anchors.keys_of(anchors.good)))

@@ -14,10 +14,11 @@ from cli.connection import Connection
 from cli.findings import Finding, unchecked, wrong
 from cli.profile import Profile
 from cli.surroundings import Surroundings
-from shared import credentials, errors, identity
+from shared import errors
 from shared.api import auth, gateway
-from shared.node import membership
-from shared.node.membership import Kept
+from shared.identity import credentials, node_keys
+from shared.node import membership_file
+from shared.node.membership_file import MembershipFile
 from shared.types import Role
 
 #: A step that takes longer than this is as good as broken for a person who waits.
@@ -27,7 +28,7 @@ _LOW_DISK_BYTES = 1024**3
 
 
 #: Looks at the way into a mesh that was joined by a ticket.
-ExamineSwarm = Callable[[Kept, identity.NodeKey], AsyncIterator[Finding]]
+ExamineSwarm = Callable[[MembershipFile, node_keys.NodeKey], AsyncIterator[Finding]]
 #: The last step of each way to the mesh.
 _LEADS_IN = ("NATS", "way in")
 _REST = ("auth", "gateway", "workers", "models")
@@ -60,10 +61,10 @@ async def _examine_way(chosen: Profile, examine_swarm: ExamineSwarm) -> list[Fin
     if chosen.mesh_file is None:
         return [await _check_nats(chosen.nats_url or "")]
     try:
-        kept = membership.load(chosen.mesh_file)
+        kept = membership_file.load(chosen.mesh_file)
         if kept is None:
             return [Finding("membership", False, f"there is no {chosen.mesh_file}", "recreate the profile: aicli mesh connect TICKET")]
-        key = identity.load(chosen.node_key_file)
+        key = node_keys.load(chosen.node_key_file)
     except errors.AimeshError as error:
         return [wrong("membership", error)]
     return [finding async for finding in examine_swarm(kept, key)]
@@ -81,7 +82,7 @@ def _check_disk(folder: Path) -> Finding:
 
 def _check_node_key(chosen: Profile) -> Finding:
     try:
-        return Finding("node key", True, f"{chosen.node_key_file}: {identity.load(chosen.node_key_file).id[:9]}…")
+        return Finding("node key", True, f"{chosen.node_key_file}: {node_keys.load(chosen.node_key_file).id[:9]}…")
     except errors.AimeshError as error:
         return wrong("node key", error)
 

@@ -191,8 +191,8 @@ async def _ask(
 ) -> "tuple[str, InferenceResult]":
     """The answer and how it ended. Where the answer is shown it goes to stdout as it comes, and the text returned is empty."""
     from cli.outlet import Outlet
-    from shared.rpc import patience
-    from shared.rpc.lasting import Asking
+    from shared.rpc.resumable_stream import StreamRequest
+    from shared.timing import retry_policy
 
     outlet = Outlet(sys.stdout)
     waiting = _Waiting()
@@ -203,7 +203,7 @@ async def _ask(
         if shown.notes:
             _say_lost(began=began, in_line=not outlet.at_line_start)
 
-    asking = Asking(connection, random.Random(), patience.DEFAULT if resume else patience.NONE)  # noqa: S311 - spreads load
+    asking = StreamRequest(connection, random.Random(), retry_policy.DEFAULT if resume else retry_policy.NONE)  # noqa: S311 - spreads load
     async with asking.ask(request, seconds=_DEADLINE_SECONDS, lost=lost) as answer:
         try:
             async for chunk in answer:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from shared import errors
 
 if TYPE_CHECKING:
-    from shared.node.enrolling import Newcomer
-    from shared.node.membership import Kept
-    from shared.tickets import Ticket
+    from shared.identity.tickets import Ticket
+    from shared.node.enrollment import EnrollingNode
+    from shared.node.membership_file import MembershipFile
 
 #: A ticket is one line of a few hundred characters.
 _MAX_TICKET_BYTES = 64 * 1024
@@ -61,11 +61,11 @@ class Folder:
     def lock(self) -> Path:
         return self.root / "lock"
 
-    def kept(self) -> "Kept | None":
+    def kept(self) -> "MembershipFile | None":
         """None for a machine that has not joined; raises BadSettings for a file that is damaged."""
-        from shared.node import membership
+        from shared.node import membership_file
 
-        return membership.load(self.membership) if self.key.is_file() else None
+        return membership_file.load(self.membership) if self.key.is_file() else None
 
 
 def locate(environment: Mapping[str, str], chosen: str | None, here: Path) -> Folder:
@@ -131,7 +131,7 @@ def is_running(folder: Folder) -> bool:
 
 def read_ticket(text: str, here: Path) -> "Ticket":
     """The ticket of ``TICKET``, ``-`` or ``@FILE``; raises BadTicket and BadSettings."""
-    from shared import tickets
+    from shared.identity import tickets
 
     if text == "-":
         text = sys.stdin.read(_MAX_TICKET_BYTES)
@@ -144,7 +144,7 @@ def read_ticket(text: str, here: Path) -> "Ticket":
     return tickets.parse(text)
 
 
-async def join(folder: Folder, ticket: "Ticket", newcomer: "Newcomer", say: Callable[[str], None]) -> "Kept":
+async def join(folder: Folder, ticket: "Ticket", newcomer: "EnrollingNode", say: Callable[[str], None]) -> "MembershipFile":
     """Make this machine a worker of the ticket's mesh, unless it is one by this ticket already; the folder is ours.
 
     Each ticket gets a key of its own, which takes the place of the old one when the mesh has taken it: a machine that was
@@ -171,34 +171,34 @@ async def join(folder: Folder, ticket: "Ticket", newcomer: "Newcomer", say: Call
         return kept
 
 
-async def finish(folder: Folder, kept: "Kept", say: Callable[[str], None]) -> "Kept":
+async def finish(folder: Folder, kept: "MembershipFile", say: Callable[[str], None]) -> "MembershipFile":
     """A membership with a certificate: what an administrator had to approve is asked for again."""
     if kept.certificate:
         return kept
-    from shared import identity
-    from shared.node import enrolling, membership
+    from shared.identity import node_keys
+    from shared.node import enrollment, membership_file
 
-    found = await enrolling.renew_at_enrolment_topic(kept, identity.load(folder.key), say)
+    found = await enrollment.renew_at_enrolment_topic(kept, node_keys.load(folder.key), say)
     _check_role(found)
-    membership.save(folder.membership, found)
+    membership_file.save(folder.membership, found)
     return found
 
 
-async def _enrol(folder: Folder, ticket: "Ticket", newcomer: "Newcomer", say: Callable[[str], None]) -> "Kept":
+async def _enrol(folder: Folder, ticket: "Ticket", newcomer: "EnrollingNode", say: Callable[[str], None]) -> "MembershipFile":
     from cli.stack import secret_files
-    from shared import identity
-    from shared.node import enrolling, membership
+    from shared.identity import node_keys
+    from shared.node import enrollment, membership_file
 
-    secret_files.ensure_file(folder.new_key, identity.new_seed)
+    secret_files.ensure_file(folder.new_key, node_keys.new_seed)
 
-    def adopt(kept: "Kept") -> None:
+    def adopt(kept: "MembershipFile") -> None:
         if folder.new_key.exists():
             folder.new_key.replace(folder.key)
-        membership.save(folder.membership, kept)
+        membership_file.save(folder.membership, kept)
         folder.ticket_id.write_text(ticket.id, encoding="utf-8")
 
-    joined = await enrolling.enrol(ticket, identity.load(folder.new_key), replace(newcomer, on_pending=adopt), say)
-    found = membership.of(joined, folder.kept())
+    joined = await enrollment.enrol(ticket, node_keys.load(folder.new_key), replace(newcomer, on_pending=adopt), say)
+    found = membership_file.of(joined, folder.kept())
     try:
         _check_role(found)
     except errors.BadTicket:
@@ -209,7 +209,7 @@ async def _enrol(folder: Folder, ticket: "Ticket", newcomer: "Newcomer", say: Ca
     return found
 
 
-def _check_role(kept: "Kept") -> None:
+def _check_role(kept: "MembershipFile") -> None:
     from shared.types import Role
 
     if kept.role is not Role.WORKER:

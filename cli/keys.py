@@ -13,7 +13,7 @@ from cli.surroundings import Surroundings
 if TYPE_CHECKING:
     from cli.connection import Connection
     from cli.output import Json
-    from shared.api.auth import ApiKey, GenerateApiKey, KeyLimits
+    from shared.api.auth import ApiKey, ApiKeyLimits, GenerateApiKey
 
     #: What an option gives.
     Wish = int | str | bool | tuple[str, ...] | None
@@ -87,7 +87,7 @@ def _request(name: str, wishes: "dict[str, Wish]") -> "GenerateApiKey":
     models = tuple(ModelName(model) for model in each.pop("models"))
     bounds = auth.KeyBounds(each.pop("scopes"), models, each.pop("networks"))
     days, all_rights = each.pop("days"), each.pop("all_rights")
-    limits = msgspec.structs.replace(auth.KeyLimits(), **each)
+    limits = msgspec.structs.replace(auth.ApiKeyLimits(), **each)
     return auth.GenerateApiKey(name=name, limits=limits, kind=kind, bounds=bounds, days=days, all_rights=all_rights)
 
 
@@ -268,7 +268,7 @@ def _bounds(key: "ApiKey") -> Iterator[str]:
     yield from (f"from {network}" for network in key.bounds.networks)
 
 
-def _in_words(limits: "KeyLimits") -> Iterator[str]:
+def _in_words(limits: "ApiKeyLimits") -> Iterator[str]:
     from cli import output
     from shared.amounts import written
 

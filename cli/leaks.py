@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared import credentials
+from shared.identity import credentials
 
 #: Larger files are models and archives; a leaked key is in a file that somebody has written.
 MAX_FILE_BYTES = 10 * 1024 * 1024

@@ -18,7 +18,7 @@ from cli.surroundings import Surroundings
 if TYPE_CHECKING:
     from cli.connection import Connection
     from cli.profile import Profile
-    from shared.api.auth import Credentials, NewApiKey, Session, User
+    from shared.api.auth import CreatedApiKey, Credentials, LoginSession, User
     from shared.types import Credential
 
 
@@ -46,7 +46,7 @@ def login(here: Surroundings, /, name: str | None, *, password_stdin: bool, key_
     )
     title = key_name or platform.node() or "aicli"
 
-    async def work(connection: "Connection") -> "tuple[User, NewApiKey]":
+    async def work(connection: "Connection") -> "tuple[User, CreatedApiKey]":
         return await _exchange(connection, credentials, title, before.api_key)
 
     user, made = here.run(work, key_needed=False)
@@ -62,7 +62,9 @@ def login(here: Surroundings, /, name: str | None, *, password_stdin: bool, key_
         output.note("AICLI_API_KEY is set and overrides the profile's key.")
 
 
-async def _exchange(connection: "Connection", credentials: "Credentials", title: str, old: "Credential | None") -> "tuple[User, NewApiKey]":
+async def _exchange(
+    connection: "Connection", credentials: "Credentials", title: str, old: "Credential | None"
+) -> "tuple[User, CreatedApiKey]":
     """A session for the password, a key for the session, and the session closed again."""
     from shared.api import auth
     from shared.types import UserRole
@@ -82,7 +84,7 @@ async def _exchange(connection: "Connection", credentials: "Credentials", title:
     return session.user, made
 
 
-async def _finish(connection: "Connection", session: "Session") -> "Session":
+async def _finish(connection: "Connection", session: "LoginSession") -> "LoginSession":
     """The second step of the login, where there is one. Raises SecondFactorNeeded for one that only the web page can do."""
     from shared import errors
     from shared.api import auth

@@ -16,7 +16,7 @@ from cli.surroundings import Surroundings
 
 if TYPE_CHECKING:
     from shared.api.membership import Membership
-    from shared.tickets import Ticket
+    from shared.identity.tickets import Ticket
     from shared.types import Credential
 
 _MAX_KEY_CHARACTERS = 1024
@@ -76,7 +76,7 @@ def connect(here: Surroundings, /, ticket: str, *, name: str, api_key_stdin: boo
 
 
 def _key_from_stdin() -> "Credential":
-    from shared import credentials
+    from shared.identity import credentials
     from shared.types import Credential
 
     key = sys.stdin.readline(_MAX_KEY_CHARACTERS).strip()
@@ -90,15 +90,16 @@ async def _enrol(files: _Files, ticket: "Ticket", say: Callable[[str], None]) ->
     import platform
 
     from cli.stack import secret_files
-    from shared import errors, identity
-    from shared.node import enrolling, membership
+    from shared import errors
+    from shared.identity import node_keys
+    from shared.node import enrollment, membership_file
     from shared.types import Role
 
     files.profile.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     async def once() -> "Membership":
-        secret_files.ensure_file(files.new_key, identity.new_seed)
-        return await enrolling.enrol(ticket, identity.load(files.new_key), enrolling.Newcomer(platform.node()), say)
+        secret_files.ensure_file(files.new_key, node_keys.new_seed)
+        return await enrollment.enrol(ticket, node_keys.load(files.new_key), enrollment.EnrollingNode(platform.node()), say)
 
     try:
         found = await once()
@@ -110,5 +111,5 @@ async def _enrol(files: _Files, ticket: "Ticket", say: Callable[[str], None]) ->
         files.new_key.unlink()
         hint = "ask for a client ticket: aicli admin tickets create --role client"
         raise errors.BadTicket(f"this ticket is for a {found.role}, not a client, and is now used", hint=hint)
-    membership.save(files.mesh, membership.of(found))
+    membership_file.save(files.mesh, membership_file.of(found))
     files.new_key.replace(files.key)

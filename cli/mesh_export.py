@@ -10,8 +10,8 @@ from cli.surroundings import Surroundings
 if TYPE_CHECKING:
     from cli.connection import Connection
     from cli.output import Json
-    from shared import identity
     from shared.api.membership import Membership
+    from shared.identity import node_keys
     from shared.types import NodeId
 
 
@@ -31,13 +31,14 @@ def export(here: Surroundings, /) -> None:
     Works for profiles created by aicli mesh connect. The output contains the profile's key: treat it like a password.
     """
     from cli import output
-    from shared import errors, identity
+    from shared import errors
+    from shared.identity import node_keys
 
     profile = here.profile()
     if profile.mesh_file is None:
         hint = "create a suitable profile on another machine or under another --profile: aicli mesh connect TICKET"
         raise errors.BadSettings("this profile connects over NATS and has no certificate", hint=hint)
-    key = identity.load(profile.node_key_file)
+    key = node_keys.load(profile.node_key_file)
     found = here.run(_ask, key_needed=False)
     output.note("This contains your profile's key: anyone who reads it can act as this machine until it is revoked.")
     output.show_json(_describe(key, found))
@@ -54,21 +55,21 @@ async def _ask(connection: "Connection") -> _Found:
     return _Found(renewed, connection.alive(Role.AUTH), connection.alive(Role.GATEWAY))
 
 
-def _describe(key: "identity.NodeKey", found: _Found) -> "dict[str, Json]":
+def _describe(key: "node_keys.NodeKey", found: _Found) -> "dict[str, Json]":
     from base64 import b64encode
 
-    from shared import identity
-    from shared.node import swarming
+    from shared.identity import node_keys
+    from shared.node import swarm_settings
 
     bootstrap = found.membership.bootstrap
-    is_public = not bootstrap or bootstrap == (swarming.PUBLIC,)
+    is_public = not bootstrap or bootstrap == (swarm_settings.PUBLIC,)
     return {
         "seed": key.raw_seed.hex(),
         "certificate": b64encode(found.membership.certificate).decode(),
         # hyperdht takes an empty list for a DHT of one's own, and null for the public one.
         "bootstrap": None if is_public else list(bootstrap),
         "nodes": {
-            "auth": [identity.raw_of(node).hex() for node in found.auths],
-            "gateway": [identity.raw_of(node).hex() for node in found.gateways],
+            "auth": [node_keys.raw_of(node).hex() for node in found.auths],
+            "gateway": [node_keys.raw_of(node).hex() for node in found.gateways],
         },
     }

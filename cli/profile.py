@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from shared import addresses, errors, private_file
+from shared import addresses, errors
+from shared.identity import private_file
 from shared.types import Credential, MeshName
 
 FILE = "profile.toml"

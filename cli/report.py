@@ -19,8 +19,8 @@ from cli.surroundings import Surroundings
 if TYPE_CHECKING:
     from cli.connection import Connection
     from cli.output import Column, Json
-    from shared.api.business import BusinessReport, BusinessSum, By, GetBusinessReport, NewAccounts
-    from shared.business_lines import Line
+    from shared.api.business import BusinessGrouping, BusinessReport, BusinessSum, GetBusinessReport, NewAccounts
+    from shared.business_report_rows import ReportLine
     from shared.types import MicroCredits
 
 #: More than the gateway gives itself for it.
@@ -33,7 +33,7 @@ _KINDS = ("day", "user", "model", "owner", "label")
 
 class Found(msgspec.Struct, frozen=True):
     report: "BusinessReport"
-    lines: "tuple[Line, ...]"
+    lines: "tuple[ReportLine, ...]"
     #: None where auth did not say.
     new: "NewAccounts | None"
 
@@ -104,21 +104,21 @@ def cost(here: Surroundings, /, *, since: date, until: date | None, by: str, lab
 
 
 def _asked(since: date, until: date | None, by: str, label: str | None) -> "GetBusinessReport":
-    from shared.api.business import By, GetBusinessReport
+    from shared.api.business import BusinessGrouping, GetBusinessReport
 
     last = until or datetime.now(UTC).date()
     if last < since:
         raise click.UsageError(f"--since {since} is after the last day, {last}")
-    if label is not None and by != By.LABEL:
+    if label is not None and by != BusinessGrouping.LABEL:
         raise click.UsageError("--label requires --by label")
-    return GetBusinessReport(since, last + timedelta(days=1), By(by), label)
+    return GetBusinessReport(since, last + timedelta(days=1), BusinessGrouping(by), label)
 
 
 def _show(
     here: Surroundings, asked: "GetBusinessReport", cells: "Mapping[str, Callable[[BusinessSum], str]]", *, as_csv: bool, as_json: bool
 ) -> None:
     from cli import output
-    from shared.business_lines import Line
+    from shared.business_report_rows import ReportLine
 
     if as_csv and as_json:
         raise click.UsageError("use either --csv or --json, not both")
@@ -131,9 +131,9 @@ def _show(
     if as_json:
         output.show_json({**_plain(asked), **_plain(found.report), "rows": output.plain(found.lines), "new": output.plain(found.new)})
         return
-    columns: list[Column[Line]] = [output.Column(asked.by.upper(), lambda line: line.name or "–")]
+    columns: list[Column[ReportLine]] = [output.Column(asked.by.upper(), lambda line: line.name or "–")]
     columns += [output.Column(title, lambda line, cell=cell: cell(line.sum)) for title, cell in cells.items()]  # type: ignore[misc]
-    lines = [*found.lines, Line("all", found.report.total)] if found.lines else []
+    lines = [*found.lines, ReportLine("all", found.report.total)] if found.lines else []
     if lines and sys.stdout.isatty():
         columns = _with_room(columns, lines)
     nothing = "No requests in this period. Try a longer one, such as --since 30d, or send one: aicli infer hello"
@@ -142,7 +142,7 @@ def _show(
         click.echo(line)
 
 
-def _with_room(columns: "list[Column[Line]]", lines: "list[Line]") -> "list[Column[Line]]":
+def _with_room(columns: "list[Column[ReportLine]]", lines: "list[ReportLine]") -> "list[Column[ReportLine]]":
     from cli import output
 
     table = {column.title: [column.cell(line) for line in lines] for column in columns}
@@ -173,11 +173,11 @@ def _plain(value: msgspec.Struct) -> "dict[str, Json]":
 
 async def _ask(connection: "Connection", asked: "GetBusinessReport") -> Found:
     from cli import output
-    from shared import business_lines, errors
+    from shared import business_report_rows, errors
     from shared.api import business
 
     found = await connection.call(business.get_business_report, asked, deadline_seconds=_REPORT_SECONDS)
-    ids = business_lines.ids_in(found, asked.by)
+    ids = business_report_rows.ids_in(found, asked.by)
     names: Mapping[str, str] = {}
     new = None
     try:
@@ -186,23 +186,23 @@ async def _ask(connection: "Connection", asked: "GetBusinessReport") -> Found:
             names = (await connection.call(business.name_users, business.NameUsers(ids))).names
     except (errors.NotReachable, errors.Unavailable, errors.DeadlineExceeded) as error:
         output.note(f"auth isn't answering, so names and new accounts are missing: {error.message}")
-    return Found(found, business_lines.lines(found, asked, names), new)
+    return Found(found, business_report_rows.lines(found, asked, names), new)
 
 
 # --- what people read -----------------------------------------------------------------------------------------------------
 
 
 def _each(micro: "MicroCredits", number: int) -> str:
-    from shared import business_lines
+    from shared import business_report_rows
 
-    one = business_lines.each(micro, number)
+    one = business_report_rows.each(micro, number)
     return "–" if one is None else _credits(one)
 
 
 def _speed(one: "BusinessSum") -> str:
-    from shared import business_lines
+    from shared import business_report_rows
 
-    speed = business_lines.tokens_per_second(one)
+    speed = business_report_rows.tokens_per_second(one)
     return "–" if speed is None else f"{speed:.1f}"
 
 
@@ -249,17 +249,17 @@ _GAP = 3
 def _below(found: Found) -> list[str]:
     """What is about the whole time, or about now."""
     from cli import output
-    from shared import business_lines
+    from shared import business_report_rows
 
     told, active = found.report, found.report.active
     back = f" ({_credits(told.given_back_micro)} refunded)" if told.given_back_micro else ""
     lines = [
         "",
-        f"revenue       {_credits(business_lines.revenue(told))} credits{back}",
+        f"revenue       {_credits(business_report_rows.revenue(told))} credits{back}",
         f"active users  {active.hour} in the last hour, {active.day} in 24 hours, {active.week} in 7 days, {active.month} in 30 days",
     ]
     if found.new is not None:
-        users, keys = business_lines.registered(found.new), business_lines.keys_made(found.new)
+        users, keys = business_report_rows.registered(found.new), business_report_rows.keys_made(found.new)
         lines.append(f"new           {users} registered, {output.counted(keys, 'key')} made")
     return lines
 
@@ -267,15 +267,15 @@ def _below(found: Found) -> list[str]:
 # --- CSV ------------------------------------------------------------------------------------------------------------------
 
 
-def written_csv(by: "By", lines: "Sequence[Line]") -> str:
+def written_csv(by: "BusinessGrouping", lines: "Sequence[ReportLine]") -> str:
     """Exact numbers; no line of sums, which a spreadsheet would add up once more."""
-    from shared import business_lines
+    from shared import business_report_rows
 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(business_lines.head(by))
+    writer.writerow(business_report_rows.head(by))
     for line in lines:
-        name, *numbers = business_lines.cells(line)
+        name, *numbers = business_report_rows.cells(line)
         writer.writerow([_harmless(str(name)), *numbers])
     return text.getvalue()
 

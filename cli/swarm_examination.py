@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 
 from cli import output
 from cli.findings import Finding, unchecked, wrong
-from shared import certificates, errors, hyperswarm, identity
-from shared.hyperswarm import DhtStats, Swarm
-from shared.node import enrolling, swarming
-from shared.node.enrolling import Door, Means
-from shared.node.membership import Kept
-from shared.swarm_link import SwarmLink
-from shared.trust import Trust
+from shared import errors
+from shared.identity import certificates, node_keys
+from shared.identity.trust import Trust
+from shared.node import enrollment, swarm_settings
+from shared.node.enrollment import EnrollmentRoute, Means
+from shared.node.membership_file import MembershipFile
+from shared.transports import hyperswarm
+from shared.transports.hyperswarm import DhtStats, Swarm
+from shared.transports.swarm_link import SwarmLink
 from shared.types import Role
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ _CHECKS = ("Node.js", "sidecar", "DHT", "NAT", "relay", "way in", "clock", "memb
 
 
 async def examine(
-    kept: Kept, key: identity.NodeKey, *, is_in_use: bool = False, find_seconds: float = _FIND_SECONDS
+    kept: MembershipFile, key: node_keys.NodeKey, *, is_in_use: bool = False, find_seconds: float = _FIND_SECONDS
 ) -> AsyncIterator[Finding]:
     """Every step of the way, in its order; what cannot be looked at is listed as such. ``is_in_use``: a process on this machine
     runs with the key, so that a second one would push it out."""
@@ -47,7 +49,7 @@ async def examine(
             yield finding
         return
     last = True
-    async for finding in _examine_dht(enrolling.door_of(kept)):
+    async for finding in _examine_dht(enrollment.door_of(kept)):
         last = finding.ok is not False or finding.check not in ("sidecar", "DHT")
         yield finding
     if not last:
@@ -55,7 +57,7 @@ async def examine(
             yield finding
         return
     leads_in = False
-    async for finding in _examine_auth(enrolling.door_of(kept), find_seconds):
+    async for finding in _examine_auth(enrollment.door_of(kept), find_seconds):
         leads_in = leads_in or (finding.check == "way in" and finding.ok is True)
         yield finding
     if leads_in and not is_in_use:
@@ -73,7 +75,7 @@ async def examine_worker(folder: "Folder") -> AsyncIterator[Finding]:
         if kept is None:
             yield Finding("worker", False, f"no worker has joined a mesh using {folder.root}", "aicli worker --join TICKET")
             return
-        key = identity.load(folder.key)
+        key = node_keys.load(folder.key)
     except errors.AimeshError as error:
         yield wrong("worker", error)
         return
@@ -86,7 +88,7 @@ async def examine_worker(folder: "Folder") -> AsyncIterator[Finding]:
         yield finding
 
 
-def check_certificate(kept: Kept, key: identity.NodeKey, now: float) -> Finding:
+def check_certificate(kept: MembershipFile, key: node_keys.NodeKey, now: float) -> Finding:
     """Whether the mesh would let this key in."""
     trust = Trust(key, kept.role, kept.authorities)
     try:
@@ -105,11 +107,11 @@ def check_certificate(kept: Kept, key: identity.NodeKey, now: float) -> Finding:
     return Finding("certificate", True, f"{found.role} until {datetime.fromtimestamp(found.not_after).astimezone():%Y-%m-%d %H:%M}")
 
 
-async def _examine_dht(door: Door) -> AsyncIterator[Finding]:
+async def _examine_dht(door: EnrollmentRoute) -> AsyncIterator[Finding]:
     async with AsyncExitStack() as stack:
         try:
             nodes = door.bootstrap and (*door.bootstrap, *door.older_bootstrap)
-            opened = swarming.opener(identity.NodeKey(identity.new_seed()), nodes, door.relays)()
+            opened = swarm_settings.opener(node_keys.NodeKey(node_keys.new_seed()), nodes, door.relays)()
             swarm = await stack.enter_async_context(opened)
         except (hyperswarm.SwarmError, errors.AimeshError) as error:
             yield Finding("sidecar", False, str(error), "make setup installs its packages")
@@ -137,17 +139,17 @@ async def _attached(swarm: Swarm) -> DhtStats:
         await asyncio.sleep(0.2)
 
 
-def check_dht(found: DhtStats, door: Door) -> Finding:
+def check_dht(found: DhtStats, door: EnrollmentRoute) -> Finding:
     if found.bootstrapped and found.nodes:
         return Finding("DHT", True, f"{output.counted(found.nodes, 'node answers', 'nodes answer')} ({door.dht})")
     if door.is_on_this_machine:
         hint = "these are on the machine that made the ticket: its administrator has to set DHT_HOST, then make a new one"
     else:
-        hint = f"{enrolling.NOBODY_ANSWERS}, or try another network, such as a phone's"
+        hint = f"{enrollment.NOBODY_ANSWERS}, or try another network, such as a phone's"
     return Finding("DHT", False, f"no DHT node answers ({door.dht})", hint)
 
 
-def check_nat(found: DhtStats, door: Door) -> Finding:
+def check_nat(found: DhtStats, door: EnrollmentRoute) -> Finding:
     seen = f"{found.host}:{found.port}" if found.port else str(found.host)
     if door.is_on_this_machine:
         return Finding("NAT", True, "none: the mesh's DHT is on this machine")
@@ -159,7 +161,7 @@ def check_nat(found: DhtStats, door: Door) -> Finding:
     return Finding("NAT", True, f"it keeps ports ({seen} from outside): direct connections get through")
 
 
-def check_relay(found: DhtStats, door: Door) -> Finding:
+def check_relay(found: DhtStats, door: EnrollmentRoute) -> Finding:
     if door.relays:
         return Finding("relay", True, f"{len(door.relays)} known to this machine, for when no direct path is found")
     if found.randomized:
@@ -168,12 +170,12 @@ def check_relay(found: DhtStats, door: Door) -> Finding:
     return Finding("relay", True, "none configured; this NAT seldom needs one")
 
 
-async def _examine_auth(door: Door, find_seconds: float) -> AsyncIterator[Finding]:
+async def _examine_auth(door: EnrollmentRoute, find_seconds: float) -> AsyncIterator[Finding]:
     """As a newcomer: auth says hello to anybody, with its certificate and the time."""
-    trust = Trust(identity.NodeKey(identity.new_seed()), Role.NEWCOMER, door.authorities)
+    trust = Trust(node_keys.NodeKey(node_keys.new_seed()), Role.NEWCOMER, door.authorities)
     started = time.monotonic()
     try:
-        async with enrolling.visiting(door, trust, lambda text: None, Means(find_seconds=find_seconds)) as visit:
+        async with enrollment.visiting(door, trust, lambda text: None, Means(find_seconds=find_seconds)) as visit:
             link = await visit.wait_for_auth()
     except errors.AimeshError as error:
         yield wrong("way in", error)
@@ -184,10 +186,10 @@ async def _examine_auth(door: Door, find_seconds: float) -> AsyncIterator[Findin
     yield check_clock(link.clock_offset_seconds if isinstance(link, SwarmLink) else 0.0)
 
 
-async def _examine_membership(kept: Kept, key: identity.NodeKey) -> Finding:
+async def _examine_membership(kept: MembershipFile, key: node_keys.NodeKey) -> Finding:
     """Whether auth still knows this key: a revoked one is not even answered."""
     try:
-        await enrolling.renew_at_enrolment_topic(kept, key, means=Means(find_seconds=_MEMBER_SECONDS, approval_seconds=0))
+        await enrollment.renew_at_enrolment_topic(kept, key, means=Means(find_seconds=_MEMBER_SECONDS, approval_seconds=0))
     except errors.NotReachable:
         hint = "aicli admin nodes list says so, there; a new ticket lets this machine in again"
         return Finding("member", False, "auth answers others and not this machine's key: it was revoked", hint)

@@ -21,7 +21,7 @@ from cli.surroundings import Surroundings
 if TYPE_CHECKING:
     from cli.join import Folder
     from cli.stack.home import Home
-    from shared.node.membership import Kept
+    from shared.node.membership_file import MembershipFile
 
 #: More workers on one machine are more likely a loop in somebody's script.
 _MOST_WORKERS = 64
@@ -135,13 +135,13 @@ def _find_folder(here: Surroundings, state: str | None, *, joining: bool) -> "Fo
     return folder if folder.membership.is_file() else None
 
 
-def _member(here: Surroundings, folder: "Folder", ticket: str | None, labels: Mapping[str, str], name: str | None) -> "Kept":
+def _member(here: Surroundings, folder: "Folder", ticket: str | None, labels: Mapping[str, str], name: str | None) -> "MembershipFile":
     """This machine's membership, after joining if a ticket is given. From here on the folder is this process's."""
     import platform
 
     from cli import interrupts, join, output
     from shared import errors
-    from shared.node import enrolling
+    from shared.node import enrollment
 
     def say(text: str) -> None:
         click.echo(output.printable(text))
@@ -150,7 +150,7 @@ def _member(here: Surroundings, folder: "Folder", ticket: str | None, labels: Ma
         read = join.read_ticket(ticket, here.folder)
         join.prepare(folder)
         join.claim(folder)
-        return interrupts.run(join.join(folder, read, enrolling.Newcomer(name or platform.node(), labels), say))
+        return interrupts.run(join.join(folder, read, enrollment.EnrollingNode(name or platform.node(), labels), say))
     kept = folder.kept()
     if kept is None:
         raise errors.BadSettings(f"no worker has joined a mesh using {folder.root}", hint="to join a mesh: aicli worker --join TICKET")
@@ -158,7 +158,7 @@ def _member(here: Surroundings, folder: "Folder", ticket: str | None, labels: Ma
     return interrupts.run(join.finish(folder, kept, say))
 
 
-def joined_environment(outside: Mapping[str, str], given: Mapping[str, str], folder: "Folder", kept: "Kept") -> dict[str, str]:
+def joined_environment(outside: Mapping[str, str], given: Mapping[str, str], folder: "Folder", kept: "MembershipFile") -> dict[str, str]:
     """What a joined worker's process gets: options before the environment; which mesh, and as whom, is the folder's to say."""
     fixed = {
         "MESH_NAME": kept.mesh,

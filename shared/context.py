@@ -7,7 +7,7 @@ from uuid import UUID
 
 import msgspec
 
-from shared.spans import Open
+from shared.spans import OpenSpan
 from shared.types import RequestId
 
 
@@ -16,7 +16,7 @@ class RequestContext(msgspec.Struct, frozen=True):
     #: W3C trace context as it came.
     came_with: str = ""
     #: The span that runs; None for what nobody looks at.
-    span: Open | None = None
+    span: OpenSpan | None = None
 
     @property
     def traceparent(self) -> str:

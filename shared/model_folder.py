@@ -23,13 +23,13 @@ class Clash:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundModels:
     #: A model's name -> the file that it is opened by, in the order of the files.
     models: dict[str, Path]
     clashes: tuple[Clash, ...]
 
 
-def find(folder: Path) -> Found:
+def find(folder: Path) -> FoundModels:
     """Every model under its file's name without the suffix; raises OSError for a folder that cannot be read."""
     models: dict[str, Path] = {}
     clashes: list[Clash] = []
@@ -40,7 +40,7 @@ def find(folder: Path) -> Found:
         if name in models:
             clashes.append(Clash(name, models[name], path))
         models.setdefault(name, path)
-    return Found(models, tuple(clashes))
+    return FoundModels(models, tuple(clashes))
 
 
 def parts(file: Path) -> tuple[Path, ...]:

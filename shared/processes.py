@@ -9,7 +9,7 @@ _UDP_BOUND = "07"
 
 
 @dataclass(frozen=True, slots=True)
-class Listener:
+class PortListener:
     """Who has a port; neither is known when this user may not look into the process."""
 
     pid: int | None
@@ -19,7 +19,7 @@ class Listener:
         return "a process that this user may not look into" if self.pid is None else f"{self.name} (pid {self.pid})"
 
 
-def listener_on(port: int, *, is_udp: bool = False) -> Listener:
+def listener_on(port: int, *, is_udp: bool = False) -> PortListener:
     """Who listens on a port that is taken, a TCP port without ``is_udp``."""
     inodes = _bound_inodes("udp", _UDP_BOUND, port) if is_udp else _bound_inodes("tcp", _TCP_LISTEN, port)
     wanted = {f"socket:[{inode}]" for inode in inodes}
@@ -27,8 +27,8 @@ def listener_on(port: int, *, is_udp: bool = False) -> Listener:
     for folder in folders:
         if folder.name.isdigit() and _holds(folder / "fd", wanted):
             pid = int(folder.name)
-            return Listener(pid, _program_of(pid))
-    return Listener(None, None)
+            return PortListener(pid, _program_of(pid))
+    return PortListener(None, None)
 
 
 def name_of(pid: int) -> str | None:

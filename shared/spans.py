@@ -32,7 +32,7 @@ _numbers = itertools.count(random.getrandbits(64))
 _EPOCH = time.time_ns() - time.monotonic_ns()
 
 
-class Kind(StrEnum):
+class SpanKind(StrEnum):
     """As OpenTelemetry names them."""
 
     INTERNAL = "internal"
@@ -48,7 +48,7 @@ class Span(msgspec.Struct, frozen=True, array_like=True):
     #: Empty for the first of its trace.
     parent_id: str
     name: str
-    kind: Kind
+    kind: SpanKind
     start_ns: int
     end_ns: int
     #: The code of the error it ended with; empty where it went well.
@@ -84,12 +84,12 @@ def now_ns() -> int:
     return time.monotonic_ns() + _EPOCH
 
 
-class Open:
+class OpenSpan:
     """A span from its beginning on; ``end`` it once. Its texts are made when somebody reads it: most are never read."""
 
     __slots__ = ("_number", "_parent", "attributes", "end_ns", "error", "kind", "name", "start_ns", "trace")
 
-    def __init__(self, name: str, attributes: Mapping[str, Value] | None = None, kind: Kind = Kind.INTERNAL) -> None:
+    def __init__(self, name: str, attributes: Mapping[str, Value] | None = None, kind: SpanKind = SpanKind.INTERNAL) -> None:
         """Of no trace until ``begin``."""
         self.name = name
         self.attributes = attributes
@@ -98,7 +98,7 @@ class Open:
         self.error = ""
         self.trace: Trace | None = None
 
-    def begin(self, trace: "Trace", parent: "Open | str") -> None:
+    def begin(self, trace: "Trace", parent: "OpenSpan | str") -> None:
         """``parent`` is the id of a span of another process, empty for the first of all, or one of ours."""
         self.trace = trace
         self._parent = parent
@@ -142,10 +142,10 @@ class Trace:
         self.id = trace_id
         self.sampled = sampled
         self.dropped = 0
-        self._spans: list[Open] = []
-        self._late: Callable[[Open], object] | None = None
+        self._spans: list[OpenSpan] = []
+        self._late: Callable[[OpenSpan], object] | None = None
 
-    def add(self, span: Open) -> None:
+    def add(self, span: OpenSpan) -> None:
         if self._late is not None:
             self._late(span)
         elif len(self._spans) < MAX_SPANS:
@@ -153,7 +153,7 @@ class Trace:
         else:
             self.dropped += 1
 
-    def close(self, late: Callable[[Open], object]) -> list[Open]:
+    def close(self, late: Callable[[OpenSpan], object]) -> list[OpenSpan]:
         """Its spans so far; what ends from now on, in a task that outlives the request, goes to ``late``."""
         spans, self._spans, self._late = self._spans, [], late
         return spans

@@ -16,8 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from shared import hyperswarm
-from shared.hyperswarm import Address
+from shared.transports import hyperswarm
+from shared.transports.hyperswarm import PeerAddress
 
 SIDECAR = Path(hyperswarm.__file__).parent / "sidecar"
 HOST = "127.0.0.1"
@@ -31,7 +31,7 @@ class Relay:
 
 
 @cache
-def shared() -> list[Address]:
+def shared() -> list[PeerAddress]:
     """The addresses of the one DHT of this process, which nobody may end. Topics and keys have to be new ones."""
     options = json.dumps({"host": HOST, "ports": free_ports(3), "bootstrap": []})
     process = subprocess.Popen([hyperswarm.find_node(), SIDECAR / "bootstrap.js", options], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -40,20 +40,20 @@ def shared() -> list[Address]:
     assert process.stdout is not None
     line = process.stdout.readline()
     assert line, "bootstrap.js ended before it was ready"
-    return [Address(node["host"], node["port"]) for node in json.loads(line)["nodes"]]
+    return [PeerAddress(node["host"], node["port"]) for node in json.loads(line)["nodes"]]
 
 
 @asynccontextmanager
-async def dht(nodes: int = 3, ports: Sequence[int] | None = None, beside: Sequence[Address] = ()) -> AsyncIterator[list[Address]]:
+async def dht(nodes: int = 3, ports: Sequence[int] | None = None, beside: Sequence[PeerAddress] = ()) -> AsyncIterator[list[PeerAddress]]:
     """The addresses of a DHT of one's own; ``ports`` brings one back where it was, ``beside`` makes it one DHT with another."""
     chosen = list(ports or free_ports(nodes))
     others = [{"host": node.host, "port": node.port} for node in beside]
     async with companion("bootstrap.js", {"host": HOST, "ports": chosen, "bootstrap": others}) as (_, ready):
-        yield [Address(node["host"], node["port"]) for node in ready["nodes"]]
+        yield [PeerAddress(node["host"], node["port"]) for node in ready["nodes"]]
 
 
 @asynccontextmanager
-async def relay(bootstrap: Sequence[Address]) -> AsyncIterator[Relay]:
+async def relay(bootstrap: Sequence[PeerAddress]) -> AsyncIterator[Relay]:
     """A blind relay that the peers of that DHT can use."""
     nodes = [{"host": node.host, "port": node.port} for node in bootstrap]
     options = {"seed": secrets.token_hex(32), "host": HOST, "port": free_ports(1)[0], "bootstrap": nodes}

@@ -7,14 +7,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from shared import certificates, errors, identity, rpc, tickets
+from shared import errors, rpc
 from shared.api import membership as contract
 from shared.api.gateway import Check
 from shared.api.membership import Membership, TopicSecret
-from shared.certificates import Subject
-from shared.identity import Authority
+from shared.identity import certificates, node_keys, tickets
+from shared.identity.certificates import Subject
+from shared.identity.node_keys import Authority
+from shared.identity.tickets import Ticket
 from shared.node.member import Node
-from shared.tickets import Ticket
 from shared.types import NodeId, Role
 from tests.testnet import MESH
 
@@ -34,7 +35,7 @@ class FrontDoor:
     role: ClassVar[Role] = Role.AUTH
 
     node: Node
-    ca: Authority = field(default_factory=lambda: Authority(identity.new_authority_seed()))
+    ca: Authority = field(default_factory=lambda: Authority(node_keys.new_authority_seed()))
     bootstrap: tuple[str, ...] = ()
     offers: dict[str, _Offer] = field(default_factory=dict)
     #: node -> role; those that wait for approval are in ``pending`` too.
@@ -60,19 +61,19 @@ class FrontDoor:
 
     def ticket(self, role: Role, *, uses: int = 1, needs_approval: bool = False) -> Ticket:
         seed = secrets.token_bytes(32)
-        ticket = Ticket(1, secrets.token_hex(4), seed, identity.raw_of(self.ca.id), MESH, self.bootstrap)
+        ticket = Ticket(1, secrets.token_hex(4), seed, node_keys.raw_of(self.ca.id), MESH, self.bootstrap)
         self.offers[ticket.id] = _Offer(ticket.key.id, role, uses, needs_approval)
         return ticket
 
     @rpc.serves(contract.enroll_node)
-    async def enroll(self, request: contract.EnrollNode, call: rpc.Call) -> Membership:
+    async def enroll(self, request: contract.EnrollNode, call: rpc.RpcCall) -> Membership:
         self.asked.append("enrollNode")
         node = call.caller.node
         text = tickets.use_text(request.ticket_id, node, self.node.id, call.caller.channel)
         offer = self.offers.get(request.ticket_id)
-        if offer is None or not identity.verify(offer.key, "enroll", text, request.ticket_signature):
+        if offer is None or not node_keys.verify(offer.key, "enroll", text, request.ticket_signature):
             raise errors.BadTicket("the ticket is unknown", hint="ask for a new one")
-        if not identity.verify(node, "enroll", text, request.node_signature):
+        if not node_keys.verify(node, "enroll", text, request.node_signature):
             raise errors.BadTicket("the node's signature is wrong")
         if node in self.revoked:
             raise errors.NodeRevoked("this node was revoked")
@@ -86,7 +87,7 @@ class FrontDoor:
         return self._admit(node)
 
     @rpc.serves(contract.renew_certificate)
-    async def renew(self, request: contract.RenewCertificate, call: rpc.Call) -> Membership:
+    async def renew(self, request: contract.RenewCertificate, call: rpc.RpcCall) -> Membership:
         self.asked.append("renewCertificate")
         if call.caller.node in self.revoked:
             raise errors.NodeRevoked("this node was revoked")

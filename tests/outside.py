@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cli import profile
-from shared.node.client import ClientNode, ClientSettings, client
+from shared.node.client_node import ClientNode, ClientSettings, client
 from shared.types import Credential
 from tests.stacks import REPOSITORY, Outcome, RunningStack, until
 

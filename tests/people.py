@@ -6,11 +6,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from shared.api import auth
-from shared.node.client import ClientNode
+from shared.node.client_node import ClientNode
 from shared.types import Credential, KeyId, Tier, UserId
 from tests.stacks import RunningStack
 
-NO_LIMITS = auth.KeyLimits()
+NO_LIMITS = auth.ApiKeyLimits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +48,10 @@ class Desk:
         key = await self._make_key(session.access_token, "first", NO_LIMITS)
         return Person(user.id, username, password, session.access_token, key)
 
-    async def make_key(self, person: Person, name: str, limits: auth.KeyLimits = NO_LIMITS) -> Key:
+    async def make_key(self, person: Person, name: str, limits: auth.ApiKeyLimits = NO_LIMITS) -> Key:
         return await self._make_key(person.access_token, name, limits)
 
-    async def _make_key(self, credential: Credential, name: str, limits: auth.KeyLimits) -> Key:
+    async def _make_key(self, credential: Credential, name: str, limits: auth.ApiKeyLimits) -> Key:
         request = auth.GenerateApiKey(name, limits=limits, all_rights=True)
         made = await self.mesh.rpc.call(auth.generate_api_key, request, credential=credential)
         return Key(made.key.id, made.api_key)

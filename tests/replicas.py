@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 
 from cli.stack import nats_users, plan, settings
-from shared import identity
+from shared.identity import node_keys
 from shared.types import NodeId, Role
 from tests.stacks import HEAD, MESH, Release, RunningStack, until
 from tests.testnet import free_port
@@ -78,7 +78,7 @@ async def replica(
     }
     process = _start(release, words or ("-m", f"services.{service}"), environment, log_file)
     try:
-        yield Replica(service, identity.load(key_file).id, f"http://127.0.0.1:{port}", process, log_file)
+        yield Replica(service, node_keys.load(key_file).id, f"http://127.0.0.1:{port}", process, log_file)
     finally:
         process.kill()
         await asyncio.to_thread(process.wait)

@@ -23,7 +23,7 @@ import psutil
 
 from cli.stack import postgres, probes, processes, valkey
 from cli.stack.program import Probe, Program
-from shared.database import Database
+from shared.stores.database import Database
 
 _START_SECONDS = 60
 _ENVIRONMENT = {"PATH": os.environ["PATH"]}

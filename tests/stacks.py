@@ -34,7 +34,7 @@ from cli.stack import home as homes
 from cli.stack import overview, plan
 from cli.stack import ports as stack_ports
 from cli.stack.home import Home
-from shared.node.client import ClientNode, ClientSettings, client
+from shared.node.client_node import ClientNode, ClientSettings, client
 from shared.types import Credential, MeshName
 from tests import stopwatch
 from tests.testnet import free_port

@@ -17,16 +17,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shared import certificates, identity
 from shared.api.membership import TopicSecret
-from shared.certificates import Subject
-from shared.hyperswarm import Address
-from shared.identity import Authority
-from shared.node import membership
-from shared.node.client import ClientNode, ClientSettings, client
+from shared.identity import certificates, node_keys
+from shared.identity.certificates import Subject
+from shared.identity.node_keys import Authority
+from shared.node import membership_file
+from shared.node.client_node import ClientNode, ClientSettings, client
 from shared.node.lifecycle import background
 from shared.node.member import Service
 from shared.node.settings import NodeSettings
+from shared.transports.hyperswarm import PeerAddress
 from shared.types import NodeId, Role
 from tests import dht
 from tests.testnet import MESH, NatsServer, RunningNode, live
@@ -37,13 +37,13 @@ class SwarmNet:
     __test__ = False
 
     folder: Path
-    bootstrap: Sequence[Address]
+    bootstrap: Sequence[PeerAddress]
     #: Ends the DHT's own nodes for good.
     end_dht: Callable[[], Awaitable[None]]
     server: NatsServer | None
     _tasks: asyncio.TaskGroup
     _stack: AsyncExitStack
-    ca: Authority = field(default_factory=lambda: Authority(identity.new_authority_seed()))
+    ca: Authority = field(default_factory=lambda: Authority(node_keys.new_authority_seed()))
     epoch: int = 1
     number: int = 1
     revoked: set[NodeId] = field(default_factory=set)
@@ -53,9 +53,9 @@ class SwarmNet:
     def join(self, name: str, role: Role, *, age_seconds: float = 0, labels: dict[str, str] | None = None) -> Path:
         """A key and, beside it, what a node keeps that has joined; ``age_seconds`` ago, for one whose certificate is old."""
         key_file = self._key(name, role)
-        node = identity.load(key_file).id
+        node = node_keys.load(key_file).id
         subject = Subject(node, role, "", tuple((labels or {}).items()))
-        kept = membership.Kept(
+        kept = membership_file.MembershipFile(
             MESH,
             role,
             certificates.issue(self.ca, subject, time.time() - age_seconds),
@@ -64,7 +64,7 @@ class SwarmNet:
             (TopicSecret(self.epoch, bytes([self.epoch]) * 32),),
             tuple(str(address) for address in self.bootstrap),
         )
-        membership.save(key_file.with_suffix(".mesh"), kept)
+        membership_file.save(key_file.with_suffix(".mesh"), kept)
         key_file.with_suffix(".mesh").chmod(0o600)
         return key_file
 
@@ -73,7 +73,7 @@ class SwarmNet:
             return self.server.key(name, role)
         path = self.folder / f"{name}.nk"
         path.touch(mode=0o600)
-        path.write_bytes(identity.new_seed())
+        path.write_bytes(node_keys.new_seed())
         return path
 
     def list_body(self) -> bytes:
@@ -85,13 +85,13 @@ class SwarmNet:
         self.revoked.add(node)
         at.node.standing.take_list(self.list_body())
 
-    def settings(self, key_file: Path, *, nats: bool = False, bootstrap: Sequence[Address] | None = None) -> NodeSettings:
+    def settings(self, key_file: Path, *, nats: bool = False, bootstrap: Sequence[PeerAddress] | None = None) -> NodeSettings:
         url = self.server.url if nats and self.server is not None else "none"
         told = tuple(str(address) for address in (self.bootstrap if bootstrap is None else bootstrap))
         return NodeSettings(mesh=MESH, nats_url=url, node_key_file=key_file, dht_bootstrap=told)
 
     async def start(
-        self, service: type[Service], *, key_file: Path | None = None, nats: bool = False, bootstrap: Sequence[Address] | None = None
+        self, service: type[Service], *, key_file: Path | None = None, nats: bool = False, bootstrap: Sequence[PeerAddress] | None = None
     ) -> RunningNode:
         """A serving node, on Hyperswarm and, if asked for, on NATS. With an empty ``bootstrap`` it goes by what it kept."""
         self._count += 1

@@ -31,7 +31,7 @@ CATCH_ALL = {
     "shared/rpc/serving.py": "the RPC dispatcher",
     "services/gateway/doors/http_app.py": "the same dispatcher at the gateway's other door, HTTP",
     "shared/node": "the task supervisor",
-    "shared/nats/session.py": "the dispatcher of NATS messages: one that breaks a callback must not cost the connection",
+    "shared/transports/nats/server_connection.py": "the dispatcher of NATS messages: one that breaks a callback must not cost the connection",
     "cli/main.py": "the CLI main",
 }
 #: The only places that read the environment; all else is told what it needs.
@@ -39,11 +39,11 @@ READS_ENVIRONMENT = {
     "shared/node": "node.run loads the settings of a service, once",
     "cli": "a person's shell is the CLI's settings; the supervisor hands its own on to children",
     "tools": "set-up, before there is a program",
-    "shared/hyperswarm/node_binary": "which Node.js there is, the machine knows",
+    "shared/transports/hyperswarm/node_binary": "which Node.js there is, the machine knows",
     "services/inference/backends/supervisor.py": "hands the machine's variables on to the engine's process, without secrets",
 }
 #: Where SQL stands, besides queries.sql and migrations.
-HOLDS_SQL = {"shared/database": "the migration runner's own table"}
+HOLDS_SQL = {"shared/stores/database": "the migration runner's own table"}
 
 
 @dataclass(frozen=True, slots=True)

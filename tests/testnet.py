@@ -23,8 +23,8 @@ from typing import Any
 from cli.stack import nats as nats_program
 from cli.stack import nats_users
 from cli.stack.nats_users import MeshNode
-from shared import identity
-from shared.node.client import ClientNode, ClientSettings, client
+from shared.identity import node_keys
+from shared.node.client_node import ClientNode, ClientSettings, client
 from shared.node.lifecycle import background
 from shared.node.member import Node, Service, member
 from shared.node.settings import NodeSettings
@@ -69,8 +69,8 @@ class NatsServer:
         """A new node's key; the server lets it in."""
         path = self.folder / f"{name}.nk"
         path.touch(mode=0o600)
-        path.write_bytes(identity.new_seed())
-        self._nodes.append(MeshNode(name, role, identity.load(path).id))
+        path.write_bytes(node_keys.new_seed())
+        self._nodes.append(MeshNode(name, role, node_keys.load(path).id))
         nats_users.write(self.folder, MESH, self._nodes)
         if self._process is not None:
             nats_users.reload(self.folder)

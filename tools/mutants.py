@@ -20,7 +20,7 @@ LIST = ROOT / "tests/mutants.toml"
 #: The profile is in tests/conftest.py. The tests' own timeout is off: it would look like a failure.
 PYTEST = (".venv/bin/python", "-m", "pytest", "-xq", "--no-header", "-p", "no:cacheprovider", "--hypothesis-profile=mutants", "--timeout=0")
 #: What git ignores and the tests need.
-LINKED = (".venv", "shared/hyperswarm/sidecar/node_modules", "services/web/npm/node_modules")
+LINKED = (".venv", "shared/transports/hyperswarm/sidecar/node_modules", "services/web/npm/node_modules")
 #: All tests of the list once, without a mutant.
 BASELINE_SECONDS = 1800.0
 #: `timeout` answers 124 and, where a second signal is needed, is killed together with the tests.

@@ -12,9 +12,11 @@ import msgspec
 import services
 from cli.stack import settings as stack_settings
 from services.web import access as pages
-from shared import access, api, config, errors, telemetry, topics
-from shared.access import Access, Permission, Who
+from shared import api, config, errors, telemetry
+from shared.access import access_table
+from shared.access.access_table import AccessTable, Audience, Permission
 from shared.api.method import Method, Nothing, StreamMethod
+from shared.discovery import topics
 from shared.frames import wire
 from shared.types import SERVICE_NAMES, MeshName, NodeId, Role
 from tools import shapes
@@ -230,13 +232,15 @@ def who_may() -> str:
     """Roles and their permissions, then every method, route and page with who may use it."""
     return "\n".join(
         (
-            ACCESS_HEAD.format(minutes=access.FRESH_SECONDS // 60),
+            ACCESS_HEAD.format(minutes=access_table.FRESH_SECONDS // 60),
             "## Roles\n",
-            table(("permission", *access.ROLES), (_permission_row(permission) for permission in Permission)),
+            table(("permission", *access_table.ROLES), (_permission_row(permission) for permission in Permission)),
             "\n## Methods\n",
-            table(("method", "callers", "the person needs", "fresh"), (_method_row(name, row) for name, row in access.METHODS.items())),
+            table(
+                ("method", "callers", "the person needs", "fresh"), (_method_row(name, row) for name, row in access_table.METHODS.items())
+            ),
             "\n## Routes of the gateway\n",
-            table(("route", "the person needs", "fresh"), ((f"`{name}`", *_needs(row)) for name, row in access.ROUTES.items())),
+            table(("route", "the person needs", "fresh"), ((f"`{name}`", *_needs(row)) for name, row in access_table.ROUTES.items())),
             PAGES_HEAD,
             table(("path", "who"), ((f"`{path}`", _visitor(who)) for path, who in pages.PAGES.items())),
         )
@@ -244,17 +248,17 @@ def who_may() -> str:
 
 
 def _permission_row(permission: Permission) -> list[str]:
-    has = (granted & {permission, Permission.EVERYTHING} for granted in access.ROLES.values())
+    has = (granted & {permission, Permission.EVERYTHING} for granted in access_table.ROLES.values())
     return [f"`{permission}`", *("yes" if each else "" for each in has)]
 
 
-def _method_row(name: str, row: Access) -> tuple[str, ...]:
+def _method_row(name: str, row: AccessTable) -> tuple[str, ...]:
     method = next(found for found in _methods_of(name.partition(".")[0]) if found.name == name)
     return f"`{name}`", ", ".join(role for role in Role if role in method.callers), *_needs(row)
 
 
-def _needs(row: Access) -> tuple[str, str]:
-    if row.who is Who.NODE:
+def _needs(row: AccessTable) -> tuple[str, str]:
+    if row.who is Audience.NODE:
         return "nobody is asked about", ""
     needed = " or ".join(f"`{permission}`" for permission in Permission if permission in row.needs) or "anybody known"
     if row.halfway:

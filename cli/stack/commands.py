@@ -61,7 +61,7 @@ def add_node(name: str, role: str, *, as_json: bool) -> None:
 
     from cli import output
     from cli.stack import initialise, nats_users
-    from shared import identity
+    from shared.identity import node_keys
     from shared.types import Role
 
     if not re.fullmatch(_NODE_NAME, name):
@@ -71,7 +71,7 @@ def add_node(name: str, role: str, *, as_json: bool) -> None:
     made = initialise.ensure(home, {}, Path.cwd())
     key_file = nats_users.add_node(home, made.settings.mesh, name, Role(role))
     if as_json:
-        output.show_json({"name": name, "role": role, "id": identity.load(key_file).id, "key_file": str(key_file)})
+        output.show_json({"name": name, "role": role, "id": node_keys.load(key_file).id, "key_file": str(key_file)})
         return
     click.echo(str(key_file))
     if made.settings.nats_url:

@@ -10,9 +10,9 @@ from pathlib import Path
 from cli.stack.ports import Wanted
 from cli.stack.program import DatagramProbe, Program
 from cli.stack.settings import DHT_NODES, PUBLIC_DHT, StackSettings, is_ipv4
-from shared import errors, identity
-from shared.hyperswarm import errors as swarm_errors
-from shared.hyperswarm import node_binary
+from shared import errors
+from shared.identity import node_keys
+from shared.transports.hyperswarm import node_binary, swarm_errors
 
 NAME, RELAY = "dht", "relay"
 #: A request of dht-rpc (lib/io.js): version 3, internal, number 0x1234, no address of ours, command PING; and how answers begin.
@@ -102,7 +102,7 @@ def relay_key(seed_file: Path) -> str:
         raise errors.BadSettings(
             f"{seed_file} holds no relay key of 64 characters in hex", hint="delete it, and a new one is made"
         ) from error
-    return identity.NodeKey(identity.seed_of(seed)).raw.hex()
+    return node_keys.NodeKey(node_keys.seed_of(seed)).raw.hex()
 
 
 def programs(settings: StackSettings, relay_seed: Path, environment: Mapping[str, str]) -> list[Program]:

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared import errors, private_file
+from shared import errors
+from shared.identity import private_file
 
 #: sockaddr_un.sun_path holds 108 bytes, one of them the zero at the end (unix(7)).
 MAX_SOCKET_PATH_BYTES = 107

@@ -1,4 +1,4 @@
-"""Keeps one program running: starts it, waits for its end or an order, and does what ``shared.restarts`` decides.
+"""Keeps one program running: starts it, waits for its end or an order, and does what ``shared.timing.restart_policy`` decides.
 
 The program's state has one owner, the task in ``run``; everybody else puts an event into its queue or reads ``status``.
 """
@@ -18,8 +18,8 @@ from cli.stack import home as homes
 from cli.stack import processes
 from cli.stack.control import ProgramStatus
 from cli.stack.program import Program
-from shared import restarts
-from shared.restarts import GiveUp, History, RestartIn
+from shared.timing import restart_policy
+from shared.timing.restart_policy import GiveUp, RestartHistory, RestartIn
 
 #: What a shell says of a program that is not there; used for one that could not even be started.
 _CANNOT_START_STATUS = 127
@@ -64,7 +64,7 @@ class Keeper:
         self._tasks = tasks
         # One exit per process and a few orders by people; more than this is somebody in a loop.
         self._events: asyncio.Queue[Event] = asyncio.Queue(maxsize=16)
-        self._history = History()
+        self._history = RestartHistory()
         self._crashes = 0
 
     def order(self, event: RestartWanted | StopWanted | Hung) -> bool:
@@ -153,7 +153,7 @@ class Keeper:
         """After a crash: wait as long as the policy says, or until the order that is returned."""
         self._crashes += 1
         pause: float | None = None
-        match restarts.decide(self._history, started_at=started, now=time.monotonic()):
+        match restart_policy.decide(self._history, started_at=started, now=time.monotonic()):
             case _ if is_hopeless:
                 # The program's own word: starting it again would not help.
                 self._stay_down("its settings are wrong, or another process uses its node key; its log says which")
@@ -162,10 +162,12 @@ class Keeper:
                 _log.warning("%s: %s; starts again in %.0f s", self.program.name, ended, pause)
                 self._become("waiting", why=f"{ended}; starts again in {pause:.0f} s")
             case GiveUp(crashes):
-                self._stay_down(f"it crashed {crashes} times within {restarts.WINDOW_SECONDS / 60:.0f} minutes; the last time it {ended}")
+                self._stay_down(
+                    f"it crashed {crashes} times within {restart_policy.WINDOW_SECONDS / 60:.0f} minutes; the last time it {ended}"
+                )
         event = await self._order_within(pause)
         if isinstance(event, RestartWanted):
-            self._history = History()
+            self._history = RestartHistory()
         return event
 
     def _stay_down(self, why: str) -> None:

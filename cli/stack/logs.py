@@ -12,7 +12,7 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 from cli.stack import log_ages
-from shared import private_file
+from shared.identity import private_file
 
 #: With one predecessor, at most twice this per program.
 MAX_BYTES = 10 * 1024 * 1024

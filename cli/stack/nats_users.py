@@ -1,4 +1,4 @@
-"""The embedded NATS server's configuration: one nkey user per node, with the rights that ``shared.topics`` gives its role.
+"""The embedded NATS server's configuration: one nkey user per node, with the rights that ``shared.discovery.topics`` gives its role.
 
 ``nats/nodes.json`` is the source, ``nats/users.conf`` is made from it. A further node (``aicli worker``) is added by
 ``add_node``: both files anew, then SIGHUP, on which the server takes in users without dropping anybody. A revoked one stands
@@ -16,7 +16,9 @@ import msgspec
 
 from cli.stack.home import Home, write_private
 from cli.stack.secret_files import NODES, ensure_file
-from shared import errors, identity, processes, topics
+from shared import errors, processes
+from shared.discovery import topics
+from shared.identity import node_keys
 from shared.types import MeshName, NodeId, Role
 
 #: Frames are batched to 256 KiB per write; the server's limit leaves room for media (DESIGN.md §2).
@@ -76,7 +78,7 @@ def _quoted(path: Path) -> str:
 def ensure(home: Home, mesh: MeshName, port: int) -> None:
     """Write both files; nodes that were added later keep their place."""
     with _locked(home):
-        own = [MeshNode(name, role, identity.load(home.key(name)).id) for name, role in NODES.items()]
+        own = [MeshNode(name, role, node_keys.load(home.key(name)).id) for name, role in NODES.items()]
         names = {node.name for node in own}
         write(home.nats, mesh, [*own, *(node for node in read_nodes(home.nats) if node.name not in names)])
         write_private(home.nats / "nats.conf", render_server(port, pid_file(home.nats)))
@@ -93,8 +95,8 @@ def add_node(home: Home, mesh: MeshName, name: str, role: Role) -> Path:
         raise errors.BadSettings(f"{name} is the name of a {NODES[name]} already, the stack's own", hint="choose another name")
     with _locked(home):
         key_file = home.key(name)
-        ensure_file(key_file, identity.new_seed)
-        added = MeshNode(name, role, identity.load(key_file).id)
+        ensure_file(key_file, node_keys.new_seed)
+        added = MeshNode(name, role, node_keys.load(key_file).id)
         nodes = read_nodes(home.nats)
         known = {node.name: node for node in nodes}
         if added.node in read_revoked(home.nats):

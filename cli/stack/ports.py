@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from shared import errors, processes
-from shared.processes import Listener
+from shared.processes import PortListener
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Wanted:
         return f"{'UDP ' if self.is_udp else ''}port {self.port}"
 
 
-def find_conflicts(wanted: Sequence[Wanted], held: Mapping[Wanted, Listener]) -> list[str]:
+def find_conflicts(wanted: Sequence[Wanted], held: Mapping[Wanted, PortListener]) -> list[str]:
     """One sentence per port that cannot be had: taken, impossible, or wanted twice. Pure."""
     found = []
     seen: dict[tuple[bool, int], Wanted] = {}
@@ -48,7 +48,7 @@ def _is_port(number: int) -> bool:
     return 0 < number < 65536
 
 
-def look(wanted: Iterable[Wanted]) -> dict[Wanted, Listener]:
+def look(wanted: Iterable[Wanted]) -> dict[Wanted, PortListener]:
     """Who holds the ports that are not free."""
     return {
         want: processes.listener_on(want.port, is_udp=want.is_udp)

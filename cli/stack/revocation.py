@@ -11,7 +11,8 @@ import msgspec
 
 from cli.stack import nats_users
 from cli.stack.home import Home
-from shared import certificates, errors
+from shared import errors
+from shared.identity import certificates
 from shared.types import AuthorityId, MeshName, NodeId
 
 _LOOK_SECONDS = 1.0
@@ -20,7 +21,7 @@ _log = logging.getLogger("supervisor")
 
 
 class _Kept(msgspec.Struct, frozen=True, rename="camel"):
-    """Of what a node keeps of its mesh (shared/node/membership.py), the part that is of interest here."""
+    """Of what a node keeps of its mesh (shared/node/membership_file.py), the part that is of interest here."""
 
     revocations: bytes = b""
     authorities: tuple[AuthorityId, ...] = ()

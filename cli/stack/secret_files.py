@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cli.stack.home import Home
-from shared import credentials, identity, private_file
+from shared.identity import credentials, node_keys, private_file
 from shared.types import Role
 
 #: name of the key file -> role of the node. ``echo`` is the second worker that AIMESH_ECHO=1 adds.
@@ -65,7 +65,7 @@ SECRETS: dict[str, Callable[[], bytes]] = {
     "web_hop_secret": _token,
     "admin_password": _password,
     #: What the mesh is: every certificate and the revocation list are signed with it. A backup must hold it.
-    "mesh_ca.nk": identity.new_authority_seed,
+    "mesh_ca.nk": node_keys.new_authority_seed,
     #: 64 characters of hex, as the relay's program reads it.
     "relay_seed": _hex_seed,
     POSTGRES_ADMIN: _token,
@@ -76,7 +76,7 @@ SECRETS: dict[str, Callable[[], bytes]] = {
 def ensure(home: Home) -> list[str]:
     """Make what is missing and narrow what others could read; returns the names of what was made."""
     made = [name for name, make in SECRETS.items() if ensure_file(home.secrets / name, make)]
-    return made + [f"{name}.nk" for name in NODES if ensure_file(home.key(name), identity.new_seed)]
+    return made + [f"{name}.nk" for name in NODES if ensure_file(home.key(name), node_keys.new_seed)]
 
 
 def read(home: Home, name: str) -> str:

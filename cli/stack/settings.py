@@ -13,8 +13,9 @@ from typing import Annotated
 from msgspec import Meta
 
 from cli.stack.home import Home, write_private
-from shared import addresses, config, identity
+from shared import addresses, config
 from shared.config import Port, Variable
+from shared.identity import node_keys
 from shared.types import MeshName
 
 
@@ -102,7 +103,7 @@ def is_reachable_host(text: str) -> bool:
 
 def _is_key(text: str) -> bool:
     try:
-        identity.raw_of_hex(text)
+        node_keys.raw_of_hex(text)
     except ValueError:
         return False
     return True

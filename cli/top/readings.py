@@ -9,7 +9,7 @@ from typing import Generic, Self, TypeVar
 from shared import errors
 from shared.api.alerts import Alerts
 from shared.api.gateway import NodeRows
-from shared.api.history import By, History, HistoryLine
+from shared.api.history import History, HistoryGrouping, HistoryLine
 from shared.api.metrics import SystemHealth
 from shared.telemetry import host_instruments, instruments
 from shared.types import SERVICE_NAMES, Role
@@ -85,7 +85,9 @@ def numbers(answers: Sequence[History]) -> Numbers:
         return Numbers()
     completed = _named(latest, instruments.COMPLETED_REQUESTS.name)
     # Gateways and workers both count tokens; those of a gateway are what people got.
-    tokens = [(line, value) for line, value in _named(latest, instruments.TOKENS.name) if line.labels.get(By.SERVICE) == _GATEWAY]
+    tokens = [
+        (line, value) for line, value in _named(latest, instruments.TOKENS.name) if line.labels.get(HistoryGrouping.SERVICE) == _GATEWAY
+    ]
     return Numbers(
         requests=sum(value for _, value in completed),
         errors=sum(value for line, value in completed if line.labels.get("status") in _FAILED),
@@ -98,16 +100,16 @@ def numbers(answers: Sequence[History]) -> Numbers:
 
 #: What the history is asked: names, and by what their lines are told apart. A name of every node is a question of its own, because an
 #: answer has at most 200 lines.
-QUESTIONS: tuple[tuple[tuple[str, ...], tuple[By, ...]], ...] = (
-    ((instruments.COMPLETED_REQUESTS.name, instruments.TOKENS.name), (By.SERVICE,)),
-    ((instruments.QUEUE_DEPTH.name,), (By.SERVICE, By.MODEL)),
-    ((instruments.TOKENS.name,), (By.SERVICE, By.NODE)),
-    ((host_instruments.HOST_CPU.name,), (By.NODE,)),
-    ((host_instruments.HOST_MEMORY_USED.name,), (By.NODE,)),
-    ((host_instruments.HOST_MEMORY_TOTAL.name,), (By.NODE,)),
-    ((host_instruments.GPU_USAGE.name,), (By.NODE,)),
-    ((host_instruments.GPU_MEMORY_USED.name,), (By.NODE,)),
-    ((host_instruments.GPU_MEMORY_TOTAL.name,), (By.NODE,)),
+QUESTIONS: tuple[tuple[tuple[str, ...], tuple[HistoryGrouping, ...]], ...] = (
+    ((instruments.COMPLETED_REQUESTS.name, instruments.TOKENS.name), (HistoryGrouping.SERVICE,)),
+    ((instruments.QUEUE_DEPTH.name,), (HistoryGrouping.SERVICE, HistoryGrouping.MODEL)),
+    ((instruments.TOKENS.name,), (HistoryGrouping.SERVICE, HistoryGrouping.NODE)),
+    ((host_instruments.HOST_CPU.name,), (HistoryGrouping.NODE,)),
+    ((host_instruments.HOST_MEMORY_USED.name,), (HistoryGrouping.NODE,)),
+    ((host_instruments.HOST_MEMORY_TOTAL.name,), (HistoryGrouping.NODE,)),
+    ((host_instruments.GPU_USAGE.name,), (HistoryGrouping.NODE,)),
+    ((host_instruments.GPU_MEMORY_USED.name,), (HistoryGrouping.NODE,)),
+    ((host_instruments.GPU_MEMORY_TOTAL.name,), (HistoryGrouping.NODE,)),
 )
 
 _Value = tuple[HistoryLine, float]
@@ -132,14 +134,14 @@ def _last(answer: History, line: HistoryLine) -> tuple[datetime, float] | None:
 
 
 def _named(latest: Iterable[_Value], name: str, *, by_node: bool = False) -> list[_Value]:
-    return [(line, value) for line, value in latest if line.name == name and (By.NODE.value in line.labels) == by_node]
+    return [(line, value) for line, value in latest if line.name == name and (HistoryGrouping.NODE.value in line.labels) == by_node]
 
 
 def _queues(latest: Sequence[_Value]) -> dict[str, float]:
     waiting: dict[str, float] = {}
     for line, value in _named(latest, instruments.QUEUE_DEPTH.name):
         if value > 0:
-            model = line.labels.get(By.MODEL.value, "")
+            model = line.labels.get(HistoryGrouping.MODEL.value, "")
             waiting[model] = waiting.get(model, 0.0) + value
     return dict(sorted(waiting.items(), key=lambda pair: (-pair[1], pair[0])))
 
@@ -148,9 +150,9 @@ def _loads(latest: Sequence[_Value]) -> dict[str, Load]:
     """A node with several GPUs has the mean of what they do, and the share of all of their memory."""
     values: dict[str, dict[str, list[float]]] = {}
     for line, value in latest:
-        node = line.labels.get(By.NODE.value)
+        node = line.labels.get(HistoryGrouping.NODE.value)
         is_input = line.labels.get("type") == "input"
-        is_ours = By.SERVICE.value not in line.labels or line.labels[By.SERVICE.value] == _WORKER
+        is_ours = HistoryGrouping.SERVICE.value not in line.labels or line.labels[HistoryGrouping.SERVICE.value] == _WORKER
         if node is not None and is_ours and not is_input:
             values.setdefault(node, {}).setdefault(line.name, []).append(value)
     return {node: _load(of_node) for node, of_node in values.items()}

@@ -10,7 +10,7 @@ from cli.top import readings
 from cli.top.readings import Numbers, Readings, Told
 from shared import errors
 from shared.api import alerts, gateway, history, metrics
-from shared.api.history import By, History
+from shared.api.history import History, HistoryGrouping
 from shared.api.method import Method, Reply, Request
 
 T = TypeVar("T")
@@ -93,7 +93,7 @@ class Sources:
             raise refused[0]
         return readings.numbers([answer for answer in answers if isinstance(answer, History)])
 
-    async def _history(self, now: datetime, names: Sequence[str], by: Sequence[By]) -> History | errors.BadRequest:
+    async def _history(self, now: datetime, names: Sequence[str], by: Sequence[HistoryGrouping]) -> History | errors.BadRequest:
         """A mesh may have more nodes than an answer has lines; what is shown besides is worth having."""
         try:
             return await self._ask(

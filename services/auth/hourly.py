@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 from shared import addresses
-from shared.cache import Cache
+from shared.stores.cache import Cache
 from shared.types import NodeId
 
 _SCRIPT = "hourly"

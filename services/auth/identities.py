@@ -12,7 +12,8 @@ from services.auth.last_used import LastUsed
 from services.auth.sessions import Opened, Session, Sessions
 from services.auth.store import OwnedKey, Store
 from services.auth.tokens import LIFETIME_SECONDS, AccessTokens
-from shared import access, errors
+from shared import errors
+from shared.access import access_table
 from shared.api import auth
 from shared.api.auth import Principal, Step, User
 from shared.telemetry.instruments import AuthFailure
@@ -146,12 +147,12 @@ class Identities:
             raise errors.NotAllowed("this needs a login, and an API key is none", hint="log in with the password, then do it again")
         return await self._session(credential)
 
-    def answer(self, user: User, opened: Opened) -> auth.Session:
+    def answer(self, user: User, opened: Opened) -> auth.LoginSession:
         """What the bearer of a session gets: its token, and an access token for the next ten minutes."""
         session = opened.session
         step = self._step(user, session)
         # A login that lacks a step is good for that alone.
-        scopes = access.permissions_of(user.role, None) if step is Step.DONE else ()
+        scopes = access_table.permissions_of(user.role, None) if step is Step.DONE else ()
         access_token = self._tokens.issue(user.id, session.id, time.time(), tenant_id=session.tenant_id, scopes=scopes)
         return opened.answer(user, access_token, LIFETIME_SECONDS, step)
 

@@ -7,7 +7,7 @@ from services.auth.parts import Parts
 from services.auth.store import NewKey
 from shared import errors
 from shared.api import auth, events
-from shared.rpc import Call, serves
+from shared.rpc import RpcCall, serves
 from shared.telemetry import logs
 from shared.types import KeyId, TenantId, UserId, UserRole
 
@@ -30,7 +30,7 @@ class Keyring:
         self._trail = parts.trail
 
     @serves(auth.generate_api_key)
-    async def generate_api_key(self, request: auth.GenerateApiKey, call: Call) -> auth.NewApiKey:
+    async def generate_api_key(self, request: auth.GenerateApiKey, call: RpcCall) -> auth.CreatedApiKey:
         caller = call.principal
         user_id = roles.subject_of(caller, request.user_id)
         names.check_key_name(request.name)
@@ -46,10 +46,10 @@ class Keyring:
         self._node.metrics.keys_created.inc()
         self._node.publish(events.KeyCreated(datetime.now(UTC), stored.id, user_id))
         _log.info("key created", key_id=stored.id, user_id=user_id, kind=stored.kind)
-        return auth.NewApiKey(key, stored)
+        return auth.CreatedApiKey(key, stored)
 
     @serves(auth.list_api_keys)
-    async def list_api_keys(self, request: auth.ListApiKeys, call: Call) -> auth.ApiKeys:
+    async def list_api_keys(self, request: auth.ListApiKeys, call: RpcCall) -> auth.ApiKeys:
         caller = call.principal
         user_id = roles.subject_of(caller, request.user_id)
         if user_id == caller.user_id:
@@ -57,7 +57,7 @@ class Keyring:
         return auth.ApiKeys(await self._store.list_keys_of_user(user_id))
 
     @serves(auth.revoke_api_key)
-    async def revoke_api_key(self, request: auth.RevokeApiKey, call: Call) -> auth.ApiKey:
+    async def revoke_api_key(self, request: auth.RevokeApiKey, call: RpcCall) -> auth.ApiKey:
         caller = call.principal
         key = await self._get_key(caller, request.key)
         revoked = await self._revoke(caller, key) or key
@@ -82,7 +82,7 @@ class Keyring:
         return revoked
 
     @serves(auth.rename_api_key)
-    async def rename_api_key(self, request: auth.RenameApiKey, call: Call) -> auth.ApiKey:
+    async def rename_api_key(self, request: auth.RenameApiKey, call: RpcCall) -> auth.ApiKey:
         caller = call.principal
         names.check_key_name(request.name)
         key = await self._get_key(caller, request.key)
@@ -95,7 +95,7 @@ class Keyring:
         return renamed
 
     @serves(auth.rotate_api_key)
-    async def rotate_api_key(self, request: auth.RotateApiKey, call: Call) -> auth.NewApiKey:
+    async def rotate_api_key(self, request: auth.RotateApiKey, call: RpcCall) -> auth.CreatedApiKey:
         caller = call.principal
         if not 0 <= request.overlap_seconds <= _LONGEST_OVERLAP_SECONDS:
             raise errors.BadRequest(f"overlap_seconds: from 0 to {_LONGEST_OVERLAP_SECONDS}", hint="0 ends the old secret at once")
@@ -111,7 +111,7 @@ class Keyring:
             act = acts.done("key.rotate", caller, tenant=_tenant(key), target=key.id, overlap_seconds=str(request.overlap_seconds))
             await self._trail.add(transaction, act)
         _log.info("key rotated", key_id=key.id, user_id=key.user_id, by=caller.user_id)
-        return auth.NewApiKey(secret, rotated)
+        return auth.CreatedApiKey(secret, rotated)
 
     async def _role_of(self, caller: auth.Principal, user_id: UserId) -> UserRole:
         if user_id == caller.user_id:

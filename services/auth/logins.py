@@ -17,10 +17,10 @@ from services.auth.sessions import LINK_SECONDS, Closed, Link, Login, Opened, Ov
 from services.auth.store import Account
 from shared import errors
 from shared.api import accounts, auth
-from shared.api.audit import Act
+from shared.api.audit import AuditedAct
 from shared.api.auth import SessionKind, Step
 from shared.api.method import Nothing
-from shared.rpc import Call, serves
+from shared.rpc import RpcCall, serves
 from shared.telemetry import logs
 from shared.types import Role, UserId, UserRole
 
@@ -47,7 +47,7 @@ class Logins:
     # --- logging in ----------------------------------------------------------------------------------------------------
 
     @serves(auth.login_user)
-    async def login_user(self, request: auth.LoginUser, call: Call) -> auth.Session:
+    async def login_user(self, request: auth.LoginUser, call: RpcCall) -> auth.LoginSession:
         typed = request.credentials
         if (typed.username is None) == (typed.email is None):
             raise errors.BadRequest("credentials: give username or email, one of them, and password")
@@ -62,7 +62,7 @@ class Logins:
         return await self._opening.open(account.user, login, proven=account)
 
     @serves(auth.confirm_login)
-    async def confirm_login(self, request: auth.ConfirmLogin, call: Call) -> auth.Session:
+    async def confirm_login(self, request: auth.ConfirmLogin, call: RpcCall) -> auth.LoginSession:
         session = await self._identities.session_of(call.credential)
         if session.step is not Step.ENTER_CODE:
             raise errors.BadRequest("this login lacks no code", hint="go on with it as it is")
@@ -70,7 +70,7 @@ class Logins:
         return await self._opening.complete(session)
 
     @serves(auth.confirm_again)
-    async def confirm_again(self, request: auth.ConfirmAgain, call: Call) -> Nothing:
+    async def confirm_again(self, request: auth.ConfirmAgain, call: RpcCall) -> Nothing:
         session, who = await self._identities.session_of(call.credential), call.principal
         has_factor = (await self._factors.state(who.user_id)).is_enabled
         if not has_factor:
@@ -86,14 +86,14 @@ class Logins:
             await transaction.run(_TELL, who.user_id)
         return Nothing()
 
-    async def begin(self, user: auth.User, login: Login) -> auth.Session:
+    async def begin(self, user: auth.User, login: Login) -> auth.LoginSession:
         """For somebody whom another than us has recognised, like an OpenID provider: with the step that the login still lacks."""
         return await self._opening.open(user, await self._with_step(user, login, None, ""))
 
     # --- staying logged in ---------------------------------------------------------------------------------------------
 
     @serves(auth.refresh_session)
-    async def refresh_session(self, request: auth.RefreshSession, call: Call) -> auth.Session:
+    async def refresh_session(self, request: auth.RefreshSession, call: RpcCall) -> auth.LoginSession:
         # Looked at before it is spent: a token that is spent for an error would be lost.
         session = await self._sessions.find_by_token(request.session_token)
         if session is None:
@@ -108,7 +108,7 @@ class Logins:
         return self._go_on(user, found)
 
     @serves(auth.resume_session)
-    async def resume_session(self, request: auth.ResumeSession, call: Call) -> auth.Session:
+    async def resume_session(self, request: auth.ResumeSession, call: RpcCall) -> auth.LoginSession:
         found = await self._sessions.resume(request.session_token)
         if found is Over.OTHER_KIND:
             raise errors.BadRequest("this is the token of a program's session", hint="refreshSession takes it, and gives a new one")
@@ -118,7 +118,7 @@ class Logins:
         theme, team_name = await self._find_look(answer)
         return msgspec.structs.replace(answer, theme=theme, team_name=team_name)
 
-    async def _find_look(self, session: auth.Session) -> tuple[str | None, str | None]:
+    async def _find_look(self, session: auth.LoginSession) -> tuple[str | None, str | None]:
         user, team_id = session.user, session.team_id
 
         def administrator(_look: object) -> UserId | None:
@@ -127,7 +127,7 @@ class Logins:
         return await self._identities.last_known.ask((user.id, team_id), lambda: self._store.find_look(user.id, team_id), administrator)
 
     @serves(accounts.switch_organisation)
-    async def switch_organisation(self, request: accounts.SwitchTeam, call: Call) -> auth.Session:
+    async def switch_organisation(self, request: accounts.SwitchTeam, call: RpcCall) -> auth.LoginSession:
         session, who = await self._identities.session_of(call.credential), call.principal
         if request.team_id is not None and await self._identities.find_team_terms(who.user_id, request.team_id) is None:
             raise errors.NotFound("you belong to no organisation with this id", hint="listOrganisations shows yours")
@@ -141,7 +141,7 @@ class Logins:
         return self._identities.answer(user, opened)
 
     @serves(accounts.list_sessions)
-    async def list_sessions(self, request: accounts.ListSessions, call: Call) -> accounts.OpenSessions:
+    async def list_sessions(self, request: accounts.ListSessions, call: RpcCall) -> accounts.OpenSessions:
         this = await self._find_own_id(call)
         sessions = await self._sessions.list_of(call.principal.user_id)
         return accounts.OpenSessions(tuple(session.shown(this) for session in sessions))
@@ -149,7 +149,7 @@ class Logins:
     # --- logging out ---------------------------------------------------------------------------------------------------
 
     @serves(accounts.end_session)
-    async def end_session(self, request: accounts.EndSession, call: Call) -> Nothing:
+    async def end_session(self, request: accounts.EndSession, call: RpcCall) -> Nothing:
         who = call.principal
         this = await self._find_own_id(call)
         async with self._store.transaction() as transaction:
@@ -165,7 +165,7 @@ class Logins:
         return Nothing()
 
     @serves(auth.logout_user)
-    async def logout_user(self, request: auth.LogoutUser, call: Call) -> Nothing:
+    async def logout_user(self, request: auth.LogoutUser, call: RpcCall) -> Nothing:
         async with self._store.transaction() as transaction:
             closed = await self._sessions.end_by_token(request.session_token)
             if closed is not None:
@@ -176,7 +176,7 @@ class Logins:
     # --- links ---------------------------------------------------------------------------------------------------------
 
     @serves(auth.create_login_link)
-    async def create_login_link(self, request: auth.CreateLoginLink, call: Call) -> auth.LoginLink:
+    async def create_login_link(self, request: auth.CreateLoginLink, call: RpcCall) -> auth.LoginLink:
         who = call.principal
         roles.check_may_open_session(who)
         if who.key_id is None:
@@ -187,7 +187,7 @@ class Logins:
         return auth.LoginLink(await self._sessions.offer_link(link), LINK_SECONDS)
 
     @serves(auth.redeem_login_link)
-    async def redeem_login_link(self, request: auth.RedeemLoginLink, call: Call) -> auth.Session:
+    async def redeem_login_link(self, request: auth.RedeemLoginLink, call: RpcCall) -> auth.LoginSession:
         link = await self._sessions.take_link(request.token)
         if link is None:
             raise self._identities.link_over()
@@ -245,7 +245,7 @@ class Logins:
             return replace(login, step=Step.SET_UP_MFA)
         return login
 
-    async def _check_code(self, call: Call, code: str, session: Session, action: str) -> None:
+    async def _check_code(self, call: RpcCall, code: str, session: Session, action: str) -> None:
         who, address = call.principal, session.client.address
         with self._counting():
             right = await self._factors.take(who.user_id, code, address or str(call.caller.node), session.browser)
@@ -253,7 +253,7 @@ class Logins:
             self._note(acts.refused(action, who, "wrong code"), who.user_id, address)
             raise errors.NotAllowed("the code is wrong, or was used before", hint=CODE_HINT)
 
-    async def _check_password(self, call: Call, password: str | None, session: Session) -> None:
+    async def _check_password(self, call: RpcCall, password: str | None, session: Session) -> None:
         who, seen = call.principal, session.client.address
         address = seen or str(call.caller.node)
         account = await self._store.find_account(who.username)
@@ -283,12 +283,12 @@ class Logins:
             raise self._identities.session_over()
         return user
 
-    def _go_on(self, user: auth.User, found: Opened | Over) -> auth.Session:
+    def _go_on(self, user: auth.User, found: Opened | Over) -> auth.LoginSession:
         if isinstance(found, Over):
             raise self._identities.session_over()
         return self._identities.answer(user, found)
 
-    async def _find_own_id(self, call: Call) -> str | None:
+    async def _find_own_id(self, call: RpcCall) -> str | None:
         """Of the session that asks; None where a key does."""
         return None if call.principal.key_id is not None else (await self._identities.session_of(call.credential)).id
 
@@ -313,7 +313,7 @@ class Logins:
             await self._trail.add(transaction, acts.done_by("session.reuse", closed.user_id, target=closed.id))
             await transaction.run(_TELL, closed.user_id)
 
-    def _note(self, act: Act, user_id: UserId | None, address: str) -> None:
+    def _note(self, act: AuditedAct, user_id: UserId | None, address: str) -> None:
         """Whom a refusal was about, and where it came from; who it was, nobody has shown."""
         self._trail.note(msgspec.structs.replace(act, target="" if user_id is None else str(user_id), address=address))
 
@@ -326,11 +326,11 @@ class Logins:
             raise
 
 
-def _address(client: auth.Client, call: Call) -> str:
+def _address(client: auth.ClientFacts, call: RpcCall) -> str:
     """What guesses are counted under besides the account: the address that a door has seen, or the node of whoever came by none."""
     seen = address_seen(client, call)
     return str(call.caller.node) if seen is None else seen
 
 
-def _client(client: auth.Client, call: Call) -> auth.Client:
-    return client if call.caller_role in DOORS else auth.Client(agent=client.agent)
+def _client(client: auth.ClientFacts, call: RpcCall) -> auth.ClientFacts:
+    return client if call.caller_role in DOORS else auth.ClientFacts(agent=client.agent)

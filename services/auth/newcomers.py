@@ -4,7 +4,7 @@ name is taken."""
 from services.auth import hourly
 from services.auth.hourly import Hourly
 from shared import addresses, errors
-from shared.cache import Cache
+from shared.stores.cache import Cache
 from shared.types import NodeId, TenantId, UserId
 
 #: Of one inviter, and of one organization, while registration is closed: without mail the inviter sees the codes, and could use all of

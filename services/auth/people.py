@@ -6,10 +6,11 @@ from services.auth import acts, doors, names, roles
 from services.auth.newcomers import Newcomers
 from services.auth.organisations import rules
 from services.auth.parts import Parts
-from shared import access, errors
+from shared import errors
+from shared.access import access_table
 from shared.api import auth, business, events, gateway
 from shared.api.usage import UserUsage
-from shared.rpc import Call, serves
+from shared.rpc import RpcCall, serves
 from shared.telemetry import logs
 from shared.types import TenantId, UserId
 
@@ -32,7 +33,7 @@ class People:
         self._newcomers = newcomers
 
     @serves(auth.register_user)
-    async def register_user(self, request: auth.RegisterUser, call: Call) -> auth.User:
+    async def register_user(self, request: auth.RegisterUser, call: RpcCall) -> auth.User:
         by = await self._administrator(call, request)
         asked = request.user_data
         names.check_username(asked.username)
@@ -60,7 +61,7 @@ class People:
         _log.info("user registered", user_id=user.id)
         return user
 
-    async def _administrator(self, call: Call, request: auth.RegisterUser) -> auth.Principal | None:
+    async def _administrator(self, call: RpcCall, request: auth.RegisterUser) -> auth.Principal | None:
         """Who adds somebody else; None for people who register themselves. Raises NotAllowed where they may not."""
         if call.credential is None:
             if await self._may_register(request):
@@ -71,7 +72,7 @@ class People:
             )
         try:
             caller = await self._identities.of(call.credential)
-            access.check(access.of_method(auth.list_users.name), caller, 0, auth.register_user.name)
+            access_table.check(access_table.of_method(auth.list_users.name), caller, 0, auth.register_user.name)
         except (errors.NotAuthenticated, errors.NotAllowed):
             if await self._may_register(request):
                 return None
@@ -93,7 +94,7 @@ class People:
         return await self._store.find_inviter(rules.digest(request.invitation.strip()))
 
     @serves(auth.set_tier)
-    async def set_tier(self, request: auth.SetTier, call: Call) -> auth.User:
+    async def set_tier(self, request: auth.SetTier, call: RpcCall) -> auth.User:
         user = await self._store.get_user_called(request.user)
         async with self._store.transaction() as transaction:
             changed = await self._store.set_tier(transaction, user.id, request.tier)
@@ -103,7 +104,7 @@ class People:
         return changed
 
     @serves(auth.set_role)
-    async def set_role(self, request: auth.SetRole, call: Call) -> auth.User:
+    async def set_role(self, request: auth.SetRole, call: RpcCall) -> auth.User:
         user = await self._store.get_user_called(request.user)
         if user.id == call.principal.user_id:
             raise errors.NotAllowed("nobody changes their own role: it could be the last administrator's", hint="let another administrator")
@@ -115,7 +116,7 @@ class People:
         return changed
 
     @serves(auth.set_active)
-    async def set_active(self, request: auth.SetActive, call: Call) -> auth.User:
+    async def set_active(self, request: auth.SetActive, call: RpcCall) -> auth.User:
         user = await self._store.get_user_called(request.user)
         if user.id == call.principal.user_id and not request.is_active:
             raise errors.NotAllowed(
@@ -129,35 +130,35 @@ class People:
         return changed
 
     @serves(auth.get_user)
-    async def get_user(self, request: auth.GetUser, call: Call) -> auth.User:
+    async def get_user(self, request: auth.GetUser, call: RpcCall) -> auth.User:
         user = await self._store.find_user(request.user_id)
         if user is None:
             raise errors.NotFound("there is no user with this id", hint="`aicli admin users list` shows them")
         return user
 
     @serves(auth.get_user_called)
-    async def get_user_called(self, request: auth.GetUserCalled, call: Call) -> auth.User:
+    async def get_user_called(self, request: auth.GetUserCalled, call: RpcCall) -> auth.User:
         return await self._store.get_user_called(request.user)
 
     @serves(auth.list_users)
-    async def list_users(self, request: auth.ListUsers, call: Call) -> auth.Users:
+    async def list_users(self, request: auth.ListUsers, call: RpcCall) -> auth.Users:
         if not 1 <= request.limit <= _MOST_USERS_LISTED:
             raise errors.BadRequest(f"limit: 1 to {_MOST_USERS_LISTED}")
         found = await self._store.list_users(request.limit + 1, request.search, request.after)
         return auth.Users(found[: request.limit], more=len(found) > request.limit)
 
     @serves(business.count_new_accounts)
-    async def count_new_accounts(self, request: business.CountNewAccounts, call: Call) -> business.NewAccounts:
+    async def count_new_accounts(self, request: business.CountNewAccounts, call: RpcCall) -> business.NewAccounts:
         if not 0 < (request.until - request.since).days <= business.MOST_DAYS:
             raise errors.BadRequest(f"since and until: two days, the earlier one first, at most {business.MOST_DAYS} apart")
         return business.NewAccounts(await self._store.count_new(request.since, request.until))
 
     @serves(business.name_users)
-    async def name_users(self, request: business.NameUsers, call: Call) -> business.UserNames:
+    async def name_users(self, request: business.NameUsers, call: RpcCall) -> business.UserNames:
         return business.UserNames(await self._store.names_of(request.ids))
 
     @serves(auth.get_user_usage)
-    async def get_user_usage(self, request: auth.GetUserUsage, call: Call) -> UserUsage:
+    async def get_user_usage(self, request: auth.GetUserUsage, call: RpcCall) -> UserUsage:
         tenant = call.principal.tenant_id if request.user_id is None else TenantId(roles.subject_of(call.principal, request.user_id))
         # The gateway counts, so it is asked; auth only says who may know.
         deadline_seconds = min(_USAGE_SECONDS, call.remaining_seconds())

@@ -13,9 +13,10 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 import msgspec
 
 from services.auth import names
-from shared import access, amounts, errors
-from shared.access import Permission
-from shared.api.auth import KEY_DAYS, TEST_KEY_DAYS, ApiKey, GenerateApiKey, KeyBounds, KeyKind, KeyLimits, Principal
+from shared import amounts, errors
+from shared.access import access_table
+from shared.access.access_table import Permission
+from shared.api.auth import KEY_DAYS, TEST_KEY_DAYS, ApiKey, ApiKeyLimits, GenerateApiKey, KeyBounds, KeyKind, Principal
 from shared.types import UserId, UserRole
 
 #: Of a key for tests.
@@ -26,7 +27,7 @@ _FORMER_TEST_SCOPES = frozenset({Permission.INFER, Permission.READ_MODELS})
 #: Of a key that names none: what a program needs to ask models. A key that leaks makes no others then, and changes no account.
 USUAL_SCOPES = frozenset({Permission.INFER, Permission.READ_MODELS, Permission.READ_USAGE})
 #: What an administrator's everyday key may do: whatever anybody else may.
-_ADMINS_EVERYDAY = access.ROLES[UserRole.DEVELOPER] | access.ROLES[UserRole.NODE_OWNER]
+_ADMINS_EVERYDAY = access_table.ROLES[UserRole.DEVELOPER] | access_table.ROLES[UserRole.NODE_OWNER]
 _LONGEST_DAYS = 3650
 
 #: Each limit of a key, and the most that its column holds.
@@ -47,7 +48,7 @@ class KeyTerms:
     """What a key may be used for, by whom it is decided and how long."""
 
     kind: KeyKind
-    limits: KeyLimits
+    limits: ApiKeyLimits
     #: In the form that is stored.
     bounds: KeyBounds
     #: None for never.
@@ -59,7 +60,7 @@ class KeyTerms:
 
 def is_admin(caller: Principal) -> bool:
     """Whether this credential carries an administrator's rights; most keys of administrators do not."""
-    return Permission.EVERYTHING in access.permissions_of(caller.role, caller.scopes)
+    return Permission.EVERYTHING in access_table.permissions_of(caller.role, caller.scopes)
 
 
 def subject_of(caller: Principal, user_id: UserId | None) -> UserId:
@@ -78,11 +79,11 @@ def check_may_open_session(caller: Principal) -> None:
     """A session may do all that its user may, so a key that may less must not open one."""
     if caller.key_id is None:
         return
-    if caller.key_limits != KeyLimits():
+    if caller.key_limits != ApiKeyLimits():
         raise errors.NotAllowed("a key with a limit of its own opens no session", hint=_LOG_IN_HINT)
     if caller.models or caller.networks or caller.team_id is not None:
         raise errors.NotAllowed("a key that is bound to models, networks or an organisation opens no session", hint=_LOG_IN_HINT)
-    if access.permissions_of(caller.role, caller.scopes) != access.ROLES[caller.role]:
+    if access_table.permissions_of(caller.role, caller.scopes) != access_table.ROLES[caller.role]:
         raise errors.NotAllowed("a key that may do less than its owner opens no session", hint=_LOG_IN_HINT)
 
 
@@ -91,7 +92,7 @@ def check_may_open_session(caller: Principal) -> None:
 
 def most_scopes(kind: KeyKind, owner: UserRole) -> frozenset[Permission]:
     """All that a key of this kind can have of such an owner's permissions."""
-    granted = access.ROLES[owner]
+    granted = access_table.ROLES[owner]
     if kind is KeyKind.ADMIN:
         return granted
     everyday = _ADMINS_EVERYDAY if Permission.EVERYTHING in granted else granted
@@ -110,13 +111,13 @@ def scopes_of_key(kind: KeyKind, owner: UserRole, stored: Iterable[str]) -> tupl
     return tuple(sorted(known if Permission.EVERYTHING in most else known & most))
 
 
-def check_limits_of_new_key(caller: Principal, limits: KeyLimits) -> None:
+def check_limits_of_new_key(caller: Principal, limits: ApiKeyLimits) -> None:
     """A limited key makes none: with several of them its limit would bind nobody. Raises BadRequest as well."""
     for name, most in _MOST.items():
         asked = _value(limits, name)
         if asked is not None and not 1 <= asked <= most:
             raise errors.BadRequest(_range(name, most), hint="leave it out to have what the tier allows")
-    if caller.key_limits != KeyLimits():
+    if caller.key_limits != ApiKeyLimits():
         raise errors.NotAllowed("a key with a limit of its own makes no keys", hint=_LOG_IN_HINT)
 
 
@@ -139,7 +140,7 @@ def check_may_rotate(caller: Principal, key: ApiKey, owner: UserRole) -> None:
     """Whoever rotates a key holds it afterwards: so a key rotates itself, and others only where it might have made them."""
     if caller.key_id is None or caller.key_id == key.id:
         return
-    if caller.key_limits != KeyLimits():
+    if caller.key_limits != ApiKeyLimits():
         raise errors.NotAllowed("a key with a limit of its own rotates no other key", hint=_LOG_IN_HINT)
     if lacking := _not_granted(caller, frozenset(Permission(scope) for scope in scopes_of_key(key.kind, owner, key.bounds.scopes))):
         raise errors.NotAllowed(f"{key.name!r} may do more than this key: {', '.join(lacking)}", hint=_LOG_IN_HINT)
@@ -166,7 +167,7 @@ def _scopes_of_new_key(caller: Principal, request: GenerateApiKey, owner: UserRo
     if has_all and (caller.scopes is None or is_admin(caller)):
         return ()
     # An administrator makes keys for people who may do what the administrator's own login need not.
-    granted = most if is_admin(caller) else most & access.permissions_of(caller.role, caller.scopes)
+    granted = most if is_admin(caller) else most & access_table.permissions_of(caller.role, caller.scopes)
     inherited = granted if has_all else granted & USUAL_SCOPES
     if not inherited:
         # Stored as an empty list it would mean everything.
@@ -175,11 +176,11 @@ def _scopes_of_new_key(caller: Principal, request: GenerateApiKey, owner: UserRo
 
 
 def _not_granted(caller: Principal, wanted: frozenset[Permission]) -> list[Permission]:
-    granted = access.permissions_of(caller.role, caller.scopes)
+    granted = access_table.permissions_of(caller.role, caller.scopes)
     return [] if Permission.EVERYTHING in granted else sorted(wanted - granted)
 
 
-def _limits_of_kind(kind: KeyKind, limits: KeyLimits) -> KeyLimits:
+def _limits_of_kind(kind: KeyKind, limits: ApiKeyLimits) -> ApiKeyLimits:
     if kind is not KeyKind.TEST:
         return limits
     asked = limits.requests_per_hour
@@ -231,7 +232,7 @@ def _time(seconds: float | None) -> datetime | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
 
 
-def _value(limits: KeyLimits, name: str) -> int | None:
+def _value(limits: ApiKeyLimits, name: str) -> int | None:
     found: int | None = getattr(limits, name)
     return found
 

@@ -17,8 +17,8 @@ from shared.api import accounts, auth
 from shared.api.gateway import Check
 from shared.api.method import Nothing
 from shared.node import Node
-from shared.rpc import Call, StreamCall, serves
-from shared.rpc.gate import Gate, Visitor
+from shared.rpc import RpcCall, StreamCall, serves
+from shared.rpc.authorization import Authorizer, CallerIdentity
 from shared.telemetry import logs
 from shared.telemetry.instruments import AuthFailure
 from shared.types import Role
@@ -54,7 +54,7 @@ class AuthService:
             # A group of its own, so that these end before what they use is closed.
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
             running = [tasks.create_task(work()) for work in joined.work]
-            node.dispatcher.gate = Gate(service._identities.of, service._on_refusal)
+            node.dispatcher.gate = Authorizer(service._identities.of, service._on_refusal)
             for handler in joined.handlers:
                 node.dispatcher.add(handler)
             yield service
@@ -72,13 +72,13 @@ class AuthService:
     # --- for the other services ----------------------------------------------------------------------------------------
 
     @serves(auth.validate_api_key)
-    async def validate_api_key(self, request: auth.ValidateApiKey, call: Call) -> auth.Principal:
+    async def validate_api_key(self, request: auth.ValidateApiKey, call: RpcCall) -> auth.Principal:
         principal = await self._identities.of_key(request.api_key)
         _log.info("key recognised", key_id=principal.key_id, user_id=principal.user_id)
         return principal
 
     @serves(auth.identify)
-    async def identify(self, request: auth.Identify, call: Call) -> auth.Principal:
+    async def identify(self, request: auth.Identify, call: RpcCall) -> auth.Principal:
         return await self._identities.of(request.credential)
 
     @serves(auth.watch_changes)
@@ -89,7 +89,7 @@ class AuthService:
         return Nothing()
 
     @serves(accounts.get_sign_in_options)
-    async def get_sign_in_options(self, request: accounts.GetSignInOptions, call: Call) -> accounts.SignInOptions:
+    async def get_sign_in_options(self, request: accounts.GetSignInOptions, call: RpcCall) -> accounts.SignInOptions:
         there_is_one = self._settings.oidc_issuer is not None
         return accounts.SignInOptions(
             open_registration=self._settings.open_registration,
@@ -99,13 +99,13 @@ class AuthService:
 
     # --- counted and told ----------------------------------------------------------------------------------------------
 
-    def _on_refusal(self, method: str, visitor: Visitor, principal: auth.Principal | None, error: errors.AimeshError) -> None:
+    def _on_refusal(self, method: str, visitor: CallerIdentity, principal: auth.Principal | None, error: errors.AimeshError) -> None:
         self._assembly.trail.note(acts.refused(method, principal, error.message, address=_address(visitor)))
 
     def _count_refusal(self, reason: AuthFailure) -> None:
         self._auth_failures.labels(reason=reason).inc()
 
 
-def _address(visitor: Visitor) -> str:
+def _address(visitor: CallerIdentity) -> str:
     """Of whoever comes by a door, where they logged in; else the node that calls."""
-    return str(visitor.caller.node) if isinstance(visitor, Call) and visitor.caller_role not in DOORS else logged_in_from.get()
+    return str(visitor.caller.node) if isinstance(visitor, RpcCall) and visitor.caller_role not in DOORS else logged_in_from.get()

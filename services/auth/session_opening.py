@@ -17,7 +17,7 @@ from shared.api.auth import SessionKind, Step
 from shared.types import UserId
 
 if TYPE_CHECKING:
-    from shared.database import Transaction
+    from shared.stores.database import Transaction
 
 #: What else happens in the transaction of a login that lacks no step, like calling a deletion off.
 AtLogin = Callable[["Transaction", UserId], Awaitable[None]]
@@ -34,7 +34,7 @@ class SessionOpening:
         self._at_login = at_login
         self.browsers = KnownBrowsers.of(parts.settings.data_key, parts.settings.data_key_old)
 
-    async def open(self, user: auth.User, login: Login, *, proven: Account | None = None) -> auth.Session:
+    async def open(self, user: auth.User, login: Login, *, proven: Account | None = None) -> auth.LoginSession:
         """``proven``: the account as its password was compared. Raises Unavailable where it has another password by now."""
         marked = proven if login.step is Step.DONE and login.kind is SessionKind.BROWSER else None
         if marked is not None:
@@ -49,7 +49,7 @@ class SessionOpening:
                 await self._finish(transaction, opened.session)
         return self._marked(self._identities.answer(user, opened), login.browser, marked)
 
-    async def complete(self, session: Session) -> auth.Session:
+    async def complete(self, session: Session) -> auth.LoginSession:
         """The step that the login lacked was taken just now. Raises NotAuthenticated where the session or its account has ended."""
         user = await self._identities.active_user(await self._store.find_user(session.user_id))
         marked = await self._store.find_account(user.username) if session.kind is SessionKind.BROWSER else None
@@ -61,7 +61,7 @@ class SessionOpening:
             await self._finish(transaction, opened.session)
         return self._marked(self._identities.answer(user, opened), browser, marked)
 
-    def _marked(self, answer: auth.Session, browser: str, account: Account | None) -> auth.Session:
+    def _marked(self, answer: auth.LoginSession, browser: str, account: Account | None) -> auth.LoginSession:
         return answer if account is None else msgspec.structs.replace(answer, browser=self.browsers.mark(browser, account))
 
     async def _finish(self, transaction: "Transaction", session: Session) -> None:

@@ -18,7 +18,7 @@ from services.auth import tokens
 from services.auth.tokens import SessionToken
 from shared.api import accounts, auth
 from shared.api.auth import SessionKind, Step
-from shared.cache import Cache
+from shared.stores.cache import Cache
 from shared.types import Credential, TenantId, UserId
 
 #: Long enough for a command to open a browser.
@@ -39,7 +39,7 @@ _LONGEST_ADDRESS, _LONGEST_AGENT = 60, 200
 _SCRIPTS = ("open", "find", "resume", "refresh", "replace", "confirm", "end", "list")
 
 
-_UNKNOWN_CLIENT = auth.Client()
+_UNKNOWN_CLIENT = auth.ClientFacts()
 
 
 class Over(Enum):
@@ -72,7 +72,7 @@ class Session:
     step: Step
     #: Whether a second factor was shown.
     has_factor: bool
-    client: auth.Client
+    client: auth.ClientFacts
     team_id: TenantId | None = None
     #: The id of a browser that has signed in to this account (`known_browsers`); empty for others.
     browser: str = ""
@@ -100,8 +100,8 @@ class Opened:
     token: str
     session: Session
 
-    def answer(self, user: auth.User, access_token: Credential, seconds: int, step: Step) -> auth.Session:
-        return auth.Session(access_token, seconds, self.token, user, step=step, team_id=self.session.team_id)
+    def answer(self, user: auth.User, access_token: Credential, seconds: int, step: Step) -> auth.LoginSession:
+        return auth.LoginSession(access_token, seconds, self.token, user, step=step, team_id=self.session.team_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +114,7 @@ class Login:
     has_factor: bool = False
     #: None: now, because a password or a code was shown.
     confirmed_at: float | None = None
-    client: auth.Client = _UNKNOWN_CLIENT
+    client: auth.ClientFacts = _UNKNOWN_CLIENT
     team_id: TenantId | None = None
     #: As of a session.
     browser: str = ""
@@ -358,7 +358,7 @@ def _session(session_id: str, record: _Record) -> Session:
         confirmed_at=record.confirmed_at,
         step=record.step,
         has_factor=record.has_factor,
-        client=auth.Client(record.address, record.agent),
+        client=auth.ClientFacts(record.address, record.agent),
         team_id=record.team_id,
         browser=record.browser,
     )

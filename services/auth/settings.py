@@ -7,8 +7,9 @@ from typing import Annotated
 from msgspec import Meta, field
 
 from services.auth import passwords
-from shared import addresses, identity, node
+from shared import addresses, node
 from shared.config import Port, Variable
+from shared.identity import node_keys
 from shared.types import UserRole
 
 
@@ -133,7 +134,7 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
                 yield f"TICKET_BOOTSTRAP: {mistake}"
         for key in self.dht_relays:
             try:
-                identity.raw_of_hex(key)
+                node_keys.raw_of_hex(key)
             except ValueError:
                 yield "DHT_RELAYS: a relay's key is 64 hexadecimal digits"
         if self.session_longest_seconds < self.session_timeout_seconds:

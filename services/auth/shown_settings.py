@@ -3,7 +3,7 @@
 from services.auth.settings import AuthSettings
 from shared.api import service_settings as api
 from shared.node.shown_settings import shown
-from shared.rpc import Call, serves
+from shared.rpc import RpcCall, serves
 
 
 class AuthShown:
@@ -11,5 +11,5 @@ class AuthShown:
         self._settings = settings
 
     @serves(api.auth_settings)
-    async def get_settings(self, request: api.GetSettings, call: Call) -> api.ShownSettings:
+    async def get_settings(self, request: api.GetSettings, call: RpcCall) -> api.ShownSettings:
         return shown(self._settings)

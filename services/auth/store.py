@@ -15,12 +15,13 @@ import msgspec
 from services.auth import names, roles
 from services.auth.api_keys import Mark
 from services.auth.roles import KeyTerms
-from shared import database, errors
-from shared.api.auth import ApiKey, Change, KeyBounds, KeyKind, KeyLimits, Principal, User
+from shared import errors
+from shared.api.auth import ApiKey, ApiKeyLimits, Change, KeyBounds, KeyKind, Principal, User
 from shared.api.business import NewOfDay
 from shared.api.gateway import Check
 from shared.api.privacy import StaleKey, StaleUser
-from shared.mail import address
+from shared.mail import email_address
+from shared.stores import database
 from shared.types import KeyId, ModelName, TenantId, Tier, UserId, UserRole
 
 #: Somebody who needs more active keys than this is making one per request.
@@ -126,7 +127,7 @@ class Store:
         async with self._db.transaction() as transaction:
             made = await transaction.value("add_first_admin", uuid4(), names.ADMIN_USERNAME, names.ADMIN_EMAIL, password_hash)
             if made is not None and first_key is not None:
-                terms = KeyTerms(KeyKind.ADMIN, KeyLimits(), KeyBounds(), None)
+                terms = KeyTerms(KeyKind.ADMIN, ApiKeyLimits(), KeyBounds(), None)
                 await self.add_key(transaction, NewKey(UserId(made), None, FIRST_KEY_NAME, first_key, terms))
             return made is not None
 
@@ -135,7 +136,7 @@ class Store:
 
     async def find_account(self, name: str) -> Account | None:
         """By user name or e-mail address; what can be neither is nobody, and not asked for."""
-        if address.may_be_email(name):
+        if email_address.may_be_email(name):
             row = await self._db.row("find_user_by_email", name)
         elif names.may_be_username(name):
             row = await self._db.row("find_user_by_username", name)
@@ -308,13 +309,13 @@ class Store:
                     yield Change(int(number), UserId(UUID(user_id)) if user_id else None)
 
 
-def _there(row: database.Record | None) -> database.Record:
+def _there(row: database.DatabaseRow | None) -> database.DatabaseRow:
     if row is None:
         raise errors.NotFound("this user was deleted a moment ago", hint="list the users again")
     return row
 
 
-def _user(row: database.Record) -> User:
+def _user(row: database.DatabaseRow) -> User:
     return User(
         id=UserId(row["id"]),
         username=row["username"],
@@ -326,7 +327,7 @@ def _user(row: database.Record) -> User:
     )
 
 
-def _key(row: database.Record) -> ApiKey:
+def _key(row: database.DatabaseRow) -> ApiKey:
     return ApiKey(
         id=KeyId(row["id"]),
         user_id=UserId(row["user_id"]),
@@ -344,15 +345,15 @@ def _key(row: database.Record) -> ApiKey:
     )
 
 
-def _limits(row: database.Record) -> KeyLimits:
-    return KeyLimits(**{name: row[name] for name in KeyLimits.__struct_fields__})
+def _limits(row: database.DatabaseRow) -> ApiKeyLimits:
+    return ApiKeyLimits(**{name: row[name] for name in ApiKeyLimits.__struct_fields__})
 
 
-def _bounds(row: database.Record) -> KeyBounds:
+def _bounds(row: database.DatabaseRow) -> KeyBounds:
     return KeyBounds(tuple(row["scopes"]), tuple(ModelName(name) for name in row["models"]), tuple(row["networks"]))
 
 
-def _team(row: database.Record) -> TenantId | None:
+def _team(row: database.DatabaseRow) -> TenantId | None:
     return None if row["team_id"] is None else TenantId(row["team_id"])
 
 
@@ -360,7 +361,7 @@ def _tenant(key: ApiKey) -> TenantId:
     return TenantId(key.user_id) if key.team_id is None else key.team_id
 
 
-def _stale_key(row: database.Record, days: int) -> StaleKey:
+def _stale_key(row: database.DatabaseRow, days: int) -> StaleKey:
     unused = "never used" if row["last_used_at"] is None else f"not used for {days} days"
     facts = (
         (row["is_unused"], unused),
@@ -378,7 +379,7 @@ def _stale_key(row: database.Record, days: int) -> StaleKey:
     )
 
 
-def _stale_user(row: database.Record, days: int) -> StaleUser:
+def _stale_user(row: database.DatabaseRow, days: int) -> StaleUser:
     return StaleUser(
         username=row["username"],
         role=row["role"],

@@ -5,7 +5,7 @@ A good one alone admits nobody: its session must be open and act for the same te
 see; what a user may do is looked up each time.
 
 A session token is opaque: `aip_rt_`, 22 characters of the session's family, 43 of a secret and 6 of checksum (see
-`shared.credentials`). It gives new access tokens; only hashes of it are kept.
+`shared.identity.credentials`). It gives new access tokens; only hashes of it are kept.
 """
 
 import hashlib
@@ -20,7 +20,8 @@ import msgspec
 from jwt.types import Options
 
 from services.auth.signing.keys import Keys
-from shared import credentials, errors
+from shared import errors
+from shared.identity import credentials
 from shared.types import Credential, TenantId, UserId
 
 LIFETIME_SECONDS = 600
@@ -47,7 +48,7 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True):
     sid: str
     #: Who is charged and shown: an organisation, or the user's own. None in tokens that an older auth has made.
     tid: TenantId | None = None
-    #: Of `shared.access`, with spaces between (RFC 9068 §2.2.3).
+    #: Of `shared.access.access_table`, with spaces between (RFC 9068 §2.2.3).
     scope: str = ""
     jti: str
     iat: int

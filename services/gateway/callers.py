@@ -15,8 +15,9 @@ import msgspec
 
 from services.gateway import mesh
 from services.gateway.caller_cache import CallerCache
-from shared import credentials, errors
+from shared import errors
 from shared.api import auth
+from shared.identity import credentials
 from shared.telemetry import logs
 from shared.telemetry.instruments import AuthFailure
 from shared.types import Credential, ModelName

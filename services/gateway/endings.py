@@ -5,7 +5,7 @@ from prometheus_client import Counter
 from services.gateway.money.request_row import RequestRow
 from shared import errors
 from shared.telemetry import Metrics
-from shared.telemetry.answers import MAX_MODELS, OTHER
+from shared.telemetry.answer_metrics import MAX_MODELS, OTHER
 from shared.types import ModelName
 
 #: For codes that only a newer peer knows: a peer may say anything, and each would be a series.

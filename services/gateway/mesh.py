@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
-from shared.directory import Entry
+from shared.discovery.directory import DirectoryEntry
 from shared.types import Credential, NodeId, Role
 
 Item_co = TypeVar("Item_co", covariant=True)
@@ -51,10 +51,10 @@ class Rpc(Protocol):
 
 
 class Directory(Protocol):
-    """As shared.directory.Directory."""
+    """As shared.discovery.directory.Directory."""
 
-    def entries(self, role: Role | None = None) -> Sequence[Entry]: ...
+    def entries(self, role: Role | None = None) -> Sequence[DirectoryEntry]: ...
 
-    def usable(self, role: Role) -> Sequence[Entry]: ...
+    def usable(self, role: Role) -> Sequence[DirectoryEntry]: ...
 
-    def watch(self, watcher: Callable[[Entry], None]) -> None: ...
+    def watch(self, watcher: Callable[[DirectoryEntry], None]) -> None: ...

@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import Mapping
 
 from services.gateway import mesh
-from shared import directory, errors
+from shared import errors
 from shared.api import inference
 from shared.api.gateway import LoadOnWorker, ModelPlace, ModelPlaces, UnloadOnWorkers
 from shared.api.inference import ModelStatus
-from shared.directory import Entry
+from shared.discovery import directory
+from shared.discovery.directory import DirectoryEntry
 from shared.telemetry import logs
 from shared.types import ModelName, NodeId, Role
 
@@ -49,22 +50,22 @@ class ModelOrders:
             asked = [tasks.create_task(self._told(worker, order, seconds)) for worker in workers]
         return ModelPlaces(tuple(task.result() for task in asked))
 
-    async def _load(self, worker: Entry, order: inference.LoadModel, seconds: float) -> ModelPlace:
+    async def _load(self, worker: DirectoryEntry, order: inference.LoadModel, seconds: float) -> ModelPlace:
         status = await self._rpc.call(inference.load_model, order, to=worker.node, deadline_seconds=seconds)
         return _place(worker.node, status)
 
-    async def _unload(self, worker: Entry, order: inference.UnloadModel, seconds: float) -> ModelPlace:
+    async def _unload(self, worker: DirectoryEntry, order: inference.UnloadModel, seconds: float) -> ModelPlace:
         status = await self._rpc.call(inference.unload_model, order, to=worker.node, deadline_seconds=seconds)
         return _place(worker.node, status)
 
-    async def _told(self, worker: Entry, order: inference.UnloadModel, seconds: float) -> ModelPlace:
+    async def _told(self, worker: DirectoryEntry, order: inference.UnloadModel, seconds: float) -> ModelPlace:
         """One worker that refuses keeps no other from obeying."""
         try:
             return await self._unload(worker, order, seconds)
         except errors.AimeshError as error:
             return ModelPlace(worker.node, order.model_id, "", error.message)
 
-    def _find(self, asked: ModelName, beginning: NodeId | None) -> tuple[ModelName, list[Entry]]:
+    def _find(self, asked: ModelName, beginning: NodeId | None) -> tuple[ModelName, list[DirectoryEntry]]:
         """The model by its name or alias, and the workers that have it, in whatever state: one that failed is loaded by asking
         for it. Raises UnknownModel or NotFound."""
         alive = [entry for entry in self._nodes.entries(Role.WORKER) if entry.alive and not entry.announcement.draining]
@@ -83,7 +84,7 @@ class ModelOrders:
         return model, meant
 
 
-def _has(worker: Entry, model: ModelName) -> bool:
+def _has(worker: DirectoryEntry, model: ModelName) -> bool:
     return any(offer.name == model for offer in worker.announcement.models)
 
 

@@ -3,9 +3,9 @@
 from services.gateway.placing import strikes
 from services.gateway.placing.dispatch import Dispatch
 from shared.api.gateway import NodeRow
-from shared.directory import Entry
+from shared.discovery.directory import DirectoryEntry
 from shared.node import Node
-from shared.telemetry.metrics import version
+from shared.telemetry.metrics_registry import version
 from shared.types import SERVICE_NAMES, Role
 
 
@@ -36,7 +36,7 @@ def _own_row(node: Node, running: int) -> NodeRow:
     )
 
 
-def _row(node: Node, dispatch: Dispatch, entry: Entry) -> NodeRow:
+def _row(node: Node, dispatch: Dispatch, entry: DirectoryEntry) -> NodeRow:
     said = entry.announcement
     seconds = node.roads.round_trip_seconds(entry.node)
     # Only we know whom we keep away; the mesh does not.

@@ -10,7 +10,7 @@ from services.gateway.money.ledger import Held
 from services.gateway.placing.claims import Claim
 from shared import context
 from shared.api.generation import Usage
-from shared.directory import Entry
+from shared.discovery.directory import DirectoryEntry
 from shared.types import MicroCredits, ModelName, RequestId
 
 
@@ -47,7 +47,7 @@ class Ongoing(ABC):
         #: Nobody can get the answer, because it is too large for the way that it was asked by.
         self.undeliverable = False
         #: Who runs it; None until that is decided, and where nobody has to.
-        self.worker: Entry | None = None
+        self.worker: DirectoryEntry | None = None
 
     def runs_on(self, claim: Claim) -> None:
         """Told for each worker that it is given to."""

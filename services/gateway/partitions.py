@@ -1,6 +1,6 @@
 """Adds partitions of the gateway's growing tables ahead of time, and drops those of the request log that are too old."""
 
-from shared import database
+from shared.stores import database
 from shared.telemetry import Metrics, logs
 
 #: Four weeks of the request log and a month of the ledger, so that a gateway may be away for long.

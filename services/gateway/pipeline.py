@@ -34,14 +34,14 @@ from services.gateway.relaying.relay import Relay, Said
 from services.gateway.repeats import cache_keys
 from services.gateway.repeats.response_cache import ResponseCache
 from services.gateway.running import Running
-from shared import errors, tracing
+from shared import errors
 from shared.api import events, inference
 from shared.api.auth import Principal
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, Usage
 from shared.spans import REQUEST_ID
-from shared.telemetry import Metrics, logs
-from shared.telemetry.answers import Answer, GatewayAnswers
+from shared.telemetry import Metrics, logs, tracing
+from shared.telemetry.answer_metrics import GatewayAnswers, MeasuredAnswer
 from shared.types import MicroCredits, ModelName, RequestStatus, Role
 
 #: Of an answer whose caller names no number, where the model has room for as many: a whole page, and a bounded price.
@@ -306,7 +306,7 @@ class Pipeline:
         return written
 
     def _count(self, row: RequestRow, running: Ongoing) -> None:
-        answer = Answer(
+        answer = MeasuredAnswer(
             operation="chat" if isinstance(running, Running) else "embeddings",
             method=running.method,
             model=row.model_used,

@@ -53,7 +53,7 @@ class Running(Ongoing):
                 self._generation = answer
                 self._prompt_tokens = answer.usage.prompt_tokens
                 continue
-            if isinstance(answer, inference.Accepted):
+            if isinstance(answer, inference.PromptAccepted):
                 self._prompt_tokens = answer.prompt_tokens
                 continue
             self._tokens += len(answer.token_ids)

@@ -62,19 +62,21 @@ from services.gateway.upkeep import UpkeepJob
 from services.gateway.usage_reports import UsageReports
 from services.gateway.usage_store import UsageStore
 from services.gateway.workers import Presence
-from shared import access, context, errors, file_lock
-from shared.access import Permission
+from shared import context, errors
+from shared.access import access_table
+from shared.access.access_table import Permission
 from shared.api import auth, embedding, gateway
 from shared.api import ledger as ledgers
 from shared.api.gateway import Check
 from shared.api.method import Nothing
 from shared.api.usage import UserUsage
-from shared.cache import Cache
-from shared.directory import Entry
-from shared.node import Node, web_hop
-from shared.rpc import Call, StreamCall, serves
-from shared.rpc.gate import Gate, Visitor
-from shared.rpc.telling import Telling
+from shared.discovery.directory import DirectoryEntry
+from shared.node import Node, client_address
+from shared.rpc import RpcCall, StreamCall, serves
+from shared.rpc.audit_reporting import AuditReporting
+from shared.rpc.authorization import Authorizer, CallerIdentity
+from shared.stores import file_lock
+from shared.stores.cache import Cache
 from shared.types import Credential, ModelName, RequestId, Role, TenantId, UserId
 
 
@@ -134,8 +136,8 @@ class GatewayService:
             aliases=settings.model_aliases,
             count_refusal=lambda reason: auth_failures.labels(reason=reason).inc(),
         )
-        self.telling = Telling(node.rpc)
-        node.dispatcher.gate = Gate(self.callers.identify, self._on_refusal)
+        self.telling = AuditReporting(node.rpc)
+        node.dispatcher.gate = Authorizer(self.callers.identify, self._on_refusal)
         parts = Parts(
             quotas=self._quotas,
             ledger=opened.ledger,
@@ -218,7 +220,7 @@ class GatewayService:
         """Tell the mesh of each that comes and goes."""
         presence = Presence()
 
-        def tell(entry: Entry) -> None:
+        def tell(entry: DirectoryEntry) -> None:
             if event := presence.changed(entry, datetime.now(UTC)):
                 self._node.publish(event)
 
@@ -233,8 +235,8 @@ class GatewayService:
             database, cache = tasks.create_task(self._store.check()), tasks.create_task(self._cache.check())
         return database.result(), cache.result(), Check("auth", auth_there, detail)
 
-    def asgi(self) -> web_hop.BehindWeb:
-        return web_hop.BehindWeb(self._http, self._web_hop_secret)
+    def asgi(self) -> client_address.ClientAddress:
+        return client_address.ClientAddress(self._http, self._web_hop_secret)
 
     def _http_app(self) -> HttpApp:
         seconds = self._seconds
@@ -256,7 +258,7 @@ class GatewayService:
             traces=self._node.traces,
         )
 
-    def _on_refusal(self, method: str, _visitor: Visitor, principal: auth.Principal | None, error: errors.AimeshError) -> None:
+    def _on_refusal(self, method: str, _visitor: CallerIdentity, principal: auth.Principal | None, error: errors.AimeshError) -> None:
         self.telling.refused(method, principal, "", error)
 
     # --- inference ----------------------------------------------------------------------------------------------------
@@ -285,7 +287,7 @@ class GatewayService:
         return answer.result
 
     @serves(gateway.cancel_inference)
-    async def cancel_inference(self, request: gateway.CancelInference, call: Call) -> Nothing:
+    async def cancel_inference(self, request: gateway.CancelInference, call: RpcCall) -> Nothing:
         await self._idempotency.cancel(call.principal.tenant_id, request.idempotency_key)
         return Nothing()
 
@@ -302,35 +304,35 @@ class GatewayService:
     # --- what there is ------------------------------------------------------------------------------------------------
 
     @serves(gateway.get_service_health)
-    async def get_service_health(self, _request: gateway.GetServiceHealth, _call: Call) -> gateway.ServiceHealth:
+    async def get_service_health(self, _request: gateway.GetServiceHealth, _call: RpcCall) -> gateway.ServiceHealth:
         checks = await self.checks()
         workers = self._node.directory.usable(Role.WORKER)
         healthy = all(check.ok for check in checks) and bool(workers)
         return gateway.ServiceHealth("healthy" if healthy else "degraded", checks, len(workers), self._served(), self._dispatch.in_flight)
 
     @serves(gateway.list_models)
-    async def list_models(self, _request: gateway.ListModels, call: Call) -> gateway.ServedModels:
+    async def list_models(self, _request: gateway.ListModels, call: RpcCall) -> gateway.ServedModels:
         caller = None if call.credential is None else await self.callers.identify(call.credential)
         return gateway.ServedModels(self._catalogue(caller))
 
     @serves(gateway.load_model)
-    async def load_model(self, request: gateway.LoadOnWorker, call: Call) -> gateway.ModelPlaces:
+    async def load_model(self, request: gateway.LoadOnWorker, call: RpcCall) -> gateway.ModelPlaces:
         places = await self._model_orders.load(request, call.remaining_seconds())
         self.telling.act("model.load", call.principal, target=request.model, worker=str(request.worker or ""))
         return places
 
     @serves(gateway.unload_model)
-    async def unload_model(self, request: gateway.UnloadOnWorkers, call: Call) -> gateway.ModelPlaces:
+    async def unload_model(self, request: gateway.UnloadOnWorkers, call: RpcCall) -> gateway.ModelPlaces:
         places = await self._model_orders.unload(request, call.remaining_seconds())
         self.telling.act("model.unload", call.principal, target=request.model, worker=str(request.worker or ""))
         return places
 
     @serves(gateway.list_nodes)
-    async def list_nodes(self, _request: gateway.ListNodes, call: Call) -> gateway.NodeRows:
+    async def list_nodes(self, _request: gateway.ListNodes, call: RpcCall) -> gateway.NodeRows:
         return gateway.NodeRows(node_rows.of_mesh(self._node, self._dispatch))
 
     @serves(gateway.pardon_node)
-    async def pardon_node(self, request: gateway.PardonNode, call: Call) -> gateway.PardonedNode:
+    async def pardon_node(self, request: gateway.PardonNode, call: RpcCall) -> gateway.PardonedNode:
         node = await self._quarantine.pardon(request.node)
         self.telling.act("node.pardon", call.principal, target=node)
         return gateway.PardonedNode(node)
@@ -347,10 +349,10 @@ class GatewayService:
     # --- what somebody may use, and did use ---------------------------------------------------------------------------
 
     @serves(gateway.get_user_quota)
-    async def get_user_quota(self, request: gateway.GetUserQuota, call: Call) -> gateway.UserQuota:
+    async def get_user_quota(self, request: gateway.GetUserQuota, call: RpcCall) -> gateway.UserQuota:
         principal = call.principal
         if request.user_id is not None and request.user_id != principal.user_id:
-            if not access.may(principal, Permission.EVERYTHING):
+            if not access_table.may(principal, Permission.EVERYTHING):
                 raise errors.NotAllowed("only an admin may read another user's quota", hint="leave userId out to read your own")
             principal = await self._other(request.user_id, call.credential)
         found = await self._quotas.look(principal, lambda model: admission.is_open(principal, model))
@@ -368,28 +370,28 @@ class GatewayService:
         )
 
     @serves(gateway.read_usage)
-    async def read_usage(self, request: gateway.ReadUsage, _call: Call) -> UserUsage:
+    async def read_usage(self, request: gateway.ReadUsage, _call: RpcCall) -> UserUsage:
         """Only auth may call this, and has checked whose usage it is."""
         return await self._store.read_usage(request.tenant_id)
 
     # --- money --------------------------------------------------------------------------------------------------------
 
     @serves(ledgers.read_account)
-    async def read_account(self, request: ledgers.ReadAccount, call: Call) -> ledgers.Account:
+    async def read_account(self, request: ledgers.ReadAccount, call: RpcCall) -> ledgers.Account:
         return await self._books.read_account(call.principal, request, call.credential)
 
     @serves(ledgers.top_up)
-    async def top_up(self, request: ledgers.TopUp, call: Call) -> ledgers.Account:
+    async def top_up(self, request: ledgers.TopUp, call: RpcCall) -> ledgers.Account:
         moved = await self._books.top_up(call.principal, request, call.credential)
         self.telling.act("credits.move", call.principal, target=moved.owner, micro=str(request.amount_micro), note=request.note)
         return moved.account
 
     @serves(ledgers.list_prices)
-    async def list_prices(self, request: ledgers.ListPrices, call: Call) -> ledgers.ModelPrices:
+    async def list_prices(self, request: ledgers.ListPrices, call: RpcCall) -> ledgers.ModelPrices:
         return await self._books.list_prices(request)
 
     @serves(ledgers.set_price)
-    async def set_price(self, request: ledgers.SetPrice, call: Call) -> ledgers.ModelPrices:
+    async def set_price(self, request: ledgers.SetPrice, call: RpcCall) -> ledgers.ModelPrices:
         prices = await self._books.set_price(call.principal, request)
         self.telling.act(
             "price.set", call.principal, target=request.price.model or "default", price=msgspec.json.encode(request.price).decode()
@@ -397,13 +399,13 @@ class GatewayService:
         return prices
 
     @serves(ledgers.revert_request)
-    async def revert_request(self, request: ledgers.RevertRequest, call: Call) -> ledgers.Account:
+    async def revert_request(self, request: ledgers.RevertRequest, call: RpcCall) -> ledgers.Account:
         account = await self._books.revert(call.principal, request, call.credential)
         self.telling.act("credits.revert", call.principal, target=request.request_id, note=request.note)
         return account
 
     @serves(ledgers.verify_ledger)
-    async def verify_ledger(self, request: ledgers.VerifyLedger, call: Call) -> ledgers.LedgerReport:
+    async def verify_ledger(self, request: ledgers.VerifyLedger, call: RpcCall) -> ledgers.LedgerReport:
         return await self._ledger.verify(full=request.full)
 
     async def _other(self, user_id: UserId, credential: Credential | None) -> auth.Principal:

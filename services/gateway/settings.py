@@ -14,7 +14,7 @@ from services.gateway.limiting.tiers import Plan
 from shared import node
 from shared.api.ledger import MICRO
 from shared.config import Port, Variable
-from shared.node import web_hop
+from shared.node import client_address
 from shared.types import ModelName, Tier
 
 _NUMBERS = ", ".join(tiers.NUMBERS)
@@ -45,7 +45,7 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
     request_log_days: Annotated[
         int, Meta(ge=1, le=36500), Variable("REQUEST_LOG_DAYS", "days that rows of the request log are kept; the sums of each day stay")
     ] = 90
-    web_hop_secret: web_hop.Secret = None
+    web_hop_secret: client_address.Secret = None
     default_rate_limit: Annotated[
         Annotated[int, Meta(ge=1)] | None,
         Variable("DEFAULT_RATE_LIMIT", f"requests per hour of a user of the free tier, 100 without it; {_OLD_RATE_LIMIT} TIER_FREE"),

@@ -3,7 +3,7 @@
 from services.gateway.settings import GatewaySettings
 from shared.api import service_settings as api
 from shared.node.shown_settings import shown
-from shared.rpc import Call, serves
+from shared.rpc import RpcCall, serves
 
 
 class GatewayShown:
@@ -11,11 +11,11 @@ class GatewayShown:
         self._settings = settings
 
     @serves(api.gateway_settings)
-    async def get_settings(self, request: api.GetSettings, call: Call) -> api.ShownSettings:
+    async def get_settings(self, request: api.GetSettings, call: RpcCall) -> api.ShownSettings:
         return shown(self._settings)
 
     @serves(api.list_tiers)
-    async def list_tiers(self, request: api.ListTiers, call: Call) -> api.Tiers:
+    async def list_tiers(self, request: api.ListTiers, call: RpcCall) -> api.Tiers:
         return api.Tiers(
             tuple(
                 api.TierTerms(

@@ -8,9 +8,9 @@ import msgspec
 
 from services.gateway.money.recorder import RowsRefused
 from services.gateway.money.request_row import RequestRow
-from shared import database
 from shared.api.gateway import Check
-from shared.api.usage import UsageDay, UserUsage
+from shared.api.usage import DailyUsage, UserUsage
+from shared.stores import database
 from shared.types import TenantId, UserId
 
 
@@ -52,7 +52,7 @@ class Store:
             request_count=total["request_count"],
             tokens_used=total["tokens_used"],
             days=tuple(
-                UsageDay(day["date"], day["api_key_id"], day["request_count"], day["tokens_used"], day["cost_micro"]) for day in days
+                DailyUsage(day["date"], day["api_key_id"], day["request_count"], day["tokens_used"], day["cost_micro"]) for day in days
             ),
             cost_micro=total["cost_micro"],
         )

@@ -5,7 +5,8 @@ import time
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
 
-from shared import database, errors
+from shared import errors
+from shared.stores import database
 from shared.telemetry import Metrics, logs
 
 #: A job runs for at most a twentieth of the time, unless a round takes longer than three minutes.

@@ -6,13 +6,14 @@ import msgspec
 
 from services.gateway import usage_store
 from services.gateway.usage_store import UsageStore
-from shared import access, errors
-from shared.access import Permission
+from shared import errors
+from shared.access import access_table
+from shared.access.access_table import Permission
 from shared.api import usage_report
 from shared.api.auth import Principal
 from shared.api.method import Nothing
-from shared.api.usage_report import Bucket, GetUsageReport, LoggedRequests, UsageBucket, UsageReport, UsageSum
-from shared.rpc import Call, StreamCall, serves
+from shared.api.usage_report import Bucket, GetUsageReport, LoggedRequests, UsageBucket, UsageSum, UsageSummary
+from shared.rpc import RpcCall, StreamCall, serves
 from shared.telemetry import logs
 from shared.types import RequestId, TenantId
 
@@ -32,17 +33,17 @@ class UsageReports:
         self._days = request_log_days
 
     @serves(usage_report.get_usage_report)
-    async def get_usage_report(self, request: GetUsageReport, call: Call) -> UsageReport:
+    async def get_usage_report(self, request: GetUsageReport, call: RpcCall) -> UsageSummary:
         starts = buckets(request)
-        if request.everybody and not access.may(call.principal, Permission.EVERYTHING):
+        if request.everybody and not access_table.may(call.principal, Permission.EVERYTHING):
             raise errors.NotAllowed("only an administrator sees what everybody used", hint="leave everybody out to see your own")
         sums = await self._store.sums(None if request.everybody else _subject(call.principal, request.tenant_id), request)
         found = {bucket.at: bucket.sum for bucket in sums.buckets}
         each = tuple(UsageBucket(at, found.get(at, UsageSum())) for at in starts)
-        return UsageReport(sums.total, each, sums.models, sums.keys)
+        return UsageSummary(sums.total, each, sums.models, sums.keys)
 
     @serves(usage_report.list_requests)
-    async def list_requests(self, request: usage_report.ListRequests, call: Call) -> LoggedRequests:
+    async def list_requests(self, request: usage_report.ListRequests, call: RpcCall) -> LoggedRequests:
         return LoggedRequests(await self.requests(call.principal, request))
 
     async def requests(self, caller: Principal, asked: usage_report.ListRequests) -> tuple[usage_report.LoggedRequest, ...]:
@@ -60,7 +61,7 @@ class UsageReports:
         return Nothing()
 
     @serves(usage_report.give_feedback)
-    async def give_feedback(self, request: usage_report.GiveFeedback, call: Call) -> Nothing:
+    async def give_feedback(self, request: usage_report.GiveFeedback, call: RpcCall) -> Nothing:
         await self.rate(call.principal, request.request_id, request.rating)
         return Nothing()
 
@@ -106,6 +107,6 @@ def _moment(field: str, at: datetime) -> datetime:
 
 
 def _subject(caller: Principal, tenant: TenantId | None) -> TenantId:
-    if tenant is None or tenant == caller.tenant_id or access.may(caller, Permission.EVERYTHING):
+    if tenant is None or tenant == caller.tenant_id or access_table.may(caller, Permission.EVERYTHING):
         return tenant or caller.tenant_id
     raise errors.NotAllowed("that is another's", hint="leave tenantId out to mean your own; only an administrator may name others")

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from shared import database
 from shared.api.usage_report import GetUsageReport, ListRequests, LoggedRequest, UsageBucket, UsageOfKey, UsageOfModel, UsageSum
+from shared.stores import database
 from shared.types import KeyId, MicroCredits, ModelName, RequestId, RequestStatus, TenantId, UserId
 
 _FIRST = UUID(int=0)
@@ -43,7 +43,7 @@ class UsageStore:
         """A few more than asked for where the last of them have one time: who goes on ``before`` that time misses none."""
         status = None if asked.status is None else asked.status.value
 
-        async def newest(before: datetime | None, most: int) -> list[database.Record]:
+        async def newest(before: datetime | None, most: int) -> list[database.DatabaseRow]:
             return await transaction.rows("list_requests", tenant, before, status, asked.model, asked.key_id, most)
 
         async with self._database.bound(tenant) as transaction:
@@ -92,12 +92,12 @@ async def _sums(transaction: database.Transaction, time: tuple[TenantId | None, 
     )
 
 
-def _of_model(row: database.Record, thumbs: database.Record | None) -> UsageOfModel:
+def _of_model(row: database.DatabaseRow, thumbs: database.DatabaseRow | None) -> UsageOfModel:
     up, down = (0, 0) if thumbs is None else (thumbs["up"], thumbs["down"])
     return UsageOfModel(ModelName(row["model_used"]), _sum(row), up, down)
 
 
-def _sum(row: database.Record) -> UsageSum:
+def _sum(row: database.DatabaseRow) -> UsageSum:
     return UsageSum(
         requests=row["requests"],
         errors=row["errors"],
@@ -110,7 +110,7 @@ def _sum(row: database.Record) -> UsageSum:
     )
 
 
-def _logged(row: database.Record) -> LoggedRequest:
+def _logged(row: database.DatabaseRow) -> LoggedRequest:
     return LoggedRequest(
         id=RequestId(row["id"]),
         created_at=row["created_at"],

@@ -3,7 +3,7 @@
 from datetime import datetime
 
 from shared.api import events
-from shared.directory import Entry
+from shared.discovery.directory import DirectoryEntry
 from shared.types import NodeId, Role
 
 
@@ -13,7 +13,7 @@ class Presence:
     def __init__(self) -> None:
         self._alive: set[NodeId] = set()
 
-    def changed(self, entry: Entry, now: datetime) -> events.WorkerJoined | events.WorkerLost | None:
+    def changed(self, entry: DirectoryEntry, now: datetime) -> events.WorkerJoined | events.WorkerLeft | None:
         """What to publish; None for a change that is neither a coming nor a going."""
         if entry.role is not Role.WORKER or entry.alive == (entry.node in self._alive):
             return None
@@ -21,4 +21,4 @@ class Presence:
             self._alive.add(entry.node)
             return events.WorkerJoined(at=now, node=entry.node, models=tuple(offer.name for offer in entry.announcement.models))
         self._alive.remove(entry.node)
-        return events.WorkerLost(at=now, node=entry.node, why=entry.why_gone)
+        return events.WorkerLeft(at=now, node=entry.node, why=entry.why_gone)

@@ -14,7 +14,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from shared import private_file
+from shared.identity import private_file
 from shared.telemetry import logs
 
 log = logs.get()

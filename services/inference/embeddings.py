@@ -6,10 +6,10 @@ from services.inference.backends.embedding import Embeds, VectorSink
 from shared import errors, telemetry
 from shared.api import embedding
 from shared.api.embedding import Embedded, Vectors
-from shared.api.inference import Accepted
+from shared.api.inference import PromptAccepted
 from shared.rpc import StreamCall
 from shared.telemetry import logs
-from shared.telemetry.answers import WorkerAnswers
+from shared.telemetry.answer_metrics import WorkerAnswers
 from shared.types import ModelName
 
 log = logs.get()
@@ -41,4 +41,4 @@ class MeshVectorSink:
         self.send = stream.send
 
     def accept(self, prompt_tokens: int | None) -> None:
-        self._stream.accept(None if prompt_tokens is None else Accepted(prompt_tokens))
+        self._stream.accept(None if prompt_tokens is None else PromptAccepted(prompt_tokens))

@@ -12,13 +12,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-from shared import directory, private_file
 from shared.api import worker_status
 from shared.api.gateway import Check
 from shared.api.inference import SERVED, ModelStatus
 from shared.api.worker_status import Reached, WorkerStatus
-from shared.directory import Directory
-from shared.trust import Trust
+from shared.discovery import directory
+from shared.discovery.directory import Directory
+from shared.identity import private_file
+from shared.identity.trust import Trust
 from shared.types import MeshName, NodeId, Role
 
 LOOK_SECONDS = 1.0
@@ -214,7 +215,7 @@ def survey(node: Narrated, statuses: tuple[ModelStatus, ...], *, is_paused: bool
     )
 
 
-def _reached(node: Narrated, entry: directory.Entry) -> Reached:
+def _reached(node: Narrated, entry: directory.DirectoryEntry) -> Reached:
     seconds = node.roads.round_trip_seconds(entry.node)
     return Reached(entry.role, entry.node, entry.path, None if seconds is None else seconds * 1000)
 

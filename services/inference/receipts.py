@@ -19,10 +19,11 @@ from pathlib import Path
 import msgspec
 
 from services.inference.backends.backend import Sink
-from shared import errors, identity, private_file
+from shared import errors
 from shared.api import inference
 from shared.api.generation import Generation
 from shared.api.inference import Receipt, SignedReceipt
+from shared.identity import node_keys, private_file
 from shared.telemetry import logs
 from shared.types import RequestId
 
@@ -116,7 +117,7 @@ class Receipts:
     def __init__(
         self,
         file: Path | None,
-        key: identity.NodeKey,
+        key: node_keys.NodeKey,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         clock: Callable[[], float] = time.monotonic,
         *,

@@ -17,14 +17,16 @@ from services.inference.gathering import Gathered
 from services.inference.pause import WHY, Pause
 from services.inference.receipts import Receipts
 from services.inference.settings import InferenceSettings
-from shared import directory, errors, file_lock, spans, telemetry, tracing
+from shared import errors, spans, telemetry
 from shared.api import embedding, inference
 from shared.api.gateway import Check
 from shared.api.generation import ChatMessage, Generation, Sampling, Usage
 from shared.api.inference import Chunk, ModelStatus
-from shared.rpc import Call, StreamCall, serves
-from shared.telemetry import logs
-from shared.telemetry.answers import WorkerAnswers
+from shared.discovery import directory
+from shared.rpc import RpcCall, StreamCall, serves
+from shared.stores import file_lock
+from shared.telemetry import logs, tracing
+from shared.telemetry.answer_metrics import WorkerAnswers
 from shared.types import ModelName, Role
 
 log = logs.get()
@@ -37,7 +39,7 @@ class Offering(narration.Narrated, Protocol):
     #: Whose tasks end with the node.
     tasks: asyncio.TaskGroup
 
-    def offer(self, *, models: tuple[directory.ModelOffer, ...], load: directory.Load, not_ready: str = "") -> None: ...
+    def offer(self, *, models: tuple[directory.ModelOffer, ...], load: directory.WorkerLoad, not_ready: str = "") -> None: ...
 
 
 class Board:
@@ -57,7 +59,7 @@ class Board:
         ready = [status for status in statuses if status.state in inference.SERVED]
         self._node.offer(
             models=tuple(_offer(name, status) for status in statuses for name in (status.model_id, *status.aliases)),
-            load=directory.Load(
+            load=directory.WorkerLoad(
                 slots=sum(status.slots for status in ready),
                 running=sum(status.running for status in statuses),
                 queued=sum(status.queued for status in statuses),
@@ -165,7 +167,7 @@ class InferenceService:
         return generation
 
     @serves(inference.read_receipts)
-    async def read_receipts(self, request: inference.ReadReceipts, call: Call) -> inference.Receipts:
+    async def read_receipts(self, request: inference.ReadReceipts, call: RpcCall) -> inference.Receipts:
         return inference.Receipts(self._receipts.read(request.request_ids))
 
     @serves(embedding.embed)
@@ -175,20 +177,20 @@ class InferenceService:
         return await embeddings.run(self._backend, model, request, embeddings.MeshVectorSink(stream), self._metrics)
 
     @serves(inference.list_available_models)
-    async def list_available_models(self, request: inference.ListAvailableModels, call: Call) -> inference.AvailableModels:
+    async def list_available_models(self, request: inference.ListAvailableModels, call: RpcCall) -> inference.AvailableModels:
         return inference.AvailableModels(self._backend.models())
 
     @serves(inference.get_model_status)
-    async def get_model_status(self, request: inference.GetModelStatus, call: Call) -> ModelStatus:
+    async def get_model_status(self, request: inference.GetModelStatus, call: RpcCall) -> ModelStatus:
         return self._status(request.model_id)
 
     @serves(inference.load_model)
-    async def load_model(self, request: inference.LoadModel, call: Call) -> ModelStatus:
+    async def load_model(self, request: inference.LoadModel, call: RpcCall) -> ModelStatus:
         loader, model = self._loader(), self._status(request.model_id).model_id
         return await loader.load(model, pin=request.pin)
 
     @serves(inference.unload_model)
-    async def unload_model(self, request: inference.UnloadModel, call: Call) -> ModelStatus:
+    async def unload_model(self, request: inference.UnloadModel, call: RpcCall) -> ModelStatus:
         loader, model = self._loader(), self._status(request.model_id).model_id
         return await loader.unload(model)
 
@@ -270,7 +272,7 @@ class _MeshSink:
         self.send = stream.send
 
     def accept(self, prompt_tokens: int | None) -> None:
-        self._stream.accept(None if prompt_tokens is None else inference.Accepted(prompt_tokens))
+        self._stream.accept(None if prompt_tokens is None else inference.PromptAccepted(prompt_tokens))
 
 
 class _TimedSink:

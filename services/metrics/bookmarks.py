@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, Generic, TypeVar
 
 from shared import errors
-from shared.rings import Reading
+from shared.telemetry.ring_buffer import RingReading
 from shared.types import NodeId
 
 _MOST_NODES: Final = 2_000
@@ -20,7 +20,7 @@ class Bookmarks(Generic[T]):
         #: 0 where a node was not read before.
         self._after: dict[NodeId, int] = {}
 
-    async def read(self, node: NodeId, ask: Callable[[int], Awaitable[Reading[T]]]) -> Reading[T]:
+    async def read(self, node: NodeId, ask: Callable[[int], Awaitable[RingReading[T]]]) -> RingReading[T]:
         """All that is new there, as far as it answers; ``ask`` reads from a number on."""
         if node not in self._after and len(self._after) >= _MOST_NODES:
             # Those that are still there tell what they have once more.
@@ -38,4 +38,4 @@ class Bookmarks(Generic[T]):
             lost += max(0, found.lost)
             if len(found.items) < self._page:
                 break
-        return Reading(tuple(items), self._after.get(node, 0), lost)
+        return RingReading(tuple(items), self._after.get(node, 0), lost)

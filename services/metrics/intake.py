@@ -7,7 +7,7 @@ from shared import errors
 from shared.api import metrics as api
 from shared.api.gateway import Check
 from shared.api.method import Nothing
-from shared.rpc import Call, serves
+from shared.rpc import RpcCall, serves
 from shared.telemetry import logs
 from shared.telemetry.instruments import node_label
 from shared.types import SERVICE_NAMES
@@ -30,7 +30,7 @@ class Intake:
         return Check("recorded metrics", ok=not refused, detail=detail, needed=False)
 
     @serves(api.record_metric)
-    async def record_metric(self, request: api.RecordMetric, call: Call) -> Nothing:
+    async def record_metric(self, request: api.RecordMetric, call: RpcCall) -> Nothing:
         who, now = _who(call), datetime.now(UTC)
         try:
             self._recorded.record(request, who, now)
@@ -40,7 +40,7 @@ class Intake:
         return Nothing()
 
     @serves(api.record_metrics)
-    async def record_metrics(self, request: api.RecordMetrics, call: Call) -> api.RecordedMetrics:
+    async def record_metrics(self, request: api.RecordMetrics, call: RpcCall) -> api.RecordedMetrics:
         who, now = _who(call), datetime.now(UTC)
         batch = self._recorded.record_all(request.samples, who, now)
         if batch.refused:
@@ -57,6 +57,6 @@ class Intake:
             _log.warning("recorded metrics have no room for more series", first=self._recorded.first_refused)
 
 
-def _who(call: Call) -> Who:
+def _who(call: RpcCall) -> Who:
     """An operator is no service of the mesh, and has no metrics of its own."""
     return SERVICE_NAMES.get(call.caller.role, str(call.caller.role)), node_label(call.caller.node)

@@ -7,19 +7,19 @@ from typing import Any, Final
 from services.metrics.bookmarks import Bookmarks
 from services.metrics.otlp.log_records import LogLine
 from services.metrics.otlp.outbox import Outbox
-from shared import directory
 from shared import node as nodes
 from shared.api import node as node_api
-from shared.rings import Reading
-from shared.telemetry import kept_lines
+from shared.discovery import directory
+from shared.telemetry import log_buffer
 from shared.telemetry.instruments import node_label
+from shared.telemetry.ring_buffer import RingReading
 from shared.types import SERVICE_NAMES, Role
 
 EVERY_SECONDS: Final = 2.0
 NODE_DEADLINE_SECONDS: Final = 2.0
 
 #: Asks every live node at the same time.
-Each = Callable[[Callable[[directory.Entry], Coroutine[Any, Any, None]]], Awaitable[Sequence[None]]]
+Each = Callable[[Callable[[directory.DirectoryEntry], Coroutine[Any, Any, None]]], Awaitable[Sequence[None]]]
 
 
 class LogCollector:
@@ -27,7 +27,7 @@ class LogCollector:
         self._node = node
         self._each = each
         self._outbox = outbox
-        self._read: Bookmarks[str] = Bookmarks(page=kept_lines.MAX_READ, most_readings=5)
+        self._read: Bookmarks[str] = Bookmarks(page=log_buffer.MAX_READ, most_readings=5)
         self._own_after = 0
 
     async def run(self) -> None:
@@ -38,19 +38,19 @@ class LogCollector:
             await asyncio.sleep(EVERY_SECONDS)
 
     def _look_at_own(self) -> None:
-        batch = kept_lines.read(self._own_after)
+        batch = log_buffer.read(self._own_after)
         self._own_after = batch.next
         label = node_label(self._node.id)
         self._outbox.put([LogLine(self._node.service_name, label, text) for text in batch.items])
 
-    async def _look(self, entry: directory.Entry) -> None:
+    async def _look(self, entry: directory.DirectoryEntry) -> None:
         if entry.role is Role.WORKER:
             return
 
-        async def ask(after: int) -> Reading[str]:
+        async def ask(after: int) -> RingReading[str]:
             asked = node_api.ReadLogs(after)
             answer = await self._node.rpc.call(node_api.read_logs, asked, to=entry.node, deadline_seconds=NODE_DEADLINE_SECONDS)
-            return Reading(answer.lines, answer.next, answer.lost)
+            return RingReading(answer.lines, answer.next, answer.lost)
 
         found = await self._read.read(entry.node, ask)
         if found.lost:

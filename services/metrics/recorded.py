@@ -16,7 +16,7 @@ from services.metrics.refusals import Refusals
 from shared import errors
 from shared.api.metrics import RecordMetric
 from shared.telemetry import instruments
-from shared.telemetry.instrument import Instrument, Kind
+from shared.telemetry.instrument import Instrument, InstrumentKind
 
 #: All of them together live in memory and in every scrape.
 MAX_SERIES: Final = 1_000
@@ -36,7 +36,7 @@ _LABEL_NAME: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 _RESERVED_LABELS: Final = frozenset({"le", "quantile"})
 _LIST: Final[Mapping[str, Instrument]] = {one.name: one for one in instruments.ALL}
 _PARTS: Final = frozenset(
-    one.name + suffix for one in instruments.ALL if one.kind is Kind.HISTOGRAM for suffix in ("_bucket", "_sum", "_count")
+    one.name + suffix for one in instruments.ALL if one.kind is InstrumentKind.HISTOGRAM for suffix in ("_bucket", "_sum", "_count")
 )
 
 _Labels = tuple[tuple[str, str], ...]
@@ -177,7 +177,7 @@ def _check_value(name: str, value: float) -> None:
 
 
 def _check_instrument(instrument: Instrument, labels: Mapping[str, str]) -> None:
-    if instrument.kind is Kind.HISTOGRAM:
+    if instrument.kind is InstrumentKind.HISTOGRAM:
         raise errors.BadRequest(
             f"metricName: {instrument.name} is a histogram, which cannot be recorded", hint="record a counter or a gauge"
         )

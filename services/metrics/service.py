@@ -23,11 +23,11 @@ from shared import errors
 from shared import node as nodes
 from shared.api import metrics as api
 from shared.api.gateway import Check
-from shared.api.metrics import TextFormat
+from shared.api.metrics import MetricsTextFormat
 from shared.frames import wire
-from shared.rpc import Call, serves
-from shared.rpc.telling import Telling
-from shared.telemetry import formats
+from shared.rpc import RpcCall, serves
+from shared.rpc.audit_reporting import AuditReporting
+from shared.telemetry import text_formats
 from shared.types import Role
 
 #: How exactly a component's `since` is known when nobody asks.
@@ -58,7 +58,7 @@ class MetricsService:
     async def open(cls, settings: MetricsSettings, node: nodes.Node) -> AsyncIterator["MetricsService"]:
         """Raises BadSettings if PROMETHEUS_PORT cannot be listened on."""
         service = cls(node, settings)
-        telling = Telling(node.rpc)
+        telling = AuditReporting(node.rpc)
         node.dispatcher.gate = people.gate(node.rpc, telling)
         async with AsyncExitStack() as stack:
             if settings.otlp_endpoint:
@@ -93,24 +93,24 @@ class MetricsService:
     def asgi(self) -> None:
         """It has no pages; /metrics on its port is `metrics_text`."""
 
-    async def metrics_text(self, form: TextFormat = TextFormat.PROMETHEUS) -> str:
+    async def metrics_text(self, form: MetricsTextFormat = MetricsTextFormat.PROMETHEUS) -> str:
         """The metrics of the whole mesh; the node serves them at /metrics in place of its own."""
         return (await self._survey.metrics.get()).text(form)
 
     # --- handlers ---------------------------------------------------------------------------------------------------
 
     @serves(api.get_metrics)
-    async def get_metrics(self, request: api.GetMetrics, call: Call) -> api.MetricsText:
+    async def get_metrics(self, request: api.GetMetrics, call: RpcCall) -> api.MetricsText:
         text = await self.metrics_text(request.format)
         if len(text.encode()) > MAX_TEXT_BYTES:
             raise errors.TooLarge(
                 f"the metrics of this mesh are over {MAX_TEXT_BYTES} bytes, more than an RPC answer may have",
                 hint="read them by HTTP, at /metrics on METRICS_SERVICE_PORT or PROMETHEUS_PORT",
             )
-        return api.MetricsText(content_type=formats.CONTENT_TYPES[request.format], text=text)
+        return api.MetricsText(content_type=text_formats.CONTENT_TYPES[request.format], text=text)
 
     @serves(api.get_system_health)
-    async def get_system_health(self, request: api.GetSystemHealth, call: Call) -> api.SystemHealth:
+    async def get_system_health(self, request: api.GetSystemHealth, call: RpcCall) -> api.SystemHealth:
         return await self._survey.health.get()
 
     # --- in the background --------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from msgspec import Meta
 from services.metrics.otlp import endpoint
 from shared import node
 from shared.config import Port, Variable
-from shared.mail import address
+from shared.mail import email_address
 
 #: An hour of mails to all of them finds room where mails wait for a mail server that is away.
 MOST_MAILED = 5
@@ -80,7 +80,7 @@ class MetricsSettings(node.NodeSettings, frozen=True, kw_only=True):
     def _mistakes_of_mail(self) -> Iterator[str]:
         """No address is quoted: what is said here stands in the log."""
         for place, to in enumerate(self.alert_mail_to, start=1):
-            if not address.may_be_email(to):
+            if not email_address.may_be_email(to):
                 yield f"ALERT_MAIL_TO: number {place} is no address such as ops@example.org; say them with commas between"
         if len(self.alert_mail_to) > MOST_MAILED:
             yield f"ALERT_MAIL_TO: {len(self.alert_mail_to)} addresses, at most {MOST_MAILED}; more people are a list of your mail server's"

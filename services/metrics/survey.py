@@ -15,14 +15,14 @@ from services.metrics.alarms import samples
 from services.metrics.alarms.attendance import Attendance
 from services.metrics.recorded import Recorded
 from services.metrics.tally import Tally
-from shared import directory as directories
 from shared import errors
 from shared import node as nodes
 from shared.api import node as node_api
 from shared.api.gateway import Check
-from shared.api.metrics import ComponentHealth, NodeView, SystemHealth, TextFormat
+from shared.api.metrics import ComponentHealth, MetricsTextFormat, NodeView, SystemHealth
+from shared.discovery import directory as directories
 from shared.telemetry import instruments
-from shared.telemetry.metrics import version
+from shared.telemetry.metrics_registry import version
 from shared.types import SERVICE_NAMES, NodeId, Role
 
 NODE_DEADLINE_SECONDS = 2.0
@@ -40,14 +40,14 @@ class MeshMetrics:
 
     def __init__(self, merged: prometheus.Merged) -> None:
         self._merged = merged
-        self._texts: dict[TextFormat, str] = {}
+        self._texts: dict[MetricsTextFormat, str] = {}
 
-    def text(self, form: TextFormat) -> str:
+    def text(self, form: MetricsTextFormat) -> str:
         if form not in self._texts:
             match form:
-                case TextFormat.PROMETHEUS:
+                case MetricsTextFormat.PROMETHEUS:
                     self._texts[form] = prometheus.render(self._merged)
-                case TextFormat.OPENMETRICS:
+                case MetricsTextFormat.OPENMETRICS:
                     self._texts[form] = openmetrics.render(self._merged, _KNOWN)
         return self._texts[form]
 
@@ -104,7 +104,7 @@ class Survey:
         self._signs.take(samples.read(found.text_of(signs.FAMILIES), dict.fromkeys(signs.SERIES, ())), datetime.now(UTC))
         return found
 
-    async def _read_metrics(self, entry: directories.Entry) -> prometheus.Source | None:
+    async def _read_metrics(self, entry: directories.DirectoryEntry) -> prometheus.Source | None:
         try:
             async with self._asking:
                 answer = await self._node.rpc.call(
@@ -149,12 +149,12 @@ class Survey:
         own = NodeView(self._node.id, SERVICE_NAMES[Role.METRICS], "self", None, alive=True, since=self._node.started_at, why_not="")
         return (own, *(self._view_of(entry) for entry in self._known()))
 
-    def _view_of(self, entry: directories.Entry) -> NodeView:
+    def _view_of(self, entry: directories.DirectoryEntry) -> NodeView:
         seconds = self._node.roads.round_trip_seconds(entry.node)
         milliseconds = None if seconds is None else round(seconds * 1000, 3)
         return NodeView(entry.node, SERVICE_NAMES[entry.role], entry.path, milliseconds, entry.alive, entry.since, entry.why_not)
 
-    async def _read_health(self, entry: directories.Entry) -> health.NodeFact:
+    async def _read_health(self, entry: directories.DirectoryEntry) -> health.NodeFact:
         try:
             async with self._asking:
                 answer = await self._node.rpc.call(
@@ -175,7 +175,7 @@ class Survey:
             path="self",
         )
 
-    def _fact(self, entry: directories.Entry, *, checks: tuple[Check, ...] = (), no_answer: str = "") -> health.NodeFact:
+    def _fact(self, entry: directories.DirectoryEntry, *, checks: tuple[Check, ...] = (), no_answer: str = "") -> health.NodeFact:
         return health.NodeFact(
             role=entry.role,
             label=instruments.node_label(entry.node),
@@ -199,7 +199,7 @@ class Survey:
 
     # --- nodes ------------------------------------------------------------------------------------------------------
 
-    def _known(self) -> list[directories.Entry]:
+    def _known(self) -> list[directories.DirectoryEntry]:
         """The nodes that can be asked, and those that are missed: no clients, and no metrics service, which none other may speak to."""
         asked = {one.node: one for one in self._node.directory.entries() if one.role in SERVICE_NAMES and one.role is not Role.METRICS}
         self._attendance.look(asked.values(), self._node.roads.is_revoked, datetime.now(UTC))
@@ -207,7 +207,7 @@ class Survey:
         unseen = {node: entry for node, entry in self._attendance.missed().items() if node not in asked or not asked[node].path}
         return [*{**asked, **unseen}.values()]
 
-    async def each(self, ask: Callable[[directories.Entry], Coroutine[object, object, T]]) -> Sequence[T]:
+    async def each(self, ask: Callable[[directories.DirectoryEntry], Coroutine[object, object, T]]) -> Sequence[T]:
         """Ask all live nodes at the same time; ``ask`` turns a failure into an answer of its own."""
         async with asyncio.TaskGroup() as tasks:
             asked = [tasks.create_task(ask(entry)) for entry in self._known() if entry.alive]

@@ -25,7 +25,7 @@ class Tally:
         match event:
             case events.RequestCompleted():
                 self._completed(event, now)
-            case events.UserRegistered() | events.KeyCreated() | events.KeyRevoked() | events.WorkerJoined() | events.WorkerLost():
+            case events.UserRegistered() | events.KeyCreated() | events.KeyRevoked() | events.WorkerJoined() | events.WorkerLeft():
                 pass
             case _:
                 assert_never(event)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from enum import Enum
 
 from shared import errors
-from shared.api.auth import Session
+from shared.api.auth import LoginSession
 from shared.types import UserRole
 
 
@@ -64,7 +64,7 @@ def who_may(path: str) -> Who:
     raise ValueError(f"{path} has no row in services/web/access.py; add one")
 
 
-def check(who: Who, session: Session) -> None:
+def check(who: Who, session: LoginSession) -> None:
     """Raise NotAllowed unless the session may open the page."""
     allowed = {Who.ADMIN: {UserRole.ADMIN}, Who.NODE_OWNER: {UserRole.ADMIN, UserRole.NODE_OWNER}}.get(who)
     if allowed is not None and session.user.role not in allowed:

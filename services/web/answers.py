@@ -1,7 +1,7 @@
 """Stream one model answer to the playground, as the events that the page's script reads.
 
-The request runs with the user's credential. If a gateway fails, another one resumes the answer (shared/rpc/lasting.py). Closing the
-stream early stops the worker.
+The request runs with the user's credential. If a gateway fails, another one resumes the answer (shared/rpc/resumable_stream.py). Closing
+the stream early stops the worker.
 """
 
 import random
@@ -18,7 +18,7 @@ from services.web.events import event
 from shared import amounts, errors
 from shared.api.gateway import InferenceRequest, InferenceResult, ProcessInferenceRequest
 from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
-from shared.rpc.lasting import Asking
+from shared.rpc.resumable_stream import StreamRequest
 from shared.types import Credential, FinishReason, NodeId, RequestId
 
 #: Long enough for a worker to load its model and write a long answer. Users can press Stop.
@@ -57,7 +57,7 @@ class Failed(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class InTheNameOf:
-    """A caller bound to one user's credential, as ``Asking`` needs it."""
+    """A caller bound to one user's credential, as ``StreamRequest`` needs it."""
 
     caller: Caller
     credential: Credential
@@ -86,7 +86,7 @@ def events(
 
 
 async def _events(way: InTheNameOf, asked: ProcessInferenceRequest, room: AbstractContextManager[None]) -> AsyncGenerator[bytes]:
-    asking = Asking(way, random.Random())  # noqa: S311 - spreads load
+    asking = StreamRequest(way, random.Random())  # noqa: S311 - spreads load
     try:
         with room:
             async with asking.ask(asked, seconds=_SECONDS, lost=lambda _began: None) as answer:

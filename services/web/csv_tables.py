@@ -5,10 +5,10 @@ import io
 from collections.abc import Iterable, Mapping
 from datetime import UTC
 
-from shared import amounts, business_lines
-from shared.api.business import By
+from shared import amounts, business_report_rows
+from shared.api.business import BusinessGrouping
 from shared.api.usage_report import LoggedRequest, UsageBucket
-from shared.business_lines import Line
+from shared.business_report_rows import ReportLine
 from shared.types import KeyId
 
 #: Litestar adds the charset.
@@ -41,9 +41,9 @@ def request_rows(requests: Iterable[LoggedRequest], key_names: Mapping[KeyId, st
     return _written(_request(request, key_names) for request in requests)
 
 
-def business(by: By, lines: Iterable[Line]) -> bytes:
+def business(by: BusinessGrouping, lines: Iterable[ReportLine]) -> bytes:
     """Return the report without a total row, which a spreadsheet would count twice."""
-    return _written((business_lines.head(by), *(business_lines.cells(line) for line in lines)))
+    return _written((business_report_rows.head(by), *(business_report_rows.cells(line) for line in lines)))
 
 
 def _day(bucket: UsageBucket) -> tuple[Cell, ...]:

@@ -9,8 +9,8 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from services.web import headers, passthrough
-from shared import context, errors, tracing
-from shared.telemetry import Metrics
+from shared import context, errors
+from shared.telemetry import Metrics, tracing
 from shared.telemetry.exemplars import Exemplars
 
 #: The parameter types in a route pattern.

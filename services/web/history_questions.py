@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
-from shared.api.history import MOST_LINES, By, GetHistory
+from shared.api.history import MOST_LINES, GetHistory, HistoryGrouping
 
 
 class Span(StrEnum):
@@ -88,12 +88,12 @@ _NAMES: Mapping[Question, tuple[str, ...]] = {
     Question.TOGETHER: tuple(OF_MACHINE.values()),
     **{question: (name,) for question, name in OF_MACHINE.items()},
 }
-_BY: Mapping[Question, tuple[By, ...]] = {
-    Question.SERVICES: (By.SERVICE,),
-    Question.MODELS: (By.MODEL,),
-    Question.MACHINES: (By.SERVICE, By.NODE),
-    Question.TOGETHER: (By.SERVICE,),
-    **dict.fromkeys(OF_MACHINE, (By.SERVICE, By.NODE)),
+_BY: Mapping[Question, tuple[HistoryGrouping, ...]] = {
+    Question.SERVICES: (HistoryGrouping.SERVICE,),
+    Question.MODELS: (HistoryGrouping.MODEL,),
+    Question.MACHINES: (HistoryGrouping.SERVICE, HistoryGrouping.NODE),
+    Question.TOGETHER: (HistoryGrouping.SERVICE,),
+    **dict.fromkeys(OF_MACHINE, (HistoryGrouping.SERVICE, HistoryGrouping.NODE)),
 }
 #: Queries restricted to one node on the page of a node.
 _OF_ONE = frozenset({Question.ROUND_TRIPS, Question.MACHINES, *OF_MACHINE})

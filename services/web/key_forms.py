@@ -7,8 +7,8 @@ import msgspec
 
 from services.web import forms
 from shared import amounts, errors
-from shared.access import ROLES, Permission
-from shared.api.auth import GenerateApiKey, KeyBounds, KeyKind, KeyLimits
+from shared.access.access_table import ROLES, Permission
+from shared.api.auth import ApiKeyLimits, GenerateApiKey, KeyBounds, KeyKind
 from shared.types import MicroCredits, ModelName, UserRole
 
 
@@ -83,9 +83,9 @@ def read_request(form: NewKeyForm) -> GenerateApiKey:
     )
 
 
-def read_limits(form: NewKeyForm) -> KeyLimits:
+def read_limits(form: NewKeyForm) -> ApiKeyLimits:
     """Return the optional limits of a new key. Raises BadRequest."""
-    return KeyLimits(
+    return ApiKeyLimits(
         requests_per_hour=forms.read_limit(form.requests_per_hour, "requests per hour"),
         requests_per_minute=forms.read_limit(form.requests_per_minute, "requests per minute"),
         tokens_per_minute=forms.read_limit(form.tokens_per_minute, "tokens per minute"),

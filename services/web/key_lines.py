@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from shared.access import Permission
-from shared.api.auth import ApiKey, KeyKind, KeyLimits
+from shared.access.access_table import Permission
+from shared.api.auth import ApiKey, ApiKeyLimits, KeyKind
 
 #: Keys that expire within this time are highlighted.
 _SOON = timedelta(days=7)
@@ -35,7 +35,7 @@ class KeyLine:
     #: Its permissions, and its model and network restrictions.
     may: str
     bounds: tuple[str, ...]
-    limits: KeyLimits
+    limits: ApiKeyLimits
     created_at: datetime
     last_used_at: datetime | None
     expires_at: datetime | None

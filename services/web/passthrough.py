@@ -16,7 +16,7 @@ from litestar.types import HTTPScope, Message, Receive, Send
 from services.web import problems
 from services.web.headers import Header
 from shared import context, errors
-from shared.node import web_hop
+from shared.node import client_address
 
 CONNECT_SECONDS = 3.0
 #: Retry a failed connection once: nothing has been sent, and the delay may have been ours.
@@ -39,7 +39,7 @@ _HOP_BY_HOP = frozenset(
     | {b"te", b"trailer", b"transfer-encoding", b"upgrade"}
 )
 #: Headers that web sets itself or must not leak.
-_NOT_FORWARDED = frozenset({b"cookie", b"forwarded", b"host", b"traceparent", b"x-real-ip", web_hop.SECRET})
+_NOT_FORWARDED = frozenset({b"cookie", b"forwarded", b"host", b"traceparent", b"x-real-ip", client_address.SECRET})
 #: Our server adds its own date and name, and the gateway must not set cookies for web.
 _NOT_RETURNED = frozenset({b"date", b"server", b"set-cookie"})
 
@@ -173,7 +173,7 @@ def _forwarded(scope: HTTPScope, hop_secret: str | None) -> list[Header]:
     host = next((value for name, value in scope["headers"] if name == b"host"), b"")
     client = scope["client"]
     # Replace the headers: client-supplied values are untrusted, and uvicorn has already resolved trusted proxies.
-    headers += web_hop.headers(hop_secret, None if client is None else client[0], scope["scheme"])
+    headers += client_address.headers(hop_secret, None if client is None else client[0], scope["scheme"])
     headers.append((b"x-forwarded-host", host))
     if (current := context.current.get()) is not None:
         headers.append((b"traceparent", current.traceparent.encode()))

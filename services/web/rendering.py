@@ -12,7 +12,7 @@ from services.web import assets, usage_chart
 from services.web.assets import Assets
 from services.web.banner import Banner
 from shared import errors
-from shared.api.auth import KeyLimits
+from shared.api.auth import ApiKeyLimits
 from shared.types import UserRole
 
 _PACKAGE = Path(__file__).parent
@@ -99,7 +99,7 @@ def _number(value: int) -> str:
     return f"{value:,}"
 
 
-def _limits(limits: KeyLimits) -> str:
+def _limits(limits: ApiKeyLimits) -> str:
     """Format the limits that are set; empty for none."""
     numbers = {
         "{} / h": limits.requests_per_hour,

@@ -4,14 +4,20 @@ from dataclasses import dataclass
 
 from services.web import usage_chart
 from services.web.usage_chart import NOTHING, number
-from shared import business_lines
-from shared.api.business import BusinessReport, BusinessRow, BusinessSum, By, NewAccounts
-from shared.business_lines import Line
+from shared import business_report_rows
+from shared.api.business import BusinessGrouping, BusinessReport, BusinessRow, BusinessSum, NewAccounts
+from shared.business_report_rows import ReportLine as Line
 
 #: Grouping -> its label in the switch; and as the heading of the first column.
-CHOICES = {By.DAY: "Day", By.MODEL: "Model", By.USER: "User", By.OWNER: "Owner", By.LABEL: "Labels"}
-HEADS = CHOICES | {By.OWNER: "Node owner", By.LABEL: "Node labels"}
-_NAMELESS = {By.MODEL: "No model", By.OWNER: "No owner or node", By.LABEL: "No labels or node"}
+CHOICES = {
+    BusinessGrouping.DAY: "Day",
+    BusinessGrouping.MODEL: "Model",
+    BusinessGrouping.USER: "User",
+    BusinessGrouping.OWNER: "Owner",
+    BusinessGrouping.LABEL: "Labels",
+}
+HEADS = CHOICES | {BusinessGrouping.OWNER: "Node owner", BusinessGrouping.LABEL: "Node labels"}
+_NAMELESS = {BusinessGrouping.MODEL: "No model", BusinessGrouping.OWNER: "No owner or node", BusinessGrouping.LABEL: "No labels or node"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +55,7 @@ class WholeLine:
     liked_detail: str
 
 
-def rows(report: BusinessReport, shown: tuple[Line, ...], by: By) -> tuple[ReportLine, ...]:
+def rows(report: BusinessReport, shown: tuple[Line, ...], by: BusinessGrouping) -> tuple[ReportLine, ...]:
     """Return the rows. ``shown`` has the report's rows with their names."""
     return tuple(_row(row, line.name or _NAMELESS.get(by, NOTHING), by) for row, line in zip(report.rows, shown, strict=True))
 
@@ -63,23 +69,23 @@ def whole(report: BusinessReport, new: NewAccounts | None) -> WholeLine:
     rated = total_.thumbs_up + total_.thumbs_down
     back = f", {usage_chart.cost(report.given_back_micro)} refunded" if report.given_back_micro else ""
     return WholeLine(
-        revenue=usage_chart.cost(business_lines.revenue(report)),
+        revenue=usage_chart.cost(business_report_rows.revenue(report)),
         revenue_detail=f"credits{back}",
         active=number(active.month),
         active_detail=f"in 30 days; {number(active.week)} in 7, {number(active.day)} in 24 hours, {number(active.hour)} in the last hour",
-        new=NOTHING if new is None else number(business_lines.registered(new)),
-        new_detail="" if new is None else f"and {_counted(business_lines.keys_made(new), 'key')} created",
+        new=NOTHING if new is None else number(business_report_rows.registered(new)),
+        new_detail="" if new is None else f"and {_counted(business_report_rows.keys_made(new), 'key')} created",
         liked=f"{100 * total_.thumbs_up / rated:.0f} %" if rated else NOTHING,
         liked_detail=f"{number(total_.thumbs_up)} of {number(rated)} ratings" if rated else "no ratings yet",
     )
 
 
-def _row(row: BusinessRow, name: str, by: By) -> ReportLine:
-    return _texts(name, f"/admin/users/{row.name}" if by in (By.USER, By.OWNER) and row.name else "", row.sum)
+def _row(row: BusinessRow, name: str, by: BusinessGrouping) -> ReportLine:
+    return _texts(name, f"/admin/users/{row.name}" if by in (BusinessGrouping.USER, BusinessGrouping.OWNER) and row.name else "", row.sum)
 
 
 def _texts(name: str, page: str, one: BusinessSum) -> ReportLine:
-    speed = business_lines.tokens_per_second(one)
+    speed = business_report_rows.tokens_per_second(one)
     failed = one.failed + one.timed_out
     details = [f"{number(failed)} failed"] if failed else []
     details += [f"{number(one.limited)} rate limited"] if one.limited else []
@@ -102,7 +108,7 @@ def _texts(name: str, page: str, one: BusinessSum) -> ReportLine:
 
 
 def _each(one: BusinessSum, count: int, what: str) -> str:
-    share = business_lines.each(one.cost_micro, count)
+    share = business_report_rows.each(one.cost_micro, count)
     return f"{usage_chart.cost(share)} {what}" if share else ""
 
 

@@ -22,7 +22,7 @@ _TOKEN = re.compile(r"[0-9A-Za-z._~+/=-]{16,512}")
 
 @dataclass(frozen=True, slots=True)
 class _Remembered:
-    session: auth.Session
+    session: auth.LoginSession
     until: float
 
 
@@ -34,7 +34,7 @@ class Sessions:
         self._clock = clock
         self._remembered: OrderedDict[bytes, _Remembered] = OrderedDict()
 
-    async def find(self, token: str | None) -> auth.Session | None:
+    async def find(self, token: str | None) -> auth.LoginSession | None:
         """Return the session with a fresh access token, or None if it does not exist. Raises PeerError while auth is down."""
         if token is None or not _TOKEN.fullmatch(token):
             return None
@@ -53,7 +53,7 @@ class Sessions:
     def forget(self, token: str) -> None:
         self._remembered.pop(_key_of(token), None)
 
-    def _remember(self, key: bytes, session: auth.Session) -> None:
+    def _remember(self, key: bytes, session: auth.LoginSession) -> None:
         seconds = min(REMEMBERED_SECONDS, float(session.expires_in))
         self._remembered[key] = _Remembered(session, self._clock() + seconds)
         while len(self._remembered) > REMEMBERED_SESSIONS:

@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from shared import node
 from shared.config import Port, Variable
-from shared.node import web_hop
+from shared.node import client_address
 
 #: 256 random bits are at least this long in base64 or hex.
 MIN_SECRET_CHARACTERS = 32
@@ -27,7 +27,7 @@ class WebSettings(node.PublicNodeSettings, frozen=True, kw_only=True):
     gateway_url: Annotated[str, Variable("GATEWAY_URL", "the URL of the gateway's HTTP server; web forwards /api, /v1 and /docs to it")] = (
         "http://127.0.0.1:3002"
     )
-    web_hop_secret: web_hop.Secret = None
+    web_hop_secret: client_address.Secret = None
     gateway_ca_file: Annotated[
         Path | None,
         Variable("GATEWAY_CA_FILE", "the CA of the gateway's certificate, if GATEWAY_URL is https and the CA is not public"),

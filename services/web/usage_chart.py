@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from shared import amounts
-from shared.api.usage_report import Bucket, GetUsageReport, UsageBucket, UsageReport, UsageSum
+from shared.api.usage_report import Bucket, GetUsageReport, UsageBucket, UsageSum, UsageSummary
 
 #: Shown for missing values.
 NOTHING = "–"
@@ -125,7 +125,7 @@ def read_span(text: str) -> Span:
     return Span(text) if text in set(Span) else Span.MONTH
 
 
-def draw(report: UsageReport, measure: Measure, bucket: Bucket) -> Chart:
+def draw(report: UsageSummary, measure: Measure, bucket: Bucket) -> Chart:
     rest = [column for other, columns in _COLUMNS.items() if other is not measure for column in columns]
     return Chart(measure, (*_COLUMNS[measure], *rest), lines(report.buckets, bucket))
 

@@ -24,7 +24,7 @@ from services.web.settings import WebSettings
 from shared import addresses, errors
 from shared.api import accounts, auth
 from shared.api.method import Method, Reply, Request
-from shared.turns import Turns
+from shared.timing.admission_semaphore import AdmissionSemaphore
 from shared.types import UserRole
 
 HttpRequest = LitestarRequest[None, None, State]
@@ -82,8 +82,8 @@ class Site:
     runbooks: Mapping[str, str] = field(default_factory=runbooks.load)
     lookout: Lookout = field(default_factory=lambda: Lookout(time.monotonic))
     #: Limits concurrent registrations and sign-ins, so that a burst of them does not slow other requests.
-    passwords: Turns = field(
-        default_factory=lambda: Turns(8, of_one=4, seconds=20, refusal="too many users are signing in; try again in a moment")
+    passwords: AdmissionSemaphore = field(
+        default_factory=lambda: AdmissionSemaphore(8, of_one=4, seconds=20, refusal="too many users are signing in; try again in a moment")
     )
 
 
@@ -94,7 +94,7 @@ class Visit:
     site: Site
     request: HttpRequest
     #: None if nobody is signed in, or the session was not looked up.
-    session: auth.Session | None = None
+    session: auth.LoginSession | None = None
     #: Says how the user can confirm a sensitive action; None until needed, or if auth is down.
     account: accounts.OwnAccount | None = None
     #: The submitted form fields, once they are read.
@@ -125,12 +125,12 @@ class Visit:
         return self.request.cookies.get(self._cookie_name("browser"), "")
 
     @property
-    def person(self) -> auth.Session:
+    def person(self) -> auth.LoginSession:
         """Return the session, on a page that requires one."""
         assert self.session is not None, "services/web/access.py allows anonymous access to this page"
         return self.session
 
-    async def find_session(self) -> auth.Session | None:
+    async def find_session(self) -> auth.LoginSession | None:
         """Look up the session, for a public page. Raises PeerError while auth is down."""
         if self.session is None:
             self.session = await self.site.sessions.find(self.session_token)
@@ -183,13 +183,13 @@ class Visit:
         except errors.PeerError:
             return None
 
-    def client(self) -> auth.Client:
+    def client(self) -> auth.ClientFacts:
         """Return the browser's address and user agent."""
         seen = self.request.scope.get("client")
         agent = "".join(letter for letter in self.request.headers.get("user-agent", "") if letter.isprintable())
-        return auth.Client(seen[0] if seen else "", agent[:_LONGEST_AGENT])
+        return auth.ClientFacts(seen[0] if seen else "", agent[:_LONGEST_AGENT])
 
-    def sign_in(self, session: auth.Session) -> None:
+    def sign_in(self, session: auth.LoginSession) -> None:
         """Set the cookies of a new session, replacing any previous one."""
         if self.session_token is not None:
             self.site.sessions.forget(self.session_token)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import msgspec
 
-from shared.api.auth import PEOPLE, Client, Session, SessionKind, User
+from shared.api.auth import PEOPLE, ClientFacts, LoginSession, SessionKind, User
 from shared.api.method import Body, Method, Nothing
 from shared.types import ModelName, Role, TenantId
 
@@ -57,7 +57,7 @@ class RequestPasswordReset(Body, frozen=True):
 
     name: Text
     #: From where, as web and the gateway see it: so many of one address are enough.
-    client: Client = Client()
+    client: ClientFacts = ClientFacts()
 
 
 class ResetPassword(Body, frozen=True):
@@ -93,7 +93,7 @@ class RecoveryCodes(Body, frozen=True, omit_defaults=False):
 
     codes: tuple[str, ...]
     #: The login that set up what it lacked goes on with this one.
-    session: Session | None = None
+    session: LoginSession | None = None
 
 
 class DisableMfa(Body, frozen=True):
@@ -115,7 +115,7 @@ class OpenSession(Body, frozen=True, omit_defaults=False):
     kind: SessionKind
     opened_at: datetime
     last_used_at: datetime
-    client: Client
+    client: ClientFacts
     #: The one that asks.
     is_this: bool
 
@@ -156,12 +156,12 @@ class FinishOidc(Body, frozen=True):
     error: Text | None = None
     #: As it came, RFC 9207; None where the provider sends none.
     issuer: str | None = None
-    client: Client = Client()
+    client: ClientFacts = ClientFacts()
 
 
 class OidcEnd(Body, frozen=True, omit_defaults=False):
     #: None where an account was linked.
-    session: Session | None
+    session: LoginSession | None
     then: str
 
 
@@ -235,4 +235,4 @@ leave_oidc = Method("auth.leaveOidc", LeaveOidc, LeftOidc, callers={Role.WEB})
 get_sign_in_options = Method("auth.getSignInOptions", GetSignInOptions, SignInOptions, callers=PEOPLE)
 list_oidc_links = Method("auth.listOidcLinks", ListOidcLinks, OidcLinks, callers=PEOPLE)
 remove_oidc_link = Method("auth.removeOidcLink", RemoveOidcLink, Nothing, callers=PEOPLE)
-switch_organisation = Method("auth.switchOrganisation", SwitchTeam, Session, callers=PEOPLE)
+switch_organisation = Method("auth.switchOrganisation", SwitchTeam, LoginSession, callers=PEOPLE)

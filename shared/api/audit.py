@@ -17,7 +17,7 @@ class Result(StrEnum):
     FAILED = "failed"
 
 
-class Act(Body, frozen=True, omit_defaults=False):
+class AuditedAct(Body, frozen=True, omit_defaults=False):
     """What happened, as the service that saw it tells it."""
 
     at: datetime
@@ -42,14 +42,14 @@ class Act(Body, frozen=True, omit_defaults=False):
 class RecordActs(Body, frozen=True):
     """By the other services; at most 200 at once."""
 
-    acts: Annotated[tuple[Act, ...], msgspec.Meta(max_length=200)]
+    acts: Annotated[tuple[AuditedAct, ...], msgspec.Meta(max_length=200)]
 
 
 class AuditRow(Body, frozen=True, omit_defaults=False):
     #: `house`, or a tenant's id.
     chain: str
     sequence: int
-    act: Act
+    act: AuditedAct
     actor_name: str
     #: In hex.
     hash: str

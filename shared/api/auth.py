@@ -51,7 +51,7 @@ class SessionKind(StrEnum):
     BROWSER = "browser"
 
 
-class Client(Body, frozen=True):
+class ClientFacts(Body, frozen=True):
     """Where somebody comes from, for the list of one's sessions and for what an address may do; as the door says that it saw it."""
 
     address: str = ""
@@ -61,7 +61,7 @@ class Client(Body, frozen=True):
 
 class RegisterUser(Body, frozen=True):
     user_data: UserData
-    client: Client = Client()
+    client: ClientFacts = ClientFacts()
     #: The code of an open invitation to the e-mail address: with it its addressee may register where registration is closed.
     invitation: str | None = None
 
@@ -69,7 +69,7 @@ class RegisterUser(Body, frozen=True):
 class LoginUser(Body, frozen=True):
     credentials: Credentials
     kind: SessionKind = SessionKind.PROGRAM
-    client: Client = Client()
+    client: ClientFacts = ClientFacts()
     #: The ``browser`` of an earlier session of this browser; empty where it has none.
     browser: str = ""
 
@@ -84,7 +84,7 @@ class Step(StrEnum):
     SET_UP_MFA = "set_up_mfa"
 
 
-class Session(Body, frozen=True, omit_defaults=False):
+class LoginSession(Body, frozen=True, omit_defaults=False):
     #: A JWT, good for ``expires_in`` seconds, to be sent as `Authorization: Bearer …`.
     access_token: Credential
     expires_in: int
@@ -133,7 +133,7 @@ class LogoutUser(Body, frozen=True):
     session_token: str
 
 
-class KeyLimits(Body, frozen=True, omit_defaults=False):
+class ApiKeyLimits(Body, frozen=True, omit_defaults=False):
     """What one key may use, besides what its user may; None is no limit of its own. The tightest limit holds."""
 
     requests_per_hour: int | None = None
@@ -159,7 +159,8 @@ class KeyKind(StrEnum):
 class KeyBounds(Body, frozen=True, omit_defaults=False):
     """What a key may be used for and from where; its limits are apart."""
 
-    #: Of ``shared.access.Permission``; at most those of who makes it. Empty in a request: what is usual for a new key. Empty in a stored
+    #: Of ``shared.access.access_table.Permission``; at most those of who makes it. Empty in a request: what is usual for a new key. Empty
+    #: in a stored
     #: key: all that its kind may have of its owner's.
     scopes: tuple[str, ...] = ()
     #: Only these; empty for all that its owner may use.
@@ -178,7 +179,7 @@ class GenerateApiKey(Body, frozen=True):
 
     name: str = "default"
     user_id: UserId | None = None
-    limits: KeyLimits = KeyLimits()
+    limits: ApiKeyLimits = ApiKeyLimits()
     kind: KeyKind = KeyKind.LIVE
     bounds: KeyBounds = KeyBounds()
     #: 0 for a key that never expires; None for what is usual for its kind.
@@ -199,7 +200,7 @@ class ApiKey(Body, frozen=True):
     is_active: bool
     created_at: datetime
     last_used_at: datetime | None = None
-    limits: KeyLimits = KeyLimits()
+    limits: ApiKeyLimits = ApiKeyLimits()
     kind: KeyKind = KeyKind.LIVE
     bounds: KeyBounds = KeyBounds()
     #: None for never.
@@ -224,7 +225,7 @@ class RenameApiKey(Body, frozen=True):
     name: str
 
 
-class NewApiKey(Body, frozen=True):
+class CreatedApiKey(Body, frozen=True):
     """The only message that ever carries a whole key."""
 
     api_key: Credential
@@ -265,10 +266,10 @@ class Principal(Body, frozen=True):
     key_id: KeyId | None = None
     key_name: str | None = None
     #: Of the key; none where the credential is an access token.
-    key_limits: KeyLimits = KeyLimits()
+    key_limits: ApiKeyLimits = ApiKeyLimits()
     #: The organisation that it acts for; None for the user's own.
     team_id: TenantId | None = None
-    #: Of the key: see ``shared.access``; None for a login, which may do all that its user may.
+    #: Of the key: see ``shared.access.access_table``; None for a login, which may do all that its user may.
     scopes: tuple[str, ...] | None = None
     #: Of the key: only these, where there are any.
     models: tuple[ModelName, ...] = ()
@@ -393,20 +394,20 @@ class LoginLink(Body, frozen=True):
 
 class RedeemLoginLink(Body, frozen=True):
     token: str
-    client: Client = Client()
+    client: ClientFacts = ClientFacts()
 
 
 register_user = Method("auth.registerUser", RegisterUser, User, callers=PEOPLE)
-login_user = Method("auth.loginUser", LoginUser, Session, callers=PEOPLE)
-refresh_session = Method("auth.refreshSession", RefreshSession, Session, callers=PEOPLE)
-resume_session = Method("auth.resumeSession", ResumeSession, Session, callers={Role.WEB})
-confirm_login = Method("auth.confirmLogin", ConfirmLogin, Session, callers=PEOPLE)
+login_user = Method("auth.loginUser", LoginUser, LoginSession, callers=PEOPLE)
+refresh_session = Method("auth.refreshSession", RefreshSession, LoginSession, callers=PEOPLE)
+resume_session = Method("auth.resumeSession", ResumeSession, LoginSession, callers={Role.WEB})
+confirm_login = Method("auth.confirmLogin", ConfirmLogin, LoginSession, callers=PEOPLE)
 confirm_again = Method("auth.confirmAgain", ConfirmAgain, Nothing, callers=PEOPLE)
 logout_user = Method("auth.logoutUser", LogoutUser, Nothing, callers=PEOPLE)
 create_login_link = Method("auth.createLoginLink", CreateLoginLink, LoginLink, callers={Role.CLIENT})
-redeem_login_link = Method("auth.redeemLoginLink", RedeemLoginLink, Session, callers={Role.WEB})
-generate_api_key = Method("auth.generateApiKey", GenerateApiKey, NewApiKey, callers=PEOPLE)
-rotate_api_key = Method("auth.rotateApiKey", RotateApiKey, NewApiKey, callers=PEOPLE)
+redeem_login_link = Method("auth.redeemLoginLink", RedeemLoginLink, LoginSession, callers={Role.WEB})
+generate_api_key = Method("auth.generateApiKey", GenerateApiKey, CreatedApiKey, callers=PEOPLE)
+rotate_api_key = Method("auth.rotateApiKey", RotateApiKey, CreatedApiKey, callers=PEOPLE)
 rename_api_key = Method("auth.renameApiKey", RenameApiKey, ApiKey, callers=PEOPLE)
 list_api_keys = Method("auth.listApiKeys", ListApiKeys, ApiKeys, callers=PEOPLE)
 revoke_api_key = Method("auth.revokeApiKey", RevokeApiKey, ApiKey, callers=PEOPLE)

@@ -16,7 +16,7 @@ MOST_DAYS = 750
 MOST_ROWS = 1000
 
 
-class By(StrEnum):
+class BusinessGrouping(StrEnum):
     DAY = "day"
     USER = "user"
     MODEL = "model"
@@ -32,7 +32,7 @@ class GetBusinessReport(Body, frozen=True):
     since: date
     #: The first day that is not in it.
     until: date
-    by: By = By.DAY
+    by: BusinessGrouping = BusinessGrouping.DAY
     #: With ``by`` label, the one whose values are told apart; None for all labels of a worker together.
     label: str | None = None
 

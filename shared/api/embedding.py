@@ -4,7 +4,7 @@ The vectors come as a stream, because those of one request together may be large
 """
 
 from shared.api.gateway import PEOPLE, Auth
-from shared.api.inference import Accepted
+from shared.api.inference import PromptAccepted
 from shared.api.method import Body, StreamMethod
 from shared.types import Credential, ModelName, RequestId, Role
 
@@ -68,5 +68,5 @@ class EmbeddingResult(Body, frozen=True, omit_defaults=False):
     response_time_ms: int
 
 
-embed = StreamMethod("inference.embed", Embed, item=Vectors, end=Embedded, callers={Role.GATEWAY}, accepted=Accepted)
+embed = StreamMethod("inference.embed", Embed, item=Vectors, end=Embedded, callers={Role.GATEWAY}, accepted=PromptAccepted)
 request_embeddings = StreamMethod("gateway.embed", RequestEmbeddings, item=Vectors, end=EmbeddingResult, callers=PEOPLE)

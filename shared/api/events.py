@@ -7,25 +7,25 @@ import msgspec
 from shared.types import KeyId, ModelName, NodeId, RequestId, RequestStatus, Role, UserId
 
 
-class _Event(msgspec.Struct, frozen=True, rename="camel", tag_field="event"):
+class _DomainEvent(msgspec.Struct, frozen=True, rename="camel", tag_field="event"):
     at: datetime
 
 
-class UserRegistered(_Event, frozen=True, tag="user.registered"):
+class UserRegistered(_DomainEvent, frozen=True, tag="user.registered"):
     user_id: UserId
 
 
-class KeyCreated(_Event, frozen=True, tag="key.created"):
+class KeyCreated(_DomainEvent, frozen=True, tag="key.created"):
     key_id: KeyId
     user_id: UserId
 
 
-class KeyRevoked(_Event, frozen=True, tag="key.revoked"):
+class KeyRevoked(_DomainEvent, frozen=True, tag="key.revoked"):
     key_id: KeyId
     user_id: UserId
 
 
-class RequestCompleted(_Event, frozen=True, tag="request.completed"):
+class RequestCompleted(_DomainEvent, frozen=True, tag="request.completed"):
     request_id: RequestId
     #: None for a request that was refused before anybody was recognised.
     user_id: UserId | None
@@ -35,24 +35,24 @@ class RequestCompleted(_Event, frozen=True, tag="request.completed"):
     duration_ms: int
 
 
-class WorkerJoined(_Event, frozen=True, tag="worker.joined"):
+class WorkerJoined(_DomainEvent, frozen=True, tag="worker.joined"):
     node: NodeId
     models: tuple[ModelName, ...]
 
 
-class WorkerLost(_Event, frozen=True, tag="worker.lost"):
+class WorkerLeft(_DomainEvent, frozen=True, tag="worker.lost"):
     node: NodeId
     why: str
 
 
 #: An event counts only from the service that it is about: a worker's NATS user may publish under any event's name.
-TOLD_BY: dict[type[_Event], Role] = {
+TOLD_BY: dict[type[_DomainEvent], Role] = {
     UserRegistered: Role.AUTH,
     KeyCreated: Role.AUTH,
     KeyRevoked: Role.AUTH,
     RequestCompleted: Role.GATEWAY,
     WorkerJoined: Role.GATEWAY,
-    WorkerLost: Role.GATEWAY,
+    WorkerLeft: Role.GATEWAY,
 }
 
-Event = UserRegistered | KeyCreated | KeyRevoked | RequestCompleted | WorkerJoined | WorkerLost
+Event = UserRegistered | KeyCreated | KeyRevoked | RequestCompleted | WorkerJoined | WorkerLeft

@@ -100,7 +100,7 @@ class WrittenAnswer(Body, frozen=True):
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
-class InferenceAnswer(InferenceResult, frozen=True, kw_only=True, omit_defaults=False):
+class InferenceOutcome(InferenceResult, frozen=True, kw_only=True, omit_defaults=False):
     """The whole answer and how it ended, for stock clients that do not ask for a stream."""
 
     #: These three are of the first answer.
@@ -115,7 +115,7 @@ class InferenceAnswer(InferenceResult, frozen=True, kw_only=True, omit_defaults=
         return item.text, item.tool_calls, item.logprobs
 
     @classmethod
-    def of(cls, items: Sequence[InferenceChunk], end: InferenceResult) -> "InferenceAnswer":
+    def of(cls, items: Sequence[InferenceChunk], end: InferenceResult) -> "InferenceOutcome":
         count = 1 + max((item.answer for item in items), default=0)
         first, *others = (_written([item for item in items if item.answer == number]) for number in range(count))
         return cls(**msgspec.structs.asdict(end), **msgspec.structs.asdict(first), others=tuple(others))
@@ -323,7 +323,7 @@ process_inference_request = StreamMethod(
     item=InferenceChunk,
     end=InferenceResult,
     callers=PEOPLE,
-    whole=InferenceAnswer,
+    whole=InferenceOutcome,
 )
 cancel_inference = Method("gateway.cancelInference", CancelInference, Nothing, callers=PEOPLE)
 get_service_health = Method("gateway.getServiceHealth", GetServiceHealth, ServiceHealth, callers={*PEOPLE, Role.METRICS})

@@ -11,7 +11,7 @@ MOST_STEPS, MOST_LINES = 1000, 200
 MOST_NAMES = 20
 
 
-class By(StrEnum):
+class HistoryGrouping(StrEnum):
     """What a line is told apart by; over the others it is summed."""
 
     SERVICE = "service"
@@ -28,7 +28,7 @@ class GetHistory(Body, frozen=True):
     until: datetime
     #: A multiple of 15.
     step_seconds: int = 60
-    by: tuple[By, ...] = ()
+    by: tuple[HistoryGrouping, ...] = ()
     #: Of one machine alone: the id of its node, or at least its first 12 letters. All where it is left out.
     node: str | None = None
 

@@ -36,7 +36,7 @@ class ProcessPrompt(Body, frozen=True):
     reader_paced: bool = False
 
 
-class Accepted(Body, frozen=True):
+class PromptAccepted(Body, frozen=True):
     """The prompt is understood and queued; told before the first chunk, so that it is known for a cancelled call too."""
 
     #: The exact count of the model's own tokens.
@@ -181,7 +181,7 @@ class Receipts(Body, frozen=True):
 LOOKERS = {Role.GATEWAY, Role.METRICS, Role.OPERATOR}
 
 process_prompt = StreamMethod(
-    "inference.processPrompt", ProcessPrompt, item=Chunk, end=Generation, callers={Role.GATEWAY}, accepted=Accepted
+    "inference.processPrompt", ProcessPrompt, item=Chunk, end=Generation, callers={Role.GATEWAY}, accepted=PromptAccepted
 )
 list_available_models = Method("inference.listAvailableModels", ListAvailableModels, AvailableModels, callers=LOOKERS)
 get_model_status = Method("inference.getModelStatus", GetModelStatus, ModelStatus, callers=LOOKERS)

@@ -29,7 +29,7 @@ class Membership(Body, frozen=True, omit_defaults=False):
 
     mesh: MeshName
     role: Role
-    #: shared.certificates has the forms of these three.
+    #: shared.identity.certificates has the forms of these three.
     certificate: bytes
     revocations: bytes
     #: The CA key of now and, if there is one, its successor with the word of the first for it.

@@ -31,7 +31,7 @@ class RecordedMetrics(Body, frozen=True, omit_defaults=False):
     problems: tuple[str, ...]
 
 
-class TextFormat(StrEnum):
+class MetricsTextFormat(StrEnum):
     """How metrics are written."""
 
     #: The Prometheus text format 0.0.4.
@@ -41,7 +41,7 @@ class TextFormat(StrEnum):
 
 
 class GetMetrics(Body, frozen=True):
-    format: TextFormat = TextFormat.PROMETHEUS
+    format: MetricsTextFormat = MetricsTextFormat.PROMETHEUS
 
 
 class MetricsText(Body, frozen=True, omit_defaults=False):

@@ -73,7 +73,7 @@ class ReadRevocations(Body, frozen=True):
 
 
 class Revocations(Body, frozen=True):
-    #: The signed list, as shared.certificates has it; empty while the node has none.
+    #: The signed list, as shared.identity.certificates has it; empty while the node has none.
     body: bytes
 
 

@@ -6,7 +6,7 @@ from shared.api.method import Body
 from shared.types import KeyId, MicroCredits, UserId
 
 
-class UsageDay(Body, frozen=True):
+class DailyUsage(Body, frozen=True):
     """One row of usage_stats."""
 
     date: date
@@ -22,5 +22,5 @@ class UserUsage(Body, frozen=True):
     request_count: int
     tokens_used: int
     #: Newest first; at most a year.
-    days: tuple[UsageDay, ...] = ()
+    days: tuple[DailyUsage, ...] = ()
     cost_micro: MicroCredits = MicroCredits(0)

@@ -63,7 +63,7 @@ class UsageOfKey(Body, frozen=True, omit_defaults=False):
     sum: UsageSum
 
 
-class UsageReport(Body, frozen=True):
+class UsageSummary(Body, frozen=True):
     total: UsageSum
     #: Every one of the time asked for, also those without requests.
     buckets: tuple[UsageBucket, ...]
@@ -120,7 +120,7 @@ class GiveFeedback(Body, frozen=True):
     rating: Annotated[int, msgspec.Meta(ge=-1, le=1)]
 
 
-get_usage_report = Method("gateway.getUsageReport", GetUsageReport, UsageReport, callers=PEOPLE)
+get_usage_report = Method("gateway.getUsageReport", GetUsageReport, UsageSummary, callers=PEOPLE)
 list_requests = Method("gateway.listRequests", ListRequests, LoggedRequests, callers=PEOPLE)
 export_requests = StreamMethod("gateway.exportRequests", ExportRequests, item=LoggedRequests, end=Nothing, callers=PEOPLE)
 give_feedback = Method("gateway.giveFeedback", GiveFeedback, Nothing, callers=PEOPLE)

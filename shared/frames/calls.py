@@ -12,7 +12,7 @@ import msgspec
 
 from shared import errors
 from shared.frames import wire
-from shared.frames.windows import Window, Windows
+from shared.frames.windows import CreditWindow, Windows
 from shared.frames.wire import Accepted, Call, Cancel, Credit, End, Error, Frame, Item, Piece, Reply
 
 #: A reader gives credit at the latest when it has taken this many items: if its process dies, only items that it gave credit for are
@@ -24,7 +24,7 @@ MAX_PARTIAL_BYTES = 8 * 1024 * 1024
 MAX_DEADLINE_MS = 24 * 3600 * 1000
 
 
-class State(Enum):
+class CallState(Enum):
     """Where one call stands. The first three are the asking side's, the others the answering side's."""
 
     ASKED = "asked"
@@ -37,30 +37,30 @@ class State(Enum):
 
 
 #: What may arrive in which state, and where it leads. Anything else breaks the protocol.
-NEXT: dict[tuple[State, type[Frame]], State] = {
-    (State.ASKED, Accepted): State.ASKED,
-    (State.ASKED, Piece): State.ASKED,
-    (State.ASKED, Reply): State.DONE,
-    (State.ASKED, Error): State.DONE,
-    (State.LISTENING, Accepted): State.LISTENING,
-    (State.LISTENING, Piece): State.LISTENING,
-    (State.LISTENING, Item): State.LISTENING,
-    (State.LISTENING, End): State.DONE,
-    (State.LISTENING, Error): State.DONE,
+NEXT: dict[tuple[CallState, type[Frame]], CallState] = {
+    (CallState.ASKED, Accepted): CallState.ASKED,
+    (CallState.ASKED, Piece): CallState.ASKED,
+    (CallState.ASKED, Reply): CallState.DONE,
+    (CallState.ASKED, Error): CallState.DONE,
+    (CallState.LISTENING, Accepted): CallState.LISTENING,
+    (CallState.LISTENING, Piece): CallState.LISTENING,
+    (CallState.LISTENING, Item): CallState.LISTENING,
+    (CallState.LISTENING, End): CallState.DONE,
+    (CallState.LISTENING, Error): CallState.DONE,
     # The CANCEL and what the callee sent before it saw it cross on the way.
-    (State.WITHDRAWN, Accepted): State.WITHDRAWN,
-    (State.WITHDRAWN, Piece): State.WITHDRAWN,
-    (State.WITHDRAWN, Item): State.WITHDRAWN,
-    (State.WITHDRAWN, Reply): State.DONE,
-    (State.WITHDRAWN, End): State.DONE,
-    (State.WITHDRAWN, Error): State.DONE,
-    (State.ARRIVING, Piece): State.ARRIVING,
-    (State.ARRIVING, Cancel): State.STOPPING,
-    (State.SERVING, Credit): State.SERVING,
-    (State.SERVING, Cancel): State.STOPPING,
-    (State.STOPPING, Credit): State.STOPPING,
-    (State.STOPPING, Cancel): State.STOPPING,
-    (State.STOPPING, Piece): State.STOPPING,
+    (CallState.WITHDRAWN, Accepted): CallState.WITHDRAWN,
+    (CallState.WITHDRAWN, Piece): CallState.WITHDRAWN,
+    (CallState.WITHDRAWN, Item): CallState.WITHDRAWN,
+    (CallState.WITHDRAWN, Reply): CallState.DONE,
+    (CallState.WITHDRAWN, End): CallState.DONE,
+    (CallState.WITHDRAWN, Error): CallState.DONE,
+    (CallState.ARRIVING, Piece): CallState.ARRIVING,
+    (CallState.ARRIVING, Cancel): CallState.STOPPING,
+    (CallState.SERVING, Credit): CallState.SERVING,
+    (CallState.SERVING, Cancel): CallState.STOPPING,
+    (CallState.STOPPING, Credit): CallState.STOPPING,
+    (CallState.STOPPING, Cancel): CallState.STOPPING,
+    (CallState.STOPPING, Piece): CallState.STOPPING,
 }
 
 _OF_A_CALL = (Item, Reply, Accepted, End, Error, Cancel, Credit, Piece)
@@ -78,15 +78,15 @@ class _Partial:
 
 
 @dataclass(slots=True)
-class _Call:
-    state: State
+class _FrameCall:
+    state: CallState
     #: Answering side: what may still be sent.
     credit_items: int = 0
     credit_bytes: int = 0
     #: Answering side: items that the reader said it has taken.
     taken_items: int = 0
     #: Asking side, of a stream.
-    window: Window | None = None
+    window: CreditWindow | None = None
     partial: _Partial | None = None
 
 
@@ -97,8 +97,8 @@ class Calls:
         self._max_calls = max_calls
         self._windows = Windows()
         #: Streams of ours that have ended with items that nobody has read yet.
-        self._unread: dict[int, Window] = {}
-        self._calls: dict[int, _Call] = {}
+        self._unread: dict[int, CreditWindow] = {}
+        self._calls: dict[int, _FrameCall] = {}
         self._next_id = 1 if dialled else 2
         self._asked_by_us = self._next_id & 1
         #: The highest id that the peer opened: ids only grow, so one at or under it that we do not hold is over.
@@ -118,7 +118,7 @@ class Calls:
             raise errors.Overloaded(f"{self._max_calls} of our calls run on this link already", retry_after_seconds=1)
         call_id, self._next_id = self._next_id, self._next_id + 2
         window = self._windows.open() if streaming else None
-        self._calls[call_id] = _Call(State.ASKED if window is None else State.LISTENING, window=window)
+        self._calls[call_id] = _FrameCall(CallState.ASKED if window is None else CallState.LISTENING, window=window)
         if len(call.body) <= wire.MAX_BODY_BYTES and window is None:
             return [call]
         credit = (0, 0) if window is None else (window.granted_items, window.granted_bytes)
@@ -133,9 +133,9 @@ class Calls:
             if (unread := self._unread.pop(call_id, None)) is not None:
                 self._windows.close(unread)
             return []
-        if call.state is State.WITHDRAWN:
+        if call.state is CallState.WITHDRAWN:
             return []
-        call.state = State.WITHDRAWN
+        call.state = CallState.WITHDRAWN
         if call.window is not None:
             self._windows.close(call.window)
         return [Cancel(call_id)]
@@ -212,7 +212,7 @@ class Calls:
         if not isinstance(frame, _OF_A_CALL):
             raise errors.ProtocolViolation(f"{type(frame).__name__} is no frame of a call")
         call = self._calls.get(frame.id)
-        if type(frame) is Item and call is not None and call.state is State.LISTENING and not (frame.more or call.partial):
+        if type(frame) is Item and call is not None and call.state is CallState.LISTENING and not (frame.more or call.partial):
             # The table's busiest row, without the detour: tokens arrive by the hundred thousand.
             self._count(call, frame)
             return frame
@@ -249,7 +249,7 @@ class Calls:
             raise errors.Overloaded(f"{self._max_calls} calls of this peer are running", retry_after_seconds=1)
         self._highest_seen = frame.id
         self._inbound += 1
-        call = _Call(State.ARRIVING if frame.more else State.SERVING, frame.credit_items, frame.credit_bytes)
+        call = _FrameCall(CallState.ARRIVING if frame.more else CallState.SERVING, frame.credit_items, frame.credit_bytes)
         self._calls[frame.id] = call
         if not frame.more:
             return frame
@@ -259,12 +259,12 @@ class Calls:
     def _is_over(self, call_id: int) -> bool:
         return call_id < self._next_id if call_id & 1 == self._asked_by_us else call_id <= self._highest_seen
 
-    def _advance(self, call: _Call, frame: Message | Piece, state: State) -> Message | None:
+    def _advance(self, call: _FrameCall, frame: Message | Piece, state: CallState) -> Message | None:
         if isinstance(frame, Piece):
             return self._receive_piece(call, frame)
         if call.partial is not None and not isinstance(frame, (Cancel, Credit, Error)):
             raise errors.ProtocolViolation(f"{type(frame).__name__} inside a message in pieces")
-        withdrawn = call.state is State.WITHDRAWN
+        withdrawn = call.state is CallState.WITHDRAWN
         if isinstance(frame, Credit):
             call.credit_items += max(0, frame.items)
             call.credit_bytes += max(0, frame.bytes)
@@ -274,13 +274,13 @@ class Calls:
             return None
         elif isinstance(frame, Item):
             self._count(call, frame)
-        if state is State.DONE:
+        if state is CallState.DONE:
             self._drop(frame.id)
         else:
             call.state = state
         return None if withdrawn else frame
 
-    def _count(self, call: _Call, item: Item) -> None:
+    def _count(self, call: _FrameCall, item: Item) -> None:
         window = call.window
         if window is None:
             raise errors.ProtocolViolation(f"an item for call {item.id}, which is no stream")
@@ -294,7 +294,7 @@ class Calls:
         if window.unread_bytes > window.granted_bytes and not window.closed and not self._windows.overdraw(window):
             raise errors.Overloaded("too much of this link's answers is unread for an item of this size", retry_after_seconds=1)
 
-    def _collect(self, call: _Call, frame: Call | Reply | Item | End) -> None:
+    def _collect(self, call: _FrameCall, frame: Call | Reply | Item | End) -> None:
         call.partial = _Partial(frame, [], 0)
         self._add_part(call.partial, frame.body)
 
@@ -305,7 +305,7 @@ class Calls:
         if partial.size > wire.MAX_MESSAGE_BYTES or self._partial_bytes > MAX_PARTIAL_BYTES:
             raise errors.ProtocolViolation(f"a message in pieces is over {wire.MAX_MESSAGE_BYTES} bytes")
 
-    def _receive_piece(self, call: _Call, piece: Piece) -> Message | None:
+    def _receive_piece(self, call: _FrameCall, piece: Piece) -> Message | None:
         partial = call.partial
         if partial is None:
             raise errors.ProtocolViolation(f"a piece for call {piece.id} that belongs to nothing")
@@ -316,11 +316,11 @@ class Calls:
         call.partial = None
         message = msgspec.structs.replace(partial.frame, body=b"".join(partial.parts), more=False)
         if isinstance(message, Call):
-            if call.state is State.STOPPING:
+            if call.state is CallState.STOPPING:
                 return None
-            call.state = State.SERVING
+            call.state = CallState.SERVING
             return message
-        withdrawn = call.state is State.WITHDRAWN
+        withdrawn = call.state is CallState.WITHDRAWN
         if isinstance(message, Item):
             self._count(call, message)
         else:

@@ -28,7 +28,7 @@ LOAN_PART = 64
 
 
 @dataclass(slots=True)
-class Window:
+class CreditWindow:
     """The window of one call. Granted is what the callee may still send, what is unread, and what was taken but not granted again."""
 
     granted_items: int
@@ -75,10 +75,10 @@ class Windows:
         self._bytes = _Loans(floor=FLOOR_BYTES, largest=LARGEST_BYTES, free=MAX_LINK_BYTES // 4)
         self._overdrafts = 0
 
-    def open(self) -> Window:
-        return Window(self._items.grant(0, 0), self._bytes.grant(0, 0))
+    def open(self) -> CreditWindow:
+        return CreditWindow(self._items.grant(0, 0), self._bytes.grant(0, 0))
 
-    def renew(self, window: Window) -> tuple[int, int]:
+    def renew(self, window: CreditWindow) -> tuple[int, int]:
         """The items and bytes that the callee may send from now on, beside those that it still may."""
         items = self._items.grant(window.granted_items, window.taken_items)
         size = self._bytes.grant(window.granted_bytes, window.taken_bytes)
@@ -87,14 +87,14 @@ class Windows:
         window.taken_items = window.taken_bytes = 0
         return items, size
 
-    def overdraw(self, window: Window) -> bool:
+    def overdraw(self, window: CreditWindow) -> bool:
         """Note how far the unread bytes are beyond the window; False if the link has no memory for that."""
         overdraft = max(0, window.unread_bytes - window.granted_bytes)
         self._overdrafts += overdraft - window.overdraft
         window.overdraft = overdraft
         return overdraft == 0 or self._overdrafts <= MAX_OVERDRAFT_BYTES
 
-    def close(self, window: Window) -> None:
+    def close(self, window: CreditWindow) -> None:
         """Nothing of the call will be read any more. Safe to call twice."""
         if window.closed:
             return

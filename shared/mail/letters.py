@@ -8,14 +8,14 @@ from email.policy import SMTP
 from email.utils import format_datetime, parseaddr
 
 from shared import errors
-from shared.mail import address
+from shared.mail import email_address
 
 #: RFC 5322 §2.1.1 allows 998 characters in a line; a subject that is longer than this is none.
 _LONGEST_SUBJECT = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Sender:
+class MailSender:
     #: What is shown; may be empty.
     name: str
     address: str
@@ -34,21 +34,21 @@ class Letter:
     text: str
 
     def __post_init__(self) -> None:
-        if not address.may_be_email(self.to):
+        if not email_address.may_be_email(self.to):
             raise errors.BadRequest("mail: the recipient's address is none", hint="give one such as you@example.com")
         if not (self.subject.isprintable() and 0 < len(self.subject) <= _LONGEST_SUBJECT):
             raise errors.BadRequest(f"mail: a subject is one line of at most {_LONGEST_SUBJECT} printable characters", hint="shorten it")
 
 
-def parse_sender(text: str) -> Sender:
+def parse_sender(text: str) -> MailSender:
     """`Name <name@example.com>`, or the address alone. Raises ValueError with a sentence."""
     name, found = parseaddr(text)
-    if not (text.isprintable() and name.isprintable() and address.may_be_email(found)):
+    if not (text.isprintable() and name.isprintable() and email_address.may_be_email(found)):
         raise ValueError("say Name <name@example.com>, or an address alone")
-    return Sender(name, found)
+    return MailSender(name, found)
 
 
-def written(letter: Letter, sender: Sender, at: datetime, unique: str) -> bytes:
+def written(letter: Letter, sender: MailSender, at: datetime, unique: str) -> bytes:
     """As it goes to the server. ``unique``: no two mails have the same."""
     message = EmailMessage(policy=SMTP)
     message["From"] = Address(display_name=sender.name, addr_spec=sender.address)

@@ -1,8 +1,8 @@
-"""A member of the mesh: ``run`` is the whole life of a service's process, ``member`` one node of it, ``client`` a caller's."""
+"""A member of the mesh: ``run`` is the whole life of a service's process, ``member`` one node of it, ``client_node`` a caller's."""
 
 from typing import TYPE_CHECKING
 
-from shared.node.client import ClientNode, ClientSettings, client
+from shared.node.client_node import ClientNode, ClientSettings, client
 from shared.node.settings import NodeSettings, PublicNodeSettings
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ __all__ = ["ClientNode", "ClientSettings", "Node", "NodeSettings", "PublicNodeSe
 
 
 def __getattr__(name: str) -> object:
-    # Loaded when first used: `aicli` needs only ``client``, and a service's parts take a quarter of a second to import.
+    # Loaded when first used: `aicli` needs only ``client_node``, and a service's parts take a quarter of a second to import.
     if name in {"Node", "Service"}:
         from shared.node import member  # noqa: PLC0415
 

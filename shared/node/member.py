@@ -11,33 +11,35 @@ from typing import Any, ClassVar, Protocol
 
 from prometheus_client import Counter, Histogram
 
-from shared import errors, file_lock, identity, rpc, tracing
+from shared import errors, rpc
 from shared.api import events
 from shared.api import node as node_api
 from shared.api.gateway import Check
 from shared.api.method import Method, StreamMethod
-from shared.api.metrics import TextFormat
-from shared.directory import Announcement, Directory, Load, ModelOffer
-from shared.link import Me
-from shared.nats_link import NatsTransport
-from shared.node import membership
-from shared.node.announcing import Announcer
-from shared.node.eventing import Events
-from shared.node.gauges import Gauges
+from shared.api.metrics import MetricsTextFormat
+from shared.discovery.directory import Announcement, Directory, ModelOffer, WorkerLoad
+from shared.identity import node_keys
+from shared.identity.trust import Trust
+from shared.node import membership_file
+from shared.node.announcements import Announcer
+from shared.node.certificate_renewal import CertificateRenewal
+from shared.node.dht_node_cache import DhtNodeCache
+from shared.node.domain_events import DomainEvents
 from shared.node.host import Host
 from shared.node.lifecycle import background
-from shared.node.micro import Micro
-from shared.node.outsiders import Outsiders
-from shared.node.remembering import Remembering
-from shared.node.roads import Roads
+from shared.node.mesh_gauges import MeshGauges
 from shared.node.settings import NodeSettings
-from shared.node.standing import Standing
-from shared.node.swarming import keys_of, nodes_to_begin_with, open_swarm
-from shared.swarm_link import SwarmTransport
-from shared.telemetry import kept_lines, logs
+from shared.node.stock_clients.nats_micro import Micro
+from shared.node.stock_clients.stock_rpc_clients import StockRpcClients
+from shared.node.swarm_settings import keys_of, nodes_to_begin_with, open_swarm
+from shared.node.transports import Transports
+from shared.stores import file_lock
+from shared.telemetry import log_buffer, logs, tracing
 from shared.telemetry.exemplars import Exemplars
-from shared.telemetry.metrics import Metrics, version
-from shared.trust import Trust
+from shared.telemetry.metrics_registry import Metrics, version
+from shared.transports.link import LocalNode
+from shared.transports.nats_link import NatsTransport
+from shared.transports.swarm_link import SwarmTransport
 from shared.types import SERVICE_NAMES, MeshName, NodeId, Role
 
 #: How long running calls may go on after SIGTERM.
@@ -73,14 +75,16 @@ class Service(Protocol):
 @dataclass(frozen=True, slots=True)
 class _Offer:
     models: tuple[ModelOffer, ...] = ()
-    load: Load = field(default_factory=Load)
+    load: WorkerLoad = field(default_factory=WorkerLoad)
     not_ready: str = ""
 
 
 class Node:
     """A running member of the mesh. Made by ``member``."""
 
-    def __init__(self, me: Me, ways: "Ways", tasks: asyncio.TaskGroup, calls: asyncio.TaskGroup, traces: tracing.Traces) -> None:
+    def __init__(
+        self, me: LocalNode, ways: "NodeTransports", tasks: asyncio.TaskGroup, calls: asyncio.TaskGroup, traces: tracing.Traces
+    ) -> None:
         self.role = me.role
         self.id: NodeId = me.node
         self.mesh: MeshName = me.mesh
@@ -93,21 +97,21 @@ class Node:
         self.directory = Directory(asyncio.get_running_loop().time)
         self.dispatcher = rpc.Dispatcher(calls, self._observe, self._log_bug)
         self.dispatcher.traces = self.traces = traces
-        self.roads = Roads(ways.trust, self.directory, ways.nats, ways.swarm, self.dispatcher)
-        self.pool = rpc.Pool(self.directory, self.roads.reach, random.Random())  # noqa: S311 - spreads load
-        self.rpc = rpc.Client(self.pool)
-        self.standing = Standing(ways.trust, ways.kept, ways.state_file, self.directory, self.rpc)
+        self.roads = Transports(ways.trust, self.directory, ways.nats, ways.swarm, self.dispatcher)
+        self.pool = rpc.ConnectionPool(self.directory, self.roads.reach, random.Random())  # noqa: S311 - spreads load
+        self.rpc = rpc.RpcClient(self.pool)
+        self.standing = CertificateRenewal(ways.trust, ways.kept, ways.state_file, self.directory, self.rpc)
         self.standing.changed = self.membership_changed
         self.standing.note = lambda what, why: _log.info(what, why=why)
         self.standing.door = lambda: self.roads.find(Role.AUTH)
         self.roads.on_number = self.standing.told
-        self.events_of_mesh = Events(me, ways.nats)
+        self.events_of_mesh = DomainEvents(me, ways.nats)
         self.announcer = Announcer(me, self.roads, self.directory, self._describe)
         self.announcer.on_contested = self._on_shared_key
         self._instance = me.instance
         self.micro = None if ways.nats is None else Micro(ways.nats, self.dispatcher, self.service_name, version())
         self.host = Host(self.metrics, ways.state_file.parent)
-        self._gauges = Gauges(self.metrics, self.roads, ways.trust, self.events_of_mesh, self.host)
+        self._gauges = MeshGauges(self.metrics, self.roads, ways.trust, self.events_of_mesh, self.host)
         self._offer = _Offer(not_ready="starting")
         self._leaving = False
         self._follows_auth = ways.follows_auth
@@ -124,15 +128,15 @@ class Node:
         if ways.swarm is not None:
             ways.swarm.on_attached = self._on_attached
             ways.swarm.on_contested = self._on_contested
-            outsiders = Outsiders(ways.trust, self.dispatcher, ways.outsiders)
+            outsiders = StockRpcClients(ways.trust, self.dispatcher, ways.outsiders)
             ways.swarm.on_request, ways.swarm.on_requester_gone = outsiders.answer, outsiders.gone
             self.membership_changed()
 
     # --- for services ---------------------------------------------------------------------------------------------
 
-    def offer(self, *, models: tuple[ModelOffer, ...] = (), load: Load | None = None, not_ready: str = "") -> None:
+    def offer(self, *, models: tuple[ModelOffer, ...] = (), load: WorkerLoad | None = None, not_ready: str = "") -> None:
         """What announcements say from now on; one leaves at once when it changed."""
-        offer = _Offer(models, load or Load(), not_ready)
+        offer = _Offer(models, load or WorkerLoad(), not_ready)
         if offer != self._offer:
             self._offer = offer
             self.announcer.announce_soon()
@@ -192,7 +196,7 @@ class Node:
             checks = (*checks, Check("drain", False, "shutting down"))
         return node_api.NodeHealth(ready=attached and all(check.ok or not check.needed for check in checks), checks=(*mesh, *checks))
 
-    def metrics_text(self, form: TextFormat = TextFormat.PROMETHEUS) -> str:
+    def metrics_text(self, form: MetricsTextFormat = MetricsTextFormat.PROMETHEUS) -> str:
         self._gauges.update()
         return self.metrics.render(form)
 
@@ -212,27 +216,27 @@ class Node:
     # --- what every node serves -------------------------------------------------------------------------------------
 
     @rpc.serves(node_api.read_metrics)
-    async def read_metrics(self, request: node_api.ReadMetrics, call: rpc.Call) -> node_api.NodeMetrics:
+    async def read_metrics(self, request: node_api.ReadMetrics, call: rpc.RpcCall) -> node_api.NodeMetrics:
         return self.read_own_metrics()
 
     @rpc.serves(node_api.read_spans)
-    async def read_spans(self, request: node_api.ReadSpans, call: rpc.Call) -> node_api.Spans:
+    async def read_spans(self, request: node_api.ReadSpans, call: rpc.RpcCall) -> node_api.Spans:
         batch = self.traces.read(request.after, request.wanted)
         return node_api.Spans(batch.spans, batch.next, batch.lost)
 
     @rpc.serves(node_api.read_logs)
-    async def read_logs(self, request: node_api.ReadLogs, call: rpc.Call) -> node_api.LogLines:
+    async def read_logs(self, request: node_api.ReadLogs, call: rpc.RpcCall) -> node_api.LogLines:
         if self.role is Role.WORKER:
             return node_api.LogLines((), 0, 0)
-        batch = kept_lines.read(request.after)
+        batch = log_buffer.read(request.after)
         return node_api.LogLines(batch.items, batch.next, batch.lost)
 
     @rpc.serves(node_api.read_health)
-    async def read_health(self, request: node_api.ReadHealth, call: rpc.Call) -> node_api.NodeHealth:
+    async def read_health(self, request: node_api.ReadHealth, call: rpc.RpcCall) -> node_api.NodeHealth:
         return await self.health()
 
     @rpc.serves(node_api.read_revocations)
-    async def read_revocations(self, request: node_api.ReadRevocations, call: rpc.Call) -> node_api.Revocations:
+    async def read_revocations(self, request: node_api.ReadRevocations, call: rpc.RpcCall) -> node_api.Revocations:
         return node_api.Revocations(self.trust.list_body)
 
     # --- inside -----------------------------------------------------------------------------------------------------
@@ -308,14 +312,14 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
-class Ways:
+class NodeTransports:
     """What a node has to reach the others, before it runs."""
 
     trust: Trust
     nats: NatsTransport | None
     swarm: SwarmTransport | None
     #: What it knew of the mesh when it last ran.
-    kept: membership.Kept
+    kept: membership_file.MembershipFile
     state_file: Path
     #: Whether auth says where the DHT is, because the settings don't.
     follows_auth: bool
@@ -323,13 +327,13 @@ class Ways:
     outsiders: tuple[bytes, ...]
 
 
-def plan_ways(settings: NodeSettings, me: Me) -> Ways:
+def plan_ways(settings: NodeSettings, me: LocalNode) -> NodeTransports:
     """The transports that the settings ask for. Raises BadSettings if that is none."""
-    found = membership.load(settings.state_file)
-    kept = found or membership.Kept(settings.mesh, me.role)
+    found = membership_file.load(settings.state_file)
+    kept = found or membership_file.MembershipFile(settings.mesh, me.role)
     trust = Trust(me.key, me.role)
     if found is not None:
-        membership.believe(trust, found)
+        membership_file.believe(trust, found)
     nats = NatsTransport(me, settings.nats_url, settings.nats_files, trust) if settings.uses_nats else None
     open_ = open_swarm(settings, kept, me.key)
     swarm = None if open_ is None else SwarmTransport(me, trust, open_)
@@ -340,7 +344,9 @@ def plan_ways(settings: NodeSettings, me: Me) -> Ways:
         )
     if nats is None and found is None:
         raise errors.BadSettings(f"this node has not joined a mesh: there is no {settings.state_file}", hint="aicli worker --join TICKET")
-    return Ways(trust, nats, swarm, kept, settings.state_file, not settings.dht_bootstrap, keys_of("SWARM_CLIENTS", settings.swarm_clients))
+    return NodeTransports(
+        trust, nats, swarm, kept, settings.state_file, not settings.dht_bootstrap, keys_of("SWARM_CLIENTS", settings.swarm_clients)
+    )
 
 
 @asynccontextmanager
@@ -354,7 +360,7 @@ async def member(settings: NodeSettings, role: Role) -> AsyncIterator[Node]:
 
 @asynccontextmanager
 async def _unlocked_member(settings: NodeSettings, role: Role) -> AsyncIterator[Node]:
-    me = Me(settings.mesh, role, identity.load(settings.node_key_file), f"aimesh/{version()}")
+    me = LocalNode(settings.mesh, role, node_keys.load(settings.node_key_file), f"aimesh/{version()}")
     ways = plan_ways(settings, me)
     if ways.nats is not None:
         await ways.nats.connect(deadline_seconds=CONNECT_SECONDS)
@@ -369,7 +375,7 @@ async def _unlocked_member(settings: NodeSettings, role: Role) -> AsyncIterator[
             infrastructure.create_task(node.standing.run())
             infrastructure.create_task(node.host.run())
             if ways.swarm is not None:
-                infrastructure.create_task(Remembering(ways.swarm, node.standing).run())
+                infrastructure.create_task(DhtNodeCache(ways.swarm, node.standing).run())
             try:
                 yield node
             finally:

@@ -8,8 +8,8 @@ import msgspec
 
 from shared import addresses
 from shared.config import Settings, Variable
-from shared.nats.login import NatsFiles
-from shared.node import http_places
+from shared.node import http_connection_limits
+from shared.transports.nats.login import NatsFiles
 from shared.types import MeshName
 
 
@@ -119,7 +119,7 @@ class NodeSettings(Settings, frozen=True, kw_only=True):
                 yield f"NATS_URL: {host} is not this machine; use tls:// (or ALLOW_PLAIN_NATS=true on a private network)"
         for each in self.trusted_proxies:
             try:
-                http_places.network(each)
+                http_connection_limits.network(each)
             except ValueError:
                 yield f"TRUSTED_PROXIES: {each!r} is neither an address nor a network such as 10.0.0.0/8"
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
@@ -144,6 +144,6 @@ class PublicNodeSettings(NodeSettings, frozen=True, kw_only=True):
         yield from super().mistakes()
         for each in self.metrics_networks:
             try:
-                http_places.network(each)
+                http_connection_limits.network(each)
             except ValueError:
                 yield f"METRICS_NETWORKS: {each!r} is neither an address nor a network such as 10.0.0.0/8"

@@ -1,8 +1,8 @@
-"""RPC over links: ``serves`` marks a handler, ``Client`` calls one, and neither knows what carries the frames."""
+"""RPC over links: ``serves`` marks a handler, ``RpcClient`` calls one, and neither knows what carries the frames."""
 
-from shared.rpc.calling import Answer, Client
-from shared.rpc.connection import Connection
-from shared.rpc.pool import Pool
-from shared.rpc.serving import Call, Dispatcher, Handler, StreamCall, serves
+from shared.rpc.calling import RpcClient, RpcReply
+from shared.rpc.connection import RpcConnection
+from shared.rpc.connection_pool import ConnectionPool
+from shared.rpc.serving import Dispatcher, Handler, RpcCall, StreamCall, serves
 
-__all__ = ["Answer", "Call", "Client", "Connection", "Dispatcher", "Handler", "Pool", "StreamCall", "serves"]
+__all__ = ["ConnectionPool", "Dispatcher", "Handler", "RpcCall", "RpcClient", "RpcConnection", "RpcReply", "StreamCall", "serves"]

@@ -13,8 +13,8 @@ from shared import context, errors
 from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
 from shared.frames import wire
 from shared.rpc import bodies
-from shared.rpc.connection import Connection
-from shared.rpc.pool import Pool
+from shared.rpc.connection import RpcConnection
+from shared.rpc.connection_pool import ConnectionPool
 from shared.types import Credential, NodeId
 
 
@@ -40,10 +40,10 @@ class _Asked:
             self.answer.set_exception(error)
 
 
-class Answer(Generic[Item, End]):
+class RpcReply(Generic[Item, End]):
     """A running stream: iterate it to its end, then read ``end``. One reader."""
 
-    def __init__(self, method: StreamMethod[Request, Item, End], connection: Connection) -> None:
+    def __init__(self, method: StreamMethod[Request, Item, End], connection: RpcConnection) -> None:
         self._method = method
         self._connection = connection
         self._decode = bodies.decoder(method.item)
@@ -75,7 +75,7 @@ class Answer(Generic[Item, End]):
             raise RuntimeError(f"the stream of {self._method.name} is not over yet")
         return self._end
 
-    def __aiter__(self) -> "Answer[Item, End]":
+    def __aiter__(self) -> "RpcReply[Item, End]":
         return self
 
     async def __anext__(self) -> Item:
@@ -116,10 +116,10 @@ class Answer(Generic[Item, End]):
             self._arrival.set_result(None)
 
 
-class Client:
+class RpcClient:
     """What a program calls others with. ``to`` names a node; without it the least loaded one that serves the method."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: ConnectionPool) -> None:
         self._pool = pool
 
     async def call(
@@ -146,11 +146,11 @@ class Client:
         to: NodeId | None = None,
         deadline_seconds: float = 300,
         credential: Credential | None = None,
-    ) -> AsyncIterator[Answer[Item, End]]:
+    ) -> AsyncIterator[RpcReply[Item, End]]:
         """Open a stream; leaving the block early cancels it on the peer. The iteration raises what ``call`` raises."""
         until = _until(deadline_seconds)
         connection = self._pool.ready(method.served_by, to) or await self._pool.connection(method.served_by, to, until)
-        answer: Answer[Item, End] = Answer(method, connection)
+        answer: RpcReply[Item, End] = RpcReply(method, connection)
         answer.call_id = connection.next_id()
         connection.ask(_frame(answer.call_id, method.name, request, until, credential), answer, streaming=True)
         timer = connection.loop.call_later(until - time.monotonic(), answer.failed, _too_late(method.name))
@@ -161,13 +161,13 @@ class Client:
             connection.withdraw(answer.call_id)
 
 
-async def ask(connection: Connection, method: Method[Request, Reply], request: Request, *, deadline_seconds: float = 10) -> Reply:
+async def ask(connection: RpcConnection, method: Method[Request, Reply], request: Request, *, deadline_seconds: float = 10) -> Reply:
     """Ask once on this very connection, for who has no pool and nobody to choose from. Raises what ``Client.call`` raises."""
     return await _ask(connection, method, request, _until(deadline_seconds), None)
 
 
 async def _ask(
-    connection: Connection, method: Method[Request, Reply], request: Request, until: float, credential: Credential | None
+    connection: RpcConnection, method: Method[Request, Reply], request: Request, until: float, credential: Credential | None
 ) -> Reply:
     call_id = connection.next_id()
     frame = _frame(call_id, method.name, request, until, credential)

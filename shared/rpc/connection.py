@@ -7,8 +7,8 @@ from typing import Protocol
 from shared import errors
 from shared.frames import calls, wire
 from shared.frames.wire import Accepted, Call, Cancel, Credit, End, Error, Frame, Goaway, Item, Piece, Reply
-from shared.link import Link
 from shared.rpc.serving import Dispatcher
+from shared.transports.link import Link
 from shared.types import Peer
 
 #: Calls that a peer may withdraw as it likes: opening and resetting costs it nothing and us a task each (rapid reset).
@@ -34,7 +34,7 @@ class _Serving:
 
     __slots__ = ("_call_id", "_connection", "credit", "task")
 
-    def __init__(self, connection: "Connection", call_id: int, task: asyncio.Task[None]) -> None:
+    def __init__(self, connection: "RpcConnection", call_id: int, task: asyncio.Task[None]) -> None:
         self.task = task
         #: Set while the handler waits for the reader.
         self.credit: asyncio.Future[None] | None = None
@@ -63,7 +63,7 @@ class _Resets:
             raise errors.ProtocolViolation(f"more than {RESETS_PER_SECOND} calls per second were opened and withdrawn")
 
 
-class Connection:
+class RpcConnection:
     """The calls of one link, both ways. Owned by the pool (links that we dialled) or the node (links to us)."""
 
     def __init__(self, link: Link, dispatcher: Dispatcher | None) -> None:
@@ -71,7 +71,7 @@ class Connection:
         #: Set when the peer said GOAWAY: no new calls on this link.
         self.going_away = False
         #: Called once, when the link has ended and every call on it has failed.
-        self.on_closed: list[Callable[[Connection], None]] = []
+        self.on_closed: list[Callable[[RpcConnection], None]] = []
         self._calls = calls.Calls(dialled=link.dialled, max_calls=link.max_calls)
         self._dispatcher = dispatcher
         self._waiters: dict[int, Waiter] = {}

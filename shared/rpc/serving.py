@@ -13,12 +13,13 @@ from uuid import UUID
 
 import msgspec
 
-from shared import context, errors, tracing
+from shared import context, errors
 from shared.api.auth import Principal
 from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
 from shared.frames import calls, wire
 from shared.rpc import bodies
-from shared.rpc.gate import Gate, check_declared
+from shared.rpc.authorization import Authorizer, check_declared
+from shared.telemetry import tracing
 from shared.types import Credential, Peer, RequestId, Role
 
 S = TypeVar("S")
@@ -28,7 +29,7 @@ AnyMethod = Method[Any, Any] | StreamMethod[Any, Any, Any]
 _RPC = {"rpc.system": "aimesh"}
 
 
-class Call:
+class RpcCall:
     """What a handler knows of the call it serves."""
 
     def __init__(self, caller: Peer, *, deadline: float, credential: Credential | None, idempotency_key: str | None) -> None:
@@ -56,7 +57,7 @@ class Call:
         return max(0.0, self._deadline - time.monotonic())
 
 
-class Outlet(Protocol):
+class ReplySink(Protocol):
     """Where a stream's items go: a connection, or a test."""
 
     async def send_item(self, call_id: int, body: bytes) -> None: ...
@@ -66,13 +67,13 @@ class Outlet(Protocol):
     def credited_items(self, call_id: int) -> int: ...
 
 
-class StreamCall(Call, Generic[Item]):
+class StreamCall(RpcCall, Generic[Item]):
     """A call whose handler sends items and returns the end."""
 
     def __init__(
         self,
-        call: Call,
-        outlet: Outlet,
+        call: RpcCall,
+        outlet: ReplySink,
         call_id: int,
         *,
         encode: Callable[[msgspec.Struct], bytes] = bodies.encode,
@@ -102,7 +103,7 @@ class StreamCall(Call, Generic[Item]):
 @overload
 def serves(
     method: Method[Request, Reply],
-) -> Callable[[Callable[[S, Request, Call], Awaitable[Reply]]], Callable[[S, Request, Call], Awaitable[Reply]]]: ...
+) -> Callable[[Callable[[S, Request, RpcCall], Awaitable[Reply]]], Callable[[S, Request, RpcCall], Awaitable[Reply]]]: ...
 @overload
 def serves(
     method: StreamMethod[Request, Item, End],
@@ -166,7 +167,7 @@ class Dispatcher:
         self._handlers: dict[str, Handler] = {}
         self._running: set[asyncio.Task[Any]] = set()
         #: Lets people in; a service that knows none has none.
-        self.gate: Gate | None = None
+        self.gate: Authorizer | None = None
         #: Where the spans of its calls go; None where nobody asks for them.
         self.traces: tracing.Traces | None = None
         #: Set at the start of a shutdown: running calls finish, new ones are told to go elsewhere, endless streams end.
@@ -244,7 +245,7 @@ class Dispatcher:
         for task in set(self._running):
             task.cancel()
 
-    async def answer(self, handler: Handler, request: Any, call: Call, encode: Encode = bodies.encode) -> bytes:
+    async def answer(self, handler: Handler, request: Any, call: RpcCall, encode: Encode = bodies.encode) -> bytes:
         """Run a handler within its deadline and encode what it returns; raises AimeshError alone."""
         started = time.monotonic()
         status = "internal"
@@ -281,7 +282,7 @@ class Dispatcher:
             span.attributes = _RPC
             span.error = await self._settle(handler, frame, caller, connection)
 
-    def _traced(self, method: str, frame: wire.Call, caller: Peer) -> tracing.Serving | None:
+    def _traced(self, method: str, frame: wire.Call, caller: Peer) -> tracing.ServingSpan | None:
         """Sets the running request. A service's goes on here, so that one id is in the logs of every hop; a client's begins here,
         because ids become keys of rows and are ours to make."""
         is_from_outside = caller.role is Role.CLIENT
@@ -306,7 +307,7 @@ class Dispatcher:
             request = bodies.decode_request(method.request, frame.body, method.name)
             until = time.monotonic() + min(frame.deadline_ms, calls.MAX_DEADLINE_MS) / 1000
             context.deadline.set(until)
-            call = Call(
+            call = RpcCall(
                 caller,
                 deadline=until,
                 credential=Credential(frame.credential) if frame.credential else None,
@@ -327,7 +328,7 @@ class Dispatcher:
         return ""
 
 
-class Replies(Outlet, Protocol):
+class Replies(ReplySink, Protocol):
     """The way back to the caller; nothing happens for a call that is over."""
 
     def reply(self, call_id: int, body: bytes) -> None: ...

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from shared.telemetry import instruments, logs
 
 if TYPE_CHECKING:
-    from shared.telemetry.metrics import Metrics
+    from shared.telemetry.metrics_registry import Metrics
 
 __all__ = ["Metrics", "instruments", "logs", "reference"]
 
@@ -21,7 +21,7 @@ def reference() -> str:
 
 def __getattr__(name: str) -> object:
     if name == "Metrics":
-        from shared.telemetry.metrics import Metrics  # noqa: PLC0415 - see the module's docstring
+        from shared.telemetry.metrics_registry import Metrics  # noqa: PLC0415 - see the module's docstring
 
         return Metrics
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,10 +1,10 @@
 """OpenTelemetry's metrics of generative AI: part of the instrument list.
 
 Names and buckets of gen-ai-metrics.md in open-telemetry/semantic-conventions-genai, as the translation to Prometheus spells them.
-``answers`` observes them together with the platform's own, so that both families tell of the same moments.
+``answer_metrics`` observes them together with the platform's own, so that both families tell of the same moments.
 """
 
-from shared.telemetry.instrument import FIRST_TOKEN_SECONDS, OUTPUT_TOKEN_SECONDS, Instrument, Kind
+from shared.telemetry.instrument import FIRST_TOKEN_SECONDS, OUTPUT_TOKEN_SECONDS, Instrument, InstrumentKind
 
 #: What a dashboard of others groups by. The models are those that are served.
 _LABELS = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model")
@@ -16,7 +16,7 @@ _TOKENS = tuple(float(4**power) for power in range(14))
 
 SERVER_REQUEST_DURATION = Instrument(
     name="gen_ai_server_request_duration_seconds",
-    kind=Kind.HISTOGRAM,
+    kind=InstrumentKind.HISTOGRAM,
     unit="seconds",
     labels=(*_LABELS, "error_type"),
     buckets=_DURATION_SECONDS,
@@ -24,7 +24,7 @@ SERVER_REQUEST_DURATION = Instrument(
 )
 SERVER_TIME_TO_FIRST_TOKEN = Instrument(
     name="gen_ai_server_time_to_first_token_seconds",
-    kind=Kind.HISTOGRAM,
+    kind=InstrumentKind.HISTOGRAM,
     unit="seconds",
     labels=_LABELS,
     buckets=FIRST_TOKEN_SECONDS,
@@ -32,7 +32,7 @@ SERVER_TIME_TO_FIRST_TOKEN = Instrument(
 )
 SERVER_TIME_PER_OUTPUT_TOKEN = Instrument(
     name="gen_ai_server_time_per_output_token_seconds",
-    kind=Kind.HISTOGRAM,
+    kind=InstrumentKind.HISTOGRAM,
     unit="seconds",
     labels=_LABELS,
     buckets=OUTPUT_TOKEN_SECONDS,
@@ -43,7 +43,7 @@ SERVER_TIME_PER_OUTPUT_TOKEN = Instrument(
 
 CLIENT_OPERATION_DURATION = Instrument(
     name="gen_ai_client_operation_duration_seconds",
-    kind=Kind.HISTOGRAM,
+    kind=InstrumentKind.HISTOGRAM,
     unit="seconds",
     labels=(*_LABELS, "error_type"),
     buckets=_DURATION_SECONDS,
@@ -52,7 +52,7 @@ CLIENT_OPERATION_DURATION = Instrument(
 )
 CLIENT_TOKEN_USAGE = Instrument(
     name="gen_ai_client_token_usage_tokens",
-    kind=Kind.HISTOGRAM,
+    kind=InstrumentKind.HISTOGRAM,
     unit="tokens",
     labels=(*_LABELS, "gen_ai_token_type"),
     buckets=_TOKENS,
@@ -60,7 +60,7 @@ CLIENT_TOKEN_USAGE = Instrument(
 )
 CLIENT_TIME_TO_FIRST_CHUNK = Instrument(
     name="gen_ai_client_operation_time_to_first_chunk_seconds",
-    kind=Kind.HISTOGRAM,
+    kind=InstrumentKind.HISTOGRAM,
     unit="seconds",
     labels=_LABELS,
     buckets=FIRST_TOKEN_SECONDS,
@@ -68,7 +68,7 @@ CLIENT_TIME_TO_FIRST_CHUNK = Instrument(
 )
 CLIENT_TIME_PER_OUTPUT_CHUNK = Instrument(
     name="gen_ai_client_operation_time_per_output_chunk_seconds",
-    kind=Kind.HISTOGRAM,
+    kind=InstrumentKind.HISTOGRAM,
     unit="seconds",
     labels=_LABELS,
     buckets=OUTPUT_TOKEN_SECONDS,

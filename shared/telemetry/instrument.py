@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class Kind(StrEnum):
+class InstrumentKind(StrEnum):
     """What may be done with a metric's numbers."""
 
     COUNTER = "counter"
@@ -17,7 +17,7 @@ class Instrument:
     """One row of the list."""
 
     name: str
-    kind: Kind
+    kind: InstrumentKind
     help: str
     #: Empty for plain numbers.
     unit: str = ""

@@ -57,10 +57,10 @@ def configure(service: str, level: str = "info", *, format: str = "json", node: 
     ``level`` is debug, info, warning or error, ``format`` json or text; NodeSettings has checked them.
     ``service`` and ``node`` are the fields of lines that say nothing else; uvicorn must run with ``log_config=None``.
     """
-    from shared.telemetry import structured  # noqa: PLC0415 - structlog takes 0.1 s to import
+    from shared.telemetry import log_processors  # noqa: PLC0415 - structlog takes 0.1 s to import
 
     global _write  # noqa: PLW0603 - see above
-    _write = structured.start(structured.Origin(service, node), logging.getLevelNamesMapping()[level.upper()], format)
+    _write = log_processors.start(log_processors.LogOrigin(service, node), logging.getLevelNamesMapping()[level.upper()], format)
 
 
 def silence() -> None:

@@ -12,10 +12,10 @@ import pytest
 from litestar.handlers import HTTPRouteHandler
 
 from services.web import application
-from shared import identity, tickets
-from shared.api import auth, membership, organisations
-from shared.node import enrolling
-from shared.node.enrolling import Newcomer
+from shared.api import auth, membership, organizations
+from shared.identity import node_keys, tickets
+from shared.node import enrollment
+from shared.node.enrollment import EnrollingNode
 from shared.types import UserRole
 from tests import outside
 from tests.acceptance.album import Album
@@ -292,8 +292,8 @@ async def test_what_an_administrator_sees(stack: RunningStack, watch: Watch, alb
     await ada.goes("/admin/nodes/tickets")
     await page.click("button", "Create ticket")
     await album.add(page, "admin-ticket-created")
-    team = organisations.CreateOrganisation("Example & Daughters")
-    await desk.mesh.rpc.call(organisations.create_organisation, team, credential=desk.admin_key)
+    team = organizations.CreateOrganization("Example & Daughters")
+    await desk.mesh.rpc.call(organizations.create_organisation, team, credential=desk.admin_key)
     await ada.goes("/admin/organisations")
     await page.click("main tbody a", team.name)
     await album.add(page, "admin-organisation")
@@ -328,8 +328,8 @@ async def _settled(visitor: Visitor) -> None:
 async def _waiting_machine(stack: RunningStack, desk: Desk, *options: str) -> AsyncIterator[None]:
     """One that has used a ticket, and waits for its approval."""
     text = await outside.ticket(stack, "worker", "--approval", "--label", "room=3", *options)
-    key = identity.NodeKey(identity.new_seed())
-    joining = asyncio.create_task(enrolling.enrol(tickets.parse(text), key, Newcomer("a waiting machine"), lambda line: None))
+    key = node_keys.NodeKey(node_keys.new_seed())
+    joining = asyncio.create_task(enrollment.enrol(tickets.parse(text), key, EnrollingNode("a waiting machine"), lambda line: None))
 
     async def waits() -> bool:
         members = await desk.mesh.rpc.call(membership.list_members, membership.ListMembers(), credential=desk.admin_key)

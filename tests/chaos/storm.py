@@ -23,8 +23,8 @@ from pathlib import Path
 import redis.asyncio as redis
 
 from cli.stack import plan
-from shared import restarts
 from shared.api import gateway
+from shared.timing import restart_policy
 from tests import replicas
 from tests.chaos import clients, scenarios_servers, world
 from tests.chaos.clients import Clients, Manner
@@ -80,7 +80,7 @@ async def _valkey_forgets(world: World) -> None:
 
 def _ended(name: str, number: signal.Signals = signal.SIGKILL) -> "Fault":
     """The supervisor waits for up to half a minute before it starts again what ends so often."""
-    return killed(name, number, seconds=restarts.LONGEST_PAUSE_SECONDS + 2 * READY_SECONDS)
+    return killed(name, number, seconds=restart_policy.LONGEST_PAUSE_SECONDS + 2 * READY_SECONDS)
 
 
 Fault = Callable[[World], Awaitable[object]]
@@ -94,7 +94,7 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
     "valkey": (_ended("valkey"), _valkey_forgets, stalled("valkey", HANGS_FOR_SECONDS)),
 }
 #: The supervisor leaves alone what ends more often than that within its window.
-MOST_ENDS = restarts.MOST_CRASHES - 2
+MOST_ENDS = restart_policy.MOST_CRASHES - 2
 
 
 @dataclass(slots=True)
@@ -116,7 +116,7 @@ class _Storm:
                 await rng.choice(FAULTS[what])(self.world)
 
     def _may_break(self, what: str) -> bool:
-        since = time.monotonic() - restarts.WINDOW_SECONDS
+        since = time.monotonic() - restart_policy.WINDOW_SECONDS
         return what == "worker" or sum(at > since for at in self._broken_at[what]) < MOST_ENDS
 
 

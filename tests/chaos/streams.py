@@ -22,7 +22,7 @@ import httpx
 from shared import errors
 from shared.api import gateway
 from shared.api.gateway import InferenceRequest
-from shared.node.client import ClientNode
+from shared.node.client_node import ClientNode
 from shared.types import ModelName
 from tests import stacks
 from tests.people import Person

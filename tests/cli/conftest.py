@@ -6,7 +6,7 @@ import pytest
 
 from cli import profile
 from cli.profile import Profile
-from shared import credentials, identity
+from shared.identity import credentials, node_keys
 from shared.types import Credential
 from tests.cli.fake_mesh import FakeMesh, Shell
 
@@ -21,6 +21,6 @@ def shell(tmp_path: Path) -> Shell:
     home.mkdir()
     node_key = home / "client.nk"
     node_key.touch(mode=0o600)
-    node_key.write_bytes(identity.new_seed())
+    node_key.write_bytes(node_keys.new_seed())
     profile.write(home / "profile.toml", Profile(node_key_file=node_key, api_key=KEY, username="alice"))
     return Shell(tmp_path, FakeMesh(), {"HOME": str(tmp_path / "home")})

@@ -10,7 +10,7 @@ import pytest
 from cli import admin, profile
 from shared import errors
 from shared.api import auth
-from shared.api.auth import ApiKey, NewApiKey, Session, User
+from shared.api.auth import ApiKey, CreatedApiKey, LoginSession, User
 from shared.api.method import Nothing
 from shared.types import Credential, KeyId, MicroCredits, Tier, UserId, UserRole
 from tests.cli.conftest import KEY
@@ -48,18 +48,18 @@ def key(number: int, name: str, whole: str) -> ApiKey:
 def house(shell: Shell) -> Shell:
     """A mesh whose auth knows everybody."""
 
-    def log_in(request: auth.LoginUser) -> Session:
+    def log_in(request: auth.LoginUser) -> LoginSession:
         given = request.credentials
         if given.password != "correct horse":
             raise errors.NotAuthenticated("the name or the password is wrong")
         name = given.username or (given.email or "").partition("@")[0]
-        return Session(access_token=TOKEN, expires_in=600, session_token="session", user=user(name))
+        return LoginSession(access_token=TOKEN, expires_in=600, session_token="session", user=user(name))
 
     mesh = shell.mesh
     mesh.answer(auth.register_user, lambda request: user(request.user_data.username))
     mesh.answer(auth.login_user, log_in)
     mesh.answer(auth.logout_user, Nothing())
-    mesh.answer(auth.generate_api_key, lambda request: NewApiKey(NEW_KEY, key(9, request.name, NEW_KEY)))
+    mesh.answer(auth.generate_api_key, lambda request: CreatedApiKey(NEW_KEY, key(9, request.name, NEW_KEY)))
     mesh.answer(auth.list_api_keys, auth.ApiKeys((key(1, "laptop", KEY), key(2, "other", "aip_live_zzz-other"))))
     mesh.answer(auth.revoke_api_key, lambda request: key(1, request.key, KEY))
     return shell
@@ -163,8 +163,8 @@ def test_keys_create_with_limits(house: Shell) -> None:
     assert house("keys", "create", "ci", *limits).exit_code == 0
     assert house("keys", "create", "ci", "--budget", ".000001").exit_code == 0
     assert [entry.request for entry in house.mesh.asked] == [
-        auth.GenerateApiKey(name="ci", limits=auth.KeyLimits(1, 2, 3, 4, MicroCredits(2_500_000))),
-        auth.GenerateApiKey(name="ci", limits=auth.KeyLimits(budget_micro=MicroCredits(1))),
+        auth.GenerateApiKey(name="ci", limits=auth.ApiKeyLimits(1, 2, 3, 4, MicroCredits(2_500_000))),
+        auth.GenerateApiKey(name="ci", limits=auth.ApiKeyLimits(budget_micro=MicroCredits(1))),
     ]
 
 
@@ -194,7 +194,7 @@ def test_keys_list(house: Shell) -> None:
     rows = json.loads(house("keys", "list", "--json").stdout)
     assert [row["name"] for row in rows] == ["laptop", "other"]
     assert house("keys", "list").stdout.splitlines()[1].startswith("laptop")
-    limits = auth.KeyLimits(1000, None, 500, 2, MicroCredits(2_500_000))
+    limits = auth.ApiKeyLimits(1000, None, 500, 2, MicroCredits(2_500_000))
     house.mesh.answer(auth.list_api_keys, auth.ApiKeys((msgspec.structs.replace(key(1, "tight", KEY), limits=limits),)))
     assert "  1000/h, 500 tokens/min, 2 concurrent, 2.5 credits  " in house("keys", "list").stdout
     assert json.loads(house("keys", "list", "--json").stdout)[0]["limits"]["budget_micro"] == 2_500_000

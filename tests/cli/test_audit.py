@@ -11,11 +11,12 @@ from msgspec.structs import replace
 
 from cli import admin
 from cli.audit import RESULTS, audit
-from shared import audit_anchors, audit_chain, errors
+from shared import errors
+from shared.access import audit_anchors, audit_chain
+from shared.access.audit_chain import ChainHead
 from shared.api import audit as log
-from shared.api.audit import Act, AuditReport, AuditRow, ChainState, Result
+from shared.api.audit import AuditedAct, AuditReport, AuditRow, ChainState, Result
 from shared.api.method import Nothing
-from shared.audit_chain import Head
 from shared.types import MeshName, NodeId, TenantId, UserId
 from tests.cli.fake_mesh import Shell
 
@@ -30,7 +31,9 @@ def chain(name: str, count: int) -> list[AuditRow]:
     rows, head = [], audit_chain.START
     for number in range(1, count + 1):
         tenant = audit_chain.tenant_of(name)
-        act = Act(AT + timedelta(seconds=number), "key.create", tenant, UserId(UUID(int=5)), target=f"key {number}", details={"name": "n"})
+        act = AuditedAct(
+            AT + timedelta(seconds=number), "key.create", tenant, UserId(UUID(int=5)), target=f"key {number}", details={"name": "n"}
+        )
         made = audit_chain.link(name, head, act, bytes(16))
         head = made.head
         rows.append(
@@ -43,7 +46,7 @@ HOUSE, OWN = chain("house", 20), chain(str(TENANT), 10)
 
 
 def anchor(row: AuditRow) -> audit_anchors.Anchor:
-    return audit_anchors.sign(KEY, MeshName("home"), row.chain, Head(row.sequence, bytes.fromhex(row.hash)), AT)
+    return audit_anchors.sign(KEY, MeshName("home"), row.chain, ChainHead(row.sequence, bytes.fromhex(row.hash)), AT)
 
 
 ANCHORS = [anchor(HOUSE[9]), anchor(HOUSE[-1]), anchor(OWN[-1])]

@@ -15,10 +15,11 @@ import pytest
 
 from cli import connection, main, profile
 from cli.profile import Profile
-from shared import errors, identity, rpc
+from shared import errors, rpc
 from shared.api import gateway
 from shared.api.gateway import Check, InferenceChunk, InferenceResult
 from shared.api.generation import Usage
+from shared.identity import node_keys
 from shared.node.member import Node
 from shared.types import Credential, FinishReason, ModelName, RequestId, Role
 from tests.testnet import MESH, TestNet, free_port, testnet
@@ -188,7 +189,7 @@ async def test_no_nats_is_5(net: TestNet, start: Start) -> None:
 async def test_a_key_that_the_server_refuses_is_told_with_what_to_do(net: TestNet, start: Start, tmp_path: Path) -> None:
     key = tmp_path / "stranger.nk"
     key.touch(mode=0o600)
-    key.write_bytes(identity.new_seed())
+    key.write_bytes(node_keys.new_seed())
     code, _, err = await finish(await start(Profile(node_key_file=key, mesh=MESH, nats_url=net.server.url), "models"))
     assert code == 5
     assert "refused this node's key" in err

@@ -16,8 +16,8 @@ from shared.api import gateway
 from shared.api.gateway import InferenceChunk, InferenceRequest, InferenceResult, ProcessInferenceRequest
 from shared.api.generation import Usage
 from shared.api.method import Nothing
-from shared.rpc import patience
-from shared.rpc.patience import Patience
+from shared.timing import retry_policy
+from shared.timing.retry_policy import RetryPolicy
 from shared.types import FinishReason, MicroCredits, ModelName, RequestId
 from tests.cli.conftest import KEY
 from tests.cli.fake_mesh import Shell
@@ -195,7 +195,7 @@ class Losses:
 
 @pytest.fixture
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "DEFAULT", Patience(first_pause_seconds=0.001, longest_pause_seconds=0.001))
+    monkeypatch.setattr(retry_policy, "DEFAULT", RetryPolicy(first_pause_seconds=0.001, longest_pause_seconds=0.001))
 
 
 LOST = errors.LinkLost("the link fell silent")
@@ -261,7 +261,7 @@ def test_who_does_not_want_it_ends_with_the_connection(shell: Shell, options: li
 
 
 def test_ctrl_c_while_it_waits_ends_at_once_and_the_gateway_is_told(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "DEFAULT", Patience(seconds=1_000, first_pause_seconds=500, longest_pause_seconds=500))
+    monkeypatch.setattr(retry_policy, "DEFAULT", RetryPolicy(seconds=1_000, first_pause_seconds=500, longest_pause_seconds=500))
     Losses(shell, 1, LOST)
     monkeypatch.setattr(infer, "_say_lost", lambda **_: os.kill(os.getpid(), signal.SIGINT))
     result = shell("infer", "hi")

@@ -18,14 +18,15 @@ import pytest
 
 from cli import join, main
 from cli.stack import secret_files
-from shared import certificates, errors, identity, tickets
+from shared import errors
 from shared.api.gateway import Check
 from shared.api.membership import TopicSecret
-from shared.certificates import Subject
-from shared.node import membership
-from shared.node.enrolling import Newcomer
+from shared.identity import certificates, node_keys, tickets
+from shared.identity.certificates import Subject
+from shared.node import membership_file
+from shared.node.enrollment import EnrollingNode
 from shared.node.member import Node
-from shared.node.membership import Kept
+from shared.node.membership_file import MembershipFile
 from shared.types import MeshName, Role
 from tests.cli.fake_mesh import Shell
 from tests.front_door import FrontDoor
@@ -183,9 +184,9 @@ async def test_a_machine_that_slept_for_a_week_serves_again_by_itself(net: Swarm
     kept = folder.kept()
     assert kept is not None
     week = 7 * 24 * 3600
-    old = certificates.issue(net.ca, Subject(identity.load(folder.key).id, Role.WORKER), time.time() - week)
+    old = certificates.issue(net.ca, Subject(node_keys.load(folder.key).id, Role.WORKER), time.time() - week)
     secrets = (TopicSecret(0, bytes(32)),)
-    membership.save(folder.membership, Kept(kept.mesh, kept.role, old, b"", kept.authorities, secrets, kept.bootstrap))
+    membership_file.save(folder.membership, MembershipFile(kept.mesh, kept.role, old, b"", kept.authorities, secrets, kept.bootstrap))
     worker = await machine.start("worker", "--backend", "echo")
     await lines_with(worker, "connected to gateway")
     await until(lambda: gateway.directory.usable(Role.WORKER), seconds=10)
@@ -197,13 +198,13 @@ async def test_a_revoked_machine_comes_back_as_a_new_one_with_a_new_ticket(net: 
     first = tickets.render(door.ticket(Role.WORKER))
     assert (await machine.run("worker", "--join", first, "--no-serve"))[0] == 0
     folder = join.Folder(machine.state)
-    old = identity.load(folder.key).id
+    old = node_keys.load(folder.key).id
     # A used ticket of another machine is no good, and does no harm.
     other = door.ticket(Role.WORKER)
     door.offers[other.id].uses = 0
     code, out, _ = await machine.run("worker", "--join", tickets.render(other), "--no-serve")
     assert (code, "the ticket is used up; continuing, because this machine is already a member of mesh test" in out) == (0, True)
-    assert identity.load(folder.key).id == old
+    assert node_keys.load(folder.key).id == old
     # Whom auth has revoked it does not even answer.
     door.revoked.add(old)
     net.revoke(old, net.nodes[0])
@@ -212,7 +213,7 @@ async def test_a_revoked_machine_comes_back_as_a_new_one_with_a_new_ticket(net: 
     assert "auth answers others and not this machine's key: it was revoked" in out
     code, out, _ = await machine.run("worker", "--join", tickets.render(door.ticket(Role.WORKER)), "--no-serve")
     assert (code, "certified as worker" in out) == (0, True)
-    assert identity.load(folder.key).id not in (old, "")
+    assert node_keys.load(folder.key).id not in (old, "")
     assert not folder.new_key.exists()
 
 
@@ -256,15 +257,15 @@ def folder(tmp_path: Path) -> join.Folder:
     """As `aicli worker --join` left it."""
     folder = join.Folder(tmp_path / "state")
     join.prepare(folder)
-    secret_files.ensure_file(folder.key, identity.new_seed)
-    ca = identity.Authority(identity.new_authority_seed())
-    membership.save(folder.membership, Kept(MeshName("home"), Role.WORKER, b"c", authorities=(ca.id,)))
+    secret_files.ensure_file(folder.key, node_keys.new_seed)
+    ca = node_keys.Authority(node_keys.new_authority_seed())
+    membership_file.save(folder.membership, MembershipFile(MeshName("home"), Role.WORKER, b"c", authorities=(ca.id,)))
     return folder
 
 
-def some_ticket(ca: identity.Authority | None = None) -> tickets.Ticket:
-    authority = ca or identity.Authority(identity.new_authority_seed())
-    return tickets.Ticket(1, "t1", bytes(32), identity.raw_of(authority.id), MeshName("home"))
+def some_ticket(ca: node_keys.Authority | None = None) -> tickets.Ticket:
+    authority = ca or node_keys.Authority(node_keys.new_authority_seed())
+    return tickets.Ticket(1, "t1", bytes(32), node_keys.raw_of(authority.id), MeshName("home"))
 
 
 def test_a_ticket_comes_from_the_line_a_file_or_stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,18 +285,18 @@ def test_a_ticket_comes_from_the_line_a_file_or_stdin(tmp_path: Path, monkeypatc
 async def test_a_folder_of_another_mesh_is_left_alone(folder: join.Folder) -> None:
     before = folder.membership.read_bytes()
     with pytest.raises(errors.BadSettings, match="belongs to another mesh") as caught:
-        await join.join(folder, some_ticket(), Newcomer(), lambda line: None)
+        await join.join(folder, some_ticket(), EnrollingNode(), lambda line: None)
     assert "--state" in caught.value.hint
     assert folder.membership.read_bytes() == before
 
 
 async def test_the_same_ticket_again_asks_nobody(folder: join.Folder) -> None:
-    ca = identity.Authority(identity.new_authority_seed())
-    kept = Kept(MeshName("home"), Role.WORKER, b"c", authorities=(ca.id,))
-    membership.save(folder.membership, kept)
+    ca = node_keys.Authority(node_keys.new_authority_seed())
+    kept = MembershipFile(MeshName("home"), Role.WORKER, b"c", authorities=(ca.id,))
+    membership_file.save(folder.membership, kept)
     folder.ticket_id.write_text("t1")
     said: list[str] = []
-    assert await join.join(folder, some_ticket(ca), Newcomer(), said.append) == kept
+    assert await join.join(folder, some_ticket(ca), EnrollingNode(), said.append) == kept
     assert said == ["this machine already joined mesh home with this ticket"]
 
 

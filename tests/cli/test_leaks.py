@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cli import leaks
-from shared import credentials
+from shared.identity import credentials
 
 RANDOM = "Ab3" * 14 + "z"
 

@@ -11,7 +11,7 @@ import pytest
 from shared.api import auth, gateway
 from shared.api.gateway import KeyBudget, LimitState, NodeRow, ServedModel, UserQuota
 from shared.api.ledger import Account
-from shared.api.usage import UsageDay, UserUsage
+from shared.api.usage import DailyUsage, UserUsage
 from shared.types import KeyId, MicroCredits, ModelName, NodeId, Role, Tier, UserId
 from tests.cli.fake_mesh import Shell
 
@@ -115,7 +115,7 @@ def test_no_models(shell: Shell) -> None:
 def used(shell: Shell) -> Shell:
     """A mesh that counts."""
     days = tuple(
-        UsageDay(date(2026, 1, 2), key, request_count=4, tokens_used=50, cost_micro=MicroCredits(7_500))
+        DailyUsage(date(2026, 1, 2), key, request_count=4, tokens_used=50, cost_micro=MicroCredits(7_500))
         for key in (KeyId(UUID(int=3)), KeyId(UUID(int=4 << 96)), None)
     )
     key = auth.ApiKey(
@@ -188,7 +188,7 @@ def test_a_key_that_has_overdrawn_its_budget_has_nothing_left(used: Shell) -> No
 
 
 def test_one_of_a_thing_is_not_many(used: Shell) -> None:
-    days = (UsageDay(date(2026, 1, 1), None, 1, 1, MicroCredits(1_000_000)),)
+    days = (DailyUsage(date(2026, 1, 1), None, 1, 1, MicroCredits(1_000_000)),)
     used.mesh.answer(auth.get_user_usage, UserUsage(USER, 1, 1, days, MicroCredits(1_000_000)))
     assert "1 request, 1 token, 1 credit in total" in used("usage").stdout
 

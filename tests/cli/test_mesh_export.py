@@ -8,10 +8,11 @@ import pytest
 
 from cli import profile
 from cli.profile import Profile
-from shared import errors, identity
+from shared import errors
 from shared.api import gateway, membership
 from shared.api.membership import Membership
-from shared.identity import NodeKey
+from shared.identity import node_keys
+from shared.identity.node_keys import NodeKey
 from shared.types import AuthorityId, MeshName, Role
 from tests.cli.fake_mesh import Shell
 
@@ -23,7 +24,7 @@ def joined(shell: Shell) -> NodeKey:
     file = shell.folder / ".aimesh" / profile.FILE
     key_file = file.with_name("client.nk")
     profile.write(file, Profile(node_key_file=key_file, nats_url=None, mesh_file=file.with_name("default.mesh")))
-    return identity.load(key_file)
+    return node_keys.load(key_file)
 
 
 def renewed(bootstrap: tuple[str, ...] = DHT) -> Membership:
@@ -32,7 +33,7 @@ def renewed(bootstrap: tuple[str, ...] = DHT) -> Membership:
 
 def answering(shell: Shell, membership_: Membership) -> tuple[NodeKey, NodeKey]:
     """A mesh with one auth and one gateway; their keys."""
-    keys = NodeKey(identity.new_seed()), NodeKey(identity.new_seed())
+    keys = NodeKey(node_keys.new_seed()), NodeKey(node_keys.new_seed())
     shell.mesh.answer(membership.renew_certificate, membership_)
     shell.mesh.answer(gateway.get_service_health, gateway.ServiceHealth("healthy", (), 0, (), 0))
     shell.mesh.alive_nodes = {Role.AUTH: [keys[0].id], Role.GATEWAY: [keys[1].id]}

@@ -14,8 +14,17 @@ from hypothesis import strategies as st
 from cli import report
 from shared import amounts, errors
 from shared.api import auth, business
-from shared.api.business import ActiveUsers, BusinessReport, BusinessRow, BusinessSum, By, GetBusinessReport, NewAccounts, NewOfDay
-from shared.business_lines import Line
+from shared.api.business import (
+    ActiveUsers,
+    BusinessGrouping,
+    BusinessReport,
+    BusinessRow,
+    BusinessSum,
+    GetBusinessReport,
+    NewAccounts,
+    NewOfDay,
+)
+from shared.business_report_rows import ReportLine
 from shared.types import MicroCredits, Tier, UserId, UserRole
 from tests.cli.fake_mesh import Shell
 
@@ -46,7 +55,7 @@ def test_usage_by_day(office: Shell) -> None:
     lines = office("report", "usage").stdout.splitlines()
     tomorrow = TODAY + timedelta(days=1)
     assert [entry.request for entry in office.mesh.asked] == [
-        GetBusinessReport(TODAY - timedelta(days=6), tomorrow, By.DAY),
+        GetBusinessReport(TODAY - timedelta(days=6), tomorrow, BusinessGrouping.DAY),
         business.CountNewAccounts(TODAY - timedelta(days=6), tomorrow),
     ]
     numbers = ["12", "2", "5", "700", "300", "31.2", "25", "%", "4", "2", "3", "of", "4"]
@@ -110,7 +119,7 @@ def test_who_sits_at_a_narrow_terminal_is_told_what_is_missing(office: Shell, mo
 def test_cost_by_user_has_their_names(office: Shell) -> None:
     office.mesh.answer(business.get_business_report, told(str(ALICE.id), str(UUID(int=6)), back=500_000))
     lines = office("report", "cost", "--since", "2026-03-01", "--until", "2026-03-31", "--by", "user").stdout.splitlines()
-    assert office.mesh.asked[0].request == GetBusinessReport(date(2026, 3, 1), date(2026, 4, 1), By.USER)
+    assert office.mesh.asked[0].request == GetBusinessReport(date(2026, 3, 1), date(2026, 4, 1), BusinessGrouping.USER)
     assert lines[1].split() == ["alice", "12", "2.5", "0.208333", "0.625", "25", "%", "0.04"]
     assert lines[2].split()[0] == str(UUID(int=6))
     assert "revenue       2 credits (0.5 refunded)" in lines
@@ -186,7 +195,7 @@ SUMS = st.builds(BusinessSum, **{name: st.integers(0, 10**12) for name in Busine
 
 @given(st.lists(st.tuples(st.none() | st.text(), SUMS), max_size=5))
 def test_a_csv_says_every_number_as_it_is(rows: list[tuple[str | None, BusinessSum]]) -> None:
-    text = report.written_csv(By.MODEL, [Line(name, one) for name, one in rows])
+    text = report.written_csv(BusinessGrouping.MODEL, [ReportLine(name, one) for name, one in rows])
     read = list(csv.DictReader(io.StringIO(text, newline="")))
     assert [{name: int(line[name]) for name in BusinessSum.__struct_fields__} for line in read] == [
         {name: getattr(one, name) for name in BusinessSum.__struct_fields__} for _, one in rows

@@ -12,13 +12,13 @@ from cli.findings import Finding
 from cli.profile import Profile
 from cli.stack import secret_files
 from cli.surroundings import Surroundings
-from shared import certificates, identity
 from shared.api import auth, gateway
-from shared.certificates import Subject
-from shared.hyperswarm import DhtStats
-from shared.node import membership
-from shared.node.enrolling import Door
-from shared.node.membership import Kept
+from shared.identity import certificates, node_keys
+from shared.identity.certificates import Subject
+from shared.node import membership_file
+from shared.node.enrollment import EnrollmentRoute
+from shared.node.membership_file import MembershipFile
+from shared.transports.hyperswarm import DhtStats
 from shared.types import MeshName, Role
 from tests.cli.fake_mesh import Shell
 from tests.cli.test_doctor import HEALTHY, well, wrong
@@ -26,20 +26,20 @@ from tests.front_door import FrontDoor
 from tests.swarmnet import swarmnet
 
 NOW = 1_700_000_000.0
-CA = identity.Authority(identity.new_authority_seed())
-KEY = identity.NodeKey(identity.new_seed())
+CA = node_keys.Authority(node_keys.new_authority_seed())
+KEY = node_keys.NodeKey(node_keys.new_seed())
 BOX = DhtStats(host="5.5.5.11", port=49737, firewalled=True, randomized=False, nodes=3, bootstrapped=True)
-ELSEWHERE = Door(MeshName("home"), (CA.id,), ("5.5.5.1:4737",), ())
+ELSEWHERE = EnrollmentRoute(MeshName("home"), (CA.id,), ("5.5.5.1:4737",), ())
 HERE = replace(ELSEWHERE, bootstrap=("127.0.0.1:4737",))
 RELAYED = replace(ELSEWHERE, relays=(bytes(32),))
 
 
-def kept(certificate: bytes, *, revoked: bool = False) -> Kept:
+def kept(certificate: bytes, *, revoked: bool = False) -> MembershipFile:
     listed = certificates.issue_list(CA, 1, 1, (KEY.id,) if revoked else (), NOW)
-    return Kept(MeshName("home"), Role.WORKER, certificate, listed, (CA.id,))
+    return MembershipFile(MeshName("home"), Role.WORKER, certificate, listed, (CA.id,))
 
 
-def certified(at: float, key: identity.NodeKey = KEY, ca: identity.Authority = CA) -> bytes:
+def certified(at: float, key: node_keys.NodeKey = KEY, ca: node_keys.Authority = CA) -> bytes:
     return certificates.issue(ca, Subject(key.id, Role.WORKER), at)
 
 
@@ -52,10 +52,10 @@ def certified(at: float, key: identity.NodeKey = KEY, ca: identity.Authority = C
         pytest.param(kept(certified(NOW), revoked=True), False, "was revoked", "new ticket", id="revoked"),
         pytest.param(kept(b""), False, "must approve", "aicli admin nodes approve", id="not approved yet"),
         pytest.param(
-            kept(certified(NOW, identity.NodeKey(identity.new_seed()))), False, "belongs to another key", "join again", id="another key"
+            kept(certified(NOW, node_keys.NodeKey(node_keys.new_seed()))), False, "belongs to another key", "join again", id="another key"
         ),
         pytest.param(
-            kept(certified(NOW, KEY, identity.Authority(identity.new_authority_seed()))),
+            kept(certified(NOW, KEY, node_keys.Authority(node_keys.new_authority_seed()))),
             False,
             "not of this mesh",
             "ticket",
@@ -63,7 +63,7 @@ def certified(at: float, key: identity.NodeKey = KEY, ca: identity.Authority = C
         ),
     ],
 )
-def test_the_certificate(found: Kept, ok: bool, says: str, hint: str) -> None:
+def test_the_certificate(found: MembershipFile, ok: bool, says: str, hint: str) -> None:
     finding = swarm_examination.check_certificate(found, KEY, NOW)
     assert finding.ok is ok
     assert says in finding.detail
@@ -123,13 +123,15 @@ async def test_a_joined_worker_is_looked_at_whole(tmp_path: Path) -> None:
         house = (await net.start(FrontDoor)).service
         assert isinstance(house, FrontDoor)
         folder = join.Folder(tmp_path)
-        secret_files.ensure_file(folder.key, identity.new_seed)
-        key = identity.load(folder.key)
+        secret_files.ensure_file(folder.key, node_keys.new_seed)
+        key = node_keys.load(folder.key)
         house.ca = net.ca
         house.members[key.id] = Role.WORKER
         bootstrap = tuple(str(address) for address in net.bootstrap)
         certificate = certificates.issue(net.ca, Subject(key.id, Role.WORKER), time.time())
-        membership.save(folder.membership, Kept(MeshName("test"), Role.WORKER, certificate, b"", (net.ca.id,), (), bootstrap))
+        membership_file.save(
+            folder.membership, MembershipFile(MeshName("test"), Role.WORKER, certificate, b"", (net.ca.id,), (), bootstrap)
+        )
         folder.paused.touch()
         found = [finding async for finding in swarm_examination.examine_worker(folder)]
         checks = ["worker", "running", "paused", "certificate", "Node.js", "sidecar", "DHT", "NAT", "relay", "way in", "clock", "member"]
@@ -145,7 +147,7 @@ async def test_a_joined_worker_is_looked_at_whole(tmp_path: Path) -> None:
         assert found[-2:] == [Finding(check, None, "not checked: way in first") for check in ("clock", "member")]
 
 
-def membership_of(folder: join.Folder) -> Kept:
+def membership_of(folder: join.Folder) -> MembershipFile:
     found = folder.kept()
     assert found is not None
     return found
@@ -166,17 +168,17 @@ def client(shell: Shell) -> Shell:
     before = profile.read(path)
     mesh_file = path.with_name("client.mesh")
     profile.write(path, Profile(node_key_file=before.node_key_file, nats_url=None, mesh_file=mesh_file, api_key=before.api_key))
-    membership.save(mesh_file, kept(certified(NOW)))
+    membership_file.save(mesh_file, kept(certified(NOW)))
     return shell
 
 
-async def lets_in(found: Kept, key: identity.NodeKey) -> AsyncIterator[Finding]:
+async def lets_in(found: MembershipFile, key: node_keys.NodeKey) -> AsyncIterator[Finding]:
     yield Finding("relay", False, "none", "make one")
     yield Finding("way in", True, "found")
     yield Finding("clock", False, "11 min behind", "NTP")
 
 
-async def keeps_out(found: Kept, key: identity.NodeKey) -> AsyncIterator[Finding]:
+async def keeps_out(found: MembershipFile, key: node_keys.NodeKey) -> AsyncIterator[Finding]:
     yield Finding("DHT", False, "no DHT node answers", "UDP?")
     yield Finding("way in", None, "not checked: DHT first")
 

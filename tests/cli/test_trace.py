@@ -5,13 +5,13 @@ from hypothesis import strategies as st
 
 from cli.trace import lines
 from shared.api.traces import TracedSpan
-from shared.spans import Kind, Span
+from shared.spans import Span, SpanKind
 
 
 def told(span: int, parent: int, start_ms: int, took_ms: int = 1, *, name: str = "", error: str = "") -> TracedSpan:
     begin = 10**18 + start_ms * 1_000_000
     parent_id = f"{parent:016x}" if parent else ""
-    made = Span("a" * 32, f"{span:016x}", parent_id, name or str(span), Kind.INTERNAL, begin, begin + took_ms * 1_000_000, error, {})
+    made = Span("a" * 32, f"{span:016x}", parent_id, name or str(span), SpanKind.INTERNAL, begin, begin + took_ms * 1_000_000, error, {})
     return TracedSpan("gateway", "node", made)
 
 

@@ -10,8 +10,9 @@ from cli import join, worker
 from cli.stack import home as homes
 from cli.stack import initialise
 from services.inference.settings import InferenceSettings
-from shared import config, errors, identity
-from shared.node.membership import Kept
+from shared import config, errors
+from shared.identity import node_keys
+from shared.node.membership_file import MembershipFile
 from shared.types import MeshName, Role
 from tests.cli.fake_mesh import Shell
 
@@ -29,7 +30,7 @@ def test_a_worker_is_a_node_of_its_own(stack: homes.Home) -> None:
     outside = {"AIMESH_HOME": str(stack.root), "PATH": "/bin"}
     first = worker.plan_environment(outside, {})
     second = worker.plan_environment(outside, {})
-    ids = {identity.load(Path(each["NODE_KEY_FILE"])).id for each in (first, second)}
+    ids = {node_keys.load(Path(each["NODE_KEY_FILE"])).id for each in (first, second)}
     assert len(ids) == 2
     users = (stack.nats / "users.conf").read_text()
     assert all(node in users for node in ids)
@@ -86,7 +87,7 @@ def test_a_model_that_cannot_be_served(shell: Shell, model: str, says: str) -> N
 def test_a_joined_worker_is_what_its_folder_says_and_shown_as_the_user_says() -> None:
     folder = join.Folder(Path("/state"))
     outside = {"NATS_URL": "nats://127.0.0.1:1", "NATS_URL_FILE": "/x", "LOG_LEVEL": "debug", "MODELS_FILE": "/y", "NODE_KEY_FILE": "/z"}
-    chosen = worker.joined_environment(outside, {"MODELS": "a=/b"}, folder, Kept(MeshName("lab"), Role.WORKER))
+    chosen = worker.joined_environment(outside, {"MODELS": "a=/b"}, folder, MembershipFile(MeshName("lab"), Role.WORKER))
     assert "NATS_URL_FILE" not in chosen
     assert "MODELS_FILE" not in chosen
     loaded = config.load(InferenceSettings, chosen)

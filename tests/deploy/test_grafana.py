@@ -13,7 +13,7 @@ import yaml
 from services.metrics.alerts import rules
 from services.metrics.alerts.rule import Board
 from shared.telemetry import instruments
-from shared.telemetry.instrument import Instrument, Kind
+from shared.telemetry.instrument import Instrument, InstrumentKind
 from tools.boards import writing
 from tools.boards.panel import LOKI, PROMETHEUS, Dashboard, Unit
 
@@ -27,7 +27,7 @@ ALERTS = {"alertname", "alertstate", "severity"}
 
 
 def names_of(instrument: Instrument) -> set[str]:
-    if instrument.kind is Kind.HISTOGRAM:
+    if instrument.kind is InstrumentKind.HISTOGRAM:
         return {instrument.name + suffix for suffix in ("_bucket", "_sum", "_count")}
     return {instrument.name}
 

@@ -18,8 +18,8 @@ from services.metrics.alerts.rule import Rule, Severity
 from services.metrics.service import MetricsService
 from services.metrics.settings import MetricsSettings
 from shared.telemetry import instruments
-from shared.telemetry.instrument import Kind
-from shared.telemetry.metrics import Metrics
+from shared.telemetry.instrument import InstrumentKind
+from shared.telemetry.metrics_registry import Metrics
 from shared.types import Role
 from tests.services.metrics.alerts import debian
 from tests.testnet import MESH, testnet
@@ -62,7 +62,9 @@ def test_promtool_finds_no_mistake_in_any_metric() -> None:
         if instrument is not None:
             family = getattr(metrics, name)
             one = family.labels(**dict.fromkeys(instrument.labels, "x")) if instrument.labels else family
-            getattr(one, {Kind.COUNTER: "inc", Kind.GAUGE: "set", Kind.HISTOGRAM: "observe"}[instrument.kind])(1)
+            getattr(
+                one, {InstrumentKind.COUNTER: "inc", InstrumentKind.GAUGE: "set", InstrumentKind.HISTOGRAM: "observe"}[instrument.kind]
+            )(1)
     text = metrics.render()
     assert all(f"# TYPE {one.name} " in text for one in instruments.ALL if one.name.startswith("ai_platform_"))
     _check_metrics(text)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SIDECAR = "shared/hyperswarm/sidecar/"
+SIDECAR = "shared/transports/hyperswarm/sidecar/"
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Everybody whom the matrix of access asks as: each has an account or a key made by real calls, and says what it ought to be allowed.
 
-What somebody may do is written down here once more, from the issue and not from ``shared.access``: this is what that is compared with.
+What somebody may do is written down here once more, from the issue and not from ``shared.access.access_table``: this is what that is
+compared with.
 """
 
 import hashlib
@@ -14,15 +15,16 @@ from dataclasses import dataclass, replace
 import redis.asyncio as redis
 
 from cli.stack import nats_users, plan
-from shared import errors, identity
-from shared.access import FRESH_SECONDS
-from shared.api import accounts, auth, organisations
+from shared import errors
+from shared.access.access_table import FRESH_SECONDS
+from shared.api import accounts, auth, organizations
 from shared.api.auth import KeyBounds, KeyKind
-from shared.directory import Directory
-from shared.link import Me
-from shared.nats_link import NatsTransport
-from shared.node.client import SOFTWARE, ClientNode, _calling
-from shared.trust import Trust
+from shared.discovery.directory import Directory
+from shared.identity import node_keys
+from shared.identity.trust import Trust
+from shared.node.client_node import SOFTWARE, ClientNode, _calling
+from shared.transports.link import LocalNode
+from shared.transports.nats_link import NatsTransport
 from shared.types import Credential, Role, TenantId, Tier, UserId, UserRole
 from tests.integration import asking
 from tests.integration.access_requests import Things
@@ -67,9 +69,9 @@ class Asker:
 @asynccontextmanager
 async def node(stack: RunningStack, role: Role) -> AsyncIterator[ClientNode]:
     """A node of this role that serves nothing, beside those of the stack."""
-    key = identity.load(nats_users.add_node(stack.place, MESH, f"matrix-{role}", role))
+    key = node_keys.load(nats_users.add_node(stack.place, MESH, f"matrix-{role}", role))
     url = f"nats://127.0.0.1:{stack.environment['NATS_PORT']}"
-    me, trust = Me(MESH, role, key, SOFTWARE), Trust(key, role)
+    me, trust = LocalNode(MESH, role, key, SOFTWARE), Trust(key, role)
 
     async def connected() -> NatsTransport | None:
         transport = NatsTransport(me, url, None, trust)
@@ -110,7 +112,7 @@ class Town:
         """Somebody with an organisation, a request that was answered, a spare key and a spare session."""
         person = await self._desk.register(name, tier)
         made = await self._rpc.call(
-            organisations.create_organisation, organisations.CreateOrganisation(f"of {name}"), credential=person.access_token
+            organizations.create_organisation, organizations.CreateOrganization(f"of {name}"), credential=person.access_token
         )
         spare = await self._log_in(person)
         sessions = await self._rpc.call(accounts.list_sessions, accounts.ListSessions(), credential=spare.access_token)
@@ -235,10 +237,10 @@ class Town:
             may=GRANTED[UserRole.USER],
         )  # fmt: skip
 
-    async def _log_in(self, person: Person) -> auth.Session:
+    async def _log_in(self, person: Person) -> auth.LoginSession:
         return await self._rpc.call(auth.login_user, auth.LoginUser(auth.Credentials(person.password, person.username)))
 
-    async def _with_factor(self, session: auth.Session) -> auth.Session:
+    async def _with_factor(self, session: auth.LoginSession) -> auth.LoginSession:
         seed = await self._rpc.call(accounts.begin_mfa, accounts.BeginMfa(), credential=session.access_token)
         enabled = await self._rpc.call(accounts.enable_mfa, accounts.EnableMfa(code(seed.secret)), credential=session.access_token)
         return enabled.session or session

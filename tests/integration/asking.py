@@ -10,7 +10,7 @@ import httpx
 
 from shared.api import gateway
 from shared.api.gateway import InferenceRequest
-from shared.node.client import ClientNode
+from shared.node.client_node import ClientNode
 from shared.types import Credential, ModelName, RequestId
 
 ECHO = ModelName("echo")

@@ -1,7 +1,7 @@
 """Who may what, asked of the running services: everybody × every method and route × what is one's own and what is another's.
 
-The table of ``shared.access`` says which rights a method asks for; who has them, and what follows, is worked out here once more and not
-by ``access.check``. A method or a route without a request here fails the test, so no cell is left out.
+The table of ``shared.access.access_table`` says which rights a method asks for; who has them, and what follows, is worked out here once
+more and not by ``access.check``. A method or a route without a request here fails the test, so no cell is left out.
 """
 
 import asyncio
@@ -16,11 +16,12 @@ import msgspec
 import pytest
 from nats.aio.client import Client as NatsClient
 
-from shared import access, errors
-from shared.access import Access, Who
-from shared.api import accounts, auth, gateway, organisations, usage_report
+from shared import errors
+from shared.access import access_table
+from shared.access.access_table import AccessTable, Audience
+from shared.api import accounts, auth, gateway, organizations, usage_report
 from shared.api.method import StreamMethod
-from shared.node.client import ClientNode
+from shared.node.client_node import ClientNode
 from shared.types import ModelName, NodeId, Role
 from tests.integration import access_people, access_requests, asking
 from tests.integration.access_people import EVERYTHING, Asker, Town
@@ -66,7 +67,7 @@ class Cell:
 # --- what ought to be -----------------------------------------------------------------------------------------------------
 
 
-def expected(row: Access, asker: Asker, way: str, what: str) -> str:
+def expected(row: AccessTable, asker: Asker, way: str, what: str) -> str:
     """Of a call about nobody else."""
     refusals = (
         ("not_authenticated", asker.credential is None),
@@ -75,7 +76,7 @@ def expected(row: Access, asker: Asker, way: str, what: str) -> str:
         ("confirmation_needed", row.fresh and asker.is_stale),
         ("not_allowed", asker.is_bound and way != "http"),
     )
-    if row.who is Who.NODE:
+    if row.who is Audience.NODE:
         return "not_authenticated" if what in BRINGS_ITS_OWN else ALLOWED
     if asker.credential is None and way in {role.value for role in row.unless}:
         return ALLOWED
@@ -204,8 +205,8 @@ class Matrix:
 
 
 def test_every_method_and_route_has_a_request_here() -> None:
-    assert set(access_requests.REQUESTS) == set(access.METHODS) == set(METHODS)
-    assert set(access_requests.BODIES) == set(access.ROUTES)
+    assert set(access_requests.REQUESTS) == set(access_table.METHODS) == set(METHODS)
+    assert set(access_requests.BODIES) == set(access_table.ROUTES)
     for name, make in access_requests.REQUESTS.items():
         assert isinstance(make(), METHODS[name].request), name
 
@@ -215,17 +216,17 @@ async def test_everybody_by_every_method_and_route(site: Site) -> None:
     askers = await Town(site.stack, site.desk, site.web).askers()
     matrix = Matrix()
     for asker in askers:
-        for name, row in access.METHODS.items():
+        for name, row in access_table.METHODS.items():
             method = METHODS[name]
             for way, mesh in site.links.items():
                 if Role(way) in method.callers:
                     code = await site.over_link(mesh, method, access_requests.REQUESTS[name](), asker)
                     matrix.assert_cell(Cell(way, name, asker.name, ""), code, expected(row, asker, way, name))
-        for route, row in access.ROUTES.items():
+        for route, row in access_table.ROUTES.items():
             code = await site.over_http(route, access_requests.BODIES[route](), asker)
             matrix.assert_cell(Cell("http", route, asker.name, ""), code, expected(row, asker, "http", route))
-    links = sum(Role(way) in METHODS[name].callers for name in access.METHODS for way in site.links)
-    matrix.check(len(askers) * (links + len(access.ROUTES)))
+    links = sum(Role(way) in METHODS[name].callers for name in access_table.METHODS for way in site.links)
+    matrix.check(len(askers) * (links + len(access_table.ROUTES)))
 
 
 @pytest.mark.timeout(300)
@@ -234,7 +235,7 @@ async def test_the_operator_by_every_method(site: Site) -> None:
     askers = await Town(site.stack, site.desk, site.web).askers()
     matrix = Matrix()
     for asker in askers:
-        for name, row in access.METHODS.items():
+        for name, row in access_table.METHODS.items():
             method = METHODS[name]
             if method.served_by is None:
                 continue
@@ -244,7 +245,7 @@ async def test_the_operator_by_every_method(site: Site) -> None:
     matrix.check(len(askers) * sum(method.served_by is not None for method in METHODS.values()))
 
 
-def _for_operator(method: AnyMethod, row: Access, asker: Asker) -> str:
+def _for_operator(method: AnyMethod, row: AccessTable, asker: Asker) -> str:
     return expected(row, asker, "operator", method.name) if Role.OPERATOR in method.callers else "wrong_role"
 
 
@@ -337,14 +338,14 @@ async def _ask_about(site: Site, matrix: Matrix, asker: Asker, things: Things, w
     for route, body in access_requests.NAMING_BODIES.items():
         code = await site.over_http(route, body(things), asker, things.key)
         cell = Cell("http", route, asker.name, whose)
-        matrix.assert_cell(cell, code, _wanted(asker, cell, expected(access.ROUTES[route], asker, "http", route)))
+        matrix.assert_cell(cell, code, _wanted(asker, cell, expected(access_table.ROUTES[route], asker, "http", route)))
     is_over = False
     # What gives a login another token comes last.
     for name in sorted(access_requests.NAMING, key=lambda name: name == "auth.switchOrganisation"):
         for way in _ways(site, METHODS[name]):
             code = await site.over_link(site.links[way], METHODS[name], access_requests.NAMING[name](things), asker)
             cell = Cell(way, name, asker.name, whose)
-            wanted = _wanted(asker, cell, expected(access.METHODS[name], asker, way, name))
+            wanted = _wanted(asker, cell, expected(access_table.METHODS[name], asker, way, name))
             matrix.assert_cell(cell, code, "not_authenticated" if is_over else wanted)
             is_over = is_over or (name == "auth.switchOrganisation" and code == ALLOWED)
 
@@ -353,7 +354,7 @@ async def _state(site: Site, victim: Person, things: Things) -> object:
     """All that others could have changed."""
     ask, own = site.desk.mesh.rpc.call, victim.access_token
     keys = await ask(auth.list_api_keys, auth.ListApiKeys(), credential=own)
-    page = await ask(organisations.get_organisation, organisations.GetOrganisation(things.team), credential=own)
+    page = await ask(organizations.get_organisation, organizations.GetOrganization(things.team), credential=own)
     sessions = await ask(accounts.list_sessions, accounts.ListSessions(), credential=own)
     logged = await ask(usage_report.list_requests, usage_report.ListRequests(), credential=own)
     shown = [(key.id, key.name, key.preview, key.is_active) for key in keys.keys]

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from shared import errors
-from shared.api import accounts, auth, organisations, privacy, usage_report
-from shared.api.organisations import TeamRole
+from shared.api import accounts, auth, organizations, privacy, usage_report
+from shared.api.organizations import TeamRole
 from shared.types import Tier
 from tests.integration import asking
 from tests.people import Desk, Person
@@ -74,12 +74,12 @@ async def _use_everything(stack: RunningStack, desk: Desk, gone: Person, other: 
         accounts.SetPreferences(accounts.Preferences(None, "dark", notify_by_mail=False)),
         credential=gone.access_token,
     )
-    team = await rpc.call(organisations.create_organisation, organisations.CreateOrganisation("Shared"), credential=other.access_token)
+    team = await rpc.call(organizations.create_organisation, organizations.CreateOrganization("Shared"), credential=other.access_token)
     # It has no credits before.
-    await rpc.call(organisations.set_team_tier, organisations.SetTeamTier(team.id, Tier.FREE), credential=desk.admin_key)
-    invited = organisations.InviteMember(team.id, f"{gone.username}@example.org", TeamRole.MEMBER)
-    sent = await rpc.call(organisations.invite_member, invited, credential=other.access_token)
-    await rpc.call(organisations.accept_invitation, organisations.AcceptInvitation(sent.token), credential=gone.access_token)
+    await rpc.call(organizations.set_team_tier, organizations.SetTeamTier(team.id, Tier.FREE), credential=desk.admin_key)
+    invited = organizations.InviteMember(team.id, f"{gone.username}@example.org", TeamRole.MEMBER)
+    sent = await rpc.call(organizations.invite_member, invited, credential=other.access_token)
+    await rpc.call(organizations.accept_invitation, organizations.AcceptInvitation(sent.token), credential=gone.access_token)
     keys = (await rpc.call(auth.list_api_keys, auth.ListApiKeys(), credential=gone.access_token)).keys
     acting = await rpc.call(accounts.switch_organisation, accounts.SwitchTeam(team.id), credential=gone.access_token)
     await asking.rpc(desk.mesh, acting.access_token, "on the bill of all of us")
@@ -95,7 +95,7 @@ async def _bill(desk: Desk, member: Person) -> list[tuple[int, int, int]]:
     """What the organisation used, as another member sees it."""
     rpc = desk.mesh.rpc
     session = await rpc.call(auth.login_user, auth.LoginUser(auth.Credentials(member.password, member.username)))
-    found = await rpc.call(organisations.list_organisations, organisations.ListOrganisations(), credential=session.access_token)
+    found = await rpc.call(organizations.list_organisations, organizations.ListOrganizations(), credential=session.access_token)
     team = found.organisations[0].id
     acting = await rpc.call(accounts.switch_organisation, accounts.SwitchTeam(team), credential=session.access_token)
     log = await rpc.call(usage_report.list_requests, usage_report.ListRequests(), credential=acting.access_token)

@@ -13,14 +13,15 @@ from typing import Any, ClassVar
 import msgspec
 import pytest
 
-from shared import certificates, errors, identity, rpc
+from shared import errors, rpc
 from shared.api import gateway
 from shared.api.gateway import Check, ServedModel
-from shared.certificates import Subject
-from shared.hyperswarm import find_node
-from shared.identity import NodeKey
+from shared.identity import certificates, node_keys
+from shared.identity.certificates import Subject
+from shared.identity.node_keys import NodeKey
 from shared.node.member import Node
-from shared.node.pulled_streams import MAX_ITEMS
+from shared.node.stock_clients.pulled_streams import MAX_ITEMS
+from shared.transports.hyperswarm import find_node
 from shared.types import ModelName, Role
 from tests import dht, outside
 from tests.people import Person
@@ -44,7 +45,7 @@ class Gateway:
     role: ClassVar[Role] = Role.GATEWAY
 
     def __init__(self) -> None:
-        self.calls: list[rpc.Call] = []
+        self.calls: list[rpc.RpcCall] = []
         self.began = asyncio.Event()
         self.cancelled = asyncio.Event()
 
@@ -60,12 +61,12 @@ class Gateway:
         return None
 
     @rpc.serves(gateway.list_models)
-    async def list_models(self, request: gateway.ListModels, call: rpc.Call) -> gateway.ServedModels:
+    async def list_models(self, request: gateway.ListModels, call: rpc.RpcCall) -> gateway.ServedModels:
         self.calls.append(call)
         return gateway.ServedModels((ServedModel(ModelName("echo"), 1, 4096),))
 
     @rpc.serves(gateway.list_nodes)
-    async def hang(self, request: gateway.ListNodes, call: rpc.Call) -> gateway.NodeRows:
+    async def hang(self, request: gateway.ListNodes, call: rpc.RpcCall) -> gateway.NodeRows:
         self.began.set()
         try:
             return await asyncio.Future[gateway.NodeRows]()
@@ -102,7 +103,7 @@ class Peer:
 
     net: SwarmNet
     to: RunningNode
-    key: NodeKey = field(default_factory=lambda: NodeKey(identity.new_seed()))
+    key: NodeKey = field(default_factory=lambda: NodeKey(node_keys.new_seed()))
 
     @property
     def where(self) -> tuple[list[str], str, str]:
@@ -155,7 +156,7 @@ async def test_who_cannot_show_a_client_certificate_is_refused() -> None:
 
 
 async def test_a_key_on_the_allow_list_needs_no_certificate() -> None:
-    key = NodeKey(identity.new_seed())
+    key = NodeKey(node_keys.new_seed())
     async with swarmnet() as net:
         house = await start(net, swarm_clients=(key.raw.hex(),))
         assert [answer.get("value") for answer in await Peer(net, house, key).ask(LIST_MODELS)] == [MODELS]
@@ -319,7 +320,7 @@ async def test_the_program_of_the_documentation_calls_a_whole_stack(stack: Runni
 
 @pytest.mark.parametrize("name", ["MAX_RUNNING", "DEADLINE_SECONDS"])
 def test_the_limits_that_the_page_names_are_those_of_the_code(name: str) -> None:
-    from shared.node import stock_calls
+    from shared.node.stock_clients import stock_calls
 
     number = vars(stock_calls)[name]
     assert f"{number:g} " in PAGE.read_text(encoding="utf-8")

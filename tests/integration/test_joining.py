@@ -12,11 +12,12 @@ import msgspec
 import pytest
 
 from cli.exit_codes import ExitCode
-from shared import errors, identity, tickets
+from shared import errors
 from shared.api.membership import Membership
-from shared.identity import NodeKey
-from shared.node import enrolling
-from shared.node.enrolling import Means, Newcomer
+from shared.identity import node_keys, tickets
+from shared.identity.node_keys import NodeKey
+from shared.node import enrollment
+from shared.node.enrollment import EnrollingNode, Means
 from tests import outside, slow_model
 from tests.outside import Machine, Running
 from tests.people import Person
@@ -83,11 +84,11 @@ async def refusal(ticket: tickets.Ticket, key: NodeKey | None = None, *, find_se
 
 async def enrol(ticket: tickets.Ticket, key: NodeKey | None = None, *, find_seconds: float = 20) -> Membership:
     means = Means(find_seconds=find_seconds, poll_seconds=0.2)
-    return await enrolling.enrol(ticket, key or new_key(), Newcomer("test"), lambda line: None, means)
+    return await enrollment.enrol(ticket, key or new_key(), EnrollingNode("test"), lambda line: None, means)
 
 
 def new_key() -> NodeKey:
-    return NodeKey(identity.new_seed())
+    return NodeKey(node_keys.new_seed())
 
 
 async def test_a_machine_joins_serves_is_paused_and_revoked_in_mid_stream(
@@ -136,7 +137,7 @@ async def test_a_machine_joins_serves_is_paused_and_revoked_in_mid_stream(
     assert "revoked" in told.out
 
     # Its key is worth nothing any more, and with a new ticket the machine comes as another node.
-    old = identity.load(box.state / "node.nk")
+    old = node_keys.load(box.state / "node.nk")
     assert isinstance(await refusal(tickets.parse(await outside.ticket(stack, "worker")), old, find_seconds=3), errors.AimeshError)
     await worker.interrupt()
     again = serve(box, model, "--join", await outside.ticket(stack, "worker"))
@@ -192,8 +193,8 @@ async def test_a_ticket_that_is_no_good_says_why_and_lets_nobody_in(stack: Runni
         tickets.parse(text[:60] + ("A" if text[60] != "A" else "B") + text[61:])
 
     # Of a mesh that is not here.
-    other = identity.Authority(identity.new_authority_seed())
-    why = await refusal(msgspec.structs.replace(await new(), authority=identity.raw_of(other.id)), find_seconds=3)
+    other = node_keys.Authority(node_keys.new_authority_seed())
+    why = await refusal(msgspec.structs.replace(await new(), authority=node_keys.raw_of(other.id)), find_seconds=3)
     assert isinstance(why, errors.NotReachable)
     assert len((await stack.aicli("admin", "nodes", "list", "--json")).json()) == before + 1
     assert first.role == "worker"
@@ -222,7 +223,7 @@ async def test_a_profile_asks_by_eight_processes_at_once_until_it_is_revoked(sta
 
     running = cafe.start("infer", "-m", "echo", LONG)
     await running.says("word word")
-    profile = identity.load(_only(cafe.home / ".config/aimesh/profiles", "*.nk"))
+    profile = node_keys.load(_only(cafe.home / ".config/aimesh/profiles", "*.nk"))
     revoked = await stack.aicli("admin", "nodes", "revoke", profile.id, "--yes")
     assert revoked.status == 0, revoked.err
 

@@ -33,7 +33,7 @@ async def test_every_service_has_metrics_of_its_own(stack: RunningStack, service
 
 
 async def test_the_four_of_the_seed_have_their_labels(stack: RunningStack, desk: Desk, ann: Person) -> None:
-    tight = await desk.make_key(ann, "tight", auth.KeyLimits(requests_per_hour=1))
+    tight = await desk.make_key(ann, "tight", auth.ApiKeyLimits(requests_per_hour=1))
     async with stack.http(tight.secret) as http:
         await asking.inference(http, "one")
         assert (await http.post("/api/inference", json={"model": "echo", "prompt": "two"})).status_code == 429

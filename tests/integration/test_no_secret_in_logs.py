@@ -24,8 +24,9 @@ import pytest
 
 from cli.stack import secret_files
 from services.auth.mfa import totp
-from shared import errors, tickets
-from shared.api import accounts, auth, organisations
+from shared import errors
+from shared.api import accounts, auth, organizations
+from shared.identity import tickets
 from shared.types import Credential
 from tests import otlp_receiver, people, stacks
 from tests.integration import asking, searching
@@ -221,17 +222,17 @@ async def _mailed_code(stack: RunningStack, to: str) -> str:
 
 async def _invitation(desk: Desk, ann: Person, hidden: Hidden) -> None:
     team = await desk.mesh.rpc.call(
-        organisations.create_organisation, organisations.CreateOrganisation("The makers"), credential=ann.access_token
+        organizations.create_organisation, organizations.CreateOrganization("The makers"), credential=ann.access_token
     )
-    invited = organisations.InviteMember(team.id, "somebody@example.org")
-    made = await desk.mesh.rpc.call(organisations.invite_member, invited, credential=ann.access_token)
+    invited = organizations.InviteMember(team.id, "somebody@example.org")
+    made = await desk.mesh.rpc.call(organizations.invite_member, invited, credential=ann.access_token)
     hidden.add("invitation", made.token)
     for asked in (made.token, made.token + "x"):
         with pytest.raises(errors.NotFound):
-            await desk.mesh.rpc.call(organisations.read_invitation, organisations.ReadInvitation(asked), credential=ann.access_token)
+            await desk.mesh.rpc.call(organizations.read_invitation, organizations.ReadInvitation(asked), credential=ann.access_token)
     with pytest.raises(errors.AimeshError):
         await desk.mesh.rpc.call(
-            organisations.accept_invitation, organisations.AcceptInvitation(made.token + "x"), credential=ann.access_token
+            organizations.accept_invitation, organizations.AcceptInvitation(made.token + "x"), credential=ann.access_token
         )
 
 

@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 
-from shared import errors, topics
+from shared import errors
 from shared.api import auth, inference
+from shared.discovery import topics
 from shared.frames import wire
 from shared.frames.wire import Call, Cancel, Hello
-from shared.hyperswarm import find_node
-from shared.node import membership
+from shared.node import membership_file
 from shared.rpc import bodies
-from shared.swarm_link import SwarmLink
+from shared.transports.hyperswarm import find_node
+from shared.transports.swarm_link import SwarmLink
 from shared.types import NodeId, Peer, Role
 from tests import dht
 from tests.front_door import FrontDoor
@@ -329,7 +330,7 @@ async def test_a_renewed_certificate_moves_the_end_of_open_links_and_an_ended_on
         door.service.bootstrap = tuple(str(address) for address in net.bootstrap)
         await until(lambda: link.until - time.time() > 23 * 3600, seconds=10)
         assert (link.closed, link_of(gateway, worker.node.id)) == (None, link)
-        kept = membership.load(key_file.with_suffix(".mesh"))
+        kept = membership_file.load(key_file.with_suffix(".mesh"))
         assert kept is not None
         assert kept.certificate == worker.node.trust.certificate
 

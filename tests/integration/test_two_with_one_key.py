@@ -3,7 +3,8 @@
 import time
 from pathlib import Path
 
-from shared import errors, key_contests
+from shared import errors
+from shared.discovery import duplicate_keys
 from tests import replicas
 from tests.integration import asking
 from tests.people import Desk, Person
@@ -60,7 +61,7 @@ async def test_a_worker_that_is_killed_and_started_at_once_is_no_contest(stack: 
         """A contest would be known by then, and the supervisor would leave the worker down."""
         row = (await stack.programs())["inference-echo"]
         assert row.ready
-        return time.time() - restarted_at > 2 * key_contests.OVERLAP_SECONDS + 2
+        return time.time() - restarted_at > 2 * duplicate_keys.OVERLAP_SECONDS + 2
 
     await until(has_run_long_enough, seconds=30)
     assert await stack.metric("gateway", "ai_platform_contested_keys_total") == counted

@@ -164,7 +164,7 @@ async def test_a_deadline_that_passes_is_a_timeout(stack: RunningStack, desk: De
 
 
 async def test_a_request_over_its_limit_has_a_row_and_no_usage(stack: RunningStack, desk: Desk, ann: Person) -> None:
-    tight = await desk.make_key(ann, "tight", auth.KeyLimits(requests_per_hour=1))
+    tight = await desk.make_key(ann, "tight", auth.ApiKeyLimits(requests_per_hour=1))
     async with stack.http(tight.secret) as http:
         await asking.inference(http, "first")
         asking.problem(await http.post("/api/inference", json={"model": "echo", "prompt": "second"}), 429, "rate_limited")

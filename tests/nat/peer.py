@@ -13,8 +13,8 @@ from contextlib import asynccontextmanager, suppress
 
 import msgspec
 
-from shared.hyperswarm import Address, Connection, ConnectionClosed, PathChanged, PeerFailed, Swarm
 from shared.node.lifecycle import background
+from shared.transports.hyperswarm import ConnectionClosed, PathChanged, PeerAddress, PeerConnection, PeerFailed, Swarm
 from tests.nat.topology import Machine
 
 PING_SECONDS = 0.1
@@ -53,12 +53,12 @@ class Said(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class _Peer:
     def __init__(self, swarm: Swarm) -> None:
         self._swarm = swarm
-        self._numbers: dict[Connection, int] = {}
-        self._alive: set[Connection] = set()
+        self._numbers: dict[PeerConnection, int] = {}
+        self._alive: set[PeerConnection] = set()
         self._pulse_at = 0.0
         swarm.on_event = self._on_event
 
-    def say(self, what: str, connection: Connection | None = None, *, why: str = "", code: str = "") -> None:
+    def say(self, what: str, connection: PeerConnection | None = None, *, why: str = "", code: str = "") -> None:
         path, remote = ("", "") if connection is None else (connection.path.value, str(connection.remote))
         number = 0 if connection is None else self._numbers[connection]
         said = Said(at=time.monotonic(), what=what, connection=number, path=path, remote=remote, why=why, code=code)
@@ -77,7 +77,7 @@ class _Peer:
                 self._open(connection)
                 tasks.create_task(self._ping(connection))
 
-    def _open(self, connection: Connection) -> None:
+    def _open(self, connection: PeerConnection) -> None:
         self._numbers[connection] = len(self._numbers) + 1
 
         def message(body: bytes) -> None:
@@ -101,7 +101,7 @@ class _Peer:
         connection.on_message = message
         connection.open_window()
 
-    async def _ping(self, connection: Connection) -> None:
+    async def _ping(self, connection: PeerConnection) -> None:
         with suppress(ConnectionClosed):
             while connection.closed is None:
                 connection.send(PING)
@@ -109,7 +109,7 @@ class _Peer:
 
 
 async def _main(wanted: Wanted) -> None:
-    bootstrap = [Address.parse(text) for text in wanted.bootstrap]
+    bootstrap = [PeerAddress.parse(text) for text in wanted.bootstrap]
     relays = [bytes.fromhex(text) for text in wanted.relays]
     async with Swarm(seed=bytes.fromhex(wanted.seed), bootstrap=bootstrap, relays=relays) as swarm:
         peer = _Peer(swarm)

@@ -12,9 +12,9 @@ import pytest
 
 from services.metrics.alarms import watch
 from services.metrics.alerts import rules
-from shared import directory
 from shared.api import alerts, metrics
 from shared.api.metrics import ComponentHealth, SystemHealth
+from shared.discovery import directory
 from tests.chaos import streams
 from tests.stacks import MESH, RunningStack, until
 

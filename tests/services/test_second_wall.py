@@ -8,7 +8,7 @@ import pytest
 
 from services.auth import store as auth
 from services.gateway import store as gateway
-from shared.database import Database
+from shared.stores.database import Database
 
 #: Schema -> what opens it -> table -> why nobody but the service itself asks for its rows.
 OPEN: dict[str, tuple[Callable[[str], AbstractAsyncContextManager[Database]], dict[str, str]]] = {

@@ -12,7 +12,7 @@ import pytest
 import redis.asyncio as redis
 
 from shared import errors
-from shared.cache import Cache, CacheRefuses
+from shared.stores.cache import Cache, CacheRefuses
 from tests.servers import ValkeyServer, running
 from tests.switch import Switch
 from tests.testnet import free_port

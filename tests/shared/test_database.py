@@ -9,9 +9,10 @@ from typing import Any
 import asyncpg
 import pytest
 
-from shared import database, errors
-from shared.database import Database
+from shared import errors
 from shared.node.member import CHECK_SECONDS
+from shared.stores import database
+from shared.stores.database import Database
 from tests.servers import PostgresServer
 
 QUERIES = """

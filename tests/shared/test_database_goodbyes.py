@@ -14,9 +14,10 @@ from urllib.parse import quote
 
 import pytest
 
-from shared import database, errors
-from shared.database import Database
+from shared import errors
 from shared.node import lifecycle
+from shared.stores import database
+from shared.stores.database import Database
 from tests.servers import PostgresServer
 from tests.shared.test_database import QUERIES, TABLE
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from shared import database, errors
-from shared.database import Database, Leadership
+from shared import errors
+from shared.stores import database
+from shared.stores.database import Database, Leadership
 from tests.servers import PostgresServer
 
 QUERIES = """

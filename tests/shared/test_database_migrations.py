@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from shared import errors
-from shared.database import Database, migrations
-from shared.database.migrations import Migration
+from shared.stores.database import Database, migrations
+from shared.stores.database.migrations import Migration
 
 FIRST, SECOND = Migration(1, "0001_pre_a.sql", "SELECT 1"), Migration(2, "0002_pre_b.sql", "SELECT 2")
 

@@ -9,8 +9,8 @@ import asyncpg
 import pytest
 
 from shared import errors
-from shared.database import Database, sessions
-from shared.database.sessions import Place
+from shared.stores.database import Database, server_sessions
+from shared.stores.database.server_sessions import ServerPlace
 from tests import pgbouncer
 from tests.servers import PostgresServer
 from tests.shared.test_database import QUERIES, TABLE
@@ -77,11 +77,11 @@ async def test_a_pooler_that_does_not_keep_sessions_is_refused_and_told_what_to_
             assert "pool_mode = session" in refused.value.hint
 
 
-class Unprepared(Place):
+class Unprepared(ServerPlace):
     """Without prepared statements, by which this PgBouncer shows itself and a newer one does not."""
 
     async def connect(self, **more: Any) -> asyncpg.Connection:
-        return await Place.connect(self, statement_cache_size=0, **more)
+        return await ServerPlace.connect(self, statement_cache_size=0, **more)
 
 
 @pytest.mark.parametrize("round_robin", ["0", "1"])
@@ -93,9 +93,9 @@ async def test_it_is_refused_also_where_it_knows_prepared_statements(
         pgbouncer.running(postgres, name, pool_mode, server_round_robin=round_robin) as url,
         pytest.raises(errors.BadSettings, match="does not keep"),
     ):
-        await sessions.open_first(Unprepared(url, "shop"))
+        await server_sessions.open_first(Unprepared(url, "shop"))
     with pgbouncer.running(postgres, name, "session") as url:
-        (await sessions.open_first(Unprepared(url, "shop"))).terminate()
+        (await server_sessions.open_first(Unprepared(url, "shop"))).terminate()
 
 
 @pytest.mark.parametrize("round_robin", ["0", "1"])

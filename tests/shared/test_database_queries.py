@@ -2,7 +2,7 @@
 
 import pytest
 
-from shared.database import queries
+from shared.stores.database import queries
 
 
 def test_queries_are_read_by_name() -> None:

@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from shared import errors
-from shared.database import Database
+from shared.stores.database import Database
 from tests.servers import PostgresServer
 from tests.shared.test_database import QUERIES, TABLE
 from tests.switch import Switch

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from shared import model_folder
-from shared.model_folder import Clash, Found
+from shared.model_folder import Clash, FoundModels
 
 
 def folder_with(folder: Path, *names: str) -> Path:
@@ -17,7 +17,7 @@ def folder_with(folder: Path, *names: str) -> Path:
 def test_each_file_is_a_model_under_its_own_name(tmp_path: Path) -> None:
     folder_with(tmp_path, "qwen3-4b.Q4_K_M.gguf", "phi.GGUF", "readme.md", "mmproj-phi.gguf", "MMPROJ.gguf")
     (tmp_path / "folder.gguf").mkdir()
-    assert model_folder.find(tmp_path) == Found(
+    assert model_folder.find(tmp_path) == FoundModels(
         {"phi": tmp_path / "phi.GGUF", "qwen3-4b.Q4_K_M": tmp_path / "qwen3-4b.Q4_K_M.gguf"}, clashes=()
     )
 
@@ -30,7 +30,7 @@ def test_a_model_in_parts_is_one_and_opened_by_its_first(tmp_path: Path) -> None
 def test_two_files_of_one_name_are_told_and_the_first_keeps_it(tmp_path: Path) -> None:
     folder_with(tmp_path, "a-00001-of-00001.gguf", "a.gguf", "b.gguf")
     first, second = tmp_path / "a-00001-of-00001.gguf", tmp_path / "a.gguf"
-    assert model_folder.find(tmp_path) == Found({"a": first, "b": tmp_path / "b.gguf"}, (Clash("a", first, second),))
+    assert model_folder.find(tmp_path) == FoundModels({"a": first, "b": tmp_path / "b.gguf"}, (Clash("a", first, second),))
 
 
 def test_a_folder_that_cannot_be_read(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from services.auth.audit.verification import Verification
 from services.auth.store import Store
 from shared.api import audit
 from shared.api.method import Nothing
-from shared.rpc import Call, StreamCall, serves
+from shared.rpc import RpcCall, StreamCall, serves
 from shared.telemetry import logs
 from shared.types import UserId
 
@@ -24,14 +24,14 @@ class Archive:
         self._verification = verification
 
     @serves(audit.record_acts)
-    async def record_acts(self, request: audit.RecordActs, call: Call) -> Nothing:
+    async def record_acts(self, request: audit.RecordActs, call: RpcCall) -> Nothing:
         if request.acts:
             async with self._rows.transaction() as transaction:
                 await self._rows.append(transaction, request.acts)
         return Nothing()
 
     @serves(audit.list_audit)
-    async def list_audit(self, request: audit.ListAudit, call: Call) -> audit.AuditRows:
+    async def list_audit(self, request: audit.ListAudit, call: RpcCall) -> audit.AuditRows:
         asked = Asked(
             chain=request.chain,
             actor=None if request.actor is None else await self._actor(request.actor),
@@ -53,7 +53,7 @@ class Archive:
         return Nothing()
 
     @serves(audit.verify_audit)
-    async def verify_audit(self, request: audit.VerifyAudit, call: Call) -> audit.AuditReport:
+    async def verify_audit(self, request: audit.VerifyAudit, call: RpcCall) -> audit.AuditReport:
         report = await self._verification.report(request.chain)
         bad = [state for state in report.chains if state.first_bad is not None]
         found = {"found": f"{bad[0].chain} {bad[0].first_bad}"} if bad else {}

@@ -12,7 +12,7 @@ from uuid import UUID
 import msgspec
 
 from services.auth import acts
-from shared.api.audit import Act
+from shared.api.audit import AuditedAct
 
 #: How long equal refusals are gathered into one row.
 GATHER_SECONDS = 60
@@ -28,7 +28,7 @@ class _Open:
 
     until: float
     #: The first that came after the one that was handed out, for its time and its request; None where none did.
-    following: Act | None = None
+    following: AuditedAct | None = None
     times: int = 0
 
 
@@ -37,7 +37,7 @@ class Gathering:
 
     def __init__(self, most: int = MOST_WAITING) -> None:
         self._most = most
-        self._ready: deque[Act] = deque()
+        self._ready: deque[AuditedAct] = deque()
         #: In the order in which their minutes end.
         self._open: OrderedDict[_Kind, _Open] = OrderedDict()
         self._overlooked = 0
@@ -45,7 +45,7 @@ class Gathering:
     def __len__(self) -> int:
         return len(self._ready) + len(self._open)
 
-    def note(self, act: Act, now: float) -> None:
+    def note(self, act: AuditedAct, now: float) -> None:
         kind = _kind(act)
         known = self._open.get(kind)
         if known is not None and now < known.until:
@@ -60,7 +60,7 @@ class Gathering:
         self._ready.append(act)
         self._open[kind] = _Open(now + GATHER_SECONDS)
 
-    def take(self, most: int, now: float, *, all_of_them: bool = False) -> list[Act]:
+    def take(self, most: int, now: float, *, all_of_them: bool = False) -> list[AuditedAct]:
         """The oldest that are to be written now; ``all_of_them`` does not wait for a minute to end."""
         while self._open:
             kind, first = next(iter(self._open.items()))
@@ -72,7 +72,7 @@ class Gathering:
             self._overlooked = 0
         return [self._ready.popleft() for _ in range(min(most, len(self._ready)))]
 
-    def give_back(self, taken: Sequence[Act]) -> None:
+    def give_back(self, taken: Sequence[AuditedAct]) -> None:
         """They go first the next time; what has no room any more is counted."""
         room = max(0, self._most - len(self))
         self._ready.extendleft(reversed(taken[:room]))
@@ -84,5 +84,5 @@ class Gathering:
             self._ready.append(msgspec.structs.replace(known.following, times=known.times))
 
 
-def _kind(act: Act) -> _Kind:
+def _kind(act: AuditedAct) -> _Kind:
     return (act.action, act.tenant_id, act.actor, act.result, act.target, act.address, tuple(act.details.items()))

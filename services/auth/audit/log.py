@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from services.auth.audit.gathering import Gathering
 from services.auth.audit.rows import AuditRows
 from shared import errors
-from shared.api.audit import Act
+from shared.api.audit import AuditedAct
 from shared.telemetry import logs
 
 if TYPE_CHECKING:
-    from shared.database import Transaction
+    from shared.stores.database import Transaction
 
 _WRITE_EVERY_SECONDS = 1
 #: Rows of one transaction: the chains that they go into are locked as long.
@@ -29,10 +29,10 @@ class AuditLog:
         self._clock = clock
         self._gathering = Gathering()
 
-    async def add(self, transaction: "Transaction", act: Act) -> None:
+    async def add(self, transaction: "Transaction", act: AuditedAct) -> None:
         await self._rows.append(transaction, (act,))
 
-    def note(self, act: Act) -> None:
+    def note(self, act: AuditedAct) -> None:
         self._gathering.note(act, self._clock())
 
     async def run(self) -> None:

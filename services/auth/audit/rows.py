@@ -10,10 +10,12 @@ from typing import Final, cast
 import msgspec
 
 from services.auth import acts
-from shared import audit_chain, database, errors
-from shared.api.audit import Act, AuditRow, Result
-from shared.audit_anchors import Anchor
-from shared.audit_chain import Head, Link
+from shared import errors
+from shared.access import audit_chain
+from shared.access.audit_anchors import Anchor
+from shared.access.audit_chain import ChainHead, ChainLink
+from shared.api.audit import AuditedAct, AuditRow, Result
+from shared.stores import database
 from shared.types import UserId
 
 #: Rows that are read at once: some milliseconds of work, so that nobody else waits for it.
@@ -43,7 +45,7 @@ class ChainEnd:
     """Where a chain ends: as its head says, and as its rows do."""
 
     #: None where there is none, which nothing of ours does.
-    head: Head | None
+    head: ChainHead | None
     last_row: int
 
 
@@ -56,18 +58,18 @@ class AuditRows:
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
-    async def append(self, transaction: database.Transaction, new: Iterable[Act]) -> None:
+    async def append(self, transaction: database.Transaction, new: Iterable[AuditedAct]) -> None:
         """Two round trips for each chain. The chains stay locked until the transaction ends, so this is best its last act."""
-        by_chain: dict[str, list[Act]] = {}
+        by_chain: dict[str, list[AuditedAct]] = {}
         for act in new:
             by_chain.setdefault(audit_chain.chain_of(act.tenant_id), []).append(acts.fitted(act))
         # In one order for everybody, so that no two wait for each other.
         for chain in sorted(by_chain):
             await self._append_to(transaction, chain, by_chain[chain])
 
-    async def _append_to(self, transaction: database.Transaction, chain: str, new: Sequence[Act]) -> None:
+    async def _append_to(self, transaction: database.Transaction, chain: str, new: Sequence[AuditedAct]) -> None:
         head = await _locked_head(transaction, chain)
-        links: list[Link] = []
+        links: list[ChainLink] = []
         for act in new:
             links.append(audit_chain.link(chain, head, act, secrets.token_bytes(audit_chain.SALT_BYTES)))
             head = links[-1].head
@@ -98,7 +100,7 @@ class AuditRows:
     async def end_of(self, chain: str) -> ChainEnd:
         row = await self._db.row("find_audit_head", chain)
         assert row is not None  # a SELECT without FROM has a row
-        head = None if row["sequence"] is None else Head(row["sequence"], row["hash"])
+        head = None if row["sequence"] is None else ChainHead(row["sequence"], row["hash"])
         return ChainEnd(head, row["last_row"] or 0)
 
     async def first_since(self, chain: str, since: datetime) -> int | None:
@@ -121,10 +123,10 @@ class AuditRows:
 
     # --- anchors -----------------------------------------------------------------------------------------------------
 
-    async def unanchored(self) -> tuple[tuple[str, Head], ...]:
+    async def unanchored(self) -> tuple[tuple[str, ChainHead], ...]:
         """The heads of chains that have grown since their last anchor."""
         rows = await self._db.rows("list_unanchored_heads", deadline_seconds=30)
-        return tuple((row["chain"], Head(row["sequence"], row["hash"])) for row in rows)
+        return tuple((row["chain"], ChainHead(row["sequence"], row["hash"])) for row in rows)
 
     async def add_anchors(self, anchors: Sequence[Anchor]) -> None:
         chains, sequences = [anchor.chain for anchor in anchors], [anchor.sequence for anchor in anchors]
@@ -147,7 +149,7 @@ class AuditRows:
         return tuple(row["chain"] for row in await self._db.rows("list_anchored_chains", deadline_seconds=30))
 
 
-async def _locked_head(transaction: database.Transaction, chain: str) -> Head:
+async def _locked_head(transaction: database.Transaction, chain: str) -> ChainHead:
     row = await transaction.row("lock_audit_head", chain)
     if row is None:
         # Several may be the first at once; the second look waits for the one that was.
@@ -155,10 +157,10 @@ async def _locked_head(transaction: database.Transaction, chain: str) -> Head:
         row = await transaction.row("lock_audit_head", chain)
     if row is None:
         raise errors.Unavailable("the audit log has no head for this chain", hint="was the table audit_heads changed by hand?")
-    return Head(row["sequence"], row["hash"])
+    return ChainHead(row["sequence"], row["hash"])
 
 
-def _columns(link: Link) -> tuple[object, ...]:
+def _columns(link: ChainLink) -> tuple[object, ...]:
     act = link.act
     return (
         link.sequence,
@@ -178,9 +180,9 @@ def _columns(link: Link) -> tuple[object, ...]:
     )
 
 
-def _row(row: database.Record) -> AuditRow:
+def _row(row: database.DatabaseRow) -> AuditRow:
     salt: bytes | None = row["salt"]
-    act = Act(
+    act = AuditedAct(
         at=row["at"],
         action=row["action"],
         tenant_id=row["tenant_id"],
@@ -214,5 +216,5 @@ def _details(text: str) -> dict[str, str]:
         return {"": text}
 
 
-def _anchor(row: database.Record) -> Anchor:
+def _anchor(row: database.DatabaseRow) -> Anchor:
     return msgspec.json.decode(row["anchor"], type=Anchor)

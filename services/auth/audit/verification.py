@@ -4,10 +4,10 @@ from collections.abc import Iterable, Sequence
 
 from services.auth.audit.anchoring import Anchoring
 from services.auth.audit.rows import AuditRows, ChainEnd
-from shared import audit_anchors
+from shared.access import audit_anchors
+from shared.access.audit_anchors import Anchor, AnchorFinding
+from shared.access.audit_chain import ChainVerifier, Checkpoint
 from shared.api.audit import AuditReport, ChainState
-from shared.audit_anchors import Anchor, Finding
-from shared.audit_chain import ChainVerifier, Checkpoint
 from shared.telemetry import Metrics, logs
 
 _log = logs.get(part="audit")
@@ -66,7 +66,7 @@ def _head_of(end: ChainEnd) -> list[Checkpoint]:
     return [Checkpoint(sequence=end.head.sequence, hash=end.head.hash, source="the chain's head", is_signed=False)]
 
 
-def _with_findings(state: ChainState, end: ChainEnd, forged: Finding | None) -> ChainState:
+def _with_findings(state: ChainState, end: ChainEnd, forged: AnchorFinding | None) -> ChainState:
     """What is wrong around rows that are right in themselves."""
     first_bad, why = None, ""
     if forged is not None:

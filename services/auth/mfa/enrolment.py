@@ -12,7 +12,7 @@ from shared import errors
 from shared.api import accounts, auth
 from shared.api.auth import Step
 from shared.api.method import Nothing
-from shared.rpc import Call, serves
+from shared.rpc import RpcCall, serves
 from shared.types import UserRole
 
 _BEGIN_HINT = "beginMfa makes the seed for the app; it is good for an hour"
@@ -31,7 +31,7 @@ class Enrolment:
         self._trail = parts.trail
 
     @serves(accounts.begin_mfa)
-    async def begin_mfa(self, request: accounts.BeginMfa, call: Call) -> accounts.MfaSeed:
+    async def begin_mfa(self, request: accounts.BeginMfa, call: RpcCall) -> accounts.MfaSeed:
         session = await self._identities.session_of(call.credential)
         who = call.principal
         _check_may_set_up(who, session, await self._store.find(who.user_id))
@@ -39,7 +39,7 @@ class Enrolment:
         return accounts.MfaSeed(totp.secret_text(seed), totp.uri(seed, who.username, f"aimesh {self._settings.mesh}"))
 
     @serves(accounts.enable_mfa)
-    async def enable_mfa(self, request: accounts.EnableMfa, call: Call) -> accounts.RecoveryCodes:
+    async def enable_mfa(self, request: accounts.EnableMfa, call: RpcCall) -> accounts.RecoveryCodes:
         session = await self._identities.session_of(call.credential)
         who = call.principal
         factor = await self._store.find(who.user_id)
@@ -58,7 +58,7 @@ class Enrolment:
         return accounts.RecoveryCodes(codes, await self._go_on(who, session))
 
     @serves(accounts.disable_mfa)
-    async def disable_mfa(self, request: accounts.DisableMfa, call: Call) -> Nothing:
+    async def disable_mfa(self, request: accounts.DisableMfa, call: RpcCall) -> Nothing:
         session = await self._identities.session_of(call.credential)
         who = call.principal
         if who.role is UserRole.ADMIN and self._settings.admin_mfa:
@@ -76,7 +76,7 @@ class Enrolment:
         return Nothing()
 
     @serves(accounts.renew_recovery_codes)
-    async def renew_recovery_codes(self, request: accounts.RenewRecoveryCodes, call: Call) -> accounts.RecoveryCodes:
+    async def renew_recovery_codes(self, request: accounts.RenewRecoveryCodes, call: RpcCall) -> accounts.RecoveryCodes:
         session = await self._identities.session_of(call.credential)
         who = call.principal
         _check_shown(session, await self._store.find(who.user_id))
@@ -87,7 +87,7 @@ class Enrolment:
             await self._trail.add(transaction, acts.done("mfa.recovery_codes", who))
         return accounts.RecoveryCodes(codes)
 
-    async def _go_on(self, who: auth.Principal, session: Session) -> auth.Session | None:
+    async def _go_on(self, who: auth.Principal, session: Session) -> auth.LoginSession | None:
         """A login that lacked this goes on as a whole one, under another token. All others were opened without it, and end."""
         if who.step is Step.DONE:
             await self._sessions.confirm(session, has_factor=True)

@@ -4,7 +4,7 @@ import contextlib
 from dataclasses import dataclass
 
 from services.auth.store import Store
-from shared.database import Transaction
+from shared.stores.database import Transaction
 from shared.types import UserId
 
 

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from shared import addresses, errors, identity, tickets
+from shared import addresses, errors
 from shared.api.membership import CreateTicket, Member, MemberState, TicketRow, TicketState
-from shared.certificates import MAX_LABELS, Subject
+from shared.identity import node_keys, tickets
+from shared.identity.certificates import MAX_LABELS, Subject
 from shared.types import NodeId, Role, UserId
 
 #: A node of which nothing was heard for so long needs a new ticket; people go on holidays with their laptops.
@@ -95,9 +96,9 @@ def state_of(ticket: KnownTicket, now: datetime) -> TicketState:
 
 def check_signed(ticket: KnownTicket, text: bytes, *, by_ticket: bytes, newcomer: NodeId, by_newcomer: bytes) -> None:
     """Both keys have signed this very use of it. Raises BadTicket."""
-    if not identity.verify(ticket.public_key, "enroll", text, by_ticket):
+    if not node_keys.verify(ticket.public_key, "enroll", text, by_ticket):
         raise errors.BadTicket("the ticket's signature is wrong", hint="copy the ticket again, whole")
-    if not identity.verify(newcomer, "enroll", text, by_newcomer):
+    if not node_keys.verify(newcomer, "enroll", text, by_newcomer):
         raise errors.BadTicket("the node's own signature is wrong", hint="join again")
 
 

@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from shared import certificates, errors, identity, topics
+from shared import errors
 from shared.api.membership import TopicSecret
-from shared.certificates import Subject
+from shared.discovery import topics
+from shared.identity import certificates, node_keys
+from shared.identity.certificates import Subject
 from shared.types import AuthorityId, NodeId
 
 #: For so long after a change of epoch nodes are also told the secret of the one before, so that early and late ones meet.
@@ -26,7 +28,7 @@ class MeshState:
 class CaKeys:
     """The key that signs, and the other one that nodes shall trust while one follows upon the other."""
 
-    def __init__(self, current: identity.Authority, other: identity.Authority | None = None) -> None:
+    def __init__(self, current: node_keys.Authority, other: node_keys.Authority | None = None) -> None:
         """Raises BadSettings if both are one key."""
         if other is not None and other.id == current.id:
             raise errors.BadSettings("MESH_CA_NEXT_KEY_FILE holds the same key as MESH_CA_KEY_FILE", hint="leave it out, or make a new key")
@@ -64,5 +66,5 @@ class CaKeys:
         return tuple(found)
 
     @staticmethod
-    def _secret(authority: identity.Authority, epoch: int) -> TopicSecret:
+    def _secret(authority: node_keys.Authority, epoch: int) -> TopicSecret:
         return TopicSecret(epoch, topics.epoch_secret(authority.raw_seed, epoch))

@@ -9,7 +9,7 @@ from services.auth.parts import Parts
 from shared import errors
 from shared.api import membership
 from shared.api.membership import Membership, MemberState
-from shared.rpc import Call, serves
+from shared.rpc import RpcCall, serves
 from shared.telemetry import logs
 from shared.types import Peer, Role
 
@@ -33,7 +33,7 @@ class Doorkeeper:
         self._ca = ca
 
     @serves(membership.enroll_node)
-    async def enroll_node(self, request: membership.EnrollNode, call: Call) -> Membership:
+    async def enroll_node(self, request: membership.EnrollNode, call: RpcCall) -> Membership:
         ca = running(self._ca)
         try:
             node = await self._enrol(ca, request, call.caller)
@@ -44,7 +44,7 @@ class Doorkeeper:
         return await self._admit(ca, node, call.caller)
 
     @serves(membership.renew_certificate)
-    async def renew_certificate(self, request: membership.RenewCertificate, call: Call) -> Membership:
+    async def renew_certificate(self, request: membership.RenewCertificate, call: RpcCall) -> Membership:
         ca, caller = running(self._ca), call.caller
         # A process of a client's profile renews for the profile: its delegation says that the profile's key was here just now.
         subject = caller.certified or caller.node

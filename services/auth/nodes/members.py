@@ -8,9 +8,11 @@ import msgspec
 
 from services.auth.nodes.admission import KnownNode, KnownTicket
 from services.auth.nodes.ca_keys import MeshState
-from shared import certificates, database, errors
+from shared import errors
 from shared.api.membership import MemberState
 from shared.api.privacy import StaleNode
+from shared.identity import certificates
+from shared.stores import database
 from shared.types import NodeId, Role, UserId
 
 #: Listings end there; the newest come first.
@@ -150,7 +152,7 @@ def _checked(beginning: str, what: str) -> str:
     return beginning
 
 
-def _one(rows: list[database.Record], what: str, hint: str) -> database.Record:
+def _one(rows: list[database.DatabaseRow], what: str, hint: str) -> database.DatabaseRow:
     if not rows:
         raise errors.NotFound(f"there is no {what} whose id begins like this", hint=hint)
     if len(rows) > 1:
@@ -158,7 +160,7 @@ def _one(rows: list[database.Record], what: str, hint: str) -> database.Record:
     return rows[0]
 
 
-def _ticket(row: database.Record) -> KnownTicket:
+def _ticket(row: database.DatabaseRow) -> KnownTicket:
     return KnownTicket(
         id=row["id"],
         public_key=NodeId(row["public_key"]),
@@ -175,7 +177,7 @@ def _ticket(row: database.Record) -> KnownTicket:
     )
 
 
-def _node(row: database.Record) -> KnownNode:
+def _node(row: database.DatabaseRow) -> KnownNode:
     return KnownNode(
         id=NodeId(row["id"]),
         role=Role(row["role"]),
@@ -194,7 +196,7 @@ def _node(row: database.Record) -> KnownNode:
     )
 
 
-def _stale_node(row: database.Record, days: int) -> StaleNode:
+def _stale_node(row: database.DatabaseRow, days: int) -> StaleNode:
     waits = row["state"] == MemberState.PENDING
     return StaleNode(
         id=NodeId(row["id"]),

@@ -16,10 +16,11 @@ from services.auth.nodes.admission import KnownNode
 from services.auth.nodes.ca_keys import CaKeys
 from services.auth.nodes.members import Members
 from services.auth.settings import AuthSettings
-from shared import certificates, errors, identity
+from shared import errors
 from shared.api.membership import Membership, TopicSecret
+from shared.identity import certificates, node_keys
 from shared.node import Node, lifecycle
-from shared.node.swarming import keys_of
+from shared.node.swarm_settings import keys_of
 from shared.telemetry import logs
 from shared.types import Role
 
@@ -64,8 +65,8 @@ class MeshCa:
         """None where the settings name no key. Raises BadSettings."""
         if settings.mesh_ca_key_file is None:
             return None
-        current = identity.load_authority(settings.mesh_ca_key_file)
-        following = None if settings.mesh_ca_next_key_file is None else identity.load_authority(settings.mesh_ca_next_key_file)
+        current = node_keys.load_authority(settings.mesh_ca_key_file)
+        following = None if settings.mesh_ca_next_key_file is None else node_keys.load_authority(settings.mesh_ca_next_key_file)
         return cls(CaKeys(current, following), _meeting(settings), node, members)
 
     def now(self) -> datetime:

@@ -14,14 +14,15 @@ from services.auth.nodes.admission import KnownTicket
 from services.auth.nodes.members import Members
 from services.auth.nodes.mesh_ca import MeshCa
 from services.auth.parts import Parts
-from shared import errors, identity, tickets
+from shared import errors
 from shared.api import membership
 from shared.api.auth import Principal
 from shared.api.membership import Member, MemberState, TicketRow
-from shared.certificates import Subject
-from shared.rpc import Call, serves
+from shared.identity import node_keys, tickets
+from shared.identity.certificates import Subject
+from shared.identity.tickets import Ticket
+from shared.rpc import RpcCall, serves
 from shared.telemetry import logs
-from shared.tickets import Ticket
 from shared.types import UserId
 
 _log = logs.get(part="auth")
@@ -40,7 +41,7 @@ class Roster:
     # --- tickets -----------------------------------------------------------------------------------------------------
 
     @serves(membership.create_ticket)
-    async def create_ticket(self, request: membership.CreateTicket, call: Call) -> membership.NewTicket:
+    async def create_ticket(self, request: membership.CreateTicket, call: RpcCall) -> membership.NewTicket:
         ca, caller = doorkeeper.running(self._ca), call.principal
         admission.check_role(request.role)
         if not ca.meeting.is_on:
@@ -54,7 +55,7 @@ class Roster:
             owner = await self._store.get_user_called(request.owner)
             owner_id, owner_name = owner.id, owner.username
         meeting, now = ca.meeting, ca.now()
-        authority = identity.raw_of(ca.keys.public)
+        authority = node_keys.raw_of(ca.keys.public)
         ticket = Ticket(1, secrets.token_hex(8), secrets.token_bytes(32), authority, self._node.mesh, meeting.outside, meeting.relays)
         # Labels that do not fit into a certificate are refused here, and not when somebody uses the ticket.
         ca.keys.certify(Subject(ticket.key.id, request.role, str(owner_id), tuple(request.labels.items())), now.timestamp())
@@ -80,13 +81,13 @@ class Roster:
         return membership.NewTicket(tickets.render(ticket), admission.ticket_row(known, now), admission.warnings(meeting.outside))
 
     @serves(membership.list_tickets)
-    async def list_tickets(self, request: membership.ListTickets, call: Call) -> membership.Tickets:
+    async def list_tickets(self, request: membership.ListTickets, call: RpcCall) -> membership.Tickets:
         ca = doorkeeper.running(self._ca)
         found = await self._members.list_tickets(_whose(call.principal))
         return membership.Tickets(tuple(admission.ticket_row(ticket, ca.now()) for ticket in found))
 
     @serves(membership.revoke_ticket)
-    async def revoke_ticket(self, request: membership.RevokeTicket, call: Call) -> TicketRow:
+    async def revoke_ticket(self, request: membership.RevokeTicket, call: RpcCall) -> TicketRow:
         ca, caller = doorkeeper.running(self._ca), call.principal
         ticket = await self._members.get_ticket_called(request.id, _whose(caller))
         async with self._members.transaction() as transaction:
@@ -98,12 +99,12 @@ class Roster:
     # --- nodes -------------------------------------------------------------------------------------------------------
 
     @serves(membership.list_members)
-    async def list_members(self, request: membership.ListMembers, call: Call) -> membership.Members:
+    async def list_members(self, request: membership.ListMembers, call: RpcCall) -> membership.Members:
         doorkeeper.running(self._ca)
         return membership.Members(tuple(admission.member_row(node) for node in await self._members.list_nodes(_whose(call.principal))))
 
     @serves(membership.approve_member)
-    async def approve_member(self, request: membership.ApproveMember, call: Call) -> Member:
+    async def approve_member(self, request: membership.ApproveMember, call: RpcCall) -> Member:
         doorkeeper.running(self._ca)
         node = await self._members.get_node_called(request.id, None)
         async with self._members.transaction() as transaction:
@@ -116,7 +117,7 @@ class Roster:
         return admission.member_row(node)
 
     @serves(membership.revoke_member)
-    async def revoke_member(self, request: membership.RevokeMember, call: Call) -> Member:
+    async def revoke_member(self, request: membership.RevokeMember, call: RpcCall) -> Member:
         ca, caller = doorkeeper.running(self._ca), call.principal
         node = await self._members.get_node_called(request.id, _whose(caller))
         admission.check_revocable(node)

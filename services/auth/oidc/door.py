@@ -22,12 +22,13 @@ from services.auth.parts import Parts
 from services.auth.sealing import Sealer
 from services.auth.sessions import Login, Over
 from services.auth.settings import AuthSettings
-from shared import access, errors
+from shared import errors
+from shared.access import access_table
 from shared.api import accounts, auth, events
 from shared.api.auth import SessionKind, Step
 from shared.api.method import Nothing
-from shared.cache import Cache
-from shared.rpc import Call, serves
+from shared.rpc import RpcCall, serves
+from shared.stores.cache import Cache
 from shared.telemetry import logs
 from shared.types import UserId
 
@@ -37,7 +38,7 @@ _log = logs.get(part="auth")
 class OpensSessions(Protocol):
     """``logins.Logins``, as far as it is needed here."""
 
-    async def begin(self, user: auth.User, login: Login) -> auth.Session:
+    async def begin(self, user: auth.User, login: Login) -> auth.LoginSession:
         """With the step that the login still lacks."""
         ...
 
@@ -82,7 +83,7 @@ class OidcDoor:
         self._logins = logins
 
     @serves(accounts.begin_oidc)
-    async def begin_oidc(self, request: accounts.BeginOidc, call: Call) -> accounts.OidcStart:
+    async def begin_oidc(self, request: accounts.BeginOidc, call: RpcCall) -> accounts.OidcStart:
         oidc = self._provider()
         link_to = None if request.session_token is None else await self._check_may_link(request.session_token)
         max_age = 0 if request.fresh else None
@@ -92,7 +93,7 @@ class OidcDoor:
         return accounts.OidcStart(begun.url, begun.binding)
 
     @serves(accounts.finish_oidc)
-    async def finish_oidc(self, request: accounts.FinishOidc, call: Call) -> accounts.OidcEnd:
+    async def finish_oidc(self, request: accounts.FinishOidc, call: RpcCall) -> accounts.OidcEnd:
         answer = Answer(state=request.state, code=request.code or None, error=request.error, iss=request.issuer)
         try:
             finished = await self._provider().finish(answer, request.binding)
@@ -108,12 +109,12 @@ class OidcDoor:
         return accounts.OidcEnd(await self._open_session(admitted.user_id, finished, request.client), finished.then)
 
     @serves(accounts.list_oidc_links)
-    async def list_oidc_links(self, request: accounts.ListOidcLinks, call: Call) -> accounts.OidcLinks:
+    async def list_oidc_links(self, request: accounts.ListOidcLinks, call: RpcCall) -> accounts.OidcLinks:
         linked = await self._links.list_of(call.principal.user_id)
         return accounts.OidcLinks(tuple(accounts.OidcLink(each.issuer, each.subject, each.email or "", each.linked_at) for each in linked))
 
     @serves(accounts.remove_oidc_link)
-    async def remove_oidc_link(self, request: accounts.RemoveOidcLink, call: Call) -> Nothing:
+    async def remove_oidc_link(self, request: accounts.RemoveOidcLink, call: RpcCall) -> Nothing:
         user_id = call.principal.user_id
         if not await self._links.remove(user_id, request.issuer, request.subject):
             linked = await self._links.list_of(user_id)
@@ -123,7 +124,7 @@ class OidcDoor:
         return Nothing()
 
     @serves(accounts.leave_oidc)
-    async def leave_oidc(self, request: accounts.LeaveOidc, call: Call) -> accounts.LeftOidc:
+    async def leave_oidc(self, request: accounts.LeaveOidc, call: RpcCall) -> accounts.LeftOidc:
         if self._oidc is None:
             return accounts.LeftOidc(None)
         came = await self._provider_sessions.take(request.session_token)
@@ -143,11 +144,11 @@ class OidcDoor:
         user = await self._identities.active_user(await self._store.find_user(session.user_id))
         if session.step is not Step.DONE:
             raise errors.SecondFactorNeeded("this login still lacks its second factor", hint="enter the code, then link the provider")
-        if time.time() - session.confirmed_at > access.FRESH_SECONDS:
+        if time.time() - session.confirmed_at > access_table.FRESH_SECONDS:
             raise errors.ConfirmationNeeded("your login is too old for this", hint="confirm it with your password or a code")
         return user.id
 
-    async def _open_session(self, user_id: UserId, finished: Finished, client: auth.Client) -> auth.Session:
+    async def _open_session(self, user_id: UserId, finished: Finished, client: auth.ClientFacts) -> auth.LoginSession:
         user = await self._identities.active_user(await self._store.find_user(user_id))
         confirmed_at = _confirmed_at(finished.identity, time.time())
         login = Login(user_id=user.id, kind=SessionKind.BROWSER, confirmed_at=confirmed_at, client=client)

@@ -12,8 +12,8 @@ from services.auth.audit.trail import Trail
 from services.auth.oidc.accounts import Found
 from services.auth.oidc.admission import Taken
 from services.auth.oidc.mapping import Identity
-from shared import database
-from shared.mail import address
+from shared.mail import email_address
+from shared.stores import database
 from shared.types import UserId, UserRole
 
 #: Constraint -> what it keeps from being there twice.
@@ -91,7 +91,7 @@ class Links:
 
 def _email(identity: Identity) -> str | None:
     """What cannot be an address here is nobody's."""
-    return identity.email if identity.email is not None and address.may_be_email(identity.email) else None
+    return identity.email if identity.email is not None and email_address.may_be_email(identity.email) else None
 
 
 def _user_id(value: object) -> UserId | None:

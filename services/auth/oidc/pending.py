@@ -5,7 +5,7 @@ import hashlib
 import msgspec
 
 from services.auth.oidc.flow import PENDING_SECONDS, Pending
-from shared.cache import Cache
+from shared.stores.cache import Cache
 
 #: Ours have 43; what is longer is not looked for.
 _LONGEST_STATE = 128

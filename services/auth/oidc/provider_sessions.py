@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from services.auth.sealing import Sealer
 from shared import errors
-from shared.cache import Cache
+from shared.stores.cache import Cache
 from shared.telemetry import logs
 
 _PURPOSE = "id token"

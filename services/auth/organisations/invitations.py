@@ -12,11 +12,11 @@ from services.auth.organisations import rules
 from services.auth.organisations.store import OrganisationStore
 from services.auth.parts import Parts
 from shared import errors
-from shared.api import organisations as api
+from shared.api import organizations as api
 from shared.api.method import Nothing
-from shared.api.organisations import Organisation
-from shared.mail.postman import Postman
-from shared.rpc import Call, serves
+from shared.api.organizations import Organization
+from shared.mail.mailer import Mailer
+from shared.rpc import RpcCall, serves
 from shared.telemetry import logs
 from shared.types import UserId
 
@@ -26,7 +26,7 @@ _log = logs.get(part="auth")
 class Invitations:
     """Handlers; the state is in PostgreSQL, guesses are counted in Valkey. The token is in the mail and in the answer, and nowhere else."""
 
-    def __init__(self, parts: Parts, organisations: OrganisationStore, postman: Postman) -> None:
+    def __init__(self, parts: Parts, organisations: OrganisationStore, postman: Mailer) -> None:
         self._public_url = parts.settings.public_url
         self._trail = parts.trail
         self._guesses = parts.guesses
@@ -34,7 +34,7 @@ class Invitations:
         self._postman = postman
 
     @serves(api.invite_member)
-    async def invite_member(self, request: api.InviteMember, call: Call) -> api.NewInvitation:
+    async def invite_member(self, request: api.InviteMember, call: RpcCall) -> api.NewInvitation:
         caller, id_, email = call.principal, request.organisation, rules.check_invited(request.email)
         rules.check_in_reach(caller, id_)
         token = secrets.token_urlsafe(32)
@@ -55,7 +55,7 @@ class Invitations:
         return api.NewInvitation(msgspec.structs.replace(invitation, invited_by=caller.username), token)
 
     @serves(api.withdraw_invitation)
-    async def withdraw_invitation(self, request: api.WithdrawInvitation, call: Call) -> Nothing:
+    async def withdraw_invitation(self, request: api.WithdrawInvitation, call: RpcCall) -> Nothing:
         caller, id_ = call.principal, request.organisation
         rules.check_in_reach(caller, id_)
         async with self._organisations.bound(id_) as transaction:
@@ -68,7 +68,7 @@ class Invitations:
         return Nothing()
 
     @serves(api.read_invitation)
-    async def read_invitation(self, request: api.ReadInvitation, call: Call) -> api.InvitationOffer:
+    async def read_invitation(self, request: api.ReadInvitation, call: RpcCall) -> api.InvitationOffer:
         caller, token_hash = call.principal, rules.digest(request.token.strip())
         rules.check_may_join(caller)
         guess = await self._charge(caller.user_id)
@@ -80,7 +80,7 @@ class Invitations:
         return offer
 
     @serves(api.accept_invitation)
-    async def accept_invitation(self, request: api.AcceptInvitation, call: Call) -> Organisation:
+    async def accept_invitation(self, request: api.AcceptInvitation, call: RpcCall) -> Organization:
         caller, token_hash = call.principal, rules.digest(request.token.strip())
         rules.check_may_join(caller)
         async with self._organisations.transaction() as transaction:

@@ -10,8 +10,8 @@ from datetime import datetime
 from services.auth import api_keys, names, roles
 from shared import errors
 from shared.api.auth import Principal
-from shared.api.organisations import TeamRole
-from shared.mail import address
+from shared.api.organizations import TeamRole
+from shared.mail import email_address
 from shared.types import TenantId, UserId
 
 #: That an administrator founds; more are made by a script.
@@ -82,7 +82,7 @@ def check_name(name: str) -> str:
 def check_invited(email: str) -> str:
     """Raises BadRequest."""
     email = email.strip()
-    if not address.may_be_email(email):
+    if not email_address.may_be_email(email):
         raise errors.BadRequest("email: an address such as you@example.com, at most 100 characters", hint="check the address")
     return email
 

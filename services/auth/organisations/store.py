@@ -9,8 +9,9 @@ from uuid import UUID, uuid4
 
 from services.auth.organisations import rules
 from services.auth.organisations.rules import Asker, KnownInvitation
-from shared import database, errors
-from shared.api.organisations import Invitation, InvitationOffer, Organisation, OrganisationPage, TeamMember, TeamRole
+from shared import errors
+from shared.api.organizations import Invitation, InvitationOffer, Organization, OrganizationDetails, TeamMember, TeamRole
+from shared.stores import database
 from shared.types import KeyId, TenantId, Tier, UserId
 
 
@@ -28,7 +29,7 @@ class OrganisationStore:
 
     # --- organisations -----------------------------------------------------------------------------------------------
 
-    async def add(self, transaction: database.Transaction, name: str, founder: UserId, most: int) -> Organisation:
+    async def add(self, transaction: database.Transaction, name: str, founder: UserId, most: int) -> Organization:
         """Raises BadRequest for more than ``most`` of one founder."""
         await transaction.value("lock_founder", founder)
         row = await transaction.row("add_organisation", uuid4(), name, founder, most)
@@ -38,30 +39,30 @@ class OrganisationStore:
             )
         return _organisation(row)
 
-    async def list_of(self, user_id: UserId) -> tuple[Organisation, ...]:
+    async def list_of(self, user_id: UserId) -> tuple[Organization, ...]:
         return tuple(_organisation(row) for row in await self._db.rows("list_organisations_of", user_id))
 
-    async def list_all(self, asker: Asker, limit: int, search: str = "", after: TenantId | None = None) -> tuple[Organisation, ...]:
+    async def list_all(self, asker: Asker, limit: int, search: str = "", after: TenantId | None = None) -> tuple[Organization, ...]:
         """Every tenant's: for administrators."""
         rows = await self._db.rows("list_all_organisations", asker.user_id, limit, search, after)
         return tuple(_organisation(row) for row in rows)
 
-    async def get(self, transaction: database.Transaction, organisation: TenantId, asker: Asker) -> Organisation:
+    async def get(self, transaction: database.Transaction, organisation: TenantId, asker: Asker) -> Organization:
         """Raises NotFound, also where it is not the asker's to see."""
         row = await transaction.row("find_organisation", organisation, asker.user_id, asker.sees_all)
         if row is None:
             raise rules.unknown()
         return _organisation(row)
 
-    async def get_page(self, transaction: database.Transaction, organisation: TenantId, asker: Asker) -> OrganisationPage:
+    async def get_page(self, transaction: database.Transaction, organisation: TenantId, asker: Asker) -> OrganizationDetails:
         """Raises NotFound."""
         found = await self.get(transaction, organisation, asker)
         members = tuple(_member(row) for row in await transaction.rows("list_team_members", organisation))
         sees_invitations = found.role is TeamRole.OWNER or asker.sees_all
         open_ones = await transaction.rows("list_invitations", organisation) if sees_invitations else []
-        return OrganisationPage(found, members, tuple(_invitation(row) for row in open_ones))
+        return OrganizationDetails(found, members, tuple(_invitation(row) for row in open_ones))
 
-    async def lock(self, transaction: database.Transaction, organisation: TenantId, asker: Asker) -> Organisation:
+    async def lock(self, transaction: database.Transaction, organisation: TenantId, asker: Asker) -> Organization:
         """Until the end of the transaction nobody else changes it. Raises NotFound."""
         if await transaction.row("lock_organisation", organisation, asker.user_id, asker.sees_all) is None:
             raise rules.unknown()
@@ -116,7 +117,7 @@ class OrganisationStore:
         """Whether it was open."""
         return bool(await transaction.run("withdraw_invitation", invitation, organisation))
 
-    async def accept(self, transaction: database.Transaction, token_hash: str, asker: Asker) -> Organisation | None:
+    async def accept(self, transaction: database.Transaction, token_hash: str, asker: Asker) -> Organization | None:
         """What they belong to now; None where the invitation is not theirs, or not open."""
         row = await transaction.row("accept_invitation", token_hash, asker.user_id)
         return None if row is None else await self.get(transaction, TenantId(row["organisation_id"]), asker)
@@ -135,8 +136,8 @@ def _no_member() -> errors.NotFound:
     return errors.NotFound("this user does not belong to the organisation", hint="`getOrganisation` lists its members")
 
 
-def _organisation(row: database.Record) -> Organisation:
-    return Organisation(
+def _organisation(row: database.DatabaseRow) -> Organization:
+    return Organization(
         id=TenantId(row["id"]),
         name=row["name"],
         tier=Tier(row["subscription_tier"]),
@@ -147,11 +148,11 @@ def _organisation(row: database.Record) -> Organisation:
     )
 
 
-def _member(row: database.Record) -> TeamMember:
+def _member(row: database.DatabaseRow) -> TeamMember:
     return TeamMember(UserId(row["id"]), row["username"], row["email"], TeamRole(row["role"]), row["joined_at"])
 
 
-def _invitation(row: database.Record) -> Invitation:
+def _invitation(row: database.DatabaseRow) -> Invitation:
     return Invitation(
         id=str(row["id"]),
         email=row["email"],

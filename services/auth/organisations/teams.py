@@ -9,10 +9,10 @@ from services.auth.organisations import rules
 from services.auth.organisations.store import OrganisationStore
 from services.auth.parts import Parts
 from shared.api import events
-from shared.api import organisations as api
+from shared.api import organizations as api
 from shared.api.method import Nothing
-from shared.api.organisations import Organisation, OrganisationPage
-from shared.rpc import Call, serves
+from shared.api.organizations import Organization, OrganizationDetails
+from shared.rpc import RpcCall, serves
 from shared.telemetry import logs
 
 _log = logs.get(part="auth")
@@ -28,7 +28,7 @@ class Teams:
         self._organisations = organisations
 
     @serves(api.create_organisation)
-    async def create_organisation(self, request: api.CreateOrganisation, call: Call) -> Organisation:
+    async def create_organisation(self, request: api.CreateOrganization, call: RpcCall) -> Organization:
         caller, name = call.principal, rules.check_name(request.name)
         most = rules.MOST_OF_ADMINISTRATORS if roles.is_admin(caller) else self._most_founded
         async with self._organisations.transaction() as transaction:
@@ -38,21 +38,21 @@ class Teams:
         return made
 
     @serves(api.list_organisations)
-    async def list_organisations(self, request: api.ListOrganisations, call: Call) -> api.Organisations:
+    async def list_organisations(self, request: api.ListOrganizations, call: RpcCall) -> api.Organizations:
         caller = call.principal
         found = await self._organisations.list_of(caller.user_id)
         if caller.key_id is not None and caller.team_id is not None:
             found = tuple(organisation for organisation in found if organisation.id == caller.team_id)
-        return api.Organisations(found)
+        return api.Organizations(found)
 
     @serves(api.get_organisation)
-    async def get_organisation(self, request: api.GetOrganisation, call: Call) -> OrganisationPage:
+    async def get_organisation(self, request: api.GetOrganization, call: RpcCall) -> OrganizationDetails:
         rules.check_in_reach(call.principal, request.id)
         async with self._organisations.bound(request.id) as transaction:
             return await self._organisations.get_page(transaction, request.id, rules.asker(call.principal))
 
     @serves(api.rename_organisation)
-    async def rename_organisation(self, request: api.RenameOrganisation, call: Call) -> Organisation:
+    async def rename_organisation(self, request: api.RenameOrganization, call: RpcCall) -> Organization:
         caller, name = call.principal, rules.check_name(request.name)
         rules.check_in_reach(caller, request.id)
         async with self._organisations.bound(request.id) as transaction:
@@ -63,7 +63,7 @@ class Teams:
         return msgspec.structs.replace(found, name=name)
 
     @serves(api.set_team_role)
-    async def set_team_role(self, request: api.SetTeamRole, call: Call) -> OrganisationPage:
+    async def set_team_role(self, request: api.SetTeamRole, call: RpcCall) -> OrganizationDetails:
         caller, id_ = call.principal, request.organisation
         rules.check_in_reach(caller, id_)
         async with self._organisations.bound(id_) as transaction:
@@ -77,7 +77,7 @@ class Teams:
         return page
 
     @serves(api.remove_team_member)
-    async def remove_team_member(self, request: api.RemoveTeamMember, call: Call) -> Nothing:
+    async def remove_team_member(self, request: api.RemoveTeamMember, call: RpcCall) -> Nothing:
         caller, id_ = call.principal, request.organisation
         rules.check_in_reach(caller, id_)
         async with self._organisations.bound(id_) as transaction:
@@ -94,12 +94,12 @@ class Teams:
     # --- administration ----------------------------------------------------------------------------------------------
 
     @serves(api.list_all_organisations)
-    async def list_all_organisations(self, request: api.ListAllOrganisations, call: Call) -> api.Organisations:
+    async def list_all_organisations(self, request: api.ListAllOrganizations, call: RpcCall) -> api.Organizations:
         found = await self._organisations.list_all(rules.asker(call.principal), request.limit + 1, request.search, request.after)
-        return api.Organisations(found[: request.limit], more=len(found) > request.limit)
+        return api.Organizations(found[: request.limit], more=len(found) > request.limit)
 
     @serves(api.set_team_tier)
-    async def set_team_tier(self, request: api.SetTeamTier, call: Call) -> Organisation:
+    async def set_team_tier(self, request: api.SetTeamTier, call: RpcCall) -> Organization:
         caller, id_ = call.principal, request.organisation
         async with self._organisations.bound(id_) as transaction:
             before = await self._organisations.lock(transaction, id_, rules.asker(caller))

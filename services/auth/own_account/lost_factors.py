@@ -7,8 +7,8 @@ from services.auth.own_account.session_ends import SessionEnds
 from services.auth.parts import Parts
 from shared import errors
 from shared.api import auth
-from shared.mail.postman import Postman
-from shared.rpc import Call, serves
+from shared.mail.mailer import Mailer
+from shared.rpc import RpcCall, serves
 from shared.telemetry import logs
 
 _log = logs.get(part="auth")
@@ -17,7 +17,7 @@ _log = logs.get(part="auth")
 class LostFactors:
     """The person is told by mail: whoever asked for it in their name shall not stay unseen."""
 
-    def __init__(self, parts: Parts, ends: SessionEnds, postman: Postman) -> None:
+    def __init__(self, parts: Parts, ends: SessionEnds, postman: Mailer) -> None:
         self._users = parts.store
         self._store = FactorStore(parts.store)
         self._ends = ends
@@ -25,7 +25,7 @@ class LostFactors:
         self._trail = parts.trail
 
     @serves(auth.remove_mfa)
-    async def remove_mfa(self, request: auth.RemoveMfa, call: Call) -> auth.User:
+    async def remove_mfa(self, request: auth.RemoveMfa, call: RpcCall) -> auth.User:
         user = await self._users.get_user_called(request.user)
         if user.id == call.principal.user_id:
             raise errors.NotAllowed(

@@ -2,7 +2,7 @@
 
 from services.auth.hourly import Hourly
 from shared import errors
-from shared.cache import Cache
+from shared.stores.cache import Cache
 from shared.types import UserId
 
 FOR_AN_ACCOUNT = 3

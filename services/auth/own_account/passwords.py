@@ -14,8 +14,8 @@ from services.auth.store import Account
 from shared import context, errors
 from shared.api import accounts
 from shared.api.method import Nothing
-from shared.mail.postman import Postman
-from shared.rpc import Call, serves
+from shared.mail.mailer import Mailer
+from shared.rpc import RpcCall, serves
 from shared.telemetry import logs
 from shared.types import TenantId
 
@@ -40,7 +40,7 @@ class Needs:
     rows: AccountStore
     ends: SessionEnds
     limits: MailLimits
-    postman: Postman
+    postman: Mailer
 
 
 class PasswordChanges:
@@ -61,7 +61,7 @@ class PasswordChanges:
         self._wishes: asyncio.Queue[_Wish] = asyncio.Queue(_MOST_WAITING)
 
     @serves(accounts.change_password)
-    async def change_password(self, request: accounts.ChangePassword, call: Call) -> Nothing:
+    async def change_password(self, request: accounts.ChangePassword, call: RpcCall) -> Nothing:
         caller = call.principal
         # Only by a login: a key that leaked must not outlive its revocation as a password that somebody else knows.
         session = await self._identities.session_of(call.credential)
@@ -79,7 +79,7 @@ class PasswordChanges:
         return Nothing()
 
     @serves(accounts.request_password_reset)
-    async def request_password_reset(self, request: accounts.RequestPasswordReset, call: Call) -> Nothing:
+    async def request_password_reset(self, request: accounts.RequestPasswordReset, call: RpcCall) -> Nothing:
         address = doors.address_seen(request.client, call)
         await self._limits.charge_address(hourly.asker_of(address or "", call.caller.node))
         try:
@@ -91,7 +91,7 @@ class PasswordChanges:
         return Nothing()
 
     @serves(accounts.reset_password)
-    async def reset_password(self, request: accounts.ResetPassword, call: Call) -> Nothing:
+    async def reset_password(self, request: accounts.ResetPassword, call: RpcCall) -> Nothing:
         """The rules are checked before the token is spent, so that a password that is too short costs no second mail."""
         token_hash = _hash(request.token.strip())
         user_id = await self._rows.find_reset(token_hash)

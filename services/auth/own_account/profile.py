@@ -8,10 +8,11 @@ from services.auth.mail import texts
 from services.auth.mfa.factors import FactorState
 from services.auth.own_account.store import AccountStore
 from services.auth.parts import Parts
-from shared import access, errors
+from shared import errors
+from shared.access import access_table
 from shared.api import accounts, auth
-from shared.mail.postman import Postman
-from shared.rpc import Call, serves
+from shared.mail.mailer import Mailer
+from shared.rpc import RpcCall, serves
 from shared.telemetry import logs
 from shared.types import TenantId, UserId
 
@@ -30,7 +31,7 @@ class SecondFactors(Protocol):
 class Profile:
     """Handlers; all state is in PostgreSQL."""
 
-    def __init__(self, parts: Parts, account_rows: AccountStore, second_factors: SecondFactors, postman: Postman) -> None:
+    def __init__(self, parts: Parts, account_rows: AccountStore, second_factors: SecondFactors, postman: Mailer) -> None:
         self._settings = parts.settings
         self._store = parts.store
         self._identities = parts.identities
@@ -40,7 +41,7 @@ class Profile:
         self._postman = postman
 
     @serves(accounts.get_account)
-    async def get_account(self, request: accounts.GetAccount, call: Call) -> accounts.OwnAccount:
+    async def get_account(self, request: accounts.GetAccount, call: RpcCall) -> accounts.OwnAccount:
         user = await self._user(call)
         row = await self._rows.get(user.id)
         factor = await self._second_factors.state(user.id)
@@ -55,7 +56,7 @@ class Profile:
         )
 
     @serves(accounts.change_profile)
-    async def change_profile(self, request: accounts.ChangeProfile, call: Call) -> auth.User:
+    async def change_profile(self, request: accounts.ChangeProfile, call: RpcCall) -> auth.User:
         """A new address counts at once, and both are told: whoever is logged in could have taken the account otherwise, too, and a
         mistyped one is mended on the same page. It needs what a new password needs, because mail to it can set one."""
         user = await self._user(call)
@@ -69,7 +70,9 @@ class Profile:
             names.check_email(email)
             # A key that leaked must not outlive its revocation as an address that is somebody else's.
             await self._identities.session_of(call.credential)
-            access.check(access.of_method(accounts.change_password.name), call.principal, time.time(), accounts.change_profile.name)
+            access_table.check(
+                access_table.of_method(accounts.change_password.name), call.principal, time.time(), accounts.change_profile.name
+            )
         changed = ",".join(name for name, value in (("username", username), ("email", email)) if value is not None)
         async with self._rows.renaming() as transaction:
             await self._rows.change_profile(transaction, user.id, username, email)
@@ -86,7 +89,7 @@ class Profile:
         return after
 
     @serves(accounts.set_preferences)
-    async def set_preferences(self, request: accounts.SetPreferences, call: Call) -> accounts.Preferences:
+    async def set_preferences(self, request: accounts.SetPreferences, call: RpcCall) -> accounts.Preferences:
         chosen = request.preferences
         if chosen.theme not in _THEMES:
             raise errors.BadRequest("theme: " + ", ".join(_THEMES), hint="system follows the setting of the device")
@@ -96,5 +99,5 @@ class Profile:
         await self._rows.set_preferences(call.principal.user_id, chosen)
         return chosen
 
-    async def _user(self, call: Call) -> auth.User:
+    async def _user(self, call: RpcCall) -> auth.User:
         return await self._identities.active_user(await self._store.find_user(call.principal.user_id))

@@ -8,7 +8,7 @@ from services.auth.store import Store
 from shared.types import UserId
 
 if TYPE_CHECKING:  # only stores talk to PostgreSQL; this hands a transaction on
-    from shared.database import Transaction
+    from shared.stores.database import Transaction
 
 
 class OpenSessions(Protocol):

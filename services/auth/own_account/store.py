@@ -5,8 +5,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime
 
-from shared import database, errors
+from shared import errors
 from shared.api.accounts import Preferences
+from shared.stores import database
 from shared.types import ModelName, UserId
 
 
@@ -86,7 +87,7 @@ class AccountStore:
         await transaction.run("drop_password_reset", user_id)
 
 
-def _preferences(row: database.Record) -> Preferences:
+def _preferences(row: database.DatabaseRow) -> Preferences:
     model = row["default_model"]
     return Preferences(None if model is None else ModelName(model), row["theme"], row["notify_by_mail"])
 

@@ -17,14 +17,14 @@ from shared import errors
 from shared.api import privacy
 from shared.api.auth import User
 from shared.api.method import Nothing
-from shared.mail.postman import Postman
+from shared.mail.mailer import Mailer
 from shared.node import lifecycle
-from shared.rpc import Call, serves
+from shared.rpc import RpcCall, serves
 from shared.telemetry import logs
 from shared.types import TenantId, UserId, UserRole
 
 if TYPE_CHECKING:  # only stores talk to PostgreSQL; this hands a transaction on
-    from shared.database import Transaction
+    from shared.stores.database import Transaction
 
 _EVERY_SECONDS = 600
 
@@ -45,7 +45,7 @@ class Needs:
 
     rows: PrivacyStore
     sessions: OpenSessions
-    postman: Postman
+    postman: Mailer
     #: None until there is an audit log.
     audit: AuditDetails | None = None
 
@@ -64,7 +64,7 @@ class Erasures:
         self._audit = needs.audit
 
     @serves(privacy.request_erasure)
-    async def request_erasure(self, request: privacy.RequestErasure, call: Call) -> privacy.Erasure:
+    async def request_erasure(self, request: privacy.RequestErasure, call: RpcCall) -> privacy.Erasure:
         caller = call.principal
         user = await self._identities.active_user(await self._store.find_user(caller.user_id))
         async with self._store.transaction() as transaction:
@@ -83,7 +83,7 @@ class Erasures:
         return privacy.Erasure(at)
 
     @serves(privacy.cancel_erasure)
-    async def cancel_erasure(self, request: privacy.CancelErasure, call: Call) -> Nothing:
+    async def cancel_erasure(self, request: privacy.CancelErasure, call: RpcCall) -> Nothing:
         """Nothing to call off is no error: logging in has done it already."""
         caller = call.principal
         user = await self._identities.active_user(await self._store.find_user(caller.user_id))

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 import msgspec
 
-from shared import database
+from shared.stores import database
 from shared.types import UserId, UserRole
 
 #: Accounts that one look finds; the next finds the rest.

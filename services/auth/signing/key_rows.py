@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from services.auth.signing.rotation import KnownKey
-from shared import database
+from shared.stores import database
 
 _CHANGES = "auth_signing_keys"
 
@@ -60,6 +60,6 @@ class Change:
         await self.transaction.run("drop_signing_keys", kids)
 
 
-def _stored(row: database.Record) -> StoredKey:
+def _stored(row: database.DatabaseRow) -> StoredKey:
     known = KnownKey(kid=row["kid"], epoch=row["epoch"], made_at=row["made_at"], signs_from=row["signs_from"], retired_at=row["retired_at"])
     return StoredKey(known, row["sealed_private"])

@@ -4,7 +4,7 @@ from services.auth import acts
 from services.auth.audit.trail import Trail
 from services.auth.signing.signers import Signers
 from shared.api import auth
-from shared.rpc import Call, serves
+from shared.rpc import RpcCall, serves
 from shared.telemetry import logs
 
 _log = logs.get(part="signing")
@@ -18,11 +18,11 @@ class Publication:
         self._signers = signers
 
     @serves(auth.get_signing_keys)
-    async def get_signing_keys(self, request: auth.GetSigningKeys, call: Call) -> auth.SigningKeys:
+    async def get_signing_keys(self, request: auth.GetSigningKeys, call: RpcCall) -> auth.SigningKeys:
         return self._published()
 
     @serves(auth.rotate_signing_keys)
-    async def rotate_signing_keys(self, request: auth.RotateSigningKeys, call: Call) -> auth.SigningKeys:
+    async def rotate_signing_keys(self, request: auth.RotateSigningKeys, call: RpcCall) -> auth.SigningKeys:
         caller = call.principal
         async with self._signers.rotating(at_once=request.at_once) as transaction:
             act = acts.of_house("signing_keys.rotate", caller, at_once="yes" if request.at_once else "no")

@@ -16,7 +16,7 @@ from shared.node import lifecycle
 from shared.telemetry import logs
 
 if TYPE_CHECKING:
-    from shared.database import Transaction
+    from shared.stores.database import Transaction
 
 _PURPOSE = "signing-key"
 _REFRESH_SECONDS = 60

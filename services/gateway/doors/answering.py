@@ -12,7 +12,7 @@ from services.gateway.repeats.idempotency_keys import End
 from services.gateway.repeats.take import Piece
 from shared.api.gateway import InferenceRequest, InferenceResult
 from shared.api.inference import Chunk
-from shared.telemetry.metrics import version
+from shared.telemetry.metrics_registry import version
 from shared.types import ModelName
 
 

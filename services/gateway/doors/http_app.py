@@ -16,14 +16,15 @@ from services.gateway.doors import http_errors
 from services.gateway.doors.http_call import HEARTBEAT_SECONDS, HttpCall, Receive, Scope, Send
 from services.gateway.limiting.crowds import Crowds
 from services.gateway.limiting.limits import Limit
-from shared import access, addresses, context, errors, tracing
-from shared.access import Access, Who
+from shared import addresses, context, errors
+from shared.access import access_table
+from shared.access.access_table import AccessTable, Audience
 from shared.api.auth import Principal
-from shared.bounded_waits import BoundedWait
-from shared.spans import Open
-from shared.telemetry import Metrics, logs
+from shared.spans import OpenSpan
+from shared.telemetry import Metrics, logs, tracing
 from shared.telemetry.exemplars import Exemplars
-from shared.turns import Turns
+from shared.timing.admission_semaphore import AdmissionSemaphore
+from shared.timing.bounded_waits import BoundedWait
 
 #: Logins and the like that are asked of auth at a time: some more than it hashes at once. A crowd of them in one turn of the loop would
 #: hold up the tokens of everybody's answers.
@@ -67,9 +68,9 @@ class Route:
     runs_a_model: bool = False
 
     @property
-    def access(self) -> Access:
+    def access(self) -> AccessTable:
         """Raises ValueError where nobody has said who may use it."""
-        return access.of_route(self.verb, self.path)
+        return access_table.of_route(self.verb, self.path)
 
 
 class HttpApp:
@@ -102,7 +103,7 @@ class HttpApp:
         self._limits_of = limits_of
         self._on_refusal = on_refusal
         self._crowds = Crowds()
-        self._strangers = Turns(
+        self._strangers = AdmissionSemaphore(
             _STRANGERS_AT_ONCE,
             of_one=_STRANGERS_OF_ONE_ADDRESS,
             seconds=_LONGEST_WAIT_SECONDS,
@@ -118,7 +119,7 @@ class HttpApp:
         with self._traces.enter(scope["method"][:20], tracing.of_headers(scope["headers"]), request_id) as span:
             span.error = await self._answer(HttpCall(scope, receive, send, request_id), scope, span)
 
-    async def _answer(self, call: HttpCall, scope: Scope, span: Open) -> str:
+    async def _answer(self, call: HttpCall, scope: Scope, span: OpenSpan) -> str:
         """Returns the code of the error; empty where it went well."""
         began = time.perf_counter()
         inflight = self._metrics.inflight_requests.labels(service=self._metrics.service)
@@ -165,7 +166,7 @@ class HttpApp:
         return route
 
     async def _serve(self, route: Route, call: HttpCall) -> None:
-        if route.access.who is Who.PERSON:
+        if route.access.who is Audience.PERSON:
             with tracing.span("auth.check"):
                 call.principal = await self._admit(route, call)
             await self._run(route, call)
@@ -192,8 +193,8 @@ class HttpApp:
         principal: Principal | None = None
         try:
             principal = await self._callers.identify(call.credential)
-            access.check(route.access, principal, time.time(), f"{route.verb} {route.path}")
-            access.check_network(principal, call.address)
+            access_table.check(route.access, principal, time.time(), f"{route.verb} {route.path}")
+            access_table.check_network(principal, call.address)
         except errors.CallerError as error:
             self._on_refusal(route.method, principal, call.address or "", error)
             raise

@@ -15,7 +15,7 @@ from services.gateway.doors.http_errors import Headers
 from services.gateway.repeats import cache_keys
 from shared import errors
 from shared.api.auth import Principal
-from shared.bounded_waits import BoundedWaits
+from shared.timing.bounded_waits import BoundedWaits
 from shared.types import Credential, RequestId
 
 #: The types of ASGI: its messages are open dicts by specification.

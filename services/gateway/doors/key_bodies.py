@@ -83,12 +83,14 @@ class ApiKeyAnswer(msgspec.Struct, frozen=True):
 
 def to_request(body: ApiKeyBody) -> auth.GenerateApiKey:
     """Raises BadField for a budget that is no amount; what a limit may be, auth knows."""
-    limits = auth.KeyLimits(body.requests_per_hour, body.requests_per_minute, body.tokens_per_minute, body.concurrency, _micro(body.budget))
+    limits = auth.ApiKeyLimits(
+        body.requests_per_hour, body.requests_per_minute, body.tokens_per_minute, body.concurrency, _micro(body.budget)
+    )
     bounds = auth.KeyBounds(body.scopes, body.models, body.networks)
     return auth.GenerateApiKey(body.name, body.user_id, limits, body.kind, bounds, body.days, body.all_rights)
 
 
-def to_answer(made: auth.NewApiKey) -> ApiKeyAnswer:
+def to_answer(made: auth.CreatedApiKey) -> ApiKeyAnswer:
     return ApiKeyAnswer(made.api_key, to_view(made.key))
 
 

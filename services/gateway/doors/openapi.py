@@ -6,17 +6,17 @@ import msgspec
 
 from services.gateway.doors.error_bodies import ErrorBody
 from services.gateway.doors.http_app import Route
-from shared.access import Who
-from shared.telemetry.metrics import version
+from shared.access.access_table import Audience
+from shared.telemetry.metrics_registry import version
 
 #: JSON Schema and OpenAPI are open documents; this is any node of one.
 Json = dict[str, object]
 
 _REFERENCE = "#/components/schemas/{name}"
 
-_SCHEMES: dict[Who, list[Json]] = {
-    Who.NODE: [],
-    Who.PERSON: [{"bearer": []}, {"apiKey": []}],
+_SCHEMES: dict[Audience, list[Json]] = {
+    Audience.NODE: [],
+    Audience.PERSON: [{"bearer": []}, {"apiKey": []}],
 }
 
 #: Of every answer.
@@ -117,7 +117,7 @@ def _responses(route: Route) -> Json:
         done["content"] = content
     statuses = {
         *_OF_EVERYONE,
-        *(_OF_CALLERS if route.access.who is Who.PERSON else ()),
+        *(_OF_CALLERS if route.access.who is Audience.PERSON else ()),
         *(_OF_BODIES if route.body is not None else ()),
         *((400,) if route.query is not None or route.method in _NEEDED_HEADERS else ()),
         *(_OF_MODELS if _runs(route) else ()),

@@ -10,7 +10,7 @@ import msgspec
 from services.gateway.doors import openapi
 from services.gateway.doors.http_app import Route
 from services.gateway.doors.http_call import HttpCall
-from shared.access import Who
+from shared.access.access_table import Audience
 
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:56rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a}"
@@ -51,7 +51,7 @@ class Reference:
 
 def _asked(route: Route) -> str:
     row = route.access
-    if row.who is Who.NODE:
+    if row.who is Audience.NODE:
         return "No credential."
     scopes = " or ".join(f"<code>{html.escape(scope)}</code>" for scope in sorted(row.needs))
     return f"Credential: API key or access token{f', with {scopes}' if scopes else ''}."

@@ -129,14 +129,14 @@ class RestAccounts:
     async def _register(self, call: HttpCall) -> None:
         body = bodies.read_either_case(call.body, RegisterBody)
         data = auth.UserData(body.username, body.email, body.password)
-        request = auth.RegisterUser(data, auth.Client(call.address or "", call.agent), body.invitation)
+        request = auth.RegisterUser(data, auth.ClientFacts(call.address or "", call.agent), body.invitation)
         user = await self._rpc.call(auth.register_user, request, credential=call.credential)
         await call.answer(msgspec.convert(user, UserAnswer, from_attributes=True), status=201)
 
     async def _login(self, call: HttpCall) -> None:
         body = bodies.read_either_case(call.body, LoginBody)
         credentials = auth.Credentials(body.password, body.username, body.email, body.code)
-        request = auth.LoginUser(credentials, client=auth.Client(call.address or "", call.agent))
+        request = auth.LoginUser(credentials, client=auth.ClientFacts(call.address or "", call.agent))
         await _answer_session(call, await self._rpc.call(auth.login_user, request))
 
     async def _confirm(self, call: HttpCall) -> None:
@@ -173,5 +173,5 @@ class RestAccounts:
         await call.answer(PublicKeys(tuple(PublicKey(key.kid, key.x) for key in found.keys)))
 
 
-async def _answer_session(call: HttpCall, session: auth.Session) -> None:
+async def _answer_session(call: HttpCall, session: auth.LoginSession) -> None:
     await call.answer(msgspec.convert(session, SessionAnswer, from_attributes=True))

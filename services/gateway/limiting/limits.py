@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Literal
 
 from services.gateway.limiting.tiers import Plan
-from shared.api.auth import KeyLimits, Principal
+from shared.api.auth import ApiKeyLimits, Principal
 from shared.api.gateway import NO_LIMIT, LimitState
 from shared.types import ModelName, RequestId, Tier
 
@@ -164,7 +164,7 @@ def of_model(model: ModelName, models: Mapping[ModelName, Plan]) -> tuple[Limit,
     return _of_scope(Scope.MODEL, model, models[model]) if model in models else ()
 
 
-def _of_scope(scope: Scope, whose: str, plan: Plan | KeyLimits) -> tuple[Limit, ...]:
+def _of_scope(scope: Scope, whose: str, plan: Plan | ApiKeyLimits) -> tuple[Limit, ...]:
     most = {
         Kind.REQUESTS_PER_HOUR: plan.requests_per_hour,
         Kind.REQUESTS_PER_MINUTE: plan.requests_per_minute,

@@ -18,8 +18,8 @@ from services.gateway.limiting.tiers import Plan
 from services.gateway.limiting.valkey_limits import ANSWER_SECONDS, Counters, ValkeyLimits
 from shared import errors
 from shared.api.auth import Principal
-from shared.cache import CacheRefuses
 from shared.node import lifecycle
+from shared.stores.cache import CacheRefuses
 from shared.telemetry import Metrics, logs
 from shared.types import ModelName, RequestId, Tier
 

@@ -18,7 +18,7 @@ Argument = str | int | float | bytes
 
 
 class Counters(Protocol):
-    """The part of shared.cache that is used here."""
+    """The part of shared.stores.cache that is used here."""
 
     async def connect(self) -> None: ...
 

@@ -11,9 +11,10 @@ from services.gateway.limiting.tiers import Plan
 from services.gateway.money import prices
 from services.gateway.money.ledger import Ledger
 from services.gateway.money.ledger_store import AlreadyReverted, LedgerStore
-from shared import access, errors
-from shared.access import Permission
-from shared.api import auth, organisations
+from shared import errors
+from shared.access import access_table
+from shared.access.access_table import Permission
+from shared.api import auth, organizations
 from shared.api.auth import Principal
 from shared.api.gateway import KeyBudget
 from shared.api.ledger import MICRO, Account, ListPrices, ModelPrices, ReadAccount, RevertRequest, SetPrice, TopUp
@@ -64,7 +65,7 @@ class Books:
     async def read_account(self, caller: Principal, request: ReadAccount, credential: Credential | None) -> Account:
         if request.user_id is None or request.user_id == caller.user_id:
             return await self.account_of(caller)
-        if not access.may(caller, Permission.EVERYTHING):
+        if not access_table.may(caller, Permission.EVERYTHING):
             raise errors.NotAllowed(
                 "that is another user's account", hint="leave userId out to mean yourself; only an administrator may name others"
             )
@@ -123,7 +124,7 @@ class Books:
 
     async def _plan_of_organisation(self, tenant: TenantId, credential: Credential | None) -> Plan:
         try:
-            found = await self._rpc.call(organisations.get_organisation, organisations.GetOrganisation(tenant), credential=credential)
+            found = await self._rpc.call(organizations.get_organisation, organizations.GetOrganization(tenant), credential=credential)
         except errors.NotFound:
             raise errors.NotFound(f"there is neither a user nor an organisation {tenant}", hint="check the id") from None
         return tiers.plan_of(self._plans, found.organisation.tier, shares_limits=found.organisation.shares_limits)

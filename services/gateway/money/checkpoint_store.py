@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 
 from services.gateway.money.checkpoints import CheckpointSigner, LedgerCheckpoint, LedgerDay
-from shared import database
+from shared.stores import database
 from shared.telemetry import logs
 
 #: A day of ten million entries, read from a cold disk.

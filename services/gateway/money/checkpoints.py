@@ -12,9 +12,9 @@ from datetime import date, datetime
 
 import msgspec
 
-from shared import audit_anchors
-from shared.audit_anchors import Anchor
-from shared.audit_chain import START, Head
+from shared.access import audit_anchors
+from shared.access.audit_anchors import Anchor
+from shared.access.audit_chain import START, ChainHead
 from shared.types import MeshName
 
 _CHAIN = "ledger"
@@ -54,7 +54,7 @@ class CheckpointSigner:
 
     def sign(self, closed: LedgerDay, before: LedgerCheckpoint | None, at: datetime) -> LedgerCheckpoint:
         digest = _hash(closed, before)
-        anchor = audit_anchors.sign(self._key, self._mesh, _CHAIN, Head(closed.day.toordinal(), digest), at)
+        anchor = audit_anchors.sign(self._key, self._mesh, _CHAIN, ChainHead(closed.day.toordinal(), digest), at)
         return LedgerCheckpoint(closed, digest, audit_anchors.line(anchor).decode())
 
     def find_broken(self, chain: Sequence[LedgerCheckpoint]) -> tuple[str, ...]:

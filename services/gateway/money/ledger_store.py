@@ -9,8 +9,8 @@ from services.gateway.money.checkpoint_store import CheckpointStore
 from services.gateway.money.checkpoints import LedgerCheckpoint
 from services.gateway.money.prices import Price
 from services.gateway.money.reservations import Granted, OpenReservation, TooLittle, Wanted, WorkerClaim
-from shared import database
 from shared.api.ledger import LedgerReport, ModelPrice
+from shared.stores import database
 from shared.types import KeyId, MicroCredits, NodeId, RequestId, TenantId
 
 _VERIFY_SECONDS, _FULL_VERIFY_SECONDS = 30.0, 1800.0
@@ -120,7 +120,7 @@ class LedgerStore:
 
     async def _sum_up(
         self, transaction: database.Transaction, grace_seconds: float, *, full: bool
-    ) -> tuple[database.Record, list[LedgerCheckpoint]]:
+    ) -> tuple[database.DatabaseRow, list[LedgerCheckpoint]]:
         """Another gateway may close a day between the two statements; then the sums are taken again."""
         while True:
             chain = [] if self._checkpoints is None else await self._checkpoints.list_checkpoints(transaction)
@@ -132,7 +132,7 @@ class LedgerStore:
                 return row, chain
 
 
-def _report(row: database.Record, chain: Sequence[LedgerCheckpoint], broken: tuple[str, ...]) -> LedgerReport:
+def _report(row: database.DatabaseRow, chain: Sequence[LedgerCheckpoint], broken: tuple[str, ...]) -> LedgerReport:
     findings = {
         "accounts differ from the sum of their entries by {} micro-credits": row["drift_micro"],
         "all entries together sum up to {} micro-credits and not to 0": row["sum_micro"],
@@ -168,13 +168,13 @@ def _columns(wanted: Wanted) -> tuple[object, ...]:
     )
 
 
-def _answer(row: database.Record) -> Granted | TooLittle:
+def _answer(row: database.DatabaseRow) -> Granted | TooLittle:
     if row["granted_tokens"] is None:
         return TooLittle(row["room_micro"], row["key_is_tightest"])
     return Granted(row["granted_tokens"], row["is_repeated"])
 
 
-def _price(row: database.Record) -> Price:
+def _price(row: database.DatabaseRow) -> Price:
     price = ModelPrice(
         model=row["model"],
         input_micro_per_million=row["input_micro_per_million"],

@@ -18,8 +18,8 @@ from prometheus_client import Counter, Gauge
 
 from services.gateway.money.request_row import RequestRow
 from shared import errors
-from shared.bounded_waits import BoundedWait
 from shared.telemetry import logs
+from shared.timing.bounded_waits import BoundedWait
 from shared.types import RequestId
 
 #: Rows that wait and requests that still will have one. A row takes about 1 KB here, so this is some 10 MB.

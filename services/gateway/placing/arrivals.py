@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from shared.directory import Entry
+from shared.discovery.directory import DirectoryEntry
 from shared.types import NodeId
 
 #: A worker that has just come gets a tenth of its share, and all of it after this time: whatever makes its first answers slow, or
@@ -15,7 +15,7 @@ class Arrivals:
     def __init__(self) -> None:
         self._since: dict[NodeId, tuple[datetime, float]] = {}
 
-    def heard(self, worker: Entry, clock: float, now: datetime) -> bool:
+    def heard(self, worker: DirectoryEntry, clock: float, now: datetime) -> bool:
         """True where it has come, or come back as another process."""
         before = self._since.get(worker.node)
         if before is not None and before[0] == worker.since:

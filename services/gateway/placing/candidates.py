@@ -15,7 +15,7 @@ from services.gateway.placing.outliers import Outliers
 from services.gateway.placing.routing import Wish
 from services.gateway.placing.seats import Occupancy, Seats
 from services.gateway.placing.strikes import Strikes
-from shared.directory import ANNOUNCE_SECONDS, Entry, ModelOffer
+from shared.discovery.directory import ANNOUNCE_SECONDS, DirectoryEntry, ModelOffer
 from shared.types import ModelName, NodeId
 
 #: What a model of some gigabytes takes to be loaded from a disk: so much longer may the wait for a worker be that has it.
@@ -28,7 +28,7 @@ TWIN_SECONDS = ANNOUNCE_SECONDS + 0.5
 class Candidate:
     """One worker, as one request sees it."""
 
-    worker: Entry
+    worker: DirectoryEntry
     offer: ModelOffer
     seats: Seats
     #: Seconds until it would begin, as far as can be told: good for comparing.
@@ -65,7 +65,7 @@ class Knowledge:
     #: When a node was heard as another process while the one before was not known to be gone.
     replaced_at: dict[NodeId, float] = field(default_factory=dict)
 
-    def heard(self, worker: Entry, clock: float, now: datetime) -> None:
+    def heard(self, worker: DirectoryEntry, clock: float, now: datetime) -> None:
         """The directory has news of it."""
         if not worker.alive:
             self.occupancy.gone(worker.node)
@@ -82,14 +82,14 @@ class Knowledge:
         if self.arrivals.heard(worker, clock, now):
             self.outliers.forget(worker.node)
 
-    def is_there(self, worker: Entry, clock: float) -> bool:
+    def is_there(self, worker: DirectoryEntry, clock: float) -> bool:
         """Whether it may still run as the process that it was. Two processes with one key are heard in turn, and neither is gone."""
         started_at = self.processes.get(worker.node)
         if started_at in (None, worker.announcement.started_at):
             return started_at is not None
         return clock - self.replaced_at.get(worker.node, -math.inf) < TWIN_SECONDS
 
-    def table(self, wish: Wish, workers: Iterable[Entry], clock: float, *, or_soon: bool = False) -> list[Candidate]:
+    def table(self, wish: Wish, workers: Iterable[DirectoryEntry], clock: float, *, or_soon: bool = False) -> list[Candidate]:
         """Of ``workers``, those that have the model ready, or with ``or_soon`` those that have it at all."""
         found = list(offering(wish.model, workers, or_soon=or_soon))
         since = {worker.node: self.arrivals.arrived(worker.node) or 0.0 for worker, _ in found} if wish.beginnings else {}
@@ -104,7 +104,7 @@ class Knowledge:
         return rows
 
 
-def offering(model: ModelName, workers: Iterable[Entry], *, or_soon: bool = False) -> Iterator[tuple[Entry, ModelOffer]]:
+def offering(model: ModelName, workers: Iterable[DirectoryEntry], *, or_soon: bool = False) -> Iterator[tuple[DirectoryEntry, ModelOffer]]:
     for worker in workers:
         for offer in worker.announcement.models:
             if offer.name == model and (offer.ready or or_soon):
@@ -112,7 +112,7 @@ def offering(model: ModelName, workers: Iterable[Entry], *, or_soon: bool = Fals
                 break
 
 
-def _wait(worker: Entry, offer: ModelOffer, seats: Seats) -> float:
+def _wait(worker: DirectoryEntry, offer: ModelOffer, seats: Seats) -> float:
     """As ``directory.expected_wait``, of one model: what a worker says of its wait is of the fullest that it has."""
     full = seats.free <= 0 or not offer.slots
     said = worker.announcement.load.expected_wait_seconds if full else 0.0

@@ -7,7 +7,7 @@ from services.gateway.placing import scheduler
 from services.gateway.placing.candidates import Knowledge
 from services.gateway.placing.routing import Wish
 from shared import errors
-from shared.directory import Entry
+from shared.discovery.directory import DirectoryEntry
 from shared.telemetry import logs
 from shared.types import ModelName
 
@@ -36,7 +36,7 @@ class Issuer(Protocol):
 class Claim:
     """A place on a worker. Use it with ``with``, for as long as the worker runs the request."""
 
-    def __init__(self, issuer: Issuer, worker: Entry, wish: Wish, charged: float, *, waits_there: bool = False) -> None:
+    def __init__(self, issuer: Issuer, worker: DirectoryEntry, wish: Wish, charged: float, *, waits_there: bool = False) -> None:
         """``waits_there``: the worker has to end another request first."""
         self.worker = worker
         self._issuer = issuer

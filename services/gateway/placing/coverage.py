@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from shared.directory import Entry
+from shared.discovery.directory import DirectoryEntry
 from shared.types import ModelName, NodeId
 
 #: A model that nobody serves for so long is not missed any more.
@@ -27,7 +27,7 @@ class Coverage:
     def __init__(self) -> None:
         self._served: dict[ModelName, _Served] = {}
 
-    def count(self, workers: Iterable[Entry], is_kept_away: Callable[[NodeId], bool], now: float) -> Mapping[ModelName, int]:
+    def count(self, workers: Iterable[DirectoryEntry], is_kept_away: Callable[[NodeId], bool], now: float) -> Mapping[ModelName, int]:
         """Of all workers that are known, gone ones included; one that ``is_kept_away`` gets no requests whatever it offers."""
         usable = [entry for entry in workers if not entry.why_not and not is_kept_away(entry.node)]
         serving = _serving(usable)
@@ -39,7 +39,7 @@ class Coverage:
         return {model: len(serving.get(model, ())) for model in self._served}
 
 
-def _serving(usable: Iterable[Entry]) -> dict[ModelName, set[NodeId]]:
+def _serving(usable: Iterable[DirectoryEntry]) -> dict[ModelName, set[NodeId]]:
     found: dict[ModelName, set[NodeId]] = {}
     for entry in usable:
         for offer in entry.announcement.models:

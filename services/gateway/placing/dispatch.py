@@ -23,7 +23,7 @@ from services.gateway.placing.peer_queues import PeerQueues, PeerTicket, QueuedR
 from services.gateway.placing.routing import Wish
 from services.gateway.placing.rules import Rules
 from shared import errors
-from shared.directory import Entry
+from shared.discovery.directory import DirectoryEntry
 from shared.telemetry import Metrics
 from shared.types import ModelName, NodeId, Role, TenantId
 
@@ -337,7 +337,7 @@ class Dispatch:
 
     # --- news of the workers ------------------------------------------------------------------------------------------
 
-    def _changed(self, entry: Entry) -> None:
+    def _changed(self, entry: DirectoryEntry) -> None:
         if entry.role is not Role.WORKER:
             return
         self.knowledge.heard(entry, self.clock(), datetime.now(UTC))

@@ -10,7 +10,7 @@ from services.gateway.placing.policy import Policy
 from services.gateway.placing.routing import Wish
 from services.gateway.placing.seats import Seats
 from shared import errors
-from shared.directory import Entry
+from shared.discovery.directory import DirectoryEntry
 from shared.types import ModelName, NodeId, Role
 
 #: Where other gateways wait, too, a place that a worker announces is given out after so long: what it says may be older than a call
@@ -69,5 +69,5 @@ class EligibleWorkers:
         """All that ``room_lasts`` has seen."""
         self._room.clear()
 
-    def _usable(self) -> Sequence[Entry]:
+    def _usable(self) -> Sequence[DirectoryEntry]:
         return self._directory.usable(Role.WORKER)

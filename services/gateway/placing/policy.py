@@ -8,7 +8,7 @@ which an owner keeps a machine for himself.
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 
-from shared.directory import Entry
+from shared.discovery.directory import DirectoryEntry
 from shared.types import TenantId
 
 TRUSTED = "trusted"
@@ -35,6 +35,6 @@ def why_not(tenant: TenantId, owner: str, labels: Mapping[str, str], policy: Pol
     return "is not labelled trusted=yes (ROUTING_POLICY=trusted)"
 
 
-def open_to(tenant: TenantId, workers: Iterable[Entry], policy: Policy) -> list[Entry]:
+def open_to(tenant: TenantId, workers: Iterable[DirectoryEntry], policy: Policy) -> list[DirectoryEntry]:
     """Those that may have the tenant's prompts: what they serve is what there is for him."""
     return [worker for worker in workers if not why_not(tenant, worker.announcement.owner, worker.announcement.labels, policy)]

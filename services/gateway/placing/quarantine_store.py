@@ -1,7 +1,7 @@
 """The table worker_strikes. Only this module reads and writes it."""
 
 from services.gateway.placing.strikes import QUARANTINE_SECONDS, STRIKES, WITHIN_SECONDS
-from shared import database
+from shared.stores import database
 from shared.types import NodeId
 
 

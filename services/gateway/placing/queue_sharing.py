@@ -9,7 +9,7 @@ from typing import Protocol
 from services.gateway.placing import peer_queues
 from services.gateway.placing.dispatch import Dispatch
 from shared import errors
-from shared.cache import UnexpectedReply
+from shared.stores.cache import UnexpectedReply
 from shared.telemetry import logs
 
 LOG = "gateway:queues"
@@ -23,7 +23,7 @@ _log = logs.get(part="queue_sharing")
 
 
 class ReportLog(Protocol):
-    """As shared.cache.Cache."""
+    """As shared.stores.cache.Cache."""
 
     async def append(self, log: str, entry: bytes, *, most: int) -> None: ...
 

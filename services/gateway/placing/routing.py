@@ -6,7 +6,7 @@ from datetime import datetime
 
 from shared import errors
 from shared.api.gateway import ServedModel
-from shared.directory import Entry
+from shared.discovery.directory import DirectoryEntry
 from shared.types import ModelName, NodeId, TenantId
 
 #: Repeats its prompt, for load tests: it comes last, so that it becomes nobody's default by its name.
@@ -49,7 +49,7 @@ class Wish:
     not_on: frozenset[NodeId] = frozenset()
 
 
-def served(workers: Iterable[Entry], names: Names) -> tuple[ModelName, ...]:
+def served(workers: Iterable[DirectoryEntry], names: Names) -> tuple[ModelName, ...]:
     """The models that somebody serves: the default first, then by name, the synthetic one and those without answers last."""
     offers = [offer for worker in workers for offer in worker.announcement.models if offer.ready]
     answering = {offer.name for offer in offers if not offer.only_embeds}
@@ -58,7 +58,7 @@ def served(workers: Iterable[Entry], names: Names) -> tuple[ModelName, ...]:
     return tuple(sorted(found, key=lambda name: (name != default, name not in answering, name == _SYNTHETIC, name)))
 
 
-def catalogue(workers: Sequence[Entry], names: Names) -> tuple[ServedModel, ...]:
+def catalogue(workers: Sequence[DirectoryEntry], names: Names) -> tuple[ServedModel, ...]:
     """What is served, as a caller sees it."""
     offers = [(offer.name, offer.context_tokens) for worker in workers for offer in worker.announcement.models if offer.ready]
     return tuple(
@@ -74,7 +74,7 @@ def catalogue(workers: Sequence[Entry], names: Names) -> tuple[ServedModel, ...]
     )
 
 
-def resolve(wanted: ModelName | None, workers: Sequence[Entry], names: Names, *, just_started: bool = False) -> ModelName:
+def resolve(wanted: ModelName | None, workers: Sequence[DirectoryEntry], names: Names, *, just_started: bool = False) -> ModelName:
     """The served model that ``wanted`` means; nothing is substituted for one that is not served. ``name:latest`` and ``name`` are
     the same model, any other version is a model of its own.
 
@@ -110,24 +110,24 @@ def resolve(wanted: ModelName | None, workers: Sequence[Entry], names: Names, *,
     )
 
 
-def least_context(model: ModelName, usable: Iterable[Entry]) -> int:
+def least_context(model: ModelName, usable: Iterable[DirectoryEntry]) -> int:
     """What every worker of a served model can take, in tokens."""
     offers = [offer for worker in usable for offer in worker.announcement.models if offer.name == model and offer.ready]
     return min((offer.context_tokens for offer in offers), default=0)
 
 
-def digest_of(model: ModelName, usable: Iterable[Entry]) -> str:
+def digest_of(model: ModelName, usable: Iterable[DirectoryEntry]) -> str:
     """Of the model's file; empty where there is none to show, or where workers differ."""
     digests = {offer.digest for worker in usable for offer in worker.announcement.models if offer.name == model and offer.ready}
     return digests.pop() if len(digests) == 1 else ""
 
 
-def are_missed(workers: Iterable[Entry], now: datetime) -> bool:
+def are_missed(workers: Iterable[DirectoryEntry], now: datetime) -> bool:
     """Whether one of them went so lately that it may be back at once: a link that is made anew, a server that is started again."""
     return any(not worker.alive and (now - worker.since).total_seconds() < MISSED_SECONDS for worker in workers)
 
 
-def ensure_answers(model: ModelName, usable: Iterable[Entry]) -> None:
+def ensure_answers(model: ModelName, usable: Iterable[DirectoryEntry]) -> None:
     """Raises BadRequest where nobody who serves it lets it answer."""
     if not _answers(usable, model):
         raise errors.BadRequest(f"{model} gives embeddings and no answers", hint="ask for embeddings, or ask another model")
@@ -146,24 +146,24 @@ def _spellings(name: str) -> tuple[str, ...]:
     return (name,) if ":" in name else (name, name + _LATEST)
 
 
-def _answers(workers: Iterable[Entry], model: ModelName) -> bool:
+def _answers(workers: Iterable[DirectoryEntry], model: ModelName) -> bool:
     return any(offer.name == model and offer.ready and not offer.only_embeds for worker in workers for offer in worker.announcement.models)
 
 
-def _serves(worker: Entry, model: ModelName) -> bool:
+def _serves(worker: DirectoryEntry, model: ModelName) -> bool:
     return any(offer.name == model and offer.ready for offer in worker.announcement.models)
 
 
-def _has(worker: Entry, model: ModelName) -> bool:
+def _has(worker: DirectoryEntry, model: ModelName) -> bool:
     """Ready or not."""
     return any(offer.name == model for offer in worker.announcement.models)
 
 
-def _nobody(workers: Sequence[Entry]) -> errors.NotReachable:
+def _nobody(workers: Sequence[DirectoryEntry]) -> errors.NotReachable:
     why = f": {_whys(workers)}" if workers else ""
     return errors.NotReachable(f"no worker serves a model now{why}", hint=_NO_WORKER_HINT)
 
 
-def _whys(workers: Sequence[Entry]) -> str:
+def _whys(workers: Sequence[DirectoryEntry]) -> str:
     """At most three reasons; a caller needs to see one, an operator has `aicli nodes`."""
     return ", ".join(f"{worker.node[:8]}… {worker.why_not or 'has no model ready'}" for worker in workers[:3])

@@ -7,7 +7,7 @@ is heard; what it has beyond that are the calls of other gateways, until it spea
 from collections import Counter
 from dataclasses import dataclass
 
-from shared.directory import Announcement, Entry, ModelOffer
+from shared.discovery.directory import Announcement, DirectoryEntry, ModelOffer
 from shared.types import ModelName, NodeId
 
 #: A worker may hold this share of its slots again, and at least one, as calls that wait there: while the end of an answer is on
@@ -85,7 +85,7 @@ class Occupancy:
         self._others.pop(node, None)
         self._lent.pop(node, None)
 
-    def look(self, worker: Entry, offer: ModelOffer) -> Seats:
+    def look(self, worker: DirectoryEntry, offer: ModelOffer) -> Seats:
         said = worker.announcement
         if said.node not in self._others:
             self.heard(said)

@@ -12,9 +12,10 @@ import msgspec
 
 from services.gateway import mesh
 from services.gateway.money.reservations import OpenReservation
-from shared import errors, identity
+from shared import errors
 from shared.api import inference
 from shared.api.inference import Receipt, SignedReceipt
+from shared.identity import node_keys
 from shared.telemetry import logs
 from shared.types import NodeId, RequestId, Role
 
@@ -71,7 +72,7 @@ async def _read(rpc: mesh.Rpc, node: NodeId, request_ids: Sequence[RequestId]) -
 
 def _good(signed: SignedReceipt, node: NodeId) -> Receipt | None:
     """None where this worker did not sign it, or it cannot be true."""
-    if not identity.verify(node, inference.RECEIPT_PURPOSE, signed.text, signed.signature):
+    if not node_keys.verify(node, inference.RECEIPT_PURPOSE, signed.text, signed.signature):
         return None
     try:
         receipt = _decode(signed.text)

@@ -18,21 +18,21 @@ from services.gateway.placing.dispatch import Dispatch, Waiting
 from services.gateway.placing.routing import Wish
 from services.gateway.relaying.resumption import Again, AnswerCourse, Course, Ended, GivenUp, VectorsCourse
 from services.gateway.relaying.retry_budget import RetryBudget
-from shared import errors, spans, tracing
+from shared import errors, spans
 from shared.api import embedding, inference
 from shared.api.generation import Generation
 from shared.api.method import End, Item, Request, StreamMethod
-from shared.bounded_waits import BoundedWaits
-from shared.directory import Entry
-from shared.telemetry import logs
+from shared.discovery.directory import DirectoryEntry
+from shared.telemetry import logs, tracing
 from shared.telemetry.instruments import node_label
+from shared.timing.bounded_waits import BoundedWaits
 from shared.types import NodeId
 
 #: A worker that lives and says nothing more of an answer that it has begun is gone around after so long.
 STALL_SECONDS = 15.0
 
-Said = inference.Accepted | inference.Chunk | Generation
-Embedding = inference.Accepted | embedding.Vectors | embedding.Embedded
+Said = inference.PromptAccepted | inference.Chunk | Generation
+Embedding = inference.PromptAccepted | embedding.Vectors | embedding.Embedded
 #: Counts a retry, by kind and outcome.
 Count = Callable[[str, str], object]
 #: Called before a worker is asked, with the tokens of the answer that the caller has already.
@@ -122,9 +122,9 @@ class _Way(Generic[Request, Item, End]):
         #: Why the worker that is asked now is not the first.
         self._retry: Again | None = None
         #: Workers that were lost while they ran it.
-        self._lost: list[Entry] = []
+        self._lost: list[DirectoryEntry] = []
 
-    async def walked(self) -> AsyncGenerator[inference.Accepted | Item | End]:
+    async def walked(self) -> AsyncGenerator[inference.PromptAccepted | Item | End]:
         budget, clock = self._means.budget, self._means.clock
         self._ends_at = clock() + self._seconds
         budget.begin(clock())
@@ -183,7 +183,7 @@ class _Way(Generic[Request, Item, End]):
                 raise errors.DeadlineExceeded("no worker could go on with the answer in time", hint="try again, or give it longer")
             await asyncio.sleep(decision.seconds)
 
-    async def _said(self, claim: Claim) -> AsyncGenerator[inference.Accepted | Item | End]:
+    async def _said(self, claim: Claim) -> AsyncGenerator[inference.PromptAccepted | Item | End]:
         """What one worker says, as far as the caller is to hear of it."""
         course, left = self._course, self._ends_at - self._means.clock()
         course.asked(_digest(claim.worker, self._wish))
@@ -192,13 +192,13 @@ class _Way(Generic[Request, Item, End]):
         with claim, closing(silence):
             try:
                 asked = self._means.rpc.stream(self._method, course.request, to=claim.worker.node, deadline_seconds=left)
-                async with tracing.Asking(f"{self._operation} {self._wish.model}", self._attributes(claim), asked) as answer:
+                async with tracing.CallSpan(f"{self._operation} {self._wish.model}", self._attributes(claim), asked) as answer:
                     items, is_accepted = aiter(answer), False
                     try:
                         # Where nobody else could go on, patience is all there is.
                         while (item := await self._next(items, silence if course.began and course.can_go_on else None)) is not None:
                             course.heard()
-                            if not is_accepted and isinstance(answer.accepted, inference.Accepted):
+                            if not is_accepted and isinstance(answer.accepted, inference.PromptAccepted):
                                 is_accepted = True
                                 if course.accepted(answer.accepted):
                                     yield answer.accepted
@@ -253,7 +253,7 @@ class _Way(Generic[Request, Item, End]):
         _log.warning(what, worker=claim.worker.node, code=errors.code_of(error))
         return decision
 
-    def _check(self, worker: Entry, end: End) -> None:
+    def _check(self, worker: DirectoryEntry, end: End) -> None:
         """Remembers a worker that tells wrong numbers; nobody pays for them."""
         dispatch = self._means.dispatch
         if not self._course.is_wrong(end, self._wish):
@@ -272,6 +272,6 @@ def _kind(retry: Again) -> str:
     return "resumption" if retry.goes_on else "retry"
 
 
-def _digest(worker: Entry, wish: Wish) -> str:
+def _digest(worker: DirectoryEntry, wish: Wish) -> str:
     """Of the file that this worker has under the model's name; empty where it does not say."""
     return next((offer.digest for offer in worker.announcement.models if offer.name == wish.model), "")

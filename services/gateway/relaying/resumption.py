@@ -125,7 +125,7 @@ class Course(Generic[Request, Item, End]):
         """The worker that is asked now has it: the first word came."""
         self._was_heard = True
 
-    def accepted(self, told: inference.Accepted) -> bool:
+    def accepted(self, told: inference.PromptAccepted) -> bool:
         """Whether the caller is to hear of it: who has delivered nothing charges for nothing."""
         return not self.began
 
@@ -245,7 +245,7 @@ class AnswerCourse(Course[inference.ProcessPrompt, inference.Chunk, Generation])
         else:
             self._digest = digest
 
-    def accepted(self, told: inference.Accepted) -> bool:
+    def accepted(self, told: inference.PromptAccepted) -> bool:
         if self.began:
             return False
         self._prompt_tokens = told.prompt_tokens
@@ -328,7 +328,7 @@ class VectorsCourse(Course[embedding.Embed, embedding.Vectors, embedding.Embedde
     def took(self) -> tuple[int, int] | None:
         return None if self._prompt_tokens is None else (self._prompt_tokens, 0)
 
-    def accepted(self, told: inference.Accepted) -> bool:
+    def accepted(self, told: inference.PromptAccepted) -> bool:
         self._prompt_tokens = told.prompt_tokens
         return super().accepted(told)
 

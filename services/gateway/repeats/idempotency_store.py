@@ -6,7 +6,7 @@ from uuid import UUID
 
 from services.gateway.repeats import idempotency_keys
 from services.gateway.repeats.idempotency_keys import Asked, Held, New, Orphaned, State
-from shared import database
+from shared.stores import database
 from shared.types import NodeId, RequestId, TenantId
 
 #: Keys that are forgotten in one statement.

@@ -22,8 +22,8 @@ from services.gateway.repeats.cache_keys import Question, Use
 from services.gateway.repeats.takes import Name, Reader, Take, Takes
 from shared import errors
 from shared.api.generation import Generation
-from shared.api.inference import Accepted, Chunk
-from shared.cache import CacheRefuses
+from shared.api.inference import Chunk, PromptAccepted
+from shared.stores.cache import CacheRefuses
 from shared.telemetry import Metrics, logs
 from shared.types import FinishReason
 
@@ -55,7 +55,7 @@ class Origin(StrEnum):
 
 
 class Values(Protocol):
-    """The part of shared.cache that is used here."""
+    """The part of shared.stores.cache that is used here."""
 
     def script(self, name: str, lua: str) -> None: ...
 
@@ -116,7 +116,7 @@ class ResponseCache:
         if reader is None and use.read:
             if (found := await self._find(question, name)) is not None:
                 self._came(Origin.HIT, came)
-                yield Accepted(found.generation.usage.prompt_tokens)
+                yield PromptAccepted(found.generation.usage.prompt_tokens)
                 for chunk in found.chunks:
                     yield chunk
                 yield found.generation
@@ -135,8 +135,8 @@ class ResponseCache:
         self._counted.labels(result=origin.value).inc()
         came(origin)
 
-    def _join(self, at: Name, seconds: float) -> "Reader[Accepted, Chunk, Generation] | None":
-        take: Take[Accepted, Chunk, Generation] | None = self._takes.find(at)
+    def _join(self, at: Name, seconds: float) -> "Reader[PromptAccepted, Chunk, Generation] | None":
+        take: Take[PromptAccepted, Chunk, Generation] | None = self._takes.find(at)
         # One whose time is nearly over would end with an error that is not this request's.
         if take is None or take.ends_at - self._clock() < seconds / 2:
             return None
@@ -145,13 +145,13 @@ class ResponseCache:
         except errors.AnswerGone:
             return None
 
-    def _start(self, question: Question, name: str, at: Name, generate: Generate) -> "Take[Accepted, Chunk, Generation]":
-        async def produce(take: "Take[Accepted, Chunk, Generation]") -> Generation:
+    def _start(self, question: Question, name: str, at: Name, generate: Generate) -> "Take[PromptAccepted, Chunk, Generation]":
+        async def produce(take: "Take[PromptAccepted, Chunk, Generation]") -> Generation:
             generation: Generation | None = None
             async with aclosing(generate(self._bounds.most_seconds)) as answers:
                 async for said in answers:
                     match said:
-                        case Accepted():
+                        case PromptAccepted():
                             take.tell(said)
                         case Chunk():
                             await take.add(said)
@@ -209,9 +209,9 @@ class ResponseCache:
             _log.error("the response cache is not used", call=script, reason=f"{error.message}: {error.__cause__!r}")
 
 
-async def _follow(reader: "Reader[Accepted, Chunk, Generation]") -> AsyncGenerator[Said]:
+async def _follow(reader: "Reader[PromptAccepted, Chunk, Generation]") -> AsyncGenerator[Said]:
     with reader:
-        accepted: Accepted | None = None
+        accepted: PromptAccepted | None = None
         async for number, chunk in reader:
             if number and accepted is None and (accepted := reader.take.head) is not None:
                 yield accepted

@@ -3,8 +3,8 @@
 from services.gateway.reporting.days_store import DaysStore
 from shared import errors
 from shared.api import business
-from shared.api.business import By, GetBusinessReport
-from shared.rpc import Call, serves
+from shared.api.business import BusinessGrouping, GetBusinessReport
+from shared.rpc import RpcCall, serves
 from shared.telemetry import logs
 
 _log = logs.get(part="reports")
@@ -18,7 +18,7 @@ class BusinessReports:
         self._days = request_log_days
 
     @serves(business.get_business_report)
-    async def get_business_report(self, request: GetBusinessReport, call: Call) -> business.BusinessReport:
+    async def get_business_report(self, request: GetBusinessReport, call: RpcCall) -> business.BusinessReport:
         check(request)
         return await self._store.report(request)
 
@@ -37,5 +37,5 @@ def check(asked: GetBusinessReport) -> None:
         raise errors.BadRequest("since and until: two days, the earlier one first", hint="until is the first day that is not in it")
     if days > business.MOST_DAYS:
         raise errors.BadRequest(f"that is {days} days; at most {business.MOST_DAYS} are summed up", hint="ask for a shorter time")
-    if asked.label is not None and asked.by is not By.LABEL:
+    if asked.label is not None and asked.by is not BusinessGrouping.LABEL:
         raise errors.BadRequest("a label, but not by label", hint='leave it out, or say by: "label"')

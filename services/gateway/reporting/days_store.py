@@ -2,8 +2,8 @@
 
 from datetime import date
 
-from shared import database
 from shared.api.business import MOST_ROWS, ActiveUsers, BusinessReport, BusinessRow, BusinessSum, GetBusinessReport
+from shared.stores import database
 from shared.types import MicroCredits
 
 #: An hour of a million requests.
@@ -27,7 +27,7 @@ class DaysStore:
                 return day
         return None
 
-    async def _roll_piece(self) -> database.Record | None:
+    async def _roll_piece(self) -> database.DatabaseRow | None:
         """Nothing is summed up twice: what comes later adds itself (see the migration 0014)."""
         async with self._database.transaction(deadline_seconds=_ROLL_SECONDS) as transaction:
             piece = await transaction.row("take_roll_piece")
@@ -64,5 +64,5 @@ class DaysStore:
         )
 
 
-def _sum(row: database.Record) -> BusinessSum:
+def _sum(row: database.DatabaseRow) -> BusinessSum:
     return BusinessSum(**{name: row[name] for name in BusinessSum.__struct_fields__})

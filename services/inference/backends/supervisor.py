@@ -30,11 +30,12 @@ from services.inference.backends.watchdog import STEP_SECONDS, Watchdog
 from services.inference.embedding_jobs import EmbeddingJob
 from services.inference.engine import wire
 from services.inference.jobs import Job
-from shared import errors, restarts
+from shared import errors
 from shared.api.embedding import Embedded
 from shared.api.generation import Generation
 from shared.api.inference import ModelState
 from shared.telemetry import logs
+from shared.timing import restart_policy
 from shared.types import ModelName
 
 log = logs.get()
@@ -72,7 +73,7 @@ class Engine:
         self._watchdog_seconds = watchdog_seconds
         self._turns = Turns()
         self._steps = StepMeter()
-        self._history = restarts.History()
+        self._history = restart_policy.RestartHistory()
         self._writer: asyncio.StreamWriter | None = None
         self._ids = itertools.count(1)
         #: What the process is computing now, or is about to.
@@ -99,16 +100,16 @@ class Engine:
                 log.error("model_failed", model=self._model, reason=str(refused))
                 self._become(ModelState.FAILED, f"{refused}; mend it and restart the worker")
                 return
-            match restarts.decide(self._history, started_at=started, now=time.monotonic()):
-                case restarts.GiveUp(crashes):
+            match restart_policy.decide(self._history, started_at=started, now=time.monotonic()):
+                case restart_policy.GiveUp(crashes):
                     log.error("engine_gave_up", model=self._model, reason=reason, crashes=crashes)
                     self._become(ModelState.FAILED, f"the engine crashed {crashes} times in 5 minutes, last: {reason}; restart the worker")
                     return
-                case restarts.RestartIn(seconds, history):
+                case restart_policy.RestartIn(seconds, history):
                     self._history, crashes = history, len(history.crashes)
                     log.warning("engine_died", model=self._model, reason=reason, crashes=crashes, restart_in_seconds=seconds)
                     self._become(
-                        ModelState.LOADING, f"the engine {reason}; it is started again (crash {crashes} of {restarts.MOST_CRASHES})"
+                        ModelState.LOADING, f"the engine {reason}; it is started again (crash {crashes} of {restart_policy.MOST_CRASHES})"
                     )
                     self._watcher.restarting(self._model)
                     await asyncio.sleep(seconds)

@@ -11,7 +11,7 @@ from typing import Final
 
 from services.metrics.alarms.book import Sample
 from services.metrics.alerts.evaluating import labels
-from shared.directory import FORGOTTEN_AFTER, MAX_NODES, Announcement, Entry
+from shared.discovery.directory import FORGOTTEN_AFTER, MAX_NODES, Announcement, DirectoryEntry
 from shared.telemetry import instruments
 from shared.types import SERVICE_NAMES, NodeId, Role
 
@@ -27,7 +27,7 @@ class Member:
     """A worker that was there."""
 
     node: NodeId
-    #: As in a directory's ``Entry``: the last best path to it.
+    #: As in a directory's ``DirectoryEntry``: the last best path to it.
     path: str
     #: Since when it is gone; None while it is there.
     gone_at: datetime | None = None
@@ -44,7 +44,7 @@ class Attendance:
 
     # --- facts ------------------------------------------------------------------------------------------------------
 
-    def look(self, entries: Iterable[Entry], is_revoked: Callable[[NodeId], bool], now: datetime) -> None:
+    def look(self, entries: Iterable[DirectoryEntry], is_revoked: Callable[[NodeId], bool], now: datetime) -> None:
         """What the directory knows at this moment."""
         if self._began_at is None:
             self._began_at = now
@@ -60,7 +60,7 @@ class Attendance:
             elif member.node not in seen and member.gone_at is None and now - self._began_at >= MEETING:
                 self._members[member.node] = replace(member, gone_at=now, why=_WENT_UNSEEN)
 
-    def _see(self, entry: Entry) -> None:
+    def _see(self, entry: DirectoryEntry) -> None:
         if entry.announcement.draining:
             self._members.pop(entry.node, None)
         elif entry.node in self._members or len(self._members) < MAX_NODES:
@@ -81,7 +81,7 @@ class Attendance:
         """All that has to outlive the service."""
         return dict(self._members)
 
-    def missed(self) -> dict[NodeId, Entry]:
+    def missed(self) -> dict[NodeId, DirectoryEntry]:
         """As a directory has them that has seen them go."""
         return {node: _entry(member, member.gone_at) for node, member in self._members.items() if member.gone_at is not None}
 
@@ -92,8 +92,8 @@ class Attendance:
             yield Sample(instruments.NODE_UP.name, where, 0.0)
 
 
-def _entry(member: Member, gone_at: datetime) -> Entry:
-    return Entry(Announcement(Role.WORKER, member.node, "", gone_at), (), member.path, gone_at, member.why)
+def _entry(member: Member, gone_at: datetime) -> DirectoryEntry:
+    return DirectoryEntry(Announcement(Role.WORKER, member.node, "", gone_at), (), member.path, gone_at, member.why)
 
 
 def _plain(text: str) -> str:

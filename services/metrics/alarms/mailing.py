@@ -14,8 +14,8 @@ from services.metrics.alarms import mail_words
 from services.metrics.alarms.desk import News
 from services.metrics.alarms.mail_rounds import Round, Rounds
 from shared.api.gateway import Check
-from shared.mail import postman
-from shared.mail.postman import Post, SmtpPostman
+from shared.mail import mailer
+from shared.mail.mailer import MailSink, SmtpMailer
 from shared.telemetry import logs
 
 #: A mail server that is away for three hours still gets them.
@@ -27,7 +27,7 @@ _log = logs.get(part="alerts")
 
 
 class Mailing:
-    def __init__(self, post: Post, to: Sequence[str], pages: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, post: MailSink, to: Sequence[str], pages: str, clock: Callable[[], float] = time.monotonic) -> None:
         """``post`` has a mail server; ``pages`` is where the web pages are."""
         assert post.server is not None, "the settings have seen to it"
         self._post = post
@@ -38,7 +38,7 @@ class Mailing:
         self._rounds = Rounds()
         self._some = asyncio.Event()
         #: While ``run`` runs.
-        self._postman: SmtpPostman | None = None
+        self._postman: SmtpMailer | None = None
 
     def tell(self, news: News) -> None:
         self._rounds.note(news, self._clock())
@@ -46,7 +46,7 @@ class Mailing:
 
     async def run(self) -> None:
         """For ever. What still waits at its end is lost here; it counts as ``waiting``, and so is told again after a restart."""
-        async with postman.sending(self._post, self._server, PAUSES_SECONDS) as opened:
+        async with mailer.sending(self._post, self._server, PAUSES_SECONDS) as opened:
             self._postman = opened
             await self._keep_telling(opened)
 
@@ -59,7 +59,7 @@ class Mailing:
             return Check("alert mail", ok=True, needed=False)
         return Check("alert mail", ok=not self._postman.trouble, detail=self._postman.check().detail, needed=False)
 
-    async def _keep_telling(self, opened: SmtpPostman) -> None:
+    async def _keep_telling(self, opened: SmtpMailer) -> None:
         while True:
             has_room = opened.room >= len(self._to)
             if has_room and (due := self._rounds.take_due(self._clock())) is not None:
@@ -71,7 +71,7 @@ class Mailing:
                     await self._some.wait()
             self._some.clear()
 
-    async def _hand_over(self, due: Round, opened: SmtpPostman) -> None:
+    async def _hand_over(self, due: Round, opened: SmtpMailer) -> None:
         """Does not wait for the mail server."""
         if due.pause_seconds is not None:
             _log.warning("alert mails pause: too many within an hour", seconds=round(due.pause_seconds))

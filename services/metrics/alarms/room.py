@@ -11,7 +11,7 @@ from services.metrics.alarms.watch import Text, Watch
 from services.metrics.alarms.webhook import Webhook
 from services.metrics.settings import MetricsSettings
 from shared.api.gateway import Check
-from shared.mail import postman
+from shared.mail import mailer
 from shared.node.lifecycle import background
 from shared.types import NodeId
 
@@ -61,4 +61,4 @@ def _ways(settings: MetricsSettings) -> Iterator[Way]:
     if settings.alert_webhook_url is not None:
         yield Webhook(settings.alert_webhook_url, settings.public_url)
     if settings.alert_mail_to:
-        yield Mailing(postman.parse(settings.smtp_url, settings.mail_from), settings.alert_mail_to, settings.public_url)
+        yield Mailing(mailer.parse(settings.smtp_url, settings.mail_from), settings.alert_mail_to, settings.public_url)

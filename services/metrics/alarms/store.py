@@ -14,7 +14,8 @@ import msgspec
 from services.metrics.alarms.desk import MAX_SILENCES, OUTAGE_SECONDS, Alarm, Remembered, Silence
 from services.metrics.alerts.evaluating import Labels
 from services.metrics.alerts.rule import Rule
-from shared import database, errors
+from shared import errors
+from shared.stores import database
 
 #: One task of the room writes and reads.
 _POOL_SIZE: Final = 2
@@ -123,7 +124,7 @@ class Store:
 
     # ----------------------------------------------------------------------------------------------------------------
 
-    def _read(self, rows: Iterable[database.Record]) -> list[Remembered]:
+    def _read(self, rows: Iterable[database.DatabaseRow]) -> list[Remembered]:
         found = []
         for row in rows:
             labels = msgspec.json.decode(row["labels"], type=Labels)
@@ -134,7 +135,7 @@ class Store:
         return found
 
 
-def _alarm(row: database.Record, rule: Rule, labels: Labels) -> Alarm:
+def _alarm(row: database.DatabaseRow, rule: Rule, labels: Labels) -> Alarm:
     return Alarm(
         id=row["id"],
         rule=rule,
@@ -172,7 +173,7 @@ def _seen_at(alarm: Alarm) -> datetime | None:
     return None if alarm.seen_at is None else _moment(alarm.seen_at)
 
 
-def _silence(row: database.Record) -> Silence:
+def _silence(row: database.DatabaseRow) -> Silence:
     said = msgspec.json.decode(row["said"], type=_Said)
     return Silence(row["id"], said.name, said.labels, row["until"].timestamp(), said.by, said.why)
 

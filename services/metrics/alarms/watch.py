@@ -19,7 +19,7 @@ from shared.api import alerts as api
 from shared.api.auth import Principal
 from shared.api.gateway import Check
 from shared.api.method import Nothing
-from shared.rpc import Call, serves
+from shared.rpc import RpcCall, serves
 from shared.telemetry import logs
 
 EVERY_SECONDS: Final = 15.0
@@ -76,7 +76,7 @@ class Watch:
     # --- handlers ---------------------------------------------------------------------------------------------------
 
     @serves(api.list_alerts)
-    async def list_alerts(self, request: api.ListAlerts, call: Call) -> api.Alerts:
+    async def list_alerts(self, request: api.ListAlerts, call: RpcCall) -> api.Alerts:
         desk = self.desk
         found = [*desk.firing(), *desk.pending(), *desk.ended()]
         is_old = self.read_at is not None and self._clock() - self.read_at > _OLD_SECONDS
@@ -87,7 +87,7 @@ class Watch:
         )
 
     @serves(api.acknowledge_alert)
-    async def acknowledge_alert(self, request: api.AcknowledgeAlert, call: Call) -> api.Alert:
+    async def acknowledge_alert(self, request: api.AcknowledgeAlert, call: RpcCall) -> api.Alert:
         alarm = self.desk.acknowledge(request.id, _who(call.found), self._clock())
         if alarm is None:
             raise errors.NotFound(f"there is no alert {request.id[:40]!r} now", hint="`aicli alerts` lists those that there are")
@@ -95,7 +95,7 @@ class Watch:
         return self._shown(alarm)
 
     @serves(api.silence_alerts)
-    async def silence_alerts(self, request: api.SilenceAlerts, call: Call) -> api.Silence:
+    async def silence_alerts(self, request: api.SilenceAlerts, call: RpcCall) -> api.Silence:
         if not 0 < request.seconds <= MAX_SILENCE_SECONDS:
             raise errors.BadRequest("seconds: a silence lasts up to 30 days", hint="for example 7200 for two hours")
         if request.name and request.name not in {rule.name for rule in rules.ALL}:
@@ -112,7 +112,7 @@ class Watch:
         return _shown_silence(made)
 
     @serves(api.end_silence)
-    async def end_silence(self, request: api.EndSilence, call: Call) -> Nothing:
+    async def end_silence(self, request: api.EndSilence, call: RpcCall) -> Nothing:
         if not self.desk.end_silence(request.id):
             raise errors.NotFound(f"there is no silence {request.id[:40]!r}", hint="`aicli alerts` lists them")
         self.changed.set()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeAlias
 
-from shared.telemetry.instrument import Instrument, Kind
+from shared.telemetry.instrument import Instrument, InstrumentKind
 
 #: label -> the values that are meant.
 Where: TypeAlias = tuple[tuple[str, tuple[str, ...]], ...]
@@ -231,7 +231,7 @@ def grown(of: Selector, window: Window | int, *by: str) -> Aggregate:
 
 
 def quantile(share: float, histogram: Selector, seconds: int, *by: str) -> Quantile:
-    if histogram.instrument.kind is not Kind.HISTOGRAM:
+    if histogram.instrument.kind is not InstrumentKind.HISTOGRAM:
         raise ValueError(f"{histogram.instrument.name} is no histogram")
     buckets = Selector(histogram.instrument, histogram.where, histogram.without, BUCKET)
     return Quantile(share, grown(buckets, seconds, *by, "le"))

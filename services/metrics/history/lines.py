@@ -11,7 +11,7 @@ from services.metrics.history import kept, rolling
 from services.metrics.history.choosing import Question, Wanted
 from shared import errors
 from shared.api import history as api
-from shared.api.history import By, HistoryLine
+from shared.api.history import HistoryGrouping, HistoryLine
 
 _Labels: TypeAlias = tuple[tuple[str, str], ...]
 _BOUND: Final = "le"
@@ -53,7 +53,9 @@ class _Sum:
         self.peak = max(self.peak, point.peak)
 
 
-def draw(question: Question, by: Sequence[By], points: Iterable[Point], covered: Mapping[int, float]) -> tuple[HistoryLine, ...]:
+def draw(
+    question: Question, by: Sequence[HistoryGrouping], points: Iterable[Point], covered: Mapping[int, float]
+) -> tuple[HistoryLine, ...]:
     """``covered`` says how many seconds of a step were seen. Raises BadRequest where there are too many."""
     grouped: dict[str, dict[_Labels, dict[int, _Sum]]] = {}
     #: Of the name in a layout, the service and the node: a line has many points, and to take a name apart costs more than to add.
@@ -73,13 +75,13 @@ def draw(question: Question, by: Sequence[By], points: Iterable[Point], covered:
     return tuple(lines)
 
 
-def _line_of(point: Point, by: Sequence[By]) -> tuple[str, _Labels]:
+def _line_of(point: Point, by: Sequence[HistoryGrouping]) -> tuple[str, _Labels]:
     """The metric, and what tells the line from the others of it."""
     head = series.parse_head(point.name)
     name, own = ("", {}) if head is None else (head.name, head.labels)
-    labels = {**own, By.SERVICE.value: point.service, By.NODE.value: point.node}
+    labels = {**own, HistoryGrouping.SERVICE.value: point.service, HistoryGrouping.NODE.value: point.node}
     # The machine belongs to the node: a sum over nodes is not per machine.
-    left_out = {*(set(By) - set(by)), *(() if By.NODE in by else (_MACHINE,))}
+    left_out = {*(set(HistoryGrouping) - set(by)), *(() if HistoryGrouping.NODE in by else (_MACHINE,))}
     return name, tuple(sorted((label, value) for label, value in labels.items() if label not in left_out))
 
 

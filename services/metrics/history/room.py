@@ -15,7 +15,7 @@ from shared import errors
 from shared.api import history as api
 from shared.api.gateway import Check
 from shared.node.lifecycle import background
-from shared.rpc import Call, serves
+from shared.rpc import RpcCall, serves
 from shared.telemetry import logs
 
 _log = logs.get(part="history")
@@ -87,7 +87,7 @@ class History:
         self._trouble = trouble
 
     @serves(api.get_history)
-    async def get_history(self, request: api.GetHistory, call: Call) -> api.History:
+    async def get_history(self, request: api.GetHistory, call: RpcCall) -> api.History:
         question = choosing.read(request, datetime.now(UTC), self._keeps)
         if self._url is None:
             hint = "give the metrics service a DATABASE_URL, and HISTORY_RAW_HOURS above 0"

@@ -15,9 +15,10 @@ from services.metrics.history import kept, rolling
 from services.metrics.history.choosing import Question
 from services.metrics.history.reading import Names, Row
 from services.metrics.history.rolling import Piece, Stored
-from shared import database, errors
+from shared import errors
 from shared.api.gateway import Check
-from shared.api.history import By
+from shared.api.history import HistoryGrouping
+from shared.stores import database
 
 #: One caller writes, few read.
 _POOL_SIZE = 4
@@ -132,7 +133,7 @@ class Store:
         found = await self._database.rows("list_rows", resolution, since, before, list(nodes), deadline_seconds=_READ_SECONDS)
         return [Stored(row["node"], row["service"], row["layout"], row["looks"], row["sums"], row["peaks"]) for row in found]
 
-    async def lines(self, question: Question, by: Collection[By], most: int) -> Found:
+    async def lines(self, question: Question, by: Collection[HistoryGrouping], most: int) -> Found:
         """At most ``most`` points."""
         pieces = await self._pieces(question)
         asked = (
@@ -141,8 +142,8 @@ class Store:
             [piece.begin for piece in pieces],
             sorted({one.name for one in question.wanted}),
             question.step_seconds,
-            By.SERVICE in by,
-            By.NODE in by,
+            HistoryGrouping.SERVICE in by,
+            HistoryGrouping.NODE in by,
             most,
             [piece.before for piece in pieces],
             question.node,

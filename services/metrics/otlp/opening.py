@@ -11,7 +11,7 @@ from services.metrics.otlp.partial import Rejection
 from services.metrics.otlp.spans import Told
 from shared import node as nodes
 from shared.api.gateway import Check
-from shared.telemetry.metrics import version
+from shared.telemetry.metrics_registry import version
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,11 @@ from typing import Any, Final
 import msgspec
 
 from services.metrics.otlp.values import attributes, resource
-from shared.spans import Kind, Span
+from shared.spans import Span, SpanKind
 
 PATH: Final = "/v1/traces"
 
-_KINDS: Final = {Kind.INTERNAL: 1, Kind.SERVER: 2, Kind.CLIENT: 3}
+_KINDS: Final = {SpanKind.INTERNAL: 1, SpanKind.SERVER: 2, SpanKind.CLIENT: 3}
 _STATUS_ERROR: Final = 2
 
 

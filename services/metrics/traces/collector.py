@@ -9,11 +9,13 @@ from services.metrics.otlp.outbox import Outbox
 from services.metrics.otlp.spans import Told
 from services.metrics.traces.shelf import Shelf
 from services.metrics.traces.soundness import is_sound
-from shared import directory, rpc, telemetry, tracing
+from shared import rpc, telemetry
 from shared.api import node as node_api
-from shared.rings import Reading
+from shared.discovery import directory
 from shared.spans import Span
+from shared.telemetry import tracing
 from shared.telemetry.instruments import node_label
+from shared.telemetry.ring_buffer import RingReading
 from shared.types import SERVICE_NAMES, NodeId
 
 EVERY_SECONDS: Final = 2.0
@@ -26,7 +28,7 @@ class Member(Protocol):
     @property
     def id(self) -> NodeId: ...
     @property
-    def rpc(self) -> rpc.Client: ...
+    def rpc(self) -> rpc.RpcClient: ...
     @property
     def traces(self) -> tracing.Traces: ...
     @property
@@ -36,7 +38,7 @@ class Member(Protocol):
 
 
 #: Asks every live node at the same time.
-Each = Callable[[Callable[[directory.Entry], Coroutine[Any, Any, list[Told]]]], Awaitable[Sequence[list[Told]]]]
+Each = Callable[[Callable[[directory.DirectoryEntry], Coroutine[Any, Any, list[Told]]]], Awaitable[Sequence[list[Told]]]]
 
 
 class Collector:
@@ -69,11 +71,11 @@ class Collector:
         self._own_after = batch.next
         return [Told(self._node.service_name, node_label(self._node.id), span) for span in batch.spans]
 
-    async def _read(self, entry: directory.Entry, wanted: tuple[str, ...]) -> list[Told]:
-        async def ask(after: int) -> Reading[Span]:
+    async def _read(self, entry: directory.DirectoryEntry, wanted: tuple[str, ...]) -> list[Told]:
+        async def ask(after: int) -> RingReading[Span]:
             asked = node_api.ReadSpans(after, wanted)
             answer = await self._node.rpc.call(node_api.read_spans, asked, to=entry.node, deadline_seconds=NODE_DEADLINE_SECONDS)
-            return Reading(answer.spans, answer.next, answer.lost)
+            return RingReading(answer.spans, answer.next, answer.lost)
 
         found = await self._bookmarks.read(entry.node, ask)
         if found.lost:

@@ -7,7 +7,7 @@ from services.metrics.traces.shelf import Shelf
 from shared import errors
 from shared import node as nodes
 from shared.api import traces as api
-from shared.rpc import Call, serves
+from shared.rpc import RpcCall, serves
 
 
 class Traces:
@@ -21,7 +21,7 @@ class Traces:
         await Collector(node, each, self._shelf, outbox).run()
 
     @serves(api.get_trace)
-    async def get_trace(self, request: api.GetTrace, call: Call) -> api.FoundTrace:
+    async def get_trace(self, request: api.GetTrace, call: RpcCall) -> api.FoundTrace:
         found = self._shelf.find(request.id.strip().lower())
         if not found:
             raise errors.NotFound(

@@ -14,8 +14,8 @@ from litestar.params import FromQuery
 from services.web import rendering
 from services.web.visits import Page, Visit
 from shared import errors
-from shared.api import organisations as api
-from shared.api.organisations import TeamRole
+from shared.api import organizations as api
+from shared.api.organizations import TeamRole
 
 _AS = {TeamRole.MEMBER: "a member", TeamRole.OWNER: "an owner"}
 

@@ -58,7 +58,7 @@ class ApiKeysPage:
     model: ModelName | None
     days: Mapping[str, str]
     #: Set only in the response that created the key.
-    created: auth.NewApiKey | None
+    created: auth.CreatedApiKey | None
     #: The values of a rejected form.
     typed: NewKeyForm
     problem: errors.AimeshError | None
@@ -72,7 +72,7 @@ class KeyPage:
     address: str
     model: ModelName | None
     #: Set only in the response that rotated the key.
-    created: auth.NewApiKey | None = None
+    created: auth.CreatedApiKey | None = None
     #: How long the old secret keeps working; empty if it is revoked.
     overlap: str = ""
     problem: errors.AimeshError | None = None
@@ -166,7 +166,7 @@ async def revoke_api_key(visit: NamedDependency[Visit], key_id: FromPath[UUID]) 
 async def _list(
     visit: Visit,
     *,
-    created: auth.NewApiKey | None = None,
+    created: auth.CreatedApiKey | None = None,
     typed: NewKeyForm = NOTHING_TYPED,
     problem: errors.CallerError | None = None,
     notice: rendering.Notice | None = None,
@@ -211,7 +211,7 @@ def _key_page(
     *,
     name: str | None = None,
     model: ModelName | None = None,
-    created: auth.NewApiKey | None = None,
+    created: auth.CreatedApiKey | None = None,
     overlap: str = "",
     problem: errors.CallerError | None = None,
 ) -> KeyPage:

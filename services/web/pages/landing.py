@@ -40,7 +40,7 @@ async def static(visit: NamedDependency[Visit], version: FromPath[str], name: Fr
     return Response(content, media_type=asset.media_type, headers=headers)
 
 
-async def _session_if_auth_answers(visit: Visit) -> auth.Session | None:
+async def _session_if_auth_answers(visit: Visit) -> auth.LoginSession | None:
     try:
         return await visit.find_session()
     except errors.AimeshError:

@@ -13,8 +13,9 @@ from litestar.params import FromQuery
 from services.web import model_lines, problems, rendering
 from services.web.model_lines import ModelLine
 from services.web.visits import Page, Visit
-from shared import access, errors
-from shared.access import Permission
+from shared import errors
+from shared.access import access_table
+from shared.access.access_table import Permission
 from shared.api import gateway, ledger
 from shared.api.gateway import LoadOnWorker, ModelPlace, UnloadOnWorkers
 from shared.types import ModelName, NodeId
@@ -117,7 +118,7 @@ async def _page(
     )
     if not isinstance(served, gateway.ServedModels):
         problem, served = problem or served, gateway.ServedModels(())
-    may_order = bool(access.permissions_of(visit.person.user.role, None) & {Permission.WRITE_MODELS, Permission.EVERYTHING})
+    may_order = bool(access_table.permissions_of(visit.person.user.role, None) & {Permission.WRITE_MODELS, Permission.EVERYTHING})
     view = ModelsPage(
         models=model_lines.join(served.models, nodes.nodes if nodes else None, prices.prices if prices else None, unserved_too=may_order),
         may_order=may_order,

@@ -14,8 +14,8 @@ from services.web.pages import settings
 from services.web.visits import Page, Visit
 from shared import errors
 from shared.api import accounts
-from shared.api import organisations as api
-from shared.api.organisations import Invitation, NewInvitation, Organisation, TeamMember, TeamRole
+from shared.api import organizations as api
+from shared.api.organizations import Invitation, NewInvitation, Organization, TeamMember, TeamRole
 from shared.types import TenantId, UserId
 
 _HERE = "/organisations"
@@ -61,7 +61,7 @@ class MemberForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrganisationsPage:
-    organisations: tuple[Organisation, ...]
+    organisations: tuple[Organization, ...]
     #: The organization that the user acts as; None for the personal account.
     acts_for: TenantId | None
     username: str
@@ -71,7 +71,7 @@ class OrganisationsPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeamPage:
-    organisation: Organisation
+    organisation: Organization
     members: tuple[TeamMember, ...]
     invitations: tuple[Invitation, ...]
     #: Whether the user can invite, remove and rename.
@@ -99,7 +99,7 @@ async def show_organisations(visit: NamedDependency[Visit], done: FromQuery[str]
 async def create(visit: NamedDependency[Visit]) -> Page:
     form = await visit.read_form(NameForm)
     try:
-        made = await visit.call(api.create_organisation, api.CreateOrganisation(form.name.strip()))
+        made = await visit.call(api.create_organisation, api.CreateOrganization(form.name.strip()))
     except (errors.NotAuthenticated, errors.ConfirmationNeeded):
         raise
     except errors.CallerError as error:
@@ -119,7 +119,7 @@ async def switch(visit: NamedDependency[Visit]) -> Page:
 
 @get(f"{_HERE}/{{team:uuid}}")
 async def show_team(visit: NamedDependency[Visit], team: FromPath[UUID], done: FromQuery[str] = "") -> Page:
-    page = await visit.call(api.get_organisation, api.GetOrganisation(TenantId(team)))
+    page = await visit.call(api.get_organisation, api.GetOrganization(TenantId(team)))
     return _team_page(visit, _team_view(visit, page), notice=settings.notice_of(done, _DONE))
 
 
@@ -127,7 +127,7 @@ async def show_team(visit: NamedDependency[Visit], team: FromPath[UUID], done: F
 async def rename(visit: NamedDependency[Visit], team: FromPath[UUID]) -> Page:
     form = await visit.read_form(NameForm)
     try:
-        await visit.call(api.rename_organisation, api.RenameOrganisation(TenantId(team), form.name.strip()))
+        await visit.call(api.rename_organisation, api.RenameOrganization(TenantId(team), form.name.strip()))
     except (errors.NotAuthenticated, errors.ConfirmationNeeded):
         raise
     except errors.CallerError as error:
@@ -147,7 +147,7 @@ async def invite(visit: NamedDependency[Visit], team: FromPath[UUID]) -> Page:
         raise
     except errors.CallerError as error:
         return await _refused(visit, team, error, typed=form)
-    page = await visit.call(api.get_organisation, api.GetOrganisation(TenantId(team)))
+    page = await visit.call(api.get_organisation, api.GetOrganization(TenantId(team)))
     view = _team_view(visit, page, invited=invited, link=f"{visit.address}/invitation#{invited.token}")
     return _team_page(visit, view, status=HTTPStatus.CREATED)
 
@@ -228,7 +228,7 @@ async def _act_for(visit: Visit, team: TenantId | None) -> None:
 
 
 async def _list(visit: Visit, *, name: str = "", problem: errors.CallerError | None = None, notice: rendering.Notice | None = None) -> Page:
-    answer = await visit.call(api.list_organisations, api.ListOrganisations())
+    answer = await visit.call(api.list_organisations, api.ListOrganizations())
     view = OrganisationsPage(
         organisations=answer.organisations,
         acts_for=visit.person.team_id,
@@ -241,13 +241,13 @@ async def _list(visit: Visit, *, name: str = "", problem: errors.CallerError | N
 
 
 async def _refused(visit: Visit, team: UUID, error: errors.CallerError, *, typed: InviteForm | None = None) -> Page:
-    page = await visit.call(api.get_organisation, api.GetOrganisation(TenantId(team)))
+    page = await visit.call(api.get_organisation, api.GetOrganization(TenantId(team)))
     return _team_page(visit, _team_view(visit, page, typed=typed, problem=error), status=error.status)
 
 
 def _team_view(
     visit: Visit,
-    page: api.OrganisationPage,
+    page: api.OrganizationDetails,
     *,
     invited: NewInvitation | None = None,
     link: str = "",

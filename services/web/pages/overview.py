@@ -14,7 +14,7 @@ from services.web.usage_chart import BucketLine, Chart, Measure, Span, SumLine
 from services.web.visits import Page, Visit
 from shared.api import gateway, usage_report
 from shared.api.gateway import UserQuota
-from shared.api.usage_report import LoggedRequests, UsageReport
+from shared.api.usage_report import LoggedRequests, UsageSummary
 from shared.types import Credential, ModelName, Tier
 
 #: The number of recent requests.
@@ -98,7 +98,7 @@ async def show_overview(visit: Visit, span: Span, measure: Measure, newcomer: Ne
     return visit.page("dashboard.html", view, here="dashboard")
 
 
-def report_values(report: UsageReport, wanted: usage_report.GetUsageReport) -> live.Values:
+def report_values(report: UsageSummary, wanted: usage_report.GetUsageReport) -> live.Values:
     """Return the live values of the figures and the chart."""
     return asdict(usage_chart.summed(report.total)) | {
         "is_unused": report.total.requests == 0,

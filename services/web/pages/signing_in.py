@@ -13,7 +13,7 @@ from services.web import forms, problems, rendering, visits
 from services.web.pages import leaving, overview
 from services.web.visits import Page, Visit
 from shared import errors
-from shared.api import accounts, auth, organisations
+from shared.api import accounts, auth, organizations
 from shared.types import Credential
 
 #: argon2 may have to wait in auth's queue.
@@ -154,7 +154,7 @@ async def redeem_login_link(visit: NamedDependency[Visit]) -> Page:
     return visit.redirect(after_login(session, ""))
 
 
-def after_login(session: auth.Session, then: str) -> str:
+def after_login(session: auth.LoginSession, then: str) -> str:
     """Return the missing sign-in step, or the requested page."""
     step, page = _STEPS.get(session.step), visits.own_page(then)
     if step is None:
@@ -214,7 +214,7 @@ async def _welcome(visit: Visit, user: auth.User, form: forms.RegistrationForm) 
     if form.invitation:
         # If this fails, the user can still use the link in the email.
         with contextlib.suppress(errors.AimeshError):
-            await visit.call(organisations.accept_invitation, organisations.AcceptInvitation(form.invitation.strip()))
+            await visit.call(organizations.accept_invitation, organizations.AcceptInvitation(form.invitation.strip()))
     then = visits.own_page(form.then)
     return await overview.welcome(visit, new_key=await _first_key(visit), then="" if then == visits.HOME else then)
 
@@ -234,7 +234,7 @@ async def _register(visit: Visit, user: auth.UserData, invitation: str | None) -
         return await visit.site.caller.call(auth.register_user, request, deadline_seconds=PASSWORD_CALL_SECONDS)
 
 
-async def _login(visit: Visit, credentials: auth.Credentials, kind: auth.SessionKind) -> auth.Session:
+async def _login(visit: Visit, credentials: auth.Credentials, kind: auth.SessionKind) -> auth.LoginSession:
     browser = visit.browser_mark if kind is auth.SessionKind.BROWSER else ""
     request = auth.LoginUser(credentials, kind, visit.client(), browser)
     async with visit.take_turn():

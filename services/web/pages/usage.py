@@ -16,7 +16,7 @@ from services.web.usage_chart import Chart, Measure, SumLine
 from services.web.visits import Page, Visit
 from shared import errors
 from shared.api import auth, usage_report
-from shared.api.usage_report import GetUsageReport, UsageOfKey, UsageOfModel, UsageReport
+from shared.api.usage_report import GetUsageReport, UsageOfKey, UsageOfModel, UsageSummary
 from shared.types import KeyId
 
 #: The periods in days; the first is the default.
@@ -104,13 +104,13 @@ async def _page(
     return visit.page("usage.html", view, here="usage", status=HTTPStatus.OK if problem is None else problem.status)
 
 
-def model_lines(report: UsageReport) -> tuple[ModelLine, ...]:
+def model_lines(report: UsageSummary) -> tuple[ModelLine, ...]:
     """Return the lines, most used first."""
     ordered = sorted(report.models, key=lambda each: (-each.sum.requests, each.model))
     return tuple(ModelLine(each, usage_chart.summed(each.sum), "/requests?" + urlencode({"model": each.model})) for each in ordered)
 
 
-def key_lines(report: UsageReport, names: Mapping[KeyId, str]) -> tuple[KeyLine, ...]:
+def key_lines(report: UsageSummary, names: Mapping[KeyId, str]) -> tuple[KeyLine, ...]:
     """Return the lines, most used first."""
     ordered = sorted(report.keys, key=lambda each: (-each.sum.requests, str(each.key_id)))
     return tuple(_key_line(each, names) for each in ordered)

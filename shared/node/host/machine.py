@@ -10,8 +10,8 @@ from typing import Protocol
 
 import psutil
 
-from shared.node.host import limits
-from shared.node.host.readings import Moved, Processors, Space
+from shared.node.host import cgroup_limits
+from shared.node.host.readings import Processors, Space, TransferredBytes
 
 #: What is raised where a figure is not to be had: no /proc/diskstats in many containers, a folder that is gone, a file in another form.
 UNREADABLE = (OSError, RuntimeError, ValueError, psutil.Error)
@@ -23,7 +23,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _CONTAINER_SIGNS = (Path("/.dockerenv"), Path("/run/.containerenv"), Path("/var/run/secrets/kubernetes.io"))
 
 
-class Machine(Protocol):
+class MachineReadings(Protocol):
     """Each method of a figure asks the system now, takes microseconds, and raises one of UNREADABLE where it does not tell."""
 
     def name(self) -> str:
@@ -42,19 +42,19 @@ class Machine(Protocol):
         """Of the file system that has the folder; one that is not there yet will be on that of the folder above."""
         ...
 
-    def disk_bytes(self) -> Mapping[str, Moved]:
+    def disk_bytes(self) -> Mapping[str, TransferredBytes]:
         """Read and written, of all disks."""
         ...
 
-    def network_bytes(self) -> Mapping[str, Moved]:
+    def network_bytes(self) -> Mapping[str, TransferredBytes]:
         """Received and sent, by interface, without loopback."""
         ...
 
 
-class ThisMachine(Machine):
+class ThisMachine(MachineReadings):
     def __init__(self, groups: tuple[Path, ...] | None = None) -> None:
         """``groups`` are the folders of the cgroups that limit us; those of this process, if nobody says otherwise."""
-        self._groups = limits.groups() if groups is None else groups
+        self._groups = cgroup_limits.groups() if groups is None else groups
         self._processors = psutil.cpu_count() or 1
 
     def name(self) -> str:
@@ -65,7 +65,7 @@ class ThisMachine(Machine):
         except OSError:
             return host
         try:
-            is_limited = limits.processors(self._groups, self._processors, time.monotonic()) is not None
+            is_limited = cgroup_limits.processors(self._groups, self._processors, time.monotonic()) is not None
         except UNREADABLE:
             is_limited = False
         # A container's own host name says nothing about the machine whose figures it shows; with limits, the figures are its own.
@@ -75,7 +75,7 @@ class ThisMachine(Machine):
         return str(next(each for each in (_existing(folder), *_existing(folder).parents) if each.is_mount() or each == each.parent))
 
     def processors(self) -> Processors:
-        limited = limits.processors(self._groups, self._processors, time.monotonic())
+        limited = cgroup_limits.processors(self._groups, self._processors, time.monotonic())
         if limited is not None:
             return limited
         times = psutil.cpu_times()._asdict()
@@ -85,24 +85,24 @@ class ThisMachine(Machine):
 
     def memory(self) -> Space:
         found = psutil.virtual_memory()
-        limited = limits.memory(self._groups, found.total)
+        limited = cgroup_limits.memory(self._groups, found.total)
         return limited or Space(used=found.total - found.available, free=found.available, total=found.total)
 
     def disk(self, folder: Path) -> Space:
         found = psutil.disk_usage(str(_existing(folder)))
         return Space(used=found.used, free=found.free, total=found.total)
 
-    def disk_bytes(self) -> Mapping[str, Moved]:
+    def disk_bytes(self) -> Mapping[str, TransferredBytes]:
         # psutil's own care for totals that go back never forgets a name: Growth does it instead.
         found = psutil.disk_io_counters(nowrap=False)
         if found is None:
             raise OSError("no disks are listed")
-        return {"all": Moved(inwards=found.read_bytes, outwards=found.write_bytes)}
+        return {"all": TransferredBytes(inwards=found.read_bytes, outwards=found.write_bytes)}
 
-    def network_bytes(self) -> Mapping[str, Moved]:
+    def network_bytes(self) -> Mapping[str, TransferredBytes]:
         found = psutil.net_io_counters(pernic=True, nowrap=False)
         return {
-            name: Moved(inwards=counted.bytes_recv, outwards=counted.bytes_sent)
+            name: TransferredBytes(inwards=counted.bytes_recv, outwards=counted.bytes_sent)
             for name, counted in found.items()
             if not _LOOPBACK.fullmatch(name)
         }

@@ -40,7 +40,7 @@ class NoDriver(Exception):
     """There is no NVML on this machine, as on every one without an NVIDIA GPU. For whoever asks for GPUs."""
 
 
-class Refused(Exception):
+class NvmlRefused(Exception):
     """NVML did not do it, in its own words. For whoever asks for GPUs."""
 
 
@@ -98,7 +98,7 @@ class Nvml:
                 getattr(library, name).restype = ctypes.c_int
             library.nvmlErrorString.restype = ctypes.c_char_p
         except AttributeError as error:
-            raise Refused(f"the driver is too old: {error}") from None
+            raise NvmlRefused(f"the driver is too old: {error}") from None
         self._check(library, library.nvmlInit_v2())
         return library
 
@@ -112,7 +112,7 @@ class Nvml:
     def _check(self, library: ctypes.CDLL, code: int) -> None:
         if code != _SUCCESS:
             words: bytes = library.nvmlErrorString(ctypes.c_int(code))
-            raise Refused(words.decode(errors="replace"))
+            raise NvmlRefused(words.decode(errors="replace"))
 
 
 def _first(libraries: tuple[str | Path, ...]) -> ctypes.CDLL:

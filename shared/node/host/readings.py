@@ -32,7 +32,7 @@ class Space:
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
+class TransferredBytes:
     """Bytes since the system started: read and written, or received and sent."""
 
     inwards: int
@@ -48,7 +48,7 @@ def cpu_share(before: Processors, now: Processors) -> float | None:
     return min(1.0, max(0.0, (now.busy - before.busy) / possible))
 
 
-class Growth:
+class CounterRate:
     """What a counter grows by, of totals that vanish with their interface, begin again, or are nonsense for once.
 
     The first time it is all that was counted since the system started, so that a node which starts again goes on where it was.

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from shared.node.client import ClientNode
+from shared.node.client_node import ClientNode
 from shared.types import NodeId
 from tests import outside, stacks
 from tests.chaos.conftest import ECHO_TOKEN_MS, SETTINGS

@@ -4,7 +4,7 @@ import os
 import signal
 import time
 
-from shared.node.client import ClientNode
+from shared.node.client_node import ClientNode
 from tests import outside
 from tests.chaos import judging, load
 from tests.chaos.load import History

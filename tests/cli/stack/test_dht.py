@@ -8,7 +8,8 @@ from cli.stack import home as homes
 from cli.stack.home import Home
 from cli.stack.plan import Plan
 from cli.stack.program import DatagramProbe, Program
-from shared import errors, identity
+from shared import errors
+from shared.identity import node_keys
 
 SEED = bytes(range(32))
 
@@ -105,7 +106,7 @@ def test_the_relays_seed_stands_in_no_argument(home: Home) -> None:
 def test_the_relays_key_is_the_one_that_hyperswarm_makes_of_the_seed(tmp_path: Path) -> None:
     file = tmp_path / "seed"
     file.write_text(SEED.hex() + "\n")
-    assert bytes.fromhex(dht.relay_key(file)) == identity.NodeKey(identity.seed_of(SEED)).raw
+    assert bytes.fromhex(dht.relay_key(file)) == node_keys.NodeKey(node_keys.seed_of(SEED)).raw
     for nonsense in ("", "ab", "zz" * 32):
         file.write_text(nonsense)
         with pytest.raises(errors.BadSettings, match="no relay key"):

@@ -8,8 +8,9 @@ from cli.stack import first_run, initialise, secret_files
 from cli.stack import home as homes
 from cli.stack.home import Home
 from cli.stack.settings import StackSettings
-from shared import credentials, errors
+from shared import errors
 from shared.api import auth
+from shared.identity import credentials
 from shared.types import Credential
 from tests.cli.fake_mesh import FakeMesh
 

@@ -6,7 +6,8 @@ import pytest
 from cli.stack import home as homes
 from cli.stack import initialise, nats_users, plan, secret_files
 from cli.stack.home import Home
-from shared import credentials, errors, identity
+from shared import errors
+from shared.identity import credentials, node_keys
 from shared.types import Role
 
 
@@ -71,7 +72,7 @@ def test_added_nodes_survive_another_init(home: Home, tmp_path: Path) -> None:
     key = nats_users.add_node(home, settings.mesh, "worker-2", Role.WORKER)
     assert nats_users.add_node(home, settings.mesh, "worker-2", Role.WORKER) == key
     initialise.ensure(home, {}, tmp_path)
-    assert identity.load(key).id in (home.nats / "users.conf").read_text()
+    assert node_keys.load(key).id in (home.nats / "users.conf").read_text()
     with pytest.raises(errors.BadSettings, match="name of a worker already"):
         nats_users.add_node(home, settings.mesh, "worker-2", Role.GATEWAY)
 

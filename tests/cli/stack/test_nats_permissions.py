@@ -1,4 +1,4 @@
-"""The whole permission table of ``shared.topics`` against a real nats-server: what each role may do works, and nothing else.
+"""The whole permission table of ``shared.discovery.topics`` against a real nats-server: what each role may do works, and nothing else.
 
 What a role may do is written down here a second time, by subject kind and in the words of IDENTITY.md, so that a slip in
 the table does not go unnoticed.
@@ -17,7 +17,8 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
-from shared import identity, topics
+from shared.discovery import topics
+from shared.identity import node_keys
 from shared.types import SERVICE_ROLES, NodeId, Role
 from tests.testnet import MESH, NatsServer
 
@@ -27,7 +28,7 @@ ROLES = (A, G, W, M, B, C, O)
 SENDS = {A: {G, W, M, B, C}, G: {A, W, M, B, C}, W: {A, G, M}, M: {A, G, W, B, C}, B: {A, G, M}, C: {A, G, M}, O: set()}
 SEES = {A: {A, G, W, M, B}, G: {A, G, W, M, B}, W: {A, G, M}, M: {A, G, W, M, B}, B: {A, G, M}, C: {A, G, M}, O: {A, G, W, M, B}}
 #: Somebody else's node.
-OTHER = NodeId(identity.NodeKey(identity.new_seed()).id)
+OTHER = NodeId(node_keys.NodeKey(node_keys.new_seed()).id)
 OTHER_MESH = topics.MeshName("elsewhere")
 
 
@@ -106,7 +107,7 @@ def arena() -> Iterator[Arena]:
     with tempfile.TemporaryDirectory(prefix="aimesh-nats-") as folder:
         server = NatsServer(Path(folder))
         keys = {role: server.key(f"one-{role}", role) for role in ROLES}
-        observer = identity.NodeKey(identity.new_seed())
+        observer = node_keys.NodeKey(node_keys.new_seed())
         users = server.folder / "users.conf"
         users.write_text(users.read_text().replace("users = [", f"users = [\n  {{ nkey: {observer.id} }}\n"))
         server.start()
@@ -173,7 +174,7 @@ async def observed(arena: Arena, role: Role) -> AsyncIterator[tuple[Client, Ear,
 
 @pytest.mark.parametrize("role", ROLES)
 async def test_a_role_may_publish_where_the_table_says_and_nowhere_else(arena: Arena, role: Role) -> None:
-    table = publishing(role, identity.load(arena.keys[role]).id)
+    table = publishing(role, node_keys.load(arena.keys[role]).id)
     allowed = {subject for subject, may in table.items() if may}
     async with observed(arena, role) as (_, ear, own):
         for subject in table:
@@ -185,7 +186,7 @@ async def test_a_role_may_publish_where_the_table_says_and_nowhere_else(arena: A
 
 @pytest.mark.parametrize("role", ROLES)
 async def test_a_role_hears_what_the_table_says_and_nothing_else(arena: Arena, role: Role) -> None:
-    node = identity.load(arena.keys[role]).id
+    node = node_keys.load(arena.keys[role]).id
     table = subscribing(role, node)
     allowed = {pattern for pattern, may in table.items() if may}
     own_ear = Ear()
@@ -208,7 +209,7 @@ def an_example_of(pattern: str) -> str:
 
 
 async def test_a_message_gets_to_the_one_it_is_for(arena: Arena) -> None:
-    gateway, worker = (identity.load(arena.keys[role]) for role in (Role.GATEWAY, Role.WORKER))
+    gateway, worker = (node_keys.load(arena.keys[role]) for role in (Role.GATEWAY, Role.WORKER))
     async with connected(arena.server, gateway.seed.decode()) as sender, connected(arena.server, worker.seed.decode()) as receiver:
         inbox = await receiver.subscribe(topics.inbox(MESH, Role.WORKER, worker.id))
         while True:  # the subscription takes a moment to be there
@@ -222,7 +223,7 @@ async def test_a_message_gets_to_the_one_it_is_for(arena: Arena) -> None:
 
 @pytest.mark.parametrize("credential", ["a stranger's key", "nothing"])
 async def test_strangers_are_kept_out(arena: Arena, credential: str) -> None:
-    seed = identity.new_seed().decode() if credential != "nothing" else None
+    seed = node_keys.new_seed().decode() if credential != "nothing" else None
     client = Client()
     try:
         with pytest.raises((NatsError, OSError)):

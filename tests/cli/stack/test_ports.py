@@ -7,7 +7,7 @@ import pytest
 from cli.stack import ports
 from cli.stack.ports import Wanted
 from shared import errors
-from shared.processes import Listener
+from shared.processes import PortListener
 
 WEB = Wanted(3000, "web", "WEB_SERVICE_PORT")
 AUTH = Wanted(3001, "auth", "AUTH_SERVICE_PORT")
@@ -18,15 +18,17 @@ DHT = Wanted(3000, "a DHT node", "DHT_PORT", is_udp=True)
     ("wanted", "held", "words"),
     [
         pytest.param([WEB, AUTH], {}, [], id="all are free"),
-        pytest.param([WEB], {WEB: Listener(7, "node")}, ["port 3000", "node (pid 7)", "WEB_SERVICE_PORT"], id="taken"),
-        pytest.param([WEB], {WEB: Listener(None, None)}, ["may not look into", "WEB_SERVICE_PORT"], id="taken by a stranger"),
+        pytest.param([WEB], {WEB: PortListener(7, "node")}, ["port 3000", "node (pid 7)", "WEB_SERVICE_PORT"], id="taken"),
+        pytest.param([WEB], {WEB: PortListener(None, None)}, ["may not look into", "WEB_SERVICE_PORT"], id="taken by a stranger"),
         pytest.param([WEB, Wanted(3000, "auth", "AUTH_SERVICE_PORT")], {}, ["used by both web and auth"], id="wanted twice"),
-        pytest.param([DHT], {DHT: Listener(7, "node")}, ["UDP port 3000 for a DHT node", "node (pid 7)", "DHT_PORT"], id="taken for UDP"),
+        pytest.param(
+            [DHT], {DHT: PortListener(7, "node")}, ["UDP port 3000 for a DHT node", "node (pid 7)", "DHT_PORT"], id="taken for UDP"
+        ),
         pytest.param([WEB, DHT], {}, [], id="TCP and UDP do not meet"),
         pytest.param([Wanted(70000, "web", "WEB_SERVICE_PORT")], {}, ["WEB_SERVICE_PORT=70000 is not a port"], id="not a port"),
     ],
 )
-def test_find_conflicts(wanted: list[Wanted], held: dict[Wanted, Listener], words: list[str]) -> None:
+def test_find_conflicts(wanted: list[Wanted], held: dict[Wanted, PortListener], words: list[str]) -> None:
     found = ports.find_conflicts(wanted, held)
     assert len(found) == bool(words)
     assert all(word in found[0] for word in words)

@@ -11,9 +11,10 @@ from nats.aio.client import Client
 from cli.stack import home as homes
 from cli.stack import initialise, nats_users, revocation
 from cli.stack.home import Home
-from shared import certificates, errors, identity
-from shared.nats.client import NatsClient
-from shared.node import membership
+from shared import errors
+from shared.identity import certificates, node_keys
+from shared.node import membership_file
+from shared.transports.nats.nats_client import NatsClient
 from shared.types import MeshName, NodeId, Role
 from tests.testnet import NatsServer
 
@@ -30,13 +31,15 @@ def home(tmp_path: Path) -> Home:
 
 def tell(home: Home, *nodes: NodeId, number: int = 1) -> None:
     """What auth does after a revocation."""
-    authority = identity.load_authority(home.secrets / "mesh_ca.nk")
+    authority = node_keys.load_authority(home.secrets / "mesh_ca.nk")
     body = certificates.issue_list(authority, number, 1, nodes, NOW)
-    membership.save(revocation.list_file(home), membership.Kept(MESH, Role.AUTH, revocations=body, authorities=(authority.id,)))
+    membership_file.save(
+        revocation.list_file(home), membership_file.MembershipFile(MESH, Role.AUTH, revocations=body, authorities=(authority.id,))
+    )
 
 
 def node(home: Home, name: str) -> NodeId:
-    return identity.load(home.key(name)).id
+    return node_keys.load(home.key(name)).id
 
 
 def users(home: Home) -> str:
@@ -48,15 +51,17 @@ def test_the_list_is_read_as_auth_keeps_it(home: Home) -> None:
     assert revocation.read_revoked(path) == frozenset()
     tell(home, node(home, "web"))
     assert revocation.read_revoked(path) == {node(home, "web")}
-    membership.save(path, membership.Kept(MESH, Role.AUTH))
+    membership_file.save(path, membership_file.MembershipFile(MESH, Role.AUTH))
     assert revocation.read_revoked(path) == frozenset()
 
 
 def test_a_list_that_no_ca_of_the_mesh_signed_revokes_nobody(home: Home) -> None:
-    stranger = identity.Authority(identity.new_authority_seed())
-    ours = identity.load_authority(home.secrets / "mesh_ca.nk")
+    stranger = node_keys.Authority(node_keys.new_authority_seed())
+    ours = node_keys.load_authority(home.secrets / "mesh_ca.nk")
     body = certificates.issue_list(stranger, 9, 1, (node(home, "gateway"),), NOW)
-    membership.save(revocation.list_file(home), membership.Kept(MESH, Role.AUTH, revocations=body, authorities=(ours.id,)))
+    membership_file.save(
+        revocation.list_file(home), membership_file.MembershipFile(MESH, Role.AUTH, revocations=body, authorities=(ours.id,))
+    )
     with pytest.raises(errors.NotCertified):
         revocation.read_revoked(revocation.list_file(home))
     revocation.list_file(home).write_text("{")
@@ -66,7 +71,7 @@ def test_a_list_that_no_ca_of_the_mesh_signed_revokes_nobody(home: Home) -> None
 
 def test_a_revoked_user_stays_out_whatever_comes(home: Home, tmp_path: Path) -> None:
     key = nats_users.add_node(home, MESH, "gpu-box", Role.WORKER)
-    box = identity.load(key).id
+    box = node_keys.load(key).id
     gone = nats_users.revoke(home, MESH, {box, NodeId("UNKNOWN")})
     assert [each.name for each in gone] == ["gpu-box"]
     assert nats_users.revoke(home, MESH, {box}) == []
@@ -79,7 +84,7 @@ def test_a_revoked_user_stays_out_whatever_comes(home: Home, tmp_path: Path) -> 
     with pytest.raises(errors.BadSettings, match="has been revoked"):
         nats_users.add_node(home, MESH, "gpu-box", Role.WORKER)
     key.unlink()
-    assert identity.load(nats_users.add_node(home, MESH, "gpu-box", Role.WORKER)).id in users(home)
+    assert node_keys.load(nats_users.add_node(home, MESH, "gpu-box", Role.WORKER)).id in users(home)
 
 
 @contextlib.asynccontextmanager
@@ -114,7 +119,7 @@ async def test_a_revoked_node_is_cut_off_from_a_running_server_and_the_others_ar
             assert metrics.is_connected
             # Ours, because the stock client leaves its socket open when it is refused.
             with pytest.raises(errors.Unavailable):
-                await NatsClient(server.url, identity.load(home.key("web")), name="web").connect(deadline_seconds=1)
+                await NatsClient(server.url, node_keys.load(home.key("web")), name="web").connect(deadline_seconds=1)
     finally:
         await metrics.close()
         server.kill()

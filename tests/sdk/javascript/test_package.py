@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from shared import errors
-from shared.hyperswarm import find_node
+from shared.transports.hyperswarm import find_node
 from tests.stacks import REPOSITORY
 
 PACKAGE = REPOSITORY / "sdk" / "javascript"

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from shared.hyperswarm import find_node
+from shared.transports.hyperswarm import find_node
 from tests import stacks
 from tests.people import Person
 from tests.stacks import REPOSITORY, RunningStack, until

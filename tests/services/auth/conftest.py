@@ -11,7 +11,7 @@ import pytest
 from services.auth import passwords
 from services.auth.service import AuthService
 from services.auth.settings import AuthSettings
-from shared import identity
+from shared.identity import node_keys
 from tests.services.auth.surroundings import ADMIN_PASSWORD, Surroundings
 
 
@@ -56,7 +56,7 @@ def ca_settings(settings: AuthSettings, tmp_path: Path) -> AuthSettings:
     """With a mesh CA, and a DHT to meet on."""
     ca_key = tmp_path / "mesh_ca.nk"
     ca_key.touch(mode=0o600)
-    ca_key.write_bytes(identity.new_authority_seed())
+    ca_key.write_bytes(node_keys.new_authority_seed())
     return msgspec.structs.replace(
         settings,
         mesh_ca_key_file=ca_key,

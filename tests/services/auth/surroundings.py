@@ -11,22 +11,22 @@ import msgspec
 
 from services.auth.parts import Parts
 from services.auth.service import AuthService
-from shared import identity, tickets
 from shared.api import auth, events, gateway, membership
 from shared.api.method import Method, Reply, Request
 from shared.api.usage import UserUsage
-from shared.directory import Directory
+from shared.discovery.directory import Directory
+from shared.identity import node_keys, tickets
+from shared.identity.trust import Trust
 from shared.node import Node
-from shared.node.membership import Kept
-from shared.node.standing import Standing
-from shared.rpc import Call, Dispatcher
+from shared.node.certificate_renewal import CertificateRenewal
+from shared.node.membership_file import MembershipFile
+from shared.rpc import Dispatcher, RpcCall
 from shared.telemetry import Metrics
-from shared.trust import Trust
 from shared.types import Credential, MeshName, NodeId, Peer, Role, UserId
 
 ADMIN_PASSWORD = "correct horse battery"
 PASSWORD = "secure_password"
-NO_LIMITS = auth.KeyLimits()
+NO_LIMITS = auth.ApiKeyLimits()
 
 
 class Gateway:
@@ -51,12 +51,12 @@ def _no_tasks() -> Dispatcher:
 @dataclass
 class Surroundings:
     mesh: MeshName = field(default=MeshName("test"))
-    key: identity.NodeKey = field(default_factory=lambda: identity.NodeKey(identity.new_seed()))
+    key: node_keys.NodeKey = field(default_factory=lambda: node_keys.NodeKey(node_keys.new_seed()))
     #: Written only where a test names a folder that is there.
     state_file: Path = Path("/nowhere/auth.mesh")
     dispatcher: Dispatcher = field(default_factory=_no_tasks)
     trust: Trust = field(init=False)
-    standing: Standing = field(init=False)
+    standing: CertificateRenewal = field(init=False)
     #: How often the node was told that its membership is another one.
     changes: int = 0
     rpc: Gateway = field(default_factory=Gateway)
@@ -68,8 +68,8 @@ class Surroundings:
 
     def __post_init__(self) -> None:
         self.trust = Trust(self.key, Role.AUTH)
-        kept = Kept(self.mesh, Role.AUTH)
-        self.standing = Standing(self.trust, kept, self.state_file, Directory(time.monotonic), cast("Any", None))
+        kept = MembershipFile(self.mesh, Role.AUTH)
+        self.standing = CertificateRenewal(self.trust, kept, self.state_file, Directory(time.monotonic), cast("Any", None))
         self.standing.changed = self._changed
 
     @property
@@ -108,14 +108,14 @@ class Surroundings:
         body = auth.UserData(name, email or f"{name}@example.com", password)
         return await self.ask(auth.register_user, auth.RegisterUser(body))
 
-    async def login(self, name: str = "john_doe", password: str = PASSWORD) -> auth.Session:
+    async def login(self, name: str = "john_doe", password: str = PASSWORD) -> auth.LoginSession:
         return await self.ask(auth.login_user, auth.LoginUser(auth.Credentials(password, username=name)))
 
-    async def new_key(self, credential: str, name: str = "default", limits: auth.KeyLimits = NO_LIMITS) -> auth.NewApiKey:
+    async def new_key(self, credential: str, name: str = "default", limits: auth.ApiKeyLimits = NO_LIMITS) -> auth.CreatedApiKey:
         request = auth.GenerateApiKey(name, limits=limits, all_rights=True)
         return await self.ask(auth.generate_api_key, request, credential)
 
-    async def user_with_key(self, name: str = "john_doe") -> tuple[auth.User, auth.NewApiKey]:
+    async def user_with_key(self, name: str = "john_doe") -> tuple[auth.User, auth.CreatedApiKey]:
         await self.register(name)
         session = await self.login(name)
         return session.user, await self.new_key(session.access_token)
@@ -146,7 +146,7 @@ class Newcomer:
     """A machine with a key of its own, on a connection over Hyperswarm."""
 
     def __init__(self) -> None:
-        self.key = identity.NodeKey(identity.new_seed())
+        self.key = node_keys.NodeKey(node_keys.new_seed())
         self.reconnect()
 
     def reconnect(self) -> None:
@@ -167,8 +167,8 @@ class Newcomer:
 CLIENT = Peer(Role.CLIENT, NodeId("U" * 56))
 
 
-def call(credential: str | None = None, role: Role = Role.CLIENT, peer: Peer | None = None) -> Call:
-    return Call(
+def call(credential: str | None = None, role: Role = Role.CLIENT, peer: Peer | None = None) -> RpcCall:
+    return RpcCall(
         peer or Peer(role, CLIENT.node),
         deadline=time.monotonic() + 10,
         credential=None if credential is None else Credential(credential),

@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.auth import api_keys
-from shared import credentials, errors
+from shared import errors
 from shared.api.auth import KeyKind
+from shared.identity import credentials
 from shared.types import Credential
 
 KEY = api_keys.generate()

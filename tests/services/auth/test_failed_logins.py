@@ -10,7 +10,7 @@ import redis
 from services.auth import failed_logins
 from services.auth.failed_logins import FailedLogins, Guess
 from shared import errors
-from shared.cache import Cache
+from shared.stores.cache import Cache
 from shared.types import UserId
 from tests.services.auth.test_sessions import Clock
 

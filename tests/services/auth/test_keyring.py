@@ -14,11 +14,13 @@ from services.auth import api_keys
 from services.auth.identities import Identities
 from services.auth.last_used import LastUsed
 from services.auth.store import Store
-from shared import access, credentials, errors
-from shared.access import Permission
+from shared import errors
+from shared.access import access_table
+from shared.access.access_table import Permission
 from shared.api import auth, events
-from shared.api.auth import KeyBounds, KeyKind, KeyLimits
-from shared.database import Database
+from shared.api.auth import ApiKeyLimits, KeyBounds, KeyKind
+from shared.identity import credentials
+from shared.stores.database import Database
 from shared.types import Credential, ModelName, Role, TenantId, UserRole
 from tests.services.auth import by_hand
 from tests.services.auth.organisations.town import Town, opened_town, refusal_of
@@ -35,7 +37,7 @@ async def town(postgres_url: str) -> AsyncIterator[Town]:
 async def permissions(town: Town, key: Credential) -> set[str]:
     found = await town.principal(key)
     assert found.scopes is not None
-    granted = access.permissions_of(found.role, found.scopes)
+    granted = access_table.permissions_of(found.role, found.scopes)
     assert {str(permission) for permission in granted} == set(found.scopes), "what it carries is exactly what it may"
     return set(found.scopes)
 
@@ -48,7 +50,7 @@ async def test_an_everyday_key_may_what_its_owner_may_and_never_administers(town
     person = await town.person(role=role)
     made = await town.key(person.login)
     assert (made.key.kind, made.key.bounds, made.api_key.startswith("aip_live_")) == (KeyKind.LIVE, KeyBounds(), True)
-    assert await permissions(town, made.api_key) == (EVERYDAY if role is UserRole.ADMIN else set(access.ROLES[role]))
+    assert await permissions(town, made.api_key) == (EVERYDAY if role is UserRole.ADMIN else set(access_table.ROLES[role]))
 
 
 @pytest.mark.parametrize("kind", [KeyKind.LIVE, KeyKind.TEST])
@@ -57,14 +59,14 @@ async def test_a_key_for_which_nothing_is_asked_uses_models_and_reads_usage(town
     person = await town.person(role=role)
     made = await town.ask(auth.generate_api_key, auth.GenerateApiKey("k", kind=kind), person.login)
     usual = {"inference:execute", "model:read", "usage:read"}
-    assert await permissions(town, made.api_key) == usual & (EVERYDAY if role is UserRole.ADMIN else set(access.ROLES[role]))
+    assert await permissions(town, made.api_key) == usual & (EVERYDAY if role is UserRole.ADMIN else set(access_table.ROLES[role]))
     with pytest.raises(errors.NotAllowed):
         await town.ask(auth.generate_api_key, auth.GenerateApiKey("another"), made.api_key)
 
 
 async def test_keys_from_before_keep_their_rights(town: Town) -> None:
     person = await town.person(role=UserRole.NODE_OWNER)
-    assert await permissions(town, await town.key_by_hand(person.user)) == set(access.ROLES[UserRole.NODE_OWNER])
+    assert await permissions(town, await town.key_by_hand(person.user)) == set(access_table.ROLES[UserRole.NODE_OWNER])
     assert await permissions(town, await town.key_by_hand(person.user, KeyKind.TEST)) == {"inference:execute"}
 
 
@@ -120,7 +122,7 @@ async def test_an_administrators_key_falls_with_its_owner(town: Town) -> None:
     async with town.store.transaction() as transaction:
         await town.store.set_role(transaction, boss.user.id, UserRole.USER)
     for key in keys:
-        assert await permissions(town, key.api_key) == set(access.ROLES[UserRole.USER])
+        assert await permissions(town, key.api_key) == set(access_table.ROLES[UserRole.USER])
 
 
 async def test_a_key_for_tests_runs_models_for_thirty_days_and_does_nothing_else(town: Town) -> None:
@@ -128,15 +130,15 @@ async def test_a_key_for_tests_runs_models_for_thirty_days_and_does_nothing_else
     made = await town.key(person.login, kind=KeyKind.TEST)
     assert made.api_key.startswith("aip_test_")
     assert await permissions(town, made.api_key) == {"inference:execute", "model:read", "usage:read"}
-    assert made.key.limits == KeyLimits(requests_per_hour=60)
+    assert made.key.limits == ApiKeyLimits(requests_per_hour=60)
     assert made.key.expires_at is not None
     assert timedelta(days=29) < made.key.expires_at - datetime.now(UTC) <= timedelta(days=30)
-    for changed in ({"days": 31}, {"days": 0}, {"limits": KeyLimits(requests_per_hour=61)}):
+    for changed in ({"days": 31}, {"days": 0}, {"limits": ApiKeyLimits(requests_per_hour=61)}):
         with pytest.raises(errors.BadRequest, match="for tests"):
             await town.key(person.login, kind=KeyKind.TEST, **changed)
     with pytest.raises(errors.NotAllowed, match="kind test"):
         await town.key(person.login, kind=KeyKind.TEST, bounds=KeyBounds(("key:write",)))
-    tighter = await town.key(person.login, kind=KeyKind.TEST, limits=KeyLimits(5, budget_micro=None), days=1)
+    tighter = await town.key(person.login, kind=KeyKind.TEST, limits=ApiKeyLimits(5, budget_micro=None), days=1)
     assert tighter.key.limits.requests_per_hour == 5
 
 
@@ -193,9 +195,9 @@ async def test_a_key_keeps_its_bounds_in_the_form_that_is_compared(town: Town) -
     )
     found = await town.principal(made.api_key)
     assert (made.key.bounds, found.scopes, found.models, found.networks) == (kept, kept.scopes, kept.models, kept.networks)
-    access.check_network(found, "198.51.100.9")
+    access_table.check_network(found, "198.51.100.9")
     with pytest.raises(errors.NotAllowed):
-        access.check_network(found, "198.51.101.9")
+        access_table.check_network(found, "198.51.101.9")
 
 
 async def test_a_key_that_makes_keys_gives_away_no_more_than_it_has(town: Town) -> None:
@@ -285,7 +287,7 @@ async def test_an_expired_key_says_since_when(town: Town, postgres_url: str) -> 
 # --- rotating and renaming -------------------------------------------------------------------------------------------
 
 
-async def rotate(town: Town, by: str, key: str = "default", overlap_seconds: int = 3600) -> auth.NewApiKey:
+async def rotate(town: Town, by: str, key: str = "default", overlap_seconds: int = 3600) -> auth.CreatedApiKey:
     return await town.ask(auth.rotate_api_key, auth.RotateApiKey(key, overlap_seconds), by)
 
 
@@ -351,7 +353,7 @@ async def test_an_overlap_has_a_longest(town: Town, overlap: int) -> None:
 async def test_a_key_rotates_itself_and_no_other_that_may_more(town: Town) -> None:
     person = await town.person()
     narrow = await town.key(person.login, "narrow", bounds=KeyBounds(("key:write",)))
-    limited = await town.key(person.login, "limited", limits=KeyLimits(requests_per_hour=5))
+    limited = await town.key(person.login, "limited", limits=ApiKeyLimits(requests_per_hour=5))
     soon = await town.key(person.login, "soon", days=1)
     modelled = await town.key(person.login, "modelled", bounds=KeyBounds(models=(ModelName("a"),)), days=90)
     wide = await town.key(person.login, "wide")

@@ -11,11 +11,12 @@ import pytest
 
 from services.auth.sessions import GRACE_SECONDS, Login
 from services.auth.settings import AuthSettings
-from shared import access, errors
+from shared import errors
+from shared.access import access_table
 from shared.api import accounts, auth
 from shared.api.audit import Result
 from shared.api.auth import SessionKind, Step
-from shared.api.organisations import TeamRole
+from shared.api.organizations import TeamRole
 from shared.types import NodeId, Peer, Role, TenantId, UserId
 from tests.services.auth import by_hand
 from tests.services.auth.mfa.equipment import WEB, Clock, Desk
@@ -50,11 +51,11 @@ def hasher(desk: Desk) -> CheapHasher:
     return made
 
 
-async def refresh(desk: Desk, token: str) -> auth.Session:
+async def refresh(desk: Desk, token: str) -> auth.LoginSession:
     return await desk.world.ask(auth.refresh_session, auth.RefreshSession(token))
 
 
-async def resume(desk: Desk, token: str) -> auth.Session:
+async def resume(desk: Desk, token: str) -> auth.LoginSession:
     return await desk.world.ask(auth.resume_session, auth.ResumeSession(token))
 
 
@@ -148,7 +149,7 @@ async def test_a_user_sees_where_they_are_logged_in_and_ends_what_they_do_not_kn
     bens = await desk.login("ben")
     sessions = await listed(desk, mine.access_token)
     assert [(each.kind, each.is_this) for each in sessions] == [(SessionKind.BROWSER, False), (SessionKind.PROGRAM, True)]
-    assert sessions[0].client == auth.Client("203.0.113.7", "Mozilla/5.0")
+    assert sessions[0].client == auth.ClientFacts("203.0.113.7", "Mozilla/5.0")
     with pytest.raises(errors.NotFound):
         await desk.world.ask(accounts.end_session, accounts.EndSession(sessions[0].id), bens.access_token)
     await desk.world.ask(accounts.end_session, accounts.EndSession(sessions[0].id), mine.access_token)
@@ -191,10 +192,10 @@ async def test_a_logout_ends_either_kind_by_any_of_its_tokens_and_only_once(desk
 
 async def test_where_a_client_says_it_comes_from_is_its_own_word(desk: Desk) -> None:
     await desk.world.register("anna")
-    session = await desk.login(client=auth.Client("198.51.100.1", "aicli/1"))
-    assert (await listed(desk, session.access_token))[0].client == auth.Client("", "aicli/1")
-    seen = await desk.login(client=auth.Client("198.51.100.1", "curl"), peer=GATEWAY)
-    assert (await listed(desk, seen.access_token))[0].client == auth.Client("198.51.100.1", "curl")
+    session = await desk.login(client=auth.ClientFacts("198.51.100.1", "aicli/1"))
+    assert (await listed(desk, session.access_token))[0].client == auth.ClientFacts("", "aicli/1")
+    seen = await desk.login(client=auth.ClientFacts("198.51.100.1", "curl"), peer=GATEWAY)
+    assert (await listed(desk, seen.access_token))[0].client == auth.ClientFacts("198.51.100.1", "curl")
 
 
 # --- guessing ---------------------------------------------------------------------------------------------------------------
@@ -205,7 +206,7 @@ async def test_of_hundreds_of_guesses_from_everywhere_ten_are_compared(desk: Des
     hasher.compared = 0
 
     async def guess(number: int) -> None:
-        client = auth.Client(f"203.{number // 250}.113.{number % 250}")
+        client = auth.ClientFacts(f"203.{number // 250}.113.{number % 250}")
         with pytest.raises((errors.NotAuthenticated, errors.Limited)):
             await desk.login("anna", f"wrong_password{number}", client=client, peer=WEB)
 
@@ -221,7 +222,7 @@ async def lock_out(desk: Desk, name: str) -> None:
     """As strangers with many addresses do."""
     for number in range(20):
         with pytest.raises((errors.NotAuthenticated, errors.Limited)):
-            await desk.login(name, "wrong_password", client=auth.Client(f"198.51.100.{number}"), peer=WEB)
+            await desk.login(name, "wrong_password", client=auth.ClientFacts(f"198.51.100.{number}"), peer=WEB)
 
 
 async def test_strangers_cannot_lock_the_owner_out_of_a_browser_that_has_signed_in_before(desk: Desk) -> None:
@@ -273,18 +274,18 @@ async def test_an_address_guesses_thirty_times_at_whomever(desk: Desk, hasher: C
     hasher.compared = 0
     for number in range(100):
         with pytest.raises((errors.NotAuthenticated, errors.Limited)):
-            await desk.login(f"user{number % 20}", "wrong_password", client=auth.Client("203.0.113.7"), peer=WEB)
+            await desk.login(f"user{number % 20}", "wrong_password", client=auth.ClientFacts("203.0.113.7"), peer=WEB)
     assert hasher.compared == 30
-    await desk.login("user0", client=auth.Client("203.0.113.8"), peer=WEB)
+    await desk.login("user0", client=auth.ClientFacts("203.0.113.8"), peer=WEB)
     with pytest.raises(errors.Limited, match="from your address"):
-        await desk.login("user0", client=auth.Client("203.0.113.7"), peer=GATEWAY)
+        await desk.login("user0", client=auth.ClientFacts("203.0.113.7"), peer=GATEWAY)
 
 
 async def test_a_client_that_names_other_addresses_is_counted_all_the_same(desk: Desk, hasher: CheapHasher) -> None:
     hasher.compared = 0
     for number in range(60):
         with pytest.raises((errors.NotAuthenticated, errors.Limited)):
-            await desk.login(f"nobody{number}", "wrong_password", client=auth.Client(f"203.0.113.{number}"))
+            await desk.login(f"nobody{number}", "wrong_password", client=auth.ClientFacts(f"203.0.113.{number}"))
     assert hasher.compared == 30
 
 
@@ -319,7 +320,7 @@ async def test_a_login_asks_the_same_of_the_stores_for_names_that_nobody_has(
 async def test_who_is_told_that_there_is_too_much_to_do_has_made_no_guess(desk: Desk, hasher: CheapHasher) -> None:
     """More than an account, and an address, may guess: each was told 503, and none of them was looked at."""
     await desk.world.register("anna")
-    passwords, client = desk.parts.passwords, auth.Client("203.0.113.7")
+    passwords, client = desk.parts.passwords, auth.ClientFacts("203.0.113.7")
     session = await desk.login(client=client, peer=WEB)
     hasher.compared, passwords._at_once = 0, passwords._most_at_once
     for name in ["anna", "nobody"] * 20:
@@ -414,7 +415,7 @@ async def test_what_belongs_to_a_login_happens_with_it_and_not_for_half_of_one(d
 async def test_a_link_of_a_key_opens_a_browsers_session_that_is_not_fresh(desk: Desk) -> None:
     _, new = await desk.world.user_with_key("anna")
     link = await desk.world.ask(auth.create_login_link, auth.CreateLoginLink(), new.api_key)
-    session = await desk.world.ask(auth.redeem_login_link, auth.RedeemLoginLink(link.token, auth.Client("192.0.2.9", "Firefox")))
+    session = await desk.world.ask(auth.redeem_login_link, auth.RedeemLoginLink(link.token, auth.ClientFacts("192.0.2.9", "Firefox")))
     assert (await resume(desk, session.session_token)).step is Step.DONE
     assert (await desk.identify(session)).confirmed_at == 0
     with pytest.raises(errors.ConfirmationNeeded):
@@ -462,7 +463,7 @@ async def test_a_key_that_may_do_less_than_its_owner_opens_no_session(
             return found
 
         monkeypatch.setattr(gate, "_identify", identified)
-        monkeypatch.setattr(access, "check_network", lambda *_: None)
+        monkeypatch.setattr(access_table, "check_network", lambda *_: None)
         asking = desk.world.ask(auth.create_login_link, auth.CreateLoginLink(), new.api_key)
         if opens:
             await asking
@@ -490,7 +491,7 @@ async def organisation(settings: AuthSettings, *members: UserId, tier: str = "en
     return team
 
 
-async def switch(desk: Desk, session: auth.Session, team: TenantId | None) -> auth.Session:
+async def switch(desk: Desk, session: auth.LoginSession, team: TenantId | None) -> auth.LoginSession:
     return await desk.world.ask(accounts.switch_organisation, accounts.SwitchTeam(team), session.access_token)
 
 
@@ -554,12 +555,12 @@ async def test_who_remembers_a_token_hears_when_its_session_ends_or_changes(desk
         found: int = await by_hand.value(settings.database_url, "SELECT count(*) FROM auth.changes WHERE user_id = $1", user.id)
         return found
 
-    async def reuse(session: auth.Session) -> None:
+    async def reuse(session: auth.LoginSession) -> None:
         await refresh(desk, (await refresh(desk, session.session_token)).session_token)
         with pytest.raises(errors.NotAuthenticated):
             await refresh(desk, session.session_token)
 
-    ways: list[Callable[[auth.Session], Awaitable[object]]] = [
+    ways: list[Callable[[auth.LoginSession], Awaitable[object]]] = [
         lambda session: desk.world.ask(auth.logout_user, auth.LogoutUser(session.session_token)),
         lambda session: desk.world.ask(accounts.end_session, accounts.EndSession(), session.access_token),
         lambda session: switch(desk, session, team),

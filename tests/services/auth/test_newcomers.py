@@ -33,7 +33,7 @@ async def register(
     email: str = "",
     password: str = "a good sentence",
 ) -> auth.User:
-    wanted = auth.RegisterUser(auth.UserData(name, email or f"{name}@example.com", password), auth.Client(address, "a browser"))
+    wanted = auth.RegisterUser(auth.UserData(name, email or f"{name}@example.com", password), auth.ClientFacts(address, "a browser"))
     return await world.ask(auth.register_user, wanted, by, peer=peer)
 
 

@@ -11,9 +11,10 @@ import pytest
 
 from services.auth.service import AuthService
 from services.auth.settings import AuthSettings
-from shared import certificates, errors
+from shared import errors
 from shared.api import auth, membership
 from shared.api.gateway import Check
+from shared.identity import certificates
 from shared.node import Node, NodeSettings
 from shared.types import NodeId, Role
 from tests import testnet as testnet_module

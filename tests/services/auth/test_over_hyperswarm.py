@@ -8,11 +8,12 @@ import pytest
 
 from services.auth.service import AuthService
 from services.auth.settings import AuthSettings
-from shared import certificates, errors, identity, tickets
+from shared import errors
 from shared.api import auth, membership
-from shared.node import enrolling
-from shared.node import membership as kept_membership
-from shared.node.client import ClientNode
+from shared.identity import certificates, node_keys, tickets
+from shared.node import enrollment
+from shared.node import membership_file as kept_membership
+from shared.node.client_node import ClientNode
 from shared.types import Credential, Role
 from tests import dht
 from tests.services.auth.surroundings import ADMIN_PASSWORD
@@ -44,19 +45,19 @@ async def test_from_a_ticket_to_a_certificate_and_out_again(administrator: tuple
     client, token = administrator
     made = await client.rpc.call(membership.create_ticket, membership.CreateTicket(Role.WORKER, labels={"zone": "eu"}), credential=token)
     assert "127.0.0.1" in made.warnings[0]
-    key, newcomer, heard = identity.NodeKey(identity.new_seed()), enrolling.Newcomer("box", {"gpu": "a"}), list[str]()
+    key, newcomer, heard = node_keys.NodeKey(node_keys.new_seed()), enrollment.EnrollingNode("box", {"gpu": "a"}), list[str]()
     ticket = tickets.parse(made.ticket)
-    await enrolling.enrol(ticket, key, newcomer, heard.append)
-    reply = await enrolling.enrol(ticket, key, newcomer, heard.append)  # as after a lost reply
+    await enrollment.enrol(ticket, key, newcomer, heard.append)
+    reply = await enrollment.enrol(ticket, key, newcomer, heard.append)  # as after a lost reply
     found = certificates.check(reply.certificate, (ticket.authority_id,), time.time())
     assert (found.node, found.role, dict(found.labels)) == (key.id, Role.WORKER, {"zone": "eu", "gpu": "a"})
-    other = identity.NodeKey(identity.new_seed())
+    other = node_keys.NodeKey(node_keys.new_seed())
     with pytest.raises(errors.BadTicket, match="used up"):
-        await enrolling.enrol(ticket, other, newcomer, heard.append)
-    kept = await enrolling.renew_at_enrolment_topic(kept_membership.of(reply), key)
+        await enrollment.enrol(ticket, other, newcomer, heard.append)
+    kept = await enrollment.renew_at_enrolment_topic(kept_membership.of(reply), key)
     assert certificates.check(kept.certificate, kept.authorities, time.time()).node == key.id
     gone = await client.rpc.call(membership.revoke_member, membership.RevokeMember(key.id), credential=token)
     assert gone.state == "revoked"
     with pytest.raises((errors.NotReachable, errors.NodeRevoked)):
         # The firewall does not even answer it now.
-        await enrolling.renew_at_enrolment_topic(kept, key, means=enrolling.Means(find_seconds=3))
+        await enrollment.renew_at_enrolment_topic(kept, key, means=enrollment.Means(find_seconds=3))

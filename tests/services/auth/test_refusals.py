@@ -6,7 +6,7 @@ import pytest
 
 from shared import errors
 from shared.api import audit, auth
-from shared.api.audit import Act, Result
+from shared.api.audit import AuditedAct, Result
 from shared.types import NodeId, Peer, Role
 from tests.services.auth.mfa.equipment import WEB
 from tests.services.auth.surroundings import CLIENT, PASSWORD, Surroundings
@@ -17,15 +17,15 @@ ASKED = auth.ListUsers()
 
 
 @pytest.fixture
-def noted(world: Surroundings, monkeypatch: pytest.MonkeyPatch) -> list[Act]:
-    acts: list[Act] = []
+def noted(world: Surroundings, monkeypatch: pytest.MonkeyPatch) -> list[AuditedAct]:
+    acts: list[AuditedAct] = []
     monkeypatch.setattr(world.service._assembly.trail, "note", acts.append)
     return acts
 
 
-async def log_in(world: Surroundings, name: str, address: str) -> auth.Session:
+async def log_in(world: Surroundings, name: str, address: str) -> auth.LoginSession:
     """By the web pages, which saw this address."""
-    request = auth.LoginUser(auth.Credentials(PASSWORD, username=name), client=auth.Client(address))
+    request = auth.LoginUser(auth.Credentials(PASSWORD, username=name), client=auth.ClientFacts(address))
     return await world.ask(auth.login_user, request, peer=WEB)
 
 
@@ -35,7 +35,7 @@ async def refused(world: Surroundings, credential: str | None, peer: Peer) -> No
 
 
 @pytest.mark.parametrize("door", [WEB, GATEWAY], ids=["web", "gateway"])
-async def test_who_comes_by_a_door_is_where_they_logged_in(world: Surroundings, noted: list[Act], door: Peer) -> None:
+async def test_who_comes_by_a_door_is_where_they_logged_in(world: Surroundings, noted: list[AuditedAct], door: Peer) -> None:
     anna = await world.register("anna")
     session = await log_in(world, "anna", "203.0.113.7")
     await refused(world, session.access_token, door)
@@ -43,7 +43,7 @@ async def test_who_comes_by_a_door_is_where_they_logged_in(world: Surroundings, 
     assert (act.action, act.actor, act.result, act.address) == (auth.list_users.name, anna.id, Result.REFUSED, "203.0.113.7")
 
 
-async def test_who_calls_over_the_mesh_is_the_node_that_calls(world: Surroundings, noted: list[Act]) -> None:
+async def test_who_calls_over_the_mesh_is_the_node_that_calls(world: Surroundings, noted: list[AuditedAct]) -> None:
     """Also with a session that was opened elsewhere: a token that was copied is used from another place."""
     _, new = await world.user_with_key("anna")
     session = await log_in(world, "anna", "203.0.113.7")
@@ -52,7 +52,7 @@ async def test_who_calls_over_the_mesh_is_the_node_that_calls(world: Surrounding
     assert [act.address for act in noted] == [CLIENT.node] * 3
 
 
-async def test_nobody_is_where_another_was(world: Surroundings, noted: list[Act]) -> None:
+async def test_nobody_is_where_another_was(world: Surroundings, noted: list[AuditedAct]) -> None:
     _, new = await world.user_with_key("anna")
     await world.register("ben")
     mine, theirs = await log_in(world, "anna", "203.0.113.7"), await log_in(world, "ben", "203.0.113.8")

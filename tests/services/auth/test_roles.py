@@ -10,19 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.auth import roles
-from shared import access, errors
-from shared.access import Permission
-from shared.api.auth import ApiKey, GenerateApiKey, KeyBounds, KeyKind, KeyLimits, Principal
+from shared import errors
+from shared.access import access_table
+from shared.access.access_table import Permission
+from shared.api.auth import ApiKey, ApiKeyLimits, GenerateApiKey, KeyBounds, KeyKind, Principal
 from shared.types import KeyId, MicroCredits, ModelName, TenantId, Tier, UserId, UserRole
 from tests.cases import case
 
 ME, OTHER = UserId(UUID(int=1)), UserId(UUID(int=2))
 
 
-NONE = KeyLimits()
+NONE = ApiKeyLimits()
 
 
-def principal(role: UserRole = UserRole.USER, limits: KeyLimits = NONE) -> Principal:
+def principal(role: UserRole = UserRole.USER, limits: ApiKeyLimits = NONE) -> Principal:
     return Principal(ME, "me", role, Tier.FREE, key_limits=limits)
 
 
@@ -31,7 +32,7 @@ def a_key(role: UserRole = UserRole.USER, kind: KeyKind = KeyKind.LIVE, stored: 
     return msgspec.structs.replace(principal(role), key_id=KeyId(UUID(int=3)), scopes=roles.scopes_of_key(kind, role, stored))
 
 
-def limits(name: str, value: int | None) -> KeyLimits:
+def limits(name: str, value: int | None) -> ApiKeyLimits:
     return msgspec.structs.replace(NONE, **{name: value})
 
 
@@ -67,7 +68,7 @@ def test_subject_of(role: UserRole, named: UserId | None, expected: UserId | Non
     ],
 )
 def test_limits_of_a_new_key(ceiling: int | None, asked: int | None, error: type[errors.AimeshError] | None) -> None:
-    for name in KeyLimits.__struct_fields__:
+    for name in ApiKeyLimits.__struct_fields__:
         with case(name):
             caller = principal(limits=limits(name, ceiling))
             if error is None:
@@ -80,12 +81,12 @@ def test_limits_of_a_new_key(ceiling: int | None, asked: int | None, error: type
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        (KeyLimits(tokens_per_minute=0), "tokens_per_minute: a whole number from 1 to 2147483647"),
-        (KeyLimits(concurrency=2**31), "concurrency: a whole number from 1 to 2147483647"),
-        (KeyLimits(budget_micro=MicroCredits(0)), r"budget: from 0\.000001 to .* credits"),
+        (ApiKeyLimits(tokens_per_minute=0), "tokens_per_minute: a whole number from 1 to 2147483647"),
+        (ApiKeyLimits(concurrency=2**31), "concurrency: a whole number from 1 to 2147483647"),
+        (ApiKeyLimits(budget_micro=MicroCredits(0)), r"budget: from 0\.000001 to .* credits"),
     ],
 )
-def test_a_limit_that_is_none_says_what_is_one(asked: KeyLimits, says: str) -> None:
+def test_a_limit_that_is_none_says_what_is_one(asked: ApiKeyLimits, says: str) -> None:
     with pytest.raises(errors.BadRequest, match=says):
         roles.check_limits_of_new_key(principal(), asked)
 
@@ -99,7 +100,7 @@ def test_a_key_that_may_all_that_its_owner_may_opens_a_session(role: UserRole) -
 @pytest.mark.parametrize(
     "changed",
     [
-        *(pytest.param({"key_limits": msgspec.structs.replace(NONE, **{name: 5})}, id=name) for name in KeyLimits.__struct_fields__),
+        *(pytest.param({"key_limits": msgspec.structs.replace(NONE, **{name: 5})}, id=name) for name in ApiKeyLimits.__struct_fields__),
         pytest.param({"models": (ModelName("a"),)}, id="bound to models"),
         pytest.param({"networks": ("10.0.0.0/8",)}, id="bound to networks"),
         pytest.param({"team_id": TenantId(UUID(int=9))}, id="of an organisation"),
@@ -164,7 +165,7 @@ def all_of(granted: frozenset[Permission]) -> frozenset[Permission]:
 
 
 def may(role: UserRole, kind: KeyKind, stored: tuple[str, ...]) -> frozenset[Permission]:
-    return all_of(access.permissions_of(role, roles.scopes_of_key(kind, role, stored)))
+    return all_of(access_table.permissions_of(role, roles.scopes_of_key(kind, role, stored)))
 
 
 def admits(networks: tuple[str, ...], address: str) -> bool:
@@ -180,7 +181,7 @@ def test_a_new_key_never_does_what_its_maker_may_not(maker: Principal, kind: Key
         terms = roles.terms_of_new_key(maker, maker.role, request, NOW)
     except (errors.NotAllowed, errors.BadRequest):
         return
-    granted = all_of(access.permissions_of(maker.role, maker.scopes))
+    granted = all_of(access_table.permissions_of(maker.role, maker.scopes))
     assert may(maker.role, kind, terms.bounds.scopes) <= granted
     assert kind is KeyKind.ADMIN or Permission.EVERYTHING not in may(maker.role, kind, terms.bounds.scopes)
     if maker.scopes is not None and Permission.EVERYTHING not in granted:
@@ -205,7 +206,7 @@ def test_a_key_is_rotated_by_none_that_may_less(maker: Principal, kind: KeyKind,
         assert maker.key_id is not None, "a login rotates all of its user's"
         roles.check_may_rotate(maker, msgspec.structs.replace(key, id=KeyId(UUID(int=3))), maker.role)
         return
-    assert may(maker.role, kind, stored.scopes) <= all_of(access.permissions_of(maker.role, maker.scopes))
+    assert may(maker.role, kind, stored.scopes) <= all_of(access_table.permissions_of(maker.role, maker.scopes))
     assert maker.key_id is None or maker.expires_at is None or (ends_at is not None and ends_at <= maker.expires_at)
     assert all(admits(maker.networks, address) or not admits(stored.networks, address) for address in ADDRESSES)
 
@@ -240,7 +241,7 @@ def test_a_key_rotates_none_that_its_bounds_do_not_cover(by: KeyBounds, rotated:
 
 
 def test_a_key_with_a_limit_rotates_no_other() -> None:
-    for name in KeyLimits.__struct_fields__:
+    for name in ApiKeyLimits.__struct_fields__:
         with case(name):
             key = ApiKey(KeyId(UUID(int=4)), ME, "k", "…", True, NOW, kind=KeyKind.LIVE, bounds=KeyBounds(), expires_at=None)
             with pytest.raises(errors.NotAllowed, match="a limit of its own rotates no other key"):
@@ -253,6 +254,6 @@ stored_scopes = st.lists(st.one_of(st.text(max_size=20), st.sampled_from([str(pe
 @given(role=st.sampled_from(UserRole), kind=st.sampled_from(KeyKind), stored=stored_scopes)
 def test_a_principal_carries_exactly_what_its_key_may(role: UserRole, kind: KeyKind, stored: tuple[str, ...]) -> None:
     carried = roles.scopes_of_key(kind, role, stored)
-    assert {str(permission) for permission in access.permissions_of(role, carried)} == set(carried)
+    assert {str(permission) for permission in access_table.permissions_of(role, carried)} == set(carried)
     if stored and not set(stored) & set(Permission):
         assert carried == (), "what this version does not know is not everything"

@@ -13,13 +13,13 @@ from services.auth import api_keys, newcomers, passwords
 from services.auth.service import AuthService
 from services.auth.settings import AuthSettings
 from shared import errors
-from shared.api import auth, business, events, organisations
+from shared.api import auth, business, events, organizations
 from shared.rpc import bodies
 from shared.types import Credential, MicroCredits, TenantId, Tier, UserId, UserRole
 from tests.servers import PostgresServer, ValkeyServer
 from tests.services.auth.surroundings import ADMIN_PASSWORD, PASSWORD, Surroundings, fields_of
 
-LIMITS = auth.KeyLimits(50, 5, 10_000, 2, MicroCredits(2_500_000))
+LIMITS = auth.ApiKeyLimits(50, 5, 10_000, 2, MicroCredits(2_500_000))
 
 
 async def test_register_login_key_and_back(world: Surroundings) -> None:
@@ -92,9 +92,9 @@ async def test_while_registration_is_closed_an_invitation_lets_its_addressee_reg
     world = Surroundings()
     async with AuthService.open(msgspec.structs.replace(settings, open_registration=False), world.as_node()) as world.service:
         admin = await world.admin_token()
-        team = await world.ask(organisations.create_organisation, organisations.CreateOrganisation("Lab"), admin)
-        invite = organisations.InviteMember(team.id, "John@Example.com", organisations.TeamRole.MEMBER)
-        invitation = await world.ask(organisations.invite_member, invite, admin)
+        team = await world.ask(organizations.create_organisation, organizations.CreateOrganization("Lab"), admin)
+        invite = organizations.InviteMember(team.id, "John@Example.com", organizations.TeamRole.MEMBER)
+        invitation = await world.ask(organizations.invite_member, invite, admin)
 
         async def register(name: str, email: str, code: str | None) -> auth.User:
             body = auth.RegisterUser(auth.UserData(name, email, PASSWORD), invitation=code)
@@ -109,8 +109,8 @@ async def test_while_registration_is_closed_an_invitation_lets_its_addressee_reg
                 await register(name, email, code)
         await register("john_doe", "john@example.com", invitation.token)
         session = await world.login()
-        accept = organisations.AcceptInvitation(invitation.token)
-        assert (await world.ask(organisations.accept_invitation, accept, session.access_token)).id == team.id
+        accept = organizations.AcceptInvitation(invitation.token)
+        assert (await world.ask(organizations.accept_invitation, accept, session.access_token)).id == team.id
         with pytest.raises(errors.NotAllowed, match="registration is closed"):
             await register("john_two", "john@example.com", invitation.token)
 
@@ -124,16 +124,16 @@ async def test_while_registration_is_closed_an_inviter_lets_few_people_register_
     async with AuthService.open(closed, world.as_node()) as world.service:
 
         async def invited(number: int, by: str, team: TenantId) -> auth.User:
-            invite = organisations.InviteMember(team, f"user{number}@example.com", organisations.TeamRole.OWNER)
-            code = (await world.ask(organisations.invite_member, invite, by)).token
+            invite = organizations.InviteMember(team, f"user{number}@example.com", organizations.TeamRole.OWNER)
+            code = (await world.ask(organizations.invite_member, invite, by)).token
             body = auth.RegisterUser(auth.UserData(f"user{number}", invite.email, PASSWORD), invitation=code)
             made = await world.ask(auth.register_user, body)
             token = (await world.login(f"user{number}")).access_token
-            await world.ask(organisations.accept_invitation, organisations.AcceptInvitation(code), token)
+            await world.ask(organizations.accept_invitation, organizations.AcceptInvitation(code), token)
             return made
 
         async def found(by: str) -> TenantId:
-            return (await world.ask(organisations.create_organisation, organisations.CreateOrganisation("Lab"), by)).id
+            return (await world.ask(organizations.create_organisation, organizations.CreateOrganization("Lab"), by)).id
 
         admin = await world.admin_token()
         first, second = await found(admin), await found(admin)
@@ -145,8 +145,8 @@ async def test_while_registration_is_closed_an_inviter_lets_few_people_register_
         assert refused.value.hint == "try again tomorrow, or ask an administrator for an account"
         assert refused.value.code == errors.Limited.code
         assert 23 * 3600 < (refused.value.retry_after_seconds or 0) <= 24 * 3600
-        invite = organisations.InviteMember(first, "user4@example.com", organisations.TeamRole.OWNER)
-        code = (await world.ask(organisations.invite_member, invite, owner)).token
+        invite = organizations.InviteMember(first, "user4@example.com", organizations.TeamRole.OWNER)
+        code = (await world.ask(organizations.invite_member, invite, owner)).token
         for _ in range(3):
             with pytest.raises(errors.AlreadyExists):
                 await world.ask(auth.register_user, auth.RegisterUser(auth.UserData("user1", invite.email, PASSWORD), invitation=code))

@@ -10,8 +10,8 @@ import pytest
 
 from services.auth.sessions import Closed, Link, Login, Opened, Over, Session, Sessions
 from services.auth.tokens import SessionToken
-from shared.api.auth import Client, SessionKind, Step
-from shared.cache import Cache
+from shared.api.auth import ClientFacts, SessionKind, Step
+from shared.stores.cache import Cache
 from shared.types import TenantId, UserId
 
 USER, OTHER = UserId(uuid4()), UserId(uuid4())
@@ -333,7 +333,7 @@ async def test_a_confirmed_session_is_fresh_again(sessions: Sessions, clock: Clo
 
 
 async def test_a_user_sees_their_sessions_the_newest_first_with_where_they_come_from(sessions: Sessions, clock: Clock) -> None:
-    first = await sessions.open(Login(user_id=USER, client=Client("203.0.113.7", "Mozilla/5.0 (X11)")))
+    first = await sessions.open(Login(user_id=USER, client=ClientFacts("203.0.113.7", "Mozilla/5.0 (X11)")))
     clock.now += 1
     second = await sessions.open(BROWSER)
     await sessions.open(HALFWAY)
@@ -346,7 +346,7 @@ async def test_a_user_sees_their_sessions_the_newest_first_with_where_they_come_
 
 
 async def test_what_a_client_calls_itself_is_kept_short_and_printable(sessions: Sessions) -> None:
-    opened = await sessions.open(Login(user_id=USER, client=Client("1" * 1000, "a\x1b[31m\nb\0" + "c" * 1000)))
+    opened = await sessions.open(Login(user_id=USER, client=ClientFacts("1" * 1000, "a\x1b[31m\nb\0" + "c" * 1000)))
     found = await sessions.find(opened.session.id)
     assert found is not None
     assert found.client.address == "1" * 60
@@ -394,7 +394,7 @@ async def test_sessions_end_one_by_one_all_others_or_all(sessions: Sessions) -> 
 
 
 async def test_nothing_is_left_of_an_ended_session(sessions: Sessions, valkey_url: str) -> None:
-    opened = await sessions.open(Login(user_id=USER, client=Client("203.0.113.7", "canary")))
+    opened = await sessions.open(Login(user_id=USER, client=ClientFacts("203.0.113.7", "canary")))
     await sessions.open(HALFWAY)
     await refreshed(sessions, opened.token)
     await sessions.end_all(USER)

@@ -19,12 +19,12 @@ from services.auth.api_keys import Mark
 from services.auth.roles import KeyTerms
 from services.auth.store import MOST_ACTIVE_KEYS, NewKey, Store
 from shared import errors
-from shared.api.auth import ApiKey, Change, KeyBounds, KeyKind, KeyLimits, User
-from shared.database import Database
+from shared.api.auth import ApiKey, ApiKeyLimits, Change, KeyBounds, KeyKind, User
+from shared.stores.database import Database
 from shared.types import MicroCredits, ModelName, TenantId, Tier, UserId, UserRole
 from tests.services.auth import by_hand
 
-NO_LIMITS = KeyLimits()
+NO_LIMITS = ApiKeyLimits()
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ async def revoke(store: Store, key: ApiKey) -> ApiKey | None:
 
 
 async def add_key(
-    store: Store, user: User, key_hash: str = "k", name: str = "default", limits: KeyLimits = NO_LIMITS, **changed: Any
+    store: Store, user: User, key_hash: str = "k", name: str = "default", limits: ApiKeyLimits = NO_LIMITS, **changed: Any
 ) -> ApiKey:
     terms = dataclasses.replace(KeyTerms(KeyKind.LIVE, limits, KeyBounds(), None), **changed)
     async with store.bound(TenantId(user.id)) as transaction:
@@ -137,7 +137,7 @@ async def test_the_owner_of_a_key(store: Store) -> None:
 
 
 async def test_a_key_keeps_each_of_its_limits(store: Store) -> None:
-    limits = KeyLimits(1, 2, 3, 4, MicroCredits(10**18))
+    limits = ApiKeyLimits(1, 2, 3, 4, MicroCredits(10**18))
     key = await add_key(store, await add_user(store), limits=limits)
     owned = await store.find_owner_of_key("k")
     assert owned is not None
@@ -213,7 +213,7 @@ async def test_who_was_premium_is_pro_after_the_upgrade(postgres_url: str, tmp_p
         assert (anna.tier, bob.tier) == (Tier.PRO, Tier.FREE)
         owned = await store.find_owner_of_key("anna")
         assert owned is not None
-        assert owned.principal.key_limits == KeyLimits(requests_per_hour=7)
+        assert owned.principal.key_limits == ApiKeyLimits(requests_per_hour=7)
         # Gateways that are up with the old name in their caches are told.
         assert (await store.missed_changes(1))[-1].user_id == anna.id
         assert (await set_tier(store, bob.id, Tier.ENTERPRISE)).tier is Tier.ENTERPRISE

@@ -11,7 +11,7 @@ from shared.types import RequestId
 
 
 class FakeCounters:
-    """The script runner of shared.cache. Its clock stands still, and it may be away."""
+    """The script runner of shared.stores.cache. Its clock stands still, and it may be away."""
 
     def __init__(self) -> None:
         self.limits = LocalLimits()

@@ -37,7 +37,7 @@ from services.gateway.repeats.idempotency import Idempotency
 from services.gateway.repeats.idempotency_keys import Asked, Held, New, Orphaned, State
 from services.gateway.repeats.idempotency_store import IdempotencyStore
 from services.gateway.repeats.takes import Takes
-from shared import credentials, errors
+from shared import errors
 from shared.api import auth, events, inference
 from shared.api.embedding import Embedded
 from shared.api.gateway import ServedModel
@@ -46,7 +46,8 @@ from shared.api.inference import Receipt
 from shared.api.ledger import MICRO, LedgerReport, ModelPrice
 from shared.api.usage import UserUsage
 from shared.api.usage_report import ListRequests, LoggedRequest
-from shared.directory import Announcement, Directory, Load, ModelOffer
+from shared.discovery.directory import Announcement, Directory, ModelOffer, WorkerLoad
+from shared.identity import credentials
 from shared.telemetry import Metrics
 from shared.types import Credential, FinishReason, KeyId, MicroCredits, ModelName, NodeId, RequestId, Role, Tier, UserId, UserRole
 from tests.services.gateway.fake_counters import FakeCounters
@@ -63,9 +64,9 @@ def node_id(number: int) -> NodeId:
     return NodeId(f"U{number:055d}")
 
 
-def announcement(number: int, *models: str, load: Load | None = None, only_embeds: bool = False, **more: Any) -> Announcement:
+def announcement(number: int, *models: str, load: WorkerLoad | None = None, only_embeds: bool = False, **more: Any) -> Announcement:
     offers = tuple(ModelOffer(ModelName(name), 2048, only_embeds=only_embeds) for name in models)
-    return Announcement(Role.WORKER, node_id(number), "1", datetime(2026, 1, 1, tzinfo=UTC), offers, load or Load(slots=4), **more)
+    return Announcement(Role.WORKER, node_id(number), "1", datetime(2026, 1, 1, tzinfo=UTC), offers, load or WorkerLoad(slots=4), **more)
 
 
 class FakeDirectory(Directory):
@@ -74,7 +75,7 @@ class FakeDirectory(Directory):
     def __init__(self) -> None:
         super().__init__(lambda: 0.0)
 
-    def worker(self, number: int, *models: str, load: Load | None = None, **more: Any) -> None:
+    def worker(self, number: int, *models: str, load: WorkerLoad | None = None, **more: Any) -> None:
         self.heard(announcement(number, *models, load=load, **more), "nats")
 
 
@@ -105,7 +106,7 @@ class FakeWorker:
 class _Answer:
     end: Any
 
-    def __init__(self, items: AsyncIterator[Any], accepted: inference.Accepted | None = None) -> None:
+    def __init__(self, items: AsyncIterator[Any], accepted: inference.PromptAccepted | None = None) -> None:
         self._items = items
         self.accepted = accepted
 
@@ -147,7 +148,7 @@ class FakeRpc:
         assert credential is None, "a worker never sees whose prompt it runs"
         worker = self.workers[to]
         worker.asked.append(request)
-        answer = _Answer(worker.run(request), inference.Accepted(worker.prompt_tokens))
+        answer = _Answer(worker.run(request), inference.PromptAccepted(worker.prompt_tokens))
         try:
             yield answer
         finally:
@@ -342,7 +343,7 @@ class House:
         self.embeddings = EmbeddingsOnce(Embeddings(self.pipeline, parts), keys)
         self.rpc.answers |= {"auth.validateApiKey": self._validate, "auth.identify": self._identify}
 
-    def add_worker(self, number: int, worker: FakeWorker, *models: str, load: Load | None = None, **more: Any) -> None:
+    def add_worker(self, number: int, worker: FakeWorker, *models: str, load: WorkerLoad | None = None, **more: Any) -> None:
         self.rpc.workers[node_id(number)] = worker
         self.directory.worker(number, *models, load=load, **more)
 

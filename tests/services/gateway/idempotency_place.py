@@ -16,10 +16,11 @@ from services.gateway.repeats.idempotency_store import IdempotencyStore
 from services.gateway.repeats.repeat import Repeat
 from services.gateway.repeats.takes import Take, Takes
 from services.gateway.store import opened
-from shared import database, errors
+from shared import errors
 from shared.api.gateway import InferenceRequest, InferenceResult
 from shared.api.generation import Usage
 from shared.api.inference import Chunk
+from shared.stores import database
 from shared.types import FinishReason, ModelName, NodeId, RequestId, UserId
 
 ADA, BOB = UserId(UUID(int=1)), UserId(UUID(int=2))

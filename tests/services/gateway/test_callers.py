@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.gateway.callers import Callers
-from shared import credentials, errors
+from shared import errors
 from shared.api import auth
+from shared.identity import credentials
 from shared.types import Credential
 from tests.services.gateway.fakes import KEY, OWNER, PERSON, TOKEN, USER, FakeRpc
 

@@ -7,7 +7,7 @@ import pytest
 
 from shared import context, errors
 from shared.api.gateway import InferenceRequest, InferenceResult
-from shared.telemetry.answers import MAX_MODELS, OTHER
+from shared.telemetry.answer_metrics import MAX_MODELS, OTHER
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import OWNER, FakeWorker, House
 

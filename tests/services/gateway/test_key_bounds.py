@@ -16,10 +16,10 @@ from shared import errors
 from shared.api import auth, gateway, ledger, usage_report
 from shared.api.auth import Principal
 from shared.api.gateway import InferenceRequest, ProcessInferenceRequest
-from shared.node import http as node_http
-from shared.node import web_hop
+from shared.node import client_address
+from shared.node.http import http_server as node_http
 from shared.node.settings import NodeSettings
-from shared.rpc.gate import Gate
+from shared.rpc.authorization import Authorizer
 from shared.types import Credential, ModelName, Role, UserRole
 from tests.cases import case
 from tests.services.gateway import fakes
@@ -188,9 +188,9 @@ class OverLink:
     caller_role: Role = Role.CLIENT
 
 
-def gate(house: House) -> tuple[Gate, list[tuple[str, Principal | None, str]]]:
+def gate(house: House) -> tuple[Authorizer, list[tuple[str, Principal | None, str]]]:
     refused: list[tuple[str, Principal | None, str]] = []
-    return Gate(house.callers.identify, lambda method, _visitor, who, error: refused.append((method, who, error.message))), refused
+    return Authorizer(house.callers.identify, lambda method, _visitor, who, error: refused.append((method, who, error.message))), refused
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ async def served(house: House, hop_secret: str | None = None, **settings: Any) -
     with socket.create_server(("127.0.0.1", 0)) as sock:
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"
         server = node_http.HttpServer(
-            web_hop.BehindWeb(house.app(), hop_secret), sock, NodeSettings(node_key_file=Path("/nowhere"), **settings)
+            client_address.ClientAddress(house.app(), hop_secret), sock, NodeSettings(node_key_file=Path("/nowhere"), **settings)
         )
 
         async def ask(source: str, headers: list[tuple[str, str]]) -> httpx.Response:
@@ -309,7 +309,7 @@ async def served(house: House, hop_secret: str | None = None, **settings: Any) -
 
 
 PROXY, STRANGER = "127.0.0.1", "127.0.0.77"
-FORWARDED, HOP = "X-Forwarded-For", web_hop.SECRET.decode()
+FORWARDED, HOP = "X-Forwarded-For", client_address.SECRET.decode()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from shared import errors
 from shared.api import auth, gateway, inference
 from shared.api.gateway import ModelPlace
 from shared.api.inference import ModelState, ModelStatus
-from shared.directory import Load
+from shared.discovery.directory import WorkerLoad
 from shared.types import ModelName, NodeId, Tier, UserRole
 from tests.services.gateway.fakes import USER, FakeDirectory, FakeRpc, node_id
 
@@ -39,7 +39,7 @@ class Site:
         self.rpc, self.nodes = Rpc(), FakeDirectory()
         for number, models in enumerate(workers):
             # The first is the least loaded, so it is asked first.
-            self.nodes.worker(number, *models, load=Load(slots=1, running=number))
+            self.nodes.worker(number, *models, load=WorkerLoad(slots=1, running=number))
         self.orders = ModelOrders(self.rpc, self.nodes, {"alias": "m"})
 
     async def load(self, model: str = "m", worker: str | None = None, pin: bool | None = None) -> tuple[ModelPlace, ...]:

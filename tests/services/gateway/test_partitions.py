@@ -21,9 +21,10 @@ from services.gateway.partitions import AHEAD_DAYS, Partitions
 from services.gateway.reporting.days_store import DaysStore
 from services.gateway.store import Store
 from services.gateway.usage_store import UsageStore
-from shared import context, database
+from shared import context
 from shared.api.usage_report import ListRequests
-from shared.database import migrations, queries
+from shared.stores import database
+from shared.stores.database import migrations, queries
 from shared.telemetry import Metrics
 from shared.types import KeyId, MicroCredits, ModelName, RequestId, RequestStatus, Role, TenantId, UserId
 from tests.stacks import until

@@ -13,7 +13,7 @@ from services.gateway.repeats.takes import Takes
 from shared import context
 from shared.api.auth import Principal
 from shared.api.gateway import InferenceRequest, InferenceResult
-from shared.cache import Cache
+from shared.stores.cache import Cache
 from shared.types import UserId
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import OWNER, House

@@ -13,7 +13,7 @@ from shared.api import inference
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import Generation
 from shared.api.ledger import ModelPrice
-from shared.directory import Load
+from shared.discovery.directory import WorkerLoad
 from shared.types import MicroCredits, RequestStatus
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import OWNER, FakeWorker, House
@@ -124,7 +124,7 @@ async def test_seconds_of_compute_are_those_of_the_worker_and_not_of_the_queue(h
     house.books.prices = (price,)
     await house.parts.ledger.refresh_prices()
     worker, now = Slots(), 1000.0
-    house.add_worker(1, worker, "smollm2", load=Load(slots=4))
+    house.add_worker(1, worker, "smollm2", load=WorkerLoad(slots=4))
     house.pipeline.clock = house.dispatch.clock = lambda: now
     async with asyncio.TaskGroup() as tasks:
         asking = [tasks.create_task(ask(house, seconds=500, seed=seed)) for seed in range(48)]

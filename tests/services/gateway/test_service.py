@@ -19,10 +19,10 @@ from shared.api import audit, auth, gateway, inference, ledger, usage_report
 from shared.api.gateway import Check, InferenceRequest, ProcessInferenceRequest
 from shared.api.generation import Generation, Usage
 from shared.api.method import Nothing
-from shared.directory import Load, ModelOffer
+from shared.discovery.directory import ModelOffer, WorkerLoad
 from shared.node import Node, NodeSettings
-from shared.node.client import ClientNode
-from shared.rpc import Call, StreamCall, serves
+from shared.node.client_node import ClientNode
+from shared.rpc import RpcCall, StreamCall, serves
 from shared.types import Credential, FinishReason, MicroCredits, ModelName, Role, Tier, UserId, UserRole
 from tests.servers import PostgresServer, ValkeyServer
 from tests.services.gateway.fakes import KEY, OWNER, TOKEN, USER, announcement
@@ -61,32 +61,32 @@ class StandInAuth(StandIn):
         super().__init__(node)
         self.changes: asyncio.Queue[auth.Change] = asyncio.Queue()
         self.revoked, self.asked = False, 0  # type: ignore[misc]
-        self.acts: list[audit.Act] = []
+        self.acts: list[audit.AuditedAct] = []
 
     @serves(auth.validate_api_key)
-    async def validate(self, request: auth.ValidateApiKey, _call: Call) -> auth.Principal:
+    async def validate(self, request: auth.ValidateApiKey, _call: RpcCall) -> auth.Principal:
         self.asked += 1  # type: ignore[misc]
         if self.revoked or request.api_key != KEY:
             raise errors.NotAuthenticated("unknown or revoked")
         return OWNER
 
     @serves(auth.identify)
-    async def identify(self, request: auth.Identify, _call: Call) -> auth.Principal:
+    async def identify(self, request: auth.Identify, _call: RpcCall) -> auth.Principal:
         return ADMIN if request.credential == ADMIN_TOKEN else PERSON
 
     @serves(auth.get_user)
-    async def get_user(self, request: auth.GetUser, _call: Call) -> auth.User:
+    async def get_user(self, request: auth.GetUser, _call: RpcCall) -> auth.User:
         if request.user_id != OTHER.id:
             raise errors.NotFound("there is no user with this id")
         return OTHER
 
     @serves(auth.get_user_called)
-    async def get_user_called(self, request: auth.GetUserCalled, _call: Call) -> auth.User:
+    async def get_user_called(self, request: auth.GetUserCalled, _call: RpcCall) -> auth.User:
         assert request.user == OTHER.email
         return OTHER
 
     @serves(audit.record_acts)
-    async def record(self, request: audit.RecordActs, _call: Call) -> Nothing:
+    async def record(self, request: audit.RecordActs, _call: RpcCall) -> Nothing:
         self.acts += request.acts
         return Nothing()
 
@@ -105,7 +105,7 @@ class StandInWorker(StandIn):
         self.ran = 0
         self.cancelled = 0
         self.hangs = False
-        node.offer(models=(ModelOffer(ModelName("smollm2"), 2048),), load=Load(slots=4))
+        node.offer(models=(ModelOffer(ModelName("smollm2"), 2048),), load=WorkerLoad(slots=4))
 
     @serves(inference.process_prompt)
     async def process(self, request: inference.ProcessPrompt, stream: StreamCall[inference.Chunk]) -> Generation:

@@ -14,14 +14,15 @@ from nats.aio.msg import Msg
 
 from services.gateway.service import GatewayService
 from services.gateway.settings import GatewaySettings
-from shared import credentials, errors
-from shared.access import Permission
+from shared import errors
+from shared.access.access_table import Permission
 from shared.api import auth, inference
 from shared.api.auth import Principal
 from shared.api.generation import Generation, Usage
-from shared.directory import Load, ModelOffer
+from shared.discovery.directory import ModelOffer, WorkerLoad
+from shared.identity import credentials
 from shared.node import Node
-from shared.rpc import Call, StreamCall, serves
+from shared.rpc import RpcCall, StreamCall, serves
 from shared.types import Credential, FinishReason, KeyId, ModelName, Role, Tier, UserId, UserRole
 from tests.services.gateway.test_service import StandIn, StandInAuth
 from tests.testnet import MESH, RunningNode, testnet, until
@@ -58,7 +59,7 @@ PEOPLE = {
 
 class KeyAuth(StandInAuth):
     @serves(auth.validate_api_key)
-    async def validate(self, request: auth.ValidateApiKey, _call: Call) -> Principal:
+    async def validate(self, request: auth.ValidateApiKey, _call: RpcCall) -> Principal:
         found = PEOPLE.get(request.api_key)
         if found is None:
             raise errors.NotAuthenticated("this key is unknown or was revoked", hint="ask for a new one")
@@ -71,7 +72,7 @@ class Worker(StandIn):
     def __init__(self, node: Node) -> None:
         super().__init__(node)
         self.ran = self.running = self.cancelled = 0
-        node.offer(models=(ModelOffer(ModelName("smollm2"), 2048),), load=Load(slots=4))
+        node.offer(models=(ModelOffer(ModelName("smollm2"), 2048),), load=WorkerLoad(slots=4))
 
     @serves(inference.process_prompt)
     async def process(self, request: inference.ProcessPrompt, stream: StreamCall[inference.Chunk]) -> Generation:
@@ -79,7 +80,7 @@ class Worker(StandIn):
         self.running += 1
         prompt = request.prompt if isinstance(request.prompt, str) else request.prompt[-1].content
         try:
-            stream.accept(inference.Accepted(5))
+            stream.accept(inference.PromptAccepted(5))
             count = {"large": LARGE_COUNT, "endless": 10**9}.get(prompt, 2)
             for number in range(count):
                 await stream.send(inference.Chunk(LARGE if prompt == "large" else ("Hello", " world")[number % 2], (number,)))
@@ -92,11 +93,11 @@ class Worker(StandIn):
         return Generation(FinishReason.STOP, Usage(5, count))
 
     @serves(inference.list_available_models)
-    async def models(self, _request: inference.ListAvailableModels, _call: Call) -> inference.AvailableModels:
+    async def models(self, _request: inference.ListAvailableModels, _call: RpcCall) -> inference.AvailableModels:
         return inference.AvailableModels((STATUS,))
 
     @serves(inference.get_model_status)
-    async def status(self, request: inference.GetModelStatus, _call: Call) -> inference.ModelStatus:
+    async def status(self, request: inference.GetModelStatus, _call: RpcCall) -> inference.ModelStatus:
         if request.model_id != STATUS.model_id:
             raise errors.UnknownModel(f"there is no model {request.model_id!r} here")
         return STATUS

@@ -18,7 +18,7 @@ from shared import errors
 from shared.api import usage_report
 from shared.api.auth import Principal
 from shared.api.usage_report import Bucket, GetUsageReport, ListRequests, LoggedRequest, UsageBucket, UsageSum
-from shared.rpc import Call
+from shared.rpc import RpcCall
 from shared.types import Peer, RequestId, Role, TenantId, Tier, UserId, UserRole
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import PERSON, USER
@@ -169,8 +169,8 @@ def reports(store: StandIn) -> UsageReports:
     return UsageReports(cast("UsageStore", store), request_log_days=90)
 
 
-def call(principal: Principal) -> Call:
-    made = Call(CLIENT, deadline=0, credential=None, idempotency_key=None)
+def call(principal: Principal) -> RpcCall:
+    made = RpcCall(CLIENT, deadline=0, credential=None, idempotency_key=None)
     made.found = principal
     return made
 

@@ -18,8 +18,9 @@ from services.gateway.money.request_row import RequestRow
 from services.gateway.reporting.days_store import DaysStore
 from services.gateway.store import Store
 from services.gateway.usage_store import UsageStore
-from shared import database, errors
+from shared import errors
 from shared.api.usage_report import Bucket, GetUsageReport, ListRequests, LoggedRequest, UsageSum
+from shared.stores import database
 from shared.types import KeyId, MicroCredits, ModelName, RequestId, RequestStatus, TenantId, UserId
 
 #: Of the rows: on a day's border, so that whole days are tested with it.

@@ -5,12 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from services.inference import jobs
-from shared import directory, identity, telemetry
+from shared import telemetry
 from shared.api import inference
 from shared.api.gateway import Check
 from shared.api.generation import ChatMessage, Sampling
 from shared.api.inference import Chunk
-from shared.trust import Trust
+from shared.discovery import directory
+from shared.identity import node_keys
+from shared.identity.trust import Trust
 from shared.types import MeshName, ModelName, NodeId, Role
 
 #: Ends an answer; no byte of any UTF-8 text.
@@ -25,10 +27,10 @@ class Reader:
         self.prompt_tokens: int | None = None
         self.chunks: list[Chunk] = []
 
-    def accept(self, prompt_tokens: int | inference.Accepted | None = None) -> None:
+    def accept(self, prompt_tokens: int | inference.PromptAccepted | None = None) -> None:
         """As a sink it is told a number, as a mesh call the contract's message."""
         self.accepted = True
-        self.prompt_tokens = prompt_tokens.prompt_tokens if isinstance(prompt_tokens, inference.Accepted) else prompt_tokens
+        self.prompt_tokens = prompt_tokens.prompt_tokens if isinstance(prompt_tokens, inference.PromptAccepted) else prompt_tokens
 
     async def send(self, item: Chunk) -> None:
         self.chunks.append(item)
@@ -66,7 +68,7 @@ async def until(condition: Callable[[], object], seconds: float = 60) -> None:
 @dataclass
 class Offer:
     models: tuple[directory.ModelOffer, ...]
-    load: directory.Load
+    load: directory.WorkerLoad
     not_ready: str
 
 
@@ -92,14 +94,14 @@ class Node:
     def __init__(self) -> None:
         self.metrics = telemetry.Metrics("inference")
         self.offers: list[Offer] = []
-        key = identity.NodeKey(identity.new_seed())
+        key = node_keys.NodeKey(node_keys.new_seed())
         self.id = key.id
         self.mesh = MeshName("home")
         self.directory = directory.Directory(lambda: 0.0)
         self.trust = Trust(key, Role.WORKER)
         self.roads = Roads()
 
-    def offer(self, *, models: tuple[directory.ModelOffer, ...], load: directory.Load, not_ready: str = "") -> None:
+    def offer(self, *, models: tuple[directory.ModelOffer, ...], load: directory.WorkerLoad, not_ready: str = "") -> None:
         self.offers.append(Offer(models, load, not_ready))
 
 

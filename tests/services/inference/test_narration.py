@@ -9,12 +9,12 @@ import pytest
 
 from services.inference import narration
 from services.inference.narration import LOAD_EVERY_SECONDS, MEASURE_SECONDS, Facts, Narrator
-from shared import certificates, identity
 from shared.api import worker_status
 from shared.api.inference import ModelState, ModelStatus
 from shared.api.worker_status import Reached
-from shared.certificates import Subject
-from shared.directory import Announcement
+from shared.discovery.directory import Announcement
+from shared.identity import certificates, node_keys
+from shared.identity.certificates import Subject
 from shared.types import MeshName, ModelName, NodeId, Role
 from tests.services.inference.standins import Node
 
@@ -241,7 +241,7 @@ async def test_the_status_file_is_true_and_fresh(tmp_path: Path) -> None:
 
 def test_the_facts_come_from_the_node() -> None:
     node = Node()
-    ca = identity.Authority(identity.new_authority_seed())
+    ca = node_keys.Authority(node_keys.new_authority_seed())
     node.trust.authorities = (ca.id,)
     node.trust.certificate = certificates.issue(ca, Subject(node.id, Role.WORKER), 1_000_000)
     started = datetime(2026, 1, 2, tzinfo=UTC)

@@ -8,10 +8,11 @@ import pytest
 
 from services.inference.service import InferenceService
 from services.inference.settings import InferenceSettings
-from shared import errors, identity, rpc
+from shared import errors, rpc
 from shared.api import embedding, inference
 from shared.api.generation import Usage
 from shared.context import new_request_id
+from shared.identity import node_keys
 from shared.node.member import member
 from shared.node.settings import NodeSettings
 from shared.types import ModelName, NodeId, Role
@@ -62,7 +63,7 @@ async def test_a_gateway_gets_the_vectors_of_texts(net: TestNet) -> None:
         asked = embedding.Embed(ECHO, ("one two", "two one"), new_request_id(), dimensions=8)
         async with gateway.rpc.stream(embedding.embed, asked) as answer:
             vectors = [vector async for item in answer for vector in item.vectors]
-        assert answer.accepted == inference.Accepted(4)
+        assert answer.accepted == inference.PromptAccepted(4)
         assert answer.end == embedding.Embedded(8, 4)
         assert vectors[0] == vectors[1]
         assert len(vectors[0]) == 8 * 4
@@ -125,14 +126,14 @@ async def test_a_worker_credits_what_its_reader_took_and_not_what_it_sent(net: T
             assert (found.completion_tokens, found.credited_tokens) == (200, credited)
 
 
-async def receipts(client: rpc.Client, node: NodeId, *prompts: inference.ProcessPrompt) -> list[inference.Receipt]:
+async def receipts(client: rpc.RpcClient, node: NodeId, *prompts: inference.ProcessPrompt) -> list[inference.Receipt]:
     """With their signatures checked."""
     asked = inference.ReadReceipts(tuple(one.request_id for one in prompts))
     told = (await client.call(inference.read_receipts, asked, to=node)).receipts
-    assert all(identity.verify(node, inference.RECEIPT_PURPOSE, one.text, one.signature) for one in told)
+    assert all(node_keys.verify(node, inference.RECEIPT_PURPOSE, one.text, one.signature) for one in told)
     return [msgspec.msgpack.decode(one.text, type=inference.Receipt) for one in told]
 
 
-async def running(client: rpc.Client) -> int:
+async def running(client: rpc.RpcClient) -> int:
     status = await client.call(inference.get_model_status, inference.GetModelStatus(ECHO))
     return status.running

@@ -13,16 +13,17 @@ import msgspec
 import pytest
 
 from services.inference.receipts import Receipts
-from shared import errors, identity
+from shared import errors
 from shared.api import inference
 from shared.api.generation import Generation, Usage
 from shared.api.inference import Chunk, Receipt
 from shared.context import new_request_id
+from shared.identity import node_keys
 from shared.node.lifecycle import background
 from shared.types import FinishReason, RequestId
 from tests.services.inference.standins import Reader, until
 
-KEY = identity.NodeKey(identity.new_seed())
+KEY = node_keys.NodeKey(node_keys.new_seed())
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 STOP = Generation(FinishReason.STOP, Usage(7, 2))
 
@@ -31,7 +32,7 @@ def read(receipts: Receipts, request_id: RequestId) -> Receipt | None:
     """With its signature checked."""
     found = receipts.read((request_id,))
     for signed in found:
-        assert identity.verify(KEY.id, "receipt", signed.text, signed.signature)
+        assert node_keys.verify(KEY.id, "receipt", signed.text, signed.signature)
     return msgspec.msgpack.decode(found[0].text, type=Receipt) if found else None
 
 
@@ -184,7 +185,7 @@ _ENDLESS = """
 import asyncio, sys
 from pathlib import Path
 from services.inference.receipts import Receipts
-from shared import identity
+from shared.identity.node_keys import node_keys as identity
 from tests.services.inference.test_receipts import work
 
 async def run():

@@ -20,7 +20,7 @@ from shared.api.generation import ChatMessage, Generation, Usage
 from shared.api.inference import ModelState, ModelStatus
 from shared.context import new_request_id
 from shared.node.lifecycle import background
-from shared.rpc import Call, StreamCall
+from shared.rpc import RpcCall, StreamCall
 from shared.types import FinishReason, ModelName, Role
 from tests.services.inference import asked
 from tests.services.inference.standins import Node, Reader, until
@@ -55,7 +55,7 @@ async def run(service: InferenceService, prompt: inference.ProcessPrompt) -> tup
     return reader, await service.process_prompt(prompt, cast("StreamCall[inference.Chunk]", reader))
 
 
-CALL = cast("Call", None)
+CALL = cast("RpcCall", None)
 
 
 async def test_a_prompt_streams_its_tokens_and_ends_with_the_usage(service: InferenceService) -> None:

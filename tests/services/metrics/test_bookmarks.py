@@ -5,7 +5,7 @@ import pytest
 from services.metrics import bookmarks
 from services.metrics.bookmarks import Bookmarks
 from shared import errors
-from shared.rings import Reading, Ring
+from shared.telemetry.ring_buffer import RingBuffer, RingReading
 from shared.types import NodeId
 
 HERE = NodeId("U" + "HERE" + "A" * 51)
@@ -15,10 +15,10 @@ class Node:
     """Has a ring of 20, and gives 3 at once."""
 
     def __init__(self) -> None:
-        self.ring: Ring[int] = Ring(20)
+        self.ring: RingBuffer[int] = RingBuffer(20)
         self.answers = 100
 
-    async def ask(self, after: int) -> Reading[int]:
+    async def ask(self, after: int) -> RingReading[int]:
         self.answers -= 1
         if self.answers < 0:
             raise errors.LinkLost("gone")

@@ -16,8 +16,8 @@ from services.metrics.prometheus import Source
 from shared import context, telemetry
 from shared.api.node import Exemplar, NodeMetrics
 from shared.telemetry import instruments
-from shared.telemetry.answers import Answer, WorkerAnswers
-from shared.tracing import Traces
+from shared.telemetry.answer_metrics import MeasuredAnswer, WorkerAnswers
+from shared.telemetry.tracing import Traces
 from shared.types import ModelName
 
 A = {"service": "inference", "node": "UA"}
@@ -61,7 +61,9 @@ def _worker() -> NodeMetrics:
         serving = Traces(ratio=0).join("chat", f"00-{TRACE}-b7ad6b7169203331-{sampled:02x}", context.new_request_id())
         assert serving is not None
         with serving:
-            answers.ended(Answer(operation="chat", method="m", model=ModelName("a b"), seconds=1, first_text_seconds=0.3, output_tokens=9))
+            answers.ended(
+                MeasuredAnswer(operation="chat", method="m", model=ModelName("a b"), seconds=1, first_text_seconds=0.3, output_tokens=9)
+            )
     metrics.worker_up.labels(model='"quoted" \\ and\nbroken').set(1)
     return metrics.read()
 

@@ -16,11 +16,11 @@ from services.metrics.settings import MetricsSettings
 from shared import context, errors
 from shared.api import metrics as api
 from shared.api.gateway import Check
-from shared.api.metrics import TextFormat
+from shared.api.metrics import MetricsTextFormat
 from shared.node import Node, NodeSettings
-from shared.node.http import Operations
-from shared.telemetry.answers import Answer, WorkerAnswers
-from shared.tracing import Traces
+from shared.node.http.http_server import Operations
+from shared.telemetry.answer_metrics import MeasuredAnswer, WorkerAnswers
+from shared.telemetry.tracing import Traces
 from shared.types import ModelName, Role
 from tests.testnet import MESH, RunningNode, TestNet, free_port, testnet, until
 
@@ -66,7 +66,7 @@ async def _worker(net: TestNet) -> RunningNode:
     serving = Traces(ratio=0).join("chat", f"00-{TRACE}-b7ad6b7169203331-01", context.new_request_id())
     assert serving is not None
     with serving:
-        answer = Answer(operation="chat", method="m", model=ModelName("llama3"), seconds=2, first_text_seconds=0.3)
+        answer = MeasuredAnswer(operation="chat", method="m", model=ModelName("llama3"), seconds=2, first_text_seconds=0.3)
         WorkerAnswers(worker.node.metrics, "echo").ended(answer)
     return worker
 
@@ -110,7 +110,7 @@ async def test_the_mesh_is_scraped_in_the_format_that_is_asked_for(net: TestNet)
         assert plain.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
         assert BUCKET in {sample.name for family in read_plain(plain.text) for sample in family.samples}
         assert TRACE not in plain.text
-    asked = await gateway.node.rpc.call(api.get_metrics, api.GetMetrics(format=TextFormat.OPENMETRICS))
+    asked = await gateway.node.rpc.call(api.get_metrics, api.GetMetrics(format=MetricsTextFormat.OPENMETRICS))
     assert asked.content_type.startswith("application/openmetrics-text")
     assert _exemplars(asked.text) == {("inference", TRACE)}
     usual = await gateway.node.rpc.call(api.get_metrics, api.GetMetrics())

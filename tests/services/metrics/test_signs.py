@@ -8,7 +8,7 @@ from services.metrics import prometheus, signs
 from services.metrics.alarms import samples
 from services.metrics.alarms.book import Sample
 from services.metrics.signs import Certificate, SignReader
-from shared.telemetry.metrics import Metrics
+from shared.telemetry.metrics_registry import Metrics
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 WORKER = "UWORKER00000" + "X" * 44

@@ -43,7 +43,7 @@ def test_every_event_counts_by_its_name() -> None:
         events.KeyCreated(at=NOW, key_id=KeyId(UUID(int=3)), user_id=USER),
         events.KeyRevoked(at=NOW, key_id=KeyId(UUID(int=3)), user_id=USER),
         events.WorkerJoined(at=NOW, node=NodeId("U1"), models=()),
-        events.WorkerLost(at=NOW, node=NodeId("U1"), why="silent"),
+        events.WorkerLeft(at=NOW, node=NodeId("U1"), why="silent"),
         _completed(RequestStatus.SUCCESS),
     ):
         counted.count(event, 0.0)

@@ -11,7 +11,7 @@ from litestar.types import ASGIApp
 from services.web import application, csrf, door, passthrough, rendering, sessions, visits
 from services.web.settings import WebSettings
 from shared.telemetry import Metrics
-from shared.tracing import Traces
+from shared.telemetry.tracing import Traces
 from tests.services.web import servers
 from tests.services.web.browser import Browser
 from tests.services.web.fake_mesh import NOW, FakeMesh

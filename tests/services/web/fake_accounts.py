@@ -7,7 +7,8 @@ from uuid import UUID, uuid4
 
 import msgspec
 
-from shared import access, errors
+from shared import errors
+from shared.access import access_table
 from shared.api import accounts as contract
 from shared.api import auth, privacy, usage_report
 from shared.api.auth import Step
@@ -66,7 +67,9 @@ class FakeAccounts(FakeOrganisations):
     def add_other_session(self, agent: str, address: str = "192.0.2.7", kind: auth.SessionKind = auth.SessionKind.BROWSER) -> str:
         id_ = uuid4().hex
         since = NOW - timedelta(days=2)
-        self.others.append(contract.OpenSession(id_, kind, since, NOW - timedelta(hours=1), auth.Client(address, agent), is_this=False))
+        self.others.append(
+            contract.OpenSession(id_, kind, since, NOW - timedelta(hours=1), auth.ClientFacts(address, agent), is_this=False)
+        )
         return id_
 
     def add_logged_request(self, model: str, cost: int = 1_500_000) -> None:
@@ -78,7 +81,7 @@ class FakeAccounts(FakeOrganisations):
             )
         )  # fmt: skip
 
-    def dressed(self, token: str, session: auth.Session) -> auth.Session:
+    def dressed(self, token: str, session: auth.LoginSession) -> auth.LoginSession:
         """With what this part knows of it."""
         team = self.acting.get(token)
         return msgspec.structs.replace(
@@ -94,7 +97,7 @@ class FakeAccounts(FakeOrganisations):
     def _get_sign_in_options(self, _: contract.GetSignInOptions, __: Credential | None) -> contract.SignInOptions:
         return self.options
 
-    def _confirm_login(self, request: auth.ConfirmLogin, credential: Credential | None) -> auth.Session:
+    def _confirm_login(self, request: auth.ConfirmLogin, credential: Credential | None) -> auth.LoginSession:
         token = self._token(credential)
         if request.code not in (CODE, *RECOVERY_CODES):
             raise WRONG_CODE
@@ -220,7 +223,7 @@ class FakeAccounts(FakeOrganisations):
     def _list_sessions(self, _: contract.ListSessions, credential: Credential | None) -> contract.OpenSessions:
         self._user(credential)
         agent = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
-        this = contract.OpenSession("this", auth.SessionKind.BROWSER, NOW, NOW, auth.Client("127.0.0.1", agent), is_this=True)
+        this = contract.OpenSession("this", auth.SessionKind.BROWSER, NOW, NOW, auth.ClientFacts("127.0.0.1", agent), is_this=True)
         return contract.OpenSessions((*self.others, this))
 
     def _end_session(self, request: contract.EndSession, _: Credential | None) -> Nothing:
@@ -254,9 +257,9 @@ class FakeAccounts(FakeOrganisations):
         for request in self.logged:
             yield usage_report.LoggedRequests((request,))
 
-    def _get_usage_report(self, _: usage_report.GetUsageReport, credential: Credential | None) -> usage_report.UsageReport:
+    def _get_usage_report(self, _: usage_report.GetUsageReport, credential: Credential | None) -> usage_report.UsageSummary:
         self._user(credential)
-        return usage_report.UsageReport(usage_report.UsageSum(requests=len(self.logged)), (), (), ())
+        return usage_report.UsageSummary(usage_report.UsageSum(requests=len(self.logged)), (), (), ())
 
     def _request_erasure(self, _: privacy.RequestErasure, __: Credential | None) -> privacy.Erasure:
         self._check_fresh("auth.requestErasure")
@@ -269,7 +272,7 @@ class FakeAccounts(FakeOrganisations):
 
     # --- acting for an organisation ----------------------------------------------------------------------------------------
 
-    def _switch_organisation(self, request: contract.SwitchTeam, credential: Credential | None) -> auth.Session:
+    def _switch_organisation(self, request: contract.SwitchTeam, credential: Credential | None) -> auth.LoginSession:
         user = self._user(credential)
         if request.team_id is not None and all(page.organisation.id != request.team_id for page in self._teams_of(user)):
             raise errors.NotFound("you belong to no organisation with this id", hint="listOrganisations shows yours")
@@ -287,7 +290,7 @@ class FakeAccounts(FakeOrganisations):
     def _user(self, credential: Credential | None) -> auth.User:
         raise NotImplementedError
 
-    def _session(self, token: str) -> auth.Session:
+    def _session(self, token: str) -> auth.LoginSession:
         raise NotImplementedError
 
     def _token(self, credential: Credential | None) -> str:
@@ -295,7 +298,7 @@ class FakeAccounts(FakeOrganisations):
         user = self._user(credential)
         return [token for token, each in self.sessions.items() if each.id == user.id][-1]
 
-    def _exchanged(self, token: str, step: Step) -> auth.Session:
+    def _exchanged(self, token: str, step: Step) -> auth.LoginSession:
         """The same login under another token."""
         newer = self.add_session(self.sessions.pop(token))
         self.steps.pop(token, None)
@@ -303,5 +306,5 @@ class FakeAccounts(FakeOrganisations):
         return self._session(newer)
 
     def _check_fresh(self, method: str) -> None:
-        if self.is_stale and access.of_method(method).fresh:
+        if self.is_stale and access_table.of_method(method).fresh:
             raise errors.ConfirmationNeeded("this is sensitive", hint="confirm it")

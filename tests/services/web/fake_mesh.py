@@ -14,7 +14,7 @@ from services.web import caller
 from shared import errors
 from shared.api import auth, gateway, ledger
 from shared.api.method import End, Item, Method, Nothing, Reply, Request, StreamMethod
-from shared.api.usage import UsageDay, UserUsage
+from shared.api.usage import DailyUsage, UserUsage
 from shared.types import Credential, KeyId, ModelName, NodeId, Tier, UserId, UserRole
 from tests.services.web.fake_accounts import FakeAccounts
 from tests.services.web.fake_models import FakeModels
@@ -22,7 +22,7 @@ from tests.services.web.fake_usage import FakeUsage
 
 #: The only gateway there is.
 GATEWAY = NodeId("gateway")
-NO_LIMITS = auth.KeyLimits()
+NO_LIMITS = auth.ApiKeyLimits()
 NOW = datetime(2026, 11, 20, 14, 5, tzinfo=UTC)
 
 
@@ -65,7 +65,7 @@ class FakeMesh(FakeUsage, FakeModels, FakeAccounts):
         self.sessions: dict[str, auth.User] = {}
         self.links: dict[str, auth.User] = {}
         self.keys: list[auth.ApiKey] = []
-        self.days: tuple[UsageDay, ...] = ()
+        self.days: tuple[DailyUsage, ...] = ()
         self.used = 0
         #: Of everybody.
         self.account: ledger.Account | None = None
@@ -128,13 +128,13 @@ class FakeMesh(FakeUsage, FakeModels, FakeAccounts):
         self.sessions[token] = user
         return token
 
-    def add_key(self, user: auth.User, name: str, limits: auth.KeyLimits = NO_LIMITS) -> auth.ApiKey:
+    def add_key(self, user: auth.User, name: str, limits: auth.ApiKeyLimits = NO_LIMITS) -> auth.ApiKey:
         key = auth.ApiKey(KeyId(uuid4()), user.id, name, "aip_live_abc…wxyz", True, NOW, limits=limits)
         self.keys.append(key)
         return key
 
     def add_usage(self, days_ago: int, requests: int, tokens: int) -> None:
-        day = UsageDay(NOW.date() - timedelta(days=days_ago), KeyId(UUID(int=days_ago % 2)), requests, tokens)
+        day = DailyUsage(NOW.date() - timedelta(days=days_ago), KeyId(UUID(int=days_ago % 2)), requests, tokens)
         self.days = (*self.days, day)
 
     def _register_user(self, request: auth.RegisterUser, credential: Credential | None) -> auth.User:
@@ -148,7 +148,7 @@ class FakeMesh(FakeUsage, FakeModels, FakeAccounts):
             raise errors.BadRequest("the password is shorter than 8 characters", hint="choose a longer one")
         return self.add_account(wanted.username, wanted.password, wanted.email)
 
-    def _login_user(self, request: auth.LoginUser, _: Credential | None) -> auth.Session:
+    def _login_user(self, request: auth.LoginUser, _: Credential | None) -> auth.LoginSession:
         wanted = request.credentials
         for account in self.accounts.values():
             if wanted.password == account.password and (account.user.username == wanted.username or account.user.email == wanted.email):
@@ -157,7 +157,7 @@ class FakeMesh(FakeUsage, FakeModels, FakeAccounts):
                 return msgspec.structs.replace(session, browser=request.browser or "mark") if is_browser else session
         raise errors.NotAuthenticated("the name or the password is wrong", hint="check both and try again")
 
-    def _resume_session(self, request: auth.ResumeSession, _: Credential | None) -> auth.Session:
+    def _resume_session(self, request: auth.ResumeSession, _: Credential | None) -> auth.LoginSession:
         if request.session_token not in self.sessions:
             raise errors.NotAuthenticated("the session has ended", hint="log in again")
         return self._session(request.session_token)
@@ -166,13 +166,13 @@ class FakeMesh(FakeUsage, FakeModels, FakeAccounts):
         self.sessions.pop(request.session_token, None)
         return Nothing()
 
-    def _redeem_login_link(self, request: auth.RedeemLoginLink, _: Credential | None) -> auth.Session:
+    def _redeem_login_link(self, request: auth.RedeemLoginLink, _: Credential | None) -> auth.LoginSession:
         user = self.links.pop(request.token, None)
         if user is None:
             raise errors.NotAuthenticated("this link has been used or is older than a minute", hint="run `aicli dashboard` again")
         return self._session(self.add_session(user))
 
-    def _generate_api_key(self, request: auth.GenerateApiKey, credential: Credential | None) -> auth.NewApiKey:
+    def _generate_api_key(self, request: auth.GenerateApiKey, credential: Credential | None) -> auth.CreatedApiKey:
         user = self._user(credential)
         if not request.name:
             raise errors.BadRequest("a key needs a name", hint="say what it is for")
@@ -182,17 +182,17 @@ class FakeMesh(FakeUsage, FakeModels, FakeAccounts):
         days = 90 if request.days is None else request.days
         ends_at = NOW + timedelta(days=days) if days else None
         self.keys[-1] = key = msgspec.structs.replace(key, kind=request.kind, bounds=request.bounds, expires_at=ends_at)
-        return auth.NewApiKey(Credential(f"aip_{request.kind}_{key.id.hex}{'x' * 17}"), key)
+        return auth.CreatedApiKey(Credential(f"aip_{request.kind}_{key.id.hex}{'x' * 17}"), key)
 
     def _rename_api_key(self, request: auth.RenameApiKey, credential: Credential | None) -> auth.ApiKey:
         if not request.name:
             raise errors.BadRequest("a key needs a name", hint="say what it is for")
         return self._change_key(request.key, credential, name=request.name)
 
-    def _rotate_api_key(self, request: auth.RotateApiKey, credential: Credential | None) -> auth.NewApiKey:
+    def _rotate_api_key(self, request: auth.RotateApiKey, credential: Credential | None) -> auth.CreatedApiKey:
         self._check_fresh("auth.rotateApiKey")
         key = self._change_key(request.key, credential, preview="aip_live_new…wxyz")
-        return auth.NewApiKey(Credential(f"aip_live_{key.id.hex}{'y' * 17}"), key)
+        return auth.CreatedApiKey(Credential(f"aip_live_{key.id.hex}{'y' * 17}"), key)
 
     def _change_key(self, key_id: str, credential: Credential | None, **changes: object) -> auth.ApiKey:
         user = self._user(credential)
@@ -233,9 +233,9 @@ class FakeMesh(FakeUsage, FakeModels, FakeAccounts):
                 return user
         raise errors.NotAuthenticated("the access token is not good", hint="log in again")
 
-    def _session(self, token: str) -> auth.Session:
+    def _session(self, token: str) -> auth.LoginSession:
         user = self.sessions[token]
-        return self.dressed(token, auth.Session(Credential(f"access-{user.username}"), 600, token, user))
+        return self.dressed(token, auth.LoginSession(Credential(f"access-{user.username}"), 600, token, user))
 
 
 _: type[caller.Caller] = FakeMesh

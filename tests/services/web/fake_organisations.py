@@ -8,9 +8,9 @@ import msgspec
 
 from shared import errors
 from shared.api import auth
-from shared.api import organisations as api
+from shared.api import organizations as api
 from shared.api.method import Nothing
-from shared.api.organisations import TeamRole
+from shared.api.organizations import TeamRole
 from shared.types import Credential, TenantId, Tier
 
 NOW = datetime(2026, 11, 20, 14, 5, tzinfo=UTC)
@@ -22,7 +22,7 @@ class FakeOrganisations:
     sessions: dict[str, auth.User]
 
     def __init__(self) -> None:
-        self.teams: dict[TenantId, api.OrganisationPage] = {}
+        self.teams: dict[TenantId, api.OrganizationDetails] = {}
         #: Tokens of open invitations.
         self.invitations: dict[str, TenantId] = {}
         self.offered = TeamRole.MEMBER
@@ -36,19 +36,19 @@ class FakeOrganisations:
             api.TeamMember(user.id, user.username, user.email, TeamRole.MEMBER if place else TeamRole.OWNER, NOW)
             for place, user in enumerate(members)
         )
-        self.teams[id_] = api.OrganisationPage(api.Organisation(id_, name, tier, NOW, len(members)), rows, ())
+        self.teams[id_] = api.OrganizationDetails(api.Organization(id_, name, tier, NOW, len(members)), rows, ())
         return id_
 
-    def _list_organisations(self, _: api.ListOrganisations, credential: Credential | None) -> api.Organisations:
-        return api.Organisations(tuple(page.organisation for page in self._teams_of(self._user(credential))))
+    def _list_organisations(self, _: api.ListOrganizations, credential: Credential | None) -> api.Organizations:
+        return api.Organizations(tuple(page.organisation for page in self._teams_of(self._user(credential))))
 
-    def _create_organisation(self, request: api.CreateOrganisation, credential: Credential | None) -> api.Organisation:
+    def _create_organisation(self, request: api.CreateOrganization, credential: Credential | None) -> api.Organization:
         if not request.name.isprintable() or not request.name:
             raise errors.BadRequest("name: 1 to 100 printable characters", hint="choose a name that its members recognise")
         user = self._user(credential)
         return self._seen_by(user, self.teams[self.add_team(request.name, user)]).organisation
 
-    def _get_organisation(self, request: api.GetOrganisation, credential: Credential | None) -> api.OrganisationPage:
+    def _get_organisation(self, request: api.GetOrganization, credential: Credential | None) -> api.OrganizationDetails:
         user = self._user(credential)
         for page in self._teams_of(user):
             if page.organisation.id == request.id:
@@ -56,7 +56,7 @@ class FakeOrganisations:
                 return page if is_owner else msgspec.structs.replace(page, invitations=())
         raise errors.NotFound("you belong to no organisation with this id", hint="`listOrganisations` shows yours")
 
-    def _rename_organisation(self, request: api.RenameOrganisation, credential: Credential | None) -> api.Organisation:
+    def _rename_organisation(self, request: api.RenameOrganization, credential: Credential | None) -> api.Organization:
         page = self._owned(request.id, credential)
         renamed = msgspec.structs.replace(page.organisation, name=request.name)
         self.teams[request.id] = msgspec.structs.replace(page, organisation=renamed)
@@ -89,7 +89,7 @@ class FakeOrganisations:
         owner = next(member.username for member in page.members if member.role is TeamRole.OWNER)
         return api.InvitationOffer(page.organisation.name, self.offered, owner, NOW + timedelta(days=7))
 
-    def _accept_invitation(self, request: api.AcceptInvitation, credential: Credential | None) -> api.Organisation:
+    def _accept_invitation(self, request: api.AcceptInvitation, credential: Credential | None) -> api.Organization:
         team = self.invitations.pop(request.token, None)
         if team is None:
             raise errors.NotFound("there is no such invitation", hint="copy the whole code from the mail")
@@ -98,7 +98,7 @@ class FakeOrganisations:
         self.teams[team] = msgspec.structs.replace(page, members=(*page.members, member))
         return page.organisation
 
-    def _set_organisation_role(self, request: api.SetTeamRole, credential: Credential | None) -> api.OrganisationPage:
+    def _set_organisation_role(self, request: api.SetTeamRole, credential: Credential | None) -> api.OrganizationDetails:
         self._check_fresh("auth.setOrganisationRole")
         page = self._owned(request.organisation, credential)
         changed = tuple(
@@ -129,17 +129,17 @@ class FakeOrganisations:
     def _check_fresh(self, method: str) -> None:
         raise NotImplementedError
 
-    def _teams_of(self, user: auth.User) -> Iterator[api.OrganisationPage]:
+    def _teams_of(self, user: auth.User) -> Iterator[api.OrganizationDetails]:
         for page in self.teams.values():
             if any(member.user_id == user.id for member in page.members):
                 yield self._seen_by(user, page)
 
-    def _seen_by(self, user: auth.User, page: api.OrganisationPage) -> api.OrganisationPage:
+    def _seen_by(self, user: auth.User, page: api.OrganizationDetails) -> api.OrganizationDetails:
         role = next(member.role for member in page.members if member.user_id == user.id)
         return msgspec.structs.replace(page, organisation=msgspec.structs.replace(page.organisation, role=role))
 
-    def _owned(self, team: TenantId, credential: Credential | None) -> api.OrganisationPage:
-        page = self._get_organisation(api.GetOrganisation(team), credential)
+    def _owned(self, team: TenantId, credential: Credential | None) -> api.OrganizationDetails:
+        page = self._get_organisation(api.GetOrganization(team), credential)
         if page.organisation.role is not TeamRole.OWNER:
             raise errors.NotAllowed("only an owner of the organisation does this", hint="ask one of its owners")
         return self.teams[team]

@@ -68,7 +68,7 @@ class FakeUsage:
 
     # --- what the gateway answers ----------------------------------------------------------------------------------------
 
-    def _get_usage_report(self, request: usage_report.GetUsageReport, credential: Credential | None) -> usage_report.UsageReport:
+    def _get_usage_report(self, request: usage_report.GetUsageReport, credential: Credential | None) -> usage_report.UsageSummary:
         self._user(credential)
         step = _STEP[request.bucket]
         number = -int((request.since - request.until) // step)
@@ -78,7 +78,7 @@ class FakeUsage:
         starts = [request.since + step * position for position in range(number)]
         buckets = tuple(UsageBucket(at, _sum([each for when, each in used if at <= when < at + step])) for at in starts)
         total = _sum([each for when, each in used if request.since <= when < request.until])
-        return usage_report.UsageReport(total, buckets, self.used_models, self.used_keys)
+        return usage_report.UsageSummary(total, buckets, self.used_models, self.used_keys)
 
     def _list_requests(self, request: usage_report.ListRequests, credential: Credential | None) -> usage_report.LoggedRequests:
         self._user(credential)

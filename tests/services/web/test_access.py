@@ -15,9 +15,9 @@ from shared.api import auth
 from shared.types import Credential, Tier, UserId, UserRole
 
 
-def session(role: UserRole) -> auth.Session:
+def session(role: UserRole) -> auth.LoginSession:
     user = auth.User(UserId(UUID(int=1)), "ada", "ada@example.org", role, Tier.FREE, True, datetime(2026, 1, 1, tzinfo=UTC))
-    return auth.Session(Credential("t"), 600, "s", user)
+    return auth.LoginSession(Credential("t"), 600, "s", user)
 
 
 def test_every_page_has_its_row(site: Site) -> None:

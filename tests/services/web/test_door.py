@@ -8,7 +8,7 @@ from litestar.types import ASGIApp
 
 from services.web import application, door, passthrough, visits
 from shared.telemetry import Metrics
-from shared.tracing import Traces
+from shared.telemetry.tracing import Traces
 from tests.services.web import servers
 
 

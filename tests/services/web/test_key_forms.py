@@ -3,16 +3,16 @@ import pytest
 from services.web import forms, key_forms
 from services.web.key_forms import NewKeyForm, Use
 from shared import errors
-from shared.access import Permission
-from shared.api.auth import GenerateApiKey, KeyBounds, KeyKind, KeyLimits
+from shared.access.access_table import Permission
+from shared.api.auth import ApiKeyLimits, GenerateApiKey, KeyBounds, KeyKind
 from shared.types import MicroCredits, ModelName, UserRole
 
 
 def test_limits_of_a_key() -> None:
     form = NewKeyForm("laptop", "1", " 2 ", "3", "4", ".5")
-    assert key_forms.read_limits(form) == KeyLimits(1, 2, 3, 4, MicroCredits(500_000))
+    assert key_forms.read_limits(form) == ApiKeyLimits(1, 2, 3, 4, MicroCredits(500_000))
     assert form.has_limits
-    assert key_forms.read_limits(NewKeyForm("laptop", budget=" ")) == KeyLimits()
+    assert key_forms.read_limits(NewKeyForm("laptop", budget=" ")) == ApiKeyLimits()
     assert not NewKeyForm("laptop").has_limits
 
 

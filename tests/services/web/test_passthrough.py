@@ -9,7 +9,7 @@ from litestar.types import Receive, Scope, Send
 
 from services.web import door, passthrough
 from shared.telemetry import Metrics
-from shared.tracing import Traces
+from shared.telemetry.tracing import Traces
 from tests.services.web import servers
 from tests.services.web.servers import Upstream, serving
 

@@ -9,7 +9,7 @@ from services.web.service import WebService
 from services.web.settings import WebSettings
 from shared.node import Node
 from shared.telemetry import Metrics
-from shared.tracing import Traces
+from shared.telemetry.tracing import Traces
 from shared.types import Role
 from tests.services.web import servers
 from tests.services.web.fake_mesh import FakeMesh

@@ -6,17 +6,17 @@ from hypothesis import strategies as st
 
 from services.web import usage_chart
 from services.web.usage_chart import Measure, Span
-from shared.api.usage_report import Bucket, UsageBucket, UsageReport, UsageSum
+from shared.api.usage_report import Bucket, UsageBucket, UsageSum, UsageSummary
 from shared.types import MicroCredits
 
 NOW = datetime(2026, 11, 20, 14, 5, 59, tzinfo=UTC)
 BUSY = UsageSum(1200, 3, 2_000, 500, MicroCredits(1_500_000), 4, 840, 12_340)
 
 
-def report(*sums: UsageSum) -> UsageReport:
+def report(*sums: UsageSum) -> UsageSummary:
     first = datetime(2026, 11, 19, tzinfo=UTC)
     buckets = tuple(UsageBucket(first + timedelta(days=place), each) for place, each in enumerate(sums))
-    return UsageReport(UsageSum(), buckets, (), ())
+    return UsageSummary(UsageSum(), buckets, (), ())
 
 
 def test_a_day_is_24_whole_hours_with_the_present_one_last() -> None:

@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared import errors, identity
+from shared import errors
 from shared.frames import wire
 from shared.frames.wire import Accepted, Announce, Call, Cancel, Credit, End, Error, Frame, Goaway, Hello, Item, Piece, Ping, Pong, Reply
+from shared.identity import node_keys
 from shared.types import NodeId, Role
 
 SEED = b"SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY"  # of the NATS documentation, nobody's
-KEY = identity.NodeKey(SEED)
+KEY = node_keys.NodeKey(SEED)
 HELLO = Hello(1, Role.WORKER, KEY.id, 1_700_000_000_000, "aimesh/0.1.0", b"")
 
 ONE_OF_EACH: list[tuple[Frame, list[object]]] = [
@@ -63,12 +64,12 @@ def test_hello_is_signed_as_it_was_when_the_protocol_was_frozen() -> None:
 def test_a_signature_is_good_for_its_purpose_its_peer_and_its_link_alone() -> None:
     text = wire.hello_text(HELLO, NodeId("UPEER"), 42)
     signature = KEY.sign("hello", text)
-    assert identity.verify(KEY.id, "hello", text, signature)
-    assert not identity.verify(KEY.id, "certificate", text, signature)
-    assert not identity.verify(KEY.id, "hello", wire.hello_text(HELLO, NodeId("UOTHER"), 42), signature)
-    assert not identity.verify(KEY.id, "hello", wire.hello_text(HELLO, NodeId("UPEER"), 43), signature)
-    assert not identity.verify(KEY.id, "hello", text, KEY.sign_bare(text)), "a NATS login must never pass for a HELLO"
-    assert not identity.verify(NodeId("not a key"), "hello", text, signature)
+    assert node_keys.verify(KEY.id, "hello", text, signature)
+    assert not node_keys.verify(KEY.id, "certificate", text, signature)
+    assert not node_keys.verify(KEY.id, "hello", wire.hello_text(HELLO, NodeId("UOTHER"), 42), signature)
+    assert not node_keys.verify(KEY.id, "hello", wire.hello_text(HELLO, NodeId("UPEER"), 43), signature)
+    assert not node_keys.verify(KEY.id, "hello", text, KEY.sign_bare(text)), "a NATS login must never pass for a HELLO"
+    assert not node_keys.verify(NodeId("not a key"), "hello", text, signature)
 
 
 def test_fields_of_a_newer_peer_are_ignored_and_missing_ones_filled_in() -> None:

@@ -8,10 +8,10 @@ import pytest
 
 from shared import errors
 from shared.mail import letters
-from shared.mail.letters import Letter, Sender
+from shared.mail.letters import Letter, MailSender
 
 AT = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
-SENDER = Sender("aimesh", "noreply@example.com")
+SENDER = MailSender("aimesh", "noreply@example.com")
 
 
 def test_what_is_written_can_be_read_again() -> None:
@@ -57,12 +57,12 @@ def test_a_text_is_only_a_text(hostile: str) -> None:
 @pytest.mark.parametrize(
     ("text", "sender"),
     [
-        ("aimesh <noreply@localhost>", Sender("aimesh", "noreply@localhost")),
-        ("noreply@example.com", Sender("", "noreply@example.com")),
-        ('"A, B" <noreply@example.com>', Sender("A, B", "noreply@example.com")),
+        ("aimesh <noreply@localhost>", MailSender("aimesh", "noreply@localhost")),
+        ("noreply@example.com", MailSender("", "noreply@example.com")),
+        ('"A, B" <noreply@example.com>', MailSender("A, B", "noreply@example.com")),
     ],
 )
-def test_senders(text: str, sender: Sender) -> None:
+def test_senders(text: str, sender: MailSender) -> None:
     assert letters.parse_sender(text) == sender
 
 

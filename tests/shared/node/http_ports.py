@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from shared.node import http
+from shared.node.http import http_server
 from shared.node.settings import NodeSettings
 
 Place = tuple[str, int]
@@ -16,9 +16,9 @@ REQUEST = b"GET /x HTTP/1.1\r\nHost: here\r\n\r\n"
 
 
 @asynccontextmanager
-async def serving(app: http.App, **settings: Any) -> AsyncIterator[Place]:
+async def serving(app: http_server.App, **settings: Any) -> AsyncIterator[Place]:
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        server = http.HttpServer(app, sock, NodeSettings(node_key_file=Path("/nowhere"), **settings))
+        server = http_server.HttpServer(app, sock, NodeSettings(node_key_file=Path("/nowhere"), **settings))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(server.run())
             yield sock.getsockname()
@@ -48,12 +48,12 @@ async def ask(place: Place, source: str = "127.0.0.1") -> bytes:
         return await answer(reader)
 
 
-async def respond(send: http.Send, body: bytes) -> None:
+async def respond(send: http_server.Send, body: bytes) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
     await send({"type": "http.response.body", "body": body})
 
 
-async def read_body(receive: http.Receive) -> bytes | None:
+async def read_body(receive: http_server.Receive) -> bytes | None:
     """None where the client is gone."""
     parts: list[bytes] = []
     while True:

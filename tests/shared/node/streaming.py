@@ -47,7 +47,7 @@ class Streaming:
         return None
 
     @rpc.serves(gateway.list_models)
-    async def list_models(self, request: gateway.ListModels, call: rpc.Call) -> gateway.ServedModels:
+    async def list_models(self, request: gateway.ListModels, call: rpc.RpcCall) -> gateway.ServedModels:
         return gateway.ServedModels(())
 
     @rpc.serves(gateway.process_inference_request)

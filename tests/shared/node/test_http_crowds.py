@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from shared.node import http, http_connection
+from shared.node.http import http_connection, http_server
 from tests.shared.node import http_ports
 from tests.shared.node.http_ports import answer, ask, connected
 
@@ -85,7 +85,7 @@ async def test_2000_slow_connections_are_closed_in_time_and_keep_nobody_out(monk
 
 
 async def test_a_full_port_says_so_and_closes_no_connection_that_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(http_server, "MAX_CONNECTIONS", 3)
     async with http_ports.serving(_app) as place, asyncio.timeout(5), contextlib.AsyncExitStack() as open_ones:
         used = [await open_ones.enter_async_context(connected(place)) for _ in range(2)]
         await _fine(*used)

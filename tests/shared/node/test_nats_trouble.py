@@ -1,7 +1,7 @@
 """Why a node cannot be reached over NATS: in its health, and in what the others are told about it."""
 
 from shared.node.member import Node
-from tests.shared.node.test_gauges import Auth, Web
+from tests.shared.node.test_mesh_gauges import Auth, Web
 from tests.testnet import testnet, until
 
 

@@ -14,8 +14,8 @@ import nats.errors
 import pytest
 from nats.aio.msg import Msg
 
-from shared.node import stock_calls
-from shared.node.micro import Micro
+from shared.node.stock_clients import stock_calls
+from shared.node.stock_clients.nats_micro import Micro
 from shared.types import Role
 from tests.shared.node.streaming import LARGE, MOST, Streaming
 from tests.testnet import MESH, RunningNode, testnet, until

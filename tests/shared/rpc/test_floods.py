@@ -13,10 +13,10 @@ from shared import errors, rpc
 from shared.api import auth, node
 from shared.frames import wire
 from shared.frames.wire import Call, Cancel, Error, Frame, Reply
-from shared.link import Link
 from shared.node.lifecycle import background
 from shared.rpc import bodies
-from shared.rpc.connection import MAX_UNREAD_BYTES, RESETS_AT_ONCE, RESETS_PER_SECOND, Connection
+from shared.rpc.connection import MAX_UNREAD_BYTES, RESETS_AT_ONCE, RESETS_PER_SECOND, RpcConnection
+from shared.transports.link import Link
 from shared.types import NodeId, Peer, Role
 
 BODY = bodies.encode(auth.LoginUser(auth.Credentials("hang")))
@@ -50,22 +50,22 @@ class Service:
     started = 0
 
     @rpc.serves(auth.login_user)
-    async def login(self, request: auth.LoginUser, call: rpc.Call) -> auth.Session:
+    async def login(self, request: auth.LoginUser, call: rpc.RpcCall) -> auth.LoginSession:
         self.started += 1
         await asyncio.Event().wait()
         raise AssertionError("never")
 
     @rpc.serves(node.read_health)
-    async def health(self, request: node.ReadHealth, call: rpc.Call) -> node.NodeHealth:
+    async def health(self, request: node.ReadHealth, call: rpc.RpcCall) -> node.NodeHealth:
         return node.NodeHealth(ready=True, checks=(node.Check("x" * 1000, True),))
 
 
 @asynccontextmanager
-async def serving(link: Link) -> AsyncIterator[Connection]:
+async def serving(link: Link) -> AsyncIterator[RpcConnection]:
     async with background() as tasks:
         dispatcher = rpc.Dispatcher(tasks, lambda *observed: None, lambda *bug: None)
         dispatcher.add(Service())
-        yield Connection(link, dispatcher)
+        yield RpcConnection(link, dispatcher)
         link.close(errors.LinkLost("the test is over"))
 
 

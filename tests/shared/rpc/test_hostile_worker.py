@@ -12,11 +12,11 @@ from shared.api import inference
 from shared.api.generation import Generation, Usage
 from shared.frames import wire
 from shared.frames.wire import Accepted, Call, Cancel, Credit, End, Error, Frame, Goaway, Hello, Item, Piece, Ping, Pong, Reply
-from shared.link import Link
 from shared.node.lifecycle import background
 from shared.rpc import Dispatcher, bodies
-from shared.rpc.calling import Answer
-from shared.rpc.connection import Connection
+from shared.rpc.calling import RpcReply
+from shared.rpc.connection import RpcConnection
+from shared.transports.link import Link
 from shared.types import FinishReason, NodeId, Peer, Role
 from tests.shared.rpc.test_floods import Service
 
@@ -111,7 +111,7 @@ def frames_of(rng: random.Random, asked: list[int]) -> Callable[[], Frame]:
     return lambda: rng.choice(makers)(dice)
 
 
-def ask(connection: Connection, rng: random.Random) -> tuple[int, Ends]:
+def ask(connection: RpcConnection, rng: random.Random) -> tuple[int, Ends]:
     call_id, waiter = connection.next_id(), Ends(streaming=rng.random() < 0.7)
     connection.ask(Call(call_id, "inference.processPrompt", 60_000, b""), waiter, streaming=waiter.streaming)
     return call_id, waiter
@@ -120,7 +120,7 @@ def ask(connection: Connection, rng: random.Random) -> tuple[int, Ends]:
 def play(rng: random.Random, dispatcher: Dispatcher) -> str:
     """One link, one to three calls of ours on it, up to twelve frames of the worker's in up to three writes. Returns how it went."""
     link = WorkersLink()
-    connection = Connection(link, dispatcher)
+    connection = RpcConnection(link, dispatcher)
     asked = dict(ask(connection, rng) for _ in range(rng.randint(1, 3)))
     frame = frames_of(rng, list(asked))
     for _ in range(rng.randint(1, 3)):
@@ -173,8 +173,8 @@ async def test_a_reader_of_a_stream_gets_good_chunks_and_one_end_or_one_error() 
     async with serving() as (dispatcher, bugs):
         for seed in range(2000):
             rng, link = random.Random(seed), WorkersLink()
-            connection = Connection(link, dispatcher)
-            answer = Answer(inference.process_prompt, connection)
+            connection = RpcConnection(link, dispatcher)
+            answer = RpcReply(inference.process_prompt, connection)
             answer.call_id = connection.next_id()
             connection.ask(Call(answer.call_id, "inference.processPrompt", 60_000, b""), answer, streaming=True)
             frame = frames_of(rng, [answer.call_id])

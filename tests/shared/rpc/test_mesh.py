@@ -19,7 +19,7 @@ from shared.api.generation import Generation, Usage
 from shared.api.method import Nothing
 from shared.frames import windows, wire
 from shared.frames.wire import Call, Item
-from shared.node.client import ClientSettings, client
+from shared.node.client_node import ClientSettings, client
 from shared.node.member import Node
 from shared.node.settings import NodeSettings
 from shared.rpc import bodies
@@ -73,7 +73,7 @@ class Auth(_Service):
     role: ClassVar[Role] = Role.AUTH
 
     @rpc.serves(auth.login_user)
-    async def login(self, request: auth.LoginUser, call: rpc.Call) -> auth.Session:
+    async def login(self, request: auth.LoginUser, call: rpc.RpcCall) -> auth.LoginSession:
         match request.credentials.password:
             case "wrong":
                 raise errors.NotAuthenticated("no such user or password", hint="try again", retry_after_seconds=3)
@@ -91,12 +91,12 @@ class Auth(_Service):
         return self.session(request.credentials.password)
 
     @rpc.serves(auth.validate_api_key)
-    async def validate(self, request: auth.ValidateApiKey, call: rpc.Call) -> auth.Principal:
+    async def validate(self, request: auth.ValidateApiKey, call: rpc.RpcCall) -> auth.Principal:
         raise AssertionError("no client gets here")
 
-    def session(self, email: str) -> auth.Session:
+    def session(self, email: str) -> auth.LoginSession:
         user = auth.User(UserId(UUID(int=1)), "ada", email, UserRole.USER, Tier.FREE, True, self.node.started_at)
-        return auth.Session(Credential("t"), 600, "s", user)
+        return auth.LoginSession(Credential("t"), 600, "s", user)
 
 
 class Worker(_Service):
@@ -106,7 +106,7 @@ class Worker(_Service):
     async def process(self, request: inference.ProcessPrompt, stream: rpc.StreamCall[inference.Chunk]) -> Generation:
         self.seen.append(context.current.get())
         count = request.model_config.max_tokens or 0
-        stream.accept(None if request.prompt == "silent" else inference.Accepted(42))
+        stream.accept(None if request.prompt == "silent" else inference.PromptAccepted(42))
         for number in range(count):
             await stream.send(inference.Chunk(str(request.prompt), (number,)))
             self.sent += 1
@@ -137,7 +137,7 @@ class Metrics(_Service):
     role: ClassVar[Role] = Role.METRICS
 
     @rpc.serves(metrics.record_metric)
-    async def record(self, request: metrics.RecordMetric, call: rpc.Call) -> Nothing:
+    async def record(self, request: metrics.RecordMetric, call: rpc.RpcCall) -> Nothing:
         return Nothing()
 
 
@@ -245,7 +245,7 @@ async def test_a_deadline_beyond_a_day_is_taken_as_a_day(milliseconds: int) -> N
         asked = _Collector()
         call = Call(connection.next_id(), "auth.loginUser", milliseconds, bodies.encode(login("remaining")))
         connection.ask(call, asked, streaming=False)
-        session = bodies.decode_reply(auth.Session, await asked.outcome, "auth.loginUser")
+        session = bodies.decode_reply(auth.LoginSession, await asked.outcome, "auth.loginUser")
         assert 86_000 < float(session.user.email) <= 86_400
 
 
@@ -274,9 +274,9 @@ async def test_a_stream_arrives_in_order_and_ends() -> None:
         assert answer.end == Generation(FinishReason.STOP, Usage(1, 5000))
 
 
-@pytest.mark.parametrize(("text", "accepted"), [("tok", inference.Accepted(42)), ("silent", None)])
+@pytest.mark.parametrize(("text", "accepted"), [("tok", inference.PromptAccepted(42)), ("silent", None)])
 async def test_what_the_callee_says_when_it_takes_a_call_is_known_before_the_first_item(
-    text: str, accepted: inference.Accepted | None
+    text: str, accepted: inference.PromptAccepted | None
 ) -> None:
     async with testnet() as net:
         await net.start(Worker)
@@ -370,7 +370,7 @@ async def test_a_peer_that_does_not_say_how_many_calls_it_takes_gets_256() -> No
         await until(lambda: sum(task.done() for task in asked) == 44, seconds=30)
         running.service.may_go_on.set()  # type: ignore[attr-defined]  # it is an Auth
         ends = await asyncio.gather(*asked, return_exceptions=True)
-        assert [type(end) for end in ends] == [auth.Session] * 256 + [errors.Overloaded] * 44
+        assert [type(end) for end in ends] == [auth.LoginSession] * 256 + [errors.Overloaded] * 44
 
 
 async def test_two_processes_that_answer_with_one_key_end_the_link_as_retryable() -> None:

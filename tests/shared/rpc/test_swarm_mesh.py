@@ -9,14 +9,16 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from shared import errors, identity, key_contests, rpc
+from shared import errors, rpc
 from shared.api import auth, inference
 from shared.api import node as node_api
 from shared.api.gateway import Check
 from shared.api.generation import Generation, Usage
-from shared.directory import Entry
-from shared.node import membership
-from shared.node.client import ClientNode
+from shared.discovery import duplicate_keys
+from shared.discovery.directory import DirectoryEntry
+from shared.identity import node_keys
+from shared.node import membership_file
+from shared.node.client_node import ClientNode
 from shared.node.member import Node
 from shared.types import Credential, FinishReason, ModelName, NodeId, RequestId, Role, Tier, UserId, UserRole
 from tests import dht, stopwatch
@@ -55,13 +57,13 @@ class Auth(_Service):
     role: ClassVar[Role] = Role.AUTH
 
     @rpc.serves(auth.login_user)
-    async def login(self, request: auth.LoginUser, call: rpc.Call) -> auth.Session:
+    async def login(self, request: auth.LoginUser, call: rpc.RpcCall) -> auth.LoginSession:
         email = f"{call.caller.role} {call.credential}"
         user = auth.User(UserId(UUID(int=1)), "ada", email, UserRole.USER, Tier.FREE, True, self.node.started_at)
-        return auth.Session(Credential("t"), 600, "s", user)
+        return auth.LoginSession(Credential("t"), 600, "s", user)
 
     @rpc.serves(auth.validate_api_key)
-    async def validate(self, request: auth.ValidateApiKey, call: rpc.Call) -> auth.Principal:
+    async def validate(self, request: auth.ValidateApiKey, call: rpc.RpcCall) -> auth.Principal:
         raise AssertionError("no client gets here")
 
 
@@ -90,7 +92,7 @@ class Worker(_Service):
         return Generation(FinishReason.STOP, Usage(1, request.model_config.max_tokens or 0))
 
 
-def usable(node: RunningNode | ClientNode, role: Role) -> list[Entry]:
+def usable(node: RunningNode | ClientNode, role: Role) -> list[DirectoryEntry]:
     nodes = node.node.directory if isinstance(node, RunningNode) else node.directory
     return nodes.usable(role)
 
@@ -248,7 +250,7 @@ async def test_when_the_dht_nodes_that_were_told_are_gone_those_that_were_kept_l
         await sees(gateway, worker)
         kept_by = [profile.with_suffix(".mesh"), worker.key_file.with_suffix(".mesh")]
         kept_nodes = {str(node) for node in others}
-        await until(lambda: all((kept := membership.load(path)) is not None and kept_nodes & {*kept.nodes} for path in kept_by))
+        await until(lambda: all((kept := membership_file.load(path)) is not None and kept_nodes & {*kept.nodes} for path in kept_by))
         async with gateway.node.rpc.stream(inference.process_prompt, prompt("hang", 1)) as answer:
             await anext(answer)
             await net.end_dht()
@@ -268,10 +270,10 @@ async def test_dht_nodes_that_come_with_a_renewal_are_used_at_once_and_the_forme
         assert isinstance(front, FrontDoor)
         front.ca, front.bootstrap = net.ca, tuple(str(address) for address in others)
         key_file = net.join("worker", Role.WORKER, age_seconds=23 * 3600)
-        front.members[identity.load(key_file).id] = Role.WORKER
+        front.members[node_keys.load(key_file).id] = Role.WORKER
         worker = await net.start(Worker, key_file=key_file, bootstrap=())
         await until(lambda: worker.node.standing.kept.bootstrap == front.bootstrap, seconds=20)
-        kept = membership.load(key_file.with_suffix(".mesh"))
+        kept = membership_file.load(key_file.with_suffix(".mesh"))
         assert kept is not None
         assert (kept.bootstrap, kept.older_bootstrap) == (front.bootstrap, tuple(str(address) for address in net.bootstrap))
         await net.end_dht()
@@ -283,10 +285,10 @@ async def test_former_dht_nodes_lead_to_the_mesh_while_nobody_is_at_the_present_
     async with swarmnet() as net:
         key_file = net.join("worker", Role.WORKER)
         file = key_file.with_suffix(".mesh")
-        kept = membership.load(file)
+        kept = membership_file.load(file)
         assert kept is not None
         nobody = tuple(f"127.0.0.1:{port}" for port in dht.free_ports(3))
-        membership.save(file, msgspec.structs.replace(kept, bootstrap=nobody, older_bootstrap=kept.bootstrap))
+        membership_file.save(file, msgspec.structs.replace(kept, bootstrap=nobody, older_bootstrap=kept.bootstrap))
         gateway, worker = await net.start(Gateway), await net.start(Worker, key_file=key_file, bootstrap=())
         await sees(gateway, worker, seconds=30)
 
@@ -323,7 +325,7 @@ async def test_a_restart_with_the_same_key_is_no_contest_on_either_transport() -
         started_at = asyncio.get_running_loop().time()
         await sees(gateway, again)
         gateway.node.announcer._take(stale, "direct", "swarm")
-        await until(lambda: asyncio.get_running_loop().time() - started_at > 2 * key_contests.OVERLAP_SECONDS + 2, seconds=30)
+        await until(lambda: asyncio.get_running_loop().time() - started_at > 2 * duplicate_keys.OVERLAP_SECONDS + 2, seconds=30)
         assert "ai_platform_contested_keys_total 0.0" in gateway.node.metrics_text()
         assert not again.node.announcer.must_stop.is_set()
         assert again.node.id in [entry.node for entry in usable(gateway, Role.WORKER)]

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from shared import context, identity
+from shared import context
+from shared.identity import node_keys
 from shared.telemetry import logs
 from tests.cases import case
 
@@ -75,7 +76,7 @@ SECRETS = {
     "API key": "aip_live_" + "Zz09" * 12 + "q",
     "ticket": "aip_join_" + "Zz09" * 20,
     "JWT": "eyJhbGciOiJFZERTQSJ9.eyJzdWIiOiIxMjM0In0.Zz09Zz09Zz09Zz09Zz09",
-    "nkey seed": identity.new_seed().decode(),
+    "nkey seed": node_keys.new_seed().decode(),
     "bearer": "Bearer Zz09.Zz09-Zz09_Zz09",
 }
 

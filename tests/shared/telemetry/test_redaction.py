@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared import identity
+from shared.identity import node_keys
 from shared.telemetry import redaction
 from tests.cases import case
 
 KEY = "aip_live_" + "a1B2" * 11 + "zzzzz"
 JWT = ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in (b'{"alg":"EdDSA"}', b'{"sub":"1"}', b"s" * 64))
-SEED = identity.new_seed().decode()
+SEED = node_keys.new_seed().decode()
 
 
 class Login(msgspec.Struct):
@@ -63,7 +63,7 @@ def test_text(text: str, expected: str) -> None:
 
 
 def test_a_node_id_is_not_a_secret() -> None:
-    node = identity.NodeKey(identity.new_seed()).id
+    node = node_keys.NodeKey(node_keys.new_seed()).id
     assert redaction.text(f"link to {node}") == f"link to {node}"
 
 

@@ -15,7 +15,7 @@ from services.web.pages.admin.crediting import NOTHING_TYPED, CreditsForm
 from services.web.searched_lists import Pager, Wanted
 from services.web.visits import Page, Visit
 from shared import errors
-from shared.api import ledger, organisations
+from shared.api import ledger, organizations
 from shared.types import TenantId, Tier, UserId
 
 #: `done` parameter of a redirect -> notice.
@@ -28,7 +28,7 @@ class TeamTierForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrganisationsPage:
-    organisations: tuple[organisations.Organisation, ...]
+    organisations: tuple[organizations.Organization, ...]
     search: str
     pager: Pager
     tiers: tuple[Tier, ...]
@@ -37,7 +37,7 @@ class OrganisationsPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrganisationPage:
-    team: organisations.Organisation
+    team: organizations.Organization
     #: None if the gateway did not respond.
     account: ledger.Account | None
     tiers: tuple[Tier, ...]
@@ -59,8 +59,8 @@ async def show_organisations(
 async def set_team_tier(visit: NamedDependency[Visit], team_id: FromPath[UUID]) -> Page:
     form = await visit.read_form(TeamTierForm)
     try:
-        request = organisations.SetTeamTier(TenantId(team_id), choices.read(Tier, form.tier, "tier"))
-        await visit.call(organisations.set_team_tier, request)
+        request = organizations.SetTeamTier(TenantId(team_id), choices.read(Tier, form.tier, "tier"))
+        await visit.call(organizations.set_team_tier, request)
     except (errors.ConfirmationNeeded, errors.NotAuthenticated):
         raise
     except errors.CallerError as error:
@@ -93,7 +93,7 @@ async def _page_of_one(
     visit: Visit, team_id: UUID, typed: CreditsForm = NOTHING_TYPED, problem: errors.AimeshError | None = None
 ) -> OrganisationPage:
     found, account = await asyncio.gather(
-        visit.call(organisations.get_organisation, organisations.GetOrganisation(TenantId(team_id))),
+        visit.call(organizations.get_organisation, organizations.GetOrganization(TenantId(team_id))),
         visit.ask(ledger.read_account, ledger.ReadAccount(UserId(team_id))),
     )
     return OrganisationPage(
@@ -108,8 +108,8 @@ async def _page_of_one(
 
 async def _page_of(visit: Visit, wanted: Wanted, problem: errors.AimeshError | None = None) -> OrganisationsPage:
     place = TenantId(wanted.after) if wanted.after else None
-    request = organisations.ListAllOrganisations(searched_lists.ROWS_OF_A_PAGE, wanted.search, place)
-    found = await visit.call(organisations.list_all_organisations, request)
+    request = organizations.ListAllOrganizations(searched_lists.ROWS_OF_A_PAGE, wanted.search, place)
+    found = await visit.call(organizations.list_all_organisations, request)
     teams = found.organisations
     pager = searched_lists.pager("/admin/organisations", wanted, teams[-1].id if teams else None, more=found.more)
     return OrganisationsPage(organisations=teams, search=wanted.search, pager=pager, tiers=tuple(Tier), problem=problem)

@@ -11,10 +11,10 @@ from litestar.params import FromQuery
 from services.web import csv_tables, report_lines
 from services.web.report_lines import ReportLine, WholeLine
 from services.web.visits import Page, Visit
-from shared import business_lines
+from shared import business_report_rows
 from shared.api import business
-from shared.api.business import BusinessReport, By, GetBusinessReport
-from shared.business_lines import Line
+from shared.api.business import BusinessGrouping, BusinessReport, GetBusinessReport
+from shared.business_report_rows import ReportLine as Line
 
 #: The periods in days; the first is the default.
 DAYS = (7, 30, 90, 365)
@@ -79,18 +79,18 @@ async def download_report(visit: NamedDependency[Visit], days: FromQuery[str] = 
 
 async def _named(visit: Visit, report: BusinessReport, asked: GetBusinessReport) -> tuple[Line, ...]:
     """Return the rows with user names, or with ids while auth is down."""
-    ids = business_lines.ids_in(report, asked.by)
+    ids = business_report_rows.ids_in(report, asked.by)
     found = await visit.ask(business.name_users, business.NameUsers(ids)) if ids else None
-    return business_lines.lines(report, asked, found.names if found else {})
+    return business_report_rows.lines(report, asked, found.names if found else {})
 
 
-def _asked(visit: Visit, days: int, by: By) -> GetBusinessReport:
+def _asked(visit: Visit, days: int, by: BusinessGrouping) -> GetBusinessReport:
     """Return the request for whole days, including today."""
     until = visit.site.now().astimezone(UTC).date() + timedelta(days=1)
     return GetBusinessReport(until - timedelta(days=days), until, by)
 
 
-def _address(days: int, by: By, path: str = "/admin/report") -> str:
+def _address(days: int, by: BusinessGrouping, path: str = "/admin/report") -> str:
     return f"{path}?days={days}&by={by}"
 
 
@@ -99,9 +99,9 @@ def _read_days(text: str) -> int:
     return next((days for days in DAYS if text == str(days)), DAYS[0])
 
 
-def _read_subject(text: str) -> By:
+def _read_subject(text: str) -> BusinessGrouping:
     """Return the grouping for a query parameter; unknown values mean by day."""
-    return By(text) if text in set(By) else By.DAY
+    return BusinessGrouping(text) if text in set(BusinessGrouping) else BusinessGrouping.DAY
 
 
 ROUTES = (show_report, download_report)

@@ -61,7 +61,7 @@ class UserPage:
     #: None if the gateway did not respond; the same below.
     account: ledger.Account | None
     quota: views.Quota | None
-    usage: usage_report.UsageReport | None
+    usage: usage_report.UsageSummary | None
     usage_days: int
     roles: tuple[UserRole, ...]
     tiers: tuple[Tier, ...]

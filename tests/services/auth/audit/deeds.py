@@ -10,7 +10,7 @@ import asyncpg
 import msgspec
 
 from services.auth.audit.rows import AuditRows
-from shared.api.audit import Act, AuditRow, Result
+from shared.api.audit import AuditedAct, AuditRow, Result
 from shared.types import TenantId, UserId
 
 BEGIN = datetime(2026, 2, 1, tzinfo=UTC)
@@ -18,8 +18,8 @@ ALICE = UserId(UUID(int=1))
 TENANT = TenantId(UUID(int=7))
 
 
-def act(number: int = 0, **changed: Any) -> Act:
-    one = Act(
+def act(number: int = 0, **changed: Any) -> AuditedAct:
+    one = AuditedAct(
         at=BEGIN + timedelta(seconds=number),
         action="key.create",
         tenant_id=TENANT,
@@ -32,11 +32,11 @@ def act(number: int = 0, **changed: Any) -> Act:
     return msgspec.structs.replace(one, **changed)
 
 
-def refusal(number: int = 0, **changed: Any) -> Act:
+def refusal(number: int = 0, **changed: Any) -> AuditedAct:
     return act(number, **{"result": Result.REFUSED, "target": "", "details": {"why": "no"}, **changed})
 
 
-async def fill(rows: AuditRows, *acts: Act) -> None:
+async def fill(rows: AuditRows, *acts: AuditedAct) -> None:
     async with rows.transaction() as transaction:
         await rows.append(transaction, acts)
 

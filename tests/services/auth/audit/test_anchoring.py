@@ -13,10 +13,10 @@ from services.auth.audit.log import AuditLog
 from services.auth.audit.rows import AuditRows
 from services.auth.audit.upkeep import Upkeep
 from services.auth.audit.verification import Verification
-from shared import audit_anchors, audit_chain
+from shared.access import audit_anchors, audit_chain
+from shared.access.audit_anchors import Anchor
+from shared.access.audit_chain import ChainHead
 from shared.api.audit import ChainState
-from shared.audit_anchors import Anchor
-from shared.audit_chain import Head
 from shared.telemetry import Metrics
 from shared.types import MeshName
 from tests.services.auth.audit.conftest import KEYS
@@ -174,7 +174,7 @@ async def test_a_forged_anchor_is_found_in_the_table_and_in_the_file(
 ) -> None:
     await fill(rows, act(1), act(2))
     (stranger,) = AnchorKeys.of(bytes(32)).ids
-    head = Head(2, bytes.fromhex((await all_rows(rows))[1].hash))
+    head = ChainHead(2, bytes.fromhex((await all_rows(rows))[1].hash))
     forged = audit_anchors.sign(AnchorKeys.of(bytes(32)).current, MeshName("test"), CHAIN, head, BEGIN)
     assert forged.key == stranger
     put(anchor_file, audit_anchors.line(forged))

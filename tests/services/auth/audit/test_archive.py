@@ -19,11 +19,11 @@ from services.auth.audit.rows import AuditRows
 from services.auth.audit.verification import Verification
 from services.auth.store import Store
 from shared import errors
+from shared.access.audit_chain import HOUSE, ChainVerifier
 from shared.api import audit, auth
 from shared.api.method import Method, Reply, Request
-from shared.audit_chain import HOUSE, ChainVerifier
-from shared.rpc import Call, Dispatcher, StreamCall
-from shared.rpc.gate import Gate
+from shared.rpc import Dispatcher, RpcCall, StreamCall
+from shared.rpc.authorization import Authorizer
 from shared.telemetry import Metrics
 from shared.types import Credential, MeshName, NodeId, Peer, Role, Tier, UserId, UserRole
 from tests.services.auth.audit.conftest import KEYS
@@ -60,7 +60,7 @@ class Office:
     def __post_init__(self) -> None:
         verification = Verification(self.rows, Anchoring(self.rows, KEYS, MeshName("test"), None), Metrics("auth"))
         self.dispatcher = Dispatcher(cast("asyncio.TaskGroup", None), lambda *_: None, lambda *_: None)
-        self.dispatcher.gate = Gate(self._identify, lambda *_: None)
+        self.dispatcher.gate = Authorizer(self._identify, lambda *_: None)
         self.dispatcher.add(Archive(self.store, AuditLog(self.rows), self.rows, verification))
 
     async def _identify(self, credential: Credential | None) -> auth.Principal:
@@ -68,9 +68,9 @@ class Office:
             raise errors.NotAuthenticated("this call needs a credential")
         return KNOWN[credential]
 
-    def call(self, credential: str | None, role: Role) -> Call:
+    def call(self, credential: str | None, role: Role) -> RpcCall:
         known = None if credential is None else Credential(credential)
-        return Call(Peer(role, NodeId("U" * 56)), deadline=time.monotonic() + 10, credential=known, idempotency_key=None)
+        return RpcCall(Peer(role, NodeId("U" * 56)), deadline=time.monotonic() + 10, credential=known, idempotency_key=None)
 
     async def ask(
         self, method: Method[Request, Reply], request: Request, credential: str | None = "root", role: Role = Role.CLIENT

@@ -3,7 +3,7 @@
 import pytest
 
 from services.auth.audit.gathering import GATHER_SECONDS, Gathering
-from shared.api.audit import Act
+from shared.api.audit import AuditedAct
 from tests.services.auth.audit.deeds import refusal
 
 
@@ -86,7 +86,7 @@ def test_what_has_no_room_any_more_is_counted() -> None:
 
 def test_refusals_without_end_cost_no_more_memory_than_the_bound() -> None:
     gathering, total = Gathering(), 0
-    acts: list[Act] = []
+    acts: list[AuditedAct] = []
     for number in range(20_000):
         gathering.note(refusal(0, target=str(number)), now=number / 200)
     assert len(gathering) <= 5000

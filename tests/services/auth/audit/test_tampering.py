@@ -8,9 +8,9 @@ import asyncpg
 from services.auth.audit.anchoring import Anchoring
 from services.auth.audit.rows import AuditRows
 from services.auth.audit.verification import Verification
-from shared import audit_chain
-from shared.api.audit import Act, Result
-from shared.audit_chain import Head
+from shared.access import audit_chain
+from shared.access.audit_chain import ChainHead
+from shared.api.audit import AuditedAct, Result
 from tests.services.auth.audit.deeds import TENANT, act, fill, superuser
 
 #: Three pages of the verifier, the last one not full.
@@ -49,8 +49,8 @@ async def edit(db: asyncpg.Connection, number: int, rng: random.Random) -> int:
 async def edit_with_its_hash(db: asyncpg.Connection, number: int, rng: random.Random) -> int:
     """By somebody who has read the code."""
     row = await db.fetchrow("SELECT * FROM audit_log WHERE chain = $1 AND sequence = $2", CHAIN, number)
-    changed = Act(at=row["at"], action="user.role", tenant_id=row["tenant_id"], actor=row["actor"], result=Result(row["result"]))
-    link = audit_chain.link(CHAIN, Head(number - 1, row["prev_hash"]), changed, b"")
+    changed = AuditedAct(at=row["at"], action="user.role", tenant_id=row["tenant_id"], actor=row["actor"], result=Result(row["result"]))
+    link = audit_chain.link(CHAIN, ChainHead(number - 1, row["prev_hash"]), changed, b"")
     await db.execute(
         "UPDATE audit_log SET action = 'user.role', target = '', request_id = '', details_digest = '', hash = $3"
         " WHERE chain = $1 AND sequence = $2",
@@ -86,7 +86,7 @@ async def delete_and_renumber(db: asyncpg.Connection, number: int, rng: random.R
 async def insert(db: asyncpg.Connection, number: int, rng: random.Random) -> int:
     """With the right hash, the others moved up."""
     before = await db.fetchrow("SELECT prev_hash FROM audit_log WHERE chain = $1 AND sequence = $2", CHAIN, number)
-    added = audit_chain.link(CHAIN, Head(number - 1, before["prev_hash"]), act(5, address="", details={}), b"")
+    added = audit_chain.link(CHAIN, ChainHead(number - 1, before["prev_hash"]), act(5, address="", details={}), b"")
     await move(db, number, 1)
     await db.execute(
         "INSERT INTO audit_log"

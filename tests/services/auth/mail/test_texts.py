@@ -8,7 +8,7 @@ import pytest
 from services.auth import api_keys
 from services.auth.mail import texts
 from services.auth.mail.texts import Text
-from shared.mail import postman
+from shared.mail import mailer
 from shared.mail.letters import Letter
 from shared.telemetry import logs
 
@@ -66,7 +66,7 @@ async def test_without_a_mail_server_the_log_has_the_mail_with_a_link_that_works
     token = api_keys.random_text()
     logs.configure("auth")
     try:
-        async with postman.opened(postman.parse(None, "aimesh <noreply@example.com>")) as opened:
+        async with mailer.opened(mailer.parse(None, "aimesh <noreply@example.com>")) as opened:
             text = texts.reset("anna", "http://localhost:3000/reset", token, 30)
             await opened.send("anna@example.com", text.subject, text.text)
             assert "SMTP_URL" in opened.check().detail

@@ -10,8 +10,8 @@ from services.auth.mfa import totp
 from services.auth.mfa.enrolment import Enrolment
 from services.auth.parts import Parts
 from shared.api import accounts, auth
-from shared.api.audit import Act
-from shared.database import Transaction
+from shared.api.audit import AuditedAct
+from shared.stores.database import Transaction
 from shared.types import NodeId, Peer, Role
 from tests.services.auth.surroundings import CLIENT, PASSWORD, Surroundings
 
@@ -30,12 +30,12 @@ class Clock:
 
 @dataclass
 class KeptTrail:
-    acts: list[Act] = field(default_factory=list)
+    acts: list[AuditedAct] = field(default_factory=list)
 
-    async def add(self, transaction: Transaction, act: Act) -> None:
+    async def add(self, transaction: Transaction, act: AuditedAct) -> None:
         self.acts.append(act)
 
-    def note(self, act: Act) -> None:
+    def note(self, act: AuditedAct) -> None:
         self.acts.append(act)
 
     def actions(self, *wanted: str) -> list[str]:
@@ -86,32 +86,34 @@ class Desk:
 
     async def login(
         self, name: str = "anna", password: str = PASSWORD, code: str | None = None, *, peer: Peer | None = None, **changed: object
-    ) -> auth.Session:
+    ) -> auth.LoginSession:
         request = auth.LoginUser(auth.Credentials(password, username=name, code=code), **changed)  # type: ignore[arg-type]
         return await self.world.ask(auth.login_user, request, peer=peer)
 
-    async def browse(self, name: str = "anna", password: str = PASSWORD, code: str | None = None, *, browser: str = "") -> auth.Session:
+    async def browse(
+        self, name: str = "anna", password: str = PASSWORD, code: str | None = None, *, browser: str = ""
+    ) -> auth.LoginSession:
         """A login on the web page."""
-        client = auth.Client("203.0.113.7", "Mozilla/5.0")
+        client = auth.ClientFacts("203.0.113.7", "Mozilla/5.0")
         return await self.login(name, password, code, peer=WEB, kind=auth.SessionKind.BROWSER, client=client, browser=browser)
 
-    async def identify(self, session: auth.Session) -> auth.Principal:
+    async def identify(self, session: auth.LoginSession) -> auth.Principal:
         return await self.world.ask(auth.identify, auth.Identify(session.access_token))
 
-    async def begin(self, session: auth.Session) -> Phone:
+    async def begin(self, session: auth.LoginSession) -> Phone:
         made = await self.world.ask(accounts.begin_mfa, accounts.BeginMfa(), session.access_token)
         return Phone(base64.b32decode(made.secret + "=" * (-len(made.secret) % 8)), self.clock)
 
-    async def enable(self, session: auth.Session, code: str) -> accounts.RecoveryCodes:
+    async def enable(self, session: auth.LoginSession, code: str) -> accounts.RecoveryCodes:
         return await self.world.ask(accounts.enable_mfa, accounts.EnableMfa(code), session.access_token)
 
-    async def confirm(self, session: auth.Session, code: str) -> auth.Session:
+    async def confirm(self, session: auth.LoginSession, code: str) -> auth.LoginSession:
         return await self.world.ask(auth.confirm_login, auth.ConfirmLogin(code), session.access_token)
 
-    async def confirm_again(self, session: auth.Session, password: str | None = None, code: str | None = None) -> None:
+    async def confirm_again(self, session: auth.LoginSession, password: str | None = None, code: str | None = None) -> None:
         await self.world.ask(auth.confirm_again, auth.ConfirmAgain(password, code), session.access_token)
 
-    async def with_factor(self, name: str = "anna") -> tuple[auth.Session, Phone, tuple[str, ...]]:
+    async def with_factor(self, name: str = "anna") -> tuple[auth.LoginSession, Phone, tuple[str, ...]]:
         """Somebody new who has set one up, their login, their phone, and their recovery codes."""
         await self.world.register(name)
         session = await self.login(name)

@@ -10,7 +10,8 @@ from services.auth.mfa import totp
 from services.auth.sealing import Sealer
 from services.auth.sessions import Login
 from services.auth.settings import AuthSettings
-from shared import access, errors
+from shared import errors
+from shared.access import access_table
 from shared.api import accounts, audit, auth
 from shared.api.auth import Step
 from tests.services.auth import by_hand
@@ -143,7 +144,7 @@ async def test_changing_it_needs_a_fresh_login(desk: Desk) -> None:
     assert gate is not None
     gate._clock = desk.clock
     desk.parts.sessions._clock = desk.clock
-    desk.clock.ahead += access.FRESH_SECONDS + 1
+    desk.clock.ahead += access_table.FRESH_SECONDS + 1
     for attempt in (
         desk.begin(session),
         desk.enable(session, "123456"),
@@ -188,7 +189,7 @@ async def test_each_recovery_code_is_good_once_and_the_rest_are_counted(desk: De
     assert (await desk.logins._factors.state(user)).recovery_codes_left == 10
     # No more than one address may guess, whichever of them comes first.
     outcomes = await asyncio.gather(*((desk if n % 2 else replica).login(code=codes[3]) for n in range(5)), return_exceptions=True)
-    assert len([found for found in outcomes if isinstance(found, auth.Session)]) == 1
+    assert len([found for found in outcomes if isinstance(found, auth.LoginSession)]) == 1
     assert (await desk.logins._factors.state(user)).recovery_codes_left == 9
     assert (await desk.login(code=codes[4].upper().replace("-", ""))).step is Step.DONE
     assert (await desk.logins._factors.state(user)).recovery_codes_left == 8

@@ -6,8 +6,9 @@ import msgspec
 import pytest
 
 from services.auth.mfa import totp
-from shared import access, errors
-from shared.access import Who
+from shared import errors
+from shared.access import access_table
+from shared.access.access_table import Audience
 from shared.api import auth
 from shared.api.auth import Step
 from shared.api.method import Method, Nothing
@@ -48,8 +49,8 @@ async def test_half_a_login_is_good_for_its_step_and_nothing_else(desk: Desk) ->
     assert gate is not None
     visitor = call(half.access_token)
     admitted = set()
-    for name, row in access.METHODS.items():
-        if row.who is not Who.PERSON:
+    for name, row in access_table.METHODS.items():
+        if row.who is not Audience.PERSON:
             continue
         try:
             await gate.admit(Method(name, Nothing, Nothing, callers={Role.CLIENT}), Nothing(), visitor)
@@ -86,9 +87,9 @@ async def test_of_many_uses_of_one_code_one_succeeds_on_whichever_replica(desk: 
         outcomes = await asyncio.gather(
             *((desk if n % 2 else replica).confirm(half, code) for n, half in enumerate(halves)), return_exceptions=True
         )
-        assert len([found for found in outcomes if isinstance(found, auth.Session)]) == 1
+        assert len([found for found in outcomes if isinstance(found, auth.LoginSession)]) == 1
         for refused in outcomes:
-            assert isinstance(refused, auth.Session | errors.NotAllowed)
+            assert isinstance(refused, auth.LoginSession | errors.NotAllowed)
 
 
 async def test_the_code_that_enabled_it_logs_nobody_in(desk: Desk) -> None:
@@ -136,7 +137,7 @@ async def test_who_knows_the_password_cannot_lock_the_owner_out_of_entering_code
     wrong = [f"{number:06}" for number in range(30) if f"{number:06}" != code]
     for number, guess in enumerate(wrong):
         with pytest.raises((errors.NotAuthenticated, errors.Limited)):
-            await desk.login(code=guess, client=auth.Client(f"198.51.100.{number}"), peer=WEB)
+            await desk.login(code=guess, client=auth.ClientFacts(f"198.51.100.{number}"), peer=WEB)
     with pytest.raises(errors.Limited):
         await desk.confirm(await desk.browse(), code)
     half = await desk.browse(browser=first.browser)
@@ -222,11 +223,11 @@ async def test_a_key_needs_no_confirmation_and_gets_none(desk: Desk) -> None:
         await desk.world.ask(auth.confirm_again, auth.ConfirmAgain(PASSWORD), new.api_key)
 
 
-async def _make_stale(desk: Desk, session: auth.Session) -> None:
+async def _make_stale(desk: Desk, session: auth.LoginSession) -> None:
     sessions = desk.parts.sessions
     found = await desk.parts.identities.session_of(session.access_token)
     real = sessions._clock
-    sessions._clock = lambda: real() - access.FRESH_SECONDS - 1
+    sessions._clock = lambda: real() - access_table.FRESH_SECONDS - 1
     await sessions.confirm(found, has_factor=found.has_factor)
     sessions._clock = real
 

@@ -8,13 +8,14 @@ import pytest
 
 from services.auth.nodes import admission
 from services.auth.nodes.admission import KnownNode, KnownTicket
-from shared import errors, identity
+from shared import errors
 from shared.api.membership import MemberState, TicketState
+from shared.identity import node_keys
 from shared.types import NodeId, Role, UserId
 
 NOW = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
 OWNER = UserId(UUID(int=7))
-KEY = identity.NodeKey(identity.new_seed())
+KEY = node_keys.NodeKey(node_keys.new_seed())
 
 
 def ticket(**changed: Any) -> KnownTicket:
@@ -119,7 +120,7 @@ def test_a_ticket_warns_when_it_leads_nowhere(bootstrap: tuple[str, ...], warned
 
 
 def test_one_flipped_bit_in_a_signature_or_the_text_is_refused() -> None:
-    newcomer = identity.NodeKey(identity.new_seed())
+    newcomer = node_keys.NodeKey(node_keys.new_seed())
     text = admission.signed_text("t", newcomer.id, NodeId("U" * 56), b"c" * 64)
     signatures = KEY.sign("enroll", text), newcomer.sign("enroll", text)
 
@@ -137,7 +138,7 @@ def test_one_flipped_bit_in_a_signature_or_the_text_is_refused() -> None:
 
 
 def test_signatures_for_another_purpose_are_worth_nothing() -> None:
-    newcomer = identity.NodeKey(identity.new_seed())
+    newcomer = node_keys.NodeKey(node_keys.new_seed())
     text = admission.signed_text("t", newcomer.id, NodeId("U" * 56), b"c")
     with pytest.raises(errors.BadTicket, match="ticket's signature"):
         admission.check_signed(

@@ -5,17 +5,18 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from services.auth.nodes.ca_keys import CaKeys, MeshState
-from shared import certificates, errors, identity
-from shared.certificates import Subject
+from shared import errors
+from shared.identity import certificates, node_keys
+from shared.identity.certificates import Subject
 from shared.types import NodeId, Role
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 SECONDS = NOW.timestamp()
-CUT_OFF = identity.NodeKey(identity.new_seed()).id
+CUT_OFF = node_keys.NodeKey(node_keys.new_seed()).id
 
 
-def authority() -> identity.Authority:
-    return identity.Authority(identity.new_authority_seed())
+def authority() -> node_keys.Authority:
+    return node_keys.Authority(node_keys.new_authority_seed())
 
 
 def state(epoch: int = 1, changed_at: datetime | None = None) -> MeshState:
@@ -24,7 +25,7 @@ def state(epoch: int = 1, changed_at: datetime | None = None) -> MeshState:
 
 def test_what_it_signs_is_believed_under_its_own_key_alone() -> None:
     keys, foreign = CaKeys(authority()), authority().id
-    node = identity.NodeKey(identity.new_seed()).id
+    node = node_keys.NodeKey(node_keys.new_seed()).id
     certificate = keys.certify(Subject(node, Role.WORKER), SECONDS)
     listed = keys.sign_list(state(epoch=3), SECONDS)
     assert certificates.check(certificate, keys.authorities, SECONDS).node == node
@@ -47,7 +48,7 @@ def test_secrets_differ_by_epoch_and_by_key_and_are_the_same_on_every_replica() 
     one, other = authority(), authority()
     secrets = {epoch: CaKeys(one).topics(state(epoch), SECONDS)[0].secret for epoch in (1, 2)}
     assert len({*secrets.values(), CaKeys(other).topics(state(1), SECONDS)[0].secret}) == 3
-    assert CaKeys(identity.Authority(one._pair.seed)).topics(state(2), SECONDS)[0].secret == secrets[2]
+    assert CaKeys(node_keys.Authority(one._pair.seed)).topics(state(2), SECONDS)[0].secret == secrets[2]
     assert all(len(secret) == 32 for secret in secrets.values())
 
 
@@ -56,7 +57,7 @@ def test_one_key_follows_upon_the_other_without_anybody_losing_the_mesh() -> Non
     announced, switched, done = CaKeys(old, new), CaKeys(new, old), CaKeys(new)
     assert certificates.check_succession(announced.succession, (old.id,)).successor == new.id
     assert announced.authorities == (old.id, new.id)
-    node = Subject(identity.NodeKey(identity.new_seed()).id, Role.GATEWAY)
+    node = Subject(node_keys.NodeKey(node_keys.new_seed()).id, Role.GATEWAY)
     # A node that has heard of both believes what either signs, and meets the others before and after the switch.
     for keys in (announced, switched, done):
         certificates.check(keys.certify(node, SECONDS), announced.authorities, SECONDS)

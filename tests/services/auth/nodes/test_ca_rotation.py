@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from services.auth.nodes.ca_keys import CaKeys, MeshState
-from shared import errors, identity
+from shared import errors
 from shared.api.membership import Membership
-from shared.certificates import Subject
-from shared.directory import Directory
-from shared.identity import Authority, NodeKey
-from shared.node import membership
-from shared.node.standing import Standing
-from shared.trust import Trust
+from shared.discovery.directory import Directory
+from shared.identity import node_keys
+from shared.identity.certificates import Subject
+from shared.identity.node_keys import Authority, NodeKey
+from shared.identity.trust import Trust
+from shared.node import membership_file
+from shared.node.certificate_renewal import CertificateRenewal
 from shared.types import MeshName, Role
 
 MESH = MeshName("test")
@@ -27,11 +28,11 @@ class Node:
     """A node that renews when it is told to."""
 
     def __init__(self, role: Role, folder: Path, first: CaKeys) -> None:
-        self.key = NodeKey(identity.new_seed())
+        self.key = NodeKey(node_keys.new_seed())
         self.trust = Trust(self.key, role, (first.public,))
         nodes = Directory(asyncio.get_running_loop().time)
-        kept = membership.Kept(MESH, role)
-        self.standing = Standing(self.trust, kept, folder / f"{self.key.id}.mesh", nodes, None)  # type: ignore[arg-type]  # calls nobody
+        kept = membership_file.MembershipFile(MESH, role)
+        self.standing = CertificateRenewal(self.trust, kept, folder / f"{self.key.id}.mesh", nodes, None)  # type: ignore[arg-type]  # calls nobody
         self.renew(first)
 
     def renew(self, keys: CaKeys) -> None:
@@ -58,7 +59,7 @@ class Node:
 
 
 async def test_at_every_step_of_a_rotation_all_nodes_let_each_other_in_and_meet(tmp_path: Path) -> None:
-    old, new = (Authority(identity.new_authority_seed()) for _ in range(2))
+    old, new = (Authority(node_keys.new_authority_seed()) for _ in range(2))
     steps = [CaKeys(old), CaKeys(old, new), CaKeys(new, old), CaKeys(new)]
     nodes = [Node(role, tmp_path, steps[0]) for role in (Role.GATEWAY, Role.WORKER, Role.METRICS, Role.AUTH)]
     for keys in steps[1:]:
@@ -68,14 +69,14 @@ async def test_at_every_step_of_a_rotation_all_nodes_let_each_other_in_and_meet(
                 one.lets_in(other)
                 assert {*one.trust.topics} & {*other.trust.topics}, "they have a meeting place in common"
     for node in nodes:
-        assert node.trust.authorities == (identity.authority_of(identity.raw_of(new.id)),)
+        assert node.trust.authorities == (node_keys.authority_of(node_keys.raw_of(new.id)),)
     late = Node(Role.WORKER, tmp_path, steps[0])
     with pytest.raises(errors.NotCertified):
         nodes[0].lets_in(late)
 
 
 async def test_a_key_that_no_trusted_one_has_named_is_not_believed_whoever_sends_it(tmp_path: Path) -> None:
-    old, stranger = (Authority(identity.new_authority_seed()) for _ in range(2))
+    old, stranger = (Authority(node_keys.new_authority_seed()) for _ in range(2))
     node = Node(Role.WORKER, tmp_path, CaKeys(old))
     with pytest.raises(errors.NotCertified):
         node.renew(CaKeys(stranger))

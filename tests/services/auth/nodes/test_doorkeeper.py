@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from services.auth.settings import AuthSettings
-from shared import certificates, errors, identity, tickets
+from shared import errors
 from shared.api import membership
 from shared.api.membership import Labels, Membership
+from shared.identity import certificates, node_keys, tickets
 from shared.telemetry import logs
 from shared.types import NodeId, Peer, Role
 from tests.services.auth import by_hand
@@ -248,10 +249,10 @@ async def test_neither_logs_nor_tables_nor_the_state_file_know_a_secret(
         postgres_url, "SELECT concat((SELECT json_agg(t) FROM auth.tickets t), (SELECT json_agg(n) FROM auth.nodes n))"
     )
     assert ca_settings.mesh_ca_key_file is not None
-    authority = identity.load_authority(ca_settings.mesh_ca_key_file)
+    authority = node_keys.load_authority(ca_settings.mesh_ca_key_file)
     ticket = tickets.parse(made.ticket)
     for secret in (ticket.seed, authority.raw_seed, *(secret for _, secret in house.trust.topics)):
-        for form in (secret.hex(), repr(secret)[2:-1], identity.seed_of(secret).decode(), made.ticket[len(tickets.PREFIX) + 8 :]):
+        for form in (secret.hex(), repr(secret)[2:-1], node_keys.seed_of(secret).decode(), made.ticket[len(tickets.PREFIX) + 8 :]):
             assert form not in printed
             assert form not in dump
     kept = (tmp_path / "auth.mesh").read_bytes()

@@ -15,8 +15,9 @@ from services.auth import store
 from services.auth.nodes.admission import KnownTicket
 from services.auth.nodes.ca_keys import MeshState
 from services.auth.nodes.members import Members
-from shared import errors, identity
+from shared import errors
 from shared.api.membership import MemberState
+from shared.identity import node_keys
 from shared.types import NodeId, Role, UserId
 from tests.services.auth import by_hand
 
@@ -32,7 +33,7 @@ def now() -> datetime:
 
 
 def new_node() -> NodeId:
-    return identity.NodeKey(identity.new_seed()).id
+    return node_keys.NodeKey(node_keys.new_seed()).id
 
 
 async def add_ticket(members: Members, ticket_id: str = "aaaa1111", **changed: Any) -> str:

@@ -11,10 +11,11 @@ from services.auth.nodes.members import Members
 from services.auth.nodes.mesh_ca import MeshCa
 from services.auth.service import AuthService
 from services.auth.settings import AuthSettings
-from shared import certificates, errors, identity
+from shared import errors
 from shared.api import membership
-from shared.node import membership as kept_membership
-from shared.trust import Trust
+from shared.identity import certificates, node_keys
+from shared.identity.trust import Trust
+from shared.node import membership_file as kept_membership
 from shared.types import Peer, Role
 from tests.services.auth import by_hand
 from tests.services.auth.surroundings import Newcomer, Surroundings
@@ -107,12 +108,12 @@ async def test_a_restored_database_goes_on_above_what_auth_has_signed_before(ca_
 async def test_both_keys_are_told_while_one_follows_upon_the_other(ca_settings: AuthSettings, tmp_path: Path) -> None:
     following = tmp_path / "next.nk"
     following.touch(mode=0o600)
-    following.write_bytes(identity.new_authority_seed())
+    following.write_bytes(node_keys.new_authority_seed())
     here = Surroundings()
     settings = msgspec.structs.replace(ca_settings, mesh_ca_next_key_file=following)
     async with AuthService.open(settings, here.as_node()) as here.service:
         reply = await here.ask(membership.renew_certificate, membership.RenewCertificate(), peer=_gateway())
-        node = Trust(identity.NodeKey(identity.new_seed()), Role.WORKER, reply.authorities[:1])
+        node = Trust(node_keys.NodeKey(node_keys.new_seed()), Role.WORKER, reply.authorities[:1])
         node.take_successor(reply.succession)
         assert node.authorities == reply.authorities
         assert [secret.epoch for secret in reply.topics] == [1, 1]
@@ -128,4 +129,4 @@ async def test_a_ca_key_that_others_can_read_is_refused(ca_settings: AuthSetting
 
 
 def _gateway() -> Peer:
-    return Peer(Role.GATEWAY, identity.NodeKey(identity.new_seed()).id)
+    return Peer(Role.GATEWAY, node_keys.NodeKey(node_keys.new_seed()).id)

@@ -9,11 +9,12 @@ import pytest
 from services.auth.nodes.admission import MOST_OWN_TICKETS
 from services.auth.service import AuthService
 from services.auth.settings import AuthSettings
-from shared import errors, tickets
+from shared import errors
 from shared.api import auth, membership
-from shared.api.audit import Act
+from shared.api.audit import AuditedAct
 from shared.api.auth import KeyKind
 from shared.api.membership import MemberState, TicketState
+from shared.identity import tickets
 from shared.types import Credential, Role, UserRole
 from tests.services.auth.organisations.town import Recorded
 from tests.services.auth.surroundings import CLIENT, Newcomer, Surroundings
@@ -241,7 +242,7 @@ async def test_a_revocation_that_cannot_be_written_down_does_not_happen(house: S
     await machine.enroll(house, (await house.ticket()).ticket)
     roster = cast("Any", house.dispatcher.find(membership.create_ticket.name, CLIENT).function).__self__
 
-    async def full(transaction: object, act: Act) -> None:
+    async def full(transaction: object, act: AuditedAct) -> None:
         raise errors.Unavailable("the log is away")
 
     monkeypatch.setattr(roster, "_trail", Recorded())

@@ -9,7 +9,7 @@ from services.auth.oidc.login import Oidc
 from services.auth.oidc.pending import PendingLogins
 from services.auth.oidc.provider import Provider
 from services.auth.oidc.registration import Registration
-from shared.cache import Cache
+from shared.stores.cache import Cache
 from tests.services.auth.oidc.scripted_provider import ScriptedProvider, scripted_provider
 from tests.services.auth.oidc.surroundings import Clock, OpenOidc
 

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urljoin, urlsplit
 import httpx
 
 from services.auth.oidc.flow import Answer
-from shared.hyperswarm import find_node
+from shared.transports.hyperswarm import find_node
 from tests.services.auth.oidc import keys
 from tests.services.auth.oidc.keys import Key
 

@@ -20,9 +20,9 @@ from services.auth.sessions import Login
 from services.auth.settings import AuthSettings
 from shared import errors
 from shared.api import accounts, auth
-from shared.api.audit import Act, Result
+from shared.api.audit import AuditedAct, Result
 from shared.api.auth import SessionKind, Step
-from shared.cache import Cache
+from shared.stores.cache import Cache
 from shared.types import NodeId, Peer, Role, UserRole
 from tests.services.auth import by_hand
 from tests.services.auth.oidc.scripted_provider import CLIENT_ID, CLIENT_SECRET, ScriptedProvider
@@ -34,12 +34,12 @@ WEB = Peer(Role.WEB, NodeId("U" + "W" * 55))
 
 class Remembered:
     def __init__(self) -> None:
-        self.acts: list[Act] = []
+        self.acts: list[AuditedAct] = []
 
-    async def add(self, transaction: object, act: Act) -> None:
+    async def add(self, transaction: object, act: AuditedAct) -> None:
         self.acts.append(act)
 
-    def note(self, act: Act) -> None:
+    def note(self, act: AuditedAct) -> None:
         self.acts.append(act)
 
 
@@ -54,33 +54,33 @@ class Web:
     door: OidcDoor
     trail: Remembered
 
-    async def begin(self, session: auth.Session | None = None, then: str = "/keys") -> accounts.FinishOidc:
+    async def begin(self, session: auth.LoginSession | None = None, then: str = "/keys") -> accounts.FinishOidc:
         """What the provider's answer will be sent on as."""
         token = None if session is None else session.session_token
         start = await self.beside.ask(accounts.begin_oidc, accounts.BeginOidc(CALLBACK, then, token))
         asked = {name: values[0] for name, values in parse_qs(urlsplit(start.url).query).items()}
         self.provider.nonce = asked["nonce"]
-        return accounts.FinishOidc(asked["state"], start.binding, "code", client=auth.Client("203.0.113.7", "Firefox"))
+        return accounts.FinishOidc(asked["state"], start.binding, "code", client=auth.ClientFacts("203.0.113.7", "Firefox"))
 
-    async def log_in(self, session: auth.Session | None = None) -> accounts.OidcEnd:
+    async def log_in(self, session: auth.LoginSession | None = None) -> accounts.OidcEnd:
         return await self.beside.ask(accounts.finish_oidc, await self.begin(session))
 
-    async def session(self) -> auth.Session:
+    async def session(self) -> auth.LoginSession:
         session = (await self.log_in()).session
         assert session is not None
         return session
 
-    async def password_session(self, name: str = "anna") -> auth.Session:
+    async def password_session(self, name: str = "anna") -> auth.LoginSession:
         """A browser's, by password."""
         await self.world.register(name)
         request = auth.LoginUser(auth.Credentials("secure_password", username=name), kind=SessionKind.BROWSER)
         return await self.world.ask(auth.login_user, request, peer=WEB)
 
-    async def links(self, session: auth.Session) -> list[str]:
+    async def links(self, session: auth.LoginSession) -> list[str]:
         listed = await self.beside.ask(accounts.list_oidc_links, accounts.ListOidcLinks(), session.access_token)
         return [link.subject for link in listed.links]
 
-    async def remove(self, session: auth.Session, subject: str = "ann-1") -> None:
+    async def remove(self, session: auth.LoginSession, subject: str = "ann-1") -> None:
         request = accounts.RemoveOidcLink(self.provider.issuer, subject)
         await self.beside.ask(accounts.remove_oidc_link, request, session.access_token)
 
@@ -203,7 +203,7 @@ async def test_whoever_came_by_the_provider_is_logged_out_there_too(web: Web) ->
     assert (await web.beside.ask(accounts.leave_oidc, accounts.LeaveOidc(by_password.session_token, "https://ai.example.org/"))).url is None
 
 
-async def left(web: Web, session: auth.Session) -> dict[str, str]:
+async def left(web: Web, session: auth.LoginSession) -> dict[str, str]:
     """Where the browser goes from the logout, as it is asked there."""
     url = (await web.beside.ask(accounts.leave_oidc, accounts.LeaveOidc(session.session_token, "https://ai.example.org/"))).url
     assert url is not None

@@ -21,7 +21,7 @@ from services.auth.oidc.flow import Answer, Begun, Wish
 from services.auth.oidc.login import Finished, Oidc
 from services.auth.oidc.registration import Registration
 from shared import errors
-from shared.cache import Cache
+from shared.stores.cache import Cache
 from shared.types import UserId
 from tests.services.auth.oidc import keys
 from tests.services.auth.oidc.scripted_provider import (

@@ -15,8 +15,8 @@ from services.auth.oidc.links import Links
 from services.auth.oidc.mapping import Identity, RoleTable
 from services.auth.oidc.registration import Registration
 from shared import errors
-from shared.api.audit import Act
-from shared.database import Database
+from shared.api.audit import AuditedAct
+from shared.stores.database import Database
 from shared.types import UserId, UserRole
 from tests.services.auth import by_hand
 from tests.services.auth.oidc.real_provider import PEOPLE, REDIRECT_URI, SECRET, Browser, real_provider
@@ -28,23 +28,23 @@ ANN = Identity("https://a", "1", "ann@example.com", email_verified=True, usernam
 class Kept:
     """An audit log that a test can look at."""
 
-    def __init__(self, acts: list[Act]) -> None:
+    def __init__(self, acts: list[AuditedAct]) -> None:
         self._acts = acts
 
-    async def add(self, transaction: object, act: Act) -> None:
+    async def add(self, transaction: object, act: AuditedAct) -> None:
         self._acts.append(act)
 
-    def note(self, act: Act) -> None:
+    def note(self, act: AuditedAct) -> None:
         self._acts.append(act)
 
 
 @pytest.fixture
-def acts() -> list[Act]:
+def acts() -> list[AuditedAct]:
     return []
 
 
 @pytest.fixture
-async def links(postgres_url: str, acts: list[Act]) -> AsyncIterator[Links]:
+async def links(postgres_url: str, acts: list[AuditedAct]) -> AsyncIterator[Links]:
     async with Database.open(postgres_url, schema="auth", package=AUTH) as db:
         yield Links(db, Kept(acts))
 
@@ -134,7 +134,7 @@ async def test_nobody_removes_the_last_way_in(links: Links, postgres_url: str) -
     assert await links.list_of(user_id) == ()
 
 
-async def test_what_changes_is_in_the_audit_log(links: Links, acts: list[Act]) -> None:
+async def test_what_changes_is_in_the_audit_log(links: Links, acts: list[AuditedAct]) -> None:
     user_id = await add(links)
     second = Identity("https://b", "1")
     await links.link(user_id, second)

@@ -2,9 +2,10 @@
 
 import pytest
 
-from shared import errors, identity
+from shared import errors
 from shared.api import privacy
 from shared.api.auth import KeyKind
+from shared.identity import node_keys
 from shared.types import UserRole
 from tests.services.auth import by_hand
 from tests.services.auth.organisations.town import Town
@@ -80,7 +81,7 @@ async def test_people_are_listed_by_when_they_were_last_seen(town: Town, postgre
 
 async def test_nodes_are_listed_that_say_nothing(town: Town, postgres_url: str) -> None:
     boss, anna = await town.admin(), await town.person("anna", UserRole.NODE_OWNER)
-    nodes = [identity.NodeKey(identity.new_seed()).id for _ in range(4)]
+    nodes = [node_keys.NodeKey(node_keys.new_seed()).id for _ in range(4)]
     insert = (
         "INSERT INTO auth.nodes (id, role, state, name, owner, idle_since) VALUES ($1, 'worker', $2, $3, $4, now() - interval '95 days')"
     )

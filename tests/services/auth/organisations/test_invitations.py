@@ -7,17 +7,17 @@ from uuid import uuid4
 import pytest
 
 from shared import errors
-from shared.api import organisations as api
-from shared.api.organisations import Organisation, TeamRole
+from shared.api import organizations as api
+from shared.api.organizations import Organization, TeamRole
 from tests.services.auth import by_hand
 from tests.services.auth.organisations.town import Person, Town, refusal_of
 
 
-async def invite(town: Town, organisation: Organisation, by: Person, email: str, role: TeamRole = TeamRole.MEMBER) -> api.NewInvitation:
+async def invite(town: Town, organisation: Organization, by: Person, email: str, role: TeamRole = TeamRole.MEMBER) -> api.NewInvitation:
     return await town.ask(api.invite_member, api.InviteMember(organisation.id, email, role), by.login)
 
 
-async def accept(town: Town, token: str, by: str) -> Organisation:
+async def accept(town: Town, token: str, by: str) -> Organization:
     return await town.ask(api.accept_invitation, api.AcceptInvitation(token), by)
 
 
@@ -57,7 +57,7 @@ async def test_of_fifty_who_take_it_up_at_once_one_does(town: Town, postgres_url
     acme = await town.found(anna)
     token = (await invite(town, acme, anna, "ben@example.com")).token
     outcomes = await asyncio.gather(*(accept(town, token, ben.login) for _ in range(50)), return_exceptions=True)
-    assert sum(isinstance(outcome, Organisation) for outcome in outcomes) == 1
+    assert sum(isinstance(outcome, Organization) for outcome in outcomes) == 1
     assert sum(isinstance(outcome, errors.NotFound) for outcome in outcomes) == 49
     assert await by_hand.value(postgres_url, "SELECT count(*) FROM auth.organisation_members") == 2
     assert town.trail.actions.count("organisation.join") == 1

@@ -8,9 +8,9 @@ import pytest
 
 from services.auth.failed_logins import FailedLogins
 from shared import errors
-from shared.api import organisations as api
-from shared.api.organisations import InvitationOffer, TeamRole
-from shared.cache import Cache
+from shared.api import organizations as api
+from shared.api.organizations import InvitationOffer, TeamRole
+from shared.stores.cache import Cache
 from tests.services.auth import by_hand
 from tests.services.auth.organisations.town import Person, Town, opened_town, refusal_of
 

@@ -10,7 +10,7 @@ from services.auth.organisations.store import OrganisationStore
 from services.auth.store import Store
 from shared import errors
 from shared.api import auth
-from shared.api import organisations as api
+from shared.api import organizations as api
 from shared.api.auth import KeyKind
 from shared.types import TenantId
 from tests.services.auth import by_hand
@@ -33,7 +33,7 @@ class Acme:
     id: TenantId
     #: A login of Anna's that acts for it.
     owner: str
-    bens: auth.NewApiKey
+    bens: auth.CreatedApiKey
 
 
 async def settle(town: Town) -> Acme:
@@ -70,7 +70,7 @@ async def test_every_story_is_the_same_for_a_role_that_is_no_superuser(town: Tow
     await town.store.touch_keys([again.key.id])
     boss = await town.admin()
     admins = (await town.key(boss.login, kind=KeyKind.ADMIN)).api_key
-    assert len((await town.ask(api.list_all_organisations, api.ListAllOrganisations(), admins)).organisations) == 2
+    assert len((await town.ask(api.list_all_organisations, api.ListAllOrganizations(), admins)).organisations) == 2
     assert len((await town.ask(auth.list_api_keys, auth.ListApiKeys(acme.ben.user.id), admins)).keys) == 3
     for key in (await town.ask(auth.list_api_keys, auth.ListApiKeys(acme.ben.user.id), admins)).keys:
         await town.ask(auth.revoke_api_key, auth.RevokeApiKey(str(key.id)), admins)

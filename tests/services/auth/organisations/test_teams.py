@@ -8,24 +8,24 @@ import pytest
 from services.auth.identities import TeamTerms
 from shared import errors
 from shared.api import auth, events
-from shared.api import organisations as api
+from shared.api import organizations as api
 from shared.api.auth import KeyKind
-from shared.api.organisations import Organisation, TeamRole
+from shared.api.organizations import Organization, TeamRole
 from shared.types import TenantId, Tier, UserId
 from tests.services.auth import by_hand
 from tests.services.auth.organisations.town import Person, Town, refusal_of
 
 
-async def remove(town: Town, organisation: Organisation, member: Person, by: str) -> None:
+async def remove(town: Town, organisation: Organization, member: Person, by: str) -> None:
     await town.ask(api.remove_team_member, api.RemoveTeamMember(organisation.id, member.user.id), by)
 
 
-async def set_role(town: Town, organisation: Organisation, member: Person, role: TeamRole, by: str) -> api.OrganisationPage:
+async def set_role(town: Town, organisation: Organization, member: Person, role: TeamRole, by: str) -> api.OrganizationDetails:
     return await town.ask(api.set_team_role, api.SetTeamRole(organisation.id, member.user.id, role), by)
 
 
 async def mine(town: Town, by: str) -> dict[str, TeamRole | None]:
-    found = await town.ask(api.list_organisations, api.ListOrganisations(), by)
+    found = await town.ask(api.list_organisations, api.ListOrganizations(), by)
     return {organisation.name: organisation.role for organisation in found.organisations}
 
 
@@ -51,7 +51,7 @@ async def test_a_name_that_is_none(town: Town, name: str) -> None:
 async def test_one_person_founds_two_however_fast_they_ask(town: Town) -> None:
     anna = await town.person("anna")
     outcomes = await asyncio.gather(*(town.found(anna, f"no {n}") for n in range(30)), return_exceptions=True)
-    founded = [outcome for outcome in outcomes if isinstance(outcome, Organisation)]
+    founded = [outcome for outcome in outcomes if isinstance(outcome, Organization)]
     assert len(founded) == len(await mine(town, anna.login)) == 2
     assert sum(isinstance(outcome, errors.BadRequest) for outcome in outcomes) == 28
     # Giving one away makes no room for another.
@@ -96,7 +96,7 @@ async def test_members_look_and_owners_change(town: Town) -> None:
     assert (seen.organisation.role, seen.organisation.members, seen.invitations) == (TeamRole.MEMBER, 2, ())
     (invitation,) = (await town.page(acme, anna.login)).invitations
     for method, request in (
-        (api.rename_organisation, api.RenameOrganisation(acme.id, "Bens")),
+        (api.rename_organisation, api.RenameOrganization(acme.id, "Bens")),
         (api.invite_member, api.InviteMember(acme.id, "dora@example.com")),
         (api.withdraw_invitation, api.WithdrawInvitation(acme.id, invitation.id)),
         (api.set_team_role, api.SetTeamRole(acme.id, ben.user.id, TeamRole.OWNER)),
@@ -104,7 +104,7 @@ async def test_members_look_and_owners_change(town: Town) -> None:
     ):
         with pytest.raises(errors.NotAllowed, match="only an owner"):
             await town.ask(method, request, ben.login)  # type: ignore[misc]  # a union of pairs
-    renamed = await town.ask(api.rename_organisation, api.RenameOrganisation(acme.id, "Acme 2"), anna.login)
+    renamed = await town.ask(api.rename_organisation, api.RenameOrganization(acme.id, "Acme 2"), anna.login)
     assert renamed == (await town.page(acme, anna.login)).organisation
     assert renamed.name == "Acme 2"
     page = await set_role(town, acme, ben, TeamRole.OWNER, anna.login)
@@ -215,8 +215,8 @@ async def test_a_guessed_organisation_is_as_unknown_to_a_stranger_as_a_real_one(
     guesses = [organisation.id for organisation in real] + [TenantId(uuid4()) for _ in range(10)]
     for guess in guesses:
         for method, request in (
-            (api.get_organisation, api.GetOrganisation(guess)),
-            (api.rename_organisation, api.RenameOrganisation(guess, "Mallorys")),
+            (api.get_organisation, api.GetOrganization(guess)),
+            (api.rename_organisation, api.RenameOrganization(guess, "Mallorys")),
             (api.invite_member, api.InviteMember(guess, "mallory@example.com", TeamRole.OWNER)),
             (api.withdraw_invitation, api.WithdrawInvitation(guess, str(uuid4()))),
             (api.set_team_role, api.SetTeamRole(guess, mallory.user.id, TeamRole.OWNER)),
@@ -236,7 +236,7 @@ async def test_a_key_of_one_organisation_knows_no_other(town: Town) -> None:
     await town.page(acme, key)
     for asking in (
         town.page(other, key),
-        town.ask(api.rename_organisation, api.RenameOrganisation(other.id, "x"), key),
+        town.ask(api.rename_organisation, api.RenameOrganization(other.id, "x"), key),
         town.ask(api.invite_member, api.InviteMember(other.id, "x@example.com"), key),
     ):
         with pytest.raises(errors.NotFound):
@@ -253,13 +253,13 @@ async def test_an_administrator_sees_all_and_sets_what_was_paid_for(town: Town) 
     made = await town.key(town.login(anna.user, acme.id))
     assert (await town.principal(made.api_key)).tier is Tier.FREE
     own = await town.found(boss, "Own")
-    listed = (await town.ask(api.list_all_organisations, api.ListAllOrganisations(), boss.login)).organisations
+    listed = (await town.ask(api.list_all_organisations, api.ListAllOrganizations(), boss.login)).organisations
     assert [(found.id, found.role) for found in listed] == [(own.id, TeamRole.OWNER), (acme.id, None)]
-    assert (await town.ask(api.list_all_organisations, api.ListAllOrganisations(1), boss.login)) == api.Organisations(listed[:1], more=True)
-    rest = api.ListAllOrganisations(1, after=own.id)
-    assert (await town.ask(api.list_all_organisations, rest, boss.login)) == api.Organisations(listed[1:])
+    assert (await town.ask(api.list_all_organisations, api.ListAllOrganizations(1), boss.login)) == api.Organizations(listed[:1], more=True)
+    rest = api.ListAllOrganizations(1, after=own.id)
+    assert (await town.ask(api.list_all_organisations, rest, boss.login)) == api.Organizations(listed[1:])
     for search, found in (("OW", listed[:1]), (str(acme.id), listed[1:]), ("%", ())):
-        assert (await town.ask(api.list_all_organisations, api.ListAllOrganisations(search=search), boss.login)).organisations == found
+        assert (await town.ask(api.list_all_organisations, api.ListAllOrganizations(search=search), boss.login)).organisations == found
     assert (await town.page(acme, boss.login)).organisation.role is None
     changed = await town.ask(api.set_team_tier, api.SetTeamTier(acme.id, Tier.PRO), boss.login)
     assert (changed.tier, (await town.page(acme, anna.login)).organisation.tier) == (Tier.PRO, Tier.PRO)
@@ -269,7 +269,7 @@ async def test_an_administrator_sees_all_and_sets_what_was_paid_for(town: Town) 
         await town.ask(api.set_team_tier, api.SetTeamTier(TenantId(uuid4()), Tier.PRO), boss.login)
     for by in (anna.login, ben.login, (await town.key(boss.login)).api_key):
         for method, request in (
-            (api.list_all_organisations, api.ListAllOrganisations()),
+            (api.list_all_organisations, api.ListAllOrganizations()),
             (api.set_team_tier, api.SetTeamTier(acme.id, Tier.ENTERPRISE)),
         ):
             with pytest.raises(errors.NotAllowed):

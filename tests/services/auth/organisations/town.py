@@ -21,15 +21,16 @@ from services.auth.organisations.teams import Teams
 from services.auth.parts import Parts
 from services.auth.roles import KeyTerms
 from services.auth.store import NewKey, Store, opened
-from shared import database, errors
-from shared.api import auth, organisations
-from shared.api.audit import Act
-from shared.api.auth import KeyBounds, KeyKind, KeyLimits, Principal, User
+from shared import errors
+from shared.api import auth, organizations
+from shared.api.audit import AuditedAct
+from shared.api.auth import ApiKeyLimits, KeyBounds, KeyKind, Principal, User
 from shared.api.gateway import Check
 from shared.api.method import Method, Reply, Request
-from shared.api.organisations import Organisation, TeamRole
-from shared.database import Transaction
-from shared.rpc.gate import Gate
+from shared.api.organizations import Organization, TeamRole
+from shared.rpc.authorization import Authorizer
+from shared.stores import database
+from shared.stores.database import Transaction
 from shared.types import Credential, Peer, Role, TenantId, UserRole
 from tests.services.auth.surroundings import CLIENT, Surroundings, call
 
@@ -41,13 +42,13 @@ class Recorded:
     """The audit log as a list."""
 
     def __init__(self) -> None:
-        self.acts: list[Act] = []
-        self.refused: list[Act] = []
+        self.acts: list[AuditedAct] = []
+        self.refused: list[AuditedAct] = []
 
-    async def add(self, transaction: Transaction, act: Act) -> None:
+    async def add(self, transaction: Transaction, act: AuditedAct) -> None:
         self.acts.append(act)
 
-    def note(self, act: Act) -> None:
+    def note(self, act: AuditedAct) -> None:
         self.refused.append(act)
 
     @property
@@ -102,7 +103,7 @@ class Town:
         )
         self._logins: dict[Credential, Principal] = {}
         self.dispatcher = self.surroundings.dispatcher
-        self.dispatcher.gate = Gate(self._identify, lambda method, visitor, principal, error: None)
+        self.dispatcher.gate = Authorizer(self._identify, lambda method, visitor, principal, error: None)
         teams, members = OrganisationStore(self.db), Members(self.db)
         for part in (
             Keyring(self.parts),
@@ -152,7 +153,7 @@ class Town:
 
     # --- keys --------------------------------------------------------------------------------------------------------
 
-    async def key(self, by: str, name: str = "default", **changed: Any) -> auth.NewApiKey:
+    async def key(self, by: str, name: str = "default", **changed: Any) -> auth.CreatedApiKey:
         """With all rights, unless the test says otherwise."""
         has_scopes = "bounds" in changed and changed["bounds"].scopes
         return await self.ask(auth.generate_api_key, auth.GenerateApiKey(name, **{"all_rights": not has_scopes, **changed}), by)
@@ -160,7 +161,7 @@ class Town:
     async def key_by_hand(self, user: User, kind: KeyKind = KeyKind.LIVE, bounds: KeyBounds = UNBOUND, **limits: Any) -> Credential:
         """Past all rules."""
         secret = api_keys.generate(kind)
-        key = NewKey(user.id, None, "by hand", api_keys.mark(secret, PEPPER), KeyTerms(kind, KeyLimits(**limits), bounds, None))
+        key = NewKey(user.id, None, "by hand", api_keys.mark(secret, PEPPER), KeyTerms(kind, ApiKeyLimits(**limits), bounds, None))
         async with self.store.transaction() as transaction:
             await self.store.add_key(transaction, key)
         return secret
@@ -173,18 +174,18 @@ class Town:
 
     # --- organisations -----------------------------------------------------------------------------------------------
 
-    async def found(self, by: Person, name: str = "Acme") -> Organisation:
-        return await self.ask(organisations.create_organisation, organisations.CreateOrganisation(name), by.login)
+    async def found(self, by: Person, name: str = "Acme") -> Organization:
+        return await self.ask(organizations.create_organisation, organizations.CreateOrganization(name), by.login)
 
-    async def join(self, owner: Person, organisation: Organisation, member: Person, role: TeamRole = TeamRole.MEMBER) -> Credential:
+    async def join(self, owner: Person, organisation: Organization, member: Person, role: TeamRole = TeamRole.MEMBER) -> Credential:
         """A login of the new member that acts for the organisation."""
-        invite = organisations.InviteMember(organisation.id, member.user.email, role)
-        token = (await self.ask(organisations.invite_member, invite, owner.login)).token
-        await self.ask(organisations.accept_invitation, organisations.AcceptInvitation(token), member.login)
+        invite = organizations.InviteMember(organisation.id, member.user.email, role)
+        token = (await self.ask(organizations.invite_member, invite, owner.login)).token
+        await self.ask(organizations.accept_invitation, organizations.AcceptInvitation(token), member.login)
         return self.login(member.user, organisation.id)
 
-    async def page(self, organisation: Organisation, by: str) -> organisations.OrganisationPage:
-        return await self.ask(organisations.get_organisation, organisations.GetOrganisation(organisation.id), by)
+    async def page(self, organisation: Organization, by: str) -> organizations.OrganizationDetails:
+        return await self.ask(organizations.get_organisation, organizations.GetOrganization(organisation.id), by)
 
     async def ask(self, method: Method[Request, Reply], request: Request, credential: str | None, *, through: Role = Role.CLIENT) -> Reply:
         """``through`` the gateway, an address has been seen there."""

@@ -27,15 +27,15 @@ from services.auth.store import Store
 from services.auth.store import opened as database_of
 from shared import errors
 from shared.api import auth
-from shared.api.audit import Act
+from shared.api.audit import AuditedAct
 from shared.api.gateway import Check
 from shared.api.method import Method, Reply, Request
-from shared.cache import Cache
-from shared.database import Database, Transaction
 from shared.mail.letters import Letter
 from shared.node import lifecycle
 from shared.rpc import Dispatcher
-from shared.rpc.gate import Gate
+from shared.rpc.authorization import Authorizer
+from shared.stores.cache import Cache
+from shared.stores.database import Database, Transaction
 from shared.types import Credential, KeyId, NodeId, Peer, Role, UserId, UserRole
 from tests.services.auth.surroundings import PASSWORD, call
 
@@ -45,7 +45,7 @@ CLIENT = Peer(Role.CLIENT, NodeId("U" * 56))
 
 @dataclass
 class FakePostman:
-    """A ``Postman``."""
+    """A ``Mailer``."""
 
     sent: list[Letter] = field(default_factory=list)
 
@@ -80,13 +80,13 @@ class FakeSessions:
 class FakeTrail:
     """A ``Trail``; what a transaction that was rolled back has added is in it all the same, so look at it after what succeeds."""
 
-    acts: list[Act] = field(default_factory=list)
-    refused: list[Act] = field(default_factory=list)
+    acts: list[AuditedAct] = field(default_factory=list)
+    refused: list[AuditedAct] = field(default_factory=list)
 
-    async def add(self, transaction: Transaction, act: Act) -> None:
+    async def add(self, transaction: Transaction, act: AuditedAct) -> None:
         self.acts.append(act)
 
-    def note(self, act: Act) -> None:
+    def note(self, act: AuditedAct) -> None:
         self.refused.append(act)
 
     def actions(self) -> list[str]:
@@ -155,7 +155,7 @@ class Desk:
 
     def __post_init__(self) -> None:
         self.dispatcher = Dispatcher(cast("asyncio.TaskGroup", None), lambda *_: None, lambda *_: None)
-        self.dispatcher.gate = Gate(self.identities.of, lambda *_: None)
+        self.dispatcher.gate = Authorizer(self.identities.of, lambda *_: None)
         self.rows = AccountStore(self.database)
         self.guesses = FailedLogins(self.cache)
         self.parts = Parts(

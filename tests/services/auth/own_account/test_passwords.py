@@ -6,7 +6,8 @@ import pytest
 
 from services.auth import failed_logins, hourly
 from services.auth.own_account.mail_limits import FOR_AN_ACCOUNT, FOR_AN_ADDRESS
-from shared import access, errors
+from shared import errors
+from shared.access import access_table
 from shared.api import accounts, auth
 from shared.types import NodeId
 from tests.services.auth.own_account.surroundings import CLIENT, WEB, Desk, Person, by_hand, token_of
@@ -16,7 +17,7 @@ NEW = "another good password"
 
 
 async def ask_for_mail(desk: Desk, name: str, address: str = "192.0.2.1") -> None:
-    client = auth.Client(address)
+    client = auth.ClientFacts(address)
     await desk.ask(accounts.request_password_reset, accounts.RequestPasswordReset(name, client), peer=WEB)
     await desk.changes.settled()
 
@@ -67,7 +68,7 @@ async def test_bad_passwords_change_nothing(desk: Desk, password: str, says: str
 async def test_it_needs_a_login_of_the_last_minutes(desk: Desk) -> None:
     anna = await desk.person()
     with pytest.raises(errors.ConfirmationNeeded):
-        stale = anna.login(seconds_ago=access.FRESH_SECONDS + 1)
+        stale = anna.login(seconds_ago=access_table.FRESH_SECONDS + 1)
         await desk.ask(accounts.change_password, accounts.ChangePassword(NEW), stale)
 
 
@@ -265,10 +266,10 @@ async def test_at_most_ten_an_hour_from_one_address_whoever_they_are_for(desk: D
 
 async def test_a_client_does_not_say_where_it_comes_from(desk: Desk) -> None:
     for number in range(FOR_AN_ADDRESS):
-        request = accounts.RequestPasswordReset("anna", auth.Client(f"192.0.2.{number}"))
+        request = accounts.RequestPasswordReset("anna", auth.ClientFacts(f"192.0.2.{number}"))
         await desk.ask(accounts.request_password_reset, request, peer=CLIENT)
     with pytest.raises(errors.Limited):
-        await desk.ask(accounts.request_password_reset, accounts.RequestPasswordReset("anna", auth.Client("192.0.2.99")), peer=CLIENT)
+        await desk.ask(accounts.request_password_reset, accounts.RequestPasswordReset("anna", auth.ClientFacts("192.0.2.99")), peer=CLIENT)
 
 
 @pytest.mark.parametrize(
@@ -309,7 +310,7 @@ async def test_a_flood_of_wishes_is_refused_and_not_kept(desk: Desk, monkeypatch
     monkeypatch.setattr(desk.store, "find_account", waiting)
 
     async def one(number: int) -> None:
-        client = auth.Client(f"10.0.{number // 250}.{number % 250}")
+        client = auth.ClientFacts(f"10.0.{number // 250}.{number % 250}")
         await desk.ask(accounts.request_password_reset, accounts.RequestPasswordReset("anna", client), peer=WEB)
 
     outcomes = await asyncio.gather(*(one(number) for number in range(300)), return_exceptions=True)

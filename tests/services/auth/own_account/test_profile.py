@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from shared import access, errors
+from shared import errors
+from shared.access import access_table
 from shared.api import accounts, auth
 from shared.api.accounts import Preferences
 from shared.types import ModelName, TenantId, UserId, UserRole
@@ -74,7 +75,7 @@ async def test_another_name_and_another_address(desk: Desk) -> None:
 
 async def test_a_name_needs_no_fresh_login_and_an_address_does(desk: Desk) -> None:
     anna = await desk.person()
-    stale = anna.login(seconds_ago=access.FRESH_SECONDS + 1)
+    stale = anna.login(seconds_ago=access_table.FRESH_SECONDS + 1)
     assert (await desk.ask(accounts.change_profile, accounts.ChangeProfile("anna_b"), stale)).username == "anna_b"
     with pytest.raises(errors.ConfirmationNeeded):
         await desk.ask(accounts.change_profile, accounts.ChangeProfile(email="eve@example.com"), stale)

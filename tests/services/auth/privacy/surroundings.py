@@ -200,7 +200,7 @@ async def somebody_well_known(desk: PrivacyDesk, canaries: Canaries) -> Person:
         " VALUES ('t', 'k', 'worker', $1, jsonb_build_object('at', $2::text), false, 1, now() + interval '1 day')",
         person.id, known.ticket_label,
     )  # fmt: skip
-    await desk.sessions.open(Login(user_id=person.id, client=auth.Client(known.address, known.agent)))
+    await desk.sessions.open(Login(user_id=person.id, client=auth.ClientFacts(known.address, known.agent)))
     async with desk.audit.transaction() as transaction:
         await desk.log.add(transaction, acts.done_by("session.open", person.id, address=known.address, agent=known.agent))
     async with desk.audit.transaction() as transaction:

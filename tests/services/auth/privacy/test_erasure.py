@@ -5,7 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from shared import access, errors
+from shared import errors
+from shared.access import access_table
 from shared.api import privacy
 from tests.services.auth.own_account.surroundings import by_hand
 from tests.services.auth.privacy.surroundings import AwaySessions, Canaries, PrivacyDesk, administrator, somebody_well_known
@@ -34,7 +35,7 @@ async def test_who_asks_again_gets_the_same_day_and_no_second_mail(desk: Privacy
 async def test_it_needs_a_login_of_the_last_minutes(desk: PrivacyDesk) -> None:
     anna = await desk.desk.person()
     with pytest.raises(errors.ConfirmationNeeded):
-        stale = anna.login(seconds_ago=access.FRESH_SECONDS + 1)
+        stale = anna.login(seconds_ago=access_table.FRESH_SECONDS + 1)
         await desk.ask(privacy.request_erasure, privacy.RequestErasure(), stale)
 
 

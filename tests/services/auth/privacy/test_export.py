@@ -5,7 +5,8 @@ import json
 import pytest
 
 from services.auth import acts
-from shared import access, errors
+from shared import errors
+from shared.access import access_table
 from tests.services.auth.privacy.surroundings import Canaries, PrivacyDesk, somebody_well_known
 from tests.services.auth.surroundings import PASSWORD
 
@@ -71,7 +72,7 @@ async def test_a_long_file_comes_in_pieces_and_whole(desk: PrivacyDesk) -> None:
 async def test_it_is_recorded_and_needs_a_login_of_the_last_minutes(desk: PrivacyDesk) -> None:
     anna = await desk.desk.person()
     with pytest.raises(errors.ConfirmationNeeded):
-        await desk.export(anna.login(seconds_ago=access.FRESH_SECONDS + 1))
+        await desk.export(anna.login(seconds_ago=access_table.FRESH_SECONDS + 1))
     assert await desk.sql("SELECT 1 FROM audit_log WHERE action = 'account.export'") == []
     await desk.export(anna.login())
     assert len(await desk.sql("SELECT 1 FROM audit_log WHERE action = 'account.export'")) == 1

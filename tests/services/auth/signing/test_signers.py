@@ -21,8 +21,8 @@ from services.auth.signing.rotation import KEPT, PUBLISHED
 from services.auth.signing.signers import Signers
 from shared import errors
 from shared.api import auth
-from shared.api.audit import Act
-from shared.rpc import Call
+from shared.api.audit import AuditedAct
+from shared.rpc import RpcCall
 from shared.types import NodeId, Peer, Role, Tier, UserId, UserRole
 from tests.services.auth import by_hand
 
@@ -222,15 +222,15 @@ async def test_a_token_by_an_unknown_key_makes_us_look_once_in_ten_seconds(signe
 
 class Trail:
     def __init__(self) -> None:
-        self.acts: list[Act] = []
+        self.acts: list[AuditedAct] = []
         self.fails = False
 
-    async def add(self, transaction: object, act: Act) -> None:
+    async def add(self, transaction: object, act: AuditedAct) -> None:
         if self.fails:
             raise errors.Unavailable("no log")
         self.acts.append(act)
 
-    def note(self, act: Act) -> None:
+    def note(self, act: AuditedAct) -> None:
         self.acts.append(act)
 
 
@@ -244,8 +244,8 @@ def publication(signers: Signers, trail: Trail) -> Publication:
     return Publication(trail, signers)
 
 
-def by_admin() -> Call:
-    made = Call(Peer(Role.CLIENT, NodeId("U" * 56)), deadline=time.monotonic() + 10, credential=None, idempotency_key=None)
+def by_admin() -> RpcCall:
+    made = RpcCall(Peer(Role.CLIENT, NodeId("U" * 56)), deadline=time.monotonic() + 10, credential=None, idempotency_key=None)
     made.found = auth.Principal(user_id=UserId(UUID(int=1)), username="root", role=UserRole.ADMIN, tier=Tier.FREE)
     return made
 

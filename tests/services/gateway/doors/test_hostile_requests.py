@@ -23,7 +23,7 @@ from services.gateway.openai import chat as openai_chat
 from services.gateway.openai import completions as openai_completions
 from services.gateway.openai import responses as openai_responses
 from shared import errors
-from shared.access import Who
+from shared.access.access_table import Audience
 from shared.api.gateway import InferenceRequest
 from tests.services.gateway import fakes, openai_clients
 from tests.services.gateway.fakes import KEY, House
@@ -73,7 +73,7 @@ def spellings(path: str) -> Iterator[str]:
 
 async def test_500_spellings_of_each_route_open_none_without_a_credential(house: House) -> None:
     app = house.app()
-    routes = [route for by_verb in app._routes.values() for route in by_verb.values() if route.access.who is Who.PERSON]
+    routes = [route for by_verb in app._routes.values() for route in by_verb.values() if route.access.who is Audience.PERSON]
     for route in routes:
         path = route.path.replace("{model}", "smollm2")
         variants = random.Random(1).sample(list(itertools.product(spellings(path), HEADERS, HOSTS)), 500)

@@ -18,9 +18,9 @@ from services.gateway.doors.http_call import MAX_BODY_BYTES, HttpCall
 from services.gateway.limiting import crowds, tiers
 from services.gateway.limiting.quotas import Quotas, Rules
 from shared import errors
-from shared.access import Who
+from shared.access.access_table import Audience
 from shared.api import auth
-from shared.node import http as node_http
+from shared.node.http import http_server as node_http
 from shared.node.settings import NodeSettings
 from shared.types import ModelName, RequestId, Role, Tier, UserRole
 from tests.cases import case
@@ -126,7 +126,7 @@ async def test_no_good_credential_is_a_401_before_the_body_is_read(house: House,
 
 async def test_the_table_of_the_test_is_the_table_of_the_gateway(house: House) -> None:
     routes = [route for by_verb in house.app()._routes.values() for route in by_verb.values()]
-    assert {(route.verb, route.path) for route in routes if route.access.who is Who.PERSON} == set(NEED_CREDENTIAL)
+    assert {(route.verb, route.path) for route in routes if route.access.who is Audience.PERSON} == set(NEED_CREDENTIAL)
 
 
 def test_a_route_that_does_not_say_who_may_use_it_stops_the_start(house: House) -> None:
@@ -225,12 +225,12 @@ async def test_register_login_and_key(house: House) -> None:
         assert request.user_data.email == "ada@example.com"
         return user
 
-    async def login(request: auth.LoginUser) -> auth.Session:
-        return auth.Session(TOKEN, 600, "opaque", user)
+    async def login(request: auth.LoginUser) -> auth.LoginSession:
+        return auth.LoginSession(TOKEN, 600, "opaque", user)
 
-    async def generate(request: auth.GenerateApiKey) -> auth.NewApiKey:
+    async def generate(request: auth.GenerateApiKey) -> auth.CreatedApiKey:
         assert request.name == "My CLI Key"
-        return auth.NewApiKey(KEY, key)
+        return auth.CreatedApiKey(KEY, key)
 
     house.rpc.answers |= {"auth.registerUser": register, "auth.loginUser": login, "auth.generateApiKey": generate}
     async with httpx.AsyncClient(transport=httpx.ASGITransport(house.app()), base_url="http://gateway") as http:

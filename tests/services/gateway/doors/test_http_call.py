@@ -21,8 +21,9 @@ from services.gateway.openai.completion_form import CompletionForm
 from services.gateway.openai.completions import CompletionBody
 from services.gateway.openai.response_form import ResponseForm
 from services.gateway.openai.responses import ResponseBody
-from shared import access, context, errors
-from shared.access import Access
+from shared import context, errors
+from shared.access import access_table
+from shared.access.access_table import AccessTable
 from shared.api import inference
 from shared.api.gateway import InferenceRequest, Rest
 from shared.api.generation import Generation, Usage
@@ -358,7 +359,7 @@ async def test_a_reader_that_takes_nothing_ends_its_generation(house: House, mon
 
 
 async def test_a_route_for_many_things_says_which(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(cast("dict[str, Access]", access.ROUTES), "GET /things/{name}", access.METHODS["auth.loginUser"])
+    monkeypatch.setitem(cast("dict[str, AccessTable]", access_table.ROUTES), "GET /things/{name}", access_table.METHODS["auth.loginUser"])
     asked: list[str] = []
 
     async def handler(call: HttpCall) -> None:

@@ -18,7 +18,7 @@ def read(text: str) -> auth.GenerateApiKey:
 
 def test_every_limit_arrives() -> None:
     body = {"name": "ci", "requests_per_hour": 1, "requestsPerMinute": 2, "tokensPerMinute": 3, "concurrency": 4, "budget": "2.5"}
-    assert read(json.dumps(body)) == auth.GenerateApiKey("ci", None, auth.KeyLimits(1, 2, 3, 4, MicroCredits(2_500_000)))
+    assert read(json.dumps(body)) == auth.GenerateApiKey("ci", None, auth.ApiKeyLimits(1, 2, 3, 4, MicroCredits(2_500_000)))
     assert read("{}") == auth.GenerateApiKey()
 
 
@@ -53,8 +53,8 @@ def test_what_is_no_limit_names_its_field(field: str, sent: str) -> None:
 
 def test_the_answer_has_the_limits_flat_and_the_budget_in_credits() -> None:
     at = datetime(2026, 1, 2, tzinfo=UTC)
-    limits = auth.KeyLimits(1, None, 3, 4, MicroCredits(2_500_000))
-    made = auth.NewApiKey(Credential("aip_live_x"), auth.ApiKey(KEY_ID, USER, "ci", "aip…x", True, at, limits=limits))
+    limits = auth.ApiKeyLimits(1, None, 3, 4, MicroCredits(2_500_000))
+    made = auth.CreatedApiKey(Credential("aip_live_x"), auth.ApiKey(KEY_ID, USER, "ci", "aip…x", True, at, limits=limits))
     answer = key_bodies.to_answer(made)
     assert answer.api_key == "aip_live_x"
     shown = answer.key

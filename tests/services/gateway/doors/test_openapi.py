@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 
 from shared import errors
-from shared.access import Who
+from shared.access.access_table import Audience
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY, House
 
@@ -90,7 +90,7 @@ def test_every_route_is_there_with_its_credential_body_and_errors(document: dict
     assert told == {(route.verb, route.path) for route in routes} | {("GET", path) for path in ("/healthz", "/readyz", "/metrics")}
     for route in routes:
         operation = document["paths"][route.path][route.verb.lower()]
-        assert bool(operation["security"]) is (route.access.who is Who.PERSON)
+        assert bool(operation["security"]) is (route.access.who is Audience.PERSON)
         assert ("requestBody" in operation) is (route.body is not None)
         answers = operation["responses"]
         assert ("text/event-stream" in answers[str(route.status)].get("content", {})) is route.streams

@@ -21,10 +21,10 @@ from tests.services.gateway.http_answers import problem
 
 AT = datetime(2026, 3, 2, 12, tzinfo=UTC)
 ADA = auth.User(USER, "ada", "ada@example.org", UserRole.USER, Tier.FREE, is_active=True, created_at=AT)
-SESSION = auth.Session(Credential("a.b.c"), 600, "s" * 43, ADA, step=auth.Step.ENTER_CODE, team_id=None, theme="dark")
+SESSION = auth.LoginSession(Credential("a.b.c"), 600, "s" * 43, ADA, step=auth.Step.ENTER_CODE, team_id=None, theme="dark")
 API_KEY = auth.ApiKey(
     KEY_ID, USER, "ci", "aip_live_abc…wxyz", is_active=True, created_at=AT, kind=auth.KeyKind.TEST,
-    limits=auth.KeyLimits(60, None, None, 2, MicroCredits(2_500_000)),
+    limits=auth.ApiKeyLimits(60, None, None, 2, MicroCredits(2_500_000)),
     bounds=auth.KeyBounds(("inference:execute",), (ModelName("smollm2"),), ("192.0.2.0/24",)), expires_at=AT,
 )  # fmt: skip
 
@@ -90,7 +90,7 @@ async def test_somebody_registers(desk: Auth, http: httpx.AsyncClient, credentia
         },
     )  # fmt: skip
     assert desk.only == (
-        auth.RegisterUser(auth.UserData("ada", "ada@example.org", "pass word"), auth.Client("192.0.2.7", "curl/8.1")),
+        auth.RegisterUser(auth.UserData("ada", "ada@example.org", "pass word"), auth.ClientFacts("192.0.2.7", "curl/8.1")),
         credential,
     )
 
@@ -100,7 +100,7 @@ async def test_a_login_is_asked_for_with_where_it_comes_from(desk: Auth, http: h
     answer = await http.post("/api/auth/login", json={"username": "ada", "password": "pass word", "code": "123456"}, headers=bearer(KEY))
     assert answer.status_code == 200
     credentials = auth.Credentials("pass word", "ada", None, "123456")
-    expected = auth.LoginUser(credentials, auth.SessionKind.PROGRAM, auth.Client("192.0.2.7", "curl/8.1"))
+    expected = auth.LoginUser(credentials, auth.SessionKind.PROGRAM, auth.ClientFacts("192.0.2.7", "curl/8.1"))
     assert desk.only == (expected, None), "a login is nobody's yet, whatever else was sent"
     shown = answer.json()
     assert {name: shown[name] for name in ("access_token", "token_type", "expires_in", "session_token", "step")} == {
@@ -195,7 +195,7 @@ SHOWN_KEY = {
 async def test_a_key_is_made_with_all_of_its_bounds_in_the_callers_name(
     desk: Auth, http: httpx.AsyncClient, *, in_camel_case: bool
 ) -> None:
-    desk.answers("auth.generateApiKey", auth.NewApiKey(KEY, API_KEY))
+    desk.answers("auth.generateApiKey", auth.CreatedApiKey(KEY, API_KEY))
     other = UUID(int=9)
     names = ("userId", "requestsPerHour") if in_camel_case else ("user_id", "requests_per_hour")
     body = {
@@ -205,14 +205,14 @@ async def test_a_key_is_made_with_all_of_its_bounds_in_the_callers_name(
     answer = await http.post("/api/auth/api-keys", json=body, headers=bearer(TOKEN))
     assert (answer.status_code, answer.json()) == (201, {"api_key": KEY, "key": SHOWN_KEY})
     assert answer.headers["cache-control"] == "no-store"
-    limits = auth.KeyLimits(60, None, None, 2, MicroCredits(2_500_000))
+    limits = auth.ApiKeyLimits(60, None, None, 2, MicroCredits(2_500_000))
     bounds = auth.KeyBounds(("inference:execute",), (ModelName("smollm2"),), ("192.0.2.0/24",))
     expected = auth.GenerateApiKey("ci", UserId(other), limits, auth.KeyKind.TEST, bounds, 7)
     assert desk.only == (expected, TOKEN)
 
 
 async def test_what_is_left_out_is_auths_to_choose(desk: Auth, http: httpx.AsyncClient) -> None:
-    desk.answers("auth.generateApiKey", auth.NewApiKey(KEY, API_KEY))
+    desk.answers("auth.generateApiKey", auth.CreatedApiKey(KEY, API_KEY))
     await http.post("/api/auth/api-keys", json={}, headers=bearer(TOKEN))
     assert desk.only == (auth.GenerateApiKey(), TOKEN)
 
@@ -233,7 +233,7 @@ async def test_what_is_left_out_is_auths_to_choose(desk: Auth, http: httpx.Async
     ],
 )
 async def test_bounds_that_cannot_be_name_their_field(desk: Auth, http: httpx.AsyncClient, body: dict[str, object], named: str) -> None:
-    desk.answers("auth.generateApiKey", auth.NewApiKey(KEY, API_KEY))
+    desk.answers("auth.generateApiKey", auth.CreatedApiKey(KEY, API_KEY))
     error = problem(await http.post("/api/auth/api-keys", json=body, headers=bearer(TOKEN)), 400, "bad_request")
     assert (error["param"], desk.asked) == (named, [])
 

@@ -15,9 +15,9 @@ import pytest
 from services.gateway.doors import http_app
 from services.gateway.doors.http_app import STRANGER_BODY_BYTES
 from shared.api import auth
-from shared.node import http as node_http
+from shared.node.http import http_server as node_http
 from shared.node.settings import NodeSettings
-from shared.turns import Turns
+from shared.timing.admission_semaphore import AdmissionSemaphore
 from shared.types import Tier, UserRole
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import TOKEN, USER, House
@@ -34,8 +34,8 @@ async def house() -> AsyncIterator[House]:
     async with fakes.house() as made:
         user = auth.User(USER, "ada", "ada@example.com", UserRole.USER, Tier.FREE, True, fakes.announcement(1).started_at)
 
-        async def login(_request: auth.LoginUser) -> auth.Session:
-            return auth.Session(TOKEN, 600, "opaque", user)
+        async def login(_request: auth.LoginUser) -> auth.LoginSession:
+            return auth.LoginSession(TOKEN, 600, "opaque", user)
 
         made.rpc.answers["auth.loginUser"] = login
         yield made
@@ -123,7 +123,7 @@ async def test_a_crowd_of_one_address_leaves_places_for_others_and_is_refused_as
 
     house.rpc.answers["auth.loginUser"] = login
     app = house.app()
-    app._strangers = Turns(8, of_one=4, seconds=0.5, refusal="too many people sign in at once")
+    app._strangers = AdmissionSemaphore(8, of_one=4, seconds=0.5, refusal="too many people sign in at once")
     house.app = lambda: app  # type: ignore[method-assign]
     async with served(house) as port, customer(port, ATTACKER) as crowd, customer(port) as http, asyncio.TaskGroup() as tasks:
         asking = [tasks.create_task(crowd.post("/api/auth/login", json=LOGIN)) for _ in range(20)]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from services.gateway.limiting.valkey_limits import Argument
-from shared.cache import Cache
+from shared.stores.cache import Cache
 
 
 class PatientCounters:

@@ -6,7 +6,7 @@ import pytest
 from services.gateway.limiting import limits, tiers
 from services.gateway.limiting.limits import Allowance, Count, Kind, Limit, Refused, Scope, Tightest
 from services.gateway.limiting.tiers import Plan
-from shared.api.auth import KeyLimits, Principal
+from shared.api.auth import ApiKeyLimits, Principal
 from shared.types import KeyId, ModelName, TenantId, Tier, UserId, UserRole
 
 HOUR, MINUTE, TOKENS, AT_ONCE = Kind
@@ -18,7 +18,9 @@ USER_TOKENS = Limit(Scope.USER, TOKENS, "t", 1000)
 
 
 def principal(*, key: bool = True, **limited: int) -> Principal:
-    return Principal(UserId(UUID(int=1)), "ada", UserRole.USER, Tier.FREE, KeyId(UUID(int=2)) if key else None, "k", KeyLimits(**limited))
+    return Principal(
+        UserId(UUID(int=1)), "ada", UserRole.USER, Tier.FREE, KeyId(UUID(int=2)) if key else None, "k", ApiKeyLimits(**limited)
+    )
 
 
 def test_an_organisation_that_shares_its_founders_limits_counts_where_the_founder_does() -> None:

@@ -20,8 +20,8 @@ from services.gateway.limiting.quotas import PLACE_HEARTBEAT_SECONDS, LimitReach
 from services.gateway.limiting.tiers import Plan
 from services.gateway.limiting.valkey_limits import ANSWER_SECONDS, Argument, Counters
 from shared import errors
-from shared.api.auth import KeyLimits, Principal
-from shared.cache import Cache
+from shared.api.auth import ApiKeyLimits, Principal
+from shared.stores.cache import Cache
 from shared.telemetry import Metrics
 from shared.types import KeyId, ModelName, RequestId, Tier, UserId, UserRole
 from tests.servers import ValkeyServer
@@ -103,7 +103,7 @@ async def test_a_refusal_says_which_limit_and_how_long(counters: FakeCounters) -
 
 async def test_the_tightest_of_user_key_and_model_holds(counters: FakeCounters) -> None:
     desk = Desk(counters, Plan(100, None, None, 5, None), models={MODEL: replace(tiers.NO_LIMITS, concurrency=3)})
-    of_key = replace_key(ADA, KeyLimits(concurrency=2))
+    of_key = replace_key(ADA, ApiKeyLimits(concurrency=2))
     await desk.spend(of_key)
     await desk.spend(of_key)
     with pytest.raises(LimitReached, match="this key's limit of 2 requests at once is reached"):
@@ -116,7 +116,7 @@ async def test_the_tightest_of_user_key_and_model_holds(counters: FakeCounters) 
     assert hour.used == 4
 
 
-def replace_key(principal: Principal, limited: KeyLimits) -> Principal:
+def replace_key(principal: Principal, limited: ApiKeyLimits) -> Principal:
     return Principal(principal.user_id, "ada", UserRole.USER, Tier.FREE, KeyId(UUID(int=2)), "k", limited)
 
 
@@ -144,7 +144,7 @@ async def test_every_limit_in_force_is_listed_with_where_it_comes_from(counters:
     )
     models = tiers.of_models({"smollm2.concurrency": "3", "secret.concurrency": "9"})
     desk = Desk(counters, plan, models=models)
-    caller = msgspec.structs.replace(ADA, key_id=KeyId(UUID(int=5)), key_limits=KeyLimits(tokens_per_minute=500))
+    caller = msgspec.structs.replace(ADA, key_id=KeyId(UUID(int=5)), key_limits=ApiKeyLimits(tokens_per_minute=500))
     await desk.spend(caller)
     found = await desk.quotas.look(caller, lambda model: model == MODEL)
     assert [(one.scope, one.kind, one.name, one.used, one.limit, one.source) for one in found] == [

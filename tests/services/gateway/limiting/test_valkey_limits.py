@@ -15,7 +15,7 @@ from services.gateway.limiting.limits import Kind, Limit, Place, Scope
 from services.gateway.limiting.local_limits import PLACE_SECONDS, LocalLimits
 from services.gateway.limiting.valkey_limits import ValkeyLimits
 from shared import errors
-from shared.cache import Cache
+from shared.stores.cache import Cache
 from shared.types import RequestId
 from tests.services.gateway.limiting.patient_counters import PatientCounters
 

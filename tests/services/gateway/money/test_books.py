@@ -15,7 +15,7 @@ from services.gateway.money.ledger import Bounds, Ledger
 from services.gateway.money.ledger_store import LedgerStore
 from services.gateway.store import Store
 from shared import errors
-from shared.api import auth, organisations
+from shared.api import auth, organizations
 from shared.api.gateway import KeyBudget
 from shared.api.ledger import MICRO, ListPrices, ModelPrice, ReadAccount, RevertRequest, SetPrice, TopUp
 from shared.telemetry import Metrics
@@ -26,7 +26,7 @@ from tests.services.gateway.money.test_ledger_store import row
 LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
 ADA = auth.User(OWNER.user_id, "ada", "ada@example.org", UserRole.USER, Tier.FREE, is_active=True, created_at=LONG_AGO)
 ADMIN = msgspec.structs.replace(OWNER, user_id=UserId(uuid4()), username="root", role=UserRole.ADMIN)
-ACME = organisations.Organisation(TenantId(uuid4()), "Acme", Tier.PRO, LONG_AGO, 1)
+ACME = organizations.Organization(TenantId(uuid4()), "Acme", Tier.PRO, LONG_AGO, 1)
 FREE = 100_000 * MICRO
 
 
@@ -44,10 +44,10 @@ class Site:
         return ADA
 
     @staticmethod
-    async def _organisation(request: organisations.GetOrganisation) -> organisations.OrganisationPage:
+    async def _organisation(request: organizations.GetOrganization) -> organizations.OrganizationDetails:
         if request.id != ACME.id:
             raise errors.NotFound("there is no such organisation")
-        return organisations.OrganisationPage(ACME, (), ())
+        return organizations.OrganizationDetails(ACME, (), ())
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ async def test_an_account_begins_with_what_the_tier_includes(site: Site) -> None
 
 async def test_what_is_left_of_a_keys_own_budget(site: Site) -> None:
     assert await site.books.find_key_budget(OWNER) is None
-    limited = msgspec.structs.replace(OWNER, key_limits=auth.KeyLimits(budget_micro=MicroCredits(5 * MICRO)))
+    limited = msgspec.structs.replace(OWNER, key_limits=auth.ApiKeyLimits(budget_micro=MicroCredits(5 * MICRO)))
     assert await site.books.find_key_budget(msgspec.structs.replace(limited, key_id=None)) is None
     assert await site.books.find_key_budget(limited) == KeyBudget(MicroCredits(5 * MICRO), MicroCredits(0), MicroCredits(0))
     bounds = Bounds(model=ModelName("m"), prompt_tokens=0, max_tokens=1000, answers=1, seconds=1.0)

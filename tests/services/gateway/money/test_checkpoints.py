@@ -12,9 +12,10 @@ from services.gateway import store as stores
 from services.gateway.money.checkpoint_store import CheckpointStore
 from services.gateway.money.checkpoints import CheckpointSigner
 from services.gateway.money.ledger_store import LedgerStore
-from shared import audit_anchors, database
+from shared.access import audit_anchors
+from shared.access.audit_anchors import Anchor, Anchors
 from shared.api.ledger import LedgerReport
-from shared.audit_anchors import Anchor, Anchors
+from shared.stores import database
 from shared.types import MeshName, NodeId
 
 TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)

@@ -14,7 +14,7 @@ from services.gateway.placing.dispatch import Dispatch, Waiting
 from services.gateway.placing.routing import Wish
 from services.gateway.placing.rules import Rules
 from shared import errors
-from shared.directory import Load
+from shared.discovery.directory import WorkerLoad
 from shared.telemetry import Metrics
 from shared.types import ModelName, NodeId, UserId
 from tests.services.gateway.fakes import FakeDirectory
@@ -94,7 +94,7 @@ class Site:
         self.began: list[Caller] = []
 
     def worker(self, number: int, slots: int = 1, **more: Any) -> None:
-        self.directory.worker(number, "m", load=Load(slots=slots), **more)
+        self.directory.worker(number, "m", load=WorkerLoad(slots=slots), **more)
 
     async def ask(self, of: int = 1, **more: Any) -> Caller:
         """Returns when it has its place, its error, or waits."""

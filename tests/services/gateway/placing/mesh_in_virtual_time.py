@@ -20,14 +20,14 @@ from services.gateway.placing.queue_sharing import QueueSharing
 from services.gateway.placing.routing import Wish
 from services.gateway.placing.rules import Rules
 from shared import errors
-from shared.directory import Load
+from shared.discovery.directory import WorkerLoad
 from shared.types import ModelName, NodeId, UserId
 from tests.services.gateway.fakes import FakeDirectory, announcement, node_id
 
 M = ModelName("m")
 #: From a gateway to a worker of the same house, one way.
 NEAR_SECONDS = 0.0005
-#: As ``shared.node.announcing`` has it.
+#: As ``shared.node.announcements`` has it.
 SETTLE_SECONDS = 0.05
 PROMPT_TOKENS = 40
 TOKEN_SECONDS = 0.02
@@ -130,7 +130,7 @@ class Worker:
 
     def announce(self) -> None:
         self._is_announcing = False
-        said = announcement(self._number, M, load=Load(self.slots, self._running, len(self._waiting)))
+        said = announcement(self._number, M, load=WorkerLoad(self.slots, self._running, len(self._waiting)))
         for gateway in self._mesh.gateways:
             if gateway.is_killed:
                 continue

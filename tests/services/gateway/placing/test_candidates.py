@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from services.gateway.placing.candidates import TWIN_SECONDS, Knowledge
-from shared.directory import Announcement
+from shared.discovery.directory import Announcement
 from shared.types import Role
 from tests.services.gateway.fakes import FakeDirectory, node_id
 

@@ -17,7 +17,7 @@ from services.gateway.placing.candidates import Candidate, Knowledge
 from services.gateway.placing.policy import Policy
 from services.gateway.placing.routing import Wish
 from shared import errors
-from shared.directory import Load, ModelOffer
+from shared.discovery.directory import ModelOffer, WorkerLoad
 from shared.types import ModelName, NodeId, Role, UserId
 from tests.services.gateway.fakes import USER, FakeDirectory, node_id
 
@@ -36,7 +36,7 @@ class Site:
     def worker(
         self, number: int, *, running: int = 0, slots: int = 4, loaded: bool = True, digest: str = "", expected_wait: float = 0, **more: Any
     ) -> NodeId:
-        self.directory.worker(number, "m", load=Load(slots, running, 0, expected_wait), **more)
+        self.directory.worker(number, "m", load=WorkerLoad(slots, running, 0, expected_wait), **more)
         before = self.directory.find(node_id(number))
         assert before is not None
         offer = ModelOffer(M, 2048, digest, loaded=loaded, slots=slots, busy=running)
@@ -382,7 +382,7 @@ def test_a_call_of_another_gateway_is_counted_until_the_worker_says_otherwise() 
 
 def test_a_worker_that_says_nothing_of_its_models_is_counted_as_a_whole() -> None:
     site = Site()
-    site.directory.worker(1, "m", "n", load=Load(slots=4, running=3))
+    site.directory.worker(1, "m", "n", load=WorkerLoad(slots=4, running=3))
     site.known.occupancy.begin(node_id(1), ModelName("n"))
     assert busy(site) == 4
     site.known.occupancy.end(node_id(1), ModelName("n"))

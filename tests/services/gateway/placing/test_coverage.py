@@ -2,7 +2,7 @@ import pytest
 
 from services.gateway.placing import coverage
 from services.gateway.placing.coverage import MISSED_SECONDS, Coverage
-from shared.directory import ModelOffer
+from shared.discovery.directory import ModelOffer
 from shared.types import ModelName, NodeId, Role
 from tests.services.gateway.fakes import FakeDirectory, node_id
 

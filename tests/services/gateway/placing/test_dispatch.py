@@ -10,7 +10,7 @@ import pytest
 from services.gateway.placing.peer_queues import Offer, QueueReport
 from services.gateway.placing.policy import Policy
 from shared import errors
-from shared.directory import Load
+from shared.discovery.directory import WorkerLoad
 from tests.services.gateway.fakes import node_id
 from tests.services.gateway.placing.asking import M, finish, settled, site, tenant, wish
 
@@ -105,10 +105,10 @@ async def test_a_cancel_of_one_whose_turn_has_just_come_gives_the_place_to_the_n
 
 async def test_workers_that_join_or_become_free_by_their_own_word_wake_the_queue() -> None:
     async with site() as here:
-        here.directory.worker(1, "m", load=Load(slots=1, running=3))
+        here.directory.worker(1, "m", load=WorkerLoad(slots=1, running=3))
         callers = [await here.ask() for _ in range(5)]
         assert here.began == []
-        here.directory.worker(1, "m", load=Load(slots=1))
+        here.directory.worker(1, "m", load=WorkerLoad(slots=1))
         await settled()
         assert len(here.began) == 2
         here.worker(2)
@@ -284,7 +284,7 @@ async def test_the_wait_of_every_request_is_measured() -> None:
 
 async def test_a_place_that_is_offered_goes_to_the_next_where_the_first_has_to_be_refused() -> None:
     async with site() as here:
-        here.directory.worker(1, "m", load=Load(1, 1, 1))
+        here.directory.worker(1, "m", load=WorkerLoad(1, 1, 1))
         here.worker(2)
         for _ in range(2):
             await here.ask()

@@ -15,7 +15,7 @@ from services.gateway.placing.policy import Policy
 from services.gateway.placing.routing import Wish
 from services.gateway.placing.rules import Rules
 from shared import errors
-from shared.directory import Load
+from shared.discovery.directory import WorkerLoad
 from shared.types import ModelName, NodeId, Role, UserId
 from tests.services.gateway.fakes import FakeDirectory, node_id
 
@@ -126,7 +126,7 @@ class Requests(RuleBasedStateMachine):
     @rule(number=st.integers(0, WORKERS - 1))
     def comes(self, number: int) -> None:
         owner = str(OWNER) if number == 2 else ""
-        self.directory.worker(number, "m", load=Load(slots=SLOTS), owner=owner)
+        self.directory.worker(number, "m", load=WorkerLoad(slots=SLOTS), owner=owner)
         self.settle()
 
     @rule(number=st.integers(0, WORKERS - 1))

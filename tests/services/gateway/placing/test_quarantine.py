@@ -8,7 +8,8 @@ from services.gateway import store
 from services.gateway.placing.quarantine import Quarantine
 from services.gateway.placing.quarantine_store import QuarantineStore
 from services.gateway.placing.strikes import QUARANTINE_SECONDS
-from shared import database, errors
+from shared import errors
+from shared.stores import database
 from shared.telemetry import Metrics
 from shared.types import NodeId
 from tests.services.gateway.fakes import node_id

@@ -14,8 +14,8 @@ from services.gateway.placing.claims import Claim
 from services.gateway.placing.dispatch import Dispatch
 from services.gateway.placing.queue_sharing import LOG, QueueSharing
 from services.gateway.placing.rules import Rules
-from shared.cache import Cache
-from shared.directory import Load
+from shared.discovery.directory import WorkerLoad
+from shared.stores.cache import Cache
 from shared.telemetry import logs
 from tests.services.gateway.fakes import FakeDirectory
 from tests.services.gateway.placing import mesh_in_virtual_time
@@ -267,7 +267,7 @@ def test_what_cannot_be_read_is_left_out() -> None:
 async def real_gateway(valkey_url: str, number: int) -> AsyncIterator[Dispatch]:
     """One with a connection to Valkey and a directory of its own; both hear of one worker with one slot."""
     directory = FakeDirectory()
-    directory.worker(1, "m", load=Load(slots=1))
+    directory.worker(1, "m", load=WorkerLoad(slots=1))
     dispatch = Dispatch(directory, random.Random(1), Rules(queue_seconds=60), name=f"gateway{number}")
     async with Cache.open(valkey_url) as cache, asyncio.TaskGroup() as tasks:
         sharing = tasks.create_task(QueueSharing(cache, dispatch, f"gateway{number}").run())
@@ -334,7 +334,7 @@ async def test_over_a_real_valkey_a_freed_place_goes_to_the_gateway_where_the_ne
         # Two are at the worker, one of them held.
         await until_all_know(4, first)
         # The second gateway hears that the worker is full.
-        second._directory.worker(1, "m", load=Load(1, 1, 1))
+        second._directory.worker(1, "m", load=WorkerLoad(1, 1, 1))
         tasks.create_task(ask(second, 2))
         await until_all_know(5, first, second)
         ends[first].release()

@@ -6,14 +6,14 @@ import pytest
 from services.gateway.placing import routing
 from services.gateway.placing.routing import Names
 from shared import errors
-from shared.directory import Entry, ModelOffer
+from shared.discovery.directory import DirectoryEntry, ModelOffer
 from shared.types import ModelName, Role
 from tests.services.gateway.fakes import FakeDirectory, node_id
 
 NAMES = Names({"llama3": "smollm2"}, None)
 
 
-def workers(*models: str, **more: object) -> list[Entry]:
+def workers(*models: str, **more: object) -> list[DirectoryEntry]:
     directory = FakeDirectory()
     for number, model in enumerate(models):
         directory.worker(number, model, **more)  # type: ignore[arg-type]

@@ -10,11 +10,12 @@ import pytest
 
 from services.gateway.money.reservations import OpenReservation
 from services.gateway.relaying import receipts
-from shared import errors, identity
+from shared import errors
 from shared.api import inference
 from shared.api.inference import Receipt, SignedReceipt
 from shared.context import new_request_id
-from shared.directory import Announcement, Directory
+from shared.discovery.directory import Announcement, Directory
+from shared.identity import node_keys
 from shared.types import ModelName, NodeId, RequestId, Role
 from tests.services.gateway.fakes import USER
 
@@ -25,8 +26,8 @@ Answering = Callable[[inference.ReadReceipts], Awaitable[inference.Receipts]]
 class Worker:
     """Says the receipts that it has."""
 
-    def __init__(self, *told: Receipt, signed_by: identity.NodeKey | None = None) -> None:
-        self.key = identity.NodeKey(identity.new_seed())
+    def __init__(self, *told: Receipt, signed_by: node_keys.NodeKey | None = None) -> None:
+        self.key = node_keys.NodeKey(node_keys.new_seed())
         self._told = told
         self._signer = signed_by or self.key
 
@@ -44,7 +45,7 @@ class Mesh:
         for worker in workers:
             self.add(worker.key, worker.answer)
 
-    def add(self, key: identity.NodeKey, answer: Answering) -> None:
+    def add(self, key: node_keys.NodeKey, answer: Answering) -> None:
         self._workers[key.id] = answer
         self.directory.heard(Announcement(Role.WORKER, key.id, "1", NOW, not_ready="paused by its owner"), "nats")
 
@@ -105,7 +106,7 @@ async def test_a_worker_that_claimed_it_again_is_the_last_one() -> None:
 
 async def test_what_somebody_else_signed_is_nothing_and_a_strike() -> None:
     one = new_request_id()
-    worker = Worker(told(one), signed_by=identity.NodeKey(identity.new_seed()))
+    worker = Worker(told(one), signed_by=node_keys.NodeKey(node_keys.new_seed()))
     mesh = Mesh(worker)
     assert await mesh.of(claimed(one, worker)) == {}
     assert mesh.struck == [worker.key.id]

@@ -15,8 +15,8 @@ from services.gateway.relaying.resumption import Again, AnswerCourse, GivenUp
 from shared import errors
 from shared.api import inference
 from shared.api.generation import ChatMessage, Generation, Usage
-from shared.api.inference import Accepted
-from shared.directory import Load
+from shared.api.inference import PromptAccepted
+from shared.discovery.directory import WorkerLoad
 from shared.types import FinishReason, ModelName, NodeId, RequestId
 from tests.services.gateway.fakes import USER, FakeDirectory, FakeRpc, FakeWorker, node_id
 
@@ -33,13 +33,13 @@ class Site:
         for number, worker in enumerate(workers):
             self.rpc.workers[node_id(number)] = worker
             # The first is the least loaded, so it is asked first.
-            self.directory.worker(number, "m", load=Load(slots=8, running=number))
+            self.directory.worker(number, "m", load=WorkerLoad(slots=8, running=number))
 
     async def text(self) -> str:
         """Its texts, and a point for its end."""
         async with aclosing(self.relay.generate(PROMPT, WISH, seconds=10)) as answers:
             said = [answer async for answer in answers]
-        return "".join("." if isinstance(answer, Generation) else answer.text for answer in said if not isinstance(answer, Accepted))
+        return "".join("." if isinstance(answer, Generation) else answer.text for answer in said if not isinstance(answer, PromptAccepted))
 
 
 @pytest.mark.parametrize("error", [errors.LinkLost, errors.NotReachable, errors.Draining, errors.Overloaded, errors.ModelCrashed])

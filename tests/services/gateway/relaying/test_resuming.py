@@ -20,9 +20,9 @@ from services.gateway.relaying.retry_budget import WINDOW_SECONDS
 from shared import errors
 from shared.api import inference
 from shared.api.generation import Generation, Usage
-from shared.api.inference import Accepted, Chunk
+from shared.api.inference import Chunk, PromptAccepted
 from shared.context import new_request_id
-from shared.directory import Announcement, Load, ModelOffer
+from shared.discovery.directory import Announcement, ModelOffer, WorkerLoad
 from shared.types import FinishReason, ModelName
 from tests.services.gateway.fakes import USER, FakeDirectory, FakeRpc, FakeWorker, announcement, node_id
 
@@ -73,14 +73,14 @@ class Site:
     @staticmethod
     def _announcement(number: int, digest: str) -> Announcement:
         # The first is the least loaded, so it is asked first.
-        return replace_models(announcement(number, load=Load(slots=100, running=number)), digest)
+        return replace_models(announcement(number, load=WorkerLoad(slots=100, running=number)), digest)
 
     def _count(self, kind: str, outcome: str) -> None:
         self.counted[kind, outcome] += 1
 
     async def said(
         self, prompt: inference.ProcessPrompt | None = None, *, seconds: float = 30
-    ) -> tuple[list[Accepted], str, list[int], Generation | None]:
+    ) -> tuple[list[PromptAccepted], str, list[int], Generation | None]:
         """Raises what the relay raises, with what had come in ``heard``."""
         self.heard: list[Any] = []
         wish = Wish(MODEL, USER, USER, prompt_tokens=1, max_tokens=10)
@@ -90,7 +90,7 @@ class Site:
         chunks = [one for one in self.heard if isinstance(one, Chunk)]
         end = self.heard[-1]
         return (
-            [one for one in self.heard if isinstance(one, Accepted)],
+            [one for one in self.heard if isinstance(one, PromptAccepted)],
             "".join(chunk.text for chunk in chunks),
             [token for chunk in chunks for token in chunk.token_ids],
             end if isinstance(end, Generation) else None,
@@ -109,7 +109,7 @@ def lost(position: int, kind: type[errors.AimeshError] = errors.LinkLost) -> tup
     return position, kind("gone")
 
 
-WHOLE = ([Accepted(7)], "".join(WORDS), list(range(1, 9)))
+WHOLE = ([PromptAccepted(7)], "".join(WORDS), list(range(1, 9)))
 
 
 @pytest.mark.parametrize("position", range(1, BEFORE_THE_END))

@@ -18,8 +18,8 @@ from services.gateway.repeats.response_cache import VALKEY_SECONDS, Bounds, Orig
 from services.gateway.repeats.takes import Takes
 from shared import errors
 from shared.api.generation import ChatMessage, Generation, Usage
-from shared.api.inference import Accepted, Chunk, ModelConfig
-from shared.cache import Cache
+from shared.api.inference import Chunk, ModelConfig, PromptAccepted
+from shared.stores.cache import Cache
 from shared.telemetry import Metrics
 from shared.types import FinishReason, ModelName, UserId
 from tests.servers import ValkeyServer
@@ -47,7 +47,7 @@ class Worker:
         self.runs += 1
         try:
             yield Chunk("", (), waiting="loading")
-            yield Accepted(7)
+            yield PromptAccepted(7)
             for number, word in enumerate(self.words, start=1):
                 if number == len(self.words):
                     await self.gate.wait()
@@ -103,7 +103,7 @@ def answers_in(client: Any) -> list[bytes]:
 
 
 def whole(worker: Worker) -> list[Said]:
-    return [Accepted(7), *(Chunk(word, (number,)) for number, word in enumerate(worker.words, start=1)), END]
+    return [PromptAccepted(7), *(Chunk(word, (number,)) for number, word in enumerate(worker.words, start=1)), END]
 
 
 async def test_the_second_time_it_comes_from_the_cache_and_is_the_same(place: Place) -> None:

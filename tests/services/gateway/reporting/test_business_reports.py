@@ -10,7 +10,7 @@ from services.gateway.reporting import business_reports
 from services.gateway.reporting.business_reports import BusinessReports
 from services.gateway.reporting.days_store import DaysStore
 from shared import errors
-from shared.api.business import MOST_DAYS, By, GetBusinessReport
+from shared.api.business import MOST_DAYS, BusinessGrouping, GetBusinessReport
 
 SINCE = date(2026, 3, 1)
 
@@ -25,10 +25,10 @@ def test_a_time_has_a_day_and_not_too_many(since: date, days: int) -> None:
             business_reports.check(asked)
 
 
-@pytest.mark.parametrize("by", list(By))
-def test_a_label_goes_with_labels(by: By) -> None:
+@pytest.mark.parametrize("by", list(BusinessGrouping))
+def test_a_label_goes_with_labels(by: BusinessGrouping) -> None:
     asked = GetBusinessReport(SINCE, SINCE + timedelta(days=1), by, "region")
-    if by is By.LABEL:
+    if by is BusinessGrouping.LABEL:
         business_reports.check(asked)
     else:
         with pytest.raises(errors.BadRequest, match="not by label"):

@@ -15,8 +15,8 @@ from services.gateway.money.request_row import RequestRow, ReservationState
 from services.gateway.reporting.days_store import DaysStore
 from services.gateway.store import Store
 from services.gateway.usage_store import UsageStore
-from shared import database
-from shared.api.business import BusinessReport, BusinessSum, By, GetBusinessReport
+from shared.api.business import BusinessGrouping, BusinessReport, BusinessSum, GetBusinessReport
+from shared.stores import database
 from shared.types import KeyId, MicroCredits, ModelName, RequestId, RequestStatus, TenantId, UserId
 from tests.stacks import until
 
@@ -116,26 +116,28 @@ async def roll(days: DaysStore) -> list[date]:
     return rolled
 
 
-async def report(days: DaysStore, by: By = By.DAY, *, label: str | None = None) -> BusinessReport:
+async def report(days: DaysStore, by: BusinessGrouping = BusinessGrouping.DAY, *, label: str | None = None) -> BusinessReport:
     return await days.report(GetBusinessReport(BEGIN.date(), TODAY.date() + timedelta(days=1), by, label))
 
 
-@pytest.mark.parametrize("by", list(By))
-async def test_a_report_says_the_same_before_and_after_days_are_summed_up(days: DaysStore, opened: database.Database, by: By) -> None:
+@pytest.mark.parametrize("by", list(BusinessGrouping))
+async def test_a_report_says_the_same_before_and_after_days_are_summed_up(
+    days: DaysStore, opened: database.Database, by: BusinessGrouping
+) -> None:
     rows = some_rows(4, 300)
     await Store(opened).write_requests(rows)
 
     def name(one: RequestRow) -> str | None:
         match by:
-            case By.DAY:
+            case BusinessGrouping.DAY:
                 return one.created_at.date().isoformat()
-            case By.USER:
+            case BusinessGrouping.USER:
                 return str(one.user_id)
-            case By.MODEL:
+            case BusinessGrouping.MODEL:
                 return one.model_used
-            case By.OWNER:
+            case BusinessGrouping.OWNER:
                 return one.worker_owner
-            case By.LABEL:
+            case BusinessGrouping.LABEL:
                 return ", ".join(f'"{key}": "{value}"' for key, value in one.worker_labels) or None
 
     before = await report(days, by)
@@ -148,7 +150,7 @@ async def test_a_report_says_the_same_before_and_after_days_are_summed_up(days: 
 
 async def test_the_values_of_one_label_are_told_apart(days: DaysStore, opened: database.Database) -> None:
     await Store(opened).write_requests([row(worker_labels=labels) for labels in (*LABELS, LABELS[0])])
-    found = await report(days, By.LABEL, label="region")
+    found = await report(days, BusinessGrouping.LABEL, label="region")
     assert {line.name: line.sum.succeeded for line in found.rows} == {"eu": 2, "us": 1, None: 1}
     assert found.total.succeeded == 4
 
@@ -287,7 +289,7 @@ async def test_what_requests_cost_is_what_the_ledger_took_to_the_micro_credit(
     )
     taken = await connection.fetchval("SELECT sum(amount_micro) FROM entries WHERE kind = 'usage' AND account = 'revenue'")
     assert taken > 0
-    for by in By:
+    for by in BusinessGrouping:
         found = await report(days, by)
         assert found.total.cost_micro == sum(line.sum.cost_micro for line in found.rows) == taken
         await roll(days)

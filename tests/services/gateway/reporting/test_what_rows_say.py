@@ -13,7 +13,7 @@ from shared import context, errors
 from shared.api.embedding import EmbeddingRequest
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage
-from shared.cache import Cache
+from shared.stores.cache import Cache
 from shared.types import ModelName
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import OWNER, FakeWorker, House

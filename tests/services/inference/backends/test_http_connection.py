@@ -18,7 +18,7 @@ from services.inference.backends.http_reply import BrokenReply, Head
 from services.inference.backends.http_request import Origin
 from tests.services.inference.raw_http import ASKED, KEPT, RawServer, Serve, asked, once, raw_server, saying, silent
 from tests.services.inference.standins import until
-from tests.shared.nats.test_tls import make_certificate
+from tests.shared.transports.nats.test_tls import make_certificate
 from tests.testnet import free_port
 
 CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n5\r\nworld\r\n0\r\n\r\n"

@@ -19,8 +19,9 @@ from services.inference import models
 from services.inference.backends import supervisor
 from services.inference.backends.supervisor import Engine
 from services.inference.engine import wire
-from shared import errors, restarts
+from shared import errors
 from shared.api.inference import Chunk, ModelState
+from shared.timing import restart_policy
 from shared.types import ModelName
 from tests.services.inference.standins import Reader, Watch, job, until
 
@@ -83,9 +84,9 @@ async def ready(engine: Engine) -> None:
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restarts, "FIRST_PAUSE_SECONDS", 0.001)
-    monkeypatch.setattr(restarts, "LONGEST_PAUSE_SECONDS", 0.001)
-    monkeypatch.setattr(restarts, "MOST_CRASHES", KILLS + 1)
+    monkeypatch.setattr(restart_policy, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(restart_policy, "LONGEST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(restart_policy, "MOST_CRASHES", KILLS + 1)
 
 
 @linux

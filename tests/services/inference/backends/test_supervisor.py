@@ -14,8 +14,9 @@ from services.inference.backends import supervisor, suspects, watchdog
 from services.inference.backends.supervisor import Engine
 from services.inference.backends.suspects import Standing, Suspects
 from services.inference.engine import wire
-from shared import errors, restarts
+from shared import errors
 from shared.api.inference import Chunk, ModelState
+from shared.timing import restart_policy
 from shared.types import ModelName
 from tests.services.inference.standins import Reader, Watch, job, until
 
@@ -66,8 +67,8 @@ async def supervised(
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restarts, "FIRST_PAUSE_SECONDS", 0.001)
-    monkeypatch.setattr(restarts, "LONGEST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(restart_policy, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(restart_policy, "LONGEST_PAUSE_SECONDS", 0.001)
     monkeypatch.setattr(supervisor, "EXIT_SECONDS", 0.2)
 
 

@@ -13,11 +13,11 @@ from services.metrics.alarms.keeping import Keeper
 from services.metrics.alarms.store import Leadership, Store
 from services.metrics.alarms.watch import Watch
 from shared.api import alerts as api
-from shared.rpc import Call
+from shared.rpc import RpcCall
 from shared.types import NodeId
 from tests.services.metrics.alarms.test_delivery import Told
 
-CALL = cast("Call", type("OfAnOperator", (), {"found": None})())
+CALL = cast("RpcCall", type("OfAnOperator", (), {"found": None})())
 ONE, TWO = NodeId("UONE"), NodeId("UTWO")
 WELL = "\n".join(
     f'ai_platform_node_up{{service="{service}",node="UAAA"}} 1' for service in ("auth", "gateway", "inference", "metrics", "web")

@@ -8,7 +8,7 @@ import pytest
 
 from services.metrics.alarms import attendance
 from services.metrics.alarms.attendance import MEETING, Attendance, Member
-from shared.directory import FORGOTTEN_AFTER, GONE_AFTER_SECONDS, Announcement, Directory
+from shared.discovery.directory import FORGOTTEN_AFTER, GONE_AFTER_SECONDS, Announcement, Directory
 from shared.telemetry import instruments
 from shared.types import NodeId, Role
 

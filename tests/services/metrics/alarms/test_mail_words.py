@@ -18,7 +18,7 @@ from services.metrics.alarms.mail_rounds import Round
 from services.metrics.alerts.evaluating import labels
 from services.metrics.alerts.rule import Severity
 from shared.mail import letters
-from shared.mail.letters import Letter, Sender
+from shared.mail.letters import Letter, MailSender
 from tests.services.metrics.alarms.sample_alarms import NOON, alarm
 
 NOW = datetime(2026, 11, 21, 12, 3, tzinfo=UTC)
@@ -97,7 +97,7 @@ def test_what_was_held_back_is_said_with_its_number_and_where_to_look() -> None:
 def test_a_label_is_one_short_line_no_header_no_link_and_no_command(hostile: str) -> None:
     written = mail(alarm("{model} is slow", model=hostile), SLOW, over=(alarm("{model} was slow", ended=NOON, model=hostile),))
     letter = Letter("ops@example.org", written.subject, written.text)
-    read = BytesParser(policy=default).parsebytes(letters.written(letter, Sender("aimesh", "noreply@example.org"), NOW, "abc"))
+    read = BytesParser(policy=default).parsebytes(letters.written(letter, MailSender("aimesh", "noreply@example.org"), NOW, "abc"))
     assert set(read.keys()) <= {
         "From", "To", "Subject", "Date", "Message-ID", "Auto-Submitted", "Content-Type", "Content-Transfer-Encoding", "MIME-Version",
     }  # fmt: skip

@@ -17,7 +17,7 @@ from services.metrics.alerts.rule import Severity
 from services.metrics.service import MetricsService
 from services.metrics.settings import MOST_MAILED, MetricsSettings
 from shared import errors
-from shared.mail import outbox, postman
+from shared.mail import mail_queue, mailer
 from shared.telemetry import logs
 from shared.types import Role
 from tests.services.metrics.alarms.sample_alarms import NOON, alarm, began, ended
@@ -48,7 +48,7 @@ class Clock:
 @asynccontextmanager
 async def telling(server: MailServer, clock: Clock, *to: str) -> AsyncIterator[Mailing]:
     async with serving(server):
-        mailing = Mailing(postman.parse(f"smtp://localhost:{server.port}", FROM), to or (OPS,), "https://ai.example.org", clock)
+        mailing = Mailing(mailer.parse(f"smtp://localhost:{server.port}", FROM), to or (OPS,), "https://ai.example.org", clock)
         running = asyncio.create_task(mailing.run())
         try:
             yield mailing
@@ -115,7 +115,7 @@ async def test_a_mail_server_that_is_away_gets_them_when_it_is_back(monkeypatch:
     server = MailServer(answers={"MAIL": ["421 go away"]})
     async with telling(server, Clock()) as telling_it:
         telling_it.tell(began(alarm()))
-        await until(lambda: server.connections > len(outbox.PAUSES_SECONDS) + 1)
+        await until(lambda: server.connections > len(mail_queue.PAUSES_SECONDS) + 1)
         check = telling_it.check()
         assert (check.ok, check.needed) == (False, False)
         assert " 0 are lost: the server refuses (421)" in check.detail
@@ -139,7 +139,7 @@ async def test_news_that_nobody_takes_are_bounded_and_the_rest_waits(monkeypatch
         await until(lambda: server.connections > 0)
         opened = mailing._postman
         assert opened is not None
-        assert 0 < opened.waiting <= outbox.MOST_WAITING + 1
+        assert 0 < opened.waiting <= mail_queue.MOST_WAITING + 1
         assert len(mailing._rounds._waiting) == MOST_WAITING
         # None was given away where there was no room.
         assert "0 are lost" in opened.check().detail or not opened.check().detail

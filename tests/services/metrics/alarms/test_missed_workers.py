@@ -22,8 +22,8 @@ from services.metrics.alarms.watch import Watch
 from services.metrics.alerts import rules
 from services.metrics.service import MetricsService
 from services.metrics.settings import MetricsSettings
-from shared import directory
-from shared.directory import FORGOTTEN_AFTER, Announcement, Directory
+from shared.discovery import directory
+from shared.discovery.directory import FORGOTTEN_AFTER, Announcement, Directory
 from shared.telemetry import instruments
 from shared.types import NodeId, Role
 from tests.services.metrics.alarms.test_delivery import Told

@@ -16,14 +16,14 @@ from services.metrics.service import MetricsService
 from services.metrics.settings import MetricsSettings
 from shared.api import alerts as api
 from shared.node import NodeSettings
-from shared.rpc import Call
+from shared.rpc import RpcCall
 from shared.types import Role
 from tests.services.metrics.alarms.chat import Chat
 from tests.services.metrics.test_service import Gateway
 from tests.services.web.servers import serving
 from tests.testnet import MESH, RunningNode, TestNet, testnet, until
 
-CALL = cast("Call", type("OfAnOperator", (), {"found": None})())
+CALL = cast("RpcCall", type("OfAnOperator", (), {"found": None})())
 
 
 @pytest.fixture

@@ -16,13 +16,13 @@ from services.metrics.alerts.evaluating import labels
 from services.metrics.alerts.expressions import Selector
 from shared import errors
 from shared.api import alerts as api
-from shared.rpc import Call
+from shared.rpc import RpcCall
 from shared.telemetry import instruments
 from tests.services.metrics.alarms.chat import Chat
 from tests.services.web.servers import serving
 from tests.testnet import until
 
-CALL = cast("Call", type("OfAnOperator", (), {"found": None})())
+CALL = cast("RpcCall", type("OfAnOperator", (), {"found": None})())
 WELL = "\n".join(
     f'ai_platform_node_up{{service="{service}",node="UAAA"}} 1' for service in ("auth", "gateway", "inference", "metrics", "web")
 )

@@ -8,8 +8,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from services.metrics import prometheus
 from services.metrics.alerts import expressions, objectives, promql, rules
 from shared.telemetry import instruments
-from shared.telemetry.instrument import Instrument, Kind
-from shared.telemetry.metrics import Metrics
+from shared.telemetry.instrument import Instrument, InstrumentKind
+from shared.telemetry.metrics_registry import Metrics
 from shared.types import SERVICE_NAMES
 from tests.cases import case
 from tests.services.metrics.alerts import trials
@@ -26,13 +26,13 @@ GIVEN = {"service", "node"}
 
 
 def series_of(instrument: Instrument) -> set[str]:
-    suffixes = ("_bucket", "_count", "_sum") if instrument.kind is Kind.HISTOGRAM else ("",)
+    suffixes = ("_bucket", "_count", "_sum") if instrument.kind is InstrumentKind.HISTOGRAM else ("",)
     return {instrument.name + suffix for suffix in suffixes}
 
 
 def labels_of(instrument: Instrument) -> set[str]:
     moved = {f"exported_{label}" for label in GIVEN & set(instrument.labels)}
-    return {*instrument.labels, *GIVEN, *moved, *(("le",) if instrument.kind is Kind.HISTOGRAM else ())}
+    return {*instrument.labels, *GIVEN, *moved, *(("le",) if instrument.kind is InstrumentKind.HISTOGRAM else ())}
 
 
 def test_what_a_rule_asks_for_exists() -> None:

@@ -8,7 +8,7 @@ from services.metrics.history import choosing, lines, rolling
 from services.metrics.history.keeping import Keeper
 from services.metrics.history.store import Store
 from services.metrics.prometheus import Source
-from shared.api.history import By, GetHistory, HistoryLine
+from shared.api.history import GetHistory, HistoryGrouping, HistoryLine
 from shared.telemetry import Metrics
 
 BEGIN = datetime(2026, 3, 29, 0, 0, tzinfo=UTC)
@@ -42,7 +42,7 @@ class Mesh:
         await self.keeper.look()
 
     async def drawn(
-        self, store: Store, name: str, *by: By, since: datetime = BEGIN, step: int = 60, node: str | None = None
+        self, store: Store, name: str, *by: HistoryGrouping, since: datetime = BEGIN, step: int = 60, node: str | None = None
     ) -> list[HistoryLine]:
         question = choosing.read(GetHistory((name,), since, self.now, step, by, node), self.now, KEEPS)
         found = await store.lines(question, by, choosing.MOST_POINTS)

@@ -7,7 +7,7 @@ import pytest
 from services.metrics.history import choosing, lines
 from services.metrics.history.store import Point
 from shared import errors
-from shared.api.history import By, GetHistory
+from shared.api.history import GetHistory, HistoryGrouping
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 KEEPS = {15: timedelta(hours=24), 60: timedelta(days=7), 3600: timedelta(days=730)}
@@ -85,6 +85,6 @@ def test_too_many_lines_are_refused() -> None:
     question = choosing.read(asked(timedelta(hours=1)), NOW, KEEPS)
     points = [Point("inference", f"n{number}", NAME, 0, 1, 1, 1, 1) for number in range(201)]
     with pytest.raises(errors.BadRequest, match="201 lines"):
-        lines.draw(question, [By.NODE], points, {})
+        lines.draw(question, [HistoryGrouping.NODE], points, {})
     (line,) = lines.draw(question, [], points, {})
     assert line.values[0] == 201

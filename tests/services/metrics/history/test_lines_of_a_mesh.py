@@ -16,7 +16,7 @@ from services.metrics.history.choosing import Question
 from services.metrics.history.keeping import Keeper
 from services.metrics.history.rolling import Piece
 from services.metrics.history.store import Point, Store
-from shared.api.history import By, GetHistory
+from shared.api.history import GetHistory, HistoryGrouping
 from shared.telemetry import Metrics
 from tests.services.metrics.history.looked_at import BEGIN, KEEPS, Mesh
 
@@ -73,7 +73,9 @@ async def write(connection: asyncpg.Connection, draw: random.Random) -> list[Wri
     return rows
 
 
-def slowly(rows: Sequence[Written], pieces: Sequence[Piece], question: Question, by: Sequence[By]) -> dict[tuple[object, ...], list[float]]:
+def slowly(
+    rows: Sequence[Written], pieces: Sequence[Piece], question: Question, by: Sequence[HistoryGrouping]
+) -> dict[tuple[object, ...], list[float]]:
     """Service, node, name and step -> growth, mean, how many nodes, and the highest look."""
     of_node: dict[tuple[str, str, str, int], list[tuple[float, int, float]]] = defaultdict(list)
     wanted = {one.name for one in question.wanted}
@@ -88,7 +90,7 @@ def slowly(rows: Sequence[Written], pieces: Sequence[Piece], question: Question,
     found: dict[tuple[object, ...], list[float]] = {}
     for (service, node, name, step), seen in of_node.items():
         total, looks = sum(each[0] for each in seen), sum(each[1] for each in seen)
-        key = (service if By.SERVICE in by else "", node if By.NODE in by else "", name, step)
+        key = (service if HistoryGrouping.SERVICE in by else "", node if HistoryGrouping.NODE in by else "", name, step)
         growth, mean, nodes, highest = found.get(key, [0.0, 0.0, 0.0, 0.0])
         found[key] = [growth + total, mean + total / looks, nodes + 1, max(highest, *(each[2] for each in seen))]
     return found
@@ -109,7 +111,7 @@ async def test_postgresql_finds_what_a_simple_way_finds(store: Store, postgres_u
         await connection.close()
     for _ in range(12):
         names = tuple(draw.sample((DEPTH, TOKENS, CPU), draw.randint(1, 3)))
-        by = tuple(draw.sample((By.SERVICE, By.NODE), draw.randint(0, 2)))
+        by = tuple(draw.sample((HistoryGrouping.SERVICE, HistoryGrouping.NODE), draw.randint(0, 2)))
         since = BEGIN + timedelta(seconds=draw.randrange(0, 2 * 3600))
         until = since + timedelta(seconds=draw.randrange(1, 4 * 3600))
         asked = GetHistory(names, since, until, draw.choice((15, 45, 60, 600, 3600)), by, draw.choice((None, None, *NODES)))
@@ -126,7 +128,7 @@ async def test_a_question_about_one_machine_is_answered_of_it_alone(store: Store
     for _ in range(9):
         await mesh.look()
     await mesh.keeper.keep(store)
-    (line,) = await mesh.drawn(store, DEPTH, By.NODE, node=NODES[1])
+    (line,) = await mesh.drawn(store, DEPTH, HistoryGrouping.NODE, node=NODES[1])
     assert (line.labels, line.values[1]) == ({"node": NODES[1]}, 2.0)
     (line,) = await mesh.drawn(store, TOKENS, node=NODES[0] + "A" * 44)
     assert line.values[1] == RATE / 2
@@ -145,7 +147,7 @@ async def test_a_counter_that_grows_evenly_has_one_rate_in_every_step_whenever_i
         looked = mesh.now
         for phase in (0.0, 0.5, 7.0, 14.9):
             mesh.now = looked + timedelta(seconds=phase)
-            if found := await mesh.drawn(store, TOKENS, By.MODEL, step=step):
+            if found := await mesh.drawn(store, TOKENS, HistoryGrouping.MODEL, step=step):
                 seen += [(number, phase, value) for value in found[0].values if value is not None]
         mesh.now = looked
     assert len(seen) > 400
@@ -172,5 +174,5 @@ async def test_where_whoever_looks_has_no_numbers_of_its_own_a_step_is_as_long_a
     for _ in range(9):
         await mesh.look()
     await mesh.keeper.keep(store)
-    (line,) = await mesh.drawn(store, TOKENS, By.MODEL)
+    (line,) = await mesh.drawn(store, TOKENS, HistoryGrouping.MODEL)
     assert line.values[1] == RATE

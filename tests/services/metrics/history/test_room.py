@@ -13,12 +13,12 @@ from services.metrics.settings import MetricsSettings
 from shared import errors
 from shared.api import history as api
 from shared.node import NodeSettings
-from shared.rpc import Call
+from shared.rpc import RpcCall
 from shared.types import Role
 from tests.servers import PostgresServer
 from tests.testnet import MESH, RunningNode, TestNet, testnet, until
 
-_NO_CALL = cast("Call", None)
+_NO_CALL = cast("RpcCall", None)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from services.metrics.history import keeping, rolling
 from services.metrics.history.keeping import Keeper
 from services.metrics.history.store import Store
 from shared import errors
-from shared.api.history import By
+from shared.api.history import HistoryGrouping
 from tests.servers import PostgresServer
 from tests.services.metrics.history.looked_at import BEGIN, KEEPS, Mesh
 
@@ -20,14 +20,14 @@ async def test_what_was_seen_is_drawn(store: Store) -> None:
     for _ in range(13):
         await mesh.look()
     await mesh.keeper.keep(store)
-    (line,) = await mesh.drawn(store, "ai_platform_tokens_total", By.MODEL)
+    (line,) = await mesh.drawn(store, "ai_platform_tokens_total", HistoryGrouping.MODEL)
     assert line.labels == {"model": "m", "type": "output"}
     assert line.values == (2 * 60 / 30, 2 * 120 / 60, 2 * 120 / 60, 2 * 30 / 15), (
         "the first look knows no growth, the last minute is not over"
     )
     (line,) = await mesh.drawn(store, "ai_platform_tokens_total", step=15)
     assert line.values[1:] == (None, *[2 * 30 / 15] * 11)
-    of_nodes = await mesh.drawn(store, "ai_platform_queue_depth", By.NODE, step=15)
+    of_nodes = await mesh.drawn(store, "ai_platform_queue_depth", HistoryGrouping.NODE, step=15)
     assert [(one.labels, one.values[1]) for one in of_nodes] == [({"node": "a"}, 1.0), ({"node": "b"}, 2.0)]
     (cpu,) = await mesh.drawn(store, "ai_platform_host_cpu_usage_ratio", step=15)
     assert cpu.values[1] == 0.5, "shares of several nodes are not added"

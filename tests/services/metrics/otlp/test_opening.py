@@ -13,7 +13,7 @@ from services.metrics.otlp.spans import Told
 from services.metrics.service import MetricsService
 from services.metrics.settings import MetricsSettings
 from shared.api.gateway import Check
-from shared.spans import Kind, Span
+from shared.spans import Span, SpanKind
 from shared.types import Role
 from tests import otlp_receiver
 from tests.otlp_receiver import Receiver
@@ -23,7 +23,7 @@ LINE = LogLine("auth", "node", '{"ts": "2026-11-21T12:00:00Z", "level": "info", 
 
 
 def _told(count: int) -> list[Told]:
-    return [Told("auth", "node", Span("a" * 32, f"{number:016x}", "", "work", Kind.INTERNAL, 0, 1, "", {})) for number in range(count)]
+    return [Told("auth", "node", Span("a" * 32, f"{number:016x}", "", "work", SpanKind.INTERNAL, 0, 1, "", {})) for number in range(count)]
 
 
 @pytest.fixture

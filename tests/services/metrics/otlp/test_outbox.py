@@ -10,12 +10,12 @@ from services.metrics.otlp import outbox
 from services.metrics.otlp.outbox import Outbox
 from services.metrics.otlp.spans import Told
 from shared import errors
-from shared.spans import Kind, Span
+from shared.spans import Span, SpanKind
 from tests.testnet import until
 
 
 def told(number: int) -> Told:
-    return Told("gateway", "node", Span("a" * 32, f"{number:016x}", "", "work", Kind.INTERNAL, 0, 1, "", {}))
+    return Told("gateway", "node", Span("a" * 32, f"{number:016x}", "", "work", SpanKind.INTERNAL, 0, 1, "", {}))
 
 
 class Endpoint:

@@ -11,9 +11,9 @@ from services.metrics.otlp import endpoint
 from services.metrics.otlp import spans as otlp
 from services.metrics.otlp.spans import Told
 from services.metrics.traces.soundness import is_sound
-from shared.spans import REQUEST_ID, Kind, Span
+from shared.spans import REQUEST_ID, Span, SpanKind
 
-SPAN = Span("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7", "", "chat llama3", Kind.CLIENT, 10**18, 10**18 + 5, "", {})
+SPAN = Span("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7", "", "chat llama3", SpanKind.CLIENT, 10**18, 10**18 + 5, "", {})
 
 
 def changed(**fields: Any) -> Span:

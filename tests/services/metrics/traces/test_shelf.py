@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 from services.metrics.otlp.spans import Told
 from services.metrics.traces import shelf
 from services.metrics.traces.shelf import Shelf
-from shared.spans import REQUEST_ID, Kind, Span, Value
+from shared.spans import REQUEST_ID, Span, SpanKind, Value
 
 
 def told(trace: int, span: int, *, service: str = "gateway", start: int = 0, **attributes: Value) -> Told:
-    made = Span(f"{trace:032x}", f"{span:016x}", "", "work", Kind.INTERNAL, start, start + 1, "", dict(attributes))
+    made = Span(f"{trace:032x}", f"{span:016x}", "", "work", SpanKind.INTERNAL, start, start + 1, "", dict(attributes))
     return Told(service, "node", made)
 
 

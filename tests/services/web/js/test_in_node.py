@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from shared.hyperswarm import find_node
+from shared.transports.hyperswarm import find_node
 
 HERE = Path(__file__).parent
 SECONDS = 100

@@ -19,9 +19,9 @@ import pytest_asyncio
 from services.web import application, csrf, door, passthrough, rendering, sessions, visits
 from services.web.settings import WebSettings
 from shared import errors
-from shared.api import accounts, organisations
+from shared.api import accounts, organizations
 from shared.telemetry import Metrics
-from shared.tracing import Traces
+from shared.telemetry.tracing import Traces
 from shared.types import TenantId
 from tests.acceptance import chromium
 from tests.acceptance.chromium import Browser, Page
@@ -173,7 +173,7 @@ class Invited:
     @property
     def read(self) -> list[str]:
         """The codes that were looked at."""
-        return [asked.request.token for asked in self.stage.mesh.asked if isinstance(asked.request, organisations.ReadInvitation)]
+        return [asked.request.token for asked in self.stage.mesh.asked if isinstance(asked.request, organizations.ReadInvitation)]
 
     async def opens(self, path: str) -> None:
         await self.page.goto(f"{self.stage.origin}{path}")

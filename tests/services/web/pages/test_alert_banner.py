@@ -11,7 +11,7 @@ from services.web import live
 from services.web.visits import Site
 from shared import errors
 from shared.api.method import Method, Reply, Request
-from shared.api.usage_report import GetUsageReport, UsageReport
+from shared.api.usage_report import GetUsageReport, UsageSummary
 from shared.node.lifecycle import background
 from shared.types import Credential, NodeId, UserRole
 from tests.acceptance import chromium
@@ -65,7 +65,7 @@ class MeshWithGate(AdminMesh):
             await self._told.wait()
         await asyncio.sleep(0)
 
-    def _get_usage_report(self, request: GetUsageReport, credential: Credential | None) -> UsageReport:
+    def _get_usage_report(self, request: GetUsageReport, credential: Credential | None) -> UsageSummary:
         """Of everybody, not of administrators alone."""
         return FakeUsage._get_usage_report(self, request, credential)
 

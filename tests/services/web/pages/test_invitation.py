@@ -2,8 +2,8 @@ import httpx
 import pytest
 
 from shared import errors
-from shared.api import organisations
-from shared.api.organisations import TeamRole
+from shared.api import organizations
+from shared.api.organizations import TeamRole
 from tests.services.web.browser import SAME_ORIGIN, Browser, forms_of
 from tests.services.web.fake_mesh import FakeMesh
 from tests.services.web.pages.admin.hostile import NAMES
@@ -75,7 +75,7 @@ async def test_the_script_hears_to_what_a_code_invites(bob: Browser, mesh: FakeM
     assert answer.headers["cache-control"] == "no-store"
     assert "invited-bob" in mesh.invitations
     (asked,) = [each for each in mesh.asked if each.method == "auth.readInvitation"]
-    assert asked.request == organisations.ReadInvitation("invited-bob")
+    assert asked.request == organizations.ReadInvitation("invited-bob")
 
 
 @pytest.mark.parametrize("name", NAMES)

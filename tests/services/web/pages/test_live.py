@@ -118,7 +118,7 @@ async def test_a_report_is_asked_for_again_only_when_it_is_due(site: Site, mesh:
         site=visits.Site(site.settings, site.caller, site.sessions, site.tokens, site.renderer, clock),
         # A stream has done with it.
         request=cast("visits.HttpRequest", None),
-        session=auth.Session(Credential("access-alice"), 600, token, user),
+        session=auth.LoginSession(Credential("access-alice"), 600, token, user),
     )
     following = Following(made, Span.MONTH)
     shown = []

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from shared import errors
-from shared.api.organisations import TeamRole
+from shared.api.organizations import TeamRole
 from shared.types import TenantId
 from tests.services.web.browser import SAME_ORIGIN, Browser, forms_of
 from tests.services.web.fake_mesh import FakeMesh

@@ -9,7 +9,7 @@ from litestar.types import ASGIApp
 
 from services.web import visits
 from shared import errors
-from shared.api import auth, organisations
+from shared.api import auth, organizations
 from tests.services.web import servers
 from tests.services.web.browser import Browser, forms_of, shown_key
 from tests.services.web.fake_mesh import FakeMesh
@@ -195,8 +195,8 @@ async def test_with_an_invitation_its_addressee_registers_and_joins(browser: Bro
     mesh.options = msgspec.structs.replace(mesh.options, open_registration=False)
     page = await browser.submit(await browser.get("/register"), "/register", **PERSON, invitation=mesh.invitation)
     assert shown_key(page)
-    accepted = [asked.request for asked in mesh.asked if isinstance(asked.request, organisations.AcceptInvitation)]
-    assert accepted == [organisations.AcceptInvitation(mesh.invitation)]
+    accepted = [asked.request for asked in mesh.asked if isinstance(asked.request, organizations.AcceptInvitation)]
+    assert accepted == [organizations.AcceptInvitation(mesh.invitation)]
 
 
 async def test_the_rule_for_passwords_is_auths(browser: Browser, mesh: FakeMesh) -> None:

@@ -18,7 +18,7 @@ from services.web.settings import WebSettings
 from shared.api import gateway, ledger
 from shared.api.usage_report import UsageOfKey, UsageOfModel, UsageSum
 from shared.telemetry import Metrics
-from shared.tracing import Traces
+from shared.telemetry.tracing import Traces
 from shared.types import MicroCredits, ModelName, RequestId, RequestStatus, UserRole
 from tests.acceptance import chromium
 from tests.acceptance.chromium import Browser, Page

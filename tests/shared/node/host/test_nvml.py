@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.node.host.nvml import Gpu, NoDriver, Nvml, Refused
+from shared.node.host.nvml import Gpu, NoDriver, Nvml, NvmlRefused
 
 SOURCE = Path(__file__).parent / "fake_nvml.c"
 
@@ -34,7 +34,7 @@ def test_what_a_gpu_does_not_tell_is_left_out(nvml: Nvml) -> None:
 
 def test_a_gpu_that_is_lost_is_refused_in_the_drivers_words(nvml: Nvml) -> None:
     nvml.count()
-    with pytest.raises(Refused, match="GPU is lost"):
+    with pytest.raises(NvmlRefused, match="GPU is lost"):
         nvml.read(2)
 
 
@@ -49,5 +49,5 @@ def test_without_the_library_there_is_no_driver(tmp_path: Path) -> None:
 def test_a_library_without_our_functions_is_too_old(tmp_path: Path) -> None:
     source = tmp_path / "old.c"
     source.write_text("int nvmlInit(void) { return 0; }\n", encoding="ascii")
-    with pytest.raises(Refused, match="nvmlInit_v2"):
+    with pytest.raises(NvmlRefused, match="nvmlInit_v2"):
         Nvml((compiled(source, tmp_path),)).count()

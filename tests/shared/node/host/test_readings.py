@@ -1,6 +1,6 @@
 import pytest
 
-from shared.node.host.readings import MOST_BYTES, MOST_SOURCES, Growth, Processors, cpu_share
+from shared.node.host.readings import MOST_BYTES, MOST_SOURCES, CounterRate, Processors, cpu_share
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_readings_of_different_limits_are_not_compared() -> None:
 
 
 def test_a_counter_begins_with_what_the_system_counted() -> None:
-    growth = Growth()
+    growth = CounterRate()
     assert growth.take({"eth0": 5_000_000_000_000, "eth1": 1}, float("inf")) == 5_000_000_000_001
     assert growth.take({"eth0": 5_000_000_000_010, "eth1": 2}, 1) == 11
 
@@ -42,26 +42,26 @@ def test_a_counter_begins_with_what_the_system_counted() -> None:
     ],
 )
 def test_a_counter_never_goes_back_and_never_leaps(totals: list[int], grown: list[int]) -> None:
-    growth = Growth()
+    growth = CounterRate()
     growth.take({"eth0": totals[0]}, float("inf"))
     assert [growth.take({"eth0": total}, 1) for total in totals[1:]] == grown
 
 
 def test_an_interface_that_goes_takes_nothing_away_and_adds_nothing_when_it_is_back() -> None:
-    growth = Growth()
+    growth = CounterRate()
     growth.take({"eth0": 100, "wg0": 1_000}, float("inf"))
     assert growth.take({"eth0": 110}, 1) == 10
     assert growth.take({"eth0": 110, "wg0": 1_005}, 1) == 5
 
 
 def test_an_interface_that_is_new_counts_from_its_first_byte() -> None:
-    growth = Growth()
+    growth = CounterRate()
     growth.take({"eth0": 100}, float("inf"))
     assert growth.take({"eth0": 100, "veth1": 7}, 1) == 7
 
 
 def test_interfaces_with_new_names_for_months_are_forgotten_the_oldest_first() -> None:
-    growth = Growth()
+    growth = CounterRate()
     growth.take({"eth0": 100}, float("inf"))
     for number in range(MOST_SOURCES * 2):
         assert growth.take({"eth0": 100, f"veth{number}": 1}, 1) == 1

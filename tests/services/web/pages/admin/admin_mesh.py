@@ -8,7 +8,7 @@ import msgspec
 
 from services.web import caller
 from shared import errors
-from shared.api import audit, auth, gateway, ledger, membership, metrics, organisations, service_settings, usage_report
+from shared.api import audit, auth, gateway, ledger, membership, metrics, organizations, service_settings, usage_report
 from shared.api.membership import Member, MemberState, TicketRow, TicketState
 from shared.types import Credential, MicroCredits, ModelName, NodeId, RequestId, Role, TenantId, Tier, UserId, UserRole
 from tests.services.web.fake_mesh import NOW, Account
@@ -31,7 +31,7 @@ class AdminMesh(FakeReport, FakeHistory, FakeAlerts):
         self.nodes: list[gateway.NodeRow] = []
         self.tickets: list[TicketRow] = []
         self.warnings: tuple[str, ...] = ()
-        self.organisations: list[organisations.Organisation] = []
+        self.organisations: list[organizations.Organization] = []
         self.prices: list[ledger.ModelPrice] = []
         self.past_prices: list[ledger.ModelPrice] = []
         self.rows: list[audit.AuditRow] = []
@@ -70,7 +70,7 @@ class AdminMesh(FakeReport, FakeHistory, FakeAlerts):
         return row
 
     def add_row(self, sequence: int, action: str = "key.create", result: audit.Result = audit.Result.DONE, target: str = "laptop") -> None:
-        act = audit.Act(
+        act = audit.AuditedAct(
             NOW - timedelta(minutes=1000 - sequence),
             action,
             None,
@@ -186,22 +186,22 @@ class AdminMesh(FakeReport, FakeHistory, FakeAlerts):
         return account.user
 
     def _list_all_organisations(
-        self, request: organisations.ListAllOrganisations, credential: Credential | None
-    ) -> organisations.Organisations:
+        self, request: organizations.ListAllOrganizations, credential: Credential | None
+    ) -> organizations.Organizations:
         self._admin(credential)
         found = [team for team in self.organisations if request.search.lower() in f"{team.name}\n{team.id}".lower()]
         after = next((place + 1 for place, team in enumerate(found) if team.id == request.after), 0)
-        return organisations.Organisations(tuple(found[after : after + request.limit]), more=len(found) > after + request.limit)
+        return organizations.Organizations(tuple(found[after : after + request.limit]), more=len(found) > after + request.limit)
 
-    def _get_organisation(self, request: organisations.GetOrganisation, credential: Credential | None) -> organisations.OrganisationPage:
+    def _get_organisation(self, request: organizations.GetOrganization, credential: Credential | None) -> organizations.OrganizationDetails:
         """Any for administrators, others for their members."""
         for team in self.organisations:
             if team.id == request.id:
                 self._admin(credential)
-                return organisations.OrganisationPage(team, (), ())
+                return organizations.OrganizationDetails(team, (), ())
         return super()._get_organisation(request, credential)
 
-    def _set_organisation_tier(self, request: organisations.SetTeamTier, credential: Credential | None) -> organisations.Organisation:
+    def _set_organisation_tier(self, request: organizations.SetTeamTier, credential: Credential | None) -> organizations.Organization:
         self._admin(credential)
         self._fresh()
         for place, team in enumerate(self.organisations):
@@ -210,8 +210,8 @@ class AdminMesh(FakeReport, FakeHistory, FakeAlerts):
                 return self.organisations[place]
         raise errors.NotFound("there is no such organisation", hint="list them")
 
-    def add_organisation(self, name: str) -> organisations.Organisation:
-        team = organisations.Organisation(TenantId(uuid4()), name, Tier.FREE, NOW, 3)
+    def add_organisation(self, name: str) -> organizations.Organization:
+        team = organizations.Organization(TenantId(uuid4()), name, Tier.FREE, NOW, 3)
         self.organisations.append(team)
         return team
 
@@ -231,10 +231,10 @@ class AdminMesh(FakeReport, FakeHistory, FakeAlerts):
         self.moved[request.transfer_id] = request
         return self._read_account(ledger.ReadAccount(), credential)
 
-    def _get_usage_report(self, request: usage_report.GetUsageReport, credential: Credential | None) -> usage_report.UsageReport:
+    def _get_usage_report(self, request: usage_report.GetUsageReport, credential: Credential | None) -> usage_report.UsageSummary:
         self._admin(credential)
         total = usage_report.UsageSum(1234, 5, 9000, 4000, MicroCredits(2_500_000))
-        return usage_report.UsageReport(total, (), (usage_report.UsageOfModel(ModelName("smollm2"), total),), ())
+        return usage_report.UsageSummary(total, (), (usage_report.UsageOfModel(ModelName("smollm2"), total),), ())
 
     def _list_prices(self, request: ledger.ListPrices, credential: Credential | None) -> ledger.ModelPrices:
         self._user(credential)

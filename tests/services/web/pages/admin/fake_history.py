@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from shared import errors
 from shared.api import history
-from shared.api.history import By, GetHistory, History, HistoryLine
+from shared.api.history import GetHistory, History, HistoryGrouping, HistoryLine
 from shared.types import Credential, UserRole
 from tests.services.web.fake_mesh import NOW, FakeMesh
 
@@ -78,7 +78,7 @@ class FakeHistory(FakeMesh):
 
     def _lines(self, asked: str, request: GetHistory, steps: int) -> list[HistoryLine]:
         found: dict[tuple[tuple[str, str], ...], list[float | None]] = {}
-        left_out = {*(set(By) - set(request.by)), *(() if By.NODE in request.by else ("machine",))}
+        left_out = {*(set(HistoryGrouping) - set(request.by)), *(() if HistoryGrouping.NODE in request.by else ("machine",))}
         for one in self.kept:
             if one.name != asked.rpartition(":")[2] or (request.node is not None and one.labels["node"] != request.node[:12]):
                 continue

@@ -2,7 +2,7 @@
 
 from shared import errors
 from shared.api import business
-from shared.api.business import ActiveUsers, BusinessReport, BusinessRow, BusinessSum, By, NewOfDay
+from shared.api.business import ActiveUsers, BusinessGrouping, BusinessReport, BusinessRow, BusinessSum, NewOfDay
 from shared.types import Credential, MicroCredits
 from tests.services.web.fake_mesh import FakeMesh
 
@@ -23,7 +23,7 @@ class FakeReport(FakeMesh):
         self._admin(credential)
         names = self.names
         if names is None:
-            of_users = request.by in (By.USER, By.OWNER)
+            of_users = request.by in (BusinessGrouping.USER, BusinessGrouping.OWNER)
             names = tuple(str(each.user.id) for each in self.accounts.values()) if of_users else (str(request.since),)
         total = SUM if names else BusinessSum()
         rows = tuple(BusinessRow(name, SUM) for name in names)

@@ -8,8 +8,8 @@ import msgspec
 
 from shared.api import accounts, alerts, audit, auth, gateway, ledger, metrics, service_settings
 from shared.api.membership import MemberState
-from shared.api.organisations import Invitation, TeamRole
-from shared.api.usage_report import GetUsageReport, UsageOfKey, UsageOfModel, UsageReport, UsageSum
+from shared.api.organizations import Invitation, TeamRole
+from shared.api.usage_report import GetUsageReport, UsageOfKey, UsageOfModel, UsageSum, UsageSummary
 from shared.types import Credential, MicroCredits, ModelName, NodeId, RequestId, RequestStatus, Role, TenantId, UserRole
 from tests.services.web.fake_mesh import NOW, Account
 from tests.services.web.fake_usage import FakeUsage
@@ -30,7 +30,7 @@ ACTIVE, PENDING = NodeId("U" + "ACTIVE" + "A" * 49), NodeId("U" + "PENDING" + "A
 class HostileMesh(AdminMesh):
     """As administrators have it, with what everybody used."""
 
-    def _get_usage_report(self, request: GetUsageReport, credential: Credential | None) -> UsageReport:
+    def _get_usage_report(self, request: GetUsageReport, credential: Credential | None) -> UsageSummary:
         return FakeUsage._get_usage_report(self, request, credential)
 
     def give_role(self, session: str, role: UserRole) -> None:
@@ -64,7 +64,7 @@ def build(mesh: HostileMesh, name: str) -> Town:
     mesh.options = msgspec.structs.replace(mesh.options, oidc_name=name)
     mesh.preferences = accounts.Preferences(ModelName(name))
     for number, result in enumerate(audit.Result):
-        act = audit.Act(NOW, "key.create", None, me.id, result, name, name, name, {name: name, "name": name})
+        act = audit.AuditedAct(NOW, "key.create", None, me.id, result, name, name, name, {name: name, "name": name})
         mesh.rows.append(audit.AuditRow("house", number + 1, act, name, "ab" * 32))
     mesh.settings = (service_settings.ShownSetting("SOME_SETTING", name, name, "What it is"),)
     mesh.checks = (gateway.Check(name, False, name),)

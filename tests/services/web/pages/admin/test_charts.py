@@ -276,7 +276,7 @@ def following(site: Site, mesh: AdminMesh, clock: Clock) -> charts.Following:
     visit = visits.Visit(
         site=visits.Site(site.settings, site.caller, site.sessions, site.tokens, site.renderer, clock),
         request=cast("visits.HttpRequest", None),
-        session=auth.Session(Credential("access-root"), 600, token, user),
+        session=auth.LoginSession(Credential("access-root"), 600, token, user),
     )
     return charts.Following(visit, "")
 

@@ -1,0 +1,1 @@
+"""Who may do what, and the hash chains of the audit log that show what was done."""

@@ -1,0 +1,337 @@
+"""Who may call each RPC method and each HTTP route of the API: one table, and the decision that follows from it. Pure.
+
+A node's role admits it to a method at all (``Method.callers``); this table says what the person behind the call must be allowed
+to do. A method without a row is served to nobody: a program that has such a method does not start. Which of a person's own or
+another's data a method touches is its handler's to check (``subject_of``), and PostgreSQL's row-level security behind it.
+"""
+
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import ip_address, ip_network
+
+from shared import errors
+from shared.api.auth import Principal, Step
+from shared.types import Role, UserRole
+
+#: How long ago a person may have shown a password or a code for what is sensitive (SECURITY.md §5). Keys act by their scopes.
+FRESH_SECONDS = 300
+
+
+class Permission(StrEnum):
+    """What somebody may do; also the scopes of a key, which never exceed those of who made it."""
+
+    INFER = "inference:execute"
+    READ_MODELS = "model:read"
+    WRITE_MODELS = "model:write"
+    #: Bring one's own nodes into the mesh, and look after them.
+    OWN_NODES = "node:own"
+    READ_USAGE = "usage:read"
+    WRITE_KEYS = "key:write"
+    #: Profile, sessions, second factor, organisations.
+    WRITE_ACCOUNT = "account:write"
+    #: All of it, and what is an administrator's alone.
+    EVERYTHING = "*"
+
+
+#: What everybody may do with what is their own.
+_OWN = frozenset({Permission.READ_USAGE, Permission.WRITE_KEYS, Permission.WRITE_ACCOUNT})
+
+ROLES: Mapping[UserRole, frozenset[Permission]] = {
+    UserRole.USER: _OWN | {Permission.INFER},
+    UserRole.NODE_OWNER: _OWN | {Permission.INFER, Permission.OWN_NODES},
+    UserRole.DEVELOPER: _OWN | {Permission.INFER, Permission.READ_MODELS, Permission.WRITE_MODELS},
+    UserRole.ADMIN: frozenset({Permission.EVERYTHING}),
+}
+
+
+class Audience(StrEnum):
+    """Whom a method asks about."""
+
+    #: Nobody: any node that its callers admit, and so any visitor where web or the gateway is among them.
+    NODE = "node"
+    #: Whoever the credential belongs to.
+    PERSON = "person"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessTable:
+    """One row of the table."""
+
+    who: Audience
+    #: One of these is enough; empty is enough for everybody whom we know.
+    needs: frozenset[Permission] = frozenset()
+    #: A login that is older than FRESH_SECONDS has to be confirmed first.
+    fresh: bool = False
+    #: Also for a login that still lacks its second factor.
+    halfway: bool = False
+    #: It may also be asked without a credential, by nodes of these roles.
+    unless: Set[Role] = frozenset()
+
+
+def _person(*needs: Permission, fresh: bool = False, halfway: bool = False, unless: Iterable[Role] = ()) -> AccessTable:
+    return AccessTable(who=Audience.PERSON, needs=frozenset(needs), fresh=fresh, halfway=halfway, unless=frozenset(unless))
+
+
+_NODE = AccessTable(who=Audience.NODE)
+_KNOWN = _person()
+_HALFWAY = _person(halfway=True)
+_ACCOUNT = _person(Permission.WRITE_ACCOUNT)
+_ACCOUNT_FRESH = _person(Permission.WRITE_ACCOUNT, fresh=True)
+_KEYS = _person(Permission.WRITE_KEYS)
+_KEYS_FRESH = _person(Permission.WRITE_KEYS, fresh=True)
+_INFER = _person(Permission.INFER)
+_USAGE = _person(Permission.READ_USAGE)
+_MODELS = _person(Permission.WRITE_MODELS)
+_NODES = _person(Permission.OWN_NODES)
+_ADMIN = _person(Permission.EVERYTHING)
+_ADMIN_FRESH = _person(Permission.EVERYTHING, fresh=True)
+_WATCHING = _person(Permission.EVERYTHING, unless={Role.OPERATOR})
+_PEOPLE = frozenset({Role.CLIENT, Role.WEB, Role.GATEWAY, Role.OPERATOR})
+
+METHODS: Mapping[str, AccessTable] = {
+    # --- accounts and sessions
+    "auth.registerUser": _NODE,
+    "auth.loginUser": _NODE,
+    "auth.refreshSession": _NODE,
+    "auth.resumeSession": _NODE,
+    "auth.logoutUser": _NODE,
+    "auth.confirmLogin": _HALFWAY,
+    "auth.confirmAgain": _KNOWN,
+    "auth.createLoginLink": _ACCOUNT,
+    "auth.redeemLoginLink": _NODE,
+    "auth.listSessions": _ACCOUNT,
+    "auth.endSession": _ACCOUNT,
+    "auth.getAccount": _KNOWN,
+    "auth.changeProfile": _ACCOUNT,
+    "auth.changePassword": _ACCOUNT_FRESH,
+    "auth.requestPasswordReset": _NODE,
+    "auth.resetPassword": _NODE,
+    "auth.setPreferences": _ACCOUNT,
+    # --- the second factor
+    "auth.beginMfa": _person(Permission.WRITE_ACCOUNT, fresh=True, halfway=True),
+    "auth.enableMfa": _person(Permission.WRITE_ACCOUNT, fresh=True, halfway=True),
+    "auth.disableMfa": _ACCOUNT_FRESH,
+    "auth.renewRecoveryCodes": _ACCOUNT_FRESH,
+    # --- an OpenID provider
+    "auth.beginOidc": _NODE,
+    "auth.finishOidc": _NODE,
+    "auth.leaveOidc": _NODE,
+    "auth.getSignInOptions": _NODE,
+    "auth.listOidcLinks": _ACCOUNT,
+    "auth.removeOidcLink": _ACCOUNT_FRESH,
+    # --- API keys
+    "auth.generateApiKey": _KEYS_FRESH,
+    "auth.rotateApiKey": _KEYS_FRESH,
+    "auth.renameApiKey": _KEYS,
+    "auth.listApiKeys": _KEYS,
+    "auth.revokeApiKey": _KEYS,
+    "auth.validateApiKey": _NODE,
+    "auth.identify": _NODE,
+    # --- organisations
+    "auth.createOrganisation": _ACCOUNT,
+    "auth.listOrganisations": _ACCOUNT,
+    "auth.getOrganisation": _ACCOUNT,
+    "auth.renameOrganisation": _ACCOUNT,
+    "auth.switchOrganisation": _ACCOUNT,
+    "auth.inviteMember": _ACCOUNT_FRESH,
+    "auth.withdrawInvitation": _ACCOUNT,
+    "auth.readInvitation": _ACCOUNT,
+    "auth.acceptInvitation": _ACCOUNT,
+    "auth.setOrganisationRole": _ACCOUNT_FRESH,
+    "auth.removeOrganisationMember": _ACCOUNT,
+    # --- one's own data
+    "auth.exportAccount": _ACCOUNT_FRESH,
+    "auth.requestErasure": _ACCOUNT_FRESH,
+    "auth.cancelErasure": _ACCOUNT,
+    "auth.getUserUsage": _USAGE,
+    # --- administration
+    "auth.getSettings": _ADMIN,
+    "gateway.getSettings": _ADMIN,
+    "gateway.listTiers": _ADMIN,
+    "auth.setTier": _ADMIN_FRESH,
+    "auth.setRole": _ADMIN_FRESH,
+    "auth.setActive": _ADMIN_FRESH,
+    "auth.removeMfa": _ADMIN_FRESH,
+    "auth.getUser": _ADMIN,
+    "auth.getUserCalled": _ADMIN,
+    "auth.listUsers": _ADMIN,
+    "auth.nameUsers": _ADMIN,
+    "auth.countNewAccounts": _ADMIN,
+    "auth.listAllOrganisations": _ADMIN,
+    "auth.setOrganisationTier": _ADMIN_FRESH,
+    "auth.rotateSigningKeys": _ADMIN_FRESH,
+    "auth.reviewAccess": _ADMIN,
+    "auth.listAudit": _ADMIN,
+    "auth.exportAudit": _ADMIN,
+    "auth.verifyAudit": _ADMIN,
+    # --- for the other services
+    "auth.getSigningKeys": _NODE,
+    "auth.recordActs": _NODE,
+    "auth.watchChanges": _NODE,
+    # --- nodes
+    "auth.enrollNode": _NODE,
+    "auth.renewCertificate": _NODE,
+    "auth.createTicket": _person(Permission.OWN_NODES, fresh=True),
+    "auth.listTickets": _NODES,
+    "auth.revokeTicket": _NODES,
+    "auth.listNodes": _NODES,
+    "auth.approveNode": _ADMIN,
+    "auth.revokeNode": _NODES,
+    # --- the gateway
+    "gateway.processInferenceRequest": _INFER,
+    "gateway.cancelInference": _INFER,
+    "gateway.embed": _INFER,
+    "gateway.getServiceHealth": _NODE,
+    "gateway.getUserQuota": _USAGE,
+    "gateway.listModels": _person(Permission.INFER, Permission.READ_MODELS, unless=_PEOPLE),
+    "gateway.loadModel": _MODELS,
+    "gateway.unloadModel": _MODELS,
+    "gateway.listNodes": _person(unless={Role.METRICS, Role.OPERATOR}),
+    "gateway.pardonNode": _ADMIN_FRESH,
+    "gateway.readUsage": _NODE,
+    "gateway.getUsageReport": _USAGE,
+    "gateway.getBusinessReport": _ADMIN,
+    "gateway.listRequests": _USAGE,
+    "gateway.exportRequests": _USAGE,
+    "gateway.giveFeedback": _INFER,
+    "gateway.readAccount": _USAGE,
+    "gateway.topUp": _ADMIN_FRESH,
+    "gateway.setPrice": _ADMIN_FRESH,
+    "gateway.listPrices": _KNOWN,
+    "gateway.revertRequest": _ADMIN_FRESH,
+    "gateway.verifyLedger": _person(Permission.EVERYTHING, unless={Role.METRICS}),
+    # --- workers, metrics, every node: no person is asked about
+    "inference.processPrompt": _NODE,
+    "inference.embed": _NODE,
+    "inference.listAvailableModels": _NODE,
+    "inference.getModelStatus": _NODE,
+    "inference.loadModel": _NODE,
+    "inference.unloadModel": _NODE,
+    "inference.readReceipts": _NODE,
+    "metrics.recordMetric": _NODE,
+    "metrics.recordMetrics": _NODE,
+    "metrics.getMetrics": _NODE,
+    "metrics.getSystemHealth": _person(Permission.EVERYTHING, unless={Role.GATEWAY, Role.WEB, Role.OPERATOR}),
+    "metrics.listAlerts": _WATCHING,
+    "metrics.acknowledgeAlert": _WATCHING,
+    "metrics.silenceAlerts": _WATCHING,
+    "metrics.endSilence": _WATCHING,
+    "metrics.getTrace": _WATCHING,
+    "metrics.getHistory": _WATCHING,
+    "node.readRevocations": _NODE,
+    "node.readMetrics": _NODE,
+    "node.readHealth": _NODE,
+    "node.readSpans": _NODE,
+    "node.readLogs": _NODE,
+}
+
+
+#: The routes of the gateway: each does what a method does, and asks for the same.
+ROUTES: Mapping[str, AccessTable] = {
+    "GET /openapi.json": _NODE,
+    "GET /docs": _NODE,
+    "GET /.well-known/jwks.json": _NODE,
+    "POST /api/auth/register": METHODS["auth.registerUser"],
+    "POST /api/auth/login": METHODS["auth.loginUser"],
+    "POST /api/auth/refresh": METHODS["auth.refreshSession"],
+    "POST /api/auth/logout": METHODS["auth.logoutUser"],
+    "POST /api/auth/confirm": METHODS["auth.confirmLogin"],
+    "POST /api/auth/api-keys": METHODS["auth.generateApiKey"],
+    "GET /api/auth/api-keys": METHODS["auth.listApiKeys"],
+    "DELETE /api/auth/api-keys/{key}": METHODS["auth.revokeApiKey"],
+    "GET /api/usage": METHODS["auth.getUserUsage"],
+    "GET /api/quota": METHODS["gateway.getUserQuota"],
+    "GET /api/requests": METHODS["gateway.listRequests"],
+    "POST /api/feedback": METHODS["gateway.giveFeedback"],
+    "POST /api/inference": METHODS["gateway.processInferenceRequest"],
+    "POST /api/infer": METHODS["gateway.processInferenceRequest"],
+    "DELETE /api/inference": METHODS["gateway.cancelInference"],
+    "POST /v1/chat/completions": METHODS["gateway.processInferenceRequest"],
+    "POST /v1/completions": METHODS["gateway.processInferenceRequest"],
+    "POST /v1/responses": METHODS["gateway.processInferenceRequest"],
+    "POST /v1/embeddings": METHODS["gateway.embed"],
+    "GET /v1/models": _person(Permission.INFER, Permission.READ_MODELS),
+    "GET /v1/models/{model}": _person(Permission.INFER, Permission.READ_MODELS),
+}
+
+
+def of_route(verb: str, path: str) -> AccessTable:
+    """Raises ValueError for a route that nobody has declared."""
+    access = ROUTES.get(f"{verb} {path}")
+    if access is None:
+        raise ValueError(f"{verb} {path} has no row in shared/access/access_table.py: say who may use it")
+    return access
+
+
+def of_method(name: str) -> AccessTable:
+    """Raises ValueError for a method that nobody has declared."""
+    access = METHODS.get(name)
+    if access is None:
+        raise ValueError(f"{name} has no row in shared/access/access_table.py: say who may call it")
+    return access
+
+
+def may(caller: Principal, permission: Permission) -> bool:
+    """Whether the caller has it; also what decides whether somebody sees what is another's."""
+    return bool(permissions_of(caller.role, caller.scopes) & {permission, Permission.EVERYTHING})
+
+
+def permissions_of(role: UserRole, scopes: Iterable[str] | None) -> frozenset[Permission]:
+    """What a key with these scopes may do now; None is a login. A scope that the owner has lost since grants nothing."""
+    granted = ROLES[role]
+    if scopes is None:
+        return granted
+    wanted = frozenset(Permission(scope) for scope in scopes)
+    if Permission.EVERYTHING in wanted:
+        return granted
+    return wanted if Permission.EVERYTHING in granted else wanted & granted
+
+
+def check(access: AccessTable, caller: Principal, now: float, what: str) -> None:
+    """``now`` in seconds since 1970. Raises NotAllowed, SecondFactorNeeded or ConfirmationNeeded."""
+    if caller.step is not Step.DONE and not access.halfway:
+        raise _step_missing(caller.step)
+    if access.needs and not any(may(caller, permission) for permission in access.needs):
+        raise errors.NotAllowed(_lacking(access, caller, what), hint=_who_can(access, caller))
+    if access.fresh and caller.confirmed_at is not None and now - caller.confirmed_at > FRESH_SECONDS:
+        raise errors.ConfirmationNeeded(
+            "this is sensitive, and you logged in a while ago", hint="confirm your password or a code, then do it again"
+        )
+
+
+def check_network(caller: Principal, address: str | None) -> None:
+    """A key may be bound to networks. Raises NotAllowed; an address that we do not know is in none of them."""
+    if not caller.networks:
+        return
+    if address is None:
+        raise errors.NotAllowed("this key is bound to networks, and this way in shows no address", hint="use the HTTP API with it")
+    try:
+        here = ip_address(address)
+    except ValueError:
+        here = None
+    if here is not None:
+        mapped = getattr(here, "ipv4_mapped", None)
+        if any((mapped or here) in ip_network(network) for network in caller.networks):
+            return
+    raise errors.NotAllowed(f"this key may not be used from {address[:60]}", hint="use it from its networks, or make another key")
+
+
+def _step_missing(step: Step) -> errors.AimeshError:
+    if step is Step.ENTER_CODE:
+        return errors.SecondFactorNeeded("the login lacks its code", hint="send the six digits of your authenticator app to confirmLogin")
+    return errors.SecondFactorNeeded("administrators need a second factor", hint="log in on the web page and set it up; it takes a minute")
+
+
+def _lacking(access: AccessTable, caller: Principal, what: str) -> str:
+    wanted = " or ".join(sorted(access.needs))
+    if access.needs == {Permission.EVERYTHING}:
+        who = f"the key {caller.key_name!r}" if caller.key_id is not None and caller.role is UserRole.ADMIN else caller.username
+        return f"{who} is no administrator" if caller.role is not UserRole.ADMIN else f"{who} has not the scope * that {what} needs"
+    return f"{caller.username} may not do this: {what} needs {wanted}"
+
+
+def _who_can(access: AccessTable, caller: Principal) -> str:
+    if caller.key_id is not None and ROLES[caller.role] & (access.needs | {Permission.EVERYTHING}):
+        return "use a key with this scope, or log in"
+    return "ask an administrator of this mesh to do it"

@@ -1,0 +1,235 @@
+"""What the mesh CA says of a node, what a profile says of its processes, and who is cut off. Pure: bytes in, facts or a refusal out.
+
+Everything signed is canonical msgpack: arrays of fixed fields, so that one content has one text.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, TypeVar
+
+import msgspec
+
+from shared import errors
+from shared.identity import node_keys
+from shared.types import AuthorityId, NodeId, Role
+
+#: How far two honest clocks may be apart.
+LEEWAY_SECONDS = 60
+#: A certificate is good a little before it was issued, for peers whose clock is behind.
+BACKDATED_SECONDS = 600
+LIFETIME_SECONDS = {Role.WORKER: 24 * 3600, Role.CLIENT: 24 * 3600}
+SERVICE_LIFETIME_SECONDS = 7 * 24 * 3600
+DELEGATION_SECONDS = 600
+#: A list that has not been confirmed for this long is shown as degraded; certificates go on to be good.
+LIST_IS_OLD_AFTER_SECONDS = 600
+#: A key stays on the list until no certificate of it can be good any more.
+LISTED_SECONDS = SERVICE_LIFETIME_SECONDS + 3600
+#: More than this in one certificate belongs into a database.
+MAX_LABELS = 16
+#: It travels in a HELLO, which has 4 KiB together with a delegation and two signatures.
+MAX_CERTIFICATE_BYTES = 3 * 1024
+#: The list is sent whole: 2,000 keys are 70 KB.
+MAX_LISTED = 10_000
+
+Word = Annotated[str, msgspec.Meta(max_length=100)]
+
+
+class Certificate(msgspec.Struct, array_like=True, frozen=True):
+    """The mesh CA's word that a key is a node of a role, until ``not_after``."""
+
+    version: int
+    node: NodeId
+    role: Role
+    #: The user who answers for it; empty for a node of the house.
+    owner: Word
+    labels: Annotated[tuple[tuple[Word, Word], ...], msgspec.Meta(max_length=MAX_LABELS)]
+    #: Seconds since 1970.
+    not_before: int
+    not_after: int
+    authority: AuthorityId
+    signature: bytes = b""
+
+
+class Delegation(msgspec.Struct, array_like=True, frozen=True):
+    """A client profile's word that a process of it, with a key of its own, speaks for it."""
+
+    version: int
+    node: NodeId
+    profile: NodeId
+    not_after: int
+    signature: bytes = b""
+
+
+class RevocationList(msgspec.Struct, array_like=True, frozen=True):
+    """Whom the mesh has cut off. The number grows with every change; ``issued_at`` with every confirmation of it."""
+
+    version: int
+    number: int
+    issued_at: int
+    #: The epoch of the topic secrets.
+    epoch: int
+    nodes: Annotated[tuple[NodeId, ...], msgspec.Meta(max_length=MAX_LISTED)]
+    authority: AuthorityId
+    signature: bytes = b""
+
+
+class Succession(msgspec.Struct, array_like=True, frozen=True):
+    """The current CA key's word that another one is its successor."""
+
+    version: int
+    authority: AuthorityId
+    successor: AuthorityId
+    signature: bytes = b""
+
+
+Signed = TypeVar("Signed", Certificate, Delegation, RevocationList, Succession)
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_certificate = msgspec.msgpack.Decoder(Certificate).decode
+_decode_delegation = msgspec.msgpack.Decoder(Delegation).decode
+_decode_list = msgspec.msgpack.Decoder(RevocationList).decode
+_decode_succession = msgspec.msgpack.Decoder(Succession).decode
+_MALFORMED = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Whom a certificate is for."""
+
+    node: NodeId
+    role: Role
+    owner: str = ""
+    labels: tuple[tuple[str, str], ...] = ()
+
+
+def lifetime_seconds(role: Role) -> int:
+    return LIFETIME_SECONDS.get(role, SERVICE_LIFETIME_SECONDS)
+
+
+# --- issuing --------------------------------------------------------------------------------------------------------
+
+
+def issue(authority: node_keys.Authority, subject: Subject, now: float) -> bytes:
+    """Raises BadRequest for labels that do not fit: with them the node could not say HELLO to anybody."""
+    start, end = int(now) - BACKDATED_SECONDS, int(now) + lifetime_seconds(subject.role)
+    labels = tuple(sorted(subject.labels))
+    unsigned = Certificate(1, subject.node, subject.role, subject.owner, labels, start, end, authority.id)
+    body = _encode(msgspec.structs.replace(unsigned, signature=authority.sign("certificate", _encode(unsigned))))
+    if len(body) > MAX_CERTIFICATE_BYTES or len(labels) > MAX_LABELS:
+        raise errors.BadRequest(
+            f"a certificate with these labels has {len(body)} bytes, the limit is {MAX_CERTIFICATE_BYTES}",
+            hint=f"give the node at most {MAX_LABELS} labels, and shorter ones",
+        )
+    return body
+
+
+def delegate(profile: node_keys.NodeKey, node: NodeId, now: float) -> bytes:
+    unsigned = Delegation(1, node, profile.id, int(now) + DELEGATION_SECONDS)
+    return _encode(msgspec.structs.replace(unsigned, signature=profile.sign("delegation", _encode(unsigned))))
+
+
+def issue_list(authority: node_keys.Authority, number: int, epoch: int, nodes: tuple[NodeId, ...], now: float) -> bytes:
+    unsigned = RevocationList(1, number, int(now), epoch, tuple(sorted(nodes)), authority.id)
+    return _encode(msgspec.structs.replace(unsigned, signature=authority.sign("revocations", _encode(unsigned))))
+
+
+def name_successor(authority: node_keys.Authority, successor: AuthorityId) -> bytes:
+    unsigned = Succession(1, authority.id, successor)
+    return _encode(msgspec.structs.replace(unsigned, signature=authority.sign("succession", _encode(unsigned))))
+
+
+# --- checking -------------------------------------------------------------------------------------------------------
+
+
+def read(body: bytes) -> Certificate:
+    """What a certificate says, unchecked; raises NotCertified for what is none."""
+    try:
+        if len(body) > MAX_CERTIFICATE_BYTES:
+            raise errors.NotCertified(f"a certificate of {len(body)} bytes is none of ours")
+        return _decode_certificate(body)
+    except _MALFORMED as error:
+        raise errors.NotCertified("that is no certificate", hint="join the mesh with a ticket") from error
+
+
+def check_origin(body: bytes, authorities: tuple[AuthorityId, ...]) -> Certificate:
+    """A certificate of this mesh, whether or not it is good now. Raises NotCertified."""
+    found = read(body)
+    if not _is_by_one_of(authorities, found, "certificate"):
+        raise errors.NotCertified("the certificate is not of this mesh", hint="join this mesh with a ticket of it")
+    if found.role is Role.NEWCOMER:
+        raise errors.NotCertified("nobody is certified as a newcomer")
+    return found
+
+
+def check(body: bytes, authorities: tuple[AuthorityId, ...], now: float) -> Certificate:
+    """A certificate of this mesh that is good now. Raises NotCertified, CertificateExpired and ClockSkew."""
+    found = check_origin(body, authorities)
+    if now > found.not_after + LEEWAY_SECONDS:
+        ago = _roughly(now - found.not_after)
+        raise errors.CertificateExpired(f"the certificate expired {ago} ago", hint="the node renews it by itself when it reaches auth")
+    if now < found.not_before - LEEWAY_SECONDS:
+        behind = _roughly(found.not_before + BACKDATED_SECONDS - now)
+        raise errors.ClockSkew(f"the certificate is from the future: a clock is {behind} off", hint="set both clocks, as by NTP")
+    return found
+
+
+def check_delegation_origin(body: bytes, node: NodeId, certificate: Certificate) -> Delegation:
+    """The certified profile's word for ``node``, whether or not it is good now. Raises NotCertified."""
+    found = _decoded(_decode_delegation, body, "that is no delegation")
+    if certificate.role is not Role.CLIENT:
+        raise errors.NotCertified(f"a {certificate.role} cannot delegate: only clients can")
+    is_right = found.version == 1 and found.node == node and found.profile == certificate.node
+    if not is_right or not node_keys.verify(found.profile, "delegation", _text_of(found), found.signature):
+        raise errors.NotCertified("the delegation is for another key, or of another profile")
+    return found
+
+
+def check_delegation(body: bytes, node: NodeId, certificate: Certificate, now: float) -> Delegation:
+    """The certified profile's word for ``node``, good now. Raises NotCertified, CertificateExpired and ClockSkew."""
+    found = check_delegation_origin(body, node, certificate)
+    if now > found.not_after + LEEWAY_SECONDS:
+        raise errors.CertificateExpired(f"the delegation ended {_roughly(now - found.not_after)} ago", hint="start the command anew")
+    if found.not_after > now + DELEGATION_SECONDS + LEEWAY_SECONDS:
+        raise errors.ClockSkew(f"a clock is {_roughly(found.not_after - DELEGATION_SECONDS - now)} off", hint="set both clocks, as by NTP")
+    return found
+
+
+def check_list(body: bytes, authorities: tuple[AuthorityId, ...]) -> RevocationList:
+    """A revocation list of this mesh. Raises NotCertified."""
+    found = _decoded(_decode_list, body, "that is no revocation list")
+    if not _is_by_one_of(authorities, found, "revocations"):
+        raise errors.NotCertified("the revocation list is not of this mesh")
+    return found
+
+
+def check_succession(body: bytes, authorities: tuple[AuthorityId, ...]) -> Succession:
+    """The word of a CA key that is trusted for another. Raises NotCertified."""
+    found = _decoded(_decode_succession, body, "that names no successor")
+    if not _is_by_one_of(authorities, found, "succession"):
+        raise errors.NotCertified("the successor is not named by a CA of this mesh")
+    return found
+
+
+def _decoded(decode: Callable[[bytes], Signed], body: bytes, otherwise: str) -> Signed:
+    try:
+        return decode(body)
+    except _MALFORMED as error:
+        raise errors.NotCertified(otherwise) from error
+
+
+def _is_by_one_of(authorities: tuple[AuthorityId, ...], found: Certificate | RevocationList | Succession, purpose: str) -> bool:
+    is_ours = found.version == 1 and found.authority in authorities
+    return is_ours and node_keys.verify_authority(found.authority, purpose, _text_of(found), found.signature)
+
+
+def _text_of(found: Certificate | Delegation | RevocationList | Succession) -> bytes:
+    """What its signature covers: itself, with an empty one."""
+    return _encode(msgspec.structs.replace(found, signature=b""))
+
+
+def _roughly(seconds: float) -> str:
+    seconds = int(abs(seconds))
+    for size, name in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size} {name}"
+    return f"{seconds} s"

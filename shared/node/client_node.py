@@ -1,0 +1,104 @@
+"""A node that only calls: `aicli`, and the supervisor's first steps. Imports little, because a person waits for it."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shared.discovery.directory import Directory
+from shared.identity import node_keys
+from shared.identity.trust import Trust
+from shared.node.announcements import Announcer
+from shared.node.lifecycle import background
+from shared.node.transports import Transports
+from shared.rpc.calling import RpcClient
+from shared.rpc.connection_pool import PATIENCE_SECONDS, ConnectionPool
+from shared.transports.link import LocalNode
+from shared.transports.nats.login import NatsFiles
+from shared.transports.nats_link import NatsTransport
+from shared.types import MeshName, Role
+
+if TYPE_CHECKING:
+    from shared.transports.swarm_link import SwarmTransport
+
+SOFTWARE = "aimesh/0.1"
+#: How long a call waits for somebody to be found from outside: a DHT is asked, holes are punched, a relay may be needed.
+OUTSIDE_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientSettings:
+    mesh: MeshName
+    #: None for Hyperswarm alone.
+    nats_url: str | None
+    node_key_file: Path
+    #: What `aicli mesh connect` keeps of the mesh; None for NATS alone.
+    mesh_file: Path | None = None
+    #: Who vouches for the NATS server's certificate; None means the public authorities.
+    nats_ca_file: Path | None = None
+    #: The client certificate that the NATS server may want, and its key; or a credentials file in place of the node key.
+    nats_cert_file: Path | None = None
+    nats_key_file: Path | None = None
+    nats_creds_file: Path | None = None
+    #: How long to wait for the NATS server.
+    connect_seconds: float = 3.0
+    #: The Node program for Hyperswarm's sidecar; None means the one that came with aimesh.
+    node_binary: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClientNode:
+    """What a caller has of the mesh."""
+
+    rpc: RpcClient
+    directory: Directory
+    roads: Transports
+
+
+@asynccontextmanager
+async def client(settings: ClientSettings) -> AsyncIterator[ClientNode]:
+    """Join as a client; raises Unavailable if the NATS server is not there, BadSettings if the key cannot be used."""
+    key = node_keys.load(settings.node_key_file)
+    if settings.mesh_file is None:
+        me, trust = LocalNode(settings.mesh, Role.CLIENT, key, SOFTWARE), Trust(key, Role.CLIENT)
+        files = NatsFiles(
+            ca=settings.nats_ca_file, cert=settings.nats_cert_file, key=settings.nats_key_file, creds=settings.nats_creds_file
+        )
+        nats = NatsTransport(me, settings.nats_url or "", files, trust)
+        await nats.connect(deadline_seconds=settings.connect_seconds)
+        async with _calling(me, trust, nats, None) as (node, tasks):
+            yield node
+        return
+    # Loaded when needed: whoever is in the house waits for none of it.
+    from shared.node import delegated_node  # noqa: PLC0415
+
+    outside = await delegated_node.prepare(settings.mesh_file, key, settings.node_binary, SOFTWARE)
+    async with _calling(outside.me, outside.trust, None, outside.swarm) as (node, tasks):
+        tasks.create_task(outside.keep(node.directory, node.rpc, node.roads))
+        yield node
+
+
+@asynccontextmanager
+async def _calling(
+    me: LocalNode, trust: Trust, nats: NatsTransport | None, swarm: "SwarmTransport | None"
+) -> AsyncIterator[tuple[ClientNode, asyncio.TaskGroup]]:
+    """A node on one of the two transports that serves nothing."""
+    nodes = Directory(asyncio.get_running_loop().time)
+    roads = Transports(trust, nodes, nats, swarm, None)
+    announcer = Announcer(me, roads, nodes, None)
+    try:
+        async with background() as tasks:
+            for transport in roads.transports():
+                tasks.create_task(transport.run())
+            announcer.start()
+            tasks.create_task(announcer.run())
+            rng = random.Random()  # noqa: S311 - spreads load
+            patience = PATIENCE_SECONDS if swarm is None else OUTSIDE_SECONDS
+            pool = ConnectionPool(nodes, roads.reach, rng, patience_seconds=patience, trouble=roads.trouble, refusal=roads.refusal)
+            yield ClientNode(RpcClient(pool), nodes, roads), tasks
+    finally:
+        for transport in roads.transports():
+            await transport.close()

@@ -1,0 +1,134 @@
+"""What a node's metrics say of its machine: one look when they are read, at most one a second; the GPUs in a task of their own.
+
+In a container or a unit with limits of cgroup v2, processors and memory are what those limits leave; disk and network are
+the machine's. A figure that the system does not tell is left out, or NaN where it was shown before, and said once in the
+log. Several nodes on one machine each report it, under the same name of the machine.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from prometheus_client import Counter
+
+from shared.node.host.gpu_readings import Gpus
+from shared.node.host.machine import UNREADABLE, MachineReadings, ThisMachine
+from shared.node.host.nvml import Gpu
+from shared.node.host.readings import CounterRate, Space, TransferredBytes, cpu_share
+from shared.node.labelled_gauge import LabelledGauge
+from shared.telemetry import logs
+from shared.telemetry.metrics_registry import Metrics
+
+#: A look takes half a millisecond, in the event loop: however often metrics are read, no more than that in a second.
+LOOK_SECONDS = 1.0
+
+T = TypeVar("T")
+_log = logs.get()
+
+
+class Host:
+    """``run`` is somebody's task; ``update`` brings the metrics up to now, in the event loop."""
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        folder: Path,
+        *,
+        machine: MachineReadings | None = None,
+        gpus: Gpus | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``folder`` is on the disk that is reported, which is that of the node's files."""
+        self._metrics = metrics
+        self._folder = folder
+        self._machine = machine or ThisMachine()
+        self._gpus = gpus or Gpus()
+        self._clock = clock
+        #: Of the last look, but for the first.
+        self._looked_at = -math.inf
+        #: Figures that the system has not told, so that each is said once.
+        self._untold: set[str] = set()
+        self._name = self._machine.name()
+        self._disk_labels = (self._name, self._machine.disk_name(folder))
+        self._memory: Space | None = None
+        self._space: Space | None = None
+        self._disk = (CounterRate(), CounterRate())
+        self._network = (CounterRate(), CounterRate())
+        self._of_gpus: dict[Callable[[Gpu], float | None], LabelledGauge] = {
+            lambda gpu: gpu.usage: LabelledGauge(lambda: metrics.gpu_usage),
+            lambda gpu: gpu.memory_used: LabelledGauge(lambda: metrics.gpu_memory_used),
+            lambda gpu: gpu.memory_total: LabelledGauge(lambda: metrics.gpu_memory_total),
+            lambda gpu: gpu.watts: LabelledGauge(lambda: metrics.gpu_power),
+            lambda gpu: gpu.celsius: LabelledGauge(lambda: metrics.gpu_temperature),
+        }
+        # What the first share is measured from.
+        self._processors = self._ask("processors", self._machine.processors)
+
+    async def run(self) -> None:
+        """Look at the GPUs, until cancelled."""
+        await self._gpus.run()
+
+    def update(self) -> None:
+        now = self._clock()
+        if now - self._looked_at >= LOOK_SECONDS:
+            seconds = now - self._looked_at
+            self._looked_at = now
+            self._show_processors()
+            self._show_space()
+            self._show_moved(seconds)
+        gpus = self._gpus.fresh()
+        for told, series in self._of_gpus.items():
+            series.show({(self._name, str(gpu.index)): value for gpu in gpus if (value := told(gpu)) is not None})
+
+    def _show_processors(self) -> None:
+        before, now = self._processors, self._ask("processors", self._machine.processors)
+        share = None if before is None or now is None else cpu_share(before, now)
+        if share is not None:
+            self._metrics.host_cpu.labels(self._name).set(share)
+        elif now is None and before is not None:
+            self._metrics.host_cpu.labels(self._name).set(math.nan)
+        # The system counts in steps of 10 ms: where nothing went by, the next share is of the longer time.
+        if share is not None or before is None or now is None or before.of != now.of:
+            self._processors = now
+
+    def _show_space(self) -> None:
+        metrics, memory, disk = self._metrics, self._ask("memory", self._machine.memory), self._ask("disk", self._read_disk)
+        if memory is not None or self._memory is not None:
+            metrics.host_memory_used.labels(self._name).set(math.nan if memory is None else memory.used)
+            metrics.host_memory_total.labels(self._name).set(math.nan if memory is None else memory.total)
+        if disk is not None or self._space is not None:
+            metrics.host_disk_free.labels(*self._disk_labels).set(math.nan if disk is None else disk.free)
+            metrics.host_disk_total.labels(*self._disk_labels).set(math.nan if disk is None else disk.total)
+        self._memory, self._space = memory, disk
+
+    def _read_disk(self) -> Space:
+        return self._machine.disk(self._folder)
+
+    def _show_moved(self, seconds: float) -> None:
+        metrics = self._metrics
+        if (disks := self._ask("bytes of the disks", self._machine.disk_bytes)) is not None:
+            self._grow((metrics.host_disk_read, metrics.host_disk_written), self._disk, disks, seconds)
+        if (network := self._ask("bytes of the network", self._machine.network_bytes)) is not None:
+            self._grow((metrics.host_network_received, metrics.host_network_sent), self._network, network, seconds)
+
+    def _grow(
+        self,
+        counters: tuple[Counter, Counter],
+        growths: tuple[CounterRate, CounterRate],
+        totals: Mapping[str, TransferredBytes],
+        seconds: float,
+    ) -> None:
+        inwards, outwards = (counter.labels(self._name) for counter in counters)
+        inwards.inc(growths[0].take({source: moved.inwards for source, moved in totals.items()}, seconds))
+        outwards.inc(growths[1].take({source: moved.outwards for source, moved in totals.items()}, seconds))
+
+    def _ask(self, what: str, read: Callable[[], T]) -> T | None:
+        try:
+            return read()
+        except UNREADABLE as error:
+            if what not in self._untold:
+                self._untold.add(what)
+                _log.info("this machine does not tell a figure: it is left out of the metrics", figure=what, why=str(error))
+            return None

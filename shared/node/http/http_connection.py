@@ -1,0 +1,261 @@
+"""One HTTP connection of uvicorn's, for callers that nobody knows: what one may hold is bounded, and what is ambiguous is refused.
+
+uvicorn by itself stops its timer at the first byte, waits for ever for a reader, bounds neither the head of a request nor what
+surrounds the chunks of a body, takes trailers for headers, loses the body of a request that offers another protocol, reads on while
+pipelined requests wait, answers a broken one before those that came earlier, and tells only the last of them that the client is gone.
+"""
+
+import asyncio
+from collections.abc import Sized
+from contextlib import suppress
+from functools import partial
+from typing import Any, cast
+
+import httptools
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from shared.joined_writes import JoinedWrites
+from shared.node.http import request_heads
+from shared.node.http_connection_limits import ConnectionRefusal, HttpConnectionLimits
+
+#: The head of a request is one packet; over a bad line, a few. Also for a connection on which nothing comes at all.
+HEAD_SECONDS = 10.0
+#: Who takes nothing for so long, of an answer that fills the buffer or of the end of one, is gone.
+STALLED_SECONDS = 30.0
+#: No client in use sends a second request before the first is answered; those that do send a handful.
+PIPELINED_MOST = 100
+#: So many bytes of sizes, line ends and extensions may surround each byte of a body. A chunk of one byte has 5.
+FRAMING_RATIO = 8
+
+#: A connection that is refused tries again when those before it have had their time.
+_REFUSED = {ConnectionRefusal.FULL: (b"503 Service Unavailable", b"5"), ConnectionRefusal.CROWD: (b"429 Too Many Requests", b"10")}
+
+
+class HttpConnection(HttpToolsProtocol):
+    """Closes a connection whose next request has begun and does not get to the end of its head in time."""
+
+    #: Until the head of a request is there; or until the last answer is taken.
+    _deadline: asyncio.TimerHandle | None = None
+    #: While the buffer of what was not taken yet is full.
+    _stalled: asyncio.TimerHandle | None = None
+    #: The one that is being answered; ``cycle`` is the one that was read last.
+    _answering: RequestResponseCycle | None = None
+    #: The answer to what was no request; nothing is read any more.
+    _refusal: bytes | None = None
+    #: Bytes that came since the last head or body ended, less what a body accounts for.
+    _surplus = 0
+
+    def __init__(self, *args: Any, places: "HttpConnectionLimits[HttpConnection]", **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._places = places
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        transport = cast("asyncio.Transport", _Joining(transport))
+        super().connection_made(transport)
+        self.flow = _Flow(transport, self.pipeline)
+        address = None if self.client is None else self.client[0]
+        refusal = self._places.enter(self, address)
+        if refusal is ConnectionRefusal.FULL and (other := self._places.longest_owing()) is not None:
+            other.give_way()
+            refusal = self._places.enter(self, address)
+        if refusal is not None:
+            status, seconds = _REFUSED[refusal]
+            self._refuse_now(_plain(status, refusal.value, b"retry-after: %b\r\n" % seconds))
+        else:
+            self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._places.leave(self)
+        self._rest()
+        self._end_stall()
+        if self._answering is not None and not self._answering.response_complete:
+            self._answering.disconnected = True
+            self._answering.message_event.set()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._end_stall()
+        self._stalled = self.loop.call_later(STALLED_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._end_stall()
+        super().resume_writing()
+
+    def give_way(self) -> None:
+        """Its place goes to another."""
+        self._places.leave(self)
+        self.transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        if self._refusal is not None or self.transport.is_closing():
+            return
+        self._unset_keepalive_if_required()
+        self._surplus += len(data)
+        try:
+            self._parse(data)
+        except httptools.HttpParserError as error:
+            found = error.__context__
+            self._refuse(str(found) if isinstance(found, _Mistake) else "this is not HTTP/1.1")
+            return
+        if self._surplus > request_heads.HEAD_BYTES:
+            self._refuse(f"more than {request_heads.HEAD_BYTES} bytes that belong to no body")
+        elif self.cycle is None or self.cycle.response_complete:  # type: ignore[redundant-expr]  # it is None before the first request
+            self._watch()
+        else:
+            self._rest()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if len(self.headers) == request_heads.HEADERS_MOST:
+            raise _Mistake(f"more than {request_heads.HEADERS_MOST} headers")
+        super().on_header(name, value.rstrip(b" \t"))
+
+    def on_headers_complete(self) -> None:
+        self._surplus = 0
+        method = self.parser.get_method().decode("ascii")
+        mistake = request_heads.find_mistake(method, self.url, self.parser.get_http_version(), self.headers)
+        if mistake is not None:
+            raise _Mistake(mistake)
+        if len(self.pipeline) == PIPELINED_MOST:
+            raise _Mistake(f"more than {PIPELINED_MOST} requests wait for their answers")
+        if not self.parser.should_upgrade():
+            super().on_headers_complete()
+            # What follows a chunked body is no header of this request.
+            self.headers = []
+
+    def on_body(self, body: bytes) -> None:
+        self._surplus -= (1 + FRAMING_RATIO) * len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._surplus = 0
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        if self._refusal is None or self.pipeline or self.transport.is_closing():
+            super().on_response_complete()
+        else:
+            self._refuse_now(self._refusal)
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._ensure_flushed()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, partial(self._answer, app))
+
+    async def _answer(self, app: Any, *call: Any) -> None:
+        try:
+            # At the end of its patience with a drain uvicorn cancels what still runs; that is no fault of the application's.
+            with suppress(asyncio.CancelledError):
+                await app(*call)
+        finally:
+            # Once uvicorn has closed a connection that does not go on.
+            self.loop.call_soon(self._ensure_flushed)
+
+    def _parse(self, data: bytes) -> None:
+        while True:
+            try:
+                return self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as offer:
+                # The parser now takes what follows for another protocol, and there may be a body.
+                method, version = self.parser.get_method().decode("ascii"), self.parser.get_http_version()
+                data = request_heads.without_upgrade(method, self.url, version, self.headers) + data[offer.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+
+    def _refuse(self, why: str) -> None:
+        """At its turn: requests that came before are answered first."""
+        self._refusal = _plain(b"400 Bad Request", why)
+        self._rest()
+        cycle = self.cycle
+        if cycle is None or (cycle.response_complete and not cycle.more_body):  # type: ignore[redundant-expr]
+            self._refuse_now(self._refusal)
+        elif cycle.more_body and self.pipeline:
+            # It waits for its turn, and will not have it.
+            self.pipeline.popleft()
+        elif cycle.more_body:
+            answer = b"" if cycle.response_started else self._refusal
+            cycle.disconnected = True
+            cycle.message_event.set()
+            self._refuse_now(answer)
+
+    def _refuse_now(self, answer: bytes) -> None:
+        self._refusal = answer
+        self.transport.write(answer)
+        self._end()
+
+    def _end(self) -> None:
+        self.transport.close()
+        self._ensure_flushed()
+
+    def _ensure_flushed(self) -> None:
+        """A transport that closes waits for its reader; not longer than we do."""
+        if self.transport.is_closing() and self.transport.get_write_buffer_size():
+            self._rest()
+            self._deadline = self.loop.call_later(STALLED_SECONDS, self.transport.abort)
+
+    def _watch(self) -> None:
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(HEAD_SECONDS, self._end_at_deadline)
+            self._places.owes(self)
+
+    def _end_at_deadline(self) -> None:
+        self._deadline = None
+        self._end()
+
+    def _end_stall(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+    def _rest(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+            self._places.has_asked(self)
+
+
+class _Mistake(Exception):
+    """Why a request is refused; raised through the parser."""
+
+
+class _Joining:
+    """The transport; the head of an answer and its body, and pieces of a stream that come together, go out as one."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._writes = JoinedWrites(transport)
+        self.write = self._writes.write
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def close(self) -> None:
+        self._writes.flush()
+        self._transport.close()
+
+    def get_write_buffer_size(self) -> int:
+        self._writes.flush()
+        return self._transport.get_write_buffer_size()
+
+
+class _Flow(FlowControl):
+    """Reads nothing while requests wait: every call that waits for its body, or for the end of its connection, would resume that."""
+
+    def __init__(self, transport: asyncio.Transport, waiting: Sized) -> None:
+        super().__init__(transport)
+        self._waiting = waiting
+
+    def resume_reading(self) -> None:
+        if not self._waiting:
+            super().resume_reading()
+
+
+def _plain(status: bytes, text: str, headers: bytes = b"") -> bytes:
+    body = text.encode()
+    head = b"HTTP/1.1 %b\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n%b\r\n"
+    return head % (status, len(body), headers) + body

@@ -1,0 +1,217 @@
+"""Streams that stock @hyperswarm/rpc clients pull: protomux-rpc has one answer to a request, so each answer has the next items.
+
+A stream belongs to the connection that began it, runs in a task of the dispatcher, and waits while its reader is slow. It ends with
+its connection, and when nobody asks for its next items for a while.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+
+from shared import errors
+from shared.rpc.serving import Dispatcher, ReplySink
+
+#: Items and bytes that wait for their reader, and that go in one answer; one item may be larger.
+MAX_ITEMS, MAX_BYTES = 64, 64 * 1024
+#: A reader that is silent for so long has gone, even if its connection has not.
+SILENCE_SECONDS = 30.0
+#: So long a shutdown waits for the reader of a stream that has ended.
+LAST_READ_SECONDS = 2.0
+#: As many as requests that one connection may have under way.
+MAX_STREAMS_OF_ONE = 32
+
+#: Runs the call with its items going to the outlet, and returns the end.
+Work = Callable[[ReplySink], Awaitable[bytes]]
+
+
+class Started(msgspec.Struct, frozen=True):
+    #: For `stream.next` and `stream.stop`, on the same connection.
+    handle: int
+
+
+class Pulled(msgspec.Struct, frozen=True):
+    items: list[msgspec.Raw]
+    #: With the last items; the stream is over.
+    end: msgspec.Raw | None = None
+
+
+class PulledStream:
+    """One of them; an ``ReplySink`` of its call."""
+
+    def __init__(self, encode: Callable[[Any], bytes], free_place: Callable[[], None], forget: Callable[[], None]) -> None:
+        #: To the format that it was asked in.
+        self._encode = encode
+        self._free_place = free_place
+        #: Called once, when nothing more can be asked of it.
+        self._forget = forget
+        self._items: deque[bytes] = deque()
+        self._bytes = 0
+        self._sent = 0
+        self._end: bytes | None = None
+        self._failure: errors.AimeshError | None = None
+        #: Set when there is something for the reader; when there is room; when the reader has all of it.
+        self._news, self._room, self._read = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._is_being_read = False
+        self._task: asyncio.Task[None] | None = None
+        self._silence: asyncio.TimerHandle | None = None
+
+    # --- for its call -----------------------------------------------------------------------------------------------
+
+    def accept(self, call_id: int, body: bytes) -> None:
+        """There is nothing to tell before the first item."""
+
+    async def send_item(self, call_id: int, body: bytes) -> None:
+        while len(self._items) >= MAX_ITEMS or self._bytes >= MAX_BYTES:
+            self._room.clear()
+            await self._room.wait()
+        self._items.append(body)
+        self._bytes += len(body)
+        self._sent += 1
+        self._news.set()
+
+    def credited_items(self, call_id: int) -> int:
+        return self._sent - len(self._items)
+
+    # --- its task ---------------------------------------------------------------------------------------------------
+
+    async def run(self, work: Work) -> None:
+        try:
+            self._end = await work(self)
+        except errors.AimeshError as error:
+            self._failure = error
+        self._give_place_back()
+        self._news.set()
+        # A shutdown waits for running tasks, and so for what its reader has not asked for yet.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_READ_SECONDS):
+                await self._read.wait()
+
+    def runs_in(self, task: asyncio.Task[None]) -> None:
+        self._task = task
+        self._await_reader()
+
+    def over(self, why: errors.AimeshError) -> None:
+        """The task has ended; ``why`` where it did not come to an end. Its reader may still ask for the rest."""
+        self._give_place_back()
+        if self._end is None and self._failure is None:
+            self._failure = why
+        self._news.set()
+
+    def stop(self) -> None:
+        """Nobody reads it any more."""
+        assert self._task is not None
+        self._forget_silence()
+        self._task.cancel()
+        self._read.set()
+        self._forget()
+
+    # --- for its reader ---------------------------------------------------------------------------------------------
+
+    async def next(self) -> bytes:
+        """Waits until there is something. Raises what ended the stream, and BadRequest while another one waits."""
+        if self._is_being_read:
+            raise errors.BadRequest("another `stream.next` of this handle is waiting", hint="ask again when it is answered")
+        self._is_being_read = True
+        self._forget_silence()
+        try:
+            await self._news.wait()
+        finally:
+            self._is_being_read = False
+            self._await_reader()
+        items = self._take()
+        if self._failure is not None and not items:
+            self._was_read()
+            raise self._failure
+        end = None if self._items or self._end is None else msgspec.Raw(self._end)
+        if end is not None:
+            self._was_read()
+        elif not self._items and self._failure is None:
+            self._news.clear()
+        return self._encode(Pulled([msgspec.Raw(item) for item in items], end))
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _take(self) -> list[bytes]:
+        taken: list[bytes] = []
+        size = 0
+        while self._items and (not taken or size + len(self._items[0]) <= MAX_BYTES):
+            taken.append(self._items.popleft())
+            size += len(taken[-1])
+        self._bytes -= size
+        self._room.set()
+        return taken
+
+    def _was_read(self) -> None:
+        if not self._read.is_set():
+            self._forget_silence()
+            self._read.set()
+            self._forget()
+
+    def _give_place_back(self) -> None:
+        free_place, self._free_place = self._free_place, _nothing
+        free_place()
+
+    def _await_reader(self) -> None:
+        self._forget_silence()
+        if not self._read.is_set():
+            self._silence = asyncio.get_running_loop().call_later(SILENCE_SECONDS, self.stop)
+
+    def _forget_silence(self) -> None:
+        if self._silence is not None:
+            self._silence.cancel()
+            self._silence = None
+
+
+class PulledStreams:
+    """Those of one node, by connection and handle."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+        self._streams: dict[bytes, dict[int, PulledStream]] = {}
+        self._last_handle = 0
+
+    def start(self, channel: bytes, encode: Callable[[Any], bytes], work: Work, free_place: Callable[[], None]) -> bytes:
+        """Begins one for this connection. ``free_place`` is called when it is over. Raises Overloaded, and then does not
+        call it."""
+        of_one = self._streams.setdefault(channel, {})
+        if len(of_one) >= MAX_STREAMS_OF_ONE:
+            raise errors.Overloaded(f"{MAX_STREAMS_OF_ONE} streams of this connection are running", retry_after_seconds=1)
+        self._last_handle += 1
+        handle = self._last_handle
+        stream = of_one[handle] = PulledStream(encode, free_place, lambda: self._drop(channel, handle))
+
+        def over(_: asyncio.Task[None]) -> None:
+            draining = self._dispatcher.draining
+            stream.over(errors.Draining("this node had to stop") if draining else errors.Cancelled("the stream was stopped"))
+
+        task = self._dispatcher.background(stream.run(work))
+        task.add_done_callback(over)
+        stream.runs_in(task)
+        return encode(Started(handle))
+
+    def find(self, channel: bytes, handle: int) -> PulledStream:
+        """Raises NotFound."""
+        stream = self._streams.get(channel, {}).get(handle)
+        if stream is None:
+            hint = f"it has ended, or nobody asked for its next items for {SILENCE_SECONDS:g} s; begin it again"
+            raise errors.NotFound(f"this connection has no stream {handle}", hint=hint)
+        return stream
+
+    def stop_all(self, channel: bytes) -> None:
+        """The connection is gone."""
+        for stream in list(self._streams.get(channel, {}).values()):
+            stream.stop()
+
+    def _drop(self, channel: bytes, handle: int) -> None:
+        of_one = self._streams[channel]
+        del of_one[handle]
+        if not of_one:
+            del self._streams[channel]
+
+
+def _nothing() -> None:
+    """Its place has been given back."""

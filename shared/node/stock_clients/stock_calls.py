@@ -1,0 +1,155 @@
+"""Calls that did not come over a link: from a NATS client with an operator's key, or from a stock @hyperswarm/rpc client.
+
+Bodies are msgpack or JSON, and the answer is what the question was. A method that streams has one whole answer here, if the
+contract says how to make it, or its caller asks for the stream.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from shared import context, errors
+from shared.api.method import Method, StreamMethod
+from shared.node.stock_clients import unknown_fields
+from shared.rpc import bodies
+from shared.rpc.serving import Dispatcher, Handler, ReplySink, RpcCall, StreamCall
+from shared.types import Credential, Peer
+
+#: Calls of unary methods that may run at once here, and how long one may take.
+MAX_RUNNING = 64
+DEADLINE_SECONDS = 10.0
+#: Calls of methods that stream, as a whole or as a stream. They have places of their own, because each may take minutes.
+MAX_STREAMS = 256
+#: The longest REQUEST_TIMEOUT_SECONDS: the gateway ends an inference request by its own.
+STREAM_DEADLINE_SECONDS = 3600.0
+#: As much as a message on a link.
+MAX_BODY_BYTES = 1024 * 1024
+#: A NATS server takes messages of 1 MiB, headers included, unless it is configured otherwise.
+MAX_ANSWER_BYTES = 1_000_000
+#: The part of it that the end may take.
+_END_BYTES = 4096
+
+_to_json = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True)
+class StockCall:
+    """A call whose body fits its method."""
+
+    handler: Handler
+    peer: Peer
+    request: Any
+    is_json: bool
+    credential: str
+    traceparent: str
+
+    @property
+    def encode(self) -> Callable[[Any], bytes]:
+        return _to_json if self.is_json else bodies.encode
+
+
+class CallLimits:
+    """Counts the calls that run at once."""
+
+    def __init__(self) -> None:
+        self._free = {False: MAX_RUNNING, True: MAX_STREAMS}
+
+    def take(self, *, streams: bool) -> Callable[[], None]:
+        """Returns what gives the place back. Raises Overloaded."""
+        if not self._free[streams]:
+            what, most = ("streams", MAX_STREAMS) if streams else ("calls", MAX_RUNNING)
+            raise errors.Overloaded(f"{most} {what} of stock clients are running", hint="try another node", retry_after_seconds=1)
+        self._free[streams] -= 1
+        return lambda: self._give_back(streams)
+
+    def _give_back(self, streams: bool) -> None:
+        self._free[streams] += 1
+
+
+def read(handler: Handler, peer: Peer, body: bytes, *, is_json: bool, credential: str = "", traceparent: str = "") -> StockCall:
+    """The call with this body, of a handler that ``dispatcher.find`` has found for this peer. Raises BadRequest, TooLarge."""
+    method = handler.method
+    if len(body) > MAX_BODY_BYTES:
+        raise errors.TooLarge(f"the request has {len(body)} bytes; at most {MAX_BODY_BYTES} are taken", hint="shorten it or split it")
+    body = body or (b"{}" if is_json else b"\x80")
+    try:
+        # The decoder of the type does not look into fields that it does not know; they are read for their names.
+        request: Any = msgspec.json.decode(body, type=method.request) if is_json else bodies.decoder(method.request)(body)
+        said = msgspec.json.decode(body) if is_json else msgspec.msgpack.decode(body)
+    except (msgspec.MsgspecError, RecursionError, ValueError, TypeError, OverflowError) as error:
+        raise errors.BadRequest(f"{method.name}: {error}", hint="docs/reference/rpc.md has the fields of every method") from error
+    if unknown := unknown_fields.find_unknown_field(method.request, said):
+        raise errors.BadRequest(
+            f"{method.name}: there is no field {unknown[:80]!r}", hint="docs/reference/rpc.md has the fields of every method"
+        )
+    return StockCall(handler, peer, request, is_json, credential, traceparent)
+
+
+async def answer(dispatcher: Dispatcher, stock: StockCall, *, most_bytes: int = MAX_ANSWER_BYTES) -> bytes:
+    """Run it and return the one answer; raises AimeshError alone. An answer of more than ``most_bytes`` ends the stream that it is made
+    of with TooLarge."""
+    method = stock.handler.method
+    if isinstance(method, Method):
+        return await dispatcher.answer(stock.handler, stock.request, _call(stock, DEADLINE_SECONDS), stock.encode)
+    whole = method.whole
+    if whole is None:
+        raise errors.BadRequest(f"{method.name} has no answer as a whole", hint="ask for the stream: docs/protocol.md says how")
+    gathered = _GatheredItems(method, stock.encode, most_bytes - _END_BYTES)
+    call = StreamCall[Any](_call(stock, STREAM_DEADLINE_SECONDS), gathered, 0, is_whole=True)
+    return await dispatcher.answer(stock.handler, stock.request, call, lambda end: stock.encode(whole.of(gathered.items, end)))
+
+
+async def stream(dispatcher: Dispatcher, stock: StockCall, outlet: ReplySink) -> bytes:
+    """Run it with the items going to ``outlet``, and return the end; raises AimeshError alone."""
+    call = StreamCall[Any](_call(stock, STREAM_DEADLINE_SECONDS), outlet, 0, encode=stock.encode)
+    return await dispatcher.answer(stock.handler, stock.request, call, stock.encode)
+
+
+def check_streams(handler: Handler) -> None:
+    """Raises BadRequest for a method that has no stream."""
+    if not isinstance(handler.method, StreamMethod):
+        raise errors.BadRequest(f"{handler.method.name} does not stream", hint="call it without asking for a stream")
+
+
+class _GatheredItems:
+    """Keeps a stream's items for one answer."""
+
+    def __init__(self, method: StreamMethod[Any, Any, Any], encode: Callable[[Any], bytes], most_bytes: int) -> None:
+        assert method.whole is not None
+        self.items: list[Any] = []
+        self._whole = method.whole
+        self._decode = bodies.decoder(method.item)
+        self._encode = encode
+        self._most_bytes = most_bytes
+        self._bytes = 0
+
+    def accept(self, call_id: int, body: bytes) -> None:
+        """There is nothing to tell before the answer."""
+
+    async def send_item(self, call_id: int, body: bytes) -> None:
+        item = self._decode(body)
+        parts = [part for part in self._whole.parts_of(item) if part]
+        # Of the two marks around a text or a list at least one goes when it is joined to the others.
+        size = sum(len(self._encode(part)) - 1 for part in parts)
+        if self._bytes + size > self._most_bytes:
+            raise errors.TooLarge(
+                f"the answer has more than {self._most_bytes} bytes, the most that one message carries",
+                hint="ask for fewer tokens, or for the stream: docs/protocol.md says how",
+            )
+        if parts:
+            self.items.append(item)
+            self._bytes += size
+
+    def credited_items(self, call_id: int) -> int:
+        return len(self.items)
+
+
+def _call(stock: StockCall, seconds: float) -> RpcCall:
+    context.start(stock.traceparent)
+    until = time.monotonic() + seconds
+    context.deadline.set(until)
+    credential = Credential(stock.credential) if stock.credential else None
+    return RpcCall(stock.peer, deadline=until, credential=credential, idempotency_key=None)

@@ -1,0 +1,183 @@
+"""Calls by stock @hyperswarm/rpc clients in JavaScript, in JSON or msgpack, by clients that have shown a certificate.
+
+Noise has proved the caller's key. The first request is `hello` with the certificate for that key, and with the user's
+credential if the methods to follow need one; a key that is on the allow-list needs no certificate. `METHOD.stream` begins the
+stream of a method, `stream.next` gets its next items, `stream.stop` ends it.
+"""
+
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Annotated
+
+import msgspec
+
+from shared import errors
+from shared.api.method import Method, Nothing, StreamMethod
+from shared.discovery import topics
+from shared.identity import certificates, node_keys
+from shared.identity.trust import Trust
+from shared.node.stock_clients import stock_calls
+from shared.node.stock_clients.pulled_streams import PulledStream, PulledStreams
+from shared.node.stock_clients.stock_calls import CallLimits
+from shared.rpc.serving import Dispatcher
+from shared.transports.hyperswarm import Request, RequestRefused
+from shared.types import NodeId, Peer, Role
+
+#: Connections whose introduction is remembered; whoever was forgotten introduces itself again.
+MAX_VISITORS = 1024
+HELLO, NEXT, STOP = "hello", "stream.next", "stream.stop"
+#: Behind the name of a method: its stream is wanted.
+STREAM = ".stream"
+
+
+class Introduction(msgspec.Struct, frozen=True):
+    #: As `aicli mesh export` prints it; empty for a key on the allow-list.
+    certificate: bytes = b""
+    #: The user's key or token.
+    credential: Annotated[str, msgspec.Meta(max_length=1024)] = ""
+
+
+class Welcome(msgspec.Struct, frozen=True):
+    node: NodeId
+    role: Role
+    #: What may be called here.
+    methods: tuple[str, ...]
+
+
+class _Handle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    handle: int
+
+
+@dataclass(frozen=True, slots=True)
+class _StockClient:
+    peer: Peer
+    #: Seconds since 1970: when its certificate ends.
+    until: float
+    credential: str
+
+
+_to_json = msgspec.json.Encoder().encode
+_to_msgpack = msgspec.msgpack.Encoder().encode
+
+
+class StockRpcClients:
+    def __init__(
+        self, trust: Trust, dispatcher: Dispatcher, allowed: Collection[bytes] = (), clock: Callable[[], float] = time.time
+    ) -> None:
+        self._trust = trust
+        self._dispatcher = dispatcher
+        self._allowed = frozenset(allowed)
+        self._clock = clock
+        #: By the hash of the connection's handshake.
+        self._visitors: OrderedDict[bytes, _StockClient] = OrderedDict()
+        self._places = CallLimits()
+        self._streams = PulledStreams(dispatcher)
+
+    async def answer(self, request: Request) -> bytes:
+        """Raises RequestRefused alone."""
+        try:
+            with self._dispatcher.counting():
+                return await self._answer(request)
+        except errors.AimeshError as error:
+            problem = error.to_problem()
+            raise RequestRefused(problem.code, f"{problem.message} – {problem.hint}" if problem.hint else problem.message) from error
+
+    def gone(self, channel: bytes) -> None:
+        """The connection with this hash is closed."""
+        self._visitors.pop(channel, None)
+        self._streams.stop_all(channel)
+
+    async def _answer(self, request: Request) -> bytes:
+        # A msgpack map never begins with the brace.
+        is_json = request.value[:1] in (b"{", b"")
+        self._trust.check_not_revoked(node_keys.node_of(request.key))
+        if not topics.may_link(self._trust.role, Role.CLIENT):
+            raise errors.WrongRole(f"a {self._trust.role} takes no calls of clients", hint="call a gateway or auth")
+        if request.method == HELLO:
+            visitor = self._introduce(request, is_json=is_json)
+            return (_to_json if is_json else _to_msgpack)(Welcome(visitor.peer.node, visitor.peer.role, self._methods()))
+        visitor = self._find(request)
+        if request.method == NEXT:
+            return await self._find_stream(request, is_json=is_json).next()
+        if request.method == STOP:
+            self._find_stream(request, is_json=is_json).stop()
+            return (_to_json if is_json else _to_msgpack)(Nothing())
+        return await self._call(visitor, request, is_json=is_json)
+
+    async def _call(self, visitor: _StockClient, request: Request, *, is_json: bool) -> bytes:
+        handler = self._dispatcher.find(request.method.removesuffix(STREAM), visitor.peer)
+        give_back = self._places.take(streams=isinstance(handler.method, StreamMethod))
+        is_stream_wanted = request.method.endswith(STREAM)
+        is_started = False
+        try:
+            if is_stream_wanted:
+                stock_calls.check_streams(handler)
+            stock = stock_calls.read(handler, visitor.peer, request.value, is_json=is_json, credential=visitor.credential)
+            if not is_stream_wanted:
+                return await stock_calls.answer(self._dispatcher, stock)
+            started = self._streams.start(
+                request.channel, stock.encode, lambda outlet: stock_calls.stream(self._dispatcher, stock, outlet), give_back
+            )
+            is_started = True
+            return started
+        finally:
+            if not is_started:
+                give_back()
+
+    def _find_stream(self, request: Request, *, is_json: bool) -> PulledStream:
+        decode = msgspec.json.decode if is_json else msgspec.msgpack.decode
+        try:
+            handle = decode(request.value or b"{}", type=_Handle).handle
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+            raise errors.BadRequest(f"{request.method}: {error}", hint="it has the field handle") from error
+        return self._streams.find(request.channel, handle)
+
+    def _introduce(self, request: Request, *, is_json: bool) -> _StockClient:
+        decode = msgspec.json.decode if is_json else msgspec.msgpack.decode
+        try:
+            said = decode(request.value or b"{}", type=Introduction)
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+            raise errors.BadRequest(f"hello: {error}", hint="it has the fields certificate and credential") from error
+        if said.certificate or request.key not in self._allowed:
+            visitor = self._certified(request, said)
+        else:
+            visitor = self._allow_listed(request, said.credential)
+        self._visitors[request.channel] = visitor
+        self._visitors.move_to_end(request.channel)
+        if len(self._visitors) > MAX_VISITORS:
+            self._visitors.popitem(last=False)
+        return visitor
+
+    def _certified(self, request: Request, said: Introduction) -> _StockClient:
+        node = node_keys.node_of(request.key)
+        found = certificates.check(said.certificate, self._trust.authorities, self._clock())
+        if found.node != node:
+            raise errors.NotCertified("the certificate is for another key than the one that was proved")
+        if found.role is not Role.CLIENT:
+            raise errors.WrongRole(f"a {found.role} calls over a link, not this way", hint="a ticket for a client makes a key for this")
+        peer = Peer(Role.CLIENT, node, node, found.owner, found.labels, request.channel)
+        return _StockClient(peer, found.not_after, said.credential)
+
+    def _allow_listed(self, request: Request, credential: str = "") -> _StockClient:
+        node = node_keys.node_of(request.key)
+        return _StockClient(Peer(Role.CLIENT, node, node, channel=request.channel), math.inf, credential)
+
+    def _find(self, request: Request) -> _StockClient:
+        visitor = self._visitors.get(request.channel)
+        if visitor is None:
+            if request.key not in self._allowed:
+                raise errors.NotCertified("you have not introduced yourself", hint="call `hello` with your certificate first")
+            return self._allow_listed(request)
+        if self._clock() > visitor.until + certificates.LEEWAY_SECONDS:
+            raise errors.CertificateExpired("your certificate has ended", hint="call `hello` with a new one: `aicli mesh export` has it")
+        self._visitors.move_to_end(request.channel)
+        return visitor
+
+    def _methods(self) -> tuple[str, ...]:
+        found = [handler.method for handler in self._dispatcher.handlers if Role.CLIENT in handler.method.callers]
+        streams = [method for method in found if isinstance(method, StreamMethod)]
+        whole = [method.name for method in found if isinstance(method, Method) or method.whole is not None]
+        return tuple(sorted(whole + [method.name + STREAM for method in streams]))

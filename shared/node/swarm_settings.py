@@ -1,0 +1,81 @@
+"""How a node's Hyperswarm is opened: which DHT, which relays, which address, from its settings and from what it kept."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from shared import addresses, errors
+from shared.identity import node_keys
+from shared.node import membership_file
+from shared.node.membership_file import MembershipFile
+from shared.node.settings import NodeSettings
+from shared.transports.hyperswarm import PeerAddress, Swarm
+
+PUBLIC = "public"
+
+
+def open_swarm(settings: NodeSettings, kept: MembershipFile, key: node_keys.NodeKey) -> Callable[[], Swarm] | None:
+    """None where Hyperswarm is not wanted: a node of the house says DHT_BOOTSTRAP, one that joined by ticket has it from there."""
+    joined = not settings.uses_nats
+    if not settings.dht_bootstrap and not joined:
+        return None
+    bootstrap, older = (settings.dht_bootstrap, ()) if settings.dht_bootstrap else (kept.bootstrap, kept.older_bootstrap)
+    relays = keys_of("DHT_RELAYS", settings.dht_relays) or kept.relays
+    known = membership_file.nodes_of(kept, time.time())
+    return opener(key, bootstrap, relays, host=settings.swarm_host, node=settings.node_binary, known=known, older=older)
+
+
+def opener(
+    key: node_keys.NodeKey,
+    bootstrap: Sequence[str],
+    relays: Sequence[bytes],
+    *,
+    host: str | None = None,
+    node: Path | None = None,
+    known: Sequence[str] = (),
+    older: Sequence[str] = (),
+) -> Callable[[], Swarm]:
+    """Makes Swarms with this key; no bootstrap nodes, or `public`, mean the public DHT. ``known`` are further nodes of it that were
+    there lately, ``older`` former addresses of the bootstrap nodes. Raises BadSettings."""
+    found, former = nodes_to_begin_with(bootstrap, older)
+    if host is None and found and all(each.host in addresses.LOOPBACK for each in found):
+        # A DHT on loopback reaches nobody elsewhere, and a socket on all addresses is not found on 127.0.0.1.
+        host = "127.0.0.1"
+    return lambda: Swarm(
+        seed=key.raw_seed,
+        bootstrap=found,
+        older=former,
+        nodes=[PeerAddress.parse(each) for each in known],
+        relays=tuple(relays),
+        host=host,
+        node=node,
+    )
+
+
+def nodes_to_begin_with(bootstrap: Sequence[str], older: Sequence[str]) -> tuple[tuple[PeerAddress, ...] | None, tuple[PeerAddress, ...]]:
+    """Present and former bootstrap nodes, as a Swarm takes them. Those that no swarm can use are left out: auth or an older version of
+    this node may have allowed them. Raises BadSettings where none of the present ones is left."""
+    if not bootstrap or tuple(bootstrap) == (PUBLIC,):
+        return None, _usable(older)[0]
+    present, mistakes = _usable(bootstrap)
+    if not present:
+        raise errors.BadSettings(f"DHT_BOOTSTRAP: {mistakes[0]}", hint="host:port, several with commas, or `public`")
+    return present, _usable(older)[0]
+
+
+def _usable(nodes: Sequence[str]) -> tuple[tuple[PeerAddress, ...], list[ValueError]]:
+    found, mistakes = [], []
+    for node in nodes:
+        try:
+            found.append(PeerAddress.parse(node))
+        except ValueError as error:
+            mistakes.append(error)
+    return tuple(found), mistakes
+
+
+def keys_of(variable: str, texts: Sequence[str]) -> tuple[bytes, ...]:
+    """Public keys as settings have them; raises BadSettings."""
+    try:
+        return tuple(node_keys.raw_of_hex(text) for text in texts)
+    except ValueError as error:
+        raise errors.BadSettings(f"{variable}: a public key is 64 hexadecimal digits") from error

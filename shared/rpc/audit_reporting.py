@@ -1,0 +1,105 @@
+"""What the audit log must hear of from a service: refusals, and what administrators did. Sent to auth soon, in batches, and kept for it
+while it is away, within a bound."""
+
+import asyncio
+import itertools
+from collections import OrderedDict
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Protocol
+
+import msgspec
+
+from shared import context, errors
+from shared.api import audit
+from shared.api.audit import AuditedAct, Result
+from shared.api.auth import Principal
+from shared.api.method import Method, Reply, Request
+from shared.telemetry import logs
+from shared.types import TenantId, UserId
+
+_EVERY_SECONDS = 1.0
+_SEND_SECONDS = 5.0
+_AT_ONCE = 200
+#: Different ones, equal ones of a while being one; about 1 KB each.
+_MOST_KEPT = 5000
+
+_log = logs.get(part="audit")
+
+#: What is equal of refusals that are one row: method, tenant, actor, address, target, why. What was done is one row each, and has a
+#: number in place of the reason: its request's id will not do, which the caller chooses.
+_Key = tuple[str, TenantId | None, UserId | None, str, str, str | int]
+
+
+class AuditRpcClient(Protocol):
+    """As shared.rpc.Client."""
+
+    async def call(self, method: Method[Request, Reply], request: Request, *, deadline_seconds: float = 10) -> Reply: ...
+
+
+class AuditReporting:
+    """``act`` and ``refused`` never wait; ``run`` is the task that sends."""
+
+    def __init__(self, rpc: AuditRpcClient) -> None:
+        self._rpc = rpc
+        self._kept: OrderedDict[_Key, AuditedAct] = OrderedDict()
+        self._numbers = itertools.count()
+        self._dropped = 0
+        # One batch at a time: the last ``send`` of a stop has to know what became of the one that is on its way.
+        self._sending = asyncio.Lock()
+
+    def act(self, action: str, by: Principal, *, tenant: TenantId | None = None, target: object = "", **details: str) -> None:
+        """``by`` did it; ``tenant`` None: it concerns the house."""
+        self._keep(_act(action, tenant, by.user_id, str(target), details))
+
+    def refused(self, method: str, by: Principal | None, address: str, error: errors.AimeshError) -> None:
+        tenant, actor = (None, None) if by is None else (by.tenant_id, by.user_id)
+        act = _act(method, tenant, actor, "", {"why": error.message})
+        self._keep(msgspec.structs.replace(act, result=Result.REFUSED, address=address))
+
+    async def run(self) -> None:
+        """Send what there is, for ever."""
+        while True:
+            await asyncio.sleep(_EVERY_SECONDS)
+            await self.send()
+
+    async def send(self) -> None:
+        """Now; what cannot be sent stays, also where this is cancelled."""
+        async with self._sending:
+            while self._kept:
+                batch = [self._kept.popitem(last=False) for _ in range(min(_AT_ONCE, len(self._kept)))]
+                try:
+                    request = audit.RecordActs(tuple(act for _, act in batch))
+                    await self._rpc.call(audit.record_acts, request, deadline_seconds=_SEND_SECONDS)
+                except errors.AimeshError as error:
+                    self._give_back(batch)
+                    _log.info("the audit log was not told", waiting=len(self._kept), reason=error.message)
+                    return
+                except asyncio.CancelledError:
+                    self._give_back(batch)
+                    raise
+
+    def _give_back(self, batch: Sequence[tuple[_Key, AuditedAct]]) -> None:
+        """To the front; equal ones may have come meanwhile."""
+        for key, act in reversed(batch):
+            since = self._kept.get(key)
+            self._kept[key] = act if since is None else msgspec.structs.replace(act, times=act.times + since.times)
+            self._kept.move_to_end(key, last=False)
+
+    def _keep(self, act: AuditedAct) -> None:
+        distinct = next(self._numbers) if act.result is Result.DONE else act.details.get("why", "")
+        key = (act.action, act.tenant_id, act.actor, act.address, act.target, distinct)
+        if (before := self._kept.get(key)) is not None:
+            self._kept[key] = msgspec.structs.replace(before, times=before.times + 1)
+        elif len(self._kept) < _MOST_KEPT or act.result is Result.DONE:
+            self._kept[key] = act
+        else:
+            self._dropped += 1
+            if self._dropped % _MOST_KEPT == 1:
+                _log.warning("refusals are not told to the audit log", dropped=self._dropped)
+
+
+def _act(action: str, tenant: TenantId | None, actor: UserId | None, target: str, details: dict[str, str]) -> AuditedAct:
+    now = context.current.get()
+    request_id = str(now.request_id) if now is not None else ""
+    return AuditedAct(datetime.now(UTC), action, tenant, actor, target=target, request_id=request_id, details=details)

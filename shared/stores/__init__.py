@@ -1,0 +1,1 @@
+"""PostgreSQL, Valkey and locked files: what outlives a process."""

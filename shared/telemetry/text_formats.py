@@ -1,0 +1,43 @@
+"""The two texts that a scraper may ask for, and which of them it is given."""
+
+from collections.abc import Iterable
+from typing import Final
+
+from shared.api.metrics import MetricsTextFormat
+
+#: For HTTP.
+CONTENT_TYPES: Final = {
+    MetricsTextFormat.PROMETHEUS: "text/plain; version=0.0.4; charset=utf-8",
+    MetricsTextFormat.OPENMETRICS: "application/openmetrics-text; version=1.0.0; charset=utf-8",
+}
+
+_OPENMETRICS: Final = "application/openmetrics-text"
+#: The versions that mean what we write; without one, the asker takes any.
+_VERSIONS: Final = {"", "1.0.0", "0.0.1"}
+_PLAIN: Final = {"text/plain", "text/*", "*/*"}
+
+
+def choose(headers: Iterable[tuple[bytes, bytes]]) -> MetricsTextFormat:
+    """By the Accept header (RFC 9110 §12.5.1): OpenMetrics where it is asked for by name and nothing of ours is liked better."""
+    wished = plain = 0.0
+    for name, value in headers:
+        if name != b"accept":
+            continue
+        for one in value.decode("latin-1").lower().split(","):
+            kind, version, quality = _range(one)
+            if kind == _OPENMETRICS and version in _VERSIONS:
+                wished = max(wished, quality)
+            elif kind in _PLAIN:
+                plain = max(plain, quality)
+    return MetricsTextFormat.OPENMETRICS if wished and wished >= plain else MetricsTextFormat.PROMETHEUS
+
+
+def _range(text: str) -> tuple[str, str, float]:
+    """A media range with the version and the quality that it names; one that cannot be read is not wished for."""
+    kind, *parameters = (part.strip() for part in text.split(";"))
+    values = {name.strip(): value.strip(' "') for name, _, value in (parameter.partition("=") for parameter in parameters)}
+    try:
+        quality = float(values.get("q", "1"))
+    except ValueError:
+        return kind, "", 0.0
+    return kind, values.get("version", ""), quality if 0 <= quality <= 1 else 0.0

@@ -1,0 +1,1 @@
+"""How long something waits, how many run at once, and when something is started again."""

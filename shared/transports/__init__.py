@@ -1,0 +1,1 @@
+"""Links between nodes, whatever carries them: NATS inside a mesh, Hyperswarm between machines anywhere."""

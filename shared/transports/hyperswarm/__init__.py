@@ -1,0 +1,53 @@
+"""Hyperswarm for asyncio: peers that meet by topic, wherever they are, and talk in messages. See README.md.
+
+Stands on the standard library and Node.js alone.
+"""
+
+from shared.transports.hyperswarm.firewall import Firewall
+from shared.transports.hyperswarm.key_derivation import public_key
+from shared.transports.hyperswarm.node_binary import find_node
+from shared.transports.hyperswarm.peer_connection import MAX_MESSAGE_BYTES, Path, PeerAddress, PeerConnection
+from shared.transports.hyperswarm.stock_requests import Request
+from shared.transports.hyperswarm.swarm import Swarm
+from shared.transports.hyperswarm.swarm_errors import ConnectionClosed, NodeMissing, RequestRefused, SidecarLost, SwarmError
+from shared.transports.hyperswarm.swarm_events import (
+    Banned,
+    DhtStats,
+    Event,
+    NetworkChanged,
+    PathChanged,
+    PeerFailed,
+    Punches,
+    Relaying,
+    SidecarDied,
+    SidecarRestarted,
+    Stats,
+)
+
+__all__ = [
+    "MAX_MESSAGE_BYTES",
+    "Banned",
+    "ConnectionClosed",
+    "DhtStats",
+    "Event",
+    "Firewall",
+    "NetworkChanged",
+    "NodeMissing",
+    "Path",
+    "PathChanged",
+    "PeerAddress",
+    "PeerConnection",
+    "PeerFailed",
+    "Punches",
+    "Relaying",
+    "Request",
+    "RequestRefused",
+    "SidecarDied",
+    "SidecarLost",
+    "SidecarRestarted",
+    "Stats",
+    "Swarm",
+    "SwarmError",
+    "find_node",
+    "public_key",
+]

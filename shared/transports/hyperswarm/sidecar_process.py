@@ -1,0 +1,220 @@
+"""One life of a sidecar: its process, the socketpair to it, the calls under way. When it is over, it is over: the swarm starts another."""
+
+import asyncio
+import json
+import socket
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, Protocol, cast
+
+from shared.transports.hyperswarm import sidecar_frames
+from shared.transports.hyperswarm.swarm_errors import SidecarLost, SwarmError
+
+#: From its start until it is bound to a port; about 0.1 s when the machine is idle, and many seconds when it is overloaded. More than
+#: this and it hangs.
+READY_SECONDS: Final = 60.0
+CALL_SECONDS: Final = 15.0
+#: It has told its peers goodbye by then; after that it is killed.
+STOP_SECONDS: Final = 4.0
+#: What a sidecar said before it died, as much as a person reads.
+_LAST_WORDS_BYTES: Final = 4096
+#: Frames of one loop turn leave as one write, unless there are so many that the sidecar may as well begin.
+_EAGER_PIECES: Final = 128
+#: Of each direction of the socketpair, so that a turn of the loop on either side finds work.
+_SOCKET_BUFFER_BYTES: Final = 1024 * 1024
+
+
+_NO_ANSWER: Final = 0
+
+
+class SidecarListener(Protocol):
+    """Who is told what the sidecar says. Called from ``data_received``: must not wait or raise."""
+
+    def on_frame(self, pipe: "Sidecar", kind: int, number: int, payload: bytes) -> None: ...
+
+
+class Sidecar(asyncio.Protocol):
+    """Made by ``start``."""
+
+    def __init__(self, listener: SidecarListener) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._listener = listener
+        self._parser = sidecar_frames.SidecarParser()
+        self._transport: asyncio.Transport | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._out: list[bytes] = []
+        self._last_call = 0
+        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._ready: asyncio.Future[bytes] = self._loop.create_future()
+        self._gone = asyncio.Event()
+        self.public_key = b""
+
+    @classmethod
+    async def start(cls, command: list[str | Path], hello: bytes, listener: SidecarListener) -> "Sidecar":
+        """A sidecar that is bound and answers; raises SwarmError."""
+        sidecar = cls(listener)
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                await sidecar._spawn(command)
+                sidecar.send(sidecar_frames.HELLO, 0, hello)
+                sidecar.public_key = await sidecar._ready
+        except TimeoutError:
+            await sidecar.stop()
+            raise SwarmError(f"the sidecar was not ready within {READY_SECONDS:.0f} s") from None
+        except OSError as error:
+            await sidecar.stop()
+            raise SwarmError(f"the sidecar does not start: {error}") from error
+        except BaseException:
+            await sidecar.stop()
+            raise
+        return sidecar
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def is_gone(self) -> bool:
+        return self._gone.is_set()
+
+    async def wait(self) -> str:
+        """Until it is gone; returns its last words."""
+        await self._gone.wait()
+        return await self._bury()
+
+    def kill(self) -> None:
+        """It does not answer any more. ``wait`` then returns."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+
+    async def stop(self) -> None:
+        """Let it say goodbye; kill it if it takes too long. Safe to call twice, and never leaves a process behind."""
+        if self._transport is not None:
+            self._transport.close()
+        await self._bury()
+
+    # --- talking to it --------------------------------------------------------------------------------------------
+
+    def send(self, kind: int, number: int, payload: bytes) -> None:
+        """Never waits. What is sent to a sidecar that is gone is lost."""
+        out = self._out
+        if not out:
+            self._loop.call_soon(self._flush)
+        out.append(sidecar_frames.header(kind, number, len(payload)))
+        out.append(payload)
+        if len(out) >= _EAGER_PIECES:
+            self._flush()
+
+    def tell(self, method: str, parameters: Mapping[str, object]) -> None:
+        """A call whose answer nobody waits for."""
+        self.send(sidecar_frames.CALL, _NO_ANSWER, json.dumps({"method": method, **parameters}).encode())
+
+    async def call(self, method: str, parameters: Mapping[str, object] | None = None, *, deadline_seconds: float = CALL_SECONDS) -> Any:
+        """Ask for something (sidecar/main.js CALLS); raises SwarmError, SidecarLost."""
+        if self.is_gone:
+            raise SidecarLost("the sidecar is being restarted")
+        self._last_call += 1
+        number = self._last_call
+        answer = self._calls[number] = self._loop.create_future()
+        self.send(sidecar_frames.CALL, number, json.dumps({"method": method, **(parameters or {})}).encode())
+        try:
+            async with asyncio.timeout(deadline_seconds):
+                return await answer
+        except TimeoutError:
+            raise SwarmError(f"{method} took the sidecar longer than {deadline_seconds:.0f} s; is there a network?") from None
+        finally:
+            del self._calls[number]
+
+    # --- asyncio.Protocol ---------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's are no subclasses
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            arrived = self._parser.feed(data)
+        except sidecar_frames.BadFrame:
+            self._abort()
+            return
+        for kind, number, payload in arrived:
+            if kind == sidecar_frames.ANSWER:
+                self._answered(number, payload)
+            elif kind == sidecar_frames.READY:
+                if not self._ready.done():
+                    self._ready.set_result(payload)
+            else:
+                self._listener.on_frame(self, kind, number, payload)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._gone.set()
+        lost = SidecarLost("the sidecar died; it is being restarted")
+        for future in (self._ready, *self._calls.values()):
+            if not future.done():
+                future.set_exception(lost)
+        # Nobody may be waiting, and that is no mistake.
+        self._ready.exception()
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    async def _spawn(self, command: list[str | Path]) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            ours.setblocking(False)
+            for each in (ours, theirs):
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SOCKET_BUFFER_BYTES)
+            try:
+                await self._loop.create_connection(lambda: self, sock=ours)
+            except BaseException:
+                ours.close()
+                raise
+            self._process = await asyncio.create_subprocess_exec(
+                *command,
+                str(theirs.fileno()),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                pass_fds=[theirs.fileno()],
+            )
+
+    async def _bury(self) -> str:
+        process = self._process
+        if process is None:
+            return ""
+        assert process.stderr is not None
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                words = await process.stderr.read()
+                await process.wait()
+        except TimeoutError:
+            words = b""
+        finally:
+            with suppress(ProcessLookupError):
+                process.kill()
+        await process.wait()
+        return words[-_LAST_WORDS_BYTES:].decode(errors="replace").strip()
+
+    def _flush(self) -> None:
+        out = self._out
+        if out:
+            assert self._transport is not None
+            if not self._transport.is_closing():
+                self._transport.write(b"".join(out))
+            out.clear()
+
+    def _answered(self, number: int, payload: bytes) -> None:
+        answer = self._calls.get(number)
+        if answer is None or answer.done():
+            return
+        said = json.loads(payload)
+        if "error" in said:
+            answer.set_exception(SwarmError(said["error"]))
+        else:
+            answer.set_result(said["value"])
+
+    def _abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()

@@ -1,0 +1,71 @@
+"""Requests of stock protomux-rpc clients, which our own wire does not carry: each in a task, its answer or refusal sent back."""
+
+import asyncio
+import json
+import struct
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+from shared.transports.hyperswarm import sidecar_frames
+from shared.transports.hyperswarm.peer_connection import Pipe
+from shared.transports.hyperswarm.swarm_errors import RequestRefused
+
+#: The key, the hash of the handshake, the length of the method.
+_HEAD: Final = struct.Struct("<32s64sH")
+#: The number under which the sidecar tells that a connection is closed.
+GONE: Final = 0
+_VALUE, _REFUSAL = b"\0", b"\1"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    #: The caller's public key, proven by the Noise handshake.
+    key: bytes
+    #: The hash of that handshake: the same for all requests that come by one connection, and for no others.
+    channel: bytes
+    method: str
+    value: bytes
+
+
+Answers = Callable[[Request], Awaitable[bytes]]
+#: Told the hash of a connection's handshake when it is closed.
+OnGone = Callable[[bytes], None]
+
+
+class StockRequests:
+    """What is under way. ``answers`` returns the value, or raises RequestRefused; anything else ends the swarm. It is cancelled
+    when the connection of who asked is gone, and ``on_gone`` is told of that connection if anything on it was answered."""
+
+    def __init__(self, answers: Answers, on_gone: OnGone, tasks: asyncio.TaskGroup) -> None:
+        self._answers = answers
+        self._on_gone = on_gone
+        self._group = tasks
+        #: Two lives of the sidecar give the same numbers.
+        self._under_way: dict[tuple[Pipe, int], asyncio.Task[None]] = {}
+
+    def receive(self, pipe: Pipe, number: int, payload: bytes) -> None:
+        if not payload:
+            if (gone := self._under_way.get((pipe, number))) is not None:
+                gone.cancel()
+            return
+        if number == GONE:
+            self._on_gone(payload)
+            return
+        key, channel, length = _HEAD.unpack_from(payload)
+        method = payload[_HEAD.size : _HEAD.size + length].decode(errors="replace")
+        request = Request(key, channel, method, payload[_HEAD.size + length :])
+        task = self._group.create_task(self._answer(pipe, number, request))
+        self._under_way[pipe, number] = task
+        task.add_done_callback(lambda done: self._under_way.pop((pipe, number), None))
+
+    def cancel(self) -> None:
+        for task in self._under_way.values():
+            task.cancel()
+
+    async def _answer(self, pipe: Pipe, number: int, request: Request) -> None:
+        try:
+            said = _VALUE + await self._answers(request)
+        except RequestRefused as refusal:
+            said = _REFUSAL + json.dumps({"code": refusal.code, "message": refusal.message}).encode()
+        pipe.send(sidecar_frames.RESPONSE, number, said)

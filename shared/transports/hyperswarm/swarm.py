@@ -1,0 +1,386 @@
+"""A Hyperswarm: peers that meet by topic, through any NAT. Owns the sidecar, and starts another when it dies."""
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from pathlib import Path as FilePath
+from typing import Any, Final, Self
+
+from shared.transports.hyperswarm import node_binary, swarm_events
+from shared.transports.hyperswarm.connection_table import ConnectionTable, ConnectionTerms
+from shared.transports.hyperswarm.firewall import Firewall
+from shared.transports.hyperswarm.flow_control import MAX_WINDOW_BYTES, MIN_GROWTH_BYTES
+from shared.transports.hyperswarm.peer_connection import PeerAddress, PeerConnection
+from shared.transports.hyperswarm.recovery import PROBE_OFFLINE_SECONDS, PROBE_ONLINE_SECONDS, Dial, Recovery
+from shared.transports.hyperswarm.sidecar_process import CALL_SECONDS, Sidecar
+from shared.transports.hyperswarm.stock_requests import Answers, OnGone, StockRequests
+from shared.transports.hyperswarm.swarm_errors import SidecarLost, SwarmError
+
+#: Between a sidecar's death and the next; doubled up to the second figure, and small again after one has lived for the third.
+RESTART_SECONDS, RESTART_MOST_SECONDS, RESTART_CALM_SECONDS = 0.2, 5.0, 30.0
+FLUSH_SECONDS: Final = 15.0
+TICK_SECONDS: Final = 0.25
+PROBE_DEADLINE_SECONDS: Final = 5.0
+#: How often the DHT nodes that announce us are asked whether they still do. One that was started anew has forgotten everybody,
+#: and the library would tell it in ten minutes.
+MEMORY_SECONDS: Final = 3.0
+#: A sidecar that answers nothing for so many rounds of so many seconds hangs, and another takes its place. Peers have long
+#: seen it silent by then.
+HANGS_SECONDS: Final = 2.0
+HANGS_ROUNDS: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Join:
+    server: bool
+    client: bool
+
+
+@dataclass(kw_only=True, eq=False)
+class Swarm:
+    """Use as ``async with Swarm(...) as swarm``, then ``join``, and ``async for connection in swarm``.
+
+    Stays usable when the sidecar dies: connections close with "sidecar lost", topics are joined again.
+    """
+
+    #: 32 bytes from which the key pair is made; None: another one each time. Never run two swarms with the same.
+    seed: bytes | None = None
+    #: Nodes of the DHT to begin with, at least two, by address or name; None: the public DHT.
+    bootstrap: Sequence[PeerAddress] | None = None
+    #: Where those were before: asked only while nobody else answers.
+    older: Sequence[PeerAddress] = ()
+    #: Other nodes of it that were there lately (``dht_nodes``): with them the DHT is found again when those to begin with are gone.
+    nodes: Sequence[PeerAddress] = ()
+    #: Public keys of blind relays, for when no other path exists. It is enough that one of the two peers knows one.
+    relays: Sequence[bytes] = ()
+    firewall: Firewall = field(default_factory=Firewall)
+    #: The address to bind to. With a loopback address the swarm knows itself to be reachable.
+    host: str | None = None
+    #: Everybody can reach us at our address. None: let the DHT find out.
+    open_to_world: bool | None = None
+    #: Serve as a lasting node of the DHT. Only where the port is open.
+    persistent: bool = False
+    port: int | None = None
+    #: The Node.js that runs the sidecar; None: ``find_node``.
+    node: FilePath | None = None
+    #: What a peer may send before we have taken it, once ``open_window`` was called …
+    window_bytes: int = 1024 * 1024
+    #: … and before, when it is a stranger.
+    first_bytes: int = 8192
+    #: Connections that wait to be taken.
+    max_pending: int = 256
+    #: Told of everything that happens; must not wait or raise.
+    on_event: Callable[[swarm_events.Event], None] = field(default=lambda event: None)
+    #: Answers the requests of stock protomux-rpc clients; None: they are turned away. May raise RequestRefused, and nothing else.
+    on_request: Answers | None = None
+    #: Told the ``channel`` of such a client when its connection is closed.
+    on_requester_gone: OnGone = field(default=lambda channel: None)
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self._seed = secrets.token_bytes(32) if self.seed is None else self.seed
+        if len(self._seed) != 32:
+            raise ValueError("a seed has 32 bytes")
+        if not self.first_bytes + MIN_GROWTH_BYTES <= self.window_bytes <= MAX_WINDOW_BYTES:
+            raise ValueError(f"window_bytes is at least first_bytes + {MIN_GROWTH_BYTES} and at most {MAX_WINDOW_BYTES}")
+        self._public_key: bytes | None = None
+        self._command: list[str | FilePath] = []
+        self._sidecar: Sidecar | None = None
+        self._topics: dict[bytes, _Join] = {}
+        self._explicit: set[bytes] = set()
+        self._recovery = Recovery()
+        self._restarts = 0
+        self._running = asyncio.Event()
+        self._stack = AsyncExitStack()
+        self._switchboard = ConnectionTable(ConnectionTerms(self.window_bytes, self.first_bytes, self.max_pending), self.clock)
+        self._switchboard.on_event = self._announce
+        self._switchboard.on_opened = lambda connection: self._recovery.opened(connection.key, connection.topics)
+        self._switchboard.on_lost = lambda connection: self._closed(connection, wanted=not self.firewall.refuses(connection.key))
+        self._switchboard.on_ended = lambda connection: self._closed(connection, wanted=False)
+        self._switchboard.on_network_change = self._network_changed
+
+    # --- life ---------------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        """Raises NodeMissing, SwarmError."""
+        node = self.node or node_binary.find_node()
+        self._command = [node, "--no-warnings", node_binary.find_sidecar()]
+        await self._start()
+        try:
+            tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
+            if self.on_request is not None:
+                requests = StockRequests(self.on_request, self.on_requester_gone, tasks)
+                self._switchboard.on_request = requests.receive
+                self._stack.callback(requests.cancel)
+            for job in (self._supervise(), self._recover(), self._watch_network(), self._watch_memory(), self._watch_sidecar()):
+                self._stack.callback(tasks.create_task(job).cancel)
+        except BaseException:
+            await self._stop()
+            raise
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._switchboard.close()
+        try:
+            # Without the body's error, which the TaskGroup would wrap into a group of one.
+            await self._stack.aclose()
+        finally:
+            await self._stop()
+
+    @property
+    def public_key(self) -> bytes:
+        if self._public_key is None:
+            raise SwarmError("the swarm is not open; use `async with`")
+        return self._public_key
+
+    @property
+    def connections(self) -> tuple[PeerConnection, ...]:
+        """Those that are open."""
+        return self._switchboard.connections
+
+    # --- topics and peers -----------------------------------------------------------------------------------------
+
+    async def join(self, topic: bytes, *, server: bool = True, client: bool = True) -> None:
+        """Be found by a topic (``server``), find others by it (``client``), or both; again with other flags to change that.
+
+        Returns at once: the network is asked in the background, see ``flush``.
+        """
+        if len(topic) != 32 or not (server or client):
+            raise ValueError("a topic has 32 bytes, and is joined as server, as client, or as both")
+        self._topics[topic] = _Join(server, client)
+        if client:
+            self._recovery.joined(topic, self.clock())
+        else:
+            self._recovery.left(topic)
+        self._tell("join", topic=topic.hex(), server=server, client=client)
+
+    async def leave(self, topic: bytes) -> None:
+        """Connections stay open."""
+        if self._topics.pop(topic, None) is not None:
+            self._recovery.left(topic)
+            self._tell("leave", topic=topic.hex())
+
+    async def flush(self, *, deadline_seconds: float = FLUSH_SECONDS) -> None:
+        """Until we are announced and the first lookups are done. Raises SwarmError when the network does not let it happen."""
+        try:
+            async with asyncio.timeout(deadline_seconds):
+                await self._running.wait()
+        except TimeoutError:
+            raise SidecarLost("the sidecar is being restarted") from None
+        await self._call("flush", deadline_seconds)
+
+    async def refresh(self, topic: bytes | None = None) -> None:
+        """Look a topic up again, or all of them. The swarm does it by itself when somebody is missing."""
+        for each in [topic] if topic is not None else list(self._topics):
+            self._tell("refresh", topic=each.hex())
+
+    async def join_peer(self, key: bytes) -> None:
+        """Keep a connection to a peer whose key is known, whatever its topics."""
+        self._explicit.add(key)
+        self._tell("joinPeer", key=key.hex())
+
+    async def leave_peer(self, key: bytes) -> None:
+        self._explicit.discard(key)
+        self._recovery.forget(key)
+        self._tell("leavePeer", key=key.hex())
+
+    async def set_firewall(self, firewall: Firewall) -> None:
+        """Returns when it holds: connections of who is refused now are gone, who is let in now is looked for."""
+        before, self.firewall = self.firewall, firewall
+        if self._sidecar is not None:
+            await self._sidecar.call("firewall", firewall.parameters())
+        if firewall.lets_in_more_than(before):
+            # Whoever was turned away waits longer and longer between tries: we dial, and do not wait for that.
+            self._recovery.look_around(self.clock())
+
+    async def set_bootstrap(self, bootstrap: Sequence[PeerAddress] | None, older: Sequence[PeerAddress]) -> None:
+        """Begin with other nodes of the DHT from now on; those that are known stay known."""
+        self.bootstrap, self.older = bootstrap, older
+        self._tell("bootstrap", **self._nodes_to_begin_with())
+
+    async def dht_nodes(self) -> tuple[PeerAddress, ...]:
+        """Some nodes of the DHT that are there now, to be kept for the next start. Raises SidecarLost, SwarmError."""
+        return tuple(PeerAddress(node["host"], node["port"]) for node in await self._call("nodes"))
+
+    async def stats(self) -> swarm_events.Stats:
+        """Raises SidecarLost while the sidecar is being restarted."""
+        found = await self._call("stats")
+        assert self._sidecar is not None
+        return swarm_events.Stats(
+            rss_bytes=found["rss"],
+            pid=self._sidecar.pid,
+            connections=len(self.connections),
+            peers=found["peers"],
+            lost=self._recovery.lost,
+            online=self._recovery.online,
+            restarts=self._restarts,
+            dht=swarm_events.DhtStats(**found["dht"]),
+            punches=swarm_events.Punches(**{kind: found["punches"][kind] for kind in ("consistent", "random", "open")}),
+            relaying=swarm_events.Relaying(**found["relaying"]),
+        )
+
+    async def __aiter__(self) -> AsyncIterator[PeerConnection]:
+        """Connections as they open, until the swarm is closed. One that is not taken within some seconds is closed."""
+        async for connection in self._switchboard.arrivals():
+            yield connection
+
+    # --- inside: asking the sidecar ---------------------------------------------------------------------------------
+
+    def _tell(self, method: str, **parameters: object) -> None:
+        """Without a sidecar this is no loss: what it has to know is told to the next one."""
+        if self._sidecar is not None:
+            self._sidecar.tell(method, parameters)
+
+    async def _call(self, method: str, deadline_seconds: float = CALL_SECONDS) -> Any:
+        if self._sidecar is None:
+            raise SidecarLost("the sidecar is being restarted")
+        return await self._sidecar.call(method, deadline_seconds=deadline_seconds)
+
+    # --- inside: keeping a sidecar ------------------------------------------------------------------------------------
+
+    async def _start(self) -> None:
+        sidecar = await Sidecar.start(self._command, self._seed + json.dumps(self._options()).encode(), self._switchboard)
+        self._sidecar = sidecar
+        self._public_key = sidecar.public_key
+        sidecar.tell("firewall", self.firewall.parameters())
+        for topic, joined in self._topics.items():
+            sidecar.tell("join", {"topic": topic.hex(), "server": joined.server, "client": joined.client})
+        for key in self._explicit:
+            sidecar.tell("joinPeer", {"key": key.hex()})
+        self._running.set()
+
+    async def _stop(self) -> None:
+        self._running.clear()
+        sidecar, self._sidecar = self._sidecar, None
+        if sidecar is not None:
+            await sidecar.stop()
+
+    def _options(self) -> dict[str, object]:
+        is_open = self.open_to_world
+        if is_open is None and self.host is not None:
+            is_open = _is_loopback(self.host)
+        return {
+            **self._nodes_to_begin_with(),
+            "nodes": _parameters_of(self.nodes),
+            "relays": [key.hex() for key in self.relays],
+            "host": self.host,
+            "port": self.port,
+            "open": bool(is_open),
+            "persistent": self.persistent,
+            "firstBytes": self.first_bytes,
+            "servesRequests": self.on_request is not None,
+        }
+
+    def _nodes_to_begin_with(self) -> dict[str, object]:
+        return {"bootstrap": None if self.bootstrap is None else _parameters_of(self.bootstrap), "older": _parameters_of(self.older)}
+
+    async def _supervise(self) -> None:
+        wait = RESTART_SECONDS
+        while True:
+            assert self._sidecar is not None
+            began_at = self.clock()
+            words = await self._sidecar.wait()
+            self._sidecar = None
+            self._running.clear()
+            self._switchboard.sidecar_lost()
+            self.on_event(swarm_events.SidecarDied(words))
+            if self.clock() - began_at >= RESTART_CALM_SECONDS:
+                wait = RESTART_SECONDS
+            while self._sidecar is None:
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, RESTART_MOST_SECONDS)
+                try:
+                    await self._start()
+                except SwarmError as error:
+                    self.on_event(swarm_events.SidecarDied(str(error)))
+            self._restarts += 1
+            self._recovery.restarted(self.clock())
+            self.on_event(swarm_events.SidecarRestarted(self._restarts))
+
+    # --- inside: finding peers again --------------------------------------------------------------------------------
+
+    async def _recover(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            if self._sidecar is None:
+                continue
+            for step in self._recovery.due(self.clock()):
+                if isinstance(step, Dial):
+                    self._tell("dial", key=step.key.hex(), topic=step.topic.hex())
+                else:
+                    self._tell("refresh", topic=step.topic.hex())
+
+    async def _watch_network(self) -> None:
+        while True:
+            await asyncio.sleep(PROBE_ONLINE_SECONDS if self._recovery.online else PROBE_OFFLINE_SECONDS)
+            if self._sidecar is None or not self._recovery.misses_somebody:
+                continue
+            try:
+                online = await self._sidecar.call("isOnline", deadline_seconds=PROBE_DEADLINE_SECONDS)
+            except SwarmError:
+                continue
+            if self._recovery.probed(online):
+                self._network_changed()
+
+    async def _watch_memory(self) -> None:
+        was_remembered = True
+        while True:
+            await asyncio.sleep(MEMORY_SECONDS)
+            announced = [topic for topic, joined in self._topics.items() if joined.server]
+            if self._sidecar is None or not announced:
+                continue
+            try:
+                remembered = await self._sidecar.call("isRemembered", deadline_seconds=PROBE_DEADLINE_SECONDS)
+            except SwarmError:
+                remembered = False
+            if not remembered:
+                self._tell("announce")
+            if not (remembered and was_remembered):
+                # Once more after the library has announced our key by itself: it does not think of topics.
+                for topic in announced:
+                    self._tell("refresh", topic=topic.hex())
+            was_remembered = remembered
+
+    async def _watch_sidecar(self) -> None:
+        missed = 0
+        while True:
+            await asyncio.sleep(HANGS_SECONDS)
+            sidecar = self._sidecar
+            if sidecar is None:
+                missed = 0
+                continue
+            try:
+                await sidecar.call("nodes", deadline_seconds=HANGS_SECONDS)
+                missed = 0
+            except SwarmError:
+                missed += 1
+            if missed >= HANGS_ROUNDS:
+                missed = 0
+                sidecar.kill()
+
+    def _closed(self, connection: PeerConnection, *, wanted: bool) -> None:
+        self._recovery.closed(connection.key, self.clock(), wanted=wanted)
+
+    def _announce(self, event: swarm_events.Event) -> None:
+        self.on_event(event)  # whatever it is by now
+
+    def _network_changed(self) -> None:
+        self._tell("revive")
+        self._recovery.came_back(self.clock())
+        self.on_event(swarm_events.NetworkChanged())
+
+
+def _parameters_of(nodes: Sequence[PeerAddress]) -> list[dict[str, object]]:
+    return [{"host": node.host, "port": node.port} for node in nodes]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,33 @@
+"""Moving from one server to another without losing or repeating a message, while both connections are subscribed."""
+
+from collections import Counter
+from collections.abc import Callable
+
+from shared.transports.nats.nats_protocol import NatsMessage
+
+
+class Handover:
+    """Delivers what the old connection brings, holds back what the new one brings, and in the end delivers from that what the old one
+    did not have."""
+
+    def __init__(self, deliver: Callable[[NatsMessage], None]) -> None:
+        self._deliver = deliver
+        self._delivered: Counter[NatsMessage] = Counter()
+        self._held: list[NatsMessage] = []
+
+    def from_old(self, message: NatsMessage) -> None:
+        self._delivered[message] += 1
+        self._deliver(message)
+
+    def from_new(self, message: NatsMessage) -> None:
+        self._held.append(message)
+
+    def remaining(self) -> list[NatsMessage]:
+        """What is left to deliver, once the old connection brings nothing more."""
+        left = []
+        for message in self._held:
+            if self._delivered[message]:
+                self._delivered[message] -= 1
+            else:
+                left.append(message)
+        return left

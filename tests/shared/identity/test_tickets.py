@@ -1,0 +1,125 @@
+"""Tickets: one line that comes whole or not at all, and what its use signs."""
+
+import base64
+import hashlib
+import random
+
+import msgpack
+import msgspec
+import nkeys
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared import errors
+from shared.identity import node_keys, tickets
+from shared.identity.tickets import Ticket
+from shared.types import MeshName, NodeId
+from tests.cases import case
+
+RAW = bytes(range(32))
+CA = node_keys.Authority(bytes(nkeys.encode_seed(RAW, nkeys.PREFIX_BYTE_ACCOUNT)))
+TICKET = Ticket(1, "t-1", RAW, node_keys.raw_of(CA.id), MeshName("home"), ("203.0.113.5:49737",), (bytes(32),))
+TEXT = (
+    "aip_join_lwGjdC0xxCAAAQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eH8QgA6EHv_POEL4dcN0Y50vAmWfk1jCbpQ1fHdyGZBJVMbikaG9tZZGxMjAzLjAu"
+    "MTEzLjU6NDk3MzeRxCAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAJC7WwA"
+)
+NEWCOMER, AUTH = (
+    NodeId("UASUHOJP6EEVKEKHNLOIG2O3NXOJGNTFUEMXRXNBIBHOCBTMVFKZ3BWH"),
+    NodeId("UALUKU5UK3O57RUQR3FLDQIB7ZVLEHRLVIDBO6K3PVB2MNECTE75KRJ3"),
+)
+
+
+def whole(body: bytes) -> str:
+    return tickets.PREFIX + base64.urlsafe_b64encode(body + hashlib.sha256(body).digest()[:4]).decode().rstrip("=")
+
+
+def test_the_text_is_for_ever() -> None:
+    """Frozen: a ticket that was sent by mail yesterday is used with the program of today."""
+    assert tickets.render(TICKET) == TEXT
+    assert tickets.parse(TEXT) == TICKET
+    # The same, made without any code of ours.
+    body = msgpack.packb([1, "t-1", RAW, node_keys.raw_of(CA.id), "home", ["203.0.113.5:49737"], [bytes(32)]])
+    assert whole(body) == TEXT
+
+
+def test_it_names_the_mesh_and_carries_the_key() -> None:
+    found = tickets.parse(TEXT)
+    assert found.authority_id == CA.id
+    assert found.key.raw_seed == RAW
+
+
+def test_line_breaks_of_terminals_and_mails_do_not_matter() -> None:
+    broken = "\n  ".join(TEXT[at : at + 40] for at in range(0, len(TEXT), 40)) + "\r\n"
+    assert tickets.parse(broken) == TICKET
+
+
+@pytest.mark.parametrize("text", ["", "aip_join", "aip_sk_123", "hello", " ", "AIP_JOIN_" + TEXT[9:], "é"])
+def test_what_is_no_ticket_is_said_so(text: str) -> None:
+    with pytest.raises(errors.BadTicket, match="begins with aip_join_"):
+        tickets.parse(text)
+
+
+def test_what_was_not_copied_whole_is_refused() -> None:
+    for text in [*(TEXT[:end] for end in range(len(tickets.PREFIX), len(TEXT))), TEXT + "A", TEXT + "=", TEXT * 2, TEXT + "é"]:
+        with case(text), pytest.raises(errors.BadTicket, match="not copied whole"):
+            tickets.parse(text)
+
+
+def test_a_thousand_flipped_bits_are_a_thousand_refusals() -> None:
+    for bit in random.Random(7).sample(range(len(TEXT) * 8), 1000):
+        letters = [ord(letter) for letter in TEXT]
+        letters[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(errors.BadTicket):
+            tickets.parse("".join(map(chr, letters)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"seed": bytes(31)}, id="a seed that is too short"),
+        pytest.param({"authority": bytes(33)}, id="a CA key that is too long"),
+        pytest.param({"relays": (b"key",)}, id="a relay that is no key"),
+    ],
+)
+def test_keys_of_the_wrong_length_are_refused(change: dict[str, object]) -> None:
+    with pytest.raises(errors.BadTicket):
+        tickets.parse(tickets.render(msgspec.structs.replace(TICKET, **change)))
+
+
+def test_a_ticket_of_a_newer_version_says_what_to_do() -> None:
+    with pytest.raises(errors.BadTicket, match="newer aimesh"):
+        tickets.parse(tickets.render(msgspec.structs.replace(TICKET, version=2)))
+
+
+def test_a_line_that_is_too_long_is_not_read() -> None:
+    with pytest.raises(errors.BadTicket, match="not copied whole"):
+        tickets.parse(tickets.render(msgspec.structs.replace(TICKET, bootstrap=("203.0.113.5:49737",) * 500)))
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_break_the_parser(body: bytes) -> None:
+    with pytest.raises(errors.BadTicket):
+        tickets.parse(whole(body))
+
+
+@given(st.text(max_size=100))
+def test_no_text_breaks_the_parser(text: str) -> None:
+    with pytest.raises(errors.BadTicket):
+        tickets.parse(tickets.PREFIX + text)
+
+
+def test_a_use_is_of_one_ticket_by_one_node_at_one_auth_on_one_connection() -> None:
+    channel = b"\x01" * 64
+    text = tickets.use_text("t-1", NEWCOMER, AUTH, channel)
+    assert text == msgpack.packb([1, "t-1", NEWCOMER, AUTH, channel])
+    signature = TICKET.key.sign("ticket", text)
+    assert node_keys.verify(TICKET.key.id, "ticket", text, signature)
+    for other in (
+        tickets.use_text("t-2", NEWCOMER, AUTH, channel),
+        tickets.use_text("t-1", AUTH, AUTH, channel),
+        tickets.use_text("t-1", NEWCOMER, NEWCOMER, channel),
+        tickets.use_text("t-1", NEWCOMER, AUTH, b"\x02" * 64),
+    ):
+        assert not node_keys.verify(TICKET.key.id, "ticket", other, signature)
+    assert not node_keys.verify(TICKET.key.id, "ticket", text, TICKET.key.sign_bare(text))

@@ -1,0 +1,194 @@
+"""Mails to a real server on loopback, and to ones that hang, refuse, fail for a while or are not who they should be."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from shared import errors
+from shared.mail import mail_queue, mailer
+from shared.mail.mail_queue import MOST_WAITING
+from shared.mail.mailer import Mailer
+from shared.telemetry import logs
+from tests.shared.mail.mail_server import MailServer, serving, throw_away_certificate
+
+FROM = "aimesh <noreply@example.com>"
+TEXT = "Hello,\n\nyour code is 4711.\n.\n..two dots\nBye ä\n"
+
+
+@contextlib.asynccontextmanager
+async def mailing(server: MailServer, url: str) -> AsyncIterator[Mailer]:
+    async with serving(server), mailer.opened(mailer.parse(url.format(server.port), FROM)) as opened:
+        yield opened
+
+
+async def until_told(opened: Mailer, words: str) -> None:
+    async with asyncio.timeout(20):
+        while words not in opened.check().detail:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.01)
+
+
+async def test_a_mail_arrives_as_it_was_sent() -> None:
+    server = MailServer()
+    async with mailing(server, "smtp://localhost:{}") as opened:
+        await opened.send("anna@example.com", "Hello ä", TEXT)
+        await server.wait_for(1)
+    sender, to, mail = server.mails[0]
+    assert (sender, to) == ("noreply@example.com", "anna@example.com")
+    assert (mail["Subject"], mail["To"], mail["From"]) == ("Hello ä", "anna@example.com", FROM)
+    assert mail.get_content().replace("\r\n", "\n") == TEXT
+    assert opened.check().detail == ""
+
+
+async def test_starttls_and_a_login_show_nothing_to_who_listens(tmp_path: Path) -> None:
+    tls, ca_file = throw_away_certificate(tmp_path)
+    server = MailServer(tls=tls, users={"us er": "p@ss"})
+    async with mailing(server, "smtp://us%20er:p%40ss@localhost:{}?ca=" + str(ca_file)) as opened:
+        await opened.send("anna@example.com", "hello", TEXT)
+        await server.wait_for(1)
+    assert [line.partition(" ")[0].upper() for line in server.plain] == ["EHLO", "STARTTLS"]
+    assert [line.partition(" ")[0].upper() for line in server.sealed[:3]] == ["EHLO", "AUTH", "MAIL"]
+
+
+async def test_tls_from_the_first_byte(tmp_path: Path) -> None:
+    tls, ca_file = throw_away_certificate(tmp_path)
+    server = MailServer(tls=tls, at_once=True)
+    async with mailing(server, "smtps://localhost:{}?ca=" + str(ca_file)) as opened:
+        await opened.send("anna@example.com", "hello", TEXT)
+        await server.wait_for(1)
+    assert server.plain == []
+
+
+async def test_without_starttls_nothing_is_sent(tmp_path: Path) -> None:
+    tls, ca_file = throw_away_certificate(tmp_path)
+    server = MailServer(tls=tls, offers_starttls=False, users={"user": "s3cret"})
+    async with mailing(server, "smtp://user:s3cret@localhost:{}?ca=" + str(ca_file)) as opened:
+        await opened.send("anna@example.com", "hello", TEXT)
+        await until_told(opened, "STARTTLS")
+    assert server.mails == []
+    assert not [line for line in server.plain if line.upper().startswith(("AUTH", "MAIL"))]
+
+
+@pytest.mark.parametrize("name", ["mail.example.com", "localhost"])
+async def test_another_servers_certificate_is_refused(tmp_path: Path, name: str) -> None:
+    """One for another name, and one for this name by an authority that nobody named."""
+    tls, ca_file = throw_away_certificate(tmp_path, name)
+    if name == "localhost":
+        other = tmp_path / "other"
+        other.mkdir()
+        _, ca_file = throw_away_certificate(other, name)
+    server = MailServer(tls=tls)
+    async with mailing(server, "smtp://localhost:{}?ca=" + str(ca_file)) as opened:
+        await opened.send("anna@example.com", "hello", TEXT)
+        await until_told(opened, "certificate")
+    assert server.mails == []
+
+
+async def test_a_wrong_password_is_told_and_not_tried_again(tmp_path: Path) -> None:
+    server = MailServer(users={"user": "right"})
+    async with mailing(server, "smtp://user:wr0ng@localhost:{}") as opened:
+        await opened.send("anna@example.com", "hello", TEXT)
+        await until_told(opened, "user name and password (535)")
+        assert "1 are lost" in opened.check().detail
+        assert "wr0ng" not in opened.check().detail
+        assert opened.check().ok, "a service without mail still serves"
+
+
+async def test_a_server_that_fails_for_a_while_gets_it_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mail_queue, "PAUSES_SECONDS", (0.01, 0.01, 0.01))
+    server = MailServer(answers={"RCPT": ["451 greylisted", "421 busy", "250 ok"]})
+    async with mailing(server, "smtp://localhost:{}") as opened:
+        await opened.send("anna@example.com", "hello", TEXT)
+        async with asyncio.timeout(20):
+            await server.wait_for(1)
+    assert server.connections == 3
+
+
+async def test_after_four_attempts_it_is_lost_and_the_next_one_goes_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mail_queue, "PAUSES_SECONDS", (0.01, 0.01, 0.01))
+    server = MailServer(answers={"MAIL": ["451 a", "451 b", "451 c", "451 d", "250 ok"]})
+    async with mailing(server, "smtp://localhost:{}") as opened:
+        await opened.send("anna@example.com", "first", TEXT)
+        await until_told(opened, "1 are lost")
+        await opened.send("anna@example.com", "second", TEXT)
+        await server.wait_for(1)
+        assert server.connections == 5
+    assert server.mails[0][2]["Subject"] == "second"
+
+
+async def test_a_refused_recipient_is_neither_tried_again_nor_named(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("auth")
+    try:
+        server = MailServer(answers={"RCPT": ["550 5.1.1 <anna@example.com>: no such user"]})
+        async with mailing(server, "smtp://localhost:{}") as opened:
+            await opened.send("anna@example.com", "hello", TEXT)
+            await until_told(opened, "recipient (550)")
+            assert "anna" not in opened.check().detail
+        assert server.connections == 1
+    finally:
+        logs.silence()
+    said = capsys.readouterr().out
+    assert "mail not sent" in said
+    assert "anna" not in said
+    assert "4711" not in said
+
+
+async def test_a_server_that_says_nothing_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mailer, "DEADLINE_SECONDS", 0.2)
+    server = MailServer(hangs=True)
+    async with mailing(server, "smtp://localhost:{}") as opened:
+        await opened.send("anna@example.com", "hello", TEXT)
+        await until_told(opened, "too slow")
+        # Its thread is free again.
+        server.hangs = False
+        await opened.send("bert@example.com", "hello", TEXT)
+        await server.wait_for(1)
+    assert server.mails[0][1] == "bert@example.com"
+
+
+async def test_a_dead_mail_server_ends_with_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mailer, "FAREWELL_SECONDS", 0.05)
+    server = MailServer(hangs=True)
+    async with serving(server):
+        async with asyncio.timeout(5), mailer.opened(mailer.parse(f"smtp://localhost:{server.port}", FROM)) as opened:
+            await opened.send("anna@example.com", "hello", TEXT)
+            await server.wait_for_connections(1)
+        async with asyncio.timeout(5):
+            while any(thread.name.startswith("smtp") for thread in threading.enumerate()):  # noqa: ASYNC110 - threads tell nobody
+                await asyncio.sleep(0.01)
+
+
+async def test_the_queue_is_bounded_and_what_does_not_fit_is_told() -> None:
+    server = MailServer(hangs=True)
+    async with mailing(server, "smtp://localhost:{}") as opened:
+        for _ in range(MOST_WAITING + 30):
+            await opened.send("anna@example.com", "hello", TEXT)
+        assert "30 are lost" in opened.check().detail
+        server.hangs = False
+        # The one that hangs is cut off at the end of the test; none of this waits for it.
+
+
+async def test_an_address_that_is_none_is_refused_before_anything_is_sent() -> None:
+    server = MailServer()
+    async with mailing(server, "smtp://localhost:{}") as opened:
+        with pytest.raises(errors.BadRequest):
+            await opened.send("anna@example.com\r\nRCPT TO:<eve@example.com>", "hello", TEXT)
+    assert server.connections == 0
+
+
+@pytest.mark.parametrize(
+    ("url", "sender", "mistakes"),
+    [
+        pytest.param("http://s3cret", "nobody", ["SMTP_URL", "neither smtp", "MAIL_FROM", "Name <"], id="both"),
+        pytest.param("smtps://mail?ca=/nowhere/ca.pem", FROM, ["SMTP_URL", "No such file"], id="no such file"),
+    ],
+)
+def test_all_mistakes_of_the_settings_together(url: str, sender: str, mistakes: list[str]) -> None:
+    with pytest.raises(errors.BadSettings) as refused:
+        mailer.parse(url, sender)
+    for mistake in mistakes:
+        assert mistake in refused.value.message
+    assert "s3cret" not in refused.value.message

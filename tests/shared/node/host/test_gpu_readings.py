@@ -1,0 +1,183 @@
+"""Against a driver of our own that refuses, hangs and loses GPUs."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from shared.node.host import gpu_readings
+from shared.node.host.gpu_readings import KEPT_SECONDS, Gpus
+from shared.node.host.nvml import Gpu, NoDriver, NvmlRefused
+from shared.node.lifecycle import background
+from shared.telemetry import logs
+from tests.testnet import until
+
+SOON = 0.05
+
+
+@dataclass
+class FakeDriver:
+    gpus: int = 2
+    #: What `count` raises.
+    trouble: Exception | None = None
+    #: What `read` raises, by index.
+    refused: dict[int, Exception] = field(default_factory=dict)
+    #: Calls that hang until it is set: "count", or the index of a GPU.
+    hangs: set[int | str] = field(default_factory=set)
+    released: threading.Event = field(default_factory=threading.Event)
+    calls: list[int | str] = field(default_factory=list)
+
+    def count(self) -> int:
+        self._called("count")
+        if self.trouble is not None:
+            raise self.trouble
+        return self.gpus
+
+    def read(self, index: int) -> Gpu:
+        self._called(index)
+        if index in self.refused:
+            raise self.refused[index]
+        return Gpu(index, usage=0.5)
+
+    def _called(self, what: int | str) -> None:
+        self.calls.append(what)
+        if what in self.hangs:
+            assert self.released.wait(20)
+
+
+@pytest.fixture
+def driver() -> Iterator[FakeDriver]:
+    driver = FakeDriver()
+    yield driver
+    driver.released.set()
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, object]]:
+    lines: list[tuple[str, object]] = []
+    monkeypatch.setattr(logs, "_write", lambda _, event, fields: lines.append((event, fields.get("of"))))
+    return lines
+
+
+@dataclass
+class Clock:
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def indexes(found: Gpus) -> list[int]:
+    return sorted(gpu.index for gpu in found.fresh())
+
+
+async def test_all_gpus_are_read_in_threads(driver: FakeDriver) -> None:
+    found = Gpus(driver)
+    assert await found.look()
+    assert found.fresh() == [Gpu(0, usage=0.5), Gpu(1, usage=0.5)]
+
+
+async def test_without_a_driver_nothing_is_shown_and_nothing_is_said(driver: FakeDriver, said: list[tuple[str, object]]) -> None:
+    driver.trouble = NoDriver()
+    found = Gpus(driver)
+    assert not await found.look()
+    assert found.fresh() == []
+    assert said == []
+
+
+async def test_a_driver_that_refuses_is_said_once_and_asked_again(driver: FakeDriver, said: list[tuple[str, object]]) -> None:
+    driver.trouble = NvmlRefused("Driver Not Loaded")
+    found = Gpus(driver)
+    for _ in range(3):
+        assert not await found.look()
+    driver.trouble = None
+    assert await found.look()
+    assert indexes(found) == [0, 1]
+    assert said == [("NVML does not tell of a GPU", "driver"), ("NVML tells again", "driver")]
+
+
+async def test_a_gpu_that_falls_off_the_bus_is_gone_at_once_and_said_once(driver: FakeDriver, said: list[tuple[str, object]]) -> None:
+    found = Gpus(driver)
+    await found.look()
+    driver.refused[1] = NvmlRefused("GPU is lost")
+    for _ in range(3):
+        await found.look()
+        assert indexes(found) == [0]
+    driver.refused.clear()
+    await found.look()
+    assert indexes(found) == [0, 1]
+    assert said == [("NVML does not tell of a GPU", "GPU 1"), ("NVML tells again", "GPU 1")]
+
+
+async def test_a_gpu_that_is_no_longer_listed_is_gone(driver: FakeDriver, said: list[tuple[str, object]]) -> None:
+    found = Gpus(driver)
+    await found.look()
+    driver.gpus = 1
+    for _ in range(3):
+        await found.look()
+    assert indexes(found) == [0]
+    assert said == [("NVML does not tell of a GPU", "GPU 1")]
+
+
+async def test_a_gpu_that_hangs_is_gone_takes_no_other_along_and_keeps_one_thread(
+    driver: FakeDriver, said: list[tuple[str, object]]
+) -> None:
+    found = Gpus(driver, answer_seconds=SOON)
+    await found.look()
+    driver.hangs.add(1)
+    for _ in range(3):
+        await found.look()
+        assert indexes(found) == [0]
+    assert driver.calls.count(1) == 2
+    assert said == [("NVML does not tell of a GPU", "GPU 1")]
+    driver.hangs.clear()
+    driver.released.set()
+    await until(found._answered["GPU 1"])
+    await found.look()
+    assert indexes(found) == [0, 1]
+
+
+async def test_a_driver_that_hangs_blocks_nobody(driver: FakeDriver, said: list[tuple[str, object]]) -> None:
+    found = Gpus(driver, answer_seconds=SOON)
+    await found.look()
+    driver.hangs.add("count")
+    async with asyncio.timeout(10):
+        assert await found.look()
+        assert await found.look()
+    assert found.fresh() == []
+    assert driver.calls.count("count") == 2
+    assert said == [("NVML does not tell of a GPU", "driver")]
+
+
+async def test_what_was_read_too_long_ago_is_not_shown(driver: FakeDriver) -> None:
+    clock = Clock()
+    found = Gpus(driver, clock)
+    await found.look()
+    clock.now += KEPT_SECONDS
+    assert indexes(found) == [0, 1]
+    clock.now += 0.1
+    assert found.fresh() == []
+
+
+async def test_they_are_looked_at_again_and_again_until_the_node_ends(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_readings, "EVERY_SECONDS", 0.001)
+    async with background() as tasks:
+        tasks.create_task(Gpus(driver).run())
+        await until(lambda: driver.calls.count(1) > 2)
+
+
+def test_a_hanging_thread_does_not_outlive_its_loop_with_noise(driver: FakeDriver) -> None:
+    driver.hangs.add("count")
+
+    async def live_and_die() -> None:
+        await Gpus(driver, answer_seconds=SOON).look()
+
+    asyncio.run(live_and_die())
+    stuck = next(thread for thread in threading.enumerate() if thread.name == "nvml driver")
+    assert stuck.daemon
+    driver.released.set()
+    # Its answer comes to a loop that is closed; pytest fails a test in whose threads something is raised.
+    stuck.join(10)
+    assert not stuck.is_alive()

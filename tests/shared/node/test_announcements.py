@@ -1,0 +1,62 @@
+"""What of a node that cannot be reached is shown to people, and what is believed of one that announces itself."""
+
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from shared.discovery import directory
+from shared.discovery.directory import Announcement, Directory
+from shared.node.announcements import Announcer
+from shared.types import NodeId, Peer, Role
+
+WORKER = NodeId("UWORKER")
+
+
+def announcer(role: Role, nodes: Directory, revoked: frozenset[NodeId] = frozenset()) -> Announcer:
+    me: Any = SimpleNamespace(role=role, node=NodeId("UME"), mesh="test", instance="me")
+    roads: Any = SimpleNamespace(
+        swarm=SimpleNamespace(), nats=None, on_link=None, is_revoked=lambda node: node in revoked, told=lambda node, number: None
+    )
+    return Announcer(me, roads, nodes, None)
+
+
+@pytest.mark.parametrize(
+    ("role", "revoked", "shown"),
+    [
+        pytest.param(Role.GATEWAY, frozenset(), "no path: not allowed", id="a gateway shows why"),
+        pytest.param(Role.WORKER, frozenset(), None, id="a worker shows nobody"),
+        pytest.param(Role.GATEWAY, frozenset({WORKER}), None, id="of a revoked one that is the consequence and not the reason"),
+    ],
+)
+def test_why_a_node_cannot_be_reached(role: Role, revoked: frozenset[NodeId], shown: str | None) -> None:
+    nodes = Directory(lambda: 0.0)
+    announcer(role, nodes, revoked)._unreachable(WORKER, "no path: not allowed")
+    entry = nodes.find(WORKER)
+    assert (None if entry is None else entry.why_gone) == shown
+
+
+def test_owner_and_labels_are_those_of_the_certificate_whatever_a_node_says_over_hyperswarm() -> None:
+    """Both decide whose prompts a worker gets."""
+    nodes = Directory(lambda: 0.0)
+    lies = Announcement(Role.WORKER, WORKER, "1", datetime(2026, 1, 1, tzinfo=UTC), labels={"trusted": "yes"}, owner="")
+    peer = Peer(Role.WORKER, WORKER, WORKER, "ada", (("gpu", "4090"),))
+    link: Any = SimpleNamespace(peer=peer, path="direct")
+    announcer(Role.GATEWAY, nodes)._heard_by_swarm(link, directory.encode(lies))
+    entry = nodes.find(WORKER)
+    assert entry is not None
+    assert (entry.announcement.owner, entry.announcement.labels) == ("ada", {"gpu": "4090"})
+
+
+def test_the_time_of_an_announcement_alone_is_no_news() -> None:
+    nodes = Directory(lambda: 0.0)
+    told: list[object] = []
+    nodes.watch(told.append)
+    link: Any = SimpleNamespace(peer=Peer(Role.WORKER, WORKER, WORKER), path="direct")
+    here = announcer(Role.GATEWAY, nodes)
+    for second in range(3):
+        at = datetime(2026, 1, 1, second=second, tzinfo=UTC)
+        said = Announcement(Role.WORKER, WORKER, "1", datetime(2026, 1, 1, tzinfo=UTC), made_at=at)
+        here._heard_by_swarm(link, directory.encode(said))
+    assert len(told) == 1

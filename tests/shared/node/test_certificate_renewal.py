@@ -1,0 +1,284 @@
+"""A node's standing: when it asks for a new certificate, from whom it takes a list, where it meets whom, what it keeps."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared import errors
+from shared.api import membership as contract
+from shared.api import node as node_api
+from shared.discovery import topics
+from shared.discovery.directory import Announcement, Directory
+from shared.identity import certificates, node_keys
+from shared.identity.certificates import Subject
+from shared.identity.node_keys import Authority, NodeKey
+from shared.identity.trust import Trust
+from shared.node import membership_file
+from shared.node.certificate_renewal import LOST_SECONDS, CertificateRenewal
+from shared.node.lifecycle import background
+from shared.transports.swarm_link import MeetingTopics
+from shared.types import MeshName, NodeId, Role
+from tests.testnet import until
+
+MESH = MeshName("test")
+AUTH = NodeId("UAUTH")
+GATEWAY = NodeId("UGATEWAY")
+
+
+@dataclass
+class House:
+    """An auth with a CA of its own, and what its gateway holds; in place of both their nodes on the mesh."""
+
+    ca: Authority = field(default_factory=lambda: Authority(node_keys.new_authority_seed()))
+    key: NodeKey = field(default_factory=lambda: NodeKey(node_keys.new_seed()))
+    role: Role = Role.WORKER
+    number: int = 1
+    epoch: int = 1
+    revoked: tuple[NodeId, ...] = ()
+    issued_at: float = field(default_factory=time.time)
+    asked: list[tuple[str, NodeId | None]] = field(default_factory=list)
+    refusal: errors.AimeshError | None = None
+    bootstrap: tuple[str, ...] = ("127.0.0.1:1",)
+
+    def list_body(self) -> bytes:
+        return certificates.issue_list(self.ca, self.number, self.epoch, self.revoked, time.time())
+
+    def reply(self) -> contract.Membership:
+        certificate = certificates.issue(self.ca, Subject(self.key.id, self.role), self.issued_at)
+        secrets = (contract.TopicSecret(self.epoch, bytes([self.epoch]) * 32),)
+        return contract.Membership(
+            MESH, self.role, certificate, self.list_body(), (self.ca.id,), b"", secrets, self.bootstrap, (), int(time.time() * 1000)
+        )  # fmt: skip
+
+    async def call(self, method: Any, request: Any, *, to: NodeId | None = None, deadline_seconds: float) -> Any:
+        self.asked.append((method.name, to))
+        if self.refusal is not None:
+            raise self.refusal
+        return self.reply() if method is contract.renew_certificate else node_api.Revocations(self.list_body())
+
+
+@dataclass
+class World:
+    house: House
+    standing: CertificateRenewal
+    trust: Trust
+    nodes: Directory
+    state: Path
+    changes: list[None] = field(default_factory=list)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with background() as tasks:
+            tasks.create_task(self.standing.run())
+            yield
+
+    def hear(self, node: NodeId, role: Role) -> None:
+        self.nodes.heard(Announcement(role, node, "0.1.0", datetime(2026, 1, 1, tzinfo=UTC)), "nats")
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Callable[..., World]:
+    def make(**facts: Any) -> World:
+        house = House(**facts)
+        trust = Trust(house.key, house.role)
+        nodes = Directory(asyncio.get_running_loop().time)
+        state = tmp_path / "node.mesh"
+        standing = CertificateRenewal(trust, membership_file.MembershipFile(MESH, house.role), state, nodes, house)  # type: ignore[arg-type]  # stands in for rpc
+        made = World(house, standing, trust, nodes, state)
+        standing.changed = lambda: made.changes.append(None)
+        return made
+
+    return make
+
+
+async def test_a_node_of_the_house_is_certified_as_soon_as_auth_is_there(world: Callable[..., World]) -> None:
+    here = world(role=Role.GATEWAY)
+    async with here.running():
+        here.hear(AUTH, Role.AUTH)
+        await until(lambda: here.trust.has_certificate(time.time()))
+    kept = membership_file.load(here.state)
+    assert kept is not None
+    assert (kept.authorities, kept.topics[0].epoch, kept.bootstrap) == ((here.house.ca.id,), 1, ("127.0.0.1:1",))
+    assert here.state.stat().st_mode & 0o777 == 0o600
+    assert here.trust.number == 1
+
+
+async def test_every_renewal_brings_the_present_dht_nodes_and_the_former_ones_are_kept(world: Callable[..., World]) -> None:
+    here = world(role=Role.GATEWAY)
+    for bootstrap in (("house.test:1", "127.0.0.1:1"), ("127.0.0.1:2",)):
+        here.standing.take(here.house.reply())
+        here.house.bootstrap = bootstrap
+    here.standing.take(here.house.reply())
+    kept = membership_file.load(here.state)
+    assert kept is not None
+    assert (kept.bootstrap, kept.older_bootstrap) == (("127.0.0.1:2",), ("house.test:1", "127.0.0.1:1"))
+    assert len(here.changes) == 3
+
+
+async def test_what_was_kept_is_known_again_after_a_restart_without_auth(world: Callable[..., World]) -> None:
+    here = world(revoked=(NodeId("UGONE"),))
+    here.standing.take(here.house.reply())
+    kept = membership_file.load(here.state)
+    assert kept is not None
+    again = Trust(here.house.key, Role.WORKER)
+    membership_file.believe(again, kept)
+    assert again.has_certificate(time.time())
+    assert again.revoked == {NodeId("UGONE")}
+    assert again.topics == here.trust.topics
+
+
+@pytest.mark.parametrize(("life_over", "is_due"), [(0.5, False), (0.6, False), (0.75, True), (1.5, True)])
+async def test_it_renews_when_two_thirds_of_the_certificates_life_are_over(
+    world: Callable[..., World], life_over: float, is_due: bool
+) -> None:
+    here = world()
+    here.hear(AUTH, Role.AUTH)
+    here.trust.authorities = (here.house.ca.id,)
+    life = certificates.lifetime_seconds(Role.WORKER)
+    here.trust.certificate = certificates.issue(here.house.ca, Subject(here.house.key.id, Role.WORKER), time.time() - life * life_over)
+    async with here.running():
+        await until(lambda: ("node.readRevocations", AUTH) in here.house.asked)
+    assert (("auth.renewCertificate", None) in here.house.asked) is is_due
+
+
+async def test_a_certificate_for_another_node_or_of_another_mesh_is_not_believed(world: Callable[..., World]) -> None:
+    here = world()
+    here.standing.take(here.house.reply())
+    good = here.trust.certificate
+    stranger = House(key=NodeKey(node_keys.new_seed()), ca=here.house.ca)
+    for reply in (House(key=here.house.key).reply(), stranger.reply()):
+        with pytest.raises(errors.NotCertified):
+            here.standing.take(reply)
+    assert here.trust.certificate == good
+
+
+async def test_a_higher_number_is_asked_for_where_it_was_heard_and_cuts_off(world: Callable[..., World]) -> None:
+    here = world()
+    here.standing.take(here.house.reply())
+    here.hear(GATEWAY, Role.GATEWAY)
+    cut: list[frozenset[NodeId]] = []
+    here.trust.on_revoked.append(cut.append)
+    async with here.running():
+        here.house.number, here.house.revoked = 2, (GATEWAY,)
+        here.standing.told(NodeId("USOMEBODY"), 2)
+        await until(lambda: here.trust.number == 2)
+    assert cut == [{GATEWAY}]
+    assert here.nodes.entries(Role.GATEWAY)[0].why_not == "revoked by an administrator"
+    kept = membership_file.load(here.state)
+    assert kept is not None
+    assert certificates.check_list(kept.revocations, (here.house.ca.id,)).number == 2
+
+
+@pytest.mark.parametrize("role", [Role.AUTH, Role.GATEWAY, Role.WORKER, Role.METRICS, Role.WEB])
+@pytest.mark.parametrize("other", [Role.AUTH, Role.GATEWAY, Role.WORKER, Role.METRICS])
+async def test_a_newer_list_is_asked_for_only_where_the_role_may_speak(world: Callable[..., World], role: Role, other: Role) -> None:
+    """402 refused publishes in 22 minutes with three auths: each asked the others for the list."""
+    here = world(role=role)
+    here.standing.take(here.house.reply())
+    here.hear(NodeId("UOTHER"), other)
+    here.standing.told(NodeId("UOTHER"), 2)
+    may_speak = other in topics.SPEAKS_TO[role]
+    async with here.running():
+        if may_speak:
+            here.house.number = 2
+            await until(lambda: here.trust.number == 2, seconds=10)
+        else:
+            await until(lambda: here.standing._pull_at > 0, seconds=10)
+    assert ("node.readRevocations", NodeId("UOTHER")) in here.house.asked or not may_speak
+    assert may_speak or NodeId("UOTHER") not in [node for _, node in here.house.asked]
+
+
+async def test_a_new_epoch_brings_new_meeting_places(world: Callable[..., World]) -> None:
+    here = world()
+    here.standing.take(here.house.reply())
+    before = here.standing.meetings()
+    here.hear(AUTH, Role.AUTH)
+    async with here.running():
+        here.house.number, here.house.epoch = 2, 2
+        here.standing.told(AUTH, 2)
+        await until(lambda: here.trust.topics[0][0] == 2)
+    assert not {meeting.topic for meeting in before} & {meeting.topic for meeting in here.standing.meetings()}
+
+
+async def test_who_is_not_certified_looks_for_auth_alone(world: Callable[..., World]) -> None:
+    here = world()
+    here.trust.authorities = (here.house.ca.id,)
+    enrolment = topics.enrolment_topic(node_keys.raw_of(here.house.ca.id))
+    assert here.standing.meetings() == [MeetingTopics(enrolment, announce=False, look=True)]
+    here.standing.take(here.house.reply())
+    assert enrolment not in {meeting.topic for meeting in here.standing.meetings()}
+
+
+@pytest.mark.parametrize("role", [Role.AUTH, Role.GATEWAY, Role.WORKER, Role.METRICS, Role.WEB, Role.CLIENT])
+async def test_each_role_meets_those_whom_it_may_speak_to_and_nobody_else(world: Callable[..., World], role: Role) -> None:
+    here = world(role=role)
+    here.standing.take(here.house.reply())
+    mine = {meeting.topic: meeting for meeting in here.standing.meetings()}
+    for other in (Role.AUTH, Role.GATEWAY, Role.WORKER, Role.METRICS, Role.WEB, Role.CLIENT):
+        there = world(role=other, ca=here.house.ca)
+        there.standing.take(there.house.reply())
+        theirs = {meeting.topic: meeting for meeting in there.standing.meetings()}
+        meets = any(
+            (mine[topic].announce and theirs[topic].look) or (mine[topic].look and theirs[topic].announce)
+            for topic in mine.keys() & theirs.keys()
+        )
+        # Replicas of one role at one place see each other there and have nothing to say.
+        assert meets is topics.may_link(role, other) or (meets and role == other) or {role, other} == {Role.METRICS, Role.WEB}, other
+
+
+async def test_who_has_lost_auth_looks_for_it_at_the_enrolment_topic_too_because_the_epoch_may_be_over(world: Callable[..., World]) -> None:
+    here = world()
+    here.standing.take(here.house.reply())
+    enrolment = MeetingTopics(topics.enrolment_topic(node_keys.raw_of(here.house.ca.id)), announce=False, look=True)
+    known = here.standing.meetings()
+    here.standing._look_around(time.monotonic() + LOST_SECONDS + 1)
+    assert here.standing.meetings() == [*known, enrolment]
+    here.hear(AUTH, Role.AUTH)
+    here.standing._look_around(time.monotonic())
+    assert here.standing.meetings() == known
+
+
+async def test_a_certificate_that_ends_while_the_process_runs_changes_where_it_looks(world: Callable[..., World]) -> None:
+    here = world()
+    here.standing.take(here.house.reply())
+    here.standing._look_around(time.monotonic())
+    before = len(here.changes)
+    old = certificates.issue(here.house.ca, Subject(here.house.key.id, Role.WORKER), time.time() - 7 * 24 * 3600)
+    here.trust.certificate = old
+    here.standing._look_around(time.monotonic())
+    assert len(here.changes) == before + 1
+    assert [meeting.topic for meeting in here.standing.meetings()] == [topics.enrolment_topic(node_keys.raw_of(here.house.ca.id))]
+
+
+async def test_while_auth_refuses_it_is_asked_again_and_again(world: Callable[..., World]) -> None:
+    here = world(refusal=errors.Unavailable("PostgreSQL is starting"))
+    here.hear(AUTH, Role.AUTH)
+    told: list[str] = []
+    here.standing.note = lambda what, why: told.append(f"{what}: {why}")
+    async with here.running():
+        await until(lambda: len([name for name, _ in here.house.asked if name == "auth.renewCertificate"]) == 1)
+        here.house.refusal = None
+        await until(lambda: here.trust.has_certificate(time.time()))
+    assert "certificate not renewed: PostgreSQL is starting" in told
+
+
+@pytest.mark.parametrize(("minutes", "is_good"), [(0, True), (9, True), (11, False)])
+async def test_a_list_that_auth_has_not_confirmed_for_ten_minutes_is_shown_as_old(
+    world: Callable[..., World], minutes: int, is_good: bool
+) -> None:
+    here = world()
+    here.standing.take(here.house.reply())
+    assert here.standing.check().ok
+    trust = Trust(here.house.key, Role.WORKER, (here.house.ca.id,))
+    trust.take_list(certificates.issue_list(here.house.ca, 1, 1, (), time.time() - minutes * 60))
+    here.trust.list = trust.list
+    found = here.standing.check()
+    assert found.ok is is_good
+    assert (f"not confirmed it for {minutes} min" in found.detail) is not is_good

@@ -1,0 +1,188 @@
+"""Joining with a ticket over a real Hyperswarm on loopback: who is let in, what is believed, and what a person is told."""
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from shared import errors
+from shared.identity import certificates, node_keys, tickets
+from shared.identity.node_keys import NodeKey
+from shared.node import enrollment, membership_file
+from shared.node.enrollment import EnrollingNode, EnrollmentRoute, Means
+from shared.node.membership_file import MembershipFile
+from shared.transports import hyperswarm
+from shared.transports.swarm_link.swarm_transport import STARTING
+from shared.types import MeshName, Role
+from tests.front_door import FrontDoor
+from tests.swarmnet import SwarmNet, swarmnet
+
+#: Quick where the mesh answers.
+QUICK = Means(find_seconds=60, poll_seconds=0.05, approval_seconds=60)
+
+
+@dataclass
+class House:
+    net: SwarmNet
+    door: FrontDoor
+    said: list[str] = field(default_factory=list)
+    kept: list[MembershipFile] = field(default_factory=list)
+
+    def ticket(self, role: Role = Role.WORKER, *, needs_approval: bool = False) -> tickets.Ticket:
+        return self.door.ticket(role, needs_approval=needs_approval)
+
+    async def enrol(self, ticket: tickets.Ticket, key: NodeKey, means: Means = QUICK) -> membership_file.Membership:
+        newcomer = EnrollingNode("box", {"gpu": "a"}, self.kept.append)
+        return await enrollment.enrol(ticket, key, newcomer, self.said.append, means)
+
+    async def refuses(self, ticket: tickets.Ticket, key: NodeKey, words: str) -> errors.AimeshError:
+        """With more and more patience until the error says so: on a busy machine Hyperswarm itself takes long to start."""
+        for find_seconds in (1.5, 6, 24, 90):
+            with pytest.raises(errors.AimeshError) as caught:
+                await self.enrol(ticket, key, replace(QUICK, find_seconds=find_seconds))
+            if words in caught.value.message:
+                break
+        assert words in caught.value.message
+        return caught.value
+
+
+@pytest.fixture
+async def house() -> AsyncIterator[House]:
+    async with swarmnet() as net:
+        running = await net.start(FrontDoor)
+        assert isinstance(running.service, FrontDoor)
+        running.service.ca = net.ca
+        running.service.bootstrap = tuple(str(address) for address in net.bootstrap)
+        yield House(net, running.service)
+
+
+@pytest.fixture
+def key() -> NodeKey:
+    return NodeKey(node_keys.new_seed())
+
+
+async def test_a_ticket_makes_a_member(house: House, key: NodeKey) -> None:
+    ticket = house.ticket()
+    found = await house.enrol(ticket, key)
+    certificate = certificates.read(found.certificate)
+    assert (certificate.node, certificate.role, found.role) == (key.id, Role.WORKER, Role.WORKER)
+    assert (found.mesh, found.authorities, found.bootstrap) == ("test", (house.net.ca.id,), ticket.bootstrap)
+    assert house.door.members == {key.id: Role.WORKER}
+    looking, met, certified = [line for line in house.said if line != STARTING]
+    assert looking == "looking for the mesh test …"
+    assert met.startswith("found auth of mesh test (direct) after ")
+    assert certified.startswith("certified as worker until ")
+    assert not any(ticket.seed.hex() in line or tickets.render(ticket) in line for line in house.said)
+
+
+async def test_the_same_key_may_use_its_ticket_again_and_another_may_not(house: House, key: NodeKey) -> None:
+    ticket = house.ticket()
+    await house.enrol(ticket, key)
+    await house.enrol(ticket, key)
+    assert house.door.members == {key.id: Role.WORKER}
+    with pytest.raises(errors.BadTicket, match="used up"):
+        await house.enrol(ticket, NodeKey(node_keys.new_seed()))
+
+
+async def test_it_waits_for_an_administrator_and_the_ticket_is_needed_no_more(house: House, key: NodeKey) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        joining = tasks.create_task(house.enrol(house.ticket(needs_approval=True), key))
+        async with asyncio.timeout(60):
+            while house.door.asked.count("renewCertificate") < 2:  # noqa: ASYNC110 - two rounds of asking
+                await asyncio.sleep(0.01)
+        (kept,) = house.kept
+        house.door.pending.clear()
+    assert certificates.read(joining.result().certificate).node == key.id
+    assert any("waiting for an administrator" in line for line in house.said)
+    # What was kept meanwhile is enough to ask without the ticket.
+    assert (kept.certificate, kept.authorities) == (b"", (house.net.ca.id,))
+    renewed = await enrollment.renew_at_enrolment_topic(kept, key, means=QUICK)
+    assert certificates.read(renewed.certificate).node == key.id
+
+
+async def test_patience_ends_with_the_next_step(house: House, key: NodeKey) -> None:
+    with pytest.raises(errors.ApprovalPending) as caught:
+        await house.enrol(house.ticket(needs_approval=True), key, replace(QUICK, approval_seconds=0.2))
+    assert "run the same command again" in caught.value.hint
+
+
+async def test_a_node_that_slept_too_long_renews_and_a_revoked_one_does_not(house: House, key: NodeKey) -> None:
+    kept = membership_file.of(await house.enrol(house.ticket(), key))
+    old = certificates.issue(house.net.ca, certificates.Subject(key.id, Role.WORKER), 1_000_000)
+    kept = MembershipFile(kept.mesh, kept.role, old, kept.revocations, kept.authorities, kept.topics, kept.bootstrap)
+    renewed = await enrollment.renew_at_enrolment_topic(kept, key, means=QUICK)
+    assert certificates.read(renewed.certificate).not_after > certificates.read(old).not_after
+    house.door.revoked.add(key.id)
+    with pytest.raises(errors.NodeRevoked):
+        await enrollment.renew_at_enrolment_topic(kept, key, means=QUICK)
+
+
+async def test_a_certificate_for_somebody_else_is_not_believed(house: House, key: NodeKey) -> None:
+    house.door.certify_instead = NodeKey(node_keys.new_seed()).id
+    with pytest.raises(errors.NotCertified, match="another node"):
+        await house.enrol(house.ticket(), key)
+
+
+async def test_a_certificate_by_another_ca_is_not_believed(house: House, key: NodeKey) -> None:
+    ticket = house.ticket()
+    house.door.ca = node_keys.Authority(node_keys.new_authority_seed())
+    with pytest.raises(errors.NotCertified, match="not of this mesh"):
+        await house.enrol(ticket, key)
+
+
+async def test_a_clock_that_is_off_is_told(house: House, key: NodeKey) -> None:
+    house.door.clock_offset_seconds = 120
+    await house.enrol(house.ticket(), key)
+    assert "this machine's clock is 2 min behind the mesh's: set it, as by NTP" in house.said
+
+
+async def test_an_auth_of_another_mesh_hears_nothing_of_the_ticket(house: House, key: NodeKey) -> None:
+    """It sits at the right topic, with a certificate of its own CA."""
+    ticket = replace_authority(house.ticket(), node_keys.Authority(node_keys.new_authority_seed()))
+    impostor = house.net.nodes[0].node
+    impostor.trust.authorities = (*impostor.trust.authorities, ticket.authority_id)
+    impostor.membership_changed()
+    refused = await house.refuses(ticket, key, "nobody who answered is an auth of mesh test")
+    assert isinstance(refused, errors.NotReachable)
+    assert refused.hint == "ask for a new ticket"
+    assert house.door.asked == []
+
+
+def replace_authority(ticket: tickets.Ticket, ca: node_keys.Authority) -> tickets.Ticket:
+    return tickets.Ticket(1, ticket.id, ticket.seed, node_keys.raw_of(ca.id), ticket.mesh, ticket.bootstrap)
+
+
+async def test_nobody_there_says_who_was_asked_and_what_to_do(house: House, key: NodeKey) -> None:
+    ticket = replace_authority(house.ticket(), node_keys.Authority(node_keys.new_authority_seed()))
+    refused = await house.refuses(ticket, key, "nobody of mesh test was found within ")
+    assert isinstance(refused, errors.NotReachable)
+    assert ", asking 127.0.0.1:" in refused.message
+    assert "DHT_HOST" in refused.hint
+
+
+async def test_a_hyperswarm_that_starts_slowly_is_waited_for(house: House, key: NodeKey, tmp_path: Path) -> None:
+    slow_node = tmp_path / "node"
+    slow_node.write_text(f'#!/bin/sh\nsleep 3\nexec {hyperswarm.find_node()} "$@"\n')
+    slow_node.chmod(0o755)
+    asked = itertools.count()
+    # Nine seconds pass between two looks at the clock.
+    await house.enrol(house.ticket(), key, replace(QUICK, node=slow_node, clock=lambda: time.time() + 9 * next(asked)))
+    assert STARTING in house.said
+
+
+@pytest.mark.parametrize(
+    ("bootstrap", "here", "dht"),
+    [
+        ((), False, "the public DHT"),
+        (("127.0.0.1:1", "localhost:2"), True, "127.0.0.1:1, localhost:2"),
+        (("127.0.0.1:1", "5.5.5.1:2"), False, "127.0.0.1:1, 5.5.5.1:2"),
+        (("[::1]:1",), True, "[::1]:1"),
+    ],
+)
+def test_whether_a_mesh_is_on_this_machine(bootstrap: tuple[str, ...], here: bool, dht: str) -> None:
+    door = EnrollmentRoute(MeshName("m"), (), bootstrap, ())
+    assert (door.is_on_this_machine, door.dht) == (here, dht)

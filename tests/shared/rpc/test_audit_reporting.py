@@ -1,0 +1,209 @@
+"""What a service tells the audit log: nothing that was done is lost or merged, equal refusals are counted, and all of it is bounded."""
+
+import asyncio
+from uuid import UUID
+
+import pytest
+
+from shared import context, errors
+from shared.api import audit, auth
+from shared.api.audit import AuditedAct, Result
+from shared.api.method import Nothing
+from shared.rpc import audit_reporting
+from shared.rpc.audit_reporting import AuditReporting
+from shared.types import TenantId, Tier, UserId, UserRole
+from tests.services.gateway.fakes import PERSON, USER, FakeRpc
+from tests.services.gateway.log_lines import Lines
+
+REFUSAL = errors.NotAllowed("ada may not do this")
+
+
+class Auth:
+    """Takes acts; may be away, or slow."""
+
+    def __init__(self, rpc: FakeRpc) -> None:
+        self.batches: list[tuple[AuditedAct, ...]] = []
+        self.away = False
+        self.asked = 0
+        #: Not set: it answers nobody.
+        self.answers = asyncio.Event()
+        self.answers.set()
+        rpc.answers[audit.record_acts.name] = self._record
+
+    async def _record(self, request: audit.RecordActs) -> Nothing:
+        self.asked += 1
+        await self.answers.wait()
+        if self.away:
+            raise errors.NotReachable("no auth")
+        self.batches.append(request.acts)
+        return Nothing()
+
+    @property
+    def told(self) -> list[AuditedAct]:
+        return [act for batch in self.batches for act in batch]
+
+
+@pytest.fixture
+def rpc() -> FakeRpc:
+    return FakeRpc()
+
+
+@pytest.fixture
+def listener(rpc: FakeRpc) -> Auth:
+    return Auth(rpc)
+
+
+@pytest.fixture
+def told(rpc: FakeRpc, listener: Auth) -> AuditReporting:
+    return AuditReporting(rpc)
+
+
+async def test_equal_refusals_are_one_row_that_says_how_many(told: AuditReporting, listener: Auth) -> None:
+    for _ in range(1000):
+        told.refused("getUserQuota", PERSON, "192.0.2.7", REFUSAL)
+    told.refused("getUserQuota", PERSON, "192.0.2.8", REFUSAL)
+    told.refused("listUsers", PERSON, "192.0.2.7", REFUSAL)
+    told.refused("getUserQuota", None, "192.0.2.7", REFUSAL)
+    told.refused("getUserQuota", PERSON, "192.0.2.7", errors.NotAllowed("another reason"))
+    await told.send()
+    assert [(act.times, act.action, act.address, act.actor, act.details["why"]) for act in listener.told] == [
+        (1000, "getUserQuota", "192.0.2.7", USER, REFUSAL.message),
+        (1, "getUserQuota", "192.0.2.8", USER, REFUSAL.message),
+        (1, "listUsers", "192.0.2.7", USER, REFUSAL.message),
+        (1, "getUserQuota", "192.0.2.7", None, REFUSAL.message),
+        (1, "getUserQuota", "192.0.2.7", USER, "another reason"),
+    ]
+    assert {act.result for act in listener.told} == {Result.REFUSED}
+
+
+async def test_who_and_whose_a_refusal_is(told: AuditReporting, listener: Auth) -> None:
+    team = TenantId(UUID(int=77))
+    told.refused("m", auth.Principal(USER, "ada", UserRole.USER, Tier.FREE, team_id=team), "", REFUSAL)
+    told.refused("m", PERSON, "", REFUSAL)
+    told.refused("m", None, "", REFUSAL)
+    await told.send()
+    assert [(act.tenant_id, act.actor) for act in listener.told] == [(team, USER), (TenantId(USER), USER), (None, None)]
+
+
+async def test_each_thing_that_was_done_is_a_row_also_twice_in_one_request(told: AuditReporting, listener: Auth) -> None:
+    """The request's id comes with the caller's call: were it what tells acts apart, a second transfer could hide behind the first."""
+    context.start()
+    told.act("credits.move", PERSON, target="bob", micro="1")
+    told.act("credits.move", PERSON, target="bob", micro="1000000")
+    await told.send()
+    assert [(act.details["micro"], act.times, act.result) for act in listener.told] == [("1", 1, Result.DONE), ("1000000", 1, Result.DONE)]
+    assert len({act.request_id for act in listener.told}) == 1
+    assert listener.told[0].request_id
+
+
+async def test_the_order_is_kept_over_batches_of_at_most_two_hundred(told: AuditReporting, listener: Auth) -> None:
+    for number in range(450):
+        told.act("model.load", PERSON, target=number)
+    await told.send()
+    assert [len(batch) for batch in listener.batches] == [200, 200, 50]
+    assert [act.target for act in listener.told] == [str(number) for number in range(450)]
+    await told.send()
+    assert listener.asked == 3, "nothing is told twice"
+
+
+async def test_while_auth_is_away_all_is_kept_in_its_order(told: AuditReporting, listener: Auth) -> None:
+    listener.away = True
+    for number in range(300):
+        told.act("price.set", PERSON, target=number)
+        await told.send()
+    assert listener.told == []
+    assert listener.asked == 300, "one batch a try, however much waits"
+    listener.away = False
+    await told.send()
+    assert [act.target for act in listener.told] == [str(number) for number in range(300)]
+
+
+async def test_a_refusal_that_comes_while_its_equals_fail_to_be_told_is_counted_with_them(told: AuditReporting, listener: Auth) -> None:
+    for _ in range(5):
+        told.refused("m", PERSON, "", REFUSAL)
+    told.act("price.set", PERSON)
+    listener.answers.clear()
+    listener.away = True
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(told.send())
+        await _until_asked(listener, 1)
+        told.act("model.load", PERSON)
+        told.refused("m", PERSON, "", REFUSAL)
+        listener.answers.set()
+    listener.away = False
+    await told.send()
+    assert [(act.action, act.times) for act in listener.told] == [("m", 6), ("price.set", 1), ("model.load", 1)]
+
+
+async def test_a_stop_in_the_middle_of_sending_loses_nothing(told: AuditReporting, listener: Auth) -> None:
+    """The task that sends is cancelled with its batch on the way; the last send of the stop has it again."""
+    for number in range(250):
+        told.act("price.set", PERSON, target=number)
+    listener.answers.clear()
+    running = asyncio.create_task(told.send())
+    await _until_asked(listener, 1)
+    last = asyncio.create_task(told.send())
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    listener.answers.set()
+    await last
+    assert [act.target for act in listener.told] == [str(number) for number in range(250)]
+
+
+async def test_the_last_send_waits_for_the_one_that_is_on_its_way(told: AuditReporting, listener: Auth) -> None:
+    told.act("price.set", PERSON)
+    listener.answers.clear()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(told.send())
+        await _until_asked(listener, 1)
+        last = tasks.create_task(told.send())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert not last.done()
+        listener.answers.set()
+    assert len(listener.told) == 1
+
+
+async def test_different_refusals_are_bounded_and_what_was_done_is_not(
+    told: AuditReporting, listener: Auth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = Lines(monkeypatch)
+    for number in range(audit_reporting._MOST_KEPT + 10):
+        told.refused("m", PERSON, f"address {number}", REFUSAL)
+    for _ in range(7):
+        told.refused("m", PERSON, "address 0", REFUSAL)
+    told.act("price.set", PERSON)
+    await told.send()
+    assert len(listener.told) == audit_reporting._MOST_KEPT + 1
+    assert (listener.told[0].times, listener.told[-1].action) == (8, "price.set")
+    assert lines.of("refusals are not told to the audit log") == ["{'part': 'audit', 'dropped': 1}"]
+
+
+async def test_it_is_sent_within_a_second_or_so(told: AuditReporting, listener: Auth, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert audit_reporting._EVERY_SECONDS <= 1
+    monkeypatch.setattr(audit_reporting, "_EVERY_SECONDS", 0.001)
+    async with asyncio.timeout(5):
+        running = asyncio.create_task(told.run())
+        for target in ("first", "second"):
+            told.act("price.set", PERSON, target=target)
+            before = len(listener.told)
+            while len(listener.told) == before:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+    running.cancel()
+    assert [act.target for act in listener.told] == ["first", "second"]
+
+
+async def test_an_act_says_who_for_whom_and_to_what(told: AuditReporting, listener: Auth) -> None:
+    user = UserId(UUID(int=5))
+    told.act("credits.move", PERSON, tenant=TenantId(user), target=user, note="thanks")
+    told.act("price.set", PERSON, target="default")
+    await told.send()
+    move, price = listener.told
+    assert (move.tenant_id, move.actor, move.target, move.details) == (TenantId(user), USER, str(user), {"note": "thanks"})
+    assert (price.tenant_id, price.target, price.address) == (None, "default", "")
+    assert move.at.tzinfo is not None
+
+
+async def _until_asked(listener: Auth, times: int) -> None:
+    while listener.asked < times:  # noqa: ASYNC110
+        await asyncio.sleep(0)

@@ -1,0 +1,104 @@
+"""The gate before the handlers: who is let in, who is told of a refusal, and that nothing is served which nobody has declared."""
+
+from dataclasses import dataclass
+from uuid import UUID
+
+import pytest
+
+from shared import errors
+from shared.api import auth, gateway, metrics
+from shared.api.auth import Principal
+from shared.rpc.authorization import Authorizer, check_declared
+from shared.types import Credential, Role, Tier, UserId, UserRole
+
+KEY, BODY_KEY = Credential("aip_live_in_the_call"), Credential("aip_live_in_the_body")
+
+
+@dataclass
+class Visit:
+    credential: Credential | None = None
+    caller_role: Role = Role.CLIENT
+
+
+class Desk:
+    """Knows one person by either key, and remembers whom it was asked about."""
+
+    def __init__(self, role: UserRole = UserRole.USER, networks: tuple[str, ...] = ()) -> None:
+        self.person = Principal(UserId(UUID(int=1)), "ada", role, Tier.FREE, networks=networks)
+        self.asked: list[Credential | None] = []
+        self.refusals: list[tuple[str, Principal | None, str]] = []
+        self.gate = Authorizer(self._identify, self._refused, clock=lambda: 0.0)
+
+    async def _identify(self, credential: Credential | None) -> Principal:
+        self.asked.append(credential)
+        if credential is None:
+            raise errors.NotAuthenticated("no credential")
+        return self.person
+
+    def _refused(self, method: str, _visitor: object, principal: Principal | None, error: errors.AimeshError) -> None:
+        self.refusals.append((method, principal, errors.code_of(error)))
+
+
+async def test_a_method_that_asks_about_nobody_asks_nobody() -> None:
+    desk = Desk()
+    assert await desk.gate.admit(auth.login_user, auth.LoginUser(auth.Credentials("p", "ada")), Visit(KEY)) is None
+    assert desk.asked == []
+
+
+@pytest.mark.parametrize(("own", "beside"), [(KEY, None), (None, KEY), (KEY, KEY)])
+async def test_the_credential_may_be_in_the_body_or_beside_it(own: Credential | None, beside: Credential | None) -> None:
+    desk = Desk()
+    request = gateway.ProcessInferenceRequest(gateway.InferenceRequest(prompt="x"), gateway.Auth(own))
+    assert await desk.gate.admit(gateway.process_inference_request, request, Visit(beside)) == desk.person
+    assert desk.asked == [KEY]
+
+
+async def test_two_credentials_that_differ_are_refused() -> None:
+    desk = Desk()
+    request = gateway.ProcessInferenceRequest(gateway.InferenceRequest(prompt="x"), gateway.Auth(BODY_KEY))
+    with pytest.raises(errors.BadRequest, match="two different credentials"):
+        await desk.gate.admit(gateway.process_inference_request, request, Visit(KEY))
+    assert desk.asked == []
+
+
+async def test_a_refusal_is_told_with_who_it_was_as_far_as_that_is_known() -> None:
+    desk = Desk()
+    with pytest.raises(errors.NotAllowed):
+        await desk.gate.admit(auth.list_users, auth.ListUsers(), Visit(KEY))
+    with pytest.raises(errors.NotAuthenticated):
+        await desk.gate.admit(auth.list_users, auth.ListUsers(), Visit())
+    assert desk.refusals == [("auth.listUsers", desk.person, "not_allowed"), ("auth.listUsers", None, "not_authenticated")]
+
+
+async def test_nodes_of_the_house_may_ask_what_a_person_may_without_being_one() -> None:
+    desk = Desk()
+    assert await desk.gate.admit(gateway.list_nodes, gateway.ListNodes(), Visit(None, Role.METRICS)) is None
+    with pytest.raises(errors.NotAuthenticated):
+        await desk.gate.admit(gateway.list_nodes, gateway.ListNodes(), Visit(None, Role.CLIENT))
+    assert await desk.gate.admit(gateway.list_nodes, gateway.ListNodes(), Visit(KEY, Role.METRICS)) == desk.person
+
+
+async def test_a_key_that_is_bound_to_networks_comes_in_over_http_alone() -> None:
+    desk = Desk(networks=("192.0.2.0/24",))
+    with pytest.raises(errors.NotAllowed, match="bound to networks"):
+        await desk.gate.admit(gateway.get_user_quota, gateway.GetUserQuota(), Visit(KEY))
+    # The gateway asks in its name after it has seen the address at its own door.
+    assert await desk.gate.admit(auth.list_api_keys, auth.ListApiKeys(), Visit(KEY, Role.GATEWAY)) == desk.person
+
+
+async def test_an_auth_that_cannot_be_asked_is_no_refusal() -> None:
+    async def away(_credential: Credential | None) -> Principal:
+        raise errors.Unavailable("auth does not answer")
+
+    told: list[str] = []
+    gate = Authorizer(away, lambda method, *_: told.append(method))
+    with pytest.raises(errors.Unavailable):
+        await gate.admit(auth.list_api_keys, auth.ListApiKeys(), Visit(KEY))
+    assert told == []
+
+
+def test_a_service_without_a_gate_serves_no_method_that_asks_who_somebody_is() -> None:
+    check_declared([metrics.get_metrics], None)
+    with pytest.raises(ValueError, match="has no gate"):
+        check_declared([auth.list_api_keys], None)
+    check_declared([auth.list_api_keys], Desk().gate)

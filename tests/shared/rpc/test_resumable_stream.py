@@ -1,0 +1,215 @@
+"""An answer whose connection breaks: what is asked again, what is heard, and what the gateway is told by who leaves."""
+
+import asyncio
+import itertools
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from shared import errors
+from shared.api import gateway
+from shared.api.gateway import CancelInference, InferenceChunk, InferenceRequest, InferenceResult, ProcessInferenceRequest, Rest
+from shared.api.generation import Usage
+from shared.api.method import Nothing
+from shared.rpc.resumable_stream import StreamRequest
+from shared.timing.retry_policy import RetryPolicy
+from shared.types import FinishReason, ModelName, NodeId, RequestId
+
+WORDS = ("one ", "two ", "three ", "four")
+REQUEST = ProcessInferenceRequest(InferenceRequest(prompt="hi"), idempotency_key="k")
+RESULT = InferenceResult(RequestId(UUID(int=7)), ModelName("m"), FinishReason.STOP, Usage(1, 4), 5, 1)
+QUICK = RetryPolicy(first_pause_seconds=0.001, longest_pause_seconds=0.002)
+LOST = errors.LinkLost("the link fell silent")
+
+
+@dataclass
+class FakeStream:
+    """The whole answer, or the rest of it, until it breaks."""
+
+    node: NodeId
+    rest: list[InferenceChunk]
+    #: After so many pieces; None: never.
+    breaks_after: int | None
+    error: Exception
+    end: Any = RESULT
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        for number, chunk in enumerate(self.rest):
+            if number == self.breaks_after:
+                raise self.error
+            yield chunk
+        if self.breaks_after is not None:
+            raise self.error
+
+
+@dataclass
+class FakeCaller:
+    """Each stream goes to the next node, and breaks as the next of ``breaks`` says."""
+
+    breaks: list[tuple[int | None, errors.AimeshError]] = field(default_factory=list)
+    pieces: Callable[[int], list[InferenceChunk]] = lambda after: [
+        InferenceChunk(word, sequence=number) for number, word in enumerate(WORDS, 1)
+    ][after:]
+    asked: list[ProcessInferenceRequest] = field(default_factory=list)
+    deadlines: list[float] = field(default_factory=list)
+    open: int = 0
+    cancelled: list[tuple[str, NodeId | None]] = field(default_factory=list)
+    cancel_fails: bool = False
+
+    @asynccontextmanager
+    async def stream(self, method: Any, request: Any, *, deadline_seconds: float = 300) -> AsyncIterator[Any]:
+        assert method is gateway.process_inference_request
+        breaks_after, error = self.breaks[len(self.asked)] if len(self.asked) < len(self.breaks) else (None, LOST)
+        self.asked.append(request)
+        self.deadlines.append(deadline_seconds)
+        if breaks_after == -1:  # nobody was found
+            raise error
+        self.open += 1
+        try:
+            after = 0 if request.rest is None else request.rest.after
+            yield FakeStream(NodeId(f"node {len(self.asked)}"), self.pieces(after), breaks_after, error)
+        finally:
+            self.open -= 1
+
+    async def call(self, method: Any, request: Any, *, to: NodeId | None = None, deadline_seconds: float = 10) -> Any:
+        assert method is gateway.cancel_inference
+        assert isinstance(request, CancelInference)
+        assert self.open == 0  # it is told after the stream was left
+        self.cancelled.append((request.idempotency_key, to))
+        if self.cancel_fails:
+            raise errors.NotReachable("gone")
+        return Nothing()
+
+
+@dataclass
+class Heard:
+    text: str = ""
+    result: InferenceResult | None = None
+    #: One for each loss: whether something had come before.
+    losses: list[bool] = field(default_factory=list)
+
+
+async def hear(
+    caller: FakeCaller, heard: Heard, *, request: ProcessInferenceRequest = REQUEST, stops_after: int | None = None, seconds: float = 10
+) -> Heard:
+    asking = StreamRequest(caller, random.Random(1), QUICK)
+    async with asking.ask(request, seconds=seconds, lost=heard.losses.append) as answer:
+        async for chunk in answer:
+            heard.text += chunk.text
+            if chunk.sequence == stops_after:
+                return heard
+        heard.result = answer.end
+    return heard
+
+
+async def test_an_answer_that_nothing_happens_to() -> None:
+    caller = FakeCaller()
+    heard = await hear(caller, Heard())
+    assert (heard.text, heard.result, heard.losses) == ("one two three four", RESULT, [])
+    assert (caller.asked, caller.cancelled) == ([REQUEST], [])
+
+
+@pytest.mark.parametrize("breaks_after", range(len(WORDS) + 1))
+async def test_wherever_it_breaks_nothing_is_missing_or_repeated(breaks_after: int) -> None:
+    caller = FakeCaller([(breaks_after, LOST)])
+    heard = await hear(caller, Heard())
+    assert (heard.text, heard.result, heard.losses) == ("one two three four", RESULT, [breaks_after > 0])
+    again = ProcessInferenceRequest(REQUEST.request, idempotency_key="k", rest=Rest(breaks_after) if breaks_after else None)
+    assert caller.asked == [REQUEST, again]
+    assert caller.cancelled == []
+
+
+async def test_a_gateway_that_is_away_for_a_while_is_one_loss() -> None:
+    away = (-1, errors.NotReachable("no gateway is there"))
+    caller = FakeCaller([(1, LOST), away, (0, errors.Draining("it goes")), (0, errors.Unavailable("postgres")), (2, LOST), away])
+    heard = await hear(caller, Heard())
+    assert (heard.text, heard.result, heard.losses) == ("one two three four", RESULT, [True, True])
+    assert [None if request.rest is None else request.rest.after for request in caller.asked] == [None, 1, 1, 1, 1, 3, 3]
+
+
+async def test_what_an_answer_waits_for_is_passed_on_and_is_no_piece() -> None:
+    def pieces(after: int) -> list[InferenceChunk]:
+        return [InferenceChunk("", waiting="loading")] if not after else [InferenceChunk("two", sequence=2)]
+
+    def first(after: int) -> list[InferenceChunk]:
+        return [*pieces(after), InferenceChunk("one ", sequence=1)] if not after else pieces(after)
+
+    heard = await hear(FakeCaller([(2, LOST)], pieces=first), Heard())
+    assert (heard.text, heard.result) == ("one two", RESULT)
+
+
+async def test_a_final_error_ends_it_and_nobody_is_told_anything() -> None:
+    caller, heard = FakeCaller([(2, errors.WorkerLost("gone"))]), Heard()
+    with pytest.raises(errors.WorkerLost):
+        await hear(caller, heard)
+    assert (heard.text, heard.losses, len(caller.asked), caller.cancelled) == ("one two ", [], 1, [])
+
+
+async def test_patience_ends_with_the_last_error() -> None:
+    caller, losses = FakeCaller([(1, LOST), *[(-1, errors.NotReachable("no gateway is there"))] * 100]), list[bool]()
+    seconds = itertools.count()
+    asking = StreamRequest(
+        caller, random.Random(1), RetryPolicy(seconds=20, first_pause_seconds=0, longest_pause_seconds=0), lambda: next(seconds)
+    )
+    async with asking.ask(REQUEST, seconds=1_000, lost=losses.append) as answer:
+        with pytest.raises(errors.NotReachable):
+            async for _ in answer:
+                pass
+    assert losses == [True]
+    # Each try looks at the clock twice.
+    assert 10 <= len(caller.asked) <= 12
+    assert caller.cancelled == []
+
+
+async def test_without_a_key_it_ends_with_its_connection() -> None:
+    caller, heard = FakeCaller([(1, LOST)]), Heard()
+    with pytest.raises(errors.LinkLost):
+        await hear(caller, heard, request=ProcessInferenceRequest(InferenceRequest(prompt="hi")))
+    assert (len(caller.asked), caller.cancelled) == (1, [])
+    # And leaving is all that it takes.
+    await hear(caller, heard, request=ProcessInferenceRequest(InferenceRequest(prompt="hi")), stops_after=1)
+    assert (caller.open, caller.cancelled) == (0, [])
+
+
+@pytest.mark.parametrize("cancel_fails", [False, True])
+async def test_who_leaves_early_tells_the_gateway_that_made_it(cancel_fails: bool) -> None:
+    caller = FakeCaller([(1, LOST)], cancel_fails=cancel_fails)
+    heard = await hear(caller, Heard(), stops_after=3)
+    assert heard.text == "one two three "
+    assert caller.cancelled == [("k", "node 2")]
+
+
+async def test_an_interrupt_during_the_wait_ends_it() -> None:
+    patience = RetryPolicy(seconds=1_000, first_pause_seconds=500, longest_pause_seconds=500)
+    caller, lost = FakeCaller([(1, LOST)]), asyncio.Event()
+
+    async def ask() -> None:
+        async with StreamRequest(caller, random.Random(1), patience).ask(REQUEST, seconds=10, lost=lambda _: lost.set()) as answer:
+            async for _ in answer:
+                pass
+
+    asked = asyncio.create_task(ask())
+    await lost.wait()
+    asked.cancel()
+    async with asyncio.timeout(10):
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+    assert caller.cancelled == [("k", "node 1")]
+
+
+async def test_a_gateway_that_leaves_a_piece_out_is_not_believed() -> None:
+    caller = FakeCaller(pieces=lambda _: [InferenceChunk("a", sequence=1), InferenceChunk("c", sequence=3)])
+    with pytest.raises(errors.ProtocolViolation):
+        await hear(caller, Heard())
+
+
+async def test_all_tries_together_have_the_time_that_one_has() -> None:
+    caller = FakeCaller([(1, LOST), (1, LOST)])
+    await hear(caller, Heard(), seconds=10)
+    first, second, third = caller.deadlines
+    assert 10 >= first > second > third > 9

@@ -1,0 +1,142 @@
+import re
+from pathlib import Path
+
+import pytest
+from prometheus_client import Gauge
+from prometheus_client.parser import text_string_to_metric_families
+
+from shared import telemetry
+from shared.telemetry import instruments, metrics_registry
+from shared.telemetry.instruments import InstrumentKind
+from tests.cases import case
+
+ROOT = Path(__file__).parents[3]
+
+DECLARED = {found.instrument.name: name for name, found in vars(metrics_registry.Metrics).items() if hasattr(found, "instrument")}
+
+#: Labels that are bounded by what the operator runs, never by who calls.
+BOUNDED = {
+    "service",
+    "method",
+    "status",
+    "model",
+    "scope",
+    "tier",
+    "time_window",
+    "server",
+    "type",
+    "state",
+    "reason",
+    "event",
+    "path",
+    "node",
+    "version",
+    "kind",
+    "outcome",
+    "python",
+    "result",
+    "peer",
+    "decision",
+    "gpu",
+    "machine",
+    "disk",
+    "gen_ai_operation_name",
+    "gen_ai_provider_name",
+    "gen_ai_request_model",
+    "gen_ai_token_type",
+    "error_type",
+    "job",
+}
+
+
+def test_an_instrument_keeps_the_naming_rules() -> None:
+    for instrument in instruments.ALL:
+        with case(instrument.name):
+            assert re.fullmatch(r"(ai_platform|gen_ai)_[a-z][a-z0-9_]*", instrument.name)
+            assert instrument.name.endswith("_total") == (instrument.kind is InstrumentKind.COUNTER)
+            assert set(instrument.labels) <= BOUNDED
+            assert bool(instrument.buckets) == (instrument.kind is InstrumentKind.HISTOGRAM)
+            assert list(instrument.buckets) == sorted(set(instrument.buckets))
+            assert not instrument.help.endswith(".")
+            if instrument.kind is InstrumentKind.HISTOGRAM:
+                assert instrument.name.endswith(f"_{instrument.unit}")
+
+
+def test_every_instrument_is_an_attribute_once() -> None:
+    assert sorted(DECLARED) == sorted(one.name for one in instruments.ALL)
+
+
+def test_somebody_measures_it() -> None:
+    places = [path for folder in ("services", "shared") for path in (ROOT / folder).rglob("*.py")]
+    used = {name for path in places for name in re.findall(r"(?:metrics|self)\.(?=(\w+))", path.read_text(encoding="utf-8"))}
+    assert [one.name for one in instruments.ALL if DECLARED[one.name] not in used] == []
+
+
+def test_what_is_declared_is_what_is_rendered() -> None:
+    for instrument in instruments.ALL:
+        with case(instrument.name):
+            node = telemetry.Metrics("gateway")
+            family = getattr(node, DECLARED[instrument.name])
+            labelled = family.labels(**dict.fromkeys(instrument.labels, "x")) if instrument.labels else family
+            labelled.observe(1) if instrument.kind is InstrumentKind.HISTOGRAM else labelled.inc()
+            name = instrument.name.removesuffix("_total")
+            rendered = {one.name: one for one in text_string_to_metric_families(node.render())}
+            assert rendered[name].type == instrument.kind
+            assert rendered[name].documentation == instrument.help
+            assert set(instrument.labels) <= {label for sample in rendered[name].samples for label in sample.labels}
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [
+        ("ai_platform_requests_total", ("service", "method", "status")),
+        ("ai_platform_request_duration_seconds", ("service", "method", "model")),
+        ("ai_platform_active_users", ("time_window",)),
+        ("ai_platform_rate_limit_violations_total", ("scope", "tier", "model")),
+    ],
+)
+def test_the_seeds_metrics_are_on_every_service_from_the_start(name: str, labels: tuple[str, ...]) -> None:
+    assert f"# TYPE {name} " in telemetry.Metrics("web").render()
+    assert next(one for one in instruments.ALL if one.name == name).labels == labels
+
+
+def test_known_labels_are_there_as_zero_before_anything_is_counted() -> None:
+    for instrument in (one for one in instruments.ALL if one.known):
+        with case(instrument.name):
+            assert instrument.kind is InstrumentKind.COUNTER
+            node = telemetry.Metrics("gateway")
+            getattr(node, DECLARED[instrument.name])
+            for values in instrument.known:
+                assert node.registry.get_sample_value(instrument.name, dict(zip(instrument.labels, values, strict=True))) == 0
+
+
+def test_two_nodes_in_one_process_count_apart() -> None:
+    one, two = telemetry.Metrics("auth"), telemetry.Metrics("gateway")
+    one.requests.labels(service="auth", method="loginUser", status="success").inc()
+    assert 'method="loginUser"' in one.render()
+    assert "loginUser" not in two.render()
+
+
+def test_the_process_shows_itself() -> None:
+    text = telemetry.Metrics("auth").render()
+    for name in ("resident_memory_bytes", "cpu_seconds_total", "open_fds", "start_time_seconds"):
+        assert re.search(rf"^ai_platform_process_{name} [0-9.e+-]+$", text, re.MULTILINE), name
+    assert 'ai_platform_build_info{python="' in text
+
+
+def test_no_created_series() -> None:
+    node = telemetry.Metrics("auth")
+    node.requests.labels(service="auth", method="loginUser", status="success").inc()
+    node.ttft_seconds.labels(model="m").observe(0.1)
+    assert "_created" not in node.render()
+
+
+def test_an_attribute_of_the_wrong_kind_is_refused() -> None:
+    with pytest.raises(TypeError, match="declared as a counter"):
+        metrics_registry._Measured(Gauge, instruments.REQUESTS)
+
+
+def test_the_reference_lists_every_instrument() -> None:
+    page = telemetry.reference()
+    assert all(f"| `{one.name}` |" in page for one in instruments.ALL)
+    assert page.endswith("\n")

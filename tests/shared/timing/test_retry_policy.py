@@ -1,0 +1,60 @@
+"""Which failures are asked about again, after which pause, and when patience is over."""
+
+import pytest
+
+from shared import errors
+from shared.timing import retry_policy
+from shared.timing.retry_policy import PASSING, FailureFacts, RetryPolicy
+
+PATIENCE = RetryPolicy(seconds=30, first_pause_seconds=0.2, longest_pause_seconds=2)
+
+
+def trouble(failures: int = 1, seconds: float = 0, *, was_taken: bool = True) -> FailureFacts:
+    return FailureFacts(failures=failures, seconds=seconds, was_taken=was_taken)
+
+
+def pause(error: errors.AimeshError, now: FailureFacts, drawn: float = 1) -> float | None:
+    return retry_policy.find_pause(error, now, PATIENCE, drawn)
+
+
+def error_of(code: str) -> errors.AimeshError:
+    return errors.from_problem(errors.Problem(code, "x"))
+
+
+@pytest.mark.parametrize("code", sorted(PASSING))
+def test_what_passes_is_asked_again(code: str) -> None:
+    assert pause(error_of(code), trouble()) == 0.2
+
+
+@pytest.mark.parametrize("code", sorted({*errors.BY_CODE, "of_a_newer_peer"} - PASSING))
+def test_all_else_is_final(code: str) -> None:
+    assert pause(error_of(code), trouble()) is None
+
+
+def test_who_finds_no_gateway_at_all_learns_at_once() -> None:
+    assert pause(errors.NotReachable("no gateway is there"), trouble(was_taken=False)) is None
+    # A gateway that was found and could not answer is there.
+    assert pause(errors.Draining("it goes"), trouble(was_taken=False)) == 0.2
+
+
+@pytest.mark.parametrize(("failures", "longest"), [(1, 0.2), (2, 0.4), (3, 0.8), (4, 1.6), (5, 2), (50, 2)])
+def test_pauses_grow_up_to_a_bound_and_are_spread(failures: int, longest: float) -> None:
+    assert pause(errors.LinkLost("gone"), trouble(failures), drawn=1) == longest
+    assert pause(errors.LinkLost("gone"), trouble(failures), drawn=0) == longest / 2
+
+
+def test_the_gateways_own_word_on_when_to_come_back_counts_where_it_is_later() -> None:
+    assert pause(errors.Unavailable("away", retry_after_seconds=7), trouble()) == 7
+    assert pause(errors.Unavailable("away", retry_after_seconds=0.01), trouble()) == 0.2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "retry_after", "waits"), [(29.8, None, True), (29.9, None, False), (0, 30, True), (0, 31, False), (31, None, False)]
+)
+def test_patience_is_bounded(seconds: float, retry_after: float | None, waits: bool) -> None:
+    error = errors.LinkLost("gone", retry_after_seconds=retry_after)
+    assert (pause(error, trouble(seconds=seconds)) is not None) == waits
+
+
+def test_without_patience_one_failure_is_the_end() -> None:
+    assert retry_policy.find_pause(errors.LinkLost("gone"), trouble(), retry_policy.NONE, 0) is None

