@@ -6,15 +6,24 @@ from dataclasses import replace
 
 import msgspec
 
-from services.auth import acts, failed_logins, roles
-from services.auth.doors import DOORS, address_seen
-from services.auth.failed_logins import Guess
-from services.auth.identities import CODE_HINT
+from services.auth import audit_records, roles
+from services.auth.client_facing_roles import DOORS, address_seen
+from services.auth.dependencies import Dependencies
 from services.auth.mfa.factors import Factors
-from services.auth.parts import Parts
 from services.auth.session_opening import SessionOpening
-from services.auth.sessions import LINK_SECONDS, Closed, Link, Login, Opened, Over, Session
-from services.auth.store import Account
+from services.auth.sessions import failed_logins
+from services.auth.sessions.failed_logins import Guess
+from services.auth.sessions.identities import CODE_HINT
+from services.auth.sessions.session_store import (
+    LINK_SECONDS,
+    ClosedSession,
+    OpenedSession,
+    SessionOver,
+    StoredLogin,
+    StoredLoginLink,
+    StoredSession,
+)
+from services.auth.store import StoredAccount
 from shared import errors
 from shared.api import accounts, auth
 from shared.api.audit import AuditedAct
@@ -30,10 +39,10 @@ _TELL = "tell_of_user"
 _log = logs.get(part="auth")
 
 
-class Logins:
+class LoginRpc:
     """Handlers; sessions are in Valkey, accounts in PostgreSQL."""
 
-    def __init__(self, parts: Parts, factors: Factors, opening: SessionOpening) -> None:
+    def __init__(self, parts: Dependencies, factors: Factors, opening: SessionOpening) -> None:
         self._settings = parts.settings
         self._store = parts.store
         self._sessions = parts.sessions
@@ -55,7 +64,7 @@ class Logins:
             raise errors.NotAllowed("only the web pages open a browser's session", hint="leave kind out")
         address = _address(request.client, call)
         account, browser = await self._prove(typed, address, request.browser)
-        login = Login(user_id=account.user.id, kind=request.kind, client=_client(request.client, call), browser=browser)
+        login = StoredLogin(user_id=account.user.id, kind=request.kind, client=_client(request.client, call), browser=browser)
         login = await self._with_step(account.user, login, typed.code, address)
         # Before the session: the mark that a browser gets is bound to the hash.
         account = await self._with_current_hash(account, typed.password)
@@ -82,11 +91,11 @@ class Logins:
         async with self._store.transaction() as transaction:
             if not await self._sessions.confirm(session, has_factor=has_factor):
                 raise self._identities.session_over()
-            await self._trail.add(transaction, acts.done("session.confirm", who, target=session.id))
+            await self._trail.add(transaction, audit_records.done("session.confirm", who, target=session.id))
             await transaction.run(_TELL, who.user_id)
         return Nothing()
 
-    async def begin(self, user: auth.User, login: Login) -> auth.LoginSession:
+    async def begin(self, user: auth.User, login: StoredLogin) -> auth.LoginSession:
         """For somebody whom another than us has recognised, like an OpenID provider: with the step that the login still lacks."""
         return await self._opening.open(user, await self._with_step(user, login, None, ""))
 
@@ -100,19 +109,19 @@ class Logins:
             raise self._identities.session_over()
         user = await self._bearer(session)
         found = await self._sessions.refresh(request.session_token)
-        if isinstance(found, Closed):
+        if isinstance(found, ClosedSession):
             await self._record_reuse(found)
             raise self._identities.session_reused()
-        if found is Over.OTHER_KIND:
+        if found is SessionOver.OTHER_KIND:
             raise errors.BadRequest("this is the token of a browser's session", hint="resumeSession takes it; it stays the same")
         return self._go_on(user, found)
 
     @serves(auth.resume_session)
     async def resume_session(self, request: auth.ResumeSession, call: RpcCall) -> auth.LoginSession:
         found = await self._sessions.resume(request.session_token)
-        if found is Over.OTHER_KIND:
+        if found is SessionOver.OTHER_KIND:
             raise errors.BadRequest("this is the token of a program's session", hint="refreshSession takes it, and gives a new one")
-        if found is Over.ENDED:
+        if found is SessionOver.ENDED:
             raise self._identities.session_over()
         answer = self._go_on(await self._bearer(found.session), found)
         theme, team_name = await self._find_look(answer)
@@ -136,7 +145,7 @@ class Logins:
             opened = await self._sessions.act_for(session, request.team_id)
             if opened is None:
                 raise self._identities.session_over()
-            await self._trail.add(transaction, acts.done("session.switch", who, target=request.team_id or who.user_id))
+            await self._trail.add(transaction, audit_records.done("session.switch", who, target=request.team_id or who.user_id))
             await transaction.run(_TELL, who.user_id)
         return self._identities.answer(user, opened)
 
@@ -155,11 +164,11 @@ class Logins:
         async with self._store.transaction() as transaction:
             if request.id is None:
                 ended = await self._sessions.end_all(who.user_id, but=this)
-                act = acts.done("session.end", who, target="all others", ended=str(ended))
+                act = audit_records.done("session.end", who, target="all others", ended=str(ended))
             else:
                 if not await self._sessions.end(who.user_id, request.id):
                     raise errors.NotFound("you have no open session with this id", hint="listSessions shows them")
-                act = acts.done("session.end", who, target=request.id)
+                act = audit_records.done("session.end", who, target=request.id)
             await self._trail.add(transaction, act)
             await transaction.run(_TELL, who.user_id)
         return Nothing()
@@ -169,7 +178,7 @@ class Logins:
         async with self._store.transaction() as transaction:
             closed = await self._sessions.end_by_token(request.session_token)
             if closed is not None:
-                await self._trail.add(transaction, acts.done_by("session.end", closed.user_id, target=closed.id))
+                await self._trail.add(transaction, audit_records.done_by("session.end", closed.user_id, target=closed.id))
                 await transaction.run(_TELL, closed.user_id)
         return Nothing()
 
@@ -181,9 +190,11 @@ class Logins:
         roles.check_may_open_session(who)
         if who.key_id is None:
             session = await self._identities.session_of(call.credential)
-            link = Link(user_id=who.user_id, confirmed_at=session.confirmed_at, has_factor=session.has_factor, team_id=session.team_id)
+            link = StoredLoginLink(
+                user_id=who.user_id, confirmed_at=session.confirmed_at, has_factor=session.has_factor, team_id=session.team_id
+            )
         else:
-            link = Link(user_id=who.user_id)
+            link = StoredLoginLink(user_id=who.user_id)
         return auth.LoginLink(await self._sessions.offer_link(link), LINK_SECONDS)
 
     @serves(auth.redeem_login_link)
@@ -192,7 +203,7 @@ class Logins:
         if link is None:
             raise self._identities.link_over()
         user = await self._identities.active_user(await self._store.find_user(link.user_id))
-        login = Login(
+        login = StoredLogin(
             user_id=user.id,
             kind=SessionKind.BROWSER,
             client=_client(request.client, call),
@@ -210,7 +221,7 @@ class Logins:
 
     # --- parts -------------------------------------------------------------------------------------------------------
 
-    async def _prove(self, typed: auth.Credentials, address: str, mark: str) -> tuple[Account, str]:
+    async def _prove(self, typed: auth.Credentials, address: str, mark: str) -> tuple[StoredAccount, str]:
         """Whose the password is, and the id of the browser where it has signed in before. The work is the same for names that nobody has,
         and the answer is, too."""
         name = typed.username or typed.email or ""
@@ -220,7 +231,7 @@ class Logins:
         with self._counting():
             guess = await self._guesses.charge(counted_as, address, browser)
         if not await self._compare(guess, typed.password, account.password_hash if account else None) or account is None:
-            refused = acts.refused("session.open", None, "wrong password")
+            refused = audit_records.refused("session.open", None, "wrong password")
             self._note(refused, account.user.id if account else None, address)
             raise self._identities.wrong_password()
         await self._guesses.forgive(counted_as, address, browser)
@@ -228,7 +239,7 @@ class Logins:
             raise self._identities.closed()
         return account, browser
 
-    async def _with_step(self, user: auth.User, login: Login, code: str | None, address: str) -> Login:
+    async def _with_step(self, user: auth.User, login: StoredLogin, code: str | None, address: str) -> StoredLogin:
         """Asked only once the password was right: until then nobody learns whether there is a second factor."""
         if login.has_factor:
             return login
@@ -238,22 +249,22 @@ class Logins:
             with self._counting():
                 right = await self._factors.take(user.id, code, address, login.browser)
             if not right:
-                self._note(acts.refused("session.open", None, "wrong code"), user.id, address)
+                self._note(audit_records.refused("session.open", None, "wrong code"), user.id, address)
                 raise self._identities.wrong_code()
             return replace(login, has_factor=True)
         if user.role is UserRole.ADMIN and self._settings.admin_mfa:
             return replace(login, step=Step.SET_UP_MFA)
         return login
 
-    async def _check_code(self, call: RpcCall, code: str, session: Session, action: str) -> None:
+    async def _check_code(self, call: RpcCall, code: str, session: StoredSession, action: str) -> None:
         who, address = call.principal, session.client.address
         with self._counting():
             right = await self._factors.take(who.user_id, code, address or str(call.caller.node), session.browser)
         if not right:
-            self._note(acts.refused(action, who, "wrong code"), who.user_id, address)
+            self._note(audit_records.refused(action, who, "wrong code"), who.user_id, address)
             raise errors.NotAllowed("the code is wrong, or was used before", hint=CODE_HINT)
 
-    async def _check_password(self, call: RpcCall, password: str | None, session: Session) -> None:
+    async def _check_password(self, call: RpcCall, password: str | None, session: StoredSession) -> None:
         who, seen = call.principal, session.client.address
         address = seen or str(call.caller.node)
         account = await self._store.find_account(who.username)
@@ -262,7 +273,7 @@ class Logins:
         with self._counting():
             guess = await self._guesses.charge(str(who.user_id), address, session.browser)
         if not await self._compare(guess, password, account.password_hash):
-            self._note(acts.refused("session.confirm", who, "wrong password"), who.user_id, seen)
+            self._note(audit_records.refused("session.confirm", who, "wrong password"), who.user_id, seen)
             raise errors.NotAllowed("the password is wrong", hint="type it again")
         await self._guesses.forgive(str(who.user_id), address, session.browser)
 
@@ -276,15 +287,15 @@ class Logins:
                 await self._guesses.give_back(guess)
             raise
 
-    async def _bearer(self, session: Session) -> auth.User:
+    async def _bearer(self, session: StoredSession) -> auth.User:
         """The user of a session that wants to go on."""
         user = await self._identities.bearer(session)
         if session.team_id is not None and await self._identities.find_team_terms(user.id, session.team_id) is None:
             raise self._identities.session_over()
         return user
 
-    def _go_on(self, user: auth.User, found: Opened | Over) -> auth.LoginSession:
-        if isinstance(found, Over):
+    def _go_on(self, user: auth.User, found: OpenedSession | SessionOver) -> auth.LoginSession:
+        if isinstance(found, SessionOver):
             raise self._identities.session_over()
         return self._identities.answer(user, found)
 
@@ -292,7 +303,7 @@ class Logins:
         """Of the session that asks; None where a key does."""
         return None if call.principal.key_id is not None else (await self._identities.session_of(call.credential)).id
 
-    async def _with_current_hash(self, account: Account, password: str) -> Account:
+    async def _with_current_hash(self, account: StoredAccount, password: str) -> StoredAccount:
         if account.password_hash and self._passwords.is_outdated(account.password_hash):
             # The password was right; if this cannot be done now, the next login will.
             with contextlib.suppress(errors.Overloaded, errors.Unavailable):
@@ -307,10 +318,10 @@ class Logins:
 
     # --- the record ----------------------------------------------------------------------------------------------------
 
-    async def _record_reuse(self, closed: Closed) -> None:
+    async def _record_reuse(self, closed: ClosedSession) -> None:
         _log.warning("a spent session token came again; its session was ended", session=closed.id, user_id=closed.user_id)
         async with self._store.transaction() as transaction:
-            await self._trail.add(transaction, acts.done_by("session.reuse", closed.user_id, target=closed.id))
+            await self._trail.add(transaction, audit_records.done_by("session.reuse", closed.user_id, target=closed.id))
             await transaction.run(_TELL, closed.user_id)
 
     def _note(self, act: AuditedAct, user_id: UserId | None, address: str) -> None:

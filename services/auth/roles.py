@@ -12,7 +12,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 
 import msgspec
 
-from services.auth import names
+from services.auth import name_rules
 from shared import amounts, errors
 from shared.access import access_table
 from shared.access.access_table import Permission
@@ -128,8 +128,8 @@ def terms_of_new_key(caller: Principal, owner: UserRole, request: GenerateApiKey
         raise errors.NotAllowed("only administrators make and have keys of the kind adm", hint="make one of the kind live")
     bounds = KeyBounds(
         scopes=_scopes_of_new_key(caller, request, owner),
-        models=names.models_of(request.bounds.models) or caller.models,
-        networks=names.networks_of(request.bounds.networks) or caller.networks,
+        models=name_rules.models_of(request.bounds.models) or caller.models,
+        networks=name_rules.networks_of(request.bounds.networks) or caller.networks,
     )
     terms = KeyTerms(request.kind, _limits_of_kind(request.kind, request.limits), bounds, _end_of_new_key(caller, request, now))
     _check_within(caller, terms)

@@ -48,7 +48,7 @@ def key_id(key: bytes) -> str:
     return hashlib.sha256(key).hexdigest()[: 2 * _ID_BYTES]
 
 
-class Sealer:
+class DataSealer:
     """Seals with one key and opens with all that it was given."""
 
     def __init__(self, key: bytes, *former: bytes) -> None:
@@ -56,7 +56,7 @@ class Sealer:
         self._ciphers = {key_id(each): AESGCM(each) for each in (*former, key)}
 
     @classmethod
-    def of(cls, data_key: str, data_key_old: str | None = None) -> "Sealer":
+    def of(cls, data_key: str, data_key_old: str | None = None) -> "DataSealer":
         """From the settings. Raises BadSettings."""
         former = () if data_key_old is None else (read_key(data_key_old, "DATA_KEY_OLD"),)
         return cls(read_key(data_key), *former)

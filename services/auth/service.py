@@ -1,17 +1,17 @@
-"""The auth service: its RPC methods answered by the parts that ``assembly`` joins, and what the other services ask it."""
+"""The auth service: its RPC methods answered by the parts that ``wiring`` joins, and what the other services ask it."""
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import ClassVar
 
-from services.auth import acts, assembly
-from services.auth.assembly import Assembly, Opened
-from services.auth.doors import DOORS
-from services.auth.identities import logged_in_from
-from services.auth.oidc.door import Equipment
-from services.auth.oidc.links import Links
+from services.auth import audit_records, wiring
+from services.auth.client_facing_roles import DOORS
+from services.auth.oidc.oidc_rpc import OidcDependencies
+from services.auth.oidc.oidc_store import OidcStore
+from services.auth.sessions.identities import logged_in_from
 from services.auth.settings import AuthSettings
+from services.auth.wiring import OpenedStores, Wiring
 from shared import errors
 from shared.api import accounts, auth
 from shared.api.gateway import Check
@@ -31,25 +31,27 @@ class AuthService:
 
     role: ClassVar[Role] = Role.AUTH
 
-    def __init__(self, settings: AuthSettings, node: Node, opened: Opened) -> None:
+    def __init__(self, settings: AuthSettings, node: Node, opened: OpenedStores) -> None:
         self._settings = settings
         self._node = node
         self._opened = opened
         self._auth_failures = node.metrics.auth_failures
-        self._assembly = Assembly(settings, node, opened, self._count_refusal)
+        self._assembly = Wiring(settings, node, opened, self._count_refusal)
         self._identities = self._assembly.identities
 
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, settings: AuthSettings, node: Node) -> AsyncIterator["AuthService"]:
         async with contextlib.AsyncExitStack() as stack:
-            opened = await stack.enter_async_context(assembly.opened(settings))
+            opened = await stack.enter_async_context(wiring.opened(settings))
             service = cls(settings, node, opened)
             parts = service._assembly
             ca = parts.mesh_ca()
             if ca is not None:
                 await ca.begin()
-            equipment = await stack.enter_async_context(Equipment.open(settings, opened.cache, Links(opened.database, parts.trail)))
+            equipment = await stack.enter_async_context(
+                OidcDependencies.open(settings, opened.cache, OidcStore(opened.database, parts.trail))
+            )
             joined = parts.join(ca, equipment)
             # A group of its own, so that these end before what they use is closed.
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
@@ -100,7 +102,7 @@ class AuthService:
     # --- counted and told ----------------------------------------------------------------------------------------------
 
     def _on_refusal(self, method: str, visitor: CallerIdentity, principal: auth.Principal | None, error: errors.AimeshError) -> None:
-        self._assembly.trail.note(acts.refused(method, principal, error.message, address=_address(visitor)))
+        self._assembly.trail.note(audit_records.refused(method, principal, error.message, address=_address(visitor)))
 
     def _count_refusal(self, reason: AuthFailure) -> None:
         self._auth_failures.labels(reason=reason).inc()

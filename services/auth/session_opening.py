@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from services.auth import acts, known_browsers
-from services.auth.known_browsers import KnownBrowsers
-from services.auth.parts import Parts
-from services.auth.sessions import Login, Session
-from services.auth.store import Account
+from services.auth import audit_records
+from services.auth.dependencies import Dependencies
+from services.auth.sessions import known_browsers
+from services.auth.sessions.known_browsers import KnownBrowsers
+from services.auth.sessions.session_store import StoredLogin, StoredSession
+from services.auth.store import StoredAccount
 from shared import errors
 from shared.api import auth
 from shared.api.auth import SessionKind, Step
@@ -26,7 +27,7 @@ AtLogin = Callable[["Transaction", UserId], Awaitable[None]]
 class SessionOpening:
     """Safe for any number of calls at once. Every method may raise Unavailable."""
 
-    def __init__(self, parts: Parts, *, at_login: tuple[AtLogin, ...] = ()) -> None:
+    def __init__(self, parts: Dependencies, *, at_login: tuple[AtLogin, ...] = ()) -> None:
         self._store = parts.store
         self._sessions = parts.sessions
         self._identities = parts.identities
@@ -34,7 +35,7 @@ class SessionOpening:
         self._at_login = at_login
         self.browsers = KnownBrowsers.of(parts.settings.data_key, parts.settings.data_key_old)
 
-    async def open(self, user: auth.User, login: Login, *, proven: Account | None = None) -> auth.LoginSession:
+    async def open(self, user: auth.User, login: StoredLogin, *, proven: StoredAccount | None = None) -> auth.LoginSession:
         """``proven``: the account as its password was compared. Raises Unavailable where it has another password by now."""
         marked = proven if login.step is Step.DONE and login.kind is SessionKind.BROWSER else None
         if marked is not None:
@@ -49,7 +50,7 @@ class SessionOpening:
                 await self._finish(transaction, opened.session)
         return self._marked(self._identities.answer(user, opened), login.browser, marked)
 
-    async def complete(self, session: Session) -> auth.LoginSession:
+    async def complete(self, session: StoredSession) -> auth.LoginSession:
         """The step that the login lacked was taken just now. Raises NotAuthenticated where the session or its account has ended."""
         user = await self._identities.active_user(await self._store.find_user(session.user_id))
         marked = await self._store.find_account(user.username) if session.kind is SessionKind.BROWSER else None
@@ -61,12 +62,12 @@ class SessionOpening:
             await self._finish(transaction, opened.session)
         return self._marked(self._identities.answer(user, opened), browser, marked)
 
-    def _marked(self, answer: auth.LoginSession, browser: str, account: Account | None) -> auth.LoginSession:
+    def _marked(self, answer: auth.LoginSession, browser: str, account: StoredAccount | None) -> auth.LoginSession:
         return answer if account is None else msgspec.structs.replace(answer, browser=self.browsers.mark(browser, account))
 
-    async def _finish(self, transaction: "Transaction", session: Session) -> None:
+    async def _finish(self, transaction: "Transaction", session: StoredSession) -> None:
         client = session.client
-        act = acts.done_by(
+        act = audit_records.done_by(
             "session.open", session.user_id, target=session.id, address=client.address, kind=session.kind, agent=client.agent
         )
         await self._trail.add(transaction, act)

@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 import msgspec
 
-from services.auth import names, roles
+from services.auth import name_rules, roles
 from services.auth.api_keys import Mark
 from services.auth.roles import KeyTerms
 from shared import errors
@@ -35,7 +35,7 @@ FIRST_KEY_NAME = "first key"
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class StoredAccount:
     user: User
     #: None for an account without a password, which a login at a provider opens.
     password_hash: str | None
@@ -75,13 +75,13 @@ async def opened(url: str) -> AsyncIterator[database.Database]:
         yield db
 
 
-class Store:
+class AccountTables:
     def __init__(self, db: database.Database) -> None:
         self._db = db
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, url: str) -> AsyncIterator["Store"]:
+    async def open(cls, url: str) -> AsyncIterator["AccountTables"]:
         async with opened(url) as db:
             yield cls(db)
 
@@ -125,7 +125,7 @@ class Store:
     async def ensure_first_admin(self, password_hash: str, first_key: Mark | None = None) -> bool:
         """Whether this call made the administrator; their first key is made with them, never expires and may do everything."""
         async with self._db.transaction() as transaction:
-            made = await transaction.value("add_first_admin", uuid4(), names.ADMIN_USERNAME, names.ADMIN_EMAIL, password_hash)
+            made = await transaction.value("add_first_admin", uuid4(), name_rules.ADMIN_USERNAME, name_rules.ADMIN_EMAIL, password_hash)
             if made is not None and first_key is not None:
                 terms = KeyTerms(KeyKind.ADMIN, ApiKeyLimits(), KeyBounds(), None)
                 await self.add_key(transaction, NewKey(UserId(made), None, FIRST_KEY_NAME, first_key, terms))
@@ -134,23 +134,23 @@ class Store:
     async def has_admin(self) -> bool:
         return bool(await self._db.value("has_admin"))
 
-    async def find_account(self, name: str) -> Account | None:
+    async def find_account(self, name: str) -> StoredAccount | None:
         """By user name or e-mail address; what can be neither is nobody, and not asked for."""
         if email_address.may_be_email(name):
             row = await self._db.row("find_user_by_email", name)
-        elif names.may_be_username(name):
+        elif name_rules.may_be_username(name):
             row = await self._db.row("find_user_by_username", name)
         else:
             return None
-        return None if row is None else Account(_user(row), row["password_hash"])
+        return None if row is None else StoredAccount(_user(row), row["password_hash"])
 
     async def find_user(self, user_id: UserId) -> User | None:
         row = await self._db.row("find_user_by_id", user_id)
         return None if row is None else _user(row)
 
     async def get_user_called(self, text: str) -> User:
-        """By name, address or id, which cannot be mistaken for each other (see `names`). Raises NotFound."""
-        if (user_id := names.find_uuid(text)) is not None:
+        """By name, address or id, which cannot be mistaken for each other (see `name_rules`). Raises NotFound."""
+        if (user_id := name_rules.find_uuid(text)) is not None:
             user = await self.find_user(UserId(user_id))
         else:
             account = await self.find_account(text)
@@ -185,7 +185,7 @@ class Store:
     async def set_active(self, transaction: database.Transaction, user_id: UserId, is_active: bool) -> User:
         return _user(_there(await transaction.row("set_active", user_id, is_active)))
 
-    async def replace_password_hash(self, account: Account, password_hash: str) -> bool:
+    async def replace_password_hash(self, account: StoredAccount, password_hash: str) -> bool:
         """False where the account has another password by now."""
         return await self._db.run("replace_password_hash", account.user.id, account.password_hash, password_hash) == 1
 

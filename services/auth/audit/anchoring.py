@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from services.auth.audit.rows import AuditRows
+from services.auth.audit.audit_store import AuditStore
 from shared import errors
 from shared.access import audit_anchors
 from shared.access.audit_anchors import Anchor
@@ -42,7 +42,7 @@ class Anchoring:
     """``write`` may be called at any time, by any number of replicas."""
 
     def __init__(
-        self, rows: AuditRows, keys: AnchorKeys, mesh: MeshName, file: Path | None, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self, rows: AuditStore, keys: AnchorKeys, mesh: MeshName, file: Path | None, now: Callable[[], datetime] = lambda: datetime.now(UTC)
     ) -> None:
         self.keys = keys
         self._rows = rows

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from services.auth.audit.anchoring import Anchoring
-from services.auth.audit.rows import AuditRows, ChainEnd
+from services.auth.audit.audit_store import AuditStore, ChainEnd
 from shared.access import audit_anchors
 from shared.access.audit_anchors import Anchor, AnchorFinding
 from shared.access.audit_chain import ChainVerifier, Checkpoint
@@ -19,7 +19,7 @@ _FILE = "anchors"
 class Verification:
     """Holds a page of rows at a time, however many there are."""
 
-    def __init__(self, rows: AuditRows, anchoring: Anchoring, metrics: Metrics) -> None:
+    def __init__(self, rows: AuditStore, anchoring: Anchoring, metrics: Metrics) -> None:
         self._rows = rows
         self._anchoring = anchoring
         self._metrics = metrics

@@ -5,12 +5,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from services.auth import failed_logins
-from services.auth.failed_logins import FailedLogins
-from services.auth.mfa import recovery, totp
-from services.auth.mfa.store import Factor, FactorStore
-from services.auth.parts import Parts
-from services.auth.sealing import Sealer
+from services.auth.dependencies import Dependencies
+from services.auth.mfa import recovery_codes, totp
+from services.auth.mfa.factor_store import Factor, FactorStore
+from services.auth.sealing import DataSealer
+from services.auth.sessions import failed_logins
+from services.auth.sessions.failed_logins import FailedLogins
 from shared import errors
 from shared.types import UserId
 
@@ -29,7 +29,7 @@ class Factors:
     """Every method may raise Unavailable."""
 
     def __init__(
-        self, store: FactorStore, sealer: Sealer, guesses: FailedLogins, *, pepper: str, clock: Callable[[], float] = time.time
+        self, store: FactorStore, sealer: DataSealer, guesses: FailedLogins, *, pepper: str, clock: Callable[[], float] = time.time
     ) -> None:
         self._store = store
         self._sealer = sealer
@@ -38,9 +38,9 @@ class Factors:
         self._clock = clock
 
     @classmethod
-    def of(cls, parts: Parts) -> "Factors":
+    def of(cls, parts: Dependencies) -> "Factors":
         """Raises BadSettings for a DATA_KEY that is none."""
-        sealer = Sealer.of(parts.settings.data_key, parts.settings.data_key_old)
+        sealer = DataSealer.of(parts.settings.data_key, parts.settings.data_key_old)
         return cls(FactorStore(parts.store), sealer, parts.guesses, pepper=parts.settings.api_key_pepper)
 
     async def state(self, user_id: UserId) -> FactorState:
@@ -72,7 +72,7 @@ class Factors:
 
     def digests(self, user_id: UserId, codes: tuple[str, ...]) -> tuple[str, ...]:
         """What is stored of recovery codes."""
-        return tuple(recovery.digest(code, user_id, self._pepper) for code in codes)
+        return tuple(recovery_codes.digest(code, user_id, self._pepper) for code in codes)
 
     async def _use(self, user_id: UserId, sealed: bytes, code: str) -> bool:
         if totp.may_be(code):
@@ -81,9 +81,9 @@ class Factors:
                 return False
             await self._ensure_current_seal(user_id, sealed)
             return True
-        if not recovery.may_be(code):
+        if not recovery_codes.may_be(code):
             return False
-        return await self._store.use_recovery_code(user_id, recovery.digest(code, user_id, self._pepper))
+        return await self._store.use_recovery_code(user_id, recovery_codes.digest(code, user_id, self._pepper))
 
     async def _ensure_current_seal(self, user_id: UserId, sealed: bytes) -> None:
         if self._sealer.is_outdated(sealed):

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from services.auth.nodes import admission
-from services.auth.nodes.admission import KnownNode
+from services.auth.nodes import enrollment_rules
 from services.auth.nodes.ca_keys import CaKeys
-from services.auth.nodes.members import Members
+from services.auth.nodes.enrollment_rules import KnownNode
+from services.auth.nodes.node_store import NodeStore
 from services.auth.settings import AuthSettings
 from shared import errors
 from shared.api.membership import Membership, TopicSecret
@@ -35,7 +35,7 @@ _log = logs.get(part="mesh-ca")
 
 
 @dataclass(frozen=True, slots=True)
-class Meeting:
+class SwarmMeeting:
     """How nodes find the DHT; no addresses mean the public one."""
 
     #: Whether this auth is on Hyperswarm at all.
@@ -50,7 +50,9 @@ class Meeting:
 class MeshCa:
     """``begin`` once, then ``run`` is the task. ``refresh`` may be called at any time beside it."""
 
-    def __init__(self, keys: CaKeys, meeting: Meeting, node: Node, members: Members, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, keys: CaKeys, meeting: SwarmMeeting, node: Node, members: NodeStore, *, clock: Callable[[], float] = time.time
+    ) -> None:
         self.keys = keys
         self.meeting = meeting
         self._node = node
@@ -61,7 +63,7 @@ class MeshCa:
         self._refreshing = asyncio.Lock()
 
     @classmethod
-    def load(cls, settings: AuthSettings, node: Node, members: Members) -> "MeshCa | None":
+    def load(cls, settings: AuthSettings, node: Node, members: NodeStore) -> "MeshCa | None":
         """None where the settings name no key. Raises BadSettings."""
         if settings.mesh_ca_key_file is None:
             return None
@@ -91,13 +93,13 @@ class MeshCa:
         await self._refresh(renew=False)
 
     async def certify(self, node: KnownNode) -> bytes:
-        """A certificate for a node that may have one. Raises what ``admission.check_may_stay`` does if it has just lost that."""
+        """A certificate for a node that may have one. Raises what ``enrollment_rules.check_may_stay`` does if it has just lost that."""
         now = self._clock()
         until = datetime.fromtimestamp(now + certificates.lifetime_seconds(node.role), UTC)
         if not await self._members.note_certified(node.id, until):
-            admission.check_may_stay(await self._members.find_node(node.id), self.now())
+            enrollment_rules.check_may_stay(await self._members.find_node(node.id), self.now())
             raise errors.Unavailable("the node was being changed at this moment", hint="try again", retry_after_seconds=1)
-        return self.keys.certify(admission.subject_of(node), now)
+        return self.keys.certify(enrollment_rules.subject_of(node), now)
 
     def membership(self, node: KnownNode, certificate: bytes, *, outside: bool) -> Membership:
         """All that a certified node has to know. ``outside``: it came over Hyperswarm, not over NATS."""
@@ -128,7 +130,7 @@ class MeshCa:
 
     async def _renew(self) -> None:
         await self._members.ensure_vouched(self._node.id, Role.AUTH)
-        me = admission.check_may_stay(await self._members.find_node(self._node.id), self.now())
+        me = enrollment_rules.check_may_stay(await self._members.find_node(self._node.id), self.now())
         self._node.standing.take(self.membership(me, await self.certify(me), outside=False))
 
     def _is_renewal_due(self, now: float) -> bool:
@@ -151,6 +153,8 @@ class MeshCa:
         await self.refresh()
 
 
-def _meeting(settings: AuthSettings) -> Meeting:
+def _meeting(settings: AuthSettings) -> SwarmMeeting:
     inside = () if settings.dht_bootstrap == _PUBLIC_DHT else settings.dht_bootstrap
-    return Meeting(bool(settings.dht_bootstrap), inside, settings.ticket_bootstrap or inside, keys_of("DHT_RELAYS", settings.dht_relays))
+    return SwarmMeeting(
+        bool(settings.dht_bootstrap), inside, settings.ticket_bootstrap or inside, keys_of("DHT_RELAYS", settings.dht_relays)
+    )

@@ -10,7 +10,7 @@ from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
-from services.auth.oidc import refusals
+from services.auth.oidc import oidc_errors
 
 #: With which keys an ID token may be signed. Never `none`, and no HMAC: a public key must not pass for a shared secret.
 ALGORITHMS = ("RS256", "PS256", "ES256", "EdDSA")
@@ -64,19 +64,19 @@ def read(body: bytes, issuer: str) -> Metadata:
     try:
         metadata = msgspec.json.decode(body, type=Metadata)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise refusals.misconfigured("does not publish what OpenID Connect asks for", _HINT) from error
+        raise oidc_errors.misconfigured("does not publish what OpenID Connect asks for", _HINT) from error
     if metadata.issuer != issuer:
         # Also by a slash at the end: the ID tokens are compared with it, letter by letter.
-        raise refusals.misconfigured("names itself otherwise than OIDC_ISSUER does", _HINT)
+        raise oidc_errors.misconfigured("names itself otherwise than OIDC_ISSUER does", _HINT)
     plain_allowed = issuer.startswith("http:")
     for name, address in _endpoints(metadata):
         parts = _split(address)
         if parts is None or not _is_safe(parts, loopback_allowed=plain_allowed):
-            raise refusals.misconfigured(f"publishes an address that is not https: {name}", _HINT)
+            raise oidc_errors.misconfigured(f"publishes an address that is not https: {name}", _HINT)
     if "code" not in metadata.response_types_supported:
-        raise refusals.misconfigured("does not offer the authorization code flow", _HINT)
+        raise oidc_errors.misconfigured("does not offer the authorization code flow", _HINT)
     if not set(ALGORITHMS) & set(metadata.id_token_signing_alg_values_supported):
-        raise refusals.misconfigured("signs ID tokens with none of " + ", ".join(ALGORITHMS), "choose one of them at the provider")
+        raise oidc_errors.misconfigured("signs ID tokens with none of " + ", ".join(ALGORITHMS), "choose one of them at the provider")
     return metadata
 
 
@@ -87,7 +87,7 @@ def choose_authentication(metadata: Metadata, *, has_secret: bool) -> ClientAuth
     for way in (ClientAuthentication.BASIC, ClientAuthentication.POST):
         if way.value in metadata.token_endpoint_auth_methods_supported:
             return way
-    raise refusals.misconfigured("takes no client secret", "allow client_secret_basic at the provider")
+    raise oidc_errors.misconfigured("takes no client secret", "allow client_secret_basic at the provider")
 
 
 def _endpoints(metadata: Metadata) -> Iterator[tuple[str, str]]:

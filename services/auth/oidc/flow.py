@@ -14,9 +14,9 @@ from urllib.parse import quote_plus, urlencode, urlsplit
 
 import msgspec
 
-from services.auth.oidc import refusals
+from services.auth.oidc import oidc_errors
+from services.auth.oidc.client_registration import ClientRegistration
 from services.auth.oidc.discovery import ClientAuthentication, Metadata
-from services.auth.oidc.registration import Registration
 from shared import errors
 from shared.types import UserId
 
@@ -36,7 +36,7 @@ _OURS = frozenset(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class LoginPurpose:
     """What a login is to do."""
 
     #: The provider sends the browser back to it; registered there.
@@ -49,7 +49,7 @@ class Wish:
     max_age_seconds: int | None = None
 
 
-class Pending(msgspec.Struct, frozen=True, kw_only=True):
+class PendingLogin(msgspec.Struct, frozen=True, kw_only=True):
     """What a login has begun with, until its answer comes."""
 
     issuer: str
@@ -72,11 +72,11 @@ class Begun:
     url: str
     binding: str = field(repr=False)
     state: str = field(repr=False)
-    pending: Pending = field(repr=False)
+    pending: PendingLogin = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class ProviderReply:
     """What the browser brings back, as it stands in the address."""
 
     state: str = field(repr=False)
@@ -92,7 +92,7 @@ class TokenRequest:
     authorization: str | None = field(repr=False)
 
 
-def begin(metadata: Metadata, registration: Registration, wish: Wish, now: float, random_text: Callable[[], str]) -> Begun:
+def begin(metadata: Metadata, registration: ClientRegistration, wish: LoginPurpose, now: float, random_text: Callable[[], str]) -> Begun:
     """``random_text`` gives 43 or more letters and digits that nobody can guess, each time others. Raises BadRequest."""
     check_path(wish.then)
     _check_redirect(wish.redirect_uri)
@@ -112,7 +112,7 @@ def begin(metadata: Metadata, registration: Registration, wish: Wish, now: float
         if wish.max_age_seconds == 0:
             # What some providers understand, and others not.
             asked["prompt"] = "login"
-    pending = Pending(
+    pending = PendingLogin(
         issuer=metadata.issuer,
         nonce=nonce,
         verifier=verifier,
@@ -126,25 +126,25 @@ def begin(metadata: Metadata, registration: Registration, wish: Wish, now: float
     return Begun(_with_query(metadata.authorization_endpoint, asked), binding, state, pending)
 
 
-def check_answer(answer: Answer, pending: Pending, binding: str, metadata: Metadata) -> str:
+def check_answer(answer: ProviderReply, pending: PendingLogin, binding: str, metadata: Metadata) -> str:
     """The code. Raises NotAuthenticated for an answer that is not to this login, and otherwise what the provider's error means."""
     if not hmac.compare_digest(_hash(binding), pending.bound_to):
-        raise refusals.start_again("this login was begun in another browser, or its cookie is gone")
+        raise oidc_errors.start_again("this login was begun in another browser, or its cookie is gone")
     if pending.issuer != metadata.issuer:
-        raise refusals.start_again("the login provider was changed meanwhile")
+        raise oidc_errors.start_again("the login provider was changed meanwhile")
     # RFC 9207: the answer of another provider is not redeemed at this one.
     required = metadata.authorization_response_iss_parameter_supported
     if (answer.iss is not None or required) and answer.iss != metadata.issuer:
-        raise refusals.start_again("the answer is not of the login provider that was asked")
+        raise oidc_errors.start_again("the answer is not of the login provider that was asked")
     if answer.error is not None:
         raise _meaning(answer.error)
     code = answer.code or ""
     if not (code.isascii() and code.isprintable() and 0 < len(code) <= _LONGEST_CODE):
-        raise refusals.start_again("the login provider's answer has no code")
+        raise oidc_errors.start_again("the login provider's answer has no code")
     return code
 
 
-def token_request(code: str, pending: Pending, registration: Registration, way: ClientAuthentication) -> TokenRequest:
+def token_request(code: str, pending: PendingLogin, registration: ClientRegistration, way: ClientAuthentication) -> TokenRequest:
     form = {
         "grant_type": "authorization_code",
         "code": code,
@@ -162,7 +162,7 @@ def token_request(code: str, pending: Pending, registration: Registration, way: 
     return TokenRequest(form, None)
 
 
-def logout_url(metadata: Metadata, registration: Registration, id_token: str | None, then: str) -> str | None:
+def logout_url(metadata: Metadata, registration: ClientRegistration, id_token: str | None, then: str) -> str | None:
     """Where the browser ends its session at the provider; None where the provider has no such place. ``then`` is registered there."""
     if metadata.end_session_endpoint is None:
         return None
@@ -201,12 +201,14 @@ def _meaning(error: str) -> errors.AimeshError:
     if error == "access_denied":
         return errors.NotAllowed("the login provider was not allowed to say who you are", hint="start the login again and agree there")
     if error in _AGAIN:
-        return refusals.start_again("the login at the provider was not finished")
+        return oidc_errors.start_again("the login at the provider was not finished")
     if error in _AWAY:
-        return refusals.unavailable("cannot log anybody in at the moment")
+        return oidc_errors.unavailable("cannot log anybody in at the moment")
     if error in _OURS:
-        return refusals.misconfigured(f"does not accept what this mesh asks for: {error}", "compare OIDC_SCOPES with the provider's client")
-    return refusals.start_again("the login provider refused the login")
+        return oidc_errors.misconfigured(
+            f"does not accept what this mesh asks for: {error}", "compare OIDC_SCOPES with the provider's client"
+        )
+    return oidc_errors.start_again("the login provider refused the login")
 
 
 def _with_query(address: str, asked: Mapping[str, str]) -> str:

@@ -13,7 +13,7 @@ import jwt
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
-from services.auth.oidc import refusals
+from services.auth.oidc import oidc_errors
 from services.auth.oidc.discovery import ALGORITHMS
 
 #: How far the clocks of the two machines may be apart.
@@ -39,7 +39,7 @@ _HASHES = {"RS256": hashlib.sha256, "PS256": hashlib.sha256, "ES256": hashlib.sh
 _JWS = jwt.PyJWS(algorithms=list(ALGORITHMS))
 
 
-class Header(msgspec.Struct, frozen=True):
+class TokenHeader(msgspec.Struct, frozen=True):
     alg: str
     kid: str | None = None
     #: Extensions that must be understood; we understand none.
@@ -47,13 +47,13 @@ class Header(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class SigningKey:
+class ProviderKey:
     kid: str | None
     algorithms: frozenset[str]
     public: jwt.algorithms.AllowedPublicKeys
 
 
-class Claims(msgspec.Struct, frozen=True, kw_only=True):
+class IdTokenClaims(msgspec.Struct, frozen=True, kw_only=True):
     """Those that prove something; who it is stands in the others."""
 
     iss: str
@@ -88,8 +88,8 @@ class Expected:
 class Proven:
     """The claims of a token whose signature is right; nothing else about it has been looked at yet."""
 
-    header: Header
-    claims: Claims
+    header: TokenHeader
+    claims: IdTokenClaims
     #: All of them.
     said: Mapping[str, object]
 
@@ -106,48 +106,48 @@ class _KeySet(msgspec.Struct, frozen=True):
     keys: tuple[dict[str, object], ...]
 
 
-def read_keys(body: bytes) -> tuple[SigningKey, ...]:
+def read_keys(body: bytes) -> tuple[ProviderKey, ...]:
     """Of a provider's keys, those that an ID token may be signed with. Raises Unavailable for what is no list of keys."""
     try:
         listed = msgspec.json.decode(body, type=_KeySet).keys
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise refusals.unavailable("does not publish its keys in a form that can be read") from error
+        raise oidc_errors.unavailable("does not publish its keys in a form that can be read") from error
     return tuple(key for each in listed if (key := _read_key(each)) is not None)
 
 
-def read_header(token: str) -> Header:
+def read_header(token: str) -> TokenHeader:
     """Raises NotAuthenticated for what is no signed token, or is signed in a way that we do not take."""
     if len(token) > _LONGEST_TOKEN or token.count(".") != 2:
-        raise refusals.not_vouched_for("the ID token is not a signed one")
+        raise oidc_errors.not_vouched_for("the ID token is not a signed one")
     first = token.partition(".")[0]
     try:
-        header = msgspec.json.decode(base64.urlsafe_b64decode(first + "=" * (-len(first) % 4)), type=Header)
+        header = msgspec.json.decode(base64.urlsafe_b64decode(first + "=" * (-len(first) % 4)), type=TokenHeader)
     except (ValueError, UnicodeDecodeError) as error:  # msgspec's errors are ValueErrors too
-        raise refusals.not_vouched_for("the ID token is not a signed one") from error
+        raise oidc_errors.not_vouched_for("the ID token is not a signed one") from error
     if header.alg not in ALGORITHMS:
-        raise refusals.not_vouched_for("the ID token is signed with none of " + ", ".join(ALGORITHMS))
+        raise oidc_errors.not_vouched_for("the ID token is signed with none of " + ", ".join(ALGORITHMS))
     if bytes(header.crit):
-        raise refusals.not_vouched_for("the ID token asks for an extension that is not known here")
+        raise oidc_errors.not_vouched_for("the ID token asks for an extension that is not known here")
     return header
 
 
-def find_key(keys: tuple[SigningKey, ...], header: Header) -> SigningKey | None:
+def find_key(keys: tuple[ProviderKey, ...], header: TokenHeader) -> ProviderKey | None:
     """The one key that the token can be signed with. Without a `kid`, only if there is no choice."""
     fitting = [key for key in keys if header.alg in key.algorithms and header.kid in (None, key.kid)]
     return fitting[0] if len(fitting) == 1 else None
 
 
-def prove(token: str, header: Header, key: SigningKey) -> Proven:
+def prove(token: str, header: TokenHeader, key: ProviderKey) -> Proven:
     """Raises NotAuthenticated where the signature is wrong, or claims are missing."""
     try:
         # One algorithm: the key's, and not whatever the token would like.
         payload = _JWS.decode(token, key.public, algorithms=[header.alg])
         said = msgspec.json.decode(payload, type=dict[str, object])
-        return Proven(header, msgspec.convert(said, Claims), said)
+        return Proven(header, msgspec.convert(said, IdTokenClaims), said)
     except jwt.InvalidTokenError as error:
-        raise refusals.not_vouched_for("the ID token's signature is wrong") from error
+        raise oidc_errors.not_vouched_for("the ID token's signature is wrong") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise refusals.not_vouched_for("the ID token lacks claims, or they have another form") from error
+        raise oidc_errors.not_vouched_for("the ID token lacks claims, or they have another form") from error
 
 
 def check(proven: Proven, expected: Expected, access_token: str | None, now: float) -> None:
@@ -167,19 +167,19 @@ def check(proven: Proven, expected: Expected, access_token: str | None, now: flo
     )
     for holds, what in rules:
         if not holds:
-            raise refusals.not_vouched_for(f"the ID token does not fit: {what}")
+            raise oidc_errors.not_vouched_for(f"the ID token does not fit: {what}")
 
 
-def _is_party(claims: Claims, client_id: str) -> bool:
+def _is_party(claims: IdTokenClaims, client_id: str) -> bool:
     """``azp`` is there where a token is for several; if it is there at all it names us."""
     return claims.azp == client_id or (claims.azp is None and len(claims.audiences) == 1)
 
 
-def _is_of_now(claims: Claims, now: float) -> bool:
+def _is_of_now(claims: IdTokenClaims, now: float) -> bool:
     return now >= max(claims.iat, claims.nbf or claims.iat) - LEEWAY_SECONDS
 
 
-def _is_fresh(claims: Claims, max_age_seconds: int | None, now: float) -> bool:
+def _is_fresh(claims: IdTokenClaims, max_age_seconds: int | None, now: float) -> bool:
     if max_age_seconds is None:
         return True
     return claims.auth_time is not None and now <= claims.auth_time + max_age_seconds + LEEWAY_SECONDS
@@ -195,7 +195,7 @@ def _is_beside(proven: Proven, access_token: str | None) -> bool:
     return hmac.compare_digest(half, proven.claims.at_hash.encode())
 
 
-def _read_key(jwk: Mapping[str, object]) -> SigningKey | None:
+def _read_key(jwk: Mapping[str, object]) -> ProviderKey | None:
     """None for a key of another use or kind: there may be such ones beside ours."""
     try:
         known = msgspec.convert(jwk, _Jwk)
@@ -215,4 +215,4 @@ def _read_key(jwk: Mapping[str, object]) -> SigningKey | None:
         return None
     if isinstance(public, RSAPublicKey) and not _SMALLEST_RSA_BITS <= public.key_size <= _LARGEST_RSA_BITS:
         return None
-    return SigningKey(known.kid, algorithms, public)
+    return ProviderKey(known.kid, algorithms, public)

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 import httpx
 import msgspec
 
-from services.auth.oidc import discovery, id_tokens, refusals
+from services.auth.oidc import discovery, id_tokens, oidc_errors
+from services.auth.oidc.cached_answer import CachedAnswer
+from services.auth.oidc.client_registration import ClientRegistration
 from services.auth.oidc.discovery import Metadata
 from services.auth.oidc.flow import TokenRequest
-from services.auth.oidc.id_tokens import Header, SigningKey
-from services.auth.oidc.kept import Kept
-from services.auth.oidc.registration import Registration
+from services.auth.oidc.id_tokens import ProviderKey, TokenHeader
 from shared import errors
 
 #: For one whole answer, however slowly it comes.
@@ -47,7 +47,7 @@ class _Refusal(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class _ProviderResponse:
     status: int
     body: bytes = field(repr=False)
 
@@ -55,15 +55,15 @@ class _Answer:
 class Provider:
     """Safe for any number of logins at once. Every method may raise Unavailable, within some 5 s for each question."""
 
-    def __init__(self, registration: Registration, client: httpx.AsyncClient, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, registration: ClientRegistration, client: httpx.AsyncClient, clock: Callable[[], float] = time.monotonic) -> None:
         self._registration = registration
         self._client = client
-        self._metadata = Kept(self._fetch_metadata, clock)
-        self._keys = Kept(self._fetch_keys, clock)
+        self._metadata = CachedAnswer(self._fetch_metadata, clock)
+        self._keys = CachedAnswer(self._fetch_keys, clock)
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, registration: Registration, clock: Callable[[], float] = time.monotonic) -> AsyncIterator["Provider"]:
+    async def open(cls, registration: ClientRegistration, clock: Callable[[], float] = time.monotonic) -> AsyncIterator["Provider"]:
         """Asks nothing yet: auth starts without the provider. Raises BadSettings for a file of authorities that cannot be used."""
         try:
             trusted = ssl.create_default_context(cafile=registration.ca_file)
@@ -81,7 +81,7 @@ class Provider:
     async def metadata(self) -> Metadata:
         return await self._metadata.get()
 
-    async def find_key(self, header: Header) -> SigningKey | None:
+    async def find_key(self, header: TokenHeader) -> ProviderKey | None:
         """The provider's key with which such a token can be signed. An unknown one is looked for once more: it may be new."""
         keys = await self._keys.get()
         return id_tokens.find_key(keys, header) or id_tokens.find_key(await self._keys.renew(keys), header)
@@ -96,7 +96,7 @@ class Provider:
         try:
             return msgspec.json.decode(answer.body, type=Tokens)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise refusals.unavailable("did not answer with an ID token") from error
+            raise oidc_errors.unavailable("did not answer with an ID token") from error
 
     async def user_claims(self, access_token: str) -> Mapping[str, object]:
         """What the provider's userinfo says; empty where it has none."""
@@ -107,7 +107,7 @@ class Provider:
         try:
             return msgspec.json.decode(body, type=dict[str, object])
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise refusals.misconfigured(
+            raise oidc_errors.misconfigured(
                 "does not say who somebody is in a form that can be read", "have the provider answer userinfo with plain JSON"
             ) from error
 
@@ -115,27 +115,27 @@ class Provider:
         issuer = self._registration.issuer
         return discovery.read(await self._get(discovery.document_of(issuer)), issuer)
 
-    async def _fetch_keys(self) -> tuple[SigningKey, ...]:
+    async def _fetch_keys(self) -> tuple[ProviderKey, ...]:
         return id_tokens.read_keys(await self._get((await self.metadata()).jwks_uri))
 
     async def _get(self, address: str, headers: Mapping[str, str] | None = None) -> bytes:
         answer = await self._ask("GET", address, headers or {})
         if answer.status != httpx.codes.OK:
-            raise refusals.unavailable(f"answers {answer.status} where it should answer 200")
+            raise oidc_errors.unavailable(f"answers {answer.status} where it should answer 200")
         return answer.body
 
-    async def _ask(self, method: str, address: str, headers: Mapping[str, str], form: Mapping[str, str] | None = None) -> _Answer:
+    async def _ask(self, method: str, address: str, headers: Mapping[str, str], form: Mapping[str, str] | None = None) -> _ProviderResponse:
         # `identity`: what is packed has no size that could be known before it is unpacked.
         asked = {"Accept": "application/json", "Accept-Encoding": "identity", **headers}
         try:
             async with asyncio.timeout(ANSWER_SECONDS), self._client.stream(method, address, headers=asked, data=form) as response:
                 if response.headers.get("content-encoding", "identity") != "identity":
-                    raise refusals.unavailable("packs its answers, though it was asked not to")
-                return _Answer(response.status_code, await _read(response))
+                    raise oidc_errors.unavailable("packs its answers, though it was asked not to")
+                return _ProviderResponse(response.status_code, await _read(response))
         except TimeoutError as error:
-            raise refusals.unavailable(f"does not answer within {ANSWER_SECONDS:g} s") from error
+            raise oidc_errors.unavailable(f"does not answer within {ANSWER_SECONDS:g} s") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise refusals.unavailable("cannot be reached") from error
+            raise oidc_errors.unavailable("cannot be reached") from error
 
 
 async def _read(response: httpx.Response) -> bytes:
@@ -143,17 +143,17 @@ async def _read(response: httpx.Response) -> bytes:
     async for chunk in response.aiter_raw():
         read += chunk
         if len(read) > MOST_BYTES:
-            raise refusals.unavailable(f"answers with more than {MOST_BYTES} bytes")
+            raise oidc_errors.unavailable(f"answers with more than {MOST_BYTES} bytes")
     return bytes(read)
 
 
-def _token_refusal(answer: _Answer) -> errors.AimeshError:
+def _token_refusal(answer: _ProviderResponse) -> errors.AimeshError:
     try:
         said = msgspec.json.decode(answer.body, type=_Refusal).error
     except (msgspec.DecodeError, UnicodeDecodeError):
         said = ""
     if said == "invalid_grant":
-        return refusals.start_again("the login provider does not take its own code: it was used, is too old, or is another login's")
+        return oidc_errors.start_again("the login provider does not take its own code: it was used, is too old, or is another login's")
     if said in ("invalid_client", "unauthorized_client") or answer.status == httpx.codes.UNAUTHORIZED:
-        return refusals.misconfigured("does not know this mesh", "check OIDC_CLIENT_ID and OIDC_CLIENT_SECRET")
-    return refusals.unavailable(f"answers {answer.status} where it should give tokens")
+        return oidc_errors.misconfigured("does not know this mesh", "check OIDC_CLIENT_ID and OIDC_CLIENT_SECRET")
+    return oidc_errors.unavailable(f"answers {answer.status} where it should give tokens")

@@ -6,7 +6,7 @@ A copy of Valkey names nobody, and what was moved under another session's hash d
 import hashlib
 from dataclasses import dataclass, field
 
-from services.auth.sealing import Sealer
+from services.auth.sealing import DataSealer
 from shared import errors
 from shared.stores.cache import Cache
 from shared.telemetry import logs
@@ -27,7 +27,7 @@ class ProviderSession:
 class ProviderSessions:
     """Every method may raise Unavailable."""
 
-    def __init__(self, cache: Cache, sealer: Sealer, *, longest_seconds: float) -> None:
+    def __init__(self, cache: Cache, sealer: DataSealer, *, longest_seconds: float) -> None:
         self._cache = cache
         self._sealer = sealer
         self._longest_seconds = longest_seconds

@@ -8,11 +8,10 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from services.auth import acts
-from services.auth.mail import texts
-from services.auth.own_account.session_ends import OpenSessions
-from services.auth.parts import Parts
-from services.auth.privacy.store import Due, PrivacyStore
+from services.auth import audit_records, mail_texts
+from services.auth.accounts.session_revocation import SessionsToEnd
+from services.auth.dependencies import Dependencies
+from services.auth.privacy.privacy_store import Due, PrivacyStore
 from shared import errors
 from shared.api import privacy
 from shared.api.auth import User
@@ -40,11 +39,11 @@ class AuditDetails(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Needs:
+class ErasureDependencies:
     """What erasure needs besides what all handlers share."""
 
     rows: PrivacyStore
-    sessions: OpenSessions
+    sessions: SessionsToEnd
     postman: Mailer
     #: None until there is an audit log.
     audit: AuditDetails | None = None
@@ -53,7 +52,7 @@ class Needs:
 class Erasures:
     """Handlers, and ``run``, the job. Any number of replicas may run it: each account is one replica's."""
 
-    def __init__(self, parts: Parts, needs: Needs) -> None:
+    def __init__(self, parts: Dependencies, needs: ErasureDependencies) -> None:
         self._settings = parts.settings
         self._store = parts.store
         self._identities = parts.identities
@@ -72,14 +71,16 @@ class Erasures:
             at = await self._rows.plan_erasure(transaction, user.id, self._settings.erasure_days)
             is_new = at is not None
             if is_new:
-                await self._trail.add(transaction, acts.done("account.ask_erasure", caller, tenant=TenantId(user.id), target=user.id))
+                await self._trail.add(
+                    transaction, audit_records.done("account.ask_erasure", caller, tenant=TenantId(user.id), target=user.id)
+                )
             else:
                 at = await self._rows.find_erasure(transaction, user.id)
         if at is None:
             raise self._identities.session_over()
         if is_new:
             _log.info("erasure planned", user_id=user.id, at=at.isoformat())
-            await self._postman.send(user.email, *texts.erasure_planned(user.username, at, self._settings.public_url))
+            await self._postman.send(user.email, *mail_texts.erasure_planned(user.username, at, self._settings.public_url))
         return privacy.Erasure(at)
 
     @serves(privacy.cancel_erasure)
@@ -90,7 +91,7 @@ class Erasures:
         async with self._store.transaction() as transaction:
             was_planned = await self._rows.call_off(transaction, user.id)
             if was_planned:
-                await self._trail.add(transaction, acts.done("account.keep", caller, tenant=TenantId(user.id), target=user.id))
+                await self._trail.add(transaction, audit_records.done("account.keep", caller, tenant=TenantId(user.id), target=user.id))
         if was_planned:
             await self._tell_of_keeping(user)
         return Nothing()
@@ -98,13 +99,13 @@ class Erasures:
     async def call_off_at_login(self, transaction: "Transaction", user_id: UserId) -> None:
         """Part of a login that lacks no step: who comes back stays."""
         if await self._rows.call_off(transaction, user_id):
-            await self._trail.add(transaction, acts.done_by("account.keep", user_id, target=user_id))
+            await self._trail.add(transaction, audit_records.done_by("account.keep", user_id, target=user_id))
             if user := await self._store.find_user(user_id):
                 await self._tell_of_keeping(user)
 
     async def _tell_of_keeping(self, user: User) -> None:
         _log.info("erasure called off", user_id=user.id)
-        await self._postman.send(user.email, *texts.erasure_called_off(user.username))
+        await self._postman.send(user.email, *mail_texts.erasure_called_off(user.username))
 
     # --- the job -----------------------------------------------------------------------------------------------------
 
@@ -130,7 +131,7 @@ class Erasures:
                 await self._audit.shred_of(transaction, user_id)
             # Before the commit, so that nothing is deleted while Valkey is away; and after it, for who logged in until then.
             await self._sessions.end_all(user_id)
-            await self._trail.add(transaction, acts.of_house("user.erased", None, target=user_id))
+            await self._trail.add(transaction, audit_records.of_house("user.erased", None, target=user_id))
         await self._sessions.end_all(user_id)
         _log.info("account erased", user_id=user_id)
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from services.auth import acts
-from services.auth.parts import Parts
-from services.auth.privacy.store import PrivacyStore
+from services.auth import audit_records
+from services.auth.dependencies import Dependencies
+from services.auth.privacy.privacy_store import PrivacyStore
 from shared.api import privacy
 from shared.api.method import Nothing
 from shared.rpc import StreamCall, serves
@@ -32,7 +32,7 @@ Rows = Callable[[UserId], AsyncIterator[msgspec.Struct | msgspec.Raw]]
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ExportSource:
     """A file of the export that another part of auth fills: what it is called, what it is, and its rows, one user's and no other's."""
 
     name: str
@@ -43,7 +43,7 @@ class Source:
 class Exports:
     """Handlers. What a person may have is the same whoever they act for, so that it is by their id and not by their tenant."""
 
-    def __init__(self, parts: Parts, rows: PrivacyStore, others: tuple[Source, ...] = ()) -> None:
+    def __init__(self, parts: Dependencies, rows: PrivacyStore, others: tuple[ExportSource, ...] = ()) -> None:
         """``others``: sessions, the audit log."""
         self._store = parts.store
         self._trail = parts.trail
@@ -53,7 +53,7 @@ class Exports:
     async def export_account(self, request: privacy.ExportAccount, stream: StreamCall[privacy.ExportedFile]) -> Nothing:
         caller = stream.principal
         async with self._store.transaction() as transaction:
-            act = acts.done("account.export", caller, tenant=TenantId(caller.user_id), target=caller.user_id)
+            act = audit_records.done("account.export", caller, tenant=TenantId(caller.user_id), target=caller.user_id)
             await self._trail.add(transaction, act)
         await _send(stream, "README.txt", [read_me(self._sources).encode()])
         for source in self._sources:
@@ -67,7 +67,7 @@ class Exports:
         return Nothing()
 
 
-def read_me(sources: Iterable[Source]) -> str:
+def read_me(sources: Iterable[ExportSource]) -> str:
     files = "\n".join(f"{source.name}\n    {source.says}" for source in sources)
     return (
         "This is what the accounts of this mesh keep of you, and nothing of anybody else.\n\n"
@@ -90,9 +90,9 @@ async def _array(rows: AsyncIterator[msgspec.Struct | msgspec.Raw]) -> AsyncIter
     yield b"[]\n" if before == b"[\n" else b"\n]\n"
 
 
-def _own(store: PrivacyStore, name: str, query: str) -> Source:
+def _own(store: PrivacyStore, name: str, query: str) -> ExportSource:
     async def rows(user_id: UserId) -> AsyncIterator[msgspec.Struct | msgspec.Raw]:
         for row in await store.rows_of(query, user_id):
             yield row
 
-    return Source(name, _SAYS[name], rows)
+    return ExportSource(name, _SAYS[name], rows)

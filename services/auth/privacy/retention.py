@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from services.auth.privacy.store import PrivacyStore
+from services.auth.privacy.privacy_store import PrivacyStore
 from shared.node import lifecycle
 from shared.telemetry import logs
 
@@ -32,7 +32,7 @@ class Days:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class RetentionRule:
     """One class of what is kept: for so many days, by whom it is then forgotten."""
 
     name: str
@@ -40,25 +40,25 @@ class Kept:
     forget: Forget
 
 
-def own(store: PrivacyStore, days: Days) -> tuple[Kept, ...]:
+def own(store: PrivacyStore, days: Days) -> tuple[RetentionRule, ...]:
     """The classes of auth's own tables but for the audit log; sessions and counts of guesses end by themselves in Valkey."""
 
     def by(query: str) -> Forget:
         return lambda before, most: store.forget(query, before, most)
 
     return (
-        Kept("password_resets", days.password_resets, by("forget_resets")),
-        Kept("former_secrets", days.former_secrets, by("forget_former_hashes")),
-        Kept("invitations", days.invitations, by("forget_invitations")),
-        Kept("tickets", days.tickets, by("forget_tickets")),
-        Kept("ended_keys", days.ended_keys, by("forget_ended_keys")),
+        RetentionRule("password_resets", days.password_resets, by("forget_resets")),
+        RetentionRule("former_secrets", days.former_secrets, by("forget_former_hashes")),
+        RetentionRule("invitations", days.invitations, by("forget_invitations")),
+        RetentionRule("tickets", days.tickets, by("forget_tickets")),
+        RetentionRule("ended_keys", days.ended_keys, by("forget_ended_keys")),
     )
 
 
 class Retention:
     """``run`` is the task; any number of replicas may run it, each takes the rows that no other has."""
 
-    def __init__(self, kept: tuple[Kept, ...], clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(self, kept: tuple[RetentionRule, ...], clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._kept = kept
         self._clock = clock
 
@@ -72,7 +72,7 @@ class Retention:
             if rows := await self._forget(kept):
                 _log.info("kept long enough and forgotten", what=kept.name, rows=rows, days=kept.days)
 
-    async def _forget(self, kept: Kept) -> int:
+    async def _forget(self, kept: RetentionRule) -> int:
         before = self._clock() - timedelta(days=kept.days)
         rows = 0
         for _ in range(_MOST_BATCHES):

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import msgspec
 
-from services.auth.parts import Parts
+from services.auth.dependencies import Dependencies
 from services.auth.service import AuthService
 from shared.api import auth, events, gateway, membership
 from shared.api.method import Method, Reply, Request
@@ -84,7 +84,7 @@ class Surroundings:
         self.dispatcher.check_declared()
 
     @property
-    def parts(self) -> Parts:
+    def parts(self) -> Dependencies:
         """What the handlers of the running service share."""
         return self._service._assembly._parts
 

@@ -9,7 +9,7 @@ from uuid import uuid4
 import argon2
 import pytest
 
-from services.auth.sessions import GRACE_SECONDS, Login
+from services.auth.sessions.session_store import GRACE_SECONDS, StoredLogin
 from services.auth.settings import AuthSettings
 from shared import errors
 from shared.access import access_table
@@ -368,7 +368,7 @@ async def test_an_account_without_a_password_takes_none_and_looks_like_any_other
     assert hasher.compared == 3
     user = await desk.parts.store.find_account("anna")
     assert user is not None
-    session = await desk.logins.begin(user.user, Login(user_id=user.user.id))
+    session = await desk.logins.begin(user.user, StoredLogin(user_id=user.user.id))
     with pytest.raises(errors.BadRequest, match="password"):
         await desk.confirm_again(session, "None")
 

@@ -5,7 +5,7 @@ from datetime import UTC, date, datetime
 
 import pytest
 
-from services.auth.store import Store
+from services.auth.store import AccountTables
 from shared import errors
 from shared.api import business
 from shared.api.business import CountNewAccounts, NewOfDay
@@ -15,12 +15,12 @@ from tests.services.auth.test_store import add_key, add_user
 
 
 @pytest.fixture
-async def store(postgres_url: str) -> AsyncIterator[Store]:
-    async with Store.open(postgres_url) as opened:
+async def store(postgres_url: str) -> AsyncIterator[AccountTables]:
+    async with AccountTables.open(postgres_url) as opened:
         yield opened
 
 
-async def test_each_day_ends_at_midnight_of_utc(store: Store, postgres_url: str) -> None:
+async def test_each_day_ends_at_midnight_of_utc(store: AccountTables, postgres_url: str) -> None:
     moments = ("2026-03-01T23:59:59.999999Z", "2026-03-02T00:00:00Z", "2026-03-03T23:59:59Z", "2026-03-04T00:00:00Z")
     for number, moment in enumerate(moments):
         user = await add_user(store, f"user{number}")

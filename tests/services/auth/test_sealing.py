@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.auth import sealing
-from services.auth.sealing import Sealer
+from services.auth.sealing import DataSealer
 from shared import errors
 
 KEY, OLD = bytes(range(32)), bytes(range(32, 64))
-OURS = Sealer(KEY)
+OURS = DataSealer(KEY)
 
 
 @given(st.binary(max_size=200))
@@ -53,11 +53,11 @@ def test_no_bytes_are_taken_for_sealed_ones(junk: bytes) -> None:
 
 
 def test_a_second_key_opens_what_the_first_sealed_while_one_follows_upon_the_other() -> None:
-    before = Sealer(OLD).seal("totp seed", "anna", b"seed")
+    before = DataSealer(OLD).seal("totp seed", "anna", b"seed")
     with pytest.raises(errors.Unavailable, match="another DATA_KEY") as refused:
         OURS.open("totp seed", "anna", before)
     assert "DATA_KEY_OLD" in refused.value.hint
-    both = Sealer.of(base64.b64encode(KEY).decode(), base64.b64encode(OLD).decode())
+    both = DataSealer.of(base64.b64encode(KEY).decode(), base64.b64encode(OLD).decode())
     assert both.open("totp seed", "anna", before) == b"seed"
     assert both.is_outdated(before)
     now = both.seal("totp seed", "anna", b"seed")

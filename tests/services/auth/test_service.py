@@ -9,7 +9,8 @@ import asyncpg
 import msgspec
 import pytest
 
-from services.auth import api_keys, newcomers, passwords
+from services.auth import api_keys, passwords
+from services.auth.accounts import registration_limits
 from services.auth.service import AuthService
 from services.auth.settings import AuthSettings
 from shared import errors
@@ -118,7 +119,7 @@ async def test_while_registration_is_closed_an_invitation_lets_its_addressee_reg
 async def test_while_registration_is_closed_an_inviter_lets_few_people_register_a_day(
     settings: AuthSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(newcomers, "MOST_INVITED_A_DAY", 2)
+    monkeypatch.setattr(registration_limits, "MOST_INVITED_A_DAY", 2)
     world = Surroundings()
     closed = msgspec.structs.replace(settings, open_registration=False, organisations_per_user=5)
     async with AuthService.open(closed, world.as_node()) as world.service:

@@ -17,7 +17,7 @@ import pytest
 import services.auth
 from services.auth.api_keys import Mark
 from services.auth.roles import KeyTerms
-from services.auth.store import MOST_ACTIVE_KEYS, NewKey, Store
+from services.auth.store import MOST_ACTIVE_KEYS, AccountTables, NewKey
 from shared import errors
 from shared.api.auth import ApiKey, ApiKeyLimits, Change, KeyBounds, KeyKind, User
 from shared.stores.database import Database
@@ -28,39 +28,39 @@ NO_LIMITS = ApiKeyLimits()
 
 
 @pytest.fixture
-async def store(postgres_url: str) -> AsyncIterator[Store]:
-    async with Store.open(postgres_url) as opened:
+async def store(postgres_url: str) -> AsyncIterator[AccountTables]:
+    async with AccountTables.open(postgres_url) as opened:
         yield opened
 
 
-async def add_user(store: Store, name: str = "anna", email: str = "") -> User:
+async def add_user(store: AccountTables, name: str = "anna", email: str = "") -> User:
     async with store.adding_user() as transaction:
         return await store.add_user(transaction, name, email or f"{name}@example.com", "hash")
 
 
-async def set_tier(store: Store, user_id: UserId, tier: Tier) -> User:
+async def set_tier(store: AccountTables, user_id: UserId, tier: Tier) -> User:
     async with store.transaction() as transaction:
         return await store.set_tier(transaction, user_id, tier)
 
 
-async def revoke(store: Store, key: ApiKey) -> ApiKey | None:
+async def revoke(store: AccountTables, key: ApiKey) -> ApiKey | None:
     async with store.transaction() as transaction:
         return await store.revoke_key(transaction, key)
 
 
 async def add_key(
-    store: Store, user: User, key_hash: str = "k", name: str = "default", limits: ApiKeyLimits = NO_LIMITS, **changed: Any
+    store: AccountTables, user: User, key_hash: str = "k", name: str = "default", limits: ApiKeyLimits = NO_LIMITS, **changed: Any
 ) -> ApiKey:
     terms = dataclasses.replace(KeyTerms(KeyKind.LIVE, limits, KeyBounds(), None), **changed)
     async with store.bound(TenantId(user.id)) as transaction:
         return await store.add_key(transaction, NewKey(user.id, None, name, Mark(key_hash, "aip_live_abc…wxyz"), terms))
 
 
-async def keys_of(store: Store, user_id: UserId) -> tuple[ApiKey, ...]:
+async def keys_of(store: AccountTables, user_id: UserId) -> tuple[ApiKey, ...]:
     return await store.list_keys(TenantId(user_id), user_id)
 
 
-async def test_a_user_is_found_by_each_of_its_names(store: Store) -> None:
+async def test_a_user_is_found_by_each_of_its_names(store: AccountTables) -> None:
     user = await add_user(store, "Anna")
     assert (user.role, user.tier, user.is_active) == (UserRole.USER, Tier.FREE, True)
     assert user.created_at.tzinfo is not None
@@ -72,7 +72,7 @@ async def test_a_user_is_found_by_each_of_its_names(store: Store) -> None:
 
 
 @pytest.mark.parametrize("name", ["nobody", "x@y.z", str(UUID(int=1)), "", "a\0b", "' OR 1=1 --", "x" * 10_000])
-async def test_nobody_is_called_that(store: Store, name: str) -> None:
+async def test_nobody_is_called_that(store: AccountTables, name: str) -> None:
     with pytest.raises(errors.NotFound):
         await store.get_user_called(name)
 
@@ -84,20 +84,20 @@ async def test_nobody_is_called_that(store: Store, name: str) -> None:
         pytest.param("other", "Anna@Example.com", "e-mail address", id="the address in other letters"),
     ],
 )
-async def test_a_taken_name_says_what_is_taken(store: Store, username: str, email: str, what: str) -> None:
+async def test_a_taken_name_says_what_is_taken(store: AccountTables, username: str, email: str, what: str) -> None:
     await add_user(store)
     with pytest.raises(errors.AlreadyExists, match=what):
         async with store.adding_user() as transaction:
             await store.add_user(transaction, username, email, "hash")
 
 
-async def test_of_twenty_registrations_of_one_name_at_once_one_succeeds(store: Store) -> None:
+async def test_of_twenty_registrations_of_one_name_at_once_one_succeeds(store: AccountTables) -> None:
     outcomes = await asyncio.gather(*(add_user(store, "anna", f"anna{n}@example.com") for n in range(20)), return_exceptions=True)
     assert sum(isinstance(outcome, User) for outcome in outcomes) == 1
     assert sum(isinstance(outcome, errors.AlreadyExists) for outcome in outcomes) == 19
 
 
-async def test_of_twenty_starters_one_makes_the_administrator(store: Store) -> None:
+async def test_of_twenty_starters_one_makes_the_administrator(store: AccountTables) -> None:
     assert not await store.has_admin()
     assert (await asyncio.gather(*(store.ensure_first_admin("hash") for _ in range(20)))).count(True) == 1
     assert await store.has_admin()
@@ -105,7 +105,7 @@ async def test_of_twenty_starters_one_makes_the_administrator(store: Store) -> N
     assert (admin.role, admin.tier, admin.email) == (UserRole.ADMIN, Tier.PRO, "admin@localhost")
 
 
-async def test_a_key_can_be_revoked_once(store: Store) -> None:
+async def test_a_key_can_be_revoked_once(store: AccountTables) -> None:
     key = await add_key(store, await add_user(store))
     revoked = await revoke(store, key)
     assert revoked is not None
@@ -114,7 +114,7 @@ async def test_a_key_can_be_revoked_once(store: Store) -> None:
     assert [found.is_active for found in await keys_of(store, key.user_id)] == [False]
 
 
-async def test_a_user_has_so_many_active_keys_and_no_more(store: Store) -> None:
+async def test_a_user_has_so_many_active_keys_and_no_more(store: AccountTables) -> None:
     user = await add_user(store)
     key = await add_key(store, user, "first")
     for n in range(1, MOST_ACTIVE_KEYS):
@@ -125,7 +125,7 @@ async def test_a_user_has_so_many_active_keys_and_no_more(store: Store) -> None:
     await add_key(store, user, "more")
 
 
-async def test_the_owner_of_a_key(store: Store) -> None:
+async def test_the_owner_of_a_key(store: AccountTables) -> None:
     user = await add_user(store)
     key = await add_key(store, user)
     assert await store.find_owner_of_key("unknown") is None
@@ -136,7 +136,7 @@ async def test_the_owner_of_a_key(store: Store) -> None:
     assert owned.user_is_active
 
 
-async def test_a_key_keeps_each_of_its_limits(store: Store) -> None:
+async def test_a_key_keeps_each_of_its_limits(store: AccountTables) -> None:
     limits = ApiKeyLimits(1, 2, 3, 4, MicroCredits(10**18))
     key = await add_key(store, await add_user(store), limits=limits)
     owned = await store.find_owner_of_key("k")
@@ -145,7 +145,7 @@ async def test_a_key_keeps_each_of_its_limits(store: Store) -> None:
     assert key.limits == owned.principal.key_limits == listed.limits == limits
 
 
-async def test_a_key_keeps_its_kind_its_bounds_and_its_end(store: Store) -> None:
+async def test_a_key_keeps_its_kind_its_bounds_and_its_end(store: AccountTables) -> None:
     bounds = KeyBounds(("model:read",), (ModelName("llama"), ModelName("qwen")), ("10.0.0.0/8",))
     ends = datetime.now(UTC) + timedelta(days=3)
     key = await add_key(store, await add_user(store), kind=KeyKind.TEST, bounds=bounds, expires_at=ends)
@@ -161,7 +161,7 @@ async def test_a_key_keeps_its_kind_its_bounds_and_its_end(store: Store) -> None
     assert (owned.expires_at, owned.replaced_at) == (ends, None)
 
 
-async def test_the_key_of_one_tenant_is_not_anothers_to_find_change_or_end(store: Store) -> None:
+async def test_the_key_of_one_tenant_is_not_anothers_to_find_change_or_end(store: AccountTables) -> None:
     anna, ben = await add_user(store, "anna"), await add_user(store, "ben")
     key = await add_key(store, anna)
     for tenant, user in ((ben.id, ben.id), (anna.id, ben.id), (ben.id, anna.id)):
@@ -177,7 +177,7 @@ async def test_the_key_of_one_tenant_is_not_anothers_to_find_change_or_end(store
     assert await store.find_owner_of_key("stolen") is None
 
 
-async def test_a_secret_that_was_replaced_leads_to_the_same_key_until_its_time(store: Store) -> None:
+async def test_a_secret_that_was_replaced_leads_to_the_same_key_until_its_time(store: AccountTables) -> None:
     key = await add_key(store, await add_user(store), "old")
     async with store.transaction() as transaction:
         assert await store.rotate_key(transaction, key, Mark("new", "aip_live_new…wxyz"), 60) is not None
@@ -208,7 +208,7 @@ async def test_who_was_premium_is_pro_after_the_upgrade(postgres_url: str, tmp_p
                 SELECT gen_random_uuid(), id, username, 'old', '…', 7 FROM auth.users;
             """,
         )
-    async with Store.open(postgres_url) as store:
+    async with AccountTables.open(postgres_url) as store:
         anna, bob = await store.get_user_called("anna"), await store.get_user_called("bob")
         assert (anna.tier, bob.tier) == (Tier.PRO, Tier.FREE)
         owned = await store.find_owner_of_key("anna")
@@ -221,7 +221,7 @@ async def test_who_was_premium_is_pro_after_the_upgrade(postgres_url: str, tmp_p
         await by_hand.run(postgres_url, "UPDATE auth.users SET subscription_tier = 'premium'")
 
 
-async def test_the_last_use_is_written_once_a_minute_and_is_no_change(store: Store, postgres_url: str) -> None:
+async def test_the_last_use_is_written_once_a_minute_and_is_no_change(store: AccountTables, postgres_url: str) -> None:
     key = await add_key(store, await add_user(store))
     await store.touch_keys([key.id])
     first = (await keys_of(store, key.user_id))[0].last_used_at
@@ -236,7 +236,7 @@ async def test_the_last_use_is_written_once_a_minute_and_is_no_change(store: Sto
     assert await store.missed_changes(0) == (Change(0),)
 
 
-async def test_a_hash_that_was_changed_meanwhile_is_not_replaced(store: Store, postgres_url: str) -> None:
+async def test_a_hash_that_was_changed_meanwhile_is_not_replaced(store: AccountTables, postgres_url: str) -> None:
     await add_user(store)
     account = await store.find_account("anna")
     assert account is not None
@@ -267,7 +267,7 @@ async def test_a_hash_that_was_changed_meanwhile_is_not_replaced(store: Store, p
         "DELETE FROM auth.api_keys",
     ],
 )
-async def test_what_is_changed_by_hand_is_heard_of(store: Store, postgres_url: str, statement: str) -> None:
+async def test_what_is_changed_by_hand_is_heard_of(store: AccountTables, postgres_url: str, statement: str) -> None:
     user = await add_user(store)
     await add_key(store, user)
     async with contextlib.aclosing(store.follow_changes()) as changes:
@@ -276,7 +276,7 @@ async def test_what_is_changed_by_hand_is_heard_of(store: Store, postgres_url: s
         assert await asyncio.wait_for(anext(changes), 5) == Change(1, user.id)
 
 
-async def test_emptying_the_tables_means_forget_everything(store: Store, postgres_url: str) -> None:
+async def test_emptying_the_tables_means_forget_everything(store: AccountTables, postgres_url: str) -> None:
     await add_user(store)
     async with contextlib.aclosing(store.follow_changes()) as changes:
         await anext(changes)
@@ -284,7 +284,7 @@ async def test_emptying_the_tables_means_forget_everything(store: Store, postgre
         assert (await asyncio.wait_for(anext(changes), 5)).user_id is None
 
 
-async def test_what_was_missed_is_told_from_the_last_change_on(store: Store) -> None:
+async def test_what_was_missed_is_told_from_the_last_change_on(store: AccountTables) -> None:
     users = [await add_user(store, f"user{n}") for n in range(4)]
     assert await store.missed_changes(0) == (Change(0),)
     for user in users:
@@ -296,7 +296,7 @@ async def test_what_was_missed_is_told_from_the_last_change_on(store: Store) -> 
     assert None not in {change.user_id for change in missed}
 
 
-async def test_who_was_away_too_long_or_watched_another_database_forgets_everything(store: Store, postgres_url: str) -> None:
+async def test_who_was_away_too_long_or_watched_another_database_forgets_everything(store: AccountTables, postgres_url: str) -> None:
     user = await add_user(store)
     for tier in (Tier.PRO, Tier.FREE, Tier.PRO):
         await set_tier(store, user.id, tier)
@@ -307,13 +307,13 @@ async def test_who_was_away_too_long_or_watched_another_database_forgets_everyth
     assert await store.missed_changes(3) == (Change(3, user.id),)
 
 
-async def test_a_user_that_is_gone(store: Store) -> None:
+async def test_a_user_that_is_gone(store: AccountTables) -> None:
     with pytest.raises(errors.NotFound):
         await set_tier(store, UserId(uuid4()), Tier.FREE)
     assert await store.find_user(UserId(uuid4())) is None
 
 
-async def test_the_tables_have_the_columns_of_the_seed(store: Store, postgres_url: str) -> None:
+async def test_the_tables_have_the_columns_of_the_seed(store: AccountTables, postgres_url: str) -> None:
     connection = await asyncpg.connect(postgres_url)
     try:
         rows = await connection.fetch("SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'auth'")

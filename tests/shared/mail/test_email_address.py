@@ -1,4 +1,4 @@
-"""Which texts a mail may be sent to. Which of them an account may have: tests/services/auth/test_names.py."""
+"""Which texts a mail may be sent to. Which of them an account may have: tests/services/auth/test_name_rules.py."""
 
 import time
 

@@ -7,7 +7,7 @@ import pytest
 
 from services.auth import store
 from services.auth.audit.anchoring import Anchoring, AnchorKeys
-from services.auth.audit.rows import AuditRows
+from services.auth.audit.audit_store import AuditStore
 from services.auth.audit.verification import Verification
 from shared.telemetry import Metrics
 from shared.types import MeshName
@@ -16,9 +16,9 @@ KEYS = AnchorKeys.of(bytes(range(32)))
 
 
 @pytest.fixture
-async def rows(postgres_url: str) -> AsyncIterator[AuditRows]:
+async def rows(postgres_url: str) -> AsyncIterator[AuditStore]:
     async with store.opened(postgres_url) as database:
-        yield AuditRows(database)
+        yield AuditStore(database)
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def anchor_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def anchoring(rows: AuditRows, anchor_file: Path) -> Anchoring:
+def anchoring(rows: AuditStore, anchor_file: Path) -> Anchoring:
     return Anchoring(rows, KEYS, MeshName("test"), anchor_file)
 
 
@@ -37,5 +37,5 @@ def metrics() -> Metrics:
 
 
 @pytest.fixture
-def verification(rows: AuditRows, anchoring: Anchoring, metrics: Metrics) -> Verification:
+def verification(rows: AuditStore, anchoring: Anchoring, metrics: Metrics) -> Verification:
     return Verification(rows, anchoring, metrics)

@@ -9,7 +9,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from services.auth.audit.rows import AuditRows
+from services.auth.audit.audit_store import AuditStore
 from shared.api.audit import AuditedAct, AuditRow, Result
 from shared.types import TenantId, UserId
 
@@ -36,12 +36,12 @@ def refusal(number: int = 0, **changed: Any) -> AuditedAct:
     return act(number, **{"result": Result.REFUSED, "target": "", "details": {"why": "no"}, **changed})
 
 
-async def fill(rows: AuditRows, *acts: AuditedAct) -> None:
+async def fill(rows: AuditStore, *acts: AuditedAct) -> None:
     async with rows.transaction() as transaction:
         await rows.append(transaction, acts)
 
 
-async def all_rows(rows: AuditRows, chain: str = str(TENANT)) -> list[AuditRow]:
+async def all_rows(rows: AuditStore, chain: str = str(TENANT)) -> list[AuditRow]:
     return [row async for page in rows.read_chain(chain) for row in page]
 
 

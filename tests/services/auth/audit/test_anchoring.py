@@ -9,9 +9,9 @@ import pytest
 
 from services.auth import store
 from services.auth.audit.anchoring import Anchoring, AnchorKeys
-from services.auth.audit.log import AuditLog
-from services.auth.audit.rows import AuditRows
-from services.auth.audit.upkeep import Upkeep
+from services.auth.audit.audit_log import AuditLog
+from services.auth.audit.audit_store import AuditStore
+from services.auth.audit.audit_upkeep import AuditUpkeep
 from services.auth.audit.verification import Verification
 from shared.access import audit_anchors, audit_chain
 from shared.access.audit_anchors import Anchor
@@ -48,7 +48,7 @@ async def state_of(verification: Verification, chain: str = CHAIN) -> ChainState
     return state
 
 
-async def test_chains_that_have_grown_are_anchored_once(rows: AuditRows, anchoring: Anchoring, anchor_file: Path) -> None:
+async def test_chains_that_have_grown_are_anchored_once(rows: AuditStore, anchoring: Anchoring, anchor_file: Path) -> None:
     await anchoring.write()
     assert in_file(anchor_file) == []
     await fill(rows, act(1), act(2), act(3, tenant_id=None))
@@ -67,11 +67,11 @@ async def test_chains_that_have_grown_are_anchored_once(rows: AuditRows, anchori
 async def other(postgres_url: str, tmp_path: Path) -> AsyncIterator[Anchoring]:
     """Another replica, on another machine."""
     async with store.opened(postgres_url) as database:
-        yield Anchoring(AuditRows(database), KEYS, MeshName("test"), tmp_path / "other.jsonl")
+        yield Anchoring(AuditStore(database), KEYS, MeshName("test"), tmp_path / "other.jsonl")
 
 
 async def test_each_replica_has_the_anchors_of_all(
-    rows: AuditRows, anchoring: Anchoring, anchor_file: Path, other: Anchoring, tmp_path: Path
+    rows: AuditStore, anchoring: Anchoring, anchor_file: Path, other: Anchoring, tmp_path: Path
 ) -> None:
     await other.write()
     await fill(rows, act(1))
@@ -84,7 +84,7 @@ async def test_each_replica_has_the_anchors_of_all(
 
 
 async def test_a_line_that_a_crash_left_half_stays_a_line_of_its_own(
-    rows: AuditRows, anchoring: Anchoring, anchor_file: Path, verification: Verification
+    rows: AuditStore, anchoring: Anchoring, anchor_file: Path, verification: Verification
 ) -> None:
     put(anchor_file, b'{"mesh": "te')
     await fill(rows, act(1))
@@ -95,7 +95,7 @@ async def test_a_line_that_a_crash_left_half_stays_a_line_of_its_own(
     assert [(state.chain, state.first_bad) for state in report.chains] == [("anchors", 1), (CHAIN, None)]
 
 
-async def test_a_file_that_cannot_be_written_is_caught_up_with(rows: AuditRows, tmp_path: Path) -> None:
+async def test_a_file_that_cannot_be_written_is_caught_up_with(rows: AuditStore, tmp_path: Path) -> None:
     file = tmp_path / "later" / "anchors.jsonl"
     anchoring = Anchoring(rows, KEYS, MeshName("test"), file)
     await fill(rows, act(1))
@@ -110,7 +110,7 @@ async def test_a_file_that_cannot_be_written_is_caught_up_with(rows: AuditRows, 
 
 
 async def test_a_tail_that_is_gone_with_its_head_and_the_anchors_of_the_table_is_missed_by_the_file(
-    rows: AuditRows, anchoring: Anchoring, verification: Verification, postgres_url: str
+    rows: AuditStore, anchoring: Anchoring, verification: Verification, postgres_url: str
 ) -> None:
     await fill(rows, *(act(number) for number in range(10)))
     await anchoring.write()
@@ -122,7 +122,7 @@ async def test_a_tail_that_is_gone_with_its_head_and_the_anchors_of_the_table_is
 
 
 async def test_a_whole_chain_that_is_gone_is_missed(
-    rows: AuditRows, anchoring: Anchoring, verification: Verification, postgres_url: str
+    rows: AuditStore, anchoring: Anchoring, verification: Verification, postgres_url: str
 ) -> None:
     await fill(rows, act(1))
     await anchoring.write()
@@ -133,7 +133,7 @@ async def test_a_whole_chain_that_is_gone_is_missed(
 
 
 async def test_a_chain_made_anew_is_given_away(
-    rows: AuditRows, anchoring: Anchoring, verification: Verification, postgres_url: str
+    rows: AuditStore, anchoring: Anchoring, verification: Verification, postgres_url: str
 ) -> None:
     await fill(rows, act(1), act(2))
     await anchoring.write()
@@ -158,7 +158,7 @@ async def test_a_chain_made_anew_is_given_away(
     ],
 )
 async def test_a_head_that_does_not_fit_is_found(
-    rows: AuditRows, verification: Verification, postgres_url: str, statement: str, expected: tuple[int, str]
+    rows: AuditStore, verification: Verification, postgres_url: str, statement: str, expected: tuple[int, str]
 ) -> None:
     await fill(rows, act(1), act(2), act(3))
     async with superuser(postgres_url) as db:
@@ -170,7 +170,7 @@ async def test_a_head_that_does_not_fit_is_found(
 
 
 async def test_a_forged_anchor_is_found_in_the_table_and_in_the_file(
-    rows: AuditRows, anchoring: Anchoring, verification: Verification, anchor_file: Path
+    rows: AuditStore, anchoring: Anchoring, verification: Verification, anchor_file: Path
 ) -> None:
     await fill(rows, act(1), act(2))
     (stranger,) = AnchorKeys.of(bytes(32)).ids
@@ -185,7 +185,7 @@ async def test_a_forged_anchor_is_found_in_the_table_and_in_the_file(
     assert (await state_of(verification)).first_bad == 2
 
 
-async def test_anchors_of_a_former_key_stay_good(rows: AuditRows, anchoring: Anchoring, anchor_file: Path) -> None:
+async def test_anchors_of_a_former_key_stay_good(rows: AuditStore, anchoring: Anchoring, anchor_file: Path) -> None:
     await fill(rows, act(1))
     await anchoring.write()
     later = Anchoring(rows, AnchorKeys.of(bytes(32), bytes(range(32))), MeshName("test"), anchor_file)
@@ -199,10 +199,10 @@ async def test_anchors_of_a_former_key_stay_good(rows: AuditRows, anchoring: Anc
 
 
 async def test_the_end_writes_what_waits_and_anchors_it(
-    rows: AuditRows, anchoring: Anchoring, verification: Verification, anchor_file: Path
+    rows: AuditStore, anchoring: Anchoring, verification: Verification, anchor_file: Path
 ) -> None:
     log = AuditLog(rows)
-    upkeep = Upkeep(log, rows, anchoring, verification, days=1, now=lambda: BEGIN + timedelta(days=1, seconds=1))
+    upkeep = AuditUpkeep(log, rows, anchoring, verification, days=1, now=lambda: BEGIN + timedelta(days=1, seconds=1))
     log.note(refusal(0))
     log.note(refusal(1))
     await upkeep.finish()
@@ -212,9 +212,9 @@ async def test_the_end_writes_what_waits_and_anchors_it(
 
 
 async def test_a_row_that_was_tampered_with_is_told_before_anybody_asks(
-    rows: AuditRows, anchoring: Anchoring, verification: Verification, metrics: Metrics, postgres_url: str
+    rows: AuditStore, anchoring: Anchoring, verification: Verification, metrics: Metrics, postgres_url: str
 ) -> None:
-    upkeep = Upkeep(AuditLog(rows), rows, anchoring, verification, days=1)
+    upkeep = AuditUpkeep(AuditLog(rows), rows, anchoring, verification, days=1)
     await fill(rows, act(1), act(2))
     assert "ai_platform_audit_chain_valid" not in metrics.render(), "or the alert would fire at every start"
     await verification.report(CHAIN)

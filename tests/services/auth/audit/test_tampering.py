@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 import asyncpg
 
 from services.auth.audit.anchoring import Anchoring
-from services.auth.audit.rows import AuditRows
+from services.auth.audit.audit_store import AuditStore
 from services.auth.audit.verification import Verification
 from shared.access import audit_chain
 from shared.access.audit_chain import ChainHead
@@ -138,7 +138,7 @@ INSERT INTO audit_log TABLE saved_log; INSERT INTO audit_details TABLE saved_det
 
 
 async def test_any_row_changed_by_a_superuser_is_named_in_100_of_100_tries(
-    rows: AuditRows, anchoring: Anchoring, verification: Verification, postgres_url: str
+    rows: AuditStore, anchoring: Anchoring, verification: Verification, postgres_url: str
 ) -> None:
     await fill(rows, *(act(number) for number in range(ROWS)))
     await anchoring.write()

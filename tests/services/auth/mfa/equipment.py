@@ -5,10 +5,10 @@ import time
 from dataclasses import dataclass, field
 from typing import cast
 
-from services.auth.logins import Logins
+from services.auth.dependencies import Dependencies
+from services.auth.logins import LoginRpc
 from services.auth.mfa import totp
-from services.auth.mfa.enrolment import Enrolment
-from services.auth.parts import Parts
+from services.auth.mfa.mfa_enrollment import MfaEnrollment
 from shared.api import accounts, auth
 from shared.api.audit import AuditedAct
 from shared.stores.database import Transaction
@@ -67,18 +67,18 @@ class Desk:
     trail: KeptTrail = field(default_factory=KeptTrail)
 
     def __post_init__(self) -> None:
-        enrolment = cast("Enrolment", self._serving(accounts.begin_mfa.name))
+        enrolment = cast("MfaEnrollment", self._serving(accounts.begin_mfa.name))
         for handler in (self.logins, enrolment):
             handler._trail = self.trail
             handler._factors._clock = self.clock
             handler._opening._trail = self.trail
 
     @property
-    def logins(self) -> Logins:
-        return cast("Logins", self._serving(auth.login_user.name))
+    def logins(self) -> LoginRpc:
+        return cast("LoginRpc", self._serving(auth.login_user.name))
 
     @property
-    def parts(self) -> Parts:
+    def parts(self) -> Dependencies:
         return self.world.service._assembly._parts
 
     def _serving(self, method: str) -> object:

@@ -4,19 +4,19 @@ from typing import cast
 
 import pytest
 
-from services.auth.own_account.lost_factors import LostFactors
+from services.auth.accounts.factor_removal import FactorRemoval
 from shared import errors
 from shared.api import auth
 from shared.api.auth import Step
+from tests.services.auth.accounts.surroundings import FakePostman
 from tests.services.auth.mfa.equipment import Desk
-from tests.services.auth.own_account.surroundings import FakePostman
 from tests.services.auth.surroundings import ADMIN_PASSWORD, PASSWORD
 
 
 @pytest.fixture
 def postman(desk: Desk) -> FakePostman:
     """Stands where the log does, and keeps what it was given."""
-    lost = cast("LostFactors", desk._serving(auth.remove_mfa.name))
+    lost = cast("FactorRemoval", desk._serving(auth.remove_mfa.name))
     lost._trail = desk.trail
     lost._postman = made = FakePostman()
     return made

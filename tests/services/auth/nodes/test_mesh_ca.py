@@ -7,8 +7,8 @@ import msgspec
 import pytest
 
 from services.auth import store
-from services.auth.nodes.members import Members
 from services.auth.nodes.mesh_ca import MeshCa
+from services.auth.nodes.node_store import NodeStore
 from services.auth.service import AuthService
 from services.auth.settings import AuthSettings
 from shared import errors
@@ -53,9 +53,9 @@ async def test_two_replicas_hear_of_each_others_revocations_at_once(ca_settings:
 async def test_a_list_that_is_confirmed_is_newer_and_has_the_same_number(ca_settings: AuthSettings, postgres_url: str) -> None:
     async with store.opened(postgres_url) as database:
         here, clock = Surroundings(), [time.time() - certificates.SERVICE_LIFETIME_SECONDS * 0.7]
-        loaded = MeshCa.load(ca_settings, here.as_node(), Members(database))
+        loaded = MeshCa.load(ca_settings, here.as_node(), NodeStore(database))
         assert loaded is not None
-        ca = MeshCa(loaded.keys, loaded.meeting, here.as_node(), Members(database), clock=lambda: clock[0])
+        ca = MeshCa(loaded.keys, loaded.meeting, here.as_node(), NodeStore(database), clock=lambda: clock[0])
         await ca.begin()
         first, certificate = here.trust.list, here.trust.certificate
         clock[0] += 100

@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.auth.oidc.login import Oidc
-from services.auth.oidc.pending import PendingLogins
+from services.auth.oidc.client_registration import ClientRegistration
+from services.auth.oidc.oidc_login import Oidc
+from services.auth.oidc.pending_logins import PendingLogins
 from services.auth.oidc.provider import Provider
-from services.auth.oidc.registration import Registration
 from shared.stores.cache import Cache
 from tests.services.auth.oidc.scripted_provider import ScriptedProvider, scripted_provider
 from tests.services.auth.oidc.surroundings import Clock, OpenOidc
@@ -28,7 +28,7 @@ async def cache(valkey_url: str) -> AsyncIterator[Cache]:
 @pytest.fixture
 def open_oidc(cache: Cache, clock: Clock) -> OpenOidc:
     @contextlib.asynccontextmanager
-    async def open_it(registration: Registration) -> AsyncIterator[Oidc]:
+    async def open_it(registration: ClientRegistration) -> AsyncIterator[Oidc]:
         async with Provider.open(registration, clock) as provider:
             yield Oidc(registration, provider, PendingLogins(cache), clock=clock)
 

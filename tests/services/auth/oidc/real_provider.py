@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urljoin, urlsplit
 
 import httpx
 
-from services.auth.oidc.flow import Answer
+from services.auth.oidc.flow import ProviderReply
 from shared.transports.hyperswarm import find_node
 from tests.services.auth.oidc import keys
 from tests.services.auth.oidc.keys import Key
@@ -90,12 +90,14 @@ class Browser:
         async with httpx.AsyncClient(trust_env=False, timeout=START_SECONDS, **options) as http:
             yield cls(http)
 
-    async def log_in(self, url: str, person: str = "ann-1", *, password: str | None = None, consent: str = "allow") -> Answer:
+    async def log_in(self, url: str, person: str = "ann-1", *, password: str | None = None, consent: str = "allow") -> ProviderReply:
         """Until the provider sends it back."""
         typed = {"login": person, "password": password or PEOPLE[person]["password"], "answer": consent}
         landed = await self._follow(await self.http.get(url), typed)
         answered = {name: values[0] for name, values in parse_qs(urlsplit(landed).query).items()}
-        return Answer(state=answered.get("state", ""), code=answered.get("code"), error=answered.get("error"), iss=answered.get("iss"))
+        return ProviderReply(
+            state=answered.get("state", ""), code=answered.get("code"), error=answered.get("error"), iss=answered.get("iss")
+        )
 
     async def log_out(self, url: str) -> str:
         """Where it is in the end."""

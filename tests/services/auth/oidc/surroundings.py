@@ -6,12 +6,12 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import services.auth
-from services.auth.oidc.login import Oidc
-from services.auth.oidc.registration import Registration
+from services.auth.oidc.client_registration import ClientRegistration
+from services.auth.oidc.oidc_login import Oidc
 
 AUTH = Path(services.auth.__file__).parent
 
-OpenOidc = Callable[[Registration], AbstractAsyncContextManager[Oidc]]
+OpenOidc = Callable[[ClientRegistration], AbstractAsyncContextManager[Oidc]]
 
 
 class Clock:

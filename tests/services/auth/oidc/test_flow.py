@@ -6,9 +6,9 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from services.auth.oidc import flow
+from services.auth.oidc.client_registration import ClientRegistration
 from services.auth.oidc.discovery import Metadata
-from services.auth.oidc.flow import Answer, Begun, Wish
-from services.auth.oidc.registration import Registration
+from services.auth.oidc.flow import Begun, LoginPurpose, ProviderReply
 from shared import errors
 
 ISSUER = "https://login.example.org"
@@ -19,11 +19,11 @@ METADATA = Metadata(
     jwks_uri=f"{ISSUER}/keys",
     end_session_endpoint=f"{ISSUER}/logout?all=1",
 )
-REGISTRATION = Registration(issuer=ISSUER, client_id="mesh & more", client_secret="secret")
-WISH = Wish(redirect_uri="https://ai.example.org/oidc")
+REGISTRATION = ClientRegistration(issuer=ISSUER, client_id="mesh & more", client_secret="secret")
+WISH = LoginPurpose(redirect_uri="https://ai.example.org/oidc")
 
 
-def begin(wish: Wish = WISH, registration: Registration = REGISTRATION, metadata: Metadata = METADATA) -> Begun:
+def begin(wish: LoginPurpose = WISH, registration: ClientRegistration = REGISTRATION, metadata: Metadata = METADATA) -> Begun:
     counted = itertools.count()
     return flow.begin(metadata, registration, wish, 1000.0, lambda: f"random-{next(counted)}")
 
@@ -57,18 +57,18 @@ def test_the_challenge_is_that_of_the_specification() -> None:
 
 
 def test_openid_is_asked_for_even_where_the_setting_forgets_it() -> None:
-    registration = Registration(issuer=ISSUER, client_id="mesh", scopes=("email", "groups"))
+    registration = ClientRegistration(issuer=ISSUER, client_id="mesh", scopes=("email", "groups"))
     assert asked(begin(registration=registration).url)["scope"] == "openid email groups"
 
 
 def test_a_fresh_login_is_asked_for() -> None:
-    begun = begin(Wish(redirect_uri=WISH.redirect_uri, max_age_seconds=0))
+    begun = begin(LoginPurpose(redirect_uri=WISH.redirect_uri, max_age_seconds=0))
     assert (asked(begun.url)["max_age"], asked(begun.url)["prompt"], begun.pending.max_age_seconds) == ("0", "login", 0)
 
 
 @pytest.mark.parametrize("then", ["/", "/keys?new=1", "/a/b#c"])
 def test_a_login_ends_on_one_of_our_pages(then: str) -> None:
-    assert begin(Wish(redirect_uri=WISH.redirect_uri, then=then)).pending.then == then
+    assert begin(LoginPurpose(redirect_uri=WISH.redirect_uri, then=then)).pending.then == then
 
 
 @pytest.mark.parametrize(
@@ -77,13 +77,13 @@ def test_a_login_ends_on_one_of_our_pages(then: str) -> None:
 )
 def test_a_login_ends_nowhere_else(then: str) -> None:
     with pytest.raises(errors.BadRequest):
-        begin(Wish(redirect_uri=WISH.redirect_uri, then=then))
+        begin(LoginPurpose(redirect_uri=WISH.redirect_uri, then=then))
 
 
 @pytest.mark.parametrize("address", ["", "/oidc", "javascript:alert(1)", "https://", "https://a/#b", "https://[::1"])
 def test_nobody_is_sent_back_to_what_is_no_page(address: str) -> None:
     with pytest.raises(errors.BadRequest):
-        begin(Wish(redirect_uri=address))
+        begin(LoginPurpose(redirect_uri=address))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_nobody_is_sent_back_to_what_is_no_page(address: str) -> None:
 def test_an_error_of_the_provider(error: str, kind: type[errors.AimeshError]) -> None:
     begun = begin()
     with pytest.raises(kind) as refused:
-        flow.check_answer(Answer(state=begun.state, error=error, code="c"), begun.pending, begun.binding, METADATA)
+        flow.check_answer(ProviderReply(state=begun.state, error=error, code="c"), begun.pending, begun.binding, METADATA)
     assert "<b>" not in refused.value.message
     assert refused.value.hint
 
@@ -108,14 +108,14 @@ def test_an_error_of_the_provider(error: str, kind: type[errors.AimeshError]) ->
 def test_an_answer_without_a_usable_code(code: str | None) -> None:
     begun = begin()
     with pytest.raises(errors.NotAuthenticated, match="has no code"):
-        flow.check_answer(Answer(state=begun.state, code=code, iss=ISSUER), begun.pending, begun.binding, METADATA)
+        flow.check_answer(ProviderReply(state=begun.state, code=code, iss=ISSUER), begun.pending, begun.binding, METADATA)
 
 
 def test_a_login_that_began_at_another_provider_ends_there() -> None:
     begun = begin()
     other = Metadata(issuer="https://b.example", authorization_endpoint="https://b", token_endpoint="https://b", jwks_uri="https://b")
     with pytest.raises(errors.NotAuthenticated, match="changed meanwhile"):
-        flow.check_answer(Answer(state=begun.state, code="c"), begun.pending, begun.binding, other)
+        flow.check_answer(ProviderReply(state=begun.state, code="c"), begun.pending, begun.binding, other)
 
 
 def test_logging_out_keeps_what_the_address_had() -> None:

@@ -17,9 +17,9 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from services.auth.oidc import provider as provider_module
-from services.auth.oidc.flow import Answer, Begun, Wish
-from services.auth.oidc.login import Finished, Oidc
-from services.auth.oidc.registration import Registration
+from services.auth.oidc.client_registration import ClientRegistration
+from services.auth.oidc.flow import Begun, LoginPurpose, ProviderReply
+from services.auth.oidc.oidc_login import Finished, Oidc
 from shared import errors
 from shared.stores.cache import Cache
 from shared.types import UserId
@@ -35,7 +35,7 @@ from tests.services.auth.oidc.scripted_provider import (
 )
 from tests.services.auth.oidc.surroundings import Clock, OpenOidc
 
-WISH = Wish(redirect_uri="http://127.0.0.1:3000/oidc", then="/keys")
+WISH = LoginPurpose(redirect_uri="http://127.0.0.1:3000/oidc", then="/keys")
 CODE = "the-code"
 OTHER_KEY = keys.make("ES256", SIGNING_KEY.kid)
 
@@ -45,16 +45,16 @@ class World:
     provider: ScriptedProvider
     oidc: Oidc
 
-    async def begin(self, wish: Wish = WISH) -> Begun:
+    async def begin(self, wish: LoginPurpose = WISH) -> Begun:
         begun = await self.oidc.begin(wish)
         self.provider.nonce = parse_qs(urlsplit(begun.url).query)["nonce"][0]
         return begun
 
-    async def log_in(self, wish: Wish = WISH) -> Finished:
+    async def log_in(self, wish: LoginPurpose = WISH) -> Finished:
         begun = await self.begin(wish)
-        return await self.oidc.finish(Answer(state=begun.state, code=CODE), begun.binding)
+        return await self.oidc.finish(ProviderReply(state=begun.state, code=CODE), begun.binding)
 
-    async def refused(self, kind: type[errors.AimeshError] = errors.NotAuthenticated, wish: Wish = WISH) -> str:
+    async def refused(self, kind: type[errors.AimeshError] = errors.NotAuthenticated, wish: LoginPurpose = WISH) -> str:
         """What is said to a login; nothing secret, and always with a hint."""
         with pytest.raises(kind) as caught:
             await self.log_in(wish)
@@ -67,7 +67,7 @@ class World:
 
 @pytest.fixture
 async def world(scripted: ScriptedProvider, open_oidc: OpenOidc) -> AsyncIterator[World]:
-    registration = Registration(issuer=scripted.issuer, client_id=CLIENT_ID, client_secret=CLIENT_SECRET)
+    registration = ClientRegistration(issuer=scripted.issuer, client_id=CLIENT_ID, client_secret=CLIENT_SECRET)
     async with open_oidc(registration) as oidc:
         yield World(scripted, oidc)
 
@@ -171,7 +171,7 @@ async def test_a_forged_token_is_refused(world: World, forge: Callable[[dict[str
     begun = await world.begin()
     world.provider.id_token = forge(world.provider.usual_claims())
     with pytest.raises(errors.NotAuthenticated, match="not accepted"):
-        await world.oidc.finish(Answer(state=begun.state, code=CODE), begun.binding)
+        await world.oidc.finish(ProviderReply(state=begun.state, code=CODE), begun.binding)
 
 
 def _part(value: object) -> str:
@@ -209,7 +209,7 @@ async def test_a_claim_that_is_null_in_the_token_is_looked_for_in_the_userinfo(w
     world.provider.userinfo = {"sub": "ann-1", "email": "ann@example.org"}
     begun = await world.begin()
     world.provider.id_token = SIGNING_KEY.sign({**world.provider.usual_claims(), "email": None})
-    finished = await world.oidc.finish(Answer(state=begun.state, code=CODE), begun.binding)
+    finished = await world.oidc.finish(ProviderReply(state=begun.state, code=CODE), begun.binding)
     assert finished.identity.email == "ann@example.org"
 
 
@@ -223,7 +223,7 @@ async def test_a_flood_of_unknown_keys_asks_the_provider_once_in_ten_seconds(wor
     world.provider.key = keys.make("ES256", "unknown")
     world.provider.published = [SIGNING_KEY.jwk()]
     begun = [await world.begin() for _ in range(20)]
-    answers = (world.oidc.finish(Answer(state=each.state, code=CODE), each.binding) for each in begun)
+    answers = (world.oidc.finish(ProviderReply(state=each.state, code=CODE), each.binding) for each in begun)
     refused = await asyncio.gather(*answers, return_exceptions=True)
     assert all(isinstance(each, errors.NotAuthenticated) for each in refused), refused
     assert world.provider.asked["/keys"] == 2
@@ -261,7 +261,7 @@ async def test_those_who_wait_for_a_provider_that_is_away_learn_it_together(worl
 
 async def test_a_state_is_good_once_however_many_bring_it(world: World) -> None:
     begun = await world.begin()
-    answers = [world.oidc.finish(Answer(state=begun.state, code=CODE), begun.binding) for _ in range(10)]
+    answers = [world.oidc.finish(ProviderReply(state=begun.state, code=CODE), begun.binding) for _ in range(10)]
     finished = await asyncio.gather(*answers, return_exceptions=True)
     assert sum(isinstance(each, Finished) for each in finished) == 1
     assert world.provider.asked["/token"] == 1
@@ -271,7 +271,7 @@ async def test_a_state_is_good_once_however_many_bring_it(world: World) -> None:
 async def test_an_invented_state_is_refused(world: World, state: str) -> None:
     await world.begin()
     with pytest.raises(errors.NotAuthenticated):
-        await world.oidc.finish(Answer(state=state, code=CODE), "")
+        await world.oidc.finish(ProviderReply(state=state, code=CODE), "")
     assert world.provider.asked["/token"] == 0
 
 
@@ -281,7 +281,7 @@ async def test_an_answer_in_another_browser_is_refused(world: World) -> None:
     for binding in (victims.binding, ""):
         attackers = await world.begin()
         with pytest.raises(errors.NotAuthenticated, match="another browser"):
-            await world.oidc.finish(Answer(state=attackers.state, code=CODE), binding)
+            await world.oidc.finish(ProviderReply(state=attackers.state, code=CODE), binding)
     assert world.provider.asked["/token"] == 0
 
 
@@ -299,23 +299,23 @@ async def test_a_login_from_before_an_upgrade_begins_anew(world: World, cache: C
     key = "auth:oidc:" + hashlib.sha256(begun.state.encode()).hexdigest()
     await cache.set(key, b'{"another": "form"}', ttl_seconds=60)
     with pytest.raises(errors.NotAuthenticated):
-        await world.oidc.finish(Answer(state=begun.state, code=CODE), begun.binding)
+        await world.oidc.finish(ProviderReply(state=begun.state, code=CODE), begun.binding)
 
 
 async def test_an_answer_of_another_provider_is_not_redeemed_here(world: World) -> None:
     """RFC 9207, the mix-up attack."""
     begun = await world.begin()
     with pytest.raises(errors.NotAuthenticated, match="not of the login provider"):
-        await world.oidc.finish(Answer(state=begun.state, code=CODE, iss="https://evil.example"), begun.binding)
+        await world.oidc.finish(ProviderReply(state=begun.state, code=CODE, iss="https://evil.example"), begun.binding)
     assert world.provider.asked["/token"] == 0
 
 
 async def test_a_provider_that_names_itself_always_does(scripted: ScriptedProvider, open_oidc: OpenOidc) -> None:
     scripted.metadata = {"authorization_response_iss_parameter_supported": True}
-    async with open_oidc(Registration(issuer=scripted.issuer, client_id=CLIENT_ID)) as oidc:
+    async with open_oidc(ClientRegistration(issuer=scripted.issuer, client_id=CLIENT_ID)) as oidc:
         begun = await oidc.begin(WISH)
         with pytest.raises(errors.NotAuthenticated, match="not of the login provider"):
-            await oidc.finish(Answer(state=begun.state, code=CODE), begun.binding)
+            await oidc.finish(ProviderReply(state=begun.state, code=CODE), begun.binding)
 
 
 # --- a provider that cannot be worked with ------------------------------------------------------------------------------
@@ -357,7 +357,7 @@ async def test_a_slow_provider_is_not_waited_for(world: World, reply: Reply, mon
     monkeypatch.setattr(provider_module, "ANSWER_SECONDS", 0.2)
     world.provider.replies["/token"] = reply
     with pytest.raises(errors.Unavailable, match=r"within 0\.2 s"):
-        await world.oidc.finish(Answer(state=begun.state, code=CODE), begun.binding)
+        await world.oidc.finish(ProviderReply(state=begun.state, code=CODE), begun.binding)
 
 
 async def test_a_code_that_the_provider_refuses(world: World) -> None:
@@ -366,7 +366,7 @@ async def test_a_code_that_the_provider_refuses(world: World) -> None:
 
 
 async def test_a_provider_that_is_not_there(open_oidc: OpenOidc) -> None:
-    async with open_oidc(Registration(issuer="http://127.0.0.1:1", client_id=CLIENT_ID)) as oidc:
+    async with open_oidc(ClientRegistration(issuer="http://127.0.0.1:1", client_id=CLIENT_ID)) as oidc:
         with pytest.raises(errors.Unavailable, match="cannot be reached"):
             await oidc.begin(WISH)
 
@@ -399,7 +399,7 @@ async def test_neither_a_proxy_nor_a_netrc_is_asked(scripted: ScriptedProvider, 
         monkeypatch.delenv(name, raising=False)
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
-    async with open_oidc(Registration(issuer=scripted.issuer, client_id=CLIENT_ID, client_secret=CLIENT_SECRET)) as oidc:
+    async with open_oidc(ClientRegistration(issuer=scripted.issuer, client_id=CLIENT_ID, client_secret=CLIENT_SECRET)) as oidc:
         assert (await World(scripted, oidc).log_in()).identity.subject == "ann-1"
 
 
@@ -422,9 +422,14 @@ async def test_the_secret_is_in_the_form_where_the_provider_takes_nothing_else(w
 
 async def test_what_is_sent_along_shows_no_secret_in_a_log(world: World) -> None:
     begun = await world.begin()
-    finished = await world.oidc.finish(Answer(state=begun.state, code=CODE), begun.binding)
+    finished = await world.oidc.finish(ProviderReply(state=begun.state, code=CODE), begun.binding)
     shown = repr(
-        (begun, finished, Answer(state=begun.state, code=CODE), Registration(issuer="i", client_id="c", client_secret=CLIENT_SECRET))
+        (
+            begun,
+            finished,
+            ProviderReply(state=begun.state, code=CODE),
+            ClientRegistration(issuer="i", client_id="c", client_secret=CLIENT_SECRET),
+        )
     )
     for secret in (begun.binding, begun.pending.verifier, CODE, CLIENT_SECRET, finished.identity.id_token):
         assert secret not in shown

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.auth.oidc import id_tokens
-from services.auth.oidc.id_tokens import Claims, Expected, Header, Proven
+from services.auth.oidc.id_tokens import Expected, IdTokenClaims, Proven, TokenHeader
 from shared import errors
 from tests.services.auth.oidc import keys
 from tests.services.auth.oidc.keys import Key
@@ -21,7 +21,7 @@ RSA, EC, ED = keys.make("RS256", "r"), keys.make("ES256", "e"), keys.make("EdDSA
 NOW = 1_800_000_000
 
 
-def published(*jwks: dict[str, Any]) -> tuple[id_tokens.SigningKey, ...]:
+def published(*jwks: dict[str, Any]) -> tuple[id_tokens.ProviderKey, ...]:
     return id_tokens.read_keys(msgspec.json.encode({"keys": jwks}))
 
 
@@ -65,14 +65,14 @@ def test_a_key_that_may_not_sign_is_left_out(jwk: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("header", "found"),
     [
-        pytest.param(Header("ES256", "e"), "e", id="by its name"),
-        pytest.param(Header("ES256", "r"), None, id="the name of another kind of key"),
-        pytest.param(Header("ES256", "x"), None, id="an unknown name"),
-        pytest.param(Header("ES256"), "e", id="without a name, the only one of its kind"),
-        pytest.param(Header("RS256"), None, id="without a name, and there are two"),
+        pytest.param(TokenHeader("ES256", "e"), "e", id="by its name"),
+        pytest.param(TokenHeader("ES256", "r"), None, id="the name of another kind of key"),
+        pytest.param(TokenHeader("ES256", "x"), None, id="an unknown name"),
+        pytest.param(TokenHeader("ES256"), "e", id="without a name, the only one of its kind"),
+        pytest.param(TokenHeader("RS256"), None, id="without a name, and there are two"),
     ],
 )
-def test_which_key_it_is(header: Header, found: str | None) -> None:
+def test_which_key_it_is(header: TokenHeader, found: str | None) -> None:
     key = id_tokens.find_key(published(RSA.jwk(), RSA.jwk(kid="r2"), EC.jwk(), ED.jwk()), header)
     assert (key and key.kid) == found
 
@@ -96,8 +96,8 @@ def test_a_head_that_is_not_taken(header: dict[str, Any], said: str) -> None:
 
 
 def proven(algorithm: str, **changed: Any) -> Proven:
-    claims = Claims(iss="i", sub="s", aud="c", exp=NOW + 300, iat=NOW, nonce="n", **changed)
-    return Proven(Header(algorithm), claims, {})
+    claims = IdTokenClaims(iss="i", sub="s", aud="c", exp=NOW + 300, iat=NOW, nonce="n", **changed)
+    return Proven(TokenHeader(algorithm), claims, {})
 
 
 EXPECTED = Expected(issuer="i", client_id="c", nonce="n", began_at=NOW)

@@ -14,8 +14,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from services.auth.oidc.flow import Answer, Wish
-from services.auth.oidc.registration import Registration
+from services.auth.oidc.client_registration import ClientRegistration
+from services.auth.oidc.flow import LoginPurpose, ProviderReply
 from shared import errors
 from tests.services.auth.oidc.real_provider import (
     AFTER_LOGOUT,
@@ -30,7 +30,7 @@ from tests.services.auth.oidc.real_provider import (
 )
 from tests.services.auth.oidc.surroundings import Clock, OpenOidc
 
-WISH = Wish(redirect_uri=REDIRECT_URI, then="/dashboard?tab=keys")
+WISH = LoginPurpose(redirect_uri=REDIRECT_URI, then="/dashboard?tab=keys")
 LOGIN, CONSENT = "Log in at the test provider", "May this mesh know who you are?"
 
 
@@ -46,9 +46,9 @@ async def browser() -> AsyncIterator[Browser]:
         yield opened
 
 
-def registration(issuer: str, client_id: str = "ES256", **changed: Any) -> Registration:
+def registration(issuer: str, client_id: str = "ES256", **changed: Any) -> ClientRegistration:
     usual = {"client_secret": SECRET, "scopes": ("openid", "profile", "email", "groups")}
-    return Registration(issuer=issuer, client_id=client_id, **{**usual, **changed})
+    return ClientRegistration(issuer=issuer, client_id=client_id, **{**usual, **changed})
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -105,7 +105,7 @@ async def test_a_stolen_code_is_worth_nothing_in_another_login(issuer: str, brow
         stolen = await browser.log_in((await oidc.begin(WISH)).url)
         thiefs = await oidc.begin(WISH)
         with pytest.raises(errors.NotAuthenticated, match="its own code") as refused:
-            await oidc.finish(Answer(state=thiefs.state, code=stolen.code, iss=stolen.iss), thiefs.binding)
+            await oidc.finish(ProviderReply(state=thiefs.state, code=stolen.code, iss=stolen.iss), thiefs.binding)
     assert stolen.code is not None
     assert stolen.code not in f"{refused.value.message} {refused.value.hint}"
 
@@ -134,7 +134,7 @@ async def test_who_must_be_fresh_shows_the_password_again(issuer: str, browser: 
         begun = await oidc.begin(WISH)
         await oidc.finish(await browser.log_in(begun.url), begun.binding)
         browser.seen.clear()
-        fresh = await oidc.begin(Wish(redirect_uri=REDIRECT_URI, max_age_seconds=0))
+        fresh = await oidc.begin(LoginPurpose(redirect_uri=REDIRECT_URI, max_age_seconds=0))
         finished = await oidc.finish(await browser.log_in(fresh.url), fresh.binding)
     assert browser.seen == [LOGIN]
     assert finished.identity.authenticated_at is not None

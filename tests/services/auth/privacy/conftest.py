@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from services.auth.settings import AuthSettings
-from tests.services.auth.own_account.surroundings import opened_desk
+from tests.services.auth.accounts.surroundings import opened_desk
 from tests.services.auth.privacy.surroundings import PrivacyDesk
 
 

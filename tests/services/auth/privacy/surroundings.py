@@ -8,20 +8,20 @@ from uuid import UUID, uuid4
 
 import msgspec
 
-from services.auth import acts
-from services.auth.audit.log import AuditLog
-from services.auth.audit.rows import AuditRows
-from services.auth.privacy import sources
-from services.auth.privacy.erasure import Erasures, Needs
+from services.auth import audit_records
+from services.auth.audit.audit_log import AuditLog
+from services.auth.audit.audit_store import AuditStore
+from services.auth.privacy import export_sources
+from services.auth.privacy.erasure import ErasureDependencies, Erasures
 from services.auth.privacy.export import Exports
-from services.auth.privacy.store import PrivacyStore
-from services.auth.sessions import Login, Sessions
+from services.auth.privacy.privacy_store import PrivacyStore
+from services.auth.sessions.session_store import SessionStore, StoredLogin
 from shared import errors
 from shared.api import accounts, auth, privacy
 from shared.api.method import Method, Reply, Request
 from shared.rpc import StreamCall
 from shared.types import ModelName, UserId, UserRole
-from tests.services.auth.own_account.surroundings import CLIENT, Desk, Person, by_hand
+from tests.services.auth.accounts.surroundings import CLIENT, Desk, Person, by_hand
 from tests.services.auth.surroundings import call
 
 
@@ -54,17 +54,17 @@ class PrivacyDesk:
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
         self.url = desk.settings.database_url
-        self.sessions = Sessions(desk.cache, idle_seconds=3600, longest_seconds=43_200)
-        self.audit = AuditRows(desk.database)
+        self.sessions = SessionStore(desk.cache, idle_seconds=3600, longest_seconds=43_200)
+        self.audit = AuditStore(desk.database)
         self.log = AuditLog(self.audit)
         self.rows = PrivacyStore(desk.database)
         self.erasures = self.replica()
-        self.exports = Exports(self._parts(), self.rows, (sources.sessions(self.sessions), sources.audit(self.audit)))
+        self.exports = Exports(self._parts(), self.rows, (export_sources.sessions(self.sessions), export_sources.audit(self.audit)))
         desk.dispatcher.add(self.erasures)
         desk.dispatcher.add(self.exports)
 
     def replica(self, sessions: Any = None) -> Erasures:
-        needs = Needs(rows=self.rows, sessions=sessions or self.sessions, postman=self.desk.postman, audit=self.audit)
+        needs = ErasureDependencies(rows=self.rows, sessions=sessions or self.sessions, postman=self.desk.postman, audit=self.audit)
         return Erasures(self._parts(), needs)
 
     def _parts(self) -> Any:
@@ -200,13 +200,13 @@ async def somebody_well_known(desk: PrivacyDesk, canaries: Canaries) -> Person:
         " VALUES ('t', 'k', 'worker', $1, jsonb_build_object('at', $2::text), false, 1, now() + interval '1 day')",
         person.id, known.ticket_label,
     )  # fmt: skip
-    await desk.sessions.open(Login(user_id=person.id, client=auth.ClientFacts(known.address, known.agent)))
+    await desk.sessions.open(StoredLogin(user_id=person.id, client=auth.ClientFacts(known.address, known.agent)))
     async with desk.audit.transaction() as transaction:
-        await desk.log.add(transaction, acts.done_by("session.open", person.id, address=known.address, agent=known.agent))
+        await desk.log.add(transaction, audit_records.done_by("session.open", person.id, address=known.address, agent=known.agent))
     async with desk.audit.transaction() as transaction:
-        await desk.log.add(transaction, acts.done_by("organisation.invite", other.id, email=email.upper(), note=known.mention))
-        await desk.log.add(transaction, acts.done_by("organisation.invite", other.id, email="somebody.else@example.com"))
-    refused = acts.refused("session.open", None, "wrong password")
+        await desk.log.add(transaction, audit_records.done_by("organisation.invite", other.id, email=email.upper(), note=known.mention))
+        await desk.log.add(transaction, audit_records.done_by("organisation.invite", other.id, email="somebody.else@example.com"))
+    refused = audit_records.refused("session.open", None, "wrong password")
     desk.log.note(msgspec.structs.replace(refused, target=str(person.id), address=known.refused_from))
     await desk.log.write()
     await desk.ask(accounts.request_password_reset, accounts.RequestPasswordReset(email), "")

@@ -12,7 +12,7 @@ from services.auth.privacy.retention import Days, Retention
 from services.auth.settings import AuthSettings
 from shared.api import accounts
 from tests.servers import PostgresServer
-from tests.services.auth.own_account.surroundings import opened_desk
+from tests.services.auth.accounts.surroundings import opened_desk
 from tests.services.auth.privacy.surroundings import Canaries, PrivacyDesk, somebody_well_known
 
 

@@ -8,7 +8,7 @@ import pytest
 from shared import errors
 from shared.access import access_table
 from shared.api import privacy
-from tests.services.auth.own_account.surroundings import by_hand
+from tests.services.auth.accounts.surroundings import by_hand
 from tests.services.auth.privacy.surroundings import AwaySessions, Canaries, PrivacyDesk, administrator, somebody_well_known
 
 # --- planning --------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from services.auth import acts
+from services.auth import audit_records
 from shared import errors
 from shared.access import access_table
 from tests.services.auth.privacy.surroundings import Canaries, PrivacyDesk, somebody_well_known
@@ -63,7 +63,7 @@ async def test_who_acts_for_an_organisation_gets_what_is_their_own(desk: Privacy
 async def test_a_long_file_comes_in_pieces_and_whole(desk: PrivacyDesk) -> None:
     anna = await desk.desk.person()
     async with desk.audit.transaction() as transaction:
-        await desk.audit.append(transaction, [acts.done_by("session.open", anna.id, target=number) for number in range(1200)])
+        await desk.audit.append(transaction, [audit_records.done_by("session.open", anna.id, target=number) for number in range(1200)])
     rows = json.loads((await desk.export(anna.login()))["audit.json"])
     targets = {row["act"]["target"] for row in rows if row["act"]["action"] == "session.open"}
     assert targets == {str(number) for number in range(1200)}

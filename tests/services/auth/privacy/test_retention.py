@@ -6,8 +6,8 @@ from uuid import uuid4
 import pytest
 
 from services.auth.privacy import retention
-from services.auth.privacy.retention import BATCH, Days, Kept, Retention
-from tests.services.auth.own_account.surroundings import Person
+from services.auth.privacy.retention import BATCH, Days, Retention, RetentionRule
+from tests.services.auth.accounts.surroundings import Person
 from tests.services.auth.privacy.surroundings import PrivacyDesk
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
@@ -26,7 +26,7 @@ async def test_each_class_is_forgotten_by_its_own_days_and_in_batches() -> None:
 
         return forget
 
-    await Retention((Kept("few", 7, forgets("few")), Kept("many", 90, forgets("many"))), clock=lambda: NOW).enforce()
+    await Retention((RetentionRule("few", 7, forgets("few")), RetentionRule("many", 90, forgets("many"))), clock=lambda: NOW).enforce()
     assert left == {"few": 0, "many": 0}
     week, quarter = NOW - timedelta(days=7), NOW - timedelta(days=90)
     assert asked == [("few", week, BATCH), *[("many", quarter, BATCH)] * 3]
@@ -40,7 +40,7 @@ async def test_a_class_that_grows_faster_than_it_is_forgotten_ends_the_round_all
         calls += 1
         return most
 
-    await Retention((Kept("endless", 1, endless),), clock=lambda: NOW).enforce()
+    await Retention((RetentionRule("endless", 1, endless),), clock=lambda: NOW).enforce()
     assert calls == 200
 
 

@@ -1,0 +1,1 @@
+"""The RPC methods about accounts, their keys, profiles and passwords."""

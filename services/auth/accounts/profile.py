@@ -1,0 +1,102 @@
+"""The RPC methods about one's own account: what the settings page shows, name and address, preferences."""
+
+import time
+from typing import Protocol
+
+from services.auth import audit_records, mail_texts, name_rules
+from services.auth.accounts.account_store import AccountStore
+from services.auth.dependencies import Dependencies
+from services.auth.mfa.factors import FactorState
+from shared import errors
+from shared.access import access_table
+from shared.api import accounts, auth
+from shared.mail.mailer import Mailer
+from shared.rpc import RpcCall, serves
+from shared.telemetry import logs
+from shared.types import TenantId, UserId
+
+_THEMES = ("light", "dark", "system")
+_LONGEST_MODEL_NAME = 200
+
+_log = logs.get(part="auth")
+
+
+class SecondFactors(Protocol):
+    async def state(self, user_id: UserId) -> FactorState:
+        """Of one user. Raises Unavailable."""
+        ...
+
+
+class ProfileRpc:
+    """Handlers; all state is in PostgreSQL."""
+
+    def __init__(self, parts: Dependencies, account_rows: AccountStore, second_factors: SecondFactors, postman: Mailer) -> None:
+        self._settings = parts.settings
+        self._store = parts.store
+        self._identities = parts.identities
+        self._trail = parts.trail
+        self._rows = account_rows
+        self._second_factors = second_factors
+        self._postman = postman
+
+    @serves(accounts.get_account)
+    async def get_account(self, request: accounts.GetAccount, call: RpcCall) -> accounts.OwnAccount:
+        user = await self._user(call)
+        row = await self._rows.get(user.id)
+        factor = await self._second_factors.state(user.id)
+        return accounts.OwnAccount(
+            user=user,
+            preferences=row.preferences,
+            has_password=row.has_password,
+            mfa_enabled=factor.is_enabled,
+            recovery_codes_left=factor.recovery_codes_left,
+            erased_at=row.erase_at,
+            oidc_name=self._settings.oidc_name if self._settings.oidc_issuer else None,
+        )
+
+    @serves(accounts.change_profile)
+    async def change_profile(self, request: accounts.ChangeProfile, call: RpcCall) -> auth.User:
+        """A new address counts at once, and both are told: whoever is logged in could have taken the account otherwise, too, and a
+        mistyped one is mended on the same page. It needs what a new password needs, because mail to it can set one."""
+        user = await self._user(call)
+        username = None if request.username in (None, user.username) else request.username
+        email = None if request.email in (None, user.email) else request.email
+        if username is None and email is None:
+            return user
+        if username is not None:
+            name_rules.check_username(username)
+        if email is not None:
+            name_rules.check_email(email)
+            # A key that leaked must not outlive its revocation as an address that is somebody else's.
+            await self._identities.session_of(call.credential)
+            access_table.check(
+                access_table.of_method(accounts.change_password.name), call.principal, time.time(), accounts.change_profile.name
+            )
+        changed = ",".join(name for name, value in (("username", username), ("email", email)) if value is not None)
+        async with self._rows.renaming() as transaction:
+            await self._rows.change_profile(transaction, user.id, username, email)
+            if email is not None:
+                # It went to the old address.
+                await self._rows.drop_reset(transaction, user.id)
+            act = audit_records.done("account.change", call.principal, tenant=TenantId(user.id), target=user.id, changed=changed)
+            await self._trail.add(transaction, act)
+        _log.info("profile changed", user_id=user.id, changed=changed)
+        after = await self._user(call)
+        if email is not None and email.lower() != user.email.lower():
+            await self._postman.send(user.email, *mail_texts.address_changed_from(after.username))
+            await self._postman.send(after.email, *mail_texts.address_changed_to(after.username))
+        return after
+
+    @serves(accounts.set_preferences)
+    async def set_preferences(self, request: accounts.SetPreferences, call: RpcCall) -> accounts.Preferences:
+        chosen = request.preferences
+        if chosen.theme not in _THEMES:
+            raise errors.BadRequest("theme: " + ", ".join(_THEMES), hint="system follows the setting of the device")
+        model = chosen.default_model
+        if model is not None and not (model.isprintable() and 0 < len(model) <= _LONGEST_MODEL_NAME):
+            raise errors.BadRequest("defaultModel: the name of a model", hint="leave it out for the mesh's own")
+        await self._rows.set_preferences(call.principal.user_id, chosen)
+        return chosen
+
+    async def _user(self, call: RpcCall) -> auth.User:
+        return await self._identities.active_user(await self._store.find_user(call.principal.user_id))

@@ -1,0 +1,61 @@
+"""The audit log as those who act see it: acts go into their own transaction, refusals into a queue that one task writes."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from services.auth.audit.audit_store import AuditStore
+from services.auth.audit.refusal_batching import RefusalBatching
+from shared import errors
+from shared.api.audit import AuditedAct
+from shared.telemetry import logs
+
+if TYPE_CHECKING:
+    from shared.stores.database import Transaction
+
+_WRITE_EVERY_SECONDS = 1
+#: Rows of one transaction: the chains that they go into are locked as long.
+_BATCH = 200
+
+_log = logs.get(part="audit")
+
+
+class AuditLog:
+    """A ``Trail``. ``run`` is the task that writes what was noted; call ``write`` after its end, for what came last."""
+
+    def __init__(self, rows: AuditStore, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rows = rows
+        self._clock = clock
+        self._gathering = RefusalBatching()
+
+    async def add(self, transaction: "Transaction", act: AuditedAct) -> None:
+        await self._rows.append(transaction, (act,))
+
+    def note(self, act: AuditedAct) -> None:
+        self._gathering.note(act, self._clock())
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await asyncio.sleep(_WRITE_EVERY_SECONDS)
+            await self._write(all_of_them=False)
+
+    async def write(self) -> None:
+        """All that waits, now. Where PostgreSQL is away it goes on waiting."""
+        await self._write(all_of_them=True)
+
+    async def _write(self, *, all_of_them: bool) -> None:
+        while batch := self._gathering.take(_BATCH, self._clock(), all_of_them=all_of_them):
+            written = False
+            try:
+                async with self._rows.transaction() as transaction:
+                    await self._rows.append(transaction, batch)
+                written = True
+            except errors.Unavailable as error:
+                _log.info("refusals not written yet", waiting=len(self._gathering) + len(batch), reason=error.message)
+                return
+            finally:
+                # Also where the task is cancelled in the middle: perhaps twice in the log is better than never.
+                if not written:
+                    self._gathering.give_back(batch)

@@ -1,0 +1,86 @@
+"""Passes changes of users and keys on to everyone who watches, from one connection that listens to PostgreSQL."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Iterator
+
+from services.auth.store import AccountTables
+from shared import errors
+from shared.api.auth import Change
+from shared.node import lifecycle
+
+#: Changes that a slow watcher has not read. Then they are replaced by one that says: forget everything.
+_UNREAD = 100
+_PRUNE_EVERY_SECONDS = 3600
+_WAIT_SECONDS = 1
+
+
+class ChangeStream:
+    """``run`` is the task that listens; ``watch`` may be called any number of times beside it."""
+
+    def __init__(self, store: AccountTables, ending: asyncio.Event) -> None:
+        self._store = store
+        #: Set when the service shuts down: a watch that never ends would hold the drain up for its whole grace period.
+        self._ending = ending
+        self._watchers: set[asyncio.Queue[Change]] = set()
+        #: Called with each change, first of all.
+        self.on_change: Callable[[Change], None] = lambda change: None
+
+    async def run(self) -> None:
+        """Listen and prune, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._listen())
+            tasks.create_task(self._prune())
+
+    async def watch(self, since: int) -> AsyncGenerator[Change, None]:
+        """What was missed since then, then everything as it happens. The first item says that nothing will be missed now.
+
+        Ends when the service does. Raises Unavailable if PostgreSQL cannot say what was missed.
+        """
+        # Registered before asking, so that what happens in between comes twice rather than never.
+        with self._registered() as unread:
+            for change in await self._store.missed_changes(since):
+                yield change
+            while (next_change := await self._next(unread)) is not None:
+                yield next_change
+
+    async def _next(self, unread: asyncio.Queue[Change]) -> Change | None:
+        """The next change, or None once the service ends."""
+        async with lifecycle.background() as tasks:
+            arrival, ending = tasks.create_task(unread.get()), tasks.create_task(self._ending.wait())
+            await asyncio.wait({arrival, ending}, return_when=asyncio.FIRST_COMPLETED)
+            return arrival.result() if arrival.done() else None
+
+    def _tell(self, change: Change) -> None:
+        self.on_change(change)
+        for unread in self._watchers:
+            if unread.full():
+                while not unread.empty():
+                    unread.get_nowait()
+                unread.put_nowait(Change(change.sequence))
+            else:
+                unread.put_nowait(change)
+
+    async def _listen(self) -> None:
+        while True:
+            with contextlib.suppress(errors.Unavailable):
+                async with contextlib.aclosing(self._store.follow_changes()) as changes:
+                    async for change in changes:
+                        self._tell(change)
+            await asyncio.sleep(_WAIT_SECONDS)
+
+    async def _prune(self) -> None:
+        while True:
+            # If it cannot be done now, the next hour will do.
+            with contextlib.suppress(errors.Unavailable):
+                await self._store.prune_changes()
+            await asyncio.sleep(_PRUNE_EVERY_SECONDS)
+
+    @contextlib.contextmanager
+    def _registered(self) -> Iterator[asyncio.Queue[Change]]:
+        unread: asyncio.Queue[Change] = asyncio.Queue(_UNREAD)
+        self._watchers.add(unread)
+        try:
+            yield unread
+        finally:
+            self._watchers.discard(unread)

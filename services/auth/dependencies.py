@@ -1,0 +1,26 @@
+"""What the handlers of auth share; made once, at the start."""
+
+from dataclasses import dataclass
+
+from services.auth.audit.audit_trail import AuditTrail
+from services.auth.passwords import Passwords
+from services.auth.sessions.failed_logins import FailedLogins
+from services.auth.sessions.identities import Identities
+from services.auth.sessions.session_store import SessionStore
+from services.auth.sessions.tokens import AccessTokens
+from services.auth.settings import AuthSettings
+from services.auth.store import AccountTables
+from shared.node import Node
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dependencies:
+    settings: AuthSettings
+    node: Node
+    store: AccountTables
+    passwords: Passwords
+    sessions: SessionStore
+    tokens: AccessTokens
+    guesses: FailedLogins
+    identities: Identities
+    trail: AuditTrail

@@ -1,1 +1,0 @@
-"""What auth's mails say; `shared.mail` sends them."""

@@ -1,0 +1,119 @@
+"""Write the text of every email. Pure. User-supplied names become one short line without URLs."""
+
+from datetime import datetime
+from typing import NamedTuple
+
+from shared.mail import letters
+
+_LONGEST_NAME = 60
+_NOT_YOU = "If this wasn't you, change your password now, and check your sessions and API keys."
+
+
+class AccountMail(NamedTuple):
+    subject: str
+    text: str
+
+
+def reset(username: str, page: str, token: str, minutes: int) -> AccountMail:
+    """Write the password reset. ``page`` is where the user enters the token; empty if no public URL is set."""
+    link = f"To choose a new one, open this link:\n\n{page}#{token}\n\nOr paste" if page else "To choose a new one, paste"
+    return _text(
+        "Set a new password",
+        username,
+        f"Someone requested a new password for this account.\n\n{link} this code into the password reset page:\n\n"
+        f"{token}\n\nThe code works once and expires after {minutes} minutes. Your second factor doesn't change.\n\n"
+        "If you didn't request this, ignore this email. Your password stays the same.",
+    )
+
+
+def reset_at_provider(username: str, provider: str) -> AccountMail:
+    return _text(
+        "Your account has no password",
+        username,
+        f"Someone requested a new password for this account, but it has none. Sign in with {_line(provider)}.\n\n"
+        "If you didn't request this, ignore this email.",
+    )
+
+
+def password_changed(username: str) -> AccountMail:
+    return _text(
+        "Your password was changed",
+        username,
+        f"The password of this account was just changed, and all other sessions were ended. Your API keys keep working.\n\n{_NOT_YOU}",
+    )
+
+
+def factor_removed(username: str) -> AccountMail:
+    return _text(
+        "Your second factor was removed",
+        username,
+        "An administrator just removed the second factor of this account and ended its sessions. Sign in with your "
+        "password and set up a new one.\n\nIf you didn't request this, contact an administrator immediately.",
+    )
+
+
+def address_changed_to(username: str) -> AccountMail:
+    """Write the notice to the new address."""
+    return _text("Your email address was changed", username, "We now send emails about your account to this address.")
+
+
+def address_changed_from(username: str) -> AccountMail:
+    """Write the notice to the old address, which can no longer reset the password."""
+    return _text(
+        "Your email address was changed",
+        username,
+        "We now send emails about your account to another address.\n\n"
+        "If this wasn't you, contact an administrator immediately: someone else has access to your account.",
+    )
+
+
+def new_login(username: str, where: str, program: str, at: datetime) -> AccountMail:
+    return _text(
+        "New sign-in",
+        username,
+        f"Someone signed in to this account.\n\nTime: {_time(at)}\nAddress: {_line(where) or 'unknown'}\n"
+        f"Program: {_line(program) or 'unknown'}\n\nIf this was you, ignore this email. {_NOT_YOU}",
+    )
+
+
+def invitation(organisation: str, by: str, page: str, token: str, days: int) -> AccountMail:
+    """Write the invitation. ``page`` is as for ``reset``."""
+    link = (
+        f"To accept, open this link and sign in or register:\n\n{page}#{token}\n\nOr paste"
+        if page
+        else "To accept, sign in or register and paste"
+    )
+    return AccountMail(
+        f"Join {_line(organisation)}",
+        f"Hello,\n\n{_line(by)} invited you to the organization {_line(organisation)}.\n\n"
+        f"{link} this code under Organizations:\n\n{token}\n\n"
+        f"The code works once and expires after {days} days. If you don't know the sender, ignore this email.\n",
+    )
+
+
+def erasure_planned(username: str, at: datetime, page: str) -> AccountMail:
+    where = f"\n\n{page}" if page else ""
+    return _text(
+        "Your account will be deleted",
+        username,
+        f"As you requested, we will delete this account and your personal data on {_time(at)}. Your account works until then.\n\n"
+        f"To cancel the deletion, sign in before that day.{where}",
+    )
+
+
+def erasure_called_off(username: str) -> AccountMail:
+    return _text(
+        "Account deletion canceled", username, f"This account won't be deleted: someone signed in or canceled the deletion.\n\n{_NOT_YOU}"
+    )
+
+
+def _text(subject: str, username: str, text: str) -> AccountMail:
+    return AccountMail(subject, f"Hello {_line(username)},\n\n{text}\n")
+
+
+def _line(text: str) -> str:
+    return letters.one_line(text, _LONGEST_NAME)
+
+
+def _time(at: datetime) -> str:
+    return f"{at:%d %B %Y, %H:%M} UTC"

@@ -1,0 +1,118 @@
+"""The RPC methods by which people set up a second factor, and do without it again."""
+
+from services.auth import audit_records
+from services.auth.dependencies import Dependencies
+from services.auth.mfa import recovery_codes, totp
+from services.auth.mfa.factor_store import Factor, FactorStore
+from services.auth.mfa.factors import Factors
+from services.auth.session_opening import SessionOpening
+from services.auth.sessions.identities import CODE_HINT
+from services.auth.sessions.session_store import StoredSession
+from shared import errors
+from shared.api import accounts, auth
+from shared.api.auth import Step
+from shared.api.method import Nothing
+from shared.rpc import RpcCall, serves
+from shared.types import UserRole
+
+_BEGIN_HINT = "beginMfa makes the seed for the app; it is good for an hour"
+
+
+class MfaEnrollment:
+    """Handlers; all of them need a login, because a key that was stolen must not put another's telephone in place of its owner's."""
+
+    def __init__(self, parts: Dependencies, factors: Factors, opening: SessionOpening) -> None:
+        self._settings = parts.settings
+        self._store = FactorStore(parts.store)
+        self._factors = factors
+        self._opening = opening
+        self._sessions = parts.sessions
+        self._identities = parts.identities
+        self._trail = parts.trail
+
+    @serves(accounts.begin_mfa)
+    async def begin_mfa(self, request: accounts.BeginMfa, call: RpcCall) -> accounts.MfaSeed:
+        session = await self._identities.session_of(call.credential)
+        who = call.principal
+        _check_may_set_up(who, session, await self._store.find(who.user_id))
+        seed = await self._factors.begin(who.user_id)
+        return accounts.MfaSeed(totp.secret_text(seed), totp.uri(seed, who.username, f"aimesh {self._settings.mesh}"))
+
+    @serves(accounts.enable_mfa)
+    async def enable_mfa(self, request: accounts.EnableMfa, call: RpcCall) -> accounts.RecoveryCodes:
+        session = await self._identities.session_of(call.credential)
+        who = call.principal
+        factor = await self._store.find(who.user_id)
+        _check_may_set_up(who, session, factor)
+        if factor.begun_seed is None:
+            raise errors.BadRequest("no second factor is being set up", hint=_BEGIN_HINT)
+        step = self._factors.prove(who.user_id, factor, request.code)
+        if step is None:
+            raise errors.BadRequest("code: it is not the one that this seed gives now", hint=CODE_HINT)
+        codes = recovery_codes.new_codes()
+        async with self._store.transaction() as transaction:
+            hashes = self._factors.digests(who.user_id, codes)
+            if not await self._store.enable(transaction, who.user_id, factor.begun_seed, step, hashes):
+                raise errors.BadRequest("another second factor was begun meanwhile", hint="use the newest seed")
+            await self._trail.add(transaction, audit_records.done("mfa.enable", who))
+        return accounts.RecoveryCodes(codes, await self._go_on(who, session))
+
+    @serves(accounts.disable_mfa)
+    async def disable_mfa(self, request: accounts.DisableMfa, call: RpcCall) -> Nothing:
+        session = await self._identities.session_of(call.credential)
+        who = call.principal
+        if who.role is UserRole.ADMIN and self._settings.admin_mfa:
+            raise errors.NotAllowed(
+                "an administrator needs a second factor", hint="for another telephone set up a new one; it replaces this one"
+            )
+        if not (await self._factors.state(who.user_id)).is_enabled:
+            raise _no_factor()
+        if not await self._factors.take(who.user_id, request.code, session.client.address, session.browser):
+            self._trail.note(audit_records.refused("mfa.disable", who, "wrong code", address=session.client.address))
+            raise errors.NotAllowed("the code is wrong, or was used before", hint=CODE_HINT)
+        async with self._store.transaction() as transaction:
+            await self._store.remove(transaction, who.user_id)
+            await self._trail.add(transaction, audit_records.done("mfa.disable", who))
+        return Nothing()
+
+    @serves(accounts.renew_recovery_codes)
+    async def renew_recovery_codes(self, request: accounts.RenewRecoveryCodes, call: RpcCall) -> accounts.RecoveryCodes:
+        session = await self._identities.session_of(call.credential)
+        who = call.principal
+        _check_shown(session, await self._store.find(who.user_id))
+        codes = recovery_codes.new_codes()
+        async with self._store.transaction() as transaction:
+            if not await self._store.renew_recovery_codes(transaction, who.user_id, self._factors.digests(who.user_id, codes)):
+                raise _no_factor()
+            await self._trail.add(transaction, audit_records.done("mfa.recovery_codes", who))
+        return accounts.RecoveryCodes(codes)
+
+    async def _go_on(self, who: auth.Principal, session: StoredSession) -> auth.LoginSession | None:
+        """A login that lacked this goes on as a whole one, under another token. All others were opened without it, and end."""
+        if who.step is Step.DONE:
+            await self._sessions.confirm(session, has_factor=True)
+            await self._sessions.end_all(who.user_id, but=session.id)
+            return None
+        answer = await self._opening.complete(session)
+        await self._sessions.end_all(who.user_id, but=(await self._identities.session_of(answer.access_token)).id)
+        return answer
+
+
+def _check_may_set_up(who: auth.Principal, session: StoredSession, factor: Factor) -> None:
+    """The gate lets logins in that lack a step, because setting this up is one: not those that lack a code of the factor in force."""
+    if who.step is Step.ENTER_CODE:
+        raise _code_first()
+    _check_shown(session, factor)
+
+
+def _check_shown(session: StoredSession, factor: Factor) -> None:
+    if factor.seed is not None and not session.has_factor:
+        raise _code_first()
+
+
+def _code_first() -> errors.SecondFactorNeeded:
+    return errors.SecondFactorNeeded("there is a second factor already, and this login lacks its code", hint="log in with a code of it")
+
+
+def _no_factor() -> errors.NotFound:
+    return errors.NotFound("this account has no second factor", hint="beginMfa sets one up")

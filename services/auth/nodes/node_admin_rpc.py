@@ -1,0 +1,141 @@
+"""The RPC methods by which people make tickets, and look at, approve and revoke nodes.
+
+An administrator has all of them. A node owner has their own tickets, for workers alone, and their own nodes; others' are unknown to
+them. What comes in with a node owner's ticket waits until an administrator approves it: whoever lends a machine sees the prompts
+that it runs.
+"""
+
+import secrets
+from datetime import timedelta
+
+from services.auth import audit_records, roles
+from services.auth.dependencies import Dependencies
+from services.auth.nodes import enrollment_rpc, enrollment_rules
+from services.auth.nodes.enrollment_rules import KnownTicket
+from services.auth.nodes.mesh_ca import MeshCa
+from services.auth.nodes.node_store import NodeStore
+from shared import errors
+from shared.api import membership
+from shared.api.auth import Principal
+from shared.api.membership import Member, MemberState, TicketRow
+from shared.identity import node_keys, tickets
+from shared.identity.certificates import Subject
+from shared.identity.tickets import Ticket
+from shared.rpc import RpcCall, serves
+from shared.telemetry import logs
+from shared.types import UserId
+
+_log = logs.get(part="auth")
+
+
+class NodeAdminRpc:
+    """Handlers; all state is in PostgreSQL."""
+
+    def __init__(self, parts: Dependencies, members: NodeStore, ca: MeshCa | None) -> None:
+        self._node = parts.node
+        self._store = parts.store
+        self._trail = parts.trail
+        self._members = members
+        self._ca = ca
+
+    # --- tickets -----------------------------------------------------------------------------------------------------
+
+    @serves(membership.create_ticket)
+    async def create_ticket(self, request: membership.CreateTicket, call: RpcCall) -> membership.NewTicket:
+        ca, caller = enrollment_rpc.running(self._ca), call.principal
+        enrollment_rules.check_role(request.role)
+        if not ca.meeting.is_on:
+            raise errors.Unavailable("Hyperswarm is off, and a ticket is used over it", hint="set DHT_BOOTSTRAP at auth")
+        by_admin = roles.is_admin(caller)
+        owner_id, owner_name = caller.user_id, caller.username
+        if not by_admin:
+            enrollment_rules.check_own_ticket(request, owner_id, owner_name)
+            enrollment_rules.check_own_count(await self._members.count_good_tickets(owner_id))
+        elif request.owner is not None:
+            owner = await self._store.get_user_called(request.owner)
+            owner_id, owner_name = owner.id, owner.username
+        meeting, now = ca.meeting, ca.now()
+        authority = node_keys.raw_of(ca.keys.public)
+        ticket = Ticket(1, secrets.token_hex(8), secrets.token_bytes(32), authority, self._node.mesh, meeting.outside, meeting.relays)
+        # Labels that do not fit into a certificate are refused here, and not when somebody uses the ticket.
+        ca.keys.certify(Subject(ticket.key.id, request.role, str(owner_id), tuple(request.labels.items())), now.timestamp())
+        known = KnownTicket(
+            id=ticket.id,
+            public_key=ticket.key.id,
+            role=request.role,
+            owner=owner_id,
+            owner_name=owner_name,
+            labels=request.labels,
+            needs_approval=request.needs_approval or not by_admin,
+            uses=request.uses,
+            used=0,
+            created_at=now,
+            expires_at=now + timedelta(seconds=request.ttl_seconds),
+            revoked_at=None,
+        )
+        async with self._members.transaction() as transaction:
+            await self._members.add_ticket(transaction, known)
+            act = audit_records.of_house(
+                "ticket.create", caller, target=known.id, role=known.role, uses=str(known.uses), owner=str(known.owner)
+            )
+            await self._trail.add(transaction, act)
+        _log.info("ticket created", ticket_id=known.id, role=known.role, uses=known.uses, by=str(caller.user_id))
+        return membership.NewTicket(
+            tickets.render(ticket), enrollment_rules.ticket_row(known, now), enrollment_rules.warnings(meeting.outside)
+        )
+
+    @serves(membership.list_tickets)
+    async def list_tickets(self, request: membership.ListTickets, call: RpcCall) -> membership.Tickets:
+        ca = enrollment_rpc.running(self._ca)
+        found = await self._members.list_tickets(_whose(call.principal))
+        return membership.Tickets(tuple(enrollment_rules.ticket_row(ticket, ca.now()) for ticket in found))
+
+    @serves(membership.revoke_ticket)
+    async def revoke_ticket(self, request: membership.RevokeTicket, call: RpcCall) -> TicketRow:
+        ca, caller = enrollment_rpc.running(self._ca), call.principal
+        ticket = await self._members.get_ticket_called(request.id, _whose(caller))
+        async with self._members.transaction() as transaction:
+            if await self._members.revoke_ticket(transaction, ticket.id):
+                await self._trail.add(transaction, audit_records.of_house("ticket.revoke", caller, target=ticket.id))
+                _log.info("ticket revoked", ticket_id=ticket.id, by=str(caller.user_id))
+        return enrollment_rules.ticket_row(await self._members.get_ticket_called(ticket.id, None), ca.now())
+
+    # --- nodes -------------------------------------------------------------------------------------------------------
+
+    @serves(membership.list_members)
+    async def list_members(self, request: membership.ListMembers, call: RpcCall) -> membership.Members:
+        enrollment_rpc.running(self._ca)
+        return membership.Members(
+            tuple(enrollment_rules.member_row(node) for node in await self._members.list_nodes(_whose(call.principal)))
+        )
+
+    @serves(membership.approve_member)
+    async def approve_member(self, request: membership.ApproveMember, call: RpcCall) -> Member:
+        enrollment_rpc.running(self._ca)
+        node = await self._members.get_node_called(request.id, None)
+        async with self._members.transaction() as transaction:
+            if await self._members.approve(transaction, node.id):
+                await self._trail.add(transaction, audit_records.of_house("node.approve", call.principal, target=node.id))
+                _log.info("node approved", node_id=node.id, by=str(call.principal.user_id))
+        node = await self._members.get_node_called(node.id, None)
+        if node.state is MemberState.REVOKED:
+            raise enrollment_rules.revoked(node)
+        return enrollment_rules.member_row(node)
+
+    @serves(membership.revoke_member)
+    async def revoke_member(self, request: membership.RevokeMember, call: RpcCall) -> Member:
+        ca, caller = enrollment_rpc.running(self._ca), call.principal
+        node = await self._members.get_node_called(request.id, _whose(caller))
+        enrollment_rules.check_revocable(node)
+        async with self._members.transaction() as transaction:
+            if await self._members.revoke(transaction, node.id, enrollment_rules.printable(request.reason)):
+                await self._trail.add(transaction, audit_records.of_house("node.revoke", caller, target=node.id, role=node.role))
+                _log.warning("node revoked", node_id=node.id, role=node.role, by=str(caller.user_id))
+        # Signed before the caller hears that it is done; other replicas hear of it from PostgreSQL.
+        await ca.refresh()
+        return enrollment_rules.member_row(await self._members.get_node_called(node.id, None))
+
+
+def _whose(caller: Principal) -> UserId | None:
+    """Whose tickets and nodes there are for this caller; None for everybody's."""
+    return None if roles.is_admin(caller) else caller.user_id

@@ -1,0 +1,217 @@
+"""auth's tables of the mesh: nodes, tickets and mesh_state. Every method may raise Unavailable."""
+
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from datetime import datetime, timedelta
+
+import msgspec
+
+from services.auth.nodes.ca_keys import MeshState
+from services.auth.nodes.enrollment_rules import KnownNode, KnownTicket
+from shared import errors
+from shared.api.membership import MemberState
+from shared.api.privacy import StaleNode
+from shared.identity import certificates
+from shared.stores import database
+from shared.types import NodeId, Role, UserId
+
+#: Listings end there; the newest come first.
+MOST_LISTED = 1000
+#: A shorter beginning of an id names a node by chance.
+SHORTEST_BEGINNING = 4
+_CHANGES = "auth_mesh"
+_LISTED = timedelta(seconds=certificates.LISTED_SECONDS)
+
+
+class _NothingDoneError(Exception):
+    """Rolls a transaction back; never seen outside this file."""
+
+
+class NodeStore:
+    """What is listed and found is of one owner or, with None, of all. What writes takes a transaction, so that an act and its row in
+    the audit log happen together or not at all."""
+
+    def __init__(self, db: database.Database) -> None:
+        self._db = db
+
+    def transaction(self) -> contextlib.AbstractAsyncContextManager[database.Transaction]:
+        """For what writes."""
+        return self._db.transaction()
+
+    # --- tickets -----------------------------------------------------------------------------------------------------
+
+    async def add_ticket(self, transaction: database.Transaction, ticket: KnownTicket) -> None:
+        labels = _json(ticket.labels)
+        await transaction.run(
+            "add_ticket", ticket.id, ticket.public_key, ticket.role, ticket.owner, labels, ticket.needs_approval, ticket.uses,
+            ticket.expires_at,
+        )  # fmt: skip
+
+    async def find_ticket(self, ticket_id: str) -> KnownTicket | None:
+        if not ticket_id.isalnum():
+            return None
+        rows = await self._db.rows("list_tickets_called", ticket_id, None)
+        return next((_ticket(row) for row in rows if row["id"] == ticket_id), None)
+
+    async def get_ticket_called(self, beginning: str, owner: UserId | None) -> KnownTicket:
+        """By its id or a beginning of it. Raises NotFound, and BadRequest for a beginning that several have."""
+        rows = await self._db.rows("list_tickets_called", _checked(beginning, "ticket"), owner)
+        return _ticket(_one(rows, "ticket", "`aicli admin tickets list` shows them"))
+
+    async def list_tickets(self, owner: UserId | None) -> tuple[KnownTicket, ...]:
+        return tuple(_ticket(row) for row in await self._db.rows("list_tickets", MOST_LISTED, owner))
+
+    async def count_good_tickets(self, owner: UserId) -> int:
+        return int(await self._db.value("count_good_tickets", owner))
+
+    async def revoke_ticket(self, transaction: database.Transaction, ticket_id: str) -> bool:
+        """Whether it was not revoked before."""
+        return bool(await transaction.run("revoke_ticket", ticket_id))
+
+    async def use_ticket(
+        self,
+        ticket_id: str,
+        node: NodeId,
+        *,
+        name: str,
+        labels: Mapping[str, str],
+        now: datetime,
+        also: Callable[[database.Transaction], Awaitable[None]] | None = None,
+    ) -> bool:
+        """Let the node in, or let it wait for approval, and count the use: both or, if the ticket or the node is not good for
+        it or the node has used this ticket before, neither. Safe at any number of nodes and replicas at once. Where it is used,
+        ``also`` is done in the same transaction."""
+        with contextlib.suppress(_NothingDoneError):
+            async with self._db.transaction() as transaction:
+                if await transaction.row("use_ticket", ticket_id, node, name, _json(labels), now) is None:
+                    raise _NothingDoneError
+                if also is not None:
+                    await also(transaction)
+                return True
+        return False
+
+    # --- nodes -------------------------------------------------------------------------------------------------------
+
+    async def find_node(self, node: NodeId) -> KnownNode | None:
+        rows = await self._db.rows("list_nodes_called", node, None)
+        return next((_node(row) for row in rows if row["id"] == node), None)
+
+    async def get_node_called(self, beginning: str, owner: UserId | None) -> KnownNode:
+        """By its id or a beginning of it. Raises NotFound, and BadRequest for a beginning that several have."""
+        rows = await self._db.rows("list_nodes_called", _checked(beginning, "node"), owner)
+        return _node(_one(rows, "node", "`aicli admin nodes list` shows them"))
+
+    async def list_nodes(self, owner: UserId | None) -> tuple[KnownNode, ...]:
+        return tuple(_node(row) for row in await self._db.rows("list_nodes", MOST_LISTED, owner))
+
+    async def list_idle_nodes(self, days: int) -> tuple[StaleNode, ...]:
+        return tuple(_stale_node(row, days) for row in await self._db.rows("list_idle_nodes", days, MOST_LISTED))
+
+    async def ensure_vouched(self, node: NodeId, role: Role) -> None:
+        """NATS vouches for it, so it is an active node of the house; one that was revoked stays so."""
+        await self._db.run("add_vouched_node", node, role)
+
+    async def note_certified(self, node: NodeId, until: datetime) -> bool:
+        """False if the node is not active any more, and must not have the certificate."""
+        return bool(await self._db.run("note_certified", node, until))
+
+    async def approve(self, transaction: database.Transaction, node: NodeId) -> bool:
+        """Whether it was waiting."""
+        return bool(await transaction.run("approve_node", node))
+
+    async def revoke(self, transaction: database.Transaction, node: NodeId, reason: str) -> bool:
+        """Whether it was not revoked before."""
+        return bool(await transaction.run("revoke_node", node, reason))
+
+    # --- the revocation list -----------------------------------------------------------------------------------------
+
+    async def read_state(self, now: datetime) -> MeshState:
+        row = await self._db.row("read_mesh_state", now - _LISTED, certificates.MAX_LISTED)
+        assert row is not None  # the migration made it
+        return MeshState(row["number"], row["epoch"], row["epoch_changed_at"], tuple(NodeId(node) for node in row["revoked"]))
+
+    async def raise_number(self, seen: int) -> None:
+        """Go on above a number that was given out before; nothing if ours is as high."""
+        await self._db.run("raise_list_number", seen)
+
+    async def rotate_epoch(self) -> None:
+        """Begin the epoch that a revocation within an hour of another one has left due."""
+        await self._db.run("rotate_epoch")
+
+    async def follow(self) -> AsyncGenerator[None, None]:
+        """An item whenever the list is, or may be, another one; the first at once. For ever."""
+        async with contextlib.aclosing(self._db.listen(_CHANGES)) as payloads:
+            async for _ in payloads:
+                yield
+
+
+def _checked(beginning: str, what: str) -> str:
+    beginning = beginning.strip()
+    if len(beginning) < SHORTEST_BEGINNING or not beginning.isalnum():
+        raise errors.BadRequest(f"id: give the {what}'s id, or at least its first {SHORTEST_BEGINNING} characters")
+    return beginning
+
+
+def _one(rows: list[database.DatabaseRow], what: str, hint: str) -> database.DatabaseRow:
+    if not rows:
+        raise errors.NotFound(f"there is no {what} whose id begins like this", hint=hint)
+    if len(rows) > 1:
+        raise errors.BadRequest(f"several {what}s have ids that begin like this", hint="give more of it")
+    return rows[0]
+
+
+def _ticket(row: database.DatabaseRow) -> KnownTicket:
+    return KnownTicket(
+        id=row["id"],
+        public_key=NodeId(row["public_key"]),
+        role=Role(row["role"]),
+        owner=UserId(row["owner"]),
+        owner_name=row["owner_name"],
+        labels=_labels(row["labels"]),
+        needs_approval=row["needs_approval"],
+        uses=row["uses"],
+        used=row["used"],
+        created_at=row["created_at"],
+        expires_at=row["expires_at"],
+        revoked_at=row["revoked_at"],
+    )
+
+
+def _node(row: database.DatabaseRow) -> KnownNode:
+    return KnownNode(
+        id=NodeId(row["id"]),
+        role=Role(row["role"]),
+        state=MemberState(row["state"]),
+        name=row["name"],
+        owner=None if row["owner"] is None else UserId(row["owner"]),
+        owner_name=row["owner_name"],
+        labels=_labels(row["labels"]),
+        ticket_id=row["ticket_id"],
+        joined_at=row["joined_at"],
+        idle_since=row["idle_since"],
+        renewed_at=row["renewed_at"],
+        certified_until=row["certified_until"],
+        revoked_at=row["revoked_at"],
+        reason=row["reason"],
+    )
+
+
+def _stale_node(row: database.DatabaseRow, days: int) -> StaleNode:
+    waits = row["state"] == MemberState.PENDING
+    return StaleNode(
+        id=NodeId(row["id"]),
+        name=row["name"],
+        role=row["role"],
+        owner=row["owner_name"],
+        last_seen_at=row["idle_since"],
+        why=f"waits for approval for {days} days" if waits else f"nothing heard of it for {days} days",
+    )
+
+
+# asyncpg takes and gives jsonb as its text.
+def _json(labels: Mapping[str, str]) -> str:
+    return msgspec.json.encode(dict(labels)).decode()
+
+
+def _labels(text: str) -> dict[str, str]:
+    return msgspec.json.decode(text, type=dict[str, str])

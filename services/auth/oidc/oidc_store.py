@@ -1,0 +1,98 @@
+"""auth's table oidc_identities, and the users that come with it. What changes is in the audit log in the same transaction.
+
+Every method may raise Unavailable.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import uuid4
+
+from services.auth import audit_records
+from services.auth.audit.audit_trail import AuditTrail
+from services.auth.oidc.account_matching import FoundAccounts
+from services.auth.oidc.account_provisioning import NameTaken
+from services.auth.oidc.claim_mapping import Identity
+from shared.mail import email_address
+from shared.stores import database
+from shared.types import UserId, UserRole
+
+#: Constraint -> what it keeps from being there twice.
+_TAKEN = {"users_username_key": NameTaken.USERNAME, "users_email_key": NameTaken.EMAIL, "oidc_identities_pkey": NameTaken.IDENTITY}
+
+
+@dataclass(frozen=True, slots=True)
+class LinkedIdentity:
+    """A login at a provider that opens this account."""
+
+    issuer: str
+    subject: str
+    email: str | None
+    linked_at: datetime
+    last_login_at: datetime | None
+
+
+class OidcStore:
+    """``account_provisioning.Accounts`` on PostgreSQL."""
+
+    def __init__(self, db: database.Database, trail: AuditTrail) -> None:
+        self._db = db
+        self._trail = trail
+
+    async def find(self, identity: Identity) -> FoundAccounts:
+        row = await self._db.row("find_oidc_user", identity.issuer, identity.subject, _email(identity))
+        assert row is not None  # a SELECT without FROM has one row
+        return FoundAccounts(_user_id(row["known"]), _user_id(row["same_email"]))
+
+    async def add(self, username: str, email: str, role: UserRole, identity: Identity) -> UserId | NameTaken:
+        user_id = UserId(uuid4())
+        try:
+            async with self._db.transaction() as transaction:
+                await transaction.run("add_oidc_user", user_id, username, email, role.value, identity.issuer, identity.subject)
+                act = audit_records.done_by("user.register", user_id, target=user_id, issuer=identity.issuer, role=role)
+                await self._trail.add(transaction, act)
+        except database.UniqueViolation as error:
+            taken = _TAKEN.get(str(error.constraint_name))
+            if taken is None:
+                raise
+            return taken
+        return user_id
+
+    async def link(self, user_id: UserId, identity: Identity) -> bool:
+        async with self._db.transaction() as transaction:
+            linked = await transaction.run("link_oidc_identity", identity.issuer, identity.subject, user_id, _email(identity))
+            if linked:
+                # The subject is the provider's name for the person, perhaps their e-mail address: a detail, which can be erased.
+                act = audit_records.done_by("oidc.link", user_id, target=user_id, issuer=identity.issuer, subject=identity.subject)
+                await self._trail.add(transaction, act)
+        return bool(linked)
+
+    async def note_login(self, user_id: UserId, identity: Identity, role: UserRole | None) -> None:
+        async with self._db.transaction() as transaction:
+            await transaction.run("note_oidc_login", identity.issuer, identity.subject, _email(identity))
+            if role is not None and await transaction.run("set_oidc_role", user_id, role.value):
+                act = audit_records.done_by("user.role", user_id, target=user_id, after=role, issuer=identity.issuer)
+                await self._trail.add(transaction, act)
+
+    async def list_of(self, user_id: UserId) -> tuple[LinkedIdentity, ...]:
+        return tuple(
+            LinkedIdentity(row["issuer"], row["subject"], row["email"], row["linked_at"], row["last_login_at"])
+            for row in await self._db.rows("list_oidc_identities", user_id)
+        )
+
+    async def remove(self, user_id: UserId, issuer: str, subject: str) -> bool:
+        """False if there is no such link, or nothing else opens the account: no password, and no other link."""
+        async with self._db.transaction() as transaction:
+            removed = await transaction.run("remove_oidc_identity", user_id, issuer, subject)
+            if removed:
+                act = audit_records.done_by("oidc.unlink", user_id, target=user_id, issuer=issuer, subject=subject)
+                await self._trail.add(transaction, act)
+        return bool(removed)
+
+
+def _email(identity: Identity) -> str | None:
+    """What cannot be an address here is nobody's."""
+    return identity.email if identity.email is not None and email_address.may_be_email(identity.email) else None
+
+
+def _user_id(value: object) -> UserId | None:
+    return None if value is None else UserId(value)  # type: ignore[arg-type]  # asyncpg gives a UUID

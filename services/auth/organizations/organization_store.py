@@ -1,0 +1,165 @@
+"""auth's tables of organisations, their members and invitations. Every method may raise Unavailable.
+
+What changes an organisation begins with ``lock``: its changes happen one after the other, and one that left it without an owner is
+rolled back. All of it runs bound to the organisation, so that PostgreSQL itself shows no other one's rows.
+"""
+
+import contextlib
+from uuid import UUID, uuid4
+
+from services.auth.organizations import membership_rules
+from services.auth.organizations.membership_rules import KnownInvitation, RequestingMember
+from shared import errors
+from shared.api.organizations import Invitation, InvitationOffer, Organization, OrganizationDetails, TeamMember, TeamRole
+from shared.stores import database
+from shared.types import KeyId, TenantId, Tier, UserId
+
+
+class OrganizationStore:
+    def __init__(self, db: database.Database) -> None:
+        self._db = db
+
+    def transaction(self) -> contextlib.AbstractAsyncContextManager[database.Transaction]:
+        """For what is no one organisation's: founding one, and taking up an invitation."""
+        return self._db.transaction()
+
+    def bound(self, organisation: TenantId) -> contextlib.AbstractAsyncContextManager[database.Transaction]:
+        """For everything else."""
+        return self._db.bound(organisation)
+
+    # --- organisations -----------------------------------------------------------------------------------------------
+
+    async def add(self, transaction: database.Transaction, name: str, founder: UserId, most: int) -> Organization:
+        """Raises BadRequest for more than ``most`` of one founder."""
+        await transaction.value("lock_founder", founder)
+        row = await transaction.row("add_organisation", uuid4(), name, founder, most)
+        if row is None:
+            raise errors.BadRequest(
+                f"you have founded {most} organisations already (ORGANISATIONS_PER_USER)", hint="rename one, or ask an administrator"
+            )
+        return _organisation(row)
+
+    async def list_of(self, user_id: UserId) -> tuple[Organization, ...]:
+        return tuple(_organisation(row) for row in await self._db.rows("list_organisations_of", user_id))
+
+    async def list_all(
+        self, asker: RequestingMember, limit: int, search: str = "", after: TenantId | None = None
+    ) -> tuple[Organization, ...]:
+        """Every tenant's: for administrators."""
+        rows = await self._db.rows("list_all_organisations", asker.user_id, limit, search, after)
+        return tuple(_organisation(row) for row in rows)
+
+    async def get(self, transaction: database.Transaction, organisation: TenantId, asker: RequestingMember) -> Organization:
+        """Raises NotFound, also where it is not the asker's to see."""
+        row = await transaction.row("find_organisation", organisation, asker.user_id, asker.sees_all)
+        if row is None:
+            raise membership_rules.unknown()
+        return _organisation(row)
+
+    async def get_page(self, transaction: database.Transaction, organisation: TenantId, asker: RequestingMember) -> OrganizationDetails:
+        """Raises NotFound."""
+        found = await self.get(transaction, organisation, asker)
+        members = tuple(_member(row) for row in await transaction.rows("list_team_members", organisation))
+        sees_invitations = found.role is TeamRole.OWNER or asker.sees_all
+        open_ones = await transaction.rows("list_invitations", organisation) if sees_invitations else []
+        return OrganizationDetails(found, members, tuple(_invitation(row) for row in open_ones))
+
+    async def lock(self, transaction: database.Transaction, organisation: TenantId, asker: RequestingMember) -> Organization:
+        """Until the end of the transaction nobody else changes it. Raises NotFound."""
+        if await transaction.row("lock_organisation", organisation, asker.user_id, asker.sees_all) is None:
+            raise membership_rules.unknown()
+        # Only now: a role that was read before the lock may have been lost while waiting for it.
+        return await self.get(transaction, organisation, asker)
+
+    async def rename(self, transaction: database.Transaction, organisation: TenantId, name: str) -> None:
+        await transaction.run("rename_organisation", organisation, name)
+
+    async def set_tier(self, transaction: database.Transaction, organisation: TenantId, tier: Tier) -> None:
+        await transaction.run("set_organisation_tier", organisation, tier.value)
+
+    # --- members -----------------------------------------------------------------------------------------------------
+
+    async def set_role(self, transaction: database.Transaction, organisation: TenantId, member: UserId, role: TeamRole) -> None:
+        """Raises NotFound for who is no member, and NotAllowed where no owner would be left."""
+        if not await transaction.run("set_team_role", organisation, member, role.value):
+            raise _no_member()
+        await self._check_owned(transaction, organisation)
+
+    async def remove(self, transaction: database.Transaction, organisation: TenantId, member: UserId) -> tuple[KeyId, ...]:
+        """The keys that ended with it. Raises as ``set_role``."""
+        if not await transaction.run("remove_team_member", organisation, member):
+            raise _no_member()
+        await self._check_owned(transaction, organisation)
+        rows = await transaction.rows("revoke_keys_of_team_member", organisation, member)
+        return tuple(KeyId(row["id"]) for row in rows)
+
+    async def _check_owned(self, transaction: database.Transaction, organisation: TenantId) -> None:
+        if not await transaction.value("has_team_owner", organisation):
+            raise membership_rules.no_owner_left()
+
+    # --- invitations -------------------------------------------------------------------------------------------------
+
+    async def has_member_with(self, transaction: database.Transaction, organisation: TenantId, email: str) -> bool:
+        return bool(await transaction.value("is_team_member", organisation, email))
+
+    async def invite(
+        self, transaction: database.Transaction, organisation: TenantId, *, by: UserId, email: str, role: TeamRole, token_hash: str
+    ) -> Invitation:
+        """Takes the place of open ones to this address. Raises Limited."""
+        await transaction.run("withdraw_invitations_to", organisation, email)
+        row = await transaction.row(
+            "add_invitation", uuid4(), organisation, email, role.value, token_hash, by, membership_rules.MOST_INVITATIONS_A_DAY
+        )
+        if row is None:
+            most = membership_rules.MOST_INVITATIONS_A_DAY
+            raise errors.Limited(f"{most} invitations were sent within a day", hint="go on tomorrow", retry_after_seconds=24 * 3600)
+        return _invitation(row)
+
+    async def withdraw(self, transaction: database.Transaction, organisation: TenantId, invitation: UUID) -> bool:
+        """Whether it was open."""
+        return bool(await transaction.run("withdraw_invitation", invitation, organisation))
+
+    async def accept(self, transaction: database.Transaction, token_hash: str, asker: RequestingMember) -> Organization | None:
+        """What they belong to now; None where the invitation is not theirs, or not open."""
+        row = await transaction.row("accept_invitation", token_hash, asker.user_id)
+        return None if row is None else await self.get(transaction, TenantId(row["organisation_id"]), asker)
+
+    async def find_offer(self, token_hash: str, user_id: UserId) -> InvitationOffer | None:
+        """None for whatever reason it is not theirs to accept."""
+        row = await self._db.row("find_offer", token_hash, user_id)
+        return None if row is None else InvitationOffer(row["name"], TeamRole(row["role"]), row["invited_by"], row["expires_at"])
+
+    async def find_invitation(self, token_hash: str) -> KnownInvitation | None:
+        row = await self._db.row("find_invitation_by_token", token_hash)
+        return None if row is None else KnownInvitation(row["email"], row["accepted_at"], row["withdrawn_at"], row["expires_at"])
+
+
+def _no_member() -> errors.NotFound:
+    return errors.NotFound("this user does not belong to the organisation", hint="`getOrganisation` lists its members")
+
+
+def _organisation(row: database.DatabaseRow) -> Organization:
+    return Organization(
+        id=TenantId(row["id"]),
+        name=row["name"],
+        tier=Tier(row["subscription_tier"]),
+        created_at=row["created_at"],
+        members=row["members"],
+        role=None if row["role"] is None else TeamRole(row["role"]),
+        shares_limits=row["shares_limits"],
+    )
+
+
+def _member(row: database.DatabaseRow) -> TeamMember:
+    return TeamMember(UserId(row["id"]), row["username"], row["email"], TeamRole(row["role"]), row["joined_at"])
+
+
+def _invitation(row: database.DatabaseRow) -> Invitation:
+    return Invitation(
+        id=str(row["id"]),
+        email=row["email"],
+        role=TeamRole(row["role"]),
+        invited_by=row["invited_by"],
+        created_at=row["created_at"],
+        expires_at=row["expires_at"],
+    )

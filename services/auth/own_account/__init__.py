@@ -1,1 +1,0 @@
-"""What people do with their own account: profile, preferences, password."""

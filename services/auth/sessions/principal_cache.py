@@ -1,0 +1,79 @@
+"""What PostgreSQL last said of administrators, for the time in which it cannot be asked: they have to see what is wrong.
+
+While PostgreSQL is away from all replicas nobody can be revoked or closed, because that is written there. What happened before was
+announced, and ``forget`` was called. So an answer that is still here is as good as it was, and it is used only when there is no newer one.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+from shared import errors
+from shared.telemetry import logs
+from shared.types import UserId
+
+#: Another replica may still reach PostgreSQL and revoke there, and this one would not hear of it.
+MAX_AGE_SECONDS = 3600.0
+#: The wait for PostgreSQL where there is a last answer; callers of auth wait for 2 s in all.
+PATIENCE_SECONDS = 0.4
+#: Administrators with their keys and sessions; the least recently used go first.
+MAX_ANSWERS = 1_000
+
+T = TypeVar("T")
+_log = logs.get(part="last_known")
+
+
+@dataclass(frozen=True, slots=True)
+class _CachedPrincipal:
+    user_id: UserId
+    value: object
+    at: float
+
+
+class PrincipalCache:
+    """Keys are digests of credentials and ids; no credential is kept."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._answers: OrderedDict[Hashable, _CachedPrincipal] = OrderedDict()
+        #: Grows with every ``forget``: an answer that was asked for before is not kept after it.
+        self._changes = 0
+        self._is_well = True
+
+    async def ask(self, key: Hashable, question: Callable[[], Awaitable[T]], administrator: Callable[[T], UserId | None]) -> T:
+        """The answer of PostgreSQL, or else the last one. ``administrator`` names whose answer may be kept, None for one that may not.
+
+        Raises Unavailable if there is neither.
+        """
+        last = self._answers.get(key)
+        usable = last is not None and self._clock() - last.at < MAX_AGE_SECONDS
+        asked_at_change = self._changes
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS if usable else None):
+                value = await question()
+        except (errors.Unavailable, TimeoutError) as error:
+            if last is None or not usable or asked_at_change != self._changes:
+                raise
+            if self._is_well:
+                _log.warning("PostgreSQL does not answer: administrators are recognized by its last answers", reason=str(error))
+            self._is_well = False
+            return cast("T", last.value)
+        self._is_well = True
+        self._answers.pop(key, None)
+        user_id = administrator(value)
+        if user_id is not None and asked_at_change == self._changes:
+            self._answers[key] = _CachedPrincipal(user_id, value, self._clock())
+            if len(self._answers) > MAX_ANSWERS:
+                self._answers.popitem(last=False)
+        return value
+
+    def forget(self, user_id: UserId | None) -> None:
+        """Something about this user has changed; None for anybody."""
+        self._changes += 1
+        if user_id is None:
+            self._answers.clear()
+        for key in [key for key, answer in self._answers.items() if answer.user_id == user_id]:
+            del self._answers[key]

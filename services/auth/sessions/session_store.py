@@ -1,0 +1,385 @@
+"""Sessions and one-time login links, in Valkey under hashes of their tokens: a copy of Valkey opens nothing.
+
+A session has an id of its own, which access tokens name, so closing it ends them at once. Every decision about one is one script in
+Valkey, so that replicas and callers that ask at once agree.
+"""
+
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from pathlib import Path
+
+import msgspec
+
+from services.auth.sessions import tokens
+from services.auth.sessions.tokens import SessionToken
+from shared.api import accounts, auth
+from shared.api.auth import SessionKind, Step
+from shared.stores.cache import Cache
+from shared.types import Credential, TenantId, UserId
+
+#: Long enough for a command to open a browser.
+LINK_SECONDS = 60
+#: For a login that lacks a step: enough to find the telephone and an app for it.
+HALFWAY_SECONDS = 600
+#: So long after its refresh a program that did not hear the answer may ask again.
+GRACE_SECONDS = 10
+#: Of one user; the oldest end. Those that lack a step have a bound of their own, so that whoever has the password alone ends no other.
+MOST_OPEN, MOST_HALFWAY = 100, 10
+#: A use is written down at most so often, and often enough that an idle time counts from the last one.
+_NOTE_SECONDS = 60.0
+_NOTES_IN_AN_IDLE_TIME = 10
+
+_LINK_PREFIX = "aip_link_"
+_LONGEST_ADDRESS, _LONGEST_AGENT = 60, 200
+
+_SCRIPTS = ("open", "find", "resume", "refresh", "replace", "confirm", "end", "list")
+
+
+_UNKNOWN_CLIENT = auth.ClientFacts()
+
+
+class SessionOver(Enum):
+    """Why a token gives no session."""
+
+    #: Unknown, ended or made up.
+    ENDED = "ended"
+    #: A browser's where a program's is wanted, or the other way round.
+    OTHER_KIND = "other kind"
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedSession:
+    """A session that was ended just now."""
+
+    id: str
+    user_id: UserId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredSession:
+    id: str
+    user_id: UserId
+    kind: SessionKind
+    #: Seconds since 1970, as all times here.
+    opened_at: float
+    last_used_at: float
+    #: When a password or a code was last shown; 0 where neither was, as by a link of a key.
+    confirmed_at: float
+    step: Step
+    #: Whether a second factor was shown.
+    has_factor: bool
+    client: auth.ClientFacts
+    team_id: TenantId | None = None
+    #: The id of a browser that has signed in to this account (`known_browsers`); empty for others.
+    browser: str = ""
+
+    @property
+    def tenant_id(self) -> TenantId:
+        """For whom it acts: the organisation, or the user's own."""
+        return TenantId(self.user_id) if self.team_id is None else self.team_id
+
+    def shown(self, asking: str | None) -> accounts.OpenSession:
+        return accounts.OpenSession(
+            id=self.id,
+            kind=self.kind,
+            opened_at=datetime.fromtimestamp(self.opened_at, UTC),
+            last_used_at=datetime.fromtimestamp(self.last_used_at, UTC),
+            client=self.client,
+            is_this=self.id == asking,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedSession:
+    """A session and its token, which only its bearer will know."""
+
+    token: str
+    session: StoredSession
+
+    def answer(self, user: auth.User, access_token: Credential, seconds: int, step: Step) -> auth.LoginSession:
+        return auth.LoginSession(access_token, seconds, self.token, user, step=step, team_id=self.session.team_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredLogin:
+    """What a session begins with."""
+
+    user_id: UserId
+    kind: SessionKind = SessionKind.PROGRAM
+    step: Step = Step.DONE
+    has_factor: bool = False
+    #: None: now, because a password or a code was shown.
+    confirmed_at: float | None = None
+    client: auth.ClientFacts = _UNKNOWN_CLIENT
+    team_id: TenantId | None = None
+    #: As of a session.
+    browser: str = ""
+
+
+class StoredLoginLink(msgspec.Struct, frozen=True, kw_only=True):
+    """Whom a login link lets in, and what they had shown when they asked for it."""
+
+    user_id: UserId
+    #: None where a key asked for it.
+    confirmed_at: float | None = None
+    has_factor: bool = False
+    team_id: TenantId | None = None
+
+
+class _SessionRecord(msgspec.Struct, frozen=True):
+    """The fields of a session in Valkey that are read here; session_records.lua has all of them."""
+
+    user_id: UserId
+    kind: SessionKind
+    opened_at: float
+    last_used_at: float
+    confirmed_at: float
+    step: Step
+    has_factor: bool
+    nonce: str = ""
+    address: str = ""
+    agent: str = ""
+    team_id: TenantId | None = None
+    browser: str = ""
+
+
+class SessionStore:
+    """Every method may raise Unavailable."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        *,
+        idle_seconds: float,
+        longest_seconds: float,
+        program_idle_seconds: float = 30 * 24 * 3600,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """``idle_seconds`` and ``longest_seconds`` are a browser's; a program's session lives for as long as it is used."""
+        self._cache = cache
+        self._idle_seconds = {SessionKind.BROWSER: idle_seconds, SessionKind.PROGRAM: program_idle_seconds}
+        self._longest_seconds = longest_seconds
+        self._clock = clock
+        here = Path(__file__).parent
+        records = (here / "session_records.lua").read_text(encoding="utf-8")
+        for name in _SCRIPTS:
+            cache.script(_script(name), records + (here / f"{_script(name)}.lua").read_text(encoding="utf-8"))
+
+    async def open(self, login: StoredLogin) -> OpenedSession:
+        now, token, session_id = self._clock(), SessionToken.new(), _new_id()
+        fields = {
+            "user_id": str(login.user_id),
+            "kind": login.kind.value,
+            "opened_at": repr(now),
+            "last_used_at": repr(now),
+            "address": _printable(login.client.address, _LONGEST_ADDRESS),
+            "agent": _printable(login.client.agent, _LONGEST_AGENT),
+            "team_id": _text(login.team_id),
+            "browser": login.browser,
+            **self._step_fields(login.kind, login.step, now),
+            **_factor_fields(now if login.confirmed_at is None else login.confirmed_at, has_factor=login.has_factor),
+            **_token_fields(token),
+        }
+        most = _most(login.step)
+        await self._run("open", now, self._idle_ms(login.kind), most, session_id, *_flat(fields))
+        return OpenedSession(token.text, _session(session_id, _record(fields)))
+
+    async def find(self, session_id: str) -> StoredSession | None:
+        """The session of this id if it is open; being looked at does not prolong it."""
+        return _found(await self._run("find", self._clock(), session_id, ""))
+
+    async def find_by_token(self, text: str) -> StoredSession | None:
+        """The session that the token belongs to, also where it is spent; proves nothing, and changes nothing."""
+        token = SessionToken.read(text)
+        return None if token is None else _found(await self._run("find", self._clock(), "", token.family_hash))
+
+    async def resume(self, text: str) -> OpenedSession | SessionOver:
+        """A browser's session, good for another idle time; its token stays."""
+        token = SessionToken.read(text)
+        if token is None:
+            return SessionOver.ENDED
+        idle = self._idle_seconds[SessionKind.BROWSER]
+        note = min(_NOTE_SECONDS, idle / _NOTES_IN_AN_IDLE_TIME)
+        reply = await self._run("resume", self._clock(), _milliseconds(idle), token.family_hash, token.hash, note)
+        if reply is None or reply[0] == b"kind":
+            return SessionOver.ENDED if reply is None else SessionOver.OTHER_KIND
+        return OpenedSession(text, _session(*_read(reply[1:])))
+
+    async def refresh(self, text: str) -> OpenedSession | SessionOver | ClosedSession:
+        """A program's session, good for another idle time, under a new token; the one that was sent is spent.
+
+        The same answer for whoever asks again within ten seconds: an answer may be lost, and two may ask at once. Closed where the
+        token was spent before that: two have it, and nobody can say which of them is the right one.
+        """
+        token = SessionToken.read(text)
+        if token is None:
+            return SessionOver.ENDED
+        nonce = secrets.token_hex(32)
+        successor = token.successor(nonce)
+        idle_ms = self._idle_ms(SessionKind.PROGRAM)
+        reply = await self._run("refresh", self._clock(), idle_ms, token.family_hash, token.hash, successor.hash, nonce, GRACE_SECONDS)
+        if reply is None or reply[0] == b"kind":
+            return SessionOver.ENDED if reply is None else SessionOver.OTHER_KIND
+        session_id, record = _read(reply[1:])
+        if reply[0] == b"reused":
+            return ClosedSession(session_id, record.user_id)
+        return OpenedSession(token.successor(record.nonce).text, _session(session_id, record))
+
+    async def complete(self, session: StoredSession, browser: str = "") -> OpenedSession | None:
+        """The login lacked a step, and it was taken with a second factor just now. None as for ``_replace``."""
+        now = self._clock()
+        fields = self._step_fields(session.kind, Step.DONE, now) | _factor_fields(now, has_factor=True) | {"browser": browser}
+        return await self._replace(session, now, Step.DONE, fields)
+
+    async def act_for(self, session: StoredSession, team_id: TenantId | None) -> OpenedSession | None:
+        """Go on as an organisation, or as oneself. None as for ``_replace``."""
+        return await self._replace(session, self._clock(), session.step, {"team_id": _text(team_id)})
+
+    async def _replace(self, session: StoredSession, now: float, step: Step, fields: Mapping[str, str]) -> OpenedSession | None:
+        """Under another id and another token, so that nobody who knew the former ones goes along. None if it has ended: of several
+        that replace one at once, one does."""
+        token, session_id = SessionToken.new(), _new_id()
+        changed = _flat({**fields, **_token_fields(token)})
+        flat = await self._run("replace", now, self._idle_ms(session.kind), _most(step), session.id, session_id, *changed)
+        return None if flat is None else OpenedSession(token.text, _session(session_id, _record(_fields(flat))))
+
+    async def confirm(self, session: StoredSession, *, has_factor: bool) -> bool:
+        """A password or a code was shown just now. False if the session has ended."""
+        now = self._clock()
+        fields = _factor_fields(now, has_factor=has_factor)
+        return bool(await self._run("confirm", now, session.id, *_flat(fields)))
+
+    async def list_of(self, user_id: UserId) -> tuple[StoredSession, ...]:
+        """Those that are open and lack no step, the newest first; at most 100."""
+        rows = await self._run("list", self._clock(), str(user_id))
+        return tuple(_session(*_read(row)) for row in rows or ())
+
+    async def end_by_token(self, text: str) -> ClosedSession | None:
+        """What was ended, by any of its tokens; None if there was nothing."""
+        token = SessionToken.read(text)
+        if token is None:
+            return None
+        ended = _ended(await self._run("end", self._clock(), "family", token.family_hash))
+        return ended[0] if ended else None
+
+    async def end(self, user_id: UserId, session_id: str) -> bool:
+        """One of this user's; False if there is none of this id."""
+        return bool(await self._run("end", self._clock(), "id", str(user_id), session_id))
+
+    async def end_all(self, user_id: UserId, but: str | None = None) -> int:
+        """How many ended. ``but``: the id of the one that stays."""
+        return len(_ended(await self._run("end", self._clock(), "user", str(user_id), but or "")))
+
+    # --- links ---------------------------------------------------------------------------------------------------------
+
+    async def offer_link(self, link: StoredLoginLink) -> str:
+        """A token that opens one session within a minute."""
+        token = _LINK_PREFIX + tokens.random_text()
+        await self._cache.set(_link_key(token), msgspec.json.encode(link), ttl_seconds=LINK_SECONDS)
+        return token
+
+    async def take_link(self, token: str) -> StoredLoginLink | None:
+        """None if it is unknown, used or too old."""
+        taken = await self._cache.take(_link_key(token))
+        return None if taken is None else msgspec.json.decode(taken, type=StoredLoginLink)
+
+    # --- parts -------------------------------------------------------------------------------------------------------
+
+    async def _run(self, name: str, now: float, *arguments: str | int | float) -> Sequence[bytes] | None:
+        reply: Sequence[bytes] | None = await self._cache.run(_script(name), (), (repr(now), *arguments))
+        return reply
+
+    def _idle_ms(self, kind: SessionKind) -> int:
+        return _milliseconds(self._idle_seconds[kind])
+
+    def _step_fields(self, kind: SessionKind, step: Step, now: float) -> dict[str, str]:
+        if step is not Step.DONE:
+            ends_at = repr(now + HALFWAY_SECONDS)
+        else:
+            ends_at = repr(now + self._longest_seconds) if kind is SessionKind.BROWSER else ""
+        return {"step": step.value, "ends_at": ends_at}
+
+
+def _script(name: str) -> str:
+    return f"session_{name}"
+
+
+def _most(step: Step) -> int:
+    return MOST_OPEN if step is Step.DONE else MOST_HALFWAY
+
+
+def _factor_fields(confirmed_at: float, *, has_factor: bool) -> dict[str, str]:
+    return {"confirmed_at": repr(confirmed_at), "has_factor": "1" if has_factor else "0"}
+
+
+def _token_fields(token: SessionToken) -> dict[str, str]:
+    return {"family": token.family_hash, "token": token.hash}
+
+
+def _flat(fields: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(word for pair in fields.items() for word in pair)
+
+
+def _fields(flat: Sequence[bytes]) -> dict[str, str]:
+    words = [word.decode() for word in flat]
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+def _record(fields: Mapping[str, str]) -> _SessionRecord:
+    return msgspec.convert({name: value for name, value in fields.items() if value}, _SessionRecord, strict=False)
+
+
+def _read(row: Sequence[object]) -> tuple[str, _SessionRecord]:
+    session_id, flat = row
+    assert isinstance(session_id, bytes)
+    assert isinstance(flat, list)
+    return session_id.decode(), _record(_fields(flat))
+
+
+def _found(row: Sequence[object] | None) -> StoredSession | None:
+    return None if row is None else _session(*_read(row))
+
+
+def _ended(flat: Sequence[bytes] | None) -> list[ClosedSession]:
+    return [ClosedSession(session_id, msgspec.convert(user, UserId)) for session_id, user in _fields(flat or ()).items()]
+
+
+def _session(session_id: str, record: _SessionRecord) -> StoredSession:
+    return StoredSession(
+        id=session_id,
+        user_id=record.user_id,
+        kind=record.kind,
+        opened_at=record.opened_at,
+        last_used_at=record.last_used_at,
+        confirmed_at=record.confirmed_at,
+        step=record.step,
+        has_factor=record.has_factor,
+        client=auth.ClientFacts(record.address, record.agent),
+        team_id=record.team_id,
+        browser=record.browser,
+    )
+
+
+def _new_id() -> str:
+    return secrets.token_hex(16)
+
+
+def _printable(text: str, longest: int) -> str:
+    """For a list on a page and for logs: whatever a client calls itself."""
+    return "".join(character for character in text[:longest] if character.isprintable())
+
+
+def _text(team_id: TenantId | None) -> str:
+    return "" if team_id is None else str(team_id)
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
+
+
+def _link_key(token: str) -> str:
+    return f"auth:link:{tokens.hash_of(token)}"

@@ -1,0 +1,160 @@
+"""The signing keys of this replica: opened once, chosen by the clock, and the same as every other replica's within a moment."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from services.auth.signing import key_rotation
+from services.auth.signing.key_rotation import KnownKey, RotationPlan
+from services.auth.signing.signing_key_store import KeyChange, SigningKeyStore, StoredKey
+from services.auth.signing.signing_keys import KeySealer, PrivateSigningKey
+from shared import errors
+from shared.node import lifecycle
+from shared.telemetry import logs
+
+if TYPE_CHECKING:
+    from shared.stores.database import Transaction
+
+_PURPOSE = "signing-key"
+_REFRESH_SECONDS = 60
+_RETRY_SECONDS = 1
+#: A token may name any key; so often one that is not known makes us look whether another replica has made it.
+_LOOK_AGAIN_SECONDS = 10
+
+_log = logs.get(part="signing")
+
+
+class ActiveKeys:
+    """``VerificationKeys``. ``begin`` once, then ``run`` is the task; the others may be called at any time beside it."""
+
+    def __init__(
+        self,
+        rows: SigningKeyStore,
+        sealer: KeySealer,
+        lifetime: timedelta,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._rows = rows
+        self._sealer = sealer
+        self._lifetime = lifetime
+        self._now = now
+        self._clock = clock
+        self._known: tuple[KnownKey, ...] = ()
+        self._opened: dict[str, PrivateSigningKey] = {}
+        #: One at a time, so that none puts an older state in the place of a newer one.
+        self._refreshing = asyncio.Lock()
+        self._looking = asyncio.Lock()
+        self._looked_at = -float(_LOOK_AGAIN_SECONDS)
+
+    async def begin(self) -> None:
+        """The keys that there are, or the first one. Raises Unavailable, also where they were sealed with another DATA_KEY."""
+        await self.refresh()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow())
+            tasks.create_task(lifecycle.every(_REFRESH_SECONDS, self.refresh))
+
+    def signer(self) -> PrivateSigningKey:
+        chosen = key_rotation.signer_of(self._known, self._now())
+        assert chosen is not None, "begin has made the first key"
+        return self._opened[chosen.kid]
+
+    async def find(self, kid: str) -> PrivateSigningKey | None:
+        if kid not in self._opened:
+            await self._look_again(kid)
+        now = self._now()
+        return next((self._opened[kid] for key in self._known if key.kid == kid and not key.is_over(now)), None)
+
+    def published(self) -> tuple[PrivateSigningKey, ...]:
+        """All whose tokens are good, and the next one, in the order in which they sign."""
+        now = self._now()
+        return tuple(self._opened[key.kid] for key in self._known if not key.is_over(now))
+
+    async def refresh(self) -> None:
+        """Read the keys, and do what it is time for. Raises Unavailable."""
+        stored = await self._read()
+        if key_rotation.plan([one.known for one in stored], self._now(), self._lifetime).is_empty and not self._outdated(stored):
+            return
+        async with self._rows.changing() as (change, found):
+            locked = self._readable(found)
+            # Again under the lock: another replica may have done it a moment ago.
+            plan = key_rotation.plan([one.known for one in locked], self._now(), self._lifetime)
+            await self._do(change, plan)
+            for one in self._outdated(locked):
+                if one.known.kid not in plan.drop:
+                    await change.reseal(one.known.kid, self._sealed(self._open(one)))
+        await self._read()
+
+    @contextlib.asynccontextmanager
+    async def rotating(self, *, at_once: bool) -> AsyncIterator["Transaction"]:
+        """Another key, with what the block writes or not at all; ``at_once`` forgets all others. Raises Unavailable."""
+        async with self._rows.changing() as (change, found):
+            known = [one.known for one in self._readable(found)]
+            await self._do(change, (key_rotation.plan_emergency if at_once else key_rotation.plan_rotation)(known, self._now()))
+            yield change.transaction
+        # It is done; where they cannot be read now, ``run`` will.
+        with contextlib.suppress(errors.Unavailable):
+            await self._read()
+
+    async def _do(self, change: KeyChange, plan: RotationPlan) -> None:
+        if plan.drop:
+            await change.drop(plan.drop)
+            _log.info("signing keys forgotten", kids=plan.drop)
+        if plan.make is None:
+            return
+        key = PrivateSigningKey.generate(plan.epoch)
+        known = KnownKey(kid=key.kid, epoch=key.epoch, made_at=self._now(), signs_from=plan.make)
+        await change.add(StoredKey(known, self._sealed(key)), key.x)
+        for kid in plan.retire:
+            await change.retire(kid, plan.make)
+        _log.info("signing key made", kid=key.kid, epoch=key.epoch, signs_from=plan.make.isoformat())
+
+    async def _look_again(self, kid: str) -> None:
+        """One looks for all who ask meanwhile."""
+        async with self._looking:
+            if kid not in self._opened and self._clock() - self._looked_at >= _LOOK_AGAIN_SECONDS:
+                self._looked_at = self._clock()
+                await self._read()
+
+    async def _read(self) -> list[StoredKey]:
+        async with self._refreshing:
+            stored = self._readable(await self._rows.list())
+            opened = {one.known.kid: self._opened.get(one.known.kid) or self._open(one) for one in stored}
+            # Together, so that a key that is chosen is one that is open.
+            self._known, self._opened = tuple(one.known for one in stored), opened
+            return stored
+
+    def _readable(self, stored: Iterable[StoredKey]) -> list[StoredKey]:
+        """Without rows that somebody has put there or changed: what they name signs nothing, and holds nothing up."""
+        return [one for one in stored if one.known.kid in self._opened or self._is_ours(one)]
+
+    def _is_ours(self, stored: StoredKey) -> bool:
+        try:
+            return self._open(stored).kid == stored.known.kid
+        except (errors.Internal, ValueError) as error:
+            _log.error("a row of signing_keys is none of ours", kid=stored.known.kid, reason=str(error))
+            return False
+
+    def _open(self, stored: StoredKey) -> PrivateSigningKey:
+        return PrivateSigningKey.of(self._sealer.open(_PURPOSE, stored.known.kid, stored.sealed), stored.known.epoch)
+
+    def _sealed(self, key: PrivateSigningKey) -> bytes:
+        return self._sealer.seal(_PURPOSE, key.kid, key.private.private_bytes_raw())
+
+    def _outdated(self, stored: Sequence[StoredKey]) -> list[StoredKey]:
+        return [one for one in stored if self._sealer.is_outdated(one.sealed)]
+
+    async def _follow(self) -> None:
+        while True:
+            with contextlib.suppress(errors.Unavailable):
+                async with contextlib.aclosing(self._rows.follow()) as changes:
+                    async for _ in changes:
+                        await self._read()
+            await asyncio.sleep(_RETRY_SECONDS)

@@ -1,0 +1,65 @@
+"""auth's table of signing keys. Every method may raise Unavailable."""
+
+import contextlib
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from datetime import datetime
+
+from services.auth.signing.key_rotation import KnownKey
+from shared.stores import database
+
+_CHANGES = "auth_signing_keys"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredKey:
+    known: KnownKey
+    sealed: bytes
+
+
+class SigningKeyStore:
+    def __init__(self, db: database.Database) -> None:
+        self._db = db
+
+    async def list(self) -> tuple[StoredKey, ...]:
+        return tuple(map(_stored, await self._db.rows("list_signing_keys")))
+
+    @contextlib.asynccontextmanager
+    async def changing(self) -> AsyncGenerator[tuple["KeyChange", tuple[StoredKey, ...]], None]:
+        """All keys as they are, and nobody else changes them before the end of the block."""
+        async with self._db.transaction() as transaction:
+            await transaction.run("lock_signing_keys")
+            stored = tuple(map(_stored, await transaction.rows("list_signing_keys")))
+            yield KeyChange(transaction), stored
+
+    async def follow(self) -> AsyncGenerator[None, None]:
+        """Something after each change, for ever."""
+        async with contextlib.aclosing(self._db.listen(_CHANGES)) as changes:
+            async for _ in changes:
+                yield
+
+
+class KeyChange:
+    """The writes of one change."""
+
+    def __init__(self, transaction: database.Transaction) -> None:
+        #: For what belongs to it, like its row in the audit log.
+        self.transaction = transaction
+
+    async def add(self, stored: StoredKey, x: str) -> None:
+        key = stored.known
+        await self.transaction.run("add_signing_key", key.kid, x, stored.sealed, key.epoch, key.made_at, key.signs_from)
+
+    async def retire(self, kid: str, at: datetime) -> None:
+        await self.transaction.run("retire_signing_key", kid, at)
+
+    async def reseal(self, kid: str, sealed: bytes) -> None:
+        await self.transaction.run("reseal_signing_key", kid, sealed)
+
+    async def drop(self, kids: tuple[str, ...]) -> None:
+        await self.transaction.run("drop_signing_keys", kids)
+
+
+def _stored(row: database.DatabaseRow) -> StoredKey:
+    known = KnownKey(kid=row["kid"], epoch=row["epoch"], made_at=row["made_at"], signs_from=row["signs_from"], retired_at=row["retired_at"])
+    return StoredKey(known, row["sealed_private"])

@@ -1,0 +1,275 @@
+"""Handlers of one's own account on real PostgreSQL and Valkey, with a postman and sessions that remember what they were told."""
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import argon2
+import asyncpg
+import msgspec
+
+from services.auth import mail_texts
+from services.auth.accounts.account_store import AccountStore
+from services.auth.accounts.mail_limits import MailLimits
+from services.auth.accounts.password_changes import PasswordChangeDependencies, PasswordChanges
+from services.auth.accounts.profile import ProfileRpc
+from services.auth.accounts.session_revocation import SessionRevocation
+from services.auth.dependencies import Dependencies
+from services.auth.mfa.factors import FactorState
+from services.auth.passwords import Passwords
+from services.auth.sessions.failed_logins import FailedLogins
+from services.auth.settings import AuthSettings
+from services.auth.store import AccountTables
+from services.auth.store import opened as database_of
+from shared import errors
+from shared.api import auth
+from shared.api.audit import AuditedAct
+from shared.api.gateway import Check
+from shared.api.method import Method, Reply, Request
+from shared.mail.letters import Letter
+from shared.node import lifecycle
+from shared.rpc import Dispatcher
+from shared.rpc.authorization import Authorizer
+from shared.stores.cache import Cache
+from shared.stores.database import Database, Transaction
+from shared.types import Credential, KeyId, NodeId, Peer, Role, UserId, UserRole
+from tests.services.auth.surroundings import PASSWORD, call
+
+WEB = Peer(Role.WEB, NodeId("UWEB" + "A" * 52))
+CLIENT = Peer(Role.CLIENT, NodeId("U" * 56))
+
+
+@dataclass
+class FakePostman:
+    """A ``Mailer``."""
+
+    sent: list[Letter] = field(default_factory=list)
+
+    async def send(self, to: str, subject: str, text: str) -> None:
+        self.sent.append(Letter(to, subject, text))
+
+    def check(self) -> Check:
+        return Check("mail", ok=True)
+
+    def told(self) -> list[tuple[str, str]]:
+        """Who got what, and the list is empty again."""
+        told = [(letter.to, letter.subject) for letter in self.sent]
+        self.sent.clear()
+        return told
+
+
+@dataclass
+class FakeSessions:
+    """``SessionsToEnd``; ``away``: as if Valkey were."""
+
+    ended: list[tuple[UserId, str | None]] = field(default_factory=list)
+    away: bool = False
+
+    async def end_all(self, user_id: UserId, but: str | None = None) -> int:
+        if self.away:
+            raise errors.Unavailable("Valkey does not answer")
+        self.ended.append((user_id, but))
+        return 1
+
+
+@dataclass
+class FakeTrail:
+    """A ``Trail``; what a transaction that was rolled back has added is in it all the same, so look at it after what succeeds."""
+
+    acts: list[AuditedAct] = field(default_factory=list)
+    refused: list[AuditedAct] = field(default_factory=list)
+
+    async def add(self, transaction: Transaction, act: AuditedAct) -> None:
+        self.acts.append(act)
+
+    def note(self, act: AuditedAct) -> None:
+        self.refused.append(act)
+
+    def actions(self) -> list[str]:
+        return [act.action for act in self.acts]
+
+
+@dataclass(frozen=True)
+class FakeSession:
+    id: str
+
+
+class FakeIdentities:
+    """Credentials that a test made up."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, auth.Principal] = {}
+        self.refusals: list[str] = []
+
+    async def of(self, credential: Credential | None) -> auth.Principal:
+        if credential is None or credential not in self.known:
+            raise errors.NotAuthenticated("no such credential")
+        return self.known[credential]
+
+    async def session_of(self, credential: Credential | None) -> FakeSession:
+        if self.known[cast("str", credential)].key_id is not None:
+            raise errors.NotAllowed("this needs a login, and an API key is none")
+        return FakeSession(f"session of {credential}")
+
+    async def active_user(self, user: auth.User | None) -> auth.User:
+        if user is None or not user.is_active:
+            raise errors.NotAuthenticated("closed")
+        return user
+
+    def session_over(self) -> errors.NotAuthenticated:
+        return errors.NotAuthenticated("the session has ended")
+
+    def count_refusal(self, reason: str) -> None:
+        self.refusals.append(reason)
+
+
+class FakeFactors:
+    """``SecondFactors``."""
+
+    def __init__(self) -> None:
+        self.enabled: dict[UserId, int] = {}
+
+    async def state(self, user_id: UserId) -> FactorState:
+        return FactorState(user_id in self.enabled, self.enabled.get(user_id, 0))
+
+
+@dataclass(kw_only=True)
+class Desk:
+    """Where people look after their account."""
+
+    settings: AuthSettings
+    database: Database
+    cache: Cache
+    store: AccountTables
+    passwords: Passwords
+    postman: FakePostman = field(default_factory=FakePostman)
+    sessions: FakeSessions = field(default_factory=FakeSessions)
+    trail: FakeTrail = field(default_factory=FakeTrail)
+    identities: FakeIdentities = field(default_factory=FakeIdentities)
+    factors: FakeFactors = field(default_factory=FakeFactors)
+    dispatcher: Dispatcher = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.dispatcher = Dispatcher(cast("asyncio.TaskGroup", None), lambda *_: None, lambda *_: None)
+        self.dispatcher.gate = Authorizer(self.identities.of, lambda *_: None)
+        self.rows = AccountStore(self.database)
+        self.guesses = FailedLogins(self.cache)
+        self.parts = Dependencies(
+            settings=self.settings,
+            node=cast("Any", None),
+            store=self.store,
+            passwords=self.passwords,
+            sessions=cast("Any", self.sessions),
+            tokens=cast("Any", None),
+            guesses=self.guesses,
+            identities=cast("Any", self.identities),
+            trail=self.trail,
+        )
+        needs = PasswordChangeDependencies(
+            rows=self.rows, ends=SessionRevocation(self.store, self.sessions), limits=MailLimits(self.cache), postman=self.postman
+        )
+        self.changes = PasswordChanges(self.parts, needs)
+        self.dispatcher.add(self.changes)
+        self.dispatcher.add(ProfileRpc(self.parts, self.rows, self.factors, self.postman))
+
+    async def ask(self, method: Method[Request, Reply], request: Request, credential: str | None = None, *, peer: Peer = CLIENT) -> Reply:
+        """As over a link, through the gate."""
+        handler, asked = self.dispatcher.find(method.name, peer), call(credential, peer=peer)
+        assert self.dispatcher.gate is not None
+        asked.found = await self.dispatcher.gate.admit(method, request, asked)
+        return cast("Reply", await handler.function(request, asked))
+
+    async def person(self, name: str = "anna", *, role: UserRole = UserRole.USER, password: str | None = PASSWORD) -> "Person":
+        """A new account, and a fresh login of it."""
+        password_hash = None if password is None else await self.passwords.hash(password)
+        async with self.store.adding_user() as transaction:
+            user = await self.store.add_user(transaction, name, f"{name}@example.com", cast("str", password_hash))
+            if role is not UserRole.USER:
+                user = await self.store.set_role(transaction, user.id, role)
+        return Person(self, user)
+
+    async def has_password(self, user_id: UserId, password: str) -> bool:
+        return await self.passwords.verify(password, await self.rows.find_password_hash(user_id))
+
+
+@dataclass
+class Person:
+    desk: Desk
+    user: auth.User
+
+    @property
+    def id(self) -> UserId:
+        return self.user.id
+
+    def login(self, *, seconds_ago: float = 0, **changed: Any) -> str:
+        return self._credential(confirmed_at=time.time() - seconds_ago, **changed)
+
+    def key(self, *scopes: str) -> str:
+        return self._credential(key_id=KeyId(UserId(self.id)), key_name="a key", scopes=scopes or ("*",))
+
+    def _credential(self, **changed: Any) -> str:
+        credential = secrets.token_hex(8)
+        principal = auth.Principal(user_id=self.id, username=self.user.username, role=self.user.role, tier=self.user.tier)
+        self.desk.identities.known[credential] = msgspec.structs.replace(principal, **changed)
+        return credential
+
+    async def again(self) -> auth.User:
+        """As it is stored now."""
+        user = await self.desk.store.find_user(self.id)
+        assert user is not None
+        return user
+
+
+def cheap_hasher() -> argon2.PasswordHasher:
+    return argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+
+
+@contextlib.asynccontextmanager
+async def opened_desk(settings: AuthSettings, **instead: Any) -> AsyncIterator[Desk]:
+    """With the task that mails running; ``instead`` of the stand-ins."""
+    with Passwords.open(min_length=8, hasher=cheap_hasher()) as passwords:
+        async with database_of(settings.database_url) as database, Cache.open(settings.redis_url) as cache:
+            await _with_links(settings.database_url)
+            desk = Desk(settings=settings, database=database, cache=cache, store=AccountTables(database), passwords=passwords, **instead)
+            async with lifecycle.background() as tasks:
+                tasks.create_task(desk.changes.run())
+                yield desk
+
+
+def token_of(letter: Letter) -> str:
+    """The code of a mail for a new password, as a person would copy it."""
+    subject, text = mail_texts.reset("", "", "TOKEN", 30)
+    assert letter.subject == subject
+    lines = letter.text.splitlines()
+    tokens = [line for line in lines if len(line) == 43 and line.isalnum()]
+    assert len(tokens) == 1
+    assert text
+    return tokens[0]
+
+
+async def by_hand(url: str, sql: str, *arguments: object) -> list[asyncpg.Record]:
+    """As an administrator of the database would."""
+    connection = await asyncpg.connect(url, server_settings={"search_path": "auth", "aimesh.tenant": "*"})
+    try:
+        return list(await connection.fetch(sql, *arguments))
+    finally:
+        await connection.close()
+
+
+async def _with_links(url: str) -> None:
+    """The table of logins at providers; until its migration has a number it is made here."""
+    if (await by_hand(url, "SELECT to_regclass('auth.oidc_identities') AS there"))[0]["there"] is None:
+        from pathlib import Path
+
+        import services.auth.oidc
+
+        sql = Path(services.auth.oidc.__file__).with_name("migration.sql").read_text(encoding="utf-8")
+        connection = await asyncpg.connect(url, server_settings={"search_path": "auth"})
+        try:
+            await connection.execute(sql)
+        finally:
+            await connection.close()

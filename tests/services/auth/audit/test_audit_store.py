@@ -1,0 +1,215 @@
+"""The audit log's tables on a real PostgreSQL: one chain without gaps or forks, whoever adds, and nothing ever changed."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from services.auth import store
+from services.auth.audit.audit_store import AuditQuery, AuditStore
+from services.auth.audit.verification import Verification
+from shared.access import audit_chain
+from shared.api.audit import Result
+from shared.types import TenantId, UserId
+from tests.services.auth import by_hand
+from tests.services.auth.audit.deeds import ALICE, BEGIN, TENANT, act, all_rows, fill, superuser
+
+BOB = UserId(UUID(int=2))
+OTHER = TenantId(UUID(int=8))
+
+
+async def test_what_is_added_is_read_as_it_was(rows: AuditStore) -> None:
+    await fill(rows, act(1), act(2, address="", details={}), act(3, tenant_id=None, actor=None))
+    first, second = await all_rows(rows)
+    assert (first.act, second.act) == (act(1), act(2, address="", details={}))
+    assert (first.sequence, second.sequence, second.prev_hash) == (1, 2, first.hash)
+    assert (bool(first.salt), second.salt, second.details_digest, second.erased) == (True, "", "", False)
+    (of_house,) = await all_rows(rows, audit_chain.HOUSE)
+    assert (of_house.act, of_house.sequence) == (act(3, tenant_id=None, actor=None), 1)
+    assert await rows.chains() == (str(TENANT), audit_chain.HOUSE)
+
+
+async def test_an_act_that_is_undone_leaves_no_row(rows: AuditStore, verification: Verification) -> None:
+    await fill(rows, act(1))
+    with pytest.raises(ZeroDivisionError):
+        async with rows.transaction() as transaction:
+            await rows.append(transaction, [act(2)])
+            _ = 1 // 0
+    await fill(rows, act(3))
+    assert [row.act.target for row in await all_rows(rows)] == ["key 1", "key 3"]
+    assert (await verification.report(None)).is_whole
+
+
+async def test_two_replicas_add_1000_acts_at_once_without_gap_or_fork(
+    rows: AuditStore, verification: Verification, postgres_url: str
+) -> None:
+    async with store.opened(postgres_url) as database:
+        replicas = (rows, AuditStore(database))
+
+        async def adds(start: int) -> None:
+            for number in range(start, start + 50):
+                await fill(replicas[number % 2], act(number))
+
+        async with asyncio.TaskGroup() as tasks:
+            for start in range(0, 1000, 50):
+                tasks.create_task(adds(start))
+    found = await all_rows(rows)
+    assert [row.sequence for row in found] == list(range(1, 1001))
+    assert {row.act.target for row in found} == {f"key {number}" for number in range(1000)}
+    report = await verification.report(None)
+    assert (report.is_whole, [state.rows for state in report.chains]) == (True, [1000])
+
+
+async def test_the_first_row_of_a_chain_is_one_also_where_many_begin_it(rows: AuditStore) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(20):
+            tasks.create_task(fill(rows, act(number)))
+    assert [row.sequence for row in await all_rows(rows)] == list(range(1, 21))
+
+
+async def test_acts_for_several_chains_wait_for_nobody_in_a_circle(rows: AuditStore) -> None:
+    pair = [act(1), act(1, tenant_id=OTHER), act(1, tenant_id=None)]
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(10):
+            tasks.create_task(fill(rows, *pair))
+            tasks.create_task(fill(rows, *reversed(pair)))
+    assert len(await all_rows(rows, str(OTHER))) == 20
+
+
+async def test_what_is_too_long_or_has_no_form_is_cut_and_not_refused(rows: AuditStore, verification: Verification) -> None:
+    strange = act(1, target="a\0b" * 1000, action="x" * 1000, details={"\0k": "\ud800", **{str(n): "v" for n in range(99)}}, times=2**40)
+    await fill(rows, strange, act(2, at=BEGIN.replace(tzinfo=None), times=0))
+    first, second = await all_rows(rows)
+    assert first.act.target.startswith("abab")
+    assert (len(first.act.target) < 501, len(first.act.action), len(first.act.details)) == (True, 100, 20)
+    assert (first.act.details["k"], first.act.times) == ("?", 2**31 - 1)
+    assert (second.act.at, second.act.times) == (BEGIN, 1)
+    assert (await verification.report(None)).is_whole
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE auth.audit_log SET target = 'x'",
+        "DELETE FROM auth.audit_log",
+        "TRUNCATE auth.audit_log",
+        "UPDATE auth.audit_details SET address = 'x'",
+        "TRUNCATE auth.audit_details",
+        "DELETE FROM auth.audit_heads",
+        "TRUNCATE auth.audit_heads",
+        "UPDATE auth.audit_anchors SET sequence = 1",
+        "DELETE FROM auth.audit_anchors",
+        "TRUNCATE auth.audit_anchors",
+    ],
+)
+async def test_nobody_changes_what_is_written(rows: AuditStore, postgres_url: str, statement: str) -> None:
+    await fill(rows, act(1))
+    with pytest.raises(asyncpg.InsufficientPrivilegeError, match="append-only"):
+        await by_hand.run(postgres_url, statement)
+
+
+# --- who sees what ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def somebody(rows: AuditStore, postgres_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """A role that is no superuser, so that row-level security holds it."""
+    role = f"reader_{secrets.token_hex(4)}"
+    async with superuser(postgres_url) as connection:
+        await connection.execute(f"CREATE ROLE {role}")
+        await connection.execute(f"GRANT USAGE ON SCHEMA auth TO {role}")
+        await connection.execute(f"GRANT SELECT, INSERT, DELETE ON ALL TABLES IN SCHEMA auth TO {role}")
+        await connection.execute(f"SET ROLE {role}")
+        yield connection
+        await connection.execute("RESET ROLE")
+        await connection.execute(f"DROP OWNED BY {role}")
+        await connection.execute(f"DROP ROLE {role}")
+
+
+@pytest.mark.parametrize(
+    ("tenant", "seen"),
+    [pytest.param("*", 4, id="the service"), pytest.param(str(TENANT), 2, id="its tenant"), pytest.param("", 0, id="somebody else")],
+)
+async def test_a_tenant_sees_its_own_rows(rows: AuditStore, somebody: asyncpg.Connection, tenant: str, seen: int) -> None:
+    await fill(rows, act(1), act(2), act(3, tenant_id=OTHER), act(4, tenant_id=None))
+    await somebody.execute("SELECT set_config('aimesh.tenant', $1, false)", tenant)
+    assert await somebody.fetchval("SELECT count(*) FROM audit_log") == seen
+    assert await somebody.fetchval("SELECT count(*) FROM audit_details") == seen
+    assert await somebody.execute("DELETE FROM audit_details") == f"DELETE {seen}"
+
+
+async def test_who_acts_for_a_tenant_can_still_add_to_the_chain_of_the_house(rows: AuditStore) -> None:
+    async with rows._db.bound(TENANT) as transaction:
+        await rows.append(transaction, [act(1), act(2, tenant_id=None)])
+    assert len(await all_rows(rows, audit_chain.HOUSE)) == 1
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+async def numbers(rows: AuditStore, asked: AuditQuery, limit: int = 100) -> list[int]:
+    return [int(row.act.target.removeprefix("key ")) for row in await rows.list_rows(asked, limit)]
+
+
+async def test_rows_are_found_by_what_they_say(rows: AuditStore) -> None:
+    await fill(
+        rows,
+        act(1),
+        act(2, action="key.revoke", actor=BOB),
+        act(3, action="keyboard", result=Result.REFUSED),
+        act(4, tenant_id=None, action="node.approve"),
+    )
+    assert await numbers(rows, AuditQuery()) == [4, 3, 2, 1]
+    assert await numbers(rows, AuditQuery(chain=str(TENANT))) == [3, 2, 1]
+    assert await numbers(rows, AuditQuery(chain=audit_chain.HOUSE)) == [4]
+    assert await numbers(rows, AuditQuery(actor=BOB)) == [2]
+    assert await numbers(rows, AuditQuery(action="key")) == [2, 1]
+    assert await numbers(rows, AuditQuery(action="key.revoke")) == [2]
+    assert await numbers(rows, AuditQuery(result=Result.REFUSED)) == [3]
+    assert await numbers(rows, AuditQuery(since=BEGIN + timedelta(seconds=3))) == [4, 3]
+    assert await numbers(rows, AuditQuery(before=BEGIN + timedelta(seconds=3))) == [2, 1]
+    assert await numbers(rows, AuditQuery(), limit=2) == [4, 3]
+
+
+async def test_a_list_goes_on_where_it_ended_also_where_times_are_equal(rows: AuditStore) -> None:
+    await fill(rows, *(act(number, at=BEGIN + timedelta(seconds=number // 3)) for number in range(30)))
+    seen: list[int] = []
+    before = None
+    while page := await rows.list_rows(AuditQuery(before=before), 4):
+        seen += [int(row.act.target.removeprefix("key ")) for row in page]
+        before = page[-1].act.at
+    assert sorted(seen) == list(range(30))
+
+
+async def test_a_long_chain_is_read_in_pages(rows: AuditStore) -> None:
+    await fill(rows, *(act(number) for number in range(1200)))
+    pages = [len(page) async for page in rows.read_chain(str(TENANT), after=100, until=1150)]
+    assert pages == [500, 500, 50]
+
+
+# --- erasing ---------------------------------------------------------------------------------------------------------
+
+
+async def test_personal_parts_end_and_the_chain_stays(rows: AuditStore, verification: Verification, postgres_url: str) -> None:
+    await fill(rows, *(act(number) for number in range(10)))
+    assert await rows.shred_before(BEGIN + timedelta(seconds=4)) == 4
+    found = await all_rows(rows)
+    assert [row.erased for row in found] == [True] * 4 + [False] * 6
+    assert (found[0].act.address, found[0].act.details, found[0].salt, found[0].act.target) == ("", {}, "", "key 0")
+    assert found[4].act.address == "203.0.113.9"
+    assert (await verification.report(None)).is_whole
+    assert await by_hand.value(postgres_url, "SELECT count(*) FROM auth.audit_details") == 6
+
+
+async def test_the_personal_parts_of_one_person_end(rows: AuditStore, verification: Verification) -> None:
+    await fill(rows, act(1), act(2, actor=BOB), act(3, tenant_id=OTHER), act(4, tenant_id=None, actor=None))
+    async with rows.transaction() as transaction:
+        assert await rows.shred_of(transaction, ALICE) == 2
+    assert [row.erased for row in await all_rows(rows)] == [True, False]
+    assert [row.erased for row in await all_rows(rows, str(OTHER))] == [True]
+    assert [row.erased for row in await all_rows(rows, audit_chain.HOUSE)] == [False]
+    assert (await verification.report(None)).is_whole

@@ -1,0 +1,178 @@
+"""The rules of tickets and nodes, case by case."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from services.auth.nodes import enrollment_rules
+from services.auth.nodes.enrollment_rules import KnownNode, KnownTicket
+from shared import errors
+from shared.api.membership import MemberState, TicketState
+from shared.identity import node_keys
+from shared.types import NodeId, Role, UserId
+
+NOW = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
+OWNER = UserId(UUID(int=7))
+KEY = node_keys.NodeKey(node_keys.new_seed())
+
+
+def ticket(**changed: Any) -> KnownTicket:
+    fields: dict[str, Any] = {
+        "id": "0123456789abcdef", "public_key": KEY.id, "role": Role.WORKER, "owner": OWNER, "owner_name": "alice", "labels": {},
+        "needs_approval": False, "uses": 1, "used": 0, "created_at": NOW - timedelta(hours=4), "expires_at": NOW + timedelta(hours=1),
+        "revoked_at": None,
+    }  # fmt: skip
+    return KnownTicket(**{**fields, **changed})
+
+
+def node(**changed: Any) -> KnownNode:
+    fields: dict[str, Any] = {
+        "id": NodeId("U" * 56), "role": Role.WORKER, "state": MemberState.ACTIVE, "name": "box", "owner": OWNER, "owner_name": "alice",
+        "labels": {}, "ticket_id": "t", "joined_at": NOW, "idle_since": NOW, "renewed_at": None, "certified_until": None,
+        "revoked_at": None, "reason": "",
+    }  # fmt: skip
+    return KnownNode(**{**fields, **changed})
+
+
+@pytest.mark.parametrize(
+    ("found", "state", "message"),
+    [
+        pytest.param(ticket(), TicketState.GOOD, "", id="good"),
+        pytest.param(ticket(used=1), TicketState.USED_UP, "used up: it was good for one node", id="used"),
+        pytest.param(ticket(uses=5, used=4), TicketState.GOOD, "", id="one use left"),
+        pytest.param(ticket(uses=5, used=5), TicketState.USED_UP, "good for 5 nodes", id="all used"),
+        pytest.param(ticket(expires_at=NOW), TicketState.EXPIRED, "expired 0 s ago", id="ends this second"),
+        pytest.param(ticket(expires_at=NOW - timedelta(hours=3, minutes=10)), TicketState.EXPIRED, "expired 3 h ago", id="expired"),
+        pytest.param(ticket(revoked_at=NOW), TicketState.REVOKED, "was revoked", id="revoked"),
+        pytest.param(ticket(revoked_at=NOW, used=1, expires_at=NOW), TicketState.REVOKED, "was revoked", id="everything at once"),
+    ],
+)
+def test_what_is_wrong_with_a_ticket(found: KnownTicket, state: TicketState, message: str) -> None:
+    assert enrollment_rules.state_of(found, NOW) is state
+    assert enrollment_rules.ticket_row(found, NOW).state is state
+    if not message:
+        enrollment_rules.check_usable(found, NOW)
+        return
+    with pytest.raises(errors.BadTicket, match=message) as refused:
+        enrollment_rules.check_usable(found, NOW)
+    assert "aicli admin tickets create" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("found", "error"),
+    [
+        pytest.param(node(), None, id="active"),
+        pytest.param(None, errors.NotCertified, id="unknown"),
+        pytest.param(node(state=MemberState.PENDING), errors.ApprovalPending, id="waits for approval"),
+        pytest.param(node(state=MemberState.REVOKED, revoked_at=NOW), errors.NodeRevoked, id="revoked"),
+        pytest.param(node(idle_since=NOW - timedelta(days=30)), None, id="a box asleep for a month"),
+        pytest.param(node(idle_since=NOW - timedelta(days=31)), errors.NotCertified, id="asleep for longer"),
+        pytest.param(node(role=Role.CLIENT, idle_since=NOW - timedelta(days=90)), None, id="a laptop after three months"),
+        pytest.param(node(role=Role.CLIENT, idle_since=NOW - timedelta(days=91)), errors.NotCertified, id="a laptop after more"),
+    ],
+)
+def test_who_may_stay(found: KnownNode | None, error: type[errors.AimeshError] | None) -> None:
+    if error is None:
+        assert enrollment_rules.check_may_stay(found, NOW) is found
+        return
+    with pytest.raises(error) as refused:
+        enrollment_rules.check_may_stay(found, NOW)
+    assert refused.value.hint
+    assert type(refused.value) is error
+
+
+@pytest.mark.parametrize("role", [Role.AUTH, Role.OPERATOR, Role.NEWCOMER])
+def test_no_ticket_makes_an_auth_an_operator_or_a_newcomer(role: Role) -> None:
+    with pytest.raises(errors.BadRequest):
+        enrollment_rules.check_role(role)
+
+
+def test_the_labels_of_the_ticket_go_before_the_nodes_own() -> None:
+    found = ticket(labels={"zone": "eu", "trusted": "yes"})
+    assert enrollment_rules.join_labels(found, {"zone": "us", "gpu": "4090"}) == {"zone": "eu", "gpu": "4090", "trusted": "yes"}
+
+
+def test_a_node_cannot_call_itself_trusted() -> None:
+    with pytest.raises(errors.BadRequest, match="trusted"):
+        enrollment_rules.join_labels(ticket(), {"trusted": "yes"})
+    assert enrollment_rules.join_labels(ticket(labels={"trusted": "no"}), {"trusted": "yes"}) == {"trusted": "no"}
+
+
+def test_a_node_has_no_more_labels_than_fit_a_certificate() -> None:
+    with pytest.raises(errors.BadRequest, match="17 labels"):
+        enrollment_rules.join_labels(ticket(labels={"a": "b"}), {f"l{n}": "x" for n in range(16)})
+
+
+@pytest.mark.parametrize(
+    ("bootstrap", "warned"),
+    [
+        pytest.param((), False, id="the public DHT"),
+        pytest.param(("127.0.0.1:49737", "localhost:49738"), True, id="loopback alone"),
+        pytest.param(("[::1]:49737",), True, id="IPv6 loopback"),
+        pytest.param(("dht.example.org@127.0.0.1:49737",), True, id="a name with its address"),
+        pytest.param(("127.0.0.1:49737", "192.0.2.1:49737"), False, id="one that can be reached"),
+    ],
+)
+def test_a_ticket_warns_when_it_leads_nowhere(bootstrap: tuple[str, ...], warned: bool) -> None:
+    assert bool(enrollment_rules.warnings(bootstrap)) is warned
+
+
+def test_one_flipped_bit_in_a_signature_or_the_text_is_refused() -> None:
+    newcomer = node_keys.NodeKey(node_keys.new_seed())
+    text = enrollment_rules.signed_text("t", newcomer.id, NodeId("U" * 56), b"c" * 64)
+    signatures = KEY.sign("enroll", text), newcomer.sign("enroll", text)
+
+    def check(text: bytes, by_ticket: bytes, by_newcomer: bytes) -> None:
+        enrollment_rules.check_signed(ticket(), text, by_ticket=by_ticket, newcomer=newcomer.id, by_newcomer=by_newcomer)
+
+    check(text, *signatures)
+    parts = [text, *signatures]
+    for number in range(3):
+        for bit in range(0, len(parts[number]) * 8, 3):
+            flipped = bytearray(parts[number])
+            flipped[bit // 8] ^= 1 << bit % 8
+            with pytest.raises(errors.BadTicket):
+                check(*(bytes(flipped) if place == number else part for place, part in enumerate(parts)))
+
+
+def test_signatures_for_another_purpose_are_worth_nothing() -> None:
+    newcomer = node_keys.NodeKey(node_keys.new_seed())
+    text = enrollment_rules.signed_text("t", newcomer.id, NodeId("U" * 56), b"c")
+    with pytest.raises(errors.BadTicket, match="ticket's signature"):
+        enrollment_rules.check_signed(
+            ticket(), text, by_ticket=KEY.sign("hello", text), newcomer=newcomer.id, by_newcomer=newcomer.sign("enroll", text)
+        )
+    with pytest.raises(errors.BadTicket, match="own signature"):
+        enrollment_rules.check_signed(
+            ticket(), text, by_ticket=KEY.sign("enroll", text), newcomer=newcomer.id, by_newcomer=newcomer.sign_bare(text)
+        )
+
+
+def test_a_ticket_needs_a_connection_with_something_of_its_own_to_sign() -> None:
+    with pytest.raises(errors.NotAllowed, match="Hyperswarm"):
+        enrollment_rules.signed_text("t", NodeId("U" * 56), NodeId("U" * 56), b"")
+
+
+def test_auth_is_not_revoked_by_auth() -> None:
+    with pytest.raises(errors.NotAllowed) as refused:
+        enrollment_rules.check_revocable(node(role=Role.AUTH))
+    assert "node key" in refused.value.hint
+    enrollment_rules.check_revocable(node(role=Role.GATEWAY))
+
+
+def test_a_certificate_names_the_owner_by_id_and_a_list_by_name() -> None:
+    found = node(labels={"zone": "eu", "gpu": "a"})
+    subject = enrollment_rules.subject_of(found)
+    assert (subject.owner, subject.labels) == (str(OWNER), (("gpu", "a"), ("zone", "eu")))
+    assert enrollment_rules.member_row(found).owner == "alice"
+    assert enrollment_rules.member_row(node(owner_name="")).owner == str(OWNER)
+    assert (enrollment_rules.subject_of(node(owner=None)).owner, enrollment_rules.member_row(node(owner=None, owner_name="")).owner) == (
+        "",
+        "",
+    )
+
+
+def test_a_name_that_moves_the_cursor_is_made_printable() -> None:
+    assert enrollment_rules.printable(" my\x1b[2Jbox\0\n") == "my[2Jbox"

@@ -1,0 +1,310 @@
+"""auth's tables of the mesh on a real PostgreSQL: uses that are counted once, and a list whose number only grows."""
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from services.auth import store
+from services.auth.nodes.ca_keys import MeshState
+from services.auth.nodes.enrollment_rules import KnownTicket
+from services.auth.nodes.node_store import NodeStore
+from shared import errors
+from shared.api.membership import MemberState
+from shared.identity import node_keys
+from shared.types import NodeId, Role, UserId
+from tests.services.auth import by_hand
+
+
+@pytest.fixture
+async def members(postgres_url: str) -> AsyncIterator[NodeStore]:
+    async with store.opened(postgres_url) as database:
+        yield NodeStore(database)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def new_node() -> NodeId:
+    return node_keys.NodeKey(node_keys.new_seed()).id
+
+
+async def add_ticket(members: NodeStore, ticket_id: str = "aaaa1111", **changed: Any) -> str:
+    fields: dict[str, Any] = {
+        "id": ticket_id, "public_key": new_node(), "role": Role.WORKER, "owner": UserId(UUID(int=7)), "owner_name": "",
+        "labels": {"zone": "eu"}, "needs_approval": False, "uses": 1, "used": 0, "created_at": now(),
+        "expires_at": now() + timedelta(hours=1), "revoked_at": None,
+    }  # fmt: skip
+    async with members.transaction() as transaction:
+        await members.add_ticket(transaction, KnownTicket(**{**fields, **changed}))
+    return ticket_id
+
+
+async def use(members: NodeStore, ticket_id: str, node: NodeId) -> bool:
+    return await members.use_ticket(ticket_id, node, name="box", labels={"zone": "eu"}, now=now())
+
+
+async def approve(members: NodeStore, node: NodeId) -> bool:
+    async with members.transaction() as transaction:
+        return await members.approve(transaction, node)
+
+
+async def revoke(members: NodeStore, node: NodeId, reason: str) -> bool:
+    async with members.transaction() as transaction:
+        return await members.revoke(transaction, node, reason)
+
+
+async def used(members: NodeStore, ticket_id: str) -> int:
+    found = await members.find_ticket(ticket_id)
+    assert found is not None
+    return found.used
+
+
+async def state(members: NodeStore) -> MeshState:
+    return await members.read_state(now())
+
+
+# --- tickets ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("uses", [1, 7])
+async def test_of_fifty_nodes_at_once_as_many_come_in_as_the_ticket_has_uses(members: NodeStore, uses: int) -> None:
+    ticket = await add_ticket(members, uses=uses)
+    outcomes = await asyncio.gather(*(use(members, ticket, new_node()) for _ in range(50)))
+    assert outcomes.count(True) == uses
+    assert await used(members, ticket) == uses
+    assert len(await members.list_nodes(None)) == uses
+
+
+async def test_one_node_that_asks_twenty_times_at_once_uses_the_ticket_once(members: NodeStore) -> None:
+    ticket, node = await add_ticket(members, uses=50), new_node()
+    outcomes = await asyncio.gather(*(use(members, ticket, node) for _ in range(20)))
+    assert outcomes.count(True) == 1
+    assert await used(members, ticket) == 1
+
+
+async def test_a_known_node_with_another_ticket_twenty_times_at_once_uses_it_once(members: NodeStore) -> None:
+    node = new_node()
+    assert await use(members, await add_ticket(members), node)
+    other = await add_ticket(members, "bbbb2222", uses=50, role=Role.CLIENT)
+    outcomes = await asyncio.gather(*(use(members, other, node) for _ in range(20)))
+    assert outcomes.count(True) == 1
+    assert await used(members, other) == 1
+    found = await members.find_node(node)
+    assert found is not None
+    assert (found.role, found.ticket_id) == (Role.CLIENT, other)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param("UPDATE auth.tickets SET expires_at = now() - interval '1 second'", id="expired"),
+        pytest.param("UPDATE auth.tickets SET revoked_at = now()", id="revoked"),
+        pytest.param("UPDATE auth.tickets SET used = uses", id="used up"),
+        pytest.param("DELETE FROM auth.tickets", id="gone"),
+    ],
+)
+async def test_a_bad_ticket_lets_nobody_in(members: NodeStore, postgres_url: str, change: str) -> None:
+    ticket = await add_ticket(members)
+    await by_hand.run(postgres_url, change)
+    assert not await use(members, ticket, new_node())
+    assert await members.list_nodes(None) == ()
+
+
+async def test_a_revoked_key_and_the_key_of_an_auth_use_no_ticket(members: NodeStore) -> None:
+    ticket, revoked, auth = await add_ticket(members, uses=9), new_node(), new_node()
+    await members.ensure_vouched(revoked, Role.WORKER)
+    await revoke(members, revoked, "")
+    await members.ensure_vouched(auth, Role.AUTH)
+    assert not await use(members, ticket, revoked)
+    assert not await use(members, ticket, auth)
+    assert await used(members, ticket) == 0
+
+
+async def test_what_a_ticket_gives_is_in_the_row(members: NodeStore) -> None:
+    ticket, node = await add_ticket(members, needs_approval=True), new_node()
+    assert await use(members, ticket, node)
+    found = await members.find_node(node)
+    assert found is not None
+    assert (found.role, found.state, found.name, found.owner) == (Role.WORKER, MemberState.PENDING, "box", UserId(UUID(int=7)))
+    assert (found.labels, found.ticket_id, found.certified_until) == ({"zone": "eu"}, ticket, None)
+    assert await approve(members, node)
+    assert not await approve(members, node)
+    assert await members.note_certified(node, now())
+
+
+async def test_ids_may_be_given_by_a_beginning_that_one_has(members: NodeStore) -> None:
+    await add_ticket(members, "aaaa1111")
+    await add_ticket(members, "aaaa2222")
+    assert (await members.get_ticket_called("aaaa2", None)).id == "aaaa2222"
+    for beginning, error in (("aaaa", errors.BadRequest), ("aaa", errors.BadRequest), ("", errors.BadRequest), ("bbbb", errors.NotFound)):
+        with pytest.raises(error):
+            await members.get_ticket_called(beginning, None)
+    for beginning in ("aaaa%", "a\0aa1", "' OR 1=1 --"):
+        with pytest.raises(errors.BadRequest):
+            await members.get_node_called(beginning, None)
+        assert await members.find_ticket(beginning) is None
+
+
+# --- nodes of the house ------------------------------------------------------------------------------------------------
+
+
+async def test_a_node_that_nats_vouches_for_is_active_unless_revoked(members: NodeStore) -> None:
+    node = new_node()
+    for _ in range(2):
+        await members.ensure_vouched(node, Role.GATEWAY)
+        found = await members.find_node(node)
+        assert found is not None
+        assert (found.role, found.state, found.owner) == (Role.GATEWAY, MemberState.ACTIVE, None)
+    assert await revoke(members, node, "lost")
+    assert not await revoke(members, node, "again")
+    await members.ensure_vouched(node, Role.GATEWAY)
+    found = await members.find_node(node)
+    assert found is not None
+    assert (found.state, found.reason, found.revoked_at is not None) == (MemberState.REVOKED, "lost", True)
+    assert not await members.note_certified(node, now())
+    assert not await approve(members, node)
+
+
+# --- the list ----------------------------------------------------------------------------------------------------------
+
+
+async def test_the_number_only_grows_and_the_epoch_once_an_hour(members: NodeStore, postgres_url: str) -> None:
+    nodes = [new_node() for _ in range(4)]
+    for node in nodes:
+        await members.ensure_vouched(node, Role.WORKER)
+    states = [await state(members)]
+    for node in nodes[:3]:
+        await revoke(members, node, "")
+        states.append(await state(members))
+    assert all(earlier.number < later.number for earlier, later in itertools.pairwise(states))
+    assert [found.epoch for found in states] == [1, 2, 2, 2]
+    assert set(states[-1].revoked) == set(nodes[:3])
+    await by_hand.run(postgres_url, "UPDATE auth.mesh_state SET epoch_changed_at = epoch_changed_at - interval '61 minutes'")
+    await revoke(members, nodes[3], "")
+    assert (await state(members)).epoch == 3
+
+
+async def test_a_revocation_soon_after_another_has_its_epoch_an_hour_later(members: NodeStore, postgres_url: str) -> None:
+    for node in (new_node(), new_node()):
+        await members.ensure_vouched(node, Role.WORKER)
+        await by_hand.run(postgres_url, "UPDATE auth.mesh_state SET epoch_changed_at = epoch_changed_at - interval '1 second'")
+        await revoke(members, node, "")
+    before = await state(members)
+    await members.rotate_epoch()
+    assert await state(members) == before, "the hour is not over"
+    await by_hand.run(
+        postgres_url,
+        "UPDATE auth.mesh_state SET epoch_changed_at = epoch_changed_at - interval '1 hour', last_revoked_at = now() - interval '1 minute'",
+    )
+    for _ in range(2):
+        await members.rotate_epoch()
+    after = await state(members)
+    assert (before.epoch, after.epoch) == (2, 3)
+    assert after.number > before.number, "or nobody would fetch the list that tells of it"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        pytest.param("UPDATE auth.nodes SET state = 'revoked' WHERE id = $1", id="cut off"),
+        pytest.param("INSERT INTO auth.nodes (id, role, state) VALUES (left($1, 55) || 'A', 'worker', 'revoked')", id="banned"),
+    ],
+)  # fmt: skip
+async def test_a_revocation_by_hand_counts_and_is_heard_of(members: NodeStore, postgres_url: str, statement: str) -> None:
+    node = new_node()[:-1] + "B"
+    await by_hand.run(postgres_url, "INSERT INTO auth.nodes (id, role) VALUES ($1, 'worker')", node)
+    before = await state(members)
+    async with contextlib.aclosing(members.follow()) as changes:
+        await asyncio.wait_for(anext(changes), 5)
+        await by_hand.run(postgres_url, statement, node)
+        await asyncio.wait_for(anext(changes), 5)
+    after = await state(members)
+    assert after.number > before.number
+    assert after.epoch == before.epoch + 1
+    assert len(after.revoked) == 1
+    await by_hand.run(postgres_url, "DELETE FROM auth.nodes")
+    assert (await state(members)).number > after.number
+
+
+async def test_what_changes_no_list_has_no_number(members: NodeStore, postgres_url: str) -> None:
+    node, before = new_node(), await state(members)
+    await members.ensure_vouched(node, Role.WORKER)
+    await members.note_certified(node, now())
+    await by_hand.run(postgres_url, "UPDATE auth.nodes SET state = 'pending'")
+    await approve(members, node)
+    await by_hand.run(postgres_url, "DELETE FROM auth.nodes")
+    assert await state(members) == before
+
+
+async def test_a_key_leaves_the_list_when_no_certificate_of_it_can_be_good(members: NodeStore, postgres_url: str) -> None:
+    node = new_node()
+    await members.ensure_vouched(node, Role.GATEWAY)
+    await revoke(members, node, "")
+    assert (await state(members)).revoked == (node,)
+    for age, listed in (("7 days", True), ("7 days 61 minutes", False)):
+        await by_hand.run(postgres_url, "UPDATE auth.nodes SET revoked_at = now() - $1::text::interval", age)
+        assert bool((await state(members)).revoked) is listed
+
+
+@pytest.mark.parametrize("tables_of", [None], ids=["empty"])
+async def test_a_database_made_anew_or_restored_goes_on_above_its_old_numbers(members: NodeStore, postgres_url: str) -> None:
+    assert abs((await state(members)).number - now().timestamp()) < 100, "the clock, so that a new database is above the old one"
+    for seen in ((await state(members)).number + 1000, 5):
+        await members.raise_number(seen)
+        assert (await state(members)).number > seen
+    await by_hand.run(postgres_url, "UPDATE auth.mesh_state SET number = 17")
+    await members.ensure_vouched(new_node(), Role.WORKER)
+    await by_hand.run(postgres_url, "UPDATE auth.nodes SET state = 'revoked'")
+    assert abs((await state(members)).number - now().timestamp()) < 100
+
+
+async def test_psql_cannot_write_a_node_that_is_none(members: NodeStore, postgres_url: str) -> None:
+    for row in ("('gpu-box', 'worker', 'active')", f"('{new_node()}', 'operator', 'active')", f"('{new_node()}', 'worker', 'gone')"):
+        with pytest.raises(asyncpg.CheckViolationError):
+            await by_hand.run(postgres_url, f"INSERT INTO auth.nodes (id, role, state) VALUES {row}")
+
+
+# --- owners and acts ---------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_listed_and_found_is_its_owners(members: NodeStore) -> None:
+    anna, ben = UserId(UUID(int=7)), UserId(UUID(int=8))
+    annas, bens = await add_ticket(members, "aaaa1111", uses=9), await add_ticket(members, "aaaa2222", owner=ben)
+    node = new_node()
+    await use(members, annas, node)
+    for owner, tickets, nodes in ((anna, {annas}, {node}), (ben, {bens}, set()), (None, {annas, bens}, {node})):
+        assert {ticket.id for ticket in await members.list_tickets(owner)} == tickets
+        assert {found.id for found in await members.list_nodes(owner)} == nodes
+    assert (await members.get_ticket_called("aaaa", anna)).id == annas, "a beginning that another's has, too"
+    for asking in (members.get_ticket_called(bens, anna), members.get_node_called(node, ben)):
+        with pytest.raises(errors.NotFound):
+            await asking
+    assert (await members.count_good_tickets(anna), await members.count_good_tickets(UserId(UUID(int=9)))) == (1, 0)
+    async with members.transaction() as transaction:
+        assert await members.revoke_ticket(transaction, annas)
+    assert await members.count_good_tickets(anna) == 0
+
+
+async def test_what_goes_with_a_use_happens_only_with_it(members: NodeStore, postgres_url: str) -> None:
+    ticket, node, written = await add_ticket(members), new_node(), []
+
+    async def full(transaction: object) -> None:
+        raise errors.Unavailable("the log is away")
+
+    async def write(transaction: object) -> None:
+        written.append(1)
+
+    with pytest.raises(errors.Unavailable):
+        await members.use_ticket(ticket, node, name="box", labels={}, now=now(), also=full)
+    assert (await used(members, ticket), await members.find_node(node)) == (0, None)
+    assert await members.use_ticket(ticket, node, name="box", labels={}, now=now(), also=write)
+    assert not await members.use_ticket(ticket, node, name="box", labels={}, now=now(), also=write)
+    assert written == [1]

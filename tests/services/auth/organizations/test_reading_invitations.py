@@ -1,0 +1,115 @@
+"""What an invitation says before it is accepted, and to whom: with the real count of guesses."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from uuid import uuid4
+
+import pytest
+
+from services.auth.sessions.failed_logins import FailedLogins
+from shared import errors
+from shared.api import organizations as api
+from shared.api.organizations import InvitationOffer, TeamRole
+from shared.stores.cache import Cache
+from tests.services.auth import by_hand
+from tests.services.auth.organizations.seeded_database import Person, Town, opened_town, refusal_of
+
+NEVER_GIVEN = "never-given-out-by-anybody"
+#: What makes a good code one that Ben may not read, each in its own way.
+SPOILS = {
+    "used": "UPDATE auth.invitations SET accepted_at = now()",
+    "withdrawn": "UPDATE auth.invitations SET withdrawn_at = now()",
+    "too old": "UPDATE auth.invitations SET expires_at = now() - interval '2 days'",
+    "gone": "DELETE FROM auth.invitations",
+    "somebody else's": "UPDATE auth.invitations SET email = 'carl@example.com'",
+}
+
+
+@pytest.fixture
+async def town(postgres_url: str, valkey_url: str) -> AsyncIterator[Town]:
+    async with Cache.open(valkey_url) as cache, opened_town(postgres_url, guesses=FailedLogins(cache)) as town:
+        yield town
+
+
+async def invite(town: Town, by: Person, email: str = "ben@example.com", role: TeamRole = TeamRole.MEMBER) -> api.NewInvitation:
+    acme = await town.found(by)
+    return await town.ask(api.invite_member, api.InviteMember(acme.id, email, role), by.login)
+
+
+async def read(town: Town, token: str, by: str) -> InvitationOffer:
+    return await town.ask(api.read_invitation, api.ReadInvitation(token), by)
+
+
+@pytest.mark.parametrize("role", TeamRole)
+async def test_whoever_is_invited_reads_to_what_and_uses_nothing_up(town: Town, role: TeamRole) -> None:
+    anna, ben = await town.person("anna"), await town.person("ben")
+    made = await invite(town, anna, "BEN@example.com", role)
+    for _ in range(30):
+        found = await read(town, f" {made.token}\n", ben.login)
+        assert found == InvitationOffer("Acme", role, "anna", made.invitation.expires_at)
+    joined = await town.ask(api.accept_invitation, api.AcceptInvitation(made.token), ben.login)
+    assert joined.role is role
+
+
+@pytest.mark.parametrize("why", SPOILS)
+async def test_every_refusal_says_and_asks_the_same(town: Town, postgres_url: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    anna, ben = await town.person("anna"), await town.person("ben")
+    token = (await invite(town, anna)).token
+    queries: list[str] = []
+    row = town.db.row
+
+    async def counted(name: str, *arguments: object) -> object:
+        queries.append(name)
+        return await row(name, *arguments)
+
+    # Of the same work there is the same time: one question to the database, whatever is wrong with the code.
+    monkeypatch.setattr(type(town.db), "row", lambda _, name, *arguments: counted(name, *arguments))
+    unknown = await refusal_of(read(town, NEVER_GIVEN, ben.login))
+    for_nobody = queries.copy()
+    await by_hand.run(postgres_url, SPOILS[why])
+    queries.clear()
+    refused = await refusal_of(read(town, token, ben.login))
+    assert isinstance(refused, errors.NotFound)
+    assert refused.to_problem() == unknown.to_problem()
+    assert queries == for_nobody == ["find_offer"]
+    assert "Acme" not in str(refused)
+
+
+async def test_ten_wrong_codes_and_none_is_looked_at(town: Town) -> None:
+    anna, ben, carl = await town.person("anna"), await town.person("ben"), await town.person("carl")
+    token = (await invite(town, anna)).token
+    outcomes = await asyncio.gather(*(refusal_of(read(town, str(uuid4()), ben.login)) for _ in range(50)))
+    assert sum(isinstance(outcome, errors.NotFound) for outcome in outcomes) == 10
+    assert sum(isinstance(outcome, errors.Limited) for outcome in outcomes) == 40
+    refused = await refusal_of(read(town, token, ben.login))
+    assert "codes of invitations" in refused.message
+    assert (refused.retry_after_seconds or 0) > 800
+    # It is he who waits, and only with reading.
+    assert isinstance(await refusal_of(read(town, token, carl.login)), errors.NotFound)
+    await town.ask(api.accept_invitation, api.AcceptInvitation(token), ben.login)
+
+
+async def test_a_good_code_in_hand_buys_no_more_guesses(town: Town) -> None:
+    anna, ben = await town.person("anna"), await town.person("ben")
+    token = (await invite(town, anna)).token
+    for _ in range(10):
+        await read(town, token, ben.login)
+        assert isinstance(await refusal_of(read(town, str(uuid4()), ben.login)), errors.NotFound)
+    assert isinstance(await refusal_of(read(town, token, ben.login)), errors.Limited)
+
+
+async def test_wrong_codes_leave_the_login_alone(town: Town) -> None:
+    ben = await town.person("ben")
+    for _ in range(10):
+        await refusal_of(read(town, str(uuid4()), ben.login))
+    assert isinstance(town.guesses, FailedLogins)
+    await town.guesses.charge(str(ben.user.id))
+
+
+async def test_a_key_of_an_organisation_reads_no_invitation_to_another(town: Town) -> None:
+    anna, ben = await town.person("anna"), await town.person("ben")
+    token = (await invite(town, anna)).token
+    bens = await town.found(ben, "Bens")
+    key = (await town.key(town.login(ben.user, bens.id))).api_key
+    assert isinstance(await refusal_of(read(town, token, key)), errors.NotAllowed)
+    assert (await read(town, token, (await town.key(ben.login)).api_key)).organisation_name == "Acme"

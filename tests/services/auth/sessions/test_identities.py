@@ -1,0 +1,122 @@
+"""Whose an access token is, and what the principal says of the login behind it."""
+
+import time
+from uuid import uuid4
+
+import pytest
+
+from services.auth.sessions.session_store import OpenedSession, StoredLogin
+from services.auth.settings import AuthSettings
+from shared import errors
+from shared.api import auth
+from shared.api.auth import Principal, SessionKind, Step
+from shared.types import Credential, TenantId, Tier, UserRole
+from tests.services.auth import by_hand
+from tests.services.auth.surroundings import Surroundings
+from tests.services.auth.test_logins import organisation
+
+
+async def opened(world: Surroundings, user: auth.User, **changed: object) -> tuple[OpenedSession, Credential]:
+    """A session of this kind and its access token, without a login."""
+    made = await world.service._assembly._parts.sessions.open(StoredLogin(user_id=user.id, **changed))  # type: ignore[arg-type]
+    return made, world.service._assembly._parts.identities.answer(user, made).access_token
+
+
+async def test_the_principal_says_what_the_login_was(world: Surroundings) -> None:
+    user = await world.register("anna")
+    for login in (
+        {"confirmed_at": 12.5},
+        {"step": Step.ENTER_CODE, "confirmed_at": 0.0},
+        {"kind": SessionKind.BROWSER, "confirmed_at": 7.0},
+    ):
+        _, token = await opened(world, user, **login)
+        assert await world.service._assembly._parts.identities.of(token) == Principal(
+            user_id=user.id,
+            username="anna",
+            role=UserRole.USER,
+            tier=Tier.FREE,
+            step=login.get("step", Step.DONE),  # type: ignore[arg-type]
+            confirmed_at=login["confirmed_at"],  # type: ignore[arg-type]
+        )
+
+
+async def test_an_organisations_tier_takes_the_place_of_the_users(world: Surroundings, settings: AuthSettings) -> None:
+    user = await world.register("anna")
+    pro = await organisation(settings, user.id, tier="pro")
+    none_of_theirs = await organisation(settings, tier="enterprise")
+    _, token = await opened(world, user, team_id=pro)
+    principal = await world.service._assembly._parts.identities.of(token)
+    assert (principal.team_id, principal.tenant_id, principal.tier) == (pro, pro, Tier.PRO)
+    for team in (none_of_theirs, TenantId(user.id)):
+        _, token = await opened(world, user, team_id=team)
+        with pytest.raises(errors.NotAuthenticated, match="session has ended"):
+            await world.service._assembly._parts.identities.of(token)
+
+
+async def test_a_token_is_worth_nothing_without_its_session(world: Surroundings) -> None:
+    user = await world.register("anna")
+    made, token = await opened(world, user)
+    await world.service._assembly._parts.identities.of(token)
+    await world.service._assembly._parts.sessions.end_all(user.id)
+    with pytest.raises(errors.NotAuthenticated, match="session has ended"):
+        await world.service._assembly._parts.identities.of(token)
+    assert world.refusals("session_over") == 1
+    assert made.session.user_id == user.id
+
+
+async def test_a_token_that_names_anothers_session_or_acts_for_another_is_refused(world: Surroundings) -> None:
+    """Only we sign tokens, so this is for a mistake of ours."""
+    anna, ben = await world.register("anna"), await world.register("ben")
+    made, _ = await opened(world, ben)
+    for user, tenant in ((anna, made.session.tenant_id), (ben, TenantId(anna.id)), (ben, TenantId(uuid4()))):
+        forged = world.parts.tokens.issue(user.id, made.session.id, time.time(), tenant_id=tenant, scopes=())
+        with pytest.raises(errors.NotAuthenticated, match="session has ended"):
+            await world.parts.identities.of(forged)
+
+
+async def test_a_token_says_for_whom_it_acts_and_what_it_was_good_for(world: Surroundings, settings: AuthSettings) -> None:
+    user = await world.register("anna")
+    team = await organisation(settings, user.id)
+    own = "account:write inference:execute key:write usage:read"
+    for login, tenant, scope in (
+        ({}, TenantId(user.id), own),
+        ({"team_id": team}, team, own),
+        ({"step": Step.ENTER_CODE}, TenantId(user.id), ""),
+    ):
+        _, token = await opened(world, user, **login)
+        claims = await world.parts.tokens.read(token, time.time())
+        assert (claims.tid, claims.scope) == (tenant, scope)
+        assert (await world.parts.identities.of(token)).tenant_id == tenant
+    admin = await world.parts.tokens.read(await world.admin_token(), time.time())
+    assert admin.scope == "*"
+
+
+async def test_a_deleted_or_closed_users_session_is_over(world: Surroundings, settings: AuthSettings) -> None:
+    user = await world.register("anna")
+    _, token = await opened(world, user)
+    await by_hand.run(settings.database_url, "UPDATE auth.users SET is_active = false WHERE id = $1", user.id)
+    with pytest.raises(errors.NotAuthenticated, match="closed"):
+        await world.service._assembly._parts.identities.of(token)
+    await by_hand.run(settings.database_url, "DELETE FROM auth.users WHERE id = $1", user.id)
+    with pytest.raises(errors.NotAuthenticated, match="session has ended"):
+        await world.service._assembly._parts.identities.of(token)
+
+
+async def test_only_a_login_has_a_session(world: Surroundings) -> None:
+    user, new = await world.user_with_key("anna")
+    made, token = await opened(world, user)
+    assert (await world.service._assembly._parts.identities.session_of(token)).id == made.session.id
+    for credential in (None, new.api_key):
+        with pytest.raises(errors.NotAllowed, match="needs a login") as refused:
+            await world.service._assembly._parts.identities.session_of(credential)
+        assert "log in" in refused.value.hint
+    with pytest.raises(errors.NotAuthenticated):
+        await world.service._assembly._parts.identities.session_of(Credential("a.b.c"))
+    assert world.refusals("bad_token") == 1
+
+
+async def test_the_answer_to_a_login_carries_what_the_session_is(world: Surroundings) -> None:
+    user = await world.register("anna")
+    made, _ = await opened(world, user, step=Step.ENTER_CODE)
+    answer = world.service._assembly._parts.identities.answer(user, made)
+    assert (answer.session_token, answer.step, answer.team_id, answer.expires_in) == (made.token, Step.ENTER_CODE, None, 600)
