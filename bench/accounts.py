@@ -28,7 +28,7 @@ import uvloop
 
 from bench import litellm, report, tenants
 from bench.pages import PATIENCE_SECONDS, visitors
-from services.gateway.callers import Callers
+from services.gateway.admission.callers import Callers
 from shared.api import auth
 from shared.types import Credential
 from tests import people

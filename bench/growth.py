@@ -19,14 +19,14 @@ import asyncpg
 
 from bench import report
 from services.gateway import store
-from services.gateway.money.checkpoint_store import CheckpointStore
-from services.gateway.money.checkpoints import CheckpointSigner
-from services.gateway.money.ledger_store import LedgerStore
-from services.gateway.money.request_row import RequestRow, ReservationState
-from services.gateway.money.reservations import Wanted
-from services.gateway.reporting.days_store import DaysStore
-from services.gateway.store import Store
-from services.gateway.usage_store import UsageStore
+from services.gateway.billing.checkpoint_store import CheckpointStore
+from services.gateway.billing.checkpoints import CheckpointSigner
+from services.gateway.billing.ledger_store import LedgerStore
+from services.gateway.billing.request_record import RequestRow, ReservationState
+from services.gateway.billing.reservations import ReservationRequest
+from services.gateway.reports.days_store import DaysStore
+from services.gateway.reports.usage_store import UsageStore
+from services.gateway.store import GatewayStore
 from shared import context, errors
 from shared.api.usage_report import ListRequests
 from shared.stores import database
@@ -223,7 +223,7 @@ async def _measure_reserve(url: str, seconds: float) -> list[report.Row]:
         until = begun + seconds
 
         async def writer(number: int) -> None:
-            ledger, requests = LedgerStore(opened[number % 2]), Store(opened[number % 2])
+            ledger, requests = LedgerStore(opened[number % 2]), GatewayStore(opened[number % 2])
             while time.perf_counter() < until:
                 request = context.new_request_id()
                 began = time.perf_counter()
@@ -259,8 +259,8 @@ async def _timed(work: Callable[[], Awaitable[object]]) -> float:
     return time.perf_counter() - began
 
 
-def _wanted(request: RequestId) -> Wanted:
-    return Wanted(
+def _wanted(request: RequestId) -> ReservationRequest:
+    return ReservationRequest(
         request_id=request, owner=TenantId(HOT), key_id=None, model=ModelName("model-1"), price_id=1, prompt_tokens=10, max_tokens=500,
         least_tokens=16, answers=1, fixed_micro=MicroCredits(0), micro_per_million=1_000_000, monthly_micro=_PLENTY, key_budget_micro=None,
     )  # fmt: skip

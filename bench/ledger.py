@@ -20,13 +20,13 @@ import asyncpg
 
 from bench import report
 from services.gateway import store
-from services.gateway.money.batches import Batches
-from services.gateway.money.journal import Journal
-from services.gateway.money.ledger_store import LedgerStore
-from services.gateway.money.recorder import Recorder
-from services.gateway.money.request_row import RequestRow, ReservationState
-from services.gateway.money.reservations import Granted, TooLittle, Wanted
-from services.gateway.store import Store
+from services.gateway.billing.journal import Journal
+from services.gateway.billing.ledger_store import LedgerStore
+from services.gateway.billing.query_batching import QueryBatching
+from services.gateway.billing.request_record import RequestRow, ReservationState
+from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, ReservationRequest
+from services.gateway.billing.usage_recorder import UsageRecorder
+from services.gateway.store import GatewayStore
 from shared.telemetry import Metrics
 from shared.types import MicroCredits, ModelName, NodeId, RequestId, RequestStatus, UserId
 from tests.servers import PostgresServer, running
@@ -66,21 +66,21 @@ async def _measure(table: report.Table, postgres: PostgresServer, folder: Path, 
         store.opened(url) as opened,
         asyncpg.create_pool(postgres.url(), min_size=10, max_size=10) as pool,
     ):
-        requests, ledger = Store(opened), LedgerStore(opened)
+        requests, ledger = GatewayStore(opened), LedgerStore(opened)
         await ledger.ensure_default_price(100_000_000, 200_000_000)
         await pool.execute("CREATE TABLE plain_rows (id uuid PRIMARY KEY, owner uuid, cost bigint)")
 
-        async def reserve(wanted: Sequence[Wanted]) -> list[Granted | TooLittle]:
+        async def reserve(wanted: Sequence[ReservationRequest]) -> list[GrantedReservation | InsufficientCredits]:
             return await ledger.reserve(wanted, gateway=_GATEWAY, lease_seconds=90)
 
         metrics = Metrics("bench")
-        recorder = Recorder(requests, Journal(folder / "journal"), metrics.usage_queue_rows, metrics.settle_failures)
-        async with recorder.running(), Batches(reserve).running() as batches:
+        recorder = UsageRecorder(requests, Journal(folder / "journal"), metrics.usage_queue_rows, metrics.settle_failures)
+        async with recorder.running(), QueryBatching(reserve).running() as batches:
 
             async def ours(owner: UserId) -> None:
                 request = RequestId(uuid4())
                 answer = await batches.ask(_wanted(request, owner, _PLENTY))
-                assert isinstance(answer, Granted)
+                assert isinstance(answer, GrantedReservation)
                 recorder.reserve()
                 pending = recorder.add(_row(request, owner, 300))
                 await recorder.written(pending)
@@ -148,12 +148,12 @@ async def _races(ledger: LedgerStore, rounds: int) -> int:
         asked = [_wanted(RequestId(uuid4()), owner, MicroCredits(ROOM)) for _ in range(AT_ONCE)]
         # As from several gateways: each in a statement of its own.
         answers = await asyncio.gather(*(ledger.reserve([one], gateway=_GATEWAY, lease_seconds=90) for one in asked))
-        wrong += sum(isinstance(answer, Granted) for (answer,) in answers) != ROOM // EACH
+        wrong += sum(isinstance(answer, GrantedReservation) for (answer,) in answers) != ROOM // EACH
     return wrong
 
 
-def _wanted(request: RequestId, owner: UserId, monthly: MicroCredits) -> Wanted:
-    return Wanted(
+def _wanted(request: RequestId, owner: UserId, monthly: MicroCredits) -> ReservationRequest:
+    return ReservationRequest(
         request_id=request,
         owner=owner,
         key_id=None,

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from bench import openai_upstream
-from services.gateway.limiting import tiers
+from services.gateway.limits import tiers
 from shared.types import Credential
 from tests import people
 from tests.stacks import RunningStack

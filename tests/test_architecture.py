@@ -29,7 +29,7 @@ VAGUE_ENDINGS = ("Manager", "Helper", "Helpers", "Util", "Utils", "Misc")
 #: The only places that may catch everything: each logs once, with the request id, and answers.
 CATCH_ALL = {
     "shared/rpc/serving.py": "the RPC dispatcher",
-    "services/gateway/doors/http_app.py": "the same dispatcher at the gateway's other door, HTTP",
+    "services/gateway/http_api/http_app.py": "the same dispatcher at the gateway's other door, HTTP",
     "shared/node": "the task supervisor",
     "shared/transports/nats/server_connection.py": "the dispatcher of NATS messages: one that breaks a callback must not cost the connection",
     "cli/main.py": "the CLI main",

@@ -18,7 +18,7 @@ import yaml
 
 from cli import main as cli_main
 from cli.stack import settings as stack_settings
-from services.gateway.limiting import tiers
+from services.gateway.limits import tiers
 from shared import api, config, node
 from shared.api.method import Method, StreamMethod
 from shared.telemetry import instruments

@@ -26,7 +26,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PARTS = ("services", "shared")
 MOST_SECONDS = 30.0
 
-#: File and function, as "services/gateway/once.py" and "Once.run".
+#: File and function, as "services/gateway/deduplicated_inference.py" and "Once.run".
 Calls = collections.Counter[tuple[str, str]]
 
 

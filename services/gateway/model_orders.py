@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 
-from services.gateway import mesh
+from services.gateway import node_interface
 from shared import errors
 from shared.api import inference
 from shared.api.gateway import LoadOnWorker, ModelPlace, ModelPlaces, UnloadOnWorkers
@@ -22,7 +22,7 @@ _log = logs.get(part="model orders")
 
 
 class ModelOrders:
-    def __init__(self, rpc: mesh.Rpc, nodes: mesh.Directory, aliases: Mapping[str, str]) -> None:
+    def __init__(self, rpc: node_interface.NodeRpc, nodes: node_interface.NodeDirectory, aliases: Mapping[str, str]) -> None:
         self._rpc = rpc
         self._nodes = nodes
         self._aliases = aliases

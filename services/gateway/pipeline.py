@@ -19,21 +19,22 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from services.gateway import admission, mesh, prompts
-from services.gateway.endings import Endings
-from services.gateway.limiting import limits
-from services.gateway.limiting.quotas import LimitReached, Quotas
-from services.gateway.money.ledger import Bounds, Held, Ledger
-from services.gateway.money.recorder import Pending, Recorder
-from services.gateway.money.request_row import RequestRow, ReservationState
-from services.gateway.ongoing import Ongoing
-from services.gateway.placing import affinity, routing
-from services.gateway.placing.claims import Claim
-from services.gateway.placing.dispatch import Dispatch
-from services.gateway.relaying.relay import Relay, Said
-from services.gateway.repeats import cache_keys
-from services.gateway.repeats.response_cache import ResponseCache
-from services.gateway.running import Running
+from services.gateway import node_interface, prompt_fingerprint
+from services.gateway.active_prompt import ActivePrompt
+from services.gateway.active_request import ActiveRequest
+from services.gateway.admission import prompt_admission
+from services.gateway.billing.ledger import CostBounds, HeldCredits, Ledger
+from services.gateway.billing.request_record import RequestRow, ReservationState
+from services.gateway.billing.usage_recorder import PendingRow, UsageRecorder
+from services.gateway.completion_counters import CompletionCounters
+from services.gateway.failover.relay import Relay, Said
+from services.gateway.idempotency import cache_keys
+from services.gateway.idempotency.response_cache import ResponseCache
+from services.gateway.limits import limit_rules
+from services.gateway.limits.quotas import LimitReached, Quotas
+from services.gateway.scheduling import prefix_affinity, routing
+from services.gateway.scheduling.dispatch import Dispatch
+from services.gateway.scheduling.worker_claims import Claim
 from shared import errors
 from shared.api import events, inference
 from shared.api.auth import Principal
@@ -56,16 +57,16 @@ _log = logs.get(part="pipeline")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
+class PipelineDependencies:
     """What the pipeline works with."""
 
     quotas: Quotas
     ledger: Ledger
     dispatch: Dispatch
     relay: Relay
-    recorder: Recorder
-    directory: mesh.Directory
-    names: routing.Names
+    recorder: UsageRecorder
+    directory: node_interface.NodeDirectory
+    names: routing.ModelNames
     metrics: Metrics
     publish: Callable[[events.Event], None]
     prompt_hash_secret: str
@@ -81,7 +82,7 @@ class _Order:
     messages: tuple[ChatMessage, ...]
     #: With a seed only where its caller gave one.
     config: inference.ModelConfig
-    wish: routing.Wish
+    wish: routing.WorkerRequirements
     salt: str
     seconds: float
     streamed: bool
@@ -91,12 +92,12 @@ class Pipeline:
     """Safe for any number of requests at once. For the first ``patience_seconds`` a model that nobody serves may have workers that
     are not found yet; as long does a request wait for those that were there a moment ago."""
 
-    def __init__(self, parts: Parts, clock: Callable[[], float] = time.monotonic, *, patience_seconds: float = 0.0) -> None:
+    def __init__(self, parts: PipelineDependencies, clock: Callable[[], float] = time.monotonic, *, patience_seconds: float = 0.0) -> None:
         self._parts = parts
         self.clock = clock
         self._patience_seconds = patience_seconds
         self._answers_ended = GatewayAnswers(parts.metrics)
-        self._endings = Endings(parts.metrics)
+        self._endings = CompletionCounters(parts.metrics)
         self._knows_all_at = clock() + patience_seconds
 
     @asynccontextmanager
@@ -107,15 +108,15 @@ class Pipeline:
         *,
         seconds: float,
         drawn_seed: int | None = None,
-        cache: cache_keys.Asked = cache_keys.Asked.NOTHING,
+        cache: cache_keys.CacheRequest = cache_keys.CacheRequest.NOTHING,
         streamed: bool = True,
         goes_on_elsewhere: Callable[[], bool] = lambda: False,
-    ) -> AsyncIterator[Running]:
+    ) -> AsyncIterator[ActivePrompt]:
         """``drawn_seed``: of a request that names none, so that it can be made again. ``streamed``: its caller reads along, token by
-        token. ``goes_on_elsewhere``: as ``Ongoing`` has it. Raises what a caller may see: BadRequest, TooLarge, UnknownModel, what
+        token. ``goes_on_elsewhere``: as ``ActiveRequest`` has it. Raises what a caller may see: BadRequest, TooLarge, UnknownModel, what
         ``let_in`` raises, or the worker's own error. An exception out of the block, a cancel included, ends the generation on the
         worker."""
-        running = Running(self.clock)
+        running = ActivePrompt(self.clock)
         running.seen_at_end, running.goes_on_elsewhere = not streamed, goes_on_elsewhere
         async with self.recorded(running, principal, seconds=seconds):
             order = await self._prepare(running, principal, request, seconds, streamed=streamed)
@@ -123,7 +124,7 @@ class Pipeline:
             yield running
 
     @asynccontextmanager
-    async def recorded(self, running: Ongoing, principal: Principal, *, seconds: float) -> AsyncIterator[None]:
+    async def recorded(self, running: ActiveRequest, principal: Principal, *, seconds: float) -> AsyncIterator[None]:
         """Closes what the request runs and gives it its row, however the block ends."""
         self._parts.recorder.reserve()
         failure: errors.AimeshError | None = None
@@ -160,7 +161,7 @@ class Pipeline:
                 with tracing.span("ledger.settle"):
                     await self._parts.recorder.written(written)
 
-    async def find_model(self, running: Ongoing, wanted: ModelName | None, *, for_answers: bool = True) -> ModelName:
+    async def find_model(self, running: ActiveRequest, wanted: ModelName | None, *, for_answers: bool = True) -> ModelName:
         """Waits for a while where who serves it may only be missing for a moment. Raises UnknownModel or NotReachable, and BadRequest
         where ``for_answers`` and it gives none."""
         parts = self._parts
@@ -179,7 +180,9 @@ class Pipeline:
             routing.ensure_answers(running.model, parts.directory.usable(Role.WORKER))
         return running.model
 
-    async def let_in(self, running: Ongoing, principal: Principal, wish: routing.Wish, bounds: Bounds) -> Held:
+    async def let_in(
+        self, running: ActiveRequest, principal: Principal, wish: routing.WorkerRequirements, bounds: CostBounds
+    ) -> HeldCredits:
         """Find out that there is a place for it, count it against the limits of its caller and its model, and hold what it may cost.
         Raises Overloaded, Limited or TokensTooLarge, BudgetExhausted or LedgerUnavailable: never one for another."""
         parts = self._parts
@@ -198,43 +201,45 @@ class Pipeline:
             with tracing.span("ledger.reserve"):
                 running.held = await parts.ledger.reserve(principal, running.request_id, bounds)
         except errors.AimeshError as error:
-            limits.tell_with(error, running.allowance)
+            limit_rules.tell_with(error, running.allowance)
             raise
         return running.held
 
     async def _prepare(
-        self, running: Running, principal: Principal, request: InferenceRequest, seconds: float, *, streamed: bool
+        self, running: ActivePrompt, principal: Principal, request: InferenceRequest, seconds: float, *, streamed: bool
     ) -> "_Order":
         secret = self._parts.prompt_hash_secret
-        admitted = admission.admit(request)
-        running.admitted(admitted, prompts.fingerprint(admitted.messages, secret))
+        admitted = prompt_admission.admit(request)
+        running.admitted(admitted, prompt_fingerprint.fingerprint(admitted.messages, secret))
         model = await self.find_model(running, admitted.model)
-        admission.check_open(principal, model)
+        prompt_admission.check_open(principal, model)
         sampling = admitted.sampling
         answers = sampling.n or 1
         default = self._default_max_tokens(principal, model, admitted.likely_prompt_tokens, answers)
-        bounds = Bounds(
+        bounds = CostBounds(
             model=model,
             prompt_tokens=admitted.most_prompt_tokens,
             max_tokens=sampling.max_tokens or default,
             answers=answers,
             seconds=seconds,
         )
-        salt = prompts.salt(principal.tenant_id, secret)
-        wish = routing.Wish(
+        salt = prompt_fingerprint.salt(principal.tenant_id, secret)
+        wish = routing.WorkerRequirements(
             model=model,
             tenant=principal.tenant_id,
             limited_as=principal.limited_as,
             prompt_tokens=admitted.likely_prompt_tokens,
             max_tokens=bounds.max_tokens * answers,
-            beginnings=affinity.beginnings(admitted.messages, salt, sampling.tools),
+            beginnings=prefix_affinity.beginnings(admitted.messages, salt, sampling.tools),
         )
         held = await self.let_in(running, principal, wish, bounds)
         sampling = msgspec.structs.replace(sampling, max_tokens=held.max_tokens)
         config = inference.ModelConfig(**msgspec.structs.asdict(sampling), model=model)
         return _Order(admitted.messages, config, wish, salt, seconds, streamed)
 
-    def _answers(self, running: Running, order: "_Order", drawn_seed: int | None, cache: cache_keys.Asked) -> AsyncGenerator[Said]:
+    def _answers(
+        self, running: ActivePrompt, order: "_Order", drawn_seed: int | None, cache: cache_keys.CacheRequest
+    ) -> AsyncGenerator[Said]:
         """From the cache or from a worker."""
         parts = self._parts
         config = order.config
@@ -256,7 +261,7 @@ class Pipeline:
         if parts.responses is None or not use:
             return parts.relay.generate(prompt, order.wish, seconds=order.seconds, runs_on=runs_on)
         digest = routing.digest_of(order.wish.model, parts.directory.usable(Role.WORKER))
-        question = cache_keys.Question(order.wish.tenant, order.messages, order.config, digest)
+        question = cache_keys.CacheQuestion(order.wish.tenant, order.messages, order.config, digest)
 
         def generate(seconds: float) -> AsyncGenerator[Said]:
             return parts.relay.generate(prompt, order.wish, seconds=seconds, runs_on=runs_on)
@@ -270,7 +275,9 @@ class Pipeline:
         limit = self._parts.quotas.most_tokens(principal, model)
         return most if limit is None else max(1, min(most, (limit - prompt_tokens) // answers))
 
-    def _record(self, running: Ongoing, principal: Principal, status: RequestStatus, failure: errors.AimeshError | None) -> Pending:
+    def _record(
+        self, running: ActiveRequest, principal: Principal, status: RequestStatus, failure: errors.AimeshError | None
+    ) -> PendingRow:
         usage = running.usage
         # Of an answer that is given as a whole a caller has nothing when it fails.
         is_free = running.undeliverable or (running.seen_at_end and status in {RequestStatus.ERROR, RequestStatus.TIMEOUT})
@@ -305,9 +312,9 @@ class Pipeline:
         self._count(row, running)
         return written
 
-    def _count(self, row: RequestRow, running: Ongoing) -> None:
+    def _count(self, row: RequestRow, running: ActiveRequest) -> None:
         answer = MeasuredAnswer(
-            operation="chat" if isinstance(running, Running) else "embeddings",
+            operation="chat" if isinstance(running, ActivePrompt) else "embeddings",
             method=running.method,
             model=row.model_used,
             seconds=row.response_time_ms / 1000,
@@ -350,9 +357,9 @@ def _status(error: errors.AimeshError) -> RequestStatus:
             return RequestStatus.ERROR
 
 
-def _at_once(running: Ongoing) -> int:
+def _at_once(running: ActiveRequest) -> int:
     """How many answers it has, as far as the worker has said so."""
-    return max(1, len(running.result.finish_reasons)) if isinstance(running, Running) and running.complete else 1
+    return max(1, len(running.result.finish_reasons)) if isinstance(running, ActivePrompt) and running.complete else 1
 
 
 def _reservation(status: RequestStatus, usage: Usage) -> ReservationState:

@@ -13,55 +13,57 @@ from uuid import UUID
 
 import msgspec
 
-from services.gateway import admission, node_rows, served_models, upkeep
-from services.gateway.callers import Callers
-from services.gateway.doors.http_app import HttpApp
-from services.gateway.doors.reference import Reference
-from services.gateway.doors.rest_accounts import RestAccounts
-from services.gateway.doors.rest_inference import RestInference
-from services.gateway.doors.rest_usage import RestUsage
-from services.gateway.embeddings import Embeddings
-from services.gateway.embeddings_once import EmbeddingsOnce
-from services.gateway.limiting import limits
-from services.gateway.limiting.quotas import Quotas, Rules
+from services.gateway import background_jobs
+from services.gateway.admission import prompt_admission
+from services.gateway.admission.callers import Callers
+from services.gateway.background_jobs import UpkeepJob
+from services.gateway.billing.account_rpc import AccountRpc
+from services.gateway.billing.checkpoint_store import CheckpointStore
+from services.gateway.billing.checkpoints import CheckpointSigner
+from services.gateway.billing.journal import Journal
+from services.gateway.billing.ledger import Ledger
+from services.gateway.billing.ledger_store import LedgerStore
+from services.gateway.billing.usage_recorder import UsageRecorder
+from services.gateway.deduplicated_embeddings import DeduplicatedEmbeddings
+from services.gateway.deduplicated_inference import DeduplicatedInference, RepeatedRequest
+from services.gateway.embedding_pipeline import EmbeddingPipeline
+from services.gateway.failover import worker_receipts
+from services.gateway.failover.relay import Relay
+from services.gateway.http_api.api_reference import Reference
+from services.gateway.http_api.http_app import HttpApp
+from services.gateway.http_api.rest_accounts import RestAccounts
+from services.gateway.http_api.rest_inference import RestInference
+from services.gateway.http_api.rest_usage import RestUsage
+from services.gateway.idempotency import cache_keys
+from services.gateway.idempotency.answer_runs import AnswerRuns
+from services.gateway.idempotency.idempotency_store import IdempotencyStore
+from services.gateway.idempotency.idempotent_requests import IdempotentRequests
+from services.gateway.idempotency.response_cache import CacheBounds, ResponseCache
+from services.gateway.limits import limit_rules
+from services.gateway.limits.quotas import LimitRules, Quotas
 from services.gateway.model_orders import ModelOrders
-from services.gateway.money.books import Books
-from services.gateway.money.checkpoint_store import CheckpointStore
-from services.gateway.money.checkpoints import CheckpointSigner
-from services.gateway.money.journal import Journal
-from services.gateway.money.ledger import Ledger
-from services.gateway.money.ledger_store import LedgerStore
-from services.gateway.money.recorder import Recorder
-from services.gateway.once import Again, Once
-from services.gateway.openai.embeddings import OpenAiEmbeddings
-from services.gateway.openai.http import OpenAi
+from services.gateway.openai_api.openai_embeddings import OpenAiEmbeddings
+from services.gateway.openai_api.openai_routes import OpenAi
 from services.gateway.partitions import Partitions
-from services.gateway.pipeline import Parts, Pipeline
-from services.gateway.placing import policy, routing
-from services.gateway.placing import rules as queue_rules
-from services.gateway.placing.candidates import Knowledge
-from services.gateway.placing.dispatch import Dispatch
-from services.gateway.placing.policy import Policy
-from services.gateway.placing.quarantine import Quarantine
-from services.gateway.placing.quarantine_store import QuarantineStore
-from services.gateway.placing.queue_sharing import QueueSharing
-from services.gateway.relaying import receipts
-from services.gateway.relaying.relay import Relay
-from services.gateway.repeats import cache_keys
-from services.gateway.repeats.idempotency import Idempotency
-from services.gateway.repeats.idempotency_store import IdempotencyStore
-from services.gateway.repeats.response_cache import Bounds, ResponseCache
-from services.gateway.repeats.takes import Takes
-from services.gateway.reporting.business_reports import BusinessReports
-from services.gateway.reporting.days_store import DaysStore
+from services.gateway.pipeline import Pipeline, PipelineDependencies
+from services.gateway.reports import node_rows
+from services.gateway.reports.business_reports import BusinessReports
+from services.gateway.reports.days_store import DaysStore
+from services.gateway.reports.usage_reports import UsageReports
+from services.gateway.reports.usage_store import UsageStore
+from services.gateway.scheduling import prompt_privacy, routing, served_models
+from services.gateway.scheduling import queue_settings as queue_rules
+from services.gateway.scheduling.candidates import Knowledge
+from services.gateway.scheduling.dispatch import Dispatch
+from services.gateway.scheduling.prompt_privacy import PromptPrivacy
+from services.gateway.scheduling.queue_sharing import QueueSharing
+from services.gateway.scheduling.worker_health.quarantine import Quarantine
+from services.gateway.scheduling.worker_health.quarantine_store import QuarantineStore
+from services.gateway.scheduling.worker_health.worker_presence import WorkerPresence
 from services.gateway.settings import GatewaySettings
 from services.gateway.shown_settings import GatewayShown
-from services.gateway.store import Store
+from services.gateway.store import GatewayStore
 from services.gateway.store import opened as database_of
-from services.gateway.upkeep import UpkeepJob
-from services.gateway.usage_reports import UsageReports
-from services.gateway.usage_store import UsageStore
-from services.gateway.workers import Presence
 from shared import context, errors
 from shared.access import access_table
 from shared.access.access_table import Permission
@@ -81,16 +83,16 @@ from shared.types import Credential, ModelName, RequestId, Role, TenantId, UserI
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class OpenedGateway:
     """What the gateway opens at its start."""
 
-    requests: Store
+    requests: GatewayStore
     ledger_store: LedgerStore
     cache: Cache
-    recorder: Recorder
+    recorder: UsageRecorder
     ledger: Ledger
-    takes: Takes
-    idempotency: Idempotency
+    takes: AnswerRuns
+    idempotency: IdempotentRequests
     reports: UsageReports
     quarantine: Quarantine
 
@@ -106,18 +108,18 @@ class GatewayService:
 
     role: ClassVar[Role] = Role.GATEWAY
 
-    def __init__(self, settings: GatewaySettings, node: Node, opened: Opened) -> None:
+    def __init__(self, settings: GatewaySettings, node: Node, opened: OpenedGateway) -> None:
         self._node = node
         self._store, self._cache, self._ledger = opened.requests, opened.cache, opened.ledger
         self._quarantine = opened.quarantine
-        self._books = Books(opened.ledger_store, opened.ledger, settings.plans(), node.rpc)
+        self._books = AccountRpc(opened.ledger_store, opened.ledger, settings.plans(), node.rpc)
         self._seconds = settings.request_timeout_seconds
         self._web_hop_secret = settings.web_hop_secret
-        self._names = routing.Names(settings.model_aliases, settings.default_model)
-        rules = Rules(plans=settings.plans(), models=settings.model_plans(), without_valkey=settings.limiter_without_valkey)
+        self._names = routing.ModelNames(settings.model_aliases, settings.default_model)
+        rules = LimitRules(plans=settings.plans(), models=settings.model_plans(), without_valkey=settings.limiter_without_valkey)
         self._quotas = Quotas(opened.cache, rules, node.metrics, self._gateways)
-        self._policy = Policy(settings.routing_policy)
-        queueing = queue_rules.Rules(self._policy, settings.queue_seconds, settings.queue_most, settings.queue_per_user)
+        self._policy = PromptPrivacy(settings.routing_policy)
+        queueing = queue_rules.QueueSettings(self._policy, settings.queue_seconds, settings.queue_most, settings.queue_per_user)
         rng = random.Random()  # noqa: S311 - which worker is no secret
         name = f"{time.time_ns() // 1_000_000:013d}.{node.id}"
         knowledge = Knowledge(strikes=opened.quarantine.strikes)
@@ -138,7 +140,7 @@ class GatewayService:
         )
         self.telling = AuditReporting(node.rpc)
         node.dispatcher.gate = Authorizer(self.callers.identify, self._on_refusal)
-        parts = Parts(
+        parts = PipelineDependencies(
             quotas=self._quotas,
             ledger=opened.ledger,
             dispatch=self._dispatch,
@@ -155,8 +157,8 @@ class GatewayService:
         self._pipeline = Pipeline(parts, patience_seconds=_FINDING_SECONDS)
         self._idempotency = opened.idempotency
         self.reports = opened.reports
-        self._once = Once(self._pipeline, opened.idempotency)
-        self._embeddings = EmbeddingsOnce(Embeddings(self._pipeline, parts), opened.idempotency)
+        self._once = DeduplicatedInference(self._pipeline, opened.idempotency)
+        self._embeddings = DeduplicatedEmbeddings(EmbeddingPipeline(self._pipeline, parts), opened.idempotency)
         self._http = self._http_app()
 
     @classmethod
@@ -164,19 +166,19 @@ class GatewayService:
     async def open(cls, settings: GatewaySettings, node: Node) -> AsyncIterator["GatewayService"]:
         async with database_of(settings.database_url) as database, Cache.open(settings.redis_url) as cache:
             checkpoints = CheckpointStore(database, CheckpointSigner(settings.prompt_hash_secret, settings.mesh))
-            requests, ledger_store = Store(database), LedgerStore(database, checkpoints)
+            requests, ledger_store = GatewayStore(database), LedgerStore(database, checkpoints)
             await ledger_store.ensure_default_price(*settings.default_price())
             ledger = Ledger(ledger_store, settings.plans(), node.id, node.metrics)
             quarantine = Quarantine(QuarantineStore(database), node.metrics.wrong_counts)
-            find_receipts = partial(receipts.of, node.rpc, node.directory, strike=quarantine.strike)
+            find_receipts = partial(worker_receipts.of, node.rpc, node.directory, strike=quarantine.strike)
             journal, metrics = Journal(settings.journal), node.metrics
             async with (
                 file_lock.hold(settings.journal),
                 quarantine.running(),
-                Recorder(requests, journal, metrics.usage_queue_rows, metrics.settle_failures).running() as recorder,
+                UsageRecorder(requests, journal, metrics.usage_queue_rows, metrics.settle_failures).running() as recorder,
                 ledger.running(recorder, requests.write_requests, find_receipts),
                 # Inside of them: what is cut off still gets its row and gives its key up.
-                Takes().running() as takes,
+                AnswerRuns().running() as takes,
                 _idempotency(settings, node, IdempotencyStore(database), takes).running() as idempotency,
             ):
                 reports = UsageReports(UsageStore(database), request_log_days=settings.request_log_days)
@@ -185,7 +187,7 @@ class GatewayService:
                 node.dispatcher.add(reports)
                 node.dispatcher.add(business)
                 node.dispatcher.add(GatewayShown(settings))
-                opened = Opened(requests, ledger_store, cache, recorder, ledger, takes, idempotency, reports, quarantine)
+                opened = OpenedGateway(requests, ledger_store, cache, recorder, ledger, takes, idempotency, reports, quarantine)
                 service = cls(settings, node, opened)
                 service.watch_workers()
                 node.tasks.create_task(service.callers.watch())
@@ -195,15 +197,15 @@ class GatewayService:
                 node.tasks.create_task(served_models.measure(node, service._dispatch))
                 node.tasks.create_task(service.telling.run())
                 partitions = Partitions(database, node.metrics)
-                node.tasks.create_task(upkeep.repeat(UpkeepJob.PARTITIONS, 600, partitions.extend, node.metrics))
-                node.tasks.create_task(upkeep.repeat(UpkeepJob.CHECKPOINT, 600, checkpoints.close_days, node.metrics))
-                node.tasks.create_task(upkeep.repeat(UpkeepJob.ROLL, 600, business.roll, node.metrics))
+                node.tasks.create_task(background_jobs.repeat(UpkeepJob.PARTITIONS, 600, partitions.extend, node.metrics))
+                node.tasks.create_task(background_jobs.repeat(UpkeepJob.CHECKPOINT, 600, checkpoints.close_days, node.metrics))
+                node.tasks.create_task(background_jobs.repeat(UpkeepJob.ROLL, 600, business.roll, node.metrics))
 
                 async def end_old() -> None:
                     await partitions.drop_old(settings.request_log_days)
                     await reports.end_old()
 
-                node.tasks.create_task(upkeep.repeat(UpkeepJob.RETENTION, 3600, end_old, node.metrics))
+                node.tasks.create_task(background_jobs.repeat(UpkeepJob.RETENTION, 3600, end_old, node.metrics))
                 yield service
                 await service.telling.send()
 
@@ -218,7 +220,7 @@ class GatewayService:
 
     def watch_workers(self) -> None:
         """Tell the mesh of each that comes and goes."""
-        presence = Presence()
+        presence = WorkerPresence()
 
         def tell(entry: DirectoryEntry) -> None:
             if event := presence.changed(entry, datetime.now(UTC)):
@@ -272,9 +274,9 @@ class GatewayService:
         principal = stream.principal
         seconds = min(self._seconds, stream.remaining_seconds())
         if stream.is_whole and request.rest is not None:
-            raise admission.BadField("rest", "is for streams; leave it out to get the whole answer")
-        again = Again(key=request.idempotency_key, rest=request.rest)
-        cache = cache_keys.Asked.OFF if request.fresh else cache_keys.Asked.NOTHING
+            raise prompt_admission.BadField("rest", "is for streams; leave it out to get the whole answer")
+        again = RepeatedRequest(key=request.idempotency_key, rest=request.rest)
+        cache = cache_keys.CacheRequest.OFF if request.fresh else cache_keys.CacheRequest.NOTHING
         run = self._once.run(
             principal, request.request, seconds=seconds, again=again, cache=cache, whole=stream.is_whole, streamed=not stream.is_whole
         )
@@ -340,8 +342,8 @@ class GatewayService:
     def _catalogue(self, caller: auth.Principal | None) -> tuple[gateway.ServedModel, ...]:
         """What there is for this caller; for somebody who says no name, what everybody may use."""
         tenant = _NOBODY if caller is None else caller.tenant_id
-        served = routing.catalogue(policy.open_to(tenant, self._node.directory.usable(Role.WORKER), self._policy), self._names)
-        return served if caller is None else tuple(model for model in served if admission.is_open(caller, model.name))
+        served = routing.catalogue(prompt_privacy.open_to(tenant, self._node.directory.usable(Role.WORKER), self._policy), self._names)
+        return served if caller is None else tuple(model for model in served if prompt_admission.is_open(caller, model.name))
 
     def _served(self) -> tuple[ModelName, ...]:
         return routing.served(self._node.directory.usable(Role.WORKER), self._names)
@@ -355,8 +357,8 @@ class GatewayService:
             if not access_table.may(principal, Permission.EVERYTHING):
                 raise errors.NotAllowed("only an admin may read another user's quota", hint="leave userId out to read your own")
             principal = await self._other(request.user_id, call.credential)
-        found = await self._quotas.look(principal, lambda model: admission.is_open(principal, model))
-        hour = limits.hourly(found)
+        found = await self._quotas.look(principal, lambda model: prompt_admission.is_open(principal, model))
+        hour = limit_rules.hourly(found)
         return gateway.UserQuota(
             user_id=principal.user_id,
             tier=principal.tier,
@@ -364,7 +366,7 @@ class GatewayService:
             used_this_hour=hour.used,
             remaining=hour.remaining,
             resets_at=datetime.now(UTC) + timedelta(seconds=hour.resets_in_seconds),
-            limits=limits.states(found),
+            limits=limit_rules.states(found),
             account=await self._books.account_of(principal),
             key_budget=await self._books.find_key_budget(principal),
         )
@@ -414,14 +416,14 @@ class GatewayService:
         return auth.Principal(user.id, user.username, user.role, user.tier)
 
 
-def _idempotency(settings: GatewaySettings, node: Node, store: IdempotencyStore, takes: Takes) -> Idempotency:
-    return Idempotency(store, takes, node.id, secret=settings.prompt_hash_secret, most_seconds=settings.request_timeout_seconds)
+def _idempotency(settings: GatewaySettings, node: Node, store: IdempotencyStore, takes: AnswerRuns) -> IdempotentRequests:
+    return IdempotentRequests(store, takes, node.id, secret=settings.prompt_hash_secret, most_seconds=settings.request_timeout_seconds)
 
 
-def _responses(settings: GatewaySettings, node: Node, cache: Cache, takes: Takes) -> ResponseCache | None:
+def _responses(settings: GatewaySettings, node: Node, cache: Cache, takes: AnswerRuns) -> ResponseCache | None:
     if settings.response_cache == "off":
         return None
-    bounds = Bounds(
+    bounds = CacheBounds(
         keep_seconds=settings.response_cache_seconds,
         most_bytes=settings.response_cache_megabytes * 2**20,
         most_seconds=settings.request_timeout_seconds,

@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from services.gateway.limiting import tiers
-from services.gateway.limiting.limits import WithoutValkey
-from services.gateway.limiting.tiers import Plan
+from services.gateway.limits import tiers
+from services.gateway.limits.limit_rules import WithoutValkey
+from services.gateway.limits.tiers import TierPlan
 from shared import node
 from shared.api.ledger import MICRO
 from shared.config import Port, Variable
@@ -111,11 +111,11 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
         float, Meta(gt=0, le=3600), Variable("REQUEST_TIMEOUT_SECONDS", "the longest that one request may take")
     ] = 300
 
-    def plans(self) -> dict[Tier, Plan]:
+    def plans(self) -> dict[Tier, TierPlan]:
         """What each tier includes. Raises ValueError where ``mistakes`` says why."""
         return {tier: tiers.changed(plan, numbers, setting=f"TIER_{tier.name}") for tier, plan, numbers in self._tiers()}
 
-    def model_plans(self) -> dict[ModelName, Plan]:
+    def model_plans(self) -> dict[ModelName, TierPlan]:
         """As ``plans``."""
         return tiers.of_models(self.model_limits)
 
@@ -133,7 +133,7 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
             for alias in limited.keys() & self.model_aliases.keys():
                 yield f"MODEL_LIMITS: {alias} is another name of {self.model_aliases[alias]}; limit that"
 
-    def _tiers(self) -> tuple[tuple[Tier, Plan, dict[str, str]], ...]:
+    def _tiers(self) -> tuple[tuple[Tier, TierPlan, dict[str, str]], ...]:
         """Each tier, its plan where nothing is set, and what is set."""
         free, pro = tiers.DEFAULTS[Tier.FREE], tiers.DEFAULTS[Tier.PRO]
         free = tiers.with_old_setting(free, "DEFAULT_RATE_LIMIT", self.default_rate_limit, self.tier_free)

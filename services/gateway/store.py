@@ -6,8 +6,8 @@ from pathlib import Path
 
 import msgspec
 
-from services.gateway.money.recorder import RowsRefused
-from services.gateway.money.request_row import RequestRow
+from services.gateway.billing.request_record import RequestRow
+from services.gateway.billing.usage_recorder import RowsRefused
 from shared.api.gateway import Check
 from shared.api.usage import DailyUsage, UserUsage
 from shared.stores import database
@@ -21,7 +21,7 @@ async def opened(url: str) -> AsyncIterator[database.Database]:
         yield gateways
 
 
-class Store:
+class GatewayStore:
     """Every method may raise Unavailable."""
 
     def __init__(self, opened: database.Database) -> None:
@@ -29,7 +29,7 @@ class Store:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, url: str) -> AsyncIterator["Store"]:
+    async def open(cls, url: str) -> AsyncIterator["GatewayStore"]:
         async with opened(url) as gateways:
             yield cls(gateways)
 

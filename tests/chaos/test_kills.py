@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from cli import exit_codes
-from services.gateway.money.ledger import RESERVE_SECONDS
+from services.gateway.billing.ledger import RESERVE_SECONDS
 from shared import errors
 from shared.api import gateway
 from tests.chaos import judging, load, strangers

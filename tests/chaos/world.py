@@ -21,7 +21,7 @@ from pathlib import Path
 
 import asyncpg
 
-from services.gateway.limiting import tiers
+from services.gateway.limits import tiers
 from shared import errors
 from shared.api import gateway
 from tests import people, stacks

@@ -15,7 +15,7 @@ import pytest
 
 from cli.stack import plan, postgres
 from cli.stack.secret_files import DATABASE_ROLES
-from services.gateway.limiting import tiers
+from services.gateway.limits import tiers
 from tests import people, stacks
 from tests.chaos import judging, load
 from tests.chaos.load import History

@@ -12,13 +12,13 @@ from aimesh.calls import Call, KeyLimits
 from aimesh.errors import BadRequest, ProtocolError
 from aimesh.json_fields import Fields
 
-from services.gateway.doors import bodies, rest_accounts, rest_inference, rest_usage
-from services.gateway.doors.key_bodies import ApiKeyBody
-from services.gateway.doors.rest_accounts import LoginBody, RegisterBody
-from services.gateway.doors.rest_inference import InferenceBody
-from services.gateway.openai import answers as openai_answers
-from services.gateway.openai import embeddings as openai_embeddings
-from services.gateway.openai.embeddings import EmbeddingBody
+from services.gateway.http_api import request_bodies, rest_accounts, rest_inference, rest_usage
+from services.gateway.http_api.key_bodies import ApiKeyBody
+from services.gateway.http_api.rest_accounts import LoginBody, RegisterBody
+from services.gateway.http_api.rest_inference import InferenceBody
+from services.gateway.openai_api import chat_answers as openai_answers
+from services.gateway.openai_api import openai_embeddings
+from services.gateway.openai_api.openai_embeddings import EmbeddingBody
 from shared.types import FinishReason, KeyId, ModelName, RequestId, Tier, UserId, UserRole
 
 
@@ -36,7 +36,7 @@ def test_a_prompt_with_every_option() -> None:
         {"model": "m", "system": "s", "max_tokens": 1, "temperature": 0.5, "top_p": 0.9, "top_k": 0, "stop": ["a", "b"], "seed": 7},
         stream=True,
     )
-    body = bodies.read_either_case(sent(call), InferenceBody)
+    body = request_bodies.read_either_case(sent(call), InferenceBody)
     assert body == InferenceBody(
         prompt="grüße 🐘", model=ModelName("m"), system="s", max_tokens=1, temperature=0.5, top_p=0.9, top_k=0, stop=("a", "b"), seed=7,
         stream=True,
@@ -50,7 +50,7 @@ def test_what_is_left_out_or_none_is_not_sent() -> None:
 
 def test_a_chat() -> None:
     call = calls.inference(None, {"messages": ({"role": "user", "content": "hi"},), "stop": "x"})
-    body = bodies.read_either_case(sent(call), InferenceBody)
+    body = request_bodies.read_either_case(sent(call), InferenceBody)
     assert body.messages == (rest_inference.Message("user", "hi"),)
     assert (body.prompt, body.stop) == (None, "x")
 
@@ -68,24 +68,26 @@ def test_what_json_has_no_words_for_is_a_bad_request_before_it_is_sent(options: 
 
 
 def test_texts_for_vectors() -> None:
-    several = bodies.convert(bodies.read_object(sent(calls.embed(("a", "b"), "m", 16))), EmbeddingBody)
+    several = request_bodies.convert(request_bodies.read_object(sent(calls.embed(("a", "b"), "m", 16))), EmbeddingBody)
     assert several == EmbeddingBody(input=("a", "b"), model=ModelName("m"), encoding_format="base64", dimensions=16)
-    one = bodies.convert(bodies.read_object(sent(calls.embed("a", None, None))), EmbeddingBody)
+    one = request_bodies.convert(request_bodies.read_object(sent(calls.embed("a", None, None))), EmbeddingBody)
     assert one == EmbeddingBody(input=("a",), encoding_format="base64")
 
 
 def test_accounts_and_keys() -> None:
-    assert bodies.read_either_case(sent(calls.register("ann", "ann@example.org", "pw")), RegisterBody) == RegisterBody(
+    assert request_bodies.read_either_case(sent(calls.register("ann", "ann@example.org", "pw")), RegisterBody) == RegisterBody(
         "ann", "ann@example.org", "pw"
     )
-    assert bodies.read_either_case(sent(calls.login("ann", "pw")), LoginBody) == LoginBody("pw", username="ann")
-    assert bodies.read_either_case(sent(calls.login("ann@example.org", "pw")), LoginBody) == LoginBody("pw", email="ann@example.org")
+    assert request_bodies.read_either_case(sent(calls.login("ann", "pw")), LoginBody) == LoginBody("pw", username="ann")
+    assert request_bodies.read_either_case(sent(calls.login("ann@example.org", "pw")), LoginBody) == LoginBody(
+        "pw", email="ann@example.org"
+    )
     limits = KeyLimits(requests_per_hour=1, requests_per_minute=2, tokens_per_minute=3, concurrency=4, budget="1.5")
-    body = bodies.read_either_case(sent(calls.create_key("laptop", limits)), ApiKeyBody)
+    body = request_bodies.read_either_case(sent(calls.create_key("laptop", limits)), ApiKeyBody)
     assert body == ApiKeyBody(
         name="laptop", requests_per_hour=1, requests_per_minute=2, tokens_per_minute=3, concurrency=4, budget="1.5"
     )  # fmt: skip
-    assert bodies.read_either_case(sent(calls.create_key("laptop", {})), ApiKeyBody) == ApiKeyBody(name="laptop")
+    assert request_bodies.read_either_case(sent(calls.create_key("laptop", {})), ApiKeyBody) == ApiKeyBody(name="laptop")
 
 
 def test_only_what_can_be_repeated_is_repeated() -> None:

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from uuid import UUID
 
-from services.gateway.limiting.limits import Kind, Limit, Place, Scope, Verdict
-from services.gateway.limiting.local_limits import LocalLimits
-from services.gateway.limiting.valkey_limits import Argument
+from services.gateway.limits.limit_rules import ConcurrencySlot, LimitKind, LimitScope, LimitVerdict, RequestLimit
+from services.gateway.limits.local_limits import LocalLimits
+from services.gateway.limits.valkey_limits import Argument
 from shared import errors
 from shared.types import RequestId
 
@@ -34,7 +34,7 @@ class FakeCounters:
             raise errors.Unavailable("Valkey does not answer")
         if script == "extend_places":
             ids = [RequestId(UUID(str(one))) for one in args[2:]]
-            self.limits.extend([Place(*one) for one in zip(keys, ids, strict=True)], now=self.now)
+            self.limits.extend([ConcurrencySlot(*one) for one in zip(keys, ids, strict=True)], now=self.now)
             return [len(keys)]
         if script == "settle_request":
             tokens, request_id = int(args[1]), RequestId(UUID(str(args[2])))
@@ -46,11 +46,11 @@ class FakeCounters:
         return _reply(self.limits.admit(found, RequestId(UUID(asked_by)), tokens=tokens, lease_seconds=lease, now=self.now))
 
 
-def _limits(keys: Sequence[str], numbers: Sequence[Argument]) -> list[Limit]:
-    kinds, most = [Kind(str(kind)) for kind in numbers[0::2]], [int(number) for number in numbers[1::2]]
-    return [Limit(Scope.USER, *one) for one in zip(kinds, keys[1:], most, strict=True)]
+def _limits(keys: Sequence[str], numbers: Sequence[Argument]) -> list[RequestLimit]:
+    kinds, most = [LimitKind(str(kind)) for kind in numbers[0::2]], [int(number) for number in numbers[1::2]]
+    return [RequestLimit(LimitScope.USER, *one) for one in zip(kinds, keys[1:], most, strict=True)]
 
 
-def _reply(verdict: Verdict) -> list[int]:
+def _reply(verdict: LimitVerdict) -> list[int]:
     numbers = [(count.left, count.retry_after_seconds * 1000, count.resets_in_seconds * 1000) for count in verdict.counts]
     return [int(verdict.admitted), *(round(number) for triple in numbers for number in triple)]

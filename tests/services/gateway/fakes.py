@@ -9,34 +9,34 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from services.gateway.callers import Callers
-from services.gateway.doors.http_app import HttpApp
-from services.gateway.doors.reference import Reference
-from services.gateway.doors.rest_accounts import RestAccounts
-from services.gateway.doors.rest_inference import RestInference
-from services.gateway.doors.rest_usage import RestUsage
-from services.gateway.embeddings import Embeddings
-from services.gateway.embeddings_once import EmbeddingsOnce
-from services.gateway.limiting import tiers
-from services.gateway.limiting.quotas import Quotas, Rules
-from services.gateway.money.ledger import Ledger
-from services.gateway.money.ledger_store import LedgerStore
-from services.gateway.money.prices import Price
-from services.gateway.money.recorder import Recorder, RowsRefused, Writer
-from services.gateway.money.request_row import RequestRow
-from services.gateway.money.reservations import Granted, OpenReservation, TooLittle, Wanted, WorkerClaim
-from services.gateway.once import Once
-from services.gateway.openai.embeddings import OpenAiEmbeddings
-from services.gateway.openai.http import OpenAi
-from services.gateway.pipeline import Parts, Pipeline
-from services.gateway.placing import policy, routing
-from services.gateway.placing.dispatch import Dispatch
-from services.gateway.placing.policy import Policy
-from services.gateway.relaying.relay import Relay
-from services.gateway.repeats.idempotency import Idempotency
-from services.gateway.repeats.idempotency_keys import Asked, Held, New, Orphaned, State
-from services.gateway.repeats.idempotency_store import IdempotencyStore
-from services.gateway.repeats.takes import Takes
+from services.gateway.admission.callers import Callers
+from services.gateway.billing.ledger import Ledger
+from services.gateway.billing.ledger_store import LedgerStore
+from services.gateway.billing.prices import Price
+from services.gateway.billing.request_record import RequestRow
+from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, OpenReservation, ReservationRequest, WorkerClaim
+from services.gateway.billing.usage_recorder import RowsRefused, UsageRecorder, Writer
+from services.gateway.deduplicated_embeddings import DeduplicatedEmbeddings
+from services.gateway.deduplicated_inference import DeduplicatedInference
+from services.gateway.embedding_pipeline import EmbeddingPipeline
+from services.gateway.failover.relay import Relay
+from services.gateway.http_api.api_reference import Reference
+from services.gateway.http_api.http_app import HttpApp
+from services.gateway.http_api.rest_accounts import RestAccounts
+from services.gateway.http_api.rest_inference import RestInference
+from services.gateway.http_api.rest_usage import RestUsage
+from services.gateway.idempotency.answer_runs import AnswerRuns
+from services.gateway.idempotency.idempotency_keys import HeldKey, IdempotentRequest, KeyState, NewKeyUse, Orphaned
+from services.gateway.idempotency.idempotency_store import IdempotencyStore
+from services.gateway.idempotency.idempotent_requests import IdempotentRequests
+from services.gateway.limits import tiers
+from services.gateway.limits.quotas import LimitRules, Quotas
+from services.gateway.openai_api.openai_embeddings import OpenAiEmbeddings
+from services.gateway.openai_api.openai_routes import OpenAi
+from services.gateway.pipeline import Pipeline, PipelineDependencies
+from services.gateway.scheduling import prompt_privacy, routing
+from services.gateway.scheduling.dispatch import Dispatch
+from services.gateway.scheduling.prompt_privacy import PromptPrivacy
 from shared import errors
 from shared.api import auth, events, inference
 from shared.api.embedding import Embedded
@@ -166,9 +166,9 @@ class FakeLedgerStore(LedgerStore):
     """Grants what is asked for; may refuse, or have less."""
 
     def __init__(self) -> None:
-        self.reserved: list[Wanted] = []
+        self.reserved: list[ReservationRequest] = []
         self.most_tokens: int | None = None
-        self.refuses: TooLittle | None = None
+        self.refuses: InsufficientCredits | None = None
         self.away = False
         self.claims: list[WorkerClaim] = []
         self.prices: tuple[Price, ...] = (Price(1, ModelPrice(None, MicroCredits(MICRO), MicroCredits(2 * MICRO))),)
@@ -191,11 +191,13 @@ class FakeLedgerStore(LedgerStore):
     async def list_overdue(self, *, grace_seconds: float, most: int) -> tuple[OpenReservation, ...]:
         return ()
 
-    async def reserve(self, wanted: Sequence[Wanted], *, gateway: NodeId, lease_seconds: float) -> list[Granted | TooLittle]:
+    async def reserve(
+        self, wanted: Sequence[ReservationRequest], *, gateway: NodeId, lease_seconds: float
+    ) -> list[GrantedReservation | InsufficientCredits]:
         if self.away:
             raise errors.Unavailable("PostgreSQL does not answer")
         self.reserved += wanted
-        return [self.refuses or Granted(min(one.max_tokens, self.most_tokens or one.max_tokens)) for one in wanted]
+        return [self.refuses or GrantedReservation(min(one.max_tokens, self.most_tokens or one.max_tokens)) for one in wanted]
 
 
 @dataclass
@@ -275,20 +277,20 @@ class FakeKeys(IdempotencyStore):
     """Idempotency keys of one gateway that lives for ever."""
 
     def __init__(self) -> None:
-        self.held: dict[tuple[UserId, str], Held] = {}
+        self.held: dict[tuple[UserId, str], HeldKey] = {}
 
     async def claim(
-        self, asked: Asked, fingerprint: bytes, node: NodeId, *, lease_seconds: float, dead: RequestId | None = None
-    ) -> New | Orphaned | None:
+        self, asked: IdempotentRequest, fingerprint: bytes, node: NodeId, *, lease_seconds: float, dead: RequestId | None = None
+    ) -> NewKeyUse | Orphaned | None:
         if (asked.owner, asked.key) in self.held:
             return None
-        self.held[asked.owner, asked.key] = Held(fingerprint, asked.request_id, State.RUNNING, None, node)
-        return New(asked.seed)
+        self.held[asked.owner, asked.key] = HeldKey(fingerprint, asked.request_id, KeyState.RUNNING, None, node)
+        return NewKeyUse(asked.seed)
 
-    async def find(self, owner: UserId, key: str) -> Held | None:
+    async def find(self, owner: UserId, key: str) -> HeldKey | None:
         return self.held.get((owner, key))
 
-    async def end(self, request_id: RequestId, state: State, answer: bytes | None) -> None:
+    async def end(self, request_id: RequestId, state: KeyState, answer: bytes | None) -> None:
         self.held |= {at: replace(one, state=state, answer=answer) for at, one in self.held.items() if one.request_id == request_id}
 
     async def free(self, request_id: RequestId) -> None:
@@ -305,7 +307,7 @@ class House:
     """A whole gateway on fakes, with one worker that serves smollm2."""
 
     def __init__(
-        self, recorder: Recorder, store: FakeStore, ledger: Ledger, books: FakeLedgerStore, takes: Takes, *, free: int = 100
+        self, recorder: UsageRecorder, store: FakeStore, ledger: Ledger, books: FakeLedgerStore, takes: AnswerRuns, *, free: int = 100
     ) -> None:
         self.books = books
         self.store = store
@@ -317,15 +319,15 @@ class House:
         self.metrics = Metrics("gateway")
         self.published: list[events.Event] = []
         self.counters = FakeCounters()
-        self.names = routing.Names({"llama3": "smollm2"}, None)
+        self.names = routing.ModelNames({"llama3": "smollm2"}, None)
         per_hour = {Tier.FREE: free, Tier.PRO: 1000}
         plans = {tier: replace(tiers.NO_LIMITS, requests_per_hour=most) for tier, most in per_hour.items()}
-        self.quotas = Quotas(self.counters, Rules(plans=plans), self.metrics)
+        self.quotas = Quotas(self.counters, LimitRules(plans=plans), self.metrics)
         self.dispatch = Dispatch(self.directory, random.Random(1))
         self.relay = Relay(self.rpc, self.dispatch)
         self.callers = Callers(self.rpc, aliases=self.names.aliases)
         self.reports = FakeReports()
-        self.parts = parts = Parts(
+        self.parts = parts = PipelineDependencies(
             quotas=self.quotas,
             ledger=ledger,
             dispatch=self.dispatch,
@@ -338,9 +340,9 @@ class House:
             prompt_hash_secret="s" * 16,
         )
         self.pipeline = Pipeline(parts)
-        keys = Idempotency(FakeKeys(), takes, node_id(99), secret="s" * 16, most_seconds=30)
-        self.once = Once(self.pipeline, keys)
-        self.embeddings = EmbeddingsOnce(Embeddings(self.pipeline, parts), keys)
+        keys = IdempotentRequests(FakeKeys(), takes, node_id(99), secret="s" * 16, most_seconds=30)
+        self.once = DeduplicatedInference(self.pipeline, keys)
+        self.embeddings = DeduplicatedEmbeddings(EmbeddingPipeline(self.pipeline, parts), keys)
         self.rpc.answers |= {"auth.validateApiKey": self._validate, "auth.identify": self._identify}
 
     def add_worker(self, number: int, worker: FakeWorker, *models: str, load: WorkerLoad | None = None, **more: Any) -> None:
@@ -359,7 +361,9 @@ class House:
         return HttpApp((*routes, *Reference.routes_for(routes)), self.callers, self.metrics, limits_of=self.quotas.limits_of)
 
     def _served(self, caller: auth.Principal) -> tuple[ServedModel, ...]:
-        return routing.catalogue(policy.open_to(caller.tenant_id, self.directory.usable(Role.WORKER), Policy.GROUP), self.names)
+        return routing.catalogue(
+            prompt_privacy.open_to(caller.tenant_id, self.directory.usable(Role.WORKER), PromptPrivacy.GROUP), self.names
+        )
 
     @staticmethod
     async def _validate(request: auth.ValidateApiKey) -> auth.Principal:
@@ -374,9 +378,9 @@ class House:
         return PERSON
 
 
-def new_recorder(store: Writer, journal: FakeJournal | None = None, **more: int) -> Recorder:
+def new_recorder(store: Writer, journal: FakeJournal | None = None, **more: int) -> UsageRecorder:
     metrics = Metrics("gateway")
-    return Recorder(store, journal or FakeJournal(), metrics.usage_queue_rows, metrics.settle_failures, **more)
+    return UsageRecorder(store, journal or FakeJournal(), metrics.usage_queue_rows, metrics.settle_failures, **more)
 
 
 @asynccontextmanager
@@ -387,7 +391,7 @@ async def house(**more: Any) -> AsyncIterator[House]:
     async with (
         new_recorder(store).running() as recorder,
         ledger.running(recorder, store.write_requests, _no_receipts),
-        Takes().running() as takes,
+        AnswerRuns().running() as takes,
     ):
         yield House(recorder, store, ledger, books, takes, **more)
 

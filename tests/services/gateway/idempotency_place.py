@@ -10,11 +10,11 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
-from services.gateway.repeats.idempotency import Idempotency
-from services.gateway.repeats.idempotency_keys import Asked
-from services.gateway.repeats.idempotency_store import IdempotencyStore
-from services.gateway.repeats.repeat import Repeat
-from services.gateway.repeats.takes import Take, Takes
+from services.gateway.idempotency.answer_reader import AnswerReader
+from services.gateway.idempotency.answer_runs import AnswerRun, AnswerRuns
+from services.gateway.idempotency.idempotency_keys import IdempotentRequest
+from services.gateway.idempotency.idempotency_store import IdempotencyStore
+from services.gateway.idempotency.idempotent_requests import IdempotentRequests
 from services.gateway.store import opened
 from shared import errors
 from shared.api.gateway import InferenceRequest, InferenceResult
@@ -32,9 +32,11 @@ def request_id() -> RequestId:
     return RequestId(uuid4())
 
 
-def asked(key: str = "k", *, who: UserId = ADA, after: int = 0, seed: int = 7, request: RequestId | None = None, **fields: Any) -> Asked:
+def asked(
+    key: str = "k", *, who: UserId = ADA, after: int = 0, seed: int = 7, request: RequestId | None = None, **fields: Any
+) -> IdempotentRequest:
     wanted = InferenceRequest(**{"prompt": "hi", **fields})
-    return Asked(owner=who, key=key, request=wanted, request_id=request or request_id(), seed=seed, after=after)
+    return IdempotentRequest(owner=who, key=key, request=wanted, request_id=request or request_id(), seed=seed, after=after)
 
 
 @dataclass
@@ -55,7 +57,7 @@ class Maker:
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     seeds: list[int] = field(default_factory=list)
 
-    async def make(self, take: Take[Head, Chunk, InferenceResult], asked: Asked, seed: int) -> InferenceResult:
+    async def make(self, take: AnswerRun[Head, Chunk, InferenceResult], asked: IdempotentRequest, seed: int) -> InferenceResult:
         self.seeds.append(seed)
         take.tell(Head(asked.request_id))
         for number in range(1, self.length + 1):
@@ -78,14 +80,14 @@ class Heard:
 
 
 class Gateway:
-    def __init__(self, idempotency: Idempotency, takes: Takes) -> None:
+    def __init__(self, idempotency: IdempotentRequests, takes: AnswerRuns) -> None:
         self.idempotency, self.takes = idempotency, takes
         self.maker = Maker()
 
-    async def ask(self, call: Asked, *, seconds: float = 10, stops_after: int | None = None) -> Heard:
+    async def ask(self, call: IdempotentRequest, *, seconds: float = 10, stops_after: int | None = None) -> Heard:
         heard = Heard([], [])
 
-        async def produce(take: Take[Head, Chunk, InferenceResult], seed: int) -> InferenceResult:
+        async def produce(take: AnswerRun[Head, Chunk, InferenceResult], seed: int) -> InferenceResult:
             return await self.maker.make(take, call, seed)
 
         try:
@@ -96,7 +98,7 @@ class Gateway:
         return heard
 
     @staticmethod
-    async def _read(repeat: Repeat[Head, Chunk, InferenceResult], heard: Heard, stops_after: int | None) -> None:
+    async def _read(repeat: AnswerReader[Head, Chunk, InferenceResult], heard: Heard, stops_after: int | None) -> None:
         async for number, chunk in repeat:
             heard.numbers.append(number)
             heard.texts.append(chunk.text)
@@ -116,8 +118,8 @@ class House:
     async def gateway(self, name: str = "Uone", *, most_seconds: float = 30, store: Any = None) -> Gateway:
         stack = AsyncExitStack()
         self._stacks.append(stack)
-        takes = await stack.enter_async_context(Takes().running())
-        made = Idempotency(store or self.store, takes, NodeId(name), secret=SECRET, most_seconds=most_seconds)
+        takes = await stack.enter_async_context(AnswerRuns().running())
+        made = IdempotentRequests(store or self.store, takes, NodeId(name), secret=SECRET, most_seconds=most_seconds)
         return Gateway(made, takes)
 
     async def close(self) -> None:

@@ -15,12 +15,12 @@ import pytest
 
 from services import gateway
 from services.gateway import store as stores
-from services.gateway.money.ledger_store import LedgerStore
-from services.gateway.money.request_row import RequestRow
+from services.gateway.billing.ledger_store import LedgerStore
+from services.gateway.billing.request_record import RequestRow
 from services.gateway.partitions import AHEAD_DAYS, Partitions
-from services.gateway.reporting.days_store import DaysStore
-from services.gateway.store import Store
-from services.gateway.usage_store import UsageStore
+from services.gateway.reports.days_store import DaysStore
+from services.gateway.reports.usage_store import UsageStore
+from services.gateway.store import GatewayStore
 from shared import context
 from shared.api.usage_report import ListRequests
 from shared.stores import database
@@ -137,7 +137,7 @@ async def test_the_old_tables_become_first_partitions_and_no_row_and_no_index_is
         report = await LedgerStore(opened).verify(grace_seconds=60)
         assert (report.findings, report.entries) == ((), 2 * ROWS)
         young, again = row(datetime.now(UTC)), await connection.fetchval("SELECT id FROM request_logs LIMIT 1")
-        await Store(opened).write_requests([young, row(datetime.now(UTC), id=again)])
+        await GatewayStore(opened).write_requests([young, row(datetime.now(UTC), id=again)])
         assert await connection.fetchval("SELECT count(*) FROM request_logs") == ROWS + 1, "one of the two was there"
         ledger = LedgerStore(opened)
         transfer = await connection.fetchval("SELECT transfer FROM entries LIMIT 1")
@@ -201,7 +201,7 @@ async def test_partitions_are_added_ahead_by_any_number_of_gateways(
         assert own[-1]["until"] > datetime.now(UTC) + timedelta(days=AHEAD_DAYS)
     assert (metrics.registry.get_sample_value("ai_platform_partitions_ahead_seconds") or 0) >= AHEAD_DAYS * 86_400
     later = await connection.fetchrow("SELECT name, since FROM partitions WHERE parent = 'request_logs' ORDER BY until DESC LIMIT 1")
-    await Store(opened).write_requests([row(later["since"])])
+    await GatewayStore(opened).write_requests([row(later["since"])])
     assert await connection.fetchval("SELECT tableoid::regclass::text FROM request_logs") == later["name"]
     await connection.execute("SELECT set_config('aimesh.tenant', '', false)")
     assert await connection.fetchval(f"SELECT count(*) FROM {later['name']}") == 0, "the wall is around each partition, too"
@@ -219,7 +219,7 @@ async def test_money_that_comes_before_its_partition_is_kept_and_moves_there(
             transfer, account, ADA, amount, at,
         )  # fmt: skip
     await connection.execute("INSERT INTO accounts (owner, balance_micro) VALUES ($1, 5)", ADA)
-    await Store(opened).write_requests([row(ends["request_logs"] + timedelta(hours=1))])
+    await GatewayStore(opened).write_requests([row(ends["request_logs"] + timedelta(hours=1))])
     where = "SELECT DISTINCT tableoid::regclass::text FROM {}"
     assert [await connection.fetchval(where.format(table)) for table in ("entries", "request_logs")] == [
         "entries_default",
@@ -251,7 +251,7 @@ async def test_old_partitions_of_the_request_log_are_dropped_and_none_of_the_led
 ) -> None:
     await Partitions(opened, metrics).extend()
     now = datetime.now(UTC)
-    await Store(opened).write_requests([row(now), row(now - timedelta(days=40))])
+    await GatewayStore(opened).write_requests([row(now), row(now - timedelta(days=40))])
     # As if all of it had happened so long ago.
     names = dict(await connection.fetch("SELECT name, parent FROM partitions"))
     await connection.execute(
@@ -268,7 +268,7 @@ async def test_old_partitions_of_the_request_log_are_dropped_and_none_of_the_led
     left = dict(await connection.fetch("SELECT name, parent FROM partitions"))
     assert set(names) - set(left) == {"request_logs_first"}
     assert await connection.fetchval("SELECT count(*) FROM request_logs") == 0
-    await Store(opened).write_requests([row(now)])
+    await GatewayStore(opened).write_requests([row(now)])
     assert await connection.fetchval("SELECT count(*) FROM request_logs") == 1
 
 

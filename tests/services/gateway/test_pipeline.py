@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from services.gateway.pipeline import Pipeline
-from services.gateway.placing import routing
+from services.gateway.scheduling import routing
 from shared import context, errors
 from shared.api import events, inference
 from shared.api.auth import Principal

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from services.gateway.idempotency.answer_runs import AnswerRuns
+from services.gateway.idempotency.cache_keys import CacheRequest
+from services.gateway.idempotency.response_cache import CacheBounds, ResponseCache
 from services.gateway.pipeline import Pipeline
-from services.gateway.repeats.cache_keys import Asked
-from services.gateway.repeats.response_cache import Bounds, ResponseCache
-from services.gateway.repeats.takes import Takes
 from shared import context
 from shared.api.auth import Principal
 from shared.api.gateway import InferenceRequest, InferenceResult
@@ -23,7 +23,9 @@ class Asker:
     def __init__(self, house: House, pipeline: Pipeline) -> None:
         self.house, self.pipeline = house, pipeline
 
-    async def ask(self, who: Principal = OWNER, *, cache: Asked = Asked.NOTHING, **fields: Any) -> tuple[str, InferenceResult]:
+    async def ask(
+        self, who: Principal = OWNER, *, cache: CacheRequest = CacheRequest.NOTHING, **fields: Any
+    ) -> tuple[str, InferenceResult]:
         context.start()
         request = InferenceRequest(**{"prompt": "hi", "temperature": 0.0, **fields})
         async with self.pipeline.run(who, request, seconds=10, cache=cache) as running:
@@ -37,8 +39,8 @@ class Asker:
 
 @pytest.fixture
 async def asker(valkey_url: str) -> AsyncIterator[Asker]:
-    bounds = Bounds(keep_seconds=60, most_bytes=2**20, most_seconds=10)
-    async with fakes.house() as house, Cache.open(valkey_url) as values, Takes().running() as takes:
+    bounds = CacheBounds(keep_seconds=60, most_bytes=2**20, most_seconds=10)
+    async with fakes.house() as house, Cache.open(valkey_url) as values, AnswerRuns().running() as takes:
         responses = ResponseCache(values, takes, house.metrics, bounds, secret="s" * 16)
         yield Asker(house, Pipeline(replace(house.pipeline._parts, responses=responses)))
 
@@ -53,7 +55,9 @@ async def test_a_hit_is_a_request_with_a_row_and_says_that_it_is_one(asker: Aske
     assert asker.runs == 1
 
 
-@pytest.mark.parametrize("fields", [{"temperature": 1.0}, {"temperature": None}, {"cache": Asked.OFF}, {"cache": Asked.FRESH}])
+@pytest.mark.parametrize(
+    "fields", [{"temperature": 1.0}, {"temperature": None}, {"cache": CacheRequest.OFF}, {"cache": CacheRequest.FRESH}]
+)
 async def test_who_is_not_answered_from_it(asker: Asker, fields: dict[str, Any]) -> None:
     await asker.ask(**fields)
     assert not (await asker.ask(**fields))[1].cached

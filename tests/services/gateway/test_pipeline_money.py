@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.gateway.money.prices import Price
-from services.gateway.money.request_row import ReservationState
-from services.gateway.money.reservations import TooLittle
+from services.gateway.billing.prices import Price
+from services.gateway.billing.request_record import ReservationState
+from services.gateway.billing.reservations import InsufficientCredits
 from shared import errors
 from shared.api import inference
 from shared.api.gateway import InferenceRequest
@@ -44,7 +44,7 @@ async def test_who_has_little_gets_a_shorter_answer_and_is_told(house: House) ->
 
 
 async def test_who_has_too_little_gets_a_402_before_any_worker_is_asked(house: House) -> None:
-    house.books.refuses = TooLittle(0, of_key=False)
+    house.books.refuses = InsufficientCredits(0, of_key=False)
     with pytest.raises(errors.BudgetExhausted):
         await ask(house)
     assert not house.worker.asked
@@ -53,7 +53,7 @@ async def test_who_has_too_little_gets_a_402_before_any_worker_is_asked(house: H
 
 
 async def test_without_postgresql_nothing_runs(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.gateway.money.ledger.RESERVE_SECONDS", 0.01)
+    monkeypatch.setattr("services.gateway.billing.ledger.RESERVE_SECONDS", 0.01)
     house.books.away = True
     with pytest.raises(errors.Unavailable, match="ledger"):
         await ask(house)

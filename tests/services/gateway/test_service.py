@@ -10,8 +10,8 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from services.gateway.placing import strikes
-from services.gateway.repeats import idempotency
+from services.gateway.idempotency import idempotent_requests
+from services.gateway.scheduling.worker_health import dishonest_workers
 from services.gateway.service import GatewayService
 from services.gateway.settings import GatewaySettings
 from shared import errors
@@ -213,7 +213,7 @@ async def test_under_a_key_it_goes_on_without_its_reader_until_that_one_says_oth
 
 
 async def test_a_delete_at_another_gateway_stops_it_at_once(site: Site, valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(idempotency, "HEARTBEAT_SECONDS", 3600.0)
+    monkeypatch.setattr(idempotent_requests, "HEARTBEAT_SECONDS", 3600.0)
     net, worker = site.net, site.nodes["worker"].service
     settings = GatewaySettings(
         mesh=MESH, nats_url=net.server.url, node_key_file=net.server.key("gateway2", Role.GATEWAY), database_url=site.url,
@@ -308,7 +308,7 @@ async def test_models_are_shown_to_those_who_may_use_them(site: Site) -> None:
 async def test_who_is_in_quarantine_is_shown_with_the_reason(site: Site) -> None:
     service: GatewayService = site.nodes["gateway"].service  # type: ignore[assignment]
     worker = site.nodes["worker"].node.id
-    for _ in range(strikes.STRIKES):
+    for _ in range(dishonest_workers.STRIKES):
         service._quarantine.strike(worker)
     rows = (await site.client.rpc.call(gateway.list_nodes, gateway.ListNodes(), credential=KEY)).nodes
     (row,) = [row for row in rows if row.id == worker]

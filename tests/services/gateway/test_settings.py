@@ -1,6 +1,6 @@
 import pytest
 
-from services.gateway.limiting.tiers import Plan
+from services.gateway.limits.tiers import TierPlan
 from services.gateway.settings import GatewaySettings
 from shared import config, errors
 from shared.types import ModelName, Tier
@@ -19,20 +19,20 @@ def load(**more: str) -> GatewaySettings:
 
 def test_the_old_variables_set_an_hour_and_the_tiers_go_before_them() -> None:
     plans = load(DEFAULT_RATE_LIMIT="9", PREMIUM_RATE_LIMIT="90", TIER_PRO="requests_per_hour=unlimited,tokens_per_minute=5000").plans()
-    assert plans[Tier.FREE] == Plan(9, None, None, 10, 100_000)
-    assert plans[Tier.PRO] == Plan(None, None, 5000, 100, 1_000_000)
-    assert plans[Tier.ENTERPRISE] == Plan(None, None, None, None, None)
+    assert plans[Tier.FREE] == TierPlan(9, None, None, 10, 100_000)
+    assert plans[Tier.PRO] == TierPlan(None, None, 5000, 100, 1_000_000)
+    assert plans[Tier.ENTERPRISE] == TierPlan(None, None, None, None, None)
 
 
 def test_an_old_variable_binds_unless_its_tier_names_a_limit_of_a_minute() -> None:
-    assert load().plans()[Tier.FREE] == Plan(100, 10, None, 10, 100_000)
-    assert load(TIER_FREE="concurrency=3").plans()[Tier.FREE] == Plan(100, 10, None, 3, 100_000)
-    assert load(DEFAULT_RATE_LIMIT="5000").plans()[Tier.FREE] == Plan(5000, None, None, 10, 100_000)
-    assert load(DEFAULT_RATE_LIMIT="5000", TIER_FREE="concurrency=3").plans()[Tier.FREE] == Plan(5000, None, None, 3, 100_000)
-    assert load(DEFAULT_RATE_LIMIT="5000", TIER_FREE="requests_per_minute=7").plans()[Tier.FREE] == Plan(5000, 7, None, 10, 100_000)
+    assert load().plans()[Tier.FREE] == TierPlan(100, 10, None, 10, 100_000)
+    assert load(TIER_FREE="concurrency=3").plans()[Tier.FREE] == TierPlan(100, 10, None, 3, 100_000)
+    assert load(DEFAULT_RATE_LIMIT="5000").plans()[Tier.FREE] == TierPlan(5000, None, None, 10, 100_000)
+    assert load(DEFAULT_RATE_LIMIT="5000", TIER_FREE="concurrency=3").plans()[Tier.FREE] == TierPlan(5000, None, None, 3, 100_000)
+    assert load(DEFAULT_RATE_LIMIT="5000", TIER_FREE="requests_per_minute=7").plans()[Tier.FREE] == TierPlan(5000, 7, None, 10, 100_000)
     # An empty variable is none, as compose passes it.
-    assert load(PREMIUM_RATE_LIMIT="").plans()[Tier.PRO] == Plan(1000, 100, None, 100, 1_000_000)
-    assert load(PREMIUM_RATE_LIMIT="1000").plans()[Tier.PRO] == Plan(1000, None, None, 100, 1_000_000)
+    assert load(PREMIUM_RATE_LIMIT="").plans()[Tier.PRO] == TierPlan(1000, 100, None, 100, 1_000_000)
+    assert load(PREMIUM_RATE_LIMIT="1000").plans()[Tier.PRO] == TierPlan(1000, None, None, 100, 1_000_000)
 
 
 def test_each_number_says_which_setting_it_comes_from() -> None:
@@ -45,7 +45,7 @@ def test_each_number_says_which_setting_it_comes_from() -> None:
 
 def test_limits_of_a_model() -> None:
     found = load(MODEL_LIMITS="smollm2.requests_per_minute=600,smollm2.concurrency=32")
-    assert found.model_plans() == {ModelName("smollm2"): Plan(None, 600, None, 32, None)}
+    assert found.model_plans() == {ModelName("smollm2"): TierPlan(None, 600, None, 32, None)}
     assert load().model_plans() == {}
 
 

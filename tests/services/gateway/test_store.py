@@ -10,9 +10,9 @@ import asyncpg
 import msgspec
 import pytest
 
-from services.gateway.money.recorder import RowsRefused
-from services.gateway.money.request_row import RequestRow
-from services.gateway.store import Store
+from services.gateway.billing.request_record import RequestRow
+from services.gateway.billing.usage_recorder import RowsRefused
+from services.gateway.store import GatewayStore
 from shared.types import KeyId, ModelName, RequestId, RequestStatus, UserId
 
 KEY = KeyId(UUID(int=2))
@@ -20,8 +20,8 @@ NOON = datetime.now(UTC).replace(hour=12)
 
 
 @pytest.fixture
-async def store(postgres_url: str) -> AsyncIterator[Store]:
-    async with Store.open(postgres_url) as opened:
+async def store(postgres_url: str) -> AsyncIterator[GatewayStore]:
+    async with GatewayStore.open(postgres_url) as opened:
         yield opened
 
 
@@ -39,7 +39,7 @@ def user() -> UserId:
     return UserId(uuid4())
 
 
-async def test_usage_by_day_and_key(store: Store) -> None:
+async def test_usage_by_day_and_key(store: GatewayStore) -> None:
     ada = user()
     await store.write_requests([row(ada), row(ada, tokens=5), row(ada, key=None), row(ada, days_ago=1), row(user())])
     usage = await store.read_usage(ada)
@@ -49,7 +49,7 @@ async def test_usage_by_day_and_key(store: Store) -> None:
     assert usage.days[-1].date == (NOON - timedelta(days=1)).date()
 
 
-async def test_writing_again_changes_nothing(store: Store) -> None:
+async def test_writing_again_changes_nothing(store: GatewayStore) -> None:
     ada = user()
     rows = [row(ada), row(ada)]
     for _ in range(3):
@@ -58,7 +58,7 @@ async def test_writing_again_changes_nothing(store: Store) -> None:
     assert (await store.read_usage(ada)).request_count == 3
 
 
-async def test_a_row_that_does_not_fit_the_table_is_refused_by_name_and_without_its_words(store: Store) -> None:
+async def test_a_row_that_does_not_fit_the_table_is_refused_by_name_and_without_its_words(store: GatewayStore) -> None:
     ada = user()
     for wrong in (replace(row(ada), error_code="\0secret"), replace(row(ada), response_time_ms=2**40)):
         with pytest.raises(RowsRefused) as refused:
@@ -68,7 +68,7 @@ async def test_a_row_that_does_not_fit_the_table_is_refused_by_name_and_without_
     assert (await store.read_usage(ada)).request_count == 0
 
 
-async def test_only_what_was_delivered_is_usage(store: Store, postgres_url: str) -> None:
+async def test_only_what_was_delivered_is_usage(store: GatewayStore, postgres_url: str) -> None:
     ada = user()
     await store.write_requests(
         [
@@ -92,7 +92,7 @@ async def test_only_what_was_delivered_is_usage(store: Store, postgres_url: str)
     }  # fmt: skip
 
 
-async def test_many_writers_at_once_lose_nothing(store: Store) -> None:
+async def test_many_writers_at_once_lose_nothing(store: GatewayStore) -> None:
     ada, bob = user(), user()
     batches = [[row(ada), row(bob), row(ada, key=None), row(bob, days_ago=1)] for _ in range(20)]
     for batch in batches[::2]:
@@ -102,7 +102,7 @@ async def test_many_writers_at_once_lose_nothing(store: Store) -> None:
     assert (await store.read_usage(bob)).tokens_used == 400
 
 
-async def test_a_refused_request_without_prompt_and_model_can_be_written(store: Store) -> None:
+async def test_a_refused_request_without_prompt_and_model_can_be_written(store: GatewayStore) -> None:
     ada = user()
     refused = RequestRow(
         id=RequestId(uuid4()), user_id=ada, api_key_id=None, prompt_hash=None, model_used=None, response_time_ms=0, prompt_tokens=0,
@@ -114,5 +114,5 @@ async def test_a_refused_request_without_prompt_and_model_can_be_written(store: 
     assert msgspec.json.encode(usage)
 
 
-async def test_it_says_that_it_is_there(store: Store) -> None:
+async def test_it_says_that_it_is_there(store: GatewayStore) -> None:
     assert (await store.check()).ok

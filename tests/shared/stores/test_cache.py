@@ -17,7 +17,7 @@ from shared.stores.cache import Cache
 from shared.stores.valkey import valkey_client
 from shared.stores.valkey.resp import ReplyError
 from tests.servers import ValkeyServer
-from tests.services.gateway.limiting.refusing_valkey import refusing
+from tests.services.gateway.limits.refusing_valkey import refusing
 from tests.shared.stores.valkey.fake_valkey import Visitor, answer_a_busy_program, nothing, on_unix
 
 COUNT = "return redis.call('INCRBY', KEYS[1], ARGV[1])"

@@ -1,0 +1,157 @@
+"""Who is calling: asks auth, remembers by ``caller_cache``, and follows auth's stream of changes."""
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import re
+import time
+from collections.abc import Callable, Mapping
+from math import inf
+from types import MappingProxyType
+from weakref import WeakValueDictionary
+
+import msgspec
+
+from services.gateway import node_interface
+from services.gateway.admission.caller_cache import CallerCache
+from shared import errors
+from shared.api import auth
+from shared.identity import credentials
+from shared.telemetry import logs
+from shared.telemetry.instruments import AuthFailure
+from shared.types import Credential, ModelName
+
+_ASK_SECONDS = 2.0
+#: A stream that never ends is one that nobody checks; it is opened anew every hour.
+_WATCH_SECONDS = 3600.0
+_FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS = 0.1, 2.0
+#: An access token of ours has some 400 characters.
+_MAX_TOKEN_CHARACTERS = 4096
+_ACCESS_TOKEN = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\Z")
+
+_KEY_HINT = "make a key on the dashboard or with `aicli keys create`"
+#: Auth is not there to be asked; anything else that it says is an answer.
+_CANNOT_ASK = (errors.NotReachable, errors.LinkLost, errors.DeadlineExceeded, errors.Draining, errors.Overloaded, errors.Unavailable)
+
+_log = logs.get(part="callers")
+
+
+class _TokenClaims(msgspec.Struct):
+    #: Seconds since 1970.
+    exp: float = inf
+
+
+class Callers:
+    """``identify`` for every request; ``watch`` runs as a task for as long as the service does."""
+
+    def __init__(
+        self,
+        rpc: node_interface.NodeRpc,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+        *,
+        aliases: Mapping[str, str] = MappingProxyType({}),
+        count_refusal: Callable[[AuthFailure], object] = lambda reason: None,
+    ) -> None:
+        """``count_refusal`` hears of credentials that auth is not asked about."""
+        self._rpc = rpc
+        self._count_refusal = count_refusal
+        #: A key that is for an alias is for the model that it stands for.
+        self._aliases = aliases
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._cache = CallerCache()
+        # Many requests of one caller ask auth once.
+        self._asking: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
+
+    async def identify(self, credential: Credential | None) -> auth.Principal:
+        """Raises NotAuthenticated; a credential that has the wrong form never leaves this process."""
+        if credential is None:
+            self._count_refusal("missing")
+            raise errors.NotAuthenticated(
+                "no credential: send `Authorization: Bearer <API key or access token>` or `X-API-Key`", hint=_KEY_HINT
+            )
+        try:
+            _check_form(credential)
+        except errors.NotAuthenticated:
+            self._count_refusal("malformed")
+            raise
+        digest = hashlib.sha256(credential.encode()).digest()
+        if principal := self._cache.find(digest, self._clock()):
+            return principal
+        asking = self._asking.get(digest) or self._asking.setdefault(digest, asyncio.Lock())
+        async with asking:
+            return self._cache.find(digest, self._clock()) or await self._ask(credential, digest)
+
+    async def watch(self) -> None:
+        """Follow auth's changes for ever, opening the stream again with backoff."""
+        backoff_seconds = _FIRST_BACKOFF_SECONDS
+        while True:
+            try:
+                request = auth.WatchChanges(since=self._cache.sequence)
+                async with self._rpc.stream(auth.watch_changes, request, deadline_seconds=_WATCH_SECONDS) as changes:
+                    async for change in changes:
+                        # The first one says that auth is listening; before it a change could be missed.
+                        self._cache.watch_began()
+                        backoff_seconds = _FIRST_BACKOFF_SECONDS
+                        self._cache.apply(change)
+            except errors.AimeshError as error:
+                _log.info("changes of auth not watched", reason=error.message)
+            finally:
+                self._cache.watch_ended()
+            await asyncio.sleep(backoff_seconds)
+            backoff_seconds = min(2 * backoff_seconds, _LONGEST_BACKOFF_SECONDS)
+
+    async def _ask(self, credential: Credential, digest: bytes) -> auth.Principal:
+        asked_at_change = self._cache.changes
+        try:
+            principal = self._with_models(await self._ask_auth(credential))
+        except _CANNOT_ASK:
+            if stranded := self._cache.find_stranded(digest, self._clock()):
+                return stranded
+            raise
+        except errors.NotAuthenticated:
+            self._cache.forget(digest)
+            raise
+        now = self._clock()
+        self._cache.remember(digest, principal, now=now, ends_at=now + self._lasts(credential, principal), asked_at_change=asked_at_change)
+        return principal
+
+    async def _ask_auth(self, credential: Credential) -> auth.Principal:
+        try:
+            if _is_key(credential):
+                return await self._rpc.call(auth.validate_api_key, auth.ValidateApiKey(credential), deadline_seconds=_ASK_SECONDS)
+            return await self._rpc.call(auth.identify, auth.Identify(credential), deadline_seconds=_ASK_SECONDS)
+        except errors.UnknownMethod as error:
+            # It has just started, and its methods are not there yet. Nothing that the caller named is unknown.
+            raise errors.Unavailable("auth is starting and cannot answer yet", hint="try again", retry_after_seconds=1) from error
+
+    def _with_models(self, principal: auth.Principal) -> auth.Principal:
+        if not any(name in self._aliases for name in principal.models):
+            return principal
+        models = dict.fromkeys(ModelName(self._aliases.get(name, name)) for name in principal.models)
+        return msgspec.structs.replace(principal, models=tuple(models))
+
+    def _lasts(self, credential: Credential, principal: auth.Principal) -> float:
+        """Seconds that a credential still has, which auth has just found genuine."""
+        if _is_key(credential):
+            return inf if principal.expires_at is None else principal.expires_at - self._wall_clock()
+        payload = credential.split(".")[1]
+        try:
+            claims = msgspec.json.decode(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)), type=_TokenClaims)
+        except (msgspec.MsgspecError, binascii.Error):
+            return 0
+        return claims.exp - self._wall_clock()
+
+
+def _is_key(credential: Credential) -> bool:
+    return credential.startswith("aip_")
+
+
+def _check_form(credential: Credential) -> None:
+    if _is_key(credential):
+        if not credentials.looks_like_api_key(credential):
+            raise errors.NotAuthenticated("this is not an API key: its checksum or its length is wrong", hint="copy it again, whole")
+    elif len(credential) > _MAX_TOKEN_CHARACTERS or not _ACCESS_TOKEN.match(credential):
+        raise errors.NotAuthenticated("the credential is neither an API key (aip_live_…) nor an access token", hint=_KEY_HINT)

@@ -1,0 +1,203 @@
+"""Whether an inference request may go to a worker as it is. Pure.
+
+The ranges are an allow-list: nothing that a caller sends reaches an engine unchecked (CVE-2026-21869 was one number
+passed straight through). The worker checks again.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+
+import msgspec
+
+from shared import errors
+from shared.api.auth import Principal
+from shared.api.gateway import InferenceRequest
+from shared.api.generation import ChatMessage, Sampling, Tool, ToolChoice
+from shared.types import ModelName
+
+#: A message on the mesh is at most 1 MiB (16 MiB for media); 64 KiB of it are left for roles, ids and parameters.
+MAX_PROMPT_BYTES = 1024 * 1024 - 64 * 1024
+MAX_MESSAGES = 1000
+MAX_MODEL_CHARACTERS = 200
+MAX_STOPS, MAX_STOP_CHARACTERS = 4, 64
+MAX_SEED = 2**63 - 1
+ROLES = ("system", "user", "assistant", "tool")
+#: As OpenAI's.
+MAX_TOOLS = 128
+MAX_BIASES, MAX_BIAS = 300, 100
+#: As OpenAI's; the models write them again, and some into their own syntax.
+_TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+#: Of English and of code there are four, of other languages fewer.
+BYTES_IN_A_TOKEN = 3
+#: Tokens that a chat template may add around each message, and once around all of them.
+_TEMPLATE_TOKENS_PER_MESSAGE, _TEMPLATE_TOKENS = 16, 256
+
+
+class BadField(errors.BadRequest):
+    """A field out of its range; says which, for the ``param`` of an OpenAI error."""
+
+    def __init__(self, field: str, must: str) -> None:
+        super().__init__(f"{field} {must}")
+        self.field = field
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    low: float
+    high: float
+    whole: bool = False
+    #: Whether ``low`` itself is out of range.
+    open_low: bool = False
+
+    def holds(self, value: object) -> bool:
+        # bool is an int to Python; True is not a temperature.
+        if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
+            return False
+        # An int may be too large for the float that isfinite makes of it.
+        if isinstance(value, float) and not math.isfinite(value):
+            return False
+        return (self.low < value if self.open_low else self.low <= value) and value <= self.high
+
+    def __str__(self) -> str:
+        what = "a whole number" if self.whole else "a number"
+        return f"must be {what} {'above' if self.open_low else 'from'} {self.low} to {self.high}"
+
+
+RANGES = {
+    "temperature": Range(0, 2),
+    "top_p": Range(0, 1, open_low=True),
+    "top_k": Range(0, 1000, whole=True),  # 0 is off
+    "max_tokens": Range(1, 32768, whole=True),
+    "seed": Range(0, MAX_SEED, whole=True),
+    "min_p": Range(0, 1),
+    "repeat_penalty": Range(0.1, 2),
+    "frequency_penalty": Range(-2, 2),
+    "presence_penalty": Range(-2, 2),
+    "n": Range(1, 4, whole=True),
+    "top_logprobs": Range(0, 20, whole=True),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class AdmittedPrompt:
+    """A request that keeps to every limit."""
+
+    messages: tuple[ChatMessage, ...]
+    sampling: Sampling
+    #: As the caller named it; None for the default.
+    model: ModelName | None
+    prompt_bytes: int
+
+    @property
+    def most_prompt_tokens(self) -> int:
+        """No tokenizer makes more tokens than bytes, so a worker that claims more is not believed."""
+        return self.prompt_bytes + _TEMPLATE_TOKENS_PER_MESSAGE * len(self.messages) + _TEMPLATE_TOKENS
+
+    @property
+    def likely_prompt_tokens(self) -> int:
+        """For limits, which are settled by the real number, and would refuse a long prompt by its bytes."""
+        return self.prompt_bytes // BYTES_IN_A_TOKEN + _TEMPLATE_TOKENS_PER_MESSAGE * len(self.messages)
+
+
+def admit(request: InferenceRequest) -> AdmittedPrompt:
+    """Raises BadRequest that names the field, or TooLarge."""
+    messages = _messages(request)
+    for position, message in enumerate(messages):
+        if message.role not in ROLES:
+            raise BadField(f"messages[{position}].role", f"must be one of {', '.join(ROLES)}")
+    size = sum(map(_bytes, messages)) + sum(map(_tool_bytes, request.tools))
+    if size > MAX_PROMPT_BYTES:
+        raise errors.TooLarge(f"the prompt has {size} bytes; at most {MAX_PROMPT_BYTES} are taken", hint="shorten it or split it")
+    for field, allowed in RANGES.items():
+        value = getattr(request, field)
+        if value is not None and not allowed.holds(value):
+            raise BadField(field, str(allowed))
+    _check_stop(request.stop)
+    _check_tools(request)
+    _check_bias(request.logit_bias)
+    if request.model is not None and not 0 < len(request.model) <= MAX_MODEL_CHARACTERS:
+        raise BadField("model", f"must have 1 to {MAX_MODEL_CHARACTERS} characters")
+    return AdmittedPrompt(messages, _sampling(request), request.model, size)
+
+
+def _messages(request: InferenceRequest) -> tuple[ChatMessage, ...]:
+    """A plain prompt becomes a chat of one message, as with Ollama: what people type are questions to a chat model."""
+    if request.prompt is None and not request.messages:
+        raise BadField("prompt", "is missing; give prompt or messages")
+    if request.prompt is not None:
+        if request.messages:
+            raise BadField("prompt", "and messages exclude each other; give one of them")
+        if not request.prompt.strip():
+            raise BadField("prompt", "is empty")
+        if request.raw and (request.system or request.tools):
+            raise BadField("raw", "takes a prompt alone, without system and tools")
+        system = (ChatMessage("system", request.system),) if request.system else ()
+        return (*system, ChatMessage("user", request.prompt))
+    if request.system is not None:
+        raise BadField("system", "goes with prompt; in messages it is the one with role system")
+    if request.raw:
+        raise BadField("raw", "goes with prompt, not with messages")
+    if len(request.messages) > MAX_MESSAGES:
+        raise BadField("messages", f"must have at most {MAX_MESSAGES} entries")
+    if not any(message.content.strip() or message.tool_calls for message in request.messages):
+        raise BadField("messages", "have no text")
+    return request.messages
+
+
+def _check_stop(stop: tuple[str, ...]) -> None:
+    if len(stop) > MAX_STOPS:
+        raise BadField("stop", f"must have at most {MAX_STOPS} entries")
+    if not all(0 < len(text) <= MAX_STOP_CHARACTERS for text in stop):
+        raise BadField("stop", f"must be of texts with 1 to {MAX_STOP_CHARACTERS} characters")
+
+
+def _check_tools(request: InferenceRequest) -> None:
+    if len(request.tools) > MAX_TOOLS:
+        raise BadField("tools", f"must have at most {MAX_TOOLS} entries")
+    names = [tool.name for tool in request.tools]
+    for position, name in enumerate(names):
+        if not _TOOL_NAME.fullmatch(name):
+            raise BadField(f"tools[{position}].function.name", "must be 1 to 64 letters, digits, _ or -")
+    if len(set(names)) < len(names):
+        raise BadField("tools", "must have different names")
+    if request.tool_choice is ToolChoice.REQUIRED and not names:
+        raise BadField("tool_choice", "asks for a call, and tools is empty")
+    if request.tools and request.format is not None:
+        raise BadField("response_format", "and tools exclude each other; give one of them")
+
+
+def _check_bias(bias: dict[int, float]) -> None:
+    if len(bias) > MAX_BIASES:
+        raise BadField("logit_bias", f"must name at most {MAX_BIASES} tokens")
+    allowed, tokens = Range(-MAX_BIAS, MAX_BIAS), Range(0, 2**31 - 1, whole=True)
+    for token, value in bias.items():
+        if not tokens.holds(token):
+            raise BadField("logit_bias", "must have token ids as its keys")
+        if not allowed.holds(value):
+            raise BadField("logit_bias", f"{allowed} for each token")
+
+
+def _bytes(message: ChatMessage) -> int:
+    return len(message.content.encode()) + sum(len((call.name + call.arguments).encode()) for call in message.tool_calls)
+
+
+def _tool_bytes(tool: Tool) -> int:
+    return len((tool.name + tool.description + tool.parameters).encode())
+
+
+def _sampling(request: InferenceRequest) -> Sampling:
+    return Sampling(**{field: getattr(request, field) for field in msgspec.structs.asdict(Sampling())})
+
+
+def is_open(caller: Principal, model: ModelName) -> bool:
+    """Whether the caller's key may use the model."""
+    return not caller.models or model in caller.models
+
+
+def check_open(caller: Principal, model: ModelName) -> None:
+    """Raises NotAllowed for a model that the caller's key is not for."""
+    if not is_open(caller, model):
+        allowed = ", ".join(caller.models[:10])
+        raise errors.NotAllowed(f"this key may not use {model}", hint=f"it may use {allowed}; another key may use more")

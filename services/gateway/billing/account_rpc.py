@@ -1,0 +1,142 @@
+"""What people ask of the ledger: their account, and what administrators do to accounts and prices."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from uuid import UUID, uuid4
+
+from services.gateway import node_interface
+from services.gateway.billing import prices
+from services.gateway.billing.ledger import Ledger
+from services.gateway.billing.ledger_store import AlreadyReverted, LedgerStore
+from services.gateway.limits import tiers
+from services.gateway.limits.tiers import TierPlan
+from shared import errors
+from shared.access import access_table
+from shared.access.access_table import Permission
+from shared.api import auth, organizations
+from shared.api.auth import Principal
+from shared.api.gateway import KeyBudget
+from shared.api.ledger import MICRO, Account, ListPrices, ModelPrices, ReadAccount, RevertRequest, SetPrice, TopUp
+from shared.telemetry import logs
+from shared.types import Credential, RequestId, TenantId, Tier, UserId
+
+#: 10 billion credits: far from what 64 bits hold, and from what anybody means.
+MOST_TOP_UP = 10_000_000_000 * MICRO
+MAX_NOTE_CHARACTERS = 500
+
+_log = logs.get(part="books")
+
+
+@dataclass(frozen=True, slots=True)
+class CreditTransfer:
+    """Whose account it was, whatever it was called, and how it stands now."""
+
+    owner: TenantId
+    account: Account
+
+
+class AccountRpc:
+    """Every method takes the caller; what only an administrator may do, the gate lets nobody else do."""
+
+    def __init__(self, store: LedgerStore, ledger: Ledger, plans: Mapping[Tier, TierPlan], rpc: node_interface.NodeRpc) -> None:
+        self._store = store
+        self._ledger = ledger
+        self._plans = plans
+        self._rpc = rpc
+
+    async def account_of(self, caller: Principal) -> Account:
+        """Of the tenant that the caller acts for."""
+        return await self._account(caller.tenant_id, self._ledger.plan_of(caller))
+
+    async def _account(self, owner: TenantId, plan: TierPlan) -> Account:
+        row = await self._store.read_account(owner, plan.monthly_micro)
+        year, month = divmod(row.month.year * 12 + row.month.month, 12)
+        renews_at = datetime(year, month + 1, 1, tzinfo=UTC)
+        return Account(row.included_micro, row.balance_micro, row.reserved_micro, plan.monthly_micro, renews_at)
+
+    async def find_key_budget(self, caller: Principal) -> KeyBudget | None:
+        """What is left of the budget of the key that the caller came with; None where it has none."""
+        if caller.key_id is None or caller.key_limits.budget_micro is None:
+            return None
+        spent, reserved = await self._store.read_key_spending(caller.tenant_id, caller.key_id)
+        return KeyBudget(caller.key_limits.budget_micro, spent, reserved)
+
+    async def read_account(self, caller: Principal, request: ReadAccount, credential: Credential | None) -> Account:
+        if request.user_id is None or request.user_id == caller.user_id:
+            return await self.account_of(caller)
+        if not access_table.may(caller, Permission.EVERYTHING):
+            raise errors.NotAllowed(
+                "that is another user's account", hint="leave userId out to mean yourself; only an administrator may name others"
+            )
+        owner = TenantId(request.user_id)
+        return await self._account(owner, await self._plan_of(owner, credential))
+
+    async def top_up(self, caller: Principal, request: TopUp, credential: Credential | None) -> CreditTransfer:
+        if not 0 < abs(request.amount_micro) <= MOST_TOP_UP:
+            raise errors.BadRequest("the amount is 0, or larger than anybody can mean", hint="at most 10 billion credits at once")
+        _check_note(request.note)
+        owner, plan = await self._find_owner(request.user, credential)
+        transfer_id = request.transfer_id or RequestId(uuid4())
+        if await self._store.top_up(transfer_id, owner, request.amount_micro, request.note, plan.monthly_micro):
+            _log.info("credits moved", owner=owner, micro=request.amount_micro, transfer_id=transfer_id, by=caller.user_id)
+        return CreditTransfer(owner, await self._account(owner, plan))
+
+    async def list_prices(self, request: ListPrices) -> ModelPrices:
+        return ModelPrices(tuple(row.price for row in await self._store.list_prices(history=request.history)))
+
+    async def set_price(self, caller: Principal, request: SetPrice) -> ModelPrices:
+        prices.check(request.price)
+        await self._store.add_price(request.price)
+        await self._ledger.refresh_prices()
+        _log.info("price set", model=request.price.model, by=caller.user_id)
+        return await self.list_prices(ListPrices())
+
+    async def revert(self, caller: Principal, request: RevertRequest, credential: Credential | None) -> Account:
+        _check_note(request.note)
+        try:
+            owner = await self._store.revert(request.request_id, request.note)
+        except AlreadyReverted:
+            raise errors.AlreadyExists("what this request cost was given back before") from None
+        if owner is None:
+            raise errors.NotFound(
+                "no request with this id has cost anything", hint="a request that still runs can be given back when it ends"
+            )
+        _log.info("request reverted", request_id=request.request_id, user_id=owner, by=caller.user_id)
+        return await self._account(owner, await self._plan_of(owner, credential))
+
+    async def _find_owner(self, text: str, credential: Credential | None) -> tuple[TenantId, TierPlan]:
+        """A user by name, address or id, or an organisation by its id. Raises NotFound."""
+        try:
+            user = await self._rpc.call(auth.get_user_called, auth.GetUserCalled(text), credential=credential)
+        except errors.NotFound:
+            owner = _tenant_id(text)
+            if owner is None:
+                raise
+            return owner, await self._plan_of_organisation(owner, credential)
+        return TenantId(user.id), self._plans[user.tier]
+
+    async def _plan_of(self, tenant: TenantId, credential: Credential | None) -> TierPlan:
+        try:
+            return self._plans[(await self._rpc.call(auth.get_user, auth.GetUser(UserId(tenant)), credential=credential)).tier]
+        except errors.NotFound:
+            return await self._plan_of_organisation(tenant, credential)
+
+    async def _plan_of_organisation(self, tenant: TenantId, credential: Credential | None) -> TierPlan:
+        try:
+            found = await self._rpc.call(organizations.get_organisation, organizations.GetOrganization(tenant), credential=credential)
+        except errors.NotFound:
+            raise errors.NotFound(f"there is neither a user nor an organisation {tenant}", hint="check the id") from None
+        return tiers.plan_of(self._plans, found.organisation.tier, shares_limits=found.organisation.shares_limits)
+
+
+def _tenant_id(text: str) -> TenantId | None:
+    try:
+        return TenantId(UUID(text))
+    except ValueError:
+        return None
+
+
+def _check_note(note: str) -> None:
+    if len(note) > MAX_NOTE_CHARACTERS or not all(letter.isprintable() for letter in note):
+        raise errors.BadRequest(f"a note has at most {MAX_NOTE_CHARACTERS} characters, in one line")

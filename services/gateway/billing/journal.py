@@ -1,0 +1,87 @@
+"""Keeps rows that PostgreSQL does not take now, in a file that outlives this process.
+
+A record is a CRC-32 and a length, and then the row. A torn end, as a power cut leaves it, ends the reading and costs the last record.
+"""
+
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from services.gateway.billing.request_record import RequestRow
+from shared.telemetry import logs
+
+_HEAD = struct.Struct(">II")
+#: Far more than the recorder ever has waiting; what is longer is not a journal of ours.
+MOST_BYTES = 64 * 1024 * 1024
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(RequestRow).decode
+_log = logs.get(part="journal")
+
+
+class Journal:
+    """One process writes to it. Every method blocks and may raise OSError."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._holds_rows = False
+
+    def read(self) -> list[RequestRow]:
+        """What an earlier process left."""
+        try:
+            with self._path.open("rb") as file:
+                body = file.read(MOST_BYTES)
+        except FileNotFoundError:
+            return []
+        rows, whole = decode(body)
+        if whole < len(body):
+            _log.warning("the journal's end is torn", bytes_lost=len(body) - whole, rows=len(rows))
+            # Or what is appended next could not be read.
+            os.truncate(self._path, whole)
+        self._holds_rows = bool(rows)
+        return rows
+
+    def append(self, rows: Sequence[RequestRow]) -> None:
+        """When it returns they are on the disk."""
+        body = b"".join(map(_record, rows))
+        handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            self._holds_rows = True
+            view = memoryview(body)
+            while view:
+                view = view[os.write(handle, view) :]
+            os.fdatasync(handle)
+        finally:
+            os.close(handle)
+
+    def clear(self) -> None:
+        """All of them are in PostgreSQL."""
+        if self._holds_rows:
+            os.truncate(self._path, 0)
+            self._holds_rows = False
+
+
+def decode(body: bytes) -> tuple[list[RequestRow], int]:
+    """Up to the first record that is not whole, and where that begins."""
+    rows: list[RequestRow] = []
+    at = 0
+    while at + _HEAD.size <= len(body):
+        checksum, length = _HEAD.unpack_from(body, at)
+        record = body[at + _HEAD.size : at + _HEAD.size + length]
+        if len(record) < length or zlib.crc32(record) != checksum:
+            break
+        try:
+            rows.append(_decode(record))
+        except (msgspec.MsgspecError, RecursionError):
+            break
+        at += _HEAD.size + length
+    return rows, at
+
+
+def _record(row: RequestRow) -> bytes:
+    body = _encode(row)
+    return _HEAD.pack(zlib.crc32(body), len(body)) + body

@@ -1,0 +1,254 @@
+"""Holds what a request may cost before it runs, and watches over what is held: leases are prolonged for as long as this gateway lives,
+and what a dead one has left open is ended.
+
+The end of a request's own reservation is written with its row (``usage_recorder``).
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Protocol
+
+from services.gateway import background_jobs
+from services.gateway.background_jobs import UpkeepJob
+from services.gateway.billing import orphan_settlement
+from services.gateway.billing.billing_claims import WorkerClaims
+from services.gateway.billing.ledger_store import LedgerStore
+from services.gateway.billing.prices import Price, PriceList
+from services.gateway.billing.query_batching import QueryBatching
+from services.gateway.billing.request_record import RequestRow
+from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, OpenReservation, ReservationRequest, WorkerClaim
+from services.gateway.billing.suspend_detector import SuspendDetector
+from services.gateway.limits import tiers
+from services.gateway.limits.tiers import TierPlan
+from shared import amounts, errors
+from shared.api.auth import Principal
+from shared.api.inference import Receipt
+from shared.api.ledger import MICRO, LedgerReport
+from shared.node import lifecycle
+from shared.telemetry import Metrics, logs
+from shared.types import ModelName, NodeId, RequestId, Tier
+
+#: How long a reservation is believed without a word of its gateway, and how often there is one.
+LEASE_SECONDS, HEARTBEAT_SECONDS = 90.0, 30.0
+#: After the lease, before others end it: clocks are PostgreSQL's, but a heartbeat may be on its way.
+GRACE_SECONDS = 30.0
+#: A receipt that says "still running" is believed for so long.
+MOST_SECONDS = 2 * 3600.0
+#: How long a request waits for a PostgreSQL that has just gone.
+RESERVE_SECONDS = 2.0
+#: A smaller answer is not worth a request.
+LEAST_TOKENS = 16
+_SWEEP_SECONDS, _SWEEP_MOST = 15.0, 100
+_PRICES_SECONDS = 5.0
+_VERIFY_SECONDS = 60.0
+
+_log = logs.get(part="ledger")
+
+
+class LedgerUnavailable(errors.Unavailable):
+    """PostgreSQL does not answer, and nothing runs without a reservation."""
+
+    code = "ledger_unavailable"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostBounds:
+    """The most that a request can come to."""
+
+    model: ModelName
+    prompt_tokens: int
+    #: Of each answer.
+    max_tokens: int
+    answers: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class HeldCredits:
+    """A reservation."""
+
+    request_id: RequestId
+    price: Price
+    #: Of each answer.
+    max_tokens: int
+    #: Fewer than were asked for.
+    clamped: bool
+
+
+class LedgerRows(Protocol):
+    """Where ended requests go; as ``usage_recorder.UsageRecorder``."""
+
+    @property
+    def waiting(self) -> Sequence[RequestId]: ...
+
+
+#: What the workers that claimed these last say of them. Never raises.
+FindReceipts = Callable[[Sequence[OpenReservation]], Awaitable[Mapping[RequestId, Receipt]]]
+WriteRows = Callable[[Sequence[RequestRow]], Awaitable[None]]
+
+
+class Ledger:
+    """Use ``active_prompt``. Safe for any number of requests at once."""
+
+    def __init__(
+        self,
+        store: LedgerStore,
+        plans: Mapping[Tier, TierPlan],
+        gateway: NodeId,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._plans = plans
+        self._gateway = gateway
+        self._metrics = metrics
+        self._clock = clock
+        self._prices = PriceList({})
+        #: Since when by our clock, the oldest first.
+        self._open: dict[RequestId, float] = {}
+        metrics.ledger_open_reservations.set_function(lambda: len(self._open))
+        metrics.ledger_oldest_reservation.set_function(self._oldest_seconds)
+        self._batches = QueryBatching(self._reserve_all)
+        self._stops = SuspendDetector()
+        self._claims = WorkerClaims(store.record_claims)
+        #: Since when every heartbeat has come through; None while they do not.
+        self._well_since: float | None = None
+
+    @asynccontextmanager
+    async def running(self, rows: LedgerRows, write: WriteRows, find_receipts: FindReceipts) -> AsyncIterator["Ledger"]:
+        """Raises Unavailable where there are no prices to be had."""
+        await self.refresh_prices()
+        async with self._batches.running(), lifecycle.background() as tasks:
+            tasks.create_task(lifecycle.every(_PRICES_SECONDS, self.refresh_prices))
+            tasks.create_task(lifecycle.every(HEARTBEAT_SECONDS, lambda: self.beat(rows.waiting)))
+            tasks.create_task(lifecycle.every(_SWEEP_SECONDS, lambda: self.sweep(write, find_receipts)))
+            tasks.create_task(background_jobs.repeat(UpkeepJob.VERIFY, _VERIFY_SECONDS, self.verify, self._metrics))
+            tasks.create_task(self._stops.watch())
+            tasks.create_task(self._claims.write())
+            yield self
+
+    def plan_of(self, principal: Principal) -> TierPlan:
+        return tiers.plan_of(self._plans, principal.tier, shares_limits=principal.founder_id is not None)
+
+    async def reserve(self, principal: Principal, request_id: RequestId, bounds: CostBounds) -> HeldCredits:
+        """Raises BudgetExhausted, and LedgerUnavailable where PostgreSQL stays away for longer than 2 s; those that wait for it are bounded
+        by the recorder's room. Every call that does not raise is followed by one of ``ended``."""
+        price = self._prices.find(bounds.model)
+        wanted = ReservationRequest(
+            request_id=request_id,
+            owner=principal.tenant_id,
+            key_id=principal.key_id,
+            model=bounds.model,
+            price_id=price.id,
+            prompt_tokens=bounds.prompt_tokens,
+            max_tokens=bounds.max_tokens,
+            least_tokens=LEAST_TOKENS,
+            answers=bounds.answers,
+            fixed_micro=price.fixed(bounds.prompt_tokens, bounds.seconds),
+            micro_per_million=price.price.output_micro_per_million,
+            monthly_micro=self.plan_of(principal).monthly_micro,
+            key_budget_micro=principal.key_limits.budget_micro,
+        )
+        answer = await self._reserve(wanted)
+        if isinstance(answer, InsufficientCredits):
+            raise _exhausted(answer, wanted)
+        self._open[request_id] = self._clock()
+        return HeldCredits(request_id, price, answer.max_tokens, clamped=answer.max_tokens < bounds.max_tokens)
+
+    def claimed(self, request_id: RequestId, worker: NodeId, delivered_before: int) -> None:
+        """This worker is about to run it, behind so many tokens that its caller has."""
+        if request_id in self._open:
+            self._claims.add(WorkerClaim(request_id, worker, delivered_before))
+
+    def ended(self, request_id: RequestId) -> None:
+        """Its row is with the recorder."""
+        self._open.pop(request_id, None)
+        self._claims.ended(request_id)
+
+    def _oldest_seconds(self) -> float:
+        return self._clock() - next(iter(self._open.values())) if self._open else 0.0
+
+    async def refresh_prices(self) -> None:
+        self._prices = PriceList.of(await self._store.list_prices())
+
+    async def beat(self, waiting: Iterable[RequestId]) -> None:
+        """Prolong the leases of what runs here, and of what ended here and is not written."""
+        try:
+            await self._store.extend_leases([*self._open, *waiting], LEASE_SECONDS)
+        except errors.Unavailable:
+            self._well_since = None
+            raise
+        self._well_since = self._well_since if self._well_since is not None else self._clock()
+
+    async def sweep(self, write: WriteRows, find_receipts: FindReceipts) -> None:
+        """End what dead gateways left open: by the worker's receipt, or for nothing. Not while PostgreSQL has only just come back:
+        the others must have had the time to prolong their leases."""
+        if self._well_since is None or self._clock() - self._well_since < HEARTBEAT_SECONDS:
+            return
+        overdue = await self._store.list_overdue(grace_seconds=GRACE_SECONDS, most=_SWEEP_MOST)
+        if not overdue:
+            return
+        receipts = await find_receipts(overdue)
+        rows = [row for reservation in overdue if (row := await self._row(reservation, receipts.get(reservation.request_id))) is not None]
+        if rows:
+            await write(rows)
+            _log.warning("ended for gateways that are gone", requests=len(rows), with_receipt=sum(row.cost_micro > 0 for row in rows))
+
+    async def verify(self, *, full: bool = False) -> LedgerReport:
+        """Sum up the open day, or everything. Raises Unavailable."""
+        report = await self._store.verify(grace_seconds=LEASE_SECONDS + GRACE_SECONDS, full=full)
+        drift = report.drift_micro + abs(report.sum_micro) + report.reserved_drift_micro
+        self._metrics.ledger_drift.set(drift + report.broken_checkpoints)
+        if report.findings:
+            _log.error("the ledger does not add up", findings=report.findings)
+        return report
+
+    async def _row(self, reservation: OpenReservation, receipt: Receipt | None) -> RequestRow | None:
+        price = await self._store.find_price(reservation.price_id)
+        assert price is not None  # the table refers to it, and no price is ever deleted
+        return orphan_settlement.end_of(reservation, price, receipt, most_seconds=MOST_SECONDS, now=datetime.now(UTC))
+
+    async def _reserve(self, wanted: ReservationRequest) -> GrantedReservation | InsufficientCredits:
+        gives_up_at, stops = self._clock() + RESERVE_SECONDS, self._stops.seen
+        asked_before = was_stopped = False
+        while True:
+            try:
+                answer = await self._batches.ask(wanted)
+            except errors.Unavailable as error:
+                if not was_stopped and self._stops.seen > stops:
+                    # The time that passed was ours, and not PostgreSQL's: it has its time once more.
+                    was_stopped, gives_up_at = True, self._clock() + RESERVE_SECONDS
+                if self._clock() >= gives_up_at:
+                    raise LedgerUnavailable("the ledger cannot be reached", hint="try again soon", retry_after_seconds=2) from error
+                asked_before = True
+                await asyncio.sleep(0.1)
+                continue
+            # It may be our own: the answer to the first try was lost with its connection.
+            if isinstance(answer, GrantedReservation) and answer.is_repeated and not asked_before:
+                raise errors.Internal("a request id was used twice", hint="try again")
+            return answer
+
+    async def _reserve_all(self, wanted: Sequence[ReservationRequest]) -> list[GrantedReservation | InsufficientCredits]:
+        began = time.perf_counter()
+        try:
+            return await self._store.reserve(wanted, gateway=self._gateway, lease_seconds=LEASE_SECONDS)
+        finally:
+            self._metrics.ledger_reserve_seconds.observe(time.perf_counter() - began)
+
+
+def _exhausted(answer: InsufficientCredits, wanted: ReservationRequest) -> errors.BudgetExhausted:
+    least = wanted.fixed_micro + -(-min(LEAST_TOKENS, wanted.max_tokens) * wanted.answers * wanted.micro_per_million // MICRO)
+    left = f"{_credits(answer.room_micro)} left, this request needs at least {_credits(least)}"
+    if answer.of_key:
+        return errors.BudgetExhausted(f"this key's budget does not reach: {left}", hint="ask for a key with a larger one")
+    return errors.BudgetExhausted(
+        f"your credits do not reach: {left}", hint="wait for next month's, or ask the admin for more; `aicli usage` shows them"
+    )
+
+
+def _credits(micro: int) -> str:
+    return f"{amounts.written(max(0, micro))} credits"

@@ -1,0 +1,188 @@
+"""The ledger's tables: prices, accounts, reservations and entries. Only this module reads and writes them, but for the end of a
+reservation, which is written together with its request's row (``store``)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+
+from services.gateway.billing.checkpoint_store import CheckpointStore
+from services.gateway.billing.checkpoints import LedgerCheckpoint
+from services.gateway.billing.prices import Price
+from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, OpenReservation, ReservationRequest, WorkerClaim
+from shared.api.ledger import LedgerReport, ModelPrice
+from shared.stores import database
+from shared.types import KeyId, MicroCredits, NodeId, RequestId, TenantId
+
+_VERIFY_SECONDS, _FULL_VERIFY_SECONDS = 30.0, 1800.0
+#: What the contract allows.
+_MOST_FINDINGS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class AccountRow:
+    included_micro: MicroCredits
+    balance_micro: MicroCredits
+    reserved_micro: MicroCredits
+    month: date
+
+
+class LedgerStore:
+    """Every method may raise Unavailable."""
+
+    def __init__(self, opened: database.Database, checkpoints: CheckpointStore | None = None) -> None:
+        """Without checkpoints every verification reads all entries."""
+        self._database = opened
+        self._checkpoints = checkpoints
+
+    async def reserve(
+        self, wanted: Sequence[ReservationRequest], *, gateway: NodeId, lease_seconds: float
+    ) -> list[GrantedReservation | InsufficientCredits]:
+        """In their order, all of them in one transaction. One that has a reservation keeps it, and is told so."""
+        columns = zip(*(_columns(one) for one in wanted), strict=True)
+        rows = await self._database.rows("reserve", *columns, gateway, lease_seconds, deadline_seconds=2)
+        answers = {row["request_id"]: _answer(row) for row in rows}
+        return [answers[one.request_id] for one in wanted]
+
+    async def extend_leases(self, requests: Sequence[RequestId], seconds: float) -> None:
+        await self._database.run("extend_leases", list(requests), seconds)
+
+    async def list_overdue(self, *, grace_seconds: float, most: int) -> tuple[OpenReservation, ...]:
+        rows = await self._database.rows("list_overdue", grace_seconds, most)
+        names = OpenReservation.__dataclass_fields__
+        return tuple(OpenReservation(**{name: row[name] for name in names} | {"workers": tuple(row["workers"])}) for row in rows)
+
+    async def record_claims(self, claims: Sequence[WorkerClaim]) -> set[RequestId]:
+        """At most one claim of each request. Returns the requests whose claim is recorded; the others are locked just now, or not open."""
+        columns = zip(*((one.request_id, one.worker, one.delivered_before) for one in claims), strict=True)
+        return {RequestId(row["request_id"]) for row in await self._database.rows("record_claims", *columns, deadline_seconds=2)}
+
+    async def read_account(self, owner: TenantId, monthly_micro: MicroCredits | None) -> AccountRow:
+        async with self._database.bound(owner) as transaction:
+            row = await transaction.row("read_account", owner, monthly_micro)
+        assert row is not None  # the account is made where there is none
+        return AccountRow(row["included_micro"], row["balance_micro"], row["reserved_micro"], row["month"])
+
+    async def top_up(
+        self, transfer_id: RequestId, owner: TenantId, amount: MicroCredits, note: str, monthly_micro: MicroCredits | None
+    ) -> bool:
+        """False where this transfer was made already."""
+        try:
+            await self._database.run("top_up", transfer_id, owner, amount, note, monthly_micro)
+        except database.UniqueViolation:
+            return False
+        return True
+
+    async def revert(self, request_id: RequestId, note: str) -> TenantId | None:
+        """Whose it was; None where it cost nothing. Raises AlreadyReverted."""
+        try:
+            owner: TenantId | None = await self._database.value("revert", request_id, note)
+        except database.UniqueViolation as error:
+            raise AlreadyReverted from error
+        return owner
+
+    async def read_key_spending(self, owner: TenantId, key: KeyId) -> tuple[MicroCredits, MicroCredits]:
+        """What the key has spent, and what its running requests hold."""
+        async with self._database.bound(owner) as transaction:
+            row = await transaction.row("read_key_spending", key)
+        return (MicroCredits(0), MicroCredits(0)) if row is None else (row["spent_micro"], row["reserved_micro"])
+
+    async def list_prices(self, *, history: bool = False) -> tuple[Price, ...]:
+        return tuple(_price(row) for row in await self._database.rows("list_price_history" if history else "list_prices"))
+
+    async def find_price(self, number: int) -> Price | None:
+        row = await self._database.row("find_price", number)
+        return None if row is None else _price(row)
+
+    async def add_price(self, price: ModelPrice) -> None:
+        await self._database.run(
+            "add_price",
+            *(price.model, price.input_micro_per_million, price.output_micro_per_million, price.request_micro, price.compute_second_micro),
+        )
+
+    async def ensure_default_price(self, input_micro_per_million: int, output_micro_per_million: int) -> None:
+        """Writes only where there is none, so that a gateway starts beside a PostgreSQL that takes no writes now."""
+        if any(found.price.model is None for found in await self.list_prices()):
+            return
+        await self._database.run("ensure_default_price", input_micro_per_million, output_micro_per_million)
+
+    async def verify(self, *, grace_seconds: float, full: bool = False) -> LedgerReport:
+        """Sum up the entries since the last checkpoint; ``full``: all of them, and compare each closed day with its checkpoint."""
+        seconds = _FULL_VERIFY_SECONDS if full else _VERIFY_SECONDS
+        async with self._database.transaction(deadline_seconds=seconds) as transaction:
+            await transaction.value("plan_each_time")
+            if full:
+                await transaction.value("allow_long_statements")
+            row, chain = await self._sum_up(transaction, grace_seconds, full=full)
+            broken: tuple[str, ...] = ()
+            if self._checkpoints is not None:
+                broken = self._checkpoints.find_broken(chain, row["balances_hash"])
+                if full:
+                    broken += await self._checkpoints.find_changed(transaction, chain)
+        return _report(row, () if full else chain, broken)
+
+    async def _sum_up(
+        self, transaction: database.Transaction, grace_seconds: float, *, full: bool
+    ) -> tuple[database.DatabaseRow, list[LedgerCheckpoint]]:
+        """Another gateway may close a day between the two statements; then the sums are taken again."""
+        while True:
+            chain = [] if self._checkpoints is None else await self._checkpoints.list_checkpoints(transaction)
+            last = chain[-1].closed.day if chain else None
+            since = None if last is None or full else datetime.combine(last + timedelta(days=1), time(), UTC)
+            row = await transaction.row("verify_ledger", grace_seconds, since)
+            assert row is not None  # one row of sums
+            if self._checkpoints is None or row["last_day"] == last:
+                return row, chain
+
+
+def _report(row: database.DatabaseRow, chain: Sequence[LedgerCheckpoint], broken: tuple[str, ...]) -> LedgerReport:
+    findings = {
+        "accounts differ from the sum of their entries by {} micro-credits": row["drift_micro"],
+        "all entries together sum up to {} micro-credits and not to 0": row["sum_micro"],
+        "accounts hold {} micro-credits more or less than open reservations do": row["account_reserved_drift_micro"],
+        "keys hold {} micro-credits more or less than their open reservations do": row["key_reserved_drift_micro"],
+        "{} reservations and their entries differ": row["wrong_settles"],
+        "{} reservations are open, and their gateways are gone": row["overdue"],
+    }
+    return LedgerReport(
+        drift_micro=row["drift_micro"],
+        sum_micro=row["sum_micro"],
+        reserved_drift_micro=row["account_reserved_drift_micro"] + row["key_reserved_drift_micro"],
+        overdue=row["overdue"],
+        accounts=row["accounts"],
+        entries=row["entries"] + sum(checkpoint.closed.entries for checkpoint in chain),
+        open_reservations=row["open_reservations"],
+        findings=(*(text.format(number) for text, number in findings.items() if number), *broken)[:_MOST_FINDINGS],
+        broken_checkpoints=len(broken),
+        closed_until=chain[-1].closed.day if chain else None,
+    )
+
+
+class AlreadyReverted(Exception):
+    """It was given back before."""
+
+
+def _columns(wanted: ReservationRequest) -> tuple[object, ...]:
+    """In the order of the query's parameters."""
+    return (
+        *(wanted.request_id, wanted.owner, wanted.key_id, wanted.model, wanted.price_id),
+        *(wanted.prompt_tokens, wanted.max_tokens, wanted.least_tokens, wanted.answers, wanted.fixed_micro, wanted.micro_per_million),
+        *(wanted.monthly_micro, wanted.monthly_micro is not None, wanted.key_budget_micro),
+    )
+
+
+def _answer(row: database.DatabaseRow) -> GrantedReservation | InsufficientCredits:
+    if row["granted_tokens"] is None:
+        return InsufficientCredits(row["room_micro"], row["key_is_tightest"])
+    return GrantedReservation(row["granted_tokens"], row["is_repeated"])
+
+
+def _price(row: database.DatabaseRow) -> Price:
+    price = ModelPrice(
+        model=row["model"],
+        input_micro_per_million=row["input_micro_per_million"],
+        output_micro_per_million=row["output_micro_per_million"],
+        request_micro=row["request_micro"],
+        compute_second_micro=row["compute_second_micro"],
+        since=row["since"].astimezone(UTC),
+    )
+    return Price(row["id"], price)

@@ -1,0 +1,248 @@
+"""The HTTP door: finds the route, checks its credential, runs its handler, and turns every error into an OpenAI error object.
+
+Routes are one table (``service``). Each says what credential it needs; the path that is checked is the path that is
+dispatched (CVE-2026-49468 was a gateway where they differed).
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from services.gateway.admission.callers import Callers
+from services.gateway.http_api import http_errors
+from services.gateway.http_api.http_call import HEARTBEAT_SECONDS, HttpCall, Receive, Scope, Send
+from services.gateway.limits.limit_rules import RequestLimit
+from services.gateway.limits.per_tenant_concurrency import PerTenantConcurrency
+from shared import addresses, context, errors
+from shared.access import access_table
+from shared.access.access_table import AccessTable, Audience
+from shared.api.auth import Principal
+from shared.spans import OpenSpan
+from shared.telemetry import Metrics, logs, tracing
+from shared.telemetry.exemplars import Exemplars
+from shared.timing.admission_semaphore import AdmissionSemaphore
+from shared.timing.bounded_waits import BoundedWait
+
+#: Logins and the like that are asked of auth at a time: some more than it hashes at once. A crowd of them in one turn of the loop would
+#: hold up the tokens of everybody's answers.
+_STRANGERS_AT_ONCE = 8
+#: One address can take half of these: an office behind one address still fills auth's processors, and others get in beside it.
+_STRANGERS_OF_ONE_ADDRESS = 4
+_LONGEST_WAIT_SECONDS = 20.0
+#: A registration with the longest allowed values is under 2 KiB. Nobody has shown a credential yet, so that slow bodies get no patience.
+STRANGER_BODY_BYTES, STRANGER_BODY_SECONDS = 8 * 1024, 5.0
+
+_log = logs.get(part="http")
+
+
+Handler = Callable[[HttpCall], Coroutine[None, None, None]]
+#: Told of each refusal: the method, who it was as far as that is known, from where, and why.
+OnRefusal = Callable[[str, Principal | None, str, errors.AimeshError], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpRoute:
+    """One row of the route table, and of the reference."""
+
+    verb: str
+    #: Its last part may be a name in braces, which stands for all that comes there, slashes included.
+    path: str
+    handler: Handler
+    #: The method of the contract that it amounts to: the label in the metrics.
+    method: str
+    summary: str
+    #: None where there is nothing behind the question mark.
+    query: type[msgspec.Struct] | None = None
+    #: None where the request has no body, and where the answer is not JSON.
+    body: type[msgspec.Struct] | None = None
+    answer: type[msgspec.Struct] | None = None
+    #: What the data of the events is, where it streams.
+    events: tuple[type[msgspec.Struct], ...] = ()
+    status: int = 200
+    #: Runs a model, and answers with events where the body says `stream`.
+    streams: bool = False
+    #: Whoever runs it knows the model, and observes its time with it.
+    runs_a_model: bool = False
+
+    @property
+    def access(self) -> AccessTable:
+        """Raises ValueError where nobody has said who may use it."""
+        return access_table.of_route(self.verb, self.path)
+
+
+class HttpApp:
+    """An ASGI application for one route table. Raises ValueError for a route that does not say who may use it."""
+
+    def __init__(
+        self,
+        routes: Sequence[HttpRoute],
+        callers: Callers,
+        metrics: Metrics,
+        *,
+        limits_of: Callable[[Principal], Sequence[RequestLimit]] = lambda _caller: (),
+        on_refusal: OnRefusal = lambda *_what: None,
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
+        traces: tracing.Traces | None = None,
+    ) -> None:
+        self._traces = traces or tracing.Traces(ratio=0.0)
+        self._routes: dict[str, dict[str, HttpRoute]] = {}
+        self._heartbeat_seconds = heartbeat_seconds
+        for route in routes:
+            _ = route.access
+            if route.verb in self._routes.setdefault(route.path, {}):
+                raise ValueError(f"{route.verb} {route.path} is there twice")
+            self._routes[route.path][route.verb] = route
+        #: What comes before the braces -> the path.
+        self._open_ended = {path.partition("{")[0]: path for path in self._routes if "{" in path}
+        self._callers = callers
+        self._metrics = metrics
+        self._exemplars = Exemplars()
+        self._limits_of = limits_of
+        self._on_refusal = on_refusal
+        self._crowds = PerTenantConcurrency()
+        self._strangers = AdmissionSemaphore(
+            _STRANGERS_AT_ONCE,
+            of_one=_STRANGERS_OF_ONE_ADDRESS,
+            seconds=_LONGEST_WAIT_SECONDS,
+            refusal="too many people sign in at once",
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1000})
+        if scope["type"] != "http":
+            return
+        request_id = context.new_request_id()
+        with self._traces.enter(scope["method"][:20], tracing.of_headers(scope["headers"]), request_id) as span:
+            span.error = await self._answer(HttpCall(scope, receive, send, request_id), scope, span)
+
+    async def _answer(self, call: HttpCall, scope: Scope, span: OpenSpan) -> str:
+        """Returns the code of the error; empty where it went well."""
+        began = time.perf_counter()
+        inflight = self._metrics.inflight_requests.labels(service=self._metrics.service)
+        inflight.inc()
+        method, status, runs_a_model = "unknown", "success", False
+        try:
+            call.ensure_unambiguous()
+            route = self._find(scope, call)
+            method, runs_a_model = route.method, _runs_a_model(route)
+            span.name = f"{route.verb} {route.path}"
+            await self._serve(route, call)
+        except errors.AimeshError as error:
+            status = errors.code_of(error)
+            await _fail(call, error)
+        except asyncio.CancelledError:
+            # Its own end, or this gateway's: a drain has an end, too.
+            status = errors.Cancelled.code
+            await _fail(call, errors.Draining("this gateway had to stop", hint="send the request again", retry_after_seconds=1))
+            raise
+        except Exception:  # the dispatcher of this door, as rpc's is of the other: the one place for what nobody expected
+            status = errors.Internal.code
+            _log.exception("http handler failed", method=method)
+            await _fail(call, errors.Internal("something went wrong here", hint="the log has it under the request id"))
+        finally:
+            call.close()
+            inflight.dec()
+            self._metrics.requests.labels(service=self._metrics.service, method=method, status=status).inc()
+            if not runs_a_model:  # the pipeline knows the model and observes with it
+                duration = self._metrics.request_duration.labels(service=self._metrics.service, method=method, model="")
+                duration.observe(time.perf_counter() - began, self._exemplars.of_request())
+        return "" if status == "success" else status
+
+    def _find(self, scope: Scope, call: HttpCall) -> HttpRoute:
+        by_verb = self._routes.get(scope["path"]) if "{" not in scope["path"] else None
+        if by_verb is None:
+            for before, path in self._open_ended.items():
+                if scope["path"].startswith(before) and scope["path"] != before:
+                    by_verb, call.which = self._routes[path], scope["path"].removeprefix(before)
+        if by_verb is None:
+            raise http_errors.RouteMissing(f"there is no {scope['path'][:200]!r} here", hint="/docs lists what there is")
+        route = by_verb.get(scope["method"])
+        if route is None:
+            raise errors.MethodNotAllowed(f"{scope['path']} takes {' and '.join(by_verb)}, not {scope['method'][:20]}")
+        return route
+
+    async def _serve(self, route: HttpRoute, call: HttpCall) -> None:
+        if route.access.who is Audience.PERSON:
+            with tracing.span("auth.check"):
+                call.principal = await self._admit(route, call)
+            await self._run(route, call)
+        elif route.body is not None:
+            # Whole before it takes a turn: a slow sender must not hold one.
+            await call.read_body(most_bytes=STRANGER_BODY_BYTES, most_seconds=STRANGER_BODY_SECONDS)
+            await _until_disconnect(call, self._in_turn(route, call), self._heartbeat_seconds)
+        else:
+            await self._run(route, call)
+
+    async def _in_turn(self, route: HttpRoute, call: HttpCall) -> None:
+        async with self._strangers.take(addresses.household(call.address or "")):
+            await route.handler(call)
+
+    async def _run(self, route: HttpRoute, call: HttpCall) -> None:
+        if route.body is not None:
+            with self._crowds.one_more(self._limits_of(call.principal) if call.principal is not None and _runs_a_model(route) else ()):
+                await call.read_body()
+                await _until_disconnect(call, route.handler(call), self._heartbeat_seconds)
+        else:
+            await route.handler(call)
+
+    async def _admit(self, route: HttpRoute, call: HttpCall) -> Principal:
+        principal: Principal | None = None
+        try:
+            principal = await self._callers.identify(call.credential)
+            access_table.check(route.access, principal, time.time(), f"{route.verb} {route.path}")
+            access_table.check_network(principal, call.address)
+        except errors.CallerError as error:
+            self._on_refusal(route.method, principal, call.address or "", error)
+            raise
+        return principal
+
+
+def _runs_a_model(route: HttpRoute) -> bool:
+    return route.streams or route.runs_a_model
+
+
+async def _until_disconnect(call: HttpCall, handling: Coroutine[None, None, None], heartbeat_seconds: float) -> None:
+    """Runs the handler; cancels it, and with it the generation on the worker, when the client goes away. Meanwhile a stream is
+    kept alive."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            work = tasks.create_task(handling)
+            watch = tasks.create_task(_cancel_when_gone(call, work, heartbeat_seconds))
+            work.add_done_callback(lambda _: watch.cancel())
+    except ExceptionGroup as group:
+        # Only the handler fails, and with one error.
+        raise group.exceptions[0] from None
+    if work.cancelled():
+        raise errors.Cancelled("the client went away")
+
+
+async def _cancel_when_gone(call: HttpCall, work: asyncio.Task[None], heartbeat_seconds: float) -> None:
+    wait_seconds = heartbeat_seconds
+    while True:
+        try:
+            with BoundedWait(wait_seconds):
+                await call.wait_for_disconnect()
+            break
+        except TimeoutError:
+            quiet_seconds = call.quiet_seconds()
+        if quiet_seconds is not None and quiet_seconds >= heartbeat_seconds:
+            await call.beat()
+            quiet_seconds = 0.0
+        wait_seconds = heartbeat_seconds - (quiet_seconds or 0.0)
+    # A server reports the end of the answer as a disconnect, too.
+    if not call.ended:
+        work.cancel()
+
+
+async def _fail(call: HttpCall, error: errors.AimeshError) -> None:
+    if isinstance(error, errors.Cancelled) and call.left and not call.started:
+        _log.info("client went away")
+        return
+    try:
+        await call.fail(error)
+    except errors.Cancelled:
+        _log.info("client went away before it read its error", code=errors.code_of(error))

@@ -1,0 +1,205 @@
+"""The OpenAPI document of a route table, made of the same structs that read the bodies and write the answers."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from services.gateway.http_api.error_bodies import ErrorBody
+from services.gateway.http_api.http_app import HttpRoute
+from shared.access.access_table import Audience
+from shared.telemetry.metrics_registry import version
+
+#: JSON Schema and OpenAPI are open documents; this is any node of one.
+Json = dict[str, object]
+
+_REFERENCE = "#/components/schemas/{name}"
+
+_SCHEMES: dict[Audience, list[Json]] = {
+    Audience.NODE: [],
+    Audience.PERSON: [{"bearer": []}, {"apiKey": []}],
+}
+
+#: Of every answer.
+_REQUEST_ID: Json = {"X-Request-Id": {"description": "By which logs and accounts know the request", "schema": {"type": "string"}}}
+_ALLOWANCE: Json = {
+    name: {"description": what, "schema": {"type": "string"}}
+    for name, what in (
+        ("X-RateLimit-Limit-Requests", "The tightest limit on requests"),
+        ("X-RateLimit-Remaining-Requests", "What is left of it"),
+        ("X-RateLimit-Reset-Requests", "When all of it is there again"),
+    )
+}
+_RETRY_AFTER: Json = {"Retry-After": {"description": "Seconds after which another try may help", "schema": {"type": "integer"}}}
+
+#: Status -> what it means, and the headers that come with it.
+_ERRORS: dict[int, tuple[str, Json]] = {
+    400: ("The request is wrong; `param` names the field where it is one", {}),
+    401: ("No credential, or none that is good", {"WWW-Authenticate": {"schema": {"const": "Bearer"}}}),
+    402: ("The credits do not reach", {}),
+    403: ("The credential may not do this", {}),
+    404: ("There is no such model", {}),
+    409: ("The same Idempotency-Key came with another body, or the name is taken", {}),
+    413: ("The body, or the prompt, is too large", {}),
+    415: ("The body is not plain JSON", {}),
+    429: ("A limit is used up", {**_RETRY_AFTER, **_ALLOWANCE}),
+    503: ("The mesh is full, or who is needed is away", _RETRY_AFTER),
+    504: ("It took too long", {}),
+}
+_OF_EVERYONE, _OF_CALLERS, _OF_BODIES, _OF_MODELS = (503,), (401, 403), (400, 413, 415), (402, 404, 409, 429, 504)
+
+_KEY_HEADER = ("Idempotency-Key", "The same request under the same key again is answered once and paid once")
+_REST_HEADER = ("Last-Event-ID", "The id of the last event that was seen of a streamed answer: the rest of it comes")
+#: Method -> a header without which there is no call.
+_NEEDED_HEADERS = {"cancelInference": ("Idempotency-Key", "Which request is meant: the one that was asked for under this key")}
+
+#: What the node answers before its service's own routes.
+_OPERATIONS = (
+    ("/healthz", "Whether the program lives", "application/json"),
+    ("/readyz", "Whether it can do its work, and what it waits for", "application/json"),
+    ("/metrics", "Its metrics, as Prometheus reads them", "text/plain"),
+    ("/openapi.json", "This document", "application/json"),
+    ("/docs", "The reference for people", "text/html"),
+)
+
+
+def document(routes: Sequence[HttpRoute]) -> Json:
+    """OpenAPI 3.1."""
+    kinds = {kind: None for route in routes for kind in (route.query, route.body, route.answer, *route.events) if kind is not None}
+    _, schemas = msgspec.json.schema_components([*kinds, ErrorBody], ref_template=_REFERENCE)
+    paths: dict[str, Json] = {}
+    for route in routes:
+        paths.setdefault(route.path, {})[route.verb.lower()] = _operation(route)
+    for path, summary, media_type in _OPERATIONS:
+        paths[path] = {"get": _own(path, summary, media_type)}
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "aimesh",
+            "version": version(),
+            "description": "AI inference on your own machines, OpenAI-compatible.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "/"}],
+        "paths": paths,
+        "components": {
+            "schemas": schemas,
+            "responses": {_error_name(status): _error(status) for status in _ERRORS},
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer", "description": "An API key or an access token"},
+                "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+            },
+        },
+    }
+
+
+def _operation(route: HttpRoute) -> Json:
+    operation: Json = {
+        "summary": route.summary,
+        "operationId": _operation_id(route.verb, route.path),
+        "tags": ["OpenAI" if route.path.startswith("/v1") else "aimesh"],
+        "security": _SCHEMES[route.access.who],
+        "responses": _responses(route),
+    }
+    if parameters := _parameters(route):
+        operation["parameters"] = parameters
+    if route.body is not None:
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(route.body)}}}
+    return operation
+
+
+def _responses(route: HttpRoute) -> Json:
+    headers = {**_REQUEST_ID, **_ALLOWANCE} if _runs(route) else _REQUEST_ID
+    done: Json = {"description": "Done", "headers": headers}
+    if route.answer is not None:
+        content: Json = {"application/json": {"schema": _ref(route.answer)}}
+        if route.streams:
+            content["text/event-stream"] = {"schema": _event_schema(route)}
+        done["content"] = content
+    statuses = {
+        *_OF_EVERYONE,
+        *(_OF_CALLERS if route.access.who is Audience.PERSON else ()),
+        *(_OF_BODIES if route.body is not None else ()),
+        *((400,) if route.query is not None or route.method in _NEEDED_HEADERS else ()),
+        *(_OF_MODELS if _runs(route) else ()),
+        *((404,) if "{" in route.path else ()),
+    }
+    errors = {str(status): {"$ref": f"#/components/responses/{_error_name(status)}"} for status in sorted(statuses)}
+    other = {"description": "Another error", "content": {"application/json": {"schema": _ref(ErrorBody)}}}
+    return {str(route.status): done, **errors, "default": other}
+
+
+def _event_schema(route: HttpRoute) -> Json:
+    """OpenAPI 3.1 has no words for events; what their data is stands in an extension, and in words."""
+    names = ", ".join(kind.__name__ for kind in route.events)
+    return {
+        "type": "string",
+        "description": f"With `stream` true: server-sent events with ids, whose data is one of {names}, or an ErrorBody as the last one.",
+        "x-event-data": {"oneOf": [*(_ref(kind) for kind in route.events), _ref(ErrorBody)]},
+    }
+
+
+def _parameters(route: HttpRoute) -> list[Json]:
+    found: list[Json] = []
+    _, brace, name = route.path.partition("{")
+    if brace:
+        found.append({"name": name.rstrip("}"), "in": "path", "required": True, "schema": {"type": "string"}})
+    if route.query is not None:
+        found += [_query_parameter(route.query, field) for field in msgspec.structs.fields(route.query)]
+    if _runs(route):
+        found.append(_header(*_KEY_HEADER, required=False))
+    if route.streams:
+        found.append(_header(*_REST_HEADER, required=False))
+    if (needed := _NEEDED_HEADERS.get(route.method)) is not None:
+        found.append(_header(*needed, required=True))
+    return found
+
+
+def _header(name: str, what: str, *, required: bool) -> Json:
+    schema: Json = {"type": "string", "minLength": 1, "maxLength": 255}
+    return {"name": name, "in": "header", "description": what, "required": required, "schema": schema}
+
+
+def _query_parameter(query: type[msgspec.Struct], field: msgspec.structs.FieldInfo) -> Json:
+    schema, _ = msgspec.json.schema_components([field.type], ref_template=_REFERENCE)
+    return {"name": field.encode_name, "in": "query", "required": field.required, "schema": schema[0]}
+
+
+def _own(path: str, summary: str, media_type: str) -> Json:
+    content: Json = {media_type: {"schema": {"type": "object" if media_type == "application/json" else "string"}}}
+    responses: Json = {"200": {"description": "Done", "content": content}}
+    if path == "/metrics":
+        refusal = {"application/json": {"schema": {"type": "object"}}}
+        responses["403"] = {"description": "Only for this machine, METRICS_NETWORKS and the METRICS_TOKEN", "content": refusal}
+    return {
+        "summary": summary,
+        "operationId": _operation_id("get", path),
+        "tags": ["operations"],
+        "security": [],
+        "responses": responses,
+    }
+
+
+def _error(status: int) -> Json:
+    what, headers = _ERRORS[status]
+    return {
+        "description": what,
+        "headers": {**_REQUEST_ID, **headers},
+        "content": {"application/json": {"schema": _ref(ErrorBody)}},
+    }
+
+
+def _error_name(status: int) -> str:
+    return f"Error{status}"
+
+
+def _operation_id(verb: str, path: str) -> str:
+    words = path.replace("-", "/").replace(".", "/").replace("{", "by/").replace("}", "").split("/")
+    return verb.lower() + "".join(word.title() for word in words)
+
+
+def _runs(route: HttpRoute) -> bool:
+    return route.streams or route.runs_a_model
+
+
+def _ref(kind: type[msgspec.Struct]) -> Json:
+    return {"$ref": _REFERENCE.format(name=kind.__name__)}

@@ -1,0 +1,177 @@
+"""The /api routes about oneself: registering, logging in, keys; and the public keys that access tokens are signed with."""
+
+from datetime import datetime
+
+import msgspec
+
+from services.gateway import node_interface
+from services.gateway.http_api import key_bodies, request_bodies
+from services.gateway.http_api.http_app import HttpRoute
+from services.gateway.http_api.http_call import HttpCall
+from shared.api import auth
+from shared.types import Credential, Tier, UserId, UserRole
+
+#: Verifiers ask again after this; a new key is published for three times as long before it signs.
+_JWKS_SECONDS = 300
+
+
+class RegisterBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    username: str
+    email: str
+    password: str
+    #: Where registration is closed: the code of an open invitation to the e-mail address.
+    invitation: str | None = None
+
+
+class LoginBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``username`` or ``email``, one of them."""
+
+    password: str
+    username: str | None = None
+    email: str | None = None
+    #: Of the second factor, where the account has one: six digits, or a recovery code.
+    code: str | None = None
+
+
+class CodeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    code: str
+
+
+class SessionBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    session_token: str
+
+
+class UserAnswer(msgspec.Struct, frozen=True):
+    id: UserId
+    username: str
+    email: str
+    role: UserRole
+    tier: Tier
+    is_active: bool
+    created_at: datetime
+
+
+class SessionAnswer(msgspec.Struct, frozen=True):
+    access_token: Credential
+    token_type: str
+    expires_in: int
+    session_token: str
+    user: UserAnswer
+    #: done; or what is still to do before the access token is good for anything else: enter_code, set_up_mfa.
+    step: auth.Step
+
+
+class Done(msgspec.Struct, frozen=True):
+    done: bool = True
+
+
+class PublicKey(msgspec.Struct, frozen=True):
+    """A JWK (RFC 8037)."""
+
+    kid: str
+    x: str
+    kty: str = "OKP"
+    crv: str = "Ed25519"
+    use: str = "sig"
+    alg: str = "EdDSA"
+
+
+class PublicKeys(msgspec.Struct, frozen=True):
+    keys: tuple[PublicKey, ...]
+
+
+class RestAccounts:
+    """Handlers; everything is asked of auth, in the caller's name."""
+
+    def __init__(self, rpc: node_interface.NodeRpc) -> None:
+        self._rpc = rpc
+
+    def routes(self) -> tuple[HttpRoute, ...]:
+        return (
+            HttpRoute(
+                verb="POST", path="/api/auth/register", handler=self._register, method="registerUser",
+                summary="Make an account", body=RegisterBody, answer=UserAnswer, status=201,
+            ),
+            HttpRoute(
+                verb="POST", path="/api/auth/login", handler=self._login, method="loginUser",
+                summary="Exchange a password for an access token", body=LoginBody, answer=SessionAnswer,
+            ),
+            HttpRoute(
+                verb="POST", path="/api/auth/confirm", handler=self._confirm, method="confirmLogin",
+                summary="The second step of a login: the code", body=CodeBody, answer=SessionAnswer,
+            ),
+            HttpRoute(
+                verb="POST", path="/api/auth/refresh", handler=self._refresh, method="refreshSession",
+                summary="A new access token, and a new session token in place of this one", body=SessionBody, answer=SessionAnswer,
+            ),
+            HttpRoute(
+                verb="POST", path="/api/auth/logout", handler=self._logout, method="logoutUser",
+                summary="End a session", body=SessionBody, answer=Done,
+            ),
+            HttpRoute(
+                verb="POST", path="/api/auth/api-keys", handler=self._make_key, method="generateApiKey",
+                summary="Make an API key; it is shown this once", body=key_bodies.ApiKeyBody, answer=key_bodies.ApiKeyAnswer, status=201,
+            ),
+            HttpRoute(
+                verb="GET", path="/api/auth/api-keys", handler=self._list_keys, method="listApiKeys",
+                summary="Your API keys, without their secrets", answer=key_bodies.ApiKeysAnswer,
+            ),
+            HttpRoute(
+                verb="DELETE", path="/api/auth/api-keys/{key}", handler=self._revoke_key, method="revokeApiKey",
+                summary="Revoke an API key, by its id or its name", query=key_bodies.RevokeQuery, answer=key_bodies.ApiKeyView,
+            ),
+            HttpRoute(
+                verb="GET", path="/.well-known/jwks.json", handler=self._jwks, method="getSigningKeys",
+                summary="The public keys of access tokens", answer=PublicKeys,
+            ),
+        )  # fmt: skip
+
+    async def _register(self, call: HttpCall) -> None:
+        body = request_bodies.read_either_case(call.body, RegisterBody)
+        data = auth.UserData(body.username, body.email, body.password)
+        request = auth.RegisterUser(data, auth.ClientFacts(call.address or "", call.agent), body.invitation)
+        user = await self._rpc.call(auth.register_user, request, credential=call.credential)
+        await call.answer(msgspec.convert(user, UserAnswer, from_attributes=True), status=201)
+
+    async def _login(self, call: HttpCall) -> None:
+        body = request_bodies.read_either_case(call.body, LoginBody)
+        credentials = auth.Credentials(body.password, body.username, body.email, body.code)
+        request = auth.LoginUser(credentials, client=auth.ClientFacts(call.address or "", call.agent))
+        await _answer_session(call, await self._rpc.call(auth.login_user, request))
+
+    async def _confirm(self, call: HttpCall) -> None:
+        body = request_bodies.read_either_case(call.body, CodeBody)
+        await _answer_session(call, await self._rpc.call(auth.confirm_login, auth.ConfirmLogin(body.code), credential=call.credential))
+
+    async def _refresh(self, call: HttpCall) -> None:
+        body = request_bodies.read_either_case(call.body, SessionBody)
+        await _answer_session(call, await self._rpc.call(auth.refresh_session, auth.RefreshSession(body.session_token)))
+
+    async def _logout(self, call: HttpCall) -> None:
+        body = request_bodies.read_either_case(call.body, SessionBody)
+        await self._rpc.call(auth.logout_user, auth.LogoutUser(body.session_token))
+        await call.answer(Done())
+
+    async def _make_key(self, call: HttpCall) -> None:
+        body = request_bodies.read_either_case(call.body, key_bodies.ApiKeyBody)
+        made = await self._rpc.call(auth.generate_api_key, key_bodies.to_request(body), credential=call.credential)
+        await call.answer(key_bodies.to_answer(made), status=201)
+
+    async def _list_keys(self, call: HttpCall) -> None:
+        listed = await self._rpc.call(auth.list_api_keys, auth.ListApiKeys(), credential=call.credential)
+        await call.answer(key_bodies.ApiKeysAnswer(tuple(key_bodies.to_view(key) for key in listed.keys)))
+
+    async def _revoke_key(self, call: HttpCall) -> None:
+        asked = request_bodies.read_query(call.query, key_bodies.RevokeQuery)
+        request = auth.RevokeApiKey(call.which, asked.with_made)
+        revoked = await self._rpc.call(auth.revoke_api_key, request, credential=call.credential)
+        await call.answer(key_bodies.to_view(revoked))
+
+    async def _jwks(self, call: HttpCall) -> None:
+        found = await self._rpc.call(auth.get_signing_keys, auth.GetSigningKeys())
+        call.add_headers([(b"cache-control", b"public, max-age=%d" % _JWKS_SECONDS)])
+        await call.answer(PublicKeys(tuple(PublicKey(key.kid, key.x) for key in found.keys)))
+
+
+async def _answer_session(call: HttpCall, session: auth.LoginSession) -> None:
+    await call.answer(msgspec.convert(session, SessionAnswer, from_attributes=True))

@@ -1,0 +1,72 @@
+"""The table idempotency_keys. Only this module reads and writes it."""
+
+from collections.abc import AsyncGenerator, Collection
+from contextlib import aclosing
+from uuid import UUID
+
+from services.gateway.idempotency import idempotency_keys
+from services.gateway.idempotency.idempotency_keys import HeldKey, IdempotentRequest, KeyState, NewKeyUse, Orphaned
+from shared.stores import database
+from shared.types import NodeId, RequestId, TenantId
+
+#: Keys that are forgotten in one statement.
+SWEEP_BATCH = 500
+#: The end of a request waits for its key no longer than this; it is tried again later.
+_END_SECONDS = 2.0
+#: As the query ``withdraw_keys`` has it.
+_WITHDRAWALS = "gateway_withdrawals"
+
+
+class IdempotencyStore:
+    """Every method may raise Unavailable."""
+
+    def __init__(self, opened: database.Database) -> None:
+        self._database = opened
+
+    async def claim(
+        self, asked: IdempotentRequest, fingerprint: bytes, node: NodeId, *, lease_seconds: float, dead: RequestId | None = None
+    ) -> NewKeyUse | Orphaned | None:
+        """None where the request has run, or runs, or is another one. ``dead``: a request that is known to run no more."""
+        row = await self._database.row(
+            "claim_key", asked.owner, asked.key, fingerprint, asked.request_id, asked.seed, node, lease_seconds, dead
+        )
+        if row is None:
+            return None
+        return NewKeyUse(row["seed"]) if row["attempt"] == 1 else Orphaned(row["seed"])
+
+    async def find(self, owner: TenantId, key: str) -> HeldKey | None:
+        async with self._database.bound(owner) as transaction:
+            row = await transaction.row("find_key", owner, key)
+        if row is None:
+            return None
+        return HeldKey(row["fingerprint"], RequestId(row["request_id"]), KeyState(row["state"]), row["answer"], NodeId(row["gateway"]))
+
+    async def prolong(self, requests: Collection[RequestId], *, seconds: float) -> dict[RequestId, bool]:
+        """Those that are still ours, and whether their caller withdrew them."""
+        rows = await self._database.rows("prolong_keys", list(requests), seconds)
+        return {RequestId(row["request_id"]): row["is_withdrawn"] for row in rows}
+
+    async def withdraw(self, owner: TenantId, key: str) -> None:
+        """Tell every gateway that what runs under this key, alone or as one of several, is not wanted any more."""
+        async with self._database.bound(owner) as transaction:
+            await transaction.run("withdraw_keys", owner, key, idempotency_keys.prefix_of_parts(key))
+
+    async def withdrawals(self) -> AsyncGenerator[RequestId | None]:
+        """Requests that were withdrawn at any gateway, for ever. None: some may have been missed. Close it with ``aclosing``."""
+        async with aclosing(self._database.listen(_WITHDRAWALS)) as payloads:
+            async for payload in payloads:
+                yield None if payload is None else RequestId(UUID(payload))
+
+    async def end(self, request_id: RequestId, state: KeyState, answer: bytes | None) -> None:
+        """Changes nothing where another has taken it over, and when it is said again."""
+        await self._database.run("end_key", request_id, state.value, answer, deadline_seconds=_END_SECONDS)
+
+    async def free(self, request_id: RequestId) -> None:
+        await self._database.run("free_key", request_id, deadline_seconds=_END_SECONDS)
+
+    async def abandon(self, request_id: RequestId) -> None:
+        await self._database.run("abandon_key", request_id, deadline_seconds=_END_SECONDS)
+
+    async def sweep(self) -> int:
+        """How many were forgotten; as many as there may be in one batch where there may be more."""
+        return await self._database.run("sweep_keys", SWEEP_BATCH)

@@ -1,0 +1,298 @@
+"""Counts requests against the limits: in Valkey, and by the settings' choice in this process while Valkey is away."""
+
+import asyncio
+import contextlib
+import math
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+from uuid import uuid4
+
+from services.gateway.limits import limit_rules
+from services.gateway.limits.circuit_breaker import FAILURES, Breaker
+from services.gateway.limits.limit_rules import (
+    Allowance,
+    ConcurrencySlot,
+    CountedRequest,
+    LimitKind,
+    LimitScope,
+    LimitVerdict,
+    RequestLimit,
+    Spent,
+    TightestLimit,
+    WithoutValkey,
+)
+from services.gateway.limits.local_limits import LocalLimits
+from services.gateway.limits.tiers import TierPlan
+from services.gateway.limits.valkey_limits import ANSWER_SECONDS, Counters, ValkeyLimits
+from shared import errors
+from shared.api.auth import Principal
+from shared.node import lifecycle
+from shared.stores.cache import CacheRefuses
+from shared.telemetry import Metrics, logs
+from shared.types import ModelName, RequestId, Tier
+
+#: What a request that its gateway never settled took of the tokens is remembered so long after its deadline.
+_LEASE_SLACK_SECONDS = 10.0
+#: Calls to Valkey at once. More wait here, where their waiting is not taken for Valkey's: it works off one after the other, so
+#: many in 10 ms, and of 1,000 the last would be answered after 60.
+_AT_ONCE = 128
+PROBE_SECONDS = 1.0
+#: Two may get lost before a place's lease of 30 s ends.
+PLACE_HEARTBEAT_SECONDS = 9.0
+#: Places in one call, so that it is answered in time: some 0.5 ms of Valkey's.
+_PLACES_AT_ONCE = 256
+#: Requests that ended while Valkey was away and are settled when it is back: some 300 KB. Older ones end with their lease.
+_MOST_UNSETTLED = 1_000
+#: It writes, as a request does: a Valkey that only reads is not back.
+_PROBE = RequestLimit(LimitScope.USER, LimitKind.CONCURRENCY, limit_rules.hold("probe"), limit_rules.UNLIMITED)
+_PROBE_LEASE_SECONDS = 1.0
+
+T = TypeVar("T")
+
+_log = logs.get(part="quotas")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitRules:
+    """What the settings say of limits."""
+
+    plans: Mapping[Tier, TierPlan]
+    #: Limits of a model, for all its users together.
+    models: Mapping[ModelName, TierPlan] = field(default_factory=dict)
+    without_valkey: WithoutValkey = "degrade"
+
+
+class LimitReached(errors.Limited):
+    """One of the limits has no room; knows which, and what is left of the others."""
+
+    def __init__(self, refused: limit_rules.LimitRefusal, tier: Tier) -> None:
+        reached = "reached" if refused.allowance.kind is limit_rules.LimitKind.CONCURRENCY else "used up"
+        super().__init__(
+            f"{limit_rules.words(refused.allowance, tier)} is {reached}",
+            hint="wait, or ask the admin for a higher limit",
+            retry_after_seconds=refused.retry_after_seconds,
+        )
+        self.allowance = refused.allowance
+        self.tightest = refused.tightest
+
+
+class Quotas:
+    """``gateways`` says how many of them are alive, this one included. Run ``watch`` for as long as it is used."""
+
+    def __init__(
+        self,
+        counters: Counters,
+        rules: LimitRules,
+        metrics: Metrics,
+        gateways: Callable[[], int] = lambda: 1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._valkey = ValkeyLimits(counters)
+        self._rules = rules
+        self._degraded = metrics.rate_limit_degraded
+        self._admitted = metrics.ratelimit_decisions.labels(decision="admitted")
+        self._refused = metrics.ratelimit_decisions.labels(decision="refused")
+        self._uncounted = metrics.ratelimit_decisions.labels(decision="uncounted")
+        self._gateways = gateways
+        self._clock = clock
+        self._here = LocalLimits()
+        self._breaker = Breaker()
+        self._answered_at = -math.inf
+        self._places = asyncio.Semaphore(_AT_ONCE)
+        self._unsettled: deque[tuple[Spent, int]] = deque(maxlen=_MOST_UNSETTLED)
+        #: Requests that hold a place among those that may run at once, and until when they may run.
+        self._placed: dict[RequestId, tuple[Spent, float]] = {}
+        #: Valkey is away, or something waits to be settled.
+        self._concern = asyncio.Event()
+        self._degraded.set(0)
+
+    async def spend(self, principal: Principal, model: ModelName, request_id: RequestId, *, tokens: int, seconds: float) -> Spent:
+        """Count one request that takes at most so many tokens and so long. Raises LimitReached or TokensTooLarge, and then nothing
+        was counted; Unavailable where without Valkey none is let in. What it returns is to be settled."""
+        found = (*self.limits_of(principal), *limit_rules.of_model(model, self._rules.models))
+        most = limit_rules.most_tokens(found)
+        if most is not None and tokens > most:
+            self._refused.inc()
+            raise errors.TokensTooLarge(
+                f"the prompt and max_tokens come to {tokens} tokens, and the limit is {most} tokens per minute",
+                hint="lower max_tokens, shorten the prompt, or ask the admin for a higher limit",
+            )
+        if not found:
+            self._admitted.inc()
+            return Spent(CountedRequest.NOWHERE, request_id, (), limit_rules.TightestLimit())
+        lease_seconds = seconds + _LEASE_SLACK_SECONDS
+        held = tuple(limit for limit in found if limit.kind in limit_rules.HELD)
+        try:
+            verdict = await self._ask(lambda: self._valkey.admit(found, request_id, tokens=tokens, lease_seconds=lease_seconds))
+        except asyncio.CancelledError:
+            # Valkey may have counted it, and nobody will settle it.
+            self._settle_later(Spent(CountedRequest.VALKEY, request_id, held, TightestLimit()), 0)
+            raise
+        if verdict is not None:
+            return self._spent(CountedRequest.VALKEY, request_id, found, verdict, principal.tier, lease_seconds=lease_seconds)
+        match self._rules.without_valkey:
+            case "degrade":
+                found = limit_rules.shares(found, self._gateways())
+                # What is more than this gateway's share takes all of it: other gateways may be idle.
+                least = limit_rules.most_tokens(found)
+                tokens = tokens if least is None else min(tokens, least)
+                verdict = self._here.admit(found, request_id, tokens=tokens, lease_seconds=lease_seconds, now=self._clock())
+                return self._spent(CountedRequest.HERE, request_id, found, verdict, principal.tier, lease_seconds=lease_seconds)
+            case "open":
+                self._uncounted.inc()
+                return Spent(CountedRequest.NOWHERE, request_id, held, TightestLimit())
+            case "closed":
+                self._refused.inc()
+                self._settle_later(Spent(CountedRequest.NOWHERE, request_id, held, TightestLimit()), 0)
+                raise errors.Unavailable("requests cannot be counted now: Valkey is away", hint="try again soon", retry_after_seconds=1)
+
+    async def settle(self, spent: Spent, *, tokens: int) -> None:
+        """Give back what the request did not use. Never raises; safe to call twice, the second time changes nothing. Where Valkey is
+        away it waits for that, and nobody waits for it."""
+        if not spent.held:
+            return
+        self._placed.pop(spent.request_id, None)
+        if spent.counted is CountedRequest.HERE:
+            self._here.settle(spent.held, spent.request_id, tokens=tokens, now=self._clock())
+        settled: bool | None = None
+        try:
+            # Also what was counted here: Valkey may have counted it too, and only its answer came too late.
+            settled = await self._ask(lambda: self._valkey.settle(spent.held, spent.request_id, tokens=tokens))
+        finally:
+            if settled is None:
+                self._settle_later(spent, tokens)
+
+    async def keep_places(self) -> None:
+        """For ever: extend the places of what runs here, so that those of a gateway that was killed are free soon."""
+        await lifecycle.every(PLACE_HEARTBEAT_SECONDS, self.extend_places)
+
+    async def extend_places(self) -> None:
+        """Never raises. While Valkey is away only this gateway's own counts are extended."""
+        now = self._clock()
+        # One that was never settled ends with its deadline.
+        self._placed = {request_id: one for request_id, one in self._placed.items() if now < one[1]}
+        self._here.extend(_places(spent for spent, _ in self._placed.values() if spent.counted is CountedRequest.HERE), now=now)
+        waiting = deque(self._placed)
+        while waiting:
+            batch = [waiting.popleft() for _ in range(min(_PLACES_AT_ONCE, len(waiting)))]
+
+            async def extend(request_ids: Sequence[RequestId] = batch) -> bool:
+                # Looked up when it is sent: what was settled meanwhile must not get its place again.
+                running = [self._placed[request_id][0] for request_id in request_ids if request_id in self._placed]
+                if places := _places(running):
+                    await self._valkey.extend(places)
+                return True
+
+            if await self._ask(extend) is None:
+                return
+
+    async def look(self, principal: Principal, is_open: Callable[[ModelName], bool] = lambda _model: False) -> tuple[Allowance, ...]:
+        """What is left of every limit of this caller, and of each limited model that is open to it; counts nothing."""
+        models = (limit for model in self._rules.models if is_open(model) for limit in limit_rules.of_model(model, self._rules.models))
+        found = (*self.limits_of(principal), *models)
+        verdict = await self._ask(lambda: self._valkey.look(found, tokens=0)) if found else LimitVerdict(admitted=True, counts=())
+        if verdict is None:
+            found = limit_rules.shares(found, self._gateways())
+            verdict = self._here.look(found, tokens=0, now=self._clock())
+        return limit_rules.allowances(found, verdict.counts)
+
+    def limits_of(self, principal: Principal) -> tuple[RequestLimit, ...]:
+        """All that its requests count against, but for those of the model."""
+        return limit_rules.of_caller(principal, self._rules.plans[principal.tier])
+
+    def most_tokens(self, principal: Principal, model: ModelName) -> int | None:
+        """The most that one request can reserve; None where there is no limit of tokens."""
+        return limit_rules.most_tokens((*self.limits_of(principal), *limit_rules.of_model(model, self._rules.models)))
+
+    async def connect(self) -> None:
+        """Before the first request: or a burst of them would wait for the connection. Never raises."""
+        with contextlib.suppress(errors.Unavailable):
+            await self._valkey.connect()
+
+    async def watch(self) -> None:
+        """For ever: ask a Valkey that was away every second whether it is back, and settle then what waits for that."""
+        while True:
+            await self._concern.wait()
+            await asyncio.sleep(PROBE_SECONDS)
+            if self._breaker.is_open:
+                await self._probe()
+            await self._settle_what_waits()
+
+    def _spent(
+        self,
+        counted: CountedRequest,
+        request_id: RequestId,
+        found: Sequence[RequestLimit],
+        verdict: LimitVerdict,
+        tier: Tier,
+        *,
+        lease_seconds: float,
+    ) -> Spent:
+        if not verdict.admitted:
+            self._refused.inc()
+            raise LimitReached(limit_rules.refusal(found, verdict.counts), tier)
+        self._admitted.inc()
+        held = tuple(limit for limit in found if limit.kind in limit_rules.HELD)
+        spent = Spent(counted, request_id, held, limit_rules.tightest(found, verdict.counts))
+        if any(limit.kind is LimitKind.CONCURRENCY for limit in held):
+            self._placed[request_id] = spent, self._clock() + lease_seconds
+        return spent
+
+    async def _ask(self, call: Callable[[], Awaitable[T]]) -> T | None:
+        """What Valkey answers; None where it is away."""
+        async with self._places:
+            # Whoever waited for a place knows by now what the others found out.
+            if self._breaker.is_open:
+                return None
+            began = self._clock()
+            try:
+                answer = await call()
+            except errors.Unavailable as error:
+                self._failed(error, began)
+                return None
+        self._answered_at = self._clock()
+        if not self._breaker.is_open:
+            self._breaker.succeeded()
+        return answer
+
+    def _failed(self, error: errors.Unavailable, began: float) -> None:
+        now = self._clock()
+        # So long without an answer to anybody is not one call's bad luck.
+        is_silent = now - began >= ANSWER_SECONDS and self._answered_at < began
+        # What it refuses to one it refuses to all, though it may take what gives something back.
+        if self._breaker.failed(now, times=FAILURES if is_silent or isinstance(error, CacheRefuses) else 1):
+            self._degraded.set(1)
+            self._concern.set()
+            _log.error("limits are not counted in valkey", mode=self._rules.without_valkey, reason=f"{error.message}: {error.__cause__!r}")
+
+    async def _probe(self) -> None:
+        try:
+            await self._valkey.connect()
+            await self._valkey.admit((_PROBE,), RequestId(uuid4()), tokens=0, lease_seconds=_PROBE_LEASE_SECONDS)
+        except errors.Unavailable:
+            return
+        if self._breaker.succeeded():
+            self._degraded.set(0)
+            _log.info("limits are counted in valkey again")
+
+    def _settle_later(self, spent: Spent, tokens: int) -> None:
+        self._unsettled.append((spent, tokens))
+        self._concern.set()
+
+    async def _settle_what_waits(self) -> None:
+        while self._unsettled:
+            spent, tokens = self._unsettled.popleft()
+            if await self._ask(lambda: self._valkey.settle(spent.held, spent.request_id, tokens=tokens)) is None:  # noqa: B023 - awaited at once
+                self._unsettled.appendleft((spent, tokens))
+                return
+        if not self._breaker.is_open:
+            self._concern.clear()
+
+
+def _places(running: Iterable[Spent]) -> list[ConcurrencySlot]:
+    return [
+        ConcurrencySlot(limit.counter, spent.request_id) for spent in running for limit in spent.held if limit.kind is LimitKind.CONCURRENCY
+    ]

@@ -1,0 +1,136 @@
+"""An answer as OpenAI's chat API words it. Pure."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from services.gateway.http_api import response_formats
+from services.gateway.http_api.error_bodies import ErrorBody
+from services.gateway.http_api.response_formats import AnswerFacts, ServerSentEvent
+from services.gateway.openai_api.chat_answers import (
+    AnswerMessage,
+    AnswerToolCall,
+    CalledFunction,
+    ChatChunk,
+    ChatCompletion,
+    ChatUsage,
+    Choice,
+    ChoiceLogprobs,
+    ChunkChoice,
+    Delta,
+    TokenChoice,
+    finish_word,
+    logprobs_of,
+)
+from services.gateway.openai_api.chat_request import ChatBody
+from shared.api.gateway import InferenceResult
+from shared.api.generation import ToolCall
+from shared.api.inference import Chunk
+from shared.types import FinishReason
+
+_NOTHING = Delta()
+
+
+class ChatFormat:
+    """Of the answers to one request."""
+
+    def __init__(self, chat: ChatBody) -> None:
+        self._gathered = [_GatheredChat(parallel_calls=chat.parallel_tool_calls) for _ in range(chat.n or 1)]
+        self._with_logprobs = chat.logprobs
+        self._include_usage = chat.include_usage
+        #: The answers whose first event is told.
+        self._begun: set[int] = set()
+        self._about: AnswerFacts | None = None
+
+    def begin(self, about: AnswerFacts) -> None:
+        self._about = about
+
+    def gather(self, chunk: Chunk) -> None:
+        # A worker may give more answers than were asked for.
+        if chunk.answer < len(self._gathered):
+            self._gathered[chunk.answer].take(chunk)
+
+    def events(self, chunk: Chunk) -> Sequence[ServerSentEvent]:
+        if chunk.answer >= len(self._gathered):
+            return ()
+        delta = self._gathered[chunk.answer].take(chunk)
+        logprobs = ChoiceLogprobs(logprobs_of(chunk.logprobs)) if chunk.logprobs else None
+        choices = self._beginning(chunk.answer)
+        if delta != _NOTHING or logprobs is not None:
+            choices.append(ChunkChoice(delta, index=chunk.answer, logprobs=logprobs))
+        return [self._event((choice,)) for choice in choices]
+
+    def last_events(self, result: InferenceResult) -> Sequence[ServerSentEvent]:
+        choices: list[ChunkChoice] = []
+        for index, reason in enumerate(response_formats.reasons(result, len(self._gathered))):
+            choices += self._beginning(index)
+            choices.append(ChunkChoice(Delta(), finish_reason=self._gathered[index].finish_reason(reason), index=index))
+        events = [self._event((choice,)) for choice in choices]
+        if self._include_usage:
+            events.append(self._event((), ChatUsage.of(result.usage)))
+        return (*events, response_formats.DONE)
+
+    def failed(self, error: ErrorBody) -> Sequence[ServerSentEvent]:
+        return (ServerSentEvent(error),)
+
+    def whole(self, result: InferenceResult) -> ChatCompletion:
+        about = self._known()
+        choices = tuple(
+            one.choice(index, reason, with_logprobs=self._with_logprobs)
+            for index, (one, reason) in enumerate(zip(self._gathered, response_formats.reasons(result, len(self._gathered)), strict=True))
+        )
+        return ChatCompletion(_id(about), about.created, about.model, choices, ChatUsage.of(result.usage), about.fingerprint)
+
+    def _beginning(self, index: int) -> list[ChunkChoice]:
+        if index in self._begun:
+            return []
+        self._begun.add(index)
+        return [ChunkChoice(Delta(role="assistant", content=""), index=index)]
+
+    def _event(self, choices: tuple[ChunkChoice, ...], usage: ChatUsage | None = None) -> ServerSentEvent:
+        about = self._known()
+        told = usage if self._include_usage else msgspec.UNSET
+        return ServerSentEvent(ChatChunk(_id(about), about.created, about.model, choices, told, about.fingerprint))
+
+    def _known(self) -> AnswerFacts:
+        assert self._about is not None  # `begin` comes first
+        return self._about
+
+
+class _GatheredChat:
+    """One of the answers."""
+
+    def __init__(self, *, parallel_calls: bool) -> None:
+        self._parallel_calls = parallel_calls
+        self._texts: list[str] = []
+        self._calls: list[AnswerToolCall] = []
+        self._logprobs: list[TokenChoice] = []
+
+    def take(self, chunk: Chunk) -> Delta:
+        """What is new in it."""
+        first = len(self._calls)
+        wanted = chunk.tool_calls if self._parallel_calls else chunk.tool_calls[: max(0, 1 - first)]
+        calls = tuple(_call(call, first + offset) for offset, call in enumerate(wanted))
+        self._texts.append(chunk.text)
+        self._calls += calls
+        if chunk.logprobs:
+            self._logprobs += logprobs_of(chunk.logprobs)
+        return Delta(content=chunk.text or None, tool_calls=calls)
+
+    def finish_reason(self, reason: FinishReason) -> str:
+        return "tool_calls" if self._calls and reason is FinishReason.STOP else finish_word(reason)
+
+    def choice(self, index: int, reason: FinishReason, *, with_logprobs: bool) -> Choice:
+        text = "".join(self._texts)
+        calls = tuple(AnswerToolCall(call.id, call.function) for call in self._calls)
+        message = AnswerMessage(text or None, tool_calls=calls) if calls else AnswerMessage(text)
+        logprobs = ChoiceLogprobs(tuple(self._logprobs)) if with_logprobs else None
+        return Choice(message, self.finish_reason(reason), index, logprobs)
+
+
+def _id(about: AnswerFacts) -> str:
+    return f"chatcmpl-{about.request_id.hex}"
+
+
+def _call(call: ToolCall, index: int) -> AnswerToolCall:
+    return AnswerToolCall(call.id, CalledFunction(call.name, call.arguments), index=index)

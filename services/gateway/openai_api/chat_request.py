@@ -1,0 +1,156 @@
+"""A request to OpenAI's chat API, and what it asks of a worker. Pure."""
+
+from typing import Literal
+
+import msgspec
+
+from services.gateway.admission.prompt_admission import BadField
+from services.gateway.http_api import request_bodies
+from services.gateway.openai_api import messages as openai_messages
+from services.gateway.openai_api import parameters as openai_parameters
+from services.gateway.openai_api import tools as openai_tools
+from services.gateway.openai_api.messages import ChatBodyMessage
+from services.gateway.openai_api.tools import AllowedToolsChoice, Chosen, NamedTool, SchemaBody, ToolBody
+from shared.api.gateway import InferenceRequest
+from shared.api.generation import FormatKind, OutputFormat
+from shared.types import ModelName
+
+#: No vocabulary has a million million tokens, and no number of a thousand digits is made of a key.
+_TOKEN_DIGITS = 12
+
+
+class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    #: A last event with the usage.
+    include_usage: bool | None = None
+    #: Taken and ignored.
+    include_obfuscation: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: SchemaBody | None = None
+
+
+class ChatBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Beyond these, parameters of OpenAI's that change nothing here are taken and ignored: user, metadata, store=false, …"""
+
+    messages: tuple[ChatBodyMessage, ...]
+    model: ModelName | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    #: Token ids, as text, and what is added to their logits.
+    logit_bias: dict[str, float] | None = None
+    n: int | None = None
+    logprobs: bool = False
+    top_logprobs: int | None = None
+    response_format: ResponseFormat | None = None
+    tools: tuple[ToolBody, ...] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedToolsChoice | None = None
+    #: False: of an answer's calls the first one is given.
+    parallel_tool_calls: bool = True
+    #: These five are not OpenAI's, but of the local engines.
+    top_k: int | None = None
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+    ignore_eos: bool = False
+    #: GBNF.
+    grammar: str | None = None
+    stop: str | tuple[str, ...] | None = None
+    seed: int | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+
+def read(body: bytes) -> ChatBody:
+    """Raises BadRequest that names the field."""
+    found = openai_parameters.without(request_bodies.read_object(body), openai_parameters.CHAT, ChatBody)
+    openai_tools.ensure_functions(found.get("tools"))
+    if "messages" in found:
+        found["messages"] = openai_messages.tidy(found["messages"])
+    chat = request_bodies.convert(found, ChatBody)
+    if chat.stream_options is not None and not chat.stream:
+        raise BadField("stream_options", "is only for stream=true")
+    return chat
+
+
+def to_request(chat: ChatBody) -> InferenceRequest:
+    """Raises BadRequest that names the field."""
+    if chat.max_tokens is not None and chat.max_completion_tokens not in {None, chat.max_tokens}:
+        raise BadField("max_tokens", "and max_completion_tokens differ; give one of them")
+    openai_parameters.ensure_tokens("max_completion_tokens", chat.max_completion_tokens)
+    tools, tool_choice = _tools(chat)
+    return InferenceRequest(
+        messages=openai_messages.to_messages(chat.messages),
+        model=chat.model,
+        max_tokens=chat.max_tokens if chat.max_completion_tokens is None else chat.max_completion_tokens,
+        temperature=chat.temperature,
+        top_p=chat.top_p,
+        top_k=chat.top_k,
+        stop=stops(chat.stop),
+        seed=chat.seed,
+        min_p=chat.min_p,
+        repeat_penalty=chat.repeat_penalty,
+        frequency_penalty=chat.frequency_penalty,
+        presence_penalty=chat.presence_penalty,
+        logit_bias=biases(chat.logit_bias),
+        ignore_eos=chat.ignore_eos,
+        n=chat.n,
+        top_logprobs=_top_logprobs(chat),
+        format=_format(chat),
+        tools=tools,
+        tool_choice=tool_choice,
+    )
+
+
+def stops(stop: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (stop,) if isinstance(stop, str) else stop or ()
+
+
+def biases(named: dict[str, float] | None) -> dict[int, float]:
+    """Raises BadField."""
+    named = named or {}
+    if not all(token.isascii() and token.isdecimal() and len(token) <= _TOKEN_DIGITS for token in named):
+        raise BadField("logit_bias", "must have token ids as its keys")
+    return {int(token): value for token, value in named.items()}
+
+
+def gbnf(grammar: str | None) -> OutputFormat | None:
+    return None if grammar is None else OutputFormat(FormatKind.GBNF, grammar)
+
+
+def _top_logprobs(chat: ChatBody) -> int | None:
+    if chat.top_logprobs and not chat.logprobs:
+        raise BadField("top_logprobs", "is only for logprobs=true")
+    return (chat.top_logprobs or 0) if chat.logprobs else None
+
+
+def _format(chat: ChatBody) -> OutputFormat | None:
+    if chat.grammar is not None:
+        if chat.response_format is not None:
+            raise BadField("grammar", "and response_format exclude each other; give one of them")
+        return gbnf(chat.grammar)
+    asked = chat.response_format
+    if asked is None:
+        return None
+    if asked.type == "json_schema" and asked.json_schema is None:
+        raise BadField("response_format.json_schema", "is missing")
+    return openai_tools.json_format(asked.type, None if asked.json_schema is None else asked.json_schema.schema)
+
+
+def _tools(chat: ChatBody) -> Chosen:
+    tools = tuple(openai_tools.tool(one.function.name, one.function.description, one.function.parameters) for one in chat.tools or ())
+    match chat.tool_choice:
+        case NamedTool(function=named):
+            return openai_tools.choose_of(tools, (named.name,), "required")
+        case AllowedToolsChoice(allowed_tools=allowed):
+            return openai_tools.choose_of(tools, tuple(one.function.name for one in allowed.tools), allowed.mode)
+        case choice:
+            return openai_tools.choose(tools, choice)

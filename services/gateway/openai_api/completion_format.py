@@ -1,0 +1,175 @@
+"""Answers as OpenAI's completions word them. Pure.
+
+All prompts of a request are told as one answer: those of the second prompt have the numbers behind the first one's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import msgspec
+
+from services.gateway.http_api import response_formats
+from services.gateway.http_api.error_bodies import ErrorBody
+from services.gateway.http_api.response_formats import AnswerFacts, ServerSentEvent
+from services.gateway.openai_api.chat_answers import ChatUsage, finish_word, piece_text
+from services.gateway.openai_api.completion_request import CompletionBody
+from shared.api.gateway import InferenceResult
+from shared.api.generation import Usage
+from shared.api.inference import Chunk, TokenLogprob
+from shared.types import FinishReason, ModelName
+
+
+class LegacyLogprobs(msgspec.Struct, frozen=True):
+    tokens: tuple[str, ...]
+    token_logprobs: tuple[float, ...]
+    #: Null where none but the drawn ones were asked for.
+    top_logprobs: tuple[dict[str, float], ...] | None
+    #: Where each token begins in the text.
+    text_offset: tuple[int, ...]
+
+
+class CompletionChoice(msgspec.Struct, frozen=True):
+    text: str
+    index: int
+    logprobs: LegacyLogprobs | None = None
+    #: Null in all events but an answer's last.
+    finish_reason: str | None = None
+
+
+class Completion(msgspec.Struct, frozen=True):
+    """A whole answer, or an event of a streamed one."""
+
+    id: str
+    created: int
+    model: ModelName
+    choices: tuple[CompletionChoice, ...]
+    #: In a stream as in the chat's.
+    usage: ChatUsage | msgspec.UnsetType | None = msgspec.UNSET
+    system_fingerprint: str = ""
+    object: str = "text_completion"
+
+
+class CompletionFormat:
+    """``begin`` is called for each prompt; behind each but the last ``close``, or ``end`` in a stream."""
+
+    def __init__(self, asked: CompletionBody) -> None:
+        self._asked = asked
+        self._answers = asked.n or 1
+        self._about: AnswerFacts | None = None
+        self._prompt = -1
+        self._usage = Usage(0, 0)
+        self._gathered: list[_GatheredCompletion] = []
+        self._reasons: list[FinishReason] = []
+        self._echoed: set[int] = set()
+
+    def begin(self, about: AnswerFacts) -> None:
+        # The answer has the id of its first request.
+        self._about = about if self._about is None else replace(self._about, model=about.model)
+        self._prompt += 1
+        self._gathered += [_GatheredCompletion(self._asked.logprobs) for _ in range(self._answers)]
+
+    def gather(self, chunk: Chunk) -> None:
+        if chunk.answer < self._answers:
+            self._gathered[self._index(chunk.answer)].take(chunk)
+
+    def events(self, chunk: Chunk) -> Sequence[ServerSentEvent]:
+        if chunk.answer >= self._answers:
+            return ()
+        index = self._index(chunk.answer)
+        logprobs = self._gathered[index].take(chunk)
+        if not chunk.text and logprobs is None:
+            return ()
+        return (self._event((CompletionChoice(self._echo(index) + chunk.text, index, logprobs),)),)
+
+    def close(self, result: InferenceResult) -> None:
+        """One prompt's answers are there."""
+        self._reasons += response_formats.reasons(result, self._answers)
+        self._usage = _sum(self._usage, result.usage)
+
+    def end(self, result: InferenceResult) -> Sequence[ServerSentEvent]:
+        """``close``, and what a stream tells of it."""
+        self.close(result)
+        indexes = range(self._index(0), self._index(self._answers))
+        return [
+            self._event((CompletionChoice(self._echo(index), index, finish_reason=finish_word(self._reasons[index])),)) for index in indexes
+        ]
+
+    def last_events(self, result: InferenceResult) -> Sequence[ServerSentEvent]:
+        events = self.end(result)
+        usage = (self._event((), ChatUsage.of(self._usage)),) if self._asked.include_usage else ()
+        return (*events, *usage, response_formats.DONE)
+
+    def failed(self, error: ErrorBody) -> Sequence[ServerSentEvent]:
+        return (ServerSentEvent(error),)
+
+    def whole(self, result: InferenceResult) -> Completion:
+        self.close(result)
+        choices = tuple(
+            CompletionChoice(self._echo(index) + one.text, index, one.logprobs, finish_word(reason))
+            for index, (one, reason) in enumerate(zip(self._gathered, self._reasons, strict=True))
+        )
+        return self._completion(choices, ChatUsage.of(self._usage))
+
+    def _index(self, answer: int) -> int:
+        return self._prompt * self._answers + answer
+
+    def _echo(self, index: int) -> str:
+        """The prompt, once, before the first text of its answer."""
+        if not self._asked.echo or index in self._echoed:
+            return ""
+        self._echoed.add(index)
+        return self._asked.prompts[index // self._answers]
+
+    def _event(self, choices: tuple[CompletionChoice, ...], usage: ChatUsage | None = None) -> ServerSentEvent:
+        return ServerSentEvent(self._completion(choices, usage if self._asked.include_usage else msgspec.UNSET))
+
+    def _completion(self, choices: tuple[CompletionChoice, ...], usage: ChatUsage | msgspec.UnsetType | None) -> Completion:
+        about = self._about
+        assert about is not None  # `begin` comes first
+        return Completion(f"cmpl-{about.request_id.hex}", about.created, about.model, choices, usage, about.fingerprint)
+
+
+class _GatheredCompletion:
+    """One of the answers."""
+
+    def __init__(self, top: int | None) -> None:
+        self._top = top
+        self._texts: list[str] = []
+        self._drawn: list[TokenLogprob] = []
+        self._offset = 0
+
+    @property
+    def text(self) -> str:
+        return "".join(self._texts)
+
+    @property
+    def logprobs(self) -> LegacyLogprobs | None:
+        return None if self._top is None else _legacy(self._drawn, self._top, 0)
+
+    def take(self, chunk: Chunk) -> LegacyLogprobs | None:
+        """Its log probabilities, for a stream."""
+        self._texts.append(chunk.text)
+        if self._top is None or not chunk.logprobs:
+            return None
+        self._drawn += chunk.logprobs
+        shown = _legacy(chunk.logprobs, self._top, self._offset)
+        self._offset += sum(map(len, shown.tokens))
+        return shown
+
+
+def _legacy(drawn: Sequence[TokenLogprob], top: int, offset: int) -> LegacyLogprobs:
+    tokens = tuple(piece_text(one.drawn.piece) for one in drawn)
+    offsets = []
+    for token in tokens:
+        offsets.append(offset)
+        offset += len(token)
+    likeliest = tuple({piece_text(other.piece): other.logprob for other in one.top} for one in drawn) if top else None
+    return LegacyLogprobs(tokens, tuple(one.drawn.logprob for one in drawn), likeliest, tuple(offsets))
+
+
+def _sum(one: Usage, other: Usage) -> Usage:
+    return Usage(
+        one.prompt_tokens + other.prompt_tokens,
+        one.completion_tokens + other.completion_tokens,
+        one.cached_tokens + other.cached_tokens,
+    )

@@ -1,0 +1,101 @@
+"""A request to OpenAI's completions: texts that a model goes on with, as they are, without a chat template. Pure."""
+
+import msgspec
+
+from services.gateway.admission.prompt_admission import BadField
+from services.gateway.http_api import request_bodies
+from services.gateway.openai_api import chat_request as openai_chat
+from services.gateway.openai_api import parameters as openai_parameters
+from services.gateway.openai_api.chat_request import StreamOptions
+from shared.api.gateway import InferenceRequest
+from shared.types import ModelName
+
+#: Each is a request of its own, and they run one after another within one deadline.
+MAX_PROMPTS = 16
+#: As OpenAI's, whose clients count on short answers.
+DEFAULT_MAX_TOKENS = 16
+MAX_LOGPROBS = 5
+
+
+class CompletionBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Beyond these, ``user`` is taken and ignored."""
+
+    #: A text or several; each has answers of its own. Token ids are not taken, because they are another model's.
+    prompt: str | tuple[str, ...]
+    model: ModelName | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    #: Token ids, as text, and what is added to their logits.
+    logit_bias: dict[str, float] | None = None
+    n: int | None = None
+    #: As many as are asked for: none is thrown away here.
+    best_of: int | None = None
+    #: The prompt stands before its answers.
+    echo: bool = False
+    #: How many of the likeliest tokens are shown at each place.
+    logprobs: int | None = None
+    #: These five are not OpenAI's, but of the local engines.
+    top_k: int | None = None
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+    ignore_eos: bool = False
+    #: GBNF.
+    grammar: str | None = None
+    stop: str | tuple[str, ...] | None = None
+    seed: int | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        return (self.prompt,) if isinstance(self.prompt, str) else self.prompt
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+
+def read(body: bytes) -> CompletionBody:
+    """Raises BadRequest that names the field."""
+    found = openai_parameters.without(request_bodies.read_object(body), openai_parameters.COMPLETIONS, CompletionBody)
+    if isinstance(prompts := found.get("prompt"), list) and any(isinstance(prompt, int | list) for prompt in prompts):
+        raise BadField("prompt", "must be a text or a list of texts; token ids are not taken, because each model has its own")
+    asked = request_bodies.convert(found, CompletionBody)
+    if not 0 < len(asked.prompts) <= MAX_PROMPTS:
+        raise BadField("prompt", f"must have 1 to {MAX_PROMPTS} texts")
+    if asked.best_of not in {None, asked.n or 1}:
+        raise BadField("best_of", "must be n; every answer that is made is given")
+    if asked.logprobs is not None and not 0 <= asked.logprobs <= MAX_LOGPROBS:
+        raise BadField("logprobs", f"must be a whole number from 0 to {MAX_LOGPROBS}")
+    if asked.echo and asked.logprobs is not None:
+        raise BadField("echo", "and logprobs exclude each other: the engine has none for the prompt")
+    if asked.stream_options is not None and not asked.stream:
+        raise BadField("stream_options", "is only for stream=true")
+    return asked
+
+
+def to_requests(asked: CompletionBody) -> tuple[InferenceRequest, ...]:
+    """One for each prompt. Raises BadRequest that names the field."""
+    request = InferenceRequest(
+        raw=True,
+        model=asked.model,
+        max_tokens=DEFAULT_MAX_TOKENS if asked.max_tokens is None else asked.max_tokens,
+        temperature=asked.temperature,
+        top_p=asked.top_p,
+        top_k=asked.top_k,
+        stop=openai_chat.stops(asked.stop),
+        seed=asked.seed,
+        min_p=asked.min_p,
+        repeat_penalty=asked.repeat_penalty,
+        frequency_penalty=asked.frequency_penalty,
+        presence_penalty=asked.presence_penalty,
+        logit_bias=openai_chat.biases(asked.logit_bias),
+        ignore_eos=asked.ignore_eos,
+        n=asked.n,
+        top_logprobs=asked.logprobs,
+        format=openai_chat.gbnf(asked.grammar),
+    )
+    return tuple(msgspec.structs.replace(request, prompt=prompt) for prompt in asked.prompts)

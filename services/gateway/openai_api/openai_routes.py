@@ -1,0 +1,138 @@
+"""The /v1 routes: OpenAI's API, so that its clients work when they are given this address."""
+
+import time
+from collections.abc import Callable
+from typing import get_args
+
+from services.gateway.admission.prompt_admission import BadField
+from services.gateway.deduplicated_inference import DeduplicatedInference, RepeatedRequest
+from services.gateway.http_api import answer_delivery
+from services.gateway.http_api.http_app import HttpRoute
+from services.gateway.http_api.http_call import HttpCall
+from services.gateway.idempotency import idempotency_keys
+from services.gateway.openai_api import chat_request as openai_chat
+from services.gateway.openai_api import completion_request as openai_completions
+from services.gateway.openai_api import response_request as openai_responses
+from services.gateway.openai_api.chat_answers import ChatChunk, ChatCompletion, Model, Models
+from services.gateway.openai_api.chat_format import ChatFormat
+from services.gateway.openai_api.chat_request import ChatBody
+from services.gateway.openai_api.completion_format import Completion, CompletionFormat
+from services.gateway.openai_api.completion_request import CompletionBody
+from services.gateway.openai_api.response_events import ErrorEvent, Response, Told
+from services.gateway.openai_api.response_format import ResponsesFormat
+from services.gateway.openai_api.response_request import ResponseBody
+from shared import context, errors
+from shared.api.auth import Principal
+from shared.api.gateway import InferenceRequest, InferenceResult, ServedModel
+
+_METHOD = "processInferenceRequest"
+
+
+class OpenAi:
+    """The handlers of /v1. ``served`` gives the models that a user may use, the default first."""
+
+    def __init__(
+        self, once: DeduplicatedInference, served: Callable[[Principal], tuple[ServedModel, ...]], *, request_seconds: float
+    ) -> None:
+        self._once = once
+        self._served = served
+        self._request_seconds = request_seconds
+        self._started_at = int(time.time())
+
+    def routes(self) -> tuple[HttpRoute, ...]:
+        return (
+            HttpRoute(
+                verb="POST", path="/v1/chat/completions", handler=self._chat, method=_METHOD,
+                summary="OpenAI's chat completions", body=ChatBody, answer=ChatCompletion,
+                streams=True, events=(ChatChunk,),
+            ),
+            HttpRoute(
+                verb="POST", path="/v1/completions", handler=self._complete, method=_METHOD,
+                summary="OpenAI's older completions: goes on with a text, without a chat template",
+                body=CompletionBody, answer=Completion, streams=True, events=(Completion,),
+            ),
+            HttpRoute(
+                verb="POST", path="/v1/responses", handler=self._respond, method=_METHOD,
+                summary="OpenAI's responses; nothing is stored", body=ResponseBody, answer=Response,
+                streams=True, events=(*get_args(Told), ErrorEvent),
+            ),
+            HttpRoute(
+                verb="GET", path="/v1/models", handler=self._models, method="listModels",
+                summary="The models that are served, the default first", answer=Models,
+            ),
+            HttpRoute(
+                verb="GET", path="/v1/models/{model}", handler=self._model, method="listModels",
+                summary="A model that is served, by its name or another name of it", answer=Model,
+            ),
+        )  # fmt: skip
+
+    async def _chat(self, call: HttpCall) -> None:
+        chat = openai_chat.read(call.body)
+        request = openai_chat.to_request(chat)
+        await answer_delivery.answer(call, self._once, request, ChatFormat(chat), stream=chat.stream, seconds=self._request_seconds)
+
+    async def _respond(self, call: HttpCall) -> None:
+        asked = openai_responses.read(call.body)
+        request = openai_responses.to_request(asked)
+        await answer_delivery.answer(call, self._once, request, ResponsesFormat(asked), stream=asked.stream, seconds=self._request_seconds)
+
+    async def _complete(self, call: HttpCall) -> None:
+        asked = openai_completions.read(call.body)
+        requests = openai_completions.to_requests(asked)
+        form = CompletionFormat(asked)
+        if len(requests) == 1:
+            await answer_delivery.answer(call, self._once, requests[0], form, stream=asked.stream, seconds=self._request_seconds)
+            return
+        *earlier, last = zip(requests, _parts(answer_delivery.again_of(call), requests), strict=True)
+        ends_at = time.monotonic() + self._request_seconds
+        for request, again in earlier:
+            result = await self._complete_one(call, request, again, form, stream=asked.stream, seconds=ends_at - time.monotonic())
+            if asked.stream:
+                await call.send_events(form.end(result))
+            else:
+                form.close(result)
+            # Each request has a row of its own, under an id of its own.
+            context.another()
+        result = await self._complete_one(call, *last, form, stream=asked.stream, seconds=ends_at - time.monotonic())
+        if asked.stream:
+            await call.send_events(form.last_events(result))
+            await call.end_events()
+        else:
+            await call.answer(form.whole(result))
+
+    async def _complete_one(
+        self, call: HttpCall, request: InferenceRequest, again: RepeatedRequest, form: CompletionFormat, *, stream: bool, seconds: float
+    ) -> InferenceResult:
+        """One of several prompts. Their events have no ids: a caller who loses the stream asks again under the same key."""
+        if stream:
+            call.expect_events(form.failed)
+        async with self._once.run(
+            call.caller, request, seconds=seconds, again=again, whole=True, cache=call.cache_wish, streamed=stream
+        ) as said:
+            await answer_delivery.hand_on(call, said, form, stream=stream, with_ids=False)
+        return said.result
+
+    async def _models(self, call: HttpCall) -> None:
+        await call.answer(Models(tuple(self._shown(model) for model in self._served(call.caller))))
+
+    async def _model(self, call: HttpCall) -> None:
+        served = self._served(call.caller)
+        found = next((model for model in served if call.which == model.name or call.which in model.aliases), None)
+        if found is None:
+            names = ", ".join(model.name for model in served) or "none"
+            raise errors.UnknownModel(f"the model {call.which[:200]!r} is not served; these are: {names}", hint="GET /v1/models lists them")
+        await call.answer(self._shown(found))
+
+    def _shown(self, model: ServedModel) -> Model:
+        return Model(model.name, self._started_at, model.only_embeds)
+
+
+def _parts(again: RepeatedRequest, requests: tuple[InferenceRequest, ...]) -> tuple[RepeatedRequest, ...]:
+    """How each of several prompts is a repeat: each is answered once, and goes with the same others. Raises BadRequest for the rest of a
+    stream."""
+    if again.rest is not None:
+        raise BadField("Last-Event-ID", "goes with one prompt; several in one request are told from the beginning")
+    if again.key is None:
+        return (again,) * len(requests)
+    key, together = again.key, idempotency_keys.digest(requests)
+    return tuple(RepeatedRequest(key=idempotency_keys.part(key, number), together=together) for number in range(len(requests)))

@@ -1,0 +1,108 @@
+"""What becomes of the parameters of OpenAI's that have no field here: they change nothing, or they are refused. Pure.
+
+A parameter that would change the answer and is not built is refused; one that changes nothing is let through, because clients
+and frameworks send such ones unasked. docs/howto/openai-api.md lists all of them and is checked against these tables.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from services.gateway.admission.prompt_admission import RANGES, BadField
+
+Taken = Callable[[object], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterRule:
+    """Null always counts as absent."""
+
+    #: Of an ignored one, why; of a refused one, what is taken or what to do instead.
+    says: str
+    #: The values that change nothing.
+    takes: Taken = lambda _value: False
+    #: Whether each value of the right type is among them.
+    ignored: bool = False
+
+
+def _ignored(kind: type, why: str) -> ParameterRule:
+    return ParameterRule(why, lambda value: isinstance(value, kind), ignored=True)
+
+
+def _only(says: str, *values: object) -> ParameterRule:
+    # `1 == True` in Python, but not in JSON.
+    return ParameterRule(says, lambda value: any(type(value) is type(good) and value == good for good in values))
+
+
+_USER = _ignored(str, "the credential identifies the caller")
+_METADATA = _ignored(dict, "requests are not stored")
+_CACHE_KEY = _ignored(str, "prompt prefixes are cached automatically, per account")
+_CACHE_OPTIONS = _ignored(dict, "prompt prefixes are cached automatically, per account")
+_SERVICE_TIER = _only("must be auto or default; there are no service tiers", "auto", "default")
+_MODERATION = ParameterRule("is not supported; there is no moderation")
+_VERBOSITY = _only("must be medium; say in the prompt how long the answer should be", "medium")
+
+CHAT: Mapping[str, ParameterRule] = {
+    "user": _USER,
+    "metadata": _METADATA,
+    "safety_identifier": _USER,
+    "prompt_cache_key": _CACHE_KEY,
+    "prompt_cache_retention": _CACHE_KEY,
+    "prompt_cache_options": _CACHE_OPTIONS,
+    "store": _only("must be false; answers are not stored", False),
+    "functions": _only("is deprecated; use tools", []),
+    "function_call": _only("is deprecated; use tool_choice", "none", "auto"),
+    "service_tier": _SERVICE_TIER,
+    "modalities": _only('must be ["text"]; models only generate text', ["text"]),
+    "reasoning_effort": _only("must be none; the thinking time of a model cannot be set", "none"),
+    "verbosity": _VERBOSITY,
+    "audio": ParameterRule("is not supported; models only generate text"),
+    "prediction": ParameterRule("is not supported; leave it out, the answer is the same"),
+    "web_search_options": ParameterRule("is not supported; offer a tool that searches the web"),
+    "moderation": _MODERATION,
+}
+
+COMPLETIONS: Mapping[str, ParameterRule] = {
+    "user": _USER,
+    "suffix": ParameterRule("is not supported; models continue a text and cannot fill gaps"),
+}
+
+#: What `include` may ask for: the first is there, and of the second there never is any.
+INCLUDABLE = ("message.output_text.logprobs", "reasoning.encrypted_content")
+
+RESPONSES: Mapping[str, ParameterRule] = {
+    "user": _USER,
+    "safety_identifier": _USER,
+    "prompt_cache_key": _CACHE_KEY,
+    "prompt_cache_retention": _CACHE_KEY,
+    "prompt_cache_options": _CACHE_OPTIONS,
+    "store": _ignored(bool, "answers are not stored, and the response says so"),
+    "max_tool_calls": _ignored(int, "it limits OpenAI's built-in tools, which are not supported"),
+    "background": _only("must be false; wait for the answer, or stream it", False),
+    "previous_response_id": ParameterRule("cannot be found: answers are not stored; send the whole conversation as input"),
+    "conversation": ParameterRule("cannot be found: conversations are not stored; send the whole conversation as input"),
+    "prompt": ParameterRule("cannot be found: prompts are not stored; send its text as instructions and input"),
+    "truncation": _only("must be disabled; shorten the input yourself if it is too long", "disabled"),
+    "context_management": _only("is not supported; shorten the input yourself", []),
+    "service_tier": _SERVICE_TIER,
+    "moderation": _MODERATION,
+    "image": ParameterRule("is not supported; only text is accepted"),
+    "access_programs": ParameterRule("is not supported; leave it out"),
+}
+
+
+def ensure_tokens(name: str, value: int | None) -> None:
+    """Raises BadField for a limit on tokens out of range, under the name that the caller gave it."""
+    if value is not None and not RANGES["max_tokens"].holds(value):
+        raise BadField(name, str(RANGES["max_tokens"]))
+
+
+def without(found: Mapping[str, object], rules: Mapping[str, ParameterRule], kind: type[msgspec.Struct]) -> dict[str, object]:
+    """``found`` with nothing but what ``kind`` has fields for, and unknown names. Raises BadField for what is refused."""
+    for name in rules.keys() & found.keys():
+        value = found[name]
+        if value is not None and not rules[name].takes(value):
+            raise BadField(name, rules[name].says if not rules[name].ignored else "is not of the right type; leave it out")
+    fields = kind.__struct_fields__
+    return {name: value for name, value in found.items() if name not in rules and not (value is None and name in fields)}

@@ -1,0 +1,175 @@
+"""What OpenAI's Responses API answers with: the response, its items, and the events of a streamed one. Pure."""
+
+import msgspec
+
+from services.gateway.openai_api.chat_answers import TokenChoice
+from services.gateway.openai_api.response_request import FunctionTool, TextBody, ToolChoiceBody
+from shared.api.generation import Usage
+from shared.types import ModelName
+
+
+class OutputTextPart(msgspec.Struct, frozen=True):
+    text: str
+    annotations: tuple[()] = ()
+    logprobs: tuple[TokenChoice, ...] = ()
+    type: str = "output_text"
+
+
+class OutputMessage(msgspec.Struct, frozen=True, tag_field="type", tag="message"):
+    id: str
+    #: in_progress, completed or incomplete.
+    status: str
+    content: tuple[OutputTextPart, ...]
+    role: str = "assistant"
+
+
+class OutputCall(msgspec.Struct, frozen=True, tag_field="type", tag="function_call"):
+    id: str
+    status: str
+    call_id: str
+    name: str
+    arguments: str
+
+
+OutputItem = OutputMessage | OutputCall
+
+
+class InputDetails(msgspec.Struct, frozen=True):
+    cached_tokens: int
+    cache_write_tokens: int = 0
+
+
+class OutputDetails(msgspec.Struct, frozen=True):
+    reasoning_tokens: int = 0
+
+
+class ResponseUsage(msgspec.Struct, frozen=True):
+    input_tokens: int
+    input_tokens_details: InputDetails
+    output_tokens: int
+    output_tokens_details: OutputDetails
+    total_tokens: int
+
+    @classmethod
+    def of(cls, usage: Usage) -> "ResponseUsage":
+        cached = InputDetails(usage.cached_tokens)
+        return cls(usage.prompt_tokens, cached, usage.completion_tokens, OutputDetails(), usage.total_tokens)
+
+
+class ResponseProblem(msgspec.Struct, frozen=True):
+    #: server_error, rate_limit_exceeded or invalid_prompt.
+    code: str
+    message: str
+
+
+class Incomplete(msgspec.Struct, frozen=True):
+    reason: str
+
+
+class Reasoning(msgspec.Struct, frozen=True):
+    effort: None = None
+    summary: None = None
+
+
+class Response(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    object: str = "response"
+    created_at: int
+    #: in_progress, completed, incomplete or failed.
+    status: str
+    completed_at: int | None = None
+    background: bool = False
+    error: ResponseProblem | None = None
+    incomplete_details: Incomplete | None = None
+    instructions: str | None
+    max_output_tokens: int | None
+    max_tool_calls: None = None
+    model: ModelName
+    output: tuple[OutputItem, ...] = ()
+    parallel_tool_calls: bool
+    previous_response_id: None = None
+    reasoning: Reasoning = Reasoning()
+    service_tier: str = "default"
+    store: bool = False
+    #: Null where the model's own default counts.
+    temperature: float | None
+    text: TextBody
+    tool_choice: ToolChoiceBody
+    tools: tuple[FunctionTool, ...]
+    top_logprobs: int
+    top_p: float | None
+    truncation: str = "disabled"
+    usage: ResponseUsage | None = None
+    user: None = None
+    metadata: dict[str, str]
+
+
+class ResponseEvent(msgspec.Struct, frozen=True):
+    type: str
+    sequence_number: int
+    response: Response
+
+
+class ItemEvent(msgspec.Struct, frozen=True):
+    type: str
+    sequence_number: int
+    output_index: int
+    item: OutputItem
+
+
+class PartEvent(msgspec.Struct, frozen=True):
+    type: str
+    sequence_number: int
+    item_id: str
+    output_index: int
+    part: OutputTextPart
+    content_index: int = 0
+
+
+class TextDelta(msgspec.Struct, frozen=True):
+    type: str
+    sequence_number: int
+    item_id: str
+    output_index: int
+    delta: str
+    logprobs: tuple[TokenChoice, ...] = ()
+    content_index: int = 0
+
+
+class TextDone(msgspec.Struct, frozen=True):
+    type: str
+    sequence_number: int
+    item_id: str
+    output_index: int
+    text: str
+    logprobs: tuple[TokenChoice, ...] = ()
+    content_index: int = 0
+
+
+class ArgumentsDelta(msgspec.Struct, frozen=True):
+    type: str
+    sequence_number: int
+    item_id: str
+    output_index: int
+    delta: str
+
+
+class ArgumentsDone(msgspec.Struct, frozen=True):
+    type: str
+    sequence_number: int
+    item_id: str
+    output_index: int
+    name: str
+    arguments: str
+
+
+class ErrorEvent(msgspec.Struct, frozen=True):
+    sequence_number: int
+    code: str
+    message: str
+    param: str | None
+    type: str = "error"
+
+
+#: What a stream is made of; their names are in their `event:` lines too.
+Told = ResponseEvent | ItemEvent | PartEvent | TextDelta | TextDone | ArgumentsDelta | ArgumentsDone

@@ -1,0 +1,200 @@
+"""An answer as OpenAI's Responses API words it. Pure."""
+
+from collections.abc import Sequence
+
+from services.gateway.http_api.error_bodies import ErrorBody
+from services.gateway.http_api.response_formats import AnswerFacts, ServerSentEvent
+from services.gateway.openai_api import response_events as told
+from services.gateway.openai_api.chat_answers import TokenChoice, logprobs_of
+from services.gateway.openai_api.response_events import OutputCall, OutputItem, OutputMessage, OutputTextPart, Response
+from services.gateway.openai_api.response_request import ResponseBody, TextBody, TextFormat
+from shared.api.gateway import InferenceResult
+from shared.api.generation import ToolCall
+from shared.api.inference import Chunk
+from shared.types import FinishReason
+
+#: The type of ours -> the word that the API has for it.
+_CODES = {"rate_limit_error": "rate_limit_exceeded", "insufficient_quota": "rate_limit_exceeded", "invalid_request_error": "invalid_prompt"}
+
+
+class ResponsesFormat:
+    """The text is one message, each call an item of its own; they have their places in the order in which they began."""
+
+    def __init__(self, asked: ResponseBody) -> None:
+        self._asked = asked
+        self._about: AnswerFacts | None = None
+        self._sequence = 0
+        #: None is the message's place.
+        self._places: list[OutputCall | None] = []
+        self._texts: list[str] = []
+        self._logprobs: list[TokenChoice] = []
+        self._is_begun = False
+
+    def begin(self, about: AnswerFacts) -> None:
+        self._about = about
+
+    def gather(self, chunk: Chunk) -> None:
+        self._take(chunk)
+
+    def events(self, chunk: Chunk) -> Sequence[ServerSentEvent]:
+        if chunk.answer:
+            return ()
+        events = self._beginning()
+        if chunk.text or chunk.logprobs:
+            events += self._message_beginning()
+            item, place = self._message_id, self._places.index(None)
+            logprobs = logprobs_of(chunk.logprobs)
+            events.append(_event(told.TextDelta("response.output_text.delta", self._next(), item, place, chunk.text, logprobs)))
+        for call in self._take(chunk):
+            events += self._call_events(call)
+        return events
+
+    def last_events(self, result: InferenceResult) -> Sequence[ServerSentEvent]:
+        events = self._beginning()
+        if not self._places:
+            events += self._message_beginning()
+        status = _status(result)
+        if None in self._places:
+            events += self._message_end(status)
+        name = f"response.{status}"
+        return (*events, _event(told.ResponseEvent(name, self._next(), self.whole(result))))
+
+    def failed(self, error: ErrorBody) -> Sequence[ServerSentEvent]:
+        found = error.error
+        if self._about is None:
+            return (ServerSentEvent(told.ErrorEvent(self._next(), found.code, found.message, found.param), "error"),)
+        problem = told.ResponseProblem(_CODES.get(found.type, "server_error"), found.message)
+        response = self._response("failed", output=self._output("incomplete"), error=problem)
+        return (*self._beginning(), _event(told.ResponseEvent("response.failed", self._next(), response)))
+
+    def whole(self, result: InferenceResult) -> Response:
+        if not self._places:
+            self._places.append(None)
+        status = _status(result)
+        return self._response(
+            status,
+            output=self._output(status),
+            usage=told.ResponseUsage.of(result.usage),
+            incomplete_details=told.Incomplete("max_output_tokens") if status == "incomplete" else None,
+            completed_at=self._known().created + result.response_time_ms // 1000 if status == "completed" else None,
+        )
+
+    def _take(self, chunk: Chunk) -> Sequence[OutputCall]:
+        """The calls in it that are given."""
+        if chunk.answer:
+            return ()
+        self._texts.append(chunk.text)
+        self._logprobs += logprobs_of(chunk.logprobs)
+        if chunk.text and None not in self._places:
+            self._places.append(None)
+        calls: list[OutputCall] = []
+        for call in chunk.tool_calls:
+            if self._asked.parallel_tool_calls or not any(self._places):
+                calls.append(self._call(call))
+                self._places.append(calls[-1])
+        return calls
+
+    def _call(self, call: ToolCall) -> OutputCall:
+        number = sum(place is not None for place in self._places)
+        return OutputCall(f"fc_{self._known().request_id.hex}{number:03d}", "completed", call.id, call.name, call.arguments)
+
+    def _beginning(self) -> list[ServerSentEvent]:
+        if self._is_begun:
+            return []
+        self._is_begun = True
+        names = ("response.created", "response.in_progress")
+        return [_event(told.ResponseEvent(name, self._next(), self._response("in_progress"))) for name in names]
+
+    def _message_beginning(self) -> list[ServerSentEvent]:
+        if None in self._places:
+            return []
+        self._places.append(None)
+        place = len(self._places) - 1
+        message = OutputMessage(self._message_id, "in_progress", ())
+        part = OutputTextPart("")
+        return [
+            _event(told.ItemEvent("response.output_item.added", self._next(), place, message)),
+            _event(told.PartEvent("response.content_part.added", self._next(), self._message_id, place, part)),
+        ]
+
+    def _message_end(self, status: str) -> list[ServerSentEvent]:
+        place, item = self._places.index(None), self._message_id
+        message = self._message(status)
+        (part,) = message.content
+        return [
+            _event(told.TextDone("response.output_text.done", self._next(), item, place, part.text, part.logprobs)),
+            _event(told.PartEvent("response.content_part.done", self._next(), item, place, part)),
+            _event(told.ItemEvent("response.output_item.done", self._next(), place, message)),
+        ]
+
+    def _call_events(self, call: OutputCall) -> list[ServerSentEvent]:
+        place = self._places.index(call)
+        begun = OutputCall(call.id, "in_progress", call.call_id, call.name, "")
+        name = "response.function_call_arguments"
+        return [
+            _event(told.ItemEvent("response.output_item.added", self._next(), place, begun)),
+            _event(told.ArgumentsDelta(f"{name}.delta", self._next(), call.id, place, call.arguments)),
+            _event(told.ArgumentsDone(f"{name}.done", self._next(), call.id, place, call.name, call.arguments)),
+            _event(told.ItemEvent("response.output_item.done", self._next(), place, call)),
+        ]
+
+    @property
+    def _message_id(self) -> str:
+        return f"msg_{self._known().request_id.hex}"
+
+    def _message(self, status: str) -> OutputMessage:
+        logprobs = tuple(self._logprobs) if self._asked.with_logprobs else ()
+        return OutputMessage(self._message_id, status, (OutputTextPart("".join(self._texts), logprobs=logprobs),))
+
+    def _output(self, status: str) -> tuple[OutputItem, ...]:
+        return tuple(self._message(status) if place is None else place for place in self._places)
+
+    def _response(
+        self,
+        status: str,
+        *,
+        output: tuple[OutputItem, ...] = (),
+        usage: told.ResponseUsage | None = None,
+        error: told.ResponseProblem | None = None,
+        incomplete_details: told.Incomplete | None = None,
+        completed_at: int | None = None,
+    ) -> Response:
+        about, asked = self._known(), self._asked
+        return Response(
+            id=f"resp_{about.request_id.hex}",
+            created_at=about.created,
+            status=status,
+            completed_at=completed_at,
+            error=error,
+            incomplete_details=incomplete_details,
+            instructions=asked.instructions,
+            max_output_tokens=asked.max_output_tokens,
+            model=about.model,
+            output=output,
+            parallel_tool_calls=asked.parallel_tool_calls,
+            temperature=asked.temperature,
+            text=TextBody(asked.text.format or TextFormat(), asked.text.verbosity or "medium"),
+            tool_choice=asked.tool_choice,
+            tools=asked.tools,
+            top_logprobs=asked.top_logprobs or 0,
+            top_p=asked.top_p,
+            usage=usage,
+            metadata=asked.metadata,
+        )
+
+    def _next(self) -> int:
+        number = self._sequence
+        self._sequence += 1
+        return number
+
+    def _known(self) -> AnswerFacts:
+        assert self._about is not None  # `begin` comes first
+        return self._about
+
+
+def _event(content: told.Told) -> ServerSentEvent:
+    return ServerSentEvent(content, content.type)
+
+
+def _status(result: InferenceResult) -> str:
+    return "incomplete" if result.finish_reason is FinishReason.LENGTH else "completed"

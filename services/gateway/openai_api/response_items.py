@@ -1,0 +1,119 @@
+"""The items of a conversation in OpenAI's Responses API, and the chat that they are to a model. Pure."""
+
+import msgspec
+
+from services.gateway.admission.prompt_admission import BadField
+from shared.api.generation import ChatMessage, ToolCall
+
+#: Each role and what a model here knows it as.
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+
+
+class InputText(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="input_text"):
+    text: str
+
+
+class OutputText(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="output_text"):
+    text: str
+
+
+class Refusal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="refusal"):
+    refusal: str
+
+
+class MessageItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="message"):
+    """``type`` may be left out."""
+
+    #: system (or developer, its newer name), user or assistant.
+    role: str
+    content: str | tuple[InputText | OutputText | Refusal, ...]
+    id: str | None = None
+    status: str | None = None
+
+
+class FunctionCallItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function_call"):
+    call_id: str
+    name: str
+    #: JSON.
+    arguments: str
+    id: str | None = None
+    status: str | None = None
+
+
+class FunctionOutputItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function_call_output"):
+    call_id: str
+    output: str | tuple[InputText, ...]
+    id: str | None = None
+    status: str | None = None
+
+
+Item = MessageItem | FunctionCallItem | FunctionOutputItem
+
+_ITEMS = ("message", "function_call", "function_call_output")
+_PARTS = ("input_text", "output_text", "refusal")
+#: What clients send back with an item as they got it, and says nothing to a model.
+_SILENT = ("annotations", "logprobs", "prompt_cache_breakpoint", "phase")
+
+
+def tidy(items: object) -> object:
+    """Without what says nothing to a model. Raises BadField for items that are not there."""
+    if not isinstance(items, list):
+        return items
+    # What another model thought: encrypted, or for people.
+    return [_tidy(f"input[{place}]", item) for place, item in enumerate(items) if not _is(item, "reasoning")]
+
+
+def to_messages(items: str | tuple[Item, ...]) -> tuple[ChatMessage, ...]:
+    """Raises BadField."""
+    if not items or (isinstance(items, str) and not items.strip()):
+        raise BadField("input", "is empty")
+    if isinstance(items, str):
+        return (ChatMessage("user", items),)
+    messages: list[ChatMessage] = []
+    for place, item in enumerate(items):
+        match item:
+            case MessageItem():
+                if item.role not in _ROLES:
+                    raise BadField(f"input[{place}].role", f"must be one of {', '.join(_ROLES)}")
+                messages.append(ChatMessage(_ROLES[item.role], _text(item.content)))
+            case FunctionOutputItem():
+                messages.append(ChatMessage("tool", _text(item.output), (), item.call_id))
+            case FunctionCallItem():
+                # One turn of the model: what it said, and all that it asked for.
+                said = messages.pop() if messages and messages[-1].role == "assistant" else ChatMessage("assistant", "")
+                call = ToolCall(item.call_id, item.name, item.arguments)
+                messages.append(msgspec.structs.replace(said, tool_calls=(*said.tool_calls, call)))
+    return tuple(messages)
+
+
+def _is(item: object, kind: str) -> bool:
+    return isinstance(item, dict) and item.get("type") == kind
+
+
+def _tidy(field: str, item: object) -> object:
+    if not isinstance(item, dict):
+        return item
+    kind = item.get("type") or "message"
+    if kind == "item_reference":
+        raise BadField(field, "refers to an item, and none are stored here; send the item itself")
+    if kind not in _ITEMS:
+        raise BadField(f"{field}.type", f"must be {', '.join(_ITEMS[:-1])} or {_ITEMS[-1]}")
+    tidied = {name: value for name, value in item.items() if value is not None and name not in _SILENT}
+    for name in ("content", "output"):
+        if isinstance(parts := tidied.get(name), list):
+            tidied[name] = [_part(f"{field}.{name}[{place}]", part) for place, part in enumerate(parts)]
+    return {**tidied, "type": kind}
+
+
+def _part(field: str, part: object) -> object:
+    if not isinstance(part, dict):
+        return part
+    if part.get("type") not in _PARTS:
+        raise BadField(field, "must be a text; images, sounds and files are not taken")
+    return {name: value for name, value in part.items() if name not in _SILENT}
+
+
+def _text(content: str | tuple[InputText | OutputText | Refusal, ...]) -> str:
+    if isinstance(content, str):
+        return content
+    return "".join(part.refusal if isinstance(part, Refusal) else part.text for part in content)

@@ -1,0 +1,145 @@
+"""A request to OpenAI's Responses API, and what it asks of a worker. Pure.
+
+Nothing is stored: a conversation goes on when all of it is sent again.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from services.gateway.admission.prompt_admission import BadField
+from services.gateway.http_api import request_bodies
+from services.gateway.openai_api import parameters as openai_parameters
+from services.gateway.openai_api import response_items as openai_response_items
+from services.gateway.openai_api import tools as openai_tools
+from services.gateway.openai_api.response_items import Item
+from services.gateway.openai_api.tools import Chosen, JsonObject
+from shared.api.gateway import InferenceRequest
+from shared.api.generation import ChatMessage, OutputFormat
+from shared.types import ModelName
+
+
+class FunctionTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    #: A JSON schema.
+    parameters: JsonObject | None = None
+    #: Taken and ignored: where a call is asked for, its arguments always fit.
+    strict: bool | None = None
+    description: str | None = None
+    type: Literal["function"] = "function"
+
+
+class ChosenFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function"):
+    name: str
+
+
+class AllowedFunctions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="allowed_tools"):
+    mode: Literal["auto", "required"]
+    tools: tuple[ChosenFunction, ...]
+
+
+class TextFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    #: These four are of a json_schema.
+    name: str | msgspec.UnsetType = msgspec.UNSET
+    schema: JsonObject | msgspec.UnsetType = msgspec.UNSET
+    description: str | msgspec.UnsetType | None = msgspec.UNSET
+    #: Taken and ignored: an answer always fits its schema.
+    strict: bool | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class TextBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    format: TextFormat | None = None
+    verbosity: Literal["medium"] | None = None
+
+
+class ResponseStreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    #: Taken and ignored.
+    include_obfuscation: bool | None = None
+
+
+ToolChoiceBody = Literal["none", "auto", "required"] | ChosenFunction | AllowedFunctions
+
+
+class ResponseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Beyond these, parameters of OpenAI's that change nothing here are taken and ignored: user, store, prompt_cache_key, …"""
+
+    #: A text, or the whole conversation.
+    input: str | tuple[Item, ...]
+    #: A system message before the input.
+    instructions: str | None = None
+    model: ModelName | None = None
+    max_output_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_logprobs: int | None = None
+    include: tuple[str, ...] = ()
+    text: TextBody = TextBody()
+    tools: tuple[FunctionTool, ...] = ()
+    tool_choice: ToolChoiceBody = "auto"
+    #: False: of the calls the first one is given.
+    parallel_tool_calls: bool = True
+    #: Comes back with the answer.
+    metadata: dict[str, str] = msgspec.field(default_factory=dict)
+    #: Its effort must be none.
+    reasoning: JsonObject | None = None
+    stream: bool = False
+    stream_options: ResponseStreamOptions | None = None
+
+    @property
+    def with_logprobs(self) -> bool:
+        return self.top_logprobs is not None or openai_parameters.INCLUDABLE[0] in self.include
+
+
+def read(body: bytes) -> ResponseBody:
+    """Raises BadRequest that names the field."""
+    found = openai_parameters.without(request_bodies.read_object(body), openai_parameters.RESPONSES, ResponseBody)
+    openai_tools.ensure_functions(found.get("tools"))
+    if "input" in found:
+        found["input"] = openai_response_items.tidy(found["input"])
+    asked = request_bodies.convert(found, ResponseBody)
+    for name in asked.include:
+        if name not in openai_parameters.INCLUDABLE:
+            raise BadField("include", f"asks for {name[:64]!r}, which is not there")
+    if asked.reasoning is not None and asked.reasoning.get("effort") not in (None, "none"):
+        raise BadField("reasoning.effort", "must be none; how long a model thinks cannot be set here")
+    if asked.stream_options is not None and not asked.stream:
+        raise BadField("stream_options", "is only for stream=true")
+    return asked
+
+
+def to_request(asked: ResponseBody) -> InferenceRequest:
+    """Raises BadRequest that names the field."""
+    openai_parameters.ensure_tokens("max_output_tokens", asked.max_output_tokens)
+    tools, tool_choice = _tools(asked)
+    instructions = (ChatMessage("system", asked.instructions),) if asked.instructions else ()
+    return InferenceRequest(
+        messages=(*instructions, *openai_response_items.to_messages(asked.input)),
+        model=asked.model,
+        max_tokens=asked.max_output_tokens,
+        temperature=asked.temperature,
+        top_p=asked.top_p,
+        top_logprobs=(asked.top_logprobs or 0) if asked.with_logprobs else None,
+        format=_format(asked.text.format),
+        tools=tools,
+        tool_choice=tool_choice,
+    )
+
+
+def _format(asked: TextFormat | None) -> OutputFormat | None:
+    if asked is None:
+        return None
+    if asked.type == "json_schema" and asked.schema is msgspec.UNSET:
+        raise BadField("text.format.schema", "is missing")
+    return openai_tools.json_format(asked.type, None if asked.schema is msgspec.UNSET else asked.schema)
+
+
+def _tools(asked: ResponseBody) -> Chosen:
+    tools = tuple(openai_tools.tool(one.name, one.description, one.parameters) for one in asked.tools)
+    match asked.tool_choice:
+        case ChosenFunction(name=name):
+            return openai_tools.choose_of(tools, (name,), "required")
+        case AllowedFunctions(mode=mode, tools=allowed):
+            return openai_tools.choose_of(tools, tuple(one.name for one in allowed), mode)
+        case choice:
+            return openai_tools.choose(tools, choice)

@@ -1,0 +1,62 @@
+"""The nodes of the mesh as this gateway sees them: one row for each, its own among them."""
+
+from services.gateway.scheduling.dispatch import Dispatch
+from services.gateway.scheduling.worker_health import dishonest_workers
+from shared.api.gateway import NodeRow
+from shared.discovery.directory import DirectoryEntry
+from shared.node import Node
+from shared.telemetry.metrics_registry import version
+from shared.types import SERVICE_NAMES, Role
+
+
+def of_mesh(node: Node, dispatch: Dispatch) -> tuple[NodeRow, ...]:
+    """By role, then by id."""
+    rows = [_own_row(node, dispatch.in_flight), *(_row(node, dispatch, entry) for entry in node.directory.entries())]
+    return tuple(sorted(rows, key=lambda row: (row.role, row.id)))
+
+
+def _own_row(node: Node, running: int) -> NodeRow:
+    """A node does not hear itself, so the directory has everybody else."""
+    return NodeRow(
+        id=node.id,
+        role=Role.GATEWAY,
+        service=SERVICE_NAMES[Role.GATEWAY],
+        path="self",
+        alive=True,
+        refused=False,
+        usable=True,
+        why_not="",
+        models=(),
+        since=node.started_at,
+        version=version(),
+        running=running,
+        queued=0,
+        slots=0,
+        trouble=node.roads.faults(),
+    )
+
+
+def _row(node: Node, dispatch: Dispatch, entry: DirectoryEntry) -> NodeRow:
+    said = entry.announcement
+    seconds = node.roads.round_trip_seconds(entry.node)
+    # Only we know whom we keep away; the mesh does not.
+    why_not = entry.why_not or dishonest_workers.why_not(dispatch.knowledge.strikes.seconds_left(entry.node, dispatch.clock()))
+    return NodeRow(
+        id=entry.node,
+        role=entry.role,
+        service=SERVICE_NAMES.get(entry.role, entry.role.value),
+        path=entry.path,
+        alive=entry.alive,
+        refused=entry.refused,
+        usable=not why_not,
+        why_not=why_not,
+        models=tuple(offer.name for offer in said.models),
+        since=entry.since,
+        version=said.version,
+        running=said.load.running,
+        queued=said.load.queued,
+        slots=said.load.slots,
+        round_trip_ms=None if seconds is None else round(seconds * 1000, 3),
+        labels=said.labels,
+        trouble=said.trouble if entry.alive else "",
+    )

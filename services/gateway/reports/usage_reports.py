@@ -1,0 +1,112 @@
+"""The RPC methods about what was used: reports, the request log, thumbs; and how old rows end."""
+
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+
+from services.gateway.reports import usage_store
+from services.gateway.reports.usage_store import UsageStore
+from shared import errors
+from shared.access import access_table
+from shared.access.access_table import Permission
+from shared.api import usage_report
+from shared.api.auth import Principal
+from shared.api.method import Nothing
+from shared.api.usage_report import Bucket, GetUsageReport, LoggedRequests, UsageBucket, UsageSum, UsageSummary
+from shared.rpc import RpcCall, StreamCall, serves
+from shared.telemetry import logs
+from shared.types import RequestId, TenantId
+
+_STEP = {Bucket.MINUTE: timedelta(minutes=1), Bucket.HOUR: timedelta(hours=1), Bucket.DAY: timedelta(days=1)}
+_EXPORTED_AT_ONCE = 500
+_ENDED_AT_ONCE = 5000
+_LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
+
+_log = logs.get(part="usage")
+
+
+class UsageReports:
+    """Handlers; all state is in PostgreSQL."""
+
+    def __init__(self, store: UsageStore, *, request_log_days: int) -> None:
+        self._store = store
+        self._days = request_log_days
+
+    @serves(usage_report.get_usage_report)
+    async def get_usage_report(self, request: GetUsageReport, call: RpcCall) -> UsageSummary:
+        starts = buckets(request)
+        if request.everybody and not access_table.may(call.principal, Permission.EVERYTHING):
+            raise errors.NotAllowed("only an administrator sees what everybody used", hint="leave everybody out to see your own")
+        sums = await self._store.sums(None if request.everybody else _subject(call.principal, request.tenant_id), request)
+        found = {bucket.at: bucket.sum for bucket in sums.buckets}
+        each = tuple(UsageBucket(at, found.get(at, UsageSum())) for at in starts)
+        return UsageSummary(sums.total, each, sums.models, sums.keys)
+
+    @serves(usage_report.list_requests)
+    async def list_requests(self, request: usage_report.ListRequests, call: RpcCall) -> LoggedRequests:
+        return LoggedRequests(await self.requests(call.principal, request))
+
+    async def requests(self, caller: Principal, asked: usage_report.ListRequests) -> tuple[usage_report.LoggedRequest, ...]:
+        """Raises BadRequest for a ``before`` that is no moment."""
+        before = None if asked.before is None else _moment("before", asked.before)
+        return await self._store.requests(_subject(caller, asked.tenant_id), msgspec.structs.replace(asked, before=before))
+
+    @serves(usage_report.export_requests)
+    async def export_requests(self, request: usage_report.ExportRequests, stream: StreamCall[LoggedRequests]) -> Nothing:
+        since = _LONG_AGO if request.since is None else _moment("since", request.since)
+        at, last, tenant = since, None, stream.principal.tenant_id
+        while rows := await self._store.requests_behind(tenant, at, last, _EXPORTED_AT_ONCE):
+            await stream.send(LoggedRequests(rows))
+            at, last = usage_store.last_of(rows)
+        return Nothing()
+
+    @serves(usage_report.give_feedback)
+    async def give_feedback(self, request: usage_report.GiveFeedback, call: RpcCall) -> Nothing:
+        await self.rate(call.principal, request.request_id, request.rating)
+        return Nothing()
+
+    async def rate(self, caller: Principal, request: RequestId, rating: int) -> None:
+        """Also for an answer that the caller stopped. Raises NotFound for a request that is not the caller's, or of whose answer nothing
+        came."""
+        if rating == 0:
+            await self._store.unrate(caller.tenant_id, caller.user_id, request)
+        elif not await self._store.rate(caller.tenant_id, caller.user_id, request, rating):
+            raise errors.NotFound("you have no answered request with this id", hint="the id is in the answer, and in the request log")
+
+    async def end_old(self) -> None:
+        """Delete rows that are older than they are kept, a few thousand at a time. Raises Unavailable."""
+        while gone := await self._store.end_old(self._days, _ENDED_AT_ONCE):
+            _log.info("old rows of the request log ended", rows=gone, older_than_days=self._days)
+
+
+def buckets(asked: GetUsageReport) -> tuple[datetime, ...]:
+    """When each piece of the time begins. Raises BadRequest for a time that has too many, or none."""
+    step, since, until = _STEP[asked.bucket], _moment("since", asked.since), _moment("until", asked.until)
+    if since >= until:
+        raise errors.BadRequest("since and until: two times with their zone, the earlier one first")
+    first = since.replace(second=0, microsecond=0)
+    if asked.bucket is not Bucket.MINUTE:
+        first = first.replace(minute=0)
+    if asked.bucket is Bucket.DAY:
+        first = first.replace(hour=0)
+    number = -int((first - until) // step)
+    if number > usage_report.MOST_BUCKETS:
+        most = usage_report.MOST_BUCKETS
+        raise errors.BadRequest(f"that is {number} {asked.bucket}s; at most {most} are shown", hint="ask for a shorter time")
+    return tuple(first + step * position for position in range(number))
+
+
+def _moment(field: str, at: datetime) -> datetime:
+    """In UTC. Raises BadRequest for a time without a zone, which is another one for everybody, and for one that no calendar has."""
+    if at.tzinfo is None:
+        raise errors.BadRequest(f"{field}: a time without its zone", hint="such as 2026-03-01T12:00:00Z")
+    try:
+        return at.astimezone(UTC)
+    except OverflowError as error:
+        raise errors.BadRequest(f"{field}: a time between the years 1 and 9999", hint="such as 2026-03-01T12:00:00Z") from error
+
+
+def _subject(caller: Principal, tenant: TenantId | None) -> TenantId:
+    if tenant is None or tenant == caller.tenant_id or access_table.may(caller, Permission.EVERYTHING):
+        return tenant or caller.tenant_id
+    raise errors.NotAllowed("that is another's", hint="leave tenantId out to mean your own; only an administrator may name others")

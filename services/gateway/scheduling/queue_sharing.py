@@ -1,0 +1,101 @@
+"""Carries the reports of ``peer_queues`` between the gateways, over a log in Valkey that all of them read.
+
+Without Valkey each gateway decides alone. Nothing is sent while nobody waits.
+"""
+
+import asyncio
+from typing import Protocol
+
+from services.gateway.scheduling import peer_queues
+from services.gateway.scheduling.dispatch import Dispatch
+from shared import errors
+from shared.stores.cache import UnexpectedReply
+from shared.telemetry import logs
+
+LOG = "gateway:queues"
+#: Some seconds of a busy mesh; a gateway that was away longer starts at the end.
+MOST_ENTRIES = 1_000
+#: How often a gateway looks for places that were not taken and for peers that are silent, while it has somebody to tell.
+_LOOK_SECONDS = 0.1
+_RETRY_SECONDS = 1.0
+
+_log = logs.get(part="queue_sharing")
+
+
+class ReportLog(Protocol):
+    """As shared.stores.cache.Cache."""
+
+    async def append(self, log: str, entry: bytes, *, most: int) -> None: ...
+
+    async def log_end(self, log: str) -> bytes: ...
+
+    async def read_log(self, log: str, after: bytes) -> tuple[list[bytes], bytes]: ...
+
+
+class QueueSharing:
+    """One for the gateway; run ``run`` for as long as the dispatch is used."""
+
+    def __init__(self, log: ReportLog, dispatch: Dispatch, name: str) -> None:
+        self._log = log
+        self._dispatch = dispatch
+        self._name = name
+        self._news = asyncio.Event()
+        self._failing: set[str] = set()
+        dispatch.on_news = self._news.set
+
+    async def run(self) -> None:
+        """Ends by cancellation."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._tell())
+            tasks.create_task(self._hear())
+
+    async def _tell(self) -> None:
+        """One entry at a time: what changes meanwhile goes out together with the next."""
+        while True:
+            await self._news_or_look()
+            self._dispatch.expire_peers()
+            reports = self._dispatch.reports()
+            if not reports:
+                continue
+            try:
+                await self._log.append(LOG, peer_queues.encode(reports), most=MOST_ENTRIES)
+                self._failing.discard("append")
+            except (errors.Unavailable, UnexpectedReply) as error:
+                await self._be_alone("append", error)
+
+    async def _news_or_look(self) -> None:
+        try:
+            async with asyncio.timeout(_LOOK_SECONDS if self._dispatch.waiting_anywhere else None):
+                await self._news.wait()
+        except TimeoutError:
+            pass
+        self._news.clear()
+
+    async def _hear(self) -> None:
+        while True:
+            try:
+                after = await self._log.log_end(LOG)
+                while True:
+                    entries, after = await self._log.read_log(LOG, after)
+                    self._failing.discard("read")
+                    for entry in entries:
+                        self._take(entry)
+            except (errors.Unavailable, UnexpectedReply) as error:
+                await self._be_alone("read", error)
+
+    def _take(self, entry: bytes) -> None:
+        try:
+            reports = peer_queues.decode(entry)
+        except errors.ProtocolViolation as error:
+            _log.warning("a report of a queue cannot be read", error=error.message)
+            return
+        for report in reports:
+            if report.gateway != self._name:
+                self._dispatch.heard(report)
+
+    async def _be_alone(self, call: str, error: Exception) -> None:
+        if call not in self._failing:
+            self._failing.add(call)
+            _log.warning("this gateway decides alone, without the queues of the others", call=call, reason=str(error))
+        self._dispatch.forget_peers()
+        await asyncio.sleep(_RETRY_SECONDS)

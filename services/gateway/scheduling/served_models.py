@@ -1,0 +1,27 @@
+"""Measures again and again how many workers could serve each model."""
+
+import asyncio
+from typing import Final
+
+from services.gateway.scheduling.dispatch import Dispatch
+from services.gateway.scheduling.worker_health.model_coverage import ModelCoverage
+from shared.node import Node
+from shared.types import NodeId, Role
+
+#: The alert waits for minutes; to count a thousand workers takes milliseconds.
+EVERY_SECONDS: Final = 2.0
+
+
+async def measure(node: Node, dispatch: Dispatch) -> None:
+    """For ever."""
+    coverage, shown = ModelCoverage(), node.metrics.model_workers
+
+    def is_kept_away(worker: NodeId) -> bool:
+        return dispatch.knowledge.strikes.seconds_left(worker, dispatch.clock()) > 0
+
+    while True:
+        counted = coverage.count(node.directory.entries(Role.WORKER), is_kept_away, dispatch.clock())
+        shown.clear()
+        for model, workers in counted.items():
+            shown.labels(model=model).set(workers)
+        await asyncio.sleep(EVERY_SECONDS)

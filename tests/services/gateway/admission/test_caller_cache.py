@@ -1,0 +1,85 @@
+from math import inf
+from uuid import UUID
+
+import pytest
+
+from services.gateway.admission.caller_cache import MAX_ENTRIES, CallerCache
+from shared.api.auth import Change
+from shared.types import UserId
+from tests.services.gateway.fakes import OWNER, USER
+
+OTHER = UserId(UUID(int=9))
+
+
+def remembered(*, watched: bool = False) -> CallerCache:
+    cache = CallerCache()
+    if watched:
+        cache.watch_began()
+        cache.apply(Change(1, OTHER))
+    cache.remember(b"k", OWNER, now=100, ends_at=inf, asked_at_change=cache.changes)
+    return cache
+
+
+@pytest.mark.parametrize(
+    ("watched", "later", "is_there"),
+    [
+        pytest.param(True, 59.9, True, id="60 s while auth tells of changes"),
+        pytest.param(True, 60, False, id="and no longer"),
+        pytest.param(False, 4.9, True, id="5 s without that"),
+        pytest.param(False, 5, False, id="and no longer than that"),
+    ],
+)
+def test_how_long_an_answer_is_good(watched: bool, later: float, is_there: bool) -> None:
+    assert (remembered(watched=watched).find(b"k", 100 + later) is not None) is is_there
+
+
+def test_five_minutes_where_auth_cannot_be_asked() -> None:
+    cache = remembered()
+    assert cache.find_stranded(b"k", 399) is OWNER
+    assert cache.find_stranded(b"k", 400) is None
+
+
+def test_a_lost_stream_shortens_what_is_remembered_already() -> None:
+    cache = remembered(watched=True)
+    cache.watch_ended()
+    assert cache.find(b"k", 106) is None
+
+
+def test_an_access_token_is_never_believed_beyond_its_end() -> None:
+    cache = CallerCache()
+    cache.remember(b"t", OWNER, now=100, ends_at=103, asked_at_change=0)
+    assert cache.find(b"t", 102) is OWNER
+    assert cache.find(b"t", 103) is None
+    assert cache.find_stranded(b"t", 103) is None
+
+
+@pytest.mark.parametrize(("user", "is_there"), [(USER, False), (OTHER, True), (None, False)])
+def test_a_change_forgets_its_user_or_everybody(user: UserId | None, is_there: bool) -> None:
+    cache = remembered(watched=True)
+    cache.apply(Change(2, user))
+    assert (cache.find(b"k", 101) is not None) is is_there
+    assert cache.sequence == 2
+
+
+def test_an_answer_that_was_asked_for_before_a_change_is_not_remembered_after_it() -> None:
+    cache = CallerCache()
+    asked_at = cache.changes
+    cache.apply(Change(1, USER))
+    cache.remember(b"k", OWNER, now=100, ends_at=inf, asked_at_change=asked_at)
+    assert cache.find(b"k", 100) is None
+
+
+def test_the_first_watch_forgets_what_it_could_not_see() -> None:
+    cache = remembered()
+    cache.watch_began()
+    assert cache.find(b"k", 101) is None
+
+
+def test_the_cache_is_bounded_and_drops_what_was_not_used_for_longest() -> None:
+    cache = CallerCache()
+    for number in range(MAX_ENTRIES):
+        cache.remember(b"%d" % number, OWNER, now=100, ends_at=inf, asked_at_change=0)
+    assert cache.find(b"0", 100) is OWNER
+    cache.remember(b"new", OWNER, now=100, ends_at=inf, asked_at_change=0)
+    assert cache.find(b"0", 100) is OWNER
+    assert cache.find(b"1", 100) is None

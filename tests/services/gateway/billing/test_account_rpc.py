@@ -1,0 +1,164 @@
+"""What people and administrators ask of the ledger, on a real PostgreSQL and with an auth of our own."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+import pytest
+
+from services.gateway import store
+from services.gateway.billing.account_rpc import MOST_TOP_UP, AccountRpc
+from services.gateway.billing.ledger import CostBounds, Ledger
+from services.gateway.billing.ledger_store import LedgerStore
+from services.gateway.limits import tiers
+from services.gateway.store import GatewayStore
+from shared import errors
+from shared.api import auth, organizations
+from shared.api.gateway import KeyBudget
+from shared.api.ledger import MICRO, ListPrices, ModelPrice, ReadAccount, RevertRequest, SetPrice, TopUp
+from shared.telemetry import Metrics
+from shared.types import MicroCredits, ModelName, RequestId, TenantId, Tier, UserId, UserRole
+from tests.services.gateway.billing.test_ledger_store import row
+from tests.services.gateway.fakes import OWNER, FakeRpc, node_id
+
+LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
+ADA = auth.User(OWNER.user_id, "ada", "ada@example.org", UserRole.USER, Tier.FREE, is_active=True, created_at=LONG_AGO)
+ADMIN = msgspec.structs.replace(OWNER, user_id=UserId(uuid4()), username="root", role=UserRole.ADMIN)
+ACME = organizations.Organization(TenantId(uuid4()), "Acme", Tier.PRO, LONG_AGO, 1)
+FREE = 100_000 * MICRO
+
+
+class Site:
+    def __init__(self, requests: GatewayStore, ledger_store: LedgerStore, ledger: Ledger) -> None:
+        self.requests, self.ledger = requests, ledger
+        rpc = FakeRpc()
+        rpc.answers |= {"auth.getUserCalled": self._user, "auth.getUser": self._user, "auth.getOrganisation": self._organisation}
+        self.books = AccountRpc(ledger_store, ledger, tiers.DEFAULTS, rpc)
+
+    @staticmethod
+    async def _user(request: Any) -> auth.User:
+        if getattr(request, "user", "ada") != "ada" or getattr(request, "user_id", ADA.id) != ADA.id:
+            raise errors.NotFound("there is no such user")
+        return ADA
+
+    @staticmethod
+    async def _organisation(request: organizations.GetOrganization) -> organizations.OrganizationDetails:
+        if request.id != ACME.id:
+            raise errors.NotFound("there is no such organisation")
+        return organizations.OrganizationDetails(ACME, (), ())
+
+
+@pytest.fixture
+async def site(postgres_url: str) -> AsyncIterator[Site]:
+    async with store.opened(postgres_url) as opened:
+        ledger_store, requests = LedgerStore(opened), GatewayStore(opened)
+        await ledger_store.ensure_default_price(100_000_000, 200_000_000)
+        ledger = Ledger(ledger_store, tiers.DEFAULTS, node_id(1), Metrics("gateway"))
+
+        async def no_receipts(_: object) -> dict[RequestId, Any]:
+            return {}
+
+        async with ledger.running(_NothingWaits(), requests.write_requests, no_receipts):
+            yield Site(requests, ledger_store, ledger)
+
+
+class _NothingWaits:
+    waiting: tuple[RequestId, ...] = ()
+
+
+async def test_an_account_begins_with_what_the_tier_includes(site: Site) -> None:
+    account = await site.books.read_account(OWNER, ReadAccount(), None)
+    assert (account.included_micro, account.balance_micro, account.reserved_micro, account.monthly_micro) == (FREE, 0, 0, FREE)
+    assert account.renews_at > datetime.now(UTC)
+    assert (account.renews_at.day, account.renews_at.hour) == (1, 0)
+    rich = msgspec.structs.replace(OWNER, user_id=UserId(uuid4()), tier=Tier.ENTERPRISE)
+    enterprise = await site.books.account_of(rich)
+    assert (enterprise.included_micro, enterprise.monthly_micro) == (0, None)
+
+
+async def test_what_is_left_of_a_keys_own_budget(site: Site) -> None:
+    assert await site.books.find_key_budget(OWNER) is None
+    limited = msgspec.structs.replace(OWNER, key_limits=auth.ApiKeyLimits(budget_micro=MicroCredits(5 * MICRO)))
+    assert await site.books.find_key_budget(msgspec.structs.replace(limited, key_id=None)) is None
+    assert await site.books.find_key_budget(limited) == KeyBudget(MicroCredits(5 * MICRO), MicroCredits(0), MicroCredits(0))
+    bounds = CostBounds(model=ModelName("m"), prompt_tokens=0, max_tokens=1000, answers=1, seconds=1.0)
+    first, second = RequestId(uuid4()), RequestId(uuid4())
+    for request in (first, second):
+        await site.ledger.reserve(limited, request, bounds)
+    await site.requests.write_requests([row(OWNER.user_id, first, 700)])
+    # 1,000 tokens at 200 micro-credits are held for the second one.
+    assert await site.books.find_key_budget(limited) == KeyBudget(MicroCredits(5 * MICRO), MicroCredits(700), MicroCredits(200_000))
+
+
+async def test_only_an_admin_reads_anothers(site: Site) -> None:
+    assert (await site.books.read_account(ADMIN, ReadAccount(ADA.id), None)).included_micro == FREE
+    for nobody in (OWNER, msgspec.structs.replace(ADMIN, scopes=("usage:read",))):
+        with pytest.raises(errors.NotAllowed):
+            await site.books.read_account(nobody, ReadAccount(UserId(uuid4())), None)
+
+
+async def test_a_top_up_that_is_sent_again_happens_once(site: Site) -> None:
+    order = TopUp("ada", MicroCredits(5 * MICRO), "prize", RequestId(uuid4()))
+    for _ in range(3):
+        assert (await site.books.top_up(ADMIN, order, None)).account.balance_micro == 5 * MICRO
+    moved = await site.books.top_up(ADMIN, TopUp("ada", MicroCredits(-2 * MICRO)), None)
+    assert (moved.owner, moved.account.balance_micro) == (ADA.id, 3 * MICRO)
+    assert (await site.ledger.verify()).findings == ()
+
+
+async def test_an_organisation_is_topped_up_by_its_id(site: Site) -> None:
+    moved = await site.books.top_up(ADMIN, TopUp(str(ACME.id), MicroCredits(5 * MICRO)), None)
+    assert (moved.owner, moved.account.balance_micro, moved.account.monthly_micro) == (
+        ACME.id,
+        5 * MICRO,
+        tiers.DEFAULTS[Tier.PRO].monthly_micro,
+    )
+    assert await site.books.read_account(ADMIN, ReadAccount(UserId(ACME.id)), None) == moved.account
+    for whose in ("Acme", str(uuid4())):
+        with pytest.raises(errors.NotFound):
+            await site.books.top_up(ADMIN, TopUp(whose, MicroCredits(MICRO)), None)
+    with pytest.raises(errors.NotFound, match="neither a user nor an organisation"):
+        await site.books.read_account(ADMIN, ReadAccount(UserId(uuid4())), None)
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        TopUp("ada", MicroCredits(0)),
+        TopUp("ada", MicroCredits(MOST_TOP_UP + 1)),
+        TopUp("ada", MicroCredits(-MOST_TOP_UP - 1)),
+        TopUp("ada", MicroCredits(1), "x" * 501),
+        TopUp("ada", MicroCredits(1), "two\nlines"),
+    ],
+)
+async def test_what_nobody_can_mean_is_refused(site: Site, order: TopUp) -> None:
+    with pytest.raises(errors.BadRequest):
+        await site.books.top_up(ADMIN, order, None)
+
+
+async def test_a_new_price_holds_for_the_next_request_and_a_running_one_keeps_its_own(site: Site) -> None:
+    model = ModelName("m")
+    bounds = CostBounds(model=model, prompt_tokens=0, max_tokens=1000, answers=1, seconds=1.0)
+    before = await site.ledger.reserve(OWNER, RequestId(uuid4()), bounds)
+    found = await site.books.set_price(ADMIN, SetPrice(ModelPrice(model, MicroCredits(0), MicroCredits(5 * MICRO))))
+    assert [price.model for price in found.prices] == [model, None]
+    after = await site.ledger.reserve(OWNER, RequestId(uuid4()), bounds)
+    assert (before.price.cost(0, 100, 0), after.price.cost(0, 100, 0)) == (20_000, 500)
+    assert len((await site.books.list_prices(ListPrices(history=True))).prices) == 2
+    with pytest.raises(errors.BadRequest):
+        await site.books.set_price(ADMIN, SetPrice(ModelPrice(model, MicroCredits(-1), MicroCredits(0))))
+
+
+async def test_what_a_request_cost_is_given_back_once(site: Site) -> None:
+    request = RequestId(uuid4())
+    await site.ledger.reserve(OWNER, request, CostBounds(model=ModelName("m"), prompt_tokens=0, max_tokens=1000, answers=1, seconds=1.0))
+    with pytest.raises(errors.NotFound):
+        await site.books.revert(ADMIN, RevertRequest(request), None)
+    await site.requests.write_requests([row(OWNER.user_id, request, 700)])
+    assert (await site.books.read_account(OWNER, ReadAccount(), None)).free_micro == FREE - 700
+    assert (await site.books.revert(ADMIN, RevertRequest(request, "nonsense"), None)).free_micro == FREE
+    with pytest.raises(errors.AlreadyExists):
+        await site.books.revert(ADMIN, RevertRequest(request), None)
+    assert (await site.ledger.verify()).findings == ()

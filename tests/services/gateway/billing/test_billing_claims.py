@@ -1,0 +1,145 @@
+"""Which worker runs a request is known after its gateway died, and only that worker is paid for it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from services.gateway import store
+from services.gateway.billing import billing_claims, orphan_settlement
+from services.gateway.billing.billing_claims import WorkerClaims
+from services.gateway.billing.ledger_store import LedgerStore
+from services.gateway.billing.reservations import OpenReservation, ReservationRequest, WorkerClaim
+from services.gateway.store import GatewayStore
+from shared import errors
+from shared.node import lifecycle
+from shared.types import MicroCredits, ModelName, NodeId, RequestId, UserId
+from tests.services.gateway.failover.test_worker_receipts import Mesh, Worker, told
+from tests.services.gateway.fakes import USER, node_id
+from tests.testnet import until
+
+WANTED = ReservationRequest(
+    request_id=RequestId(uuid4()), owner=USER, key_id=None, model=ModelName("m"), price_id=1, prompt_tokens=10, max_tokens=4096,
+    least_tokens=16, answers=1, fixed_micro=MicroCredits(0), micro_per_million=1_000_000, monthly_micro=None, key_budget_micro=None,
+)  # fmt: skip
+
+
+class Site:
+    def __init__(self, opened: store.database.Database, url: str) -> None:
+        self.requests, self.ledger, self.url = GatewayStore(opened), LedgerStore(opened), url
+
+    async def reserve(self, owner: UserId = USER) -> RequestId:
+        request = RequestId(uuid4())
+        await self.ledger.reserve([replace(WANTED, request_id=request, owner=owner)], gateway=node_id(9), lease_seconds=-300)
+        return request
+
+    async def overdue(self) -> dict[RequestId, OpenReservation]:
+        return {one.request_id: one for one in await self.ledger.list_overdue(grace_seconds=0, most=100)}
+
+
+@pytest.fixture
+async def site(plain_url: str) -> AsyncIterator[Site]:
+    async with store.opened(plain_url) as opened:
+        made = Site(opened, plain_url)
+        await made.ledger.ensure_default_price(0, 1_000_000)
+        yield made
+
+
+async def test_claims_are_kept_in_their_order_with_what_the_caller_had(site: Site) -> None:
+    request, other = await site.reserve(), await site.reserve()
+    assert await site.ledger.record_claims([WorkerClaim(request, node_id(1), 0)]) == {request}
+    assert await site.ledger.record_claims([WorkerClaim(request, node_id(2), 7), WorkerClaim(other, node_id(1), 0)]) == {request, other}
+    found = (await site.overdue())[request]
+    assert (found.workers, found.delivered_before) == ((node_id(1), node_id(2)), 7)
+    assert found.claimed_at is not None
+    assert abs((found.claimed_at - datetime.now(UTC)).total_seconds()) < 60
+
+
+async def test_one_that_is_settled_just_now_is_waited_for_by_nobody(site: Site) -> None:
+    settling, running = await site.reserve(), await site.reserve()
+    claims = [WorkerClaim(settling, node_id(1), 0), WorkerClaim(running, node_id(1), 0)]
+    connection = await asyncpg.connect(site.url, server_settings={"search_path": "gateway", "aimesh.tenant": "*"})
+    async with connection.transaction():
+        await connection.execute("SELECT FROM reservations WHERE request_id = $1 FOR UPDATE", settling)
+        assert await site.ledger.record_claims(claims) == {running}
+    await connection.close()
+    assert await site.ledger.record_claims(claims[:1]) == {settling}
+
+
+async def test_a_lying_stranger_makes_nobody_pay(site: Site) -> None:
+    """One stranger made 5 tokens 4,096."""
+    request, bait = await site.reserve(), await site.reserve()
+    honest, liar = Worker(told(request, completion=5)), Worker(told(request, completion=4096))
+    mesh = Mesh(honest, liar)
+    await site.ledger.record_claims([WorkerClaim(request, honest.key.id, 0), WorkerClaim(bait, liar.key.id, 0)])
+    overdue = await site.overdue()
+    price = await site.ledger.find_price(1)
+    assert price is not None
+    receipts = await mesh.of(*overdue.values())
+    rows = [
+        orphan_settlement.end_of(one, price, receipts.get(one.request_id), most_seconds=3600, now=datetime.now(UTC))
+        for one in overdue.values()
+    ]
+    await site.requests.write_requests([row for row in rows if row is not None])
+    account = await site.ledger.read_account(USER, None)
+    assert (account.balance_micro, account.reserved_micro) == (-5, 0)
+    assert mesh.struck == [liar.key.id]
+
+
+class Recorded:
+    """A store that may be away, and may have rows locked."""
+
+    def __init__(self) -> None:
+        self.claims: list[WorkerClaim] = []
+        self.away = False
+        self.locked: set[RequestId] = set()
+        self.tries = 0
+
+    async def record(self, claims: Sequence[WorkerClaim]) -> set[RequestId]:
+        self.tries += 1
+        if self.away:
+            raise errors.Unavailable("PostgreSQL does not answer")
+        free = [claim for claim in claims if claim.request_id not in self.locked]
+        self.claims += free
+        return {claim.request_id for claim in free}
+
+
+def claim(request: RequestId, worker: NodeId) -> WorkerClaim:
+    return WorkerClaim(request, worker, 0)
+
+
+async def test_each_claim_is_recorded_once_and_in_order_also_behind_a_lock_and_an_absence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(billing_claims, "_RETRY_SECONDS", 0.01)
+    recorded = Recorded()
+    claims = WorkerClaims(recorded.record)
+    one, two = RequestId(uuid4()), RequestId(uuid4())
+    recorded.away, recorded.locked = True, {two}
+    async with lifecycle.background() as tasks:
+        tasks.create_task(claims.write())
+        for request, worker in ((one, node_id(1)), (two, node_id(1)), (one, node_id(2))):
+            claims.add(claim(request, worker))
+        await until(lambda: recorded.tries > 1)
+        recorded.away = False
+        await until(lambda: len(recorded.claims) == 2)
+        recorded.locked.clear()
+        await until(lambda: len(recorded.claims) == 3)
+    assert [found for found in recorded.claims if found.request_id == one] == [claim(one, node_id(1)), claim(one, node_id(2))]
+
+
+async def test_a_request_that_ended_needs_no_claim() -> None:
+    recorded = Recorded()
+    claims = WorkerClaims(recorded.record)
+    ended, running = RequestId(uuid4()), RequestId(uuid4())
+    async with lifecycle.background() as tasks:
+        claims.add(claim(ended, node_id(1)))
+        tasks.create_task(claims.write())
+        await asyncio.sleep(0)
+        claims.ended(ended)
+        claims.ended(ended)
+        claims.add(claim(running, node_id(1)))
+        await until(lambda: recorded.claims)
+    assert recorded.claims == [claim(running, node_id(1))]

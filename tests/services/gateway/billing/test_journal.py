@@ -1,0 +1,45 @@
+import os
+from pathlib import Path
+
+from services.gateway.billing.journal import Journal, decode
+from tests.services.gateway.billing.test_usage_recorder import row
+
+
+def test_what_was_appended_is_read_again_by_the_next_process(tmp_path: Path) -> None:
+    rows = [row() for _ in range(5)]
+    journal = Journal(tmp_path / "rows")
+    assert journal.read() == []
+    journal.append(rows[:2])
+    journal.append(rows[2:])
+    assert Journal(tmp_path / "rows").read() == rows
+    assert (tmp_path / "rows").stat().st_mode & 0o777 == 0o600
+    journal.clear()
+    assert Journal(tmp_path / "rows").read() == []
+
+
+def test_every_torn_end_costs_one_record_and_no_later_one(tmp_path: Path) -> None:
+    rows = [row() for _ in range(3)]
+    path = tmp_path / "rows"
+    Journal(path).append(rows)
+    body = path.read_bytes()
+    second = len(body) - len(body) // 3
+    for end in range(second, len(body)):
+        path.write_bytes(body[:end])
+        journal = Journal(path)
+        assert journal.read() == rows[:2]
+        journal.append([rows[2]])
+        assert Journal(path).read() == rows
+
+
+def test_a_record_that_was_changed_is_not_believed(tmp_path: Path) -> None:
+    rows = [row() for _ in range(2)]
+    path = tmp_path / "rows"
+    Journal(path).append(rows)
+    body = path.read_bytes()
+    for at in range(len(body)):
+        changed = bytes([*body[:at], body[at] ^ 1, *body[at + 1 :]])
+        found, whole = decode(changed)
+        assert found == rows[: len(found)]
+        assert len(found) < 2
+        assert whole <= at
+    assert decode(os.urandom(1000))[0] == []

@@ -1,0 +1,442 @@
+"""The ledger's SQL, on a real PostgreSQL."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from services.gateway import store
+from services.gateway.billing.ledger_store import AlreadyReverted, LedgerStore
+from services.gateway.billing.request_record import RequestRow, ReservationState
+from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, ReservationRequest
+from services.gateway.idempotency.idempotency_keys import IdempotentRequest, NewKeyUse, Orphaned
+from services.gateway.idempotency.idempotency_store import IdempotencyStore
+from services.gateway.store import GatewayStore
+from shared.api.gateway import InferenceRequest
+from shared.api.ledger import LedgerReport, ModelPrice
+from shared.types import KeyId, MicroCredits, ModelName, NodeId, RequestId, RequestStatus, UserId
+from tests.stacks import until
+
+MODEL = ModelName("smollm2")
+GATEWAY = NodeId("U" + "A" * 55)
+
+
+class Books:
+    """Stores, and what tests say to them."""
+
+    def __init__(self, requests: GatewayStore, ledger: LedgerStore, url: str) -> None:
+        self.requests, self.ledger, self.url = requests, ledger, url
+
+    async def reserve(
+        self, owner: UserId, *, tokens: int = 500, request: RequestId | None = None, lease: float = 90, **more: object
+    ) -> GrantedReservation | InsufficientCredits:
+        wanted = self.wanted(owner, request or new_request(), tokens)
+        (answer,) = await self.ledger.reserve([replace(wanted, **more)], gateway=GATEWAY, lease_seconds=lease)  # type: ignore[arg-type]
+        return answer
+
+    @staticmethod
+    def wanted(owner: UserId, request: RequestId, tokens: int = 500) -> ReservationRequest:
+        return ReservationRequest(
+            request_id=request, owner=owner, key_id=None, model=MODEL, price_id=1, prompt_tokens=10,
+            max_tokens=tokens, least_tokens=tokens, answers=1, fixed_micro=MicroCredits(0), micro_per_million=1_000_000,
+            monthly_micro=MicroCredits(3500), key_budget_micro=None,
+        )  # fmt: skip
+
+    async def settle(self, owner: UserId, *costs: tuple[RequestId, int], key: KeyId | None = None) -> None:
+        await self.requests.write_requests([row(owner, request, cost, key) for request, cost in costs])
+
+    async def account(self, owner: UserId, monthly: int | None = 3500) -> tuple[int, int, int]:
+        found = await self.ledger.read_account(owner, None if monthly is None else MicroCredits(monthly))
+        return found.included_micro, found.balance_micro, found.reserved_micro
+
+    async def report(self) -> LedgerReport:
+        return await self.ledger.verify(grace_seconds=60)
+
+    async def execute(self, sql: str, *args: object) -> None:
+        connection = await asyncpg.connect(self.url)
+        try:
+            await connection.execute("SET aimesh.tenant TO '*'")
+            await connection.execute(f"SET search_path TO gateway; {sql}") if not args else await connection.execute(sql, *args)
+        finally:
+            await connection.close()
+
+    async def log(self, owner: UserId) -> list[tuple[object, ...]]:
+        connection = await asyncpg.connect(self.url, server_settings={"search_path": "gateway", "aimesh.tenant": str(owner)})
+        try:
+            columns = "id, status, error_code, cost_micro"
+            return [tuple(row) for row in await connection.fetch(f"SELECT {columns} FROM request_logs ORDER BY cost_micro")]
+        finally:
+            await connection.close()
+
+    async def count(self, table: str, tenant: str) -> int:
+        """What somebody sees who has the service's password and says that he is this tenant."""
+        connection = await asyncpg.connect(self.url, server_settings={"search_path": "gateway", "aimesh.tenant": tenant})
+        try:
+            return int(await connection.fetchval(f"SELECT count(*) FROM {table}"))
+        finally:
+            await connection.close()
+
+
+def row(owner: UserId, request: RequestId, cost: int, key: KeyId | None = None) -> RequestRow:
+    return RequestRow(
+        id=request, user_id=owner, api_key_id=key, prompt_hash=None, model_used=MODEL, response_time_ms=1, prompt_tokens=1,
+        completion_tokens=1, status=RequestStatus.SUCCESS, error_code=None, created_at=datetime.now(UTC), cost_micro=MicroCredits(cost),
+        reservation=ReservationState.SETTLED if cost else ReservationState.RELEASED,
+    )  # fmt: skip
+
+
+def new_owner() -> UserId:
+    return UserId(uuid4())
+
+
+def new_request() -> RequestId:
+    return RequestId(uuid4())
+
+
+@pytest.fixture
+async def books(plain_url: str) -> AsyncIterator[Books]:
+    """As a role that meets the second wall."""
+    async with store.opened(plain_url) as opened:
+        ledger = LedgerStore(opened)
+        await ledger.ensure_default_price(100_000_000, 200_000_000)
+        yield Books(GatewayStore(opened), ledger, plain_url)
+
+
+async def test_of_64_at_once_exactly_as_many_as_fit_are_granted(books: Books) -> None:
+    for _ in range(20):
+        ada = new_owner()
+        answers = await asyncio.gather(*(books.reserve(ada) for _ in range(64)))
+        assert sum(isinstance(answer, GrantedReservation) for answer in answers) == 7
+        assert await books.account(ada) == (3500, 0, 3500)
+    report = await books.report()
+    assert (report.findings, report.open_reservations, report.sum_micro) == ((), 140, 0)
+
+
+async def test_a_settled_request_is_paid_once_whoever_says_so_again(books: Books) -> None:
+    ada, request = new_owner(), new_request()
+    assert await books.reserve(ada, request=request) == GrantedReservation(500)
+    await asyncio.gather(*(books.settle(ada, (request, 300)) for _ in range(16)))
+    assert await books.account(ada) == (3200, 0, 0)
+    # A reservation that has ended is ended, and its request cannot be reserved again.
+    await books.settle(ada, (request, 500))
+    assert await books.reserve(ada, request=request) == GrantedReservation(500, is_repeated=True)
+    assert await books.account(ada) == (3200, 0, 0)
+    usage = await books.requests.read_usage(ada)
+    assert (usage.request_count, usage.cost_micro) == (1, 300)
+    assert (await books.report()).findings == ()
+
+
+async def test_duplicates_of_one_reservation_hold_once(books: Books) -> None:
+    ada, request = new_owner(), new_request()
+    answers = await asyncio.gather(*(books.reserve(ada, request=request) for _ in range(16)))
+    assert sorted(answer.is_repeated for answer in answers if isinstance(answer, GrantedReservation)) == [False] + 15 * [True]
+    assert await books.account(ada) == (3500, 0, 500)
+
+
+async def test_a_batch_is_answered_in_its_order_and_holds_each_request_for_itself(books: Books) -> None:
+    owners = [new_owner() for _ in range(5)]
+    # Room for 7 of each; the first comes twice.
+    wanted = [books.wanted(owners[number % 5], new_request()) for number in range(50)]
+    answers = await books.ledger.reserve([*wanted, wanted[0]], gateway=GATEWAY, lease_seconds=90)
+    for owner in owners:
+        mine = [answer for one, answer in zip(wanted, answers, strict=False) if one.owner == owner]
+        assert sum(isinstance(answer, GrantedReservation) for answer in mine) == 7
+        assert await books.account(owner) == (3500, 0, 3500)
+    assert (await books.report()).findings == ()
+
+
+async def test_no_more_is_taken_than_was_held_and_nothing_without_a_reservation(books: Books) -> None:
+    ada, request = new_owner(), new_request()
+    await books.reserve(ada, request=request)
+    await books.settle(ada, (request, 10_000), (new_request(), 10_000))
+    assert await books.account(ada) == (3000, 0, 0)
+    assert (await books.report()).findings == ()
+
+
+async def test_what_does_not_fit_is_lowered_to_what_does_but_not_below_the_least(books: Books) -> None:
+    ada = new_owner()
+    assert await books.reserve(ada, tokens=5000, least_tokens=16, fixed_micro=500) == GrantedReservation(3000)
+    assert await books.account(ada) == (3500, 0, 3500)
+    assert await books.reserve(ada, tokens=16) == InsufficientCredits(0, of_key=False)
+    bob = new_owner()
+    # 4 answers of 875 tokens.
+    assert await books.reserve(bob, tokens=1000, least_tokens=1, answers=4) == GrantedReservation(875)
+    assert await books.reserve(new_owner(), tokens=5000, least_tokens=3500) == GrantedReservation(3500)
+    eve = new_owner()
+    assert await books.reserve(eve, tokens=5000, least_tokens=3001, fixed_micro=500) == InsufficientCredits(3500, of_key=False)
+    assert await books.reserve(eve, fixed_micro=3501, micro_per_million=0) == InsufficientCredits(3500, of_key=False)
+    assert await books.account(eve) == (3500, 0, 0)
+    assert (await books.report()).findings == ()
+
+
+async def test_a_key_spends_no_more_than_its_budget(books: Books) -> None:
+    ada, key = new_owner(), KeyId(uuid4())
+    budget = {"key_id": key, "key_budget_micro": MicroCredits(1000)}
+    requests = [new_request() for _ in range(30)]
+    answers = await asyncio.gather(*(books.reserve(ada, request=one, tokens=100, **budget) for one in requests))
+    granted = [request for request, answer in zip(requests, answers, strict=True) if isinstance(answer, GrantedReservation)]
+    assert len(granted) == 10
+    assert answers[-1] == InsufficientCredits(0, of_key=True)
+    await books.settle(ada, *((request, 50) for request in granted), key=key)
+    assert await books.account(ada) == (3000, 0, 0)
+    assert sum([isinstance(await books.reserve(ada, tokens=100, **budget), GrantedReservation) for _ in range(10)]) == 5
+    # Others of the same user are not held back by it.
+    assert await books.reserve(ada, tokens=2500) == GrantedReservation(2500)
+    # What is given back to the user can be spent with the key again.
+    assert await books.ledger.read_key_spending(ada, key) == (500, 500)
+    assert await books.ledger.revert(granted[0], "the answer was nonsense") == ada
+    assert await books.ledger.read_key_spending(ada, key) == (450, 500)
+    assert (await books.report()).findings == ()
+
+
+async def test_included_credits_are_renewed_each_month_and_go_first(books: Books) -> None:
+    ada, first, second = new_owner(), new_request(), new_request()
+    await books.ledger.top_up(new_request(), ada, MicroCredits(2000), "welcome", MicroCredits(1000))
+    await books.reserve(ada, request=first, tokens=1500, monthly_micro=MicroCredits(1000))
+    await books.settle(ada, (first, 1400))
+    assert await books.account(ada, 1000) == (0, 1600, 0)
+    await books.execute("UPDATE accounts SET month = month - interval '1 month'")
+    assert await books.account(ada, 1000) == (1000, 1600, 0)
+    await books.reserve(ada, request=second, tokens=100, monthly_micro=MicroCredits(1000))
+    await books.settle(ada, (second, 100))
+    # What is left of a month is over with it, and a larger tier gives the difference at once.
+    await books.execute("UPDATE accounts SET month = month - interval '1 month'")
+    assert await books.account(ada, 1000) == (1000, 1600, 0)
+    assert await books.account(ada, 5000) == (5000, 1600, 0)
+    assert await books.account(ada, 1000) == (5000, 1600, 0)
+    assert (await books.report()).findings == ()
+
+
+async def test_who_has_no_bound_is_never_refused_and_owes_what_was_used(books: Books) -> None:
+    ada, request = new_owner(), new_request()
+    assert await books.reserve(ada, request=request, tokens=1_000_000, monthly_micro=None) == GrantedReservation(1_000_000)
+    await books.settle(ada, (request, 999_999))
+    assert await books.account(ada, None) == (0, -999_999, 0)
+    assert (await books.report()).findings == ()
+
+
+async def test_a_top_up_and_a_reversal_happen_once(books: Books) -> None:
+    ada, request, transfer = new_owner(), new_request(), new_request()
+    assert await books.ledger.top_up(transfer, ada, MicroCredits(100), "", MicroCredits(0))
+    assert not await books.ledger.top_up(transfer, ada, MicroCredits(100), "", MicroCredits(0))
+    await books.reserve(ada, request=request, tokens=80, monthly_micro=MicroCredits(0))
+    assert await books.ledger.revert(request, "still open") is None
+    await books.settle(ada, (request, 80))
+    assert await books.account(ada, 0) == (0, 20, 0)
+    assert await books.ledger.revert(request, "the answer was nonsense") == ada
+    with pytest.raises(AlreadyReverted):
+        await books.ledger.revert(request, "again")
+    assert await books.ledger.revert(new_request(), "never was") is None
+    assert await books.account(ada, 0) == (0, 100, 0)
+    assert (await books.report()).findings == ()
+
+
+async def test_entries_cannot_be_changed(books: Books) -> None:
+    await books.account(new_owner())
+    for statement in ("UPDATE entries SET amount_micro = 1", "DELETE FROM entries", "TRUNCATE entries"):
+        with pytest.raises(asyncpg.RaiseError, match="never changed"):
+            await books.execute(statement)
+
+
+async def test_the_verifier_finds_what_is_wrong(books: Books) -> None:
+    ada, request = new_owner(), new_request()
+    await books.reserve(ada, request=request)
+    await books.settle(ada, (request, 10))
+    await books.reserve(ada, lease=-100)
+    assert (await books.report()).findings == ("1 reservations are open, and their gateways are gone",)
+    await books.execute("UPDATE accounts SET included_micro = included_micro - 3, reserved_micro = reserved_micro + 2")
+    await books.execute("UPDATE reservations SET settled_micro = 9 WHERE state = 'settled'")
+    report = await books.report()
+    assert (report.drift_micro, report.reserved_drift_micro, report.sum_micro, len(report.findings)) == (3, 2, 0, 4)
+    columns, one = "transfer, kind, account, owner, amount_micro", "gen_random_uuid(), 'grant', 'grants', gen_random_uuid(), 7"
+    await books.execute(f"INSERT INTO entries ({columns}) VALUES ({one})")
+    assert (await books.report()).sum_micro == 7
+
+
+async def test_a_lease_that_ended_is_listed_after_its_grace_and_one_that_was_extended_is_not(books: Books) -> None:
+    ada, gone, alive = new_owner(), new_request(), new_request()
+    await books.reserve(ada, request=gone, lease=-40, tokens=7, answers=2)
+    await books.reserve(ada, request=alive, lease=-40)
+    await books.ledger.extend_leases([alive], 90)
+    (found,) = await books.ledger.list_overdue(grace_seconds=30, most=100)
+    assert (found.request_id, found.owner, found.prompt_tokens, found.completion_tokens) == (gone, ada, 10, 14)
+    assert await books.ledger.list_overdue(grace_seconds=60, most=100) == ()
+
+
+async def test_extending_leases_does_not_wait_for_those_that_are_being_settled(books: Books) -> None:
+    # It would be a circle where a settling that has one row wants another one.
+    ada, settling, running = new_owner(), new_request(), new_request()
+    for request in (settling, running):
+        await books.reserve(ada, request=request, lease=-40)
+    connection = await asyncpg.connect(books.url, server_settings={"search_path": "gateway", "aimesh.tenant": "*"})
+    async with connection.transaction():
+        await connection.execute("SELECT FROM reservations WHERE request_id = $1 FOR UPDATE", settling)
+        await books.ledger.extend_leases([settling, running], 90)
+        (found,) = await books.ledger.list_overdue(grace_seconds=30, most=100)
+    await connection.close()
+    assert found.request_id == settling
+
+
+async def test_a_takeover_that_is_committed_while_the_row_is_written_is_seen(books: Books) -> None:
+    owner, request = new_owner(), new_request()
+    await books.reserve(owner, request=request)
+    connection = await asyncpg.connect(books.url, server_settings={"search_path": "gateway", "aimesh.tenant": "*"})
+
+    async def it_waits() -> bool:
+        return bool(await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"))
+
+    async with asyncio.TaskGroup() as tasks, connection.transaction():
+        await connection.fetchval("SELECT settle($1, 0, 'expired')", request)
+        tasks.create_task(books.settle(owner, (request, 400)))
+        await until(it_waits, seconds=10, what="the row waits for the account")
+    await connection.close()
+    # The gateway that took it over writes its row.
+    assert await books.log(owner) == []
+
+
+async def test_two_that_settle_at_once_pay_one_after_the_other(books: Books) -> None:
+    """From one account: the second must see what the first has left of the included credits."""
+    ada, first, second = new_owner(), new_request(), new_request()
+    await books.ledger.top_up(new_request(), ada, MicroCredits(1000), "", MicroCredits(500))
+    for request in (first, second):
+        await books.reserve(ada, request=request, tokens=400, monthly_micro=MicroCredits(500))
+    connection = await asyncpg.connect(books.url, server_settings={"search_path": "gateway", "aimesh.tenant": "*"})
+
+    async def it_waits() -> bool:
+        return bool(await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"))
+
+    async with asyncio.TaskGroup() as tasks, connection.transaction():
+        assert await connection.fetchval("SELECT settle($1, 400, 'settled')", first) == 400
+        tasks.create_task(books.settle(ada, (second, 400)))
+        await until(it_waits, seconds=10, what="the second waits for the account")
+    await connection.close()
+    # 500 included and 1000 of its own, less twice 400.
+    assert await books.account(ada, 500) == (0, 700, 0)
+    assert (await books.report()).findings == ()
+
+
+async def test_one_that_waits_to_settle_what_another_settles_just_now_takes_nothing(books: Books) -> None:
+    ada, request = new_owner(), new_request()
+    await books.reserve(ada, request=request)
+    connection = await asyncpg.connect(books.url, server_settings={"search_path": "gateway", "aimesh.tenant": "*"})
+
+    async def it_waits() -> bool:
+        return bool(await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"))
+
+    async with asyncio.TaskGroup() as tasks, connection.transaction():
+        assert await connection.fetchval("SELECT settle($1, 300, 'settled')", request) == 300
+        tasks.create_task(books.settle(ada, (request, 400)))
+        await until(it_waits, seconds=10, what="the second waits for the account")
+    await connection.close()
+    assert await books.account(ada) == (3200, 0, 0)
+    assert (await books.report()).findings == ()
+
+
+@pytest.mark.parametrize(
+    ("now", "zone", "month"),
+    [
+        pytest.param("2026-02-28 23:00+00", "Asia/Tokyo", date(2026, 2, 1), id="east of a month's last hour"),
+        pytest.param("2026-03-01 01:00+00", "America/Los_Angeles", date(2026, 3, 1), id="west of a month's first hour"),
+    ],
+)
+async def test_a_month_of_credits_begins_at_midnight_in_utc_whatever_the_sessions_time_zone(
+    books: Books, now: str, zone: str, month: date
+) -> None:
+    # In this database the clock of the function stands still.
+    await books.execute(
+        f"CREATE FUNCTION now() RETURNS timestamptz LANGUAGE sql STABLE AS $$ SELECT '{now}'::timestamptz $$;"
+        "ALTER FUNCTION open_account(uuid, bigint) SET search_path = gateway, pg_catalog"
+    )
+    settings = {"search_path": "gateway", "aimesh.tenant": "*", "TimeZone": zone}
+    connection = await asyncpg.connect(books.url, server_settings=settings)
+    try:
+        assert await connection.fetchval("SELECT month FROM open_account($1, 100)", new_owner()) == month
+    finally:
+        await connection.close()
+
+
+async def test_a_day_of_usage_is_one_of_utc_whatever_the_sessions_time_zone(plain_url: str) -> None:
+    ada, today = new_owner(), datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    late = today - timedelta(minutes=30)
+    async with store.opened(f"{plain_url}{'&' if '?' in plain_url else '?'}TimeZone=Asia/Tokyo") as opened:
+        books = Books(GatewayStore(opened), LedgerStore(opened), plain_url)
+        await books.requests.write_requests([replace(row(ada, new_request(), 0), created_at=late)])
+        usage = await books.requests.read_usage(ada)
+    assert [day.date for day in usage.days] == [late.date()]
+
+
+async def test_the_newest_price_of_a_model_holds_and_older_ones_stay(books: Books) -> None:
+    await books.ledger.ensure_default_price(1, 1)
+    for output in (5, 6):
+        await books.ledger.add_price(ModelPrice(MODEL, MicroCredits(4), MicroCredits(output)))
+    held = {price.price.model: price.price.output_micro_per_million for price in await books.ledger.list_prices()}
+    assert held == {None: 200_000_000, MODEL: 6}
+    history = await books.ledger.list_prices(history=True)
+    assert [price.price.output_micro_per_million for price in history] == [6, 5, 200_000_000]
+    assert await books.ledger.find_price(history[1].id) == history[1]
+
+
+async def test_a_request_that_is_taken_over_is_paid_by_the_one_that_takes_it(plain_url: str) -> None:
+    async with store.opened(plain_url) as opened:
+        books = Books(GatewayStore(opened), LedgerStore(opened), plain_url)
+        keys = IdempotencyStore(opened)
+        await books.ledger.ensure_default_price(1, 1)
+        ada, first, second = new_owner(), new_request(), new_request()
+        asked = IdempotentRequest(owner=ada, key="k", request=InferenceRequest(prompt="hi"), request_id=first, seed=7)
+        assert await keys.claim(asked, b"f" * 32, GATEWAY, lease_seconds=90) == NewKeyUse(7)
+        await books.reserve(ada, request=first)
+        again = replace(asked, request_id=second)
+        assert await keys.claim(again, b"f" * 32, GATEWAY, lease_seconds=90) is None
+        assert await books.account(ada) == (3500, 0, 500)
+        assert await keys.claim(again, b"f" * 32, GATEWAY, lease_seconds=90, dead=first) == Orphaned(7)
+        assert await books.account(ada) == (3500, 0, 0)
+        await books.reserve(ada, request=second)
+        # The first gateway lives after all, and says what it delivered.
+        await books.settle(ada, (first, 400), (second, 300))
+        assert await books.account(ada) == (3200, 0, 0)
+        assert await books.log(ada) == [(second, "success", None, 300)]
+        assert (await books.report()).findings == ()
+
+
+async def test_a_bound_tenant_meets_nothing_of_anothers_however_it_is_asked_for(plain_url: str) -> None:
+    """With the arguments of the rightful tenant, as a mistake in our own code would have them; and nobody at all sees nothing."""
+    ada, bob, request, key = new_owner(), new_owner(), new_request(), KeyId(uuid4())
+    async with store.opened(plain_url) as opened:
+        books, keys = Books(GatewayStore(opened), LedgerStore(opened), plain_url), IdempotencyStore(opened)
+        await books.ledger.ensure_default_price(100_000_000, 200_000_000)
+        assert await books.reserve(bob, request=request, key_id=key, key_budget_micro=MicroCredits(5000)) == GrantedReservation(500)
+        asked = IdempotentRequest(owner=bob, key="once", request=InferenceRequest(prompt="hi"), request_id=request, seed=7)
+        assert await keys.claim(asked, b"f" * 32, GATEWAY, lease_seconds=60) == NewKeyUse(7)
+        async with opened.bound(ada) as transaction:
+            assert await transaction.row("read_key_spending", key) is None
+            assert await transaction.row("find_key", bob, "once") is None
+            assert await transaction.rows("list_overdue", -3600, 10) == []
+            for statement in ("free_key", "abandon_key"):
+                assert await transaction.run(statement, request) == 0
+        for tenant, rows in ((str(bob), 1), (str(ada), 0), ("", 0), ("*", 1)):
+            for table in ("accounts", "key_spending", "reservations", "idempotency_keys"):
+                assert await books.count(table, tenant) == rows, (tenant, table)
+        with pytest.raises(asyncpg.InsufficientPrivilegeError, match="row-level security"):
+            async with opened.bound(ada) as transaction:
+                await transaction.row("read_account", bob, 3500)
+        assert await books.ledger.read_key_spending(bob, key) == (0, 500)
+        await books.settle(bob, (request, 300), key=key)
+        assert [await books.count("entries", tenant) for tenant in (str(bob), str(ada), "")] == [4, 0, 0]
+        assert (await books.report()).findings == ()
+
+
+async def test_a_gateway_starts_beside_a_database_that_only_reads(postgres_url: str) -> None:
+    async with store.opened(postgres_url) as opened:
+        await LedgerStore(opened).ensure_default_price(1, 1)
+    connection = await asyncpg.connect(postgres_url)
+    name = await connection.fetchval("SELECT current_database()")
+    await connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    await connection.close()
+    async with store.opened(postgres_url) as opened:
+        ledger = LedgerStore(opened)
+        await ledger.ensure_default_price(1, 1)
+        assert len(await ledger.list_prices()) == 1

@@ -1,0 +1,53 @@
+from decimal import ROUND_CEILING, Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.gateway.billing import prices
+from services.gateway.billing.prices import Price, PriceList
+from shared import errors
+from shared.api.ledger import ModelPrice
+from shared.types import MicroCredits, ModelName
+
+
+def price(model: str | None, *numbers: int) -> Price:
+    return Price(1, ModelPrice(None if model is None else ModelName(model), *map(MicroCredits, numbers)))
+
+
+#: .0001 and .0002 credits a token.
+SEED = price("llama", 100_000_000, 200_000_000)
+
+
+def test_the_example_of_the_seeds() -> None:
+    # 1,000 tokens in for .1 credits, 500 out for .1
+    assert SEED.cost(1000, 500, 60.0) == 200_000
+    assert SEED.fixed(1000, 60.0) == 100_000
+
+
+@given(
+    st.tuples(*[st.integers(0, 10**6)] * 2),
+    st.tuples(*[st.integers(0, prices.MOST_PER_MILLION)] * 2),
+    st.integers(0, 10**6),
+    st.floats(0, 7200),
+)
+def test_a_cost_is_the_exact_sum_rounded_up(tokens: tuple[int, int], each: tuple[int, int], compute: int, seconds: float) -> None:
+    cost = price(None, *each, 7, compute).cost(*tokens, seconds)
+    exact = sum(Decimal(number) * one for number, one in zip(tokens, each, strict=True)) / 10**6
+    of_tokens = exact.to_integral_value(ROUND_CEILING) if exact else 0
+    assert cost >= of_tokens + 7
+    assert abs(cost - (of_tokens + 7 + Decimal(seconds * compute))) <= 1
+    assert cost < 2**63
+
+
+def test_a_model_has_its_own_price_or_the_default() -> None:
+    found = PriceList.of([price(None, 1, 1), SEED])
+    assert found.find(ModelName("llama")) == SEED
+    assert found.find(ModelName("other")).price.model is None
+
+
+@pytest.mark.parametrize("numbers", [(-1, 0), (0, prices.MOST_PER_MILLION + 1), (0, 0, -1), (0, 0, 0, prices.MOST_OTHER + 1)])
+def test_a_price_that_nobody_can_mean_is_refused(numbers: tuple[int, ...]) -> None:
+    prices.check(SEED.price)
+    with pytest.raises(errors.BadRequest, match="out of range"):
+        prices.check(price("m", *numbers).price)

@@ -1,0 +1,76 @@
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from services.gateway.billing import query_batching
+from services.gateway.billing.query_batching import QueryBatching
+from shared import errors
+
+
+class Store:
+    """Doubles numbers, when it is let."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[int]] = []
+        self.open = asyncio.Event()
+        self.fails = False
+
+    async def ask_all(self, numbers: Sequence[int]) -> list[int]:
+        self.asked.append(list(numbers))
+        await self.open.wait()
+        if self.fails:
+            raise errors.Unavailable("away")
+        return [2 * number for number in numbers]
+
+
+async def test_what_arrives_while_others_are_on_their_way_makes_one_batch() -> None:
+    store = Store()
+    async with QueryBatching(store.ask_all).running() as asked, asyncio.TaskGroup() as tasks:
+        first = [tasks.create_task(asked.ask(number)) for number in range(query_batching.WRITERS)]
+        while len(store.asked) < 1:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        rest = [tasks.create_task(asked.ask(number)) for number in range(100, 100 + 3 * query_batching.MOST)]
+        await asyncio.sleep(0)
+        store.open.set()
+        assert [await task for task in first + rest] == [
+            2 * number for number in (*range(query_batching.WRITERS), *range(100, 100 + 3 * query_batching.MOST))
+        ]
+    assert max(map(len, store.asked)) == query_batching.MOST
+    assert len(store.asked) <= query_batching.WRITERS + 4
+
+
+async def test_a_failure_is_everybodys_and_the_next_batch_is_new() -> None:
+    store = Store()
+    store.open.set()
+    store.fails = True
+    async with QueryBatching(store.ask_all).running() as asked:
+        answers = await asyncio.gather(*(asked.ask(number) for number in range(3)), return_exceptions=True)
+        assert all(isinstance(answer, errors.Unavailable) for answer in answers)
+        store.fails = False
+        assert await asked.ask(4) == 8
+
+
+async def test_a_cancel_is_felt_when_the_answer_is_there() -> None:
+    store = Store()
+    async with QueryBatching(store.ask_all).running() as asked:
+        task = asyncio.create_task(asked.ask(1))
+        while not store.asked:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.sleep(0)
+        assert not task.done()
+        store.open.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await asked.ask(2) == 4
+
+
+async def test_who_waits_when_it_ends_is_told() -> None:
+    store = Store()
+    async with QueryBatching(store.ask_all).running() as asked:
+        task = asyncio.create_task(asked.ask(1))
+        while not store.asked:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    with pytest.raises(errors.Draining):
+        await task

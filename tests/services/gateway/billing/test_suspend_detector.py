@@ -1,0 +1,28 @@
+import pytest
+
+from services.gateway.billing.ledger import RESERVE_SECONDS, LedgerUnavailable
+from services.gateway.billing.suspend_detector import STOPPED_SECONDS, TICK_SECONDS, SuspendDetector
+from tests.services.gateway.billing.test_ledger import BOUNDS, Site, new_request, site
+from tests.services.gateway.fakes import OWNER
+
+__all__ = ["site"]
+
+
+@pytest.mark.parametrize(("late", "stopped"), [(0.0, False), (STOPPED_SECONDS / 2, False), (STOPPED_SECONDS, True), (60.0, True)])
+def test_a_tick_that_comes_much_too_late_is_a_stop(late: float, stopped: bool) -> None:
+    now = 100.0
+    stops = SuspendDetector(lambda: now)
+    now += TICK_SECONDS + late
+    assert stops.ticked(100.0) == now
+    assert stops.seen == stopped
+
+
+async def test_a_deadline_that_passed_while_the_gateway_was_stopped_is_no_failure_of_postgresql(site: Site) -> None:
+    site.stops_for = RESERVE_SECONDS + 3
+    assert (await site.ledger.reserve(OWNER, new_request(), BOUNDS)).max_tokens == 1000
+    # Once: a PostgreSQL that is away is away.
+    site.stops_for, site.failures = RESERVE_SECONDS + 3, 1000
+    began = site.now
+    with pytest.raises(LedgerUnavailable):
+        await site.ledger.reserve(OWNER, new_request(), BOUNDS)
+    assert site.now - began <= 2 * RESERVE_SECONDS + 3 + 1

@@ -1,0 +1,326 @@
+"""What hostile callers send, in numbers: nothing of it reaches a worker, nothing of it is our fault."""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import random
+import time
+import tracemalloc
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+from urllib.parse import unquote
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.gateway.admission import prompt_admission
+from services.gateway.http_api import request_bodies
+from services.gateway.http_api.http_app import HttpApp
+from services.gateway.openai_api import chat_request as openai_chat
+from services.gateway.openai_api import completion_request as openai_completions
+from services.gateway.openai_api import response_request as openai_responses
+from shared import errors
+from shared.access.access_table import Audience
+from shared.api.gateway import InferenceRequest
+from tests.services.gateway import fakes, openai_clients
+from tests.services.gateway.fakes import KEY, House
+
+BEARER = {"authorization": f"Bearer {KEY}"}
+HI: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
+    "/v1/completions": {"prompt": "hi"},
+    "/v1/responses": {"input": "hi"},
+}
+Read = Callable[[bytes], tuple[InferenceRequest, ...]]
+READ: dict[str, Read] = {
+    "/v1/chat/completions": lambda body: (openai_chat.to_request(openai_chat.read(body)),),
+    "/v1/completions": lambda body: openai_completions.to_requests(openai_completions.read(body)),
+    "/v1/responses": lambda body: (openai_responses.to_request(openai_responses.read(body)),),
+}
+
+
+@pytest.fixture
+async def house() -> AsyncIterator[House]:
+    async with fakes.house() as made:
+        yield made
+
+
+@pytest.fixture
+async def http(house: House) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(house.app()), base_url="http://gateway", headers=BEARER) as client:
+        yield client
+
+
+# --- another path than the one that is checked -----------------------------------------------------------------------------
+
+HEADERS = (
+    "", "X-Forwarded-Host: localhost\r\n", "X-Forwarded-For: 127.0.0.1\r\n", "X-Original-URL: /docs\r\n", "X-Rewrite-URL: /docs\r\n",
+    "Forwarded: for=127.0.0.1;host=localhost\r\n", "X-Forwarded-Prefix: /docs\r\n", "X-HTTP-Method-Override: GET\r\n",
+    f"X_API_KEY: {KEY}\r\n", "X-Forwarded-User: admin\r\n",
+)  # fmt: skip
+HOSTS = ("gateway", "localhost", "127.0.0.1", "gateway/docs?", "a@b")
+
+
+def spellings(path: str) -> Iterator[str]:
+    head, _, tail = path.rpartition("/")
+    yield from (path, "/" + path, path + "/", path + "//", f"{head}//{tail}", f"{head}/./{tail}", f"{head}/x/../{tail}", path + ";x")
+    yield from (path + "%00", path + "%2f", f"{head}%2f{tail}", f"{head}/%2e/{tail}", path.upper(), path + "?x=/docs", path + "%20")
+    yield from (f"{head}/%{ord(tail[0]):x}{tail[1:]}", f"{head}/%25{ord(tail[0]):x}{tail[1:]}", f"http://gateway{path}", f"/docs/..{path}")
+
+
+async def test_500_spellings_of_each_route_open_none_without_a_credential(house: House) -> None:
+    app = house.app()
+    routes = [route for by_verb in app._routes.values() for route in by_verb.values() if route.access.who is Audience.PERSON]
+    for route in routes:
+        path = route.path.replace("{model}", "smollm2")
+        variants = random.Random(1).sample(list(itertools.product(spellings(path), HEADERS, HOSTS)), 500)
+        statuses = {await _status(app, route.verb, *variant) for variant in variants}
+        assert 401 in statuses
+        assert statuses <= {401, 404, 405}, (route.path, statuses)
+    assert (house.rpc.called, house.worker.asked) == ([], [])
+
+
+async def _status(app: HttpApp, verb: str, path: str, header: str, host: str) -> int:
+    """As uvicorn hands a request on."""
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    name, _, value = header.rstrip().partition(": ")
+    headers = [(b"host", host.encode()), (b"content-type", b"application/json"), (name.lower().encode(), value.encode())]
+    scope = {"type": "http", "method": verb, "path": unquote(path.partition("?")[0]), "raw_path": path.encode(), "headers": headers}
+    await app(scope, receive, send)
+    return int(sent[0]["status"])
+
+
+async def test_every_spelling_over_a_real_connection(house: House) -> None:
+    async with openai_clients.connected(house) as client, httpx.AsyncClient() as http:
+        for path in (found for found in spellings("/v1/models/smollm2") if found.startswith("/")):
+            target = httpx.URL(scheme="http", host="127.0.0.1", port=client.base_url.port, raw_path=path.encode())
+            assert (await http.get(target)).status_code in {400, 401, 404}, path
+
+
+# --- bombs ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_nested_bomb_of_5_kb_costs_a_millisecond_and_a_megabyte() -> None:
+    bombs = [b"[" * 5000, b'{"a":' * 1000, b'{"messages":' + b"[" * 2400 + b"]" * 2400 + b"}", b'{"tools":[' + b'{"a":' * 1000]
+    tracemalloc.start()
+    for bomb in bombs:
+        for read in READ.values():
+            with pytest.raises(errors.BadRequest):
+                read(bomb)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1_000_000
+    for bomb in bombs:
+        # On the processor: what else this machine does is not counted.
+        assert min(_seconds(bomb) for _ in range(20)) < 0.001
+
+
+def _seconds(bomb: bytes) -> float:
+    began = time.thread_time()
+    try:
+        request_bodies.read_object(bomb)
+    except errors.BadRequest:
+        pass
+    return time.thread_time() - began
+
+
+@pytest.mark.parametrize("path", HI)
+async def test_too_many_of_anything_is_a_4xx(http: httpx.AsyncClient, house: House, path: str) -> None:
+    many: dict[str, list[dict[str, Any]]] = {
+        "/v1/chat/completions": [
+            {"messages": [{"role": "user", "content": "x"}] * 1001},
+            {"messages": [{"role": "user", "content": ""}] * 20_000},
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": ""}] * 20_000}]},
+            {"tools": [{"type": "function", "function": {"name": f"f{number}"}} for number in range(129)]},
+            {"tools": [{"type": "function", "function": {"name": "f"}}] * 2},
+            {"tools": [{"type": "function", "function": {"name": "f" * 65}}]},
+            {"logit_bias": {str(number): 1 for number in range(301)}},
+            {"stop": ["x"] * 10_000},
+            {"metadata": 5},
+        ],
+        "/v1/completions": [{"prompt": ["x"] * 100_000}, {"logit_bias": {str(number): 1 for number in range(50_000)}}],
+        "/v1/responses": [
+            {"input": [{"role": "user", "content": "x"}] * 1001},
+            {
+                "input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": ""}] * 5000
+                + [{"role": "robot", "content": ""}]
+            },
+            {"tools": [{"type": "function", "name": f"f{number}"} for number in range(129)]},
+            {"include": ["x"] * 10_000},
+        ],
+    }
+    for body in many[path]:
+        answer = await http.post(path, json={**HI[path], **body})
+        assert answer.status_code == 400, answer.text[:300]
+    assert not house.worker.asked
+
+
+# --- numbers --------------------------------------------------------------------------------------------------------------
+
+_EDGES = (
+    -1,
+    0,
+    1,
+    2,
+    4,
+    5,
+    20,
+    21,
+    1000,
+    1001,
+    32768,
+    32769,
+    2**31 - 1,
+    2**31,
+    2**53,
+    2**63 - 1,
+    2**63,
+    2**64,
+    10**30,
+    -(2**63),
+    0.1,
+    1.5,
+    2.0,
+)
+_ODD = (
+    "NaN", "Infinity", "-Infinity", "1e999", "-1e999", "1e308", "5e-324", '"1"', '""', "null", "[]", "{}", "[1]", "true", "false",
+    '{"a":1}', "-0", "-0.0", "1.0", "1e0", "9" * 400, "0." + "9" * 400, '"\\ud800"', "01", "+1", ".5", "1.", "0x1", "1_000",
+)  # fmt: skip
+NUMBERS = {
+    "/v1/chat/completions": (
+        *("temperature", "top_p", "top_k", "min_p", "max_tokens", "max_completion_tokens", "seed", "n", "frequency_penalty"),
+        *("presence_penalty", "repeat_penalty", "top_logprobs", "n_discard", "stop", "logit_bias", "stream", "model"),
+    ),
+    "/v1/completions": ("temperature", "top_p", "max_tokens", "seed", "n", "best_of", "logprobs", "frequency_penalty", "n_keep", "echo"),
+    "/v1/responses": ("temperature", "top_p", "max_output_tokens", "top_logprobs", "max_tool_calls", "n", "stream"),
+}
+
+
+def _values() -> Iterator[str]:
+    yield from _ODD
+    draw = random.Random(7)
+    for edge in _EDGES:
+        yield from (json.dumps(edge), json.dumps(edge + 1e-9), json.dumps(float(edge)), json.dumps(-edge), json.dumps(edge * 1.0000001))
+    while True:
+        yield json.dumps(
+            draw.choice((draw.uniform(-3, 3), draw.randint(-(2**70), 2**70), draw.uniform(-1, 1) * 10 ** draw.randint(0, 300)))
+        )
+
+
+@pytest.mark.parametrize(("path", "name"), [(path, name) for path, names in NUMBERS.items() for name in names])
+def test_2000_values_of_a_parameter_are_in_range_or_refused(path: str, name: str) -> None:
+    taken, statuses = 0, set()
+    for value in itertools.islice(_values(), 2000):
+        body = json.dumps({**HI[path], "logprobs": True} if name == "top_logprobs" and "chat" in path else HI[path])
+        try:
+            found = [prompt_admission.admit(request) for request in READ[path](f'{body[:-1]}, "{name}": {value}}}'.encode())]
+        except errors.AimeshError as error:
+            statuses.add(error.status)
+            continue
+        taken += 1
+        for admitted in found:
+            for field, allowed in prompt_admission.RANGES.items():
+                drawn = getattr(admitted.sampling, field)
+                assert drawn is None or allowed.holds(drawn), (field, drawn)
+    assert statuses <= {400, 413}
+    # Null is as good as absent where there is such a parameter.
+    assert taken == 0 if name in ("n_discard", "n_keep") or (path, name) == ("/v1/responses", "n") else taken > 0
+
+
+# --- addresses ------------------------------------------------------------------------------------------------------------
+
+_ADDRESSES = (
+    "http://127.0.0.1:{port}/", "http://2130706433:{port}/", "http://0177.0.0.1:{port}/", "http://0x7f.1:{port}/", "http://[::1]:{port}/",
+    "http://[::ffff:127.0.0.1]:{port}/", "http://localhost:{port}\\@example.com/", "http://example.com@127.0.0.1:{port}/",
+    "//127.0.0.1:{port}", "http://169.254.169.254/latest/meta-data/", "file:///etc/passwd", "gopher://127.0.0.1:{port}/_x", "http://127.1:{port}/",
+)  # fmt: skip
+_PLACES: tuple[Callable[[str], dict[str, Any]], ...] = (
+    lambda url: {"api_base": url},
+    lambda url: {"base_url": url},
+    lambda url: {"callback": url},
+    lambda url: {"webhook": url},
+    lambda url: {"user_config": {"model_list": [{"litellm_params": {"api_base": url}}]}},
+    lambda url: {"tools": [{"type": "mcp", "server_label": "x", "server_url": url}]},
+    lambda url: {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]},
+    lambda url: {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": url, "format": "wav"}}]}]},
+    lambda url: {"messages": [{"role": "user", "content": [{"type": "file", "file": {"file_data": url}}]}]},
+    lambda url: {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": url}]}]},
+    lambda url: {"input": [{"role": "user", "content": [{"type": "input_file", "file_url": url}]}]},
+    lambda url: {"web_search_options": {"url": url}},
+    lambda url: {"model": {"url": url}},
+    lambda url: {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}, "url": url}},
+    lambda url: {"prompt": {"url": url}},
+    lambda url: {"stream_options": {"url": url}},
+)
+
+
+async def test_200_addresses_in_16_places_are_called_by_nobody(http: httpx.AsyncClient, house: House) -> None:
+    called = 0
+
+    async def canary(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal called
+        called += 1
+        writer.close()
+
+    listener = await asyncio.start_server(canary, "127.0.0.1", 0)
+    port = listener.sockets[0].getsockname()[1]
+    sent = 0
+    for path, address, place in itertools.product(HI, _ADDRESSES, _PLACES):
+        answer = await http.post(path, json={**HI[path], **place(address.format(port=port))})
+        assert answer.status_code == 400, (path, answer.text)
+        sent += 1
+    assert sent >= 200
+    assert (called, house.worker.asked) == (0, [])
+    listener.close()
+    await listener.wait_closed()
+
+
+# --- anything -------------------------------------------------------------------------------------------------------------
+
+_names = st.sampled_from(
+    [
+        *("messages", "prompt", "input", "role", "content", "type", "text", "tools", "tool_calls", "function", "name", "parameters", "n"),
+        *("tool_choice", "arguments", "call_id", "output", "user", "function_call", "message", "input_text", "json_schema", "schema", "id"),
+        *(
+            "response_format",
+            "stream",
+            "stream_options",
+            "include",
+            "logprobs",
+            "logit_bias",
+            "stop",
+            "metadata",
+            "text",
+            "format",
+            "max_tokens",
+        ),
+    ]
+)
+_anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5) | _names,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_names, inner, max_size=5),
+    max_leaves=20,
+)
+
+
+@settings(deadline=None)
+@given(st.sampled_from(sorted(READ)), st.dictionaries(_names, _anything, max_size=6))
+def test_whatever_is_sent_is_a_request_or_the_callers_fault(path: str, extra: dict[str, Any]) -> None:
+    with contextlib.suppress(errors.BadRequest, errors.TooLarge):
+        for request in READ[path](json.dumps({**HI[path], **extra}).encode()):
+            prompt_admission.admit(request)
+
+
+def test_of_two_names_that_are_the_same_the_last_one_counts() -> None:
+    (request,) = READ["/v1/completions"](b'{"prompt": "first", "temperature": 0, "prompt": "last", "temperature": 1}')
+    assert (request.prompt, request.temperature) == ("last", 1)

@@ -1,0 +1,420 @@
+"""The HTTP door, on the fakes."""
+
+import asyncio
+import gzip
+import json
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+
+from services.gateway.http_api.http_app import HttpApp, HttpRoute
+from services.gateway.http_api.http_call import MAX_BODY_BYTES, HttpCall
+from services.gateway.limits import per_tenant_concurrency, tiers
+from services.gateway.limits.quotas import LimitRules, Quotas
+from shared import errors
+from shared.access.access_table import Audience
+from shared.api import auth
+from shared.node.http import http_server as node_http
+from shared.node.settings import NodeSettings
+from shared.types import ModelName, RequestId, Role, Tier, UserRole
+from tests.cases import case
+from tests.services.gateway import fakes
+from tests.services.gateway.fakes import KEY, TOKEN, USER, House
+from tests.services.gateway.http_answers import BEARER, CHAT, events, problem
+
+
+@pytest.fixture
+async def house() -> AsyncIterator[House]:
+    async with fakes.house() as made:
+        yield made
+
+
+@pytest.fixture
+async def http(house: House) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(house.app())
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway", headers=BEARER) as client:
+        yield client
+
+
+# --- bodies ---------------------------------------------------------------------------------------------------------------
+
+BAD_BODIES = [
+    b"", b"{", b"[]", b"null", b"5", b'"x"', b'{"messages": NaN}', b'{"temperature": 1e999}', b'{"temperature": NaN, "messages": []}',
+    b'{"prompt": "\xff\xfe"}', b'{"prompt": "\\ud800"}', b"\x00" * 100, b"[" * 100_000,
+    b'{"a":' * 100_000, b'{"a":' * 50_000 + b"1" + b"}" * 50_000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/api/inference", "/api/infer"]
+)
+async def test_what_is_not_the_expected_json_is_a_400(http: httpx.AsyncClient, path: str) -> None:
+    for body in BAD_BODIES:
+        with case(body[:24]):
+            problem(await http.post(path, content=body, headers={"content-type": "application/json"}), 400, "bad_request")
+
+
+async def test_a_ten_megabyte_prompt_is_refused_without_reading_it(house: House) -> None:
+    app, read = house.app(), 0
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        nonlocal read
+        read += 65_536
+        return {"type": "http.request", "body": b"x" * 65_536, "more_body": True}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"authorization", BEARER["authorization"].encode()), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers}
+    await app({**scope, "headers": [*headers, (b"content-length", b"10485760")]}, receive, send)
+    assert (sent[0]["status"], read) == (413, 0)
+    sent.clear()
+    await app(scope, receive, send)
+    assert sent[0]["status"] == 413
+    assert read <= MAX_BODY_BYTES + 65_536
+
+
+async def test_a_prompt_that_just_fits_a_body_but_no_frame(http: httpx.AsyncClient) -> None:
+    problem(await http.post("/api/inference", json={"prompt": "x" * (MAX_BODY_BYTES - 100)}), 413, "too_large")
+
+
+@pytest.mark.parametrize(
+    "headers", [{"content-type": "text/plain"}, {"content-type": ""}, {"content-type": "application/x-www-form-urlencoded"}]
+)
+async def test_other_media_types_are_a_415(http: httpx.AsyncClient, headers: dict[str, str]) -> None:
+    problem(await http.post("/v1/chat/completions", content=json.dumps(CHAT), headers=headers), 415, "unsupported_media_type")
+
+
+async def test_a_compressed_body_is_a_415(http: httpx.AsyncClient) -> None:
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    body = gzip.compress(b"0" * 10_000_000)
+    problem(await http.post("/v1/chat/completions", content=body, headers=headers), 415, "unsupported_media_type")
+
+
+# --- credentials ----------------------------------------------------------------------------------------------------------
+
+NEED_CREDENTIAL = [
+    ("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("POST", "/v1/responses"), ("POST", "/v1/embeddings"),
+    ("GET", "/v1/models"), ("GET", "/v1/models/{model}"), ("POST", "/api/inference"), ("POST", "/api/infer"),
+    ("DELETE", "/api/inference"), ("POST", "/api/auth/api-keys"), ("GET", "/api/usage"), ("GET", "/api/quota"),
+    ("GET", "/api/auth/api-keys"), ("DELETE", "/api/auth/api-keys/{key}"), ("POST", "/api/auth/confirm"), ("GET", "/api/requests"),
+    ("POST", "/api/feedback"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"authorization": "Bearer nonsense"}, {"authorization": "Basic abc"}, {"x-api-key": KEY[:-1]}, {"authorization": "Bearer"}],
+)
+async def test_no_good_credential_is_a_401_before_the_body_is_read(house: House, headers: dict[str, str]) -> None:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(house.app()), base_url="http://gateway") as http:
+        for verb, path in NEED_CREDENTIAL:
+            with case((verb, path)):
+                answer = await http.request(verb, path, content=b"{", headers=headers)
+                problem(answer, 401, "not_authenticated")
+                assert answer.headers["www-authenticate"] == "Bearer"
+                assert not house.rpc.called
+
+
+async def test_the_table_of_the_test_is_the_table_of_the_gateway(house: House) -> None:
+    routes = [route for by_verb in house.app()._routes.values() for route in by_verb.values()]
+    assert {(route.verb, route.path) for route in routes if route.access.who is Audience.PERSON} == set(NEED_CREDENTIAL)
+
+
+def test_a_route_that_does_not_say_who_may_use_it_stops_the_start(house: House) -> None:
+    async def handler(_call: HttpCall) -> None: ...
+
+    route = HttpRoute(verb="GET", path="/x", handler=handler, method="x", summary="x")
+    with pytest.raises(ValueError, match="say who may use it"):
+        HttpApp([route], house.callers, house.metrics)
+
+
+@pytest.mark.parametrize(
+    "path", ["//v1/models", "/v1/models/", "/V1/models", "/v1/%6dodels", "/v1/models;x", "/v1/../v1/models", "/", "/admin"]
+)
+async def test_other_spellings_of_a_path_are_not_that_path(house: House, path: str) -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    await house.app()({"type": "http", "method": "GET", "path": path, "headers": []}, receive, send)
+    assert sent[0]["status"] == 404
+
+
+async def test_wrong_verb_and_unknown_path(http: httpx.AsyncClient) -> None:
+    problem(await http.get("/v1/chat/completions"), 405, "method_not_allowed")
+    problem(await http.get("/nothing"), 404, "not_found")
+
+
+async def test_limited(house: House, http: httpx.AsyncClient) -> None:
+    for _ in range(99):
+        await house.quotas.spend(fakes.OWNER, ModelName("smollm2"), RequestId(uuid4()), tokens=1, seconds=1)
+    assert (await http.post("/api/inference", json={"prompt": "hi"})).status_code == 200
+    answer = await http.post("/api/inference", json={"prompt": "hi"})
+    problem(answer, 429, "rate_limited")
+    assert 3600 <= int(answer.headers["retry-after"]) <= 3660
+    assert answer.headers["x-ratelimit-remaining-requests"] == "0"
+
+
+# --- /api -----------------------------------------------------------------------------------------------------------------
+
+
+async def test_inference(house: House) -> None:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(house.app()), base_url="http://gateway") as http:
+        answer = await http.post("/api/inference", json={"prompt": "Write a poem", "model": "llama3"}, headers={"x-api-key": KEY})
+    body = answer.json()
+    assert body["response"] == "Hello world!"
+    assert body["usage"] == {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+    assert (body["model"], body["request_id"]) == ("smollm2", str(house.store.only_row.id))
+
+
+async def test_inference_stream(http: httpx.AsyncClient) -> None:
+    *texts, last, done = events(await http.post("/api/inference", json={"prompt": "hi", "stream": True}))
+    assert ([event["text"] for event in texts], done) == (["Hello", " world", "!"], "[DONE]")
+    assert last["usage"]["total_tokens"] == 10
+    assert "response" not in last
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"model": "smollm2", "payload": {"prompt": "hi", "max_tokens": 9}},
+        {"model": "smollm2", "payload": {"prompt": "hi", "maxTokens": 9}},
+        {"payload": {"messages": [{"role": "user", "content": "hi"}], "maxTokens": 9}},
+    ],
+)
+async def test_infer_takes_both_spellings(http: httpx.AsyncClient, house: House, body: dict[str, object]) -> None:
+    assert (await http.post("/api/infer", json=body)).status_code == 200
+    assert house.worker.asked[0].model_config.max_tokens == 9
+
+
+async def test_infer_takes_a_prompt_alone(http: httpx.AsyncClient) -> None:
+    assert (await http.post("/api/infer", json={"payload": "hi"})).json()["response"] == "Hello world!"
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"prompt": "x", "maxTokens": 1, "max_tokens": 2}, "max_tokens"), ({"prompt": "x", "n_discard": -1}, "n_discard"),
+        ({"prompt": ""}, "prompt"), ({}, "prompt"), ({"prompt": 5}, "prompt"),
+        ({"prompt": "x", "messages": [{"role": "user", "content": "y"}]}, "prompt"),
+        ({"prompt": "x", "topP": 7}, "top_p"),
+    ],
+)  # fmt: skip
+async def test_a_wrong_field_is_a_400_that_names_it(http: httpx.AsyncClient, body: dict[str, object], param: str) -> None:
+    assert problem(await http.post("/api/inference", json=body), 400, "bad_request")["param"] == param
+
+
+async def test_register_login_and_key(house: House) -> None:
+    user = auth.User(USER, "ada", "ada@example.com", UserRole.USER, Tier.FREE, True, fakes.announcement(1).started_at)
+    key = auth.ApiKey(fakes.KEY_ID, USER, "My CLI Key", "aip_live_xxx…1234", True, user.created_at)
+
+    async def register(request: auth.RegisterUser) -> auth.User:
+        assert request.user_data.email == "ada@example.com"
+        return user
+
+    async def login(request: auth.LoginUser) -> auth.LoginSession:
+        return auth.LoginSession(TOKEN, 600, "opaque", user)
+
+    async def generate(request: auth.GenerateApiKey) -> auth.CreatedApiKey:
+        assert request.name == "My CLI Key"
+        return auth.CreatedApiKey(KEY, key)
+
+    house.rpc.answers |= {"auth.registerUser": register, "auth.loginUser": login, "auth.generateApiKey": generate}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(house.app()), base_url="http://gateway") as http:
+        made = await http.post("/api/auth/register", json={"username": "ada", "email": "ada@example.com", "password": "secure_password"})
+        assert (made.status_code, made.json()["id"]) == (201, str(USER))
+        token = (await http.post("/api/auth/login", json={"email": "ada@example.com", "password": "x"})).json()["access_token"]
+        answer = await http.post("/api/auth/api-keys", json={"name": "My CLI Key"}, headers={"authorization": f"Bearer {token}"})
+        assert (answer.status_code, answer.json()["api_key"]) == (201, KEY)
+        assert house.rpc.credentials[-1] == TOKEN
+        problem(await http.post("/api/auth/register", json={"username": "x"}), 400, "bad_request")
+
+
+async def test_an_error_of_auth_keeps_its_status(house: House, http: httpx.AsyncClient) -> None:
+    async def taken(_request: object) -> None:
+        raise errors.AlreadyExists("the name is taken")
+
+    house.rpc.answers["auth.registerUser"] = taken
+    problem(await http.post("/api/auth/register", json={"username": "a", "email": "b", "password": "c"}), 409, "already_exists")
+    del house.rpc.answers["auth.registerUser"]
+    problem(await http.post("/api/auth/register", json={"username": "a", "email": "b", "password": "c"}), 503, "not_reachable")
+
+
+async def test_usage_and_quota(http: httpx.AsyncClient) -> None:
+    await http.post("/api/inference", json={"prompt": "hi"})
+    assert (await http.get("/api/usage")).json()["tokens_used"] == 10
+    quota = (await http.get("/api/quota")).json()
+    assert (quota["limit_per_hour"], quota["used_this_hour"], quota["remaining"]) == (100, 1, 99)
+
+
+# --- faults ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_failure_in_the_stream_is_its_last_event(http: httpx.AsyncClient, house: House) -> None:
+    house.worker.fails_with, house.worker.fails_after = errors.LinkLost("the worker died"), 2
+    found = events(await http.post("/v1/chat/completions", json={**CHAT, "stream": True}))
+    assert found[-1]["error"]["code"] == "worker_lost"
+    assert "[DONE]" not in found
+
+
+async def test_a_failure_before_the_first_token_has_a_status(http: httpx.AsyncClient, house: House) -> None:
+    house.worker.fails_with = errors.DeadlineExceeded("late")
+    problem(await http.post("/v1/chat/completions", json={**CHAT, "stream": True}), 504, "deadline_exceeded")
+
+
+async def test_a_bug_is_a_500_that_tells_nothing(house: House) -> None:
+    async def broken(_request: object) -> None:
+        raise ZeroDivisionError("secret detail")
+
+    house.rpc.answers["auth.loginUser"] = broken
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(house.app()), base_url="http://gateway") as http:
+        answer = await http.post("/api/auth/login", json={"username": "a", "password": "b"})
+    problem(answer, 500, "internal")
+    assert "secret detail" not in answer.text
+
+
+async def test_an_error_that_only_a_newer_peer_knows_is_no_500(http: httpx.AsyncClient, house: House) -> None:
+    house.worker.fails_with = errors.RemoteError(errors.Problem("new_thing", "something new", fault=errors.Fault.PEER))
+    problem(await http.post("/v1/chat/completions", json=CHAT), 503, "new_thing")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_goes_away_cancels_the_generation(house: House, stream: bool) -> None:
+    house.worker.hangs_after = 1
+    gone = asyncio.Event()
+    body = [{"type": "http.request", "body": json.dumps({**CHAT, "stream": stream}).encode(), "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        if body:
+            return body.pop()
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(_message: Any) -> None: ...
+
+    headers = [(b"authorization", BEARER["authorization"].encode()), (b"content-type", b"application/json")]
+    serving = asyncio.create_task(
+        house.app()({"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers}, receive, send)
+    )
+    await house.worker.said.wait()
+    gone.set()
+    await serving
+    assert house.worker.left_early == 1
+    async with asyncio.timeout(10):
+        while not house.store.rows:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    assert (house.store.only_row.status, house.store.only_row.completion_tokens) == ("cancelled", 1)
+
+
+# --- what is there --------------------------------------------------------------------------------------------------------
+
+
+async def test_openapi_describes_every_route(http: httpx.AsyncClient, house: House) -> None:
+    document = (await http.get("/openapi.json")).json()
+    for verb, path in [*NEED_CREDENTIAL, ("POST", "/api/auth/register"), ("POST", "/api/auth/login")]:
+        operation = document["paths"][path][verb.lower()]
+        assert operation["summary"]
+        assert bool(operation["security"]) is ((verb, path) in NEED_CREDENTIAL)
+    text = json.dumps(document)
+    for reference in {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}:
+        assert reference in document["components"]["schemas"]
+
+
+async def test_the_reference_is_one_page_without_scripts_or_other_hosts(http: httpx.AsyncClient) -> None:
+    answer = await http.get("/docs")
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert "/v1/chat/completions" in answer.text
+    assert "<script" not in answer.text
+    assert "http://" not in answer.text
+    assert "https://" not in answer.text
+
+
+async def test_a_trace_of_the_caller_goes_on(house: House, http: httpx.AsyncClient) -> None:
+    trace = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
+    answer = await http.get("/v1/models", headers={"traceparent": trace})
+    assert UUID(answer.headers["x-request-id"]).version == 7
+    assert (await http.get("/v1/models", headers={"traceparent": "nonsense"})).status_code == 200
+    assert {one.trace_id for one in house.metrics.read().exemplars.values()} == {"a" * 32}
+
+
+async def test_requests_are_counted(http: httpx.AsyncClient, house: House) -> None:
+    await http.post("/api/inference", json={"prompt": "hi"})
+    await http.get("/nothing")
+    text = house.metrics.render()
+    assert 'ai_platform_requests_total{method="processInferenceRequest",service="gateway",status="success"} 1.0' in text
+    assert 'ai_platform_requests_total{method="unknown",service="gateway",status="not_found"} 1.0' in text
+    assert 'ai_platform_inflight_requests{service="gateway"} 0.0' in text
+    assert house.directory.usable(Role.WORKER)
+
+
+async def test_a_crowd_of_one_caller_is_refused_before_its_bodies_are_read(house: House) -> None:
+    at_once = 2
+    plans = {Tier.FREE: replace(tiers.NO_LIMITS, concurrency=at_once)}
+    house.quotas = Quotas(house.counters, LimitRules(plans=plans), house.metrics)
+    app, reading = house.app(), asyncio.Semaphore(0)
+
+    async def never_sent() -> Any:
+        reading.release()
+        await asyncio.Event().wait()
+
+    async def ask() -> list[Any]:
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        headers = [(b"content-type", b"application/json"), (b"authorization", f"Bearer {KEY}".encode())]
+        scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers}
+        await app(scope, never_sent, send)
+        return sent
+
+    async with asyncio.TaskGroup() as tasks:
+        crowd = [tasks.create_task(ask()) for _ in range(at_once + per_tenant_concurrency.SLACK)]
+        for _ in crowd:
+            await reading.acquire()
+        answer = await ask()
+        assert answer[0]["status"] == 429
+        assert b"here already" in answer[1]["body"]
+        assert reading.locked()
+        # Others do not suffer for it, and those that wait are still here.
+        assert not any(task.done() for task in crowd)
+        for task in crowd:
+            task.cancel()
+
+
+@pytest.mark.parametrize("words", [0, 2])
+async def test_what_outlasts_the_drain_is_told_to_come_again(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, words: int
+) -> None:
+    monkeypatch.setattr(node_http, "DRAIN_SECONDS", 0)
+    house.worker.hangs_after = words
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        server = node_http.HttpServer(house.app(), sock, NodeSettings(node_key_file=Path("/nowhere")))
+        async with asyncio.TaskGroup() as tasks, asyncio.timeout(10):
+            tasks.create_task(server.run())
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{sock.getsockname()[1]}", headers=BEARER) as http:
+                asking = tasks.create_task(http.post("/v1/chat/completions", json={**CHAT, "stream": True}))
+                await house.worker.said.wait()
+                server.stop()
+                answer = await asking
+    if words:
+        *_, last = events(answer)
+        assert last["error"]["code"] == "draining"
+    else:
+        problem(answer, 503, "draining")
+    assert "ASGI" not in caplog.text
+    assert "Traceback" not in caplog.text

@@ -1,0 +1,374 @@
+"""What holds for every HTTP call: ids and heartbeats of streams, headers that may be read in one way only, slow bodies."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any, cast
+
+import httpx
+import pytest
+
+from services.gateway.admission.prompt_admission import BadField
+from services.gateway.deduplicated_inference import RepeatedRequest
+from services.gateway.http_api import answer_delivery, event_ids, http_call
+from services.gateway.http_api.http_app import HttpApp, HttpRoute
+from services.gateway.http_api.http_call import HttpCall
+from services.gateway.http_api.response_formats import AnswerFormat, ServerSentEvent
+from services.gateway.http_api.rest_inference import RestFormat
+from services.gateway.openai_api.chat_format import ChatFormat
+from services.gateway.openai_api.chat_request import ChatBody
+from services.gateway.openai_api.completion_format import CompletionFormat
+from services.gateway.openai_api.completion_request import CompletionBody
+from services.gateway.openai_api.response_format import ResponsesFormat
+from services.gateway.openai_api.response_request import ResponseBody
+from shared import context, errors
+from shared.access import access_table
+from shared.access.access_table import AccessTable
+from shared.api import inference
+from shared.api.gateway import InferenceRequest, Rest
+from shared.api.generation import Generation, Usage
+from shared.context import new_request_id
+from shared.types import FinishReason, RequestId
+from tests.services.gateway import fakes
+from tests.services.gateway.fakes import KEY, FakeWorker, House
+
+BEARER = {"authorization": f"Bearer {KEY}"}
+#: Each door of a streamed answer, and what it is asked.
+STREAMS: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}], "stream": True},
+    "/v1/completions": {"prompt": "hi", "stream": True},
+    "/v1/responses": {"input": "hi", "stream": True},
+    "/api/inference": {"prompt": "hi", "stream": True},
+    "/api/infer": {"payload": {"prompt": "hi", "stream": True}},
+}
+
+
+@pytest.fixture
+async def house() -> AsyncIterator[House]:
+    async with fakes.house() as made:
+        yield made
+
+
+@pytest.fixture
+async def http(house: House) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(house.app()), base_url="http://gateway", headers=BEARER) as client:
+        yield client
+
+
+# --- ids ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", STREAMS)
+async def test_the_last_event_of_each_chunk_has_its_number(http: httpx.AsyncClient, house: House, path: str) -> None:
+    answer = await http.post(path, json=STREAMS[path])
+    request_id = house.store.only_row.id
+    found = [line.removeprefix("id: ") for line in answer.text.split("\n") if line.startswith("id: ")]
+    assert found == [event_ids.write(request_id, number) for number in (1, 2, 3)]
+    blocks = [block for block in answer.text.split("\n\n") if "id: " in block]
+    for block, word in zip(blocks, ("Hello", " world", "!"), strict=True):
+        assert json.dumps(word)[1:-1] in block, "who knows the id has the word"
+
+
+def test_an_id_says_what_is_left() -> None:
+    request_id = new_request_id()
+    assert event_ids.read(event_ids.write(request_id, 17)) == Rest(17)
+
+
+@pytest.mark.parametrize("wrong", ["", "17", "x" * 32 + "-1", "0" * 32, "0" * 32 + "--1", "0" * 32 + "-1 ", "0" * 32 + "-1" + "0" * 9])
+def test_what_is_no_id_of_ours_is_a_bad_request(wrong: str) -> None:
+    with pytest.raises(BadField, match="Last-Event-ID"):
+        event_ids.read(wrong)
+
+
+FORMS: dict[str, Callable[[], AnswerFormat]] = {
+    "/v1/chat/completions": lambda: ChatFormat(ChatBody(messages=())),
+    "/v1/completions": lambda: CompletionFormat(CompletionBody(prompt="hi", echo=True)),
+    "/v1/responses": lambda: ResponsesFormat(ResponseBody(input="hi")),
+    "/api/inference": RestFormat,
+}
+
+
+@pytest.mark.parametrize("path", FORMS)
+@pytest.mark.parametrize("after", range(5))
+async def test_who_has_a_part_gets_the_rest_and_nothing_twice(house: House, path: str, after: int) -> None:
+    principal, request = fakes.OWNER, InferenceRequest(prompt="hi")
+
+    async def told(after: int) -> tuple[RequestId, bytes]:
+        context.start()
+        reader = Reader(path, {})
+        call = HttpCall(reader.scope, reader.receive, reader.send, new_request_id())
+        again = RepeatedRequest(key="k", rest=Rest(after) if after else None)
+        async with house.once.run(principal, request, seconds=5, again=again, whole=True) as said:
+            await answer_delivery.hand_on(call, said, FORMS[path](), stream=True, after=after)
+        return said.request_id, b"".join(message.get("body", b"") for message in reader.sent)
+
+    whole_id, whole = await told(0)
+    mark = f"id: {event_ids.write(whole_id, after)}\n".encode()
+    if after == 0:
+        expected = whole
+    elif mark in whole:
+        expected = whole.partition(mark)[2].partition(b"\n\n")[2]
+    else:
+        expected = b""
+    assert await told(after) == (whole_id, expected)
+    assert len(house.worker.asked) == 1
+
+
+# --- heartbeats -----------------------------------------------------------------------------------------------------------
+
+
+class Slow(FakeWorker):
+    """Says its first and its second word when it is let to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates = (asyncio.Event(), asyncio.Event())
+
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+        for word, gate in zip(("one", "two"), self.gates, strict=True):
+            await gate.wait()
+            yield inference.Chunk(word, (1,))
+        yield Generation(FinishReason.STOP, Usage(7, 2))
+
+
+class Reader:
+    """One call of an application by hand, so that what is sent can be seen while it is sent."""
+
+    def __init__(self, path: str, body: dict[str, Any]) -> None:
+        self.sent: list[dict[str, Any]] = []
+        self.news = asyncio.Event()
+        self._body = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
+        headers = [(b"authorization", BEARER["authorization"].encode()), (b"content-type", b"application/json")]
+        self.scope = {"type": "http", "method": "POST", "path": path, "headers": headers}
+
+    async def receive(self) -> dict[str, Any]:
+        if not self._body:
+            await asyncio.Event().wait()
+        return self._body.pop()
+
+    async def send(self, message: Any) -> None:
+        self.sent.append(message)
+        self.news.set()
+
+    @property
+    def text(self) -> str:
+        return b"".join(message.get("body", b"") for message in self.sent).decode()
+
+    async def until(self, seen: Callable[[str], bool]) -> None:
+        async with asyncio.timeout(5):
+            while not seen(self.text):
+                self.news.clear()
+                await self.news.wait()
+
+
+@pytest.mark.parametrize("path", STREAMS)
+async def test_a_stream_in_which_nothing_comes_is_kept_alive(house: House, path: str) -> None:
+    worker = Slow()
+    house.add_worker(1, worker, "smollm2")
+    app = house.app()
+    app._heartbeat_seconds = 0.01
+    reader = Reader(path, STREAMS[path])
+    serving = asyncio.create_task(app(reader.scope, reader.receive, reader.send))
+    await reader.until(lambda text: text.count(": still here\n\n") >= 3)
+    assert reader.sent[0]["status"] == 200
+    worker.gates[0].set()
+    await reader.until(lambda text: text.rpartition("one")[2].count(": still here\n\n") >= 3)
+    worker.gates[1].set()
+    await serving
+    data = "".join(block for block in reader.text.split("\n\n") if not block.startswith(":"))
+    assert "two" in data
+    assert reader.sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
+    assert sum(not message.get("more_body", True) for message in reader.sent) == 1
+
+
+async def test_a_heartbeat_that_comes_too_late_says_nothing() -> None:
+    reader = Reader("/", {})
+    call = HttpCall(reader.scope, reader.receive, reader.send, new_request_id())
+    call.expect_events(lambda _: ())
+    await call.send_events((ServerSentEvent(b"x"),))
+    await call.end_events()
+    before = len(reader.sent)
+    assert call.quiet_seconds() is None
+    await call.beat()
+    assert len(reader.sent) == before
+
+
+async def test_an_answer_that_is_no_stream_has_no_heartbeats(house: House) -> None:
+    worker = Slow()
+    house.add_worker(1, worker, "smollm2")
+    app = house.app()
+    app._heartbeat_seconds = 0.005
+    reader = Reader("/v1/chat/completions", {**STREAMS["/v1/chat/completions"], "stream": False})
+    serving = asyncio.create_task(app(reader.scope, reader.receive, reader.send))
+    await asyncio.sleep(0.03)  # several heartbeats' time
+    assert reader.sent == []
+    for gate in worker.gates:
+        gate.set()
+    await serving
+    assert json.loads(reader.text)["choices"][0]["message"]["content"] == "onetwo"
+
+
+class Failing(Slow):
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+        await self.gates[0].wait()
+        raise errors.DeadlineExceeded("late")
+        yield
+
+
+@pytest.mark.parametrize("path", STREAMS)
+async def test_a_failure_after_a_heartbeat_is_the_streams_last_event(house: House, path: str) -> None:
+    worker = Failing()
+    house.add_worker(1, worker, "smollm2")
+    app = house.app()
+    app._heartbeat_seconds = 0.01
+    reader = Reader(path, STREAMS[path])
+    serving = asyncio.create_task(app(reader.scope, reader.receive, reader.send))
+    await reader.until(lambda text: "still here" in text)
+    worker.gates[0].set()
+    await serving
+    last = reader.text.strip().rpartition("data: ")[2]
+    assert "late" in last
+    assert "error" in json.loads(last) or json.loads(last)["type"] == "response.failed"
+
+
+# --- headers --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "twice",
+    [
+        [(b"authorization", b"Bearer a"), (b"authorization", b"Bearer b")],
+        [(b"x-api-key", KEY.encode()), (b"x-api-key", b"b")],
+        [(b"content-type", b"application/json"), (b"content-type", b"text/plain")],
+        [(b"idempotency-key", b"a"), (b"idempotency-key", b"b")],
+        [(b"content-length", b"5"), (b"transfer-encoding", b"chunked")],
+    ],
+)
+async def test_headers_that_may_be_read_in_two_ways_are_refused(house: House, twice: list[tuple[bytes, bytes]]) -> None:
+    reader = Reader("/v1/chat/completions", STREAMS["/v1/chat/completions"])
+    reader.scope["headers"] = [*twice, *((name, value) for name, value in reader.scope["headers"] if name != twice[0][0])]
+    await house.app()(reader.scope, reader.receive, reader.send)
+    assert reader.sent[0]["status"] == 400
+    assert not house.rpc.called
+    assert not house.worker.asked
+
+
+@pytest.mark.parametrize("name", ["x_api_key", "Authorization_", "x-api-key_", "http_authorization", "x-forwarded-authorization"])
+async def test_a_header_that_only_looks_like_one_is_not_that_one(house: House, name: str) -> None:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(house.app()), base_url="http://gateway") as http:
+        assert (await http.get("/v1/models", headers={name: f"Bearer {KEY}"})).status_code == 401
+
+
+def _call(headers: list[tuple[bytes, bytes]]) -> HttpCall:
+    async def nothing(*_: Any) -> Any: ...
+
+    return HttpCall({"headers": headers}, nothing, nothing, new_request_id())
+
+
+@pytest.mark.parametrize("value", [b"a", b"0b8f-42", b"with spaces in it", b"x" * 255, b"~!"])
+async def test_keys_and_event_ids_are_shown_as_they_came(value: bytes) -> None:
+    call = _call([(b"idempotency-key", value), (b"last-event-id", value)])
+    assert (call.idempotency_key, call.last_event_id) == (value.decode(), value.decode())
+    assert (_call([]).idempotency_key, _call([]).last_event_id) == (None, None)
+
+
+@pytest.mark.parametrize("value", [b"", b" ", b"x" * 256, "é".encode(), b"a\x00b", b"a\tb", b"a\x7f", b"\xff"])
+async def test_keys_and_event_ids_of_other_letters_are_refused(value: bytes) -> None:
+    call = _call([(b"idempotency-key", value), (b"last-event-id", value)])
+    with pytest.raises(BadField, match="Idempotency-Key must have 1 to 255"):
+        _ = call.idempotency_key
+    with pytest.raises(BadField, match="Last-Event-ID must have 1 to 255"):
+        _ = call.last_event_id
+
+
+# --- bodies ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("grace", "rate", "whole"),
+    [pytest.param(0.02, 10**9, 5.0, id="too few bytes in a second"), pytest.param(5.0, 1, 0.02, id="not there in time at all")],
+)
+async def test_a_body_that_trickles_is_a_400_in_time(
+    house: House, monkeypatch: pytest.MonkeyPatch, grace: float, rate: int, whole: float
+) -> None:
+    monkeypatch.setattr(http_call, "BODY_GRACE_SECONDS", grace)
+    monkeypatch.setattr(http_call, "BODY_BYTES_PER_SECOND", rate)
+    monkeypatch.setattr(http_call, "BODY_SECONDS", whole)
+    reader = Reader("/v1/chat/completions", {})
+
+    async def trickling() -> dict[str, Any]:
+        await asyncio.sleep(0.002)
+        return {"type": "http.request", "body": b" ", "more_body": True}
+
+    async with asyncio.timeout(10):
+        await house.app()(reader.scope, trickling, reader.send)
+    assert reader.sent[0]["status"] == 400
+    assert "did not arrive" in reader.text
+
+
+async def test_a_large_body_that_flows_is_not_held_up(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_call, "BODY_GRACE_SECONDS", 0.05)
+    monkeypatch.setattr(http_call, "BODY_BYTES_PER_SECOND", 100_000)
+    body = json.dumps({"messages": [{"role": "user", "content": "x" * 100_000}]}).encode()
+    parts = [body[start : start + 1000] for start in range(0, len(body), 1000)]
+    reader = Reader("/v1/chat/completions", {})
+
+    async def flowing() -> dict[str, Any]:
+        if not parts:
+            await asyncio.Event().wait()
+        await asyncio.sleep(0.001)
+        return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
+
+    await house.app()(reader.scope, flowing, reader.send)
+    assert reader.sent[0]["status"] == 200, reader.text
+
+
+# --- readers --------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_reader_that_takes_nothing_ends_its_generation(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_call, "WRITE_SECONDS", 0.05)
+    worker, ended = Slow(), asyncio.Event()
+    run = worker.run
+
+    async def seen(prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+        try:
+            async for each in run(prompt):
+                yield each
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(worker, "run", seen)
+    house.add_worker(1, worker, "smollm2")
+    reader = Reader("/v1/chat/completions", STREAMS["/v1/chat/completions"])
+
+    async def full(message: Any) -> None:
+        await reader.send(message)
+        if b"one" in message.get("body", b""):
+            await asyncio.Event().wait()
+
+    worker.gates[0].set()
+    async with asyncio.timeout(5):
+        await house.app()(reader.scope, reader.receive, full)
+        await ended.wait()
+    assert "two" not in reader.text
+    assert not worker.gates[1].is_set()
+
+
+# --- routes ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_route_for_many_things_says_which(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cast("dict[str, AccessTable]", access_table.ROUTES), "GET /things/{name}", access_table.METHODS["auth.loginUser"])
+    asked: list[str] = []
+
+    async def handler(call: HttpCall) -> None:
+        asked.append(call.which)
+        await call.answer(ChatBody(messages=()))
+
+    route = HttpRoute(verb="GET", path="/things/{name}", handler=handler, method="x", summary="x")
+    app = HttpApp([route], house.callers, house.metrics)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as http:
+        for path, status in (("/things/a", 200), ("/things/a/b", 200), ("/things/", 404), ("/things", 404), ("/thingsa", 404)):
+            assert (await http.get(path)).status_code == status
+    assert asked == ["a", "a/b"]

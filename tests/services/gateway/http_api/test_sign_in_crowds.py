@@ -1,0 +1,136 @@
+"""Crowds at the routes that need no credential: slow senders and one busy address do not keep others from signing in."""
+
+import asyncio
+import json
+import socket
+import statistics
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import httpx
+import pytest
+
+from services.gateway.http_api import http_app
+from services.gateway.http_api.http_app import STRANGER_BODY_BYTES
+from shared.api import auth
+from shared.node.http import http_server as node_http
+from shared.node.settings import NodeSettings
+from shared.timing.admission_semaphore import AdmissionSemaphore
+from shared.types import Tier, UserRole
+from tests.services.gateway import fakes
+from tests.services.gateway.fakes import TOKEN, USER, House
+from tests.services.gateway.http_answers import problem
+
+ATTACKER, CUSTOMER = "127.0.0.66", "127.0.0.7"
+SLOW_SOCKETS = 64
+LOGINS = 40
+LOGIN = {"username": "ada", "password": "secret"}
+
+
+@pytest.fixture
+async def house() -> AsyncIterator[House]:
+    async with fakes.house() as made:
+        user = auth.User(USER, "ada", "ada@example.com", UserRole.USER, Tier.FREE, True, fakes.announcement(1).started_at)
+
+        async def login(_request: auth.LoginUser) -> auth.LoginSession:
+            return auth.LoginSession(TOKEN, 600, "opaque", user)
+
+        made.rpc.answers["auth.loginUser"] = login
+        yield made
+
+
+@asynccontextmanager
+async def served(house: House) -> AsyncIterator[int]:
+    """The port of the gateway's own server."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        server = node_http.HttpServer(house.app(), sock, NodeSettings(node_key_file=Path("/nowhere")))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(server.run())
+            try:
+                yield sock.getsockname()[1]
+            finally:
+                server.stop()
+
+
+@asynccontextmanager
+async def customer(port: int, address: str = CUSTOMER) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.AsyncHTTPTransport(local_address=address)
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", transport=transport, timeout=60) as http:
+        yield http
+
+
+async def send_slowly(port: int, begun: asyncio.Semaphore) -> None:
+    """Begins a login and never ends it; when the gateway has had enough, the next one."""
+    head = b"POST /api/auth/login HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 60\r\n\r\n{"
+    while True:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(ATTACKER, 0))
+        try:
+            writer.write(head)
+            await writer.drain()
+            begun.release()
+            with suppress(ConnectionError):
+                await reader.read()
+        finally:
+            writer.close()
+
+
+async def test_64_slow_sockets_of_one_address_delay_nobody_elses_sign_in(house: House) -> None:
+    begun, took = asyncio.Semaphore(0), []
+    async with served(house) as port, asyncio.TaskGroup() as tasks:
+        slow = [tasks.create_task(send_slowly(port, begun)) for _ in range(SLOW_SOCKETS)]
+        for _ in slow:
+            await begun.acquire()
+        async with customer(port) as http:
+            for _ in range(LOGINS):
+                began = time.perf_counter()
+                assert (await http.post("/api/auth/login", json=LOGIN)).status_code == 200
+                took.append(time.perf_counter() - began)
+        for task in slow:
+            task.cancel()
+    assert statistics.quantiles(took, n=20)[-1] <= 1.0, took
+
+
+async def test_a_body_that_is_too_large_or_too_slow_is_the_callers_mistake(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_app, "STRANGER_BODY_SECONDS", 0.2)
+    async with served(house) as port, customer(port) as http:
+        for body in (b" " * (STRANGER_BODY_BYTES + 1), b"{"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            length = len(body) if len(body) > 1 else 60
+            writer.write(b"POST /api/auth/login HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n")
+            writer.write(b"content-length: %d\r\n\r\n%b" % (length, body))
+            async with asyncio.timeout(10):
+                answer = await reader.readuntil(b"\r\n")
+            writer.close()
+            assert int(answer.split()[1]) == (413 if len(body) > 1 else 400)
+        fits = json.dumps(LOGIN | {"password": "x" * 4096}).encode()
+        assert (await http.post("/api/auth/login", content=fits, headers={"content-type": "application/json"})).status_code == 200
+    text = house.metrics.render()
+    assert 'method="loginUser",service="gateway",status="too_large"} 1.0' in text
+    assert 'method="loginUser",service="gateway",status="bad_request"} 1.0' in text
+
+
+async def test_a_crowd_of_one_address_leaves_places_for_others_and_is_refused_as_its_own_fault(house: House) -> None:
+    hung, asked = asyncio.Event(), asyncio.Semaphore(0)
+    answers = house.rpc.answers["auth.loginUser"]
+
+    async def login(request: auth.LoginUser) -> object:
+        if request.client.address == ATTACKER:
+            asked.release()
+            await hung.wait()
+        return await answers(request)
+
+    house.rpc.answers["auth.loginUser"] = login
+    app = house.app()
+    app._strangers = AdmissionSemaphore(8, of_one=4, seconds=0.5, refusal="too many people sign in at once")
+    house.app = lambda: app  # type: ignore[method-assign]
+    async with served(house) as port, customer(port, ATTACKER) as crowd, customer(port) as http, asyncio.TaskGroup() as tasks:
+        asking = [tasks.create_task(crowd.post("/api/auth/login", json=LOGIN)) for _ in range(20)]
+        for _ in range(4):
+            await asked.acquire()
+        assert (await http.post("/api/auth/login", json=LOGIN)).status_code == 200
+        done, _ = await asyncio.wait(asking[:], return_when=asyncio.FIRST_COMPLETED)
+        error = problem(next(iter(done)).result(), 429, "rate_limited")
+        assert "too many people sign in at once" in error["message"]
+        hung.set()

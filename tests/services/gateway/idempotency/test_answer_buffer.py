@@ -1,0 +1,214 @@
+import gc
+import sys
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
+
+from services.gateway.idempotency import answer_buffer
+from services.gateway.idempotency.answer_buffer import AnswerBuffer, ReaderId
+from shared import errors
+from shared.api.embedding import Vectors
+from shared.api.generation import ToolCall
+from shared.api.inference import Chunk, TokenChance, TokenLogprob
+
+
+def chunk(number: int) -> Chunk:
+    return Chunk(str(number), (number,))
+
+
+def waiting(why: str) -> Chunk:
+    return Chunk("", (), waiting=why)
+
+
+def read_all(tape: AnswerBuffer, reader: ReaderId) -> list[int]:
+    found = []
+    while (one := tape.next(reader)) is not None:
+        found.append(one[0])
+    return found
+
+
+def test_chunks_are_numbered_from_one_and_come_to_each_reader() -> None:
+    tape = AnswerBuffer(kept=False)
+    early, late = tape.join(0), tape.join(2)
+    for number in range(1, 5):
+        tape.add(chunk(number))
+    assert read_all(tape, early) == [1, 2, 3, 4]
+    assert read_all(tape, late) == [3, 4]
+    assert read_all(tape, tape.join(3)) == [4]
+    assert tape.last == 4
+
+
+def test_who_is_ahead_of_the_answer_gets_what_follows() -> None:
+    tape = AnswerBuffer(kept=False)
+    reader = tape.join(2)
+    tape.add(chunk(1))
+    tape.add(chunk(2))
+    assert read_all(tape, reader) == []
+    tape.add(chunk(3))
+    assert read_all(tape, reader) == [3]
+
+
+def test_only_the_latest_word_on_waiting_is_told_once_and_not_behind_text() -> None:
+    tape = AnswerBuffer(kept=False)
+    reader = tape.join(0)
+    tape.add(waiting("first in line"))
+    tape.add(waiting("loading"))
+    assert tape.next(reader) == (0, waiting("loading"))
+    assert tape.next(reader) is None
+    tape.add(chunk(1))
+    assert read_all(tape, tape.join(0)) == [1]
+    tape.add(waiting("another worker goes on"))
+    assert read_all(tape, reader) == [1, 0]
+    assert tape.whole == (chunk(1),)
+
+
+def test_it_runs_ahead_of_its_fastest_reader_only_so_far() -> None:
+    tape = AnswerBuffer(kept=False, ahead_bytes=3 * answer_buffer.size_of(chunk(1)))
+    fast, slow = tape.join(0), tape.join(0)
+    made = 0
+    while tape.make_room():
+        tape.add(chunk(made := made + 1))
+    assert made == 4
+    tape.next(fast)
+    assert tape.make_room()
+    tape.leave(fast)
+    assert not tape.make_room()
+    tape.next(slow)
+    assert tape.make_room()
+
+
+def test_a_kept_answer_waits_for_no_reader_until_it_is_too_long() -> None:
+    tape = AnswerBuffer(kept=True, most_bytes=10 * answer_buffer.size_of(chunk(1)), ahead_bytes=1)
+    reader = tape.join(0)
+    for number in range(1, 11):
+        assert tape.make_room()
+        tape.add(chunk(number))
+    assert not tape.make_room()
+    assert tape.next(reader) == (1, chunk(1))
+    assert tape.make_room()
+    assert tape.whole is None
+    with pytest.raises(errors.AnswerGone):
+        tape.join(0)
+    assert read_all(tape, reader) == list(range(2, 11))
+    tape.leave(reader)
+    # Nobody reads: it runs on, in bounded memory.
+    for number in range(11, 100):
+        tape.add(chunk(number))
+        assert tape.make_room()
+        assert tape.size <= 10 * answer_buffer.size_of(chunk(1))
+
+
+def test_in_a_crowd_it_keeps_what_its_readers_need() -> None:
+    tape = AnswerBuffer(kept=True, ahead_bytes=2 * answer_buffer.size_of(chunk(1)))
+    reader = tape.join(0)
+    for number in range(1, 6):
+        tape.add(chunk(number))
+    assert tape.make_room()
+    assert not tape.make_room(crowded=True)
+    assert read_all(tape, reader) == [1, 2, 3, 4, 5]
+    assert tape.make_room(crowded=True)
+    assert tape.size == 0
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        pytest.param(Chunk("a", (70_000,)), id="a letter"),
+        pytest.param(Chunk("\N{GRINNING FACE}" * 50, tuple(range(10_000, 10_040))), id="wide letters"),
+        pytest.param(
+            Chunk("a", (70_000,), logprobs=(TokenLogprob(TokenChance(70_000, b"a", -0.5), (TokenChance(70_001, b"b" * 8, -1.5),) * 20),)),
+            id="log probabilities",
+        ),
+        pytest.param(Chunk("", (70_000,), tool_calls=(ToolCall("call_1", "weather", "{}" * 100),)), id="a tool call"),
+        pytest.param(Vectors((b"1234",)), id="a vector"),
+        pytest.param(Vectors(tuple(bytes([number]) * 4 for number in range(256))), id="many small vectors"),
+        pytest.param(Vectors((b"12", bytes(65_536))), id="a large vector"),
+    ],
+)
+def test_no_chunk_is_taken_for_smaller_than_it_is(one: Chunk | Vectors) -> None:
+    seen: set[int] = set()
+
+    def measure(thing: object) -> int:
+        if id(thing) in seen or thing is None or isinstance(thing, type):
+            return 0
+        seen.add(id(thing))
+        return sys.getsizeof(thing) + sum(measure(inner) for inner in gc.get_referents(thing))
+
+    assert answer_buffer.size_of(one) >= measure(one)
+
+
+class Readers(RuleBasedStateMachine):
+    """Readers come and go at any time, and each sees every number once, in order, with its own text."""
+
+    readers = Bundle("readers")
+
+    @initialize(kept=st.booleans())
+    def begin(self, kept: bool) -> None:
+        self.tape = AnswerBuffer(kept=kept, most_bytes=12 * 500, ahead_bytes=4 * 500)
+        self.made = 0
+        self.seen: dict[ReaderId, list[int]] = {}
+        self.after: dict[ReaderId, int] = {}
+
+    @rule(crowded=st.booleans(), wide=st.integers(1, 20))
+    def make(self, crowded: bool, wide: int) -> None:
+        if self.tape.make_room(crowded=crowded):
+            self.made += 1
+            self.tape.add(Chunk(str(self.made) + " " * wide, (self.made,)))
+
+    @rule()
+    def wait(self) -> None:
+        self.tape.add(waiting(f"after {self.made}"))
+
+    @rule(target=readers, back=st.integers(-2, 8))
+    def join(self, back: int) -> object:
+        after = max(0, self.made - back)
+        try:
+            reader = self.tape.join(after)
+        except errors.AnswerGone:
+            assert self.tape.whole is None
+            return multiple()
+        self.seen[reader], self.after[reader] = [], after
+        return reader
+
+    @rule(reader=readers, count=st.integers(1, 6))
+    def read(self, reader: ReaderId, count: int) -> None:
+        if reader not in self.seen:
+            return
+        for _ in range(count):
+            found = self.tape.next(reader)
+            if found is None:
+                assert max(self.after[reader], self.made) == self.after[reader] + len(self.seen[reader])
+                return
+            number, one = found
+            if number:
+                assert one.text.strip() == str(number)
+                self.seen[reader].append(number)
+            else:
+                assert one.waiting == f"after {self.made}"
+
+    @rule(reader=readers)
+    def leave(self, reader: ReaderId) -> None:
+        self.tape.leave(reader)
+        self.seen.pop(reader, None)
+
+    @invariant()
+    def every_number_once_and_in_order(self) -> None:
+        for reader, numbers in getattr(self, "seen", {}).items():
+            assert numbers == list(range(self.after[reader] + 1, self.after[reader] + 1 + len(numbers)))
+
+    @invariant()
+    def memory_is_bounded(self) -> None:
+        if hasattr(self, "tape"):
+            assert self.tape.size <= 12 * 500 + 600
+            assert self.tape.last == self.made
+
+    def teardown(self) -> None:
+        for reader, numbers in self.seen.items():
+            while (found := self.tape.next(reader)) is not None:
+                numbers.append(found[0])
+            rest = [number for number in numbers if number]
+            assert rest == list(range(self.after[reader] + 1, max(self.after[reader], self.made) + 1))
+
+
+TestReaders = Readers.TestCase

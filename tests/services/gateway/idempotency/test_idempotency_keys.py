@@ -1,0 +1,118 @@
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from services.gateway.idempotency import idempotency_keys
+from services.gateway.idempotency.idempotency_keys import (
+    Found,
+    HeldKey,
+    IdempotentRequest,
+    KeyExpired,
+    KeyState,
+    LeftBehind,
+    NewKeyUse,
+    Orphaned,
+    RunningElsewhere,
+    RunningHere,
+)
+from shared import errors
+from shared.api.embedding import EmbeddingRequest
+from shared.api.gateway import InferenceRequest
+from shared.types import NodeId, RequestId, UserId
+
+ONE, TWO = RequestId(UUID(int=1)), RequestId(UUID(int=2))
+HERE, THERE = NodeId("Uhere"), NodeId("Uthere")
+SECRET = "s" * 16
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "a\nb", "a\0b", "ä", "\x7f"])
+def test_a_key_that_cannot_be_kept_is_refused(key: str) -> None:
+    with pytest.raises(errors.BadRequest, match="Idempotency-Key"):
+        idempotency_keys.check(key)
+
+
+@pytest.mark.parametrize("key", ["a", "x" * 255, "order 17/2: {again}"])
+def test_any_printable_key_is_taken(key: str) -> None:
+    idempotency_keys.check(key)
+
+
+def held(state: KeyState = KeyState.RUNNING, request: RequestId = ONE, gateway: NodeId = HERE, answer: bytes | None = None) -> HeldKey:
+    return HeldKey(b"f", request, state, answer, gateway)
+
+
+@pytest.mark.parametrize(
+    ("row", "ours", "found"),
+    [
+        pytest.param(held(), {ONE}, RunningHere(ONE), id="runs here"),
+        pytest.param(held(), {TWO}, LeftBehind(ONE), id="this node ran it before it was started anew"),
+        pytest.param(held(gateway=THERE), set(), RunningElsewhere(THERE, ONE), id="runs elsewhere"),
+        pytest.param(held(KeyState.ENDED, answer=b"a"), {ONE}, KeyExpired(ONE, b"a"), id="was answered"),
+        pytest.param(held(KeyState.FAILED, gateway=THERE), set(), KeyExpired(ONE, None), id="failed, and its answer was too long"),
+    ],
+)
+def test_what_a_repeat_finds(row: HeldKey, ours: set[RequestId], found: Found) -> None:
+    assert idempotency_keys.judge(row, b"f", node=HERE, ours=ours) == found
+
+
+@pytest.mark.parametrize("state", list(KeyState))
+def test_another_request_under_the_same_key_is_a_conflict(state: KeyState) -> None:
+    with pytest.raises(errors.IdempotencyConflict) as refused:
+        idempotency_keys.judge(held(state), b"g", node=HERE, ours={ONE})
+    assert (refused.value.code, refused.value.status) == ("idempotency_conflict", 409)
+
+
+@pytest.mark.parametrize("fields", [{"prompt": "ho"}, {"seed": 1}, {"max_tokens": 5}, {"model": "m"}, {"logit_bias": {1: 1.0}}])
+def test_the_fingerprint_is_of_everything_that_is_asked(fields: dict[str, Any]) -> None:
+    one, other = InferenceRequest(prompt="hi"), InferenceRequest(**{"prompt": "hi", **fields})
+    prints = {idempotency_keys.fingerprint(one, SECRET), idempotency_keys.fingerprint(other, SECRET)}
+    assert len(prints) == 2
+    assert idempotency_keys.fingerprint(one, "t" * 16) not in prints
+
+
+@pytest.mark.parametrize("fields", [{"inputs": ("a",)}, {"inputs": ("ab", "")}, {"inputs": ("b", "a")}, {"model": "m"}, {"dimensions": 2}])
+def test_so_is_that_of_texts(fields: dict[str, Any]) -> None:
+    one, other = EmbeddingRequest(("a", "b")), EmbeddingRequest(**{"inputs": ("a", "b"), **fields})
+    assert idempotency_keys.fingerprint(one, SECRET) == idempotency_keys.fingerprint(EmbeddingRequest(("a", "b")), SECRET)
+    assert idempotency_keys.fingerprint(one, SECRET) != idempotency_keys.fingerprint(other, SECRET)
+
+
+def test_requests_that_were_sent_as_one_have_keys_of_their_own_and_the_first_one_has_the_callers() -> None:
+    keys = [idempotency_keys.part("k", number) for number in range(16)]
+    assert keys[0] == "k"
+    assert len(set(keys)) == 16
+    assert all(idempotency_keys.is_part(key, "k") for key in keys)
+    assert not any(
+        idempotency_keys.is_part(key, "k") for key in ("kk", "", "K", *(idempotency_keys.part("l", number) for number in range(3)))
+    )
+    idempotency_keys.check(idempotency_keys.part("x" * 255, 15))
+
+
+def test_another_request_among_those_sent_as_one_makes_all_of_them_others() -> None:
+    a, b, c = (InferenceRequest(prompt=prompt) for prompt in "abc")
+    together = [idempotency_keys.digest(each) for each in ([a, b], [b, a], [a], [a, b, c], [a, c])]
+    assert len({idempotency_keys.fingerprint(a, SECRET, each) for each in (b"", *together)}) == 6
+    assert idempotency_keys.digest([a, b]) == together[0]
+
+
+@pytest.mark.parametrize(
+    ("claimed", "after", "answers", "goes_on"),
+    [
+        (NewKeyUse(1), 0, None, True),
+        (NewKeyUse(1), 3, None, False),
+        (Orphaned(1), 0, 4, True),
+        (Orphaned(1), 3, None, True),
+        (Orphaned(1), 3, 1, True),
+        (Orphaned(1), 3, 2, False),
+    ],
+)
+def test_who_asks_for_the_rest_gets_what_fits_or_an_error(
+    claimed: NewKeyUse | Orphaned, after: int, answers: int | None, goes_on: bool
+) -> None:
+    request = InferenceRequest(prompt="hi", n=answers)
+    asked = IdempotentRequest(owner=UserId(UUID(int=1)), key="k", request=request, request_id=ONE, seed=1, after=after)
+    if goes_on:
+        idempotency_keys.ensure_can_go_on(claimed, asked)
+        return
+    with pytest.raises(errors.AnswerGone):
+        idempotency_keys.ensure_can_go_on(claimed, asked)

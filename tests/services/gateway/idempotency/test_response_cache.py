@@ -1,0 +1,321 @@
+"""On a real Valkey."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+from uuid import UUID
+
+import pytest
+import redis
+
+from services.gateway.failover.relay import Said
+from services.gateway.idempotency import response_cache
+from services.gateway.idempotency.answer_runs import AnswerRuns
+from services.gateway.idempotency.cache_keys import PREFIX, CacheQuestion, CacheUse
+from services.gateway.idempotency.response_cache import VALKEY_SECONDS, AnswerOrigin, CacheBounds, ResponseCache
+from services.gateway.limits import circuit_breaker
+from shared import errors
+from shared.api.generation import ChatMessage, Generation, Usage
+from shared.api.inference import Chunk, ModelConfig, PromptAccepted
+from shared.stores.cache import Cache
+from shared.telemetry import Metrics
+from shared.types import FinishReason, ModelName, UserId
+from tests.servers import ValkeyServer
+from tests.services.gateway.limits.refusing_valkey import refusing
+from tests.services.gateway.log_lines import Lines
+
+ADA, BOB = UserId(UUID(int=1)), UserId(UUID(int=2))
+SECRET = "s" * 16
+USE = CacheUse(read=True, write=True)
+END = Generation(FinishReason.STOP, Usage(7, 3))
+
+
+class Worker:
+    """Says the same words every time, and counts the times. The last word waits for the gate."""
+
+    def __init__(self, *words: str) -> None:
+        self.words = words or ("Hello", " CANARY", "!")
+        self.runs = self.cancelled = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.fails_with: errors.AimeshError | None = None
+        self.end = END
+
+    async def __call__(self, seconds: float) -> AsyncGenerator[Said]:
+        self.runs += 1
+        try:
+            yield Chunk("", (), waiting="loading")
+            yield PromptAccepted(7)
+            for number, word in enumerate(self.words, start=1):
+                if number == len(self.words):
+                    await self.gate.wait()
+                    if self.fails_with is not None:
+                        raise self.fails_with
+                yield Chunk(word, (number,))
+            yield self.end
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+
+
+class Place:
+    """A cache, what it was told, and a shorter way to ask it."""
+
+    def __init__(self, cache: ResponseCache, metrics: Metrics, takes: AnswerRuns) -> None:
+        self.cache, self.metrics, self.takes = cache, metrics, takes
+        self.origins: list[AnswerOrigin] = []
+
+    async def ask(self, worker: Worker, prompt: str = "hi", *, who: UserId = ADA, use: CacheUse = USE, seconds: float = 5) -> list[Said]:
+        question = CacheQuestion(who, (ChatMessage("user", prompt),), ModelConfig(model=ModelName("m"), temperature=0))
+        answers = self.cache.answer(question, worker, use=use, seconds=seconds, came=self.origins.append)
+        async with aclosing(answers):
+            return [said async for said in answers if not (isinstance(said, Chunk) and said.waiting)]
+
+    def counted(self, result: AnswerOrigin) -> float:
+        return self.metrics.registry.get_sample_value("ai_platform_response_cache_total", {"result": result.value}) or 0
+
+
+@asynccontextmanager
+async def opened(url: str, **bounds: Any) -> AsyncIterator[Place]:
+    metrics = Metrics("gateway")
+    wanted = CacheBounds(**{"keep_seconds": 60.0, "most_bytes": 2**20, "most_seconds": 5.0, **bounds})
+    async with Cache.open(url) as values, AnswerRuns().running() as takes:
+        yield Place(ResponseCache(values, takes, metrics, wanted, secret=SECRET), metrics, takes)
+
+
+@pytest.fixture
+async def place(valkey_url: str) -> AsyncIterator[Place]:
+    async with opened(valkey_url) as made:
+        yield made
+
+
+@pytest.fixture
+def client(valkey_url: str) -> Any:
+    with redis.Redis.from_url(valkey_url) as connected:
+        yield connected
+
+
+def answers_in(client: Any) -> list[bytes]:
+    words = {b"order", b"sizes", b"bytes"}
+    return [key for key in client.keys("*") if key.removeprefix(PREFIX.encode()) not in words]
+
+
+def whole(worker: Worker) -> list[Said]:
+    return [PromptAccepted(7), *(Chunk(word, (number,)) for number, word in enumerate(worker.words, start=1)), END]
+
+
+async def test_the_second_time_it_comes_from_the_cache_and_is_the_same(place: Place) -> None:
+    worker = Worker()
+    assert await place.ask(worker) == await place.ask(worker) == whole(worker)
+    assert worker.runs == 1
+    assert place.origins == [AnswerOrigin.MISS, AnswerOrigin.HIT]
+    assert (place.counted(AnswerOrigin.HIT), place.counted(AnswerOrigin.MISS)) == (1, 1)
+
+
+async def test_nobody_gets_anothers_answer(place: Place) -> None:
+    worker = Worker()
+    await place.ask(worker)
+    await place.ask(worker, who=BOB)
+    await place.ask(worker, "ho")
+    assert worker.runs == 3
+
+
+async def test_fifty_at_once_are_one_run(place: Place) -> None:
+    worker = Worker()
+    worker.gate.clear()
+    asking = [asyncio.create_task(place.ask(worker)) for _ in range(50)]
+    others = [asyncio.create_task(place.ask(worker, who=BOB)) for _ in range(5)]
+    while len(place.origins) < 55:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    worker.gate.set()
+    assert await asyncio.gather(*asking, *others) == [whole(worker)] * 55
+    assert worker.runs == 2
+    assert (place.counted(AnswerOrigin.MISS), place.counted(AnswerOrigin.JOINED)) == (2, 53)
+
+
+async def test_one_that_leaves_leaves_the_others_and_the_last_one_ends_it(place: Place) -> None:
+    worker = Worker()
+    worker.gate.clear()
+    asking = [asyncio.create_task(place.ask(worker)) for _ in range(3)]
+    while len(place.origins) < 3:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    # The first is the one that the others joined.
+    asking[0].cancel()
+    await asyncio.wait([asking[0]])
+    assert worker.cancelled == 0
+    worker.gate.set()
+    assert await asking[1] == await asking[2] == whole(worker)
+    worker.gate.clear()
+    alone = asyncio.create_task(place.ask(worker, "ho"))
+    while worker.runs < 2:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    alone.cancel()
+    await asyncio.wait([alone])
+    await asyncio.sleep(0)
+    assert worker.cancelled == 1
+    assert place.takes.bytes == 0
+
+
+async def test_an_error_reaches_all_and_is_not_kept(place: Place) -> None:
+    worker = Worker()
+    worker.gate.clear()
+    worker.fails_with = errors.LinkLost("gone")
+    asking = [asyncio.create_task(place.ask(worker)) for _ in range(4)]
+    while len(place.origins) < 4:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    worker.gate.set()
+    outcomes = await asyncio.gather(*asking, return_exceptions=True)
+    assert [type(one) for one in outcomes] == [errors.LinkLost] * 4
+    worker.fails_with = None
+    assert await place.ask(worker) == whole(worker)
+    assert worker.runs == 2
+
+
+async def test_what_was_cancelled_on_the_worker_is_not_kept(place: Place, client: Any) -> None:
+    worker = Worker()
+    worker.end = Generation(FinishReason.CANCELLED, Usage(7, 3))
+    await place.ask(worker)
+    assert answers_in(client) == []
+
+
+async def test_valkey_holds_nothing_that_can_be_read(place: Place, client: Any) -> None:
+    await place.ask(Worker(), "a CANARY prompt")
+    (key,) = answers_in(client)
+    assert b"CANARY" not in key + client.get(key)
+    assert client.pttl(key) <= 60_000
+
+
+async def test_a_damaged_value_is_a_miss(place: Place, client: Any) -> None:
+    worker = Worker()
+    await place.ask(worker)
+    (key,) = answers_in(client)
+    good = client.get(key)
+    for runs, bad in enumerate([b"", b"x", good[:-1], good[:20] + bytes([good[20] ^ 1]) + good[21:]], start=2):
+        client.set(key, bad)
+        assert await place.ask(worker) == whole(worker)
+        assert worker.runs == runs
+    assert place.origins == [AnswerOrigin.MISS] * 5
+
+
+async def test_a_value_of_another_place_or_tenant_is_a_miss(place: Place, client: Any) -> None:
+    worker, other = Worker(), Worker("theirs", "!")
+    await place.ask(other, who=BOB)
+    (theirs,) = answers_in(client)
+    await place.ask(worker)
+    (mine,) = set(answers_in(client)) - {theirs}
+    client.set(mine, client.get(theirs))
+    assert await place.ask(worker) == whole(worker)
+
+
+async def test_fresh_is_made_anew_and_replaces(place: Place) -> None:
+    await place.ask(Worker("old", "!"))
+    new = Worker("new", "!")
+    assert await place.ask(new, use=CacheUse(read=False, write=True)) == whole(new)
+    assert await place.ask(Worker()) == whole(new)
+
+
+async def test_an_answer_that_is_too_long_is_not_kept(place: Place, client: Any) -> None:
+    worker = Worker(secrets.token_hex(response_cache.MOST_BYTES))
+    await place.ask(worker)
+    assert answers_in(client) == []
+
+
+async def test_all_together_are_bounded_and_the_oldest_go(valkey_url: str, client: Any) -> None:
+    async with opened(valkey_url, most_bytes=20_000) as place:
+        for number in range(30):
+            await place.ask(Worker(secrets.token_hex(800), "!"), str(number))
+        keys = answers_in(client)
+        assert int(client.get(PREFIX + "bytes")) <= 20_000
+        assert 10 <= len(keys) <= 20
+        assert client.zcard(PREFIX + "order") == client.hlen(PREFIX + "sizes") == len(keys)
+        worker = Worker()
+        await place.ask(worker, "29")
+        await place.ask(worker, "0")
+    assert worker.runs == 1
+
+
+async def test_answers_that_ended_by_themselves_are_not_counted_for_ever(valkey_url: str, client: Any) -> None:
+    async with opened(valkey_url, keep_seconds=0.02) as place:
+        for number in range(5):
+            await place.ask(Worker(), str(number))
+        await asyncio.sleep(0.04)
+        await place.ask(Worker(), "last")
+    assert client.zcard(PREFIX + "order") == client.hlen(PREFIX + "sizes") == 1
+    assert 400 < int(client.get(PREFIX + "bytes")) < 1000
+
+
+async def test_the_same_answer_again_counts_once(place: Place, client: Any) -> None:
+    for _ in range(3):
+        await place.ask(Worker(), use=CacheUse(read=False, write=True))
+    assert client.zcard(PREFIX + "order") == 1
+    assert 400 < int(client.get(PREFIX + "bytes")) < 1000
+
+
+async def test_without_valkey_there_is_no_cache_and_no_error() -> None:
+    async with opened("unix:///nowhere/valkey.sock") as place:
+        worker = Worker()
+        for _ in range(8):
+            assert await place.ask(worker) == whole(worker)
+    assert worker.runs == 8
+
+
+async def test_a_valkey_that_stalls_costs_little_and_soon_nothing(
+    valkey: ValkeyServer, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+    import signal
+
+    waits: list[float | None] = []
+    async with opened(valkey_url) as place:
+        await place.ask(Worker())
+        run = place.cache._values.run
+
+        async def counted(*args: Any, seconds: float | None = None) -> object:
+            waits.append(seconds)
+            return await run(*args, seconds=seconds)
+
+        monkeypatch.setattr(place.cache._values, "run", counted)
+        # Here no second passes, after which it would look again.
+        monkeypatch.setattr(place.cache, "_clock", lambda: 0.0)
+        os.kill(valkey.pid, signal.SIGSTOP)
+        try:
+            for _ in range(8):
+                await place.ask(worker := Worker())
+                assert worker.runs == 1
+        finally:
+            os.kill(valkey.pid, signal.SIGCONT)
+    assert waits == [VALKEY_SECONDS] * circuit_breaker.FAILURES
+
+
+@pytest.mark.parametrize("reason", ["MISCONF", "NOREPLICAS", "READONLY", "BUSY"])
+async def test_a_valkey_that_refuses_to_write_costs_the_cache_and_no_request(
+    place: Place, valkey_url: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, lines = Worker(), Lines(monkeypatch)
+    async with refusing(valkey_url, reason):
+        for number in range(8):
+            assert await place.ask(worker, f"{number % 2}") == whole(worker)
+    assert worker.runs == 8
+    (line,) = lines.of("the response cache is not used")
+    assert reason in line
+    async with asyncio.timeout(5):
+        while place.origins[-1] is not AnswerOrigin.HIT:  # the breaker closes with a probe
+            await place.ask(worker, "again")
+            await asyncio.sleep(0.01)
+    assert lines.of("the response cache is used again")
+
+
+async def test_nobody_joins_an_answer_whose_time_is_nearly_over(valkey_url: str) -> None:
+    async with opened(valkey_url, most_seconds=2.0) as place:
+        worker = Worker()
+        worker.gate.clear()
+        first = asyncio.create_task(place.ask(worker, seconds=2))
+        second = asyncio.create_task(place.ask(worker, seconds=3))
+        patient = asyncio.create_task(place.ask(worker, seconds=100))
+        while len(place.origins) < 3:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        worker.gate.set()
+        await asyncio.gather(first, second, patient)
+    assert worker.runs == 2

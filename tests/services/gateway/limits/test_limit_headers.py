@@ -1,0 +1,96 @@
+"""What an answer says of the limits."""
+
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from services.gateway.billing.reservations import InsufficientCredits
+from services.gateway.http_api import http_errors
+from services.gateway.limits.limit_rules import Allowance, LimitKind, LimitRefusal, LimitScope, TightestLimit
+from services.gateway.limits.quotas import LimitReached
+from shared import errors
+from shared.types import Tier
+from tests.services.gateway import fakes
+from tests.services.gateway.fakes import FakeWorker, House
+from tests.services.gateway.http_answers import BEARER, CHAT, problem
+
+REQUESTS = Allowance(LimitScope.USER, LimitKind.REQUESTS_PER_MINUTE, 10, 0, 59.2)
+TOKENS = Allowance(LimitScope.KEY, LimitKind.TOKENS_PER_MINUTE, 90_000, 85_904, 2.731)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0ms"), (0.0004, "1ms"), (0.12, "120ms"), (1, "1s"), (1.5, "1.5s"), (59.9999, "1m0s"), (360, "6m0s"), (3723.25, "1h2m3.25s")],
+)
+def test_a_duration_as_openai_writes_it(seconds: float, text: str) -> None:
+    assert http_errors.duration(seconds) == text
+
+
+def test_both_limits_are_told_and_none_where_there_is_none() -> None:
+    assert dict(http_errors.allowance_headers(TightestLimit(REQUESTS, TOKENS))) == {
+        b"x-ratelimit-limit-requests": b"10",
+        b"x-ratelimit-remaining-requests": b"0",
+        b"x-ratelimit-reset-requests": b"59.2s",
+        b"x-ratelimit-limit-tokens": b"90000",
+        b"x-ratelimit-remaining-tokens": b"85904",
+        b"x-ratelimit-reset-tokens": b"2.731s",
+    }
+    assert http_errors.allowance_headers(TightestLimit()) == []
+
+
+def test_a_refusal_says_when_to_come_back_to_the_millisecond() -> None:
+    found = dict(http_errors.headers(LimitReached(LimitRefusal(REQUESTS, 5.2001, TightestLimit(REQUESTS, TOKENS)), Tier.FREE)))
+    assert (found[b"retry-after"], found[b"retry-after-ms"]) == (b"6", b"5201")
+    assert found[b"x-ratelimit-remaining-requests"] == b"0"
+    assert found[b"x-ratelimit-remaining-tokens"] == b"85904"
+
+
+def test_rate_money_and_overload_are_never_mixed() -> None:
+    refused = LimitReached(LimitRefusal(REQUESTS, 5.2, TightestLimit(REQUESTS)), Tier.FREE)
+    statuses = [
+        http_errors.status(error) for error in (refused, errors.BudgetExhausted("x"), errors.Overloaded("x"), errors.TokensTooLarge("x"))
+    ]
+    assert statuses == [429, 402, 503, 400]
+
+
+@pytest.fixture
+async def house() -> AsyncIterator[House]:
+    async with fakes.house() as made:
+        yield made
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/embeddings"])
+@pytest.mark.parametrize("key", [{}, {"idempotency-key": "one"}])
+async def test_who_is_refused_for_money_is_told_what_is_left_too(house: House, path: str, key: dict[str, str]) -> None:
+    house.books.refuses = InsufficientCredits(0, of_key=False)
+    house.add_worker(2, FakeWorker(), "minilm", only_embeds=True)
+    asked = CHAT if "chat" in path else {"input": "hi", "model": "minilm"}
+    transport = httpx.ASGITransport(house.app())
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway", headers=BEARER | key) as client:
+        for body in (asked, {**asked, "stream": True} if "chat" in path else asked):
+            answer = await client.post(path, json=body)
+            problem(answer, 402, "budget_exhausted")
+            assert answer.headers["x-ratelimit-limit-requests"] == "100"
+            assert int(answer.headers["x-ratelimit-remaining-requests"]) < 100
+
+
+async def test_who_is_refused_while_the_ledger_is_away_is_told_too(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.gateway.billing.ledger.RESERVE_SECONDS", 0.01)
+    house.books.away = True
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(house.app()), base_url="http://gateway", headers=BEARER) as client:
+        answer = await client.post("/v1/chat/completions", json=CHAT)
+    problem(answer, 503, "ledger_unavailable")
+    assert answer.headers.get_list("x-ratelimit-remaining-requests") == ["99"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(errors.BadRequest("no"), 400), (errors.Overloaded("full"), 503), (errors.DeadlineExceeded("late"), 504)]
+)
+async def test_what_its_worker_says_comes_with_the_limits_once(house: House, error: errors.AimeshError, status: int) -> None:
+    house.worker.fails_with = error
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(house.app()), base_url="http://gateway", headers=BEARER) as client:
+        for stream in (False, True):
+            answer = await client.post("/v1/chat/completions", json={**CHAT, "stream": stream})
+            assert answer.status_code == status
+            assert len(answer.headers.get_list("x-ratelimit-remaining-requests")) == 1

@@ -1,0 +1,119 @@
+from uuid import UUID
+
+import msgspec
+import pytest
+
+from services.gateway.limits import limit_rules, tiers
+from services.gateway.limits.limit_rules import Allowance, Count, LimitKind, LimitRefusal, LimitScope, RequestLimit, TightestLimit
+from services.gateway.limits.tiers import TierPlan
+from shared.api.auth import ApiKeyLimits, Principal
+from shared.types import KeyId, ModelName, TenantId, Tier, UserId, UserRole
+
+HOUR, MINUTE, TOKENS, AT_ONCE = LimitKind
+FREE = TierPlan(requests_per_hour=100, requests_per_minute=10, tokens_per_minute=None, concurrency=10, credits=100_000)
+MODEL = ModelName("smollm2")
+USER_HOUR = RequestLimit(LimitScope.USER, HOUR, "u", 100)
+KEY_HOUR = RequestLimit(LimitScope.KEY, HOUR, "k", 10)
+USER_TOKENS = RequestLimit(LimitScope.USER, TOKENS, "t", 1000)
+
+
+def principal(*, key: bool = True, **limited: int) -> Principal:
+    return Principal(
+        UserId(UUID(int=1)), "ada", UserRole.USER, Tier.FREE, KeyId(UUID(int=2)) if key else None, "k", ApiKeyLimits(**limited)
+    )
+
+
+def test_an_organisation_that_shares_its_founders_limits_counts_where_the_founder_does() -> None:
+    founder = principal(key=False)
+    team = msgspec.structs.replace(founder, user_id=UserId(UUID(int=7)), team_id=TenantId(UUID(int=8)), founder_id=founder.user_id)
+    assert limit_rules.of_caller(team, FREE) == limit_rules.of_caller(founder, FREE)
+    assert team.tenant_id == TenantId(UUID(int=8)), "it is charged itself"
+    own = msgspec.structs.replace(team, founder_id=None)
+    assert not set(limit_rules.of_caller(own, FREE)) & set(limit_rules.of_caller(founder, FREE))
+
+
+def test_it_has_no_credits_of_its_own() -> None:
+    for tier in Tier:
+        assert tiers.plan_of(tiers.DEFAULTS, tier, shares_limits=True).monthly_micro == 0
+        assert tiers.plan_of(tiers.DEFAULTS, tier, shares_limits=False) == tiers.DEFAULTS[tier]
+
+
+@pytest.mark.parametrize(
+    ("caller", "plan", "expected"),
+    [
+        pytest.param(
+            principal(),
+            FREE,
+            [(LimitScope.USER, HOUR, 100), (LimitScope.USER, MINUTE, 10), (LimitScope.USER, AT_ONCE, 10)],
+            id="a user has its tier's",
+        ),
+        pytest.param(principal(), tiers.NO_LIMITS, [], id="who has no limits is not counted"),
+        pytest.param(
+            principal(requests_per_hour=5, tokens_per_minute=900),
+            tiers.NO_LIMITS,
+            [(LimitScope.KEY, HOUR, 5), (LimitScope.KEY, TOKENS, 900)],
+            id="a key may have limits of its own",
+        ),
+        pytest.param(principal(key=False, requests_per_hour=5), tiers.NO_LIMITS, [], id="an access token has no key"),
+    ],
+)
+def test_limits_of_a_caller(caller: Principal, plan: TierPlan, expected: list[tuple[LimitScope, LimitKind, int]]) -> None:
+    assert [(limit.scope, limit.kind, limit.most) for limit in limit_rules.of_caller(caller, plan)] == expected
+
+
+def test_a_model_has_its_limits_whoever_asks() -> None:
+    models = {MODEL: TierPlan(None, 600, None, 32, None)}
+    found = limit_rules.of_model(MODEL, models)
+    assert [(limit.scope, limit.kind, limit.most) for limit in found] == [(LimitScope.MODEL, MINUTE, 600), (LimitScope.MODEL, AT_ONCE, 32)]
+    assert limit_rules.of_model(ModelName("other"), models) == ()
+
+
+def test_all_counters_live_on_one_node_of_a_cluster_and_are_different() -> None:
+    everything = TierPlan(1, 1, 1, 1, 1)
+    found = [
+        *limit_rules.of_caller(principal(requests_per_hour=1, requests_per_minute=1, tokens_per_minute=1, concurrency=1), everything),
+        *limit_rules.of_model(MODEL, {MODEL: everything}),
+    ]
+    assert len({limit.counter for limit in found}) == len(found) == 12
+    assert {limit.counter.split("{")[1].split("}")[0] for limit in found} == {"limits"}
+
+
+def test_the_tightest_of_a_kind_is_the_one_with_the_fewest_left() -> None:
+    found = [USER_HOUR, KEY_HOUR, USER_TOKENS]
+    tight = limit_rules.tightest(found, [Count(5, 0, 7), Count(7, 0, 9), Count(400, 0, 36)])
+    assert tight == TightestLimit(Allowance(LimitScope.USER, HOUR, 100, 5, 7), Allowance(LimitScope.USER, TOKENS, 1000, 400, 36))
+    assert limit_rules.tightest(found[:2], [Count(50, 0, 7), Count(7, 0, 9)]) == TightestLimit(Allowance(LimitScope.KEY, HOUR, 10, 7, 9))
+    assert limit_rules.tightest([], []) == TightestLimit()
+
+
+def test_a_refusal_says_the_longest_wait() -> None:
+    refused = limit_rules.refusal([USER_HOUR, KEY_HOUR, USER_TOKENS], [Count(0, 5, 5), Count(0, 900, 60), Count(3, 0, 1)])
+    of_key = Allowance(LimitScope.KEY, HOUR, 10, 0, 60)
+    assert (refused.allowance, refused.retry_after_seconds) == (of_key, 900)
+    assert isinstance(refused, LimitRefusal)
+    assert limit_rules.words(of_key, Tier.FREE) == "this key's limit of 10 requests per hour"
+
+
+def test_a_lowered_limit_leaves_nothing_and_not_less_than_nothing() -> None:
+    (allowance,) = limit_rules.allowances([USER_HOUR], [Count(-50, 0, 0)])
+    assert (allowance.remaining, allowance.used) == (0, 100)
+
+
+@pytest.mark.parametrize(
+    ("most", "gateways", "expected"),
+    [(100, 1, 100), (100, 2, 60), (100, 3, 40), (1, 3, 1), (10, 100, 1)],
+)
+def test_gateways_that_count_alone_share_a_limit(most: int, gateways: int, expected: int) -> None:
+    (share,) = limit_rules.shares([RequestLimit(LimitScope.USER, HOUR, "u", most)], gateways)
+    assert share.most == expected
+
+
+def test_who_has_no_limit_is_told_a_number_that_nobody_reaches() -> None:
+    assert limit_rules.hourly([]).remaining == limit_rules.UNLIMITED
+    tight = Allowance(LimitScope.KEY, HOUR, 10, 3, 0)
+    assert limit_rules.hourly([Allowance(LimitScope.USER, HOUR, 100, 50, 0), tight, Allowance(LimitScope.USER, TOKENS, 9, 0, 0)]) == tight
+
+
+def test_the_most_tokens_of_one_request() -> None:
+    assert limit_rules.most_tokens([USER_HOUR]) is None
+    assert limit_rules.most_tokens([USER_TOKENS, RequestLimit(LimitScope.KEY, TOKENS, "kt", 300)]) == 300

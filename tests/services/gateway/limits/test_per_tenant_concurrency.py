@@ -1,0 +1,48 @@
+"""Crowds at the door."""
+
+from contextlib import ExitStack
+
+import pytest
+
+from services.gateway.limits import per_tenant_concurrency
+from services.gateway.limits.limit_rules import LimitKind, LimitScope, RequestLimit
+from services.gateway.limits.per_tenant_concurrency import PerTenantConcurrency
+from shared import errors
+
+MINE = RequestLimit(LimitScope.USER, LimitKind.CONCURRENCY, "user:me", 4)
+OF_KEY = RequestLimit(LimitScope.KEY, LimitKind.CONCURRENCY, "key:mine", 1)
+HOURLY = RequestLimit(LimitScope.USER, LimitKind.REQUESTS_PER_HOUR, "user:me", 0)
+
+
+def test_more_than_may_run_are_refused_until_some_have_left() -> None:
+    door = PerTenantConcurrency()
+    with ExitStack() as inside:
+        for _ in range(MINE.most + per_tenant_concurrency.SLACK - 1):
+            inside.enter_context(door.one_more([MINE]))
+        said = "20 of your requests are here already, and 4 may run at once"
+        with door.one_more([MINE]), pytest.raises(errors.Limited, match=said):
+            door.one_more([MINE]).__enter__()
+        with door.one_more([MINE]):
+            pass
+    assert not len(door)
+
+
+def test_the_tightest_of_several_counts_and_a_refusal_counts_nowhere() -> None:
+    door = PerTenantConcurrency()
+    with ExitStack() as inside:
+        for _ in range(OF_KEY.most + per_tenant_concurrency.SLACK):
+            inside.enter_context(door.one_more([MINE, OF_KEY]))
+        for _ in range(100):
+            with pytest.raises(errors.Limited):
+                door.one_more([MINE, OF_KEY]).__enter__()
+        # Another key of the same user.
+        with door.one_more([MINE]):
+            pass
+
+
+def test_who_has_no_such_limit_is_never_a_crowd() -> None:
+    door = PerTenantConcurrency()
+    with ExitStack() as inside:
+        for _ in range(1000):
+            inside.enter_context(door.one_more([HOURLY]))
+    assert not len(door)

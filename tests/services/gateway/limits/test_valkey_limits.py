@@ -1,0 +1,254 @@
+"""The two scripts on a real Valkey: they do what local_limits does, they are exact, and they leave nothing behind."""
+
+import asyncio
+import random
+import secrets
+from collections.abc import AsyncIterator
+from uuid import UUID, uuid4
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from services.gateway.limits import limit_rules
+from services.gateway.limits.limit_rules import ConcurrencySlot, LimitKind, LimitScope, RequestLimit
+from services.gateway.limits.local_limits import PLACE_SECONDS, LocalLimits
+from services.gateway.limits.valkey_limits import ValkeyLimits
+from shared import errors
+from shared.stores.cache import Cache
+from shared.types import RequestId
+from tests.services.gateway.limits.patient_counters import PatientCounters
+
+NOW = 1_790_000_000.25
+LEASE_SECONDS = 120.0
+
+
+def limit(kind: LimitKind, most: int) -> RequestLimit:
+    return RequestLimit(LimitScope.USER, kind, f"test:{{limits}}:{secrets.token_hex(8)}", most)
+
+
+def request() -> RequestId:
+    return RequestId(uuid4())
+
+
+#: Steps of the clock in seconds: mostly a little, sometimes past a minute or a window, rarely backwards.
+steps = st.one_of(
+    st.floats(0, 0.5), st.floats(0, 5), st.floats(0, 90), st.floats(3000, 4000), st.floats(-200, 0), st.sampled_from([60.0, 3600.0, 3660.0])
+)
+admits = st.tuples(st.just("admit"), steps, st.integers(0, 60), st.floats(100, 1000))
+looks = st.tuples(st.just("look"), steps, st.integers(0, 60), st.just(0.0))
+#: Of one of the last requests, with fewer tokens than reserved, or more, or none.
+settles = st.tuples(st.just("settle"), steps, st.integers(0, 70), st.integers(0, 5))
+extends = st.tuples(st.just("extend"), steps, st.just(0), st.integers(0, 5))
+moves = st.lists(st.one_of(admits, admits, settles, looks, extends), max_size=40)
+sets_of_limits = st.lists(
+    st.one_of(
+        st.tuples(st.just(LimitKind.REQUESTS_PER_HOUR), st.integers(1, 8)),
+        st.tuples(st.just(LimitKind.REQUESTS_PER_MINUTE), st.integers(1, 13)),
+        st.tuples(st.just(LimitKind.TOKENS_PER_MINUTE), st.one_of(st.integers(60, 200), st.just(1_000_003))),
+        st.tuples(st.just(LimitKind.CONCURRENCY), st.integers(1, 4)),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(numbers=sets_of_limits, played=moves)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_scripts_do_what_the_model_does(
+    valkey_url: str, numbers: list[tuple[LimitKind, int]], played: list[tuple[str, float, int, float]]
+) -> None:
+    async def play() -> None:
+        model, now = LocalLimits(), NOW
+        found = [limit(kind, most) for kind, most in numbers]
+        held = [one for one in found if one.kind in limit_rules.HELD]
+        asked = [request()]
+        async with Cache.open(valkey_url) as cache:
+            valkey = ValkeyLimits(PatientCounters(cache))
+            for move, step, tokens, more in played:
+                now = max(0.0, now + step)
+                if move == "settle":
+                    mine = asked[-1 - int(more) % len(asked)]
+                    expected = model.settle(held, mine, tokens=tokens, now=now)
+                    assert await valkey.settle(held, mine, tokens=tokens, now=now) == expected
+                elif move == "extend":
+                    mine = asked[-1 - int(more) % len(asked)]
+                    places = [ConcurrencySlot(one.counter, mine) for one in held if one.kind is LimitKind.CONCURRENCY]
+                    model.extend(places, now=now)
+                    await valkey.extend(places, now=now)
+                elif move == "look":
+                    assert await valkey.look(found, tokens=tokens, now=now) == model.look(found, tokens=tokens, now=now)
+                else:
+                    asked.append(request())
+                    wanted = model.admit(found, asked[-1], tokens=tokens, lease_seconds=more, now=now)
+                    assert await valkey.admit(found, asked[-1], tokens=tokens, lease_seconds=more, now=now) == wanted
+
+    asyncio.run(play())
+
+
+@pytest.fixture
+async def cache(valkey_url: str) -> AsyncIterator[Cache]:
+    async with Cache.open(valkey_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def valkey_limits(cache: Cache) -> ValkeyLimits:
+    return ValkeyLimits(PatientCounters(cache))
+
+
+async def ask(
+    valkey: ValkeyLimits, *found: RequestLimit, tokens: int = 10, lease_seconds: float = LEASE_SECONDS, now: float | None = None
+) -> bool:
+    return (await valkey.admit(found, request(), tokens=tokens, lease_seconds=lease_seconds, now=now)).admitted
+
+
+@pytest.mark.parametrize(
+    "kind", [LimitKind.REQUESTS_PER_HOUR, LimitKind.REQUESTS_PER_MINUTE, LimitKind.TOKENS_PER_MINUTE, LimitKind.CONCURRENCY]
+)
+async def test_four_hundred_at_once_let_exactly_the_limit_in(valkey_limits: ValkeyLimits, kind: LimitKind) -> None:
+    one = limit(kind, 1000 if kind is LimitKind.TOKENS_PER_MINUTE else 100)
+    # The clock stands still, or a minute's limit would let more in while the calls are on their way.
+    answers = await asyncio.gather(*(ask(valkey_limits, one, tokens=10, now=NOW) for _ in range(400)))
+    assert sum(answers) == 100
+
+
+async def test_by_the_servers_clock_too(valkey_limits: ValkeyLimits) -> None:
+    hour, minute = limit(LimitKind.REQUESTS_PER_HOUR, 100), limit(LimitKind.REQUESTS_PER_MINUTE, 7)
+    assert sum(await asyncio.gather(*(ask(valkey_limits, hour) for _ in range(400)))) == 100
+    # One comes back every 8.6 s.
+    assert sum(await asyncio.gather(*(ask(valkey_limits, minute) for _ in range(40)))) == 7
+
+
+@pytest.mark.parametrize("position", [0, 1, 3])
+async def test_all_or_nothing_over_every_limit(valkey_limits: ValkeyLimits, position: int) -> None:
+    tight = limit(LimitKind.CONCURRENCY, 2)
+    others = [limit(LimitKind.REQUESTS_PER_HOUR, 50), limit(LimitKind.REQUESTS_PER_MINUTE, 50), limit(LimitKind.TOKENS_PER_MINUTE, 500)]
+    found = [*others[:position], tight, *others[position:]]
+    assert [await ask(valkey_limits, *found, now=NOW) for _ in range(5)] == [True, True, False, False, False]
+    counts = (await valkey_limits.look(others, tokens=0, now=NOW)).counts
+    assert [count.left for count in counts] == [48, 48, 480]
+
+
+async def test_no_hour_ever_holds_more_than_the_limit(valkey_limits: ValkeyLimits) -> None:
+    rng = random.Random(7)
+    let_in: list[float] = []
+    now, one = 5_000_000.0, limit(LimitKind.REQUESTS_PER_HOUR, 20)
+    for _ in range(1500):
+        now += rng.expovariate(1 / 40)
+        verdict = await valkey_limits.admit([one], request(), tokens=0, lease_seconds=1, now=now)
+        if verdict.admitted:
+            let_in.append(now)
+        else:
+            # What it promises is true: one more fits then.
+            assert (await valkey_limits.look([one], tokens=0, now=now + verdict.counts[0].retry_after_seconds)).admitted
+    for position, end in enumerate(let_in):
+        assert sum(end - 3600 <= at <= end for at in let_in[: position + 1]) <= 20
+    # And it is not wasted: at most one minute of the window is given away.
+    assert len(let_in) > 0.9 * 20 * (let_in[-1] - let_in[0]) / 3660
+
+
+@pytest.mark.parametrize(("most", "tokens"), [(10, 1), (7, 1), (100, 30), (90_000, 4096)])
+async def test_how_long_to_wait_is_exact_to_a_millisecond(valkey_limits: ValkeyLimits, most: int, tokens: int) -> None:
+    one = limit(LimitKind.TOKENS_PER_MINUTE, most)
+    while (verdict := await valkey_limits.admit([one], request(), tokens=tokens, lease_seconds=1, now=NOW)).admitted:
+        pass
+    wait = verdict.counts[0].retry_after_seconds
+    assert not (await valkey_limits.look([one], tokens=tokens, now=NOW + wait - 0.002)).admitted
+    assert (await valkey_limits.look([one], tokens=tokens, now=NOW + wait)).admitted
+
+
+async def test_unused_tokens_come_back_once(valkey_limits: ValkeyLimits) -> None:
+    one, mine = limit(LimitKind.TOKENS_PER_MINUTE, 1000), request()
+    await valkey_limits.admit([one], mine, tokens=900, lease_seconds=LEASE_SECONDS, now=NOW)
+    await ask(valkey_limits, one, tokens=100, now=NOW)
+    assert not await ask(valkey_limits, one, tokens=1, now=NOW)
+    assert await valkey_limits.settle([one], mine, tokens=200, now=NOW)
+    for _ in range(3):
+        assert not await valkey_limits.settle([one], mine, tokens=200, now=NOW)
+    assert (await valkey_limits.look([one], tokens=0, now=NOW)).counts[0].left == 700
+    assert not await valkey_limits.settle([one], request(), tokens=0, now=NOW)
+
+
+async def test_what_time_has_given_back_is_not_given_back_again(valkey_limits: ValkeyLimits) -> None:
+    one, mine = limit(LimitKind.TOKENS_PER_MINUTE, 1000), request()
+    await valkey_limits.admit([one], mine, tokens=1000, lease_seconds=LEASE_SECONDS, now=NOW)
+    # A minute later all of it is there again, and somebody takes it.
+    await ask(valkey_limits, one, tokens=1000, now=NOW + 60)
+    await valkey_limits.settle([one], mine, tokens=0, now=NOW + 60)
+    assert (await valkey_limits.look([one], tokens=0, now=NOW + 60)).counts[0].left == 0
+
+
+async def test_more_tokens_than_reserved_are_owed(valkey_limits: ValkeyLimits) -> None:
+    one, mine = limit(LimitKind.TOKENS_PER_MINUTE, 1000), request()
+    await valkey_limits.admit([one], mine, tokens=100, lease_seconds=LEASE_SECONDS, now=NOW)
+    await valkey_limits.settle([one], mine, tokens=400, now=NOW)
+    assert (await valkey_limits.look([one], tokens=0, now=NOW)).counts[0].left == 600
+
+
+async def test_a_place_of_one_that_died_comes_back_with_its_lease(valkey_limits: ValkeyLimits) -> None:
+    one, alive = limit(LimitKind.CONCURRENCY, 20), request()
+    await valkey_limits.admit([one], alive, tokens=0, lease_seconds=500, now=NOW)
+    assert sum([await ask(valkey_limits, one, lease_seconds=5, now=NOW) for _ in range(100)]) == 19
+    assert not await ask(valkey_limits, one, now=NOW + 4.99)
+    assert sum([await ask(valkey_limits, one, now=NOW + 5) for _ in range(100)]) == 19
+    assert await valkey_limits.settle([one], alive, tokens=0, now=NOW + 5)
+    assert await ask(valkey_limits, one, now=NOW + 5)
+
+
+async def test_a_place_is_free_half_a_minute_after_its_gateway_was_killed_and_not_while_it_lives(valkey_limits: ValkeyLimits) -> None:
+    """A killed gateway locked users out for 312 s."""
+    one, killed, alive = limit(LimitKind.CONCURRENCY, 2), request(), request()
+    for mine in (killed, alive):
+        assert (await valkey_limits.admit([one], mine, tokens=0, lease_seconds=310, now=NOW)).admitted
+    await valkey_limits.extend([ConcurrencySlot(one.counter, alive)], now=NOW + 20)
+    assert not (await valkey_limits.look([one], tokens=0, now=NOW + PLACE_SECONDS - 0.1)).admitted
+    assert await ask(valkey_limits, one, now=NOW + PLACE_SECONDS)
+    assert not await ask(valkey_limits, one, now=NOW + PLACE_SECONDS)
+
+
+async def test_a_clock_that_steps_back_costs_a_minute_at_most(valkey_limits: ValkeyLimits) -> None:
+    minute, tokens = limit(LimitKind.REQUESTS_PER_MINUTE, 10), limit(LimitKind.TOKENS_PER_MINUTE, 100)
+    for _ in range(3):
+        assert await ask(valkey_limits, minute, tokens, now=NOW)
+    verdict = await valkey_limits.look([minute, tokens], tokens=10, now=NOW - 86_400)
+    assert not verdict.admitted
+    assert max(count.retry_after_seconds for count in verdict.counts) <= 60
+    assert await ask(valkey_limits, minute, tokens, now=NOW - 86_400 + 60)
+
+
+async def test_a_limit_that_was_lowered_holds_at_once(valkey_limits: ValkeyLimits) -> None:
+    hour = limit(LimitKind.REQUESTS_PER_HOUR, 10)
+    for _ in range(5):
+        await ask(valkey_limits, hour, now=NOW)
+    lower = RequestLimit(hour.scope, hour.kind, hour.counter, 3)
+    verdict = await valkey_limits.look([lower], tokens=0, now=NOW)
+    assert (verdict.admitted, verdict.counts[0].left) == (False, -2)
+
+
+async def test_nothing_is_left_behind_for_ever(cache: Cache, valkey_limits: ValkeyLimits) -> None:
+    found = [limit(kind, 100) for kind in LimitKind]
+    mine = request()
+    await valkey_limits.admit(found, mine, tokens=10, lease_seconds=30)
+    cache.script("ttl", "return redis.call('PTTL', KEYS[1])")
+    seconds = {one.kind: await cache.run("ttl", [one.counter], []) / 1000 for one in found}
+    assert 3600 < seconds[LimitKind.REQUESTS_PER_HOUR] <= 3720
+    assert 60 < seconds[LimitKind.REQUESTS_PER_MINUTE] <= 61
+    assert 60 < seconds[LimitKind.TOKENS_PER_MINUTE] <= 66
+    assert 30 < seconds[LimitKind.CONCURRENCY] <= 90
+    assert 0 < await cache.run("ttl", [limit_rules.hold(mine)], []) <= 30_000
+    # A shorter one does not take a longer one's lease away.
+    await valkey_limits.admit(found, request(), tokens=10, lease_seconds=1)
+    assert await cache.run("ttl", [found[-1].counter], []) > 61_000
+    await valkey_limits.settle([one for one in found if one.kind in limit_rules.HELD], mine, tokens=0)
+    assert await cache.run("ttl", [limit_rules.hold(mine)], []) == -2
+
+
+async def test_without_valkey_it_says_so() -> None:
+    async with Cache.open("unix:///nowhere/valkey.sock") as nowhere:
+        with pytest.raises(errors.Unavailable):
+            await ValkeyLimits(nowhere).look([limit(LimitKind.CONCURRENCY, 1)], tokens=0)
+
+
+def test_a_hold_is_where_the_counters_are() -> None:
+    assert "{limits}" in limit_rules.hold(RequestId(UUID(int=1)))

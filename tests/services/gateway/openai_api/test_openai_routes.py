@@ -1,0 +1,316 @@
+"""/v1/chat/completions and /v1/models, on the fakes."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+
+from services.gateway import prompt_fingerprint
+from shared.api import inference
+from shared.api.generation import Generation, ToolCall, Usage
+from shared.types import FinishReason, UserId
+from tests.services.gateway import fakes
+from tests.services.gateway.fakes import USER, FakeWorker, House, node_id
+from tests.services.gateway.http_answers import BEARER, CHAT, events, problem
+
+TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "look_up",
+        "description": "Look it up.",
+        "parameters": {"type": "object", "properties": {"what": {"type": "string"}}},
+    },
+}
+CALL = {"id": "c1", "type": "function", "function": {"name": "look_up", "arguments": '{"what": "x"}'}}
+CHOICE = {"type": "function", "function": {"name": "look_up"}}
+OTHER = {"type": "function", "function": {"name": "other"}}
+RESULT = {"role": "tool", "content": "x", "tool_call_id": "c1"}
+
+
+@pytest.fixture
+async def house() -> AsyncIterator[House]:
+    async with fakes.house() as made:
+        yield made
+
+
+@pytest.fixture
+async def http(house: House) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(house.app())
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway", headers=BEARER) as client:
+        yield client
+
+
+async def test_chat(http: httpx.AsyncClient, house: House) -> None:
+    answer = await http.post("/v1/chat/completions", json={**CHAT, "model": "llama3"})
+    body = answer.json()
+    assert answer.status_code == 200
+    assert body["choices"][0]["message"] == {"role": "assistant", "content": "Hello world!", "refusal": None}
+    assert body["choices"][0]["finish_reason"] == "stop"
+    assert (body["object"], body["model"]) == ("chat.completion", "smollm2")
+    assert body["usage"] == {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10, "prompt_tokens_details": {"cached_tokens": 0}}
+    row = house.store.only_row
+    assert row.tokens_used == 10
+    assert answer.headers["x-request-id"] == str(row.id)
+    assert body["id"] == f"chatcmpl-{row.id.hex}"
+    assert answer.headers["x-ratelimit-limit-requests"] == "100"
+    assert answer.headers["x-ratelimit-remaining-requests"] == "99"
+
+
+@pytest.mark.parametrize("include_usage", [True, False])
+async def test_chat_stream(http: httpx.AsyncClient, house: House, include_usage: bool) -> None:
+    answer = await http.post("/v1/chat/completions", json={**CHAT, "stream": True, "stream_options": {"include_usage": include_usage}})
+    *chunks, done = events(answer)
+    assert done == "[DONE]"
+    assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    if include_usage:
+        last = chunks.pop()
+        assert (last["choices"], last["usage"]["total_tokens"]) == ([], 10)
+        assert all(chunk["usage"] is None for chunk in chunks)
+    else:
+        assert not any("usage" in chunk for chunk in chunks)
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == "Hello world!"
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None] * (len(chunks) - 1) + ["stop"]
+    assert house.store.only_row.status == "success"
+
+
+async def test_what_is_asked_of_a_chat_reaches_the_worker(http: httpx.AsyncClient, house: House) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    asked = {
+        "n": 2, "logprobs": True, "top_logprobs": 3, "min_p": 0.1, "repeat_penalty": 1.1,
+        "frequency_penalty": 0.5, "presence_penalty": -0.5,
+        "logit_bias": {"17": -100}, "ignore_eos": True, "response_format": {"type": "json_schema", "json_schema": {"schema": schema}},
+    }  # fmt: skip
+    assert (await http.post("/v1/chat/completions", json={**CHAT, **asked})).status_code == 200
+    (prompt,) = house.worker.asked
+    config = prompt.model_config
+    assert (config.n, config.top_logprobs, config.min_p, config.repeat_penalty) == (2, 3, 0.1, 1.1)
+    assert (config.frequency_penalty, config.presence_penalty, config.logit_bias, config.ignore_eos) == (0.5, -0.5, {17: -100.0}, True)
+    assert config.format is not None
+    assert (config.format.kind, json.loads(config.format.text)) == ("json_schema", schema)
+
+
+@pytest.mark.parametrize(
+    ("choice", "names", "must"),
+    [
+        (None, ["look_up", "count"], "auto"),
+        ("none", [], "none"),
+        ("required", ["look_up", "count"], "required"),
+        ({"type": "function", "function": {"name": "count"}}, ["count"], "required"),
+    ],
+)
+async def test_the_tools_that_may_be_called_reach_the_worker(
+    http: httpx.AsyncClient, house: House, choice: object, names: list[str], must: str
+) -> None:
+    tools = [TOOL, {"type": "function", "function": {"name": "count"}}]
+    await http.post("/v1/chat/completions", json={**CHAT, "tools": tools, "tool_choice": choice})
+    config = house.worker.asked[0].model_config
+    assert [tool.name for tool in config.tools] == names
+    assert config.tool_choice == must
+    if "look_up" in names:
+        assert json.loads(config.tools[0].parameters) == TOOL["function"]["parameters"]
+
+
+async def test_two_people_never_share_a_salt_and_one_always_does(http: httpx.AsyncClient, house: House) -> None:
+    await http.post("/v1/chat/completions", json=CHAT)
+    await http.post("/v1/chat/completions", json={**CHAT, "messages": [{"role": "user", "content": "other"}]})
+    mine, again = (prompt.salt for prompt in house.worker.asked)
+    assert mine == again
+    assert mine
+    assert mine != prompt_fingerprint.salt(UserId(UUID(int=7)), "s" * 16)
+    assert str(USER) not in mine
+
+
+class Caller(FakeWorker):
+    """Answers twice: with a call of a tool, and with a word; both with log probabilities."""
+
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+        drawn = inference.TokenChance(5, "é".encode()[:1], -0.5)
+        yield inference.Chunk("", (5,), 0, (inference.TokenLogprob(drawn, (drawn,)),))
+        yield inference.Chunk("", (6,), 0, (), (ToolCall("c1", "look_up", '{"what": "x"}'),))
+        yield inference.Chunk("Hi", (7,), 1, (inference.TokenLogprob(inference.TokenChance(7, b"Hi", -1.5)),))
+        yield Generation(FinishReason.STOP, Usage(7, 3), (FinishReason.STOP, FinishReason.LENGTH))
+
+
+async def test_calls_log_probabilities_and_several_answers(http: httpx.AsyncClient, house: House) -> None:
+    house.add_worker(1, Caller(), "smollm2")
+    body = (await http.post("/v1/chat/completions", json={**CHAT, "n": 2, "logprobs": True, "top_logprobs": 1, "tools": [TOOL]})).json()
+    first, second = body["choices"]
+    assert (first["finish_reason"], second["finish_reason"]) == ("tool_calls", "length")
+    assert first["message"]["content"] is None
+    assert first["message"]["tool_calls"] == [CALL]
+    assert first["logprobs"]["content"] == [
+        {"token": "�", "logprob": -0.5, "bytes": [195], "top_logprobs": [{"token": "�", "logprob": -0.5, "bytes": [195]}]}
+    ]
+    assert second["message"] == {"role": "assistant", "content": "Hi", "refusal": None}
+    assert second["logprobs"]["content"][0]["logprob"] == -1.5
+    assert body["usage"]["completion_tokens"] == 3
+
+
+async def test_a_stream_of_calls_and_several_answers(http: httpx.AsyncClient, house: House) -> None:
+    house.add_worker(1, Caller(), "smollm2")
+    answer = await http.post("/v1/chat/completions", json={**CHAT, "n": 2, "stream": True, "logprobs": True, "tools": [TOOL]})
+    *chunks, done = events(answer)
+    assert done == "[DONE]"
+    by_answer = {index: [one["choices"][0] for one in chunks if one["choices"][0]["index"] == index] for index in (0, 1)}
+    assert all(choices[0]["delta"]["role"] == "assistant" for choices in by_answer.values())
+    assert [call for choice in by_answer[0] for call in choice["delta"].get("tool_calls", [])] == [{**CALL, "index": 0}]
+    assert "".join(choice["delta"].get("content", "") for choice in by_answer[1]) == "Hi"
+    assert [choices[-1]["finish_reason"] for choices in by_answer.values()] == ["tool_calls", "length"]
+    assert sum(len(choice["logprobs"]["content"]) for choices in by_answer.values() for choice in choices if choice["logprobs"]) == 2
+
+
+class Loading(FakeWorker):
+    """Has to load its model first, and says so."""
+
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+        yield inference.Chunk("", (), waiting="loading smollm2: 40 %")
+        async for said in super().run(prompt):
+            yield said
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/inference"])
+async def test_who_waits_for_a_model_hears_of_it_as_a_comment(http: httpx.AsyncClient, house: House, path: str) -> None:
+    house.add_worker(1, Loading(), "smollm2")
+    answer = await http.post(path, json={**CHAT, "stream": True})
+    comment, _, rest = answer.text.partition("\n\n")
+    assert comment == ": loading smollm2: 40 %"
+    assert "data: [DONE]" in rest
+    assert "loading" not in (await http.post(path, json=CHAT)).text
+
+
+async def test_without_parallel_calls_an_answer_has_one(http: httpx.AsyncClient, house: House) -> None:
+    house.worker.run = _calls_twice  # type: ignore[method-assign]
+    asked = {**CHAT, "tools": [TOOL]}
+    for parallel, ids in ((None, ["c1", "c2"]), (True, ["c1", "c2"]), (False, ["c1"])):
+        body = (await http.post("/v1/chat/completions", json={**asked, "parallel_tool_calls": parallel})).json()
+        assert [call["id"] for call in body["choices"][0]["message"]["tool_calls"]] == ids
+        stream = await http.post("/v1/chat/completions", json={**asked, "parallel_tool_calls": parallel, "stream": True})
+        deltas = [event["choices"][0]["delta"] for event in events(stream)[:-1]]
+        assert [call["id"] for delta in deltas for call in delta.get("tool_calls", [])] == ids
+
+
+async def _calls_twice(_prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+    for identity in ("c1", "c2"):
+        yield inference.Chunk("", (5,), tool_calls=(ToolCall(identity, "look_up", "{}"),))
+    yield Generation(FinishReason.STOP, Usage(7, 2))
+
+
+async def test_models_list_the_default_first(http: httpx.AsyncClient, house: House) -> None:
+    house.add_worker(2, FakeWorker(), "alpha")
+    assert [model["id"] for model in (await http.get("/v1/models")).json()["data"]] == ["alpha", "smollm2"]
+
+
+async def test_models_are_those_that_the_caller_may_use(http: httpx.AsyncClient, house: House) -> None:
+    kept: dict[str, Any] = {"labels": {"shared": "no"}}
+    house.add_worker(2, FakeWorker(), "anothers", owner=str(UUID(int=77)), **kept)
+    house.add_worker(3, FakeWorker(), "mine", owner=str(USER), **kept)
+    # Of this one somebody else keeps one machine, and the house has another.
+    house.add_worker(4, FakeWorker(), "smollm2", owner=str(UUID(int=77)), **kept)
+    assert [model["id"] for model in (await http.get("/v1/models")).json()["data"]] == ["mine", "smollm2"]
+    assert (await http.get("/v1/models/mine")).status_code == 200
+    error = problem(await http.get("/v1/models/anothers"), 404, "unknown_model")
+    assert "these are: mine, smollm2" in error["message"]
+
+
+async def test_one_model_by_any_name_of_it(http: httpx.AsyncClient, house: House) -> None:
+    house.add_worker(2, FakeWorker(), "org/name:8b")
+    for name, found in (("smollm2", "smollm2"), ("llama3", "smollm2"), ("org/name:8b", "org/name:8b"), ("org%2Fname:8b", "org/name:8b")):
+        answer = await http.get(f"/v1/models/{name}")
+        assert (answer.status_code, answer.json()["id"], answer.json()["object"]) == (200, found, "model"), answer.text
+    error = problem(await http.get("/v1/models/gpt-9"), 404, "unknown_model")
+    assert error["param"] == "model"
+    assert "smollm2" in error["message"]
+    problem(await http.get("/v1/models/{model}"), 404, "unknown_model")
+    problem(await http.delete("/v1/models/smollm2"), 405, "method_not_allowed")
+
+
+async def test_an_unknown_model_is_a_404_that_lists_what_is_served(http: httpx.AsyncClient) -> None:
+    error = problem(await http.post("/v1/chat/completions", json={**CHAT, "model": "gpt-9"}), 404, "unknown_model")
+    assert "smollm2" in error["message"]
+    assert "MODEL_ALIASES" in error["hint"]
+
+
+async def test_without_workers_it_is_a_503(http: httpx.AsyncClient, house: House) -> None:
+    house.directory.gone(node_id(1), "stopped")
+    answer = await http.post("/v1/chat/completions", json=CHAT)
+    assert "aicli" in problem(answer, 503, "not_reachable")["hint"]
+    assert int(answer.headers["retry-after"]) >= 1
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        {"user": "me", "metadata": {"a": "b"}, "store": False, "n": 1, "frequency_penalty": 0, "presence_penalty": 0.0},
+        {"logprobs": False, "top_logprobs": 0, "response_format": {"type": "text"}, "tools": [], "tool_choice": "none", "logit_bias": {}},
+        {"temperature": None, "stop": None, "seed": None, "tools": None, "n": None, "stream": False, "stream_options": None},
+        {"stop": "x"}, {"stop": ["x", "y"]}, {"max_completion_tokens": 5}, {"max_tokens": 5, "max_completion_tokens": 5},
+        {"messages": [{"role": "developer", "content": "be brief"}, {"role": "user", "content": [{"type": "text", "text": "hi"}]}]},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "refusal": None, "tool_calls": None}]},
+        {"temperature": 1, "top_p": 1, "top_k": 5}, {"min_p": 0.1, "repeat_penalty": 1.1, "ignore_eos": True},
+        {"frequency_penalty": 0.5, "presence_penalty": -0.5, "logit_bias": {"1": 5}}, {"logprobs": True, "top_logprobs": 3},
+        {"response_format": {"type": "json_object"}}, {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
+        {"tools": [TOOL]}, {"tools": [TOOL], "tool_choice": "required"}, {"grammar": "root ::= [a]"},
+        {"messages": [{"role": "assistant", "content": None, "tool_calls": [CALL]}, RESULT]},
+        {"stream": None, "logprobs": None, "parallel_tool_calls": None, "ignore_eos": None},
+        {"tools": [TOOL], "parallel_tool_calls": False},
+        {"messages": [{"role": "user", "content": "a", "name": "ann"}, {"role": "assistant", "content": None, "refusal": "I will not."}]},
+        {"messages": [{"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}, {"role": "user", "content": "b"}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "prompt_cache_breakpoint": {"mode": "explicit"}}]}]},
+        {"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [CHOICE]}}},
+        {"stream": True, "stream_options": {"include_usage": None, "include_obfuscation": True}},
+    ],
+)  # fmt: skip
+async def test_parameters_that_are_taken(http: httpx.AsyncClient, harmless: dict[str, object]) -> None:
+    answer = await http.post("/v1/chat/completions", json={**CHAT, **harmless})
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize(
+    ("wrong", "param"),
+    [
+        ({"n": 5}, "n"), ({"n": True}, "n"), ({"tools": [{"type": "function"}]}, "tools[0].function"), ({"logprobs": 1}, "logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs"), ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": {"type": "json_object"}, "grammar": "root ::= [a]"}, "grammar"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty"),
+        ({"logit_bias": {"a": 5}}, "logit_bias"), ({"logit_bias": {"1": 101}}, "logit_bias"),
+        ({"store": True}, "store"), ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "other"}}}, "tool_choice"),
+        ({"tools": [TOOL], "response_format": {"type": "json_object"}}, "response_format"),
+        ({"surprise": 1}, "surprise"), ({"temperature": "1"}, "temperature"), ({"temperature": True}, "temperature"),
+        ({"temperature": 2.5}, "temperature"), ({"temperature": -1}, "temperature"), ({"top_p": 0}, "top_p"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 1.5}, "max_tokens"), ({"max_tokens": 10**30}, "max_tokens"), ({"seed": -1}, "seed"), ({"stop": [""]}, "stop"),
+        ({"stop": ["a"] * 5}, "stop"), ({"stop": 5}, "stop"), ({"stream": 1}, "stream"), ({"messages": []}, "messages"),
+        ({"messages": "hi"}, "messages"), ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": "x", "bad": 1}]}, "messages[0].bad"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "text": "x"}]}]}, "messages[0].content[0]"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"), ({"model": 5}, "model"), ({"model": ""}, "model"),
+        ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}]}, "messages[0].content[0]"),
+        ({"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]}, "messages[0].content[0]"),
+        ({"messages": [{"role": "function", "name": "f", "content": "x"}]}, "messages[0]"),
+        ({"messages": [{"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}}]}, "messages[0]"),
+        ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type"),
+        ({"tools": [TOOL], "tool_choice": {"type": "custom", "custom": {"name": "x"}}}, "tool_choice.type"),
+        ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [OTHER]}}}, "tool_choice"),
+        ({"audio": {"voice": "x", "format": "wav"}}, "audio"), ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"functions": [{"name": "f"}]}, "functions"), ({"function_call": {"name": "f"}}, "function_call"), ({"metadata": 5}, "metadata"),
+        ({"web_search_options": {}}, "web_search_options"), ({"prediction": {"type": "content", "content": "x"}}, "prediction"),
+        ({"service_tier": "flex"}, "service_tier"), ({"reasoning_effort": "high"}, "reasoning_effort"), ({"verbosity": "low"}, "verbosity"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens"),
+        ({"moderation": {"model": "x"}}, "moderation"), ({"surprise": None}, "surprise"), ({"messages": None}, "messages"),
+    ],
+)  # fmt: skip
+async def test_a_wrong_parameter_is_a_400_that_names_it(
+    http: httpx.AsyncClient, house: House, wrong: dict[str, object], param: str
+) -> None:
+    error = problem(await http.post("/v1/chat/completions", json={**CHAT, **wrong}), 400, "bad_request")
+    assert error["param"] == param
+    assert not house.worker.asked

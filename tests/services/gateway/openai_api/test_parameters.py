@@ -1,0 +1,91 @@
+"""Every parameter that OpenAI documents has a place in the code, and the same one in docs/howto/openai-api.md."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from openai.types import completion_create_params, embedding_create_params
+from openai.types.chat import completion_create_params as chat_create_params
+from openai.types.responses import response_create_params
+
+from services.gateway.admission.prompt_admission import BadField
+from services.gateway.openai_api import chat_request as openai_chat
+from services.gateway.openai_api import completion_request as openai_completions
+from services.gateway.openai_api import parameters as openai_parameters
+from services.gateway.openai_api import response_request as openai_responses
+from services.gateway.openai_api.chat_request import ChatBody
+from services.gateway.openai_api.completion_request import CompletionBody
+from services.gateway.openai_api.openai_embeddings import EmbeddingBody
+from services.gateway.openai_api.parameters import ParameterRule
+from services.gateway.openai_api.response_request import ResponseBody
+
+PAGE = Path(__file__).parents[4] / "docs/howto/openai-api.md"
+ROW = re.compile(r"^\| `(?P<name>\w+)` \| (?P<state>[\w ]+) \| ?(?P<says>.*?) ?\|$", re.MULTILINE)
+
+APIS: dict[str, tuple[type[msgspec.Struct], Any, Any]] = {
+    "/v1/chat/completions": (ChatBody, openai_parameters.CHAT, chat_create_params.CompletionCreateParamsStreaming),
+    "/v1/completions": (CompletionBody, openai_parameters.COMPLETIONS, completion_create_params.CompletionCreateParamsStreaming),
+    "/v1/responses": (ResponseBody, openai_parameters.RESPONSES, response_create_params.ResponseCreateParamsStreaming),
+}
+READERS = {
+    "/v1/chat/completions": (openai_chat.read, {"messages": [{"role": "user", "content": "hi"}]}),
+    "/v1/completions": (openai_completions.read, {"prompt": "hi"}),
+    "/v1/responses": (openai_responses.read, {"input": "hi"}),
+}
+
+
+def documented(params: Any) -> set[str]:
+    return {name for base in reversed(params.__mro__) for name in getattr(base, "__annotations__", ())} | set(params.__annotations__)
+
+
+def state(rule: ParameterRule) -> str:
+    if rule.ignored:
+        return "ignored"
+    takes_something = any(rule.takes(value) for value in (False, "auto", "none", "medium", "disabled", [], ["text"]))
+    return "in part" if takes_something else "refused"
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_every_parameter_of_openais_client_has_its_place(api: str) -> None:
+    body, rules, params = APIS[api]
+    assert documented(params) - set(body.__struct_fields__) - set(rules) == set()
+    assert not set(body.__struct_fields__) & set(rules), "a parameter is both a field and ruled out"
+
+
+def test_every_parameter_of_embeddings_is_a_field() -> None:
+    assert documented(embedding_create_params.EmbeddingCreateParams) <= set(EmbeddingBody.__struct_fields__)
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_the_page_says_what_the_code_does(api: str) -> None:
+    body, rules, _ = APIS[api]
+    section = PAGE.read_text().split(f"\n## {api}\n")[1].split("\n## ")[0]
+    rows = {row["name"]: (row["state"], row["says"]) for row in ROW.finditer(section)}
+    assert set(rows) == {*body.__struct_fields__, *rules}
+    for name, (told, says) in rows.items():
+        if name in rules:
+            assert (told, says) == (state(rules[name]), rules[name].says), name
+        else:
+            assert told == "works", name
+
+
+@pytest.mark.parametrize(("api", "name"), [(api, name) for api, (_, rules, _) in APIS.items() for name in rules])
+def test_a_rule_holds_for_every_kind_of_value(api: str, name: str) -> None:
+    rule = APIS[api][1][name]
+    read, good = READERS[api]
+    for value in (None, False, True, 0, 1, 1.5, "", "auto", "none", "x" * 9, [], ["text"], {}, {"a": {"b": 1}}):
+        body = json.dumps({**good, name: value}).encode()
+        if value is None or rule.takes(value):
+            read(body)
+        else:
+            with pytest.raises(BadField) as refused:
+                read(body)
+            assert refused.value.field == name
+
+
+def test_true_is_not_one() -> None:
+    with pytest.raises(BadField, match="store must be false"):
+        openai_chat.read(b'{"messages": [{"role": "user", "content": "hi"}], "store": 0}')

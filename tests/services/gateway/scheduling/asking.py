@@ -1,0 +1,134 @@
+"""Callers at one dispatch, with workers that are announced and never asked: a caller holds its claim for as long as it likes."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+from services.gateway.scheduling.dispatch import Dispatch, WaitingRequests
+from services.gateway.scheduling.queue_settings import QueueSettings
+from services.gateway.scheduling.routing import WorkerRequirements
+from services.gateway.scheduling.worker_claims import Claim
+from shared import errors
+from shared.discovery.directory import WorkerLoad
+from shared.telemetry import Metrics
+from shared.types import ModelName, NodeId, UserId
+from tests.services.gateway.fakes import FakeDirectory
+
+M = ModelName("m")
+
+
+def tenant(number: int) -> UserId:
+    return UserId(UUID(int=number))
+
+
+def wish(of: int = 1, **more: Any) -> WorkerRequirements:
+    return replace(WorkerRequirements(M, tenant(of), tenant(of), prompt_tokens=40, max_tokens=10), **more)
+
+
+class Caller:
+    """One request: waits, holds its place until ``leave``, and remembers what it was told."""
+
+    def __init__(self, site: "Site", wished: WorkerRequirements) -> None:
+        self.said: list[str] = []
+        self.claim: Claim | None = None
+        self.error: errors.AimeshError | None = None
+        #: Of the processor, until it had its place or its error: what else this machine does is not counted.
+        self.seconds = 0.0
+        self.began = asyncio.Event()
+        self._may_leave = asyncio.Event()
+        self._heard = asyncio.Condition()
+        self._site = site
+        self.task = site.tasks.create_task(self._run(wished))
+
+    async def _run(self, wished: WorkerRequirements) -> None:
+        asked_at = time.thread_time()
+        try:
+            async with aclosing(self._site.dispatch.find(wished)) as steps:
+                async for step in steps:
+                    if isinstance(step, WaitingRequests):
+                        self.said.append(step.why)
+                        async with self._heard:
+                            self._heard.notify_all()
+                    else:
+                        self.claim = step
+        except errors.AimeshError as error:
+            self.error = error
+            return
+        finally:
+            self.seconds = time.thread_time() - asked_at
+        assert self.claim is not None
+        with self.claim:
+            self._site.began.append(self)
+            self.began.set()
+            await self._may_leave.wait()
+
+    @property
+    def node(self) -> NodeId:
+        assert self.claim is not None
+        return self.claim.worker.node
+
+    async def hears(self, beginning: str) -> None:
+        async with self._heard:
+            await self._heard.wait_for(lambda: self.said and self.said[-1].startswith(beginning))
+
+    async def leave(self) -> None:
+        self._may_leave.set()
+        await self.task
+
+    async def cancel(self) -> None:
+        self.task.cancel()
+        await asyncio.wait((self.task,))
+
+
+class Site:
+    def __init__(self, tasks: asyncio.TaskGroup, rules: QueueSettings) -> None:
+        self.tasks = tasks
+        self.directory = FakeDirectory()
+        self.metrics = Metrics("gateway")
+        self.dispatch = Dispatch(self.directory, random.Random(5), rules, self.metrics)
+        self.began: list[Caller] = []
+
+    def worker(self, number: int, slots: int = 1, **more: Any) -> None:
+        self.directory.worker(number, "m", load=WorkerLoad(slots=slots), **more)
+
+    async def ask(self, of: int = 1, **more: Any) -> Caller:
+        """Returns when it has its place, its error, or waits."""
+        caller = Caller(self, wish(of, **more))
+        await settled()
+        return caller
+
+    def depth(self) -> float:
+        return self.metrics.queue_depth.labels(model=M)._value.get()
+
+
+async def settled() -> None:
+    """Every task has done what it could without time passing."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def site(**rules: Any) -> AsyncIterator[Site]:
+    """Ends whatever still runs."""
+    async with asyncio.TaskGroup() as tasks:
+        here = Site(tasks, QueueSettings(**rules))
+        try:
+            yield here
+        finally:
+            for task in list(tasks._tasks):
+                task.cancel()
+
+
+async def finish(here: Site) -> Iterator[Caller]:
+    """Let whoever runs leave, one after the other, until nobody runs; gives them in the order in which they began."""
+    done = 0
+    while done < len(here.began):
+        await here.began[done].leave()
+        await settled()
+        done += 1
+    return iter(here.began)

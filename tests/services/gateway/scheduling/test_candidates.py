@@ -1,0 +1,44 @@
+"""Whether a worker may still run as the process that it was: what was heard of its node, and when."""
+
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import pytest
+
+from services.gateway.scheduling.candidates import TWIN_SECONDS, Knowledge
+from shared.discovery.directory import Announcement
+from shared.types import Role
+from tests.services.gateway.fakes import FakeDirectory, node_id
+
+FIRST = datetime(2026, 1, 1, tzinfo=UTC)
+SECOND = FIRST + timedelta(seconds=30)
+NODE = node_id(1)
+
+
+@pytest.mark.parametrize(
+    ("heard", "at", "there"),
+    [
+        pytest.param([(0, FIRST)], 1.0, True, id="it lives"),
+        pytest.param([(0, FIRST), (1, None)], 1.5, False, id="it is gone"),
+        pytest.param([(0, FIRST), (1, None), (2, SECOND)], 2.0, False, id="it was gone, and was started again"),
+        pytest.param([(0, FIRST), (2, SECOND)], 3.0, True, id="another process is heard, which may be a second one with its key"),
+        pytest.param([(0, FIRST), (2, SECOND)], 2.0 + TWIN_SECONDS, False, id="only the other process is heard"),
+        pytest.param([(0, FIRST), (1, SECOND), (2, FIRST), (3, SECOND)], 5.0, True, id="both are heard in turn"),
+    ],
+)
+def test_a_process_with_a_twin_is_not_taken_for_gone(heard: list[tuple[float, datetime | None]], at: float, there: bool) -> None:
+    known, directory = Knowledge(), FakeDirectory()
+    directory.worker(1, "m")
+    (worker,) = directory.usable(Role.WORKER)
+    for clock, started_at in heard:
+        if started_at is None:
+            directory.gone(NODE, "its link ended")
+        else:
+            directory.heard(_restarted(worker.announcement, started_at), "nats")
+        (entry,) = directory.entries(Role.WORKER)
+        known.heard(entry, clock, FIRST)
+    assert known.is_there(worker, at) is there
+
+
+def _restarted(announcement: Announcement, started_at: datetime) -> Announcement:
+    return msgspec.structs.replace(announcement, started_at=started_at)

@@ -1,0 +1,299 @@
+"""The queue before the workers."""
+
+import asyncio
+import gc
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+
+from services.gateway.scheduling.peer_queues import PeerOffer, QueueReport
+from services.gateway.scheduling.prompt_privacy import PromptPrivacy
+from shared import errors
+from shared.discovery.directory import WorkerLoad
+from tests.services.gateway.fakes import node_id
+from tests.services.gateway.scheduling.asking import M, finish, settled, site, tenant, wish
+
+
+async def test_who_finds_room_begins_at_once_and_is_told_nothing() -> None:
+    async with site() as here:
+        here.worker(1, slots=2)
+        first, second = await here.ask(), await here.ask()
+        assert first.began.is_set()
+        assert second.began.is_set()
+        assert first.said == []
+        assert here.dispatch.in_flight == 2
+        await finish(here)
+        assert (here.dispatch.in_flight, here.dispatch.waiting) == (0, 0)
+
+
+async def test_a_worker_holds_one_call_and_the_others_wait_here_until_one_ends() -> None:
+    async with site() as here:
+        here.worker(1, slots=2)
+        callers = [await here.ask() for _ in range(6)]
+        assert [caller.began.is_set() for caller in callers] == [True] * 3 + [False] * 3
+        assert (here.dispatch.in_flight, here.dispatch.waiting, here.depth()) == (3, 3, 3)
+        await callers[1].leave()
+        await settled()
+        assert [caller.began.is_set() for caller in callers] == [True] * 4 + [False] * 2
+        assert list(await finish(here)) == callers
+        assert (here.dispatch.in_flight, here.depth()) == (0, 0)
+
+
+async def test_one_request_is_served_next_though_another_tenant_has_sent_five_hundred() -> None:
+    async with site(queue_per_tenant=500) as here:
+        here.worker(1)
+        flood = [await here.ask(1) for _ in range(500)]
+        one = await here.ask(2)
+        assert not one.began.is_set()
+        await flood[0].leave()
+        await settled()
+        assert here.began[-1] is one
+
+
+async def test_two_tenants_that_both_wait_take_turns_by_what_they_were_served() -> None:
+    async with site() as here:
+        here.worker(1)
+        for _ in range(20):
+            await here.ask(1)
+            await here.ask(2)
+        for caller in here.began[:2]:
+            await caller.leave()
+        served = {tenant(1): 0, tenant(2): 0}
+        done = 0
+        while done < 22:
+            caller = here.began[done]
+            done += 1
+            assert caller.claim is not None
+            owner = caller.claim._wish.tenant
+            # The answers of the first are four times as long.
+            long = 40 if owner == tenant(1) else 10
+            caller.claim.tokens(10, long)
+            served[owner] += 1
+            await caller.leave()
+            await settled()
+        assert served[tenant(2)] / served[tenant(1)] >= 2
+
+
+async def test_a_cancel_gives_the_place_in_the_queue_back() -> None:
+    async with site() as here:
+        here.worker(1)
+        callers = [await here.ask() for _ in range(5)]
+        await callers[2].cancel()
+        await callers[3].cancel()
+        assert here.dispatch.waiting == here.depth() == 1
+        await callers[0].leave()
+        await settled()
+        assert callers[4].began.is_set()
+
+
+async def test_a_cancel_of_one_whose_turn_has_just_come_gives_the_place_to_the_next() -> None:
+    async with site() as here:
+        here.worker(1)
+        first, _, second, third = [await here.ask() for _ in range(4)]
+        first._may_leave.set()
+        # The first leaves in this turn of the loop: the claim is given out, and the second has not run yet.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert here.dispatch.waiting == 1
+        assert not second.began.is_set()
+        second.task.cancel()
+        await settled()
+        assert third.began.is_set()
+        assert here.dispatch.in_flight == 2
+
+
+async def test_workers_that_join_or_become_free_by_their_own_word_wake_the_queue() -> None:
+    async with site() as here:
+        here.directory.worker(1, "m", load=WorkerLoad(slots=1, running=3))
+        callers = [await here.ask() for _ in range(5)]
+        assert here.began == []
+        here.directory.worker(1, "m", load=WorkerLoad(slots=1))
+        await settled()
+        assert len(here.began) == 2
+        here.worker(2)
+        await settled()
+        assert here.began == callers[:4]
+
+
+async def test_when_one_of_two_workers_dies_the_queue_goes_on_with_the_other() -> None:
+    async with site() as here:
+        here.worker(1)
+        here.worker(2)
+        callers = [await here.ask() for _ in range(8)]
+        here.directory.gone(node_id(1), "its link died")
+        await settled()
+        assert all(caller.error is None for caller in callers)
+        for caller in [caller for caller in callers[:4] if caller.node == node_id(1)]:
+            await caller.leave()
+        assert len(here.began) == 4, "what ends on a worker that is gone frees nothing"
+        await finish(here)
+        assert len(here.began) == 8
+        assert {caller.node for caller in callers[4:]} == {node_id(2)}
+
+
+async def test_when_no_worker_is_left_all_that_wait_are_told_at_once() -> None:
+    async with site(queue_per_tenant=400) as here:
+        here.worker(1)
+        callers = [await here.ask() for _ in range(300)]
+        here.directory.gone(node_id(1), "its link died")
+        await settled()
+        assert all(isinstance(caller.error, errors.NotReachable) for caller in callers[2:])
+        assert here.dispatch.waiting == 0
+        assert (await here.ask()).error is not None
+
+
+async def test_while_a_worker_loads_the_model_those_that_wait_go_on_waiting() -> None:
+    async with site() as here:
+        here.worker(1)
+        callers = [await here.ask() for _ in range(4)]
+        [entry] = here.directory.entries()
+        ready = entry.announcement
+        loading = msgspec.structs.replace(
+            ready, models=tuple(msgspec.structs.replace(offer, ready=False) for offer in ready.models), not_ready="loading m"
+        )
+        here.directory.heard(loading, "nats")
+        await settled()
+        late = await here.ask()
+        for caller in callers[:2]:
+            await caller.leave()
+        await settled()
+        assert (here.dispatch.in_flight, here.dispatch.waiting) == (0, 3)
+        here.directory.heard(ready, "nats")
+        await settled()
+        assert callers[2].began.is_set()
+        assert late.error is None
+        here.directory.heard(msgspec.structs.replace(ready, not_ready="paused by its owner"), "nats")
+        await settled()
+        assert isinstance(late.error, errors.NotReachable), "there is no telling when a pause ends"
+
+
+async def test_when_only_workers_that_may_not_have_it_are_left_it_is_told_so() -> None:
+    async with site(policy=PromptPrivacy.TRUSTED) as here:
+        here.worker(1)
+        here.worker(2, slots=50, owner=str(tenant(9)))
+        callers = [await here.ask() for _ in range(4)]
+        owner = await here.ask(9)
+        assert owner.node == node_id(2)
+        assert {caller.node for caller in callers[:2]} == {node_id(1)}
+        assert here.dispatch.waiting == 2, "a free worker that they may not use is not used"
+        here.directory.gone(node_id(1), "its link died")
+        await settled()
+        assert [str(caller.error) for caller in callers[2:]] == [
+            f"no worker of m may run this request: {node_id(2)[:8]}… is not labelled trusted=yes (ROUTING_POLICY=trusted)"
+        ] * 2
+
+
+async def test_a_place_that_those_before_may_not_have_goes_to_its_owner() -> None:
+    async with site(policy=PromptPrivacy.TRUSTED) as here:
+        here.worker(1)
+        here.worker(2, owner=str(tenant(9)))
+        for _ in range(3):
+            await here.ask(1)
+        mine = [await here.ask(9) for _ in range(3)]
+        assert [caller.began.is_set() for caller in mine] == [True, True, False]
+        await mine[0].leave()
+        await settled()
+        assert here.began[-1] is mine[2]
+
+
+async def test_a_machine_of_an_organizations_own_serves_it_while_its_founder_waits_for_another() -> None:
+    async with site() as here:
+        here.worker(1)
+        here.worker(2, owner=str(tenant(7)), labels={"shared": "no"})
+        for _ in range(2):
+            await here.ask(1)
+            await here.ask(7, limited_as=tenant(1))
+        founders, organizations = await here.ask(1), await here.ask(7, limited_as=tenant(1))
+        assert [founders.began.is_set(), organizations.began.is_set()] == [False, False]
+        mine = next(caller for caller in here.began if caller.node == node_id(2))
+        await mine.leave()
+        await settled()
+        assert organizations.began.is_set()
+        assert not founders.began.is_set()
+
+
+async def test_an_idle_machine_serves_its_owner_though_the_organizations_of_that_owner_wait_in_numbers() -> None:
+    async with site(queue_per_tenant=1) as here:
+        here.worker(1)
+        here.worker(2, owner=str(tenant(1)), labels={"shared": "no"})
+        while (other := await here.ask(2)).began.is_set():
+            assert other.node == node_id(1)
+        assert not (await here.ask(7, limited_as=tenant(1))).began.is_set()
+        full = await here.ask(7, limited_as=tenant(1))
+        assert "1 of your requests wait" in str(full.error)
+        here.dispatch.ensure_place(wish(1))
+        mine = await here.ask(1)
+        assert mine.error is None
+        assert mine.node == node_id(2)
+        while (late := await here.ask(1)).began.is_set():
+            assert late.node == node_id(2)
+        assert "of your requests wait" in str(late.error)
+
+
+async def test_an_answer_that_goes_on_elsewhere_is_served_before_all_that_begin_and_not_refused_for_the_queue() -> None:
+    async with site(queue_most=2) as here:
+        here.worker(1)
+        here.worker(2)
+        callers = [await here.ask() for _ in range(6)]
+        again = await here.ask(not_on=frozenset({node_id(1)}))
+        assert again.error is None
+        assert not again.began.is_set()
+        on_two = next(caller for caller in callers if caller.claim and caller.node == node_id(2))
+        await on_two.leave()
+        await settled()
+        assert here.began[-1] is again
+
+
+async def test_who_waits_hears_its_place_when_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.gateway.scheduling.dispatch.FIRST_WORD_SECONDS", 0.001)
+    monkeypatch.setattr("services.gateway.scheduling.dispatch.WORDS_SECONDS", 0.001)
+    monkeypatch.setattr("services.gateway.scheduling.model_queue._PLACES_SECONDS", 0.0)
+    async with site() as here:
+        here.worker(1)
+        callers = [await here.ask() for _ in range(5)]
+        here.dispatch.lane(M).mean_seconds = 8
+        last = callers[-1]
+        async with asyncio.timeout(5):
+            await last.hears("position 3 of 3")
+            for place in (2, 1):
+                await here.began[-1].leave()
+                await last.hears(f"position {place} of {place}")
+        assert last.said[0] == "position 3 of 3, about 24 s"
+        assert len(last.said) == len(set(last.said)), "only what is new is said"
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """A full collection of all that a test process holds takes 100 ms, which nobody here is to be blamed for."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
+async def test_the_wait_of_every_request_is_measured() -> None:
+    async with site() as here:
+        here.worker(1)
+        for _ in range(4):
+            await here.ask()
+        await finish(here)
+        assert 'ai_platform_queue_wait_seconds_count{model="m"} 4.0' in here.metrics.render()
+
+
+async def test_a_place_that_is_offered_goes_to_the_next_where_the_first_has_to_be_refused() -> None:
+    async with site() as here:
+        here.directory.worker(1, "m", load=WorkerLoad(1, 1, 1))
+        here.worker(2)
+        for _ in range(2):
+            await here.ask()
+        hopeless = await here.ask(not_on=frozenset({node_id(1)}))
+        waiting = await here.ask(2)
+        assert not waiting.began.is_set()
+        here.dispatch.knowledge.strikes.learn({node_id(2): 3600.0}, here.dispatch.clock())
+        here.dispatch.heard(QueueReport("other", M, offers=(PeerOffer("", node_id(1)),)))
+        await settled()
+        assert isinstance(hopeless.error, errors.NotReachable)
+        assert waiting.began.is_set()
+        assert waiting.node == node_id(1)

@@ -1,0 +1,186 @@
+"""Whatever requests and workers do, no place is left free while somebody waits for it, none is lost, and none is given out twice."""
+
+import asyncio
+import random
+from contextlib import aclosing
+from uuid import UUID
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from services.gateway.scheduling.dispatch import Dispatch
+from services.gateway.scheduling.prompt_privacy import PromptPrivacy
+from services.gateway.scheduling.queue_settings import QueueSettings
+from services.gateway.scheduling.routing import WorkerRequirements
+from services.gateway.scheduling.worker_claims import Claim
+from shared import errors
+from shared.discovery.directory import WorkerLoad
+from shared.types import ModelName, NodeId, Role, UserId
+from tests.services.gateway.fakes import FakeDirectory, node_id
+
+M = ModelName("m")
+WORKERS, SLOTS, QUEUE = 3, 2, 12
+#: The third worker belongs to the third tenant and is not trusted.
+OWNER = UserId(UUID(int=3))
+#: Two that run, and one that the worker holds.
+MOST = SLOTS + 1
+
+
+class Asked:
+    """One request."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, dispatch: Dispatch, wish: WorkerRequirements) -> None:
+        self.wish = wish
+        self.node: NodeId | None = None
+        self.claim: Claim | None = None
+        self.refused: errors.AimeshError | None = None
+        self.fails: errors.AimeshError | None = None
+        self._ends = asyncio.Event()
+        self.task = loop.create_task(self._run(dispatch))
+
+    async def _run(self, dispatch: Dispatch) -> None:
+        try:
+            async with aclosing(dispatch.find(self.wish)) as steps:
+                async for step in steps:
+                    if isinstance(step, Claim):
+                        self.claim = step
+        except errors.AimeshError as error:
+            self.refused = error
+            return
+        assert self.claim is not None
+        with self.claim:
+            self.node = self.claim.worker.node
+            try:
+                await self._ends.wait()
+            finally:
+                self.node = None
+        if self.fails is not None:
+            self.claim.failed(self.fails)
+
+    def end(self) -> None:
+        self._ends.set()
+
+
+class Requests(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.directory = FakeDirectory()
+        self.now = 0.0
+        rules = QueueSettings(PromptPrivacy.TRUSTED, queue_seconds=1e9, queue_most=QUEUE, queue_per_tenant=QUEUE // 2)
+        self.dispatch = Dispatch(self.directory, random.Random(1), rules, clock=lambda: self.now)
+        self.asked: list[Asked] = []
+        self.comes(0)
+
+    def teardown(self) -> None:
+        for each in self.asked:
+            each.task.cancel()
+        self.settle()
+        assert (self.dispatch.in_flight, self.dispatch.waiting) == (0, 0)
+        self.loop.close()
+
+    def settle(self) -> None:
+        async def turns() -> None:
+            for _ in range(6):
+                await asyncio.sleep(0)
+
+        self.loop.run_until_complete(turns())
+
+    @property
+    def running(self) -> list[Asked]:
+        return [each for each in self.asked if each.node is not None]
+
+    @property
+    def waiting(self) -> list[Asked]:
+        return [each for each in self.asked if not each.task.done() and each.node is None]
+
+    @rule(tenant=st.integers(1, 3), failed=st.sets(st.integers(0, WORKERS - 1), max_size=1))
+    def asks(self, tenant: int, failed: set[int]) -> None:
+        asking = UserId(UUID(int=tenant))
+        wish = WorkerRequirements(M, asking, asking, 10, 10, not_on=frozenset(map(node_id, failed)))
+        with_loop = self.loop
+        asyncio.set_event_loop(with_loop)
+        self.asked.append(Asked(with_loop, self.dispatch, wish))
+        self.settle()
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), fails=st.booleans())
+    def ends(self, data: st.DataObject, fails: bool) -> None:
+        one = data.draw(st.sampled_from(self.running))
+        one.fails = errors.LinkLost("x") if fails else None
+        one.end()
+        self.settle()
+
+    @precondition(lambda self: self.waiting or self.running)
+    @rule(data=st.data(), also_ends=st.booleans())
+    def is_cancelled(self, data: st.DataObject, also_ends: bool) -> None:
+        """Perhaps in the very moment in which another's end gives it the place."""
+        one = data.draw(st.sampled_from(self.waiting + self.running))
+        if also_ends and self.running:
+            self.running[0].end()
+            self.loop.run_until_complete(asyncio.sleep(0))
+        one.task.cancel()
+        self.settle()
+
+    @rule(number=st.integers(0, WORKERS - 1))
+    def comes(self, number: int) -> None:
+        owner = str(OWNER) if number == 2 else ""
+        self.directory.worker(number, "m", load=WorkerLoad(slots=SLOTS), owner=owner)
+        self.settle()
+
+    @rule(number=st.integers(0, WORKERS - 1))
+    def goes(self, number: int) -> None:
+        """What ran there ends with the link."""
+        self.directory.gone(node_id(number), "its link died")
+        for each in self.running:
+            if each.node == node_id(number):
+                each.end()
+        self.settle()
+
+    @rule(seconds=st.floats(0, 40))
+    def passes_by(self, seconds: float) -> None:
+        """Somebody who waits looks once a second; here it is anybody's word that makes the gateway look."""
+        self.now += seconds
+        self.dispatch._give_out(M)
+        self.settle()
+
+    @invariant()
+    def the_counts_are_right(self) -> None:
+        assert self.dispatch.in_flight == len(self.running)
+        assert self.dispatch.waiting == len(self.waiting)
+
+    @invariant()
+    def no_worker_has_more_than_fits(self) -> None:
+        for number in range(WORKERS):
+            assert sum(each.node == node_id(number) for each in self.running) <= MOST
+
+    @invariant()
+    def nobody_waits_for_a_free_place(self) -> None:
+        for each in self.waiting:
+            there = [entry for entry in self.directory.usable(Role.WORKER) if self.may(each.wish, entry.node)]
+            assert there, "nobody can run it, and it was not told"
+            busy = {entry.node: sum(other.node == entry.node for other in self.running) for entry in there}
+            resting = {node for node in busy if self.dispatch.knowledge.outliers.rest_seconds(node, M, self.now)}
+            assert all(count == MOST for node, count in busy.items() if node not in resting)
+            assert len(resting) < len(busy) or max(busy.values()) == MOST
+
+    @invariant()
+    def nobody_runs_where_it_may_not(self) -> None:
+        for each in self.running:
+            assert each.node is not None
+            assert self.may(each.wish, each.node)
+
+    @invariant()
+    def whoever_was_refused_had_no_place(self) -> None:
+        for each in self.asked:
+            assert not isinstance(each.refused, errors.Overloaded) or not each.wish.not_on
+        self.asked = [each for each in self.asked if not each.task.done()]
+
+    @staticmethod
+    def may(wish: WorkerRequirements, node: NodeId) -> bool:
+        return node not in wish.not_on and (node != node_id(2) or wish.tenant == OWNER)
+
+
+Requests.TestCase.settings = settings(stateful_step_count=50, deadline=None)
+test_requests = Requests.TestCase

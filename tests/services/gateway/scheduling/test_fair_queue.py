@@ -1,0 +1,203 @@
+"""Whose turn it is, told in calls: no clock, no loop."""
+
+from uuid import UUID
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from services.gateway.scheduling import fair_queue
+from services.gateway.scheduling.fair_queue import FairQueue
+from shared.types import UserId
+
+A, B, C = (UserId(UUID(int=number)) for number in range(3))
+
+
+def filled(*tickets: tuple[UserId, str], cost: float = 10) -> FairQueue[str]:
+    queue: FairQueue[str] = FairQueue()
+    for tenant, ticket in tickets:
+        queue.enter(tenant, ticket, cost)
+    return queue
+
+
+def take(queue: FairQueue[str]) -> str:
+    ticket = next(queue.turns())
+    queue.take(ticket, queue._places[ticket].cost)
+    return ticket
+
+
+def test_one_request_of_another_tenant_is_next_though_five_hundred_wait() -> None:
+    queue = filled(*((A, f"a{number}") for number in range(500)))
+    assert take(queue) == "a0"
+    queue.enter(B, "b0", 10)
+    assert [take(queue), take(queue), take(queue)] == ["b0", "a1", "a2"]
+
+
+def test_who_is_away_saves_no_turns_up() -> None:
+    queue = filled(*((A, f"a{number}") for number in range(20)))
+    for _ in range(10):
+        take(queue)
+    for number in range(10):
+        queue.enter(B, f"b{number}", 10)
+    taken = [take(queue) for _ in range(10)]
+    assert sum(ticket[0] == "b" for ticket in taken) == 5
+
+
+def test_who_was_served_alone_is_not_punished_when_another_comes() -> None:
+    queue: FairQueue[str] = FairQueue()
+    for number in range(100):
+        queue.enter(A, f"early{number}", 1000)
+        take(queue)
+    for number in range(4):
+        queue.enter(B, f"b{number}", 10)
+        queue.enter(A, f"a{number}", 10)
+    assert sorted(take(queue)[0] for _ in range(4)) == ["a", "a", "b", "b"]
+
+
+def test_what_was_really_served_decides_the_next_turn() -> None:
+    queue = filled((A, "a0"), (B, "b0"), (A, "a1"), (B, "b1"))
+    assert [take(queue), take(queue)] == ["a0", "b0"]
+    queue.correct(A, 100)
+    assert [take(queue), take(queue)] == ["b1", "a1"]
+
+
+def test_an_answer_that_goes_on_is_before_all_that_begin() -> None:
+    queue = filled((A, "a0"), (B, "b0"))
+    queue.enter(A, "goes on", 10, urgent=True)
+    assert queue.order()[0] == "goes on"
+    assert take(queue) == "goes on"
+
+
+def test_leaving_gives_the_place_back() -> None:
+    queue = filled((A, "a0"), (A, "a1"), (B, "b0"))
+    queue.leave("a0")
+    queue.leave("a0")
+    assert queue.order() == ["a1", "b0"]
+    assert (len(queue), queue.waiting_of(A), queue.counter_of(A)) == (2, 1, 0)
+
+
+def test_the_order_is_the_one_that_comes_true() -> None:
+    queue = filled(*((A, f"a{number}") for number in range(5)), (B, "b0"), (B, "b1"), (C, "c0"))
+    expected = queue.order()
+    assert [take(queue) for _ in expected] == expected
+
+
+def test_the_place_of_a_newcomer_counts_turns_and_not_heads() -> None:
+    queue = filled(*((A, f"a{number}") for number in range(50)))
+    queue.enter(B, "b0", 10)
+    assert queue.position_of_last(B) == 2
+    assert queue.position_of_last(A) == 51
+
+
+def test_counters_are_bounded() -> None:
+    queue: FairQueue[int] = FairQueue()
+    queue.enter(C, -1, 1)
+    for number in range(fair_queue.MAX_TENANTS + 10):
+        queue.enter(UserId(UUID(int=number + 100)), number, 1)
+        queue.take(number, 1)
+    assert len(queue._counters) <= fair_queue.MAX_TENANTS
+    assert len(queue._had_turn) <= fair_queue.MAX_TENANTS
+    assert queue.order() == [-1]
+
+
+def test_a_tenant_that_waits_is_never_forgotten_however_many_others_are_served() -> None:
+    queue: FairQueue[int] = FairQueue()
+    queue.enter(C, -1, 1)
+    queue.take(-1, 1_000_000)
+    queue.enter(C, -2, 1)
+    for number in range(fair_queue.MAX_TENANTS + 10):
+        queue.correct(UserId(UUID(int=number + 100)), 1)
+    assert queue.counter_of(C) == 1_000_000
+    queue.enter(A, 1, 1)
+    queue.correct(A, -queue.counter_of(A))
+    assert next(queue.turns()) == 1, "what C was served counts"
+
+
+def test_nothing_is_left_of_requests_that_are_over() -> None:
+    queue = filled((A, "a0"), (A, "a1"), (B, "b0"))
+    queue.enter(C, "c0", 10, urgent=True)
+    queue.leave("a1")
+    queue.leave("c0")
+    while queue:
+        take(queue)
+    assert (len(queue), queue.local, queue.counters(), queue.order()) == (0, {}, {}, [])
+
+
+class Turns(RuleBasedStateMachine):
+    """Five tenants, any costs. MOST is the dearest request."""
+
+    MOST = 50
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue: FairQueue[int] = FairQueue()
+        self.waiting: dict[int, tuple[UserId, int]] = {}
+        self.number = 0
+        #: Who has waited without a pause since when: what each was served since.
+        self.served_together: dict[tuple[UserId, UserId], list[int]] = {}
+        #: Takes since a head of the line was passed over.
+        self.passed: dict[int, int] = {}
+
+    def backlogged(self) -> set[UserId]:
+        return {tenant for tenant, _ in self.waiting.values()}
+
+    def _watch(self) -> None:
+        there = self.backlogged()
+        self.served_together = {
+            (one, other): self.served_together.get((one, other), [0, 0]) for one in there for other in there if one.int < other.int
+        }
+
+    @rule(tenant=st.integers(0, 4), cost=st.integers(1, MOST))
+    def enter(self, tenant: int, cost: int) -> None:
+        self.number += 1
+        user = UserId(UUID(int=tenant))
+        self.queue.enter(user, self.number, cost)
+        self.waiting[self.number] = (user, cost)
+        self._watch()
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        ticket = data.draw(st.sampled_from(sorted(self.waiting)))
+        self.queue.leave(ticket)
+        del self.waiting[ticket]
+        self.passed.pop(ticket, None)
+        self._watch()
+
+    @precondition(lambda self: self.waiting)
+    @rule()
+    def take(self) -> None:
+        ticket = next(self.queue.turns())
+        tenant, cost = self.waiting.pop(ticket)
+        self.queue.take(ticket, cost)
+        for pair, served in self.served_together.items():
+            if tenant in pair:
+                served[pair.index(tenant)] += cost
+        self.passed.pop(ticket, None)
+        first = {}
+        for waiting, (user, _) in sorted(self.waiting.items()):
+            first.setdefault(user, waiting)
+        self.passed = {each: self.passed.get(each, 0) + 1 for each in first.values()}
+        self._watch()
+
+    @invariant()
+    def who_waits_is_found(self) -> None:
+        assert len(self.queue) == len(self.waiting)
+        assert sorted(self.queue.order()) == sorted(self.waiting)
+        # Work conserving: whoever looks for somebody to serve finds one of every tenant that waits.
+        assert {self.waiting[ticket][0] for ticket in self.queue.turns()} == self.backlogged()
+
+    @invariant()
+    def two_that_both_wait_are_served_alike(self) -> None:
+        for one, other in self.served_together.values():
+            # The paper's bound: twice the dearest request.
+            assert abs(one - other) <= 2 * self.MOST
+
+    @invariant()
+    def nobody_starves(self) -> None:
+        # Each of the four others may take 2·MOST of the cheapest requests before it.
+        assert all(passed <= 4 * 2 * self.MOST for passed in self.passed.values())
+
+
+Turns.TestCase.settings = settings(stateful_step_count=60, deadline=None)
+test_turns = Turns.TestCase

@@ -1,0 +1,71 @@
+"""What a gateway makes of the reports of another one. How fair that is over a whole mesh is ``test_queue_sharing``'s."""
+
+from uuid import UUID
+
+from services.gateway.scheduling.model_queue import ModelQueue
+from services.gateway.scheduling.peer_queues import (
+    LEND_SECONDS,
+    SILENT_SECONDS,
+    Charge,
+    PeerQueues,
+    PeerTicket,
+    PeerWaiting,
+    QueuedRequest,
+    QueueReport,
+)
+from shared.types import ModelName, TenantId
+from tests.services.gateway.fakes import node_id
+
+MODEL, ADA, WORKER = ModelName("m"), TenantId(UUID(int=1)), node_id(1)
+ONE_WAITS = QueueReport("a", MODEL, (PeerWaiting(ADA, 1),), whole=True)
+
+
+class Gateway:
+    """The younger of two, in whose queue a request of the older one waits."""
+
+    def __init__(self) -> None:
+        self.lane: ModelQueue[QueuedRequest] = ModelQueue()
+        self.peers = PeerQueues("b", MODEL, self.lane)
+        self.peers.heard(ONE_WAITS, 0.0)
+
+    @property
+    def waiting(self) -> list[QueuedRequest]:
+        return self.lane.queue.order()
+
+    @property
+    def charged(self) -> float:
+        return self.lane.queue.counter_of(ADA)
+
+    def lend(self, now: float) -> float:
+        """Leave it a place; returns what that is thought to cost."""
+        (ticket,) = self.waiting
+        assert isinstance(ticket, PeerTicket)
+        self.peers.lend(ticket, WORKER, now, is_ours=True)
+        assert not self.waiting
+        return self.lane.cost(ticket.wish)
+
+
+def test_a_place_that_was_left_to_a_peer_and_not_taken_costs_its_tenant_nothing() -> None:
+    gateway = Gateway()
+    assert gateway.lend(0.0) == gateway.charged > 0
+    assert gateway.peers.expire(LEND_SECONDS - 0.01) == []
+    assert gateway.peers.expire(LEND_SECONDS) == [WORKER]
+    assert gateway.charged == 0
+
+
+def test_a_place_that_was_left_to_a_peer_and_taken_is_charged_once() -> None:
+    gateway = Gateway()
+    gateway.lend(0.0)
+    gateway.peers.heard(QueueReport("a", MODEL, charges=(Charge(ADA, 7.0),)), 0.1)
+    assert gateway.charged == 7
+    gateway.peers.expire(LEND_SECONDS)
+    assert gateway.charged == 7
+
+
+def test_the_requests_of_a_peer_that_is_silent_hold_no_turns() -> None:
+    gateway = Gateway()
+    gateway.peers.expire(SILENT_SECONDS)
+    assert len(gateway.waiting) == 1
+    gateway.peers.expire(SILENT_SECONDS + 0.1)
+    assert not gateway.waiting
+    assert not gateway.peers.are_heard

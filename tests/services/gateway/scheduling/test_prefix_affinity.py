@@ -1,0 +1,95 @@
+"""The names of a prompt's beginnings, and who has read them."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.gateway.scheduling import prefix_affinity
+from services.gateway.scheduling.prefix_affinity import BLOCK_BYTES, PrefixAffinity
+from shared.api.generation import ChatMessage, Tool
+from shared.types import ModelName
+from tests.services.gateway.fakes import node_id
+
+M = ModelName("m")
+SYSTEM = ChatMessage("system", "You are the assistant of a library. " * 40)
+SINCE = {node_id(number): 0.0 for number in range(10)}
+
+
+def test_the_next_turn_of_a_conversation_begins_as_the_last() -> None:
+    first = (SYSTEM, ChatMessage("user", "hello " * 100))
+    then = (*first, ChatMessage("assistant", "hi " * 100), ChatMessage("user", "and now?"))
+    shorter, longer = prefix_affinity.beginnings(first, "salt"), prefix_affinity.beginnings(then, "salt")
+    assert longer[: len(shorter)] == shorter
+    assert len(longer) > len(shorter)
+
+
+def test_a_longer_text_of_the_same_beginning_begins_the_same() -> None:
+    short, long = (prefix_affinity.beginnings((ChatMessage("user", "word " * count),), "salt") for count in (200, 300))
+    assert long[: len(short)] == short
+
+
+def test_two_tenants_have_no_names_in_common() -> None:
+    assert not set(prefix_affinity.beginnings((SYSTEM,), "one")) & set(prefix_affinity.beginnings((SYSTEM,), "two"))
+
+
+def test_who_says_it_and_the_tools_are_part_of_the_beginning() -> None:
+    text = "word " * 200
+    tools = (Tool("search"),)
+    names = [
+        prefix_affinity.beginnings((ChatMessage(role, text),), "salt", with_tools)
+        for role in ("user", "system")
+        for with_tools in ((), tools)
+    ]
+    assert len({name for each in names for name in each}) == sum(map(len, names))
+
+
+def test_a_prompt_of_less_than_a_block_has_no_names() -> None:
+    assert prefix_affinity.beginnings((ChatMessage("user", "hi"),), "salt") == ()
+
+
+def test_lone_surrogates_are_named_too() -> None:
+    assert prefix_affinity.beginnings((ChatMessage("user", "\ud800" * 200),), "salt")
+
+
+@given(st.integers(1, 400), st.integers(1, 400))
+def test_of_a_long_prompt_few_beginnings_are_named_and_the_one_before_is_found(blocks: int, more: int) -> None:
+    text = "".join(f"{number:07d} " for number in range((blocks + more) * BLOCK_BYTES // 8))
+    last, now = (
+        prefix_affinity.beginnings((ChatMessage("user", text[: count * BLOCK_BYTES]),), "salt") for count in (blocks, blocks + more)
+    )
+    assert 0 < len(last) <= prefix_affinity.MAX_BLOCKS
+    assert len(now) <= prefix_affinity.MAX_BLOCKS
+    readers = PrefixAffinity()
+    readers.read(M, last, node_id(1), now=0)
+    share = readers.shares(M, now, SINCE, now=1).get(node_id(1), 0.0)
+    # As much as there is in common, but for what lies between two named beginnings.
+    assert share == pytest.approx(
+        blocks / (blocks + more), abs=2.5 / prefix_affinity.MAX_BLOCKS if blocks + more > prefix_affinity.MAX_BLOCKS else 1 / len(now)
+    )
+
+
+def test_the_longest_beginning_counts_and_the_last_reader_of_it_is_not_the_only_one() -> None:
+    readers = PrefixAffinity()
+    readers.read(M, (b"1", b"2", b"3"), node_id(1), now=0)
+    readers.read(M, (b"1", b"x"), node_id(2), now=1)
+    assert readers.shares(M, (b"1", b"2", b"y", b"z"), SINCE, now=2) == {node_id(1): 0.5, node_id(2): 0.25}
+    assert readers.shares(ModelName("n"), (b"1",), SINCE, now=2) == {}
+
+
+def test_what_was_read_long_ago_or_by_a_process_that_is_gone_does_not_count() -> None:
+    readers = PrefixAffinity()
+    readers.read(M, (b"1",), node_id(1), now=100)
+    assert readers.shares(M, (b"1",), SINCE, now=100 + prefix_affinity.LIVES_SECONDS)
+    assert not readers.shares(M, (b"1",), SINCE, now=101 + prefix_affinity.LIVES_SECONDS)
+    assert not readers.shares(M, (b"1",), {node_id(1): 150.0}, now=160)
+    assert not readers.shares(M, (b"1",), {node_id(2): 0.0}, now=160)
+
+
+def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix_affinity, "MAX_NAMES", 100)
+    readers = PrefixAffinity()
+    for number in range(300):
+        readers.read(M, (b"shared", str(number).encode()), node_id(number % 10), now=number)
+    assert len(readers) == 100
+    assert len(readers.shares(M, (b"shared",), SINCE, now=300)) == prefix_affinity.MAX_READERS
+    assert not readers.shares(M, (b"1",), SINCE, now=300)

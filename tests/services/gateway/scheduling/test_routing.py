@@ -1,0 +1,120 @@
+from dataclasses import replace
+
+import msgspec
+import pytest
+
+from services.gateway.scheduling import routing
+from services.gateway.scheduling.routing import ModelNames
+from shared import errors
+from shared.discovery.directory import DirectoryEntry, ModelOffer
+from shared.types import ModelName, Role
+from tests.services.gateway.fakes import FakeDirectory, node_id
+
+NAMES = ModelNames({"llama3": "smollm2"}, None)
+
+
+def workers(*models: str, **more: object) -> list[DirectoryEntry]:
+    directory = FakeDirectory()
+    for number, model in enumerate(models):
+        directory.worker(number, model, **more)  # type: ignore[arg-type]
+    return directory.entries(Role.WORKER)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "served", "names", "expected"),
+    [
+        pytest.param("smollm2", ["smollm2"], NAMES, "smollm2", id="by its name"),
+        pytest.param("llama3", ["smollm2"], NAMES, "smollm2", id="by an alias"),
+        pytest.param("llama3", ["llama3", "smollm2"], NAMES, "llama3", id="a served model comes before an alias of its name"),
+        pytest.param(None, ["zeta", "alpha"], NAMES, "alpha", id="none named: the first served"),
+        pytest.param(None, ["echo", "smollm2"], NAMES, "smollm2", id="none named: not the synthetic one"),
+        pytest.param(None, ["echo"], NAMES, "echo", id="unless there is no other"),
+        pytest.param(None, ["zeta", "alpha"], ModelNames({}, "zeta"), "zeta", id="none named: the default"),
+        pytest.param(None, ["smollm2"], ModelNames(NAMES.aliases, "llama3"), "smollm2", id="the default may be an alias"),
+        pytest.param("smollm2:latest", ["smollm2"], NAMES, "smollm2", id="the latest is the one without a version"),
+        pytest.param("smollm2", ["smollm2:latest"], NAMES, "smollm2:latest", id="and the other way round"),
+        pytest.param("smollm2:latest", ["smollm2", "smollm2:latest"], NAMES, "smollm2:latest", id="its very name comes first"),
+        pytest.param("llama3:latest", ["smollm2"], NAMES, "smollm2", id="the latest of an alias"),
+        pytest.param("llama3", ["smollm2:latest"], NAMES, "smollm2:latest", id="an alias of the latest"),
+        pytest.param("llama3:8b", ["smollm2"], ModelNames({"llama3:8b": "smollm2"}, None), "smollm2", id="a version may be an alias"),
+    ],
+)
+def test_resolve(wanted: str | None, served: list[str], names: ModelNames, expected: str) -> None:
+    assert routing.resolve(ModelName(wanted) if wanted else None, workers(*served), names) == expected
+
+
+def test_an_unknown_model_lists_what_is_served_and_names_the_setting() -> None:
+    with pytest.raises(errors.UnknownModel, match=r"'gpt-9'.*served now: alpha, zeta") as refused:
+        routing.resolve(ModelName("gpt-9"), workers("zeta", "alpha"), NAMES)
+    assert "MODEL_ALIASES" in refused.value.hint
+
+
+def test_another_version_is_another_model() -> None:
+    with pytest.raises(errors.UnknownModel, match="'smollm2:135m'"):
+        routing.resolve(ModelName("smollm2:135m"), workers("smollm2"), NAMES)
+
+
+def test_who_has_just_started_calls_no_model_unknown() -> None:
+    with pytest.raises(errors.NotReachable, match=r"'gpt-9' has been found yet") as refused:
+        routing.resolve(ModelName("gpt-9"), workers("alpha"), NAMES, just_started=True)
+    assert refused.value.retry_after_seconds
+    assert routing.resolve(ModelName("alpha"), workers("alpha"), NAMES, just_started=True) == "alpha"
+
+
+def test_an_alias_of_a_model_that_nobody_serves_is_unknown_too() -> None:
+    with pytest.raises(errors.UnknownModel, match=r"'smollm2'.*'llama3' is an alias of"):
+        routing.resolve(ModelName("llama3"), workers("alpha"), NAMES)
+
+
+def test_a_default_that_nobody_serves_is_not_replaced_by_another() -> None:
+    with pytest.raises(errors.UnknownModel):
+        routing.resolve(None, workers("alpha"), ModelNames({}, "zeta"))
+
+
+def test_without_workers_it_says_how_to_start_one() -> None:
+    with pytest.raises(errors.NotReachable) as refused:
+        routing.resolve(None, [], NAMES)
+    assert "aicli worker" in refused.value.hint
+
+
+def test_a_model_whose_worker_is_gone_is_missing_and_not_unknown() -> None:
+    directory = FakeDirectory()
+    directory.worker(1, "alpha")
+    directory.worker(2, "smollm2")
+    directory.gone(node_id(2), "silent for 6 s")
+    with pytest.raises(errors.NotReachable, match=r"smollm2 now: .* silent for 6 s"):
+        routing.resolve(ModelName("smollm2"), directory.entries(Role.WORKER), NAMES)
+
+
+def test_a_model_whose_engine_restarts_is_missing_and_not_unknown_while_the_worker_runs_others() -> None:
+    [worker] = workers("smollm2")
+    offers = (*worker.announcement.models, ModelOffer(ModelName("mistral"), 2048, "", False))
+    half = replace(worker, announcement=msgspec.structs.replace(worker.announcement, models=offers))
+    assert routing.served([half], NAMES) == ("smollm2",)
+    assert routing.resolve(None, [half], NAMES) == "smollm2"
+    with pytest.raises(errors.NotReachable, match="no worker can run mistral now"):
+        routing.resolve(ModelName("mistral"), [half], NAMES)
+
+
+def test_the_default_model_is_listed_first() -> None:
+    assert routing.served(workers("b", "c", "a"), ModelNames({}, "c")) == ("c", "a", "b")
+    (first, second) = routing.catalogue(workers("b", "smollm2", "smollm2"), ModelNames({"llama3": "smollm2"}, "llama3"))
+    assert (first.name, first.workers, first.aliases) == ("smollm2", 2, ("llama3",))
+    assert second.name == "b"
+
+
+def test_a_model_that_only_embeds_is_listed_as_one_and_is_nobodys_default() -> None:
+    usable = [*workers("bge", only_embeds=True), *workers("smollm2", "echo")]
+    assert [(model.name, model.only_embeds) for model in routing.catalogue(usable, NAMES)] == [
+        ("smollm2", False), ("echo", False), ("bge", True),
+    ]  # fmt: skip
+    assert routing.resolve(None, usable, NAMES) == "smollm2"
+    assert routing.resolve(ModelName("bge"), usable, NAMES) == "bge"
+
+
+def test_a_prompt_for_a_model_that_only_embeds_is_refused_unless_one_worker_lets_it_answer() -> None:
+    only = [*workers("bge", only_embeds=True), *workers("smollm2")]
+    with pytest.raises(errors.BadRequest, match="bge gives embeddings and no answers"):
+        routing.ensure_answers(ModelName("bge"), only)
+    routing.ensure_answers(ModelName("smollm2"), only)
+    routing.ensure_answers(ModelName("bge"), [*only, *workers("bge")])

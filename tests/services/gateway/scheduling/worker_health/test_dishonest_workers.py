@@ -1,0 +1,98 @@
+import random
+
+import pytest
+
+from services.gateway.scheduling import worker_choice
+from services.gateway.scheduling.candidates import Knowledge
+from services.gateway.scheduling.prompt_privacy import PromptPrivacy
+from services.gateway.scheduling.routing import WorkerRequirements
+from services.gateway.scheduling.worker_health import dishonest_workers
+from services.gateway.scheduling.worker_health.dishonest_workers import QUARANTINE_SECONDS, WITHIN_SECONDS, DishonestWorkers
+from shared import errors
+from shared.types import ModelName, Role
+from tests.services.gateway.fakes import USER, FakeDirectory, node_id
+
+LIAR, OTHER = node_id(1), node_id(2)
+
+
+def test_the_third_strike_within_an_hour_puts_away_for_an_hour() -> None:
+    known = DishonestWorkers()
+    assert [known.strike(LIAR, now) for now in (0.0, 1.0, 2.0)] == [False, False, True]
+    assert known.seconds_left(LIAR, 2.0) == QUARANTINE_SECONDS
+    assert known.seconds_left(OTHER, 2.0) == 0
+    # What it had begun before does not prolong it; and when it is over it begins anew.
+    assert not known.strike(LIAR, 3.0)
+    back_at = 2.0 + QUARANTINE_SECONDS
+    assert known.seconds_left(LIAR, back_at) == 0
+    assert [known.strike(LIAR, back_at + more) for more in (0.0, 1.0, 2.0)] == [False, False, True]
+
+
+def test_strikes_are_forgotten_one_by_one() -> None:
+    known = DishonestWorkers()
+    assert not any(known.strike(LIAR, number * (WITHIN_SECONDS / 2 + 1)) for number in range(10))
+
+
+def test_what_all_gateways_know_holds_here() -> None:
+    known = DishonestWorkers()
+    known.strike(LIAR, 0.0)
+    known.learn({OTHER: 50.0}, 1.0)
+    assert (known.seconds_left(OTHER, 1.0), known.seconds_left(LIAR, 1.0)) == (50.0, 0.0)
+    # Its own strikes still count.
+    assert [known.strike(LIAR, now) for now in (2.0, 3.0)] == [False, True]
+    # PostgreSQL has not heard of the third one yet.
+    known.learn({}, 4.0, unless={LIAR})
+    assert known.seconds_left(LIAR, 4.0) > 0
+    # Pardoned.
+    known.learn({}, 5.0)
+    assert (known.seconds_left(LIAR, 5.0), known.seconds_left(OTHER, 5.0)) == (0.0, 0.0)
+    assert not known.strike(LIAR, 6.0)
+
+
+@pytest.mark.parametrize(
+    ("claimed", "came", "answers", "wrong"),
+    [
+        pytest.param(100, 100, 1, False, id="the truth"),
+        pytest.param(101, 100, 1, False, id="the end counted, too"),
+        pytest.param(12, 8, 4, False, id="the end of each of four answers"),
+        pytest.param(1020, 1000, 1, False, id="two percent"),
+        pytest.param(1021, 1000, 1, True, id="more than two percent"),
+        pytest.param(110, 100, 1, True, id="a tenth more"),
+        pytest.param(1000, 100, 1, True, id="ten times as many"),
+        pytest.param(2**63, 100, 1, True, id="2^63"),
+        pytest.param(-1, 100, 1, True, id="below nothing"),
+        pytest.param(-1, 0, 1, True, id="below nothing, of an answer without ids"),
+        pytest.param(0, 100, 1, True, id="none, of an answer that came"),
+        pytest.param(5000, 0, 1, False, id="nobody can tell: no ids came"),
+    ],
+)
+def test_what_is_wrong(claimed: int, came: int, answers: int, wrong: bool) -> None:
+    assert dishonest_workers.is_wrong(claimed, came, answers) == wrong
+
+
+def test_who_is_in_quarantine_is_no_candidate_and_the_reason_is_told() -> None:
+    known, directory, wish = Knowledge(), FakeDirectory(), WorkerRequirements(ModelName("m"), USER, USER, 1, 1)
+    for number in (1, 2):
+        directory.worker(number, "m")
+    for _ in range(dishonest_workers.STRIKES):
+        known.strikes.strike(LIAR, 10.0)
+    rows = worker_choice.eligible(wish, known.table(wish, directory.usable(Role.WORKER), 11.0), PromptPrivacy.GROUP)
+    assert [row.node for row in rows] == [OTHER]
+    # Other than one that fails, also the last one: it is said why nobody is left, and who tells `aicli nodes` the same.
+    directory.gone(OTHER, "stopped")
+    with pytest.raises(errors.NotReachable, match="in quarantine for 60 min: it told wrong counts of tokens"):
+        worker_choice.eligible(wish, known.table(wish, directory.usable(Role.WORKER), 11.0), PromptPrivacy.GROUP)
+    after = known.table(wish, directory.usable(Role.WORKER), 10.0 + QUARANTINE_SECONDS)
+    assert worker_choice.choose_worker(wish, worker_choice.eligible(wish, after, PromptPrivacy.GROUP), random.Random(1)) is not None
+
+
+def test_another_process_of_the_same_machine_stays_in_quarantine() -> None:
+    known, directory = Knowledge(), FakeDirectory()
+    directory.worker(1, "m")
+    (entry,) = directory.usable(Role.WORKER)
+    known.heard(entry, 0.0, entry.since)
+    for _ in range(dishonest_workers.STRIKES):
+        known.strikes.strike(LIAR, 10.0)
+    directory.gone(LIAR, "stopped")
+    (gone,) = directory.entries(Role.WORKER)
+    known.heard(gone, 11.0, gone.since)
+    assert known.strikes.seconds_left(LIAR, 11.0) > 0

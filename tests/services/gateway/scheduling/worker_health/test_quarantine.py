@@ -1,0 +1,138 @@
+"""Quarantine on a real PostgreSQL, over several gateways and their restarts."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from services.gateway import store
+from services.gateway.scheduling.worker_health.dishonest_workers import QUARANTINE_SECONDS
+from services.gateway.scheduling.worker_health.quarantine import Quarantine
+from services.gateway.scheduling.worker_health.quarantine_store import QuarantineStore
+from shared import errors
+from shared.stores import database
+from shared.telemetry import Metrics
+from shared.types import NodeId
+from tests.services.gateway.fakes import node_id
+
+LIAR, OTHER = node_id(1), node_id(2)
+
+
+class Site:
+    def __init__(self, opened: database.Database) -> None:
+        self.opened = opened
+        self.metrics = Metrics("gateway")
+
+    def gateway(self) -> Quarantine:
+        return Quarantine(QuarantineStore(self.opened), self.metrics.wrong_counts, lambda: 100.0)
+
+
+@pytest.fixture
+async def site(plain_url: str) -> AsyncIterator[Site]:
+    async with store.opened(plain_url) as opened:
+        yield Site(opened)
+
+
+def left(gateway: Quarantine, node: NodeId = LIAR) -> float:
+    return gateway.strikes.seconds_left(node, 100.0)
+
+
+async def test_strikes_of_all_gateways_add_up_and_outlive_them(site: Site) -> None:
+    first, second = site.gateway(), site.gateway()
+    for gateway in (first, second, first):
+        assert not left(first)
+        gateway.strike(LIAR)
+        await gateway.refresh()
+    await second.refresh()
+    async with site.gateway().running() as restarted:
+        for gateway in (first, second, restarted):
+            assert QUARANTINE_SECONDS - 60 < left(gateway) <= QUARANTINE_SECONDS
+            assert not left(gateway, OTHER)
+    # What it had begun before does not prolong it.
+    second.strike(LIAR)
+    await second.refresh()
+    assert left(second) <= QUARANTINE_SECONDS
+    assert site.metrics.registry.get_sample_value("ai_platform_wrong_counts_total", {"node": LIAR}) == 4
+
+
+async def test_old_strikes_do_not_count_and_a_quarantine_ends(site: Site) -> None:
+    gateway = site.gateway()
+    for _ in range(2):
+        gateway.report(LIAR)
+    await gateway.refresh()
+    async with site.opened.transaction() as transaction:
+        await transaction._connection.execute(
+            "UPDATE worker_strikes SET struck_at = ARRAY(SELECT at - interval '1 h' FROM unnest(struck_at) AS at)"
+        )
+    gateway.report(LIAR)
+    await gateway.refresh()
+    assert not left(gateway)
+    for _ in range(2):
+        gateway.report(LIAR)
+    await gateway.refresh()
+    assert left(gateway)
+    async with site.opened.transaction() as transaction:
+        await transaction._connection.execute("UPDATE worker_strikes SET quarantined_until = now()")
+    await gateway.refresh()
+    assert not left(gateway)
+    gateway.report(LIAR)
+    await gateway.refresh()
+    assert not left(gateway), "its strikes begin anew"
+
+
+async def test_a_pardon_holds_at_all_gateways(site: Site) -> None:
+    first, second = site.gateway(), site.gateway()
+    for _ in range(3):
+        first.strike(LIAR)
+    second.strike(OTHER)
+    await second.refresh()
+    with pytest.raises(errors.BadRequest, match="2 workers"):
+        await first.pardon(LIAR[:3])
+    await second.refresh()
+    assert left(first)
+    assert left(second)
+    assert await second.pardon(LIAR) == LIAR
+    await first.refresh()
+    assert (left(first), left(second)) == (0.0, 0.0)
+    with pytest.raises(errors.NotFound, match="in quarantine or has strikes"):
+        await first.pardon(LIAR)
+    # All its strikes are forgotten, here too.
+    for _ in range(2):
+        first.strike(LIAR)
+    await first.refresh()
+    assert not left(first)
+
+
+async def test_while_postgresql_is_away_a_gateway_counts_alone_and_tells_later(site: Site) -> None:
+    class Away(QuarantineStore):
+        is_away = True
+
+        async def strike(self, node: NodeId) -> None:
+            if self.is_away:
+                raise errors.Unavailable("PostgreSQL does not answer")
+            await super().strike(node)
+
+    away = Away(site.opened)
+    first, second = Quarantine(away, site.metrics.wrong_counts, lambda: 100.0), site.gateway()
+    for _ in range(3):
+        first.strike(LIAR)
+    with pytest.raises(errors.Unavailable):
+        await first.refresh()
+    assert left(first)
+    away.is_away = False
+    await first.refresh()
+    await second.refresh()
+    assert left(first)
+    assert left(second)
+
+
+async def test_strikes_that_come_while_postgresql_is_asked_put_a_worker_away_at_once(site: Site) -> None:
+    class Asked(QuarantineStore):
+        async def list_quarantined(self) -> dict[NodeId, float]:
+            found = await super().list_quarantined()
+            for _ in range(3):
+                gateway.strike(LIAR)
+            return found
+
+    gateway = Quarantine(Asked(site.opened), site.metrics.wrong_counts, lambda: 100.0)
+    await gateway.refresh()
+    assert left(gateway), "the answer is older than the strikes"

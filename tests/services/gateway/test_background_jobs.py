@@ -1,0 +1,76 @@
+"""Background work is repeated whatever happens to it, and tells when it last succeeded."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import asyncpg
+import pytest
+
+from services.gateway import background_jobs
+from services.gateway.background_jobs import UpkeepJob
+from shared import errors
+from shared.telemetry import Metrics
+from tests.services.gateway.log_lines import Lines
+
+
+class Rounds:
+    """Work that ends in a given way each time, and then for good."""
+
+    def __init__(self, *ends: Exception | None) -> None:
+        self.ends, self.over = list(ends), asyncio.Event()
+
+    async def work(self) -> None:
+        if not self.ends:
+            self.over.set()
+            await asyncio.Event().wait()
+        if (error := self.ends.pop(0)) is not None:
+            raise error
+
+
+async def run(work: Callable[[], Awaitable[None]], over: asyncio.Event, metrics: Metrics) -> None:
+    task = asyncio.create_task(background_jobs.repeat(UpkeepJob.ROLL, 0, work, metrics))
+    async with asyncio.timeout(10):
+        await over.wait()
+    task.cancel()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.param(errors.Unavailable("PostgreSQL does not answer"), id="PostgreSQL is away"),
+        pytest.param(asyncpg.CheckViolationError("a row of somebody"), id="PostgreSQL refuses"),
+    ],
+)
+async def test_a_job_that_fails_is_repeated_and_its_last_success_stays(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics, lines = Metrics("gateway"), Lines(monkeypatch)
+
+    def value(name: str) -> float | None:
+        return metrics.registry.get_sample_value(f"ai_platform_upkeep_{name}", {"job": "roll"})
+
+    failing = Rounds(error, error)
+    await run(failing.work, failing.over, metrics)
+    assert value("last_success_timestamp_seconds") == 0, "never yet"
+    age = value("age_seconds")
+    assert age is not None
+    assert age > 0
+    assert len(lines.of("background work failed")) == 2
+    assert "a row of somebody" not in str(lines.of("background work failed"))
+    working = Rounds(None, error)
+    await run(working.work, working.over, metrics)
+    first = value("last_success_timestamp_seconds")
+    assert first is not None
+    assert first > 0
+    assert len(lines.of("background work failed")) == 3
+
+
+async def test_a_mistake_of_ours_is_not_taken_for_a_failure_of_postgresql() -> None:
+    async def wrong() -> None:
+        raise KeyError("a mistake")
+
+    with pytest.raises(KeyError):
+        await background_jobs.repeat(UpkeepJob.VERIFY, 0, wrong, Metrics("gateway"))
+
+
+@pytest.mark.parametrize(("took", "pause"), [(0.0, 60.0), (3.0, 60.0), (10.0, 200.0), (900.0, 3600.0)])
+def test_the_pause_grows_with_the_work_up_to_an_hour(took: float, pause: float) -> None:
+    assert background_jobs.pause_seconds(60.0, took) == pause

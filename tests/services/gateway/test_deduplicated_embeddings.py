@@ -1,0 +1,213 @@
+"""Embeddings under an idempotency key: through the pipeline, on a real PostgreSQL for the keys and a worker of our own."""
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import asyncpg
+import pytest
+
+from services.gateway.deduplicated_embeddings import DeduplicatedEmbeddings
+from services.gateway.deduplicated_inference import DeduplicatedInference, RepeatedRequest
+from services.gateway.embedding_pipeline import EmbeddingPipeline
+from services.gateway.idempotency import answer_buffer, idempotent_requests
+from services.gateway.idempotency.answer_runs import AnswerRuns
+from services.gateway.idempotency.idempotency_store import IdempotencyStore
+from services.gateway.idempotency.idempotent_requests import IdempotentRequests
+from services.gateway.store import opened
+from shared import context, errors
+from shared.api.embedding import Embed, Embedded, EmbeddingRequest, EmbeddingResult, Vectors
+from shared.api.gateway import InferenceRequest
+from shared.types import NodeId
+from tests.services.gateway import fakes
+from tests.services.gateway.fakes import OWNER, FakeWorker, House
+from tests.services.gateway.test_embedding_pipeline import packed
+
+#: What its bytes are as a number of a vector; no other byte string of a row is likely to have them.
+CANARY = 1.2345679e8
+
+
+@dataclass
+class Worker(FakeWorker):
+    """The vector of a text is (its length, the canary), sent one by one; waits before vector ``waits_at``, fails before ``fails_at``."""
+
+    waits_at: int | None = None
+    fails_at: int | None = None
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    #: Numbers in each vector.
+    length: int = 2
+
+    async def run(self, prompt: Any) -> AsyncIterator[Any]:
+        assert isinstance(prompt, Embed)
+        for number, text in enumerate(prompt.inputs, start=1):
+            if number == self.waits_at:
+                self.said.set()
+                await self.gate.wait()
+            if number == self.fails_at:
+                raise errors.BadRequest("this text is too long")
+            yield Vectors((packed(len(text), CANARY) + bytes(4 * (self.length - 2)),))
+        yield Embedded(self.length, self.prompt_tokens)
+
+
+@dataclass
+class Heard:
+    vectors: list[bytes]
+    result: EmbeddingResult
+    is_repeat: bool
+    has_allowance: bool
+
+
+class Gateways:
+    """Two that know each other only by PostgreSQL, with one worker behind both."""
+
+    def __init__(
+        self,
+        house: House,
+        worker: Worker,
+        doors: tuple[DeduplicatedEmbeddings, DeduplicatedEmbeddings],
+        once: DeduplicatedInference,
+        url: str,
+    ) -> None:
+        self.house, self.worker, self.doors, self.once = house, worker, doors, once
+        self._url = url
+
+    async def ask(self, *inputs: str, key: str | None = "k", door: int = 0, seconds: float = 10, **fields: Any) -> Heard:
+        context.start()  # as a door does
+        request = EmbeddingRequest(inputs or ("a", "bb"), **fields)
+        async with self.doors[door].run(OWNER, request, seconds=seconds, key=key) as answer:
+            vectors = [vector async for _, vectors in answer for vector in vectors.vectors]
+        return Heard(vectors, answer.result, answer.is_repeat, answer.allowance is not None)
+
+    async def stored(self) -> list[Any]:
+        connection = await asyncpg.connect(self._url, server_settings={"search_path": "gateway"})
+        try:
+            return list(await connection.fetch("SELECT state, answer FROM idempotency_keys"))
+        finally:
+            await connection.close()
+
+    @property
+    def runs(self) -> tuple[int, int]:
+        """Of the worker, and rows in the request log."""
+        return len(self.worker.asked), len(self.house.store.rows)
+
+
+@pytest.fixture
+async def gateways(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Gateways]:
+    monkeypatch.setattr(idempotent_requests, "_FIRST_PAUSE_SECONDS", 0.005)
+    async with fakes.house() as house, opened(postgres_url) as database, AsyncExitStack() as stack:
+        worker = Worker()
+        house.worker = worker
+        house.add_worker(1, worker, "smollm2")
+        doors = []
+        for name in ("Uone", "Utwo"):
+            takes = await stack.enter_async_context(AnswerRuns().running())
+            keys = IdempotentRequests(IdempotencyStore(database), takes, NodeId(name), secret="s" * 16, most_seconds=10)
+            doors.append(DeduplicatedEmbeddings(EmbeddingPipeline(house.pipeline, house.parts), keys))
+        yield Gateways(house, worker, (doors[0], doors[1]), DeduplicatedInference(house.pipeline, keys), postgres_url)
+
+
+async def test_without_a_key_each_is_its_own(gateways: Gateways) -> None:
+    first, second = [await gateways.ask(key=None) for _ in range(2)]
+    assert (first.vectors, first.is_repeat) == (second.vectors, second.is_repeat) == ([packed(1, CANARY), packed(2, CANARY)], False)
+    assert gateways.runs == (2, 2)
+    assert await gateways.stored() == []
+
+
+@pytest.mark.parametrize("door", [0, 1], ids=["the same gateway", "another one"])
+async def test_a_repeat_gets_the_same_vectors_and_is_no_request(gateways: Gateways, door: int) -> None:
+    first, again = await gateways.ask(), await gateways.ask(door=door)
+    assert first.vectors == again.vectors == [packed(1, CANARY), packed(2, CANARY)]
+    assert first.result == again.result
+    assert [(one.is_repeat, one.has_allowance) for one in (first, again)] == [(False, True), (True, False)]
+    assert gateways.runs == (1, 1)
+    assert gateways.house.store.only_row.id == first.result.request_id
+
+
+@pytest.mark.parametrize("door", [0, 1], ids=["the same gateway", "another one"])
+async def test_fifty_at_once_are_one_run(gateways: Gateways, door: int) -> None:
+    gateways.worker.waits_at = 2
+    first = asyncio.create_task(gateways.ask())
+    await gateways.worker.said.wait()
+    rest = [asyncio.create_task(gateways.ask(door=door)) for _ in range(49)]
+    await asyncio.sleep(0.02)
+    gateways.worker.gate.set()
+    heard = [await first, *await asyncio.gather(*rest)]
+    assert {tuple(one.vectors) for one in heard} == {(packed(1, CANARY), packed(2, CANARY))}
+    assert [one.is_repeat for one in heard].count(False) == 1
+    assert gateways.runs == (1, 1)
+
+
+@pytest.mark.parametrize("other", [{"dimensions": 2}, {"model": "llama3"}], ids=str)
+async def test_another_request_under_the_key_is_a_conflict(gateways: Gateways, other: dict[str, Any]) -> None:
+    await gateways.ask()
+    with pytest.raises(errors.IdempotencyConflict):
+        await gateways.ask(**other)
+    with pytest.raises(errors.IdempotencyConflict):
+        await gateways.ask("a", "b")
+    # The same texts in other pieces are other texts.
+    with pytest.raises(errors.IdempotencyConflict):
+        await gateways.ask("abb")
+    assert gateways.runs == (1, 1)
+
+
+async def test_a_prompt_and_texts_never_share_a_key(gateways: Gateways) -> None:
+    await gateways.ask("hi")
+    context.start()
+    with pytest.raises(errors.IdempotencyConflict):
+        async with gateways.once.run(OWNER, InferenceRequest(prompt="hi"), seconds=10, again=RepeatedRequest(key="k")):
+            pass
+
+
+async def test_who_loses_the_connection_finds_the_answer_made(gateways: Gateways) -> None:
+    gateways.worker.waits_at = 2
+    lost = asyncio.create_task(gateways.ask())
+    await gateways.worker.said.wait()
+    lost.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await lost
+    gateways.worker.gate.set()
+    assert (await gateways.ask()).vectors == [packed(1, CANARY), packed(2, CANARY)]
+    assert gateways.runs == (1, 1)
+    assert gateways.worker.left_early == 0
+
+
+async def test_one_that_fails_in_its_middle_costs_nothing_and_frees_its_key(gateways: Gateways) -> None:
+    gateways.worker.fails_at = 2
+    for _ in range(2):
+        with pytest.raises(errors.BadRequest):
+            await gateways.ask()
+    assert await gateways.stored() == []
+    gateways.worker.fails_at = None
+    assert not (await gateways.ask()).is_repeat
+    assert [(row.status, row.reservation) for row in gateways.house.store.rows.values()] == [
+        ("rejected", "released"), ("rejected", "released"), ("success", "settled"),
+    ]  # fmt: skip
+
+
+async def test_no_number_of_a_vector_can_be_read_in_postgresql(gateways: Gateways) -> None:
+    await gateways.ask()
+    ((state, answer),) = await gateways.stored()
+    assert state == "ended"
+    assert answer
+    assert struct.pack("<f", CANARY) not in answer
+
+
+async def test_one_too_large_for_the_store_is_read_again_where_it_was_made(gateways: Gateways, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idempotent_requests, "MOST_ANSWER_BYTES", 50)
+    first, again = await gateways.ask(), await gateways.ask()
+    assert (first.vectors, again.is_repeat) == (again.vectors, True)
+    with pytest.raises(errors.AnswerGone, match="too long to be kept"):
+        await gateways.ask(door=1)
+    assert gateways.runs == (1, 1)
+
+
+async def test_one_too_large_for_memory_is_given_whole_and_never_paid_twice(gateways: Gateways) -> None:
+    gateways.worker.length = 16_384
+    texts = ["x"] * (answer_buffer.MOST_BYTES // (4 * 16_384) + 10)
+    assert len((await gateways.ask(*texts)).vectors) == len(texts)
+    with pytest.raises(errors.AnswerGone):
+        await gateways.ask(*texts)
+    assert gateways.runs == (1, 1)

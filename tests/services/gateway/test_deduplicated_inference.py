@@ -1,0 +1,150 @@
+"""Through the pipeline, on a real PostgreSQL for the keys and a worker of our own."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from services.gateway.deduplicated_inference import NEVER, DeduplicatedInference, InferenceReply, RepeatedRequest
+from services.gateway.idempotency.answer_runs import AnswerRuns
+from services.gateway.idempotency.idempotency_store import IdempotencyStore
+from services.gateway.idempotency.idempotent_requests import IdempotentRequests
+from services.gateway.store import opened
+from shared import context, errors
+from shared.api.gateway import InferenceRequest, InferenceResult, Rest
+from shared.types import NodeId
+from tests.services.gateway import fakes
+from tests.services.gateway.fakes import OWNER, House
+
+KEY = RepeatedRequest(key="k")
+
+
+@dataclass
+class Heard:
+    numbers: list[int] = field(default_factory=list)
+    text: str = ""
+    answer: InferenceReply | None = None
+    result: InferenceResult | None = None
+
+
+class Door:
+    def __init__(self, once: DeduplicatedInference, house: House) -> None:
+        self.once, self.house = once, house
+
+    async def ask(self, again: RepeatedRequest = NEVER, *, stops_after: int | None = None, whole: bool = False, **fields: Any) -> Heard:
+        context.start()  # as a door does
+        request = InferenceRequest(**{"prompt": "hi", **fields})
+        heard = Heard()
+        async with self.once.run(OWNER, request, seconds=10, again=again, whole=whole) as answer:
+            heard.answer = answer
+            async for number, chunk in answer:
+                heard.numbers.append(number)
+                heard.text += chunk.text
+                if number == stops_after:
+                    return heard
+        heard.result = answer.result
+        return heard
+
+    @property
+    def runs(self) -> int:
+        return len(self.house.worker.asked)
+
+
+@pytest.fixture
+async def door(postgres_url: str) -> AsyncIterator[Door]:
+    async with fakes.house() as house, opened(postgres_url) as database, AnswerRuns().running() as takes:
+        keys = IdempotentRequests(IdempotencyStore(database), takes, NodeId("Uone"), secret="s" * 16, most_seconds=10)
+        async with keys.running():
+            yield Door(DeduplicatedInference(house.pipeline, keys), house)
+
+
+async def test_without_a_key_every_request_is_its_own(door: Door) -> None:
+    first, second = await door.ask(), await door.ask()
+    assert first.text == second.text == "Hello world!"
+    assert first.numbers == [1, 2, 3]
+    assert first.answer is not None
+    assert not first.answer.is_repeat
+    assert first.answer.allowance is not None
+    assert (door.runs, len(door.house.store.rows)) == (2, 2)
+
+
+async def test_without_a_key_it_ends_with_its_reader(door: Door) -> None:
+    await door.ask(stops_after=1)
+    assert door.house.worker.left_early == 1
+    with pytest.raises(errors.BadRequest, match="Last-Event-ID"):
+        await door.ask(RepeatedRequest(rest=Rest(1)))
+
+
+async def test_with_a_key_it_is_run_limited_and_written_once(door: Door) -> None:
+    first, again = await door.ask(KEY), await door.ask(KEY)
+    assert (first.text, first.numbers, first.result) == (again.text, again.numbers, again.result)
+    assert first.answer is not None
+    assert again.answer is not None
+    assert (first.answer.is_repeat, again.answer.is_repeat) == (False, True)
+    assert first.answer.allowance is not None
+    assert again.answer.allowance is None
+    assert first.answer.request_id == again.answer.request_id == door.house.store.only_row.id
+    assert (first.answer.model, first.answer.began_at) == (again.answer.model, again.answer.began_at)
+    assert door.runs == 1
+
+
+async def test_a_caller_that_lost_its_stream_gets_the_rest(door: Door) -> None:
+    door.house.worker.hangs_after = 2
+    cut = await door.ask(KEY, stops_after=1)
+    assert cut.answer is not None
+    await door.house.worker.said.wait()
+    reading = asyncio.create_task(door.ask(RepeatedRequest(key="k", rest=Rest(1)), stops_after=2))
+    heard = await reading
+    assert (heard.numbers, heard.text) == ([2], " world")
+    assert door.house.worker.left_early == 0
+
+
+async def test_the_whole_of_it_is_there_for_who_has_to_read_it_from_the_beginning(door: Door) -> None:
+    cut = await door.ask(KEY)
+    assert cut.answer is not None
+    rest = RepeatedRequest(key="k", rest=Rest(2))
+    assert (await door.ask(rest)).text == "!"
+    assert (await door.ask(rest, whole=True)).text == "Hello world!"
+
+
+async def test_a_refusal_is_the_callers_and_frees_the_key(door: Door) -> None:
+    with pytest.raises(errors.BadRequest):
+        await door.ask(KEY, temperature=9.0)
+    door.house.worker.fails_with = errors.ModelCrashed("gone")
+    with pytest.raises(errors.AimeshError):
+        await door.ask(KEY)
+    door.house.worker.fails_with = None
+    assert (await door.ask(KEY)).text == "Hello world!"
+
+
+async def test_another_body_is_a_conflict(door: Door) -> None:
+    await door.ask(KEY)
+    with pytest.raises(errors.IdempotencyConflict):
+        await door.ask(KEY, prompt="ho")
+
+
+async def test_the_seed_is_fixed_when_the_request_is_first_asked(door: Door) -> None:
+    await door.ask(KEY)
+    (asked,) = door.house.worker.asked
+    assert asked.model_config.seed is not None
+    await door.ask(RepeatedRequest(key="other"), seed=5)
+    assert door.house.worker.asked[1].model_config.seed == 5
+
+
+async def test_a_request_that_a_stopping_gateway_leaves_to_another_has_one_row(postgres_url: str) -> None:
+    async with fakes.house() as house, opened(postgres_url) as database:
+        store = IdempotencyStore(database)
+        house.worker.hangs_after = 1
+        async with AnswerRuns().running() as takes:
+            keys = IdempotentRequests(store, takes, NodeId("Uone"), secret="s" * 16, most_seconds=10)
+            assert (await Door(DeduplicatedInference(house.pipeline, keys), house).ask(KEY, stops_after=1)).text == "Hello"
+        assert house.store.rows == {}
+        house.worker.hangs_after = None
+        async with AnswerRuns().running() as takes:
+            keys = IdempotentRequests(store, takes, NodeId("Utwo"), secret="s" * 16, most_seconds=10)
+            heard = await Door(DeduplicatedInference(house.pipeline, keys), house).ask(KEY)
+        assert heard.text == "Hello world!"
+        assert heard.result is not None
+        assert (house.store.only_row.id, house.store.only_row.status) == (heard.result.request_id, "success")

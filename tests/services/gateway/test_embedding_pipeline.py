@@ -1,0 +1,265 @@
+"""Requests for embeddings on their way through the gateway, on the fakes."""
+
+import asyncio
+import json
+import math
+import struct
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import msgspec
+import openai
+import pytest
+
+from services.gateway.limits.quotas import LimitReached
+from shared import context, errors
+from shared.api import embedding
+from shared.api.auth import Principal
+from shared.api.embedding import Embedded, EmbeddingRequest, EmbeddingResult, Vectors
+from shared.types import ModelName, TenantId, UserId
+from tests.services.gateway import fakes, openai_clients
+from tests.services.gateway.fakes import KEY, KEY_ID, OWNER, USER, FakeWorker, House
+
+BEARER = {"authorization": f"Bearer {KEY}"}
+
+
+def packed(*numbers: float) -> bytes:
+    return struct.pack(f"<{len(numbers)}f", *numbers)
+
+
+@dataclass
+class EmbeddingWorker(FakeWorker):
+    """The vector of a text is (its length, 1); what it sends may be replaced, to lie."""
+
+    vectors: tuple[bytes, ...] | None = None
+    claims: int | None = None
+
+    async def run(self, prompt: Any) -> AsyncIterator[Any]:
+        assert isinstance(prompt, embedding.Embed)
+        if self.fails_with is not None:
+            raise self.fails_with
+        yield Vectors(waiting="loading smollm2")
+        made = self.vectors if self.vectors is not None else tuple(packed(len(text), 1) for text in prompt.inputs)
+        for position in range(0, len(made), 2):
+            yield Vectors(made[position : position + 2])
+            if self.hangs_after is not None:
+                self.said.set()
+                await asyncio.Event().wait()
+        yield Embedded(2, self.claims if self.claims is not None else self.prompt_tokens)
+
+
+@pytest.fixture
+async def house() -> AsyncIterator[House]:
+    async with fakes.house(free=3) as made:
+        made.worker = EmbeddingWorker()
+        made.add_worker(1, made.worker, "smollm2")
+        yield made
+
+
+@pytest.fixture
+async def http(house: House) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(house.app()), base_url="http://gateway", headers=BEARER) as client:
+        yield client
+
+
+@pytest.fixture
+async def client(house: House) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai_clients.connected(house) as made:
+        yield made
+
+
+async def ask(house: House, *inputs: str, who: Principal = OWNER, **fields: Any) -> tuple[list[bytes], EmbeddingResult]:
+    context.start()  # as a door does
+    async with house.embeddings.run(who, EmbeddingRequest(inputs, **fields), seconds=10) as answer:
+        found = [vector async for _, vectors in answer for vector in vectors.vectors]
+    return found, answer.result
+
+
+# --- the way ------------------------------------------------------------------------------------------------------------
+
+
+async def test_vectors_in_order_and_a_row(house: House) -> None:
+    vectors, result = await ask(house, "a", "bb", "ccc", model="llama3")
+    assert vectors == [packed(1, 1), packed(2, 1), packed(3, 1)]
+    assert (result.model, result.dimensions, result.prompt_tokens) == ("smollm2", 2, 7)
+    row = house.store.only_row
+    assert (row.id, row.user_id, row.api_key_id, row.status) == (result.request_id, USER, KEY_ID, "success")
+    assert (row.prompt_tokens, row.completion_tokens, row.model_used) == (7, 0, "smollm2")
+    assert row.prompt_hash is not None
+    (asked,) = house.worker.asked
+    assert str(USER) not in repr(asked)
+    assert 'tokens_total{model="smollm2",type="input"} 7.0' in house.metrics.render()
+
+
+async def test_an_organization_that_shares_its_founders_limits_waits_as_its_founder(house: House) -> None:
+    team = msgspec.structs.replace(OWNER, user_id=UserId(uuid4()), team_id=TenantId(uuid4()), founder_id=USER)
+    await ask(house, "a", who=team)
+    served = house.dispatch.lane(ModelName("smollm2")).queue
+    assert served.counter_of(USER) > 0
+    assert served.counter_of(team.tenant_id) == 0
+
+
+async def test_it_counts_against_the_same_limit_as_a_prompt(house: House) -> None:
+    for _ in range(3):
+        await ask(house, "a")
+    with pytest.raises(LimitReached):
+        await ask(house, "a")
+    assert [row.status for row in house.store.rows.values()] == ["success"] * 3 + ["limited"]
+
+
+async def test_another_worker_takes_over_before_the_first_vector(house: House) -> None:
+    house.worker.fails_with = errors.ModelCrashed("gone")
+    house.add_worker(2, EmbeddingWorker(), "smollm2")
+    house.add_worker(3, EmbeddingWorker(fails_with=errors.UnknownMethod("an older one")), "smollm2")
+    vectors, _ = await ask(house, "a")
+    assert vectors == [packed(1, 1)]
+    assert house.dispatch.in_flight == 0
+
+
+@pytest.mark.parametrize(
+    "lies",
+    [
+        pytest.param({"vectors": (packed(1, 1),)}, id="too few vectors"),
+        pytest.param({"vectors": (packed(1, 1),) * 3}, id="too many vectors"),
+        pytest.param({"vectors": (packed(1, 1), packed(1))}, id="vectors of two sizes"),
+        pytest.param({"vectors": (b"12345",) * 2}, id="half a number"),
+        pytest.param({"vectors": (b"",) * 2}, id="vectors of nothing"),
+        pytest.param({"vectors": (packed(math.nan, 1),) * 2}, id="what is no number"),
+        pytest.param({"vectors": (packed(math.inf, 1),) * 2}, id="a number without end"),
+        pytest.param({"vectors": (bytes(4 * (embedding.MAX_DIMENSIONS + 1)),) * 2}, id="more numbers than any model gives"),
+    ],
+)
+async def test_a_worker_that_sends_what_are_no_vectors_is_an_error(house: House, lies: dict[str, Any]) -> None:
+    house.add_worker(1, EmbeddingWorker(**lies), "smollm2")
+    with pytest.raises(errors.ProtocolViolation):
+        await ask(house, "a", "b")
+    assert house.store.only_row.status == "error"
+
+
+async def test_fewer_dimensions_must_be_what_comes(house: House) -> None:
+    assert (await ask(house, "a", dimensions=2))[1].dimensions == 2
+    with pytest.raises(errors.ProtocolViolation):
+        await ask(house, "a", dimensions=1)
+
+
+async def test_claimed_tokens_are_believed_up_to_the_bytes(house: House) -> None:
+    house.add_worker(1, EmbeddingWorker(claims=10**12), "smollm2")
+    assert (await ask(house, "abc"))[1].prompt_tokens == 3 + 4
+
+
+async def test_a_caller_that_leaves_ends_the_work(house: House) -> None:
+    house.worker.hangs_after = 0
+    asking = asyncio.create_task(ask(house, "a", "b"))
+    await house.worker.said.wait()
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert house.worker.left_early == 1
+    async with asyncio.timeout(10):
+        while not house.store.rows:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    # The count came before the first vector.
+    assert (house.store.only_row.status, house.store.only_row.prompt_tokens) == ("cancelled", 7)
+
+
+# --- OpenAI's door ------------------------------------------------------------------------------------------------------
+
+
+async def test_openais_client_gets_numbers_in_both_encodings(client: openai.AsyncOpenAI) -> None:
+    # Left out, the client asks for base64 and decodes it.
+    for encoding in (openai.omit, "float"):
+        answer = await client.embeddings.create(model="llama3", input=["a", "bb"], encoding_format=encoding)
+        assert [(one.index, list(one.embedding)) for one in answer.data] == [(0, [1, 1]), (1, [2, 1])]
+        assert (answer.model, answer.usage.prompt_tokens, answer.usage.total_tokens) == ("smollm2", 7, 7)
+
+
+async def test_openais_client_asks_again_under_its_key_and_is_answered_once(client: openai.AsyncOpenAI, house: House) -> None:
+    under_key = {"Idempotency-Key": "page 4"}
+
+    async def ask(encoding: Any, *texts: str) -> Any:
+        return await client.embeddings.with_raw_response.create(
+            model="smollm2", input=list(texts), encoding_format=encoding, extra_headers=under_key
+        )
+
+    answers = [await ask(encoding, "a", "bb") for encoding in ("float", "float", openai.omit)]
+    shown = [[list(one.embedding) for one in answer.parse().data] for answer in answers]
+    assert shown == [[[1, 1], [2, 1]]] * 3, "how the numbers are written is no part of the request"
+    assert [answer.headers.get("idempotent-replayed") for answer in answers] == [None, "true", "true"]
+    row = house.store.only_row
+    assert [answer.headers.get("x-original-request-id") for answer in answers] == [None, str(row.id), str(row.id)]
+    assert [answer.headers.get("x-ratelimit-remaining-requests") for answer in answers] == ["2", None, None]
+    assert (len(house.worker.asked), row.status, row.prompt_tokens) == (1, "success", 7)
+    with pytest.raises(openai.ConflictError) as refused:
+        await ask("float", "a", "b")
+    assert refused.value.code == "idempotency_conflict"
+
+
+async def test_a_key_that_is_none_is_a_400(http: httpx.AsyncClient, house: House) -> None:
+    answer = await http.post("/v1/embeddings", json={"input": "a"}, headers={"idempotency-key": "x" * 256})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "Idempotency-Key")
+    assert not house.worker.asked
+
+
+async def test_base64_is_the_vector_as_it_is(http: httpx.AsyncClient, house: House) -> None:
+    answer = await http.post("/v1/embeddings", json={"input": "abc", "encoding_format": "base64", "user": "me", "dimensions": None})
+    assert answer.json() == {
+        "object": "list",
+        "data": [{"object": "embedding", "index": 0, "embedding": "AABAQAAAgD8="}],
+        "model": "smollm2",
+        "usage": {"prompt_tokens": 7, "total_tokens": 7},
+    }
+    assert answer.headers["x-request-id"] == str(house.store.only_row.id)
+    assert answer.headers["x-ratelimit-remaining-requests"] == "2"
+    metrics = house.metrics.render()
+    assert 'requests_total{method="embed",service="gateway",status="success"} 1.0' in metrics
+    assert metrics.count('request_duration_seconds_count{method="embed"') == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "input"), ({"input": ""}, "input"), ({"input": []}, "input"), ({"input": ["a", ""]}, "input[1]"),
+        ({"input": None}, "input"), ({"input": 5}, "input"), ({"input": {"a": 1}}, "input"), ({"input": [None]}, "input[0]"),
+        ({"input": [1, 2, 3]}, "input"), ({"input": [[1, 2], [3]]}, "input"), ({"input": [True]}, "input"), ({"input": ["a", 1]}, "input"),
+        ({"input": ["a"] * 257}, "input"),
+        ({"input": "a", "dimensions": 0}, "dimensions"), ({"input": "a", "dimensions": -1}, "dimensions"),
+        ({"input": "a", "dimensions": 2.5}, "dimensions"), ({"input": "a", "dimensions": "2"}, "dimensions"),
+        ({"input": "a", "dimensions": True}, "dimensions"), ({"input": "a", "dimensions": 10**30}, "dimensions"),
+        ({"input": "a", "encoding_format": "int8"}, "encoding_format"), ({"input": "a", "encoding_format": 1}, "encoding_format"),
+        ({"input": "a", "model": ""}, "model"), ({"input": "a", "model": 5}, "model"), ({"input": "a", "surprise": 1}, "surprise"),
+    ],
+    ids=lambda value: json.dumps(value)[:40],
+)  # fmt: skip
+async def test_a_wrong_field_is_a_400_that_names_it(http: httpx.AsyncClient, house: House, body: dict[str, Any], param: str) -> None:
+    answer = await http.post("/v1/embeddings", json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, "bad_request", param), error
+    assert not house.worker.asked
+
+
+async def test_errors_of_the_worker_keep_their_status(http: httpx.AsyncClient, house: House) -> None:
+    for error, status in [(errors.BadRequest("input[0] has 9 tokens; this model takes 8"), 400), (errors.UnknownMethod("no vectors"), 404)]:
+        house.worker.fails_with = error
+        answer = await http.post("/v1/embeddings", json={"input": "a"})
+        assert (answer.status_code, answer.json()["error"]["message"]) == (status, error.message)
+
+
+async def test_texts_that_fit_a_body_and_no_message(http: httpx.AsyncClient) -> None:
+    answer = await http.post("/v1/embeddings", json={"input": "x" * (1024 * 1024 - 100)})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
+
+
+async def test_a_prompt_for_a_model_that_only_embeds_reaches_no_worker(http: httpx.AsyncClient, house: House) -> None:
+    worker = EmbeddingWorker()
+    house.add_worker(2, worker, "bge", only_embeds=True)
+    shown = {model["id"]: model["only_embeds"] for model in (await http.get("/v1/models")).json()["data"]}
+    assert shown == {"smollm2": False, "bge": True}
+    body = {"model": "bge", "messages": [{"role": "user", "content": "hi"}]}
+    answer = await http.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 400
+    assert "bge gives embeddings and no answers" in answer.json()["error"]["message"]
+    assert not worker.asked
+    assert (await http.post("/v1/embeddings", json={"model": "bge", "input": "hi"})).status_code == 200
