@@ -18,11 +18,12 @@ import msgspec
 
 from bench import rivals
 from cli.stack import processes
-from services.inference import catalogue, jobs, memory, models
 from services.inference.backends import llama
-from services.inference.backends.backend import Watcher
-from services.inference.engine import wire
+from services.inference.engine import engine_messages
 from services.inference.engine.kv_slots import KvMode
+from services.inference.jobs import generation_job
+from services.inference.jobs.backend_interface import Watcher
+from services.inference.models import catalog, memory, model_discovery
 from shared.api.generation import ChatMessage, Sampling
 from shared.api.inference import Chunk
 from shared.types import ModelName
@@ -102,7 +103,7 @@ class Ours:
         watcher = _Watcher()
         async with _backend(self._mode, shape, watcher) as backend:
             async with asyncio.timeout(START_SECONDS):
-                await backend.load(models.DEFAULT_MODEL)
+                await backend.load(model_discovery.DEFAULT_MODEL)
                 # Without a digest its file is still being read, by a thread of this process.
                 while not all(status.digest for status in backend.models()):
                     watcher.news.clear()
@@ -114,8 +115,8 @@ class Ours:
 
 def _backend(mode: KvMode, shape: Shape, watcher: Watcher) -> AbstractAsyncContextManager[llama.LlamaBackend]:
     """The only place that knows how our engine is constructed."""
-    found = models.find({}, defaults=catalogue.Defaults(slots=shape.slots, context_tokens=shape.context_tokens))
-    load = wire.Load("", shape.slots, shape.context_tokens, shape.threads, gpu_layers=-1, kv_mode=mode)
+    found = model_discovery.find({}, defaults=catalog.Defaults(slots=shape.slots, context_tokens=shape.context_tokens))
+    load = engine_messages.LoadCommand("", shape.slots, shape.context_tokens, shape.threads, gpu_layers=-1, kv_mode=mode)
     return llama.opened(found, load, shape.slots, memory.measure(None), watcher)
 
 
@@ -140,7 +141,7 @@ class _Engine:
         asked = Sampling(
             max_tokens=max_tokens, temperature=TEMPERATURE, top_k=TOP_K, top_p=TOP_P, min_p=0.0, seed=self._seed, ignore_eos=True
         )
-        job = jobs.check(models.DEFAULT_MODEL, prompt, asked, context_tokens=None, draw_seed=lambda: 0)
+        job = generation_job.check(model_discovery.DEFAULT_MODEL, prompt, asked, context_tokens=None, draw_seed=lambda: 0)
         # One tenant, as all callers are to llama-server: what a prompt has in common with an earlier one may be reused by both.
         job = replace(job, salt="bench")
         async with asyncio.timeout(ANSWER_SECONDS):
@@ -177,7 +178,7 @@ class LlamaServer:
     @asynccontextmanager
     async def opened(self, shape: Shape) -> AsyncIterator[Running]:
         port = free_port()
-        words = [str(rivals.ensure().server), "--model", str(models.packaged()), "--host", "127.0.0.1", "--port", str(port)]
+        words = [str(rivals.ensure().server), "--model", str(model_discovery.packaged()), "--host", "127.0.0.1", "--port", str(port)]
         words += ["--threads", str(shape.threads), "--threads-batch", str(shape.threads), "--parallel", str(shape.slots)]
         words += ["--ctx-size", str(shape.slots * shape.context_tokens), "--cache-ram", "0", "--no-webui", "--offline"]
         request = ChatRequest(ignore_eos=True, samplers=("top_k", "top_p", "temperature"), top_k=TOP_K, min_p=0.0)
@@ -195,7 +196,15 @@ class PythonServer:
     @asynccontextmanager
     async def opened(self, shape: Shape) -> AsyncIterator[Running]:
         port = free_port()
-        words = [str(rivals.ensure_python_server()), "-m", "llama_cpp.server", "--model", str(models.packaged()), "--port", str(port)]
+        words = [
+            str(rivals.ensure_python_server()),
+            "-m",
+            "llama_cpp.server",
+            "--model",
+            str(model_discovery.packaged()),
+            "--port",
+            str(port),
+        ]
         words += ["--n_threads", str(shape.threads), "--n_threads_batch", str(shape.threads), "--n_ctx", str(shape.context_tokens)]
         # Otherwise each new request ends the stream of the one before.
         words += ["--host", "127.0.0.1", "--interrupt_requests", "false"]

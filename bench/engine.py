@@ -21,8 +21,8 @@ import msgspec
 
 from bench import contenders, report, rivals, rounds, waiting
 from bench.contenders import ChatRequest, HttpChat, Running, Shape
-from services.inference import models
 from services.inference.engine.kv_slots import KvMode
+from services.inference.models import model_discovery
 from tests.stacks import stack
 from tools import setup
 
@@ -168,7 +168,7 @@ class _Decoded(msgspec.Struct, frozen=True):
 
 async def decode_rates(threads: int) -> dict[int, float]:
     """Tokens per second of llama_decode alone, without sampling and without a caller; by batch size."""
-    words = [str(rivals.ensure().batched_bench), "-m", str(models.packaged()), "-c", str(SLOTS * SLOT_TOKENS)]
+    words = [str(rivals.ensure().batched_bench), "-m", str(model_discovery.packaged()), "-c", str(SLOTS * SLOT_TOKENS)]
     words += ["-npp", str(BATCHED_PROMPT_TOKENS), "-ntg", str(NEW_TOKENS), "-npl", ",".join(map(str, LEVELS))]
     words += ["-t", str(threads), "-tb", str(threads), "--output-format", "jsonl"]
     pipe = asyncio.subprocess.PIPE
@@ -196,13 +196,13 @@ async def measure_worker(rows: list[report.Row], _count: int, threads: int) -> N
     }
     async with stack(**{name: str(value) for name, value in settings.items()}) as running:
         port = int(running.environment["GATEWAY_SERVICE_PORT"])
-        chat = HttpChat(port, ChatRequest(model=models.DEFAULT_MODEL), (f"authorization: Bearer {running.api_key}",))
+        chat = HttpChat(port, ChatRequest(model=model_discovery.DEFAULT_MODEL), (f"authorization: Bearer {running.api_key}",))
         await measure_rate(chat, Stories().next(2 * WORKER_SLOTS), WORKER_SLOTS)
-        overhead = await running.metric("inference", ENGINE_OVERHEAD, model=models.DEFAULT_MODEL)
+        overhead = await running.metric("inference", ENGINE_OVERHEAD, model=model_discovery.DEFAULT_MODEL)
         worker = (await running.pids())["inference"]
         assert worker is not None
         held = sum(map(_resident_mb, (worker, _engine_of(worker))))
-    expected = models.packaged().stat().st_size / 1e6 + WORKER_SLOTS * WORKER_SLOT_TOKENS * KV_BYTES_A_TOKEN / 1e6
+    expected = model_discovery.packaged().stat().st_size / 1e6 + WORKER_SLOTS * WORKER_SLOT_TOKENS * KV_BYTES_A_TOKEN / 1e6
     # An engine that measures nothing meets nothing.
     share = 100 * overhead if overhead > 0 else math.nan
     claim = f"memory of worker and engine, {WORKER_SLOTS} slots of {WORKER_SLOT_TOKENS}, less model file and KV ({expected:.0f} MB)"
@@ -258,7 +258,7 @@ def main() -> None:
     rivals.ensure_python_server()
     threads = len(os.sched_getaffinity(0))
     count, names = (1, QUICK_SECTIONS) if options.quick else (options.rounds, tuple(SECTIONS))
-    heading = f"{threads} threads, llama-cpp-python {setup.engine_version()}, {models.packaged().name}"
+    heading = f"{threads} threads, llama-cpp-python {setup.engine_version()}, {model_discovery.packaged().name}"
     with report.opened(options, heading) as table:
         table.run(measure(table, options.only or names, count, threads))
 

@@ -40,7 +40,7 @@ READS_ENVIRONMENT = {
     "cli": "a person's shell is the CLI's settings; the supervisor hands its own on to children",
     "tools": "set-up, before there is a program",
     "shared/transports/hyperswarm/node_binary": "which Node.js there is, the machine knows",
-    "services/inference/backends/supervisor.py": "hands the machine's variables on to the engine's process, without secrets",
+    "services/inference/supervision/engine_supervisor.py": "hands the machine's variables on to the engine's process, without secrets",
 }
 #: Where SQL stands, besides queries.sql and migrations.
 HOLDS_SQL = {"shared/stores/database": "the migration runner's own table"}

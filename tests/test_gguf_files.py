@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from services.inference.engine import gguf
+from services.inference.engine.gguf import gguf_header
 from tests import gguf_by_llama, gguf_files
 from tests.gguf_files import LlamaShape, Weights
 
@@ -21,7 +21,7 @@ def test_a_made_model_has_the_shape_that_was_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
     gguf_files.write_llama(path, TINY, weights="q8_0", seed=1)
     with path.open("rb") as file:
-        header = gguf.read_header(file, path.stat().st_size)
+        header = gguf_header.read_header(file, path.stat().st_size)
     assert header.architecture == "llama"
     assert (header.block_count, header.embedding_length, header.context_length, header.vocabulary_size) == (2, 64, 128, 300)
     assert (header.head_counts, header.kv_head_counts, header.key_length) == ((4, 4), (2, 2), 16)

@@ -159,4 +159,6 @@ def test_files_that_load_a_model_run_in_one_process_and_others_by_file() -> None
     assert tiers.scope("tests/services/inference/engine/test_llama_model.py::test_it[a::b]") == "model"
     assert tiers.scope("tests/integration/test_usage.py::test_it") == "stack"
     assert tiers.scope("tests/integration/test_swarm_attacks.py::test_it") == "tests/integration/test_swarm_attacks.py"
-    assert tiers.scope("tests/services/inference/engine/test_loop.py::test_it") == "tests/services/inference/engine/test_loop.py"
+    assert (
+        tiers.scope("tests/services/inference/engine/test_engine_loop.py::test_it") == "tests/services/inference/engine/test_engine_loop.py"
+    )

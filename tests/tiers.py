@@ -56,12 +56,12 @@ SHARED = {
     # Two stacks at once are too many for two cores.
     "tests/rolling": "stack",
     # Threads of two llama.cpp engines would spin against each other.
-    "tests/services/inference/backends/test_embedding.py": "model",
+    "tests/services/inference/jobs/test_embedding_interface.py": "model",
     "tests/services/inference/backends/test_isolation.py": "model",
     "tests/services/inference/backends/test_llama.py": "model",
-    "tests/services/inference/engine/test_embedding.py": "model",
+    "tests/services/inference/engine/embeddings/test_embedding_context.py": "model",
     "tests/services/inference/engine/test_llama_model.py": "model",
-    "tests/services/inference/grammar/test_with_llama.py": "model",
+    "tests/services/inference/structured_output/test_with_llama.py": "model",
 }
 #: Begun before all others, because they take longest in one process.
 FIRST = ("stack", "browser", "model")

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from services.inference.backends.backend import Sink
+from services.inference.jobs.backend_interface import Sink
 from shared import errors
 from shared.api.generation import ChatMessage, Generation, Sampling, Usage
 from shared.api.inference import Chunk
@@ -31,7 +31,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 
-class Generate(Protocol):
+class GenerateCall(Protocol):
     async def __call__(self, model: ModelName, prompt: str | tuple[ChatMessage, ...], asked: Sampling, sink: Sink, /) -> Generation: ...
 
 
@@ -40,7 +40,7 @@ class InferMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     content: str
 
 
-class InferBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class WorkerInferBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``prompt`` or ``messages``, one of them."""
 
     model: ModelName
@@ -90,16 +90,16 @@ class ErrorFields(msgspec.Struct, frozen=True):
     param: str | None = None
 
 
-class ErrorBody(msgspec.Struct, frozen=True):
+class InferErrorBody(msgspec.Struct, frozen=True):
     """As OpenAI's API has it, so that clients made for that can read it."""
 
     error: ErrorFields
 
 
-class InferDoor:
+class InferHttp:
     """The ASGI application. Also answers 404 for every other path."""
 
-    def __init__(self, generate: Generate, token: str | None) -> None:
+    def __init__(self, generate: GenerateCall, token: str | None) -> None:
         self._generate = generate
         self._token = token
 
@@ -139,13 +139,13 @@ class InferDoor:
         if kind != b"application/json":
             raise errors.UnsupportedMedia("/infer takes application/json")
 
-    async def _answer(self, body: InferBody, receive: Receive, send: Send) -> None:
-        collected = _Collected()
+    async def _answer(self, body: WorkerInferBody, receive: Receive, send: Send) -> None:
+        collected = _CollectedAnswer()
         generation = await _while_connected(self._run(body, collected), receive)
         answer = InferAnswer("".join(collected.texts), generation.finish_reason, _usage(generation.usage))
         await _send_json(send, 200, answer)
 
-    async def _stream(self, body: InferBody, receive: Receive, send: Send) -> None:
+    async def _stream(self, body: WorkerInferBody, receive: Receive, send: Send) -> None:
         events = _Events(send)
         try:
             generation = await _while_connected(self._run(body, events), receive)
@@ -159,7 +159,7 @@ class InferDoor:
             await events.write(InferAnswer("", generation.finish_reason, _usage(generation.usage)))
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
-    async def _run(self, body: InferBody, sink: Sink) -> Generation:
+    async def _run(self, body: WorkerInferBody, sink: Sink) -> Generation:
         try:
             async with asyncio.timeout(DEADLINE_SECONDS):
                 return await self._generate(body.model, body.words(), body.sampling(), sink)
@@ -171,7 +171,7 @@ class _ClientGone(Exception):
     """The client closed the connection; nobody is there to be told."""
 
 
-class _Collected:
+class _CollectedAnswer:
     """Keeps an answer together until it is whole; ``max_tokens`` bounds it."""
 
     def __init__(self) -> None:
@@ -255,9 +255,9 @@ async def _read(receive: Receive) -> bytes:
             return bytes(body)
 
 
-def _parse(body: bytes) -> InferBody:
+def _parse(body: bytes) -> WorkerInferBody:
     try:
-        return msgspec.json.decode(body, type=InferBody)
+        return msgspec.json.decode(body, type=WorkerInferBody)
     except msgspec.ValidationError as error:
         raise errors.BadRequest(str(error), hint="see services/inference/README.md for the fields") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -268,10 +268,10 @@ def _usage(usage: Usage) -> InferUsage:
     return InferUsage(usage.prompt_tokens, usage.completion_tokens, usage.total_tokens)
 
 
-def _error_body(error: errors.AimeshError) -> ErrorBody:
+def _error_body(error: errors.AimeshError) -> InferErrorBody:
     message = f"{error.message}; {error.hint}" if error.hint else error.message
     kind = "invalid_request_error" if error.fault is errors.Fault.CALLER else "server_error"
-    return ErrorBody(ErrorFields(message, kind, errors.code_of(error)))
+    return InferErrorBody(ErrorFields(message, kind, errors.code_of(error)))
 
 
 async def _send_error(send: Send, error: errors.AimeshError) -> None:

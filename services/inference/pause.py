@@ -9,7 +9,7 @@ LOOK_SECONDS = 0.5
 WHY = "paused by its owner"
 
 
-class Pause:
+class WorkerPause:
     def __init__(self, file: Path | None) -> None:
         self._file = file
         #: As of the last look.

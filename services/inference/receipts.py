@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from services.inference.backends.backend import Sink
+from services.inference.jobs.backend_interface import Sink
 from shared import errors
 from shared.api import inference
 from shared.api.generation import Generation
@@ -111,7 +111,7 @@ class _Metered:
         self._work.sent(len(item.token_ids))
 
 
-class Receipts:
+class ReceiptKeeper:
     """One for the worker. Without a file, and where it cannot be written, they are kept in memory alone."""
 
     def __init__(

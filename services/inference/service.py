@@ -10,12 +10,13 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import ClassVar, Protocol
 
-from services.inference import embeddings, infer_http, jobs, narration
-from services.inference.backends import opening
-from services.inference.backends.backend import Backend, Loader, Measured, Sink
-from services.inference.gathering import Gathered
-from services.inference.pause import WHY, Pause
-from services.inference.receipts import Receipts
+from services.inference import console_status, embedding_runs, infer_http
+from services.inference.backends import backend_selection
+from services.inference.chunk_coalescing import CoalescedChunks
+from services.inference.jobs import generation_job
+from services.inference.jobs.backend_interface import Backend, Loader, Measured, Sink
+from services.inference.pause import WHY, WorkerPause
+from services.inference.receipts import ReceiptKeeper
 from services.inference.settings import InferenceSettings
 from shared import errors, spans, telemetry
 from shared.api import embedding, inference
@@ -32,7 +33,7 @@ from shared.types import ModelName, Role
 log = logs.get()
 
 
-class Offering(narration.Narrated, Protocol):
+class Offering(console_status.ConsoleLines, Protocol):
     """What the service needs of its node."""
 
     metrics: telemetry.Metrics
@@ -42,10 +43,10 @@ class Offering(narration.Narrated, Protocol):
     def offer(self, *, models: tuple[directory.ModelOffer, ...], load: directory.WorkerLoad, not_ready: str = "") -> None: ...
 
 
-class Board:
+class AnnouncementBoard:
     """Keeps the node's announcement and the gauges true: called at every change, tells what the backend says then."""
 
-    def __init__(self, node: Offering, pause: Pause) -> None:
+    def __init__(self, node: Offering, pause: WorkerPause) -> None:
         self._node = node
         self._pause = pause
         self.backend: Backend | None = None
@@ -110,22 +111,22 @@ def _offer(name: ModelName, status: ModelStatus) -> directory.ModelOffer:
 class InferenceService:
     role: ClassVar[Role] = Role.WORKER
 
-    def __init__(self, settings: InferenceSettings, node: Offering, backend: Backend, pause: Pause) -> None:
+    def __init__(self, settings: InferenceSettings, node: Offering, backend: Backend, pause: WorkerPause) -> None:
         self._settings = settings
         self._pause = pause
         self._metrics = node.metrics
         self._answers = WorkerAnswers(node.metrics, backend.name)
         self._backend = backend
-        self._receipts = Receipts(settings.receipts_path, node.trust.me)
+        self._receipts = ReceiptKeeper(settings.receipts_path, node.trust.me)
 
     @classmethod
     @asynccontextmanager
     async def open(cls, settings: InferenceSettings, node: Offering) -> AsyncIterator["InferenceService"]:
         """Start the backend; the service is up at once and ready when a model is. Raises BadSettings."""
-        pause = Pause(settings.pause_file)
-        board = Board(node, pause)
+        pause = WorkerPause(settings.pause_file)
+        board = AnnouncementBoard(node, pause)
         say = _say if settings.narration == "plain" else None
-        async with file_lock.hold(settings.receipts_path), opening.opened(settings, board, say) as backend:
+        async with file_lock.hold(settings.receipts_path), backend_selection.opened(settings, board, say) as backend:
             board.backend = backend
             board.changed()
             log.info("worker_started", backend=backend.name, models=[status.model_id for status in backend.models()])
@@ -150,16 +151,16 @@ class InferenceService:
             for status in statuses
         ) or (Check(name="models", ok=False, detail=why_not_ready((), is_paused=False)),)
 
-    def asgi(self) -> infer_http.InferDoor:
-        return infer_http.InferDoor(self.generate, self._settings.service_token)
+    def asgi(self) -> infer_http.InferHttp:
+        return infer_http.InferHttp(self.generate, self._settings.service_token)
 
     @serves(inference.process_prompt)
     async def process_prompt(self, request: inference.ProcessPrompt, stream: StreamCall[Chunk]) -> Generation:
-        origin = jobs.Origin(str(request.request_id), request.salt, request.delivered)
+        origin = generation_job.JobOrigin(str(request.request_id), request.salt, request.delivered)
         credited_items = (lambda: stream.credited_items) if request.reader_paced else None
         with self._receipts.of(request.request_id, len(request.delivered), credited_items) as work:
             sink = work.metered(_MeshSink(stream))
-            gathered = None if request.streamed else Gathered(sink)
+            gathered = None if request.streamed else CoalescedChunks(sink)
             generation = await self.generate(request.model_config.model, request.prompt, request.model_config, gathered or sink, origin)
             if gathered is not None:
                 await gathered.flush()
@@ -174,7 +175,7 @@ class InferenceService:
     async def embed(self, request: embedding.Embed, stream: StreamCall[embedding.Vectors]) -> embedding.Embedded:
         # Whatever it was called: the backend, the metrics and the log know one name.
         model = self._status(request.model).model_id
-        return await embeddings.run(self._backend, model, request, embeddings.MeshVectorSink(stream), self._metrics)
+        return await embedding_runs.run(self._backend, model, request, embedding_runs.MeshVectorSink(stream), self._metrics)
 
     @serves(inference.list_available_models)
     async def list_available_models(self, request: inference.ListAvailableModels, call: RpcCall) -> inference.AvailableModels:
@@ -195,7 +196,12 @@ class InferenceService:
         return await loader.unload(model)
 
     async def generate(
-        self, model: ModelName, prompt: str | tuple[ChatMessage, ...], asked: Sampling, sink: Sink, origin: jobs.Origin = jobs.NOWHERE
+        self,
+        model: ModelName,
+        prompt: str | tuple[ChatMessage, ...],
+        asked: Sampling,
+        sink: Sink,
+        origin: generation_job.JobOrigin = generation_job.NOWHERE,
     ) -> Generation:
         """Run a prompt, whichever door it came by. Raises UnknownModel and BadRequest, and what the backend raises."""
         status = self._status(model)
@@ -203,7 +209,7 @@ class InferenceService:
         model = status.model_id
         if status.only_embeds:
             raise errors.BadRequest(f"{model} gives embeddings and no answers", hint="ask for embeddings, or ask another model")
-        job = jobs.check(
+        job = generation_job.check(
             model, prompt, asked, context_tokens=status.context_tokens or None, draw_seed=lambda: secrets.randbits(63), origin=origin
         )
         timed = _TimedSink(sink)
@@ -242,7 +248,7 @@ class InferenceService:
         )
 
 
-def _attributes(job: jobs.Job, backend: str) -> dict[str, spans.Value]:
+def _attributes(job: generation_job.GenerationJob, backend: str) -> dict[str, spans.Value]:
     """By the names of OpenTelemetry; what was asked with no word of what was said."""
     parameters = job.parameters
     return {
@@ -335,11 +341,11 @@ def why_not_ready(statuses: tuple[ModelStatus, ...], *, is_paused: bool) -> str:
     return "; ".join(f"{status.model_id}: {status.detail}" for status in statuses) or "it has no model to serve"
 
 
-def _narrator(settings: InferenceSettings, node: Offering, backend: Backend, pause: Pause) -> narration.Narrator:
-    def look() -> narration.Facts:
-        return narration.survey(node, backend.models(), is_paused=pause.is_on, now=time.time())
+def _narrator(settings: InferenceSettings, node: Offering, backend: Backend, pause: WorkerPause) -> console_status.ConsoleStatus:
+    def look() -> console_status.WorkerFacts:
+        return console_status.survey(node, backend.models(), is_paused=pause.is_on, now=time.time())
 
-    return narration.Narrator(node.id, look, _say if settings.narration == "plain" else None, settings.status_file)
+    return console_status.ConsoleStatus(node.id, look, _say if settings.narration == "plain" else None, settings.status_file)
 
 
 def _say(line: str) -> None:

@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from services.inference import quantities
-from services.inference.catalogue import Defaults
+from services.inference.engine.engine_messages import KvType
 from services.inference.engine.kv_slots import KvMode
-from services.inference.engine.wire import KvType
+from services.inference.models import quantities
+from services.inference.models.catalog import Defaults
 from shared import node
 from shared.config import Port, Variable
 

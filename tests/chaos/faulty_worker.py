@@ -15,8 +15,8 @@ from pathlib import Path
 from cli import worker
 from services.inference import __main__ as inference
 from services.inference.backends import echo
-from services.inference.backends.backend import Sink
-from services.inference.jobs import Job
+from services.inference.jobs.backend_interface import Sink
+from services.inference.jobs.generation_job import GenerationJob
 from shared import errors
 from shared.api.generation import Generation
 
@@ -38,7 +38,7 @@ SLOTS = "CHAOS_SLOTS"
 
 
 class FaultyEcho(echo.EchoBackend):
-    async def generate(self, job: Job, sink: Sink) -> Generation:
+    async def generate(self, job: GenerationJob, sink: Sink) -> Generation:
         match job.messages[-1].content.partition(" ")[0]:
             case word if word == POISON:
                 _count()

@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from services.inference.backends import echo, openai
-from services.inference.backends.openai import OpenAIBackend
-from services.inference.embedding_jobs import EmbeddingJob
+from services.inference.backends import echo
+from services.inference.backends.remote import openai
+from services.inference.backends.remote.openai import OpenAIBackend
+from services.inference.jobs.embedding_job import EmbeddingJob
 from services.inference.upstreams import Dialect, Key, Upstream
 from shared import errors
 from shared.api.embedding import Embedded

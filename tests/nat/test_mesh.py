@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from services.inference import models
+from services.inference.models import model_discovery
 from tests import stopwatch
 from tests.nat import boxes
 from tests.nat.boxes import Box, Running
@@ -41,7 +41,7 @@ class Mesh:
 
     async def start_box(self, *arguments: str) -> Running:
         """The box's worker, in a terminal of its own."""
-        return await self.box.start("worker", *arguments, "--model", f"{MODEL}={models.packaged()}")
+        return await self.box.start("worker", *arguments, "--model", f"{MODEL}={model_discovery.packaged()}")
 
     async def used_node(self) -> dict[str, Any] | None:
         """The box as the house sees it, if its model is used."""

@@ -1,1 +1,1 @@
-"""The ways of running a model, one module each, behind the Protocol in `backend`."""
+"""The ways of running a model, one module each, behind the Protocol in `backend_interface`."""

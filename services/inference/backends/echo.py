@@ -8,15 +8,15 @@ import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from services.inference.backends.backend import Sink, Watcher
-from services.inference.backends.embedding import VectorSink
-from services.inference.backends.intake import Intake
-from services.inference.embedding_jobs import EmbeddingJob
 from services.inference.engine import sampling
-from services.inference.engine.output import Stops
-from services.inference.engine.pooling import Pooled, Pooling
+from services.inference.engine.embeddings.pooling import Pooled, Pooling
+from services.inference.engine.output_text import StopSequences
 from services.inference.engine.sampling import DEFAULT_MAX_TOKENS
-from services.inference.jobs import Job
+from services.inference.jobs.backend_interface import Sink, Watcher
+from services.inference.jobs.embedding_interface import VectorSink
+from services.inference.jobs.embedding_job import EmbeddingJob
+from services.inference.jobs.generation_job import GenerationJob
+from services.inference.jobs.queue_limits import QueueLimits
 from shared import errors
 from shared.api.embedding import Embedded, Vectors
 from shared.api.generation import Generation, Usage
@@ -43,7 +43,7 @@ class EchoBackend:
         self._token_seconds = token_seconds
         self._watcher = watcher
         self._slots = slots
-        self._intake = Intake(MODEL, slots, queue)
+        self._intake = QueueLimits(MODEL, slots, queue)
         self._places = asyncio.Semaphore(slots)
 
     def models(self) -> tuple[ModelStatus, ...]:
@@ -64,7 +64,7 @@ class EchoBackend:
     def expected_wait_seconds(self) -> float:
         return self._intake.expected_wait_seconds()
 
-    async def generate(self, job: Job, sink: Sink) -> Generation:
+    async def generate(self, job: GenerationJob, sink: Sink) -> Generation:
         self._intake.enter()
         self._watcher.changed()
         started = time.monotonic()
@@ -75,10 +75,10 @@ class EchoBackend:
             self._intake.leave(time.monotonic() - started)
             self._watcher.changed()
 
-    async def _echo(self, job: Job, sink: Sink) -> Generation:
+    async def _echo(self, job: GenerationJob, sink: Sink) -> Generation:
         prompt_tokens = sum(len(_WORDS.findall(message.content)) for message in job.messages)
         words = _WORDS.findall(job.messages[-1].content.strip())
-        stops = Stops(job.parameters.stop)
+        stops = StopSequences(job.parameters.stop)
         limit = job.parameters.max_tokens or DEFAULT_MAX_TOKENS
         said = _replay(job.delivered, words[:limit], stops)
         sink.accept(prompt_tokens)
@@ -123,7 +123,7 @@ def token_id(word: str) -> int:
     return zlib.crc32(word.encode("utf-8", "replace")) & sampling.MAX_TOKEN_ID
 
 
-def _replay(delivered: tuple[int, ...], words: list[str], stops: Stops) -> int:
+def _replay(delivered: tuple[int, ...], words: list[str], stops: StopSequences) -> int:
     """Hears what another echo has said already; returns how much that was. Raises BadRequest where that cannot be, or was all."""
     if delivered != tuple(token_id(word) for word in words[: len(delivered)]):
         raise errors.BadRequest("delivered: these tokens are none of this answer")

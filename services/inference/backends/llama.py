@@ -6,18 +6,21 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from services.inference import memory
-from services.inference.backends import figures, shaping, supervisor
-from services.inference.backends.backend import Sink, Watcher
-from services.inference.backends.embedding import VectorSink, WaitingSink
-from services.inference.backends.figures import Figures
-from services.inference.backends.residents import Engine, Resident, Residents, StartEngine
-from services.inference.catalogue import Catalogue
-from services.inference.digests import KnownDigests
-from services.inference.embedding_jobs import EmbeddingJob
-from services.inference.engine import gguf, wire
-from services.inference.grammar.checker import Checker
-from services.inference.jobs import Job
+from services.inference.backends import answer_grammar
+from services.inference.backends.model_cache import CachedModel, EngineInterface, ModelCache, StartEngine
+from services.inference.engine import engine_messages
+from services.inference.engine.gguf import gguf_header
+from services.inference.jobs import engine_speed
+from services.inference.jobs.backend_interface import Sink, Watcher
+from services.inference.jobs.embedding_interface import VectorSink, WaitingSink
+from services.inference.jobs.embedding_job import EmbeddingJob
+from services.inference.jobs.engine_speed import EngineSpeed
+from services.inference.jobs.generation_job import GenerationJob
+from services.inference.models import memory
+from services.inference.models.catalog import Catalog
+from services.inference.models.digests import KnownDigests
+from services.inference.structured_output.grammar_checker import Checker
+from services.inference.supervision import engine_supervisor
 from shared.api.embedding import Embedded
 from shared.api.generation import Generation
 from shared.api.inference import ModelStatus
@@ -33,7 +36,7 @@ Done = TypeVar("Done")
 class LlamaBackend:
     name = "llama"
 
-    def __init__(self, residents: Residents, checkers: Mapping[ModelName, Checker], watcher: Watcher) -> None:
+    def __init__(self, residents: ModelCache, checkers: Mapping[ModelName, Checker], watcher: Watcher) -> None:
         self._residents = residents
         self._checkers = checkers
         self._watcher = watcher
@@ -49,17 +52,17 @@ class LlamaBackend:
         replicas = self._residents.get(model).replicas
         return replicas[0].engine.pid if replicas else None
 
-    async def generate(self, job: Job, sink: Sink) -> Generation:
-        async def work(engine: Engine) -> Generation:
+    async def generate(self, job: GenerationJob, sink: Sink) -> Generation:
+        async def work(engine: EngineInterface) -> Generation:
             style = None if engine.loaded is None else engine.loaded.tool_style
-            return await engine.generate(await shaping.shaped(job, style, self._checkers[job.model]), sink)
+            return await engine.generate(await answer_grammar.shaped(job, style, self._checkers[job.model]), sink)
 
         return await self._run(job.model, sink, work)
 
     async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
         return await self._run(job.model, WaitingSink(sink), lambda engine: engine.embed(job, sink))
 
-    async def _run(self, model: ModelName, sink: Sink, work: Callable[[Engine], Awaitable[Done]]) -> Done:
+    async def _run(self, model: ModelName, sink: Sink, work: Callable[[EngineInterface], Awaitable[Done]]) -> Done:
         """Work of one job at one engine, in its turn. ``sink`` hears what it waits for."""
         intake = self._residents.get(model).intake
         intake.enter()
@@ -77,8 +80,8 @@ class LlamaBackend:
             intake.leave(seconds)
             self._watcher.changed()
 
-    def figures(self, model: ModelName) -> Figures:
-        return figures.together(replica.engine.figures() for replica in self._residents.get(model).replicas)
+    def figures(self, model: ModelName) -> EngineSpeed:
+        return engine_speed.together(replica.engine.figures() for replica in self._residents.get(model).replicas)
 
     async def load(self, model: ModelName, *, pin: bool | None = None) -> ModelStatus:
         """Load a model now; raises Unavailable where that cannot be. With ``pin`` it stays, or no longer has to."""
@@ -90,7 +93,7 @@ class LlamaBackend:
         await self._residents.unload(model)
         return self._status(self._residents.get(model))
 
-    def _status(self, resident: Resident) -> ModelStatus:
+    def _status(self, resident: CachedModel) -> ModelStatus:
         state, detail = self._residents.state(resident)
         return ModelStatus(
             model_id=resident.entry.name,
@@ -111,13 +114,13 @@ class LlamaBackend:
 
 @asynccontextmanager
 async def opened(
-    catalogue: Catalogue,
-    options: wire.Load,
+    catalogue: Catalog,
+    options: engine_messages.LoadCommand,
     queue: int,
     budget: memory.Budget,
     watcher: Watcher,
     *,
-    start: StartEngine = supervisor.Engine,
+    start: StartEngine = engine_supervisor.SupervisedEngine,
     digests_file: Path | None = None,
 ) -> AsyncIterator[LlamaBackend]:
     """Serve the models of ``catalogue`` within ``budget``; ``options`` is what no entry says. Ends all engines on leaving.
@@ -127,27 +130,29 @@ async def opened(
     for other in catalogue.elsewhere:
         log.info("model_elsewhere", model=other.name, service=other.service, path=other.path)
     async with AsyncExitStack() as opened_checkers:
-        checkers = {entry.name: await opened_checkers.enter_async_context(shaping.checker(entry.file)) for entry in catalogue.entries}
+        checkers = {
+            entry.name: await opened_checkers.enter_async_context(answer_grammar.checker(entry.file)) for entry in catalogue.entries
+        }
         known = KnownDigests(digests_file)
-        async with Residents(catalogue.entries, options, queue, budget, watcher, start=start, known=known).opened() as residents:
+        async with ModelCache(catalogue.entries, options, queue, budget, watcher, start=start, known=known).opened() as residents:
             yield LlamaBackend(residents, checkers, watcher)
 
 
-def _loaded(resident: Resident) -> wire.Loaded | None:
+def _loaded(resident: CachedModel) -> engine_messages.Loaded | None:
     return next((replica.engine.loaded for replica in resident.replicas if replica.engine.loaded is not None), None)
 
 
-def _only_embeds(resident: Resident) -> bool:
+def _only_embeds(resident: CachedModel) -> bool:
     """As loaded, or as its file says; False while that is not known."""
     loaded = _loaded(resident)
     if loaded is not None:
         return loaded.only_embeds
     look = resident.file.look
     # What keeps nothing of a text cannot go on with it.
-    return look is not None and look.header is not None and gguf.kv_bytes_per_token(look.header) == 0
+    return look is not None and look.header is not None and gguf_header.kv_bytes_per_token(look.header) == 0
 
 
-def _context_tokens(resident: Resident) -> int:
+def _context_tokens(resident: CachedModel) -> int:
     """As loaded, or as it will be; 0 while that is not known."""
     loaded = _loaded(resident)
     if loaded is not None:

@@ -42,7 +42,7 @@ _TERMINAL_INPUT = (0x5412, 0x541C)
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class CpuArchitecture:
     """A kind of processor and how Linux numbers the calls there."""
 
     #: AUDIT_ARCH of linux/audit.h.
@@ -63,7 +63,7 @@ _DENIED_EVERYWHERE = (424, 425, 426, 427, 428, 429, 430, 431, 432, 433, 438, 440
 #: userfaultfd, init_module, finit_module, delete_module, kexec_load); keys (add_key, request_key, keyctl); other views of the
 #: system (unshare, setns, mount, umount2, pivot_root, chroot, open_by_handle_at).
 MACHINES = {
-    "x86_64": Machine(
+    "x86_64": CpuArchitecture(
         audit=0xC000003E,
         seccomp=317,
         numbers={"socket": 41, "socketpair": 53, "kill": 62, "tgkill": 234, "clone": 56, "clone3": 435, "ioctl": 16},
@@ -73,7 +73,7 @@ MACHINES = {
             *(272, 308, 165, 166, 155, 161, 304, *_DENIED_EVERYWHERE),
         ),
     ),
-    "aarch64": Machine(
+    "aarch64": CpuArchitecture(
         audit=0xC00000B7,
         seccomp=277,
         numbers={"socket": 198, "socketpair": 199, "kill": 129, "tgkill": 131, "clone": 220, "clone3": 435, "ioctl": 29},
@@ -104,7 +104,7 @@ def confine(*, local_sockets: bool) -> None:
     _install(filter_program(machine, own_pid=os.getpid(), local_sockets=local_sockets), machine)
 
 
-def filter_program(machine: Machine, *, own_pid: int, local_sockets: bool) -> bytes:
+def filter_program(machine: CpuArchitecture, *, own_pid: int, local_sockets: bool) -> bytes:
     """The filter, for the machine that seccomp runs in the kernel."""
     steps = [
         _step(_LOAD, _MACHINE_AT),
@@ -167,7 +167,7 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("steps", ctypes.c_char_p))
 
 
-def _install(steps: bytes, machine: Machine) -> None:
+def _install(steps: bytes, machine: CpuArchitecture) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         raise NotConfined(f"PR_SET_NO_NEW_PRIVS: {os.strerror(ctypes.get_errno())}")

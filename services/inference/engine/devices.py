@@ -23,7 +23,7 @@ class Device(msgspec.Struct, frozen=True):
     free_bytes: int
 
 
-class Found(msgspec.Struct, frozen=True):
+class FoundDevices(msgspec.Struct, frozen=True):
     devices: tuple[Device, ...]
     #: Whether llama.cpp was built for any GPU.
     built_for_gpu: bool
@@ -31,7 +31,7 @@ class Found(msgspec.Struct, frozen=True):
     processor: str
 
 
-def find() -> Found:
+def find() -> FoundDevices:
     """Starts the drivers of GPUs; only for a process of its own."""
     import llama_cpp  # noqa: PLC0415 - loads the libraries, which nobody needs who only reads the types above
     import llama_cpp.llama_cpp as native  # noqa: PLC0415
@@ -50,7 +50,7 @@ def find() -> Found:
     all_devices = [registry.ggml_backend_dev_get(number) for number in range(registry.ggml_backend_dev_count())]
     gpus = tuple(_device(library, device) for device in all_devices if library.ggml_backend_dev_type(device) in _GPU_TYPES)
     processor = native.llama_print_system_info().decode("utf-8", "replace").strip(" |")
-    return Found(gpus, bool(native.llama_supports_gpu_offload()), processor)
+    return FoundDevices(gpus, bool(native.llama_supports_gpu_offload()), processor)
 
 
 def _device(library: ctypes.CDLL, device: int) -> Device:

@@ -30,7 +30,7 @@ _LEFT = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class SlotPlace:
     """Where a prompt goes, and how it gets what is computed of it already."""
 
     slot: int
@@ -101,7 +101,7 @@ class Slots:
             return False
         return max(self._find(wanted, salt).values()) <= enough
 
-    def place(self, wanted: HashedTokens, salt: str) -> Place | None:
+    def place(self, wanted: HashedTokens, salt: str) -> SlotPlace | None:
         """A slot for these tokens, which is busy from now on and holds what is kept of them; None when all are busy."""
         idle = [slot for slot in self._slots if not slot.busy]
         if not idle:
@@ -115,7 +115,7 @@ class Slots:
         self._take(target, salt, [])
         target.tokens, target.count = wanted, kept
         self._add_cells(target, kept)
-        return Place(target.number, kept, None if source is target else source.number)
+        return SlotPlace(target.number, kept, None if source is target else source.number)
 
     def extend(self, slot: int, count: int) -> None:
         """The next ``count`` of the tokens that were placed there have been computed."""
@@ -165,7 +165,7 @@ class Slots:
         self._found = wanted, salt, found
         return found
 
-    def _share(self, idle: list[_Slot], source: _Slot, found: dict[int, int], wanted: HashedTokens, salt: str) -> Place:
+    def _share(self, idle: list[_Slot], source: _Slot, found: dict[int, int], wanted: HashedTokens, salt: str) -> SlotPlace:
         """In one pool: any slot will do, and the one whose loss costs least is taken."""
         kept = found[source.number]
         if kept and not source.busy and _is_spent(source, found):
@@ -174,7 +174,7 @@ class Slots:
             target = self._least_missed([slot for slot in idle if slot is not source or not kept] or idle)
         self._take(target, salt, self._first_cells(source, kept))
         target.tokens, target.count = wanted, kept
-        return Place(target.number, kept, None if target is source or not kept else source.number)
+        return SlotPlace(target.number, kept, None if target is source or not kept else source.number)
 
     def _beside(self, idle: list[_Slot], best: _Slot, found: dict[int, int]) -> tuple[_Slot, _Slot]:
         """With cells of its own for every slot: where the prompt goes, and which slot has its beginning, which may be the same."""

@@ -12,17 +12,18 @@ from contextlib import contextmanager
 import jinja2
 import llama_cpp.llama_cpp as native
 
-from services.inference.engine import loading, prompt, tool_format
-from services.inference.engine.drawing import Chains, Drawer
-from services.inference.engine.embedding import Embedder
-from services.inference.engine.kv_slots import KvMode, Place
-from services.inference.engine.loading import LoadRefused, NativeLog, NativeModel
+from services.inference.engine import model_loading, prompt
+from services.inference.engine.embeddings.embedding_context import EmbeddingContext
+from services.inference.engine.engine_messages import LoadCommand, Loaded
+from services.inference.engine.kv_slots import KvMode, SlotPlace
+from services.inference.engine.model_loading import LoadRefused, NativeLog, NativeModel
 from services.inference.engine.sampling import Parameters
 from services.inference.engine.scheduler import Feed
-from services.inference.engine.sequence import Drawn
-from services.inference.engine.tool_format import SHAPES, ToolStyle
-from services.inference.engine.vocabulary import Vocabulary
-from services.inference.engine.wire import Load, Loaded
+from services.inference.engine.sequence import DrawnToken
+from services.inference.engine.token_sampler import Chains, Drawer
+from services.inference.engine.vocabulary import ModelVocabulary
+from services.inference.tool_calls import tool_format
+from services.inference.tool_calls.tool_format import SHAPES, ToolStyle
 from shared import errors
 from shared.api.generation import ChatMessage, Tool
 
@@ -30,7 +31,7 @@ from shared.api.generation import ChatMessage, Tool
 class LlamaModel:
     """A loaded model with room for ``slots`` sequences. Made by ``opened``, which also frees it."""
 
-    def __init__(self, loaded: NativeModel, load: Load, log: NativeLog) -> None:
+    def __init__(self, loaded: NativeModel, load: LoadCommand, log: NativeLog) -> None:
         model, context = loaded.model, loaded.context
         self._lowered = loaded.lowered
         self._model = model
@@ -47,7 +48,7 @@ class LlamaModel:
         self.can_reuse = not (native.llama_model_is_recurrent(model) or native.llama_model_is_hybrid(model))
         self._batch = _Batch(int(native.llama_n_batch(context)))
         self._drawers: dict[tuple[int, int], Drawer] = {}
-        self._vocabulary = Vocabulary(self._vocab)
+        self._vocabulary = ModelVocabulary(self._vocab)
         self.longest_token_bytes = self._vocabulary.longest_token_bytes
         self._chains = Chains(self._vocabulary)
         self._template = self._chat_template()
@@ -58,7 +59,7 @@ class LlamaModel:
         self.decode_seconds = 0.0
         # A text is as long as a slot is, not as the pool of all.
         longest = loaded.slot_tokens
-        self.embedder = Embedder(model, context_tokens=longest, step_tokens=self.step_tokens, threads=load.threads, why=log.why)
+        self.embedder = EmbeddingContext(model, context_tokens=longest, step_tokens=self.step_tokens, threads=load.threads, why=log.why)
 
     def describe(self) -> Loaded:
         text = ctypes.create_string_buffer(256)
@@ -110,7 +111,7 @@ class LlamaModel:
         if (drawer := self._drawers.pop(sequence, None)) is not None:
             drawer.free()
 
-    def settle(self, place: Place) -> bool:
+    def settle(self, place: SlotPlace) -> bool:
         """Have a slot hold what the place says and nothing else. False if this model's memory cannot: the slot is empty then."""
         if place.source is not None:
             # Between two streams only whole slots can be copied; in one pool the cells are shared.
@@ -126,7 +127,7 @@ class LlamaModel:
     def clear(self, slot: int) -> None:
         native.llama_memory_seq_rm(self._memory, slot, -1, -1)
 
-    def run(self, feeds: Sequence[Feed]) -> list[Drawn | None]:
+    def run(self, feeds: Sequence[Feed]) -> list[DrawnToken | None]:
         """Compute one batch; for each feed the token drawn behind it, if it asks for one. Raises ModelCrashed: what is in the
         model's memory after a failed decode is unknown, so the process has to start anew."""
         rows = self._batch.fill(feeds)
@@ -146,7 +147,7 @@ class LlamaModel:
         self.embedder.free()
         self._batch.free()
 
-    def _draw(self, feed: Feed, row: int) -> Drawn:
+    def _draw(self, feed: Feed, row: int) -> DrawnToken:
         drawer = self._drawers[feed.sequence.id, feed.sequence.answer]
         return drawer.draw(self._context, row, feed.start + len(feed.tokens))
 
@@ -202,14 +203,14 @@ class _Batch:
 
 
 @contextmanager
-def opened(load: Load, progressed: Callable[[float], None]) -> Iterator[LlamaModel]:
+def opened(load: LoadCommand, progressed: Callable[[float], None]) -> Iterator[LlamaModel]:
     """Load a model and make its context; raises LoadRefused."""
     log = NativeLog()
     callback = native.llama_log_callback(log.take)
     native.llama_log_set(callback, ctypes.c_void_p(0))
     native.llama_backend_init()
     try:
-        with loading.loaded(load, log, progressed) as native_model:
+        with model_loading.loaded(load, log, progressed) as native_model:
             opened_model = LlamaModel(native_model, load, log)
             try:
                 yield opened_model

@@ -22,8 +22,9 @@ from types import FrameType
 
 import jinja2
 
-from services.inference.engine import chat_rows, template_sandbox
-from services.inference.engine.chat_rows import PROBE_TOOL, Habits
+from services.inference.engine import template_sandbox
+from services.inference.tool_calls import chat_rows
+from services.inference.tool_calls.chat_rows import PROBE_TOOL, Habits
 from shared import errors
 from shared.api.generation import ChatMessage, Tool, ToolCall
 

@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from services.inference.engine.kv_slots import Place, Slots
-from services.inference.engine.pace import LEAST_TOKENS, Pace
+from services.inference.engine.kv_slots import SlotPlace, Slots
+from services.inference.engine.prefill_budget import LEAST_TOKENS, PrefillBudget
 from services.inference.engine.sequence import Sequence
 
 #: Sequences that get a slot in one step. Finding what slots hold of a prompt costs up to half a millisecond, and to copy that much more.
@@ -32,7 +32,7 @@ class Feed:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class StepPlan:
     """The next step: what is computed in one batch. Empty when nothing runs."""
 
     feeds: tuple[Feed, ...]
@@ -51,7 +51,7 @@ class _Ahead:
 
 
 @dataclass(slots=True)
-class _Reader:
+class _PromptReader:
     """A sequence that reads, while one step is planned."""
 
     slot: int
@@ -68,7 +68,7 @@ class _Reader:
 class Scheduler:
     """Owns who runs where and who waits; `kv_slots` says what the slots hold."""
 
-    def __init__(self, slots: Slots, pace: Pace) -> None:
+    def __init__(self, slots: Slots, pace: PrefillBudget) -> None:
         self._slots = slots
         self._pace = pace
         self._waiting: deque[Sequence] = deque()
@@ -93,7 +93,7 @@ class Scheduler:
         sequence.hashed.hash_blocks()
         self._waiting.append(sequence)
 
-    def admit(self) -> Iterator[Place]:
+    def admit(self) -> Iterator[SlotPlace]:
         """Put waiting sequences into free slots. The caller has the model's memory follow, each time before it asks for the next: what
         one slot was found not to hold, the next one must not count on."""
         admitted = 0
@@ -113,7 +113,7 @@ class Scheduler:
             self._running[place.slot] = sequence
             yield place
 
-    def plan(self) -> Plan | None:
+    def plan(self) -> StepPlan | None:
         """The next step, which the caller computes and reports with ``fed``; None if nobody can go on before somebody is preempted."""
         answers = [_feed(slot, sequence, sequence.fed + 1) for slot, sequence in self._running.items() if not sequence.reading]
         budget = self._pace.budget(len(answers), len(self._running) - len(answers))
@@ -123,9 +123,9 @@ class Scheduler:
             return None
         # In the exact layout llama.cpp computes together what lies in neighbouring slots and comes in their order.
         feeds = sorted((*answers, *reads), key=lambda feed: feed.slot)
-        return Plan(tuple(feeds), len(answers), sum(len(feed.tokens) for feed in reads))
+        return StepPlan(tuple(feeds), len(answers), sum(len(feed.tokens) for feed in reads))
 
-    def fed(self, plan: Plan, seconds: float) -> None:
+    def fed(self, plan: StepPlan, seconds: float) -> None:
         """The step has been computed."""
         self._charge(plan)
         for feed in plan.feeds:
@@ -155,7 +155,7 @@ class Scheduler:
             self.finish(slot)
         return waiting + [sequence for _, sequence in running]
 
-    def make_room(self, plan: Plan) -> list[int]:
+    def make_room(self, plan: StepPlan) -> list[int]:
         """Have the cells free that the plan needs, at the cost of what idle slots hold; says which are to be cleared."""
         cleared = []
         while self._slots.free_cells < plan.answering + plan.read and (slot := self._slots.evict()) is not None:
@@ -170,7 +170,7 @@ class Scheduler:
         self._waiting.appendleft(sequence)
         return slot
 
-    def _charge(self, plan: Plan) -> None:
+    def _charge(self, plan: StepPlan) -> None:
         """Note by how much each reader has been overtaken."""
         read = {feed.slot: len(feed.tokens) for feed in plan.feeds if feed.sequence.reading}
         after = sum(read.values())
@@ -209,7 +209,7 @@ class Scheduler:
 
     def _reads(self, budget: int) -> Iterator[Feed]:
         """The shortest first, as far as those that came before them can still be overtaken."""
-        readers = [_Reader(slot, sequence) for slot, sequence in self._running.items() if sequence.reading]
+        readers = [_PromptReader(slot, sequence) for slot, sequence in self._running.items() if sequence.reading]
         # The last tokens may be fewer: with all the memory to itself, a sequence must get to its end.
         while (at := _next_reader(readers, budget)) is not None and budget >= min(LEAST_TOKENS, readers[at].unread):
             reader = readers.pop(at)
@@ -220,7 +220,7 @@ class Scheduler:
             yield _feed(reader.slot, reader.sequence, reader.sequence.fed + count)
 
 
-def _next_reader(readers: list[_Reader], budget: int) -> int | None:
+def _next_reader(readers: list[_PromptReader], budget: int) -> int | None:
     """The place of the shortest one that none of those before it has to go ahead of; None where there is nothing to read or no budget."""
     best, spare = None, math.inf
     for at, reader in enumerate(readers if budget > 0 else ()):

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, field
 
-from services.inference.engine import output
+from services.inference.engine import output_text
 from services.inference.engine.hashed_tokens import HashedTokens
 from services.inference.engine.sampling import DEFAULT_MAX_TOKENS, Parameters
-from services.inference.engine.tool_calls import ToolCallParser
+from services.inference.tool_calls.tool_call_parser import ToolCallParser
 from shared import errors
 from shared.api.generation import ToolCall
 from shared.api.inference import TokenLogprob
@@ -16,7 +16,7 @@ OVERTAKEN = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class DrawnToken:
     """A sequence's next token, as the model gave it."""
 
     token: int
@@ -25,7 +25,7 @@ class Drawn:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class TakenToken:
     """What became of one sampled token."""
 
     #: Empty for the model's own end token, which is no part of the answer.
@@ -48,7 +48,7 @@ class Sequence:
     #: The most tokens of an answer, those that another worker delivered included.
     limit: int
     parameters: Parameters
-    output: output.Output
+    output: output_text.Output
     salt: str = ""
     #: So many tokens were there when it got its slot, and may be computed many at a time.
     bulk: int = 0
@@ -85,19 +85,19 @@ class Sequence:
         if piece is None or self.output.push(piece).stopped or len(self.tokens) - self.prompt_tokens >= self.limit:
             raise errors.BadRequest("delivered: the answer is over with these tokens", hint="nothing is left to generate")
 
-    def take(self, token: int, piece: bytes | None) -> Taken:
+    def take(self, token: int, piece: bytes | None) -> TakenToken:
         """The model's next token, with its bytes, or with None when it is an end token."""
         if piece is None:
             rest = self.output.finish()
-            return Taken((), rest.text, FinishReason.STOP, rest.calls)
+            return TakenToken((), rest.text, FinishReason.STOP, rest.calls)
         self.tokens.append(token)
         shown = self.output.push(piece)
         if shown.stopped:
-            return Taken((token,), shown.text, FinishReason.STOP, shown.calls)
+            return TakenToken((token,), shown.text, FinishReason.STOP, shown.calls)
         if len(self.tokens) - self.prompt_tokens >= self.limit:
             rest = self.output.finish()
-            return Taken((token,), shown.text + rest.text, FinishReason.LENGTH, shown.calls + rest.calls)
-        return Taken((token,), shown.text, calls=shown.calls)
+            return TakenToken((token,), shown.text + rest.text, FinishReason.LENGTH, shown.calls + rest.calls)
+        return TakenToken((token,), shown.text, calls=shown.calls)
 
     def begin(self, kept: int) -> None:
         """It has a slot that holds its first ``kept`` tokens."""
@@ -120,7 +120,7 @@ def start(
     """A sequence that fits the context; raises BadRequest when not even one token fits behind the prompt."""
     room = check_fits(len(prompt.tokens), context_tokens)
     limit = min(parameters.max_tokens or DEFAULT_MAX_TOKENS, room)
-    shown = output.Output(output.Stops(parameters.stop), calls)
+    shown = output_text.Output(output_text.StopSequences(parameters.stop), calls)
     return Sequence(identity, answer, prompt.copy(), len(prompt.tokens), limit, parameters, shown, salt)
 
 

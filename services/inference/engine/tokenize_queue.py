@@ -11,14 +11,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
-from services.inference.engine.wire import Accepted, Refused
+from services.inference.engine.engine_messages import GenerationAccepted, GenerationRefused
 from shared import errors
 
 #: Of all texts that wait. Workers bound their own queues; this bounds the memory if they don't.
 MAX_WAITING_BYTES = 64 * 1024 * 1024
 
 #: Runs in the loop's thread when a text's tokens are there.
-Continue = Callable[[], Accepted | Refused]
+Continue = Callable[[], GenerationAccepted | GenerationRefused]
 Tokens = TypeVar("Tokens")
 
 
@@ -57,7 +57,9 @@ class TokenizeQueue:
         """Readable when ``results`` has something to return."""
         return self._wake_reader
 
-    def submit(self, identity: int, size: int, tokenize: Callable[[], Tokens], then: Callable[[Tokens], Accepted | Refused]) -> None:
+    def submit(
+        self, identity: int, size: int, tokenize: Callable[[], Tokens], then: Callable[[Tokens], GenerationAccepted | GenerationRefused]
+    ) -> None:
         """Tokenize a command's text of ``size`` bytes; ``then`` runs in ``results``. Raises Overloaded when too much waits."""
 
         def work() -> Continue:
@@ -82,7 +84,7 @@ class TokenizeQueue:
                 self._current = None
             self._tokenized.pop(identity, None)
 
-    def results(self) -> Iterator[Accepted | Refused]:
+    def results(self) -> Iterator[GenerationAccepted | GenerationRefused]:
         """Continue the commands whose tokens are there. Raises Internal when the main thread has stopped tokenizing."""
         with self._changed:
             if self._closed:
@@ -100,7 +102,7 @@ class TokenizeQueue:
             try:
                 proceed = text.tokenize()
             except (errors.BadRequest, errors.Unavailable) as error:
-                proceed = _returning(Refused(identity, error.to_problem()))
+                proceed = _returning(GenerationRefused(identity, error.to_problem()))
             self._finish(identity, proceed)
 
     def close(self) -> None:
@@ -136,5 +138,5 @@ class TokenizeQueue:
             os.write(self._wake_writer, b"!")
 
 
-def _returning(refused: Refused) -> Continue:
+def _returning(refused: GenerationRefused) -> Continue:
     return lambda: refused

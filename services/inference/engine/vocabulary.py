@@ -18,7 +18,7 @@ _PIECE_BYTES = 64
 _PIECES_KEPT = 65_536
 
 
-class Vocabulary:
+class ModelVocabulary:
     """Valid as long as its model."""
 
     def __init__(self, vocab: native.llama_vocab_p) -> None:

@@ -4,13 +4,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
-from services.inference.jobs import Job
+from services.inference.jobs.generation_job import GenerationJob
 from shared.api.generation import ChatMessage, Sampling
 from shared.telemetry import logs
 from tests.services.inference import standins
 
 
-def job(prompt: str | tuple[ChatMessage, ...] = "hi", *, model: str, max_tokens: int = 100, **sampling: object) -> Job:
+def job(prompt: str | tuple[ChatMessage, ...] = "hi", *, model: str, max_tokens: int = 100, **sampling: object) -> GenerationJob:
     plain = standins.job(prompt, model=model, max_tokens=max_tokens)
     return replace(plain, asked=Sampling(max_tokens=max_tokens, **sampling))  # type: ignore[arg-type]
 

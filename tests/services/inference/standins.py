@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from services.inference import jobs
+from services.inference.jobs import generation_job
 from shared import telemetry
 from shared.api import inference
 from shared.api.gateway import Check
@@ -105,6 +105,6 @@ class Node:
         self.offers.append(Offer(models, load, not_ready))
 
 
-def job(prompt: str | tuple[ChatMessage, ...] = "hello", *, model: str = "smollm2", **sampling: object) -> jobs.Job:
+def job(prompt: str | tuple[ChatMessage, ...] = "hello", *, model: str = "smollm2", **sampling: object) -> generation_job.GenerationJob:
     asked = Sampling(**sampling)  # type: ignore[arg-type]
-    return jobs.check(ModelName(model), prompt, asked, context_tokens=2048, draw_seed=lambda: 1)
+    return generation_job.check(ModelName(model), prompt, asked, context_tokens=2048, draw_seed=lambda: 1)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from services.inference.infer_http import InferDoor, Message
+from services.inference.infer_http import InferHttp, Message
 from services.inference.service import InferenceService
 from services.inference.settings import InferenceSettings
 from shared.node.lifecycle import background
@@ -60,7 +60,7 @@ class Exchange:
 
 
 @pytest.fixture
-async def door() -> AsyncIterator[InferDoor]:
+async def door() -> AsyncIterator[InferHttp]:
     settings = InferenceSettings(node_key_file=Path("/nowhere/worker.nk"), backend="echo", service_token=TOKEN)
     node = Node()
     async with background() as node.tasks, InferenceService.open(settings, node) as service:
@@ -72,13 +72,13 @@ def scope(**changes: Any) -> dict[str, Any]:
     return {"type": "http", "path": "/infer", "method": "POST", "client": ("127.0.0.1", 5), "headers": headers, **changes}
 
 
-async def ask(door: InferDoor, body: bytes | dict[str, Any] = HELLO, **changes: Any) -> Exchange:
+async def ask(door: InferHttp, body: bytes | dict[str, Any] = HELLO, **changes: Any) -> Exchange:
     exchange = Exchange(body if isinstance(body, bytes) else json.dumps(body).encode())
     await door(scope(**changes), exchange.receive, exchange.send)
     return exchange
 
 
-async def test_a_prompt_is_answered(door: InferDoor) -> None:
+async def test_a_prompt_is_answered(door: InferHttp) -> None:
     answer = await ask(door)
     assert answer.status == 200
     assert json.loads(answer.body) == {
@@ -88,13 +88,13 @@ async def test_a_prompt_is_answered(door: InferDoor) -> None:
     }
 
 
-async def test_a_chat_with_all_parameters_is_answered(door: InferDoor) -> None:
+async def test_a_chat_with_all_parameters_is_answered(door: InferHttp) -> None:
     chat = {"model": "echo", "messages": [{"role": "user", "content": "a b c"}], "max_tokens": 2, "temperature": 0}
     answer = await ask(door, {**chat, "top_p": 1, "top_k": 5, "stop": "x", "seed": 1})
     assert json.loads(answer.body)["finish_reason"] == "length"
 
 
-async def test_a_stream_comes_in_pieces_and_ends_with_the_usage(door: InferDoor) -> None:
+async def test_a_stream_comes_in_pieces_and_ends_with_the_usage(door: InferHttp) -> None:
     answer = await ask(door, {**HELLO, "stream": True})
     assert answer.headers[b"content-type"].startswith(b"text/event-stream")
     assert [event["text"] for event in answer.events] == ["hello", " you", ""]
@@ -120,7 +120,7 @@ async def test_a_stream_comes_in_pieces_and_ends_with_the_usage(door: InferDoor)
         ),
     ],
 )
-async def test_who_is_not_let_in(door: InferDoor, changes: dict[str, Any], status: int, code: str) -> None:
+async def test_who_is_not_let_in(door: InferHttp, changes: dict[str, Any], status: int, code: str) -> None:
     answer = await ask(door, **changes)
     assert (answer.status, answer.error["code"]) == (status, code)
 
@@ -145,7 +145,7 @@ async def test_who_is_not_let_in(door: InferDoor, changes: dict[str, Any], statu
         pytest.param(b"x" * (1024 * 1024 + 1), 413, "1048576", id="too large"),
     ],
 )
-async def test_bad_input_is_an_error_object_of_openai(door: InferDoor, body: bytes | dict[str, Any], status: int, words: str) -> None:
+async def test_bad_input_is_an_error_object_of_openai(door: InferHttp, body: bytes | dict[str, Any], status: int, words: str) -> None:
     answer = await ask(door, body)
     assert answer.status == status
     assert set(answer.error) == {"message", "type", "code", "param"}
@@ -153,7 +153,7 @@ async def test_bad_input_is_an_error_object_of_openai(door: InferDoor, body: byt
     assert words in answer.error["message"]
 
 
-async def test_a_stream_that_cannot_begin_has_the_status_of_its_error(door: InferDoor) -> None:
+async def test_a_stream_that_cannot_begin_has_the_status_of_its_error(door: InferHttp) -> None:
     answer = await ask(door, {**HELLO, "model": "gpt", "stream": True})
     assert (answer.status, answer.error["code"]) == (404, "unknown_model")
 

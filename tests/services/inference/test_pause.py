@@ -3,20 +3,20 @@
 import asyncio
 from pathlib import Path
 
-from services.inference.pause import Pause
+from services.inference.pause import WorkerPause
 from tests.services.inference.standins import until
 
 
 def test_a_pause_outlives_a_restart(tmp_path: Path) -> None:
     (tmp_path / "paused").touch()
-    assert Pause(tmp_path / "paused").is_on
-    assert not Pause(tmp_path / "none").is_on
-    assert not Pause(None).is_on
+    assert WorkerPause(tmp_path / "paused").is_on
+    assert not WorkerPause(tmp_path / "none").is_on
+    assert not WorkerPause(None).is_on
 
 
 async def test_beginning_and_end_are_told_once_each(tmp_path: Path) -> None:
     file = tmp_path / "paused"
-    pause = Pause(file)
+    pause = WorkerPause(file)
     seen: list[bool] = []
     watching = asyncio.create_task(pause.watch(lambda: seen.append(pause.is_on), 0.001))
     file.touch()
@@ -28,4 +28,4 @@ async def test_beginning_and_end_are_told_once_each(tmp_path: Path) -> None:
 
 
 async def test_without_a_file_there_is_nothing_to_watch() -> None:
-    await Pause(None).watch(lambda: None)
+    await WorkerPause(None).watch(lambda: None)

@@ -12,7 +12,7 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from services.inference.receipts import Receipts
+from services.inference.receipts import ReceiptKeeper
 from shared import errors
 from shared.api import inference
 from shared.api.generation import Generation, Usage
@@ -28,7 +28,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 STOP = Generation(FinishReason.STOP, Usage(7, 2))
 
 
-def read(receipts: Receipts, request_id: RequestId) -> Receipt | None:
+def read(receipts: ReceiptKeeper, request_id: RequestId) -> Receipt | None:
     """With its signature checked."""
     found = receipts.read((request_id,))
     for signed in found:
@@ -36,7 +36,7 @@ def read(receipts: Receipts, request_id: RequestId) -> Receipt | None:
     return msgspec.msgpack.decode(found[0].text, type=Receipt) if found else None
 
 
-async def work(receipts: Receipts, *, tokens: int = 2, delivered: int = 0, request_id: RequestId | None = None) -> RequestId:
+async def work(receipts: ReceiptKeeper, *, tokens: int = 2, delivered: int = 0, request_id: RequestId | None = None) -> RequestId:
     """One answer, whole."""
     request_id = request_id or new_request_id()
     with receipts.of(request_id, delivered) as running:
@@ -49,8 +49,8 @@ async def work(receipts: Receipts, *, tokens: int = 2, delivered: int = 0, reque
 
 
 @asynccontextmanager
-async def opened(file: Path, now: datetime = NOW, **more: int) -> AsyncIterator[Receipts]:
-    receipts = Receipts(file, KEY, lambda: now, **more)
+async def opened(file: Path, now: datetime = NOW, **more: int) -> AsyncIterator[ReceiptKeeper]:
+    receipts = ReceiptKeeper(file, KEY, lambda: now, **more)
     async with background() as tasks:
         running = tasks.create_task(receipts.run())
         await asyncio.sleep(0)
@@ -59,14 +59,14 @@ async def opened(file: Path, now: datetime = NOW, **more: int) -> AsyncIterator[
 
 
 async def test_an_ended_request_has_a_receipt_that_the_worker_signed() -> None:
-    receipts = Receipts(None, KEY, lambda: NOW, lambda: 0.0)
+    receipts = ReceiptKeeper(None, KEY, lambda: NOW, lambda: 0.0)
     request_id = await work(receipts, tokens=2, delivered=3)
     assert read(receipts, request_id) == Receipt(request_id, 7, 3, 2, "stop", NOW)
     assert receipts.read((new_request_id(),)) == ()
 
 
 async def test_only_tokens_of_items_with_credit_are_credited() -> None:
-    receipts, request_id, granted = Receipts(None, KEY, lambda: NOW, lambda: 0.0), new_request_id(), [0]
+    receipts, request_id, granted = ReceiptKeeper(None, KEY, lambda: NOW, lambda: 0.0), new_request_id(), [0]
     with receipts.of(request_id, 0, lambda: granted[-1]) as running:
         sink = running.metered(Reader())
         await sink.send(Chunk("", (), waiting="loading"))
@@ -86,14 +86,14 @@ async def test_only_tokens_of_items_with_credit_are_credited() -> None:
 
 async def test_it_says_how_long_the_request_took() -> None:
     ticks = iter((10.0, 12.5))
-    receipts = Receipts(None, KEY, lambda: NOW, lambda: next(ticks))
+    receipts = ReceiptKeeper(None, KEY, lambda: NOW, lambda: next(ticks))
     found = read(receipts, await work(receipts))
     assert found is not None
     assert found.seconds == 2.5
 
 
 async def test_a_request_that_runs_is_told_as_running_with_what_was_sent() -> None:
-    receipts, request_id = Receipts(None, KEY, clock=lambda: 0.0), new_request_id()
+    receipts, request_id = ReceiptKeeper(None, KEY, clock=lambda: 0.0), new_request_id()
     with receipts.of(request_id, 0) as running:
         sink = running.metered(Reader())
         sink.accept(7)
@@ -103,7 +103,7 @@ async def test_a_request_that_runs_is_told_as_running_with_what_was_sent() -> No
 
 @pytest.mark.parametrize(("error", "ended"), [(errors.ModelCrashed("x"), "model_crashed"), (asyncio.CancelledError(), "cancelled")])
 async def test_a_request_that_was_abandoned_has_one_too(error: BaseException, ended: str) -> None:
-    receipts, request_id = Receipts(None, KEY, lambda: NOW, lambda: 0.0), new_request_id()
+    receipts, request_id = ReceiptKeeper(None, KEY, lambda: NOW, lambda: 0.0), new_request_id()
     with pytest.raises(type(error)), receipts.of(request_id, 0) as running:
         sink = running.metered(Reader())
         sink.accept(7)
@@ -113,7 +113,7 @@ async def test_a_request_that_was_abandoned_has_one_too(error: BaseException, en
 
 
 async def test_a_refusal_does_not_hide_what_was_done_before() -> None:
-    receipts = Receipts(None, KEY, lambda: NOW, lambda: 0.0)
+    receipts = ReceiptKeeper(None, KEY, lambda: NOW, lambda: 0.0)
     request_id = await work(receipts)
     with pytest.raises(errors.Overloaded), receipts.of(request_id, 2):
         raise errors.Overloaded("full")
@@ -123,7 +123,7 @@ async def test_a_refusal_does_not_hide_what_was_done_before() -> None:
 
 
 async def test_a_backend_without_token_ids_counts_itself() -> None:
-    receipts, request_id = Receipts(None, KEY, lambda: NOW, lambda: 0.0), new_request_id()
+    receipts, request_id = ReceiptKeeper(None, KEY, lambda: NOW, lambda: 0.0), new_request_id()
     with receipts.of(request_id, 0) as running:
         await running.metered(Reader()).send(Chunk("abc", ()))
         running.finished(STOP)
@@ -166,12 +166,12 @@ async def test_a_torn_end_costs_only_what_is_torn(tmp_path: Path) -> None:
     whole = file.read_bytes()
     for cut in range(len(whole) * 2 // 3 + 1, len(whole)):
         file.write_bytes(whole[:cut])
-        receipts = Receipts(file, KEY, lambda: NOW)
+        receipts = ReceiptKeeper(file, KEY, lambda: NOW)
         receipts._recall(receipts._load())
         assert [read(receipts, request_id) is not None for request_id in ids] == [True, True, False]
     # Well-formed, and not what was written.
     file.write_bytes(whole.replace(b"stop", b"stoq", 1))
-    receipts = Receipts(file, KEY, lambda: NOW)
+    receipts = ReceiptKeeper(file, KEY, lambda: NOW)
     assert receipts._load() == []
 
 
@@ -184,7 +184,7 @@ async def test_where_nothing_can_be_written_they_are_kept_in_memory(tmp_path: Pa
 _ENDLESS = """
 import asyncio, sys
 from pathlib import Path
-from services.inference.receipts import Receipts
+from services.inference.receipts import ReceiptKeeper
 from shared.identity.node_keys import node_keys as identity
 from tests.services.inference.test_receipts import work
 
@@ -206,7 +206,7 @@ async def test_kill_9_loses_at_most_the_last_moment(tmp_path: Path) -> None:
         told = [process.stdout.readline().strip() for _ in range(100)]
         os.kill(process.pid, signal.SIGKILL)
         told += process.stdout.read().split()
-    receipts = Receipts(file, KEY)
+    receipts = ReceiptKeeper(file, KEY)
     receipts._recall(receipts._load())
     kept = [read(receipts, RequestId(UUID(one))) is not None for one in told]
     assert kept == sorted(kept, reverse=True), "one in the middle is missing"

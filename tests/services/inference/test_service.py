@@ -8,11 +8,11 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from services.inference.backends.backend import Sink
-from services.inference.jobs import Job
-from services.inference.models import packaged
-from services.inference.pause import Pause
-from services.inference.service import Board, InferenceService
+from services.inference.jobs.backend_interface import Sink
+from services.inference.jobs.generation_job import GenerationJob
+from services.inference.models.model_discovery import packaged
+from services.inference.pause import WorkerPause
+from services.inference.service import AnnouncementBoard, InferenceService
 from services.inference.settings import InferenceSettings
 from shared import errors
 from shared.api import inference, worker_status
@@ -142,7 +142,7 @@ class Standing:
     def expected_wait_seconds(self) -> float:
         return 0.0
 
-    async def generate(self, job: Job, sink: Sink) -> Generation:
+    async def generate(self, job: GenerationJob, sink: Sink) -> Generation:
         raise NotImplementedError
 
 
@@ -164,11 +164,11 @@ DAMAGED, LOADING = ("bad", ModelState.FAILED, "bad.gguf is no usable model"), ("
 )
 async def test_readyz_and_the_announcement_follow_one_rule(models: tuple[tuple[str, ModelState, str], ...], not_ready: str) -> None:
     node, backend = Node(), Standing(*models)
-    board = Board(node, Pause(None))
+    board = AnnouncementBoard(node, WorkerPause(None))
     board.backend = backend
     board.changed()
     assert node.offers[-1].not_ready == not_ready
-    service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), node, backend, Pause(None))
+    service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), node, backend, WorkerPause(None))
     checks = await service.checks()
     # As shared.node.member decides it.
     assert all(check.ok or not check.needed for check in checks) == (not not_ready)
@@ -209,7 +209,7 @@ class Elsewhere:
     def expected_wait_seconds(self) -> float:
         return 0.0
 
-    async def generate(self, job: Job, sink: Sink) -> Generation:
+    async def generate(self, job: GenerationJob, sink: Sink) -> Generation:
         self.asked += 1
         for text in ("", "one two", " three"):
             await sink.send(inference.Chunk(text, ()))
@@ -219,7 +219,7 @@ class Elsewhere:
 
 
 async def test_answers_without_token_ids_count_as_much_as_their_server_says(node: Node) -> None:
-    service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), node, Elsewhere(7), Pause(None))
+    service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), node, Elsewhere(7), WorkerPause(None))
     with asked.logged() as logged:
         await run(service, request("hi", model=ModelName("gpt")))
     assert 'ai_platform_tokens_total{model="gpt",type="output"} 7.0' in node.metrics.render()
@@ -227,7 +227,7 @@ async def test_answers_without_token_ids_count_as_much_as_their_server_says(node
 
 
 async def test_an_answer_without_token_ids_that_was_cut_off_counts_its_pieces(node: Node) -> None:
-    service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), node, Elsewhere(None), Pause(None))
+    service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), node, Elsewhere(None), WorkerPause(None))
     with pytest.raises(errors.Unavailable):
         await run(service, request("hi", model=ModelName("gpt")))
     assert 'ai_platform_tokens_total{model="gpt",type="output"} 2.0' in node.metrics.render()
@@ -235,10 +235,10 @@ async def test_an_answer_without_token_ids_that_was_cut_off_counts_its_pieces(no
 
 async def test_a_model_that_only_embeds_says_so_and_is_given_no_prompts() -> None:
     backend = Elsewhere(7, only_embeds=True)
-    service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), Node(), backend, Pause(None))
+    service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), Node(), backend, WorkerPause(None))
     assert (await service.get_model_status(inference.GetModelStatus(ModelName("gpt")), CALL)).only_embeds
     node = Node()
-    board = Board(node, Pause(None))
+    board = AnnouncementBoard(node, WorkerPause(None))
     board.backend = backend
     board.changed()
     assert [offer.only_embeds for offer in node.offers[-1].models] == [True]
@@ -267,13 +267,13 @@ class Restarting:
     def expected_wait_seconds(self) -> float:
         return 0.0
 
-    async def generate(self, job: Job, sink: Sink) -> Generation:
+    async def generate(self, job: GenerationJob, sink: Sink) -> Generation:
         raise NotImplementedError
 
 
 def test_a_worker_whose_engine_restarts_still_has_its_model_so_that_callers_get_a_503_and_no_404() -> None:
     node = Node()
-    board = Board(node, Pause(None))
+    board = AnnouncementBoard(node, WorkerPause(None))
     board.backend = Restarting()
     board.changed()
     (offer,) = node.offers
@@ -297,7 +297,7 @@ class OnDisk:
     def expected_wait_seconds(self) -> float:
         return 0.0
 
-    async def generate(self, job: Job, sink: Sink) -> Generation:
+    async def generate(self, job: GenerationJob, sink: Sink) -> Generation:
         self.asked.append(f"generate {job.model}")
         return Generation(FinishReason.STOP, Usage(1, 0))
 
@@ -312,7 +312,7 @@ class OnDisk:
 
 def test_a_worker_whose_models_are_on_disk_is_ready_and_offers_them_under_all_their_names() -> None:
     node = Node()
-    board = Board(node, Pause(None))
+    board = AnnouncementBoard(node, WorkerPause(None))
     board.backend = OnDisk()
     board.changed()
     (offer,) = node.offers
@@ -323,7 +323,7 @@ def test_a_worker_whose_models_are_on_disk_is_ready_and_offers_them_under_all_th
 
 async def test_a_model_is_meant_by_its_aliases_too() -> None:
     backend = OnDisk()
-    service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), Node(), backend, Pause(None))
+    service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), Node(), backend, WorkerPause(None))
     assert [(check.name, check.ok) for check in await service.checks()] == [("model qwen", True)]
     await run(service, request("hi", model=ModelName("q")))
     await service.load_model(inference.LoadModel(ModelName("q"), pin=True), CALL)

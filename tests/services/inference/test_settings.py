@@ -1,6 +1,6 @@
 import pytest
 
-from services.inference.catalogue import Defaults
+from services.inference.models.catalog import Defaults
 from services.inference.settings import InferenceSettings
 from shared import config, errors
 

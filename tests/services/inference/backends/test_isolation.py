@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from services.inference import models
-from services.inference.backends import supervisor
-from services.inference.backends.supervisor import Engine
-from services.inference.engine import wire
+from services.inference.engine import engine_messages
+from services.inference.models import model_discovery
+from services.inference.supervision import engine_supervisor
+from services.inference.supervision.engine_supervisor import SupervisedEngine
 from shared import errors
 from shared.api.inference import Chunk, ModelState
 from shared.timing import restart_policy
@@ -62,10 +62,10 @@ process.main()
 
 @asynccontextmanager
 async def engines(
-    *names: str, program: tuple[str, ...] = supervisor.PROGRAM, watchdog_seconds: float = 60.0
-) -> AsyncIterator[list[Engine]]:
-    load = wire.Load(str(models.packaged()), 2, 512, 1, 0)
-    made = [Engine(ModelName(name), load, Watch(), program, watchdog_seconds=watchdog_seconds) for name in names]
+    *names: str, program: tuple[str, ...] = engine_supervisor.PROGRAM, watchdog_seconds: float = 60.0
+) -> AsyncIterator[list[SupervisedEngine]]:
+    load = engine_messages.LoadCommand(str(model_discovery.packaged()), 2, 512, 1, 0)
+    made = [SupervisedEngine(ModelName(name), load, Watch(), program, watchdog_seconds=watchdog_seconds) for name in names]
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(engine.run()) for engine in made]
         try:
@@ -77,7 +77,7 @@ async def engines(
                 one.cancel()
 
 
-async def ready(engine: Engine) -> None:
+async def ready(engine: SupervisedEngine) -> None:
     await until(lambda: engine.state is not ModelState.LOADING)
     assert engine.state is ModelState.READY, engine.detail
 
@@ -121,7 +121,7 @@ async def test_the_process_that_opens_a_model_reaches_nothing_else_and_answers(t
 class Killing(Reader):
     """Kills a process at the second piece of an answer."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: SupervisedEngine) -> None:
         super().__init__()
         self._engine = engine
 

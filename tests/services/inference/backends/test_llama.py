@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from services.inference import memory, models
 from services.inference.backends import llama
 from services.inference.backends.llama import LlamaBackend
-from services.inference.catalogue import Catalogue, Defaults, Entry
-from services.inference.engine import wire
+from services.inference.engine import engine_messages
 from services.inference.engine.kv_slots import KvMode
-from services.inference.jobs import Job
-from services.inference.models import DEFAULT_MODEL
+from services.inference.jobs.generation_job import GenerationJob
+from services.inference.models import memory, model_discovery
+from services.inference.models.catalog import Catalog, CatalogEntry, Defaults
+from services.inference.models.model_discovery import DEFAULT_MODEL
 from shared import errors
 from shared.api.generation import ChatMessage, Generation
 from shared.api.inference import Chunk, ModelState
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 #: One thread: several spin at each other's barriers, and a busy test machine then takes twenty times as long.
 #: Each slot has a context of its own, which a prompt can fill.
-OPTIONS = wire.Load(path="", slots=4, context_tokens=512, threads=1, gpu_layers=-1, kv_mode=KvMode.EXACT)
+OPTIONS = engine_messages.LoadCommand(path="", slots=4, context_tokens=512, threads=1, gpu_layers=-1, kv_mode=KvMode.EXACT)
 DEFAULTS = Defaults(slots=4, context_tokens=512)
 ROOM = memory.Budget(2**30, "a test")
 QUEUE = 4
@@ -40,7 +40,7 @@ WATCH = Watch()
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running() -> AsyncIterator[LlamaBackend]:
-    async with llama.opened(models.find({}, defaults=DEFAULTS), OPTIONS, QUEUE, ROOM, WATCH) as backend:
+    async with llama.opened(model_discovery.find({}, defaults=DEFAULTS), OPTIONS, QUEUE, ROOM, WATCH) as backend:
         yield backend
 
 
@@ -54,12 +54,12 @@ async def until_ready(backend: LlamaBackend) -> None:
     await until(lambda: backend.models()[0].state is ModelState.READY)
 
 
-async def ask(backend: LlamaBackend, asked: Job) -> tuple[Reader, Generation]:
+async def ask(backend: LlamaBackend, asked: GenerationJob) -> tuple[Reader, Generation]:
     reader = Reader()
     return reader, await backend.generate(asked, reader)
 
 
-async def begun(backend: LlamaBackend, tasks: asyncio.TaskGroup, asked: Job) -> "asyncio.Task[Generation]":
+async def begun(backend: LlamaBackend, tasks: asyncio.TaskGroup, asked: GenerationJob) -> "asyncio.Task[Generation]":
     """A generation that has shown its first token."""
     reader = Reader()
     task = tasks.create_task(backend.generate(asked, reader))
@@ -293,9 +293,9 @@ async def test_a_slow_reader_holds_up_nobody_else(backend: LlamaBackend) -> None
 
 ORPHAN = """
 import asyncio
-from services.inference import models
-from services.inference.backends import supervisor
-from services.inference.engine import wire
+from services.inference.models.model_discovery import model_discovery as models
+from services.inference.supervision import engine_supervisor as supervisor
+from services.inference.engine import engine_messages as wire
 from tests.services.inference.standins import Watch
 
 async def main():
@@ -324,8 +324,8 @@ async def test_an_engine_dies_with_its_worker() -> None:
 async def test_a_file_that_is_no_model_is_said_with_its_reason(tmp_path: Path) -> None:
     path = tmp_path / "broken.gguf"
     path.write_bytes(b"GGUF" + b"\xff" * 100)
-    broken = Entry(name=ModelName("broken"), file=path, preload=True)
-    async with llama.opened(Catalogue((broken,)), OPTIONS, QUEUE, ROOM, Watch()) as backend:
+    broken = CatalogEntry(name=ModelName("broken"), file=path, preload=True)
+    async with llama.opened(Catalog((broken,)), OPTIONS, QUEUE, ROOM, Watch()) as backend:
         await until(lambda: backend.models()[0].state is ModelState.FAILED)
         assert "broken.gguf is no usable model" in backend.models()[0].detail
         with pytest.raises(errors.Unavailable, match="no usable model"):
@@ -333,9 +333,9 @@ async def test_a_file_that_is_no_model_is_said_with_its_reason(tmp_path: Path) -
 
 
 async def test_two_models_take_turns_in_room_for_one() -> None:
-    first = Entry(name=ModelName("first"), file=models.packaged(), slots=1, context_tokens=128, memory_bytes=200 * 2**20)
+    first = CatalogEntry(name=ModelName("first"), file=model_discovery.packaged(), slots=1, context_tokens=128, memory_bytes=200 * 2**20)
     second = replace(first, name=ModelName("second"))
-    async with llama.opened(Catalogue((first, second)), OPTIONS, QUEUE, memory.Budget(300 * 2**20, "a test"), Watch()) as backend:
+    async with llama.opened(Catalog((first, second)), OPTIONS, QUEUE, memory.Budget(300 * 2**20, "a test"), Watch()) as backend:
         for name in ("first", "second", "first"):
             reader, _ = await ask(backend, job("Say hello", model=name, temperature=0, max_tokens=20))
             assert reader.text

@@ -1,6 +1,6 @@
 """Chat templates of our own, built as the families of published models build theirs, and the special tokens they print."""
 
-from services.inference import models
+from services.inference.models import model_discovery
 
 #: Qwen's and Hermes' way: tools in the system message, calls and answers between tags.
 HERMES = """
@@ -119,7 +119,7 @@ SPECIAL = (
 
 def packaged() -> str:
     """The chat template inside the packaged model, read from the file's header without llama.cpp."""
-    with models.packaged().open("rb") as file:
+    with model_discovery.packaged().open("rb") as file:
         header = file.read(4 * 1024 * 1024)
     key = b"tokenizer.chat_template"
     # Behind the key: four bytes of type, eight of length, the text.

@@ -23,7 +23,9 @@ def fails(number: int) -> int:
     return 0x00050000 | number
 
 
-def verdict(machine: confinement.Machine, number: int, *arguments: int, local_sockets: bool = False, audit: int | None = None) -> int:
+def verdict(
+    machine: confinement.CpuArchitecture, number: int, *arguments: int, local_sockets: bool = False, audit: int | None = None
+) -> int:
     """What the filter says to a call, by the rules of linux/filter.h."""
     program = confinement.filter_program(machine, own_pid=PID, local_sockets=local_sockets)
     call = struct.pack("<IIQ6Q", number, machine.audit if audit is None else audit, 0, *arguments, *(0,) * (6 - len(arguments)))
@@ -81,7 +83,7 @@ def verdict(machine: confinement.Machine, number: int, *arguments: int, local_so
         pytest.param(X86, 0x40000000 | 41, (socket.AF_INET,), fails(errno.EPERM), id="no calls of the kind x32"),
     ],
 )
-def test_the_filter(machine: confinement.Machine, number: int, arguments: tuple[int, ...], expected: int) -> None:
+def test_the_filter(machine: confinement.CpuArchitecture, number: int, arguments: tuple[int, ...], expected: int) -> None:
     assert verdict(machine, number, *arguments) == expected
 
 
@@ -93,7 +95,7 @@ def test_a_gpu_driver_has_the_sockets_of_this_machine_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
-def test_calls_of_another_machine_end_the_process(machine: confinement.Machine) -> None:
+def test_calls_of_another_machine_end_the_process(machine: confinement.CpuArchitecture) -> None:
     """A 64-bit process can make 32-bit calls, whose numbers mean something else."""
     assert verdict(machine, 0, audit=0x40000003) == KILL
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from services.inference.engine import gguf, gguf_container
-from services.inference.engine.gguf import Header, NotAModel
+from services.inference.engine.gguf import gguf_container, gguf_header
+from services.inference.engine.gguf.gguf_header import GgufHeader, NotAModel
 from tests import gguf_by_llama, gguf_files
 from tests.gguf_files import LlamaShape, Role, Tensor, array, single, text, texts
 
@@ -79,10 +79,10 @@ class CountingFile(io.BytesIO):
         return got
 
 
-def read(raw: bytes) -> Header | None:
+def read(raw: bytes) -> GgufHeader | None:
     """None for a file that is refused; anything but NotAModel fails the test."""
     try:
-        return gguf.read_header(CountingFile(raw), len(raw))
+        return gguf_header.read_header(CountingFile(raw), len(raw))
     except NotAModel as refused:
         message = str(refused)
     assert 10 < len(message) < 500
@@ -92,7 +92,7 @@ def read(raw: bytes) -> Header | None:
 SOUND = read(WHOLE)
 
 
-def is_harmless(header: Header, role: Role) -> bool:
+def is_harmless(header: GgufHeader, role: Role) -> bool:
     assert SOUND is not None
     match role:
         case Role.VERSION:
@@ -151,7 +151,7 @@ def test_undamaged_it_is_read() -> None:
 
 
 @cache
-def passed() -> list[tuple[Role, bytes, Header]]:
+def passed() -> list[tuple[Role, bytes, GgufHeader]]:
     """Of all flipped bits and hostile numbers, those that are not refused."""
     return [(ROLES[at], raw, header) for damaged in (flipped_bits(), hostile_numbers()) for at, raw in damaged if (header := read(raw))]
 
@@ -218,7 +218,7 @@ def test_no_damaged_model_that_passes_ends_llama(tmp_path: Path) -> None:
 
 def _passes(raw: bytes) -> bool:
     try:
-        gguf.read_header(io.BytesIO(raw), len(raw))
+        gguf_header.read_header(io.BytesIO(raw), len(raw))
     except NotAModel:
         return False
     return True

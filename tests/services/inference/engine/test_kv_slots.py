@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from services.inference.engine.hashed_tokens import HashedTokens
-from services.inference.engine.kv_slots import WORTH_SHARING_TOKENS, KvMode, Place, Slots
+from services.inference.engine.kv_slots import WORTH_SHARING_TOKENS, KvMode, SlotPlace, Slots
 from tests import tiers
 
 EXACT, FAST = KvMode.EXACT, KvMode.FAST
@@ -19,7 +19,7 @@ def slots(mode: KvMode, count: int = 4, capacity: int = 10_000, *, reuse: bool =
     return Slots(count, mode, capacity=capacity, reuse=reuse)
 
 
-def run(held: Slots, tokens: list[int], salt: str = SALT) -> Place:
+def run(held: Slots, tokens: list[int], salt: str = SALT) -> SlotPlace:
     """A prompt that gets a slot and is read."""
     place = held.place(HashedTokens(tokens), salt)
     assert place is not None
@@ -54,31 +54,33 @@ def other(count: int) -> list[int]:
 @pytest.mark.parametrize(
     ("mode", "idle", "busy", "prompt", "expected"),
     [
-        pytest.param(EXACT, [], [], upto(9), Place(0, 0), id="exact: nothing is held yet"),
-        pytest.param(EXACT, [upto(100)], [], upto(150), Place(0, 100), id="exact: a slot's own prefix"),
-        pytest.param(EXACT, [upto(100)], [], upto(100), Place(0, 99), id="exact: one token is left to compute"),
-        pytest.param(EXACT, [upto(100)], [], upto(90), Place(0, 89), id="exact: the beginning of what is held"),
-        pytest.param(EXACT, [], [upto(100)], upto(150), Place(1, 100, 0), id="exact: a busy slot's prefix is copied"),
-        pytest.param(EXACT, [], [upto(16)], upto(90), Place(1, 16, 0), id="exact: just worth copying"),
-        pytest.param(EXACT, [], [upto(15)], upto(90), Place(1, 0), id="exact: not worth copying"),
-        pytest.param(EXACT, [upto(50) + other(9)], [upto(66)], upto(150), Place(2, 66, 1), id="exact: copied from the one that has more"),
-        pytest.param(EXACT, [upto(15)], [], upto(90), Place(1, 0), id="exact: an empty slot rather than one for a few tokens"),
-        pytest.param(EXACT, [upto(16)], [], upto(90), Place(0, 16), id="exact: enough tokens to take it"),
-        pytest.param(EXACT, [], [upto(1)], upto(1), Place(1, 0), id="exact: a prompt of one token"),
-        pytest.param(EXACT, [upto(200)], [], upto(16) + other(9), Place(1, 16, 0), id="exact: copied, so that the rest is not lost"),
-        pytest.param(EXACT, [upto(79)], [], upto(64) + other(9), Place(0, 64), id="exact: the rest is not worth a copy"),
-        pytest.param(EXACT, [upto(200)], [], upto(15) + other(9), Place(1, 0), id="exact: the beginning is not worth a copy"),
-        pytest.param(FAST, [], [], upto(9), Place(0, 0), id="fast: nothing is held yet"),
-        pytest.param(FAST, [upto(100)], [], upto(150), Place(0, 100), id="fast: a slot's own prefix, where nothing else is lost"),
-        pytest.param(FAST, [upto(100)], [], upto(100), Place(0, 99), id="fast: one token is left to compute"),
-        pytest.param(FAST, [upto(100)], [], upto(85), Place(1, 84, 0), id="fast: shared, so that the rest is not lost"),
-        pytest.param(FAST, [upto(100)], [], upto(86), Place(0, 85), id="fast: the rest is not worth keeping"),
-        pytest.param(FAST, [], [upto(100)], upto(150), Place(1, 100, 0), id="fast: a busy slot's prefix is shared"),
-        pytest.param(FAST, [], [upto(1)], upto(9), Place(1, 1, 0), id="fast: one token is worth sharing"),
-        pytest.param(FAST, [], [upto(1)], upto(1), Place(1, 0), id="fast: a prompt of one token"),
+        pytest.param(EXACT, [], [], upto(9), SlotPlace(0, 0), id="exact: nothing is held yet"),
+        pytest.param(EXACT, [upto(100)], [], upto(150), SlotPlace(0, 100), id="exact: a slot's own prefix"),
+        pytest.param(EXACT, [upto(100)], [], upto(100), SlotPlace(0, 99), id="exact: one token is left to compute"),
+        pytest.param(EXACT, [upto(100)], [], upto(90), SlotPlace(0, 89), id="exact: the beginning of what is held"),
+        pytest.param(EXACT, [], [upto(100)], upto(150), SlotPlace(1, 100, 0), id="exact: a busy slot's prefix is copied"),
+        pytest.param(EXACT, [], [upto(16)], upto(90), SlotPlace(1, 16, 0), id="exact: just worth copying"),
+        pytest.param(EXACT, [], [upto(15)], upto(90), SlotPlace(1, 0), id="exact: not worth copying"),
+        pytest.param(
+            EXACT, [upto(50) + other(9)], [upto(66)], upto(150), SlotPlace(2, 66, 1), id="exact: copied from the one that has more"
+        ),
+        pytest.param(EXACT, [upto(15)], [], upto(90), SlotPlace(1, 0), id="exact: an empty slot rather than one for a few tokens"),
+        pytest.param(EXACT, [upto(16)], [], upto(90), SlotPlace(0, 16), id="exact: enough tokens to take it"),
+        pytest.param(EXACT, [], [upto(1)], upto(1), SlotPlace(1, 0), id="exact: a prompt of one token"),
+        pytest.param(EXACT, [upto(200)], [], upto(16) + other(9), SlotPlace(1, 16, 0), id="exact: copied, so that the rest is not lost"),
+        pytest.param(EXACT, [upto(79)], [], upto(64) + other(9), SlotPlace(0, 64), id="exact: the rest is not worth a copy"),
+        pytest.param(EXACT, [upto(200)], [], upto(15) + other(9), SlotPlace(1, 0), id="exact: the beginning is not worth a copy"),
+        pytest.param(FAST, [], [], upto(9), SlotPlace(0, 0), id="fast: nothing is held yet"),
+        pytest.param(FAST, [upto(100)], [], upto(150), SlotPlace(0, 100), id="fast: a slot's own prefix, where nothing else is lost"),
+        pytest.param(FAST, [upto(100)], [], upto(100), SlotPlace(0, 99), id="fast: one token is left to compute"),
+        pytest.param(FAST, [upto(100)], [], upto(85), SlotPlace(1, 84, 0), id="fast: shared, so that the rest is not lost"),
+        pytest.param(FAST, [upto(100)], [], upto(86), SlotPlace(0, 85), id="fast: the rest is not worth keeping"),
+        pytest.param(FAST, [], [upto(100)], upto(150), SlotPlace(1, 100, 0), id="fast: a busy slot's prefix is shared"),
+        pytest.param(FAST, [], [upto(1)], upto(9), SlotPlace(1, 1, 0), id="fast: one token is worth sharing"),
+        pytest.param(FAST, [], [upto(1)], upto(1), SlotPlace(1, 0), id="fast: a prompt of one token"),
     ],
 )
-def test_where_a_prompt_goes(mode: KvMode, idle: list[list[int]], busy: list[list[int]], prompt: list[int], expected: Place) -> None:
+def test_where_a_prompt_goes(mode: KvMode, idle: list[list[int]], busy: list[list[int]], prompt: list[int], expected: SlotPlace) -> None:
     held = slots(mode)
     places = [run(held, tokens) for tokens in (*idle, *busy)]
     for place, tokens in zip(places, idle, strict=False):
@@ -99,7 +101,7 @@ def test_the_only_idle_slot_is_taken_whatever_it_holds(mode: KvMode) -> None:
     held = slots(mode, count=2)
     run(held, other(5))
     leave(held, upto(100))
-    assert held.place(HashedTokens(upto(50) + other(9)), SALT) == Place(1, 50)
+    assert held.place(HashedTokens(upto(50) + other(9)), SALT) == SlotPlace(1, 50)
 
 
 def test_an_empty_slot_goes_first_and_then_the_one_that_was_used_longest_ago() -> None:
@@ -113,11 +115,11 @@ def test_an_empty_slot_goes_first_and_then_the_one_that_was_used_longest_ago() -
 @pytest.mark.parametrize(
     ("kept_near", "expected"),
     [
-        pytest.param(85, Place(2, 85), id="a little less, and nearer"),
-        pytest.param(84, Place(2, 100, 0), id="too much less, so it is copied"),
+        pytest.param(85, SlotPlace(2, 85), id="a little less, and nearer"),
+        pytest.param(84, SlotPlace(2, 100, 0), id="too much less, so it is copied"),
     ],
 )
-def test_in_the_exact_layout_a_neighbour_of_a_busy_slot_is_preferred(kept_near: int, expected: Place) -> None:
+def test_in_the_exact_layout_a_neighbour_of_a_busy_slot_is_preferred(kept_near: int, expected: SlotPlace) -> None:
     """llama.cpp computes only neighbours in one go."""
     held = slots(EXACT)
     prompts = [upto(100), other(50), upto(kept_near), [7] * 9]
@@ -130,7 +132,7 @@ def test_in_the_exact_layout_a_neighbour_of_a_busy_slot_is_preferred(kept_near: 
 
 def test_in_the_exact_layout_the_older_chat_goes_where_two_begin_alike() -> None:
     old, new = [5] * 300, upto(300)
-    for first, second, expected in ((old, new, Place(0, 100, 1)), (new, old, Place(0, 100))):
+    for first, second, expected in ((old, new, SlotPlace(0, 100, 1)), (new, old, SlotPlace(0, 100))):
         held = slots(EXACT, count=2)
         leave_in_each(held, [8], [9])
         for place, tokens in [(run(held, tokens), tokens) for tokens in (first, second)]:
@@ -142,7 +144,7 @@ def test_in_one_pool_neighbours_do_not_matter() -> None:
     held = slots(FAST)
     leave_in_each(held, upto(40), other(40), [3] * 40)
     run(held, [4] * 9)
-    assert held.place(HashedTokens([5] * 9), SALT) == Place(0, 0)
+    assert held.place(HashedTokens([5] * 9), SALT) == SlotPlace(0, 0)
 
 
 # --- whose tokens ---------------------------------------------------------------------------------------------------------------
@@ -157,14 +159,14 @@ def test_in_one_pool_neighbours_do_not_matter() -> None:
 def test_nobody_finds_what_is_not_his(salt: str, asking: str, busy: bool, mode: KvMode) -> None:
     """Not even that it is there: the answer is the one that he would get if something else of that length were."""
 
-    def ask(tokens: list[int]) -> Place | None:
+    def ask(tokens: list[int]) -> SlotPlace | None:
         held = slots(mode)
         place = run(held, tokens, salt)
         if not busy:
             held.release(place.slot, keep=len(tokens))
         return held.place(HashedTokens(upto(300)), asking)
 
-    assert ask(upto(200)) == ask(other(200)) == Place(1, 0)
+    assert ask(upto(200)) == ask(other(200)) == SlotPlace(1, 0)
 
 
 @pytest.mark.parametrize("mode", [EXACT, FAST])
@@ -172,26 +174,26 @@ def test_a_slot_that_changed_its_tenant_has_nothing_of_the_one_before(mode: KvMo
     held = slots(mode, count=1)
     leave(held, upto(100), "a")
     leave(held, upto(50), "b")
-    assert held.place(HashedTokens(upto(100)), "a") == Place(0, 0)
+    assert held.place(HashedTokens(upto(100)), "a") == SlotPlace(0, 0)
 
 
 @pytest.mark.parametrize("mode", [EXACT, FAST])
 def test_a_model_that_cannot_go_back_reuses_nothing(mode: KvMode) -> None:
     held = slots(mode, reuse=False)
     leave(held, upto(100))
-    assert held.place(HashedTokens(upto(150)), SALT) == Place(1, 0)
+    assert held.place(HashedTokens(upto(150)), SALT) == SlotPlace(1, 0)
 
 
 @pytest.mark.parametrize("mode", [EXACT, FAST])
 def test_a_running_answer_may_be_used_too(mode: KvMode) -> None:
     held = slots(mode)
     answered = HashedTokens(upto(100))
-    assert held.place(answered, SALT) == Place(0, 0)
+    assert held.place(answered, SALT) == SlotPlace(0, 0)
     held.extend(0, 100)
     for token in range(100, 130):
         answered.tokens.append(token)
         held.extend(0, 1)
-    assert held.place(HashedTokens(upto(200)), SALT) == Place(1, 130, 0)
+    assert held.place(HashedTokens(upto(200)), SALT) == SlotPlace(1, 130, 0)
 
 
 def test_shared_cells_count_once_and_stay_as_long_as_somebody_has_them() -> None:
@@ -242,7 +244,7 @@ def test_what_is_not_there_any_more_is_not_found() -> None:
     slot = run(held, upto(100)).slot
     held.empty(slot)
     assert held.free_cells == 10_000
-    assert held.place(HashedTokens(upto(150)), SALT) == Place(1, 0)
+    assert held.place(HashedTokens(upto(150)), SALT) == SlotPlace(1, 0)
 
 
 # --- all of it, in any order -------------------------------------------------------------------------------------------------------

@@ -6,13 +6,19 @@ from collections.abc import Iterator
 
 import pytest
 
-from services.inference import models
-from services.inference.engine import llama_model, wire
+from services.inference.engine import engine_messages, llama_model
+from services.inference.engine.engine_loop import Loop
+from services.inference.engine.engine_messages import (
+    CancelGeneration,
+    GenerationAccepted,
+    GenerationRefused,
+    PrefillProgress,
+    StartGeneration,
+)
 from services.inference.engine.kv_slots import KvMode
 from services.inference.engine.llama_model import LlamaModel
-from services.inference.engine.loop import Loop
 from services.inference.engine.sampling import Parameters
-from services.inference.engine.wire import Accepted, Cancel, Generate, Progress, Refused
+from services.inference.models import model_discovery
 from shared.api.generation import ChatMessage
 from shared.types import FinishReason
 from tests.services.inference.engine.commands import handle
@@ -28,7 +34,7 @@ YES_OR_NO = 'root ::= "yes" | "no"'
 
 def opened(mode: KvMode) -> Iterator[LlamaModel]:
     # One thread: the tests share two cores, and llama.cpp's threads wait for each other by spinning.
-    load = wire.Load(str(models.packaged()), SLOTS, CONTEXT, threads=1, gpu_layers=0, kv_mode=mode)
+    load = engine_messages.LoadCommand(str(model_discovery.packaged()), SLOTS, CONTEXT, threads=1, gpu_layers=0, kv_mode=mode)
     with llama_model.opened(load, lambda _: None) as model:
         yield model
 
@@ -58,16 +64,16 @@ def ask(
     salt: str = "",
     delivered: tuple[int, ...] = (),
     grammar: str = "",
-) -> Generate:
+) -> StartGeneration:
     # With a system message of its own, which is shorter than the template's.
     messages = (ChatMessage("system", "Answer."), ChatMessage("user", question))
-    return Generate(identity, messages, parameters, salt, delivered, grammar)
+    return StartGeneration(identity, messages, parameters, salt, delivered, grammar)
 
 
-def finish(running: Loop, *commands: Generate) -> dict[int, list[Progress]]:
+def finish(running: Loop, *commands: StartGeneration) -> dict[int, list[PrefillProgress]]:
     for command in commands:
-        assert isinstance(handle(running, command), Accepted)
-    reports: dict[int, list[Progress]] = {command.id: [] for command in commands}
+        assert isinstance(handle(running, command), GenerationAccepted)
+    reports: dict[int, list[PrefillProgress]] = {command.id: [] for command in commands}
     while not running.idle:
         step = running.step()
         assert step is not None
@@ -76,15 +82,15 @@ def finish(running: Loop, *commands: Generate) -> dict[int, list[Progress]]:
     return reports
 
 
-def answer(model: LlamaModel, command: Generate) -> list[Progress]:
+def answer(model: LlamaModel, command: StartGeneration) -> list[PrefillProgress]:
     return finish(loop(model), command)[command.id]
 
 
-def tokens(reports: list[Progress], number: int = 0) -> tuple[int, ...]:
+def tokens(reports: list[PrefillProgress], number: int = 0) -> tuple[int, ...]:
     return tuple(token for progress in reports if progress.answer == number for token in progress.token_ids)
 
 
-def text(reports: list[Progress]) -> str:
+def text(reports: list[PrefillProgress]) -> str:
     return "".join(progress.text for progress in reports)
 
 
@@ -128,7 +134,7 @@ def test_in_the_exact_layout_a_prefix_that_was_found_changes_nothing(exact: Llam
     for _ in range(5):
         running.step()
     handle(running, long)
-    reports: list[Progress] = []
+    reports: list[PrefillProgress] = []
     while (step := running.step()) is not None:
         reports += [progress for progress in step.progress if progress.id == 1]
     prompt = exact.prompt_tokens(long.messages)
@@ -155,16 +161,16 @@ def test_in_one_pool_a_prefix_is_shared_with_a_busy_slot_but_not_with_another_te
     handle(running, ask(9, parameters=changed(GREEDY, max_tokens=60, ignore_eos=True), salt="a"))
     running.step()
     reports = finish_besides(running, ask(1, salt="a"), ask(2, salt="b"), ask(3))
-    handle(running, Cancel(9))
+    handle(running, CancelGeneration(9))
     assert [reports[identity][0].cached_tokens for identity in (1, 2, 3)] == [len(fast.prompt_tokens(ask().messages)) - 1, 0, 0]
     assert [text(reports[identity]) for identity in (1, 2, 3)] == [expected] * 3
 
 
-def finish_besides(running: Loop, *commands: Generate) -> dict[int, list[Progress]]:
+def finish_besides(running: Loop, *commands: StartGeneration) -> dict[int, list[PrefillProgress]]:
     """Until these are answered, whoever else is running."""
     for command in commands:
         handle(running, command)
-    reports: dict[int, list[Progress]] = {command.id: [] for command in commands}
+    reports: dict[int, list[PrefillProgress]] = {command.id: [] for command in commands}
     while not all(one and one[-1].finish for one in reports.values()):
         step = running.step()
         assert step is not None
@@ -285,10 +291,10 @@ def test_parameters_at_their_limits_give_an_answer(fast: LlamaModel, parameters:
         pytest.param(ask(question="word " * CONTEXT * SLOTS), "tokens", id="a prompt that is too long"),
     ],
 )
-def test_what_llama_cpp_would_end_the_process_over_is_refused(fast: LlamaModel, command: Generate, words: str) -> None:
+def test_what_llama_cpp_would_end_the_process_over_is_refused(fast: LlamaModel, command: StartGeneration, words: str) -> None:
     running = loop(fast)
     refused = handle(running, command)
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, GenerationRefused)
     assert refused.problem.code == "bad_request"
     assert words in refused.problem.message
     assert running.idle
@@ -308,6 +314,6 @@ def test_a_raw_text_is_tokenised_as_it_is_and_gone_on_with(fast: LlamaModel) -> 
 
 def test_a_command_that_is_raw_reaches_the_model_as_raw(fast: LlamaModel) -> None:
     text = "Once upon a time, there was a little"
-    told = handle(loop(fast), Generate(1, (ChatMessage("user", text),), GREEDY, raw=True))
-    assert isinstance(told, Accepted)
+    told = handle(loop(fast), StartGeneration(1, (ChatMessage("user", text),), GREEDY, raw=True))
+    assert isinstance(told, GenerationAccepted)
     assert told.prompt_tokens == len(fast.prompt_tokens((ChatMessage("user", text),), raw=True))

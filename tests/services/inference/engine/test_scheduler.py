@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from services.inference.engine import sequence
 from services.inference.engine.hashed_tokens import HashedTokens
 from services.inference.engine.kv_slots import KvMode, Slots
-from services.inference.engine.pace import LEAST_TOKENS, Pace
+from services.inference.engine.prefill_budget import LEAST_TOKENS, PrefillBudget
 from services.inference.engine.sampling import Parameters
-from services.inference.engine.scheduler import Feed, Plan, Scheduler
+from services.inference.engine.scheduler import Feed, Scheduler, StepPlan
 from tests import tiers
 
 EXACT, FAST = KvMode.EXACT, KvMode.FAST
@@ -43,13 +43,13 @@ class Run:
 
     def __post_init__(self) -> None:
         self.slots = Slots(self.count, self.mode, capacity=self.capacity)
-        self.scheduler = Scheduler(self.slots, Pace(self.most))
+        self.scheduler = Scheduler(self.slots, PrefillBudget(self.most))
 
     def submit(self, *sequences: sequence.Sequence) -> None:
         for one in sequences:
             self.scheduler.submit(one)
 
-    def step(self) -> Plan:
+    def step(self) -> StepPlan:
         plan = self._plan()
         for _ in self.scheduler.make_room(plan):
             pass
@@ -78,7 +78,7 @@ class Run:
             self.positions.pop(one, None)
         return [(one.id, one.answer) for one in cancelled]
 
-    def _plan(self) -> Plan:
+    def _plan(self) -> StepPlan:
         while True:
             for place in self.scheduler.admit():
                 one = self.scheduler._running[place.slot]  # a place does not say whose it is
@@ -452,7 +452,7 @@ def test_all_come_to_their_end_each_position_once_and_in_order(
 def step_seconds(mode: KvMode, prompts: list[list[int]]) -> list[float]:
     """Processor time of this thread in each step, with all prompts there at once; the model itself takes none."""
     held = Slots(len(prompts), mode, capacity=len(prompts) * 21_000)
-    scheduler = Scheduler(held, Pace(1024))
+    scheduler = Scheduler(held, PrefillBudget(1024))
     for identity, prompt in enumerate(prompts):
         one = sequence.start(identity, 0, HashedTokens(prompt), PARAMETERS, context_tokens=21_000, salt="a")
         one.limit = 200

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from services.inference.engine import sequence
 from services.inference.engine.hashed_tokens import HashedTokens
 from services.inference.engine.sampling import DEFAULT_MAX_TOKENS, Parameters
-from services.inference.engine.sequence import Taken
+from services.inference.engine.sequence import TakenToken
 from shared import errors
 from shared.types import FinishReason
 
@@ -26,9 +26,9 @@ def replayed(pieces: list[bytes], **start_with: int | tuple[str, ...] | None) ->
 
 def test_tokens_go_on_until_the_model_ends() -> None:
     running = start()
-    assert running.take(7, b"Hi") == Taken((7,), "Hi")
-    assert running.take(8, b" you") == Taken((8,), " you")
-    assert running.take(2, None) == Taken((), "", STOP)
+    assert running.take(7, b"Hi") == TakenToken((7,), "Hi")
+    assert running.take(8, b" you") == TakenToken((8,), " you")
+    assert running.take(2, None) == TakenToken((), "", STOP)
     assert running.tokens == [0, 1, 2, 3, 7, 8]
 
 
@@ -103,20 +103,20 @@ def test_a_prompt_without_tokens_is_refused() -> None:
 
 def test_delivered_tokens_count_for_the_limit() -> None:
     running = replayed([b"a", b"b"], max_tokens=3)
-    assert running.take(7, b"c") == Taken((7,), "c", LENGTH)
+    assert running.take(7, b"c") == TakenToken((7,), "c", LENGTH)
     assert running.tokens == [0, 1, 2, 3, 0, 1, 7]
 
 
 def test_what_was_held_back_of_delivered_tokens_is_shown_later() -> None:
-    assert replayed([b"x E"], stop=("END",)).take(7, b"s") == Taken((7,), "Es")
+    assert replayed([b"x E"], stop=("END",)).take(7, b"s") == TakenToken((7,), "Es")
 
 
 def test_a_stop_sequence_may_begin_in_delivered_tokens() -> None:
-    assert replayed([b"x E"], stop=("END",)).take(7, b"ND") == Taken((7,), "", STOP)
+    assert replayed([b"x E"], stop=("END",)).take(7, b"ND") == TakenToken((7,), "", STOP)
 
 
 def test_a_character_may_begin_in_delivered_tokens() -> None:
-    assert replayed([b"h\xc3"]).take(7, b"\xa4") == Taken((7,), "ä")
+    assert replayed([b"h\xc3"]).take(7, b"\xa4") == TakenToken((7,), "ä")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_replayed_and_taken_is_the_same_as_taken(text: str, size: int, stop: tup
     raw = text.encode()
     pieces = [raw[at : at + size] for at in range(0, len(raw), size)]
     whole = start(context=4096, max_tokens=limit, stop=stop)
-    taken: list[Taken] = []
+    taken: list[TakenToken] = []
     for token, piece in enumerate([*pieces, None]):
         taken.append(whole.take(token, piece))
         if taken[-1].finish is not None:

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import pytest
 
 from services.inference.engine import tokenize_queue
+from services.inference.engine.engine_messages import GenerationAccepted, GenerationRefused
 from services.inference.engine.tokenize_queue import TokenizeQueue
-from services.inference.engine.wire import Accepted, Refused
 from shared import errors
 
 DEADLINE_SECONDS = 30
@@ -32,12 +32,12 @@ class Tokenizer:
                 raise refuses
             return [identity] * size
 
-        self.queue.submit(identity, size, tokenize, lambda tokens: Accepted(identity, len(tokens)))
+        self.queue.submit(identity, size, tokenize, lambda tokens: GenerationAccepted(identity, len(tokens)))
 
-    def results(self, count: int) -> list[Accepted | Refused]:
+    def results(self, count: int) -> list[GenerationAccepted | GenerationRefused]:
         """Let all texts go, and wait for so many results."""
         self.gate.release(100)
-        found: list[Accepted | Refused] = []
+        found: list[GenerationAccepted | GenerationRefused] = []
         while len(found) < count:
             assert select.select([self.queue], [], [], DEADLINE_SECONDS)[0], "there is no further result"
             found += self.queue.results()
@@ -62,7 +62,7 @@ def test_texts_are_tokenized_elsewhere_and_continued_here() -> None:
         tokenizer.submit(1, 3)
         assert not select.select([tokenizer.queue], [], [], 0)[0]
         assert list(tokenizer.queue.results()) == []
-        assert tokenizer.results(1) == [Accepted(1, 3)]
+        assert tokenizer.results(1) == [GenerationAccepted(1, 3)]
         assert not select.select([tokenizer.queue], [], [], 0)[0]
 
 
@@ -85,7 +85,7 @@ def test_a_refused_text_is_told_and_the_next_one_is_tokenized() -> None:
         refusal = errors.BadRequest("the model's chat template refuses these messages")
         tokenizer.submit(1, refuses=refusal)
         tokenizer.submit(2)
-        assert tokenizer.results(2) == [Refused(1, refusal.to_problem()), Accepted(2, 1)]
+        assert tokenizer.results(2) == [GenerationRefused(1, refusal.to_problem()), GenerationAccepted(2, 1)]
 
 
 def test_cancelled_ones_are_not_tokenized_and_the_one_in_work_has_no_result() -> None:
@@ -97,7 +97,7 @@ def test_cancelled_ones_are_not_tokenized_and_the_one_in_work_has_no_result() ->
         tokenizer.queue.cancel(1)
         tokenizer.queue.cancel(2)
         tokenizer.queue.cancel(77)
-        assert tokenizer.results(1) == [Accepted(3, 1)]
+        assert tokenizer.results(1) == [GenerationAccepted(3, 1)]
         assert tokenizer.began == [1, 3]
 
 

@@ -8,11 +8,11 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from services.inference.engine.kv_slots import KvMode, Place
+from services.inference.engine.kv_slots import KvMode, SlotPlace
 from services.inference.engine.sampling import Parameters, mix
 from services.inference.engine.scheduler import Feed
-from services.inference.engine.sequence import Drawn
-from services.inference.engine.tool_format import ToolStyle
+from services.inference.engine.sequence import DrawnToken
+from services.inference.tool_calls.tool_format import ToolStyle
 from shared import errors
 from shared.api.generation import ChatMessage, Tool
 from shared.api.inference import TokenChance, TokenLogprob
@@ -73,7 +73,7 @@ class ToyModel:
     def end(self, sequence: tuple[int, int]) -> None:
         self.begun.pop(sequence, None)
 
-    def settle(self, place: Place) -> bool:
+    def settle(self, place: SlotPlace) -> bool:
         held = self.memory.get(place.slot, [])
         if place.source is not None:
             held = list(self.memory.get(place.source, []))
@@ -90,7 +90,7 @@ class ToyModel:
     def clear(self, slot: int) -> None:
         self.memory[slot] = []
 
-    def run(self, feeds: Sequence[Feed]) -> list[Drawn | None]:
+    def run(self, feeds: Sequence[Feed]) -> list[DrawnToken | None]:
         if self.crash:
             raise errors.ModelCrashed("llama_decode gave -3")
         self._check(feeds)
@@ -112,7 +112,7 @@ class ToyModel:
         assert all(feed.tokens for feed in feeds)
         assert sum(len(feed.tokens) for feed in feeds) <= self.step_tokens + self.slots
 
-    def _run(self, feed: Feed) -> Drawn | None:
+    def _run(self, feed: Feed) -> DrawnToken | None:
         held = self.memory.setdefault(feed.slot, [])
         sequence = feed.sequence
         assert [cell.token for cell in held] == sequence.tokens[: feed.start], "other tokens in the slot, a gap, or fed twice"
@@ -124,13 +124,13 @@ class ToyModel:
         assert len(held) == len(sequence.tokens), "drawn in the middle"
         return self._draw(feed, [cell.token for cell in held])
 
-    def _draw(self, feed: Feed, held: list[int]) -> Drawn:
+    def _draw(self, feed: Feed, held: list[int]) -> DrawnToken:
         prompt = feed.sequence.prompt_tokens
         parameters = self.begun[feed.sequence.id, feed.sequence.answer]
         token = self._echo(held, prompt) if parameters.temperature == 0 else _letter(held, parameters.seed)
         if parameters.top_logprobs is None:
-            return Drawn(token)
-        return Drawn(token, TokenLogprob(TokenChance(token, self.piece(token) or b"", -float(len(held)))))
+            return DrawnToken(token)
+        return DrawnToken(token, TokenLogprob(TokenChance(token, self.piece(token) or b"", -float(len(held)))))
 
     def _echo(self, held: list[int], prompt: int) -> int:
         return END_TOKEN if len(held) == 2 * prompt else held[len(held) - prompt]

@@ -1,0 +1,68 @@
+"""Opens the backend that the settings choose."""
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from typing import assert_never
+
+from services.inference import parent_death
+from services.inference.backends import echo, llama
+from services.inference.engine import engine_messages
+from services.inference.jobs.backend_interface import Backend, Watcher
+from services.inference.models import gpus, memory, model_discovery
+from services.inference.settings import InferenceSettings, free_cores
+from services.inference.supervision import engine_supervisor
+from services.inference.supervision.poison_requests import PoisonRequests
+from shared.telemetry import logs
+
+log = logs.get()
+
+
+def opened(settings: InferenceSettings, watcher: Watcher, say: Callable[[str], None] | None) -> AbstractAsyncContextManager[Backend]:
+    """``say`` tells the person at the machine, where one watches. Seals this process (`parent_death`). Raises BadSettings."""
+    parent_death.seal()
+    match settings.backend:
+        case "llama":
+            return _llama(settings, watcher, say)
+        case "echo":
+            return echo.opened(settings.echo_token_ms, settings.queue, watcher, settings.echo_slots)
+        case "ollama":
+            # With all that they read and write, 2 MB that the other backends do not need.
+            from services.inference.backends.remote import ollama  # noqa: PLC0415
+
+            return ollama.opened(settings.ollama_url, settings.slots, settings.queue, watcher, keep_alive=settings.ollama_keep_alive)
+        case "openai":
+            from services.inference import upstreams  # noqa: PLC0415
+            from services.inference.backends.remote import openai  # noqa: PLC0415
+
+            if settings.openai_upstreams is None:
+                servers: tuple[upstreams.Upstream, ...] = (upstreams.single(settings.openai_url, settings.openai_key),)
+            else:
+                servers = upstreams.read(settings.openai_upstreams, settings.openai_upstream_keys)
+            return openai.opened_all(servers, settings.slots, settings.queue, watcher)
+        case _:
+            assert_never(settings.backend)
+
+
+@asynccontextmanager
+async def _llama(settings: InferenceSettings, watcher: Watcher, say: Callable[[str], None] | None) -> AsyncIterator[Backend]:
+    """Says what there is to compute on, and loads the models for it."""
+    catalogue = model_discovery.find(settings.models, settings.models_yaml, settings.models_dir, settings.model_defaults())
+    threads = settings.threads or free_cores()
+    wanted = gpus.flavour() if settings.gpu_layers else None
+    found = None if wanted is None else await gpus.probe(engine_supervisor.inherited())
+    for line in gpus.describe(found, wanted, threads):
+        log.info("devices", found=line)
+        if say is not None:
+            say(line)
+    load = engine_messages.LoadCommand(
+        "", settings.slots, settings.context_tokens, threads, settings.gpu_layers, settings.kv_mode, settings.kv_type
+    )
+    budget = memory.measure(settings.model_memory_bytes, () if found is None else found.devices)
+    # One list for all engines: what ended one may end another.
+    start = partial(engine_supervisor.SupervisedEngine, suspected=PoisonRequests(time.monotonic))
+    # Beside what the node keeps of its mesh: that folder is the worker's own.
+    digests_file = settings.state_file.with_suffix(".digests")
+    async with llama.opened(catalogue, load, settings.queue, budget, watcher, start=start, digests_file=digests_file) as backend:
+        yield backend

@@ -1,0 +1,96 @@
+"""Cuts the bytes of a streamed HTTP answer into lines, and lines into server-sent events, whatever pieces they come in.  Pure.
+
+The events are those of the HTML standard (section "Server-sent events"): lines end in LF, CRLF or CR, comments begin with a colon,
+several `data` lines make one text, an empty line ends the event, and an event that was cut off is none.
+"""
+
+import re
+
+import msgspec
+
+#: A piece of an answer has some hundred bytes; with log probabilities or a whole tool call, some ten thousand.
+MAX_EVENT_BYTES = 1024 * 1024
+
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+#: What msgspec raises for bytes that are not the JSON that was hoped for.
+UNREADABLE = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
+
+
+class BadStream(Exception):
+    """The server does not keep to its protocol. Caught by `http_server_client.translated`, which knows whose answer it is."""
+
+
+class StreamEvent(msgspec.Struct, frozen=True):
+    """A struct, because there is one for each token of every answer: a frozen dataclass takes six times as long to make."""
+
+    data: bytes
+    kind: str = "message"
+
+
+class Lines:
+    """Lines without their ends. The bytes behind the last end wait for more, up to MAX_EVENT_BYTES."""
+
+    def __init__(self) -> None:
+        self._held = bytearray()
+        #: The last piece ended in CR, which ended a line; a LF right behind it belongs to that end.
+        self._after_return = False
+
+    def push(self, piece: bytes) -> list[bytes]:
+        """Raises BadStream for a line that is too long."""
+        if self._after_return and piece[:1] == b"\n":
+            piece = piece[1:]
+            self._after_return = False
+        if not piece:
+            return []
+        self._after_return = piece.endswith(b"\r")
+        # Looking for LF alone is several times as fast, and hardly any server ends its lines in anything else.
+        *ended, rest = _LINE_END.split(piece) if b"\r" in piece else piece.split(b"\n")
+        may_be_too_long = len(self._held) + len(piece) > MAX_EVENT_BYTES
+        if ended:
+            ended[0] = bytes(self._held) + ended[0]
+            self._held.clear()
+        self._held += rest
+        if may_be_too_long and max(map(len, (self._held, *ended))) > MAX_EVENT_BYTES:
+            raise BadStream(f"a line of more than {MAX_EVENT_BYTES} bytes")
+        return ended
+
+
+class StreamEventParser:
+    """Server-sent events. Fields other than `data` and `event` are of no use here and are passed over."""
+
+    def __init__(self) -> None:
+        self._lines = Lines()
+        self._data: list[bytes] = []
+        self._bytes = 0
+        self._kind = "message"
+        self._is_first = True
+
+    def push(self, piece: bytes) -> list[StreamEvent]:
+        """Raises BadStream for an event that is too long."""
+        return [event for line in self._lines.push(piece) if (event := self._line(line)) is not None]
+
+    def _line(self, line: bytes) -> StreamEvent | None:
+        if self._is_first:
+            line = line.removeprefix(_BYTE_ORDER_MARK)
+            self._is_first = False
+        if not line:
+            return self._ended()
+        name, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if name == b"data":
+            self._bytes += len(value) + 1
+            if self._bytes > MAX_EVENT_BYTES:
+                raise BadStream(f"an event of more than {MAX_EVENT_BYTES} bytes")
+            self._data.append(value)
+        elif name == b"event":
+            self._kind = value.decode("utf-8", "replace")
+        return None
+
+    def _ended(self) -> StreamEvent | None:
+        event = StreamEvent(b"\n".join(self._data), self._kind) if self._data else None
+        self._data.clear()
+        self._bytes, self._kind = 0, "message"
+        return event

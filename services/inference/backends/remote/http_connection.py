@@ -1,0 +1,235 @@
+"""One connection to an HTTP server: a request goes out, its answer is waited for, all under deadlines.
+
+Only one task at a time uses a connection. Deadlines are by the loop's clock. Instead of a timer for every wait there is one for
+the connection, which is set again when it rings too early: under load a wait lasts a millisecond and its deadline a minute.
+"""
+
+import asyncio
+import os
+import ssl
+from typing import ClassVar, cast
+
+from services.inference.backends.remote.http_reply import BrokenReply, HttpFailure, HttpReply, ReplyHead
+from services.inference.backends.remote.http_request import ServerOrigin
+
+#: Of an answer whose reader is slow; what comes in one piece is added, which is 256 KiB at most.
+MAX_WAITING_BYTES = 128 * 1024
+
+
+class NotReached(HttpFailure):
+    """There is no connection to be had."""
+
+
+class NotTaken(HttpFailure):
+    """The server does not read the request. To send it again would take as long."""
+
+    again: ClassVar[bool] = False
+
+
+class Stale(BrokenReply):
+    """A connection that had been used before was closed while the request was on its way: the server had given it up meanwhile."""
+
+
+class HttpServerConnection(asyncio.Protocol):
+    """Opened by `connect`. Whoever does not read an answer to its end aborts the connection."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._transport: asyncio.Transport | None = None
+        #: Of the request under way; None between two.
+        self._reply: HttpReply | None = None
+        self._failure: HttpFailure | None = None
+        self._is_used = False
+        self._is_writing = False
+        self._is_paused = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._deadline = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        #: Since when nobody uses it; the pool's.
+        self.idle_since = 0.0
+
+    @property
+    def is_open(self) -> bool:
+        # A transport that met an error is closed a moment before `connection_lost` is called.
+        return self._failure is None and not self._given_transport().is_closing()
+
+    @property
+    def is_reusable(self) -> bool:
+        """The request has gone out, its answer has come to the end, and nothing else came. Whoever left more of it than may wait has
+        stopped the reading, and the next answer with it."""
+        reply = self._reply
+        return reply is not None and reply.has_ended and reply.keeps_alive and self.is_open and not (self._is_writing or self._is_paused)
+
+    async def ask(self, request: bytes, until: float, *, write_seconds: float) -> ReplyHead:
+        """The head of the answer to the bytes of a request. Raises TimeoutError at ``until``, NotTaken, Stale and BrokenReply; then,
+        and when cancelled, the connection is good for nothing."""
+        self._reply = reply = HttpReply()
+        if self.is_open:
+            self._given_transport().write(request)
+        else:
+            self._fail(BrokenReply("it closed the connection"))
+        if self._is_writing:
+            await self._written(reply, until, write_seconds)
+        while reply.head is None:
+            if self._failure is not None:
+                if self._is_used and reply.is_untouched and isinstance(self._failure, BrokenReply):
+                    raise Stale(str(self._failure)) from self._failure
+                raise self._failure
+            await self._wait(until)
+        self._is_used = True
+        return reply.head
+
+    async def read(self, until: float) -> bytes:
+        """What has come of the body, or next comes; empty at its end. Raises TimeoutError at ``until``, and BrokenReply."""
+        reply = self._reply
+        assert reply is not None
+        while not reply.body_bytes:
+            if reply.has_ended:
+                return b""
+            if self._failure is not None:
+                raise self._failure
+            await self._wait(until)
+        if self._is_paused and self.is_open:
+            self._is_paused = False
+            self._given_transport().resume_reading()
+        return reply.take()
+
+    def rest(self, now: float) -> None:
+        """Between two requests: nothing may come."""
+        self._reply = None
+        self.idle_since = now
+
+    def abort(self) -> None:
+        """Closes the connection at once, whatever is under way. Safe to call twice."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._transport is not None:
+            self._transport.abort()
+        self._fail(BrokenReply("the connection was closed here"))
+
+    # --- what the loop tells ----------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports are of no class of asyncio's.
+        self._transport = cast("asyncio.Transport", transport)
+        # Writing is paused as long as anything of a request is left.
+        self._transport.set_write_buffer_limits(high=0)
+
+    def data_received(self, data: bytes) -> None:
+        reply = self._reply
+        if reply is None:
+            # Nobody asked: an answer to the next request it cannot be.
+            self.abort()
+            return
+        try:
+            reply.push(data)
+        except BrokenReply as broken:
+            self._fail(broken)
+            self.abort()
+            return
+        if reply.body_bytes > MAX_WAITING_BYTES and not self._is_paused and self.is_open:
+            self._is_paused = True
+            self._given_transport().pause_reading()
+        self._wake()
+
+    def eof_received(self) -> None:
+        try:
+            if self._reply is not None:
+                self._reply.close()
+        except BrokenReply as broken:
+            self._fail(broken)
+        else:
+            self._fail(BrokenReply("it closed the connection"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        # After an end that `eof_received` was told of, there is a failure already.
+        self._fail(BrokenReply("it closed the connection" if exc is None else f"the connection was lost ({_reason(exc)})"))
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def pause_writing(self) -> None:
+        self._is_writing = True
+
+    def resume_writing(self) -> None:
+        self._is_writing = False
+        self._wake()
+
+    # --- waiting ----------------------------------------------------------------------------------------------------
+
+    async def _written(self, reply: HttpReply, until: float, seconds: float) -> None:
+        """Waits until the request is on its way. A server may answer before it has read all of it, most often with a refusal."""
+        late = self._loop.time() + seconds
+        while self._is_writing and reply.head is None and self._failure is None:
+            try:
+                await self._wait(min(until, late))
+            except TimeoutError:
+                if until <= late:
+                    raise
+                raise NotTaken(f"it did not read the request within {seconds:g} s") from None
+
+    async def _wait(self, until: float) -> None:
+        """For whatever happens next."""
+        self._waiter = self._loop.create_future()
+        self._deadline = until
+        if self._timer is None or self._timer_at > until:
+            self._set_timer(until)
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _set_timer(self, at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = at
+        self._timer = self._loop.call_at(at, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        if self._waiter is None or self._waiter.done():
+            return
+        if self._loop.time() < self._deadline:
+            self._set_timer(self._deadline)
+        else:
+            self._waiter.set_exception(TimeoutError())
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _fail(self, failure: HttpFailure) -> None:
+        """The first failure is the one that is told."""
+        if self._failure is None:
+            self._failure = failure
+        self._wake()
+
+    def _given_transport(self) -> asyncio.Transport:
+        assert self._transport is not None
+        return self._transport
+
+
+async def connect(to: ServerOrigin, tls: ssl.SSLContext | None, seconds: float) -> HttpServerConnection:
+    """Tries every address of the host. Raises NotReached."""
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(seconds):
+            _, connection = await loop.create_connection(
+                lambda: HttpServerConnection(loop), to.host, to.port, ssl=tls, server_hostname=to.host.partition("%")[0] if tls else None
+            )
+    except ssl.SSLCertVerificationError as error:
+        raise NotReached(f"its certificate is not trusted ({error.verify_message}); SSL_CERT_FILE names further authorities") from error
+    except TimeoutError as error:
+        raise NotReached(f"no connection within {seconds:g} s") from error
+    except OSError as error:
+        raise NotReached(f"no connection ({_reason(error)})") from error
+    return connection
+
+
+def _reason(error: Exception) -> str:
+    """asyncio and uvloop word the same error differently, and both repeat the address."""
+    if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno).lower()
+    return str(getattr(error, "strerror", None) or "") or str(error) or type(error).__name__

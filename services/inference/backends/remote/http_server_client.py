@@ -1,0 +1,315 @@
+"""A server that is asked over HTTP: its pool of connections, how long it may take, what is asked twice, and what its failures mean."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import dataclass
+from types import TracebackType
+
+from services.inference.backends.remote import http_pool, http_request, server_errors
+from services.inference.backends.remote.event_stream import UNREADABLE, BadStream
+from services.inference.backends.remote.http_connection import HttpServerConnection
+from services.inference.backends.remote.http_pool import HttpConnectionPool, Limits, NoneFree
+from services.inference.backends.remote.http_reply import HttpFailure, ReplyHead
+from services.inference.backends.remote.http_request import RequestWriter
+from services.inference.backends.remote.server_errors import RefusalSource, ServerRefusal
+from shared import errors
+from shared.errors import AimeshError
+from shared.telemetry import logs
+
+log = logs.get()
+
+#: A list of models is small and ready; a server that needs longer for it would not answer prompts either.
+LIST_SECONDS = 10.0
+#: OpenRouter's list of 400 models has half of it.
+MAX_LIST_BYTES = 2 * 1024 * 1024
+#: A million tokens, each in an event of 250 bytes.
+MAX_ANSWER_BYTES = 256 * 1024 * 1024
+#: What is read of a refusal.
+MAX_REFUSAL_BYTES = 64 * 1024
+#: As many as ENGINE_SLOTS may be; each is a socket, and the server's own queue is behind it.
+MAX_CONNECTIONS = 256
+#: For one of these to become free.
+POOL_SECONDS = 10.0
+#: A prompt of 1 MiB on a slow line.
+WRITE_SECONDS = 30.0
+#: Less than the 5 s after which uvicorn, and so vLLM, closes a connection that nobody uses.
+KEEP_ALIVE_SECONDS = 4.0
+#: For the bytes behind an answer's end; a connection that was read to its end can be used again.
+DRAIN_SECONDS = 0.25
+
+#: The first time and twice again; a server that needs longer to recover is left to the gateway, which has other workers.
+ATTEMPTS = 3
+#: Before the second attempt; doubled before the third, each times 0.5 to 1 so that callers do not come back all at once.
+BACKOFF_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class ServerTimeouts:
+    """How long a server may take."""
+
+    connect_seconds: float = 10.0
+    #: From the request to the first piece of the answer: a server may load a model for minutes before it.
+    first_token_seconds: float = 300.0
+    #: Between two pieces of the answer.
+    idle_seconds: float = 60.0
+    #: Before an attempt is repeated; tests make it short.
+    backoff_seconds: float = BACKOFF_SECONDS
+
+
+class SilentServer(Exception):
+    """The server took too long; says at what. Caught by `translated`."""
+
+
+class ServerAnswer:
+    """The bytes of one answer, as they come, under the patience that is left."""
+
+    def __init__(self, connection: HttpServerConnection, seconds: float) -> None:
+        self.connection = connection
+        self._clock = asyncio.get_running_loop().time
+        self._left = seconds
+        self._bytes = 0
+
+    def allow(self, seconds: float) -> None:
+        """What comes next may take so long. Only an answer that gets on is given time again: comments are no progress."""
+        self._left = seconds
+
+    def pieces(self) -> AsyncIterator[bytes]:
+        """Raises Silence and BadStream. The time that the reader of a piece takes is not counted."""
+        return self
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        piece = await self._next()
+        if not piece:
+            raise StopAsyncIteration
+        self._bytes += len(piece)
+        if self._bytes > MAX_ANSWER_BYTES:
+            raise BadStream(f"an answer of more than {MAX_ANSWER_BYTES} bytes")
+        return piece
+
+    async def drain(self) -> None:
+        """Read what is left behind the end, if it is there at once."""
+        self._left = DRAIN_SECONDS
+        with suppress(SilentServer, HttpFailure):
+            while await self._next():
+                pass
+
+    async def _next(self) -> bytes:
+        """Empty at the end."""
+        started = self._clock()
+        try:
+            piece = await self.connection.read(started + self._left)
+        except TimeoutError as late:
+            raise SilentServer("go on with its answer in time") from late
+        self._left -= self._clock() - started
+        if self._left <= 0 and piece:
+            # A server that is never silent and never gets on would not meet the deadline above.
+            raise SilentServer("get on with its answer in time")
+        return piece
+
+
+class Server:
+    """One server and its pool of connections."""
+
+    def __init__(self, source: RefusalSource, pool: HttpConnectionPool, requests: RequestWriter, patience: ServerTimeouts) -> None:
+        self.source = source
+        self.patience = patience
+        self._pool = pool
+        self._requests = requests
+        self._clock = asyncio.get_running_loop().time
+
+    async def get(self, path: str) -> bytes:
+        """A small JSON answer. Raises Unavailable, or what the refusal means."""
+        async with translated(self.source):
+            try:
+                return await self._listed(path, self._clock() + LIST_SECONDS)
+            except TimeoutError as late:
+                raise _too_late(LIST_SECONDS) from late
+
+    def post(self, path: str, body: bytes, kind: str) -> AbstractAsyncContextManager[ServerAnswer]:
+        """Ask for an answer of the media type ``kind``. Raises what the refusal means, or Unavailable; leaving it early, and
+        being cancelled, closes the connection, which is how a server learns that nobody listens any more."""
+        return _Posting(self, path, body, kind)
+
+    async def begin(self, path: str, body: bytes, kind: str) -> ServerAnswer:
+        """An answer whose head is good, for whoever gives its connection back."""
+        seconds = self.patience.first_token_seconds
+        until = self._clock() + seconds
+        try:
+            connection, head = await self._begin(self._requests.post_json(path, body), until)
+        except TimeoutError as late:
+            raise _too_late(seconds) from late
+        try:
+            _check_type(head, kind)
+        except BadStream:
+            self._pool.give_back(connection)
+            raise
+        return ServerAnswer(connection, until - self._clock())
+
+    def end(self, answer: ServerAnswer) -> None:
+        self._pool.give_back(answer.connection)
+
+    async def ask(self, path: str, body: bytes, *, most: int) -> bytes:
+        """A JSON answer of at most ``most`` bytes. Raises as ``post``; the whole of it may take as long as a pause in a stream."""
+        read = bytearray()
+        async with self.post(path, body, "application/json") as answer:
+            answer.allow(self.patience.idle_seconds)
+            async for piece in answer.pieces():
+                read += piece
+                if len(read) > most:
+                    raise BadStream(f"a body of more than {most} bytes")
+        return bytes(read)
+
+    async def _listed(self, path: str, until: float) -> bytes:
+        connection, head = await self._pool.ask(self._requests.get(path), until)
+        try:
+            if not head.is_success:
+                raise (await self._refusal(connection, head, until)).error
+            _check_type(head, "application/json")
+            return await _read(connection, MAX_LIST_BYTES, until)
+        finally:
+            self._pool.give_back(connection)
+
+    async def _begin(self, request: bytes, until: float) -> tuple[HttpServerConnection, ReplyHead]:
+        """A good answer's head, and the connection that the rest of it comes by. Repeats what failed before there was a head, where
+        that may help. Raises TimeoutError at ``until``."""
+        for attempt in range(ATTEMPTS):
+            refusal = None
+            try:
+                connection, head = await self._pool.ask(request, until)
+            except HttpFailure as failure:
+                if not failure.again or attempt == ATTEMPTS - 1:
+                    raise
+            else:
+                if head.is_success:
+                    return connection, head
+                try:
+                    refusal = await self._refusal(connection, head, until)
+                finally:
+                    self._pool.give_back(connection)
+                if not refusal.again or attempt == ATTEMPTS - 1:
+                    raise refusal.error
+            log.info("backend_asked_again", server=self.source.name, attempt=attempt + 1)
+            async with asyncio.timeout_at(until):
+                await asyncio.sleep(self._pause(attempt, refusal))
+        raise AssertionError("the last attempt returns or raises")
+
+    def _pause(self, attempt: int, refusal: ServerRefusal | None) -> float:
+        jitter = 0.5 + random.random() / 2  # noqa: S311  # spreads callers, hides nothing
+        backoff = self.patience.backoff_seconds * (1 << attempt) * jitter
+        asked = refusal.retry_after_seconds if refusal is not None else None
+        return backoff if asked is None else max(backoff, asked)
+
+    async def _refusal(self, connection: HttpServerConnection, head: ReplyHead, until: float) -> ServerRefusal:
+        body = b"" if head.headers.get("content-encoding") else await _read(connection, MAX_REFUSAL_BYTES, until, cut=True)
+        return server_errors.judge(self.source, head.status, body, head.headers.get("retry-after"), now=time.time())
+
+
+class _Posting:
+    """Asks on entering, and gives the connection back on leaving. A class, as `_Translation` is: the loop keeps a list of generators
+    that wait, and to get on it and off it takes as long as all the rest of a small request."""
+
+    def __init__(self, server: Server, path: str, body: bytes, kind: str) -> None:
+        self._server = server
+        self._asked = path, body, kind
+        self._translation = _Translation(server.source)
+        self._answer: ServerAnswer | None = None
+
+    async def __aenter__(self) -> ServerAnswer:
+        async with self._translation:
+            self._answer = await self._server.begin(*self._asked)
+        return self._answer
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        assert self._answer is not None
+        self._server.end(self._answer)
+        await self._translation.__aexit__(kind, error, traceback)
+
+
+@asynccontextmanager
+async def connected(source: RefusalSource, url: str, patience: ServerTimeouts) -> AsyncIterator[Server]:
+    """A pool of connections to ``url``, with the source's key in every request. No proxy of the environment's is asked, because one
+    for the internet must not see what goes to a server in the house, and no redirect is followed: the key and the prompt are for
+    this address only. Raises BadSettings."""
+    key = {} if source.key is None else {"authorization": f"Bearer {source.key.text}"}
+    # A compressed answer could be a thousand times its size; text in small pieces gains nothing by it.
+    headers = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "aimesh", **key}
+    try:
+        origin = http_request.origin(url)
+        requests = RequestWriter(origin, headers)
+    except ValueError as error:
+        raise errors.BadSettings(f"{source.url_setting}: {error}", hint="see docs/howto/other-backends.md") from error
+    limits = Limits(
+        connections=MAX_CONNECTIONS,
+        connect_seconds=patience.connect_seconds,
+        turn_seconds=POOL_SECONDS,
+        write_seconds=WRITE_SECONDS,
+        idle_seconds=KEEP_ALIVE_SECONDS,
+    )
+    async with http_pool.opened(origin, limits) as pool:
+        yield Server(source, pool, requests, patience)
+
+
+def translated(source: RefusalSource) -> AbstractAsyncContextManager[None]:
+    """Turn what connections, msgspec and the parsers raise for a server that fails into Unavailable, and a full pool into Overloaded."""
+    return _Translation(source)
+
+
+class _Translation:
+    def __init__(self, source: RefusalSource) -> None:
+        self._source = source
+
+    async def __aenter__(self) -> None:
+        pass
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if error is not None and (meaning := _meaning(self._source, error)) is not None:
+            raise meaning from error
+
+
+def _meaning(source: RefusalSource, error: BaseException) -> AimeshError | None:
+    """None for what is no fault of the server's."""
+    name = source.name
+    match error:
+        case NoneFree():
+            return errors.Overloaded(f"{name} has {MAX_CONNECTIONS} requests of this worker open", retry_after_seconds=POOL_SECONDS)
+        case HttpFailure():
+            said, hint = source.cleaned(str(error)), f"is it running? see {source.url_setting}"
+            return errors.Unavailable(f"{name} does not answer: {said}", hint=hint, retry_after_seconds=5.0)
+        case SilentServer():
+            return errors.Unavailable(f"{name} did not {error}", hint="look at the server's own log")
+        case BadStream():
+            return errors.Unavailable(f"{name} broke its protocol: {error}")
+        case _ if isinstance(error, UNREADABLE):
+            return errors.Unavailable(f"{name} broke its protocol: {source.cleaned(str(error))}")
+    return None
+
+
+def _too_late(seconds: float) -> SilentServer:
+    return SilentServer(f"begin its answer within {seconds:g} s")
+
+
+def _check_type(head: ReplyHead, kind: str) -> None:
+    """Raises BadStream."""
+    if encoding := head.headers.get("content-encoding", "").strip().lower().replace("identity", ""):
+        raise BadStream(f"it is compressed ({encoding[:20]!r}), though that was not asked for")
+    found = head.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if found != kind:
+        raise BadStream(f"content of type {found[:60]!r} in place of {kind!r}; is this the address of its API?")
+
+
+async def _read(connection: HttpServerConnection, most: int, until: float, *, cut: bool = False) -> bytes:
+    """The whole body, or its first ``most`` bytes. Raises BadStream for a longer one that must not be cut."""
+    read = bytearray()
+    while piece := await connection.read(until):
+        read += piece
+        if len(read) > most:
+            if not cut:
+                raise BadStream(f"a body of more than {most} bytes")
+            break
+    return bytes(read[:most])

@@ -1,0 +1,1 @@
+"""Vectors for texts: their queue, their batches and their pooling."""

@@ -1,0 +1,165 @@
+"""The engine's work on embeddings: between two steps of the answers it computes one batch of texts."""
+
+import time
+from array import array
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from services.inference.engine.embeddings.embedding_queue import EmbeddingQueue, EmbeddingText, TextPiece
+from services.inference.engine.embeddings.pooling import Pooled, Pooling
+from services.inference.engine.engine_messages import (
+    ComputedVectors,
+    EmbeddingTurn,
+    EmbedTexts,
+    GenerationAccepted,
+    GenerationRefused,
+    StepReport,
+)
+from services.inference.engine.prefill_budget import PrefillBudget
+from shared import errors
+
+#: In one turn, however busy the engine is: a text must come to its end, and smaller pieces give other last digits.
+LEAST_TOKENS = 4
+
+
+class EmbedderInterface(Protocol):
+    """What the loop needs of a model. ``embedding_context.EmbeddingContext`` is the real one. All of it blocks."""
+
+    #: The longest text.
+    context_tokens: int
+    #: The most tokens of several texts in one batch.
+    step_tokens: int
+    dimensions: int
+    #: Texts in one batch.
+    slots: int
+    #: The model reads both ways, so a text cannot be computed in pieces.
+    whole: bool
+    pooling: Pooling
+
+    def prepare(self) -> None:
+        """What is above is true from here on. Safe to call twice; raises BadRequest where the model gives no vectors, and
+        Unavailable where it cannot be now."""
+        ...
+
+    def tokens_of(self, text: str) -> list[int]:
+        """Raises BadRequest. Safe to call in another thread than all else, one call at a time."""
+        ...
+
+    def run(self, pieces: Sequence[TextPiece]) -> list[Sequence[float]]:
+        """Compute one batch; the pooled vector of each piece. Forgets the texts that end in it. Raises ModelCrashed."""
+        ...
+
+    def clear(self, slot: int) -> None:
+        """Forget what a text that was begun has left there."""
+        ...
+
+
+class EmbeddingLoop:
+    """Not thread-safe: one caller, who alternates the steps of the answers and ``turn``. Only ``tokenize`` may run in another thread
+    meanwhile."""
+
+    def __init__(self, embedder: EmbedderInterface, *, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._embedder = embedder
+        self._clock = clock
+        #: Made with the first request, when the model has told what it can.
+        self._queue: EmbeddingQueue | None = None
+        self._pace = PrefillBudget(LEAST_TOKENS)
+        #: Of the text that is begun.
+        self._pooled: Pooled | None = None
+
+    @property
+    def idle(self) -> bool:
+        return self._queue is None or self._queue.idle
+
+    def measure(self, command: EmbedTexts) -> int:
+        """The bytes of a command's texts. Raises BadRequest where the model gives no such vectors, and Unavailable where it cannot now."""
+        self._prepare()
+        if command.dimensions is not None and command.dimensions > self._embedder.dimensions:
+            raise errors.BadRequest(
+                f"dimensions is {command.dimensions}; this model's vectors have {self._embedder.dimensions}",
+                hint="ask for fewer, or leave it out",
+            )
+        return sum(len(text.encode("utf-8", "replace")) for text in command.inputs)
+
+    def tokenize(self, command: EmbedTexts) -> list[EmbeddingText]:
+        """Raises BadRequest for a text without tokens and for one that is too long."""
+        return [self._tokenize_one(command, number) for number in range(len(command.inputs))]
+
+    def begin(self, command: EmbedTexts, texts: list[EmbeddingText]) -> GenerationAccepted:
+        """Queue a command's texts."""
+        assert self._queue is not None  # made when the command was measured
+        self._queue.submit(texts)
+        return GenerationAccepted(command.id, sum(len(text.tokens) for text in texts))
+
+    def cancel(self, request: int) -> None:
+        """Unknown ones are already over."""
+        if self._queue is not None and (slot := self._queue.cancel(request)) is not None:
+            self._embedder.clear(slot)
+            self._pooled = None
+
+    def turn(self, step: StepReport | None) -> list[GenerationRefused | EmbeddingTurn]:
+        """Do as much as answers can bear whose last step was this; None when nobody answers."""
+        if step is not None and step.read == 0:
+            self._pace.took(step.seconds, answering=step.answering, read=0)
+        if self._queue is None or self.idle:
+            return []
+        return self._compute(self._queue, step)
+
+    def _prepare(self) -> None:
+        if self._queue is None:
+            self._embedder.prepare()
+            self._queue = EmbeddingQueue(self._embedder.slots, whole=self._embedder.whole)
+            self._pace = PrefillBudget(self._embedder.step_tokens)
+
+    def _tokenize_one(self, command: EmbedTexts, number: int) -> EmbeddingText:
+        # An array: a list takes nine times the room.
+        tokens = array("i", self._embedder.tokens_of(command.inputs[number]))
+        if not tokens:
+            raise errors.BadRequest(f"input[{number}] has no tokens", hint="leave empty texts out")
+        if len(tokens) > self._embedder.context_tokens:
+            raise errors.BadRequest(
+                f"input[{number}] has {len(tokens)} tokens; this model takes {self._embedder.context_tokens}",
+                hint="cut it into several texts",
+            )
+        return EmbeddingText(command.id, number, tokens, command.dimensions or self._embedder.dimensions)
+
+    # --- computing ----------------------------------------------------------------------------------------------------------
+
+    def _compute(self, queue: EmbeddingQueue, step: StepReport | None) -> list[GenerationRefused | EmbeddingTurn]:
+        pieces = queue.take(self._budget(step))
+        if not pieces:
+            return []
+        began = self._clock()
+        rows = self._embedder.run(pieces)
+        seconds, tokens = self._clock() - began, sum(len(piece.tokens) for piece in pieces)
+        self._pace.took(seconds, answering=0, read=tokens)
+        told: dict[int, list[bytes]] = {}
+        failed: dict[int, GenerationRefused] = {}
+        for piece, row in zip(pieces, rows, strict=True):
+            self._pool(piece, row, told, failed)
+        for request in failed:
+            self.cancel(request)
+            told.pop(request, None)
+        finished = tuple(ComputedVectors(request, tuple(vectors)) for request, vectors in told.items())
+        return [*failed.values(), EmbeddingTurn(finished, seconds, tokens)]
+
+    def _budget(self, step: StepReport | None) -> int:
+        """Tokens of the next batch. Prompts that are being read go first: both together must not make the answers falter."""
+        if step is None or step.answering == 0:
+            return self._embedder.step_tokens
+        return max(LEAST_TOKENS, self._pace.budget(step.answering) - step.read)
+
+    def _pool(self, piece: TextPiece, row: Sequence[float], told: dict[int, list[bytes]], failed: dict[int, GenerationRefused]) -> None:
+        """Add a piece to its text, whose vector is told when it ends."""
+        if self._pooled is None:
+            self._pooled = Pooled(self._embedder.pooling)
+        self._pooled.add(row, len(piece.tokens))
+        if not piece.ends:
+            return
+        text, vector = piece.text, self._pooled.packed(piece.text.dimensions)
+        self._pooled = None
+        if vector is None:
+            problem = errors.Unavailable(f"the model computed no vector for input[{text.number}]", hint="ask another model")
+            failed[text.request] = GenerationRefused(text.request, problem.to_problem())
+        else:
+            told.setdefault(text.request, []).append(vector)

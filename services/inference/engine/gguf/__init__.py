@@ -1,0 +1,1 @@
+"""Model files: what their headers say, and whether llama.cpp may see them."""

@@ -1,5 +1,0 @@
-"""What every module of this package raises where a schema or a grammar cannot be used."""
-
-
-class Refused(Exception):
-    """The message is for the caller: which place, what is wrong with it. `formats` makes it a BadRequest with the field's name."""

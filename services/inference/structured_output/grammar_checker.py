@@ -1,0 +1,228 @@
+"""Whether llama.cpp can use a grammar: asked of a process that may die of it, and remembered.
+
+A worker has one `Checker` for each model, because a grammar's cost depends on the vocabulary. The process starts with the first
+question, ends after a minute without one, and is started again when it has died.
+"""
+
+import asyncio
+import hashlib
+import os
+import socket
+import sys
+from asyncio import subprocess
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from services.inference.structured_output import checker_messages
+from services.inference.structured_output.checker_messages import GrammarVerdict, Judgement
+from shared import errors
+from shared.telemetry import logs
+
+log = logs.get()
+
+#: Verdicts kept; a tool set is one grammar, and an application has few of them.
+MOST_VERDICTS = 256
+#: Requests that wait for the one check at a time; each is held up by at most verdicts.WALL_SECONDS.
+MOST_WAITING = 32
+WAIT_SECONDS = 30.0
+#: The process holds the vocabulary, some dozens of MB.
+IDLE_SECONDS = 60.0
+#: A vocabulary of 256,000 tokens on a slow disk.
+START_SECONDS = 30.0
+EXIT_SECONDS = 2.0
+#: On top of what the process itself gives one grammar, before the process counts as hung.
+GRACE_SECONDS = 5.0
+
+#: The number of the socket, of this process, and the model's path follow.
+PROGRAM = (sys.executable, "-P", "-m", "services.inference.structured_output.checker_process")
+
+_MESSAGES = {
+    Judgement.REFUSED: "llama.cpp does not take the grammar: {reason}",
+    Judgement.NO_BEGINNING: "no token of this model can begin an answer that fits the grammar",
+    Judgement.TOO_COSTLY: f"the grammar takes more than {checker_messages.CPU_SECONDS} s or {checker_messages.MEMORY_BYTES >> 20} MiB",
+    Judgement.HUNG: f"the grammar was not compiled within {checker_messages.WALL_SECONDS:g} s",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _CheckerProcess:
+    process: subprocess.Process
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def end(self) -> None:
+        """It ends by itself when its socket closes, also in the middle of a check; a stuck one is killed."""
+        self.writer.close()
+        try:
+            async with asyncio.timeout(EXIT_SECONDS):
+                await self.process.wait()
+        except TimeoutError:
+            self.process.kill()
+            await self.process.wait()
+
+
+class Checker:
+    """Safe to use from many tasks; one grammar is tried at a time, the others wait."""
+
+    def __init__(self, model: Path, environment: Mapping[str, str], program: tuple[str, ...] = PROGRAM) -> None:
+        """``environment`` is all that the process gets: without secrets, with PYTHONPATH."""
+        self._model = model
+        self._environment = environment
+        self._program = program
+        #: SHA-256 of a grammar -> its verdict; the one asked for last is the last.
+        self._verdicts: OrderedDict[bytes, GrammarVerdict] = OrderedDict()
+        self._turn = asyncio.Lock()
+        self._waiting = 0
+        self._running: _CheckerProcess | None = None
+        self._idle: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._stay_up()
+        await self._end()
+
+    @property
+    def pid(self) -> int | None:
+        """None while no process runs."""
+        return None if self._running is None else self._running.process.pid
+
+    async def check(self, grammar: str, *, field: str = "format") -> None:
+        """Raises BadRequest, which begins with the field, where llama.cpp cannot use this grammar; Overloaded where too many
+        others wait; Unavailable where the process cannot be started."""
+        body = grammar.encode("utf-8", "replace")
+        verdict = await self._find_verdict(hashlib.sha256(body).digest(), body)
+        if verdict.judgement is not Judgement.FITS:
+            message = _MESSAGES[verdict.judgement].format(reason=verdict.reason)
+            raise errors.BadRequest(f"{field}: {message}", hint="make it smaller: fewer alternatives, fewer and shorter repeats")
+
+    async def _find_verdict(self, key: bytes, grammar: bytes) -> GrammarVerdict:
+        if (known := self._recall(key)) is not None:
+            return known
+        async with self._in_turn():
+            # The one before may have asked the same.
+            if (known := self._recall(key)) is not None:
+                return known
+            verdict = await self._ask(grammar)
+            if verdict.judgement is not Judgement.HUNG:
+                self._verdicts[key] = verdict
+                if len(self._verdicts) > MOST_VERDICTS:
+                    self._verdicts.popitem(last=False)
+            return verdict
+
+    def _recall(self, key: bytes) -> GrammarVerdict | None:
+        if key in self._verdicts:
+            self._verdicts.move_to_end(key)
+        return self._verdicts.get(key)
+
+    @asynccontextmanager
+    async def _in_turn(self) -> AsyncIterator[None]:
+        if self._waiting >= MOST_WAITING:
+            raise _overloaded()
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(WAIT_SECONDS):
+                await self._turn.acquire()
+        except TimeoutError:
+            raise _overloaded() from None
+        finally:
+            self._waiting -= 1
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+    async def _ask(self, grammar: bytes) -> GrammarVerdict:
+        """A process that dies or hangs has met a grammar that it does not bear; the next question starts another."""
+        self._stay_up()
+        running = await self._ensure_running()
+        answered = False
+        try:
+            running.writer.write(checker_messages.framed(grammar))
+            async with asyncio.timeout(checker_messages.WALL_SECONDS + GRACE_SECONDS):
+                verdict = await _read(running.reader)
+            answered = True
+            return verdict
+        except (TimeoutError, OSError, asyncio.IncompleteReadError, msgspec.MsgspecError) as error:
+            log.warning("grammar_process_lost", pid=running.process.pid, error=repr(error))
+            return GrammarVerdict(Judgement.HUNG)
+        finally:
+            # Also when the caller went away: the answer still to come would be taken for the next one's.
+            if not answered:
+                await asyncio.shield(self._end())
+            self._idle = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._rest)
+
+    async def _ensure_running(self) -> _CheckerProcess:
+        if self._running is not None and self._running.process.returncode is None:
+            return self._running
+        await self._end()
+        started = False
+        try:
+            self._running = await self._start()
+            async with asyncio.timeout(START_SECONDS):
+                verdict = await _read(self._running.reader)
+            started = verdict.judgement is Judgement.FITS
+        except (TimeoutError, OSError, asyncio.IncompleteReadError, msgspec.MsgspecError) as error:
+            raise _unavailable(f"the process does not start: {error!r}") from error
+        finally:
+            if not started:
+                await asyncio.shield(self._end())
+        if not started or self._running is None:
+            raise _unavailable(f"llama.cpp finds no vocabulary in {self._model}")
+        return self._running
+
+    async def _start(self) -> _CheckerProcess:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *(*self._program, str(theirs.fileno()), str(os.getpid()), str(self._model)),
+                    stdin=subprocess.DEVNULL,
+                    env=dict(self._environment),
+                    pass_fds=(theirs.fileno(),),
+                )
+            except BaseException:
+                ours.close()
+                raise
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        return _CheckerProcess(process, reader, writer)
+
+    async def _end(self) -> None:
+        running, self._running = self._running, None
+        if running is not None:
+            await running.end()
+
+    def _stay_up(self) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+
+    def _rest(self) -> None:
+        """Nobody has asked for a while. The socket is closed, so the process ends; asyncio reaps it."""
+        self._idle = None
+        if self._running is not None:
+            self._running.writer.close()
+            self._running = None
+
+
+async def _read(reader: asyncio.StreamReader) -> GrammarVerdict:
+    (length,) = checker_messages.LENGTH.unpack(await reader.readexactly(checker_messages.LENGTH.size))
+    return checker_messages.decoder.decode(await reader.readexactly(min(length, checker_messages.MOST_BYTES)))
+
+
+def _overloaded() -> errors.Overloaded:
+    return errors.Overloaded(
+        "too many new grammars and schemas are being checked on this worker", hint="try again in a moment", retry_after_seconds=2.0
+    )
+
+
+def _unavailable(reason: str) -> errors.Unavailable:
+    return errors.Unavailable(f"this worker cannot check grammars: {reason}", hint="ask without a format, or ask another worker")

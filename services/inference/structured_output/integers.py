@@ -1,0 +1,90 @@
+"""Numbers between two bounds as GBNF.  Pure."""
+
+from services.inference.structured_output import gbnf
+
+#: Digits of a bound that is written out exactly. Beyond it floats no longer tell whole numbers apart; such a bound does not bound.
+MOST_DIGITS = 15
+#: Of any whole number, so that a model cannot write digits for ever; 64 bits have 19.
+MOST_WRITTEN_DIGITS = 19
+
+_BEYOND = int("1" + "0" * MOST_DIGITS)
+_ANY_FRACTION = '("." [0-9]{1,15})?'
+_NO_FRACTION = '("." "0"{1,3})?'
+
+
+def is_written_out(bound: int) -> bool:
+    return abs(bound) < _BEYOND
+
+
+def between(low: int | None, high: int | None) -> str:
+    """Exactly the whole numbers from low to high, without leading zeros; None is no bound, and low is not above high."""
+    alternatives = []
+    if low is None or low < 0:
+        most = None if low is None else -low
+        least = 1 if high is None or high >= 0 else -high
+        if most is None or least <= most:
+            alternatives.append('"-" ' + gbnf.one_of(_magnitudes(least, most)))
+    if high is None or high >= 0:
+        alternatives += _magnitudes(max(low or 0, 0), high)
+    return gbnf.one_of(alternatives)
+
+
+def real_between(low: int | None, high: int | None) -> str:
+    """The numbers, with up to 15 decimals, from low to high."""
+    alternatives = []
+    if low is None or low < 0:
+        alternatives.append('"-" ' + _real_magnitudes(max(0, -high) if high is not None else 0, None if low is None else -low))
+    if high is None or high >= 0:
+        alternatives.append(_real_magnitudes(max(low or 0, 0), high))
+    return gbnf.one_of(alternatives)
+
+
+def _real_magnitudes(least: int, most: int | None) -> str:
+    if most is None:
+        return f"{gbnf.one_of(_magnitudes(least, None))} {_ANY_FRACTION}"
+    at_the_end = f"{gbnf.literal(str(most))} {_NO_FRACTION}"
+    if least >= most:
+        return at_the_end
+    return gbnf.one_of([f"{gbnf.one_of(_magnitudes(least, most - 1))} {_ANY_FRACTION}", at_the_end])
+
+
+def _magnitudes(least: int, most: int | None) -> list[str]:
+    """Alternatives for least to most, both not negative."""
+    shortest = len(str(least))
+    longest = shortest if most is None else len(str(most))
+    end = 10**shortest - 1 if most is None or longest > shortest else most
+    alternatives = _same_length(str(least), str(end))
+    if most is None:
+        return [*alternatives, f"[1-9] [0-9]{{{shortest},{MOST_WRITTEN_DIGITS - 1}}}"]
+    if longest - shortest > 1:
+        alternatives.append(f"[1-9] [0-9]{{{shortest},{longest - 2}}}")
+    if longest > shortest:
+        alternatives += _same_length("1" + "0" * (longest - 1), str(most))
+    return alternatives
+
+
+def _same_length(low: str, high: str) -> list[str]:
+    """Alternatives for the digit strings from low to high; leading zeros count as digits."""
+    rest = len(low) - 1
+    if rest == 0:
+        return [_digit(low, high)]
+    if low[1:] == "0" * rest and high[1:] == "9" * rest:
+        return [f"{_digit(low[0], high[0])} [0-9]{{{rest}}}"]
+    if low[0] == high[0]:
+        return [f"{gbnf.literal(low[0])} {tail}" for tail in _same_length(low[1:], high[1:])]
+    # Cut off a ragged beginning and a ragged end; what is left between them is whole.
+    alternatives = []
+    first, last = int(low[0]), int(high[0])
+    if low[1:] != "0" * rest:
+        alternatives += [f"{gbnf.literal(low[0])} {tail}" for tail in _same_length(low[1:], "9" * rest)]
+        first += 1
+    if high[1:] != "9" * rest:
+        alternatives += [f"{gbnf.literal(high[0])} {tail}" for tail in _same_length("0" * rest, high[1:])]
+        last -= 1
+    if first <= last:
+        alternatives.append(f"{_digit(str(first), str(last))} [0-9]{{{rest}}}")
+    return alternatives
+
+
+def _digit(low: str, high: str) -> str:
+    return gbnf.literal(low) if low == high else f"[{low}-{high}]"

@@ -1,0 +1,61 @@
+"""From what a request asks for to a grammar, with the request's field named where that is not possible.  Pure."""
+
+from typing import assert_never
+
+from services.inference.structured_output import gbnf, grammar_limits, schema
+from services.inference.structured_output.schema_errors import SchemaRefused
+from shared import errors
+from shared.api.generation import FormatKind, OutputFormat
+
+#: Of a message: names in a schema may be as long as the schema.
+MOST_CHARACTERS = 400
+
+SCHEMA_FIELD = "format.schema"
+GRAMMAR_FIELD = "format.grammar"
+
+
+def grammar_of(wanted: OutputFormat) -> str:
+    """Raises BadRequest."""
+    match wanted.kind:
+        case FormatKind.JSON:
+            return any_object()
+        case FormatKind.JSON_SCHEMA:
+            return grammar_of_schema(wanted.text)
+        case FormatKind.GBNF:
+            return _checked(wanted.text, GRAMMAR_FIELD)
+        case _:
+            assert_never(wanted.kind)
+
+
+def grammar_of_schema(text: str, *, field: str = SCHEMA_FIELD, before: str = "", after: str = "") -> str:
+    """The JSON that fits a schema, between two fixed texts. Raises BadRequest that begins with the field's name."""
+    try:
+        grammar = schema.grammar_of(text, before=before, after=after)
+    except SchemaRefused as refused:
+        raise errors.BadRequest(f"{field}: {_short(str(refused))}", hint=_HINTS[SCHEMA_FIELD]) from None
+    return _checked(grammar, field, hint=_HINTS[SCHEMA_FIELD])
+
+
+def any_object() -> str:
+    rules = gbnf.GbnfRules()
+    return rules.render(rules.built_in("object"))
+
+
+_HINTS = {
+    SCHEMA_FIELD: "make the schema simpler there; a $ref may lead back to itself only through a property or an item",
+    GRAMMAR_FIELD: "the grammar must be GBNF as llama.cpp reads it",
+}
+
+
+def _checked(grammar: str, field: str, hint: str = _HINTS[GRAMMAR_FIELD]) -> str:
+    try:
+        grammar_limits.check(grammar)
+    except SchemaRefused as refused:
+        raise errors.BadRequest(f"{field}: {_short(str(refused))}", hint=hint) from None
+    return grammar
+
+
+def _short(message: str) -> str:
+    """The place is at the beginning and the reason at the end."""
+    half = MOST_CHARACTERS // 2
+    return message if len(message) <= MOST_CHARACTERS else f"{message[:half]} … {message[-half:]}"

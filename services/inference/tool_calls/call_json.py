@@ -1,0 +1,85 @@
+"""Calls of tools as JSON: where a value ends while it is being written, and which calls it is.  Pure."""
+
+from collections.abc import Collection
+from enum import Enum
+
+import msgspec
+
+from services.inference.tool_calls.call_findings import BLANKS, Call
+
+#: Deeper arguments are refused by JSON readers anyway.
+MAX_DEPTH = 64
+
+#: All that JSON has outside its strings, besides brackets and quotes.
+_BETWEEN_STRINGS = frozenset(BLANKS + ",:+-.0123456789Eaeflnrstu")
+
+
+class Scan(Enum):
+    OPEN = "open"
+    CLOSED = "closed"
+    BROKEN = "broken"
+
+
+class JsonScanner:
+    """Finds where a JSON object or list ends, character by character. Only brackets and strings are looked at."""
+
+    def __init__(self) -> None:
+        self._brackets: list[str] = []
+        self._in_string = False
+        self._escaped = False
+
+    def step(self, character: str) -> Scan:
+        if self._in_string:
+            self._in_string = self._escaped or character != '"'
+            self._escaped = character == "\\" and not self._escaped
+        elif character == '"':
+            self._in_string = True
+        elif character in "{[":
+            self._brackets.append("}" if character == "{" else "]")
+            return Scan.BROKEN if len(self._brackets) > MAX_DEPTH else Scan.OPEN
+        elif character in "}]":
+            if self._brackets.pop() != character:
+                return Scan.BROKEN
+            return Scan.OPEN if self._brackets else Scan.CLOSED
+        elif character not in _BETWEEN_STRINGS:
+            return Scan.BROKEN
+        return Scan.OPEN
+
+
+class _Written(msgspec.Struct):
+    """A call as models write it; one of the two has the arguments."""
+
+    name: str
+    arguments: msgspec.Raw = msgspec.Raw()
+    parameters: msgspec.Raw = msgspec.Raw()
+
+
+_written = msgspec.json.Decoder(_Written | list[_Written])
+
+
+def calls_in(text: str, names: Collection[str]) -> tuple[Call, ...]:
+    """The calls in a JSON value; none if it is anything but calls of tools on offer."""
+    try:
+        value = _written.decode(text)
+        calls = tuple((call.name, _arguments(call)) for call in (value if isinstance(value, list) else [value]))
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        return ()
+    return calls if all(name in names and arguments for name, arguments in calls) else ()
+
+
+def is_object(text: str) -> bool:
+    """Whether this is the JSON of an object, as arguments are."""
+    try:
+        msgspec.json.decode(text, type=dict[str, object])
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        return False
+    return True
+
+
+def _arguments(call: _Written) -> str:
+    """JSON text of an object, as the model wrote it; empty if it wrote none."""
+    raw = bytes(call.arguments) or bytes(call.parameters)
+    # Some models write the object into a string, as the API's clients get it.
+    text = msgspec.json.decode(raw, type=str) if raw.startswith(b'"') else raw.decode()
+    msgspec.json.decode(text, type=dict[str, object])
+    return text

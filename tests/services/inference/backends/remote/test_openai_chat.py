@@ -1,0 +1,122 @@
+import json
+from typing import Any
+
+import pytest
+
+from services.inference.backends.remote import openai_chat
+from services.inference.upstreams import Dialect
+from shared import errors
+from shared.api.generation import ChatMessage, FormatKind, OutputFormat, Sampling, Tool, ToolCall, ToolChoice
+
+HI = (ChatMessage("user", "hi"),)
+WEATHER = Tool("weather", "says it", '{"type": "object", "properties": {"city": {"type": "string"}}}')
+ALWAYS = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True, "stream_options": {"include_usage": True}}
+
+
+def sent(dialect: Dialect = Dialect.COMPATIBLE, messages: tuple[ChatMessage, ...] = HI, **asked: object) -> dict[str, Any]:
+    body: dict[str, Any] = json.loads(openai_chat.body("upstream x", dialect, "m", messages, Sampling(**asked), max_tokens=7))  # type: ignore[arg-type]
+    return body
+
+
+@pytest.mark.parametrize("dialect", Dialect)
+def test_what_was_not_asked_for_is_not_sent(dialect: Dialect) -> None:
+    name = "max_completion_tokens" if dialect is Dialect.OPENAI else "max_tokens"
+    assert sent(dialect) == {**ALWAYS, name: 7}
+
+
+@pytest.mark.parametrize(
+    ("dialect", "asked", "expected"),
+    [
+        pytest.param(
+            Dialect.OPENAI, {"temperature": 0.0, "top_p": 0.5, "seed": 3}, {"temperature": 0.0, "top_p": 0.5, "seed": 3}, id="OpenAI's"
+        ),
+        pytest.param(Dialect.OPENAI, {"frequency_penalty": 1.0, "n": 2}, {"frequency_penalty": 1.0, "n": 2}, id="more of OpenAI's"),
+        pytest.param(Dialect.OPENAI, {"logit_bias": {5: -100.0}}, {"logit_bias": {"5": -100.0}}, id="ids are texts in JSON"),
+        pytest.param(Dialect.OPENAI, {"top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}, {}, id="what changes nothing is left out"),
+        pytest.param(
+            Dialect.VLLM, {"top_k": 5, "min_p": 0.1, "ignore_eos": True}, {"top_k": 5, "min_p": 0.1, "ignore_eos": True}, id="vLLM's"
+        ),
+        pytest.param(Dialect.VLLM, {"repeat_penalty": 1.2, "top_k": 0}, {"repetition_penalty": 1.2, "top_k": -1}, id="vLLM's words"),
+        pytest.param(Dialect.LLAMA_CPP, {"repeat_penalty": 1.2, "top_k": 0}, {"repeat_penalty": 1.2, "top_k": 0}, id="llama.cpp's words"),
+        pytest.param(Dialect.LLAMA_CPP, {"seed": 2**32 + 6}, {"seed": 7}, id="llama.cpp's seed has 32 bits"),
+        pytest.param(Dialect.TGI, {"top_p": 1.0, "temperature": 1.0}, {"temperature": 1.0}, id="TGI refuses a top_p of 1"),
+        pytest.param(Dialect.TGI, {"n": 1, "presence_penalty": 0.0}, {}, id="TGI gives one answer"),
+        pytest.param(Dialect.AIMESH, {"top_k": 4, "repeat_penalty": 1.1}, {"top_k": 4, "repeat_penalty": 1.1}, id="another mesh's"),
+        pytest.param(Dialect.COMPATIBLE, {"stop": ("a", "b")}, {"stop": ["a", "b"]}, id="stop sequences"),
+        pytest.param(Dialect.COMPATIBLE, {"top_logprobs": 0}, {"logprobs": True}, id="log probabilities of what was drawn"),
+        pytest.param(Dialect.COMPATIBLE, {"top_logprobs": 3}, {"logprobs": True, "top_logprobs": 3}, id="and of others"),
+    ],
+)
+def test_what_was_asked_for_is_sent_in_the_servers_words(dialect: Dialect, asked: dict[str, Any], expected: dict[str, Any]) -> None:
+    body = sent(dialect, **asked)
+    assert {name: value for name, value in body.items() if name not in ALWAYS and not name.endswith("_tokens")} == expected
+
+
+@pytest.mark.parametrize(
+    ("dialect", "asked", "field"),
+    [
+        pytest.param(Dialect.OPENAI, {"top_k": 5}, "top_k", id="OpenAI has no top_k"),
+        pytest.param(Dialect.OPENAI, {"min_p": 0.1}, "min_p", id="OpenAI has no min_p"),
+        pytest.param(Dialect.OPENAI, {"repeat_penalty": 1.1}, "repeat_penalty", id="OpenAI has no repeat_penalty"),
+        *(pytest.param(dialect, {"raw": True}, "raw", id=f"{dialect} is asked for chats alone") for dialect in Dialect),
+        pytest.param(Dialect.COMPATIBLE, {"ignore_eos": True}, "ignore_eos", id="nor does what every server has"),
+        pytest.param(Dialect.TGI, {"n": 2}, "n", id="TGI would give one answer"),
+        pytest.param(Dialect.TGI, {"logit_bias": {1: 1.0}}, "logit_bias", id="TGI does not use the bias"),
+        pytest.param(Dialect.TGI, {"presence_penalty": 0.5}, "presence_penalty", id="nor that penalty"),
+        pytest.param(Dialect.VLLM, {"format": OutputFormat(FormatKind.GBNF, "root ::= [a-z]")}, "format", id="only llama.cpp takes GBNF"),
+        pytest.param(Dialect.VLLM, {"format": OutputFormat(FormatKind.JSON_SCHEMA, "{")}, "format.text", id="a schema that is no JSON"),
+        pytest.param(Dialect.VLLM, {"format": OutputFormat(FormatKind.JSON_SCHEMA, "[" * 100_000)}, "format.text", id="or too deep"),
+        pytest.param(Dialect.VLLM, {"tools": (WEATHER, Tool("x", "", "[]"))}, r"tools\[1\].parameters", id="parameters that are no object"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_and_named(dialect: Dialect, asked: dict[str, Any], field: str) -> None:
+    with pytest.raises(errors.BadRequest, match=f"^{field} "):
+        sent(dialect, **asked)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "asked", "expected"),
+    [
+        pytest.param(Dialect.VLLM, OutputFormat(FormatKind.JSON), {"type": "json_object"}, id="any object"),
+        pytest.param(
+            Dialect.TGI, OutputFormat(FormatKind.JSON), {"type": "json_object", "value": {"type": "object"}}, id="TGI wants a schema"
+        ),
+        pytest.param(
+            Dialect.OPENAI,
+            OutputFormat(FormatKind.JSON_SCHEMA, '{"type": "array"}'),
+            {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"type": "array"}, "strict": True}},
+            id="a schema",
+        ),
+    ],
+)
+def test_formats(dialect: Dialect, asked: OutputFormat, expected: dict[str, Any]) -> None:
+    assert sent(dialect, format=asked)["response_format"] == expected
+
+
+def test_a_grammar_goes_to_llama_cpp() -> None:
+    assert sent(Dialect.LLAMA_CPP, format=OutputFormat(FormatKind.GBNF, "root ::= [a-z]"))["grammar"] == "root ::= [a-z]"
+
+
+def test_tools_and_the_choice_among_them() -> None:
+    body = sent(tools=(WEATHER,), tool_choice=ToolChoice.REQUIRED)
+    parameters = {"type": "object", "properties": {"city": {"type": "string"}}}
+    assert body["tools"] == [{"type": "function", "function": {"name": "weather", "description": "says it", "parameters": parameters}}]
+    assert body["tool_choice"] == "required"
+    assert "tool_choice" not in sent(tools=(WEATHER,)), "auto is what servers take without it"
+    assert "tools" not in sent(tool_choice=ToolChoice.REQUIRED), "a choice among no tools is none"
+
+
+def test_a_conversation_with_tools() -> None:
+    messages = (
+        *HI,
+        ChatMessage("assistant", "", (ToolCall("c1", "weather", '{"city":"Bern"}'),)),
+        ChatMessage("tool", "rain", tool_call_id="c1"),
+    )
+    assert sent(messages=messages)["messages"][1:] == [
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city":"Bern"}'}}],
+        },
+        {"role": "tool", "content": "rain", "tool_call_id": "c1"},
+    ]

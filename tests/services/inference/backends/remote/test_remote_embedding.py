@@ -1,0 +1,273 @@
+"""Vectors by way of Ollama's and OpenAI's API: a server with every fault that it can have, over real sockets."""
+
+import asyncio
+import json
+import math
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from services.inference import embedding_runs
+from services.inference.backends.remote import embedding_answer, ollama, openai
+from services.inference.backends.remote.http_server_client import ServerTimeouts
+from services.inference.jobs.embedding_interface import Embeds
+from services.inference.jobs.embedding_job import EmbeddingJob
+from services.inference.upstreams import Dialect, Key, Upstream
+from shared import errors, telemetry
+from shared.api.embedding import MAX_INPUTS, Embed, Embedded, Vectors
+from shared.api.inference import ModelState
+from shared.context import new_request_id
+from shared.types import ModelName
+from tests.services.inference import asked
+from tests.services.inference.fake_http import Answer, FakeServer, serving
+from tests.services.inference.standins import Watch, until
+from tests.services.inference.vector_reader import VectorReader
+
+MODEL = ModelName("m")
+Numbers = Sequence[Sequence[float]]
+
+
+def job(*texts: str, dimensions: int | None = None) -> EmbeddingJob:
+    return EmbeddingJob(MODEL, texts, dimensions)
+
+
+@dataclass(frozen=True)
+class Api:
+    """How one of the two is spoken to, and answers."""
+
+    name: str
+    path: str
+
+    def good(self, vectors: Numbers, tokens: object = 5) -> Answer:
+        return Answer([json.dumps(self.said(vectors, tokens))])
+
+    def said(self, vectors: Numbers, tokens: object = 5) -> dict[str, Any]:
+        if self.name == "ollama":
+            return {"model": "m", "embeddings": vectors, "prompt_eval_count": tokens}
+        data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(vectors)]
+        # The last first: the index says where it belongs.
+        return {"object": "list", "data": data[::-1], "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
+
+    @asynccontextmanager
+    async def asking(self, *answers: Answer, seconds: float = 60) -> AsyncIterator[tuple[FakeServer, Any]]:
+        """A backend whose models are listed."""
+        listed = {
+            "/api/tags": Answer(['{"models": [{"name": "m:latest"}]}']),
+            "/v1/models": Answer(['{"data": [{"id": "m"}]}']),
+            self.path: list(answers),
+        }
+        async with serving(listed) as server, self._opened(server.url, seconds) as backend:
+            await until(lambda: backend.models()[0].state is ModelState.READY)
+            yield server, backend
+
+    def _opened(self, url: str, seconds: float) -> Any:
+        if self.name == "ollama":
+            return ollama.opened(url, 4, 32, Watch(), keep_alive="10m", patience=ServerTimeouts(10, seconds, seconds, 0.001))
+        upstream = Upstream(
+            name="rack", url=f"{url}/v1", dialect=Dialect.VLLM, key=Key("sk-very-secret"), first_token_seconds=seconds, idle_seconds=seconds
+        )
+        return openai.opened_all((upstream,), 4, 32, Watch(), backoff_seconds=0.001)
+
+
+@pytest.fixture(params=[Api("ollama", "/api/embed"), Api("openai", "/v1/embeddings")], ids=lambda api: api.name)
+def api(request: pytest.FixtureRequest) -> Api:
+    found: Api = request.param
+    return found
+
+
+async def test_each_text_has_its_vector_one_long_and_in_its_place(api: Api) -> None:
+    reader = VectorReader()
+    async with api.asking(api.good([[3, 4], [0.5, 0], [0, -2]])) as (server, backend):
+        assert isinstance(backend, Embeds)
+        embedded = await backend.embed(job("one", "two", "three"), reader)
+    assert embedded == Embedded(2, 5)
+    assert reader.vectors == [pytest.approx((0.6, 0.8)), (1.0, 0.0), (0.0, -1.0)]
+    # Only the end knows how many tokens they have.
+    assert (reader.accepted, reader.prompt_tokens) == (True, None)
+    (sent,) = server.asked
+    assert sent == {"input": ["one", "two", "three"], **_extras(api)}
+
+
+def _extras(api: Api) -> dict[str, Any]:
+    if api.name == "ollama":
+        return {"model": "m:latest", "truncate": False, "keep_alive": "10m"}
+    return {"model": "m", "encoding_format": "float"}
+
+
+async def test_fewer_dimensions_are_cut_here_whatever_the_server_knows_of_them(api: Api) -> None:
+    reader = VectorReader()
+    async with api.asking(api.good([[3, 4, 12]])) as (server, backend):
+        assert await backend.embed(job("one", dimensions=2), reader) == Embedded(2, 5)
+        with pytest.raises(errors.BadRequest, match="dimensions is 4; this model's vectors have 3"):
+            await backend.embed(job("one", dimensions=4), VectorReader())
+    assert reader.vectors == [pytest.approx((0.6, 0.8))]
+    assert all("dimensions" not in body for body in server.asked)
+
+
+async def test_many_texts_are_asked_for_in_batches_that_come_one_by_one(api: Api) -> None:
+    texts = [str(number) for number in range(MAX_INPUTS)]
+    directions = [[math.cos(number), math.sin(number)] for number in range(MAX_INPUTS)]
+    batches = [api.good(directions[start : start + 32], 64) for start in range(0, MAX_INPUTS, 32)]
+    reader = VectorReader()
+    async with api.asking(*batches) as (server, backend):
+        assert await backend.embed(job(*texts), reader) == Embedded(2, 64 * 8)
+        assert backend.models()[0].running == 0
+    assert reader.vectors == [pytest.approx(direction, abs=1e-6) for direction in directions]
+    assert [text for body in server.asked for text in body["input"]] == texts
+
+
+class Sizes(VectorReader):
+    """How large the messages are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    async def send(self, item: Vectors) -> None:
+        self.sizes.append(sum(map(len, item.vectors)))
+        await super().send(item)
+
+
+async def test_no_message_of_long_vectors_is_too_large_for_the_mesh(api: Api) -> None:
+    reader = Sizes()
+    async with api.asking(api.good([[0.25] * 16_384] * 32, 32)) as (_, backend):
+        assert await backend.embed(job(*"abcdefghijklmnopqrstuvwxyz012345"), reader) == Embedded(16_384, 32)
+    assert (max(reader.sizes), sum(reader.sizes)) == (256 * 1024, 32 * 16_384 * 4)
+
+
+_REFUSALS = [
+    pytest.param(Answer(['{"error": "model \\"m\\" not found"}'], status=404), errors.UnknownModel, "not found", id="a model that is gone"),
+    pytest.param(Answer(['{"error": "no embeddings"}'], status=400), errors.BadRequest, "no embeddings", id="a model that cannot"),
+    pytest.param(
+        Answer(['{"error": "the input length exceeds the context length"}'], status=500), errors.BadRequest, "exceeds", id="a long text"
+    ),
+    pytest.param(Answer(["oops"], status=500), errors.Unavailable, "status 500", id="a failure"),
+    pytest.param(Answer(["slow down"], status=429), errors.Overloaded, "slow down", id="too many requests"),
+    pytest.param(Answer(["<p>"], headers={"content-type": "text/html"}), errors.Unavailable, "text/html", id="a web page"),
+    pytest.param(Answer(["{}"], headers={"content-encoding": "gzip"}), errors.Unavailable, "compressed", id="compressed"),
+    pytest.param(Answer(["{}"]), errors.Unavailable, "protocol", id="another object"),
+    pytest.param(Answer([]), errors.Unavailable, "protocol", id="nothing"),
+    pytest.param(Answer([], silent=True), errors.Unavailable, "does not answer", id="a connection that is closed"),
+    pytest.param(Answer(['{"em'], headers={"content-length": "100"}), errors.Unavailable, "does not answer", id="cut off"),
+    pytest.param(Answer(['{"x": ' + "[" * 100_000]), errors.Unavailable, "protocol", id="brackets"),
+    pytest.param(Answer([" " * 65536], endless=True), errors.Unavailable, "a body of more than", id="a body without an end"),
+]
+
+
+@pytest.mark.parametrize(("answer", "kind", "said"), _REFUSALS)
+async def test_whatever_the_server_does_is_one_clear_error(api: Api, answer: Answer, kind: type[errors.AimeshError], said: str) -> None:
+    reader = VectorReader()
+    async with api.asking(answer) as (_, backend):
+        with pytest.raises(kind, match=said):
+            await backend.embed(job("one", "two"), reader)
+        assert backend.models()[0].running == 0
+    assert not reader.vectors
+    assert not reader.accepted
+
+
+@pytest.mark.parametrize(
+    ("vectors", "said"),
+    [
+        pytest.param([[1.0]], "1 vectors for 2 texts", id="too few"),
+        pytest.param([[1.0]] * 3, "3 vectors for 2 texts", id="too many"),
+        pytest.param([], "0 vectors for 2 texts", id="none"),
+        pytest.param([[1.0], [1.0, 2.0]], r"a vector of 2 numbers for input\[1\]", id="of two lengths"),
+        pytest.param([[], []], "a vector of 0 numbers", id="empty"),
+        pytest.param([[1.0] * 16_385] * 2, "a vector of 16385 numbers", id="too long"),
+        pytest.param([[1.0], [0.0]], r"computed no vector for input\[1\]", id="without a direction"),
+        pytest.param([[1.0], [math.nan]], "protocol", id="NaN"),
+        pytest.param([[1.0], [math.inf]], "protocol", id="infinite"),
+        pytest.param([[1.0], [None]], "protocol", id="null"),
+        pytest.param(["AACAPw==", "AACAPw=="], "protocol", id="base64, though floats were asked for"),
+    ],
+)
+async def test_vectors_that_cannot_be_the_texts_are_one_clear_error(api: Api, vectors: Any, said: str) -> None:
+    reader = VectorReader()
+    async with api.asking(api.good(vectors)) as (_, backend):
+        with pytest.raises(errors.Unavailable, match=said):
+            await backend.embed(job("one", "two"), reader)
+    assert not reader.vectors
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(Answer([], silent=True, hang=True), id="silence"),
+        pytest.param(Answer(['{"embeddings": '], hang=True), id="a beginning and then silence"),
+        pytest.param(Answer([" "], endless=True), id="one blank after the other"),
+    ],
+)
+async def test_a_server_that_does_not_come_to_an_end_is_given_up(api: Api, answer: Answer) -> None:
+    async with api.asking(answer, seconds=0.2) as (server, backend):
+        with pytest.raises(errors.Unavailable, match="did not"):
+            await backend.embed(job("one"), VectorReader())
+        async with asyncio.timeout(10):
+            await server.left.wait()
+
+
+async def test_a_busy_server_is_asked_again_and_the_vectors_come_once(api: Api) -> None:
+    reader = VectorReader()
+    async with api.asking(Answer(["{}"], status=503), Answer([], silent=True), api.good([[1.0]], 1)) as (server, backend):
+        await backend.embed(job("one"), reader)
+    assert (reader.vectors, server.times_asked(api.path)) == ([(1.0,)], 3)
+
+
+async def test_what_was_cut_off_in_its_middle_is_not_asked_again(api: Api) -> None:
+    cut = Answer(['{"em'], headers={"content-length": "100"})
+    async with api.asking(cut, api.good([[1.0]])) as (server, backend):
+        with pytest.raises(errors.Unavailable):
+            await backend.embed(job("one"), VectorReader())
+    assert server.times_asked(api.path) == 1
+
+
+async def test_a_failure_in_a_later_batch_is_the_requests_one_error(api: Api) -> None:
+    reader = VectorReader()
+    async with api.asking(api.good([[1.0]] * 32, 32), Answer(["oops"], status=500)) as (_, backend):
+        with pytest.raises(errors.Unavailable, match="status 500"):
+            await backend.embed(job(*("a",) * 40), reader)
+        assert backend.models()[0].running == 0
+    assert len(reader.vectors) == 32
+
+
+async def test_a_cancelled_request_closes_the_connection(api: Api) -> None:
+    async with api.asking(Answer([], silent=True, hang=True)) as (server, backend):
+        task = asyncio.create_task(backend.embed(job("one"), VectorReader()))
+        await until(lambda: server.asked)
+        assert backend.models()[0].running == 1
+        task.cancel()
+        async with asyncio.timeout(10):
+            await server.left.wait()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert backend.models()[0].running == 0
+
+
+async def test_a_model_that_the_server_does_not_have_is_said_before_it_is_asked(api: Api) -> None:
+    async with api.asking(api.good([[1.0]])) as (server, backend):
+        with pytest.raises(errors.Unavailable, match="does not have gone now"):
+            await backend.embed(EmbeddingJob(ModelName("gone"), ("one",)), VectorReader())
+    assert not server.asked
+
+
+@pytest.mark.parametrize(
+    ("said", "expected", "is_recounted"),
+    [(7, 7, False), (2, 2, False), (1, 4, True), (None, 4, True), (-7, 4, True), ("7", 4, True), (10**9, 4, True)],
+)
+async def test_a_count_is_believed_or_made_up_for_and_measured(api: Api, said: object, expected: int, is_recounted: bool) -> None:
+    metrics = telemetry.Metrics("inference")
+    request = Embed(MODEL, ("one two three", "four"), new_request_id())
+    with asked.logged() as logged:
+        async with api.asking(api.good([[1.0], [1.0]], said)) as (_, backend):
+            embedded = await embedding_runs.run(backend, MODEL, request, VectorReader(), metrics)
+    assert embedded == Embedded(1, expected)
+    assert f'ai_platform_tokens_total{{model="m",type="input"}} {expected}.0' in metrics.render()
+    assert ("usage_recounted" in [event for event, _ in logged]) == is_recounted
+
+
+def test_an_answer_as_long_as_the_contract_allows_fits_the_limit() -> None:
+    longest = -2.2250738585072014e-308
+    answer = json.dumps({"embeddings": [[longest] * 16_384] * 32})
+    assert len(answer) < embedding_answer.most_bytes(32)

@@ -1,0 +1,529 @@
+"""The `llama` backend with engines that load when a test says so: who is loaded, who waits, what callers are told."""
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from services.inference.backends import llama, model_cache
+from services.inference.backends.llama import LlamaBackend
+from services.inference.engine import engine_messages
+from services.inference.engine.engine_messages import KvType
+from services.inference.engine.kv_slots import KvMode
+from services.inference.jobs.backend_interface import Sink, Watcher
+from services.inference.jobs.embedding_interface import VectorSink
+from services.inference.jobs.embedding_job import EmbeddingJob
+from services.inference.jobs.engine_speed import EngineSpeed
+from services.inference.jobs.generation_job import GenerationJob
+from services.inference.models import digests, model_cache_policy
+from services.inference.models.catalog import Catalog, CatalogEntry
+from services.inference.models.memory import Budget
+from shared import errors
+from shared.api.embedding import Embedded, Vectors
+from shared.api.generation import Generation, Usage
+from shared.api.inference import ModelState
+from shared.types import FinishReason, ModelName
+from tests import gguf_files
+from tests.services.inference.standins import Reader, Watch, job, until
+from tests.services.inference.vector_reader import VectorReader
+
+A, B, C = ModelName("a"), ModelName("b"), ModelName("c")
+OPTIONS = engine_messages.LoadCommand("", 1, None, 1, -1)
+GENERATION = Generation(FinishReason.STOP, Usage(1, 1))
+
+
+class FakeEngine:
+    """Loads when it may, answers when it may."""
+
+    def __init__(self, load: engine_messages.LoadCommand, watcher: Watcher, site: "Site") -> None:
+        self.load = load
+        self.state = ModelState.LOADING
+        self.detail = "loading"
+        self.progress = 0.0
+        self.pid: int | None = 7
+        self.loaded: engine_messages.Loaded | None = None
+        self.answered = 0
+        self._watcher = watcher
+        self._site = site
+        self._over = asyncio.Event()
+
+    def figures(self) -> EngineSpeed:
+        return EngineSpeed()
+
+    async def run(self) -> None:
+        try:
+            await self._site.may_load.wait()
+            if self._site.fails:
+                self.become(ModelState.FAILED, self._site.fails)
+                return
+            self.loaded = engine_messages.Loaded("a fake", 99, "", True, "")
+            self.become(ModelState.READY, "")
+            await self._over.wait()
+        finally:
+            # A process takes its time to end.
+            await asyncio.sleep(0)
+            self._site.running.remove(self)
+
+    def become(self, state: ModelState, detail: str) -> None:
+        self.state, self.detail = state, detail
+        self._watcher.changed()
+
+    def die(self, detail: str) -> None:
+        self.become(ModelState.FAILED, detail)
+        self._over.set()
+
+    async def generate(self, job: GenerationJob, sink: Sink) -> Generation:
+        self.answered += 1
+        await self._site.may_answer.wait()
+        return GENERATION
+
+    async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
+        self.answered += 1
+        await sink.send(Vectors((b"1234",) * len(job.inputs)))
+        return Embedded(1, 2)
+
+
+class Site:
+    """A folder of small model files, and every engine that was ever started."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.may_load, self.may_answer = asyncio.Event(), asyncio.Event()
+        self.may_load.set()
+        self.may_answer.set()
+        #: Why the next load fails.
+        self.fails = ""
+        self.engines: list[FakeEngine] = []
+        self.running: list[FakeEngine] = []
+        self.watch = Watch()
+        self.digests_file = folder / "node.digests"
+
+    def start(self, model: ModelName, load: engine_messages.LoadCommand, watcher: Watcher, /) -> FakeEngine:
+        engine = FakeEngine(load, watcher, self)
+        self.engines.append(engine)
+        self.running.append(engine)
+        return engine
+
+    @property
+    def names(self) -> list[str]:
+        """The models of all engines so far, in order."""
+        return [Path(engine.load.path).stem for engine in self.engines]
+
+    def entry(self, name: ModelName, *, context: int = 64, architecture: str = "llama", **fields: Any) -> CatalogEntry:
+        file = self.folder / f"{name}.gguf"
+        pairs = {
+            "general.architecture": gguf_files.text(architecture), f"{architecture}.context_length": gguf_files.single("u32", context)
+        }  # fmt: skip
+        file.write_bytes(gguf_files.joined(gguf_files.file(pairs, [])))
+        return CatalogEntry(**{"name": name, "file": file, "memory_bytes": 4, "slots": 2, **fields})
+
+    @asynccontextmanager
+    async def backend(self, *entries: CatalogEntry, budget: int = 10) -> AsyncIterator[LlamaBackend]:
+        catalogue = Catalog(entries)
+        async with (
+            asyncio.timeout(20),
+            llama.opened(
+                catalogue, OPTIONS, 3, Budget(budget, "a test"), self.watch, start=self.start, digests_file=self.digests_file
+            ) as backend,
+        ):
+            yield backend
+        assert not self.running, "an engine outlived its worker"
+
+
+@pytest.fixture
+async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    monkeypatch.setattr(model_cache, "PROGRESS_SECONDS", 0.001)
+    monkeypatch.setattr(model_cache, "TICK_SECONDS", 0.002)
+    return Site(tmp_path)
+
+
+async def ask(backend: LlamaBackend, model: ModelName) -> Reader:
+    reader = Reader()
+    assert await backend.generate(job(model=model), reader) == GENERATION
+    return reader
+
+
+def waits_of(reader: Reader) -> list[str]:
+    return [chunk.waiting for chunk in reader.chunks]
+
+
+def states(backend: LlamaBackend) -> dict[str, ModelState]:
+    return {status.model_id: status.state for status in backend.models()}
+
+
+async def test_a_model_is_loaded_by_its_first_job_and_stays(site: Site) -> None:
+    said: dict[str, Any] = {"gpu_layers": 3, "device": 1, "tensor_split": (1.0,), "kv_mode": KvMode.EXACT, "kv_type": KvType.Q8_0}
+    async with site.backend(site.entry(A, context_tokens=32, **said)) as backend:
+        await until(lambda: states(backend) == {A: ModelState.UNLOADED})
+        assert not site.engines
+        await ask(backend, A)
+        await ask(backend, A)
+        assert [engine.answered for engine in site.engines] == [2]
+        path = str(site.folder / "a.gguf")
+        assert site.engines[0].load == engine_messages.LoadCommand(path, 2, 32, 1, 3, KvMode.EXACT, KvType.Q8_0, (1.0,), 1)
+        assert states(backend) == {A: ModelState.READY}
+
+
+async def test_what_a_status_says_before_and_after_the_load(site: Site) -> None:
+    async with site.backend(site.entry(A, context=16, aliases=(C,), replicas=2)) as backend:
+        await until(lambda: backend.models()[0].digest)
+        before = backend.models()[0]
+        assert (before.context_tokens, before.slots, before.aliases, before.memory_bytes, before.pinned) == (16, 4, (C,), 8, False)
+        assert before.digest == hashlib.sha256((site.folder / "a.gguf").read_bytes()).hexdigest()
+        await ask(backend, A)
+        assert backend.models()[0].context_tokens == 99
+
+
+async def test_a_model_that_only_embeds_says_so_before_it_is_loaded_and_then_as_its_engine_does(site: Site) -> None:
+    async with site.backend(site.entry(A, architecture="nomic-bert"), site.entry(B)) as backend:
+        assert not any(status.only_embeds for status in backend.models())
+        await until(lambda: set(states(backend).values()) == {ModelState.UNLOADED})
+        assert [status.only_embeds for status in backend.models()] == [True, False]
+        await ask(backend, B)
+        (engine,) = site.engines
+        assert engine.loaded is not None
+        engine.loaded = msgspec.structs.replace(engine.loaded, only_embeds=True)
+        assert [status.only_embeds for status in backend.models()] == [True, True]
+
+
+async def test_models_that_fit_together_are_there_together_and_one_that_does_not_takes_the_oldest_place(site: Site) -> None:
+    async with site.backend(site.entry(A), site.entry(B), site.entry(C)) as backend:
+        for model in (A, B, A, C, A):
+            await ask(backend, model)
+        assert site.names == ["a", "b", "c"]
+        assert len(site.running) == 2
+        assert states(backend) == {A: ModelState.READY, B: ModelState.UNLOADED, C: ModelState.READY}
+
+
+async def test_the_old_engine_has_ended_before_the_new_one_starts(site: Site) -> None:
+    async with site.backend(site.entry(A), site.entry(B), budget=4) as backend:
+        for model in (A, B, A, B):
+            await ask(backend, model)
+            assert len(site.running) == 1
+
+
+async def test_callers_of_a_cold_model_share_one_load_and_are_told_of_it(site: Site) -> None:
+    site.may_load.clear()
+    async with site.backend(site.entry(A)) as backend, asyncio.TaskGroup() as tasks:
+        readers = [Reader(), Reader()]
+        for reader in readers:
+            tasks.create_task(backend.generate(job(model=A), reader))
+        await until(lambda: all("loading a" in waits_of(reader) for reader in readers))
+        site.engines[0].progress = 0.468
+        await until(lambda: all("loading a: 46 %" in waits_of(reader) for reader in readers))
+        assert backend.models()[0].detail == "loading: 40 %"
+        site.engines[0].detail = "the engine was killed by signal 9; it is started again"
+        await until(lambda: all("signal 9" in waits_of(reader)[-1] for reader in readers))
+        assert states(backend) == {A: ModelState.LOADING}
+        site.may_load.set()
+    assert len(site.engines) == 1
+    for reader in readers:
+        # The file may have been looked at for long enough to be told of.
+        assert [waits for waits in waits_of(reader) if "file" not in waits] == [
+            "loading a",
+            "loading a: 46 %",
+            "loading a: the engine was killed by signal 9; it is started again",
+        ]
+        assert not reader.text
+        assert not reader.token_ids
+
+
+async def test_a_request_for_vectors_loads_its_model_and_hears_of_it(site: Site) -> None:
+    site.may_load.clear()
+    async with site.backend(site.entry(A)) as backend, asyncio.TaskGroup() as tasks:
+        reader = VectorReader()
+        asked = tasks.create_task(backend.embed(EmbeddingJob(A, ("one", "two")), reader))
+        await until(lambda: any("loading a" in waited for waited in reader.waited))
+        assert backend.models()[0].running == 1
+        site.may_load.set()
+        assert await asked == Embedded(1, 2)
+        assert len(reader.vectors) == 2
+        assert backend.models()[0].running == 0
+
+
+async def test_who_waits_for_a_busy_model_is_told_which(site: Site) -> None:
+    site.may_answer.clear()
+    async with site.backend(site.entry(A), site.entry(B), budget=4) as backend, asyncio.TaskGroup() as tasks:
+        tasks.create_task(ask(backend, A))
+        await until(lambda: site.engines and site.engines[0].answered)
+        reader = Reader()
+        tasks.create_task(backend.generate(job(model=B), reader))
+        await until(lambda: "waiting for memory for b, which a has" in waits_of(reader))
+        site.may_answer.set()
+    assert site.names == ["a", "b"]
+
+
+async def test_a_load_that_fails_is_told_to_all_who_wait_and_a_persons_word_tries_again(site: Site) -> None:
+    site.may_load.clear()
+    site.fails = "llama.cpp cannot load it: no memory"
+    async with site.backend(site.entry(A)) as backend:
+        waiting = [asyncio.ensure_future(ask(backend, A)) for _ in range(2)]
+        await until(lambda: site.engines)
+        site.may_load.set()
+        refused = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(each) for each in refused] == [errors.Unavailable] * 2
+        assert "no memory" in str(refused[0])
+        with pytest.raises(errors.Unavailable, match="no memory") as again:
+            await ask(backend, A)
+        assert again.value.retry_after_seconds is not None
+        assert len(site.engines) == 1
+        assert (backend.models()[0].state, backend.models()[0].detail) == (ModelState.FAILED, site.fails)
+        site.fails = ""
+        assert (await backend.load(A)).state is ModelState.READY
+        await ask(backend, A)
+
+
+async def test_a_model_whose_load_failed_is_on_offer_again_only_when_it_is_loaded(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_cache_policy, "FIRST_PAUSE_SECONDS", 0.005)
+    monkeypatch.setattr(model_cache_policy, "LONGEST_PAUSE_SECONDS", 0.005)
+    site.fails = "llama.cpp cannot load it"
+    async with site.backend(site.entry(A)) as backend:
+        with pytest.raises(errors.Unavailable, match="cannot load it"):
+            await ask(backend, A)
+        seen: set[ModelState] = set()
+
+        def is_tried_again() -> bool:
+            seen.add(states(backend)[A])
+            return len(site.engines) >= 3
+
+        await until(is_tried_again)
+        assert seen <= {ModelState.FAILED, ModelState.LOADING}
+        site.fails = ""
+        await until(lambda: states(backend) == {A: ModelState.READY})
+
+
+async def test_a_file_that_was_replaced_since_the_load_failed_is_not_loaded_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_cache_policy, "FIRST_PAUSE_SECONDS", 0.02)
+    sound = site.entry(A).file.read_bytes()
+    entry = site.entry(A, digest=hashlib.sha256(sound).hexdigest())
+    site.fails = "llama.cpp cannot load it"
+    async with site.backend(entry) as backend:
+        with pytest.raises(errors.Unavailable, match="cannot load it"):
+            await ask(backend, A)
+        await until(lambda: len(site.engines) == 2)
+        entry.file.write_bytes(sound + bytes(32))
+        await until(lambda: "another file than the catalogue means" in backend.models()[0].detail)
+        started = len(site.engines)
+        assert states(backend) == {A: ModelState.FAILED}
+        site.fails = ""
+        entry.file.write_bytes(sound)
+        await until(lambda: states(backend) == {A: ModelState.READY})
+        assert len(site.engines) == started + 1
+
+
+async def test_a_model_that_is_loaded_at_the_start_is_not_on_offer_before(site: Site) -> None:
+    seen: list[ModelState] = []
+    async with site.backend(site.entry(A, preload=True)) as backend:
+        site.watch.changed = lambda: seen.append(states(backend)[A])  # type: ignore[method-assign]  # it looks at each change
+        await until(lambda: ModelState.READY in seen)
+    assert set(seen[: seen.index(ModelState.READY)]) == {ModelState.LOADING}
+
+
+async def test_a_model_larger_than_the_machine_has_failed_before_anybody_asks(site: Site) -> None:
+    async with site.backend(site.entry(A, memory_bytes=2**31), budget=2**30) as backend:
+        await until(lambda: states(backend) == {A: ModelState.FAILED})
+        assert backend.models()[0].detail == "needs 2.0 GiB, and models may have 1.0 GiB on this machine"
+        with pytest.raises(errors.Unavailable, match=r"needs 2\.0 GiB"):
+            await ask(backend, A)
+        assert not site.engines
+
+
+async def test_a_file_with_another_digest_is_never_loaded_until_it_is_the_right_one(site: Site) -> None:
+    entry = site.entry(A, digest="ab" * 32, preload=True)
+    right = hashlib.sha256(entry.file.read_bytes()).hexdigest()
+    async with site.backend(entry) as backend:
+        await until(lambda: states(backend) == {A: ModelState.FAILED})
+        assert f"its SHA-256 is {right}, and should be {'ab' * 32}" in backend.models()[0].detail
+        for order in (ask(backend, A), backend.load(A)):
+            with pytest.raises(errors.Unavailable, match="another file than the catalogue means"):
+                await order
+        assert not site.engines
+    mended = site.entry(B)
+    wanted = hashlib.sha256(mended.file.read_bytes()).hexdigest()
+    sound = mended.file.read_bytes()
+    mended.file.write_bytes(sound + bytes(32))
+    async with site.backend(CatalogEntry(name=B, file=mended.file, digest=wanted, memory_bytes=4)) as backend:
+        await until(lambda: states(backend) == {B: ModelState.FAILED})
+        mended.file.write_bytes(sound)
+        await ask(backend, B)
+        assert site.names == ["b"]
+
+
+async def test_a_digest_is_known_to_the_next_worker_without_reading(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Files that were written just now count as being at rest.
+    monkeypatch.setattr(digests, "TICK_NS", 0)
+    entry = site.entry(A)
+    right = hashlib.sha256(entry.file.read_bytes()).hexdigest()
+    async with site.backend(entry) as backend:
+        await until(lambda: backend.models()[0].digest == right)
+    other = "cd" * 32
+    site.digests_file.write_text(site.digests_file.read_text().replace(right, other))
+    async with site.backend(entry) as backend:
+        await until(lambda: backend.models()[0].digest)
+        assert backend.models()[0].digest == other
+
+
+async def test_a_file_that_is_no_model_or_not_there_has_failed_with_its_reason(site: Site) -> None:
+    noise, gone = site.entry(A), site.entry(B)
+    noise.file.write_bytes(b"GGUF" + b"\xff" * 100)
+    gone.file.unlink()
+    async with site.backend(noise, gone) as backend:
+        await until(lambda: set(states(backend).values()) == {ModelState.FAILED})
+        assert "a.gguf is no usable model" in backend.models()[0].detail
+        assert "b.gguf cannot be read: No such file" in backend.models()[1].detail
+        with pytest.raises(errors.Unavailable, match="no usable model"):
+            await ask(backend, A)
+
+
+async def test_a_caller_who_goes_leaves_the_load_to_those_who_stay(site: Site) -> None:
+    site.may_load.clear()
+    async with site.backend(site.entry(A)) as backend:
+        going, staying = asyncio.ensure_future(ask(backend, A)), asyncio.ensure_future(ask(backend, A))
+        await until(lambda: site.engines)
+        going.cancel()
+        await asyncio.wait([going])
+        site.may_load.set()
+        await staying
+        assert (len(site.engines), site.engines[0].answered) == (1, 1)
+        assert backend.models()[0].running == 0
+
+
+async def test_a_caller_who_goes_in_the_moment_of_being_let_in_holds_no_place(site: Site) -> None:
+    site.may_load.clear()
+    async with site.backend(site.entry(A)) as backend:
+        going = asyncio.ensure_future(ask(backend, A))
+        await until(lambda: site.engines)
+        # Lets it in, in this very call; it has not run since.
+        site.engines[0].become(ModelState.READY, "")
+        going.cancel()
+        await asyncio.wait([going])
+        assert (await backend.unload(A)).state is ModelState.UNLOADED
+
+
+async def test_an_idle_model_goes_when_its_time_is_over(site: Site) -> None:
+    async with site.backend(site.entry(A, keep_alive_seconds=0.0), site.entry(B, keep_alive_seconds=0.0, pinned=True)) as backend:
+        await ask(backend, A)
+        await ask(backend, B)
+        await until(lambda: states(backend)[A] is ModelState.UNLOADED and len(site.running) == 1)
+        assert states(backend)[B] is ModelState.READY
+
+
+async def test_people_load_pin_and_unload(site: Site) -> None:
+    async with site.backend(site.entry(A), site.entry(B), budget=4) as backend:
+        status = await backend.load(A, pin=True)
+        assert (status.state, status.pinned) == (ModelState.READY, True)
+        with pytest.raises(errors.Unavailable, match="a is pinned"):
+            await ask(backend, B)
+        assert (await backend.load(A)).pinned, "saying nothing of the pin leaves it"
+        status = await backend.unload(A)
+        assert (status.state, status.pinned, site.running) == (ModelState.UNLOADED, False, [])
+        await ask(backend, B)
+        assert (await backend.unload(A)).state is ModelState.UNLOADED
+
+
+async def test_a_busy_model_is_not_unloaded_by_anybody(site: Site) -> None:
+    site.may_answer.clear()
+    async with site.backend(site.entry(A)) as backend:
+        asking = asyncio.ensure_future(ask(backend, A))
+        await until(lambda: site.engines and site.engines[0].answered)
+        with pytest.raises(errors.Overloaded, match="a is in use: 1 requests"):
+            await backend.unload(A)
+        site.may_answer.set()
+        await asking
+        await backend.unload(A)
+
+
+async def test_replicas_share_the_jobs(site: Site) -> None:
+    site.may_answer.clear()
+    async with site.backend(site.entry(A, replicas=2)) as backend, asyncio.TaskGroup() as tasks:
+        for _ in range(4):
+            tasks.create_task(ask(backend, A))
+        await until(lambda: [engine.answered for engine in site.engines] == [2, 2])
+        assert (backend.models()[0].running, backend.models()[0].queued) == (4, 0)
+        site.may_answer.set()
+
+
+async def test_there_are_as_many_replicas_as_have_room(site: Site) -> None:
+    async with site.backend(site.entry(A, replicas=5)) as backend:
+        await ask(backend, A)
+        assert len(site.engines) == 2
+        assert (backend.models()[0].slots, backend.models()[0].memory_bytes) == (4, 8)
+
+
+async def test_at_start_are_loaded_those_that_ask_for_it_and_fit(site: Site) -> None:
+    async with site.backend(
+        *(site.entry(name, preload=name != B) for name in (A, B, C)), site.entry(ModelName("d"), preload=True)
+    ) as backend:
+        await until(lambda: all(status.digest for status in backend.models()))
+        assert site.names == ["a", "c"]
+        await until(lambda: sum(state is ModelState.READY for state in states(backend).values()) == 2)
+
+
+async def test_an_engine_that_is_given_up_makes_room_and_is_told(site: Site) -> None:
+    async with site.backend(site.entry(A), site.entry(B), budget=4) as backend:
+        await ask(backend, A)
+        site.engines[0].die("the engine crashed 5 times")
+        assert backend.models()[0].detail == "the engine crashed 5 times"
+        await ask(backend, B)
+        assert states(backend) == {A: ModelState.FAILED, B: ModelState.READY}
+
+
+async def test_one_replica_that_is_given_up_leaves_the_work_to_the_other(site: Site) -> None:
+    async with site.backend(site.entry(A, replicas=2)) as backend:
+        await ask(backend, A)
+        site.engines[0].die("the engine crashed 5 times")
+        for _ in range(3):
+            await ask(backend, A)
+        assert [engine.answered for engine in site.engines] == [1, 3]
+        assert states(backend) == {A: ModelState.READY}
+
+
+async def test_the_queue_counts_who_waits_for_a_load(site: Site) -> None:
+    site.may_load.clear()
+    async with site.backend(site.entry(A)) as backend, asyncio.TaskGroup() as tasks:
+        for _ in range(5):
+            tasks.create_task(ask(backend, A))
+        await until(lambda: site.engines)
+        with pytest.raises(errors.Overloaded):
+            await ask(backend, A)
+        site.may_load.set()
+
+
+async def test_leaving_in_the_middle_of_everything_ends_everything(site: Site) -> None:
+    site.may_load.clear()
+    async with site.backend(site.entry(A), site.entry(B, preload=True)) as backend:
+        waiting = asyncio.ensure_future(ask(backend, A))
+        await until(lambda: len(site.engines) == 2)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+
+
+async def test_leaving_does_not_wait_for_a_digest(site: Site) -> None:
+    entry = site.entry(A)
+    # Nothing but holes; reading them all takes minutes.
+    os.truncate(entry.file, 2**38)
+    async with site.backend(entry) as backend:
+        await until(lambda: states(backend) == {A: ModelState.UNLOADED})
+        await ask(backend, A)
+    assert not backend.models()[0].digest
+
+
+async def test_patience_ends_for_a_busy_model_too(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_cache_policy, "PATIENCE_SECONDS", 0.0)
+    site.may_answer.clear()
+    async with site.backend(site.entry(A), site.entry(B), budget=4) as backend, asyncio.TaskGroup() as tasks:
+        tasks.create_task(ask(backend, A))
+        await until(lambda: site.engines and site.engines[0].answered)
+        tasks.create_task(ask(backend, B))
+        late = Reader()
+        await until(lambda: backend.models()[1].running)
+        tasks.create_task(backend.generate(job(model=A), late))
+        await until(lambda: any("another model needs its memory first" in waits for waits in waits_of(late)))
+        site.may_answer.set()
+    assert site.names == ["a", "b", "a"]

@@ -1,0 +1,428 @@
+import itertools
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.inference.engine.engine_loop import Loop
+from services.inference.engine.engine_messages import (
+    CancelGeneration,
+    GenerationAccepted,
+    GenerationRefused,
+    PrefillProgress,
+    StartGeneration,
+    StepReport,
+)
+from services.inference.engine.kv_slots import KvMode
+from services.inference.engine.sampling import Parameters
+from shared import errors
+from shared.api.generation import ChatMessage
+from shared.types import FinishReason
+from tests import tiers
+from tests.services.inference.engine.commands import handle
+from tests.services.inference.engine.toy_model import ToyModel
+
+MODES = [KvMode.EXACT, KvMode.FAST]
+#: A seed with which the toy model answers "once upon a time" at length.
+LONG = 3
+
+
+def generate(
+    identity: int,
+    prompt: str,
+    *,
+    salt: str = "",
+    delivered: bytes = b"",
+    grammar: str = "",
+    temperature: float = 0,
+    seed: int = 1,
+    max_tokens: int | None = None,
+    stop: tuple[str, ...] = (),
+    n: int = 1,
+    top_logprobs: int | None = None,
+) -> StartGeneration:
+    parameters = Parameters(temperature, 1, 0, seed, max_tokens=max_tokens, stop=stop, n=n, top_logprobs=top_logprobs)
+    return StartGeneration(identity, (ChatMessage("user", prompt),), parameters, salt, tuple(delivered), grammar)
+
+
+def loop(model: ToyModel) -> Loop:
+    return Loop(model, slots=model.slots, mode=model.mode, clock=lambda: 0.0)
+
+
+def finish(running: Loop) -> dict[int, list[PrefillProgress]]:
+    """Run until there is nothing left to do."""
+    reports: dict[int, list[PrefillProgress]] = {}
+    for _ in range(3000):
+        if running.idle:
+            break
+        step = running.step()
+        assert step is not None, "there is work, and nothing was done"
+        for progress in step.progress:
+            reports.setdefault(progress.id, []).append(progress)
+    assert running.idle
+    return reports
+
+
+def text(reports: list[PrefillProgress], answer: int = 0) -> str:
+    return "".join(progress.text for progress in reports if progress.answer == answer)
+
+
+def said(reports: list[PrefillProgress], answer: int = 0) -> bytes:
+    return bytes(token for progress in reports if progress.answer == answer for token in progress.token_ids)
+
+
+def alone(command: StartGeneration, **model: int | KvMode) -> list[PrefillProgress]:
+    running = loop(ToyModel(**model))  # type: ignore[arg-type]  # fields of one dataclass
+    assert isinstance(handle(running, command), GenerationAccepted)
+    return finish(running)[command.id]
+
+
+# --- one answer ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_answer_comes_token_by_token_and_ends_once(mode: KvMode) -> None:
+    running = loop(ToyModel(mode))
+    assert handle(running, generate(1, "häl")) == GenerationAccepted(1, 4)
+    reports = finish(running)[1]
+    assert [(progress.token_ids, progress.text, progress.finish) for progress in reports] == [
+        ((ord("h"),), "h", None),
+        ((0xC3,), "", None),
+        ((0xA4,), "ä", None),
+        ((ord("l"),), "l", None),
+        ((), "", FinishReason.STOP),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("command", "context", "expected", "reason"),
+    [
+        pytest.param(generate(1, "abcdef"), 64, "abcdef", FinishReason.STOP, id="the model's own end"),
+        pytest.param(generate(1, "abcdef", max_tokens=6), 64, "abcdef", FinishReason.LENGTH, id="the last token allowed"),
+        pytest.param(generate(1, "abcdef", max_tokens=1), 64, "a", FinishReason.LENGTH, id="one token"),
+        pytest.param(generate(1, "abcdef", stop=("cd",)), 64, "ab", FinishReason.STOP, id="a stop sequence"),
+        pytest.param(generate(1, "abcdef", stop=("fg",)), 64, "abcdef", FinishReason.STOP, id="half a stop sequence at the end"),
+        pytest.param(generate(1, "abcdef"), 10, "abcd", FinishReason.LENGTH, id="the context is used to its last token"),
+        pytest.param(generate(1, "x"), 2, "x", FinishReason.LENGTH, id="the smallest prompt in the smallest context"),
+    ],
+)
+@pytest.mark.parametrize("mode", MODES)
+def test_why_an_answer_ends(command: StartGeneration, context: int, expected: str, reason: FinishReason, mode: KvMode) -> None:
+    reports = alone(command, mode=mode, context_tokens=context)
+    assert text(reports) == expected
+    assert [progress.finish for progress in reports if progress.finish] == [reason]
+    assert reports[-1].finish is reason
+
+
+def test_log_probabilities_come_with_the_tokens_that_are_shown() -> None:
+    reports = alone(generate(1, "ab", top_logprobs=0))
+    assert [[one.drawn.token_id for one in progress.logprobs] for progress in reports] == [[ord("a")], [ord("b")], []]
+    assert all(progress.logprobs == () for progress in alone(generate(1, "ab")))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_finished_sequence_leaves_only_what_may_be_used_again(mode: KvMode) -> None:
+    model = ToyModel(mode)
+    running = loop(model)
+    prompt = "a prompt that is worth to be found again"
+    handle(running, generate(1, prompt, salt="a", max_tokens=5))
+    first = finish(running)[1]
+    handle(running, generate(2, prompt + "a prompt", salt="a"))
+    second = finish(running)[2]
+    assert model.begun == {}
+    assert {progress.cached_tokens for progress in first} == {0}
+    # The last token that was drawn is not in the memory.
+    assert {progress.cached_tokens for progress in second} == {len(prompt) + 4}
+    assert text(second) == (prompt + "a prompt")[: 64 - len(prompt + "a prompt")]
+
+
+# --- what cannot be taken -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        pytest.param(generate(2, "x" * 16), "16", id="a prompt that fills the context"),
+        pytest.param(generate(2, ""), "empty", id="a prompt without tokens"),
+        pytest.param(generate(2, "refuse"), "template", id="messages that the template refuses"),
+        pytest.param(generate(2, "ab", grammar="refuse", n=3), "format", id="a grammar, found out at the last of three answers"),
+        pytest.param(generate(2, "abc", delivered=b"abc\xff"), "delivered", id="an answer that was over"),
+        pytest.param(generate(2, "abc", delivered=b"abc", max_tokens=3), "delivered", id="an answer that was at its limit"),
+    ],
+)
+def test_what_cannot_be_taken_is_refused_at_once_and_others_go_on(command: StartGeneration, words: str) -> None:
+    model = ToyModel(context_tokens=16)
+    running = loop(model)
+    handle(running, generate(1, "abc"))
+    refused = handle(running, command)
+    assert isinstance(refused, GenerationRefused)
+    assert refused.problem.code == "bad_request"
+    assert words in refused.problem.message
+    assert set(model.begun) == {(1, 0)}
+    assert text(finish(running)[1]) == "abc"
+
+
+def test_the_model_is_told_the_limit_that_holds_and_not_the_wish() -> None:
+    """Samplers reserve memory for the whole answer."""
+    model = ToyModel(context_tokens=16)
+    running = loop(model)
+    handle(running, generate(1, "abc", max_tokens=2**63 - 1))
+    handle(running, generate(2, "abc"))
+    assert [parameters.max_tokens for parameters in model.begun.values()] == [13, 13]
+
+
+def test_a_failed_decode_ends_the_process() -> None:
+    running = loop(ToyModel(crash=True))
+    handle(running, generate(1, "abc"))
+    with pytest.raises(errors.ModelCrashed):
+        running.step()
+
+
+# --- steps ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_without_work_there_is_no_step() -> None:
+    assert loop(ToyModel()).step() is None
+
+
+def test_all_answers_of_a_step_are_in_one_report() -> None:
+    running = loop(ToyModel(step_tokens=64))
+    for identity in (1, 2, 3):
+        handle(running, generate(identity, "abcdef"))
+    step = running.step()
+    assert step is not None
+    assert [progress.id for progress in step.progress] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_step_tells_what_it_did(mode: KvMode) -> None:
+    clock = itertools.count()
+    model = ToyModel(mode, batch_seconds=0.25)
+    running = Loop(model, slots=4, mode=mode, clock=lambda: float(next(clock)))
+    handle(running, generate(1, "abc"))
+    running.step()
+    handle(running, generate(2, "twelve bytes"))
+    model.batches.clear()
+    step = running.step()
+    assert model.batches == [[(1, 3, 1), (2, 0, 8)]]
+    assert step == StepReport((PrefillProgress(1, (ord("b"),), "b"),), 2.0, 0.25, answering=1, read=8)
+
+
+# --- cancel -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_cancel_frees_the_slot_before_the_next_step() -> None:
+    model = ToyModel(slots=1)
+    running = loop(model)
+    handle(running, generate(1, "abcdefgh"))
+    handle(running, generate(2, "xy"))
+    running.step()
+    assert handle(running, CancelGeneration(1)) is None
+    step = running.step()
+    assert step is not None
+    assert [progress.id for progress in step.progress] == [2]
+    assert set(model.begun) == {(2, 0)}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("steps", range(8))
+def test_cancel_at_any_moment_ends_every_answer_of_the_request_and_no_other(steps: int, mode: KvMode) -> None:
+    model = ToyModel(mode, slots=3)
+    running = loop(model)
+    handle(running, generate(1, "a prompt of some length", salt="a", n=4))
+    handle(running, generate(2, "another one", salt="a"))
+    told = [running.step() for _ in range(steps)]
+    handle(running, CancelGeneration(1))
+    assert set(model.begun) <= {(2, 0)}
+    rest = finish(running)
+    assert set(rest) <= {2}
+    assert text([one for step in told if step for one in step.progress if one.id == 2] + rest.get(2, [])) == "another one"
+    assert model.begun == {}
+
+
+def test_cancel_of_one_that_is_over_or_unknown_does_nothing() -> None:
+    running = loop(ToyModel())
+    handle(running, generate(1, "abc"))
+    finish(running)
+    for identity in (1, 7):
+        assert handle(running, CancelGeneration(identity)) is None
+    assert running.idle
+
+
+# --- the same seed ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_same_seed_says_the_same_alone_and_in_company(mode: KvMode) -> None:
+    command = generate(1, "once upon a time", temperature=1, seed=LONG, salt="a")
+    expected = text(alone(command, mode=mode))
+    crowd = loop(ToyModel(mode, slots=3))
+    for identity in range(2, 8):
+        handle(crowd, generate(identity, "once upon" + "x" * identity * 4, temperature=1, seed=identity, salt="ab"[identity % 2]))
+    handle(crowd, command)
+    assert len(expected) > 10
+    assert text(finish(crowd)[1]) == expected
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_several_answers_differ_and_the_first_is_the_one_given_alone(mode: KvMode) -> None:
+    expected = text(alone(generate(1, "once upon a time", temperature=1, seed=LONG), mode=mode))
+    model = ToyModel(mode, slots=3)
+    running = loop(model)
+    handle(running, generate(1, "once upon a time", temperature=1, seed=LONG, salt="a", n=4))
+    reports = finish(running)[1]
+    answers = [text(reports, answer) for answer in range(4)]
+    assert answers[0] == expected
+    assert len(set(answers)) == 4
+    assert [sum(1 for one in reports if one.answer == answer and one.finish) for answer in range(4)] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_resumed_answer_is_the_rest_at_every_split(mode: KvMode) -> None:
+    """Also in the middle of a character and of a stop sequence."""
+    prompt, stop = "grüße und küsse, ENGEL, END, und mehr", ("END", "zzzz")
+    whole = alone(generate(1, prompt, stop=stop), mode=mode, context_tokens=128)
+    tokens = said(whole)
+    assert text(whole) == "grüße und küsse, ENGEL, "
+    for split in range(len(tokens)):
+        shown = "".join(progress.text for progress in whole[:split])
+        rest = alone(generate(1, prompt, stop=stop, delivered=tokens[:split]), mode=mode, context_tokens=128)
+        assert (said(rest), rest[-1].finish) == (tokens[split:], FinishReason.STOP)
+        assert shown + text(rest) == text(whole)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_resumed_answer_draws_the_rest_and_keeps_to_the_limit_of_the_whole(mode: KvMode) -> None:
+    whole = alone(generate(1, "once upon a time", temperature=1, seed=LONG, max_tokens=12), mode=mode)
+    tokens = said(whole)
+    assert len(tokens) == 12
+    for split in range(12):
+        command = generate(1, "once upon a time", temperature=1, seed=LONG, max_tokens=12, delivered=tokens[:split])
+        rest = alone(command, mode=mode)
+        assert (said(rest), rest[-1].finish) == (tokens[split:], FinishReason.LENGTH)
+
+
+def test_the_model_is_told_what_was_delivered() -> None:
+    model = ToyModel()
+    handle(loop(model), generate(1, "abcdef", delivered=b"ab"))
+    assert model.delivered == {(1, 0): (ord("a"), ord("b"))}
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_cannot_be_settled_is_read_again_and_not_told_as_cached(mode: KvMode) -> None:
+    model = ToyModel(mode)
+    running = loop(model)
+    prompt = "x" * 20
+    handle(running, generate(1, prompt, salt="a"))
+    finish(running)
+    model.unsettled = 1
+    handle(running, generate(2, prompt, salt="a"))
+    reports = finish(running)[2]
+    assert text(reports) == prompt
+    assert reports[0].cached_tokens == 0
+
+
+def test_nobody_shares_with_a_slot_that_could_not_be_settled() -> None:
+    model = ToyModel()
+    running = loop(model)
+    prompt = "x" * 20
+    for identity in (1, 2):
+        handle(running, generate(identity, prompt, salt="a"))
+        finish(running)
+    model.unsettled = 1
+    for identity in (3, 4, 5):
+        handle(running, generate(identity, prompt, salt="a"))
+    assert {identity: text(reports) for identity, reports in finish(running).items()} == {3: prompt, 4: prompt, 5: prompt}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_prompt_begins_behind_an_answer_that_is_still_coming(mode: KvMode) -> None:
+    model = ToyModel(mode, context_tokens=256, pool_tokens=1024)
+    running = loop(model)
+    prompt = "p" * 80
+    handle(running, generate(1, prompt, salt="a"))
+    for _ in range(40):
+        running.step()
+    handle(running, generate(2, prompt + "p" * 20 + "q", salt="a"))
+    assert finish(running)[2][0].cached_tokens == 100
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("length", range(1, 32))
+@pytest.mark.parametrize("step_tokens", [4, 5, 8, 13])
+def test_a_prompt_of_any_length_gets_through_when_it_has_all_the_memory(length: int, step_tokens: int, mode: KvMode) -> None:
+    model = ToyModel(mode, context_tokens=32, pool_tokens=32, step_tokens=step_tokens, slots=1)
+    running = loop(model)
+    handle(running, generate(1, "x" * length, salt="a"))
+    assert text(finish(running)[1]) == "x" * min(length, 32 - length)
+    assert sum(count for batch in model.batches for _, _, count in batch) < 32, "something was computed twice"
+
+
+@dataclass(frozen=True)
+class Arrival:
+    #: In fortieths of the context: a beginning that all have, and an end.
+    prompt: tuple[int, int]
+    salt: str
+    seed: int
+    at: int
+    n: int
+    #: After so many steps it is cancelled; None lets it be.
+    cancelled: int | None
+
+    def said(self, scale: int) -> str:
+        return "h" * self.prompt[0] * scale + "t" * self.prompt[1] * scale
+
+
+arrivals = st.builds(
+    Arrival,
+    prompt=st.tuples(st.integers(1, 28), st.integers(0, 11)),
+    salt=st.sampled_from(["", "a", "b"]),
+    seed=st.integers(0, 5),
+    at=st.integers(0, 40),
+    n=st.integers(1, 3),
+    cancelled=st.one_of(st.none(), st.integers(0, 30)),
+)
+
+
+@settings(max_examples=tiers.volume(150), deadline=None)
+@given(
+    mode=st.sampled_from(MODES),
+    slots=st.integers(1, 4),
+    context=st.sampled_from([40, 160]),
+    pool=st.integers(40, 110),
+    step_tokens=st.integers(4, 16),
+    asked=st.lists(arrivals, min_size=1, max_size=6),
+    unsettled=st.integers(0, 2),
+)
+def test_whoever_comes_and_goes_each_answer_is_the_one_given_alone(
+    *, mode: KvMode, slots: int, context: int, pool: int, step_tokens: int, asked: list[Arrival], unsettled: int
+) -> None:
+    """The toy model checks each batch; in the exact layout each slot has cells of its own."""
+    scale = context // 40
+    model = ToyModel(mode, context, (pool if mode is KvMode.FAST else 40 * slots) * scale, step_tokens, slots, unsettled=unsettled)
+    running = loop(model)
+    reports: dict[int, list[PrefillProgress]] = {identity: [] for identity in range(len(asked))}
+    for now in range(3000):
+        if running.idle and now > 75:
+            break
+        for identity, one in enumerate(asked):
+            if one.at == now:
+                handle(running, generate(identity, one.said(scale), salt=one.salt, seed=one.seed, temperature=1, n=one.n))
+            if one.cancelled is not None and one.at + one.cancelled == now:
+                handle(running, CancelGeneration(identity))
+        for progress in (running.step() or StepReport(())).progress:
+            reports[progress.id].append(progress)
+    assert running.idle
+    assert model.begun == {}
+    for identity, one in enumerate(asked):
+        for answer in range(one.n):
+            command = generate(9, one.said(scale), seed=one.seed + answer, temperature=1)
+            expected = alone(command, mode=mode, context_tokens=context)
+            got = said(reports[identity], answer)
+            assert said(expected)[: len(got)] == got
+            if one.cancelled is None:
+                assert got == said(expected)

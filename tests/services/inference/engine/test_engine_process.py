@@ -1,0 +1,130 @@
+"""The engine's process around a model that is no neural network: what runs while a text is tokenized."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+
+import pytest
+
+from services.inference.engine import engine_messages, engine_process
+from services.inference.engine.embeddings.embedding_loop import EmbeddingLoop
+from services.inference.engine.engine_loop import Loop
+from services.inference.engine.engine_messages import CancelGeneration, GenerationAccepted, GenerationRefused, StartGeneration, StepReport
+from services.inference.engine.hashed_tokens import HashedTokens
+from services.inference.engine.sampling import Parameters
+from shared.api.generation import ChatMessage, Tool
+from tests.services.inference.engine.embeddings.test_embedding_loop import LetterModel
+from tests.services.inference.engine.toy_model import ToyModel
+
+DEADLINE_SECONDS = 30
+
+
+@dataclass
+class HeldModel(ToyModel):
+    """Tokenizes texts that begin with "held" only when it is let go."""
+
+    tokenizing: threading.Event = field(default_factory=threading.Event)
+    let_go: threading.Event = field(default_factory=threading.Event)
+
+    def prompt_tokens(self, messages: tuple[ChatMessage, ...], tools: tuple[Tool, ...] = (), *, raw: bool = False) -> list[int]:
+        if messages[0].content.startswith("held"):
+            self.tokenizing.set()
+            assert self.let_go.wait(DEADLINE_SECONDS)
+        return super().prompt_tokens(messages, tools, raw=raw)
+
+
+class Worker:
+    """The other end of the socket."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._unframer = engine_messages.Unframer()
+        self._pending: list[engine_messages.Report] = []
+
+    def send(self, command: engine_messages.Command) -> None:
+        self._connection.sendall(engine_messages.pack(command))
+
+    def until(self, wanted: Callable[[engine_messages.Report], object]) -> list[engine_messages.Report]:
+        """All reports up to the first that is wanted."""
+        seen: list[engine_messages.Report] = []
+        while True:
+            while self._pending:
+                seen.append(self._pending.pop(0))
+                if wanted(seen[-1]):
+                    return seen
+            received = self._connection.recv(65536)
+            assert received, "the engine is gone"
+            self._pending += [engine_messages.report_decoder.decode(body) for body in self._unframer.feed(received)]
+
+
+@contextmanager
+def served(model: ToyModel) -> Iterator[Worker]:
+    ours, theirs = socket.socketpair()
+    ours.settimeout(DEADLINE_SECONDS)
+    with theirs, ThreadPoolExecutor(1) as threads:
+        loop = Loop(model, slots=model.slots, mode=model.mode)
+        ended = threads.submit(engine_process.run, engine_process.Channel(theirs), loop, EmbeddingLoop(LetterModel()))
+        with ours:
+            yield Worker(ours)
+        with suppress(engine_process.WorkerGone, BrokenPipeError, ConnectionResetError):
+            ended.result(DEADLINE_SECONDS)
+
+
+def generate(identity: int, text: str, *, max_tokens: int = 10) -> StartGeneration:
+    return StartGeneration(identity, (ChatMessage("user", text),), Parameters(0, 1, 0, 1, max_tokens=max_tokens))
+
+
+def test_a_whole_answer_is_given_while_a_text_is_tokenized() -> None:
+    model = HeldModel()
+    with served(model) as worker:
+        worker.send(generate(1, "abcdefgh", max_tokens=8))
+        worker.until(lambda report: isinstance(report, StepReport))
+        worker.send(generate(2, "held"))
+        assert model.tokenizing.wait(DEADLINE_SECONDS)
+        seen = worker.until(lambda report: isinstance(report, StepReport) and any(one.finish for one in report.progress))
+        assert not [report for report in seen if isinstance(report, GenerationAccepted) and report.id == 2]
+        model.let_go.set()
+        worker.until(lambda report: report == GenerationAccepted(2, 4))
+
+
+def test_who_leaves_while_the_text_is_tokenized_gets_no_slot() -> None:
+    model = HeldModel()
+    with served(model) as worker:
+        worker.send(generate(1, "held"))
+        assert model.tokenizing.wait(DEADLINE_SECONDS)
+        worker.send(CancelGeneration(1))
+        worker.send(generate(2, "held too"))
+        worker.send(generate(3, "x" * 1000))  # is refused at once, so what came before it is known
+        worker.until(lambda report: isinstance(report, GenerationRefused))
+        model.let_go.set()
+        assert worker.until(lambda report: isinstance(report, GenerationAccepted)) == [GenerationAccepted(2, 8)]
+
+
+def test_a_text_that_no_context_can_hold_is_refused_before_it_is_tokenized() -> None:
+    model = HeldModel()
+    with served(model) as worker:
+        worker.send(generate(1, "held" + "x" * model.context_tokens * model.longest_token_bytes))
+        (refused,) = worker.until(lambda report: isinstance(report, GenerationRefused))
+        assert isinstance(refused, GenerationRefused)
+        assert "260 bytes" in refused.problem.message
+        assert not model.tokenizing.is_set()
+
+
+@pytest.mark.parametrize("letter", ["<", "a"])
+def test_no_command_holds_the_loop_with_a_long_text(letter: str) -> None:
+    """Counted in processor time of the loop's thread, because the machine may be busy."""
+    text = letter * 900_000
+    model = HeldModel(context_tokens=2**20, pool_tokens=2**21)
+    loop = Loop(model, slots=model.slots, mode=model.mode)
+    command = generate(1, text)
+    tokens = HashedTokens(list(text.encode()))
+    spent = []
+    for work in (lambda: loop.measure(command), lambda: loop.begin(command, tokens), lambda: loop.cancel(1)):
+        began = time.thread_time()
+        work()
+        spent.append(time.thread_time() - began)
+    assert max(spent) < 0.05

@@ -1,0 +1,186 @@
+"""Vectors by way of the backends: echo, and SmolLM2 in its process."""
+
+import asyncio
+import math
+import os
+import signal
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from services.inference import embedding_runs
+from services.inference.backends import echo, llama
+from services.inference.backends.llama import LlamaBackend
+from services.inference.engine import engine_messages
+from services.inference.jobs.embedding_interface import Embeds
+from services.inference.jobs.embedding_job import EmbeddingJob
+from services.inference.models import memory, model_discovery
+from services.inference.models.catalog import Defaults
+from services.inference.models.model_discovery import DEFAULT_MODEL
+from shared import errors, telemetry
+from shared.api.embedding import Embed, Embedded
+from shared.api.inference import ModelState, ModelStatus
+from shared.context import new_request_id
+from shared.types import ModelName
+from tests.services.inference.standins import Reader, Watch, job, until
+from tests.services.inference.vector_reader import VectorReader, of_one_text
+
+
+async def embed(backend: LlamaBackend, *inputs: str, dimensions: int | None = None) -> tuple[VectorReader, Embedded]:
+    reader = VectorReader()
+    return reader, await backend.embed(EmbeddingJob(DEFAULT_MODEL, inputs, dimensions), reader)
+
+
+# --- echo ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def echoing() -> AsyncIterator[echo.EchoBackend]:
+    async with echo.opened(0, 4, Watch()) as backend:
+        yield backend
+
+
+#: One engine for the whole file, and one thread: several spin at each other's barriers.
+OPTIONS = engine_messages.LoadCommand(path="", slots=2, context_tokens=512, threads=1, gpu_layers=-1)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running() -> AsyncIterator[LlamaBackend]:
+    found = model_discovery.find({}, defaults=Defaults(slots=2, context_tokens=512))
+    async with llama.opened(found, OPTIONS, 8, memory.Budget(2**30, "a test"), Watch()) as backend:
+        yield backend
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def backend(running: LlamaBackend) -> LlamaBackend:
+    await until(lambda: running.models()[0].state is ModelState.READY)
+    return running
+
+
+async def test_echo_gives_each_text_the_vector_of_its_words(echoing: echo.EchoBackend) -> None:
+    assert isinstance(echoing, Embeds)
+    reader = VectorReader()
+    texts = ("one two three", "three  one\ntwo", "four five six", "one")
+    embedded = await echoing.embed(EmbeddingJob(echo.MODEL, texts), reader)
+    assert (embedded.dimensions, embedded.prompt_tokens, reader.prompt_tokens) == (16, 10, 10)
+    assert [math.hypot(*vector) for vector in reader.vectors] == pytest.approx([1] * 4, abs=1e-6)
+    assert reader.vectors[0] == reader.vectors[1] != reader.vectors[2]
+
+
+@pytest.mark.parametrize(
+    ("job", "message"),
+    [
+        pytest.param(EmbeddingJob(echo.MODEL, ("a", " ")), r"input\[1\] has 0 tokens", id="a text without words"),
+        pytest.param(EmbeddingJob(echo.MODEL, ("a " * 131_073,)), "131073 tokens", id="a text over the context"),
+        pytest.param(EmbeddingJob(echo.MODEL, ("a",), 17), "dimensions is 17", id="more dimensions than there are"),
+    ],
+)
+async def test_echo_refuses_as_a_model_does(echoing: echo.EchoBackend, job: EmbeddingJob, message: str) -> None:
+    with pytest.raises(errors.BadRequest, match=message):
+        await echoing.embed(job, VectorReader())
+
+
+# --- the service's way ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_request_is_measured(echoing: echo.EchoBackend) -> None:
+    metrics = telemetry.Metrics("inference")
+    request = Embed(ModelName("an alias"), ("one two",), new_request_id())
+    await embedding_runs.run(echoing, echo.MODEL, request, VectorReader(), metrics)
+    text = metrics.render()
+    assert 'ai_platform_tokens_total{model="echo",type="input"} 2.0' in text
+    assert 'method="embed",model="echo"' in text
+
+
+async def test_a_backend_without_vectors_says_so() -> None:
+    class Answers:
+        name = "openai"
+
+        def models(self) -> tuple[ModelStatus, ...]:
+            return ()
+
+    request = Embed(ModelName("m"), ("one",), new_request_id())
+    with pytest.raises(errors.UnknownMethod, match="openai gives no embeddings"):
+        await embedding_runs.run(Answers(), ModelName("m"), request, VectorReader(), telemetry.Metrics("inference"))  # type: ignore[arg-type] # it only answers
+
+
+# --- SmolLM2 in its process -----------------------------------------------------------------------------------------------
+
+MANY = tuple(
+    f"{who} {where}"
+    for who in (
+        "The cat sleeps",
+        "Stock markets fell",
+        "My sister cooks soup",
+        "A rocket lands",
+        "Rain falls",
+        "The king spoke",
+        "Two boats met",
+        "I sing",
+    )
+    for where in ("in the garden.", "on Tuesday night!", "because of the war,", "near Paris?", "as 40 children laugh")
+)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_process_gives_vectors_while_it_answers(backend: LlamaBackend) -> None:
+    said = Reader()
+    asked = job("Tell a long story about the sea.", max_tokens=60, ignore_eos=True)
+    generation, (reader, embedded), (other, _) = await asyncio.gather(
+        backend.generate(asked, said), embed(backend, *MANY), embed(backend, MANY[7], MANY[3], dimensions=32)
+    )
+    assert generation.usage.completion_tokens == len(said.token_ids) == 60
+    assert (embedded.dimensions, len(reader.vectors)) == (576, len(MANY))
+    assert embedded.prompt_tokens == reader.prompt_tokens
+    assert len(set(reader.vectors)) == len(MANY)
+    for vector, number in zip(other.vectors, (7, 3), strict=True):
+        length = math.hypot(*reader.vectors[number][:32])
+        assert of_one_text(vector, [value / length for value in reader.vectors[number][:32]])
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_request_that_is_cancelled_leaves_the_process_to_others(backend: LlamaBackend) -> None:
+    pid = backend.engine_pid(DEFAULT_MODEL)
+    reader = VectorReader()
+    task = asyncio.create_task(backend.embed(EmbeddingJob(DEFAULT_MODEL, MANY * 6), reader))
+    await reader.first.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert len(reader.vectors) < len(MANY) * 6
+    again, _ = await embed(backend, MANY[0])
+    assert of_one_text(again.vectors[0], reader.vectors[0])
+    assert backend.engine_pid(DEFAULT_MODEL) == pid
+    assert backend.models()[0].running == 0
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(
+    ("inputs", "dimensions", "message"),
+    [
+        pytest.param(("a", "word " * 600), None, r"input\[1\] has 601 tokens; this model takes 512", id="a text over the context"),
+        pytest.param(("a",), 577, "dimensions is 577", id="more dimensions than there are"),
+    ],
+)
+async def test_a_wrong_request_is_refused_by_the_same_process(
+    backend: LlamaBackend, inputs: tuple[str, ...], dimensions: int | None, message: str
+) -> None:
+    pid = backend.engine_pid(DEFAULT_MODEL)
+    with pytest.raises(errors.BadRequest, match=message):
+        await embed(backend, *inputs, dimensions=dimensions)
+    assert backend.engine_pid(DEFAULT_MODEL) == pid
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_process_that_dies_in_the_middle_ends_the_request_with_one_error(backend: LlamaBackend) -> None:
+    pid = backend.engine_pid(DEFAULT_MODEL)
+    assert pid is not None
+    reader = VectorReader()
+    task = asyncio.create_task(backend.embed(EmbeddingJob(DEFAULT_MODEL, MANY * 6), reader))
+    await reader.first.wait()
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(errors.ModelCrashed):
+        await task
+    await until(lambda: backend.models()[0].state is ModelState.READY)
+    assert len((await embed(backend, "again"))[0].vectors) == 1

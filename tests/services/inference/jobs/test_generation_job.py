@@ -1,0 +1,45 @@
+import pytest
+
+from services.inference.jobs import generation_job
+from shared import errors
+from shared.api.generation import ChatMessage, Sampling, Tool
+from shared.types import ModelName
+
+
+def check(prompt: str | tuple[ChatMessage, ...], asked: Sampling = Sampling()) -> generation_job.GenerationJob:  # noqa: B008 - frozen
+    return generation_job.check(ModelName("smollm2"), prompt, asked, context_tokens=None, draw_seed=lambda: 1)
+
+
+def test_a_plain_prompt_is_a_chat_of_one_message() -> None:
+    assert check("Say hello").messages == (ChatMessage("user", "Say hello"),)
+
+
+def test_a_chat_stays_as_it_is() -> None:
+    chat = (ChatMessage("system", ""), ChatMessage("user", "hi"))
+    assert check(chat).messages == chat
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        pytest.param("", "empty", id="an empty prompt"),
+        pytest.param(" \n", "empty", id="nothing but space"),
+        pytest.param((), "empty", id="no messages"),
+        pytest.param((ChatMessage("user", ""),), "empty", id="an empty message"),
+        pytest.param((ChatMessage("user", "a"), ChatMessage("wizard", "b")), r"messages\[1\].role", id="an unknown role"),
+        pytest.param((ChatMessage("user", "a"),) * 1025, "1025 messages", id="too many messages"),
+        pytest.param("x" * (1024 * 1024 + 1), "1048577 characters", id="too long to look at"),
+    ],
+)
+def test_what_cannot_be_run(prompt: str | tuple[ChatMessage, ...], words: str) -> None:
+    with pytest.raises(errors.BadRequest, match=words) as refused:
+        check(prompt)
+    assert len(refused.value.message) < 200
+
+
+def test_a_text_to_go_on_with_is_one_text_without_tools() -> None:
+    assert check("Once", Sampling(raw=True)).asked.raw
+    with pytest.raises(errors.BadRequest, match="raw takes one text"):
+        check((ChatMessage("system", "x"), ChatMessage("user", "y")), Sampling(raw=True))
+    with pytest.raises(errors.BadRequest, match="raw and tools"):
+        check("Once", Sampling(raw=True, tools=(Tool("f"),)))

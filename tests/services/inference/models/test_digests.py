@@ -1,0 +1,217 @@
+"""Digests that outlive the worker: known for the very same files, computed anew for all others and whatever happened to the file."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from services.inference.models import digests
+from services.inference.models.digests import KnownDigests
+
+DAY_NS = 86_400 * 10**9
+DIGEST = "ab" * 32
+
+
+def tomorrow() -> int:
+    """Files written now have long been at rest."""
+    return time.time_ns() + DAY_NS
+
+
+class Reading:
+    """Computes digests and counts how often."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, files: tuple[Path, ...]) -> str:
+        self.count += 1
+        return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "a.gguf"
+    path.write_bytes(b"weights")
+    return path
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Path:
+    return tmp_path / "node.digests"
+
+
+def digest_of(kept: Path | None, *files: Path, read: Callable[[tuple[Path, ...]], str] | None = None) -> tuple[str, int]:
+    """As a worker that has just started tells it, and how often it had to read."""
+    reading = Reading()
+    return KnownDigests(kept, tomorrow).digest(files, read or reading), reading.count
+
+
+def test_a_worker_that_starts_again_reads_nothing(model: Path, kept: Path) -> None:
+    right = hashlib.sha256(b"weights").hexdigest()
+    assert digest_of(kept, model) == (right, 1)
+    assert digest_of(kept, model) == (right, 0)
+    assert kept.stat().st_mode & 0o777 == 0o600
+
+
+def test_without_a_file_nothing_is_kept(model: Path) -> None:
+    assert [digest_of(None, model)[1] for _ in range(2)] == [1, 1]
+
+
+def rewrite(model: Path) -> None:
+    """The same size, at the same time."""
+    before = model.stat()
+    model.write_bytes(b"weighty")
+    os.utime(model, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def replace(model: Path) -> None:
+    """The same size and time, and another file."""
+    before = model.stat()
+    other = model.with_suffix(".new")
+    other.write_bytes(b"weighty")
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    other.replace(model)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda model: model.write_bytes(b"weights and more"), id="longer"),
+        pytest.param(lambda model: model.write_bytes(b"weighty"), id="as long, and younger"),
+        pytest.param(rewrite, id="as long, and its time set back"),
+        pytest.param(replace, id="another file in its place"),
+        pytest.param(os.utime, id="touched"),
+    ],
+)
+def test_a_file_that_changed_is_read_again_and_known_then(model: Path, kept: Path, change: Callable[[Path], object]) -> None:
+    digest_of(kept, model)
+    change(model)
+    right = hashlib.sha256(model.read_bytes()).hexdigest()
+    assert digest_of(kept, model) == (right, 1)
+    assert digest_of(kept, model) == (right, 0)
+
+
+@pytest.mark.parametrize("field", digests.Stamp.__struct_encode_fields__)
+def test_what_is_known_is_not_believed_where_one_thing_differs(model: Path, kept: Path, field: str) -> None:
+    digest_of(kept, model)
+    written = json.loads(kept.read_bytes())
+    (stamp,) = written["models"][0]["stamps"]
+    stamp[field] = "/elsewhere" if field == "path" else stamp[field] + 1
+    kept.write_text(json.dumps(written))
+    assert digest_of(kept, model)[1] == 1
+
+
+def test_parts_are_one_model_and_all_of_them_count(model: Path, kept: Path) -> None:
+    second = model.with_name("b.gguf")
+    second.write_bytes(b"more")
+    digest_of(kept, model, second)
+    assert digest_of(kept, model, second) == (hashlib.sha256(b"weightsmore").hexdigest(), 0)
+    assert digest_of(kept, model)[1] == 1
+    second.write_bytes(b"much more")
+    assert digest_of(kept, model, second)[1] == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b'{"models":[{', id="cut off"),
+        pytest.param(b"\x00\xff" * 40, id="noise"),
+        pytest.param(b'{"models":7}', id="another shape"),
+        pytest.param(b"[" * 100_000, id="nested without end"),
+        pytest.param(b'{"models":[],"x":"' + b" " * digests.MOST_BYTES + b'"}', id="larger than it ever is"),
+    ],
+)
+def test_a_damaged_file_means_that_nothing_is_known(model: Path, kept: Path, content: bytes) -> None:
+    kept.write_bytes(content)
+    kept.chmod(0o600)
+    assert digest_of(kept, model)[1] == 1
+    assert digest_of(kept, model)[1] == 0
+
+
+def test_a_digest_that_is_none_is_not_told(model: Path, kept: Path) -> None:
+    right, _ = digest_of(kept, model)
+    kept.write_text(kept.read_text().replace(right, right[:-1] + "X"))
+    assert digest_of(kept, model) == (right, 1)
+
+
+def test_a_model_that_is_not_there_has_no_digest(model: Path, kept: Path) -> None:
+    kept.write_text(json.dumps({"models": [{"stamps": [], "sha256": DIGEST}]}))
+    assert digest_of(kept, model.with_name("gone.gguf"), read=lambda _files: "") == ("", 0)
+
+
+def test_a_stamp_is_what_the_system_says(model: Path) -> None:
+    (stamp,), found = digests.stamps_of((model,)), model.stat()
+    assert stamp == digests.Stamp(str(model), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+
+
+def test_a_file_that_others_may_write_is_not_believed(model: Path, kept: Path) -> None:
+    digest_of(kept, model)
+    kept.chmod(0o666)
+    assert digest_of(kept, model)[1] == 1
+    assert kept.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_file_in_the_making_is_never_known(model: Path, kept: Path) -> None:
+    """What is written in the same tick of the file system's clock would show the same time."""
+    just_now = max(model.stat().st_mtime_ns, model.stat().st_ctime_ns)
+    KnownDigests(kept, lambda: just_now + digests.TICK_NS).digest((model,), Reading())
+    assert not kept.exists()
+    KnownDigests(kept, lambda: just_now + digests.TICK_NS + 1).digest((model,), Reading())
+    assert kept.exists()
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_known(model: Path, kept: Path) -> None:
+    def reads(files: tuple[Path, ...]) -> str:
+        model.write_bytes(b"grown meanwhile")
+        return DIGEST
+
+    assert digest_of(kept, model, read=reads)[0] == DIGEST
+    assert not kept.exists()
+
+
+def test_what_could_not_be_read_is_not_known(model: Path, kept: Path) -> None:
+    digest_of(kept, model, read=lambda _files: "")
+    digest_of(kept, model.with_name("gone.gguf"), read=lambda _files: DIGEST)
+    assert not kept.exists()
+
+
+def test_a_folder_that_takes_no_file_costs_only_the_next_start(model: Path, tmp_path: Path) -> None:
+    assert digest_of(tmp_path / "nowhere" / "node.digests", model)[1] == 1
+
+
+def test_a_name_that_is_no_text_is_known_too(model: Path, kept: Path) -> None:
+    odd = model.with_name(os.fsdecode(b"\xff.gguf"))
+    model.rename(odd)
+    assert [digest_of(kept, odd)[1] for _ in range(2)] == [1, 0]
+
+
+def test_the_file_stays_small_and_keeps_what_came_last(model: Path, kept: Path) -> None:
+    known = KnownDigests(kept, tomorrow)
+    paths = [model.with_name(f"{number}.gguf") for number in range(digests.MOST_MODELS + 3)]
+    for path in paths:
+        path.touch()
+        known.digest((path,), Reading())
+    assert len(json.loads(kept.read_bytes())["models"]) == digests.MOST_MODELS
+    assert digest_of(kept, paths[-1])[1] == 0
+    assert digest_of(kept, paths[0])[1] == 1
+    # A model in more parts than have room beside others.
+    many = tuple(paths[:100]) * 60
+    digest_of(kept, *many)
+    assert kept.stat().st_size <= digests.MOST_BYTES
+
+
+def test_models_that_are_read_at_the_same_time_are_all_known(model: Path, kept: Path) -> None:
+    paths = [model.with_name(f"{number}.gguf") for number in range(20)]
+    for path in paths:
+        path.touch()
+    known = KnownDigests(kept, tomorrow)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda path: known.digest((path,), Reading()), paths))
+    assert [digest_of(kept, path)[1] for path in paths] == [0] * 20
+    assert [path.name for path in kept.parent.iterdir() if path.name.startswith(".")] == []

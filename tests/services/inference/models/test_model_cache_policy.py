@@ -1,0 +1,419 @@
+"""Who is in memory, who makes room, who waits: by tables, and by a machine that tries what nobody thinks of."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from services.inference.models import model_cache_policy
+from services.inference.models.model_cache_policy import (
+    PATIENCE_SECONDS,
+    AdmitStep,
+    CacheTerms,
+    Decision,
+    LoadModelStep,
+    ModelCachePolicy,
+    RecheckStep,
+    RefuseStep,
+    Stage,
+    UnloadModelStep,
+)
+from shared.types import ModelName
+from tests import tiers
+
+A, B, C, BIG = (ModelName(name) for name in ("a", "b", "c", "big"))
+BUDGET = 10
+TERMS = {
+    A: CacheTerms(need_bytes=4, keep_alive_seconds=None),
+    B: CacheTerms(need_bytes=4, keep_alive_seconds=60.0),
+    C: CacheTerms(need_bytes=4, keep_alive_seconds=None),
+    BIG: CacheTerms(need_bytes=9, keep_alive_seconds=None),
+    ModelName("huge"): CacheTerms(need_bytes=11, keep_alive_seconds=None),
+}
+
+
+class Site:
+    """A residency with a shell that loads and unloads at once, so that a test says only what it is about."""
+
+    def __init__(self, *loaded: ModelName, budget: int = BUDGET) -> None:
+        self.core = ModelCachePolicy(budget, TERMS)
+        self.now = 0.0
+        self.said: list[Decision] = []
+        for caller, name in enumerate(loaded, 1000):
+            self.now += 1
+            self.wants(name, caller)
+            self.finishes(name)
+        self.said.clear()
+
+    def do(self, what: Callable[[ModelCachePolicy, float], Sequence[Decision]]) -> list[Decision]:
+        """Everything that follows, in order; a moment later than what was before."""
+        self.now += 0.001
+        fresh = list(what(self.core, self.now))
+        told: list[Decision] = []
+        while fresh:
+            decision = fresh.pop(0)
+            told.append(decision)
+            if isinstance(decision, LoadModelStep):
+                fresh += self.core.loaded(decision.model, self.now)
+            elif isinstance(decision, UnloadModelStep):
+                fresh += self.core.unloaded(decision.model, self.now)
+        self.said += told
+        return told
+
+    def wants(self, model: ModelName, caller: int) -> list[Decision]:
+        return self.do(lambda core, now: core.wanted(model, caller, now))
+
+    def finishes(self, model: ModelName) -> list[Decision]:
+        return self.do(lambda core, now: core.finished(model, now))
+
+    def after(self, seconds: float) -> list[Decision]:
+        self.now += seconds
+        return self.do(lambda core, now: core.tick(now))
+
+
+def test_the_first_caller_loads_a_model_and_later_ones_find_it_there() -> None:
+    site = Site()
+    assert site.wants(A, 1) == [LoadModelStep(A), AdmitStep(1)]
+    assert site.wants(A, 2) == [AdmitStep(2)]
+
+
+def test_callers_who_come_during_a_load_wait_for_that_one_load_in_order() -> None:
+    core = ModelCachePolicy(BUDGET, TERMS)
+    assert core.wanted(A, 1, 0) == [LoadModelStep(A)]
+    assert core.wanted(A, 2, 0) == []
+    assert core.wanted(A, 3, 0) == []
+    assert core.loaded(A, 5) == [AdmitStep(1), AdmitStep(2), AdmitStep(3)]
+
+
+def test_two_models_that_fit_are_there_together() -> None:
+    site = Site(A)
+    assert site.wants(B, 1) == [LoadModelStep(B), AdmitStep(1)]
+    assert site.core.used_bytes() == 8
+
+
+def test_the_least_recently_used_idle_model_makes_room() -> None:
+    site = Site(A, B, A)
+    assert site.wants(C, 1) == [UnloadModelStep(B), LoadModelStep(C), AdmitStep(1)]
+
+
+def test_no_more_models_go_than_are_needed_and_none_if_that_is_not_enough() -> None:
+    site = Site(A, B)
+    site.wants(A, 1)
+    assert site.wants(BIG, 2) == []
+    assert site.core.stage(B) is Stage.LOADED
+
+
+def test_a_busy_model_is_waited_for() -> None:
+    site = Site(A, B)
+    site.wants(A, 1)
+    assert site.wants(BIG, 2) == []
+    assert site.finishes(A) == [UnloadModelStep(B), UnloadModelStep(A), LoadModelStep(BIG), AdmitStep(2)]
+
+
+def test_while_somebody_waits_for_a_busy_model_others_are_served_by_it_for_a_while_and_then_no_more() -> None:
+    site = Site(A)
+    site.wants(A, 1)
+    assert site.wants(BIG, 2) == []
+    assert site.wants(A, 3) == [AdmitStep(3)]
+    site.finishes(A)
+    assert site.after(PATIENCE_SECONDS) == []
+    assert site.wants(A, 4) == []
+    assert site.finishes(A) == [UnloadModelStep(A), LoadModelStep(BIG), AdmitStep(2)]
+    assert site.finishes(BIG) == [UnloadModelStep(BIG), LoadModelStep(A), AdmitStep(4)]
+
+
+def test_the_model_that_was_told_to_end_stays_the_one_though_its_jobs_are_the_last_used() -> None:
+    site = Site(A, B)
+    site.wants(B, 1)
+    site.wants(B, 2)
+    site.wants(A, 3)
+    assert site.wants(C, 4) == []
+    assert site.after(PATIENCE_SECONDS) == []
+    assert site.finishes(B) == []
+    assert site.wants(B, 5) == [], "b was the least recently used, so it ends"
+    assert site.wants(A, 6) == [AdmitStep(6)]
+    assert site.finishes(B) == [UnloadModelStep(B), LoadModelStep(C), AdmitStep(4)]
+    assert site.finishes(C) == [UnloadModelStep(C), LoadModelStep(B), AdmitStep(5)]
+
+
+def test_what_fits_beside_is_loaded_past_somebody_who_waits_until_their_patience_ends() -> None:
+    site = Site(A)
+    site.wants(A, 1)
+    assert site.wants(BIG, 2) == []
+    assert site.wants(B, 3) == [LoadModelStep(B), AdmitStep(3)]
+    site.finishes(B)
+    site.after(PATIENCE_SECONDS)
+    site.do(lambda core, _now: core.unload(B))
+    assert site.wants(C, 4) == [], "the room that is free now is the one's who has waited"
+    assert site.finishes(A) == [UnloadModelStep(A), LoadModelStep(BIG), AdmitStep(2)]
+
+
+def test_room_is_made_for_the_first_who_waits_and_for_no_other() -> None:
+    site = Site(A, B)
+    site.wants(B, 1)
+    assert site.wants(BIG, 2) == []
+    assert site.wants(C, 3) == [], "a is idle, and it is the first one's"
+    assert site.finishes(B) == [UnloadModelStep(A), UnloadModelStep(B), LoadModelStep(BIG), AdmitStep(2)]
+    assert site.finishes(BIG) == [UnloadModelStep(BIG), LoadModelStep(C), AdmitStep(3)]
+
+
+def test_room_that_is_being_made_is_taken_by_nobody_else() -> None:
+    core = ModelCachePolicy(BUDGET, TERMS)
+    core.wanted(A, 1, 0)
+    core.loaded(A, 0)
+    core.finished(A, 0)
+    assert core.wanted(BIG, 2, 1) == [UnloadModelStep(A)]
+    assert core.wanted(B, 3, 1) == []
+    assert core.unloaded(A, 1) == [LoadModelStep(BIG)]
+
+
+def test_when_the_waiting_caller_goes_the_closed_model_takes_callers_again() -> None:
+    site = Site(A)
+    site.wants(A, 1)
+    site.wants(BIG, 2)
+    site.after(PATIENCE_SECONDS)
+    assert site.wants(A, 3) == []
+    assert site.do(lambda core, now: core.withdrawn(2, now)) == [AdmitStep(3)]
+
+
+def test_a_model_larger_than_the_machine_is_refused_with_the_numbers() -> None:
+    core = ModelCachePolicy(3 * 2**30, {A: CacheTerms(need_bytes=5 * 2**30, keep_alive_seconds=None)})
+    assert core.wanted(A, 1, 0) == [RefuseStep(1, "needs 5.0 GiB, and models may have 3.0 GiB on this machine", None)]
+    assert core.why_not(A, 0)
+
+
+def test_a_pinned_model_stays_and_what_does_not_fit_beside_it_is_refused_by_name() -> None:
+    site = Site(A)
+    site.core.pin(A, pinned=True)
+    (refused,) = site.wants(BIG, 1)
+    assert isinstance(refused, RefuseStep)
+    assert "a is pinned" in refused.reason
+    assert site.wants(B, 2) == [LoadModelStep(B), AdmitStep(2)]
+    site.finishes(B)
+    assert site.wants(C, 3) == [UnloadModelStep(B), LoadModelStep(C), AdmitStep(3)]
+
+
+@pytest.mark.parametrize(
+    ("model", "idle_seconds", "expected"),
+    [
+        pytest.param(B, 59.9, [], id="before its time it stays"),
+        pytest.param(B, 60.0, [UnloadModelStep(B)], id="then it goes"),
+        pytest.param(A, 1e9, [], id="one without a time stays"),
+    ],
+)
+def test_keep_alive(model: ModelName, idle_seconds: float, expected: list[Decision]) -> None:
+    assert Site(model).after(idle_seconds) == expected
+
+
+def test_keep_alive_counts_from_the_last_job_and_spares_busy_and_pinned_models() -> None:
+    site = Site(B)
+    site.wants(B, 1)
+    assert site.after(500) == []
+    assert site.finishes(B) == []
+    assert site.after(59) == []
+    site.core.pin(B, pinned=True)
+    assert site.after(500) == []
+    site.core.pin(B, pinned=False)
+    assert site.after(0) == [UnloadModelStep(B)]
+
+
+def test_a_failed_load_tells_all_who_wait_and_is_not_tried_again_at_once() -> None:
+    core = ModelCachePolicy(BUDGET, TERMS)
+    core.wanted(A, 1, 0)
+    core.wanted(A, 2, 0)
+    assert core.load_failed(A, "out of memory", 1) == [RefuseStep(1, "out of memory", 5.0), RefuseStep(2, "out of memory", 5.0)]
+    assert core.wanted(A, 3, 2) == [RefuseStep(3, "out of memory", 4.0)]
+    assert core.wanted(A, 4, 6) == [LoadModelStep(A)]
+    core.load_failed(A, "still", 6)
+    assert core.wanted(A, 5, 7) == [RefuseStep(5, "still", 9.0)]
+
+
+def test_a_load_that_fails_again_and_again_waits_for_a_person() -> None:
+    core = ModelCachePolicy(BUDGET, TERMS)
+    now = 0.0
+    for _ in range(model_cache_policy.MOST_FAILURES):
+        assert core.wanted(A, 1, now)[0] == LoadModelStep(A)
+        core.load_failed(A, "broken", now)
+        now += model_cache_policy.LONGEST_PAUSE_SECONDS
+    assert core.wanted(A, 1, now + 1e9) == [RefuseStep(1, "broken", None)]
+    core.forgive(A)
+    assert core.wanted(A, 1, now) == [LoadModelStep(A)]
+
+
+def test_a_load_that_failed_is_tried_again_without_a_caller_and_counts_as_failed_until_it_succeeds() -> None:
+    core = ModelCachePolicy(BUDGET, TERMS)
+    core.wanted(A, 1, 0)
+    core.load_failed(A, "out of memory", 0)
+    assert core.tick(4.9) == []
+    assert core.why_not(A, 4.9) == core.why_not(A, 5.1) == "out of memory"
+    assert core.tick(5.1) == core.tick(5.2) == [RecheckStep(A)]
+    assert core.retry(A, 5.2) == [LoadModelStep(A)]
+    assert core.tick(5.3) == core.retry(A, 5.3) == []
+    core.load_failed(A, "still", 6)
+    assert core.tick(6 + 10.1) == [RecheckStep(A)]
+    assert core.retry(A, 6 + 10.1) == [LoadModelStep(A)]
+    core.loaded(A, 17)
+    assert core.why_not(A, 17) == ""
+    assert core.tick(1000) == []
+
+
+def test_a_load_that_failed_is_not_tried_in_the_room_of_another_and_can_be_asked_for_again() -> None:
+    core = ModelCachePolicy(BUDGET, TERMS)
+    core.wanted(BIG, 1, 0)
+    core.load_failed(BIG, "out of memory", 0)
+    core.wanted(A, 2, 1)
+    core.loaded(A, 1)
+    core.finished(A, 1)
+    assert core.tick(6) == []
+    assert core.why_not(BIG, 6) == "", "only a request makes the other one leave"
+
+
+def test_an_engine_that_is_gone_for_good_gives_its_memory_back() -> None:
+    site = Site(A)
+    site.wants(A, 1)
+    assert site.wants(BIG, 2) == []
+    assert site.do(lambda core, now: core.load_failed(A, "it crashed", now)) == [LoadModelStep(BIG), AdmitStep(2)]
+    assert site.finishes(A) == [], "its job ended too, and counts for nothing"
+
+
+def test_a_preload_takes_free_room_and_nobodys() -> None:
+    site = Site(A)
+    assert site.do(lambda core, now: core.preload(B, now)) == [LoadModelStep(B)]
+    assert site.do(lambda core, now: core.preload(C, now)) == []
+    assert site.do(lambda core, now: core.preload(B, now)) == []
+
+
+def test_a_person_may_unload_what_is_idle_and_nothing_else() -> None:
+    site = Site(A)
+    site.wants(A, 1)
+    assert site.core.unload(A) == []
+    site.finishes(A)
+    assert site.do(lambda core, _now: core.unload(A)) == [UnloadModelStep(A)]
+    assert site.core.unload(A) == []
+
+
+def test_what_is_learnt_of_a_loaded_model_counts_from_its_next_load_on() -> None:
+    site = Site(A)
+    site.core.learn(A, CacheTerms(need_bytes=1, keep_alive_seconds=None))
+    assert site.core.used_bytes() == 4
+    site.do(lambda core, _now: core.unload(A))
+    site.core.learn(A, CacheTerms(need_bytes=1, keep_alive_seconds=None))
+    site.wants(A, 1)
+    assert site.core.used_bytes() == 1
+
+
+class Machine(RuleBasedStateMachine):
+    """Callers, jobs, loads that take their time or fail, pins and clocks, in any order; a shell that does what it is told."""
+
+    models = st.sampled_from(sorted(TERMS))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.core = ModelCachePolicy(BUDGET, TERMS)
+        self.now = 0.0
+        self.next_caller = 0
+        self.waiting: dict[int, ModelName] = {}
+        self.jobs: list[ModelName] = []
+        self.loading: list[ModelName] = []
+        self.leaving: list[ModelName] = []
+        self.rechecked: set[ModelName] = set()
+
+    def act(self, decisions: Sequence[Decision]) -> None:
+        for decision in decisions:
+            match decision:
+                case LoadModelStep(model):
+                    assert model not in self.loading, "two loads of one model"
+                    assert model not in self.leaving
+                    self.loading.append(model)
+                case UnloadModelStep(model):
+                    assert model not in self.jobs, "a busy model was unloaded"
+                    assert not self.core.is_pinned(model) or self.unpinned_order
+                    self.leaving.append(model)
+                case AdmitStep(caller):
+                    self.jobs.append(self.waiting.pop(caller))
+                case RefuseStep(caller):
+                    self.waiting.pop(caller)
+                case RecheckStep(model):
+                    self.rechecked.add(model)
+
+    unpinned_order = False
+
+    @rule(model=models)
+    def want(self, model: ModelName) -> None:
+        self.next_caller += 1
+        self.waiting[self.next_caller] = model
+        self.act(self.core.wanted(model, self.next_caller, self.now))
+
+    @precondition(lambda self: self.waiting)
+    @rule(index=st.integers(0, 100))
+    def withdraw(self, index: int) -> None:
+        caller = sorted(self.waiting)[index % len(self.waiting)]
+        del self.waiting[caller]
+        self.act(self.core.withdrawn(caller, self.now))
+
+    @precondition(lambda self: self.jobs)
+    @rule(index=st.integers(0, 100))
+    def finish(self, index: int) -> None:
+        self.act(self.core.finished(self.jobs.pop(index % len(self.jobs)), self.now))
+
+    @precondition(lambda self: self.loading)
+    @rule(index=st.integers(0, 100), works=st.booleans())
+    def end_load(self, index: int, works: bool) -> None:
+        model = self.loading.pop(index % len(self.loading))
+        self.act(self.core.loaded(model, self.now) if works else self.core.load_failed(model, "broken", self.now))
+
+    @precondition(lambda self: self.leaving)
+    @rule(index=st.integers(0, 100))
+    def end_unload(self, index: int) -> None:
+        self.act(self.core.unloaded(self.leaving.pop(index % len(self.leaving)), self.now))
+
+    @rule(seconds=st.floats(0, 400))
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        self.act(self.core.tick(self.now))
+
+    @precondition(lambda self: self.rechecked)
+    @rule()
+    def retry(self) -> None:
+        self.act(self.core.retry(self.rechecked.pop(), self.now))
+
+    @rule(model=models, pinned=st.booleans())
+    def pin(self, model: ModelName, pinned: bool) -> None:
+        self.core.pin(model, pinned=pinned)
+
+    @rule(model=models)
+    def order(self, model: ModelName) -> None:
+        self.unpinned_order = True
+        self.act(self.core.unload(model))
+        self.unpinned_order = False
+
+    @rule(model=models)
+    def preload(self, model: ModelName) -> None:
+        self.act(self.core.preload(model, self.now))
+
+    @invariant()
+    def the_budget_holds(self) -> None:
+        assert self.core.used_bytes() <= BUDGET
+
+    @invariant()
+    def its_jobs_are_the_jobs(self) -> None:
+        for model in TERMS:
+            assert self.core.jobs(model) == self.jobs.count(model)
+
+    def teardown(self) -> None:
+        """When jobs end, loads end and time passes, everybody who waits is admitted or refused."""
+        for _ in range(4 * len(TERMS) + len(self.waiting)):
+            while self.jobs:
+                self.finish(0)
+            while self.loading:
+                self.end_load(0, works=True)
+            while self.leaving:
+                self.end_unload(0)
+            self.pass_time(PATIENCE_SECONDS)
+        assert not self.waiting
+
+
+TestMachine = Machine.TestCase
+TestMachine.settings = settings(max_examples=tiers.volume(150), stateful_step_count=40, deadline=None)

@@ -1,0 +1,118 @@
+from pathlib import Path
+
+import pytest
+
+from services.inference.models import model_discovery
+from services.inference.models.catalog import MAX_NAMES, Catalog, CatalogEntry, Defaults
+from shared import errors
+from shared.types import ModelName
+
+
+def files(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).touch()
+
+
+def names(catalogue: Catalog) -> list[str]:
+    return [entry.name for entry in catalogue.entries]
+
+
+def test_the_default_model_is_the_packaged_one_and_is_loaded_at_start() -> None:
+    (entry,) = model_discovery.find({}).entries
+    assert (entry.name, entry.preload) == ("smollm2", True)
+    assert entry.file.suffix == ".gguf"
+    assert entry.file.read_bytes()[:4] == b"GGUF"
+
+
+def test_the_setting_replaces_it_and_is_loaded_at_start(tmp_path: Path) -> None:
+    files(tmp_path, "a.gguf")
+    defaults = Defaults(slots=2, keep_alive_seconds=5.0)
+    found = model_discovery.find({"a": f"{tmp_path}/a.gguf", "b": f"{tmp_path}/a.gguf"}, defaults=defaults).entries
+    assert found == tuple(
+        CatalogEntry(name=ModelName(name), file=tmp_path / "a.gguf", slots=2, keep_alive_seconds=5.0, preload=True) for name in ("a", "b")
+    )
+
+
+def test_a_folder_is_served_on_demand_each_file_once(tmp_path: Path) -> None:
+    files(tmp_path, "b.gguf", "a.GGUF", "c-00001-of-00002.gguf", "c-00002-of-00002.gguf", "mmproj-a.gguf", "notes.txt")
+    found = model_discovery.find({}, folder=tmp_path)
+    assert names(found) == ["a", "b", "c"]
+    assert not any(entry.preload for entry in found.entries)
+
+
+def test_the_three_ways_go_together_and_nothing_is_served_twice(tmp_path: Path) -> None:
+    files(tmp_path, "a.gguf", "b.gguf", "c.gguf", "d.gguf", "e.gguf")
+    yaml = tmp_path / "models.yaml"
+    yaml.write_text("models:\n- {name: b, slots: 9}\n- {name: renamed, file: c.gguf, aliases: [e]}\n- {name: far, service: s}\n")
+    found = model_discovery.find({"x": f"{tmp_path}/d.gguf"}, yaml, tmp_path)
+    assert names(found) == ["b", "renamed", "x", "a"]
+    assert found.entries[0].slots == 9
+    assert [other.name for other in found.elsewhere] == ["far"]
+
+
+def test_a_worker_whose_registry_names_only_other_services_has_nothing_of_its_own(tmp_path: Path) -> None:
+    yaml = tmp_path / "models.yaml"
+    yaml.write_text("- {name: far, service: s, path: /infer}\n")
+    assert names(model_discovery.find({}, yaml)) == []
+
+
+def test_all_mistakes_of_all_three_are_told_at_once(tmp_path: Path) -> None:
+    files(tmp_path, "p-00001-of-00002.gguf", "b.gguf", "B.gguf")
+    yaml = tmp_path / "models.yaml"
+    yaml.write_text(
+        "- {name: a, file: no.gguf, aliases: [x]}\n- {name: a, file: b.gguf, slots: 0}\n- {name: c, file: b.gguf, aliases: x}\n"
+    )
+    with pytest.raises(errors.BadSettings) as refused:
+        model_discovery.find({"m": f"{tmp_path}/m.gguf", "n,": "~nobody-here/x", "x": f"{tmp_path}/b.gguf"}, yaml, tmp_path)
+    for told in (
+        f"models.yaml line 1, models[0]: a: there is no file {tmp_path}/no.gguf",
+        "models.yaml line 2, models[1].slots",
+        "models.yaml line 3, models[2]: the name x is taken by models.yaml line 1, models[0]",
+        f"MODELS: m: there is no file {tmp_path}/m.gguf",
+        "MODELS: n,: ~nobody-here/x begins with the home of nobody",
+        "MODELS: the name x is taken",
+        f"MODELS_DIR: p: there is no file {tmp_path}/p-00002-of-00002.gguf",
+    ):
+        assert told in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        pytest.param(b"\xff\xfe", "is not UTF-8", id="no text"),
+        pytest.param(b"models: []", "its list of models is empty", id="no model"),
+        pytest.param(None, "cannot read", id="no file"),
+    ],
+)
+def test_a_models_yaml_that_cannot_be_used(tmp_path: Path, content: bytes | None, told: str) -> None:
+    yaml = tmp_path / "models.yaml"
+    if content is not None:
+        yaml.write_bytes(content)
+    with pytest.raises(errors.BadSettings, match=told):
+        model_discovery.find({}, yaml)
+
+
+def test_a_folder_that_cannot_be_used(tmp_path: Path) -> None:
+    with pytest.raises(errors.BadSettings, match=r"cannot read .*No such file"):
+        model_discovery.find({}, folder=tmp_path / "none")
+    with pytest.raises(errors.BadSettings, match=r"no \.gguf file"):
+        model_discovery.find({}, folder=tmp_path)
+
+
+def test_two_files_of_one_name_in_a_folder(tmp_path: Path) -> None:
+    files(tmp_path, "a.gguf", "a-00001-of-00001.gguf")
+    with pytest.raises(errors.BadSettings, match="would both be served as a; rename one"):
+        model_discovery.find({}, folder=tmp_path)
+
+
+def test_more_names_than_can_be_announced(tmp_path: Path) -> None:
+    files(tmp_path, *(f"{number}.gguf" for number in range(MAX_NAMES + 1)))
+    with pytest.raises(errors.BadSettings, match="65 names and aliases"):
+        model_discovery.find({}, folder=tmp_path)
+
+
+def test_a_missing_package_is_said_with_the_command_that_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_discovery, "DEFAULT_PACKAGE", "no-such-package-here")
+    with pytest.raises(errors.BadSettings, match="not installed") as refused:
+        model_discovery.find({})
+    assert "make setup" in refused.value.hint

@@ -1,0 +1,233 @@
+"""models.yaml: what is understood, and what a person with a mistake in it is told."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.inference.engine.engine_messages import KvType
+from services.inference.engine.kv_slots import KvMode
+from services.inference.models import models_file, yaml_tree
+from services.inference.models.catalog import MAX_CHARACTERS, CatalogEntry, CatalogReading, Defaults, RemoteModel
+from shared.types import ModelName
+
+FOLDER = Path("/srv/models")
+DEFAULTS = Defaults(slots=4, context_tokens=None, gpu_layers=-1, keep_alive_seconds=None)
+
+
+def read(text: str, found: dict[str, Path] | None = None, defaults: Defaults = DEFAULTS) -> CatalogReading:
+    return models_file.read(text, source="models.yaml", folder=FOLDER, found=found or {}, defaults=defaults)
+
+
+def entries(text: str, found: dict[str, Path] | None = None) -> list[CatalogEntry]:
+    reading = read(text, found)
+    assert not reading.mistakes
+    return [placed.entry for placed in reading.placed]
+
+
+def entry(name: str = "a", file: str = "a.gguf", **fields: Any) -> CatalogEntry:
+    return CatalogEntry(name=ModelName(name), file=FOLDER / file, **fields)
+
+
+@pytest.mark.parametrize(
+    ("field", "expected"),
+    [
+        pytest.param("", {}, id="name and file are enough"),
+        pytest.param(f"digest: sha256:{'AB' * 32}", {"digest": "ab" * 32}, id="a digest, however it is written"),
+        pytest.param("aliases: [b, c]", {"aliases": ("b", "c")}, id="several aliases"),
+        pytest.param("aliases: b", {"aliases": ("b",)}, id="one alias"),
+        pytest.param("context: 8192", {"context_tokens": 8192}, id="context"),
+        pytest.param("slots: 8", {"slots": 8}, id="slots"),
+        pytest.param("memory: 4GiB", {"memory_bytes": 4 * 2**30}, id="memory with its unit"),
+        pytest.param("memory: 4000000000", {"memory_bytes": 4 * 10**9}, id="memory in bytes"),
+        pytest.param("replicas: 2", {"replicas": 2}, id="replicas"),
+        pytest.param("gpu_layers: 0", {"gpu_layers": 0}, id="no layer on the GPU"),
+        pytest.param("keep_alive: 5m", {"keep_alive_seconds": 300.0}, id="keep-alive"),
+        pytest.param("keep_alive: forever", {"keep_alive_seconds": None}, id="for ever"),
+        pytest.param("pin: yes\n  preload: true", {"pinned": True, "preload": True}, id="pinned and loaded at start"),
+        pytest.param("kv_mode: fast\n  kv_type: q8_0", {"kv_mode": KvMode.FAST, "kv_type": KvType.Q8_0}, id="how its memory is kept"),
+        pytest.param("device: 1", {"device": 1}, id="one GPU"),
+        pytest.param("tensor_split: [3, 1.5]", {"tensor_split": (3.0, 1.5)}, id="shares of two GPUs"),
+        pytest.param("slots:\n  digest: ~", {}, id="a field without a value is as if it were not there"),
+    ],
+)
+def test_a_field(field: str, expected: dict[str, Any]) -> None:
+    assert entries(f"models:\n- name: a\n  file: a.gguf\n  {field}\n") == [entry(**expected)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        pytest.param("- {name: a, file: a.gguf}", [entry()], id="a bare list"),
+        pytest.param("models: [{name: a, file: /x/b.gguf}]", [entry(file="/x/b.gguf")], id="an absolute path stays"),
+        pytest.param("- {name: a}", [entry(file="found.gguf")], id="without a file, the one of its name in the folder"),
+        pytest.param("- &x {name: a, file: a.gguf}\n- {name: b, file: a.gguf}", [entry(), entry("b")], id="anchors are YAML"),
+        pytest.param("- {name: 7, file: a.gguf}", [entry("7")], id="a name that looks like a number is a name"),
+    ],
+)
+def test_forms(text: str, expected: list[CatalogEntry]) -> None:
+    assert entries(text, {"a": FOLDER / "found.gguf"}) == expected
+
+
+def test_a_registry_of_services_is_accepted_as_it_is() -> None:
+    text = """
+    - name: llm-gptq
+      service: llm-gptq-service.ai-models.svc.cluster.local
+      path: /infer
+    - name: embeddings
+      service: embedding-service.ai-models.svc.cluster.local
+      path: /infer
+    """
+    reading = read(text, {"embeddings": FOLDER / "embeddings.gguf"})
+    assert not reading.mistakes
+    assert reading.elsewhere == [RemoteModel(ModelName("llm-gptq"), "llm-gptq-service.ai-models.svc.cluster.local", "/infer")]
+    assert [placed.entry for placed in reading.placed] == [entry("embeddings", "embeddings.gguf")]
+
+
+def test_the_same_in_a_config_map() -> None:
+    text = """
+apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: model-registry
+data:
+  models.yaml: |
+    - name: llm-gptq
+      service: llm
+      path: /infer
+"""
+    assert read(text).elsewhere == [RemoteModel(ModelName("llm-gptq"), "llm", "/infer")]
+
+
+def test_a_config_map_in_a_config_map_is_not_opened() -> None:
+    inner = "kind: ConfigMap\\ndata: {a: '- {name: a, file: b}'}"
+    (mistake, *_) = read(f'kind: ConfigMap\ndata: {{x: "{inner}"}}').mistakes
+    assert "the text in data" in mistake
+
+
+def test_replicas_gpu_memory_and_max_batch_size_of_another_platform() -> None:
+    text = """
+    inference:
+      engine: vllm
+      models:
+        - name: llama-2-7b
+          replicas: 3
+          gpu_memory: 16GB
+          max_batch_size: 32
+        - name: mistral-7b
+          replicas: 2
+          gpu_memory: 16GB
+          max_batch_size: 16
+    """
+    found = {"llama-2-7b": FOLDER / "llama.gguf", "mistral-7b": FOLDER / "mistral.gguf"}
+    assert entries(text, found) == [
+        entry("llama-2-7b", "llama.gguf", replicas=3, memory_bytes=16 * 10**9, slots=32),
+        entry("mistral-7b", "mistral.gguf", replicas=2, memory_bytes=16 * 10**9, slots=16),
+    ]
+
+
+def test_the_workers_settings_hold_where_a_model_says_nothing() -> None:
+    defaults = Defaults(slots=7, context_tokens=512, gpu_layers=3, keep_alive_seconds=60.0)
+    reading = read("- {name: a, file: a.gguf}\n- {name: b, file: b.gguf, slots: 1, keep_alive: forever}", defaults=defaults)
+    assert [placed.entry for placed in reading.placed] == [
+        entry(slots=7, context_tokens=512, gpu_layers=3, keep_alive_seconds=60.0),
+        entry("b", "b.gguf", slots=1, context_tokens=512, gpu_layers=3, keep_alive_seconds=None),
+    ]
+
+
+def test_the_example_is_without_mistakes_and_explains_every_field() -> None:
+    text = (Path(__file__).parents[4] / "deploy/models.example.yaml").read_text()
+    assert [found.name for found in entries(text)] == ["gemma3-4b", "llama3", "mistral", "qwen3"]
+    explained = {line.removeprefix("#   ").partition(":")[0] for line in text.splitlines() if line.startswith("#   ")}
+    assert explained == {*models_file.FIELDS} - {"gpu_memory", "max_batch_size", "service", "path"}
+
+
+@pytest.mark.parametrize(
+    ("text", "mistake"),
+    [
+        pytest.param("- name: a\n  file: a\n  slots: 0", "line 3, models[0].slots: '0' is not a whole number from 1 to 256", id="place"),
+        pytest.param("- {name: a, file: a, slots: 4.5}", "models[0].slots: '4.5' is not a whole number", id="half a slot"),
+        pytest.param("- {name: a, file: a, slots: [4]}", "models[0].slots: must be one value", id="a list for a number"),
+        pytest.param(
+            "- {name: a, file: a, slot: 4}", "models[0].slot: is no field; did you mean slots?", id="a field that is nearly right"
+        ),
+        pytest.param("- {name: a, file: a, keep-alive: 4}", "is no field; did you mean keep_alive?", id="a dash"),
+        pytest.param("- {name: a, file: a, colour: red}", "models[0].colour: is no field; the fields are name, file", id="unknown"),
+        pytest.param("- {name: a, file: a, slots: 1, slots: 2}", "models[0].slots: stands here twice", id="a field twice"),
+        pytest.param("- {name: a, file: a, slots: 1, max_batch_size: 2}", "says the same as slots", id="two names of one field"),
+        pytest.param("- {file: a}", "models[0]: has no name", id="no name"),
+        pytest.param("- {name: a}", "has no `file:`, and MODELS_DIR has no a.gguf", id="no file"),
+        pytest.param("- {name: a, file: ''}", "models[0].file: is empty", id="an empty file"),
+        pytest.param("- {name: a, file: x, path: /y}", "path: goes with `service`; the model's file is `file:`", id="path for file"),
+        pytest.param("- {name: a, file: ~nobody-here/x}", "file: '~nobody-here/x' begins with the home of nobody", id="no such home"),
+        pytest.param('- {name: "a\\tb", file: x}', "models[0].name: 'a\\tb': a name has no", id="a tab in a name"),
+        pytest.param('- {name: "\\ud800", file: x}', "models[0].name: '\\ud800': a name has no", id="half a character"),
+        pytest.param(f"- {{name: {'a' * 101}, file: x}}", "a name has 1 to 100 characters", id="a long name"),
+        pytest.param("- {name: a, file: x, digest: abc}", "models[0].digest: must be a SHA-256", id="a short digest"),
+        pytest.param("- {name: a, file: x, memory: lots}", "models[0].memory: 'lots' is no size", id="no size"),
+        pytest.param("- {name: a, file: x, keep_alive: a while}", "models[0].keep_alive: 'a while' is no duration", id="no duration"),
+        pytest.param("- {name: a, file: x, pin: perhaps}", "models[0].pin: 'perhaps' is neither true nor false", id="no flag"),
+        pytest.param("- {name: a, file: x, kv_mode: best}", "models[0].kv_mode: 'best' is none of exact, fast", id="no mode"),
+        pytest.param("- {name: a, file: x, tensor_split: [a]}", "models[0].tensor_split: must be up to 16 numbers", id="no share"),
+        pytest.param("- {name: a, file: x, tensor_split: [0, 0]}", "gives no GPU a share", id="no shares"),
+        pytest.param("- a", "models[0]: must be fields", id="an entry that is a word"),
+        pytest.param("a: 1", "a: is no field; the fields are models", id="not a catalogue"),
+        pytest.param("models: {a: 1}", "there is no list of models", id="models that are no list"),
+        pytest.param("", "there is no list of models", id="an empty file"),
+        pytest.param("inference: {models: 3}", "there is no list of models", id="inference without a list"),
+        pytest.param("- {name: a", "models.yaml: line 1: ", id="no YAML"),
+        pytest.param("- [a]: 1", "a field's name must be a word", id="a list for a name"),
+        pytest.param("--- a\n--- b", "another document", id="two documents"),
+        pytest.param("kind: ConfigMap\ndata: {}", "a ConfigMap must hold one text", id="an empty ConfigMap"),
+        pytest.param("- !!python/object/apply:os.system [rm]", "models[0]: must be fields", id="tags construct nothing"),
+        pytest.param("x" * (MAX_CHARACTERS + 1), f"at most {MAX_CHARACTERS} are read", id="a text without end"),
+    ],
+)
+def test_a_mistake_is_told_with_its_place(text: str, mistake: str) -> None:
+    reading = read(text)
+    assert mistake in "\n".join(reading.mistakes)
+    assert all(told.startswith("models.yaml") for told in reading.mistakes)
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    reading = read("models:\n- {name: a, file: x, slots: 0, memory: 0}\n- {name: b, colour: 3}\n")
+    assert [told.partition(":")[0] for told in reading.mistakes] == [
+        "models.yaml line 2, models[0].slots",
+        "models.yaml line 2, models[0].memory",
+        "models.yaml line 3, models[1].colour",
+        "models.yaml line 3, models[1]",
+    ]
+
+
+def test_mistakes_without_end_are_counted() -> None:
+    reading = read("- {}\n" * 500)
+    assert len(reading.mistakes) == models_file.MAX_MISTAKES + 1
+    assert "450 more mistakes" in reading.mistakes[-1]
+
+
+_LAUGHS = "\n".join(["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 40))])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(_LAUGHS, id="aliases of aliases"),
+        pytest.param("&a [*a]", id="an alias of itself"),
+        pytest.param("[" * 100_000, id="brackets"),
+        pytest.param("- " * 100_000, id="dashes"),
+        pytest.param("? " * 100_000, id="question marks"),
+        pytest.param("- {name: a}\n" * 80_000, id="entries"),
+    ],
+)
+def test_a_bomb_does_not_go_off(text: str) -> None:
+    with pytest.raises(yaml_tree.NotReadable, match=r"more than 10000 values|more than 32 deep"):
+        yaml_tree.read(text)
+
+
+@given(st.text(max_size=200) | st.text("[]{}:,-?&*!|>'\"#%@` \n\tab<", max_size=60))
+def test_any_text_is_read_or_refused(text: str) -> None:
+    reading = read(text)
+    assert all(told.startswith("models.yaml") for told in reading.mistakes)
+    assert all(placed.entry.name.isprintable() for placed in reading.placed)

@@ -1,0 +1,211 @@
+"""The checker with a real vocabulary, and with processes that fail in every way they can."""
+
+import asyncio
+import json
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from services.inference.models import model_discovery
+from services.inference.structured_output import checker_messages, grammar_checker, output_formats
+from services.inference.structured_output.grammar_checker import Checker
+from services.inference.supervision import engine_supervisor
+from shared import errors
+from tests.services.inference.standins import until
+from tests.services.inference.structured_output import hostile, tool_schemas
+
+#: Reads grammars as the real one does, and answers with what follows for each of them.
+SPEAKS = """
+import os, signal, socket, sys, time
+from services.inference.structured_output import checker_messages as verdicts
+from services.inference.structured_output.checker_messages import Judgement, Verdict
+sock = socket.socket(fileno=int(sys.argv[1]))
+verdicts.send(sock, Verdict(Judgement.FITS))
+while (grammar := verdicts.receive(sock)) is not None:
+    """
+
+
+def with_vocabulary() -> Checker:
+    return Checker(model_discovery.packaged(), engine_supervisor.scrubbed(os.environ))
+
+
+def with_code(code: str) -> Checker:
+    return Checker(Path("model.gguf"), engine_supervisor.scrubbed(os.environ), program=(sys.executable, "-c", code))
+
+
+def is_alive(pid: int | None) -> bool:
+    assert pid is not None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def has_ended(pid: int | None) -> bool:
+    return not is_alive(pid)
+
+
+async def test_a_hostile_format_is_taken_or_refused_and_the_process_lives_on() -> None:
+    corpus = hostile.corpus()
+    assert len(corpus) >= 300
+    refused: dict[str, str] = {}
+    async with with_vocabulary() as asked:
+        await asked.check('root ::= "a"')
+        pid = asked.pid
+        for name, wanted in corpus.items():
+            try:
+                await asked.check(output_formats.grammar_of(wanted))
+            except errors.BadRequest as error:
+                refused[name] = error.message
+            assert asked.pid == pid, name
+        await asked.check('root ::= "b"')
+        assert is_alive(pid)
+    assert not is_alive(pid)
+    assert not [message for message in refused.values() if len(message) > 500 or not message.startswith("format")]
+    for name in ("grammar: stacks that double with every letter", "schema: three ways that look the same"):
+        assert "more than 2 s" in refused[name]
+    for name in ("schema: maxLength 10,000", "schema: an enum of 500 signs", "grammar: 64 parentheses", "grammar: a chain of 400 rules"):
+        assert name not in refused
+
+
+async def test_tools_of_real_servers_are_taken() -> None:
+    async with with_vocabulary() as asked:
+        for wanted in tool_schemas.SCHEMAS.values():
+            await asked.check(output_formats.grammar_of_schema(json.dumps(wanted)))
+        await asked.check(output_formats.any_object())
+
+
+@pytest.mark.parametrize(
+    ("grammar", "words"),
+    [
+        pytest.param('root ::= root "a"', "llama.cpp does not take the grammar: .*left recursion", id="left recursion"),
+        pytest.param("root ::= <nosuchtoken>", "llama.cpp does not take the grammar: invalid token", id="a token that is none"),
+        pytest.param("root ::= [\\x00]", "no token of this model can begin", id="no beginning"),
+        pytest.param('root ::= "a"{2,1}', "more than 2 s or 512 MiB", id="a repeat that fills the memory"),
+    ],
+)
+async def test_llama_cpp_may_do_what_it_likes_with_a_grammar(grammar: str, words: str) -> None:
+    """Also with those that `grammar_limits` would have kept from it."""
+    async with with_vocabulary() as asked:
+        with pytest.raises(errors.BadRequest, match=f"^format: .*{words}"):
+            await asked.check(grammar)
+        pid = asked.pid
+        await asked.check('root ::= "a"')
+        assert asked.pid == pid
+
+
+async def test_a_verdict_is_remembered_and_the_oldest_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar_checker, "MOST_VERDICTS", 2)
+    # Says how often it was asked, as the reason of a refusal.
+    code = "n = 0\n" + SPEAKS + "n += 1; verdicts.send(sock, Verdict(Judgement.REFUSED, f'question {n}'))"
+    async with with_code(code) as asked:
+
+        async def answer(grammar: str) -> str:
+            with pytest.raises(errors.BadRequest) as raised:
+                await asked.check(grammar)
+            return raised.value.message.partition("question ")[2]
+
+        assert [await answer(name) for name in ("a", "b", "a", "c", "a", "b")] == ["1", "2", "1", "3", "1", "4"]
+        assert list(await asyncio.gather(answer("d"), answer("d"), answer("d"))) == ["5", "5", "5"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param("os.kill(os.getpid(), signal.SIGKILL)", id="it dies"),
+        pytest.param("sock.close(); signal.pause()", id="it closes its socket and stays"),
+        pytest.param("sock.sendall(b'\\0\\0\\0\\1\\xc1')", id="it sends what is no verdict"),
+        pytest.param("sock.sendall(b'\\xff' * 8); sock.close()", id="it sends a length and no more"),
+        pytest.param("signal.pause()", id="it says nothing"),
+    ],
+)
+async def test_a_process_that_fails_refuses_that_grammar_and_is_started_again(answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checker_messages, "WALL_SECONDS", 0.3)
+    monkeypatch.setattr(grammar_checker, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(grammar_checker, "EXIT_SECONDS", 0.1)
+    code = SPEAKS + f"if grammar == b'bad': {answer}\n    verdicts.send(sock, Verdict(Judgement.FITS))"
+    async with with_code(code) as asked:
+        await asked.check("good")
+        first = asked.pid
+        with pytest.raises(errors.BadRequest, match=r"^format: the grammar was not compiled"):
+            await asked.check("bad")
+        assert not is_alive(first)
+        await asked.check("another good one")
+        assert asked.pid != first
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        pytest.param("raise SystemExit(3)", "does not start", id="it ends at once"),
+        pytest.param(SPEAKS.replace("FITS", "NO_VOCABULARY") + "pass", "no vocabulary in", id="no vocabulary"),
+    ],
+)
+async def test_a_process_that_does_not_start_is_not_the_callers_fault(code: str, words: str) -> None:
+    async with with_code(code) as asked:
+        with pytest.raises(errors.Unavailable, match=words):
+            await asked.check("x")
+        assert asked.pid is None
+
+
+async def test_a_file_that_is_no_model_has_no_vocabulary(tmp_path: Path) -> None:
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(b"GGUF" + bytes(64))
+    async with Checker(path, engine_supervisor.scrubbed(os.environ)) as asked:
+        with pytest.raises(errors.Unavailable, match="no vocabulary in"):
+            await asked.check('root ::= "a"')
+
+
+async def test_more_than_may_wait_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar_checker, "MOST_WAITING", 2)
+    code = SPEAKS + "time.sleep(0.05); verdicts.send(sock, Verdict(Judgement.FITS))"
+    async with with_code(code) as asked:
+        ends = await asyncio.gather(*(asked.check(str(number)) for number in range(5)), return_exceptions=True)
+    assert [type(end) for end in ends if end is not None] == [errors.Overloaded] * (len(ends) - ends.count(None))
+    assert 2 <= ends.count(None) < 5
+
+
+async def test_who_goes_away_leaves_no_answer_for_the_next(tmp_path: Path) -> None:
+    asked_for = tmp_path / "asked"
+    code = (
+        SPEAKS
+        + f"""
+    if grammar == b'slow':
+        open({str(asked_for)!r}, 'w').close()
+        select = __import__('select').select([sock], [], [], 60)
+        break
+    verdicts.send(sock, Verdict(Judgement.REFUSED, grammar.decode()))"""
+    )
+    async with with_code(code) as asked:
+        slow = asyncio.create_task(asked.check("slow"))
+        await until(asked_for.exists)
+        slow.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await slow
+        with pytest.raises(errors.BadRequest, match="next"):
+            await asked.check("next")
+
+
+async def test_nobody_asks_and_the_process_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar_checker, "IDLE_SECONDS", 0.0)
+    async with with_code(SPEAKS + "verdicts.send(sock, Verdict(Judgement.FITS))") as asked:
+        for grammar in ("a", "b"):
+            ready = asyncio.create_task(asked.check(grammar))
+            await until(lambda: asked.pid is not None)
+            pid = asked.pid
+            await ready
+            await until(partial(has_ended, pid))
+            assert asked.pid is None
+
+
+async def test_the_process_sees_no_secrets(tmp_path: Path) -> None:
+    seen = tmp_path / "environment"
+    code = f"import os; open({str(seen)!r}, 'w').write(repr(dict(os.environ)))\n" + SPEAKS + "verdicts.send(sock, Verdict(Judgement.FITS))"
+    environment = engine_supervisor.scrubbed({**os.environ, "OPENAI_API_KEY": "canary"})
+    async with Checker(Path("model.gguf"), environment, program=(sys.executable, "-c", code)) as asked:
+        await asked.check("x")
+    assert "canary" not in seen.read_text()

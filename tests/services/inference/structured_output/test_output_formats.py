@@ -1,0 +1,68 @@
+import json
+
+import pytest
+
+from services.inference.structured_output import output_formats
+from shared import errors
+from shared.api.generation import FormatKind, OutputFormat
+from tests.services.inference.structured_output import tool_schemas
+from tests.services.inference.structured_output.gbnf_texts import fits
+
+
+def test_json_is_any_object() -> None:
+    grammar = output_formats.grammar_of(OutputFormat(FormatKind.JSON))
+    assert fits(grammar, '{"a":[1,{"b":null}]}')
+    assert not fits(grammar, "[1]")
+
+
+def test_a_grammar_is_passed_on_as_it_is() -> None:
+    assert output_formats.grammar_of(OutputFormat(FormatKind.GBNF, 'root ::= "a"')) == 'root ::= "a"'
+
+
+@pytest.mark.parametrize("name", tool_schemas.SCHEMAS)
+def test_tools_of_real_servers_fit_the_limits(name: str) -> None:
+    assert output_formats.grammar_of(OutputFormat(FormatKind.JSON_SCHEMA, json.dumps(tool_schemas.SCHEMAS[name])))
+
+
+def test_all_of_them_at_once_fit_the_limits() -> None:
+    calls = [
+        {"properties": {"name": {"const": name}, "arguments": wanted}, "required": ["name", "arguments"]} for name, wanted in ALONE.items()
+    ]
+    assert output_formats.grammar_of_schema(json.dumps({"anyOf": calls}), before="<tool_call>", after="</tool_call>")
+
+
+#: A $ref points into the whole schema, so those with definitions of their own stand alone.
+ALONE = {name: wanted for name, wanted in tool_schemas.SCHEMAS.items() if "$ref" not in json.dumps(wanted)}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        pytest.param(
+            OutputFormat(FormatKind.JSON_SCHEMA, '{"properties":{"a":{"type":"text"}}}'),
+            r"^format\.schema: \$\.properties\.a\.type must be one of",
+            id="the place in a schema",
+        ),
+        pytest.param(OutputFormat(FormatKind.JSON_SCHEMA, " " * 70_000), r"^format\.schema: the schema has 70000", id="a large schema"),
+        pytest.param(
+            OutputFormat(FormatKind.JSON_SCHEMA, json.dumps({"enum": [str(n) * 120 for n in range(100, 200)]})),
+            r"^format\.schema: the grammar has \d+ bytes, at most 32768",
+            id="a schema whose grammar is large",
+        ),
+        pytest.param(
+            OutputFormat(FormatKind.JSON_SCHEMA, '{"$ref":"#"}'), r"^format\.schema: .* begins with itself", id="a schema that is itself"
+        ),
+        pytest.param(OutputFormat(FormatKind.GBNF, "root ::= x"), r"^format\.grammar: the rule x is used", id="the place in a grammar"),
+        pytest.param(OutputFormat(FormatKind.GBNF, ""), r"^format\.grammar: there is no rule `root`", id="no grammar"),
+    ],
+)
+def test_the_field_is_named(wanted: OutputFormat, message: str) -> None:
+    with pytest.raises(errors.BadRequest, match=message) as raised:
+        output_formats.grammar_of(wanted)
+    assert raised.value.hint
+
+
+def test_a_name_as_long_as_the_schema_does_not_come_back_whole() -> None:
+    with pytest.raises(errors.BadRequest, match="must be one of") as raised:
+        output_formats.grammar_of_schema(json.dumps({"properties": {"x" * 60_000: {"type": "text"}}}))
+    assert len(raised.value.message) < 500

@@ -1,0 +1,416 @@
+"""The supervision of an engine, with engines that fail in every way they can. None of them loads a model."""
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from services.inference.engine import engine_messages
+from services.inference.supervision import engine_supervisor, poison_requests, watchdog
+from services.inference.supervision.engine_supervisor import SupervisedEngine
+from services.inference.supervision.poison_requests import PoisonRequests, RequestSuspicion
+from shared import errors
+from shared.api.inference import Chunk, ModelState
+from shared.timing import restart_policy
+from shared.types import ModelName
+from tests.services.inference.standins import Reader, Watch, job, until
+
+LOAD = engine_messages.LoadCommand("model.gguf", 1, None, 1, 0)
+
+#: Answers Load, then runs what follows with `sock`, `engine_messages` and `commands`.
+SPEAKS = """
+import os, signal, socket, sys, time
+from services.inference.engine import engine_messages as wire
+sock = socket.socket(fileno=int(sys.argv[1]))
+unframer = wire.Unframer()
+def commands():
+    while received := sock.recv(65536):
+        for body in unframer.feed(received):
+            yield wire.command_decoder.decode(body)
+arriving = commands()
+assert isinstance(next(arriving), wire.Load)
+sock.sendall(wire.pack(wire.Loaded("a fake", 64, "", True, "")))
+"""
+
+
+#: A token of the answer to a command, and the last one.
+ANSWERS = """
+def step(command, text, finish=None, seconds=0.0):
+    sock.sendall(wire.pack(wire.Step((wire.Progress(command.id, (1,), text, finish),), seconds, seconds / 2, 1, 0)))
+def accept(command):
+    sock.sendall(wire.pack(wire.Accepted(command.id, 3)))
+"""
+
+
+@asynccontextmanager
+async def supervised(
+    code: str,
+    watch: Watch | None = None,
+    *,
+    suspected: PoisonRequests | None = None,
+    watchdog_seconds: float = watchdog.STEP_SECONDS,
+) -> AsyncIterator[SupervisedEngine]:
+    program = (sys.executable, "-c", code)
+    engine = SupervisedEngine(ModelName("fake"), LOAD, watch or Watch(), program, suspected=suspected, watchdog_seconds=watchdog_seconds)
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(engine.run())
+        try:
+            yield engine
+        finally:
+            running.cancel()
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restart_policy, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(restart_policy, "LONGEST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(engine_supervisor, "EXIT_SECONDS", 0.2)
+
+
+async def test_five_crashes_are_the_end_and_it_says_so() -> None:
+    watch = Watch()
+    async with supervised("raise SystemExit(3)", watch) as engine:
+        await until(lambda: engine.state is ModelState.FAILED)
+        assert "crashed 5 times" in engine.detail
+        assert "exit code 3" in engine.detail
+        assert len(watch.restarts) == 4
+        with pytest.raises(errors.Unavailable, match="crashed 5 times"):
+            await engine.generate(job(), Reader())
+
+
+async def test_a_model_that_cannot_be_loaded_is_not_tried_again() -> None:
+    code = SPEAKS.replace('wire.Loaded("a fake", 64, "", True, "")', 'wire.LoadFailed("no memory")')
+    watch = Watch()
+    async with supervised(code, watch) as engine:
+        await until(lambda: engine.state is ModelState.FAILED)
+        assert "no memory" in engine.detail
+        assert watch.restarts == []
+
+
+async def test_a_program_that_cannot_be_started_counts_as_crashes() -> None:
+    engine = SupervisedEngine(ModelName("fake"), LOAD, Watch(), program=("/nowhere/engine",))
+    await engine.run()
+    assert engine.state is ModelState.FAILED
+    assert "could not be started" in engine.detail
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        pytest.param('sock.sendall(b"\\xff" * 8)', "no report", id="a length beyond all"),
+        pytest.param('sock.sendall(b"\\0\\0\\0\\1\\xc1")', "no report", id="bytes that are no msgpack"),
+        pytest.param("os.kill(os.getpid(), signal.SIGSEGV)", "signal 11", id="a crash in native code"),
+        pytest.param("sock.close(); time.sleep(60)", "signal 9", id="a closed socket and a process that stays"),
+    ],
+)
+async def test_an_engine_that_goes_mad_fails_its_generations(code: str, words: str) -> None:
+    async with supervised(SPEAKS + "next(arriving)\n" + code) as engine:
+        await until(lambda: engine.state is ModelState.READY)
+        with pytest.raises(errors.ModelCrashed, match=words):
+            await engine.generate(job(), Reader())
+
+
+async def test_reports_of_a_cancelled_generation_disturb_nobody() -> None:
+    code = """
+for command in arriving:
+    if isinstance(command, wire.Generate):
+        first = first if "first" in dir() else command.id
+        sock.sendall(wire.pack(wire.Accepted(command.id, 3)))
+        sock.sendall(wire.pack(wire.Step((wire.Progress(first, (1,), "old"),))))
+        if command.id != first:
+            sock.sendall(wire.pack(wire.Step((wire.Progress(command.id, (2,), "new", "stop"),))))
+"""
+    async with supervised(SPEAKS + code) as engine:
+        await until(lambda: engine.state is ModelState.READY)
+        reader = Reader()
+        first = asyncio.create_task(engine.generate(job(), reader))
+        await until(lambda: reader.chunks)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        second = Reader()
+        end = await engine.generate(job(), second)
+    assert second.text == "new"
+    assert (end.usage.prompt_tokens, end.usage.completion_tokens) == (3, 1)
+
+
+async def test_an_engine_that_does_not_end_is_killed() -> None:
+    code = SPEAKS + "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nwhile True: time.sleep(1)"
+    async with supervised(code) as engine:
+        await until(lambda: engine.state is ModelState.READY)
+        pid = engine.pid
+    assert pid is not None
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_an_engine_inherits_nothing_that_is_secret() -> None:
+    environment = {"PATH": "/bin", "CUDA_VISIBLE_DEVICES": "0", "DATABASE_URL": "x", "OPENAI_API_KEY": "x", "NODE_KEY_FILE": "x"}
+    assert set(engine_supervisor.scrubbed(environment)) == {"PATH", "CUDA_VISIBLE_DEVICES", "PYTHONPATH", "GGML_NO_BACKTRACE"}
+
+
+# --- an engine that is silent -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param("while True: time.sleep(1)", id="it computes for ever"),
+        pytest.param("os.kill(os.getpid(), signal.SIGSTOP)", id="it is stopped"),
+    ],
+)
+async def test_a_hung_engine_is_killed_and_started_again(code: str) -> None:
+    hangs = SPEAKS + ANSWERS + 'command = next(arriving)\naccept(command)\nstep(command, "one")\n' + code
+    async with supervised(hangs, watchdog_seconds=0.2) as engine:
+        await until(lambda: engine.state is ModelState.READY)
+        pid, reader = engine.pid, Reader()
+        assert pid is not None
+        with pytest.raises(errors.ModelCrashed, match=r"hung: it did not report a step for 0\.2 s"):
+            await engine.generate(job(), reader)
+        assert reader.text == "one"
+        await until(lambda: engine.state is ModelState.READY)
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+async def test_an_engine_that_never_loads_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watchdog, "LOAD_SECONDS", 0.02)
+    async with supervised("import time; time.sleep(60)", watchdog_seconds=0.02) as engine:
+        await until(lambda: engine.state is ModelState.FAILED)
+        assert "did not report how far it is with loading" in engine.detail
+
+
+#: After the last command a long silence, and then a step of nobody.
+SILENCE = """
+time.sleep(0.3)
+sock.sendall(wire.pack(wire.Step((), 0.004, 0.003, 0, 0)))
+for command in arriving: pass
+"""
+
+
+async def test_an_engine_without_work_may_be_silent() -> None:
+    async with supervised(SPEAKS + SILENCE, watchdog_seconds=0.02) as engine:
+        await until(lambda: engine.figures().steps)
+        assert engine.state is ModelState.READY
+
+
+class SlowReader(Reader):
+    """Takes the first piece and then nothing until it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_read = asyncio.Event()
+
+    async def send(self, item: Chunk) -> None:
+        await super().send(item)
+        await self.may_read.wait()
+
+
+async def test_an_engine_that_waits_for_nobody_but_a_slow_reader_is_not_hung() -> None:
+    code = 'command = next(arriving)\naccept(command)\nstep(command, "one")\nstep(command, " two", "stop")\n' + SILENCE
+    async with supervised(SPEAKS + ANSWERS + code, watchdog_seconds=0.02) as engine:
+        await until(lambda: engine.state is ModelState.READY)
+        pid, reader = engine.pid, SlowReader()
+        answering = asyncio.create_task(engine.generate(job(), reader))
+        await until(lambda: engine.figures().steps == 3)
+        assert engine.pid == pid
+        reader.may_read.set()
+        await answering
+    assert reader.text == "one two"
+
+
+async def test_the_figures_are_those_of_the_steps() -> None:
+    code = 'for command in arriving:\n    accept(command)\n    step(command, "one", seconds=0.2)\n    step(command, " two", "stop", 0.6)\n'
+    async with supervised(SPEAKS + ANSWERS + code) as engine:
+        await until(lambda: engine.state is ModelState.READY)
+        await engine.generate(job(), Reader())
+        figures = engine.figures()
+    assert figures.steps == 2
+    assert (figures.overhead, figures.step_seconds, figures.tokens_per_second) == pytest.approx((0.5, 0.4, 2.5))
+
+
+# --- an engine that dies ------------------------------------------------------------------------------------------------------
+
+#: In its first life it dies where the test says; in the next ones it answers.
+DIES_ONCE = """
+import os, pathlib
+def die_at(point):
+    lives = pathlib.Path(MARKER)
+    if point == POINT and not lives.exists():
+        lives.touch()
+        os.kill(os.getpid(), 9)
+die_at("start")
+"""
+GOES_ON = """
+die_at("loaded")
+for command in arriving:
+    if isinstance(command, wire.Generate):
+        die_at("asked")
+        accept(command)
+        die_at("accepted")
+        step(command, "one")
+        die_at("middle")
+        rest = wire.pack(wire.Step((wire.Progress(command.id, (2,), " two", "stop"),)))
+        sock.sendall(rest[:7])
+        die_at("half a report")
+        sock.sendall(rest[7:])
+        die_at("end")
+"""
+
+
+@pytest.mark.parametrize(
+    ("point", "failures"),
+    [
+        ("start", {0}),
+        # Whether it was asked before it was seen to be dead, is a race.
+        ("loaded", {0, 1}),
+        ("asked", {1}),
+        ("accepted", {1}),
+        ("middle", {1}),
+        ("half a report", {1}),
+        ("end", {0, 1}),
+    ],
+)
+async def test_wherever_an_engine_dies_the_next_one_answers(point: str, failures: set[int], tmp_path: Path) -> None:
+    marker = tmp_path / "died"
+    code = DIES_ONCE.replace("MARKER", repr(str(marker))).replace("POINT", repr(point)) + SPEAKS + ANSWERS + GOES_ON
+    failed, answered, reader = [], False, Reader()
+    async with supervised(code) as engine:
+        while not (marker.exists() and answered):
+            await until(lambda: engine.state is ModelState.READY)
+            reader, answered = Reader(), False
+            try:
+                await engine.generate(job(), reader)
+                answered = True
+            except errors.AimeshError as error:
+                failed.append(error)
+    assert reader.text == "one two"
+    assert len(failed) in failures
+    assert all(error.retryable for error in failed)
+
+
+async def test_who_stops_an_engine_ends_its_generations() -> None:
+    engine = SupervisedEngine(
+        ModelName("fake"), LOAD, Watch(), (sys.executable, "-c", SPEAKS + ANSWERS + "for command in arriving: accept(command)")
+    )
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(engine.run())
+        await until(lambda: engine.state is ModelState.READY)
+        reader = Reader()
+        answering = asyncio.create_task(engine.generate(job(), reader))
+        await until(lambda: reader.accepted)
+        running.cancel()
+        with pytest.raises(errors.ModelCrashed, match="was stopped"):
+            await answering
+
+
+# --- a request that ends engines ------------------------------------------------------------------------------------------------
+
+#: Dies of "poison"; keeps "waiting" in its first life, and answers everything else.
+DIES_OF_POISON = """
+import pathlib
+lives = pathlib.Path(MARKER)
+is_first = not lives.exists()
+lives.touch()
+for command in arriving:
+    if isinstance(command, wire.Generate):
+        accept(command)
+        match command.messages[0].content:
+            case "poison":
+                os.abort()
+            case "waiting" if is_first:
+                step(command, "one")
+            case _:
+                step(command, "well", "stop")
+"""
+
+
+async def test_a_request_that_ended_two_engines_is_not_run_again(tmp_path: Path) -> None:
+    code = SPEAKS + ANSWERS + DIES_OF_POISON.replace("MARKER", repr(str(tmp_path / "lived")))
+    suspected = PoisonRequests(time.monotonic)
+    innocent, guilty = job("waiting"), job("poison")
+    async with supervised(code, suspected=suspected) as engine:
+
+        async def ready() -> None:
+            await until(lambda: engine.state is ModelState.READY)
+
+        await ready()
+        reader = Reader()
+        waiting = asyncio.create_task(engine.generate(innocent, reader))
+        await until(lambda: reader.chunks)
+        for failing in (engine.generate(guilty, Reader()), waiting):
+            with pytest.raises(errors.ModelCrashed, match="signal 6"):
+                await failing
+        assert {suspected.standing(poison_requests.fingerprint(one)) for one in (innocent, guilty)} == {RequestSuspicion.SUSPECT}
+        await ready()
+        await engine.generate(innocent, Reader())
+        assert suspected.standing(poison_requests.fingerprint(innocent)) is RequestSuspicion.CLEAR
+        with pytest.raises(errors.ModelCrashed):
+            await engine.generate(guilty, Reader())
+        await ready()
+        pid = engine.pid
+        with pytest.raises(errors.Poison, match="ended the engine of fake twice") as refused:
+            await engine.generate(job("poison", seed=5), Reader())
+        assert (refused.value.code, refused.value.status, refused.value.retryable) == ("poison", 400, False)
+        await engine.generate(job("hello"), Reader())
+        assert engine.pid == pid
+
+
+#: Says of each generation whether others came soon after the first.
+SEES_COMPANY = """
+import select
+while True:
+    select.select([sock], [], [])
+    time.sleep(0.2)
+    together = [wire.command_decoder.decode(body) for body in unframer.feed(sock.recv(65536))]
+    if not together:
+        break
+    for command in together:
+        accept(command)
+        step(command, "company" if len(together) > 1 else "alone", "stop")
+"""
+
+
+@pytest.mark.parametrize(("standing", "says"), [(RequestSuspicion.CLEAR, "company"), (RequestSuspicion.SUSPECT, "alone")])
+async def test_a_suspect_runs_alone(standing: RequestSuspicion, says: str) -> None:
+    suspected = PoisonRequests(time.monotonic)
+    if standing is RequestSuspicion.SUSPECT:
+        suspected.died([poison_requests.fingerprint(job("suspect"))], alone=False)
+    async with supervised(SPEAKS + ANSWERS + SEES_COMPANY, suspected=suspected) as engine:
+        await until(lambda: engine.state is ModelState.READY)
+        reader, others = Reader(), [Reader() for _ in range(3)]
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(engine.generate(job("suspect"), reader))
+            for other in others:
+                tasks.create_task(engine.generate(job("other"), other))
+    assert reader.text == says
+    assert all(other.text for other in others)
+
+
+async def test_a_copy_that_waited_for_its_turn_is_refused_when_the_other_was_the_second() -> None:
+    code = SPEAKS + ANSWERS + "command = next(arriving)\naccept(command)\ntime.sleep(0.1)\nos.abort()"
+    suspected = PoisonRequests(time.monotonic)
+    suspected.died([poison_requests.fingerprint(job())], alone=False)
+    async with supervised(code, suspected=suspected) as engine:
+        await until(lambda: engine.state is ModelState.READY)
+        both = await asyncio.gather(engine.generate(job(), Reader()), engine.generate(job(), Reader()), return_exceptions=True)
+    assert [type(one) for one in both] == [errors.ModelCrashed, errors.Poison]
+
+
+async def test_a_finished_answer_is_whole_and_nobodys_crime_when_the_engine_dies_before_it_is_read() -> None:
+    code = 'command = next(arriving)\naccept(command)\nstep(command, "one")\nstep(command, " two", "stop")\nos.abort()'
+    suspected, watch = PoisonRequests(time.monotonic), Watch()
+    async with supervised(SPEAKS + ANSWERS + code, watch, suspected=suspected) as engine:
+        await until(lambda: engine.state is ModelState.READY)
+        reader = SlowReader()
+        answering = asyncio.create_task(engine.generate(job(), reader))
+        await until(lambda: watch.restarts)
+        assert suspected.standing(poison_requests.fingerprint(job())) is RequestSuspicion.CLEAR
+        reader.may_read.set()
+        end = await answering
+    assert (reader.text, end.usage.completion_tokens) == ("one two", 2)

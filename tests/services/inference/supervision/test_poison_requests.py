@@ -1,0 +1,94 @@
+from collections.abc import Callable
+
+import pytest
+
+from services.inference.jobs.generation_job import GenerationJob
+from services.inference.supervision import poison_requests
+from services.inference.supervision.poison_requests import KEPT_SECONDS, MOST_SUSPECTS, PoisonRequests, RequestSuspicion
+from shared.api.generation import ChatMessage
+from tests.services.inference.standins import job
+
+A, B = b"a" * 32, b"b" * 32
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_whoever_ran_when_an_engine_died_is_suspect() -> None:
+    suspected = PoisonRequests(Clock())
+    suspected.died([A], alone=False)
+    assert [suspected.standing(one) for one in (A, B)] == [RequestSuspicion.SUSPECT, RequestSuspicion.CLEAR]
+
+
+def test_company_never_convicts() -> None:
+    suspected = PoisonRequests(Clock())
+    for _ in range(3):
+        suspected.died([A, B], alone=False)
+    assert [suspected.standing(one) for one in (A, B)] == [RequestSuspicion.SUSPECT, RequestSuspicion.SUSPECT]
+
+
+def test_a_second_death_alone_convicts() -> None:
+    suspected = PoisonRequests(Clock())
+    suspected.died([A, B], alone=False)
+    suspected.died([A], alone=True)
+    assert [suspected.standing(one) for one in (A, B)] == [RequestSuspicion.POISON, RequestSuspicion.SUSPECT]
+    suspected.died([A], alone=False)
+    assert suspected.standing(A) is RequestSuspicion.POISON, "another engine that died of it makes it no better"
+
+
+def test_who_ran_well_is_cleared() -> None:
+    suspected = PoisonRequests(Clock())
+    suspected.died([A], alone=False)
+    suspected.clear(A)
+    suspected.clear(B)
+    assert suspected.standing(A) is RequestSuspicion.CLEAR
+
+
+def test_what_was_long_ago_is_forgotten() -> None:
+    clock = Clock()
+    suspected = PoisonRequests(clock)
+    suspected.died([A], alone=True)
+    clock.now = KEPT_SECONDS - 1
+    assert suspected.standing(A) is RequestSuspicion.POISON
+    clock.now = KEPT_SECONDS
+    assert suspected.standing(A) is RequestSuspicion.CLEAR
+
+
+def test_the_oldest_give_way() -> None:
+    suspected = PoisonRequests(Clock())
+    requests = [number.to_bytes(32) for number in range(MOST_SUSPECTS + 1)]
+    suspected.died(requests[:-1], alone=False)
+    suspected.died(requests[:1], alone=False)
+    suspected.died(requests[-1:], alone=False)
+    assert [suspected.standing(one) for one in (requests[0], requests[1], requests[-1])] == [
+        RequestSuspicion.SUSPECT,
+        RequestSuspicion.CLEAR,
+        RequestSuspicion.SUSPECT,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("other", "same"),
+    [
+        pytest.param(lambda: job("hello"), True, id="the same words"),
+        pytest.param(lambda: job("hello", seed=7), True, id="another seed"),
+        pytest.param(lambda: job("hello!"), False, id="other words"),
+        pytest.param(lambda: job((ChatMessage("system", "hello"),)), False, id="the same words of somebody else"),
+        pytest.param(lambda: job("hello", temperature=0.1), False, id="another temperature"),
+        pytest.param(lambda: job("hello", max_tokens=1), False, id="another length"),
+        pytest.param(lambda: job("hello", model="other"), False, id="another model"),
+    ],
+)
+def test_a_request_is_known_again(other: Callable[[], GenerationJob], same: bool) -> None:
+    assert (poison_requests.fingerprint(job("hello")) == poison_requests.fingerprint(other())) is same
+
+
+def test_an_answer_that_goes_on_is_the_same_request_and_another_grammar_is_not() -> None:
+    plain = job("hello")
+    resumed = GenerationJob(plain.model, plain.messages, plain.parameters, plain.asked, salt="tenant", delivered=(1, 2), request="r")
+    bound = GenerationJob(plain.model, plain.messages, plain.parameters, plain.asked, grammar='root ::= "a"')
+    assert poison_requests.fingerprint(resumed) == poison_requests.fingerprint(plain) != poison_requests.fingerprint(bound)

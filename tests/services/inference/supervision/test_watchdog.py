@@ -1,0 +1,45 @@
+import pytest
+
+from services.inference.supervision.watchdog import FIRST_STEP_SECONDS, LOAD_SECONDS, PATIENCE, STEP_SECONDS, TICK_SECONDS, Watchdog
+
+
+def ticks_to_the_end(watchdog: Watchdog) -> int:
+    ticks = 1
+    while not watchdog.ticked():
+        ticks += 1
+    return ticks
+
+
+def loaded(*steps: float, step_seconds: float = STEP_SECONDS) -> Watchdog:
+    watchdog = Watchdog(step_seconds)
+    watchdog.loaded()
+    for seconds in steps:
+        watchdog.stepped(seconds)
+    return watchdog
+
+
+@pytest.mark.parametrize(
+    ("watchdog", "seconds"),
+    [
+        pytest.param(Watchdog(), LOAD_SECONDS, id="a load that stands still"),
+        pytest.param(loaded(), FIRST_STEP_SECONDS, id="the first step"),
+        pytest.param(loaded(0.01, 0.02), STEP_SECONDS, id="a step, where steps are short"),
+        pytest.param(loaded(3.0, 0.02), PATIENCE * 3.0, id="a step, where one took long"),
+        pytest.param(loaded(500.0), FIRST_STEP_SECONDS, id="a step is never given more than the first"),
+        pytest.param(loaded(0.0, step_seconds=1200.0), 1200.0, id="a step, as it is asked for"),
+    ],
+)
+def test_silence_is_borne_so_long(watchdog: Watchdog, seconds: float) -> None:
+    assert ticks_to_the_end(watchdog) == seconds / TICK_SECONDS
+
+
+def test_any_word_ends_the_silence() -> None:
+    watchdog = loaded(0.01)
+    for _ in range(3):
+        assert not any(watchdog.ticked() for _ in range(int(STEP_SECONDS / TICK_SECONDS) - 1))
+        watchdog.heard()
+
+
+def test_a_short_limit_has_short_ticks() -> None:
+    watchdog = loaded(0.0, step_seconds=0.2)
+    assert (watchdog.tick_seconds, ticks_to_the_end(watchdog)) == (0.05, 4)

@@ -1,0 +1,262 @@
+"""What a person at the machine reads: sentences for facts, each once, and not more often than anybody reads."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.inference import console_status
+from services.inference.console_status import LOAD_EVERY_SECONDS, MEASURE_SECONDS, ConsoleStatus, WorkerFacts
+from shared.api import worker_status
+from shared.api.inference import ModelState, ModelStatus
+from shared.api.worker_status import Reached
+from shared.discovery.directory import Announcement
+from shared.identity import certificates, node_keys
+from shared.identity.certificates import Subject
+from shared.types import MeshName, ModelName, NodeId, Role
+from tests.services.inference.standins import Node
+
+GATEWAY = NodeId("UGATEWAY" + "A" * 48)
+OTHER = NodeId("UOTHERGW" + "A" * 48)
+
+
+def model(name: str, *, state: ModelState = ModelState.READY, detail: str = "", running: int = 0, queued: int = 0) -> ModelStatus:
+    return ModelStatus(ModelName(name), state, detail, "llama", 2048, 4, running, queued)
+
+
+def reached(node: NodeId = GATEWAY, path: str = "punched", milliseconds: float | None = 12.4) -> Reached:
+    return Reached(Role.GATEWAY, node, path, milliseconds)
+
+
+ALONE = WorkerFacts(mesh=MeshName("home"), is_attached=True, models=(model("echo"),), now=1000.0)
+THERE = replace(ALONE, gateways=(reached(),))
+
+
+@pytest.mark.parametrize(
+    ("facts", "lines"),
+    [
+        pytest.param(ALONE, ["looking for the mesh home …", "serving 1 model: echo", "no requests running"], id="looking"),
+        pytest.param(
+            replace(ALONE, is_attached=False, trouble="Hyperswarm does not run: there is no Node.js here", models=()),
+            ["looking for the mesh home … (Hyperswarm does not run: there is no Node.js here)", "serving no model yet"],
+            id="no Hyperswarm",
+        ),
+        pytest.param(
+            replace(ALONE, unreached=((GATEWAY, "no path: symmetric NAT on both sides and no relay configured"),)),
+            [
+                "looking for the mesh home …",
+                "UGATEWAYA… is there and cannot be used: no path: symmetric NAT on both sides and no relay configured",
+                "serving 1 model: echo",
+                "no requests running",
+            ],
+            id="no path",
+        ),
+        pytest.param(
+            replace(THERE, gateways=(reached(path="relayed"), reached(OTHER, "nats", None)), models=(model("a", running=2, queued=3),)),
+            [
+                "connected to gateway UGATEWAYA… (through a relay, 12 ms)",
+                "connected to gateway UOTHERGWA… (over the house's NATS)",
+                "serving 1 model: a",
+                "2 requests running, 3 waiting",
+            ],
+            id="two gateways and work",
+        ),
+        pytest.param(
+            replace(THERE, models=(model("a", running=1), model("b"), model("c", state=ModelState.LOADING, detail="loading"))),
+            [
+                "connected to gateway UGATEWAYA… (punched through the NAT, 12 ms)",
+                "c: loading",
+                "serving 2 models: a, b",
+                "1 request running",
+            ],
+            id="one of three loads",
+        ),
+        pytest.param(
+            replace(THERE, is_paused=True, certified_until=999.0),
+            [
+                "the certificate has ended; asking auth for a new one …",
+                "connected to gateway UGATEWAYA… (punched through the NAT, 12 ms)",
+                "serving 1 model: echo",
+                "no requests running",
+                "paused by its owner: running answers finish, no new ones come (aicli worker resume)",
+            ],
+            id="paused, and late with its certificate",
+        ),
+        pytest.param(
+            replace(ALONE, is_revoked=True, certified_until=999.0, models=()),
+            [
+                "an administrator has revoked this machine: only a new ticket lets it in again (aicli worker --join TICKET)",
+                "looking for the mesh home …",
+                "serving no model yet",
+            ],
+            id="revoked",
+        ),
+        pytest.param(
+            replace(THERE, gateways=tuple(reached(NodeId(f"U{number}GATEWAY")) for number in range(8))),
+            [
+                *(f"connected to gateway U{number}GATEWAY… (punched through the NAT, 12 ms)" for number in range(5)),
+                "and to 3 more",
+                "serving 1 model: echo",
+                "no requests running",
+            ],
+            id="many gateways",
+        ),
+    ],
+)
+def test_how_a_worker_is(facts: WorkerFacts, lines: list[str]) -> None:
+    assert console_status.describe(facts) == lines
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "lines"),
+    [
+        pytest.param(ALONE, ALONE, [], id="nothing is new"),
+        pytest.param(ALONE, THERE, ["connected to gateway UGATEWAYA… (punched through the NAT, 12 ms)"], id="found"),
+        pytest.param(THERE, ALONE, ["lost the mesh; trying again …"], id="lost"),
+        pytest.param(
+            THERE,
+            replace(ALONE, why_lost="gateway UGATEWAY closed the link: this node was revoked"),
+            ["lost the mesh (gateway UGATEWAY closed the link: this node was revoked); trying again …"],
+            id="cut off",
+        ),
+        pytest.param(
+            THERE,
+            replace(ALONE, is_attached=False, trouble="Hyperswarm has died"),
+            ["lost the mesh; trying again … (Hyperswarm has died)"],
+            id="lost with Hyperswarm",
+        ),
+        pytest.param(
+            THERE,
+            replace(THERE, gateways=(reached(path="direct"),)),
+            ["gateway UGATEWAYA… is reached another way now (direct, 12 ms)"],
+            id="a better path",
+        ),
+        pytest.param(THERE, replace(THERE, gateways=(reached(milliseconds=80),)), [], id="a round trip is never the same"),
+        pytest.param(
+            replace(THERE, gateways=(reached(), reached(OTHER))),
+            THERE,
+            ["gateway UOTHERGWA… is gone; 1 more there"],
+            id="one of two is gone",
+        ),
+        pytest.param(
+            ALONE,
+            replace(ALONE, unreached=((GATEWAY, "its clock is 11 min ahead of ours"),)),
+            ["UGATEWAYA… is there and cannot be used: its clock is 11 min ahead of ours"],
+            id="why it is not reached",
+        ),
+        pytest.param(
+            THERE,
+            replace(THERE, models=(model("echo"), model("b"))),
+            ["serving 2 models: echo, b"],
+            id="a model more",
+        ),
+        pytest.param(
+            THERE,
+            replace(THERE, models=(model("echo", state=ModelState.LOADING, detail="the engine was killed"),)),
+            ["echo: the engine was killed", "serving no model yet"],
+            id="an engine dies",
+        ),
+        pytest.param(
+            THERE,
+            replace(THERE, is_paused=True),
+            ["paused by its owner: running answers finish, no new ones come (aicli worker resume)"],
+            id="paused",
+        ),
+        pytest.param(replace(THERE, is_paused=True), THERE, ["resumed: new requests come again"], id="resumed"),
+        pytest.param(
+            replace(THERE, certified_until=999.0),
+            replace(THERE, certified_until=2000.0),
+            [],
+            id="a renewed certificate is nothing to talk about",
+        ),
+    ],
+)
+def test_what_is_told_of_a_change(before: WorkerFacts, now: WorkerFacts, lines: list[str]) -> None:
+    assert console_status.tell(before, now) == lines
+
+
+class Told:
+    """A narrator whose facts the test sets."""
+
+    def __init__(self, status_file: Path | None = None) -> None:
+        self.facts = ALONE
+        self.lines: list[str] = []
+        self.narrator = ConsoleStatus(NodeId("UME"), lambda: self.facts, self.lines.append, status_file)
+
+    async def step(self, now: float) -> list[str]:
+        self.lines.clear()
+        await self.narrator.step(now)
+        return list(self.lines)
+
+
+async def test_it_begins_with_how_things_are_and_says_nothing_twice() -> None:
+    told = Told()
+    assert await told.step(0) == ["looking for the mesh home …", "serving 1 model: echo"]
+    assert await told.step(1) == []
+
+
+async def test_a_gateway_is_told_with_its_round_trip_or_without_when_there_is_none() -> None:
+    told = Told()
+    told.facts = replace(THERE, gateways=(reached(milliseconds=None), reached(OTHER, milliseconds=None)))
+    assert (await told.step(0))[0] == "looking for the mesh home …"
+    told.facts = replace(THERE, gateways=(reached(milliseconds=7.6), reached(OTHER, milliseconds=None)))
+    assert await told.step(1) == ["connected to gateway UGATEWAYA… (punched through the NAT, 8 ms)"]
+    assert await told.step(MEASURE_SECONDS) == ["connected to gateway UOTHERGWA… (punched through the NAT)"]
+
+
+async def test_the_load_is_told_now_and_then_and_as_it_is_at_last() -> None:
+    told = Told()
+    await told.step(0)
+    lines: dict[int, list[str]] = {}
+    for second in range(1, 31):
+        running = second % 3 if second < 15 else 0
+        told.facts = replace(ALONE, models=(model("echo", running=running),))
+        if said := await told.step(LOAD_EVERY_SECONDS + second):
+            lines[second] = said
+    assert lines == {1: ["1 request running"], 11: ["2 requests running"], 21: ["no requests running"]}
+
+
+async def test_the_status_file_is_true_and_fresh(tmp_path: Path) -> None:
+    told = Told(tmp_path / "status")
+    told.facts = THERE
+
+    async def file(now: float, **changes: Any) -> worker_status.WorkerStatus:
+        told.facts = replace(told.facts, **changes)
+        await told.step(now)
+        return worker_status.decode((tmp_path / "status").read_bytes())
+
+    await told.step(0)
+    first = await file(2)
+    assert (first.mesh, first.node, first.gateways, first.models, first.is_paused) == ("home", "UME", (reached(),), ("echo",), False)
+    assert first.lines[0] == "connected to gateway UGATEWAYA… (punched through the NAT, 12 ms)"
+    assert (await file(3, gateways=(reached(milliseconds=13),))).told_at == first.told_at
+    assert (await file(3.5, is_paused=True)).is_paused
+    later = await file(9)
+    assert later.told_at > first.told_at
+    assert later.gateways == (reached(milliseconds=13),)
+    assert (tmp_path / "status").stat().st_mode & 0o077 == 0
+
+
+def test_the_facts_come_from_the_node() -> None:
+    node = Node()
+    ca = node_keys.Authority(node_keys.new_authority_seed())
+    node.trust.authorities = (ca.id,)
+    node.trust.certificate = certificates.issue(ca, Subject(node.id, Role.WORKER), 1_000_000)
+    started = datetime(2026, 1, 2, tzinfo=UTC)
+    node.directory.heard(Announcement(Role.GATEWAY, GATEWAY, "0.1", started), "punched", "swarm")
+    node.directory.heard(Announcement(Role.AUTH, OTHER, "0.1", started), "direct", "swarm")
+    node.directory.refused(NodeId("UGW2"), Role.GATEWAY, "0.1", "no path")
+    node.roads.round_trips[GATEWAY] = 0.012
+    facts = console_status.survey(node, (model("echo"),), is_paused=False, now=5.0)
+    assert facts.gateways == (Reached(Role.GATEWAY, GATEWAY, "punched", 12.0),)
+    assert facts.unreached == (("UGW2", "no path"),)
+    assert facts.why_lost == ""
+    assert (facts.is_attached, facts.trouble, facts.certified_until) == (True, "", 1_000_000.0 + 24 * 3600)
+    node.roads.trouble = "Hyperswarm is starting"
+    node.trust.take_list(certificates.issue_list(ca, 1, 1, (node.id,), 1_000_000))
+    facts = console_status.survey(node, (), is_paused=True, now=5.0)
+    node.directory.gone(GATEWAY, "silent for 6 s")
+    assert console_status.survey(node, (), is_paused=False, now=5.0).why_lost == "silent for 6 s"
+    assert (facts.is_attached, facts.trouble, facts.is_revoked, facts.is_paused) == (False, "Hyperswarm is starting", True, True)
