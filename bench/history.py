@@ -15,17 +15,17 @@ from functools import partial
 import asyncpg
 
 from bench import report
-from services.metrics.history import choosing, kept, rolling
-from services.metrics.history.keeping import Keeper
-from services.metrics.history.reading import Look, Row
-from services.metrics.history.store import Store
+from services.metrics.history import kept_series, query_plan, rollup
+from services.metrics.history.history_store import HistoryStore
+from services.metrics.history.history_writer import HistoryWriter
+from services.metrics.history.row_reader import HistoryRow, MeshReading
 from services.web import history_questions
 from shared.api.history import GetHistory, HistoryGrouping
 from tests.servers import PostgresServer, running
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
-KEEPS = {rolling.RAW: timedelta(hours=24), rolling.MINUTE: timedelta(days=7), rolling.HOUR: timedelta(days=730)}
-ROWS_A_DAY = {rolling.RAW: 5760, rolling.MINUTE: 1440, rolling.HOUR: 24}
+KEEPS = {rollup.RAW: timedelta(hours=24), rollup.MINUTE: timedelta(days=7), rollup.HOUR: timedelta(days=730)}
+ROWS_A_DAY = {rollup.RAW: 5760, rollup.MINUTE: 1440, rollup.HOUR: 24}
 QUICK_NODES = 20
 SIZE_NODES, SIZE_LOOKS, TIMED_LOOKS = 5, 490, 490
 #: What the page of charts asks about a day of each machine.
@@ -42,19 +42,19 @@ FROM generate_series(0, 1439) AS minute, generate_series(1, $2::integer) AS node
 _SIZES = "SELECT resolution, avg(pg_column_size(s.*)) AS own, count(*) AS rows FROM metrics.snapshots s GROUP BY 1"
 
 
-def look(number: int, nodes: int, names: tuple[str, ...], draw: random.Random) -> Look:
+def look(number: int, nodes: int, names: tuple[str, ...], draw: random.Random) -> MeshReading:
     at = BEGIN + timedelta(seconds=15 * number)
-    rows = tuple(Row("inference", f"U{node:011d}", names, array("f", [draw.random() for _ in names])) for node in range(nodes))
-    return Look(at, rows, 0)
+    rows = tuple(HistoryRow("inference", f"U{node:011d}", names, array("f", [draw.random() for _ in names])) for node in range(nodes))
+    return MeshReading(at, rows, 0)
 
 
 async def _nothing() -> str:
     return ""
 
 
-async def keep(store: Store, looks: int, nodes: int, names: tuple[str, ...]) -> list[float]:
+async def keep(store: HistoryStore, looks: int, nodes: int, names: tuple[str, ...]) -> list[float]:
     """Milliseconds of each look: writing it, and rolling up what is due."""
-    keeper, draw, took = Keeper(_nothing, KEEPS), random.Random(nodes), []
+    keeper, draw, took = HistoryWriter(_nothing, KEEPS), random.Random(nodes), []
     for number in range(looks):
         made = look(number, nodes, names, draw)
         keeper._waiting.append(made)
@@ -78,10 +78,10 @@ async def measure(table: report.Table, server: PostgresServer, nodes: int, serie
 
 async def measure_sizes(rows: list[report.Row], server: PostgresServer, names: tuple[str, ...]) -> None:
     small = server.url(await server.new_database())
-    async with Store.open(small) as store:
+    async with HistoryStore.open(small) as store:
         await keep(store, SIZE_LOOKS, SIZE_NODES, names)
     sizes = await _bytes_a_row(small)
-    for resolution, days in ((rolling.RAW, 1), (rolling.MINUTE, 7), (rolling.HOUR, 730)):
+    for resolution, days in ((rollup.RAW, 1), (rollup.MINUTE, 7), (rollup.HOUR, 730)):
         each = sizes[resolution] * ROWS_A_DAY[resolution]
         rows.append(report.alone(f"rows of {resolution} s, {len(names)} series: per node and day", each / 1e6, "MB"))
         rows.append(report.alone(f"rows of {resolution} s: per node, {days} days", each * days / 1e6, "MB"))
@@ -89,16 +89,16 @@ async def measure_sizes(rows: list[report.Row], server: PostgresServer, names: t
 
 async def measure_looks(rows: list[report.Row], server: PostgresServer, nodes: int, names: tuple[str, ...]) -> None:
     url = server.url(await server.new_database())
-    async with Store.open(url) as store:
+    async with HistoryStore.open(url) as store:
         took = sorted(await keep(store, TIMED_LOOKS, nodes, names))
         rows.append(report.alone(f"write a look of {nodes} nodes: median", took[len(took) // 2], "ms"))
         rows.append(report.alone("the same with its minute rolled up: 99th of 100", took[int(len(took) * 0.99)], "ms"))
         rows.append(report.alone("the same with an hour rolled up: the longest", took[-1], "ms"))
         for step, by in ((15, ()), (60, ()), (60, (HistoryGrouping.NODE,)), (3600, ())):
             until = BEGIN + timedelta(seconds=15 * TIMED_LOOKS)
-            question = choosing.read(GetHistory(("ai_platform_queue_depth",), BEGIN, until, step, by), until, KEEPS)
+            question = query_plan.read(GetHistory(("ai_platform_queue_depth",), BEGIN, until, step, by), until, KEEPS)
             began = time.perf_counter()
-            points = (await store.lines(question, by, choosing.MOST_POINTS)).points
+            points = (await store.lines(question, by, query_plan.MOST_POINTS)).points
             ms = (time.perf_counter() - began) * 1000
             claim = f"read two hours of them in steps of {step} s{' by node' if by else ''}, {len(points)} points"
             rows.append(report.alone(claim, ms, "ms"))
@@ -108,7 +108,7 @@ async def measure_day(rows: list[report.Row], server: PostgresServer, nodes: int
     """Of a day in steps of ten minutes: all of each machine at once, one number of each, and all of one machine."""
     url = server.url(await server.new_database())
     until = BEGIN + timedelta(days=1)
-    async with Store.open(url) as store:
+    async with HistoryStore.open(url) as store:
         await _fill_day(url, nodes, series)
         by = (HistoryGrouping.SERVICE, HistoryGrouping.NODE)
         for what, names, node in (
@@ -116,9 +116,9 @@ async def measure_day(rows: list[report.Row], server: PostgresServer, nodes: int
             (f"one number of {nodes} machines", OF_A_MACHINE[:1], None),
             ("all of one machine", OF_A_MACHINE, "UAAAAAAAAAA2"),
         ):
-            question = choosing.read(GetHistory(names, BEGIN, until, 600, by, node), until, KEEPS)
+            question = query_plan.read(GetHistory(names, BEGIN, until, 600, by, node), until, KEEPS)
             began = time.perf_counter()
-            points = (await store.lines(question, by, 2 * choosing.MOST_POINTS)).points
+            points = (await store.lines(question, by, 2 * query_plan.MOST_POINTS)).points
             seconds = time.perf_counter() - began
             rows.append(report.alone(f"read a day in steps of 600 s: {what}, {len(points)} points", seconds, "s"))
 
@@ -154,8 +154,8 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=200)
     parser.add_argument("--series", type=int, default=100)
     options = parser.parse_args()
-    assert options.nodes <= kept.MAX_NODES
-    assert options.series <= kept.MAX_SERIES
+    assert options.nodes <= kept_series.MAX_NODES
+    assert options.series <= kept_series.MAX_SERIES
     with report.opened(options) as table, running(partial(PostgresServer, durable=True)) as server:
         table.run(measure(table, server, QUICK_NODES if options.quick else options.nodes, options.series))
 

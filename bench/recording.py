@@ -22,7 +22,7 @@ from typing import ClassVar
 import uvloop
 
 from bench import report, rounds
-from services.metrics.recorded import Recorded
+from services.metrics.collection.recorded_metrics import RecordedMetricSet
 from services.metrics.service import MetricsService
 from services.metrics.settings import MetricsSettings
 from shared.api import metrics
@@ -68,7 +68,7 @@ def batch() -> RecordMetrics:
 
 def in_process(asked: RecordMetrics, seconds: float) -> float:
     """Samples a second."""
-    recorded, began, taken = Recorded(), time.perf_counter(), 0
+    recorded, began, taken = RecordedMetricSet(), time.perf_counter(), 0
     while (took := time.perf_counter() - began) < seconds:
         taken += recorded.record_all(asked.samples, ("inference", "bench"), datetime.now(UTC)).taken
     return taken / took

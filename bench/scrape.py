@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 
 from bench import report
-from services.metrics import openmetrics, prometheus
-from services.metrics.prometheus import Source
+from services.metrics.export import openmetrics, prometheus_merge
+from services.metrics.export.prometheus_merge import MetricSource
 from shared import context
 from shared.api.node import NodeMetrics
 from shared.telemetry import Metrics, host_instruments, instruments
@@ -28,8 +28,8 @@ MODELS = tuple(ModelName(f"model-{number}:8b-instruct-q4") for number in range(2
 MODELS_OF_A_WORKER = 3
 ANSWERS = 60
 KNOWN = {one.name: str(one.kind) for one in instruments.ALL}
-WAYS: dict[str, Callable[[prometheus.Merged], str]] = {
-    "Prometheus text": prometheus.render,
+WAYS: dict[str, Callable[[prometheus_merge.Merged], str]] = {
+    "Prometheus text": prometheus_merge.render,
     "OpenMetrics": lambda merged: openmetrics.render(merged, KNOWN),
 }
 
@@ -107,10 +107,10 @@ def gateway() -> NodeMetrics:
     return metrics.read()
 
 
-def _sources(workers: int) -> list[Source]:
+def _sources(workers: int) -> list[MetricSource]:
     read = [("gateway", gateway())] + [("inference", worker(number)) for number in range(workers)]
     return [
-        Source(one.text, {"service": service, "node": f"U{number:011d}"}, exemplars=one.exemplars)
+        MetricSource(one.text, {"service": service, "node": f"U{number:011d}"}, exemplars=one.exemplars)
         for number, (service, one) in enumerate(read)
     ]
 
@@ -141,7 +141,7 @@ def main() -> None:
 
 def measure(table: report.Table, workers: int, runs: int) -> None:
     table.expect(("first", *WAYS, "memory"))
-    sources, merger = _sources(workers), prometheus.Merger(KNOWN)
+    sources, merger = _sources(workers), prometheus_merge.Merger(KNOWN)
     with table.part("first") as rows:
         began = time.perf_counter()
         merged = merger.merge(sources)

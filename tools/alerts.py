@@ -1,4 +1,4 @@
-"""Writes the alert rules for Prometheus and their reference page, from the one list in services/metrics/alerts.
+"""Writes the alert rules for Prometheus and their reference page, from the one list in services/metrics/alerting/rules.
 
 python -m tools.alerts            writes deploy/prometheus/rules/
 python -m tools.alerts --check    changes nothing; exits 1 with a diff if a file is not what the list says
@@ -15,12 +15,12 @@ from pathlib import Path
 
 import yaml
 
-from services.metrics.alerts import objectives, promql, rules
-from services.metrics.alerts.rule import Rule
+from services.metrics.alerting.rules import all_rules, objectives, promql
+from services.metrics.alerting.rules.alert_rule import AlertRule
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "deploy" / "prometheus" / "rules"
-NOTICE = "# Generated from services/metrics/alerts by `python -m tools.docs`. Changes made here are lost.\n"
+NOTICE = "# Generated from services/metrics/alerting/rules by `python -m tools.docs`. Changes made here are lost.\n"
 #: Lines of diff shown for one file: enough to see what changed.
 DIFF_LINES = 30
 #: An expression is never broken, so that it can be found and copied.
@@ -62,8 +62,8 @@ Series that Prometheus works out for the objectives, by their windows.
 
 def rule_files() -> dict[str, str]:
     """Name -> text of every file of rules."""
-    files = {"recorded": _file("recorded", [{"record": one.name, "expr": promql.recorded(one)} for one in rules.RECORDINGS])}
-    files |= {group: _file(group, [_alert(rule) for rule in members]) for group, members in rules.GROUPS.items()}
+    files = {"recorded": _file("recorded", [{"record": one.name, "expr": promql.recorded(one)} for one in all_rules.RECORDINGS])}
+    files |= {group: _file(group, [_alert(rule) for rule in members]) for group, members in all_rules.GROUPS.items()}
     return {f"{name}.rules.yml": text for name, text in files.items()}
 
 
@@ -76,7 +76,7 @@ def _file(group: str, members: list[dict[str, object]]) -> str:
     return NOTICE + yaml.safe_dump({"groups": [{"name": group, "rules": members}]}, sort_keys=False, width=_ONE_LINE)
 
 
-def _alert(rule: Rule) -> dict[str, object]:
+def _alert(rule: AlertRule) -> dict[str, object]:
     return {
         "alert": rule.name,
         "expr": promql.render(rule.when),
@@ -127,7 +127,7 @@ def _burns() -> str:
 
 def _alerts() -> str:
     lines = ["| alert | severity | for | what it says | condition |", "|---|---|---|---|---|"]
-    for rule in rules.ALL:
+    for rule in all_rules.ALL:
         held = promql.duration(rule.hold_seconds) if rule.hold_seconds else "–"
         condition = promql.render(rule.when).replace("|", "\\|")
         lines.append(f"| {_runbook(rule.name)} | {rule.severity} | {held} | {rule.summary} | `{condition}` |")
@@ -185,7 +185,9 @@ def main() -> int:
         return 0
     found = drift()
     for path, difference in found.items():
-        print(f"{path} is not what services/metrics/alerts says; `python -m tools.alerts` writes it\n{difference}\n", file=sys.stderr)
+        print(
+            f"{path} is not what services/metrics/alerting/rules says; `python -m tools.alerts` writes it\n{difference}\n", file=sys.stderr
+        )
     return 1 if found else 0
 
 

@@ -6,19 +6,19 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import ClassVar
 
-from services.metrics import exporter, people
-from services.metrics.alarms.attendance import Attendance
-from services.metrics.alarms.room import Alarms
-from services.metrics.history.room import History
-from services.metrics.intake import Intake
-from services.metrics.log_collector import LogCollector
-from services.metrics.otlp import opening
-from services.metrics.otlp.opening import Outboxes
-from services.metrics.recorded import Recorded
+from services.metrics import person_access, scrape_endpoint
+from services.metrics.alerting.alerting_module import AlertingModule
+from services.metrics.alerting.worker_attendance import WorkerAttendance
+from services.metrics.collection.event_counters import EventCounters
+from services.metrics.collection.log_collector import LogCollector
+from services.metrics.collection.mesh_survey import MeshSurvey
+from services.metrics.collection.recorded_metrics import RecordedMetricSet
+from services.metrics.collection.recording_rpc import RecordingRpc
+from services.metrics.export.otlp import otlp_outboxes
+from services.metrics.export.otlp.otlp_outboxes import OtlpOutboxes
+from services.metrics.history.history_module import HistoryModule
 from services.metrics.settings import MetricsSettings
-from services.metrics.survey import Survey
-from services.metrics.tally import Tally
-from services.metrics.traces.room import Traces
+from services.metrics.traces.traces_module import TracesModule
 from shared import errors
 from shared import node as nodes
 from shared.api import metrics as api
@@ -41,17 +41,17 @@ class MetricsService:
 
     def __init__(self, node: nodes.Node, settings: MetricsSettings) -> None:
         self._node = node
-        recorded = Recorded(settings.metrics_namespaces)
-        self._intake = Intake(recorded)
-        self._tally = Tally(node.metrics)
+        recorded = RecordedMetricSet(settings.metrics_namespaces)
+        self._intake = RecordingRpc(recorded)
+        self._tally = EventCounters(node.metrics)
         # Shown as 0 from the start.
         for _ in (node.metrics.spans_lost, node.metrics.log_lines_lost):
             pass
-        attendance = Attendance()
-        self._survey = Survey(node, recorded, self._tally, attendance)
-        self._outboxes: Outboxes | None = None
-        self._history = History(settings, self.metrics_text)
-        self._alarms = Alarms(settings, node.id, self.metrics_text, attendance, replicas=self._survey.replicas)
+        attendance = WorkerAttendance()
+        self._survey = MeshSurvey(node, recorded, self._tally, attendance)
+        self._outboxes: OtlpOutboxes | None = None
+        self._history = HistoryModule(settings, self.metrics_text)
+        self._alarms = AlertingModule(settings, node.id, self.metrics_text, attendance, replicas=self._survey.replicas)
 
     @classmethod
     @asynccontextmanager
@@ -59,20 +59,20 @@ class MetricsService:
         """Raises BadSettings if PROMETHEUS_PORT cannot be listened on."""
         service = cls(node, settings)
         telling = AuditReporting(node.rpc)
-        node.dispatcher.gate = people.gate(node.rpc, telling)
+        node.dispatcher.gate = person_access.gate(node.rpc, telling)
         async with AsyncExitStack() as stack:
             if settings.otlp_endpoint:
-                opened = opening.opened(node, settings.otlp_endpoint, settings.otlp_headers or "")
+                opened = otlp_outboxes.opened(node, settings.otlp_endpoint, settings.otlp_headers or "")
                 service._outboxes = await stack.enter_async_context(opened)
             service._start()
             if settings.metrics_enabled and settings.prometheus_port:
-                await stack.enter_async_context(exporter.listening(settings, service.metrics_text))
+                await stack.enter_async_context(scrape_endpoint.listening(settings, service.metrics_text))
             node.tasks.create_task(telling.run(), name="audit")
             yield service
 
     def _start(self) -> None:
         """What it does by itself; the tasks are the node's."""
-        node, boxes, traces = self._node, self._outboxes, Traces()
+        node, boxes, traces = self._node, self._outboxes, TracesModule()
         node.dispatcher.add(self._intake)
         node.dispatcher.add(traces)
         node.dispatcher.add(self._history)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from services.metrics.otlp import endpoint
+from services.metrics.export.otlp import otlp_endpoint
 from shared import node
 from shared.config import Port, Variable
 from shared.mail import email_address
@@ -73,7 +73,7 @@ class MetricsSettings(node.NodeSettings, frozen=True, kw_only=True):
             if not namespace.isidentifier() or not namespace.isascii() or "ai_platform".startswith(namespace):
                 yield f"METRICS_NAMESPACES: {namespace[:40]!r} is no word of letters, digits and _ of its own, such as my_company"
         try:
-            endpoint.read_headers(self.otlp_headers or "")
+            otlp_endpoint.read_headers(self.otlp_headers or "")
         except ValueError as error:
             yield f"OTEL_EXPORTER_OTLP_HEADERS: {error}"
 

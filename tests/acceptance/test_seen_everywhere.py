@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from services.metrics.history import rolling
+from services.metrics.history import rollup
 from shared.api import history, metrics
 from tests.acceptance.visitor import Visitor
 from tests.acceptance.watching import Watch
@@ -23,7 +23,7 @@ from tests.stacks import MESH, RunningStack, total, until
 
 SEEN_SECONDS = 10.0
 #: The history looks at times that are told by the clock on the wall; then it collects, and writes.
-IN_HISTORY_SECONDS = rolling.RAW + SEEN_SECONDS
+IN_HISTORY_SECONDS = rollup.RAW + SEEN_SECONDS
 #: So many tokens as nobody else here asks with: they are this answer's wherever only sums are kept.
 WORDS, MADE = 2_000, 3
 PROMPT = " ".join(f"w{number}" for number in range(WORDS))
@@ -129,7 +129,7 @@ async def _overview(visitor: Visitor) -> bool:
 
 
 async def _history(desk: Desk, asked: Asked) -> bool:
-    return sum(await _values(desk, "ai_platform_completed_tokens_total", asked.began)) * rolling.RAW >= WORDS
+    return sum(await _values(desk, "ai_platform_completed_tokens_total", asked.began)) * rollup.RAW >= WORDS
 
 
 async def _has_looked(desk: Desk) -> bool:
@@ -138,8 +138,8 @@ async def _has_looked(desk: Desk) -> bool:
 
 async def _values(desk: Desk, name: str, since: datetime) -> list[float]:
     """Those that are known."""
-    begin = rolling.floor(since, rolling.RAW)
-    question = history.GetHistory((name,), begin, begin + timedelta(minutes=10), rolling.RAW)
+    begin = rollup.floor(since, rollup.RAW)
+    question = history.GetHistory((name,), begin, begin + timedelta(minutes=10), rollup.RAW)
     found = await desk.mesh.rpc.call(history.get_history, question, credential=desk.admin_key)
     return [value for line in found.lines for value in line.values if value is not None]
 

@@ -24,7 +24,7 @@ import psutil
 import pytest
 
 from cli.stack import processes
-from services.metrics.history import rolling
+from services.metrics.history import rollup
 from shared import context, errors
 from shared.api import alerts, gateway, history, metrics, traces
 from shared.api.gateway import InferenceRequest
@@ -33,7 +33,7 @@ from tests import otlp_receiver
 from tests.chaos import streams
 from tests.chaos.streams import Told
 from tests.people import Desk, Person
-from tests.services.metrics.alerts import debian
+from tests.services.metrics.alerting.rules import debian
 from tests.stacks import MESH, RunningStack, total, until
 from tests.testnet import free_port
 
@@ -58,14 +58,14 @@ _NOT_YET = (errors.AimeshError, httpx.TransportError)
 @pytest.mark.timeout(180)
 async def test_answers_go_on_without_the_metrics_service_and_it_reads_what_was_kept(stack: RunningStack, ann: Person, desk: Desk) -> None:
     await _ask(desk, ann)
-    await until(lambda: _is_in_history(desk, COUNTER, _last_look()), seconds=4 * rolling.RAW, what="the history knows of it")
+    await until(lambda: _is_in_history(desk, COUNTER, _last_look()), seconds=4 * rollup.RAW, what="the history knows of it")
     resident = await _resident_bytes(stack, *KEEPERS)
     async with streams.running(stack, ann, count=STREAMS) as told:
         # Asked for before: between the look that is to be missed and the one before it there is no time for it.
         old = (await stack.pids())["metrics"]
         assert old is not None
         await _until_before_a_look(told)
-        missed, whole = _last_look() + timedelta(seconds=rolling.RAW), told.exact
+        missed, whole = _last_look() + timedelta(seconds=rollup.RAW), told.exact
         os.kill(old, signal.SIGKILL)
         assert datetime.now(UTC) < missed, "it was killed too late"
         trace_id = await _ask(desk, ann)
@@ -81,9 +81,9 @@ async def test_answers_go_on_without_the_metrics_service_and_it_reads_what_was_k
     await until(lambda: _has_trace(desk, trace_id), what="the trace of the meantime is read", ignoring=_NOT_YET)
     await until(lambda: _scrapes_all(stack), what="it scrapes all", ignoring=_NOT_YET)
     await _record_drift(stack, 5)
-    await until(lambda: _has_alert(desk, "firing"), seconds=3 * rolling.RAW, what="alerts are looked for again", ignoring=_NOT_YET)
+    await until(lambda: _has_alert(desk, "firing"), seconds=3 * rollup.RAW, what="alerts are looked for again", ignoring=_NOT_YET)
     await _record_drift(stack, 0)
-    found = await until(lambda: _seen_again(desk, missed), seconds=4 * rolling.RAW, what="it looks again", ignoring=_NOT_YET)
+    found = await until(lambda: _seen_again(desk, missed), seconds=4 * rollup.RAW, what="it looks again", ignoring=_NOT_YET)
     (up,) = (line.values for line in found if line.name == GAUGE)
     again = next(number for number, value in enumerate(up) if number and value is not None)
     assert again > 1, f"nobody looked then: {up}"
@@ -95,14 +95,14 @@ async def test_answers_go_on_without_the_metrics_service_and_it_reads_what_was_k
 
 async def _until_before_a_look(told: Told) -> None:
     async def now() -> bool:
-        left = rolling.RAW - time.time() % rolling.RAW
+        left = rollup.RAW - time.time() % rollup.RAW
         return 0.2 < left < BEFORE_A_LOOK_SECONDS and len(told.running) == STREAMS
 
-    await until(now, seconds=3 * rolling.RAW, what="a look is to come")
+    await until(now, seconds=3 * rollup.RAW, what="a look is to come")
 
 
 def _last_look() -> datetime:
-    return rolling.floor(datetime.now(UTC), rolling.RAW)
+    return rollup.floor(datetime.now(UTC), rollup.RAW)
 
 
 async def _is_in_history(desk: Desk, name: str, look: datetime) -> bool:
@@ -111,13 +111,13 @@ async def _is_in_history(desk: Desk, name: str, look: datetime) -> bool:
 
 async def _lines(desk: Desk, names: tuple[str, ...], first: datetime, last: datetime) -> tuple[history.HistoryLine, ...]:
     """From the look ``first`` to ``last``."""
-    asked = history.GetHistory(names, first, last + timedelta(seconds=rolling.RAW), rolling.RAW)
+    asked = history.GetHistory(names, first, last + timedelta(seconds=rollup.RAW), rollup.RAW)
     return (await desk.mesh.rpc.call(history.get_history, asked, credential=desk.admin_key)).lines
 
 
 async def _seen_again(desk: Desk, missed: datetime) -> tuple[history.HistoryLine, ...]:
     """From the look before the missed one on; nothing while there is none behind it."""
-    found = await _lines(desk, (GAUGE, COUNTER), missed - timedelta(seconds=rolling.RAW), _last_look())
+    found = await _lines(desk, (GAUGE, COUNTER), missed - timedelta(seconds=rollup.RAW), _last_look())
     return found if any(value is not None for line in found if line.name == GAUGE for value in line.values[1:]) else ()
 
 

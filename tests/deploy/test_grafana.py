@@ -10,8 +10,8 @@ import promql_parser
 import pytest
 import yaml
 
-from services.metrics.alerts import rules
-from services.metrics.alerts.rule import Board
+from services.metrics.alerting.rules import all_rules
+from services.metrics.alerting.rules.alert_rule import DashboardName
 from shared.telemetry import instruments
 from shared.telemetry.instrument import Instrument, InstrumentKind
 from tools.boards import writing
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 GRAFANA = ROOT / "deploy" / "grafana"
 #: What the metrics service gives every series, and what Prometheus does.
 EVERYWHERE = {"service", "node", "job", "instance", "le"}
-RECORDED = {recording.name for recording in rules.RECORDINGS}
+RECORDED = {recording.name for recording in all_rules.RECORDINGS}
 #: Prometheus's own series of alerts.
 ALERTS = {"alertname", "alertstate", "severity"}
 
@@ -114,8 +114,8 @@ def test_a_board_is_whole(board: Dashboard) -> None:
 
 
 def test_there_is_a_board_for_every_alert_and_no_other() -> None:
-    assert {board.board for board in writing.ALL} == set(Board)
-    assert {rule.board for rule in rules.ALL} <= set(Board)
+    assert {board.board for board in writing.ALL} == set(DashboardName)
+    assert {rule.board for rule in all_rules.ALL} <= set(DashboardName)
 
 
 def test_the_files_are_what_the_code_says() -> None:

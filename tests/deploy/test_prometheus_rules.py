@@ -13,15 +13,15 @@ import pytest
 from cli.stack import home as homes
 from cli.stack import initialise, plan
 from services.gateway import store as gateway_store
-from services.metrics.alerts import rules
-from services.metrics.alerts.rule import Rule, Severity
+from services.metrics.alerting.rules import all_rules
+from services.metrics.alerting.rules.alert_rule import AlertRule, Severity
 from services.metrics.service import MetricsService
 from services.metrics.settings import MetricsSettings
 from shared.telemetry import instruments
 from shared.telemetry.instrument import InstrumentKind
 from shared.telemetry.metrics_registry import Metrics
 from shared.types import Role
-from tests.services.metrics.alerts import debian
+from tests.services.metrics.alerting.rules import debian
 from tests.testnet import MESH, testnet
 from tools import alerts, docs
 
@@ -37,7 +37,7 @@ def test_the_rules_are_what_the_list_says() -> None:
 def test_a_rule_that_was_changed_by_hand_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alerts, "FOLDER", tmp_path / "rules")
     monkeypatch.setattr(alerts, "ROOT", tmp_path)
-    assert len(alerts.drift()) == 1 + len(rules.GROUPS)
+    assert len(alerts.drift()) == 1 + len(all_rules.GROUPS)
     alerts.write()
     assert not alerts.drift()
     changed = tmp_path / "rules" / "requests.rules.yml"
@@ -50,7 +50,7 @@ def test_a_rule_that_was_changed_by_hand_is_found(tmp_path: Path, monkeypatch: p
 
 def test_promtool_finds_no_mistake() -> None:
     checked = debian.check("promtool", "check", "config", DEPLOY / "prometheus" / "prometheus.yml")
-    assert f"{1 + len(rules.GROUPS)} rule files found" in checked
+    assert f"{1 + len(all_rules.GROUPS)} rule files found" in checked
     debian.check("promtool", "check", "rules", *sorted(alerts.FOLDER.glob("*.rules.yml")))
 
 
@@ -98,8 +98,8 @@ def test_amtool_finds_no_mistake() -> None:
     debian.check("amtool", "check-config", ROUTES)
 
 
-@pytest.mark.parametrize("rule", {rule.name: rule for rule in rules.ALL}.values(), ids=lambda rule: rule.name)
-def test_every_alert_goes_to_those_who_are_there_for_its_severity(rule: Rule) -> None:
+@pytest.mark.parametrize("rule", {rule.name: rule for rule in all_rules.ALL}.values(), ids=lambda rule: rule.name)
+def test_every_alert_goes_to_those_who_are_there_for_its_severity(rule: AlertRule) -> None:
     receiver = "watchdog" if rule.severity is Severity.NONE else rule.severity.value
     assert route(alertname=rule.name, severity=rule.severity.value) == receiver
 
@@ -108,7 +108,7 @@ def test_what_silences_another_alert_exists() -> None:
     named = set(re.findall(r"alertname =~? \"?([\w|.+]+)", ROUTES.read_text(encoding="utf-8")))
     names = {name for pattern in named for name in pattern.split("|") if name != ".+_burn"}
     assert "no_worker" in names
-    assert names <= {rule.name for rule in rules.ALL}
+    assert names <= {rule.name for rule in all_rules.ALL}
 
 
 def start(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -159,12 +159,12 @@ HEADINGS = ["What it means", "How to see it", "What to do", "How to know it is o
 
 
 def test_there_is_a_runbook_for_each_alert_and_for_nothing_else() -> None:
-    assert {path.stem for path in RUNBOOKS.glob("*.md")} - {"README"} == {rule.name for rule in rules.ALL}
+    assert {path.stem for path in RUNBOOKS.glob("*.md")} - {"README"} == {rule.name for rule in all_rules.ALL}
     index = (RUNBOOKS / "README.md").read_text(encoding="utf-8")
-    assert all(f"[{rule.name}]({rule.name}.md)" in index for rule in rules.ALL)
+    assert all(f"[{rule.name}]({rule.name}.md)" in index for rule in all_rules.ALL)
 
 
-@pytest.mark.parametrize("name", sorted({rule.name for rule in rules.ALL}))
+@pytest.mark.parametrize("name", sorted({rule.name for rule in all_rules.ALL}))
 def test_a_runbook_says_what_to_do(name: str) -> None:
     text = (RUNBOOKS / f"{name}.md").read_text(encoding="utf-8")
     assert text.startswith(f"# {name}\n")

@@ -1,6 +1,7 @@
 """What a worker can get wrong, or lie about, when it records metrics over the mesh: refused or bounded, said once, seen in the health.
 
-The rules themselves are told one by one in tests/services/metrics/test_recorded.py; here a worker says it to a whole stack.
+The rules themselves are told one by one in tests/services/metrics/collection/test_recorded_metrics.py; here a worker says it to a whole
+stack.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ import psutil
 import pytest
 
 from cli.stack import nats_users
-from services.metrics import recorded
+from services.metrics.collection import recorded_metrics
 from shared import errors
 from shared.api import metrics
 from shared.api.gateway import Check
@@ -120,11 +121,11 @@ async def test_a_million_label_values_take_the_room_of_one_node(stack: RunningSt
                 answered.append(await _seconds_of_a_scrape(http))
     took = time.monotonic() - began
     print(f"a million samples in {took:.1f} s; scrapes meanwhile took up to {max(answered):.2f} s")
-    assert (taken, refused) == (recorded.MAX_SERIES_OF_ONE, MILLION - recorded.MAX_SERIES_OF_ONE)
+    assert (taken, refused) == (recorded_metrics.MAX_SERIES_OF_ONE, MILLION - recorded_metrics.MAX_SERIES_OF_ONE)
     assert took < A_MILLION_SECONDS
     text = await _of_the_mesh(stack, "custom_flood")
-    assert total(text, "custom_flood") == recorded.MAX_SERIES_OF_ONE
-    assert total(text, "ai_platform_custom_series") == recorded.MAX_SERIES_OF_ONE
+    assert total(text, "custom_flood") == recorded_metrics.MAX_SERIES_OF_ONE
+    assert total(text, "ai_platform_custom_series") == recorded_metrics.MAX_SERIES_OF_ONE
     grown = await _resident_bytes(stack) - before
     assert grown < MOST_GROWTH_BYTES, f"{grown / 1e6:.0f} MB more"
 

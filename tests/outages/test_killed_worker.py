@@ -10,8 +10,8 @@ from collections.abc import Iterator, Set
 import msgspec
 import pytest
 
-from services.metrics.alarms import watch
-from services.metrics.alerts import rules
+from services.metrics.alerting import rule_watch
+from services.metrics.alerting.rules import all_rules
 from shared.api import alerts, metrics
 from shared.api.metrics import ComponentHealth, SystemHealth
 from shared.discovery import directory
@@ -21,10 +21,10 @@ from tests.stacks import MESH, RunningStack, until
 #: What was promised. A look takes 2 s, the deadline of a node that does not answer, and may begin a second late; the rest is for machines
 #: with more to do than they can.
 DEGRADED_SECONDS = 5.0
-HOLD_SECONDS = next(rule.hold_seconds for rule in rules.ALL if rule.name == "worker_gone")
+HOLD_SECONDS = next(rule.hold_seconds for rule in all_rules.ALL if rule.name == "worker_gone")
 #: A look finds it gone, the one after the hold fires it; the rest is for such machines, too.
-FIRES_SECONDS = directory.GONE_AFTER_SECONDS + HOLD_SECONDS + 2 * watch.EVERY_SECONDS + 15
-ENDS_SECONDS = watch.EVERY_SECONDS + 15
+FIRES_SECONDS = directory.GONE_AFTER_SECONDS + HOLD_SECONDS + 2 * rule_watch.EVERY_SECONDS + 15
+ENDS_SECONDS = rule_watch.EVERY_SECONDS + 15
 
 
 @pytest.mark.timeout(300)

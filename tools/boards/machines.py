@@ -1,6 +1,6 @@
 """Models, workers, GPUs; and the mesh between the machines."""
 
-from services.metrics.alerts.rule import Board
+from services.metrics.alerting.rules.alert_rule import DashboardName
 from tools.boards.panel import HALF, THIRD, WHOLE, Dashboard, Query, Unit, lines, stat
 from tools.boards.requests import quantile, rate
 
@@ -8,7 +8,7 @@ _MEMORY_TAKEN = "max by (service, node) (ai_platform_host_memory_used_bytes) / m
 _ON_WORKERS = '{service="inference"}'
 
 WORKERS = Dashboard(
-    board=Board.WORKERS,
+    board=DashboardName.WORKERS,
     title="Models and workers",
     help="How fast each model is, how full each worker, and how the machines do.",
     panels=(
@@ -135,7 +135,7 @@ WORKERS = Dashboard(
 )
 
 MESH = Dashboard(
-    board=Board.MESH,
+    board=DashboardName.MESH,
     title="Mesh",
     help="Who is there, by which way, how far, and what was lost between.",
     panels=(

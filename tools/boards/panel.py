@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from services.metrics.alerts.rule import Board
+from services.metrics.alerting.rules.alert_rule import DashboardName
 
 PROMETHEUS: Final = {"type": "prometheus", "uid": "${prometheus_datasource}"}
 LOKI: Final = {"type": "loki", "uid": "${loki_datasource}"}
@@ -57,7 +57,7 @@ class Panel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dashboard:
-    board: Board
+    board: DashboardName
     title: str
     help: str
     panels: tuple[Panel, ...]

@@ -1,6 +1,6 @@
 """How the whole does, and what the gateway does."""
 
-from services.metrics.alerts.rule import Board
+from services.metrics.alerting.rules.alert_rule import DashboardName
 from tools.boards.panel import THIRD, WHOLE, Dashboard, Panel, Query, Unit, lines, stat
 
 _RATE = "$__rate_interval"
@@ -20,7 +20,7 @@ _DONE = "ai_platform_completed_requests_total"
 _AT_GATEWAY = '{service="gateway"}'
 
 OVERVIEW = Dashboard(
-    board=Board.OVERVIEW,
+    board=DashboardName.OVERVIEW,
     title="Overview and objectives",
     help="Is it up, is it fast, and how much of what may go wrong has gone wrong?",
     panels=(
@@ -80,7 +80,7 @@ OVERVIEW = Dashboard(
 )
 
 GATEWAY = Dashboard(
-    board=Board.GATEWAY,
+    board=DashboardName.GATEWAY,
     title="Gateway",
     help="What comes in, what waits, what is refused, and how long each step takes.",
     panels=(

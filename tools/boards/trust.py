@@ -1,6 +1,6 @@
 """Money, and who was kept out."""
 
-from services.metrics.alerts.rule import Board
+from services.metrics.alerting.rules.alert_rule import DashboardName
 from tools.boards.panel import WHOLE, Dashboard, Panel, Query, Unit, lines, stat
 from tools.boards.requests import quantile, rate
 
@@ -9,7 +9,7 @@ _FOR_A_REQUEST = (
 )
 
 LEDGER = Dashboard(
-    board=Board.LEDGER,
+    board=DashboardName.LEDGER,
     title="Ledger and cost",
     help="What comes in, whether the books are right, and what waits to be written. `aicli report cost` has the figures to the credit.",
     panels=(
@@ -74,7 +74,7 @@ LEDGER = Dashboard(
 )
 
 SECURITY = Dashboard(
-    board=Board.SECURITY,
+    board=DashboardName.SECURITY,
     title="Security",
     help="Who was refused, what is about to end, and whether the record of it all is whole.",
     panels=(

@@ -12,9 +12,9 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from services.metrics.collection.mesh_survey import KEPT_SECONDS, Fresh
 from services.metrics.service import MetricsService
 from services.metrics.settings import MetricsSettings
-from services.metrics.survey import KEPT_SECONDS, Fresh
 from shared import errors
 from shared.api import events
 from shared.api import metrics as api

@@ -43,6 +43,6 @@ def test_what_cannot_be_is_refused_with_what_to_do_and_without_the_address(tmp_p
 
 
 def test_an_hour_of_mails_to_everybody_finds_room() -> None:
-    from services.metrics.alarms.mail_rounds import MOST_AN_HOUR
+    from services.metrics.alerting.mail_batching import MOST_AN_HOUR
 
     assert MOST_MAILED * MOST_AN_HOUR <= MOST_WAITING

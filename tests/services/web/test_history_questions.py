@@ -4,20 +4,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.metrics.history import choosing, kept, rolling
+from services.metrics.history import kept_series, query_plan, rollup
 from services.web import history_questions
 from services.web.history_questions import Question, Span
 from shared.api import history
 
 #: As the metrics service keeps it unless it is told otherwise.
-KEEPS = {rolling.RAW: timedelta(hours=24), rolling.MINUTE: timedelta(days=7), rolling.HOUR: timedelta(days=730)}
+KEEPS = {rollup.RAW: timedelta(hours=24), rollup.MINUTE: timedelta(days=7), rollup.HOUR: timedelta(days=730)}
 MOMENTS = st.datetimes(datetime(2020, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001 - Hypothesis takes its bounds without a zone
 
 
 @given(MOMENTS, st.sampled_from(Span), st.sampled_from(Question))
 def test_the_metrics_service_answers_every_question_in_its_own_steps(now: datetime, span: Span, question: Question) -> None:
     asked = history_questions.ask(question, span, now)
-    understood = choosing.read(asked, now, KEEPS)
+    understood = query_plan.read(asked, now, KEEPS)
     assert (understood.since, understood.step_seconds) == (asked.since, asked.step_seconds)
     assert 119 <= understood.steps <= 181
     # The present moment is in the last step, or right behind it; and all of the time is there.
@@ -40,7 +40,7 @@ def test_every_series_that_is_asked_for_is_kept() -> None:
         assert 1 <= len(names) <= history.MOST_NAMES
         for name in names:
             rest = name.rpartition(":")[2]
-            assert rest in kept.BY_NAME or f"{rest}_bucket" in kept.BY_NAME, name
+            assert rest in kept_series.BY_NAME or f"{rest}_bucket" in kept_series.BY_NAME, name
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.metrics.history.store import Store
+from services.metrics.history.history_store import HistoryStore
 
 
 @pytest.fixture
-async def store(postgres_url: str) -> AsyncIterator[Store]:
-    async with Store.open(postgres_url) as opened:
+async def store(postgres_url: str) -> AsyncIterator[HistoryStore]:
+    async with HistoryStore.open(postgres_url) as opened:
         yield opened

@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
-from services.metrics import prometheus
-from services.metrics.history import choosing, lines, rolling
-from services.metrics.history.keeping import Keeper
-from services.metrics.history.store import Store
-from services.metrics.prometheus import Source
+from services.metrics.export import prometheus_merge
+from services.metrics.export.prometheus_merge import MetricSource
+from services.metrics.history import chart_lines, query_plan, rollup
+from services.metrics.history.history_store import HistoryStore
+from services.metrics.history.history_writer import HistoryWriter
 from shared.api.history import GetHistory, HistoryGrouping, HistoryLine
 from shared.telemetry import Metrics
 
 BEGIN = datetime(2026, 3, 29, 0, 0, tzinfo=UTC)
-KEEPS = {rolling.RAW: timedelta(hours=24), rolling.MINUTE: timedelta(days=7), rolling.HOUR: timedelta(days=730)}
+KEEPS = {rollup.RAW: timedelta(hours=24), rollup.MINUTE: timedelta(days=7), rollup.HOUR: timedelta(days=730)}
 
 
 class Mesh:
@@ -24,11 +24,13 @@ class Mesh:
         self.own = Metrics("metrics")
         self.own.active_users.labels(time_window="1h").set(2)
         self.own.nats_reconnects.inc(0)
-        self.keeper = Keeper(self.text, KEEPS, lambda: self.now)
+        self.keeper = HistoryWriter(self.text, KEEPS, lambda: self.now)
 
     async def text(self) -> str:
-        workers = [Source(one.render(), {"service": "inference", "node": node}) for node, one in self.workers.items()]
-        return prometheus.render(prometheus.merge([*workers, Source(self.own.render(), {"service": "metrics", "node": "m"})]))
+        workers = [MetricSource(one.render(), {"service": "inference", "node": node}) for node, one in self.workers.items()]
+        return prometheus_merge.render(
+            prometheus_merge.merge([*workers, MetricSource(self.own.render(), {"service": "metrics", "node": "m"})])
+        )
 
     async def look(self, tokens: int = 30, seconds: float = 15) -> None:
         self.now += timedelta(seconds=seconds)
@@ -42,8 +44,8 @@ class Mesh:
         await self.keeper.look()
 
     async def drawn(
-        self, store: Store, name: str, *by: HistoryGrouping, since: datetime = BEGIN, step: int = 60, node: str | None = None
+        self, store: HistoryStore, name: str, *by: HistoryGrouping, since: datetime = BEGIN, step: int = 60, node: str | None = None
     ) -> list[HistoryLine]:
-        question = choosing.read(GetHistory((name,), since, self.now, step, by, node), self.now, KEEPS)
-        found = await store.lines(question, by, choosing.MOST_POINTS)
-        return list(lines.draw(question, by, found.points, found.covered))
+        question = query_plan.read(GetHistory((name,), since, self.now, step, by, node), self.now, KEEPS)
+        found = await store.lines(question, by, query_plan.MOST_POINTS)
+        return list(chart_lines.draw(question, by, found.points, found.covered))

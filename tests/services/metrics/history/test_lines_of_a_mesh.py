@@ -11,11 +11,11 @@ from datetime import datetime, timedelta
 import asyncpg
 import pytest
 
-from services.metrics.history import choosing, rolling
-from services.metrics.history.choosing import Question
-from services.metrics.history.keeping import Keeper
-from services.metrics.history.rolling import Piece
-from services.metrics.history.store import Point, Store
+from services.metrics.history import query_plan, rollup
+from services.metrics.history.history_store import HistoryStore, StoredPoint
+from services.metrics.history.history_writer import HistoryWriter
+from services.metrics.history.query_plan import QueryPlan
+from services.metrics.history.rollup import RollupPiece
 from shared.api.history import GetHistory, HistoryGrouping
 from shared.telemetry import Metrics
 from tests.services.metrics.history.looked_at import BEGIN, KEEPS, Mesh
@@ -52,14 +52,14 @@ async def write(connection: asyncpg.Connection, draw: random.Random) -> list[Wri
         layout = await connection.fetchval(add, hashlib.sha256(bytes([number])).digest(), list(names), BEGIN.date())
         layouts.append((layout, names))
     rows = []
-    ends = {rolling.HOUR: 2 * 3600, rolling.MINUTE: draw.randrange(2 * 3600, 3 * 3600, 60), rolling.RAW: 3 * 3600}
+    ends = {rollup.HOUR: 2 * 3600, rollup.MINUTE: draw.randrange(2 * 3600, 3 * 3600, 60), rollup.RAW: 3 * 3600}
     for resolution, end in ends.items():
         for at in range(0, end, resolution):
             for node in draw.sample(NODES, draw.randint(0, len(NODES))):
                 for part in range(draw.randint(1, 2)):
                     layout, names = draw.choice(layouts)
                     sums, peaks = ([float(draw.randint(0, 1000)) for _ in names] for _ in range(2))
-                    looks = 1 if resolution == rolling.RAW else draw.randint(1, resolution // rolling.RAW)
+                    looks = 1 if resolution == rollup.RAW else draw.randint(1, resolution // rollup.RAW)
                     service = "gateway" if node == NODES[0] else "inference"
                     begin = BEGIN + timedelta(seconds=at)
                     rows.append(
@@ -74,7 +74,7 @@ async def write(connection: asyncpg.Connection, draw: random.Random) -> list[Wri
 
 
 def slowly(
-    rows: Sequence[Written], pieces: Sequence[Piece], question: Question, by: Sequence[HistoryGrouping]
+    rows: Sequence[Written], pieces: Sequence[RollupPiece], question: QueryPlan, by: Sequence[HistoryGrouping]
 ) -> dict[tuple[object, ...], list[float]]:
     """Service, node, name and step -> growth, mean, how many nodes, and the highest look."""
     of_node: dict[tuple[str, str, str, int], list[tuple[float, int, float]]] = defaultdict(list)
@@ -96,13 +96,13 @@ def slowly(
     return found
 
 
-def told(points: Sequence[Point]) -> dict[tuple[object, ...], list[float]]:
+def told(points: Sequence[StoredPoint]) -> dict[tuple[object, ...], list[float]]:
     assert len({(point.service, point.node, point.name, point.step) for point in points}) == len(points)
     return {(each.service, each.node, each.name, each.step): [each.growth, each.mean, each.nodes, each.peak] for each in points}
 
 
 @pytest.mark.parametrize("seed", range(6))
-async def test_postgresql_finds_what_a_simple_way_finds(store: Store, postgres_url: str, seed: int) -> None:
+async def test_postgresql_finds_what_a_simple_way_finds(store: HistoryStore, postgres_url: str, seed: int) -> None:
     draw = random.Random(seed)
     connection = await asyncpg.connect(postgres_url)
     try:
@@ -115,7 +115,7 @@ async def test_postgresql_finds_what_a_simple_way_finds(store: Store, postgres_u
         since = BEGIN + timedelta(seconds=draw.randrange(0, 2 * 3600))
         until = since + timedelta(seconds=draw.randrange(1, 4 * 3600))
         asked = GetHistory(names, since, until, draw.choice((15, 45, 60, 600, 3600)), by, draw.choice((None, None, *NODES)))
-        question = choosing.read(asked, BEGIN + timedelta(hours=3), KEEPS)
+        question = query_plan.read(asked, BEGIN + timedelta(hours=3), KEEPS)
         pieces = await store._pieces(question)
         found, wanted = told((await store.lines(question, by, 100_000)).points), slowly(rows, pieces, question, by)
         assert found.keys() == wanted.keys()
@@ -123,7 +123,7 @@ async def test_postgresql_finds_what_a_simple_way_finds(store: Store, postgres_u
             assert numbers == pytest.approx(wanted[key], rel=1e-6), key
 
 
-async def test_a_question_about_one_machine_is_answered_of_it_alone(store: Store) -> None:
+async def test_a_question_about_one_machine_is_answered_of_it_alone(store: HistoryStore) -> None:
     mesh = Mesh(NODES[:2])
     for _ in range(9):
         await mesh.look()
@@ -136,12 +136,12 @@ async def test_a_question_about_one_machine_is_answered_of_it_alone(store: Store
 
 
 @pytest.mark.parametrize("step", [15, 30, 60, 150])
-async def test_a_counter_that_grows_evenly_has_one_rate_in_every_step_whenever_it_is_asked(store: Store, step: int) -> None:
+async def test_a_counter_that_grows_evenly_has_one_rate_in_every_step_whenever_it_is_asked(store: HistoryStore, step: int) -> None:
     """Also in the first step, in the last one, and in one in which the service was started again."""
     mesh, seen = Mesh(), []
     for number in range(45):
         if number == 24:
-            mesh.keeper = Keeper(mesh.text, KEEPS, lambda: mesh.now)
+            mesh.keeper = HistoryWriter(mesh.text, KEEPS, lambda: mesh.now)
         await mesh.look()
         await mesh.keeper.keep(store)
         looked = mesh.now
@@ -154,7 +154,7 @@ async def test_a_counter_that_grows_evenly_has_one_rate_in_every_step_whenever_i
     assert [each for each in seen if abs(each[2] - RATE) > 0.05 * RATE] == []
 
 
-async def test_a_question_is_planned_by_what_it_asks_however_often_it_was_asked_before(store: Store) -> None:
+async def test_a_question_is_planned_by_what_it_asks_however_often_it_was_asked_before(store: HistoryStore) -> None:
     """A plan for any question reads the whole table once for each step; PostgreSQL would come to it at the sixth."""
     mesh = Mesh()
     for _ in range(9):
@@ -167,7 +167,7 @@ async def test_a_question_is_planned_by_what_it_asks_however_often_it_was_asked_
         assert tuple(await transaction._connection.fetchrow(plans)) == (0, 16)
 
 
-async def test_where_whoever_looks_has_no_numbers_of_its_own_a_step_is_as_long_as_it_is(store: Store) -> None:
+async def test_where_whoever_looks_has_no_numbers_of_its_own_a_step_is_as_long_as_it_is(store: HistoryStore) -> None:
     mesh = Mesh()
     mesh.own = Metrics("metrics")
     mesh.own.active_users.labels(time_window="1h").set(2)

@@ -1,0 +1,22 @@
+"""The list: every alert rule, and every series that Prometheus records for them."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from services.metrics.alerting.rules import expressions, machine_rules, objectives, request_rules, trust_rules
+from services.metrics.alerting.rules.alert_rule import AlertRule
+from services.metrics.alerting.rules.expressions import RecordedSeries
+
+#: In the order of the reference page; a group is a file of Prometheus rules.
+GROUPS: Mapping[str, tuple[AlertRule, ...]] = MappingProxyType(
+    {
+        "objectives": objectives.RULES,
+        "requests": request_rules.RULES,
+        "trust": trust_rules.RULES,
+        "machines": machine_rules.RULES,
+    }
+)
+ALL: tuple[AlertRule, ...] = tuple(rule for rules in GROUPS.values() for rule in rules)
+
+#: Without repetitions; a burn alert and its neighbour may look at the same window.
+RECORDINGS: tuple[RecordedSeries, ...] = tuple(dict.fromkeys(found for rule in ALL for found in expressions.recordings_of(rule.when)))

@@ -1,0 +1,53 @@
+"""Counts domain events into metrics. Events are hints, so these numbers are for charts and never for bills."""
+
+from typing import assert_never
+
+from services.metrics.collection.active_users import ActiveUserCounter
+from shared import telemetry
+from shared.api import events
+from shared.types import ModelName
+
+#: Names of models that get a label value of their own; the name in a failed request may be any text.
+MAX_MODELS = 200
+OTHER_MODELS = "other"
+
+
+class EventCounters:
+    """Owned by the task that follows the events."""
+
+    def __init__(self, metrics: telemetry.Metrics) -> None:
+        self._metrics = metrics
+        self._models: set[ModelName] = set()
+        self.users = ActiveUserCounter()
+
+    def count(self, event: events.Event, now: float) -> None:
+        self._metrics.events.labels(event=event.__struct_config__.tag).inc()
+        match event:
+            case events.RequestCompleted():
+                self._completed(event, now)
+            case events.UserRegistered() | events.KeyCreated() | events.KeyRevoked() | events.WorkerJoined() | events.WorkerLeft():
+                pass
+            case _:
+                assert_never(event)
+
+    def show_active_users(self, now: float) -> None:
+        """Bring the gauge up to date; called before each rendering, because users leave a window without an event."""
+        for window, users in self.users.count(now).items():
+            self._metrics.active_users.labels(time_window=window).set(users)
+
+    def _completed(self, event: events.RequestCompleted, now: float) -> None:
+        model = self._label(event.model)
+        self._metrics.completed_requests.labels(status=event.status, model=model).inc()
+        # A counter refuses to go down; a negative count in an event is the sender's mistake and is not counted.
+        self._metrics.completed_tokens.labels(model=model).inc(max(0, event.tokens))
+        if event.user_id is not None:
+            self.users.saw(event.user_id, now)
+
+    def _label(self, model: ModelName | None) -> str:
+        if model is None:
+            return ""
+        if model not in self._models:
+            if len(self._models) >= MAX_MODELS:
+                return OTHER_MODELS
+            self._models.add(model)
+        return model

@@ -1,0 +1,232 @@
+"""Asks every live node of the mesh: for its metrics, and for how it is. Deadlines are short, and one silent node costs
+nothing but its own part of the answer."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence, Set
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Generic, TypeVar
+
+import msgspec
+
+from services.metrics.alerting import sample_reader
+from services.metrics.alerting.worker_attendance import WorkerAttendance
+from services.metrics.collection import health, health_signals
+from services.metrics.collection.event_counters import EventCounters
+from services.metrics.collection.recorded_metrics import RecordedMetricSet
+from services.metrics.export import openmetrics, prometheus_merge
+from shared import errors
+from shared import node as nodes
+from shared.api import node as node_api
+from shared.api.gateway import Check
+from shared.api.metrics import ComponentHealth, MetricsTextFormat, NodeView, SystemHealth
+from shared.discovery import directory as directories
+from shared.telemetry import instruments
+from shared.telemetry.metrics_registry import version
+from shared.types import SERVICE_NAMES, NodeId, Role
+
+NODE_DEADLINE_SECONDS = 2.0
+#: Several scrapers at once cost the mesh one collection a second.
+KEPT_SECONDS = 1.0
+#: Nodes asked at the same time; a mesh of hundreds of workers must not fill every link in one moment.
+MAX_ASKED_AT_ONCE = 64
+
+#: Our own metrics are what we say they are, whatever a node says first.
+_KNOWN = {one.name: str(one.kind) for one in instruments.ALL}
+
+
+class MeshMetrics:
+    """What one collection found, in either format; each is written when it is first asked for."""
+
+    def __init__(self, merged: prometheus_merge.Merged) -> None:
+        self._merged = merged
+        self._texts: dict[MetricsTextFormat, str] = {}
+
+    def text(self, form: MetricsTextFormat) -> str:
+        if form not in self._texts:
+            match form:
+                case MetricsTextFormat.PROMETHEUS:
+                    self._texts[form] = prometheus_merge.render(self._merged)
+                case MetricsTextFormat.OPENMETRICS:
+                    self._texts[form] = openmetrics.render(self._merged, _KNOWN)
+        return self._texts[form]
+
+    def text_of(self, families: Set[str]) -> str:
+        """Of these alone, which costs little."""
+        return prometheus_merge.render(
+            prometheus_merge.Merged(tuple(family for family in self._merged.families if family.name in families), 0)
+        )
+
+
+T = TypeVar("T")
+
+
+class Fresh(Generic[T]):
+    """The result of ``make``, made again when it is older than KEPT_SECONDS; callers at one time share one making."""
+
+    def __init__(self, make: Callable[[], Awaitable[T]], clock: Callable[[], float] = time.monotonic) -> None:
+        self._make = make
+        self._clock = clock
+        self._lock = asyncio.Lock()
+        self._made: tuple[float, T] | None = None
+
+    async def get(self) -> T:
+        async with self._lock:
+            if self._made is None or self._clock() - self._made[0] >= KEPT_SECONDS:
+                result = await self._make()
+                self._made = (self._clock(), result)
+            return self._made[1]
+
+
+class MeshSurvey:
+    """The metrics and the health of the mesh, as its nodes tell them."""
+
+    def __init__(self, node: nodes.Node, recorded: RecordedMetricSet, tally: EventCounters, attendance: WorkerAttendance) -> None:
+        self._node = node
+        self._attendance = attendance
+        self._recorded = recorded
+        self._tally = tally
+        self._asking = asyncio.Semaphore(MAX_ASKED_AT_ONCE)
+        self._before: dict[str, ComponentHealth] = {}
+        self._merger = prometheus_merge.Merger(_KNOWN)
+        self._signs = health_signals.HealthSignalReader()
+        self.metrics = Fresh(self._collect_metrics)
+        self.health = Fresh(self._decide_health)
+
+    # --- metrics --------------------------------------------------------------------------------------------------
+
+    async def _collect_metrics(self) -> MeshMetrics:
+        others = await self.each(self._read_metrics)
+        self._show_own()
+        own = _source(self._node.read_own_metrics(), Role.METRICS, self._node.id, trusted=True)
+        told = [source for source in others if source is not None]
+        merged = self._merger.merge([own, *told, *self._recorded.sources()])
+        self._node.metrics.scrape_dropped_series.set(merged.dropped)
+        found = MeshMetrics(merged)
+        self._signs.take(
+            sample_reader.read(found.text_of(health_signals.FAMILIES), dict.fromkeys(health_signals.SERIES, ())), datetime.now(UTC)
+        )
+        return found
+
+    async def _read_metrics(self, entry: directories.DirectoryEntry) -> prometheus_merge.MetricSource | None:
+        try:
+            async with self._asking:
+                answer = await self._node.rpc.call(
+                    node_api.read_metrics, node_api.ReadMetrics(), to=entry.node, deadline_seconds=NODE_DEADLINE_SECONDS
+                )
+        except errors.AimeshError as error:
+            self._node.metrics.scrape_failures.labels(service=SERVICE_NAMES[entry.role], reason=errors.code_of(error)).inc()
+            return None
+        return _source(answer, entry.role, entry.node)
+
+    def _show_own(self) -> None:
+        metrics = self._node.metrics
+        self._tally.show_active_users(time.monotonic())
+        metrics.custom_series.set(len(self._recorded))
+        metrics.node_up.clear()
+        metrics.node_up.labels(**_labels(Role.METRICS, self._node.id)).set(1)
+        for entry in (*self._known(), *self._node.directory.entries(Role.METRICS)):
+            # Whoever was meant to go is not missed, and who never was let in never was up.
+            if entry.alive or self._fact(entry).was_lost:
+                metrics.node_up.labels(**_labels(entry.role, entry.node)).set(entry.alive)
+
+    # --- health -----------------------------------------------------------------------------------------------------
+
+    async def _decide_health(self) -> SystemHealth:
+        living = await self.each(self._read_health)
+        gone = [self._fact(entry) for entry in self._known() if not entry.alive]
+        now = datetime.now(UTC)
+        told = self._signs.signs(now)
+        doubts = health.doubts(told.catches, self._recorded.refusals.complaints(now))
+        facts = [replace(fact, doubts=doubts.get(fact.label, ())) for fact in (await self._own_fact(), *living, *gone)]
+        self._show_servers(health.servers_up(facts))
+        decided = health.decide(facts, now, self._node.started_at, self._before, told)
+        self._before = {health.key(component): component for component in decided.components}
+        return msgspec.structs.replace(decided, nodes=self._view())
+
+    def _show_servers(self, up: Mapping[str, bool]) -> None:
+        self._node.metrics.server_up.clear()
+        for server, reached in up.items():
+            self._node.metrics.server_up.labels(server=server).set(reached)
+
+    def _view(self) -> tuple[NodeView, ...]:
+        own = NodeView(self._node.id, SERVICE_NAMES[Role.METRICS], "self", None, alive=True, since=self._node.started_at, why_not="")
+        return (own, *(self._view_of(entry) for entry in self._known()))
+
+    def _view_of(self, entry: directories.DirectoryEntry) -> NodeView:
+        seconds = self._node.roads.round_trip_seconds(entry.node)
+        milliseconds = None if seconds is None else round(seconds * 1000, 3)
+        return NodeView(entry.node, SERVICE_NAMES[entry.role], entry.path, milliseconds, entry.alive, entry.since, entry.why_not)
+
+    async def _read_health(self, entry: directories.DirectoryEntry) -> health.NodeFact:
+        try:
+            async with self._asking:
+                answer = await self._node.rpc.call(
+                    node_api.read_health, node_api.ReadHealth(), to=entry.node, deadline_seconds=NODE_DEADLINE_SECONDS
+                )
+        except errors.AimeshError as error:
+            return self._fact(entry, no_answer=error.message)
+        return self._fact(entry, checks=answer.checks)
+
+    async def _own_fact(self) -> health.NodeFact:
+        own = await self._node.health()
+        return health.NodeFact(
+            role=Role.METRICS,
+            label=instruments.node_label(self._node.id),
+            alive=True,
+            since=self._node.started_at,
+            checks=own.checks,
+            path="self",
+        )
+
+    def _fact(self, entry: directories.DirectoryEntry, *, checks: tuple[Check, ...] = (), no_answer: str = "") -> health.NodeFact:
+        return health.NodeFact(
+            role=entry.role,
+            label=instruments.node_label(entry.node),
+            alive=entry.alive,
+            since=entry.since,
+            why_not=entry.why_not,
+            checks=checks,
+            no_answer=no_answer,
+            path=entry.path,
+            # A node that stops says before that it drains.
+            said_goodbye=entry.announcement.draining or self._node.roads.is_revoked(entry.node),
+        )
+
+    def replicas(self) -> list[NodeId]:
+        """Those of this service that live and are of the oldest version, in the order of their ids. During a rolling upgrade to 0.2 the
+        older ones all evaluate the alerts by themselves."""
+        others = [one.announcement for one in self._node.directory.entries(Role.METRICS) if one.alive and not one.announcement.leaving]
+        versions = {self._node.id: version(), **{one.node: one.version for one in others}}
+        oldest = min(map(_ordered, versions.values()))
+        return sorted(node for node, found in versions.items() if _ordered(found) == oldest)
+
+    # --- nodes ------------------------------------------------------------------------------------------------------
+
+    def _known(self) -> list[directories.DirectoryEntry]:
+        """The nodes that can be asked, and those that are missed: no clients, and no metrics service, which none other may speak to."""
+        asked = {one.node: one for one in self._node.directory.entries() if one.role in SERVICE_NAMES and one.role is not Role.METRICS}
+        self._attendance.look(asked.values(), self._node.roads.is_revoked, datetime.now(UTC))
+        # Those that went before this process began, of whom the directory knows nothing, or the key alone.
+        unseen = {node: entry for node, entry in self._attendance.missed().items() if node not in asked or not asked[node].path}
+        return [*{**asked, **unseen}.values()]
+
+    async def each(self, ask: Callable[[directories.DirectoryEntry], Coroutine[object, object, T]]) -> Sequence[T]:
+        """Ask all live nodes at the same time; ``ask`` turns a failure into an answer of its own."""
+        async with asyncio.TaskGroup() as tasks:
+            asked = [tasks.create_task(ask(entry)) for entry in self._known() if entry.alive]
+        return [task.result() for task in asked]
+
+
+def _ordered(found: str) -> tuple[int, ...]:
+    """0.10.0 is newer than 0.9.1."""
+    return tuple(int(part) for part in found.split(".") if part.isdecimal())
+
+
+def _source(read: node_api.NodeMetrics, role: Role, node: NodeId, *, trusted: bool = False) -> prometheus_merge.MetricSource:
+    return prometheus_merge.MetricSource(read.text, _labels(role, node), trusted=trusted, exemplars=read.exemplars)
+
+
+def _labels(role: Role, node: NodeId) -> dict[str, str]:
+    return {"service": SERVICE_NAMES[role], "node": instruments.node_label(node)}

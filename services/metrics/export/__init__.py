@@ -1,0 +1,1 @@
+"""The ways out for numbers, spans and logs: Prometheus, OpenMetrics and OTLP."""

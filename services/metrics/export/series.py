@@ -1,0 +1,115 @@
+"""One line of a Prometheus text: its grammar, and the labels that a series gets. Pure."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from prometheus_client.utils import floatToGoString
+
+NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
+_PAIR = r'[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\\n]|\\["\\n])*"'
+_NUMBER = r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|Inf|NaN)"
+_HEAD = rf"({NAME})(?:\{{((?:{_PAIR}(?:,{_PAIR})*,?)?)\}})?"
+HEAD_ALONE = re.compile(_HEAD)
+NUMBER_ALONE = re.compile(_NUMBER)
+#: Of the numbers, those that nothing that only grows can have.
+ODD = re.compile(r"-|.?NaN")
+LINE = re.compile(rf"({_HEAD})[ \t]+({_NUMBER})(?:[ \t]+-?[0-9]+)?[ \t]*")
+LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\\n]|\\["\\n])*)"')
+_PARTS = ("_bucket", "_sum", "_count")
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesHead:
+    """What stands before the number: the name of a series and its labels, escapes included."""
+
+    name: str
+    labels: Mapping[str, str]
+    #: Of what may be a part of a histogram, all labels but `le`: one histogram of one source has them in common. Empty for others.
+    group: str
+    #: Of a bucket, in the way that OpenMetrics writes it; None where there is none.
+    le: float | None
+
+    @property
+    def has_empty(self) -> bool:
+        """To Prometheus an empty label is an absent one."""
+        return "" in self.labels.values()
+
+    @property
+    def filled(self) -> dict[str, str]:
+        """The labels that are not empty."""
+        return {name: value for name, value in self.labels.items() if value}
+
+
+def parse_head(text: str) -> SeriesHead | None:
+    """None where it is not valid."""
+    found = HEAD_ALONE.fullmatch(text)
+    if found is None:
+        return None
+    name, inside = found.groups(default="")
+    found_pairs = LABEL.findall(inside)
+    labels = dict(sorted(found_pairs))
+    # A label twice is a mistake, and names that begin with two underscores are Prometheus's own.
+    if len(labels) != len(found_pairs) or ("__" in inside and any(label.startswith("__") for label in labels)):
+        return None
+    if not name.endswith(_PARTS):
+        return SeriesHead(name, labels, "", None)
+    group = pairs({label: value for label, value in labels.items() if label != "le"})
+    return SeriesHead(name, labels, group, _bound(labels.get("le", "")) if name.endswith("_bucket") else None)
+
+
+def _bound(text: str) -> float | None:
+    if not NUMBER_ALONE.fullmatch(text):
+        return None
+    bound = float(text)
+    if math.isnan(bound):
+        return None
+    return bound if floatToGoString(bound) == text else None  # type: ignore[no-untyped-call]  # the parser of OpenMetrics asks it too
+
+
+class Labelling:
+    """Completes the labels of one source's series by what the mesh knows of it."""
+
+    def __init__(self, given: Mapping[str, str], trusted: bool) -> None:
+        self._given = given
+        self._trusted = trusted
+        self._text = pairs(given)
+        self._identity = pairs({name: value for name, value in given.items() if value})
+
+    def __call__(self, head: SeriesHead) -> tuple[str, str]:
+        """The head as it is shown, and what tells it from all others."""
+        if head.labels.keys().isdisjoint(self._given):
+            shown = braced(head.name, self._text, pairs(head.labels))
+            if not head.has_empty:
+                return shown, shown
+            return shown, braced(head.name, self._identity, pairs(head.filled))
+        labels = self._complete(head.labels)
+        known = {name: value for name, value in labels.items() if value}
+        return braced(head.name, pairs(labels), ""), braced(head.name, pairs(known), "")
+
+    def _complete(self, own: Mapping[str, str]) -> dict[str, str]:
+        if self._trusted:
+            return {**self._given, **own}
+        rest = {name: value for name, value in own.items() if name not in self._given}
+        for name, value in self._given.items():
+            if own.get(name, value) == value:
+                continue
+            moved = f"exported_{name}"
+            while moved in rest:
+                moved = f"exported_{moved}"
+            rest[moved] = own[name]
+        return {**self._given, **dict(sorted(rest.items()))}
+
+
+def pairs(labels: Mapping[str, str]) -> str:
+    return ",".join([f'{name}="{value}"' for name, value in labels.items()])
+
+
+def braced(name: str, first: str, second: str) -> str:
+    inside = f"{first},{second}" if first and second else first or second
+    return f"{name}{{{inside}}}" if inside else name
+
+
+def escape(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -1,0 +1,150 @@
+"""What PostgreSQL found becomes the lines of an answer. Pure."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final, Protocol, TypeAlias
+
+from services.metrics.export import series
+from services.metrics.history import kept_series, rollup
+from services.metrics.history.query_plan import HistoryRequest, QueryPlan
+from shared import errors
+from shared.api import history as api
+from shared.api.history import HistoryGrouping, HistoryLine
+
+_Labels: TypeAlias = tuple[tuple[str, str], ...]
+_BOUND: Final = "le"
+_MACHINE: Final = "machine"
+
+
+class ChartPoint(Protocol):
+    """``history_store.StoredPoint``."""
+
+    @property
+    def service(self) -> str: ...
+    @property
+    def node(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def step(self) -> int: ...
+    @property
+    def growth(self) -> float: ...
+    @property
+    def mean(self) -> float: ...
+    @property
+    def nodes(self) -> int: ...
+    @property
+    def peak(self) -> float: ...
+
+
+@dataclass(slots=True)
+class _Sum:
+    """One number of a line, until all points of it have been seen."""
+
+    total: float = 0.0
+    nodes: int = 0
+    peak: float = -math.inf
+
+    def add(self, point: ChartPoint, *, grows: bool) -> None:
+        self.total += point.growth if grows else point.mean
+        self.nodes += point.nodes
+        self.peak = max(self.peak, point.peak)
+
+
+def draw(
+    question: QueryPlan, by: Sequence[HistoryGrouping], points: Iterable[ChartPoint], covered: Mapping[int, float]
+) -> tuple[HistoryLine, ...]:
+    """``covered`` says how many seconds of a step were seen. Raises BadRequest where there are too many."""
+    grouped: dict[str, dict[_Labels, dict[int, _Sum]]] = {}
+    #: Of the name in a layout, the service and the node: a line has many points, and to take a name apart costs more than to add.
+    found: dict[tuple[str, str, str], tuple[dict[int, _Sum], bool]] = {}
+    for point in points:
+        of_point = (point.name, point.service, point.node)
+        if of_point not in found:
+            name, key = _line_of(point, by)
+            found[of_point] = grouped.setdefault(name, {}).setdefault(key, {}), kept_series.is_counter(name)
+        steps, grows = found[of_point]
+        steps.setdefault(point.step, _Sum()).add(point, grows=grows)
+    seconds = [_seconds(question, step, covered) for step in range(question.steps)]
+    lines = [line for wanted in question.wanted for line in _of_name(wanted, seconds, grouped.get(wanted.name, {}))]
+    if len(lines) > api.MOST_LINES:
+        hint = "ask for fewer names, or with fewer words in `by`"
+        raise errors.BadRequest(f"by: that would be {len(lines)} lines, and at most {api.MOST_LINES} are answered", hint=hint)
+    return tuple(lines)
+
+
+def _line_of(point: ChartPoint, by: Sequence[HistoryGrouping]) -> tuple[str, _Labels]:
+    """The metric, and what tells the line from the others of it."""
+    head = series.parse_head(point.name)
+    name, own = ("", {}) if head is None else (head.name, head.labels)
+    labels = {**own, HistoryGrouping.SERVICE.value: point.service, HistoryGrouping.NODE.value: point.node}
+    # The machine belongs to the node: a sum over nodes is not per machine.
+    left_out = {*(set(HistoryGrouping) - set(by)), *(() if HistoryGrouping.NODE in by else (_MACHINE,))}
+    return name, tuple(sorted((label, value) for label, value in labels.items() if label not in left_out))
+
+
+def _of_name(wanted: HistoryRequest, seconds: Sequence[float], found: Mapping[_Labels, Mapping[int, _Sum]]) -> list[HistoryLine]:
+    """``seconds`` of each step."""
+    if wanted.quantile is not None:
+        return _quantiles(wanted, wanted.quantile, len(seconds), found)
+    return [
+        _line(wanted, labels, [_value(wanted, sums.get(step), each) for step, each in enumerate(seconds)])
+        for labels, sums in sorted(found.items())
+    ]
+
+
+def _line(wanted: HistoryRequest, labels: _Labels, values: Sequence[float | None]) -> HistoryLine:
+    return HistoryLine(wanted.asked, {name: _unescape(value) for name, value in labels}, tuple(values))
+
+
+def _value(wanted: HistoryRequest, found: _Sum | None, seconds: float) -> float | None:
+    if found is None:
+        return None
+    if wanted.highest:
+        return found.peak / rollup.RAW if kept_series.is_counter(wanted.name) else found.peak
+    if wanted.is_divided:
+        return found.total / seconds
+    return found.total / found.nodes if kept_series.is_share(wanted.name) else found.total
+
+
+def _seconds(question: QueryPlan, step: int, covered: Mapping[int, float]) -> float:
+    """As much of a step as was seen: the first and the last one may be seen in part, and so is one in which nobody looked for a while.
+    Where nobody knows how much that is, as long as the step is by now."""
+    left = (question.until - question.since).total_seconds() - step * question.step_seconds
+    return covered.get(step) or min(question.step_seconds, max(rollup.RAW, left))
+
+
+# --- quantiles --------------------------------------------------------------------------------------------------------
+
+
+def _quantiles(wanted: HistoryRequest, share: float, steps: int, found: Mapping[_Labels, Mapping[int, _Sum]]) -> list[HistoryLine]:
+    groups: dict[_Labels, dict[float, Mapping[int, _Sum]]] = {}
+    for labels, sums in found.items():
+        bound = float(dict(labels).get(_BOUND, "nan"))
+        groups.setdefault(tuple(pair for pair in labels if pair[0] != _BOUND), {})[bound] = sums
+    return [
+        _line(wanted, labels, [_quantile_at(share, step, buckets) for step in range(steps)]) for labels, buckets in sorted(groups.items())
+    ]
+
+
+def _quantile_at(share: float, step: int, buckets: Mapping[float, Mapping[int, _Sum]]) -> float | None:
+    counts = [(bound, sums[step].total) for bound, sums in sorted(buckets.items()) if step in sums]
+    return quantile(share, counts)
+
+
+def quantile(share: float, counts: Sequence[tuple[float, float]]) -> float | None:
+    """Of buckets as Prometheus counts them, each with all below it. Within one the values count as spread evenly; beyond the last bound
+    it is that bound. None where there are no values."""
+    if len(counts) < 2 or counts[-1][0] != math.inf or counts[-1][1] <= 0:
+        return None
+    rank = share * counts[-1][1]
+    for (below, before), (bound, count) in pairwise([(0.0, 0.0), *counts]):
+        if count >= rank and count > before:
+            return below if bound == math.inf else below + (bound - below) * (rank - before) / (count - before)
+    return counts[-2][0]
+
+
+def _unescape(value: str) -> str:
+    return value.replace("\\n", "\n").replace('\\"', '"').replace("\\\\", "\\") if "\\" in value else value

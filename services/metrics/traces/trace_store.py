@@ -1,0 +1,80 @@
+"""The latest traces, put together from what the nodes tell. Pure; memory is bounded, the oldest traces go first."""
+
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from services.metrics.export.otlp.span_records import NodeSpan
+from shared.spans import REQUEST_ID
+
+MAX_TRACES: Final = 1_000
+MAX_SPANS: Final = 20_000
+#: Of one trace, over all nodes: one that a node makes up without end takes the room of no other.
+MAX_SPANS_OF_ONE: Final = 500
+#: New ones that the other nodes are asked for at a time.
+MAX_WANTED: Final = 200
+#: How often they are: a node may end its part after the one that kept it first.
+_ASKED_TIMES: Final = 3
+
+
+@dataclass(slots=True)
+class _StoredTrace:
+    told: list[NodeSpan] = field(default_factory=list)
+    seen: set[str] = field(default_factory=set)
+
+
+class TraceStore:
+    """By the trace's id, the latest that began to come last."""
+
+    def __init__(self) -> None:
+        self._traces: OrderedDict[str, _StoredTrace] = OrderedDict()
+        self._by_request: dict[str, str] = {}
+        self._spans = 0
+        #: Traces that other nodes are to be asked for, with how often.
+        self._wanted: deque[tuple[str, int]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._traces)
+
+    def put(self, told: Iterable[NodeSpan]) -> list[NodeSpan]:
+        """Returns those that are new."""
+        new = []
+        for one in told:
+            kept = self._traces.get(one.span.trace_id)
+            if kept is None:
+                kept = self._traces[one.span.trace_id] = _StoredTrace()
+                self._wanted.append((one.span.trace_id, _ASKED_TIMES))
+            if one.span.span_id in kept.seen or len(kept.told) >= MAX_SPANS_OF_ONE:
+                continue
+            kept.seen.add(one.span.span_id)
+            kept.told.append(one)
+            self._spans += 1
+            new.append(one)
+            request = one.span.attributes.get(REQUEST_ID)
+            if isinstance(request, str):
+                self._by_request[request] = one.span.trace_id
+        self._shorten()
+        return new
+
+    def wanted(self) -> tuple[str, ...]:
+        """What to ask every node for in this round."""
+        chosen = [self._wanted.popleft() for _ in range(min(len(self._wanted), MAX_WANTED))]
+        self._wanted.extend((trace_id, times - 1) for trace_id, times in chosen if times > 1)
+        return tuple(trace_id for trace_id, _ in chosen)
+
+    def find(self, some_id: str) -> list[NodeSpan]:
+        """Of the trace or the request with this id, by their beginning; empty where it is not known."""
+        kept = self._traces.get(self._by_request.get(some_id, some_id))
+        return [] if kept is None else sorted(kept.told, key=lambda one: one.span.start_ns)
+
+    def _shorten(self) -> None:
+        while len(self._traces) > MAX_TRACES or self._spans > MAX_SPANS:
+            trace_id, kept = self._traces.popitem(last=False)
+            self._spans -= len(kept.told)
+            for one in kept.told:
+                request = one.span.attributes.get(REQUEST_ID)
+                if isinstance(request, str) and self._by_request.get(request) == trace_id:
+                    del self._by_request[request]
+        while len(self._wanted) > MAX_TRACES:
+            self._wanted.popleft()

@@ -1,0 +1,225 @@
+"""An alert on its whole way: a scrape, a rule, a real Prometheus, a real Alertmanager started as it is shipped, a webhook. And its end."""
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from cli.stack import processes
+from services.metrics.service import MetricsService
+from services.metrics.settings import MetricsSettings
+from shared.telemetry import instruments
+from shared.types import Role
+from tests.services.metrics.alerting.rules import debian
+from tests.testnet import MESH, free_port, testnet, until
+
+DEPLOY = Path(__file__).parents[5] / "deploy"
+#: From the change of a number to the message, scrape, rule and grouping included; Prometheus looks for its targets every 5 s.
+DELIVERED_SECONDS = 30
+
+
+class Outside(ThreadingHTTPServer):
+    """What Prometheus scrapes, and what Alertmanager tells."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Requests)
+        self.drift = 0
+        #: Path -> the messages that came there.
+        self.told: dict[str, list[dict[str, Any]]] = {}
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.server_address[1]}"
+
+    def text(self) -> str:
+        up = "".join(
+            f'{instruments.NODE_UP.name}{{service="{service}",node="n"}} 1\n'
+            for service in ("auth", "gateway", "inference", "metrics", "web")
+        )
+        return f'{up}{instruments.LEDGER_DRIFT.name}{{service="gateway",node="g"}} {self.drift}\n'
+
+    def alerts(self, path: str, status: str) -> list[dict[str, Any]]:
+        return [alert for message in self.told.get(path, []) for alert in message["alerts"] if alert["status"] == status]
+
+
+class _Requests(BaseHTTPRequestHandler):
+    server: Outside
+
+    def do_GET(self) -> None:
+        self._answer(self.server.text().encode())
+
+    def do_POST(self) -> None:
+        message = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.server.told.setdefault(self.path, []).append(message)
+        self._answer(b"")
+
+    def _answer(self, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("content-type", "text/plain; version=0.0.4")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def outside() -> Iterator[Outside]:
+    with Outside() as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@contextmanager
+def running(folder: Path, *command: str, **environment: str) -> Iterator[None]:
+    """A program in a folder of its own, that does not outlive the test."""
+    folder.mkdir(exist_ok=True)
+    with (folder / "log").open("ab") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env={"PATH": os.environ["PATH"], **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            preexec_fn=processes.dies_with_parent(signal.SIGKILL, os.getpid()),  # noqa: PLW1509 - fork from the main thread
+        )
+    try:
+        yield
+        assert process.poll() is None, (folder / "log").read_text()[-2000:]
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def alertmanager(folder: Path, outside: Outside) -> Iterator[str]:
+    """As it is shipped, but for how long it gathers before it speaks. Yields its address."""
+    shutil.copytree(DEPLOY / "alertmanager", folder)
+    shipped = folder / "alertmanager.yml"
+    quick = re.sub(r"(group_wait|group_interval): \w+", r"\1: 200ms", shipped.read_text(encoding="utf-8"))
+    shipped.write_text(quick, encoding="utf-8")
+    urls = [
+        f"{name.upper()}_WEBHOOK_URL=http://{outside.address}/{name}\n" for name in ("page", "critical", "warning", "ticket", "watchdog")
+    ]
+    (folder / "alertmanager.env").write_text("".join(urls), encoding="utf-8")
+    address = f"127.0.0.1:{free_port()}"
+    options = (f"--web.listen-address={address}", f"--storage.path={folder / 'data'}", "--cluster.listen-address=")
+    program = debian.program("alertmanager")
+    with running(folder, str(folder / "start.sh"), *options, ALERTMANAGER=program, CONFIG_OUT=str(folder / "in-use.yml")):
+        yield address
+
+
+@contextmanager
+def prometheus(folder: Path, scraped: str, told: str, *, every: str = "200ms") -> Iterator[str]:
+    """As it is shipped, but for addresses and pace. Yields its address."""
+    folder.mkdir()
+    config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
+    config["global"] = {"scrape_interval": every, "scrape_timeout": every, "evaluation_interval": "200ms"}
+    config["rule_files"] = [str(DEPLOY / "prometheus" / "rules" / "*.rules.yml")]
+    config["scrape_configs"] = [{**config["scrape_configs"][0], "static_configs": [{"targets": [scraped]}]}]
+    config["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"] = [told]
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    address = f"127.0.0.1:{free_port()}"
+    options = (f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address={address}")
+    # An alert that fires before Alertmanager is found is said again after this; a minute is the default.
+    with running(folder, debian.program("prometheus"), *options, "--rules.alert.resend-delay=500ms"):
+        yield address
+
+
+async def test_an_alert_goes_all_the_way_to_a_webhook_and_so_does_its_end(outside: Outside, tmp_path: Path) -> None:
+    with alertmanager(tmp_path / "alertmanager", outside) as told, prometheus(tmp_path / "prometheus", outside.address, told) as address:
+        await until(lambda: outside.alerts("/watchdog", "firing"), seconds=DELIVERED_SECONDS)
+        assert set(outside.told) == {"/watchdog"}
+
+        outside.drift = 5
+        await until(lambda: outside.alerts("/page", "firing"), seconds=DELIVERED_SECONDS)
+        [alert, *_] = outside.alerts("/page", "firing")
+        assert alert["labels"] == {"alertname": "ledger_drift", "node": "g", "severity": "page"}
+        assert alert["annotations"]["runbook_url"] == "docs/runbooks/ledger_drift.md"
+        assert alert["annotations"]["summary"] == "The ledger does not add up"
+
+        outside.drift = 0
+        await until(lambda: outside.alerts("/page", "resolved"), seconds=DELIVERED_SECONDS)
+        assert set(outside.told) == {"/watchdog", "/page"}
+        async with httpx.AsyncClient() as http:
+            rules = (await http.get(f"http://{address}/api/v1/rules")).json()["data"]["groups"]
+        assert not [rule["lastError"] for group in rules for rule in group["rules"] if rule["health"] == "err"]
+
+
+async def test_prometheus_takes_the_text_of_a_mesh(outside: Outside, tmp_path: Path) -> None:
+    """In the form that it asks for, which is OpenMetrics."""
+    port = free_port()
+    async with testnet() as net:
+        key_file = net.server.key("metrics", Role.METRICS)
+        settings = MetricsSettings(node_key_file=key_file, port=0, prometheus_port=port, mesh=MESH, nats_url=net.server.url)
+        await net.start(MetricsService, settings)
+        with prometheus(tmp_path / "prometheus", f"127.0.0.1:{port}", outside.address, every="1s") as address:
+            async with httpx.AsyncClient(base_url=f"http://{address}/api/v1") as http:
+                target: dict[str, Any] = {"health": "unknown"}
+                async with asyncio.timeout(DELIVERED_SECONDS):
+                    await _ready(http, "/status/config")
+                    while target["health"] == "unknown":
+                        await asyncio.sleep(0.05)
+                        for target in (await http.get("/targets")).json()["data"]["activeTargets"]:
+                            assert (target["lastError"], target["health"] == "down") == ("", False)
+                asked = (await http.get("/query", params={"query": f'{instruments.NODE_UP.name}{{service="metrics"}}'})).json()
+    [found] = asked["data"]["result"]
+    assert found["value"][1] == "1"
+
+
+async def test_what_follows_from_something_worse_is_not_sent_besides(outside: Outside, tmp_path: Path) -> None:
+    silenced = [
+        {"alertname": "high_latency", "severity": "warning", "service": "gateway"},
+        {"alertname": "response_slow", "severity": "critical", "model": "llama3"},
+        {"alertname": "availability_burn", "severity": "ticket", "window": "1d"},
+    ]
+    said = [
+        {"alertname": "service_down", "severity": "page", "service": "gateway"},
+        {"alertname": "high_latency", "severity": "warning", "service": "auth"},
+        {"alertname": "ledger_drift", "severity": "page", "node": "g"},
+        {"alertname": "worker_gone", "severity": "warning", "node": "w"},
+    ]
+    with alertmanager(tmp_path / "alertmanager", outside) as address:
+        async with httpx.AsyncClient(base_url=f"http://{address}/api/v2") as http:
+            await _ready(http, "/status")
+            posted = await http.post("/alerts", json=[{"labels": each} for each in (*said, *silenced)])
+            assert posted.status_code == 200
+            found = (await http.get("/alerts", params={"inhibited": "false"})).json()
+        assert sorted(_words(alert["labels"]) for alert in found) == sorted(_words(each) for each in said)
+        await until(lambda: outside.alerts("/page", "firing"), seconds=DELIVERED_SECONDS)
+        assert "/ticket" not in outside.told
+
+
+def _words(labels: dict[str, str]) -> list[tuple[str, str]]:
+    return sorted(labels.items())
+
+
+async def _ready(http: httpx.AsyncClient, path: str) -> None:
+    """Waits until the program answers; how long is up to the machine, and bounded by the test's own limit."""
+    while True:
+        try:
+            if (await http.get(path)).status_code == 200:
+                return
+        except httpx.ConnectError:
+            pass  # it is starting
+        await asyncio.sleep(0.02)

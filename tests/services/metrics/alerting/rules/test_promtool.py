@@ -1,0 +1,104 @@
+"""Prometheus and our own evaluator say the same of the same series, at every step, of every alert: promtool runs the rules as they are
+shipped over the series of the trials, and expects the alerts that the evaluator found."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from services.metrics.alerting.rules import all_rules
+from services.metrics.alerting.rules.alert_rule import AlertRule
+from services.metrics.alerting.rules.evaluation import Labels
+from tests.services.metrics.alerting.rules import debian, trials
+from tests.services.metrics.alerting.rules.series import firing, watch
+from tests.services.metrics.alerting.rules.trials import Course, Line, Trial, Values
+from tools import alerts
+
+EVERY = [pytest.param(trial, id=trial.id) for trial in trials.ALL]
+
+
+def notation(values: Values) -> str:
+    """As promtool takes them; a series that goes away is stale from then on."""
+    words = ["_" if value is None else repr(value) for value in values]
+    for at, value in enumerate(values):
+        if value is None and at and values[at - 1] is not None:
+            words[at] = "stale"
+    return " ".join(words)
+
+
+def expected(rule: AlertRule, key: Labels) -> dict[str, object]:
+    """One alert as Prometheus shows it."""
+    has = dict(key)
+
+    def filled(text: str) -> str:
+        return re.sub(r"\{(\w+)\}", lambda found: has.get(found[1], ""), text)
+
+    return {
+        "exp_labels": {**has, "severity": rule.severity.value},
+        "exp_annotations": {
+            "summary": filled(rule.summary),
+            "description": filled(rule.description),
+            "runbook_url": rule.runbook,
+            "dashboard": rule.board.value,
+        },
+    }
+
+
+def run(folder: Path, name: str, lines: Sequence[Line], course: Course, step_seconds: int) -> int:
+    """Compare after every step; returns how many alerts there were in all."""
+    watched = [(rule, watch(rule, lines, step_seconds, course.steps, like_prometheus=True)) for rule in all_rules.ALL if rule.name == name]
+    found = [[expected(rule, key) for rule, seen in watched for key in sorted(firing(seen[at]))] for at in range(course.steps)]
+    group = next(group for group, members in all_rules.GROUPS.items() if name in {rule.name for rule in members})
+    # What was recorded comes first: an alert looks at what was recorded in the same moment.
+    groups = ["recorded", group] if group == "objectives" else [group]
+    test = {
+        "rule_files": [str(alerts.FOLDER / f"{each}.rules.yml") for each in groups],
+        "evaluation_interval": f"{step_seconds}s",
+        "group_eval_order": groups,
+        "tests": [
+            {
+                "interval": f"{step_seconds}s",
+                "input_series": [{"series": _series(line), "values": notation(line.values)} for line in lines],
+                "alert_rule_test": [
+                    {"eval_time": f"{at * step_seconds}s", "alertname": name, "exp_alerts": each} for at, each in enumerate(found)
+                ],
+            }
+        ],
+    }
+    path = folder / "test.yml"
+    path.write_text(json.dumps(test), encoding="utf-8")  # which is YAML, too, and quicker
+    debian.check("promtool", "test", "rules", path)
+    return sum(len(each) for each in found)
+
+
+def _series(line: Line) -> str:
+    pairs = ", ".join(f'{label}="{value}"' for label, value in line.labels)
+    return f"{line.name}{{{pairs}}}"
+
+
+@pytest.mark.parametrize("trial", EVERY)
+def test_prometheus_fires_and_ends_it_too(trial: Trial, tmp_path: Path) -> None:
+    assert run(tmp_path, trial.rule.name, trial.lines(trial.course, trial.over), trial.course, trial.step_seconds)
+
+
+@pytest.mark.parametrize("trial", EVERY)
+def test_prometheus_does_not_fire_it_just_below_either(trial: Trial, tmp_path: Path) -> None:
+    course = trial.calm_course
+    run(tmp_path, trial.rule.name, trial.lines(course, trial.under), course, trial.step_seconds)
+
+
+def test_prometheus_always_fires_the_watchdog(tmp_path: Path) -> None:
+    assert run(tmp_path, "watchdog", [], Course(1, 1, 1), 60) == 3
+
+
+def test_a_difference_would_be_seen(tmp_path: Path) -> None:
+    """promtool is not content with anything: the same series under another name are another result."""
+    [trial] = [trial for trial in trials.ALL if trial.rule.name == "queue_depth_high"]
+    lines = [Line(line.name.replace("queue_depth", "queue"), line.labels, line.values) for line in trial.lines(trial.course, trial.over)]
+    assert run(tmp_path, "queue_depth_high", lines, trial.course, trial.step_seconds) == 0
+    text = (tmp_path / "test.yml").read_text(encoding="utf-8").replace("ai_platform_queue{", "ai_platform_queue_depth{")
+    (tmp_path / "test.yml").write_text(text, encoding="utf-8")
+    with pytest.raises(AssertionError, match="queue_depth_high"):
+        debian.check("promtool", "test", "rules", tmp_path / "test.yml")

@@ -1,0 +1,355 @@
+"""For every alert, series that bring it about, series that just do not, and their return to normal.
+
+A course is quiet, then there is trouble, then it is quiet again. The level of the trouble is what differs between a trial that
+fires and one that does not; where a level cannot be almost reached, the trouble is shorter instead.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from services.metrics.alerting.rules import all_rules, objectives
+from services.metrics.alerting.rules.alert_rule import AlertRule
+from services.metrics.alerting.rules.objectives import Burn
+from shared.telemetry import host_instruments, instruments
+from shared.telemetry.instrument import Instrument
+
+#: At each step; None is no sample.
+Values: TypeAlias = tuple[float | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One series."""
+
+    name: str
+    labels: tuple[tuple[str, str], ...]
+    values: Values
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How many steps each part takes."""
+
+    quiet: int
+    trouble: int
+    after: int
+
+    @property
+    def steps(self) -> int:
+        return self.quiet + self.trouble + self.after
+
+    def gauge(self, calm: float | None, troubled: float | None) -> Values:
+        return (calm,) * self.quiet + (troubled,) * self.trouble + (calm,) * self.after
+
+    def counter(self, calm: float, troubled: float) -> Values:
+        """Grows by so much with every step."""
+        grown = 0.0
+        values = []
+        for step in (*(calm,) * self.quiet, *(troubled,) * self.trouble, *(calm,) * self.after):
+            grown += step
+            values.append(grown)
+        return tuple(values)
+
+    def jump(self, by: float) -> Values:
+        """Grows once, when the trouble begins."""
+        return (0.0,) * self.quiet + (by,) * (self.trouble + self.after)
+
+
+Lines: TypeAlias = Callable[[Course, float], Sequence[Line]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    rule: AlertRule
+    step_seconds: int
+    course: Course
+    lines: Lines
+    #: The trouble that fires, and the one that just does not.
+    over: float
+    under: float
+    #: Steps of the trouble that is too short to fire, where that is what ``under`` has to be.
+    brief: int | None = None
+
+    @property
+    def id(self) -> str:
+        return "-".join((self.rule.name, *(value for _, value in self.rule.labels)))
+
+    @property
+    def calm_course(self) -> Course:
+        return self.course if self.brief is None else Course(self.course.quiet, self.brief, self.course.after)
+
+
+def line(instrument: Instrument, values: Values, *, suffix: str = "", **labels: str) -> Line:
+    return Line(instrument.name + suffix, tuple(sorted(labels.items())), values)
+
+
+def _rule(name: str, **labels: str) -> AlertRule:
+    (found,) = (rule for rule in all_rules.ALL if rule.name == name and dict(rule.labels) == labels)
+    return found
+
+
+# --- objectives -----------------------------------------------------------------------------------------------------
+
+#: Of each long window, the step: coarse enough to be quick, fine enough for the short one.
+_STEPS = {3600: 60, 6 * 3600: 300, 86400: 1200, 3 * 86400: 3600}
+
+
+def _completed(course: Course, level: float) -> Sequence[Line]:
+    """A hundred requests a step; a third of the failures are timeouts. Limited and cancelled ones are no failures."""
+    status = instruments.COMPLETED_REQUESTS
+    where = {"service": "metrics", "node": "m", "model": "llama3"}
+    return (
+        line(status, course.counter(90, 90 - 100 * level), status="success", **where),
+        line(status, course.counter(10, 10), status="cancelled", **where),
+        line(status, course.counter(900, 900), status="limited", **where),
+        # Typing mistakes of callers: half as many as good requests.
+        line(status, course.counter(50, 50), status="rejected", **where),
+        line(status, course.counter(0, 70 * level), status="error", **where),
+        line(status, course.counter(0, 30 * level), status="timeout", **where),
+    )
+
+
+def _completed_by_models(course: Course, level: float) -> Sequence[Line]:
+    """One model fails, another one does not, and what is asked of no model fails always."""
+    status = instruments.COMPLETED_REQUESTS
+    well = line(status, course.counter(100, 100), status="success", service="metrics", node="m", model="phi")
+    nobody = line(status, course.counter(100, 100), status="error", service="metrics", node="m", model="")
+    return (*_completed(course, level), well, nobody)
+
+
+def _first_tokens(course: Course, level: float) -> Sequence[Line]:
+    """A hundred answers a step; the worker's own measurements, which are bad, do not count."""
+    ttft = instruments.TTFT_SECONDS
+    where = {"service": "gateway", "node": "g", "model": "llama3"}
+    return (
+        line(ttft, course.counter(100, 100 - 100 * level), suffix="_bucket", le="2.5", **where),
+        line(ttft, course.counter(100, 100), suffix="_count", **where),
+        line(ttft, course.counter(0, 0), suffix="_bucket", le="2.5", service="inference", node="w", model="llama3"),
+        line(ttft, course.counter(900, 900), suffix="_count", service="inference", node="w", model="llama3"),
+    )
+
+
+_LINES_OF = {
+    objectives.AVAILABILITY.name: _completed,
+    objectives.MODEL_AVAILABILITY.name: _completed_by_models,
+    objectives.FIRST_TOKEN.name: _first_tokens,
+}
+
+
+def _burning(name: str, allowed: float, burn: Burn) -> Trial:
+    step = _STEPS[burn.long_seconds]
+    return Trial(
+        rule=_rule(name, window={3600: "1h", 21600: "6h", 86400: "1d", 259200: "3d"}[burn.long_seconds]),
+        step_seconds=step,
+        course=Course(quiet=6, trouble=burn.long_seconds // step + 2, after=burn.short_seconds // step + 2),
+        lines=_LINES_OF[name],
+        over=burn.rate * allowed * 1.02,
+        under=burn.rate * allowed * 0.98,
+    )
+
+
+BURNING = tuple(_burning(one.name, one.allowed, burn) for one in objectives.OBJECTIVES for burn in objectives.BURNS)
+
+# --- requests -------------------------------------------------------------------------------------------------------
+
+_GATEWAY = {"service": "gateway", "node": "g"}
+
+
+def _durations(course: Course, level: float) -> Sequence[Line]:
+    """A hundred calls a step, of which a share takes about 1 s; and answers of a model, which take long."""
+    duration = instruments.REQUEST_DURATION
+    call = {**_GATEWAY, "method": "getUsage", "model": ""}
+    answer = {**_GATEWAY, "method": "chat", "model": "llama3"}
+    return (
+        line(duration, course.counter(100, 100 - 100 * level), suffix="_bucket", le="0.64", **call),
+        line(duration, course.counter(100, 100), suffix="_bucket", le="1.28", **call),
+        line(duration, course.counter(100, 100), suffix="_bucket", le="+Inf", **call),
+        line(duration, course.counter(100, 100), suffix="_count", **call),
+        line(duration, course.counter(0, 0), suffix="_bucket", le="1.28", **answer),
+        line(duration, course.counter(900, 900), suffix="_bucket", le="+Inf", **answer),
+        line(duration, course.counter(900, 900), suffix="_count", **answer),
+    )
+
+
+def _late(course: Course, level: float) -> Sequence[Line]:
+    ttft = instruments.TTFT_SECONDS
+    where = {**_GATEWAY, "model": "llama3"}
+    return (
+        line(ttft, course.counter(50, 50 - 50 * level), suffix="_bucket", le="2.5", **where),
+        line(ttft, course.counter(100, 100 - 100 * level), suffix="_bucket", le="5.0", **where),
+        line(ttft, course.counter(100, 100), suffix="_bucket", le="7.5", **where),
+        line(ttft, course.counter(100, 100), suffix="_bucket", le="+Inf", **where),
+    )
+
+
+def _calls(course: Course, level: float) -> Sequence[Line]:
+    """A third of the calls are mistakes of their callers."""
+    requests = instruments.REQUESTS
+    return (
+        line(requests, course.counter(60, 60 - 100 * level), method="chat", status="success", **_GATEWAY),
+        line(requests, course.counter(40, 40), method="chat", status="bad_request", **_GATEWAY),
+        line(requests, course.counter(0, 50 * level), method="chat", status="unavailable", **_GATEWAY),
+        line(requests, course.counter(0, 50 * level), method="embed", status="internal", **_GATEWAY),
+        line(requests, course.counter(100, 100), method="login", status="success", service="auth", node="a"),
+    )
+
+
+def _queued(course: Course, level: float) -> Sequence[Line]:
+    """At two gateways together; what waits at a worker is counted at the gateway already."""
+    depth = instruments.QUEUE_DEPTH
+    return (
+        line(depth, course.gauge(0, level - 50), model="llama3", **_GATEWAY),
+        line(depth, course.gauge(0, 50), model="llama3", service="gateway", node="h"),
+        line(depth, course.gauge(500, 500), model="llama3", service="inference", node="w"),
+    )
+
+
+def _paid(course: Course, level: float) -> Sequence[Line]:
+    return (line(instruments.COST, course.counter(1000, 1000 * level), model="llama3", **_GATEWAY),)
+
+
+def _strikes(course: Course, level: float) -> Sequence[Line]:
+    return (line(instruments.WRONG_COUNTS, course.jump(level), exported_node="w", **_GATEWAY),)
+
+
+def _one_gauge(instrument: Instrument, calm: float, **labels: str) -> Lines:
+    return lambda course, level: (line(instrument, course.gauge(calm, level), **labels),)
+
+
+def _on_a_machine(instrument: Instrument, calm: float, **labels: str) -> Lines:
+    """All five services run on one machine and report its figures: that is one alert."""
+    return lambda course, level: tuple(
+        line(instrument, course.gauge(calm, level), service=service, node=service[0], machine="laptop-1", **labels)
+        for service in ("auth", "gateway", "inference", "metrics", "web")
+    )
+
+
+def _one_jump(instrument: Instrument, **labels: str) -> Lines:
+    return lambda course, level: (line(instrument, course.jump(level), **labels),)
+
+
+def _trial(name: str, lines: Lines, course: Course, over: float, under: float, *, step_seconds: int = 60) -> Trial:
+    return Trial(rule=_rule(name), step_seconds=step_seconds, course=course, lines=lines, over=over, under=under)
+
+
+REQUESTS = (
+    _trial("high_latency", _durations, Course(10, 12, 8), 0.12, 0.10),
+    _trial("response_slow", _late, Course(10, 12, 8), 0.055, 0.045),
+    _trial("error_rate_spike", _calls, Course(10, 8, 8), 0.052, 0.048),
+    _trial("queue_depth_high", _queued, Course(3, 4, 3), 101, 100),
+    Trial(
+        rule=_rule("limiter_degraded"),
+        step_seconds=30,
+        course=Course(3, 5, 3),
+        lines=_one_gauge(instruments.RATE_LIMIT_DEGRADED, 0, **_GATEWAY),
+        over=1,
+        under=1,
+        brief=2,
+    ),
+    _trial("wrong_counts", _strikes, Course(70, 10, 70), 2, 1),
+    _trial("cost_anomaly", _paid, Course(8 * 24 + 2, 25, 12), 1.53, 1.47, step_seconds=3600),
+)
+
+# --- trust ----------------------------------------------------------------------------------------------------------
+
+TRUST = (
+    _trial("ledger_drift", _one_gauge(instruments.LEDGER_DRIFT, 0, **_GATEWAY), Course(3, 3, 3), 1, 0),
+    _trial("ledger_unverified", _one_gauge(instruments.UPKEEP_AGE, 60, job="verify", **_GATEWAY), Course(3, 3, 3), 1801, 1800),
+    _trial("upkeep_late", _one_gauge(instruments.UPKEEP_AGE, 60, job="roll", **_GATEWAY), Course(3, 3, 3), 10_801, 10_800),
+    _trial(
+        "partitions_short", _one_gauge(instruments.PARTITIONS_AHEAD, 40 * 86_400, **_GATEWAY), Course(3, 3, 3), 14 * 86_400 - 1, 14 * 86_400
+    ),
+    _trial("settle_journal_long", _one_gauge(instruments.SETTLE_JOURNAL_ROWS, 0, **_GATEWAY), Course(3, 3, 3), 10_001, 10_000),
+    _trial("reservation_old", _one_gauge(instruments.LEDGER_OLDEST_RESERVATION, 9, **_GATEWAY), Course(3, 4, 3), 301, 300),
+    _trial("audit_chain_broken", _one_gauge(instruments.AUDIT_CHAIN_VALID, 1, service="auth", node="a"), Course(3, 3, 3), 0, 1),
+    _trial("certificate_expiring", _one_gauge(instruments.CERTIFICATE_SECONDS_LEFT, 86400, **_GATEWAY), Course(3, 8, 3), 21_599, 21_600),
+    _trial("revocation_list_old", _one_gauge(instruments.REVOCATION_LIST_AGE, 9, **_GATEWAY), Course(3, 4, 3), 601, 600),
+    _trial("contested_key", _one_jump(instruments.CONTESTED_KEYS, **_GATEWAY), Course(70, 10, 70), 1, 0),
+)
+
+# --- machines -------------------------------------------------------------------------------------------------------
+
+_WORKER = {"service": "inference", "node": "w"}
+_DISK = {"machine": "laptop-1", "disk": "/"}
+
+
+def _nodes(gone: str, becomes: float | None) -> Lines:
+    """One node of each service; all of ``gone``, or of everything, are gone in the trouble."""
+
+    def lines(course: Course, _: float) -> Sequence[Line]:
+        names = {"auth": "a", "gateway": "g", "inference": "w", "metrics": "m", "web": "x"}
+        return [
+            line(instruments.NODE_UP, course.gauge(1, becomes if gone in (service, "all") else 1), service=service, node=node)
+            for service, node in names.items()
+        ]
+
+    return lines
+
+
+def _gone(name: str, lines: Lines, **labels: str) -> Trial:
+    return Trial(rule=_rule(name, **labels), step_seconds=30, course=Course(3, 5, 3), lines=lines, over=0, under=0, brief=2)
+
+
+def _disk(course: Course, level: float) -> Sequence[Line]:
+    return (
+        *(line(host_instruments.HOST_DISK_FREE, course.gauge(500, level), **node, **_DISK) for node in (_WORKER, _GATEWAY)),
+        *(line(host_instruments.HOST_DISK_TOTAL, course.gauge(1000, 1000), **node, **_DISK) for node in (_WORKER, _GATEWAY)),
+    )
+
+
+def _losing(course: Course, level: float) -> Sequence[Line]:
+    return (line(instruments.SPANS_LOST, course.counter(0, level), reason="overwritten", **_GATEWAY),)
+
+
+def _served(course: Course, level: float) -> Sequence[Line]:
+    """Two gateways, of which one sees no worker at all; and a model that is well."""
+    workers = instruments.MODEL_WORKERS
+    return (
+        line(workers, course.gauge(2, level), model="llama3", **_GATEWAY),
+        line(workers, course.gauge(0, 0), model="llama3", service="gateway", node="h"),
+        line(workers, course.gauge(1, 1), model="phi", **_GATEWAY),
+    )
+
+
+def _unreached(server: str) -> Trial:
+    """Of two metrics services one has lost it before."""
+
+    def lines(course: Course, level: float) -> Sequence[Line]:
+        up = instruments.SERVER_UP
+        return (
+            line(up, course.gauge(1, level), server=server, service="metrics", node="m"),
+            line(up, course.gauge(0, 0), server=server, service="metrics", node="n"),
+            line(up, course.gauge(1, 1), server="other", service="metrics", node="m"),
+        )
+
+    return Trial(rule=_rule("server_down", server=server), step_seconds=30, course=Course(3, 5, 3), lines=lines, over=0, under=0, brief=2)
+
+
+MACHINES = (
+    _gone("service_down", _nodes("auth", 0), service="auth"),
+    # As it is after an hour, when the node is forgotten.
+    _gone("service_down", _nodes("gateway", None), service="gateway"),
+    _gone("service_down", _nodes("web", 0), service="web"),
+    _gone("metrics_down", _nodes("all", None)),
+    _gone("no_worker", _nodes("inference", None)),
+    _gone("worker_gone", _nodes("inference", 0)),
+    *(_unreached(server) for server in ("postgresql", "valkey", "nats", "hyperswarm")),
+    _trial("model_not_served", _served, Course(3, 8, 3), 0, 1),
+    _trial("worker_crash_loop", _one_jump(instruments.ENGINE_RESTARTS, model="llama3", **_WORKER), Course(15, 5, 15), 3, 2),
+    _trial("gpu_saturation", _on_a_machine(host_instruments.GPU_USAGE, 0.5, gpu="0"), Course(3, 13, 3), 0.91, 0.9),
+    _trial("cpu_high", _on_a_machine(host_instruments.HOST_CPU, 0.5), Course(3, 13, 3), 0.81, 0.8),
+    _trial("disk_low", _disk, Course(3, 8, 3), 99, 100),
+    _trial("nats_reconnects", _one_jump(instruments.NATS_RECONNECTS, **_GATEWAY), Course(20, 5, 20), 4, 3),
+    _trial(
+        "scrape_failures",
+        _one_jump(instruments.SCRAPE_FAILURES, service="auth", node="m", reason="unavailable"),
+        Course(15, 5, 15),
+        10,
+        9,
+    ),
+    Trial(rule=_rule("spans_lost"), step_seconds=60, course=Course(12, 14, 14), lines=_losing, over=1, under=1, brief=1),
+)
+
+#: Every rule but the watchdog, which is never over.
+ALL = (*BURNING, *REQUESTS, *TRUST, *MACHINES)

@@ -1,0 +1,35 @@
+"""Alerts for what tells them, as the desk would make them."""
+
+import hashlib
+
+from services.metrics.alerting.alert_state import ActiveAlert, AlertNotice
+from services.metrics.alerting.rules.alert_rule import AlertRule, DashboardName, Severity
+from services.metrics.alerting.rules.evaluation import labels
+from services.metrics.alerting.rules.expressions import above, highest, series
+from shared.telemetry import instruments
+
+NOON = 1_795_262_400.0
+
+
+def alarm(
+    summary: str = "No worker is up", severity: Severity = Severity.PAGE, *, since: float = NOON, ended: float | None = None, **where: str
+) -> ActiveAlert:
+    """One for each summary."""
+    rule = AlertRule(
+        name="no_worker",
+        severity=severity,
+        when=above(highest(series(instruments.QUEUE_DEPTH), "model"), 1),
+        summary=summary,
+        description="Nobody gets an answer until one is back.",
+        board=DashboardName.OVERVIEW,
+    )
+    key = hashlib.sha256(f"{summary}{sorted(where.items())}".encode()).hexdigest()[:12]
+    return ActiveAlert(id=key, rule=rule, labels=labels(**where), since=since, value=2, firing=True, ended=ended)
+
+
+def began(*alarms: ActiveAlert) -> AlertNotice:
+    return AlertNotice(began=alarms)
+
+
+def ended(*alarms: ActiveAlert) -> AlertNotice:
+    return AlertNotice(ended=alarms)

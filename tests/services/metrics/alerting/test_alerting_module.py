@@ -1,0 +1,124 @@
+"""Metrics services on a mesh, started again and beside each other: who was told of an alert is not told again, and hears of its end."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import cast
+
+import asyncpg
+import pytest
+
+from services.metrics.alerting import persistence, rule_watch
+from services.metrics.alerting.alert_store import AlertStore
+from services.metrics.alerting.alerting_module import AlertingModule
+from services.metrics.alerting.rules import all_rules
+from services.metrics.service import MetricsService
+from services.metrics.settings import MetricsSettings
+from shared.api import alerts as api
+from shared.node import NodeSettings
+from shared.rpc import RpcCall
+from shared.types import Role
+from tests.services.metrics.alerting.chat import Chat
+from tests.services.metrics.test_service import Gateway
+from tests.services.web.servers import serving
+from tests.testnet import MESH, RunningNode, TestNet, testnet, until
+
+CALL = cast("RpcCall", type("OfAnOperator", (), {"found": None})())
+
+
+@pytest.fixture
+async def net() -> AsyncIterator[TestNet]:
+    async with testnet() as running:
+        yield running
+
+
+async def _start(net: TestNet, key: Path, database: str | None, webhook: str) -> RunningNode:
+    settings = MetricsSettings(
+        node_key_file=key,
+        port=0,
+        prometheus_port=0,
+        mesh=MESH,
+        nats_url=net.server.url,
+        database_url=database,
+        alert_webhook_url=webhook,
+    )
+    return await net.start(MetricsService, cast("NodeSettings", settings))
+
+
+def _alarms(running: RunningNode) -> AlertingModule:
+    assert isinstance(running.service, MetricsService)
+    return running.service._alarms
+
+
+async def _written(database: str) -> None:
+    """That somebody was told, and the silence."""
+    async with AlertStore.open(database, all_rules.ALL) as store:
+        for _ in range(500):
+            if any(one.told and not one.owed for one in await store.alarms(0)) and (await store.silences(0)).ids:
+                return
+            await asyncio.sleep(0.01)
+    raise AssertionError("it was not written within 5 s")
+
+
+@pytest.mark.parametrize("with_database", [True, False])
+async def test_an_alert_that_goes_on_over_a_restart_is_told_once(
+    net: TestNet, postgres_url: str, monkeypatch: pytest.MonkeyPatch, with_database: bool
+) -> None:
+    monkeypatch.setattr(rule_watch, "EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(persistence, "_SOON_SECONDS", 0.02)
+    key = net.server.key("metrics", Role.METRICS)
+    chat = Chat()
+    async with serving(chat) as url:
+        first = await _start(net, key, postgres_url if with_database else None, url)
+        first.node.metrics.ledger_drift.set(5)
+        await until(lambda: len(chat.got) == 1)
+        made = await _alarms(first).watch.silence_alerts(api.SilenceAlerts(3600, "cpu_high"), CALL)
+        if with_database:
+            await _written(postgres_url)
+            checks = [(check.name, check.ok) for check in await _alarms(first).checks()]
+            assert checks == [("alerts", True), ("alert rules", True), ("alert webhook", True)]
+        await first.cut()
+
+        second = await _start(net, key, postgres_url if with_database else None, url)
+        second.node.metrics.ledger_drift.set(5)
+        desk = _alarms(second).watch.desk
+        await until(desk.firing)
+        assert [one.id for one in desk.silences()] == ([made.id] if with_database else [])
+        second.node.metrics.ledger_drift.set(0)
+        await until(desk.ended)
+        await until(lambda: chat.got[-1]["status"] == "resolved")
+    assert [got["status"] for got in chat.got] == (["firing", "resolved"] if with_database else ["firing", "firing", "resolved"])
+
+
+async def test_of_two_services_one_leads_and_the_other_takes_over_within_seconds(
+    net: TestNet, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rule_watch, "EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(persistence, "EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(persistence, "_SOON_SECONDS", 0.02)
+    monkeypatch.setattr(persistence, "_GRACE_SECONDS", 0.0)
+    chat = Chat()
+    async with serving(chat) as url:
+        first, second = [await _start(net, net.server.key(name, Role.METRICS), postgres_url, url) for name in ("metrics", "metrics-2")]
+        await until(lambda: sum(_alarms(each)._keeper.leads for each in (first, second)) == 1)
+        leader, other = (first, second) if _alarms(first)._keeper.leads else (second, first)
+        await until(lambda: other.node.id in [entry.node for entry in leader.node.directory.entries(Role.METRICS) if entry.alive])
+        gateway = await net.start(Gateway)
+        gateway.node.metrics.ledger_drift.set(5)
+        await until(lambda: len(chat.got) == 1)
+        await _alarms(leader).watch.silence_alerts(api.SilenceAlerts(3600, "cpu_high"), CALL)
+        await until(lambda: bool(_alarms(other).watch.desk.silences()))
+        shown = [await _alarms(each).watch.list_alerts(api.ListAlerts(), CALL) for each in (leader, other)]
+        assert [[alert.name for alert in each.alerts if alert.name == "ledger_drift"] for each in shown] == [["ledger_drift"]] * 2
+        await _written(postgres_url)
+
+        admin = await asyncpg.connect(postgres_url)
+        ended = await admin.fetchval("SELECT count(pg_terminate_backend(pid)) FROM pg_locks WHERE locktype = 'advisory' AND granted")
+        await admin.close()
+        assert ended == 1
+        await until(lambda: sum(_alarms(each)._keeper.leads for each in (first, second)) == 1)
+        await leader.cut()
+        await until(lambda: _alarms(other)._keeper.leads)
+        gateway.node.metrics.ledger_drift.set(0)
+        await until(lambda: chat.got[-1]["status"] == "resolved")
+    assert [[alert["labels"]["alertname"] for alert in got["alerts"]] for got in chat.got] == [["ledger_drift"]] * 2

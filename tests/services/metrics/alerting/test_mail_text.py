@@ -1,0 +1,142 @@
+"""What a mail about alerts says, whatever stands in the labels of a metric."""
+
+import dataclasses
+import re
+import shlex
+from datetime import UTC, datetime
+from email.parser import BytesParser
+from email.policy import default
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cli import alerts
+from services.metrics.alerting import mail_text
+from services.metrics.alerting.alert_state import ActiveAlert
+from services.metrics.alerting.mail_batching import MailBatch
+from services.metrics.alerting.rules.alert_rule import Severity
+from services.metrics.alerting.rules.evaluation import labels
+from shared.mail import letters
+from shared.mail.letters import Letter, MailSender
+from tests.services.metrics.alerting.sample_alarms import NOON, alarm
+
+NOW = datetime(2026, 11, 21, 12, 3, tzinfo=UTC)
+PAGES = "https://ai.example.org/"
+SLOW = alarm("{model} is slow", Severity.WARNING, since=NOON - 3600, model="llama3")
+OVER = alarm("disk of box is full", Severity.TICKET, since=NOON - 7200, ended=NOON - 60)
+
+
+def mail(*began: ActiveAlert, over: tuple[ActiveAlert, ...] = (), **more: float) -> mail_text.MailText:
+    left_out = int(more.pop("left_out", 0))
+    return mail_text.written(MailBatch(began=began, ended=over, left_out=left_out, **more), PAGES, NOW)
+
+
+@pytest.mark.parametrize(
+    ("began", "over", "subject"),
+    [
+        ((alarm(),), (), "aimesh: No worker is up"),
+        ((alarm(), SLOW), (), "aimesh: 2 alerts firing, including: No worker is up"),
+        ((), (OVER,), "aimesh: Resolved: disk of box is full"),
+        ((), (OVER, OVER, OVER), "aimesh: 3 alerts resolved, including: disk of box is full"),
+        ((SLOW,), (OVER,), "aimesh: 1 alert firing, including: llama3 is slow; 1 resolved"),
+    ],
+)
+def test_the_subject_says_how_many_and_what_is_worst(began: tuple[ActiveAlert, ...], over: tuple[ActiveAlert, ...], subject: str) -> None:
+    assert mail(*began, over=over).subject == subject
+
+
+def test_the_text_says_what_it_is_since_when_and_what_to_do() -> None:
+    text = mail(SLOW, over=(OVER,)).text
+    assert "https://ai.example.org/admin/alerts\n" in text
+    assert "As of 21 November 2026, 12:03 UTC." in text
+    assert "\nllama3 is slow\n  warning, since 21 November 2026, 11:00 UTC\n  Nobody gets an answer until one is back.\n" in text
+    assert "  labels: model=llama3\n" in text
+    assert "  runbook: docs/runbooks/no_worker.md\n" in text
+    assert f"  acknowledge: {shlex.join(['aicli', 'alerts', 'ack', SLOW.id])}\n" in text
+    assert "  silence it for 2 hours: aicli alerts silence no_worker --for 2h --label model=llama3\n" in text
+    assert "1 alert resolved:\n\n- disk of box is full (ticket, 21 November 2026, 10:00 UTC until 21 November 2026, 11:59 UTC)\n" in text
+
+
+def test_without_an_address_of_the_pages_the_command_line_is_named() -> None:
+    text = mail_text.written(MailBatch(began=(SLOW,), ended=()), "", NOW).text
+    assert "`aicli alerts list`" in text
+    assert "/admin" not in text
+
+
+def test_of_a_hundred_alerts_ten_are_told_in_full_and_none_is_kept_from_the_count() -> None:
+    text = mail(*(alarm(f"number {number}") for number in range(100)), left_out=7).text
+    assert "100 alerts firing:" in text
+    assert text.count("runbook:") == mail_text.MOST_IN_FULL
+    assert text.count("\n- number") == mail_text.MOST_NAMED
+    assert f"- and {100 - mail_text.MOST_IN_FULL - mail_text.MOST_NAMED} more\n" in text
+    assert "7 more with lower severity: https://ai.example.org/admin/alerts" in text
+
+
+def test_what_was_held_back_is_said_with_its_number_and_where_to_look() -> None:
+    text = mail(SLOW, over=(OVER,), left_out=5, held_seconds=1500).text
+    assert "7 alerts were held back for 25 minutes, because 20 emails were sent within an hour." in text
+    text = mail(SLOW, pause_seconds=2400).text
+    assert "last of 20 emails in this hour" in text
+    assert "40 minutes" in text
+    assert "check https://ai.example.org/admin/alerts" in text
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "a\r\nBcc: eve@example.com",
+        "a\n\n.\nQUIT",
+        "see https://evil.example/login now",
+        "\u2028x\u2029y",
+        "\0\x1b[31m",
+        "x" * 5000,
+        "$(reboot)",
+    ],
+)
+def test_a_label_is_one_short_line_no_header_no_link_and_no_command(hostile: str) -> None:
+    written = mail(alarm("{model} is slow", model=hostile), SLOW, over=(alarm("{model} was slow", ended=NOON, model=hostile),))
+    letter = Letter("ops@example.org", written.subject, written.text)
+    read = BytesParser(policy=default).parsebytes(letters.written(letter, MailSender("aimesh", "noreply@example.org"), NOW, "abc"))
+    assert set(read.keys()) <= {
+        "From", "To", "Subject", "Date", "Message-ID", "Auto-Submitted", "Content-Type", "Content-Transfer-Encoding", "MIME-Version",
+    }  # fmt: skip
+    assert (read["To"], read["Subject"]) == ("ops@example.org", written.subject)
+    lines = read.get_content().splitlines()
+    assert not [line for line in lines if line.startswith(("Bcc", ".", "QUIT"))]
+    assert "://evil" not in written.text
+    assert max(map(len, lines)) < 700
+    commands = [line.partition(": ")[2] for line in lines if line.startswith("  silence ")]
+    assert commands[1] == "aicli alerts silence no_worker --for 2h --label model=llama3"
+    assert [words[:5] for words in map(shlex.split, commands)] == [["aicli", "alerts", "silence", "no_worker", "--for"]] * 2
+    assert not re.search(r"[$;|&<>`\s]", commands[0].partition(" --label ")[2])
+
+
+def understood(alarm: ActiveAlert) -> tuple[str, int, dict[str, str]]:
+    """What `aicli` makes of what the mail tells to type: the alert's name, for how many seconds, with which labels."""
+    words = shlex.split(mail_text.silencing(alarm))
+    assert words[:3] == ["aicli", "alerts", "silence"]
+    with alerts.silence.make_context("silence", words[3:]) as context:
+        return context.params["name"], context.params["seconds"], context.params["labels"]
+
+
+@pytest.mark.parametrize("where", [{}, {"model": "llama3"}, {"model": "llama3", "service": "gateway"}, {"model": "llama3:8b, b=c%20"}])
+def test_aicli_understands_what_the_mail_tells_to_type(where: dict[str, str]) -> None:
+    assert understood(alarm(**where)) == ("no_worker", 7200, where)
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.dictionaries(st.from_regex(r"[a-zA-Z_][a-zA-Z0-9_]{0,10}", fullmatch=True), st.text(min_size=1, max_size=15), max_size=3))
+def test_whatever_stands_in_its_labels_only_that_alert_is_silenced(where: dict[str, str]) -> None:
+    one = dataclasses.replace(alarm(), labels=labels(**where))
+    assert mail_text.is_typed(one)
+    assert understood(one) == ("no_worker", 7200, where)
+    assert mail_text.silencing(one).isascii()
+    assert mail_text.silencing(one).isprintable()
+
+
+def test_a_silence_that_is_for_more_than_this_alert_says_so() -> None:
+    """A silence takes no labels as long as this."""
+    text = mail(alarm(model="x" * 201), alarm("another", model="x" * 200)).text
+    assert "  silence all alerts of this name for 2 hours: aicli alerts silence no_worker --for 2h\n" in text
+    assert f"  silence it for 2 hours: aicli alerts silence no_worker --for 2h --label model={'x' * 200}\n" in text

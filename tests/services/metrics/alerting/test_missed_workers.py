@@ -1,0 +1,301 @@
+"""A metrics service that is started again while a worker is gone: the alert goes on, and ends when the worker is back or was removed.
+
+On a real PostgreSQL; the last one on a real mesh, too.
+"""
+
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime
+
+import msgspec
+import pytest
+
+from services.metrics.alerting import persistence, rule_watch, worker_attendance
+from services.metrics.alerting.alert_state import OUTAGE_SECONDS
+from services.metrics.alerting.alert_store import AlertStore, Leadership, State
+from services.metrics.alerting.alerting_module import AlertingModule
+from services.metrics.alerting.delivery import Delivery
+from services.metrics.alerting.persistence import REMEMBERING_SECONDS, AlertPersistence
+from services.metrics.alerting.rule_watch import RuleWatch
+from services.metrics.alerting.rules import all_rules
+from services.metrics.service import MetricsService
+from services.metrics.settings import MetricsSettings
+from shared.discovery import directory
+from shared.discovery.directory import FORGOTTEN_AFTER, Announcement, Directory
+from shared.telemetry import instruments
+from shared.types import NodeId, Role
+from tests.services.metrics.alerting.test_delivery import Told
+from tests.services.metrics.test_service import Gateway, Worker
+from tests.testnet import MESH, RunningNode, TestNet, testnet, until
+
+STARTED = datetime(2026, 1, 2, tzinfo=UTC)
+ANN, BOB, ME = NodeId("UANN"), NodeId("UBOB"), NodeId("UONE")
+WELL = "\n".join(f'ai_platform_node_up{{service="{service}",node="UAAA"}} 1' for service in ("auth", "gateway", "metrics", "web"))
+
+
+class House:
+    def __init__(self) -> None:
+        self.now = STARTED.timestamp()
+        self.up = {ANN, BOB}
+        self.revoked: set[NodeId] = set()
+        #: Of the last life.
+        self.opened: AbstractAsyncContextManager[Leadership] | None = None
+
+    @property
+    def moment(self) -> datetime:
+        return datetime.fromtimestamp(self.now, UTC)
+
+
+class Life:
+    """Of the metrics service. Its session ends with it."""
+
+    def __init__(self, house: House, store: AlertStore) -> None:
+        self.house = house
+        self.chat = Told("chat")
+        self.directory = Directory(lambda: house.now, lambda: house.moment)
+        self.watch = RuleWatch(self._text, lambda: house.now)
+        self.keeper = AlertPersistence(self.watch, ME, lambda: [ME], lambda: house.now)
+        self.keeper.delivery = Delivery([self.chat])
+        self.keeper.store = store
+        self.session: Leadership | None = None
+        #: Happens while a look waits for its text.
+        self.meanwhile: Callable[[], Awaitable[None]] | None = None
+
+    async def _text(self) -> str:
+        """As the survey makes it of those that live."""
+        for node in self.house.up:
+            self.directory.heard(Announcement(Role.WORKER, node, "0.1.0", STARTED), "nats")
+        self.directory.tick()
+        entries = self.directory.entries()
+        self.watch.attendance.look(entries, self.house.revoked.__contains__, self.house.moment)
+        if self.meanwhile is not None:
+            await self.meanwhile()
+        return "\n".join([WELL, *(f'ai_platform_node_up{{service="inference",node="{one.node}"}} 1' for one in entries if one.alive)])
+
+    async def look(self, times: int = 1) -> None:
+        for _ in range(times):
+            self.house.now += 15
+            await self.keeper.round(self.session, looks=True)
+            await self.keeper.round(self.session, looks=False)
+
+    @property
+    def firing(self) -> list[tuple[str, str, float]]:
+        return [(alarm.rule.name, dict(alarm.labels).get("node", ""), alarm.since) for alarm in self.watch.desk.firing()]
+
+    @property
+    def told(self) -> tuple[int, int]:
+        """How many beginnings and ends."""
+        return sum(len(news.began) for news in self.chat.got), sum(len(news.ended) for news in self.chat.got)
+
+
+@pytest.fixture
+async def store(postgres_url: str) -> AsyncIterator[AlertStore]:
+    async with AlertStore.open(postgres_url, all_rules.ALL) as opened:
+        yield opened
+
+
+async def restarted(house: House, store: AlertStore) -> Life:
+    if house.opened is not None:
+        await house.opened.__aexit__(None, None, None)
+    life = Life(house, store)
+    house.opened = store.leadership()
+    life.session = await house.opened.__aenter__()
+    while not life.keeper.leads:
+        await life.keeper.round(life.session, looks=False)
+    return life
+
+
+async def killed(house: House, store: AlertStore) -> tuple[Life, float]:
+    """One where a worker was killed, and since when its alert fires."""
+    life = await restarted(house, store)
+    await life.look(2)
+    house.up = {BOB}
+    await life.look(6)
+    ((name, node, since),) = life.firing
+    assert (name, node, life.told) == ("worker_gone", ANN, (1, 0))
+    return life, since
+
+
+async def test_the_alert_goes_on_over_a_restart_and_ends_when_the_worker_is_back(store: AlertStore) -> None:
+    house = House()
+    _, since = await killed(house, store)
+    second = await restarted(house, store)
+    await second.look(10)
+    assert (second.firing, second.told) == ([("worker_gone", ANN, since)], (0, 0)), "told before"
+    third = await restarted(house, store)
+    await third.look(2)
+    assert third.firing == [("worker_gone", ANN, since)]
+    house.up = {ANN, BOB}
+    await third.look()
+    assert (third.firing, third.told) == ([], (0, 1))
+    fourth = await restarted(house, store)
+    await fourth.look(10)
+    assert (fourth.firing, fourth.told) == ([], (0, 0))
+
+
+async def test_it_ends_when_an_administrator_revokes_the_worker(store: AlertStore) -> None:
+    house = House()
+    await killed(house, store)
+    second = await restarted(house, store)
+    await second.look(2)
+    assert [name for name, *_ in second.firing] == ["worker_gone"]
+    house.revoked.add(ANN)
+    await second.look()
+    assert (second.firing, second.told) == ([], (0, 1))
+
+
+async def test_it_ends_an_hour_after_the_worker_went(store: AlertStore) -> None:
+    house = House()
+    _, since = await killed(house, store)
+    second = await restarted(house, store)
+    await second.look()
+    house.now = since + FORGOTTEN_AFTER.total_seconds() - 30
+    await second.look()
+    assert [name for name, *_ in second.firing] == ["worker_gone"]
+    await second.look(2)
+    assert (second.firing, second.told) == ([], (0, 1))
+
+
+async def test_a_worker_that_dies_together_with_the_metrics_service_is_missed(store: AlertStore) -> None:
+    house = House()
+    first = await restarted(house, store)
+    await first.look(2)
+    house.up = {BOB}
+    house.now += 600
+    second = await restarted(house, store)
+    await second.look()
+    began = house.now
+    for _ in range(20):
+        if not second.firing:
+            await second.look()
+    ((name, node, _),) = second.firing
+    assert (name, node) == ("worker_gone", ANN)
+    assert house.now - began == worker_attendance.MEETING.total_seconds() + 60, "time to meet, and a minute that the rule holds"
+
+
+async def test_after_an_outage_of_hours_nobody_is_missed_and_nobody_is_brought_back(store: AlertStore) -> None:
+    house = House()
+    await killed(house, store)
+    house.now += OUTAGE_SECONDS + 60
+    house.up = set()
+    second = await restarted(house, store)
+    await second.look(20)
+    assert "worker_gone" not in [name for name, *_ in second.firing]
+    third = await restarted(house, store)
+    assert third.watch.attendance.members() == {}
+
+
+async def test_a_look_without_postgresql_ends_nothing_for_good(store: AlertStore) -> None:
+    house = House()
+    _, since = await killed(house, store)
+    second = Life(house, store)
+    house.now += REMEMBERING_SECONDS
+    await second.keeper.round(None, looks=True)
+    assert (second.keeper.leads, second.firing) == (True, []), "it does not know the worker yet"
+    third = await restarted(house, store)
+    await third.look()
+    assert (third.firing, third.told) == ([("worker_gone", ANN, since)], (0, 0))
+
+
+async def test_it_is_written_when_somebody_comes_or_goes_and_not_at_each_look(store: AlertStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House()
+    life = await restarted(house, store)
+    await life.look()
+    written: list[list[tuple[NodeId, bool]]] = []
+    write = store.write_state
+
+    async def noted(leader: Leadership, name: State, body: bytes, now: float) -> None:
+        if name is State.WORKERS:
+            found = msgspec.json.decode(body, type=list[worker_attendance.AttendedWorker])
+            written.append(sorted((one.node, one.gone_at is None) for one in found))
+        await write(leader, name, body, now)
+
+    monkeypatch.setattr(store, "write_state", noted)
+    monkeypatch.setattr(life.keeper, "_save_after", math.inf)
+    await life.look(10)
+    assert written == []
+    house.up = {BOB}
+    await life.look(10)
+    house.up = {ANN, BOB}
+    await life.look(10)
+    house.revoked = {ANN}
+    await life.look(10)
+    assert written == [[(ANN, False), (BOB, True)], [(ANN, True), (BOB, True)], [(BOB, True)]]
+
+
+# --- on a real mesh -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def net() -> AsyncIterator[TestNet]:
+    async with testnet() as running:
+        yield running
+
+
+def _alarms(running: RunningNode) -> AlertingModule:
+    assert isinstance(running.service, MetricsService)
+    return running.service._alarms
+
+
+def _gone(running: RunningNode) -> list[str]:
+    """Whom the alerts miss."""
+    return [dict(alarm.labels)["node"] for alarm in _alarms(running).watch.desk.firing() if alarm.rule.name == "worker_gone"]
+
+
+async def _missing_in_text(running: RunningNode) -> list[str]:
+    assert isinstance(running.service, MetricsService)
+    lines = (await running.service.metrics_text()).splitlines()
+    return [line for line in lines if line.startswith(f"{instruments.NODE_UP.name}{{") and float(line.rpartition(" ")[2]) == 0]
+
+
+async def test_a_service_that_starts_again_misses_the_worker_in_alerts_health_and_metrics(
+    net: TestNet, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rule_watch, "EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(persistence, "_SOON_SECONDS", 0.02)
+    monkeypatch.setattr(directory, "GONE_AFTER_SECONDS", 3.0)
+    monkeypatch.setattr("services.metrics.collection.mesh_survey.KEPT_SECONDS", 0.02)
+    key, hours = net.server.key("metrics", Role.METRICS), [0.0]
+    settings = MetricsSettings(
+        node_key_file=key, port=0, prometheus_port=0, mesh=MESH, nats_url=net.server.url, database_url=postgres_url
+    )  # fmt: skip
+
+    async def start() -> RunningNode:
+        running = await net.start(MetricsService, settings)
+        alarms = _alarms(running)
+        alarms.watch._clock = alarms._keeper._clock = lambda: time.time() + hours[0]
+        return running
+
+    _, stays, stops, dies = [await net.start(kind) for kind in (Gateway, Worker, Worker, Worker)]
+    label = instruments.node_label(dies.node.id)
+    first = await start()
+    await until(lambda: len(first.node.directory.usable(Role.WORKER)) == 3)
+    await stops.stop()
+    await dies.cut()
+    await until(lambda: "worker_gone" in [one.rule.name for one in _alarms(first).watch.desk.pending()], seconds=10)
+    hours[0] += 70
+    await until(lambda: _gone(first) == [label])
+    await until(lambda: _is_written(first))
+    await first.cut()
+
+    second = await start()
+    await until(lambda: _gone(second) == [label])
+    await until(lambda: [one.node for one in second.node.directory.entries(Role.WORKER)] == [stays.node.id])
+    (line,) = await _missing_in_text(second)
+    assert label in line
+    assert isinstance(second.service, MetricsService)
+    health = await second.service._survey.health.get()
+    (worker,) = [one for one in health.components if one.name == label]
+    assert worker.status == "down"
+    assert "without a goodbye" in worker.detail
+    assert _gone(second) == [label]
+    await net.start(Worker, net.settings_of(dies))
+    await until(lambda: _gone(second) == [])
+    assert "worker_gone" in [alarm.rule.name for alarm in _alarms(second).watch.desk.ended()]
+
+
+def _is_written(running: RunningNode) -> bool:
+    written = _alarms(running)._keeper._written or {}
+    return any(one.told and not one.owed and one.alarm.rule.name == "worker_gone" for one in written.values())

@@ -1,0 +1,500 @@
+"""Alerts on a real PostgreSQL: one replica leads, another takes over, all show the same; and without PostgreSQL the leader continues."""
+
+import asyncio
+import math
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from services.metrics.alerting import persistence, rule_watch, sample_reader
+from services.metrics.alerting.alert_state import ENDED_SECONDS, OUTAGE_SECONDS, StoredAlertState
+from services.metrics.alerting.alert_store import AlertStore, Leadership
+from services.metrics.alerting.alerting_module import AlertingModule
+from services.metrics.alerting.rules import all_rules, evaluation, objectives
+from services.metrics.alerting.rules.expressions import Aggregate, Increase, walk
+from services.metrics.alerting.sample_window import SampleWindow
+from services.metrics.alerting.worker_attendance import WorkerAttendance
+from services.metrics.export import prometheus_merge
+from services.metrics.export.prometheus_merge import MetricSource
+from services.metrics.settings import MetricsSettings
+from shared import errors
+from shared.api import alerts as api
+from shared.telemetry import Metrics
+from shared.types import NodeId
+from tests.servers import PostgresServer
+from tests.services.metrics.alerting.alarm_replicas import CALL, DRIFTING, LONG_QUEUE, ONE, TWO, WELL, Mesh, Replicas
+from tests.services.metrics.alerting.chat import Chat
+from tests.services.web.servers import serving
+from tests.testnet import until
+
+
+async def test_an_alert_its_helper_and_a_silence_outlive_a_restart(mesh: Mesh, replicas: Replicas) -> None:
+    first = await replicas.start()
+    mesh.text = DRIFTING
+    await first.look()
+    [alert] = (await first.alerts()).alerts
+    await first.watch.acknowledge_alert(api.AcknowledgeAlert(alert.id), CALL)
+    silence = await first.watch.silence_alerts(api.SilenceAlerts(3600, "cpu_high", {"node": "UAAA"}, 'it\0 "compiles"'), CALL)
+    await first.round()
+
+    second = await replicas.restart(first)
+    assert (await second.alerts()).silences == (silence,)
+    await second.look(3)
+    assert second.told == (0, 0), "told before"
+    [again] = (await second.alerts()).alerts
+    assert (again.id, again.since, again.seen_by) == (alert.id, alert.since, "operator")
+    mesh.text = WELL
+    await second.look()
+    assert second.told == (0, 1)
+
+    third = await replicas.restart(second)
+    await third.look()
+    assert third.told == (0, 0)
+    assert await third.shown() == [("ledger_drift", "over", "operator")]
+
+
+async def test_how_long_it_has_held_outlives_a_restart(mesh: Mesh, replicas: Replicas) -> None:
+    mesh.text = LONG_QUEUE
+    first = await replicas.start()
+    await first.look(4)
+    second = await replicas.restart(first)
+    await second.look()
+    assert (first.told, second.told) == ((0, 0), (1, 0)), "a minute has passed since it began"
+
+
+async def test_news_that_one_way_took_before_the_end_are_told_by_the_other_after_it(mesh: Mesh, replicas: Replicas) -> None:
+    mesh.text = DRIFTING
+    first = await replicas.start()
+    first.mail.takes = False
+    await first.look(2)
+    second = await replicas.restart(first)
+    await second.look()
+    assert (len(second.chat.got), [len(news.began) for news in second.mail.got]) == (0, [1])
+    mesh.text = WELL
+    second.chat.takes = False
+    await second.look()
+    third = await replicas.restart(second)
+    await third.look()
+    assert ([len(news.ended) for news in third.chat.got], len(third.mail.got)) == ([1], 0)
+
+
+async def test_nothing_is_written_of_alerts_while_there_are_none(mesh: Mesh, replicas: Replicas, monkeypatch: pytest.MonkeyPatch) -> None:
+    replica = await replicas.start()
+    await replica.look()
+    written: list[int] = []
+
+    async def noted(_leader: Leadership, changed: Sequence[StoredAlertState], _everything: object) -> None:
+        written.append(len(changed))
+
+    assert replica.keeper.store is not None
+    monkeypatch.setattr(replica.keeper.store, "write", noted)
+    await replica.look(10)
+    assert written == []
+    mesh.text = DRIFTING
+    await replica.look()
+    assert written == [1, 1], "that it began, and that it was told"
+
+
+async def test_what_is_old_is_thrown_away(mesh: Mesh, replicas: Replicas, store: AlertStore) -> None:
+    mesh.text = DRIFTING
+    replica = await replicas.start()
+    await replica.watch.silence_alerts(api.SilenceAlerts(60), CALL)
+    await replica.look()
+    mesh.text = WELL
+    mesh.now += 3 * ENDED_SECONDS
+    await replica.look(2)
+    mesh.now += ENDED_SECONDS
+    await replica.look()
+    assert await store.alarms(0) == []
+    assert (await store.silences(0)).ids == frozenset()
+
+
+async def test_after_an_hour_without_a_leader_alerts_begin_anew(mesh: Mesh, replicas: Replicas) -> None:
+    mesh.text = LONG_QUEUE
+    first = await replicas.start()
+    await first.look(8)
+    mesh.now += OUTAGE_SECONDS
+    second = await replicas.restart(first)
+    await second.look(8)
+    assert (first.told, second.told) == ((1, 0), (1, 1)), "its end an hour ago, and that it began again"
+
+
+# --- beside each other --------------------------------------------------------------------------------------------------
+
+
+async def test_one_leads_and_both_show_the_same(mesh: Mesh, replicas: Replicas) -> None:
+    one, two = await replicas.start(ONE), await replicas.start(TWO)
+    mesh.text = LONG_QUEUE
+    for _ in range(6):
+        await one.look()
+        await two.look()
+    assert (one.keeper.leads, two.keeper.leads) == (True, False)
+    assert (one.told, two.told) == ((1, 0), (0, 0))
+    assert await one.alerts() == await two.alerts()
+    mesh.text = WELL
+    await one.look()
+    await two.round()
+    assert await two.shown() == [("queue_depth_high", "over", "")]
+    assert (one.told, two.told) == ((1, 1), (0, 0))
+
+
+async def test_a_silence_and_a_helper_count_whichever_replica_heard_of_them(mesh: Mesh, replicas: Replicas) -> None:
+    one, two = await replicas.start(ONE), await replicas.start(TWO)
+    made = await two.watch.silence_alerts(api.SilenceAlerts(3600, "ledger_drift"), CALL)
+    await two.round()
+    mesh.text = DRIFTING
+    await one.look(3)
+    assert one.told == (0, 0), "nobody is told of it"
+    await two.round()
+    [alert] = (await two.alerts()).alerts
+    assert alert.silenced
+    await two.watch.acknowledge_alert(api.AcknowledgeAlert(alert.id), CALL)
+    await two.round()
+    await one.look()
+    await two.round()
+    assert await one.shown() == await two.shown() == [("ledger_drift", "firing", "operator")]
+    await two.watch.end_silence(api.EndSilence(made.id), CALL)
+    await two.round()
+    await one.look()
+    assert (await one.silences(), one.told) == (set(), (1, 0))
+
+
+async def test_another_takes_over_when_the_session_of_the_leader_ends_and_tells_nothing_again(mesh: Mesh, replicas: Replicas) -> None:
+    one, two = await replicas.start(ONE), await replicas.start(TWO)
+    mesh.text = DRIFTING
+    await one.look()
+    await two.round()
+    await replicas.cut(one)
+    await two.look(3)
+    assert (two.keeper.leads, two.told) == (True, (0, 0))
+    mesh.text = WELL
+    await two.look()
+    assert (one.told, two.told) == ((1, 0), (0, 1))
+
+
+async def test_a_leader_that_lost_its_lock_without_noticing_tells_nobody(
+    mesh: Mesh, replicas: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = await replicas.start(ONE), await replicas.start(TWO)
+    await one.look()
+
+    async def hangs_meanwhile() -> str:
+        """It has confirmed its lock, and is stopped while it collects; the other leads and tells."""
+        await replicas.cut(one)
+        await two.look()
+        return mesh.text
+
+    mesh.text = DRIFTING
+    monkeypatch.setattr(one.watch, "_text", hangs_meanwhile)
+    with pytest.raises(errors.Unavailable, match="does not answer"):
+        await one.look()
+    monkeypatch.undo()
+    assert (one.told, two.told) == ((0, 0), (1, 0))
+    await replicas.reconnect(one)
+    await one.look()
+    assert (one.keeper.leads, one.told) == (False, (0, 0))
+
+
+async def test_the_leader_stays_when_its_session_was_cut_and_nobody_else_took_the_lock(mesh: Mesh, replicas: Replicas) -> None:
+    one = await replicas.start(ONE)
+    mesh.text = DRIFTING
+    await one.look()
+    await replicas.cut(one)
+    await replicas.reconnect(one)
+    await one.look()
+    mesh.text = WELL
+    await one.look()
+    assert (one.keeper.leads, one.told) == (True, (1, 1))
+
+
+# --- a rolling upgrade from replicas that all evaluate ----------------------------------------------------------------------
+
+
+async def test_nobody_leads_beside_a_replica_of_an_older_version_and_its_alerts_go_on_afterwards(
+    mesh: Mesh, replicas: Replicas, store: AlertStore, postgres_url: str
+) -> None:
+    before = await replicas.start(ONE)
+    mesh.text = DRIFTING
+    await before.look()
+    # As replicas wrote them that had a node each.
+    admin = await asyncpg.connect(postgres_url)
+    await admin.execute("UPDATE metrics.alarms SET node = 'UOLD'; DELETE FROM metrics.leader_state")
+    await replicas.cut(before)
+
+    mesh.replicas = [NodeId("UOLD")]
+    new = await replicas.start(TWO)
+    await new.look(2)
+    assert (new.keeper.leads, await new.shown()) == (False, [("ledger_drift", "firing", "")])
+    [alert] = (await new.alerts()).alerts
+    await new.watch.acknowledge_alert(api.AcknowledgeAlert(alert.id), CALL)
+    await new.round()
+    assert await new.shown() == [("ledger_drift", "firing", "operator")]
+    mesh.replicas = [TWO]
+    await new.look(2)
+    assert (new.keeper.leads, new.told) == (True, (0, 0)), "told by the old one"
+    assert await admin.fetchval("SELECT array_agg(node) FROM metrics.alarms") == ["leader"]
+
+    mesh.replicas = [NodeId("UOLD")]
+    with pytest.raises(errors.Unavailable, match="older version"):
+        await new.round()
+    await admin.close()
+
+
+async def test_the_workers_that_an_older_replica_knew_are_missed(replicas: Replicas, store: AlertStore, postgres_url: str) -> None:
+    admin = await asyncpg.connect(postgres_url)
+    folder = Path(persistence.__file__).parents[1] / "migrations"
+    insert = (folder / "0004_pre_leader.sql").read_text().partition("INSERT INTO")
+    await admin.execute("SET search_path = metrics")
+    at = datetime.fromtimestamp(replicas.mesh.now, UTC)
+    for replica, age, gone_at in (("UOLD", 60, None), ("UNEW", 5, at)):
+        await admin.execute(
+            "INSERT INTO attendance VALUES ($1, 'UANN', 'punched', $2, 'why', $3)", replica, gone_at, at - timedelta(seconds=age)
+        )
+    await admin.execute(insert[1] + insert[2])
+    await admin.close()
+    one = await replicas.start(ONE)
+    [member] = one.watch.attendance.members().values()
+    assert (member.node, member.path, member.gone_at, member.why) == ("UANN", "punched", at, "why")
+
+
+# --- the windows of rules -----------------------------------------------------------------------------------------------
+
+
+class Counting:
+    """A metrics service that counts requests, a gateway that measures, and a worker that lies and crashes."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self.mesh = mesh
+        self.nodes = {"UM": Metrics("metrics"), "UG": Metrics("gateway"), "UW": Metrics("inference")}
+        self.looks = 0
+        self._merger = prometheus_merge.Merger()
+
+    def show(self) -> None:
+        sources = [
+            MetricSource(one.render(), {"service": service, "node": node})
+            for (node, one), service in zip(self.nodes.items(), ("metrics", "gateway", "inference"), strict=True)
+        ]
+        self.mesh.text = prometheus_merge.render(self._merger.merge(sources))
+
+    def work(self, seconds: float) -> None:
+        self.mesh.now += seconds
+        self.looks += 1
+        metrics, gateway, worker = self.nodes.values()
+        calls = seconds / 5
+        metrics.completed_requests.labels(status="success", model="m").inc(calls)
+        metrics.completed_requests.labels(status="error", model="m").inc(calls / 50)
+        gateway.cost.labels(model="m").inc(100 * calls)
+        for number in range(3):
+            gateway.ttft_seconds.labels(model="m").observe(0.2 + 4 * (number == 0))
+            worker.ttft_seconds.labels(model="m").observe(9)
+        if self.looks % 40 == 0:
+            worker.engine_restarts.labels(model="m").inc()
+            gateway.wrong_counts.labels(node="UW").inc()
+        self.show()
+
+
+def seen_by(book: SampleWindow) -> dict[str, float]:
+    """Every growth that a rule looks at."""
+    return {
+        f"{rule.name} {part.of.of.name} {part.of.of.where} {part.of.window} {key}": value
+        for rule in all_rules.ALL
+        for part in walk(rule.when)
+        if isinstance(part, Aggregate) and isinstance(part.of, Increase)
+        for key, value in evaluation.evaluate(part, book).items()
+        if value
+    }
+
+
+async def test_after_a_restart_every_long_look_back_sees_what_it_would_have_seen_without(mesh: Mesh, replicas: Replicas) -> None:
+    counting = Counting(mesh)
+    first = await replicas.start()
+    throughout = SampleWindow(all_rules.ALL)
+    # Now and then for three days and more, and as it really is for the last hour.
+    for seconds in [1800.0] * 140 + [300.0] * 60 + [15.0] * 250:
+        counting.work(seconds)
+        found_now = list(sample_reader.read(mesh.text, throughout.wanted))
+        for book in (throughout, first.watch.book):
+            book.take(found_now, mesh.now)
+    mesh.now += 1
+    await replicas.cut(first)  # it may have said nothing for too long
+    await replicas.reconnect(first)
+    await first.look()
+    firing = {(one.rule.name, dict(one.labels).get("window")) for one in first.watch.desk.firing()}
+    assert ("availability_burn", "3d") in firing
+
+    second = await replicas.restart(first)
+    counting.work(15)
+    await second.round(looks=True)
+    throughout.take(sample_reader.read(mesh.text, throughout.wanted), mesh.now)
+    expected, found = seen_by(throughout), seen_by(second.watch.book)
+    assert set(found) == set(expected)
+    assert len(found) > 30
+    for what, value in expected.items():
+        assert math.isclose(found[what], value, rel_tol=0.001), what
+    assert {(one.rule.name, dict(one.labels).get("window")) for one in second.watch.desk.firing()} == firing
+    assert second.told == (0, 0), "nothing fires or ends because of the restart"
+    assert [rule for rule in objectives.RULES if (rule.name, dict(rule.labels)["window"]) in firing]
+
+
+async def test_what_another_version_wrote_of_the_windows_is_left(replicas: Replicas, postgres_url: str, mesh: Mesh) -> None:
+    first = await replicas.start()
+    await first.look()
+    admin = await asyncpg.connect(postgres_url)
+    await admin.execute("UPDATE metrics.leader_state SET body = 'something else' WHERE name = 'window'")
+    await admin.close()
+    second = await replicas.restart(first)
+    await second.look()
+    assert second.keeper.leads
+
+
+# --- PostgreSQL that comes and goes -------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def living(mesh: Mesh, url: str, node: NodeId = ONE, webhook: str | None = None) -> AsyncIterator[AlertingModule]:
+    settings = MetricsSettings(node_key_file=Path("/nowhere"), port=0, database_url=url, alert_webhook_url=webhook)
+    alarms = AlertingModule(settings, node, mesh.read, WorkerAttendance(), replicas=lambda: mesh.replicas, clock=lambda: mesh.now)
+    task = asyncio.create_task(alarms.run())
+    try:
+        yield alarms
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.fixture
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(persistence, "EVERY_SECONDS", 0.02)
+    monkeypatch.setattr(persistence, "_SOON_SECONDS", 0.02)
+    monkeypatch.setattr(persistence, "_AGAIN_SECONDS", 0.02)
+    monkeypatch.setattr(rule_watch, "EVERY_SECONDS", 0.02)
+
+
+@pytest.mark.usefixtures("_quick")
+async def test_postgresql_goes_and_comes_back_while_an_alert_fires(postgres: PostgresServer, postgres_url: str, mesh: Mesh) -> None:
+    chat = Chat()
+    mesh.text = DRIFTING
+    async with (
+        serving(chat) as hook,
+        living(mesh, postgres_url, ONE, hook) as one,
+    ):
+        await until(lambda: one._keeper.leads)
+        await until(lambda: len(chat.got) == 1)
+        async with living(mesh, postgres_url, TWO, hook) as two:
+            await until(two.watch.desk.firing)
+            postgres.kill()
+            try:
+                await until(lambda: bool(one._keeper._trouble and two._keeper._trouble))
+                mesh.now += 60
+                [check] = [check for check in await one.checks() if check.name == "alerts"]
+                assert (check.ok, check.needed) == (False, False)
+                assert "outlive" in check.detail
+                # What is new is told without PostgreSQL, and once; who follows shows what it read last, with its age.
+                mesh.text = DRIFTING.replace("ledger_drift_micro", "ledger_drift_micro_gone")
+                await until(lambda: len(chat.got) == 2)
+                mesh.text, mesh.now = DRIFTING, mesh.now + 15
+                await until(lambda: len(chat.got) == 3)
+                ours, theirs = [await each.watch.list_alerts(api.ListAlerts(), CALL) for each in (one, two)]
+                assert (ours.as_of, theirs.as_of) == (None, datetime.fromtimestamp(mesh.now - 75, UTC))
+                assert [alert.state for alert in ours.alerts] == ["firing", "over"]
+                assert [alert.state for alert in theirs.alerts] == ["firing"]
+                made = await one.watch.silence_alerts(api.SilenceAlerts(3600, "disk_low"), CALL)
+                await one.watch.acknowledge_alert(api.AcknowledgeAlert(ours.alerts[0].id), CALL)
+            finally:
+                postgres.ensure_running()
+            await until(lambda: not one._keeper._trouble and not two._keeper._trouble)
+            await until(lambda: [silence.id for silence in two.watch.desk.silences()] == [made.id])
+            await until(lambda: [alarm.seen_by for alarm in two.watch.desk.firing()] == ["operator"])
+            assert (one._keeper.leads, two._keeper.leads) == (True, False), "the last leader knows what came meanwhile"
+            mesh.text = WELL
+            mesh.now += 15
+            await until(lambda: not one.watch.desk.firing())
+            await until(lambda: len(chat.got) == 4)
+    assert [got["status"] for got in chat.got] == ["firing", "resolved", "firing", "resolved"]
+
+
+@pytest.mark.usefixtures("_quick")
+async def test_a_service_that_starts_without_postgresql_goes_on_with_what_it_finds_there(
+    postgres: PostgresServer, postgres_url: str, mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(persistence, "REMEMBERING_SECONDS", 30.0)
+    mesh.text = DRIFTING
+    async with living(mesh, postgres_url) as before:
+        await until(before.watch.desk.firing)
+        old = await before.watch.silence_alerts(api.SilenceAlerts(3600, "cpu_high"), CALL)
+        async with AlertStore.open(postgres_url, all_rules.ALL) as store:
+            for _ in range(500):
+                if (await store.silences(0)).ids and await store.alarms(0):
+                    break
+                await asyncio.sleep(0.01)
+    postgres.kill()
+    try:
+        async with living(mesh, postgres_url) as alarms:
+            await until(lambda: "does not answer" in alarms._keeper._trouble)
+            assert not alarms.watch.desk.firing(), "it waits for what was known before"
+            mesh.now += 60
+            await until(alarms.watch.desk.firing)
+            postgres.ensure_running()
+            await until(lambda: not alarms._keeper._trouble)
+            assert {one.id for one in alarms.watch.desk.silences()} == {old.id}
+            [alert] = alarms.watch.desk.firing()
+            assert alert.since == mesh.now - 60
+    finally:
+        postgres.ensure_running()
+
+
+async def test_without_postgresql_the_first_of_those_that_live_continues_where_the_leader_is_gone(mesh: Mesh, replicas: Replicas) -> None:
+    one, two = await replicas.start(ONE), await replicas.start(TWO)
+    for each in (one, two):
+        each.session = None
+        await each.round()
+    assert (one.keeper.leads, two.keeper.leads) == (True, False)
+    mesh.replicas = [TWO]
+    await two.round()
+    assert two.keeper.leads
+
+
+async def test_when_postgresql_is_back_the_last_leader_is_let_in_first_if_it_lives(mesh: Mesh, replicas: Replicas) -> None:
+    one, two = await replicas.start(ONE), await replicas.start(TWO)
+    await replicas.cut(one)
+    await replicas.cut(two)
+    await replicas.reconnect(two)
+    assert not two.keeper.leads
+    await replicas.reconnect(one)
+    assert one.keeper.leads
+    await replicas.cut(one)
+    mesh.replicas = [TWO]
+    await replicas.reconnect(two)
+    assert two.keeper.leads
+
+
+async def test_a_silence_that_no_table_has_stays_and_is_written_again(mesh: Mesh, replicas: Replicas, store: AlertStore) -> None:
+    replica = await replicas.start()
+    made = await replica.watch.silence_alerts(api.SilenceAlerts(3600, "cpu_high"), CALL)
+    await replica.look()
+    await store.delete_silences_before(mesh.now + 1e6)
+    assert (await store.silences(mesh.now)).ids == frozenset()
+    await replica.look()
+    assert (await store.silences(mesh.now)).ids == {made.id}
+
+
+async def test_without_a_database_nobody_complains(mesh: Mesh) -> None:
+    alarms = AlertingModule(MetricsSettings(node_key_file=Path("/nowhere"), port=0), ONE, mesh.read, WorkerAttendance())
+    assert [(check.name, check.ok) for check in await alarms.checks()] == [("alert rules", True)]
+
+
+async def test_a_role_that_may_not_make_its_schema_is_told(postgres: PostgresServer, postgres_url: str) -> None:
+    name = f"nobody_much_{secrets.token_hex(4)}"
+    admin = await asyncpg.connect(postgres_url)
+    await admin.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'x'")
+    await admin.close()
+    database = postgres_url.partition("?")[0].rpartition("/")[2]
+    url = postgres.server.url(name, "x").replace("/aimesh?", f"/{database}?")
+    with pytest.raises(errors.BadSettings, match="refuses"):
+        async with AlertStore.open(url, all_rules.ALL):
+            pass

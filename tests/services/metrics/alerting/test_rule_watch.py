@@ -1,0 +1,241 @@
+"""Text of metrics in, alerts out: on the list, in the log, at the webhook; and what people do about them."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import cast
+
+import pytest
+
+from services.metrics.alerting import alert_state, sample_reader, sample_window, webhook
+from services.metrics.alerting.alert_state import AlertNotice
+from services.metrics.alerting.rule_watch import RuleWatch
+from services.metrics.alerting.rules.evaluation import labels
+from services.metrics.alerting.rules.expressions import Selector
+from services.metrics.alerting.sample_window import Sample
+from services.metrics.alerting.webhook import Webhook
+from shared import errors
+from shared.api import alerts as api
+from shared.rpc import RpcCall
+from shared.telemetry import instruments
+from tests.services.metrics.alerting.chat import Chat
+from tests.services.web.servers import serving
+from tests.testnet import until
+
+CALL = cast("RpcCall", type("OfAnOperator", (), {"found": None})())
+WELL = "\n".join(
+    f'ai_platform_node_up{{service="{service}",node="UAAA"}} 1' for service in ("auth", "gateway", "inference", "metrics", "web")
+)
+DRIFTING = 'ai_platform_ledger_drift_micro{service="gateway",node="UAAA"} 5\n' + WELL
+
+
+class Mesh:
+    def __init__(self) -> None:
+        self.text = WELL
+        self.now = 1_000_000.0
+        self.news: list[AlertNotice] = []
+
+    async def read(self) -> str:
+        return self.text
+
+    def watch(self) -> RuleWatch:
+        return RuleWatch(self.read, lambda: self.now)
+
+    async def look(self, watch: RuleWatch) -> None:
+        alarms = await watch.look()
+        if alarms:
+            self.news.append(
+                AlertNotice(tuple(one for one in alarms if one.ended is None), tuple(one for one in alarms if one.ended is not None))
+            )
+
+
+@pytest.fixture
+def mesh() -> Mesh:
+    return Mesh()
+
+
+async def states(watch: RuleWatch) -> dict[str, str]:
+    found = await watch.list_alerts(api.ListAlerts(), CALL)
+    return {alert.name: alert.state for alert in found.alerts}
+
+
+async def look_for_minutes(mesh: Mesh, watch: RuleWatch, minutes: int) -> None:
+    for _ in range(minutes * 4):
+        await mesh.look(watch)
+        mesh.now += 15
+
+
+async def test_all_is_well(mesh: Mesh) -> None:
+    watch = mesh.watch()
+    await look_for_minutes(mesh, watch, 15)
+    assert await states(watch) == {}
+    assert mesh.news == []
+
+
+async def test_an_alert_is_listed_told_and_over(mesh: Mesh) -> None:
+    watch = mesh.watch()
+    await look_for_minutes(mesh, watch, 1)
+    mesh.text = DRIFTING
+    await look_for_minutes(mesh, watch, 10)
+    assert await states(watch) == {"ledger_drift": "firing"}
+    [alert] = (await watch.list_alerts(api.ListAlerts(), CALL)).alerts
+    assert (alert.severity, alert.runbook, alert.silenced, alert.seen_by) == ("page", "docs/runbooks/ledger_drift.md", False, "")
+    mesh.text = WELL
+    await look_for_minutes(mesh, watch, 10)
+    assert await states(watch) == {"ledger_drift": "over"}
+    assert [(len(news.began), len(news.ended)) for news in mesh.news] == [(1, 0), (0, 1)]
+
+
+async def test_a_service_that_goes_is_missed(mesh: Mesh) -> None:
+    watch = mesh.watch()
+    mesh.text = WELL.replace('ai_platform_node_up{service="gateway",node="UAAA"} 1', 'ai_platform_node_up{service="gateway",node="UAAA"} 0')
+    await look_for_minutes(mesh, watch, 5)
+    assert (await states(watch))["service_down"] == "firing"
+
+
+async def test_people_look_after_alerts_and_silence_them(mesh: Mesh) -> None:
+    watch = mesh.watch()
+    made = await watch.silence_alerts(api.SilenceAlerts(3600, "ledger_drift", why="we are at it"), CALL)
+    mesh.text = DRIFTING
+    await look_for_minutes(mesh, watch, 10)
+    assert mesh.news == []
+    found = await watch.list_alerts(api.ListAlerts(), CALL)
+    assert (found.silences, [alert.silenced for alert in found.alerts]) == ((made,), [True])
+    seen = await watch.acknowledge_alert(api.AcknowledgeAlert(found.alerts[0].id), CALL)
+    assert seen.seen_by == "operator"
+    await watch.end_silence(api.EndSilence(made.id), CALL)
+    await mesh.look(watch)
+    assert [alarm.rule.name for alarm in mesh.news[0].began] == ["ledger_drift"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        (api.SilenceAlerts(0), "30 days"),
+        (api.SilenceAlerts(float("nan")), "30 days"),
+        (api.SilenceAlerts(1e9), "30 days"),
+        (api.SilenceAlerts(60, "no_such_alert"), "no alert called"),
+        (api.SilenceAlerts(60, labels={str(number): "" for number in range(11)}), "at most 10"),
+        (api.SilenceAlerts(60, why="x" * 201), "200 characters"),
+    ],
+)
+async def test_a_silence_that_makes_no_sense_is_refused(mesh: Mesh, request_: api.SilenceAlerts, words: str) -> None:
+    with pytest.raises(errors.BadRequest, match=words):
+        await mesh.watch().silence_alerts(request_, CALL)
+
+
+async def test_what_there_is_not_is_said(mesh: Mesh) -> None:
+    with pytest.raises(errors.NotFound):
+        await mesh.watch().acknowledge_alert(api.AcknowledgeAlert("nothing"), CALL)
+    with pytest.raises(errors.NotFound):
+        await mesh.watch().end_silence(api.EndSilence("nothing"), CALL)
+
+
+async def test_what_finds_no_room_is_said(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = mesh.watch()
+    await watch.look()
+    assert watch.check().ok
+    monkeypatch.setattr(sample_window, "MAX_SERIES", 5)
+    mesh.text = DRIFTING
+    await watch.look()
+    assert (watch.check().ok, watch.check().needed, "1 series found no room" in watch.check().detail) == (False, False, True)
+
+
+async def test_alerts_beyond_those_of_one_rule_that_are_listed_are_said(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = mesh.watch()
+    monkeypatch.setattr(alert_state, "MAX_OF_ONE_RULE", 3)
+    mesh.text = "\n".join([WELL, *(f'ai_platform_node_up{{service="inference",node="U{number}"}} 0' for number in range(8))])
+    await watch.look()
+    assert (watch.check().ok, watch.check().needed) == (False, False)
+    assert "5 more alerts worker_gone are not listed" in watch.check().detail
+    mesh.text, mesh.now = WELL, mesh.now + 15
+    await watch.look()
+    assert watch.check().ok
+
+
+def test_samples_are_those_that_are_asked_for() -> None:
+    text = '# HELP a b\na{x="1",y=""} 5\na 7\nab 9\nb{x="q\\"\\\\ \\n"} +Inf\nb{x="q\\"\\\\ \\n"} 2.5e3\nc NaN\n'
+    assert list(sample_reader.read(text, {"a": (), "b": (), "c": ()})) == [
+        Sample("a", labels(x="1"), 5),
+        Sample("a", (), 7),
+        Sample("b", labels(x='q"\\ \n'), 2500),
+    ]
+
+
+def test_what_no_selector_means_is_passed_over_before_it_is_taken_apart() -> None:
+    selector = Selector(instruments.REQUESTS, (("service", ("auth", 'a"b')), ("model", ("",))), (("method", ("x",)),))
+    name = selector.name
+    lines = (
+        f'{name}{{service="auth",method="y"}} 1',
+        f'{name}{{service="auth",method="y",model=""}} 2',
+        f'{name}{{method="x",service="auth"}} 3',
+        f'{name}{{service="auth",method="x"}} 3',
+        f'{name}{{service="web",method="y"}} 4',
+        f'{name}{{service="a\\"b"}} 5',
+        f'{name}{{service="auth",xmethod="x"}} 6',
+    )
+    assert [sample.value for sample in sample_reader.read("\n".join(lines), {name: (selector,)})] == [1, 2, 5, 6]
+
+
+# --- the webhook -------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def telling(url: str) -> AsyncIterator[Webhook]:
+    hook = Webhook(url, "https://ai.example.org")
+    running = asyncio.create_task(hook.run())
+    try:
+        yield hook
+    finally:
+        running.cancel()
+
+
+async def news_of(mesh: Mesh) -> list[AlertNotice]:
+    watch = mesh.watch()
+    mesh.text = DRIFTING
+    await look_for_minutes(mesh, watch, 10)
+    mesh.text = WELL
+    await look_for_minutes(mesh, watch, 10)
+    return mesh.news
+
+
+async def test_a_webhook_hears_of_the_beginning_and_of_the_end(mesh: Mesh) -> None:
+    chat = Chat()
+    async with serving(chat) as url, telling(f"{url}/hook/secret") as hook:
+        for news in await news_of(mesh):
+            hook.tell(news)
+        await until(lambda: len(chat.got) == 2)
+    first, second = chat.got
+    assert (first["version"], first["status"], second["status"]) == ("4", "firing", "resolved")
+    [alert] = first["alerts"]
+    assert alert["labels"]["alertname"] == "ledger_drift"
+    assert alert["labels"]["severity"] == "page"
+    assert alert["generatorURL"] == "https://ai.example.org/admin/alerts"
+    assert alert["annotations"]["runbook_url"] == "docs/runbooks/ledger_drift.md"
+    assert alert["annotations"]["dashboard"] == "aimesh-ledger"
+    assert second["alerts"][0]["fingerprint"] == alert["fingerprint"]
+    assert second["alerts"][0]["endsAt"] > alert["startsAt"]
+
+
+async def test_a_webhook_that_is_away_hears_of_it_later_and_its_address_is_not_told(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhook, "_FIRST_PAUSE_SECONDS", 0.01)
+    chat = Chat()
+    chat.status = 503
+    async with serving(chat) as url, telling(f"{url}/hook/secret") as hook:
+        for news in await news_of(mesh):
+            hook.tell(news)
+        await until(lambda: chat.asked >= 3)
+        assert (hook.check().ok, hook.check().needed) == (False, False)
+        assert "secret" not in hook.check().detail
+        chat.status = 200
+        await until(lambda: len(chat.got) == 2)
+        await until(lambda: hook.check().ok)
+    assert [got["status"] for got in chat.got] == ["firing", "resolved"]
+
+
+async def test_news_that_nobody_takes_do_not_pile_up(mesh: Mesh) -> None:
+    hook = Webhook("http://127.0.0.1:1/", "")
+    [news, _] = await news_of(mesh)
+    for _ in range(webhook.MAX_WAITING * 3):
+        hook.tell(news)
+    assert len(hook._waiting) == webhook.MAX_WAITING

@@ -1,0 +1,179 @@
+"""Who is missed, told from what a directory sees: whoever went without a word, over a restart as well; and nobody who was meant to go."""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import pytest
+
+from services.metrics.alerting import worker_attendance
+from services.metrics.alerting.worker_attendance import MEETING, AttendedWorker, WorkerAttendance
+from shared.discovery.directory import FORGOTTEN_AFTER, GONE_AFTER_SECONDS, Announcement, Directory
+from shared.telemetry import instruments
+from shared.types import NodeId, Role
+
+STARTED = datetime(2026, 1, 2, tzinfo=UTC)
+ANN, BOB = NodeId("UANN"), NodeId("UBOB")
+
+
+class House:
+    """A metrics service that sees workers come and go. ``restart`` is as a process does it: only what was kept is left."""
+
+    def __init__(self) -> None:
+        self.now = STARTED
+        self.revoked: set[NodeId] = set()
+        self.restart(())
+
+    def restart(self, kept: Iterable[AttendedWorker]) -> None:
+        self.directory = Directory(self._seconds, lambda: self.now)
+        self.attendance = WorkerAttendance()
+        self.attendance.recall(list(kept), self.now)
+
+    def _seconds(self) -> float:
+        return self.now.timestamp()
+
+    def hear(self, *nodes: NodeId, **changes: object) -> None:
+        for node in nodes:
+            said = msgspec.structs.replace(Announcement(Role.WORKER, node, "0.1.0", STARTED), **changes)
+            self.directory.heard(said, "punched", "swarm")
+        self.look()
+
+    def pass_by(self, length: timedelta = timedelta(seconds=GONE_AFTER_SECONDS + 1)) -> None:
+        self.now += length
+        self.look()
+
+    def look(self) -> None:
+        self.directory.tick()
+        self.attendance.look(self.directory.entries(), self.revoked.__contains__, self.now)
+
+    @property
+    def kept(self) -> list[AttendedWorker]:
+        return list(self.attendance.members().values())
+
+    @property
+    def missed(self) -> set[NodeId]:
+        return set(self.attendance.missed())
+
+
+@pytest.fixture
+def house() -> House:
+    return House()
+
+
+def test_who_goes_without_a_word_is_missed_until_it_is_back(house: House) -> None:
+    house.hear(ANN, BOB)
+    assert house.missed == set()
+    house.pass_by()
+    house.hear(BOB)
+    assert house.missed == {ANN}
+    (entry,) = house.attendance.missed().values()
+    assert (entry.alive, entry.path, entry.since) == (False, "punched", house.now)
+    assert "silent for" in entry.why_gone
+    (sample,) = house.attendance.samples()
+    assert (sample.name, sample.value) == (instruments.NODE_UP.name, 0)
+    assert dict(sample.labels) == {"service": "inference", "node": instruments.node_label(ANN)}
+    house.hear(ANN)
+    assert house.missed == set()
+
+
+def test_who_is_meant_to_go_is_not_missed(house: House) -> None:
+    house.hear(ANN, BOB)
+    house.hear(ANN, draining=True)
+    house.hear(ANN, draining=True, leaving=True)
+    house.revoked.add(BOB)
+    house.pass_by()
+    house.pass_by(2 * MEETING)
+    assert (house.missed, house.kept) == (set(), [])
+
+
+def test_who_was_never_let_in_is_not_missed(house: House) -> None:
+    house.directory.refused(ANN, Role.WORKER, "0.1.0", "no certificate")
+    house.pass_by(2 * MEETING)
+    assert house.kept == []
+
+
+def test_only_workers_are_missed(house: House) -> None:
+    house.hear(ANN, role=Role.WEB)
+    house.pass_by()
+    assert house.kept == []
+
+
+def test_who_was_missed_before_a_restart_still_is_and_since_then(house: House) -> None:
+    house.hear(ANN)
+    house.pass_by()
+    (before,) = house.attendance.missed().values()
+    house.now += timedelta(minutes=10)
+    house.restart(house.kept)
+    # Its key is still announced where nodes look for each other, and it cannot be reached.
+    house.directory.refused(ANN, Role.WORKER, "", "it does not answer")
+    house.look()
+    (after,) = house.attendance.missed().values()
+    assert (after.node, after.since, after.path, after.why_gone) == (before.node, before.since, before.path, before.why_gone)
+    house.hear(ANN)
+    assert house.missed == set()
+
+
+def test_who_went_while_nobody_looked_is_missed_when_all_others_have_been_met(house: House) -> None:
+    house.hear(ANN, BOB)
+    house.restart(house.kept)
+    house.look()
+    house.hear(BOB)
+    house.pass_by(MEETING - timedelta(seconds=1))
+    house.hear(BOB)
+    assert house.missed == set()
+    house.pass_by(timedelta(seconds=1))
+    assert house.missed == {ANN}
+    assert "did not come back" in house.attendance.missed()[ANN].why_gone
+
+
+def test_what_is_seen_since_the_start_is_known_better_than_what_was_kept(house: House) -> None:
+    house.hear(ANN)
+    house.pass_by()
+    kept = house.kept
+    house.restart(())
+    house.hear(ANN)
+    house.attendance.recall(kept, house.now)
+    assert house.missed == set()
+
+
+def test_who_is_revoked_after_a_restart_is_missed_no_more(house: House) -> None:
+    house.hear(ANN)
+    house.pass_by()
+    house.restart(house.kept)
+    house.look()
+    assert house.missed == {ANN}
+    house.revoked.add(ANN)
+    house.look()
+    assert house.kept == []
+
+
+def test_an_hour_after_it_went_it_is_forgotten_whoever_saw_it_go(house: House) -> None:
+    house.hear(ANN)
+    house.pass_by()
+    house.restart(house.kept)
+    house.pass_by(FORGOTTEN_AFTER)
+    assert house.missed == {ANN}
+    house.pass_by(timedelta(seconds=1))
+    assert house.kept == []
+
+
+def test_a_moment_that_is_still_to_come_is_not_waited_for(house: House) -> None:
+    house.restart([AttendedWorker(ANN, "nats", house.now + timedelta(days=365))])
+    house.pass_by(FORGOTTEN_AFTER + timedelta(seconds=1))
+    assert house.kept == []
+
+
+def test_there_is_room_for_as_many_as_a_directory_has(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_attendance, "MAX_NODES", 3)
+    house.hear(*(NodeId(f"U{number}") for number in range(10)))
+    assert len(house.kept) == 3
+    house.restart([AttendedWorker(NodeId(f"U{number}"), "nats") for number in range(10)])
+    assert len(house.kept) == 3
+
+
+def test_what_a_peer_said_of_its_end_can_be_kept(house: House) -> None:
+    house.hear(ANN)
+    house.directory.gone(ANN, "bye\0\n" + "x" * 5000)
+    house.look()
+    (member,) = house.kept
+    assert member.why == "bye  " + "x" * 195

@@ -1,0 +1,131 @@
+"""The ways in which an OTLP endpoint can be broken, each over a real socket: all are told from one another, and none holds anything up."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+
+import pytest
+
+from services.metrics.export.otlp import otlp_endpoint
+from services.metrics.export.otlp.otlp_endpoint import Post
+from services.metrics.export.otlp.partial_success import Rejection
+from shared import errors
+
+Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
+
+
+def says(text: str) -> Answer:
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(text.encode())
+        await writer.drain()
+
+    return answer
+
+
+async def hangs(writer: asyncio.StreamWriter) -> None:
+    await writer.wait_closed()
+
+
+async def drips(writer: asyncio.StreamWriter) -> None:
+    """Alive at every look, and never done."""
+    writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+    while not writer.is_closing():
+        writer.write(b"1\r\nx\r\n")
+        await writer.drain()
+        await asyncio.sleep(0.01)
+
+
+class Floods:
+    """Has no end, and as much as anybody takes."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+
+    async def __call__(self, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        while not writer.is_closing():
+            writer.write(b"10000\r\n" + b"x" * 65536 + b"\r\n")
+            await writer.drain()
+            self.sent += 65536
+
+
+@asynccontextmanager
+async def answering(answer: Answer, headers: Mapping[str, str] | None = None) -> AsyncIterator[Post]:
+    """Posts to a server that reads a request and then does this."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            await answer(writer)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass  # the other side has had enough
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    try:
+        async with otlp_endpoint.opened(f"http://127.0.0.1:{port}/", headers or {}) as post:
+            yield post
+    finally:
+        server.close()
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(otlp_endpoint, "_SECONDS", 0.3)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words", "seconds"),
+    [
+        pytest.param(says("HTTP/1.1 503 x\r\nretry-after: 7\r\ncontent-length: 0\r\n\r\n"), "answers 503", 7, id="says when"),
+        pytest.param(says("HTTP/1.1 429 x\r\ncontent-length: 0\r\n\r\n"), "answers 429", None, id="does not say when"),
+        pytest.param(says("HTTP/1.1 503 x\r\nretry-after: Sat, 21 Nov 2026 14:00:00 GMT\r\n\r\n"), "answers 503", None, id="a date"),
+        pytest.param(says("HTTP/1.1 503 x\r\nretry-after: -1\r\n\r\n"), "answers 503", None, id="says nonsense"),
+        pytest.param(says("SSH-2.0-x\r\n\r\n"), "does not answer: RemoteProtocolError", None, id="is no HTTP"),
+        pytest.param(says("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nx"), "does not answer: RemoteProtocolError", None, id="breaks off"),
+        pytest.param(says(""), "does not answer: RemoteProtocolError", None, id="hangs up"),
+        pytest.param(hangs, r"does not answer: \w*Timeout", None, id="says nothing"),
+        pytest.param(drips, r"does not answer: \w*Timeout", None, id="comes byte by byte"),
+    ],
+)
+async def test_what_may_be_tried_again_is_said(answer: Answer, words: str, seconds: float | None) -> None:
+    async with answering(answer) as post:
+        with pytest.raises(errors.Unavailable, match=words) as refused:
+            await post("/v1/traces", b"{}")
+    assert refused.value.retry_after_seconds == seconds
+
+
+async def test_an_answer_without_an_end_is_cut_off() -> None:
+    floods = Floods()
+    async with answering(floods) as post:
+        await post("/v1/traces", b"{}")
+    # What was on the way in the buffers of two sockets is besides.
+    assert floods.sent < 16 * 1024 * 1024
+
+
+@pytest.mark.parametrize("status", [301, 400, 404, 500])
+async def test_what_will_never_be_taken_is_said(status: int) -> None:
+    async with answering(says(f"HTTP/1.1 {status} x\r\ncontent-length: 0\r\n\r\n")) as post:
+        with pytest.raises(errors.BadRequest, match=f"refuses /v1/traces with {status}"):
+            await post("/v1/traces", b"{}")
+
+
+async def test_garbage_in_a_good_answer_is_nobody_s_concern() -> None:
+    for form in ("", "content-type: application/json\r\n"):
+        answer = says(f"HTTP/1.1 200 OK\r\n{form}content-encoding: gzip\r\ncontent-length: 3\r\n\r\n\x01\x02\x03")
+        async with answering(answer) as post:
+            assert await post("/v1/traces", b"{}") is None
+
+
+def rejecting(why: str) -> Answer:
+    body = json.dumps({"partialSuccess": {"rejectedSpans": "1", "errorMessage": why}})
+    return says(f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n{body}")
+
+
+async def test_what_was_rejected_is_told_without_the_key_that_an_endpoint_may_quote() -> None:
+    headers = {"authorization": "Bearer abcdef123456", "x-tenant": "7"}
+    async with answering(rejecting("7 of abcdef123456 are too old, Bearer"), headers) as post:
+        assert await post("/v1/traces", b"{}") == Rejection(1, "7 of … are too old, Bearer")

@@ -1,0 +1,133 @@
+"""An endpoint that takes a part of what it is sent: counted, said once, and seen in the health with what to do; over real sockets."""
+
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+
+from services.metrics.collection import log_collector
+from services.metrics.export.otlp import log_records, otlp_outbox, span_records
+from services.metrics.export.otlp.log_records import LogLine
+from services.metrics.export.otlp.otlp_outboxes import OtlpOutboxes
+from services.metrics.export.otlp.span_records import NodeSpan
+from services.metrics.service import MetricsService
+from services.metrics.settings import MetricsSettings
+from shared.api.gateway import Check
+from shared.spans import Span, SpanKind
+from shared.types import Role
+from tests import otlp_receiver
+from tests.otlp_receiver import Receiver
+from tests.testnet import MESH, RunningNode, TestNet, free_port, testnet, until
+
+LINE = LogLine("auth", "node", '{"ts": "2026-11-21T12:00:00Z", "level": "info", "event": "x"}')
+
+
+def _told(count: int) -> list[NodeSpan]:
+    return [
+        NodeSpan("auth", "node", Span("a" * 32, f"{number:016x}", "", "work", SpanKind.INTERNAL, 0, 1, "", {})) for number in range(count)
+    ]
+
+
+@pytest.fixture
+async def net() -> AsyncIterator[TestNet]:
+    async with testnet() as running:
+        yield running
+
+
+class Said:
+    """Stands where the log is."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str, int, str]] = []
+
+    def warning(self, event: str, *, what: str, rejected: int, why: str) -> None:
+        self.lines.append((event, what, rejected, why))
+
+
+def _boxes(running: RunningNode) -> OtlpOutboxes:
+    assert isinstance(running.service, MetricsService)
+    assert running.service._outboxes is not None
+    return running.service._outboxes
+
+
+def _check(running: RunningNode) -> Check:
+    (check,) = _boxes(running).checks()
+    return check
+
+
+def _counted(running: RunningNode, name: str) -> float:
+    head = f'ai_platform_{name}_total{{reason="rejected"'
+    return sum(float(line.rpartition(" ")[2]) for line in running.node.read_own_metrics().text.splitlines() if line.startswith(head))
+
+
+async def _sent(running: RunningNode, spans: int = 0, lines: int = 0) -> None:
+    boxes = _boxes(running)
+    boxes.spans.put(_told(spans))
+    boxes.logs.put([LINE] * lines)
+    await until(lambda: not (len(boxes.spans) or len(boxes.logs) or boxes.spans._some.is_set() or boxes.logs._some.is_set()))
+
+
+async def test_what_an_endpoint_rejects_is_counted_said_once_and_seen(net: TestNet, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = Said()
+    monkeypatch.setattr(otlp_outbox, "_log", said)
+    # Its own lines are sent at the start and not again.
+    monkeypatch.setattr(log_collector, "EVERY_SECONDS", 3600)
+    port = free_port()
+    with otlp_receiver.receiving(port) as receiver:
+        running = await _start(net, port)
+        await _sent(running, spans=5, lines=5)
+        assert (_check(running).ok, said.lines) == (True, [])
+
+        _reject(receiver, span_records.PATH, rejectedSpans="2", errorMessage="span 7 is too old")
+        await _sent(running, spans=5)
+        _reject(receiver, span_records.PATH, rejectedSpans="9", errorMessage="span 8 is too old")
+        await _sent(running, spans=3)
+        _reject(receiver, log_records.PATH, rejectedLogRecords="4", errorMessage="no room")
+        await _sent(running, lines=5)
+        assert (_counted(running, "spans_lost"), _counted(running, "log_lines_lost")) == (2 + 3, 4), "no more than there were"
+        event = "the OTLP endpoint took a part"
+        assert said.lines == [(event, "spans", 2, "span 7 is too old"), (event, "log lines", 4, "no room")]
+        check = _check(running)
+        assert (check.name, check.ok, check.needed) == ("OTLP", False, False)
+        assert "5 spans, the last because of: span 8 is too old" in check.detail
+        assert "4 log lines, the last because of: no room" in check.detail
+        assert "docs/runbooks/spans_lost.md" in check.detail
+        assert len(receiver.spans) == 13, "what was rejected is not sent again"
+
+
+BROKEN = {
+    "nothing": b"",
+    "half": b"{",
+    "deep": b"[" * 60_000,
+    "negative": b'{"partialSuccess":{"rejectedSpans":-5}}',
+    "long": b'{"partialSuccess":{"rejectedSpans":5}}' + b" " * 100_000,
+}
+
+
+@pytest.mark.parametrize("answer", BROKEN.values(), ids=BROKEN.keys())
+async def test_an_answer_that_is_broken_changes_nothing(net: TestNet, answer: bytes) -> None:
+    port = free_port()
+    with otlp_receiver.receiving(port) as receiver:
+        running = await _start(net, port)
+        receiver.answers[span_records.PATH] = answer
+        await _sent(running, spans=5)
+        await _sent(running, spans=5)
+        assert len(receiver.spans) == 10
+        assert _check(running).ok
+        assert _counted(running, "spans_lost") == 0
+
+
+def _reject(receiver: Receiver, path: str, **said: str) -> None:
+    receiver.answers[path] = json.dumps({"partialSuccess": said}).encode()
+
+
+async def _start(net: TestNet, port: int) -> RunningNode:
+    settings = MetricsSettings(
+        node_key_file=net.server.key("metrics", Role.METRICS),
+        port=0,
+        prometheus_port=0,
+        mesh=MESH,
+        nats_url=net.server.url,
+        otlp_endpoint=f"http://127.0.0.1:{port}",
+    )
+    return await net.start(MetricsService, settings)

@@ -1,0 +1,114 @@
+"""The history beside a PostgreSQL that goes and comes back: the service goes on, says so, and catches up."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import cast
+
+import pytest
+
+from services.metrics.history import history_module
+from services.metrics.history.history_module import HistoryModule
+from services.metrics.service import MetricsService
+from services.metrics.settings import MetricsSettings
+from shared import errors
+from shared.api import history as api
+from shared.node import NodeSettings
+from shared.rpc import RpcCall
+from shared.types import Role
+from tests.servers import PostgresServer
+from tests.testnet import MESH, RunningNode, TestNet, testnet, until
+
+_NO_CALL = cast("RpcCall", None)
+
+
+@pytest.fixture
+async def net() -> AsyncIterator[TestNet]:
+    async with testnet() as running:
+        yield running
+
+
+async def _start(net: TestNet, url: str | None, raw_hours: int = 24) -> RunningNode:
+    settings = MetricsSettings(
+        node_key_file=net.server.key("metrics", Role.METRICS),
+        port=0,
+        prometheus_port=0,
+        mesh=MESH,
+        nats_url=net.server.url,
+        database_url=url,
+        history_raw_hours=raw_hours,
+    )
+    return await net.start(MetricsService, cast("NodeSettings", settings))
+
+
+def _history(running: RunningNode) -> HistoryModule:
+    assert isinstance(running.service, MetricsService)
+    return running.service._history
+
+
+async def _drawn(history: HistoryModule, begin: datetime, now: datetime) -> tuple[float | None, ...]:
+    asked = api.GetHistory(("ai_platform_node_up",), begin, now, 15)
+    (line,) = (await history.get_history(asked, _NO_CALL)).lines
+    return line.values
+
+
+async def test_postgresql_goes_and_comes_back(
+    net: TestNet, postgres: PostgresServer, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history_module, "AGAIN_SECONDS", 0.02)
+    running = await _start(net, postgres_url)
+    history = _history(running)
+    now = begin = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=3)
+    history._keeper._clock = lambda: now
+
+    async def look(times: int) -> None:
+        nonlocal now
+        for _ in range(times):
+            now += timedelta(seconds=15)
+            await history._keeper.look()
+
+    def is_well() -> bool:
+        return history._store is not None and not history._trouble
+
+    await until(is_well)
+    await look(4)
+    await until(lambda: history._keeper.waiting == 0)
+    postgres.kill()
+    await look(4)
+    health = await running.node.health()
+    (said,) = [check for check in health.checks if check.name == "postgresql"]
+    assert (said.ok, said.needed) == (False, False)
+    assert "gap" in said.detail
+    assert "ai_platform_node_up" in await cast("MetricsService", running.service).metrics_text()
+    with pytest.raises(errors.Unavailable):
+        await _drawn(history, begin, now)
+    assert history._keeper.waiting == 4
+    postgres.ensure_running()
+    await until(is_well)
+    await until(lambda: history._keeper.waiting == 0)
+    await look(1)
+    await until(lambda: history._keeper.waiting == 0)
+    assert await _drawn(history, begin, now) == (None, *[1.0] * 8), "nothing is missing"
+
+
+async def test_it_starts_without_postgresql(net: TestNet, postgres: PostgresServer, postgres_url: str) -> None:
+    postgres.kill()
+    try:
+        running = await _start(net, postgres_url)
+        history = _history(running)
+        assert [(check.name, check.ok, check.needed) for check in await history.checks()] == [
+            ("postgresql", False, False),
+            ("history", True, False),
+        ]
+        assert "ai_platform_node_up" in await cast("MetricsService", running.service).metrics_text()
+    finally:
+        postgres.ensure_running()
+
+
+@pytest.mark.parametrize(("is_set", "raw_hours"), [(False, 24), (True, 0)])
+async def test_without_a_database_nobody_complains(net: TestNet, postgres_url: str, is_set: bool, raw_hours: int) -> None:
+    history = _history(await _start(net, postgres_url if is_set else None, raw_hours))
+    assert await history.checks() == ()
+    now = datetime.now(UTC)
+    with pytest.raises(errors.NotFound, match="no history") as refused:
+        await _drawn(history, now - timedelta(hours=1), now)
+    assert "DATABASE_URL" in refused.value.hint
