@@ -19,7 +19,7 @@ from services.metrics.history import kept_series, query_plan, rollup
 from services.metrics.history.history_store import HistoryStore
 from services.metrics.history.history_writer import HistoryWriter
 from services.metrics.history.row_reader import HistoryRow, MeshReading
-from services.web import history_questions
+from services.web.charts import history_questions
 from shared.api.history import GetHistory, HistoryGrouping
 from tests.servers import PostgresServer, running
 

@@ -11,7 +11,7 @@ import msgspec
 
 import services
 from cli.stack import settings as stack_settings
-from services.web import access as pages
+from services.web.session import page_access as pages
 from shared import api, config, errors, telemetry
 from shared.access import access_table
 from shared.access.access_table import AccessTable, Audience, Permission
@@ -268,13 +268,13 @@ def _needs(row: AccessTable) -> tuple[str, str]:
     return needed, "yes" if row.fresh else ""
 
 
-def _visitor(who: pages.Who) -> str:
+def _visitor(who: pages.PageAudience) -> str:
     return {
-        pages.Who.ANYBODY: "anybody",
-        pages.Who.PERSON: "whoever has signed in",
-        pages.Who.HALFWAY: "whoever has signed in, also without the second step",
-        pages.Who.NODE_OWNER: "node owners and administrators",
-        pages.Who.ADMIN: "administrators",
+        pages.PageAudience.ANYBODY: "anybody",
+        pages.PageAudience.PERSON: "whoever has signed in",
+        pages.PageAudience.HALFWAY: "whoever has signed in, also without the second step",
+        pages.PageAudience.NODE_OWNER: "node owners and administrators",
+        pages.PageAudience.ADMIN: "administrators",
     }[who]
 
 

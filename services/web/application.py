@@ -9,42 +9,27 @@ from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import ControllerRouterHandler, ExceptionHandlersMap
 
-from services.web import access, forms, page_above, problems, views, visits
-from services.web.pages import (
-    export,
-    forgotten,
-    invitation,
-    keys,
-    landing,
-    live_pages,
-    login_steps,
-    models,
-    nodes,
-    overview,
-    playground,
-    provider_login,
-    requests,
-    security,
-    settings,
-    signing_in,
-    usage,
-)
-from services.web.pages import organisations as teams
+from services.web import page_views, request_context
+from services.web.http import forms, get_redirects, json_errors
+from services.web.pages import invitation, keys, landing, live_overview, models, nodes, overview, playground, requests, usage
+from services.web.pages import organizations as teams
+from services.web.pages.account import account_settings, forgotten_password, login_steps, own_data, provider_login, security, signing_in
 from services.web.pages.admin import (
     alerts,
+    all_organizations,
     audit_log,
     charts,
     health,
     mesh_settings,
     new_user,
-    organisations,
     prices,
     report,
     runbook,
     tickets,
     users,
 )
-from services.web.visits import HttpRequest, NotConfirmed, Page, SignInFirst, Site, StepFirst, Visit
+from services.web.request_context import App, HttpRequest, NotConfirmed, Page, PageRequest, SignInFirst, StepFirst
+from services.web.session import page_access
 from shared import context, errors
 from shared.api import auth
 from shared.telemetry import logs
@@ -56,17 +41,17 @@ ROUTES: tuple[ControllerRouterHandler, ...] = (
     *signing_in.ROUTES,
     *login_steps.ROUTES,
     *provider_login.ROUTES,
-    *forgotten.ROUTES,
+    *forgotten_password.ROUTES,
     *overview.ROUTES,
-    *live_pages.ROUTES,
+    *live_overview.ROUTES,
     *usage.ROUTES,
     *requests.ROUTES,
     *models.ROUTES,
     *keys.ROUTES,
     *playground.ROUTES,
-    *settings.ROUTES,
+    *account_settings.ROUTES,
     *security.ROUTES,
-    *export.ROUTES,
+    *own_data.ROUTES,
     *teams.ROUTES,
     *invitation.ROUTES,
     *nodes.ROUTES,
@@ -78,20 +63,20 @@ ROUTES: tuple[ControllerRouterHandler, ...] = (
     *tickets.ROUTES,
     *users.ROUTES,
     *new_user.ROUTES,
-    *organisations.ROUTES,
+    *all_organizations.ROUTES,
     *prices.ROUTES,
     *audit_log.ROUTES,
     *mesh_settings.ROUTES,
 )
 #: Sign-in step -> its page.
-STEPS = {auth.Step.ENTER_CODE: "/login/code", auth.Step.SET_UP_MFA: "/login/second-factor", auth.Step.DONE: visits.HOME}
+STEPS = {auth.Step.ENTER_CODE: "/login/code", auth.Step.SET_UP_MFA: "/login/second-factor", auth.Step.DONE: request_context.HOME}
 
 
-def build(site: Site) -> Litestar:
+def build(site: App) -> Litestar:
     """Build the application. Raises ValueError for a route without a row in access.py."""
 
-    async def visit(request: HttpRequest) -> Visit:
-        request.state.visit = made = Visit(site, request)
+    async def visit(request: HttpRequest) -> PageRequest:
+        request.state.visit = made = PageRequest(site, request)
         await made.admit()
         return made
 
@@ -111,20 +96,20 @@ def build(site: Site) -> Litestar:
         dependencies={"visit": Provide(visit)},
         exception_handlers=handlers,
         request_max_body_size=forms.MAX_BODY_BYTES,
-        signature_types=[Visit],
+        signature_types=[PageRequest],
         openapi_config=None,
         logging_config=None,
         debug=False,
     )
     for route in pages.routes:
-        access.who_may(route.path)
+        page_access.who_may(route.path)
     return pages
 
 
 class Failures:
     """Turns exceptions into error pages, or into JSON for clients that sent JSON."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: App) -> None:
         self._site = site
 
     def sign_in_first(self, request: HttpRequest, error: Exception) -> Page:
@@ -135,7 +120,7 @@ class Failures:
             visit.sign_out()
         path = request.scope["path"]
         words = {}
-        if request.method == "GET" and visits.own_page(path) == path:
+        if request.method == "GET" and request_context.own_page(path) == path:
             words["then"] = path
         if visit.session_token is not None:
             # The session was valid earlier, so tell the user that it ended.
@@ -157,26 +142,26 @@ class Failures:
         """Return the confirmation page. It carries the submitted fields, so the action runs once the user confirms."""
         visit = self._visit(request)
         kept = {name: value for name, value in visit.posted.items() if name not in ("token", "confirm_password", "confirm_code")}
-        view = views.ConfirmPage(action=request.scope["path"], fields=kept, problem=problem, account=visit.account)
+        view = page_views.ConfirmPage(action=request.scope["path"], fields=kept, problem=problem, account=visit.account)
         return visit.page("confirm.html", view, status=HTTPStatus.FORBIDDEN)
 
-    def _visit(self, request: HttpRequest) -> Visit:
+    def _visit(self, request: HttpRequest) -> PageRequest:
         """Return the visit that the dependency made, or a new one if it failed first."""
-        found: Visit | None = getattr(request.state, "visit", None)
-        return found or Visit(self._site, request)
+        found: PageRequest | None = getattr(request.state, "visit", None)
+        return found or PageRequest(self._site, request)
 
     def refused(self, request: HttpRequest, error: errors.AimeshError) -> Page:
         if _sent_json(request):
-            answer = Page(problems.to_json(error), media_type=MediaType.JSON, status_code=problems.status(error))
+            answer = Page(json_errors.to_json(error), media_type=MediaType.JSON, status_code=json_errors.status(error))
         else:
-            answer = self._page(request, problems.status(error), error.message, error.hint)
-        if after := problems.retry_after(error):
+            answer = self._page(request, json_errors.status(error), error.message, error.hint)
+        if after := json_errors.retry_after(error):
             answer.headers["Retry-After"] = after
         return answer
 
     def not_http(self, request: HttpRequest, error: HTTPException) -> Page:
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and request.method == "GET" and _is_for_eyes(request):
-            return self._visit(request).redirect(page_above.find(request.scope["path"], _READABLE))
+            return self._visit(request).redirect(get_redirects.find(request.scope["path"], _READABLE))
         kind = _KIND_OF_STATUS.get(error.status_code, errors.BadRequest)
         answer = self.refused(request, kind(_MESSAGE_OF_STATUS.get(error.status_code, "this page cannot handle the request")))
         answer.headers.update({name: value for name, value in (error.headers or {}).items() if name.lower() == "allow"})
@@ -195,7 +180,7 @@ class Failures:
     def _page(self, request: HttpRequest, status: int, message: str, hint: str) -> Page:
         current = context.current.get()
         request_id = str(current.request_id) if current else ""
-        view = views.ErrorPage(status=status, message=message, hint=hint, request_id=request_id)
+        view = page_views.ErrorPage(status=status, message=message, hint=hint, request_id=request_id)
         return self._visit(request).page("error.html", view, here="error", status=status)
 
 
@@ -224,4 +209,4 @@ def _is_for_eyes(request: HttpRequest) -> bool:
 
 
 def _sent_json(request: HttpRequest) -> bool:
-    return visits.media_type(request) == "application/json"
+    return request_context.media_type(request) == "application/json"

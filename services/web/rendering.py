@@ -8,9 +8,10 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup, escape
 
-from services.web import assets, usage_chart
+from services.web import assets
+from services.web.alert_banner import AlertBanner
 from services.web.assets import Assets
-from services.web.banner import Banner
+from services.web.charts import usage_chart
 from shared import errors
 from shared.api.auth import ApiKeyLimits
 from shared.types import UserRole
@@ -22,7 +23,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./:@+=,-]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Frame:
+class PageFrame:
     """The values that the layout of every page needs."""
 
     #: None until the user completes all sign-in steps.
@@ -39,7 +40,7 @@ class Frame:
     #: The message at the top of the page.
     notice: "Notice | None" = None
     #: The alert banner; None on pages without it.
-    banner: Banner | None = None
+    banner: AlertBanner | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ class Renderer:
             environment.get_template(name)
         return cls(environment, files)
 
-    def render(self, template: str, frame: Frame, view: object) -> bytes:
+    def render(self, template: str, frame: PageFrame, view: object) -> bytes:
         return self._environment.get_template(template).render(frame=frame, view=view).encode()
 
 

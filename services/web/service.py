@@ -9,7 +9,9 @@ from typing import ClassVar
 
 from litestar.types import ASGIApp
 
-from services.web import application, csrf, door, passthrough, rendering, sessions, visits
+from services.web import application, rendering, request_context
+from services.web.http import front_app, passthrough
+from services.web.session import csrf, sessions
 from services.web.settings import WebSettings
 from shared.api.gateway import Check
 from shared.node import Node
@@ -25,15 +27,15 @@ class WebService:
     def __init__(self, node: Node, pages: ASGIApp, gateway: passthrough.Passthrough, *, always_over_tls: bool) -> None:
         self._node = node
         self._gateway = gateway
-        self._door = door.Door(pages, gateway, node.metrics, node.traces, always_over_tls=always_over_tls)
+        self._door = front_app.FrontApp(pages, gateway, node.metrics, node.traces, always_over_tls=always_over_tls)
 
     @classmethod
     @asynccontextmanager
     async def open(cls, settings: WebSettings, node: Node) -> AsyncIterator["WebService"]:
-        site = visits.Site(
+        site = request_context.App(
             settings=settings,
             caller=node.rpc,
-            sessions=sessions.Sessions(node.rpc, time.monotonic),
+            sessions=sessions.WebSessions(node.rpc, time.monotonic),
             tokens=csrf.FormTokens(settings.secret, os.urandom),
             renderer=rendering.Renderer.load(),
             now=lambda: datetime.now(UTC),

@@ -12,7 +12,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromQuery
 
 from services.web import rendering
-from services.web.visits import Page, Visit
+from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import organizations as api
 from shared.api.organizations import TeamRole
@@ -30,7 +30,7 @@ class Code(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     code: str
 
 
-class Offer(msgspec.Struct, frozen=True):
+class InvitationView(msgspec.Struct, frozen=True):
     """The details of an invitation, as the page shows them."""
 
     organisation: str
@@ -49,20 +49,20 @@ class InvitationPage:
 
 
 @get("/invitation")
-async def show_invitation(visit: NamedDependency[Visit], token: FromQuery[str] = "") -> Page:
+async def show_invitation(visit: NamedDependency[PageRequest], token: FromQuery[str] = "") -> Page:
     return _page(visit, token)
 
 
 @post("/invitation/offer", status_code=HTTPStatus.OK)
-async def read_offer(visit: NamedDependency[Visit]) -> Page:
+async def read_offer(visit: NamedDependency[PageRequest]) -> Page:
     asked = await visit.read_json(Code)
     found = await visit.call(api.read_invitation, api.ReadInvitation(asked.code.strip()))
-    offer = Offer(found.organisation_name, _AS[found.role], found.invited_by, rendering.day(found.expires_at))
+    offer = InvitationView(found.organisation_name, _AS[found.role], found.invited_by, rendering.day(found.expires_at))
     return Page(msgspec.json.encode(offer), media_type=MediaType.JSON)
 
 
 @post("/invitation")
-async def accept(visit: NamedDependency[Visit]) -> Page:
+async def accept(visit: NamedDependency[PageRequest]) -> Page:
     form = await visit.read_form(AcceptForm)
     try:
         joined = await visit.call(api.accept_invitation, api.AcceptInvitation(form.code.strip()))
@@ -73,7 +73,7 @@ async def accept(visit: NamedDependency[Visit]) -> Page:
     return visit.redirect(f"/organisations/{joined.id}?done=joined")
 
 
-def _page(visit: Visit, code: str, problem: errors.CallerError | None = None) -> Page:
+def _page(visit: PageRequest, code: str, problem: errors.CallerError | None = None) -> Page:
     user = visit.person.user
     view = InvitationPage(code=code, username=user.username, email=user.email, problem=problem)
     return visit.page("invitation.html", view, here="organisations", status=HTTPStatus.OK if problem is None else problem.status)

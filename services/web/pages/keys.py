@@ -11,10 +11,11 @@ from litestar import get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 
-from services.web import key_forms, key_lines, rendering
-from services.web.key_forms import NewKeyForm
-from services.web.key_lines import KeyLine
-from services.web.visits import Page, Visit
+from services.web import rendering
+from services.web.pages import key_forms, key_view
+from services.web.pages.key_forms import NewKeyForm
+from services.web.pages.key_view import ApiKeyRow
+from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import auth, gateway
 from shared.types import ModelName
@@ -28,7 +29,7 @@ DAYS: Mapping[str, str] = {"7": "In 7 days", "30": "In 30 days", "": "In 90 days
 _DONE = {"revoked": "Key revoked. Requests that use it are now rejected.", "renamed": "Key renamed."}
 
 
-class NameForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class KeyNameForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
 
 
@@ -37,7 +38,7 @@ class RotateForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Box:
+class KeyOwner:
     """A permission checkbox."""
 
     field: str
@@ -48,10 +49,10 @@ class Box:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKeysPage:
-    keys: tuple[KeyLine, ...]
+    keys: tuple[ApiKeyRow, ...]
     #: The organization that owns the keys; None for personal keys.
     team: str | None
-    boxes: tuple[Box, ...]
+    boxes: tuple[KeyOwner, ...]
     is_admin: bool
     #: For the code samples.
     address: str
@@ -66,7 +67,7 @@ class ApiKeysPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyPage:
-    key: KeyLine
+    key: ApiKeyRow
     name: str
     overlaps: Mapping[int, str]
     address: str
@@ -80,23 +81,23 @@ class KeyPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RevokePage:
-    key: KeyLine
+    key: ApiKeyRow
     #: The active keys that it created, directly or through other keys.
-    made: tuple[KeyLine, ...]
+    made: tuple[ApiKeyRow, ...]
 
 
-class RevokeForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class RevokeKeyForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: Sent if the box is checked.
     with_made: str = ""
 
 
 @get("/api-keys")
-async def show_api_keys(visit: NamedDependency[Visit], done: FromQuery[str] = "") -> Page:
+async def show_api_keys(visit: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
     return await _list(visit, notice=rendering.Notice(_DONE[done]) if done in _DONE else None)
 
 
 @post("/api-keys")
-async def create_api_key(visit: NamedDependency[Visit]) -> Page:
+async def create_api_key(visit: NamedDependency[PageRequest]) -> Page:
     """Create a key. Responds with the page itself, because a redirect would have to carry the key."""
     form = await visit.read_form(NewKeyForm)
     try:
@@ -109,15 +110,15 @@ async def create_api_key(visit: NamedDependency[Visit]) -> Page:
 
 
 @get("/api-keys/{key_id:uuid}")
-async def show_api_key(visit: NamedDependency[Visit], key_id: FromPath[UUID], done: FromQuery[str] = "") -> Page:
+async def show_api_key(visit: NamedDependency[PageRequest], key_id: FromPath[UUID], done: FromQuery[str] = "") -> Page:
     key = await _active(visit, key_id)
     notice = rendering.Notice(_DONE[done]) if done in _DONE else None
     return visit.page("key.html", _key_page(visit, key), here="api-keys", notice=notice)
 
 
 @post("/api-keys/{key_id:uuid}/rename")
-async def rename_api_key(visit: NamedDependency[Visit], key_id: FromPath[UUID]) -> Page:
-    form = await visit.read_form(NameForm)
+async def rename_api_key(visit: NamedDependency[PageRequest], key_id: FromPath[UUID]) -> Page:
+    form = await visit.read_form(KeyNameForm)
     try:
         await visit.call(auth.rename_api_key, auth.RenameApiKey(str(key_id), form.name.strip()))
     except (errors.NotAuthenticated, errors.ConfirmationNeeded):
@@ -129,7 +130,7 @@ async def rename_api_key(visit: NamedDependency[Visit], key_id: FromPath[UUID]) 
 
 
 @post("/api-keys/{key_id:uuid}/rotate")
-async def rotate_api_key(visit: NamedDependency[Visit], key_id: FromPath[UUID]) -> Page:
+async def rotate_api_key(visit: NamedDependency[PageRequest], key_id: FromPath[UUID]) -> Page:
     """Rotate a key. Responds with the page itself, like ``create_api_key``."""
     form = await visit.read_form(RotateForm)
     seconds = next((seconds for seconds in OVERLAPS if str(seconds) == form.overlap), None)
@@ -148,23 +149,23 @@ async def rotate_api_key(visit: NamedDependency[Visit], key_id: FromPath[UUID]) 
 
 
 @get("/api-keys/{key_id:uuid}/revoke")
-async def ask_revoke(visit: NamedDependency[Visit], key_id: FromPath[UUID]) -> Page:
+async def ask_revoke(visit: NamedDependency[PageRequest], key_id: FromPath[UUID]) -> Page:
     listed = await visit.call(auth.list_api_keys, auth.ListApiKeys())
     key, now = _find_active(listed.keys, key_id), visit.site.now()
-    made = tuple(line for each in key_lines.made_by(listed.keys, key.id) if (line := key_lines.line_of(each, now)).is_active)
-    return visit.page("revoke.html", RevokePage(key=key_lines.line_of(key, now), made=made), here="api-keys")
+    made = tuple(line for each in key_view.made_by(listed.keys, key.id) if (line := key_view.line_of(each, now)).is_active)
+    return visit.page("revoke.html", RevokePage(key=key_view.line_of(key, now), made=made), here="api-keys")
 
 
 @post("/api-keys/{key_id:uuid}/revoke")
-async def revoke_api_key(visit: NamedDependency[Visit], key_id: FromPath[UUID]) -> Page:
-    form = await visit.read_form(RevokeForm)
+async def revoke_api_key(visit: NamedDependency[PageRequest], key_id: FromPath[UUID]) -> Page:
+    form = await visit.read_form(RevokeKeyForm)
     # Auth checks by the credential that the user owns the key.
     await visit.call(auth.revoke_api_key, auth.RevokeApiKey(str(key_id), with_made=bool(form.with_made)))
     return visit.redirect("/api-keys?done=revoked")
 
 
 async def _list(
-    visit: Visit,
+    visit: PageRequest,
     *,
     created: auth.CreatedApiKey | None = None,
     typed: NewKeyForm = NOTHING_TYPED,
@@ -176,10 +177,10 @@ async def _list(
     )
     person = visit.person
     view = ApiKeysPage(
-        keys=key_lines.lines_of(listed.keys, visit.site.now()),
+        keys=key_view.lines_of(listed.keys, visit.site.now()),
         team=person.team_name if person.team_id is not None else None,
         boxes=tuple(
-            Box(field, key_lines.WORDS[scope], scope, bool(getattr(typed, field)))
+            KeyOwner(field, key_view.WORDS[scope], scope, bool(getattr(typed, field)))
             for field, scope in key_forms.scopes_of(person.user.role).items()
         ),
         is_admin=person.user.role == "admin",
@@ -194,7 +195,7 @@ async def _list(
     return visit.page("api_keys.html", view, here="api-keys", status=status, notice=notice)
 
 
-async def _active(visit: Visit, key_id: UUID) -> auth.ApiKey:
+async def _active(visit: PageRequest, key_id: UUID) -> auth.ApiKey:
     return _find_active((await visit.call(auth.list_api_keys, auth.ListApiKeys())).keys, key_id)
 
 
@@ -206,7 +207,7 @@ def _find_active(keys: tuple[auth.ApiKey, ...], key_id: UUID) -> auth.ApiKey:
 
 
 def _key_page(
-    visit: Visit,
+    visit: PageRequest,
     key: auth.ApiKey,
     *,
     name: str | None = None,
@@ -216,7 +217,7 @@ def _key_page(
     problem: errors.CallerError | None = None,
 ) -> KeyPage:
     return KeyPage(
-        key=key_lines.line_of(key, visit.site.now()),
+        key=key_view.line_of(key, visit.site.now()),
         name=key.name if name is None else name,
         overlaps=OVERLAPS,
         address=visit.address,

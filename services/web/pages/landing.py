@@ -6,9 +6,9 @@ from litestar import Response, get
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 
-from services.web import views
-from services.web.pages import signing_in
-from services.web.visits import Page, Visit
+from services.web import page_views
+from services.web.pages.account import signing_in
+from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import auth, gateway
 
@@ -18,15 +18,15 @@ _FOR_EVER = "public, max-age=31536000, immutable"
 
 
 @get("/")
-async def landing(visit: NamedDependency[Visit]) -> Page:
+async def landing(visit: NamedDependency[PageRequest]) -> Page:
     _, health, options = await asyncio.gather(
         _session_if_auth_answers(visit), _health(visit), signing_in.find_options(visit, deadline_seconds=STATUS_CALL_SECONDS)
     )
-    return visit.page("landing.html", views.Landing(health=health, address=visit.address, is_open=options.open_registration))
+    return visit.page("landing.html", page_views.Landing(health=health, address=visit.address, is_open=options.open_registration))
 
 
 @get("/static/{version:str}/{name:path}")
-async def static(visit: NamedDependency[Visit], version: FromPath[str], name: FromPath[str]) -> Response[bytes]:
+async def static(visit: NamedDependency[PageRequest], version: FromPath[str], name: FromPath[str]) -> Response[bytes]:
     assets = visit.site.renderer.assets
     asset = assets.files.get(name.removeprefix("/"))
     if asset is None:
@@ -40,14 +40,14 @@ async def static(visit: NamedDependency[Visit], version: FromPath[str], name: Fr
     return Response(content, media_type=asset.media_type, headers=headers)
 
 
-async def _session_if_auth_answers(visit: Visit) -> auth.LoginSession | None:
+async def _session_if_auth_answers(visit: PageRequest) -> auth.LoginSession | None:
     try:
         return await visit.find_session()
     except errors.AimeshError:
         return None
 
 
-async def _health(visit: Visit) -> gateway.ServiceHealth | None:
+async def _health(visit: PageRequest) -> gateway.ServiceHealth | None:
     try:
         return await visit.site.caller.call(gateway.get_service_health, gateway.GetServiceHealth(), deadline_seconds=STATUS_CALL_SECONDS)
     except errors.AimeshError:

@@ -10,9 +10,11 @@ from litestar import get, post
 from litestar.di import NamedDependency
 from litestar.params import FromQuery
 
-from services.web import model_lines, problems, rendering
-from services.web.model_lines import ModelLine
-from services.web.visits import Page, Visit
+from services.web import rendering
+from services.web.http import json_errors
+from services.web.pages import model_view
+from services.web.pages.model_view import ServedModelView
+from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.access import access_table
 from shared.access.access_table import Permission
@@ -24,7 +26,7 @@ from shared.types import ModelName, NodeId
 ORDER_SECONDS = 120.0
 
 
-class Act(StrEnum):
+class ModelAction(StrEnum):
     LOAD = "load"
     PIN = "pin"
     UNPIN = "unpin"
@@ -33,10 +35,10 @@ class Act(StrEnum):
 
 #: `done` parameter of a redirect -> notice.
 _DONE = {
-    Act.LOAD: "Model loaded.",
-    Act.PIN: "Model loaded and pinned.",
-    Act.UNPIN: "Model unpinned. Its worker may unload it to make room.",
-    Act.UNLOAD: "Model unloaded.",
+    ModelAction.LOAD: "Model loaded.",
+    ModelAction.PIN: "Model loaded and pinned.",
+    ModelAction.UNPIN: "Model unpinned. Its worker may unload it to make room.",
+    ModelAction.UNLOAD: "Model unloaded.",
 }
 
 
@@ -48,7 +50,7 @@ class OrderForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class OrderRefusal:
     """A worker that refused an order."""
 
     short: str
@@ -57,24 +59,24 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelsPage:
-    models: tuple[ModelLine, ...]
+    models: tuple[ServedModelView, ...]
     may_order: bool
     #: Whether nodes and prices are available.
     has_places: bool
     has_prices: bool
     #: Set in the response to an order that some workers refused.
-    refusals: tuple[Refusal, ...] = ()
+    refusals: tuple[OrderRefusal, ...] = ()
     problem: errors.AimeshError | None = None
 
 
 @get("/models")
-async def show_models(visit: NamedDependency[Visit], done: FromQuery[str] = "") -> Page:
-    notice = rendering.Notice(_DONE[Act(done)]) if done in set(Act) else None
+async def show_models(visit: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
+    notice = rendering.Notice(_DONE[ModelAction(done)]) if done in set(ModelAction) else None
     return await _page(visit, notice=notice)
 
 
 @post("/models/orders")
-async def order(visit: NamedDependency[Visit]) -> Page:
+async def order(visit: NamedDependency[PageRequest]) -> Page:
     """Load or unload a model. The gateway authorizes it."""
     form = await visit.read_form(OrderForm)
     try:
@@ -86,31 +88,31 @@ async def order(visit: NamedDependency[Visit]) -> Page:
         return await _page(visit, problem=errors.DeadlineExceeded(f"no worker finished within {ORDER_SECONDS:.0f} s", hint=hint))
     except (errors.CallerError, errors.PeerError) as error:
         return await _page(visit, problem=error)
-    refusals = tuple(Refusal(place.worker[: model_lines.SHOWN_OF_ID], place.detail) for place in places if not place.state)
+    refusals = tuple(OrderRefusal(place.worker[: model_view.SHOWN_OF_ID], place.detail) for place in places if not place.state)
     if refusals:
         return await _page(visit, refusals=refusals)
     return visit.redirect(f"/models?done={act}")
 
 
-async def _give(visit: Visit, form: OrderForm) -> tuple[Act, tuple[ModelPlace, ...]]:
+async def _give(visit: PageRequest, form: OrderForm) -> tuple[ModelAction, tuple[ModelPlace, ...]]:
     """Send the order. Raises BadRequest for an unknown action, and what the gateway raises."""
-    if form.act not in set(Act):
+    if form.act not in set(ModelAction):
         raise errors.BadRequest("unknown action", hint="reload the Models page and use its buttons")
-    act = Act(form.act)
+    act = ModelAction(form.act)
     model, worker = ModelName(form.model), NodeId(form.worker) if form.worker else None
-    if act is Act.UNLOAD:
+    if act is ModelAction.UNLOAD:
         unloaded = await visit.call(gateway.unload_model, UnloadOnWorkers(model, worker), deadline_seconds=ORDER_SECONDS)
         return act, unloaded.places
-    pin = {Act.LOAD: None, Act.PIN: True, Act.UNPIN: False}[act]
+    pin = {ModelAction.LOAD: None, ModelAction.PIN: True, ModelAction.UNPIN: False}[act]
     loaded = await visit.call(gateway.load_model, LoadOnWorker(model, worker, pin), deadline_seconds=ORDER_SECONDS)
     return act, loaded.places
 
 
 async def _page(
-    visit: Visit,
+    visit: PageRequest,
     *,
     notice: rendering.Notice | None = None,
-    refusals: tuple[Refusal, ...] = (),
+    refusals: tuple[OrderRefusal, ...] = (),
     problem: errors.AimeshError | None = None,
 ) -> Page:
     served, nodes, prices = await asyncio.gather(
@@ -120,18 +122,18 @@ async def _page(
         problem, served = problem or served, gateway.ServedModels(())
     may_order = bool(access_table.permissions_of(visit.person.user.role, None) & {Permission.WRITE_MODELS, Permission.EVERYTHING})
     view = ModelsPage(
-        models=model_lines.join(served.models, nodes.nodes if nodes else None, prices.prices if prices else None, unserved_too=may_order),
+        models=model_view.join(served.models, nodes.nodes if nodes else None, prices.prices if prices else None, unserved_too=may_order),
         may_order=may_order,
         has_places=nodes is not None,
         has_prices=prices is not None,
         refusals=refusals,
         problem=problem,
     )
-    status = HTTPStatus.OK if problem is None else problems.status(problem)
+    status = HTTPStatus.OK if problem is None else json_errors.status(problem)
     return visit.page("models.html", view, here="models", status=status, notice=notice)
 
 
-async def _served(visit: Visit) -> gateway.ServedModels | errors.PeerError:
+async def _served(visit: PageRequest) -> gateway.ServedModels | errors.PeerError:
     """Return the served models, or the error."""
     try:
         return await visit.call(gateway.list_models, gateway.ListModels())

@@ -11,11 +11,12 @@ from litestar import get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 
-from services.web import forms, live, rendering
-from services.web.events import Events
-from services.web.pages.admin import machine_paths, node_lines
-from services.web.pages.admin.node_lines import NodeLine, NodeList
-from services.web.visits import PAGE_CALL_SECONDS, Page, Visit
+from services.web import live_updates, rendering
+from services.web.http import forms
+from services.web.http.event_response import EventResponse
+from services.web.pages.admin import machine_urls, node_view
+from services.web.pages.admin.node_view import MachineView, NodeList
+from services.web.request_context import PAGE_CALL_SECONDS, Page, PageRequest
 from shared import errors
 from shared.api import gateway, membership
 from shared.api.membership import Member, MemberState
@@ -27,7 +28,7 @@ _DONE = {
 }
 
 
-class RevokeForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class RevokeNodeForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: str = ""
 
 
@@ -37,7 +38,7 @@ class NodesPage:
     is_admin: bool
     nodes: NodeList
     #: The template for rows added later.
-    blank: NodeLine
+    blank: MachineView
     #: False if the gateway did not respond, so states are unknown.
     is_seen: bool
     #: Why the list is unavailable; None if it is available.
@@ -57,8 +58,8 @@ class NodeQuestion:
 
 
 @get(["/nodes", "/admin/nodes"])
-async def show_nodes(visit: NamedDependency[Visit], done: FromQuery[str] = "") -> Page:
-    root = machine_paths.root_of(visit)
+async def show_nodes(visit: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
+    root = machine_urls.root_of(visit)
     if visit.request.scope["path"] != root:
         return visit.redirect(root)
     is_admin = root != "/nodes"
@@ -67,59 +68,59 @@ async def show_nodes(visit: NamedDependency[Visit], done: FromQuery[str] = "") -
     view = NodesPage(
         root=root,
         is_admin=is_admin,
-        nodes=node_lines.join(answer, rows.nodes if rows else None, root, only_members=not is_admin),
-        blank=NodeLine(),
+        nodes=node_view.join(answer, rows.nodes if rows else None, root, only_members=not is_admin),
+        blank=MachineView(),
         is_seen=rows is not None,
         problem=problem,
     )
     notice = rendering.Notice(_DONE[done]) if done in _DONE else None
-    return visit.page("nodes.html", view, here=machine_paths.here_of(visit), notice=notice)
+    return visit.page("nodes.html", view, here=machine_urls.here_of(visit), notice=notice)
 
 
 @get("/live/nodes")
-async def follow_nodes(visit: NamedDependency[Visit]) -> Events:
+async def follow_nodes(visit: NamedDependency[PageRequest]) -> EventResponse:
     """Stream the rows to an open page."""
-    root = machine_paths.root_of(visit)
+    root = machine_urls.root_of(visit)
 
-    async def read() -> live.Values:
+    async def read() -> live_updates.Values:
         members, rows = await asyncio.gather(
             visit.call(membership.list_members, membership.ListMembers(), deadline_seconds=PAGE_CALL_SECONDS),
             visit.call(gateway.list_nodes, gateway.ListNodes(), deadline_seconds=PAGE_CALL_SECONDS),
         )
-        found = node_lines.join(members.members, rows.nodes, root, only_members=root == "/nodes")
+        found = node_view.join(members.members, rows.nodes, root, only_members=root == "/nodes")
         return visit.banner_values() | {
-            "nodes": [node_lines.plain(line) for line in found.lines],
+            "nodes": [node_view.plain(line) for line in found.lines],
             "summary": found.summary,
             "no_nodes": not found.lines,
             "connection": "",
         }
 
-    return live.answer(visit.site.followers, str(visit.person.user.id), read)
+    return live_updates.answer(visit.site.followers, str(visit.person.user.id), read)
 
 
 @get("/admin/nodes/{node_id:str}/approve")
-async def ask_approve(visit: NamedDependency[Visit], node_id: FromPath[str]) -> Page:
+async def ask_approve(visit: NamedDependency[PageRequest], node_id: FromPath[str]) -> Page:
     member = await _member(visit, node_id)
     if member.state is not MemberState.PENDING:
         raise errors.NotFound("this node is not waiting for approval", hint="choose one from the list of nodes")
-    return visit.page("admin/node_approve.html", _question(visit, member), here=machine_paths.here_of(visit))
+    return visit.page("admin/node_approve.html", _question(visit, member), here=machine_urls.here_of(visit))
 
 
 @post("/admin/nodes/{node_id:str}/approve")
-async def approve(visit: NamedDependency[Visit], node_id: FromPath[str]) -> Page:
+async def approve(visit: NamedDependency[PageRequest], node_id: FromPath[str]) -> Page:
     await visit.read_form(forms.Confirmation)
     await visit.call(membership.approve_member, membership.ApproveMember(node_id))
-    return visit.redirect(f"{machine_paths.root_of(visit)}?done=approved")
+    return visit.redirect(f"{machine_urls.root_of(visit)}?done=approved")
 
 
 @get(["/nodes/{node_id:str}/revoke", "/admin/nodes/{node_id:str}/revoke"])
-async def ask_revoke(visit: NamedDependency[Visit], node_id: FromPath[str]) -> Page:
-    return visit.page("admin/node_revoke.html", _question(visit, await _member(visit, node_id)), here=machine_paths.here_of(visit))
+async def ask_revoke(visit: NamedDependency[PageRequest], node_id: FromPath[str]) -> Page:
+    return visit.page("admin/node_revoke.html", _question(visit, await _member(visit, node_id)), here=machine_urls.here_of(visit))
 
 
 @post(["/nodes/{node_id:str}/revoke", "/admin/nodes/{node_id:str}/revoke"])
-async def revoke(visit: NamedDependency[Visit], node_id: FromPath[str]) -> Page:
-    form = await visit.read_form(RevokeForm)
+async def revoke(visit: NamedDependency[PageRequest], node_id: FromPath[str]) -> Page:
+    form = await visit.read_form(RevokeNodeForm)
     member = await _member(visit, node_id)
     try:
         await visit.call(membership.revoke_member, membership.RevokeMember(node_id, reason=form.reason.strip()))
@@ -127,11 +128,11 @@ async def revoke(visit: NamedDependency[Visit], node_id: FromPath[str]) -> Page:
         raise
     except errors.CallerError as error:
         view = _question(visit, member, form.reason, error)
-        return visit.page("admin/node_revoke.html", view, here=machine_paths.here_of(visit), status=error.status)
-    return visit.redirect(f"{machine_paths.root_of(visit)}?done=revoked")
+        return visit.page("admin/node_revoke.html", view, here=machine_urls.here_of(visit), status=error.status)
+    return visit.redirect(f"{machine_urls.root_of(visit)}?done=revoked")
 
 
-async def _members(visit: Visit) -> tuple[tuple[Member, ...], errors.PeerError | None]:
+async def _members(visit: PageRequest) -> tuple[tuple[Member, ...], errors.PeerError | None]:
     """Return the members, or none and the error."""
     try:
         answer = await visit.call(membership.list_members, membership.ListMembers(), deadline_seconds=PAGE_CALL_SECONDS)
@@ -140,7 +141,7 @@ async def _members(visit: Visit) -> tuple[tuple[Member, ...], errors.PeerError |
     return answer.members, None
 
 
-async def _member(visit: Visit, node_id: str) -> Member:
+async def _member(visit: PageRequest, node_id: str) -> Member:
     """Return a member that this user can see and that is not revoked. Raises NotFound."""
     answer = await visit.call(membership.list_members, membership.ListMembers())
     member = next((member for member in answer.members if member.id == node_id and member.state is not MemberState.REVOKED), None)
@@ -149,9 +150,9 @@ async def _member(visit: Visit, node_id: str) -> Member:
     return member
 
 
-def _question(visit: Visit, member: Member, reason: str = "", problem: errors.AimeshError | None = None) -> NodeQuestion:
-    root = machine_paths.root_of(visit)
-    short = member.id[: node_lines.SHOWN_OF_ID]
+def _question(visit: PageRequest, member: Member, reason: str = "", problem: errors.AimeshError | None = None) -> NodeQuestion:
+    root = machine_urls.root_of(visit)
+    short = member.id[: node_view.SHOWN_OF_ID]
     return NodeQuestion(root=root, is_admin=root != "/nodes", member=member, short=short, reason=reason, problem=problem)
 
 

@@ -7,11 +7,13 @@ from litestar import get
 from litestar.di import NamedDependency
 from litestar.params import FromQuery
 
-from services.web import live, quota_lines, request_lines, usage_chart
-from services.web.quota_lines import CreditsLine, LimitLine
-from services.web.request_lines import RequestLine
-from services.web.usage_chart import BucketLine, Chart, Measure, Span, SumLine
-from services.web.visits import Page, Visit
+from services.web import live_updates
+from services.web.charts import usage_chart
+from services.web.charts.usage_chart import BucketLine, SumLine, UsageChart, UsageMeasure, UsageSpan
+from services.web.pages import quota_view, request_view
+from services.web.pages.quota_view import CreditsView, LimitView
+from services.web.pages.request_view import RequestView
+from services.web.request_context import Page, PageRequest
 from shared.api import gateway, usage_report
 from shared.api.gateway import UserQuota
 from shared.api.usage_report import LoggedRequests, UsageSummary
@@ -22,7 +24,7 @@ RECENT = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Newcomer:
+class FirstSteps:
     """The data for a new account's first page."""
 
     #: The full first key; None if creating it failed.
@@ -35,19 +37,19 @@ class Newcomer:
 class OverviewPage:
     username: str
     tier: Tier
-    span: Span
+    span: UsageSpan
     #: None if the gateway did not respond; the same below.
-    chart: Chart | None
+    chart: UsageChart | None
     sums: SumLine
-    limits: tuple[LimitLine, ...] | None
-    credits: CreditsLine
-    recent: tuple[RequestLine, ...] | None
+    limits: tuple[LimitView, ...] | None
+    credits: CreditsView
+    recent: tuple[RequestView, ...] | None
     #: Templates for rows added later.
     blank_bucket: BucketLine = field(default_factory=BucketLine)
-    blank_limit: LimitLine = field(default_factory=LimitLine)
-    blank_request: RequestLine = field(default_factory=RequestLine)
+    blank_limit: LimitView = field(default_factory=LimitView)
+    blank_request: RequestView = field(default_factory=RequestView)
     #: Set only in the response to the registration.
-    newcomer: Newcomer | None
+    newcomer: FirstSteps | None
     address: str
     #: None if no model is served.
     model: ModelName | None
@@ -64,16 +66,16 @@ class OverviewPage:
 
 
 @get("/dashboard")
-async def dashboard(visit: NamedDependency[Visit], span: FromQuery[str] = "", show: FromQuery[str] = "") -> Page:
+async def dashboard(visit: NamedDependency[PageRequest], span: FromQuery[str] = "", show: FromQuery[str] = "") -> Page:
     return await show_overview(visit, usage_chart.read_span(span), usage_chart.read_measure(show))
 
 
-async def welcome(visit: Visit, *, new_key: Credential | None, then: str) -> Page:
+async def welcome(visit: PageRequest, *, new_key: Credential | None, then: str) -> Page:
     """Return the first page of a new account."""
-    return await show_overview(visit, Span.MONTH, Measure.REQUESTS, Newcomer(new_key, then))
+    return await show_overview(visit, UsageSpan.MONTH, UsageMeasure.REQUESTS, FirstSteps(new_key, then))
 
 
-async def show_overview(visit: Visit, span: Span, measure: Measure, newcomer: Newcomer | None = None) -> Page:
+async def show_overview(visit: PageRequest, span: UsageSpan, measure: UsageMeasure, newcomer: FirstSteps | None = None) -> Page:
     """Return the overview with the parts that are available."""
     wanted = usage_chart.of_span(span, visit.site.now())
     report, quota, recent, models = await asyncio.gather(
@@ -88,8 +90,8 @@ async def show_overview(visit: Visit, span: Span, measure: Measure, newcomer: Ne
         span=span,
         chart=usage_chart.draw(report, measure, wanted.bucket) if report else None,
         sums=usage_chart.summed(report.total) if report else SumLine(),
-        limits=quota_lines.limits(quota) if quota else None,
-        credits=quota_lines.credits(quota.account if quota else None),
+        limits=quota_view.limits(quota) if quota else None,
+        credits=quota_view.credits(quota.account if quota else None),
         recent=_newest(recent) if recent else None,
         newcomer=newcomer,
         address=visit.address,
@@ -98,7 +100,7 @@ async def show_overview(visit: Visit, span: Span, measure: Measure, newcomer: Ne
     return visit.page("dashboard.html", view, here="dashboard")
 
 
-def report_values(report: UsageSummary, wanted: usage_report.GetUsageReport) -> live.Values:
+def report_values(report: UsageSummary, wanted: usage_report.GetUsageReport) -> live_updates.Values:
     """Return the live values of the figures and the chart."""
     return asdict(usage_chart.summed(report.total)) | {
         "is_unused": report.total.requests == 0,
@@ -106,25 +108,25 @@ def report_values(report: UsageSummary, wanted: usage_report.GetUsageReport) -> 
     }
 
 
-def quota_values(quota: UserQuota) -> live.Values:
-    line = quota_lines.credits(quota.account)
-    limits = quota_lines.limits(quota)
+def quota_values(quota: UserQuota) -> live_updates.Values:
+    line = quota_view.credits(quota.account)
+    limits = quota_view.limits(quota)
     return {
-        "limits": [quota_lines.plain(each) for each in limits],
+        "limits": [quota_view.plain(each) for each in limits],
         "no_limits": not limits,
         "credits": line.left,
         "credits_detail": line.detail,
     }
 
 
-def recent_values(recent: LoggedRequests) -> live.Values:
+def recent_values(recent: LoggedRequests) -> live_updates.Values:
     newest = _newest(recent)
-    return {"recent": [request_lines.plain(line) for line in newest], "no_recent": not newest}
+    return {"recent": [request_view.plain(line) for line in newest], "no_recent": not newest}
 
 
-def _newest(recent: LoggedRequests) -> tuple[RequestLine, ...]:
+def _newest(recent: LoggedRequests) -> tuple[RequestView, ...]:
     # A page of the log is longer than its limit if its last requests have the same time.
-    return request_lines.lines(recent.requests[:RECENT])
+    return request_view.lines(recent.requests[:RECENT])
 
 
 ROUTES = (dashboard,)

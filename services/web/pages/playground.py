@@ -10,9 +10,9 @@ from litestar import get, post
 from litestar.di import NamedDependency
 from litestar.params import FromQuery
 
-from services.web import answers
-from services.web.events import Events
-from services.web.visits import Page, Visit
+from services.web import answer_events
+from services.web.http.event_response import EventResponse
+from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import accounts, gateway, usage_report
 from shared.api.gateway import InferenceRequest
@@ -31,16 +31,16 @@ class Speaker(StrEnum):
     ASSISTANT = "assistant"
 
 
-class Said(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ChatTurn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     role: Speaker
     content: str
 
 
-class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ChatQuestion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A chat that ends with a user message. The gateway validates the parameters."""
 
     model: str
-    messages: tuple[Said, ...]
+    messages: tuple[ChatTurn, ...]
     system: str = ""
     temperature: float | None = None
     max_tokens: int | None = None
@@ -68,7 +68,7 @@ class PlaygroundPage:
 
 
 @get("/playground")
-async def show_playground(visit: NamedDependency[Visit], model: FromQuery[str] = "") -> Page:
+async def show_playground(visit: NamedDependency[PageRequest], model: FromQuery[str] = "") -> Page:
     served, account = await asyncio.gather(
         visit.ask(gateway.list_models, gateway.ListModels()), visit.ask(accounts.get_account, accounts.GetAccount())
     )
@@ -88,15 +88,15 @@ def choose(served: gateway.ServedModels, *wanted: ModelName | None) -> ModelName
 
 
 @post("/playground/answer", request_max_body_size=MAX_BODY_BYTES)
-async def answer(visit: NamedDependency[Visit]) -> Events:
+async def answer(visit: NamedDependency[PageRequest]) -> EventResponse:
     """Stream an answer. An invalid request gets an error status; later errors are events."""
-    request = read_question(await visit.read_json(Question, seconds=_QUESTION_SECONDS))
-    way = answers.InTheNameOf(visit.site.caller, visit.person.access_token)
+    request = read_question(await visit.read_json(ChatQuestion, seconds=_QUESTION_SECONDS))
+    way = answer_events.InTheNameOf(visit.site.caller, visit.person.access_token)
     room = visit.site.answers.one_more(str(visit.person.user.id))
-    return Events(lambda: answers.events(way, request, room))
+    return EventResponse(lambda: answer_events.events(way, request, room))
 
 
-def read_question(asked: Question) -> InferenceRequest:
+def read_question(asked: ChatQuestion) -> InferenceRequest:
     """Convert a question to a request. Raises BadRequest."""
     if len(asked.messages) > MOST_MESSAGES:
         raise errors.BadRequest(f"the chat is longer than {MOST_MESSAGES} messages", hint="start a new chat")
@@ -114,7 +114,7 @@ def read_question(asked: Question) -> InferenceRequest:
 
 
 @post("/playground/feedback", status_code=HTTPStatus.NO_CONTENT)
-async def rate(visit: NamedDependency[Visit]) -> None:
+async def rate(visit: NamedDependency[PageRequest]) -> None:
     """Store a rating in the request log, without the chat."""
     given = await visit.read_json(Rating)
     thumb = 1 if given.rating is Thumb.UP else -1

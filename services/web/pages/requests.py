@@ -15,9 +15,11 @@ from litestar.di import NamedDependency
 from litestar.params import FromQuery
 from litestar.response import Stream
 
-from services.web import csv_tables, problems, request_lines
-from services.web.request_lines import RequestLine
-from services.web.visits import Page, Visit
+from services.web import csv_tables
+from services.web.http import json_errors
+from services.web.pages import request_view
+from services.web.pages.request_view import RequestView
+from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import auth, gateway, usage_report
 from shared.api.auth import ApiKey
@@ -29,7 +31,7 @@ EXPORT_SECONDS = 600.0
 _LONGEST = 200
 
 
-class Filters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class RequestFilters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The filters as typed; empty means all."""
 
     status: str = ""
@@ -41,7 +43,7 @@ class Filters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class RequestListQuery:
     """The parsed filters; None means all."""
 
     status: RequestStatus | None
@@ -54,8 +56,8 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestsPage:
-    rows: tuple[RequestLine, ...]
-    filters: Filters
+    rows: tuple[RequestView, ...]
+    filters: RequestFilters
     #: Each value with its label.
     statuses: tuple[tuple[str, str], ...]
     keys: tuple[ApiKey, ...]
@@ -77,7 +79,7 @@ class RequestsPage:
 
 @get("/requests")
 async def show_requests(
-    visit: NamedDependency[Visit],
+    visit: NamedDependency[PageRequest],
     status: FromQuery[str] = "",
     model: FromQuery[str] = "",
     key: FromQuery[str] = "",
@@ -99,9 +101,9 @@ async def show_requests(
         problem = error
     own_keys = keys.keys if keys else ()
     view = RequestsPage(
-        rows=request_lines.lines(found, {each.id: each.name for each in own_keys}),
+        rows=request_view.lines(found, {each.id: each.name for each in own_keys}),
         filters=filters,
-        statuses=tuple((each.value, word) for each, (word, _) in request_lines.STATUSES.items()),
+        statuses=tuple((each.value, word) for each, (word, _) in request_view.STATUSES.items()),
         keys=own_keys,
         models=tuple(each.name for each in served.models) if served else (),
         older=_address("/requests", filters, before=found[-1].created_at.isoformat()) if len(found) >= ROWS_OF_A_PAGE else "",
@@ -110,12 +112,12 @@ async def show_requests(
         is_later_page=bool(before),
         problem=problem,
     )
-    return visit.page("requests.html", view, here="usage", status=HTTPStatus.OK if problem is None else problems.status(problem))
+    return visit.page("requests.html", view, here="usage", status=HTTPStatus.OK if problem is None else json_errors.status(problem))
 
 
 @get("/requests.csv")
 async def download_requests(
-    visit: NamedDependency[Visit], status: FromQuery[str] = "", model: FromQuery[str] = "", key: FromQuery[str] = ""
+    visit: NamedDependency[PageRequest], status: FromQuery[str] = "", model: FromQuery[str] = "", key: FromQuery[str] = ""
 ) -> Stream:
     """Stream all stored requests as CSV, oldest first."""
     wanted = read_filters(_filters(status, model, key))
@@ -127,7 +129,7 @@ async def download_requests(
     return Stream(_with_first(first, pieces), media_type=csv_tables.MEDIA_TYPE, headers=headers)
 
 
-def read_filters(filters: Filters) -> Wanted:
+def read_filters(filters: RequestFilters) -> RequestListQuery:
     """Parse the filters. Raises BadRequest."""
     statuses = {each.value: each for each in RequestStatus}
     if filters.status and filters.status not in statuses:
@@ -136,15 +138,15 @@ def read_filters(filters: Filters) -> Wanted:
         key = KeyId(UUID(filters.key)) if filters.key else None
     except ValueError:
         raise errors.BadRequest("key is not a key ID", hint="choose one from the list") from None
-    return Wanted(statuses.get(filters.status), ModelName(filters.model) if filters.model else None, key)
+    return RequestListQuery(statuses.get(filters.status), ModelName(filters.model) if filters.model else None, key)
 
 
-def _filters(*typed: str) -> Filters:
+def _filters(*typed: str) -> RequestFilters:
     # PostgreSQL cannot store NUL.
-    return Filters(*(text.replace("\0", "").strip()[:_LONGEST] for text in typed))
+    return RequestFilters(*(text.replace("\0", "").strip()[:_LONGEST] for text in typed))
 
 
-def _address(path: str, filters: Filters, **more: str) -> str:
+def _address(path: str, filters: RequestFilters, **more: str) -> str:
     words = filters.in_address() | more
     return f"{path}?{urlencode(words)}" if words else path
 
@@ -160,7 +162,7 @@ def _read_moment(text: str) -> datetime | None:
     return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
 
-async def _table(visit: Visit, wanted: Wanted, key_names: Mapping[KeyId, str]) -> AsyncGenerator[bytes]:
+async def _table(visit: PageRequest, wanted: RequestListQuery, key_names: Mapping[KeyId, str]) -> AsyncGenerator[bytes]:
     asked = visit.site.caller.stream(
         usage_report.export_requests, ExportRequests(), deadline_seconds=EXPORT_SECONDS, credential=visit.person.access_token
     )

@@ -11,9 +11,11 @@ from litestar import Response, get
 from litestar.di import NamedDependency
 from litestar.params import FromQuery
 
-from services.web import csv_tables, request_lines, usage_chart
-from services.web.usage_chart import Chart, Measure, SumLine
-from services.web.visits import Page, Visit
+from services.web import csv_tables
+from services.web.charts import usage_chart
+from services.web.charts.usage_chart import SumLine, UsageChart, UsageMeasure
+from services.web.pages import request_view
+from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import auth, usage_report
 from shared.api.usage_report import GetUsageReport, UsageOfKey, UsageOfModel, UsageSummary
@@ -27,7 +29,7 @@ _DAY = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
-class ModelLine:
+class ModelUsageView:
     of: UsageOfModel
     sums: SumLine
     #: The link to its requests in the log.
@@ -35,7 +37,7 @@ class ModelLine:
 
 
 @dataclass(frozen=True, slots=True)
-class KeyLine:
+class KeyUsageView:
     name: str
     sums: SumLine
     #: The link to its requests in the log; empty for signed-in sessions, which the log cannot filter.
@@ -47,10 +49,10 @@ class UsagePage:
     days: int
     choices: tuple[int, ...] = DAYS
     #: None if the gateway did not respond; then models and keys are empty.
-    chart: Chart | None
+    chart: UsageChart | None
     sums: SumLine
-    models: tuple[ModelLine, ...]
-    keys: tuple[KeyLine, ...]
+    models: tuple[ModelUsageView, ...]
+    keys: tuple[KeyUsageView, ...]
     #: The first and last day of the export form.
     since: str
     until: str
@@ -62,26 +64,26 @@ class UsagePage:
 
 
 @get("/usage")
-async def show_usage(visit: NamedDependency[Visit], days: FromQuery[str] = "", show: FromQuery[str] = "") -> Page:
+async def show_usage(visit: NamedDependency[PageRequest], days: FromQuery[str] = "", show: FromQuery[str] = "") -> Page:
     return await _page(visit, days=_read_days(days), measure=usage_chart.read_measure(show))
 
 
 @get("/usage.csv")
-async def download_usage(visit: NamedDependency[Visit], since: FromQuery[str] = "", until: FromQuery[str] = "") -> Page:
+async def download_usage(visit: NamedDependency[PageRequest], since: FromQuery[str] = "", until: FromQuery[str] = "") -> Page:
     today = visit.site.now().astimezone(UTC).date()
     try:
         last = _read_day(until, "until") or today
         first = _read_day(since, "since") or _days_before(last, DAYS[0] - 1)
         report = await visit.call(usage_report.get_usage_report, _asked_for(first, last), deadline_seconds=REPORT_SECONDS)
     except errors.BadRequest as error:
-        return await _page(visit, days=DAYS[0], measure=Measure.REQUESTS, typed=(since, until), problem=error)
+        return await _page(visit, days=DAYS[0], measure=UsageMeasure.REQUESTS, typed=(since, until), problem=error)
     name = f"aimesh-usage-{first}-{last}.csv"
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
     return Response(csv_tables.usage_by_day(report.buckets), media_type=csv_tables.MEDIA_TYPE, headers=headers)
 
 
 async def _page(
-    visit: Visit, *, days: int, measure: Measure, typed: tuple[str, str] = ("", ""), problem: errors.CallerError | None = None
+    visit: PageRequest, *, days: int, measure: UsageMeasure, typed: tuple[str, str] = ("", ""), problem: errors.CallerError | None = None
 ) -> Page:
     wanted = usage_chart.last_days(visit.site.now(), days)
     report, keys = await asyncio.gather(
@@ -104,21 +106,21 @@ async def _page(
     return visit.page("usage.html", view, here="usage", status=HTTPStatus.OK if problem is None else problem.status)
 
 
-def model_lines(report: UsageSummary) -> tuple[ModelLine, ...]:
+def model_lines(report: UsageSummary) -> tuple[ModelUsageView, ...]:
     """Return the lines, most used first."""
     ordered = sorted(report.models, key=lambda each: (-each.sum.requests, each.model))
-    return tuple(ModelLine(each, usage_chart.summed(each.sum), "/requests?" + urlencode({"model": each.model})) for each in ordered)
+    return tuple(ModelUsageView(each, usage_chart.summed(each.sum), "/requests?" + urlencode({"model": each.model})) for each in ordered)
 
 
-def key_lines(report: UsageSummary, names: Mapping[KeyId, str]) -> tuple[KeyLine, ...]:
+def key_lines(report: UsageSummary, names: Mapping[KeyId, str]) -> tuple[KeyUsageView, ...]:
     """Return the lines, most used first."""
     ordered = sorted(report.keys, key=lambda each: (-each.sum.requests, str(each.key_id)))
     return tuple(_key_line(each, names) for each in ordered)
 
 
-def _key_line(each: UsageOfKey, names: Mapping[KeyId, str]) -> KeyLine:
+def _key_line(each: UsageOfKey, names: Mapping[KeyId, str]) -> KeyUsageView:
     log = "" if each.key_id is None else "/requests?" + urlencode({"key": str(each.key_id)})
-    return KeyLine(request_lines.key_name(each.key_id, names), usage_chart.summed(each.sum), log)
+    return KeyUsageView(request_view.key_name(each.key_id, names), usage_chart.summed(each.sum), log)
 
 
 def _read_days(text: str) -> int:

@@ -8,7 +8,9 @@ import httpx
 import pytest
 from litestar.types import ASGIApp
 
-from services.web import application, csrf, door, passthrough, rendering, sessions, visits
+from services.web import application, rendering, request_context
+from services.web.http import front_app, passthrough
+from services.web.session import csrf, sessions
 from services.web.settings import WebSettings
 from shared.telemetry import Metrics
 from shared.telemetry.tracing import Traces
@@ -35,14 +37,14 @@ def renderer() -> rendering.Renderer:
 
 
 @pytest.fixture
-def site(mesh: FakeMesh, settings: WebSettings, renderer: rendering.Renderer) -> visits.Site:
+def site(mesh: FakeMesh, settings: WebSettings, renderer: rendering.Renderer) -> request_context.App:
     rng = random.Random(7)
     # A clock that stands still an hour past every memory: each request asks auth.
     ticks = iter(range(0, 10**9, 3600))
-    return visits.Site(
+    return request_context.App(
         settings=settings,
         caller=mesh,
-        sessions=sessions.Sessions(mesh, lambda: float(next(ticks))),
+        sessions=sessions.WebSessions(mesh, lambda: float(next(ticks))),
         tokens=csrf.FormTokens(settings.secret, rng.randbytes),
         renderer=renderer,
         now=lambda: NOW,
@@ -50,10 +52,10 @@ def site(mesh: FakeMesh, settings: WebSettings, renderer: rendering.Renderer) ->
 
 
 @pytest.fixture
-async def app(site: visits.Site) -> AsyncIterator[ASGIApp]:
+async def app(site: request_context.App) -> AsyncIterator[ASGIApp]:
     # Port 1 on loopback: nobody listens there, so the gateway is away.
     async with passthrough.Passthrough.open("http://127.0.0.1:1") as gateway:
-        yield door.Door(application.build(site), gateway, Metrics("web"), Traces(ratio=0.0), always_over_tls=False)
+        yield front_app.FrontApp(application.build(site), gateway, Metrics("web"), Traces(ratio=0.0), always_over_tls=False)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 import msgspec
 
-from services.web import caller
+from services.web.session import mesh_calls
 from shared import errors
 from shared.api import auth, gateway, ledger
 from shared.api.method import End, Item, Method, Nothing, Reply, Request, StreamMethod
@@ -57,7 +57,7 @@ class Account:
 
 
 class FakeMesh(FakeUsage, FakeModels, FakeAccounts):
-    """Implements services.web.caller.Caller. A test reads ``asked`` and writes the rest."""
+    """Implements services.web.session.mesh_calls.MeshCalls. A test reads ``asked`` and writes the rest."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -238,4 +238,4 @@ class FakeMesh(FakeUsage, FakeModels, FakeAccounts):
         return self.dressed(token, auth.LoginSession(Credential(f"access-{user.username}"), 600, token, user))
 
 
-_: type[caller.Caller] = FakeMesh
+_: type[mesh_calls.MeshCalls] = FakeMesh

@@ -12,9 +12,10 @@ import pytest
 from litestar import Litestar
 from litestar.types import ASGIApp
 
-from services.web import access, application, live
-from services.web.access import Who
-from services.web.visits import Site
+from services.web import application, live_updates
+from services.web.request_context import App
+from services.web.session import page_access
+from services.web.session.page_access import PageAudience
 from shared.api.auth import Step
 from shared.types import UserRole
 from tests.services.web import servers
@@ -57,14 +58,14 @@ CELLS = tuple(_cells())
 
 def expected(cell: Cell) -> str:
     """login, step, forbidden or in."""
-    who = access.who_may(cell.path)
-    if who is Who.ANYBODY:
+    who = page_access.who_may(cell.path)
+    if who is PageAudience.ANYBODY:
         return "in"
     if cell.who == VISITOR:
         return "login"
     if cell.who in STEPS:
-        return "in" if who is Who.HALFWAY else "step"
-    allowed = {Who.ADMIN: {UserRole.ADMIN}, Who.NODE_OWNER: {UserRole.ADMIN, UserRole.NODE_OWNER}}.get(who, set(UserRole))
+        return "in" if who is PageAudience.HALFWAY else "step"
+    allowed = {PageAudience.ADMIN: {UserRole.ADMIN}, PageAudience.NODE_OWNER: {UserRole.ADMIN, UserRole.NODE_OWNER}}.get(who, set(UserRole))
     return "in" if ROLES[cell.who] in allowed else "forbidden"
 
 
@@ -85,7 +86,7 @@ def mesh() -> AdminMesh:
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Streams of pages end at once."""
-    monkeypatch.setattr(live, "_LONGEST_SECONDS", 0.0)
+    monkeypatch.setattr(live_updates, "_LONGEST_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def cookie_of(mesh: AdminMesh, who: str) -> dict[str, str]:
     return {"cookie": f"aimesh_session={token}"}
 
 
-def test_every_route_is_in_the_matrix(site: Site) -> None:
+def test_every_route_is_in_the_matrix(site: App) -> None:
     pages: Litestar = application.build(site)
     assert {route.path for route in pages.routes} == {cell.path for cell in CELLS}
     assert len(CELLS) > 500
@@ -122,7 +123,7 @@ async def test_who_may_open_each_page(client: httpx.AsyncClient, mesh: AdminMesh
         answer = await client.request(cell.verb, _filled(cell.path), headers=headers)
         found = outcome(answer)
         # Pages for everybody send people who have signed in on to where they belong, and those of one step to the other.
-        goes_on = access.who_may(cell.path) is Who.ANYBODY or (found == "step" and cell.path in OF_A_STEP)
+        goes_on = page_access.who_may(cell.path) is PageAudience.ANYBODY or (found == "step" and cell.path in OF_A_STEP)
         is_right = found == expected(cell) or goes_on
         acts = [name for name in mesh.names_asked() if not READS.fullmatch(name)]
         if not is_right or answer.status_code >= 500 or (cell.verb == "POST" and (acts or answer.status_code == 200)):
@@ -137,7 +138,7 @@ HEADERS: tuple[tuple[bytes, bytes] | None, ...] = (
     (b"x-original-url", b"/login"), (b"x-rewrite-url", b"/login"), (b"x-forwarded-proto", b"https"), (b"forwarded", b"for=127.0.0.1"),
     (b"x-http-method-override", b"GET"),
 )  # fmt: skip
-ADMIN_PAGES = sorted({cell.path for cell in CELLS if cell.verb == "GET" and access.who_may(cell.path) is Who.ADMIN})
+ADMIN_PAGES = sorted({cell.path for cell in CELLS if cell.verb == "GET" and page_access.who_may(cell.path) is PageAudience.ADMIN})
 
 
 def variants(path: str) -> Iterator[bytes]:

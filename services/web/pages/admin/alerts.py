@@ -7,11 +7,12 @@ from litestar import get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 
-from services.web import forms, live, rendering
-from services.web.events import Events
-from services.web.pages.admin import alert_lines
-from services.web.pages.admin.alert_lines import AlertLine, AlertLines, SilenceLine
-from services.web.visits import PAGE_CALL_SECONDS, Page, Visit
+from services.web import live_updates, rendering
+from services.web.http import forms
+from services.web.http.event_response import EventResponse
+from services.web.pages.admin import alert_view
+from services.web.pages.admin.alert_view import AlertsView, AlertView, SilenceView
+from services.web.request_context import PAGE_CALL_SECONDS, Page, PageRequest
 from shared import errors
 from shared.api import alerts
 
@@ -40,12 +41,12 @@ NOTHING_TYPED = SilenceForm()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlertsPage:
-    lines: AlertLines
+    lines: AlertsView
     lifetimes: dict[int, str] = field(default_factory=lambda: LIFETIMES)
     most_why: int = MOST_WHY
     #: Templates for rows added later.
-    blank: AlertLine = field(default_factory=AlertLine)
-    blank_silence: SilenceLine = field(default_factory=SilenceLine)
+    blank: AlertView = field(default_factory=AlertView)
+    blank_silence: SilenceView = field(default_factory=SilenceView)
     nothing_typed: SilenceForm = NOTHING_TYPED
     #: The alert and the values of a rejected silence.
     typed_for: str = ""
@@ -54,30 +55,30 @@ class AlertsPage:
 
 
 @get("/admin/alerts")
-async def show_alerts(visit: NamedDependency[Visit], done: FromQuery[str] = "") -> Page:
+async def show_alerts(visit: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
     found = await visit.ask(alerts.list_alerts, alerts.ListAlerts())
     if found is not None:
         # Update the banner on all pages.
         visit.site.lookout.note(found)
     notice = rendering.Notice(_DONE[done]) if done in _DONE else None
-    view = AlertsPage(lines=alert_lines.describe(found, visit.site.now()))
+    view = AlertsPage(lines=alert_view.describe(found, visit.site.now()))
     return visit.page("admin/alerts.html", view, here="admin", notice=notice)
 
 
 @get("/live/alerts")
-async def follow_alerts(visit: NamedDependency[Visit]) -> Events:
+async def follow_alerts(visit: NamedDependency[PageRequest]) -> EventResponse:
     """Stream the alerts. If the metrics service goes down, the page keeps its content and is marked as stale."""
 
-    async def read() -> live.Values:
+    async def read() -> live_updates.Values:
         found = await visit.call(alerts.list_alerts, alerts.ListAlerts(), deadline_seconds=PAGE_CALL_SECONDS)
         visit.site.lookout.note(found)
-        return alert_lines.values(alert_lines.describe(found, visit.site.now())) | {"connection": ""}
+        return alert_view.values(alert_view.describe(found, visit.site.now())) | {"connection": ""}
 
-    return live.answer(visit.site.followers, str(visit.person.user.id), read)
+    return live_updates.answer(visit.site.followers, str(visit.person.user.id), read)
 
 
 @post("/admin/alerts/{alert_id:str}/acknowledge")
-async def acknowledge(visit: NamedDependency[Visit], alert_id: FromPath[str]) -> Page:
+async def acknowledge(visit: NamedDependency[PageRequest], alert_id: FromPath[str]) -> Page:
     await visit.read_form(forms.Confirmation)
     try:
         await visit.call(alerts.acknowledge_alert, alerts.AcknowledgeAlert(alert_id), deadline_seconds=PAGE_CALL_SECONDS)
@@ -87,7 +88,7 @@ async def acknowledge(visit: NamedDependency[Visit], alert_id: FromPath[str]) ->
 
 
 @post("/admin/alerts/{alert_id:str}/silence")
-async def silence(visit: NamedDependency[Visit], alert_id: FromPath[str]) -> Page:
+async def silence(visit: NamedDependency[PageRequest], alert_id: FromPath[str]) -> Page:
     form = await visit.read_form(SilenceForm)
     try:
         found = await visit.call(alerts.list_alerts, alerts.ListAlerts(), deadline_seconds=PAGE_CALL_SECONDS)
@@ -99,7 +100,7 @@ async def silence(visit: NamedDependency[Visit], alert_id: FromPath[str]) -> Pag
 
 
 @post("/admin/alerts/silences/{silence_id:str}/end")
-async def end_silence(visit: NamedDependency[Visit], silence_id: FromPath[str]) -> Page:
+async def end_silence(visit: NamedDependency[PageRequest], silence_id: FromPath[str]) -> Page:
     await visit.read_form(forms.Confirmation)
     try:
         await visit.call(alerts.end_silence, alerts.EndSilence(silence_id), deadline_seconds=PAGE_CALL_SECONDS)
@@ -128,12 +129,12 @@ def read_silence(form: SilenceForm, alert: alerts.Alert) -> alerts.SilenceAlerts
     return alerts.SilenceAlerts(float(form.lifetime), alert.name, alert.labels if form.covers == "this" else {}, why)
 
 
-async def _refused(visit: Visit, error: errors.AimeshError, *, typed_for: str = "", typed: SilenceForm = NOTHING_TYPED) -> Page:
+async def _refused(visit: PageRequest, error: errors.AimeshError, *, typed_for: str = "", typed: SilenceForm = NOTHING_TYPED) -> Page:
     """Return the current page with the error, keeping the typed values."""
     if isinstance(error, errors.ConfirmationNeeded | errors.NotAuthenticated):
         raise error
     found = await visit.ask(alerts.list_alerts, alerts.ListAlerts())
-    lines = alert_lines.describe(found, visit.site.now())
+    lines = alert_view.describe(found, visit.site.now())
     view = AlertsPage(lines=lines, typed_for=typed_for, typed=typed, problem=error)
     return visit.page("admin/alerts.html", view, here="admin", status=error.status)
 

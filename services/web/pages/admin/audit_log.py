@@ -12,8 +12,8 @@ from litestar.di import NamedDependency
 from litestar.params import FromQuery
 from litestar.response import Stream
 
-from services.web.pages.admin import choices
-from services.web.visits import Page, Visit
+from services.web.pages.admin import form_choices
+from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import audit
 from shared.api.audit import AuditReport, AuditRow, Result
@@ -25,7 +25,7 @@ EXPORT_SECONDS = 3600.0
 _LONGEST = 200
 
 
-class Filters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class AuditFilters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The filters as typed; empty means all."""
 
     chain: str = ""
@@ -44,13 +44,13 @@ class VerifyForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     chain: str = ""
 
 
-EVERYTHING = Filters()
+EVERYTHING = AuditFilters()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditPage:
     rows: tuple[AuditRow, ...]
-    filters: Filters
+    filters: AuditFilters
     results: tuple[Result, ...]
     #: The link to older rows; empty on the last page.
     older: str = ""
@@ -67,7 +67,7 @@ class AuditPage:
 
 @get("/admin/audit")
 async def show_audit(
-    visit: NamedDependency[Visit],
+    visit: NamedDependency[PageRequest],
     *,
     chain: FromQuery[str] = "",
     actor: FromQuery[str] = "",
@@ -77,7 +77,7 @@ async def show_audit(
     before: FromQuery[str] = "",
 ) -> Page:
     typed = [text.strip()[:_LONGEST] for text in (chain, actor, action, result, since)]
-    filters = Filters(*typed)
+    filters = AuditFilters(*typed)
     try:
         answer = await visit.call(audit.list_audit, asked_for(filters, before))
     except errors.NotAuthenticated:
@@ -92,10 +92,10 @@ async def show_audit(
 
 
 @post("/admin/audit/verify")
-async def verify(visit: NamedDependency[Visit]) -> Page:
+async def verify(visit: NamedDependency[PageRequest]) -> Page:
     """Verify the log. Responds with the page itself, because the result is not stored."""
     form = await visit.read_form(VerifyForm)
-    filters = Filters(chain=form.chain.strip())
+    filters = AuditFilters(chain=form.chain.strip())
     report: AuditReport | None = None
     problem: errors.AimeshError | None = None
     try:
@@ -114,7 +114,7 @@ async def verify(visit: NamedDependency[Visit]) -> Page:
 
 
 @post("/admin/audit/export", status_code=HTTPStatus.OK)
-async def export(visit: NamedDependency[Visit]) -> Stream:
+async def export(visit: NamedDependency[PageRequest]) -> Stream:
     """Stream an export. This is a POST because the log records it, and so that no foreign link can trigger it."""
     form = await visit.read_form(ExportForm)
     lines = _lines(visit, audit.ExportAudit(form.chain.strip() or None, read_since(form.since)))
@@ -125,13 +125,13 @@ async def export(visit: NamedDependency[Visit]) -> Stream:
     return Stream(_with_first(first, lines), media_type="application/x-ndjson", headers=headers)
 
 
-def asked_for(filters: Filters, before: str) -> audit.ListAudit:
+def asked_for(filters: AuditFilters, before: str) -> audit.ListAudit:
     """Return the request for these filters. Raises BadRequest."""
     return audit.ListAudit(
         chain=filters.chain or None,
         actor=filters.actor or None,
         action=filters.action or None,
-        result=choices.read(Result, filters.result, "result") if filters.result else None,
+        result=form_choices.read(Result, filters.result, "result") if filters.result else None,
         since=read_since(filters.since),
         before=_read_moment(before, "before"),
         limit=ROWS_OF_A_PAGE,
@@ -142,7 +142,7 @@ def read_since(text: str) -> datetime | None:
     return _read_moment(text, "since")
 
 
-def older_than(rows: tuple[AuditRow, ...], filters: Filters) -> str:
+def older_than(rows: tuple[AuditRow, ...], filters: AuditFilters) -> str:
     """Return the link to the rows before these; empty if there are none."""
     if len(rows) < ROWS_OF_A_PAGE:
         return ""
@@ -161,7 +161,7 @@ def _read_moment(text: str, what: str) -> datetime | None:
     return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
 
-async def _lines(visit: Visit, request: audit.ExportAudit) -> AsyncGenerator[bytes]:
+async def _lines(visit: PageRequest, request: audit.ExportAudit) -> AsyncGenerator[bytes]:
     credential = visit.person.access_token
     async with visit.site.caller.stream(audit.export_audit, request, deadline_seconds=EXPORT_SECONDS, credential=credential) as rows:
         async for row in rows:

@@ -14,12 +14,13 @@ from litestar.di import NamedDependency
 from litestar.params import FromQuery
 from litestar.response import Stream
 
-from services.web import history_answers, history_charts, history_questions, live
-from services.web.events import Events
-from services.web.history_charts import Charts
-from services.web.history_questions import Question, Span
-from services.web.pages.admin import node_lines
-from services.web.visits import Page, Visit
+from services.web import live_updates
+from services.web.charts import history_answers, history_charts, history_questions
+from services.web.charts.history_charts import HistoryCharts
+from services.web.charts.history_questions import HistoryQuestion, HistorySpan
+from services.web.http.event_response import EventResponse
+from services.web.pages.admin import node_view
+from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import history, membership
 from shared.api.history import History
@@ -38,18 +39,18 @@ MARK = b"<!-- numbers -->"
 _HEADERS = {"X-Accel-Buffering": "no"}
 _NODE = re.compile(r"[A-Z2-7]{12,56}")
 
-Found = Mapping[Question, History | errors.AimeshError]
+Found = Mapping[HistoryQuestion, History | errors.AimeshError]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChartsPage:
-    span: Span
+    span: HistorySpan
     #: The id of the node; empty for the whole mesh.
     node: str
     #: Its name and shortened id.
     node_name: str
     node_short: str
-    charts: Charts
+    charts: HistoryCharts
     #: Why there are no charts; None if there are.
     problem: errors.AimeshError | None
 
@@ -60,7 +61,7 @@ class ChartsPage:
 
 
 @get("/admin/charts")
-async def show_charts(visit: NamedDependency[Visit], span: FromQuery[str] = "", node: FromQuery[str] = "") -> Stream:
+async def show_charts(visit: NamedDependency[PageRequest], span: FromQuery[str] = "", node: FromQuery[str] = "") -> Stream:
     _check_node(node)
     asked = history_questions.read_span(span)
     members = await _members(visit)
@@ -69,8 +70,8 @@ async def show_charts(visit: NamedDependency[Visit], span: FromQuery[str] = "", 
         span=asked,
         node=node,
         node_name=member.name or member.role.value if member is not None else "",
-        node_short=node[: node_lines.SHOWN_OF_ID],
-        charts=Charts(),
+        node_short=node[: node_view.SHOWN_OF_ID],
+        charts=HistoryCharts(),
         problem=None,
     )
     page = _page(visit, shell)
@@ -78,7 +79,7 @@ async def show_charts(visit: NamedDependency[Visit], span: FromQuery[str] = "", 
     return Stream(pieces, media_type=MediaType.HTML, status_code=page.status_code, cookies=page.cookies, headers=_HEADERS)
 
 
-async def _pieces(visit: Visit, shell: ChartsPage, page: Page, members: tuple[Member, ...]) -> AsyncIterator[bytes]:
+async def _pieces(visit: PageRequest, shell: ChartsPage, page: Page, members: tuple[Member, ...]) -> AsyncIterator[bytes]:
     """Yield the page up to the mark, then the rest once the charts are ready."""
     yield page.content.partition(MARK)[0]
     found = await _read(visit, shell.span, shell.node, members)
@@ -90,29 +91,29 @@ async def _pieces(visit: Visit, shell: ChartsPage, page: Page, members: tuple[Me
     yield _page(visit, whole).content.partition(MARK)[2]
 
 
-def _page(visit: Visit, view: ChartsPage) -> Page:
+def _page(visit: PageRequest, view: ChartsPage) -> Page:
     return visit.page("admin/charts.html", view, here="admin")
 
 
 @get("/live/charts")
-async def follow_charts(visit: NamedDependency[Visit], node: FromQuery[str] = "") -> Events:
+async def follow_charts(visit: NamedDependency[PageRequest], node: FromQuery[str] = "") -> EventResponse:
     """Stream the last hour. Longer periods change too slowly to be live."""
     _check_node(node)
-    following = Following(visit, node)
-    return live.answer(visit.site.followers, str(visit.person.user.id), following.read)
+    following = ChartUpdates(visit, node)
+    return live_updates.answer(visit.site.followers, str(visit.person.user.id), following.read)
 
 
-class Following:
+class ChartUpdates:
     """The values of one open page. The page already has its first values."""
 
-    def __init__(self, visit: Visit, node: str) -> None:
+    def __init__(self, visit: PageRequest, node: str) -> None:
         self._visit = visit
         self._node = node
         self._asked_at: datetime = visit.site.now()
         self._pause_seconds = SOONEST_SECONDS
-        self._shown: live.Values = {"connection": ""}
+        self._shown: live_updates.Values = {"connection": ""}
 
-    async def read(self) -> live.Values:
+    async def read(self) -> live_updates.Values:
         now = self._visit.site.now()
         if abs((now - self._asked_at).total_seconds()) >= self._pause_seconds:
             self._asked_at = now
@@ -121,22 +122,22 @@ class Following:
             self._pause_seconds = min(LATEST_SECONDS, max(SOONEST_SECONDS, _PAUSE * took))
         return self._visit.banner_values() | self._shown
 
-    async def _ask(self) -> live.Values:
+    async def _ask(self) -> live_updates.Values:
         members = await _members(self._visit)
-        found = await _read(self._visit, Span.HOUR, self._node, members)
+        found = await _read(self._visit, HistorySpan.HOUR, self._node, members)
         try:
-            charts = history_charts.draw(found, Span.HOUR, _names(members), self._node[: history_answers.NODE_LETTERS])
+            charts = history_charts.draw(found, HistorySpan.HOUR, _names(members), self._node[: history_answers.NODE_LETTERS])
         except errors.AimeshError:
             return {"connection": "stale"}
         return {**history_charts.values(charts), "connection": ""}
 
 
-async def _read(visit: Visit, span: Span, node: str, members: tuple[Member, ...]) -> Found:
+async def _read(visit: PageRequest, span: HistorySpan, node: str, members: tuple[Member, ...]) -> Found:
     """Send each query at most once. Queries with too many lines are replaced by others."""
     machines = sum(member.state is MemberState.ACTIVE for member in members)
     of_one = bool(node)
     waiting = history_questions.plan(machines, of_one=of_one)
-    found: dict[Question, History | errors.AimeshError] = {}
+    found: dict[HistoryQuestion, History | errors.AimeshError] = {}
     asking = _Asking(visit, span, node)
     while waiting:
         answers = await asyncio.gather(*(asking.ask(question) for question in waiting))
@@ -150,7 +151,7 @@ async def _read(visit: Visit, span: Span, node: str, members: tuple[Member, ...]
 class _Asking:
     """Sends a few queries at once, within one deadline for all."""
 
-    def __init__(self, visit: Visit, span: Span, node: str) -> None:
+    def __init__(self, visit: PageRequest, span: HistorySpan, node: str) -> None:
         self._visit = visit
         self._span = span
         self._node = node
@@ -158,7 +159,7 @@ class _Asking:
         self._room = asyncio.Semaphore(_AT_ONCE)
         self._ends_at = asyncio.get_running_loop().time() + WHOLE_SECONDS
 
-    async def ask(self, question: Question) -> History | errors.AimeshError:
+    async def ask(self, question: HistoryQuestion) -> History | errors.AimeshError:
         """Return the history or the error. The page is half sent, so this must not raise."""
         wanted = history_questions.ask(question, self._span, self._now, self._node)
         async with self._room:
@@ -171,7 +172,7 @@ class _Asking:
                 return error
 
 
-async def _members(visit: Visit) -> tuple[Member, ...]:
+async def _members(visit: PageRequest) -> tuple[Member, ...]:
     """Return the members; empty while auth is down. The charts work without names."""
     answer = await visit.ask(membership.list_members, membership.ListMembers())
     return answer.members if answer is not None else ()

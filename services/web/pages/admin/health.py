@@ -6,46 +6,46 @@ from dataclasses import dataclass
 from litestar import get
 from litestar.di import NamedDependency
 
-from services.web import live
-from services.web.events import Events
-from services.web.pages.admin import health_lines
-from services.web.pages.admin.health_lines import HealthLines, PartLine
-from services.web.visits import PAGE_CALL_SECONDS, Page, Visit
+from services.web import live_updates
+from services.web.http.event_response import EventResponse
+from services.web.pages.admin import health_view
+from services.web.pages.admin.health_view import ComponentView, HealthView
+from services.web.request_context import PAGE_CALL_SECONDS, Page, PageRequest
 from shared import errors
 from shared.api import gateway, metrics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthPage:
-    lines: HealthLines
+    lines: HealthView
     #: The template for rows added later.
-    blank: PartLine
+    blank: ComponentView
 
 
 @get("/admin")
-async def show_health(visit: NamedDependency[Visit]) -> Page:
-    return visit.page("admin/health.html", HealthPage(lines=await _lines(visit), blank=PartLine()), here="admin")
+async def show_health(visit: NamedDependency[PageRequest]) -> Page:
+    return visit.page("admin/health.html", HealthPage(lines=await _lines(visit), blank=ComponentView()), here="admin")
 
 
 @get("/live/health")
-async def follow_health(visit: NamedDependency[Visit]) -> Events:
-    async def read() -> live.Values:
-        return health_lines.values(await _lines(visit)) | visit.banner_values()
+async def follow_health(visit: NamedDependency[PageRequest]) -> EventResponse:
+    async def read() -> live_updates.Values:
+        return health_view.values(await _lines(visit)) | visit.banner_values()
 
-    return live.answer(visit.site.followers, str(visit.person.user.id), read)
+    return live_updates.answer(visit.site.followers, str(visit.person.user.id), read)
 
 
-async def _lines(visit: Visit) -> HealthLines:
+async def _lines(visit: PageRequest) -> HealthView:
     """Return what is available: users open this page when something is down."""
     whole, door, nodes = await asyncio.gather(
         _whole(visit),
         visit.ask(gateway.get_service_health, gateway.GetServiceHealth()),
         visit.ask(gateway.list_nodes, gateway.ListNodes()),
     )
-    return health_lines.describe(whole, door, nodes.nodes if nodes else None)
+    return health_view.describe(whole, door, nodes.nodes if nodes else None)
 
 
-async def _whole(visit: Visit) -> metrics.SystemHealth | None:
+async def _whole(visit: PageRequest) -> metrics.SystemHealth | None:
     """Call metrics with web's own identity: access was already checked, and auth may be the service that is down."""
     try:
         return await visit.site.caller.call(metrics.get_system_health, metrics.GetSystemHealth(), deadline_seconds=PAGE_CALL_SECONDS)

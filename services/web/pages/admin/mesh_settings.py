@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from litestar import get
 from litestar.di import NamedDependency
 
-from services.web.visits import Page, Visit
+from services.web.request_context import Page, PageRequest
 from shared.api import accounts, auth, gateway, service_settings
 from shared.api.gateway import NodeRow
 from shared.api.service_settings import ShownSetting, ShownSettings, TierTerms
@@ -52,7 +52,7 @@ class SettingsPage:
 
 
 @get("/admin/settings")
-async def show_settings(visit: NamedDependency[Visit]) -> Page:
+async def show_settings(visit: NamedDependency[PageRequest]) -> Page:
     (options, keys), (nodes, models), (tiers, of_auth, of_gateway) = await asyncio.gather(
         asyncio.gather(
             visit.ask(accounts.get_sign_in_options, accounts.GetSignInOptions()), visit.ask(auth.get_signing_keys, auth.GetSigningKeys())

@@ -8,8 +8,8 @@ import msgspec
 from litestar import get, post
 from litestar.di import NamedDependency
 
-from services.web.pages import signing_in
-from services.web.visits import Page, Visit
+from services.web.pages.account import signing_in
+from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import accounts, auth
 
@@ -32,12 +32,12 @@ class NewUserPage:
 
 
 @get(_HERE)
-async def show_new_user(visit: NamedDependency[Visit]) -> Page:
+async def show_new_user(visit: NamedDependency[PageRequest]) -> Page:
     return await _page(visit, NewUserForm())
 
 
 @post(_HERE)
-async def add_user(visit: NamedDependency[Visit]) -> Page:
+async def add_user(visit: NamedDependency[PageRequest]) -> Page:
     form = await visit.read_form(NewUserForm)
     # Nobody knows the random password, so the emailed link is the only way in.
     password = form.password or secrets.token_urlsafe(32)
@@ -53,7 +53,7 @@ async def add_user(visit: NamedDependency[Visit]) -> Page:
     return visit.redirect(f"/admin/users/{user.id}?done={done}")
 
 
-async def _invite(visit: Visit, user: auth.User) -> str:
+async def _invite(visit: PageRequest, user: auth.User) -> str:
     """Request the email. Returns the `done` parameter. The account exists, so a failure is only reported."""
     try:
         await visit.call(accounts.request_password_reset, accounts.RequestPasswordReset(user.username, visit.client()))
@@ -62,7 +62,7 @@ async def _invite(visit: Visit, user: auth.User) -> str:
     return "mailed"
 
 
-async def _page(visit: Visit, form: NewUserForm, problem: errors.CallerError | None = None) -> Page:
+async def _page(visit: PageRequest, form: NewUserForm, problem: errors.CallerError | None = None) -> Page:
     options = await signing_in.find_options(visit)
     typed = NewUserForm(form.username, form.email)
     view = NewUserPage(typed=typed, password_min_length=options.password_min_length, problem=problem)

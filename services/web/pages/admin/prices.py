@@ -9,9 +9,9 @@ from litestar.di import NamedDependency
 from litestar.params import FromQuery
 
 from services.web import rendering
-from services.web.pages.admin import price_lines
-from services.web.pages.admin.price_lines import PriceLine
-from services.web.visits import Page, Visit
+from services.web.pages.admin import price_view
+from services.web.pages.admin.price_view import PriceView
+from services.web.request_context import Page, PageRequest
 from shared import amounts, errors
 from shared.api import gateway, ledger
 from shared.types import MicroCredits, ModelName
@@ -37,7 +37,7 @@ NOTHING_TYPED = PriceForm()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PricesPage:
-    lines: tuple[PriceLine, ...]
+    lines: tuple[PriceView, ...]
     with_history: bool
     #: Served models that use the default price.
     unpriced: tuple[ModelName, ...]
@@ -50,7 +50,7 @@ class PricesPage:
 
 @get("/admin/prices")
 async def show_prices(
-    visit: NamedDependency[Visit], history: FromQuery[str] = "", model: FromQuery[str] = "", done: FromQuery[str] = ""
+    visit: NamedDependency[PageRequest], history: FromQuery[str] = "", model: FromQuery[str] = "", done: FromQuery[str] = ""
 ) -> Page:
     view = await _page_of(visit, with_history=history == "yes", typed=PriceForm(model=model[:200]))
     notice = rendering.Notice(_DONE[done]) if done in _DONE else None
@@ -58,7 +58,7 @@ async def show_prices(
 
 
 @post("/admin/prices")
-async def set_price(visit: NamedDependency[Visit]) -> Page:
+async def set_price(visit: NamedDependency[PageRequest]) -> Page:
     form = await visit.read_form(PriceForm)
     try:
         await visit.call(ledger.set_price, ledger.SetPrice(read_price(form)))
@@ -94,19 +94,19 @@ def _amount(text: str, what: str) -> MicroCredits:
     return amount
 
 
-async def _page_of(visit: Visit, *, with_history: bool, typed: PriceForm, problem: errors.AimeshError | None = None) -> PricesPage:
+async def _page_of(visit: PageRequest, *, with_history: bool, typed: PriceForm, problem: errors.AimeshError | None = None) -> PricesPage:
     """Return the page. Raises PeerError while the gateway is down."""
     current, models = await asyncio.gather(
         visit.call(ledger.list_prices, ledger.ListPrices()), visit.ask(gateway.list_models, gateway.ListModels())
     )
     history = (await visit.call(ledger.list_prices, ledger.ListPrices(history=True))).prices if with_history else ()
     return PricesPage(
-        lines=price_lines.lines(current.prices, history),
+        lines=price_view.lines(current.prices, history),
         with_history=with_history,
-        unpriced=price_lines.without_own(models.models, current.prices) if models else (),
+        unpriced=price_view.without_own(models.models, current.prices) if models else (),
         knows_models=models is not None,
         typed=typed,
-        example=(price_lines.EXAMPLE_IN, price_lines.EXAMPLE_OUT, price_lines.EXAMPLE_SECONDS),
+        example=(price_view.EXAMPLE_IN, price_view.EXAMPLE_OUT, price_view.EXAMPLE_SECONDS),
         problem=problem,
     )
 

@@ -8,9 +8,10 @@ from litestar import Response, get
 from litestar.di import NamedDependency
 from litestar.params import FromQuery
 
-from services.web import csv_tables, report_lines
-from services.web.report_lines import ReportLine, WholeLine
-from services.web.visits import Page, Visit
+from services.web import csv_tables
+from services.web.pages.admin import report_view
+from services.web.pages.admin.report_view import ReportRowView, ReportTotalView
+from services.web.request_context import Page, PageRequest
 from shared import business_report_rows
 from shared.api import business
 from shared.api.business import BusinessGrouping, BusinessReport, GetBusinessReport
@@ -23,7 +24,7 @@ REPORT_SECONDS = 25.0
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ReportChoice:
     text: str
     address: str
     is_chosen: bool
@@ -34,19 +35,19 @@ class ReportPage:
     days: int
     #: The heading of the first column.
     about: str
-    times: tuple[Choice, ...]
-    subjects: tuple[Choice, ...]
+    times: tuple[ReportChoice, ...]
+    subjects: tuple[ReportChoice, ...]
     download: str
     #: None if the gateway did not respond; then there are no rows either.
-    whole: WholeLine | None
-    rows: tuple[ReportLine, ...] = ()
-    total: ReportLine | None = None
+    whole: ReportTotalView | None
+    rows: tuple[ReportRowView, ...] = ()
+    total: ReportRowView | None = None
     #: Whether rows are left out.
     is_cut: bool = False
 
 
 @get("/admin/report")
-async def show_report(visit: NamedDependency[Visit], days: FromQuery[str] = "", by: FromQuery[str] = "") -> Page:
+async def show_report(visit: NamedDependency[PageRequest], days: FromQuery[str] = "", by: FromQuery[str] = "") -> Page:
     span, subject = _read_days(days), _read_subject(by)
     asked = _asked(visit, span, subject)
     report, new = await asyncio.gather(
@@ -56,20 +57,20 @@ async def show_report(visit: NamedDependency[Visit], days: FromQuery[str] = "", 
     lines = await _named(visit, report, asked) if report else ()
     view = ReportPage(
         days=span,
-        about=report_lines.HEADS[subject],
-        times=tuple(Choice(f"{each} days", _address(each, subject), each == span) for each in DAYS),
-        subjects=tuple(Choice(word, _address(span, each), each is subject) for each, word in report_lines.CHOICES.items()),
+        about=report_view.HEADS[subject],
+        times=tuple(ReportChoice(f"{each} days", _address(each, subject), each == span) for each in DAYS),
+        subjects=tuple(ReportChoice(word, _address(span, each), each is subject) for each, word in report_view.CHOICES.items()),
         download=_address(span, subject, "/admin/report.csv"),
-        whole=report_lines.whole(report, new) if report else None,
-        rows=report_lines.rows(report, lines, subject) if report else (),
-        total=report_lines.total(report) if report else None,
+        whole=report_view.whole(report, new) if report else None,
+        rows=report_view.rows(report, lines, subject) if report else (),
+        total=report_view.total(report) if report else None,
         is_cut=report.more if report else False,
     )
     return visit.page("admin/report.html", view, here="admin")
 
 
 @get("/admin/report.csv")
-async def download_report(visit: NamedDependency[Visit], days: FromQuery[str] = "", by: FromQuery[str] = "") -> Page:
+async def download_report(visit: NamedDependency[PageRequest], days: FromQuery[str] = "", by: FromQuery[str] = "") -> Page:
     asked = _asked(visit, _read_days(days), _read_subject(by))
     report = await visit.call(business.get_business_report, asked, deadline_seconds=REPORT_SECONDS)
     table = csv_tables.business(asked.by, await _named(visit, report, asked))
@@ -77,14 +78,14 @@ async def download_report(visit: NamedDependency[Visit], days: FromQuery[str] = 
     return Response(table, media_type=csv_tables.MEDIA_TYPE, headers=headers)
 
 
-async def _named(visit: Visit, report: BusinessReport, asked: GetBusinessReport) -> tuple[Line, ...]:
+async def _named(visit: PageRequest, report: BusinessReport, asked: GetBusinessReport) -> tuple[Line, ...]:
     """Return the rows with user names, or with ids while auth is down."""
     ids = business_report_rows.ids_in(report, asked.by)
     found = await visit.ask(business.name_users, business.NameUsers(ids)) if ids else None
     return business_report_rows.lines(report, asked, found.names if found else {})
 
 
-def _asked(visit: Visit, days: int, by: BusinessGrouping) -> GetBusinessReport:
+def _asked(visit: PageRequest, days: int, by: BusinessGrouping) -> GetBusinessReport:
     """Return the request for whole days, including today."""
     until = visit.site.now().astimezone(UTC).date() + timedelta(days=1)
     return GetBusinessReport(until - timedelta(days=days), until, by)

@@ -7,7 +7,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath
 
 from services.web import runbooks
-from services.web.visits import Page, Visit
+from services.web.request_context import Page, PageRequest
 from shared import errors
 
 ROOT = "/admin/runbooks"
@@ -21,7 +21,7 @@ class RunbookPage:
 
 
 @get(f"{ROOT}/{{name:str}}")
-async def show_runbook(visit: NamedDependency[Visit], name: FromPath[str]) -> Page:
+async def show_runbook(visit: NamedDependency[PageRequest], name: FromPath[str]) -> Page:
     text = visit.site.runbooks.get(name)
     if text is None:
         raise errors.NotFound("there is no such runbook", hint="look in docs/runbooks of the source code")

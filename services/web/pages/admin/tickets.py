@@ -9,9 +9,10 @@ from litestar import get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 
-from services.web import forms, rendering
-from services.web.pages.admin import machine_paths
-from services.web.visits import Page, Visit
+from services.web import rendering
+from services.web.http import forms
+from services.web.pages.admin import machine_urls
+from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import membership
 from shared.api.membership import NewTicket, TicketRow, TicketState
@@ -57,8 +58,8 @@ class TicketsPage:
 
 
 @get(["/nodes/tickets", "/admin/nodes/tickets"])
-async def show_tickets(visit: NamedDependency[Visit], done: FromQuery[str] = "") -> Page:
-    root = f"{machine_paths.root_of(visit)}/tickets"
+async def show_tickets(visit: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
+    root = f"{machine_urls.root_of(visit)}/tickets"
     if visit.request.scope["path"] != root:
         return visit.redirect(root)
     notice = rendering.Notice(_DONE[done]) if done in _DONE else None
@@ -66,11 +67,11 @@ async def show_tickets(visit: NamedDependency[Visit], done: FromQuery[str] = "")
         view = _view(visit, await _tickets(visit))
     except errors.PeerError as error:
         view = _view(visit, (), problem=error)
-    return visit.page("admin/tickets.html", view, here=machine_paths.here_of(visit), notice=notice)
+    return visit.page("admin/tickets.html", view, here=machine_urls.here_of(visit), notice=notice)
 
 
 @post(["/nodes/tickets", "/admin/nodes/tickets"])
-async def create_ticket(visit: NamedDependency[Visit]) -> Page:
+async def create_ticket(visit: NamedDependency[PageRequest]) -> Page:
     """Create a ticket. Responds with the page itself, because a redirect would have to carry the ticket."""
     form = await visit.read_form(TicketForm)
     try:
@@ -85,10 +86,10 @@ async def create_ticket(visit: NamedDependency[Visit]) -> Page:
 
 
 @post(["/nodes/tickets/{ticket_id:str}/revoke", "/admin/nodes/tickets/{ticket_id:str}/revoke"])
-async def revoke_ticket(visit: NamedDependency[Visit], ticket_id: FromPath[str]) -> Page:
+async def revoke_ticket(visit: NamedDependency[PageRequest], ticket_id: FromPath[str]) -> Page:
     await visit.read_form(forms.Confirmation)
     await visit.call(membership.revoke_ticket, membership.RevokeTicket(ticket_id))
-    return visit.redirect(f"{machine_paths.root_of(visit)}/tickets?done=revoked")
+    return visit.redirect(f"{machine_urls.root_of(visit)}/tickets?done=revoked")
 
 
 def wanted(form: TicketForm) -> membership.CreateTicket:
@@ -122,11 +123,11 @@ def read_labels(text: str) -> dict[str, str]:
     return dict(pairs)
 
 
-async def _tickets(visit: Visit) -> tuple[TicketRow, ...]:
+async def _tickets(visit: PageRequest) -> tuple[TicketRow, ...]:
     return _good_first(await visit.call(membership.list_tickets, membership.ListTickets()))
 
 
-async def _tickets_if_there(visit: Visit) -> tuple[TicketRow, ...]:
+async def _tickets_if_there(visit: PageRequest) -> tuple[TicketRow, ...]:
     """Return the tickets, or none if auth is down: show a new ticket even without the list."""
     answer = await visit.ask(membership.list_tickets, membership.ListTickets())
     return _good_first(answer) if answer else ()
@@ -137,7 +138,7 @@ def _good_first(answer: membership.Tickets) -> tuple[TicketRow, ...]:
 
 
 def _view(
-    visit: Visit,
+    visit: PageRequest,
     tickets: tuple[TicketRow, ...],
     *,
     typed: TicketForm | None = None,
@@ -145,7 +146,7 @@ def _view(
     command: str = "",
     problem: errors.AimeshError | None = None,
 ) -> TicketsPage:
-    root = machine_paths.root_of(visit)
+    root = machine_urls.root_of(visit)
     is_admin = root != "/nodes"
     return TicketsPage(
         root=root,
@@ -161,8 +162,8 @@ def _view(
     )
 
 
-def _page(visit: Visit, view: TicketsPage, status: int) -> Page:
-    return visit.page("admin/tickets.html", view, here=machine_paths.here_of(visit), status=status)
+def _page(visit: PageRequest, view: TicketsPage, status: int) -> Page:
+    return visit.page("admin/tickets.html", view, here=machine_urls.here_of(visit), status=status)
 
 
 ROUTES = (show_tickets, create_ticket, revoke_ticket)

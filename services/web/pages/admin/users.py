@@ -10,11 +10,12 @@ from litestar import get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 
-from services.web import forms, rendering, searched_lists, views
-from services.web.pages.admin import choices, crediting
-from services.web.pages.admin.crediting import NOTHING_TYPED, CreditsForm
-from services.web.searched_lists import Pager
-from services.web.visits import Page, Visit
+from services.web import page_views, paged_search, rendering
+from services.web.http import forms
+from services.web.paged_search import Pager
+from services.web.pages.admin import credit_form, form_choices
+from services.web.pages.admin.credit_form import NOTHING_TYPED, CreditsForm
+from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import auth, gateway, ledger, usage_report
 from shared.types import TenantId, Tier, UserId, UserRole
@@ -34,7 +35,7 @@ _DONE = {
 _UNMAILED = "User added, but the email failed. “Forgot your password?” on the sign-in page sends another one."
 
 
-class RoleForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class UserRoleForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     role: str
 
 
@@ -60,7 +61,7 @@ class UserPage:
     is_self: bool
     #: None if the gateway did not respond; the same below.
     account: ledger.Account | None
-    quota: views.Quota | None
+    quota: page_views.QuotaView | None
     usage: usage_report.UsageSummary | None
     usage_days: int
     roles: tuple[UserRole, ...]
@@ -71,42 +72,42 @@ class UserPage:
 
 
 @get("/admin/users")
-async def show_users(visit: NamedDependency[Visit], search: FromQuery[str] = "", after: FromQuery[str] = "") -> Page:
-    wanted = searched_lists.read(search, after)
+async def show_users(visit: NamedDependency[PageRequest], search: FromQuery[str] = "", after: FromQuery[str] = "") -> Page:
+    wanted = paged_search.read(search, after)
     place = UserId(wanted.after) if wanted.after else None
-    found = await visit.call(auth.list_users, auth.ListUsers(searched_lists.ROWS_OF_A_PAGE, wanted.search, place))
-    pager = searched_lists.pager("/admin/users", wanted, found.users[-1].id if found.users else None, more=found.more)
+    found = await visit.call(auth.list_users, auth.ListUsers(paged_search.ROWS_OF_A_PAGE, wanted.search, place))
+    pager = paged_search.pager("/admin/users", wanted, found.users[-1].id if found.users else None, more=found.more)
     return visit.page("admin/users.html", UsersPage(users=found.users, search=wanted.search, pager=pager), here="admin")
 
 
 @get("/admin/users/{user_id:uuid}")
-async def show_user(visit: NamedDependency[Visit], user_id: FromPath[UUID], done: FromQuery[str] = "") -> Page:
+async def show_user(visit: NamedDependency[PageRequest], user_id: FromPath[UUID], done: FromQuery[str] = "") -> Page:
     view = await _page_of(visit, user_id)
     return visit.page("admin/user.html", view, here="admin", notice=_notice(done))
 
 
 @post("/admin/users/{user_id:uuid}/role")
-async def set_role(visit: NamedDependency[Visit], user_id: FromPath[UUID]) -> Page:
-    form = await visit.read_form(RoleForm)
+async def set_role(visit: NamedDependency[PageRequest], user_id: FromPath[UUID]) -> Page:
+    form = await visit.read_form(UserRoleForm)
     try:
-        await visit.call(auth.set_role, auth.SetRole(str(user_id), choices.read(UserRole, form.role, "role")))
+        await visit.call(auth.set_role, auth.SetRole(str(user_id), form_choices.read(UserRole, form.role, "role")))
     except errors.CallerError as error:
         return await _refused(visit, user_id, error)
     return visit.redirect(f"/admin/users/{user_id}?done=role")
 
 
 @post("/admin/users/{user_id:uuid}/tier")
-async def set_tier(visit: NamedDependency[Visit], user_id: FromPath[UUID]) -> Page:
+async def set_tier(visit: NamedDependency[PageRequest], user_id: FromPath[UUID]) -> Page:
     form = await visit.read_form(TierForm)
     try:
-        await visit.call(auth.set_tier, auth.SetTier(str(user_id), choices.read(Tier, form.tier, "tier")))
+        await visit.call(auth.set_tier, auth.SetTier(str(user_id), form_choices.read(Tier, form.tier, "tier")))
     except errors.CallerError as error:
         return await _refused(visit, user_id, error)
     return visit.redirect(f"/admin/users/{user_id}?done=tier")
 
 
 @post("/admin/users/{user_id:uuid}/active")
-async def set_active(visit: NamedDependency[Visit], user_id: FromPath[UUID]) -> Page:
+async def set_active(visit: NamedDependency[PageRequest], user_id: FromPath[UUID]) -> Page:
     form = await visit.read_form(ActiveForm)
     is_active = form.active == "yes"
     try:
@@ -117,7 +118,7 @@ async def set_active(visit: NamedDependency[Visit], user_id: FromPath[UUID]) -> 
 
 
 @post("/admin/users/{user_id:uuid}/remove-factor")
-async def remove_factor(visit: NamedDependency[Visit], user_id: FromPath[UUID]) -> Page:
+async def remove_factor(visit: NamedDependency[PageRequest], user_id: FromPath[UUID]) -> Page:
     await visit.read_form(forms.Confirmation)
     try:
         await visit.call(auth.remove_mfa, auth.RemoveMfa(str(user_id)))
@@ -127,10 +128,10 @@ async def remove_factor(visit: NamedDependency[Visit], user_id: FromPath[UUID]) 
 
 
 @post("/admin/users/{user_id:uuid}/credits")
-async def give_credits(visit: NamedDependency[Visit], user_id: FromPath[UUID]) -> Page:
+async def give_credits(visit: NamedDependency[PageRequest], user_id: FromPath[UUID]) -> Page:
     form = await visit.read_form(CreditsForm)
     try:
-        await crediting.book(visit, user_id, form)
+        await credit_form.book(visit, user_id, form)
     except errors.CallerError as error:
         return await _refused(visit, user_id, error, form)
     return visit.redirect(f"/admin/users/{user_id}?done=credits")
@@ -142,7 +143,7 @@ def _notice(done: str) -> rendering.Notice | None:
     return rendering.Notice(_DONE[done]) if done in _DONE else None
 
 
-async def _refused(visit: Visit, user_id: UUID, error: errors.CallerError, typed: CreditsForm = NOTHING_TYPED) -> Page:
+async def _refused(visit: PageRequest, user_id: UUID, error: errors.CallerError, typed: CreditsForm = NOTHING_TYPED) -> Page:
     """Return the page with the error and the typed values. Re-raises what the application handles."""
     if isinstance(error, errors.ConfirmationNeeded | errors.NotAuthenticated):
         raise error
@@ -150,7 +151,9 @@ async def _refused(visit: Visit, user_id: UUID, error: errors.CallerError, typed
     return visit.page("admin/user.html", view, here="admin", status=error.status)
 
 
-async def _page_of(visit: Visit, user_id: UUID, typed: CreditsForm = NOTHING_TYPED, problem: errors.AimeshError | None = None) -> UserPage:
+async def _page_of(
+    visit: PageRequest, user_id: UUID, typed: CreditsForm = NOTHING_TYPED, problem: errors.AimeshError | None = None
+) -> UserPage:
     user = await visit.call(auth.get_user_called, auth.GetUserCalled(str(user_id)))
     now = visit.site.now()
     account, quota, usage = await asyncio.gather(
@@ -162,13 +165,13 @@ async def _page_of(visit: Visit, user_id: UUID, typed: CreditsForm = NOTHING_TYP
         user=user,
         is_self=user.id == visit.person.user.id,
         account=account,
-        quota=views.quota(quota, now) if quota else None,
+        quota=page_views.quota(quota, now) if quota else None,
         usage=usage,
         usage_days=USAGE_DAYS,
         roles=tuple(UserRole),
         tiers=tuple(Tier),
         typed=typed,
-        transfer=typed.transfer or crediting.new_transfer(),
+        transfer=typed.transfer or credit_form.new_transfer(),
         problem=problem,
     )
 

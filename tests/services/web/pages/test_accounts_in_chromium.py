@@ -16,7 +16,9 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from services.web import application, csrf, door, passthrough, rendering, sessions, visits
+from services.web import application, rendering, request_context
+from services.web.http import front_app, passthrough
+from services.web.session import csrf, sessions
 from services.web.settings import WebSettings
 from shared import errors
 from shared.api import accounts, organizations
@@ -77,10 +79,10 @@ async def stage() -> AsyncIterator[Stage]:
     settings = WebSettings(node_key_file=Path("/nowhere/web.nk"), secret="0123456789abcdef" * 4)
     # Each request asks auth.
     ticks = iter(range(0, 10**9, 3600))
-    site = visits.Site(
+    site = request_context.App(
         settings=settings,
         caller=mesh,
-        sessions=sessions.Sessions(mesh, lambda: float(next(ticks))),
+        sessions=sessions.WebSessions(mesh, lambda: float(next(ticks))),
         tokens=csrf.FormTokens(settings.secret, random.Random(7).randbytes),
         renderer=rendering.Renderer.load(),
         now=lambda: NOW,
@@ -88,7 +90,7 @@ async def stage() -> AsyncIterator[Stage]:
     async with AsyncExitStack() as stack:
         gateway = await stack.enter_async_context(passthrough.Passthrough.open("http://127.0.0.1:1"))
         mesh.provider = await stack.enter_async_context(serving(provider))
-        pages = door.Door(application.build(site), gateway, Metrics("web"), Traces(ratio=0.0), always_over_tls=False)
+        pages = front_app.FrontApp(application.build(site), gateway, Metrics("web"), Traces(ratio=0.0), always_over_tls=False)
         origin = await stack.enter_async_context(serving(pages))
         provider.back = f"{origin}/login/oidc/back"
         mesh.add_account("alice", "correct horse")

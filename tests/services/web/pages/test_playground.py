@@ -10,11 +10,11 @@ import msgspec
 import pytest
 from litestar.types import ASGIApp
 
-from services.web import answers
-from services.web.crowd import Crowd
+from services.web import answer_events
+from services.web.http.concurrency_limit import ConcurrencyLimit
 from services.web.pages import playground
 from services.web.pages.playground import MOST_MESSAGES
-from services.web.visits import Site
+from services.web.request_context import App
 from shared import errors
 from shared.api import accounts, gateway
 from shared.api.gateway import ProcessInferenceRequest, ServedModel
@@ -194,13 +194,13 @@ async def test_an_answer_that_loses_its_gateway_goes_on_where_it_stopped(alice: 
     ],
 )
 def test_how_an_answer_ended(change: dict[str, Any], note: str) -> None:
-    assert answers.told(msgspec.structs.replace(RESULT, **change)).note == note
+    assert answer_events.told(msgspec.structs.replace(RESULT, **change)).note == note
 
 
 def test_a_speed_is_told_only_where_there_was_something_to_measure() -> None:
-    assert answers.told(RESULT).tokens_per_second == 30.0
+    assert answer_events.told(RESULT).tokens_per_second == 30.0
     for change in ({"cached": True}, {"response_time_ms": 40}, {"usage": gateway.Usage(1, 1)}):
-        assert answers.told(msgspec.structs.replace(RESULT, **change)).tokens_per_second is None
+        assert answer_events.told(msgspec.structs.replace(RESULT, **change)).tokens_per_second is None
 
 
 # --- Leaving ----------------------------------------------------------------------------------------------------------
@@ -240,7 +240,7 @@ async def test_a_bug_cuts_the_answer_off_and_gives_nothing_away(real: Browser, m
     def broken(_: object) -> None:
         raise ZeroDivisionError("secret")
 
-    monkeypatch.setattr(answers, "told", broken)
+    monkeypatch.setattr(answer_events, "told", broken)
     text = ""
     headers = await headers_of(real)
     with pytest.raises(httpx.RemoteProtocolError):
@@ -258,7 +258,7 @@ async def test_an_answer_that_was_read_to_its_end_is_not_cancelled(real: Browser
     assert mesh.cancelled == []
 
 
-async def test_a_fifth_answer_at_once_is_refused_and_a_left_one_makes_room(real: Browser, mesh: FakeMesh, site: Site) -> None:
+async def test_a_fifth_answer_at_once_is_refused_and_a_left_one_makes_room(real: Browser, mesh: FakeMesh, site: App) -> None:
     mesh.gate.clear()
     headers = await headers_of(real)
     async with asyncio.TaskGroup() as tasks:
@@ -272,7 +272,7 @@ async def test_a_fifth_answer_at_once_is_refused_and_a_left_one_makes_room(real:
 
 
 def test_a_crowd_has_bounds_of_all_and_of_one() -> None:
-    crowd = Crowd(3, 2, "full", "wait", 1)
+    crowd = ConcurrencyLimit(3, 2, "full", "wait", 1)
     with crowd.one_more("a"), crowd.one_more("a"):
         with pytest.raises(errors.Overloaded, match="full"), crowd.one_more("a"):
             pass

@@ -13,7 +13,9 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from services.web import application, csrf, door, live, passthrough, rendering, sessions, visits
+from services.web import application, live_updates, rendering, request_context
+from services.web.http import front_app, passthrough
+from services.web.session import csrf, sessions
 from services.web.settings import WebSettings
 from shared.api import gateway, ledger
 from shared.api.usage_report import UsageOfKey, UsageOfModel, UsageSum
@@ -30,7 +32,7 @@ from tests.services.web.servers import serving
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 #: As people have it; the other tests do not wait so long.
-EVERY_SECONDS = live._EVERY_SECONDS
+EVERY_SECONDS = live_updates._EVERY_SECONDS
 
 
 @dataclass(slots=True)
@@ -50,18 +52,18 @@ async def stage() -> AsyncIterator[Stage]:
     # Each request asks auth.
     ticks = iter(range(0, 10**9, 3600))
     async with AsyncExitStack() as stack:
-        stack.enter_context(pytest.MonkeyPatch.context()).setattr(live, "_EVERY_SECONDS", 0.02)
+        stack.enter_context(pytest.MonkeyPatch.context()).setattr(live_updates, "_EVERY_SECONDS", 0.02)
         made = Stage(FakeMesh(), "", await stack.enter_async_context(chromium.launch()))
-        site = visits.Site(
+        site = request_context.App(
             settings=settings,
             caller=made.mesh,
-            sessions=sessions.Sessions(made.mesh, lambda: float(next(ticks))),
+            sessions=sessions.WebSessions(made.mesh, lambda: float(next(ticks))),
             tokens=csrf.FormTokens(settings.secret, random.Random(7).randbytes),
             renderer=rendering.Renderer.load(),
             now=made.clock,
         )
         passed = await stack.enter_async_context(passthrough.Passthrough.open("http://127.0.0.1:1"))
-        pages = door.Door(application.build(site), passed, Metrics("web"), Traces(ratio=0.0), always_over_tls=False)
+        pages = front_app.FrontApp(application.build(site), passed, Metrics("web"), Traces(ratio=0.0), always_over_tls=False)
         made.origin = await stack.enter_async_context(serving(pages))
         yield made
 
@@ -96,7 +98,7 @@ async def test_a_new_request_shows_up_by_itself(stage: Stage) -> None:
 
 
 async def test_numbers_move_without_a_reload(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "_EVERY_SECONDS", EVERY_SECONDS)
+    monkeypatch.setattr(live_updates, "_EVERY_SECONDS", EVERY_SECONDS)
     mesh = stage.mesh
     page = await opened(stage, "watcher")
     await wait_for(page, "document.querySelector('[data-live-source]').dataset.liveState === 'live'")

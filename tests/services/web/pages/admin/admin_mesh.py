@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 
 import msgspec
 
-from services.web import caller
+from services.web.session import mesh_calls
 from shared import errors
 from shared.api import audit, auth, gateway, ledger, membership, metrics, organizations, service_settings, usage_report
 from shared.api.membership import Member, MemberState, TicketRow, TicketState
@@ -298,4 +298,4 @@ class AdminMesh(FakeReport, FakeHistory, FakeAlerts):
             raise errors.ConfirmationNeeded("confirm that it is you", hint="with your password")
 
 
-_: type[caller.Caller] = AdminMesh
+_: type[mesh_calls.MeshCalls] = AdminMesh

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from litestar.types import ASGIApp
 
-from services.web import live
+from services.web import live_updates
 from shared.types import UserRole
 from tests.acceptance import chromium
 from tests.acceptance.album import Album
@@ -24,7 +24,7 @@ MACHINE = "gpu-17.rack-3.basement.building-north.campus.university.example.org"
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages hear of changes at once."""
-    monkeypatch.setattr(live, "_EVERY_SECONDS", 0.02)
+    monkeypatch.setattr(live_updates, "_EVERY_SECONDS", 0.02)
 
 
 @asynccontextmanager

@@ -11,10 +11,11 @@ import httpx
 import pytest
 from litestar.types import ASGIApp
 
-from services.web import assets, banner, history_questions, live, visits
-from services.web.history_questions import Span
+from services.web import alert_banner, assets, live_updates, request_context
+from services.web.charts import history_questions
+from services.web.charts.history_questions import HistorySpan
 from services.web.pages.admin import charts
-from services.web.visits import Site
+from services.web.request_context import App
 from shared import errors
 from shared.api import auth
 from shared.types import Credential, NodeId, UserRole
@@ -59,8 +60,8 @@ async def test_every_chart_is_there_with_its_lines(root: Browser, mesh: AdminMes
     assert "No data" not in page.text
 
 
-@pytest.mark.parametrize("span", Span)
-async def test_each_time_is_asked_for_in_a_few_calls_and_kept_in_the_address(root: Browser, mesh: AdminMesh, span: Span) -> None:
+@pytest.mark.parametrize("span", HistorySpan)
+async def test_each_time_is_asked_for_in_a_few_calls_and_kept_in_the_address(root: Browser, mesh: AdminMesh, span: HistorySpan) -> None:
     mesh.keep_everything()
     page = await root.get(f"{PATH}?span={span}")
     assert asked(mesh) == FEW
@@ -68,10 +69,10 @@ async def test_each_time_is_asked_for_in_a_few_calls_and_kept_in_the_address(roo
     assert f'<a href="{PATH}?span={span}" aria-current="true">' in page.text
     # Only the last hour follows by itself, and whoever sees another one is told so.
     assert ('data-live-source="/live/charts"' in page.text, "This view doesn’t update." in page.text) == (
-        span is Span.HOUR,
-        span is not Span.HOUR,
+        span is HistorySpan.HOUR,
+        span is not HistorySpan.HOUR,
     )
-    assert ('data-live="p0"' in page.text) == (span is Span.HOUR)
+    assert ('data-live="p0"' in page.text) == (span is HistorySpan.HOUR)
 
 
 async def test_a_mesh_with_more_machines_than_an_answer_has_lines_asks_a_bounded_number_of_times(root: Browser, mesh: AdminMesh) -> None:
@@ -79,7 +80,7 @@ async def test_a_mesh_with_more_machines_than_an_answer_has_lines_asks_a_bounded
     for place in range(250):
         mesh.keep_machine(f"UMANY{place:07}")
     page = await root.get(PATH)
-    assert asked(mesh) == len(history_questions.Question) == 14
+    assert asked(mesh) == len(history_questions.HistoryQuestion) == 14
     # What has few enough lines is shown by machine, the rest by service.
     assert rows(page.text, "heat") == ["inference GPU 0"]
     assert sorted(rows(page.text, "cpu")) == ["gateway", "inference"]
@@ -270,18 +271,18 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def following(site: Site, mesh: AdminMesh, clock: Clock) -> charts.Following:
+def following(site: App, mesh: AdminMesh, clock: Clock) -> charts.ChartUpdates:
     user = mesh.add_person("root", UserRole.ADMIN)
     token = mesh.add_session(user)
-    visit = visits.Visit(
-        site=visits.Site(site.settings, site.caller, site.sessions, site.tokens, site.renderer, clock),
-        request=cast("visits.HttpRequest", None),
+    visit = request_context.PageRequest(
+        site=request_context.App(site.settings, site.caller, site.sessions, site.tokens, site.renderer, clock),
+        request=cast("request_context.HttpRequest", None),
         session=auth.LoginSession(Credential("access-root"), 600, token, user),
     )
-    return charts.Following(visit, "")
+    return charts.ChartUpdates(visit, "")
 
 
-async def test_an_open_page_asks_again_every_fifteen_seconds(following: charts.Following, mesh: AdminMesh, clock: Clock) -> None:
+async def test_an_open_page_asks_again_every_fifteen_seconds(following: charts.ChartUpdates, mesh: AdminMesh, clock: Clock) -> None:
     mesh.keep_everything()
     seen = []
     for seconds in (0, 2, 12.9, 0.1, 2, 13):
@@ -294,7 +295,7 @@ async def test_an_open_page_asks_again_every_fifteen_seconds(following: charts.F
 
 @pytest.mark.parametrize(("took", "pause"), [(0.2, 15), (3, 30), (120, 300)])
 async def test_a_history_that_is_much_work_is_asked_for_more_rarely(
-    following: charts.Following, mesh: AdminMesh, clock: Clock, took: float, pause: float
+    following: charts.ChartUpdates, mesh: AdminMesh, clock: Clock, took: float, pause: float
 ) -> None:
     def slow(_: int) -> float:
         clock.now = began + timedelta(seconds=took)
@@ -312,9 +313,11 @@ async def test_a_history_that_is_much_work_is_asked_for_more_rarely(
     assert asked(mesh) == 2 * FEW
 
 
-async def test_an_open_page_is_stale_until_the_metrics_service_is_back(following: charts.Following, mesh: AdminMesh, clock: Clock) -> None:
+async def test_an_open_page_is_stale_until_the_metrics_service_is_back(
+    following: charts.ChartUpdates, mesh: AdminMesh, clock: Clock
+) -> None:
     mesh.keep_everything()
-    seen: list[live.Values] = []
+    seen: list[live_updates.Values] = []
     for seconds, is_away in ((15, False), (15, True), (2, True), (13, False)):
         clock.now += timedelta(seconds=seconds)
         mesh.broken = {"metrics": errors.NotReachable("nobody there")} if is_away else {}
@@ -326,7 +329,7 @@ async def test_an_open_page_is_stale_until_the_metrics_service_is_back(following
 
 
 async def test_the_stream_brings_every_value_that_the_page_names(
-    root: Browser, following: charts.Following, mesh: AdminMesh, clock: Clock
+    root: Browser, following: charts.ChartUpdates, mesh: AdminMesh, clock: Clock
 ) -> None:
     mesh.keep_everything()
     mesh.add_member(WORKER)
@@ -353,4 +356,4 @@ async def test_the_stream_is_an_administrators(app: ASGIApp, mesh: AdminMesh) ->
     mesh.add_person("root", UserRole.ADMIN)
     values = await followed.first_event(app, "/live/charts", "root")
     # The page came with its numbers; what all pages of administrators say comes with the stream.
-    assert values == {"connection": ""} | banner.values(banner.NOTHING)
+    assert values == {"connection": ""} | alert_banner.values(alert_banner.NOTHING)

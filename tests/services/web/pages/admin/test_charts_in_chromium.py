@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import pytest
 from litestar.types import ASGIApp
 
-from services.web import live
+from services.web import live_updates
 from services.web.pages.admin import charts
 from shared.types import UserRole
 from tests.acceptance import chromium
@@ -53,7 +53,7 @@ async def test_without_scripts_the_numbers_are_there(app: ASGIApp, mesh: AdminMe
 
 
 async def test_an_open_page_follows(app: ASGIApp, mesh: AdminMesh, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "_EVERY_SECONDS", 0.02)
+    monkeypatch.setattr(live_updates, "_EVERY_SECONDS", 0.02)
     monkeypatch.setattr(charts, "SOONEST_SECONDS", 0.0)
     load = [0.25]
     mesh.keep("active_users", 1.0)

@@ -9,8 +9,9 @@ import httpx
 import pytest
 from litestar.types import ASGIApp
 
-from services.web import access, application
-from services.web.access import Who
+from services.web import application
+from services.web.session import page_access
+from services.web.session.page_access import PageAudience
 from shared.api.auth import Step
 from shared.api.gateway import ServedModel
 from shared.types import ModelName, UserRole
@@ -112,11 +113,11 @@ async def client(app: ASGIApp) -> AsyncIterator[httpx.AsyncClient]:
 
 def become(town: Town, pattern: str) -> bool:
     """Who the page is for: in the middle of a login where that is what it is for. False for a visitor, where everybody may open it."""
-    who = access.who_may(pattern)
+    who = page_access.who_may(pattern)
     step = Step.SET_UP_MFA if pattern.endswith("second-factor") else Step.ENTER_CODE
-    town.mesh.steps = {town.session: step if who is Who.HALFWAY else Step.DONE}
+    town.mesh.steps = {town.session: step if who is PageAudience.HALFWAY else Step.DONE}
     town.mesh.give_role(town.session, UserRole.NODE_OWNER if pattern in OF_OWNERS else UserRole.ADMIN)
-    return who is not Who.ANYBODY
+    return who is not PageAudience.ANYBODY
 
 
 async def opened(client: httpx.AsyncClient, town: Town, pattern: str) -> httpx.Response:

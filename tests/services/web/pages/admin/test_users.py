@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from services.web import searched_lists
+from services.web import paged_search
 from shared import errors
 from shared.types import Tier, UserRole
 from tests.services.web.browser import SAME_ORIGIN, Browser, forms_of
@@ -42,7 +42,7 @@ async def test_somebody_is_found(root: Browser, mesh: AdminMesh, search: str, fo
 
 
 async def test_a_long_list_is_read_page_by_page(root: Browser, mesh: AdminMesh) -> None:
-    for number in range(searched_lists.ROWS_OF_A_PAGE * 2):
+    for number in range(paged_search.ROWS_OF_A_PAGE * 2):
         mesh.add_account(f"dana-{number}", "x")
     read, path = [], "/admin/users?search=dana"
     while path:

@@ -1,0 +1,100 @@
+"""Decode form fields and JSON bodies into frozen structs, or raise BadRequest. Pure."""
+
+from collections.abc import Mapping
+from typing import TypeVar
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from shared import errors
+
+F = TypeVar("F", bound=msgspec.Struct)
+
+#: The largest form has about twenty.
+MAX_FIELDS = 64
+#: A registration form with the longest allowed values is under 2 KiB.
+MAX_BODY_BYTES = 16 * 1024
+
+
+class RegistrationFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    username: str
+    email: str
+    password: str
+    #: The invitation code, required when registration is closed.
+    invitation: str | None = None
+
+
+class RegistrationForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    username: str
+    email: str
+    password: str
+    #: The page to open afterwards.
+    then: str = ""
+    #: As in ``RegistrationFields``; empty for none.
+    invitation: str = ""
+
+
+class LoginFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    password: str
+    username: str | None = None
+    email: str | None = None
+    #: The code of the second factor, if enabled.
+    code: str | None = None
+
+
+class LoginForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    #: A username or an email address.
+    name: str
+    password: str
+    #: The page to open afterwards.
+    then: str = ""
+
+
+class LoginLinkForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    link: str
+
+
+class Confirmation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A form without fields other than its token."""
+
+
+def read_fields(content: bytes) -> dict[str, str]:
+    """Return the fields of a form body. Raises BadRequest."""
+    try:
+        pairs = parse_qsl(
+            content.decode(), keep_blank_values=True, strict_parsing=bool(content), errors="strict", max_num_fields=MAX_FIELDS
+        )
+    except ValueError:
+        raise errors.BadRequest("the form cannot be decoded", hint="send it as application/x-www-form-urlencoded in UTF-8") from None
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise errors.BadRequest("the form has a duplicate field", hint="reload the page and submit the form again")
+    # PostgreSQL cannot store NUL.
+    if any("\0" in value for value in fields.values()):
+        raise errors.BadRequest("the form contains a NUL character", hint="remove it and submit the form again")
+    return fields
+
+
+def convert(fields: Mapping[str, str], kind: type[F]) -> F:
+    """Convert fields to the form struct. Raises BadRequest."""
+    try:
+        return msgspec.convert(fields, kind)
+    except msgspec.ValidationError as error:
+        raise errors.BadRequest(f"the form is invalid: {error}", hint="reload the page and submit the form again") from None
+
+
+def read_json(content: bytes, kind: type[F]) -> F:
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        fields = ", ".join(field.encode_name for field in msgspec.structs.fields(kind))
+        raise errors.BadRequest(f"the body is invalid: {error}", hint=f"send a JSON object with {fields}") from None
+
+
+def read_limit(text: str, what: str) -> int | None:
+    text = text.strip()
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) >= 1):
+        raise errors.BadRequest(f"{what} must be a whole number of at least 1", hint="leave it empty for the tier default")
+    return int(text)

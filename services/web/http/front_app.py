@@ -1,0 +1,95 @@
+"""Route each request to the pages or the gateway, and add its request id, security headers and metrics. The outermost ASGI application."""
+
+import re
+import time
+from collections.abc import Mapping
+from typing import cast
+
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
+
+from services.web.http import passthrough, security_headers
+from shared import context, errors
+from shared.telemetry import Metrics, tracing
+from shared.telemetry.exemplars import Exemplars
+
+#: The parameter types in a route pattern.
+_TYPE = re.compile(r":\w+(?=})")
+_VERBS = frozenset({"GET", "HEAD", "POST"})
+
+
+class FrontApp:
+    def __init__(
+        self, pages: ASGIApp, gateway: passthrough.Passthrough, metrics: Metrics, traces: tracing.Traces, *, always_over_tls: bool
+    ) -> None:
+        self._pages = pages
+        self._gateway = gateway
+        self._metrics = metrics
+        self._exemplars = Exemplars()
+        self._traces = traces
+        #: PUBLIC_URL is https: a proxy in front of web terminates TLS.
+        self._always_over_tls = always_over_tls
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != ScopeType.HTTP:
+            await self._pages(scope, receive, send)
+            return
+        new_id = context.new_request_id()
+        with self._traces.enter(_method_label(scope), tracing.of_headers(scope["headers"]), new_id) as span:
+            status = await self._answer(scope, receive, send, str(new_id).encode())
+            span.name = _method_label(scope)
+            span.error = "" if status == "success" else status
+
+    async def _answer(self, scope: HTTPScope, receive: Receive, send: Send, request_id: bytes) -> str:
+        """Answer the request. Returns `success` or an error code."""
+        over_tls = self._always_over_tls or scope["scheme"] == "https"
+        # Litestar has no HEAD routes; HTTP requires HEAD wherever GET works.
+        is_head = scope["method"] == "HEAD"
+        began, status = time.perf_counter(), 0
+
+        async def secured(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                given = list(message["headers"])
+                if not any(name.lower() == b"x-request-id" for name, _ in given):
+                    given.append((b"x-request-id", request_id))
+                message["headers"] = security_headers.secured(given, over_tls=over_tls)
+            elif message["type"] == "http.response.body" and is_head:
+                message["body"] = b""
+            await send(message)
+
+        try:
+            if passthrough.takes(scope["path"]):
+                await self._gateway(scope, receive, secured)
+            else:
+                if is_head:
+                    scope["method"] = "GET"
+                await self._pages(scope, receive, secured)
+        finally:
+            service, method = self._metrics.service, _method_label(scope)
+            self._metrics.requests.labels(service=service, method=method, status=_status_label(status)).inc()
+            self._metrics.request_duration.labels(service=service, method=method, model="").observe(
+                time.perf_counter() - began, self._exemplars.of_request()
+            )
+        return _status_label(status)
+
+
+def _method_label(scope: HTTPScope) -> str:
+    if passthrough.takes(scope["path"]):
+        return "passthrough"
+    verb = scope["method"] if scope["method"] in _VERBS else "OTHER"
+    # Use the route pattern, not the path, to keep the number of label values small.
+    pattern = cast("Mapping[str, object]", scope).get("path_template")
+    return f"{verb} other" if pattern is None else f"{verb} {_TYPE.sub('', str(pattern))}"
+
+
+def _status_label(status: int) -> str:
+    """Return `success`, or the error code for this status. Status 0 means that the client left before the response."""
+    if not status:
+        return errors.Cancelled.code
+    return "success" if status < 400 else _CODES.get(status, f"http_{status}")
+
+
+#: status -> its general error code; the error tree lists general errors before special ones.
+_CODES = {kind.status: kind.code for kind in reversed(errors.BY_CODE.values())}

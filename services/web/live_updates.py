@@ -1,0 +1,57 @@
+"""Stream the values that changed to pages that are open, as live.js reads them."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, suppress
+
+import msgspec
+
+from services.web.http.concurrency_limit import ConcurrencyLimit
+from services.web.http.event_response import EventResponse
+from shared import errors
+
+#: The values of a page, by the paths in its `data-live` attributes.
+Values = dict[str, object]
+Read = Callable[[], Awaitable[Values]]
+
+#: Live pages at once, in total and per user; each reads its values every two seconds.
+MOST_FOLLOWED = 500
+MOST_OF_ONE = 6
+_EVERY_SECONDS = 2.0
+#: Proxies and browsers close idle connections; live.js reconnects after 45 s of silence.
+_SILENT_SECONDS = 15.0
+#: Then the browser reconnects, with its current session and to any replica.
+_LONGEST_SECONDS = 600.0
+
+
+def follower_limit() -> ConcurrencyLimit:
+    """Return the limiter for live pages."""
+    return ConcurrencyLimit(MOST_FOLLOWED, MOST_OF_ONE, "you have too many live pages open", "close some of them", 30)
+
+
+def answer(followers: ConcurrencyLimit, who: str, read: Read) -> EventResponse:
+    """Return the event stream of one page, which calls ``read`` repeatedly.
+
+    If a service is down, the page is marked as stale. Any other error, such as an expired session, ends the stream; the browser then
+    reconnects and gets the error.
+    """
+    return EventResponse(lambda: aclosing(_events(followers, who, read)))
+
+
+async def _events(followers: ConcurrencyLimit, who: str, read: Read) -> AsyncGenerator[bytes]:
+    loop = asyncio.get_running_loop()
+    ends_at = loop.time() + _LONGEST_SECONDS
+    with suppress(errors.AimeshError), followers.one_more(who):
+        shown: Values = {}
+        said_at = 0.0
+        while loop.time() < ends_at:
+            try:
+                values = await read()
+            except errors.PeerError:
+                values = shown | {"connection": "stale"}
+            changed = {path: value for path, value in values.items() if path not in shown or shown[path] != value}
+            if changed or loop.time() - said_at > _SILENT_SECONDS:
+                yield b"data: " + msgspec.json.encode(changed) + b"\n\n"
+                said_at = loop.time()
+            shown = values
+            await asyncio.sleep(_EVERY_SECONDS)

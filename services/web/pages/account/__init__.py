@@ -1,0 +1,1 @@
+"""The pages about one's own account: signing in, security, settings, one's own data."""

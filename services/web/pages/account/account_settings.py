@@ -1,0 +1,144 @@
+"""Manage the user's profile and preferences."""
+
+import asyncio
+from dataclasses import dataclass
+from http import HTTPStatus
+
+import msgspec
+from litestar import get, post
+from litestar.di import NamedDependency
+from litestar.params import FromQuery
+
+from services.web import rendering
+from services.web.request_context import Page, PageRequest
+from shared import errors
+from shared.api import accounts, gateway
+from shared.api.accounts import OwnAccount
+from shared.types import ModelName
+
+#: `done` parameter of a redirect -> notice.
+_DONE = {"saved": "Changes saved."}
+#: Theme -> label.
+THEMES = {"system": "Match device", "light": "Light", "dark": "Dark"}
+
+
+class ProfileForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    username: str
+    email: str
+
+
+class PreferencesForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    #: Empty for the mesh default.
+    default_model: str = ""
+    theme: str = "system"
+    #: Sent if the box is checked.
+    notify_by_mail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfilePage:
+    account: OwnAccount
+    username: str
+    email: str
+    problem: errors.AimeshError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreferencesPage:
+    typed: PreferencesForm
+    #: The served models and the chosen one; None if the gateway did not respond.
+    models: tuple[ModelName, ...] | None
+    themes: dict[str, str]
+    problem: errors.AimeshError | None = None
+
+
+@get("/settings")
+async def show_profile(visit: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
+    return await _profile(visit, notice=notice_of(done, _DONE))
+
+
+@post("/settings")
+async def change_profile(visit: NamedDependency[PageRequest]) -> Page:
+    form = await visit.read_form(ProfileForm)
+    try:
+        await visit.call(accounts.change_profile, accounts.ChangeProfile(form.username.strip(), form.email.strip()))
+    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
+        raise
+    except errors.CallerError as error:
+        return await _profile(visit, typed=form, problem=error)
+    forget_session(visit)
+    return visit.redirect("/settings?done=saved")
+
+
+@get("/settings/preferences")
+async def show_preferences(visit: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
+    account, models = await asyncio.gather(
+        visit.call(accounts.get_account, accounts.GetAccount()), visit.ask(gateway.list_models, gateway.ListModels())
+    )
+    chosen = account.preferences
+    typed = PreferencesForm(chosen.default_model or "", chosen.theme, "yes" if chosen.notify_by_mail else "")
+    return _preferences(visit, typed, models, notice=notice_of(done, _DONE))
+
+
+@post("/settings/preferences")
+async def set_preferences(visit: NamedDependency[PageRequest]) -> Page:
+    form = await visit.read_form(PreferencesForm)
+    chosen = accounts.Preferences(ModelName(form.default_model) if form.default_model else None, form.theme, bool(form.notify_by_mail))
+    try:
+        await visit.call(accounts.set_preferences, accounts.SetPreferences(chosen))
+    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
+        raise
+    except errors.CallerError as error:
+        return _preferences(visit, form, await visit.ask(gateway.list_models, gateway.ListModels()), problem=error)
+    forget_session(visit)
+    return visit.redirect("/settings/preferences?done=saved")
+
+
+def notice_of(done: str, words: dict[str, str]) -> rendering.Notice | None:
+    """Return the notice for a `done` parameter; None if it is unknown."""
+    return rendering.Notice(words[done]) if done in words else None
+
+
+def forget_session(visit: PageRequest) -> None:
+    """Drop the cached session, so that the next page gets the new name and theme."""
+    if visit.session_token is not None:
+        visit.site.sessions.forget(visit.session_token)
+
+
+async def _profile(
+    visit: PageRequest,
+    *,
+    typed: ProfileForm | None = None,
+    problem: errors.CallerError | None = None,
+    notice: rendering.Notice | None = None,
+) -> Page:
+    account = await visit.call(accounts.get_account, accounts.GetAccount())
+    view = ProfilePage(
+        account=account,
+        username=typed.username if typed else account.user.username,
+        email=typed.email if typed else account.user.email,
+        problem=problem,
+    )
+    status = HTTPStatus.OK if problem is None else problem.status
+    return visit.page("settings/profile.html", view, here="settings", status=status, notice=notice)
+
+
+def _preferences(
+    visit: PageRequest,
+    typed: PreferencesForm,
+    served: gateway.ServedModels | None,
+    *,
+    problem: errors.CallerError | None = None,
+    notice: rendering.Notice | None = None,
+) -> Page:
+    models = None
+    if served is not None:
+        names = [model.name for model in served.models if not model.only_embeds]
+        chosen = ModelName(typed.default_model)
+        models = (*names, *([chosen] if chosen and chosen not in names else []))
+    view = PreferencesPage(typed=typed, models=models, themes=THEMES, problem=problem)
+    status = HTTPStatus.OK if problem is None else problem.status
+    return visit.page("settings/preferences.html", view, here="settings", status=status, notice=notice)
+
+
+ROUTES = (show_profile, change_profile, show_preferences, set_preferences)

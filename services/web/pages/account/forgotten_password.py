@@ -1,0 +1,87 @@
+"""Reset a forgotten password with an emailed code. Neither page reveals whether an account exists."""
+
+from dataclasses import dataclass
+from http import HTTPStatus
+
+import msgspec
+from litestar import get, post
+from litestar.di import NamedDependency
+from litestar.params import FromQuery
+
+from services.web.pages.account import signing_in
+from services.web.request_context import Page, PageRequest
+from shared import errors
+from shared.api import accounts
+
+
+class ForgotForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    #: A username or an email address.
+    name: str
+
+
+class ResetForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    #: The code from the email.
+    code: str
+    new_password: str
+    repeated: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForgotPage:
+    name: str = ""
+    is_sent: bool = False
+    problem: errors.AimeshError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResetPage:
+    code: str
+    password_min_length: int
+    problem: errors.AimeshError | None = None
+
+
+@get("/forgot")
+async def show_forgot(visit: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
+    return visit.page("forgot.html", ForgotPage(is_sent=done == "sent"), here="login")
+
+
+@post("/forgot")
+async def ask_for_mail(visit: NamedDependency[PageRequest]) -> Page:
+    form = await visit.read_form(ForgotForm, by_visitor=True)
+    try:
+        await visit.site.caller.call(accounts.request_password_reset, accounts.RequestPasswordReset(form.name.strip(), visit.client()))
+    except errors.CallerError as error:
+        return visit.page("forgot.html", ForgotPage(name=form.name, problem=error), here="login", status=error.status)
+    return visit.redirect("/forgot?done=sent")
+
+
+@get("/reset")
+async def show_reset(visit: NamedDependency[PageRequest], token: FromQuery[str] = "") -> Page:
+    return await _reset_page(visit, token)
+
+
+@post("/reset")
+async def reset(visit: NamedDependency[PageRequest]) -> Page:
+    form = await visit.read_form(ResetForm, by_visitor=True)
+    try:
+        check_repeated(form.new_password, form.repeated)
+        request = accounts.ResetPassword(form.code.strip(), form.new_password)
+        await visit.site.caller.call(accounts.reset_password, request, deadline_seconds=signing_in.PASSWORD_CALL_SECONDS)
+    except errors.CallerError as error:
+        return await _reset_page(visit, form.code, error)
+    return visit.redirect("/login?done=reset")
+
+
+def check_repeated(password: str, repeated: str) -> None:
+    """Raise BadRequest unless both passwords are equal."""
+    if password != repeated:
+        raise errors.BadRequest("the passwords do not match", hint="type the new password twice")
+
+
+async def _reset_page(visit: PageRequest, code: str, problem: errors.CallerError | None = None) -> Page:
+    options = await signing_in.find_options(visit)
+    view = ResetPage(code=code, password_min_length=options.password_min_length, problem=problem)
+    return visit.page("reset.html", view, here="login", status=HTTPStatus.OK if problem is None else problem.status)
+
+
+ROUTES = (show_forgot, ask_for_mail, show_reset, reset)

@@ -1,0 +1,157 @@
+"""Export the user's data as an archive, and delete the account after a 30-day grace period."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
+
+import msgspec
+from litestar import get, post
+from litestar.di import NamedDependency
+from litestar.params import FromQuery
+from litestar.response import Stream
+
+from services.web import csv_tables, rendering
+from services.web.http import forms
+from services.web.http.zip_stream import ZipStream
+from services.web.pages.account import account_settings
+from services.web.request_context import Page, PageRequest
+from shared import errors
+from shared.api import accounts, auth, privacy, usage_report
+from shared.api.accounts import OwnAccount
+
+#: The longest period of a report, about two years.
+_USAGE_DAYS = usage_report.MOST_BUCKETS - 1
+_EXPORT_SECONDS = 300.0
+_MISSING = (
+    "The gateway did not respond while this archive was created, so {name} is missing or incomplete.\n"
+    "Export the data again in a few minutes.\n"
+)
+
+#: `done` parameter of a redirect -> notice.
+_DONE = {"kept": "Your account won’t be deleted."}
+
+
+class DeleteForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    #: Sent if the box is checked.
+    sure: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataPage:
+    account: OwnAccount
+    #: Set while the user acts as an organization; then the requests are not personal data.
+    team_name: str | None
+    problem: errors.AimeshError | None = None
+
+
+@get("/settings/data")
+async def show_data(visit: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
+    return await _page(visit, notice=account_settings.notice_of(done, _DONE))
+
+
+@post("/settings/data/export")
+async def send_archive(visit: NamedDependency[PageRequest]) -> Page | Stream:
+    """Stream the archive. Auth rejects a request before the first piece."""
+    await visit.read_form(forms.Confirmation)
+    if visit.person.team_id is not None:
+        error = errors.BadRequest(
+            "you are acting as an organization, so this would export its requests",
+            hint="switch to your personal account under Organizations",
+        )
+        return await _page(visit, problem=error)
+    pieces = archive_of(visit, visit.site.now())
+    try:
+        first = await anext(pieces)
+    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
+        raise
+    except errors.CallerError as error:
+        return await _page(visit, problem=error)
+    name = f"aimesh-{visit.site.now():%Y-%m-%d}.zip"
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return Stream(_chained(first, pieces), media_type="application/zip", status_code=HTTPStatus.OK, headers=headers)
+
+
+@post("/settings/data/delete")
+async def delete_account(visit: NamedDependency[PageRequest]) -> Page:
+    form = await visit.read_form(DeleteForm)
+    try:
+        if not form.sure:
+            raise errors.BadRequest("the deletion is not confirmed", hint="check the box to delete your account")
+        await visit.call(privacy.request_erasure, privacy.RequestErasure())
+    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
+        raise
+    except errors.CallerError as error:
+        return await _page(visit, problem=error)
+    return visit.redirect("/settings/data")
+
+
+@post("/settings/data/keep")
+async def keep_account(visit: NamedDependency[PageRequest]) -> Page:
+    await visit.read_form(forms.Confirmation)
+    await visit.call(privacy.cancel_erasure, privacy.CancelErasure())
+    return visit.redirect("/settings/data?done=kept")
+
+
+async def archive_of(visit: PageRequest, now: datetime) -> AsyncIterator[bytes]:
+    """Yield the archive. Raises what ``exportAccount`` raises. If the gateway is down, a note replaces its files."""
+    archive = ZipStream(now)
+    token = visit.person.access_token
+    asked = visit.site.caller.stream(privacy.export_account, privacy.ExportAccount(), deadline_seconds=_EXPORT_SECONDS, credential=token)
+    async with asked as files:
+        async for file in files:
+            yield archive.add(file.name, file.content)
+    try:
+        async for piece in _requests(visit):
+            yield archive.add("requests.csv", piece)
+    except errors.PeerError:
+        yield archive.add("requests-MISSING.txt", _MISSING.format(name="requests.csv").encode())
+    try:
+        yield archive.add("usage.json", await _usage(visit, now))
+    except errors.PeerError:
+        yield archive.add("usage-MISSING.txt", _MISSING.format(name="usage.json").encode())
+    yield archive.close()
+
+
+async def _requests(visit: PageRequest) -> AsyncIterator[bytes]:
+    """Yield the request log as CSV, with key names if auth responds."""
+    keys = await visit.ask(auth.list_api_keys, auth.ListApiKeys())
+    key_names = {key.id: key.name for key in keys.keys} if keys else {}
+    asked = visit.site.caller.stream(
+        usage_report.export_requests,
+        usage_report.ExportRequests(),
+        deadline_seconds=_EXPORT_SECONDS,
+        credential=visit.person.access_token,
+    )
+    async with asked as batches:
+        yield csv_tables.request_head()
+        async for batch in batches:
+            yield csv_tables.request_rows(batch.requests, key_names)
+            # Yield to other tasks even if the next batch is already here.
+            await asyncio.sleep(0)
+
+
+async def _usage(visit: PageRequest, now: datetime) -> bytes:
+    day = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    wanted = usage_report.GetUsageReport(since=day - timedelta(days=_USAGE_DAYS - 1), until=day + timedelta(days=1))
+    report = await visit.call(usage_report.get_usage_report, wanted, deadline_seconds=30)
+    return msgspec.json.format(msgspec.json.encode(report), indent=2)
+
+
+async def _chained(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for piece in rest:
+        # Most pieces are empty while zlib buffers.
+        if piece:
+            yield piece
+
+
+async def _page(visit: PageRequest, *, problem: errors.CallerError | None = None, notice: rendering.Notice | None = None) -> Page:
+    account = await visit.call(accounts.get_account, accounts.GetAccount())
+    view = DataPage(account=account, team_name=visit.person.team_name if visit.person.team_id else None, problem=problem)
+    status = HTTPStatus.OK if problem is None else problem.status
+    return visit.page("settings/data.html", view, here="settings", status=status, notice=notice)
+
+
+ROUTES = (show_data, send_archive, delete_account, keep_account)

@@ -1,0 +1,95 @@
+"""Sign in with the OpenID provider. Auth verifies the response; a cookie binds it to this browser."""
+
+from dataclasses import dataclass
+from http import HTTPStatus
+
+import msgspec
+from litestar import get, post
+from litestar.di import NamedDependency
+from litestar.params import FromQuery
+
+from services.web import request_context
+from services.web.pages.account import provider_redirect, signing_in
+from services.web.request_context import Page, PageRequest
+from shared import errors
+from shared.api import accounts
+
+#: Auth may have to call the provider twice.
+PROVIDER_CALL_SECONDS = 15.0
+
+
+class BeginForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    then: str = ""
+    #: Not empty: the provider must ask for the password again.
+    fresh: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderPage:
+    #: None without a provider.
+    oidc_name: str | None
+    then: str
+    #: Whether the user confirms a sensitive action.
+    is_fresh: bool
+    is_signed_in: bool
+    problem: errors.AimeshError | None = None
+
+
+@get("/login/oidc")
+async def show_provider(visit: NamedDependency[PageRequest], then: FromQuery[str] = "", fresh: FromQuery[str] = "") -> Page:
+    """Show only the provider button, to retry or to confirm a sensitive action without a password."""
+    await visit.find_session()
+    return await _page(visit, BeginForm(request_context.own_page(then), fresh))
+
+
+@post("/login/oidc")
+async def begin(visit: NamedDependency[PageRequest]) -> Page:
+    is_person = await visit.find_session() is not None
+    form = await visit.read_form(BeginForm, by_visitor=not is_person)
+    wanted = accounts.BeginOidc(provider_redirect.way_back(visit), then=request_context.own_page(form.then), fresh=bool(form.fresh))
+    try:
+        start = await visit.site.caller.call(accounts.begin_oidc, wanted, deadline_seconds=PROVIDER_CALL_SECONDS)
+    except errors.CallerError as error:
+        return await _page(visit, form, error)
+    return provider_redirect.begin(visit, start)
+
+
+@get("/login/oidc/back")
+async def finish(visit: NamedDependency[PageRequest]) -> Page:
+    """Handle the provider's redirect. Unknown query parameters are ignored."""
+    await visit.find_session()
+    said = visit.request.query_params
+    answer = accounts.FinishOidc(
+        state=said.get("state", ""),
+        binding=provider_redirect.binding(visit),
+        code=said.get("code", ""),
+        error=said.get("error"),
+        issuer=said.get("iss"),
+        client=visit.client(),
+    )
+    try:
+        end = await visit.site.caller.call(accounts.finish_oidc, answer, deadline_seconds=PROVIDER_CALL_SECONDS)
+    except errors.CallerError as refused:
+        return provider_redirect.forget(visit, await _page(visit, BeginForm(), refused))
+    if end.session is None:
+        return provider_redirect.forget(visit, visit.redirect("/settings/security?done=linked"))
+    # End the previous session: the browser forgets its cookie, so nobody could end it later.
+    await signing_in.end_session(visit)
+    visit.sign_in(end.session)
+    return provider_redirect.forget(visit, visit.redirect(signing_in.after_login(end.session, end.then)))
+
+
+async def _page(visit: PageRequest, form: BeginForm, problem: errors.CallerError | None = None) -> Page:
+    options = await signing_in.find_options(visit)
+    view = ProviderPage(
+        oidc_name=options.oidc_name,
+        then=form.then,
+        is_fresh=bool(form.fresh),
+        is_signed_in=visit.session is not None,
+        problem=problem,
+    )
+    status = HTTPStatus.OK if problem is None else problem.status
+    return visit.page("login_oidc.html", view, here="login", status=status)
+
+
+ROUTES = (show_provider, begin, finish)

@@ -1,0 +1,118 @@
+"""Set up a second factor, during sign-in and in the settings. The seed and the recovery codes are shown once.
+
+The form carries the seed, so a mistyped code does not require another scan. Auth enables the seed only after a correct code.
+"""
+
+import re
+from dataclasses import dataclass
+from http import HTTPStatus
+from urllib.parse import parse_qs, urlsplit
+
+import msgspec
+
+from services.web import qr
+from services.web.request_context import Page, PageRequest
+from shared import errors
+from shared.api import accounts, auth
+
+_URI = re.compile(r"otpauth://totp/[!-~]{1,600}")
+_SECRET = re.compile(r"[A-Z2-7]{16,128}")
+
+
+class SeedForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    code: str = ""
+    uri: str = ""
+    #: The page to open after sign-in.
+    then: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawnSeed:
+    """A QR code as an SVG path."""
+
+    path: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeedPage:
+    action: str
+    uri: str
+    #: In groups of four characters, for typing.
+    secret: str
+    #: None if the URI is too long for a QR code.
+    drawn: DrawnSeed | None
+    then: str
+    #: Whether sign-in requires it.
+    is_login: bool
+    problem: errors.AimeshError | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodesPage:
+    codes: tuple[str, ...]
+    #: The next page.
+    then: str
+    #: True after setup, false after renewing the codes.
+    is_new: bool
+
+
+async def begin(visit: PageRequest, *, action: str, then: str = "") -> Page:
+    """Show a new seed. Raises what ``beginMfa`` raises, such as ConfirmationNeeded."""
+    seed = await visit.call(accounts.begin_mfa, accounts.BeginMfa())
+    return show_seed(visit, SeedForm(uri=seed.uri, then=then), action=action)
+
+
+def show_seed(visit: PageRequest, form: SeedForm, *, action: str, problem: errors.CallerError | None = None) -> Page:
+    view = SeedPage(
+        action=action,
+        uri=form.uri,
+        secret=_grouped(secret_of(form.uri)),
+        drawn=draw(form.uri),
+        then=form.then,
+        is_login=visit.person.step is not auth.Step.DONE,
+        problem=problem,
+    )
+    return visit.page("settings/second_factor.html", view, status=HTTPStatus.OK if problem is None else problem.status)
+
+
+async def enable(visit: PageRequest, form: SeedForm, *, action: str, then: str) -> Page:
+    """Enable the seed and show the recovery codes, or show the seed again with the error."""
+    try:
+        answer = await visit.call(accounts.enable_mfa, accounts.EnableMfa(form.code.strip()))
+    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
+        raise
+    except errors.CallerError as error:
+        return show_seed(visit, form, action=action, problem=error)
+    if answer.session is not None:
+        visit.sign_in(answer.session)
+    return show_codes(visit, answer, then=then, is_new=True)
+
+
+def show_codes(visit: PageRequest, answer: accounts.RecoveryCodes, *, then: str, is_new: bool) -> Page:
+    """Show the codes in the response to a form, because nothing else may carry them."""
+    return visit.page("settings/recovery_codes.html", CodesPage(codes=answer.codes, then=then, is_new=is_new))
+
+
+def secret_of(uri: str) -> str:
+    """Return the secret of an otpauth URI. Raises BadRequest if it is invalid."""
+    if _URI.fullmatch(uri):
+        try:
+            secret = parse_qs(urlsplit(uri).query).get("secret", [""])[0]
+        except ValueError:
+            secret = ""
+        if _SECRET.fullmatch(secret):
+            return secret
+    raise errors.BadRequest("the form has no valid seed", hint="reload the page and scan the new code")
+
+
+def draw(uri: str) -> DrawnSeed | None:
+    try:
+        matrix = qr.encode(uri)
+    except ValueError:
+        return None
+    return DrawnSeed(path=qr.svg_path(matrix), size=len(matrix) + 2 * qr.QUIET)
+
+
+def _grouped(secret: str) -> str:
+    return " ".join(secret[place : place + 4] for place in range(0, len(secret), 4))

@@ -1,0 +1,237 @@
+"""Manage account security: password, second factor, sessions and linked provider accounts."""
+
+import asyncio
+import re
+from dataclasses import dataclass
+from http import HTTPStatus
+
+import msgspec
+from litestar import get, post
+from litestar.di import NamedDependency
+from litestar.params import FromQuery
+
+from services.web import rendering
+from services.web.http import forms
+from services.web.pages.account import account_settings, forgotten_password, provider_login, provider_redirect, second_factor, signing_in
+from services.web.request_context import Page, PageRequest
+from shared import errors
+from shared.api import accounts
+from shared.api.accounts import OidcLink, OpenSession, OwnAccount
+from shared.types import UserRole
+
+_HERE = "/settings/security"
+_SECOND_FACTOR = f"{_HERE}/second-factor"
+
+#: `done` parameter of a redirect -> notice.
+_DONE = {
+    "password": "Password changed. All other sessions ended.",
+    "off": "Second factor disabled. You now sign in with your password only.",
+    "ended": "Session ended.",
+    "others": "All other sessions ended.",
+    "linked": "Account linked. You can now sign in with it.",
+    "unlinked": "Link removed. You can no longer sign in with that account.",
+}
+
+#: Part of the user agent -> name of the program; the first match wins, because most user agents contain several.
+_PROGRAMS = {"Edg": "Edge", "OPR": "Opera", "Firefox": "Firefox", "Chrom": "Chrome", "Safari": "Safari", "aicli": "aicli", "curl": "curl"}
+_SYSTEMS = {
+    "Android": "Android",
+    "iPhone": "iPhone",
+    "iPad": "iPad",
+    "Windows": "Windows",
+    "Mac OS": "Mac",
+    "CrOS": "ChromeOS",
+    "Linux": "Linux",
+}
+_LONGEST_PROGRAM = 40
+
+
+class PasswordForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    new_password: str
+    repeated: str
+
+
+class SecurityCodeForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    code: str
+
+
+class SessionForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    #: Empty for all other sessions.
+    id: str = ""
+
+
+class LinkForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    issuer: str
+    subject: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionLine:
+    session: OpenSession
+    #: Such as "Firefox on Linux".
+    program: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecurityPage:
+    account: OwnAccount
+    password_min_length: int
+    #: The mesh may require a second factor for administrators.
+    is_admin: bool
+    #: This session first, then by last use; None if unavailable.
+    sessions: tuple[SessionLine, ...] | None
+    #: None if unavailable.
+    links: tuple[OidcLink, ...] | None
+    problem: errors.AimeshError | None = None
+
+
+@get(_HERE)
+async def show_security(visit: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
+    return await _page(visit, notice=account_settings.notice_of(done, _DONE))
+
+
+@post(f"{_HERE}/password")
+async def change_password(visit: NamedDependency[PageRequest]) -> Page:
+    form = await visit.read_form(PasswordForm)
+    try:
+        forgotten_password.check_repeated(form.new_password, form.repeated)
+        request = accounts.ChangePassword(form.new_password)
+        await visit.call(accounts.change_password, request, deadline_seconds=signing_in.PASSWORD_CALL_SECONDS)
+    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
+        raise
+    except errors.CallerError as error:
+        return await _page(visit, problem=error)
+    return visit.redirect(f"{_HERE}?done=password")
+
+
+# --- the second factor -----------------------------------------------------------------------------------------------
+
+
+@post(f"{_SECOND_FACTOR}/begin")
+async def begin_second_factor(visit: NamedDependency[PageRequest]) -> Page:
+    """Create and show a seed. This is a POST because a GET must not create one."""
+    await visit.read_form(forms.Confirmation)
+    try:
+        return await second_factor.begin(visit, action=_SECOND_FACTOR)
+    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
+        raise
+    except errors.CallerError as error:
+        return await _page(visit, problem=error)
+
+
+@post(_SECOND_FACTOR)
+async def enable_second_factor(visit: NamedDependency[PageRequest]) -> Page:
+    form = await visit.read_form(second_factor.SeedForm)
+    return await second_factor.enable(visit, form, action=_SECOND_FACTOR, then=_HERE)
+
+
+@post(f"{_SECOND_FACTOR}/off")
+async def disable_second_factor(visit: NamedDependency[PageRequest]) -> Page:
+    form = await visit.read_form(SecurityCodeForm)
+    try:
+        await visit.call(accounts.disable_mfa, accounts.DisableMfa(form.code.strip()))
+    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
+        raise
+    except errors.CallerError as error:
+        return await _page(visit, problem=error)
+    return visit.redirect(f"{_HERE}?done=off")
+
+
+@post(f"{_SECOND_FACTOR}/codes")
+async def renew_codes(visit: NamedDependency[PageRequest]) -> Page:
+    await visit.read_form(forms.Confirmation)
+    try:
+        codes = await visit.call(accounts.renew_recovery_codes, accounts.RenewRecoveryCodes())
+    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
+        raise
+    except errors.CallerError as error:
+        return await _page(visit, problem=error)
+    return second_factor.show_codes(visit, codes, then=_HERE, is_new=False)
+
+
+# --- sessions --------------------------------------------------------------------------------------------------------
+
+
+@post(f"{_HERE}/sessions/end")
+async def end_session(visit: NamedDependency[PageRequest]) -> Page:
+    form = await visit.read_form(SessionForm)
+    try:
+        await visit.call(accounts.end_session, accounts.EndSession(form.id or None))
+    except errors.NotFound:
+        # The session has already expired.
+        pass
+    return visit.redirect(f"{_HERE}?done={'ended' if form.id else 'others'}")
+
+
+# --- provider accounts ------------------------------------------------------------------------------------------------
+
+
+@post(f"{_HERE}/providers/link")
+async def link_provider(visit: NamedDependency[PageRequest]) -> Page:
+    await visit.read_form(forms.Confirmation)
+    wanted = accounts.BeginOidc(provider_redirect.way_back(visit), then=_HERE, session_token=visit.session_token)
+    try:
+        start = await visit.call(accounts.begin_oidc, wanted, deadline_seconds=provider_login.PROVIDER_CALL_SECONDS)
+    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
+        raise
+    except errors.CallerError as error:
+        return await _page(visit, problem=error)
+    return provider_redirect.begin(visit, start)
+
+
+@post(f"{_HERE}/providers/unlink")
+async def unlink_provider(visit: NamedDependency[PageRequest]) -> Page:
+    form = await visit.read_form(LinkForm)
+    try:
+        await visit.call(accounts.remove_oidc_link, accounts.RemoveOidcLink(form.issuer, form.subject))
+    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
+        raise
+    except errors.CallerError as error:
+        return await _page(visit, problem=error)
+    return visit.redirect(f"{_HERE}?done=unlinked")
+
+
+async def _page(visit: PageRequest, *, problem: errors.CallerError | None = None, notice: rendering.Notice | None = None) -> Page:
+    account, options, sessions, links = await asyncio.gather(
+        visit.call(accounts.get_account, accounts.GetAccount()),
+        signing_in.find_options(visit),
+        visit.ask(accounts.list_sessions, accounts.ListSessions()),
+        visit.ask(accounts.list_oidc_links, accounts.ListOidcLinks()),
+    )
+    view = SecurityPage(
+        account=account,
+        password_min_length=options.password_min_length,
+        is_admin=account.user.role is UserRole.ADMIN,
+        sessions=None if sessions is None else session_lines(sessions.sessions),
+        links=None if links is None else links.links,
+        problem=problem,
+    )
+    status = HTTPStatus.OK if problem is None else problem.status
+    return visit.page("settings/security.html", view, here="settings", status=status, notice=notice)
+
+
+def session_lines(sessions: tuple[OpenSession, ...]) -> tuple[SessionLine, ...]:
+    by_use = sorted(sessions, key=lambda session: (session.is_this, session.last_used_at), reverse=True)
+    return tuple(SessionLine(session=session, program=program_of(session.client.agent)) for session in by_use)
+
+
+def program_of(agent: str) -> str:
+    """Return a readable name for a user agent. Unknown ones keep their own name without the version."""
+    program = next((name for mark, name in _PROGRAMS.items() if mark in agent), None)
+    system = next((name for mark, name in _SYSTEMS.items() if mark in agent), None)
+    if program is None:
+        program = re.split(r"[/\s]", agent, maxsplit=1)[0][:_LONGEST_PROGRAM] or "Unknown program"
+    return program if system is None else f"{program} on {system}"
+
+
+ROUTES = (
+    show_security,
+    change_password,
+    begin_second_factor,
+    enable_second_factor,
+    disable_second_factor,
+    renew_codes,
+    end_session,
+    link_provider,
+    unlink_provider,
+)

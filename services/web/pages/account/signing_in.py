@@ -1,0 +1,280 @@
+"""Register, sign in and sign out, with forms for browsers and JSON for programs."""
+
+import contextlib
+from dataclasses import dataclass
+from http import HTTPStatus
+
+import msgspec
+from litestar import MediaType, get, post
+from litestar.di import NamedDependency
+from litestar.params import FromQuery
+
+from services.web import rendering, request_context
+from services.web.http import forms, json_errors
+from services.web.pages import overview
+from services.web.pages.account import provider_redirect
+from services.web.request_context import Page, PageRequest
+from shared import errors
+from shared.api import accounts, auth, organizations
+from shared.types import Credential
+
+#: argon2 may have to wait in auth's queue.
+PASSWORD_CALL_SECONDS = 10.0
+FIRST_KEY_NAME = "first key"
+
+#: `done` parameter of a redirect -> notice.
+_DONE = {
+    "reset": "Password changed. Sign in with your new password.",
+    "late": "The sign-in timed out. Sign in again.",
+    "ended": "Your session has expired. Sign in to continue.",
+    "undone": "Your session has expired, so nothing was changed. Sign in and try again.",
+}
+#: Missing sign-in step -> its page.
+_STEPS = {auth.Step.ENTER_CODE: "/login/code", auth.Step.SET_UP_MFA: "/login/second-factor"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegisterPage:
+    #: If false, registration requires an invitation.
+    is_open: bool
+    password_min_length: int
+    #: The provider's name; None without a provider.
+    oidc_name: str | None
+    username: str = ""
+    email: str = ""
+    #: The invitation code, if registration is closed.
+    invitation: str = ""
+    #: The page to open afterwards; empty for none.
+    then: str = ""
+    problem: errors.AimeshError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoginPage:
+    oidc_name: str | None
+    is_open: bool
+    name: str = ""
+    then: str = ""
+    problem: errors.AimeshError | None = None
+    #: The account was just created, but signing in failed.
+    registered: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoginLinkPage:
+    link: str
+
+
+@get("/register")
+async def show_register(visit: NamedDependency[PageRequest], then: FromQuery[str] = "") -> Page:
+    if await visit.find_session() is not None:
+        return visit.redirect(request_context.own_page(then))
+    form = forms.RegistrationForm("", "", "", then if request_context.own_page(then) == then else "")
+    return visit.page("register.html", await _register_page(visit, form), here="register")
+
+
+@post("/register")
+async def register(visit: NamedDependency[PageRequest]) -> Page:
+    if request_context.media_type(visit.request) == "application/json":
+        wanted = forms.read_json(await visit.read_body(), forms.RegistrationFields)
+        user = await _register(visit, auth.UserData(wanted.username, wanted.email, wanted.password), wanted.invitation)
+        return _json(user, HTTPStatus.CREATED)
+    if await visit.find_session() is not None:
+        # The user reloaded the response to this form: the account exists and the key was shown.
+        await visit.read_fields()
+        return visit.redirect(request_context.HOME)
+    form = await visit.read_form(forms.RegistrationForm, by_visitor=True)
+    try:
+        data = auth.UserData(form.username.strip(), form.email.strip(), form.password)
+        user = await _register(visit, data, form.invitation.strip() or None)
+    except errors.CallerError as error:
+        view = await _register_page(visit, form, error)
+        return visit.page("register.html", view, here="register", status=error.status)
+    return await _welcome(visit, user, form)
+
+
+@get("/login")
+async def show_login(visit: NamedDependency[PageRequest], then: FromQuery[str] = "", done: FromQuery[str] = "") -> Page:
+    session = await visit.find_session()
+    if session is not None:
+        return visit.redirect(after_login(session, then))
+    notice = rendering.Notice(_DONE[done], "good" if done == "reset" else "warn") if done in _DONE else None
+    view = await _login_page(visit, then=then if request_context.own_page(then) == then else "")
+    return visit.page("login.html", view, here="login", notice=notice)
+
+
+@post("/login", status_code=HTTPStatus.OK)
+async def login(visit: NamedDependency[PageRequest]) -> Page:
+    if request_context.media_type(visit.request) == "application/json":
+        wanted = forms.read_json(await visit.read_body(), forms.LoginFields)
+        credentials = auth.Credentials(wanted.password, wanted.username, wanted.email, wanted.code)
+        return _json(await _login(visit, credentials, auth.SessionKind.PROGRAM), HTTPStatus.OK)
+    try:
+        form = await visit.read_form(forms.LoginForm, by_visitor=True)
+    except errors.NotAllowed as error:
+        return await _too_old(visit, error)
+    try:
+        session = await _login(visit, _credentials(form.name.strip(), form.password), auth.SessionKind.BROWSER)
+    except errors.CallerError as error:
+        view = await _login_page(visit, name=form.name, then=form.then, problem=error)
+        return visit.page("login.html", view, here="login", status=error.status)
+    visit.sign_in(session)
+    return visit.redirect(after_login(session, form.then))
+
+
+@post("/logout")
+async def logout(visit: NamedDependency[PageRequest]) -> Page:
+    if visit.session_token is None:
+        await visit.read_fields()
+        return visit.redirect("/")
+    await visit.read_form(forms.Confirmation)
+    token = visit.session_token
+    ends_at = await _end_at_provider(visit, token)
+    try:
+        await visit.site.caller.call(auth.logout_user, auth.LogoutUser(token))
+    except errors.NotAuthenticated:
+        # The session has already expired; delete the cookie anyway.
+        pass
+    visit.sign_out()
+    return visit.redirect("/") if ends_at is None else provider_redirect.page(visit, ends_at, provider_redirect.Why.LOG_OUT)
+
+
+@get("/login-link")
+async def show_login_link(visit: NamedDependency[PageRequest], token: FromQuery[str] = "") -> Page:
+    """Show a button only, so that a mail scanner or a prefetch does not consume the link."""
+    return visit.page("login_link.html", LoginLinkPage(link=token))
+
+
+@post("/login-link")
+async def redeem_login_link(visit: NamedDependency[PageRequest]) -> Page:
+    form = await visit.read_form(forms.LoginLinkForm, by_visitor=True)
+    try:
+        session = await visit.site.caller.call(auth.redeem_login_link, auth.RedeemLoginLink(form.link, visit.client()))
+    except errors.CallerError as error:
+        return visit.page("login.html", await _login_page(visit, problem=error), here="login", status=error.status)
+    visit.sign_in(session)
+    return visit.redirect(after_login(session, ""))
+
+
+def after_login(session: auth.LoginSession, then: str) -> str:
+    """Return the missing sign-in step, or the requested page."""
+    step, page = _STEPS.get(session.step), request_context.own_page(then)
+    if step is None:
+        return page
+    return step if page == request_context.HOME else f"{step}?then={page}"
+
+
+async def end_session(visit: PageRequest) -> None:
+    """End the session at auth. If auth is down, the session expires within the hour."""
+    if visit.session_token is not None:
+        with contextlib.suppress(errors.AimeshError):
+            await visit.site.caller.call(auth.logout_user, auth.LogoutUser(visit.session_token))
+
+
+async def find_options(visit: PageRequest, *, deadline_seconds: float = request_context.PAGE_CALL_SECONDS) -> accounts.SignInOptions:
+    """Return auth's sign-in options, or the defaults while auth is down."""
+    try:
+        return await visit.site.caller.call(accounts.get_sign_in_options, accounts.GetSignInOptions(), deadline_seconds=deadline_seconds)
+    except errors.AimeshError:
+        return accounts.SignInOptions(open_registration=True, password_min_length=visit.site.settings.password_min_length)
+
+
+async def _end_at_provider(visit: PageRequest, token: str) -> str | None:
+    """Return the provider's logout URL; None without one or while auth is down."""
+    request = accounts.LeaveOidc(token, f"{visit.address}/")
+    try:
+        left = await visit.site.caller.call(accounts.leave_oidc, request, deadline_seconds=request_context.PAGE_CALL_SECONDS)
+    except errors.AimeshError:
+        return None
+    return left.url
+
+
+async def _too_old(visit: PageRequest, error: errors.NotAllowed) -> Page:
+    """Handle a form whose token no longer matches: another tab signed in, or the browser was restarted."""
+    if not visit.posted:
+        # The form came from another site, not from one of our pages.
+        raise error
+    then = visit.posted.get("then", "")
+    session = await visit.find_session()
+    if session is not None:
+        return visit.redirect(after_login(session, then))
+    problem = errors.NotAllowed("this page was open for too long", hint="enter your password again")
+    view = await _login_page(visit, name=visit.posted.get("name", ""), then=then, problem=problem)
+    return visit.page("login.html", view, here="login", status=problem.status)
+
+
+async def _welcome(visit: PageRequest, user: auth.User, form: forms.RegistrationForm) -> Page:
+    """Return the new account's first page, with its first key. The account exists, so later failures are reported, not undone."""
+    try:
+        session = await _login(visit, auth.Credentials(form.password, username=user.username), auth.SessionKind.BROWSER)
+    except errors.AimeshError as error:
+        view = await _login_page(visit, name=user.username, then=form.then, registered=True, problem=error)
+        return visit.page("login.html", view, here="login", status=json_errors.status(error))
+    visit.sign_in(session)
+    if session.step is not auth.Step.DONE:
+        return visit.redirect(after_login(session, form.then))
+    if form.invitation:
+        # If this fails, the user can still use the link in the email.
+        with contextlib.suppress(errors.AimeshError):
+            await visit.call(organizations.accept_invitation, organizations.AcceptInvitation(form.invitation.strip()))
+    then = request_context.own_page(form.then)
+    return await overview.welcome(visit, new_key=await _first_key(visit), then="" if then == request_context.HOME else then)
+
+
+async def _first_key(visit: PageRequest) -> Credential | None:
+    request = auth.GenerateApiKey(name=FIRST_KEY_NAME)
+    try:
+        return (await visit.call(auth.generate_api_key, request)).api_key
+    except errors.AimeshError:
+        # The page links to the key page, where another attempt shows the error.
+        return None
+
+
+async def _register(visit: PageRequest, user: auth.UserData, invitation: str | None) -> auth.User:
+    request = auth.RegisterUser(user, visit.client(), invitation)
+    async with visit.take_turn():
+        return await visit.site.caller.call(auth.register_user, request, deadline_seconds=PASSWORD_CALL_SECONDS)
+
+
+async def _login(visit: PageRequest, credentials: auth.Credentials, kind: auth.SessionKind) -> auth.LoginSession:
+    browser = visit.browser_mark if kind is auth.SessionKind.BROWSER else ""
+    request = auth.LoginUser(credentials, kind, visit.client(), browser)
+    async with visit.take_turn():
+        return await visit.site.caller.call(auth.login_user, request, deadline_seconds=PASSWORD_CALL_SECONDS)
+
+
+async def _register_page(
+    visit: PageRequest, form: forms.RegistrationForm | None = None, problem: errors.AimeshError | None = None
+) -> RegisterPage:
+    options = await find_options(visit)
+    return RegisterPage(
+        is_open=options.open_registration,
+        password_min_length=options.password_min_length,
+        oidc_name=options.oidc_name,
+        username=form.username if form else "",
+        email=form.email if form else "",
+        invitation=form.invitation if form else "",
+        then=form.then if form else "",
+        problem=problem,
+    )
+
+
+async def _login_page(
+    visit: PageRequest, *, name: str = "", then: str = "", problem: errors.AimeshError | None = None, registered: bool = False
+) -> LoginPage:
+    options = await find_options(visit)
+    return LoginPage(
+        oidc_name=options.oidc_name, is_open=options.open_registration, name=name, then=then, problem=problem, registered=registered
+    )
+
+
+def _credentials(name: str, password: str) -> auth.Credentials:
+    # Usernames have no @, addresses always do.
+    return auth.Credentials(password, email=name) if "@" in name else auth.Credentials(password, username=name)
+
+
+def _json(answer: msgspec.Struct, status: HTTPStatus) -> Page:
+    return Page(msgspec.json.encode(answer), media_type=MediaType.JSON, status_code=status)
+
+
+ROUTES = (show_register, register, show_login, login, logout, show_login_link, redeem_login_link)

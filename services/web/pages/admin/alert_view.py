@@ -1,0 +1,208 @@
+"""Describe alerts and silences for the alerts page. Pure."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from urllib.parse import quote
+
+from services.web.pages.admin import time_texts
+from shared.api.alerts import Alert, Alerts, Silence
+
+#: Severity -> tone; others have none.
+_TONES = {"page": "bad", "critical": "bad", "warning": "warn"}
+#: The maximum per list; the rest is counted. `aicli alerts list` shows all.
+MOST_LINES = 100
+_UNITS = ((86_400, "day", "days"), (3_600, "h", "h"), (60, "min", "min"))
+_ROOT = "/admin/alerts"
+_RUNBOOK = re.compile(r"docs/runbooks/(\w+)\.md")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertView:
+    """One alert."""
+
+    id: str = ""
+    name: str = ""
+    severity: str = ""
+    tone: str = ""
+    #: Its duration until now or its end.
+    lasted: str = ""
+    since: str = ""
+    ended: str = ""
+    summary: str = ""
+    description: str = ""
+    labels: str = ""
+    value: str = ""
+    runbook: str = ""
+    #: Its page here; other runbooks have a path only.
+    runbook_page: str = ""
+    runbook_path: str = ""
+    #: Who acknowledged it; empty if nobody did.
+    seen_by: str = ""
+    #: The silence that covers it.
+    is_silenced: bool = False
+    silenced_until: str = ""
+    silenced_by: str = ""
+    silenced_why: str = ""
+    #: Firing and not acknowledged.
+    is_free: bool = False
+    #: The paths of its forms and their accessible names.
+    acknowledge_path: str = ""
+    acknowledge_label: str = ""
+    silence_path: str = ""
+    silence_label: str = ""
+    #: The scopes of a silence.
+    only_this: str = ""
+    all_of_name: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SilenceView:
+    id: str = ""
+    name: str = ""
+    labels: str = ""
+    until: str = ""
+    by: str = ""
+    why: str = ""
+    end_path: str = ""
+    end_label: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertsView:
+    """All lists of the page. The field names are the paths of the live values."""
+
+    word: str
+    tone: str
+    sentence: str
+    #: Firing alerts.
+    now: tuple[AlertView, ...] = ()
+    #: Alerts whose condition has not lasted long enough.
+    pending: tuple[AlertView, ...] = ()
+    over: tuple[AlertView, ...] = ()
+    silences: tuple[SilenceView, ...] = ()
+    #: What the lists leave out.
+    more: str = ""
+    #: Whether the metrics service is down.
+    away: bool = False
+    #: Whether there is no alert.
+    calm: bool = False
+
+
+UNKNOWN = AlertsView(word="Unknown", tone="warn", sentence="Alerts are unavailable right now.", away=True)
+
+
+def describe(found: Alerts | None, at: datetime) -> AlertsView:
+    if found is None:
+        return UNKNOWN
+    now = [alert for alert in found.alerts if alert.state == "firing"]
+    over = [alert for alert in found.alerts if alert.state == "over"]
+    # Includes unknown states of a newer service.
+    pending = [alert for alert in found.alerts if alert.state not in ("firing", "over")]
+    word, tone, sentence = _verdict(now, len(pending))
+    if found.as_of is not None:
+        tone = "bad" if tone == "bad" else "warn"
+        age = lasting((at - found.as_of).total_seconds())
+        sentence = f"As of {age} ago: the metrics service cannot read PostgreSQL. {sentence}".rstrip()
+    return AlertsView(
+        word=word,
+        tone=tone,
+        sentence=sentence,
+        now=tuple(_line(alert, found.silences, at) for alert in now[:MOST_LINES]),
+        pending=tuple(_line(alert, found.silences, at) for alert in pending[:MOST_LINES]),
+        over=tuple(_over_line(alert, at) for alert in over[:MOST_LINES]),
+        silences=tuple(map(_silence_line, found.silences[:MOST_LINES])),
+        more=_left_out({"alerts": len(now), "pending": len(pending), "over": len(over), "silences": len(found.silences)}),
+        calm=not now and not pending and found.as_of is None,
+    )
+
+
+def values(lines: AlertsView) -> dict[str, object]:
+    """Return the live values."""
+    return asdict(lines)
+
+
+def lasting(seconds: float) -> str:
+    """Format a duration in its largest unit, so that it changes at most once a minute."""
+    for size, one, many in _UNITS:
+        if (count := int(seconds // size)) >= 1:
+            return f"{count} {one if count == 1 else many}"
+    return "less than a minute"
+
+
+def _verdict(firing: list[Alert], pending: int) -> tuple[str, str, str]:
+    """Return the heading, its tone and a sentence."""
+    if not firing:
+        return "No alerts", "good", f"{pending} pending" if pending else ""
+    word = f"{len(firing)} alert{'s' * (len(firing) != 1)}"
+    left = [alert for alert in firing if not alert.silenced and not alert.seen_by]
+    if not left:
+        return word, "warn", "All acknowledged or silenced"
+    tone = "bad" if any(_TONES.get(alert.severity) == "bad" for alert in left) else "warn"
+    return word, tone, f"{len(left)} unacknowledged"
+
+
+def _line(alert: Alert, silences: Iterable[Silence], at: datetime) -> AlertView:
+    own = f"{_ROOT}/{quote(alert.id, safe='')}"
+    silence = _covering(alert, silences)
+    page = _RUNBOOK.fullmatch(alert.runbook)
+    labels = time_texts.labels(alert.labels)
+    return AlertView(
+        id=alert.id,
+        name=alert.name,
+        severity=alert.severity,
+        tone=_TONES.get(alert.severity, "off"),
+        lasted=lasting(((alert.ended or at) - alert.since).total_seconds()),
+        since=time_texts.moment(alert.since),
+        ended="" if alert.ended is None else time_texts.moment(alert.ended),
+        summary=alert.summary,
+        description=alert.description,
+        labels=labels or time_texts.NOTHING,
+        value=alert.shown,
+        runbook=page[1] if page else "",
+        runbook_page=f"/admin/runbooks/{page[1]}" if page else "",
+        runbook_path="" if page else alert.runbook,
+        seen_by=alert.seen_by,
+        is_silenced=alert.silenced,
+        silenced_until=time_texts.NOTHING if silence is None else time_texts.moment(silence.until),
+        silenced_by=time_texts.NOTHING if silence is None else silence.by,
+        silenced_why="" if silence is None else silence.why,
+        is_free=alert.state == "firing" and not alert.seen_by,
+        acknowledge_path=f"{own}/acknowledge",
+        acknowledge_label=f"Acknowledge: {alert.summary}",
+        silence_path=f"{own}/silence",
+        silence_label=f"Silence: {alert.summary}",
+        only_this=f"This alert: {labels}" if labels else "This alert",
+        all_of_name=f"All {alert.name} alerts",
+    )
+
+
+def _over_line(alert: Alert, at: datetime) -> AlertView:
+    # An alert can resolve several times; each time is a separate row.
+    line = _line(alert, (), at)
+    return replace(line, id=f"{alert.id} {alert.ended}")
+
+
+def _covering(alert: Alert, silences: Iterable[Silence]) -> Silence | None:
+    """Return the silence that ends last."""
+    covering = [one for one in silences if one.name in ("", alert.name) and one.labels.items() <= alert.labels.items()]
+    return max(covering, key=lambda one: one.until, default=None)
+
+
+def _silence_line(silence: Silence) -> SilenceView:
+    name = silence.name or "All alerts"
+    return SilenceView(
+        id=silence.id,
+        name=name,
+        labels=time_texts.labels(silence.labels) or "All",
+        until=time_texts.moment(silence.until),
+        by=silence.by,
+        why=silence.why or time_texts.NOTHING,
+        end_path=f"{_ROOT}/silences/{quote(silence.id, safe='')}/end",
+        end_label=f"End silence: {name}",
+    )
+
+
+def _left_out(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count - MOST_LINES:,} {what}" for what, count in counts.items() if count > MOST_LINES)

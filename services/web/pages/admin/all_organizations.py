@@ -1,0 +1,118 @@
+"""Manage the tiers and credits of all organizations. Their owners manage the members on another page."""
+
+import asyncio
+from dataclasses import dataclass
+from uuid import UUID
+
+import msgspec
+from litestar import get, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery
+
+from services.web import paged_search, rendering
+from services.web.paged_search import PagedSearch, Pager
+from services.web.pages.admin import credit_form, form_choices
+from services.web.pages.admin.credit_form import NOTHING_TYPED, CreditsForm
+from services.web.request_context import Page, PageRequest
+from shared import errors
+from shared.api import ledger, organizations
+from shared.types import TenantId, Tier, UserId
+
+#: `done` parameter of a redirect -> notice.
+_DONE = {"tier": "Tier changed. New requests use its limits.", "credits": "Credits updated."}
+
+
+class TeamTierForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    tier: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllOrganizationsPage:
+    organisations: tuple[organizations.Organization, ...]
+    search: str
+    pager: Pager
+    tiers: tuple[Tier, ...]
+    problem: errors.AimeshError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdminOrganizationPage:
+    team: organizations.Organization
+    #: None if the gateway did not respond.
+    account: ledger.Account | None
+    tiers: tuple[Tier, ...]
+    typed: CreditsForm
+    transfer: str
+    problem: errors.AimeshError | None = None
+
+
+@get("/admin/organisations")
+async def show_organisations(
+    visit: NamedDependency[PageRequest], search: FromQuery[str] = "", after: FromQuery[str] = "", done: FromQuery[str] = ""
+) -> Page:
+    view = await _page_of(visit, paged_search.read(search, after))
+    notice = rendering.Notice(_DONE[done]) if done in _DONE else None
+    return visit.page("admin/organizations.html", view, here="admin", notice=notice)
+
+
+@post("/admin/organisations/{team_id:uuid}/tier")
+async def set_team_tier(visit: NamedDependency[PageRequest], team_id: FromPath[UUID]) -> Page:
+    form = await visit.read_form(TeamTierForm)
+    try:
+        request = organizations.SetTeamTier(TenantId(team_id), form_choices.read(Tier, form.tier, "tier"))
+        await visit.call(organizations.set_team_tier, request)
+    except (errors.ConfirmationNeeded, errors.NotAuthenticated):
+        raise
+    except errors.CallerError as error:
+        view = await _page_of(visit, PagedSearch(), error)
+        return visit.page("admin/organizations.html", view, here="admin", status=error.status)
+    return visit.redirect("/admin/organisations?done=tier")
+
+
+@get("/admin/organisations/{team_id:uuid}")
+async def show_organisation(visit: NamedDependency[PageRequest], team_id: FromPath[UUID], done: FromQuery[str] = "") -> Page:
+    view = await _page_of_one(visit, team_id)
+    notice = rendering.Notice(_DONE[done]) if done in _DONE else None
+    return visit.page("admin/organization.html", view, here="admin", notice=notice)
+
+
+@post("/admin/organisations/{team_id:uuid}/credits")
+async def give_credits(visit: NamedDependency[PageRequest], team_id: FromPath[UUID]) -> Page:
+    form = await visit.read_form(CreditsForm)
+    try:
+        await credit_form.book(visit, team_id, form)
+    except (errors.ConfirmationNeeded, errors.NotAuthenticated):
+        raise
+    except errors.CallerError as error:
+        view = await _page_of_one(visit, team_id, form, error)
+        return visit.page("admin/organization.html", view, here="admin", status=error.status)
+    return visit.redirect(f"/admin/organisations/{team_id}?done=credits")
+
+
+async def _page_of_one(
+    visit: PageRequest, team_id: UUID, typed: CreditsForm = NOTHING_TYPED, problem: errors.AimeshError | None = None
+) -> AdminOrganizationPage:
+    found, account = await asyncio.gather(
+        visit.call(organizations.get_organisation, organizations.GetOrganization(TenantId(team_id))),
+        visit.ask(ledger.read_account, ledger.ReadAccount(UserId(team_id))),
+    )
+    return AdminOrganizationPage(
+        team=found.organisation,
+        account=account,
+        tiers=tuple(Tier),
+        typed=typed,
+        transfer=typed.transfer or credit_form.new_transfer(),
+        problem=problem,
+    )
+
+
+async def _page_of(visit: PageRequest, wanted: PagedSearch, problem: errors.AimeshError | None = None) -> AllOrganizationsPage:
+    place = TenantId(wanted.after) if wanted.after else None
+    request = organizations.ListAllOrganizations(paged_search.ROWS_OF_A_PAGE, wanted.search, place)
+    found = await visit.call(organizations.list_all_organisations, request)
+    teams = found.organisations
+    pager = paged_search.pager("/admin/organisations", wanted, teams[-1].id if teams else None, more=found.more)
+    return AllOrganizationsPage(organisations=teams, search=wanted.search, pager=pager, tiers=tuple(Tier), problem=problem)
+
+
+ROUTES = (show_organisations, show_organisation, set_team_tier, give_credits)

@@ -1,0 +1,48 @@
+"""Read the form that adds credits to a user or an organization, and book them."""
+
+from uuid import UUID
+
+import msgspec
+
+from services.web.request_context import PageRequest
+from shared import amounts, context, errors
+from shared.api import ledger
+from shared.types import MicroCredits, RequestId
+
+
+class CreditsForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    amount: str = ""
+    note: str = ""
+    #: The page creates this id, so that submitting the form twice books it once.
+    transfer: str = ""
+
+
+NOTHING_TYPED = CreditsForm()
+
+
+def new_transfer() -> str:
+    return str(context.new_request_id())
+
+
+async def book(visit: PageRequest, owner: UUID, form: CreditsForm) -> None:
+    """Book the credits. Raises BadRequest, and what the gateway raises."""
+    request = ledger.TopUp(str(owner), read_amount(form.amount), note=form.note.strip(), transfer_id=_read_transfer(form.transfer))
+    await visit.call(ledger.top_up, request)
+
+
+def read_amount(text: str) -> MicroCredits:
+    """Parse the amount; negative amounts remove credits. Raises BadRequest."""
+    try:
+        amount = amounts.read(text)
+    except ValueError as error:
+        raise errors.BadRequest(f"credits: {error}", hint="enter a number such as 25 or 2.5") from error
+    if not amount:
+        raise errors.BadRequest("the amount is 0", hint="enter a positive amount to add credits, or a negative one to remove them")
+    return amount
+
+
+def _read_transfer(text: str) -> RequestId:
+    try:
+        return RequestId(UUID(text))
+    except ValueError:
+        raise errors.BadRequest("the form has no transfer ID", hint="reload the page and submit the form again") from None

@@ -1,0 +1,93 @@
+"""Describe the health of the mesh, as metrics reports it, or the gateway while metrics is down. Pure."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+from services.web.pages.admin import time_texts
+from shared.api.gateway import Check, NodeRow, ServiceHealth
+from shared.api.metrics import ComponentHealth, SystemHealth
+from shared.types import Role
+
+#: Status -> heading, tone and sentence.
+_VERDICTS = {
+    "healthy": ("OK", "good", "All required components are up."),
+    "degraded": ("Degraded", "warn", "Requests may still succeed. The components below show the problem and what to do."),
+    "down": ("Down", "bad", "A required component is down, so requests fail. The components below show which one and what to do."),
+}
+_NOBODY_SAYS = (
+    "Unknown",
+    "warn",
+    "Neither the metrics service nor the gateway is responding. Run aicli stack status to see what is running.",
+)
+_WORDS = {"healthy": ("OK", "good"), "degraded": ("Degraded", "warn"), "down": ("Down", "bad")}
+_ORDER = {"down": 0, "degraded": 1, "healthy": 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComponentView:
+    """One component."""
+
+    id: str = ""
+    name: str = ""
+    kind: str = ""
+    state: str = ""
+    tone: str = ""
+    since: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthView:
+    word: str
+    tone: str
+    sentence: str
+    #: The components that metrics reports; empty while metrics is down.
+    parts: tuple[ComponentView, ...]
+    #: The gateway's dependencies; empty while the gateway is down.
+    checks: tuple[ComponentView, ...]
+    workers: str
+    in_flight: str
+    models: str
+    nodes: str
+
+
+def describe(whole: SystemHealth | None, gateway: ServiceHealth | None, nodes: Iterable[NodeRow] | None) -> HealthView:
+    status = whole.status if whole is not None else gateway.status if gateway is not None else None
+    word, tone, sentence = _NOBODY_SAYS if status is None else _VERDICTS.get(status, (status, "warn", ""))
+    rows = None if nodes is None else tuple(nodes)
+    workers = None if rows is None else [row for row in rows if row.role is Role.WORKER]
+    return HealthView(
+        word=word,
+        tone=tone,
+        sentence=sentence,
+        parts=() if whole is None else tuple(map(_part, sorted(whole.components, key=lambda part: _ORDER.get(part.status, 0)))),
+        checks=() if gateway is None else tuple(map(_check, gateway.checks)),
+        workers=time_texts.NOTHING if workers is None else f"{sum(row.usable for row in workers):,} of {len(workers):,}",
+        in_flight=time_texts.NOTHING if gateway is None else f"{gateway.in_flight:,}",
+        models=time_texts.NOTHING if gateway is None else f"{len(gateway.models):,}",
+        nodes=time_texts.NOTHING if rows is None else f"{sum(row.usable for row in rows):,} of {len(rows):,}",
+    )
+
+
+def values(lines: HealthView) -> dict[str, object]:
+    """Return the live values."""
+    plain = asdict(lines)
+    return {**plain, "no_parts": not lines.parts, "no_checks": not lines.checks}
+
+
+def _part(part: ComponentHealth) -> ComponentView:
+    state, tone = _WORDS.get(part.status, (part.status, "warn"))
+    return ComponentView(
+        id=f"{part.kind} {part.name}",
+        name=part.name,
+        kind=part.kind,
+        state=state,
+        tone=tone,
+        since=time_texts.moment(part.since),
+        why=part.detail,
+    )
+
+
+def _check(check: Check) -> ComponentView:
+    state, tone = ("OK", "good") if check.ok else ("Down", "bad")
+    return ComponentView(id=check.name, name=check.name, state=state, tone=tone, why=check.detail)

@@ -1,0 +1,14 @@
+"""Return the paths of the node pages: /admin/nodes for administrators, /nodes for node owners."""
+
+from services.web.request_context import PageRequest
+from shared.types import UserRole
+
+
+def root_of(visit: PageRequest) -> str:
+    """Return the path of the list."""
+    return "/admin/nodes" if visit.person.user.role is UserRole.ADMIN else "/nodes"
+
+
+def here_of(visit: PageRequest) -> str:
+    """Return the section that the navigation marks."""
+    return root_of(visit).split("/")[1]

@@ -1,0 +1,163 @@
+"""Join the members that auth knows with the nodes that the gateway sees. Pure.
+
+A line has only strings, because templates and live events share it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+from services.web.pages.admin import time_texts
+from shared.api.gateway import NodeRow
+from shared.api.membership import Member, MemberState
+from shared.types import SERVICE_NAMES, NodeId, Role
+
+#: The maximum of rows; bindings.js has the same limit.
+MOST_LINES = 500
+#: How many characters of a node id are shown.
+SHOWN_OF_ID = 9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineView:
+    """One node; empty fields are not shown."""
+
+    id: str = ""
+    short: str = ""
+    name: str = ""
+    role: str = ""
+    #: Its owner and labels.
+    about: str = ""
+    state: str = ""
+    #: good, warn, bad or off.
+    tone: str = ""
+    why: str = ""
+    path: str = ""
+    round_trip: str = ""
+    load: str = ""
+    models: str = ""
+    until: str = ""
+    #: The paths to approve and revoke it; empty if that is not possible.
+    approve: str = ""
+    revoke: str = ""
+    approve_label: str = ""
+    revoke_label: str = ""
+    #: The link to its charts; empty for node owners.
+    charts: str = ""
+    charts_label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeList:
+    lines: tuple[MachineView, ...]
+    #: Such as "5 nodes, 3 OK, 1 pending approval".
+    summary: str
+    #: How many nodes exceed the maximum.
+    left_out: int
+
+
+#: Path -> label; other paths are shown as they are.
+_PATHS = {"nats": "NATS", "direct": "Direct", "punched": "Direct (NAT)", "relayed": "Relay", "self": "Local"}
+#: Nodes that need a decision come first.
+_ORDER = {MemberState.PENDING: 0, MemberState.ACTIVE: 1, MemberState.REVOKED: 2}
+
+
+def join(members: Iterable[Member], rows: Iterable[NodeRow] | None, root: str, *, only_members: bool) -> NodeList:
+    """Return the list. ``rows`` is None while the gateway is down. ``root`` is the path of the list.
+
+    With ``only_members``, leave out nodes that auth did not list: it lists only the owner's nodes.
+    """
+    known = {member.id: member for member in members}
+    seen = {row.id: row for row in rows} if rows is not None else {}
+    ids = set(known) if only_members else set(known) | set(seen)
+    ordered = sorted(ids, key=lambda node: _place(node, known.get(node), seen.get(node)))
+    lines = tuple(_line(node, known.get(node), seen.get(node), root, is_seen=rows is not None) for node in ordered)
+    return NodeList(lines[:MOST_LINES], _summary(lines), max(0, len(lines) - MOST_LINES))
+
+
+def plain(line: MachineView) -> dict[str, str]:
+    """Return the line for a live event."""
+    return asdict(line)
+
+
+def _place(node: NodeId, member: Member | None, row: NodeRow | None) -> tuple[int, str, str, str]:
+    state = member.state if member is not None else MemberState.ACTIVE
+    role = _role(member, row)
+    return _ORDER[state], role, member.name if member is not None else "", node
+
+
+def _line(node: NodeId, member: Member | None, row: NodeRow | None, root: str, *, is_seen: bool) -> MachineView:
+    state, tone, why = _state(member, row, is_seen=is_seen)
+    short = node[:SHOWN_OF_ID]
+    # Use the role for unnamed nodes.
+    name = member.name if member is not None and member.name else _role(member, row)
+    can_go = member is not None and member.state is not MemberState.REVOKED and member.role is not Role.AUTH
+    waits = member is not None and member.state is MemberState.PENDING and root.startswith("/admin")
+    return MachineView(
+        id=node,
+        short=short,
+        name=name,
+        role=_role(member, row),
+        about=_about(member, row),
+        state=state,
+        tone=tone,
+        why=why,
+        path=(_PATHS.get(row.path, row.path) if row is not None else "") or time_texts.NOTHING,
+        round_trip=time_texts.round_trip(row.round_trip_ms) if row is not None else "",
+        load=_load(row),
+        models=", ".join(row.models) if row is not None and row.models else time_texts.NOTHING,
+        until=_until(member),
+        approve=f"{root}/{node}/approve" if waits else "",
+        revoke=f"{root}/{node}/revoke" if can_go else "",
+        approve_label=f"Approve {name} {short}",
+        revoke_label=f"Revoke {name} {short}",
+        charts=f"/admin/charts?node={node}" if root.startswith("/admin") else "",
+        charts_label=f"Charts of {name} {short}",
+    )
+
+
+def _role(member: Member | None, row: NodeRow | None) -> str:
+    role = row.role if row is not None else member.role if member is not None else Role.CLIENT
+    return role.value if role is Role.WORKER else SERVICE_NAMES.get(role, role.value)
+
+
+def _about(member: Member | None, row: NodeRow | None) -> str:
+    owner = member.owner if member is not None and member.owner else "system"
+    pairs = time_texts.labels(member.labels if member is not None else row.labels if row is not None else {})
+    return f"{owner} · {pairs}" if pairs else owner
+
+
+def _state(member: Member | None, row: NodeRow | None, *, is_seen: bool) -> tuple[str, str, str]:
+    """Return the state, its tone and the reason."""
+    if member is not None and member.state is MemberState.REVOKED:
+        return "Revoked", "off", member.reason
+    if member is not None and member.state is MemberState.PENDING:
+        return "Pending approval", "warn", ""
+    if row is None:
+        return ("Not seen", "off", "the gateway has never seen this node") if is_seen else ("Unknown", "off", "")
+    if row.usable:
+        return "OK", "good", ""
+    if row.alive:
+        return "Degraded", "warn", row.why_not
+    return ("Rejected" if row.refused else "Down"), "bad", row.why_not
+
+
+def _load(row: NodeRow | None) -> str:
+    if row is None or not row.slots:
+        return time_texts.NOTHING
+    return f"{row.running} of {row.slots}" + (f", {row.queued} queued" if row.queued else "")
+
+
+def _until(member: Member | None) -> str:
+    if member is None or member.certified_until is None:
+        return time_texts.NOTHING
+    return time_texts.soon(member.certified_until)
+
+
+def _summary(lines: tuple[MachineView, ...]) -> str:
+    there = [line for line in lines if line.state != "Revoked"]
+    if not there:
+        return "No nodes"
+    healthy = sum(line.state == "OK" for line in there)
+    waiting = sum(line.state == "Pending approval" for line in there)
+    text = f"{len(there):,} node{'' if len(there) == 1 else 's'}, {healthy:,} OK"
+    return f"{text}, {waiting:,} pending approval" if waiting else text

@@ -1,0 +1,133 @@
+"""Join the models, nodes and prices that the gateway reports for the models page. Pure.
+
+No method reports whether a served model is in memory: a worker may have to load it first.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from shared import amounts
+from shared.api.gateway import NodeRow, ServedModel
+from shared.api.ledger import ModelPrice
+from shared.types import ModelName, NodeId, Role
+
+#: How many characters of a node id are shown.
+SHOWN_OF_ID = 9
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPlaceView:
+    """A worker that has the model."""
+
+    id: NodeId
+    short: str
+    #: The labels in its certificate, such as `room=3`.
+    labels: tuple[str, ...]
+    load: str
+    #: Why the gateway does not use it; empty if it does.
+    why_not: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPriceView:
+    """A price in credits per 1M tokens, and other charges if any."""
+
+    input: str
+    output: str
+    besides: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModelView:
+    name: ModelName
+    aliases: tuple[str, ...]
+    #: None if no worker serves it.
+    context_tokens: int | None
+    only_embeds: bool
+    #: A word, its tone (good, warn or bad) and why.
+    state: str
+    tone: str
+    why: str
+    #: How many workers serve it.
+    workers: int
+    #: All workers that have it, usable ones first; empty if the node list is unavailable.
+    places: tuple[ModelPlaceView, ...]
+    #: None if it is free or prices are unavailable.
+    price: ModelPriceView | None
+
+
+def join(
+    served: Iterable[ServedModel], nodes: Iterable[NodeRow] | None, prices: Iterable[ModelPrice] | None, *, unserved_too: bool
+) -> tuple[ServedModelView, ...]:
+    """Return the served models in the gateway's order, then, with ``unserved_too``, the models that no usable worker serves.
+
+    ``nodes`` and ``prices`` are None if they are unavailable.
+    """
+    workers = [row for row in nodes or () if row.role is Role.WORKER]
+    priced = {price.model: price for price in prices or ()}
+    lines = [_served(model, workers, priced) for model in served]
+    known = {line.name for line in lines}
+    if unserved_too:
+        others = sorted({model for row in workers if row.alive for model in row.models} - known)
+        lines += [_unserved(model, workers, priced) for model in others]
+    return tuple(lines)
+
+
+def _served(model: ServedModel, workers: Iterable[NodeRow], prices: dict[ModelName | None, ModelPrice]) -> ServedModelView:
+    return ServedModelView(
+        name=model.name,
+        aliases=model.aliases,
+        context_tokens=model.context_tokens,
+        only_embeds=model.only_embeds,
+        state="OK",
+        tone="good",
+        why="",
+        workers=model.workers,
+        places=_places(model.name, workers),
+        price=_price(model.name, prices),
+    )
+
+
+def _unserved(model: ModelName, workers: Iterable[NodeRow], prices: dict[ModelName | None, ModelPrice]) -> ServedModelView:
+    places = _places(model, workers)
+    # The engine of a usable worker that does not serve the model is loading, restarting or failed.
+    is_loading = any(not place.why_not for place in places)
+    return ServedModelView(
+        name=model,
+        aliases=(),
+        context_tokens=None,
+        only_embeds=False,
+        state="Degraded" if is_loading else "Down",
+        tone="warn" if is_loading else "bad",
+        why="the engine is loading, restarting or failed" if is_loading else places[0].why_not if places else "",
+        workers=0,
+        places=places,
+        price=_price(model, prices),
+    )
+
+
+def _places(model: ModelName, workers: Iterable[NodeRow]) -> tuple[ModelPlaceView, ...]:
+    found = [row for row in workers if row.alive and model in row.models]
+    return tuple(_place(row) for row in sorted(found, key=lambda row: (not row.usable, row.running + row.queued, row.id)))
+
+
+def _place(row: NodeRow) -> ModelPlaceView:
+    load = f"{row.running} of {row.slots} busy" if row.slots else ""
+    waiting = f", {row.queued} queued" if row.slots and row.queued else ""
+    labels = tuple(f"{key}={value}" for key, value in sorted(row.labels.items()))
+    return ModelPlaceView(row.id, row.id[:SHOWN_OF_ID], labels, load + waiting, "" if row.usable else row.why_not or "unavailable")
+
+
+def _price(model: ModelName, prices: dict[ModelName | None, ModelPrice]) -> ModelPriceView | None:
+    """Return the model's price or the default price."""
+    price = prices.get(model) or prices.get(None)
+    if price is None:
+        return None
+    besides = []
+    if price.request_micro:
+        besides.append(f"{amounts.written(price.request_micro)} per request")
+    if price.compute_second_micro:
+        besides.append(f"{amounts.written(price.compute_second_micro)} per compute second")
+    return ModelPriceView(
+        amounts.written(price.input_micro_per_million), amounts.written(price.output_micro_per_million), ", ".join(besides)
+    )

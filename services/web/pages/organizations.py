@@ -1,0 +1,282 @@
+"""Manage organizations: create, switch, members and invitations."""
+
+from dataclasses import dataclass
+from http import HTTPStatus
+from uuid import UUID
+
+import msgspec
+from litestar import get, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery
+
+from services.web import rendering
+from services.web.http import forms
+from services.web.pages.account import account_settings
+from services.web.request_context import Page, PageRequest
+from shared import errors
+from shared.api import accounts
+from shared.api import organizations as api
+from shared.api.organizations import Invitation, NewInvitation, Organization, TeamMember, TeamRole
+from shared.types import TenantId, UserId
+
+_HERE = "/organisations"
+#: `done` parameter of a redirect -> notice.
+_DONE = {
+    "created": "Organization created. Now invite members.",
+    "joined": "You joined this organization.",
+    "renamed": "Organization renamed.",
+    "withdrawn": "Invitation withdrawn. Its link no longer works.",
+    "role": "Role changed.",
+    "removed": "Member removed. Their keys for this organization no longer work.",
+    "left": "You left the organization.",
+    "switched": "Account switched. Requests, keys and pages now belong to this account.",
+}
+
+
+class OrganizationNameForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+
+
+class SwitchForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    #: Empty for the personal account.
+    id: str = ""
+
+
+class InviteForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    email: str
+    role: str = TeamRole.MEMBER.value
+
+
+class InvitationForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    id: str
+
+
+class TeamRoleForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    user_id: str
+    role: str
+
+
+class MemberForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    user_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrganizationsPage:
+    organisations: tuple[Organization, ...]
+    #: The organization that the user acts as; None for the personal account.
+    acts_for: TenantId | None
+    username: str
+    name: str = ""
+    problem: errors.AimeshError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrganizationMembersPage:
+    organisation: Organization
+    members: tuple[TeamMember, ...]
+    invitations: tuple[Invitation, ...]
+    #: Whether the user can invite, remove and rename.
+    is_owner: bool
+    #: The signed-in user.
+    user_id: UserId
+    acts_for: TenantId | None
+    #: Set only in the response that created the invitation.
+    invited: NewInvitation | None = None
+    #: The link of the new invitation.
+    link: str = ""
+    typed: InviteForm | None = None
+    problem: errors.AimeshError | None = None
+
+
+# --- list -----------------------------------------------------------------------------------------------------------
+
+
+@get(_HERE)
+async def show_organisations(visit: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
+    return await _list(visit, notice=account_settings.notice_of(done, _DONE))
+
+
+@post(_HERE)
+async def create(visit: NamedDependency[PageRequest]) -> Page:
+    form = await visit.read_form(OrganizationNameForm)
+    try:
+        made = await visit.call(api.create_organisation, api.CreateOrganization(form.name.strip()))
+    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
+        raise
+    except errors.CallerError as error:
+        return await _list(visit, name=form.name, problem=error)
+    return visit.redirect(f"{_HERE}/{made.id}?done=created")
+
+
+@post(f"{_HERE}/switch")
+async def switch(visit: NamedDependency[PageRequest]) -> Page:
+    form = await visit.read_form(SwitchForm)
+    await _act_for(visit, TenantId(read_id(form.id)) if form.id else None)
+    return visit.redirect(f"{_HERE}?done=switched")
+
+
+# --- one organization ------------------------------------------------------------------------------------------------
+
+
+@get(f"{_HERE}/{{team:uuid}}")
+async def show_team(visit: NamedDependency[PageRequest], team: FromPath[UUID], done: FromQuery[str] = "") -> Page:
+    page = await visit.call(api.get_organisation, api.GetOrganization(TenantId(team)))
+    return _team_page(visit, _team_view(visit, page), notice=account_settings.notice_of(done, _DONE))
+
+
+@post(f"{_HERE}/{{team:uuid}}/rename")
+async def rename(visit: NamedDependency[PageRequest], team: FromPath[UUID]) -> Page:
+    form = await visit.read_form(OrganizationNameForm)
+    try:
+        await visit.call(api.rename_organisation, api.RenameOrganization(TenantId(team), form.name.strip()))
+    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
+        raise
+    except errors.CallerError as error:
+        return await _refused(visit, team, error)
+    account_settings.forget_session(visit)
+    return visit.redirect(f"{_HERE}/{team}?done=renamed")
+
+
+@post(f"{_HERE}/{{team:uuid}}/invite")
+async def invite(visit: NamedDependency[PageRequest], team: FromPath[UUID]) -> Page:
+    """Invite a member. Responds with the page itself, because nothing else may carry the link."""
+    form = await visit.read_form(InviteForm)
+    try:
+        request = api.InviteMember(TenantId(team), form.email.strip(), read_role(form.role))
+        invited = await visit.call(api.invite_member, request)
+    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
+        raise
+    except errors.CallerError as error:
+        return await _refused(visit, team, error, typed=form)
+    page = await visit.call(api.get_organisation, api.GetOrganization(TenantId(team)))
+    view = _team_view(visit, page, invited=invited, link=f"{visit.address}/invitation#{invited.token}")
+    return _team_page(visit, view, status=HTTPStatus.CREATED)
+
+
+@post(f"{_HERE}/{{team:uuid}}/withdraw")
+async def withdraw(visit: NamedDependency[PageRequest], team: FromPath[UUID]) -> Page:
+    form = await visit.read_form(InvitationForm)
+    try:
+        await visit.call(api.withdraw_invitation, api.WithdrawInvitation(TenantId(team), form.id))
+    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
+        raise
+    except errors.CallerError as error:
+        return await _refused(visit, team, error)
+    return visit.redirect(f"{_HERE}/{team}?done=withdrawn")
+
+
+@post(f"{_HERE}/{{team:uuid}}/role")
+async def set_role(visit: NamedDependency[PageRequest], team: FromPath[UUID]) -> Page:
+    form = await visit.read_form(TeamRoleForm)
+    try:
+        request = api.SetTeamRole(TenantId(team), UserId(read_id(form.user_id)), read_role(form.role))
+        await visit.call(api.set_team_role, request)
+    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
+        raise
+    except errors.CallerError as error:
+        return await _refused(visit, team, error)
+    return visit.redirect(f"{_HERE}/{team}?done=role")
+
+
+@post(f"{_HERE}/{{team:uuid}}/remove")
+async def remove(visit: NamedDependency[PageRequest], team: FromPath[UUID]) -> Page:
+    form = await visit.read_form(MemberForm)
+    try:
+        await visit.call(api.remove_team_member, api.RemoveTeamMember(TenantId(team), UserId(read_id(form.user_id))))
+    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
+        raise
+    except errors.CallerError as error:
+        return await _refused(visit, team, error)
+    return visit.redirect(f"{_HERE}/{team}?done=removed")
+
+
+@post(f"{_HERE}/{{team:uuid}}/leave")
+async def leave(visit: NamedDependency[PageRequest], team: FromPath[UUID]) -> Page:
+    """Leave an organization. Switches to the personal account first, because the session ends with the membership."""
+    await visit.read_form(forms.Confirmation)
+    acted_for = visit.person.team_id
+    if acted_for == team:
+        await _act_for(visit, None)
+    try:
+        await visit.call(api.remove_team_member, api.RemoveTeamMember(TenantId(team), visit.person.user.id))
+    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
+        raise
+    except errors.CallerError as error:
+        if acted_for == team:
+            await _act_for(visit, acted_for)
+        return await _refused(visit, team, error)
+    return visit.redirect(f"{_HERE}?done=left")
+
+
+def read_id(text: str) -> UUID:
+    """Parse an id. Raises BadRequest."""
+    try:
+        return UUID(text)
+    except ValueError:
+        raise errors.BadRequest("invalid ID", hint="reload the page and submit the form again") from None
+
+
+def read_role(text: str) -> TeamRole:
+    """Parse a role. Raises BadRequest."""
+    try:
+        return TeamRole(text)
+    except ValueError:
+        raise errors.BadRequest("invalid role", hint="choose member or owner") from None
+
+
+async def _act_for(visit: PageRequest, team: TenantId | None) -> None:
+    visit.sign_in(await visit.call(accounts.switch_organisation, accounts.SwitchTeam(team)))
+
+
+async def _list(
+    visit: PageRequest, *, name: str = "", problem: errors.CallerError | None = None, notice: rendering.Notice | None = None
+) -> Page:
+    answer = await visit.call(api.list_organisations, api.ListOrganizations())
+    view = OrganizationsPage(
+        organisations=answer.organisations,
+        acts_for=visit.person.team_id,
+        username=visit.person.user.username,
+        name=name,
+        problem=problem,
+    )
+    status = HTTPStatus.OK if problem is None else problem.status
+    return visit.page("organizations/list.html", view, here="organisations", status=status, notice=notice)
+
+
+async def _refused(visit: PageRequest, team: UUID, error: errors.CallerError, *, typed: InviteForm | None = None) -> Page:
+    page = await visit.call(api.get_organisation, api.GetOrganization(TenantId(team)))
+    return _team_page(visit, _team_view(visit, page, typed=typed, problem=error), status=error.status)
+
+
+def _team_view(
+    visit: PageRequest,
+    page: api.OrganizationDetails,
+    *,
+    invited: NewInvitation | None = None,
+    link: str = "",
+    typed: InviteForm | None = None,
+    problem: errors.CallerError | None = None,
+) -> OrganizationMembersPage:
+    person = visit.person
+    return OrganizationMembersPage(
+        organisation=page.organisation,
+        # Owners first, then by name.
+        members=tuple(sorted(page.members, key=lambda member: (member.role is not TeamRole.OWNER, member.username.lower()))),
+        invitations=page.invitations,
+        is_owner=page.organisation.role is TeamRole.OWNER or person.user.role == "admin",
+        user_id=person.user.id,
+        acts_for=person.team_id,
+        invited=invited,
+        link=link,
+        typed=typed,
+        problem=problem,
+    )
+
+
+def _team_page(
+    visit: PageRequest, view: OrganizationMembersPage, *, status: int = HTTPStatus.OK, notice: rendering.Notice | None = None
+) -> Page:
+    return visit.page("organizations/team.html", view, here="organisations", status=status, notice=notice)
+
+
+ROUTES = (show_organisations, create, switch, show_team, rename, invite, withdraw, set_role, remove, leave)

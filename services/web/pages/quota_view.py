@@ -1,0 +1,102 @@
+"""Describe the remaining quota and credits for the overview. Pure."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import UTC
+
+from services.web.charts import usage_chart
+from services.web.charts.usage_chart import NOTHING
+from shared.api.gateway import NO_LIMIT, LimitState, UserQuota
+from shared.api.ledger import Account
+
+#: A meter warns at this percentage or less.
+_LOW = 10
+_MINUTE, _HOUR = 60, 3600
+_KINDS = {
+    "requests_per_hour": "Requests per hour",
+    "requests_per_minute": "Requests per minute",
+    "tokens_per_minute": "Tokens per minute",
+    "concurrency": "Concurrent requests",
+}
+_WHOSE = {"key": " (key)", "model": " (model)"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitView:
+    """A limit and what remains of it."""
+
+    id: str = ""
+    label: str = ""
+    #: Such as "960" and "1,000".
+    left: str = ""
+    limit: str = ""
+    #: 0 to 100.
+    percent: str = "0"
+    #: The accessible name of the meter.
+    said: str = ""
+    #: `bad` if little is left.
+    tone: str = ""
+    #: When it resets.
+    renewal: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreditsView:
+    left: str = NOTHING
+    detail: str = ""
+
+
+def limits(quota: UserQuota) -> tuple[LimitView, ...]:
+    """Return the limits; empty for a tier without limits."""
+    return tuple(_line(state) for state in _states(quota))
+
+
+def plain(line: LimitView) -> dict[str, str]:
+    """Return the line for a live event."""
+    return asdict(line)
+
+
+def credits(account: Account | None) -> CreditsView:  # noqa: A001 - the field's word
+    if account is None:
+        return CreditsView()
+    if account.monthly_micro is None:
+        return CreditsView(left="unlimited")
+    renews = account.renews_at.astimezone(UTC)
+    held = f"{usage_chart.cost(account.reserved_micro)} reserved for running requests; " if account.reserved_micro else ""
+    month = f"{usage_chart.exact(account.monthly_micro)} per month included; renews {renews.day} {renews:%b %Y}"
+    return CreditsView(left=usage_chart.cost(account.free_micro), detail=held + month)
+
+
+def _states(quota: UserQuota) -> Iterable[LimitState]:
+    if quota.limits or quota.limit_per_hour >= NO_LIMIT:
+        return quota.limits
+    # An older gateway reports only this limit.
+    return (LimitState("user", "requests_per_hour", quota.limit_per_hour, quota.remaining, _HOUR if quota.used_this_hour else 0.0),)
+
+
+def _line(state: LimitState) -> LimitView:
+    remaining = max(0, state.remaining)
+    percent = min(100, 100 * remaining // state.limit) if state.limit else 0
+    return LimitView(
+        id=":".join(filter(None, (state.scope, state.kind, state.name))),
+        label=_KINDS.get(state.kind, state.kind.replace("_", " ").capitalize())
+        + (f" ({state.name})" if state.name else _WHOSE.get(state.scope, "")),
+        left=usage_chart.number(remaining),
+        limit=usage_chart.number(state.limit),
+        percent=str(percent),
+        said=f"{percent} % left",
+        tone="bad" if percent <= _LOW else "",
+        renewal=_renewal(state, remaining),
+    )
+
+
+def _renewal(state: LimitState, remaining: int) -> str:
+    if remaining >= state.limit:
+        return "Unused"
+    if state.kind == "concurrency":
+        return "Frees up when a request ends"
+    seconds = max(1, round(state.resets_in_seconds))
+    if seconds < _MINUTE:
+        return f"Resets in {seconds} s"
+    # The hour is counted in minutes, so the last one can end a little later.
+    return f"Resets in {min(60, -(-seconds // _MINUTE))} min"

@@ -1,0 +1,348 @@
+"""Handle one browser request: session, forms, cookies, and the page or redirect that answers it."""
+
+import asyncio
+import re
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from http import HTTPStatus
+from urllib.parse import urlsplit
+
+from litestar import MediaType, Response
+from litestar import Request as LitestarRequest
+from litestar.datastructures import Cookie, State
+
+from services.web import alert_banner, answer_events, live_updates, rendering, runbooks
+from services.web.alert_poller import AlertPoller
+from services.web.http import forms
+from services.web.http.concurrency_limit import ConcurrencyLimit
+from services.web.session import csrf, page_access, sessions
+from services.web.session.mesh_calls import MeshCalls
+from services.web.session.page_access import PageAudience
+from services.web.settings import WebSettings
+from shared import addresses, errors
+from shared.api import accounts, auth
+from shared.api.method import Method, Reply, Request
+from shared.timing.admission_semaphore import AdmissionSemaphore
+from shared.types import UserRole
+
+HttpRequest = LitestarRequest[None, None, State]
+Page = Response[bytes]
+
+#: The page after sign-in, unless the user requested another one.
+HOME = "/dashboard"
+_OWN_PATH = re.compile(r"(?:/[0-9A-Za-z_-][0-9A-Za-z._-]*)+")
+#: The sections that show the alert banner to administrators.
+_WITH_BANNER = frozenset({"admin", "dashboard"})
+#: After this time a page shows "unavailable" for a part.
+PAGE_CALL_SECONDS = 3.0
+_LONGEST_AGENT = 200
+_BODY_SECONDS = 5.0
+#: The longest lifetime that browsers allow.
+_BROWSER_MARK_SECONDS = 400 * 24 * 3600
+
+_FORM_SESSION = re.compile(r"[0-9A-Za-z_-]{43}")
+_HOST = re.compile(r"[0-9A-Za-z._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
+
+
+class SignInFirst(Exception):
+    """Raised if a page needs a signed-in user. The application redirects to the sign-in page."""
+
+
+class StepFirst(Exception):
+    """Raised if the sign-in lacks a step. The application redirects to that step."""
+
+    def __init__(self, step: auth.Step) -> None:
+        super().__init__(step)
+        self.step = step
+
+
+class NotConfirmed(Exception):
+    """Raised if the password or code for a sensitive action is wrong. The application asks again."""
+
+    def __init__(self, error: errors.CallerError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """The objects that all visits share."""
+
+    settings: WebSettings
+    caller: MeshCalls
+    sessions: sessions.WebSessions
+    tokens: csrf.FormTokens
+    renderer: rendering.Renderer
+    now: Callable[[], datetime]
+    followers: ConcurrencyLimit = field(default_factory=live_updates.follower_limit)
+    answers: ConcurrencyLimit = field(default_factory=answer_events.answer_limit)
+    #: Alert name -> Markdown.
+    runbooks: Mapping[str, str] = field(default_factory=runbooks.load)
+    lookout: AlertPoller = field(default_factory=lambda: AlertPoller(time.monotonic))
+    #: Limits concurrent registrations and sign-ins, so that a burst of them does not slow other requests.
+    passwords: AdmissionSemaphore = field(
+        default_factory=lambda: AdmissionSemaphore(8, of_one=4, seconds=20, refusal="too many users are signing in; try again in a moment")
+    )
+
+
+@dataclass(slots=True)
+class PageRequest:
+    """One request and the response to it."""
+
+    site: App
+    request: HttpRequest
+    #: None if nobody is signed in, or the session was not looked up.
+    session: auth.LoginSession | None = None
+    #: Says how the user can confirm a sensitive action; None until needed, or if auth is down.
+    account: accounts.OwnAccount | None = None
+    #: The submitted form fields, once they are read.
+    posted: dict[str, str] = field(default_factory=dict)
+    #: Cookies that the response sets; None deletes a cookie.
+    _cookies: dict[str, str | None] = field(default_factory=dict)
+
+    @property
+    def secure(self) -> bool:
+        return self.request.scope["scheme"] == "https" or self.site.settings.public_url.startswith("https://")
+
+    @property
+    def address(self) -> str:
+        """Return the public URL, without a trailing slash."""
+        if self.site.settings.public_url:
+            return self.site.settings.public_url.rstrip("/")
+        host = self.request.headers.get("host", "")
+        scheme = "https" if self.secure else "http"
+        return f"{scheme}://{host}" if _HOST.fullmatch(host) else f"{scheme}://127.0.0.1:{self.site.settings.port}"
+
+    @property
+    def session_token(self) -> str | None:
+        return self.request.cookies.get(self._cookie_name("session"))
+
+    @property
+    def browser_mark(self) -> str:
+        """Return the cookie that shows auth that this browser has signed in before; empty if it has not."""
+        return self.request.cookies.get(self._cookie_name("browser"), "")
+
+    @property
+    def person(self) -> auth.LoginSession:
+        """Return the session, on a page that requires one."""
+        assert self.session is not None, "services/web/session/page_access.py allows anonymous access to this page"
+        return self.session
+
+    async def find_session(self) -> auth.LoginSession | None:
+        """Look up the session, for a public page. Raises PeerError while auth is down."""
+        if self.session is None:
+            self.session = await self.site.sessions.find(self.session_token)
+        return self.session
+
+    async def admit(self) -> None:
+        """Raise SignInFirst, StepFirst or NotAllowed if the user may not open this page, or PeerError while auth is down."""
+        who = page_access.who_may(self.request.scope["path"])
+        if who is PageAudience.ANYBODY:
+            return
+        session = await self.find_session()
+        if session is None:
+            raise SignInFirst
+        if session.step is not auth.Step.DONE and who is not PageAudience.HALFWAY:
+            raise StepFirst(session.step)
+        page_access.check(who, session)
+        if self.is_administrator:
+            # Start the refresh now; it runs while the page waits for its own calls.
+            self.site.lookout.want(session.access_token)
+
+    @property
+    def is_administrator(self) -> bool:
+        session = self.session
+        return session is not None and session.step is auth.Step.DONE and session.user.role is UserRole.ADMIN
+
+    def banner_values(self) -> live_updates.Values:
+        """Return the banner values for live events; empty unless the user is an administrator."""
+        if not self.is_administrator:
+            return {}
+        self.site.lookout.want(self.person.access_token)
+        return alert_banner.values(self.site.lookout.banner())
+
+    async def call(self, method: Method[Request, Reply], request: Request, *, deadline_seconds: float = 10) -> Reply:
+        """Call auth or the gateway with the user's credential. Raises AimeshError."""
+        credential = None if self.session is None else self.session.access_token
+        try:
+            return await self.site.caller.call(method, request, deadline_seconds=deadline_seconds, credential=credential)
+        except errors.ConfirmationNeeded:
+            await self._find_account()
+            raise
+
+    async def _find_account(self) -> None:
+        with suppress(errors.AimeshError):
+            self.account = await self.ask(accounts.get_account, accounts.GetAccount())
+
+    async def ask(self, method: Method[Request, Reply], request: Request, *, deadline_seconds: float = PAGE_CALL_SECONDS) -> Reply | None:
+        """Call a method for an optional part of a page. Returns None if it is unavailable."""
+        try:
+            return await self.call(method, request, deadline_seconds=deadline_seconds)
+        except errors.PeerError:
+            return None
+
+    def client(self) -> auth.ClientFacts:
+        """Return the browser's address and user agent."""
+        seen = self.request.scope.get("client")
+        agent = "".join(letter for letter in self.request.headers.get("user-agent", "") if letter.isprintable())
+        return auth.ClientFacts(seen[0] if seen else "", agent[:_LONGEST_AGENT])
+
+    def sign_in(self, session: auth.LoginSession) -> None:
+        """Set the cookies of a new session, replacing any previous one."""
+        if self.session_token is not None:
+            self.site.sessions.forget(self.session_token)
+        self.session = session
+        self._cookies[self._cookie_name("session")] = session.session_token
+        self._cookies[self._cookie_name("form")] = None
+        if session.browser is not None:
+            self._cookies[self._cookie_name("browser")] = session.browser
+
+    def sign_out(self) -> None:
+        if self.session_token is not None:
+            self.site.sessions.forget(self.session_token)
+        self.session = None
+        self._cookies[self._cookie_name("session")] = None
+
+    async def read_form(self, kind: type[forms.F], *, by_visitor: bool = False) -> forms.F:
+        """Read a form, after checking its origin and token. If it carries a password or code, confirm that first; raises NotConfirmed.
+
+        ``by_visitor`` checks the token of a visitor without a session.
+        """
+        fields = await self.read_fields()
+        token = fields.pop("token", "")
+        password, code = fields.pop("confirm_password", ""), fields.pop("confirm_code", "")
+        form = forms.convert(fields, kind)
+        if by_visitor:
+            self.check_visitor(token)
+        else:
+            self.check_person(token)
+        if password or code:
+            await self._confirm(password, code)
+        return form
+
+    async def read_fields(self) -> dict[str, str]:
+        """Read the form fields, after checking the origin only."""
+        self._check_origin()
+        if media_type(self.request) != "application/x-www-form-urlencoded":
+            raise errors.UnsupportedMedia("the content type is neither a form nor JSON", hint="use the page, or send application/json")
+        self.posted = forms.read_fields(await self.read_body())
+        return dict(self.posted)
+
+    async def read_json(self, kind: type[forms.F], *, seconds: float = _BODY_SECONDS) -> forms.F:
+        """Read a JSON body that one of our scripts sent, with the form token in a header."""
+        self._check_origin()
+        if media_type(self.request) != "application/json":
+            raise errors.UnsupportedMedia("the content type is not JSON", hint="send application/json")
+        self.check_person(self.request.headers.get("x-form-token", ""))
+        return forms.read_json(await self.read_body(seconds), kind)
+
+    async def read_body(self, seconds: float = _BODY_SECONDS) -> bytes:
+        """Read the body. Raises BadRequest if it arrives too slowly."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await self.request.body()
+        except TimeoutError:
+            raise errors.BadRequest(f"the body did not arrive within {seconds:.0f} s", hint="send the request again") from None
+
+    def take_turn(self) -> AbstractAsyncContextManager[None]:
+        """Wait for a turn to make auth hash a password. Raises Limited if too many wait."""
+        client = self.request.client
+        return self.site.passwords.take(addresses.household(client.host if client else ""))
+
+    async def _confirm(self, password: str, code: str) -> None:
+        try:
+            await self.call(auth.confirm_again, auth.ConfirmAgain(password or None, code.strip() or None))
+        except errors.CallerError as error:
+            await self._find_account()
+            raise NotConfirmed(error) from error
+        if self.session_token is not None:
+            self.site.sessions.forget(self.session_token)
+
+    def _check_origin(self) -> None:
+        csrf.check_origin(
+            fetch_site=self.request.headers.get("sec-fetch-site"),
+            origin=self.request.headers.get("origin"),
+            own_hosts=frozenset({self.request.headers.get("host", "").lower(), urlsplit(self.address).netloc.lower()}),
+        )
+
+    def check_visitor(self, token: str) -> None:
+        """Check a form token that was issued to a visitor."""
+        self.site.tokens.check(token, self.request.cookies.get(self._cookie_name("form")))
+
+    def check_person(self, token: str) -> None:
+        """Check a form token that was issued for this session. The session itself may have expired."""
+        self.site.tokens.check(token, self.session_token)
+
+    def page(
+        self, template: str, view: object, *, here: str = "", status: int = HTTPStatus.OK, notice: rendering.Notice | None = None
+    ) -> Page:
+        session = self.session
+        is_in = session is not None and session.step is auth.Step.DONE
+        frame = rendering.PageFrame(
+            username=session.user.username if session is not None and is_in else None,
+            role=session.user.role if session is not None and is_in else None,
+            team_name=session.team_name if session is not None else None,
+            here=here,
+            form_token=self.site.tokens.issue(self._session_binding() if session else self._form_session()),
+            theme=(session.theme if session is not None else None) or "system",
+            notice=notice,
+            banner=self.site.lookout.banner() if self.is_administrator and here in _WITH_BANNER else None,
+        )
+        return Response(
+            self.site.renderer.render(template, frame, view),
+            media_type=MediaType.HTML,
+            status_code=status,
+            cookies=self._set_cookies(),
+        )
+
+    def redirect(self, path: str) -> Page:
+        return Response(
+            b"", status_code=HTTPStatus.SEE_OTHER, headers={"Location": path}, cookies=self._set_cookies(), media_type=MediaType.TEXT
+        )
+
+    def _session_binding(self) -> str:
+        # The cookie value that the browser will send with the form.
+        return self._cookies.get(self._cookie_name("session")) or self.session_token or ""
+
+    def _form_session(self) -> str:
+        """Return the cookie that binds a visitor's forms to the browser."""
+        name = self._cookie_name("form")
+        present = self.request.cookies.get(name, "")
+        if _FORM_SESSION.fullmatch(present):
+            return present
+        return self._cookies.setdefault(name, secrets.token_urlsafe(32)) or ""
+
+    def _cookie_name(self, purpose: str) -> str:
+        # `__Host-` prevents other hosts and plain HTTP from setting the cookie. It requires Secure, so HTTPS.
+        return f"__Host-aimesh_{purpose}" if self.secure else f"aimesh_{purpose}"
+
+    def _set_cookies(self) -> list[Cookie]:
+        return [
+            Cookie(name, value=value or "", max_age=self._max_age(name, value), path="/", secure=self.secure, httponly=True, samesite="lax")
+            for name, value in self._cookies.items()
+        ]
+
+    def _max_age(self, name: str, value: str | None) -> int | None:
+        if not value:
+            return 0
+        # All other cookies end with the browser session.
+        return _BROWSER_MARK_SECONDS if name == self._cookie_name("browser") else None
+
+
+def media_type(request: HttpRequest) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def own_page(path: str) -> str:
+    """Return ``path`` if it is a page that can follow a sign-in, else the home page. Prevents open redirects."""
+    if len(path) > 200 or not _OWN_PATH.fullmatch(path):
+        return HOME
+    try:
+        who = page_access.who_may(path)
+    except ValueError:
+        return HOME
+    return path if who in (PageAudience.PERSON, PageAudience.NODE_OWNER, PageAudience.ADMIN) and not path.startswith("/live") else HOME

@@ -1,0 +1,326 @@
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from services.web.charts import history_charts, history_questions
+from services.web.charts.history_charts import HistoryChart, HistoryCharts
+from services.web.charts.history_questions import HistoryQuestion, HistorySpan
+from services.web.charts.history_view import ChartUnit
+from shared import errors
+from shared.api.history import History, HistoryLine
+
+SINCE = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
+STEPS = 120
+A, B = "UAAAAAAAAAAA", "UBBBBBBBBBBB"
+REFUSED = errors.BadRequest("that would be 412 lines", hint="fewer")
+AWAY = errors.NotReachable("nobody there")
+
+Values = Sequence[float | None]
+
+
+def steady(value: float | None, *, without: range = range(0)) -> Values:
+    return [None if step in without else value for step in range(STEPS)]
+
+
+def line(name: str, values: Values | float, **labels: str) -> HistoryLine:
+    return HistoryLine(name, labels, tuple(steady(values) if isinstance(values, int | float) else values))
+
+
+def answer(*lines: HistoryLine) -> History:
+    return History(SINCE, 30, 15, lines)
+
+
+def looked(*, without: range = range(0)) -> tuple[History, History]:
+    """That the mesh and the gateway were looked at."""
+    whole = line(history_questions.MESH_SEEN, steady(2.0, without=without))
+    gateway = line(history_questions.GATEWAY_SEEN, steady(3600.0, without=without), service="gateway")
+    return answer(whole), answer(gateway)
+
+
+def found(**answers: History | errors.AimeshError) -> dict[HistoryQuestion, History | errors.AimeshError]:
+    whole, services = looked()
+    empty: dict[HistoryQuestion, History | errors.AimeshError] = {
+        HistoryQuestion.WHOLE: whole,
+        HistoryQuestion.SERVICES: services,
+        HistoryQuestion.MODELS: answer(),
+        HistoryQuestion.ROUND_TRIPS: answer(),
+        HistoryQuestion.MACHINES: answer(),
+    }
+    return empty | {HistoryQuestion[name.upper()]: each for name, each in answers.items()}
+
+
+def drawn(
+    answers: Mapping[HistoryQuestion, History | errors.AimeshError], node: str = "", names: Mapping[str, str] | None = None
+) -> HistoryCharts:
+    return history_charts.draw(answers, HistorySpan.HOUR, names or {}, node)
+
+
+def chart(charts: HistoryCharts, name: str) -> HistoryChart:
+    return next(each for each in charts.charts if each.id == name)
+
+
+def cpu(values: Values | float, node: str = A, service: str = "inference") -> HistoryLine:
+    return line(history_questions.OF_MACHINE[HistoryQuestion.CPU], values, service=service, node=node)
+
+
+def test_requests_that_nobody_made_are_none_a_second_and_those_of_a_gap_are_not_known() -> None:
+    whole = (
+        line(history_questions.MESH_SEEN, steady(2.0, without=range(6, 20))),
+        line(history_questions.COMPLETED, [None] * 100 + [2.0] * 20, status="success"),
+        line(history_questions.COMPLETED, [None] * 110 + [1.0] * 10, status="error"),
+        line(history_questions.COMPLETED, [None] * 110 + [0.5] * 10, status="timeout"),
+    )
+    charts = drawn(found(whole=answer(*whole)))
+    answered, failed = chart(charts, "requests").lines
+    assert (answered.label, answered.latest, failed.label, failed.latest) == ("Completed", "2", "Failed", "1.5")
+    points = answered.points.split(",")
+    assert (points[5], points[6:20], points[20], points[-1]) == ("0", [""] * 14, "0", "2")
+    assert charts.gaps == "No data from 12:03 to 12:10."
+
+
+def test_ends_that_are_no_failures_have_lines_of_their_own_where_they_are() -> None:
+    whole = line(history_questions.MESH_SEEN, 2.0), line(history_questions.COMPLETED, 1.0, status="limited")
+    assert [each.label for each in chart(drawn(found(whole=answer(*whole))), "requests").lines] == [
+        "Completed", "Failed", "Rate limited",
+    ]  # fmt: skip
+
+
+def test_tokens_and_first_tokens_are_the_gateways() -> None:
+    services = (
+        line(history_questions.GATEWAY_SEEN, steady(1.0, without=range(60)), service="gateway"),
+        line(history_questions.TOKENS, steady(7.0, without=range(60)), service="gateway", type="output"),
+        line(history_questions.TOKENS, 99.0, service="inference", type="output"),
+        line(history_questions.HALF_FIRST, 0.2, service="gateway"),
+        line(history_questions.MOST_FIRST, 1.5, service="gateway"),
+        line(history_questions.MOST_FIRST, 99.0, service="inference"),
+    )
+    charts = drawn(found(services=answer(*services)))
+    first = chart(charts, "first")
+    assert ([(each.label, each.latest) for each in first.lines], first.unit) == (
+        [("Median", "200 ms"), ("p95", "1.5 s")], ChartUnit.SECONDS,
+    )  # fmt: skip
+    tokens = chart(charts, "tokens").lines
+    assert [(each.label, each.latest) for each in tokens] == [("Input", "0"), ("Output", "7")]
+    # While the gateway was away, nobody knows.
+    assert tokens[0].points.startswith("," * 60 + "0")
+
+
+def test_a_gateway_that_was_away_wrote_no_tokens_that_anybody_knows_of() -> None:
+    assert chart(drawn(found(services=answer())), "tokens").lines == ()
+
+
+def test_what_waits_and_what_runs_is_by_model() -> None:
+    models = (
+        line(history_questions.QUEUE, 1.0, model="small"),
+        line(history_questions.QUEUE, 5.0, model="large"),
+        line(history_questions.SLOTS, 3.0, model="large", state="busy"),
+        line(history_questions.SLOTS, 1.0, model="large", state="free"),
+    )
+    charts = drawn(found(models=answer(*models)))
+    assert [each.label for each in chart(charts, "waiting").lines] == ["large", "small"]
+    assert [(each.label, each.highest) for each in chart(charts, "running").lines] == [("large", "3")]
+
+
+def test_round_trips_are_by_the_way_of_the_links_the_shortest_first() -> None:
+    measured = {"nats": 0.0412, "relayed": 0.12, "direct": 0.0004}
+    trips = [line(history_questions.ROUND_TRIPS, seconds, path=path) for path, seconds in measured.items()]
+    for node in ("", A):
+        told = chart(drawn(found(round_trips=answer(*trips)), node=node), "round_trips")
+        assert [(each.label, each.latest) for each in told.lines] == [
+            ("Direct", "0.4 ms"), ("Relay", "120 ms"), ("NATS", "41 ms"),
+        ]  # fmt: skip
+        assert told.note == ""
+    assert chart(drawn(found()), "round_trips").note == "No data in this period."
+
+
+def test_memory_is_the_share_of_what_there_is() -> None:
+    used, whole = (history_questions.OF_MACHINE[each] for each in (HistoryQuestion.MEMORY, HistoryQuestion.MEMORY_SIZE))
+    lines = (
+        line(used, 4e9, service="inference", node=A), line(whole, 16e9, service="inference", node=A),
+        # Nobody knows of how much.
+        line(used, 4e9, service="inference", node=B),
+    )  # fmt: skip
+    memory = chart(drawn(found(machines=answer(*lines))), "memory")
+    assert [(each.label, each.latest, each.points.split(",")[0]) for each in memory.lines] == [("inference UAAAAAAAA", "25 %", ".25")]
+
+
+def test_there_are_charts_of_gpus_only_where_there_are_gpus() -> None:
+    of_gpus = {"gpu", "gpu_memory", "heat"}
+    assert not of_gpus & {each.id for each in drawn(found()).charts}
+    heat = line(history_questions.OF_MACHINE[HistoryQuestion.GPU_HEAT], 71.0, service="inference", node=A, gpu="1")
+    charts = drawn(found(machines=answer(heat)))
+    assert of_gpus & {each.id for each in charts.charts} == {"heat"}
+    assert [(each.label, each.latest) for each in chart(charts, "heat").lines] == [("inference GPU 1", "71 °C")]
+
+
+def test_a_chart_has_twelve_lines_and_says_how_many_are_not_shown() -> None:
+    nodes = [f"U{letter * 11}" for letter in "ABCDEFGHIJKLMNOP"]
+    cpus = [cpu(place / 100, node) for place, node in enumerate(nodes)]
+    disk = history_questions.OF_MACHINE[HistoryQuestion.DISK]
+    disks = [line(disk, place * 1e9, service="inference", node=node) for place, node in enumerate(nodes)]
+    charts = drawn(found(machines=answer(*cpus, *disks)))
+    busiest, fullest = chart(charts, "cpu"), chart(charts, "disk")
+    # In the order of their names, so that each keeps its colour.
+    assert [each.label for each in busiest.lines] == [f"inference U{letter * 8}" for letter in "EFGHIJKLMNOP"]
+    assert busiest.note == "Showing the 12 busiest; 4 more not shown."
+    assert [each.label for each in fullest.lines] == [f"inference U{letter * 8}" for letter in "ABCDEFGHIJKL"]
+    assert fullest.note == "Showing the 12 fullest; 4 more not shown."
+
+
+def test_a_machine_with_gaps_is_named_and_its_name_cannot_turn_the_sentence_around() -> None:
+    lines = (cpu(steady(0.5, without=range(6, 20)), A), cpu(steady(0.4, without=range(100, 120)), B))
+    charts = drawn(found(machines=answer(*lines)), names={A: "\u202eevil"})
+    assert chart(charts, "cpu").note == "\u2068inference\u2069: no data since 12:50. \u2068evil\u2069: no data from 12:03 to 12:10."
+    assert charts.gaps == ""
+
+
+def test_a_gap_of_all_is_said_once() -> None:
+    whole, services = looked(without=range(6, 20))
+    lines = (cpu(steady(0.5, without=range(6, 20))),)
+    charts = drawn(found(whole=whole, services=services, machines=answer(*lines)))
+    assert (charts.gaps, chart(charts, "cpu").note) == ("No data from 12:03 to 12:10.", "")
+
+
+def test_many_broken_machines_are_counted() -> None:
+    lines = [cpu(steady(0.5, without=range(6, 20)), f"U{letter * 11}") for letter in "ABCDE"]
+    note = chart(drawn(found(machines=answer(*lines))), "cpu").note
+    assert note.count("no data") == 3
+    assert note.endswith(" 2 more with gaps.")
+
+
+def test_a_history_that_has_just_begun_says_so() -> None:
+    whole, _ = looked(without=range(40))
+    assert drawn(found(whole=whole)).gaps == "The history starts at 12:20."
+
+
+def test_nothing_yet_is_an_empty_page() -> None:
+    assert drawn(found(whole=answer())).is_empty
+    assert drawn(found(whole=answer(line(history_questions.MESH_SEEN, steady(None))))).is_empty
+
+
+def test_machines_are_called_as_people_call_them() -> None:
+    lines = cpu(0.5, A), cpu(0.4, B, "gateway")
+    labels = [each.label for each in chart(drawn(found(machines=answer(*lines)), names={A: "rig"}), "cpu").lines]
+    assert labels == ["gateway", "rig"]
+
+
+def on_machine(
+    machine: str, value: Values | float, node: str, service: str = "inference", question: HistoryQuestion = HistoryQuestion.CPU
+) -> HistoryLine:
+    return line(history_questions.OF_MACHINE[question], value, service=service, node=node, machine=machine)
+
+
+def test_all_nodes_of_a_machine_are_one_line_with_its_name() -> None:
+    lines = (
+        on_machine("box-0a1b2c", 0.4, A, "gateway"),
+        on_machine("box-0a1b2c", 0.6, B, "auth"),
+        on_machine("rig-ffffff", 0.9, "UCCCCCCCCCCC"),
+    )
+    found = chart(drawn(found_machines(*lines)), "cpu")
+    assert [(each.label, each.latest) for each in found.lines] == [("box", "50 %"), ("rig", "90 %")]
+
+
+def test_machines_of_one_name_are_told_apart_by_their_ids() -> None:
+    lines = on_machine("box-0a1b2c", 0.4, A), on_machine("box-ffffff", 0.6, B)
+    assert [each.label for each in chart(drawn(found_machines(*lines)), "cpu").lines] == ["box 0a1b2c", "box ffffff"]
+
+
+def test_a_machine_that_does_not_know_its_name_has_those_of_its_nodes() -> None:
+    lines = on_machine("machine-0a1b2c", 0.4, A), on_machine("machine-0a1b2c", 0.4, B)
+    assert [each.label for each in chart(drawn(found_machines(*lines), names={A: "rig"}), "cpu").lines] == ["rig, inference"]
+
+
+def test_a_worker_cannot_change_the_figures_of_a_machine_with_our_own_services() -> None:
+    lines = on_machine("box-0a1b2c", 0.4, A, "gateway"), on_machine("box-0a1b2c", 1.0, B)
+    assert [(each.label, each.latest) for each in chart(drawn(found_machines(*lines)), "cpu").lines] == [("box", "40 %")]
+
+
+def test_history_from_before_machines_were_known_joins_the_line_of_its_machine() -> None:
+    old, new = cpu([0.2] * 60 + [None] * 60), on_machine("rig-ffffff", [None] * 60 + [0.4] * 60, A)
+    (only,) = chart(drawn(found_machines(old, new)), "cpu").lines
+    assert (only.label, only.lowest, only.highest) == ("rig", "20 %", "40 %")
+    assert "" not in only.points.split(",")
+
+
+def test_the_free_disk_space_of_a_machine_is_that_of_its_fullest_disk() -> None:
+    lines = [on_machine("box-0a1b2c", free, node, "gateway", HistoryQuestion.DISK) for free, node in ((9e9, A), (2e9, B))]
+    assert [each.latest for each in chart(drawn(found_machines(*lines)), "disk").lines] == ["2 GB"]
+
+
+def found_machines(*lines: HistoryLine) -> dict[HistoryQuestion, History | errors.AimeshError]:
+    return found(machines=answer(*lines))
+
+
+def test_a_heading_has_the_current_value_of_its_chart() -> None:
+    machines = [on_machine(f"box{place}-0a1b2c", place / 10, f"U{place * 11:011}") for place in (3, 8)]
+    disks = [on_machine(f"box{place}-0a1b2c", place * 1e9, f"U{place * 11:011}", question=HistoryQuestion.DISK) for place in (3, 8)]
+    whole = (
+        line(history_questions.MESH_SEEN, 2.0),
+        line(history_questions.COMPLETED, 2.0, status="success"),
+        line(history_questions.COMPLETED, 0.5, status="error"),
+    )
+    services = (
+        line(history_questions.GATEWAY_SEEN, 1.0, service="gateway"),
+        line(history_questions.HALF_FIRST, 0.2, service="gateway"),
+        line(history_questions.MOST_FIRST, 1.5, service="gateway"),
+    )
+    charts = drawn(found(whole=answer(*whole), services=answer(*services), machines=answer(*machines, *disks)))
+    now = {each.id: each.now for each in charts.charts}
+    assert (now["requests"], now["first"], now["cpu"], now["disk"]) == ("2.5", "p95 1.5 s", "max 80 %", "min 3 GB")
+    # What has no value now has none in its heading.
+    assert (now["tokens"], now["waiting"]) == ("0", "")
+
+
+def test_a_value_that_is_old_is_not_current() -> None:
+    assert chart(drawn(found_machines(cpu([0.5] * 60 + [None] * 60))), "cpu").now == ""
+
+
+def test_the_page_of_one_machine_has_its_lines_alone() -> None:
+    charts = drawn(found(machines=answer(cpu(0.5, A), cpu(0.4, B))), node=B)
+    assert {"requests", "first", "tokens", "waiting", "running"} & {each.id for each in charts.charts} == set()
+    assert [each.label for each in chart(charts, "cpu").lines] == ["inference"]
+
+
+def test_too_many_machines_for_one_answer_are_asked_for_one_by_one_or_drawn_together() -> None:
+    answers = found(machines=REFUSED) | dict.fromkeys(history_questions.OF_MACHINE, answer()) | {HistoryQuestion.CPU: answer(cpu(0.5))}
+    assert [each.label for each in chart(drawn(answers), "cpu").lines] == ["inference"]
+    together = answer(line(history_questions.OF_MACHINE[HistoryQuestion.CPU], 0.3, service="inference"))
+    answers = found(machines=REFUSED) | dict.fromkeys(history_questions.OF_MACHINE, REFUSED) | {HistoryQuestion.TOGETHER: together}
+    assert [(each.label, each.latest) for each in chart(drawn(answers), "cpu").lines] == [("inference", "30 %")]
+    # On the page of one node, totals are no substitute.
+    alone = chart(drawn(answers, node=A), "cpu")
+    assert (alone.lines, alone.note) == ((), "Unavailable: that would be 412 lines.")
+
+
+def test_a_chart_that_could_not_be_read_says_why_and_the_others_stand() -> None:
+    charts = drawn(found(models=AWAY, machines=answer(cpu(0.5))))
+    assert (chart(charts, "waiting").lines, chart(charts, "waiting").note) == ((), "Unavailable: nobody there.")
+    assert len(chart(charts, "cpu").lines) == 1
+
+
+def test_without_a_word_about_the_whole_there_is_nothing_to_draw() -> None:
+    with pytest.raises(errors.NotReachable):
+        drawn(found(whole=AWAY))
+
+
+def test_a_table_has_the_mean_of_each_ten_minutes() -> None:
+    values = [float(step // 20) for step in range(STEPS)]
+    charts = drawn(found(machines=answer(cpu([each / 10 for each in values]))))
+    assert charts.periods == ("12:00", "12:10", "12:20", "12:30", "12:40", "12:50")
+    only = chart(charts, "cpu").lines[0]
+    assert only.periods == ("0 %", "10 %", "20 %", "30 %", "40 %", "50 %")
+    assert (only.lowest, only.highest) == ("0 %", "50 %")
+
+
+def test_an_open_page_gets_what_it_names() -> None:
+    charts = drawn(found(machines=answer(cpu(0.5))))
+    values = history_charts.values(charts)
+    assert (values["since"], values["p0"], values["gaps"]) == (str(int(SINCE.timestamp())), "12:00", "")
+    assert values["cpu"] == [
+        {"id": A, "label": "inference", "points": ",".join([".5"] * STEPS), "latest": "50 %", "lowest": "50 %",
+         "highest": "50 %", **{f"p{place}": "50 %" for place in range(6)}},
+    ]  # fmt: skip
+    assert values["cpu_now"] == "50 %"
+    assert values["waiting_note"] == "No requests in this period."
+    assert timedelta(seconds=charts.step_seconds) == history_questions.STEPS[HistorySpan.HOUR].step

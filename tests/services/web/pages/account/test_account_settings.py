@@ -1,0 +1,175 @@
+import httpx
+import msgspec
+import pytest
+
+from services.web import request_context
+from shared import errors
+from shared.types import ModelName
+from tests.services.web.browser import Browser, forms_of
+from tests.services.web.fake_mesh import FakeMesh
+
+AWAY = errors.NotReachable("no node of that role is alive")
+EVIL = "<script>alert(1)</script>"
+TABS = ("/settings", "/settings/preferences", "/settings/security", "/settings/data")
+
+
+@pytest.fixture
+async def alice(mesh: FakeMesh, browser: Browser) -> Browser:
+    mesh.add_account("alice", "correct horse")
+    await browser.sign_in("alice", "correct horse")
+    return browser
+
+
+async def save_preferences(browser: Browser, **values: str) -> httpx.Response:
+    """As a browser sends it: a box that is not ticked is not there, and of the themes only the chosen one is."""
+    fields = forms_of(await browser.get("/settings/preferences"))["/settings/preferences"]
+    chosen = {"token": fields["token"], "theme": "system"} | values
+    return await browser.client.post("/settings/preferences", data=chosen, headers={"Sec-Fetch-Site": "same-origin"})
+
+
+@pytest.mark.parametrize("path", TABS)
+async def test_each_tab_marks_itself_and_leads_to_the_others(alice: Browser, path: str) -> None:
+    page = await alice.get(path)
+    assert page.status_code == 200
+    assert f'href="{path}" aria-current="page"' in page.text
+    assert page.text.count("aria-current") == 1
+    for other in TABS:
+        assert f'href="{other}"' in page.text
+    assert page.text.count("<h1") == 1
+
+
+async def test_changing_name_and_address(alice: Browser, mesh: FakeMesh) -> None:
+    answer = await alice.submit(await alice.get("/settings"), "/settings", username=" alice2 ", email="alice2@example.com ")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/settings?done=saved")
+    assert mesh.accounts["alice2"].user.email == "alice2@example.com"
+    page = await alice.get("/settings?done=saved")
+    assert "Changes saved." in page.text
+    assert 'class="who"><bdi>alice2' in page.text
+
+
+async def test_a_taken_name_keeps_what_was_typed(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.add_account("taken", "x")
+    page = await alice.submit(await alice.get("/settings"), "/settings", username="taken", email="new@example.com")
+    assert page.status_code == 409
+    assert "The username &#39;taken&#39; is taken." in page.text
+    fields = forms_of(page)["/settings"]
+    assert (fields["username"], fields["email"]) == ("taken", "new@example.com")
+
+
+async def test_a_new_address_is_confirmed_by_the_password_and_then_set(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.is_stale = True
+    asked = await alice.submit(await alice.get("/settings"), "/settings", username="alice", email="new@example.com")
+    assert asked.status_code == 403
+    assert "Confirm it’s you" in asked.text
+    assert mesh.accounts["alice"].user.email == "alice@example.com"
+    wrong = await alice.submit(asked, "/settings", confirm_password="wrong horse")
+    assert wrong.status_code == 403
+    done = await alice.submit(wrong, "/settings", confirm_password="correct horse")
+    assert done.status_code == 303
+    assert mesh.accounts["alice"].user.email == "new@example.com"
+
+
+@pytest.mark.parametrize(
+    ("has", "asked_for"),
+    [
+        ({"password"}, {"confirm_password"}),
+        ({"password", "provider"}, {"confirm_password", "link"}),
+        ({"password", "factor", "provider"}, {"confirm_code"}),
+        ({"factor"}, {"confirm_code"}),
+        ({"provider"}, {"link"}),
+    ],
+)
+async def test_it_is_confirmed_by_what_the_person_has(alice: Browser, mesh: FakeMesh, has: set[str], asked_for: set[str]) -> None:
+    mesh.is_stale = True
+    mesh.options = msgspec.structs.replace(mesh.options, oidc_name="Corp" if "provider" in has else None)
+    mesh.with_factor |= {"alice"} if "factor" in has else set()
+    mesh.without_password |= set() if "password" in has else {"alice"}
+    asked = await alice.submit(await alice.get("/settings"), "/settings", username="alice", email="new@example.com")
+    links = {"link"} if 'then=/settings/security">Corp</a>' in asked.text else set()
+    assert {name for name in forms_of(asked)["/settings"] if name.startswith("confirm")} | links == asked_for
+
+
+async def test_while_that_is_not_known_both_ways_are_offered(alice: Browser, mesh: FakeMesh) -> None:
+    page = await alice.get("/settings")
+    mesh.is_stale = True
+    mesh.broken["auth.getAccount"] = AWAY
+    asked = await alice.submit(page, "/settings", username="alice", email="new@example.com")
+    assert {name for name in forms_of(asked)["/settings"] if name.startswith("confirm")} == {"confirm_password", "confirm_code"}
+
+
+async def test_hostile_names_are_text(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.add_account("taken", "x")
+    page = await alice.submit(await alice.get("/settings"), "/settings", username="taken", email=f'"{EVIL}\u202e')
+    assert EVIL not in page.text
+    assert "&lt;script&gt;" in page.text
+
+
+async def test_preferences_are_kept_and_the_theme_comes_at_once(alice: Browser, mesh: FakeMesh) -> None:
+    answer = await save_preferences(alice, default_model="smollm2", theme="dark")
+    assert answer.headers["location"] == "/settings/preferences?done=saved"
+    assert (mesh.preferences.default_model, mesh.preferences.theme, mesh.preferences.notify_by_mail) == ("smollm2", "dark", False)
+    page = await alice.get("/settings/preferences")
+    assert '<html lang="en" data-theme="dark">' in page.text
+    assert "<option selected>smollm2</option>" in page.text
+    assert 'value="dark" checked' in page.text
+    assert 'value="yes" checked' not in page.text
+
+
+async def test_the_theme_does_not_wait_until_the_session_is_asked_for_again(
+    alice: Browser, site: request_context.App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(site.sessions, "_clock", lambda: 0.0)
+    await alice.get("/settings")
+    await save_preferences(alice, theme="dark")
+    assert '<html lang="en" data-theme="dark">' in (await alice.get("/settings")).text
+
+
+async def test_preferences_can_be_taken_back(alice: Browser, mesh: FakeMesh) -> None:
+    await save_preferences(alice, default_model="smollm2", theme="dark")
+    await save_preferences(alice, notify_by_mail="yes")
+    assert (mesh.preferences.default_model, mesh.preferences.theme, mesh.preferences.notify_by_mail) == (None, "system", True)
+    assert "data-theme" not in (await alice.get("/settings")).text.partition("<head>")[0]
+
+
+async def test_a_chosen_model_that_is_served_no_more_stays_chosen(alice: Browser, mesh: FakeMesh) -> None:
+    await save_preferences(alice, default_model="of-yesterday")
+    page = await alice.get("/settings/preferences")
+    assert "<option selected>of-yesterday</option>" in page.text
+    assert "<option>smollm2</option>" in page.text
+
+
+async def test_the_gateway_being_away_takes_the_choice_and_not_the_page(alice: Browser, mesh: FakeMesh) -> None:
+    await save_preferences(alice, default_model="smollm2")
+    mesh.broken["gateway"] = AWAY
+    page = await alice.get("/settings/preferences")
+    assert "isn’t responding" in page.text
+    fields = forms_of(page)["/settings/preferences"]
+    assert fields["default_model"] == "smollm2"
+    await save_preferences(alice, default_model=fields["default_model"], theme="light")
+    assert (mesh.preferences.default_model, mesh.preferences.theme) == (ModelName("smollm2"), "light")
+
+
+async def test_a_theme_that_is_none_is_refused(alice: Browser, mesh: FakeMesh) -> None:
+    page = await save_preferences(alice, theme=EVIL)
+    assert page.status_code == 400
+    assert EVIL not in page.text
+    assert mesh.preferences.theme == "system"
+
+
+async def test_auth_being_away_is_a_503(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.broken["auth.getAccount"] = AWAY
+    for path in TABS:
+        assert (await alice.get(path)).status_code == 503
+
+
+@pytest.mark.parametrize(
+    ("path", "values"),
+    [("/settings", {"username": "mallory", "email": "m@example.com"}), ("/settings/preferences", {"theme": "dark"})],
+)
+async def test_forms_from_elsewhere_are_refused(alice: Browser, mesh: FakeMesh, path: str, values: dict[str, str]) -> None:
+    page = await alice.get(path)
+    assert (await alice.submit(page, path, {"Sec-Fetch-Site": "cross-site"}, **values)).status_code == 403
+    assert (await alice.submit(page, path, **values, token="")).status_code == 403
+    assert (await alice.submit(page, path, **values, admin="yes")).status_code == 400
+    assert "mallory" not in mesh.accounts
+    assert mesh.preferences.theme == "system"

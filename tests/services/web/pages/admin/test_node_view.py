@@ -1,0 +1,109 @@
+from datetime import UTC, datetime
+
+import msgspec
+import pytest
+
+from services.web.pages.admin import node_view
+from shared.api.gateway import NodeRow
+from shared.api.membership import Member, MemberState
+from shared.types import ModelName, NodeId, Role
+
+NOW = datetime(2026, 11, 20, 14, 5, tzinfo=UTC)
+ONE, TWO, THREE = (NodeId(f"U{letter}" + "A" * 54) for letter in "ABC")
+
+
+def member(node: NodeId, state: MemberState = MemberState.ACTIVE, role: Role = Role.WORKER) -> Member:
+    return Member(node, role, state, f"name of {node[1]}", "alice", {"b": "2", "a": "1"}, NOW, NOW, NOW, None, "stolen")
+
+
+def row(node: NodeId, *, alive: bool = True, why_not: str = "", refused: bool = False) -> NodeRow:
+    return NodeRow(
+        node, Role.WORKER, "inference", "direct", alive, alive and not why_not, why_not, (ModelName("m"),), NOW, "1", 2, 1, 4,
+        round_trip_ms=1.26, refused=refused,
+    )  # fmt: skip
+
+
+def joined(members: tuple[Member, ...] = (), rows: tuple[NodeRow, ...] | None = (), root: str = "/admin/nodes") -> node_view.NodeList:
+    return node_view.join(members, rows, root, only_members=root == "/nodes")
+
+
+@pytest.mark.parametrize(
+    ("known", "seen", "state", "tone", "why"),
+    [
+        pytest.param(member(ONE), row(ONE), "OK", "good", "", id="used"),
+        pytest.param(member(ONE), row(ONE, why_not="overheats"), "Degraded", "warn", "overheats", id="alive and not used"),
+        pytest.param(member(ONE), row(ONE, alive=False, why_not="silent"), "Down", "bad", "silent", id="gone"),
+        pytest.param(member(ONE), row(ONE, alive=False, why_not="old", refused=True), "Rejected", "bad", "old", id="refused"),
+        pytest.param(member(ONE), None, "Not seen", "off", "the gateway has never seen this node", id="auth alone knows it"),
+        pytest.param(None, row(ONE), "OK", "good", "", id="the gateway alone knows it"),
+        pytest.param(member(ONE, MemberState.PENDING), row(ONE), "Pending approval", "warn", "", id="waits"),
+        pytest.param(member(ONE, MemberState.REVOKED), row(ONE), "Revoked", "off", "stolen", id="revoked though still there"),
+    ],
+)
+def test_the_state_says_the_most_important_thing(known: Member | None, seen: NodeRow | None, state: str, tone: str, why: str) -> None:
+    line = joined((known,) if known else (), (seen,) if seen else ()).lines[0]
+    assert (line.state, line.tone, line.why) == (state, tone, why)
+
+
+def test_a_line_has_what_both_services_know() -> None:
+    line = joined((member(ONE),), (row(ONE),)).lines[0]
+    assert (line.name, line.about, line.path, line.round_trip) == ("name of A", "alice · a=1, b=2", "Direct", "1.3 ms")
+    assert (line.load, line.models, line.until) == ("2 of 4, 1 queued", "m", "20 Nov, 14:05 UTC")
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [("nats", "NATS"), ("relayed", "Relay"), ("self", "Local"), ("direct", "Direct"), ("by mail", "by mail"), ("", "–")],
+)
+def test_how_a_machine_is_reached_is_said_in_words(path: str, shown: str) -> None:
+    assert joined((), (msgspec.structs.replace(row(ONE), path=path),)).lines[0].path == shown
+
+
+def test_who_has_no_name_is_called_by_its_role() -> None:
+    line = joined((), (row(ONE),)).lines[0]
+    assert (line.name, line.short) == ("worker", ONE[:9])
+
+
+def test_without_the_gateway_nobody_is_called_gone() -> None:
+    line = joined((member(ONE),), None).lines[0]
+    assert (line.state, line.path, line.load) == ("Unknown", "–", "–")
+
+
+def test_waiting_ones_come_first_and_revoked_ones_last() -> None:
+    members = (member(ONE, MemberState.REVOKED), member(TWO), member(THREE, MemberState.PENDING))
+    found = joined(members, ())
+    assert [line.id for line in found.lines] == [THREE, TWO, ONE]
+    assert found.summary == "2 nodes, 0 OK, 1 pending approval"
+
+
+@pytest.mark.parametrize(
+    ("known", "root", "actions"),
+    [
+        pytest.param(member(ONE, MemberState.PENDING), "/admin/nodes", ("approve", "revoke"), id="an administrator lets in"),
+        pytest.param(member(ONE, MemberState.PENDING), "/nodes", ("revoke",), id="an owner cannot approve"),
+        pytest.param(member(ONE), "/admin/nodes", ("revoke",), id="active"),
+        pytest.param(member(ONE, MemberState.REVOKED), "/admin/nodes", (), id="revoked is for good"),
+        pytest.param(member(ONE, role=Role.AUTH), "/admin/nodes", (), id="auth cannot revoke itself"),
+    ],
+)
+def test_only_what_can_be_done_is_offered(known: Member, root: str, actions: tuple[str, ...]) -> None:
+    line = joined((known,), (), root).lines[0]
+    assert (line.approve, line.revoke) == tuple(f"{root}/{ONE}/{word}" if word in actions else "" for word in ("approve", "revoke"))
+
+
+def test_an_owner_sees_no_machine_of_others() -> None:
+    found = joined((member(ONE),), (row(ONE), row(TWO)), "/nodes")
+    assert [line.id for line in found.lines] == [ONE]
+
+
+def test_too_many_are_counted_and_not_drawn() -> None:
+    many = tuple(msgspec.structs.replace(member(ONE), id=NodeId(f"U{number:055}")) for number in range(node_view.MOST_LINES + 7))
+    found = joined(many)
+    assert (len(found.lines), found.left_out) == (node_view.MOST_LINES, 7)
+    assert found.summary.startswith("507 nodes")
+
+
+def test_a_plain_line_is_texts_alone() -> None:
+    plain = node_view.plain(joined((member(ONE),), (row(ONE),)).lines[0])
+    assert plain["id"] == ONE
+    assert all(isinstance(value, str) for value in plain.values())

@@ -1,0 +1,44 @@
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from services.web.pages.admin import price_view
+from shared.api.gateway import ServedModel
+from shared.api.ledger import ModelPrice
+from shared.types import MicroCredits, ModelName
+
+NOW = datetime(2026, 11, 20, tzinfo=UTC)
+
+
+def price(model: str | None, input_: int = 0, output: int = 0, request: int = 0, second: int = 0, *, days_ago: int = 0) -> ModelPrice:
+    named = None if model is None else ModelName(model)
+    since = NOW - timedelta(days=days_ago)
+    return ModelPrice(named, MicroCredits(input_), MicroCredits(output), MicroCredits(request), MicroCredits(second), since=since)
+
+
+@pytest.mark.parametrize(
+    ("given", "micro"),
+    [
+        pytest.param(price(None), 0, id="free"),
+        pytest.param(price(None, 2_000_000), 2_000, id="1,000 tokens in at 2 credits a million"),
+        pytest.param(price(None, 0, 2_000_000), 1_000, id="500 tokens out"),
+        pytest.param(price(None, 1), 1, id="any part of a micro-credit is rounded up"),
+        pytest.param(price(None, 0, 0, 7, 3), 22, id="a request and five seconds"),
+    ],
+)
+def test_the_example_costs_what_the_gateway_would_charge(given: ModelPrice, micro: int) -> None:
+    assert price_view.example(given) == micro
+
+
+def test_the_default_comes_first_and_the_past_behind_what_holds() -> None:
+    default, zeta, alpha = price(None, 1), price("zeta", 2), price("alpha", 3)
+    older, oldest = price("alpha", 4, days_ago=1), price("alpha", 5, days_ago=2)
+    found = price_view.lines((zeta, alpha, default), (oldest, alpha, older, zeta, default))
+    assert [(line.price, line.is_current) for line in found] == [
+        (default, True), (alpha, True), (older, False), (oldest, False), (zeta, True),
+    ]  # fmt: skip
+
+
+def test_models_without_a_price_of_their_own_are_named() -> None:
+    served = [ServedModel(ModelName(name), 1, 2048) for name in ("b", "a", "c")]
+    assert price_view.without_own(served, (price(None), price("c"))) == ("a", "b")

@@ -1,0 +1,213 @@
+"""What administrators are told at the top of their pages while something bad fires; and that no page waits for it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+from litestar.types import ASGIApp
+
+from services.web import live_updates
+from services.web.request_context import App
+from shared import errors
+from shared.api.method import Method, Reply, Request
+from shared.api.usage_report import GetUsageReport, UsageSummary
+from shared.node.lifecycle import background
+from shared.types import Credential, NodeId, UserRole
+from tests.acceptance import chromium
+from tests.acceptance.album import Album
+from tests.acceptance.watching import Watch
+from tests.services.web import servers
+from tests.services.web.browser import Browser
+from tests.services.web.fake_usage import FakeUsage
+from tests.services.web.pages.admin import followed
+from tests.services.web.pages.admin.admin_mesh import AdminMesh
+
+LINE = (
+    '<strong data-live="banner">1 alert:</strong> <bdi data-live="banner_names">no_worker is wrong</bdi>'
+    ' <a href="/admin/alerts">View alerts</a>'
+)
+NO_LINE = 'data-live-show="banner" hidden><strong data-live="banner"></strong>'
+
+
+class MeshWithGate(AdminMesh):
+    """The metrics service can be slow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.gate.set()
+        #: Questions for the alerts that have been answered, or have failed.
+        self.answered = 0
+        self._told = asyncio.Event()
+
+    async def call(
+        self,
+        method: Method[Request, Reply],
+        request: Request,
+        *,
+        to: NodeId | None = None,
+        deadline_seconds: float = 10,
+        credential: Credential | None = None,
+    ) -> Reply:
+        if method.name != "metrics.listAlerts":
+            return await super().call(method, request, to=to, deadline_seconds=deadline_seconds, credential=credential)
+        await self.gate.wait()
+        try:
+            return await super().call(method, request, to=to, deadline_seconds=deadline_seconds, credential=credential)
+        finally:
+            self.answered += 1
+            self._told.set()
+
+    async def told(self) -> None:
+        """Returns when an answer is known."""
+        async with asyncio.timeout(5):
+            await self._told.wait()
+        await asyncio.sleep(0)
+
+    def _get_usage_report(self, request: GetUsageReport, credential: Credential | None) -> UsageSummary:
+        """Of everybody, not of administrators alone."""
+        return FakeUsage._get_usage_report(self, request, credential)
+
+
+@pytest.fixture
+def mesh() -> MeshWithGate:
+    made = MeshWithGate()
+    made.add_person("root", UserRole.ADMIN)
+    return made
+
+
+@pytest.fixture(autouse=True)
+async def looking(site: App, mesh: MeshWithGate) -> AsyncIterator[None]:
+    async with background() as tasks:
+        tasks.create_task(site.lookout.run(mesh))
+        yield
+
+
+@pytest.fixture
+async def root(browser: Browser) -> Browser:
+    await browser.sign_in("root", "correct horse")
+    return browser
+
+
+@pytest.mark.parametrize("path", ["/admin", "/admin/users", "/admin/prices", "/dashboard"])
+async def test_an_administrator_reads_what_fires_on_every_page(root: Browser, mesh: MeshWithGate, path: str) -> None:
+    mesh.add_alert()
+    mesh.add_alert("cpu_high", "warning")
+    await root.get(path)
+    await mesh.told()
+    assert LINE in (await root.get(path)).text
+
+
+@pytest.mark.parametrize("change", [{"severity": "warning"}, {"state": "pending"}, {"state": "over"}, {"seen_by": "ada"}])
+async def test_nothing_is_said_of_what_can_wait_or_is_looked_after(root: Browser, mesh: MeshWithGate, change: dict[str, str]) -> None:
+    mesh.alerts[:] = [msgspec.structs.replace(mesh.add_alert(), **change)]
+    await root.get("/admin")
+    await mesh.told()
+    assert NO_LINE in (await root.get("/admin")).text
+
+
+async def test_the_page_of_alerts_has_them_all_and_other_pages_have_no_line(root: Browser, mesh: MeshWithGate) -> None:
+    mesh.add_alert()
+    await root.get("/admin")
+    await mesh.told()
+    for path in ("/admin/alerts", "/usage", "/api-keys", "/settings"):
+        assert 'data-live="banner"' not in (await root.get(path)).text, path
+
+
+@pytest.mark.parametrize("role", [UserRole.USER, UserRole.NODE_OWNER, UserRole.DEVELOPER])
+async def test_nobody_else_reads_of_alerts_and_nobody_asks_in_their_name(
+    browser: Browser, root: Browser, mesh: MeshWithGate, role: UserRole, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.web.alert_poller.ASK_AGAIN_SECONDS", 0.0)
+    mesh.add_alert()
+    await root.get("/admin")
+    await mesh.told()
+    mesh.asked.clear()
+    browser.client.cookies.clear()
+    mesh.add_person("bob", role)
+    await browser.sign_in("bob", "correct horse")
+    page = await browser.get("/dashboard")
+    assert page.status_code == 200
+    assert "banner" not in page.text
+    assert "no_worker" not in page.text
+    await asyncio.sleep(0)
+    assert "metrics.listAlerts" not in mesh.names_asked()
+
+
+async def test_no_page_waits_for_a_metrics_service_that_does_not_answer(root: Browser, mesh: MeshWithGate) -> None:
+    mesh.add_alert()
+    mesh.gate.clear()
+    for path in ("/admin", "/admin/users", "/dashboard"):
+        async with asyncio.timeout(5):
+            page = await root.get(path)
+        assert page.status_code == 200
+        assert NO_LINE in page.text
+    assert mesh.answered == 0
+
+
+async def test_pages_stand_without_the_line_while_metrics_is_away(root: Browser, mesh: MeshWithGate) -> None:
+    mesh.broken["metrics"] = errors.NotReachable("no metrics node is reachable")
+    await root.get("/admin/users")
+    await mesh.told()
+    page = await root.get("/admin/users")
+    assert page.status_code == 200
+    assert NO_LINE in page.text
+
+
+async def test_many_pages_are_one_question(root: Browser, mesh: MeshWithGate) -> None:
+    for _ in range(10):
+        await root.get("/admin/users")
+    await mesh.told()
+    await root.get("/dashboard")
+    assert mesh.answered == 1
+
+
+async def test_what_was_done_on_the_page_of_alerts_is_so_on_the_next_page(root: Browser, mesh: MeshWithGate) -> None:
+    alert = mesh.add_alert()
+    await root.get("/admin")
+    await mesh.told()
+    page = await root.get("/admin/alerts")
+    done = await root.submit(page, f"/admin/alerts/{alert.id}/acknowledge")
+    await root.get(done.headers["location"])
+    assert NO_LINE in (await root.get("/admin/users")).text
+
+
+@pytest.mark.parametrize("path", ["/live/health", "/live/overview", "/live/nodes"])
+async def test_pages_that_follow_their_server_hear_of_it(app: ASGIApp, mesh: MeshWithGate, root: Browser, path: str) -> None:
+    mesh.add_alert()
+    await root.get("/admin")
+    await mesh.told()
+    values = await followed.first_event(app, path, "root")
+    assert (values["banner"], values["banner_names"]) == ("1 alert:", "no_worker is wrong")
+    mesh.add_person("bob", UserRole.NODE_OWNER)
+    if path != "/live/health":
+        assert "banner" not in await followed.first_event(app, path, "bob")
+
+
+async def test_the_line_comes_and_goes_while_somebody_looks(
+    app: ASGIApp, site: App, mesh: MeshWithGate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_updates, "_EVERY_SECONDS", 0.02)
+    monkeypatch.setattr("services.web.alert_poller.ASK_AGAIN_SECONDS", 0.0)
+    token = mesh.add_session(mesh.accounts["root"].user)
+    album = Album()
+    shown = "document.querySelector('[data-live-beside]')?.checkVisibility()"
+    async with servers.serving(app) as origin, chromium.launch() as chrome:
+        watch = Watch(chrome, origin)
+        page = await watch.open()
+        await page.send("Network.setCookie", name="aimesh_session", value=token, url=origin)
+        await page.goto(f"{origin}/admin")
+        assert not await page.evaluate(shown)
+        alert = mesh.add_alert()
+        mesh.add_alert("ledger_drift", "critical")
+        await page.until(shown)
+        assert "2 alerts: no_worker is wrong, ledger_drift is wrong View alerts" in await page.text()
+        await album.add(page, "admin-health-alerts")
+        await page.click("main a", "View alerts")
+        assert await page.path() == "/admin/alerts"
+        await page.goto(f"{origin}/admin")
+        mesh.alerts[:] = [msgspec.structs.replace(alert, seen_by="ada")]
+        await page.until(f"!{shown}")
+        await watch.check()
+    album.check()

@@ -1,0 +1,81 @@
+import pytest
+
+from services.web.http import forms
+from services.web.pages import key_forms
+from services.web.pages.key_forms import KeyUse, NewKeyForm
+from shared import errors
+from shared.access.access_table import Permission
+from shared.api.auth import ApiKeyLimits, GenerateApiKey, KeyBounds, KeyKind
+from shared.types import MicroCredits, ModelName, UserRole
+
+
+def test_limits_of_a_key() -> None:
+    form = NewKeyForm("laptop", "1", " 2 ", "3", "4", ".5")
+    assert key_forms.read_limits(form) == ApiKeyLimits(1, 2, 3, 4, MicroCredits(500_000))
+    assert form.has_limits
+    assert key_forms.read_limits(NewKeyForm("laptop", budget=" ")) == ApiKeyLimits()
+    assert not NewKeyForm("laptop").has_limits
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("0", "must be more than 0"), ("-1", "must be more"), ("1,5", "such as 2.5"), ("0.0000001", "decimals")]
+)
+def test_a_budget_that_is_none(text: str, says: str) -> None:
+    with pytest.raises(errors.BadRequest, match=f"budget.*{says}"):
+        key_forms.read_limits(NewKeyForm("laptop", budget=text))
+
+
+def test_the_optional_field_of_a_key_may_be_left_out() -> None:
+    assert forms.convert(forms.read_fields(b"name=laptop"), NewKeyForm).requests_per_hour == ""
+
+
+def test_a_form_with_a_name_alone_asks_for_what_is_usual() -> None:
+    assert key_forms.read_request(NewKeyForm(" laptop ")) == GenerateApiKey("laptop")
+
+
+@pytest.mark.parametrize(
+    ("form", "kind", "scopes"),
+    [
+        (NewKeyForm("k", use=KeyUse.RUN), KeyKind.LIVE, ("inference:execute",)),
+        (NewKeyForm("k", use=KeyUse.TEST), KeyKind.TEST, ()),
+        (NewKeyForm("k", use=KeyUse.ADMIN), KeyKind.ADMIN, ()),
+        (NewKeyForm("k", use=KeyUse.CHOSEN, may_run="yes", may_read_usage="yes"), KeyKind.LIVE, ("inference:execute", "usage:read")),
+        # Boxes count for nothing where something else is chosen.
+        (NewKeyForm("k", may_write_keys="yes"), KeyKind.LIVE, ()),
+        (NewKeyForm("k", use=KeyUse.ALL, may_run="yes"), KeyKind.LIVE, ()),
+    ],
+)
+def test_the_use_of_a_key(form: NewKeyForm, kind: KeyKind, scopes: tuple[str, ...]) -> None:
+    asked = key_forms.read_request(form)
+    assert (asked.kind, asked.bounds.scopes) == (kind, scopes)
+    assert asked.all_rights is (form.use is KeyUse.ALL)
+
+
+def test_a_key_that_may_do_nothing_is_refused() -> None:
+    with pytest.raises(errors.BadRequest, match="has no permissions"):
+        key_forms.read_request(NewKeyForm("k", use=KeyUse.CHOSEN))
+
+
+def test_models_and_networks_are_lists_however_they_are_typed() -> None:
+    asked = key_forms.read_request(NewKeyForm("k", models="small, large large", networks="192.0.2.0/24 2001:db8::/48,"))
+    assert asked.bounds == KeyBounds((), (ModelName("small"), ModelName("large")), ("192.0.2.0/24", "2001:db8::/48"))
+
+
+@pytest.mark.parametrize(("text", "days"), [("", None), ("0", 0), (" 30 ", 30)])
+def test_how_long_a_key_is_good(text: str, days: int | None) -> None:
+    assert key_forms.read_request(NewKeyForm("k", days=text)).days == days
+
+
+@pytest.mark.parametrize("text", ["x", "-1", "1.5", "99999", "٣"])
+def test_what_is_no_number_of_days(text: str) -> None:
+    with pytest.raises(errors.BadRequest, match="number of days"):
+        key_forms.read_request(NewKeyForm("k", days=text))
+
+
+def test_each_role_is_shown_the_permissions_that_it_has() -> None:
+    assert "may_write_models" not in key_forms.scopes_of(UserRole.USER)
+    assert "may_write_models" in key_forms.scopes_of(UserRole.DEVELOPER)
+    assert set(key_forms.scopes_of(UserRole.ADMIN)) == set(key_forms.SCOPES)
+    # Every permission but that of everything can be ticked, and the form has its field.
+    assert set(key_forms.SCOPES) <= set(NewKeyForm.__struct_fields__)
+    assert {*key_forms.SCOPES.values(), Permission.EVERYTHING} == set(Permission)

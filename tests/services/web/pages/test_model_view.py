@@ -1,0 +1,78 @@
+from datetime import UTC, datetime
+
+import pytest
+
+from services.web.pages import model_view
+from shared.api.gateway import NodeRow, ServedModel
+from shared.api.ledger import ModelPrice
+from shared.types import MicroCredits, ModelName, NodeId, Role
+
+SMOL, BIG = ModelName("smollm2"), ModelName("mistral")
+SERVED = ServedModel(SMOL, 1, 2048, aliases=("small",))
+
+
+def worker(name: str, *models: ModelName, why_not: str = "", alive: bool = True, running: int = 0, role: Role = Role.WORKER) -> NodeRow:
+    return NodeRow(
+        NodeId(name), role, "inference", "nats", alive, alive and not why_not, why_not, models, datetime(2026, 11, 20, tzinfo=UTC), "1",
+        running, 2 if running else 0, 4, labels={"room": "3", "gpu": "a100"},
+    )  # fmt: skip
+
+
+def price(model: ModelName | None, input_micro: int, output_micro: int, request: int = 0, second: int = 0) -> ModelPrice:
+    return ModelPrice(model, MicroCredits(input_micro), MicroCredits(output_micro), MicroCredits(request), MicroCredits(second))
+
+
+def test_a_served_model_with_its_places_the_least_busy_first() -> None:
+    nodes = [
+        worker("UBUSY", SMOL, running=3),
+        worker("UIDLE", SMOL),
+        worker("UBAD", SMOL, why_not="its clock is off"),
+        worker("UOTHER", BIG),
+    ]
+    (line,) = model_view.join([SERVED], nodes, [], unserved_too=False)
+    assert (line.name, line.aliases, line.context_tokens, line.state, line.tone, line.workers) == (
+        SMOL,
+        ("small",),
+        2048,
+        "OK",
+        "good",
+        1,
+    )
+    assert [(place.id, place.load, place.why_not) for place in line.places] == [
+        ("UIDLE", "0 of 4 busy", ""),
+        ("UBUSY", "3 of 4 busy, 2 queued", ""),
+        ("UBAD", "0 of 4 busy", "its clock is off"),
+    ]
+    assert line.places[0].labels == ("gpu=a100", "room=3")
+
+
+@pytest.mark.parametrize(
+    ("row", "state", "why"),
+    [
+        pytest.param(worker("U1", BIG), "Degraded", "the engine is loading, restarting or failed", id="usable, but not served"),
+        pytest.param(worker("U1", BIG, why_not="it drains"), "Down", "it drains", id="not usable"),
+    ],
+)
+def test_what_nobody_serves_is_for_who_can_do_something(row: NodeRow, state: str, why: str) -> None:
+    assert model_view.join([], [row], None, unserved_too=False) == ()
+    (line,) = model_view.join([], [row], None, unserved_too=True)
+    assert (line.name, line.state, line.why, line.workers, line.context_tokens) == (BIG, state, why, 0, None)
+
+
+def test_gone_machines_and_other_services_have_no_models() -> None:
+    nodes = [worker("U1", BIG, alive=False), worker("U2", BIG, role=Role.GATEWAY)]
+    assert model_view.join([], nodes, None, unserved_too=True) == ()
+
+
+def test_a_price_is_the_models_own_or_everybodys() -> None:
+    everybody = price(None, 100_000, 200_000)
+    (line,) = model_view.join([SERVED], None, [everybody], unserved_too=False)
+    assert line.price == model_view.ModelPriceView("0.1", "0.2", "")
+    own = price(SMOL, 2_500_000, 7_500_000, request=100, second=20)
+    (line,) = model_view.join([SERVED], None, [everybody, own], unserved_too=False)
+    assert line.price == model_view.ModelPriceView("2.5", "7.5", "0.0001 per request, 0.00002 per compute second")
+
+
+def test_without_nodes_and_prices_there_is_still_the_model() -> None:
+    (line,) = model_view.join([SERVED], None, None, unserved_too=True)
+    assert (line.name, line.places, line.price) == (SMOL, (), None)

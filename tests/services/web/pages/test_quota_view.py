@@ -1,0 +1,73 @@
+from datetime import UTC, datetime
+from uuid import UUID
+
+import pytest
+
+from services.web.pages import quota_view
+from shared.api import gateway, ledger
+from shared.api.gateway import LimitState, UserQuota
+from shared.types import MicroCredits, Tier, UserId
+
+FEBRUARY = datetime(2027, 2, 1, tzinfo=UTC)
+
+
+def quota(*limits: LimitState, per_hour: int = 100, used: int = 40) -> UserQuota:
+    return UserQuota(UserId(UUID(int=1)), Tier.PRO, per_hour, used, per_hour - used, FEBRUARY, limits)
+
+
+def test_every_limit_is_a_meter() -> None:
+    lines = quota_view.limits(
+        quota(
+            LimitState("user", "requests_per_hour", 1000, 960, 2480.4),
+            LimitState("key", "tokens_per_minute", 20_000, 1_500, 42.0),
+            LimitState("model", "concurrency", 4, 1, 0.0),
+            LimitState("model", "concurrency", 4, 1, 0.0, "qwen"),
+            LimitState("user", "concurrency", 4, 4, 0.0),
+        )
+    )
+    assert [(line.id, line.label, line.left, line.limit, line.percent, line.tone, line.renewal) for line in lines] == [
+        ("user:requests_per_hour", "Requests per hour", "960", "1,000", "96", "", "Resets in 42 min"),
+        ("key:tokens_per_minute", "Tokens per minute (key)", "1,500", "20,000", "7", "bad", "Resets in 42 s"),
+        ("model:concurrency", "Concurrent requests (model)", "1", "4", "25", "", "Frees up when a request ends"),
+        ("model:concurrency:qwen", "Concurrent requests (qwen)", "1", "4", "25", "", "Frees up when a request ends"),
+        ("user:concurrency", "Concurrent requests", "4", "4", "100", "", "Unused"),
+    ]
+
+
+def test_a_kind_of_a_newer_gateway_is_shown_by_its_own_word() -> None:
+    (line,) = quota_view.limits(quota(LimitState("user", "images_per_day", 5, 5, 0.0)))
+    assert line.label == "Images per day"
+
+
+def test_a_gateway_that_lists_no_limits_says_the_hours_one() -> None:
+    (line,) = quota_view.limits(quota())
+    assert (line.label, line.left, line.limit) == ("Requests per hour", "60", "100")
+
+
+def test_who_has_no_limits_has_no_meters() -> None:
+    assert quota_view.limits(quota(per_hour=gateway.NO_LIMIT)) == ()
+
+
+@pytest.mark.parametrize(("limit", "remaining"), [(0, 0), (10, -5), (10, 10_000)])
+def test_a_meter_stays_within_itself(limit: int, remaining: int) -> None:
+    (line,) = quota_view.limits(quota(LimitState("user", "requests_per_hour", limit, remaining, 1.0)))
+    assert 0 <= int(line.percent) <= 100
+
+
+def test_credits_say_what_is_left_and_when_there_are_more() -> None:
+    account = ledger.Account(MicroCredits(99_750_000), MicroCredits(1_234_500_000), MicroCredits(0), MicroCredits(100_000_000), FEBRUARY)
+    line = quota_view.credits(account)
+    assert (line.left, line.detail) == ("1,334.25", "100 per month included; renews 1 Feb 2027")
+
+
+def test_what_running_requests_hold_is_said() -> None:
+    account = ledger.Account(MicroCredits(5_000_000), MicroCredits(0), MicroCredits(1_000_000), MicroCredits(5_000_000), FEBRUARY)
+    line = quota_view.credits(account)
+    assert line.left == "4.00"
+    assert line.detail.startswith("1.00 reserved for running requests; ")
+
+
+def test_no_bound_and_no_answer_are_told_apart() -> None:
+    unbound = ledger.Account(MicroCredits(0), MicroCredits(-5), MicroCredits(0), None, FEBRUARY)
+    assert quota_view.credits(unbound).left == "unlimited"
+    assert quota_view.credits(None).left == "–"

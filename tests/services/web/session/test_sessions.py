@@ -1,0 +1,69 @@
+import pytest
+
+from services.web.session import sessions
+from shared import errors
+from tests.services.web.fake_mesh import FakeMesh
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def remembered(mesh: FakeMesh, clock: Clock) -> sessions.WebSessions:
+    return sessions.WebSessions(mesh, clock)
+
+
+async def test_an_answer_is_remembered_for_five_seconds(mesh: FakeMesh, clock: Clock, remembered: sessions.WebSessions) -> None:
+    token = mesh.add_session(mesh.add_account("alice", "correct horse"))
+    for clock.now in (0.0, 4.9, 5.0):
+        session = await remembered.find(token)
+        assert session is not None
+        assert session.user.username == "alice"
+    assert mesh.names_asked() == ["auth.resumeSession"] * 2
+
+
+async def test_a_forgotten_session_is_asked_for_again(mesh: FakeMesh, remembered: sessions.WebSessions) -> None:
+    token = mesh.add_session(mesh.add_account("alice", "correct horse"))
+    await remembered.find(token)
+    remembered.forget(token)
+    del mesh.sessions[token]
+    assert await remembered.find(token) is None
+
+
+@pytest.mark.parametrize("token", [None, "", "short", "x" * 513, "with a space in it", "semicolon;in;the;token", "é" * 20])
+async def test_what_cannot_be_a_token_is_not_worth_a_call(mesh: FakeMesh, remembered: sessions.WebSessions, token: str | None) -> None:
+    assert await remembered.find(token) is None
+    assert mesh.asked == []
+
+
+async def test_auth_being_away_is_not_the_same_as_no_session(mesh: FakeMesh, remembered: sessions.WebSessions) -> None:
+    token = mesh.add_session(mesh.add_account("alice", "correct horse"))
+    mesh.broken["auth"] = errors.NotReachable("no auth node is alive")
+    with pytest.raises(errors.NotReachable):
+        await remembered.find(token)
+
+
+async def test_the_memory_is_bounded_and_drops_the_oldest(
+    mesh: FakeMesh, remembered: sessions.WebSessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "REMEMBERED_SESSIONS", 2)
+    alice = mesh.add_account("alice", "correct horse")
+    first, second, third = (mesh.add_session(alice) for _ in range(3))
+    for token in (first, second, third):
+        await remembered.find(token)
+    mesh.asked.clear()
+    await remembered.find(third)
+    await remembered.find(second)
+    assert mesh.asked == []
+    await remembered.find(first)
+    assert mesh.names_asked() == ["auth.resumeSession"]

@@ -1,0 +1,130 @@
+"""Streams of what has changed: how many there may be, and what they say."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from services.web import live_updates
+from services.web.http.concurrency_limit import ConcurrencyLimit
+from services.web.live_updates import Values
+from shared import errors
+
+
+async def next_event(stream: Any) -> dict[str, Any]:
+    async with asyncio.timeout(5):
+        chunk = await anext(stream)
+    found: dict[str, Any] = json.loads(chunk.removeprefix(b"data: ").strip())
+    return found
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_updates, "_EVERY_SECONDS", 0.0)
+
+
+async def test_only_what_changed_is_said(at_once: None) -> None:
+    turns: list[Values] = [{"a": 1, "b": [1]}, {"a": 1, "b": [1]}, {"a": 1, "b": [2]}, {"a": 2, "b": [2]}]
+    left = list(turns)
+
+    async def read() -> Values:
+        return left.pop(0)
+
+    events = live_updates._events(live_updates.follower_limit(), "alice", read)
+    assert [await next_event(events) for _ in range(3)] == [{"a": 1, "b": [1]}, {"b": [2]}, {"a": 2}]
+    await events.aclose()
+
+
+async def test_a_service_that_is_away_makes_the_page_stale_until_it_is_back(at_once: None) -> None:
+    turns: list[Values | errors.AimeshError] = [{"a": 1, "connection": ""}, errors.NotReachable("away"), {"a": 1, "connection": ""}]
+
+    async def read() -> Values:
+        turn = turns.pop(0)
+        if isinstance(turn, errors.AimeshError):
+            raise turn
+        return turn
+
+    events = live_updates._events(live_updates.follower_limit(), "alice", read)
+    assert [await next_event(events) for _ in range(3)] == [{"a": 1, "connection": ""}, {"connection": "stale"}, {"connection": ""}]
+    await events.aclose()
+
+
+@pytest.mark.parametrize("error", [errors.NotAuthenticated("the session is over"), errors.NotAllowed("no administrator any more")])
+async def test_who_may_not_see_it_any_more_is_told_no_more(at_once: None, error: errors.AimeshError) -> None:
+    turns: list[Values | errors.AimeshError] = [{"a": 1}, error]
+
+    async def read() -> Values:
+        turn = turns.pop(0)
+        if isinstance(turn, errors.AimeshError):
+            raise turn
+        return turn
+
+    followers = live_updates.follower_limit()
+    assert [json.loads(event.removeprefix(b"data: ")) async for event in live_updates._events(followers, "alice", read)] == [{"a": 1}]
+    assert followers._of == {}
+
+
+async def test_a_page_that_nothing_happens_on_hears_that_it_is_not_forgotten(at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_updates, "_SILENT_SECONDS", 0.0)
+
+    async def read() -> Values:
+        return {"a": 1}
+
+    events = live_updates._events(live_updates.follower_limit(), "alice", read)
+    assert [await next_event(events) for _ in range(2)] == [{"a": 1}, {}]
+    await events.aclose()
+
+
+async def test_a_stream_ends_and_the_browser_comes_again(at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_updates, "_LONGEST_SECONDS", 0.0)
+
+    async def read() -> Values:
+        return {"a": 1}
+
+    followers = live_updates.follower_limit()
+    assert [event async for event in live_updates._events(followers, "alice", read)] == []
+
+
+async def test_one_person_follows_a_few_pages_and_not_all() -> None:
+    followers = live_updates.follower_limit()
+    async with asyncio.TaskGroup() as tasks:
+        enough = asyncio.Event()
+        holding = [tasks.create_task(hold(followers, "alice", enough)) for _ in range(live_updates.MOST_OF_ONE)]
+        await asyncio.sleep(0)
+        with pytest.raises(errors.Overloaded, match="too many live pages"), followers.one_more("alice"):
+            raise AssertionError("one too many")
+        # Others are let in all the same.
+        with followers.one_more("bob"):
+            pass
+        enough.set()
+        await asyncio.gather(*holding)
+    # Who has closed them may open others.
+    with followers.one_more("alice"):
+        pass
+
+
+async def test_there_is_a_bound_for_everybody_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_updates, "MOST_FOLLOWED", 1)
+    followers = live_updates.follower_limit()
+    with followers.one_more("alice"), pytest.raises(errors.Overloaded), followers.one_more("bob"):
+        raise AssertionError("one too many")
+    with followers.one_more("bob"):
+        pass
+
+
+async def test_a_page_that_was_closed_is_not_counted(at_once: None) -> None:
+    async def read() -> Values:
+        return {"a": 1}
+
+    followers = live_updates.follower_limit()
+    for _ in range(live_updates.MOST_OF_ONE + 1):
+        events = live_updates._events(followers, "alice", read)
+        await next_event(events)
+        await events.aclose()
+    assert followers._of == {}
+
+
+async def hold(followers: ConcurrencyLimit, who: str, enough: asyncio.Event) -> None:
+    with followers.one_more(who):
+        await enough.wait()
