@@ -17,7 +17,6 @@ from typing import Protocol
 import msgspec
 
 from bench import rivals
-from cli.stack import processes
 from services.inference.backends import llama
 from services.inference.engine import engine_messages
 from services.inference.engine.kv_slots import KvMode
@@ -27,6 +26,7 @@ from services.inference.models import catalog, memory, model_discovery
 from shared.api.generation import ChatMessage, Sampling
 from shared.api.inference import Chunk
 from shared.types import ModelName
+from stack import processes
 from tests.testnet import free_port
 
 #: How tokens are drawn, by all in the same way: our defaults, spelt out for those who have others.

@@ -18,9 +18,9 @@ import httpx
 
 from bench import http_load, report, tenants
 from bench.http_load import Load, Outcome, Paced, Steady
-from cli.stack import plan
-from cli.stack import settings as stack_settings
 from shared.types import Credential
+from stack import settings as stack_settings
+from stack import stack_plan
 from tests.stacks import RunningStack, stack, until
 from tests.testnet import free_port
 
@@ -57,7 +57,7 @@ async def more_gateway(running: RunningStack, number: int) -> AsyncIterator[int]
     """The port of one more gateway of the stack."""
     made = (await running.aicli("stack", "add-node", f"gateway-{number}", "gateway", "--json")).json()
     recorded = stack_settings.read_recorded(running.place)
-    environment = plan.service_environment(running.place, stack_settings.load(recorded), recorded, "gateway")
+    environment = stack_plan.service_environment(running.place, stack_settings.load(recorded), recorded, "gateway")
     port = free_port()
     environment |= {"GATEWAY_SERVICE_PORT": str(port), "NODE_KEY_FILE": made["key_file"], "PATH": os.environ["PATH"]}
     process = await asyncio.create_subprocess_exec(sys.executable, "-m", "services.gateway", env=environment)

@@ -18,7 +18,7 @@ ItemT_co = TypeVar("ItemT_co", covariant=True)
 EndT_co = TypeVar("EndT_co", covariant=True)
 
 
-class Answer(Protocol[ItemT_co, EndT_co]):
+class CallAnswer(Protocol[ItemT_co, EndT_co]):
     """A running stream: iterate it, then read ``end``."""
 
     @property
@@ -32,7 +32,7 @@ class Answer(Protocol[ItemT_co, EndT_co]):
     def end(self) -> EndT_co: ...
 
 
-class Connection(Protocol):
+class CliConnection(Protocol):
     """What a command may do on the mesh. Everything raises AimeshError and nothing else."""
 
     async def call(
@@ -50,7 +50,7 @@ class Connection(Protocol):
 
     def stream(
         self, method: StreamMethod[Request, Item, End], request: Request, *, deadline_seconds: float = 300
-    ) -> AbstractAsyncContextManager[Answer[Item, End]]:
+    ) -> AbstractAsyncContextManager[CallAnswer[Item, End]]:
         """Leaving the block early cancels the call on the peer."""
         ...
 
@@ -60,7 +60,7 @@ class Connection(Protocol):
 
 
 #: Opens a connection for a profile.
-Connect = Callable[[Profile], AbstractAsyncContextManager[Connection]]
+Connect = Callable[[Profile], AbstractAsyncContextManager[CliConnection]]
 
 
 class MeshConnection:
@@ -85,7 +85,7 @@ class MeshConnection:
 
     def stream(
         self, method: StreamMethod[Request, Item, End], request: Request, *, deadline_seconds: float = 300
-    ) -> AbstractAsyncContextManager[Answer[Item, End]]:
+    ) -> AbstractAsyncContextManager[CallAnswer[Item, End]]:
         return self._client.rpc.stream(method, request, deadline_seconds=deadline_seconds, credential=self._profile.api_key)
 
     def alive(self, role: Role) -> list[NodeId]:
@@ -93,7 +93,7 @@ class MeshConnection:
 
 
 @asynccontextmanager
-async def open_(profile: Profile) -> AsyncIterator[Connection]:
+async def open_(profile: Profile) -> AsyncIterator[CliConnection]:
     """A client node of the profile's mesh; raises Unavailable if NATS does not answer, BadSettings for an unusable key, and over
     Hyperswarm what renewing a certificate may raise: NodeRevoked, NotReachable, ClockSkew."""
     from shared import errors, node

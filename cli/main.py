@@ -13,33 +13,33 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from cli.exit_codes import MEANINGS, ExitCode, for_error
-from cli.lazy import LazyGroup
-from cli.surroundings import Surroundings
+from cli.cli_context import CliContext
+from cli.lazy_group import LazyGroup
+from cli.output.exit_codes import MEANINGS, ExitCode, for_error
 
 if TYPE_CHECKING:
     from shared.errors import AimeshError
 
 COMMANDS = {
-    "infer": "cli.infer:infer",
-    "models": "cli.models:models",
-    "nodes": "cli.nodes:nodes",
-    "top": "cli.top.command:top",
-    "trace": "cli.trace:trace",
-    "alerts": "cli.alerts:alerts",
-    "usage": "cli.usage:usage",
-    "quota": "cli.usage:quota",
-    "report": "cli.report:report",
-    "register": "cli.register:register",
-    "login": "cli.login:login",
-    "logout": "cli.login:logout",
-    "keys": "cli.keys:keys",
-    "dashboard": "cli.dashboard:dashboard",
-    "worker": "cli.worker:worker",
-    "doctor": "cli.doctor:doctor",
-    "stack": "cli.stack.commands:stack",
-    "mesh": "cli.mesh:mesh",
-    "admin": "cli.admin:admin",
+    "infer": "cli.ask.infer:infer",
+    "models": "cli.ask.models:models",
+    "nodes": "cli.ask.nodes:nodes",
+    "top": "cli.top.top_command:top",
+    "trace": "cli.ask.trace:trace",
+    "alerts": "cli.admin.alerts:alerts",
+    "usage": "cli.account.usage:usage",
+    "quota": "cli.account.usage:quota",
+    "report": "cli.admin.report:report",
+    "register": "cli.account.register:register",
+    "login": "cli.account.login:login",
+    "logout": "cli.account.login:logout",
+    "keys": "cli.account.keys:keys",
+    "dashboard": "cli.account.dashboard:dashboard",
+    "worker": "cli.machines.worker:worker",
+    "doctor": "cli.doctor.doctor_command:doctor",
+    "stack": "stack.stack_commands:stack",
+    "mesh": "cli.machines.mesh:mesh",
+    "admin": "cli.admin.admin_commands:admin",
     "completion": "cli.completion:completion",
 }
 
@@ -94,11 +94,11 @@ class Aicli(LazyGroup):
 
 
 def _interrupted(as_json: bool) -> ExitCode:
-    from cli import output
+    from cli.output import printing
 
     if sys.stderr.isatty() and not as_json:
         click.echo(err=True)  # ends the line with the ^C
-    output.show_error("interrupted", "interrupted", "", as_json=as_json)
+    printing.show_error("interrupted", "interrupted", "", as_json=as_json)
     return ExitCode.INTERRUPTED
 
 
@@ -111,7 +111,7 @@ def _reader_left() -> ExitCode:
 
 
 def _refused(error: click.ClickException, as_json: bool) -> int:
-    from cli import output
+    from cli.output import printing
 
     if isinstance(error, click.exceptions.NoArgsIsHelpError) and not as_json:
         error.show()
@@ -119,12 +119,12 @@ def _refused(error: click.ClickException, as_json: bool) -> int:
     context = error.ctx if isinstance(error, click.UsageError) else None
     hint = f"see {context.command_path} --help" if context else ""
     code = "usage" if isinstance(error, click.UsageError) else "failed"
-    output.show_error(code, error.format_message(), hint, as_json=as_json)
+    printing.show_error(code, error.format_message(), hint, as_json=as_json)
     return error.exit_code
 
 
 def _failed(error: Exception, as_json: bool) -> ExitCode:
-    from cli import output
+    from cli.output import printing
     from shared import errors
 
     known = _as_known(error)
@@ -132,7 +132,7 @@ def _failed(error: Exception, as_json: bool) -> ExitCode:
     if not hint and known.retry_after_seconds:
         hint = f"try again in {known.retry_after_seconds:.0f} s"
     code = errors.code_of(known)
-    output.show_error(code, known.message, hint, as_json=as_json)
+    printing.show_error(code, known.message, hint, as_json=as_json)
     return for_error(code)
 
 
@@ -174,7 +174,7 @@ def aicli(context: click.Context, profile: str | None) -> None:
 
     Try `aicli infer "Say hello"`. Every list command supports --json.
     """
-    here = context.obj if isinstance(context.obj, Surroundings) else Surroundings(os.environ, Path.cwd())
+    here = context.obj if isinstance(context.obj, CliContext) else CliContext(os.environ, Path.cwd())
     context.obj = here.with_profile(profile) if profile else here
 
 

@@ -51,7 +51,7 @@ class Profile:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ProfilePlace:
     """Where a profile is, or would be, and what pointed there."""
 
     path: Path
@@ -73,7 +73,7 @@ def place_of(name: str, environment: Mapping[str, str]) -> Path:
     return folder_of_user(environment) / f"{name}.toml"
 
 
-def find(environment: Mapping[str, str], folder: Path) -> Place:
+def find(environment: Mapping[str, str], folder: Path) -> ProfilePlace:
     """The profile that a command in ``folder`` uses; raises BadSettings if there is none."""
     if chosen := environment.get("AICLI_PROFILE"):
         return _named(chosen, environment, folder)
@@ -83,15 +83,15 @@ def find(environment: Mapping[str, str], folder: Path) -> Place:
             raise errors.BadSettings(
                 f"AIMESH_HOME is {home}, which contains no {FILE}", hint="run make up to create it, or unset AIMESH_HOME"
             )
-        return Place(path, "AIMESH_HOME")
+        return ProfilePlace(path, "AIMESH_HOME")
     for parent in _checkout(folder):
         path = parent / ".aimesh" / FILE
         if path.is_file():
             _refuse_foreign(path)
-            return Place(path, f"the stack in {parent}")
+            return ProfilePlace(path, f"the stack in {parent}")
     default = folder_of_user(environment) / f"{DEFAULT}.toml"
     if default.is_file():
-        return Place(default, "the default profile")
+        return ProfilePlace(default, "the default profile")
     raise errors.BadSettings(
         "no profile found, so aicli doesn't know which mesh to use",
         hint="run `make up` in the checkout; from other folders, set AIMESH_HOME to its .aimesh, or AICLI_PROFILE to a profile file; "
@@ -99,7 +99,7 @@ def find(environment: Mapping[str, str], folder: Path) -> Place:
     )
 
 
-def _named(chosen: str, environment: Mapping[str, str], folder: Path) -> Place:
+def _named(chosen: str, environment: Mapping[str, str], folder: Path) -> ProfilePlace:
     if "/" in chosen or chosen.endswith(".toml"):
         path = folder / Path(chosen).expanduser()
     elif _NAME.fullmatch(chosen):
@@ -108,7 +108,7 @@ def _named(chosen: str, environment: Mapping[str, str], folder: Path) -> Place:
         raise errors.BadSettings(f"{chosen!r} is neither a profile name nor a path", hint="use letters, digits, . _ and -")
     if not path.is_file():
         raise errors.BadSettings(f"there is no profile {chosen!r} ({path})", hint="unset AICLI_PROFILE, or set it to an existing profile")
-    return Place(path, f"AICLI_PROFILE={chosen}")
+    return ProfilePlace(path, f"AICLI_PROFILE={chosen}")
 
 
 def _checkout(folder: Path) -> Iterator[Path]:
@@ -139,7 +139,7 @@ def load(environment: Mapping[str, str], folder: Path) -> Profile:
     return found
 
 
-def _refuse_plain_nats(found: Profile, place: Place, environment: Mapping[str, str]) -> None:
+def _refuse_plain_nats(found: Profile, place: ProfilePlace, environment: Mapping[str, str]) -> None:
     """The same rule as for services: what is typed here must not cross a network for everybody to read."""
     if found.nats_url is None:
         return

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import click
 
 from cli import main
-from cli.exit_codes import MEANINGS
+from cli.output.exit_codes import MEANINGS
 
 
 def render() -> str:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from cli.stack import postgres
+from stack.servers import postgres
 from tests import capabilities
 from tests.servers import PostgresServer
 

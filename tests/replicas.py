@@ -15,9 +15,10 @@ from pathlib import Path
 
 import httpx
 
-from cli.stack import nats_users, plan, settings
 from shared.identity import node_keys
 from shared.types import NodeId, Role
+from stack import settings, stack_plan
+from stack.servers import nats_users
 from tests.stacks import HEAD, MESH, Release, RunningStack, until
 from tests.testnet import free_port
 
@@ -109,7 +110,7 @@ def _start(release: Release, words: Sequence[str], environment: dict[str, str], 
 def _environment(stack: RunningStack, service: str) -> dict[str, str]:
     """As the supervisor's, but for what two processes on one machine cannot both have."""
     recorded = settings.read_recorded(stack.place)
-    found = plan.service_environment(stack.place, settings.load(recorded), recorded, service)
+    found = stack_plan.service_environment(stack.place, settings.load(recorded), recorded, service)
     own = {"auth": {"AUDIT_ANCHOR_FILE": ""}, "metrics": {"PROMETHEUS_PORT": "0"}, "inference": {"INFERENCE_BACKEND": "echo", "MODELS": ""}}
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
     return {name: value for name, value in {**kept, **found, **own.get(service, {})}.items() if value}

@@ -21,9 +21,10 @@ from typing import TypeVar
 import asyncpg
 import psutil
 
-from cli.stack import postgres, probes, processes, valkey
-from cli.stack.program import Probe, Program
 from shared.stores.database import Database
+from stack import probes, processes
+from stack.servers import postgres, valkey
+from stack.servers.program import Probe, Program
 
 _START_SECONDS = 60
 _ENVIRONMENT = {"PATH": os.environ["PATH"]}

@@ -30,12 +30,12 @@ from nats.aio.client import Client as NatsClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from cli import profile
-from cli.stack import home as homes
-from cli.stack import overview, plan
-from cli.stack import ports as stack_ports
-from cli.stack.home import Home
 from shared.node.client_node import ClientNode, ClientSettings, client
 from shared.types import Credential, MeshName
+from stack import ports as stack_ports
+from stack import stack_home as homes
+from stack import stack_plan, status_overview
+from stack.stack_home import StackHome
 from tests import stopwatch
 from tests.testnet import free_port
 
@@ -88,7 +88,7 @@ class RunningStack:
     release: Release = HEAD
 
     @property
-    def place(self) -> Home:
+    def place(self) -> StackHome:
         """Where the stack keeps its things, by name."""
         return homes.locate({"AIMESH_HOME": str(self.home)})
 
@@ -122,9 +122,9 @@ class RunningStack:
 
     # --- the programs ------------------------------------------------------------------------------------------------
 
-    async def programs(self) -> dict[str, overview.Row]:
+    async def programs(self) -> dict[str, status_overview.StatusRow]:
         """What the supervisor runs, by name; empty when there is none."""
-        return {row.name: row for row in await overview.collect(self.place)}
+        return {row.name: row for row in await status_overview.collect(self.place)}
 
     async def pids(self) -> dict[str, int | None]:
         return {row.name: row.pid for row in (await self.programs()).values()}
@@ -140,10 +140,10 @@ class RunningStack:
         """kill -9 of one program; returns the process id it had."""
         return await self.signal(name, signal.SIGKILL)
 
-    async def restarted(self, name: str, old_pid: int, *, seconds: float = 15) -> overview.Row:
+    async def restarted(self, name: str, old_pid: int, *, seconds: float = 15) -> status_overview.StatusRow:
         """Another process of this program that is ready."""
 
-        async def find() -> overview.Row | None:
+        async def find() -> status_overview.StatusRow | None:
             row = (await self.programs()).get(name)
             return row if row is not None and row.pid not in {None, old_pid} and row.ready else None
 
@@ -177,7 +177,7 @@ class RunningStack:
     @asynccontextmanager
     async def database(self, service: str) -> AsyncIterator[asyncpg.Connection]:
         """PostgreSQL as the role of one service, which sees all tenants."""
-        url = plan.database_url_file(self.place, service).read_text(encoding="utf-8").strip()
+        url = stack_plan.database_url_file(self.place, service).read_text(encoding="utf-8").strip()
         connection = await asyncpg.connect(url, timeout=5, server_settings={"search_path": service, "aimesh.tenant": "*"})
         try:
             yield connection

@@ -17,12 +17,12 @@ import pytest
 import yaml
 
 from cli import main as cli_main
-from cli.stack import settings as stack_settings
 from services.gateway.limits import tiers
 from shared import api, config, node
 from shared.api.method import Method, StreamMethod
 from shared.telemetry import instruments
 from shared.types import SERVICE_NAMES, Tier
+from stack import settings as stack_settings
 from tools import docs, reference
 
 ROOT = Path(__file__).parent.parent

@@ -20,15 +20,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cli.stack import nats as nats_program
-from cli.stack import nats_users
-from cli.stack.nats_users import MeshNode
 from shared.identity import node_keys
 from shared.node.client_node import ClientNode, ClientSettings, client
 from shared.node.lifecycle import background
 from shared.node.member import Node, Service, member
 from shared.node.settings import NodeSettings
 from shared.types import MeshName, NodeId, Role
+from stack.servers import nats_server as nats_program
+from stack.servers import nats_users
+from stack.servers.nats_users import MeshNode
 from tests import stopwatch
 
 MESH = MeshName("test")

@@ -10,7 +10,6 @@ from types import ModuleType
 import msgspec
 
 import services
-from cli.stack import settings as stack_settings
 from services.web.session import page_access as pages
 from shared import api, config, errors, telemetry
 from shared.access import access_table
@@ -19,6 +18,7 @@ from shared.api.method import Method, Nothing, StreamMethod
 from shared.discovery import topics
 from shared.frames import wire
 from shared.types import SERVICE_NAMES, MeshName, NodeId, Role
+from stack import settings as stack_settings
 from tools import shapes
 
 SECTIONS = {

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from cli.top.readings import Load, Numbers, Readings, Told
+from cli.top.readings import MeshReadings, NodeLoad, Numbers, SourceAnswer
 from shared.api.alerts import Alert
 from shared.api.gateway import NodeRow
 from shared.api.metrics import ComponentHealth
@@ -38,7 +38,7 @@ class FiringAlert(msgspec.Struct, frozen=True):
     labels: dict[str, str] = {}
 
 
-class NodeLine(msgspec.Struct, frozen=True, kw_only=True):
+class NodeLoadLine(msgspec.Struct, frozen=True, kw_only=True):
     """Null is what is not known. Shares are from 0 to 1."""
 
     id: str
@@ -68,7 +68,7 @@ class Silent(msgspec.Struct, frozen=True):
     age_seconds: float | None
 
 
-class Frame(msgspec.Struct, frozen=True, kw_only=True):
+class TopFrame(msgspec.Struct, frozen=True, kw_only=True):
     at: datetime
     #: healthy, degraded or down; null while nobody says.
     health: str | None
@@ -88,17 +88,17 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True):
     streams_running: int | None
     #: Model -> requests that wait, the longest queue first.
     queues: dict[str, float]
-    nodes: tuple[NodeLine, ...]
+    nodes: tuple[NodeLoadLine, ...]
     silent: tuple[Silent, ...]
 
 
-def make(readings: Readings, now: float, at: datetime) -> Frame:
+def make(readings: MeshReadings, now: float, at: datetime) -> TopFrame:
     """``now`` is of the clock of the readings, ``at`` is the time of day."""
     health, nodes = readings.health.answer, readings.nodes.answer
     wrong = _wrong(health.components if health is not None else (), at)
     numbers = readings.numbers.answer or Numbers()
     firing = _firing(readings, at)
-    return Frame(
+    return TopFrame(
         at=at,
         health=health.status if health is not None else None,
         wrong=wrong[:MOST_WRONG],
@@ -116,7 +116,7 @@ def make(readings: Readings, now: float, at: datetime) -> Frame:
     )
 
 
-def _firing(readings: Readings, at: datetime) -> tuple[FiringAlert, ...]:
+def _firing(readings: MeshReadings, at: datetime) -> tuple[FiringAlert, ...]:
     """In the order in which they came: the gravest first."""
     found: tuple[Alert, ...] = readings.alerts.answer.alerts if readings.alerts.answer is not None else ()
     return tuple(
@@ -140,9 +140,9 @@ def _wrong(components: Iterable[ComponentHealth], at: datetime) -> tuple[Wrong, 
     return tuple(Wrong(one.name, one.kind, one.status, _seconds(at - one.since), one.detail) for one in ill)
 
 
-def _node(node: NodeRow, loads: Mapping[str, Load]) -> NodeLine:
-    load = loads.get(instruments.node_label(node.id), Load()) if node.alive else Load()
-    return NodeLine(
+def _node(node: NodeRow, loads: Mapping[str, NodeLoad]) -> NodeLoadLine:
+    load = loads.get(instruments.node_label(node.id), NodeLoad()) if node.alive else NodeLoad()
+    return NodeLoadLine(
         id=node.id,
         kind=node.service,
         state=_state(node),
@@ -167,8 +167,8 @@ def _state(node: NodeRow) -> str:
     return "not used" if node.alive else "not admitted" if node.refused else "gone"
 
 
-def _silent(readings: Readings, now: float) -> Iterable[Silent]:
-    sources: tuple[tuple[str, Told[object]], ...] = (
+def _silent(readings: MeshReadings, now: float) -> Iterable[Silent]:
+    sources: tuple[tuple[str, SourceAnswer[object]], ...] = (
         ("health", readings.health),
         ("alerts", readings.alerts),
         ("nodes", readings.nodes),

@@ -24,7 +24,7 @@ _FAILED = frozenset({"error", "timeout"})
 
 
 @dataclass(frozen=True, slots=True)
-class Told(Generic[T_co]):
+class SourceAnswer(Generic[T_co]):
     """The last answer of one source."""
 
     answer: T_co | None = None
@@ -38,7 +38,7 @@ class Told(Generic[T_co]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
+class NodeLoad:
     """Of one node; None is what it does not tell. Shares are from 0 to 1."""
 
     cpu: float | None = None
@@ -59,20 +59,20 @@ class Numbers:
     #: Model -> requests that wait, the longest queue first; models without one are left out.
     queues: Mapping[str, float] = field(default_factory=dict)
     #: By what `instruments.node_label` makes of a node's id.
-    loads: Mapping[str, Load] = field(default_factory=dict)
+    loads: Mapping[str, NodeLoad] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Readings:
-    health: Told[SystemHealth] = field(default_factory=Told)
-    alerts: Told[Alerts] = field(default_factory=Told)
-    nodes: Told[NodeRows] = field(default_factory=Told)
-    numbers: Told[Numbers] = field(default_factory=Told)
+class MeshReadings:
+    health: SourceAnswer[SystemHealth] = field(default_factory=SourceAnswer)
+    alerts: SourceAnswer[Alerts] = field(default_factory=SourceAnswer)
+    nodes: SourceAnswer[NodeRows] = field(default_factory=SourceAnswer)
+    numbers: SourceAnswer[Numbers] = field(default_factory=SourceAnswer)
 
 
-def why_nothing(readings: Readings) -> errors.AimeshError | None:
+def why_nothing(readings: MeshReadings) -> errors.AimeshError | None:
     """Why nobody ever said anything; None where somebody did."""
-    sources: tuple[Told[object], ...] = (readings.health, readings.alerts, readings.nodes, readings.numbers)
+    sources: tuple[SourceAnswer[object], ...] = (readings.health, readings.alerts, readings.nodes, readings.numbers)
     if any(told.answer is not None for told in sources):
         return None
     return next((told.problem for told in sources if told.problem is not None), None)
@@ -146,7 +146,7 @@ def _queues(latest: Sequence[_Value]) -> dict[str, float]:
     return dict(sorted(waiting.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
-def _loads(latest: Sequence[_Value]) -> dict[str, Load]:
+def _loads(latest: Sequence[_Value]) -> dict[str, NodeLoad]:
     """A node with several GPUs has the mean of what they do, and the share of all of their memory."""
     values: dict[str, dict[str, list[float]]] = {}
     for line, value in latest:
@@ -158,7 +158,7 @@ def _loads(latest: Sequence[_Value]) -> dict[str, Load]:
     return {node: _load(of_node) for node, of_node in values.items()}
 
 
-def _load(values: Mapping[str, Sequence[float]]) -> Load:
+def _load(values: Mapping[str, Sequence[float]]) -> NodeLoad:
     def mean(name: str) -> float | None:
         found = values.get(name)
         return sum(found) / len(found) if found else None
@@ -168,7 +168,7 @@ def _load(values: Mapping[str, Sequence[float]]) -> Load:
         return sum(values[used]) / whole if used in values and whole > 0 else None
 
     tokens = values.get(instruments.TOKENS.name)
-    return Load(
+    return NodeLoad(
         cpu=mean(host_instruments.HOST_CPU.name),
         memory=share(host_instruments.HOST_MEMORY_USED.name, host_instruments.HOST_MEMORY_TOTAL.name),
         gpu=mean(host_instruments.GPU_USAGE.name),

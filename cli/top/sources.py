@@ -5,9 +5,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
-from cli.connection import Connection
+from cli.connection import CliConnection
 from cli.top import readings
-from cli.top.readings import Numbers, Readings, Told
+from cli.top.readings import MeshReadings, Numbers, SourceAnswer
 from shared import errors
 from shared.api import alerts, gateway, history, metrics
 from shared.api.history import History, HistoryGrouping
@@ -27,12 +27,12 @@ _AROUND = timedelta(minutes=3)
 class Sources:
     """``clock`` is in seconds and never goes back. ``look`` is for one task."""
 
-    def __init__(self, connection: Connection, clock: Callable[[], float]) -> None:
+    def __init__(self, connection: CliConnection, clock: Callable[[], float]) -> None:
         self._connection = connection
         self._clock = clock
-        self._last = Readings()
+        self._last = MeshReadings()
 
-    async def look(self) -> Readings:
+    async def look(self) -> MeshReadings:
         """Ask all of them. Raises NotAuthenticated and NotAllowed, and nothing else: who is silent is told in the readings."""
         last = self._last
         try:
@@ -43,10 +43,12 @@ class Sources:
                 numbers = tasks.create_task(self._told(last.numbers, self._numbers, seconds=_NUMBERS_SECONDS))
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
-        self._last = Readings(health=health.result(), alerts=self._aged(firing.result()), nodes=nodes.result(), numbers=numbers.result())
+        self._last = MeshReadings(
+            health=health.result(), alerts=self._aged(firing.result()), nodes=nodes.result(), numbers=numbers.result()
+        )
         return self._last
 
-    async def _told(self, last: Told[T], ask: Callable[[], Awaitable[T]], *, seconds: float = 0.0) -> Told[T]:
+    async def _told(self, last: SourceAnswer[T], ask: Callable[[], Awaitable[T]], *, seconds: float = 0.0) -> SourceAnswer[T]:
         """An answer that is younger than ``seconds`` is kept."""
         if last.answer is not None and not last.problem and self._clock() - last.at < seconds:
             return last
@@ -59,15 +61,15 @@ class Sources:
             raise
         except errors.AimeshError as error:
             return last.missed(error)
-        return Told(answer, self._clock())
+        return SourceAnswer(answer, self._clock())
 
-    def _aged(self, told: Told[alerts.Alerts]) -> Told[alerts.Alerts]:
+    def _aged(self, told: SourceAnswer[alerts.Alerts]) -> SourceAnswer[alerts.Alerts]:
         """What the metrics service itself read long ago is as old as that."""
         if told.problem is not None or told.answer is None or told.answer.as_of is None:
             return told
         age_seconds = (datetime.now(UTC) - told.answer.as_of).total_seconds()
         problem = errors.Unavailable("the metrics service cannot read PostgreSQL", hint="see `aicli stack status`")
-        return Told(told.answer, self._clock() - age_seconds, problem)
+        return SourceAnswer(told.answer, self._clock() - age_seconds, problem)
 
     # --- the sources --------------------------------------------------------------------------------------------------
 

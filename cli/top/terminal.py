@@ -14,8 +14,8 @@ from typing import Final, TextIO
 
 import click
 
-from cli.outlet import Outlet
-from cli.top.lines import Line, Span
+from cli.output.stdout_writer import StdoutWriter
+from cli.top.text_view import Line, TextSpan
 
 # Of ECMA-48 and xterm: the alternate screen, the cursor, and whether the last column wraps.
 _ENTER: Final = "\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J"
@@ -77,7 +77,7 @@ class Screen:
     """Made by ``Terminal.taken``."""
 
     def __init__(self, stdout: TextIO) -> None:
-        self._outlet = Outlet(stdout)
+        self._outlet = StdoutWriter(stdout)
         self._has_colour = not os.environ.get("NO_COLOR")
 
     async def paint(self, lines: Sequence[Line]) -> None:
@@ -89,7 +89,7 @@ class Screen:
         return "".join(_styled(span) if self._has_colour else span.text for span in line)
 
 
-def _styled(span: Span) -> str:
+def _styled(span: TextSpan) -> str:
     match span.style if span.text else "":
         case "":
             return span.text

@@ -3,7 +3,7 @@
 import socket
 import sys
 
-#: The PING of dht-rpc, as in cli/stack/dht.py; every response begins with 0x13.
+#: The PING of dht-rpc, as in stack/servers/dht_programs.py; every response begins with 0x13.
 PING = bytes([0x03, 0x04, 0x34, 0x12, *bytes(6), 0x00])
 
 with socket.socket(type=socket.SOCK_DGRAM) as line:

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cli import profile
-from cli.stack import home as homes
-from cli.stack import nats_users, postgres, secret_files
-from cli.stack.home import Home
 from shared.types import MeshName, Role
+from stack import secret_files
+from stack import stack_home as homes
+from stack.servers import nats_users, postgres
+from stack.stack_home import StackHome
 
 #: Users: of our own images and the NATS container; of the PostgreSQL and Valkey images.
 OURS, SERVERS = 10001, 999
@@ -39,13 +40,13 @@ class Recipient:
 _OF_AUTH = ("key_pepper", "data_key", "admin_password", "admin_key", "mesh_ca.nk")
 
 
-def recipients(home: Home, mesh: MeshName) -> Iterator[tuple[str, Recipient]]:
+def recipients(home: StackHome, mesh: MeshName) -> Iterator[tuple[str, Recipient]]:
     """Yield the name and the content of each volume."""
     yield from of_services(home, mesh)
     yield from of_observers(home)
 
 
-def of_services(home: Home, mesh: MeshName) -> Iterator[tuple[str, Recipient]]:
+def of_services(home: StackHome, mesh: MeshName) -> Iterator[tuple[str, Recipient]]:
     ensure_valkey_password(home)
     redis_url = f"redis://:{secret_files.read(home, 'valkey_password')}@valkey:6379".encode()
     gpu_key = nats_users.add_node(home, mesh, "worker-gpu", Role.WORKER)
@@ -87,7 +88,7 @@ def of_services(home: Home, mesh: MeshName) -> Iterator[tuple[str, Recipient]]:
     yield "valkey", Recipient(SERVERS, {"valkey.conf": valkey_conf(home)})
 
 
-def of_observers(home: Home) -> Iterator[tuple[str, Recipient]]:
+def of_observers(home: StackHome) -> Iterator[tuple[str, Recipient]]:
     """Yield the volumes of the profile `observability`. Data volumes only get an owner, because some images don't set one."""
     ensure_grafana_secrets(home)
     passwords = {"admin_password": secret(home, "grafana_admin_password"), "secret_key": secret(home, "grafana_secret_key")}
@@ -97,20 +98,20 @@ def of_observers(home: Home) -> Iterator[tuple[str, Recipient]]:
         yield f"{name}-data", Recipient(user, {})
 
 
-def key(home: Home, name: str) -> bytes:
+def key(home: StackHome, name: str) -> bytes:
     return home.key(name).read_bytes()
 
 
-def secret(home: Home, name: str) -> bytes:
+def secret(home: StackHome, name: str) -> bytes:
     return (home.secrets / name).read_bytes()
 
 
-def ensure_valkey_password(home: Home) -> None:
+def ensure_valkey_password(home: StackHome) -> None:
     """Create a password; the embedded Valkey needs none, because only its socket is accessible."""
     secret_files.ensure_file(home.secrets / "valkey_password", lambda: secrets.token_urlsafe(32).encode())
 
 
-def ensure_grafana_secrets(home: Home) -> None:
+def ensure_grafana_secrets(home: StackHome) -> None:
     """Create secrets that the embedded stack doesn't have."""
     for name in ("grafana_admin_password", "grafana_secret_key"):
         secret_files.ensure_file(home.secrets / name, lambda: secrets.token_urlsafe(24).encode())
@@ -121,13 +122,13 @@ def alert_addresses() -> bytes:
     return ADDRESSES.read_bytes() if ADDRESSES.exists() else b""
 
 
-def database_url(home: Home, role: str) -> bytes:
+def database_url(home: StackHome, role: str) -> bytes:
     password = secret_files.read(home, f"postgres_{role}")
     return f"postgresql://{role}:{password}@postgres:5432/{postgres.DATABASE}".encode()
 
 
-def provision(home: Home) -> bytes:
-    """Return the environment for cli/stack/postgres.sql. It has SCRAM verifiers, so no statement contains a password."""
+def provision(home: StackHome) -> bytes:
+    """Return the environment for stack/servers/postgres.sql. It has SCRAM verifiers, so no statement contains a password."""
     lines = [f"export PGPASSWORD={secret_files.read(home, secret_files.POSTGRES_ADMIN)}"]
     for role in secret_files.DATABASE_ROLES:
         verifier = postgres.scram_verifier(secret_files.read(home, f"postgres_{role}"), os.urandom(16))
@@ -135,14 +136,14 @@ def provision(home: Home) -> bytes:
     return ("\n".join(lines) + "\n").encode()
 
 
-def nats_conf(home: Home) -> bytes:
+def nats_conf(home: StackHome) -> bytes:
     """Return the embedded server's configuration, changed to listen on the private network, with its health page on loopback."""
     text = (home.nats / "nats.conf").read_text(encoding="utf-8")
     text = re.sub(r"^listen:.*$", 'listen: "0.0.0.0:4222"\nhttp: "127.0.0.1:8222"', text, flags=re.MULTILINE)
     return re.sub(r"^pid_file:.*$", 'pid_file: "/tmp/nats.pid"', text, flags=re.MULTILINE).encode()
 
 
-def valkey_conf(home: Home) -> bytes:
+def valkey_conf(home: StackHome) -> bytes:
     lines = {
         "port": "6379",
         "requirepass": secret_files.read(home, "valkey_password"),

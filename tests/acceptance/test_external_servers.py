@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.stack import nats_users, plan
+from stack import stack_plan
+from stack.servers import nats_users
 from tests import stacks
 from tests.stacks import RunningStack
 from tests.testnet import NatsServer, free_port
@@ -50,8 +51,8 @@ async def test_servers_of_ones_own_take_the_place_of_the_embedded_ones(planned: 
     let_in(planned, users_conf)
     try:
         up = await planned.up()
-        assert f"starting {', '.join(('dht', *plan.SERVICES))}\n" in up.err
-        assert set(await planned.programs()) == {"dht", *plan.SERVICES}
+        assert f"starting {', '.join(('dht', *stack_plan.SERVICES))}\n" in up.err
+        assert set(await planned.programs()) == {"dht", *stack_plan.SERVICES}
         assert (await planned.aicli("infer", "one two three")).out.split() == ["one", "two", "three"]
         (row,) = (await planned.aicli("usage", "--json")).json()["days"]
         assert row["request_count"] == 1
@@ -72,4 +73,4 @@ async def test_servers_of_ones_own_take_the_place_of_the_embedded_ones(planned: 
 
 
 def test_the_module_that_starts_stacks_knows_every_port() -> None:
-    assert {want.variable for want in plan.ports_wanted(plan.StackSettings())} == set(stacks.PORTS)
+    assert {want.variable for want in stack_plan.ports_wanted(stack_plan.StackSettings())} == set(stacks.PORTS)

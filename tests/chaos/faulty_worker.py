@@ -12,7 +12,7 @@ import random
 import signal
 from pathlib import Path
 
-from cli import worker
+from cli.machines import worker
 from services.inference import __main__ as inference
 from services.inference.backends import echo
 from services.inference.jobs.backend_interface import Sink

@@ -10,7 +10,7 @@ from dataclasses import replace
 import httpx
 import redis.asyncio as redis
 
-from cli.stack import plan
+from stack import stack_plan
 from tests.chaos import clients, world
 from tests.chaos.clients import Manner
 from tests.chaos.invariants import Allowed
@@ -157,7 +157,7 @@ async def f11_valkey_stalls(world: World) -> Outcome:
 
 async def f11_valkey_forgets(world: World) -> Outcome:
     async def breaks(world: World) -> float:
-        async with redis.Redis.from_url(plan.valkey_of(world.stack.place).url) as valkey:
+        async with redis.Redis.from_url(stack_plan.valkey_of(world.stack.place).url) as valkey:
             await valkey.flushall()
         return time.monotonic()
 

@@ -22,9 +22,9 @@ from pathlib import Path
 
 import redis.asyncio as redis
 
-from cli.stack import plan
 from shared.api import gateway
 from shared.timing import restart_policy
+from stack import stack_plan
 from tests import replicas
 from tests.chaos import clients, scenarios_servers, world
 from tests.chaos.clients import Clients, Manner
@@ -74,7 +74,7 @@ async def _worker_hangs(world: World) -> None:
 
 
 async def _valkey_forgets(world: World) -> None:
-    async with redis.Redis.from_url(plan.valkey_of(world.stack.place).url) as valkey:
+    async with redis.Redis.from_url(stack_plan.valkey_of(world.stack.place).url) as valkey:
         await valkey.flushall()
 
 

@@ -12,7 +12,7 @@ import asyncpg
 import httpx
 import pytest
 
-from cli import exit_codes
+from cli.output import exit_codes
 from services.gateway.billing.ledger import RESERVE_SECONDS
 from shared import errors
 from shared.api import gateway

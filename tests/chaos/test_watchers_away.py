@@ -23,12 +23,12 @@ import msgspec
 import psutil
 import pytest
 
-from cli.stack import processes
 from services.metrics.history import rollup
 from shared import context, errors
 from shared.api import alerts, gateway, history, metrics, traces
 from shared.api.gateway import InferenceRequest
 from shared.types import SERVICE_NAMES
+from stack import processes
 from tests import otlp_receiver
 from tests.chaos import streams
 from tests.chaos.streams import Told

@@ -10,9 +10,9 @@ import msgspec
 from click.testing import CliRunner, Result
 
 from cli import main
-from cli.connection import Connection
+from cli.cli_context import CliContext
+from cli.connection import CliConnection
 from cli.profile import Profile
-from cli.surroundings import Surroundings
 from shared import errors
 from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
 from shared.types import Credential, NodeId, Role
@@ -81,7 +81,7 @@ class FakeMesh:
         self._streams[method.name] = (run, end)
 
     @asynccontextmanager
-    async def open(self, profile: Profile) -> AsyncIterator[Connection]:
+    async def open(self, profile: Profile) -> AsyncIterator[CliConnection]:
         yield FakeConnection(self, profile)
 
 
@@ -131,5 +131,5 @@ class Shell:
     environment: dict[str, str]
 
     def __call__(self, *arguments: str, stdin: str | bytes = "") -> Result:
-        here = Surroundings(self.environment, self.folder, self.mesh.open)
+        here = CliContext(self.environment, self.folder, self.mesh.open)
         return CliRunner().invoke(main.aicli, list(arguments), obj=here, input=stdin)

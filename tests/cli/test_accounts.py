@@ -7,7 +7,8 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from cli import admin, profile
+from cli import profile
+from cli.admin import admin_commands
 from shared import errors
 from shared.api import auth
 from shared.api.auth import ApiKey, CreatedApiKey, LoginSession, User
@@ -271,4 +272,4 @@ def test_who_says_premium_is_told_its_new_name(house: Shell) -> None:
 
 
 def test_the_tiers_of_the_option_are_those_that_exist() -> None:
-    assert set(admin.TIERS) == set(Tier)
+    assert set(admin_commands.TIERS) == set(Tier)

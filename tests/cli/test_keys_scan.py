@@ -10,8 +10,8 @@ import pytest
 from shared import errors
 from shared.api import auth
 from shared.types import KeyId, UserId
+from tests.cli.account.test_leaked_keys import key
 from tests.cli.fake_mesh import Shell
-from tests.cli.test_leaks import key
 
 LEAKED = key()
 

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from cli import main
-from cli.lazy import LazyGroup
+from cli.lazy_group import LazyGroup
 from shared import errors
 from shared.api import gateway
 from tests.cli.fake_mesh import FakeMesh, Shell
@@ -163,7 +163,10 @@ FORBIDDEN = {"rich", "httpx", "litestar", "structlog", "asyncpg", "redis", "prom
     "code",
     [
         pytest.param("from cli import main; main.aicli.main(['infer', '--help'])", id="aicli infer --help"),
-        pytest.param("import cli.infer, cli.outlet, cli.output, cli.interrupts; from shared.node import client", id="all that infer needs"),
+        pytest.param(
+            "import cli.ask.infer, cli.output.stdout_writer, cli.output.printing, cli.interrupts; from shared.node import client",
+            id="all that infer needs",
+        ),
     ],
 )
 def test_infer_imports_nothing_that_it_does_not_need(code: str) -> None:

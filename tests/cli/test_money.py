@@ -7,7 +7,7 @@ from uuid import UUID
 import click
 import pytest
 
-from cli import amounts
+from cli.output import credit_amounts
 from shared import errors
 from shared.api import auth, ledger
 from shared.api.ledger import Account, LedgerReport, ModelPrice
@@ -59,7 +59,7 @@ def test_credits_of_somebody(bank: Shell) -> None:
 
 def test_an_account_without_a_bound_shows_what_is_owed() -> None:
     account = Account(MicroCredits(0), MicroCredits(-1_500_000), MicroCredits(0), None, RENEWS)
-    assert [*amounts.account_lines(account)] == ["credits left  unlimited", "owed          1.5"]
+    assert [*credit_amounts.account_lines(account)] == ["credits left  unlimited", "owed          1.5"]
 
 
 @pytest.mark.parametrize(
@@ -206,4 +206,4 @@ def test_a_request_is_given_back(bank: Shell) -> None:
 
 def test_an_amount_that_was_left_out_is_none() -> None:
     context = click.Context(click.Command("x"))
-    assert amounts.reader()(context, click.Option(["--budget"]), None) is None
+    assert credit_amounts.reader()(context, click.Option(["--budget"]), None) is None

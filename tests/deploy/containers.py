@@ -19,9 +19,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
 
-from cli.stack import home as homes
-from cli.stack import initialise, nats, postgres, valkey
 from shared.types import MeshName
+from stack import initialization
+from stack import stack_home as homes
+from stack.servers import nats_server, postgres, valkey
 from tests.deploy import compose_file
 from tests.servers import PostgresServer, running
 from tests.testnet import free_port
@@ -46,7 +47,7 @@ def run_init(folder: Path) -> Path:
     hand_out = hand_out_program()
     home = homes.locate({"AIMESH_HOME": str(folder / "state")})
     for _ in range(2):
-        initialise.ensure(home, {}, folder)
+        initialization.ensure(home, {}, folder)
         for name, recipient in hand_out.recipients(home, MeshName("home")):
             (folder / "handed" / name).mkdir(parents=True, exist_ok=True)
             hand_out.hand_out(folder / "handed" / name, dataclasses.replace(recipient, user=os.getuid()))
@@ -105,7 +106,7 @@ class House:
     def provision(self) -> None:
         """The `provision` service: its own statements with the environment that `init` wrote, as the superuser of this server."""
         (command,) = compose_file.services()["provision"]["command"]
-        command = command.replace("/run/aimesh", str(self.handed / "postgres")).replace("/provision.sql", "cli/stack/postgres.sql")
+        command = command.replace("/run/aimesh", str(self.handed / "postgres")).replace("/provision.sql", "stack/servers/postgres.sql")
         # The superuser is another here, and so is its password.
         command = command.replace("-U aimesh_admin", "-U admin").replace("-h postgres", f"-h {self._database.folder}")
         command = command.replace(
@@ -118,7 +119,7 @@ class House:
         place = self.places["nats:4222"]
         text = conf.read_text(encoding="utf-8").replace("0.0.0.0:4222", place).replace("8222", str(free_port()))
         conf.write_text(text.replace("/tmp/nats.pid", str(self.folder / "nats.pid")), encoding="utf-8")
-        return Container("nats", [str(nats.binary()), "--config", str(conf)], {}, self.folder / "nats.log")
+        return Container("nats", [str(nats_server.binary()), "--config", str(conf)], {}, self.folder / "nats.log")
 
     def valkey(self) -> Container:
         conf = self.handed / "valkey" / "valkey.conf"

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cli.stack import nats
+from stack.servers import nats_server
 from tests.deploy import compose_file, containers
 from tests.deploy.containers import Container, House
 
@@ -35,7 +35,7 @@ def test_init_hands_out_what_compose_mounts(tmp_path: Path) -> None:
             if value.startswith("/run/aimesh/"):
                 file = handed / service / Path(value).name
                 assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
-    assert subprocess.run([nats.binary(), "-t", "-c", handed / "nats/nats.conf"], capture_output=True, check=False).returncode == 0
+    assert subprocess.run([nats_server.binary(), "-t", "-c", handed / "nats/nats.conf"], capture_output=True, check=False).returncode == 0
     # A worker learns nothing but its own key and the token of its own port.
     assert {path.name for path in (handed / "inference").iterdir()} == {"node.nk", "service_token"}
 

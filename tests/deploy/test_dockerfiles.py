@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.stack import dht, settings
+from stack import settings
+from stack.servers import dht_programs
 from tests.deploy import compose_file
 
 ROOT = compose_file.ROOT
@@ -94,7 +95,7 @@ def test_packages_come_by_hash_and_servers_stay_out(path: Path) -> None:
     assert not re.search(r"(PASSWORD|SECRET|TOKEN|KEY)=", path.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize(("answer", "status"), [(dht._PONG + b"and more", 0), (b"something else", 1)])
+@pytest.mark.parametrize(("answer", "status"), [(dht_programs._PONG + b"and more", 0), (b"something else", 1)])
 def test_a_dht_node_is_asked_as_the_supervisor_asks_it(answer: bytes, status: int) -> None:
     with socket.socket(type=socket.SOCK_DGRAM) as node:
         node.settimeout(10)
@@ -104,7 +105,7 @@ def test_a_dht_node_is_asked_as_the_supervisor_asks_it(answer: bytes, status: in
             question, asker = node.recvfrom(2048)
             node.sendto(answer, asker)
             assert check.wait(timeout=10) == status
-        assert question == dht._PING
+        assert question == dht_programs._PING
 
 
 def test_the_images_of_the_house_differ_by_their_role_alone() -> None:

@@ -9,12 +9,12 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from cli.stack import home as homes
-from cli.stack import initialise
 from services.metrics.export.otlp import log_records, otlp_values, span_records
 from services.metrics.settings import MetricsSettings
 from shared import config
 from shared.types import MeshName
+from stack import initialization
+from stack import stack_home as homes
 from tests.deploy import compose_file, containers
 from tests.deploy.compose_file import ROOT
 from tests.deploy.observers import COLLECTOR, JAEGER, LOKI, OBSERVERS, PROMETHEUS, SERVICES, SOURCES, file_at, mounted, option, read
@@ -277,7 +277,7 @@ def handed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """By volume: what `init` makes of it."""
     folder = tmp_path_factory.mktemp("init")
     home = homes.locate({"AIMESH_HOME": str(folder)})
-    initialise.ensure(home, {}, folder)
+    initialization.ensure(home, {}, folder)
     return dict(containers.hand_out_program().recipients(home, MeshName("home")))
 
 

@@ -10,8 +10,6 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from cli.stack import home as homes
-from cli.stack import initialise, plan
 from services.gateway import store as gateway_store
 from services.metrics.alerting.rules import all_rules
 from services.metrics.alerting.rules.alert_rule import AlertRule, Severity
@@ -21,6 +19,8 @@ from shared.telemetry import instruments
 from shared.telemetry.instrument import InstrumentKind
 from shared.telemetry.metrics_registry import Metrics
 from shared.types import Role
+from stack import initialization, stack_plan
+from stack import stack_home as homes
 from tests.services.metrics.alerting.rules import debian
 from tests.testnet import MESH, testnet
 from tools import alerts, docs
@@ -187,8 +187,8 @@ def test_commands_of_the_runbooks_exist() -> None:
 def test_programs_of_the_stack_have_the_names_that_runbooks_give_them(tmp_path: Path) -> None:
     """A worker is called inference there, which is easy to forget at night."""
     home = homes.locate({"AIMESH_HOME": str(tmp_path / "home")})
-    made = initialise.ensure(home, {}, tmp_path)
-    programs = {program.name for program in plan.make(home, made.settings, made.recorded, {}).programs}
+    made = initialization.ensure(home, {}, tmp_path)
+    programs = {program.name for program in stack_plan.make(home, made.settings, made.recorded, {}).programs}
     text = "\n".join(path.read_text(encoding="utf-8") for path in RUNBOOKS.glob("*.md"))
     named = set(re.findall(r"\baicli stack (?:logs|restart) (\w[\w-]*)", text))
     assert len(named) > 5

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from cli.stack import home as homes
-from cli.stack import plan, secret_files
-from cli.stack.settings import PASSED, StackSettings
 from shared import config, node
 from shared.types import SERVICE_NAMES
+from stack import secret_files, stack_plan
+from stack import stack_home as homes
+from stack.settings import PASSED, StackSettings
 
 #: Under `make up` only gateway and web can be opened to others.
 STAY_ON_LOOPBACK = {"BIND_HOST", "ALLOW_PLAIN_HTTP", "TLS_CERT_FILE", "TLS_KEY_FILE"}
@@ -34,7 +34,7 @@ def test_every_setting_can_be_given_to_make_up(service: str, tmp_path: Path) -> 
     home = homes.locate({"AIMESH_HOME": str(tmp_path)})
     homes.ensure_folders(home)
     secret_files.ensure(home)
-    environment = plan.service_environment(home, StackSettings(relay=True), {}, service)
+    environment = stack_plan.service_environment(home, StackSettings(relay=True), {}, service)
     provided = {each for name in environment for each in (name, name.removesuffix("_FILE"))}
     # One database per service is given as AUTH_DATABASE_URL and reaches the service as DATABASE_URL.
     provided |= {f"{service.upper()}_DATABASE_URL"}
@@ -45,4 +45,4 @@ def test_every_setting_can_be_given_to_make_up(service: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("service", sorted(SERVICE_NAMES.values()))
 def test_every_secret_that_is_handed_over_is_read(service: str) -> None:
-    assert set(plan._SECRETS[service]) - declared_by(service) == set()
+    assert set(stack_plan._SECRETS[service]) - declared_by(service) == set()

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 
 import redis.asyncio as redis
 
-from cli.stack import nats_users, plan
 from shared import errors
 from shared.access.access_table import FRESH_SECONDS
 from shared.api import accounts, auth, organizations
@@ -26,6 +25,8 @@ from shared.node.client_node import SOFTWARE, ClientNode, _calling
 from shared.transports.link import LocalNode
 from shared.transports.nats_link import NatsTransport
 from shared.types import Credential, Role, TenantId, Tier, UserId, UserRole
+from stack import stack_plan
+from stack.servers import nats_users
 from tests.integration import asking
 from tests.integration.access_requests import Things
 from tests.people import Desk, Person
@@ -216,7 +217,7 @@ class Town:
         found = await self._rpc.call(accounts.list_sessions, accounts.ListSessions(), credential=session.access_token)
         (this,) = (each for each in found.sessions if each.is_this)
         assert this.kind is auth.SessionKind.BROWSER
-        async with redis.Redis.from_url(plan.valkey_of(self._stack.place).url) as valkey:
+        async with redis.Redis.from_url(stack_plan.valkey_of(self._stack.place).url) as valkey:
             # The field is there already: nothing is added.
             assert await valkey.hset(f"auth:session:{this.id}", "confirmed_at", repr(time.time() - FRESH_SECONDS - 1)) == 0
         resumed = await self._web.rpc.call(auth.resume_session, auth.ResumeSession(session.session_token))

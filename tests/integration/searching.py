@@ -10,7 +10,7 @@ from pathlib import Path
 import asyncpg
 import redis.asyncio
 
-from cli.stack import plan, secret_files
+from stack import secret_files, stack_plan
 from tests.stacks import RunningStack
 
 MAIL = "mail, printed because SMTP_URL is not set"
@@ -90,14 +90,14 @@ async def _rows(stack: RunningStack) -> AsyncIterator[tuple[str, bytes]]:
 
 
 async def superuser(stack: RunningStack) -> asyncpg.Connection:
-    server = plan.postgres_of(stack.place)
+    server = stack_plan.postgres_of(stack.place)
     url = server.url(server.admin, secret_files.read(stack.place, secret_files.POSTGRES_ADMIN))
     return await asyncpg.connect(url, timeout=5)
 
 
 @asynccontextmanager
 async def valkey(stack: RunningStack) -> AsyncIterator["redis.asyncio.Redis"]:
-    client = redis.asyncio.Redis.from_url(plan.valkey_of(stack.place).url)
+    client = redis.asyncio.Redis.from_url(stack_plan.valkey_of(stack.place).url)
     try:
         yield client
     finally:

@@ -17,7 +17,6 @@ import msgspec
 import psutil
 import pytest
 
-from cli.stack import nats_users
 from services.metrics.collection import recorded_metrics
 from shared import errors
 from shared.api import metrics
@@ -28,6 +27,7 @@ from shared.node import Node, NodeSettings
 from shared.node.member import Service
 from shared.telemetry.instruments import node_label
 from shared.types import Role
+from stack.servers import nats_users
 from tests.stacks import MESH, RunningStack, total, until
 from tests.testnet import live
 

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from cli.exit_codes import ExitCode
+from cli.output.exit_codes import ExitCode
 from shared import errors
 from shared.api.membership import Membership
 from shared.identity import node_keys, tickets

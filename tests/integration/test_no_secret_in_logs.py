@@ -22,12 +22,12 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 
-from cli.stack import secret_files
 from services.auth.mfa import totp
 from shared import errors
 from shared.api import accounts, auth, organizations
 from shared.identity import tickets
 from shared.types import Credential
+from stack import secret_files
 from tests import otlp_receiver, people, stacks
 from tests.integration import asking, searching
 from tests.integration.searching import Hidden, Hit

@@ -13,9 +13,10 @@ import asyncpg
 import httpx
 import pytest
 
-from cli.stack import plan, postgres
-from cli.stack.secret_files import DATABASE_ROLES
 from services.gateway.limits import tiers
+from stack import stack_plan
+from stack.secret_files import DATABASE_ROLES
+from stack.servers import postgres
 from tests import people, stacks
 from tests.chaos import judging, load
 from tests.chaos.load import History
@@ -66,7 +67,7 @@ async def place() -> AsyncIterator[Place]:
         settings = {f"{role.upper()}_DATABASE_URL": url for role, url in urls.items()}
         stack = await opened.enter_async_context(stacks.stack(**SETTINGS, **settings))
         # Where the judge looks for it.
-        plan.database_url_file(stack.place, "gateway").write_text(urls["gateway"])
+        stack_plan.database_url_file(stack.place, "gateway").write_text(urls["gateway"])
         yield Place(stack, primary, standby, switch)
 
 

@@ -3,8 +3,8 @@
 from datetime import timedelta
 
 from cli.top import frame
-from cli.top.frame import Frame, Silent
-from cli.top.readings import Load, Numbers, Readings, Told
+from cli.top.frame import Silent, TopFrame
+from cli.top.readings import MeshReadings, NodeLoad, Numbers, SourceAnswer
 from shared import errors
 from shared.api.alerts import Alerts
 from shared.api.gateway import NodeRows
@@ -13,15 +13,15 @@ from tests.cli.top import seen
 from tests.cli.top.seen import AT, GONE, WORKER
 
 NOW = 100.0
-ALL = Readings(
-    health=Told(seen.HEALTH, NOW),
-    alerts=Told(Alerts((seen.alert(), seen.alert("later", state="pending"), seen.alert("past", state="over")), ()), NOW),
-    nodes=Told(NodeRows(seen.NODES), NOW),
-    numbers=Told(Numbers(requests=12, errors=0.5, loads={WORKER[:12]: Load(cpu=0.5), GONE[:12]: Load(cpu=0.9)}), NOW),
+ALL = MeshReadings(
+    health=SourceAnswer(seen.HEALTH, NOW),
+    alerts=SourceAnswer(Alerts((seen.alert(), seen.alert("later", state="pending"), seen.alert("past", state="over")), ()), NOW),
+    nodes=SourceAnswer(NodeRows(seen.NODES), NOW),
+    numbers=SourceAnswer(Numbers(requests=12, errors=0.5, loads={WORKER[:12]: NodeLoad(cpu=0.5), GONE[:12]: NodeLoad(cpu=0.9)}), NOW),
 )
 
 
-def made(readings: Readings) -> Frame:
+def made(readings: MeshReadings) -> TopFrame:
     return frame.make(readings, NOW + 14, AT)
 
 
@@ -42,7 +42,7 @@ def test_a_node_has_its_own_load_and_one_that_is_gone_has_none() -> None:
 
 def test_five_alerts_at_most_and_how_many_there_are() -> None:
     many = Alerts(tuple(seen.alert(f"number_{number}") for number in range(8)), ())
-    found = made(Readings(alerts=Told(many, NOW)))
+    found = made(MeshReadings(alerts=SourceAnswer(many, NOW)))
     assert [one.name for one in found.alerts] == [f"number_{number}" for number in range(5)]
     assert found.alerts_firing == 8
 
@@ -50,24 +50,24 @@ def test_five_alerts_at_most_and_how_many_there_are() -> None:
 def test_what_is_down_stands_before_what_is_degraded() -> None:
     parts = [ComponentHealth(name=status, kind="service", status=status, since=AT) for status in ("degraded", "healthy", "down")]
     health = SystemHealth(status="down", components=tuple(parts) * 4)
-    found = made(Readings(health=Told(health, NOW)))
+    found = made(MeshReadings(health=SourceAnswer(health, NOW)))
     assert [one.status for one in found.wrong] == ["down"] * 4 + ["degraded"]
     assert found.parts_wrong == 8
 
 
 def test_a_silent_source_keeps_its_last_numbers_and_says_how_old_they_are() -> None:
     away = errors.NotReachable("no gateway answers")
-    found = made(Readings(nodes=ALL.nodes.missed(away), health=Told(problem=away)))
+    found = made(MeshReadings(nodes=ALL.nodes.missed(away), health=SourceAnswer(problem=away)))
     assert len(found.nodes) == 3
     assert found.silent == (Silent("health", "no gateway answers", None), Silent("nodes", "no gateway answers", 14))
 
 
 def test_before_anybody_answered_nothing_is_known() -> None:
-    found = made(Readings())
+    found = made(MeshReadings())
     assert (found.health, found.requests_per_second, found.streams_running, found.alerts_firing, found.nodes) == (None,) * 4 + ((),)
     assert (found.wrong, found.parts_wrong) == ((), None)
 
 
 def test_a_clock_that_is_ahead_there_makes_no_negative_age() -> None:
-    found = made(Readings(alerts=Told(Alerts((seen.alert(since=AT + timedelta(hours=1)),), ()), NOW)))
+    found = made(MeshReadings(alerts=SourceAnswer(Alerts((seen.alert(since=AT + timedelta(hours=1)),), ()), NOW)))
     assert found.alerts[0].seconds == 0

@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from cli.top import readings
-from cli.top.readings import Load, Numbers, Readings, Told
+from cli.top.readings import MeshReadings, NodeLoad, Numbers, SourceAnswer
 from shared import errors
 from shared.api.gateway import NodeRows
 from tests.cli.top.seen import AT, answer, line
@@ -33,7 +33,7 @@ def test_tokens_are_those_of_gateways_and_a_workers_own_are_its_output() -> None
     )
     found = readings.numbers([of_mesh, of_nodes])
     assert (found.input_tokens, found.output_tokens) == (10, 20)
-    assert found.loads == {"one": Load(tokens_per_second=20)}
+    assert found.loads == {"one": NodeLoad(tokens_per_second=20)}
 
 
 def test_what_waits_at_gateways_and_workers_is_one_queue_and_the_longest_comes_first() -> None:
@@ -53,8 +53,8 @@ def test_gpus_of_a_node_are_one_memory() -> None:
         line(TOTAL, 8, node="n", gpu="0"),
         line(TOTAL, 4, node="n", gpu="1"),
     )
-    assert readings.numbers([gpus]).loads == {"n": Load(gpu_memory=0.5)}
-    assert readings.numbers([answer(line(USED, 2, node="n", gpu="0"))]).loads == {"n": Load()}
+    assert readings.numbers([gpus]).loads == {"n": NodeLoad(gpu_memory=0.5)}
+    assert readings.numbers([answer(line(USED, 2, node="n", gpu="0"))]).loads == {"n": NodeLoad()}
 
 
 @pytest.mark.parametrize(
@@ -69,12 +69,12 @@ def test_gpus_of_a_node_are_one_memory() -> None:
 )
 def test_the_number_that_is_shown(values: tuple[float | None, ...], shown: float | None) -> None:
     found = readings.numbers([answer(line(CPU, values[-1], *values[:-1], node="n")), answer(line(CPU, 1.0, 1.0, node="other"))])
-    assert found.loads.get("n", Load()).cpu == shown
+    assert found.loads.get("n", NodeLoad()).cpu == shown
 
 
 def test_a_node_that_fell_silent_has_no_load_any_more() -> None:
     old, new = answer(line(CPU, 0.9, node="gone"), since=AT - timedelta(seconds=60)), answer(line(CPU, 0.1, node="here"))
-    assert readings.numbers([old, new]).loads == {"here": Load(cpu=0.1)}
+    assert readings.numbers([old, new]).loads == {"here": NodeLoad(cpu=0.1)}
 
 
 def test_without_a_history_nothing_is_known() -> None:
@@ -83,8 +83,8 @@ def test_without_a_history_nothing_is_known() -> None:
 
 def test_nothing_was_said_only_where_nobody_ever_answered() -> None:
     away = errors.NotReachable("no gateway answers")
-    assert readings.why_nothing(Readings()) is None
-    assert readings.why_nothing(Readings(nodes=Told(problem=away))) is away
-    known = Told(NodeRows(()), 1.0)
-    assert readings.why_nothing(Readings(nodes=known.missed(away))) is None
+    assert readings.why_nothing(MeshReadings()) is None
+    assert readings.why_nothing(MeshReadings(nodes=SourceAnswer(problem=away))) is away
+    known = SourceAnswer(NodeRows(()), 1.0)
+    assert readings.why_nothing(MeshReadings(nodes=known.missed(away))) is None
     assert known.missed(away).answer == NodeRows(())

@@ -1,9 +1,9 @@
 import pytest
 
-from cli.stack.settings import PASSED
 from services.gateway.settings import GatewaySettings
 from services.web.settings import WebSettings
 from shared import config, errors
+from stack.settings import PASSED
 
 GOOD = {"NODE_KEY_FILE": "/nowhere/web.nk", "WEB_SECRET": "s" * 32}
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cli import alerts
+from cli.admin import alerts
 from services.metrics.alerting import mail_text
 from services.metrics.alerting.alert_state import ActiveAlert
 from services.metrics.alerting.mail_batching import MailBatch

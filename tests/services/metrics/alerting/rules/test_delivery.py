@@ -18,11 +18,11 @@ import httpx
 import pytest
 import yaml
 
-from cli.stack import processes
 from services.metrics.service import MetricsService
 from services.metrics.settings import MetricsSettings
 from shared.telemetry import instruments
 from shared.types import Role
+from stack import processes
 from tests.services.metrics.alerting.rules import debian
 from tests.testnet import MESH, free_port, testnet, until
 

@@ -1,0 +1,1 @@
+"""Commands about one's own account: login, keys, usage."""

@@ -1,0 +1,56 @@
+"""`aicli dashboard`: open the dashboard, logged in, without typing a password."""
+
+import html
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+
+from cli.cli_context import CliContext
+
+#: Where the web service redeems the token of a login link.
+LOGIN_PATH = "/login-link"
+
+
+@click.command()
+@click.option("--print", "only_print", is_flag=True, help="Print the link instead of opening a browser.")
+@click.option("--json", "as_json", is_flag=True, help='Print {"url": …, "expires_in": …} instead of opening a browser.')
+@click.pass_obj
+def dashboard(here: CliContext, /, *, only_print: bool, as_json: bool) -> None:
+    """Open the web dashboard in a browser, already signed in.
+
+    The link works once and expires after a minute.
+    """
+    from urllib.parse import quote
+
+    from cli.output import printing
+    from shared.api import auth
+
+    web = here.profile(key_needed=True).web_url.rstrip("/")
+    link = here.ask(auth.create_login_link, auth.CreateLoginLink())
+    url = f"{web}{LOGIN_PATH}?token={quote(link.token, safe='')}"
+    if as_json:
+        printing.show_json({"url": url, "expires_in": link.expires_in})
+        return
+    click.echo(url)
+    printing.note(f"The link works once, within {link.expires_in} s.")
+    if not only_print and _has_display(here.environment):
+        _open_browser(url, here.environment)
+
+
+def _has_display(environment: Mapping[str, str]) -> bool:
+    return bool(environment.get("DISPLAY") or environment.get("WAYLAND_DISPLAY"))
+
+
+def _open_browser(url: str, environment: Mapping[str, str]) -> None:
+    """By way of a file that only this user can read: in the browser's argument the token would be in `ps`."""
+    import webbrowser
+
+    folder = environment.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+    handle, name = tempfile.mkstemp(dir=folder, prefix="aicli-", suffix=".html")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(f'<!doctype html><meta http-equiv="refresh" content="0;url={html.escape(url)}"><title>aimesh</title>')
+    # The file is left to the browser, which may take its time; what it holds is worthless after a minute.
+    webbrowser.open(Path(name).as_uri())

@@ -1,0 +1,283 @@
+"""`aicli keys`: make, list, rename, rotate and revoke API keys, and find those that lie about."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.cli_context import CliContext
+from cli.output import credit_amounts
+
+if TYPE_CHECKING:
+    from cli.connection import CliConnection
+    from cli.output.printing import Json
+    from shared.api.auth import ApiKey, ApiKeyLimits, GenerateApiKey
+
+    #: What an option gives.
+    Wish = int | str | bool | tuple[str, ...] | None
+
+#: What the columns of auth hold.
+_LIMIT = click.IntRange(1, 2**31 - 1)
+
+
+@click.group()
+def keys() -> None:
+    """Create, list, rotate and revoke API keys, and scan for leaked ones."""
+
+
+@keys.command()
+@click.argument("name")
+@click.option("--requests-per-hour", type=_LIMIT, help="Maximum requests per hour.")
+@click.option("--requests-per-minute", type=_LIMIT, help="Maximum requests per minute.")
+@click.option("--tokens-per-minute", type=_LIMIT, help="Maximum tokens per minute, input and output combined.")
+@click.option("--concurrency", type=_LIMIT, help="Maximum concurrent requests.")
+@click.option(
+    "--budget",
+    "budget_micro",
+    callback=credit_amounts.reader(least_micro=1),
+    metavar="CREDITS",
+    help="Total budget in credits, such as 2.5.",
+)
+@click.option(
+    "--kind", type=click.Choice(["live", "test", "adm"]), default="live", help="live: for applications. test: for CI. adm: admin rights."
+)
+@click.option(
+    "--scope", "scopes", multiple=True, help="Allow only this scope, such as key:write. Can be repeated. Default: models and usage."
+)
+@click.option(
+    "--all-rights", is_flag=True, help="Full access: everything you can do, now and later, including managing keys and the account."
+)
+@click.option("--model", "models", multiple=True, help="Allow only this model. Can be repeated.")
+@click.option(
+    "--network", "networks", multiple=True, metavar="CIDR", help="Allow only this network, such as 192.0.2.0/24. Can be repeated."
+)
+@click.option("--days", type=click.IntRange(0, 3650), help="Lifetime in days; 0 means no expiry. Default: 90, or 30 for a test key.")
+@click.option("--json", "as_json", is_flag=True, help='Print {"key": …, "id": …, "name": …}.')
+@click.pass_obj
+def create(here: CliContext, /, name: str, *, as_json: bool, **wishes: "Wish") -> None:
+    """Create a key called NAME and print it. It is shown only once.
+
+    By default, a key can use models and read usage; change this with --scope or --all-rights. A live key never has admin rights. Limits
+    of the key apply in addition to the account's: the strictest limit wins.
+    """
+    from cli.output import printing
+    from shared.api import auth
+
+    made = here.ask(auth.generate_api_key, _request(name, wishes))
+    if as_json:
+        printing.show_json({"key": made.api_key, "id": str(made.key.id), "name": made.key.name})
+        return
+    click.echo(made.api_key)
+    printing.note(f"Save the key {made.key.name!r} now: it is not shown again.")
+    printing.note(_expiry(made.key))
+
+
+def _request(name: str, wishes: "dict[str, Wish]") -> "GenerateApiKey":
+    from typing import Any, cast
+
+    import msgspec
+
+    from shared.api import auth
+    from shared.types import ModelName
+
+    each = cast("dict[str, Any]", wishes)
+    kind = auth.KeyKind(each.pop("kind"))
+    models = tuple(ModelName(model) for model in each.pop("models"))
+    bounds = auth.KeyBounds(each.pop("scopes"), models, each.pop("networks"))
+    days, all_rights = each.pop("days"), each.pop("all_rights")
+    limits = msgspec.structs.replace(auth.ApiKeyLimits(), **each)
+    return auth.GenerateApiKey(name=name, limits=limits, kind=kind, bounds=bounds, days=days, all_rights=all_rights)
+
+
+def _expiry(key: "ApiKey") -> str:
+    if key.expires_at is None:
+        return "It never expires."
+    return f"It expires {key.expires_at:%Y-%m-%d}. To replace it: aicli keys rotate"
+
+
+@keys.command()
+@click.argument("key", metavar="NAME_OR_ID")
+@click.argument("name", metavar="NEW_NAME")
+@click.pass_obj
+def rename(here: CliContext, /, key: str, name: str) -> None:
+    """Rename a key."""
+    from cli.output import printing
+    from shared.api import auth
+
+    renamed = here.ask(auth.rename_api_key, auth.RenameApiKey(_no_secret(key), name))
+    click.echo(f"{printing.printable(renamed.preview)} is now called {printing.printable(renamed.name)}.")
+
+
+@keys.command()
+@click.argument("key", metavar="NAME_OR_ID")
+@click.option(
+    "--overlap-hours", type=click.IntRange(0, 168), default=24, show_default=True, help="Hours that the old secret keeps working."
+)
+@click.option("--json", "as_json", is_flag=True, help='Print {"key": …, "id": …, "name": …}.')
+@click.pass_obj
+def rotate(here: CliContext, /, key: str, *, overlap_hours: int, as_json: bool) -> None:
+    """Create a new secret for a key and print it. The old secret stops working after the overlap."""
+    from cli.output import printing
+    from shared.api import auth
+
+    made = here.ask(auth.rotate_api_key, auth.RotateApiKey(_no_secret(key), overlap_hours * 3600))
+    if as_json:
+        printing.show_json({"key": made.api_key, "id": str(made.key.id), "name": made.key.name})
+        return
+    click.echo(made.api_key)
+    ends = "no longer works" if overlap_hours == 0 else f"keeps working for {overlap_hours} h"
+    printing.note(f"Save the new secret of {made.key.name!r} now: it is not shown again. The old one {ends}.")
+
+
+@keys.command()
+@click.argument("places", nargs=-1, type=click.Path(exists=True, path_type=Path))
+@click.option("--revoke", "revokes", is_flag=True, help="Revoke every key found that still works, using the key itself.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list without the secrets.")
+@click.pass_obj
+def scan(here: CliContext, /, places: tuple[Path, ...], *, revokes: bool, as_json: bool) -> None:
+    """Scan PLACES (files or folders, default: the current folder) for leaked keys, tickets and tokens.
+
+    Exits with 1 if it finds any, for use in hooks and CI. Nothing is sent over the network unless you use --revoke.
+    """
+    import sys
+
+    from cli.account import leaked_keys
+    from cli.output import printing
+
+    found = [leak for place in places or (Path(),) for leak in leaked_keys.find(place)]
+    ended = {leak.secret: _revoke_by_itself(here, leak.secret) for leak in found if revokes and leak.is_key}
+    if as_json:
+        rows: list[Json] = [
+            {"path": str(leak.path), "line": leak.line, "kind": leak.kind, "key": leak.preview, "now": ended.get(leak.secret, "")}
+            for leak in found
+        ]
+        printing.show_json(rows)
+    else:
+        for leak in found:
+            state = f"  {ended[leak.secret]}" if leak.secret in ended else ""
+            click.echo(f"{printing.printable(str(leak.path))}:{leak.line}: {leak.kind} {leak.preview}{state}")
+        if found and not revokes:
+            printing.note(
+                "Anyone who can read these files can use them. Revoke each (aicli keys revoke, or scan --revoke), then create new ones."
+            )
+        elif not found:
+            printing.note("Nothing found.")
+    sys.exit(1 if found else 0)
+
+
+def _revoke_by_itself(here: CliContext, secret: str) -> str:
+    """What became of a key that was found, in words."""
+    from cli.account import login
+    from shared import errors
+    from shared.types import Credential
+
+    key = Credential(secret)
+
+    async def work(connection: "CliConnection") -> str:
+        # One that is let in and that no list shows is the secret of before a rotation.
+        return (
+            "revoked now" if await login.revoke(connection, key, by=key) else "STILL WORKS (old secret of a rotated key): aicli keys revoke"
+        )
+
+    try:
+        return here.run(work, key_needed=False)
+    except errors.NotAuthenticated:
+        return "no longer works"
+    except errors.NotAllowed:
+        return "STILL WORKS and may not revoke itself: aicli keys revoke"
+
+
+@keys.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+@click.pass_obj
+def list_(here: CliContext, /, *, as_json: bool) -> None:
+    """List your API keys. Use --json to see their IDs."""
+    from cli.output import printing
+    from cli.output.printing import TableColumn
+    from shared.api import auth
+
+    listed = here.ask(auth.list_api_keys, auth.ListApiKeys())
+    columns: list[TableColumn[ApiKey]] = [
+        TableColumn("NAME", lambda key: key.name),
+        TableColumn("KEY", lambda key: key.preview),
+        TableColumn("STATE", _state, lambda key: "green" if _state(key) == "active" else "dim"),
+        TableColumn("SCOPES", lambda key: printing.names(_bounds(key))),
+        TableColumn("LIMITS", lambda key: printing.names(_in_words(key.limits))),
+        TableColumn("AGE", lambda key: printing.ago(key.created_at)),
+        TableColumn("EXPIRES", lambda key: "never" if key.expires_at is None else f"{key.expires_at:%Y-%m-%d}"),
+        TableColumn("LAST USED", lambda key: "–" if key.last_used_at is None else f"{printing.ago(key.last_used_at)} ago"),
+    ]
+    printing.show_rows(listed.keys, columns, as_json=as_json, empty="No keys yet. Create one: aicli keys create NAME")
+
+
+@keys.command()
+@click.argument("key", metavar="NAME_OR_ID")
+@click.option("--with-made", is_flag=True, help="Also revoke keys created with this key, and keys created with those.")
+@click.option("--json", "as_json", is_flag=True, help="Print the revoked key as a JSON object.")
+@click.pass_obj
+def revoke(here: CliContext, /, key: str, *, with_made: bool, as_json: bool) -> None:
+    """Revoke a key by name or ID. It stops working immediately and cannot be restored."""
+    from cli.output import printing
+    from shared.api import auth
+
+    gone = here.ask(auth.revoke_api_key, auth.RevokeApiKey(_no_secret(key), with_made))
+    if as_json:
+        printing.show_json(printing.plain(gone))
+        return
+    also = " and all keys it created" if with_made else ""
+    click.echo(f"Revoked {printing.printable(gone.name)} ({printing.printable(gone.preview)}){also}.")
+    if not with_made and (left := _made_by(here, gone)):
+        names = ", ".join(printing.printable(each.name) for each in left)
+        printing.note(f"Keys it created still work: {names}. To revoke them too: aicli keys revoke --with-made {gone.id}")
+
+
+def _made_by(here: CliContext, key: "ApiKey") -> "list[ApiKey]":
+    """What still works of what the key made itself; empty where this credential may not list keys any more, as after revoking itself."""
+    from shared import errors
+    from shared.api import auth
+
+    try:
+        listed = here.ask(auth.list_api_keys, auth.ListApiKeys())
+    except errors.CallerError:
+        return []
+    return [each for each in listed.keys if each.made_by == key.id and each.is_active]
+
+
+def _no_secret(key: str) -> str:
+    from shared import errors
+
+    if key.startswith("aip_"):
+        # A whole key on the command line is in the shell's history and in ps by now: revoking it is right, pasting it was not.
+        raise errors.BadRequest("this is the key itself; never put a key on a command line", hint="use its name or ID; see aicli keys list")
+    return key
+
+
+def _state(key: "ApiKey") -> str:
+    if not key.is_active:
+        return "revoked"
+    return "active" if key.expires_at is None or key.expires_at > datetime.now(UTC) else "expired"
+
+
+def _bounds(key: "ApiKey") -> Iterator[str]:
+    """What it may be used for; nothing for all that its kind may."""
+    if key.kind != "live":
+        yield {"test": "test", "adm": "administer"}.get(key.kind, key.kind)
+    yield from key.bounds.scopes
+    yield from key.bounds.models
+    yield from (f"from {network}" for network in key.bounds.networks)
+
+
+def _in_words(limits: "ApiKeyLimits") -> Iterator[str]:
+    from cli.output import printing
+    from shared.amounts import written
+
+    shown = {
+        "{}/h": limits.requests_per_hour,
+        "{}/min": limits.requests_per_minute,
+        "{} tokens/min": limits.tokens_per_minute,
+        "{} concurrent": limits.concurrency,
+        "{}": None if limits.budget_micro is None else printing.counted(written(limits.budget_micro), "credit"),
+    }
+    return (text.format(value) for text, value in shown.items() if value is not None)

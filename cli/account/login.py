@@ -1,0 +1,155 @@
+"""`aicli login` and `aicli logout`: a key for this machine, kept in the profile.
+
+The password and the session that it opens are dropped at once; what stays is a key, which the user sees in `aicli keys list`
+under the machine's name and can revoke from anywhere.
+"""
+
+import asyncio
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.account.register import asked, password_from
+from cli.cli_context import CliContext
+
+if TYPE_CHECKING:
+    from cli.connection import CliConnection
+    from cli.profile import Profile
+    from shared.api.auth import CreatedApiKey, Credentials, LoginSession, User
+    from shared.types import Credential
+
+
+@click.command()
+@click.argument("name", metavar="[USERNAME|EMAIL]", required=False)
+@click.option("--password-stdin", is_flag=True, help="Read the password from the first line of stdin.")
+@click.option("--key-name", metavar="NAME", help="Name of the new key. Default: this machine's hostname.")
+@click.option("--json", "as_json", is_flag=True, help="Print the account as a JSON object.")
+@click.pass_obj
+def login(here: CliContext, /, name: str | None, *, password_stdin: bool, key_name: str | None, as_json: bool) -> None:
+    """Sign in: create an API key for this machine and save it in the current profile."""
+    import platform
+
+    from cli import profile
+    from cli.output import printing
+    from shared.api import auth
+
+    place = profile.find(here.environment, here.folder)
+    before = profile.read(place.path)
+    name = name or asked("username or e-mail address", "the argument USERNAME")
+    by_email = "@" in name
+    credentials = auth.Credentials(
+        password=password_from(password_stdin, confirm=False),
+        username=None if by_email else name,
+        email=name if by_email else None,
+    )
+    title = key_name or platform.node() or "aicli"
+
+    async def work(connection: "CliConnection") -> "tuple[User, CreatedApiKey]":
+        return await _exchange(connection, credentials, title, before.api_key)
+
+    user, made = here.run(work, key_needed=False)
+    kept = _keep_other_account(place.path, before, user.username)
+    profile.write(place.path, replace(before, api_key=made.api_key, username=user.username))
+    if as_json:
+        printing.show_json(printing.plain(user))
+        return
+    click.echo(f"Logged in as {printing.printable(user.username)}; the key {printing.printable(made.key.name)!r} is in {place.path}.")
+    if kept:
+        printing.note(f"{before.username} was logged in before; AICLI_PROFILE={kept} still uses {before.username}.")
+    if here.environment.get("AICLI_API_KEY"):
+        printing.note("AICLI_API_KEY is set and overrides the profile's key.")
+
+
+async def _exchange(
+    connection: "CliConnection", credentials: "Credentials", title: str, old: "Credential | None"
+) -> "tuple[User, CreatedApiKey]":
+    """A session for the password, a key for the session, and the session closed again."""
+    from shared.api import auth
+    from shared.types import UserRole
+
+    session = await connection.call(auth.login_user, auth.LoginUser(credentials))
+    session = await _finish(connection, session)
+    token = session.access_token
+    # An administrator's key administers: that is what this machine is used for. Others have no such kind.
+    kind = auth.KeyKind.ADMIN if session.user.role is UserRole.ADMIN else auth.KeyKind.LIVE
+    try:
+        made = await connection.call(auth.generate_api_key, auth.GenerateApiKey(name=title, kind=kind, all_rights=True), credential=token)
+        if old is not None:
+            # The key that this profile forgets now would else stay valid, and nobody would know where it is.
+            await revoke(connection, old, by=token)
+    finally:
+        await connection.call(auth.logout_user, auth.LogoutUser(session.session_token), credential=token)
+    return session.user, made
+
+
+async def _finish(connection: "CliConnection", session: "LoginSession") -> "LoginSession":
+    """The second step of the login, where there is one. Raises SecondFactorNeeded for one that only the web page can do."""
+    from shared import errors
+    from shared.api import auth
+
+    if session.step is auth.Step.SET_UP_MFA:
+        raise errors.SecondFactorNeeded(
+            "administrators need a second factor, and this account has none", hint="sign in on the web once and set up an authenticator app"
+        )
+    if session.step is auth.Step.DONE:
+        return session
+    code = await asyncio.to_thread(asked, "code of your authenticator app, or a recovery code", "a terminal to type it")
+    return await connection.call(auth.confirm_login, auth.ConfirmLogin(code.strip()), credential=session.access_token)
+
+
+async def revoke(connection: "CliConnection", key: "Credential", *, by: "Credential") -> bool:
+    """False where there is none to revoke: a list shows each key by its newest secret, and a rotation leaves the one before for a while."""
+    from shared.api import auth
+
+    listed = await connection.call(auth.list_api_keys, auth.ListApiKeys(), credential=by)
+    own = [entry for entry in listed.keys if entry.is_active and _is_shown_as(key, entry.preview)]
+    for entry in own:
+        await connection.call(auth.revoke_api_key, auth.RevokeApiKey(str(entry.id)), credential=by)
+    return bool(own)
+
+
+def _is_shown_as(key: "Credential", preview: str) -> bool:
+    """Whether a preview, the first 12 and the last 4 characters with something between, may be this key's."""
+    return len(key) > 16 and preview.startswith(key[:12]) and preview.endswith(key[-4:])
+
+
+def _keep_other_account(path: Path, before: "Profile", username: str) -> Path | None:
+    """Logging in as somebody else must not lose the first account's key, above all the admin's that `make up` made."""
+    from cli import profile
+
+    if before.api_key is None or not before.username or before.username == username:
+        return None
+    safe = "".join(char if char.isalnum() or char in "-_" else "_" for char in before.username)
+    kept = path.with_name(f"{path.stem}.{safe}.toml")
+    profile.write(kept, before)
+    return kept
+
+
+@click.command()
+@click.pass_obj
+def logout(here: CliContext) -> None:
+    """Log out: revoke this machine's key and remove it from the profile."""
+    from cli import profile
+    from shared import errors
+
+    place = profile.find(here.environment, here.folder)
+    before = profile.read(place.path)
+    key = before.api_key
+    if key is None:
+        raise errors.NotAuthenticated("you are not logged in: this profile has no key")
+
+    async def work(connection: "CliConnection") -> bool:
+        return await revoke(connection, key, by=key)
+
+    is_over = True
+    # A key that was revoked elsewhere is refused; what is left to do is to forget it.
+    with suppress(errors.NotAuthenticated):
+        is_over = here.run(work)
+    profile.write(place.path, replace(before, api_key=None, username=None))
+    if is_over:
+        click.echo("Logged out; the key is revoked.")
+    else:
+        click.echo("Logged out. The key was rotated elsewhere: this profile's old secret keeps working until the overlap ends.")

@@ -1,0 +1,165 @@
+"""`aicli usage` and `aicli quota`: what was used, what it cost, and what is left."""
+
+from datetime import date
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from cli.cli_context import CliContext
+
+if TYPE_CHECKING:
+    from cli.connection import CliConnection
+    from shared.api.auth import ApiKeys
+    from shared.api.gateway import LimitState, UserQuota
+    from shared.api.usage import UserUsage
+
+_KINDS = {
+    "requests_per_hour": "requests per hour",
+    "requests_per_minute": "requests per minute",
+    "tokens_per_minute": "tokens per minute",
+    "concurrency": "concurrent requests",
+}
+_SOURCES = {"default": "tier default", "key": "the key itself"}
+_SCOPES = {"user": "account", "key": "this key", "model": "model"}
+
+
+class UsageRow(msgspec.Struct, frozen=True):
+    """What one key was used for on one day."""
+
+    date: date
+    #: None for what was used with a login, without a key.
+    api_key_id: str | None
+    #: None for a key that is not listed any more.
+    api_key_name: str | None
+    request_count: int
+    tokens_used: int
+    cost_micro: int
+
+    @property
+    def key(self) -> str:
+        if self.api_key_id is None:
+            return "(signed in without a key)"
+        return self.api_key_name or f"{self.api_key_id[:8]}…"
+
+
+@click.command()
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print a JSON object: tier, account, key_budget, limits, days; amounts in micro-credits."
+)
+@click.pass_obj
+def usage(here: CliContext, /, *, as_json: bool) -> None:
+    """Show your usage and cost by day and key, and your remaining quota."""
+    from cli.output import printing
+
+    used, known, left = here.run(_ask)
+    rows = _rows(used, known)
+    if as_json:
+        printing.show_json(
+            {
+                "tier": printing.plain(left.tier),
+                "account": printing.plain(left.account),
+                "key_budget": printing.plain(left.key_budget),
+                "limits": printing.plain(left.limits),
+                "request_count": used.request_count,
+                "tokens_used": used.tokens_used,
+                "cost_micro": used.cost_micro,
+                "days": [printing.plain(row) for row in rows],
+            }
+        )
+        return
+    _show_days(rows, used)
+    # What is left comes last, where it stands above the next prompt.
+    click.echo(f"tier          {left.tier}")
+    _show_left(left)
+
+
+def _rows(used: "UserUsage", known: "ApiKeys") -> list[UsageRow]:
+    names = {key.id: key.name for key in known.keys}
+    return [
+        UsageRow(
+            date=day.date,
+            api_key_id=None if day.api_key_id is None else str(day.api_key_id),
+            api_key_name=None if day.api_key_id is None else names.get(day.api_key_id),
+            request_count=day.request_count,
+            tokens_used=day.tokens_used,
+            cost_micro=day.cost_micro,
+        )
+        for day in used.days
+    ]
+
+
+def _show_days(rows: list[UsageRow], used: "UserUsage") -> None:
+    from cli.output import printing
+    from cli.output.printing import TableColumn
+    from shared.amounts import written
+
+    columns: list[TableColumn[UsageRow]] = [
+        TableColumn("DATE", lambda row: row.date.isoformat()),
+        TableColumn("REQUESTS", lambda row: str(row.request_count)),
+        TableColumn("TOKENS", lambda row: str(row.tokens_used)),
+        TableColumn("CREDITS", lambda row: written(row.cost_micro)),
+        TableColumn("KEY", lambda row: row.key),
+    ]
+    printing.show_rows(rows, columns, as_json=False, empty="No usage yet.")
+    if rows:
+        counted = printing.counted
+        requests, tokens = counted(used.request_count, "request"), counted(used.tokens_used, "token")
+        click.echo(f"{requests}, {tokens}, {counted(written(used.cost_micro), 'credit')} in total\n")
+
+
+def _show_left(left: "UserQuota") -> None:
+    from cli.output import credit_amounts, printing
+    from cli.output.printing import TableColumn
+
+    if left.account is not None:
+        for line in credit_amounts.account_lines(left.account):
+            click.echo(line)
+    if left.key_budget is not None:
+        click.echo(credit_amounts.budget_line(left.key_budget))
+    if not left.limits:
+        return
+    click.echo()
+    columns: list[TableColumn[LimitState]] = [
+        TableColumn("LIMIT", lambda state: _KINDS.get(state.kind, state.kind)),
+        TableColumn("OF", lambda state: " ".join((_SCOPES.get(state.scope, state.scope), state.name)).rstrip()),
+        TableColumn("USED", lambda state: f"{state.limit - state.remaining} of {state.limit}"),
+        TableColumn("SET BY", lambda state: _SOURCES.get(state.source, state.source) or "–"),
+        TableColumn("RESETS IN", lambda state: printing.duration(state.resets_in_seconds) if state.resets_in_seconds > 0 else "–"),
+    ]
+    printing.show_rows(left.limits, columns, as_json=False, empty="")
+
+
+async def _ask(connection: "CliConnection") -> "tuple[UserUsage, ApiKeys, UserQuota]":
+    """What was used, what the keys are called (usage knows their ids alone), and what is left."""
+    from shared import errors
+    from shared.api import auth, gateway
+
+    used = await connection.call(auth.get_user_usage, auth.GetUserUsage())
+    try:
+        known = await connection.call(auth.list_api_keys, auth.ListApiKeys())
+    except errors.NotAllowed:
+        # This key may read usage and not list keys: their ids stand for them.
+        known = auth.ApiKeys(())
+    return used, known, await connection.call(gateway.get_user_quota, gateway.GetUserQuota())
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object; amounts in micro-credits.")
+@click.pass_obj
+def quota(here: CliContext, /, *, as_json: bool) -> None:
+    """Show your remaining quota: requests this hour, credits, and every limit with the setting it comes from."""
+    from cli.output import printing
+    from shared.api import gateway
+
+    left = here.ask(gateway.get_user_quota, gateway.GetUserQuota())
+    if as_json:
+        printing.show_json(printing.plain(left))
+        return
+    if left.limit_per_hour < gateway.NO_LIMIT:
+        click.echo(f"{left.remaining} of {printing.counted(left.limit_per_hour, 'request')} left this hour (tier {left.tier})")
+    else:
+        click.echo(f"no hourly request limit (tier {left.tier})")
+    if left.used_this_hour:
+        click.echo(f"more from {printing.moment(left.resets_at)}")
+    _show_left(left)

@@ -1,0 +1,1 @@
+"""Commands for administrators: people, money, alerts, the audit log."""

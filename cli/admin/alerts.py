@@ -1,0 +1,145 @@
+"""`aicli alerts`: list, acknowledge and silence alerts."""
+
+import re
+from datetime import timedelta
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+import click
+
+from cli.cli_context import CliContext
+from cli.output import durations
+
+if TYPE_CHECKING:
+    from shared.api.alerts import Alert, Silence
+
+_seconds = durations.between(timedelta(minutes=1), timedelta(days=30), "a silence must be between 1 minute and 30 days")
+_LABELS_HELP = "Only alerts with these labels. Write a comma as %2C and a percent sign as %25, as alert emails do."
+#: A per cent sign that stands for nothing.
+_LONE_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_STYLES = {"page": "red", "critical": "red", "warning": "yellow"}
+
+
+def _read_labels(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """A click callback: KEY=VALUE, several with commas, the option several times. Metrics may have any character in a label, so what
+    has a meaning here or in a shell may be written as in an address of the web."""
+    found = {}
+    for pair in (pair for value in values for pair in value.split(",")):
+        try:
+            key, content = (_meant(part) for part in pair.partition("=")[::2])
+        except UnicodeDecodeError as error:
+            raise click.BadParameter(f"{pair!r}: invalid percent encoding", context, parameter) from error
+        if not key or not content or _LONE_PERCENT.search(pair):
+            raise click.BadParameter(f"{pair!r} is not KEY=VALUE (write a comma as %2C and a percent sign as %25)", context, parameter)
+        found[key] = content
+    return found
+
+
+def _meant(written: str) -> str:
+    return unquote(written, errors="strict")
+
+
+@click.group()
+def alerts() -> None:
+    """List, acknowledge and silence alerts. Admins only."""
+
+
+@alerts.command("list")
+@click.option("--all", "everything", is_flag=True, help="Include pending alerts and alerts that ended in the last 24 hours.")
+@click.option("--json", "as_json", is_flag=True, help='Print {"alerts": […], "silences": […]}.')
+@click.pass_obj
+def show(here: CliContext, /, *, everything: bool, as_json: bool) -> None:
+    """List firing alerts, most severe first, and silences."""
+    from cli.output import printing
+    from cli.output.printing import TableColumn
+    from shared.api import alerts as contract
+
+    found = here.ask(contract.list_alerts, contract.ListAlerts())
+    chosen = [alert for alert in found.alerts if everything or alert.state == "firing"]
+    if as_json:
+        rows: dict[str, printing.Json] = {
+            "alerts": [printing.plain(alert) for alert in chosen],
+            "silences": [printing.plain(one) for one in found.silences],
+        }
+        printing.show_json(rows | ({} if found.as_of is None else {"as_of": printing.plain(found.as_of)}))
+        return
+    columns: list[TableColumn[Alert]] = [
+        TableColumn("ID", lambda alert: alert.id),
+        TableColumn("ALERT", lambda alert: alert.name),
+        TableColumn("SEVERITY", lambda alert: alert.severity, lambda alert: _STYLES.get(alert.severity, "")),
+        TableColumn("STATE", _state),
+        TableColumn("SINCE", lambda alert: printing.ago(alert.since)),
+        TableColumn("WHAT", lambda alert: alert.summary),
+        TableColumn("WHERE", lambda alert: printing.names(f"{name}={value}" for name, value in alert.labels.items())),
+        TableColumn("DO", lambda alert: alert.runbook),
+    ]
+    printing.show_rows(chosen, columns, as_json=False, empty="No alerts")
+    if found.silences:
+        click.echo()
+        of_silences: list[TableColumn[Silence]] = [
+            TableColumn("SILENCE", lambda one: one.id),
+            TableColumn("ALERT", lambda one: one.name or "all"),
+            TableColumn("WHERE", lambda one: printing.names(f"{name}={value}" for name, value in one.labels.items())),
+            TableColumn("UNTIL", lambda one: printing.moment(one.until)),
+            TableColumn("BY", lambda one: one.by),
+            TableColumn("WHY", lambda one: one.why),
+        ]
+        printing.show_rows(found.silences, of_silences, as_json=False, empty="")
+    if found.as_of is not None:
+        click.echo(f"As of {printing.ago(found.as_of)} ago: the metrics service cannot read PostgreSQL.", err=True)
+
+
+@alerts.command()
+@click.argument("alert_id", metavar="ID")
+@click.option("--json", "as_json", is_flag=True, help="Print the alert as a JSON object.")
+@click.pass_obj
+def ack(here: CliContext, /, *, alert_id: str, as_json: bool) -> None:
+    """Acknowledge an alert."""
+    from cli.output import printing
+    from shared.api import alerts as contract
+
+    seen = here.ask(contract.acknowledge_alert, contract.AcknowledgeAlert(alert_id))
+    if as_json:
+        printing.show_json(printing.plain(seen))
+    else:
+        click.echo(f"{seen.name}: {seen.seen_by} acknowledged it")
+
+
+@alerts.command()
+@click.argument("name", metavar="[ALERT]", default="")
+@click.option("--for", "seconds", metavar="TIME", callback=_seconds, default="2h", show_default=True, help="Duration, such as 30m or 7d.")
+@click.option("--label", "--labels", "labels", callback=_read_labels, metavar="KEY=VALUE,…", multiple=True, help=_LABELS_HELP)
+@click.option("--why", default="", help="Reason, shown to other admins.")
+@click.option("--json", "as_json", is_flag=True, help="Print the silence as a JSON object.")
+@click.pass_obj
+def silence(here: CliContext, /, *, name: str, seconds: int, labels: dict[str, str], why: str, as_json: bool) -> None:
+    """Silence an alert (or all alerts) for a while. Silenced alerts stay on the list."""
+    from cli.output import printing
+    from shared.api import alerts as contract
+
+    made = here.ask(contract.silence_alerts, contract.SilenceAlerts(seconds, name, labels, why))
+    if as_json:
+        printing.show_json(printing.plain(made))
+    else:
+        click.echo(
+            f"{made.name or 'All alerts'}: silenced until {printing.moment(made.until)}. To end it: aicli alerts unsilence {made.id}"
+        )
+
+
+@alerts.command()
+@click.argument("silence_id", metavar="SILENCE")
+@click.pass_obj
+def unsilence(here: CliContext, /, *, silence_id: str) -> None:
+    """End a silence."""
+    from shared.api import alerts as contract
+
+    here.ask(contract.end_silence, contract.EndSilence(silence_id))
+    click.echo("Silence ended. Alerts that are still firing notify again.")
+
+
+def _state(alert: "Alert") -> str:
+    if alert.state != "firing":
+        return alert.state
+    if alert.silenced:
+        return "firing, silenced"
+    return f"firing, acknowledged by {alert.seen_by}" if alert.seen_by else "firing"

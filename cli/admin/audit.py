@@ -1,0 +1,272 @@
+"""`aicli admin audit`: who did what; taking the log along; and whether it is as it was written, with a mesh or with nothing but files."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import click
+
+from cli.cli_context import CliContext
+from cli.output.exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    from cli.connection import CliConnection
+    from shared.access.audit_anchors import Anchors
+    from shared.access.audit_chain import ChainVerifier
+    from shared.api.audit import AuditReport, AuditRow, ChainState, ExportAudit
+    from shared.types import NodeId
+
+#: shared.api.audit.Result, spelled out so that `--help` needs no import of it; a test holds the two together.
+RESULTS = ("done", "refused", "failed")
+#: Every row is read; a log of many millions is rather exported and verified here.
+_WHOLE_LOG_SECONDS = 3600
+_MOST_LISTED = 500
+_MOMENT = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S.%f"])
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.group()
+def audit() -> None:
+    """Read, export and verify the audit log."""
+
+
+@audit.command("list")
+@click.option("--chain", metavar="CHAIN", help="Chain: `house`, or the ID of a user or organization.")
+@click.option("--actor", metavar="USER", help="Only actions of this user: username, email address or ID.")
+@click.option("--action", metavar="ACTION", help="Only this action, such as key.create, or a prefix, such as key.")
+@click.option("--result", type=click.Choice(RESULTS), help="Only actions with this result.")
+@click.option("--since", type=_MOMENT, help="Start time, in your time zone.")
+@click.option("--before", type=_MOMENT, help="End time: use it to get the next page.")
+@click.option("--limit", type=click.IntRange(1, _MOST_LISTED), default=100, show_default=True, help="At most so many.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+@click.pass_obj
+def list_(
+    here: CliContext,
+    /,
+    *,
+    chain: str | None,
+    actor: str | None,
+    action: str | None,
+    result: str | None,
+    since: datetime | None,
+    before: datetime | None,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """Show the audit log, newest first."""
+    from cli.output import printing
+    from cli.output.printing import TableColumn
+    from shared.api import audit as log
+
+    asked = log.ListAudit(
+        chain=chain,
+        actor=actor,
+        action=action,
+        result=None if result is None else log.Result(result),
+        since=_aware(since),
+        before=_aware(before),
+        limit=limit,
+    )
+    columns: list[TableColumn[AuditRow]] = [
+        TableColumn("TIME", lambda row: printing.moment(row.act.at)),
+        TableColumn("WHO", _who),
+        TableColumn("ACTION", lambda row: row.act.action),
+        TableColumn("RESULT", lambda row: row.act.result, lambda row: "green" if row.act.result == log.Result.DONE else "red"),
+        TableColumn("TIMES", lambda row: str(row.act.times)),
+        TableColumn("TARGET", lambda row: row.act.target or "–"),
+        TableColumn("FROM", lambda row: "erased" if row.erased else row.act.address or "–"),
+        TableColumn("DETAILS", lambda row: printing.names(f"{name}: {text}" for name, text in row.act.details.items())),
+    ]
+    printing.show_rows(here.ask(log.list_audit, asked).rows, columns, as_json=as_json, empty="No matching entries.")
+
+
+@audit.command()
+@click.option("--chain", metavar="CHAIN", help="Only this chain: `house`, or the ID of a user or organization.")
+@click.option("--since", type=_MOMENT, help="Start here instead of at the beginning. `verify` then needs --partial.")
+@click.option(
+    "-o",
+    "--output",
+    "file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write to this file, readable only by you, instead of stdout.",
+)
+@click.pass_obj
+def export(here: CliContext, /, *, chain: str | None, since: datetime | None, file: Path | None) -> None:
+    """Export the audit log as JSON lines. An auditor can verify the file without access to the mesh."""
+    from cli.output import printing
+    from shared.api import audit as log
+
+    with _lines(file) as out:
+        request = log.ExportAudit(chain=chain, since=_aware(since))
+        count = here.run(lambda connection: _copy(connection, request, out))
+    printing.note(f"{printing.counted(count, 'row')} written{'' if file is None else f' to {file}'}.")
+
+
+@audit.command()
+@click.argument("file", type=_FILE, required=False)
+@click.option("--chain", metavar="CHAIN", help="Only this chain: `house`, or the ID of a user or organization.")
+@click.option("--anchors", type=_FILE, help="File of signed anchors (AUDIT_ANCHOR_FILE). Needed to detect rows cut off at the end.")
+@click.option("--key", "keys", multiple=True, metavar="KEY", help="Public key that must have signed the anchors. Can be repeated.")
+@click.option("--partial", is_flag=True, help="Set this if FILE was exported with --since or --chain.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as a JSON object.")
+@click.pass_context
+def verify(
+    context: click.Context,
+    /,
+    *,
+    file: Path | None,
+    chain: str | None,
+    anchors: Path | None,
+    keys: tuple[str, ...],
+    partial: bool,
+    as_json: bool,
+) -> None:
+    """Verify that nobody tampered with the audit log. Exits with 1 and shows the first bad row of each chain if somebody did.
+
+    With a FILE written by `export`, no mesh is needed. Without one, auth checks its own log against its anchors.
+    """
+    from cli.output import printing
+    from shared.api import audit as log
+
+    if file is None:
+        if anchors or keys or partial:
+            raise click.UsageError("--anchors, --key and --partial require a FILE; auth uses its own")
+        here = context.find_object(CliContext)
+        assert here is not None  # the group has put it there
+        request = log.VerifyAudit(chain=chain)
+        report = here.run(lambda connection: connection.call(log.verify_audit, request, deadline_seconds=_WHOLE_LOG_SECONDS))
+    else:
+        report = _verified(file, _trusted(anchors, keys), chain, partial=partial)
+    if as_json:
+        printing.show_json(printing.plain(report))
+    else:
+        _show(report, with_anchors=file is None or anchors is not None, key_given=file is None or bool(keys))
+    if not report.is_whole:
+        context.exit(ExitCode.FAILED)
+
+
+def _who(row: "AuditRow") -> str:
+    """By name; by id who has none any more."""
+    return row.actor_name or ("–" if row.act.actor is None else str(row.act.actor))
+
+
+def _aware(typed: datetime | None) -> datetime | None:
+    """What was typed is of the zone of whoever typed it."""
+    return None if typed is None else typed.astimezone()
+
+
+# --- exporting -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _lines(file: Path | None) -> Iterator[BinaryIO]:
+    """A file is there when it is whole, and only then: half a log would look like one that somebody has cut."""
+    if file is None:
+        yield sys.stdout.buffer
+        return
+    from shared.identity import private_file
+
+    with private_file.written(file, b"") as begun:
+        with begun.open("wb") as out:
+            yield out
+        begun.replace(file)
+
+
+async def _copy(connection: "CliConnection", request: "ExportAudit", out: BinaryIO) -> int:
+    import msgspec
+
+    from shared.api import audit as log
+
+    count = 0
+    async with connection.stream(log.export_audit, request, deadline_seconds=_WHOLE_LOG_SECONDS) as rows:
+        async for row in rows:
+            out.write(msgspec.json.encode(row) + b"\n")
+            count += 1
+    out.flush()
+    return count
+
+
+# --- verifying files -------------------------------------------------------------------------------------------------
+
+
+def _trusted(file: Path | None, keys: tuple[str, ...]) -> "Anchors":
+    """The anchors of a file, by these keys; without any, by whoever signed them. Raises BadRequest for a line that is none."""
+    from shared import errors
+    from shared.access import audit_anchors
+    from shared.types import NodeId
+
+    if file is None:
+        return audit_anchors.Anchors((), ())
+    with file.open("rb") as lines:
+        found, unreadable = audit_anchors.read_lines(lines)
+    if unreadable:
+        raise errors.BadRequest(f"{file}: line {unreadable[0]} is not an anchor", hint="remove the line if a crash left it incomplete")
+    return audit_anchors.check(found, [NodeId(key) for key in keys] or audit_anchors.keys_of(found))
+
+
+def _verified(file: Path, anchors: "Anchors", chain: str | None, *, partial: bool) -> "AuditReport":
+    from shared.access.audit_chain import ChainVerifier
+    from shared.api.audit import AuditReport, ChainState
+
+    verifiers = {} if partial else {name: ChainVerifier(name, anchors.checkpoints(name)) for name in anchors.chains()}
+    unreadable: list[ChainState] = []
+    with file.open("rb") as lines:
+        for number, row in _rows(lines):
+            if row is None:
+                unreadable.append(ChainState("file", 0, number, f"line {number} is not a row of an audit log", 0))
+                break
+            if row.chain not in verifiers:
+                verifiers[row.chain] = ChainVerifier(row.chain, anchors.checkpoints(row.chain), partial=partial)
+            verifiers[row.chain].take(row)
+    states = [_state(verifier, anchors) for name, verifier in sorted(verifiers.items()) if chain in (None, name)]
+    return AuditReport((*unreadable, *states), _signers(anchors))
+
+
+def _rows(lines: Iterable[bytes]) -> "Iterator[tuple[int, AuditRow | None]]":
+    import msgspec
+
+    from shared.api.audit import AuditRow
+
+    read = msgspec.json.Decoder(AuditRow).decode
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield number, read(line)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            yield number, None
+
+
+def _state(verifier: "ChainVerifier", anchors: "Anchors") -> "ChainState":
+    from msgspec.structs import replace
+
+    state, forged = verifier.state(), anchors.finding(verifier.chain)
+    if state.first_bad is None and forged is not None:
+        return replace(state, first_bad=forged.sequence, why=forged.why)
+    return state
+
+
+def _signers(anchors: "Anchors") -> "NodeId":
+    """One after the other, where a key has followed upon another."""
+    from shared.access import audit_anchors
+    from shared.types import NodeId
+
+    return NodeId(", ".join(audit_anchors.keys_of(anchors.good)))
+
+
+def _show(report: "AuditReport", *, with_anchors: bool, key_given: bool) -> None:
+    from cli.output import printing
+
+    chains, rows = printing.counted(len(report.chains), "chain"), printing.counted(sum(state.rows for state in report.chains), "row")
+    anchors = printing.counted(sum(state.anchors for state in report.chains), "signed anchor")
+    click.echo(f"The audit log is {'intact' if report.is_whole else 'NOT INTACT'}: {chains}, {rows}, {anchors}.")
+    for state in report.chains:
+        if state.first_bad is not None:
+            click.echo(f"  {printing.printable(state.chain)}: row {state.first_bad}: {printing.printable(state.why)}")
+    if report.anchor_key:
+        click.echo(f"The anchors are signed with {printing.printable(report.anchor_key)}")
+    if not with_anchors:
+        printing.note("Without --anchors, rows cut off at the end or a fully rewritten log can't be detected.")
+    elif not key_given:
+        printing.note("Compare this key with the output of `aicli admin audit verify` on the mesh, or pass it as --key.")

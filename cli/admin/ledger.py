@@ -1,0 +1,74 @@
+"""`aicli admin ledger`: whether the books add up, and corrections."""
+
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import click
+
+from cli.cli_context import CliContext
+from cli.output.exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    from shared.api.ledger import LedgerReport
+
+#: More than the gateway gives itself.
+_VERIFY_SECONDS, _FULL_VERIFY_SECONDS = 60, 1860
+
+
+@click.group()
+def ledger() -> None:
+    """Verify the ledger and refund requests."""
+
+
+@ledger.command()
+@click.option("--full", is_flag=True, help="Verify every entry, and compare each closed day with its checkpoint. May take minutes.")
+@click.option("--json", "as_json", is_flag=True, help="Print the totals and findings as a JSON object.")
+@click.pass_context
+def verify(context: click.Context, /, *, full: bool, as_json: bool) -> None:
+    """Verify the entries since the last signed checkpoint. Exits with 1 and lists the problems if anything is wrong."""
+    from cli.output import printing
+    from shared.api import ledger as books
+
+    here = context.find_object(CliContext)
+    assert here is not None  # the group has put it there
+    seconds = _FULL_VERIFY_SECONDS if full else _VERIFY_SECONDS
+    report = here.run(lambda connection: connection.call(books.verify_ledger, books.VerifyLedger(full), deadline_seconds=seconds))
+    wrong = _is_wrong(report)
+    if as_json:
+        printing.show_json(printing.plain(report))
+    else:
+        accounts, entries = printing.counted(report.accounts, "account"), printing.counted(report.entries, "entry", "entries")
+        looked = f"{accounts}, {entries}, {printing.counted(report.open_reservations, 'open reservation')}"
+        closed = f" Until {report.closed_until.isoformat()} is covered by signed checkpoints." if report.closed_until else ""
+        click.echo(f"The ledger is {'WRONG' if wrong else 'OK'}: {looked}.{closed}")
+        for finding in report.findings:
+            click.echo(f"  {printing.printable(finding)}")
+    if wrong:
+        context.exit(ExitCode.FAILED)
+
+
+def _is_wrong(report: "LedgerReport") -> bool:
+    return bool(report.drift_micro or report.sum_micro or report.reserved_drift_micro or report.overdue or report.findings)
+
+
+@ledger.command()
+@click.argument("request_id", type=click.UUID)
+@click.option("--note", default="", help="Reason, stored with the entries.")
+@click.option("--json", "as_json", is_flag=True, help="Print the account as a JSON object; amounts in micro-credits.")
+@click.pass_obj
+def revert(here: CliContext, /, request_id: UUID, *, note: str, as_json: bool) -> None:
+    """Refund the request with this ID. Each request can be refunded once.
+
+    The ID is in the response (X-Request-ID header) and in the logs.
+    """
+    from cli.output import credit_amounts, printing
+    from shared.api import ledger as books
+    from shared.types import RequestId
+
+    account = here.ask(books.revert_request, books.RevertRequest(RequestId(request_id), note))
+    if as_json:
+        printing.show_json(printing.plain(account))
+        return
+    click.echo("Refunded. The account now:")
+    for line in credit_amounts.account_lines(account):
+        click.echo(line)

@@ -1,0 +1,126 @@
+"""`aicli admin nodes`: the machines that were let in; approve them, cut them off, pardon them."""
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.cli_context import CliContext
+
+if TYPE_CHECKING:
+    from shared.api.membership import Member
+
+_STATES = {"pending": ("pending approval", "yellow"), "active": ("active", "green"), "revoked": ("revoked", "red")}
+
+
+@click.group()
+def nodes() -> None:
+    """List, approve, revoke and pardon nodes. (`aicli nodes` shows the nodes that are up.)"""
+
+
+@nodes.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+@click.pass_obj
+def list_(here: CliContext, /, *, as_json: bool) -> None:
+    """List all enrolled nodes, pending approvals first."""
+    from cli.output import printing
+    from cli.output.printing import TableColumn
+    from shared.api import membership
+
+    found = here.ask(membership.list_members, membership.ListMembers())
+    columns: list[TableColumn[Member]] = [
+        # The start of a node's id tells nodes apart; scripts get the whole one.
+        TableColumn("NODE", lambda node: node.id[:9]),
+        TableColumn("ROLE", lambda node: node.role),
+        TableColumn("NAME", lambda node: node.name or "–"),
+        TableColumn("OWNER", lambda node: node.owner or "the mesh"),
+        TableColumn("STATE", _state, lambda node: _STATES[node.state][1]),
+        TableColumn("LABELS", lambda node: printing.names(f"{key}={value}" for key, value in node.labels.items())),
+        TableColumn("JOINED", lambda node: f"{printing.ago(node.joined_at)} ago"),
+        TableColumn("CERTIFICATE EXPIRES", lambda node: printing.moment(node.certified_until)),
+    ]
+    printing.show_rows(
+        found.members, columns, as_json=as_json, empty="No nodes yet. Create a ticket: aicli admin tickets create --role worker"
+    )
+
+
+@nodes.command()
+@click.argument("node", metavar="ID")
+@click.option("--json", "as_json", is_flag=True, help="Print the node as a JSON object.")
+@click.pass_obj
+def approve(here: CliContext, /, node: str, *, as_json: bool) -> None:
+    """Approve a pending node, by its ID or a unique prefix."""
+    from shared.api import membership
+
+    _show(here.ask(membership.approve_member, membership.ApproveMember(node)), "Approved", as_json=as_json)
+
+
+@nodes.command()
+@click.argument("node", metavar="ID")
+@click.option("--yes", is_flag=True, help="Don't ask for confirmation.")
+@click.option("--reason", default="", metavar="TEXT", help="Reason, stored with the node.")
+@click.option("--json", "as_json", is_flag=True, help="Print the node as a JSON object.")
+@click.pass_obj
+def revoke(here: CliContext, /, node: str, *, yes: bool, reason: str, as_json: bool) -> None:
+    """Revoke a node, by its ID or a unique prefix. It is cut off within seconds, permanently.
+
+    The machine can join again with a new ticket, under a new key.
+    """
+    from shared.api import membership
+
+    if not yes:
+        _ask(here, node)
+    _show(here.ask(membership.revoke_member, membership.RevokeMember(node, reason=reason)), "Revoked", as_json=as_json)
+
+
+@nodes.command()
+@click.argument("node", metavar="ID")
+@click.option("--json", "as_json", is_flag=True, help="Print the worker as a JSON object.")
+@click.pass_obj
+def pardon(here: CliContext, /, node: str, *, as_json: bool) -> None:
+    """End the quarantine of a worker that reported wrong token counts, by its node ID or a unique prefix.
+
+    All gateways send it requests again within seconds, and its strikes are reset.
+    """
+    from cli.output import printing
+    from shared.api import gateway
+
+    pardoned = here.ask(gateway.pardon_node, gateway.PardonNode(node))
+    if as_json:
+        printing.show_json(printing.plain(pardoned))
+    else:
+        click.echo(f"Pardoned worker {pardoned.node[:9]}. It gets requests again.")
+
+
+def _ask(here: CliContext, beginning: str) -> None:
+    """Ends the command unless the person at the terminal agrees."""
+    from cli.output import printing
+    from shared.api import membership
+
+    if not sys.stdin.isatty():
+        raise click.UsageError("a revoked key can't be restored; confirm with --yes")
+    members = here.ask(membership.list_members, membership.ListMembers()).members
+    meant = [member for member in members if member.id.startswith(beginning)]
+    # None or several: what is wrong with that is for auth to say.
+    if len(meant) == 1 and not click.confirm(f"Revoke {printing.printable(_described(meant[0]))}? Its key can't be restored.", err=True):
+        printing.note("Nothing changed.")
+        click.get_current_context().exit(1)
+
+
+def _show(member: "Member", done: str, *, as_json: bool) -> None:
+    from cli.output import printing
+
+    if as_json:
+        printing.show_json(printing.plain(member))
+    else:
+        click.echo(f"{done} {printing.printable(_described(member))}.")
+
+
+def _described(member: "Member") -> str:
+    name = f" {member.name!r}" if member.name else ""
+    return f"{member.role} {member.id[:9]}{name} of {member.owner or 'the mesh'}"
+
+
+def _state(member: "Member") -> str:
+    words = _STATES[member.state][0]
+    return f"{words}: {member.reason}" if member.reason else words

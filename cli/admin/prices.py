@@ -1,0 +1,97 @@
+"""`aicli admin prices`: what models cost, in credits."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.cli_context import CliContext
+from cli.output import credit_amounts
+
+if TYPE_CHECKING:
+    from shared.api.ledger import ModelPrice
+    from shared.types import MicroCredits
+
+#: Stands for every model that has no price of its own.
+DEFAULT = "default"
+
+_FOR_A_TOKEN, _CREDITS = credit_amounts.reader(for_a_token=True, least_micro=0), credit_amounts.reader(least_micro=0)
+
+
+@click.group()
+def prices() -> None:
+    """Show and set model prices, in credits."""
+
+
+@prices.command("list")
+@click.option("--history", is_flag=True, help="Include past prices.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list in micro-credits; token prices are per million tokens.")
+@click.pass_obj
+def list_(here: CliContext, /, *, history: bool, as_json: bool) -> None:
+    """List prices. `default` applies to every model without its own price."""
+    from shared.api import ledger
+
+    _show(here.ask(ledger.list_prices, ledger.ListPrices(history=history)).prices, as_json=as_json)
+
+
+@prices.command("set")
+@click.argument("model")
+@click.option(
+    "--input", "input_price", callback=_FOR_A_TOKEN, metavar="CREDITS", required=True, help="Price per input token, such as .0001."
+)
+@click.option(
+    "--output", "output_price", callback=_FOR_A_TOKEN, metavar="CREDITS", required=True, help="Price per output token, such as .0002."
+)
+@click.option("--request", "request_price", callback=_CREDITS, metavar="CREDITS", default="0", show_default=True, help="Price per request.")
+@click.option(
+    "--compute-second",
+    "compute_price",
+    callback=_CREDITS,
+    metavar="CREDITS",
+    default="0",
+    show_default=True,
+    help="Price per second of compute time.",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print all prices as a JSON list in micro-credits; token prices are per million tokens."
+)
+@click.pass_obj
+def set_(
+    here: CliContext,
+    /,
+    model: str,
+    *,
+    input_price: "MicroCredits",
+    output_price: "MicroCredits",
+    request_price: "MicroCredits",
+    compute_price: "MicroCredits",
+    as_json: bool,
+) -> None:
+    """Set the price of MODEL. `default` applies to every model without its own price.
+
+    New requests use this price. Running requests keep theirs.
+    """
+    from shared.api import ledger
+    from shared.types import ModelName
+
+    named = None if model == DEFAULT else ModelName(model)
+    price = ledger.ModelPrice(named, input_price, output_price, request_price, compute_price)
+    _show(here.ask(ledger.set_price, ledger.SetPrice(price)).prices, as_json=as_json)
+
+
+def _show(listed: "tuple[ModelPrice, ...]", *, as_json: bool) -> None:
+    from cli.output import printing
+    from cli.output.printing import TableColumn
+    from shared.amounts import PRICE_DECIMALS, written
+
+    columns: list[TableColumn[ModelPrice]] = [
+        TableColumn("MODEL", lambda price: DEFAULT if price.model is None else price.model),
+        TableColumn("INPUT TOKEN", lambda price: written(price.input_micro_per_million, PRICE_DECIMALS)),
+        TableColumn("OUTPUT TOKEN", lambda price: written(price.output_micro_per_million, PRICE_DECIMALS)),
+        TableColumn("REQUEST", lambda price: written(price.request_micro)),
+        TableColumn("COMPUTE SECOND", lambda price: written(price.compute_second_micro)),
+        # The first price holds from the beginning of time.
+        TableColumn("SINCE", lambda price: printing.moment(price.since if price.since and price.since.timestamp() > 0 else None)),
+    ]
+    printing.show_rows(
+        listed, columns, as_json=as_json, empty="No prices yet. Set one: aicli admin prices set default --input .0001 --output .0002"
+    )

@@ -1,0 +1,286 @@
+"""`aicli report`: what everybody used, and what that cost and brought in. For administrators.
+
+The gateway has the sums and auth the names, so aicli asks both and joins what they say.
+"""
+
+import csv
+import io
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from cli.cli_context import CliContext
+
+if TYPE_CHECKING:
+    from cli.connection import CliConnection
+    from cli.output.printing import Json, TableColumn
+    from shared.api.business import BusinessGrouping, BusinessReport, BusinessSum, GetBusinessReport, NewAccounts
+    from shared.business_report_rows import ReportLine
+    from shared.types import MicroCredits
+
+#: More than the gateway gives itself for it.
+_REPORT_SECONDS = 25
+#: What a spreadsheet would take for a formula.
+_FORMULA = ("=", "+", "-", "@")
+_UNITS = {"d": 1, "w": 7}
+_KINDS = ("day", "user", "model", "owner", "label")
+
+
+class FoundReport(msgspec.Struct, frozen=True):
+    report: "BusinessReport"
+    lines: "tuple[ReportLine, ...]"
+    #: None where auth did not say.
+    new: "NewAccounts | None"
+
+
+def first_day(text: str, today: date) -> date:
+    """Of `7d` (today and the six days before), `4w`, or a date. Raises ValueError, for people."""
+    number, unit = text[:-1], text[-1:]
+    if unit in _UNITS and number.isascii() and number.isdigit() and len(number) <= 5 and int(number) > 0:
+        days = int(number) * _UNITS[unit]
+        if days < today.toordinal():
+            return today - timedelta(days=days - 1)
+    try:
+        return date.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(f"{text[:30]!r} is not a valid time; use 7d, 4w or a day such as 2026-03-01") from error
+
+
+def _day(context: click.Context, parameter: click.Parameter, text: str | None) -> date | None:
+    if text is None:
+        return None
+    try:
+        return first_day(text, datetime.now(UTC).date())
+    except ValueError as error:
+        raise click.BadParameter(str(error), context, parameter) from error
+
+
+_since = click.option(
+    "--since", callback=_day, default="7d", show_default=True, metavar="TIME", help="First UTC day: 7d, 4w or 2026-03-01."
+)
+_until = click.option("--until", callback=_day, metavar="DAY", help="Last UTC day. Default: today.")
+_by = click.option("--by", type=click.Choice(_KINDS), default="day", show_default=True, help="Group rows by this.")
+_label = click.option("--label", metavar="NAME", help="Label to group by, such as region (with --by label).")
+_csv = click.option("--csv", "as_csv", is_flag=True, help="Print CSV, with amounts in micro-credits and credits.")
+_json = click.option("--json", "as_json", is_flag=True, help="Print a JSON object; amounts in micro-credits.")
+
+
+@click.group()
+def report() -> None:
+    """Report usage and cost across all users. Admins only."""
+
+
+@report.command()
+@_since
+@_until
+@_by
+@_label
+@_csv
+@_json
+@click.pass_obj
+def usage(here: CliContext, /, *, since: date, until: date | None, by: str, label: str | None, as_csv: bool, as_json: bool) -> None:
+    """Show requests, tokens, speed, conversations and ratings, grouped by day, user, model or machine owner."""
+    asked = _asked(since, until, by, label)
+    _show(here, asked, _USAGE, as_csv=as_csv, as_json=as_json)
+
+
+@report.command()
+@_since
+@_until
+@_by
+@_label
+@_csv
+@_json
+@click.pass_obj
+def cost(here: CliContext, /, *, since: date, until: date | None, by: str, label: str | None, as_csv: bool, as_json: bool) -> None:
+    """Show credits spent in total, per request and per conversation, and what caching saved."""
+    asked = _asked(since, until, by, label)
+    _show(here, asked, _COST, as_csv=as_csv, as_json=as_json)
+
+
+def _asked(since: date, until: date | None, by: str, label: str | None) -> "GetBusinessReport":
+    from shared.api.business import BusinessGrouping, GetBusinessReport
+
+    last = until or datetime.now(UTC).date()
+    if last < since:
+        raise click.UsageError(f"--since {since} is after the last day, {last}")
+    if label is not None and by != BusinessGrouping.LABEL:
+        raise click.UsageError("--label requires --by label")
+    return GetBusinessReport(since, last + timedelta(days=1), BusinessGrouping(by), label)
+
+
+def _show(
+    here: CliContext, asked: "GetBusinessReport", cells: "Mapping[str, Callable[[BusinessSum], str]]", *, as_csv: bool, as_json: bool
+) -> None:
+    from cli.output import printing
+    from shared.business_report_rows import ReportLine
+
+    if as_csv and as_json:
+        raise click.UsageError("use either --csv or --json, not both")
+    found = here.run(lambda connection: _ask(connection, asked))
+    if found.report.more:
+        printing.note(f"only the first {len(found.lines)} rows are shown; totals include all rows")
+    if as_csv:
+        click.echo(written_csv(asked.by, found.lines), nl=False)
+        return
+    if as_json:
+        printing.show_json({**_plain(asked), **_plain(found.report), "rows": printing.plain(found.lines), "new": printing.plain(found.new)})
+        return
+    columns: list[TableColumn[ReportLine]] = [printing.TableColumn(asked.by.upper(), lambda line: line.name or "–")]
+    columns += [printing.TableColumn(title, lambda line, cell=cell: cell(line.sum)) for title, cell in cells.items()]  # type: ignore[misc]
+    lines = [*found.lines, ReportLine("all", found.report.total)] if found.lines else []
+    if lines and sys.stdout.isatty():
+        columns = _with_room(columns, lines)
+    nothing = "No requests in this period. Try a longer one, such as --since 30d, or send one: aicli infer hello"
+    printing.show_rows(lines, columns, as_json=False, empty=nothing)
+    for line in _below(found):
+        click.echo(line)
+
+
+def _with_room(columns: "list[TableColumn[ReportLine]]", lines: "list[ReportLine]") -> "list[TableColumn[ReportLine]]":
+    from cli.output import printing
+
+    table = {column.title: [column.cell(line) for line in lines] for column in columns}
+    gone = leaving(table, shutil.get_terminal_size().columns)
+    if gone:
+        printing.note(f"no space for {printing.names(title.lower() for title in gone)}; use --csv to see them")
+    return [column for column in columns if column.title not in gone]
+
+
+def leaving(table: Mapping[str, Sequence[str]], width: int) -> list[str]:
+    """Of a table by its titles, those that a terminal of this width has no room for: first what nobody fills. Pure."""
+    left, gone = dict(table), list[str]()
+    for title in sorted((title for title in _LEAVING if title in table), key=lambda title: not _NOTHING.issuperset(table[title])):
+        if sum(max(map(len, (title, *cells))) for title, cells in left.items()) + _GAP * len(left) <= width:
+            break
+        del left[title]
+        gone.append(title)
+    return gone
+
+
+def _plain(value: msgspec.Struct) -> "dict[str, Json]":
+    from cli.output import printing
+
+    built = printing.plain(value)
+    assert isinstance(built, dict)
+    return built
+
+
+async def _ask(connection: "CliConnection", asked: "GetBusinessReport") -> FoundReport:
+    from cli.output import printing
+    from shared import business_report_rows, errors
+    from shared.api import business
+
+    found = await connection.call(business.get_business_report, asked, deadline_seconds=_REPORT_SECONDS)
+    ids = business_report_rows.ids_in(found, asked.by)
+    names: Mapping[str, str] = {}
+    new = None
+    try:
+        new = await connection.call(business.count_new_accounts, business.CountNewAccounts(asked.since, asked.until))
+        if ids:
+            names = (await connection.call(business.name_users, business.NameUsers(ids))).names
+    except (errors.NotReachable, errors.Unavailable, errors.DeadlineExceeded) as error:
+        printing.note(f"auth isn't answering, so names and new accounts are missing: {error.message}")
+    return FoundReport(found, business_report_rows.lines(found, asked, names), new)
+
+
+# --- what people read -----------------------------------------------------------------------------------------------------
+
+
+def _each(micro: "MicroCredits", number: int) -> str:
+    from shared import business_report_rows
+
+    one = business_report_rows.each(micro, number)
+    return "–" if one is None else _credits(one)
+
+
+def _speed(one: "BusinessSum") -> str:
+    from shared import business_report_rows
+
+    speed = business_report_rows.tokens_per_second(one)
+    return "–" if speed is None else f"{speed:.1f}"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.0f} %" if whole else "–"
+
+
+def _credits(micro: "MicroCredits") -> str:
+    from shared.amounts import written
+
+    return written(micro)
+
+
+_USAGE: "Mapping[str, Callable[[BusinessSum], str]]" = {
+    "REQUESTS": lambda one: str(one.requests),
+    "FAILED": lambda one: str(one.failed + one.timed_out),
+    "LIMITED": lambda one: str(one.limited),
+    "TOKENS IN": lambda one: str(one.prompt_tokens),
+    "OUT": lambda one: str(one.completion_tokens),
+    "TOKENS/S": _speed,
+    "CACHED": lambda one: _share(one.cached, one.requests),
+    "CONVERSATIONS": lambda one: str(one.conversations),
+    "USERS": lambda one: str(one.users),
+    "LIKED": lambda one: f"{one.thumbs_up} of {one.thumbs_up + one.thumbs_down}" if one.thumbs_up + one.thumbs_down else "–",
+}
+_COST: "Mapping[str, Callable[[BusinessSum], str]]" = {
+    "REQUESTS": lambda one: str(one.requests),
+    "CREDITS": lambda one: _credits(one.cost_micro),
+    "PER REQUEST": lambda one: _each(one.cost_micro, one.requests),
+    "PER CONVERSATION": lambda one: _each(one.cost_micro, one.conversations),
+    "CACHED": lambda one: _share(one.cached, one.requests),
+    "SAVED": lambda one: _credits(one.saved_micro),
+}
+
+
+#: In this order they leave where a terminal is too narrow.
+_LEAVING = ("LIKED", "LIMITED", "CACHED", "SAVED", "USERS", "CONVERSATIONS", "PER CONVERSATION", "TOKENS/S", "FAILED", "PER REQUEST")
+#: Of a cell that says nothing.
+_NOTHING = frozenset({"–", "0", "0 %"})
+#: Between two columns of rich's table.
+_GAP = 3
+
+
+def _below(found: FoundReport) -> list[str]:
+    """What is about the whole time, or about now."""
+    from cli.output import printing
+    from shared import business_report_rows
+
+    told, active = found.report, found.report.active
+    back = f" ({_credits(told.given_back_micro)} refunded)" if told.given_back_micro else ""
+    lines = [
+        "",
+        f"revenue       {_credits(business_report_rows.revenue(told))} credits{back}",
+        f"active users  {active.hour} in the last hour, {active.day} in 24 hours, {active.week} in 7 days, {active.month} in 30 days",
+    ]
+    if found.new is not None:
+        users, keys = business_report_rows.registered(found.new), business_report_rows.keys_made(found.new)
+        lines.append(f"new           {users} registered, {printing.counted(keys, 'key')} made")
+    return lines
+
+
+# --- CSV ------------------------------------------------------------------------------------------------------------------
+
+
+def written_csv(by: "BusinessGrouping", lines: "Sequence[ReportLine]") -> str:
+    """Exact numbers; no line of sums, which a spreadsheet would add up once more."""
+    from shared import business_report_rows
+
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(business_report_rows.head(by))
+    for line in lines:
+        name, *numbers = business_report_rows.cells(line)
+        writer.writerow([_harmless(str(name)), *numbers])
+    return text.getvalue()
+
+
+def _harmless(name: str) -> str:
+    """A worker chooses what its models are called; no spreadsheet shall run that, and no terminal."""
+    shown = "".join(letter for letter in name if letter.isprintable())
+    return "'" + shown if shown.startswith(_FORMULA) else shown

@@ -1,0 +1,279 @@
+"""`aicli infer`: one prompt, its answer as it comes."""
+
+import random
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypedDict, Unpack
+from uuid import uuid4
+
+import click
+
+from cli.cli_context import CliContext
+
+if TYPE_CHECKING:
+    from cli.connection import CliConnection
+    from shared.api.gateway import InferenceRequest, InferenceResult, ProcessInferenceRequest
+    from shared.api.generation import OutputFormat
+
+#: A message of the mesh is at most 1 MiB, so a longer prompt need not be read to its end.
+_MAX_PROMPT_BYTES = 1024 * 1024
+#: A worker may be loading its model, and a long answer takes its time; Ctrl-C is there for the impatient.
+_DEADLINE_SECONDS = 600
+#: What msgpack has room for, and more than any parameter means.
+_MAX_INTEGER = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """What is shown while the answer comes."""
+
+    answer: bool
+    #: On stderr, for people; a script that wants objects reads them there, too.
+    notes: bool
+
+
+class _Parameters(TypedDict):
+    """The options that go to the gateway as they are; it knows their limits and says them."""
+
+    model: str | None
+    system: str | None
+    max_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    stop: tuple[str, ...]
+    seed: int | None
+    output_format: str | None
+
+
+@click.command()
+@click.argument("prompt")
+@click.option("-m", "--model", metavar="NAME", help="Model to use; see `aicli models`. Default: the gateway's default model.")
+@click.option("-s", "--system", metavar="TEXT", help="System prompt.")
+@click.option("--max-tokens", type=click.IntRange(1), help="Maximum number of tokens to generate.")
+@click.option("--temperature", type=float, help="Sampling temperature: 0 always picks the most likely token; higher values vary more.")
+@click.option("--top-p", type=float, help="Sample from the most likely tokens whose probabilities add up to this.")
+@click.option("--top-k", type=click.IntRange(0), help="Sample from this many of the most likely tokens; 0 means all.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text. Can be repeated.")
+@click.option("--seed", type=int, help="Random seed, for reproducible answers.")
+@click.option(
+    "--format",
+    "output_format",
+    metavar="json|FILE",
+    help="Force the answer's format: any JSON object (json), a JSON schema (FILE.json) or a grammar (FILE.gbnf).",
+)
+@click.option(
+    "--idempotency-key",
+    metavar="KEY",
+    help="Repeating a request with the same key returns the same answer and is billed once. Default: a new key each time.",
+)
+@click.option("--no-resume", is_flag=True, help="Don't resume a broken stream.")
+@click.option("--no-stream", is_flag=True, help="Print the answer only when it is complete.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object: text, model, usage, finish_reason, request_id.")
+@click.option("-v", "--verbose", is_flag=True, help="Print the model, token counts and speed after the answer (terminals only).")
+@click.pass_obj
+def infer(
+    here: CliContext,
+    /,
+    prompt: str,
+    *,
+    idempotency_key: str | None,
+    no_resume: bool,
+    no_stream: bool,
+    as_json: bool,
+    verbose: bool,
+    **parameters: Unpack[_Parameters],
+) -> None:
+    """Send a prompt to a model and print the answer. Use `-` to read PROMPT from stdin.
+
+    The answer streams to stdout. If the connection breaks, the stream resumes where it stopped; aicli retries for up to 30 seconds if no
+    gateway answers. Ctrl-C cancels the request on the worker.
+    """
+    from shared.api.gateway import ProcessInferenceRequest
+
+    request = _request(_from_stdin() if prompt == "-" else prompt, parameters)
+    if idempotency_key is not None:
+        _refuse_bad_text(idempotency_key)
+    asked = ProcessInferenceRequest(request, idempotency_key=idempotency_key or (None if no_resume else str(uuid4())))
+    shown = _Shown(answer=not (no_stream or as_json), notes=not as_json)
+
+    async def work(connection: "CliConnection") -> "tuple[str, InferenceResult]":
+        return await _ask(connection, asked, shown, resume=not no_resume)
+
+    from shared.types import FinishReason
+
+    text, result = here.run(work)
+    if as_json:
+        _show_object(text, result)
+    elif no_stream:
+        click.echo(_for_stdout(text), nl=not text.endswith("\n"))
+    if as_json:
+        return
+    from cli.output import printing
+
+    if result.clamped_to is not None and result.finish_reason is FinishReason.LENGTH:
+        tokens = printing.counted(result.clamped_to, "token")
+        printing.note(f"The answer was cut off after {tokens}: not enough credits. See aicli usage.")
+    if verbose and sys.stderr.isatty():
+        click.echo(printing.styled(printing.printable(_summary(result)), "bright_black", sys.stderr), err=True)
+
+
+def _from_stdin() -> str:
+    text = sys.stdin.buffer.read(_MAX_PROMPT_BYTES + 1)
+    if len(text) > _MAX_PROMPT_BYTES:
+        from shared import errors
+
+        raise errors.TooLarge(f"the prompt is longer than {_MAX_PROMPT_BYTES // 1024} KiB", hint="shorten it, or ask about its parts")
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"the prompt is not valid UTF-8 (byte {error.start})") from error
+
+
+def _request(prompt: str, parameters: _Parameters) -> "InferenceRequest":
+    from shared.api.gateway import InferenceRequest
+    from shared.types import ModelName
+
+    if not prompt.strip():
+        raise click.UsageError("the prompt is empty")
+    model = parameters["model"]
+    for text in (prompt, model or "", parameters["system"] or "", *parameters["stop"]):
+        _refuse_bad_text(text)
+    for number in (parameters["max_tokens"], parameters["top_k"], parameters["seed"]):
+        if number is not None and abs(number) > _MAX_INTEGER:
+            raise click.UsageError(f"{number} is too large: at most {_MAX_INTEGER}")
+    return InferenceRequest(
+        prompt=prompt,
+        model=None if model is None else ModelName(model),
+        system=parameters["system"],
+        max_tokens=parameters["max_tokens"],
+        temperature=parameters["temperature"],
+        top_p=parameters["top_p"],
+        top_k=parameters["top_k"],
+        stop=parameters["stop"],
+        seed=parameters["seed"],
+        format=_format(parameters["output_format"]),
+    )
+
+
+def _format(asked: str | None) -> "OutputFormat | None":
+    from pathlib import Path
+
+    from shared.api.generation import FormatKind, OutputFormat
+
+    if asked is None:
+        return None
+    if asked == "json":
+        return OutputFormat(FormatKind.JSON)
+    kind = {".json": FormatKind.JSON_SCHEMA, ".gbnf": FormatKind.GBNF}.get(Path(asked).suffix.lower())
+    if kind is None:
+        raise click.UsageError(f"--format {asked}: give `json`, a JSON schema in a .json file, or a grammar in a .gbnf file")
+    try:
+        with Path(asked).open("rb") as file:
+            text = file.read(_MAX_PROMPT_BYTES).decode()
+    except OSError as error:
+        raise click.UsageError(f"--format {asked}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"--format {asked}: the file is not UTF-8") from error
+    return OutputFormat(kind, text)
+
+
+def _refuse_bad_text(text: str) -> None:
+    """Python keeps bytes of the command line that are no UTF-8 as lone surrogates (PEP 383), which no wire takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise click.UsageError("the command line is not UTF-8; read the prompt from stdin with -") from error
+
+
+async def _ask(
+    connection: "CliConnection", request: "ProcessInferenceRequest", shown: _Shown, *, resume: bool
+) -> "tuple[str, InferenceResult]":
+    """The answer and how it ended. Where the answer is shown it goes to stdout as it comes, and the text returned is empty."""
+    from cli.output.stdout_writer import StdoutWriter
+    from shared.rpc.resumable_stream import StreamRequest
+    from shared.timing import retry_policy
+
+    outlet = StdoutWriter(sys.stdout)
+    waiting = _WaitingNotice()
+    parts: list[str] = []
+
+    def lost(began: bool) -> None:
+        waiting.show("")
+        if shown.notes:
+            _say_lost(began=began, in_line=not outlet.at_line_start)
+
+    asking = StreamRequest(connection, random.Random(), retry_policy.DEFAULT if resume else retry_policy.NONE)  # noqa: S311 - spreads load
+    async with asking.ask(request, seconds=_DEADLINE_SECONDS, lost=lost) as answer:
+        try:
+            async for chunk in answer:
+                waiting.show(chunk.waiting)
+                if shown.answer:
+                    await outlet.write(_for_stdout(chunk.text))
+                else:
+                    parts.append(chunk.text)
+        finally:
+            waiting.show("")
+            # On a terminal also before an error or a ^C, so that neither stands at the end of the answer's last line.
+            if shown.answer and sys.stdout.isatty():
+                await outlet.end_line()
+        if shown.answer:
+            await outlet.end_line()
+        return "".join(parts), answer.end
+
+
+def _say_lost(*, began: bool, in_line: bool) -> None:
+    from cli.output import printing
+
+    if in_line and sys.stdout.isatty() and sys.stderr.isatty():
+        click.echo(err=True)  # on a terminal the note must not stand behind the answer's last word
+    printing.note("Connection lost. Resuming …" if began else "The gateway isn't answering. Retrying …")
+
+
+class _WaitingNotice:
+    """One line on the terminal for what the answer waits for, such as a model that is being loaded; gone when it comes."""
+
+    def __init__(self) -> None:
+        self._shown = ""
+
+    def show(self, text: str) -> None:
+        if text != self._shown and sys.stderr.isatty():
+            from cli.output import printing
+
+            sys.stderr.write(f"\r\x1b[K{printing.styled(printing.printable(text), 'bright_black', sys.stderr)}")
+            sys.stderr.flush()
+            self._shown = text
+
+
+def _for_stdout(text: str) -> str:
+    """A file or a pipe gets what the model wrote; a terminal only what is safe to show on one."""
+    from cli.output import printing
+
+    return printing.printable(text) if sys.stdout.isatty() else text
+
+
+def _show_object(text: str, result: "InferenceResult") -> None:
+    from cli.output import printing
+
+    shown = printing.plain(result)
+    assert isinstance(shown, dict)
+    if not result.finish_reasons:
+        del shown["finish_reasons"]
+    usage = shown["usage"]
+    assert isinstance(usage, dict)
+    usage["total_tokens"] = result.usage.total_tokens
+    printing.show_json({"text": text, **shown})
+
+
+def _summary(result: "InferenceResult") -> str:
+    from cli.output import printing
+    from shared import amounts
+
+    usage = result.usage
+    seconds = (result.response_time_ms - result.first_token_ms) / 1000
+    # The first token comes at the start of that time, so one less was made in it.
+    speed = f", {(usage.completion_tokens - 1) / seconds:.1f} tokens/s" if seconds > 0 and usage.completion_tokens > 1 else ""
+    first = f"first after {result.first_token_ms} ms"
+    cost = f", {printing.counted(amounts.written(result.cost_micro), 'credit')}" if result.cost_micro else ""
+    cached = ", answered from the cache" if result.cached else ""
+    return f"{result.model}: {usage.prompt_tokens} + {usage.completion_tokens} tokens, {first}{speed}{cost}{cached}"

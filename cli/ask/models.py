@@ -1,0 +1,102 @@
+"""`aicli models`: list, load and unload models."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.cli_context import CliContext
+
+if TYPE_CHECKING:
+    from shared.api.gateway import ModelPlaces, ServedModel
+
+#: A large model from a slow disk; the worker goes on loading when this is over.
+_LOAD_SECONDS = 900.0
+_STATES = {"ready": "is loaded", "loading": "is loading", "unloaded": "is unloaded", "failed": "failed"}
+
+
+@click.group(invoke_without_command=True, subcommand_metavar="[COMMAND [ARGS]...]")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+@click.pass_context
+def models(context: click.Context, /, *, as_json: bool) -> None:
+    """List models available now, and load or unload them."""
+    here = context.find_object(CliContext)
+    assert here is not None
+    if context.invoked_subcommand is None:
+        _list(here, as_json=as_json)
+
+
+@models.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+@click.pass_obj
+def list_(here: CliContext, /, *, as_json: bool) -> None:
+    """List the models available now, default first."""
+    _list(here, as_json=as_json)
+
+
+@models.command()
+@click.argument("model")
+@click.option("--worker", metavar="ID", help="Worker ID or unique prefix. Default: the least busy worker that has the model.")
+@click.option(
+    "--pin/--unpin", "pin", default=None, help="Keep the model in memory even when other models need the space, or stop doing so."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list with one object.")
+@click.pass_obj
+def load(here: CliContext, /, model: str, *, worker: str | None, pin: bool | None, as_json: bool) -> None:
+    """Load a model in advance, so that the first caller doesn't wait. Admins only."""
+    from shared.api import gateway
+    from shared.types import ModelName, NodeId
+
+    request = gateway.LoadOnWorker(ModelName(model), None if worker is None else NodeId(worker), pin)
+    _show(
+        here.run(lambda connection: connection.call(gateway.load_model, request, deadline_seconds=_LOAD_SECONDS)),
+        as_json=as_json,
+    )
+
+
+@models.command()
+@click.argument("model")
+@click.option("--worker", metavar="ID", help="Worker ID or unique prefix. Default: all workers that have the model.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list with one object per worker.")
+@click.pass_obj
+def unload(here: CliContext, /, model: str, *, worker: str | None, as_json: bool) -> None:
+    """Unload a model to free memory, even if it is pinned. The next request loads it again. Admins only.
+
+    A worker that is using the model refuses.
+    """
+    from shared.api import gateway
+    from shared.types import ModelName, NodeId
+
+    request = gateway.UnloadOnWorkers(ModelName(model), None if worker is None else NodeId(worker))
+    _show(here.ask(gateway.unload_model, request), as_json=as_json)
+
+
+def _list(here: CliContext, *, as_json: bool) -> None:
+    from cli.output import printing
+    from cli.output.printing import TableColumn
+    from shared.api import gateway
+
+    served = here.ask(gateway.list_models, gateway.ListModels(), key_needed=False)
+    columns: list[TableColumn[ServedModel]] = [
+        TableColumn("MODEL", lambda model: model.name),
+        TableColumn("WORKERS", lambda model: str(model.workers)),
+        TableColumn("CONTEXT", lambda model: f"{model.context_tokens} tokens"),
+        TableColumn("SERVES", lambda model: "embeddings" if model.only_embeds else "answers"),
+        TableColumn("ALIASES", lambda model: printing.names(model.aliases)),
+    ]
+    printing.show_rows(served.models, columns, as_json=as_json, empty="No models available. Start a worker: aicli worker")
+
+
+def _show(told: "ModelPlaces", *, as_json: bool) -> None:
+    """What each worker did; ends with 1 where one of them did not."""
+    from cli.output import printing
+
+    if as_json:
+        printing.show_json([printing.plain(place) for place in told.places])
+    else:
+        for place in told.places:
+            done = _STATES.get(place.state, place.state or "was not changed")
+            pinned = ", pinned" if place.pinned else ""
+            why = f": {place.detail}" if place.detail else ""
+            click.echo(printing.printable(f"{place.model} {done} on {place.worker[:9]}…{pinned}{why}"))
+    if not all(place.state for place in told.places):
+        click.get_current_context().exit(1)

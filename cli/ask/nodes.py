@@ -1,0 +1,63 @@
+"""`aicli nodes`: who is on the mesh, and why a node is not used."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.cli_context import CliContext
+
+if TYPE_CHECKING:
+    from shared.api.gateway import NodeRow
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+@click.pass_obj
+def nodes(here: CliContext, /, *, as_json: bool) -> None:
+    """List the nodes of the mesh, and show why a node gets no requests.
+
+    PATH is how the gateway reaches the node: nats, direct, punched (NAT hole punching) or relayed (via a blind relay).
+    """
+    from cli.output import printing
+    from cli.output.printing import TableColumn
+    from shared.api import gateway
+
+    found = here.ask(gateway.list_nodes, gateway.ListNodes(), key_needed=False)
+    columns: list[TableColumn[NodeRow]] = [
+        # The start of a node's id tells nodes apart; scripts get the whole one.
+        TableColumn("NODE", lambda node: node.id[:9]),
+        TableColumn("SERVICE", lambda node: node.service),
+        TableColumn("PATH", lambda node: node.path or "–"),
+        TableColumn("RTT", _round_trip),
+        TableColumn("STATE", _state, _style),
+        TableColumn("SINCE", lambda node: printing.ago(node.since)),
+        TableColumn("LOAD", _load),
+        TableColumn("MODELS", lambda node: printing.names(node.models)),
+    ]
+    printing.show_rows(found.nodes, columns, as_json=as_json, empty="No nodes. Start the services: make up")
+
+
+def _state(node: "NodeRow") -> str:
+    if node.usable:
+        return f"used, but {node.trouble}" if node.trouble else "used"
+    word = "not used" if node.alive else "not admitted" if node.refused else "gone"
+    return f"{word}: {node.why_not}"
+
+
+def _round_trip(node: "NodeRow") -> str:
+    if node.round_trip_ms is None:
+        return "–"
+    return f"{node.round_trip_ms:.1f} ms" if node.round_trip_ms < 10 else f"{node.round_trip_ms:.0f} ms"
+
+
+def _style(node: "NodeRow") -> str:
+    if node.usable:
+        return "yellow" if node.trouble else "green"
+    return "yellow" if node.alive else "red"
+
+
+def _load(node: "NodeRow") -> str:
+    if not node.slots:
+        return "–"
+    queued = f" +{node.queued}" if node.queued else ""
+    return f"{node.running}/{node.slots}{queued}"

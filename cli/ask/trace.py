@@ -1,0 +1,80 @@
+"""`aicli trace`: where a request's time went, on every node that worked on it."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from cli.cli_context import CliContext
+
+if TYPE_CHECKING:
+    from shared.api.traces import TracedSpan
+
+
+class TraceLine(msgspec.Struct, frozen=True):
+    """A span, as a line of the tree."""
+
+    #: Indented below the one that it is a part of.
+    span: str
+    service: str
+    node: str
+    #: After the beginning of the first.
+    start_ms: float
+    took_ms: float
+    #: The code of the error that it ended with.
+    error: str
+    attributes: dict[str, str | int | float | bool]
+
+
+@click.command()
+@click.argument("request_id", metavar="ID")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+@click.pass_obj
+def trace(here: CliContext, /, *, request_id: str, as_json: bool) -> None:
+    """Show the trace of a request: where its time went. Admins only.
+
+    ID is a trace ID or a request ID (from the X-Request-ID header, `aicli infer --json` or the request log).
+    """
+    from cli.output import printing
+    from cli.output.printing import TableColumn
+    from shared.api import traces
+
+    found = here.ask(traces.get_trace, traces.GetTrace(request_id))
+    columns: list[TableColumn[TraceLine]] = [
+        TableColumn("SPAN", lambda line: line.span),
+        TableColumn("SERVICE", lambda line: line.service),
+        TableColumn("NODE", lambda line: line.node),
+        TableColumn("START", lambda line: f"{line.start_ms:.1f} ms"),
+        TableColumn("TOOK", lambda line: f"{line.took_ms:.1f} ms"),
+        TableColumn("ERROR", lambda line: line.error, lambda line: "red" if line.error else ""),
+    ]
+    printing.show_rows(lines(found.spans, indented=not as_json), columns, as_json=as_json, empty="This trace has no spans")
+
+
+def lines(told: "Sequence[TracedSpan]", *, indented: bool = True) -> list[TraceLine]:
+    """Each below the one that it is a part of; those whose own one is not known stand at the left."""
+    known = {one.span.span_id for one in told}
+    below: dict[str, list[TracedSpan]] = {}
+    for one in sorted(told, key=lambda one: (one.span.start_ns, one.span.end_ns)):
+        below.setdefault(one.span.parent_id if one.span.parent_id in known else "", []).append(one)
+    began_ns = min((one.span.start_ns for one in told), default=0)
+    found: list[TraceLine] = []
+    left = [(one, 0) for one in reversed(below.get("", []))]
+    while left:
+        one, depth = left.pop()
+        span = one.span
+        found.append(
+            TraceLine(
+                span=("  " * depth if indented else "") + span.name,
+                service=one.service,
+                node=one.node,
+                start_ms=round((span.start_ns - began_ns) / 1e6, 3),
+                took_ms=round((span.end_ns - span.start_ns) / 1e6, 3),
+                error=span.error,
+                attributes=span.attributes,
+            )
+        )
+        # A span is shown once: a circle, which only a node that lies makes, is never come to from the left.
+        left += [(part, depth + 1) for part in reversed(below.pop(span.span_id, []))]
+    return found

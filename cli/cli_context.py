@@ -1,0 +1,59 @@
+"""What every command takes from outside: the environment, the folder it runs in, and the way to the mesh."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from cli.connection import CliConnection, Connect
+    from cli.profile import Profile
+    from shared.api.method import Method, Reply, Request
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class CliContext:
+    """The object of click's context; tests put their own in its place."""
+
+    environment: Mapping[str, str]
+    folder: Path
+    #: None means the real mesh, which is imported when it is first needed.
+    connect: "Connect | None" = None
+
+    def with_profile(self, name: str) -> "CliContext":
+        return replace(self, environment={**self.environment, "AICLI_PROFILE": name})
+
+    def profile(self, *, key_needed: bool = False) -> "Profile":
+        """The profile to use; raises BadSettings without one, NotAuthenticated if a key is needed and it has none."""
+        from cli import profile
+        from shared import errors
+
+        found = profile.load(self.environment, self.folder)
+        if key_needed and found.api_key is None:
+            raise errors.NotAuthenticated("this profile has no API key", hint="aicli login, or set AICLI_API_KEY")
+        return found
+
+    def run(self, work: "Callable[[CliConnection], Awaitable[T]]", *, key_needed: bool = True) -> T:
+        """Open the mesh, do ``work`` on it, close it. Ctrl-C raises KeyboardInterrupt when all is left properly."""
+        from cli import interrupts
+
+        chosen = self.profile(key_needed=key_needed)
+
+        async def connected() -> T:
+            async with self.connector()(chosen) as connection:
+                return await work(connection)
+
+        return interrupts.run(connected())
+
+    def ask(self, method: "Method[Request, Reply]", request: "Request", *, key_needed: bool = True) -> "Reply":
+        """One call, its answer."""
+        return self.run(lambda connection: connection.call(method, request), key_needed=key_needed)
+
+    def connector(self) -> "Connect":
+        if self.connect is not None:
+            return self.connect
+        from cli import connection
+
+        return connection.open_

@@ -1,0 +1,1 @@
+"""`aicli doctor`: what it looks at, and what it finds."""

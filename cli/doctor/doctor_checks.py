@@ -1,0 +1,229 @@
+"""What `aicli doctor` looks at: from the profile on disk over NATS or Hyperswarm, auth and gateway to the workers and their models.
+
+A check that cannot be made, because one before it failed, is listed as such: the first thing that is wrong is the one to mend.
+"""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from cli import profile
+from cli.cli_context import CliContext
+from cli.connection import CliConnection
+from cli.doctor import doctor_worker_checks
+from cli.doctor.findings import DoctorFinding, unchecked, wrong
+from cli.output import printing
+from cli.profile import Profile
+from shared import errors
+from shared.api import auth, gateway
+from shared.identity import credentials, node_keys
+from shared.node import membership_file
+from shared.node.membership_file import MembershipFile
+from shared.types import Role
+
+#: A step that takes longer than this is as good as broken for a person who waits.
+_STEP_SECONDS = 5.0
+#: PostgreSQL stops when its disk is full; a model of any use is larger than what is left below this.
+_LOW_DISK_BYTES = 1024**3
+
+
+#: Looks at the way into a mesh that was joined by a ticket.
+ExamineSwarm = Callable[[MembershipFile, node_keys.NodeKey], AsyncIterator[DoctorFinding]]
+#: The last step of each way to the mesh.
+_LEADS_IN = ("NATS", "way in")
+_REST = ("auth", "gateway", "workers", "models")
+
+
+async def examine(here: CliContext, examine_swarm: ExamineSwarm = doctor_worker_checks.examine) -> list[DoctorFinding]:
+    """Every check in the order of a request's way; never raises for what it looks for."""
+    findings: list[DoctorFinding] = []
+    try:
+        place = profile.find(here.environment, here.folder)
+        chosen = profile.load(here.environment, here.folder)
+    except errors.BadSettings as error:
+        findings.append(wrong("profile", error))
+        return [*findings, *unchecked("profile", "node key", "API key", "NATS", *_REST)]
+    findings.append(DoctorFinding("profile", True, f"{place.path} ({place.why}), mesh {chosen.mesh}"))
+    findings.append(_check_disk(place.path.parent))
+    findings.append(_check_node_key(chosen))
+    findings.append(_check_form_of_key(chosen))
+    way = await _examine_way(chosen, examine_swarm)
+    findings += way
+    if any(finding.ok and finding.check in _LEADS_IN for finding in way):
+        findings += await _examine_mesh(here, chosen)
+    else:
+        findings += unchecked(next(finding.check for finding in way if not finding.ok), *_REST)
+    return findings
+
+
+async def _examine_way(chosen: Profile, examine_swarm: ExamineSwarm) -> list[DoctorFinding]:
+    """By Hyperswarm where the profile was made with a ticket, else by NATS."""
+    if chosen.mesh_file is None:
+        return [await _check_nats(chosen.nats_url or "")]
+    try:
+        kept = membership_file.load(chosen.mesh_file)
+        if kept is None:
+            return [
+                DoctorFinding("membership", False, f"there is no {chosen.mesh_file}", "recreate the profile: aicli mesh connect TICKET")
+            ]
+        key = node_keys.load(chosen.node_key_file)
+    except errors.AimeshError as error:
+        return [wrong("membership", error)]
+    return [finding async for finding in examine_swarm(kept, key)]
+
+
+def _check_disk(folder: Path) -> DoctorFinding:
+    free = shutil.disk_usage(folder).free
+    text = f"{free / 1024**3:.1f} GiB free at {folder}"
+    return (
+        DoctorFinding("disk", True, text)
+        if free >= _LOW_DISK_BYTES
+        else DoctorFinding("disk", False, text, "free some disk space: less than 1 GiB is left")
+    )
+
+
+def _check_node_key(chosen: Profile) -> DoctorFinding:
+    try:
+        return DoctorFinding("node key", True, f"{chosen.node_key_file}: {node_keys.load(chosen.node_key_file).id[:9]}…")
+    except errors.AimeshError as error:
+        return wrong("node key", error)
+
+
+def _check_form_of_key(chosen: Profile) -> DoctorFinding:
+    if chosen.api_key is None:
+        return DoctorFinding("API key", False, "the profile has no key", "aicli login, or set AICLI_API_KEY")
+    if not credentials.looks_like_api_key(chosen.api_key):
+        return DoctorFinding("API key", False, "invalid checksum: the key is incomplete", "aicli login, or copy the key again")
+    return DoctorFinding("API key", True, f"well formed{f', owner {chosen.username}' if chosen.username else ''}")
+
+
+async def _check_nats(urls: str) -> DoctorFinding:
+    """Whether one of the servers is there. Shows host and port only: an address may hold a password."""
+    findings = [await _check_server(url.strip()) for url in urls.split(",")]
+    return next((finding for finding in findings if finding.ok), findings[0])
+
+
+async def _check_server(url: str) -> DoctorFinding:
+    """Whether something listens there and speaks NATS: the server greets first, with INFO."""
+    hint = "start it with `make up`, or fix nats_url in the profile"
+    parts = urlsplit(url)  # the profile has been loaded, so these are addresses
+    host, port = parts.hostname or "127.0.0.1", parts.port or 4222
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        async with asyncio.timeout(_STEP_SECONDS):
+            reader, writer = await asyncio.open_connection(host, port)
+            try:
+                greeting = await reader.read(5)
+            finally:
+                writer.close()
+    except TimeoutError:
+        return DoctorFinding("NATS", False, f"no answer at {where}", hint)
+    except ConnectionRefusedError:
+        return DoctorFinding("NATS", False, f"nothing listens at {where}", hint)
+    except OSError as error:
+        return DoctorFinding("NATS", False, f"cannot connect to {where}: {error.strerror or error}", hint)
+    if greeting != b"INFO ":
+        return DoctorFinding("NATS", False, f"what listens at {where} is not NATS", hint)
+    return DoctorFinding("NATS", True, f"listens at {where}")
+
+
+async def _examine_mesh(here: CliContext, chosen: Profile) -> list[DoctorFinding]:
+    findings: list[DoctorFinding] = []
+    try:
+        async with here.connector()(chosen) as connection:
+            await _examine_services(connection, chosen, findings)
+    except errors.AimeshError as error:
+        findings.append(wrong("mesh", error))
+        if len(findings) == 1:
+            findings += unchecked("mesh", *_REST)
+    return findings
+
+
+async def _examine_services(connection: CliConnection, chosen: Profile, findings: list[DoctorFinding]) -> None:
+    """Adds to ``findings`` as it goes, so that what was found stands even if the connection ends on the way."""
+    findings.append(await _check_auth(connection, chosen))
+    try:
+        health = await connection.call(gateway.get_service_health, gateway.GetServiceHealth(), deadline_seconds=_STEP_SECONDS)
+    except errors.AimeshError as error:
+        findings += [wrong("gateway", error), *unchecked("gateway", "workers", "models")]
+        return
+    findings.append(DoctorFinding("gateway", True, f"alive, {printing.counted(health.in_flight, 'request')} in flight"))
+    hint = "aicli stack status shows the services; aicli stack logs gateway says more"
+    findings += [DoctorFinding(check.name, False, check.detail, hint) for check in health.checks if not check.ok]
+    findings.append(await _check_quota(connection, chosen))
+    findings += _check_workers(health)
+    findings += await _check_nodes(connection)
+
+
+async def _check_auth(connection: CliConnection, chosen: Profile) -> DoctorFinding:
+    """Any answer of auth shows that it is alive, a refusal too."""
+    if chosen.api_key is None:
+        alive = bool(connection.alive(Role.AUTH))
+        return DoctorFinding("auth", True, "alive") if alive else DoctorFinding("auth", None, "not seen yet; log in to query it")
+    try:
+        listed = await connection.call(auth.list_api_keys, auth.ListApiKeys(), deadline_seconds=_STEP_SECONDS)
+    except errors.NotAuthenticated as error:
+        return DoctorFinding("auth", False, f"up, but it rejects the key: {error.message}", error.hint or "aicli login")
+    except errors.NotAllowed:
+        return DoctorFinding("auth", True, "OK; it accepts the key, which has no permission to list keys")
+    except errors.AimeshError as error:
+        return wrong("auth", error)
+    active = printing.counted(sum(key.is_active for key in listed.keys), "key is", "keys are")
+    return DoctorFinding("auth", True, f"OK; it accepts the key; {active} active")
+
+
+async def _check_quota(connection: CliConnection, chosen: Profile) -> DoctorFinding:
+    if chosen.api_key is None:
+        return DoctorFinding("quota", None, "not checked: you are not logged in")
+    try:
+        left = await connection.call(gateway.get_user_quota, gateway.GetUserQuota(), deadline_seconds=_STEP_SECONDS)
+    except errors.AimeshError as error:
+        return wrong("quota", error)
+    return _judge(left)
+
+
+def _judge(left: gateway.UserQuota) -> DoctorFinding:
+    account = left.account
+    if account is not None and account.monthly_micro is not None and account.free_micro <= 0:
+        hint = f"ask an administrator for more, or wait for the monthly renewal: {account.renews_at:%Y-%m-%d}"
+        return DoctorFinding("quota", False, "no credits left", hint)
+    if left.limit_per_hour >= gateway.NO_LIMIT:
+        return DoctorFinding("quota", True, "no hourly request limit")
+    text = f"{left.remaining} of {printing.counted(left.limit_per_hour, 'request')} left this hour"
+    return (
+        DoctorFinding("quota", True, text)
+        if left.remaining
+        else DoctorFinding("quota", False, text, f"wait until {left.resets_at:%H:%M} UTC")
+    )
+
+
+def _check_workers(health: gateway.ServiceHealth) -> Iterator[DoctorFinding]:
+    if not health.workers:
+        hint = "start one with `aicli worker`, or check `aicli stack status`"
+        yield DoctorFinding("workers", False, "no worker is ready", hint)
+        yield from unchecked("workers", "models")
+        return
+    yield DoctorFinding("workers", True, f"{health.workers} ready")
+    if health.models:
+        yield DoctorFinding("models", True, ", ".join(health.models))
+    else:
+        yield DoctorFinding("models", False, "no worker serves a model", "start a worker with --model NAME=PATH")
+
+
+async def _check_nodes(connection: CliConnection) -> list[DoctorFinding]:
+    """Nodes that are alive and not used; those that are gone have said good-bye or are named by `aicli nodes`."""
+    try:
+        found = await connection.call(gateway.list_nodes, gateway.ListNodes(), deadline_seconds=_STEP_SECONDS)
+    except errors.AimeshError as error:
+        return [wrong("nodes", error)]
+    hint = "list all nodes: aicli nodes"
+    findings = []
+    for node in found.nodes:
+        who = f"{node.service} {node.id[:9]}…"
+        if node.alive and not node.usable:
+            findings.append(DoctorFinding("nodes", False, f"{who} gets no requests: {node.why_not}", hint))
+        elif node.alive and node.trouble:
+            findings.append(DoctorFinding("nodes", False, f"{who} gets requests, but {node.trouble}", hint))
+    return findings

@@ -1,0 +1,210 @@
+"""What `aicli doctor` looks at on a machine that has joined by a ticket: from the program for Hyperswarm to the first auth.
+
+Everything is tried with a key that is made for it, because the machine's own may be in use by a running worker.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from cli.doctor.findings import DoctorFinding, unchecked, wrong
+from cli.output import printing
+from shared import errors
+from shared.identity import certificates, node_keys
+from shared.identity.trust import Trust
+from shared.node import enrollment, swarm_settings
+from shared.node.enrollment import EnrollmentRoute, Means
+from shared.node.membership_file import MembershipFile
+from shared.transports import hyperswarm
+from shared.transports.hyperswarm import DhtStats, Swarm
+from shared.transports.swarm_link import SwarmLink
+from shared.types import Role
+
+if TYPE_CHECKING:
+    from cli.machines.join import Folder
+
+#: The DHT's nodes answer within a round trip each; a few tell what kind of NAT there is.
+_DHT_SECONDS = 10.0
+#: One random punch takes up to 20 s; whoever needs more needs a relay.
+_FIND_SECONDS = 25.0
+#: Others get in at this point, so it is quick.
+_MEMBER_SECONDS = 8.0
+_CHECKS = ("Node.js", "sidecar", "DHT", "NAT", "relay", "way in", "clock", "member")
+
+
+async def examine(
+    kept: MembershipFile, key: node_keys.NodeKey, *, is_in_use: bool = False, find_seconds: float = _FIND_SECONDS
+) -> AsyncIterator[DoctorFinding]:
+    """Every step of the way, in its order; what cannot be looked at is listed as such. ``is_in_use``: a process on this machine
+    runs with the key, so that a second one would push it out."""
+    yield check_certificate(kept, key, time.time())
+    try:
+        yield DoctorFinding("Node.js", True, str(hyperswarm.find_node()))
+    except hyperswarm.NodeMissing as error:
+        yield DoctorFinding("Node.js", False, str(error), "make setup, or set NODE_BINARY to a Node.js of 20 or newer")
+        for finding in unchecked("Node.js", *_CHECKS[1:]):
+            yield finding
+        return
+    last = True
+    async for finding in _examine_dht(enrollment.door_of(kept)):
+        last = finding.ok is not False or finding.check not in ("sidecar", "DHT")
+        yield finding
+    if not last:
+        for finding in unchecked("DHT", *_CHECKS[-3:]):
+            yield finding
+        return
+    leads_in = False
+    async for finding in _examine_auth(enrollment.door_of(kept), find_seconds):
+        leads_in = leads_in or (finding.check == "way in" and finding.ok is True)
+        yield finding
+    if leads_in and not is_in_use:
+        yield await _examine_membership(kept, key)
+    else:
+        yield DoctorFinding("member", None, "not checked: " + ("a running worker uses the key" if is_in_use else "way in first"))
+
+
+async def examine_worker(folder: "Folder") -> AsyncIterator[DoctorFinding]:
+    """A joined worker's folder, and then the way into its mesh."""
+    from cli.machines import join
+
+    try:
+        kept = folder.kept()
+        if kept is None:
+            yield DoctorFinding("worker", False, f"no worker has joined a mesh using {folder.root}", "aicli worker --join TICKET")
+            return
+        key = node_keys.load(folder.key)
+    except errors.AimeshError as error:
+        yield wrong("worker", error)
+        return
+    yield DoctorFinding("worker", True, f"{folder.root}: {key.id[:9]}… of mesh {kept.mesh}")
+    running = join.is_running(folder)
+    yield DoctorFinding("running", running, "a worker runs" if running else "no worker is running", "" if running else "aicli worker")
+    if folder.paused.exists():
+        yield DoctorFinding("paused", False, "it is paused and gets no requests", "aicli worker resume")
+    async for finding in examine(kept, key, is_in_use=running):
+        yield finding
+
+
+def check_certificate(kept: MembershipFile, key: node_keys.NodeKey, now: float) -> DoctorFinding:
+    """Whether the mesh would let this key in."""
+    trust = Trust(key, kept.role, kept.authorities)
+    try:
+        if kept.revocations:
+            trust.take_list(kept.revocations)
+        trust.check_not_revoked(key.id)
+        if not kept.certificate:
+            return DoctorFinding(
+                "certificate", False, "none yet: an administrator must approve this machine", "aicli admin nodes approve, there"
+            )
+        found = certificates.check(kept.certificate, kept.authorities, now)
+    except errors.CertificateExpired as error:
+        return DoctorFinding("certificate", False, error.message, "it is renewed as soon as auth is reachable; see below")
+    except errors.AimeshError as error:
+        return wrong("certificate", error)
+    if found.node != key.id:
+        return DoctorFinding("certificate", False, "it belongs to another key than the one next to it", "join again with a new ticket")
+    return DoctorFinding("certificate", True, f"{found.role} until {datetime.fromtimestamp(found.not_after).astimezone():%Y-%m-%d %H:%M}")
+
+
+async def _examine_dht(door: EnrollmentRoute) -> AsyncIterator[DoctorFinding]:
+    async with AsyncExitStack() as stack:
+        try:
+            nodes = door.bootstrap and (*door.bootstrap, *door.older_bootstrap)
+            opened = swarm_settings.opener(node_keys.NodeKey(node_keys.new_seed()), nodes, door.relays)()
+            swarm = await stack.enter_async_context(opened)
+        except (hyperswarm.SwarmError, errors.AimeshError) as error:
+            yield DoctorFinding("sidecar", False, str(error), "make setup installs its packages")
+            for finding in unchecked("sidecar", "DHT", "NAT", "relay"):
+                yield finding
+            return
+        yield DoctorFinding("sidecar", True, "it starts")
+        found = await _attached(swarm)
+        yield check_dht(found, door)
+        if not found.bootstrapped or not found.nodes:
+            for finding in unchecked("DHT", "NAT", "relay"):
+                yield finding
+            return
+        yield check_nat(found, door)
+        yield check_relay(found, door)
+
+
+async def _attached(swarm: Swarm) -> DhtStats:
+    """As soon as the DHT has answered, or what there is when patience ends."""
+    give_up_at = time.monotonic() + _DHT_SECONDS
+    while True:
+        found = (await swarm.stats()).dht
+        if (found.bootstrapped and found.nodes and found.host) or time.monotonic() > give_up_at:
+            return found
+        await asyncio.sleep(0.2)
+
+
+def check_dht(found: DhtStats, door: EnrollmentRoute) -> DoctorFinding:
+    if found.bootstrapped and found.nodes:
+        return DoctorFinding("DHT", True, f"{printing.counted(found.nodes, 'node answers', 'nodes answer')} ({door.dht})")
+    if door.is_on_this_machine:
+        hint = "these are on the machine that made the ticket: its administrator has to set DHT_HOST, then make a new one"
+    else:
+        hint = f"{enrollment.NOBODY_ANSWERS}, or try another network, such as a phone's"
+    return DoctorFinding("DHT", False, f"no DHT node answers ({door.dht})", hint)
+
+
+def check_nat(found: DhtStats, door: EnrollmentRoute) -> DoctorFinding:
+    seen = f"{found.host}:{found.port}" if found.port else str(found.host)
+    if door.is_on_this_machine:
+        return DoctorFinding("NAT", True, "none: the mesh's DHT is on this machine")
+    if found.randomized:
+        text = "symmetric: every peer sees another port. It reaches open machines directly, others like it through a relay"
+        return DoctorFinding("NAT", True, text)
+    if not found.firewalled:
+        return DoctorFinding("NAT", True, f"none: this machine is reachable at {seen}")
+    return DoctorFinding("NAT", True, f"it keeps ports ({seen} from outside): direct connections get through")
+
+
+def check_relay(found: DhtStats, door: EnrollmentRoute) -> DoctorFinding:
+    if door.relays:
+        return DoctorFinding("relay", True, f"{len(door.relays)} known to this machine, for when no direct path is found")
+    if found.randomized:
+        hint = "run aicli mesh relay on a host that everybody reaches, and give its key to the house as DHT_RELAYS"
+        return DoctorFinding("relay", False, "none, and this NAT may need one", hint)
+    return DoctorFinding("relay", True, "none configured; this NAT seldom needs one")
+
+
+async def _examine_auth(door: EnrollmentRoute, find_seconds: float) -> AsyncIterator[DoctorFinding]:
+    """As a newcomer: auth says hello to anybody, with its certificate and the time."""
+    trust = Trust(node_keys.NodeKey(node_keys.new_seed()), Role.NEWCOMER, door.authorities)
+    started = time.monotonic()
+    try:
+        async with enrollment.visiting(door, trust, lambda text: None, Means(find_seconds=find_seconds)) as visit:
+            link = await visit.wait_for_auth()
+    except errors.AimeshError as error:
+        yield wrong("way in", error)
+        for finding in unchecked("way in", "clock"):
+            yield finding
+        return
+    yield DoctorFinding("way in", True, f"auth {link.peer.node[:9]}… found ({link.path}) in {time.monotonic() - started:.1f} s")
+    yield check_clock(link.clock_offset_seconds if isinstance(link, SwarmLink) else 0.0)
+
+
+async def _examine_membership(kept: MembershipFile, key: node_keys.NodeKey) -> DoctorFinding:
+    """Whether auth still knows this key: a revoked one is not even answered."""
+    try:
+        await enrollment.renew_at_enrolment_topic(kept, key, means=Means(find_seconds=_MEMBER_SECONDS, approval_seconds=0))
+    except errors.NotReachable:
+        hint = "aicli admin nodes list says so, there; a new ticket lets this machine in again"
+        return DoctorFinding("member", False, "auth answers others and not this machine's key: it was revoked", hint)
+    except errors.AimeshError as error:
+        return wrong("member", error)
+    return DoctorFinding("member", True, "auth renews the certificate")
+
+
+def check_clock(offset_seconds: float) -> DoctorFinding:
+    """``offset_seconds``: auth's clock minus ours."""
+    if abs(offset_seconds) <= certificates.LEEWAY_SECONDS:
+        return DoctorFinding("clock", True, f"within {certificates.LEEWAY_SECONDS} s of auth's")
+    way = "behind" if offset_seconds > 0 else "ahead of"
+    return DoctorFinding(
+        "clock", False, f"{abs(offset_seconds) / 60:.0f} min {way} auth's", "set this machine's clock, for example with NTP"
+    )

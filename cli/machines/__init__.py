@@ -1,0 +1,1 @@
+"""Commands about machines: workers, joining a mesh, and what lets machines find each other."""

@@ -1,0 +1,117 @@
+"""`aicli mesh connect`: makes this machine a client of a mesh, with nothing but a ticket.
+
+The profile's key is made first and kept aside until the mesh has taken it, so that a try that broke off is gone on with and
+an existing profile stays whole until the new one is.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.cli_context import CliContext
+
+if TYPE_CHECKING:
+    from shared.api.membership import Membership
+    from shared.identity.tickets import Ticket
+    from shared.types import Credential
+
+_MAX_KEY_CHARACTERS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """The three files of a profile, and the key that is not a member yet."""
+
+    profile: Path
+
+    @property
+    def key(self) -> Path:
+        return self.profile.with_suffix(".nk")
+
+    @property
+    def mesh(self) -> Path:
+        return self.profile.with_suffix(".mesh")
+
+    @property
+    def new_key(self) -> Path:
+        return self.profile.with_suffix(".nk.new")
+
+
+@click.command()
+@click.argument("ticket", metavar="TICKET|-|@FILE")
+@click.option("--name", default="default", show_default=True, metavar="PROFILE", help="Name of the profile.")
+@click.option("--api-key-stdin", is_flag=True, help="Read your API key from the first line of stdin and save it in the profile.")
+@click.option("--force", is_flag=True, help="Replace an existing profile of this name.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+@click.pass_obj
+def connect(here: CliContext, /, ticket: str, *, name: str, api_key_stdin: bool, force: bool, as_json: bool) -> None:
+    """Create a profile for this machine from a ticket. Works behind any NAT.
+
+    Ask an administrator for the ticket: aicli admin tickets create --role client
+    """
+    from cli import interrupts, profile
+    from cli.machines import join
+    from cli.output import printing
+
+    if ticket == "-" and api_key_stdin:
+        raise click.UsageError("the ticket and the key can't both come from stdin; pass the ticket as @FILE or as an argument")
+    files = _Files(profile.place_of(name, here.environment))
+    if files.profile.exists() and not force:
+        raise click.UsageError(f"profile {name!r} already exists ({files.profile}); choose another --name, or use --force")
+    read = join.read_ticket(ticket, here.folder)
+    api_key = _key_from_stdin() if api_key_stdin else None
+    interrupts.run(_enrol(files, read, printing.note))
+    used = profile.Profile(node_key_file=files.key, mesh=read.mesh, nats_url=None, mesh_file=files.mesh, api_key=api_key)
+    profile.write(files.profile, used)
+    if as_json:
+        printing.show_json({"profile": name, "path": str(files.profile), "mesh": read.mesh})
+        return
+    prefix = "aicli" if name == profile.DEFAULT else f"aicli --profile {name}"
+    click.echo(f"The profile {name!r} connects to mesh {printing.printable(read.mesh)} ({files.profile}).")
+    if api_key is None:
+        click.echo(f"Next: {prefix} login USERNAME, or {prefix} register.")
+    click.echo(f'Then: {prefix} infer "Say hello"')
+
+
+def _key_from_stdin() -> "Credential":
+    from shared.identity import credentials
+    from shared.types import Credential
+
+    key = sys.stdin.readline(_MAX_KEY_CHARACTERS).strip()
+    if not credentials.looks_like_api_key(key):
+        raise click.UsageError("stdin has no valid API key: it may be incomplete")
+    return Credential(key)
+
+
+async def _enrol(files: _Files, ticket: "Ticket", say: Callable[[str], None]) -> None:
+    """Leaves key and membership in place; raises what ``enrolling.enrol`` does, and BadTicket for one that makes no client."""
+    import platform
+
+    from shared import errors
+    from shared.identity import node_keys
+    from shared.node import enrollment, membership_file
+    from shared.types import Role
+    from stack import secret_files
+
+    files.profile.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    async def once() -> "Membership":
+        secret_files.ensure_file(files.new_key, node_keys.new_seed)
+        return await enrollment.enrol(ticket, node_keys.load(files.new_key), enrollment.EnrollingNode(platform.node()), say)
+
+    try:
+        found = await once()
+    except errors.NodeRevoked:
+        # Left over from a try whose node was revoked since.
+        files.new_key.unlink()
+        found = await once()
+    if found.role is not Role.CLIENT:
+        files.new_key.unlink()
+        hint = "ask for a client ticket: aicli admin tickets create --role client"
+        raise errors.BadTicket(f"this ticket is for a {found.role}, not a client, and is now used", hint=hint)
+    membership_file.save(files.mesh, membership_file.of(found))
+    files.new_key.replace(files.key)

@@ -1,0 +1,98 @@
+"""`aicli worker pause|resume|status`: what the owner of a joined machine says to its worker, and hears from it.
+
+Through files in the state folder: they work while the mesh is away, and a pause outlives a restart.
+"""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.cli_context import CliContext
+
+if TYPE_CHECKING:
+    from cli.machines.join import Folder
+
+#: Larger is none that a worker wrote.
+_MAX_STATUS_BYTES = 256 * 1024
+
+_state = click.option("--state", metavar="DIR", help="State folder of the worker. Default: $XDG_STATE_HOME/aimesh/worker.")
+
+
+@click.command()
+@_state
+@click.pass_context
+def pause(context: click.Context, /, *, state: str | None) -> None:
+    """Pause this machine's worker: it gets no new requests, running ones finish."""
+    from cli.machines import join
+
+    folder = _joined(context, state)
+    folder.paused.touch(mode=0o600)
+    if join.is_running(folder):
+        click.echo("Paused. Running requests finish; no new ones start. To resume: aicli worker resume")
+    else:
+        click.echo("Paused. The worker isn't running; when started, it waits for aicli worker resume.")
+
+
+@click.command()
+@_state
+@click.pass_context
+def resume(context: click.Context, /, *, state: str | None) -> None:
+    """Resume this machine's worker."""
+    folder = _joined(context, state)
+    if not folder.paused.exists():
+        click.echo("The worker isn't paused.")
+        return
+    folder.paused.unlink(missing_ok=True)
+    click.echo("Resumed.")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+@_state
+@click.pass_context
+def status(context: click.Context, /, *, state: str | None, as_json: bool) -> None:
+    """Show the status of this machine's worker.
+
+    Exits with 0 if the worker is running, otherwise with 1.
+    """
+    from cli.machines import join
+    from cli.output import printing
+    from shared import errors
+    from shared.api import worker_status
+
+    folder = _joined(context, state)
+    running = join.is_running(folder)
+    told = None
+    if running and folder.status.is_file():
+        try:
+            told = worker_status.decode(folder.status.read_bytes()[:_MAX_STATUS_BYTES])
+        except ValueError as error:
+            raise errors.BadSettings(
+                f"{folder.status} is not a worker status file", hint="delete it; the worker writes a new one"
+            ) from error
+    if as_json:
+        printing.show_json({"running": running, "paused": folder.paused.exists(), "status": None if told is None else printing.plain(told)})
+    elif told is not None:
+        for line in told.lines:
+            click.echo(printing.printable(line))
+        printing.note(f"as of {printing.ago(told.told_at)} ago; its folder is {folder.root}")
+    elif running:
+        click.echo("starting")
+    else:
+        click.echo("not running" + (", and paused" if folder.paused.exists() else "") + ". To start it: aicli worker")
+    if not running:
+        context.exit(1)
+
+
+def _joined(context: click.Context, state: str | None) -> "Folder":
+    """The folder that was named here or before the subcommand; raises BadSettings if nothing has joined with it."""
+    from cli.machines import join
+    from shared import errors
+
+    here = context.find_object(CliContext)
+    assert here is not None
+    before = context.parent.params.get("state") if context.parent else None
+    folder = join.locate(here.environment, state or before, here.folder)
+    if not folder.key.is_file():
+        raise errors.BadSettings(f"no worker has joined a mesh using {folder.root}", hint="use --state DIR for another folder")
+    return folder

@@ -1,0 +1,262 @@
+"""`aicli worker`: one more worker on this machine, in the foreground.
+
+It joins a mesh with a ticket and stays in it by its state folder; or it gets a node of its own in the embedded stack of this
+machine. Then this process becomes the worker, so that Ctrl-C, exit status and what is printed are the worker's own. In the
+stack it is one of possibly many: a lock on `run/local-worker-N.lock`, which lives as long as the process, keeps two of them
+from being the same node.
+"""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from cli.cli_context import CliContext
+from cli.lazy_group import LazyGroup
+from cli.output import machine_labels
+
+if TYPE_CHECKING:
+    from cli.machines.join import Folder
+    from shared.node.membership_file import MembershipFile
+    from stack.stack_home import StackHome
+
+#: More workers on one machine are more likely a loop in somebody's script.
+_MOST_WORKERS = 64
+#: What a worker knows; a test holds it together with services.inference.
+BACKENDS = ("llama", "ollama", "openai", "echo")
+COMMANDS = {"pause": "cli.machines.pause:pause", "resume": "cli.machines.pause:resume", "status": "cli.machines.pause:status"}
+
+
+@click.group(cls=LazyGroup, places=COMMANDS, invoke_without_command=True, subcommand_metavar="[COMMAND [ARGS]...]")
+@click.option(
+    "--join",
+    "ticket",
+    metavar="TICKET",
+    help="Join a mesh with this ticket: the ticket itself, @FILE, or - for stdin. Only needed once.",
+)
+@click.option("--models", "models_folder", metavar="DIR", help="Serve every .gguf file in this folder. The file name is the model name.")
+@click.option("--model", "models", multiple=True, metavar="NAME=PATH", help="Serve a GGUF file under this name. Can be repeated.")
+@click.option("--backend", type=click.Choice(BACKENDS), help="Backend that runs the models. Default: INFERENCE_BACKEND, or llama.")
+@click.option(
+    "--label",
+    "--labels",
+    "labels",
+    callback=machine_labels.read,
+    multiple=True,
+    metavar="KEY=VALUE,…",
+    help="Labels of this machine, such as region=eu (with --join).",
+)
+@click.option("--name", metavar="NAME", help="Name of this machine (with --join). Default: its hostname.")
+@click.option("--no-serve", is_flag=True, help="Join and exit, for example before a service starts the worker (with --join).")
+@click.option("--state", metavar="DIR", help="State folder of a joined worker. Default: $XDG_STATE_HOME/aimesh/worker.")
+@click.option("--slots", type=click.IntRange(1, 256), help="Number of requests that each model runs concurrently.")
+@click.option("--port", type=click.IntRange(1, 65535), help="Loopback port of its HTTP endpoints. Default: a free port.")
+@click.pass_context
+def worker(
+    context: click.Context,
+    /,
+    *,
+    ticket: str | None,
+    models_folder: str | None,
+    models: tuple[str, ...],
+    backend: str | None,
+    labels: dict[str, str],
+    name: str | None,
+    no_serve: bool,
+    state: str | None,
+    slots: int | None,
+    port: int | None,
+) -> None:
+    """Run a worker on this machine, in the foreground.
+
+    With --join, it joins the mesh of another machine. This works behind any NAT and needs no open port. Later starts need no ticket. If
+    it never joined a mesh, it serves the stack on this machine.
+
+    Set OLLAMA_URL, OPENAI_BASE_URL and OPENAI_API_KEY_FILE to configure other backends. With NODE_KEY_FILE, the worker connects to
+    NATS_URL as that node and needs no stack on this machine.
+    """
+    if context.invoked_subcommand:
+        return
+    here = context.find_object(CliContext)
+    assert here is not None
+    if (labels or name or no_serve) and not ticket:
+        raise click.UsageError("--label, --name and --no-serve require --join")
+    given = _given(here.folder, backend, [*_in_folder(here.folder, models_folder), *models], slots)
+    folder = _find_folder(here, state, joining=ticket is not None)
+    if folder is None:
+        environment = plan_environment(here.environment, given)
+    else:
+        kept = _member(here, folder, ticket, labels, name)
+        if no_serve:
+            return
+        environment = joined_environment(here.environment, given, folder, kept)
+    environment["INFERENCE_SERVICE_PORT"] = str(port or _free_port())
+    _become(environment)
+
+
+def _given(folder: Path, backend: str | None, models: Sequence[str], slots: int | None) -> dict[str, str]:
+    """The options as settings of the worker."""
+    given: dict[str, str] = {}
+    if backend:
+        given["INFERENCE_BACKEND"] = backend
+    if models:
+        checked = [_checked_model(text, folder) for text in models]
+        names = [text.partition("=")[0] for text in checked]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise click.UsageError(f"two models are named {', '.join(sorted(twice))}")
+        given["MODELS"] = ",".join(checked)
+    if slots:
+        given["ENGINE_SLOTS"] = str(slots)
+    return given
+
+
+def _in_folder(here: Path, folder: str | None) -> list[str]:
+    from cli.machines import gguf_folder
+
+    return [] if folder is None else [f"{name}={path}" for name, path in gguf_folder.find_models(here / Path(folder).expanduser()).items()]
+
+
+# --- a member of another machine's mesh -------------------------------------------------------------------------------
+
+
+def _find_folder(here: CliContext, state: str | None, *, joining: bool) -> "Folder | None":
+    """The state folder to work with; None to work for the stack, or as the node of NODE_KEY_FILE."""
+    from cli.machines import join
+    from stack import stack_home
+
+    folder = join.locate(here.environment, state, here.folder)
+    if joining or state is not None:
+        return folder
+    if here.environment.get("NODE_KEY_FILE") or stack_home.locate(here.environment).nats.is_dir():
+        return None
+    return folder if folder.membership.is_file() else None
+
+
+def _member(here: CliContext, folder: "Folder", ticket: str | None, labels: Mapping[str, str], name: str | None) -> "MembershipFile":
+    """This machine's membership, after joining if a ticket is given. From here on the folder is this process's."""
+    import platform
+
+    from cli import interrupts
+    from cli.machines import join
+    from cli.output import printing
+    from shared import errors
+    from shared.node import enrollment
+
+    def say(text: str) -> None:
+        click.echo(printing.printable(text))
+
+    if ticket is not None:
+        read = join.read_ticket(ticket, here.folder)
+        join.prepare(folder)
+        join.claim(folder)
+        return interrupts.run(join.join(folder, read, enrollment.EnrollingNode(name or platform.node(), labels), say))
+    kept = folder.kept()
+    if kept is None:
+        raise errors.BadSettings(f"no worker has joined a mesh using {folder.root}", hint="to join a mesh: aicli worker --join TICKET")
+    join.claim(folder)
+    return interrupts.run(join.finish(folder, kept, say))
+
+
+def joined_environment(outside: Mapping[str, str], given: Mapping[str, str], folder: "Folder", kept: "MembershipFile") -> dict[str, str]:
+    """What a joined worker's process gets: options before the environment; which mesh, and as whom, is the folder's to say."""
+    fixed = {
+        "MESH_NAME": kept.mesh,
+        "NATS_URL": "none",
+        "NODE_KEY_FILE": str(folder.key),
+        "MESH_STATE_FILE": str(folder.membership),
+        "WORKER_PAUSE_FILE": str(folder.paused),
+        "WORKER_REPORT_FILE": str(folder.status),
+    }
+    # A person watches it: sentences in place of the log, of which only what is wrong is left.
+    shown = {"WORKER_STATUS": "plain", "LOG_FORMAT": "text", "LOG_LEVEL": "warning"}
+    # NAME_FILE would go before NAME.
+    stands = {name: value for name, value in outside.items() if name.removesuffix("_FILE") not in {*fixed, *given}}
+    return {**shown, **stands, **given, **fixed}
+
+
+# --- a worker of this machine's stack ---------------------------------------------------------------------------------
+
+
+def plan_environment(outside: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
+    """What the worker's process gets: options before the environment before the settings of the stack."""
+    environment = {**outside, **given}
+    return environment if outside.get("NODE_KEY_FILE") else _in_stack(environment)
+
+
+def _checked_model(text: str, folder: Path) -> str:
+    """``NAME=PATH`` with the path made absolute; raises click.UsageError for what the worker could not use."""
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise click.UsageError(f"--model {text!r} is not NAME=PATH")
+    file = (folder / Path(path).expanduser()).absolute()
+    if not file.is_file():
+        raise click.UsageError(f"--model {name}: there is no file {file}")
+    if "," in text:
+        raise click.UsageError(f"--model {name}: paths can't contain commas, which separate models; create a link instead")
+    return f"{name}={file}"
+
+
+def _in_stack(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a worker of this machine's stack, as a node of its own there."""
+    from shared import errors
+    from shared.types import Role
+    from stack import settings, stack_home, stack_plan
+    from stack.servers import nats_users
+
+    stack = stack_home.locate(environment)
+    if not stack.nats.is_dir():
+        hint = "run `make up` first, or join another machine's mesh: aicli worker --join TICKET"
+        raise errors.BadSettings(f"there is no stack in {stack.root}", hint=hint)
+    recorded = settings.read_recorded(stack)
+    chosen = settings.load(recorded)
+    if chosen.nats_url:
+        raise errors.BadSettings(
+            "this stack uses your own NATS server, so aicli can't add a node to it",
+            hint="run aicli stack add-node NAME worker, reload the NATS users, and set NODE_KEY_FILE to the new key",
+        )
+    key_file = nats_users.add_node(stack, chosen.mesh, _claim_name(stack), Role.WORKER)
+    own = stack_plan.service_environment(stack, chosen, recorded, "inference") | {"NODE_KEY_FILE": str(key_file)}
+    # What the user says here and now goes before what the stack's own worker got, also where one says NAME and the other
+    # NAME_FILE; which mesh it is, is the stack's to say.
+    stands = {name: value for name, value in own.items() if name.removesuffix("_FILE") not in environment}
+    mesh = {"MESH_NAME": chosen.mesh, "NATS_URL": stack_plan.nats_url(chosen), "NODE_KEY_FILE": str(key_file)}
+    return {**stands, **environment, **mesh}
+
+
+def _claim_name(stack: "StackHome") -> str:
+    """The first name that no running worker has."""
+    import fcntl
+
+    from shared import errors
+
+    for number in range(1, _MOST_WORKERS + 1):
+        name = f"local-worker-{number}"
+        lock = os.open(stack.run / f"{name}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            continue
+        # The lock goes over to the worker that this process becomes, and ends with it.
+        os.set_inheritable(lock, True)
+        return name
+    raise errors.Overloaded(f"{_MOST_WORKERS} workers already run on this machine", hint="stop one, or increase its --slots")
+
+
+def _free_port() -> int:
+    from stack import ports
+
+    return ports.find_free()
+
+
+def _become(environment: Mapping[str, str]) -> NoReturn:
+    command = [sys.executable, "-m", "services.inference"]
+    checkout = Path(__file__).resolve().parents[2]
+    # From a checkout the package need not be installed; PYTHONPATH and not chdir, so that relative paths stay right.
+    path = os.pathsep.join(filter(None, [str(checkout), environment.get("PYTHONPATH", "")]))
+    sys.stdout.flush()
+    # No shell, and no child either: the worker is this process from here on.
+    os.execve(command[0], command, {**environment, "PYTHONPATH": path})  # noqa: S606

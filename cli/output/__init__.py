@@ -1,0 +1,1 @@
+"""What commands print and take: tables, streams, amounts, durations, exit codes."""

@@ -1,0 +1,61 @@
+"""Credits on the command line: how they are typed, and how an account is shown."""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from shared.api.gateway import KeyBudget
+    from shared.api.ledger import Account
+    from shared.types import MicroCredits
+
+
+#: What click calls with the text of an option or argument; None where it was left out.
+Reader = Callable[[click.Context, click.Parameter, str | None], "MicroCredits | None"]
+
+
+def reader(*, for_a_token: bool = False, least_micro: int | None = None) -> Reader:
+    """Of credits with up to 6 decimals, or of a price for one token with up to 12; exact, as micro-credits."""
+
+    def read(context: click.Context, parameter: click.Parameter, text: str | None) -> "MicroCredits | None":
+        from shared import amounts
+
+        if text is None:
+            return None
+        try:
+            amount = amounts.read(text, amounts.PRICE_DECIMALS if for_a_token else amounts.DECIMALS)
+        except ValueError as error:
+            raise click.BadParameter(str(error), context, parameter) from error
+        if least_micro is not None and amount < least_micro:
+            raise click.BadParameter(f"{text} is too small: use {'more than 0' if least_micro else '0 or more'}", context, parameter)
+        return amount
+
+    return read
+
+
+def account_lines(account: "Account") -> Iterator[str]:
+    """What there is to spend, and where it comes from."""
+    from cli.output import printing
+    from shared.amounts import written
+
+    if account.monthly_micro is None:
+        yield "credits left  unlimited"
+    else:
+        yield f"credits left  {written(account.free_micro)}"
+        renewed = printing.moment(account.renews_at)
+        yield f"included      {written(account.included_micro)} of {written(account.monthly_micro)} per month, renews {renewed}"
+    if account.balance_micro < 0:
+        yield f"owed          {written(-account.balance_micro)}"
+    elif account.balance_micro > 0:
+        yield f"topped up     {written(account.balance_micro)}"
+    if account.reserved_micro:
+        yield f"held          {written(account.reserved_micro)} by running requests"
+
+
+def budget_line(budget: "KeyBudget") -> str:
+    """What one key may still spend of a limit of its own, whatever its account has."""
+    from shared.amounts import written
+
+    held = f", {written(budget.reserved_micro)} of it held by running requests" if budget.reserved_micro else ""
+    return f"this key      {written(budget.free_micro)} left of its {written(budget.budget_micro)}{held}"

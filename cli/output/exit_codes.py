@@ -1,0 +1,78 @@
+"""What the exit status of `aicli` tells a script, for every way in which a command can end.
+
+The table is for ever, as the error codes are: scripts branch on both. ``tests/cli/output/test_exit_codes.py`` fails when an
+error is added to ``shared.errors`` without a line here.
+"""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    NOT_AUTHENTICATED = 3
+    LIMITED = 4
+    NOTHING_SERVES = 5
+    #: 128 + SIGINT, what a shell reports for a program that the signal ended.
+    INTERRUPTED = 130
+
+
+#: In the order of the help text.
+MEANINGS: dict[ExitCode, str] = {
+    ExitCode.OK: "success",
+    ExitCode.FAILED: "failure; see the error message",
+    ExitCode.USAGE: "invalid command line, profile or request",
+    ExitCode.NOT_AUTHENTICATED: "missing or invalid API key; run aicli login",
+    ExitCode.LIMITED: "rate limit, quota or budget exceeded",
+    ExitCode.NOTHING_SERVES: "unavailable: no gateway, no worker or no such model",
+    ExitCode.INTERRUPTED: "interrupted; the request was canceled on the worker",
+}
+
+#: Error code on the wire -> exit status.
+BY_ERROR: dict[str, ExitCode] = {
+    "already_exists": ExitCode.FAILED,
+    "answer_gone": ExitCode.FAILED,
+    "approval_pending": ExitCode.FAILED,
+    "bad_request": ExitCode.USAGE,
+    "bad_settings": ExitCode.USAGE,
+    "bad_ticket": ExitCode.FAILED,
+    "budget_exhausted": ExitCode.LIMITED,
+    "cancelled": ExitCode.INTERRUPTED,
+    "certificate_expired": ExitCode.FAILED,
+    "clock_skew": ExitCode.FAILED,
+    "deadline_exceeded": ExitCode.FAILED,
+    "draining": ExitCode.NOTHING_SERVES,
+    "idempotency_conflict": ExitCode.FAILED,
+    "in_progress": ExitCode.FAILED,
+    "internal": ExitCode.FAILED,
+    "link_lost": ExitCode.FAILED,
+    "method_not_allowed": ExitCode.FAILED,
+    "model_crashed": ExitCode.FAILED,
+    "node_revoked": ExitCode.FAILED,
+    "not_allowed": ExitCode.FAILED,
+    "not_authenticated": ExitCode.NOT_AUTHENTICATED,
+    "not_certified": ExitCode.FAILED,
+    "not_found": ExitCode.FAILED,
+    "not_reachable": ExitCode.NOTHING_SERVES,
+    "overloaded": ExitCode.NOTHING_SERVES,
+    "peer_failed": ExitCode.FAILED,
+    "poison": ExitCode.USAGE,
+    "protocol_violation": ExitCode.FAILED,
+    "rate_limited": ExitCode.LIMITED,
+    "tokens_too_large": ExitCode.USAGE,
+    "too_large": ExitCode.USAGE,
+    "unavailable": ExitCode.NOTHING_SERVES,
+    "unknown_method": ExitCode.FAILED,
+    "unknown_model": ExitCode.NOTHING_SERVES,
+    "unsupported_media_type": ExitCode.USAGE,
+    "worker_lost": ExitCode.FAILED,
+    "confirmation_needed": ExitCode.NOT_AUTHENTICATED,
+    "second_factor_needed": ExitCode.NOT_AUTHENTICATED,
+    "wrong_role": ExitCode.FAILED,
+}
+
+
+def for_error(code: str) -> ExitCode:
+    """The exit status for an error code; one that only a newer peer knows is a plain failure."""
+    return BY_ERROR.get(code, ExitCode.FAILED)

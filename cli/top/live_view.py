@@ -1,0 +1,90 @@
+"""The live view: one task owns what is shown, and paints it anew after each look, key and change of the terminal's size."""
+
+import asyncio
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from cli.connection import CliConnection
+from cli.top import frame, text_view
+from cli.top.readings import MeshReadings
+from cli.top.sources import Sources
+from cli.top.terminal import Screen, Terminal
+from cli.top.text_view import View
+
+#: More keys than this wait only where the terminal is stopped; those that are typed then are nothing.
+_MOST_EVENTS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Pressed:
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resized:
+    """The next picture asks for the size."""
+
+
+Event = MeshReadings | Pressed | Resized
+
+
+class Live:
+    """Looks every ``seconds``. For one run."""
+
+    def __init__(self, connection: CliConnection, seconds: float, terminal: Terminal) -> None:
+        self._terminal = terminal
+        self._sources = Sources(connection, time.monotonic)
+        self._seconds = seconds
+        self._events: asyncio.Queue[Event] = asyncio.Queue(_MOST_EVENTS)
+
+    async def run(self) -> None:
+        """Until somebody presses q. Raises NotAuthenticated and NotAllowed; the terminal is as it was, whatever comes."""
+        with self._terminal.taken(lambda key: self._tell(Pressed(key))) as screen, self._resizing():
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    looking = tasks.create_task(self._look_for_ever())
+                    await self._show(screen)
+                    looking.cancel()
+            except ExceptionGroup as group:
+                raise group.exceptions[0] from None
+
+    async def _look_for_ever(self) -> None:
+        while True:
+            began = time.monotonic()
+            await self._events.put(await self._sources.look())
+            await asyncio.sleep(began + self._seconds - time.monotonic())
+
+    async def _show(self, screen: Screen) -> None:
+        seen, view = MeshReadings(), View()
+        while True:
+            found = frame.make(seen, time.monotonic(), datetime.now(UTC))
+            columns, rows = self._terminal.size()
+            view = text_view.scrolled(found, view, columns, rows)
+            await screen.paint(text_view.fitted(found, view, columns, rows))
+            match await self._events.get():
+                case MeshReadings() as newer:
+                    seen = newer
+                case Pressed(key):
+                    pressed = text_view.press(view, key)
+                    if pressed is None:
+                        return
+                    view = pressed
+                case Resized():
+                    pass
+
+    @contextmanager
+    def _resizing(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGWINCH, self._tell, Resized())
+        try:
+            yield
+        finally:
+            loop.remove_signal_handler(signal.SIGWINCH)
+
+    def _tell(self, event: Pressed | Resized) -> None:
+        with suppress(asyncio.QueueFull):
+            self._events.put_nowait(event)

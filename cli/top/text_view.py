@@ -1,0 +1,318 @@
+"""A frame of `aicli top` as lines of text: words, columns, what is cut where the terminal ends, and what the keys change of it. Pure.
+
+What comes from the mesh loses its control characters here: a node's name must not move the cursor.
+"""
+
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Final
+
+from cli.output import printing
+from cli.top.frame import MOST_ALERTS, MOST_WRONG, FiringAlert, NodeLoadLine, Silent, TopFrame, Wrong
+
+_COLOURS: Final = {"healthy": "green", "degraded": "yellow", "down": "red"}
+_STATES: Final = {"used": "green", "not used": "yellow", "not admitted": "red", "gone": "red"}
+_SEVERITIES: Final = {"page": "red", "critical": "red", "warning": "yellow"}
+#: What an operator looks at, by the source that is silent.
+_WORDS: Final = {"health": "the health", "alerts": "the alerts", "nodes": "the nodes", "numbers": "the numbers"}
+#: By how many nodes a key scrolls; no mesh has more than the last of them.
+_STEPS: Final = {"up": -1, "down": 1, "page up": -10, "page down": 10, "end": 1_000_000}
+#: Longer names of models are cut; the table would be nothing else.
+_MOST_NAME: Final = 40
+#: In the place of what is not known, or is not there.
+_NONE: Final = "–"
+_GAP: Final = "  "
+#: How wide a status or a severity is, such as "critical".
+_WORD: Final = 9
+#: Narrower, a line of a reason would be a word or two.
+_LEAST_TO_FOLD: Final = 40
+#: So many nodes, or all, are worth more than the end of a reason.
+_ENOUGH_NODES: Final = 8
+#: Of the last column, what must be left of it where the terminal ends.
+_LEAST_LAST: Final = 12
+
+
+@dataclass(frozen=True, slots=True)
+class TextSpan:
+    text: str
+    #: A colour, or "bold", "dim" or "reverse"; empty for none.
+    style: str = ""
+
+
+Line = tuple[TextSpan, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What somebody at the terminal has chosen."""
+
+    #: A place in COLUMNS.
+    sort: int = 0
+    #: Nodes that are above the first that is shown.
+    above: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TextColumn:
+    title: str
+    cell: Callable[[NodeLoadLine], str]
+    #: By this, the highest first; None for what is not sorted by.
+    key: Callable[[NodeLoadLine], float | None] | None = None
+    is_number: bool = True
+    #: Where the terminal is too narrow, the lowest goes first; 0 stays, and the last one is cut.
+    rank: int = 0
+
+
+def press(view: View, key: str) -> View | None:
+    """What a key changes; None for the end. Keys that mean nothing change nothing."""
+    match key:
+        case "q" | "Q":
+            return None
+        case "s":
+            places = [0, *(place for place, column in enumerate(COLUMNS) if column.key is not None)]
+            return View(places[(places.index(view.sort) + 1) % len(places)])
+        case "home":
+            return replace(view, above=0)
+        case _ if key in _STEPS:
+            return replace(view, above=max(0, view.above + _STEPS[key]))
+    return view
+
+
+def scrolled(frame: TopFrame, view: View, width: int, height: int) -> View:
+    """No further down than to the last node."""
+    room = _room(_above(frame, width, height), height)
+    return replace(view, above=min(view.above, max(0, len(frame.nodes) - room)))
+
+
+def fitted(frame: TopFrame, view: View, width: int, height: int) -> list[Line]:
+    """What a terminal of this size has room for."""
+    title = (*_title(frame), TextSpan(f"   q quit   s sort: {COLUMNS[view.sort].title.lower()}   ↑ ↓ scroll", "dim"))
+    above = _above(frame, width, height)
+    lines: list[Line] = [title, *above]
+    if frame.nodes:
+        heading, *rows = _table(frame, view, width)
+        lines += [(), heading, *rows[view.above : view.above + _room(above, height)]]
+    return [_cut(line, width) for line in lines[:height]]
+
+
+def _above(frame: TopFrame, width: int, height: int) -> list[Line]:
+    """The body, with its reasons on two lines where enough nodes find room all the same."""
+    folded = list(_body(frame, width))
+    return folded if _room(folded, height) >= min(len(frame.nodes), _ENOUGH_NODES) else list(_body(frame, None))
+
+
+def _room(above: Sequence[Line], height: int) -> int:
+    """For nodes: what the title, the body, an empty line and the heading leave."""
+    return max(1, height - len(above) - 3)
+
+
+def whole(frame: TopFrame) -> list[str]:
+    """All of it, as plain text."""
+    table = [(), *_table(frame, View(), None)] if frame.nodes else []
+    return ["".join(span.text for span in line).rstrip() for line in (_title(frame), *_body(frame, None), *table)]
+
+
+# --- above the table --------------------------------------------------------------------------------------------------
+
+
+def _title(frame: TopFrame) -> Line:
+    word = frame.health or "health unknown"
+    firing = "" if not frame.alerts_firing else f"   {printing.counted(frame.alerts_firing, 'alert')}"
+    clock = printing.moment(frame.at).partition(" ")[2]
+    return (
+        TextSpan("aimesh ", "bold"),
+        TextSpan(_clean(word), _COLOURS.get(word, "yellow")),
+        TextSpan(firing, "red"),
+        TextSpan(f"   {clock}", "dim"),
+    )
+
+
+def _body(frame: TopFrame, width: int | None) -> Iterator[Line]:
+    """None is a terminal in which no reason is too long."""
+    yield from (_silent(silent) for silent in _by_problem(frame.silent))
+    for wrong in frame.wrong:
+        yield from _ill(wrong, width)
+    yield from _more(frame.parts_wrong, MOST_WRONG, "/admin in the browser")
+    yield from (_alert(alert) for alert in frame.alerts)
+    yield from _more(frame.alerts_firing, MOST_ALERTS, "aicli alerts list")
+    yield _rates(frame)
+    if frame.queues:
+        waiting = ", ".join(f"{_clean(model)[:_MOST_NAME] or '?'} {number:,.0f}" for model, number in frame.queues.items())
+        yield (TextSpan("waiting: ", "bold"), TextSpan(waiting))
+
+
+def _more(number: int | None, shown: int, where: str) -> Iterator[Line]:
+    if number is not None and number > shown:
+        yield (TextSpan(f"and {number - shown} more: {where}", "dim"),)
+
+
+def _by_problem(silent: Sequence[Silent]) -> Iterator[tuple[list[Silent], str]]:
+    """Those that are silent for one reason share a line."""
+    for problem, group in groupby(sorted(silent, key=lambda one: one.problem), key=lambda one: one.problem):
+        yield list(group), problem
+
+
+def _silent(of: tuple[list[Silent], str]) -> Line:
+    group, problem = of
+    words = printing.names(_WORDS.get(one.source, one.source) for one in group)
+    ages = [one.age_seconds for one in group if one.age_seconds is not None]
+    old = f"{words}: {printing.duration(max(ages))} old" if ages else f"{words}: unknown"
+    return (TextSpan(f"{old} – {_clean(problem)}", "yellow"),)
+
+
+def _ill(wrong: Wrong, width: int | None) -> Iterator[Line]:
+    text = _clean(f"{wrong.kind} {wrong.name}, {printing.duration(wrong.seconds)}: {wrong.detail}")
+    first, *rest = _folded(text, width)
+    yield (TextSpan(f"{_clean(wrong.status):<{_WORD}}", _COLOURS.get(wrong.status, "yellow")), TextSpan(f" {first}"))
+    yield from ((TextSpan(f"{'':<{_WORD}} {more}"),) for more in rest)
+
+
+def _folded(text: str, width: int | None) -> list[str]:
+    if width is None or width < _LEAST_TO_FOLD:
+        return [text]
+    return textwrap.wrap(text, width - _WORD - 1, max_lines=2, placeholder=" …") or [""]
+
+
+def _alert(alert: FiringAlert) -> Line:
+    after = "; silenced" if alert.silenced else f"; acknowledged by {alert.seen_by}" if alert.seen_by else ""
+    style = _SEVERITIES.get(alert.severity, "")
+    where = "".join(f" {label}={value}" for label, value in alert.labels.items())
+    text = f" {alert.name}, {printing.duration(alert.seconds)}: {alert.summary}{where}{after}"
+    return (TextSpan(f"{_clean(alert.severity):<{_WORD}}", style), TextSpan(_clean(text)))
+
+
+def _rates(frame: TopFrame) -> Line:
+    failing = "red" if frame.errors_per_second else ""
+    streams = _NONE if frame.streams_running is None else f"{frame.streams_running:,}"
+    return (
+        TextSpan(f"{_rate(frame.requests_per_second)} requests/s   "),
+        TextSpan(f"{_rate(frame.errors_per_second)} errors/s", failing),
+        TextSpan(f"   tokens/s: {_rate(frame.input_tokens_per_second)} in, {_rate(frame.output_tokens_per_second)} out"),
+        TextSpan(f"   {streams} running"),
+    )
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def _share(value: float | None) -> str:
+    return _NONE if value is None else f"{value:.0%}"
+
+
+def _rate(value: float | None) -> str:
+    if value is None:
+        return _NONE
+    return f"{value:.1f}" if 0 < value < 10 else f"{value:,.0f}"
+
+
+def _round_trip(node: NodeLoadLine) -> str:
+    if node.round_trip_ms is None:
+        return _NONE
+    return f"{node.round_trip_ms:.1f} ms" if node.round_trip_ms < 10 else f"{node.round_trip_ms:.0f} ms"
+
+
+def _slots(node: NodeLoadLine) -> str:
+    if not node.slots:
+        return _NONE
+    return f"{node.running}/{node.slots}" + (f" +{node.queued}" if node.queued else "")
+
+
+COLUMNS: Final = (
+    # The start of a node's id tells nodes apart, as in `aicli nodes`.
+    TextColumn("NODE", lambda node: node.id[:9], is_number=False),
+    TextColumn("KIND", lambda node: node.kind, is_number=False, rank=5),
+    TextColumn("STATE", lambda node: node.state, is_number=False),
+    TextColumn("PATH", lambda node: node.path or _NONE, is_number=False, rank=6),
+    TextColumn("RTT", _round_trip, lambda node: node.round_trip_ms, rank=4),
+    TextColumn("CPU", lambda node: _share(node.cpu), lambda node: node.cpu, rank=7),
+    TextColumn("GPU", lambda node: _share(node.gpu), lambda node: node.gpu, rank=8),
+    TextColumn("MEMORY", lambda node: _share(node.memory), lambda node: node.memory, rank=2),
+    TextColumn("GPU MEM", lambda node: _share(node.gpu_memory), lambda node: node.gpu_memory, rank=1),
+    TextColumn("RUNNING", _slots, lambda node: node.running + node.queued),
+    TextColumn("TOKENS/S", lambda node: _rate(node.tokens_per_second), lambda node: node.tokens_per_second),
+    TextColumn("MODELS", lambda node: printing.names(model[:_MOST_NAME] for model in node.models), is_number=False),
+    TextColumn("WHY NOT", lambda node: node.why_not or _NONE, is_number=False, rank=3),
+)
+_STATE: Final = "STATE"
+
+
+@dataclass(frozen=True, slots=True)
+class _Filled:
+    """A column with its cells, from the first node to the last."""
+
+    column: TextColumn
+    cells: tuple[str, ...]
+
+    @property
+    def width(self) -> int:
+        return max(map(len, (self.column.title, *self.cells)))
+
+    @property
+    def says_something(self) -> bool:
+        return any(cell != _NONE for cell in self.cells)
+
+
+def _table(frame: TopFrame, view: View, width: int | None) -> Iterator[Line]:
+    """In a terminal of this width; None is one without end."""
+    by = COLUMNS[view.sort]
+    nodes = _sorted(frame.nodes, by)
+    filled = [_Filled(column, tuple(_clean(column.cell(node)) for node in nodes)) for column in COLUMNS]
+    filled = _chosen([one for one in filled if one.says_something or one.column is by], by, width)
+    is_old = any(silent.source == "nodes" for silent in frame.silent)
+    yield tuple(_spaced(TextSpan(_padded(one, one.column.title), "bold") for one in filled))
+    for place, node in enumerate(nodes):
+        yield tuple(_spaced(_cell(one, place, node, is_old=is_old) for one in filled))
+
+
+def _chosen(filled: list[_Filled], by: TextColumn, width: int | None) -> list[_Filled]:
+    """Those that find room; what is sorted by always does."""
+    leaving = sorted((one for one in filled if one.column.rank and one.column is not by), key=lambda one: one.column.rank)
+    while width is not None and leaving and _least_width(filled) > width:
+        filled = [one for one in filled if one is not leaving[0]]
+        del leaving[0]
+    return filled
+
+
+def _least_width(filled: Sequence[_Filled]) -> int:
+    """Of a line whose last cell may be cut."""
+    *whole, last = filled
+    return sum(one.width + len(_GAP) for one in whole) + min(last.width, _LEAST_LAST)
+
+
+def _cell(one: _Filled, place: int, node: NodeLoadLine, *, is_old: bool) -> TextSpan:
+    style = "dim" if is_old else _STATES.get(node.state, "") if one.column.title == _STATE else ""
+    return TextSpan(_padded(one, one.cells[place]), style)
+
+
+def _sorted(nodes: Sequence[NodeLoadLine], by: TextColumn) -> list[NodeLoadLine]:
+    key = by.key
+    if key is None:
+        return sorted(nodes, key=lambda node: (node.kind, node.id))
+    return sorted(nodes, key=lambda node: (-(-1.0 if (value := key(node)) is None else value), node.kind, node.id))
+
+
+def _padded(one: _Filled, text: str) -> str:
+    return text.rjust(one.width) if one.column.is_number else text.ljust(one.width)
+
+
+def _spaced(spans: Iterable[TextSpan]) -> Iterator[TextSpan]:
+    for place, span in enumerate(spans):
+        if place:
+            yield TextSpan(_GAP)
+        yield span
+
+
+def _clean(text: str) -> str:
+    return printing.printable(text).replace("\n", " ").replace("\t", " ")
+
+
+def _cut(line: Line, width: int) -> Line:
+    left, spans = width, []
+    for span in line:
+        if left <= 0:
+            break
+        spans.append(replace(span, text=span.text[:left]))
+        left -= len(span.text)
+    return tuple(spans)

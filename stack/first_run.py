@@ -1,0 +1,94 @@
+"""After the first start: a key for the first admin, the profile that `aicli` finds by itself, and a page for people.
+
+auth has created the user and the key from its ADMIN_PASSWORD_FILE and ADMIN_API_KEY_FILE. All of it is idempotent: a key that still
+works is kept.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from cli import connection, profile
+from cli.connection import CliConnection, Connect
+from cli.profile import Profile
+from shared import errors
+from shared.api import auth
+from shared.types import Credential
+from stack import secret_files, stack_plan
+from stack import stack_home as homes
+from stack.settings import StackSettings
+from stack.stack_home import StackHome
+
+ADMIN = "admin"
+#: The mesh has just come up; its nodes still find each other.
+_CALL_SECONDS = 20.0
+
+
+async def ensure_profile(home: StackHome, settings: StackSettings, connect: Connect = connection.open_) -> Profile:
+    """The profile of this stack's client node, with a key that works. Raises AimeshError."""
+    wanted = Profile(
+        node_key_file=home.key("client"),
+        mesh=settings.mesh,
+        nats_url=stack_plan.nats_url(settings),
+        nats_ca_file=settings.nats_ca_file,
+        nats_cert_file=settings.nats_cert_file,
+        nats_key_file=settings.nats_key_file,
+        nats_creds_file=settings.nats_creds_file,
+        web_url=stack_plan.public_url("web", settings),
+        username=ADMIN,
+    )
+    present = _present(home)
+    if present is not None:
+        wanted = replace(wanted, api_key=present.api_key, username=present.username)
+    async with connect(wanted) as mesh:
+        if not await _works(mesh, wanted):
+            wanted = await _with_first_key(mesh, home, wanted)
+    if wanted != present:
+        profile.write(home.profile, wanted)
+    return wanted
+
+
+def _present(home: StackHome) -> Profile | None:
+    try:
+        return profile.read(home.profile)
+    except errors.BadSettings:
+        return None
+
+
+async def _works(mesh: CliConnection, wanted: Profile) -> bool:
+    if wanted.api_key is None:
+        return False
+    try:
+        await mesh.call(auth.list_api_keys, auth.ListApiKeys(), credential=wanted.api_key, deadline_seconds=_CALL_SECONDS)
+    except errors.NotAuthenticated:
+        return False  # the database is a new one, or the key was revoked
+    return True
+
+
+async def _with_first_key(mesh: CliConnection, home: StackHome, wanted: Profile) -> Profile:
+    """With the key that auth gave to the administrator whom it made."""
+    wanted = replace(wanted, api_key=Credential(secret_files.read(home, "admin_key")), username=ADMIN)
+    if not await _works(mesh, wanted):
+        # `aicli login` needs a profile to write its key into.
+        profile.write(home.profile, replace(wanted, api_key=None))
+        raise errors.NotAuthenticated(
+            f"everything is running, but {ADMIN}'s saved API key no longer works", hint="log in as an administrator: aicli login"
+        )
+    _write_page(home, wanted)
+    return wanted
+
+
+def _write_page(home: StackHome, wanted: Profile) -> None:
+    text = (
+        f"web:      {wanted.web_url}\n"
+        f"user:     {ADMIN}\n"
+        f"password: {secret_files.read(home, 'admin_password')}\n"
+        f"API key:  {wanted.api_key}\n\n"
+        "The first time you sign in on the web, set up an authenticator app.\n"
+        "These were created at the first start. Keep this file private, or delete it: aicli doesn't need it.\n"
+    )
+    homes.write_private(page(home), text)
+
+
+def page(home: StackHome) -> Path:
+    """The file with the first user's password and key."""
+    return home.root / "admin.txt"

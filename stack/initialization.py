@@ -1,0 +1,42 @@
+"""`aicli stack init`: everything a stack needs before it starts, made if missing and repaired if broken; idempotent."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from stack import ports, secret_files, settings, stack_plan
+from stack import stack_home as homes
+from stack.servers import nats_users
+from stack.settings import StackSettings
+from stack.stack_home import StackHome
+
+
+@dataclass(frozen=True, slots=True)
+class Initialised:
+    settings: StackSettings
+    #: What the user set, secrets as NAME_FILE.
+    recorded: dict[str, str]
+    #: Names of the secrets that had to be made.
+    made: list[str]
+
+
+def ensure(home: StackHome, environment: Mapping[str, str], folder: Path) -> Initialised:
+    """Folders, secrets, settings and the servers' configuration. ``folder`` is where relative paths of the user start.
+
+    Raises BadSettings, and then nothing of what the user set is kept.
+    """
+    homes.ensure_folders(home)
+    settings.load({**settings.read_recorded(home), **settings.merge({}, environment, folder)})
+    made = secret_files.ensure(home)
+    recorded = settings.record(home, environment, folder)
+    loaded = settings.load(recorded)
+    if loaded.echo and loaded.echo_port is None:
+        recorded = settings.record(home, {"ECHO_SERVICE_PORT": str(ports.find_free())}, folder)
+        loaded = settings.load(recorded)
+    nats_users.ensure(home, loaded.mesh, loaded.nats_port)
+    database = stack_plan.postgres_of(home)
+    for role in secret_files.DATABASE_ROLES:
+        # Anew each time: the path of the socket is in it, and homes get moved.
+        url = database.url(role, secret_files.read(home, f"postgres_{role}"))
+        homes.write_private(stack_plan.database_url_file(home, role), url + "\n")
+    return Initialised(loaded, recorded, made)

@@ -1,0 +1,134 @@
+"""The log files of a stack: bounded in size and age, read from the end, followed across rotations.
+
+A file is copied and emptied when it is too long: its writers append, so they need not know. The lines of the moment
+between copy and emptying may be lost, which is why nothing but logs goes there.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+from shared.identity import private_file
+from stack import log_ages
+
+#: With one predecessor, at most twice this per program.
+MAX_BYTES = 10 * 1024 * 1024
+_TAIL_BYTES = 256 * 1024
+_FOLLOW_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class LogFileLine:
+    program: str
+    text: str
+
+
+def rotate(path: Path, max_bytes: int = MAX_BYTES) -> bool:
+    """Whether the file was too long and has been put aside."""
+    try:
+        if path.stat().st_size <= max_bytes:
+            return False
+        aside = _predecessor(path)
+        with path.open("rb") as source, aside.open("wb") as target:
+            # The end is what somebody will look for.
+            source.seek(-max_bytes, os.SEEK_END)
+            target.write(source.read(max_bytes))
+        os.truncate(path, 0)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def forget(path: Path, today: date, keep_days: int) -> bool:
+    """Throw away what the file and its predecessor have from before the last ``keep_days``; whether there was anything.
+
+    What stays of a file that is written to becomes its predecessor, whose own lines were older still.
+    """
+    oldest = today - timedelta(days=keep_days)
+    aside = _predecessor(path)
+    changed = False
+    for file in (aside, path):
+        try:
+            old = _old_bytes(file, oldest)
+            if not old:
+                continue
+            _cut(file, aside, old)
+            if file is path:
+                os.truncate(path, 0)
+        except FileNotFoundError:
+            continue
+        changed = True
+    return changed
+
+
+def _old_bytes(path: Path, oldest: date) -> int:
+    with path.open("rb") as file:
+        old = log_ages.old_bytes(file, oldest)
+        facts = os.fstat(file.fileno())
+    if old is not None:
+        return old
+    # No line says when; that of its last one is all that is known.
+    written = datetime.fromtimestamp(facts.st_mtime, UTC).date()
+    return facts.st_size if written < oldest else 0
+
+
+def _cut(source: Path, target: Path, beginning: int) -> None:
+    """Leave in ``target`` what ``source`` has after its beginning; no file where that is nothing."""
+    with source.open("rb") as file:
+        file.seek(max(beginning, file.seek(0, os.SEEK_END) - MAX_BYTES))
+        rest = file.read(MAX_BYTES)
+    if rest:
+        private_file.replace(target, rest)
+    else:
+        target.unlink(missing_ok=True)
+
+
+def _predecessor(path: Path) -> Path:
+    return path.with_suffix(".log.1")
+
+
+def tail(path: Path, lines: int, start: int = 0) -> list[str]:
+    """The last lines, of those that were written after ``start``; empty when there is no such file."""
+    return _read_end(path, lines, start)[0]
+
+
+def ends(folder: Path) -> dict[str, int]:
+    """How long each program's log is now: a ``start`` for ``tail``."""
+    return {path.stem: path.stat().st_size for path in folder.glob("*.log")}
+
+
+def _read_end(path: Path, lines: int, start: int = 0) -> tuple[list[str], int]:
+    """The last lines, and how far we have read."""
+    try:
+        with path.open("rb") as file:
+            length = file.seek(0, os.SEEK_END)
+            # Shorter than ``start``, it has been rotated since.
+            file.seek(max(length - _TAIL_BYTES, start if start <= length else 0))
+            return file.read().decode(errors="replace").splitlines()[-lines:], file.tell()
+    except FileNotFoundError:
+        return [], 0
+
+
+def follow(paths: Mapping[str, Path], lines: int) -> Iterator[LogFileLine]:
+    """The last lines of each file, and then whatever is added to any, for ever."""
+    offsets: dict[str, int] = {}
+    rest: dict[str, bytes] = {}
+    for name, path in paths.items():
+        texts, offsets[name] = _read_end(path, lines)
+        yield from (LogFileLine(name, text) for text in texts)
+    while True:
+        for name, path in paths.items():
+            if not path.exists():
+                continue
+            if path.stat().st_size < offsets[name]:  # rotated
+                offsets[name] = 0
+            with path.open("rb") as file:
+                file.seek(offsets[name])
+                added = rest.get(name, b"") + file.read(_TAIL_BYTES)
+                offsets[name] = file.tell()
+            *whole, rest[name] = added.split(b"\n")
+            yield from (LogFileLine(name, text.decode(errors="replace")) for text in whole)
+        time.sleep(_FOLLOW_SECONDS)

@@ -1,0 +1,95 @@
+"""Are the ports free, and if not, who has them and which setting moves us elsewhere?"""
+
+import errno
+import secrets
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from shared import errors, processes
+from shared.processes import PortListener
+
+
+@dataclass(frozen=True, slots=True)
+class WantedPort:
+    """A port that a program of ours will listen on."""
+
+    port: int
+    program: str
+    #: The setting that changes it.
+    variable: str
+    #: UDP in place of TCP; the two do not get in each other's way.
+    is_udp: bool = False
+    bind: str = "127.0.0.1"
+
+    @property
+    def name(self) -> str:
+        return f"{'UDP ' if self.is_udp else ''}port {self.port}"
+
+
+def find_conflicts(wanted: Sequence[WantedPort], held: Mapping[WantedPort, PortListener]) -> list[str]:
+    """One sentence per port that cannot be had: taken, impossible, or wanted twice. Pure."""
+    found = []
+    seen: dict[tuple[bool, int], WantedPort] = {}
+    for want in wanted:
+        place = (want.is_udp, want.port)
+        if not _is_port(want.port):
+            found.append(f"{want.variable}={want.port} is not a port; choose one between 1 and 65535")
+        elif place in seen:
+            other = seen[place]
+            found.append(f"{want.name} is used by both {other.program} and {want.program}: set {want.variable} or {other.variable}")
+        elif want in held:
+            found.append(f"{want.name} for {want.program} is taken by {held[want]}: stop it, or set {want.variable} to a free port")
+        seen.setdefault(place, want)
+    return found
+
+
+def _is_port(number: int) -> bool:
+    return 0 < number < 65536
+
+
+def look(wanted: Iterable[WantedPort]) -> dict[WantedPort, PortListener]:
+    """Who holds the ports that are not free."""
+    return {
+        want: processes.listener_on(want.port, is_udp=want.is_udp)
+        for want in wanted
+        if _is_port(want.port) and not is_free(want.port, is_udp=want.is_udp, bind=want.bind)
+    }
+
+
+def is_free(port: int, *, is_udp: bool = False, bind: str = "127.0.0.1") -> bool:
+    with socket.socket(type=socket.SOCK_DGRAM if is_udp else socket.SOCK_STREAM) as probe:
+        if not is_udp:
+            # As servers do: connections of a previous run that still close do not count.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((bind, port))
+        except PermissionError as error:
+            raise errors.BadSettings(f"port {port} needs root", hint="choose one above 1023") from error
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise errors.BadSettings(f"this machine has no address {bind}", hint="bind to one of its own, or to 0.0.0.0") from error
+            return False
+    return True
+
+
+def find_free(count: int = 1, *, is_udp: bool = False) -> int:
+    """A port that is free now, and the first of ``count``.
+
+    Not one of those that Linux gives to outgoing connections (from 32768): it is to be kept.
+    """
+    while True:
+        port = 10_000 + secrets.randbelow(20_000)
+        if all(is_free(each, is_udp=is_udp) for each in range(port, port + count)):
+            return port
+
+
+def check(wanted: Sequence[WantedPort]) -> None:
+    """Raises BadSettings that names every conflict at once."""
+    held = look(wanted)
+    conflicts = find_conflicts(wanted, held)
+    if conflicts:
+        first = next((want for want in wanted if want in held), wanted[0])
+        # A setting that stands for several ports in a row needs as many.
+        free = find_free(sum(want.variable == first.variable for want in wanted), is_udp=first.is_udp)
+        raise errors.BadSettings("; ".join(conflicts), hint=f"for example: {first.variable}={free} make up")

@@ -1,0 +1,154 @@
+"""Asks running programs whether they are ready: a server's own question, or a service's /readyz."""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+
+from stack.servers.program import CommandProbe, DatagramProbe, Probe, Program, SocketProbe
+
+_ASK_SECONDS = 2.0
+#: A /readyz body is a few hundred bytes.
+_MAX_ANSWER_BYTES = 64 * 1024
+_MAX_DATAGRAM_BYTES = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    ready: bool
+    #: Why not, in the service's own words where it has any.
+    why: str
+
+
+class _Check(msgspec.Struct, frozen=True):
+    name: str = ""
+    ok: bool = True
+    detail: str = ""
+
+
+class _Readiness(msgspec.Struct, frozen=True):
+    checks: tuple[_Check, ...] = ()
+
+
+class Heard(Enum):
+    NOTHING = "nothing"
+    #: An answer, but not the one of a server that is ready.
+    REFUSAL = "refusal"
+    READY = "ready"
+
+
+async def hear(probe: Probe) -> Heard:
+    """Ask once, at most 2 s; raises nothing."""
+    with contextlib.suppress(OSError):
+        async with asyncio.timeout(_ASK_SECONDS):
+            match probe:
+                case CommandProbe(command, silence_status):
+                    asked = await asyncio.create_subprocess_exec(*command)
+                    status = await asked.wait()
+                    return Heard.NOTHING if status == silence_status else _judge(status == 0)
+                case SocketProbe(place, question, expected):
+                    answer = await _exchange(place, question, expected)
+                    return _judge(answer == expected) if answer else Heard.NOTHING
+                case DatagramProbe(host, ports, question, expected):
+                    answers = [await _ask((host, port), question) for port in ports]
+                    return _judge(all(each.startswith(expected) for each in answers))
+    return Heard.NOTHING
+
+
+async def is_ready(probe: Probe) -> bool:
+    """One try, at most 2 s."""
+    return await hear(probe) is Heard.READY
+
+
+async def gets_answer(program: Program) -> bool:
+    """Ask a running program anything; whether it answers at all, also with a refusal. True if it cannot be asked."""
+    if program.url is not None:
+        return await _answers_http(program.url)
+    return program.probe is None or await hear(program.probe) is not Heard.NOTHING
+
+
+def _judge(is_expected: bool) -> Heard:
+    return Heard.READY if is_expected else Heard.REFUSAL
+
+
+async def _answers_http(url: str) -> bool:
+    try:
+        async with asyncio.timeout(_ASK_SECONDS):
+            await _get(url, "/healthz")
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+async def _exchange(place: Path | int, question: bytes, expected: bytes) -> bytes:
+    """What it says, as far as that shows whether it is what we expect."""
+    opening = asyncio.open_unix_connection(place) if isinstance(place, Path) else asyncio.open_connection("127.0.0.1", place)
+    reader, writer = await opening
+    try:
+        writer.write(question)
+        answer = b""
+        while len(answer) < len(expected) and expected.startswith(answer) and (part := await reader.read(len(expected) - len(answer))):
+            answer += part
+        return answer
+    finally:
+        writer.close()
+
+
+async def _ask(place: tuple[str, int], question: bytes) -> bytes:
+    with socket.socket(type=socket.SOCK_DGRAM) as line:
+        line.setblocking(False)
+        # Connected, so that a port where nobody listens refuses at once, and nobody else can answer.
+        line.connect(place)
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(line, question)
+        return await loop.sock_recv(line, _MAX_DATAGRAM_BYTES)
+
+
+async def health_of(url: str) -> Health:
+    """What a service at this address says of itself; at most 2 s, raises nothing."""
+    try:
+        async with asyncio.timeout(_ASK_SECONDS):
+            status, body = await _get(url, "/readyz")
+    except TimeoutError:
+        return Health(False, "it does not answer")
+    except (OSError, asyncio.IncompleteReadError, ValueError):
+        return Health(False, "nothing listens on its port yet")
+    return Health(status == 200, "" if status == 200 else _reason(body))
+
+
+async def _get(url: str, path: str) -> tuple[int, bytes]:
+    place = urlsplit(url)
+    context = None
+    if place.scheme == "https":
+        context = ssl.create_default_context()
+        # We ask our own process on our own machine, under a name that its certificate need not have.
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    answer = bytearray()
+    # A service with too many connections answers and closes before it has read the question. The reset that follows may take its
+    # answer away, but something that runs has sent it.
+    with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+        reader, writer = await asyncio.open_connection(place.hostname, place.port, ssl=context)
+        try:
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: {place.netloc}\r\nConnection: close\r\n\r\n".encode())
+            while len(answer) < _MAX_ANSWER_BYTES and (part := await reader.read(_MAX_ANSWER_BYTES)):
+                answer += part
+        finally:
+            writer.close()
+    head, _, body = bytes(answer).partition(b"\r\n\r\n")
+    return int(head.split(b" ", 2)[1]) if head.startswith(b"HTTP/") else 0, body
+
+
+def _reason(body: bytes) -> str:
+    try:
+        found = msgspec.json.decode(body, type=_Readiness)
+    except msgspec.DecodeError:
+        return "not ready"
+    missing = [f"{check.name}: {check.detail}" if check.detail else check.name for check in found.checks if not check.ok]
+    return "; ".join(missing) or "not ready"

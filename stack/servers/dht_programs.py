@@ -1,0 +1,167 @@
+"""The mesh's own DHT nodes and its blind relay: two programs of Hyperswarm's sidecar, and what the services are told of them."""
+
+import ipaddress
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared import errors
+from shared.identity import node_keys
+from shared.transports.hyperswarm import node_binary, swarm_errors
+from stack.ports import WantedPort
+from stack.servers.program import DatagramProbe, Program
+from stack.settings import DHT_NODES, PUBLIC_DHT, StackSettings, is_ipv4
+
+NAME, RELAY = "dht", "relay"
+#: A request of dht-rpc (lib/io.js): version 3, internal, number 0x1234, no address of ours, command PING; and how answers begin.
+_PING = bytes([0x03, 0x04, 0x34, 0x12, *bytes(6), 0x00])
+_PONG = b"\x13"
+#: They close their sockets and nothing else.
+_GRACE_SECONDS = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Companions:
+    """Where the DHT nodes and the relay of one machine are."""
+
+    #: The address, or the name, that others know them by.
+    host: str
+    #: The address of this machine that they bind to.
+    bind: str
+    first_port: int
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        return tuple(range(self.first_port, self.first_port + DHT_NODES))
+
+    @property
+    def relay_port(self) -> int:
+        return self.first_port + DHT_NODES
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """As DHT_BOOTSTRAP has them."""
+        return tuple(f"{self.host}:{port}" for port in self.ports)
+
+    @property
+    def ports_probe(self) -> DatagramProbe:
+        return self._probe(*self.ports)
+
+    @property
+    def relay_probe(self) -> DatagramProbe:
+        return self._probe(self.relay_port)
+
+    def _probe(self, *ports: int) -> DatagramProbe:
+        here = "127.0.0.1" if ipaddress.IPv4Address(self.bind).is_unspecified else self.bind
+        return DatagramProbe(here, ports, _PING, _PONG)
+
+
+def of(settings: StackSettings) -> Companions:
+    return Companions(settings.dht_host, settings.dht_bind_host or bind_of(settings.dht_host), settings.dht_port)
+
+
+def bind_of(host: str) -> str:
+    """A name may stand for another address tomorrow, and for one of the router today."""
+    return host if is_ipv4(host) else "0.0.0.0"  # noqa: S104 - what others may reach
+
+
+def is_embedded(settings: StackSettings) -> bool:
+    """Whether this stack runs DHT nodes of its own."""
+    return settings.hyperswarm and not settings.dht_bootstrap
+
+
+def has_relay(settings: StackSettings) -> bool:
+    return settings.hyperswarm and settings.relay
+
+
+def bootstrap(settings: StackSettings) -> tuple[str, ...]:
+    return settings.dht_bootstrap or of(settings).nodes
+
+
+def environment_of_services(settings: StackSettings, relay_seed: Path) -> dict[str, str]:
+    """What every service is told; nothing where Hyperswarm is off. Reads the relay's key."""
+    if not settings.hyperswarm:
+        return {}
+    relays = [*settings.dht_relays, *([relay_key(relay_seed)] if has_relay(settings) else [])]
+    told = {"DHT_BOOTSTRAP": ",".join(bootstrap(settings)), "DHT_RELAYS": ",".join(relays)}
+    # A socket on another interface could not speak to DHT nodes that are on loopback.
+    if is_embedded(settings) and is_ipv4(settings.dht_host) and ipaddress.IPv4Address(settings.dht_host).is_loopback:
+        told["SWARM_HOST"] = settings.dht_host
+    return {name: value for name, value in told.items() if value}
+
+
+def relay_key(seed_file: Path) -> str:
+    """The public key, hex, of the relay whose seed is in this file; raises BadSettings if there is none in it."""
+    try:
+        seed = bytes.fromhex(seed_file.read_text(encoding="ascii"))
+        if len(seed) != 32:
+            raise ValueError(f"{len(seed)} bytes")
+    except (OSError, ValueError) as error:
+        raise errors.BadSettings(
+            f"{seed_file} holds no relay key of 64 characters in hex", hint="delete it, and a new one is made"
+        ) from error
+    return node_keys.NodeKey(node_keys.seed_of(seed)).raw.hex()
+
+
+def programs(settings: StackSettings, relay_seed: Path, environment: Mapping[str, str]) -> list[Program]:
+    """The programs of this stack that have to do with Hyperswarm. Raises BadSettings where Node.js is missing."""
+    found = []
+    place = of(settings)
+    if is_embedded(settings):
+        found.append(_program(NAME, bootstrap_command(place, settings.node_binary), place.ports_probe, environment))
+    if has_relay(settings):
+        command = relay_command(place, place.relay_port, bootstrap(settings), relay_seed, settings.node_binary)
+        found.append(_program(RELAY, command, place.relay_probe, environment))
+    return found
+
+
+def _program(name: str, command: tuple[str, ...], probe: DatagramProbe, environment: Mapping[str, str]) -> Program:
+    return Program(
+        name=name,
+        command=command,
+        environment=dict(environment),
+        stage=0,
+        probe=probe,
+        # NATS alone carries the house; who needs the DHT looks for it until it is there.
+        is_waited_for=False,
+        ends_with_stdin=True,
+        grace_seconds=_GRACE_SECONDS,
+    )
+
+
+def ports_wanted(settings: StackSettings) -> list[WantedPort]:
+    place = of(settings)
+    names = [(port, "a DHT node") for port in place.ports] if is_embedded(settings) else []
+    if has_relay(settings):
+        names.append((place.relay_port, "the relay"))
+    return [WantedPort(port, name, "DHT_PORT", is_udp=True, bind=place.bind) for port, name in names]
+
+
+def bootstrap_command(place: Companions, node: Path | None = None, others: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """``others`` are DHT nodes of another machine: together they are one DHT."""
+    options: dict[str, object] = {"host": place.host, "bind": place.bind, "ports": place.ports}
+    if others:
+        options["bootstrap"] = _split(others)
+    return _command("bootstrap.js", options, node)
+
+
+def relay_command(place: Companions, port: int, nodes: tuple[str, ...], seed_file: Path, node: Path | None = None) -> tuple[str, ...]:
+    options: dict[str, object] = {"seedFile": str(seed_file), "host": place.host, "bind": place.bind, "port": port}
+    if nodes != (PUBLIC_DHT,):
+        options["bootstrap"] = _split(nodes)
+    return _command("relay.js", options, node)
+
+
+def _split(nodes: tuple[str, ...]) -> list[dict[str, object]]:
+    return [{"host": host, "port": int(port)} for host, _, port in (node.rpartition(":") for node in nodes)]
+
+
+def _command(program: str, options: Mapping[str, object], node: Path | None) -> tuple[str, ...]:
+    try:
+        binary = node or node_binary.find_node()
+        folder = node_binary.find_sidecar().parent
+    except swarm_errors.NodeMissing as error:
+        raise errors.BadSettings(str(error), hint="or do without: HYPERSWARM=off") from error
+    return (os.fspath(binary), str(folder / program), json.dumps(options))

@@ -1,0 +1,73 @@
+"""Takes the NATS user of a revoked node away: the supervisor reads the revocation list that auth keeps beside its key.
+
+Over Hyperswarm every node cuts a revoked one off by itself; at NATS it is the server that does, and it goes by users.conf.
+"""
+
+import asyncio
+import logging
+from pathlib import Path
+
+import msgspec
+
+from shared import errors
+from shared.identity import certificates
+from shared.types import AuthorityId, MeshName, NodeId
+from stack.servers import nats_users
+from stack.stack_home import StackHome
+
+_LOOK_SECONDS = 1.0
+
+_log = logging.getLogger("supervisor")
+
+
+class _RevokedNodes(msgspec.Struct, frozen=True, rename="camel"):
+    """Of what a node keeps of its mesh (shared/node/membership_file.py), the part that is of interest here."""
+
+    revocations: bytes = b""
+    authorities: tuple[AuthorityId, ...] = ()
+
+
+def list_file(home: StackHome) -> Path:
+    """auth keeps it beside its key."""
+    return home.key("auth").with_suffix(".mesh")
+
+
+def read_revoked(path: Path) -> frozenset[NodeId]:
+    """Whom the mesh has cut off; nobody while there is no file, or no list in it. Raises NotCertified and BadSettings."""
+    try:
+        kept = msgspec.json.decode(path.read_bytes(), type=_RevokedNodes)
+    except FileNotFoundError:
+        return frozenset()
+    except (OSError, ValueError) as error:  # msgspec's errors are ValueErrors
+        raise errors.BadSettings(f"{path} cannot be read: {error}", hint="restart auth, which writes it anew") from error
+    if not kept.revocations:
+        return frozenset()
+    return frozenset(certificates.check_list(kept.revocations, kept.authorities).nodes)
+
+
+async def watch(home: StackHome, mesh: MeshName) -> None:
+    """Until cancelled."""
+    seen: int | None = None
+    while True:
+        changed = _changed_at(list_file(home))
+        if changed != seen:
+            seen = changed
+            await asyncio.to_thread(_apply, home, mesh)
+        await asyncio.sleep(_LOOK_SECONDS)
+
+
+def _changed_at(path: Path) -> int | None:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def _apply(home: StackHome, mesh: MeshName) -> None:
+    try:
+        gone = nats_users.revoke(home, mesh, read_revoked(list_file(home)))
+    except (errors.AimeshError, OSError) as error:
+        _log.error("revocations: %s", error)
+        return
+    for node in gone:
+        _log.warning("%s (%s) is revoked: it is no user of NATS any more", node.name, node.node)

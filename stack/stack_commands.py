@@ -1,0 +1,256 @@
+"""`aicli stack …`: the commands. Each imports what it needs when it runs, so that other commands start fast."""
+
+import asyncio
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from stack.settings import StackSettings
+    from stack.stack_home import StackHome
+
+
+@click.group()
+def stack() -> None:
+    """Run the whole platform on this machine: five services, PostgreSQL, Valkey and NATS.
+
+    All data is in AIMESH_HOME (default: .aimesh in the checkout). Settings come from the environment and are saved; see
+    docs/reference/settings.md.
+    """
+
+
+def _home() -> "StackHome":
+    from stack import stack_home
+
+    return stack_home.locate(os.environ)
+
+
+def _say(text: str) -> None:
+    click.echo(f"  {text}", err=True)
+
+
+@stack.command()
+def init() -> None:
+    """Create secrets, node keys and server configuration. Starts nothing and overwrites nothing."""
+    from cli.output import printing
+    from stack import initialization
+
+    home = _home()
+    made = initialization.ensure(home, os.environ, Path.cwd()).made
+    what = f"made {printing.counted(len(made), 'secret or node key', 'secrets and node keys')}" if made else "all there"
+    click.echo(f"{home.root}: {what}")
+
+
+#: Roles that have NATS users; a test holds them together with shared.types.Role.
+NODE_ROLES = ("auth", "gateway", "worker", "metrics", "web", "client", "operator")
+_NODE_NAME = "[a-z][a-z0-9-]{0,31}"
+
+
+@stack.command("add-node")
+@click.argument("name")
+@click.argument("role", type=click.Choice(NODE_ROLES))
+@click.option("--json", "as_json", is_flag=True, help='Print {"name": …, "role": …, "id": …, "key_file": …}.')
+def add_node(name: str, role: str, *, as_json: bool) -> None:
+    """Create a node key and add the node to the mesh: a worker on another machine, a second gateway, a CLI.
+
+    Prints the path of the key. The embedded NATS server accepts the node immediately; your own NATS server must reload nats/users.conf.
+    """
+    import re
+
+    from cli.output import printing
+    from shared.identity import node_keys
+    from shared.types import Role
+    from stack import initialization
+    from stack.servers import nats_users
+
+    if not re.fullmatch(_NODE_NAME, name):
+        raise click.UsageError(f"{name!r} is not a valid node name; use lowercase letters, digits and -, starting with a letter")
+    home = _home()
+    # Without the environment, which is kept by `init` and `up`: a NATS_URL that is exported for a service says nothing here.
+    made = initialization.ensure(home, {}, Path.cwd())
+    key_file = nats_users.add_node(home, made.settings.mesh, name, Role(role))
+    if as_json:
+        printing.show_json({"name": name, "role": role, "id": node_keys.load(key_file).id, "key_file": str(key_file)})
+        return
+    click.echo(str(key_file))
+    if made.settings.nats_url:
+        printing.note(f"Let your NATS server read {home.nats / 'users.conf'} again (SIGHUP) to add the node.")
+
+
+@stack.command()
+@click.option("--ask", metavar="PROMPT", help="Send this prompt to the default model when everything is ready.")
+def up(ask: str | None) -> None:
+    """Start everything in the background and wait until it is ready. Safe to run again."""
+    from stack import first_run, up_down
+
+    home = _home()
+    settings = asyncio.run(up_down.up(home, os.environ, Path.cwd(), _say))
+    asyncio.run(first_run.ensure_profile(home, settings))
+    if ask is not None:
+        _ask(home, ask)
+    _show_places(home, settings)
+
+
+def _ask(home: "StackHome", prompt: str) -> None:
+    import shlex
+    import subprocess
+    import sys
+
+    # The likeliest words: a small model must not be unlucky with the first thing that it says here.
+    words = ["infer", "--temperature", "0", "--max-tokens", "64", prompt]
+    click.echo(f"\n$ aicli {shlex.join(words)}")
+    sys.stdout.flush()
+    environment = {name: value for name, value in os.environ.items() if name not in ("AICLI_PROFILE", "AICLI_API_KEY")}
+    environment["AIMESH_HOME"] = str(home.root)
+    command = [sys.executable, "-m", "cli.main", *words]
+    try:
+        done = subprocess.run(  # noqa: S603 - ourselves
+            command, env=environment, cwd=Path(__file__).resolve().parents[1], check=False, timeout=120
+        )
+    except subprocess.TimeoutExpired:
+        raise click.ClickException("the first answer took more than 2 minutes; run: aicli doctor") from None
+    if done.returncode != 0:
+        raise click.ClickException("everything is running, but the first answer failed; run: aicli doctor")
+
+
+def _show_places(home: "StackHome", settings: "StackSettings") -> None:
+    import shutil
+    import sys
+
+    from stack import first_run, stack_plan
+
+    gateway = stack_plan.public_url("gateway", settings)
+    page = first_run.page(home)
+    rows = [
+        ("web", stack_plan.public_url("web", settings)),
+        ("API", f"{gateway}/v1   (OpenAI-compatible; reference: {gateway}/docs)"),
+        ("metrics", f"{stack_plan.url_of('metrics', settings)}/metrics"),
+        ("user", first_run.ADMIN),
+        ("password and key", str(page if page.exists() else home.profile)),
+    ]
+    click.echo("\naimesh is up.")
+    for name, value in rows:
+        click.echo(f"  {name:<17} {value}")
+    programs = Path(sys.executable).parent
+    if shutil.which("aicli") != str(programs / "aicli") and (programs / "activate").exists():
+        click.echo(f"  {'first':<17} source {_short(programs / 'activate')}   (puts aicli on your PATH)")
+    click.echo(f'  {"next":<17} aicli infer "…" · aicli dashboard · make status · make down')
+
+
+def _short(path: Path) -> str:
+    """As one would type it here."""
+    import shlex
+
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
+
+
+@stack.command()
+def down() -> None:
+    """Stop everything. The data stays."""
+    from stack import up_down
+
+    ran = asyncio.run(up_down.down(_home(), _say))
+    click.echo("stopped; your data is kept" if ran else "nothing was running")
+
+
+@stack.command()
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+@click.pass_context
+def status(context: click.Context, /, *, as_json: bool) -> None:
+    """Show the status of each program. Exits with 1 if a program isn't ready."""
+    from cli.output import printing
+    from cli.output.printing import TableColumn
+    from stack import status_overview
+    from stack.status_overview import StatusRow
+
+    rows = asyncio.run(status_overview.collect(_home()))
+    columns: list[TableColumn[StatusRow]] = [
+        TableColumn("PROGRAM", lambda row: row.name),
+        TableColumn("STATE", lambda row: row.state, lambda row: "green" if row.ready else "red"),
+        TableColumn("SINCE", lambda row: printing.ago(row.since)),
+        TableColumn("PID", lambda row: str(row.pid or "–")),
+        TableColumn("CRASHES", lambda row: str(row.crashes)),
+        TableColumn("URL", lambda row: row.url or ""),
+        TableColumn("WHY", lambda row: row.why),
+    ]
+    printing.show_rows(rows, columns, as_json=as_json, empty="nothing is running; start it with: make up")
+    if not rows or not all(row.ready for row in rows):
+        context.exit(1)
+
+
+@stack.command()
+@click.argument("program", required=False)
+@click.option("-f", "--follow", is_flag=True, help="Keep printing new lines until Ctrl-C.")
+@click.option(
+    "-n", "--lines", default=50, show_default=True, type=click.IntRange(min=1, max=10_000), help="Number of lines to show from the end."
+)
+def logs(program: str | None, follow: bool, lines: int) -> None:
+    """Show the log of a PROGRAM, or of all programs."""
+    from cli.output import printing
+    from stack import logs as log_files
+
+    home = _home()
+    known = {path.stem: path for path in sorted(home.logs.glob("*.log"))}
+    if program is not None and program not in known:
+        raise click.UsageError(f"there is no log of {program!r}; available: {', '.join(known) or 'none yet'}")
+    chosen = known if program is None else {program: known[program]}
+
+    def show(name: str, text: str) -> None:
+        click.echo(printing.printable(text if program is not None else f"{name:<15} {text}"))
+
+    if follow:
+        for line in log_files.follow(chosen, lines):
+            show(line.program, line.text)
+    for name, path in chosen.items():
+        for text in log_files.tail(path, lines):
+            show(name, text)
+
+
+@stack.command()
+@click.argument("program")
+def restart(program: str) -> None:
+    """Restart a PROGRAM. It gets up to 30 s to finish running requests."""
+    from stack import control, status_overview
+
+    home = _home()
+    before = asyncio.run(control.ask(home.control_socket, control.StatusRequest()))
+    answer = asyncio.run(control.ask(home.control_socket, control.Restart(program)))
+    if answer is None:
+        raise click.ClickException("nothing is running; start it with: make up")
+    if not answer.ok:
+        raise click.UsageError(answer.error)
+    again = asyncio.run(status_overview.until_restarted(home, program, before))
+    click.echo(f"{program} restarted, pid {again.pid}")
+
+
+@stack.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[SERVICE] [ARGUMENT OF PSQL]...")
+def psql(words: tuple[str, ...]) -> None:
+    """Open psql on the embedded PostgreSQL.
+
+    With SERVICE (auth, gateway or metrics), connect as that service's role: its schema, rows of all tenants. Without it, connect as
+    superuser. Other arguments go to psql: aicli stack psql gateway -c "SELECT count(*) FROM request_logs"
+    """
+    from stack import secret_files, stack_plan
+    from stack.servers import postgres
+
+    home = _home()
+    server = stack_plan.postgres_of(home)
+    if not server.socket.exists():
+        raise click.ClickException(
+            "the embedded PostgreSQL isn't running; start it with: make up. For your own server (DATABASE_URL), use psql directly"
+        )
+    if words[:1] and words[0] in secret_files.DATABASE_ROLES:
+        role, arguments = words[0], words[1:]
+        password = secret_files.read(home, f"postgres_{role}")
+        ours = postgres.environment_of_psql(server, role, password, {"search_path": role, "aimesh.tenant": "*"})
+    elif words[:1] and not words[0].startswith("-"):
+        raise click.UsageError(f"{words[0]!r} has no tables; SERVICE must be one of {', '.join(secret_files.DATABASE_ROLES)}")
+    else:
+        arguments = words
+        ours = postgres.environment_of_psql(server, server.admin, secret_files.read(home, secret_files.POSTGRES_ADMIN), {})
+    others = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    program = str(postgres.binaries() / "psql")
+    os.execve(program, [program, *arguments], {**others, **ours})  # noqa: S606 - the wheel's own psql, in place of this process

@@ -1,0 +1,259 @@
+"""What a stack runs, from its settings and secrets: the servers that are not external, and the five services.
+
+Each service's environment holds what that service needs and nothing else; secrets are named by file. A worker gets no
+database, no Redis and no key of anybody else.
+"""
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shared import addresses
+from stack import stack_home as homes
+from stack.ports import WantedPort
+from stack.secret_files import DATABASE_ROLES, POSTGRES_ADMIN
+from stack.servers import dht_programs, nats_server, postgres, valkey
+from stack.servers.postgres import Postgres
+from stack.servers.program import Program
+from stack.servers.valkey import Valkey
+from stack.settings import PASSED, StackSettings
+from stack.stack_home import StackHome
+
+if TYPE_CHECKING:
+    from stack.certificate import TlsCertificate
+
+#: What every program may see of the machine.
+_MACHINE = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SSL_CERT_FILE", "SSL_CERT_DIR")
+#: What the engine and its GPU, and calls to other providers, are told by; prefixes.
+_ENGINE = ("CUDA_", "NVIDIA_", "HIP_", "ROCR_", "GGML_", "LLAMA_", "OMP_", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
+
+#: service -> secret setting -> its file.
+_SECRETS: dict[str, dict[str, str]] = {
+    "auth": {
+        "API_KEY_PEPPER": "key_pepper",
+        "DATA_KEY": "data_key",
+        "ADMIN_PASSWORD": "admin_password",
+        "ADMIN_API_KEY": "admin_key",
+    },
+    "gateway": {"PROMPT_HASH_SECRET": "prompt_hash_secret", "WEB_HOP_SECRET": "web_hop_secret"},
+    "inference": {"SERVICE_TOKEN": "service_token"},
+    "metrics": {},
+    "web": {"WEB_SECRET": "web_secret", "WEB_HOP_SECRET": "web_hop_secret"},
+}
+_NODE_KEYS = {"auth": "auth", "gateway": "gateway", "inference": "worker", "metrics": "metrics", "web": "web"}
+_REDIS_USERS = ("auth", "gateway")
+#: Stopping goes downwards: no new visitors, then what runs finishes, then what it ran on.
+_STAGES = {"auth": 1, "inference": 1, "metrics": 1, "gateway": 2, "web": 3}
+SERVICES = tuple(_STAGES)
+ECHO = "inference-echo"
+_CODE = frozenset({".py", ".sql", ".lua", ".html", ".css", ".js"})
+
+
+@dataclass(frozen=True, slots=True)
+class StackPlan:
+    """Everything that the supervisor has to know."""
+
+    programs: tuple[Program, ...]
+    #: None where DATABASE_URL names an external one.
+    postgres: Postgres | None
+    valkey: Valkey | None
+    #: Changes when something changed that needs a restart: settings, secrets, node keys, our own code.
+    fingerprint: str
+
+
+def make(home: StackHome, settings: StackSettings, recorded: Mapping[str, str], machine: Mapping[str, str]) -> StackPlan:
+    """``recorded`` is what the user set, secrets as NAME_FILE; ``machine`` is the environment we run in."""
+    visible = {name: machine[name] for name in _MACHINE if name in machine}
+    database = None if _has_external_databases(settings) else postgres_of(home)
+    cache = None if settings.redis_url else valkey_of(home)
+    engine = {name: value for name, value in machine.items() if name.upper().startswith(_ENGINE)}
+    services = []
+    for service in SERVICES:
+        environment = {**visible, **(engine if service == "inference" else {}), **service_environment(home, settings, recorded, service)}
+        services.append(_service(service, service, environment, settings))
+    if settings.echo:
+        environment = {**visible, **service_environment(home, settings, recorded, "inference")}
+        services.append(_service(ECHO, "inference", _as_echo(home, settings, environment), settings))
+    programs = (*servers(home, settings, visible), *services)
+    return StackPlan(programs, database, cache, _fingerprint(programs, recorded))
+
+
+def servers(home: StackHome, settings: StackSettings, visible: Mapping[str, str]) -> Iterator[Program]:
+    """The servers that this stack runs itself."""
+    if not _has_external_databases(settings):
+        yield postgres.program(postgres_of(home), visible)
+    if not settings.redis_url:
+        yield valkey.program(valkey_of(home), visible)
+    if not settings.nats_url:
+        yield nats_server.program(home.nats, settings.nats_port, visible)
+    yield from dht_programs.programs(settings, relay_seed(home), visible)
+
+
+def _has_external_databases(settings: StackSettings) -> bool:
+    """The history of the metrics service, which can do without, is no reason to start a server."""
+    return settings.database_url is not None or all((settings.auth_database_url, settings.gateway_database_url))
+
+
+def postgres_of(home: StackHome) -> Postgres:
+    return Postgres(home.postgres, home.sockets, POSTGRES_ADMIN, home.secrets / POSTGRES_ADMIN)
+
+
+def valkey_of(home: StackHome) -> Valkey:
+    return Valkey(home.valkey, home.sockets / "valkey.sock")
+
+
+def relay_seed(home: StackHome) -> Path:
+    return home.secrets / "relay_seed"
+
+
+def database_url_file(home: StackHome, service: str) -> Path:
+    """The address of the embedded database as this service's role, password included."""
+    return home.secrets / f"database_url_{service}"
+
+
+def service_environment(home: StackHome, settings: StackSettings, recorded: Mapping[str, str], service: str) -> dict[str, str]:
+    """The settings of one service, without the machine's variables."""
+    environment = {"NODE_KEY_FILE": str(home.key(_NODE_KEYS[service])), "PYTHONUNBUFFERED": "1"}
+    for name, services in PASSED.items():
+        if service in services:
+            environment |= {each: recorded[each] for each in (name, f"{name}_FILE") if each in recorded}
+    environment |= _external_or(recorded, "NATS_URL", {"NATS_URL": nats_url(settings)})
+    environment |= dht_programs.environment_of_services(settings, relay_seed(home))
+    environment |= {f"{name}_FILE": str(home.secrets / file) for name, file in _SECRETS[service].items()}
+    if service == "auth":
+        given = {
+            "MESH_CA_KEY_FILE": str(home.secrets / "mesh_ca.nk"),
+            "PUBLIC_URL": public_url("web", settings),
+            "AUDIT_ANCHOR_FILE": str(home.root / "audit_anchors.jsonl"),
+            # If other machines can reach the stack, registration is closed.
+            "OPEN_REGISTRATION": "true" if settings.host in addresses.LOOPBACK else "false",
+        }
+        environment = {**given, **environment}
+    if service in DATABASE_ROLES:
+        own = f"{service.upper()}_DATABASE_URL_FILE"
+        embedded = {} if _has_external_databases(settings) else {"DATABASE_URL_FILE": str(database_url_file(home, service))}
+        environment |= {"DATABASE_URL_FILE": recorded[own]} if own in recorded else _external_or(recorded, "DATABASE_URL", embedded)
+    if service in _REDIS_USERS:
+        environment |= _external_or(recorded, "REDIS_URL", {"REDIS_URL": valkey_of(home).url})
+    if service == "web":
+        environment = {**_gateway_for_web(settings), **environment}
+    return environment
+
+
+def _gateway_for_web(settings: StackSettings) -> dict[str, str]:
+    found = _certificate(settings)
+    trusted = {"GATEWAY_CA_FILE": str(settings.tls_cert_file)} if found is not None and found.self_signed else {}
+    return {"GATEWAY_URL": public_url("gateway", settings), **trusted}
+
+
+def _external_or(recorded: Mapping[str, str], name: str, embedded: dict[str, str]) -> dict[str, str]:
+    file = f"{name}_FILE"
+    return {file: recorded[file]} if file in recorded else embedded
+
+
+def _as_echo(home: StackHome, settings: StackSettings, environment: dict[str, str]) -> dict[str, str]:
+    models = ("MODELS", "OPENAI_API_KEY", "OPENAI_API_KEY_FILE", "OPENAI_BASE_URL", "OLLAMA_URL")
+    kept = {name: value for name, value in environment.items() if name not in models}
+    return kept | {
+        "NODE_KEY_FILE": str(home.key("echo")),
+        "INFERENCE_BACKEND": "echo",
+        "INFERENCE_SERVICE_PORT": str(settings.echo_port),
+    }
+
+
+def _service(name: str, package: str, environment: dict[str, str], settings: StackSettings) -> Program:
+    return Program(
+        name=name,
+        command=(sys.executable, "-m", f"services.{package}"),
+        environment=environment,
+        stage=_STAGES[package],
+        url=url_of(name, settings),
+        # The services drain for up to 30 s themselves; the margin lets them say so before they are killed.
+        grace_seconds=32.0,
+        hopeless_status=2,  # shared/node/program.py
+    )
+
+
+def nats_url(settings: StackSettings) -> str:
+    return settings.nats_url or f"nats://127.0.0.1:{settings.nats_port}"
+
+
+def url_of(name: str, settings: StackSettings) -> str:
+    """Where a program's HTTP is, seen from this machine."""
+    public = name in ("gateway", "web")
+    scheme = "https" if public and settings.tls_cert_file else "http"
+    everywhere = settings.host in ("0.0.0.0", "::", "localhost")  # noqa: S104 - compared, not bound
+    host = settings.host if public and not everywhere else "127.0.0.1"
+    return f"{scheme}://{host}:{_ports(settings)[name]}"
+
+
+def public_url(name: str, settings: StackSettings) -> str:
+    """The same for those who check certificates: browsers, SDKs, and web asking the gateway. Raises BadSettings."""
+    found = _certificate(settings)
+    return url_of(name, settings) if found is None else f"https://{found.host}:{_ports(settings)[name]}"
+
+
+def _certificate(settings: StackSettings) -> "TlsCertificate | None":
+    if settings.tls_cert_file is None:
+        return None
+    from stack import certificate  # brings cryptography
+
+    return certificate.read(settings.tls_cert_file)
+
+
+def _ports(settings: StackSettings) -> dict[str, int]:
+    found = {
+        "web": settings.web_port,
+        "auth": settings.auth_port,
+        "gateway": settings.gateway_port,
+        "inference": settings.inference_port,
+        "metrics": settings.metrics_port,
+    }
+    return found | ({ECHO: settings.echo_port} if settings.echo and settings.echo_port else {})
+
+
+def ports_wanted(settings: StackSettings) -> list[WantedPort]:
+    """Every port that the stack will listen on. Pure."""
+    names = {ECHO: "ECHO_SERVICE_PORT"}
+    wanted = [WantedPort(port, name, names.get(name, f"{name.upper()}_SERVICE_PORT")) for name, port in _ports(settings).items()]
+    if settings.prometheus_port:
+        wanted.append(WantedPort(settings.prometheus_port, "the scrape endpoint of metrics", "PROMETHEUS_PORT"))
+    if not settings.nats_url:
+        wanted.append(WantedPort(settings.nats_port, "nats", "NATS_PORT"))
+    return wanted + dht_programs.ports_wanted(settings)
+
+
+def _fingerprint(programs: tuple[Program, ...], recorded: Mapping[str, str]) -> str:
+    digest = hashlib.sha256()
+    for program in programs:
+        digest.update(repr((program.name, program.command)).encode())
+        # A lost key or secret was made anew; who runs still has the old one.
+        _add_files(digest, program.environment)
+    for name, value in sorted(recorded.items()):
+        digest.update(f"{name}={value}\n".encode())
+    _add_files(digest, recorded)
+    for path, changed in _sources():
+        digest.update(f"{path} {changed}".encode())
+    return digest.hexdigest()
+
+
+def _add_files(digest: "hashlib._Hash", variables: Mapping[str, str]) -> None:
+    for name, value in sorted(variables.items()):
+        if name.endswith("_FILE") and Path(value).is_file():
+            digest.update(f"{name}\n".encode())
+            digest.update(Path(value).read_bytes())
+
+
+def _sources() -> Iterator[tuple[str, int]]:
+    """Our own files and when they changed: `git pull && make up` runs the new code."""
+    for package in ("stack", "services", "shared"):
+        for folder, folders, names in os.walk(homes.checkout() / package):
+            # The packages of the sidecar are thousands of files; which they are stands in its lock.
+            folders[:] = sorted(name for name in folders if name not in ("__pycache__", "node_modules"))
+            for path in (Path(folder) / name for name in sorted(names)):
+                if path.suffix in _CODE or path.name == "package-lock.json":
+                    yield str(path), path.stat().st_mtime_ns

@@ -1,0 +1,220 @@
+"""The audit log on the command line: what is asked of auth, exactly; and a log that is verified with nothing but its files."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import UUID
+
+import msgspec
+import pytest
+from msgspec.structs import replace
+
+from cli.admin import admin_commands
+from cli.admin.audit import RESULTS, audit
+from shared import errors
+from shared.access import audit_anchors, audit_chain
+from shared.access.audit_chain import ChainHead
+from shared.api import audit as log
+from shared.api.audit import AuditedAct, AuditReport, AuditRow, ChainState, Result
+from shared.api.method import Nothing
+from shared.types import MeshName, NodeId, TenantId, UserId
+from tests.cli.fake_mesh import Shell
+
+AT = datetime(2026, 2, 1, 10, 0, 0, 5, tzinfo=UTC)
+TENANT = TenantId(UUID(int=7))
+KEY = audit_anchors.signing_key(bytes(range(32)))
+WHOLE = AuditReport((ChainState("house", 12, None, "", 2), ChainState(str(TENANT), 1, None, "", 1)), NodeId("UKEY"))
+BROKEN = AuditReport((ChainState("house", 12, 5, "the row is not as it was written", 2),))
+
+
+def chain(name: str, count: int) -> list[AuditRow]:
+    rows, head = [], audit_chain.START
+    for number in range(1, count + 1):
+        tenant = audit_chain.tenant_of(name)
+        act = AuditedAct(
+            AT + timedelta(seconds=number), "key.create", tenant, UserId(UUID(int=5)), target=f"key {number}", details={"name": "n"}
+        )
+        made = audit_chain.link(name, head, act, bytes(16))
+        head = made.head
+        rows.append(
+            AuditRow(name, number, act, "alice", made.hash.hex(), False, made.prev_hash.hex(), made.details_digest.hex(), made.salt.hex())
+        )
+    return rows
+
+
+HOUSE, OWN = chain("house", 20), chain(str(TENANT), 10)
+
+
+def anchor(row: AuditRow) -> audit_anchors.Anchor:
+    return audit_anchors.sign(KEY, MeshName("home"), row.chain, ChainHead(row.sequence, bytes.fromhex(row.hash)), AT)
+
+
+ANCHORS = [anchor(HOUSE[9]), anchor(HOUSE[-1]), anchor(OWN[-1])]
+
+
+@pytest.fixture
+def office(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> Shell:
+    """A mesh whose auth keeps a log."""
+    monkeypatch.setitem(admin_commands.admin.commands, "audit", audit)
+    shell.mesh.answer(log.list_audit, log.AuditRows((HOUSE[1], replace(HOUSE[0], actor_name="", erased=True))))
+    shell.mesh.answer(log.verify_audit, WHOLE)
+    shell.mesh.stream_answer(log.export_audit, [*HOUSE, *OWN], Nothing())
+    return shell
+
+
+def save(office: Shell, rows: list[AuditRow], name: str = "log.jsonl") -> str:
+    file = office.folder / name
+    file.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+    return str(file)
+
+
+def save_anchors(office: Shell, anchors: list[audit_anchors.Anchor]) -> str:
+    file = office.folder / "anchors.jsonl"
+    file.write_bytes(b"".join(map(audit_anchors.line, anchors)))
+    return str(file)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def test_who_did_what(office: Shell) -> None:
+    head, first, second = office("admin", "audit", "list").stdout.splitlines()
+    assert head.split() == ["TIME", "WHO", "ACTION", "RESULT", "TIMES", "TARGET", "FROM", "DETAILS"]
+    assert first.split()[2:] == ["alice", "key.create", "done", "1", "key", "2", "–", "name:", "n"]
+    assert second.split()[2] == str(UUID(int=5))
+    assert "erased" in second
+    (one, _) = json.loads(office("admin", "audit", "list", "--json").stdout)
+    assert (one["sequence"], one["act"]["action"], one["hash"]) == (2, "key.create", HOUSE[1].hash)
+
+
+def test_what_is_looked_for_is_asked_of_auth(office: Shell) -> None:
+    typed = ["--chain", "house", "--actor", "alice", "--action", "key", "--result", "refused", "--since", "2026-02-01", "--limit", "5"]
+    assert office("admin", "audit", "list", *typed, "--before", "2026-02-01T10:00:00.000005").exit_code == 0
+    asked = office.mesh.asked[0].request
+    assert isinstance(asked, log.ListAudit)
+    assert (asked.chain, asked.actor, asked.action, asked.result, asked.limit) == ("house", "alice", "key", Result.REFUSED, 5)
+    assert asked.since == datetime(2026, 2, 1).astimezone()
+    assert asked.before == datetime(2026, 2, 1, 10, 0, 0, 5).astimezone()
+
+
+def test_nothing_found(office: Shell) -> None:
+    office.mesh.answer(log.list_audit, log.AuditRows(()))
+    result = office("admin", "audit", "list")
+    assert (result.stdout, result.stderr) == ("", "No matching entries.\n")
+
+
+def test_the_results_to_choose_from_are_those_that_there_are() -> None:
+    assert tuple(Result) == RESULTS
+
+
+# --- taking it along -------------------------------------------------------------------------------------------------
+
+
+def test_an_export_goes_to_a_file_that_only_its_owner_can_read(office: Shell) -> None:
+    file = office.folder / "taken.jsonl"
+    result = office("admin", "audit", "export", "--output", str(file), "--chain", "house", "--since", "2026-02-01")
+    assert (result.exit_code, result.stderr) == (0, f"30 rows written to {file}.\n")
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert office.mesh.asked[0].request == log.ExportAudit("house", datetime(2026, 2, 1).astimezone())
+    assert [msgspec.json.decode(line, type=AuditRow) for line in file.read_bytes().splitlines()] == [*HOUSE, *OWN]
+
+
+def test_an_export_to_a_pipe_can_be_verified(office: Shell) -> None:
+    file = office.folder / "piped.jsonl"
+    file.write_bytes(office("admin", "audit", "export").stdout_bytes)
+    assert office("admin", "audit", "verify", str(file)).exit_code == 0
+
+
+def test_half_an_export_leaves_no_file(office: Shell) -> None:
+    async def breaks() -> None:
+        raise errors.LinkLost("the link to auth broke")
+
+    office.mesh.stream_answer(log.export_audit, HOUSE, Nothing(), breaks)
+    file = office.folder / "taken.jsonl"
+    assert office("admin", "audit", "export", "-o", str(file)).exit_code == 1
+    assert [path.name for path in office.folder.iterdir()] == [".aimesh"]
+
+
+# --- verifying on the mesh -------------------------------------------------------------------------------------------
+
+
+def test_auth_verifies_its_own_log(office: Shell) -> None:
+    result = office("admin", "audit", "verify", "--chain", "house")
+    assert result.exit_code == 0
+    assert result.stdout == "The audit log is intact: 2 chains, 13 rows, 3 signed anchors.\nThe anchors are signed with UKEY\n"
+    assert office.mesh.asked[0].request == log.VerifyAudit("house")
+
+
+def test_a_log_that_was_changed_fails_the_command(office: Shell) -> None:
+    office.mesh.answer(log.verify_audit, BROKEN)
+    result = office("admin", "audit", "verify")
+    assert result.exit_code == 1
+    assert "The audit log is NOT INTACT" in result.stdout
+    assert "  house: row 5: the row is not as it was written\n" in result.stdout
+    result = office("admin", "audit", "verify", "--json")
+    assert (result.exit_code, json.loads(result.stdout)["chains"][0]["first_bad"]) == (1, 5)
+
+
+def test_what_goes_with_a_file_asks_nobody_without_one(office: Shell) -> None:
+    result = office("admin", "audit", "verify", "--partial")
+    assert (result.exit_code, "require a FILE" in result.stderr, office.mesh.asked) == (2, True, [])
+
+
+# --- verifying with files alone --------------------------------------------------------------------------------------
+
+
+def test_an_auditor_needs_no_mesh(office: Shell) -> None:
+    office.environment.clear()
+    (office.folder / ".aimesh" / "profile.toml").unlink()
+    result = office("admin", "audit", "verify", save(office, [*HOUSE, *OWN]), "--anchors", save_anchors(office, ANCHORS), "--key", KEY.id)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.startswith("The audit log is intact: 2 chains, 30 rows, 3 signed anchors.\n")
+    assert office.mesh.asked == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        pytest.param(
+            [*HOUSE[:4], replace(HOUSE[4], act=replace(HOUSE[4].act, target="x")), *HOUSE[5:], *OWN], "house: row 5: ", id="edited"
+        ),
+        pytest.param([*HOUSE, *OWN[:3], *OWN[4:]], f"{TENANT}: row 4: row 4 is missing", id="deleted"),
+        pytest.param([*HOUSE[:15], *OWN], "house: row 16: rows 16 to 20 are missing", id="cut off"),
+        pytest.param(HOUSE, f"{TENANT}: row 1: rows 1 to 10 are missing", id="a whole chain gone"),
+    ],
+)
+def test_a_file_that_was_changed_is_found(office: Shell, rows: list[AuditRow], says: str) -> None:
+    result = office("admin", "audit", "verify", save(office, rows), "--anchors", save_anchors(office, ANCHORS))
+    assert (result.exit_code, says in result.stdout) == (1, True), result.stdout
+    assert json.loads(office("admin", "audit", "verify", save(office, rows), "--json").stdout)["anchor_key"] == ""
+
+
+def test_without_anchors_it_says_what_nobody_can_tell(office: Shell) -> None:
+    result = office("admin", "audit", "verify", save(office, HOUSE[:15]))
+    assert (result.exit_code, "cut off at the end" in result.stderr) == (0, True)
+
+
+def test_anchors_by_another_key_prove_nothing(office: Shell) -> None:
+    other = audit_anchors.signing_key(bytes(32))
+    files = (save(office, [*HOUSE, *OWN]), "--anchors", save_anchors(office, ANCHORS))
+    result = office("admin", "audit", "verify", *files, "--key", other.id)
+    assert (result.exit_code, "house: row 10: the anchor of" in result.stdout, "forged" in result.stdout) == (1, True, True)
+    result = office("admin", "audit", "verify", *files)
+    assert (result.exit_code, KEY.id in result.stdout, "Compare this key" in result.stderr) == (0, True, True)
+
+
+def test_a_part_of_a_log_is_verified_as_one(office: Shell) -> None:
+    files = (save(office, HOUSE[12:]), "--anchors", save_anchors(office, ANCHORS))
+    assert office("admin", "audit", "verify", *files).exit_code == 1
+    result = office("admin", "audit", "verify", *files, "--partial")
+    assert (result.exit_code, "1 chain, 8 rows, 1 signed anchor." in result.stdout) == (0, True)
+
+
+def test_what_is_no_log_is_said_to_be_none(office: Shell) -> None:
+    file = office.folder / "notes.txt"
+    file.write_text("hello\n")
+    result = office("admin", "audit", "verify", str(file))
+    assert (result.exit_code, "file: row 1: line 1 is not a row" in result.stdout) == (1, True)
+    result = office("admin", "audit", "verify", save(office, HOUSE), "--anchors", str(file))
+    assert (result.exit_code, "line 1 is not an anchor" in result.stderr) == (2, True)
+    assert office("admin", "audit", "verify", str(Path("nowhere"))).exit_code == 2

@@ -1,0 +1,203 @@
+"""`aicli report`: what is asked of the gateway and of auth, and what people, spreadsheets and scripts read."""
+
+import csv
+import io
+import json
+from datetime import UTC, date, datetime, timedelta
+from types import SimpleNamespace
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cli.admin import report
+from shared import amounts, errors
+from shared.api import auth, business
+from shared.api.business import (
+    ActiveUsers,
+    BusinessGrouping,
+    BusinessReport,
+    BusinessRow,
+    BusinessSum,
+    GetBusinessReport,
+    NewAccounts,
+    NewOfDay,
+)
+from shared.business_report_rows import ReportLine
+from shared.types import MicroCredits, Tier, UserId, UserRole
+from tests.cli.fake_mesh import Shell
+
+TODAY = datetime.now(UTC).date()
+ALICE = auth.User(UserId(UUID(int=5)), "alice", "alice@example.org", UserRole.USER, Tier.PRO, True, datetime(2026, 2, 1, tzinfo=UTC))
+SUM = BusinessSum(
+    succeeded=8, failed=1, timed_out=1, cancelled=2, limited=5, prompt_tokens=700, completion_tokens=300,
+    cost_micro=MicroCredits(2_500_000), response_ms=9000, made_tokens=250, made_ms=8000, cached=3, saved_micro=MicroCredits(40_000),
+    conversations=4, thumbs_up=3, thumbs_down=1, users=2,
+)  # fmt: skip
+NEW = NewAccounts((NewOfDay(TODAY - timedelta(days=1), 2, 3), NewOfDay(TODAY, 1, 1)))
+
+
+def told(*names: str | None, more: bool = False, back: int = 0) -> BusinessReport:
+    rows = tuple(BusinessRow(name, SUM) for name in names)
+    return BusinessReport(SUM if rows else BusinessSum(), rows, more, MicroCredits(back), ActiveUsers(1, 2, 3, 4))
+
+
+@pytest.fixture
+def office(shell: Shell) -> Shell:
+    shell.mesh.answer(business.get_business_report, told("2026-03-01"))
+    shell.mesh.answer(business.count_new_accounts, NEW)
+    shell.mesh.answer(business.name_users, business.UserNames({str(ALICE.id): ALICE.username}))
+    return shell
+
+
+def test_usage_by_day(office: Shell) -> None:
+    lines = office("report", "usage").stdout.splitlines()
+    tomorrow = TODAY + timedelta(days=1)
+    assert [entry.request for entry in office.mesh.asked] == [
+        GetBusinessReport(TODAY - timedelta(days=6), tomorrow, BusinessGrouping.DAY),
+        business.CountNewAccounts(TODAY - timedelta(days=6), tomorrow),
+    ]
+    numbers = ["12", "2", "5", "700", "300", "31.2", "25", "%", "4", "2", "3", "of", "4"]
+    assert " ".join(lines[0].split()) == "DAY REQUESTS FAILED LIMITED TOKENS IN OUT TOKENS/S CACHED CONVERSATIONS USERS LIKED"
+    assert lines[1].split() == ["2026-03-01", *numbers]
+    assert lines[2].split() == ["all", *numbers]
+    assert lines[4:] == [
+        "revenue       2.5 credits",
+        "active users  1 in the last hour, 2 in 24 hours, 3 in 7 days, 4 in 30 days",
+        "new           3 registered, 4 keys made",
+    ]
+
+
+#: A day of a quiet mesh: nothing failed, nobody was limited, nobody said what they liked.
+QUIET = {
+    "DAY": ["2026-11-21", "all"],
+    "REQUESTS": ["7", "7"],
+    "FAILED": ["0", "0"],
+    "LIMITED": ["0", "0"],
+    "TOKENS IN": ["62", "62"],
+    "OUT": ["56", "56"],
+    "TOKENS/S": ["27.2", "27.2"],
+    "CACHED": ["0 %", "0 %"],
+    "CONVERSATIONS": ["7", "7"],
+    "USERS": ["1", "1"],
+    "LIKED": ["–", "–"],
+}
+
+
+@pytest.mark.parametrize(
+    ("width", "gone"),
+    [
+        (200, []),
+        (118, []),
+        (80, ["LIKED", "LIMITED", "CACHED", "FAILED"]),
+        (60, ["LIKED", "LIMITED", "CACHED", "FAILED", "USERS", "CONVERSATIONS"]),
+        # What it is about, how much was asked and how many tokens that were stay, whatever the terminal makes of them.
+        (10, ["LIKED", "LIMITED", "CACHED", "FAILED", "USERS", "CONVERSATIONS", "TOKENS/S"]),
+    ],
+)
+def test_a_narrow_terminal_has_no_room_for_what_says_least(width: int, gone: list[str]) -> None:
+    assert report.leaving(QUIET, width) == gone
+
+
+def test_what_failed_leaves_late() -> None:
+    assert report.leaving({**QUIET, "FAILED": ["3", "3"]}, 80) == ["LIKED", "LIMITED", "CACHED", "USERS"]
+
+
+def test_who_sits_at_a_narrow_terminal_is_told_what_is_missing(office: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "LIKED" in office("report", "usage").stdout, "a pipe has all of it"
+    monkeypatch.setattr(report, "sys", SimpleNamespace(stdout=SimpleNamespace(isatty=lambda: True)))
+    done = office("report", "usage")
+    assert "LIKED" not in done.stdout
+    assert done.stderr.startswith("no space for liked, limited, ")
+    assert "--csv" in done.stderr
+    office.mesh.answer(business.get_business_report, told())
+    assert "no room" not in office("report", "usage").stderr
+
+
+def test_cost_by_user_has_their_names(office: Shell) -> None:
+    office.mesh.answer(business.get_business_report, told(str(ALICE.id), str(UUID(int=6)), back=500_000))
+    lines = office("report", "cost", "--since", "2026-03-01", "--until", "2026-03-31", "--by", "user").stdout.splitlines()
+    assert office.mesh.asked[0].request == GetBusinessReport(date(2026, 3, 1), date(2026, 4, 1), BusinessGrouping.USER)
+    assert lines[1].split() == ["alice", "12", "2.5", "0.208333", "0.625", "25", "%", "0.04"]
+    assert lines[2].split()[0] == str(UUID(int=6))
+    assert "revenue       2 credits (0.5 refunded)" in lines
+
+
+def test_labels_of_a_worker_are_one_name(office: Shell) -> None:
+    office.mesh.answer(business.get_business_report, told('{"region": "eu", "gpu": "a100"}', None))
+    lines = office("report", "usage", "--by", "label").stdout.splitlines()
+    assert [line.split("  ")[0] for line in lines[1:3]] == ["gpu=a100 region=eu", "–"]
+    office.mesh.answer(business.get_business_report, told("eu"))
+    assert office("report", "usage", "--by", "label", "--label", "region").stdout.splitlines()[1].startswith("eu ")
+    assert office.mesh.asked[-2].request.label == "region"  # type: ignore[attr-defined]
+
+
+def test_csv_is_exact_and_runs_nothing(office: Shell) -> None:
+    office.mesh.answer(business.get_business_report, told("=HYPERLINK(1)", 'a "quoted", name', None))
+    rows = list(csv.DictReader(io.StringIO(office("report", "cost", "--by", "model", "--csv").stdout)))
+    assert [row["model"] for row in rows] == ["'=HYPERLINK(1)", 'a "quoted", name', ""]
+    assert {row["cost_micro"] for row in rows} == {"2500000"}
+    assert {row["cost_credits"] for row in rows} == {"2.5"}
+    assert {row["requests"] for row in rows} == {"12"}
+
+
+def test_json_has_all_of_it(office: Shell) -> None:
+    office.mesh.answer(business.get_business_report, told(str(ALICE.id)))
+    shown = json.loads(office("report", "cost", "--by", "user", "--json").stdout)
+    assert (shown["by"], shown["total"]["cost_micro"], shown["active"]["month"]) == ("user", 2_500_000, 4)
+    assert shown["rows"][0]["name"] == "alice"
+    assert office.mesh.asked[-1].request == business.NameUsers((ALICE.id,))
+    assert shown["new"]["days"][1] == {"day": TODAY.isoformat(), "registrations": 1, "keys": 1}
+
+
+def test_nothing_used_says_what_to_do(office: Shell) -> None:
+    office.mesh.answer(business.get_business_report, told())
+    result = office("report", "usage")
+    assert "--since 30d" in result.stderr
+    assert "REQUESTS" not in result.stdout
+
+
+def test_what_auth_does_not_say_is_said_to_be_missing(office: Shell) -> None:
+    office.mesh.answer(business.get_business_report, told(str(ALICE.id), more=True))
+    office.mesh.answer(business.count_new_accounts, errors.Unavailable("PostgreSQL does not answer"))
+    result = office("report", "cost", "--by", "user")
+    assert (result.exit_code, str(ALICE.id) in result.stdout, "registered" in result.stdout) == (0, True, False)
+    assert "names and new accounts are missing" in result.stderr
+    assert "only the first 1 rows are shown" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--since", "yesterday"), "use 7d, 4w or a day"),
+        (("--since", "0d"), "use 7d, 4w or a day"),
+        (("--since", "99999999w"), "use 7d, 4w or a day"),
+        (("--since", "2026-03-05", "--until", "2026-03-04"), "is after the last day"),
+        (("--label", "region"), "--by label"),
+        (("--csv", "--json"), "not both"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_is_asked(office: Shell, arguments: tuple[str, ...], said: str) -> None:
+    result = office("report", "usage", *arguments)
+    assert (result.exit_code, office.mesh.asked) == (2, [])
+    assert said in result.stderr
+
+
+@given(st.integers(1, 5000), st.dates(date(2000, 1, 1)))
+def test_so_many_days_end_today(days: int, today: date) -> None:
+    assert (today - report.first_day(f"{days}d", today)).days == days - 1
+
+
+SUMS = st.builds(BusinessSum, **{name: st.integers(0, 10**12) for name in BusinessSum.__struct_fields__})
+
+
+@given(st.lists(st.tuples(st.none() | st.text(), SUMS), max_size=5))
+def test_a_csv_says_every_number_as_it_is(rows: list[tuple[str | None, BusinessSum]]) -> None:
+    text = report.written_csv(BusinessGrouping.MODEL, [ReportLine(name, one) for name, one in rows])
+    read = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert [{name: int(line[name]) for name in BusinessSum.__struct_fields__} for line in read] == [
+        {name: getattr(one, name) for name in BusinessSum.__struct_fields__} for _, one in rows
+    ]
+    assert [amounts.read(line["cost_credits"]) for line in read] == [one.cost_micro for _, one in rows]

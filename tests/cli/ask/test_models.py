@@ -1,0 +1,50 @@
+"""aicli models: what it lists is in test_listings; here it loads and unloads."""
+
+import json
+
+from cli.output.exit_codes import ExitCode
+from shared import errors
+from shared.api import gateway
+from shared.api.gateway import ModelPlace, ModelPlaces, ServedModels
+from shared.types import ModelName, NodeId
+from tests.cli.fake_mesh import Shell
+
+NODE = NodeId("UABCDEFGHIJKLMNOP")
+LOADED = ModelPlace(NODE, ModelName("qwen"), "ready", "", pinned=True, memory_bytes=9)
+
+
+def test_load(shell: Shell) -> None:
+    shell.mesh.answer(gateway.load_model, ModelPlaces((LOADED,)))
+    assert shell("models", "load", "qwen").stdout == "qwen is loaded on UABCDEFGH…, pinned\n"
+    assert json.loads(shell("models", "load", "qwen", "--worker", "UABC", "--pin", "--json").stdout) == [
+        {"worker": NODE, "model": "qwen", "state": "ready", "detail": "", "pinned": True, "memory_bytes": 9}
+    ]
+    shell("models", "load", "qwen", "--unpin")
+    assert [asked.request for asked in shell.mesh.asked] == [
+        gateway.LoadOnWorker(ModelName("qwen")),
+        gateway.LoadOnWorker(ModelName("qwen"), NodeId("UABC"), True),
+        gateway.LoadOnWorker(ModelName("qwen"), None, False),
+    ]
+
+
+def test_unload_says_what_each_worker_did_and_fails_if_one_did_not(shell: Shell) -> None:
+    gone = ModelPlace(NODE, ModelName("qwen"), "unloaded", "on disk")
+    busy = ModelPlace(NodeId("UZZZZZZZZZZZ"), ModelName("qwen"), "", "qwen is in use: 2 requests")
+    shell.mesh.answer(gateway.unload_model, ModelPlaces((gone,)))
+    assert shell("models", "unload", "qwen").exit_code == 0
+    shell.mesh.answer(gateway.unload_model, ModelPlaces((gone, busy)))
+    result = shell("models", "unload", "qwen")
+    assert result.stdout == ("qwen is unloaded on UABCDEFGH…: on disk\nqwen was not changed on UZZZZZZZZ…: qwen is in use: 2 requests\n")
+    assert result.exit_code == 1
+
+
+def test_a_refusal_is_an_error(shell: Shell) -> None:
+    shell.mesh.answer(gateway.load_model, errors.NotAllowed("ada is no administrator"))
+    result = shell("models", "load", "qwen")
+    assert "ada is no administrator" in result.stderr
+    assert result.exit_code not in (0, ExitCode.INTERRUPTED)
+
+
+def test_list_is_what_models_alone_is(shell: Shell) -> None:
+    shell.mesh.answer(gateway.list_models, ServedModels(()))
+    assert shell("models", "list", "--json").stdout == shell("models", "--json").stdout == "[]\n"

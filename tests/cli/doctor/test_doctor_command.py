@@ -1,0 +1,214 @@
+"""`aicli doctor` names the first thing that is wrong, and goes on where that makes sense."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import UUID
+
+import msgspec
+import pytest
+
+from cli import profile
+from cli.cli_context import CliContext
+from cli.connection import CliConnection
+from cli.doctor import doctor_checks
+from cli.doctor.findings import DoctorFinding
+from cli.profile import Profile
+from shared import errors
+from shared.api import auth, gateway
+from shared.api.gateway import Check, NodeRow, ServiceHealth, UserQuota
+from shared.api.ledger import Account
+from shared.types import Credential, MicroCredits, ModelName, NodeId, Role, Tier, UserId
+from tests.cli.fake_mesh import FakeMesh, Shell
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+HEALTHY = ServiceHealth(status="healthy", checks=(Check("PostgreSQL", True),), workers=1, models=(ModelName("smollm2"),), in_flight=0)
+
+
+@asynccontextmanager
+async def listening(greeting: bytes) -> AsyncIterator[int]:
+    """A server that greets and hangs up."""
+
+    async def greet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(greeting)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(greet, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+QUOTA = UserQuota(user_id=UserId(UUID(int=1)), tier=Tier.FREE, limit_per_hour=100, used_this_hour=1, remaining=99, resets_at=NOW)
+NO_MONEY = Account(MicroCredits(0), MicroCredits(5), MicroCredits(5), MicroCredits(100), NOW)
+
+
+def well(mesh: FakeMesh) -> None:
+    mesh.answer(auth.list_api_keys, auth.ApiKeys(()))
+    mesh.answer(gateway.get_service_health, HEALTHY)
+    mesh.answer(gateway.get_user_quota, QUOTA)
+    mesh.answer(gateway.list_nodes, gateway.NodeRows(()))
+
+
+def use(shell: Shell, port: int) -> None:
+    path = shell.folder / ".aimesh/profile.toml"
+    profile.write(path, replace(profile.read(path), nats_url=f"nats://127.0.0.1:{port}"))
+
+
+async def examined(shell: Shell) -> list[DoctorFinding]:
+    return await doctor_checks.examine(CliContext(shell.environment, shell.folder, shell.mesh.open))
+
+
+def wrong(findings: list[DoctorFinding]) -> list[str]:
+    return [finding.check for finding in findings if finding.ok is False]
+
+
+async def test_all_is_well(shell: Shell) -> None:
+    well(shell.mesh)
+    async with listening(b"INFO {}\r\n") as port:
+        use(shell, port)
+        findings = await examined(shell)
+    assert wrong(findings) == []
+    checks = ["profile", "disk", "node key", "API key", "NATS", "auth", "gateway", "quota", "workers", "models"]
+    assert [finding.check for finding in findings] == checks
+    assert not any(finding.hint for finding in findings)
+
+
+def test_without_a_profile_nothing_else_is_checked(tmp_path: Path) -> None:
+    shell = Shell(tmp_path, FakeMesh(), {"HOME": str(tmp_path)})
+    result = shell("doctor", "--json")
+    rows = json.loads(result.stdout)
+    assert result.exit_code == 1
+    assert (rows[0]["check"], rows[0]["ok"]) == ("profile", False)
+    assert "make up" in rows[0]["hint"]
+    assert {row["ok"] for row in rows[1:]} == {None}
+
+
+def test_text_says_what_to_do(tmp_path: Path) -> None:
+    lines = Shell(tmp_path, FakeMesh(), {"HOME": str(tmp_path)})("doctor").stdout.splitlines()
+    assert lines[0].startswith("WRONG  profile")
+    assert lines[1].strip().startswith("do: run `make up`")
+
+
+async def test_nats_is_down(shell: Shell) -> None:
+    async with listening(b"") as port:
+        pass
+    use(shell, port)
+    findings = await examined(shell)
+    assert wrong(findings) == ["NATS"]
+    assert findings[-1] == DoctorFinding("models", None, "not checked: NATS first")
+
+
+async def test_nats_refuses_the_node(shell: Shell) -> None:
+    @asynccontextmanager
+    async def refused(_profile: Profile) -> AsyncIterator[CliConnection]:
+        raise errors.NotAllowed("the NATS server refused this node's key", hint="aicli stack init")
+        yield
+
+    async with listening(b"INFO {}\r\n") as port:
+        use(shell, port)
+        findings = await doctor_checks.examine(CliContext(shell.environment, shell.folder, refused))
+    assert wrong(findings) == ["mesh"]
+    assert findings[-1] == DoctorFinding("models", None, "not checked: mesh first")
+
+
+async def test_something_else_listens_there(shell: Shell) -> None:
+    async with listening(b"HTTP/1.1 400 Bad Request\r\n") as port:
+        use(shell, port)
+        findings = await examined(shell)
+    assert next(finding.detail for finding in findings if finding.ok is False).endswith("is not NATS")
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("nats://127.0.0.1:99999", "not an address"),
+        ("nats://[::1", "not an address"),
+        ("nats://192.0.2.1:4222", "not encrypted"),
+        ("tls://name.invalid:1", "cannot connect"),
+        ("nats://[::1]:1", "nothing listens at [::1]:1"),
+    ],
+)
+async def test_an_address_that_cannot_work(shell: Shell, url: str, says: str) -> None:
+    path = shell.folder / ".aimesh/profile.toml"
+    profile.write(path, replace(profile.read(path), nats_url=url))
+    finding = next(finding for finding in await examined(shell) if finding.ok is False)
+    assert says in finding.detail
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [(None, "the profile has no key"), ("aip_live_tooshort", "the key is incomplete")],
+)
+async def test_a_key_that_cannot_be_one(shell: Shell, key: str | None, says: str) -> None:
+    path = shell.folder / ".aimesh/profile.toml"
+    profile.write(path, replace(profile.read(path), api_key=None if key is None else Credential(key)))
+    finding = next(finding for finding in await examined(shell) if finding.check == "API key")
+    assert finding.ok is False
+    assert says in finding.detail
+
+
+async def test_each_part_of_the_mesh_is_named(shell: Shell) -> None:
+    well(shell.mesh)
+    shell.mesh.answer(auth.list_api_keys, errors.NotAuthenticated("this key is revoked"))
+    degraded = ServiceHealth(status="degraded", checks=(Check("Valkey", False, "does not answer"),), workers=0, models=(), in_flight=0)
+    shell.mesh.answer(gateway.get_service_health, degraded)
+    sick = NodeRow(
+        id=NodeId("UWORKER"), role=Role.WORKER, service="inference", path="nats", alive=True, refused=False, usable=False,
+        why_not="the model loads",
+        models=(), since=NOW, version="0.1.0", running=0, queued=0, slots=4,
+    )  # fmt: skip
+    gone = NodeRow(
+        id=NodeId("UGONE"), role=Role.WORKER, service="inference", path="nats", alive=False, refused=False, usable=False, why_not="silent",
+        models=(), since=NOW, version="0.1.0", running=0, queued=0, slots=4,
+    )  # fmt: skip
+    shell.mesh.answer(gateway.list_nodes, gateway.NodeRows((sick, gone)))
+    async with listening(b"INFO {}\r\n") as port:
+        use(shell, port)
+        findings = await examined(shell)
+    assert wrong(findings) == ["auth", "Valkey", "workers", "nodes"]
+    assert all(finding.hint for finding in findings if finding.ok is False)
+
+
+async def test_a_node_that_is_used_in_spite_of_a_broken_transport_is_named(shell: Shell) -> None:
+    well(shell.mesh)
+    lame = NodeRow(
+        id=NodeId("UWORKER"), role=Role.WORKER, service="inference", path="direct", alive=True, refused=False, usable=True, why_not="",
+        models=(), since=NOW, version="0.1.0", running=0, queued=0, slots=4, trouble="NATS: not connected: the server refused this key",
+    )  # fmt: skip
+    shell.mesh.answer(gateway.list_nodes, gateway.NodeRows((lame,)))
+    async with listening(b"INFO {}\r\n") as port:
+        use(shell, port)
+        findings = await examined(shell)
+    assert [finding.detail for finding in findings if finding.check == "nodes"] == [
+        "inference UWORKER… gets requests, but NATS: not connected: the server refused this key"
+    ]
+
+
+async def test_no_gateway(shell: Shell) -> None:
+    shell.mesh.answer(auth.list_api_keys, auth.ApiKeys(()))
+    async with listening(b"INFO {}\r\n") as port:
+        use(shell, port)
+        findings = await examined(shell)
+    assert wrong(findings) == ["gateway"]
+    assert findings[-1] == DoctorFinding("models", None, "not checked: gateway first")
+
+
+@pytest.mark.parametrize(
+    ("changed", "ok", "detail"),
+    [
+        ({}, True, "99 of 100 requests left this hour"),
+        ({"remaining": 0}, False, "0 of 100 requests left this hour"),
+        ({"limit_per_hour": gateway.NO_LIMIT}, True, "no hourly request limit"),
+        ({"account": NO_MONEY}, False, "no credits left"),
+        ({"account": msgspec.structs.replace(NO_MONEY, monthly_micro=None)}, True, "99 of 100 requests left this hour"),
+    ],
+)
+def test_what_is_left(changed: dict[str, object], ok: bool, detail: str) -> None:
+    found = doctor_checks._judge(msgspec.structs.replace(QUOTA, **changed))
+    assert (found.ok, found.detail) == (ok, detail)
+    assert bool(found.hint) != ok

@@ -1,0 +1,220 @@
+"""`aicli doctor` on a machine that joined by a ticket: what each fact means, and what to do about it."""
+
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cli import profile
+from cli.cli_context import CliContext
+from cli.doctor import doctor_checks, doctor_worker_checks
+from cli.doctor.findings import DoctorFinding
+from cli.machines import join
+from cli.profile import Profile
+from shared.api import auth, gateway
+from shared.identity import certificates, node_keys
+from shared.identity.certificates import Subject
+from shared.node import membership_file
+from shared.node.enrollment import EnrollmentRoute
+from shared.node.membership_file import MembershipFile
+from shared.transports.hyperswarm import DhtStats
+from shared.types import MeshName, Role
+from stack import secret_files
+from tests.cli.doctor.test_doctor_command import HEALTHY, well, wrong
+from tests.cli.fake_mesh import Shell
+from tests.front_door import FrontDoor
+from tests.swarmnet import swarmnet
+
+NOW = 1_700_000_000.0
+CA = node_keys.Authority(node_keys.new_authority_seed())
+KEY = node_keys.NodeKey(node_keys.new_seed())
+BOX = DhtStats(host="5.5.5.11", port=49737, firewalled=True, randomized=False, nodes=3, bootstrapped=True)
+ELSEWHERE = EnrollmentRoute(MeshName("home"), (CA.id,), ("5.5.5.1:4737",), ())
+HERE = replace(ELSEWHERE, bootstrap=("127.0.0.1:4737",))
+RELAYED = replace(ELSEWHERE, relays=(bytes(32),))
+
+
+def kept(certificate: bytes, *, revoked: bool = False) -> MembershipFile:
+    listed = certificates.issue_list(CA, 1, 1, (KEY.id,) if revoked else (), NOW)
+    return MembershipFile(MeshName("home"), Role.WORKER, certificate, listed, (CA.id,))
+
+
+def certified(at: float, key: node_keys.NodeKey = KEY, ca: node_keys.Authority = CA) -> bytes:
+    return certificates.issue(ca, Subject(key.id, Role.WORKER), at)
+
+
+@pytest.mark.parametrize(
+    ("found", "ok", "says", "hint"),
+    [
+        pytest.param(kept(certified(NOW)), True, "worker until 2023-11-", "", id="good"),
+        pytest.param(kept(certified(NOW - 26 * 3600)), False, "expired 2 h ago", "renewed as soon as auth is reachable", id="expired"),
+        pytest.param(kept(certified(NOW + 3600)), False, "a clock is 1 h off", "NTP", id="from the future"),
+        pytest.param(kept(certified(NOW), revoked=True), False, "was revoked", "new ticket", id="revoked"),
+        pytest.param(kept(b""), False, "must approve", "aicli admin nodes approve", id="not approved yet"),
+        pytest.param(
+            kept(certified(NOW, node_keys.NodeKey(node_keys.new_seed()))), False, "belongs to another key", "join again", id="another key"
+        ),
+        pytest.param(
+            kept(certified(NOW, KEY, node_keys.Authority(node_keys.new_authority_seed()))),
+            False,
+            "not of this mesh",
+            "ticket",
+            id="another CA",
+        ),
+    ],
+)
+def test_the_certificate(found: MembershipFile, ok: bool, says: str, hint: str) -> None:
+    finding = doctor_worker_checks.check_certificate(found, KEY, NOW)
+    assert finding.ok is ok
+    assert says in finding.detail
+    assert hint in finding.hint
+
+
+@pytest.mark.parametrize(
+    ("finding", "ok", "says", "hint"),
+    [
+        pytest.param(doctor_worker_checks.check_dht(BOX, ELSEWHERE), True, "3 nodes answer (5.5.5.1:4737)", "", id="the DHT answers"),
+        pytest.param(
+            doctor_worker_checks.check_dht(replace(BOX, nodes=0), ELSEWHERE), False, "no DHT node answers", "let UDP out", id="no DHT node"
+        ),
+        pytest.param(
+            doctor_worker_checks.check_dht(replace(BOX, nodes=0), ELSEWHERE),
+            False,
+            "no DHT node answers",
+            "the mesh may have a new address: ask for a new ticket",
+            id="the house has moved",
+        ),
+        pytest.param(
+            doctor_worker_checks.check_dht(replace(BOX, nodes=0), HERE),
+            False,
+            "127.0.0.1:4737",
+            "DHT_HOST",
+            id="a ticket of a DHT on loopback",
+        ),
+        pytest.param(
+            doctor_worker_checks.check_nat(BOX, ELSEWHERE), True, "it keeps ports (5.5.5.11:49737", "", id="a NAT that keeps ports"
+        ),
+        pytest.param(
+            doctor_worker_checks.check_nat(replace(BOX, firewalled=False), ELSEWHERE),
+            True,
+            "none: this machine is reachable",
+            "",
+            id="open",
+        ),
+        pytest.param(
+            doctor_worker_checks.check_nat(replace(BOX, port=None, randomized=True), RELAYED), True, "symmetric", "", id="symmetric"
+        ),
+        pytest.param(doctor_worker_checks.check_nat(BOX, HERE), True, "on this machine", "", id="no NAT between"),
+        pytest.param(doctor_worker_checks.check_relay(BOX, RELAYED), True, "1 known", "", id="a relay"),
+        pytest.param(doctor_worker_checks.check_relay(BOX, ELSEWHERE), True, "seldom needs one", "", id="no relay, and none needed"),
+        pytest.param(
+            doctor_worker_checks.check_relay(replace(BOX, randomized=True), ELSEWHERE),
+            False,
+            "may need one",
+            "aicli mesh relay",
+            id="a relay is missing",
+        ),
+        pytest.param(doctor_worker_checks.check_clock(3), True, "within 60 s", "", id="a good clock"),
+        pytest.param(doctor_worker_checks.check_clock(660), False, "11 min behind auth's", "NTP", id="a late clock"),
+        pytest.param(doctor_worker_checks.check_clock(-660), False, "11 min ahead of auth's", "NTP", id="an early clock"),
+    ],
+)
+def test_what_a_fact_means(finding: DoctorFinding, ok: bool, says: str, hint: str) -> None:
+    assert finding.ok is ok
+    assert says in finding.detail
+    assert hint in finding.hint
+    assert bool(finding.hint) is (finding.ok is False)
+
+
+async def test_a_joined_worker_is_looked_at_whole(tmp_path: Path) -> None:
+    async with swarmnet() as net:
+        house = (await net.start(FrontDoor)).service
+        assert isinstance(house, FrontDoor)
+        folder = join.Folder(tmp_path)
+        secret_files.ensure_file(folder.key, node_keys.new_seed)
+        key = node_keys.load(folder.key)
+        house.ca = net.ca
+        house.members[key.id] = Role.WORKER
+        bootstrap = tuple(str(address) for address in net.bootstrap)
+        certificate = certificates.issue(net.ca, Subject(key.id, Role.WORKER), time.time())
+        membership_file.save(
+            folder.membership, MembershipFile(MeshName("test"), Role.WORKER, certificate, b"", (net.ca.id,), (), bootstrap)
+        )
+        folder.paused.touch()
+        found = [finding async for finding in doctor_worker_checks.examine_worker(folder)]
+        checks = ["worker", "running", "paused", "certificate", "Node.js", "sidecar", "DHT", "NAT", "relay", "way in", "clock", "member"]
+        assert [finding.check for finding in found] == checks
+        assert wrong(found) == ["running", "paused"]
+        assert found[-1] == DoctorFinding("member", True, "auth renews the certificate")
+        found = [finding async for finding in doctor_worker_checks.examine(membership_of(folder), key, is_in_use=True)]
+        assert found[-1] == DoctorFinding("member", None, "not checked: a running worker uses the key")
+        # With nobody at the enrolment topic the rest is as it was.
+        await net.nodes[0].stop()
+        found = [finding async for finding in doctor_worker_checks.examine(membership_of(folder), key, find_seconds=0.5)]
+        assert wrong(found) == ["way in"]
+        assert found[-2:] == [DoctorFinding(check, None, "not checked: way in first") for check in ("clock", "member")]
+
+
+def membership_of(folder: join.Folder) -> MembershipFile:
+    found = folder.kept()
+    assert found is not None
+    return found
+
+
+async def test_a_machine_that_never_joined(tmp_path: Path) -> None:
+    (finding,) = [finding async for finding in doctor_worker_checks.examine_worker(join.Folder(tmp_path))]
+    assert (finding.ok, finding.hint) == (False, "aicli worker --join TICKET")
+
+
+# --- a client's profile -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def client(shell: Shell) -> Shell:
+    """A profile that `aicli mesh connect` made."""
+    path = shell.folder / ".aimesh/profile.toml"
+    before = profile.read(path)
+    mesh_file = path.with_name("client.mesh")
+    profile.write(path, Profile(node_key_file=before.node_key_file, nats_url=None, mesh_file=mesh_file, api_key=before.api_key))
+    membership_file.save(mesh_file, kept(certified(NOW)))
+    return shell
+
+
+async def lets_in(found: MembershipFile, key: node_keys.NodeKey) -> AsyncIterator[DoctorFinding]:
+    yield DoctorFinding("relay", False, "none", "make one")
+    yield DoctorFinding("way in", True, "found")
+    yield DoctorFinding("clock", False, "11 min behind", "NTP")
+
+
+async def keeps_out(found: MembershipFile, key: node_keys.NodeKey) -> AsyncIterator[DoctorFinding]:
+    yield DoctorFinding("DHT", False, "no DHT node answers", "UDP?")
+    yield DoctorFinding("way in", None, "not checked: DHT first")
+
+
+def here(shell: Shell) -> CliContext:
+    return CliContext(shell.environment, shell.folder, shell.mesh.open)
+
+
+async def test_a_client_is_looked_at_from_its_certificate_to_the_models(client: Shell) -> None:
+    well(client.mesh)
+    found = await doctor_checks.examine(here(client), lets_in)
+    assert wrong(found) == ["relay", "clock"]
+    assert [finding.check for finding in found][-3:] == ["quota", "workers", "models"]
+    assert "NATS" not in [finding.check for finding in found]
+
+
+async def test_without_a_way_in_nothing_behind_it_is_checked(client: Shell) -> None:
+    client.mesh.answer(auth.list_api_keys, auth.ApiKeys(()))
+    client.mesh.answer(gateway.get_service_health, HEALTHY)
+    found = await doctor_checks.examine(here(client), keeps_out)
+    assert found[-4:] == [DoctorFinding(check, None, "not checked: DHT first") for check in ("auth", "gateway", "workers", "models")]
+    assert client.mesh.asked == []
+
+
+async def test_a_profile_whose_membership_is_gone(client: Shell) -> None:
+    (client.folder / ".aimesh/client.mesh").unlink()
+    found = await doctor_checks.examine(here(client), lets_in)
+    assert wrong(found) == ["membership"]
+    assert "aicli mesh connect" in next(finding.hint for finding in found if finding.ok is False)

@@ -1,0 +1,45 @@
+"""Which models a folder has."""
+
+from pathlib import Path
+
+import pytest
+
+from cli.machines import gguf_folder
+from shared import errors
+
+
+def folder_with(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).touch()
+    return folder
+
+
+def test_each_file_is_a_model_under_its_own_name(tmp_path: Path) -> None:
+    folder_with(tmp_path, "qwen3-4b.Q4_K_M.gguf", "phi.GGUF", "readme.md", "mmproj-phi.gguf")
+    (tmp_path / "folder.gguf").mkdir()
+    assert gguf_folder.find_models(tmp_path) == {"phi": tmp_path / "phi.GGUF", "qwen3-4b.Q4_K_M": tmp_path / "qwen3-4b.Q4_K_M.gguf"}
+
+
+def test_a_model_in_parts_is_one_and_opened_by_its_first(tmp_path: Path) -> None:
+    folder_with(tmp_path, "big-00001-of-00002.gguf", "big-00002-of-00002.gguf")
+    assert gguf_folder.find_models(tmp_path) == {"big": tmp_path / "big-00001-of-00002.gguf"}
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        pytest.param([], "no .gguf files in", id="none"),
+        pytest.param(["notes.txt"], "no .gguf files in", id="none that is a model"),
+        pytest.param(["a=b.gguf"], "can't contain =", id="a name that MODELS could not carry"),
+        pytest.param(["a,b.gguf"], "can't contain commas", id="a path that MODELS could not carry"),
+        pytest.param(["a.gguf", "a.GGUF"], "would both be served as a", id="two of one name"),
+    ],
+)
+def test_what_cannot_be_served_is_named(tmp_path: Path, names: list[str], says: str) -> None:
+    with pytest.raises(errors.BadSettings, match=says):
+        gguf_folder.find_models(folder_with(tmp_path, *names))
+
+
+def test_no_such_folder(tmp_path: Path) -> None:
+    with pytest.raises(errors.BadSettings, match="there is no folder"):
+        gguf_folder.find_models(tmp_path / "nowhere")

@@ -1,0 +1,130 @@
+"""`aicli worker`: the environment that the worker's process gets."""
+
+import os
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import pytest
+
+from cli.machines import join, worker
+from services.inference.settings import InferenceSettings
+from shared import config, errors
+from shared.identity import node_keys
+from shared.node.membership_file import MembershipFile
+from shared.types import MeshName, Role
+from stack import initialization
+from stack import stack_home as homes
+from tests.cli.fake_mesh import Shell
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> homes.StackHome:
+    """A stack whose user has set some things; nothing runs."""
+    home = homes.locate({"AIMESH_HOME": str(tmp_path / "home")})
+    given = {"MESH_NAME": "lab", "NATS_PORT": "14222", "MODELS": "m=/models/m.gguf", "LOG_LEVEL": "debug"}
+    initialization.ensure(home, given, tmp_path)
+    return home
+
+
+def test_a_worker_is_a_node_of_its_own(stack: homes.StackHome) -> None:
+    outside = {"AIMESH_HOME": str(stack.root), "PATH": "/bin"}
+    first = worker.plan_environment(outside, {})
+    second = worker.plan_environment(outside, {})
+    ids = {node_keys.load(Path(each["NODE_KEY_FILE"])).id for each in (first, second)}
+    assert len(ids) == 2
+    users = (stack.nats / "users.conf").read_text()
+    assert all(node in users for node in ids)
+    assert f": {Role.WORKER}\n" in users
+    assert first["PATH"] == "/bin"
+
+
+def test_the_lock_of_a_name_goes_over_to_the_worker(stack: homes.StackHome) -> None:
+    first = worker.plan_environment({"AIMESH_HOME": str(stack.root)}, {})
+    assert first["NODE_KEY_FILE"].endswith("local-worker-1.nk")
+    (lock,) = descriptors_of(stack.run / "local-worker-1.lock")
+    assert os.get_inheritable(lock)
+    os.close(lock)  # the worker ends
+    again = worker.plan_environment({"AIMESH_HOME": str(stack.root)}, {})
+    assert again["NODE_KEY_FILE"] == first["NODE_KEY_FILE"]
+
+
+def descriptors_of(file: Path) -> list[int]:
+    links = Path("/proc/self/fd").iterdir()
+    return [int(link.name) for link in links if link.exists() and link.resolve() == file.resolve()]
+
+
+def test_options_go_before_the_environment_before_the_stack(stack: homes.StackHome) -> None:
+    outside = {"AIMESH_HOME": str(stack.root), "LOG_LEVEL": "error", "NATS_URL": "nats://elsewhere:1", "INFERENCE_BACKEND": "ollama"}
+    chosen = worker.plan_environment(outside, {"INFERENCE_BACKEND": "echo", "ENGINE_SLOTS": "8"})
+    loaded = config.load(InferenceSettings, chosen)
+    assert loaded.log_level == "error"
+    assert (loaded.mesh, loaded.nats_url) == ("lab", "nats://127.0.0.1:14222")
+    assert loaded.models == {"m": "/models/m.gguf"}
+    assert (loaded.backend, loaded.slots) == ("echo", 8)
+
+
+def test_with_a_node_key_no_stack_is_needed(tmp_path: Path) -> None:
+    outside = {"NODE_KEY_FILE": "/k.nk", "NATS_URL": "tls://elsewhere:4222", "AIMESH_HOME": str(tmp_path)}
+    assert worker.plan_environment(outside, {"MODELS": "a=/b"}) == {**outside, "MODELS": "a=/b"}
+
+
+def test_without_a_stack_it_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(errors.BadSettings, match="there is no stack") as caught:
+        worker.plan_environment({"AIMESH_HOME": str(tmp_path)}, {})
+    assert "make up" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [("smollm2", "is not NAME=PATH"), ("=x", "is not NAME=PATH"), ("a=", "is not NAME=PATH"), ("a=nowhere.gguf", "there is no file")],
+)
+def test_a_model_that_cannot_be_served(shell: Shell, model: str, says: str) -> None:
+    result = shell("worker", "--model", model)
+    assert result.exit_code == 2
+    assert says in result.stderr
+
+
+def test_a_joined_worker_is_what_its_folder_says_and_shown_as_the_user_says() -> None:
+    folder = join.Folder(Path("/state"))
+    outside = {"NATS_URL": "nats://127.0.0.1:1", "NATS_URL_FILE": "/x", "LOG_LEVEL": "debug", "MODELS_FILE": "/y", "NODE_KEY_FILE": "/z"}
+    chosen = worker.joined_environment(outside, {"MODELS": "a=/b"}, folder, MembershipFile(MeshName("lab"), Role.WORKER))
+    assert "NATS_URL_FILE" not in chosen
+    assert "MODELS_FILE" not in chosen
+    loaded = config.load(InferenceSettings, chosen)
+    assert (loaded.mesh, loaded.uses_nats, loaded.node_key_file, loaded.state_file) == ("lab", False, folder.key, folder.membership)
+    assert (loaded.pause_file, loaded.status_file, loaded.narration) == (folder.paused, folder.status, "plain")
+    assert (loaded.log_level, loaded.log_format, loaded.models) == ("debug", "text", {"a": "/b"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        pytest.param(("--label", "a=b"), "require --join", id="labels without joining"),
+        pytest.param(("--join", "x", "--label", "a"), "is not KEY=VALUE", id="half a label"),
+        pytest.param(("--models", "nowhere"), "there is no folder", id="no folder"),
+        pytest.param(("--models", "."), "no .gguf files in", id="an empty folder"),
+        pytest.param(("--state", "nowhere"), "no worker has joined a mesh using", id="a folder that never joined"),
+        pytest.param(("--join", "hello"), "a ticket begins with aip_join_", id="no ticket"),
+    ],
+)
+def test_what_cannot_be_started_says_why(shell: Shell, arguments: tuple[str, ...], says: str) -> None:
+    result = shell("worker", *arguments)
+    assert result.exit_code in (1, 2)
+    assert says in result.stderr
+
+
+def test_one_name_for_two_models(shell: Shell) -> None:
+    for name in ("a.gguf", "b.gguf"):
+        (shell.folder / name).touch()
+    result = shell("worker", "--models", ".", "--model", "a=b.gguf")
+    assert (result.exit_code, "two models are named a" in result.stderr) == (2, True)
+
+
+def test_the_backends_of_the_option_are_those_that_exist() -> None:
+    hint = get_type_hints(InferenceSettings)["backend"]
+    assert set(worker.BACKENDS) == set(get_args(hint))
+
+
+def test_the_options_are_settings_of_the_worker() -> None:
+    variables = {setting.variable.name for setting in config.settings_of(InferenceSettings)}
+    assert {"INFERENCE_BACKEND", "MODELS", "ENGINE_SLOTS", "INFERENCE_SERVICE_PORT", "NODE_KEY_FILE", "MESH_NAME", "NATS_URL"} <= variables

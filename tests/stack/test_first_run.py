@@ -1,0 +1,73 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cli import profile
+from shared import errors
+from shared.api import auth
+from shared.identity import credentials
+from shared.types import Credential
+from stack import first_run, initialization, secret_files
+from stack import stack_home as homes
+from stack.settings import StackSettings
+from stack.stack_home import StackHome
+from tests.cli.fake_mesh import FakeMesh
+
+SETTINGS = StackSettings(web_port=4000, nats_port=4999)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> StackHome:
+    found = homes.locate({"AIMESH_HOME": str(tmp_path / "h")})
+    initialization.ensure(found, {}, tmp_path)
+    return found
+
+
+@pytest.fixture
+def mesh() -> FakeMesh:
+    """Auth of a fresh stack, which knows the first key."""
+    fake = FakeMesh()
+    fake.answer(auth.list_api_keys, auth.ApiKeys(()))
+    return fake
+
+
+def first_key(home: StackHome) -> str:
+    return secret_files.read(home, "admin_key")
+
+
+async def test_the_first_run_makes_a_profile_and_a_page_with_the_key_that_auth_was_given(home: StackHome, mesh: FakeMesh) -> None:
+    made = await first_run.ensure_profile(home, SETTINGS, mesh.open)
+    assert [(asked.method, asked.credential) for asked in mesh.asked] == [("auth.listApiKeys", first_key(home))]
+    assert credentials.kind_of(first_key(home)) == "adm"
+    assert profile.read(home.profile) == made
+    assert (made.api_key, made.username) == (first_key(home), "admin")
+    assert (made.nats_url, made.web_url) == ("nats://127.0.0.1:4999", "http://127.0.0.1:4000")
+    page = first_run.page(home)
+    assert first_key(home) in page.read_text()
+    assert secret_files.read(home, "admin_password") in page.read_text()
+    assert page.stat().st_mode & 0o777 == home.profile.stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_key_that_works_is_kept(home: StackHome, mesh: FakeMesh) -> None:
+    made = await first_run.ensure_profile(home, SETTINGS, mesh.open)
+    profile.write(home.profile, replace(made, api_key=Credential("aip_live_other"), username="anna"))
+    before = home.profile.stat()
+    assert (await first_run.ensure_profile(home, SETTINGS, mesh.open)).api_key == "aip_live_other"
+    assert home.profile.stat() == before
+
+
+async def test_a_moved_port_reaches_the_profile_and_keeps_the_key(home: StackHome, mesh: FakeMesh) -> None:
+    await first_run.ensure_profile(home, SETTINGS, mesh.open)
+    await first_run.ensure_profile(home, StackSettings(web_port=5000), mesh.open)
+    assert profile.read(home.profile).web_url == "http://127.0.0.1:5000"
+    assert profile.read(home.profile).api_key == first_key(home)
+
+
+async def test_where_no_key_works_somebody_has_to_log_in(home: StackHome, mesh: FakeMesh) -> None:
+    mesh.answer(auth.list_api_keys, errors.NotAuthenticated("unknown key"))
+    with pytest.raises(errors.NotAuthenticated) as caught:
+        await first_run.ensure_profile(home, SETTINGS, mesh.open)
+    assert caught.value.hint.endswith("aicli login")
+    assert first_key(home) not in caught.value.message
+    assert profile.read(home.profile).api_key is None  # there is a profile for it to write to

@@ -1,0 +1,150 @@
+from importlib import import_module
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from shared import config
+from stack import initialization, settings, stack_plan
+from stack import stack_home as homes
+from stack.stack_home import StackHome
+from stack.stack_plan import StackPlan
+
+#: service -> the class of its settings.
+KINDS = {
+    "auth": "AuthSettings",
+    "gateway": "GatewaySettings",
+    "inference": "InferenceSettings",
+    "metrics": "MetricsSettings",
+    "web": "WebSettings",
+}
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> StackHome:
+    return homes.locate({"AIMESH_HOME": str(tmp_path / "h")})
+
+
+def _plan(home: StackHome, **given: str) -> StackPlan:
+    made = initialization.ensure(home, given, home.root.parent)
+    return stack_plan.make(home, made.settings, made.recorded, {"PATH": "/bin", "AWS_SECRET_ACCESS_KEY": "x", "CUDA_VISIBLE_DEVICES": "0"})
+
+
+def _environments(planned: StackPlan) -> dict[str, dict[str, str]]:
+    return {program.name: program.environment for program in planned.programs}
+
+
+def test_a_worker_gets_no_database_no_redis_and_nobody_elses_secret(home: StackHome) -> None:
+    worker = _environments(_plan(home, OPENAI_API_KEY="sk-x"))["inference"]
+    secrets = {name for name in worker if name.endswith("_FILE")}
+    assert secrets == {"NODE_KEY_FILE", "SERVICE_TOKEN_FILE", "OPENAI_API_KEY_FILE"}
+    assert not [name for name in worker if "DATABASE" in name or "REDIS" in name]
+    assert worker["CUDA_VISIBLE_DEVICES"] == "0"
+
+
+def test_secrets_stand_in_no_environment_and_no_command(home: StackHome) -> None:
+    planned = _plan(home, OPENAI_API_KEY="sk-canary", DATABASE_URL="postgresql://u:canary@h/d", REDIS_URL="redis://:canary@h")
+    for program in planned.programs:
+        assert "canary" not in repr(program)
+        for file in home.secrets.iterdir():
+            if file.is_file():
+                assert file.read_text().strip() not in repr(program), (program.name, file.name)
+
+
+def test_only_the_provider_key_of_the_service_that_uses_it(home: StackHome) -> None:
+    holders = [name for name, found in _environments(_plan(home, OPENAI_API_KEY="sk-x")).items() if "OPENAI_API_KEY_FILE" in found]
+    assert holders == ["inference"]
+
+
+def test_the_machines_other_variables_are_not_passed_on(home: StackHome) -> None:
+    assert not [name for name, found in _environments(_plan(home)).items() if "AWS_SECRET_ACCESS_KEY" in found]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "server"),
+    [("DATABASE_URL", "postgresql://u:p@h/d", "postgres"), ("REDIS_URL", "redis://h", "valkey"), ("NATS_URL", "nats://h:4222", "nats")],
+)
+def test_an_external_server_replaces_the_embedded_one(home: StackHome, variable: str, value: str, server: str) -> None:
+    assert server in _environments(_plan(home))
+    planned = _plan(home, **{variable: value})
+    assert server not in _environments(planned)
+    assert Path(_environments(planned)["auth"][f"{variable}_FILE"]).read_text() == value
+
+
+def test_the_database_of_one_service_may_be_elsewhere(home: StackHome) -> None:
+    found = _environments(_plan(home, AUTH_DATABASE_URL="postgresql://elsewhere/a"))
+    assert "postgres" in found
+    assert Path(found["auth"]["DATABASE_URL_FILE"]).read_text() == "postgresql://elsewhere/a"
+    assert "host=" in Path(found["gateway"]["DATABASE_URL_FILE"]).read_text()
+
+
+def test_history_alone_starts_no_database(home: StackHome) -> None:
+    elsewhere = {"AUTH_DATABASE_URL": "postgresql://elsewhere/a", "GATEWAY_DATABASE_URL": "postgresql://elsewhere/g"}
+    found = _environments(_plan(home, **elsewhere))
+    assert "postgres" not in found
+    assert "DATABASE_URL_FILE" not in found["metrics"]
+    found = _environments(_plan(home, **elsewhere, METRICS_DATABASE_URL="postgresql://elsewhere/m"))
+    assert Path(found["metrics"]["DATABASE_URL_FILE"]).read_text() == "postgresql://elsewhere/m"
+
+
+def test_only_gateway_and_web_leave_loopback(home: StackHome) -> None:
+    found = _environments(_plan(home, BIND_HOST="0.0.0.0", ALLOW_PLAIN_HTTP="true"))
+    assert [name for name, environment in found.items() if "BIND_HOST" in environment] == ["gateway", "web"]
+
+
+@pytest.mark.parametrize(
+    ("given", "is_open"),
+    [
+        ({}, "true"),
+        ({"BIND_HOST": "::1"}, "true"),
+        ({"BIND_HOST": "0.0.0.0"}, "false"),
+        ({"BIND_HOST": "192.0.2.7"}, "false"),
+        ({"BIND_HOST": "0.0.0.0", "OPEN_REGISTRATION": "true"}, "true"),
+        ({"OPEN_REGISTRATION": "false"}, "false"),
+    ],
+)
+def test_registration_is_open_where_only_this_machine_gets_to_it(home: StackHome, given: dict[str, str], is_open: str) -> None:
+    assert _environments(_plan(home, ALLOW_PLAIN_HTTP="true", **given))["auth"]["OPEN_REGISTRATION"] == is_open
+
+
+def test_the_echo_worker_serves_nothing_but_echo(home: StackHome) -> None:
+    found = _environments(_plan(home, AIMESH_ECHO="1", MODELS="a=/m.gguf", OPENAI_API_KEY="sk-x"))
+    echo, worker = found["inference-echo"], found["inference"]
+    assert echo["INFERENCE_BACKEND"] == "echo"
+    assert "MODELS" not in echo
+    assert "OPENAI_API_KEY_FILE" not in echo
+    assert echo["INFERENCE_SERVICE_PORT"] != "3003"
+    assert echo["NODE_KEY_FILE"] != worker["NODE_KEY_FILE"]
+
+
+def test_the_fingerprint_follows_settings_and_secrets_only(home: StackHome) -> None:
+    first = _plan(home).fingerprint
+    assert _plan(home).fingerprint == first
+    changed = _plan(home, OPENAI_API_KEY="sk-1").fingerprint
+    assert changed != first
+    assert _plan(home, OPENAI_API_KEY="sk-2").fingerprint != changed
+    assert _plan(home, OPENAI_API_KEY="").fingerprint == first
+
+
+@pytest.mark.parametrize("name", ["keys/web.nk", "secrets/key_pepper"])
+def test_a_key_that_was_made_anew_restarts_who_runs_with_the_old_one(home: StackHome, name: str) -> None:
+    first = _plan(home).fingerprint
+    (home.root / name).unlink()
+    assert _plan(home).fingerprint != first
+
+
+@pytest.mark.parametrize("service", stack_plan.SERVICES)
+def test_every_setting_of_a_service_can_be_given_and_what_it_must_have_is_there(home: StackHome, service: str) -> None:
+    kind = getattr(import_module(f"services.{service}.settings"), KINDS[service])
+    assert issubclass(kind, msgspec.Struct)
+    planned = _environments(_plan(home, MESH_RELAY="on"))[service]
+    provided = {each for name in planned for each in (name, name.removesuffix("_FILE"))}
+    # Where it lies without a setting, and what `aicli worker` says to the worker that it becomes.
+    provided |= {"MESH_STATE_FILE", "JOURNAL_FILE", "RECEIPTS_FILE", "WORKER_PAUSE_FILE", "WORKER_REPORT_FILE", "WORKER_STATUS"}
+    passed = {name for name, services in settings.PASSED.items() if service in services} | settings.SECRET
+    declared = {setting.variable.name for setting in config.settings_of(kind)}
+    beyond_loopback = {"BIND_HOST", "ALLOW_PLAIN_HTTP", "TLS_CERT_FILE", "TLS_KEY_FILE"}
+    assert declared - provided - passed - beyond_loopback == set()
+    config.load(kind, planned)
+    # And nothing is passed that it would not read.
+    assert {name for name, services in settings.PASSED.items() if service in services} <= declared

@@ -1,0 +1,166 @@
+"""The whole stack, up and down, as `make up` does it: real servers, the five services, and the echo model for speed."""
+
+import asyncio
+import itertools
+import os
+import signal
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from shared import errors
+from stack import control, first_run, ports, processes, stack_plan, status_overview, supervisor, up_down
+from stack import stack_home as homes
+from stack.control import ControlAnswer, ProgramStatus, StatusRequest
+from stack.servers.program import Program
+from stack.stack_home import StackHome
+
+PORTS = ("WEB", "AUTH", "GATEWAY", "INFERENCE", "METRICS")
+
+
+@pytest.fixture
+async def home(tmp_path: Path) -> AsyncIterator[StackHome]:
+    found = homes.locate({"AIMESH_HOME": str(tmp_path / "h")})
+    yield found
+    await up_down.down(found, said.append)
+
+
+@pytest.fixture
+def given() -> dict[str, str]:
+    chosen = {f"{name}_SERVICE_PORT": str(ports.find_free()) for name in PORTS}
+    servers = {"NATS_PORT": str(ports.find_free()), "DHT_PORT": str(ports.find_free(4, is_udp=True)), "PROMETHEUS_PORT": "0"}
+    return {**chosen, **servers, "INFERENCE_BACKEND": "echo"}
+
+
+said: list[str] = []
+
+
+async def running(home: StackHome) -> ControlAnswer:
+    answer = await control.ask(home.control_socket, StatusRequest())
+    assert answer is not None
+    return answer
+
+
+def pids(answer: ControlAnswer) -> dict[str, int | None]:
+    return {program.name: program.pid for program in answer.programs}
+
+
+async def test_up_again_killed_and_down(home: StackHome, given: dict[str, str], tmp_path: Path) -> None:
+    settings = await up_down.up(home, given, tmp_path, said.append)
+    made = await first_run.ensure_profile(home, settings)
+    first = await running(home)
+    assert {row.name for row in await status_overview.collect(home) if row.ready} == {
+        "postgres",
+        "valkey",
+        "nats",
+        "dht",
+        *stack_plan.SERVICES,
+    }
+
+    # Again: nothing is started anew, the key is kept, and the ports are known without the environment.
+    assert await up_down.up(home, {}, tmp_path, said.append) == settings
+    assert await first_run.ensure_profile(home, settings) == made
+    assert pids(await running(home)) == pids(first)
+
+    # The supervisor is killed: its children end with it, and `up` brings everything back, data and key included.
+    os.kill(first.pid, signal.SIGKILL)
+    await up_down.up(home, {}, tmp_path, said.append)
+    second = await running(home)
+    assert not set(pids(second).values()) & set(pids(first).values())
+    assert await first_run.ensure_profile(home, settings) == made
+
+    # Changed settings take effect.
+    moved = str(ports.find_free())
+    await up_down.up(home, {"WEB_SERVICE_PORT": moved}, tmp_path, said.append)
+    assert str((await status_overview.collect(home))[-1].url).endswith(moved)
+
+    last = pids(await running(home))
+    assert await up_down.down(home, said.append)
+    assert not [name for name, pid in last.items() if pid is not None and processes.start_of(pid) is not None]
+    assert not await up_down.down(home, said.append)
+    assert (home.postgres / "data" / "PG_VERSION").exists()
+
+
+async def test_a_service_that_cannot_start_is_told_with_its_reason(home: StackHome, given: dict[str, str], tmp_path: Path) -> None:
+    said.clear()
+    with pytest.raises(errors.Internal, match="gateway does not start") as caught:
+        await up_down.up(home, {**given, "BIND_HOST": "0.0.0.0"}, tmp_path, said.append)
+    assert "\n" not in caught.value.message
+    assert any("TLS_CERT_FILE" in line for line in said)
+    # Repaired by a person, it comes up from where it is.
+    async with asyncio.timeout(60):
+        await up_down.up(home, {"BIND_HOST": ""}, tmp_path, said.append)
+
+
+NOTHING_BEFORE = up_down.Before({}, {})
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> StackHome:
+    found = homes.locate({"AIMESH_HOME": str(tmp_path / "h")})
+    homes.ensure_folders(found)
+    return found
+
+
+async def test_a_supervisor_that_lives_but_does_not_answer_has_not_ended(bare: StackHome) -> None:
+    nothing = stack_plan.StackPlan((), None, None, "f")
+    with supervisor.only_one(bare), pytest.raises(errors.Internal, match=r"not ready after .* the supervisor does not answer"):
+        await up_down.until_ready(bare, nothing, NOTHING_BEFORE, said.append, stall_seconds=1)
+    with pytest.raises(errors.Internal, match="the supervisor has ended"):
+        await up_down.until_ready(bare, nothing, NOTHING_BEFORE, said.append)
+
+
+def test_the_lock_is_held_as_long_as_the_process_that_inherited_it(bare: StackHome) -> None:
+    with supervisor.only_one(bare) as lock:
+        process = subprocess.Popen(["sleep", "600"], stdin=lock)
+    with process:
+        assert supervisor.is_alive(bare)
+        process.terminate()
+    assert not supervisor.is_alive(bare)
+
+
+@asynccontextmanager
+async def starting_service(home: StackHome, reasons: Iterator[str]) -> AsyncIterator[stack_plan.StackPlan]:
+    """A supervisor whose one service gives the next reason each time it is asked, and is ready when there are no more."""
+
+    async def answer_readyz(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        reason = next(reasons, None)
+        body = msgspec.json.encode({"checks": [{"name": "model", "ok": reason is None, "detail": reason or ""}]})
+        writer.write((b"HTTP/1.1 200 OK" if reason is None else b"HTTP/1.1 503 Service Unavailable") + b"\r\n\r\n" + body)
+        await writer.drain()
+        writer.close()
+
+    async def answer_order(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        row = ProgramStatus("inference", "running", 1, 0.0, 0, "")
+        writer.write(msgspec.json.encode(ControlAnswer(True, programs=(row,))) + b"\n")
+        await writer.drain()
+        writer.close()
+
+    async with (
+        await asyncio.start_server(answer_readyz, "127.0.0.1", 0) as server,
+        await asyncio.start_unix_server(answer_order, home.control_socket),
+    ):
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        yield stack_plan.StackPlan((Program(name="inference", command=("true",), environment={}, stage=1, url=url),), None, None, "f")
+
+
+async def test_starting_may_take_longer_than_a_stall_while_something_new_happens(bare: StackHome) -> None:
+    stall_seconds = 2.0
+    started = time.monotonic()
+    progress = itertools.takewhile(lambda _: time.monotonic() - started < 2 * stall_seconds, (f"{n} %" for n in itertools.count()))
+    async with starting_service(bare, progress) as planned:
+        with supervisor.only_one(bare):
+            await up_down.until_ready(bare, planned, NOTHING_BEFORE, said.append, stall_seconds=stall_seconds)
+
+
+async def test_starting_fails_when_nothing_new_happens(bare: StackHome) -> None:
+    async with starting_service(bare, itertools.repeat("40 %")) as planned:
+        with supervisor.only_one(bare), pytest.raises(errors.Internal, match="inference: model: 40 %"):
+            await up_down.until_ready(bare, planned, NOTHING_BEFORE, said.append, stall_seconds=1)
