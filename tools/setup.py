@@ -77,7 +77,7 @@ FLAVOURS = {
 
 
 @dataclass(frozen=True)
-class Machine:
+class SetupMachine:
     """What the checks look at."""
 
     python: tuple[int, int]
@@ -91,7 +91,7 @@ class Machine:
 REQUIRED_PROGRAMS = {"g++": "g++", "cc": "gcc", "make": "make"}
 
 
-def find_mistakes(machine: Machine) -> list[str]:
+def find_mistakes(machine: SetupMachine) -> list[str]:
     """What this machine lacks, each with the command that helps. Pure."""
     found = []
     if machine.python < (3, 11):
@@ -112,7 +112,7 @@ def find_mistakes(machine: Machine) -> list[str]:
     return found
 
 
-def look_at_machine(places: list[Path]) -> Machine:
+def look_at_machine(places: list[Path]) -> SetupMachine:
     try:
         import ensurepip  # noqa: F401, PLC0415 - Debian ships venv without it when python3-venv is missing
         import venv  # noqa: F401, PLC0415
@@ -120,7 +120,7 @@ def look_at_machine(places: list[Path]) -> Machine:
         has_venv = True
     except ImportError:
         has_venv = False
-    return Machine(
+    return SetupMachine(
         python=sys.version_info[:2],
         has_venv=has_venv,
         programs=frozenset(name for name in REQUIRED_PROGRAMS if shutil.which(name)),

@@ -15,7 +15,7 @@ from services.metrics.alerting.rules.alert_rule import DashboardName
 from shared.telemetry import instruments
 from shared.telemetry.instrument import Instrument, InstrumentKind
 from tools.boards import writing
-from tools.boards.panel import LOKI, PROMETHEUS, Dashboard, Unit
+from tools.boards.panel import LOKI, PROMETHEUS, Dashboard, PanelUnit
 
 ROOT = Path(__file__).parents[2]
 GRAFANA = ROOT / "deploy" / "grafana"
@@ -99,7 +99,7 @@ def test_a_board_is_whole(board: Dashboard) -> None:
     assert len({panel.title for panel in board.panels}) == len(board.panels)
     for panel in board.panels:
         assert panel.help
-        assert panel.unit is not Unit.TEXT or panel.kind == "logs"
+        assert panel.unit is not PanelUnit.TEXT or panel.kind == "logs"
     there = json.loads((GRAFANA / "dashboards" / f"{board.board}.json").read_text(encoding="utf-8"))
     assert there["uid"] == board.board
     assert {variable["name"] for variable in there["templating"]["list"]} == {"prometheus_datasource", "loki_datasource"}

@@ -28,13 +28,13 @@ ALL = frozenset({"g++", "cc", "make"})
 def test_what_a_machine_lacks_is_told_with_what_helps(
     python: tuple[int, int], has_venv: bool, programs: frozenset[str], free_gb: float, words: list[str]
 ) -> None:
-    found = setup.find_mistakes(setup.Machine(python, has_venv, programs, free_gb))
+    found = setup.find_mistakes(setup.SetupMachine(python, has_venv, programs, free_gb))
     assert len(found) == bool(words)
     assert all(word in found[0] for word in words)
 
 
 def test_everything_that_is_missing_is_told_at_once() -> None:
-    assert len(setup.find_mistakes(setup.Machine((3, 8), False, frozenset(), 0.0))) == 6
+    assert len(setup.find_mistakes(setup.SetupMachine((3, 8), False, frozenset(), 0.0))) == 6
 
 
 def test_the_engine_has_a_lock_of_its_own(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ WHOLE, HALF, THIRD, QUARTER = 24, 12, 8, 6
 _HEIGHTS: Final = {"stat": 4, "timeseries": 8, "table": 8, "logs": 10}
 
 
-class Unit(StrEnum):
+class PanelUnit(StrEnum):
     """As Grafana names them."""
 
     SECONDS = "s"
@@ -31,7 +31,7 @@ class Unit(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Query:
+class PanelQuery:
     #: PromQL, or LogQL in a panel of logs.
     expression: str
     #: What its lines are called; `{{label}}` is a label's value.
@@ -43,8 +43,8 @@ class Panel:
     title: str
     #: For whoever wonders what is good and what is not.
     help: str
-    queries: tuple[Query, ...]
-    unit: Unit
+    queries: tuple[PanelQuery, ...]
+    unit: PanelUnit
     kind: str = "timeseries"
     width: int = HALF
     #: From here on it is bad.
@@ -63,12 +63,12 @@ class Dashboard:
     panels: tuple[Panel, ...]
 
 
-def lines(title: str, help_: str, unit: Unit, *queries: Query, **more: Any) -> Panel:
+def lines(title: str, help_: str, unit: PanelUnit, *queries: PanelQuery, **more: Any) -> Panel:
     return Panel(title=title, help=help_, unit=unit, queries=queries, **more)
 
 
-def stat(title: str, help_: str, unit: Unit, expression: str, **more: Any) -> Panel:
-    return Panel(title=title, help=help_, unit=unit, queries=(Query(expression),), kind="stat", width=QUARTER, **more)
+def stat(title: str, help_: str, unit: PanelUnit, expression: str, **more: Any) -> Panel:
+    return Panel(title=title, help=help_, unit=unit, queries=(PanelQuery(expression),), kind="stat", width=QUARTER, **more)
 
 
 def render(dashboard: Dashboard) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def _panel(number: int, panel: Panel, place: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def _target(letter: str, query: Query, source: dict[str, str], panel: Panel) -> dict[str, Any]:
+def _target(letter: str, query: PanelQuery, source: dict[str, str], panel: Panel) -> dict[str, Any]:
     found: dict[str, Any] = {"refId": letter, "datasource": source, "expr": query.expression}
     if panel.kind != "logs":
         found |= {"legendFormat": query.legend or "__auto", "exemplar": panel.exemplars, "instant": panel.kind in ("stat", "table")}
@@ -148,7 +148,7 @@ def _field(panel: Panel) -> dict[str, Any]:
     if panel.bad_from is not None:
         steps.append({"color": "red", "value": panel.bad_from})
     field: dict[str, Any] = {"unit": str(panel.unit), "thresholds": {"mode": "absolute", "steps": steps}}
-    if panel.unit is not Unit.CELSIUS and panel.kind == "timeseries":
+    if panel.unit is not PanelUnit.CELSIUS and panel.kind == "timeseries":
         field["min"] = 0
     if panel.kind == "timeseries":
         stacking = {"mode": "normal" if panel.stacked else "none", "group": "A"}

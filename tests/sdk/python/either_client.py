@@ -9,12 +9,12 @@ from typing import Any, Protocol
 
 import aimesh
 import pytest
-from aimesh.tries import Patience
+from aimesh.tries import RetryRules
 
 from tests.sdk.python import scripted_server
 from tests.sdk.python.scripted_server import Reply, Server
 
-QUICK = Patience(max_retries=2, first_pause_seconds=0.01, longest_pause_seconds=0.02)
+QUICK = RetryRules(max_retries=2, first_pause_seconds=0.01, longest_pause_seconds=0.02)
 KEY = "aip_live_x"
 
 

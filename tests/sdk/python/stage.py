@@ -6,13 +6,13 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from aimesh import calls, conversations
-from aimesh.actions import Action, Head, Open, Pause, Read, Renew, Say, WireLost
+from aimesh.actions import Action, AnswerHead, OpenRequest, PauseAction, Read, Renew, Say, WireLost
 from aimesh.answers import Answer
-from aimesh.conversations import Conversation, Surroundings, Terms
+from aimesh.conversations import CallTerms, Conversation, ProcessContext
 from aimesh.errors import AimeshError
-from aimesh.logins import Login
-from aimesh.settings import Settings
-from aimesh.tries import Patience
+from aimesh.logins import SessionLogin
+from aimesh.settings import ClientOptions
+from aimesh.tries import RetryRules
 
 from tests.sdk.python.scripted_server import ANSWER
 
@@ -23,7 +23,7 @@ JSON, EVENTS = {"content-type": "application/json"}, {"content-type": "text/even
 WHOLE = json.dumps({**ANSWER, "response": "hi"}).encode()
 CALL = calls.inference("hi", {})
 STREAM = calls.inference("hi", {}, stream=True)
-TERMS = Terms(seconds=100)
+TERMS = CallTerms(seconds=100)
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Try:
 
 @dataclass
 class Played:
-    opened: list[Open] = field(default_factory=list)
+    opened: list[OpenRequest] = field(default_factory=list)
     pauses: list[float] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     #: Access tokens in whose place another was wanted.
@@ -57,15 +57,17 @@ class Played:
 class Stage:
     """Time passes by pauses, and by what a script says that it takes."""
 
-    def __init__(self, *tries: Try, seconds_each: float = 0.0, api_key: str | None = "aip_live_x", login: Login | None = None) -> None:
+    def __init__(
+        self, *tries: Try, seconds_each: float = 0.0, api_key: str | None = "aip_live_x", login: SessionLogin | None = None
+    ) -> None:
         self._tries = list(tries)
         self._seconds_each = seconds_each
         self.now = 1000.0
         self.played = Played()
         self._made = 0
-        settings = Settings("http://mesh", api_key)
-        patience = Patience(max_retries=2, first_pause_seconds=1.0)
-        self.around = Surroundings(
+        settings = ClientOptions("http://mesh", api_key)
+        patience = RetryRules(max_retries=2, first_pause_seconds=1.0)
+        self.around = ProcessContext(
             settings=settings, patience=patience, clock=lambda: self.now, draw=lambda: 1.0, make_key=self._key, login=login
         )
 
@@ -74,16 +76,18 @@ class Stage:
         action = conversation.reply(None)
         while action is not None:
             match action:
-                case Open():
+                case OpenRequest():
                     self.played.opened.append(action)
                     self.now += self._seconds_each
                     this = self._tries.pop(0)
                     pieces = list(this.pieces)
-                    action = conversation.fail(this.lost) if this.lost is not None else conversation.reply(Head(this.status, this.headers))
+                    action = (
+                        conversation.fail(this.lost) if this.lost is not None else conversation.reply(AnswerHead(this.status, this.headers))
+                    )
                 case Read():
                     piece = pieces.pop(0) if pieces else b""
                     action = conversation.fail(piece) if isinstance(piece, WireLost) else conversation.reply(piece)
-                case Pause(seconds):
+                case PauseAction(seconds):
                     self.played.pauses.append(seconds)
                     self.now += seconds
                     action = conversation.reply(None)
@@ -94,10 +98,10 @@ class Stage:
                     action = conversation.reply(None)
         return conversation.result
 
-    def ask(self, terms: Terms = TERMS) -> Answer:
+    def ask(self, terms: CallTerms = TERMS) -> Answer:
         return self.run(conversations.whole(CALL, self.around, terms))
 
-    def stream(self, terms: Terms = TERMS) -> Answer:
+    def stream(self, terms: CallTerms = TERMS) -> Answer:
         return self.run(conversations.streamed(STREAM, self.around, terms))
 
     def _renew(self, conversation: Conversation[T], spent: str) -> Action | None:

@@ -8,9 +8,9 @@ from uuid import uuid4
 import msgspec
 import pytest
 from aimesh import answers, calls
-from aimesh.calls import Call, KeyLimits
+from aimesh.calls import ApiCall, KeyLimits
 from aimesh.errors import BadRequest, ProtocolError
-from aimesh.json_fields import Fields
+from aimesh.json_fields import JsonFields
 
 from services.gateway.http_api import request_bodies, rest_accounts, rest_inference, rest_usage
 from services.gateway.http_api.key_bodies import ApiKeyBody
@@ -22,7 +22,7 @@ from services.gateway.openai_api.openai_embeddings import EmbeddingBody
 from shared.types import FinishReason, KeyId, ModelName, RequestId, Tier, UserId, UserRole
 
 
-def sent(call: Call[object]) -> bytes:
+def sent(call: ApiCall[object]) -> bytes:
     assert call.body is not None
     return call.body
 
@@ -101,8 +101,8 @@ def test_only_what_can_be_repeated_is_repeated() -> None:
 # --- what is answered -----------------------------------------------------------------------------------------------
 
 
-def read(answer: object) -> Fields:
-    return Fields.parse(msgspec.json.encode(answer), "the answer")
+def read(answer: object) -> JsonFields:
+    return JsonFields.parse(msgspec.json.encode(answer), "the answer")
 
 
 REQUEST, USER, KEY, NOW = RequestId(uuid4()), UserId(uuid4()), KeyId(uuid4()), datetime.now(UTC)
@@ -160,7 +160,7 @@ def test_a_user_a_login_and_a_key() -> None:
     assert "hidden" not in repr(session) + repr(made)
 
 
-GOOD: dict[str, tuple[Call[object], object]] = {
+GOOD: dict[str, tuple[ApiCall[object], object]] = {
     "an answer": (calls.inference("x", {}), ANSWER),
     "models": (calls.models(), openai_answers.Models((openai_answers.Model(ModelName("a"), 1),))),
     "usage": (calls.usage(), rest_usage.UsageAnswer(USER, 3, 4, (rest_usage.UsageDayAnswer(date(2026, 1, 2), None, 3, 4),))),
@@ -175,7 +175,7 @@ MAY_BE_ABSENT = {"created", "owned_by", "object", "only_embeds", "limits", "api_
 def test_a_field_more_is_passed_over(name: str) -> None:
     call, answer = GOOD[name]
     found = json.loads(msgspec.json.encode(answer))
-    assert call.read(Fields({**found, "of_next_year": [1]}, "it")) == call.read(Fields(found, "it"))
+    assert call.read(JsonFields({**found, "of_next_year": [1]}, "it")) == call.read(JsonFields(found, "it"))
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -184,7 +184,7 @@ def test_a_field_less_or_of_another_type_is_named(name: str) -> None:
     found = json.loads(msgspec.json.encode(answer))
     for field in set(found) - MAY_BE_ABSENT:
         with pytest.raises(ProtocolError, match=f"it.{field} is missing"):
-            call.read(Fields({key: value for key, value in found.items() if key != field}, "it"))
+            call.read(JsonFields({key: value for key, value in found.items() if key != field}, "it"))
         for wrong in (None, object(), True, [1], {"a": 1}):
             with pytest.raises(ProtocolError, match=rf"it\.{field}"):
-                call.read(Fields({**found, field: wrong}, "it"))
+                call.read(JsonFields({**found, field: wrong}, "it"))

@@ -6,9 +6,9 @@ from dataclasses import replace
 import aimesh
 import pytest
 from aimesh import calls, conversations
-from aimesh.actions import Head, Open, Read, Say, WireLost
+from aimesh.actions import AnswerHead, OpenRequest, Read, Say, WireLost
 from aimesh.answers import Answer
-from aimesh.conversations import Conversation, Terms
+from aimesh.conversations import CallTerms, Conversation
 
 from tests.sdk.python.scripted_server import COMMENT, END, ID, event, text
 from tests.sdk.python.stage import CALL, EVENTS, JSON, LOST, STREAM, TERMS, WHOLE, Stage, Try, refusal
@@ -116,13 +116,13 @@ def test_no_answer_of_aimesh(reply: Try, why: str) -> None:
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), 10**9])
 def test_a_timeout_that_cannot_be_meant(seconds: float) -> None:
     with pytest.raises(aimesh.BadRequest, match="timeout must be above 0"):
-        Terms(seconds=seconds)
+        CallTerms(seconds=seconds)
 
 
 @pytest.mark.parametrize("key", ["", " a", "a ", "a\n", "ä", "x" * 256])
 def test_a_key_that_no_header_can_carry(key: str) -> None:
     with pytest.raises(aimesh.BadRequest, match="idempotency_key"):
-        Terms(seconds=1, idempotency_key=key)
+        CallTerms(seconds=1, idempotency_key=key)
 
 
 # --- an answer in pieces --------------------------------------------------------------------------------------------
@@ -244,22 +244,22 @@ def test_no_stream_of_aimesh(reply: Try, why: str) -> None:
 # --- leaving --------------------------------------------------------------------------------------------------------
 
 
-def begun(stage: Stage, terms: Terms = TERMS) -> Conversation[Answer]:
+def begun(stage: Stage, terms: CallTerms = TERMS) -> Conversation[Answer]:
     conversation = conversations.streamed(STREAM, stage.around, terms)
     opening = conversation.reply(None)
-    assert isinstance(opening, Open)
+    assert isinstance(opening, OpenRequest)
     return conversation
 
 
 def test_leaving_early_says_so_once_under_the_same_key() -> None:
     stage = Stage()
     conversation = begun(stage)
-    assert isinstance(conversation.reply(Head(200, EVENTS)), Read)
+    assert isinstance(conversation.reply(AnswerHead(200, EVENTS)), Read)
     assert isinstance(conversation.reply(text(1, "a")), Say)
     farewell = conversation.take_farewell()
     assert farewell is not None
     said = farewell.reply(None)
-    assert isinstance(said, Open)
+    assert isinstance(said, OpenRequest)
     assert (said.verb, said.path, said.body, said.seconds) == ("DELETE", "/api/inference", None, 1.0)
     assert said.headers["idempotency-key"] == "key-1"
     assert farewell.take_farewell() is None

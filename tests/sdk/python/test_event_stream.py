@@ -1,6 +1,6 @@
 import pytest
 from aimesh.errors import ProtocolError
-from aimesh.event_stream import MAX_EVENT_BYTES, Event, Events
+from aimesh.event_stream import MAX_EVENT_BYTES, SseEvent, SseParser
 
 STREAM = (
     b"\xef\xbb\xbf: a comment\n\n"
@@ -13,51 +13,51 @@ STREAM = (
     b"data: cut off"
 )
 EXPECTED = [
-    Event('{"text": "grüße 🐘"}'.encode(), "1"),
-    Event(b"no space\n\nthird"),
-    Event(b"with an id of no use"),
-    Event(b"by CR alone"),
-    Event(b"last"),
+    SseEvent('{"text": "grüße 🐘"}'.encode(), "1"),
+    SseEvent(b"no space\n\nthird"),
+    SseEvent(b"with an id of no use"),
+    SseEvent(b"by CR alone"),
+    SseEvent(b"last"),
 ]
 
 
 def test_a_stream_in_one_piece() -> None:
-    assert Events().push(STREAM) == EXPECTED
+    assert SseParser().push(STREAM) == EXPECTED
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_in_small_pieces(size: int) -> None:
-    events = Events()
+    events = SseParser()
     found = [event for start in range(0, len(STREAM), size) for event in events.push(STREAM[start : start + size])]
     assert found == EXPECTED
 
 
 def test_split_at_every_byte() -> None:
     for split in range(len(STREAM) + 1):
-        events = Events()
+        events = SseParser()
         assert events.push(STREAM[:split]) + events.push(STREAM[split:]) == EXPECTED, f"split at {split}"
 
 
 def test_an_empty_piece_changes_nothing() -> None:
-    events = Events()
-    assert events.push(b"data: a\r") + events.push(b"") + events.push(b"\n\r\n") == [Event(b"a")]
+    events = SseParser()
+    assert events.push(b"data: a\r") + events.push(b"") + events.push(b"\n\r\n") == [SseEvent(b"a")]
 
 
 def test_an_endless_line_is_refused_before_it_fills_the_memory() -> None:
-    events = Events()
+    events = SseParser()
     with pytest.raises(ProtocolError, match="more than 1048576 bytes"):
         for _ in range(2 * MAX_EVENT_BYTES // 65_536):
             events.push(b"x" * 65_536)
 
 
 def test_an_event_of_endless_lines_is_refused() -> None:
-    events = Events()
+    events = SseParser()
     with pytest.raises(ProtocolError, match="more than 1048576 bytes"):
         for _ in range(2 * MAX_EVENT_BYTES // 1000):
             events.push(b"data: " + b"x" * 1000 + b"\n")
 
 
 def test_many_events_are_no_long_event() -> None:
-    events = Events()
+    events = SseParser()
     for _ in range(3):
         assert len(events.push(b"data: " + b"x" * (MAX_EVENT_BYTES - 10) + b"\n\n")) == 1

@@ -2,7 +2,7 @@ from collections.abc import Callable
 
 import pytest
 from aimesh.errors import ProtocolError
-from aimesh.json_fields import Fields
+from aimesh.json_fields import JsonFields
 
 
 @pytest.mark.parametrize(
@@ -16,35 +16,37 @@ from aimesh.json_fields import Fields
 )  # fmt: skip
 def test_what_is_no_object_of_json(content: bytes, why: str) -> None:
     with pytest.raises(ProtocolError, match=why):
-        Fields.parse(content, "the answer")
+        JsonFields.parse(content, "the answer")
 
 
 @pytest.mark.parametrize(
     ("read", "value", "expected"),
     [
-        (Fields.text, "x", "x"), (Fields.integer, 2**70, 2**70), (Fields.number, 1, 1.0), (Fields.number, 1.5, 1.5),
-        (Fields.flag, True, True), (Fields.flag, None, False), (Fields.maybe_text, None, None), (Fields.maybe_text, "", ""),
-        (Fields.maybe_integer, None, None), (Fields.maybe_integer, 0, 0),
+        (JsonFields.text, "x", "x"), (JsonFields.integer, 2**70, 2**70), (JsonFields.number, 1, 1.0), (JsonFields.number, 1.5, 1.5),
+        (JsonFields.flag, True, True), (JsonFields.flag, None, False), (JsonFields.maybe_text, None, None), (JsonFields.maybe_text, "", ""),
+        (JsonFields.maybe_integer, None, None), (JsonFields.maybe_integer, 0, 0),
     ],
 )  # fmt: skip
-def test_what_fits(read: Callable[[Fields, str], object], value: object, expected: object) -> None:
-    assert read(Fields({"a": value}, "it"), "a") == expected
+def test_what_fits(read: Callable[[JsonFields, str], object], value: object, expected: object) -> None:
+    assert read(JsonFields({"a": value}, "it"), "a") == expected
 
 
 @pytest.mark.parametrize(
     ("read", "value"),
     [
-        (Fields.text, 1), (Fields.text, None), (Fields.integer, "1"), (Fields.integer, 1.0), (Fields.integer, True), (Fields.number, "1"),
-        (Fields.number, True), (Fields.number, 10**400), (Fields.number, float("inf")), (Fields.flag, 1), (Fields.maybe_text, 1),
-        (Fields.maybe_integer, False), (Fields.moment, "today"), (Fields.moment, "2026-01-02T03:04:05"), (Fields.moment, 1),
-        (Fields.day, "2026-13-01"), (Fields.child, []), (Fields.children, {}), (Fields.children, [1]),
+        (JsonFields.text, 1), (JsonFields.text, None), (JsonFields.integer, "1"), (JsonFields.integer, 1.0), (JsonFields.integer, True),
+        (JsonFields.number, "1"),
+        (JsonFields.number, True), (JsonFields.number, 10**400), (JsonFields.number, float("inf")), (JsonFields.flag, 1),
+        (JsonFields.maybe_text, 1),
+        (JsonFields.maybe_integer, False), (JsonFields.moment, "today"), (JsonFields.moment, "2026-01-02T03:04:05"), (JsonFields.moment, 1),
+        (JsonFields.day, "2026-13-01"), (JsonFields.child, []), (JsonFields.children, {}), (JsonFields.children, [1]),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_named(read: Callable[[Fields, str], object], value: object) -> None:
+def test_what_does_not_fit_is_named(read: Callable[[JsonFields, str], object], value: object) -> None:
     with pytest.raises(ProtocolError, match=r"it\.a(\[0\])? must be"):
-        read(Fields({"a": value}, "it"), "a")
+        read(JsonFields({"a": value}, "it"), "a")
     with pytest.raises(ProtocolError, match="is base_url the address"):
-        raise_str(lambda: read(Fields({"a": value}, "it"), "a"))
+        raise_str(lambda: read(JsonFields({"a": value}, "it"), "a"))
 
 
 def raise_str(work: Callable[[], object]) -> None:

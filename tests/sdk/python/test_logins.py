@@ -10,7 +10,7 @@ import aimesh
 import pytest
 from aimesh import calls, conversations
 from aimesh.answers import Session, User
-from aimesh.logins import Login
+from aimesh.logins import SessionLogin
 
 from tests.sdk.python import session_server
 from tests.sdk.python.either_client import Asker, WithAsyncio, WithThreads, both
@@ -29,7 +29,7 @@ def sent(stage: Stage) -> list[str]:
 
 
 def test_a_token_that_is_too_old_is_renewed_and_the_request_goes_again_at_once() -> None:
-    stage = Stage(TOO_OLD, Try(pieces=[WHOLE], headers=JSON), Try(pieces=[WHOLE], headers=JSON), login=Login(SESSION))
+    stage = Stage(TOO_OLD, Try(pieces=[WHOLE], headers=JSON), Try(pieces=[WHOLE], headers=JSON), login=SessionLogin(SESSION))
     assert stage.ask().text == "hi"
     stage.ask()
     assert sent(stage) == ["access", "access'", "access'"]
@@ -39,7 +39,7 @@ def test_a_token_that_is_too_old_is_renewed_and_the_request_goes_again_at_once()
 
 
 def test_a_new_token_that_is_refused_is_not_renewed_again() -> None:
-    stage = Stage(TOO_OLD, TOO_OLD, login=Login(SESSION))
+    stage = Stage(TOO_OLD, TOO_OLD, login=SessionLogin(SESSION))
     with pytest.raises(aimesh.NotAuthenticated):
         stage.ask()
     assert stage.played.spent == ["access"]
@@ -47,7 +47,7 @@ def test_a_new_token_that_is_refused_is_not_renewed_again() -> None:
 
 def test_a_call_that_takes_longer_than_a_token_is_good_for_renews_it_each_time() -> None:
     first = Try(pieces=[text(1, "a")], headers=EVENTS)
-    stage = Stage(TOO_OLD, first, TOO_OLD, Try(pieces=[text(2, "b"), END], headers=EVENTS), login=Login(SESSION))
+    stage = Stage(TOO_OLD, first, TOO_OLD, Try(pieces=[text(2, "b"), END], headers=EVENTS), login=SessionLogin(SESSION))
     assert stage.stream().text == "ab"
     assert sent(stage) == ["access", "access'", "access'", "access''"]
     assert stage.played.last_event_ids == [None, None, stage.played.last_event_ids[2], stage.played.last_event_ids[2]]
@@ -56,20 +56,20 @@ def test_a_call_that_takes_longer_than_a_token_is_good_for_renews_it_each_time()
 def test_what_may_not_be_sent_twice_may_be_renewed_for() -> None:
     """A request that was not let in has done nothing."""
     made = {"api_key": "aip_live_y", "key": {"id": "k", "name": "n", "preview": "p", "created_at": "2026-01-02T03:04:05Z", "budget": None}}
-    stage = Stage(TOO_OLD, Try(201, [str(made).replace("'", '"').replace("None", "null").encode()], JSON), login=Login(SESSION))
+    stage = Stage(TOO_OLD, Try(201, [str(made).replace("'", '"').replace("None", "null").encode()], JSON), login=SessionLogin(SESSION))
     assert stage.run(conversations.whole(calls.create_key("n", {}), stage.around, TERMS)).secret == "aip_live_y"
 
 
 def test_another_refusal_renews_nothing() -> None:
     for no in (refusal(403, "not_allowed"), refusal(429, "rate_limited"), refusal(400, "bad_request")):
-        stage = Stage(no, login=Login(SESSION))
+        stage = Stage(no, login=SessionLogin(SESSION))
         with pytest.raises(aimesh.AimeshError):
             stage.ask()
         assert stage.played.spent == []
 
 
 def test_a_wrong_password_is_none_of_the_sessions_business() -> None:
-    stage = Stage(TOO_OLD, login=Login(SESSION), api_key=None)
+    stage = Stage(TOO_OLD, login=SessionLogin(SESSION), api_key=None)
     with pytest.raises(aimesh.NotAuthenticated):
         stage.run(conversations.whole(calls.login("ann", "wrong"), stage.around, TERMS))
     assert stage.played.spent == []
@@ -77,7 +77,7 @@ def test_a_wrong_password_is_none_of_the_sessions_business() -> None:
 
 
 def test_after_the_end_of_a_session_nothing_is_sent() -> None:
-    login = Login(SESSION)
+    login = SessionLogin(SESSION)
     login.end(aimesh.NotAuthenticated("the session has ended", status=401, request_id="r-7"))
     stage = Stage(login=login)
     for _ in range(2):
@@ -88,7 +88,7 @@ def test_after_the_end_of_a_session_nothing_is_sent() -> None:
 
 
 def test_a_stream_whose_session_ends_in_its_middle_keeps_what_came() -> None:
-    login = Login(SESSION)
+    login = SessionLogin(SESSION)
     stage = Stage(Try(pieces=[text(1, "a")], headers=EVENTS), TOO_OLD, login=login)
     conversation = conversations.streamed(calls.inference("hi", {}, stream=True), stage.around, TERMS)
     stage.played.said = said = EndsTheSession(login)
@@ -101,7 +101,7 @@ def test_a_stream_whose_session_ends_in_its_middle_keeps_what_came() -> None:
 class EndsTheSession(list[str]):
     """As soon as something is said."""
 
-    def __init__(self, login: Login) -> None:
+    def __init__(self, login: SessionLogin) -> None:
         super().__init__()
         self._login = login
 

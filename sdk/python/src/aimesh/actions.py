@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Open:
+class OpenRequest:
     """Send a request and wait for the head of its answer. What was open before is closed."""
 
     verb: str
@@ -31,7 +31,7 @@ class Read:
 
 
 @dataclass(frozen=True, slots=True)
-class Pause:
+class PauseAction:
     seconds: float
 
 
@@ -51,7 +51,7 @@ class Say:
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class AnswerHead:
     """The beginning of an answer."""
 
     status: int
@@ -59,9 +59,9 @@ class Head:
     headers: Mapping[str, str]
 
 
-Action = Open | Read | Pause | Renew | Say
+Action = OpenRequest | Read | PauseAction | Renew | Say
 #: A Head for Open, bytes for Read, nothing for the others.
-Reply = Head | bytes | None
+Reply = AnswerHead | bytes | None
 Steps = Generator[Action, Reply, T]
 
 

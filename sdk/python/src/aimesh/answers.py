@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import date, datetime
 
 from aimesh.errors import ProtocolError
-from aimesh.json_fields import Fields
+from aimesh.json_fields import JsonFields
 
 _FLOAT_BYTES = 4
 
@@ -157,11 +157,11 @@ class NewApiKey:
 # --- how they are read ----------------------------------------------------------------------------------------------
 
 
-def read_answer(found: Fields) -> Answer:
+def read_answer(found: JsonFields) -> Answer:
     return ended_answer(found, found.text("response"))
 
 
-def ended_answer(found: Fields, text: str) -> Answer:
+def ended_answer(found: JsonFields, text: str) -> Answer:
     """The last event of a stream has all but the text, which came before."""
     usage = found.child("usage")
     return Answer(
@@ -174,11 +174,11 @@ def ended_answer(found: Fields, text: str) -> Answer:
     )
 
 
-def read_models(found: Fields) -> tuple[Model, ...]:
+def read_models(found: JsonFields) -> tuple[Model, ...]:
     return tuple(Model(one.text("id"), one.flag("only_embeds")) for one in found.children("data"))
 
 
-def read_embeddings(found: Fields, count: int) -> Embeddings:
+def read_embeddings(found: JsonFields, count: int) -> Embeddings:
     """Of so many texts."""
     vectors = {one.integer("index"): _vector(one.text("embedding")) for one in found.children("data")}
     if set(vectors) != set(range(count)):
@@ -187,7 +187,7 @@ def read_embeddings(found: Fields, count: int) -> Embeddings:
     return Embeddings(in_order, found.text("model"), found.child("usage").integer("prompt_tokens"))
 
 
-def read_usage(found: Fields) -> UsageReport:
+def read_usage(found: JsonFields) -> UsageReport:
     days = tuple(
         UsageDay(one.day("date"), one.maybe_text("api_key_id"), one.integer("request_count"), one.integer("tokens_used"))
         for one in found.children("days")
@@ -195,7 +195,7 @@ def read_usage(found: Fields) -> UsageReport:
     return UsageReport(found.text("user_id"), found.integer("request_count"), found.integer("tokens_used"), days)
 
 
-def read_quota(found: Fields) -> Quota:
+def read_quota(found: JsonFields) -> Quota:
     limits = tuple(
         Limit(one.text("scope"), one.text("kind"), one.integer("limit"), one.integer("remaining"), one.number("resets_in_seconds"))
         for one in (found.children("limits") if found.has("limits") else ())
@@ -211,15 +211,15 @@ def read_quota(found: Fields) -> Quota:
     )
 
 
-def read_user(found: Fields) -> User:
+def read_user(found: JsonFields) -> User:
     return User(found.text("id"), found.text("username"), found.text("email"), found.text("role"), found.text("tier"))
 
 
-def read_session(found: Fields) -> Session:
+def read_session(found: JsonFields) -> Session:
     return Session(found.text("access_token"), found.integer("expires_in"), read_user(found.child("user")), found.text("session_token"))
 
 
-def read_new_key(found: Fields) -> NewApiKey:
+def read_new_key(found: JsonFields) -> NewApiKey:
     key = found.child("key")
     shown = ApiKey(
         id=key.text("id"),

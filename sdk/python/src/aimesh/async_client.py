@@ -10,8 +10,8 @@ from aimesh import calls, conversations, surroundings
 from aimesh.answers import Answer, Embeddings, Model, NewApiKey, Quota, Session, UsageReport, User
 from aimesh.async_renewal import AsyncRenewal
 from aimesh.async_wire import AsyncWire
-from aimesh.calls import Call, KeyLimits, Options
-from aimesh.conversations import Conversation, Terms
+from aimesh.calls import ApiCall, KeyLimits, Options
+from aimesh.conversations import CallTerms, Conversation
 
 T = TypeVar("T")
 
@@ -79,7 +79,7 @@ class AsyncClient:
         With an ``idempotency_key`` of your own the same request under the same key gets the same answer for a day and is paid once; it
         goes on for half a minute when you leave.
         """
-        terms = Terms(seconds=self._seconds(timeout), idempotency_key=idempotency_key)
+        terms = CallTerms(seconds=self._seconds(timeout), idempotency_key=idempotency_key)
         return await self._run(conversations.whole(calls.inference(prompt, options), self._around, terms))
 
     def stream(
@@ -93,7 +93,7 @@ class AsyncClient:
     ) -> "AsyncStream":
         """The answer as it comes; it is asked for when it is first read. A connection that breaks is made anew, and the text goes on
         without a gap or a repeat; ``resume=False`` ends with the connection."""
-        terms = Terms(seconds=self._seconds(timeout), idempotency_key=idempotency_key, resume=resume)
+        terms = CallTerms(seconds=self._seconds(timeout), idempotency_key=idempotency_key, resume=resume)
         conversation = conversations.streamed(calls.inference(prompt, options, stream=True), self._around, terms)
         return AsyncStream(self._wire(conversation), conversation)
 
@@ -125,9 +125,9 @@ class AsyncClient:
         """By name or mail address. Needs no key; give the session to another AsyncClient, in place of a key."""
         return await self.ask(calls.login(username, password, code), timeout)
 
-    async def ask(self, call: Call[T], timeout: float | None) -> T:
+    async def ask(self, call: ApiCall[T], timeout: float | None) -> T:
         """Any call of ``aimesh.calls``."""
-        return await self._run(conversations.whole(call, self._around, Terms(seconds=self._seconds(timeout))))
+        return await self._run(conversations.whole(call, self._around, CallTerms(seconds=self._seconds(timeout))))
 
     async def _run(self, conversation: Conversation[T]) -> T:
         async with self._wire(conversation) as wire:

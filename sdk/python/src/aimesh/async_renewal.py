@@ -8,15 +8,15 @@ import httpx
 from aimesh import calls, conversations
 from aimesh.actions import Renew
 from aimesh.async_wire import AsyncWire
-from aimesh.conversations import Surroundings, Terms
+from aimesh.conversations import CallTerms, ProcessContext
 from aimesh.errors import AimeshError, DeadlineExceeded, NotAuthenticated
-from aimesh.logins import RENEWAL_SECONDS, Login
+from aimesh.logins import RENEWAL_SECONDS, SessionLogin
 
 
 class AsyncRenewal:
     """For one event loop. ``close`` it."""
 
-    def __init__(self, http: httpx.AsyncClient, around: Surroundings, login: Login) -> None:
+    def __init__(self, http: httpx.AsyncClient, around: ProcessContext, login: SessionLogin) -> None:
         self._http = http
         self._around = around
         self._login = login
@@ -44,7 +44,7 @@ class AsyncRenewal:
                 await asking
 
     async def _ask(self) -> None:
-        asked = conversations.whole(calls.renew(self._login.session.session_token), self._around, Terms(seconds=RENEWAL_SECONDS))
+        asked = conversations.whole(calls.renew(self._login.session.session_token), self._around, CallTerms(seconds=RENEWAL_SECONDS))
         try:
             async with AsyncWire(self._http, self._around.settings.base_url, asked) as wire:
                 await wire.advance()

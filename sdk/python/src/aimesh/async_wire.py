@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 import httpx
 
 from aimesh import wire_faults
-from aimesh.actions import Action, Head, Open, Pause, Read, Renew, Reply, Say, WireLost
+from aimesh.actions import Action, AnswerHead, OpenRequest, PauseAction, Read, Renew, Reply, Say, WireLost
 from aimesh.conversations import Conversation
 from aimesh.errors import AimeshError
 from aimesh.wire_faults import CONNECT_SECONDS, FAULTS
@@ -67,11 +67,11 @@ class AsyncWire(Generic[T]):
 
     async def _perform(self, action: Action) -> Reply:
         match action:
-            case Open():
+            case OpenRequest():
                 return await self._open(action)
             case Read(seconds):
                 return await self._read(seconds)
-            case Pause(seconds):
+            case PauseAction(seconds):
                 await asyncio.sleep(seconds)
                 return None
             case Renew():
@@ -81,7 +81,7 @@ class AsyncWire(Generic[T]):
             case Say():
                 return None
 
-    async def _open(self, action: Open) -> Head:
+    async def _open(self, action: OpenRequest) -> AnswerHead:
         await self._hang_up()
         try:
             request = self._http.build_request(

@@ -9,7 +9,7 @@ from typing import Generic, TypedDict, TypeVar
 from aimesh import answers
 from aimesh.answers import Answer, Embeddings, Model, NewApiKey, Quota, Session, UsageReport, User
 from aimesh.errors import BadRequest
-from aimesh.json_fields import Fields
+from aimesh.json_fields import JsonFields
 
 T = TypeVar("T")
 
@@ -58,12 +58,12 @@ class KeyLimits(TypedDict, total=False):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Call(Generic[T]):
+class ApiCall(Generic[T]):
     """One row of the table, with what this very call sends."""
 
     verb: str
     path: str
-    read: Callable[[Fields], T]
+    read: Callable[[JsonFields], T]
     #: Of JSON; None for none.
     body: bytes | None = None
     #: Goes with an idempotency key, so that asking again costs nothing twice.
@@ -75,60 +75,60 @@ class Call(Generic[T]):
     needs_credential: bool = True
 
 
-def inference(prompt: str | None, options: Options, *, stream: bool = False) -> Call[Answer]:
+def inference(prompt: str | None, options: Options, *, stream: bool = False) -> ApiCall[Answer]:
     body = {"prompt": prompt, **options, "stream": stream or None}
-    return Call(
+    return ApiCall(
         verb="POST", path="/api/inference", read=answers.read_answer, body=_json(body), under_a_key=True, goes_on=True
     )  # fmt: skip
 
 
-def cancel() -> Call[None]:
+def cancel() -> ApiCall[None]:
     """Nobody wants the rest of what was asked under the key that this goes with."""
-    return Call(verb="DELETE", path="/api/inference", read=lambda _: None, under_a_key=True)
+    return ApiCall(verb="DELETE", path="/api/inference", read=lambda _: None, under_a_key=True)
 
 
-def embed(texts: str | Sequence[str], model: str | None, dimensions: int | None) -> Call[Embeddings]:
+def embed(texts: str | Sequence[str], model: str | None, dimensions: int | None) -> ApiCall[Embeddings]:
     inputs = [texts] if isinstance(texts, str) else list(texts)
     body = _json({"input": inputs, "model": model, "dimensions": dimensions, "encoding_format": "base64"})
     read = partial(answers.read_embeddings, count=len(inputs))
-    return Call(verb="POST", path="/v1/embeddings", read=read, body=body, under_a_key=True, goes_on=True)
+    return ApiCall(verb="POST", path="/v1/embeddings", read=read, body=body, under_a_key=True, goes_on=True)
 
 
-def models() -> Call[tuple[Model, ...]]:
-    return Call(verb="GET", path="/v1/models", read=answers.read_models)
+def models() -> ApiCall[tuple[Model, ...]]:
+    return ApiCall(verb="GET", path="/v1/models", read=answers.read_models)
 
 
-def usage() -> Call[UsageReport]:
-    return Call(verb="GET", path="/api/usage", read=answers.read_usage)
+def usage() -> ApiCall[UsageReport]:
+    return ApiCall(verb="GET", path="/api/usage", read=answers.read_usage)
 
 
-def quota() -> Call[Quota]:
-    return Call(verb="GET", path="/api/quota", read=answers.read_quota)
+def quota() -> ApiCall[Quota]:
+    return ApiCall(verb="GET", path="/api/quota", read=answers.read_quota)
 
 
-def register(username: str, email: str, password: str) -> Call[User]:
+def register(username: str, email: str, password: str) -> ApiCall[User]:
     body = _json({"username": username, "email": email, "password": password})
-    return Call(
+    return ApiCall(
         verb="POST", path="/api/auth/register", read=answers.read_user, body=body, repeatable=False, needs_credential=False
     )  # fmt: skip
 
 
-def login(username: str, password: str, code: str | None = None) -> Call[Session]:
+def login(username: str, password: str, code: str | None = None) -> ApiCall[Session]:
     """By the name, or by the mail address."""
     name = "email" if "@" in username else "username"
     body = _json({name: username, "password": password, "code": code})
-    return Call(verb="POST", path="/api/auth/login", read=answers.read_session, body=body, repeatable=False, needs_credential=False)
+    return ApiCall(verb="POST", path="/api/auth/login", read=answers.read_session, body=body, repeatable=False, needs_credential=False)
 
 
-def renew(session_token: str) -> Call[Session]:
+def renew(session_token: str) -> ApiCall[Session]:
     """Asked again within ten seconds it is answered the same, should the answer be lost."""
     body = _json({"session_token": session_token})
-    return Call(verb="POST", path="/api/auth/refresh", read=answers.read_session, body=body, needs_credential=False)
+    return ApiCall(verb="POST", path="/api/auth/refresh", read=answers.read_session, body=body, needs_credential=False)
 
 
-def create_key(name: str, limits: KeyLimits) -> Call[NewApiKey]:
+def create_key(name: str, limits: KeyLimits) -> ApiCall[NewApiKey]:
     body = _json({"name": name, **limits})
-    return Call(verb="POST", path="/api/auth/api-keys", read=answers.read_new_key, body=body, repeatable=False)
+    return ApiCall(verb="POST", path="/api/auth/api-keys", read=answers.read_new_key, body=body, repeatable=False)
 
 
 def _json(body: Mapping[str, object]) -> bytes:

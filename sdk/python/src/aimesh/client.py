@@ -8,8 +8,8 @@ import httpx
 
 from aimesh import calls, conversations, surroundings
 from aimesh.answers import Answer, Embeddings, Model, NewApiKey, Quota, Session, UsageReport, User
-from aimesh.calls import Call, KeyLimits, Options
-from aimesh.conversations import Conversation, Terms
+from aimesh.calls import ApiCall, KeyLimits, Options
+from aimesh.conversations import CallTerms, Conversation
 from aimesh.renewal import Renewal
 from aimesh.wire import Wire
 
@@ -77,7 +77,7 @@ class Client:
         With an ``idempotency_key`` of your own the same request under the same key gets the same answer for a day and is paid once; it
         goes on for half a minute when you leave.
         """
-        terms = Terms(seconds=self._seconds(timeout), idempotency_key=idempotency_key)
+        terms = CallTerms(seconds=self._seconds(timeout), idempotency_key=idempotency_key)
         return self._run(conversations.whole(calls.inference(prompt, options), self._around, terms))
 
     def stream(
@@ -91,7 +91,7 @@ class Client:
     ) -> "Stream":
         """The answer as it comes; it is asked for when it is first read. A connection that breaks is made anew, and the text goes on
         without a gap or a repeat; ``resume=False`` ends with the connection."""
-        terms = Terms(seconds=self._seconds(timeout), idempotency_key=idempotency_key, resume=resume)
+        terms = CallTerms(seconds=self._seconds(timeout), idempotency_key=idempotency_key, resume=resume)
         conversation = conversations.streamed(calls.inference(prompt, options, stream=True), self._around, terms)
         return Stream(self._wire(conversation), conversation)
 
@@ -123,9 +123,9 @@ class Client:
         """By name or mail address. Needs no key; give the session to another Client, in place of a key."""
         return self.ask(calls.login(username, password, code), timeout)
 
-    def ask(self, call: Call[T], timeout: float | None) -> T:
+    def ask(self, call: ApiCall[T], timeout: float | None) -> T:
         """Any call of ``aimesh.calls``."""
-        return self._run(conversations.whole(call, self._around, Terms(seconds=self._seconds(timeout))))
+        return self._run(conversations.whole(call, self._around, CallTerms(seconds=self._seconds(timeout))))
 
     def _run(self, conversation: Conversation[T]) -> T:
         with self._wire(conversation) as wire:

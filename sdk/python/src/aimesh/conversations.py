@@ -11,15 +11,15 @@ from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 from aimesh import answers, calls, errors, tries
-from aimesh.actions import Action, Head, Open, Pause, Read, Renew, Reply, Say, Steps, WireLost
+from aimesh.actions import Action, AnswerHead, OpenRequest, PauseAction, Read, Renew, Reply, Say, Steps, WireLost
 from aimesh.answers import Answer
-from aimesh.calls import Call
+from aimesh.calls import ApiCall
 from aimesh.errors import AimeshError, AnswerBroken, BadRequest, ConnectionFailed, DeadlineExceeded, ProtocolError
-from aimesh.event_stream import Event, Events
-from aimesh.json_fields import Fields
-from aimesh.logins import Bearer, Login
-from aimesh.settings import Settings
-from aimesh.tries import Patience, Trouble
+from aimesh.event_stream import SseEvent, SseParser
+from aimesh.json_fields import JsonFields
+from aimesh.logins import Bearer, SessionLogin
+from aimesh.settings import ClientOptions
+from aimesh.tries import FailedAttempt, RetryRules
 from aimesh.version import __version__
 
 T = TypeVar("T")
@@ -49,21 +49,21 @@ _WRONG_SERVER = "is base_url the address of aimesh?"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
+class ProcessContext:
     """What every conversation of a client is given."""
 
-    settings: Settings
-    patience: Patience
+    settings: ClientOptions
+    patience: RetryRules
     clock: Callable[[], float]
     #: From 0 to 1.
     draw: Callable[[], float]
     make_key: Callable[[], str]
     #: In place of the settings' key.
-    login: Login | None = None
+    login: SessionLogin | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
+class CallTerms:
     """How one call is made."""
 
     #: For all of it, pauses and repeats included.
@@ -85,7 +85,7 @@ class Terms:
 class Conversation(Generic[T]):
     """One call. ``reply(None)`` begins it; then ``reply`` or ``fail`` for every action, until that gives None; then ``result``."""
 
-    def __init__(self, steps: Steps[T], progress: "Progress") -> None:
+    def __init__(self, steps: Steps[T], progress: "StreamProgress") -> None:
         self._steps = steps
         self._progress = progress
         self._result: list[T] = []
@@ -121,7 +121,7 @@ class Conversation(Generic[T]):
 
 
 @dataclass(slots=True)
-class Progress:
+class StreamProgress:
     """How far a call has come."""
 
     #: Known when it begins.
@@ -135,7 +135,7 @@ class Progress:
     farewell: Conversation[None] | None = None
     _characters: int = 0
 
-    def is_new(self, event: Event) -> bool:
+    def is_new(self, event: SseEvent) -> bool:
         """Remembers its id. What was asked to go on, and begins anew, is not said twice."""
         before, now = (_EVENT_ID.match(event_id) for event_id in (self.last_event_id, event.id))
         if before is not None and now is not None and int(now["number"]) <= int(before["number"]):
@@ -153,16 +153,16 @@ class Progress:
         return text
 
 
-def whole(call: Call[T], around: Surroundings, terms: Terms) -> Conversation[T]:
+def whole(call: ApiCall[T], around: ProcessContext, terms: CallTerms) -> Conversation[T]:
     """A call whose answer comes in one piece."""
-    progress = Progress()
+    progress = StreamProgress()
     exchange = _Exchange(call, around, terms, progress)
     return Conversation(_whole(exchange, call), progress)
 
 
-def streamed(call: Call[Answer], around: Surroundings, terms: Terms) -> Conversation[Answer]:
+def streamed(call: ApiCall[Answer], around: ProcessContext, terms: CallTerms) -> Conversation[Answer]:
     """A call whose answer comes in pieces, each with a ``Say``."""
-    progress = Progress()
+    progress = StreamProgress()
     exchange = _Exchange(call, around, terms, progress)
     return Conversation(_streamed(exchange), progress)
 
@@ -170,7 +170,7 @@ def streamed(call: Call[Answer], around: Surroundings, terms: Terms) -> Conversa
 class _Exchange(Generic[T]):
     """The requests of one call, and what is the same in all of them."""
 
-    def __init__(self, call: Call[T], around: Surroundings, terms: Terms, progress: Progress) -> None:
+    def __init__(self, call: ApiCall[T], around: ProcessContext, terms: CallTerms, progress: StreamProgress) -> None:
         self._call = call
         self._around = around
         self.progress = progress
@@ -192,12 +192,12 @@ class _Exchange(Generic[T]):
             raise self._too_late()
         return left
 
-    def open(self, accept: str, *, silence_seconds: float, slowly: bool = False) -> Open:
+    def open(self, accept: str, *, silence_seconds: float, slowly: bool = False) -> OpenRequest:
         credential = self._bearer.take()
         left = self.left()
         if self._ends_with_us and self._key is not None:
             self.progress.farewell = _cancelling(self._key, self._around)
-        return Open(
+        return OpenRequest(
             verb=self._call.verb,
             path=self._call.path,
             headers=self._headers(accept, credential),
@@ -221,7 +221,7 @@ class _Exchange(Generic[T]):
         yield Renew(spent, self.left())
         return True
 
-    def judge(self, problem: AimeshError | WireLost) -> Pause:
+    def judge(self, problem: AimeshError | WireLost) -> PauseAction:
         """The pause before the next try; raises where there is none."""
         error = self._named(problem) if isinstance(problem, WireLost) else problem
         if error.code not in _MAY_RUN_ON:
@@ -230,10 +230,10 @@ class _Exchange(Generic[T]):
         left = self.progress.until - self._around.clock()
         # Of what has begun only the rest may be asked for, or its beginning would be said twice.
         repeatable = self._repeatable and (not self.progress.texts or bool(self.progress.last_event_id))
-        trouble = Trouble(failures=self.progress.failures, left_seconds=left, repeatable=repeatable)
+        trouble = FailedAttempt(failures=self.progress.failures, left_seconds=left, repeatable=repeatable)
         pause = tries.find_pause(error, trouble, self._around.patience, self._around.draw())
         if pause is not None:
-            return Pause(pause)
+            return PauseAction(pause)
         if isinstance(problem, WireLost):
             raise error from problem
         raise error
@@ -263,7 +263,7 @@ class _Exchange(Generic[T]):
 # --- an answer in one piece -----------------------------------------------------------------------------------------
 
 
-def _whole(exchange: _Exchange[T], call: Call[T]) -> Steps[T]:
+def _whole(exchange: _Exchange[T], call: ApiCall[T]) -> Steps[T]:
     exchange.begin()
     while True:
         problem: AimeshError | WireLost
@@ -273,7 +273,7 @@ def _whole(exchange: _Exchange[T], call: Call[T]) -> Steps[T]:
             problem = error
         else:
             exchange.settled()
-            return call.read(Fields.parse(content, "the answer"))
+            return call.read(JsonFields.parse(content, "the answer"))
         if not (yield from exchange.renewed(problem)):
             yield exchange.judge(problem)
 
@@ -287,9 +287,9 @@ def _content(exchange: _Exchange[T]) -> Steps[bytes]:
     return content
 
 
-def _head(request: Open) -> Steps[Head]:
+def _head(request: OpenRequest) -> Steps[AnswerHead]:
     head = yield request
-    assert isinstance(head, Head)  # what Open is told
+    assert isinstance(head, AnswerHead)  # what Open is told
     return head
 
 
@@ -312,9 +312,9 @@ def _piece(exchange: _Exchange[T], most_seconds: float = math.inf) -> Steps[byte
     return piece
 
 
-def _cancelling(idempotency_key: str, around: Surroundings) -> Conversation[None]:
-    once = replace(around, patience=Patience(max_retries=0))
-    return whole(calls.cancel(), once, Terms(seconds=CANCEL_SECONDS, idempotency_key=idempotency_key))
+def _cancelling(idempotency_key: str, around: ProcessContext) -> Conversation[None]:
+    once = replace(around, patience=RetryRules(max_retries=0))
+    return whole(calls.cancel(), once, CallTerms(seconds=CANCEL_SECONDS, idempotency_key=idempotency_key))
 
 
 # --- an answer in pieces --------------------------------------------------------------------------------------------
@@ -344,7 +344,7 @@ def _events(exchange: _Exchange[Answer]) -> Steps[Answer]:
     kind = head.headers.get("content-type", "")
     if not kind.lower().startswith("text/event-stream"):
         raise ProtocolError(f"the answer is {kind[:100] or 'of no type'}, not a stream of events", hint=_WRONG_SERVER)
-    progress, stream = exchange.progress, Events()
+    progress, stream = exchange.progress, SseParser()
     while piece := (yield from _piece(exchange)):
         for event in stream.push(piece):
             found = _read_event(event)
@@ -366,11 +366,11 @@ def _rest(exchange: _Exchange[Answer]) -> Steps[None]:
         return  # the answer is there
 
 
-def _read_event(event: Event) -> Answer | str:
+def _read_event(event: SseEvent) -> Answer | str:
     """Empty for what this version does not know. Raises the error that it tells of."""
     if event.data == _DONE:
         return ""
-    found = Fields.parse(event.data, "an event")
+    found = JsonFields.parse(event.data, "an event")
     if found.has("error"):
         raise errors.of_event(found.child("error").plain())
     if found.has("finish_reason"):

@@ -17,13 +17,13 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class SseEvent:
     data: bytes
     #: What to send as `Last-Event-ID` to get what follows it; empty where there is none.
     id: str = ""
 
 
-class Events:
+class SseParser:
     """One stream."""
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Events:
         self._id = ""
         self._is_first = True
 
-    def push(self, piece: bytes) -> list[Event]:
+    def push(self, piece: bytes) -> list[SseEvent]:
         """The events that are complete now. Raises ProtocolError for one that is too long."""
         return [event for line in self._lines(piece) if (event := self._take(line)) is not None]
 
@@ -55,7 +55,7 @@ class Events:
             raise _too_long()
         return ended
 
-    def _take(self, line: bytes) -> Event | None:
+    def _take(self, line: bytes) -> SseEvent | None:
         if self._is_first:
             line = line.removeprefix(_BYTE_ORDER_MARK)
             self._is_first = False
@@ -72,8 +72,8 @@ class Events:
             self._id = _id_of(value)
         return None
 
-    def _ended(self) -> Event | None:
-        event = Event(b"\n".join(self._data), self._id) if self._data else None
+    def _ended(self) -> SseEvent | None:
+        event = SseEvent(b"\n".join(self._data), self._id) if self._data else None
         self._data.clear()
         self._bytes, self._id = 0, ""
         return event

@@ -10,7 +10,7 @@ from aimesh.errors import ProtocolError
 K = TypeVar("K")
 
 
-class Fields:
+class JsonFields:
     """One object. Its methods raise ProtocolError for a field that is missing or of another type."""
 
     __slots__ = ("_found", "_where")
@@ -22,7 +22,7 @@ class Fields:
         self._where = where
 
     @classmethod
-    def parse(cls, content: bytes, where: str) -> "Fields":
+    def parse(cls, content: bytes, where: str) -> "JsonFields":
         try:
             found = json.loads(content, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
@@ -71,12 +71,12 @@ class Fields:
         except ValueError:
             self._refuse(name, "a day as in ISO 8601")
 
-    def child(self, name: str) -> "Fields":
-        return Fields(self._get(name, dict), f"{self._where}.{name}")
+    def child(self, name: str) -> "JsonFields":
+        return JsonFields(self._get(name, dict), f"{self._where}.{name}")
 
-    def children(self, name: str) -> "tuple[Fields, ...]":
+    def children(self, name: str) -> "tuple[JsonFields, ...]":
         found: list[object] = self._get(name, list)
-        return tuple(Fields(one, f"{self._where}.{name}[{index}]") for index, one in enumerate(found))
+        return tuple(JsonFields(one, f"{self._where}.{name}[{index}]") for index, one in enumerate(found))
 
     def plain(self) -> dict[str, object]:
         """As it came."""

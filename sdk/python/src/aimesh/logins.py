@@ -14,7 +14,7 @@ _NO_KEY_HINT = "pass api_key, or set AIMESH_API_KEY; `aicli keys create` makes o
 _TOKEN_HINT = "log in again; a client that is given the session in place of its access token renews that by itself"  # noqa: S105 - a hint
 
 
-class Login:
+class SessionLogin:
     """Read by every call of a client; changed by whoever renews it, one at a time."""
 
     def __init__(self, session: Session) -> None:
@@ -44,7 +44,7 @@ class Login:
 class Bearer:
     """What the requests of one call go with: a key, or the access token that is the newest at that moment."""
 
-    def __init__(self, api_key: str | None, login: Login | None, *, is_needed: bool) -> None:
+    def __init__(self, api_key: str | None, login: SessionLogin | None, *, is_needed: bool) -> None:
         self._api_key = api_key
         self._login = login if is_needed else None
         self._is_needed = is_needed

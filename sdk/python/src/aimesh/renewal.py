@@ -6,16 +6,16 @@ import httpx
 
 from aimesh import calls, conversations
 from aimesh.actions import Renew
-from aimesh.conversations import Surroundings, Terms
+from aimesh.conversations import CallTerms, ProcessContext
 from aimesh.errors import DeadlineExceeded, NotAuthenticated
-from aimesh.logins import RENEWAL_SECONDS, Login
+from aimesh.logins import RENEWAL_SECONDS, SessionLogin
 from aimesh.wire import Wire
 
 
 class Renewal:
     """Safe for several threads."""
 
-    def __init__(self, http: httpx.Client, around: Surroundings, login: Login) -> None:
+    def __init__(self, http: httpx.Client, around: ProcessContext, login: SessionLogin) -> None:
         self._http = http
         self._around = around
         self._login = login
@@ -32,7 +32,7 @@ class Renewal:
             self._turn.release()
 
     def _ask(self, seconds: float) -> None:
-        asking = conversations.whole(calls.renew(self._login.session.session_token), self._around, Terms(seconds=seconds))
+        asking = conversations.whole(calls.renew(self._login.session.session_token), self._around, CallTerms(seconds=seconds))
         try:
             with Wire(self._http, self._around.settings.base_url, asking) as wire:
                 wire.advance()

@@ -9,17 +9,17 @@ DEFAULT_BASE_URL = "http://127.0.0.1:3000"
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class ClientOptions:
     base_url: str
     #: Not in its repr, which ends up in logs.
     api_key: str | None = field(repr=False)
 
 
-def read(api_key: str | None, base_url: str | None, environment: Mapping[str, str]) -> Settings:
+def read(api_key: str | None, base_url: str | None, environment: Mapping[str, str]) -> ClientOptions:
     """Raises ValueError that says what to write instead."""
     key = (environment.get("AIMESH_API_KEY") if api_key is None else api_key) or ""
     url = (environment.get("AIMESH_BASE_URL") if base_url is None else base_url) or DEFAULT_BASE_URL
-    return Settings(_checked_url(url.strip()), _checked_key(key.strip()))
+    return ClientOptions(_checked_url(url.strip()), _checked_key(key.strip()))
 
 
 def _checked_url(url: str) -> str:

@@ -13,7 +13,7 @@ _LASTING_CODES = frozenset({"protocol_violation"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
+class RetryRules:
     #: After the first try, and after everything that came through.
     max_retries: int = 2
     first_pause_seconds: float = 0.25
@@ -21,7 +21,7 @@ class Patience:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trouble:
+class FailedAttempt:
     #: In a row, the one of now included.
     failures: int
     #: Until the time is over.
@@ -30,7 +30,7 @@ class Trouble:
     repeatable: bool
 
 
-def find_pause(error: AimeshError, trouble: Trouble, patience: Patience, drawn: float) -> float | None:
+def find_pause(error: AimeshError, trouble: FailedAttempt, patience: RetryRules, drawn: float) -> float | None:
     """Seconds until the request is sent again; None where the failure is final. ``drawn``: from 0 to 1, so that not all come at once."""
     if trouble.failures > patience.max_retries or not _passes(error, repeatable=trouble.repeatable):
         return None

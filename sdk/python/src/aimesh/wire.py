@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 import httpx
 
 from aimesh import wire_faults
-from aimesh.actions import Action, Head, Open, Pause, Read, Renew, Reply, Say, WireLost
+from aimesh.actions import Action, AnswerHead, OpenRequest, PauseAction, Read, Renew, Reply, Say, WireLost
 from aimesh.conversations import Conversation
 from aimesh.errors import AimeshError
 from aimesh.wire_faults import CONNECT_SECONDS, FAULTS
@@ -76,11 +76,11 @@ class Wire(Generic[T]):
 
     def _perform(self, action: Action) -> Reply:
         match action:
-            case Open():
+            case OpenRequest():
                 return self._open(action)
             case Read(seconds):
                 return self._read(seconds)
-            case Pause(seconds):
+            case PauseAction(seconds):
                 time.sleep(seconds)
                 return None
             case Renew():
@@ -90,7 +90,7 @@ class Wire(Generic[T]):
             case Say():
                 return None
 
-    def _open(self, action: Open) -> Head:
+    def _open(self, action: OpenRequest) -> AnswerHead:
         self._hang_up()
         try:
             request = self._http.build_request(

@@ -2,7 +2,7 @@
 
 import httpx
 
-from aimesh.actions import Head, WireLost
+from aimesh.actions import AnswerHead, WireLost
 
 #: A host that is there answers a knock within two round trips, also when the first one was lost.
 CONNECT_SECONDS = 5.0
@@ -27,8 +27,8 @@ def too_slow() -> WireLost:
     return WireLost("the time is over")
 
 
-def head(response: httpx.Response) -> Head:
-    return Head(response.status_code, {name.lower(): value for name, value in response.headers.items()})
+def head(response: httpx.Response) -> AnswerHead:
+    return AnswerHead(response.status_code, {name.lower(): value for name, value in response.headers.items()})
 
 
 def _why(error: Exception) -> str:
