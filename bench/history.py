@@ -20,7 +20,7 @@ from services.metrics.history.history_store import HistoryStore
 from services.metrics.history.history_writer import HistoryWriter
 from services.metrics.history.row_reader import HistoryRow, MeshReading
 from services.web.charts import history_questions
-from shared.api.history import GetHistory, HistoryGrouping
+from shared.api.metrics import GetHistory, HistoryGrouping
 from tests.servers import PostgresServer, running
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)

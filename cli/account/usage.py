@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from cli.connection import CliConnection
     from shared.api.auth import ApiKeys
     from shared.api.gateway import LimitState, UserQuota
-    from shared.api.usage import UserUsage
+    from shared.api.usage_report import UserUsage
 
 _KINDS = {
     "requests_per_hour": "requests per hour",

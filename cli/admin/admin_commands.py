@@ -15,6 +15,27 @@ from cli.admin.tickets import tickets
 from cli.cli_context import CliContext
 
 if TYPE_CHECKING:
+    from cli.connection import CliConnection
+    from shared.api.auth import User
+
+#: As many as auth gives at once.
+PAGE = 1000
+
+
+async def newest(connection: "CliConnection", most: int, search: str = "") -> "tuple[User, ...]":
+    """The newest first, of those with ``search`` in the name or the address, or as the id."""
+    from shared.api import auth
+
+    users: tuple[User, ...] = ()
+    while True:
+        after = users[-1].id if users else None
+        page = await connection.call(auth.list_users, auth.ListUsers(min(PAGE, most - len(users)), search, after))
+        users += page.users
+        if not page.more or len(users) >= most:
+            return users
+
+
+if TYPE_CHECKING:
     from shared.api.auth import User
 
 #: shared.types.Tier, spelled out so that `--help` needs no import of it; a test holds the two together.
@@ -61,11 +82,10 @@ def users() -> None:
 @click.pass_obj
 def list_(here: CliContext, /, *, search: str, limit: int, as_json: bool) -> None:
     """List accounts, newest first. Use --json to see their IDs."""
-    from cli.admin import user_list
     from cli.output import printing
     from cli.output.printing import TableColumn
 
-    found = here.run(lambda connection: user_list.newest(connection, limit, search))
+    found = here.run(lambda connection: newest(connection, limit, search))
     columns: list[TableColumn[User]] = [
         TableColumn("USERNAME", lambda user: user.username),
         TableColumn("EMAIL", lambda user: user.email),

@@ -9,7 +9,7 @@ import msgspec
 from cli.cli_context import CliContext
 
 if TYPE_CHECKING:
-    from shared.api.traces import TracedSpan
+    from shared.api.metrics import TracedSpan
 
 
 class TraceLine(msgspec.Struct, frozen=True):
@@ -38,9 +38,9 @@ def trace(here: CliContext, /, *, request_id: str, as_json: bool) -> None:
     """
     from cli.output import printing
     from cli.output.printing import TableColumn
-    from shared.api import traces
+    from shared.api import metrics
 
-    found = here.ask(traces.get_trace, traces.GetTrace(request_id))
+    found = here.ask(metrics.get_trace, metrics.GetTrace(request_id))
     columns: list[TableColumn[TraceLine]] = [
         TableColumn("SPAN", lambda line: line.span),
         TableColumn("SERVICE", lambda line: line.service),

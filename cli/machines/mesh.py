@@ -1,14 +1,66 @@
 """`aicli mesh`: what lets machines find and reach each other from anywhere: DHT nodes, a blind relay, and joining as a client."""
 
+import asyncio
+import contextlib
 import sys
-from collections.abc import Mapping, Sequence
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from cli import interrupts
 from cli.cli_context import CliContext
 from cli.lazy_group import LazyGroup
+from shared import errors
+
+#: Less than a second on an idle machine. More than this and it hangs.
+_READY_SECONDS = 60.0
+#: It has sockets to close and nothing else.
+_GRACE_SECONDS = 3.0
+
+
+def run(command: Sequence[str], environment: Mapping[str, str], ready: Callable[[], None]) -> None:
+    """Calls ``ready`` when the program says that it is. Raises Internal if it ends by itself, or never gets ready."""
+    try:
+        interrupts.run(_live(command, environment, ready), grace_seconds=2 * _GRACE_SECONDS)
+    except KeyboardInterrupt:
+        # That is how one ends it.
+        return
+
+
+async def _live(command: Sequence[str], environment: Mapping[str, str], ready: Callable[[], None]) -> None:
+    # It ends when its standard input does, so also when we are killed; and Ctrl-C is for us.
+    process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, env=dict(environment), start_new_session=True)
+    try:
+        assert process.stdout is not None
+        try:
+            async with asyncio.timeout(_READY_SECONDS):
+                line = await process.stdout.readline()
+        except TimeoutError:
+            raise errors.Internal(f"not ready after {_READY_SECONDS:.0f} s", hint="are the DHT nodes reachable by UDP?") from None
+        if line:
+            ready()
+        status = await process.wait()
+        raise errors.Internal(f"it ended with status {status}", hint="what it said of the reason is above")
+    finally:
+        await _end(process)
+
+
+async def _end(process: Process) -> None:
+    if process.returncode is not None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+    try:
+        async with asyncio.timeout(_GRACE_SECONDS):
+            await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
 
 if TYPE_CHECKING:
     from stack.servers.dht_programs import Companions
@@ -144,7 +196,6 @@ def _node_binary(here: CliContext) -> Path | None:
 
 
 def _run(here: CliContext, command: Sequence[str], told: str, name: str, value: str, *, as_json: bool) -> None:
-    from cli.machines import sidecar_programs
     from cli.output import printing
 
     def ready() -> None:
@@ -156,4 +207,4 @@ def _run(here: CliContext, command: Sequence[str], told: str, name: str, value: 
         # Whoever reads it through a pipe waits for it while we run on.
         sys.stdout.flush()
 
-    sidecar_programs.run(command, here.environment, ready)
+    run(command, here.environment, ready)

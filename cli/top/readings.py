@@ -9,8 +9,7 @@ from typing import Generic, Self, TypeVar
 from shared import errors
 from shared.api.alerts import Alerts
 from shared.api.gateway import NodeRows
-from shared.api.history import History, HistoryGrouping, HistoryLine
-from shared.api.metrics import SystemHealth
+from shared.api.metrics import History, HistoryGrouping, HistoryLine, SystemHealth
 from shared.telemetry import host_instruments, instruments
 from shared.types import SERVICE_NAMES, Role
 

@@ -9,9 +9,9 @@ from cli.connection import CliConnection
 from cli.top import readings
 from cli.top.readings import MeshReadings, Numbers, SourceAnswer
 from shared import errors
-from shared.api import alerts, gateway, history, metrics
-from shared.api.history import History, HistoryGrouping
+from shared.api import alerts, gateway, metrics
 from shared.api.method import Method, Reply, Request
+from shared.api.metrics import History, HistoryGrouping
 
 T = TypeVar("T")
 
@@ -99,7 +99,7 @@ class Sources:
         """A mesh may have more nodes than an answer has lines; what is shown besides is worth having."""
         try:
             return await self._ask(
-                history.get_history, history.GetHistory(tuple(names), now - _AROUND, now + _AROUND, _STEP_SECONDS, tuple(by))
+                metrics.get_history, metrics.GetHistory(tuple(names), now - _AROUND, now + _AROUND, _STEP_SECONDS, tuple(by))
             )
         except errors.BadRequest as error:
             return error

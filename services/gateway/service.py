@@ -71,7 +71,7 @@ from shared.api import auth, embedding, gateway
 from shared.api import ledger as ledgers
 from shared.api.gateway import Check
 from shared.api.method import Nothing
-from shared.api.usage import UserUsage
+from shared.api.usage_report import UserUsage
 from shared.discovery.directory import DirectoryEntry
 from shared.node import Node, client_address
 from shared.rpc import RpcCall, StreamCall, serves

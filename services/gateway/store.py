@@ -9,7 +9,7 @@ import msgspec
 from services.gateway.billing.request_record import RequestRow
 from services.gateway.billing.usage_recorder import RowsRefused
 from shared.api.gateway import Check
-from shared.api.usage import DailyUsage, UserUsage
+from shared.api.usage_report import DailyUsage, UserUsage
 from shared.stores import database
 from shared.types import TenantId, UserId
 

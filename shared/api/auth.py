@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 
 from shared.api.method import Body, Method, Nothing, StreamMethod
-from shared.api.usage import UserUsage
+from shared.api.usage_report import UserUsage
 from shared.types import Credential, KeyId, MicroCredits, ModelName, Role, TenantId, Tier, UserId, UserRole
 
 PEOPLE = {Role.CLIENT, Role.WEB, Role.GATEWAY, Role.OPERATOR}

@@ -9,7 +9,7 @@ from shared.api.generation import ChatMessage, Sampling, ToolCall, Usage
 from shared.api.inference import TokenLogprob
 from shared.api.ledger import Account
 from shared.api.method import Body, Method, Nothing, StreamMethod
-from shared.api.usage import UserUsage
+from shared.api.usage_report import UserUsage
 from shared.types import Credential, FinishReason, MicroCredits, ModelName, NodeId, RequestId, Role, TenantId, Tier, UserId
 
 PEOPLE = {Role.CLIENT, Role.WEB, Role.OPERATOR}

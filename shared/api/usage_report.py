@@ -1,6 +1,6 @@
 """gateway: what a tenant used, over time and by model and key; its requests one by one; and what people thought of answers."""
 
-from datetime import datetime
+from datetime import date, datetime
 from enum import StrEnum
 from typing import Annotated
 
@@ -8,6 +8,27 @@ import msgspec
 
 from shared.api.method import Body, Method, Nothing, StreamMethod
 from shared.types import KeyId, MicroCredits, ModelName, RequestId, RequestStatus, Role, TenantId, UserId
+
+
+class DailyUsage(Body, frozen=True):
+    """One row of usage_stats."""
+
+    date: date
+    #: None for what was used with an access token instead of a key.
+    api_key_id: KeyId | None
+    request_count: int
+    tokens_used: int
+    cost_micro: MicroCredits = MicroCredits(0)
+
+
+class UserUsage(Body, frozen=True):
+    user_id: UserId
+    request_count: int
+    tokens_used: int
+    #: Newest first; at most a year.
+    days: tuple[DailyUsage, ...] = ()
+    cost_micro: MicroCredits = MicroCredits(0)
+
 
 PEOPLE = {Role.CLIENT, Role.WEB, Role.OPERATOR}
 

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from services.metrics.history import rollup
-from shared.api import history, metrics
+from shared.api import metrics
 from tests.acceptance.visitor import Visitor
 from tests.acceptance.watching import Watch
 from tests.people import Desk, Person
@@ -139,8 +139,8 @@ async def _has_looked(desk: Desk) -> bool:
 async def _values(desk: Desk, name: str, since: datetime) -> list[float]:
     """Those that are known."""
     begin = rollup.floor(since, rollup.RAW)
-    question = history.GetHistory((name,), begin, begin + timedelta(minutes=10), rollup.RAW)
-    found = await desk.mesh.rpc.call(history.get_history, question, credential=desk.admin_key)
+    question = metrics.GetHistory((name,), begin, begin + timedelta(minutes=10), rollup.RAW)
+    found = await desk.mesh.rpc.call(metrics.get_history, question, credential=desk.admin_key)
     return [value for line in found.lines for value in line.values if value is not None]
 
 

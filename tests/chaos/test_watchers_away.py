@@ -25,7 +25,7 @@ import pytest
 
 from services.metrics.history import rollup
 from shared import context, errors
-from shared.api import alerts, gateway, history, metrics, traces
+from shared.api import alerts, gateway, metrics
 from shared.api.gateway import InferenceRequest
 from shared.types import SERVICE_NAMES
 from stack import processes
@@ -109,13 +109,13 @@ async def _is_in_history(desk: Desk, name: str, look: datetime) -> bool:
     return any(value is not None for line in await _lines(desk, (name,), look, look) for value in line.values)
 
 
-async def _lines(desk: Desk, names: tuple[str, ...], first: datetime, last: datetime) -> tuple[history.HistoryLine, ...]:
+async def _lines(desk: Desk, names: tuple[str, ...], first: datetime, last: datetime) -> tuple[metrics.HistoryLine, ...]:
     """From the look ``first`` to ``last``."""
-    asked = history.GetHistory(names, first, last + timedelta(seconds=rollup.RAW), rollup.RAW)
-    return (await desk.mesh.rpc.call(history.get_history, asked, credential=desk.admin_key)).lines
+    asked = metrics.GetHistory(names, first, last + timedelta(seconds=rollup.RAW), rollup.RAW)
+    return (await desk.mesh.rpc.call(metrics.get_history, asked, credential=desk.admin_key)).lines
 
 
-async def _seen_again(desk: Desk, missed: datetime) -> tuple[history.HistoryLine, ...]:
+async def _seen_again(desk: Desk, missed: datetime) -> tuple[metrics.HistoryLine, ...]:
     """From the look before the missed one on; nothing while there is none behind it."""
     found = await _lines(desk, (GAUGE, COUNTER), missed - timedelta(seconds=rollup.RAW), _last_look())
     return found if any(value is not None for line in found if line.name == GAUGE for value in line.values[1:]) else ()
@@ -132,7 +132,7 @@ async def _ask(desk: Desk, person: Person) -> str:
 
 
 async def _has_trace(desk: Desk, trace_id: str) -> bool:
-    found = await desk.mesh.rpc.call(traces.get_trace, traces.GetTrace(trace_id), credential=desk.admin_key)
+    found = await desk.mesh.rpc.call(metrics.get_trace, metrics.GetTrace(trace_id), credential=desk.admin_key)
     return {("gateway", "ledger.settle"), ("inference", "decode")} <= {(one.service, one.span.name) for one in found.spans}
 
 

@@ -11,7 +11,7 @@ import pytest
 from shared.api import auth, gateway
 from shared.api.gateway import KeyBudget, LimitState, NodeRow, ServedModel, UserQuota
 from shared.api.ledger import Account
-from shared.api.usage import DailyUsage, UserUsage
+from shared.api.usage_report import DailyUsage, UserUsage
 from shared.types import KeyId, MicroCredits, ModelName, NodeId, Role, Tier, UserId
 from tests.cli.fake_mesh import Shell
 

@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 import msgspec
 
 from shared import api
-from shared.api import (  # fmt: skip
+from shared.api import (
     accounts,
     alerts,
     audit,
@@ -20,7 +20,6 @@ from shared.api import (  # fmt: skip
     business,
     embedding,
     gateway,
-    history,
     inference,
     ledger,
     membership,
@@ -29,7 +28,6 @@ from shared.api import (  # fmt: skip
     organizations,
     privacy,
     service_settings,
-    traces,
     usage_report,
 )
 from shared.api.gateway import InferenceRequest
@@ -189,10 +187,10 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "metrics.recordMetrics": lambda: metrics.RecordMetrics(()),
     "metrics.getMetrics": metrics.GetMetrics,
     "metrics.getSystemHealth": metrics.GetSystemHealth,
-    "metrics.getHistory": lambda: history.GetHistory(
+    "metrics.getHistory": lambda: metrics.GetHistory(
         ("ai_platform_node_up",), datetime.now(UTC) - timedelta(hours=1), datetime.now(UTC) + timedelta(hours=1)
     ),
-    "metrics.getTrace": lambda: traces.GetTrace("f" * 32),
+    "metrics.getTrace": lambda: metrics.GetTrace("f" * 32),
     "metrics.listAlerts": alerts.ListAlerts,
     "metrics.acknowledgeAlert": lambda: alerts.AcknowledgeAlert("there is none"),
     "metrics.silenceAlerts": lambda: alerts.SilenceAlerts(0.001),

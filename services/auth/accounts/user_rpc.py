@@ -9,7 +9,7 @@ from services.auth.organizations import membership_rules
 from shared import errors
 from shared.access import access_table
 from shared.api import auth, business, events, gateway
-from shared.api.usage import UserUsage
+from shared.api.usage_report import UserUsage
 from shared.rpc import RpcCall, serves
 from shared.telemetry import logs
 from shared.types import TenantId, UserId

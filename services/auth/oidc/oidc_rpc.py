@@ -1,9 +1,10 @@
 """The RPC methods by which people log in with the provider, link it to their account, and unlink it."""
 
 import contextlib
+import hashlib
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -18,7 +19,6 @@ from services.auth.oidc.oidc_login import Finished, Oidc
 from services.auth.oidc.oidc_store import OidcStore
 from services.auth.oidc.pending_logins import PendingLogins
 from services.auth.oidc.provider import Provider
-from services.auth.oidc.provider_sessions import ProviderSessions
 from services.auth.sealing import DataSealer
 from services.auth.sessions.session_store import SessionOver, StoredLogin
 from services.auth.settings import AuthSettings
@@ -31,6 +31,48 @@ from shared.rpc import RpcCall, serves
 from shared.stores.cache import Cache
 from shared.telemetry import logs
 from shared.types import UserId
+
+_PURPOSE = "id token"
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderSession:
+    """A session that came by the provider."""
+
+    #: None where it does not open any more: the provider then asks the person whom it means.
+    id_token: str | None = field(repr=False)
+
+
+class ProviderSessions:
+    """Every method may raise Unavailable."""
+
+    def __init__(self, cache: Cache, sealer: DataSealer, *, longest_seconds: float) -> None:
+        self._cache = cache
+        self._sealer = sealer
+        self._longest_seconds = longest_seconds
+
+    async def keep(self, session_token: str, id_token: str) -> None:
+        key = _key(session_token)
+        await self._cache.set(key, self._sealer.seal(_PURPOSE, key, id_token.encode()), ttl_seconds=self._longest_seconds)
+
+    async def take(self, session_token: str) -> ProviderSession | None:
+        """None if it came otherwise, or has been taken."""
+        key = _key(session_token)
+        sealed = await self._cache.take(key)
+        return None if sealed is None else ProviderSession(self._open(key, sealed))
+
+    def _open(self, key: str, sealed: bytes) -> str | None:
+        try:
+            return self._sealer.open(_PURPOSE, key, sealed).decode()
+        except (errors.Unavailable, errors.Internal) as error:
+            # Sealed with a key that is gone, changed, or kept in the open by an older auth: nobody stays logged in for that.
+            _log.warning("an ID token that was kept does not open; the provider is asked without it", reason=error.message)
+            return None
+
+
+def _key(session_token: str) -> str:
+    return f"auth:oidc:session:{hashlib.sha256(session_token.encode()).hexdigest()}"
+
 
 _log = logs.get(part="auth")
 

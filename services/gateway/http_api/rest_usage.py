@@ -13,8 +13,7 @@ from services.gateway.limits import limit_rules
 from services.gateway.limits.quotas import Quotas
 from shared import amounts
 from shared.api.auth import Principal
-from shared.api.usage import UserUsage
-from shared.api.usage_report import ListRequests, LoggedRequest
+from shared.api.usage_report import ListRequests, LoggedRequest, UserUsage
 from shared.types import KeyId, ModelName, RequestId, RequestStatus, TenantId, Tier, UserId
 
 

@@ -3,10 +3,10 @@
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from services.inference.backends import answer_grammar
 from services.inference.backends.model_cache import CachedModel, EngineInterface, ModelCache, StartEngine
 from services.inference.engine import engine_messages
 from services.inference.engine.gguf import gguf_header
@@ -19,13 +19,41 @@ from services.inference.jobs.generation_job import GenerationJob
 from services.inference.models import memory
 from services.inference.models.catalog import Catalog
 from services.inference.models.digests import KnownDigests
+from services.inference.structured_output import output_formats
 from services.inference.structured_output.grammar_checker import Checker
 from services.inference.supervision import engine_supervisor
+from services.inference.tool_calls import tool_format
+from services.inference.tool_calls.tool_format import ToolStyle
 from shared.api.embedding import Embedded
-from shared.api.generation import Generation
+from shared.api.generation import Generation, ToolChoice
 from shared.api.inference import ModelStatus
 from shared.telemetry import logs
 from shared.types import ModelName
+
+
+def checker(model: Path) -> Checker:
+    """Tries grammars on this model's vocabulary, in a process of its own that starts with the first one."""
+    return Checker(model, engine_supervisor.inherited())
+
+
+async def shaped(job: GenerationJob, style: ToolStyle | None, tries: Checker) -> GenerationJob:
+    """The job with its grammar, if it asks for any. Raises BadRequest for what cannot be had, and what ``Checker.check`` does."""
+    if (grammar := grammar_of(job, style)) is None:
+        return job
+    await tries.check(grammar, field="format" if job.asked.format is not None else "tools")
+    return replace(job, grammar=grammar)
+
+
+def grammar_of(job: GenerationJob, style: ToolStyle | None) -> str | None:
+    """Pure. Raises BadRequest."""
+    if job.asked.format is not None:
+        return output_formats.grammar_of(job.asked.format)
+    # Of a model that takes no tools the engine says so.
+    if job.asked.tool_choice is ToolChoice.REQUIRED and style is not None:
+        wanted = tool_format.grammar_schema(job.asked.tools, style)
+        return output_formats.grammar_of_schema(wanted.schema, field="tools", before=wanted.prefix, after=wanted.suffix)
+    return None
+
 
 log = logs.get()
 
@@ -55,7 +83,7 @@ class LlamaBackend:
     async def generate(self, job: GenerationJob, sink: Sink) -> Generation:
         async def work(engine: EngineInterface) -> Generation:
             style = None if engine.loaded is None else engine.loaded.tool_style
-            return await engine.generate(await answer_grammar.shaped(job, style, self._checkers[job.model]), sink)
+            return await engine.generate(await shaped(job, style, self._checkers[job.model]), sink)
 
         return await self._run(job.model, sink, work)
 
@@ -130,9 +158,7 @@ async def opened(
     for other in catalogue.elsewhere:
         log.info("model_elsewhere", model=other.name, service=other.service, path=other.path)
     async with AsyncExitStack() as opened_checkers:
-        checkers = {
-            entry.name: await opened_checkers.enter_async_context(answer_grammar.checker(entry.file)) for entry in catalogue.entries
-        }
+        checkers = {entry.name: await opened_checkers.enter_async_context(checker(entry.file)) for entry in catalogue.entries}
         known = KnownDigests(digests_file)
         async with ModelCache(catalogue.entries, options, queue, budget, watcher, start=start, known=known).opened() as residents:
             yield LlamaBackend(residents, checkers, watcher)

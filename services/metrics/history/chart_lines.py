@@ -10,8 +10,8 @@ from services.metrics.export import series
 from services.metrics.history import kept_series, rollup
 from services.metrics.history.query_plan import HistoryRequest, QueryPlan
 from shared import errors
-from shared.api import history as api
-from shared.api.history import HistoryGrouping, HistoryLine
+from shared.api import metrics as api
+from shared.api.metrics import HistoryGrouping, HistoryLine
 
 _Labels: TypeAlias = tuple[tuple[str, str], ...]
 _BOUND: Final = "le"

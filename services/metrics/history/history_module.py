@@ -12,7 +12,7 @@ from services.metrics.history.history_store import HistoryStore
 from services.metrics.history.history_writer import HistoryWriter
 from services.metrics.settings import MetricsSettings
 from shared import errors
-from shared.api import history as api
+from shared.api import metrics as api
 from shared.api.gateway import Check
 from shared.node.lifecycle import background
 from shared.rpc import RpcCall, serves

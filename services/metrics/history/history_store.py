@@ -17,7 +17,7 @@ from services.metrics.history.rollup import RollupPiece, StoredRows
 from services.metrics.history.row_reader import HistoryRow, Names
 from shared import errors
 from shared.api.gateway import Check
-from shared.api.history import HistoryGrouping
+from shared.api.metrics import HistoryGrouping
 from shared.stores import database
 
 #: One caller writes, few read.

@@ -8,8 +8,8 @@ from typing import Final
 
 from services.metrics.history import kept_series, rollup
 from shared import errors
-from shared.api import history as api
-from shared.api.history import GetHistory
+from shared.api import metrics as api
+from shared.api.metrics import GetHistory
 from shared.telemetry import instruments
 from shared.types import NodeId
 

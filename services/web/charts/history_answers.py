@@ -12,7 +12,7 @@ from services.web.charts import history_questions, history_view
 from services.web.charts.history_questions import HistoryQuestion
 from services.web.charts.history_view import Grid, Values
 from shared import errors
-from shared.api.history import History, HistoryLine
+from shared.api.metrics import History, HistoryLine
 
 #: How many characters of a node id the history stores, and how many are shown.
 NODE_LETTERS, SHOWN_LETTERS = 12, 9

@@ -10,7 +10,7 @@ from services.web.charts.history_answers import HistoryAnswers, HistorySeries
 from services.web.charts.history_questions import HistoryQuestion, HistorySpan
 from services.web.charts.history_view import ChartUnit, Grid, Values
 from shared import errors
-from shared.api.history import History
+from shared.api.metrics import History
 
 #: Lines per chart: more colors and dashes are hard to tell apart.
 MOST_LINES = 12

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
-from shared.api.history import MOST_LINES, GetHistory, HistoryGrouping
+from shared.api.metrics import MOST_LINES, GetHistory, HistoryGrouping
 
 
 class HistorySpan(StrEnum):

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli.ask.trace import lines
-from shared.api.traces import TracedSpan
+from shared.api.metrics import TracedSpan
 from shared.spans import Span, SpanKind
 
 

@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
-from shared.api import alerts, gateway, history, metrics
+from shared.api import alerts, gateway, metrics
 from shared.api.alerts import Alert
 from shared.api.gateway import NodeRow
-from shared.api.history import GetHistory, History, HistoryLine
-from shared.api.metrics import ComponentHealth, SystemHealth
+from shared.api.metrics import ComponentHealth, GetHistory, History, HistoryLine, SystemHealth
 from shared.types import ModelName, NodeId, Role
 from tests.cli.fake_mesh import FakeMesh
 
@@ -108,4 +107,4 @@ def fill(mesh: FakeMesh) -> None:
     mesh.answer(metrics.get_system_health, HEALTH)
     mesh.answer(alerts.list_alerts, alerts.Alerts((alert(),), ()))
     mesh.answer(gateway.list_nodes, gateway.NodeRows(NODES))
-    mesh.answer(history.get_history, history_of)
+    mesh.answer(metrics.get_history, history_of)

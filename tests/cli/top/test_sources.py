@@ -8,7 +8,7 @@ import pytest
 from cli.profile import Profile
 from cli.top.sources import Sources
 from shared import errors
-from shared.api import gateway, history
+from shared.api import gateway, metrics
 from tests.cli.fake_mesh import FakeConnection, FakeMesh
 from tests.cli.top import seen
 
@@ -56,7 +56,7 @@ async def test_an_answer_stays_with_its_time_while_its_source_is_away_and_a_new_
 
 async def test_the_history_is_asked_as_often_as_it_may_have_changed(sources: Sources, mesh: FakeMesh, clock: Clock) -> None:
     def asked() -> int:
-        return sum(one.method == history.get_history.name for one in mesh.asked)
+        return sum(one.method == metrics.get_history.name for one in mesh.asked)
 
     await sources.look()
     of_one_look = asked()
@@ -69,6 +69,6 @@ async def test_the_history_is_asked_as_often_as_it_may_have_changed(sources: Sou
 
 
 async def test_a_refusal_ends_the_look(sources: Sources, mesh: FakeMesh) -> None:
-    mesh.answer(history.get_history, errors.NotAuthenticated("this key was revoked"))
+    mesh.answer(metrics.get_history, errors.NotAuthenticated("this key was revoked"))
     with pytest.raises(errors.NotAuthenticated):
         await sources.look()

@@ -7,8 +7,8 @@ import pytest
 
 from cli.output.exit_codes import ExitCode
 from shared import errors
-from shared.api import alerts, gateway, history, metrics
-from shared.api.history import GetHistory, History
+from shared.api import alerts, gateway, metrics
+from shared.api.metrics import GetHistory, History
 from tests.cli.conftest import KEY
 from tests.cli.fake_mesh import Shell
 from tests.cli.top import seen
@@ -69,7 +69,7 @@ def test_what_is_away_is_said_and_the_rest_is_shown(watching: Shell) -> None:
     away = errors.NotReachable("no metrics answers")
     watching.mesh.answer(metrics.get_system_health, away)
     watching.mesh.answer(alerts.list_alerts, away)
-    watching.mesh.answer(history.get_history, away)
+    watching.mesh.answer(metrics.get_history, away)
     done = watching("top")
     assert done.exit_code == 0
     assert "the health, the alerts, the numbers: unknown – no metrics answers" in done.stdout
@@ -103,11 +103,11 @@ def test_more_nodes_than_an_answer_has_lines_cost_their_loads_and_nothing_else(w
             raise errors.BadRequest("by: that would be 400 lines")
         return seen.history_of(asked)
 
-    watching.mesh.answer(history.get_history, few)
+    watching.mesh.answer(metrics.get_history, few)
     done = watching("top")
     assert "tokens/s: 340 in, 1,234 out" in done.stdout
     assert "50%" not in done.stdout
-    watching.mesh.answer(history.get_history, errors.BadRequest("since and until: no time that is over is between them"))
+    watching.mesh.answer(metrics.get_history, errors.BadRequest("since and until: no time that is over is between them"))
     assert "the numbers: unknown – since and until" in watching("top").stdout
 
 

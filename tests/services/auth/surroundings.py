@@ -13,7 +13,7 @@ from services.auth.dependencies import Dependencies
 from services.auth.service import AuthService
 from shared.api import auth, events, gateway, membership
 from shared.api.method import Method, Reply, Request
-from shared.api.usage import UserUsage
+from shared.api.usage_report import UserUsage
 from shared.discovery.directory import Directory
 from shared.identity import node_keys, tickets
 from shared.identity.trust import Trust

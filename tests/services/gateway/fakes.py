@@ -44,8 +44,7 @@ from shared.api.gateway import ServedModel
 from shared.api.generation import Generation, Usage
 from shared.api.inference import Receipt
 from shared.api.ledger import MICRO, LedgerReport, ModelPrice
-from shared.api.usage import UserUsage
-from shared.api.usage_report import ListRequests, LoggedRequest
+from shared.api.usage_report import ListRequests, LoggedRequest, UserUsage
 from shared.discovery.directory import Announcement, Directory, ModelOffer, WorkerLoad
 from shared.identity import credentials
 from shared.telemetry import Metrics

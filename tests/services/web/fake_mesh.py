@@ -14,7 +14,7 @@ from services.web.session import mesh_calls
 from shared import errors
 from shared.api import auth, gateway, ledger
 from shared.api.method import End, Item, Method, Nothing, Reply, Request, StreamMethod
-from shared.api.usage import DailyUsage, UserUsage
+from shared.api.usage_report import DailyUsage, UserUsage
 from shared.types import Credential, KeyId, ModelName, NodeId, Tier, UserId, UserRole
 from tests.services.web.fake_accounts import FakeAccounts
 from tests.services.web.fake_models import FakeModels

@@ -22,9 +22,9 @@ from services.web.http.event_response import EventResponse
 from services.web.pages.admin import node_view
 from services.web.request_context import Page, PageRequest
 from shared import errors
-from shared.api import history, membership
-from shared.api.history import History
+from shared.api import membership, metrics
 from shared.api.membership import Member, MemberState
+from shared.api.metrics import History
 
 #: The metrics service collects every 15 s. If reading takes long, the queries of one page keep it busy for at most a tenth of the time.
 SOONEST_SECONDS, LATEST_SECONDS = 15.0, 300.0
@@ -167,7 +167,7 @@ class _Asking:
             if left <= 0:
                 return errors.DeadlineExceeded("reading the history took too long", hint="choose a shorter period")
             try:
-                return await self._visit.call(history.get_history, wanted, deadline_seconds=left)
+                return await self._visit.call(metrics.get_history, wanted, deadline_seconds=left)
             except errors.AimeshError as error:
                 return error
 

@@ -8,7 +8,7 @@ from services.metrics.export.prometheus_merge import MetricSource
 from services.metrics.history import chart_lines, query_plan, rollup
 from services.metrics.history.history_store import HistoryStore
 from services.metrics.history.history_writer import HistoryWriter
-from shared.api.history import GetHistory, HistoryGrouping, HistoryLine
+from shared.api.metrics import GetHistory, HistoryGrouping, HistoryLine
 from shared.telemetry import Metrics
 
 BEGIN = datetime(2026, 3, 29, 0, 0, tzinfo=UTC)

@@ -11,7 +11,7 @@ from services.metrics.history.history_module import HistoryModule
 from services.metrics.service import MetricsService
 from services.metrics.settings import MetricsSettings
 from shared import errors
-from shared.api import history as api
+from shared.api import metrics as api
 from shared.node import NodeSettings
 from shared.rpc import RpcCall
 from shared.types import Role

@@ -10,7 +10,7 @@ from services.metrics.history import history_writer, rollup
 from services.metrics.history.history_store import HistoryStore
 from services.metrics.history.history_writer import HistoryWriter
 from shared import errors
-from shared.api.history import HistoryGrouping
+from shared.api.metrics import HistoryGrouping
 from tests.servers import PostgresServer
 from tests.services.metrics.history.looked_at import BEGIN, KEEPS, Mesh
 

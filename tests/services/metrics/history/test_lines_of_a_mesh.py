@@ -16,7 +16,7 @@ from services.metrics.history.history_store import HistoryStore, StoredPoint
 from services.metrics.history.history_writer import HistoryWriter
 from services.metrics.history.query_plan import QueryPlan
 from services.metrics.history.rollup import RollupPiece
-from shared.api.history import GetHistory, HistoryGrouping
+from shared.api.metrics import GetHistory, HistoryGrouping
 from shared.telemetry import Metrics
 from tests.services.metrics.history.looked_at import BEGIN, KEEPS, Mesh
 

@@ -7,7 +7,7 @@ import pytest
 from services.metrics.history import chart_lines, query_plan
 from services.metrics.history.history_store import StoredPoint
 from shared import errors
-from shared.api.history import GetHistory, HistoryGrouping
+from shared.api.metrics import GetHistory, HistoryGrouping
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 KEEPS = {15: timedelta(hours=24), 60: timedelta(days=7), 3600: timedelta(days=730)}

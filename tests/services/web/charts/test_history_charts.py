@@ -8,7 +8,7 @@ from services.web.charts.history_charts import HistoryChart, HistoryCharts
 from services.web.charts.history_questions import HistoryQuestion, HistorySpan
 from services.web.charts.history_view import ChartUnit
 from shared import errors
-from shared.api.history import History, HistoryLine
+from shared.api.metrics import History, HistoryLine
 
 SINCE = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 STEPS = 120

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from services.metrics.history import kept_series, query_plan, rollup
 from services.web.charts import history_questions
 from services.web.charts.history_questions import HistoryQuestion, HistorySpan
-from shared.api import history
+from shared.api import metrics
 
 #: As the metrics service keeps it unless it is told otherwise.
 KEEPS = {rollup.RAW: timedelta(hours=24), rollup.MINUTE: timedelta(days=7), rollup.HOUR: timedelta(days=730)}
@@ -37,7 +37,7 @@ def test_every_series_that_is_asked_for_is_kept() -> None:
     now = datetime(2026, 11, 20, 14, 5, tzinfo=UTC)
     for question in HistoryQuestion:
         names = history_questions.ask(question, HistorySpan.HOUR, now).names
-        assert 1 <= len(names) <= history.MOST_NAMES
+        assert 1 <= len(names) <= metrics.MOST_NAMES
         for name in names:
             rest = name.rpartition(":")[2]
             assert rest in kept_series.BY_NAME or f"{rest}_bucket" in kept_series.BY_NAME, name
@@ -59,7 +59,7 @@ def test_what_is_asked_first_probably_fits_into_the_answers(machines: int, of_on
     plan = history_questions.plan(machines, of_one=of_one)
     assert len(plan) == len(set(plan)) == asked
     assert plan[0] is HistoryQuestion.WHOLE
-    assert (HistoryQuestion.TOGETHER in plan) == (machines > history.MOST_LINES and not of_one)
+    assert (HistoryQuestion.TOGETHER in plan) == (machines > metrics.MOST_LINES and not of_one)
 
 
 @pytest.mark.parametrize("of_one", [False, True])

@@ -18,7 +18,7 @@ from shared.identity.certificates import Subject
 from shared.identity.node_keys import Authority, NodeKey
 from shared.identity.trust import Trust
 from shared.node.lifecycle import background
-from shared.node.stock_clients import pulled_streams, stock_calls, unknown_fields
+from shared.node.stock_clients import pulled_streams, stock_calls
 from shared.node.stock_clients.stock_rpc_clients import StockRpcClients
 from shared.transports.hyperswarm import Request, RequestRefused
 from shared.types import Role
@@ -309,7 +309,7 @@ async def test_what_the_method_does_not_know_is_refused_whatever_it_holds(visito
 
 def test_strings_are_not_looked_at_one_by_one() -> None:
     """A request may have a million of them."""
-    asked = unknown_fields._shape_of(gateway.ProcessInferenceRequest)
+    asked = stock_calls._shape_of(gateway.ProcessInferenceRequest)
     assert asked is not None
     assert asked.fields is not None
     assert asked.fields["rest"] is not None
@@ -321,6 +321,6 @@ def test_strings_are_not_looked_at_one_by_one() -> None:
 
 def test_an_unknown_field_is_named_with_its_path() -> None:
     value = {"request": {"messages": [{"role": "user", "content": "hi"}, {"role": "user", "content": "hi", "wish": 1}]}}
-    assert unknown_fields.find_unknown_field(gateway.ProcessInferenceRequest, value) == "request.messages.1.wish"
+    assert stock_calls.find_unknown_field(gateway.ProcessInferenceRequest, value) == "request.messages.1.wish"
     del value["request"]["messages"][1]["wish"]
-    assert unknown_fields.find_unknown_field(gateway.ProcessInferenceRequest, value) is None
+    assert stock_calls.find_unknown_field(gateway.ProcessInferenceRequest, value) is None

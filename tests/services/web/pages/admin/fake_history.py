@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from shared import errors
-from shared.api import history
-from shared.api.history import GetHistory, History, HistoryGrouping, HistoryLine
+from shared.api import metrics
+from shared.api.metrics import GetHistory, History, HistoryGrouping, HistoryLine
 from shared.types import Credential, UserRole
 from tests.services.web.fake_mesh import NOW, FakeMesh
 
@@ -31,7 +31,7 @@ class FakeHistory(FakeMesh):
         super().__init__()
         self.kept: list[Kept] = []
         self.refused: errors.AimeshError | None = None
-        self.most_lines = history.MOST_LINES
+        self.most_lines = metrics.MOST_LINES
 
     def keep(self, name: str, value: Value | float, **labels: str) -> None:
         made: Value = value if callable(value) else lambda _: value
