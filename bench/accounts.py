@@ -300,13 +300,13 @@ def _address(round_number: int, number: int) -> str:
 async def _register(running: RunningStack, count: int) -> list[tuple[str, str]]:
     """Names and passwords of so many new users."""
     turn = asyncio.Semaphore(tenants.AT_ONCE)
-    async with people.desk(running) as desk:
+    async with people.api_client(running) as api_client:
 
         async def one(number: int) -> tuple[str, str]:
             username, password = f"storm{number}-{secrets.token_hex(4)}", secrets.token_urlsafe(18)
             async with turn:
                 wanted = auth.UserData(username, f"{username}@example.org", password)
-                await desk.mesh.rpc.call(auth.register_user, auth.RegisterUser(wanted))
+                await api_client.mesh.rpc.call(auth.register_user, auth.RegisterUser(wanted))
             return username, password
 
         return list(await asyncio.gather(*map(one, range(count))))

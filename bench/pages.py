@@ -132,11 +132,11 @@ async def sign_in(running: RunningStack, person: Person) -> str:
 async def _settle(running: RunningStack, count: int) -> list[str]:
     """New people with something to show on their pages; their cookies."""
     turn = asyncio.Semaphore(tenants.AT_ONCE)
-    async with people.desk(running) as desk:
+    async with people.api_client(running) as api_client:
 
         async def one(number: int) -> str:
             async with turn:
-                person = await desk.register(f"visitor{number}")
+                person = await api_client.register(f"visitor{number}")
                 async with running.http(person.key.secret) as http:
                     for _ in range(ANSWERS):
                         answer = await http.post("/api/inference", json={"model": "echo", "prompt": "one two three"})

@@ -161,8 +161,8 @@ async def measure(table: report.Table, requests: int, tally: Tally) -> None:
         "TIER_PRO": "requests_per_hour=unlimited,requests_per_minute=unlimited,concurrency=unlimited",
         "RESPONSE_CACHE": "off",
     }
-    async with stack(**settings) as running, people.desk(running) as desk:
-        person = await desk.register("soak", Tier.PRO)
+    async with stack(**settings) as running, people.api_client(running) as api_client:
+        person = await api_client.register("soak", Tier.PRO)
         async with _doors(running, person.key.secret) as doors:
             await _until_it_knows_all_workers(doors[Door.GATEWAY])
             began = time.monotonic()

@@ -38,7 +38,7 @@ DEAF_SECONDS = 2.0
 ECHO, COUNT, REPORT, DEAFEN = 0x45, 0x53, 0x51, 0x44
 BODY = bytes([ECHO]) * 100
 SWARMS = Path(__file__).parent / "hyperswarm" / "swarms.js"
-PACKAGES = Path(__file__).parent.parent / "shared" / "hyperswarm" / "sidecar" / "node_modules"
+PACKAGES = Path(__file__).parent.parent / "shared" / "transports" / "hyperswarm" / "sidecar" / "node_modules"
 LENGTH = struct.Struct("<I")
 
 One = Callable[[bytes], Awaitable[bytes]]

@@ -31,11 +31,11 @@ AT_ONCE = 4
 async def register(running: RunningStack, count: int = TENANTS) -> tuple[Credential, ...]:
     """A key of each of so many new users."""
     turn = asyncio.Semaphore(AT_ONCE)
-    async with people.desk(running) as desk:
+    async with people.api_client(running) as api_client:
 
         async def one(number: int) -> Credential:
             async with turn:
-                return (await desk.register(f"tenant{number}")).key.secret
+                return (await api_client.register(f"tenant{number}")).key.secret
 
         return tuple(await asyncio.gather(*map(one, range(count))))
 

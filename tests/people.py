@@ -31,7 +31,7 @@ class Person:
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
+class ApiClient:
     """Where accounts are made; the admin's key is behind it."""
 
     mesh: ClientNode
@@ -58,6 +58,6 @@ class Desk:
 
 
 @asynccontextmanager
-async def desk(stack: RunningStack) -> AsyncIterator[Desk]:
+async def api_client(stack: RunningStack) -> AsyncIterator[ApiClient]:
     async with stack.client() as mesh:
-        yield Desk(mesh, stack.api_key)
+        yield ApiClient(mesh, stack.api_key)

@@ -129,7 +129,7 @@ class RunningNode:
 
     async def cut(self) -> None:
         """The hard way: the connection to NATS breaks and the node says nothing more, like a killed process."""
-        self.node.roads.silence()
+        self.node.node_transports.silence()
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task

@@ -118,8 +118,8 @@ def drawn(shown: list[Shown]) -> str:
 
 
 async def screenshot(stack: RunningStack) -> bytes:
-    async with people.desk(stack) as desk, chromium.launch() as browser:
-        ada = await administrator(await browser.open(width=WIDTH), stack.url("web"), desk)
+    async with people.api_client(stack) as api_client, chromium.launch() as browser:
+        ada = await administrator(await browser.open(width=WIDTH), stack.url("web"), api_client)
         await ada.goes("/api-keys")
         key = await ada.create_key("laptop")
         async with stack.http(key) as http:

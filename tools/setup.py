@@ -34,7 +34,7 @@ LOG = VENV / "setup.log"
 LOCKS = ROOT / "requirements"
 #: Folders with a package-lock.json -> the level from which on they are needed, and for what.
 NPM_FOLDERS = {
-    ROOT / "shared" / "hyperswarm" / "sidecar": ("runtime", "installing the packages of Hyperswarm"),
+    ROOT / "shared" / "transports" / "hyperswarm" / "sidecar": ("runtime", "installing the packages of Hyperswarm"),
     ROOT / "services" / "web" / "npm": ("runtime", "installing the charts of the pages"),
     ROOT / "sdk" / "javascript": ("dev", "installing the compiler that checks the JavaScript client"),
     ROOT / "tests" / "services" / "auth" / "oidc" / "provider": ("dev", "installing the login provider of the tests"),

@@ -27,6 +27,7 @@ COPY shared /app/shared
 COPY --from=build /sidecar/node_modules /app/shared/transports/hyperswarm/sidecar/node_modules
 COPY services /app/services
 COPY cli /app/cli
+COPY stack /app/stack
 COPY deploy/docker/alive.py /app/alive.py
 USER 10001:10001
 EXPOSE 3001

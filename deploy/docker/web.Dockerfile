@@ -28,6 +28,7 @@ COPY --from=build /sidecar/node_modules /app/shared/transports/hyperswarm/sideca
 COPY services /app/services
 COPY docs/runbooks /app/docs/runbooks
 COPY cli /app/cli
+COPY stack /app/stack
 COPY deploy/docker/alive.py /app/alive.py
 USER 10001:10001
 EXPOSE 3000

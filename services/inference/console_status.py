@@ -188,7 +188,7 @@ class ConsoleLines(Protocol):
     trust: Trust
 
     @property
-    def roads(self) -> MeshPaths:
+    def node_transports(self) -> MeshPaths:
         """How it is attached."""
         ...
 
@@ -196,7 +196,7 @@ class ConsoleLines(Protocol):
 def survey(node: ConsoleLines, statuses: tuple[ModelStatus, ...], *, is_paused: bool, now: float) -> WorkerFacts:
     """The facts of this moment."""
     standing = node.trust.standing()
-    checks = node.roads.checks()
+    checks = node.node_transports.checks()
     known = node.directory.entries()
     gateways = [entry for entry in known if entry.role is Role.GATEWAY]
     gone = max((entry for entry in gateways if not entry.alive and not entry.refused), key=lambda entry: entry.since, default=None)
@@ -216,7 +216,7 @@ def survey(node: ConsoleLines, statuses: tuple[ModelStatus, ...], *, is_paused: 
 
 
 def _reached(node: ConsoleLines, entry: directory.DirectoryEntry) -> Reached:
-    seconds = node.roads.round_trip_seconds(entry.node)
+    seconds = node.node_transports.round_trip_seconds(entry.node)
     return Reached(entry.role, entry.node, entry.path, None if seconds is None else seconds * 1000)
 
 

@@ -75,8 +75,8 @@ STEPS = {auth.Step.ENTER_CODE: "/login/code", auth.Step.SET_UP_MFA: "/login/seco
 def build(site: App) -> Litestar:
     """Build the application. Raises ValueError for a route without a row in access.py."""
 
-    async def visit(request: HttpRequest) -> PageRequest:
-        request.state.visit = made = PageRequest(site, request)
+    async def page_request(request: HttpRequest) -> PageRequest:
+        request.state.page_request = made = PageRequest(site, request)
         await made.admit()
         return made
 
@@ -93,7 +93,7 @@ def build(site: App) -> Litestar:
     }
     pages = Litestar(
         route_handlers=list(ROUTES),
-        dependencies={"visit": Provide(visit)},
+        dependencies={"page_request": Provide(page_request)},
         exception_handlers=handlers,
         request_max_body_size=forms.MAX_BODY_BYTES,
         signature_types=[PageRequest],
@@ -115,17 +115,17 @@ class Failures:
     def sign_in_first(self, request: HttpRequest, error: Exception) -> Page:
         if isinstance(error, errors.AimeshError) and _sent_json(request):
             return self.refused(request, error)
-        visit = self._visit(request)
-        if visit.session_token is not None:
-            visit.sign_out()
+        page_request = self._visit(request)
+        if page_request.session_token is not None:
+            page_request.sign_out()
         path = request.scope["path"]
         words = {}
         if request.method == "GET" and request_context.own_page(path) == path:
             words["then"] = path
-        if visit.session_token is not None:
+        if page_request.session_token is not None:
             # The session was valid earlier, so tell the user that it ended.
             words["done"] = "ended" if request.method == "GET" else "undone"
-        return visit.redirect(f"/login?{urlencode(words, safe='/')}" if words else "/login")
+        return page_request.redirect(f"/login?{urlencode(words, safe='/')}" if words else "/login")
 
     def step_first(self, request: HttpRequest, error: StepFirst) -> Page:
         return self._visit(request).redirect(STEPS[error.step])
@@ -140,14 +140,14 @@ class Failures:
 
     def _ask_to_confirm(self, request: HttpRequest, problem: errors.CallerError | None) -> Page:
         """Return the confirmation page. It carries the submitted fields, so the action runs once the user confirms."""
-        visit = self._visit(request)
-        kept = {name: value for name, value in visit.posted.items() if name not in ("token", "confirm_password", "confirm_code")}
-        view = page_views.ConfirmPage(action=request.scope["path"], fields=kept, problem=problem, account=visit.account)
-        return visit.page("confirm.html", view, status=HTTPStatus.FORBIDDEN)
+        page_request = self._visit(request)
+        kept = {name: value for name, value in page_request.posted.items() if name not in ("token", "confirm_password", "confirm_code")}
+        view = page_views.ConfirmPage(action=request.scope["path"], fields=kept, problem=problem, account=page_request.account)
+        return page_request.page("confirm.html", view, status=HTTPStatus.FORBIDDEN)
 
     def _visit(self, request: HttpRequest) -> PageRequest:
         """Return the visit that the dependency made, or a new one if it failed first."""
-        found: PageRequest | None = getattr(request.state, "visit", None)
+        found: PageRequest | None = getattr(request.state, "page_request", None)
         return found or PageRequest(self._site, request)
 
     def refused(self, request: HttpRequest, error: errors.AimeshError) -> Page:

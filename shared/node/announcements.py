@@ -24,9 +24,9 @@ SETTLE_SECONDS = 0.05
 class Announcer:
     """Fills ``nodes`` from the mesh and, for a service, announces what ``describe`` returns."""
 
-    def __init__(self, me: LocalNode, roads: Transports, nodes: Directory, describe: Callable[[], Announcement] | None) -> None:
+    def __init__(self, me: LocalNode, node_transports: Transports, nodes: Directory, describe: Callable[[], Announcement] | None) -> None:
         self._me = me
-        self._roads = roads
+        self._roads = node_transports
         self._nodes = nodes
         self._describe = describe
         self._due = asyncio.Event()
@@ -35,11 +35,11 @@ class Announcer:
         self.on_contested: Callable[[NodeId], None] = _ignore_node
         #: This process has to stop: an older one uses the same key.
         self.must_stop = asyncio.Event()
-        roads.on_link = self._greet
-        if roads.swarm is not None:
-            roads.swarm.on_announcement = self._heard_by_swarm
-            roads.swarm.on_refused = self._refused
-            roads.swarm.on_unreachable = self._unreachable
+        node_transports.on_link = self._greet
+        if node_transports.swarm is not None:
+            node_transports.swarm.on_announcement = self._heard_by_swarm
+            node_transports.swarm.on_refused = self._refused
+            node_transports.swarm.on_unreachable = self._unreachable
 
     def start(self) -> None:
         """Subscribe, then ask who is there. Call once, after the NATS transport, if there is one, has connected."""

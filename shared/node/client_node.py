@@ -55,7 +55,7 @@ class ClientNode:
 
     rpc: RpcClient
     directory: Directory
-    roads: Transports
+    node_transports: Transports
 
 
 @asynccontextmanager
@@ -77,7 +77,7 @@ async def client(settings: ClientSettings) -> AsyncIterator[ClientNode]:
 
     outside = await delegated_node.prepare(settings.mesh_file, key, settings.node_binary, SOFTWARE)
     async with _calling(outside.me, outside.trust, None, outside.swarm) as (node, tasks):
-        tasks.create_task(outside.keep(node.directory, node.rpc, node.roads))
+        tasks.create_task(outside.keep(node.directory, node.rpc, node.node_transports))
         yield node
 
 
@@ -87,18 +87,25 @@ async def _calling(
 ) -> AsyncIterator[tuple[ClientNode, asyncio.TaskGroup]]:
     """A node on one of the two transports that serves nothing."""
     nodes = Directory(asyncio.get_running_loop().time)
-    roads = Transports(trust, nodes, nats, swarm, None)
-    announcer = Announcer(me, roads, nodes, None)
+    node_transports = Transports(trust, nodes, nats, swarm, None)
+    announcer = Announcer(me, node_transports, nodes, None)
     try:
         async with background() as tasks:
-            for transport in roads.transports():
+            for transport in node_transports.transports():
                 tasks.create_task(transport.run())
             announcer.start()
             tasks.create_task(announcer.run())
             rng = random.Random()  # noqa: S311 - spreads load
             patience = PATIENCE_SECONDS if swarm is None else OUTSIDE_SECONDS
-            pool = ConnectionPool(nodes, roads.reach, rng, patience_seconds=patience, trouble=roads.trouble, refusal=roads.refusal)
-            yield ClientNode(RpcClient(pool), nodes, roads), tasks
+            pool = ConnectionPool(
+                nodes,
+                node_transports.reach,
+                rng,
+                patience_seconds=patience,
+                trouble=node_transports.trouble,
+                refusal=node_transports.refusal,
+            )
+            yield ClientNode(RpcClient(pool), nodes, node_transports), tasks
     finally:
-        for transport in roads.transports():
+        for transport in node_transports.transports():
             await transport.close()

@@ -32,7 +32,7 @@ class Delegate:
     kept: membership_file.MembershipFile
     state_file: Path
 
-    async def keep(self, nodes: Directory, rpc: RpcClient, roads: Transports) -> None:
+    async def keep(self, nodes: Directory, rpc: RpcClient, node_transports: Transports) -> None:
         """Stay in good standing for as long as the process runs. Ends by cancellation."""
         standing = CertificateRenewal(self.trust, self.kept, self.state_file, nodes, rpc)
 
@@ -42,7 +42,7 @@ class Delegate:
             self.swarm.meet(standing.meetings())
 
         standing.changed = changed
-        roads.on_number = standing.told
+        node_transports.on_number = standing.told
         changed()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(standing.run())

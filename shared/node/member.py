@@ -97,21 +97,21 @@ class Node:
         self.directory = Directory(asyncio.get_running_loop().time)
         self.dispatcher = rpc.Dispatcher(calls, self._observe, self._log_bug)
         self.dispatcher.traces = self.traces = traces
-        self.roads = Transports(ways.trust, self.directory, ways.nats, ways.swarm, self.dispatcher)
-        self.pool = rpc.ConnectionPool(self.directory, self.roads.reach, random.Random())  # noqa: S311 - spreads load
+        self.node_transports = Transports(ways.trust, self.directory, ways.nats, ways.swarm, self.dispatcher)
+        self.pool = rpc.ConnectionPool(self.directory, self.node_transports.reach, random.Random())  # noqa: S311 - spreads load
         self.rpc = rpc.RpcClient(self.pool)
         self.standing = CertificateRenewal(ways.trust, ways.kept, ways.state_file, self.directory, self.rpc)
         self.standing.changed = self.membership_changed
         self.standing.note = lambda what, why: _log.info(what, why=why)
-        self.standing.door = lambda: self.roads.find(Role.AUTH)
-        self.roads.on_number = self.standing.told
+        self.standing.door = lambda: self.node_transports.find(Role.AUTH)
+        self.node_transports.on_number = self.standing.told
         self.events_of_mesh = DomainEvents(me, ways.nats)
-        self.announcer = Announcer(me, self.roads, self.directory, self._describe)
+        self.announcer = Announcer(me, self.node_transports, self.directory, self._describe)
         self.announcer.on_contested = self._on_shared_key
         self._instance = me.instance
         self.micro = None if ways.nats is None else Micro(ways.nats, self.dispatcher, self.service_name, version())
         self.host = Host(self.metrics, ways.state_file.parent)
-        self._gauges = MeshGauges(self.metrics, self.roads, ways.trust, self.events_of_mesh, self.host)
+        self._gauges = MeshGauges(self.metrics, self.node_transports, ways.trust, self.events_of_mesh, self.host)
         self._offer = _Offer(not_ready="starting")
         self._leaving = False
         self._follows_auth = ways.follows_auth
@@ -156,14 +156,14 @@ class Node:
 
     def membership_changed(self) -> None:
         """Our certificate, the list or the topics are others now: tell the peers, and meet where we should."""
-        if self.roads.swarm is not None:
+        if self.node_transports.swarm is not None:
             if self._follows_auth:
                 kept = self.standing.kept
-                self.roads.swarm.begin_with(*nodes_to_begin_with(kept.bootstrap, kept.older_bootstrap))
-            self.roads.swarm.meet(self.standing.meetings())
+                self.node_transports.swarm.begin_with(*nodes_to_begin_with(kept.bootstrap, kept.older_bootstrap))
+            self.node_transports.swarm.meet(self.standing.meetings())
             if self._shown != self.trust.certificate:
                 self._shown = self.trust.certificate
-                self.roads.swarm.rehello()
+                self.node_transports.swarm.rehello()
         self.announcer.announce_soon()
 
     # --- for the program ------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ class Node:
 
     async def health(self) -> node_api.NodeHealth:
         """Every check of the service and of the mesh."""
-        mesh = self.roads.checks()
+        mesh = self.node_transports.checks()
         # One way to the others is enough to work; what is wrong with the other one is shown all the same, and an old list too.
         attached = any(check.ok for check in mesh)
         mesh = (*mesh, self.standing.check())
@@ -209,7 +209,7 @@ class Node:
         """Take no new calls, let the running ones finish, cut off what is left."""
         self.dispatcher.drain_started.set()
         self.announcer.announce_now()
-        for connection in self.roads.connections():
+        for connection in self.node_transports.connections():
             connection.say_goodbye("shutting down")
         await self.dispatcher.drained(grace_seconds)
 
@@ -246,7 +246,7 @@ class Node:
         return Announcement(
             self.role, self.id, version(), self.started_at, offer.models, offer.load,
             self.dispatcher.draining, offer.not_ready, self._labels(), self._leaving, self.trust.number, self._owner(),
-            self.roads.faults(),
+            self.node_transports.faults(),
             self._instance, self.announcer.contests.younger, datetime.now(UTC),
         )  # fmt: skip
 
@@ -265,13 +265,13 @@ class Node:
             self.announcer.ask()
         else:
             self.directory.deafened("nats")
-        why = self.roads.nats.nats.trouble if self.roads.nats is not None else None
+        why = self.node_transports.nats.nats.trouble if self.node_transports.nats is not None else None
         _log.warning("NATS is back" if connected else "NATS was lost", why="" if why is None else why.message)
 
     def _on_attached(self, attached: bool) -> None:
         if not attached:
             self.directory.deafened("swarm")
-        trouble = "" if self.roads.swarm is None else self.roads.swarm.trouble
+        trouble = "" if self.node_transports.swarm is None else self.node_transports.swarm.trouble
         _log.info("Hyperswarm is attached" if attached else "Hyperswarm is not attached", why=trouble)
 
     def _on_contested(self, node: NodeId) -> None:
@@ -367,7 +367,7 @@ async def _unlocked_member(settings: NodeSettings, role: Role) -> AsyncIterator[
     try:
         async with background() as infrastructure, background() as calls, background() as tasks:
             node = Node(me, ways, tasks, calls, tracing.Traces(ratio=settings.trace_ratio, is_on=not settings.traces_off))
-            for transport in node.roads.transports():
+            for transport in node.node_transports.transports():
                 infrastructure.create_task(transport.run())
             infrastructure.create_task(node.events_of_mesh.run())
             node.announcer.start()

@@ -21,9 +21,9 @@ MOST_PEERS = 200
 
 
 class MeshGauges:
-    def __init__(self, metrics: Metrics, roads: Transports, trust: Trust, events: DomainEvents, host: Host) -> None:
+    def __init__(self, metrics: Metrics, node_transports: Transports, trust: Trust, events: DomainEvents, host: Host) -> None:
         self._metrics = metrics
-        self._roads = roads
+        self._roads = node_transports
         self._trust = trust
         self._events = events
         self._host = host

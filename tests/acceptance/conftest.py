@@ -9,7 +9,7 @@ from tests import people, stacks
 from tests.acceptance import chromium
 from tests.acceptance.chromium import Browser
 from tests.acceptance.watching import Watch
-from tests.people import Desk
+from tests.people import ApiClient
 from tests.stacks import RunningStack
 from tests.testnet import free_port
 
@@ -60,6 +60,6 @@ def provider_port() -> int:
 
 
 @pytest.fixture
-async def desk(stack: RunningStack) -> AsyncIterator[Desk]:
-    async with people.desk(stack) as opened:
+async def api_client(stack: RunningStack) -> AsyncIterator[ApiClient]:
+    async with people.api_client(stack) as opened:
         yield opened

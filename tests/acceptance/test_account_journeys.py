@@ -6,7 +6,7 @@ import pytest
 
 from tests.acceptance.visitor import NEW_PASSWORD, Visitor
 from tests.acceptance.watching import Watch, expected
-from tests.people import Desk
+from tests.people import ApiClient
 from tests.stacks import RunningStack, until
 
 #: Web remembers a session that auth has confirmed for 5 s, and the gateway hears of a revoked key within the same.
@@ -111,9 +111,11 @@ async def _is_signed_out(visitor: Visitor) -> None:
     await until(at_the_door, seconds=FORGOTTEN_SECONDS + 1, what="the other session has ended")
 
 
-async def test_what_is_sensitive_asks_for_the_password_and_keeps_what_was_typed(stack: RunningStack, watch: Watch, desk: Desk) -> None:
+async def test_what_is_sensitive_asks_for_the_password_and_keeps_what_was_typed(
+    stack: RunningStack, watch: Watch, api_client: ApiClient
+) -> None:
     """Who came by a link has shown a key, and no password."""
-    person = await desk.register("lin")
+    person = await api_client.register("lin")
     link = (await stack.aicli("dashboard", "--json", AICLI_API_KEY=person.key.secret)).json()["url"]
     lin = Visitor(await watch.open(), stack.url("web"), person.username, person.password)
     await lin.page.goto(link)

@@ -8,7 +8,7 @@ from tests import outside
 from tests.acceptance import authenticator
 from tests.acceptance.visitor import Visitor, administrator
 from tests.acceptance.watching import Watch, expected
-from tests.people import Desk
+from tests.people import ApiClient
 from tests.stacks import RunningStack
 
 SUBJECTS = ("", "/alerts", "/nodes", "/nodes/tickets", "/users", "/organisations", "/prices", "/audit", "/settings")
@@ -68,8 +68,8 @@ async def test_nobody_else_comes_into_administration(stack: RunningStack, watch:
 
 
 @pytest.mark.timeout(120)
-async def test_a_machine_joins_waits_is_approved_and_revoked_on_the_page(stack: RunningStack, watch: Watch, desk: Desk) -> None:
-    ada = await administrator(await watch.open(), stack.url("web"), desk)
+async def test_a_machine_joins_waits_is_approved_and_revoked_on_the_page(stack: RunningStack, watch: Watch, api_client: ApiClient) -> None:
+    ada = await administrator(await watch.open(), stack.url("web"), api_client)
     page = ada.page
     await page.click("nav.pages a", "Admin")
     await page.click("nav.tabs a", "Nodes")

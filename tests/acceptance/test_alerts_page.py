@@ -3,19 +3,21 @@
 from shared.api import alerts
 from tests.acceptance.visitor import administrator
 from tests.acceptance.watching import Watch
-from tests.people import Desk
+from tests.people import ApiClient
 from tests.stacks import RunningStack
 
 
-async def test_a_silence_of_the_terminal_comes_to_the_page_and_is_ended_there(stack: RunningStack, watch: Watch, desk: Desk) -> None:
-    ada = await administrator(await watch.open(), stack.url("web"), desk)
+async def test_a_silence_of_the_terminal_comes_to_the_page_and_is_ended_there(
+    stack: RunningStack, watch: Watch, api_client: ApiClient
+) -> None:
+    ada = await administrator(await watch.open(), stack.url("web"), api_client)
     page = ada.page
     await page.click("nav.pages a", "Admin")
     await page.click("nav.tabs a", "Alerts")
     assert await page.path() == "/admin/alerts"
     assert "Unknown" not in await page.text()
     command = ("alerts", "silence", "watchdog", "--for", "1h", "--label", "node=n1", "--why", "the rack moves", "--json")
-    made = (await stack.aicli(*command, AICLI_API_KEY=desk.admin_key)).json()
+    made = (await stack.aicli(*command, AICLI_API_KEY=api_client.admin_key)).json()
     # By itself: nobody reloads.
     await page.until("document.body.innerText.includes('the rack moves')")
     (row,) = await ada.rows(f"tr[data-id='{made['id']}']")
@@ -23,5 +25,5 @@ async def test_a_silence_of_the_terminal_comes_to_the_page_and_is_ended_there(st
     assert "node=n1" in row
     await page.click(f"tr[data-id='{made['id']}'] button", "End")
     await ada.sees("Silence ended.")
-    found = await desk.mesh.rpc.call(alerts.list_alerts, alerts.ListAlerts(), credential=desk.admin_key)
+    found = await api_client.mesh.rpc.call(alerts.list_alerts, alerts.ListAlerts(), credential=api_client.admin_key)
     assert made["id"] not in {each.id for each in found.silences}

@@ -6,7 +6,7 @@ import pytest
 
 from tests.acceptance.visitor import Visitor
 from tests.acceptance.watching import Watch, expected
-from tests.people import Desk
+from tests.people import ApiClient
 from tests.stacks import RunningStack
 
 BOTH = pytest.mark.parametrize("javascript", [True, False], ids=["with JavaScript", "without JavaScript"])
@@ -91,8 +91,8 @@ async def test_signing_out_and_in_again(stack: RunningStack, watch: Watch, javas
     assert await ann.page.evaluate("document.getElementById('name').value") == ann.name
 
 
-async def test_a_login_link_works_once(stack: RunningStack, watch: Watch, desk: Desk) -> None:
-    person = await desk.register("lin")
+async def test_a_login_link_works_once(stack: RunningStack, watch: Watch, api_client: ApiClient) -> None:
+    person = await api_client.register("lin")
     printed = await stack.aicli("dashboard", "--print", AICLI_API_KEY=person.key.secret)
     link = printed.out.strip()
     lin = await visitor(watch, stack)

@@ -21,7 +21,7 @@ from tests import outside
 from tests.acceptance.album import Album
 from tests.acceptance.visitor import NEW_PASSWORD, Visitor, administrator
 from tests.acceptance.watching import Watch, expected
-from tests.people import Desk
+from tests.people import ApiClient
 from tests.stacks import RunningStack, until
 
 VISITORS = {
@@ -224,8 +224,8 @@ async def test_a_chat_is_to_be_seen(stack: RunningStack, watch: Watch, album: Al
 
 @pytest.mark.nightly("pages")
 @pytest.mark.timeout(180)
-async def test_what_guards_an_account_is_to_be_seen(stack: RunningStack, watch: Watch, album: Album, desk: Desk) -> None:
-    person = await desk.register("lin")
+async def test_what_guards_an_account_is_to_be_seen(stack: RunningStack, watch: Watch, album: Album, api_client: ApiClient) -> None:
+    person = await api_client.register("lin")
     link = (await stack.aicli("dashboard", "--json", AICLI_API_KEY=person.key.secret)).json()["url"]
     lin = Visitor(await watch.open(), stack.url("web"), person.username, person.password)
     page = lin.page
@@ -252,15 +252,15 @@ async def test_what_guards_an_account_is_to_be_seen(stack: RunningStack, watch: 
 
 @pytest.mark.nightly("pages")
 @pytest.mark.timeout(180)
-async def test_what_somebody_sees_who_lends_machines(stack: RunningStack, watch: Watch, album: Album, desk: Desk) -> None:
-    person = await desk.register("owen")
-    await desk.mesh.rpc.call(auth.set_role, auth.SetRole(person.username, UserRole.NODE_OWNER), credential=desk.admin_key)
+async def test_what_somebody_sees_who_lends_machines(stack: RunningStack, watch: Watch, album: Album, api_client: ApiClient) -> None:
+    person = await api_client.register("owen")
+    await api_client.mesh.rpc.call(auth.set_role, auth.SetRole(person.username, UserRole.NODE_OWNER), credential=api_client.admin_key)
     owen = Visitor(await watch.open(), stack.url("web"), person.username, person.password)
     page = owen.page
     await owen.sign_in()
     await owen.goes("/nodes")
     await album.add(page, "machines-none")
-    async with _waiting_machine(stack, desk, "--owner", person.username):
+    async with _waiting_machine(stack, api_client, "--owner", person.username):
         for name, path in OF_OWNERS.items():
             await owen.goes(path)
             await album.add(page, name)
@@ -276,10 +276,10 @@ async def test_what_somebody_sees_who_lends_machines(stack: RunningStack, watch:
 
 @pytest.mark.nightly("pages")
 @pytest.mark.timeout(240)
-async def test_what_an_administrator_sees(stack: RunningStack, watch: Watch, album: Album, desk: Desk) -> None:
-    ada = await administrator(await watch.open(), stack.url("web"), desk)
+async def test_what_an_administrator_sees(stack: RunningStack, watch: Watch, album: Album, api_client: ApiClient) -> None:
+    ada = await administrator(await watch.open(), stack.url("web"), api_client)
     page = ada.page
-    async with _waiting_machine(stack, desk):
+    async with _waiting_machine(stack, api_client):
         for name, path in OF_ADMINISTRATORS.items():
             await ada.goes(path)
             await _settled(ada)
@@ -293,7 +293,7 @@ async def test_what_an_administrator_sees(stack: RunningStack, watch: Watch, alb
     await page.click("button", "Create ticket")
     await album.add(page, "admin-ticket-created")
     team = organizations.CreateOrganization("Example & Daughters")
-    await desk.mesh.rpc.call(organizations.create_organisation, team, credential=desk.admin_key)
+    await api_client.mesh.rpc.call(organizations.create_organisation, team, credential=api_client.admin_key)
     await ada.goes("/admin/organisations")
     await page.click("main tbody a", team.name)
     await album.add(page, "admin-organisation")
@@ -325,14 +325,14 @@ async def _settled(visitor: Visitor) -> None:
 
 
 @asynccontextmanager
-async def _waiting_machine(stack: RunningStack, desk: Desk, *options: str) -> AsyncIterator[None]:
+async def _waiting_machine(stack: RunningStack, api_client: ApiClient, *options: str) -> AsyncIterator[None]:
     """One that has used a ticket, and waits for its approval."""
     text = await outside.ticket(stack, "worker", "--approval", "--label", "room=3", *options)
     key = node_keys.NodeKey(node_keys.new_seed())
     joining = asyncio.create_task(enrollment.enrol(tickets.parse(text), key, EnrollingNode("a waiting machine"), lambda line: None))
 
     async def waits() -> bool:
-        members = await desk.mesh.rpc.call(membership.list_members, membership.ListMembers(), credential=desk.admin_key)
+        members = await api_client.mesh.rpc.call(membership.list_members, membership.ListMembers(), credential=api_client.admin_key)
         return any(member.id == key.id for member in members.members)
 
     try:

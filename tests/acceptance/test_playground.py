@@ -6,7 +6,7 @@ from shared.api import gateway
 from shared.types import Role
 from tests.acceptance.visitor import Visitor
 from tests.acceptance.watching import Watch
-from tests.people import Desk
+from tests.people import ApiClient
 from tests.stacks import RunningStack, until
 
 #: From the click on Stop to the worker's slot.
@@ -16,12 +16,12 @@ _WORDS = 600
 _ANSWER = "document.querySelector('.chat-messages li:last-child .markdown')"
 
 
-async def _running(desk: Desk) -> int:
-    answer = await desk.mesh.rpc.call(gateway.list_nodes, gateway.ListNodes(), credential=desk.admin_key)
+async def _running(api_client: ApiClient) -> int:
+    answer = await api_client.mesh.rpc.call(gateway.list_nodes, gateway.ListNodes(), credential=api_client.admin_key)
     return sum(node.running for node in answer.nodes if node.role is Role.WORKER)
 
 
-async def test_an_answer_grows_and_stops_when_it_is_told_to(stack: RunningStack, watch: Watch, desk: Desk) -> None:
+async def test_an_answer_grows_and_stops_when_it_is_told_to(stack: RunningStack, watch: Watch, api_client: ApiClient) -> None:
     ann = Visitor(await watch.open(), stack.url("web"))
     page = ann.page
     await ann.register()
@@ -41,14 +41,14 @@ async def test_an_answer_grows_and_stops_when_it_is_told_to(stack: RunningStack,
     assert length < _WORDS * 2
 
     async def is_running() -> bool:
-        return await _running(desk) == 1
+        return await _running(api_client) == 1
 
     await until(is_running, what="a worker writes it")
     pressed = time.monotonic()
     await page.press("[data-chat-act=stop]")
 
     async def is_free() -> bool:
-        return await _running(desk) == 0
+        return await _running(api_client) == 0
 
     await until(is_free, seconds=FREE_SECONDS, what="the slot is free")
     print(f"the slot was free {time.monotonic() - pressed:.2f} s after Stop")

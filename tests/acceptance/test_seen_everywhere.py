@@ -18,7 +18,7 @@ from services.metrics.history import rollup
 from shared.api import metrics
 from tests.acceptance.visitor import Visitor
 from tests.acceptance.watching import Watch
-from tests.people import Desk, Person
+from tests.people import ApiClient, Person
 from tests.stacks import MESH, RunningStack, total, until
 
 SEEN_SECONDS = 10.0
@@ -62,13 +62,15 @@ class Asked:
 
 
 @pytest.mark.timeout(120)
-async def test_one_answer_is_seen_everywhere_within_ten_seconds(stack: RunningStack, desk: Desk, watch: Watch) -> None:
-    ann = await desk.register("ann")
+async def test_one_answer_is_seen_everywhere_within_ten_seconds(stack: RunningStack, api_client: ApiClient, watch: Watch) -> None:
+    ann = await api_client.register("ann")
     visitor = Visitor(await watch.open(), stack.url("web"), ann.username, ann.password)
     await visitor.sign_in()
     # Open from before the question on: nobody reloads it.
     await visitor.goes("/dashboard?span=day")
-    await until(lambda: _has_looked(desk), seconds=IN_HISTORY_SECONDS, what="the history has begun: growth is told from its first look on")
+    await until(
+        lambda: _has_looked(api_client), seconds=IN_HISTORY_SECONDS, what="the history has begun: growth is told from its first look on"
+    )
     before, began = await _counters_of_now(stack), datetime.now(UTC)
     done = await stack.aicli("infer", "-m", "echo", "--max-tokens", str(MADE), "--json", PROMPT, AICLI_API_KEY=ann.key.secret)
     ended = time.monotonic()
@@ -79,7 +81,7 @@ async def test_one_answer_is_seen_everywhere_within_ten_seconds(stack: RunningSt
         "logs": lambda: _logs(stack, asked),
         "report": lambda: _report(stack, asked),
         "overview": lambda: _overview(visitor),
-        "history": lambda: _history(desk, asked),
+        "history": lambda: _history(api_client, asked),
     }
     seen = dict(zip(looks, await asyncio.gather(*(_seen_after(ended, name, look) for name, look in looks.items())), strict=True))
     told = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in seen.items())
@@ -128,19 +130,19 @@ async def _overview(visitor: Visitor) -> bool:
     return requests == "1" and sum(bars) == 1 and len(newest) == 1 and "echo" in newest[0]
 
 
-async def _history(desk: Desk, asked: Asked) -> bool:
-    return sum(await _values(desk, "ai_platform_completed_tokens_total", asked.began)) * rollup.RAW >= WORDS
+async def _history(api_client: ApiClient, asked: Asked) -> bool:
+    return sum(await _values(api_client, "ai_platform_completed_tokens_total", asked.began)) * rollup.RAW >= WORDS
 
 
-async def _has_looked(desk: Desk) -> bool:
-    return bool(await _values(desk, "ai_platform_node_up", datetime.now(UTC) - timedelta(minutes=5)))
+async def _has_looked(api_client: ApiClient) -> bool:
+    return bool(await _values(api_client, "ai_platform_node_up", datetime.now(UTC) - timedelta(minutes=5)))
 
 
-async def _values(desk: Desk, name: str, since: datetime) -> list[float]:
+async def _values(api_client: ApiClient, name: str, since: datetime) -> list[float]:
     """Those that are known."""
     begin = rollup.floor(since, rollup.RAW)
     question = metrics.GetHistory((name,), begin, begin + timedelta(minutes=10), rollup.RAW)
-    found = await desk.mesh.rpc.call(metrics.get_history, question, credential=desk.admin_key)
+    found = await api_client.mesh.rpc.call(metrics.get_history, question, credential=api_client.admin_key)
     return [value for line in found.lines for value in line.values if value is not None]
 
 

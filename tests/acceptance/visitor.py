@@ -10,7 +10,7 @@ from shared.api import auth
 from shared.types import UserRole
 from tests.acceptance import authenticator
 from tests.acceptance.chromium import Page
-from tests.people import Desk
+from tests.people import ApiClient
 
 PASSWORD = "correct horse battery staple"
 NEW_PASSWORD = "quite another horse battery"
@@ -112,10 +112,10 @@ class Visitor:
         return dict(cookies["aimesh_session"])
 
 
-async def administrator(page: Page, origin: str, desk: Desk) -> Visitor:
+async def administrator(page: Page, origin: str, api_client: ApiClient) -> Visitor:
     """A new one who is signed in, with a second factor."""
-    person = await desk.register("ada")
-    await desk.mesh.rpc.call(auth.set_role, auth.SetRole(person.username, UserRole.ADMIN), credential=desk.admin_key)
+    person = await api_client.register("ada")
+    await api_client.mesh.rpc.call(auth.set_role, auth.SetRole(person.username, UserRole.ADMIN), credential=api_client.admin_key)
     ada = Visitor(page, origin, person.username, person.password)
     await ada.sign_in()
     await ada.set_up_factor()

@@ -7,7 +7,7 @@ import pytest
 
 from services.gateway.limits import tiers
 from tests import people, stacks
-from tests.people import Desk, Person
+from tests.people import ApiClient, Person
 from tests.stacks import RunningStack
 from tests.testnet import free_port
 
@@ -46,11 +46,11 @@ def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
 
 
 @pytest.fixture
-async def desk(stack: RunningStack) -> AsyncIterator[Desk]:
-    async with people.desk(stack) as opened:
+async def api_client(stack: RunningStack) -> AsyncIterator[ApiClient]:
+    async with people.api_client(stack) as opened:
         yield opened
 
 
 @pytest.fixture
-async def ann(desk: Desk) -> Person:
-    return await desk.register("ann")
+async def ann(api_client: ApiClient) -> Person:
+    return await api_client.register("ann")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from tests.people import Desk, Key, Person
+from tests.people import ApiClient, Key, Person
 from tests.stacks import RunningStack
 
 EVERY_SECONDS = 0.1
@@ -29,9 +29,9 @@ class Answers:
 
 
 @asynccontextmanager
-async def asking(stack: RunningStack, desk: Desk, person: Person) -> AsyncIterator[Answers]:
+async def asking(stack: RunningStack, api_client: ApiClient, person: Person) -> AsyncIterator[Answers]:
     """While the block runs."""
-    keys = await asyncio.gather(*(desk.make_key(person, f"fresh {number}") for number in range(KEYS)))
+    keys = await asyncio.gather(*(api_client.make_key(person, f"fresh {number}") for number in range(KEYS)))
     answers = Answers()
     async with asyncio.TaskGroup() as tasks:
         callers = [tasks.create_task(_ask_with_new_keys(stack, keys, answers)), tasks.create_task(_run_aicli(stack, person, answers))]

@@ -10,7 +10,7 @@ from shared.api.gateway import InferenceRequest
 from shared.types import ModelName
 from tests.chaos import judging, load
 from tests.chaos.oracle import Fault
-from tests.people import Desk, Person
+from tests.people import ApiClient, Person
 from tests.stacks import RunningStack
 
 MODEL = ModelName("smollm2")
@@ -24,12 +24,14 @@ def _engine_of(worker: int) -> int:
     return int(engine)
 
 
-async def _tell(desk: Desk, person: Person, *, kill: int | None = None) -> str:
+async def _tell(api_client: ApiClient, person: Person, *, kill: int | None = None) -> str:
     """The text of an answer of TOKENS; kills a process after the second chunk."""
     request = InferenceRequest(prompt="Tell me a long story about a bridge.", model=MODEL, max_tokens=TOKENS, seed=7, ignore_eos=True)
     asked = gateway.ProcessInferenceRequest(request)
     chunks: list[str] = []
-    async with desk.mesh.rpc.stream(gateway.process_inference_request, asked, credential=person.key.secret, deadline_seconds=60) as answer:
+    async with api_client.mesh.rpc.stream(
+        gateway.process_inference_request, asked, credential=person.key.secret, deadline_seconds=60
+    ) as answer:
         async for chunk in answer:
             chunks.append(chunk.text)
             if len(chunks) == 2 and kill is not None:
@@ -38,17 +40,17 @@ async def _tell(desk: Desk, person: Person, *, kill: int | None = None) -> str:
     return "".join(chunks)
 
 
-async def test_a_killed_engine_comes_back_and_its_answer_goes_on(stack: RunningStack, desk: Desk, ann: Person) -> None:
-    bob = await desk.register("bob")
+async def test_a_killed_engine_comes_back_and_its_answer_goes_on(stack: RunningStack, api_client: ApiClient, ann: Person) -> None:
+    bob = await api_client.register("bob")
     before = await stack.pids()
     worker = before["inference"]
     assert worker is not None
-    undisturbed = await _tell(desk, bob)
+    undisturbed = await _tell(api_client, bob)
     engine = _engine_of(worker)
     async with load.running(stack, ann) as history:
         await history.until_each_door_succeeds(3)
         killed_at = time.monotonic()
-        assert await _tell(desk, bob, kill=engine) == undisturbed
+        assert await _tell(api_client, bob, kill=engine) == undisturbed
         print(f"CHAOS engine: the answer is whole {time.monotonic() - killed_at:.2f} s after its beginning")
         await history.until_each_door_succeeds(3, since=killed_at)
     assert await stack.pids() == before

@@ -20,7 +20,7 @@ from tests.chaos import judging, load, strangers
 from tests.chaos.load import History
 from tests.chaos.oracle import CONNECTION_LOST, Door, Fault
 from tests.chaos.strangers import Answers
-from tests.people import Desk, Person
+from tests.people import ApiClient, Person
 from tests.stacks import RunningStack, until
 
 #: What the issue allows between the new process and its use.
@@ -108,11 +108,11 @@ KILLS: dict[str, Kill] = {
 
 
 @pytest.mark.parametrize("program", KILLS)
-async def test_kill_9_under_load(stack: RunningStack, desk: Desk, ann: Person, program: str) -> None:
+async def test_kill_9_under_load(stack: RunningStack, api_client: ApiClient, ann: Person, program: str) -> None:
     kill = KILLS[program]
-    bob = await desk.register("bob")
+    bob = await api_client.register("bob")
     before = await stack.pids()
-    async with strangers.asking(stack, desk, bob) as told, load.running(stack, ann) as history:
+    async with strangers.asking(stack, api_client, bob) as told, load.running(stack, ann) as history:
         await history.until_each_door_succeeds(5)
         killed_at = time.monotonic()
         old = await stack.kill(program)

@@ -10,7 +10,7 @@ from shared.api.gateway import InferenceRequest
 from tests import otlp_receiver
 from tests.chaos import streams
 from tests.otlp_receiver import Received, Receiver
-from tests.people import Desk, Person
+from tests.people import ApiClient, Person
 from tests.stacks import RunningStack, until
 
 #: By the door that it came in by.
@@ -32,8 +32,10 @@ EXPECTED = {
 }
 
 
-async def test_a_request_that_failed_over_has_one_whole_trace(stack: RunningStack, ann: Person, desk: Desk, otlp_port: int) -> None:
-    before = await _ask(desk, ann)
+async def test_a_request_that_failed_over_has_one_whole_trace(
+    stack: RunningStack, ann: Person, api_client: ApiClient, otlp_port: int
+) -> None:
+    before = await _ask(api_client, ann)
     told = await streams.kill_workers(stack, ann, kills=1, count=20)
     assert told.wrong == []
     with otlp_receiver.receiving(otlp_port) as collector:
@@ -52,8 +54,8 @@ async def test_a_request_that_failed_over_has_one_whole_trace(stack: RunningStac
     assert all(_start(root) <= _start(one) for one in found)
 
 
-async def test_an_administrator_sees_a_trace_with_aicli(stack: RunningStack, desk: Desk, ann: Person) -> None:
-    trace_id = await _ask(desk, ann)
+async def test_an_administrator_sees_a_trace_with_aicli(stack: RunningStack, api_client: ApiClient, ann: Person) -> None:
+    trace_id = await _ask(api_client, ann)
 
     async def shown() -> str:
         done = await stack.aicli("trace", trace_id)
@@ -69,12 +71,12 @@ async def test_an_administrator_sees_a_trace_with_aicli(stack: RunningStack, des
     assert json.loads(unknown.err)["error"]["code"] == "not_found"
 
 
-async def _ask(desk: Desk, person: Person) -> str:
+async def _ask(api_client: ApiClient, person: Person) -> str:
     """Returns the id of the trace, which is ours."""
     trace_id = secrets.token_hex(16)
     asked = gateway.ProcessInferenceRequest(InferenceRequest(prompt="one two three", model=streams.MODEL))
     context.start(f"00-{trace_id}-{secrets.token_hex(8)}-01")
-    async with desk.mesh.rpc.stream(gateway.process_inference_request, asked, credential=person.key.secret) as answer:
+    async with api_client.mesh.rpc.stream(gateway.process_inference_request, asked, credential=person.key.secret) as answer:
         assert [chunk.text async for chunk in answer]
     return trace_id
 

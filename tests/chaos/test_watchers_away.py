@@ -32,7 +32,7 @@ from stack import processes
 from tests import otlp_receiver
 from tests.chaos import streams
 from tests.chaos.streams import Told
-from tests.people import Desk, Person
+from tests.people import ApiClient, Person
 from tests.services.metrics.alerting.rules import debian
 from tests.stacks import MESH, RunningStack, total, until
 from tests.testnet import free_port
@@ -56,9 +56,11 @@ _NOT_YET = (errors.AimeshError, httpx.TransportError)
 
 
 @pytest.mark.timeout(180)
-async def test_answers_go_on_without_the_metrics_service_and_it_reads_what_was_kept(stack: RunningStack, ann: Person, desk: Desk) -> None:
-    await _ask(desk, ann)
-    await until(lambda: _is_in_history(desk, COUNTER, _last_look()), seconds=4 * rollup.RAW, what="the history knows of it")
+async def test_answers_go_on_without_the_metrics_service_and_it_reads_what_was_kept(
+    stack: RunningStack, ann: Person, api_client: ApiClient
+) -> None:
+    await _ask(api_client, ann)
+    await until(lambda: _is_in_history(api_client, COUNTER, _last_look()), seconds=4 * rollup.RAW, what="the history knows of it")
     resident = await _resident_bytes(stack, *KEEPERS)
     async with streams.running(stack, ann, count=STREAMS) as told:
         # Asked for before: between the look that is to be missed and the one before it there is no time for it.
@@ -68,7 +70,7 @@ async def test_answers_go_on_without_the_metrics_service_and_it_reads_what_was_k
         missed, whole = _last_look() + timedelta(seconds=rollup.RAW), told.exact
         os.kill(old, signal.SIGKILL)
         assert datetime.now(UTC) < missed, "it was killed too late"
-        trace_id = await _ask(desk, ann)
+        trace_id = await _ask(api_client, ann)
         started = set(told.running)
         await stack.restarted("metrics", old, seconds=BACK_SECONDS)
         assert datetime.now(UTC) > missed, "it was back too early to have missed anything"
@@ -78,12 +80,12 @@ async def test_answers_go_on_without_the_metrics_service_and_it_reads_what_was_k
     print(f"{told.exact - whole} answers from its kill on, the longest pause of any was {max(told.pauses):.2f} s")
     await _check_growth(stack, resident)
 
-    await until(lambda: _has_trace(desk, trace_id), what="the trace of the meantime is read", ignoring=_NOT_YET)
+    await until(lambda: _has_trace(api_client, trace_id), what="the trace of the meantime is read", ignoring=_NOT_YET)
     await until(lambda: _scrapes_all(stack), what="it scrapes all", ignoring=_NOT_YET)
     await _record_drift(stack, 5)
-    await until(lambda: _has_alert(desk, "firing"), seconds=3 * rollup.RAW, what="alerts are looked for again", ignoring=_NOT_YET)
+    await until(lambda: _has_alert(api_client, "firing"), seconds=3 * rollup.RAW, what="alerts are looked for again", ignoring=_NOT_YET)
     await _record_drift(stack, 0)
-    found = await until(lambda: _seen_again(desk, missed), seconds=4 * rollup.RAW, what="it looks again", ignoring=_NOT_YET)
+    found = await until(lambda: _seen_again(api_client, missed), seconds=4 * rollup.RAW, what="it looks again", ignoring=_NOT_YET)
     (up,) = (line.values for line in found if line.name == GAUGE)
     again = next(number for number, value in enumerate(up) if number and value is not None)
     assert again > 1, f"nobody looked then: {up}"
@@ -105,34 +107,34 @@ def _last_look() -> datetime:
     return rollup.floor(datetime.now(UTC), rollup.RAW)
 
 
-async def _is_in_history(desk: Desk, name: str, look: datetime) -> bool:
-    return any(value is not None for line in await _lines(desk, (name,), look, look) for value in line.values)
+async def _is_in_history(api_client: ApiClient, name: str, look: datetime) -> bool:
+    return any(value is not None for line in await _lines(api_client, (name,), look, look) for value in line.values)
 
 
-async def _lines(desk: Desk, names: tuple[str, ...], first: datetime, last: datetime) -> tuple[metrics.HistoryLine, ...]:
+async def _lines(api_client: ApiClient, names: tuple[str, ...], first: datetime, last: datetime) -> tuple[metrics.HistoryLine, ...]:
     """From the look ``first`` to ``last``."""
     asked = metrics.GetHistory(names, first, last + timedelta(seconds=rollup.RAW), rollup.RAW)
-    return (await desk.mesh.rpc.call(metrics.get_history, asked, credential=desk.admin_key)).lines
+    return (await api_client.mesh.rpc.call(metrics.get_history, asked, credential=api_client.admin_key)).lines
 
 
-async def _seen_again(desk: Desk, missed: datetime) -> tuple[metrics.HistoryLine, ...]:
+async def _seen_again(api_client: ApiClient, missed: datetime) -> tuple[metrics.HistoryLine, ...]:
     """From the look before the missed one on; nothing while there is none behind it."""
-    found = await _lines(desk, (GAUGE, COUNTER), missed - timedelta(seconds=rollup.RAW), _last_look())
+    found = await _lines(api_client, (GAUGE, COUNTER), missed - timedelta(seconds=rollup.RAW), _last_look())
     return found if any(value is not None for line in found if line.name == GAUGE for value in line.values[1:]) else ()
 
 
-async def _ask(desk: Desk, person: Person) -> str:
+async def _ask(api_client: ApiClient, person: Person) -> str:
     """Returns the id of the trace, which is ours and kept."""
     trace_id = secrets.token_hex(16)
     asked = gateway.ProcessInferenceRequest(InferenceRequest(prompt="one two three", model=streams.MODEL))
     context.start(f"00-{trace_id}-{secrets.token_hex(8)}-01")
-    async with desk.mesh.rpc.stream(gateway.process_inference_request, asked, credential=person.key.secret) as answer:
+    async with api_client.mesh.rpc.stream(gateway.process_inference_request, asked, credential=person.key.secret) as answer:
         assert [chunk.text async for chunk in answer]
     return trace_id
 
 
-async def _has_trace(desk: Desk, trace_id: str) -> bool:
-    found = await desk.mesh.rpc.call(metrics.get_trace, metrics.GetTrace(trace_id), credential=desk.admin_key)
+async def _has_trace(api_client: ApiClient, trace_id: str) -> bool:
+    found = await api_client.mesh.rpc.call(metrics.get_trace, metrics.GetTrace(trace_id), credential=api_client.admin_key)
     return {("gateway", "ledger.settle"), ("inference", "decode")} <= {(one.service, one.span.name) for one in found.spans}
 
 
@@ -151,8 +153,8 @@ async def _record_drift(stack: RunningStack, micro: int) -> None:
     assert msgspec.json.decode(answer.data) == {}
 
 
-async def _has_alert(desk: Desk, state: str) -> bool:
-    found = await desk.mesh.rpc.call(alerts.list_alerts, alerts.ListAlerts(), credential=desk.admin_key)
+async def _has_alert(api_client: ApiClient, state: str) -> bool:
+    found = await api_client.mesh.rpc.call(alerts.list_alerts, alerts.ListAlerts(), credential=api_client.admin_key)
     return any(alert.name == "ledger_drift" and alert.state == state for alert in found.alerts)
 
 
@@ -206,12 +208,12 @@ TRIED_SECONDS = 20.0
 
 @pytest.mark.timeout(180)
 async def test_answers_go_on_with_a_broken_otlp_endpoint_which_gets_all_of_it_later(
-    stack: RunningStack, ann: Person, desk: Desk, otlp_port: int
+    stack: RunningStack, ann: Person, api_client: ApiClient, otlp_port: int
 ) -> None:
     lost, said, resident = await _lost(stack), len(_refusals(stack)), await _resident_bytes(stack, *KEEPERS, "metrics")
     with _broken(otlp_port) as endpoint:
         async with streams.running(stack, ann, count=STREAMS // 2) as told:
-            trace_id = await _ask(desk, ann)
+            trace_id = await _ask(api_client, ann)
             for how, words in BREAKS.items():
                 endpoint.how = how
                 await until(partial(_complains, stack, words), seconds=2 * TRIED_SECONDS, what=f"it is seen: {words}")
@@ -332,9 +334,11 @@ class Prometheus:
 
 
 @pytest.mark.timeout(180)
-async def test_a_prometheus_that_was_killed_counts_what_it_missed(stack: RunningStack, ann: Person, desk: Desk, tmp_path: Path) -> None:
+async def test_a_prometheus_that_was_killed_counts_what_it_missed(
+    stack: RunningStack, ann: Person, api_client: ApiClient, tmp_path: Path
+) -> None:
     counted = await _counted(stack)
-    await _ask(desk, ann)
+    await _ask(api_client, ann)
     await until(lambda: _is_counted(stack, counted + 1), what="what was asked before is counted")
     pids = await stack.pids()
     prometheus = Prometheus(tmp_path, f"127.0.0.1:{stack.environment['PROMETHEUS_PORT']}")

@@ -13,7 +13,7 @@ from shared.api.gateway import InferenceRequest
 from shared.types import ModelName, Tier
 from tests.chaos import streams
 from tests.chaos.streams import Told
-from tests.people import Desk, Person
+from tests.people import ApiClient, Person
 from tests.stacks import RunningStack, until
 
 #: A long run has 20.
@@ -22,9 +22,9 @@ STREAMS = 50
 
 
 @pytest.fixture
-async def eve(desk: Desk) -> Person:
+async def eve(api_client: ApiClient) -> Person:
     """Somebody without limits."""
-    return await desk.register("eve", Tier.ENTERPRISE)
+    return await api_client.register("eve", Tier.ENTERPRISE)
 
 
 async def test_answers_go_on_elsewhere_when_their_worker_is_killed(stack: RunningStack, eve: Person) -> None:
@@ -61,8 +61,8 @@ async def test_what_a_worker_that_was_stopped_says_later_reaches_nobody(stack: R
     await _each_is_counted_once(stack, eve, told)
 
 
-async def test_the_real_model_goes_on_to_the_token(stack: RunningStack, desk: Desk, eve: Person) -> None:
-    undisturbed = await _tell(desk, eve)
+async def test_the_real_model_goes_on_to_the_token(stack: RunningStack, api_client: ApiClient, eve: Person) -> None:
+    undisturbed = await _tell(api_client, eve)
     assert len(undisturbed) >= 20
     before = await _resumed(stack)
     async with streams.worker(stack, backend="llama", ENGINE_SLOTS="4") as victim:
@@ -75,7 +75,7 @@ async def test_the_real_model_goes_on_to_the_token(stack: RunningStack, desk: De
             # The other worker has read the prompt before and is asked first: as many more as it takes until it is full.
             if len(running) < MOST_ANSWERS:
                 chunks.append([])
-                running.append(tasks.create_task(_tell(desk, eve, chunks[-1])))
+                running.append(tasks.create_task(_tell(api_client, eve, chunks[-1])))
             return False
 
         async with asyncio.TaskGroup() as tasks:
@@ -89,7 +89,7 @@ async def test_the_real_model_goes_on_to_the_token(stack: RunningStack, desk: De
 MOST_ANSWERS = 24
 
 
-async def _tell(desk: Desk, person: Person, into: list[str] | None = None) -> list[str]:
+async def _tell(api_client: ApiClient, person: Person, into: list[str] | None = None) -> list[str]:
     into = [] if into is None else into
     request = InferenceRequest(
         prompt="Tell me a story about a bridge and a grüner Vogel.", model=ModelName("smollm2"), max_tokens=80, temperature=1.0, seed=7,
@@ -97,7 +97,7 @@ async def _tell(desk: Desk, person: Person, into: list[str] | None = None) -> li
     )  # fmt: skip
     asked = gateway.ProcessInferenceRequest(request)
     method = gateway.process_inference_request
-    async with desk.mesh.rpc.stream(method, asked, credential=person.key.secret, deadline_seconds=90) as answer:
+    async with api_client.mesh.rpc.stream(method, asked, credential=person.key.secret, deadline_seconds=90) as answer:
         async for chunk in answer:
             if chunk.text:
                 into.append(chunk.text)

@@ -265,9 +265,9 @@ STRANGERS = 20
 
 
 async def _people(stack: RunningStack, count: int) -> tuple[list[Person], list[str]]:
-    async with people.desk(stack) as desk:
-        tenants = [await desk.register(f"tenant{number}") for number in range(count)]
-        keys = [await desk.make_key(tenants[number % count], f"stranger {number}") for number in range(STRANGERS)]
+    async with people.api_client(stack) as api_client:
+        tenants = [await api_client.register(f"tenant{number}") for number in range(count)]
+        keys = [await api_client.make_key(tenants[number % count], f"stranger {number}") for number in range(STRANGERS)]
         return tenants, [str(key.secret) for key in keys]
 
 

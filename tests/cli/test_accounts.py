@@ -46,7 +46,7 @@ def key(number: int, name: str, whole: str) -> ApiKey:
 
 
 @pytest.fixture
-def house(shell: Shell) -> Shell:
+def running_service(shell: Shell) -> Shell:
     """A mesh whose auth knows everybody."""
 
     def log_in(request: auth.LoginUser) -> LoginSession:
@@ -70,10 +70,10 @@ def asked(shell: Shell) -> list[tuple[str, str | None]]:
     return [(entry.method.partition(".")[2], entry.credential) for entry in shell.mesh.asked]
 
 
-def test_register_takes_the_password_from_stdin(house: Shell) -> None:
-    result = house("register", "bob", "--email", "bob@example.org", "--password-stdin", stdin="correct horse\r\nrest")
+def test_register_takes_the_password_from_stdin(running_service: Shell) -> None:
+    result = running_service("register", "bob", "--email", "bob@example.org", "--password-stdin", stdin="correct horse\r\nrest")
     assert result.exit_code == 0, result.stderr
-    assert house.mesh.asked[0].request == auth.RegisterUser(auth.UserData("bob", "bob@example.org", "correct horse"))
+    assert running_service.mesh.asked[0].request == auth.RegisterUser(auth.UserData("bob", "bob@example.org", "correct horse"))
     assert "correct horse" not in result.output
 
 
@@ -87,18 +87,18 @@ def test_register_takes_the_password_from_stdin(house: Shell) -> None:
         pytest.param(["login", "bob", "--password-stdin"], "the first line of stdin is empty", id="an empty stdin"),
     ],
 )
-def test_without_a_terminal_nothing_is_asked(house: Shell, arguments: list[str], says: str) -> None:
-    result = house(*arguments)
+def test_without_a_terminal_nothing_is_asked(running_service: Shell, arguments: list[str], says: str) -> None:
+    result = running_service(*arguments)
     assert result.exit_code == 2
     assert says in result.stderr
 
 
-def test_login_changes_a_password_for_a_key(house: Shell) -> None:
-    result = house("login", "alice", "--key-name", "laptop", "--password-stdin", stdin="correct horse\n")
+def test_login_changes_a_password_for_a_key(running_service: Shell) -> None:
+    result = running_service("login", "alice", "--key-name", "laptop", "--password-stdin", stdin="correct horse\n")
     assert result.exit_code == 0, result.stderr
-    kept = profile.read(house.folder / ".aimesh/profile.toml")
+    kept = profile.read(running_service.folder / ".aimesh/profile.toml")
     assert (kept.api_key, kept.username) == (NEW_KEY, "alice")
-    assert asked(house) == [
+    assert asked(running_service) == [
         ("loginUser", KEY),
         ("generateApiKey", TOKEN),
         ("listApiKeys", TOKEN),
@@ -106,64 +106,64 @@ def test_login_changes_a_password_for_a_key(house: Shell) -> None:
         ("logoutUser", TOKEN),
     ]
     # Of the keys, only the one that the profile held before is revoked.
-    assert house.mesh.asked[3].request == auth.RevokeApiKey(str(UUID(int=1)))
+    assert running_service.mesh.asked[3].request == auth.RevokeApiKey(str(UUID(int=1)))
     assert NEW_KEY not in result.output
 
 
-def test_login_by_mail(house: Shell) -> None:
-    assert house("login", "bob@example.org", "--password-stdin", stdin="correct horse").exit_code == 0
-    assert house.mesh.asked[0].request == auth.LoginUser(auth.Credentials("correct horse", email="bob@example.org"))
+def test_login_by_mail(running_service: Shell) -> None:
+    assert running_service("login", "bob@example.org", "--password-stdin", stdin="correct horse").exit_code == 0
+    assert running_service.mesh.asked[0].request == auth.LoginUser(auth.Credentials("correct horse", email="bob@example.org"))
 
 
-def test_login_as_somebody_else_keeps_the_first_account(house: Shell) -> None:
-    result = house("login", "bob", "--password-stdin", stdin="correct horse")
-    kept = house.folder / ".aimesh/profile.alice.toml"
+def test_login_as_somebody_else_keeps_the_first_account(running_service: Shell) -> None:
+    result = running_service("login", "bob", "--password-stdin", stdin="correct horse")
+    kept = running_service.folder / ".aimesh/profile.alice.toml"
     assert (profile.read(kept).api_key, profile.read(kept).username) == (KEY, "alice")
     assert str(kept) in result.stderr
 
 
-def test_a_wrong_password_changes_nothing(house: Shell) -> None:
-    result = house("login", "alice", "--password-stdin", stdin="wrong")
+def test_a_wrong_password_changes_nothing(running_service: Shell) -> None:
+    result = running_service("login", "alice", "--password-stdin", stdin="wrong")
     assert result.exit_code == 3
-    assert profile.read(house.folder / ".aimesh/profile.toml").api_key == KEY
+    assert profile.read(running_service.folder / ".aimesh/profile.toml").api_key == KEY
 
 
-def test_a_session_is_closed_even_if_no_key_could_be_made(house: Shell) -> None:
-    house.mesh.answer(auth.generate_api_key, errors.Unavailable("PostgreSQL does not answer"))
-    assert house("login", "alice", "--password-stdin", stdin="correct horse").exit_code == 5
-    assert asked(house)[-1] == ("logoutUser", TOKEN)
+def test_a_session_is_closed_even_if_no_key_could_be_made(running_service: Shell) -> None:
+    running_service.mesh.answer(auth.generate_api_key, errors.Unavailable("PostgreSQL does not answer"))
+    assert running_service("login", "alice", "--password-stdin", stdin="correct horse").exit_code == 5
+    assert asked(running_service)[-1] == ("logoutUser", TOKEN)
 
 
 @pytest.mark.parametrize("revoked_before", [False, True])
-def test_logout_forgets_the_key(house: Shell, revoked_before: bool) -> None:
+def test_logout_forgets_the_key(running_service: Shell, revoked_before: bool) -> None:
     if revoked_before:
-        house.mesh.answer(auth.list_api_keys, errors.NotAuthenticated("this key is revoked"))
-    assert house("logout").exit_code == 0
-    assert profile.read(house.folder / ".aimesh/profile.toml").api_key is None
-    assert house("logout").exit_code == 3
+        running_service.mesh.answer(auth.list_api_keys, errors.NotAuthenticated("this key is revoked"))
+    assert running_service("logout").exit_code == 0
+    assert profile.read(running_service.folder / ".aimesh/profile.toml").api_key is None
+    assert running_service("logout").exit_code == 3
 
 
-def test_logout_does_not_call_the_old_secret_of_a_rotated_key_revoked(house: Shell) -> None:
-    house.mesh.answer(auth.list_api_keys, auth.ApiKeys((key(1, "laptop", NEW_KEY),)))
-    done = house("logout")
+def test_logout_does_not_call_the_old_secret_of_a_rotated_key_revoked(running_service: Shell) -> None:
+    running_service.mesh.answer(auth.list_api_keys, auth.ApiKeys((key(1, "laptop", NEW_KEY),)))
+    done = running_service("logout")
     assert done.exit_code == 0
     assert "keeps working until the overlap ends" in done.stdout
     assert "revoked" not in done.stdout
-    assert asked(house) == [("listApiKeys", KEY)]
-    assert profile.read(house.folder / ".aimesh/profile.toml").api_key is None
+    assert asked(running_service) == [("listApiKeys", KEY)]
+    assert profile.read(running_service.folder / ".aimesh/profile.toml").api_key is None
 
 
-def test_keys_create_json(house: Shell) -> None:
-    result = house("keys", "create", "ci", "--json")
+def test_keys_create_json(running_service: Shell) -> None:
+    result = running_service("keys", "create", "ci", "--json")
     assert json.loads(result.stdout) == {"key": NEW_KEY, "id": str(UUID(int=9)), "name": "ci"}
-    assert house.mesh.asked[0].request == auth.GenerateApiKey(name="ci")
+    assert running_service.mesh.asked[0].request == auth.GenerateApiKey(name="ci")
 
 
-def test_keys_create_with_limits(house: Shell) -> None:
+def test_keys_create_with_limits(running_service: Shell) -> None:
     limits = ["--requests-per-hour=1", "--requests-per-minute=2", "--tokens-per-minute=3", "--concurrency=4", "--budget=2.5"]
-    assert house("keys", "create", "ci", *limits).exit_code == 0
-    assert house("keys", "create", "ci", "--budget", ".000001").exit_code == 0
-    assert [entry.request for entry in house.mesh.asked] == [
+    assert running_service("keys", "create", "ci", *limits).exit_code == 0
+    assert running_service("keys", "create", "ci", "--budget", ".000001").exit_code == 0
+    assert [entry.request for entry in running_service.mesh.asked] == [
         auth.GenerateApiKey(name="ci", limits=auth.ApiKeyLimits(1, 2, 3, 4, MicroCredits(2_500_000))),
         auth.GenerateApiKey(name="ci", limits=auth.ApiKeyLimits(budget_micro=MicroCredits(1))),
     ]
@@ -180,95 +180,97 @@ def test_keys_create_with_limits(house: Shell) -> None:
         ("--budget=0.0000001", "more than 6 decimals"),
     ],
 )
-def test_a_limit_that_is_none(house: Shell, option: str, says: str) -> None:
-    result = house("keys", "create", "ci", option)
+def test_a_limit_that_is_none(running_service: Shell, option: str, says: str) -> None:
+    result = running_service("keys", "create", "ci", option)
     assert result.exit_code == 2
     assert says in result.stderr
-    assert house.mesh.asked == []
+    assert running_service.mesh.asked == []
 
 
-def test_keys_create_prints_the_key_alone(house: Shell) -> None:
-    assert house("keys", "create", "ci").stdout == f"{NEW_KEY}\n"
+def test_keys_create_prints_the_key_alone(running_service: Shell) -> None:
+    assert running_service("keys", "create", "ci").stdout == f"{NEW_KEY}\n"
 
 
-def test_keys_list(house: Shell) -> None:
-    rows = json.loads(house("keys", "list", "--json").stdout)
+def test_keys_list(running_service: Shell) -> None:
+    rows = json.loads(running_service("keys", "list", "--json").stdout)
     assert [row["name"] for row in rows] == ["laptop", "other"]
-    assert house("keys", "list").stdout.splitlines()[1].startswith("laptop")
+    assert running_service("keys", "list").stdout.splitlines()[1].startswith("laptop")
     limits = auth.ApiKeyLimits(1000, None, 500, 2, MicroCredits(2_500_000))
-    house.mesh.answer(auth.list_api_keys, auth.ApiKeys((msgspec.structs.replace(key(1, "tight", KEY), limits=limits),)))
-    assert "  1000/h, 500 tokens/min, 2 concurrent, 2.5 credits  " in house("keys", "list").stdout
-    assert json.loads(house("keys", "list", "--json").stdout)[0]["limits"]["budget_micro"] == 2_500_000
+    running_service.mesh.answer(auth.list_api_keys, auth.ApiKeys((msgspec.structs.replace(key(1, "tight", KEY), limits=limits),)))
+    assert "  1000/h, 500 tokens/min, 2 concurrent, 2.5 credits  " in running_service("keys", "list").stdout
+    assert json.loads(running_service("keys", "list", "--json").stdout)[0]["limits"]["budget_micro"] == 2_500_000
 
 
-def test_keys_revoke(house: Shell) -> None:
-    assert house("keys", "revoke", "laptop").exit_code == 0
-    assert house.mesh.asked[0].request == auth.RevokeApiKey("laptop")
+def test_keys_revoke(running_service: Shell) -> None:
+    assert running_service("keys", "revoke", "laptop").exit_code == 0
+    assert running_service.mesh.asked[0].request == auth.RevokeApiKey("laptop")
 
 
-def test_keys_revoke_offers_what_the_key_made(house: Shell) -> None:
+def test_keys_revoke_offers_what_the_key_made(running_service: Shell) -> None:
     made = msgspec.structs.replace(key(7, "child", KEY), made_by=key(1, "laptop", KEY).id)
-    house.mesh.answer(auth.list_api_keys, auth.ApiKeys((key(1, "laptop", KEY), made)))
-    result = house("keys", "revoke", "laptop")
+    running_service.mesh.answer(auth.list_api_keys, auth.ApiKeys((key(1, "laptop", KEY), made)))
+    result = running_service("keys", "revoke", "laptop")
     assert "Keys it created still work: child." in result.stderr
     assert f"--with-made {key(1, 'laptop', KEY).id}" in result.stderr
-    result = house("keys", "revoke", "laptop", "--with-made")
-    assert house.mesh.asked[-1].request == auth.RevokeApiKey("laptop", with_made=True)
+    result = running_service("keys", "revoke", "laptop", "--with-made")
+    assert running_service.mesh.asked[-1].request == auth.RevokeApiKey("laptop", with_made=True)
     assert "and all keys it created" in result.stdout
     assert "still work" not in result.stderr
 
 
-def test_keys_create_asks_for_the_usual_rights_unless_others_are_named(house: Shell) -> None:
+def test_keys_create_asks_for_the_usual_rights_unless_others_are_named(running_service: Shell) -> None:
     for words, bounds, all_rights in (
         ((), auth.KeyBounds(), False),
         (("--scope", "key:write"), auth.KeyBounds(("key:write",)), False),
         (("--all-rights",), auth.KeyBounds(), True),
     ):
-        assert house("keys", "create", "robot", *words).exit_code == 0
-        assert house.mesh.asked[-1].request == auth.GenerateApiKey("robot", bounds=bounds, all_rights=all_rights)
+        assert running_service("keys", "create", "robot", *words).exit_code == 0
+        assert running_service.mesh.asked[-1].request == auth.GenerateApiKey("robot", bounds=bounds, all_rights=all_rights)
 
 
-def test_a_whole_key_is_no_name(house: Shell) -> None:
-    result = house("keys", "revoke", KEY)
+def test_a_whole_key_is_no_name(running_service: Shell) -> None:
+    result = running_service("keys", "revoke", KEY)
     assert result.exit_code == 2
     assert KEY not in result.stderr
-    assert house.mesh.asked == []
+    assert running_service.mesh.asked == []
 
 
-def test_admin_users(house: Shell) -> None:
-    house.mesh.answer(auth.set_tier, lambda request: user(request.user))
-    house.mesh.answer(auth.set_active, lambda request: user(request.user))
-    house.mesh.answer(auth.list_users, auth.Users((user("alice"), user("bob"))))
-    assert house("admin", "users", "set-tier", "bob", "enterprise").exit_code == 0
-    assert house("admin", "users", "disable", "bob").exit_code == 0
-    assert house("admin", "users", "enable", "bob").exit_code == 0
-    assert [entry.request for entry in house.mesh.asked] == [
+def test_admin_users(running_service: Shell) -> None:
+    running_service.mesh.answer(auth.set_tier, lambda request: user(request.user))
+    running_service.mesh.answer(auth.set_active, lambda request: user(request.user))
+    running_service.mesh.answer(auth.list_users, auth.Users((user("alice"), user("bob"))))
+    assert running_service("admin", "users", "set-tier", "bob", "enterprise").exit_code == 0
+    assert running_service("admin", "users", "disable", "bob").exit_code == 0
+    assert running_service("admin", "users", "enable", "bob").exit_code == 0
+    assert [entry.request for entry in running_service.mesh.asked] == [
         auth.SetTier("bob", Tier.ENTERPRISE),
         auth.SetActive("bob", is_active=False),
         auth.SetActive("bob", is_active=True),
     ]
-    assert [row["username"] for row in json.loads(house("admin", "users", "list", "--json").stdout)] == ["alice", "bob"]
+    assert [row["username"] for row in json.loads(running_service("admin", "users", "list", "--json").stdout)] == ["alice", "bob"]
 
 
-def test_more_users_than_one_page_has_are_asked_for_page_by_page(house: Shell) -> None:
+def test_more_users_than_one_page_has_are_asked_for_page_by_page(running_service: Shell) -> None:
     everyone = [msgspec.structs.replace(user(f"user{number}"), id=UserId(UUID(int=number))) for number in range(2500)]
 
     def page(request: auth.ListUsers) -> auth.Users:
         first = next((place + 1 for place, one in enumerate(everyone) if one.id == request.after), 0)
         return auth.Users(tuple(everyone[first : first + request.limit]), more=len(everyone) > first + request.limit)
 
-    house.mesh.answer(auth.list_users, page)
-    listed = json.loads(house("admin", "users", "list", "--search", "user", "--limit", "2100", "--json").stdout)
+    running_service.mesh.answer(auth.list_users, page)
+    listed = json.loads(running_service("admin", "users", "list", "--search", "user", "--limit", "2100", "--json").stdout)
     assert [row["username"] for row in listed] == [one.username for one in everyone[:2100]]
-    asked = [(entry.request.limit, entry.request.search) for entry in house.mesh.asked if isinstance(entry.request, auth.ListUsers)]
+    asked = [
+        (entry.request.limit, entry.request.search) for entry in running_service.mesh.asked if isinstance(entry.request, auth.ListUsers)
+    ]
     assert asked == [(1000, "user"), (1000, "user"), (100, "user")]
 
 
-def test_who_says_premium_is_told_its_new_name(house: Shell) -> None:
-    result = house("admin", "users", "set-tier", "bob", "premium")
-    assert (result.exit_code, house.mesh.asked) == (2, [])
+def test_who_says_premium_is_told_its_new_name(running_service: Shell) -> None:
+    result = running_service("admin", "users", "set-tier", "bob", "premium")
+    assert (result.exit_code, running_service.mesh.asked) == (2, [])
     assert "'premium' is now called 'pro'" in result.stderr
-    assert "enterprise" in house("admin", "users", "set-tier", "bob", "gold").stderr
+    assert "enterprise" in running_service("admin", "users", "set-tier", "bob", "gold").stderr
 
 
 def test_the_tiers_of_the_option_are_those_that_exist() -> None:

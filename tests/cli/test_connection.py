@@ -116,10 +116,10 @@ async def finish(process: Process) -> tuple[int | None, str, str]:
 
 
 async def test_it_asks_with_the_profiles_key(net: TestNet, start: Start) -> None:
-    house = await net.start(Gateway)
+    running_service = await net.start(Gateway)
     assert await finish(await start(profile_of(net), "infer", "one two three")) == (0, "one two three \n", "")
-    assert isinstance(house.service, Gateway)
-    assert house.service.credentials == {"the-key"}
+    assert isinstance(running_service.service, Gateway)
+    assert running_service.service.credentials == {"the-key"}
 
 
 async def test_an_error_of_the_peer_comes_out_as_what_it_was(net: TestNet, start: Start) -> None:
@@ -129,23 +129,23 @@ async def test_an_error_of_the_peer_comes_out_as_what_it_was(net: TestNet, start
 
 @pytest.mark.parametrize("options", [(), ("--no-stream",), ("--json",)])
 async def test_ctrl_c_stops_the_generation(net: TestNet, start: Start, options: tuple[str, ...]) -> None:
-    house = await net.start(Gateway)
-    assert isinstance(house.service, Gateway)
+    running_service = await net.start(Gateway)
+    assert isinstance(running_service.service, Gateway)
     process = await start(profile_of(net), "infer", "hang", *options)
     assert process.stdout is not None
     async with asyncio.timeout(20):
         if not options:
             assert await process.stdout.read(5) == b"hang "
-        await house.service.asked.wait()
+        await running_service.service.asked.wait()
         process.send_signal(signal.SIGINT)
-        await house.service.cancelled.wait()
+        await running_service.service.cancelled.wait()
         code, out, _ = await finish(process)
     assert (code, out) == (130, "")
 
 
 async def test_a_reader_that_leaves_stops_the_generation(net: TestNet, start: Start) -> None:
-    house = await net.start(Gateway)
-    assert isinstance(house.service, Gateway)
+    running_service = await net.start(Gateway)
+    assert isinstance(running_service.service, Gateway)
     reader, writer = os.pipe()
     process = await start(profile_of(net), "infer", "-", stdout=writer)
     os.close(writer)
@@ -153,7 +153,7 @@ async def test_a_reader_that_leaves_stops_the_generation(net: TestNet, start: St
         finished = tasks.create_task(process.communicate(b"word " * 100_000))
         assert await asyncio.to_thread(os.read, reader, 4) == b"word"
         os.close(reader)
-        await house.service.cancelled.wait()
+        await running_service.service.cancelled.wait()
     _, err = finished.result()
     assert (process.returncode, err) == (0, b"")
 

@@ -29,7 +29,7 @@ from stack import stack_plan
 from stack.servers import nats_users
 from tests.integration import asking
 from tests.integration.access_requests import Things
-from tests.people import Desk, Person
+from tests.people import ApiClient, Person
 from tests.stacks import MESH, RunningStack, until
 
 EVERYTHING = "*"
@@ -98,14 +98,14 @@ def code(secret: str, at: float | None = None) -> str:
     return f"{(int.from_bytes(digest[start : start + 4], 'big') & 0x7FFFFFFF) % 10**6:06d}"
 
 
-class Town:
+class SeededDb:
     """Makes them."""
 
-    def __init__(self, stack: RunningStack, desk: Desk, web: ClientNode) -> None:
+    def __init__(self, stack: RunningStack, api_client: ApiClient, web: ClientNode) -> None:
         self._stack = stack
-        self._desk = desk
+        self._desk = api_client
         self._web = web
-        self._rpc = desk.mesh.rpc
+        self._rpc = api_client.mesh.rpc
         #: What each account has.
         self.things: dict[UserId, Things] = {}
 

@@ -7,7 +7,7 @@ import pytest
 
 from shared.types import Tier
 from tests import people, stacks
-from tests.people import Desk, Person
+from tests.people import ApiClient, Person
 from tests.stacks import RunningStack
 
 #: So that an answer of a thousand words is long enough to be cancelled or cut off in its middle.
@@ -37,17 +37,17 @@ def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
 
 
 @pytest.fixture
-async def desk(stack: RunningStack) -> AsyncIterator[Desk]:
-    async with people.desk(stack) as opened:
+async def api_client(stack: RunningStack) -> AsyncIterator[ApiClient]:
+    async with people.api_client(stack) as opened:
         yield opened
 
 
 @pytest.fixture
-async def ann(desk: Desk) -> Person:
+async def ann(api_client: ApiClient) -> Person:
     """Somebody new, with room for every test's requests."""
-    return await desk.register("ann", Tier.PRO)
+    return await api_client.register("ann", Tier.PRO)
 
 
 @pytest.fixture
-async def bob(desk: Desk) -> Person:
-    return await desk.register("bob", Tier.PRO)
+async def bob(api_client: ApiClient) -> Person:
+    return await api_client.register("bob", Tier.PRO)

@@ -11,7 +11,7 @@ from shared.api import auth, gateway
 from shared.api.method import Method
 from shared.types import UserId
 from tests.integration import asking
-from tests.people import Desk, Person
+from tests.people import ApiClient, Person
 from tests.stacks import MESH, RunningStack, until
 
 #: "At once": what the issue allows for a change to reach every gateway.
@@ -37,7 +37,7 @@ async def _close_in_the_database(stack: RunningStack, person: Person) -> None:
 
 @pytest.mark.parametrize("close", [_close_by_aicli, _close_in_the_database])
 async def test_a_closed_account_is_refused_at_once(
-    stack: RunningStack, desk: Desk, ann: Person, bob: Person, close: Callable[[RunningStack, Person], Awaitable[None]]
+    stack: RunningStack, api_client: ApiClient, ann: Person, bob: Person, close: Callable[[RunningStack, Person], Awaitable[None]]
 ) -> None:
     # The gateway remembers both from now on.
     assert not await _is_refused(stack, ann.key.secret)
@@ -47,9 +47,9 @@ async def test_a_closed_account_is_refused_at_once(
         await until(lambda credential=credential: _is_refused(stack, credential), seconds=AT_ONCE_SECONDS, what="it is refused")  # type: ignore[misc]
     credentials = auth.Credentials(ann.password, ann.username)
     with pytest.raises(errors.NotAuthenticated):
-        await desk.mesh.rpc.call(auth.login_user, auth.LoginUser(credentials))
+        await api_client.mesh.rpc.call(auth.login_user, auth.LoginUser(credentials))
     with pytest.raises(errors.NotAuthenticated):
-        await asking.rpc(desk.mesh, ann.key.secret, "hi")
+        await asking.rpc(api_client.mesh, ann.key.secret, "hi")
     assert (await stack.aicli("infer", "-m", "echo", "hi", AICLI_API_KEY=ann.key.secret)).status == 3
     assert not await _is_refused(stack, bob.key.secret)
 
@@ -61,8 +61,8 @@ async def test_a_closed_account_is_refused_at_once(
     await until(works_again, seconds=AT_ONCE_SECONDS, what="an opened account works again")
 
 
-async def test_a_revoked_key_is_refused_at_once_and_the_other_is_not(stack: RunningStack, desk: Desk, ann: Person) -> None:
-    spare = await desk.make_key(ann, "spare")
+async def test_a_revoked_key_is_refused_at_once_and_the_other_is_not(stack: RunningStack, api_client: ApiClient, ann: Person) -> None:
+    spare = await api_client.make_key(ann, "spare")
     assert not await _is_refused(stack, spare.secret)
     done = await stack.aicli("keys", "revoke", "spare", AICLI_API_KEY=ann.key.secret)
     assert done.status == 0, done.err
@@ -82,12 +82,14 @@ ABOUT_SOMEBODY: dict[str, tuple[Method[Any, Any], Callable[[UserId], msgspec.Str
 
 
 @pytest.mark.parametrize("name", ABOUT_SOMEBODY)
-async def test_anothers_user_id_is_refused_over_rpc(stack: RunningStack, desk: Desk, ann: Person, bob: Person, name: str) -> None:
+async def test_anothers_user_id_is_refused_over_rpc(
+    stack: RunningStack, api_client: ApiClient, ann: Person, bob: Person, name: str
+) -> None:
     method, request = ABOUT_SOMEBODY[name]
     with pytest.raises(errors.NotAllowed):
-        await desk.mesh.rpc.call(method, request(bob.id), credential=ann.access_token)
-    await desk.mesh.rpc.call(method, request(ann.id), credential=ann.access_token)
-    await desk.mesh.rpc.call(method, request(bob.id), credential=stack.api_key)
+        await api_client.mesh.rpc.call(method, request(bob.id), credential=ann.access_token)
+    await api_client.mesh.rpc.call(method, request(ann.id), credential=ann.access_token)
+    await api_client.mesh.rpc.call(method, request(bob.id), credential=stack.api_key)
 
 
 @pytest.mark.parametrize("name", ABOUT_SOMEBODY)

@@ -24,9 +24,9 @@ from shared.api.method import StreamMethod
 from shared.node.client_node import ClientNode
 from shared.types import ModelName, NodeId, Role
 from tests.integration import access_people, access_requests, asking
-from tests.integration.access_people import EVERYTHING, Asker, Town
+from tests.integration.access_people import EVERYTHING, Asker, SeededDb
 from tests.integration.access_requests import AnyMethod, Things
-from tests.people import Desk, Person
+from tests.people import ApiClient, Person
 from tests.stacks import MESH, RunningStack
 
 pytestmark = pytest.mark.nightly("access")
@@ -102,21 +102,21 @@ def _by_its_handler(asker: Asker, what: str) -> str:
 
 
 @pytest.fixture
-async def site(stack: RunningStack, desk: Desk) -> AsyncIterator["Site"]:
+async def site(stack: RunningStack, api_client: ApiClient) -> AsyncIterator["Site"]:
     async with AsyncExitStack() as opened:
         web = await opened.enter_async_context(access_people.node(stack, Role.WEB))
         operator = await opened.enter_async_context(stack.operator())
         http = await opened.enter_async_context(stack.http())
-        yield Site(stack, desk, web, operator, http)
+        yield Site(stack, api_client, web, operator, http)
 
 
 class Site:
     """The doors, and who comes to them."""
 
-    def __init__(self, stack: RunningStack, desk: Desk, web: ClientNode, operator: NatsClient, http: httpx.AsyncClient) -> None:
-        self.stack, self.desk, self.web = stack, desk, web
+    def __init__(self, stack: RunningStack, api_client: ApiClient, web: ClientNode, operator: NatsClient, http: httpx.AsyncClient) -> None:
+        self.stack, self.api_client, self.web = stack, api_client, web
         self._operator, self._http = operator, http
-        self.links = {"client": desk.mesh, "web": web}
+        self.links = {"client": api_client.mesh, "web": web}
 
     async def over_link(
         self, mesh: ClientNode, method: AnyMethod, request: msgspec.Struct, asker: Asker, *, seconds: float = SECONDS
@@ -213,7 +213,7 @@ def test_every_method_and_route_has_a_request_here() -> None:
 
 @pytest.mark.timeout(300)
 async def test_everybody_by_every_method_and_route(site: Site) -> None:
-    askers = await Town(site.stack, site.desk, site.web).askers()
+    askers = await SeededDb(site.stack, site.api_client, site.web).askers()
     matrix = Matrix()
     for asker in askers:
         for name, row in access_table.METHODS.items():
@@ -232,7 +232,7 @@ async def test_everybody_by_every_method_and_route(site: Site) -> None:
 @pytest.mark.timeout(300)
 async def test_the_operator_by_every_method(site: Site) -> None:
     """A stock NATS client with the operator's key: the credential of a person is a header there."""
-    askers = await Town(site.stack, site.desk, site.web).askers()
+    askers = await SeededDb(site.stack, site.api_client, site.web).askers()
     matrix = Matrix()
     for asker in askers:
         for name, row in access_table.METHODS.items():
@@ -251,7 +251,7 @@ def _for_operator(method: AnyMethod, row: AccessTable, asker: Asker) -> str:
 
 @pytest.mark.timeout(300)
 async def test_nodes_that_no_method_is_for_are_refused_whoever_is_behind_them(site: Site) -> None:
-    askers = await Town(site.stack, site.desk, site.web).askers()
+    askers = await SeededDb(site.stack, site.api_client, site.web).askers()
     matrix = Matrix()
     closed = [(way, name) for way in site.links for name in METHODS if Role(way) not in METHODS[name].callers]
 
@@ -311,11 +311,11 @@ def _wanted(asker: Asker, cell: Cell, at_the_gate: str) -> str:
 
 @pytest.mark.timeout(300)
 async def test_ones_own_and_anothers(site: Site) -> None:
-    town = Town(site.stack, site.desk, site.web)
+    seeded_db = SeededDb(site.stack, site.api_client, site.web)
     # Administrators come last: they may change what is another's.
-    askers = sorted(await town.askers(), key=lambda asker: EVERYTHING in asker.may and not asker.is_halfway)
-    victim = await town.register("victim")
-    things = town.things[victim.id]
+    askers = sorted(await seeded_db.askers(), key=lambda asker: EVERYTHING in asker.may and not asker.is_halfway)
+    victim = await seeded_db.register("victim")
+    things = seeded_db.things[victim.id]
     before, touched = await _state(site, victim, things), False
     matrix = Matrix()
     for asker in askers:
@@ -324,7 +324,7 @@ async def test_ones_own_and_anothers(site: Site) -> None:
             touched = True
         await _ask_about(site, matrix, asker, things, "another's")
         if asker.user_id is not None:
-            await _ask_about(site, matrix, asker, town.things[asker.user_id], "own")
+            await _ask_about(site, matrix, asker, seeded_db.things[asker.user_id], "own")
     assert touched
     named = sum(len(_ways(site, METHODS[name])) for name in access_requests.NAMING) + len(access_requests.NAMING_BODIES)
     matrix.check(named * (2 * len(askers) - 1))
@@ -352,7 +352,7 @@ async def _ask_about(site: Site, matrix: Matrix, asker: Asker, things: Things, w
 
 async def _state(site: Site, victim: Person, things: Things) -> object:
     """All that others could have changed."""
-    ask, own = site.desk.mesh.rpc.call, victim.access_token
+    ask, own = site.api_client.mesh.rpc.call, victim.access_token
     keys = await ask(auth.list_api_keys, auth.ListApiKeys(), credential=own)
     page = await ask(organizations.get_organisation, organizations.GetOrganization(things.team), credential=own)
     sessions = await ask(accounts.list_sessions, accounts.ListSessions(), credential=own)
@@ -366,16 +366,20 @@ async def _state(site: Site, victim: Person, things: Things) -> object:
 
 async def test_a_key_for_one_model_sees_and_uses_that_one_alone(site: Site, ann: Person) -> None:
     bounds = auth.KeyBounds((), (ModelName("other"),))
-    made = await site.desk.mesh.rpc.call(auth.generate_api_key, auth.GenerateApiKey("other", bounds=bounds), credential=ann.access_token)
+    made = await site.api_client.mesh.rpc.call(
+        auth.generate_api_key, auth.GenerateApiKey("other", bounds=bounds), credential=ann.access_token
+    )
     bounds = auth.KeyBounds((), (ModelName("echo"),))
-    fitting = await site.desk.mesh.rpc.call(auth.generate_api_key, auth.GenerateApiKey("echo", bounds=bounds), credential=ann.access_token)
+    fitting = await site.api_client.mesh.rpc.call(
+        auth.generate_api_key, auth.GenerateApiKey("echo", bounds=bounds), credential=ann.access_token
+    )
     for key, is_let_in in ((made.api_key, False), (fitting.api_key, True)):
         async with site.stack.http(key) as http:
             shown = [model["id"] for model in (await http.get("/v1/models")).json()["data"]]
             answer = await http.post("/api/inference", json={"prompt": "hi", "model": "echo"})
-        listed = await site.desk.mesh.rpc.call(gateway.list_models, gateway.ListModels(), credential=key)
+        listed = await site.api_client.mesh.rpc.call(gateway.list_models, gateway.ListModels(), credential=key)
         assert shown == [model.name for model in listed.models] == (["echo"] if is_let_in else [])
         assert answer.status_code == (200 if is_let_in else 403)
     with pytest.raises(errors.NotAllowed, match="this key may not use echo"):
-        await asking.rpc(site.desk.mesh, made.api_key, "hi")
-    assert (await asking.rpc(site.desk.mesh, fitting.api_key, "hi")).text == "hi"
+        await asking.rpc(site.api_client.mesh, made.api_key, "hi")
+    assert (await asking.rpc(site.api_client.mesh, fitting.api_key, "hi")).text == "hi"

@@ -51,8 +51,8 @@ async def run(stack: RunningStack, commands: str, **instead: str) -> str:
 async def test_a_backup_by_the_page_is_restored_by_the_page(stack: RunningStack, tmp_path: Path) -> None:
     back_up, restore = shown(PAGE, "Backup")
     place = {"/srv/backup/aimesh": str(tmp_path / "backup")}
-    async with people.desk(stack) as desk:
-        ann = await desk.register("ann")
+    async with people.api_client(stack) as api_client:
+        ann = await api_client.register("ann")
     await infer(stack, ann)
     await stacks.until(lambda: has_requests(stack, 1), what="her request is written")
     await run(stack, back_up, **place)

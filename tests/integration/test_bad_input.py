@@ -14,7 +14,7 @@ from shared.api import auth, gateway
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage
 from tests.integration import asking
-from tests.people import Desk, Person
+from tests.people import ApiClient, Person
 from tests.stacks import RunningStack
 
 PATHS = ("/v1/chat/completions", "/api/inference", "/api/infer")
@@ -50,7 +50,7 @@ def _object(fields: dict[str, str]) -> str:
 
 
 @pytest.fixture
-async def http(stack: RunningStack, desk: Desk) -> AsyncIterator[httpx.AsyncClient]:
+async def http(stack: RunningStack, api_client: ApiClient) -> AsyncIterator[httpx.AsyncClient]:
     """As the admin: nothing here is counted, and nobody has to be registered for each case."""
     async with stack.http(stack.api_key) as client:
         yield client
@@ -231,10 +231,10 @@ async def test_a_key_name_with_sql_and_html_is_only_a_name(stack: RunningStack, 
 # --- the same over RPC -----------------------------------------------------------------------------------------------
 
 
-async def _refused_over_rpc(desk: Desk, key: str, request: InferenceRequest) -> errors.AimeshError:
+async def _refused_over_rpc(api_client: ApiClient, key: str, request: InferenceRequest) -> errors.AimeshError:
     asked = gateway.ProcessInferenceRequest(request, gateway.Auth(key))  # type: ignore[arg-type]
     try:
-        async with desk.mesh.rpc.stream(gateway.process_inference_request, asked, deadline_seconds=10) as answer:
+        async with api_client.mesh.rpc.stream(gateway.process_inference_request, asked, deadline_seconds=10) as answer:
             async for _ in answer:
                 pass
     except errors.AimeshError as error:
@@ -260,29 +260,29 @@ _OVER_RPC: dict[str, tuple[object, ...]] = {
 }
 
 
-async def test_a_wrong_parameter_over_rpc_is_a_bad_request_too(stack: RunningStack, desk: Desk) -> None:
+async def test_a_wrong_parameter_over_rpc_is_a_bad_request_too(stack: RunningStack, api_client: ApiClient) -> None:
     for field, values in _OVER_RPC.items():
         for value in values:
             fields: dict[str, object] = {"prompt": "hi", "model": "echo", field: value}
-            error = await _refused_over_rpc(desk, stack.api_key, InferenceRequest(**fields))  # type: ignore[arg-type]
+            error = await _refused_over_rpc(api_client, stack.api_key, InferenceRequest(**fields))  # type: ignore[arg-type]
             assert errors.code_of(error) == "bad_request", (field, value, error)
 
 
-async def test_a_prompt_over_rpc_that_is_too_large(stack: RunningStack, desk: Desk) -> None:
+async def test_a_prompt_over_rpc_that_is_too_large(stack: RunningStack, api_client: ApiClient) -> None:
     for size in (1024 * 1024 - 1000, 10_000_000):
-        error = await _refused_over_rpc(desk, stack.api_key, InferenceRequest(prompt="x" * size, model=asking.ECHO))
+        error = await _refused_over_rpc(api_client, stack.api_key, InferenceRequest(prompt="x" * size, model=asking.ECHO))
         assert errors.code_of(error) == "too_large", error
 
 
-async def test_malformed_keys_over_rpc(stack: RunningStack, desk: Desk) -> None:
+async def test_malformed_keys_over_rpc(stack: RunningStack, api_client: ApiClient) -> None:
     before = await stack.metric("auth", "ai_platform_requests_total", method="validateApiKey")
     for key in ("", "aip_live_short", "aip_live_" + "0" * 49, "x" * 100_000, "aip_live_' OR 1=1 --"):
-        error = await _refused_over_rpc(desk, key, InferenceRequest(prompt="hi", model=asking.ECHO))
+        error = await _refused_over_rpc(api_client, key, InferenceRequest(prompt="hi", model=asking.ECHO))
         assert errors.code_of(error) == "not_authenticated", (key[:20], error)
     assert await stack.metric("auth", "ai_platform_requests_total", method="validateApiKey") == before
 
 
-async def test_login_over_rpc_with_nonsense(desk: Desk) -> None:
+async def test_login_over_rpc_with_nonsense(api_client: ApiClient) -> None:
     for credentials in (
         auth.Credentials("x" * 100_000, "ann"),
         auth.Credentials("password", "a\x00b"),
@@ -290,7 +290,7 @@ async def test_login_over_rpc_with_nonsense(desk: Desk) -> None:
         auth.Credentials("password", "ann", "ann@example.org"),
     ):
         with pytest.raises((errors.BadRequest, errors.NotAuthenticated)):
-            await desk.mesh.rpc.call(auth.login_user, auth.LoginUser(credentials))
+            await api_client.mesh.rpc.call(auth.login_user, auth.LoginUser(credentials))
 
 
 async def test_after_all_of_it_no_service_has_crashed_or_logged_a_bug(stack: RunningStack) -> None:

@@ -12,7 +12,7 @@ from shared import errors
 from shared.types import Tier
 from tests import stacks
 from tests.integration import asking
-from tests.people import Desk, Person
+from tests.people import ApiClient, Person
 from tests.stacks import RunningStack, until
 
 LONG = "word " * 1000
@@ -21,10 +21,10 @@ TIMES = 5
 FREE_WITHIN_SECONDS = 0.3
 
 #: Asks for LONG, and goes away once the event is set; returns when it went.
-Leaving = Callable[[RunningStack, Desk, Person, asyncio.Event], Awaitable[float]]
+Leaving = Callable[[RunningStack, ApiClient, Person, asyncio.Event], Awaitable[float]]
 
 
-async def _http(stack: RunningStack, _desk: Desk, person: Person, leave: asyncio.Event, *, stream: bool) -> float:
+async def _http(stack: RunningStack, _desk: ApiClient, person: Person, leave: asyncio.Event, *, stream: bool) -> float:
     # A connection of its own: closing it is all that the gateway sees.
     async with stack.http(person.key.secret) as http:
         asked = asyncio.create_task(http.post("/v1/chat/completions", json=asking.chat_body(LONG, stream=stream)))
@@ -35,16 +35,16 @@ async def _http(stack: RunningStack, _desk: Desk, person: Person, leave: asyncio
     return went_at
 
 
-async def _http_stream(stack: RunningStack, desk: Desk, person: Person, leave: asyncio.Event) -> float:
-    return await _http(stack, desk, person, leave, stream=True)
+async def _http_stream(stack: RunningStack, api_client: ApiClient, person: Person, leave: asyncio.Event) -> float:
+    return await _http(stack, api_client, person, leave, stream=True)
 
 
-async def _http_at_once(stack: RunningStack, desk: Desk, person: Person, leave: asyncio.Event) -> float:
-    return await _http(stack, desk, person, leave, stream=False)
+async def _http_at_once(stack: RunningStack, api_client: ApiClient, person: Person, leave: asyncio.Event) -> float:
+    return await _http(stack, api_client, person, leave, stream=False)
 
 
-async def _rpc(_stack: RunningStack, desk: Desk, person: Person, leave: asyncio.Event) -> float:
-    asked = asyncio.create_task(asking.rpc(desk.mesh, person.key.secret, LONG))
+async def _rpc(_stack: RunningStack, api_client: ApiClient, person: Person, leave: asyncio.Event) -> float:
+    asked = asyncio.create_task(asking.rpc(api_client.mesh, person.key.secret, LONG))
     await leave.wait()
     asked.cancel()
     went_at = time.monotonic()
@@ -52,14 +52,14 @@ async def _rpc(_stack: RunningStack, desk: Desk, person: Person, leave: asyncio.
     return went_at
 
 
-async def _deadline(_stack: RunningStack, desk: Desk, person: Person, _leave: asyncio.Event) -> float:
+async def _deadline(_stack: RunningStack, api_client: ApiClient, person: Person, _leave: asyncio.Event) -> float:
     ends_at = time.monotonic() + 1.0
     with pytest.raises(errors.DeadlineExceeded):
-        await asking.rpc(desk.mesh, person.key.secret, LONG, deadline_seconds=1.0)
+        await asking.rpc(api_client.mesh, person.key.secret, LONG, deadline_seconds=1.0)
     return ends_at
 
 
-async def _ctrl_c(stack: RunningStack, _desk: Desk, _person: Person, leave: asyncio.Event) -> float:
+async def _ctrl_c(stack: RunningStack, _desk: ApiClient, _person: Person, leave: asyncio.Event) -> float:
     process = await stack.start_aicli("infer", "--model", "echo", LONG)
     await leave.wait()
     process.send_signal(2)
@@ -79,8 +79,8 @@ WAYS: dict[str, Leaving] = {
 
 @pytest.mark.nightly("clock")
 @pytest.mark.parametrize("way", WAYS)
-async def test_the_slot_is_free_at_once(stack: RunningStack, desk: Desk, way: str) -> None:
-    eve = await desk.register("eve", Tier.ENTERPRISE)
+async def test_the_slot_is_free_at_once(stack: RunningStack, api_client: ApiClient, way: str) -> None:
+    eve = await api_client.register("eve", Tier.ENTERPRISE)
     url = (await stack.programs())["inference-echo"].url
     seconds = []
     async with httpx.AsyncClient(trust_env=False) as looking:
@@ -90,7 +90,7 @@ async def test_the_slot_is_free_at_once(stack: RunningStack, desk: Desk, way: st
 
         for _ in range(TIMES):
             leave = asyncio.Event()
-            asked = asyncio.create_task(WAYS[way](stack, desk, eve, leave))
+            asked = asyncio.create_task(WAYS[way](stack, api_client, eve, leave))
             await until(busy, seconds=15, what="the worker runs it")
             leave.set()
             free_at = await _free(busy, asked)

@@ -10,7 +10,7 @@ from shared import errors
 from shared.types import RequestId
 from tests.integration import asking
 from tests.integration.asking import Answered
-from tests.people import Desk, Person
+from tests.people import ApiClient, Person
 from tests.stacks import RunningStack, until
 
 WORDS = "word " * 150
@@ -32,16 +32,18 @@ async def _whole_stream(http: httpx.AsyncClient, begun: asyncio.Semaphore) -> An
     return Answered(RequestId(UUID(answer.headers["x-request-id"])), "", last["usage"]["prompt_tokens"], last["usage"]["completion_tokens"])
 
 
-async def _whole_call(desk: Desk, person: Person) -> Answered:
-    return await asking.rpc(desk.mesh, person.key.secret, WORDS)
+async def _whole_call(api_client: ApiClient, person: Person) -> Answered:
+    return await asking.rpc(api_client.mesh, person.key.secret, WORDS)
 
 
-async def test_a_gateway_that_is_asked_to_stop_finishes_every_accepted_request(stack: RunningStack, desk: Desk, ann: Person) -> None:
+async def test_a_gateway_that_is_asked_to_stop_finishes_every_accepted_request(
+    stack: RunningStack, api_client: ApiClient, ann: Person
+) -> None:
     begun = asyncio.Semaphore(0)
     others = {name: pid for name, pid in (await stack.pids()).items() if name != "gateway"}
     async with stack.http(ann.key.secret) as http, asyncio.TaskGroup() as tasks:
         streams = [tasks.create_task(_whole_stream(http, begun)) for _ in range(EACH)]
-        calls = [tasks.create_task(_whole_call(desk, ann)) for _ in range(EACH)]
+        calls = [tasks.create_task(_whole_call(api_client, ann)) for _ in range(EACH)]
         for _ in range(EACH):
             await begun.acquire()
 
@@ -59,7 +61,7 @@ async def test_a_gateway_that_is_asked_to_stop_finishes_every_accepted_request(s
     async def used() -> bool:
         async with stack.http(ann.key.secret) as http:
             await asking.chat(http, "hi")
-        return (await asking.rpc(desk.mesh, ann.key.secret, "hi")).text == "hi"
+        return (await asking.rpc(api_client.mesh, ann.key.secret, "hi")).text == "hi"
 
     await until(used, what="it is used again", ignoring=(errors.PeerError, httpx.HTTPError))
     async with stack.database("gateway") as database:

@@ -10,7 +10,7 @@ from shared.api import accounts, auth, organizations, privacy, usage_report
 from shared.api.organizations import TeamRole
 from shared.types import Tier
 from tests.integration import asking
-from tests.people import Desk, Person
+from tests.people import ApiClient, Person
 from tests.stacks import RunningStack, until
 
 SUMS = {
@@ -40,34 +40,34 @@ class Known:
             return found
 
 
-async def test_nothing_personal_is_left_and_every_sum_is(stack: RunningStack, desk: Desk) -> None:
-    gone, other = await desk.register("gone"), await desk.register("other")
-    known = await _use_everything(stack, desk, gone, other)
+async def test_nothing_personal_is_left_and_every_sum_is(stack: RunningStack, api_client: ApiClient) -> None:
+    gone, other = await api_client.register("gone"), await api_client.register("other")
+    known = await _use_everything(stack, api_client, gone, other)
     assert {"users"} <= {each.split(":")[0] for each in await known.left_in(stack, "auth")}, "the search finds what is there"
-    before, bill = await _sums(stack), await _bill(desk, other)
+    before, bill = await _sums(stack), await _bill(api_client, other)
     assert [tokens for tokens, *_ in bill] == [7], "the one request that the person made for the organisation"
 
-    await _delete(stack, desk, gone)
+    await _delete(stack, api_client, gone)
 
     assert await known.left_in(stack, "auth") == set()
     assert await known.left_in(stack, "gateway") == set()
-    assert (await _sums(stack), await _bill(desk, other)) == (before, bill)
+    assert (await _sums(stack), await _bill(api_client, other)) == (before, bill)
     books = (await stack.aicli("admin", "ledger", "verify", "--json")).json()
     assert (books["drift_micro"], books["findings"]) == (0, [])
     chain = await stack.aicli("admin", "audit", "verify")
     assert chain.status == 0, chain.err
     for credential in (gone.key.secret, gone.access_token):
         with pytest.raises(errors.NotAuthenticated):
-            await desk.mesh.rpc.call(usage_report.list_requests, usage_report.ListRequests(), credential=credential)
+            await api_client.mesh.rpc.call(usage_report.list_requests, usage_report.ListRequests(), credential=credential)
     # Others go on, in what they shared as well.
-    assert (await asking.rpc(desk.mesh, other.key.secret, "still here")).text == "still here"
+    assert (await asking.rpc(api_client.mesh, other.key.secret, "still here")).text == "still here"
 
 
-async def _use_everything(stack: RunningStack, desk: Desk, gone: Person, other: Person) -> Known:
-    rpc = desk.mesh.rpc
-    answered = [await asking.rpc(desk.mesh, person.key.secret, "some words of a prompt") for person in (gone, other, gone)]
+async def _use_everything(stack: RunningStack, api_client: ApiClient, gone: Person, other: Person) -> Known:
+    rpc = api_client.mesh.rpc
+    answered = [await asking.rpc(api_client.mesh, person.key.secret, "some words of a prompt") for person in (gone, other, gone)]
     await rpc.call(usage_report.give_feedback, usage_report.GiveFeedback(answered[0].request_id, 1), credential=gone.key.secret)
-    spare = await desk.make_key(gone, f"spare of {gone.username}")
+    spare = await api_client.make_key(gone, f"spare of {gone.username}")
     await rpc.call(auth.revoke_api_key, auth.RevokeApiKey(str(spare.id)), credential=gone.access_token)
     await rpc.call(
         accounts.set_preferences,
@@ -76,13 +76,13 @@ async def _use_everything(stack: RunningStack, desk: Desk, gone: Person, other: 
     )
     team = await rpc.call(organizations.create_organisation, organizations.CreateOrganization("Shared"), credential=other.access_token)
     # It has no credits before.
-    await rpc.call(organizations.set_team_tier, organizations.SetTeamTier(team.id, Tier.FREE), credential=desk.admin_key)
+    await rpc.call(organizations.set_team_tier, organizations.SetTeamTier(team.id, Tier.FREE), credential=api_client.admin_key)
     invited = organizations.InviteMember(team.id, f"{gone.username}@example.org", TeamRole.MEMBER)
     sent = await rpc.call(organizations.invite_member, invited, credential=other.access_token)
     await rpc.call(organizations.accept_invitation, organizations.AcceptInvitation(sent.token), credential=gone.access_token)
     keys = (await rpc.call(auth.list_api_keys, auth.ListApiKeys(), credential=gone.access_token)).keys
     acting = await rpc.call(accounts.switch_organisation, accounts.SwitchTeam(team.id), credential=gone.access_token)
-    await asking.rpc(desk.mesh, acting.access_token, "on the bill of all of us")
+    await asking.rpc(api_client.mesh, acting.access_token, "on the bill of all of us")
     return Known((gone.username, f"{gone.username}@example.org", *(key.preview for key in keys)))
 
 
@@ -91,9 +91,9 @@ async def _sums(stack: RunningStack) -> dict[str, tuple[Any, ...]]:
         return {name: tuple(await database.fetchrow(query)) for name, query in SUMS.items()}
 
 
-async def _bill(desk: Desk, member: Person) -> list[tuple[int, int, int]]:
+async def _bill(api_client: ApiClient, member: Person) -> list[tuple[int, int, int]]:
     """What the organisation used, as another member sees it."""
-    rpc = desk.mesh.rpc
+    rpc = api_client.mesh.rpc
     session = await rpc.call(auth.login_user, auth.LoginUser(auth.Credentials(member.password, member.username)))
     found = await rpc.call(organizations.list_organisations, organizations.ListOrganizations(), credential=session.access_token)
     team = found.organisations[0].id
@@ -102,11 +102,11 @@ async def _bill(desk: Desk, member: Person) -> list[tuple[int, int, int]]:
     return [(row.prompt_tokens, row.completion_tokens, row.cost_micro) for row in log.requests]
 
 
-async def _delete(stack: RunningStack, desk: Desk, person: Person) -> None:
+async def _delete(stack: RunningStack, api_client: ApiClient, person: Person) -> None:
     """Asked for over the mesh; then the thirty days are over, and auth does it soon after its start."""
     login = auth.LoginUser(auth.Credentials(person.password, person.username))
-    session = await desk.mesh.rpc.call(auth.login_user, login)
-    await desk.mesh.rpc.call(privacy.request_erasure, privacy.RequestErasure(), credential=session.access_token)
+    session = await api_client.mesh.rpc.call(auth.login_user, login)
+    await api_client.mesh.rpc.call(privacy.request_erasure, privacy.RequestErasure(), credential=session.access_token)
     async with stack.database("auth") as database:
         await database.execute("UPDATE users SET erase_at = now() - interval '1 second' WHERE id = $1", person.id)
         assert (await stack.aicli("stack", "restart", "auth")).status == 0

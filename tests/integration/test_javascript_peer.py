@@ -122,8 +122,8 @@ LIST_MODELS = ("gateway.listModels", {})
 
 async def test_a_stock_client_introduces_itself_and_calls() -> None:
     async with swarmnet() as net:
-        house = await net.start(Gateway)
-        peer = Peer(net, house)
+        running_service = await net.start(Gateway)
+        peer = Peer(net, running_service)
         welcome, models, stream, unknown, other = await peer.ask(
             peer.hello(credential="aip_ada"),
             LIST_MODELS,
@@ -135,32 +135,32 @@ async def test_a_stock_client_introduces_itself_and_calls() -> None:
         assert welcome["value"] == {"node": peer.key.id, "role": "client", "methods": methods}
         assert models["value"] == MODELS
         assert [refused["code"] for refused in (stream, unknown, other)] == ["unknown_method", "unknown_method", "wrong_role"]
-        assert isinstance(house.service, Gateway)
-        [call] = house.service.calls
+        assert isinstance(running_service.service, Gateway)
+        [call] = running_service.service.calls
         assert (call.caller.role, call.caller.node, call.credential) == (Role.CLIENT, peer.key.id, "aip_ada")
         assert len(call.caller.channel) == 64
 
 
 async def test_who_cannot_show_a_client_certificate_is_refused() -> None:
     async with swarmnet() as net:
-        house = await net.start(Gateway)
-        other, stranger = Peer(net, house), Peer(net, house)
+        running_service = await net.start(Gateway)
+        other, stranger = Peer(net, running_service), Peer(net, running_service)
         unintroduced, none, stolen, still = await stranger.ask(LIST_MODELS, ("hello", {}), other.hello(), LIST_MODELS)
         assert {refused["code"] for refused in (unintroduced, none, stolen, still)} == {"not_certified"}
         assert unintroduced["message"] == "you have not introduced yourself – call `hello` with your certificate first"
         assert stolen["message"] == "the certificate is for another key than the one that was proved"
         [worker] = await stranger.ask(stranger.hello(role=Role.WORKER))
         assert worker["code"] == "wrong_role"
-        assert isinstance(house.service, Gateway)
-        assert house.service.calls == []
+        assert isinstance(running_service.service, Gateway)
+        assert running_service.service.calls == []
 
 
 async def test_a_key_on_the_allow_list_needs_no_certificate() -> None:
     key = NodeKey(node_keys.new_seed())
     async with swarmnet() as net:
-        house = await start(net, swarm_clients=(key.raw.hex(),))
-        assert [answer.get("value") for answer in await Peer(net, house, key).ask(LIST_MODELS)] == [MODELS]
-        [refused] = await Peer(net, house).ask(LIST_MODELS)
+        running_service = await start(net, swarm_clients=(key.raw.hex(),))
+        assert [answer.get("value") for answer in await Peer(net, running_service, key).ask(LIST_MODELS)] == [MODELS]
+        [refused] = await Peer(net, running_service).ask(LIST_MODELS)
         assert refused["code"] == "not_certified"
 
 
@@ -176,29 +176,29 @@ async def start(net: SwarmNet, **settings: Any) -> RunningNode:
 
 async def test_a_revoked_client_is_cut_off_in_the_middle_of_a_call() -> None:
     async with swarmnet() as net:
-        house = await net.start(Gateway)
-        assert isinstance(house.service, Gateway)
-        peer = Peer(net, house)
+        running_service = await net.start(Gateway)
+        assert isinstance(running_service.service, Gateway)
+        peer = Peer(net, running_service)
         async with asking(*peer.where, peer.hello(), ("gateway.listNodes", {})) as process, asyncio.timeout(SECONDS):
-            await house.service.began.wait()
-            net.revoke(peer.key.id, house)
-            await house.service.cancelled.wait()
+            await running_service.service.began.wait()
+            net.revoke(peer.key.id, running_service)
+            await running_service.service.cancelled.wait()
             said, _ = await process.communicate()
         assert json.loads(said)[1]["code"] == "CHANNEL_CLOSED"
 
 
 async def test_a_call_whose_client_is_gone_is_cancelled() -> None:
     async with swarmnet() as net:
-        house = await net.start(Gateway)
-        assert isinstance(house.service, Gateway)
-        peer = Peer(net, house)
+        running_service = await net.start(Gateway)
+        assert isinstance(running_service.service, Gateway)
+        peer = Peer(net, running_service)
         async with asking(*peer.where, peer.hello(), ("gateway.listNodes", {})) as process:
             async with asyncio.timeout(SECONDS):
-                await house.service.began.wait()
+                await running_service.service.began.wait()
             process.terminate()
             async with asyncio.timeout(GONE_SECONDS):
-                await house.service.cancelled.wait()
-        await until(lambda: house.node.dispatcher.running == 0)
+                await running_service.service.cancelled.wait()
+        await until(lambda: running_service.node.dispatcher.running == 0)
 
 
 # --- streams ------------------------------------------------------------------------------------------------------------
@@ -212,8 +212,8 @@ def prompt(text: str) -> dict[str, Any]:
 
 async def test_a_stock_client_gets_a_whole_answer_or_pulls_a_stream_and_two_at_once() -> None:
     async with swarmnet() as net:
-        house = await net.start(Streaming)
-        peer = Peer(net, house)
+        running_service = await net.start(Streaming)
+        peer = Peer(net, running_service)
         welcome, whole, stream, (letters, two), large = await peer.ask(
             peer.hello(),
             (INFER, prompt("hi")),
@@ -228,34 +228,34 @@ async def test_a_stock_client_gets_a_whole_answer_or_pulls_a_stream_and_two_at_o
         assert len(letters["value"]["items"]) == 20_000
         assert [item["text"] for item in two["value"]["items"]] == ["a", "x", "b"]
         assert large["code"] == "too_large"
-        await until(lambda: house.node.dispatcher.running == 0)
+        await until(lambda: running_service.node.dispatcher.running == 0)
 
 
 async def test_a_known_client_may_send_a_megabyte_and_is_told_of_more() -> None:
     async with swarmnet() as net:
-        house = await net.start(Streaming)
-        peer = Peer(net, house)
+        running_service = await net.start(Streaming)
+        peer = Peer(net, running_service)
         _, fits, too_large = await peer.ask(
             peer.hello(), (INFER, {**prompt("hi"), "idempotencyKey": "x" * 900_000}), (INFER, prompt("x" * 1_100_000))
         )
         assert fits["value"]["text"] == "Hello"
         assert (too_large["code"], "at most 1048576 are taken" in too_large["message"]) == ("too_large", True)
-        [stranger] = await Peer(net, house).ask((INFER, {**prompt("hi"), "idempotencyKey": "x" * 900_000}))
+        [stranger] = await Peer(net, running_service).ask((INFER, {**prompt("hi"), "idempotencyKey": "x" * 900_000}))
         assert stranger["code"] == "CHANNEL_CLOSED"
 
 
 async def test_a_stream_whose_client_is_gone_ends() -> None:
     """Long before anybody would miss its next question."""
     async with swarmnet() as net:
-        house = await net.start(Streaming)
-        service = house.service
+        running_service = await net.start(Streaming)
+        service = running_service.service
         assert isinstance(service, Streaming)
-        peer = Peer(net, house)
+        peer = Peer(net, running_service)
         async with asking(*peer.where, peer.hello(), (INFER, prompt("letters"), "hold")) as process:
             await until(lambda: service.sent > MAX_ITEMS, seconds=SECONDS)
             process.terminate()
             await until(lambda: service.failed == ["cancelled"], seconds=GONE_SECONDS)
-        await until(lambda: house.node.dispatcher.running == 0)
+        await until(lambda: running_service.node.dispatcher.running == 0)
 
 
 # --- a whole stack --------------------------------------------------------------------------------------------------

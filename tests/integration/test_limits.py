@@ -6,7 +6,7 @@ from collections import Counter
 import httpx
 
 from tests.integration import asking
-from tests.people import Desk, Key, Person
+from tests.people import ApiClient, Key, Person
 from tests.stacks import RunningStack, until
 
 #: DEFAULT_RATE_LIMIT and PREMIUM_RATE_LIMIT of a stack that sets neither.
@@ -24,10 +24,10 @@ async def _statuses(stack: RunningStack, keys: list[Key], times: int) -> list[ht
 
 
 async def test_a_users_limit_holds_exactly_under_concurrency_and_over_keys_until_the_tier_is_raised(
-    stack: RunningStack, desk: Desk
+    stack: RunningStack, api_client: ApiClient
 ) -> None:
-    carl = await desk.register("carl")
-    second = await desk.make_key(carl, "second")
+    carl = await api_client.register("carl")
+    second = await api_client.make_key(carl, "second")
     answers = await _statuses(stack, [carl.key, second], 150)
     assert Counter(answer.status_code for answer in answers) == {200: FREE, 429: 50}
     for answer in answers:
@@ -57,7 +57,7 @@ async def test_a_users_limit_holds_exactly_under_concurrency_and_over_keys_until
     assert quota["used_this_hour"] == FREE + 1
 
 
-async def test_the_tighter_limit_of_a_key_holds_for_that_key(stack: RunningStack, desk: Desk, ann: Person) -> None:
+async def test_the_tighter_limit_of_a_key_holds_for_that_key(stack: RunningStack, api_client: ApiClient, ann: Person) -> None:
     made = (await stack.aicli("keys", "create", "tight", "--requests-per-hour", "3", "--json", AICLI_API_KEY=ann.key.secret)).json()
     async with stack.http(made["key"]) as http:
         answers = await asyncio.gather(*(http.post("/api/inference", json={"model": "echo", "prompt": "hi"}) for _ in range(10)))

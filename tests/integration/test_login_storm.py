@@ -16,7 +16,7 @@ import pytest
 
 from shared.api import auth
 from tests.integration import asking
-from tests.people import Desk, Person
+from tests.people import ApiClient, Person
 from tests.stacks import RunningStack
 
 pytestmark = pytest.mark.nightly("storms")
@@ -126,10 +126,12 @@ async def test_500_guesses_at_one_account_are_ten(stack: RunningStack, ann: Pers
         assert (await http.get("/v1/models")).status_code == 200, "keys go on working"
 
 
-async def test_500_right_logins_of_100_people_are_let_in_or_told_to_come_again(stack: RunningStack, desk: Desk, bob: Person) -> None:
+async def test_500_right_logins_of_100_people_are_let_in_or_told_to_come_again(
+    stack: RunningStack, api_client: ApiClient, bob: Person
+) -> None:
     people = [Login(f"storm{number}-{secrets.token_hex(4)}", secrets.token_urlsafe(18)) for number in range(ACCOUNTS)]
     for one in people:
-        await desk.mesh.rpc.call(
+        await api_client.mesh.rpc.call(
             auth.register_user, auth.RegisterUser(auth.UserData(one.username, f"{one.username}@example.org", one.password))
         )
     told = await _beside_a_stream(stack, bob, people * (LOGINS // ACCOUNTS))

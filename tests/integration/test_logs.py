@@ -12,7 +12,7 @@ import pytest
 from shared import errors
 from shared.api import auth
 from tests.integration import asking
-from tests.people import Desk, Person
+from tests.people import ApiClient, Person
 from tests.stacks import RunningStack, until
 
 SERVICES = ("auth", "gateway", "inference", "inference-echo", "metrics", "web")
@@ -28,9 +28,9 @@ def _logs_with(stack: RunningStack, request_id: object) -> set[str]:
 
 
 @pytest.mark.parametrize("door", ["gateway", "web"])
-async def test_one_request_has_one_id_in_the_logs_of_every_hop(stack: RunningStack, desk: Desk, ann: Person, door: str) -> None:
+async def test_one_request_has_one_id_in_the_logs_of_every_hop(stack: RunningStack, api_client: ApiClient, ann: Person, door: str) -> None:
     # The gateway has not seen this key yet, so auth is asked as well.
-    fresh = await desk.make_key(ann, "fresh")
+    fresh = await api_client.make_key(ann, "fresh")
     traceparent = f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
     async with stack.http(fresh.secret, service=door) as http:
         answer = await http.post("/v1/chat/completions", json=asking.chat_body("hi"), headers={"traceparent": traceparent})
@@ -44,8 +44,8 @@ async def test_one_request_has_one_id_in_the_logs_of_every_hop(stack: RunningSta
         assert await database.fetchval("SELECT status FROM request_logs WHERE id = $1", request_id) == "success"
 
 
-async def test_a_request_over_rpc_has_one_id_too(stack: RunningStack, desk: Desk, ann: Person) -> None:
-    answered = await asking.rpc(desk.mesh, ann.key.secret, "hi")
+async def test_a_request_over_rpc_has_one_id_too(stack: RunningStack, api_client: ApiClient, ann: Person) -> None:
+    answered = await asking.rpc(api_client.mesh, ann.key.secret, "hi")
 
     async def everywhere() -> bool:
         return {"gateway", "inference-echo"} <= _logs_with(stack, answered.request_id)
@@ -66,12 +66,12 @@ def test_every_line_of_a_service_is_json_with_a_time_and_an_event(stack: Running
             assert {"ts", "level", "service", "event"} <= line.keys(), (name, line)
 
 
-async def test_no_prompt_key_or_password_is_in_any_log(stack: RunningStack, desk: Desk, ann: Person) -> None:
+async def test_no_prompt_key_or_password_is_in_any_log(stack: RunningStack, api_client: ApiClient, ann: Person) -> None:
     canary = f"canary{secrets.token_hex(8)}"
-    await _say_it_everywhere(stack, desk, ann, canary)
-    await _fail_with_it_everywhere(stack, desk, ann, canary)
+    await _say_it_everywhere(stack, api_client, ann, canary)
+    await _fail_with_it_everywhere(stack, api_client, ann, canary)
     # What is logged of all this is there when the log has the last request's end.
-    last = await asking.rpc(desk.mesh, ann.key.secret, canary)
+    last = await asking.rpc(api_client.mesh, ann.key.secret, canary)
 
     async def logged() -> bool:
         return {"gateway", "inference-echo"} <= _logs_with(stack, last.request_id)
@@ -86,7 +86,7 @@ async def test_no_prompt_key_or_password_is_in_any_log(stack: RunningStack, desk
             assert secret not in text, f"the {what} is in {path.name}"
 
 
-async def _say_it_everywhere(stack: RunningStack, desk: Desk, ann: Person, canary: str) -> None:
+async def _say_it_everywhere(stack: RunningStack, api_client: ApiClient, ann: Person, canary: str) -> None:
     for service in ("gateway", "web"):
         async with stack.http(ann.key.secret, service=service) as http:
             await asyncio.gather(*(ask(http, canary) for ask in asking.OVER_HTTP.values()))
@@ -95,7 +95,7 @@ async def _say_it_everywhere(stack: RunningStack, desk: Desk, ann: Person, canar
     await stack.aicli("infer", "-m", "echo", canary, AICLI_API_KEY=ann.key.secret)
 
 
-async def _fail_with_it_everywhere(stack: RunningStack, desk: Desk, ann: Person, canary: str) -> None:
+async def _fail_with_it_everywhere(stack: RunningStack, api_client: ApiClient, ann: Person, canary: str) -> None:
     bodies: list[dict[str, object]] = [
         {"prompt": canary, "model": "no-such"},
         {"prompt": canary, "temperature": canary},
@@ -119,4 +119,4 @@ async def _fail_with_it_everywhere(stack: RunningStack, desk: Desk, ann: Person,
         await browser.post("/login", data={"username": ann.username, "password": ann.password + canary})
     with pytest.raises(errors.NotAuthenticated):
         credentials = auth.Credentials(ann.password + canary, ann.username)
-        await desk.mesh.rpc.call(auth.login_user, auth.LoginUser(credentials))
+        await api_client.mesh.rpc.call(auth.login_user, auth.LoginUser(credentials))

@@ -10,7 +10,7 @@ import pytest
 from shared.api import auth, metrics
 from shared.types import SERVICE_NAMES
 from tests.integration import asking
-from tests.people import Desk, Person
+from tests.people import ApiClient, Person
 from tests.stacks import MESH, RunningStack, total, until
 
 #: The seed's four, with the labels that it names.
@@ -32,8 +32,8 @@ async def test_every_service_has_metrics_of_its_own(stack: RunningStack, service
         assert f"# TYPE {name.removesuffix('_total')}" in answer.text or f"# TYPE {name}" in answer.text, name
 
 
-async def test_the_four_of_the_seed_have_their_labels(stack: RunningStack, desk: Desk, ann: Person) -> None:
-    tight = await desk.make_key(ann, "tight", auth.ApiKeyLimits(requests_per_hour=1))
+async def test_the_four_of_the_seed_have_their_labels(stack: RunningStack, api_client: ApiClient, ann: Person) -> None:
+    tight = await api_client.make_key(ann, "tight", auth.ApiKeyLimits(requests_per_hour=1))
     async with stack.http(tight.secret) as http:
         await asking.inference(http, "one")
         assert (await http.post("/api/inference", json={"model": "echo", "prompt": "two"})).status_code == 429
@@ -46,7 +46,7 @@ async def test_the_four_of_the_seed_have_their_labels(stack: RunningStack, desk:
         await until(lambda window=window: stack.metric("metrics", "ai_platform_active_users", time_window=window))  # type: ignore[misc]
 
 
-async def test_domain_events_are_counted(stack: RunningStack, desk: Desk) -> None:
+async def test_domain_events_are_counted(stack: RunningStack, api_client: ApiClient) -> None:
     counted = {
         "ai_platform_completed_requests_total": {"status": "success", "model": "echo"},
         "ai_platform_completed_tokens_total": {"model": "echo"},
@@ -59,9 +59,9 @@ async def test_domain_events_are_counted(stack: RunningStack, desk: Desk) -> Non
         return [await stack.metric("metrics", name, **labels) for name, labels in counted.items()]
 
     before = await _settled(count)
-    dora = await desk.register("dora")
+    dora = await api_client.register("dora")
     for _ in range(3):
-        await asking.rpc(desk.mesh, dora.key.secret, "four words in here")
+        await asking.rpc(api_client.mesh, dora.key.secret, "four words in here")
     expected = [was + more for was, more in zip(before, (3, 24, 1, 1, 1), strict=True)]
 
     async def all_are_counted() -> bool:
@@ -82,8 +82,8 @@ async def _settled(count: Callable[[], Awaitable[list[float]]]) -> list[float]:
     return seen
 
 
-async def test_one_endpoint_serves_the_whole_mesh(stack: RunningStack, desk: Desk, ann: Person) -> None:
-    await asking.rpc(desk.mesh, ann.key.secret, "hi")
+async def test_one_endpoint_serves_the_whole_mesh(stack: RunningStack, api_client: ApiClient, ann: Person) -> None:
+    await asking.rpc(api_client.mesh, ann.key.secret, "hi")
     url = f"http://127.0.0.1:{stack.environment['PROMETHEUS_PORT']}/metrics"
     async with stack.http() as http:
         before = (await http.get(url)).text

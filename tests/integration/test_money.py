@@ -3,7 +3,7 @@
 from uuid import uuid4
 
 from tests.integration import asking
-from tests.people import Desk, Person
+from tests.people import ApiClient, Person
 from tests.stacks import RunningStack
 
 #: Every word of the echo is a token; the first price of all models is .0001 for input and .0002 for output.
@@ -56,7 +56,7 @@ async def test_a_request_is_paid_and_given_back(stack: RunningStack, ann: Person
     assert (report["drift_micro"], report["sum_micro"], report["findings"]) == (0, 0, [])
 
 
-async def test_a_key_with_a_budget_spends_no_more_than_that(stack: RunningStack, desk: Desk, ann: Person) -> None:
+async def test_a_key_with_a_budget_spends_no_more_than_that(stack: RunningStack, api_client: ApiClient, ann: Person) -> None:
     made = await stack.aicli("keys", "create", "small", "--budget", ".04", "--json", AICLI_API_KEY=ann.key.secret)
     async with stack.http(made.json()["key"]) as http:
         answers = [await http.post("/api/inference", json=ASK) for _ in range(30)]

@@ -31,7 +31,7 @@ from stack import secret_files
 from tests import otlp_receiver, people, stacks
 from tests.integration import asking, searching
 from tests.integration.searching import Hidden, Hit
-from tests.people import Desk, Person
+from tests.people import ApiClient, Person
 from tests.services.auth.oidc.scripted_provider import CLIENT_ID, ScriptedProvider
 from tests.stacks import RunningStack, until
 from tests.testnet import free_port
@@ -65,8 +65,8 @@ def stack(pytestconfig: pytest.Config) -> Iterator[RunningStack]:
 
 
 @pytest.fixture
-async def desk(stack: RunningStack) -> AsyncIterator[Desk]:
-    async with people.desk(stack) as opened:
+async def api_client(stack: RunningStack) -> AsyncIterator[ApiClient]:
+    async with people.api_client(stack) as opened:
         yield opened
 
 
@@ -109,12 +109,12 @@ def _of_the_house(stack: RunningStack, hidden: Hidden) -> None:
     assert {"data_key", "admin_key", "admin_password", "mesh_ca.nk", "relay_seed", "key_pepper", "auth.nk"} <= hidden.forms.keys()
 
 
-async def _keys(stack: RunningStack, desk: Desk, ann: Person, hidden: Hidden) -> None:
+async def _keys(stack: RunningStack, api_client: ApiClient, ann: Person, hidden: Hidden) -> None:
     made = [ann.key.secret]
     for kind in (auth.KeyKind.LIVE, auth.KeyKind.TEST):
-        one = await desk.mesh.rpc.call(auth.generate_api_key, auth.GenerateApiKey(kind.value, kind=kind), credential=ann.access_token)
+        one = await api_client.mesh.rpc.call(auth.generate_api_key, auth.GenerateApiKey(kind.value, kind=kind), credential=ann.access_token)
         made.append(one.api_key)
-    rotated = await desk.mesh.rpc.call(auth.rotate_api_key, auth.RotateApiKey("live"), credential=ann.access_token)
+    rotated = await api_client.mesh.rpc.call(auth.rotate_api_key, auth.RotateApiKey("live"), credential=ann.access_token)
     by_cli = (await stack.aicli("keys", "create", "cli", "--json", AICLI_API_KEY=ann.key.secret)).json()["key"]
     async with stack.http(ann.access_token) as http:
         by_http = (await http.post("/api/auth/api-keys", json={"name": "http"})).json()["api_key"]
@@ -131,7 +131,7 @@ async def _keys(stack: RunningStack, desk: Desk, ann: Person, hidden: Hidden) ->
         assert (await http.get("/v1/models")).status_code == 401
 
 
-async def _sessions(stack: RunningStack, desk: Desk, ann: Person, hidden: Hidden) -> None:
+async def _sessions(stack: RunningStack, api_client: ApiClient, ann: Person, hidden: Hidden) -> None:
     hidden.add("password", ann.password)
     hidden.add("access token", ann.access_token.split(".")[2])
     async with stack.http() as http:
@@ -158,16 +158,16 @@ async def _sessions(stack: RunningStack, desk: Desk, ann: Person, hidden: Hidden
         assert (await pages.send(f"/login-link?token={token}", "/login-link", link=token)).status_code == 401
 
 
-async def _second_factor(stack: RunningStack, desk: Desk, hidden: Hidden) -> None:
-    eve = await desk.register("eve")
+async def _second_factor(stack: RunningStack, api_client: ApiClient, hidden: Hidden) -> None:
+    eve = await api_client.register("eve")
     hidden.add("password", eve.password)
-    seed = await desk.mesh.rpc.call(accounts.begin_mfa, accounts.BeginMfa(), credential=eve.access_token)
+    seed = await api_client.mesh.rpc.call(accounts.begin_mfa, accounts.BeginMfa(), credential=eve.access_token)
     raw = base64.b32decode(seed.secret + "=" * (-len(seed.secret) % 8))
     hidden.add("seed of a second factor", seed.secret, raw)
     with pytest.raises(errors.CallerError):
-        await desk.mesh.rpc.call(accounts.enable_mfa, accounts.EnableMfa(seed.secret), credential=eve.access_token)
+        await api_client.mesh.rpc.call(accounts.enable_mfa, accounts.EnableMfa(seed.secret), credential=eve.access_token)
     code = totp.code_at(raw, totp.step_at(time.time()))
-    codes = (await desk.mesh.rpc.call(accounts.enable_mfa, accounts.EnableMfa(code), credential=eve.access_token)).codes
+    codes = (await api_client.mesh.rpc.call(accounts.enable_mfa, accounts.EnableMfa(code), credential=eve.access_token)).codes
     hidden.add("recovery code", *codes)
     hidden.add("recovery code", *(one.replace("-", "") for one in codes))
     async with stack.http() as http:
@@ -178,12 +178,12 @@ async def _second_factor(stack: RunningStack, desk: Desk, hidden: Hidden) -> Non
         assert (await pages.sign_in(eve.username, eve.password)).headers["location"] == "/login/code"
         assert (await pages.send("/login/code", code=codes[0], then="")).status_code == 403
         assert (await pages.send("/login/code", code=codes[1], then="")).status_code == 303
-    await _seed_on_the_page(stack, desk, hidden)
+    await _seed_on_the_page(stack, api_client, hidden)
 
 
-async def _seed_on_the_page(stack: RunningStack, desk: Desk, hidden: Hidden) -> None:
+async def _seed_on_the_page(stack: RunningStack, api_client: ApiClient, hidden: Hidden) -> None:
     """The seed stands in the form that proves it, so that it comes back with a mistyped code."""
-    fay = await desk.register("fay")
+    fay = await api_client.register("fay")
     async with _pages(stack) as pages:
         await pages.sign_in(fay.username, fay.password)
         shown = await pages.send("/settings/security", "/settings/security/second-factor/begin")
@@ -195,8 +195,8 @@ async def _seed_on_the_page(stack: RunningStack, desk: Desk, hidden: Hidden) -> 
         assert wrong.status_code in {400, 403}, wrong.text[:300]
 
 
-async def _reset(stack: RunningStack, desk: Desk, hidden: Hidden) -> None:
-    ida = await desk.register("ida")
+async def _reset(stack: RunningStack, api_client: ApiClient, hidden: Hidden) -> None:
+    ida = await api_client.register("ida")
     async with _pages(stack) as pages:
         assert (await pages.send("/forgot", name=ida.username)).status_code == 303
         code = await _mailed_code(stack, f"{ida.username}@example.org")
@@ -208,7 +208,7 @@ async def _reset(stack: RunningStack, desk: Desk, hidden: Hidden) -> None:
         assert (await pages.send("/reset", code=code, new_password=new, repeated=new)).status_code == 401
         assert (await pages.sign_in(ida.username, new)).status_code == 303
     with pytest.raises(errors.NotAuthenticated):
-        await desk.mesh.rpc.call(accounts.reset_password, accounts.ResetPassword(code, new))
+        await api_client.mesh.rpc.call(accounts.reset_password, accounts.ResetPassword(code, new))
 
 
 async def _mailed_code(stack: RunningStack, to: str) -> str:
@@ -220,18 +220,18 @@ async def _mailed_code(stack: RunningStack, to: str) -> str:
     return await until(find, what=f"a mail with a code for {to}")
 
 
-async def _invitation(desk: Desk, ann: Person, hidden: Hidden) -> None:
-    team = await desk.mesh.rpc.call(
+async def _invitation(api_client: ApiClient, ann: Person, hidden: Hidden) -> None:
+    team = await api_client.mesh.rpc.call(
         organizations.create_organisation, organizations.CreateOrganization("The makers"), credential=ann.access_token
     )
     invited = organizations.InviteMember(team.id, "somebody@example.org")
-    made = await desk.mesh.rpc.call(organizations.invite_member, invited, credential=ann.access_token)
+    made = await api_client.mesh.rpc.call(organizations.invite_member, invited, credential=ann.access_token)
     hidden.add("invitation", made.token)
     for asked in (made.token, made.token + "x"):
         with pytest.raises(errors.NotFound):
-            await desk.mesh.rpc.call(organizations.read_invitation, organizations.ReadInvitation(asked), credential=ann.access_token)
+            await api_client.mesh.rpc.call(organizations.read_invitation, organizations.ReadInvitation(asked), credential=ann.access_token)
     with pytest.raises(errors.AimeshError):
-        await desk.mesh.rpc.call(
+        await api_client.mesh.rpc.call(
             organizations.accept_invitation, organizations.AcceptInvitation(made.token + "x"), credential=ann.access_token
         )
 
@@ -276,7 +276,7 @@ async def _provider(stack: RunningStack, hidden: Hidden) -> None:
         await asyncio.gather(*provider.serving, return_exceptions=True)
 
 
-async def _prompt(stack: RunningStack, desk: Desk, ann: Person, hidden: Hidden) -> None:
+async def _prompt(stack: RunningStack, api_client: ApiClient, ann: Person, hidden: Hidden) -> None:
     canary = f"canary{secrets.token_hex(8)}"
     hidden.add("prompt", canary)
     for service in ("gateway", "web"):
@@ -288,12 +288,12 @@ async def _prompt(stack: RunningStack, desk: Desk, ann: Person, hidden: Hidden) 
             for body in ({"prompt": canary, "model": "none"}, {"prompt": canary, "temperature": canary}, {canary: canary}):
                 assert 400 <= (await http.post("/api/inference", json=body)).status_code < 500
             await http.post("/v1/chat/completions", content=f'{{"messages": "{canary}', headers={"content-type": "application/json"})
-    await asking.rpc(desk.mesh, ann.key.secret, canary)
+    await asking.rpc(api_client.mesh, ann.key.secret, canary)
     assert (await stack.aicli("infer", "-m", "echo", "--json", "-", stdin=canary, AICLI_API_KEY=ann.key.secret)).status == 0
     assert (await stack.aicli("infer", "-m", "none", "--json", "-", stdin=canary, AICLI_API_KEY=ann.key.secret)).status != 0
 
 
-async def _at_wrong_doors(stack: RunningStack, desk: Desk, ann: Person, hidden: Hidden) -> None:
+async def _at_wrong_doors(stack: RunningStack, api_client: ApiClient, ann: Person, hidden: Hidden) -> None:
     """Every one of them where another belongs: as a credential, a name, a password, an address and a field."""
     texts = [
         text for forms in hidden.forms.values() for form in sorted(forms)[:1] if (text := form.decode("ascii", "ignore")).isprintable()
@@ -312,17 +312,17 @@ async def _at_wrong_doors(stack: RunningStack, desk: Desk, ann: Person, hidden: 
         for credential in (text, text + "x"):
             with pytest.raises(errors.AimeshError):
                 request = auth.RotateApiKey("there is none", 0)
-                await desk.mesh.rpc.call(auth.rotate_api_key, request, credential=Credential(credential))
+                await api_client.mesh.rpc.call(auth.rotate_api_key, request, credential=Credential(credential))
     refused = await stack.aicli("login", ann.username, "--password-stdin", "--json", stdin=f"{stack.api_key}\n")
     assert refused.status != 0
 
 
-async def _settled(stack: RunningStack, desk: Desk, ann: Person) -> None:
+async def _settled(stack: RunningStack, api_client: ApiClient, ann: Person) -> None:
     """What is written behind the answers is there: the log of the last request, and the record of the last refusal."""
-    last = await asking.rpc(desk.mesh, ann.key.secret, "the last one")
-    zoe = await desk.register("zoe")
+    last = await asking.rpc(api_client.mesh, ann.key.secret, "the last one")
+    zoe = await api_client.register("zoe")
     with pytest.raises(errors.NotAuthenticated):
-        await desk.mesh.rpc.call(auth.login_user, auth.LoginUser(auth.Credentials("not the password", zoe.username)))
+        await api_client.mesh.rpc.call(auth.login_user, auth.LoginUser(auth.Credentials("not the password", zoe.username)))
 
     async def logged() -> bool:
         return str(last.request_id) in stack.log("gateway") and str(last.request_id) in stack.log("inference")
@@ -340,20 +340,20 @@ async def _settled(stack: RunningStack, desk: Desk, ann: Person) -> None:
 
 
 @pytest.mark.timeout(300)
-async def test_no_secret_is_found_anywhere(stack: RunningStack, desk: Desk) -> None:
+async def test_no_secret_is_found_anywhere(stack: RunningStack, api_client: ApiClient) -> None:
     hidden = Hidden()
-    ann = await desk.register("ann")
+    ann = await api_client.register("ann")
     _of_the_house(stack, hidden)
-    await _keys(stack, desk, ann, hidden)
-    await _sessions(stack, desk, ann, hidden)
-    await _second_factor(stack, desk, hidden)
-    await _reset(stack, desk, hidden)
-    await _invitation(desk, ann, hidden)
+    await _keys(stack, api_client, ann, hidden)
+    await _sessions(stack, api_client, ann, hidden)
+    await _second_factor(stack, api_client, hidden)
+    await _reset(stack, api_client, hidden)
+    await _invitation(api_client, ann, hidden)
     await _ticket(stack, hidden)
     await _provider(stack, hidden)
-    await _prompt(stack, desk, ann, hidden)
-    await _at_wrong_doors(stack, desk, ann, hidden)
-    await _settled(stack, desk, ann)
+    await _prompt(stack, api_client, ann, hidden)
+    await _at_wrong_doors(stack, api_client, ann, hidden)
+    await _settled(stack, api_client, ann)
 
     hits = await searching.search(stack, hidden) | await _handed_on(hidden)
     meant = {hit for hit in hits if _is_meant(hit)}

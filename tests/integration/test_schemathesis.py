@@ -20,7 +20,7 @@ from schemathesis.specs.openapi import checks as rules
 from shared.api import auth
 from shared.types import Tier
 from tests.integration import asking
-from tests.people import Desk, Person
+from tests.people import ApiClient, Person
 from tests.stacks import RunningStack
 
 pytestmark = pytest.mark.nightly("schemathesis")
@@ -145,18 +145,18 @@ def _seasoned(draw: st.DrawFn, operation: Operation, make: Callable[[], dict[str
 
 
 @pytest.fixture
-async def fuzzer(desk: Desk) -> Person:
-    return await desk.register("fuzz", Tier.ENTERPRISE)
+async def fuzzer(api_client: ApiClient) -> Person:
+    return await api_client.register("fuzz", Tier.ENTERPRISE)
 
 
 @pytest.fixture
-async def good(stack: RunningStack, desk: Desk, fuzzer: Person) -> Good:
+async def good(stack: RunningStack, api_client: ApiClient, fuzzer: Person) -> Good:
     """Of every operation that takes something."""
     async with stack.http(fuzzer.key.secret) as http:
         answered = await asking.inference(http, "a request of one's own")
     message = {"role": "user", "content": "hi"}
-    sessions = [await _session(desk, fuzzer) for _ in range(4)]
-    keys = [(await desk.make_key(fuzzer, f"spare {number}")).id for number in range(4)]
+    sessions = [await _session(api_client, fuzzer) for _ in range(4)]
+    keys = [(await api_client.make_key(fuzzer, f"spare {number}")).id for number in range(4)]
 
     def account() -> dict[str, Any]:
         name = f"fuzz-{secrets.token_hex(5)}"
@@ -182,9 +182,9 @@ async def good(stack: RunningStack, desk: Desk, fuzzer: Person) -> Good:
     }
 
 
-async def _session(desk: Desk, person: Person) -> str:
+async def _session(api_client: ApiClient, person: Person) -> str:
     asked = auth.LoginUser(auth.Credentials(person.password, person.username))
-    return (await desk.mesh.rpc.call(auth.login_user, asked)).session_token
+    return (await api_client.mesh.rpc.call(auth.login_user, asked)).session_token
 
 
 @pytest.mark.timeout(300)

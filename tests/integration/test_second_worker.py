@@ -11,7 +11,7 @@ import httpx
 from shared import errors
 from shared.api import gateway
 from tests.integration import asking
-from tests.people import Desk, Person
+from tests.people import ApiClient, Person
 from tests.stacks import RunningStack, total, until
 
 USED_WITHIN_SECONDS, LEFT_OUT_WITHIN_SECONDS = 3, 6
@@ -38,14 +38,14 @@ async def _node(stack: RunningStack, node: str) -> dict[str, Any]:
     return next((row for row in nodes if row["id"] == node), {})
 
 
-async def test_a_worker_by_hand_is_used_and_a_killed_one_is_left_out(stack: RunningStack, desk: Desk, ann: Person) -> None:
+async def test_a_worker_by_hand_is_used_and_a_killed_one_is_left_out(stack: RunningStack, api_client: ApiClient, ann: Person) -> None:
     worker = await stack.start_aicli("worker", "--backend", "echo", ECHO_TOKEN_MS="5")
     try:
         said = await _until_ready(worker)
         ready_at = time.monotonic()
 
         async def used() -> bool:
-            await asyncio.gather(*(asking.rpc(desk.mesh, ann.key.secret, "hi") for _ in range(4)))
+            await asyncio.gather(*(asking.rpc(api_client.mesh, ann.key.secret, "hi") for _ in range(4)))
             return await _tokens_there(said["port"]) > 0
 
         await until(used, seconds=USED_WITHIN_SECONDS, what="the second worker is used")
@@ -58,7 +58,7 @@ async def test_a_worker_by_hand_is_used_and_a_killed_one_is_left_out(stack: Runn
 
         async def left_out() -> bool:
             # Requests that go to the dead worker meanwhile are taken over by the other one: none fails.
-            await asyncio.gather(*(asking.rpc(desk.mesh, ann.key.secret, "hi") for _ in range(4)))
+            await asyncio.gather(*(asking.rpc(api_client.mesh, ann.key.secret, "hi") for _ in range(4)))
             return not (await _node(stack, said["id"]))["usable"]
 
         await until(left_out, seconds=LEFT_OUT_WITHIN_SECONDS, what="the killed worker is left out")
@@ -72,15 +72,15 @@ async def test_a_worker_by_hand_is_used_and_a_killed_one_is_left_out(stack: Runn
         await worker.communicate()
 
 
-async def test_a_worker_that_is_asked_to_stop_finishes_what_it_runs(stack: RunningStack, desk: Desk, ann: Person) -> None:
+async def test_a_worker_that_is_asked_to_stop_finishes_what_it_runs(stack: RunningStack, api_client: ApiClient, ann: Person) -> None:
     """SIGTERM of the stack's only echo worker: the running answers come whole, and the supervisor starts it again."""
     count = 500
     words = "word " * count
-    running = [asyncio.create_task(asking.rpc(desk.mesh, ann.key.secret, words, deadline_seconds=60)) for _ in range(8)]
+    running = [asyncio.create_task(asking.rpc(api_client.mesh, ann.key.secret, words, deadline_seconds=60)) for _ in range(8)]
 
     async def generating() -> bool:
         # No new process is asked: they run for 2.5 s, and on a busy machine it may start for longer.
-        found = await desk.mesh.rpc.call(gateway.list_nodes, gateway.ListNodes(), credential=ann.key.secret)
+        found = await api_client.mesh.rpc.call(gateway.list_nodes, gateway.ListNodes(), credential=ann.key.secret)
         return sum(row.running for row in found.nodes if "echo" in row.models) >= 8
 
     await until(generating, what="all eight run")
@@ -90,6 +90,6 @@ async def test_a_worker_that_is_asked_to_stop_finishes_what_it_runs(stack: Runni
     await stack.restarted("inference-echo", old)
 
     async def used() -> bool:
-        return (await asking.rpc(desk.mesh, ann.key.secret, "hi")).text == "hi"
+        return (await asking.rpc(api_client.mesh, ann.key.secret, "hi")).text == "hi"
 
     await until(used, what="it is used again", ignoring=(errors.NotReachable, errors.LinkLost))

@@ -44,7 +44,7 @@ MOST_WITHDRAWN = 100_000
 
 
 def link_of(node: RunningNode, peer: NodeId) -> SwarmLink | None:
-    swarm = node.node.roads.swarm
+    swarm = node.node.node_transports.swarm
     assert swarm is not None
     link = swarm.find(peer)
     assert link is None or isinstance(link, SwarmLink)
@@ -86,10 +86,10 @@ def what_strangers_say() -> list[str]:
 @asynccontextmanager
 async def strangers(net: SwarmNet, count: int) -> AsyncIterator[asyncio.subprocess.Process]:
     """They know the topic, and come as soon as they have found somebody."""
-    house = next(place for place in topics.MEETING_PLACES if place.name == "house")
+    running_service = next(place for place in topics.MEETING_PLACES if place.name == "house")
     options = {
         "bootstrap": [{"host": node.host, "port": node.port} for node in net.bootstrap],
-        "topic": topics.meeting_topic(bytes([net.epoch]) * 32, house).hex(),
+        "topic": topics.meeting_topic(bytes([net.epoch]) * 32, running_service).hex(),
         "count": count,
         "parallel": AT_ONCE,
         "says": what_strangers_say(),
@@ -116,7 +116,7 @@ async def line_of(process: asyncio.subprocess.Process) -> dict[str, Any]:
 async def test_five_hundred_strangers_with_the_right_topic_get_nowhere_and_known_nodes_do_not_notice() -> None:
     async with swarmnet() as net:
         gateway = await net.start(Gateway)
-        swarm = gateway.node.roads.swarm
+        swarm = gateway.node.node_transports.swarm
         assert swarm is not None
         await until(lambda: swarm.connected)
         pid = sidecar_of(os.getpid())
@@ -194,7 +194,7 @@ async def test_a_certified_client_that_opens_and_resets_without_end_is_cut_off_a
         evil, honest = await net.client(), await net.client()
         for client in (evil, honest):
             await sees(client, the_auth)
-        (link,) = evil.roads.links()
+        (link,) = evil.node_transports.links()
         lost: list[errors.AimeshError] = []
         link.on_closed, link.on_frames = lost.append, lambda frames: None
         body = bodies.encode(auth.LoginUser(auth.Credentials("x", "ada")))
@@ -280,7 +280,7 @@ async def test_once_signed_a_revocation_spreads_without_auth_and_no_restart_and_
 
 def set_clock(node: RunningNode, seconds: float) -> None:
     """So far ahead of what is right, for HELLOs from now on and for the ends of links."""
-    swarm = node.node.roads.swarm
+    swarm = node.node.node_transports.swarm
     assert swarm is not None
     swarm._clock = swarm._door._clock = lambda: time.time() + seconds
 

@@ -12,7 +12,7 @@ from shared.types import SERVICE_NAMES
 from tests.cli.top import screens
 from tests.cli.top.screens import PICTURE
 from tests.integration import asking
-from tests.people import Desk, Person
+from tests.people import ApiClient, Person
 from tests.stacks import REPOSITORY, RunningStack, until
 
 CTRL_C = "\x03"
@@ -73,9 +73,9 @@ async def test_a_service_that_hangs_is_said_to_be_silent_and_is_back_when_it_goe
             running.wait()
 
 
-async def test_requests_are_seen_in_the_rates_and_loads_in_the_table(stack: RunningStack, desk: Desk, ann: Person) -> None:
+async def test_requests_are_seen_in_the_rates_and_loads_in_the_table(stack: RunningStack, api_client: ApiClient, ann: Person) -> None:
     async def seen() -> bool:
-        await asking.rpc(desk.mesh, ann.key.secret, "four words in here")
+        await asking.rpc(api_client.mesh, ann.key.secret, "four words in here")
         frame = json.loads((await stack.aicli("top", "--json", "--once")).out)
         loads = [node for node in frame["nodes"] if node["cpu"] is not None and node["tokens_per_second"]]
         return bool(frame["requests_per_second"] and frame["output_tokens_per_second"] and loads and frame["silent"] == [])

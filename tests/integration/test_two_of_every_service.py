@@ -6,18 +6,20 @@ from pathlib import Path
 from shared import errors
 from tests import replicas
 from tests.integration import asking
-from tests.people import Desk, Person
+from tests.people import ApiClient, Person
 from tests.stacks import RunningStack, until
 
 
-async def test_two_of_every_service_run_and_nats_refuses_nothing(stack: RunningStack, desk: Desk, ann: Person, tmp_path: Path) -> None:
+async def test_two_of_every_service_run_and_nats_refuses_nothing(
+    stack: RunningStack, api_client: ApiClient, ann: Person, tmp_path: Path
+) -> None:
     before = replicas.refusals(stack, [])
     async with AsyncExitStack() as running:
         seconds = [await running.enter_async_context(replicas.replica(stack, service, folder=tmp_path)) for service in replicas.ROLES]
         for second in seconds:
             await second.ready()
         for _ in range(8):  # over whichever gateway is drawn
-            assert (await asking.rpc(desk.mesh, ann.key.secret, "hi")).text == "hi"
+            assert (await asking.rpc(api_client.mesh, ann.key.secret, "hi")).text == "hi"
 
         # A new revocation list is told in announcements, which replicas of one role hear of each other.
         worker = next(second for second in seconds if second.service == "inference")

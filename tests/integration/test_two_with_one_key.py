@@ -7,12 +7,12 @@ from shared import errors
 from shared.discovery import duplicate_keys
 from tests import replicas
 from tests.integration import asking
-from tests.people import Desk, Person
+from tests.people import ApiClient, Person
 from tests.stacks import RunningStack, until
 
 
 async def test_a_second_worker_with_the_same_key_stops_and_the_first_one_works_on(
-    stack: RunningStack, desk: Desk, ann: Person, tmp_path: Path
+    stack: RunningStack, api_client: ApiClient, ann: Person, tmp_path: Path
 ) -> None:
     # The worker cannot hear its twin over NATS: the gateway, auth and metrics hear both and tell it.
     first = (await stack.pids())["inference-echo"]
@@ -23,7 +23,7 @@ async def test_a_second_worker_with_the_same_key_stops_and_the_first_one_works_o
         assert "NODE_KEY_FILE" in second.log
 
     async def answers() -> bool:
-        return (await asking.rpc(desk.mesh, ann.key.secret, "hi")).text == "hi"
+        return (await asking.rpc(api_client.mesh, ann.key.secret, "hi")).text == "hi"
 
     await until(answers, seconds=20, what="the first worker answers", ignoring=(errors.PeerError,))
     assert (await stack.pids())["inference-echo"] == first
@@ -47,12 +47,12 @@ async def test_a_second_process_with_the_same_state_file_does_not_start(stack: R
         assert "another process uses" in second.log
 
 
-async def test_a_worker_that_is_killed_and_started_at_once_is_no_contest(stack: RunningStack, desk: Desk, ann: Person) -> None:
+async def test_a_worker_that_is_killed_and_started_at_once_is_no_contest(stack: RunningStack, api_client: ApiClient, ann: Person) -> None:
     counted = await stack.metric("gateway", "ai_platform_contested_keys_total")
     await stack.restarted("inference-echo", await stack.kill("inference-echo"), seconds=60)
 
     async def answers() -> bool:
-        return (await asking.rpc(desk.mesh, ann.key.secret, "hi")).text == "hi"
+        return (await asking.rpc(api_client.mesh, ann.key.secret, "hi")).text == "hi"
 
     await until(answers, seconds=30, what="the new worker answers", ignoring=(errors.PeerError,))
     restarted_at = time.time()

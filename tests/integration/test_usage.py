@@ -13,7 +13,7 @@ from shared.api import auth
 from shared.types import KeyId, UserId
 from tests.integration import asking
 from tests.integration.asking import Answered
-from tests.people import Desk, Key, Person
+from tests.people import ApiClient, Key, Person
 from tests.stacks import RunningStack, until
 
 EACH = 3
@@ -26,14 +26,14 @@ class Asked:
     answered: Answered
 
 
-async def _ask_in_every_way(stack: RunningStack, desk: Desk, person: Person, key: Key) -> list[Asked]:
+async def _ask_in_every_way(stack: RunningStack, api_client: ApiClient, person: Person, key: Key) -> list[Asked]:
     """At once; prompts of different lengths, so that no two sums agree by chance."""
     async with stack.http(key.secret) as http, asyncio.TaskGroup() as tasks:
         waiting = []
         for number in range(EACH):
             ways = ("rpc", *asking.OVER_HTTP)
             prompts = [f"{person.username} {way} " + "word " * (number + position) for position, way in enumerate(ways)]
-            waiting.append((prompts[0], tasks.create_task(asking.rpc(desk.mesh, key.secret, prompts[0]))))
+            waiting.append((prompts[0], tasks.create_task(asking.rpc(api_client.mesh, key.secret, prompts[0]))))
             for prompt, ask in zip(prompts[1:], asking.OVER_HTTP.values(), strict=True):
                 waiting.append((prompt, tasks.create_task(ask(http, prompt))))
     for prompt, task in waiting:
@@ -43,9 +43,11 @@ async def _ask_in_every_way(stack: RunningStack, desk: Desk, person: Person, key
     return [Asked(person.id, key.id, task.result()) for _, task in waiting]
 
 
-async def test_rows_are_the_sum_of_the_answers_for_each_user_and_key(stack: RunningStack, desk: Desk, ann: Person, bob: Person) -> None:
-    people = [(person, key) for person in (ann, bob) for key in (person.key, await desk.make_key(person, "second"))]
-    asked = [one for many in await asyncio.gather(*(_ask_in_every_way(stack, desk, *each) for each in people)) for one in many]
+async def test_rows_are_the_sum_of_the_answers_for_each_user_and_key(
+    stack: RunningStack, api_client: ApiClient, ann: Person, bob: Person
+) -> None:
+    people = [(person, key) for person in (ann, bob) for key in (person.key, await api_client.make_key(person, "second"))]
+    asked = [one for many in await asyncio.gather(*(_ask_in_every_way(stack, api_client, *each) for each in people)) for one in many]
     assert len({one.answered.request_id for one in asked}) == len(asked) == 4 * EACH * 7
     # A request that fails is in the log and not in the usage.
     async with stack.http(ann.key.secret) as http:
@@ -61,7 +63,7 @@ async def test_rows_are_the_sum_of_the_answers_for_each_user_and_key(stack: Runn
     for row in logged:
         assert (row["model_used"], row["error_code"], len(row["prompt_hash"])) == ("echo", None, 64)
     assert _sums(daily) == _expected(asked)
-    await _every_view_says_the_same(stack, desk, ann, asked)
+    await _every_view_says_the_same(stack, api_client, ann, asked)
 
 
 def _expected(asked: list[Asked]) -> dict[tuple[UserId, KeyId], tuple[int, int]]:
@@ -81,12 +83,12 @@ def _sums(daily: list[asyncpg.Record]) -> dict[tuple[UserId, KeyId], tuple[int, 
     return found
 
 
-async def _every_view_says_the_same(stack: RunningStack, desk: Desk, person: Person, asked: list[Asked]) -> None:
+async def _every_view_says_the_same(stack: RunningStack, api_client: ApiClient, person: Person, asked: list[Asked]) -> None:
     own = [one.answered for one in asked if one.user == person.id]
     expected = (len(own), sum(one.prompt_tokens + one.completion_tokens for one in own))
     async with stack.http(person.key.secret) as http:
         over_http = (await http.get("/api/usage")).json()
-    over_rpc = await desk.mesh.rpc.call(auth.get_user_usage, auth.GetUserUsage(), credential=person.key.secret)
+    over_rpc = await api_client.mesh.rpc.call(auth.get_user_usage, auth.GetUserUsage(), credential=person.key.secret)
     assert (over_http["request_count"], over_http["tokens_used"]) == expected
     assert (over_rpc.request_count, over_rpc.tokens_used) == expected
     listed = (await stack.aicli("usage", "--json", AICLI_API_KEY=person.key.secret)).json()
@@ -134,8 +136,8 @@ async def test_a_stream_that_its_reader_left_is_cancelled_and_counts_what_was_de
     assert await _used(stack, ann) == (1, row["tokens_used"])
 
 
-async def test_an_rpc_caller_that_leaves_cancels_too(stack: RunningStack, desk: Desk, ann: Person) -> None:
-    task = asyncio.create_task(asking.rpc(desk.mesh, ann.key.secret, LONG))
+async def test_an_rpc_caller_that_leaves_cancels_too(stack: RunningStack, api_client: ApiClient, ann: Person) -> None:
+    task = asyncio.create_task(asking.rpc(api_client.mesh, ann.key.secret, LONG))
     await until(lambda: _is_generating(stack), what="the worker generates")
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -156,15 +158,15 @@ async def _running_there(stack: RunningStack) -> int:
     return sum(int(node["running"]) for node in nodes if "echo" in node["models"])
 
 
-async def test_a_deadline_that_passes_is_a_timeout(stack: RunningStack, desk: Desk, ann: Person) -> None:
+async def test_a_deadline_that_passes_is_a_timeout(stack: RunningStack, api_client: ApiClient, ann: Person) -> None:
     with pytest.raises(errors.DeadlineExceeded):
-        await asking.rpc(desk.mesh, ann.key.secret, LONG, deadline_seconds=0.5)
+        await asking.rpc(api_client.mesh, ann.key.secret, LONG, deadline_seconds=0.5)
     row = await _only_row(stack, ann)
     assert (row["status"], row["error_code"]) == ("timeout", "deadline_exceeded")
 
 
-async def test_a_request_over_its_limit_has_a_row_and_no_usage(stack: RunningStack, desk: Desk, ann: Person) -> None:
-    tight = await desk.make_key(ann, "tight", auth.ApiKeyLimits(requests_per_hour=1))
+async def test_a_request_over_its_limit_has_a_row_and_no_usage(stack: RunningStack, api_client: ApiClient, ann: Person) -> None:
+    tight = await api_client.make_key(ann, "tight", auth.ApiKeyLimits(requests_per_hour=1))
     async with stack.http(tight.secret) as http:
         await asking.inference(http, "first")
         asking.problem(await http.post("/api/inference", json={"model": "echo", "prompt": "second"}), 429, "rate_limited")

@@ -70,14 +70,14 @@ async def test_old_and_new_nodes_serve_one_mesh_and_lose_nothing(begins_with: st
     beside new ones, as after a roll-back."""
     first, second = (previous, HEAD) if begins_with == "the old release" else (HEAD, previous)
     async with stack(first, **SETTINGS) as running:
-        async with people.desk(running) as desk:
-            ann = await desk.register("ann")
+        async with people.api_client(running) as api_client:
+            ann = await api_client.register("ann")
             async with running.http(ann.key.secret) as http:
                 await asking.chat(http, "before")
             async with beside(running, second, tmp_path) as others:
                 await ask_both(running, others["gateway"], ann)
                 # A key that either auth service made is good at both gateways.
-                ben = await desk.register("ben")
+                ben = await api_client.register("ben")
                 await ask_both(running, others["gateway"], ben)
                 assert replicas.refusals(running, list(others.values())) == []
                 assert replicas.contests(running, list(others.values())) == []
@@ -89,8 +89,8 @@ async def test_old_and_new_nodes_serve_one_mesh_and_lose_nothing(begins_with: st
 async def test_the_new_release_takes_over_the_data_of_the_old_one(previous: Release, tmp_path: Path) -> None:
     """Stopped, upgraded and started again, in the same folder: accounts, keys, usage and prices are there."""
     async with stack(previous, **SETTINGS) as old:
-        async with people.desk(old) as desk:
-            ann = await desk.register("ann")
+        async with people.api_client(old) as api_client:
+            ann = await api_client.register("ann")
             async with old.http(ann.key.secret) as http:
                 await asking.chat(http, "before")
         done = await old.aicli("stack", "down")

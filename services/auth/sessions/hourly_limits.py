@@ -17,7 +17,7 @@ class HourlyLimits:
         self._cache = cache
         self._what = what
         self._seconds = seconds
-        cache.script(_SCRIPT, Path(__file__).with_name("hourly.lua").read_text(encoding="utf-8"))
+        cache.script(_SCRIPT, Path(__file__).with_name("hourly_limits.lua").read_text(encoding="utf-8"))
 
     async def count(self, whom: str, most: int) -> float:
         """0 where it was counted, otherwise the seconds to wait."""

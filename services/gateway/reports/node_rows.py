@@ -32,13 +32,13 @@ def _own_row(node: Node, running: int) -> NodeRow:
         running=running,
         queued=0,
         slots=0,
-        trouble=node.roads.faults(),
+        trouble=node.node_transports.faults(),
     )
 
 
 def _row(node: Node, dispatch: Dispatch, entry: DirectoryEntry) -> NodeRow:
     said = entry.announcement
-    seconds = node.roads.round_trip_seconds(entry.node)
+    seconds = node.node_transports.round_trip_seconds(entry.node)
     # Only we know whom we keep away; the mesh does not.
     why_not = entry.why_not or dishonest_workers.why_not(dispatch.knowledge.strikes.seconds_left(entry.node, dispatch.clock()))
     return NodeRow(

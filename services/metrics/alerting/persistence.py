@@ -124,12 +124,12 @@ class AlertPersistence:
         leads = self._node in replicas and not is_early and await session.take()
         await self._exchange(self.store, now)
         stored = await self.store.alarms(now)
-        desk = self._watch.desk
+        alert_states = self._watch.alert_states
         if not leads:
-            desk.show(stored, now)
+            alert_states.show(stored, now)
             self._watch.read_at = now
         elif leader == self._own:
-            desk.hear(stored)
+            alert_states.hear(stored)
         else:
             await self._take_over(self.store, session, stored, now)
             leader = self._own
@@ -151,9 +151,9 @@ class AlertPersistence:
     async def _take_over(self, store: AlertStore, session: Leadership, stored: Sequence[StoredAlertState], now: float) -> None:
         watch = self._watch
         if self.leads:  # without PostgreSQL, until now
-            watch.desk.resume(stored, now)
+            watch.alert_states.resume(stored, now)
         else:
-            watch.desk.show(stored, now)
+            watch.alert_states.show(stored, now)
             watch.book.clear()
         self.delivery.resume(stored)
         window = await store.state(State.WINDOW, 0)
@@ -166,18 +166,18 @@ class AlertPersistence:
 
     async def _exchange(self, store: AlertStore, now: float) -> None:
         """What people did at this replica and at others; and once, which workers were there before it began."""
-        desk = self._watch.desk
+        alert_states = self._watch.alert_states
         stored = await store.silences(now)
-        desk.hear_silences(stored.lasting, stored.ended, now)
-        made = [silence for silence in desk.silences() if silence.id not in stored.ids]
-        ended, acknowledged = desk.ended_silences(), desk.acknowledged()
+        alert_states.hear_silences(stored.lasting, stored.ended, now)
+        made = [silence for silence in alert_states.silences() if silence.id not in stored.ids]
+        ended, acknowledged = alert_states.ended_silences(), alert_states.acknowledged()
         if made:
             await store.write_silences(made)
         if ended:
             await store.end_silences(ended, now + _STAYS_SECONDS)
         for seen in acknowledged:
             await store.acknowledge(seen)
-        desk.forget_written(ended, acknowledged)
+        alert_states.forget_written(ended, acknowledged)
         if not self._has_recalled:
             members = await store.state(State.WORKERS, now - OUTAGE_SECONDS)
             if members is not None:
@@ -185,11 +185,11 @@ class AlertPersistence:
             self._has_recalled = True
 
     async def _write(self, session: Leadership) -> None:
-        store, desk, now = self.store, self._watch.desk, self._clock()
+        store, alert_states, now = self.store, self._watch.alert_states, self._clock()
         assert store is not None  # it made the session
-        if desk.looked_at is None:
+        if alert_states.looked_at is None:
             return
-        kept = {(one.alarm.id, one.alarm.since): one for one in self.delivery.with_owed(desk.remembered())}
+        kept = {(one.alarm.id, one.alarm.since): one for one in self.delivery.with_owed(alert_states.remembered())}
         written = self._written
         if written is None or written != kept:
             changed = [one for key, one in kept.items() if written is None or written.get(key) != one]

@@ -41,7 +41,7 @@ class RuleWatch:
         self._text = text
         self._clock = clock
         self.book = SampleWindow(all_rules.ALL)
-        self.desk = AlertStates(all_rules.ALL)
+        self.alert_states = AlertStates(all_rules.ALL)
         #: When it was last read what another replica, which leads, knows; None where this one leads.
         self.read_at: float | None = None
         #: Something may be other than it was, for who keeps it to clear.
@@ -59,7 +59,7 @@ class RuleWatch:
         text = await self._text()
         now = self._clock()
         self.book.take(chain(sample_reader.read(text, self.book.wanted), self.attendance.samples()), now)
-        news = self.desk.look(self.book, now)
+        news = self.alert_states.look(self.book, now)
         for alarm in news.began:
             _log.warning("alert", name=alarm.rule.name, severity=alarm.rule.severity, about=dict(alarm.labels), summary=alarm.summary)
         for alarm in news.ended:
@@ -70,25 +70,25 @@ class RuleWatch:
         """Whether the rules see everything that they look at, and people everything that the rules find."""
         lost = self.book.left_out
         found = [f"{lost} series found no room, so an alert about them would not be seen"] if lost else []
-        found += [f"{more} more alerts {name} are not listed: one cause, many nodes" for name, more in self.desk.crowded.items()]
+        found += [f"{more} more alerts {name} are not listed: one cause, many nodes" for name, more in self.alert_states.crowded.items()]
         return Check("alert rules", ok=not found, detail="; ".join(found), needed=False)
 
     # --- handlers ---------------------------------------------------------------------------------------------------
 
     @serves(api.list_alerts)
     async def list_alerts(self, request: api.ListAlerts, call: RpcCall) -> api.Alerts:
-        desk = self.desk
-        found = [*desk.firing(), *desk.pending(), *desk.ended()]
+        alert_states = self.alert_states
+        found = [*alert_states.firing(), *alert_states.pending(), *alert_states.ended()]
         is_old = self.read_at is not None and self._clock() - self.read_at > _OLD_SECONDS
         return api.Alerts(
             tuple(self._shown(alarm) for alarm in found),
-            tuple(map(_shown_silence, desk.silences())),
+            tuple(map(_shown_silence, alert_states.silences())),
             as_of=_moment(self.read_at) if is_old and self.read_at is not None else None,
         )
 
     @serves(api.acknowledge_alert)
     async def acknowledge_alert(self, request: api.AcknowledgeAlert, call: RpcCall) -> api.Alert:
-        alarm = self.desk.acknowledge(request.id, _who(call.found), self._clock())
+        alarm = self.alert_states.acknowledge(request.id, _who(call.found), self._clock())
         if alarm is None:
             raise errors.NotFound(f"there is no alert {request.id[:40]!r} now", hint="`aicli alerts` lists those that there are")
         self.changed.set()
@@ -105,7 +105,7 @@ class RuleWatch:
             raise errors.BadRequest(f"labels and why: at most 10 labels, and {MAX_LABEL} characters each", hint="say it shorter")
         until = self._clock() + request.seconds
         made = AlertSilence(secrets.token_hex(4), request.name, labels(**request.labels), until, _who(call.found), request.why)
-        if not self.desk.silence(made):
+        if not self.alert_states.silence(made):
             raise errors.BadRequest("there are too many silences", hint="`aicli alerts` lists them; end some")
         self.changed.set()
         _log.info("alerts silenced", name=made.name, about=dict(made.labels), by=made.by, seconds=request.seconds)
@@ -113,7 +113,7 @@ class RuleWatch:
 
     @serves(api.end_silence)
     async def end_silence(self, request: api.EndSilence, call: RpcCall) -> Nothing:
-        if not self.desk.end_silence(request.id):
+        if not self.alert_states.end_silence(request.id):
             raise errors.NotFound(f"there is no silence {request.id[:40]!r}", hint="`aicli alerts` lists them")
         self.changed.set()
         return Nothing()
@@ -133,7 +133,7 @@ class RuleWatch:
             description=alarm.description,
             runbook=alarm.rule.runbook,
             seen_by=alarm.seen_by,
-            silenced=self.desk.silence_of(alarm) is not None,
+            silenced=self.alert_states.silence_of(alarm) is not None,
         )
 
 

@@ -155,7 +155,7 @@ class MeshSurvey:
         return (own, *(self._view_of(entry) for entry in self._known()))
 
     def _view_of(self, entry: directories.DirectoryEntry) -> NodeView:
-        seconds = self._node.roads.round_trip_seconds(entry.node)
+        seconds = self._node.node_transports.round_trip_seconds(entry.node)
         milliseconds = None if seconds is None else round(seconds * 1000, 3)
         return NodeView(entry.node, SERVICE_NAMES[entry.role], entry.path, milliseconds, entry.alive, entry.since, entry.why_not)
 
@@ -191,7 +191,7 @@ class MeshSurvey:
             no_answer=no_answer,
             path=entry.path,
             # A node that stops says before that it drains.
-            said_goodbye=entry.announcement.draining or self._node.roads.is_revoked(entry.node),
+            said_goodbye=entry.announcement.draining or self._node.node_transports.is_revoked(entry.node),
         )
 
     def replicas(self) -> list[NodeId]:
@@ -207,7 +207,7 @@ class MeshSurvey:
     def _known(self) -> list[directories.DirectoryEntry]:
         """The nodes that can be asked, and those that are missed: no clients, and no metrics service, which none other may speak to."""
         asked = {one.node: one for one in self._node.directory.entries() if one.role in SERVICE_NAMES and one.role is not Role.METRICS}
-        self._attendance.look(asked.values(), self._node.roads.is_revoked, datetime.now(UTC))
+        self._attendance.look(asked.values(), self._node.node_transports.is_revoked, datetime.now(UTC))
         # Those that went before this process began, of whom the directory knows nothing, or the key alone.
         unseen = {node: entry for node, entry in self._attendance.missed().items() if node not in asked or not asked[node].path}
         return [*{**asked, **unseen}.values()]

@@ -49,34 +49,34 @@ class InvitationPage:
 
 
 @get("/invitation")
-async def show_invitation(visit: NamedDependency[PageRequest], token: FromQuery[str] = "") -> Page:
-    return _page(visit, token)
+async def show_invitation(page_request: NamedDependency[PageRequest], token: FromQuery[str] = "") -> Page:
+    return _page(page_request, token)
 
 
 @post("/invitation/offer", status_code=HTTPStatus.OK)
-async def read_offer(visit: NamedDependency[PageRequest]) -> Page:
-    asked = await visit.read_json(Code)
-    found = await visit.call(api.read_invitation, api.ReadInvitation(asked.code.strip()))
+async def read_offer(page_request: NamedDependency[PageRequest]) -> Page:
+    asked = await page_request.read_json(Code)
+    found = await page_request.call(api.read_invitation, api.ReadInvitation(asked.code.strip()))
     offer = InvitationView(found.organisation_name, _AS[found.role], found.invited_by, rendering.day(found.expires_at))
     return Page(msgspec.json.encode(offer), media_type=MediaType.JSON)
 
 
 @post("/invitation")
-async def accept(visit: NamedDependency[PageRequest]) -> Page:
-    form = await visit.read_form(AcceptForm)
+async def accept(page_request: NamedDependency[PageRequest]) -> Page:
+    form = await page_request.read_form(AcceptForm)
     try:
-        joined = await visit.call(api.accept_invitation, api.AcceptInvitation(form.code.strip()))
+        joined = await page_request.call(api.accept_invitation, api.AcceptInvitation(form.code.strip()))
     except (errors.NotAuthenticated, errors.ConfirmationNeeded):
         raise
     except errors.CallerError as error:
-        return _page(visit, form.code, error)
-    return visit.redirect(f"/organisations/{joined.id}?done=joined")
+        return _page(page_request, form.code, error)
+    return page_request.redirect(f"/organisations/{joined.id}?done=joined")
 
 
-def _page(visit: PageRequest, code: str, problem: errors.CallerError | None = None) -> Page:
-    user = visit.person.user
+def _page(page_request: PageRequest, code: str, problem: errors.CallerError | None = None) -> Page:
+    user = page_request.person.user
     view = InvitationPage(code=code, username=user.username, email=user.email, problem=problem)
-    return visit.page("invitation.html", view, here="organisations", status=HTTPStatus.OK if problem is None else problem.status)
+    return page_request.page("invitation.html", view, here="organisations", status=HTTPStatus.OK if problem is None else problem.status)
 
 
 ROUTES = (show_invitation, read_offer, accept)

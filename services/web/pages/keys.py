@@ -92,80 +92,80 @@ class RevokeKeyForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @get("/api-keys")
-async def show_api_keys(visit: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
-    return await _list(visit, notice=rendering.Notice(_DONE[done]) if done in _DONE else None)
+async def show_api_keys(page_request: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
+    return await _list(page_request, notice=rendering.Notice(_DONE[done]) if done in _DONE else None)
 
 
 @post("/api-keys")
-async def create_api_key(visit: NamedDependency[PageRequest]) -> Page:
+async def create_api_key(page_request: NamedDependency[PageRequest]) -> Page:
     """Create a key. Responds with the page itself, because a redirect would have to carry the key."""
-    form = await visit.read_form(NewKeyForm)
+    form = await page_request.read_form(NewKeyForm)
     try:
-        created = await visit.call(auth.generate_api_key, key_forms.read_request(form))
+        created = await page_request.call(auth.generate_api_key, key_forms.read_request(form))
     except (errors.NotAuthenticated, errors.ConfirmationNeeded):
         raise
     except errors.CallerError as error:
-        return await _list(visit, typed=form, problem=error)
-    return await _list(visit, created=created)
+        return await _list(page_request, typed=form, problem=error)
+    return await _list(page_request, created=created)
 
 
 @get("/api-keys/{key_id:uuid}")
-async def show_api_key(visit: NamedDependency[PageRequest], key_id: FromPath[UUID], done: FromQuery[str] = "") -> Page:
-    key = await _active(visit, key_id)
+async def show_api_key(page_request: NamedDependency[PageRequest], key_id: FromPath[UUID], done: FromQuery[str] = "") -> Page:
+    key = await _active(page_request, key_id)
     notice = rendering.Notice(_DONE[done]) if done in _DONE else None
-    return visit.page("key.html", _key_page(visit, key), here="api-keys", notice=notice)
+    return page_request.page("key.html", _key_page(page_request, key), here="api-keys", notice=notice)
 
 
 @post("/api-keys/{key_id:uuid}/rename")
-async def rename_api_key(visit: NamedDependency[PageRequest], key_id: FromPath[UUID]) -> Page:
-    form = await visit.read_form(KeyNameForm)
+async def rename_api_key(page_request: NamedDependency[PageRequest], key_id: FromPath[UUID]) -> Page:
+    form = await page_request.read_form(KeyNameForm)
     try:
-        await visit.call(auth.rename_api_key, auth.RenameApiKey(str(key_id), form.name.strip()))
+        await page_request.call(auth.rename_api_key, auth.RenameApiKey(str(key_id), form.name.strip()))
     except (errors.NotAuthenticated, errors.ConfirmationNeeded):
         raise
     except errors.CallerError as error:
-        view = _key_page(visit, await _active(visit, key_id), name=form.name, problem=error)
-        return visit.page("key.html", view, here="api-keys", status=error.status)
-    return visit.redirect(f"/api-keys/{key_id}?done=renamed")
+        view = _key_page(page_request, await _active(page_request, key_id), name=form.name, problem=error)
+        return page_request.page("key.html", view, here="api-keys", status=error.status)
+    return page_request.redirect(f"/api-keys/{key_id}?done=renamed")
 
 
 @post("/api-keys/{key_id:uuid}/rotate")
-async def rotate_api_key(visit: NamedDependency[PageRequest], key_id: FromPath[UUID]) -> Page:
+async def rotate_api_key(page_request: NamedDependency[PageRequest], key_id: FromPath[UUID]) -> Page:
     """Rotate a key. Responds with the page itself, like ``create_api_key``."""
-    form = await visit.read_form(RotateForm)
+    form = await page_request.read_form(RotateForm)
     seconds = next((seconds for seconds in OVERLAPS if str(seconds) == form.overlap), None)
     try:
         if seconds is None:
             raise errors.BadRequest("invalid overlap", hint="choose how long the old secret keeps working from the list")
-        created = await visit.call(auth.rotate_api_key, auth.RotateApiKey(str(key_id), seconds))
+        created = await page_request.call(auth.rotate_api_key, auth.RotateApiKey(str(key_id), seconds))
     except (errors.NotAuthenticated, errors.ConfirmationNeeded):
         raise
     except errors.CallerError as error:
-        view = _key_page(visit, await _active(visit, key_id), problem=error)
-        return visit.page("key.html", view, here="api-keys", status=error.status)
-    served = await visit.ask(gateway.list_models, gateway.ListModels())
-    view = _key_page(visit, created.key, created=created, overlap=OVERLAPS[seconds] if seconds else "", model=_default(served))
-    return visit.page("key.html", view, here="api-keys", status=HTTPStatus.CREATED)
+        view = _key_page(page_request, await _active(page_request, key_id), problem=error)
+        return page_request.page("key.html", view, here="api-keys", status=error.status)
+    served = await page_request.ask(gateway.list_models, gateway.ListModels())
+    view = _key_page(page_request, created.key, created=created, overlap=OVERLAPS[seconds] if seconds else "", model=_default(served))
+    return page_request.page("key.html", view, here="api-keys", status=HTTPStatus.CREATED)
 
 
 @get("/api-keys/{key_id:uuid}/revoke")
-async def ask_revoke(visit: NamedDependency[PageRequest], key_id: FromPath[UUID]) -> Page:
-    listed = await visit.call(auth.list_api_keys, auth.ListApiKeys())
-    key, now = _find_active(listed.keys, key_id), visit.site.now()
+async def ask_revoke(page_request: NamedDependency[PageRequest], key_id: FromPath[UUID]) -> Page:
+    listed = await page_request.call(auth.list_api_keys, auth.ListApiKeys())
+    key, now = _find_active(listed.keys, key_id), page_request.site.now()
     made = tuple(line for each in key_view.made_by(listed.keys, key.id) if (line := key_view.line_of(each, now)).is_active)
-    return visit.page("revoke.html", RevokePage(key=key_view.line_of(key, now), made=made), here="api-keys")
+    return page_request.page("revoke.html", RevokePage(key=key_view.line_of(key, now), made=made), here="api-keys")
 
 
 @post("/api-keys/{key_id:uuid}/revoke")
-async def revoke_api_key(visit: NamedDependency[PageRequest], key_id: FromPath[UUID]) -> Page:
-    form = await visit.read_form(RevokeKeyForm)
+async def revoke_api_key(page_request: NamedDependency[PageRequest], key_id: FromPath[UUID]) -> Page:
+    form = await page_request.read_form(RevokeKeyForm)
     # Auth checks by the credential that the user owns the key.
-    await visit.call(auth.revoke_api_key, auth.RevokeApiKey(str(key_id), with_made=bool(form.with_made)))
-    return visit.redirect("/api-keys?done=revoked")
+    await page_request.call(auth.revoke_api_key, auth.RevokeApiKey(str(key_id), with_made=bool(form.with_made)))
+    return page_request.redirect("/api-keys?done=revoked")
 
 
 async def _list(
-    visit: PageRequest,
+    page_request: PageRequest,
     *,
     created: auth.CreatedApiKey | None = None,
     typed: NewKeyForm = NOTHING_TYPED,
@@ -173,18 +173,18 @@ async def _list(
     notice: rendering.Notice | None = None,
 ) -> Page:
     listed, served = await asyncio.gather(
-        visit.call(auth.list_api_keys, auth.ListApiKeys()), visit.ask(gateway.list_models, gateway.ListModels())
+        page_request.call(auth.list_api_keys, auth.ListApiKeys()), page_request.ask(gateway.list_models, gateway.ListModels())
     )
-    person = visit.person
+    person = page_request.person
     view = ApiKeysPage(
-        keys=key_view.lines_of(listed.keys, visit.site.now()),
+        keys=key_view.lines_of(listed.keys, page_request.site.now()),
         team=person.team_name if person.team_id is not None else None,
         boxes=tuple(
             KeyOwner(field, key_view.WORDS[scope], scope, bool(getattr(typed, field)))
             for field, scope in key_forms.scopes_of(person.user.role).items()
         ),
         is_admin=person.user.role == "admin",
-        address=visit.address,
+        address=page_request.address,
         model=_default(served),
         days=DAYS,
         created=created,
@@ -192,11 +192,11 @@ async def _list(
         problem=problem,
     )
     status = HTTPStatus.CREATED if created is not None else HTTPStatus.OK if problem is None else problem.status
-    return visit.page("api_keys.html", view, here="api-keys", status=status, notice=notice)
+    return page_request.page("api_keys.html", view, here="api-keys", status=status, notice=notice)
 
 
-async def _active(visit: PageRequest, key_id: UUID) -> auth.ApiKey:
-    return _find_active((await visit.call(auth.list_api_keys, auth.ListApiKeys())).keys, key_id)
+async def _active(page_request: PageRequest, key_id: UUID) -> auth.ApiKey:
+    return _find_active((await page_request.call(auth.list_api_keys, auth.ListApiKeys())).keys, key_id)
 
 
 def _find_active(keys: tuple[auth.ApiKey, ...], key_id: UUID) -> auth.ApiKey:
@@ -207,7 +207,7 @@ def _find_active(keys: tuple[auth.ApiKey, ...], key_id: UUID) -> auth.ApiKey:
 
 
 def _key_page(
-    visit: PageRequest,
+    page_request: PageRequest,
     key: auth.ApiKey,
     *,
     name: str | None = None,
@@ -217,10 +217,10 @@ def _key_page(
     problem: errors.CallerError | None = None,
 ) -> KeyPage:
     return KeyPage(
-        key=key_view.line_of(key, visit.site.now()),
+        key=key_view.line_of(key, page_request.site.now()),
         name=key.name if name is None else name,
         overlaps=OVERLAPS,
-        address=visit.address,
+        address=page_request.address,
         model=model,
         created=created,
         overlap=overlap,

@@ -18,16 +18,20 @@ _FOR_EVER = "public, max-age=31536000, immutable"
 
 
 @get("/")
-async def landing(visit: NamedDependency[PageRequest]) -> Page:
+async def landing(page_request: NamedDependency[PageRequest]) -> Page:
     _, health, options = await asyncio.gather(
-        _session_if_auth_answers(visit), _health(visit), signing_in.find_options(visit, deadline_seconds=STATUS_CALL_SECONDS)
+        _session_if_auth_answers(page_request),
+        _health(page_request),
+        signing_in.find_options(page_request, deadline_seconds=STATUS_CALL_SECONDS),
     )
-    return visit.page("landing.html", page_views.Landing(health=health, address=visit.address, is_open=options.open_registration))
+    return page_request.page(
+        "landing.html", page_views.Landing(health=health, address=page_request.address, is_open=options.open_registration)
+    )
 
 
 @get("/static/{version:str}/{name:path}")
-async def static(visit: NamedDependency[PageRequest], version: FromPath[str], name: FromPath[str]) -> Response[bytes]:
-    assets = visit.site.renderer.assets
+async def static(page_request: NamedDependency[PageRequest], version: FromPath[str], name: FromPath[str]) -> Response[bytes]:
+    assets = page_request.site.renderer.assets
     asset = assets.files.get(name.removeprefix("/"))
     if asset is None:
         raise errors.NotFound("file not found")
@@ -35,21 +39,23 @@ async def static(visit: NamedDependency[PageRequest], version: FromPath[str], na
     # the new content, uncached.
     headers = {"Cache-Control": _FOR_EVER if version == assets.version else "no-store", "Vary": "Accept-Encoding"}
     content = asset.content
-    if asset.packed is not None and "gzip" in visit.request.headers.get("accept-encoding", ""):
+    if asset.packed is not None and "gzip" in page_request.request.headers.get("accept-encoding", ""):
         content, headers["Content-Encoding"] = asset.packed, "gzip"
     return Response(content, media_type=asset.media_type, headers=headers)
 
 
-async def _session_if_auth_answers(visit: PageRequest) -> auth.LoginSession | None:
+async def _session_if_auth_answers(page_request: PageRequest) -> auth.LoginSession | None:
     try:
-        return await visit.find_session()
+        return await page_request.find_session()
     except errors.AimeshError:
         return None
 
 
-async def _health(visit: PageRequest) -> gateway.ServiceHealth | None:
+async def _health(page_request: PageRequest) -> gateway.ServiceHealth | None:
     try:
-        return await visit.site.caller.call(gateway.get_service_health, gateway.GetServiceHealth(), deadline_seconds=STATUS_CALL_SECONDS)
+        return await page_request.site.caller.call(
+            gateway.get_service_health, gateway.GetServiceHealth(), deadline_seconds=STATUS_CALL_SECONDS
+        )
     except errors.AimeshError:
         return None
 

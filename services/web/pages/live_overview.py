@@ -47,33 +47,37 @@ def is_due(last: LastReport | None, newest: RequestId | None, now: datetime) -> 
 class OverviewUpdates:
     """The values of one open overview."""
 
-    def __init__(self, visit: PageRequest, span: UsageSpan) -> None:
-        self._visit = visit
+    def __init__(self, page_request: PageRequest, span: UsageSpan) -> None:
+        self._visit = page_request
         self._span = span
         self._last: LastReport | None = None
         self._report: live_updates.Values = {}
 
     async def read(self) -> live_updates.Values:
         """Read the current values. Raises PeerError while the gateway is down."""
-        visit = self._visit
+        page_request = self._visit
         quota, recent = await asyncio.gather(
-            visit.call(gateway.get_user_quota, gateway.GetUserQuota(), deadline_seconds=PAGE_CALL_SECONDS),
-            visit.call(usage_report.list_requests, usage_report.ListRequests(limit=overview.RECENT), deadline_seconds=PAGE_CALL_SECONDS),
+            page_request.call(gateway.get_user_quota, gateway.GetUserQuota(), deadline_seconds=PAGE_CALL_SECONDS),
+            page_request.call(
+                usage_report.list_requests, usage_report.ListRequests(limit=overview.RECENT), deadline_seconds=PAGE_CALL_SECONDS
+            ),
         )
-        now = visit.site.now()
+        now = page_request.site.now()
         newest = recent.requests[0].id if recent.requests else None
         if is_due(self._last, newest, now):
             wanted = usage_chart.of_span(self._span, now)
-            report = await visit.call(usage_report.get_usage_report, wanted, deadline_seconds=PAGE_CALL_SECONDS)
+            report = await page_request.call(usage_report.get_usage_report, wanted, deadline_seconds=PAGE_CALL_SECONDS)
             self._report = overview.report_values(report, wanted)
-            self._last = LastReport(now, (visit.site.now() - now).total_seconds(), newest)
-        return self._report | overview.quota_values(quota) | overview.recent_values(recent) | visit.banner_values() | {"connection": ""}
+            self._last = LastReport(now, (page_request.site.now() - now).total_seconds(), newest)
+        return (
+            self._report | overview.quota_values(quota) | overview.recent_values(recent) | page_request.banner_values() | {"connection": ""}
+        )
 
 
 @get("/live/overview")
-async def follow_overview(visit: NamedDependency[PageRequest], span: FromQuery[str] = "") -> EventResponse:
-    following = OverviewUpdates(visit, usage_chart.read_span(span))
-    return live_updates.answer(visit.site.followers, str(visit.person.user.id), following.read)
+async def follow_overview(page_request: NamedDependency[PageRequest], span: FromQuery[str] = "") -> EventResponse:
+    following = OverviewUpdates(page_request, usage_chart.read_span(span))
+    return live_updates.answer(page_request.site.followers, str(page_request.person.user.id), following.read)
 
 
 ROUTES = (follow_overview,)

@@ -70,57 +70,59 @@ class ModelsPage:
 
 
 @get("/models")
-async def show_models(visit: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
+async def show_models(page_request: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
     notice = rendering.Notice(_DONE[ModelAction(done)]) if done in set(ModelAction) else None
-    return await _page(visit, notice=notice)
+    return await _page(page_request, notice=notice)
 
 
 @post("/models/orders")
-async def order(visit: NamedDependency[PageRequest]) -> Page:
+async def order(page_request: NamedDependency[PageRequest]) -> Page:
     """Load or unload a model. The gateway authorizes it."""
-    form = await visit.read_form(OrderForm)
+    form = await page_request.read_form(OrderForm)
     try:
-        act, places = await _give(visit, form)
+        act, places = await _give(page_request, form)
     except (errors.NotAuthenticated, errors.ConfirmationNeeded):
         raise
     except errors.DeadlineExceeded:
         hint = "it may still succeed; reload this page in a minute"
-        return await _page(visit, problem=errors.DeadlineExceeded(f"no worker finished within {ORDER_SECONDS:.0f} s", hint=hint))
+        return await _page(page_request, problem=errors.DeadlineExceeded(f"no worker finished within {ORDER_SECONDS:.0f} s", hint=hint))
     except (errors.CallerError, errors.PeerError) as error:
-        return await _page(visit, problem=error)
+        return await _page(page_request, problem=error)
     refusals = tuple(OrderRefusal(place.worker[: model_view.SHOWN_OF_ID], place.detail) for place in places if not place.state)
     if refusals:
-        return await _page(visit, refusals=refusals)
-    return visit.redirect(f"/models?done={act}")
+        return await _page(page_request, refusals=refusals)
+    return page_request.redirect(f"/models?done={act}")
 
 
-async def _give(visit: PageRequest, form: OrderForm) -> tuple[ModelAction, tuple[ModelPlace, ...]]:
+async def _give(page_request: PageRequest, form: OrderForm) -> tuple[ModelAction, tuple[ModelPlace, ...]]:
     """Send the order. Raises BadRequest for an unknown action, and what the gateway raises."""
     if form.act not in set(ModelAction):
         raise errors.BadRequest("unknown action", hint="reload the Models page and use its buttons")
     act = ModelAction(form.act)
     model, worker = ModelName(form.model), NodeId(form.worker) if form.worker else None
     if act is ModelAction.UNLOAD:
-        unloaded = await visit.call(gateway.unload_model, UnloadOnWorkers(model, worker), deadline_seconds=ORDER_SECONDS)
+        unloaded = await page_request.call(gateway.unload_model, UnloadOnWorkers(model, worker), deadline_seconds=ORDER_SECONDS)
         return act, unloaded.places
     pin = {ModelAction.LOAD: None, ModelAction.PIN: True, ModelAction.UNPIN: False}[act]
-    loaded = await visit.call(gateway.load_model, LoadOnWorker(model, worker, pin), deadline_seconds=ORDER_SECONDS)
+    loaded = await page_request.call(gateway.load_model, LoadOnWorker(model, worker, pin), deadline_seconds=ORDER_SECONDS)
     return act, loaded.places
 
 
 async def _page(
-    visit: PageRequest,
+    page_request: PageRequest,
     *,
     notice: rendering.Notice | None = None,
     refusals: tuple[OrderRefusal, ...] = (),
     problem: errors.AimeshError | None = None,
 ) -> Page:
     served, nodes, prices = await asyncio.gather(
-        _served(visit), visit.ask(gateway.list_nodes, gateway.ListNodes()), visit.ask(ledger.list_prices, ledger.ListPrices())
+        _served(page_request),
+        page_request.ask(gateway.list_nodes, gateway.ListNodes()),
+        page_request.ask(ledger.list_prices, ledger.ListPrices()),
     )
     if not isinstance(served, gateway.ServedModels):
         problem, served = problem or served, gateway.ServedModels(())
-    may_order = bool(access_table.permissions_of(visit.person.user.role, None) & {Permission.WRITE_MODELS, Permission.EVERYTHING})
+    may_order = bool(access_table.permissions_of(page_request.person.user.role, None) & {Permission.WRITE_MODELS, Permission.EVERYTHING})
     view = ModelsPage(
         models=model_view.join(served.models, nodes.nodes if nodes else None, prices.prices if prices else None, unserved_too=may_order),
         may_order=may_order,
@@ -130,13 +132,13 @@ async def _page(
         problem=problem,
     )
     status = HTTPStatus.OK if problem is None else json_errors.status(problem)
-    return visit.page("models.html", view, here="models", status=status, notice=notice)
+    return page_request.page("models.html", view, here="models", status=status, notice=notice)
 
 
-async def _served(visit: PageRequest) -> gateway.ServedModels | errors.PeerError:
+async def _served(page_request: PageRequest) -> gateway.ServedModels | errors.PeerError:
     """Return the served models, or the error."""
     try:
-        return await visit.call(gateway.list_models, gateway.ListModels())
+        return await page_request.call(gateway.list_models, gateway.ListModels())
     except errors.PeerError as error:
         return error
 

@@ -58,13 +58,13 @@ class NodeQuestion:
 
 
 @get(["/nodes", "/admin/nodes"])
-async def show_nodes(visit: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
-    root = machine_urls.root_of(visit)
-    if visit.request.scope["path"] != root:
-        return visit.redirect(root)
+async def show_nodes(page_request: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
+    root = machine_urls.root_of(page_request)
+    if page_request.request.scope["path"] != root:
+        return page_request.redirect(root)
     is_admin = root != "/nodes"
-    answer, problem = await _members(visit)
-    rows = await visit.ask(gateway.list_nodes, gateway.ListNodes())
+    answer, problem = await _members(page_request)
+    rows = await page_request.ask(gateway.list_nodes, gateway.ListNodes())
     view = NodesPage(
         root=root,
         is_admin=is_admin,
@@ -74,84 +74,86 @@ async def show_nodes(visit: NamedDependency[PageRequest], done: FromQuery[str] =
         problem=problem,
     )
     notice = rendering.Notice(_DONE[done]) if done in _DONE else None
-    return visit.page("nodes.html", view, here=machine_urls.here_of(visit), notice=notice)
+    return page_request.page("nodes.html", view, here=machine_urls.here_of(page_request), notice=notice)
 
 
 @get("/live/nodes")
-async def follow_nodes(visit: NamedDependency[PageRequest]) -> EventResponse:
+async def follow_nodes(page_request: NamedDependency[PageRequest]) -> EventResponse:
     """Stream the rows to an open page."""
-    root = machine_urls.root_of(visit)
+    root = machine_urls.root_of(page_request)
 
     async def read() -> live_updates.Values:
         members, rows = await asyncio.gather(
-            visit.call(membership.list_members, membership.ListMembers(), deadline_seconds=PAGE_CALL_SECONDS),
-            visit.call(gateway.list_nodes, gateway.ListNodes(), deadline_seconds=PAGE_CALL_SECONDS),
+            page_request.call(membership.list_members, membership.ListMembers(), deadline_seconds=PAGE_CALL_SECONDS),
+            page_request.call(gateway.list_nodes, gateway.ListNodes(), deadline_seconds=PAGE_CALL_SECONDS),
         )
         found = node_view.join(members.members, rows.nodes, root, only_members=root == "/nodes")
-        return visit.banner_values() | {
+        return page_request.banner_values() | {
             "nodes": [node_view.plain(line) for line in found.lines],
             "summary": found.summary,
             "no_nodes": not found.lines,
             "connection": "",
         }
 
-    return live_updates.answer(visit.site.followers, str(visit.person.user.id), read)
+    return live_updates.answer(page_request.site.followers, str(page_request.person.user.id), read)
 
 
 @get("/admin/nodes/{node_id:str}/approve")
-async def ask_approve(visit: NamedDependency[PageRequest], node_id: FromPath[str]) -> Page:
-    member = await _member(visit, node_id)
+async def ask_approve(page_request: NamedDependency[PageRequest], node_id: FromPath[str]) -> Page:
+    member = await _member(page_request, node_id)
     if member.state is not MemberState.PENDING:
         raise errors.NotFound("this node is not waiting for approval", hint="choose one from the list of nodes")
-    return visit.page("admin/node_approve.html", _question(visit, member), here=machine_urls.here_of(visit))
+    return page_request.page("admin/node_approve.html", _question(page_request, member), here=machine_urls.here_of(page_request))
 
 
 @post("/admin/nodes/{node_id:str}/approve")
-async def approve(visit: NamedDependency[PageRequest], node_id: FromPath[str]) -> Page:
-    await visit.read_form(forms.Confirmation)
-    await visit.call(membership.approve_member, membership.ApproveMember(node_id))
-    return visit.redirect(f"{machine_urls.root_of(visit)}?done=approved")
+async def approve(page_request: NamedDependency[PageRequest], node_id: FromPath[str]) -> Page:
+    await page_request.read_form(forms.Confirmation)
+    await page_request.call(membership.approve_member, membership.ApproveMember(node_id))
+    return page_request.redirect(f"{machine_urls.root_of(page_request)}?done=approved")
 
 
 @get(["/nodes/{node_id:str}/revoke", "/admin/nodes/{node_id:str}/revoke"])
-async def ask_revoke(visit: NamedDependency[PageRequest], node_id: FromPath[str]) -> Page:
-    return visit.page("admin/node_revoke.html", _question(visit, await _member(visit, node_id)), here=machine_urls.here_of(visit))
+async def ask_revoke(page_request: NamedDependency[PageRequest], node_id: FromPath[str]) -> Page:
+    return page_request.page(
+        "admin/node_revoke.html", _question(page_request, await _member(page_request, node_id)), here=machine_urls.here_of(page_request)
+    )
 
 
 @post(["/nodes/{node_id:str}/revoke", "/admin/nodes/{node_id:str}/revoke"])
-async def revoke(visit: NamedDependency[PageRequest], node_id: FromPath[str]) -> Page:
-    form = await visit.read_form(RevokeNodeForm)
-    member = await _member(visit, node_id)
+async def revoke(page_request: NamedDependency[PageRequest], node_id: FromPath[str]) -> Page:
+    form = await page_request.read_form(RevokeNodeForm)
+    member = await _member(page_request, node_id)
     try:
-        await visit.call(membership.revoke_member, membership.RevokeMember(node_id, reason=form.reason.strip()))
+        await page_request.call(membership.revoke_member, membership.RevokeMember(node_id, reason=form.reason.strip()))
     except (errors.ConfirmationNeeded, errors.NotAuthenticated):
         raise
     except errors.CallerError as error:
-        view = _question(visit, member, form.reason, error)
-        return visit.page("admin/node_revoke.html", view, here=machine_urls.here_of(visit), status=error.status)
-    return visit.redirect(f"{machine_urls.root_of(visit)}?done=revoked")
+        view = _question(page_request, member, form.reason, error)
+        return page_request.page("admin/node_revoke.html", view, here=machine_urls.here_of(page_request), status=error.status)
+    return page_request.redirect(f"{machine_urls.root_of(page_request)}?done=revoked")
 
 
-async def _members(visit: PageRequest) -> tuple[tuple[Member, ...], errors.PeerError | None]:
+async def _members(page_request: PageRequest) -> tuple[tuple[Member, ...], errors.PeerError | None]:
     """Return the members, or none and the error."""
     try:
-        answer = await visit.call(membership.list_members, membership.ListMembers(), deadline_seconds=PAGE_CALL_SECONDS)
+        answer = await page_request.call(membership.list_members, membership.ListMembers(), deadline_seconds=PAGE_CALL_SECONDS)
     except errors.PeerError as error:
         return (), error
     return answer.members, None
 
 
-async def _member(visit: PageRequest, node_id: str) -> Member:
+async def _member(page_request: PageRequest, node_id: str) -> Member:
     """Return a member that this user can see and that is not revoked. Raises NotFound."""
-    answer = await visit.call(membership.list_members, membership.ListMembers())
+    answer = await page_request.call(membership.list_members, membership.ListMembers())
     member = next((member for member in answer.members if member.id == node_id and member.state is not MemberState.REVOKED), None)
     if member is None:
         raise errors.NotFound("there is no such node in the mesh", hint="choose one from the list of nodes")
     return member
 
 
-def _question(visit: PageRequest, member: Member, reason: str = "", problem: errors.AimeshError | None = None) -> NodeQuestion:
-    root = machine_urls.root_of(visit)
+def _question(page_request: PageRequest, member: Member, reason: str = "", problem: errors.AimeshError | None = None) -> NodeQuestion:
+    root = machine_urls.root_of(page_request)
     short = member.id[: node_view.SHOWN_OF_ID]
     return NodeQuestion(root=root, is_admin=root != "/nodes", member=member, short=short, reason=reason, problem=problem)
 

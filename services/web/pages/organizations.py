@@ -92,120 +92,120 @@ class OrganizationMembersPage:
 
 
 @get(_HERE)
-async def show_organisations(visit: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
-    return await _list(visit, notice=account_settings.notice_of(done, _DONE))
+async def show_organisations(page_request: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
+    return await _list(page_request, notice=account_settings.notice_of(done, _DONE))
 
 
 @post(_HERE)
-async def create(visit: NamedDependency[PageRequest]) -> Page:
-    form = await visit.read_form(OrganizationNameForm)
+async def create(page_request: NamedDependency[PageRequest]) -> Page:
+    form = await page_request.read_form(OrganizationNameForm)
     try:
-        made = await visit.call(api.create_organisation, api.CreateOrganization(form.name.strip()))
+        made = await page_request.call(api.create_organisation, api.CreateOrganization(form.name.strip()))
     except (errors.NotAuthenticated, errors.ConfirmationNeeded):
         raise
     except errors.CallerError as error:
-        return await _list(visit, name=form.name, problem=error)
-    return visit.redirect(f"{_HERE}/{made.id}?done=created")
+        return await _list(page_request, name=form.name, problem=error)
+    return page_request.redirect(f"{_HERE}/{made.id}?done=created")
 
 
 @post(f"{_HERE}/switch")
-async def switch(visit: NamedDependency[PageRequest]) -> Page:
-    form = await visit.read_form(SwitchForm)
-    await _act_for(visit, TenantId(read_id(form.id)) if form.id else None)
-    return visit.redirect(f"{_HERE}?done=switched")
+async def switch(page_request: NamedDependency[PageRequest]) -> Page:
+    form = await page_request.read_form(SwitchForm)
+    await _act_for(page_request, TenantId(read_id(form.id)) if form.id else None)
+    return page_request.redirect(f"{_HERE}?done=switched")
 
 
 # --- one organization ------------------------------------------------------------------------------------------------
 
 
 @get(f"{_HERE}/{{team:uuid}}")
-async def show_team(visit: NamedDependency[PageRequest], team: FromPath[UUID], done: FromQuery[str] = "") -> Page:
-    page = await visit.call(api.get_organisation, api.GetOrganization(TenantId(team)))
-    return _team_page(visit, _team_view(visit, page), notice=account_settings.notice_of(done, _DONE))
+async def show_team(page_request: NamedDependency[PageRequest], team: FromPath[UUID], done: FromQuery[str] = "") -> Page:
+    page = await page_request.call(api.get_organisation, api.GetOrganization(TenantId(team)))
+    return _team_page(page_request, _team_view(page_request, page), notice=account_settings.notice_of(done, _DONE))
 
 
 @post(f"{_HERE}/{{team:uuid}}/rename")
-async def rename(visit: NamedDependency[PageRequest], team: FromPath[UUID]) -> Page:
-    form = await visit.read_form(OrganizationNameForm)
+async def rename(page_request: NamedDependency[PageRequest], team: FromPath[UUID]) -> Page:
+    form = await page_request.read_form(OrganizationNameForm)
     try:
-        await visit.call(api.rename_organisation, api.RenameOrganization(TenantId(team), form.name.strip()))
+        await page_request.call(api.rename_organisation, api.RenameOrganization(TenantId(team), form.name.strip()))
     except (errors.NotAuthenticated, errors.ConfirmationNeeded):
         raise
     except errors.CallerError as error:
-        return await _refused(visit, team, error)
-    account_settings.forget_session(visit)
-    return visit.redirect(f"{_HERE}/{team}?done=renamed")
+        return await _refused(page_request, team, error)
+    account_settings.forget_session(page_request)
+    return page_request.redirect(f"{_HERE}/{team}?done=renamed")
 
 
 @post(f"{_HERE}/{{team:uuid}}/invite")
-async def invite(visit: NamedDependency[PageRequest], team: FromPath[UUID]) -> Page:
+async def invite(page_request: NamedDependency[PageRequest], team: FromPath[UUID]) -> Page:
     """Invite a member. Responds with the page itself, because nothing else may carry the link."""
-    form = await visit.read_form(InviteForm)
+    form = await page_request.read_form(InviteForm)
     try:
         request = api.InviteMember(TenantId(team), form.email.strip(), read_role(form.role))
-        invited = await visit.call(api.invite_member, request)
+        invited = await page_request.call(api.invite_member, request)
     except (errors.NotAuthenticated, errors.ConfirmationNeeded):
         raise
     except errors.CallerError as error:
-        return await _refused(visit, team, error, typed=form)
-    page = await visit.call(api.get_organisation, api.GetOrganization(TenantId(team)))
-    view = _team_view(visit, page, invited=invited, link=f"{visit.address}/invitation#{invited.token}")
-    return _team_page(visit, view, status=HTTPStatus.CREATED)
+        return await _refused(page_request, team, error, typed=form)
+    page = await page_request.call(api.get_organisation, api.GetOrganization(TenantId(team)))
+    view = _team_view(page_request, page, invited=invited, link=f"{page_request.address}/invitation#{invited.token}")
+    return _team_page(page_request, view, status=HTTPStatus.CREATED)
 
 
 @post(f"{_HERE}/{{team:uuid}}/withdraw")
-async def withdraw(visit: NamedDependency[PageRequest], team: FromPath[UUID]) -> Page:
-    form = await visit.read_form(InvitationForm)
+async def withdraw(page_request: NamedDependency[PageRequest], team: FromPath[UUID]) -> Page:
+    form = await page_request.read_form(InvitationForm)
     try:
-        await visit.call(api.withdraw_invitation, api.WithdrawInvitation(TenantId(team), form.id))
+        await page_request.call(api.withdraw_invitation, api.WithdrawInvitation(TenantId(team), form.id))
     except (errors.NotAuthenticated, errors.ConfirmationNeeded):
         raise
     except errors.CallerError as error:
-        return await _refused(visit, team, error)
-    return visit.redirect(f"{_HERE}/{team}?done=withdrawn")
+        return await _refused(page_request, team, error)
+    return page_request.redirect(f"{_HERE}/{team}?done=withdrawn")
 
 
 @post(f"{_HERE}/{{team:uuid}}/role")
-async def set_role(visit: NamedDependency[PageRequest], team: FromPath[UUID]) -> Page:
-    form = await visit.read_form(TeamRoleForm)
+async def set_role(page_request: NamedDependency[PageRequest], team: FromPath[UUID]) -> Page:
+    form = await page_request.read_form(TeamRoleForm)
     try:
         request = api.SetTeamRole(TenantId(team), UserId(read_id(form.user_id)), read_role(form.role))
-        await visit.call(api.set_team_role, request)
+        await page_request.call(api.set_team_role, request)
     except (errors.NotAuthenticated, errors.ConfirmationNeeded):
         raise
     except errors.CallerError as error:
-        return await _refused(visit, team, error)
-    return visit.redirect(f"{_HERE}/{team}?done=role")
+        return await _refused(page_request, team, error)
+    return page_request.redirect(f"{_HERE}/{team}?done=role")
 
 
 @post(f"{_HERE}/{{team:uuid}}/remove")
-async def remove(visit: NamedDependency[PageRequest], team: FromPath[UUID]) -> Page:
-    form = await visit.read_form(MemberForm)
+async def remove(page_request: NamedDependency[PageRequest], team: FromPath[UUID]) -> Page:
+    form = await page_request.read_form(MemberForm)
     try:
-        await visit.call(api.remove_team_member, api.RemoveTeamMember(TenantId(team), UserId(read_id(form.user_id))))
+        await page_request.call(api.remove_team_member, api.RemoveTeamMember(TenantId(team), UserId(read_id(form.user_id))))
     except (errors.NotAuthenticated, errors.ConfirmationNeeded):
         raise
     except errors.CallerError as error:
-        return await _refused(visit, team, error)
-    return visit.redirect(f"{_HERE}/{team}?done=removed")
+        return await _refused(page_request, team, error)
+    return page_request.redirect(f"{_HERE}/{team}?done=removed")
 
 
 @post(f"{_HERE}/{{team:uuid}}/leave")
-async def leave(visit: NamedDependency[PageRequest], team: FromPath[UUID]) -> Page:
+async def leave(page_request: NamedDependency[PageRequest], team: FromPath[UUID]) -> Page:
     """Leave an organization. Switches to the personal account first, because the session ends with the membership."""
-    await visit.read_form(forms.Confirmation)
-    acted_for = visit.person.team_id
+    await page_request.read_form(forms.Confirmation)
+    acted_for = page_request.person.team_id
     if acted_for == team:
-        await _act_for(visit, None)
+        await _act_for(page_request, None)
     try:
-        await visit.call(api.remove_team_member, api.RemoveTeamMember(TenantId(team), visit.person.user.id))
+        await page_request.call(api.remove_team_member, api.RemoveTeamMember(TenantId(team), page_request.person.user.id))
     except (errors.NotAuthenticated, errors.ConfirmationNeeded):
         raise
     except errors.CallerError as error:
         if acted_for == team:
-            await _act_for(visit, acted_for)
-        return await _refused(visit, team, error)
-    return visit.redirect(f"{_HERE}?done=left")
+            await _act_for(page_request, acted_for)
+        return await _refused(page_request, team, error)
+    return page_request.redirect(f"{_HERE}?done=left")
 
 
 def read_id(text: str) -> UUID:
@@ -224,32 +224,32 @@ def read_role(text: str) -> TeamRole:
         raise errors.BadRequest("invalid role", hint="choose member or owner") from None
 
 
-async def _act_for(visit: PageRequest, team: TenantId | None) -> None:
-    visit.sign_in(await visit.call(accounts.switch_organisation, accounts.SwitchTeam(team)))
+async def _act_for(page_request: PageRequest, team: TenantId | None) -> None:
+    page_request.sign_in(await page_request.call(accounts.switch_organisation, accounts.SwitchTeam(team)))
 
 
 async def _list(
-    visit: PageRequest, *, name: str = "", problem: errors.CallerError | None = None, notice: rendering.Notice | None = None
+    page_request: PageRequest, *, name: str = "", problem: errors.CallerError | None = None, notice: rendering.Notice | None = None
 ) -> Page:
-    answer = await visit.call(api.list_organisations, api.ListOrganizations())
+    answer = await page_request.call(api.list_organisations, api.ListOrganizations())
     view = OrganizationsPage(
         organisations=answer.organisations,
-        acts_for=visit.person.team_id,
-        username=visit.person.user.username,
+        acts_for=page_request.person.team_id,
+        username=page_request.person.user.username,
         name=name,
         problem=problem,
     )
     status = HTTPStatus.OK if problem is None else problem.status
-    return visit.page("organizations/list.html", view, here="organisations", status=status, notice=notice)
+    return page_request.page("organizations/list.html", view, here="organisations", status=status, notice=notice)
 
 
-async def _refused(visit: PageRequest, team: UUID, error: errors.CallerError, *, typed: InviteForm | None = None) -> Page:
-    page = await visit.call(api.get_organisation, api.GetOrganization(TenantId(team)))
-    return _team_page(visit, _team_view(visit, page, typed=typed, problem=error), status=error.status)
+async def _refused(page_request: PageRequest, team: UUID, error: errors.CallerError, *, typed: InviteForm | None = None) -> Page:
+    page = await page_request.call(api.get_organisation, api.GetOrganization(TenantId(team)))
+    return _team_page(page_request, _team_view(page_request, page, typed=typed, problem=error), status=error.status)
 
 
 def _team_view(
-    visit: PageRequest,
+    page_request: PageRequest,
     page: api.OrganizationDetails,
     *,
     invited: NewInvitation | None = None,
@@ -257,7 +257,7 @@ def _team_view(
     typed: InviteForm | None = None,
     problem: errors.CallerError | None = None,
 ) -> OrganizationMembersPage:
-    person = visit.person
+    person = page_request.person
     return OrganizationMembersPage(
         organisation=page.organisation,
         # Owners first, then by name.
@@ -274,9 +274,9 @@ def _team_view(
 
 
 def _team_page(
-    visit: PageRequest, view: OrganizationMembersPage, *, status: int = HTTPStatus.OK, notice: rendering.Notice | None = None
+    page_request: PageRequest, view: OrganizationMembersPage, *, status: int = HTTPStatus.OK, notice: rendering.Notice | None = None
 ) -> Page:
-    return visit.page("organizations/team.html", view, here="organisations", status=status, notice=notice)
+    return page_request.page("organizations/team.html", view, here="organisations", status=status, notice=notice)
 
 
 ROUTES = (show_organisations, create, switch, show_team, rename, invite, withdraw, set_role, remove, leave)

@@ -66,27 +66,27 @@ class OverviewPage:
 
 
 @get("/dashboard")
-async def dashboard(visit: NamedDependency[PageRequest], span: FromQuery[str] = "", show: FromQuery[str] = "") -> Page:
-    return await show_overview(visit, usage_chart.read_span(span), usage_chart.read_measure(show))
+async def dashboard(page_request: NamedDependency[PageRequest], span: FromQuery[str] = "", show: FromQuery[str] = "") -> Page:
+    return await show_overview(page_request, usage_chart.read_span(span), usage_chart.read_measure(show))
 
 
-async def welcome(visit: PageRequest, *, new_key: Credential | None, then: str) -> Page:
+async def welcome(page_request: PageRequest, *, new_key: Credential | None, then: str) -> Page:
     """Return the first page of a new account."""
-    return await show_overview(visit, UsageSpan.MONTH, UsageMeasure.REQUESTS, FirstSteps(new_key, then))
+    return await show_overview(page_request, UsageSpan.MONTH, UsageMeasure.REQUESTS, FirstSteps(new_key, then))
 
 
-async def show_overview(visit: PageRequest, span: UsageSpan, measure: UsageMeasure, newcomer: FirstSteps | None = None) -> Page:
+async def show_overview(page_request: PageRequest, span: UsageSpan, measure: UsageMeasure, newcomer: FirstSteps | None = None) -> Page:
     """Return the overview with the parts that are available."""
-    wanted = usage_chart.of_span(span, visit.site.now())
+    wanted = usage_chart.of_span(span, page_request.site.now())
     report, quota, recent, models = await asyncio.gather(
-        visit.ask(usage_report.get_usage_report, wanted),
-        visit.ask(gateway.get_user_quota, gateway.GetUserQuota()),
-        visit.ask(usage_report.list_requests, usage_report.ListRequests(limit=RECENT)),
-        visit.ask(gateway.list_models, gateway.ListModels()),
+        page_request.ask(usage_report.get_usage_report, wanted),
+        page_request.ask(gateway.get_user_quota, gateway.GetUserQuota()),
+        page_request.ask(usage_report.list_requests, usage_report.ListRequests(limit=RECENT)),
+        page_request.ask(gateway.list_models, gateway.ListModels()),
     )
     view = OverviewPage(
-        username=visit.person.user.username,
-        tier=quota.tier if quota else visit.person.user.tier,
+        username=page_request.person.user.username,
+        tier=quota.tier if quota else page_request.person.user.tier,
         span=span,
         chart=usage_chart.draw(report, measure, wanted.bucket) if report else None,
         sums=usage_chart.summed(report.total) if report else SumLine(),
@@ -94,10 +94,10 @@ async def show_overview(visit: PageRequest, span: UsageSpan, measure: UsageMeasu
         credits=quota_view.credits(quota.account if quota else None),
         recent=_newest(recent) if recent else None,
         newcomer=newcomer,
-        address=visit.address,
+        address=page_request.address,
         model=next((model.name for model in models.models if not model.only_embeds), None) if models else None,
     )
-    return visit.page("dashboard.html", view, here="dashboard")
+    return page_request.page("dashboard.html", view, here="dashboard")
 
 
 def report_values(report: UsageSummary, wanted: usage_report.GetUsageReport) -> live_updates.Values:

@@ -68,17 +68,17 @@ class PlaygroundPage:
 
 
 @get("/playground")
-async def show_playground(visit: NamedDependency[PageRequest], model: FromQuery[str] = "") -> Page:
+async def show_playground(page_request: NamedDependency[PageRequest], model: FromQuery[str] = "") -> Page:
     served, account = await asyncio.gather(
-        visit.ask(gateway.list_models, gateway.ListModels()), visit.ask(accounts.get_account, accounts.GetAccount())
+        page_request.ask(gateway.list_models, gateway.ListModels()), page_request.ask(accounts.get_account, accounts.GetAccount())
     )
     preferred = None if account is None else account.preferences.default_model
     view = PlaygroundPage(
         models=None if served is None else tuple(each.name for each in served.models if not each.only_embeds),
         chosen=None if served is None else choose(served, ModelName(model), preferred),
-        address=visit.address,
+        address=page_request.address,
     )
-    return visit.page("playground.html", view, here="playground")
+    return page_request.page("playground.html", view, here="playground")
 
 
 def choose(served: gateway.ServedModels, *wanted: ModelName | None) -> ModelName | None:
@@ -88,11 +88,11 @@ def choose(served: gateway.ServedModels, *wanted: ModelName | None) -> ModelName
 
 
 @post("/playground/answer", request_max_body_size=MAX_BODY_BYTES)
-async def answer(visit: NamedDependency[PageRequest]) -> EventResponse:
+async def answer(page_request: NamedDependency[PageRequest]) -> EventResponse:
     """Stream an answer. An invalid request gets an error status; later errors are events."""
-    request = read_question(await visit.read_json(ChatQuestion, seconds=_QUESTION_SECONDS))
-    way = answer_events.InTheNameOf(visit.site.caller, visit.person.access_token)
-    room = visit.site.answers.one_more(str(visit.person.user.id))
+    request = read_question(await page_request.read_json(ChatQuestion, seconds=_QUESTION_SECONDS))
+    way = answer_events.InTheNameOf(page_request.site.caller, page_request.person.access_token)
+    room = page_request.site.answers.one_more(str(page_request.person.user.id))
     return EventResponse(lambda: answer_events.events(way, request, room))
 
 
@@ -114,11 +114,11 @@ def read_question(asked: ChatQuestion) -> InferenceRequest:
 
 
 @post("/playground/feedback", status_code=HTTPStatus.NO_CONTENT)
-async def rate(visit: NamedDependency[PageRequest]) -> None:
+async def rate(page_request: NamedDependency[PageRequest]) -> None:
     """Store a rating in the request log, without the chat."""
-    given = await visit.read_json(Rating)
+    given = await page_request.read_json(Rating)
     thumb = 1 if given.rating is Thumb.UP else -1
-    await visit.call(usage_report.give_feedback, usage_report.GiveFeedback(given.request_id, thumb))
+    await page_request.call(usage_report.give_feedback, usage_report.GiveFeedback(given.request_id, thumb))
 
 
 ROUTES = (show_playground, answer, rate)

@@ -79,7 +79,7 @@ class RequestsPage:
 
 @get("/requests")
 async def show_requests(
-    visit: NamedDependency[PageRequest],
+    page_request: NamedDependency[PageRequest],
     status: FromQuery[str] = "",
     model: FromQuery[str] = "",
     key: FromQuery[str] = "",
@@ -87,7 +87,7 @@ async def show_requests(
 ) -> Page:
     filters = _filters(status, model, key)
     keys, served = await asyncio.gather(
-        visit.ask(auth.list_api_keys, auth.ListApiKeys()), visit.ask(gateway.list_models, gateway.ListModels())
+        page_request.ask(auth.list_api_keys, auth.ListApiKeys()), page_request.ask(gateway.list_models, gateway.ListModels())
     )
     problem: errors.AimeshError | None = None
     found: tuple[LoggedRequest, ...] = ()
@@ -96,7 +96,7 @@ async def show_requests(
         asked = ListRequests(
             status=wanted.status, model=wanted.model, key_id=wanted.key_id, before=_read_moment(before), limit=ROWS_OF_A_PAGE
         )
-        found = (await visit.call(usage_report.list_requests, asked)).requests
+        found = (await page_request.call(usage_report.list_requests, asked)).requests
     except (errors.BadRequest, errors.PeerError) as error:
         problem = error
     own_keys = keys.keys if keys else ()
@@ -112,20 +112,20 @@ async def show_requests(
         is_later_page=bool(before),
         problem=problem,
     )
-    return visit.page("requests.html", view, here="usage", status=HTTPStatus.OK if problem is None else json_errors.status(problem))
+    return page_request.page("requests.html", view, here="usage", status=HTTPStatus.OK if problem is None else json_errors.status(problem))
 
 
 @get("/requests.csv")
 async def download_requests(
-    visit: NamedDependency[PageRequest], status: FromQuery[str] = "", model: FromQuery[str] = "", key: FromQuery[str] = ""
+    page_request: NamedDependency[PageRequest], status: FromQuery[str] = "", model: FromQuery[str] = "", key: FromQuery[str] = ""
 ) -> Stream:
     """Stream all stored requests as CSV, oldest first."""
     wanted = read_filters(_filters(status, model, key))
-    keys = await visit.ask(auth.list_api_keys, auth.ListApiKeys())
-    pieces = _table(visit, wanted, {each.id: each.name for each in keys.keys} if keys else {})
+    keys = await page_request.ask(auth.list_api_keys, auth.ListApiKeys())
+    pieces = _table(page_request, wanted, {each.id: each.name for each in keys.keys} if keys else {})
     # Fail with an error page, not with a truncated file, if the first piece fails.
     first = await anext(pieces)
-    headers = {"Content-Disposition": f'attachment; filename="aimesh-requests-{visit.site.now():%Y-%m-%d}.csv"'}
+    headers = {"Content-Disposition": f'attachment; filename="aimesh-requests-{page_request.site.now():%Y-%m-%d}.csv"'}
     return Stream(_with_first(first, pieces), media_type=csv_tables.MEDIA_TYPE, headers=headers)
 
 
@@ -162,9 +162,9 @@ def _read_moment(text: str) -> datetime | None:
     return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
 
-async def _table(visit: PageRequest, wanted: RequestListQuery, key_names: Mapping[KeyId, str]) -> AsyncGenerator[bytes]:
-    asked = visit.site.caller.stream(
-        usage_report.export_requests, ExportRequests(), deadline_seconds=EXPORT_SECONDS, credential=visit.person.access_token
+async def _table(page_request: PageRequest, wanted: RequestListQuery, key_names: Mapping[KeyId, str]) -> AsyncGenerator[bytes]:
+    asked = page_request.site.caller.stream(
+        usage_report.export_requests, ExportRequests(), deadline_seconds=EXPORT_SECONDS, credential=page_request.person.access_token
     )
     async with asked as batches:
         # Send the header with the first rows, so that an error of the gateway comes before it.

@@ -64,31 +64,36 @@ class UsagePage:
 
 
 @get("/usage")
-async def show_usage(visit: NamedDependency[PageRequest], days: FromQuery[str] = "", show: FromQuery[str] = "") -> Page:
-    return await _page(visit, days=_read_days(days), measure=usage_chart.read_measure(show))
+async def show_usage(page_request: NamedDependency[PageRequest], days: FromQuery[str] = "", show: FromQuery[str] = "") -> Page:
+    return await _page(page_request, days=_read_days(days), measure=usage_chart.read_measure(show))
 
 
 @get("/usage.csv")
-async def download_usage(visit: NamedDependency[PageRequest], since: FromQuery[str] = "", until: FromQuery[str] = "") -> Page:
-    today = visit.site.now().astimezone(UTC).date()
+async def download_usage(page_request: NamedDependency[PageRequest], since: FromQuery[str] = "", until: FromQuery[str] = "") -> Page:
+    today = page_request.site.now().astimezone(UTC).date()
     try:
         last = _read_day(until, "until") or today
         first = _read_day(since, "since") or _days_before(last, DAYS[0] - 1)
-        report = await visit.call(usage_report.get_usage_report, _asked_for(first, last), deadline_seconds=REPORT_SECONDS)
+        report = await page_request.call(usage_report.get_usage_report, _asked_for(first, last), deadline_seconds=REPORT_SECONDS)
     except errors.BadRequest as error:
-        return await _page(visit, days=DAYS[0], measure=UsageMeasure.REQUESTS, typed=(since, until), problem=error)
+        return await _page(page_request, days=DAYS[0], measure=UsageMeasure.REQUESTS, typed=(since, until), problem=error)
     name = f"aimesh-usage-{first}-{last}.csv"
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
     return Response(csv_tables.usage_by_day(report.buckets), media_type=csv_tables.MEDIA_TYPE, headers=headers)
 
 
 async def _page(
-    visit: PageRequest, *, days: int, measure: UsageMeasure, typed: tuple[str, str] = ("", ""), problem: errors.CallerError | None = None
+    page_request: PageRequest,
+    *,
+    days: int,
+    measure: UsageMeasure,
+    typed: tuple[str, str] = ("", ""),
+    problem: errors.CallerError | None = None,
 ) -> Page:
-    wanted = usage_chart.last_days(visit.site.now(), days)
+    wanted = usage_chart.last_days(page_request.site.now(), days)
     report, keys = await asyncio.gather(
-        visit.ask(usage_report.get_usage_report, wanted, deadline_seconds=REPORT_SECONDS),
-        visit.ask(auth.list_api_keys, auth.ListApiKeys()),
+        page_request.ask(usage_report.get_usage_report, wanted, deadline_seconds=REPORT_SECONDS),
+        page_request.ask(auth.list_api_keys, auth.ListApiKeys()),
     )
     names = {key.id: key.name for key in keys.keys} if keys else {}
     shown = wanted.since.date(), (wanted.until - _DAY).date()
@@ -103,7 +108,7 @@ async def _page(
         until=until,
         problem=problem,
     )
-    return visit.page("usage.html", view, here="usage", status=HTTPStatus.OK if problem is None else problem.status)
+    return page_request.page("usage.html", view, here="usage", status=HTTPStatus.OK if problem is None else problem.status)
 
 
 def model_lines(report: UsageSummary) -> tuple[ModelUsageView, ...]:

@@ -26,7 +26,7 @@ _SETTINGS = {
     "aimesh.tenant": "*",
 }
 _FOR_EVER = "0"
-_SQL = queries.load(Path(__file__).with_name("sessions.sql"))
+_SQL = queries.load(Path(__file__).with_name("server_sessions.sql"))
 
 #: The settings are wrong, and waiting will not mend them.
 _REFUSED = (

@@ -85,8 +85,8 @@ async def _wait_for_each_other(primary: PostgresServer) -> None:
 async def test_a_promoted_standby_is_used_and_no_service_ends(place: Place) -> None:
     stack = place.stack
     before = await stack.pids()
-    async with people.desk(stack) as desk:
-        ann = await desk.register("ann")
+    async with people.api_client(stack) as api_client:
+        ann = await api_client.register("ann")
         async with load.running(stack, ann) as history:
             await history.until_each_door_succeeds(5)
             fault_at = time.monotonic()

@@ -130,13 +130,13 @@ def test_what_a_fact_means(finding: DoctorFinding, ok: bool, says: str, hint: st
 
 async def test_a_joined_worker_is_looked_at_whole(tmp_path: Path) -> None:
     async with swarmnet() as net:
-        house = (await net.start(FrontDoor)).service
-        assert isinstance(house, FrontDoor)
+        running_service = (await net.start(FrontDoor)).service
+        assert isinstance(running_service, FrontDoor)
         folder = join.Folder(tmp_path)
         secret_files.ensure_file(folder.key, node_keys.new_seed)
         key = node_keys.load(folder.key)
-        house.ca = net.ca
-        house.members[key.id] = Role.WORKER
+        running_service.ca = net.ca
+        running_service.members[key.id] = Role.WORKER
         bootstrap = tuple(str(address) for address in net.bootstrap)
         certificate = certificates.issue(net.ca, Subject(key.id, Role.WORKER), time.time())
         membership_file.save(

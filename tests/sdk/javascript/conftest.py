@@ -28,5 +28,5 @@ def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
 @pytest.fixture
 async def ann(stack: RunningStack) -> AsyncIterator[Person]:
     """Somebody new."""
-    async with people.desk(stack) as desk:
-        yield await desk.register("ann", Tier.PRO)
+    async with people.api_client(stack) as api_client:
+        yield await api_client.register("ann", Tier.PRO)

@@ -67,7 +67,7 @@ def ca_settings(settings: AuthSettings, tmp_path: Path) -> AuthSettings:
 
 
 @pytest.fixture
-async def house(ca_settings: AuthSettings, tmp_path: Path) -> AsyncIterator[Surroundings]:
+async def running_service(ca_settings: AuthSettings, tmp_path: Path) -> AsyncIterator[Surroundings]:
     """The running service of a mesh with a CA."""
     surroundings = Surroundings(state_file=tmp_path / "auth.mesh")
     async with AuthService.open(ca_settings, surroundings.as_node()) as service:

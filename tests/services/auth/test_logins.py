@@ -19,15 +19,15 @@ from shared.api.auth import SessionKind, Step
 from shared.api.organizations import TeamRole
 from shared.types import NodeId, Peer, Role, TenantId, UserId
 from tests.services.auth import by_hand
-from tests.services.auth.mfa.equipment import WEB, Clock, Desk
+from tests.services.auth.mfa.equipment import WEB, ApiClient, Clock
 from tests.services.auth.surroundings import PASSWORD, Surroundings
 
 GATEWAY = Peer(Role.GATEWAY, NodeId("U" + "G" * 55))
 
 
 @pytest.fixture
-def desk(world: Surroundings) -> Desk:
-    return Desk(world)
+def api_client(world: Surroundings) -> ApiClient:
+    return ApiClient(world)
 
 
 class CheapHasher(argon2.PasswordHasher):
@@ -43,257 +43,257 @@ class CheapHasher(argon2.PasswordHasher):
 
 
 @pytest.fixture
-def hasher(desk: Desk) -> CheapHasher:
+def hasher(api_client: ApiClient) -> CheapHasher:
     made = CheapHasher()
-    passwords = desk.world.service._opened.passwords
+    passwords = api_client.world.service._opened.passwords
     passwords._hasher = made
     passwords._nobodys_hash = made.hash("nobody's")
     return made
 
 
-async def refresh(desk: Desk, token: str) -> auth.LoginSession:
-    return await desk.world.ask(auth.refresh_session, auth.RefreshSession(token))
+async def refresh(api_client: ApiClient, token: str) -> auth.LoginSession:
+    return await api_client.world.ask(auth.refresh_session, auth.RefreshSession(token))
 
 
-async def resume(desk: Desk, token: str) -> auth.LoginSession:
-    return await desk.world.ask(auth.resume_session, auth.ResumeSession(token))
+async def resume(api_client: ApiClient, token: str) -> auth.LoginSession:
+    return await api_client.world.ask(auth.resume_session, auth.ResumeSession(token))
 
 
-async def listed(desk: Desk, credential: str) -> tuple[accounts.OpenSession, ...]:
-    return (await desk.world.ask(accounts.list_sessions, accounts.ListSessions(), credential)).sessions
+async def listed(api_client: ApiClient, credential: str) -> tuple[accounts.OpenSession, ...]:
+    return (await api_client.world.ask(accounts.list_sessions, accounts.ListSessions(), credential)).sessions
 
 
 # --- kinds ------------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_programs_login_is_refreshed_and_a_browsers_is_resumed(desk: Desk) -> None:
-    await desk.world.register("anna")
-    program, browser = await desk.login(), await desk.browse()
-    second = await refresh(desk, program.session_token)
+async def test_a_programs_login_is_refreshed_and_a_browsers_is_resumed(api_client: ApiClient) -> None:
+    await api_client.world.register("anna")
+    program, browser = await api_client.login(), await api_client.browse()
+    second = await refresh(api_client, program.session_token)
     assert second.session_token != program.session_token
-    assert (await resume(desk, browser.session_token)).session_token == browser.session_token
+    assert (await resume(api_client, browser.session_token)).session_token == browser.session_token
     for session in (second, browser):
-        assert (await desk.identify(session)).username == "anna"
+        assert (await api_client.identify(session)).username == "anna"
 
 
-async def test_a_token_of_the_other_kind_is_refused_with_the_method_that_takes_it(desk: Desk) -> None:
-    await desk.world.register("anna")
-    program, browser = await desk.login(), await desk.browse()
+async def test_a_token_of_the_other_kind_is_refused_with_the_method_that_takes_it(api_client: ApiClient) -> None:
+    await api_client.world.register("anna")
+    program, browser = await api_client.login(), await api_client.browse()
     with pytest.raises(errors.BadRequest) as refused:
-        await resume(desk, program.session_token)
+        await resume(api_client, program.session_token)
     assert "refreshSession" in refused.value.hint
     with pytest.raises(errors.BadRequest) as refused:
-        await refresh(desk, browser.session_token)
+        await refresh(api_client, browser.session_token)
     assert "resumeSession" in refused.value.hint
-    await refresh(desk, program.session_token)
-    await resume(desk, browser.session_token)
+    await refresh(api_client, program.session_token)
+    await resume(api_client, browser.session_token)
 
 
 @pytest.mark.parametrize("role", [Role.CLIENT, Role.GATEWAY, Role.OPERATOR])
-async def test_only_web_opens_a_browsers_session(desk: Desk, role: Role) -> None:
-    await desk.world.register("anna")
+async def test_only_web_opens_a_browsers_session(api_client: ApiClient, role: Role) -> None:
+    await api_client.world.register("anna")
     with pytest.raises(errors.NotAllowed, match="only the web pages"):
-        await desk.login(kind=SessionKind.BROWSER, peer=Peer(role, NodeId("U" * 56)))
+        await api_client.login(kind=SessionKind.BROWSER, peer=Peer(role, NodeId("U" * 56)))
 
 
 # --- refreshing ---------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_spent_token_ends_the_session_and_is_written_down(desk: Desk) -> None:
-    user = await desk.world.register("anna")
-    stolen = await desk.login()
-    thief = await refresh(desk, stolen.session_token)
-    sessions = desk.parts.sessions
+async def test_a_spent_token_ends_the_session_and_is_written_down(api_client: ApiClient) -> None:
+    user = await api_client.world.register("anna")
+    stolen = await api_client.login()
+    thief = await refresh(api_client, stolen.session_token)
+    sessions = api_client.parts.sessions
     sessions._clock = Clock(GRACE_SECONDS + 1.0)
     with pytest.raises(errors.NotAuthenticated, match="used before") as refused:
-        await refresh(desk, stolen.session_token)
+        await refresh(api_client, stolen.session_token)
     assert "change your password" in refused.value.hint
-    assert desk.world.refusals("session_reused") == 1
-    reuse = [act for act in desk.trail.acts if act.action == "session.reuse"]
+    assert api_client.world.refusals("session_reused") == 1
+    reuse = [act for act in api_client.trail.acts if act.action == "session.reuse"]
     assert [act.tenant_id for act in reuse] == [user.id]
     with pytest.raises(errors.NotAuthenticated, match="session has ended"):
-        await refresh(desk, thief.session_token)
+        await refresh(api_client, thief.session_token)
     for token in (stolen, thief):
         with pytest.raises(errors.NotAuthenticated, match="session has ended"):
-            await desk.identify(token)
+            await api_client.identify(token)
 
 
-async def test_two_hundred_refreshes_at_once_leave_one_good_session(desk: Desk) -> None:
-    await desk.world.register("anna")
-    first = await desk.login()
-    found = await asyncio.gather(*(refresh(desk, first.session_token) for _ in range(200)))
+async def test_two_hundred_refreshes_at_once_leave_one_good_session(api_client: ApiClient) -> None:
+    await api_client.world.register("anna")
+    first = await api_client.login()
+    found = await asyncio.gather(*(refresh(api_client, first.session_token) for _ in range(200)))
     assert len({session.session_token for session in found}) == 1
-    await asyncio.gather(*(desk.identify(session) for session in found))
-    await refresh(desk, found[0].session_token)
-    assert desk.trail.actions("session.reuse") == []
+    await asyncio.gather(*(api_client.identify(session) for session in found))
+    await refresh(api_client, found[0].session_token)
+    assert api_client.trail.actions("session.reuse") == []
 
 
-async def test_a_refresh_that_fails_spends_nothing(desk: Desk, settings: AuthSettings) -> None:
-    user = await desk.world.register("anna")
-    session = await desk.login()
+async def test_a_refresh_that_fails_spends_nothing(api_client: ApiClient, settings: AuthSettings) -> None:
+    user = await api_client.world.register("anna")
+    session = await api_client.login()
     await by_hand.run(settings.database_url, "UPDATE auth.users SET is_active = false WHERE id = $1", user.id)
     with pytest.raises(errors.NotAuthenticated, match="closed"):
-        await refresh(desk, session.session_token)
+        await refresh(api_client, session.session_token)
     await by_hand.run(settings.database_url, "UPDATE auth.users SET is_active = true WHERE id = $1", user.id)
-    desk.parts.sessions._clock = Clock(GRACE_SECONDS + 1.0)
-    await refresh(desk, session.session_token)
+    api_client.parts.sessions._clock = Clock(GRACE_SECONDS + 1.0)
+    await refresh(api_client, session.session_token)
 
 
 # --- the list ---------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_user_sees_where_they_are_logged_in_and_ends_what_they_do_not_know(desk: Desk) -> None:
-    await desk.world.register("anna")
-    await desk.world.register("ben")
-    mine, other = await desk.login(), await desk.browse()
-    bens = await desk.login("ben")
-    sessions = await listed(desk, mine.access_token)
+async def test_a_user_sees_where_they_are_logged_in_and_ends_what_they_do_not_know(api_client: ApiClient) -> None:
+    await api_client.world.register("anna")
+    await api_client.world.register("ben")
+    mine, other = await api_client.login(), await api_client.browse()
+    bens = await api_client.login("ben")
+    sessions = await listed(api_client, mine.access_token)
     assert [(each.kind, each.is_this) for each in sessions] == [(SessionKind.BROWSER, False), (SessionKind.PROGRAM, True)]
     assert sessions[0].client == auth.ClientFacts("203.0.113.7", "Mozilla/5.0")
     with pytest.raises(errors.NotFound):
-        await desk.world.ask(accounts.end_session, accounts.EndSession(sessions[0].id), bens.access_token)
-    await desk.world.ask(accounts.end_session, accounts.EndSession(sessions[0].id), mine.access_token)
+        await api_client.world.ask(accounts.end_session, accounts.EndSession(sessions[0].id), bens.access_token)
+    await api_client.world.ask(accounts.end_session, accounts.EndSession(sessions[0].id), mine.access_token)
     with pytest.raises(errors.NotAuthenticated):
-        await desk.identify(other)
+        await api_client.identify(other)
     with pytest.raises(errors.NotFound):
-        await desk.world.ask(accounts.end_session, accounts.EndSession(sessions[0].id), mine.access_token)
-    assert [each.is_this for each in await listed(desk, mine.access_token)] == [True]
+        await api_client.world.ask(accounts.end_session, accounts.EndSession(sessions[0].id), mine.access_token)
+    assert [each.is_this for each in await listed(api_client, mine.access_token)] == [True]
 
 
-async def test_all_others_end_at_once_and_a_key_ends_all(desk: Desk) -> None:
-    _, new = await desk.world.user_with_key("anna")
-    mine, others = await desk.login(), [await desk.login() for _ in range(3)]
-    assert not any(each.is_this for each in await listed(desk, new.api_key))
-    await desk.world.ask(accounts.end_session, accounts.EndSession(), mine.access_token)
+async def test_all_others_end_at_once_and_a_key_ends_all(api_client: ApiClient) -> None:
+    _, new = await api_client.world.user_with_key("anna")
+    mine, others = await api_client.login(), [await api_client.login() for _ in range(3)]
+    assert not any(each.is_this for each in await listed(api_client, new.api_key))
+    await api_client.world.ask(accounts.end_session, accounts.EndSession(), mine.access_token)
     for other in others:
         with pytest.raises(errors.NotAuthenticated):
-            await desk.identify(other)
-    await desk.identify(mine)
-    await desk.world.ask(accounts.end_session, accounts.EndSession(), new.api_key)
+            await api_client.identify(other)
+    await api_client.identify(mine)
+    await api_client.world.ask(accounts.end_session, accounts.EndSession(), new.api_key)
     with pytest.raises(errors.NotAuthenticated):
-        await desk.identify(mine)
-    assert desk.trail.actions("session.end") == ["session.end"] * 2
+        await api_client.identify(mine)
+    assert api_client.trail.actions("session.end") == ["session.end"] * 2
 
 
 @pytest.mark.parametrize("kind", SessionKind)
-async def test_a_logout_ends_either_kind_by_any_of_its_tokens_and_only_once(desk: Desk, kind: SessionKind) -> None:
-    await desk.world.register("anna")
-    session = await (desk.login() if kind is SessionKind.PROGRAM else desk.browse())
+async def test_a_logout_ends_either_kind_by_any_of_its_tokens_and_only_once(api_client: ApiClient, kind: SessionKind) -> None:
+    await api_client.world.register("anna")
+    session = await (api_client.login() if kind is SessionKind.PROGRAM else api_client.browse())
     if kind is SessionKind.PROGRAM:
-        await refresh(desk, session.session_token)
+        await refresh(api_client, session.session_token)
     for _ in range(2):
-        await desk.world.ask(auth.logout_user, auth.LogoutUser(session.session_token))
+        await api_client.world.ask(auth.logout_user, auth.LogoutUser(session.session_token))
     with pytest.raises(errors.NotAuthenticated):
-        await desk.identify(session)
-    assert desk.trail.actions("session.end") == ["session.end"]
+        await api_client.identify(session)
+    assert api_client.trail.actions("session.end") == ["session.end"]
     for token in ("", "nonsense", "aip_rt_" + "0" * 71):
-        await desk.world.ask(auth.logout_user, auth.LogoutUser(token))
+        await api_client.world.ask(auth.logout_user, auth.LogoutUser(token))
 
 
-async def test_where_a_client_says_it_comes_from_is_its_own_word(desk: Desk) -> None:
-    await desk.world.register("anna")
-    session = await desk.login(client=auth.ClientFacts("198.51.100.1", "aicli/1"))
-    assert (await listed(desk, session.access_token))[0].client == auth.ClientFacts("", "aicli/1")
-    seen = await desk.login(client=auth.ClientFacts("198.51.100.1", "curl"), peer=GATEWAY)
-    assert (await listed(desk, seen.access_token))[0].client == auth.ClientFacts("198.51.100.1", "curl")
+async def test_where_a_client_says_it_comes_from_is_its_own_word(api_client: ApiClient) -> None:
+    await api_client.world.register("anna")
+    session = await api_client.login(client=auth.ClientFacts("198.51.100.1", "aicli/1"))
+    assert (await listed(api_client, session.access_token))[0].client == auth.ClientFacts("", "aicli/1")
+    seen = await api_client.login(client=auth.ClientFacts("198.51.100.1", "curl"), peer=GATEWAY)
+    assert (await listed(api_client, seen.access_token))[0].client == auth.ClientFacts("198.51.100.1", "curl")
 
 
 # --- guessing ---------------------------------------------------------------------------------------------------------------
 
 
-async def test_of_hundreds_of_guesses_from_everywhere_ten_are_compared(desk: Desk, hasher: CheapHasher) -> None:
-    await desk.world.register("anna")
+async def test_of_hundreds_of_guesses_from_everywhere_ten_are_compared(api_client: ApiClient, hasher: CheapHasher) -> None:
+    await api_client.world.register("anna")
     hasher.compared = 0
 
     async def guess(number: int) -> None:
         client = auth.ClientFacts(f"203.{number // 250}.113.{number % 250}")
         with pytest.raises((errors.NotAuthenticated, errors.Limited)):
-            await desk.login("anna", f"wrong_password{number}", client=client, peer=WEB)
+            await api_client.login("anna", f"wrong_password{number}", client=client, peer=WEB)
 
     for began in range(0, 500, 250):
         await asyncio.gather(*(guess(number) for number in range(began, began + 250)))
     assert hasher.compared == 10
-    refused = [act for act in desk.trail.acts if act.result is Result.REFUSED]
+    refused = [act for act in api_client.trail.acts if act.result is Result.REFUSED]
     assert len(refused) == 10
     assert all(act.address.startswith("203.") and act.action == "session.open" for act in refused)
 
 
-async def lock_out(desk: Desk, name: str) -> None:
+async def lock_out(api_client: ApiClient, name: str) -> None:
     """As strangers with many addresses do."""
     for number in range(20):
         with pytest.raises((errors.NotAuthenticated, errors.Limited)):
-            await desk.login(name, "wrong_password", client=auth.ClientFacts(f"198.51.100.{number}"), peer=WEB)
+            await api_client.login(name, "wrong_password", client=auth.ClientFacts(f"198.51.100.{number}"), peer=WEB)
 
 
-async def test_strangers_cannot_lock_the_owner_out_of_a_browser_that_has_signed_in_before(desk: Desk) -> None:
-    await desk.world.register("anna")
-    await desk.world.register("ben")
-    mark, bens = (await desk.browse()).browser, (await desk.browse("ben")).browser
+async def test_strangers_cannot_lock_the_owner_out_of_a_browser_that_has_signed_in_before(api_client: ApiClient) -> None:
+    await api_client.world.register("anna")
+    await api_client.world.register("ben")
+    mark, bens = (await api_client.browse()).browser, (await api_client.browse("ben")).browser
     assert mark
     assert bens
-    await lock_out(desk, "anna")
+    await lock_out(api_client, "anna")
     for other in ("", bens, mark[:-1] + ("0" if mark[-1] != "0" else "1"), mark.partition(".")[0], "." * 300, "é.é"):
         with pytest.raises(errors.Limited):
-            await desk.browse(browser=other)
-    again = await desk.browse(browser=mark)
+            await api_client.browse(browser=other)
+    again = await api_client.browse(browser=mark)
     assert again.browser == mark
     for _ in range(10):
         with pytest.raises(errors.NotAuthenticated):
-            await desk.browse(password="wrong_password", browser=mark)
+            await api_client.browse(password="wrong_password", browser=mark)
     with pytest.raises(errors.Limited, match="from this browser"):
-        await desk.browse(browser=mark)
+        await api_client.browse(browser=mark)
 
 
-async def test_a_browser_stays_known_when_its_login_renews_the_hash(desk: Desk, postgres_url: str) -> None:
-    await desk.world.register("anna")
+async def test_a_browser_stays_known_when_its_login_renews_the_hash(api_client: ApiClient, postgres_url: str) -> None:
+    await api_client.world.register("anna")
     outdated = argon2.PasswordHasher(time_cost=1, memory_cost=16, parallelism=1).hash(PASSWORD)
     await by_hand.run(postgres_url, "UPDATE auth.users SET password_hash = $1", outdated)
-    mark = (await desk.browse()).browser
+    mark = (await api_client.browse()).browser
     assert await by_hand.value(postgres_url, "SELECT password_hash FROM auth.users WHERE username = 'anna'") != outdated
-    await lock_out(desk, "anna")
-    assert (await desk.browse(browser=mark or "")).browser == mark
+    await lock_out(api_client, "anna")
+    assert (await api_client.browse(browser=mark or "")).browser == mark
 
 
-async def test_only_a_browser_that_has_shown_the_password_is_marked_and_only_for_that_password(desk: Desk) -> None:
-    await desk.world.register("anna")
-    assert (await desk.login()).browser is None
-    first = await desk.browse()
-    link = await desk.world.ask(auth.create_login_link, auth.CreateLoginLink(), first.access_token)
-    redeemed = await desk.world.ask(auth.redeem_login_link, auth.RedeemLoginLink(link.token), peer=WEB)
+async def test_only_a_browser_that_has_shown_the_password_is_marked_and_only_for_that_password(api_client: ApiClient) -> None:
+    await api_client.world.register("anna")
+    assert (await api_client.login()).browser is None
+    first = await api_client.browse()
+    link = await api_client.world.ask(auth.create_login_link, auth.CreateLoginLink(), first.access_token)
+    redeemed = await api_client.world.ask(auth.redeem_login_link, auth.RedeemLoginLink(link.token), peer=WEB)
     assert redeemed.browser is None
     changed = accounts.ChangePassword("another good sentence")
-    await desk.world.ask(accounts.change_password, changed, first.access_token)
-    await lock_out(desk, "anna")
+    await api_client.world.ask(accounts.change_password, changed, first.access_token)
+    await lock_out(api_client, "anna")
     with pytest.raises(errors.Limited):
-        await desk.browse(password="another good sentence", browser=first.browser or "")
+        await api_client.browse(password="another good sentence", browser=first.browser or "")
 
 
-async def test_an_address_guesses_thirty_times_at_whomever(desk: Desk, hasher: CheapHasher) -> None:
+async def test_an_address_guesses_thirty_times_at_whomever(api_client: ApiClient, hasher: CheapHasher) -> None:
     for number in range(10):
-        await desk.world.register(f"user{number}")
+        await api_client.world.register(f"user{number}")
     hasher.compared = 0
     for number in range(100):
         with pytest.raises((errors.NotAuthenticated, errors.Limited)):
-            await desk.login(f"user{number % 20}", "wrong_password", client=auth.ClientFacts("203.0.113.7"), peer=WEB)
+            await api_client.login(f"user{number % 20}", "wrong_password", client=auth.ClientFacts("203.0.113.7"), peer=WEB)
     assert hasher.compared == 30
-    await desk.login("user0", client=auth.ClientFacts("203.0.113.8"), peer=WEB)
+    await api_client.login("user0", client=auth.ClientFacts("203.0.113.8"), peer=WEB)
     with pytest.raises(errors.Limited, match="from your address"):
-        await desk.login("user0", client=auth.ClientFacts("203.0.113.7"), peer=GATEWAY)
+        await api_client.login("user0", client=auth.ClientFacts("203.0.113.7"), peer=GATEWAY)
 
 
-async def test_a_client_that_names_other_addresses_is_counted_all_the_same(desk: Desk, hasher: CheapHasher) -> None:
+async def test_a_client_that_names_other_addresses_is_counted_all_the_same(api_client: ApiClient, hasher: CheapHasher) -> None:
     hasher.compared = 0
     for number in range(60):
         with pytest.raises((errors.NotAuthenticated, errors.Limited)):
-            await desk.login(f"nobody{number}", "wrong_password", client=auth.ClientFacts(f"203.0.113.{number}"))
+            await api_client.login(f"nobody{number}", "wrong_password", client=auth.ClientFacts(f"203.0.113.{number}"))
     assert hasher.compared == 30
 
 
 async def test_a_login_asks_the_same_of_the_stores_for_names_that_nobody_has(
-    desk: Desk, hasher: CheapHasher, monkeypatch: pytest.MonkeyPatch
+    api_client: ApiClient, hasher: CheapHasher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What takes time is the same for every wrong password; a clock would only say so on average."""
-    await desk.world.register("anna")
+    await api_client.world.register("anna")
     asked: list[str] = []
 
     def counting(owner: object, name: str) -> None:
@@ -305,132 +305,132 @@ async def test_a_login_asks_the_same_of_the_stores_for_names_that_nobody_has(
 
         monkeypatch.setattr(owner, name, counted)
 
-    counting(desk.parts.store, "find_account")
-    counting(desk.world.service._opened.cache, "run")
-    counting(desk.parts.passwords, "_run")
+    counting(api_client.parts.store, "find_account")
+    counting(api_client.world.service._opened.cache, "run")
+    counting(api_client.parts.passwords, "_run")
     work = []
     for name in ("anna", "nobody", "anna@example.com", "nobody@example.com"):
         asked.clear()
         with pytest.raises(errors.NotAuthenticated):
-            await desk.login(name, "wrong_password") if "@" not in name else await _by_address(desk, name)
+            await api_client.login(name, "wrong_password") if "@" not in name else await _by_address(api_client, name)
         work.append(tuple(asked))
     assert set(work) == {("find_account", "run", "_run")}
 
 
-async def test_who_is_told_that_there_is_too_much_to_do_has_made_no_guess(desk: Desk, hasher: CheapHasher) -> None:
+async def test_who_is_told_that_there_is_too_much_to_do_has_made_no_guess(api_client: ApiClient, hasher: CheapHasher) -> None:
     """More than an account, and an address, may guess: each was told 503, and none of them was looked at."""
-    await desk.world.register("anna")
-    passwords, client = desk.parts.passwords, auth.ClientFacts("203.0.113.7")
-    session = await desk.login(client=client, peer=WEB)
+    await api_client.world.register("anna")
+    passwords, client = api_client.parts.passwords, auth.ClientFacts("203.0.113.7")
+    session = await api_client.login(client=client, peer=WEB)
     hasher.compared, passwords._at_once = 0, passwords._most_at_once
     for name in ["anna", "nobody"] * 20:
         with pytest.raises(errors.Overloaded):
-            await desk.login(name, client=client, peer=WEB)
+            await api_client.login(name, client=client, peer=WEB)
         with pytest.raises(errors.Overloaded):
-            await desk.confirm_again(session, PASSWORD)
+            await api_client.confirm_again(session, PASSWORD)
     passwords._at_once = 0
     assert hasher.compared == 0
     for _ in range(5):
         with pytest.raises(errors.NotAuthenticated):
-            await desk.login(password="wrong_password", client=client, peer=WEB)
+            await api_client.login(password="wrong_password", client=client, peer=WEB)
     with pytest.raises(errors.Limited):
-        await desk.login(client=client, peer=WEB)
+        await api_client.login(client=client, peer=WEB)
 
 
 async def test_without_valkey_who_finds_too_much_to_do_is_told_just_that(
-    desk: Desk, hasher: CheapHasher, monkeypatch: pytest.MonkeyPatch
+    api_client: ApiClient, hasher: CheapHasher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def away(guess: object) -> None:
         raise errors.Unavailable("Valkey does not answer", hint="is it running?")
 
-    await desk.world.register("anna")
-    passwords = desk.parts.passwords
+    await api_client.world.register("anna")
+    passwords = api_client.parts.passwords
     monkeypatch.setattr(passwords, "_at_once", passwords._most_at_once)
-    monkeypatch.setattr(desk.parts.guesses, "give_back", away)
+    monkeypatch.setattr(api_client.parts.guesses, "give_back", away)
     with pytest.raises(errors.Overloaded):
-        await desk.login()
+        await api_client.login()
 
 
-async def _by_address(desk: Desk, email: str) -> None:
-    await desk.world.ask(auth.login_user, auth.LoginUser(auth.Credentials("wrong_password", email=email)))
+async def _by_address(api_client: ApiClient, email: str) -> None:
+    await api_client.world.ask(auth.login_user, auth.LoginUser(auth.Credentials("wrong_password", email=email)))
 
 
 async def test_an_account_without_a_password_takes_none_and_looks_like_any_other(
-    desk: Desk, settings: AuthSettings, hasher: CheapHasher
+    api_client: ApiClient, settings: AuthSettings, hasher: CheapHasher
 ) -> None:
     """One that came by a provider."""
-    await desk.world.register("anna")
+    await api_client.world.register("anna")
     await by_hand.run(settings.database_url, "UPDATE auth.users SET password_hash = NULL")
     hasher.compared = 0
     for password in (PASSWORD, "", "None"):
         with pytest.raises(errors.NotAuthenticated, match="the user name or the password is wrong"):
-            await desk.login(password=password)
+            await api_client.login(password=password)
     assert hasher.compared == 3
-    user = await desk.parts.store.find_account("anna")
+    user = await api_client.parts.store.find_account("anna")
     assert user is not None
-    session = await desk.logins.begin(user.user, StoredLogin(user_id=user.user.id))
+    session = await api_client.logins.begin(user.user, StoredLogin(user_id=user.user.id))
     with pytest.raises(errors.BadRequest, match="password"):
-        await desk.confirm_again(session, "None")
+        await api_client.confirm_again(session, "None")
 
 
 # --- while something else changes ---------------------------------------------------------------------------------------------
 
 
-async def test_a_login_with_a_password_that_was_just_changed_opens_nothing(desk: Desk, settings: AuthSettings) -> None:
-    await desk.world.register("anna")
-    verify = desk.logins._passwords.verify
+async def test_a_login_with_a_password_that_was_just_changed_opens_nothing(api_client: ApiClient, settings: AuthSettings) -> None:
+    await api_client.world.register("anna")
+    verify = api_client.logins._passwords.verify
 
     async def changed_meanwhile(password: str, password_hash: str | None) -> bool:
         right = await verify(password, password_hash)
         await by_hand.run(settings.database_url, "UPDATE auth.users SET password_hash = 'another' WHERE username = 'anna'")
         return right
 
-    desk.logins._passwords.verify = changed_meanwhile  # type: ignore[method-assign]
+    api_client.logins._passwords.verify = changed_meanwhile  # type: ignore[method-assign]
     try:
         with pytest.raises(errors.Unavailable, match="changed at this moment"):
-            await desk.login()
+            await api_client.login()
     finally:
-        desk.logins._passwords.verify = verify  # type: ignore[method-assign]
+        api_client.logins._passwords.verify = verify  # type: ignore[method-assign]
 
 
-async def test_what_belongs_to_a_login_happens_with_it_and_not_for_half_of_one(desk: Desk) -> None:
+async def test_what_belongs_to_a_login_happens_with_it_and_not_for_half_of_one(api_client: ApiClient) -> None:
     called: list[UserId] = []
 
     async def call_off(transaction: object, user_id: UserId) -> None:
         called.append(user_id)
 
-    session, phone, _ = await desk.with_factor()
-    desk.logins._opening._at_login = (call_off,)
-    half = await desk.login()
+    session, phone, _ = await api_client.with_factor()
+    api_client.logins._opening._at_login = (call_off,)
+    half = await api_client.login()
     assert called == []
-    await desk.confirm(half, phone.next_code())
+    await api_client.confirm(half, phone.next_code())
     assert called == [session.user.id]
-    await desk.login(code=phone.next_code())
+    await api_client.login(code=phone.next_code())
     assert len(called) == 2
 
 
 # --- links ------------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_link_of_a_key_opens_a_browsers_session_that_is_not_fresh(desk: Desk) -> None:
-    _, new = await desk.world.user_with_key("anna")
-    link = await desk.world.ask(auth.create_login_link, auth.CreateLoginLink(), new.api_key)
-    session = await desk.world.ask(auth.redeem_login_link, auth.RedeemLoginLink(link.token, auth.ClientFacts("192.0.2.9", "Firefox")))
-    assert (await resume(desk, session.session_token)).step is Step.DONE
-    assert (await desk.identify(session)).confirmed_at == 0
+async def test_a_link_of_a_key_opens_a_browsers_session_that_is_not_fresh(api_client: ApiClient) -> None:
+    _, new = await api_client.world.user_with_key("anna")
+    link = await api_client.world.ask(auth.create_login_link, auth.CreateLoginLink(), new.api_key)
+    session = await api_client.world.ask(auth.redeem_login_link, auth.RedeemLoginLink(link.token, auth.ClientFacts("192.0.2.9", "Firefox")))
+    assert (await resume(api_client, session.session_token)).step is Step.DONE
+    assert (await api_client.identify(session)).confirmed_at == 0
     with pytest.raises(errors.ConfirmationNeeded):
-        await desk.world.new_key(session.access_token, "another")
-    await desk.confirm_again(session, PASSWORD)
-    await desk.world.new_key(session.access_token, "another")
+        await api_client.world.new_key(session.access_token, "another")
+    await api_client.confirm_again(session, PASSWORD)
+    await api_client.world.new_key(session.access_token, "another")
 
 
-async def test_a_link_of_a_login_is_as_fresh_as_the_login(desk: Desk) -> None:
-    await desk.world.register("anna")
-    mine = await desk.login()
-    link = await desk.world.ask(auth.create_login_link, auth.CreateLoginLink(), mine.access_token)
-    session = await desk.world.ask(auth.redeem_login_link, auth.RedeemLoginLink(link.token))
-    assert (await desk.identify(session)).confirmed_at == (await desk.identify(mine)).confirmed_at
-    await desk.world.new_key(session.access_token)
+async def test_a_link_of_a_login_is_as_fresh_as_the_login(api_client: ApiClient) -> None:
+    await api_client.world.register("anna")
+    mine = await api_client.login()
+    link = await api_client.world.ask(auth.create_login_link, auth.CreateLoginLink(), mine.access_token)
+    session = await api_client.world.ask(auth.redeem_login_link, auth.RedeemLoginLink(link.token))
+    assert (await api_client.identify(session)).confirmed_at == (await api_client.identify(mine)).confirmed_at
+    await api_client.world.new_key(session.access_token)
 
 
 @pytest.mark.parametrize(
@@ -448,14 +448,14 @@ async def test_a_link_of_a_login_is_as_fresh_as_the_login(desk: Desk) -> None:
     ],
 )
 async def test_a_key_that_may_do_less_than_its_owner_opens_no_session(
-    desk: Desk, bounds: dict[str, object], monkeypatch: pytest.MonkeyPatch
+    api_client: ApiClient, bounds: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import msgspec
 
-    _, new = await desk.world.user_with_key("anna")
-    principal = await desk.world.ask(auth.validate_api_key, auth.ValidateApiKey(new.api_key))
+    _, new = await api_client.world.user_with_key("anna")
+    principal = await api_client.world.ask(auth.validate_api_key, auth.ValidateApiKey(new.api_key))
     whole = msgspec.structs.replace(principal, scopes=("account:write", "key:write", "usage:read", "inference:execute"))
-    gate = desk.world.dispatcher.gate
+    gate = api_client.world.dispatcher.gate
     assert gate is not None
     for found, opens in ((whole, True), (msgspec.structs.replace(principal, **bounds), False)):
 
@@ -464,7 +464,7 @@ async def test_a_key_that_may_do_less_than_its_owner_opens_no_session(
 
         monkeypatch.setattr(gate, "_identify", identified)
         monkeypatch.setattr(access_table, "check_network", lambda *_: None)
-        asking = desk.world.ask(auth.create_login_link, auth.CreateLoginLink(), new.api_key)
+        asking = api_client.world.ask(auth.create_login_link, auth.CreateLoginLink(), new.api_key)
         if opens:
             await asking
             continue
@@ -491,64 +491,64 @@ async def organisation(settings: AuthSettings, *members: UserId, tier: str = "en
     return team
 
 
-async def switch(desk: Desk, session: auth.LoginSession, team: TenantId | None) -> auth.LoginSession:
-    return await desk.world.ask(accounts.switch_organisation, accounts.SwitchTeam(team), session.access_token)
+async def switch(api_client: ApiClient, session: auth.LoginSession, team: TenantId | None) -> auth.LoginSession:
+    return await api_client.world.ask(accounts.switch_organisation, accounts.SwitchTeam(team), session.access_token)
 
 
-async def test_a_member_goes_on_as_the_organisation_under_another_token_and_back(desk: Desk, settings: AuthSettings) -> None:
-    user = await desk.world.register("anna")
+async def test_a_member_goes_on_as_the_organisation_under_another_token_and_back(api_client: ApiClient, settings: AuthSettings) -> None:
+    user = await api_client.world.register("anna")
     team = await organisation(settings, user.id)
-    before = await desk.login()
-    as_team = await switch(desk, before, team)
+    before = await api_client.login()
+    as_team = await switch(api_client, before, team)
     assert (as_team.team_id, as_team.step) == (team, Step.DONE)
-    principal = await desk.identify(as_team)
+    principal = await api_client.identify(as_team)
     assert (principal.tenant_id, principal.tier.value, principal.user_id) == (team, "enterprise", user.id)
     with pytest.raises(errors.NotAuthenticated):
-        await desk.identify(before)
+        await api_client.identify(before)
     with pytest.raises(errors.NotAuthenticated):
-        await refresh(desk, before.session_token)
-    refreshed = await refresh(desk, as_team.session_token)
+        await refresh(api_client, before.session_token)
+    refreshed = await refresh(api_client, as_team.session_token)
     assert refreshed.team_id == team
-    alone = await switch(desk, refreshed, None)
-    assert (await desk.identify(alone)).tenant_id == user.id
-    assert desk.trail.actions("session.switch") == ["session.switch"] * 2
+    alone = await switch(api_client, refreshed, None)
+    assert (await api_client.identify(alone)).tenant_id == user.id
+    assert api_client.trail.actions("session.switch") == ["session.switch"] * 2
 
 
-async def test_another_organisation_is_not_found(desk: Desk, settings: AuthSettings) -> None:
-    ben = await desk.world.register("ben")
+async def test_another_organisation_is_not_found(api_client: ApiClient, settings: AuthSettings) -> None:
+    ben = await api_client.world.register("ben")
     team = await organisation(settings, ben.id)
-    await desk.world.register("anna")
-    session = await desk.login()
+    await api_client.world.register("anna")
+    session = await api_client.login()
     for other in (team, TenantId(uuid4()), TenantId(ben.id)):
         with pytest.raises(errors.NotFound):
-            await switch(desk, session, other)
-    assert (await desk.identify(session)).team_id is None, "and the session is as it was"
+            await switch(api_client, session, other)
+    assert (await api_client.identify(session)).team_id is None, "and the session is as it was"
 
 
-async def test_who_was_taken_out_of_an_organisation_does_not_go_on_for_it(desk: Desk, settings: AuthSettings) -> None:
-    user = await desk.world.register("anna")
+async def test_who_was_taken_out_of_an_organisation_does_not_go_on_for_it(api_client: ApiClient, settings: AuthSettings) -> None:
+    user = await api_client.world.register("anna")
     team = await organisation(settings, user.id)
-    session = await switch(desk, await desk.login(), team)
+    session = await switch(api_client, await api_client.login(), team)
     await by_hand.run(settings.database_url, "DELETE FROM auth.organisation_members WHERE user_id = $1", user.id)
     with pytest.raises(errors.NotAuthenticated, match="session has ended"):
-        await desk.identify(session)
+        await api_client.identify(session)
     with pytest.raises(errors.NotAuthenticated, match="session has ended"):
-        await refresh(desk, session.session_token)
+        await refresh(api_client, session.session_token)
 
 
-async def test_a_key_switches_nothing(desk: Desk, settings: AuthSettings) -> None:
-    user, new = await desk.world.user_with_key("anna")
+async def test_a_key_switches_nothing(api_client: ApiClient, settings: AuthSettings) -> None:
+    user, new = await api_client.world.user_with_key("anna")
     team = await organisation(settings, user.id)
     with pytest.raises(errors.NotAllowed, match="needs a login"):
-        await desk.world.ask(accounts.switch_organisation, accounts.SwitchTeam(team), new.api_key)
+        await api_client.world.ask(accounts.switch_organisation, accounts.SwitchTeam(team), new.api_key)
 
 
 # --- what others remember -------------------------------------------------------------------------------------------------
 
 
-async def test_who_remembers_a_token_hears_when_its_session_ends_or_changes(desk: Desk, settings: AuthSettings) -> None:
+async def test_who_remembers_a_token_hears_when_its_session_ends_or_changes(api_client: ApiClient, settings: AuthSettings) -> None:
     """A gateway believes for a minute what it was told, unless it hears otherwise."""
-    user = await desk.world.register("anna")
+    user = await api_client.world.register("anna")
     team = await organisation(settings, user.id)
 
     async def told() -> int:
@@ -556,19 +556,19 @@ async def test_who_remembers_a_token_hears_when_its_session_ends_or_changes(desk
         return found
 
     async def reuse(session: auth.LoginSession) -> None:
-        await refresh(desk, (await refresh(desk, session.session_token)).session_token)
+        await refresh(api_client, (await refresh(api_client, session.session_token)).session_token)
         with pytest.raises(errors.NotAuthenticated):
-            await refresh(desk, session.session_token)
+            await refresh(api_client, session.session_token)
 
     ways: list[Callable[[auth.LoginSession], Awaitable[object]]] = [
-        lambda session: desk.world.ask(auth.logout_user, auth.LogoutUser(session.session_token)),
-        lambda session: desk.world.ask(accounts.end_session, accounts.EndSession(), session.access_token),
-        lambda session: switch(desk, session, team),
-        lambda session: desk.confirm_again(session, PASSWORD),
+        lambda session: api_client.world.ask(auth.logout_user, auth.LogoutUser(session.session_token)),
+        lambda session: api_client.world.ask(accounts.end_session, accounts.EndSession(), session.access_token),
+        lambda session: switch(api_client, session, team),
+        lambda session: api_client.confirm_again(session, PASSWORD),
         reuse,
     ]
     for way in ways:
-        session, before = await desk.login(), await told()
+        session, before = await api_client.login(), await told()
         await way(session)
         assert await told() == before + 1
 
@@ -576,11 +576,11 @@ async def test_who_remembers_a_token_hears_when_its_session_ends_or_changes(desk
 # --- what is written down ---------------------------------------------------------------------------------------------------
 
 
-async def test_every_login_and_every_end_is_in_the_log_with_where_it_came_from(desk: Desk) -> None:
-    user = await desk.world.register("anna")
-    session = await desk.browse()
-    await desk.world.ask(auth.logout_user, auth.LogoutUser(session.session_token))
-    opened, ended = [act for act in desk.trail.acts if act.action.startswith("session.")]
+async def test_every_login_and_every_end_is_in_the_log_with_where_it_came_from(api_client: ApiClient) -> None:
+    user = await api_client.world.register("anna")
+    session = await api_client.browse()
+    await api_client.world.ask(auth.logout_user, auth.LogoutUser(session.session_token))
+    opened, ended = [act for act in api_client.trail.acts if act.action.startswith("session.")]
     assert (opened.action, opened.actor, opened.address) == ("session.open", user.id, "203.0.113.7")
     assert opened.tenant_id == TenantId(user.id)
     assert opened.details == {"kind": "browser", "agent": "Mozilla/5.0"}

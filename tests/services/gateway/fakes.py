@@ -302,7 +302,7 @@ class FakeKeys(IdempotencyStore):
         """There is no other gateway to tell."""
 
 
-class House:
+class RunningService:
     """A whole gateway on fakes, with one worker that serves smollm2."""
 
     def __init__(
@@ -383,7 +383,7 @@ def new_recorder(store: Writer, journal: FakeJournal | None = None, **more: int)
 
 
 @asynccontextmanager
-async def house(**more: Any) -> AsyncIterator[House]:
+async def running_service(**more: Any) -> AsyncIterator[RunningService]:
     store = FakeStore()
     books = FakeLedgerStore()
     ledger = Ledger(books, tiers.DEFAULTS, node_id(99), Metrics("gateway"))
@@ -392,7 +392,7 @@ async def house(**more: Any) -> AsyncIterator[House]:
         ledger.running(recorder, store.write_requests, _no_receipts),
         AnswerRuns().running() as takes,
     ):
-        yield House(recorder, store, ledger, books, takes, **more)
+        yield RunningService(recorder, store, ledger, books, takes, **more)
 
 
 async def _no_receipts(_reservations: Sequence[OpenReservation]) -> dict[RequestId, Receipt]:

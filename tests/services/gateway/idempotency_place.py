@@ -107,7 +107,7 @@ class Gateway:
         heard.result = repeat.result
 
 
-class House:
+class RunningService:
     """Makes gateways that die when the test says so."""
 
     def __init__(self, store: IdempotencyStore, url: str) -> None:
@@ -148,10 +148,10 @@ class House:
 
 
 @asynccontextmanager
-async def house(url: str) -> AsyncIterator[House]:
+async def running_service(url: str) -> AsyncIterator[RunningService]:
     gateways: database.Database
     async with opened(url) as gateways:
-        made = House(IdempotencyStore(gateways), url)
+        made = RunningService(IdempotencyStore(gateways), url)
         try:
             yield made
         finally:

@@ -10,15 +10,15 @@ import openai
 
 from shared.node.http.http_server import HttpServer
 from shared.node.settings import NodeSettings
-from tests.services.gateway.fakes import KEY, House
+from tests.services.gateway.fakes import KEY, RunningService
 
 
 @asynccontextmanager
-async def connected(house: House) -> AsyncIterator[openai.AsyncOpenAI]:
+async def connected(running_service: RunningService) -> AsyncIterator[openai.AsyncOpenAI]:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         sock.listen()
-        server = HttpServer(house.app(), sock, NodeSettings(node_key_file=Path("/nowhere")))
+        server = HttpServer(running_service.app(), sock, NodeSettings(node_key_file=Path("/nowhere")))
         serving = asyncio.create_task(server.run())
         async with openai.AsyncOpenAI(api_key=KEY, base_url=f"http://127.0.0.1:{sock.getsockname()[1]}/v1", max_retries=0) as made:
             yield made

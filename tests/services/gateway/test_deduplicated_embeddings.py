@@ -23,7 +23,7 @@ from shared.api.embedding import Embed, Embedded, EmbeddingRequest, EmbeddingRes
 from shared.api.gateway import InferenceRequest
 from shared.types import NodeId
 from tests.services.gateway import fakes
-from tests.services.gateway.fakes import OWNER, FakeWorker, House
+from tests.services.gateway.fakes import OWNER, FakeWorker, RunningService
 from tests.services.gateway.test_embedding_pipeline import packed
 
 #: What its bytes are as a number of a vector; no other byte string of a row is likely to have them.
@@ -65,13 +65,13 @@ class Gateways:
 
     def __init__(
         self,
-        house: House,
+        running_service: RunningService,
         worker: Worker,
         doors: tuple[DeduplicatedEmbeddings, DeduplicatedEmbeddings],
         once: DeduplicatedInference,
         url: str,
     ) -> None:
-        self.house, self.worker, self.doors, self.once = house, worker, doors, once
+        self.running_service, self.worker, self.doors, self.once = running_service, worker, doors, once
         self._url = url
 
     async def ask(self, *inputs: str, key: str | None = "k", door: int = 0, seconds: float = 10, **fields: Any) -> Heard:
@@ -91,22 +91,22 @@ class Gateways:
     @property
     def runs(self) -> tuple[int, int]:
         """Of the worker, and rows in the request log."""
-        return len(self.worker.asked), len(self.house.store.rows)
+        return len(self.worker.asked), len(self.running_service.store.rows)
 
 
 @pytest.fixture
 async def gateways(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Gateways]:
     monkeypatch.setattr(idempotent_requests, "_FIRST_PAUSE_SECONDS", 0.005)
-    async with fakes.house() as house, opened(postgres_url) as database, AsyncExitStack() as stack:
+    async with fakes.running_service() as running_service, opened(postgres_url) as database, AsyncExitStack() as stack:
         worker = Worker()
-        house.worker = worker
-        house.add_worker(1, worker, "smollm2")
+        running_service.worker = worker
+        running_service.add_worker(1, worker, "smollm2")
         doors = []
         for name in ("Uone", "Utwo"):
             takes = await stack.enter_async_context(AnswerRuns().running())
             keys = IdempotentRequests(IdempotencyStore(database), takes, NodeId(name), secret="s" * 16, most_seconds=10)
-            doors.append(DeduplicatedEmbeddings(EmbeddingPipeline(house.pipeline, house.parts), keys))
-        yield Gateways(house, worker, (doors[0], doors[1]), DeduplicatedInference(house.pipeline, keys), postgres_url)
+            doors.append(DeduplicatedEmbeddings(EmbeddingPipeline(running_service.pipeline, running_service.parts), keys))
+        yield Gateways(running_service, worker, (doors[0], doors[1]), DeduplicatedInference(running_service.pipeline, keys), postgres_url)
 
 
 async def test_without_a_key_each_is_its_own(gateways: Gateways) -> None:
@@ -123,7 +123,7 @@ async def test_a_repeat_gets_the_same_vectors_and_is_no_request(gateways: Gatewa
     assert first.result == again.result
     assert [(one.is_repeat, one.has_allowance) for one in (first, again)] == [(False, True), (True, False)]
     assert gateways.runs == (1, 1)
-    assert gateways.house.store.only_row.id == first.result.request_id
+    assert gateways.running_service.store.only_row.id == first.result.request_id
 
 
 @pytest.mark.parametrize("door", [0, 1], ids=["the same gateway", "another one"])
@@ -182,7 +182,7 @@ async def test_one_that_fails_in_its_middle_costs_nothing_and_frees_its_key(gate
     assert await gateways.stored() == []
     gateways.worker.fails_at = None
     assert not (await gateways.ask()).is_repeat
-    assert [(row.status, row.reservation) for row in gateways.house.store.rows.values()] == [
+    assert [(row.status, row.reservation) for row in gateways.running_service.store.rows.values()] == [
         ("rejected", "released"), ("rejected", "released"), ("success", "settled"),
     ]  # fmt: skip
 

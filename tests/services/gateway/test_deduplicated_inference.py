@@ -16,7 +16,7 @@ from shared import context, errors
 from shared.api.gateway import InferenceRequest, InferenceResult, Rest
 from shared.types import NodeId
 from tests.services.gateway import fakes
-from tests.services.gateway.fakes import OWNER, House
+from tests.services.gateway.fakes import OWNER, RunningService
 
 KEY = RepeatedRequest(key="k")
 
@@ -30,8 +30,8 @@ class Heard:
 
 
 class Door:
-    def __init__(self, once: DeduplicatedInference, house: House) -> None:
-        self.once, self.house = once, house
+    def __init__(self, once: DeduplicatedInference, running_service: RunningService) -> None:
+        self.once, self.running_service = once, running_service
 
     async def ask(self, again: RepeatedRequest = NEVER, *, stops_after: int | None = None, whole: bool = False, **fields: Any) -> Heard:
         context.start()  # as a door does
@@ -49,15 +49,15 @@ class Door:
 
     @property
     def runs(self) -> int:
-        return len(self.house.worker.asked)
+        return len(self.running_service.worker.asked)
 
 
 @pytest.fixture
 async def door(postgres_url: str) -> AsyncIterator[Door]:
-    async with fakes.house() as house, opened(postgres_url) as database, AnswerRuns().running() as takes:
+    async with fakes.running_service() as running_service, opened(postgres_url) as database, AnswerRuns().running() as takes:
         keys = IdempotentRequests(IdempotencyStore(database), takes, NodeId("Uone"), secret="s" * 16, most_seconds=10)
         async with keys.running():
-            yield Door(DeduplicatedInference(house.pipeline, keys), house)
+            yield Door(DeduplicatedInference(running_service.pipeline, keys), running_service)
 
 
 async def test_without_a_key_every_request_is_its_own(door: Door) -> None:
@@ -67,12 +67,12 @@ async def test_without_a_key_every_request_is_its_own(door: Door) -> None:
     assert first.answer is not None
     assert not first.answer.is_repeat
     assert first.answer.allowance is not None
-    assert (door.runs, len(door.house.store.rows)) == (2, 2)
+    assert (door.runs, len(door.running_service.store.rows)) == (2, 2)
 
 
 async def test_without_a_key_it_ends_with_its_reader(door: Door) -> None:
     await door.ask(stops_after=1)
-    assert door.house.worker.left_early == 1
+    assert door.running_service.worker.left_early == 1
     with pytest.raises(errors.BadRequest, match="Last-Event-ID"):
         await door.ask(RepeatedRequest(rest=Rest(1)))
 
@@ -85,20 +85,20 @@ async def test_with_a_key_it_is_run_limited_and_written_once(door: Door) -> None
     assert (first.answer.is_repeat, again.answer.is_repeat) == (False, True)
     assert first.answer.allowance is not None
     assert again.answer.allowance is None
-    assert first.answer.request_id == again.answer.request_id == door.house.store.only_row.id
+    assert first.answer.request_id == again.answer.request_id == door.running_service.store.only_row.id
     assert (first.answer.model, first.answer.began_at) == (again.answer.model, again.answer.began_at)
     assert door.runs == 1
 
 
 async def test_a_caller_that_lost_its_stream_gets_the_rest(door: Door) -> None:
-    door.house.worker.hangs_after = 2
+    door.running_service.worker.hangs_after = 2
     cut = await door.ask(KEY, stops_after=1)
     assert cut.answer is not None
-    await door.house.worker.said.wait()
+    await door.running_service.worker.said.wait()
     reading = asyncio.create_task(door.ask(RepeatedRequest(key="k", rest=Rest(1)), stops_after=2))
     heard = await reading
     assert (heard.numbers, heard.text) == ([2], " world")
-    assert door.house.worker.left_early == 0
+    assert door.running_service.worker.left_early == 0
 
 
 async def test_the_whole_of_it_is_there_for_who_has_to_read_it_from_the_beginning(door: Door) -> None:
@@ -112,10 +112,10 @@ async def test_the_whole_of_it_is_there_for_who_has_to_read_it_from_the_beginnin
 async def test_a_refusal_is_the_callers_and_frees_the_key(door: Door) -> None:
     with pytest.raises(errors.BadRequest):
         await door.ask(KEY, temperature=9.0)
-    door.house.worker.fails_with = errors.ModelCrashed("gone")
+    door.running_service.worker.fails_with = errors.ModelCrashed("gone")
     with pytest.raises(errors.AimeshError):
         await door.ask(KEY)
-    door.house.worker.fails_with = None
+    door.running_service.worker.fails_with = None
     assert (await door.ask(KEY)).text == "Hello world!"
 
 
@@ -127,24 +127,26 @@ async def test_another_body_is_a_conflict(door: Door) -> None:
 
 async def test_the_seed_is_fixed_when_the_request_is_first_asked(door: Door) -> None:
     await door.ask(KEY)
-    (asked,) = door.house.worker.asked
+    (asked,) = door.running_service.worker.asked
     assert asked.model_config.seed is not None
     await door.ask(RepeatedRequest(key="other"), seed=5)
-    assert door.house.worker.asked[1].model_config.seed == 5
+    assert door.running_service.worker.asked[1].model_config.seed == 5
 
 
 async def test_a_request_that_a_stopping_gateway_leaves_to_another_has_one_row(postgres_url: str) -> None:
-    async with fakes.house() as house, opened(postgres_url) as database:
+    async with fakes.running_service() as running_service, opened(postgres_url) as database:
         store = IdempotencyStore(database)
-        house.worker.hangs_after = 1
+        running_service.worker.hangs_after = 1
         async with AnswerRuns().running() as takes:
             keys = IdempotentRequests(store, takes, NodeId("Uone"), secret="s" * 16, most_seconds=10)
-            assert (await Door(DeduplicatedInference(house.pipeline, keys), house).ask(KEY, stops_after=1)).text == "Hello"
-        assert house.store.rows == {}
-        house.worker.hangs_after = None
+            assert (
+                await Door(DeduplicatedInference(running_service.pipeline, keys), running_service).ask(KEY, stops_after=1)
+            ).text == "Hello"
+        assert running_service.store.rows == {}
+        running_service.worker.hangs_after = None
         async with AnswerRuns().running() as takes:
             keys = IdempotentRequests(store, takes, NodeId("Utwo"), secret="s" * 16, most_seconds=10)
-            heard = await Door(DeduplicatedInference(house.pipeline, keys), house).ask(KEY)
+            heard = await Door(DeduplicatedInference(running_service.pipeline, keys), running_service).ask(KEY)
         assert heard.text == "Hello world!"
         assert heard.result is not None
-        assert (house.store.only_row.id, house.store.only_row.status) == (heard.result.request_id, "success")
+        assert (running_service.store.only_row.id, running_service.store.only_row.status) == (heard.result.request_id, "success")

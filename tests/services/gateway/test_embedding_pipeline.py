@@ -21,7 +21,7 @@ from shared.api.auth import Principal
 from shared.api.embedding import Embedded, EmbeddingRequest, EmbeddingResult, Vectors
 from shared.types import ModelName, TenantId, UserId
 from tests.services.gateway import fakes, openai_clients
-from tests.services.gateway.fakes import KEY, KEY_ID, OWNER, USER, FakeWorker, House
+from tests.services.gateway.fakes import KEY, KEY_ID, OWNER, USER, FakeWorker, RunningService
 
 BEARER = {"authorization": f"Bearer {KEY}"}
 
@@ -52,28 +52,28 @@ class EmbeddingWorker(FakeWorker):
 
 
 @pytest.fixture
-async def house() -> AsyncIterator[House]:
-    async with fakes.house(free=3) as made:
+async def running_service() -> AsyncIterator[RunningService]:
+    async with fakes.running_service(free=3) as made:
         made.worker = EmbeddingWorker()
         made.add_worker(1, made.worker, "smollm2")
         yield made
 
 
 @pytest.fixture
-async def http(house: House) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(house.app()), base_url="http://gateway", headers=BEARER) as client:
+async def http(running_service: RunningService) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(running_service.app()), base_url="http://gateway", headers=BEARER) as client:
         yield client
 
 
 @pytest.fixture
-async def client(house: House) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with openai_clients.connected(house) as made:
+async def client(running_service: RunningService) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai_clients.connected(running_service) as made:
         yield made
 
 
-async def ask(house: House, *inputs: str, who: Principal = OWNER, **fields: Any) -> tuple[list[bytes], EmbeddingResult]:
+async def ask(running_service: RunningService, *inputs: str, who: Principal = OWNER, **fields: Any) -> tuple[list[bytes], EmbeddingResult]:
     context.start()  # as a door does
-    async with house.embeddings.run(who, EmbeddingRequest(inputs, **fields), seconds=10) as answer:
+    async with running_service.embeddings.run(who, EmbeddingRequest(inputs, **fields), seconds=10) as answer:
         found = [vector async for _, vectors in answer for vector in vectors.vectors]
     return found, answer.result
 
@@ -81,42 +81,42 @@ async def ask(house: House, *inputs: str, who: Principal = OWNER, **fields: Any)
 # --- the way ------------------------------------------------------------------------------------------------------------
 
 
-async def test_vectors_in_order_and_a_row(house: House) -> None:
-    vectors, result = await ask(house, "a", "bb", "ccc", model="llama3")
+async def test_vectors_in_order_and_a_row(running_service: RunningService) -> None:
+    vectors, result = await ask(running_service, "a", "bb", "ccc", model="llama3")
     assert vectors == [packed(1, 1), packed(2, 1), packed(3, 1)]
     assert (result.model, result.dimensions, result.prompt_tokens) == ("smollm2", 2, 7)
-    row = house.store.only_row
+    row = running_service.store.only_row
     assert (row.id, row.user_id, row.api_key_id, row.status) == (result.request_id, USER, KEY_ID, "success")
     assert (row.prompt_tokens, row.completion_tokens, row.model_used) == (7, 0, "smollm2")
     assert row.prompt_hash is not None
-    (asked,) = house.worker.asked
+    (asked,) = running_service.worker.asked
     assert str(USER) not in repr(asked)
-    assert 'tokens_total{model="smollm2",type="input"} 7.0' in house.metrics.render()
+    assert 'tokens_total{model="smollm2",type="input"} 7.0' in running_service.metrics.render()
 
 
-async def test_an_organization_that_shares_its_founders_limits_waits_as_its_founder(house: House) -> None:
+async def test_an_organization_that_shares_its_founders_limits_waits_as_its_founder(running_service: RunningService) -> None:
     team = msgspec.structs.replace(OWNER, user_id=UserId(uuid4()), team_id=TenantId(uuid4()), founder_id=USER)
-    await ask(house, "a", who=team)
-    served = house.dispatch.lane(ModelName("smollm2")).queue
+    await ask(running_service, "a", who=team)
+    served = running_service.dispatch.lane(ModelName("smollm2")).queue
     assert served.counter_of(USER) > 0
     assert served.counter_of(team.tenant_id) == 0
 
 
-async def test_it_counts_against_the_same_limit_as_a_prompt(house: House) -> None:
+async def test_it_counts_against_the_same_limit_as_a_prompt(running_service: RunningService) -> None:
     for _ in range(3):
-        await ask(house, "a")
+        await ask(running_service, "a")
     with pytest.raises(LimitReached):
-        await ask(house, "a")
-    assert [row.status for row in house.store.rows.values()] == ["success"] * 3 + ["limited"]
+        await ask(running_service, "a")
+    assert [row.status for row in running_service.store.rows.values()] == ["success"] * 3 + ["limited"]
 
 
-async def test_another_worker_takes_over_before_the_first_vector(house: House) -> None:
-    house.worker.fails_with = errors.ModelCrashed("gone")
-    house.add_worker(2, EmbeddingWorker(), "smollm2")
-    house.add_worker(3, EmbeddingWorker(fails_with=errors.UnknownMethod("an older one")), "smollm2")
-    vectors, _ = await ask(house, "a")
+async def test_another_worker_takes_over_before_the_first_vector(running_service: RunningService) -> None:
+    running_service.worker.fails_with = errors.ModelCrashed("gone")
+    running_service.add_worker(2, EmbeddingWorker(), "smollm2")
+    running_service.add_worker(3, EmbeddingWorker(fails_with=errors.UnknownMethod("an older one")), "smollm2")
+    vectors, _ = await ask(running_service, "a")
     assert vectors == [packed(1, 1)]
-    assert house.dispatch.in_flight == 0
+    assert running_service.dispatch.in_flight == 0
 
 
 @pytest.mark.parametrize(
@@ -132,37 +132,37 @@ async def test_another_worker_takes_over_before_the_first_vector(house: House) -
         pytest.param({"vectors": (bytes(4 * (embedding.MAX_DIMENSIONS + 1)),) * 2}, id="more numbers than any model gives"),
     ],
 )
-async def test_a_worker_that_sends_what_are_no_vectors_is_an_error(house: House, lies: dict[str, Any]) -> None:
-    house.add_worker(1, EmbeddingWorker(**lies), "smollm2")
+async def test_a_worker_that_sends_what_are_no_vectors_is_an_error(running_service: RunningService, lies: dict[str, Any]) -> None:
+    running_service.add_worker(1, EmbeddingWorker(**lies), "smollm2")
     with pytest.raises(errors.ProtocolViolation):
-        await ask(house, "a", "b")
-    assert house.store.only_row.status == "error"
+        await ask(running_service, "a", "b")
+    assert running_service.store.only_row.status == "error"
 
 
-async def test_fewer_dimensions_must_be_what_comes(house: House) -> None:
-    assert (await ask(house, "a", dimensions=2))[1].dimensions == 2
+async def test_fewer_dimensions_must_be_what_comes(running_service: RunningService) -> None:
+    assert (await ask(running_service, "a", dimensions=2))[1].dimensions == 2
     with pytest.raises(errors.ProtocolViolation):
-        await ask(house, "a", dimensions=1)
+        await ask(running_service, "a", dimensions=1)
 
 
-async def test_claimed_tokens_are_believed_up_to_the_bytes(house: House) -> None:
-    house.add_worker(1, EmbeddingWorker(claims=10**12), "smollm2")
-    assert (await ask(house, "abc"))[1].prompt_tokens == 3 + 4
+async def test_claimed_tokens_are_believed_up_to_the_bytes(running_service: RunningService) -> None:
+    running_service.add_worker(1, EmbeddingWorker(claims=10**12), "smollm2")
+    assert (await ask(running_service, "abc"))[1].prompt_tokens == 3 + 4
 
 
-async def test_a_caller_that_leaves_ends_the_work(house: House) -> None:
-    house.worker.hangs_after = 0
-    asking = asyncio.create_task(ask(house, "a", "b"))
-    await house.worker.said.wait()
+async def test_a_caller_that_leaves_ends_the_work(running_service: RunningService) -> None:
+    running_service.worker.hangs_after = 0
+    asking = asyncio.create_task(ask(running_service, "a", "b"))
+    await running_service.worker.said.wait()
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
-    assert house.worker.left_early == 1
+    assert running_service.worker.left_early == 1
     async with asyncio.timeout(10):
-        while not house.store.rows:  # noqa: ASYNC110
+        while not running_service.store.rows:  # noqa: ASYNC110
             await asyncio.sleep(0)
     # The count came before the first vector.
-    assert (house.store.only_row.status, house.store.only_row.prompt_tokens) == ("cancelled", 7)
+    assert (running_service.store.only_row.status, running_service.store.only_row.prompt_tokens) == ("cancelled", 7)
 
 
 # --- OpenAI's door ------------------------------------------------------------------------------------------------------
@@ -176,7 +176,9 @@ async def test_openais_client_gets_numbers_in_both_encodings(client: openai.Asyn
         assert (answer.model, answer.usage.prompt_tokens, answer.usage.total_tokens) == ("smollm2", 7, 7)
 
 
-async def test_openais_client_asks_again_under_its_key_and_is_answered_once(client: openai.AsyncOpenAI, house: House) -> None:
+async def test_openais_client_asks_again_under_its_key_and_is_answered_once(
+    client: openai.AsyncOpenAI, running_service: RunningService
+) -> None:
     under_key = {"Idempotency-Key": "page 4"}
 
     async def ask(encoding: Any, *texts: str) -> Any:
@@ -188,22 +190,22 @@ async def test_openais_client_asks_again_under_its_key_and_is_answered_once(clie
     shown = [[list(one.embedding) for one in answer.parse().data] for answer in answers]
     assert shown == [[[1, 1], [2, 1]]] * 3, "how the numbers are written is no part of the request"
     assert [answer.headers.get("idempotent-replayed") for answer in answers] == [None, "true", "true"]
-    row = house.store.only_row
+    row = running_service.store.only_row
     assert [answer.headers.get("x-original-request-id") for answer in answers] == [None, str(row.id), str(row.id)]
     assert [answer.headers.get("x-ratelimit-remaining-requests") for answer in answers] == ["2", None, None]
-    assert (len(house.worker.asked), row.status, row.prompt_tokens) == (1, "success", 7)
+    assert (len(running_service.worker.asked), row.status, row.prompt_tokens) == (1, "success", 7)
     with pytest.raises(openai.ConflictError) as refused:
         await ask("float", "a", "b")
     assert refused.value.code == "idempotency_conflict"
 
 
-async def test_a_key_that_is_none_is_a_400(http: httpx.AsyncClient, house: House) -> None:
+async def test_a_key_that_is_none_is_a_400(http: httpx.AsyncClient, running_service: RunningService) -> None:
     answer = await http.post("/v1/embeddings", json={"input": "a"}, headers={"idempotency-key": "x" * 256})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "Idempotency-Key")
-    assert not house.worker.asked
+    assert not running_service.worker.asked
 
 
-async def test_base64_is_the_vector_as_it_is(http: httpx.AsyncClient, house: House) -> None:
+async def test_base64_is_the_vector_as_it_is(http: httpx.AsyncClient, running_service: RunningService) -> None:
     answer = await http.post("/v1/embeddings", json={"input": "abc", "encoding_format": "base64", "user": "me", "dimensions": None})
     assert answer.json() == {
         "object": "list",
@@ -211,9 +213,9 @@ async def test_base64_is_the_vector_as_it_is(http: httpx.AsyncClient, house: Hou
         "model": "smollm2",
         "usage": {"prompt_tokens": 7, "total_tokens": 7},
     }
-    assert answer.headers["x-request-id"] == str(house.store.only_row.id)
+    assert answer.headers["x-request-id"] == str(running_service.store.only_row.id)
     assert answer.headers["x-ratelimit-remaining-requests"] == "2"
-    metrics = house.metrics.render()
+    metrics = running_service.metrics.render()
     assert 'requests_total{method="embed",service="gateway",status="success"} 1.0' in metrics
     assert metrics.count('request_duration_seconds_count{method="embed"') == 1
 
@@ -233,16 +235,18 @@ async def test_base64_is_the_vector_as_it_is(http: httpx.AsyncClient, house: Hou
     ],
     ids=lambda value: json.dumps(value)[:40],
 )  # fmt: skip
-async def test_a_wrong_field_is_a_400_that_names_it(http: httpx.AsyncClient, house: House, body: dict[str, Any], param: str) -> None:
+async def test_a_wrong_field_is_a_400_that_names_it(
+    http: httpx.AsyncClient, running_service: RunningService, body: dict[str, Any], param: str
+) -> None:
     answer = await http.post("/v1/embeddings", json=body)
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["param"]) == (400, "bad_request", param), error
-    assert not house.worker.asked
+    assert not running_service.worker.asked
 
 
-async def test_errors_of_the_worker_keep_their_status(http: httpx.AsyncClient, house: House) -> None:
+async def test_errors_of_the_worker_keep_their_status(http: httpx.AsyncClient, running_service: RunningService) -> None:
     for error, status in [(errors.BadRequest("input[0] has 9 tokens; this model takes 8"), 400), (errors.UnknownMethod("no vectors"), 404)]:
-        house.worker.fails_with = error
+        running_service.worker.fails_with = error
         answer = await http.post("/v1/embeddings", json={"input": "a"})
         assert (answer.status_code, answer.json()["error"]["message"]) == (status, error.message)
 
@@ -252,9 +256,9 @@ async def test_texts_that_fit_a_body_and_no_message(http: httpx.AsyncClient) -> 
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
 
 
-async def test_a_prompt_for_a_model_that_only_embeds_reaches_no_worker(http: httpx.AsyncClient, house: House) -> None:
+async def test_a_prompt_for_a_model_that_only_embeds_reaches_no_worker(http: httpx.AsyncClient, running_service: RunningService) -> None:
     worker = EmbeddingWorker()
-    house.add_worker(2, worker, "bge", only_embeds=True)
+    running_service.add_worker(2, worker, "bge", only_embeds=True)
     shown = {model["id"]: model["only_embeds"] for model in (await http.get("/v1/models")).json()["data"]}
     assert shown == {"smollm2": False, "bge": True}
     body = {"model": "bge", "messages": [{"role": "user", "content": "hi"}]}

@@ -23,33 +23,33 @@ from shared.rpc.authorization import Authorizer
 from shared.types import Credential, ModelName, Role, UserRole
 from tests.cases import case
 from tests.services.gateway import fakes
-from tests.services.gateway.fakes import KEY, OWNER, FakeWorker, House
+from tests.services.gateway.fakes import KEY, OWNER, FakeWorker, RunningService
 from tests.services.gateway.http_answers import BEARER, CHAT, problem
 
 SMOLLM2, QWEN = ModelName("smollm2"), ModelName("qwen")
 
 
 @pytest.fixture
-async def house() -> AsyncIterator[House]:
-    async with fakes.house() as made:
+async def running_service() -> AsyncIterator[RunningService]:
+    async with fakes.running_service() as made:
         made.add_worker(2, FakeWorker(), "qwen")
         yield made
 
 
-def bind(house: House, **bounds: Any) -> Principal:
+def bind(running_service: RunningService, **bounds: Any) -> Principal:
     """From now on the key has these bounds."""
     principal = msgspec.structs.replace(OWNER, **bounds)
 
     async def validate(_request: auth.ValidateApiKey) -> Principal:
         return principal
 
-    house.rpc.answers[auth.validate_api_key.name] = validate
+    running_service.rpc.answers[auth.validate_api_key.name] = validate
     return principal
 
 
 @asynccontextmanager
-async def client(house: House, address: str = "192.0.2.7") -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(house.app(), client=(address, 50_000))
+async def client(running_service: RunningService, address: str = "192.0.2.7") -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(running_service.app(), client=(address, 50_000))
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway", headers=BEARER) as http:
         yield http
 
@@ -69,56 +69,58 @@ BODIES: dict[str, Callable[[str], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("path", BODIES)
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_model_that_the_key_is_not_for_is_refused_before_a_worker_hears_of_it(house: House, path: str, *, stream: bool) -> None:
-    bind(house, models=(SMOLLM2,))
+async def test_a_model_that_the_key_is_not_for_is_refused_before_a_worker_hears_of_it(
+    running_service: RunningService, path: str, *, stream: bool
+) -> None:
+    bind(running_service, models=(SMOLLM2,))
     can_stream = path not in {"/v1/embeddings", "/api/infer"}
     body = BODIES[path]("qwen") | ({"stream": True} if stream and can_stream else {})
-    async with client(house) as http:
+    async with client(running_service) as http:
         error = problem(await http.post(path, json=body), 403, "not_allowed")
     assert error["message"] == "this key may not use qwen"
     assert "smollm2" in error["hint"]
-    assert house.worker.asked == []
-    assert house.books.reserved == [], "nothing is held for it"
+    assert running_service.worker.asked == []
+    assert running_service.books.reserved == [], "nothing is held for it"
 
 
 @pytest.mark.parametrize("path", [path for path in BODIES if path != "/v1/embeddings"])
 @pytest.mark.parametrize("name", ["smollm2", "llama3"], ids=["by its name", "by another name of it"])
-async def test_a_model_that_the_key_is_for_answers(house: House, path: str, name: str) -> None:
-    bind(house, models=(SMOLLM2,))
-    async with client(house) as http:
+async def test_a_model_that_the_key_is_for_answers(running_service: RunningService, path: str, name: str) -> None:
+    bind(running_service, models=(SMOLLM2,))
+    async with client(running_service) as http:
         assert (await http.post(path, json=BODIES[path](name))).status_code == 200
 
 
 @pytest.mark.parametrize("name", ["smollm2", "llama3"], ids=["by its name", "by another name of it"])
-async def test_a_key_for_another_name_of_a_model_is_for_the_model(house: House, name: str) -> None:
-    bind(house, models=(ModelName("llama3"),))
-    async with client(house) as http:
+async def test_a_key_for_another_name_of_a_model_is_for_the_model(running_service: RunningService, name: str) -> None:
+    bind(running_service, models=(ModelName("llama3"),))
+    async with client(running_service) as http:
         assert (await http.post("/v1/chat/completions", json={**CHAT, "model": name})).status_code == 200
         error = problem(await http.post("/v1/chat/completions", json={**CHAT, "model": "qwen"}), 403, "not_allowed")
     assert "smollm2" in error["hint"]
 
 
-async def test_the_default_model_is_no_way_around(house: House) -> None:
-    bind(house, models=(SMOLLM2,))
-    async with client(house) as http:
+async def test_the_default_model_is_no_way_around(running_service: RunningService) -> None:
+    bind(running_service, models=(SMOLLM2,))
+    async with client(running_service) as http:
         # The first that is served, by name: qwen.
         error = problem(await http.post("/api/inference", json={"prompt": "hi"}), 403, "not_allowed")
         assert "qwen" in error["message"]
 
 
-async def test_a_key_for_a_model_that_nobody_serves_is_told_of_the_model_it_named(house: House) -> None:
-    bind(house, models=(ModelName("gone"),))
-    async with client(house) as http:
+async def test_a_key_for_a_model_that_nobody_serves_is_told_of_the_model_it_named(running_service: RunningService) -> None:
+    bind(running_service, models=(ModelName("gone"),))
+    async with client(running_service) as http:
         problem(await http.post("/api/inference", json={"prompt": "hi", "model": "gone"}), 404, "unknown_model")
         problem(await http.post("/api/inference", json={"prompt": "hi", "model": "qwen"}), 403, "not_allowed")
 
 
-async def test_over_rpc_the_bound_of_models_is_the_same(house: House) -> None:
-    caller = bind(house, models=(SMOLLM2,))
+async def test_over_rpc_the_bound_of_models_is_the_same(running_service: RunningService) -> None:
+    caller = bind(running_service, models=(SMOLLM2,))
     with pytest.raises(errors.NotAllowed, match="this key may not use qwen"):
-        async with house.once.run(caller, InferenceRequest(prompt="hi", model=QWEN), seconds=5):
+        async with running_service.once.run(caller, InferenceRequest(prompt="hi", model=QWEN), seconds=5):
             raise AssertionError("it ran")
-    async with house.once.run(caller, InferenceRequest(prompt="hi", model=SMOLLM2), seconds=5) as answer:
+    async with running_service.once.run(caller, InferenceRequest(prompt="hi", model=SMOLLM2), seconds=5) as answer:
         assert [chunk.text async for _, chunk in answer]
 
 
@@ -144,14 +146,14 @@ ASKED: dict[str, dict[str, Any] | None] = {
 
 
 @pytest.mark.parametrize("scope", OPENS)
-async def test_a_key_with_one_scope_opens_what_that_opens(house: House, scope: str) -> None:
-    bind(house, scopes=(scope,), role=UserRole.DEVELOPER)
+async def test_a_key_with_one_scope_opens_what_that_opens(running_service: RunningService, scope: str) -> None:
+    bind(running_service, scopes=(scope,), role=UserRole.DEVELOPER)
 
     async def no_keys(_request: auth.ListApiKeys) -> auth.ApiKeys:
         return auth.ApiKeys(())
 
-    house.rpc.answers[auth.list_api_keys.name] = no_keys
-    async with client(house) as http:
+    running_service.rpc.answers[auth.list_api_keys.name] = no_keys
+    async with client(running_service) as http:
         for route, body in ASKED.items():
             with case(route):
                 answer = await http.request(*route.split(" "), json=body) if body else await http.request(*route.split(" "))
@@ -162,9 +164,9 @@ async def test_a_key_with_one_scope_opens_what_that_opens(house: House, scope: s
                     assert error["message"].startswith(f"ada may not do this: {route} needs ")
 
 
-async def test_who_has_the_right_and_not_the_scope_is_told_to_use_another_key(house: House) -> None:
-    bind(house, scopes=("usage:read",))
-    async with client(house) as http:
+async def test_who_has_the_right_and_not_the_scope_is_told_to_use_another_key(running_service: RunningService) -> None:
+    bind(running_service, scopes=("usage:read",))
+    async with client(running_service) as http:
         error = problem(await http.post("/api/inference", json={"prompt": "hi"}), 403, "not_allowed")
     assert (error["message"], error["hint"]) == (
         "ada may not do this: POST /api/inference needs inference:execute",
@@ -172,9 +174,9 @@ async def test_who_has_the_right_and_not_the_scope_is_told_to_use_another_key(ho
     )
 
 
-async def test_a_key_without_any_scope_opens_nothing(house: House) -> None:
-    bind(house, scopes=())
-    async with client(house) as http:
+async def test_a_key_without_any_scope_opens_nothing(running_service: RunningService) -> None:
+    bind(running_service, scopes=())
+    async with client(running_service) as http:
         for route, body in ASKED.items():
             verb, path = route.split(" ")
             problem(await http.request(verb, path, json=body), 403, "not_allowed")
@@ -188,9 +190,11 @@ class OverLink:
     caller_role: Role = Role.CLIENT
 
 
-def gate(house: House) -> tuple[Authorizer, list[tuple[str, Principal | None, str]]]:
+def gate(running_service: RunningService) -> tuple[Authorizer, list[tuple[str, Principal | None, str]]]:
     refused: list[tuple[str, Principal | None, str]] = []
-    return Authorizer(house.callers.identify, lambda method, _visitor, who, error: refused.append((method, who, error.message))), refused
+    return Authorizer(
+        running_service.callers.identify, lambda method, _visitor, who, error: refused.append((method, who, error.message))
+    ), refused
 
 
 @pytest.mark.parametrize(
@@ -227,10 +231,10 @@ def gate(house: House) -> tuple[Authorizer, list[tuple[str, Principal | None, st
     ],
 )
 async def test_over_rpc_a_bound_is_refused_with_its_reason(
-    house: House, bounds: dict[str, Any], method: Any, request_: msgspec.Struct, message: str
+    running_service: RunningService, bounds: dict[str, Any], method: Any, request_: msgspec.Struct, message: str
 ) -> None:
-    caller = bind(house, **bounds)
-    door, refused = gate(house)
+    caller = bind(running_service, **bounds)
+    door, refused = gate(running_service)
     with pytest.raises(errors.NotAllowed) as caught:
         await door.admit(method, request_, OverLink())
     assert caught.value.message == message
@@ -238,9 +242,9 @@ async def test_over_rpc_a_bound_is_refused_with_its_reason(
     assert refused == [(method.name, caller, message)], "the audit log hears of it"
 
 
-async def test_a_key_inside_of_the_request_has_its_bounds_too(house: House) -> None:
-    bind(house, scopes=("usage:read",))
-    door, _ = gate(house)
+async def test_a_key_inside_of_the_request_has_its_bounds_too(running_service: RunningService) -> None:
+    bind(running_service, scopes=("usage:read",))
+    door, _ = gate(running_service)
     request = ProcessInferenceRequest(InferenceRequest(prompt="hi"), gateway.Auth(KEY))
     with pytest.raises(errors.NotAllowed):
         await door.admit(gateway.process_inference_request, request, OverLink(None))
@@ -270,9 +274,9 @@ async def test_a_key_inside_of_the_request_has_its_bounds_too(house: House) -> N
         pytest.param((), "not an address", True, id="a key without networks is good everywhere"),
     ],
 )
-async def test_where_a_key_is_good(house: House, networks: tuple[str, ...], address: str, *, is_let_in: bool) -> None:
-    bind(house, networks=networks)
-    async with client(house, address) as http:
+async def test_where_a_key_is_good(running_service: RunningService, networks: tuple[str, ...], address: str, *, is_let_in: bool) -> None:
+    bind(running_service, networks=networks)
+    async with client(running_service, address) as http:
         answer = await http.get("/v1/models")
     if is_let_in:
         assert answer.status_code == 200, answer.text
@@ -282,19 +286,21 @@ async def test_where_a_key_is_good(house: House, networks: tuple[str, ...], addr
     assert "networks" in error["hint"] or "HTTP API" in error["hint"]
 
 
-async def test_an_address_that_is_endless_is_not_repeated_whole(house: House) -> None:
-    bind(house, networks=("192.0.2.0/24",))
-    async with client(house, "x" * 10_000) as http:
+async def test_an_address_that_is_endless_is_not_repeated_whole(running_service: RunningService) -> None:
+    bind(running_service, networks=("192.0.2.0/24",))
+    async with client(running_service, "x" * 10_000) as http:
         assert len(problem(await http.get("/v1/models"), 403, "not_allowed")["message"]) < 200
 
 
 @asynccontextmanager
-async def served(house: House, hop_secret: str | None = None, **settings: Any) -> AsyncIterator[Callable[..., Awaitable[httpx.Response]]]:
+async def served(
+    running_service: RunningService, hop_secret: str | None = None, **settings: Any
+) -> AsyncIterator[Callable[..., Awaitable[httpx.Response]]]:
     """The gateway's own server; a call says from which of this machine's addresses it comes."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"
         server = node_http.HttpServer(
-            client_address.ClientAddress(house.app(), hop_secret), sock, NodeSettings(node_key_file=Path("/nowhere"), **settings)
+            client_address.ClientAddress(running_service.app(), hop_secret), sock, NodeSettings(node_key_file=Path("/nowhere"), **settings)
         )
 
         async def ask(source: str, headers: list[tuple[str, str]]) -> httpx.Response:
@@ -326,17 +332,19 @@ FORWARDED, HOP = "X-Forwarded-For", client_address.SECRET.decode()
         pytest.param(PROXY, [], False, id="nobody said anything: it is the proxy's own address"),
     ],
 )
-async def test_whose_word_on_where_a_call_comes_from_is_believed(house: House, source: str, claims: list[str], *, is_let_in: bool) -> None:
-    bind(house, networks=("192.0.2.0/24",))
-    async with served(house, trusted_proxies=(PROXY,)) as ask:
+async def test_whose_word_on_where_a_call_comes_from_is_believed(
+    running_service: RunningService, source: str, claims: list[str], *, is_let_in: bool
+) -> None:
+    bind(running_service, networks=("192.0.2.0/24",))
+    async with served(running_service, trusted_proxies=(PROXY,)) as ask:
         answer = await ask(source, [(FORWARDED, claim) for claim in claims])
     assert answer.status_code == (200 if is_let_in else 403), answer.text
 
 
 @pytest.mark.parametrize("source", ["127.0.0.1", STRANGER])
-async def test_without_trusted_proxies_nobody_is_believed_loopback_included(house: House, source: str) -> None:
-    bind(house, networks=("192.0.2.0/24",))
-    async with served(house) as ask:
+async def test_without_trusted_proxies_nobody_is_believed_loopback_included(running_service: RunningService, source: str) -> None:
+    bind(running_service, networks=("192.0.2.0/24",))
+    async with served(running_service) as ask:
         problem(await ask(source, [(FORWARDED, "192.0.2.7")]), 403, "not_allowed")
 
 
@@ -355,39 +363,43 @@ HOP_SECRET = "s" * 32
         pytest.param([(HOP, HOP_SECRET)], False, id="without an address it is web's own"),
     ],
 )
-async def test_web_proves_its_hop_with_a_secret(house: House, headers: list[tuple[str, str]], *, is_let_in: bool) -> None:
-    bind(house, networks=("192.0.2.0/24",))
-    async with served(house, HOP_SECRET) as ask:
+async def test_web_proves_its_hop_with_a_secret(
+    running_service: RunningService, headers: list[tuple[str, str]], *, is_let_in: bool
+) -> None:
+    bind(running_service, networks=("192.0.2.0/24",))
+    async with served(running_service, HOP_SECRET) as ask:
         answer = await ask(STRANGER, headers)
     assert answer.status_code == (200 if is_let_in else 403), answer.text
 
 
-async def test_a_gateway_without_the_secret_believes_no_hop(house: House) -> None:
-    bind(house, networks=("192.0.2.0/24",))
-    async with served(house) as ask:
+async def test_a_gateway_without_the_secret_believes_no_hop(running_service: RunningService) -> None:
+    bind(running_service, networks=("192.0.2.0/24",))
+    async with served(running_service) as ask:
         problem(await ask(STRANGER, [(FORWARDED, "192.0.2.7"), (HOP, "")]), 403, "not_allowed")
 
 
 @pytest.mark.parametrize("source", [PROXY, STRANGER])
-async def test_other_headers_say_nothing_of_where_a_call_comes_from(house: House, source: str) -> None:
-    bind(house, networks=("192.0.2.0/24",))
+async def test_other_headers_say_nothing_of_where_a_call_comes_from(running_service: RunningService, source: str) -> None:
+    bind(running_service, networks=("192.0.2.0/24",))
     names = ("X-Real-IP", "Forwarded", "True-Client-IP", "CF-Connecting-IP", "X-Client-IP")
-    async with served(house) as ask:
+    async with served(running_service) as ask:
         problem(await ask(source, [(name, "for=192.0.2.7" if name == "Forwarded" else "192.0.2.7") for name in names]), 403, "not_allowed")
 
 
 @pytest.mark.parametrize(("trusted", "is_let_in"), [(("127.0.0.64/26",), True), ((STRANGER,), True), (("127.0.0.128/26",), False)])
-async def test_a_proxy_that_the_settings_trust_is_believed(house: House, trusted: tuple[str, ...], *, is_let_in: bool) -> None:
+async def test_a_proxy_that_the_settings_trust_is_believed(
+    running_service: RunningService, trusted: tuple[str, ...], *, is_let_in: bool
+) -> None:
     """As where web, or a proxy with TLS, runs in another container."""
-    bind(house, networks=("192.0.2.0/24",))
-    async with served(house, trusted_proxies=trusted) as ask:
+    bind(running_service, networks=("192.0.2.0/24",))
+    async with served(running_service, trusted_proxies=trusted) as ask:
         answer = await ask(STRANGER, [(FORWARDED, "192.0.2.7")])
     assert answer.status_code == (200 if is_let_in else 403), answer.text
 
 
-async def test_the_environment_behind_our_settings_trusts_nobody(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_environment_behind_our_settings_trusts_nobody(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
     """uvicorn would read it by itself."""
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
-    bind(house, networks=("192.0.2.0/24",))
-    async with served(house) as ask:
+    bind(running_service, networks=("192.0.2.0/24",))
+    async with served(running_service) as ask:
         problem(await ask(STRANGER, [(FORWARDED, "192.0.2.7")]), 403, "not_allowed")

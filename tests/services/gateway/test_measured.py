@@ -15,7 +15,7 @@ from shared.api.gateway import InferenceRequest
 from shared.telemetry import Metrics
 from shared.types import KeyId, ModelName, Tier, UserId, UserRole
 from tests.services.gateway import fakes
-from tests.services.gateway.fakes import OWNER, FakeWorker, House
+from tests.services.gateway.fakes import OWNER, FakeWorker, RunningService
 
 TENANTS = 1_000
 MODELS = 20
@@ -24,15 +24,15 @@ MOST_SERIES = 10_000
 
 
 @pytest.fixture
-async def house() -> AsyncIterator[House]:
-    async with fakes.house() as made:
+async def running_service() -> AsyncIterator[RunningService]:
+    async with fakes.running_service() as made:
         yield made
 
 
-async def _ask(house: House, who: Principal = OWNER, model: str = "smollm2", **fields: object) -> None:
+async def _ask(running_service: RunningService, who: Principal = OWNER, model: str = "smollm2", **fields: object) -> None:
     context.start()  # as a door does
     request = InferenceRequest(prompt="hi", model=ModelName(model), **fields)  # type: ignore[arg-type]  # of the right types by name
-    async with house.pipeline.run(who, request, seconds=10) as running:
+    async with running_service.pipeline.run(who, request, seconds=10) as running:
         async for _ in running:
             pass
 
@@ -46,10 +46,10 @@ def _value(metrics: Metrics, start: str) -> float:
     return float(line.rpartition(" ")[2])
 
 
-async def test_an_answer_is_in_both_families(house: House) -> None:
-    await _ask(house, model="llama3")  # an alias
+async def test_an_answer_is_in_both_families(running_service: RunningService) -> None:
+    await _ask(running_service, model="llama3")  # an alias
     labels = 'gen_ai_operation_name="chat",gen_ai_provider_name="aimesh",gen_ai_request_model="smollm2"'
-    metrics = house.metrics
+    metrics = running_service.metrics
     assert _value(metrics, f'gen_ai_client_operation_duration_seconds_count{{error_type="",{labels}}}') == 1
     assert _value(metrics, f"gen_ai_client_operation_time_to_first_chunk_seconds_count{{{labels}}}") == 1
     assert _value(metrics, f"gen_ai_client_operation_time_per_output_chunk_seconds_count{{{labels}}}") == 1
@@ -58,31 +58,34 @@ async def test_an_answer_is_in_both_families(house: House) -> None:
     assert _value(metrics, 'ai_platform_inter_token_seconds_count{model="smollm2"}') == 1
 
 
-async def test_an_answer_that_failed_has_the_kind_of_its_error_and_no_time_between_tokens(house: House) -> None:
-    house.worker.fails_with, house.worker.fails_after = errors.LinkLost("gone"), 2
+async def test_an_answer_that_failed_has_the_kind_of_its_error_and_no_time_between_tokens(running_service: RunningService) -> None:
+    running_service.worker.fails_with, running_service.worker.fails_after = errors.LinkLost("gone"), 2
     with pytest.raises(errors.WorkerLost):
-        await _ask(house)
-    assert _value(house.metrics, 'gen_ai_client_operation_duration_seconds_count{error_type="worker_lost"') == 1
-    assert "inter_token_seconds_count" not in house.metrics.render()
+        await _ask(running_service)
+    assert _value(running_service.metrics, 'gen_ai_client_operation_duration_seconds_count{error_type="worker_lost"') == 1
+    assert "inter_token_seconds_count" not in running_service.metrics.render()
 
 
 async def test_a_request_that_is_limited_was_asked_of_no_worker() -> None:
-    async with fakes.house(free=1) as house:
-        await _ask(house)
+    async with fakes.running_service(free=1) as running_service:
+        await _ask(running_service)
         with pytest.raises(errors.Limited):
-            await _ask(house)
-        assert _value(house.metrics, "gen_ai_client_operation_duration_seconds_count") == 1
-        assert _value(house.metrics, 'ai_platform_request_duration_seconds_count{method="processInferenceRequest",model="smollm2"') == 2
+            await _ask(running_service)
+        assert _value(running_service.metrics, "gen_ai_client_operation_duration_seconds_count") == 1
+        assert (
+            _value(running_service.metrics, 'ai_platform_request_duration_seconds_count{method="processInferenceRequest",model="smollm2"')
+            == 2
+        )
 
 
-async def test_a_model_that_nobody_serves_makes_no_series(house: House) -> None:
+async def test_a_model_that_nobody_serves_makes_no_series(running_service: RunningService) -> None:
     with pytest.raises(errors.UnknownModel):
-        await _ask(house, model="gpt-0")
-    before = _series(house.metrics)
+        await _ask(running_service, model="gpt-0")
+    before = _series(running_service.metrics)
     for number in range(1, 50):
         with pytest.raises(errors.UnknownModel):
-            await _ask(house, model=f"gpt-{number}")
-    assert _series(house.metrics) == before
+            await _ask(running_service, model=f"gpt-{number}")
+    assert _series(running_service.metrics) == before
     assert not any("gpt" in one for one in before)
 
 
@@ -92,18 +95,20 @@ def _tenant(number: int) -> Principal:
 
 
 async def test_a_thousand_tenants_make_no_more_series_than_a_few_and_all_fit() -> None:
-    async with fakes.house(free=30) as house:
+    async with fakes.running_service(free=30) as running_service:
         models = [f"model-{number}" for number in range(MODELS)]
         worker = FakeWorker()
-        house.add_worker(2, worker, *models)
+        running_service.add_worker(2, worker, *models)
         # Nobody waits before a worker is asked again.
-        house.pipeline = Pipeline(replace(house.parts, relay=Relay(house.rpc, house.dispatch, draw=lambda: 0.0)))
+        running_service.pipeline = Pipeline(
+            replace(running_service.parts, relay=Relay(running_service.rpc, running_service.dispatch, draw=lambda: 0.0))
+        )
         ways = [None, *(kind("it failed") for kind in errors.BY_CODE.values())]
 
         async def ask(who: Principal, model: str, fails_with: errors.AimeshError | None) -> None:
             worker.fails_with, worker.fails_after = fails_with, 0
             with contextlib.suppress(errors.AimeshError):
-                await _ask(house, who, model)
+                await _ask(running_service, who, model)
 
         # Everything that there is, once, and a limit that is reached.
         for number in range(len(ways) * MODELS):
@@ -111,10 +116,10 @@ async def test_a_thousand_tenants_make_no_more_series_than_a_few_and_all_fit() -
         greedy = _tenant(2 * TENANTS + len(ways) * MODELS)
         for model in models[:1] * 30 + models:
             await ask(greedy, model, None)
-        few = _series(house.metrics)
+        few = _series(running_service.metrics)
         for number in range(TENANTS):
             await ask(_tenant(number), models[number % MODELS], ways[number % len(ways)])
-        assert len(house.store.rows) >= TENANTS
-        assert _series(house.metrics) == few
+        assert len(running_service.store.rows) >= TENANTS
+        assert _series(running_service.metrics) == few
         assert 1_000 < len(few) <= MOST_SERIES
         assert not any("user" in one.replace('scope="user"', "") for one in few)

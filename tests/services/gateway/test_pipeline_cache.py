@@ -16,12 +16,12 @@ from shared.api.gateway import InferenceRequest, InferenceResult
 from shared.stores.cache import Cache
 from shared.types import UserId
 from tests.services.gateway import fakes
-from tests.services.gateway.fakes import OWNER, House
+from tests.services.gateway.fakes import OWNER, RunningService
 
 
 class Asker:
-    def __init__(self, house: House, pipeline: Pipeline) -> None:
-        self.house, self.pipeline = house, pipeline
+    def __init__(self, running_service: RunningService, pipeline: Pipeline) -> None:
+        self.running_service, self.pipeline = running_service, pipeline
 
     async def ask(
         self, who: Principal = OWNER, *, cache: CacheRequest = CacheRequest.NOTHING, **fields: Any
@@ -34,15 +34,15 @@ class Asker:
 
     @property
     def runs(self) -> int:
-        return len(self.house.worker.asked)
+        return len(self.running_service.worker.asked)
 
 
 @pytest.fixture
 async def asker(valkey_url: str) -> AsyncIterator[Asker]:
     bounds = CacheBounds(keep_seconds=60, most_bytes=2**20, most_seconds=10)
-    async with fakes.house() as house, Cache.open(valkey_url) as values, AnswerRuns().running() as takes:
-        responses = ResponseCache(values, takes, house.metrics, bounds, secret="s" * 16)
-        yield Asker(house, Pipeline(replace(house.pipeline._parts, responses=responses)))
+    async with fakes.running_service() as running_service, Cache.open(valkey_url) as values, AnswerRuns().running() as takes:
+        responses = ResponseCache(values, takes, running_service.metrics, bounds, secret="s" * 16)
+        yield Asker(running_service, Pipeline(replace(running_service.pipeline._parts, responses=responses)))
 
 
 async def test_a_hit_is_a_request_with_a_row_and_says_that_it_is_one(asker: Asker) -> None:
@@ -51,7 +51,7 @@ async def test_a_hit_is_a_request_with_a_row_and_says_that_it_is_one(asker: Aske
     assert (made.cached, hit.cached) == (False, True)
     assert made.request_id != hit.request_id
     assert made.usage == hit.usage
-    assert [row.cached for row in asker.house.store.rows.values()] == [False, True]
+    assert [row.cached for row in asker.running_service.store.rows.values()] == [False, True]
     assert asker.runs == 1
 
 

@@ -16,90 +16,96 @@ from shared.api.ledger import ModelPrice
 from shared.discovery.directory import WorkerLoad
 from shared.types import MicroCredits, RequestStatus
 from tests.services.gateway import fakes
-from tests.services.gateway.fakes import OWNER, FakeWorker, House
+from tests.services.gateway.fakes import OWNER, FakeWorker, RunningService
 from tests.services.gateway.test_pipeline import ask
 from tests.testnet import until
 
 
 @pytest.fixture
-async def house() -> AsyncIterator[House]:
-    async with fakes.house() as made:
+async def running_service() -> AsyncIterator[RunningService]:
+    async with fakes.running_service() as made:
         yield made
 
 
-async def test_an_answer_costs_what_was_said_and_not_what_was_held(house: House) -> None:
-    _, result = await ask(house, max_tokens=50)
-    (wanted,) = house.books.reserved
+async def test_an_answer_costs_what_was_said_and_not_what_was_held(running_service: RunningService) -> None:
+    _, result = await ask(running_service, max_tokens=50)
+    (wanted,) = running_service.books.reserved
     assert (wanted.request_id, wanted.max_tokens, wanted.answers) == (result.request_id, 50, 1)
-    assert house.store.only_row.cost_micro == result.cost_micro == 7 + 2 * 3
-    assert house.store.only_row.reservation is ReservationState.SETTLED
+    assert running_service.store.only_row.cost_micro == result.cost_micro == 7 + 2 * 3
+    assert running_service.store.only_row.reservation is ReservationState.SETTLED
     assert result.clamped_to is None
 
 
-async def test_who_has_little_gets_a_shorter_answer_and_is_told(house: House) -> None:
-    house.books.most_tokens = 20
-    _, result = await ask(house, max_tokens=50)
-    assert house.worker.asked[0].model_config.max_tokens == 20
+async def test_who_has_little_gets_a_shorter_answer_and_is_told(running_service: RunningService) -> None:
+    running_service.books.most_tokens = 20
+    _, result = await ask(running_service, max_tokens=50)
+    assert running_service.worker.asked[0].model_config.max_tokens == 20
     assert result.clamped_to == 20
 
 
-async def test_who_has_too_little_gets_a_402_before_any_worker_is_asked(house: House) -> None:
-    house.books.refuses = InsufficientCredits(0, of_key=False)
+async def test_who_has_too_little_gets_a_402_before_any_worker_is_asked(running_service: RunningService) -> None:
+    running_service.books.refuses = InsufficientCredits(0, of_key=False)
     with pytest.raises(errors.BudgetExhausted):
-        await ask(house)
-    assert not house.worker.asked
-    row = house.store.only_row
+        await ask(running_service)
+    assert not running_service.worker.asked
+    row = running_service.store.only_row
     assert (row.status, row.error_code, row.reservation) == (RequestStatus.REJECTED, "budget_exhausted", ReservationState.RELEASED)
 
 
-async def test_without_postgresql_nothing_runs(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_postgresql_nothing_runs(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.gateway.billing.ledger.RESERVE_SECONDS", 0.01)
-    house.books.away = True
+    running_service.books.away = True
     with pytest.raises(errors.Unavailable, match="ledger"):
-        await ask(house)
-    assert not house.worker.asked
+        await ask(running_service)
+    assert not running_service.worker.asked
 
 
-async def test_a_request_that_fails_before_its_first_token_is_free(house: House) -> None:
-    house.worker.fails_with = errors.BadRequest("no such thing")
+async def test_a_request_that_fails_before_its_first_token_is_free(running_service: RunningService) -> None:
+    running_service.worker.fails_with = errors.BadRequest("no such thing")
     with pytest.raises(errors.BadRequest):
-        await ask(house)
-    assert (house.store.only_row.cost_micro, house.store.only_row.reservation) == (0, ReservationState.RELEASED)
+        await ask(running_service)
+    assert (running_service.store.only_row.cost_micro, running_service.store.only_row.reservation) == (0, ReservationState.RELEASED)
 
 
 async def test_what_was_delivered_before_a_cancel_is_paid() -> None:
-    async with fakes.house() as house, house.pipeline.run(OWNER, InferenceRequest(prompt="hi"), seconds=10) as running:
+    async with (
+        fakes.running_service() as running_service,
+        running_service.pipeline.run(OWNER, InferenceRequest(prompt="hi"), seconds=10) as running,
+    ):
         async for _ in running:
             break
-    assert (house.store.only_row.cost_micro, house.store.only_row.status) == (7 + 2, RequestStatus.CANCELLED)
+    assert (running_service.store.only_row.cost_micro, running_service.store.only_row.status) == (7 + 2, RequestStatus.CANCELLED)
 
 
 @pytest.mark.parametrize("error", [errors.DeadlineExceeded("too late"), errors.ModelCrashed("gone")])
 @pytest.mark.parametrize(("streamed", "cost", "state"), [(True, 7 + 2, ReservationState.SETTLED), (False, 0, ReservationState.RELEASED)])
 async def test_an_answer_that_fails_before_anybody_saw_it_is_free(
-    house: House, error: errors.AimeshError, streamed: bool, cost: int, state: ReservationState
+    running_service: RunningService, error: errors.AimeshError, streamed: bool, cost: int, state: ReservationState
 ) -> None:
     """A proxy of ours cut a whole answer off, and its caller paid for 1,524 tokens that nobody saw."""
-    house.worker.fails_with, house.worker.fails_after = error, 1
+    running_service.worker.fails_with, running_service.worker.fails_after = error, 1
     with pytest.raises(errors.AimeshError):
-        async with house.pipeline.run(OWNER, InferenceRequest(prompt="hi"), seconds=10, streamed=streamed) as running:
+        async with running_service.pipeline.run(OWNER, InferenceRequest(prompt="hi"), seconds=10, streamed=streamed) as running:
             async for _ in running:
                 pass
-    row = house.store.only_row
+    row = running_service.store.only_row
     assert (row.cost_micro, row.reservation, row.completion_tokens) == (cost, state, 1)
 
 
 async def test_a_caller_who_leaves_a_whole_answer_pays_for_what_was_made_of_it() -> None:
     asked = InferenceRequest(prompt="hi")
-    async with fakes.house() as house, house.pipeline.run(OWNER, asked, seconds=10, streamed=False) as running:
+    async with (
+        fakes.running_service() as running_service,
+        running_service.pipeline.run(OWNER, asked, seconds=10, streamed=False) as running,
+    ):
         async for _ in running:
             break
-    assert (house.store.only_row.cost_micro, house.store.only_row.status) == (7 + 2, RequestStatus.CANCELLED)
+    assert (running_service.store.only_row.cost_micro, running_service.store.only_row.status) == (7 + 2, RequestStatus.CANCELLED)
 
 
-async def test_a_request_without_a_number_holds_what_the_model_has_room_for(house: House) -> None:
-    await ask(house, n=2)
-    assert (house.books.reserved[0].max_tokens, house.books.reserved[0].answers) == (2048, 2)
+async def test_a_request_without_a_number_holds_what_the_model_has_room_for(running_service: RunningService) -> None:
+    await ask(running_service, n=2)
+    assert (running_service.books.reserved[0].max_tokens, running_service.books.reserved[0].answers) == (2048, 2)
 
 
 class Slots(FakeWorker):
@@ -118,16 +124,16 @@ class Slots(FakeWorker):
                 yield said
 
 
-async def test_seconds_of_compute_are_those_of_the_worker_and_not_of_the_queue(house: House) -> None:
+async def test_seconds_of_compute_are_those_of_the_worker_and_not_of_the_queue(running_service: RunningService) -> None:
     """48 equal requests cost 1.11 to 5.44."""
     price = Price(1, ModelPrice(None, MicroCredits(0), MicroCredits(0), compute_second_micro=MicroCredits(1000)))
-    house.books.prices = (price,)
-    await house.parts.ledger.refresh_prices()
+    running_service.books.prices = (price,)
+    await running_service.parts.ledger.refresh_prices()
     worker, now = Slots(), 1000.0
-    house.add_worker(1, worker, "smollm2", load=WorkerLoad(slots=4))
-    house.pipeline.clock = house.dispatch.clock = lambda: now
+    running_service.add_worker(1, worker, "smollm2", load=WorkerLoad(slots=4))
+    running_service.pipeline.clock = running_service.dispatch.clock = lambda: now
     async with asyncio.TaskGroup() as tasks:
-        asking = [tasks.create_task(ask(house, seconds=500, seed=seed)) for seed in range(48)]
+        asking = [tasks.create_task(ask(running_service, seconds=500, seed=seed)) for seed in range(48)]
         for _ in range(12):
             await until(lambda: len(worker.works) == 4)
             now += 2
@@ -135,5 +141,5 @@ async def test_seconds_of_compute_are_those_of_the_worker_and_not_of_the_queue(h
                 done.set()
             worker.works.clear()
     assert {task.result()[1].cost_micro for task in asking} == {2000}
-    assert {row.cost_micro for row in house.store.rows.values()} == {2000}
-    assert max(row.response_time_ms for row in house.store.rows.values()) > 20_000
+    assert {row.cost_micro for row in running_service.store.rows.values()} == {2000}
+    assert max(row.response_time_ms for row in running_service.store.rows.values()) > 20_000

@@ -99,7 +99,7 @@ class Node:
         self.mesh = MeshName("home")
         self.directory = directory.Directory(lambda: 0.0)
         self.trust = Trust(key, Role.WORKER)
-        self.roads = Roads()
+        self.node_transports = Roads()
 
     def offer(self, *, models: tuple[directory.ModelOffer, ...], load: directory.WorkerLoad, not_ready: str = "") -> None:
         self.offers.append(Offer(models, load, not_ready))

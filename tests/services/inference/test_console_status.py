@@ -248,13 +248,13 @@ def test_the_facts_come_from_the_node() -> None:
     node.directory.heard(Announcement(Role.GATEWAY, GATEWAY, "0.1", started), "punched", "swarm")
     node.directory.heard(Announcement(Role.AUTH, OTHER, "0.1", started), "direct", "swarm")
     node.directory.refused(NodeId("UGW2"), Role.GATEWAY, "0.1", "no path")
-    node.roads.round_trips[GATEWAY] = 0.012
+    node.node_transports.round_trips[GATEWAY] = 0.012
     facts = console_status.survey(node, (model("echo"),), is_paused=False, now=5.0)
     assert facts.gateways == (Reached(Role.GATEWAY, GATEWAY, "punched", 12.0),)
     assert facts.unreached == (("UGW2", "no path"),)
     assert facts.why_lost == ""
     assert (facts.is_attached, facts.trouble, facts.certified_until) == (True, "", 1_000_000.0 + 24 * 3600)
-    node.roads.trouble = "Hyperswarm is starting"
+    node.node_transports.trouble = "Hyperswarm is starting"
     node.trust.take_list(certificates.issue_list(ca, 1, 1, (node.id,), 1_000_000))
     facts = console_status.survey(node, (), is_paused=True, now=5.0)
     node.directory.gone(GATEWAY, "silent for 6 s")

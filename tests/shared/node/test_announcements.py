@@ -16,10 +16,10 @@ WORKER = NodeId("UWORKER")
 
 def announcer(role: Role, nodes: Directory, revoked: frozenset[NodeId] = frozenset()) -> Announcer:
     me: Any = SimpleNamespace(role=role, node=NodeId("UME"), mesh="test", instance="me")
-    roads: Any = SimpleNamespace(
+    node_transports: Any = SimpleNamespace(
         swarm=SimpleNamespace(), nats=None, on_link=None, is_revoked=lambda node: node in revoked, told=lambda node, number: None
     )
-    return Announcer(me, roads, nodes, None)
+    return Announcer(me, node_transports, nodes, None)
 
 
 @pytest.mark.parametrize(

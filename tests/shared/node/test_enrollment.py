@@ -26,7 +26,7 @@ QUICK = Means(find_seconds=60, poll_seconds=0.05, approval_seconds=60)
 
 
 @dataclass
-class House:
+class RunningService:
     net: SwarmNet
     door: FrontDoor
     said: list[str] = field(default_factory=list)
@@ -51,13 +51,13 @@ class House:
 
 
 @pytest.fixture
-async def house() -> AsyncIterator[House]:
+async def running_service() -> AsyncIterator[RunningService]:
     async with swarmnet() as net:
         running = await net.start(FrontDoor)
         assert isinstance(running.service, FrontDoor)
         running.service.ca = net.ca
         running.service.bootstrap = tuple(str(address) for address in net.bootstrap)
-        yield House(net, running.service)
+        yield RunningService(net, running.service)
 
 
 @pytest.fixture
@@ -65,113 +65,113 @@ def key() -> NodeKey:
     return NodeKey(node_keys.new_seed())
 
 
-async def test_a_ticket_makes_a_member(house: House, key: NodeKey) -> None:
-    ticket = house.ticket()
-    found = await house.enrol(ticket, key)
+async def test_a_ticket_makes_a_member(running_service: RunningService, key: NodeKey) -> None:
+    ticket = running_service.ticket()
+    found = await running_service.enrol(ticket, key)
     certificate = certificates.read(found.certificate)
     assert (certificate.node, certificate.role, found.role) == (key.id, Role.WORKER, Role.WORKER)
-    assert (found.mesh, found.authorities, found.bootstrap) == ("test", (house.net.ca.id,), ticket.bootstrap)
-    assert house.door.members == {key.id: Role.WORKER}
-    looking, met, certified = [line for line in house.said if line != STARTING]
+    assert (found.mesh, found.authorities, found.bootstrap) == ("test", (running_service.net.ca.id,), ticket.bootstrap)
+    assert running_service.door.members == {key.id: Role.WORKER}
+    looking, met, certified = [line for line in running_service.said if line != STARTING]
     assert looking == "looking for the mesh test …"
     assert met.startswith("found auth of mesh test (direct) after ")
     assert certified.startswith("certified as worker until ")
-    assert not any(ticket.seed.hex() in line or tickets.render(ticket) in line for line in house.said)
+    assert not any(ticket.seed.hex() in line or tickets.render(ticket) in line for line in running_service.said)
 
 
-async def test_the_same_key_may_use_its_ticket_again_and_another_may_not(house: House, key: NodeKey) -> None:
-    ticket = house.ticket()
-    await house.enrol(ticket, key)
-    await house.enrol(ticket, key)
-    assert house.door.members == {key.id: Role.WORKER}
+async def test_the_same_key_may_use_its_ticket_again_and_another_may_not(running_service: RunningService, key: NodeKey) -> None:
+    ticket = running_service.ticket()
+    await running_service.enrol(ticket, key)
+    await running_service.enrol(ticket, key)
+    assert running_service.door.members == {key.id: Role.WORKER}
     with pytest.raises(errors.BadTicket, match="used up"):
-        await house.enrol(ticket, NodeKey(node_keys.new_seed()))
+        await running_service.enrol(ticket, NodeKey(node_keys.new_seed()))
 
 
-async def test_it_waits_for_an_administrator_and_the_ticket_is_needed_no_more(house: House, key: NodeKey) -> None:
+async def test_it_waits_for_an_administrator_and_the_ticket_is_needed_no_more(running_service: RunningService, key: NodeKey) -> None:
     async with asyncio.TaskGroup() as tasks:
-        joining = tasks.create_task(house.enrol(house.ticket(needs_approval=True), key))
+        joining = tasks.create_task(running_service.enrol(running_service.ticket(needs_approval=True), key))
         async with asyncio.timeout(60):
-            while house.door.asked.count("renewCertificate") < 2:  # noqa: ASYNC110 - two rounds of asking
+            while running_service.door.asked.count("renewCertificate") < 2:  # noqa: ASYNC110 - two rounds of asking
                 await asyncio.sleep(0.01)
-        (kept,) = house.kept
-        house.door.pending.clear()
+        (kept,) = running_service.kept
+        running_service.door.pending.clear()
     assert certificates.read(joining.result().certificate).node == key.id
-    assert any("waiting for an administrator" in line for line in house.said)
+    assert any("waiting for an administrator" in line for line in running_service.said)
     # What was kept meanwhile is enough to ask without the ticket.
-    assert (kept.certificate, kept.authorities) == (b"", (house.net.ca.id,))
+    assert (kept.certificate, kept.authorities) == (b"", (running_service.net.ca.id,))
     renewed = await enrollment.renew_at_enrolment_topic(kept, key, means=QUICK)
     assert certificates.read(renewed.certificate).node == key.id
 
 
-async def test_patience_ends_with_the_next_step(house: House, key: NodeKey) -> None:
+async def test_patience_ends_with_the_next_step(running_service: RunningService, key: NodeKey) -> None:
     with pytest.raises(errors.ApprovalPending) as caught:
-        await house.enrol(house.ticket(needs_approval=True), key, replace(QUICK, approval_seconds=0.2))
+        await running_service.enrol(running_service.ticket(needs_approval=True), key, replace(QUICK, approval_seconds=0.2))
     assert "run the same command again" in caught.value.hint
 
 
-async def test_a_node_that_slept_too_long_renews_and_a_revoked_one_does_not(house: House, key: NodeKey) -> None:
-    kept = membership_file.of(await house.enrol(house.ticket(), key))
-    old = certificates.issue(house.net.ca, certificates.Subject(key.id, Role.WORKER), 1_000_000)
+async def test_a_node_that_slept_too_long_renews_and_a_revoked_one_does_not(running_service: RunningService, key: NodeKey) -> None:
+    kept = membership_file.of(await running_service.enrol(running_service.ticket(), key))
+    old = certificates.issue(running_service.net.ca, certificates.Subject(key.id, Role.WORKER), 1_000_000)
     kept = MembershipFile(kept.mesh, kept.role, old, kept.revocations, kept.authorities, kept.topics, kept.bootstrap)
     renewed = await enrollment.renew_at_enrolment_topic(kept, key, means=QUICK)
     assert certificates.read(renewed.certificate).not_after > certificates.read(old).not_after
-    house.door.revoked.add(key.id)
+    running_service.door.revoked.add(key.id)
     with pytest.raises(errors.NodeRevoked):
         await enrollment.renew_at_enrolment_topic(kept, key, means=QUICK)
 
 
-async def test_a_certificate_for_somebody_else_is_not_believed(house: House, key: NodeKey) -> None:
-    house.door.certify_instead = NodeKey(node_keys.new_seed()).id
+async def test_a_certificate_for_somebody_else_is_not_believed(running_service: RunningService, key: NodeKey) -> None:
+    running_service.door.certify_instead = NodeKey(node_keys.new_seed()).id
     with pytest.raises(errors.NotCertified, match="another node"):
-        await house.enrol(house.ticket(), key)
+        await running_service.enrol(running_service.ticket(), key)
 
 
-async def test_a_certificate_by_another_ca_is_not_believed(house: House, key: NodeKey) -> None:
-    ticket = house.ticket()
-    house.door.ca = node_keys.Authority(node_keys.new_authority_seed())
+async def test_a_certificate_by_another_ca_is_not_believed(running_service: RunningService, key: NodeKey) -> None:
+    ticket = running_service.ticket()
+    running_service.door.ca = node_keys.Authority(node_keys.new_authority_seed())
     with pytest.raises(errors.NotCertified, match="not of this mesh"):
-        await house.enrol(ticket, key)
+        await running_service.enrol(ticket, key)
 
 
-async def test_a_clock_that_is_off_is_told(house: House, key: NodeKey) -> None:
-    house.door.clock_offset_seconds = 120
-    await house.enrol(house.ticket(), key)
-    assert "this machine's clock is 2 min behind the mesh's: set it, as by NTP" in house.said
+async def test_a_clock_that_is_off_is_told(running_service: RunningService, key: NodeKey) -> None:
+    running_service.door.clock_offset_seconds = 120
+    await running_service.enrol(running_service.ticket(), key)
+    assert "this machine's clock is 2 min behind the mesh's: set it, as by NTP" in running_service.said
 
 
-async def test_an_auth_of_another_mesh_hears_nothing_of_the_ticket(house: House, key: NodeKey) -> None:
+async def test_an_auth_of_another_mesh_hears_nothing_of_the_ticket(running_service: RunningService, key: NodeKey) -> None:
     """It sits at the right topic, with a certificate of its own CA."""
-    ticket = replace_authority(house.ticket(), node_keys.Authority(node_keys.new_authority_seed()))
-    impostor = house.net.nodes[0].node
+    ticket = replace_authority(running_service.ticket(), node_keys.Authority(node_keys.new_authority_seed()))
+    impostor = running_service.net.nodes[0].node
     impostor.trust.authorities = (*impostor.trust.authorities, ticket.authority_id)
     impostor.membership_changed()
-    refused = await house.refuses(ticket, key, "nobody who answered is an auth of mesh test")
+    refused = await running_service.refuses(ticket, key, "nobody who answered is an auth of mesh test")
     assert isinstance(refused, errors.NotReachable)
     assert refused.hint == "ask for a new ticket"
-    assert house.door.asked == []
+    assert running_service.door.asked == []
 
 
 def replace_authority(ticket: tickets.Ticket, ca: node_keys.Authority) -> tickets.Ticket:
     return tickets.Ticket(1, ticket.id, ticket.seed, node_keys.raw_of(ca.id), ticket.mesh, ticket.bootstrap)
 
 
-async def test_nobody_there_says_who_was_asked_and_what_to_do(house: House, key: NodeKey) -> None:
-    ticket = replace_authority(house.ticket(), node_keys.Authority(node_keys.new_authority_seed()))
-    refused = await house.refuses(ticket, key, "nobody of mesh test was found within ")
+async def test_nobody_there_says_who_was_asked_and_what_to_do(running_service: RunningService, key: NodeKey) -> None:
+    ticket = replace_authority(running_service.ticket(), node_keys.Authority(node_keys.new_authority_seed()))
+    refused = await running_service.refuses(ticket, key, "nobody of mesh test was found within ")
     assert isinstance(refused, errors.NotReachable)
     assert ", asking 127.0.0.1:" in refused.message
     assert "DHT_HOST" in refused.hint
 
 
-async def test_a_hyperswarm_that_starts_slowly_is_waited_for(house: House, key: NodeKey, tmp_path: Path) -> None:
+async def test_a_hyperswarm_that_starts_slowly_is_waited_for(running_service: RunningService, key: NodeKey, tmp_path: Path) -> None:
     slow_node = tmp_path / "node"
     slow_node.write_text(f'#!/bin/sh\nsleep 3\nexec {hyperswarm.find_node()} "$@"\n')
     slow_node.chmod(0o755)
     asked = itertools.count()
     # Nine seconds pass between two looks at the clock.
-    await house.enrol(house.ticket(), key, replace(QUICK, node=slow_node, clock=lambda: time.time() + 9 * next(asked)))
-    assert STARTING in house.said
+    await running_service.enrol(running_service.ticket(), key, replace(QUICK, node=slow_node, clock=lambda: time.time() + 9 * next(asked)))
+    assert STARTING in running_service.said
 
 
 @pytest.mark.parametrize(

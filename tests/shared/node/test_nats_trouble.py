@@ -15,7 +15,7 @@ async def test_a_key_that_was_removed_is_named_in_the_health() -> None:
         web = await net.start(Web)
         assert (await web.node.health()).ready
         net.server.remove(web.node.id)
-        await until(lambda: web.node.roads.faults() != "" and "refused" in web.node.roads.faults(), seconds=20)
+        await until(lambda: web.node.node_transports.faults() != "" and "refused" in web.node.node_transports.faults(), seconds=20)
         assert "refused this node's key" in await nats_detail(web.node)
         assert "aicli stack init" in await nats_detail(web.node)
         assert not (await web.node.health()).ready

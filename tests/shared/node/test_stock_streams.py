@@ -179,7 +179,7 @@ async def test_a_caller_ends_a_stream_that_says_nothing_by_a_message_to_its_repl
 
 async def test_a_stream_that_loses_its_connection_to_nats_fails(stock: Stock) -> None:
     """What was sent meanwhile is lost, so that no later message may pass for the next one."""
-    client = stock.running.node.roads.nats.nats
+    client = stock.running.node.node_transports.nats.nats
     async with stock.stream(asked("large")) as replies:
         await replies.next_msg(SECONDS)
         client._session.abort()
@@ -187,7 +187,7 @@ async def test_a_stream_that_loses_its_connection_to_nats_fails(stock: Stock) ->
 
 
 async def test_a_stream_does_not_go_on_after_a_reconnect(stock: Stock) -> None:
-    client = stock.running.node.roads.nats.nats
+    client = stock.running.node.node_transports.nats.nats
     async with stock.stream(asked("paused")) as replies:
         await replies.next_msg(SECONDS)
         client._session.abort()

@@ -20,7 +20,7 @@ class Visit:
     caller_role: Role = Role.CLIENT
 
 
-class Desk:
+class ApiClient:
     """Knows one person by either key, and remembers whom it was asked about."""
 
     def __init__(self, role: UserRole = UserRole.USER, networks: tuple[str, ...] = ()) -> None:
@@ -40,50 +40,50 @@ class Desk:
 
 
 async def test_a_method_that_asks_about_nobody_asks_nobody() -> None:
-    desk = Desk()
-    assert await desk.gate.admit(auth.login_user, auth.LoginUser(auth.Credentials("p", "ada")), Visit(KEY)) is None
-    assert desk.asked == []
+    api_client = ApiClient()
+    assert await api_client.gate.admit(auth.login_user, auth.LoginUser(auth.Credentials("p", "ada")), Visit(KEY)) is None
+    assert api_client.asked == []
 
 
 @pytest.mark.parametrize(("own", "beside"), [(KEY, None), (None, KEY), (KEY, KEY)])
 async def test_the_credential_may_be_in_the_body_or_beside_it(own: Credential | None, beside: Credential | None) -> None:
-    desk = Desk()
+    api_client = ApiClient()
     request = gateway.ProcessInferenceRequest(gateway.InferenceRequest(prompt="x"), gateway.Auth(own))
-    assert await desk.gate.admit(gateway.process_inference_request, request, Visit(beside)) == desk.person
-    assert desk.asked == [KEY]
+    assert await api_client.gate.admit(gateway.process_inference_request, request, Visit(beside)) == api_client.person
+    assert api_client.asked == [KEY]
 
 
 async def test_two_credentials_that_differ_are_refused() -> None:
-    desk = Desk()
+    api_client = ApiClient()
     request = gateway.ProcessInferenceRequest(gateway.InferenceRequest(prompt="x"), gateway.Auth(BODY_KEY))
     with pytest.raises(errors.BadRequest, match="two different credentials"):
-        await desk.gate.admit(gateway.process_inference_request, request, Visit(KEY))
-    assert desk.asked == []
+        await api_client.gate.admit(gateway.process_inference_request, request, Visit(KEY))
+    assert api_client.asked == []
 
 
 async def test_a_refusal_is_told_with_who_it_was_as_far_as_that_is_known() -> None:
-    desk = Desk()
+    api_client = ApiClient()
     with pytest.raises(errors.NotAllowed):
-        await desk.gate.admit(auth.list_users, auth.ListUsers(), Visit(KEY))
+        await api_client.gate.admit(auth.list_users, auth.ListUsers(), Visit(KEY))
     with pytest.raises(errors.NotAuthenticated):
-        await desk.gate.admit(auth.list_users, auth.ListUsers(), Visit())
-    assert desk.refusals == [("auth.listUsers", desk.person, "not_allowed"), ("auth.listUsers", None, "not_authenticated")]
+        await api_client.gate.admit(auth.list_users, auth.ListUsers(), Visit())
+    assert api_client.refusals == [("auth.listUsers", api_client.person, "not_allowed"), ("auth.listUsers", None, "not_authenticated")]
 
 
 async def test_nodes_of_the_house_may_ask_what_a_person_may_without_being_one() -> None:
-    desk = Desk()
-    assert await desk.gate.admit(gateway.list_nodes, gateway.ListNodes(), Visit(None, Role.METRICS)) is None
+    api_client = ApiClient()
+    assert await api_client.gate.admit(gateway.list_nodes, gateway.ListNodes(), Visit(None, Role.METRICS)) is None
     with pytest.raises(errors.NotAuthenticated):
-        await desk.gate.admit(gateway.list_nodes, gateway.ListNodes(), Visit(None, Role.CLIENT))
-    assert await desk.gate.admit(gateway.list_nodes, gateway.ListNodes(), Visit(KEY, Role.METRICS)) == desk.person
+        await api_client.gate.admit(gateway.list_nodes, gateway.ListNodes(), Visit(None, Role.CLIENT))
+    assert await api_client.gate.admit(gateway.list_nodes, gateway.ListNodes(), Visit(KEY, Role.METRICS)) == api_client.person
 
 
 async def test_a_key_that_is_bound_to_networks_comes_in_over_http_alone() -> None:
-    desk = Desk(networks=("192.0.2.0/24",))
+    api_client = ApiClient(networks=("192.0.2.0/24",))
     with pytest.raises(errors.NotAllowed, match="bound to networks"):
-        await desk.gate.admit(gateway.get_user_quota, gateway.GetUserQuota(), Visit(KEY))
+        await api_client.gate.admit(gateway.get_user_quota, gateway.GetUserQuota(), Visit(KEY))
     # The gateway asks in its name after it has seen the address at its own door.
-    assert await desk.gate.admit(auth.list_api_keys, auth.ListApiKeys(), Visit(KEY, Role.GATEWAY)) == desk.person
+    assert await api_client.gate.admit(auth.list_api_keys, auth.ListApiKeys(), Visit(KEY, Role.GATEWAY)) == api_client.person
 
 
 async def test_an_auth_that_cannot_be_asked_is_no_refusal() -> None:
@@ -101,4 +101,4 @@ def test_a_service_without_a_gate_serves_no_method_that_asks_who_somebody_is() -
     check_declared([metrics.get_metrics], None)
     with pytest.raises(ValueError, match="has no gate"):
         check_declared([auth.list_api_keys], None)
-    check_declared([auth.list_api_keys], Desk().gate)
+    check_declared([auth.list_api_keys], ApiClient().gate)

@@ -329,7 +329,7 @@ async def test_a_thousand_streams_run_at_once_on_one_link() -> None:
         async with asyncio.timeout(60):
             await first.wait()
             assert door.node.pool.in_flight(running.node.id) == 1000
-            assert len([link for link in running.node.roads.links() if link.peer.node == door.node.id]) == 1
+            assert len([link for link in running.node.node_transports.links() if link.peer.node == door.node.id]) == 1
             running.service.may_go_on.set()
             assert await asyncio.gather(*readers) == [2] * 1000
 
@@ -359,7 +359,7 @@ async def test_unread_answers_of_a_link_hold_no_more_than_16_mib_and_stop_no_oth
 async def test_a_peer_that_does_not_say_how_many_calls_it_takes_gets_256() -> None:
     async with testnet() as net:
         running = await net.start(Auth)
-        transport = running.node.roads.nats
+        transport = running.node.node_transports.nats
         assert transport is not None
         say_hello = transport._hello
         # As versions before this field do; the decoder then fills this in.
@@ -537,7 +537,7 @@ async def test_everything_comes_back_after_a_restart_of_nats() -> None:
         async with door.node.rpc.stream(inference.process_prompt, prompt("x", 2)) as again:
             assert len([chunk async for chunk in again]) == 2
         assert asyncio.get_running_loop().time() - started < 5
-        assert worker.node.roads.nats.nats.reconnects == 1
+        assert worker.node.node_transports.nats.nats.reconnects == 1
 
 
 async def test_processes_of_one_profile_share_a_key_and_do_not_disturb_each_other() -> None:

@@ -115,7 +115,7 @@ async def test_a_client_outside_calls_auth_and_a_gateway_streams_from_a_worker()
         assert (entry.path, [route.transport for route in entry.routes]) == ("direct", ["swarm"])
         assert {entry.node for entry in usable(caller, Role.AUTH)} == {the_auth.node.id}
         assert not caller.directory.entries(Role.WORKER)
-        await until(lambda: gateway.node.roads.round_trip_seconds(worker.node.id) is not None)
+        await until(lambda: gateway.node.node_transports.round_trip_seconds(worker.node.id) is not None)
 
 
 async def test_clients_never_meet_each_other_and_a_worker_no_client() -> None:
@@ -124,7 +124,7 @@ async def test_clients_never_meet_each_other_and_a_worker_no_client() -> None:
         first, second = await net.client(), await net.client()
         for node in (worker, first, second):
             await sees(node, gateway)
-        peers = [sorted(link.peer.role for link in node.roads.links()) for node in (first, second, worker.node)]
+        peers = [sorted(link.peer.role for link in node.node_transports.links()) for node in (first, second, worker.node)]
         assert peers == [["gateway"], ["gateway"], ["gateway"]]
 
 
@@ -208,7 +208,7 @@ async def test_a_revoked_worker_is_cut_off_in_mid_stream_everywhere_though_one_n
         assert stopwatch.now() - started < 5
         assert gateways[1].node.directory.entries(Role.WORKER)[0].why_not in ("this node was revoked", "revoked by an administrator")
         for gateway in gateways:
-            assert worker.node.id not in {link.peer.node for link in gateway.node.roads.links()}
+            assert worker.node.id not in {link.peer.node for link in gateway.node.node_transports.links()}
 
 
 async def test_a_node_with_an_expired_certificate_is_shown_with_the_reason() -> None:
@@ -238,7 +238,7 @@ async def test_eight_processes_of_one_profile_call_at_once() -> None:
         asked = auth.LoginUser(auth.Credentials("x", "ada"))
         replies = await asyncio.gather(*(caller.rpc.call(auth.login_user, asked, deadline_seconds=20) for caller in callers))
         assert len(replies) == 8
-        assert len({NodeId(link.peer.node) for caller in callers for link in caller.roads.links()}) == 1
+        assert len({NodeId(link.peer.node) for caller in callers for link in caller.node_transports.links()}) == 1
 
 
 async def test_when_the_dht_nodes_that_were_told_are_gone_those_that_were_kept_lead_to_the_mesh() -> None:
@@ -260,7 +260,7 @@ async def test_when_the_dht_nodes_that_were_told_are_gone_those_that_were_kept_l
             await again.rpc.call(auth.login_user, asked, deadline_seconds=20)
             assert stopwatch.now() - started < 10
             # Links that were there live on.
-            assert worker.node.id in {link.peer.node for link in gateway.node.roads.links()}
+            assert worker.node.id in {link.peer.node for link in gateway.node.node_transports.links()}
 
 
 async def test_dht_nodes_that_come_with_a_renewal_are_used_at_once_and_the_former_ones_kept() -> None:

@@ -53,45 +53,45 @@ class PreferencesPage:
 
 
 @get("/settings")
-async def show_profile(visit: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
-    return await _profile(visit, notice=notice_of(done, _DONE))
+async def show_profile(page_request: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
+    return await _profile(page_request, notice=notice_of(done, _DONE))
 
 
 @post("/settings")
-async def change_profile(visit: NamedDependency[PageRequest]) -> Page:
-    form = await visit.read_form(ProfileForm)
+async def change_profile(page_request: NamedDependency[PageRequest]) -> Page:
+    form = await page_request.read_form(ProfileForm)
     try:
-        await visit.call(accounts.change_profile, accounts.ChangeProfile(form.username.strip(), form.email.strip()))
+        await page_request.call(accounts.change_profile, accounts.ChangeProfile(form.username.strip(), form.email.strip()))
     except (errors.NotAuthenticated, errors.ConfirmationNeeded):
         raise
     except errors.CallerError as error:
-        return await _profile(visit, typed=form, problem=error)
-    forget_session(visit)
-    return visit.redirect("/settings?done=saved")
+        return await _profile(page_request, typed=form, problem=error)
+    forget_session(page_request)
+    return page_request.redirect("/settings?done=saved")
 
 
 @get("/settings/preferences")
-async def show_preferences(visit: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
+async def show_preferences(page_request: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
     account, models = await asyncio.gather(
-        visit.call(accounts.get_account, accounts.GetAccount()), visit.ask(gateway.list_models, gateway.ListModels())
+        page_request.call(accounts.get_account, accounts.GetAccount()), page_request.ask(gateway.list_models, gateway.ListModels())
     )
     chosen = account.preferences
     typed = PreferencesForm(chosen.default_model or "", chosen.theme, "yes" if chosen.notify_by_mail else "")
-    return _preferences(visit, typed, models, notice=notice_of(done, _DONE))
+    return _preferences(page_request, typed, models, notice=notice_of(done, _DONE))
 
 
 @post("/settings/preferences")
-async def set_preferences(visit: NamedDependency[PageRequest]) -> Page:
-    form = await visit.read_form(PreferencesForm)
+async def set_preferences(page_request: NamedDependency[PageRequest]) -> Page:
+    form = await page_request.read_form(PreferencesForm)
     chosen = accounts.Preferences(ModelName(form.default_model) if form.default_model else None, form.theme, bool(form.notify_by_mail))
     try:
-        await visit.call(accounts.set_preferences, accounts.SetPreferences(chosen))
+        await page_request.call(accounts.set_preferences, accounts.SetPreferences(chosen))
     except (errors.NotAuthenticated, errors.ConfirmationNeeded):
         raise
     except errors.CallerError as error:
-        return _preferences(visit, form, await visit.ask(gateway.list_models, gateway.ListModels()), problem=error)
-    forget_session(visit)
-    return visit.redirect("/settings/preferences?done=saved")
+        return _preferences(page_request, form, await page_request.ask(gateway.list_models, gateway.ListModels()), problem=error)
+    forget_session(page_request)
+    return page_request.redirect("/settings/preferences?done=saved")
 
 
 def notice_of(done: str, words: dict[str, str]) -> rendering.Notice | None:
@@ -99,20 +99,20 @@ def notice_of(done: str, words: dict[str, str]) -> rendering.Notice | None:
     return rendering.Notice(words[done]) if done in words else None
 
 
-def forget_session(visit: PageRequest) -> None:
+def forget_session(page_request: PageRequest) -> None:
     """Drop the cached session, so that the next page gets the new name and theme."""
-    if visit.session_token is not None:
-        visit.site.sessions.forget(visit.session_token)
+    if page_request.session_token is not None:
+        page_request.site.sessions.forget(page_request.session_token)
 
 
 async def _profile(
-    visit: PageRequest,
+    page_request: PageRequest,
     *,
     typed: ProfileForm | None = None,
     problem: errors.CallerError | None = None,
     notice: rendering.Notice | None = None,
 ) -> Page:
-    account = await visit.call(accounts.get_account, accounts.GetAccount())
+    account = await page_request.call(accounts.get_account, accounts.GetAccount())
     view = ProfilePage(
         account=account,
         username=typed.username if typed else account.user.username,
@@ -120,11 +120,11 @@ async def _profile(
         problem=problem,
     )
     status = HTTPStatus.OK if problem is None else problem.status
-    return visit.page("settings/profile.html", view, here="settings", status=status, notice=notice)
+    return page_request.page("settings/profile.html", view, here="settings", status=status, notice=notice)
 
 
 def _preferences(
-    visit: PageRequest,
+    page_request: PageRequest,
     typed: PreferencesForm,
     served: gateway.ServedModels | None,
     *,
@@ -138,7 +138,7 @@ def _preferences(
         models = (*names, *([chosen] if chosen and chosen not in names else []))
     view = PreferencesPage(typed=typed, models=models, themes=THEMES, problem=problem)
     status = HTTPStatus.OK if problem is None else problem.status
-    return visit.page("settings/preferences.html", view, here="settings", status=status, notice=notice)
+    return page_request.page("settings/preferences.html", view, here="settings", status=status, notice=notice)
 
 
 ROUTES = (show_profile, change_profile, show_preferences, set_preferences)

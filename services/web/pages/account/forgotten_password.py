@@ -41,35 +41,37 @@ class ResetPage:
 
 
 @get("/forgot")
-async def show_forgot(visit: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
-    return visit.page("forgot.html", ForgotPage(is_sent=done == "sent"), here="login")
+async def show_forgot(page_request: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
+    return page_request.page("forgot.html", ForgotPage(is_sent=done == "sent"), here="login")
 
 
 @post("/forgot")
-async def ask_for_mail(visit: NamedDependency[PageRequest]) -> Page:
-    form = await visit.read_form(ForgotForm, by_visitor=True)
+async def ask_for_mail(page_request: NamedDependency[PageRequest]) -> Page:
+    form = await page_request.read_form(ForgotForm, by_visitor=True)
     try:
-        await visit.site.caller.call(accounts.request_password_reset, accounts.RequestPasswordReset(form.name.strip(), visit.client()))
+        await page_request.site.caller.call(
+            accounts.request_password_reset, accounts.RequestPasswordReset(form.name.strip(), page_request.client())
+        )
     except errors.CallerError as error:
-        return visit.page("forgot.html", ForgotPage(name=form.name, problem=error), here="login", status=error.status)
-    return visit.redirect("/forgot?done=sent")
+        return page_request.page("forgot.html", ForgotPage(name=form.name, problem=error), here="login", status=error.status)
+    return page_request.redirect("/forgot?done=sent")
 
 
 @get("/reset")
-async def show_reset(visit: NamedDependency[PageRequest], token: FromQuery[str] = "") -> Page:
-    return await _reset_page(visit, token)
+async def show_reset(page_request: NamedDependency[PageRequest], token: FromQuery[str] = "") -> Page:
+    return await _reset_page(page_request, token)
 
 
 @post("/reset")
-async def reset(visit: NamedDependency[PageRequest]) -> Page:
-    form = await visit.read_form(ResetForm, by_visitor=True)
+async def reset(page_request: NamedDependency[PageRequest]) -> Page:
+    form = await page_request.read_form(ResetForm, by_visitor=True)
     try:
         check_repeated(form.new_password, form.repeated)
         request = accounts.ResetPassword(form.code.strip(), form.new_password)
-        await visit.site.caller.call(accounts.reset_password, request, deadline_seconds=signing_in.PASSWORD_CALL_SECONDS)
+        await page_request.site.caller.call(accounts.reset_password, request, deadline_seconds=signing_in.PASSWORD_CALL_SECONDS)
     except errors.CallerError as error:
-        return await _reset_page(visit, form.code, error)
-    return visit.redirect("/login?done=reset")
+        return await _reset_page(page_request, form.code, error)
+    return page_request.redirect("/login?done=reset")
 
 
 def check_repeated(password: str, repeated: str) -> None:
@@ -78,10 +80,10 @@ def check_repeated(password: str, repeated: str) -> None:
         raise errors.BadRequest("the passwords do not match", hint="type the new password twice")
 
 
-async def _reset_page(visit: PageRequest, code: str, problem: errors.CallerError | None = None) -> Page:
-    options = await signing_in.find_options(visit)
+async def _reset_page(page_request: PageRequest, code: str, problem: errors.CallerError | None = None) -> Page:
+    options = await signing_in.find_options(page_request)
     view = ResetPage(code=code, password_min_length=options.password_min_length, problem=problem)
-    return visit.page("reset.html", view, here="login", status=HTTPStatus.OK if problem is None else problem.status)
+    return page_request.page("reset.html", view, here="login", status=HTTPStatus.OK if problem is None else problem.status)
 
 
 ROUTES = (show_forgot, ask_for_mail, show_reset, reset)

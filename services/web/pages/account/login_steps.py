@@ -31,59 +31,59 @@ class CodePage:
 
 
 @get("/login/code")
-async def show_code(visit: NamedDependency[PageRequest], then: FromQuery[str] = "") -> Page:
-    if visit.person.step is not auth.Step.ENTER_CODE:
-        return visit.redirect(signing_in.after_login(visit.person, then))
-    return _code_page(visit, request_context.own_page(then))
+async def show_code(page_request: NamedDependency[PageRequest], then: FromQuery[str] = "") -> Page:
+    if page_request.person.step is not auth.Step.ENTER_CODE:
+        return page_request.redirect(signing_in.after_login(page_request.person, then))
+    return _code_page(page_request, request_context.own_page(then))
 
 
 @post("/login/code")
-async def enter_code(visit: NamedDependency[PageRequest]) -> Page:
-    form = await visit.read_form(LoginCodeForm)
-    if visit.person.step is not auth.Step.ENTER_CODE:
+async def enter_code(page_request: NamedDependency[PageRequest]) -> Page:
+    form = await page_request.read_form(LoginCodeForm)
+    if page_request.person.step is not auth.Step.ENTER_CODE:
         # The form was submitted twice and the first one succeeded.
-        return visit.redirect(signing_in.after_login(visit.person, form.then))
+        return page_request.redirect(signing_in.after_login(page_request.person, form.then))
     try:
-        session = await visit.call(auth.confirm_login, auth.ConfirmLogin(form.code.strip()))
+        session = await page_request.call(auth.confirm_login, auth.ConfirmLogin(form.code.strip()))
     except errors.NotAuthenticated:
         raise
     except errors.CallerError as error:
-        return _code_page(visit, request_context.own_page(form.then), error)
-    visit.sign_in(session)
-    return visit.redirect(signing_in.after_login(session, form.then))
+        return _code_page(page_request, request_context.own_page(form.then), error)
+    page_request.sign_in(session)
+    return page_request.redirect(signing_in.after_login(session, form.then))
 
 
 @get(_SET_UP)
-async def show_set_up(visit: NamedDependency[PageRequest], then: FromQuery[str] = "") -> Page:
-    if visit.person.step is not auth.Step.SET_UP_MFA:
-        return visit.redirect(signing_in.after_login(visit.person, then))
+async def show_set_up(page_request: NamedDependency[PageRequest], then: FromQuery[str] = "") -> Page:
+    if page_request.person.step is not auth.Step.SET_UP_MFA:
+        return page_request.redirect(signing_in.after_login(page_request.person, then))
     try:
-        return await second_factor.begin(visit, action=_SET_UP, then=request_context.own_page(then))
+        return await second_factor.begin(page_request, action=_SET_UP, then=request_context.own_page(then))
     except errors.ConfirmationNeeded:
-        return await _begin_again(visit)
+        return await _begin_again(page_request)
 
 
 @post(_SET_UP)
-async def set_up(visit: NamedDependency[PageRequest]) -> Page:
-    form = await visit.read_form(second_factor.SeedForm)
-    if visit.person.step is not auth.Step.SET_UP_MFA:
-        return visit.redirect(signing_in.after_login(visit.person, form.then))
+async def set_up(page_request: NamedDependency[PageRequest]) -> Page:
+    form = await page_request.read_form(second_factor.SeedForm)
+    if page_request.person.step is not auth.Step.SET_UP_MFA:
+        return page_request.redirect(signing_in.after_login(page_request.person, form.then))
     try:
-        return await second_factor.enable(visit, form, action=_SET_UP, then=request_context.own_page(form.then))
+        return await second_factor.enable(page_request, form, action=_SET_UP, then=request_context.own_page(form.then))
     except errors.ConfirmationNeeded:
-        return await _begin_again(visit)
+        return await _begin_again(page_request)
 
 
-async def _begin_again(visit: PageRequest) -> Page:
+async def _begin_again(page_request: PageRequest) -> Page:
     """End a sign-in that took too long: an incomplete one cannot be confirmed again."""
-    await signing_in.end_session(visit)
-    visit.sign_out()
-    return visit.redirect("/login?done=late")
+    await signing_in.end_session(page_request)
+    page_request.sign_out()
+    return page_request.redirect("/login?done=late")
 
 
-def _code_page(visit: PageRequest, then: str, problem: errors.CallerError | None = None) -> Page:
-    view = CodePage(username=visit.person.user.username, then=then, problem=problem)
-    return visit.page("login_code.html", view, here="login", status=HTTPStatus.OK if problem is None else problem.status)
+def _code_page(page_request: PageRequest, then: str, problem: errors.CallerError | None = None) -> Page:
+    view = CodePage(username=page_request.person.user.username, then=then, problem=problem)
+    return page_request.page("login_code.html", view, here="login", status=HTTPStatus.OK if problem is None else problem.status)
 
 
 ROUTES = (show_code, enter_code, show_set_up, set_up)

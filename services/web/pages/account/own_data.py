@@ -47,82 +47,84 @@ class DataPage:
 
 
 @get("/settings/data")
-async def show_data(visit: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
-    return await _page(visit, notice=account_settings.notice_of(done, _DONE))
+async def show_data(page_request: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
+    return await _page(page_request, notice=account_settings.notice_of(done, _DONE))
 
 
 @post("/settings/data/export")
-async def send_archive(visit: NamedDependency[PageRequest]) -> Page | Stream:
+async def send_archive(page_request: NamedDependency[PageRequest]) -> Page | Stream:
     """Stream the archive. Auth rejects a request before the first piece."""
-    await visit.read_form(forms.Confirmation)
-    if visit.person.team_id is not None:
+    await page_request.read_form(forms.Confirmation)
+    if page_request.person.team_id is not None:
         error = errors.BadRequest(
             "you are acting as an organization, so this would export its requests",
             hint="switch to your personal account under Organizations",
         )
-        return await _page(visit, problem=error)
-    pieces = archive_of(visit, visit.site.now())
+        return await _page(page_request, problem=error)
+    pieces = archive_of(page_request, page_request.site.now())
     try:
         first = await anext(pieces)
     except (errors.NotAuthenticated, errors.ConfirmationNeeded):
         raise
     except errors.CallerError as error:
-        return await _page(visit, problem=error)
-    name = f"aimesh-{visit.site.now():%Y-%m-%d}.zip"
+        return await _page(page_request, problem=error)
+    name = f"aimesh-{page_request.site.now():%Y-%m-%d}.zip"
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
     return Stream(_chained(first, pieces), media_type="application/zip", status_code=HTTPStatus.OK, headers=headers)
 
 
 @post("/settings/data/delete")
-async def delete_account(visit: NamedDependency[PageRequest]) -> Page:
-    form = await visit.read_form(DeleteForm)
+async def delete_account(page_request: NamedDependency[PageRequest]) -> Page:
+    form = await page_request.read_form(DeleteForm)
     try:
         if not form.sure:
             raise errors.BadRequest("the deletion is not confirmed", hint="check the box to delete your account")
-        await visit.call(privacy.request_erasure, privacy.RequestErasure())
+        await page_request.call(privacy.request_erasure, privacy.RequestErasure())
     except (errors.NotAuthenticated, errors.ConfirmationNeeded):
         raise
     except errors.CallerError as error:
-        return await _page(visit, problem=error)
-    return visit.redirect("/settings/data")
+        return await _page(page_request, problem=error)
+    return page_request.redirect("/settings/data")
 
 
 @post("/settings/data/keep")
-async def keep_account(visit: NamedDependency[PageRequest]) -> Page:
-    await visit.read_form(forms.Confirmation)
-    await visit.call(privacy.cancel_erasure, privacy.CancelErasure())
-    return visit.redirect("/settings/data?done=kept")
+async def keep_account(page_request: NamedDependency[PageRequest]) -> Page:
+    await page_request.read_form(forms.Confirmation)
+    await page_request.call(privacy.cancel_erasure, privacy.CancelErasure())
+    return page_request.redirect("/settings/data?done=kept")
 
 
-async def archive_of(visit: PageRequest, now: datetime) -> AsyncIterator[bytes]:
+async def archive_of(page_request: PageRequest, now: datetime) -> AsyncIterator[bytes]:
     """Yield the archive. Raises what ``exportAccount`` raises. If the gateway is down, a note replaces its files."""
     archive = ZipStream(now)
-    token = visit.person.access_token
-    asked = visit.site.caller.stream(privacy.export_account, privacy.ExportAccount(), deadline_seconds=_EXPORT_SECONDS, credential=token)
+    token = page_request.person.access_token
+    asked = page_request.site.caller.stream(
+        privacy.export_account, privacy.ExportAccount(), deadline_seconds=_EXPORT_SECONDS, credential=token
+    )
     async with asked as files:
         async for file in files:
             yield archive.add(file.name, file.content)
     try:
-        async for piece in _requests(visit):
+        async for piece in _requests(page_request):
             yield archive.add("requests.csv", piece)
     except errors.PeerError:
         yield archive.add("requests-MISSING.txt", _MISSING.format(name="requests.csv").encode())
     try:
-        yield archive.add("usage.json", await _usage(visit, now))
+        yield archive.add("usage.json", await _usage(page_request, now))
     except errors.PeerError:
         yield archive.add("usage-MISSING.txt", _MISSING.format(name="usage.json").encode())
     yield archive.close()
 
 
-async def _requests(visit: PageRequest) -> AsyncIterator[bytes]:
+async def _requests(page_request: PageRequest) -> AsyncIterator[bytes]:
     """Yield the request log as CSV, with key names if auth responds."""
-    keys = await visit.ask(auth.list_api_keys, auth.ListApiKeys())
+    keys = await page_request.ask(auth.list_api_keys, auth.ListApiKeys())
     key_names = {key.id: key.name for key in keys.keys} if keys else {}
-    asked = visit.site.caller.stream(
+    asked = page_request.site.caller.stream(
         usage_report.export_requests,
         usage_report.ExportRequests(),
         deadline_seconds=_EXPORT_SECONDS,
-        credential=visit.person.access_token,
+        credential=page_request.person.access_token,
     )
     async with asked as batches:
         yield csv_tables.request_head()
@@ -132,10 +134,10 @@ async def _requests(visit: PageRequest) -> AsyncIterator[bytes]:
             await asyncio.sleep(0)
 
 
-async def _usage(visit: PageRequest, now: datetime) -> bytes:
+async def _usage(page_request: PageRequest, now: datetime) -> bytes:
     day = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     wanted = usage_report.GetUsageReport(since=day - timedelta(days=_USAGE_DAYS - 1), until=day + timedelta(days=1))
-    report = await visit.call(usage_report.get_usage_report, wanted, deadline_seconds=30)
+    report = await page_request.call(usage_report.get_usage_report, wanted, deadline_seconds=30)
     return msgspec.json.format(msgspec.json.encode(report), indent=2)
 
 
@@ -147,11 +149,11 @@ async def _chained(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[by
             yield piece
 
 
-async def _page(visit: PageRequest, *, problem: errors.CallerError | None = None, notice: rendering.Notice | None = None) -> Page:
-    account = await visit.call(accounts.get_account, accounts.GetAccount())
-    view = DataPage(account=account, team_name=visit.person.team_name if visit.person.team_id else None, problem=problem)
+async def _page(page_request: PageRequest, *, problem: errors.CallerError | None = None, notice: rendering.Notice | None = None) -> Page:
+    account = await page_request.call(accounts.get_account, accounts.GetAccount())
+    view = DataPage(account=account, team_name=page_request.person.team_name if page_request.person.team_id else None, problem=problem)
     status = HTTPStatus.OK if problem is None else problem.status
-    return visit.page("settings/data.html", view, here="settings", status=status, notice=notice)
+    return page_request.page("settings/data.html", view, here="settings", status=status, notice=notice)
 
 
 ROUTES = (show_data, send_archive, delete_account, keep_account)

@@ -36,60 +36,60 @@ class ProviderPage:
 
 
 @get("/login/oidc")
-async def show_provider(visit: NamedDependency[PageRequest], then: FromQuery[str] = "", fresh: FromQuery[str] = "") -> Page:
+async def show_provider(page_request: NamedDependency[PageRequest], then: FromQuery[str] = "", fresh: FromQuery[str] = "") -> Page:
     """Show only the provider button, to retry or to confirm a sensitive action without a password."""
-    await visit.find_session()
-    return await _page(visit, BeginForm(request_context.own_page(then), fresh))
+    await page_request.find_session()
+    return await _page(page_request, BeginForm(request_context.own_page(then), fresh))
 
 
 @post("/login/oidc")
-async def begin(visit: NamedDependency[PageRequest]) -> Page:
-    is_person = await visit.find_session() is not None
-    form = await visit.read_form(BeginForm, by_visitor=not is_person)
-    wanted = accounts.BeginOidc(provider_redirect.way_back(visit), then=request_context.own_page(form.then), fresh=bool(form.fresh))
+async def begin(page_request: NamedDependency[PageRequest]) -> Page:
+    is_person = await page_request.find_session() is not None
+    form = await page_request.read_form(BeginForm, by_visitor=not is_person)
+    wanted = accounts.BeginOidc(provider_redirect.way_back(page_request), then=request_context.own_page(form.then), fresh=bool(form.fresh))
     try:
-        start = await visit.site.caller.call(accounts.begin_oidc, wanted, deadline_seconds=PROVIDER_CALL_SECONDS)
+        start = await page_request.site.caller.call(accounts.begin_oidc, wanted, deadline_seconds=PROVIDER_CALL_SECONDS)
     except errors.CallerError as error:
-        return await _page(visit, form, error)
-    return provider_redirect.begin(visit, start)
+        return await _page(page_request, form, error)
+    return provider_redirect.begin(page_request, start)
 
 
 @get("/login/oidc/back")
-async def finish(visit: NamedDependency[PageRequest]) -> Page:
+async def finish(page_request: NamedDependency[PageRequest]) -> Page:
     """Handle the provider's redirect. Unknown query parameters are ignored."""
-    await visit.find_session()
-    said = visit.request.query_params
+    await page_request.find_session()
+    said = page_request.request.query_params
     answer = accounts.FinishOidc(
         state=said.get("state", ""),
-        binding=provider_redirect.binding(visit),
+        binding=provider_redirect.binding(page_request),
         code=said.get("code", ""),
         error=said.get("error"),
         issuer=said.get("iss"),
-        client=visit.client(),
+        client=page_request.client(),
     )
     try:
-        end = await visit.site.caller.call(accounts.finish_oidc, answer, deadline_seconds=PROVIDER_CALL_SECONDS)
+        end = await page_request.site.caller.call(accounts.finish_oidc, answer, deadline_seconds=PROVIDER_CALL_SECONDS)
     except errors.CallerError as refused:
-        return provider_redirect.forget(visit, await _page(visit, BeginForm(), refused))
+        return provider_redirect.forget(page_request, await _page(page_request, BeginForm(), refused))
     if end.session is None:
-        return provider_redirect.forget(visit, visit.redirect("/settings/security?done=linked"))
+        return provider_redirect.forget(page_request, page_request.redirect("/settings/security?done=linked"))
     # End the previous session: the browser forgets its cookie, so nobody could end it later.
-    await signing_in.end_session(visit)
-    visit.sign_in(end.session)
-    return provider_redirect.forget(visit, visit.redirect(signing_in.after_login(end.session, end.then)))
+    await signing_in.end_session(page_request)
+    page_request.sign_in(end.session)
+    return provider_redirect.forget(page_request, page_request.redirect(signing_in.after_login(end.session, end.then)))
 
 
-async def _page(visit: PageRequest, form: BeginForm, problem: errors.CallerError | None = None) -> Page:
-    options = await signing_in.find_options(visit)
+async def _page(page_request: PageRequest, form: BeginForm, problem: errors.CallerError | None = None) -> Page:
+    options = await signing_in.find_options(page_request)
     view = ProviderPage(
         oidc_name=options.oidc_name,
         then=form.then,
         is_fresh=bool(form.fresh),
-        is_signed_in=visit.session is not None,
+        is_signed_in=page_request.session is not None,
         problem=problem,
     )
     status = HTTPStatus.OK if problem is None else problem.status
-    return visit.page("login_oidc.html", view, here="login", status=status)
+    return page_request.page("login_oidc.html", view, here="login", status=status)
 
 
 ROUTES = (show_provider, begin, finish)

@@ -27,36 +27,36 @@ class LeavingPage:
     why: Why
 
 
-def page(visit: PageRequest, url: str, why: Why) -> Page:
-    return visit.page("login_leaving.html", LeavingPage(url=url, why=why), here="login")
+def page(page_request: PageRequest, url: str, why: Why) -> Page:
+    return page_request.page("login_leaving.html", LeavingPage(url=url, why=why), here="login")
 
 
-def begin(visit: PageRequest, start: accounts.OidcStart) -> Page:
+def begin(page_request: PageRequest, start: accounts.OidcStart) -> Page:
     """Start a login at the provider, and set the cookie that binds it to this browser."""
-    answer = page(visit, start.url, Why.LOG_IN)
-    answer.set_cookie(_cookie(visit, start.binding, BINDING_SECONDS))
+    answer = page(page_request, start.url, Why.LOG_IN)
+    answer.set_cookie(_cookie(page_request, start.binding, BINDING_SECONDS))
     return answer
 
 
-def binding(visit: PageRequest) -> str:
+def binding(page_request: PageRequest) -> str:
     """Return the binding cookie; empty without one."""
-    return visit.request.cookies.get(_name(visit), "")
+    return page_request.request.cookies.get(_name(page_request), "")
 
 
-def forget(visit: PageRequest, answer: Page) -> Page:
+def forget(page_request: PageRequest, answer: Page) -> Page:
     """Delete the binding cookie: it works once."""
-    answer.set_cookie(_cookie(visit, "", 0))
+    answer.set_cookie(_cookie(page_request, "", 0))
     return answer
 
 
-def way_back(visit: PageRequest) -> str:
+def way_back(page_request: PageRequest) -> str:
     """Return the redirect URI to register at the provider."""
-    return f"{visit.address}/login/oidc/back"
+    return f"{page_request.address}/login/oidc/back"
 
 
-def _cookie(visit: PageRequest, value: str, seconds: int) -> Cookie:
-    return Cookie(_name(visit), value=value, max_age=seconds, path="/", secure=visit.secure, httponly=True, samesite="lax")
+def _cookie(page_request: PageRequest, value: str, seconds: int) -> Cookie:
+    return Cookie(_name(page_request), value=value, max_age=seconds, path="/", secure=page_request.secure, httponly=True, samesite="lax")
 
 
-def _name(visit: PageRequest) -> str:
-    return "__Host-aimesh_login" if visit.secure else "aimesh_login"
+def _name(page_request: PageRequest) -> str:
+    return "__Host-aimesh_login" if page_request.secure else "aimesh_login"

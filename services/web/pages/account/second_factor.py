@@ -57,41 +57,41 @@ class CodesPage:
     is_new: bool
 
 
-async def begin(visit: PageRequest, *, action: str, then: str = "") -> Page:
+async def begin(page_request: PageRequest, *, action: str, then: str = "") -> Page:
     """Show a new seed. Raises what ``beginMfa`` raises, such as ConfirmationNeeded."""
-    seed = await visit.call(accounts.begin_mfa, accounts.BeginMfa())
-    return show_seed(visit, SeedForm(uri=seed.uri, then=then), action=action)
+    seed = await page_request.call(accounts.begin_mfa, accounts.BeginMfa())
+    return show_seed(page_request, SeedForm(uri=seed.uri, then=then), action=action)
 
 
-def show_seed(visit: PageRequest, form: SeedForm, *, action: str, problem: errors.CallerError | None = None) -> Page:
+def show_seed(page_request: PageRequest, form: SeedForm, *, action: str, problem: errors.CallerError | None = None) -> Page:
     view = SeedPage(
         action=action,
         uri=form.uri,
         secret=_grouped(secret_of(form.uri)),
         drawn=draw(form.uri),
         then=form.then,
-        is_login=visit.person.step is not auth.Step.DONE,
+        is_login=page_request.person.step is not auth.Step.DONE,
         problem=problem,
     )
-    return visit.page("settings/second_factor.html", view, status=HTTPStatus.OK if problem is None else problem.status)
+    return page_request.page("settings/second_factor.html", view, status=HTTPStatus.OK if problem is None else problem.status)
 
 
-async def enable(visit: PageRequest, form: SeedForm, *, action: str, then: str) -> Page:
+async def enable(page_request: PageRequest, form: SeedForm, *, action: str, then: str) -> Page:
     """Enable the seed and show the recovery codes, or show the seed again with the error."""
     try:
-        answer = await visit.call(accounts.enable_mfa, accounts.EnableMfa(form.code.strip()))
+        answer = await page_request.call(accounts.enable_mfa, accounts.EnableMfa(form.code.strip()))
     except (errors.NotAuthenticated, errors.ConfirmationNeeded):
         raise
     except errors.CallerError as error:
-        return show_seed(visit, form, action=action, problem=error)
+        return show_seed(page_request, form, action=action, problem=error)
     if answer.session is not None:
-        visit.sign_in(answer.session)
-    return show_codes(visit, answer, then=then, is_new=True)
+        page_request.sign_in(answer.session)
+    return show_codes(page_request, answer, then=then, is_new=True)
 
 
-def show_codes(visit: PageRequest, answer: accounts.RecoveryCodes, *, then: str, is_new: bool) -> Page:
+def show_codes(page_request: PageRequest, answer: accounts.RecoveryCodes, *, then: str, is_new: bool) -> Page:
     """Show the codes in the response to a form, because nothing else may carry them."""
-    return visit.page("settings/recovery_codes.html", CodesPage(codes=answer.codes, then=then, is_new=is_new))
+    return page_request.page("settings/recovery_codes.html", CodesPage(codes=answer.codes, then=then, is_new=is_new))
 
 
 def secret_of(uri: str) -> str:

@@ -86,117 +86,117 @@ class SecurityPage:
 
 
 @get(_HERE)
-async def show_security(visit: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
-    return await _page(visit, notice=account_settings.notice_of(done, _DONE))
+async def show_security(page_request: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
+    return await _page(page_request, notice=account_settings.notice_of(done, _DONE))
 
 
 @post(f"{_HERE}/password")
-async def change_password(visit: NamedDependency[PageRequest]) -> Page:
-    form = await visit.read_form(PasswordForm)
+async def change_password(page_request: NamedDependency[PageRequest]) -> Page:
+    form = await page_request.read_form(PasswordForm)
     try:
         forgotten_password.check_repeated(form.new_password, form.repeated)
         request = accounts.ChangePassword(form.new_password)
-        await visit.call(accounts.change_password, request, deadline_seconds=signing_in.PASSWORD_CALL_SECONDS)
+        await page_request.call(accounts.change_password, request, deadline_seconds=signing_in.PASSWORD_CALL_SECONDS)
     except (errors.NotAuthenticated, errors.ConfirmationNeeded):
         raise
     except errors.CallerError as error:
-        return await _page(visit, problem=error)
-    return visit.redirect(f"{_HERE}?done=password")
+        return await _page(page_request, problem=error)
+    return page_request.redirect(f"{_HERE}?done=password")
 
 
 # --- the second factor -----------------------------------------------------------------------------------------------
 
 
 @post(f"{_SECOND_FACTOR}/begin")
-async def begin_second_factor(visit: NamedDependency[PageRequest]) -> Page:
+async def begin_second_factor(page_request: NamedDependency[PageRequest]) -> Page:
     """Create and show a seed. This is a POST because a GET must not create one."""
-    await visit.read_form(forms.Confirmation)
+    await page_request.read_form(forms.Confirmation)
     try:
-        return await second_factor.begin(visit, action=_SECOND_FACTOR)
+        return await second_factor.begin(page_request, action=_SECOND_FACTOR)
     except (errors.NotAuthenticated, errors.ConfirmationNeeded):
         raise
     except errors.CallerError as error:
-        return await _page(visit, problem=error)
+        return await _page(page_request, problem=error)
 
 
 @post(_SECOND_FACTOR)
-async def enable_second_factor(visit: NamedDependency[PageRequest]) -> Page:
-    form = await visit.read_form(second_factor.SeedForm)
-    return await second_factor.enable(visit, form, action=_SECOND_FACTOR, then=_HERE)
+async def enable_second_factor(page_request: NamedDependency[PageRequest]) -> Page:
+    form = await page_request.read_form(second_factor.SeedForm)
+    return await second_factor.enable(page_request, form, action=_SECOND_FACTOR, then=_HERE)
 
 
 @post(f"{_SECOND_FACTOR}/off")
-async def disable_second_factor(visit: NamedDependency[PageRequest]) -> Page:
-    form = await visit.read_form(SecurityCodeForm)
+async def disable_second_factor(page_request: NamedDependency[PageRequest]) -> Page:
+    form = await page_request.read_form(SecurityCodeForm)
     try:
-        await visit.call(accounts.disable_mfa, accounts.DisableMfa(form.code.strip()))
+        await page_request.call(accounts.disable_mfa, accounts.DisableMfa(form.code.strip()))
     except (errors.NotAuthenticated, errors.ConfirmationNeeded):
         raise
     except errors.CallerError as error:
-        return await _page(visit, problem=error)
-    return visit.redirect(f"{_HERE}?done=off")
+        return await _page(page_request, problem=error)
+    return page_request.redirect(f"{_HERE}?done=off")
 
 
 @post(f"{_SECOND_FACTOR}/codes")
-async def renew_codes(visit: NamedDependency[PageRequest]) -> Page:
-    await visit.read_form(forms.Confirmation)
+async def renew_codes(page_request: NamedDependency[PageRequest]) -> Page:
+    await page_request.read_form(forms.Confirmation)
     try:
-        codes = await visit.call(accounts.renew_recovery_codes, accounts.RenewRecoveryCodes())
+        codes = await page_request.call(accounts.renew_recovery_codes, accounts.RenewRecoveryCodes())
     except (errors.NotAuthenticated, errors.ConfirmationNeeded):
         raise
     except errors.CallerError as error:
-        return await _page(visit, problem=error)
-    return second_factor.show_codes(visit, codes, then=_HERE, is_new=False)
+        return await _page(page_request, problem=error)
+    return second_factor.show_codes(page_request, codes, then=_HERE, is_new=False)
 
 
 # --- sessions --------------------------------------------------------------------------------------------------------
 
 
 @post(f"{_HERE}/sessions/end")
-async def end_session(visit: NamedDependency[PageRequest]) -> Page:
-    form = await visit.read_form(SessionForm)
+async def end_session(page_request: NamedDependency[PageRequest]) -> Page:
+    form = await page_request.read_form(SessionForm)
     try:
-        await visit.call(accounts.end_session, accounts.EndSession(form.id or None))
+        await page_request.call(accounts.end_session, accounts.EndSession(form.id or None))
     except errors.NotFound:
         # The session has already expired.
         pass
-    return visit.redirect(f"{_HERE}?done={'ended' if form.id else 'others'}")
+    return page_request.redirect(f"{_HERE}?done={'ended' if form.id else 'others'}")
 
 
 # --- provider accounts ------------------------------------------------------------------------------------------------
 
 
 @post(f"{_HERE}/providers/link")
-async def link_provider(visit: NamedDependency[PageRequest]) -> Page:
-    await visit.read_form(forms.Confirmation)
-    wanted = accounts.BeginOidc(provider_redirect.way_back(visit), then=_HERE, session_token=visit.session_token)
+async def link_provider(page_request: NamedDependency[PageRequest]) -> Page:
+    await page_request.read_form(forms.Confirmation)
+    wanted = accounts.BeginOidc(provider_redirect.way_back(page_request), then=_HERE, session_token=page_request.session_token)
     try:
-        start = await visit.call(accounts.begin_oidc, wanted, deadline_seconds=provider_login.PROVIDER_CALL_SECONDS)
+        start = await page_request.call(accounts.begin_oidc, wanted, deadline_seconds=provider_login.PROVIDER_CALL_SECONDS)
     except (errors.NotAuthenticated, errors.ConfirmationNeeded):
         raise
     except errors.CallerError as error:
-        return await _page(visit, problem=error)
-    return provider_redirect.begin(visit, start)
+        return await _page(page_request, problem=error)
+    return provider_redirect.begin(page_request, start)
 
 
 @post(f"{_HERE}/providers/unlink")
-async def unlink_provider(visit: NamedDependency[PageRequest]) -> Page:
-    form = await visit.read_form(LinkForm)
+async def unlink_provider(page_request: NamedDependency[PageRequest]) -> Page:
+    form = await page_request.read_form(LinkForm)
     try:
-        await visit.call(accounts.remove_oidc_link, accounts.RemoveOidcLink(form.issuer, form.subject))
+        await page_request.call(accounts.remove_oidc_link, accounts.RemoveOidcLink(form.issuer, form.subject))
     except (errors.NotAuthenticated, errors.ConfirmationNeeded):
         raise
     except errors.CallerError as error:
-        return await _page(visit, problem=error)
-    return visit.redirect(f"{_HERE}?done=unlinked")
+        return await _page(page_request, problem=error)
+    return page_request.redirect(f"{_HERE}?done=unlinked")
 
 
-async def _page(visit: PageRequest, *, problem: errors.CallerError | None = None, notice: rendering.Notice | None = None) -> Page:
+async def _page(page_request: PageRequest, *, problem: errors.CallerError | None = None, notice: rendering.Notice | None = None) -> Page:
     account, options, sessions, links = await asyncio.gather(
-        visit.call(accounts.get_account, accounts.GetAccount()),
-        signing_in.find_options(visit),
-        visit.ask(accounts.list_sessions, accounts.ListSessions()),
-        visit.ask(accounts.list_oidc_links, accounts.ListOidcLinks()),
+        page_request.call(accounts.get_account, accounts.GetAccount()),
+        signing_in.find_options(page_request),
+        page_request.ask(accounts.list_sessions, accounts.ListSessions()),
+        page_request.ask(accounts.list_oidc_links, accounts.ListOidcLinks()),
     )
     view = SecurityPage(
         account=account,
@@ -207,7 +207,7 @@ async def _page(visit: PageRequest, *, problem: errors.CallerError | None = None
         problem=problem,
     )
     status = HTTPStatus.OK if problem is None else problem.status
-    return visit.page("settings/security.html", view, here="settings", status=status, notice=notice)
+    return page_request.page("settings/security.html", view, here="settings", status=status, notice=notice)
 
 
 def session_lines(sessions: tuple[OpenSession, ...]) -> tuple[SessionLine, ...]:

@@ -66,94 +66,94 @@ class LoginLinkPage:
 
 
 @get("/register")
-async def show_register(visit: NamedDependency[PageRequest], then: FromQuery[str] = "") -> Page:
-    if await visit.find_session() is not None:
-        return visit.redirect(request_context.own_page(then))
+async def show_register(page_request: NamedDependency[PageRequest], then: FromQuery[str] = "") -> Page:
+    if await page_request.find_session() is not None:
+        return page_request.redirect(request_context.own_page(then))
     form = forms.RegistrationForm("", "", "", then if request_context.own_page(then) == then else "")
-    return visit.page("register.html", await _register_page(visit, form), here="register")
+    return page_request.page("register.html", await _register_page(page_request, form), here="register")
 
 
 @post("/register")
-async def register(visit: NamedDependency[PageRequest]) -> Page:
-    if request_context.media_type(visit.request) == "application/json":
-        wanted = forms.read_json(await visit.read_body(), forms.RegistrationFields)
-        user = await _register(visit, auth.UserData(wanted.username, wanted.email, wanted.password), wanted.invitation)
+async def register(page_request: NamedDependency[PageRequest]) -> Page:
+    if request_context.media_type(page_request.request) == "application/json":
+        wanted = forms.read_json(await page_request.read_body(), forms.RegistrationFields)
+        user = await _register(page_request, auth.UserData(wanted.username, wanted.email, wanted.password), wanted.invitation)
         return _json(user, HTTPStatus.CREATED)
-    if await visit.find_session() is not None:
+    if await page_request.find_session() is not None:
         # The user reloaded the response to this form: the account exists and the key was shown.
-        await visit.read_fields()
-        return visit.redirect(request_context.HOME)
-    form = await visit.read_form(forms.RegistrationForm, by_visitor=True)
+        await page_request.read_fields()
+        return page_request.redirect(request_context.HOME)
+    form = await page_request.read_form(forms.RegistrationForm, by_visitor=True)
     try:
         data = auth.UserData(form.username.strip(), form.email.strip(), form.password)
-        user = await _register(visit, data, form.invitation.strip() or None)
+        user = await _register(page_request, data, form.invitation.strip() or None)
     except errors.CallerError as error:
-        view = await _register_page(visit, form, error)
-        return visit.page("register.html", view, here="register", status=error.status)
-    return await _welcome(visit, user, form)
+        view = await _register_page(page_request, form, error)
+        return page_request.page("register.html", view, here="register", status=error.status)
+    return await _welcome(page_request, user, form)
 
 
 @get("/login")
-async def show_login(visit: NamedDependency[PageRequest], then: FromQuery[str] = "", done: FromQuery[str] = "") -> Page:
-    session = await visit.find_session()
+async def show_login(page_request: NamedDependency[PageRequest], then: FromQuery[str] = "", done: FromQuery[str] = "") -> Page:
+    session = await page_request.find_session()
     if session is not None:
-        return visit.redirect(after_login(session, then))
+        return page_request.redirect(after_login(session, then))
     notice = rendering.Notice(_DONE[done], "good" if done == "reset" else "warn") if done in _DONE else None
-    view = await _login_page(visit, then=then if request_context.own_page(then) == then else "")
-    return visit.page("login.html", view, here="login", notice=notice)
+    view = await _login_page(page_request, then=then if request_context.own_page(then) == then else "")
+    return page_request.page("login.html", view, here="login", notice=notice)
 
 
 @post("/login", status_code=HTTPStatus.OK)
-async def login(visit: NamedDependency[PageRequest]) -> Page:
-    if request_context.media_type(visit.request) == "application/json":
-        wanted = forms.read_json(await visit.read_body(), forms.LoginFields)
+async def login(page_request: NamedDependency[PageRequest]) -> Page:
+    if request_context.media_type(page_request.request) == "application/json":
+        wanted = forms.read_json(await page_request.read_body(), forms.LoginFields)
         credentials = auth.Credentials(wanted.password, wanted.username, wanted.email, wanted.code)
-        return _json(await _login(visit, credentials, auth.SessionKind.PROGRAM), HTTPStatus.OK)
+        return _json(await _login(page_request, credentials, auth.SessionKind.PROGRAM), HTTPStatus.OK)
     try:
-        form = await visit.read_form(forms.LoginForm, by_visitor=True)
+        form = await page_request.read_form(forms.LoginForm, by_visitor=True)
     except errors.NotAllowed as error:
-        return await _too_old(visit, error)
+        return await _too_old(page_request, error)
     try:
-        session = await _login(visit, _credentials(form.name.strip(), form.password), auth.SessionKind.BROWSER)
+        session = await _login(page_request, _credentials(form.name.strip(), form.password), auth.SessionKind.BROWSER)
     except errors.CallerError as error:
-        view = await _login_page(visit, name=form.name, then=form.then, problem=error)
-        return visit.page("login.html", view, here="login", status=error.status)
-    visit.sign_in(session)
-    return visit.redirect(after_login(session, form.then))
+        view = await _login_page(page_request, name=form.name, then=form.then, problem=error)
+        return page_request.page("login.html", view, here="login", status=error.status)
+    page_request.sign_in(session)
+    return page_request.redirect(after_login(session, form.then))
 
 
 @post("/logout")
-async def logout(visit: NamedDependency[PageRequest]) -> Page:
-    if visit.session_token is None:
-        await visit.read_fields()
-        return visit.redirect("/")
-    await visit.read_form(forms.Confirmation)
-    token = visit.session_token
-    ends_at = await _end_at_provider(visit, token)
+async def logout(page_request: NamedDependency[PageRequest]) -> Page:
+    if page_request.session_token is None:
+        await page_request.read_fields()
+        return page_request.redirect("/")
+    await page_request.read_form(forms.Confirmation)
+    token = page_request.session_token
+    ends_at = await _end_at_provider(page_request, token)
     try:
-        await visit.site.caller.call(auth.logout_user, auth.LogoutUser(token))
+        await page_request.site.caller.call(auth.logout_user, auth.LogoutUser(token))
     except errors.NotAuthenticated:
         # The session has already expired; delete the cookie anyway.
         pass
-    visit.sign_out()
-    return visit.redirect("/") if ends_at is None else provider_redirect.page(visit, ends_at, provider_redirect.Why.LOG_OUT)
+    page_request.sign_out()
+    return page_request.redirect("/") if ends_at is None else provider_redirect.page(page_request, ends_at, provider_redirect.Why.LOG_OUT)
 
 
 @get("/login-link")
-async def show_login_link(visit: NamedDependency[PageRequest], token: FromQuery[str] = "") -> Page:
+async def show_login_link(page_request: NamedDependency[PageRequest], token: FromQuery[str] = "") -> Page:
     """Show a button only, so that a mail scanner or a prefetch does not consume the link."""
-    return visit.page("login_link.html", LoginLinkPage(link=token))
+    return page_request.page("login_link.html", LoginLinkPage(link=token))
 
 
 @post("/login-link")
-async def redeem_login_link(visit: NamedDependency[PageRequest]) -> Page:
-    form = await visit.read_form(forms.LoginLinkForm, by_visitor=True)
+async def redeem_login_link(page_request: NamedDependency[PageRequest]) -> Page:
+    form = await page_request.read_form(forms.LoginLinkForm, by_visitor=True)
     try:
-        session = await visit.site.caller.call(auth.redeem_login_link, auth.RedeemLoginLink(form.link, visit.client()))
+        session = await page_request.site.caller.call(auth.redeem_login_link, auth.RedeemLoginLink(form.link, page_request.client()))
     except errors.CallerError as error:
-        return visit.page("login.html", await _login_page(visit, problem=error), here="login", status=error.status)
-    visit.sign_in(session)
-    return visit.redirect(after_login(session, ""))
+        return page_request.page("login.html", await _login_page(page_request, problem=error), here="login", status=error.status)
+    page_request.sign_in(session)
+    return page_request.redirect(after_login(session, ""))
 
 
 def after_login(session: auth.LoginSession, then: str) -> str:
@@ -164,89 +164,91 @@ def after_login(session: auth.LoginSession, then: str) -> str:
     return step if page == request_context.HOME else f"{step}?then={page}"
 
 
-async def end_session(visit: PageRequest) -> None:
+async def end_session(page_request: PageRequest) -> None:
     """End the session at auth. If auth is down, the session expires within the hour."""
-    if visit.session_token is not None:
+    if page_request.session_token is not None:
         with contextlib.suppress(errors.AimeshError):
-            await visit.site.caller.call(auth.logout_user, auth.LogoutUser(visit.session_token))
+            await page_request.site.caller.call(auth.logout_user, auth.LogoutUser(page_request.session_token))
 
 
-async def find_options(visit: PageRequest, *, deadline_seconds: float = request_context.PAGE_CALL_SECONDS) -> accounts.SignInOptions:
+async def find_options(page_request: PageRequest, *, deadline_seconds: float = request_context.PAGE_CALL_SECONDS) -> accounts.SignInOptions:
     """Return auth's sign-in options, or the defaults while auth is down."""
     try:
-        return await visit.site.caller.call(accounts.get_sign_in_options, accounts.GetSignInOptions(), deadline_seconds=deadline_seconds)
+        return await page_request.site.caller.call(
+            accounts.get_sign_in_options, accounts.GetSignInOptions(), deadline_seconds=deadline_seconds
+        )
     except errors.AimeshError:
-        return accounts.SignInOptions(open_registration=True, password_min_length=visit.site.settings.password_min_length)
+        return accounts.SignInOptions(open_registration=True, password_min_length=page_request.site.settings.password_min_length)
 
 
-async def _end_at_provider(visit: PageRequest, token: str) -> str | None:
+async def _end_at_provider(page_request: PageRequest, token: str) -> str | None:
     """Return the provider's logout URL; None without one or while auth is down."""
-    request = accounts.LeaveOidc(token, f"{visit.address}/")
+    request = accounts.LeaveOidc(token, f"{page_request.address}/")
     try:
-        left = await visit.site.caller.call(accounts.leave_oidc, request, deadline_seconds=request_context.PAGE_CALL_SECONDS)
+        left = await page_request.site.caller.call(accounts.leave_oidc, request, deadline_seconds=request_context.PAGE_CALL_SECONDS)
     except errors.AimeshError:
         return None
     return left.url
 
 
-async def _too_old(visit: PageRequest, error: errors.NotAllowed) -> Page:
+async def _too_old(page_request: PageRequest, error: errors.NotAllowed) -> Page:
     """Handle a form whose token no longer matches: another tab signed in, or the browser was restarted."""
-    if not visit.posted:
+    if not page_request.posted:
         # The form came from another site, not from one of our pages.
         raise error
-    then = visit.posted.get("then", "")
-    session = await visit.find_session()
+    then = page_request.posted.get("then", "")
+    session = await page_request.find_session()
     if session is not None:
-        return visit.redirect(after_login(session, then))
+        return page_request.redirect(after_login(session, then))
     problem = errors.NotAllowed("this page was open for too long", hint="enter your password again")
-    view = await _login_page(visit, name=visit.posted.get("name", ""), then=then, problem=problem)
-    return visit.page("login.html", view, here="login", status=problem.status)
+    view = await _login_page(page_request, name=page_request.posted.get("name", ""), then=then, problem=problem)
+    return page_request.page("login.html", view, here="login", status=problem.status)
 
 
-async def _welcome(visit: PageRequest, user: auth.User, form: forms.RegistrationForm) -> Page:
+async def _welcome(page_request: PageRequest, user: auth.User, form: forms.RegistrationForm) -> Page:
     """Return the new account's first page, with its first key. The account exists, so later failures are reported, not undone."""
     try:
-        session = await _login(visit, auth.Credentials(form.password, username=user.username), auth.SessionKind.BROWSER)
+        session = await _login(page_request, auth.Credentials(form.password, username=user.username), auth.SessionKind.BROWSER)
     except errors.AimeshError as error:
-        view = await _login_page(visit, name=user.username, then=form.then, registered=True, problem=error)
-        return visit.page("login.html", view, here="login", status=json_errors.status(error))
-    visit.sign_in(session)
+        view = await _login_page(page_request, name=user.username, then=form.then, registered=True, problem=error)
+        return page_request.page("login.html", view, here="login", status=json_errors.status(error))
+    page_request.sign_in(session)
     if session.step is not auth.Step.DONE:
-        return visit.redirect(after_login(session, form.then))
+        return page_request.redirect(after_login(session, form.then))
     if form.invitation:
         # If this fails, the user can still use the link in the email.
         with contextlib.suppress(errors.AimeshError):
-            await visit.call(organizations.accept_invitation, organizations.AcceptInvitation(form.invitation.strip()))
+            await page_request.call(organizations.accept_invitation, organizations.AcceptInvitation(form.invitation.strip()))
     then = request_context.own_page(form.then)
-    return await overview.welcome(visit, new_key=await _first_key(visit), then="" if then == request_context.HOME else then)
+    return await overview.welcome(page_request, new_key=await _first_key(page_request), then="" if then == request_context.HOME else then)
 
 
-async def _first_key(visit: PageRequest) -> Credential | None:
+async def _first_key(page_request: PageRequest) -> Credential | None:
     request = auth.GenerateApiKey(name=FIRST_KEY_NAME)
     try:
-        return (await visit.call(auth.generate_api_key, request)).api_key
+        return (await page_request.call(auth.generate_api_key, request)).api_key
     except errors.AimeshError:
         # The page links to the key page, where another attempt shows the error.
         return None
 
 
-async def _register(visit: PageRequest, user: auth.UserData, invitation: str | None) -> auth.User:
-    request = auth.RegisterUser(user, visit.client(), invitation)
-    async with visit.take_turn():
-        return await visit.site.caller.call(auth.register_user, request, deadline_seconds=PASSWORD_CALL_SECONDS)
+async def _register(page_request: PageRequest, user: auth.UserData, invitation: str | None) -> auth.User:
+    request = auth.RegisterUser(user, page_request.client(), invitation)
+    async with page_request.take_turn():
+        return await page_request.site.caller.call(auth.register_user, request, deadline_seconds=PASSWORD_CALL_SECONDS)
 
 
-async def _login(visit: PageRequest, credentials: auth.Credentials, kind: auth.SessionKind) -> auth.LoginSession:
-    browser = visit.browser_mark if kind is auth.SessionKind.BROWSER else ""
-    request = auth.LoginUser(credentials, kind, visit.client(), browser)
-    async with visit.take_turn():
-        return await visit.site.caller.call(auth.login_user, request, deadline_seconds=PASSWORD_CALL_SECONDS)
+async def _login(page_request: PageRequest, credentials: auth.Credentials, kind: auth.SessionKind) -> auth.LoginSession:
+    browser = page_request.browser_mark if kind is auth.SessionKind.BROWSER else ""
+    request = auth.LoginUser(credentials, kind, page_request.client(), browser)
+    async with page_request.take_turn():
+        return await page_request.site.caller.call(auth.login_user, request, deadline_seconds=PASSWORD_CALL_SECONDS)
 
 
 async def _register_page(
-    visit: PageRequest, form: forms.RegistrationForm | None = None, problem: errors.AimeshError | None = None
+    page_request: PageRequest, form: forms.RegistrationForm | None = None, problem: errors.AimeshError | None = None
 ) -> RegisterPage:
-    options = await find_options(visit)
+    options = await find_options(page_request)
     return RegisterPage(
         is_open=options.open_registration,
         password_min_length=options.password_min_length,
@@ -260,9 +262,9 @@ async def _register_page(
 
 
 async def _login_page(
-    visit: PageRequest, *, name: str = "", then: str = "", problem: errors.AimeshError | None = None, registered: bool = False
+    page_request: PageRequest, *, name: str = "", then: str = "", problem: errors.AimeshError | None = None, registered: bool = False
 ) -> LoginPage:
-    options = await find_options(visit)
+    options = await find_options(page_request)
     return LoginPage(
         oidc_name=options.oidc_name, is_open=options.open_registration, name=name, then=then, problem=problem, registered=registered
     )

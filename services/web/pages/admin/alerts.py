@@ -55,58 +55,58 @@ class AlertsPage:
 
 
 @get("/admin/alerts")
-async def show_alerts(visit: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
-    found = await visit.ask(alerts.list_alerts, alerts.ListAlerts())
+async def show_alerts(page_request: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
+    found = await page_request.ask(alerts.list_alerts, alerts.ListAlerts())
     if found is not None:
         # Update the banner on all pages.
-        visit.site.lookout.note(found)
+        page_request.site.lookout.note(found)
     notice = rendering.Notice(_DONE[done]) if done in _DONE else None
-    view = AlertsPage(lines=alert_view.describe(found, visit.site.now()))
-    return visit.page("admin/alerts.html", view, here="admin", notice=notice)
+    view = AlertsPage(lines=alert_view.describe(found, page_request.site.now()))
+    return page_request.page("admin/alerts.html", view, here="admin", notice=notice)
 
 
 @get("/live/alerts")
-async def follow_alerts(visit: NamedDependency[PageRequest]) -> EventResponse:
+async def follow_alerts(page_request: NamedDependency[PageRequest]) -> EventResponse:
     """Stream the alerts. If the metrics service goes down, the page keeps its content and is marked as stale."""
 
     async def read() -> live_updates.Values:
-        found = await visit.call(alerts.list_alerts, alerts.ListAlerts(), deadline_seconds=PAGE_CALL_SECONDS)
-        visit.site.lookout.note(found)
-        return alert_view.values(alert_view.describe(found, visit.site.now())) | {"connection": ""}
+        found = await page_request.call(alerts.list_alerts, alerts.ListAlerts(), deadline_seconds=PAGE_CALL_SECONDS)
+        page_request.site.lookout.note(found)
+        return alert_view.values(alert_view.describe(found, page_request.site.now())) | {"connection": ""}
 
-    return live_updates.answer(visit.site.followers, str(visit.person.user.id), read)
+    return live_updates.answer(page_request.site.followers, str(page_request.person.user.id), read)
 
 
 @post("/admin/alerts/{alert_id:str}/acknowledge")
-async def acknowledge(visit: NamedDependency[PageRequest], alert_id: FromPath[str]) -> Page:
-    await visit.read_form(forms.Confirmation)
+async def acknowledge(page_request: NamedDependency[PageRequest], alert_id: FromPath[str]) -> Page:
+    await page_request.read_form(forms.Confirmation)
     try:
-        await visit.call(alerts.acknowledge_alert, alerts.AcknowledgeAlert(alert_id), deadline_seconds=PAGE_CALL_SECONDS)
+        await page_request.call(alerts.acknowledge_alert, alerts.AcknowledgeAlert(alert_id), deadline_seconds=PAGE_CALL_SECONDS)
     except (errors.CallerError, errors.PeerError) as error:
-        return await _refused(visit, error)
-    return visit.redirect("/admin/alerts?done=seen")
+        return await _refused(page_request, error)
+    return page_request.redirect("/admin/alerts?done=seen")
 
 
 @post("/admin/alerts/{alert_id:str}/silence")
-async def silence(visit: NamedDependency[PageRequest], alert_id: FromPath[str]) -> Page:
-    form = await visit.read_form(SilenceForm)
+async def silence(page_request: NamedDependency[PageRequest], alert_id: FromPath[str]) -> Page:
+    form = await page_request.read_form(SilenceForm)
     try:
-        found = await visit.call(alerts.list_alerts, alerts.ListAlerts(), deadline_seconds=PAGE_CALL_SECONDS)
+        found = await page_request.call(alerts.list_alerts, alerts.ListAlerts(), deadline_seconds=PAGE_CALL_SECONDS)
         wanted = read_silence(form, find(found, alert_id))
-        await visit.call(alerts.silence_alerts, wanted, deadline_seconds=PAGE_CALL_SECONDS)
+        await page_request.call(alerts.silence_alerts, wanted, deadline_seconds=PAGE_CALL_SECONDS)
     except (errors.CallerError, errors.PeerError) as error:
-        return await _refused(visit, error, typed_for=alert_id, typed=form)
-    return visit.redirect("/admin/alerts?done=silenced")
+        return await _refused(page_request, error, typed_for=alert_id, typed=form)
+    return page_request.redirect("/admin/alerts?done=silenced")
 
 
 @post("/admin/alerts/silences/{silence_id:str}/end")
-async def end_silence(visit: NamedDependency[PageRequest], silence_id: FromPath[str]) -> Page:
-    await visit.read_form(forms.Confirmation)
+async def end_silence(page_request: NamedDependency[PageRequest], silence_id: FromPath[str]) -> Page:
+    await page_request.read_form(forms.Confirmation)
     try:
-        await visit.call(alerts.end_silence, alerts.EndSilence(silence_id), deadline_seconds=PAGE_CALL_SECONDS)
+        await page_request.call(alerts.end_silence, alerts.EndSilence(silence_id), deadline_seconds=PAGE_CALL_SECONDS)
     except (errors.CallerError, errors.PeerError) as error:
-        return await _refused(visit, error)
-    return visit.redirect("/admin/alerts?done=ended")
+        return await _refused(page_request, error)
+    return page_request.redirect("/admin/alerts?done=ended")
 
 
 def find(found: alerts.Alerts, alert_id: str) -> alerts.Alert:
@@ -129,14 +129,16 @@ def read_silence(form: SilenceForm, alert: alerts.Alert) -> alerts.SilenceAlerts
     return alerts.SilenceAlerts(float(form.lifetime), alert.name, alert.labels if form.covers == "this" else {}, why)
 
 
-async def _refused(visit: PageRequest, error: errors.AimeshError, *, typed_for: str = "", typed: SilenceForm = NOTHING_TYPED) -> Page:
+async def _refused(
+    page_request: PageRequest, error: errors.AimeshError, *, typed_for: str = "", typed: SilenceForm = NOTHING_TYPED
+) -> Page:
     """Return the current page with the error, keeping the typed values."""
     if isinstance(error, errors.ConfirmationNeeded | errors.NotAuthenticated):
         raise error
-    found = await visit.ask(alerts.list_alerts, alerts.ListAlerts())
-    lines = alert_view.describe(found, visit.site.now())
+    found = await page_request.ask(alerts.list_alerts, alerts.ListAlerts())
+    lines = alert_view.describe(found, page_request.site.now())
     view = AlertsPage(lines=lines, typed_for=typed_for, typed=typed, problem=error)
-    return visit.page("admin/alerts.html", view, here="admin", status=error.status)
+    return page_request.page("admin/alerts.html", view, here="admin", status=error.status)
 
 
 ROUTES = (show_alerts, follow_alerts, acknowledge, silence, end_silence)

@@ -48,53 +48,53 @@ class AdminOrganizationPage:
 
 @get("/admin/organisations")
 async def show_organisations(
-    visit: NamedDependency[PageRequest], search: FromQuery[str] = "", after: FromQuery[str] = "", done: FromQuery[str] = ""
+    page_request: NamedDependency[PageRequest], search: FromQuery[str] = "", after: FromQuery[str] = "", done: FromQuery[str] = ""
 ) -> Page:
-    view = await _page_of(visit, paged_search.read(search, after))
+    view = await _page_of(page_request, paged_search.read(search, after))
     notice = rendering.Notice(_DONE[done]) if done in _DONE else None
-    return visit.page("admin/organizations.html", view, here="admin", notice=notice)
+    return page_request.page("admin/organizations.html", view, here="admin", notice=notice)
 
 
 @post("/admin/organisations/{team_id:uuid}/tier")
-async def set_team_tier(visit: NamedDependency[PageRequest], team_id: FromPath[UUID]) -> Page:
-    form = await visit.read_form(TeamTierForm)
+async def set_team_tier(page_request: NamedDependency[PageRequest], team_id: FromPath[UUID]) -> Page:
+    form = await page_request.read_form(TeamTierForm)
     try:
         request = organizations.SetTeamTier(TenantId(team_id), form_choices.read(Tier, form.tier, "tier"))
-        await visit.call(organizations.set_team_tier, request)
+        await page_request.call(organizations.set_team_tier, request)
     except (errors.ConfirmationNeeded, errors.NotAuthenticated):
         raise
     except errors.CallerError as error:
-        view = await _page_of(visit, PagedSearch(), error)
-        return visit.page("admin/organizations.html", view, here="admin", status=error.status)
-    return visit.redirect("/admin/organisations?done=tier")
+        view = await _page_of(page_request, PagedSearch(), error)
+        return page_request.page("admin/organizations.html", view, here="admin", status=error.status)
+    return page_request.redirect("/admin/organisations?done=tier")
 
 
 @get("/admin/organisations/{team_id:uuid}")
-async def show_organisation(visit: NamedDependency[PageRequest], team_id: FromPath[UUID], done: FromQuery[str] = "") -> Page:
-    view = await _page_of_one(visit, team_id)
+async def show_organisation(page_request: NamedDependency[PageRequest], team_id: FromPath[UUID], done: FromQuery[str] = "") -> Page:
+    view = await _page_of_one(page_request, team_id)
     notice = rendering.Notice(_DONE[done]) if done in _DONE else None
-    return visit.page("admin/organization.html", view, here="admin", notice=notice)
+    return page_request.page("admin/organization.html", view, here="admin", notice=notice)
 
 
 @post("/admin/organisations/{team_id:uuid}/credits")
-async def give_credits(visit: NamedDependency[PageRequest], team_id: FromPath[UUID]) -> Page:
-    form = await visit.read_form(CreditsForm)
+async def give_credits(page_request: NamedDependency[PageRequest], team_id: FromPath[UUID]) -> Page:
+    form = await page_request.read_form(CreditsForm)
     try:
-        await credit_form.book(visit, team_id, form)
+        await credit_form.book(page_request, team_id, form)
     except (errors.ConfirmationNeeded, errors.NotAuthenticated):
         raise
     except errors.CallerError as error:
-        view = await _page_of_one(visit, team_id, form, error)
-        return visit.page("admin/organization.html", view, here="admin", status=error.status)
-    return visit.redirect(f"/admin/organisations/{team_id}?done=credits")
+        view = await _page_of_one(page_request, team_id, form, error)
+        return page_request.page("admin/organization.html", view, here="admin", status=error.status)
+    return page_request.redirect(f"/admin/organisations/{team_id}?done=credits")
 
 
 async def _page_of_one(
-    visit: PageRequest, team_id: UUID, typed: CreditsForm = NOTHING_TYPED, problem: errors.AimeshError | None = None
+    page_request: PageRequest, team_id: UUID, typed: CreditsForm = NOTHING_TYPED, problem: errors.AimeshError | None = None
 ) -> AdminOrganizationPage:
     found, account = await asyncio.gather(
-        visit.call(organizations.get_organisation, organizations.GetOrganization(TenantId(team_id))),
-        visit.ask(ledger.read_account, ledger.ReadAccount(UserId(team_id))),
+        page_request.call(organizations.get_organisation, organizations.GetOrganization(TenantId(team_id))),
+        page_request.ask(ledger.read_account, ledger.ReadAccount(UserId(team_id))),
     )
     return AdminOrganizationPage(
         team=found.organisation,
@@ -106,10 +106,10 @@ async def _page_of_one(
     )
 
 
-async def _page_of(visit: PageRequest, wanted: PagedSearch, problem: errors.AimeshError | None = None) -> AllOrganizationsPage:
+async def _page_of(page_request: PageRequest, wanted: PagedSearch, problem: errors.AimeshError | None = None) -> AllOrganizationsPage:
     place = TenantId(wanted.after) if wanted.after else None
     request = organizations.ListAllOrganizations(paged_search.ROWS_OF_A_PAGE, wanted.search, place)
-    found = await visit.call(organizations.list_all_organisations, request)
+    found = await page_request.call(organizations.list_all_organisations, request)
     teams = found.organisations
     pager = paged_search.pager("/admin/organisations", wanted, teams[-1].id if teams else None, more=found.more)
     return AllOrganizationsPage(organisations=teams, search=wanted.search, pager=pager, tiers=tuple(Tier), problem=problem)

@@ -67,7 +67,7 @@ class AuditPage:
 
 @get("/admin/audit")
 async def show_audit(
-    visit: NamedDependency[PageRequest],
+    page_request: NamedDependency[PageRequest],
     *,
     chain: FromQuery[str] = "",
     actor: FromQuery[str] = "",
@@ -79,27 +79,27 @@ async def show_audit(
     typed = [text.strip()[:_LONGEST] for text in (chain, actor, action, result, since)]
     filters = AuditFilters(*typed)
     try:
-        answer = await visit.call(audit.list_audit, asked_for(filters, before))
+        answer = await page_request.call(audit.list_audit, asked_for(filters, before))
     except errors.NotAuthenticated:
         raise
     except errors.CallerError as error:
         view = AuditPage(rows=(), filters=filters, results=tuple(Result), problem=error)
-        return visit.page("admin/audit.html", view, here="admin", status=error.status)
+        return page_request.page("admin/audit.html", view, here="admin", status=error.status)
     view = AuditPage(
         rows=answer.rows, filters=filters, results=tuple(Result), older=older_than(answer.rows, filters), is_later_page=bool(before)
     )
-    return visit.page("admin/audit.html", view, here="admin")
+    return page_request.page("admin/audit.html", view, here="admin")
 
 
 @post("/admin/audit/verify")
-async def verify(visit: NamedDependency[PageRequest]) -> Page:
+async def verify(page_request: NamedDependency[PageRequest]) -> Page:
     """Verify the log. Responds with the page itself, because the result is not stored."""
-    form = await visit.read_form(VerifyForm)
+    form = await page_request.read_form(VerifyForm)
     filters = AuditFilters(chain=form.chain.strip())
     report: AuditReport | None = None
     problem: errors.AimeshError | None = None
     try:
-        report = await visit.call(audit.verify_audit, audit.VerifyAudit(filters.chain or None), deadline_seconds=VERIFY_SECONDS)
+        report = await page_request.call(audit.verify_audit, audit.VerifyAudit(filters.chain or None), deadline_seconds=VERIFY_SECONDS)
     except (errors.NotAuthenticated, errors.ConfirmationNeeded):
         raise
     except errors.DeadlineExceeded:
@@ -107,20 +107,20 @@ async def verify(visit: NamedDependency[PageRequest]) -> Page:
         problem = errors.DeadlineExceeded(f"verification did not finish within {VERIFY_SECONDS:.0f} s", hint=hint)
     except (errors.CallerError, errors.PeerError) as error:
         problem = error
-    answer = await visit.ask(audit.list_audit, asked_for(filters, ""))
+    answer = await page_request.ask(audit.list_audit, asked_for(filters, ""))
     rows = answer.rows if answer else ()
     view = AuditPage(rows=rows, filters=filters, results=tuple(Result), older=older_than(rows, filters), report=report, problem=problem)
-    return visit.page("admin/audit.html", view, here="admin", status=HTTPStatus.OK if problem is None else problem.status)
+    return page_request.page("admin/audit.html", view, here="admin", status=HTTPStatus.OK if problem is None else problem.status)
 
 
 @post("/admin/audit/export", status_code=HTTPStatus.OK)
-async def export(visit: NamedDependency[PageRequest]) -> Stream:
+async def export(page_request: NamedDependency[PageRequest]) -> Stream:
     """Stream an export. This is a POST because the log records it, and so that no foreign link can trigger it."""
-    form = await visit.read_form(ExportForm)
-    lines = _lines(visit, audit.ExportAudit(form.chain.strip() or None, read_since(form.since)))
+    form = await page_request.read_form(ExportForm)
+    lines = _lines(page_request, audit.ExportAudit(form.chain.strip() or None, read_since(form.since)))
     # Fail with an error page, not with a truncated file, if the first line fails.
     first = await anext(lines, b"")
-    name = f"aimesh-audit-{visit.site.now():%Y-%m-%d}.jsonl"
+    name = f"aimesh-audit-{page_request.site.now():%Y-%m-%d}.jsonl"
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
     return Stream(_with_first(first, lines), media_type="application/x-ndjson", headers=headers)
 
@@ -161,9 +161,9 @@ def _read_moment(text: str, what: str) -> datetime | None:
     return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
 
-async def _lines(visit: PageRequest, request: audit.ExportAudit) -> AsyncGenerator[bytes]:
-    credential = visit.person.access_token
-    async with visit.site.caller.stream(audit.export_audit, request, deadline_seconds=EXPORT_SECONDS, credential=credential) as rows:
+async def _lines(page_request: PageRequest, request: audit.ExportAudit) -> AsyncGenerator[bytes]:
+    credential = page_request.person.access_token
+    async with page_request.site.caller.stream(audit.export_audit, request, deadline_seconds=EXPORT_SECONDS, credential=credential) as rows:
         async for row in rows:
             yield msgspec.json.encode(row) + b"\n"
 

@@ -61,10 +61,10 @@ class ChartsPage:
 
 
 @get("/admin/charts")
-async def show_charts(visit: NamedDependency[PageRequest], span: FromQuery[str] = "", node: FromQuery[str] = "") -> Stream:
+async def show_charts(page_request: NamedDependency[PageRequest], span: FromQuery[str] = "", node: FromQuery[str] = "") -> Stream:
     _check_node(node)
     asked = history_questions.read_span(span)
-    members = await _members(visit)
+    members = await _members(page_request)
     member = next((each for each in members if each.id.startswith(node)), None) if node else None
     shell = ChartsPage(
         span=asked,
@@ -74,42 +74,42 @@ async def show_charts(visit: NamedDependency[PageRequest], span: FromQuery[str] 
         charts=HistoryCharts(),
         problem=None,
     )
-    page = _page(visit, shell)
-    pieces = _pieces(visit, shell, page, members)
+    page = _page(page_request, shell)
+    pieces = _pieces(page_request, shell, page, members)
     return Stream(pieces, media_type=MediaType.HTML, status_code=page.status_code, cookies=page.cookies, headers=_HEADERS)
 
 
-async def _pieces(visit: PageRequest, shell: ChartsPage, page: Page, members: tuple[Member, ...]) -> AsyncIterator[bytes]:
+async def _pieces(page_request: PageRequest, shell: ChartsPage, page: Page, members: tuple[Member, ...]) -> AsyncIterator[bytes]:
     """Yield the page up to the mark, then the rest once the charts are ready."""
     yield page.content.partition(MARK)[0]
-    found = await _read(visit, shell.span, shell.node, members)
+    found = await _read(page_request, shell.span, shell.node, members)
     try:
         charts = history_charts.draw(found, shell.span, _names(members), shell.node[: history_answers.NODE_LETTERS])
         whole = replace(shell, charts=charts)
     except errors.AimeshError as error:
         whole = replace(shell, problem=error)
-    yield _page(visit, whole).content.partition(MARK)[2]
+    yield _page(page_request, whole).content.partition(MARK)[2]
 
 
-def _page(visit: PageRequest, view: ChartsPage) -> Page:
-    return visit.page("admin/charts.html", view, here="admin")
+def _page(page_request: PageRequest, view: ChartsPage) -> Page:
+    return page_request.page("admin/charts.html", view, here="admin")
 
 
 @get("/live/charts")
-async def follow_charts(visit: NamedDependency[PageRequest], node: FromQuery[str] = "") -> EventResponse:
+async def follow_charts(page_request: NamedDependency[PageRequest], node: FromQuery[str] = "") -> EventResponse:
     """Stream the last hour. Longer periods change too slowly to be live."""
     _check_node(node)
-    following = ChartUpdates(visit, node)
-    return live_updates.answer(visit.site.followers, str(visit.person.user.id), following.read)
+    following = ChartUpdates(page_request, node)
+    return live_updates.answer(page_request.site.followers, str(page_request.person.user.id), following.read)
 
 
 class ChartUpdates:
     """The values of one open page. The page already has its first values."""
 
-    def __init__(self, visit: PageRequest, node: str) -> None:
-        self._visit = visit
+    def __init__(self, page_request: PageRequest, node: str) -> None:
+        self._visit = page_request
         self._node = node
-        self._asked_at: datetime = visit.site.now()
+        self._asked_at: datetime = page_request.site.now()
         self._pause_seconds = SOONEST_SECONDS
         self._shown: live_updates.Values = {"connection": ""}
 
@@ -132,13 +132,13 @@ class ChartUpdates:
         return {**history_charts.values(charts), "connection": ""}
 
 
-async def _read(visit: PageRequest, span: HistorySpan, node: str, members: tuple[Member, ...]) -> Found:
+async def _read(page_request: PageRequest, span: HistorySpan, node: str, members: tuple[Member, ...]) -> Found:
     """Send each query at most once. Queries with too many lines are replaced by others."""
     machines = sum(member.state is MemberState.ACTIVE for member in members)
     of_one = bool(node)
     waiting = history_questions.plan(machines, of_one=of_one)
     found: dict[HistoryQuestion, History | errors.AimeshError] = {}
-    asking = _Asking(visit, span, node)
+    asking = _Asking(page_request, span, node)
     while waiting:
         answers = await asyncio.gather(*(asking.ask(question) for question in waiting))
         found |= dict(zip(waiting, answers, strict=True))
@@ -151,11 +151,11 @@ async def _read(visit: PageRequest, span: HistorySpan, node: str, members: tuple
 class _Asking:
     """Sends a few queries at once, within one deadline for all."""
 
-    def __init__(self, visit: PageRequest, span: HistorySpan, node: str) -> None:
-        self._visit = visit
+    def __init__(self, page_request: PageRequest, span: HistorySpan, node: str) -> None:
+        self._visit = page_request
         self._span = span
         self._node = node
-        self._now = visit.site.now()
+        self._now = page_request.site.now()
         self._room = asyncio.Semaphore(_AT_ONCE)
         self._ends_at = asyncio.get_running_loop().time() + WHOLE_SECONDS
 
@@ -172,9 +172,9 @@ class _Asking:
                 return error
 
 
-async def _members(visit: PageRequest) -> tuple[Member, ...]:
+async def _members(page_request: PageRequest) -> tuple[Member, ...]:
     """Return the members; empty while auth is down. The charts work without names."""
-    answer = await visit.ask(membership.list_members, membership.ListMembers())
+    answer = await page_request.ask(membership.list_members, membership.ListMembers())
     return answer.members if answer is not None else ()
 
 

@@ -24,10 +24,10 @@ def new_transfer() -> str:
     return str(context.new_request_id())
 
 
-async def book(visit: PageRequest, owner: UUID, form: CreditsForm) -> None:
+async def book(page_request: PageRequest, owner: UUID, form: CreditsForm) -> None:
     """Book the credits. Raises BadRequest, and what the gateway raises."""
     request = ledger.TopUp(str(owner), read_amount(form.amount), note=form.note.strip(), transfer_id=_read_transfer(form.transfer))
-    await visit.call(ledger.top_up, request)
+    await page_request.call(ledger.top_up, request)
 
 
 def read_amount(text: str) -> MicroCredits:

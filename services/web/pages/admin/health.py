@@ -23,32 +23,32 @@ class HealthPage:
 
 
 @get("/admin")
-async def show_health(visit: NamedDependency[PageRequest]) -> Page:
-    return visit.page("admin/health.html", HealthPage(lines=await _lines(visit), blank=ComponentView()), here="admin")
+async def show_health(page_request: NamedDependency[PageRequest]) -> Page:
+    return page_request.page("admin/health.html", HealthPage(lines=await _lines(page_request), blank=ComponentView()), here="admin")
 
 
 @get("/live/health")
-async def follow_health(visit: NamedDependency[PageRequest]) -> EventResponse:
+async def follow_health(page_request: NamedDependency[PageRequest]) -> EventResponse:
     async def read() -> live_updates.Values:
-        return health_view.values(await _lines(visit)) | visit.banner_values()
+        return health_view.values(await _lines(page_request)) | page_request.banner_values()
 
-    return live_updates.answer(visit.site.followers, str(visit.person.user.id), read)
+    return live_updates.answer(page_request.site.followers, str(page_request.person.user.id), read)
 
 
-async def _lines(visit: PageRequest) -> HealthView:
+async def _lines(page_request: PageRequest) -> HealthView:
     """Return what is available: users open this page when something is down."""
     whole, door, nodes = await asyncio.gather(
-        _whole(visit),
-        visit.ask(gateway.get_service_health, gateway.GetServiceHealth()),
-        visit.ask(gateway.list_nodes, gateway.ListNodes()),
+        _whole(page_request),
+        page_request.ask(gateway.get_service_health, gateway.GetServiceHealth()),
+        page_request.ask(gateway.list_nodes, gateway.ListNodes()),
     )
     return health_view.describe(whole, door, nodes.nodes if nodes else None)
 
 
-async def _whole(visit: PageRequest) -> metrics.SystemHealth | None:
+async def _whole(page_request: PageRequest) -> metrics.SystemHealth | None:
     """Call metrics with web's own identity: access was already checked, and auth may be the service that is down."""
     try:
-        return await visit.site.caller.call(metrics.get_system_health, metrics.GetSystemHealth(), deadline_seconds=PAGE_CALL_SECONDS)
+        return await page_request.site.caller.call(metrics.get_system_health, metrics.GetSystemHealth(), deadline_seconds=PAGE_CALL_SECONDS)
     except errors.PeerError:
         return None
 

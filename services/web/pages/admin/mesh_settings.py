@@ -52,16 +52,19 @@ class SettingsPage:
 
 
 @get("/admin/settings")
-async def show_settings(visit: NamedDependency[PageRequest]) -> Page:
+async def show_settings(page_request: NamedDependency[PageRequest]) -> Page:
     (options, keys), (nodes, models), (tiers, of_auth, of_gateway) = await asyncio.gather(
         asyncio.gather(
-            visit.ask(accounts.get_sign_in_options, accounts.GetSignInOptions()), visit.ask(auth.get_signing_keys, auth.GetSigningKeys())
+            page_request.ask(accounts.get_sign_in_options, accounts.GetSignInOptions()),
+            page_request.ask(auth.get_signing_keys, auth.GetSigningKeys()),
         ),
-        asyncio.gather(visit.ask(gateway.list_nodes, gateway.ListNodes()), visit.ask(gateway.list_models, gateway.ListModels())),
         asyncio.gather(
-            visit.ask(service_settings.list_tiers, service_settings.ListTiers()),
-            visit.ask(service_settings.auth_settings, service_settings.GetSettings()),
-            visit.ask(service_settings.gateway_settings, service_settings.GetSettings()),
+            page_request.ask(gateway.list_nodes, gateway.ListNodes()), page_request.ask(gateway.list_models, gateway.ListModels())
+        ),
+        asyncio.gather(
+            page_request.ask(service_settings.list_tiers, service_settings.ListTiers()),
+            page_request.ask(service_settings.auth_settings, service_settings.GetSettings()),
+            page_request.ask(service_settings.gateway_settings, service_settings.GetSettings()),
         ),
     )
     view = SettingsPage(
@@ -70,13 +73,13 @@ async def show_settings(visit: NamedDependency[PageRequest]) -> Page:
         signing_keys=tuple(key.kid for key in keys.keys) if keys else None,
         versions=versions_of(nodes.nodes) if nodes else None,
         default_model=models.models[0].name if models and models.models else None,
-        address=visit.address,
-        is_address_set=bool(visit.site.settings.public_url),
-        is_over_tls=visit.secure,
+        address=page_request.address,
+        is_address_set=bool(page_request.site.settings.public_url),
+        is_over_tls=page_request.secure,
         tiers=None if tiers is None else tiers.tiers,
         services=(settings_of("auth", of_auth), settings_of("gateway", of_gateway)),
     )
-    return visit.page("admin/settings.html", view, here="admin")
+    return page_request.page("admin/settings.html", view, here="admin")
 
 
 def settings_of(service: str, answer: ShownSettings | None) -> ServiceShown:

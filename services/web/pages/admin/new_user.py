@@ -32,42 +32,42 @@ class NewUserPage:
 
 
 @get(_HERE)
-async def show_new_user(visit: NamedDependency[PageRequest]) -> Page:
-    return await _page(visit, NewUserForm())
+async def show_new_user(page_request: NamedDependency[PageRequest]) -> Page:
+    return await _page(page_request, NewUserForm())
 
 
 @post(_HERE)
-async def add_user(visit: NamedDependency[PageRequest]) -> Page:
-    form = await visit.read_form(NewUserForm)
+async def add_user(page_request: NamedDependency[PageRequest]) -> Page:
+    form = await page_request.read_form(NewUserForm)
     # Nobody knows the random password, so the emailed link is the only way in.
     password = form.password or secrets.token_urlsafe(32)
     try:
-        async with visit.take_turn():
+        async with page_request.take_turn():
             request = auth.RegisterUser(auth.UserData(form.username.strip(), form.email.strip(), password))
-            user = await visit.call(auth.register_user, request, deadline_seconds=signing_in.PASSWORD_CALL_SECONDS)
+            user = await page_request.call(auth.register_user, request, deadline_seconds=signing_in.PASSWORD_CALL_SECONDS)
     except (errors.NotAuthenticated, errors.ConfirmationNeeded):
         raise
     except errors.CallerError as error:
-        return await _page(visit, form, error)
-    done = "added" if form.password else await _invite(visit, user)
-    return visit.redirect(f"/admin/users/{user.id}?done={done}")
+        return await _page(page_request, form, error)
+    done = "added" if form.password else await _invite(page_request, user)
+    return page_request.redirect(f"/admin/users/{user.id}?done={done}")
 
 
-async def _invite(visit: PageRequest, user: auth.User) -> str:
+async def _invite(page_request: PageRequest, user: auth.User) -> str:
     """Request the email. Returns the `done` parameter. The account exists, so a failure is only reported."""
     try:
-        await visit.call(accounts.request_password_reset, accounts.RequestPasswordReset(user.username, visit.client()))
+        await page_request.call(accounts.request_password_reset, accounts.RequestPasswordReset(user.username, page_request.client()))
     except errors.AimeshError:
         return "unmailed"
     return "mailed"
 
 
-async def _page(visit: PageRequest, form: NewUserForm, problem: errors.CallerError | None = None) -> Page:
-    options = await signing_in.find_options(visit)
+async def _page(page_request: PageRequest, form: NewUserForm, problem: errors.CallerError | None = None) -> Page:
+    options = await signing_in.find_options(page_request)
     typed = NewUserForm(form.username, form.email)
     view = NewUserPage(typed=typed, password_min_length=options.password_min_length, problem=problem)
     status = HTTPStatus.OK if problem is None else problem.status
-    return visit.page("admin/new_user.html", view, here="admin", status=status)
+    return page_request.page("admin/new_user.html", view, here="admin", status=status)
 
 
 ROUTES = (show_new_user, add_user)

@@ -50,24 +50,24 @@ class PricesPage:
 
 @get("/admin/prices")
 async def show_prices(
-    visit: NamedDependency[PageRequest], history: FromQuery[str] = "", model: FromQuery[str] = "", done: FromQuery[str] = ""
+    page_request: NamedDependency[PageRequest], history: FromQuery[str] = "", model: FromQuery[str] = "", done: FromQuery[str] = ""
 ) -> Page:
-    view = await _page_of(visit, with_history=history == "yes", typed=PriceForm(model=model[:200]))
+    view = await _page_of(page_request, with_history=history == "yes", typed=PriceForm(model=model[:200]))
     notice = rendering.Notice(_DONE[done]) if done in _DONE else None
-    return visit.page("admin/prices.html", view, here="admin", notice=notice)
+    return page_request.page("admin/prices.html", view, here="admin", notice=notice)
 
 
 @post("/admin/prices")
-async def set_price(visit: NamedDependency[PageRequest]) -> Page:
-    form = await visit.read_form(PriceForm)
+async def set_price(page_request: NamedDependency[PageRequest]) -> Page:
+    form = await page_request.read_form(PriceForm)
     try:
-        await visit.call(ledger.set_price, ledger.SetPrice(read_price(form)))
+        await page_request.call(ledger.set_price, ledger.SetPrice(read_price(form)))
     except (errors.ConfirmationNeeded, errors.NotAuthenticated):
         raise
     except errors.CallerError as error:
-        view = await _page_of(visit, with_history=False, typed=form, problem=error)
-        return visit.page("admin/prices.html", view, here="admin", status=error.status)
-    return visit.redirect("/admin/prices?done=set")
+        view = await _page_of(page_request, with_history=False, typed=form, problem=error)
+        return page_request.page("admin/prices.html", view, here="admin", status=error.status)
+    return page_request.redirect("/admin/prices?done=set")
 
 
 def read_price(form: PriceForm) -> ledger.ModelPrice:
@@ -94,12 +94,14 @@ def _amount(text: str, what: str) -> MicroCredits:
     return amount
 
 
-async def _page_of(visit: PageRequest, *, with_history: bool, typed: PriceForm, problem: errors.AimeshError | None = None) -> PricesPage:
+async def _page_of(
+    page_request: PageRequest, *, with_history: bool, typed: PriceForm, problem: errors.AimeshError | None = None
+) -> PricesPage:
     """Return the page. Raises PeerError while the gateway is down."""
     current, models = await asyncio.gather(
-        visit.call(ledger.list_prices, ledger.ListPrices()), visit.ask(gateway.list_models, gateway.ListModels())
+        page_request.call(ledger.list_prices, ledger.ListPrices()), page_request.ask(gateway.list_models, gateway.ListModels())
     )
-    history = (await visit.call(ledger.list_prices, ledger.ListPrices(history=True))).prices if with_history else ()
+    history = (await page_request.call(ledger.list_prices, ledger.ListPrices(history=True))).prices if with_history else ()
     return PricesPage(
         lines=price_view.lines(current.prices, history),
         with_history=with_history,

@@ -47,14 +47,14 @@ class ReportPage:
 
 
 @get("/admin/report")
-async def show_report(visit: NamedDependency[PageRequest], days: FromQuery[str] = "", by: FromQuery[str] = "") -> Page:
+async def show_report(page_request: NamedDependency[PageRequest], days: FromQuery[str] = "", by: FromQuery[str] = "") -> Page:
     span, subject = _read_days(days), _read_subject(by)
-    asked = _asked(visit, span, subject)
+    asked = _asked(page_request, span, subject)
     report, new = await asyncio.gather(
-        visit.ask(business.get_business_report, asked, deadline_seconds=REPORT_SECONDS),
-        visit.ask(business.count_new_accounts, business.CountNewAccounts(asked.since, asked.until)),
+        page_request.ask(business.get_business_report, asked, deadline_seconds=REPORT_SECONDS),
+        page_request.ask(business.count_new_accounts, business.CountNewAccounts(asked.since, asked.until)),
     )
-    lines = await _named(visit, report, asked) if report else ()
+    lines = await _named(page_request, report, asked) if report else ()
     view = ReportPage(
         days=span,
         about=report_view.HEADS[subject],
@@ -66,28 +66,28 @@ async def show_report(visit: NamedDependency[PageRequest], days: FromQuery[str] 
         total=report_view.total(report) if report else None,
         is_cut=report.more if report else False,
     )
-    return visit.page("admin/report.html", view, here="admin")
+    return page_request.page("admin/report.html", view, here="admin")
 
 
 @get("/admin/report.csv")
-async def download_report(visit: NamedDependency[PageRequest], days: FromQuery[str] = "", by: FromQuery[str] = "") -> Page:
-    asked = _asked(visit, _read_days(days), _read_subject(by))
-    report = await visit.call(business.get_business_report, asked, deadline_seconds=REPORT_SECONDS)
-    table = csv_tables.business(asked.by, await _named(visit, report, asked))
+async def download_report(page_request: NamedDependency[PageRequest], days: FromQuery[str] = "", by: FromQuery[str] = "") -> Page:
+    asked = _asked(page_request, _read_days(days), _read_subject(by))
+    report = await page_request.call(business.get_business_report, asked, deadline_seconds=REPORT_SECONDS)
+    table = csv_tables.business(asked.by, await _named(page_request, report, asked))
     headers = {"Content-Disposition": f'attachment; filename="aimesh-report-{asked.by}-{asked.since}.csv"'}
     return Response(table, media_type=csv_tables.MEDIA_TYPE, headers=headers)
 
 
-async def _named(visit: PageRequest, report: BusinessReport, asked: GetBusinessReport) -> tuple[Line, ...]:
+async def _named(page_request: PageRequest, report: BusinessReport, asked: GetBusinessReport) -> tuple[Line, ...]:
     """Return the rows with user names, or with ids while auth is down."""
     ids = business_report_rows.ids_in(report, asked.by)
-    found = await visit.ask(business.name_users, business.NameUsers(ids)) if ids else None
+    found = await page_request.ask(business.name_users, business.NameUsers(ids)) if ids else None
     return business_report_rows.lines(report, asked, found.names if found else {})
 
 
-def _asked(visit: PageRequest, days: int, by: BusinessGrouping) -> GetBusinessReport:
+def _asked(page_request: PageRequest, days: int, by: BusinessGrouping) -> GetBusinessReport:
     """Return the request for whole days, including today."""
-    until = visit.site.now().astimezone(UTC).date() + timedelta(days=1)
+    until = page_request.site.now().astimezone(UTC).date() + timedelta(days=1)
     return GetBusinessReport(until - timedelta(days=days), until, by)
 
 

@@ -21,12 +21,12 @@ class RunbookPage:
 
 
 @get(f"{ROOT}/{{name:str}}")
-async def show_runbook(visit: NamedDependency[PageRequest], name: FromPath[str]) -> Page:
-    text = visit.site.runbooks.get(name)
+async def show_runbook(page_request: NamedDependency[PageRequest], name: FromPath[str]) -> Page:
+    text = page_request.site.runbooks.get(name)
     if text is None:
         raise errors.NotFound("there is no such runbook", hint="look in docs/runbooks of the source code")
-    view = RunbookPage(name=name, text=runbooks.prepare(text, visit.address + ROOT))
-    return visit.page("admin/runbook.html", view, here="admin")
+    view = RunbookPage(name=name, text=runbooks.prepare(text, page_request.address + ROOT))
+    return page_request.page("admin/runbook.html", view, here="admin")
 
 
 ROUTES = (show_runbook,)

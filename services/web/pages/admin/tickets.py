@@ -58,38 +58,38 @@ class TicketsPage:
 
 
 @get(["/nodes/tickets", "/admin/nodes/tickets"])
-async def show_tickets(visit: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
-    root = f"{machine_urls.root_of(visit)}/tickets"
-    if visit.request.scope["path"] != root:
-        return visit.redirect(root)
+async def show_tickets(page_request: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
+    root = f"{machine_urls.root_of(page_request)}/tickets"
+    if page_request.request.scope["path"] != root:
+        return page_request.redirect(root)
     notice = rendering.Notice(_DONE[done]) if done in _DONE else None
     try:
-        view = _view(visit, await _tickets(visit))
+        view = _view(page_request, await _tickets(page_request))
     except errors.PeerError as error:
-        view = _view(visit, (), problem=error)
-    return visit.page("admin/tickets.html", view, here=machine_urls.here_of(visit), notice=notice)
+        view = _view(page_request, (), problem=error)
+    return page_request.page("admin/tickets.html", view, here=machine_urls.here_of(page_request), notice=notice)
 
 
 @post(["/nodes/tickets", "/admin/nodes/tickets"])
-async def create_ticket(visit: NamedDependency[PageRequest]) -> Page:
+async def create_ticket(page_request: NamedDependency[PageRequest]) -> Page:
     """Create a ticket. Responds with the page itself, because a redirect would have to carry the ticket."""
-    form = await visit.read_form(TicketForm)
+    form = await page_request.read_form(TicketForm)
     try:
-        created = await visit.call(membership.create_ticket, wanted(form))
+        created = await page_request.call(membership.create_ticket, wanted(form))
     except (errors.ConfirmationNeeded, errors.NotAuthenticated):
         raise
     except (errors.CallerError, errors.Unavailable) as error:
-        return _page(visit, _view(visit, await _tickets_if_there(visit), typed=form, problem=error), error.status)
+        return _page(page_request, _view(page_request, await _tickets_if_there(page_request), typed=form, problem=error), error.status)
     command = f"{COMMANDS.get(created.row.role, COMMANDS[Role.WORKER])} {created.ticket}"
-    view = _view(visit, await _tickets_if_there(visit), created=created, command=command)
-    return _page(visit, view, HTTPStatus.CREATED)
+    view = _view(page_request, await _tickets_if_there(page_request), created=created, command=command)
+    return _page(page_request, view, HTTPStatus.CREATED)
 
 
 @post(["/nodes/tickets/{ticket_id:str}/revoke", "/admin/nodes/tickets/{ticket_id:str}/revoke"])
-async def revoke_ticket(visit: NamedDependency[PageRequest], ticket_id: FromPath[str]) -> Page:
-    await visit.read_form(forms.Confirmation)
-    await visit.call(membership.revoke_ticket, membership.RevokeTicket(ticket_id))
-    return visit.redirect(f"{machine_urls.root_of(visit)}/tickets?done=revoked")
+async def revoke_ticket(page_request: NamedDependency[PageRequest], ticket_id: FromPath[str]) -> Page:
+    await page_request.read_form(forms.Confirmation)
+    await page_request.call(membership.revoke_ticket, membership.RevokeTicket(ticket_id))
+    return page_request.redirect(f"{machine_urls.root_of(page_request)}/tickets?done=revoked")
 
 
 def wanted(form: TicketForm) -> membership.CreateTicket:
@@ -123,13 +123,13 @@ def read_labels(text: str) -> dict[str, str]:
     return dict(pairs)
 
 
-async def _tickets(visit: PageRequest) -> tuple[TicketRow, ...]:
-    return _good_first(await visit.call(membership.list_tickets, membership.ListTickets()))
+async def _tickets(page_request: PageRequest) -> tuple[TicketRow, ...]:
+    return _good_first(await page_request.call(membership.list_tickets, membership.ListTickets()))
 
 
-async def _tickets_if_there(visit: PageRequest) -> tuple[TicketRow, ...]:
+async def _tickets_if_there(page_request: PageRequest) -> tuple[TicketRow, ...]:
     """Return the tickets, or none if auth is down: show a new ticket even without the list."""
-    answer = await visit.ask(membership.list_tickets, membership.ListTickets())
+    answer = await page_request.ask(membership.list_tickets, membership.ListTickets())
     return _good_first(answer) if answer else ()
 
 
@@ -138,7 +138,7 @@ def _good_first(answer: membership.Tickets) -> tuple[TicketRow, ...]:
 
 
 def _view(
-    visit: PageRequest,
+    page_request: PageRequest,
     tickets: tuple[TicketRow, ...],
     *,
     typed: TicketForm | None = None,
@@ -146,7 +146,7 @@ def _view(
     command: str = "",
     problem: errors.AimeshError | None = None,
 ) -> TicketsPage:
-    root = machine_urls.root_of(visit)
+    root = machine_urls.root_of(page_request)
     is_admin = root != "/nodes"
     return TicketsPage(
         root=root,
@@ -162,8 +162,8 @@ def _view(
     )
 
 
-def _page(visit: PageRequest, view: TicketsPage, status: int) -> Page:
-    return visit.page("admin/tickets.html", view, here=machine_urls.here_of(visit), status=status)
+def _page(page_request: PageRequest, view: TicketsPage, status: int) -> Page:
+    return page_request.page("admin/tickets.html", view, here=machine_urls.here_of(page_request), status=status)
 
 
 ROUTES = (show_tickets, create_ticket, revoke_ticket)

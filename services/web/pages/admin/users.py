@@ -72,69 +72,69 @@ class UserPage:
 
 
 @get("/admin/users")
-async def show_users(visit: NamedDependency[PageRequest], search: FromQuery[str] = "", after: FromQuery[str] = "") -> Page:
+async def show_users(page_request: NamedDependency[PageRequest], search: FromQuery[str] = "", after: FromQuery[str] = "") -> Page:
     wanted = paged_search.read(search, after)
     place = UserId(wanted.after) if wanted.after else None
-    found = await visit.call(auth.list_users, auth.ListUsers(paged_search.ROWS_OF_A_PAGE, wanted.search, place))
+    found = await page_request.call(auth.list_users, auth.ListUsers(paged_search.ROWS_OF_A_PAGE, wanted.search, place))
     pager = paged_search.pager("/admin/users", wanted, found.users[-1].id if found.users else None, more=found.more)
-    return visit.page("admin/users.html", UsersPage(users=found.users, search=wanted.search, pager=pager), here="admin")
+    return page_request.page("admin/users.html", UsersPage(users=found.users, search=wanted.search, pager=pager), here="admin")
 
 
 @get("/admin/users/{user_id:uuid}")
-async def show_user(visit: NamedDependency[PageRequest], user_id: FromPath[UUID], done: FromQuery[str] = "") -> Page:
-    view = await _page_of(visit, user_id)
-    return visit.page("admin/user.html", view, here="admin", notice=_notice(done))
+async def show_user(page_request: NamedDependency[PageRequest], user_id: FromPath[UUID], done: FromQuery[str] = "") -> Page:
+    view = await _page_of(page_request, user_id)
+    return page_request.page("admin/user.html", view, here="admin", notice=_notice(done))
 
 
 @post("/admin/users/{user_id:uuid}/role")
-async def set_role(visit: NamedDependency[PageRequest], user_id: FromPath[UUID]) -> Page:
-    form = await visit.read_form(UserRoleForm)
+async def set_role(page_request: NamedDependency[PageRequest], user_id: FromPath[UUID]) -> Page:
+    form = await page_request.read_form(UserRoleForm)
     try:
-        await visit.call(auth.set_role, auth.SetRole(str(user_id), form_choices.read(UserRole, form.role, "role")))
+        await page_request.call(auth.set_role, auth.SetRole(str(user_id), form_choices.read(UserRole, form.role, "role")))
     except errors.CallerError as error:
-        return await _refused(visit, user_id, error)
-    return visit.redirect(f"/admin/users/{user_id}?done=role")
+        return await _refused(page_request, user_id, error)
+    return page_request.redirect(f"/admin/users/{user_id}?done=role")
 
 
 @post("/admin/users/{user_id:uuid}/tier")
-async def set_tier(visit: NamedDependency[PageRequest], user_id: FromPath[UUID]) -> Page:
-    form = await visit.read_form(TierForm)
+async def set_tier(page_request: NamedDependency[PageRequest], user_id: FromPath[UUID]) -> Page:
+    form = await page_request.read_form(TierForm)
     try:
-        await visit.call(auth.set_tier, auth.SetTier(str(user_id), form_choices.read(Tier, form.tier, "tier")))
+        await page_request.call(auth.set_tier, auth.SetTier(str(user_id), form_choices.read(Tier, form.tier, "tier")))
     except errors.CallerError as error:
-        return await _refused(visit, user_id, error)
-    return visit.redirect(f"/admin/users/{user_id}?done=tier")
+        return await _refused(page_request, user_id, error)
+    return page_request.redirect(f"/admin/users/{user_id}?done=tier")
 
 
 @post("/admin/users/{user_id:uuid}/active")
-async def set_active(visit: NamedDependency[PageRequest], user_id: FromPath[UUID]) -> Page:
-    form = await visit.read_form(ActiveForm)
+async def set_active(page_request: NamedDependency[PageRequest], user_id: FromPath[UUID]) -> Page:
+    form = await page_request.read_form(ActiveForm)
     is_active = form.active == "yes"
     try:
-        await visit.call(auth.set_active, auth.SetActive(str(user_id), is_active))
+        await page_request.call(auth.set_active, auth.SetActive(str(user_id), is_active))
     except errors.CallerError as error:
-        return await _refused(visit, user_id, error)
-    return visit.redirect(f"/admin/users/{user_id}?done={'opened' if is_active else 'closed'}")
+        return await _refused(page_request, user_id, error)
+    return page_request.redirect(f"/admin/users/{user_id}?done={'opened' if is_active else 'closed'}")
 
 
 @post("/admin/users/{user_id:uuid}/remove-factor")
-async def remove_factor(visit: NamedDependency[PageRequest], user_id: FromPath[UUID]) -> Page:
-    await visit.read_form(forms.Confirmation)
+async def remove_factor(page_request: NamedDependency[PageRequest], user_id: FromPath[UUID]) -> Page:
+    await page_request.read_form(forms.Confirmation)
     try:
-        await visit.call(auth.remove_mfa, auth.RemoveMfa(str(user_id)))
+        await page_request.call(auth.remove_mfa, auth.RemoveMfa(str(user_id)))
     except errors.CallerError as error:
-        return await _refused(visit, user_id, error)
-    return visit.redirect(f"/admin/users/{user_id}?done=factor")
+        return await _refused(page_request, user_id, error)
+    return page_request.redirect(f"/admin/users/{user_id}?done=factor")
 
 
 @post("/admin/users/{user_id:uuid}/credits")
-async def give_credits(visit: NamedDependency[PageRequest], user_id: FromPath[UUID]) -> Page:
-    form = await visit.read_form(CreditsForm)
+async def give_credits(page_request: NamedDependency[PageRequest], user_id: FromPath[UUID]) -> Page:
+    form = await page_request.read_form(CreditsForm)
     try:
-        await credit_form.book(visit, user_id, form)
+        await credit_form.book(page_request, user_id, form)
     except errors.CallerError as error:
-        return await _refused(visit, user_id, error, form)
-    return visit.redirect(f"/admin/users/{user_id}?done=credits")
+        return await _refused(page_request, user_id, error, form)
+    return page_request.redirect(f"/admin/users/{user_id}?done=credits")
 
 
 def _notice(done: str) -> rendering.Notice | None:
@@ -143,27 +143,27 @@ def _notice(done: str) -> rendering.Notice | None:
     return rendering.Notice(_DONE[done]) if done in _DONE else None
 
 
-async def _refused(visit: PageRequest, user_id: UUID, error: errors.CallerError, typed: CreditsForm = NOTHING_TYPED) -> Page:
+async def _refused(page_request: PageRequest, user_id: UUID, error: errors.CallerError, typed: CreditsForm = NOTHING_TYPED) -> Page:
     """Return the page with the error and the typed values. Re-raises what the application handles."""
     if isinstance(error, errors.ConfirmationNeeded | errors.NotAuthenticated):
         raise error
-    view = await _page_of(visit, user_id, typed, error)
-    return visit.page("admin/user.html", view, here="admin", status=error.status)
+    view = await _page_of(page_request, user_id, typed, error)
+    return page_request.page("admin/user.html", view, here="admin", status=error.status)
 
 
 async def _page_of(
-    visit: PageRequest, user_id: UUID, typed: CreditsForm = NOTHING_TYPED, problem: errors.AimeshError | None = None
+    page_request: PageRequest, user_id: UUID, typed: CreditsForm = NOTHING_TYPED, problem: errors.AimeshError | None = None
 ) -> UserPage:
-    user = await visit.call(auth.get_user_called, auth.GetUserCalled(str(user_id)))
-    now = visit.site.now()
+    user = await page_request.call(auth.get_user_called, auth.GetUserCalled(str(user_id)))
+    now = page_request.site.now()
     account, quota, usage = await asyncio.gather(
-        visit.ask(ledger.read_account, ledger.ReadAccount(user.id)),
-        visit.ask(gateway.get_user_quota, gateway.GetUserQuota(user.id)),
-        visit.ask(usage_report.get_usage_report, _of_last_days(user.id, now)),
+        page_request.ask(ledger.read_account, ledger.ReadAccount(user.id)),
+        page_request.ask(gateway.get_user_quota, gateway.GetUserQuota(user.id)),
+        page_request.ask(usage_report.get_usage_report, _of_last_days(user.id, now)),
     )
     return UserPage(
         user=user,
-        is_self=user.id == visit.person.user.id,
+        is_self=user.id == page_request.person.user.id,
         account=account,
         quota=page_views.quota(quota, now) if quota else None,
         usage=usage,

@@ -138,7 +138,7 @@ class FakeFactors:
 
 
 @dataclass(kw_only=True)
-class Desk:
+class ApiClient:
     """Where people look after their account."""
 
     settings: AuthSettings
@@ -198,7 +198,7 @@ class Desk:
 
 @dataclass
 class Person:
-    desk: Desk
+    api_client: ApiClient
     user: auth.User
 
     @property
@@ -214,12 +214,12 @@ class Person:
     def _credential(self, **changed: Any) -> str:
         credential = secrets.token_hex(8)
         principal = auth.Principal(user_id=self.id, username=self.user.username, role=self.user.role, tier=self.user.tier)
-        self.desk.identities.known[credential] = msgspec.structs.replace(principal, **changed)
+        self.api_client.identities.known[credential] = msgspec.structs.replace(principal, **changed)
         return credential
 
     async def again(self) -> auth.User:
         """As it is stored now."""
-        user = await self.desk.store.find_user(self.id)
+        user = await self.api_client.store.find_user(self.id)
         assert user is not None
         return user
 
@@ -229,15 +229,17 @@ def cheap_hasher() -> argon2.PasswordHasher:
 
 
 @contextlib.asynccontextmanager
-async def opened_desk(settings: AuthSettings, **instead: Any) -> AsyncIterator[Desk]:
+async def opened_desk(settings: AuthSettings, **instead: Any) -> AsyncIterator[ApiClient]:
     """With the task that mails running; ``instead`` of the stand-ins."""
     with Passwords.open(min_length=8, hasher=cheap_hasher()) as passwords:
         async with database_of(settings.database_url) as database, Cache.open(settings.redis_url) as cache:
             await _with_links(settings.database_url)
-            desk = Desk(settings=settings, database=database, cache=cache, store=AccountTables(database), passwords=passwords, **instead)
+            api_client = ApiClient(
+                settings=settings, database=database, cache=cache, store=AccountTables(database), passwords=passwords, **instead
+            )
             async with lifecycle.background() as tasks:
-                tasks.create_task(desk.changes.run())
-                yield desk
+                tasks.create_task(api_client.changes.run())
+                yield api_client
 
 
 def token_of(letter: Letter) -> str:

@@ -23,19 +23,19 @@ from shared.identity import credentials
 from shared.stores.database import Database
 from shared.types import Credential, ModelName, Role, TenantId, UserRole
 from tests.services.auth import by_hand
-from tests.services.auth.organizations.seeded_database import Town, opened_town, refusal_of
+from tests.services.auth.organizations.seeded_database import SeededDb, opened_town, refusal_of
 
 EVERYDAY = {str(permission) for permission in Permission} - {"*"}
 
 
 @pytest.fixture
-async def town(postgres_url: str) -> AsyncIterator[Town]:
-    async with opened_town(postgres_url) as town:
-        yield town
+async def seeded_db(postgres_url: str) -> AsyncIterator[SeededDb]:
+    async with opened_town(postgres_url) as seeded_db:
+        yield seeded_db
 
 
-async def permissions(town: Town, key: Credential) -> set[str]:
-    found = await town.principal(key)
+async def permissions(seeded_db: SeededDb, key: Credential) -> set[str]:
+    found = await seeded_db.principal(key)
     assert found.scopes is not None
     granted = access_table.permissions_of(found.role, found.scopes)
     assert {str(permission) for permission in granted} == set(found.scopes), "what it carries is exactly what it may"
@@ -46,118 +46,118 @@ async def permissions(town: Town, key: Credential) -> set[str]:
 
 
 @pytest.mark.parametrize("role", UserRole)
-async def test_an_everyday_key_may_what_its_owner_may_and_never_administers(town: Town, role: UserRole) -> None:
-    person = await town.person(role=role)
-    made = await town.key(person.login)
+async def test_an_everyday_key_may_what_its_owner_may_and_never_administers(seeded_db: SeededDb, role: UserRole) -> None:
+    person = await seeded_db.person(role=role)
+    made = await seeded_db.key(person.login)
     assert (made.key.kind, made.key.bounds, made.api_key.startswith("aip_live_")) == (KeyKind.LIVE, KeyBounds(), True)
-    assert await permissions(town, made.api_key) == (EVERYDAY if role is UserRole.ADMIN else set(access_table.ROLES[role]))
+    assert await permissions(seeded_db, made.api_key) == (EVERYDAY if role is UserRole.ADMIN else set(access_table.ROLES[role]))
 
 
 @pytest.mark.parametrize("kind", [KeyKind.LIVE, KeyKind.TEST])
 @pytest.mark.parametrize("role", UserRole)
-async def test_a_key_for_which_nothing_is_asked_uses_models_and_reads_usage(town: Town, role: UserRole, kind: KeyKind) -> None:
-    person = await town.person(role=role)
-    made = await town.ask(auth.generate_api_key, auth.GenerateApiKey("k", kind=kind), person.login)
+async def test_a_key_for_which_nothing_is_asked_uses_models_and_reads_usage(seeded_db: SeededDb, role: UserRole, kind: KeyKind) -> None:
+    person = await seeded_db.person(role=role)
+    made = await seeded_db.ask(auth.generate_api_key, auth.GenerateApiKey("k", kind=kind), person.login)
     usual = {"inference:execute", "model:read", "usage:read"}
-    assert await permissions(town, made.api_key) == usual & (EVERYDAY if role is UserRole.ADMIN else set(access_table.ROLES[role]))
+    assert await permissions(seeded_db, made.api_key) == usual & (EVERYDAY if role is UserRole.ADMIN else set(access_table.ROLES[role]))
     with pytest.raises(errors.NotAllowed):
-        await town.ask(auth.generate_api_key, auth.GenerateApiKey("another"), made.api_key)
+        await seeded_db.ask(auth.generate_api_key, auth.GenerateApiKey("another"), made.api_key)
 
 
-async def test_keys_from_before_keep_their_rights(town: Town) -> None:
-    person = await town.person(role=UserRole.NODE_OWNER)
-    assert await permissions(town, await town.key_by_hand(person.user)) == set(access_table.ROLES[UserRole.NODE_OWNER])
-    assert await permissions(town, await town.key_by_hand(person.user, KeyKind.TEST)) == {"inference:execute"}
+async def test_keys_from_before_keep_their_rights(seeded_db: SeededDb) -> None:
+    person = await seeded_db.person(role=UserRole.NODE_OWNER)
+    assert await permissions(seeded_db, await seeded_db.key_by_hand(person.user)) == set(access_table.ROLES[UserRole.NODE_OWNER])
+    assert await permissions(seeded_db, await seeded_db.key_by_hand(person.user, KeyKind.TEST)) == {"inference:execute"}
 
 
-async def test_a_key_that_leaked_is_revoked_with_all_that_it_made(town: Town) -> None:
-    boss, anna = await town.admin(), await town.person()
-    leaked = await town.key(boss.login, kind=KeyKind.ADMIN)
-    child = await town.key(leaked.api_key, "child", kind=KeyKind.ADMIN)
-    for_anna = await town.key(leaked.api_key, "for anna", user_id=anna.user.id)
-    grandchild = await town.key(child.api_key, "grandchild")
-    own = await town.key(anna.login, "own")
+async def test_a_key_that_leaked_is_revoked_with_all_that_it_made(seeded_db: SeededDb) -> None:
+    boss, anna = await seeded_db.admin(), await seeded_db.person()
+    leaked = await seeded_db.key(boss.login, kind=KeyKind.ADMIN)
+    child = await seeded_db.key(leaked.api_key, "child", kind=KeyKind.ADMIN)
+    for_anna = await seeded_db.key(leaked.api_key, "for anna", user_id=anna.user.id)
+    grandchild = await seeded_db.key(child.api_key, "grandchild")
+    own = await seeded_db.key(anna.login, "own")
     assert (leaked.key.made_by, child.key.made_by, grandchild.key.made_by) == (None, leaked.key.id, child.key.id)
-    assert (await town.ask(auth.revoke_api_key, auth.RevokeApiKey(str(leaked.key.id)), boss.login)).id == leaked.key.id
-    assert await permissions(town, grandchild.api_key) == EVERYDAY, "alone it takes none with it"
+    assert (await seeded_db.ask(auth.revoke_api_key, auth.RevokeApiKey(str(leaked.key.id)), boss.login)).id == leaked.key.id
+    assert await permissions(seeded_db, grandchild.api_key) == EVERYDAY, "alone it takes none with it"
     # It has ended already, and what it made still works.
-    await town.ask(auth.revoke_api_key, auth.RevokeApiKey(str(leaked.key.id), with_made=True), boss.login)
+    await seeded_db.ask(auth.revoke_api_key, auth.RevokeApiKey(str(leaked.key.id), with_made=True), boss.login)
     for gone in (child, for_anna, grandchild):
         with pytest.raises(errors.NotAuthenticated, match="revoked"):
-            await town.principal(gone.api_key)
-    assert (await town.principal(own.api_key)).key_id == own.key.id
+            await seeded_db.principal(gone.api_key)
+    assert (await seeded_db.principal(own.api_key)).key_id == own.key.id
 
 
-async def test_an_administrators_everyday_key_is_refused_what_is_an_administrators(town: Town) -> None:
-    boss, anna = await town.admin(), await town.person()
-    key = (await town.key(boss.login)).api_key
+async def test_an_administrators_everyday_key_is_refused_what_is_an_administrators(seeded_db: SeededDb) -> None:
+    boss, anna = await seeded_db.admin(), await seeded_db.person()
+    key = (await seeded_db.key(boss.login)).api_key
     for request in (auth.GenerateApiKey(user_id=anna.user.id), auth.GenerateApiKey(kind=KeyKind.ADMIN)):
         with pytest.raises(errors.NotAllowed):
-            await town.ask(auth.generate_api_key, request, key)
+            await seeded_db.ask(auth.generate_api_key, request, key)
     with pytest.raises(errors.NotAllowed):
-        await town.ask(auth.list_api_keys, auth.ListApiKeys(anna.user.id), key)
-    annas = await town.key(anna.login)
+        await seeded_db.ask(auth.list_api_keys, auth.ListApiKeys(anna.user.id), key)
+    annas = await seeded_db.key(anna.login)
     with pytest.raises(errors.NotFound):
-        await town.ask(auth.revoke_api_key, auth.RevokeApiKey(str(annas.key.id)), key)
+        await seeded_db.ask(auth.revoke_api_key, auth.RevokeApiKey(str(annas.key.id)), key)
 
 
-async def test_an_administrators_key_administers_and_only_administrators_have_one(town: Town) -> None:
-    boss, anna = await town.admin(), await town.person()
-    made = await town.key(boss.login, kind=KeyKind.ADMIN)
+async def test_an_administrators_key_administers_and_only_administrators_have_one(seeded_db: SeededDb) -> None:
+    boss, anna = await seeded_db.admin(), await seeded_db.person()
+    made = await seeded_db.key(boss.login, kind=KeyKind.ADMIN)
     assert made.api_key.startswith("aip_adm_")
-    assert await permissions(town, made.api_key) == {"*"}
+    assert await permissions(seeded_db, made.api_key) == {"*"}
     for by, request in (
         (anna.login, auth.GenerateApiKey(kind=KeyKind.ADMIN)),
         (boss.login, auth.GenerateApiKey(kind=KeyKind.ADMIN, user_id=anna.user.id)),
     ):
         with pytest.raises(errors.NotAllowed, match="kind adm"):
-            await town.ask(auth.generate_api_key, request, by)
-    narrow = await town.key(made.api_key, kind=KeyKind.ADMIN, bounds=KeyBounds(("usage:read", "key:write")))
-    assert await permissions(town, narrow.api_key) == {"usage:read", "key:write"}
+            await seeded_db.ask(auth.generate_api_key, request, by)
+    narrow = await seeded_db.key(made.api_key, kind=KeyKind.ADMIN, bounds=KeyBounds(("usage:read", "key:write")))
+    assert await permissions(seeded_db, narrow.api_key) == {"usage:read", "key:write"}
 
 
-async def test_an_administrators_key_falls_with_its_owner(town: Town) -> None:
-    boss = await town.admin()
-    keys = [await town.key(boss.login, kind=KeyKind.ADMIN, bounds=KeyBounds(scopes)) for scopes in ((), ("*",))]
-    async with town.store.transaction() as transaction:
-        await town.store.set_role(transaction, boss.user.id, UserRole.USER)
+async def test_an_administrators_key_falls_with_its_owner(seeded_db: SeededDb) -> None:
+    boss = await seeded_db.admin()
+    keys = [await seeded_db.key(boss.login, kind=KeyKind.ADMIN, bounds=KeyBounds(scopes)) for scopes in ((), ("*",))]
+    async with seeded_db.store.transaction() as transaction:
+        await seeded_db.store.set_role(transaction, boss.user.id, UserRole.USER)
     for key in keys:
-        assert await permissions(town, key.api_key) == set(access_table.ROLES[UserRole.USER])
+        assert await permissions(seeded_db, key.api_key) == set(access_table.ROLES[UserRole.USER])
 
 
-async def test_a_key_for_tests_runs_models_for_thirty_days_and_does_nothing_else(town: Town) -> None:
-    person = await town.person(role=UserRole.DEVELOPER)
-    made = await town.key(person.login, kind=KeyKind.TEST)
+async def test_a_key_for_tests_runs_models_for_thirty_days_and_does_nothing_else(seeded_db: SeededDb) -> None:
+    person = await seeded_db.person(role=UserRole.DEVELOPER)
+    made = await seeded_db.key(person.login, kind=KeyKind.TEST)
     assert made.api_key.startswith("aip_test_")
-    assert await permissions(town, made.api_key) == {"inference:execute", "model:read", "usage:read"}
+    assert await permissions(seeded_db, made.api_key) == {"inference:execute", "model:read", "usage:read"}
     assert made.key.limits == ApiKeyLimits(requests_per_hour=60)
     assert made.key.expires_at is not None
     assert timedelta(days=29) < made.key.expires_at - datetime.now(UTC) <= timedelta(days=30)
     for changed in ({"days": 31}, {"days": 0}, {"limits": ApiKeyLimits(requests_per_hour=61)}):
         with pytest.raises(errors.BadRequest, match="for tests"):
-            await town.key(person.login, kind=KeyKind.TEST, **changed)
+            await seeded_db.key(person.login, kind=KeyKind.TEST, **changed)
     with pytest.raises(errors.NotAllowed, match="kind test"):
-        await town.key(person.login, kind=KeyKind.TEST, bounds=KeyBounds(("key:write",)))
-    tighter = await town.key(person.login, kind=KeyKind.TEST, limits=ApiKeyLimits(5, budget_micro=None), days=1)
+        await seeded_db.key(person.login, kind=KeyKind.TEST, bounds=KeyBounds(("key:write",)))
+    tighter = await seeded_db.key(person.login, kind=KeyKind.TEST, limits=ApiKeyLimits(5, budget_micro=None), days=1)
     assert tighter.key.limits.requests_per_hour == 5
 
 
-async def test_what_was_written_by_hand_still_gives_no_everyday_key_administration(town: Town) -> None:
-    boss = await town.admin()
+async def test_what_was_written_by_hand_still_gives_no_everyday_key_administration(seeded_db: SeededDb) -> None:
+    boss = await seeded_db.admin()
     for kind in (KeyKind.LIVE, KeyKind.TEST):
-        key = await town.key_by_hand(boss.user, kind, KeyBounds(("*", "of-a-later-version", "inference:execute")))
-        assert await permissions(town, key) == {"inference:execute"}
+        key = await seeded_db.key_by_hand(boss.user, kind, KeyBounds(("*", "of-a-later-version", "inference:execute")))
+        assert await permissions(seeded_db, key) == {"inference:execute"}
 
 
 # --- bounds ----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_scope_that_is_lost_grants_nothing_and_never_everything(town: Town) -> None:
-    dev = await town.person(role=UserRole.DEVELOPER)
-    key = (await town.key(dev.login, bounds=KeyBounds(("model:write",)))).api_key
-    async with town.store.transaction() as transaction:
-        await town.store.set_role(transaction, dev.user.id, UserRole.USER)
-    assert await permissions(town, key) == set()
+async def test_a_scope_that_is_lost_grants_nothing_and_never_everything(seeded_db: SeededDb) -> None:
+    dev = await seeded_db.person(role=UserRole.DEVELOPER)
+    key = (await seeded_db.key(dev.login, bounds=KeyBounds(("model:write",)))).api_key
+    async with seeded_db.store.transaction() as transaction:
+        await seeded_db.store.set_role(transaction, dev.user.id, UserRole.USER)
+    assert await permissions(seeded_db, key) == set()
 
 
 @pytest.mark.parametrize(
@@ -174,40 +174,40 @@ async def test_a_scope_that_is_lost_grants_nothing_and_never_everything(town: To
         pytest.param(KeyBounds(networks=("fe80::1%eth0",)), errors.BadRequest, "no network", id="a link of this machine"),
     ],
 )
-async def test_bounds_that_are_none(town: Town, bounds: KeyBounds, error: type[errors.AimeshError], says: str) -> None:
-    person = await town.person()
+async def test_bounds_that_are_none(seeded_db: SeededDb, bounds: KeyBounds, error: type[errors.AimeshError], says: str) -> None:
+    person = await seeded_db.person()
     with pytest.raises(error, match=says) as refused:
-        await town.key(person.login, bounds=bounds)
+        await seeded_db.key(person.login, bounds=bounds)
     if says.startswith("no 'every"):
         assert all(permission in refused.value.hint for permission in Permission)
 
 
-async def test_a_key_keeps_its_bounds_in_the_form_that_is_compared(town: Town) -> None:
-    person = await town.person()
+async def test_a_key_keeps_its_bounds_in_the_form_that_is_compared(seeded_db: SeededDb) -> None:
+    person = await seeded_db.person()
     asked = KeyBounds(
         ("usage:read", "inference:execute", "usage:read"),
         (ModelName("b"), ModelName("a"), ModelName("b")),
         ("192.0.2.7/24", "::ffff:198.51.100.0/120", "2001:DB8::1", "192.0.2.0/24"),
     )
-    made = await town.key(person.login, bounds=asked)
+    made = await seeded_db.key(person.login, bounds=asked)
     kept = KeyBounds(
         ("inference:execute", "usage:read"), (ModelName("b"), ModelName("a")), ("192.0.2.0/24", "198.51.100.0/24", "2001:db8::1/128")
     )
-    found = await town.principal(made.api_key)
+    found = await seeded_db.principal(made.api_key)
     assert (made.key.bounds, found.scopes, found.models, found.networks) == (kept, kept.scopes, kept.models, kept.networks)
     access_table.check_network(found, "198.51.100.9")
     with pytest.raises(errors.NotAllowed):
         access_table.check_network(found, "198.51.101.9")
 
 
-async def test_a_key_that_makes_keys_gives_away_no_more_than_it_has(town: Town) -> None:
-    person = await town.person()
+async def test_a_key_that_makes_keys_gives_away_no_more_than_it_has(seeded_db: SeededDb) -> None:
+    person = await seeded_db.person()
     mine = KeyBounds(("inference:execute", "key:write"), (ModelName("a"), ModelName("b")), ("10.0.0.0/8", "2001:db8::/32"))
-    maker = (await town.key(person.login, bounds=mine)).api_key
+    maker = (await seeded_db.key(person.login, bounds=mine)).api_key
 
     async def make(bounds: KeyBounds) -> KeyBounds:
         request = auth.GenerateApiKey(bounds=bounds)
-        return (await town.ask(auth.generate_api_key, request, maker, through=Role.GATEWAY)).key.bounds
+        return (await seeded_db.ask(auth.generate_api_key, request, maker, through=Role.GATEWAY)).key.bounds
 
     usual = KeyBounds(("inference:execute",), mine.models, mine.networks)
     assert await make(KeyBounds()) == usual, "models and networks that are left out are inherited; rights are the usual ones"
@@ -224,40 +224,40 @@ async def test_a_key_that_makes_keys_gives_away_no_more_than_it_has(town: Town) 
             await make(beyond)
 
 
-async def test_a_key_that_may_only_write_keys_makes_none_that_may_run_models(town: Town) -> None:
-    person = await town.person()
-    key = (await town.key(person.login, bounds=KeyBounds(("key:write",)))).api_key
+async def test_a_key_that_may_only_write_keys_makes_none_that_may_run_models(seeded_db: SeededDb) -> None:
+    person = await seeded_db.person()
+    key = (await seeded_db.key(person.login, bounds=KeyBounds(("key:write",)))).api_key
     with pytest.raises(errors.NotAllowed, match="could do nothing"):
-        await town.key(key, kind=KeyKind.TEST)
-    assert await permissions(town, (await town.key(key)).api_key) == {"key:write"}
+        await seeded_db.key(key, kind=KeyKind.TEST)
+    assert await permissions(seeded_db, (await seeded_db.key(key)).api_key) == {"key:write"}
 
 
-async def test_a_key_makes_none_that_outlives_it(town: Town) -> None:
-    person = await town.person()
-    maker = await town.key(person.login, days=10)
-    heir = await town.key(maker.api_key)
+async def test_a_key_makes_none_that_outlives_it(seeded_db: SeededDb) -> None:
+    person = await seeded_db.person()
+    maker = await seeded_db.key(person.login, days=10)
+    heir = await seeded_db.key(maker.api_key)
     assert heir.key.expires_at == maker.key.expires_at
     for days in (0, 11):
         with pytest.raises(errors.NotAllowed, match="longer than this key"):
-            await town.key(maker.api_key, days=days)
-    assert (await town.key(maker.api_key, days=9)).key.expires_at is not None
+            await seeded_db.key(maker.api_key, days=days)
+    assert (await seeded_db.key(maker.api_key, days=9)).key.expires_at is not None
 
 
-async def test_a_key_that_is_bound_to_networks_is_not_used_where_no_address_shows(town: Town) -> None:
-    person = await town.person()
-    made = await town.key(person.login, bounds=KeyBounds(networks=("10.0.0.0/8",)))
+async def test_a_key_that_is_bound_to_networks_is_not_used_where_no_address_shows(seeded_db: SeededDb) -> None:
+    person = await seeded_db.person()
+    made = await seeded_db.key(person.login, bounds=KeyBounds(networks=("10.0.0.0/8",)))
     with pytest.raises(errors.NotAllowed, match="bound to networks"):
-        await town.key(made.api_key)
+        await seeded_db.key(made.api_key)
 
 
 # --- how long --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("days", "expected"), [(None, 90), (1, 1), (3650, 3650), (0, None)])
-async def test_how_long_a_key_is_good(town: Town, days: int | None, expected: int | None) -> None:
-    person = await town.person()
-    made = await town.key(person.login, days=days)
-    found = await town.principal(made.api_key)
+async def test_how_long_a_key_is_good(seeded_db: SeededDb, days: int | None, expected: int | None) -> None:
+    person = await seeded_db.person()
+    made = await seeded_db.key(person.login, days=days)
+    found = await seeded_db.principal(made.api_key)
     if expected is None:
         assert (made.key.expires_at, found.expires_at) == (None, None)
         return
@@ -266,39 +266,39 @@ async def test_how_long_a_key_is_good(town: Town, days: int | None, expected: in
 
 
 @pytest.mark.parametrize("days", [-1, 3651, 2**40])
-async def test_a_key_is_not_good_for_so_long(town: Town, days: int) -> None:
-    person = await town.person()
+async def test_a_key_is_not_good_for_so_long(seeded_db: SeededDb, days: int) -> None:
+    person = await seeded_db.person()
     with pytest.raises(errors.BadRequest, match="days"):
-        await town.key(person.login, days=days)
+        await seeded_db.key(person.login, days=days)
 
 
-async def test_an_expired_key_says_since_when(town: Town, postgres_url: str) -> None:
-    person = await town.person()
-    made = await town.key(person.login)
+async def test_an_expired_key_says_since_when(seeded_db: SeededDb, postgres_url: str) -> None:
+    person = await seeded_db.person()
+    made = await seeded_db.key(person.login)
     await by_hand.run(postgres_url, "UPDATE auth.api_keys SET expires_at = now() - interval '3 days 1 hour'")
     with pytest.raises(errors.NotAuthenticated, match="this API key expired 3 days ago") as refused:
-        await town.principal(made.api_key)
+        await seeded_db.principal(made.api_key)
     assert "make a new one" in refused.value.hint
-    assert town.surroundings.refusals("expired_key") == 1
+    assert seeded_db.surroundings.refusals("expired_key") == 1
     with pytest.raises(errors.BadRequest, match="has expired"):
-        await town.ask(auth.rotate_api_key, auth.RotateApiKey(str(made.key.id)), person.login)
+        await seeded_db.ask(auth.rotate_api_key, auth.RotateApiKey(str(made.key.id)), person.login)
 
 
 # --- rotating and renaming -------------------------------------------------------------------------------------------
 
 
-async def rotate(town: Town, by: str, key: str = "default", overlap_seconds: int = 3600) -> auth.CreatedApiKey:
-    return await town.ask(auth.rotate_api_key, auth.RotateApiKey(key, overlap_seconds), by)
+async def rotate(seeded_db: SeededDb, by: str, key: str = "default", overlap_seconds: int = 3600) -> auth.CreatedApiKey:
+    return await seeded_db.ask(auth.rotate_api_key, auth.RotateApiKey(key, overlap_seconds), by)
 
 
-async def test_the_old_secret_goes_on_for_the_overlap_and_then_says_what_happened(town: Town, postgres_url: str) -> None:
-    person = await town.person()
-    old = await town.key(person.login)
-    new = await rotate(town, person.login)
+async def test_the_old_secret_goes_on_for_the_overlap_and_then_says_what_happened(seeded_db: SeededDb, postgres_url: str) -> None:
+    person = await seeded_db.person()
+    old = await seeded_db.key(person.login)
+    new = await rotate(seeded_db, person.login)
     assert new.api_key != old.api_key
     assert (new.key.id, new.key.name, new.key.expires_at) == (old.key.id, "default", old.key.expires_at)
     assert new.key.preview == api_keys.preview(new.api_key)
-    before, after = await town.principal(old.api_key), await town.principal(new.api_key)
+    before, after = await seeded_db.principal(old.api_key), await seeded_db.principal(new.api_key)
     assert (before.key_id, after.key_id) == (old.key.id, old.key.id)
     assert before.expires_at is not None
     assert abs(before.expires_at - time.time() - 3600) < 60, "no cache may believe in it for longer"
@@ -306,120 +306,120 @@ async def test_the_old_secret_goes_on_for_the_overlap_and_then_says_what_happene
     assert after.expires_at == old.key.expires_at.timestamp()
     await by_hand.run(postgres_url, "UPDATE auth.former_key_hashes SET good_until = now() - interval '2 hours 1 minute'")
     with pytest.raises(errors.NotAuthenticated, match="rotated, and its old secret ended 2 hours ago"):
-        await town.principal(old.api_key)
-    await town.principal(new.api_key)
-    assert [act.action for act in town.trail.acts] == ["key.create", "key.rotate"]
+        await seeded_db.principal(old.api_key)
+    await seeded_db.principal(new.api_key)
+    assert [act.action for act in seeded_db.trail.acts] == ["key.create", "key.rotate"]
 
 
-async def test_without_an_overlap_every_old_secret_ends_at_once(town: Town) -> None:
-    person = await town.person()
-    first = (await town.key(person.login)).api_key
-    secrets = [first, *[(await rotate(town, person.login, overlap_seconds=overlap)).api_key for overlap in (3600, 3600, 0)]]
+async def test_without_an_overlap_every_old_secret_ends_at_once(seeded_db: SeededDb) -> None:
+    person = await seeded_db.person()
+    first = (await seeded_db.key(person.login)).api_key
+    secrets = [first, *[(await rotate(seeded_db, person.login, overlap_seconds=overlap)).api_key for overlap in (3600, 3600, 0)]]
     for old in secrets[:-1]:
         with pytest.raises(errors.NotAuthenticated, match="rotated"):
-            await town.principal(old)
-    await town.principal(secrets[-1])
+            await seeded_db.principal(old)
+    await seeded_db.principal(secrets[-1])
 
 
-async def test_a_revoked_key_takes_its_old_secrets_with_it(town: Town) -> None:
-    person = await town.person()
-    old = (await town.key(person.login)).api_key
-    new = (await rotate(town, person.login)).api_key
-    await town.ask(auth.revoke_api_key, auth.RevokeApiKey("default"), person.login)
+async def test_a_revoked_key_takes_its_old_secrets_with_it(seeded_db: SeededDb) -> None:
+    person = await seeded_db.person()
+    old = (await seeded_db.key(person.login)).api_key
+    new = (await rotate(seeded_db, person.login)).api_key
+    await seeded_db.ask(auth.revoke_api_key, auth.RevokeApiKey("default"), person.login)
     for secret in (old, new):
         with pytest.raises(errors.NotAuthenticated, match="revoked"):
-            await town.principal(secret)
+            await seeded_db.principal(secret)
 
 
-async def test_of_ten_rotations_at_once_every_secret_is_good_and_the_last_one_stays(town: Town, postgres_url: str) -> None:
-    person = await town.person()
-    first = await town.key(person.login)
-    made = await asyncio.gather(*(rotate(town, person.login, str(first.key.id)) for _ in range(10)))
+async def test_of_ten_rotations_at_once_every_secret_is_good_and_the_last_one_stays(seeded_db: SeededDb, postgres_url: str) -> None:
+    person = await seeded_db.person()
+    first = await seeded_db.key(person.login)
+    made = await asyncio.gather(*(rotate(seeded_db, person.login, str(first.key.id)) for _ in range(10)))
     for secret in (first, *made):
-        assert (await town.principal(secret.api_key)).key_id == first.key.id
+        assert (await seeded_db.principal(secret.api_key)).key_id == first.key.id
     await by_hand.run(postgres_url, "UPDATE auth.former_key_hashes SET good_until = now()")
-    outcomes = await asyncio.gather(*(town.principal(secret.api_key) for secret in made), return_exceptions=True)
+    outcomes = await asyncio.gather(*(seeded_db.principal(secret.api_key) for secret in made), return_exceptions=True)
     assert sum(not isinstance(outcome, Exception) for outcome in outcomes) == 1
 
 
 @pytest.mark.parametrize("overlap", [-1, 7 * 86_400 + 1, 2**40])
-async def test_an_overlap_has_a_longest(town: Town, overlap: int) -> None:
-    person = await town.person()
-    await town.key(person.login)
+async def test_an_overlap_has_a_longest(seeded_db: SeededDb, overlap: int) -> None:
+    person = await seeded_db.person()
+    await seeded_db.key(person.login)
     with pytest.raises(errors.BadRequest, match="overlap_seconds"):
-        await rotate(town, person.login, overlap_seconds=overlap)
+        await rotate(seeded_db, person.login, overlap_seconds=overlap)
 
 
-async def test_a_key_rotates_itself_and_no_other_that_may_more(town: Town) -> None:
-    person = await town.person()
-    narrow = await town.key(person.login, "narrow", bounds=KeyBounds(("key:write",)))
-    limited = await town.key(person.login, "limited", limits=ApiKeyLimits(requests_per_hour=5))
-    soon = await town.key(person.login, "soon", days=1)
-    modelled = await town.key(person.login, "modelled", bounds=KeyBounds(models=(ModelName("a"),)), days=90)
-    wide = await town.key(person.login, "wide")
+async def test_a_key_rotates_itself_and_no_other_that_may_more(seeded_db: SeededDb) -> None:
+    person = await seeded_db.person()
+    narrow = await seeded_db.key(person.login, "narrow", bounds=KeyBounds(("key:write",)))
+    limited = await seeded_db.key(person.login, "limited", limits=ApiKeyLimits(requests_per_hour=5))
+    soon = await seeded_db.key(person.login, "soon", days=1)
+    modelled = await seeded_db.key(person.login, "modelled", bounds=KeyBounds(models=(ModelName("a"),)), days=90)
+    wide = await seeded_db.key(person.login, "wide")
     for by in (narrow, limited, soon, modelled):
         with pytest.raises(errors.NotAllowed):
-            await rotate(town, by.api_key, "wide")
-        renewed = await rotate(town, by.api_key, str(by.key.id))
+            await rotate(seeded_db, by.api_key, "wide")
+        renewed = await rotate(seeded_db, by.api_key, str(by.key.id))
         assert renewed.key.bounds == by.key.bounds
         assert renewed.key.limits == by.key.limits
-    assert (await rotate(town, wide.api_key, "narrow")).key.name == "narrow"
+    assert (await rotate(seeded_db, wide.api_key, "narrow")).key.name == "narrow"
 
 
-async def test_a_key_is_renamed_and_found_by_its_new_name(town: Town) -> None:
-    person = await town.person()
-    made = await town.key(person.login, "old")
-    renamed = await town.ask(auth.rename_api_key, auth.RenameApiKey("old", " new "), person.login)
+async def test_a_key_is_renamed_and_found_by_its_new_name(seeded_db: SeededDb) -> None:
+    person = await seeded_db.person()
+    made = await seeded_db.key(person.login, "old")
+    renamed = await seeded_db.ask(auth.rename_api_key, auth.RenameApiKey("old", " new "), person.login)
     assert (renamed.id, renamed.name) == (made.key.id, "new")
     with pytest.raises(errors.NotFound):
-        await town.ask(auth.rename_api_key, auth.RenameApiKey("old", "again"), person.login)
+        await seeded_db.ask(auth.rename_api_key, auth.RenameApiKey("old", "again"), person.login)
     with pytest.raises(errors.BadRequest, match="name"):
-        await town.ask(auth.rename_api_key, auth.RenameApiKey("new", "a\nb"), person.login)
-    await town.ask(auth.revoke_api_key, auth.RevokeApiKey("new"), person.login)
+        await seeded_db.ask(auth.rename_api_key, auth.RenameApiKey("new", "a\nb"), person.login)
+    await seeded_db.ask(auth.revoke_api_key, auth.RevokeApiKey("new"), person.login)
     with pytest.raises(errors.BadRequest, match="revoked"):
-        await town.ask(auth.rename_api_key, auth.RenameApiKey(str(made.key.id), "again"), person.login)
-    assert town.trail.actions == ["key.create", "key.rename", "key.revoke"]
+        await seeded_db.ask(auth.rename_api_key, auth.RenameApiKey(str(made.key.id), "again"), person.login)
+    assert seeded_db.trail.actions == ["key.create", "key.rename", "key.revoke"]
 
 
-async def test_every_act_says_whose_key_it_was_and_no_secret(town: Town) -> None:
-    boss, anna = await town.admin(), await town.person()
-    made = await town.key(boss.login, user_id=anna.user.id)
-    new = await rotate(town, boss.login, str(made.key.id))
-    await town.ask(auth.revoke_api_key, auth.RevokeApiKey(str(made.key.id)), boss.login)
-    assert [(act.action, act.tenant_id, act.actor, act.target) for act in town.trail.acts] == [
+async def test_every_act_says_whose_key_it_was_and_no_secret(seeded_db: SeededDb) -> None:
+    boss, anna = await seeded_db.admin(), await seeded_db.person()
+    made = await seeded_db.key(boss.login, user_id=anna.user.id)
+    new = await rotate(seeded_db, boss.login, str(made.key.id))
+    await seeded_db.ask(auth.revoke_api_key, auth.RevokeApiKey(str(made.key.id)), boss.login)
+    assert [(act.action, act.tenant_id, act.actor, act.target) for act in seeded_db.trail.acts] == [
         (action, TenantId(anna.user.id), boss.user.id, str(made.key.id)) for action in ("key.create", "key.rotate", "key.revoke")
     ]
-    assert not any(secret in repr(town.trail.acts) for secret in (made.api_key, new.api_key, town.identities.digest(new.api_key)))
-    assert [type(event) for event in town.surroundings.published] == [events.KeyCreated, events.KeyRevoked]
+    assert not any(secret in repr(seeded_db.trail.acts) for secret in (made.api_key, new.api_key, seeded_db.identities.digest(new.api_key)))
+    assert [type(event) for event in seeded_db.surroundings.published] == [events.KeyCreated, events.KeyRevoked]
 
 
-async def test_an_act_that_cannot_be_written_does_not_happen(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
-    person = await town.person()
-    made = await town.key(person.login)
+async def test_an_act_that_cannot_be_written_does_not_happen(seeded_db: SeededDb, monkeypatch: pytest.MonkeyPatch) -> None:
+    person = await seeded_db.person()
+    made = await seeded_db.key(person.login)
 
     async def full(transaction: object, act: object) -> None:
         raise errors.Unavailable("the log is away")
 
-    monkeypatch.setattr(town.trail, "add", full)
+    monkeypatch.setattr(seeded_db.trail, "add", full)
     for asking in (
-        town.key(person.login, "other"),
-        rotate(town, person.login),
-        town.ask(auth.rename_api_key, auth.RenameApiKey("default", "x"), person.login),
-        town.ask(auth.revoke_api_key, auth.RevokeApiKey("default"), person.login),
+        seeded_db.key(person.login, "other"),
+        rotate(seeded_db, person.login),
+        seeded_db.ask(auth.rename_api_key, auth.RenameApiKey("default", "x"), person.login),
+        seeded_db.ask(auth.revoke_api_key, auth.RevokeApiKey("default"), person.login),
     ):
         with pytest.raises(errors.Unavailable):
             await asking
-    assert [(key.name, key.is_active, key.preview) for key in await town.keys(person.login)] == [("default", True, made.key.preview)]
-    await town.principal(made.api_key)
+    assert [(key.name, key.is_active, key.preview) for key in await seeded_db.keys(person.login)] == [("default", True, made.key.preview)]
+    await seeded_db.principal(made.api_key)
 
 
 # --- whose -----------------------------------------------------------------------------------------------------------
 
 
-async def test_guessed_ids_of_real_keys_and_of_none_are_nobodys_keys(town: Town) -> None:
-    mallory, anna = await town.person("mallory"), await town.person("anna")
-    mine = await town.key(mallory.login)
-    annas = [await town.key(anna.login, f"key {n}") for n in range(5)]
+async def test_guessed_ids_of_real_keys_and_of_none_are_nobodys_keys(seeded_db: SeededDb) -> None:
+    mallory, anna = await seeded_db.person("mallory"), await seeded_db.person("anna")
+    mine = await seeded_db.key(mallory.login)
+    annas = [await seeded_db.key(anna.login, f"key {n}") for n in range(5)]
     guesses = [str(made.key.id) for made in annas] + [str(uuid4()) for _ in range(10)]
     for guess in guesses:
         for method, request in (
@@ -427,10 +427,10 @@ async def test_guessed_ids_of_real_keys_and_of_none_are_nobodys_keys(town: Town)
             (auth.rename_api_key, auth.RenameApiKey(guess, "mine")),
             (auth.rotate_api_key, auth.RotateApiKey(guess)),
         ):
-            refused = await refusal_of(town.ask(method, request, mine.api_key))  # type: ignore[misc]  # a union of pairs
+            refused = await refusal_of(seeded_db.ask(method, request, mine.api_key))  # type: ignore[misc]  # a union of pairs
             assert (type(refused), refused.message) == (errors.NotFound, "you have no key with this id")
-    assert {key.id for key in await town.keys(mine.api_key)} == {mine.key.id}
-    assert all(key.is_active and key.name.startswith("key ") for key in await town.keys(anna.login))
+    assert {key.id for key in await seeded_db.keys(mine.api_key)} == {mine.key.id}
+    assert all(key.is_active and key.name.startswith("key ") for key in await seeded_db.keys(anna.login))
 
 
 class NoDatabase:
@@ -483,18 +483,18 @@ def _invented(good: Credential, count: int) -> list[Credential]:
     return [key for key in dict.fromkeys(found) if not credentials.looks_like_api_key(key)][:count]
 
 
-async def test_the_key_that_comes_with_the_first_administrator(town: Town) -> None:
+async def test_the_key_that_comes_with_the_first_administrator(seeded_db: SeededDb) -> None:
     secret = api_keys.generate(KeyKind.ADMIN)
     api_keys.check_first(secret)
-    mark = api_keys.Mark(town.identities.digest(secret), api_keys.preview(secret))
-    made = await asyncio.gather(*(town.store.ensure_first_admin("hash", mark) for _ in range(5)))
+    mark = api_keys.Mark(seeded_db.identities.digest(secret), api_keys.preview(secret))
+    made = await asyncio.gather(*(seeded_db.store.ensure_first_admin("hash", mark) for _ in range(5)))
     assert made.count(True) == 1
-    found = await town.principal(secret)
+    found = await seeded_db.principal(secret)
     assert (found.username, found.key_name, found.expires_at, found.scopes) == ("admin", "first key", None, ("*",))
     other = api_keys.generate(KeyKind.ADMIN)
-    assert not await town.store.ensure_first_admin("hash", api_keys.Mark(town.identities.digest(other), "…"))
+    assert not await seeded_db.store.ensure_first_admin("hash", api_keys.Mark(seeded_db.identities.digest(other), "…"))
     with pytest.raises(errors.NotAuthenticated):
-        await town.principal(other)
+        await seeded_db.principal(other)
     for wrong in (api_keys.generate(), "aip_adm_short", ""):
         with pytest.raises(errors.BadRequest, match="administrator"):
             api_keys.check_first(wrong)

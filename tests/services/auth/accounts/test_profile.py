@@ -9,35 +9,35 @@ from shared.access import access_table
 from shared.api import accounts, auth
 from shared.api.accounts import Preferences
 from shared.types import ModelName, TenantId, UserId, UserRole
-from tests.services.auth.accounts.surroundings import Desk, by_hand
+from tests.services.auth.accounts.surroundings import ApiClient, by_hand
 
 
-async def test_what_the_settings_page_shows(desk: Desk) -> None:
-    anna = await desk.person()
-    shown = await desk.ask(accounts.get_account, accounts.GetAccount(), anna.login())
+async def test_what_the_settings_page_shows(api_client: ApiClient) -> None:
+    anna = await api_client.person()
+    shown = await api_client.ask(accounts.get_account, accounts.GetAccount(), anna.login())
     assert shown == accounts.OwnAccount(anna.user, Preferences(), has_password=True, mfa_enabled=False, recovery_codes_left=0)
-    desk.factors.enabled[anna.id] = 7
+    api_client.factors.enabled[anna.id] = 7
     chosen = Preferences(ModelName("llama"), "dark", notify_by_mail=False)
-    assert await desk.ask(accounts.set_preferences, accounts.SetPreferences(chosen), anna.login()) == chosen
-    shown = await desk.ask(accounts.get_account, accounts.GetAccount(), anna.login())
+    assert await api_client.ask(accounts.set_preferences, accounts.SetPreferences(chosen), anna.login()) == chosen
+    shown = await api_client.ask(accounts.get_account, accounts.GetAccount(), anna.login())
     assert (shown.preferences, shown.mfa_enabled, shown.recovery_codes_left) == (chosen, True, 7)
-    assert await desk.rows.find_preferences(anna.id) == chosen
+    assert await api_client.rows.find_preferences(anna.id) == chosen
 
 
-async def test_who_comes_by_a_provider_has_no_password(desk: Desk) -> None:
-    anna = await desk.person(password=None)
-    shown = await desk.ask(accounts.get_account, accounts.GetAccount(), anna.login())
+async def test_who_comes_by_a_provider_has_no_password(api_client: ApiClient) -> None:
+    anna = await api_client.person(password=None)
+    shown = await api_client.ask(accounts.get_account, accounts.GetAccount(), anna.login())
     assert not shown.has_password
 
 
-async def test_preferences_are_ones_own_also_for_who_acts_for_an_organisation(desk: Desk) -> None:
-    anna, bert = await desk.person("anna"), await desk.person("bert")
+async def test_preferences_are_ones_own_also_for_who_acts_for_an_organisation(api_client: ApiClient) -> None:
+    anna, bert = await api_client.person("anna"), await api_client.person("bert")
     team = TenantId(UserId(bert.id))
     chosen = Preferences(None, "light")
-    await desk.ask(accounts.set_preferences, accounts.SetPreferences(chosen), anna.login(team_id=team))
-    assert await desk.rows.find_preferences(anna.id) == chosen
-    assert await desk.rows.find_preferences(bert.id) is None
-    shown = await desk.ask(accounts.get_account, accounts.GetAccount(), anna.login(team_id=team))
+    await api_client.ask(accounts.set_preferences, accounts.SetPreferences(chosen), anna.login(team_id=team))
+    assert await api_client.rows.find_preferences(anna.id) == chosen
+    assert await api_client.rows.find_preferences(bert.id) is None
+    shown = await api_client.ask(accounts.get_account, accounts.GetAccount(), anna.login(team_id=team))
     assert (shown.user.id, shown.preferences) == (anna.id, chosen)
 
 
@@ -51,46 +51,49 @@ async def test_preferences_are_ones_own_also_for_who_acts_for_an_organisation(de
         pytest.param(Preferences(ModelName("")), id="nothing"),
     ],
 )
-async def test_bad_preferences(desk: Desk, chosen: Preferences) -> None:
-    anna = await desk.person()
+async def test_bad_preferences(api_client: ApiClient, chosen: Preferences) -> None:
+    anna = await api_client.person()
     with pytest.raises(errors.BadRequest):
-        await desk.ask(accounts.set_preferences, accounts.SetPreferences(chosen), anna.login())
-    assert await desk.rows.find_preferences(anna.id) is None
+        await api_client.ask(accounts.set_preferences, accounts.SetPreferences(chosen), anna.login())
+    assert await api_client.rows.find_preferences(anna.id) is None
 
 
-async def test_another_name_and_another_address(desk: Desk) -> None:
-    anna = await desk.person()
+async def test_another_name_and_another_address(api_client: ApiClient) -> None:
+    anna = await api_client.person()
     asked = accounts.ChangeProfile("anna_b", "anna@other.example")
-    user = await desk.ask(accounts.change_profile, asked, anna.login())
+    user = await api_client.ask(accounts.change_profile, asked, anna.login())
     assert (user.username, user.email) == ("anna_b", "anna@other.example")
     assert await anna.again() == user
-    assert desk.postman.told() == [("anna@example.com", "Your address was changed"), ("anna@other.example", "This is your new address")]
-    assert [(act.action, act.target, act.details) for act in desk.trail.acts] == [
+    assert api_client.postman.told() == [
+        ("anna@example.com", "Your address was changed"),
+        ("anna@other.example", "This is your new address"),
+    ]
+    assert [(act.action, act.target, act.details) for act in api_client.trail.acts] == [
         ("account.change", str(anna.id), {"changed": "username,email"})
     ]
-    assert (await desk.ask(accounts.change_profile, asked, anna.login())) == user
-    assert desk.postman.told() == []
-    assert len(desk.trail.acts) == 1, "the same again changes nothing"
+    assert (await api_client.ask(accounts.change_profile, asked, anna.login())) == user
+    assert api_client.postman.told() == []
+    assert len(api_client.trail.acts) == 1, "the same again changes nothing"
 
 
-async def test_a_name_needs_no_fresh_login_and_an_address_does(desk: Desk) -> None:
-    anna = await desk.person()
+async def test_a_name_needs_no_fresh_login_and_an_address_does(api_client: ApiClient) -> None:
+    anna = await api_client.person()
     stale = anna.login(seconds_ago=access_table.FRESH_SECONDS + 1)
-    assert (await desk.ask(accounts.change_profile, accounts.ChangeProfile("anna_b"), stale)).username == "anna_b"
+    assert (await api_client.ask(accounts.change_profile, accounts.ChangeProfile("anna_b"), stale)).username == "anna_b"
     with pytest.raises(errors.ConfirmationNeeded):
-        await desk.ask(accounts.change_profile, accounts.ChangeProfile(email="eve@example.com"), stale)
+        await api_client.ask(accounts.change_profile, accounts.ChangeProfile(email="eve@example.com"), stale)
     assert (await anna.again()).email == "anna@example.com"
-    assert desk.postman.told() == []
+    assert api_client.postman.told() == []
 
 
-async def test_a_key_that_leaked_takes_no_account_over(desk: Desk) -> None:
-    anna = await desk.person()
+async def test_a_key_that_leaked_takes_no_account_over(api_client: ApiClient) -> None:
+    anna = await api_client.person()
     with pytest.raises(errors.NotAllowed, match="needs a login"):
-        await desk.ask(accounts.change_profile, accounts.ChangeProfile(email="eve@example.com"), anna.key())
+        await api_client.ask(accounts.change_profile, accounts.ChangeProfile(email="eve@example.com"), anna.key())
     with pytest.raises(errors.NotAllowed, match="needs a login"):
-        await desk.ask(accounts.change_password, accounts.ChangePassword("eves own password"), anna.key())
+        await api_client.ask(accounts.change_password, accounts.ChangePassword("eves own password"), anna.key())
     with pytest.raises(errors.NotAllowed, match="account:write"):
-        await desk.ask(accounts.change_profile, accounts.ChangeProfile("eve"), anna.key("inference:execute"))
+        await api_client.ask(accounts.change_profile, accounts.ChangeProfile("eve"), anna.key("inference:execute"))
 
 
 @pytest.mark.parametrize(
@@ -104,32 +107,32 @@ async def test_a_key_that_leaked_takes_no_account_over(desk: Desk) -> None:
         pytest.param(accounts.ChangeProfile("carla", "bert@example.com"), errors.AlreadyExists, id="one of two"),
     ],
 )
-async def test_what_cannot_be_had(desk: Desk, change: accounts.ChangeProfile, error: type[errors.AimeshError]) -> None:
-    anna, _ = await desk.person("anna"), await desk.person("bert")
+async def test_what_cannot_be_had(api_client: ApiClient, change: accounts.ChangeProfile, error: type[errors.AimeshError]) -> None:
+    anna, _ = await api_client.person("anna"), await api_client.person("bert")
     with pytest.raises(error):
-        await desk.ask(accounts.change_profile, change, anna.login())
+        await api_client.ask(accounts.change_profile, change, anna.login())
     assert await anna.again() == anna.user
-    assert desk.postman.told() == []
+    assert api_client.postman.told() == []
 
 
-async def test_of_ten_who_want_one_name_one_gets_it(desk: Desk) -> None:
-    people = [await desk.person(f"anna{number}") for number in range(10)]
-    asked = (desk.ask(accounts.change_profile, accounts.ChangeProfile("same_name"), one.login()) for one in people)
+async def test_of_ten_who_want_one_name_one_gets_it(api_client: ApiClient) -> None:
+    people = [await api_client.person(f"anna{number}") for number in range(10)]
+    asked = (api_client.ask(accounts.change_profile, accounts.ChangeProfile("same_name"), one.login()) for one in people)
     outcomes = await asyncio.gather(*asked, return_exceptions=True)
     assert sum(isinstance(outcome, auth.User) for outcome in outcomes) == 1
     assert sum(isinstance(outcome, errors.AlreadyExists) for outcome in outcomes) == 9
 
 
-async def test_what_was_mailed_to_the_old_address_sets_no_password_any_more(desk: Desk) -> None:
-    anna = await desk.person()
-    await desk.ask(accounts.request_password_reset, accounts.RequestPasswordReset("anna"))
-    await desk.changes.settled()
-    await desk.ask(accounts.change_profile, accounts.ChangeProfile(email="new@example.com"), anna.login())
-    assert await by_hand(desk.settings.database_url, "SELECT * FROM password_resets") == []
+async def test_what_was_mailed_to_the_old_address_sets_no_password_any_more(api_client: ApiClient) -> None:
+    anna = await api_client.person()
+    await api_client.ask(accounts.request_password_reset, accounts.RequestPasswordReset("anna"))
+    await api_client.changes.settled()
+    await api_client.ask(accounts.change_profile, accounts.ChangeProfile(email="new@example.com"), anna.login())
+    assert await by_hand(api_client.settings.database_url, "SELECT * FROM password_resets") == []
 
 
-async def test_the_administrator_may_keep_the_name_and_take_another(desk: Desk) -> None:
-    admin = await desk.person("someone", role=UserRole.ADMIN)
-    await by_hand(desk.settings.database_url, "UPDATE users SET username = 'admin' WHERE id = $1", admin.id)
+async def test_the_administrator_may_keep_the_name_and_take_another(api_client: ApiClient) -> None:
+    admin = await api_client.person("someone", role=UserRole.ADMIN)
+    await by_hand(api_client.settings.database_url, "UPDATE users SET username = 'admin' WHERE id = $1", admin.id)
     asked = accounts.ChangeProfile("admin", "a@b.c")
-    assert (await desk.ask(accounts.change_profile, asked, admin.login())).username == "admin"
+    assert (await api_client.ask(accounts.change_profile, asked, admin.login())).username == "admin"

@@ -7,14 +7,14 @@ import pytest
 
 from shared import errors
 from shared.api import accounts
-from tests.services.auth.accounts.surroundings import Desk, FakeIdentities, FakeSessions, opened_desk, token_of
+from tests.services.auth.accounts.surroundings import ApiClient, FakeIdentities, FakeSessions, opened_desk, token_of
 from tests.services.auth.surroundings import Surroundings
 
 NEW = "another good password"
 
 
 @pytest.fixture
-async def desk(world: Surroundings) -> AsyncIterator[Desk]:
+async def api_client(world: Surroundings) -> AsyncIterator[ApiClient]:
     """Beside the running service, on its sessions and its identities."""
     service = world.service
     sessions, identities = cast("FakeSessions", service._assembly._parts.sessions), cast("FakeIdentities", service._identities)
@@ -22,33 +22,33 @@ async def desk(world: Surroundings) -> AsyncIterator[Desk]:
         yield opened
 
 
-async def test_a_new_password_ends_the_other_logins_and_not_this_one(world: Surroundings, desk: Desk) -> None:
+async def test_a_new_password_ends_the_other_logins_and_not_this_one(world: Surroundings, api_client: ApiClient) -> None:
     await world.register()
     this, other = await world.login(), await world.login()
     _, key = await world.user_with_key("bert")
-    await desk.ask(accounts.change_password, accounts.ChangePassword(NEW), this.access_token)
-    assert (await desk.ask(accounts.get_account, accounts.GetAccount(), this.access_token)).user == this.user
+    await api_client.ask(accounts.change_password, accounts.ChangePassword(NEW), this.access_token)
+    assert (await api_client.ask(accounts.get_account, accounts.GetAccount(), this.access_token)).user == this.user
     with pytest.raises(errors.NotAuthenticated, match="session has ended"):
-        await desk.ask(accounts.get_account, accounts.GetAccount(), other.access_token)
+        await api_client.ask(accounts.get_account, accounts.GetAccount(), other.access_token)
     with pytest.raises(errors.NotAuthenticated, match="password is wrong"):
         await world.login()
     assert (await world.login(password=NEW)).user == this.user
-    assert (await desk.ask(accounts.get_account, accounts.GetAccount(), key.api_key)).user.username == "bert", "others go on"
+    assert (await api_client.ask(accounts.get_account, accounts.GetAccount(), key.api_key)).user.username == "bert", "others go on"
 
 
-async def test_a_reset_ends_every_login_and_no_key(world: Surroundings, desk: Desk) -> None:
+async def test_a_reset_ends_every_login_and_no_key(world: Surroundings, api_client: ApiClient) -> None:
     user, key = await world.user_with_key()
     login = await world.login()
-    await desk.ask(accounts.request_password_reset, accounts.RequestPasswordReset(user.email))
-    await desk.changes.settled()
-    await desk.ask(accounts.reset_password, accounts.ResetPassword(token_of(desk.postman.sent.pop()), NEW))
+    await api_client.ask(accounts.request_password_reset, accounts.RequestPasswordReset(user.email))
+    await api_client.changes.settled()
+    await api_client.ask(accounts.reset_password, accounts.ResetPassword(token_of(api_client.postman.sent.pop()), NEW))
     with pytest.raises(errors.NotAuthenticated, match="session has ended"):
-        await desk.ask(accounts.get_account, accounts.GetAccount(), login.access_token)
-    assert (await desk.ask(accounts.get_account, accounts.GetAccount(), key.api_key)).user == user
+        await api_client.ask(accounts.get_account, accounts.GetAccount(), login.access_token)
+    assert (await api_client.ask(accounts.get_account, accounts.GetAccount(), key.api_key)).user == user
     assert (await world.login(password=NEW)).user == user
 
 
-async def test_a_key_sets_no_password(world: Surroundings, desk: Desk) -> None:
+async def test_a_key_sets_no_password(world: Surroundings, api_client: ApiClient) -> None:
     _, key = await world.user_with_key()
     with pytest.raises(errors.NotAllowed, match="API key is none"):
-        await desk.ask(accounts.change_password, accounts.ChangePassword(NEW), key.api_key)
+        await api_client.ask(accounts.change_password, accounts.ChangePassword(NEW), key.api_key)

@@ -52,7 +52,7 @@ class Reader:
 
 
 @dataclass
-class Office:
+class AuditService:
     store: AccountTables
     rows: AuditStore
     dispatcher: Dispatcher = field(init=False)
@@ -91,53 +91,53 @@ class Office:
 
 
 @pytest.fixture
-async def office(postgres_url: str) -> AsyncIterator[Office]:
+async def audit_service(postgres_url: str) -> AsyncIterator[AuditService]:
     async with stores.opened(postgres_url) as database:
-        yield Office(AccountTables(database), AuditStore(database))
+        yield AuditService(AccountTables(database), AuditStore(database))
 
 
-async def test_an_administrator_reads_the_log(office: Office) -> None:
-    async with office.store.adding_user() as transaction:
-        anna = await office.store.add_user(transaction, "anna", "anna@example.com", "hash")
-    await fill(office.rows, act(1), act(2, actor=anna.id), act(3, tenant_id=None, actor=anna.id))
-    found = (await office.ask(audit.list_audit, EVERYTHING)).rows
+async def test_an_administrator_reads_the_log(audit_service: AuditService) -> None:
+    async with audit_service.store.adding_user() as transaction:
+        anna = await audit_service.store.add_user(transaction, "anna", "anna@example.com", "hash")
+    await fill(audit_service.rows, act(1), act(2, actor=anna.id), act(3, tenant_id=None, actor=anna.id))
+    found = (await audit_service.ask(audit.list_audit, EVERYTHING)).rows
     assert [(row.sequence, row.chain, row.actor_name) for row in found] == [
         (1, HOUSE, "anna"),
         (2, str(TENANT), "anna"),
         (1, str(TENANT), ""),
     ]
     for name in ("anna", "anna@example.com", str(anna.id)):
-        assert (await office.ask(audit.list_audit, audit.ListAudit(actor=name))).rows == found[:2]
+        assert (await audit_service.ask(audit.list_audit, audit.ListAudit(actor=name))).rows == found[:2]
     # Somebody who is gone is found by the id that the rows still have.
-    assert len((await office.ask(audit.list_audit, audit.ListAudit(actor=str(UUID(int=1))))).rows) == 1
+    assert len((await audit_service.ask(audit.list_audit, audit.ListAudit(actor=str(UUID(int=1))))).rows) == 1
     with pytest.raises(errors.NotFound):
-        await office.ask(audit.list_audit, audit.ListAudit(actor="nobody"))
+        await audit_service.ask(audit.list_audit, audit.ListAudit(actor="nobody"))
 
 
 @pytest.mark.parametrize(
     ("method", "request_"),
     [(audit.list_audit, audit.ListAudit()), (audit.verify_audit, audit.VerifyAudit())],
 )
-async def test_nobody_else_does(office: Office, method: Method[Any, Any], request_: msgspec.Struct) -> None:
+async def test_nobody_else_does(audit_service: AuditService, method: Method[Any, Any], request_: msgspec.Struct) -> None:
     with pytest.raises(errors.NotAllowed):
-        await office.ask(method, request_, "dora")
+        await audit_service.ask(method, request_, "dora")
     with pytest.raises(errors.NotAuthenticated):
-        await office.ask(method, request_, None)
+        await audit_service.ask(method, request_, None)
 
 
-async def test_the_other_services_add_what_they_saw(office: Office) -> None:
-    await office.ask(audit.record_acts, audit.RecordActs((act(1), act(2, tenant_id=None))), None, Role.GATEWAY)
-    await office.ask(audit.record_acts, audit.RecordActs(()), None, Role.WEB)
-    assert [row.act for row in (await office.ask(audit.list_audit, EVERYTHING)).rows] == [act(2, tenant_id=None), act(1)]
+async def test_the_other_services_add_what_they_saw(audit_service: AuditService) -> None:
+    await audit_service.ask(audit.record_acts, audit.RecordActs((act(1), act(2, tenant_id=None))), None, Role.GATEWAY)
+    await audit_service.ask(audit.record_acts, audit.RecordActs(()), None, Role.WEB)
+    assert [row.act for row in (await audit_service.ask(audit.list_audit, EVERYTHING)).rows] == [act(2, tenant_id=None), act(1)]
     with pytest.raises(errors.WrongRole):
-        await office.ask(audit.record_acts, audit.RecordActs((act(1),)), None, Role.CLIENT)
+        await audit_service.ask(audit.record_acts, audit.RecordActs((act(1),)), None, Role.CLIENT)
 
 
-async def test_an_exported_log_can_be_verified_without_the_service(office: Office) -> None:
-    await fill(office.rows, *(act(number) for number in range(700)), act(1, tenant_id=None))
-    async with office.rows.transaction() as transaction:
-        await office.rows.shred_of(transaction, UserId(UUID(int=1)))
-    taken = await office.export(audit.ExportAudit())
+async def test_an_exported_log_can_be_verified_without_the_service(audit_service: AuditService) -> None:
+    await fill(audit_service.rows, *(act(number) for number in range(700)), act(1, tenant_id=None))
+    async with audit_service.rows.transaction() as transaction:
+        await audit_service.rows.shred_of(transaction, UserId(UUID(int=1)))
+    taken = await audit_service.export(audit.ExportAudit())
     assert (len(taken), sum(row.erased for row in taken)) == (702, 701)
     for chain in (str(TENANT), HOUSE):
         verifier = ChainVerifier(chain)
@@ -149,24 +149,24 @@ async def test_an_exported_log_can_be_verified_without_the_service(office: Offic
     assert (row.chain, row.act.actor, row.act.target) == (HOUSE, ADMIN.user_id, "")
 
 
-async def test_a_part_is_exported_without_gaps_although_times_jump(office: Office) -> None:
+async def test_a_part_is_exported_without_gaps_although_times_jump(audit_service: AuditService) -> None:
     # Two acts meet at the lock of their chain, and the older one is written second.
-    await fill(office.rows, act(1), act(5), act(3), act(6))
+    await fill(audit_service.rows, act(1), act(5), act(3), act(6))
     since = BEGIN + timedelta(seconds=4)
-    taken = await office.export(audit.ExportAudit(chain=str(TENANT), since=since))
+    taken = await audit_service.export(audit.ExportAudit(chain=str(TENANT), since=since))
     assert [row.sequence for row in taken] == [2, 3, 4]
-    assert await office.export(audit.ExportAudit(chain=str(TENANT), since=BEGIN + timedelta(days=1))) == []
+    assert await audit_service.export(audit.ExportAudit(chain=str(TENANT), since=BEGIN + timedelta(days=1))) == []
 
 
-async def test_a_log_is_verified_and_that_is_an_act_as_well(office: Office, postgres_url: str) -> None:
-    await fill(office.rows, *(act(number) for number in range(5)), act(1, tenant_id=None))
-    report = await office.ask(audit.verify_audit, audit.VerifyAudit())
+async def test_a_log_is_verified_and_that_is_an_act_as_well(audit_service: AuditService, postgres_url: str) -> None:
+    await fill(audit_service.rows, *(act(number) for number in range(5)), act(1, tenant_id=None))
+    report = await audit_service.ask(audit.verify_audit, audit.VerifyAudit())
     assert [(state.chain, state.rows, state.first_bad) for state in report.chains] == [(str(TENANT), 5, None), (HOUSE, 1, None)]
     assert (report.is_whole, report.anchor_key) == (True, KEYS.current.id)
     async with superuser(postgres_url) as db:
         await db.execute("UPDATE audit_log SET target = 'x' WHERE chain <> 'house' AND sequence = 3")
-    report = await office.ask(audit.verify_audit, audit.VerifyAudit(str(TENANT)))
+    report = await audit_service.ask(audit.verify_audit, audit.VerifyAudit(str(TENANT)))
     assert [(state.chain, state.first_bad) for state in report.chains] == [(str(TENANT), 3)]
-    first, second = (await all_rows(office.rows, HOUSE))[1:]
+    first, second = (await all_rows(audit_service.rows, HOUSE))[1:]
     assert (first.act.action, first.act.actor, first.act.details) == ("audit.verify", ADMIN.user_id, {})
     assert (second.act.target, second.act.details) == (str(TENANT), {"found": f"{TENANT} 3"})

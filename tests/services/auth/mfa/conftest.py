@@ -7,7 +7,7 @@ import pytest
 
 from services.auth.service import AuthService
 from services.auth.settings import AuthSettings
-from tests.services.auth.mfa.equipment import Desk
+from tests.services.auth.mfa.equipment import ApiClient
 from tests.services.auth.surroundings import Surroundings
 
 
@@ -17,17 +17,17 @@ def settings(settings: AuthSettings) -> AuthSettings:
 
 
 @pytest.fixture
-async def desk(settings: AuthSettings) -> AsyncIterator[Desk]:
+async def api_client(settings: AuthSettings) -> AsyncIterator[ApiClient]:
     world = Surroundings()
     async with AuthService.open(settings, world.as_node()) as service:
         world.service = service
-        yield Desk(world)
+        yield ApiClient(world)
 
 
 @pytest.fixture
-async def replica(settings: AuthSettings, desk: Desk) -> AsyncIterator[Desk]:
+async def replica(settings: AuthSettings, api_client: ApiClient) -> AsyncIterator[ApiClient]:
     """A second auth on the same stores, at the same moment."""
     world = Surroundings()
     async with AuthService.open(settings, world.as_node()) as service:
         world.service = service
-        yield Desk(world, desk.clock, desk.trail)
+        yield ApiClient(world, api_client.clock, api_client.trail)

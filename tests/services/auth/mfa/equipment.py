@@ -59,7 +59,7 @@ class Phone:
 
 
 @dataclass
-class Desk:
+class ApiClient:
     """A running auth with methods for the second factor, and the people in front of it."""
 
     world: Surroundings

@@ -23,39 +23,41 @@ def read(reply: Membership) -> certificates.Certificate:
     return certificates.check(reply.certificate, reply.authorities, time.time())
 
 
-async def test_a_machine_joins_with_a_ticket(house: Surroundings) -> None:
-    made = await house.ticket(Role.WORKER, labels={"zone": "eu"})
-    newcomer, before = Newcomer(), house.trust.list_body
-    reply = await newcomer.enroll(house, made.ticket, labels={"gpu": "4090"})
+async def test_a_machine_joins_with_a_ticket(running_service: Surroundings) -> None:
+    made = await running_service.ticket(Role.WORKER, labels={"zone": "eu"})
+    newcomer, before = Newcomer(), running_service.trust.list_body
+    reply = await newcomer.enroll(running_service, made.ticket, labels={"gpu": "4090"})
     found = read(reply)
-    admin = await house.parts.identities.of(house._admin)
+    admin = await running_service.parts.identities.of(running_service._admin)
     assert (found.node, found.role, found.owner) == (newcomer.key.id, Role.WORKER, str(admin.user_id))
     assert dict(found.labels) == {"zone": "eu", "gpu": "4090"}
-    assert (reply.mesh, reply.role, reply.revocations) == (house.mesh, Role.WORKER, before)
+    assert (reply.mesh, reply.role, reply.revocations) == (running_service.mesh, Role.WORKER, before)
     assert reply.authorities == (tickets.parse(made.ticket).authority_id,)
     assert [secret.epoch for secret in reply.topics] == [1]
     assert (reply.bootstrap, reply.relays) == (("192.0.2.1:49737",), (b"\xab" * 32,)), "as machines elsewhere reach them"
-    (listed,) = [row for row in (await house.administer(membership.list_members, membership.ListMembers())).members if row.role == "worker"]
+    (listed,) = [
+        row for row in (await running_service.administer(membership.list_members, membership.ListMembers())).members if row.role == "worker"
+    ]
     assert (listed.id, listed.name, listed.owner, listed.certified_until is not None) == (newcomer.key.id, "box", "admin", True)
 
 
-async def test_a_lost_reply_is_asked_for_again_on_a_new_connection(house: Surroundings) -> None:
-    made, newcomer = await house.ticket(), Newcomer()
-    await newcomer.enroll(house, made.ticket)
+async def test_a_lost_reply_is_asked_for_again_on_a_new_connection(running_service: Surroundings) -> None:
+    made, newcomer = await running_service.ticket(), Newcomer()
+    await newcomer.enroll(running_service, made.ticket)
     newcomer.reconnect()
-    assert read(await newcomer.enroll(house, made.ticket)).node == newcomer.key.id
-    (row,) = (await house.administer(membership.list_tickets, membership.ListTickets())).tickets
+    assert read(await newcomer.enroll(running_service, made.ticket)).node == newcomer.key.id
+    (row,) = (await running_service.administer(membership.list_tickets, membership.ListTickets())).tickets
     assert (row.state, row.used) == ("used_up", 1)
     with pytest.raises(errors.BadTicket, match="used up"):
-        await Newcomer().enroll(house, made.ticket)
+        await Newcomer().enroll(running_service, made.ticket)
 
 
-async def test_of_fifty_machines_with_one_ticket_one_comes_in(house: Surroundings) -> None:
-    made = await house.ticket()
-    outcomes = await asyncio.gather(*(Newcomer().enroll(house, made.ticket) for _ in range(50)), return_exceptions=True)
+async def test_of_fifty_machines_with_one_ticket_one_comes_in(running_service: Surroundings) -> None:
+    made = await running_service.ticket()
+    outcomes = await asyncio.gather(*(Newcomer().enroll(running_service, made.ticket) for _ in range(50)), return_exceptions=True)
     assert sum(isinstance(outcome, Membership) for outcome in outcomes) == 1
     assert sum(isinstance(outcome, errors.BadTicket) for outcome in outcomes) == 49
-    assert house.refusals("bad_ticket") == 49
+    assert running_service.refusals("bad_ticket") == 49
 
 
 @pytest.mark.parametrize(
@@ -67,17 +69,17 @@ async def test_of_fifty_machines_with_one_ticket_one_comes_in(house: Surrounding
         pytest.param("DELETE FROM auth.tickets", "does not know the ticket", id="unknown"),
     ],
 )
-async def test_a_refusal_says_which(house: Surroundings, postgres_url: str, change: str, message: str) -> None:
-    made = await house.ticket()
+async def test_a_refusal_says_which(running_service: Surroundings, postgres_url: str, change: str, message: str) -> None:
+    made = await running_service.ticket()
     await by_hand.run(postgres_url, change)
     with pytest.raises(errors.BadTicket, match=message) as refused:
-        await Newcomer().enroll(house, made.ticket)
+        await Newcomer().enroll(running_service, made.ticket)
     assert "administrator" in refused.value.hint
 
 
-async def test_a_flipped_bit_lets_nobody_in(house: Surroundings) -> None:
-    made, newcomer = await house.ticket(uses=10_000), Newcomer()
-    request = newcomer.request(house, tickets.parse(made.ticket))
+async def test_a_flipped_bit_lets_nobody_in(running_service: Surroundings) -> None:
+    made, newcomer = await running_service.ticket(uses=10_000), Newcomer()
+    request = newcomer.request(running_service, tickets.parse(made.ticket))
     good = [request.ticket_id.encode(), request.ticket_signature, request.node_signature, newcomer.peer.channel]
     bits = [(part, bit) for part, body in enumerate(good) for bit in range(len(body) * 8)]
     for part, bit in bits[::11]:
@@ -86,130 +88,134 @@ async def test_a_flipped_bit_lets_nobody_in(house: Surroundings) -> None:
         changed = membership.EnrollNode(flipped[0].decode("latin-1"), bytes(flipped[1]), bytes(flipped[2]))
         peer = Peer(Role.NEWCOMER, newcomer.key.id, newcomer.key.id, channel=bytes(flipped[3]))
         with pytest.raises(errors.BadTicket):
-            await house.ask(membership.enroll_node, changed, peer=peer)
-    assert [row.role for row in (await house.administer(membership.list_members, membership.ListMembers())).members] == ["auth"]
+            await running_service.ask(membership.enroll_node, changed, peer=peer)
+    assert [row.role for row in (await running_service.administer(membership.list_members, membership.ListMembers())).members] == ["auth"]
 
 
-async def test_what_was_signed_for_one_connection_or_one_auth_is_worth_nothing_on_another(house: Surroundings) -> None:
-    made, newcomer, thief = await house.ticket(), Newcomer(), Newcomer()
-    request = newcomer.request(house, tickets.parse(made.ticket))
+async def test_what_was_signed_for_one_connection_or_one_auth_is_worth_nothing_on_another(running_service: Surroundings) -> None:
+    made, newcomer, thief = await running_service.ticket(), Newcomer(), Newcomer()
+    request = newcomer.request(running_service, tickets.parse(made.ticket))
     newcomer.reconnect()
     for peer in (newcomer.peer, thief.peer):
         with pytest.raises(errors.BadTicket, match="signature"):
-            await house.ask(membership.enroll_node, request, peer=peer)
+            await running_service.ask(membership.enroll_node, request, peer=peer)
     elsewhere = Surroundings()
     with pytest.raises(errors.BadTicket, match="signature"):
-        await house.ask(membership.enroll_node, newcomer.request(elsewhere, tickets.parse(made.ticket)), peer=newcomer.peer)
+        await running_service.ask(membership.enroll_node, newcomer.request(elsewhere, tickets.parse(made.ticket)), peer=newcomer.peer)
 
 
-async def test_a_ticket_is_not_used_over_nats_nor_by_others_than_newcomers(house: Surroundings) -> None:
-    made, newcomer = await house.ticket(), Newcomer()
-    request = newcomer.request(house, tickets.parse(made.ticket))
+async def test_a_ticket_is_not_used_over_nats_nor_by_others_than_newcomers(running_service: Surroundings) -> None:
+    made, newcomer = await running_service.ticket(), Newcomer()
+    request = newcomer.request(running_service, tickets.parse(made.ticket))
     with pytest.raises(errors.NotAllowed, match="Hyperswarm"):
-        await house.ask(membership.enroll_node, request, peer=Peer(Role.NEWCOMER, newcomer.key.id))
+        await running_service.ask(membership.enroll_node, request, peer=Peer(Role.NEWCOMER, newcomer.key.id))
     for role in (Role.WORKER, Role.CLIENT, Role.OPERATOR):
         with pytest.raises(errors.WrongRole):
-            await house.ask(membership.enroll_node, request, peer=Peer(role, newcomer.key.id, newcomer.key.id, channel=b"c" * 64))
+            await running_service.ask(membership.enroll_node, request, peer=Peer(role, newcomer.key.id, newcomer.key.id, channel=b"c" * 64))
 
 
-async def test_a_node_cannot_give_itself_the_label_trusted(house: Surroundings) -> None:
-    made = await house.ticket()
+async def test_a_node_cannot_give_itself_the_label_trusted(running_service: Surroundings) -> None:
+    made = await running_service.ticket()
     labels: Labels = {"trusted": "yes"}
     with pytest.raises(errors.BadRequest, match="trusted"):
-        await Newcomer().enroll(house, made.ticket, labels=labels)
-    assert dict(read(await Newcomer().enroll(house, (await house.ticket(labels=labels)).ticket)).labels) == labels
+        await Newcomer().enroll(running_service, made.ticket, labels=labels)
+    assert dict(read(await Newcomer().enroll(running_service, (await running_service.ticket(labels=labels)).ticket)).labels) == labels
 
 
 # --- approval ----------------------------------------------------------------------------------------------------------
 
 
-async def test_waits_until_it_is_approved_and_is_certified_then(house: Surroundings) -> None:
-    made, newcomer = await house.ticket(needs_approval=True), Newcomer()
-    for ask in (newcomer.enroll(house, made.ticket), newcomer.enroll(house, made.ticket), newcomer.renew(house)):
+async def test_waits_until_it_is_approved_and_is_certified_then(running_service: Surroundings) -> None:
+    made, newcomer = await running_service.ticket(needs_approval=True), Newcomer()
+    for ask in (
+        newcomer.enroll(running_service, made.ticket),
+        newcomer.enroll(running_service, made.ticket),
+        newcomer.renew(running_service),
+    ):
         with pytest.raises(errors.ApprovalPending) as pending:
             await ask
         assert pending.value.retryable
         assert newcomer.key.id[:9] in pending.value.hint
-    approved = await house.administer(membership.approve_member, membership.ApproveMember(newcomer.key.id[:9]))
+    approved = await running_service.administer(membership.approve_member, membership.ApproveMember(newcomer.key.id[:9]))
     assert (approved.state, approved.certified_until) == ("active", None)
-    assert read(await newcomer.renew(house)).node == newcomer.key.id
+    assert read(await newcomer.renew(running_service)).node == newcomer.key.id
 
 
-async def test_a_node_that_is_not_wanted_is_revoked_in_place_of_approved(house: Surroundings) -> None:
-    made, newcomer = await house.ticket(needs_approval=True), Newcomer()
+async def test_a_node_that_is_not_wanted_is_revoked_in_place_of_approved(running_service: Surroundings) -> None:
+    made, newcomer = await running_service.ticket(needs_approval=True), Newcomer()
     with pytest.raises(errors.ApprovalPending):
-        await newcomer.enroll(house, made.ticket)
-    await house.administer(membership.revoke_member, membership.RevokeMember(newcomer.key.id))
+        await newcomer.enroll(running_service, made.ticket)
+    await running_service.administer(membership.revoke_member, membership.RevokeMember(newcomer.key.id))
     with pytest.raises(errors.NodeRevoked):
-        await house.administer(membership.approve_member, membership.ApproveMember(newcomer.key.id))
+        await running_service.administer(membership.approve_member, membership.ApproveMember(newcomer.key.id))
     with pytest.raises(errors.NodeRevoked):
-        await newcomer.renew(house)
+        await newcomer.renew(running_service)
 
 
 # --- renewal -----------------------------------------------------------------------------------------------------------
 
 
 async def test_a_node_whose_certificate_ended_renews_with_its_key_and_a_revoked_one_does_not(
-    house: Surroundings, postgres_url: str
+    running_service: Surroundings, postgres_url: str
 ) -> None:
     newcomer, other = Newcomer(), Newcomer()
-    made = await house.ticket(uses=2)
-    await newcomer.enroll(house, made.ticket)
-    await other.enroll(house, made.ticket)
+    made = await running_service.ticket(uses=2)
+    await newcomer.enroll(running_service, made.ticket)
+    await other.enroll(running_service, made.ticket)
     # A week later it comes without a certificate that anybody would take, as a newcomer.
     await by_hand.run(
         postgres_url, "UPDATE auth.nodes SET idle_since = now() - interval '7 days', certified_until = now() - interval '6 days'"
     )
-    await house.administer(membership.revoke_member, membership.RevokeMember(other.key.id, reason="sold"))
-    assert read(await newcomer.renew(house)).node == newcomer.key.id
-    for again in (other.renew(house), other.enroll(house, made.ticket)):
+    await running_service.administer(membership.revoke_member, membership.RevokeMember(other.key.id, reason="sold"))
+    assert read(await newcomer.renew(running_service)).node == newcomer.key.id
+    for again in (other.renew(running_service), other.enroll(running_service, made.ticket)):
         with pytest.raises(errors.NodeRevoked):
             await again
     with pytest.raises(errors.NodeRevoked):
-        await other.enroll(house, (await house.ticket()).ticket)
+        await other.enroll(running_service, (await running_service.ticket()).ticket)
 
 
-async def test_a_node_that_was_away_too_long_joins_again_with_its_old_key(house: Surroundings, postgres_url: str) -> None:
+async def test_a_node_that_was_away_too_long_joins_again_with_its_old_key(running_service: Surroundings, postgres_url: str) -> None:
     newcomer = Newcomer()
-    await newcomer.enroll(house, (await house.ticket()).ticket)
+    await newcomer.enroll(running_service, (await running_service.ticket()).ticket)
     await by_hand.run(postgres_url, "UPDATE auth.nodes SET idle_since = now() - interval '31 days'")
     with pytest.raises(errors.NotCertified, match="31 d"):
-        await newcomer.renew(house)
-    read(await newcomer.enroll(house, (await house.ticket()).ticket))
-    read(await newcomer.renew(house))
+        await newcomer.renew(running_service)
+    read(await newcomer.enroll(running_service, (await running_service.ticket()).ticket))
+    read(await newcomer.renew(running_service))
 
 
-async def test_a_stranger_has_nothing_to_renew(house: Surroundings) -> None:
+async def test_a_stranger_has_nothing_to_renew(running_service: Surroundings) -> None:
     with pytest.raises(errors.NotCertified, match="does not know"):
-        await Newcomer().renew(house)
+        await Newcomer().renew(running_service)
 
 
-async def test_a_process_of_a_profile_renews_for_the_profile(house: Surroundings) -> None:
+async def test_a_process_of_a_profile_renews_for_the_profile(running_service: Surroundings) -> None:
     profile, process = Newcomer(), Newcomer()
-    await profile.enroll(house, (await house.ticket(Role.CLIENT)).ticket)
+    await profile.enroll(running_service, (await running_service.ticket(Role.CLIENT)).ticket)
     peer = Peer(Role.CLIENT, process.key.id, profile.key.id, channel=b"c" * 64)
-    found = read(await house.ask(membership.renew_certificate, membership.RenewCertificate(), peer=peer))
+    found = read(await running_service.ask(membership.renew_certificate, membership.RenewCertificate(), peer=peer))
     assert (found.node, found.role) == (profile.key.id, Role.CLIENT)
 
 
 @pytest.mark.parametrize("role", [Role.GATEWAY, Role.WORKER, Role.METRICS, Role.WEB, Role.CLIENT])
-async def test_nats_vouches_for_the_nodes_of_the_house(house: Surroundings, role: Role) -> None:
+async def test_nats_vouches_for_the_nodes_of_the_house(running_service: Surroundings, role: Role) -> None:
     peer = Peer(role, Newcomer().key.id)
-    reply = await house.ask(membership.renew_certificate, membership.RenewCertificate(), peer=peer)
+    reply = await running_service.ask(membership.renew_certificate, membership.RenewCertificate(), peer=peer)
     found = read(reply)
     assert (found.node, found.role, found.owner, found.labels) == (peer.node, role, "", ())
     assert reply.bootstrap == ("127.0.0.1:49737",)
-    await house.administer(membership.revoke_member, membership.RevokeMember(peer.node))
+    await running_service.administer(membership.revoke_member, membership.RevokeMember(peer.node))
     with pytest.raises(errors.NodeRevoked):
-        await house.ask(membership.renew_certificate, membership.RenewCertificate(), peer=peer)
+        await running_service.ask(membership.renew_certificate, membership.RenewCertificate(), peer=peer)
 
 
-async def test_nats_vouches_for_nobody_who_came_over_hyperswarm(house: Surroundings) -> None:
+async def test_nats_vouches_for_nobody_who_came_over_hyperswarm(running_service: Surroundings) -> None:
     peer = Peer(Role.WORKER, Newcomer().key.id, channel=b"c" * 64)
     with pytest.raises(errors.NotCertified):
-        await house.ask(membership.renew_certificate, membership.RenewCertificate(), peer=peer)
+        await running_service.ask(membership.renew_certificate, membership.RenewCertificate(), peer=peer)
     with pytest.raises(errors.NotCertified):
-        await house.ask(membership.renew_certificate, membership.RenewCertificate(), peer=Peer(Role.NEWCOMER, NodeId("U" * 56)))
+        await running_service.ask(membership.renew_certificate, membership.RenewCertificate(), peer=Peer(Role.NEWCOMER, NodeId("U" * 56)))
 
 
 # --- without a CA, and without secrets -----------------------------------------------------------------------------------
@@ -230,16 +236,16 @@ async def test_without_a_ca_every_call_says_what_is_missing(world: Surroundings)
 
 
 async def test_neither_logs_nor_tables_nor_the_state_file_know_a_secret(
-    house: Surroundings, ca_settings: AuthSettings, postgres_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    running_service: Surroundings, ca_settings: AuthSettings, postgres_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     logs.configure("auth", "debug")
     try:
-        made, newcomer = await house.ticket(uses=2), Newcomer()
-        await newcomer.enroll(house, made.ticket)
-        await Newcomer().enroll(house, made.ticket)
+        made, newcomer = await running_service.ticket(uses=2), Newcomer()
+        await newcomer.enroll(running_service, made.ticket)
+        await Newcomer().enroll(running_service, made.ticket)
         with pytest.raises(errors.BadTicket):
-            await Newcomer().enroll(house, made.ticket)
-        await house.administer(membership.revoke_member, membership.RevokeMember(newcomer.key.id))
+            await Newcomer().enroll(running_service, made.ticket)
+        await running_service.administer(membership.revoke_member, membership.RevokeMember(newcomer.key.id))
     finally:
         logs.silence()
     printed = capsys.readouterr().out
@@ -251,7 +257,7 @@ async def test_neither_logs_nor_tables_nor_the_state_file_know_a_secret(
     assert ca_settings.mesh_ca_key_file is not None
     authority = node_keys.load_authority(ca_settings.mesh_ca_key_file)
     ticket = tickets.parse(made.ticket)
-    for secret in (ticket.seed, authority.raw_seed, *(secret for _, secret in house.trust.topics)):
+    for secret in (ticket.seed, authority.raw_seed, *(secret for _, secret in running_service.trust.topics)):
         for form in (secret.hex(), repr(secret)[2:-1], node_keys.seed_of(secret).decode(), made.ticket[len(tickets.PREFIX) + 8 :]):
             assert form not in printed
             assert form not in dump

@@ -22,14 +22,14 @@ from tests.services.auth.surroundings import Newcomer, Surroundings
 from tests.testnet import until
 
 
-async def test_auth_certifies_itself_and_keeps_that_on_disk(house: Surroundings, tmp_path: Path) -> None:
-    own = certificates.check(house.trust.certificate, house.trust.authorities, time.time())
-    assert (own.node, own.role) == (house.id, Role.AUTH)
-    assert house.trust.number > 0
-    assert [epoch for epoch, _ in house.trust.topics] == [1]
+async def test_auth_certifies_itself_and_keeps_that_on_disk(running_service: Surroundings, tmp_path: Path) -> None:
+    own = certificates.check(running_service.trust.certificate, running_service.trust.authorities, time.time())
+    assert (own.node, own.role) == (running_service.id, Role.AUTH)
+    assert running_service.trust.number > 0
+    assert [epoch for epoch, _ in running_service.trust.topics] == [1]
     found = kept_membership.load(tmp_path / "auth.mesh")
     assert found is not None
-    assert (found.certificate, found.revocations) == (house.trust.certificate, house.trust.list_body)
+    assert (found.certificate, found.revocations) == (running_service.trust.certificate, running_service.trust.list_body)
 
 
 async def test_two_replicas_hear_of_each_others_revocations_at_once(ca_settings: AuthSettings, postgres_url: str) -> None:
@@ -71,14 +71,14 @@ async def test_a_list_that_is_confirmed_is_newer_and_has_the_same_number(ca_sett
         assert here.trust.certificate != certificate
 
 
-async def test_an_epoch_that_is_over_for_a_day_is_not_told_any_more(house: Surroundings, postgres_url: str) -> None:
+async def test_an_epoch_that_is_over_for_a_day_is_not_told_any_more(running_service: Surroundings, postgres_url: str) -> None:
     newcomer = Newcomer()
-    await newcomer.enroll(house, (await house.ticket()).ticket)
-    await house.administer(membership.revoke_member, membership.RevokeMember(newcomer.key.id))
-    assert [epoch for epoch, _ in house.trust.topics] == [2, 1]
+    await newcomer.enroll(running_service, (await running_service.ticket()).ticket)
+    await running_service.administer(membership.revoke_member, membership.RevokeMember(newcomer.key.id))
+    assert [epoch for epoch, _ in running_service.trust.topics] == [2, 1]
     await by_hand.run(postgres_url, "UPDATE auth.mesh_state SET epoch_changed_at = now() - interval '25 hours'")
-    await until(lambda: [epoch for epoch, _ in house.trust.topics] == [2])
-    reply = await house.ask(membership.renew_certificate, membership.RenewCertificate(), peer=_gateway())
+    await until(lambda: [epoch for epoch, _ in running_service.trust.topics] == [2])
+    reply = await running_service.ask(membership.renew_certificate, membership.RenewCertificate(), peer=_gateway())
     assert [secret.epoch for secret in reply.topics] == [2]
 
 

@@ -20,87 +20,87 @@ from tests.services.auth.organizations.seeded_database import Recorded
 from tests.services.auth.surroundings import CLIENT, Newcomer, Surroundings
 
 
-async def test_a_ticket_carries_what_is_needed_to_find_and_recognise_the_mesh(house: Surroundings) -> None:
-    made = await house.ticket(Role.CLIENT, uses=3, ttl_seconds=120, labels={"team": "a"})
+async def test_a_ticket_carries_what_is_needed_to_find_and_recognise_the_mesh(running_service: Surroundings) -> None:
+    made = await running_service.ticket(Role.CLIENT, uses=3, ttl_seconds=120, labels={"team": "a"})
     ticket = tickets.parse(made.ticket)
-    assert (ticket.mesh, ticket.bootstrap, ticket.relays) == (house.mesh, ("192.0.2.1:49737",), (b"\xab" * 32,))
-    assert ticket.authority_id == house.trust.authorities[0]
+    assert (ticket.mesh, ticket.bootstrap, ticket.relays) == (running_service.mesh, ("192.0.2.1:49737",), (b"\xab" * 32,))
+    assert ticket.authority_id == running_service.trust.authorities[0]
     row = made.row
     assert (row.id, row.role, row.state, row.uses, row.used) == (ticket.id, Role.CLIENT, TicketState.GOOD, 3, 0)
     assert (row.labels, row.owner, row.needs_approval) == ({"team": "a"}, "admin", False)
     assert 115 < row.expires_at.timestamp() - time.time() < 125
     assert made.warnings == ()
     assert "\n" not in made.ticket
-    (listed,) = (await house.administer(membership.list_tickets, membership.ListTickets())).tickets
+    (listed,) = (await running_service.administer(membership.list_tickets, membership.ListTickets())).tickets
     assert (listed.id, listed.expires_at) == (row.id, row.expires_at)
 
 
-async def test_another_user_may_answer_for_the_node(house: Surroundings) -> None:
-    user = await house.register("alice")
-    made = await house.ticket(owner="alice@example.com")
+async def test_another_user_may_answer_for_the_node(running_service: Surroundings) -> None:
+    user = await running_service.register("alice")
+    made = await running_service.ticket(owner="alice@example.com")
     assert made.row.owner == "alice"
-    await Newcomer().enroll(house, made.ticket)
-    listed = (await house.administer(membership.list_members, membership.ListMembers())).members
+    await Newcomer().enroll(running_service, made.ticket)
+    listed = (await running_service.administer(membership.list_members, membership.ListMembers())).members
     assert [(row.role, row.owner) for row in listed if row.owner] == [(Role.WORKER, "alice")]
     assert user.username == "alice"
     with pytest.raises(errors.NotFound):
-        await house.ticket(owner="nobody")
+        await running_service.ticket(owner="nobody")
 
 
 @pytest.mark.parametrize("role", [Role.AUTH, Role.OPERATOR, Role.NEWCOMER])
-async def test_no_ticket_for_what_nobody_joins_as(house: Surroundings, role: Role) -> None:
+async def test_no_ticket_for_what_nobody_joins_as(running_service: Surroundings, role: Role) -> None:
     with pytest.raises(errors.BadRequest, match=role):
-        await house.ticket(role)
+        await running_service.ticket(role)
 
 
-async def test_a_revoked_ticket_lets_nobody_in_and_whoever_is_in_stays(house: Surroundings) -> None:
-    made, inside = await house.ticket(uses=5), Newcomer()
-    await inside.enroll(house, made.ticket)
+async def test_a_revoked_ticket_lets_nobody_in_and_whoever_is_in_stays(running_service: Surroundings) -> None:
+    made, inside = await running_service.ticket(uses=5), Newcomer()
+    await inside.enroll(running_service, made.ticket)
     for _ in range(2):
-        row = await house.administer(membership.revoke_ticket, membership.RevokeTicket(made.row.id[:6]))
+        row = await running_service.administer(membership.revoke_ticket, membership.RevokeTicket(made.row.id[:6]))
         assert (row.state, row.used) == (TicketState.REVOKED, 1)
     with pytest.raises(errors.BadTicket, match="was revoked"):
-        await Newcomer().enroll(house, made.ticket)
-    await inside.renew(house)
+        await Newcomer().enroll(running_service, made.ticket)
+    await inside.renew(running_service)
 
 
-async def test_all_of_it_is_for_administrators(house: Surroundings) -> None:
-    await house.register()
-    token = (await house.login()).access_token
+async def test_all_of_it_is_for_administrators(running_service: Surroundings) -> None:
+    await running_service.register()
+    token = (await running_service.login()).access_token
     for method, request in (
         (membership.create_ticket, membership.CreateTicket(Role.WORKER)),
         (membership.list_tickets, membership.ListTickets()),
         (membership.revoke_ticket, membership.RevokeTicket("aaaa")),
         (membership.list_members, membership.ListMembers()),
-        (membership.approve_member, membership.ApproveMember(house.id)),
-        (membership.revoke_member, membership.RevokeMember(house.id)),
+        (membership.approve_member, membership.ApproveMember(running_service.id)),
+        (membership.revoke_member, membership.RevokeMember(running_service.id)),
     ):
         with pytest.raises(errors.NotAllowed):
-            await house.ask(method, request, token)  # type: ignore[misc]  # a union of pairs
+            await running_service.ask(method, request, token)  # type: ignore[misc]  # a union of pairs
         with pytest.raises(errors.NotAuthenticated):
-            await house.ask(method, request)  # type: ignore[misc]
+            await running_service.ask(method, request)  # type: ignore[misc]
 
 
-async def test_auth_itself_is_listed_and_not_revoked(house: Surroundings) -> None:
-    (row,) = (await house.administer(membership.list_members, membership.ListMembers())).members
-    assert (row.id, row.role, row.state) == (house.id, Role.AUTH, "active")
+async def test_auth_itself_is_listed_and_not_revoked(running_service: Surroundings) -> None:
+    (row,) = (await running_service.administer(membership.list_members, membership.ListMembers())).members
+    assert (row.id, row.role, row.state) == (running_service.id, Role.AUTH, "active")
     with pytest.raises(errors.NotAllowed, match="auth"):
-        await house.administer(membership.revoke_member, membership.RevokeMember(house.id))
+        await running_service.administer(membership.revoke_member, membership.RevokeMember(running_service.id))
 
 
-async def test_a_revocation_is_signed_before_the_administrator_hears_of_it(house: Surroundings) -> None:
+async def test_a_revocation_is_signed_before_the_administrator_hears_of_it(running_service: Surroundings) -> None:
     newcomer = Newcomer()
-    await newcomer.enroll(house, (await house.ticket()).ticket)
-    before, changes = house.trust.number, house.changes
-    row = await house.administer(membership.revoke_member, membership.RevokeMember(newcomer.key.id[:12], reason="sold\x1b"))
+    await newcomer.enroll(running_service, (await running_service.ticket()).ticket)
+    before, changes = running_service.trust.number, running_service.changes
+    row = await running_service.administer(membership.revoke_member, membership.RevokeMember(newcomer.key.id[:12], reason="sold\x1b"))
     assert (row.id, row.state, row.reason, row.revoked_at is not None) == (newcomer.key.id, "revoked", "sold", True)
-    assert house.trust.revoked == {newcomer.key.id}
-    assert house.trust.number > before
-    assert house.changes > changes, "so that the number is announced"
-    assert [epoch for epoch, _ in house.trust.topics] == [2, 1]
-    number = house.trust.number
-    again = await house.administer(membership.revoke_member, membership.RevokeMember(newcomer.key.id, reason="again"))
-    assert (again.reason, house.trust.number) == ("sold", number)
+    assert running_service.trust.revoked == {newcomer.key.id}
+    assert running_service.trust.number > before
+    assert running_service.changes > changes, "so that the number is announced"
+    assert [epoch for epoch, _ in running_service.trust.topics] == [2, 1]
+    number = running_service.trust.number
+    again = await running_service.administer(membership.revoke_member, membership.RevokeMember(newcomer.key.id, reason="again"))
+    assert (again.reason, running_service.trust.number) == ("sold", number)
 
 
 async def test_loopback_in_a_ticket_is_warned_of_and_no_hyperswarm_makes_none(ca_settings: AuthSettings) -> None:
@@ -119,38 +119,38 @@ async def test_loopback_in_a_ticket_is_warned_of_and_no_hyperswarm_makes_none(ca
 # --- node owners -----------------------------------------------------------------------------------------------------
 
 
-async def node_owner(house: Surroundings, name: str = "olga") -> Credential:
+async def node_owner(running_service: Surroundings, name: str = "olga") -> Credential:
     """A login of somebody who lends machines."""
-    user = await house.register(name)
-    async with house.parts.store.transaction() as transaction:
-        await house.parts.store.set_role(transaction, user.id, UserRole.NODE_OWNER)
-    return (await house.login(name)).access_token
+    user = await running_service.register(name)
+    async with running_service.parts.store.transaction() as transaction:
+        await running_service.parts.store.set_role(transaction, user.id, UserRole.NODE_OWNER)
+    return (await running_service.login(name)).access_token
 
 
-async def own_ticket(house: Surroundings, by: str, role: Role = Role.WORKER, **changed: Any) -> membership.NewTicket:
-    return await house.ask(membership.create_ticket, membership.CreateTicket(role, **changed), by)
+async def own_ticket(running_service: Surroundings, by: str, role: Role = Role.WORKER, **changed: Any) -> membership.NewTicket:
+    return await running_service.ask(membership.create_ticket, membership.CreateTicket(role, **changed), by)
 
 
-async def seen_tickets(house: Surroundings, by: str) -> set[str]:
-    return {row.id for row in (await house.ask(membership.list_tickets, membership.ListTickets(), by)).tickets}
+async def seen_tickets(running_service: Surroundings, by: str) -> set[str]:
+    return {row.id for row in (await running_service.ask(membership.list_tickets, membership.ListTickets(), by)).tickets}
 
 
-async def seen_nodes(house: Surroundings, by: str) -> set[str]:
-    return {row.id for row in (await house.ask(membership.list_members, membership.ListMembers(), by)).members}
+async def seen_nodes(running_service: Surroundings, by: str) -> set[str]:
+    return {row.id for row in (await running_service.ask(membership.list_members, membership.ListMembers(), by)).members}
 
 
-async def test_what_comes_in_with_a_node_owners_ticket_waits_for_an_administrator(house: Surroundings) -> None:
-    olga = await node_owner(house)
-    made = await own_ticket(house, olga, needs_approval=False, labels={"zone": "eu"})
+async def test_what_comes_in_with_a_node_owners_ticket_waits_for_an_administrator(running_service: Surroundings) -> None:
+    olga = await node_owner(running_service)
+    made = await own_ticket(running_service, olga, needs_approval=False, labels={"zone": "eu"})
     assert (made.row.role, made.row.owner, made.row.needs_approval) == (Role.WORKER, "olga", True)
     machine = Newcomer()
     with pytest.raises(errors.ApprovalPending):
-        await machine.enroll(house, made.ticket)
+        await machine.enroll(running_service, made.ticket)
     with pytest.raises(errors.NotAllowed):
-        await house.ask(membership.approve_member, membership.ApproveMember(machine.key.id), olga)
-    await house.administer(membership.approve_member, membership.ApproveMember(machine.key.id))
-    assert (await machine.renew(house)).role is Role.WORKER
-    assert not (await house.ticket()).row.needs_approval, "an administrator's own word"
+        await running_service.ask(membership.approve_member, membership.ApproveMember(machine.key.id), olga)
+    await running_service.administer(membership.approve_member, membership.ApproveMember(machine.key.id))
+    assert (await machine.renew(running_service)).role is Role.WORKER
+    assert not (await running_service.ticket()).row.needs_approval, "an administrator's own word"
 
 
 @pytest.mark.parametrize(
@@ -162,73 +162,79 @@ async def test_what_comes_in_with_a_node_owners_ticket_waits_for_an_administrato
         pytest.param({"owner": "nobody-there"}, "owner", id="in nobody's name"),
     ],
 )
-async def test_what_a_node_owners_ticket_cannot_give(house: Surroundings, changed: dict[str, Any], says: str) -> None:
-    olga = await node_owner(house)
+async def test_what_a_node_owners_ticket_cannot_give(running_service: Surroundings, changed: dict[str, Any], says: str) -> None:
+    olga = await node_owner(running_service)
     with pytest.raises(errors.NotAllowed, match=says):
-        await own_ticket(house, olga, **changed)
+        await own_ticket(running_service, olga, **changed)
     for own in ({"owner": "Olga"}, {"labels": {"zone": "eu"}}):
-        assert (await own_ticket(house, olga, **own)).row.owner == "olga"
+        assert (await own_ticket(running_service, olga, **own)).row.owner == "olga"
 
 
-async def test_a_node_owner_sees_and_ends_their_own_and_hears_of_no_others(house: Surroundings) -> None:
-    olga, otto = await node_owner(house, "olga"), await node_owner(house, "otto")
-    olgas, ottos, house_ticket = await own_ticket(house, olga), await own_ticket(house, otto), await house.ticket(uses=9)
-    assert await seen_tickets(house, olga) == {olgas.row.id}
-    assert await seen_tickets(house, otto) == {ottos.row.id}
+async def test_a_node_owner_sees_and_ends_their_own_and_hears_of_no_others(running_service: Surroundings) -> None:
+    olga, otto = await node_owner(running_service, "olga"), await node_owner(running_service, "otto")
+    olgas, ottos, house_ticket = (
+        await own_ticket(running_service, olga),
+        await own_ticket(running_service, otto),
+        await running_service.ticket(uses=9),
+    )
+    assert await seen_tickets(running_service, olga) == {olgas.row.id}
+    assert await seen_tickets(running_service, otto) == {ottos.row.id}
     machines = {}
     for name, made in (("olga", olgas), ("otto", ottos), ("admin", house_ticket)):
         machines[name] = Newcomer()
         try:
-            await machines[name].enroll(house, made.ticket)
+            await machines[name].enroll(running_service, made.ticket)
         except errors.ApprovalPending:
-            await house.administer(membership.approve_member, membership.ApproveMember(machines[name].key.id))
-    assert await seen_nodes(house, olga) == {machines["olga"].key.id}
+            await running_service.administer(membership.approve_member, membership.ApproveMember(machines[name].key.id))
+    assert await seen_nodes(running_service, olga) == {machines["olga"].key.id}
     for others in (ottos.row.id, house_ticket.row.id):
         with pytest.raises(errors.NotFound):
-            await house.ask(membership.revoke_ticket, membership.RevokeTicket(others), olga)
-    for others_node in (machines["otto"].key.id, machines["admin"].key.id, house.id):
+            await running_service.ask(membership.revoke_ticket, membership.RevokeTicket(others), olga)
+    for others_node in (machines["otto"].key.id, machines["admin"].key.id, running_service.id):
         with pytest.raises(errors.NotFound):
-            await house.ask(membership.revoke_member, membership.RevokeMember(others_node), olga)
-    assert (await house.ask(membership.revoke_ticket, membership.RevokeTicket(olgas.row.id), olga)).state is TicketState.REVOKED
-    row = await house.ask(membership.revoke_member, membership.RevokeMember(machines["olga"].key.id[:12]), olga)
+            await running_service.ask(membership.revoke_member, membership.RevokeMember(others_node), olga)
+    assert (await running_service.ask(membership.revoke_ticket, membership.RevokeTicket(olgas.row.id), olga)).state is TicketState.REVOKED
+    row = await running_service.ask(membership.revoke_member, membership.RevokeMember(machines["olga"].key.id[:12]), olga)
     assert row.state is MemberState.REVOKED
-    assert house.trust.revoked == {machines["olga"].key.id}
-    await machines["otto"].renew(house)
+    assert running_service.trust.revoked == {machines["olga"].key.id}
+    await machines["otto"].renew(running_service)
 
 
-async def test_an_administrators_everyday_key_is_a_node_owners(house: Surroundings) -> None:
-    admin = await house.admin_token()
-    everyday = await house.new_key(admin)
-    all_of_it = await house.ask(auth.generate_api_key, auth.GenerateApiKey("all", kind=KeyKind.ADMIN), admin)
+async def test_an_administrators_everyday_key_is_a_node_owners(running_service: Surroundings) -> None:
+    admin = await running_service.admin_token()
+    everyday = await running_service.new_key(admin)
+    all_of_it = await running_service.ask(auth.generate_api_key, auth.GenerateApiKey("all", kind=KeyKind.ADMIN), admin)
     with pytest.raises(errors.NotAllowed, match="for workers"):
-        await own_ticket(house, everyday.api_key, Role.GATEWAY)
-    assert (await own_ticket(house, everyday.api_key)).row.needs_approval
-    assert house.id not in await seen_nodes(house, everyday.api_key)
-    assert not (await own_ticket(house, all_of_it.api_key, Role.GATEWAY)).row.needs_approval
-    assert house.id in await seen_nodes(house, all_of_it.api_key)
+        await own_ticket(running_service, everyday.api_key, Role.GATEWAY)
+    assert (await own_ticket(running_service, everyday.api_key)).row.needs_approval
+    assert running_service.id not in await seen_nodes(running_service, everyday.api_key)
+    assert not (await own_ticket(running_service, all_of_it.api_key, Role.GATEWAY)).row.needs_approval
+    assert running_service.id in await seen_nodes(running_service, all_of_it.api_key)
 
 
-async def test_a_node_owner_has_so_many_good_tickets(house: Surroundings) -> None:
-    olga = await node_owner(house)
-    made = [await own_ticket(house, olga) for _ in range(MOST_OWN_TICKETS)]
+async def test_a_node_owner_has_so_many_good_tickets(running_service: Surroundings) -> None:
+    olga = await node_owner(running_service)
+    made = [await own_ticket(running_service, olga) for _ in range(MOST_OWN_TICKETS)]
     with pytest.raises(errors.BadRequest, match="good already"):
-        await own_ticket(house, olga)
-    await house.ask(membership.revoke_ticket, membership.RevokeTicket(made[0].row.id), olga)
-    await own_ticket(house, olga)
+        await own_ticket(running_service, olga)
+    await running_service.ask(membership.revoke_ticket, membership.RevokeTicket(made[0].row.id), olga)
+    await own_ticket(running_service, olga)
 
 
-async def test_every_act_is_written_into_the_chain_of_the_house_once(house: Surroundings, monkeypatch: pytest.MonkeyPatch) -> None:
-    recorded, olga = Recorded(), await node_owner(house)
-    roster = cast("Any", house.dispatcher.find(membership.create_ticket.name, CLIENT).function).__self__
+async def test_every_act_is_written_into_the_chain_of_the_house_once(
+    running_service: Surroundings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded, olga = Recorded(), await node_owner(running_service)
+    roster = cast("Any", running_service.dispatcher.find(membership.create_ticket.name, CLIENT).function).__self__
     monkeypatch.setattr(roster, "_trail", recorded)
-    made, machine = await own_ticket(house, olga), Newcomer()
+    made, machine = await own_ticket(running_service, olga), Newcomer()
     with pytest.raises(errors.ApprovalPending):
-        await machine.enroll(house, made.ticket)
+        await machine.enroll(running_service, made.ticket)
     for _ in range(2):
-        await house.administer(membership.approve_member, membership.ApproveMember(machine.key.id))
-        await house.ask(membership.revoke_ticket, membership.RevokeTicket(made.row.id), olga)
+        await running_service.administer(membership.approve_member, membership.ApproveMember(machine.key.id))
+        await running_service.ask(membership.revoke_ticket, membership.RevokeTicket(made.row.id), olga)
     for _ in range(2):
-        await house.ask(membership.revoke_member, membership.RevokeMember(machine.key.id), olga)
+        await running_service.ask(membership.revoke_member, membership.RevokeMember(machine.key.id), olga)
     assert [(act.action, act.target) for act in recorded.acts] == [
         ("ticket.create", made.row.id), ("node.approve", machine.key.id), ("ticket.revoke", made.row.id), ("node.revoke", machine.key.id),
     ]  # fmt: skip
@@ -237,10 +243,12 @@ async def test_every_act_is_written_into_the_chain_of_the_house_once(house: Surr
     assert made.ticket not in repr(recorded.acts)
 
 
-async def test_a_revocation_that_cannot_be_written_down_does_not_happen(house: Surroundings, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_revocation_that_cannot_be_written_down_does_not_happen(
+    running_service: Surroundings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine = Newcomer()
-    await machine.enroll(house, (await house.ticket()).ticket)
-    roster = cast("Any", house.dispatcher.find(membership.create_ticket.name, CLIENT).function).__self__
+    await machine.enroll(running_service, (await running_service.ticket()).ticket)
+    roster = cast("Any", running_service.dispatcher.find(membership.create_ticket.name, CLIENT).function).__self__
 
     async def full(transaction: object, act: AuditedAct) -> None:
         raise errors.Unavailable("the log is away")
@@ -248,5 +256,5 @@ async def test_a_revocation_that_cannot_be_written_down_does_not_happen(house: S
     monkeypatch.setattr(roster, "_trail", Recorded())
     monkeypatch.setattr(roster._trail, "add", full)
     with pytest.raises(errors.Unavailable):
-        await house.administer(membership.revoke_member, membership.RevokeMember(machine.key.id))
-    await machine.renew(house)
+        await running_service.administer(membership.revoke_member, membership.RevokeMember(machine.key.id))
+    await machine.renew(running_service)

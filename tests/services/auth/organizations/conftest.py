@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.services.auth.organizations.seeded_database import Town, opened_town
+from tests.services.auth.organizations.seeded_database import SeededDb, opened_town
 
 
 @pytest.fixture
-async def town(postgres_url: str) -> AsyncIterator[Town]:
-    async with opened_town(postgres_url) as town:
-        yield town
+async def seeded_db(postgres_url: str) -> AsyncIterator[SeededDb]:
+    async with opened_town(postgres_url) as seeded_db:
+        yield seeded_db

@@ -87,7 +87,7 @@ class Person:
 
 
 @dataclass
-class Town:
+class SeededDb:
     db: database.Database
     surroundings: Surroundings = field(default_factory=Surroundings)
     trail: Recorded = field(default_factory=Recorded)
@@ -197,9 +197,9 @@ class Town:
 
 
 @contextlib.asynccontextmanager
-async def opened_town(url: str, **instead: Any) -> AsyncIterator[Town]:
+async def opened_town(url: str, **instead: Any) -> AsyncIterator[SeededDb]:
     async with opened(url) as db:
-        yield Town(db, **instead)
+        yield SeededDb(db, **instead)
 
 
 async def refusal_of(asking: Any) -> errors.AimeshError:

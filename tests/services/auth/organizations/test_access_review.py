@@ -8,28 +8,28 @@ from shared.api.auth import KeyKind
 from shared.identity import node_keys
 from shared.types import UserRole
 from tests.services.auth import by_hand
-from tests.services.auth.organizations.seeded_database import Town
+from tests.services.auth.organizations.seeded_database import SeededDb
 
 
-async def review(town: Town, by: str, days: int = 90) -> privacy.AccessReview:
-    return await town.ask(privacy.review_access, privacy.ReviewAccess(days), by)
+async def review(seeded_db: SeededDb, by: str, days: int = 90) -> privacy.AccessReview:
+    return await seeded_db.ask(privacy.review_access, privacy.ReviewAccess(days), by)
 
 
-async def test_a_mesh_in_use_has_nothing_to_review(town: Town) -> None:
-    boss, anna = await town.admin(), await town.person()
-    await town.key(boss.login, kind=KeyKind.ADMIN)
-    await town.key(anna.login)
-    assert await review(town, boss.login) == privacy.AccessReview((), (), ())
+async def test_a_mesh_in_use_has_nothing_to_review(seeded_db: SeededDb) -> None:
+    boss, anna = await seeded_db.admin(), await seeded_db.person()
+    await seeded_db.key(boss.login, kind=KeyKind.ADMIN)
+    await seeded_db.key(anna.login)
+    assert await review(seeded_db, boss.login) == privacy.AccessReview((), (), ())
 
 
-async def test_keys_are_listed_with_every_reason(town: Town, postgres_url: str) -> None:
-    boss, anna = await town.admin(), await town.person("anna")
+async def test_keys_are_listed_with_every_reason(seeded_db: SeededDb, postgres_url: str) -> None:
+    boss, anna = await seeded_db.admin(), await seeded_db.person("anna")
     fresh, unused, old, eternal = [
-        await town.key(anna.login, name, days=0 if name == "eternal" else 365) for name in ("fresh", "unused", "old", "eternal")
+        await seeded_db.key(anna.login, name, days=0 if name == "eternal" else 365) for name in ("fresh", "unused", "old", "eternal")
     ]
-    gone = await town.person("gone")
-    of_gone = await town.key(gone.login, "gone's")
-    expired, revoked = await town.key(anna.login, "expired"), await town.key(anna.login, "revoked")
+    gone = await seeded_db.person("gone")
+    of_gone = await seeded_db.key(gone.login, "gone's")
+    expired, revoked = await seeded_db.key(anna.login, "expired"), await seeded_db.key(anna.login, "revoked")
     for statement in (
         "UPDATE auth.api_keys SET created_at = now() - interval '100 days' WHERE name IN ('unused', 'old', 'expired', 'revoked')",
         "UPDATE auth.api_keys SET last_used_at = now() - interval '91 days' WHERE name = 'old'",
@@ -38,7 +38,7 @@ async def test_keys_are_listed_with_every_reason(town: Town, postgres_url: str) 
         "UPDATE auth.users SET is_active = false WHERE username = 'gone'",
     ):
         await by_hand.run(postgres_url, statement)
-    listed = {key.name: (key.id, key.owner, key.why) for key in (await review(town, boss.login)).keys}
+    listed = {key.name: (key.id, key.owner, key.why) for key in (await review(seeded_db, boss.login)).keys}
     assert listed == {
         "unused": (str(unused.key.id), "anna", "never used"),
         "old": (str(old.key.id), "anna", "not used for 90 days"),
@@ -47,15 +47,17 @@ async def test_keys_are_listed_with_every_reason(town: Town, postgres_url: str) 
     }
     assert {fresh.key.name, expired.key.name, revoked.key.name}.isdisjoint(listed)
     await by_hand.run(postgres_url, "UPDATE auth.users SET is_active = false WHERE username = 'anna'")
-    assert ("never used, its owner's account is closed") in {key.why for key in (await review(town, boss.login)).keys}
-    assert {key.name for key in (await review(town, boss.login, 120)).keys} == {"fresh", "unused", "old", "eternal", "gone's"}
+    assert ("never used, its owner's account is closed") in {key.why for key in (await review(seeded_db, boss.login)).keys}
+    assert {key.name for key in (await review(seeded_db, boss.login, 120)).keys} == {"fresh", "unused", "old", "eternal", "gone's"}
 
 
-async def test_people_are_listed_by_when_they_were_last_seen(town: Town, postgres_url: str) -> None:
-    boss = await town.admin()
-    people = {name: await town.person(name, UserRole.DEVELOPER) for name in ("new", "busy", "away", "never", "closed", "reads", "tried")}
+async def test_people_are_listed_by_when_they_were_last_seen(seeded_db: SeededDb, postgres_url: str) -> None:
+    boss = await seeded_db.admin()
+    people = {
+        name: await seeded_db.person(name, UserRole.DEVELOPER) for name in ("new", "busy", "away", "never", "closed", "reads", "tried")
+    }
     for name in ("busy", "away"):
-        await town.key(people[name].login)
+        await seeded_db.key(people[name].login)
     for statement in (
         "UPDATE auth.users SET created_at = now() - interval '200 days' WHERE username <> 'new'",
         "UPDATE auth.users SET is_active = false WHERE username = 'closed'",
@@ -70,7 +72,7 @@ async def test_people_are_listed_by_when_they_were_last_seen(town: Town, postgre
     """
     await by_hand.run(postgres_url, act, 1, people["reads"].user.id, "done")
     await by_hand.run(postgres_url, act, 2, people["tried"].user.id, "refused")
-    listed = {user.username: (user.role, user.why, user.last_seen_at is None) for user in (await review(town, boss.login)).users}
+    listed = {user.username: (user.role, user.why, user.last_seen_at is None) for user in (await review(seeded_db, boss.login)).users}
     assert listed == {
         "boss": ("admin", "never seen since it was made", True),
         "tried": ("developer", "never seen since it was made", True),
@@ -79,8 +81,8 @@ async def test_people_are_listed_by_when_they_were_last_seen(town: Town, postgre
     }
 
 
-async def test_nodes_are_listed_that_say_nothing(town: Town, postgres_url: str) -> None:
-    boss, anna = await town.admin(), await town.person("anna", UserRole.NODE_OWNER)
+async def test_nodes_are_listed_that_say_nothing(seeded_db: SeededDb, postgres_url: str) -> None:
+    boss, anna = await seeded_db.admin(), await seeded_db.person("anna", UserRole.NODE_OWNER)
     nodes = [node_keys.NodeKey(node_keys.new_seed()).id for _ in range(4)]
     insert = (
         "INSERT INTO auth.nodes (id, role, state, name, owner, idle_since) VALUES ($1, 'worker', $2, $3, $4, now() - interval '95 days')"
@@ -88,7 +90,7 @@ async def test_nodes_are_listed_that_say_nothing(town: Town, postgres_url: str) 
     for node, state, name in zip(nodes, ("active", "pending", "revoked", "active"), ("idle", "waits", "cut off", "busy"), strict=True):
         await by_hand.run(postgres_url, insert, node, state, name, anna.user.id)
     await by_hand.run(postgres_url, "UPDATE auth.nodes SET idle_since = now() WHERE name = 'busy'")
-    listed = {node.name: (node.id, node.owner, node.why) for node in (await review(town, boss.login)).nodes}
+    listed = {node.name: (node.id, node.owner, node.why) for node in (await review(seeded_db, boss.login)).nodes}
     assert listed == {
         "idle": (nodes[0], "anna", "nothing heard of it for 90 days"),
         "waits": (nodes[1], "anna", "waits for approval for 90 days"),
@@ -96,14 +98,14 @@ async def test_nodes_are_listed_that_say_nothing(town: Town, postgres_url: str) 
 
 
 @pytest.mark.parametrize("days", [0, -1, 3651, 2**31])
-async def test_days_that_are_none(town: Town, days: int) -> None:
-    boss = await town.admin()
+async def test_days_that_are_none(seeded_db: SeededDb, days: int) -> None:
+    boss = await seeded_db.admin()
     with pytest.raises(errors.BadRequest, match="days"):
-        await review(town, boss.login, days)
+        await review(seeded_db, boss.login, days)
 
 
-async def test_only_administrators_look(town: Town) -> None:
-    boss, anna = await town.admin(), await town.person()
-    for by in (anna.login, (await town.key(boss.login)).api_key):
+async def test_only_administrators_look(seeded_db: SeededDb) -> None:
+    boss, anna = await seeded_db.admin(), await seeded_db.person()
+    for by in (anna.login, (await seeded_db.key(boss.login)).api_key):
         with pytest.raises(errors.NotAllowed):
-            await review(town, by)
+            await review(seeded_db, by)

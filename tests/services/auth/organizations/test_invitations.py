@@ -10,22 +10,24 @@ from shared import errors
 from shared.api import organizations as api
 from shared.api.organizations import Organization, TeamRole
 from tests.services.auth import by_hand
-from tests.services.auth.organizations.seeded_database import Person, Town, refusal_of
+from tests.services.auth.organizations.seeded_database import Person, SeededDb, refusal_of
 
 
-async def invite(town: Town, organisation: Organization, by: Person, email: str, role: TeamRole = TeamRole.MEMBER) -> api.NewInvitation:
-    return await town.ask(api.invite_member, api.InviteMember(organisation.id, email, role), by.login)
+async def invite(
+    seeded_db: SeededDb, organisation: Organization, by: Person, email: str, role: TeamRole = TeamRole.MEMBER
+) -> api.NewInvitation:
+    return await seeded_db.ask(api.invite_member, api.InviteMember(organisation.id, email, role), by.login)
 
 
-async def accept(town: Town, token: str, by: str) -> Organization:
-    return await town.ask(api.accept_invitation, api.AcceptInvitation(token), by)
+async def accept(seeded_db: SeededDb, token: str, by: str) -> Organization:
+    return await seeded_db.ask(api.accept_invitation, api.AcceptInvitation(token), by)
 
 
-async def test_an_invitation_comes_by_mail_and_its_token_is_stored_nowhere(town: Town, postgres_url: str) -> None:
-    anna = await town.person("anna")
-    acme = await town.found(anna)
-    made = await invite(town, acme, anna, " Ben@Example.com ")
-    ((to, subject, text),) = town.mailbox.mails
+async def test_an_invitation_comes_by_mail_and_its_token_is_stored_nowhere(seeded_db: SeededDb, postgres_url: str) -> None:
+    anna = await seeded_db.person("anna")
+    acme = await seeded_db.found(anna)
+    made = await invite(seeded_db, acme, anna, " Ben@Example.com ")
+    ((to, subject, text),) = seeded_db.mailbox.mails
     assert (to, made.invitation.email, made.invitation.invited_by) == ("Ben@Example.com", "Ben@Example.com", "anna")
     assert "Acme" in subject
     assert f"https://ai.example/invitation#{made.token}" in text
@@ -33,34 +35,34 @@ async def test_an_invitation_comes_by_mail_and_its_token_is_stored_nowhere(town:
     assert (made.invitation.expires_at - made.invitation.created_at).days == 7
     stored = await by_hand.value(postgres_url, "SELECT token_hash FROM auth.invitations")
     assert stored == hashlib.sha256(made.token.encode()).hexdigest()
-    assert made.token not in repr(town.trail.acts)
-    (listed,) = (await town.page(acme, anna.login)).invitations
+    assert made.token not in repr(seeded_db.trail.acts)
+    (listed,) = (await seeded_db.page(acme, anna.login)).invitations
     assert listed == made.invitation
 
 
-async def test_whoever_has_the_address_and_the_token_comes_in(town: Town) -> None:
-    anna, ben, carl = await town.person("anna"), await town.person("ben"), await town.person("carl")
-    acme = await town.found(anna)
-    token = (await invite(town, acme, anna, "BEN@EXAMPLE.COM", TeamRole.OWNER)).token
+async def test_whoever_has_the_address_and_the_token_comes_in(seeded_db: SeededDb) -> None:
+    anna, ben, carl = await seeded_db.person("anna"), await seeded_db.person("ben"), await seeded_db.person("carl")
+    acme = await seeded_db.found(anna)
+    token = (await invite(seeded_db, acme, anna, "BEN@EXAMPLE.COM", TeamRole.OWNER)).token
     with pytest.raises(errors.NotAllowed, match="another e-mail address"):
-        await accept(town, token, carl.login)
-    joined = await accept(town, f" {token}\n", ben.login)
+        await accept(seeded_db, token, carl.login)
+    joined = await accept(seeded_db, f" {token}\n", ben.login)
     assert (joined.id, joined.role, joined.members) == (acme.id, TeamRole.OWNER, 2)
-    assert (await town.page(acme, anna.login)).invitations == ()
+    assert (await seeded_db.page(acme, anna.login)).invitations == ()
     for by in (ben, carl):
         with pytest.raises(errors.NotFound, match="was used"):
-            await accept(town, token, by.login)
+            await accept(seeded_db, token, by.login)
 
 
-async def test_of_fifty_who_take_it_up_at_once_one_does(town: Town, postgres_url: str) -> None:
-    anna, ben = await town.person("anna"), await town.person("ben")
-    acme = await town.found(anna)
-    token = (await invite(town, acme, anna, "ben@example.com")).token
-    outcomes = await asyncio.gather(*(accept(town, token, ben.login) for _ in range(50)), return_exceptions=True)
+async def test_of_fifty_who_take_it_up_at_once_one_does(seeded_db: SeededDb, postgres_url: str) -> None:
+    anna, ben = await seeded_db.person("anna"), await seeded_db.person("ben")
+    acme = await seeded_db.found(anna)
+    token = (await invite(seeded_db, acme, anna, "ben@example.com")).token
+    outcomes = await asyncio.gather(*(accept(seeded_db, token, ben.login) for _ in range(50)), return_exceptions=True)
     assert sum(isinstance(outcome, Organization) for outcome in outcomes) == 1
     assert sum(isinstance(outcome, errors.NotFound) for outcome in outcomes) == 49
     assert await by_hand.value(postgres_url, "SELECT count(*) FROM auth.organisation_members") == 2
-    assert town.trail.actions.count("organisation.join") == 1
+    assert seeded_db.trail.actions.count("organisation.join") == 1
 
 
 @pytest.mark.parametrize(
@@ -73,81 +75,81 @@ async def test_of_fifty_who_take_it_up_at_once_one_does(town: Town, postgres_url
         pytest.param("UPDATE auth.users SET email = 'benjamin@example.com' WHERE username = 'ben'", "another e-mail", id="moved away"),
     ],
 )
-async def test_an_invitation_that_is_not_good_says_why(town: Town, postgres_url: str, statement: str, says: str) -> None:
-    anna, ben = await town.person("anna"), await town.person("ben")
-    acme = await town.found(anna)
-    token = (await invite(town, acme, anna, "ben@example.com")).token
+async def test_an_invitation_that_is_not_good_says_why(seeded_db: SeededDb, postgres_url: str, statement: str, says: str) -> None:
+    anna, ben = await seeded_db.person("anna"), await seeded_db.person("ben")
+    acme = await seeded_db.found(anna)
+    token = (await invite(seeded_db, acme, anna, "ben@example.com")).token
     await by_hand.run(postgres_url, statement)
     with pytest.raises(errors.CallerError, match=says):
-        await accept(town, token, ben.login)
+        await accept(seeded_db, token, ben.login)
     assert await by_hand.value(postgres_url, "SELECT count(*) FROM auth.organisation_members") == 1
 
 
-async def test_an_owner_withdraws_it_once(town: Town) -> None:
-    anna, ben = await town.person("anna"), await town.person("ben")
-    acme = await town.found(anna)
-    made = await invite(town, acme, anna, "ben@example.com")
+async def test_an_owner_withdraws_it_once(seeded_db: SeededDb) -> None:
+    anna, ben = await seeded_db.person("anna"), await seeded_db.person("ben")
+    acme = await seeded_db.found(anna)
+    made = await invite(seeded_db, acme, anna, "ben@example.com")
     withdraw = api.WithdrawInvitation(acme.id, made.invitation.id)
-    await town.ask(api.withdraw_invitation, withdraw, anna.login)
+    await seeded_db.ask(api.withdraw_invitation, withdraw, anna.login)
     with pytest.raises(errors.NotFound, match="no open invitation"):
-        await town.ask(api.withdraw_invitation, withdraw, anna.login)
+        await seeded_db.ask(api.withdraw_invitation, withdraw, anna.login)
     with pytest.raises(errors.NotFound, match="was withdrawn"):
-        await accept(town, made.token, ben.login)
+        await accept(seeded_db, made.token, ben.login)
     for nonsense in ("", "'", str(uuid4())):
         with pytest.raises(errors.NotFound):
-            await town.ask(api.withdraw_invitation, api.WithdrawInvitation(acme.id, nonsense), anna.login)
+            await seeded_db.ask(api.withdraw_invitation, api.WithdrawInvitation(acme.id, nonsense), anna.login)
 
 
-async def test_a_new_one_to_the_same_address_takes_the_place_of_the_old(town: Town) -> None:
-    anna, ben = await town.person("anna"), await town.person("ben")
-    acme = await town.found(anna)
-    old = await invite(town, acme, anna, "ben@example.com", TeamRole.OWNER)
-    new = await invite(town, acme, anna, "Ben@example.com")
-    assert [invitation.id for invitation in (await town.page(acme, anna.login)).invitations] == [new.invitation.id]
+async def test_a_new_one_to_the_same_address_takes_the_place_of_the_old(seeded_db: SeededDb) -> None:
+    anna, ben = await seeded_db.person("anna"), await seeded_db.person("ben")
+    acme = await seeded_db.found(anna)
+    old = await invite(seeded_db, acme, anna, "ben@example.com", TeamRole.OWNER)
+    new = await invite(seeded_db, acme, anna, "Ben@example.com")
+    assert [invitation.id for invitation in (await seeded_db.page(acme, anna.login)).invitations] == [new.invitation.id]
     with pytest.raises(errors.NotFound):
-        await accept(town, old.token, ben.login)
-    assert (await accept(town, new.token, ben.login)).role is TeamRole.MEMBER
+        await accept(seeded_db, old.token, ben.login)
+    assert (await accept(seeded_db, new.token, ben.login)).role is TeamRole.MEMBER
     with pytest.raises(errors.AlreadyExists):
-        await invite(town, acme, anna, "BEN@example.com")
+        await invite(seeded_db, acme, anna, "BEN@example.com")
 
 
 @pytest.mark.parametrize("email", ["", "ben", "ben@example.com\nBcc: all@example.com", "b\0@example.com", "x" * 95 + "@example.com"])
-async def test_what_is_no_address_is_sent_nothing(town: Town, email: str) -> None:
-    anna = await town.person("anna")
-    acme = await town.found(anna)
+async def test_what_is_no_address_is_sent_nothing(seeded_db: SeededDb, email: str) -> None:
+    anna = await seeded_db.person("anna")
+    acme = await seeded_db.found(anna)
     with pytest.raises(errors.BadRequest, match="email"):
-        await invite(town, acme, anna, email)
-    assert town.mailbox.mails == []
+        await invite(seeded_db, acme, anna, email)
+    assert seeded_db.mailbox.mails == []
 
 
-async def test_an_organisation_sends_so_many_mails_a_day(town: Town, postgres_url: str) -> None:
-    anna = await town.person("anna")
-    acme = await town.found(anna)
+async def test_an_organisation_sends_so_many_mails_a_day(seeded_db: SeededDb, postgres_url: str) -> None:
+    anna = await seeded_db.person("anna")
+    acme = await seeded_db.found(anna)
     for n in range(100):
-        await invite(town, acme, anna, f"guest{n}@example.com")
+        await invite(seeded_db, acme, anna, f"guest{n}@example.com")
     with pytest.raises(errors.Limited):
-        await invite(town, acme, anna, "ben@example.com")
-    assert len(town.mailbox.mails) == 100
+        await invite(seeded_db, acme, anna, "ben@example.com")
+    assert len(seeded_db.mailbox.mails) == 100
     await by_hand.run(postgres_url, "UPDATE auth.invitations SET created_at = created_at - interval '1 day'")
-    await invite(town, acme, anna, "ben@example.com")
+    await invite(seeded_db, acme, anna, "ben@example.com")
 
 
-async def test_guesses_withdraw_and_take_up_nothing(town: Town) -> None:
-    anna, mallory = await town.person("anna"), await town.person("mallory")
-    acme, evil = await town.found(anna), await town.found(mallory, "Evil")
-    made = [await invite(town, acme, anna, f"guest{n}@example.com") for n in range(3)]
+async def test_guesses_withdraw_and_take_up_nothing(seeded_db: SeededDb) -> None:
+    anna, mallory = await seeded_db.person("anna"), await seeded_db.person("mallory")
+    acme, evil = await seeded_db.found(anna), await seeded_db.found(mallory, "Evil")
+    made = [await invite(seeded_db, acme, anna, f"guest{n}@example.com") for n in range(3)]
     for guess in [invitation.invitation.id for invitation in made] + [str(uuid4()) for _ in range(10)]:
-        withdrawing = town.ask(api.withdraw_invitation, api.WithdrawInvitation(evil.id, guess), mallory.login)
+        withdrawing = seeded_db.ask(api.withdraw_invitation, api.WithdrawInvitation(evil.id, guess), mallory.login)
         assert isinstance(await refusal_of(withdrawing), errors.NotFound)
-        assert isinstance(await refusal_of(accept(town, guess, mallory.login)), errors.NotFound)
-    assert len((await town.page(acme, anna.login)).invitations) == 3
+        assert isinstance(await refusal_of(accept(seeded_db, guess, mallory.login)), errors.NotFound)
+    assert len((await seeded_db.page(acme, anna.login)).invitations) == 3
 
 
-async def test_a_key_of_an_organisation_joins_no_other(town: Town) -> None:
-    anna, ben = await town.person("anna"), await town.person("ben")
-    acme, bens = await town.found(anna), await town.found(ben, "Bens")
-    token = (await invite(town, acme, anna, "ben@example.com")).token
-    key = (await town.key(town.login(ben.user, bens.id))).api_key
+async def test_a_key_of_an_organisation_joins_no_other(seeded_db: SeededDb) -> None:
+    anna, ben = await seeded_db.person("anna"), await seeded_db.person("ben")
+    acme, bens = await seeded_db.found(anna), await seeded_db.found(ben, "Bens")
+    token = (await invite(seeded_db, acme, anna, "ben@example.com")).token
+    key = (await seeded_db.key(seeded_db.login(ben.user, bens.id))).api_key
     with pytest.raises(errors.NotAllowed):
-        await accept(town, token, key)
-    await accept(town, token, (await town.key(ben.login)).api_key)
+        await accept(seeded_db, token, key)
+    await accept(seeded_db, token, (await seeded_db.key(ben.login)).api_key)

@@ -13,88 +13,88 @@ from shared.api.auth import KeyKind
 from shared.api.organizations import Organization, TeamRole
 from shared.types import TenantId, Tier, UserId
 from tests.services.auth import by_hand
-from tests.services.auth.organizations.seeded_database import Person, Town, refusal_of
+from tests.services.auth.organizations.seeded_database import Person, SeededDb, refusal_of
 
 
-async def remove(town: Town, organisation: Organization, member: Person, by: str) -> None:
-    await town.ask(api.remove_team_member, api.RemoveTeamMember(organisation.id, member.user.id), by)
+async def remove(seeded_db: SeededDb, organisation: Organization, member: Person, by: str) -> None:
+    await seeded_db.ask(api.remove_team_member, api.RemoveTeamMember(organisation.id, member.user.id), by)
 
 
-async def set_role(town: Town, organisation: Organization, member: Person, role: TeamRole, by: str) -> api.OrganizationDetails:
-    return await town.ask(api.set_team_role, api.SetTeamRole(organisation.id, member.user.id, role), by)
+async def set_role(seeded_db: SeededDb, organisation: Organization, member: Person, role: TeamRole, by: str) -> api.OrganizationDetails:
+    return await seeded_db.ask(api.set_team_role, api.SetTeamRole(organisation.id, member.user.id, role), by)
 
 
-async def mine(town: Town, by: str) -> dict[str, TeamRole | None]:
-    found = await town.ask(api.list_organisations, api.ListOrganizations(), by)
+async def mine(seeded_db: SeededDb, by: str) -> dict[str, TeamRole | None]:
+    found = await seeded_db.ask(api.list_organisations, api.ListOrganizations(), by)
     return {organisation.name: organisation.role for organisation in found.organisations}
 
 
-async def test_who_founds_an_organisation_owns_it(town: Town) -> None:
-    anna = await town.person("anna")
-    acme = await town.found(anna, "  Acme & Söhne ")
+async def test_who_founds_an_organisation_owns_it(seeded_db: SeededDb) -> None:
+    anna = await seeded_db.person("anna")
+    acme = await seeded_db.found(anna, "  Acme & Söhne ")
     assert (acme.name, acme.tier, acme.members, acme.role) == ("Acme & Söhne", Tier.FREE, 1, TeamRole.OWNER)
-    page = await town.page(acme, anna.login)
+    page = await seeded_db.page(acme, anna.login)
     assert page.organisation == acme
     assert [(member.username, member.email, member.role) for member in page.members] == [("anna", "anna@example.com", TeamRole.OWNER)]
-    assert await mine(town, anna.login) == {"Acme & Söhne": TeamRole.OWNER}
-    (act,) = town.trail.acts
+    assert await mine(seeded_db, anna.login) == {"Acme & Söhne": TeamRole.OWNER}
+    (act,) = seeded_db.trail.acts
     assert (act.action, act.tenant_id, act.actor, act.target) == ("organisation.create", acme.id, anna.user.id, str(acme.id))
 
 
 @pytest.mark.parametrize("name", ["", "   ", "a\nb", "x" * 101, "\u202eemca"])
-async def test_a_name_that_is_none(town: Town, name: str) -> None:
-    anna = await town.person("anna")
+async def test_a_name_that_is_none(seeded_db: SeededDb, name: str) -> None:
+    anna = await seeded_db.person("anna")
     with pytest.raises(errors.BadRequest, match="name"):
-        await town.found(anna, name)
+        await seeded_db.found(anna, name)
 
 
-async def test_one_person_founds_two_however_fast_they_ask(town: Town) -> None:
-    anna = await town.person("anna")
-    outcomes = await asyncio.gather(*(town.found(anna, f"no {n}") for n in range(30)), return_exceptions=True)
+async def test_one_person_founds_two_however_fast_they_ask(seeded_db: SeededDb) -> None:
+    anna = await seeded_db.person("anna")
+    outcomes = await asyncio.gather(*(seeded_db.found(anna, f"no {n}") for n in range(30)), return_exceptions=True)
     founded = [outcome for outcome in outcomes if isinstance(outcome, Organization)]
-    assert len(founded) == len(await mine(town, anna.login)) == 2
+    assert len(founded) == len(await mine(seeded_db, anna.login)) == 2
     assert sum(isinstance(outcome, errors.BadRequest) for outcome in outcomes) == 28
     # Giving one away makes no room for another.
-    ben = await town.person("ben")
-    await town.join(anna, founded[0], ben, TeamRole.OWNER)
-    await remove(town, founded[0], anna, anna.login)
+    ben = await seeded_db.person("ben")
+    await seeded_db.join(anna, founded[0], ben, TeamRole.OWNER)
+    await remove(seeded_db, founded[0], anna, anna.login)
     with pytest.raises(errors.BadRequest, match="founded 2 organisations"):
-        await town.found(anna, "another")
-    boss = await town.admin()
+        await seeded_db.found(anna, "another")
+    boss = await seeded_db.admin()
     for number in range(3):
-        await town.found(boss, f"no {number}")
+        await seeded_db.found(boss, f"no {number}")
 
 
-async def test_a_new_organisation_shares_its_founders_limits_until_it_gets_a_tier(town: Town) -> None:
-    anna, ben, boss = await town.person("anna"), await town.person("ben"), await town.admin()
-    acme = await town.found(anna)
+async def test_a_new_organisation_shares_its_founders_limits_until_it_gets_a_tier(seeded_db: SeededDb) -> None:
+    anna, ben, boss = await seeded_db.person("anna"), await seeded_db.person("ben"), await seeded_db.admin()
+    acme = await seeded_db.found(anna)
     assert acme.shares_limits
-    bens = await town.key(await town.join(anna, acme, ben))
+    bens = await seeded_db.key(await seeded_db.join(anna, acme, ben))
 
     async def terms() -> tuple[Tier, UserId | None, TenantId]:
-        principal = await town.principal(bens.api_key)
-        found = await town.identities.find_team_terms(ben.user.id, acme.id)
+        principal = await seeded_db.principal(bens.api_key)
+        found = await seeded_db.identities.find_team_terms(ben.user.id, acme.id)
         assert found == TeamTerms(principal.tier, principal.founder_id)
         return principal.tier, principal.founder_id, principal.limited_as
 
     assert await terms() == (Tier.FREE, anna.user.id, TenantId(anna.user.id))
-    async with town.store.transaction() as transaction:
-        await town.store.set_tier(transaction, anna.user.id, Tier.ENTERPRISE)
+    async with seeded_db.store.transaction() as transaction:
+        await seeded_db.store.set_tier(transaction, anna.user.id, Tier.ENTERPRISE)
     assert await terms() == (Tier.ENTERPRISE, anna.user.id, TenantId(anna.user.id))
-    given = await town.ask(api.set_team_tier, api.SetTeamTier(acme.id, Tier.PRO), boss.login)
+    given = await seeded_db.ask(api.set_team_tier, api.SetTeamTier(acme.id, Tier.PRO), boss.login)
     assert not given.shares_limits
     assert await terms() == (Tier.PRO, None, acme.id)
 
 
-async def test_members_look_and_owners_change(town: Town) -> None:
-    anna, ben = await town.person("anna"), await town.person("ben")
-    acme = await town.found(anna)
-    await town.join(anna, acme, ben)
-    await town.ask(api.invite_member, api.InviteMember(acme.id, "carl@example.com"), anna.login)
-    seen = await town.page(acme, ben.login)
+async def test_members_look_and_owners_change(seeded_db: SeededDb) -> None:
+    anna, ben = await seeded_db.person("anna"), await seeded_db.person("ben")
+    acme = await seeded_db.found(anna)
+    await seeded_db.join(anna, acme, ben)
+    await seeded_db.ask(api.invite_member, api.InviteMember(acme.id, "carl@example.com"), anna.login)
+    seen = await seeded_db.page(acme, ben.login)
     assert [(member.username, member.role) for member in seen.members] == [("anna", TeamRole.OWNER), ("ben", TeamRole.MEMBER)]
     assert (seen.organisation.role, seen.organisation.members, seen.invitations) == (TeamRole.MEMBER, 2, ())
-    (invitation,) = (await town.page(acme, anna.login)).invitations
+    (invitation,) = (await seeded_db.page(acme, anna.login)).invitations
     for method, request in (
         (api.rename_organisation, api.RenameOrganization(acme.id, "Bens")),
         (api.invite_member, api.InviteMember(acme.id, "dora@example.com")),
@@ -103,115 +103,119 @@ async def test_members_look_and_owners_change(town: Town) -> None:
         (api.remove_team_member, api.RemoveTeamMember(acme.id, anna.user.id)),
     ):
         with pytest.raises(errors.NotAllowed, match="only an owner"):
-            await town.ask(method, request, ben.login)  # type: ignore[misc]  # a union of pairs
-    renamed = await town.ask(api.rename_organisation, api.RenameOrganization(acme.id, "Acme 2"), anna.login)
-    assert renamed == (await town.page(acme, anna.login)).organisation
+            await seeded_db.ask(method, request, ben.login)  # type: ignore[misc]  # a union of pairs
+    renamed = await seeded_db.ask(api.rename_organisation, api.RenameOrganization(acme.id, "Acme 2"), anna.login)
+    assert renamed == (await seeded_db.page(acme, anna.login)).organisation
     assert renamed.name == "Acme 2"
-    page = await set_role(town, acme, ben, TeamRole.OWNER, anna.login)
+    page = await set_role(seeded_db, acme, ben, TeamRole.OWNER, anna.login)
     assert {member.role for member in page.members} == {TeamRole.OWNER}
-    await remove(town, acme, anna, ben.login)
-    assert await mine(town, anna.login) == {}
-    assert town.trail.actions == [
+    await remove(seeded_db, acme, anna, ben.login)
+    assert await mine(seeded_db, anna.login) == {}
+    assert seeded_db.trail.actions == [
         "organisation.create", "organisation.invite", "organisation.join", "organisation.invite", "organisation.rename",
         "organisation.role", "organisation.remove",
     ]  # fmt: skip
-    assert {act.tenant_id for act in town.trail.acts} == {acme.id}
+    assert {act.tenant_id for act in seeded_db.trail.acts} == {acme.id}
 
 
 # --- the last owner --------------------------------------------------------------------------------------------------
 
 
-async def test_the_last_owner_neither_leaves_nor_becomes_a_member(town: Town, postgres_url: str) -> None:
-    anna, ben = await town.person("anna"), await town.person("ben")
-    acme = await town.found(anna)
-    await town.join(anna, acme, ben)
+async def test_the_last_owner_neither_leaves_nor_becomes_a_member(seeded_db: SeededDb, postgres_url: str) -> None:
+    anna, ben = await seeded_db.person("anna"), await seeded_db.person("ben")
+    acme = await seeded_db.found(anna)
+    await seeded_db.join(anna, acme, ben)
     for _ in range(2):
         with pytest.raises(errors.NotAllowed, match="at least one owner"):
-            await remove(town, acme, anna, anna.login)
+            await remove(seeded_db, acme, anna, anna.login)
         with pytest.raises(errors.NotAllowed, match="at least one owner"):
-            await set_role(town, acme, anna, TeamRole.MEMBER, anna.login)
-        assert (await town.page(acme, anna.login)).organisation.role is TeamRole.OWNER
+            await set_role(seeded_db, acme, anna, TeamRole.MEMBER, anna.login)
+        assert (await seeded_db.page(acme, anna.login)).organisation.role is TeamRole.OWNER
         # An owner whose account is closed is none who could help.
-        await set_role(town, acme, ben, TeamRole.OWNER, anna.login)
+        await set_role(seeded_db, acme, ben, TeamRole.OWNER, anna.login)
         await by_hand.run(postgres_url, "UPDATE auth.users SET is_active = false WHERE username = 'ben'")
 
 
-async def test_of_ten_owners_who_leave_at_once_one_stays(town: Town) -> None:
-    owners = [await town.person(f"owner{n}") for n in range(10)]
-    acme = await town.found(owners[0])
+async def test_of_ten_owners_who_leave_at_once_one_stays(seeded_db: SeededDb) -> None:
+    owners = [await seeded_db.person(f"owner{n}") for n in range(10)]
+    acme = await seeded_db.found(owners[0])
     for owner in owners[1:]:
-        await town.join(owners[0], acme, owner, TeamRole.OWNER)
-    outcomes = await asyncio.gather(*(remove(town, acme, owner, owner.login) for owner in owners), return_exceptions=True)
+        await seeded_db.join(owners[0], acme, owner, TeamRole.OWNER)
+    outcomes = await asyncio.gather(*(remove(seeded_db, acme, owner, owner.login) for owner in owners), return_exceptions=True)
     assert sum(isinstance(outcome, errors.NotAllowed) for outcome in outcomes) == 1
     stayed = owners[[isinstance(outcome, errors.NotAllowed) for outcome in outcomes].index(True)]
-    assert [member.user_id for member in (await town.page(acme, stayed.login)).members] == [stayed.user.id]
+    assert [member.user_id for member in (await seeded_db.page(acme, stayed.login)).members] == [stayed.user.id]
 
 
-async def test_two_owners_who_demote_each_other_at_once_leave_one(town: Town) -> None:
-    anna, ben = await town.person("anna"), await town.person("ben")
-    acme = await town.found(anna)
-    await town.join(anna, acme, ben, TeamRole.OWNER)
+async def test_two_owners_who_demote_each_other_at_once_leave_one(seeded_db: SeededDb) -> None:
+    anna, ben = await seeded_db.person("anna"), await seeded_db.person("ben")
+    acme = await seeded_db.found(anna)
+    await seeded_db.join(anna, acme, ben, TeamRole.OWNER)
     outcomes = await asyncio.gather(
-        set_role(town, acme, ben, TeamRole.MEMBER, anna.login),
-        set_role(town, acme, anna, TeamRole.MEMBER, ben.login),
+        set_role(seeded_db, acme, ben, TeamRole.MEMBER, anna.login),
+        set_role(seeded_db, acme, anna, TeamRole.MEMBER, ben.login),
         return_exceptions=True,
     )
     assert sum(isinstance(outcome, errors.NotAllowed) for outcome in outcomes) == 1, "whoever comes second is no owner any more"
-    members = (await town.page(acme, anna.login)).members
+    members = (await seeded_db.page(acme, anna.login)).members
     assert sorted(member.role for member in members) == [TeamRole.MEMBER, TeamRole.OWNER]
 
 
 # --- leaving ---------------------------------------------------------------------------------------------------------
 
 
-async def test_who_is_removed_loses_their_keys_of_the_organisation_and_no_others(town: Town) -> None:
-    anna, ben = await town.person("anna"), await town.person("ben")
-    acme, other = await town.found(anna), await town.found(anna, "Other")
-    member = await town.join(anna, acme, ben)
-    team_keys = [await town.key(member, f"key {n}") for n in range(3)]
-    kept = [await town.key(await town.join(anna, other, ben)), await town.key(ben.login), await town.key(town.login(anna.user, acme.id))]
-    await remove(town, acme, ben, anna.login)
+async def test_who_is_removed_loses_their_keys_of_the_organisation_and_no_others(seeded_db: SeededDb) -> None:
+    anna, ben = await seeded_db.person("anna"), await seeded_db.person("ben")
+    acme, other = await seeded_db.found(anna), await seeded_db.found(anna, "Other")
+    member = await seeded_db.join(anna, acme, ben)
+    team_keys = [await seeded_db.key(member, f"key {n}") for n in range(3)]
+    kept = [
+        await seeded_db.key(await seeded_db.join(anna, other, ben)),
+        await seeded_db.key(ben.login),
+        await seeded_db.key(seeded_db.login(anna.user, acme.id)),
+    ]
+    await remove(seeded_db, acme, ben, anna.login)
     for made in team_keys:
         with pytest.raises(errors.NotAuthenticated, match="revoked"):
-            await town.principal(made.api_key)
+            await seeded_db.principal(made.api_key)
     for made in kept:
-        await town.principal(made.api_key)
-    revoked = [event for event in town.surroundings.published if isinstance(event, events.KeyRevoked)]
+        await seeded_db.principal(made.api_key)
+    revoked = [event for event in seeded_db.surroundings.published if isinstance(event, events.KeyRevoked)]
     assert {event.key_id for event in revoked} == {made.key.id for made in team_keys}
-    assert town.trail.acts[-1].details == {"keys": "3"}
-    await town.join(anna, acme, ben)
+    assert seeded_db.trail.acts[-1].details == {"keys": "3"}
+    await seeded_db.join(anna, acme, ben)
     with pytest.raises(errors.NotAuthenticated):
-        await town.principal(team_keys[0].api_key)
+        await seeded_db.principal(team_keys[0].api_key)
     with pytest.raises(errors.NotFound, match="does not belong"):
-        await town.ask(api.remove_team_member, api.RemoveTeamMember(acme.id, UserId(uuid4())), anna.login)
+        await seeded_db.ask(api.remove_team_member, api.RemoveTeamMember(acme.id, UserId(uuid4())), anna.login)
 
 
-async def test_a_key_of_who_was_removed_by_hand_is_dead_too(town: Town, postgres_url: str) -> None:
-    anna, ben = await town.person("anna"), await town.person("ben")
-    acme = await town.found(anna)
-    made = await town.key(await town.join(anna, acme, ben))
+async def test_a_key_of_who_was_removed_by_hand_is_dead_too(seeded_db: SeededDb, postgres_url: str) -> None:
+    anna, ben = await seeded_db.person("anna"), await seeded_db.person("ben")
+    acme = await seeded_db.found(anna)
+    made = await seeded_db.key(await seeded_db.join(anna, acme, ben))
     await by_hand.run(postgres_url, "DELETE FROM auth.organisation_members WHERE role = 'member'")
     with pytest.raises(errors.NotAuthenticated, match="revoked"):
-        await town.principal(made.api_key)
+        await seeded_db.principal(made.api_key)
 
 
-async def test_a_member_leaves_by_themselves(town: Town) -> None:
-    anna, ben = await town.person("anna"), await town.person("ben")
-    acme = await town.found(anna)
-    await town.join(anna, acme, ben)
-    await remove(town, acme, ben, ben.login)
+async def test_a_member_leaves_by_themselves(seeded_db: SeededDb) -> None:
+    anna, ben = await seeded_db.person("anna"), await seeded_db.person("ben")
+    acme = await seeded_db.found(anna)
+    await seeded_db.join(anna, acme, ben)
+    await remove(seeded_db, acme, ben, ben.login)
     with pytest.raises(errors.NotFound):
-        await town.page(acme, ben.login)
+        await seeded_db.page(acme, ben.login)
 
 
 # --- strangers -------------------------------------------------------------------------------------------------------
 
 
-async def test_a_guessed_organisation_is_as_unknown_to_a_stranger_as_a_real_one(town: Town) -> None:
-    anna, mallory = await town.person("anna"), await town.person("mallory")
-    real = [await town.found(anna, f"no {n}") for n in range(2)]
-    before = [await town.page(organisation, anna.login) for organisation in real]
-    key = (await town.key(mallory.login)).api_key
+async def test_a_guessed_organisation_is_as_unknown_to_a_stranger_as_a_real_one(seeded_db: SeededDb) -> None:
+    anna, mallory = await seeded_db.person("anna"), await seeded_db.person("mallory")
+    real = [await seeded_db.found(anna, f"no {n}") for n in range(2)]
+    before = [await seeded_db.page(organisation, anna.login) for organisation in real]
+    key = (await seeded_db.key(mallory.login)).api_key
     guesses = [organisation.id for organisation in real] + [TenantId(uuid4()) for _ in range(10)]
     for guess in guesses:
         for method, request in (
@@ -222,88 +226,90 @@ async def test_a_guessed_organisation_is_as_unknown_to_a_stranger_as_a_real_one(
             (api.set_team_role, api.SetTeamRole(guess, mallory.user.id, TeamRole.OWNER)),
             (api.remove_team_member, api.RemoveTeamMember(guess, anna.user.id)),
         ):
-            refused = await refusal_of(town.ask(method, request, key))  # type: ignore[misc]  # a union of pairs
+            refused = await refusal_of(seeded_db.ask(method, request, key))  # type: ignore[misc]  # a union of pairs
             assert (type(refused), refused.message) == (errors.NotFound, "you belong to no organisation with this id"), method.name
-    assert [await town.page(organisation, anna.login) for organisation in real] == before
-    assert await mine(town, key) == {}
+    assert [await seeded_db.page(organisation, anna.login) for organisation in real] == before
+    assert await mine(seeded_db, key) == {}
 
 
-async def test_a_key_of_one_organisation_knows_no_other(town: Town) -> None:
-    anna = await town.person("anna")
-    acme, other = await town.found(anna), await town.found(anna, "Other")
-    key = (await town.key(town.login(anna.user, acme.id))).api_key
-    assert await mine(town, key) == {"Acme": TeamRole.OWNER}
-    await town.page(acme, key)
+async def test_a_key_of_one_organisation_knows_no_other(seeded_db: SeededDb) -> None:
+    anna = await seeded_db.person("anna")
+    acme, other = await seeded_db.found(anna), await seeded_db.found(anna, "Other")
+    key = (await seeded_db.key(seeded_db.login(anna.user, acme.id))).api_key
+    assert await mine(seeded_db, key) == {"Acme": TeamRole.OWNER}
+    await seeded_db.page(acme, key)
     for asking in (
-        town.page(other, key),
-        town.ask(api.rename_organisation, api.RenameOrganization(other.id, "x"), key),
-        town.ask(api.invite_member, api.InviteMember(other.id, "x@example.com"), key),
+        seeded_db.page(other, key),
+        seeded_db.ask(api.rename_organisation, api.RenameOrganization(other.id, "x"), key),
+        seeded_db.ask(api.invite_member, api.InviteMember(other.id, "x@example.com"), key),
     ):
         with pytest.raises(errors.NotFound):
             await asking
-    assert await mine(town, anna.login) == {"Acme": TeamRole.OWNER, "Other": TeamRole.OWNER}
+    assert await mine(seeded_db, anna.login) == {"Acme": TeamRole.OWNER, "Other": TeamRole.OWNER}
 
 
 # --- administrators --------------------------------------------------------------------------------------------------
 
 
-async def test_an_administrator_sees_all_and_sets_what_was_paid_for(town: Town) -> None:
-    anna, ben, boss = await town.person("anna"), await town.person("ben"), await town.admin()
-    acme = await town.found(anna)
-    made = await town.key(town.login(anna.user, acme.id))
-    assert (await town.principal(made.api_key)).tier is Tier.FREE
-    own = await town.found(boss, "Own")
-    listed = (await town.ask(api.list_all_organisations, api.ListAllOrganizations(), boss.login)).organisations
+async def test_an_administrator_sees_all_and_sets_what_was_paid_for(seeded_db: SeededDb) -> None:
+    anna, ben, boss = await seeded_db.person("anna"), await seeded_db.person("ben"), await seeded_db.admin()
+    acme = await seeded_db.found(anna)
+    made = await seeded_db.key(seeded_db.login(anna.user, acme.id))
+    assert (await seeded_db.principal(made.api_key)).tier is Tier.FREE
+    own = await seeded_db.found(boss, "Own")
+    listed = (await seeded_db.ask(api.list_all_organisations, api.ListAllOrganizations(), boss.login)).organisations
     assert [(found.id, found.role) for found in listed] == [(own.id, TeamRole.OWNER), (acme.id, None)]
-    assert (await town.ask(api.list_all_organisations, api.ListAllOrganizations(1), boss.login)) == api.Organizations(listed[:1], more=True)
+    assert (await seeded_db.ask(api.list_all_organisations, api.ListAllOrganizations(1), boss.login)) == api.Organizations(
+        listed[:1], more=True
+    )
     rest = api.ListAllOrganizations(1, after=own.id)
-    assert (await town.ask(api.list_all_organisations, rest, boss.login)) == api.Organizations(listed[1:])
+    assert (await seeded_db.ask(api.list_all_organisations, rest, boss.login)) == api.Organizations(listed[1:])
     for search, found in (("OW", listed[:1]), (str(acme.id), listed[1:]), ("%", ())):
-        assert (await town.ask(api.list_all_organisations, api.ListAllOrganizations(search=search), boss.login)).organisations == found
-    assert (await town.page(acme, boss.login)).organisation.role is None
-    changed = await town.ask(api.set_team_tier, api.SetTeamTier(acme.id, Tier.PRO), boss.login)
-    assert (changed.tier, (await town.page(acme, anna.login)).organisation.tier) == (Tier.PRO, Tier.PRO)
-    assert (await town.principal(made.api_key)).tier is Tier.PRO
-    assert town.trail.acts[-1].details == {"before": "free", "after": "pro"}
+        assert (await seeded_db.ask(api.list_all_organisations, api.ListAllOrganizations(search=search), boss.login)).organisations == found
+    assert (await seeded_db.page(acme, boss.login)).organisation.role is None
+    changed = await seeded_db.ask(api.set_team_tier, api.SetTeamTier(acme.id, Tier.PRO), boss.login)
+    assert (changed.tier, (await seeded_db.page(acme, anna.login)).organisation.tier) == (Tier.PRO, Tier.PRO)
+    assert (await seeded_db.principal(made.api_key)).tier is Tier.PRO
+    assert seeded_db.trail.acts[-1].details == {"before": "free", "after": "pro"}
     with pytest.raises(errors.NotFound):
-        await town.ask(api.set_team_tier, api.SetTeamTier(TenantId(uuid4()), Tier.PRO), boss.login)
-    for by in (anna.login, ben.login, (await town.key(boss.login)).api_key):
+        await seeded_db.ask(api.set_team_tier, api.SetTeamTier(TenantId(uuid4()), Tier.PRO), boss.login)
+    for by in (anna.login, ben.login, (await seeded_db.key(boss.login)).api_key):
         for method, request in (
             (api.list_all_organisations, api.ListAllOrganizations()),
             (api.set_team_tier, api.SetTeamTier(acme.id, Tier.ENTERPRISE)),
         ):
             with pytest.raises(errors.NotAllowed):
-                await town.ask(method, request, by)  # type: ignore[misc]  # a union of pairs
+                await seeded_db.ask(method, request, by)  # type: ignore[misc]  # a union of pairs
 
 
-async def test_an_administrator_helps_an_organisation_whose_owner_is_gone(town: Town, postgres_url: str) -> None:
-    anna, ben, boss = await town.person("anna"), await town.person("ben"), await town.admin()
-    acme = await town.found(anna)
-    await town.join(anna, acme, ben)
+async def test_an_administrator_helps_an_organisation_whose_owner_is_gone(seeded_db: SeededDb, postgres_url: str) -> None:
+    anna, ben, boss = await seeded_db.person("anna"), await seeded_db.person("ben"), await seeded_db.admin()
+    acme = await seeded_db.found(anna)
+    await seeded_db.join(anna, acme, ben)
     await by_hand.run(postgres_url, "UPDATE auth.users SET is_active = false WHERE username = 'anna'")
-    key = (await town.key(boss.login, kind=KeyKind.ADMIN)).api_key
-    await set_role(town, acme, ben, TeamRole.OWNER, key)
-    await remove(town, acme, anna, key)
-    assert [member.username for member in (await town.page(acme, ben.login)).members] == ["ben"]
+    key = (await seeded_db.key(boss.login, kind=KeyKind.ADMIN)).api_key
+    await set_role(seeded_db, acme, ben, TeamRole.OWNER, key)
+    await remove(seeded_db, acme, anna, key)
+    assert [member.username for member in (await seeded_db.page(acme, ben.login)).members] == ["ben"]
 
 
-async def test_a_change_of_tier_or_members_reaches_every_cache(town: Town, postgres_url: str) -> None:
-    anna, ben = await town.person("anna"), await town.person("ben")
-    acme = await town.found(anna)
-    await town.join(anna, acme, ben)
-    before = (await town.store.missed_changes(0))[-1].sequence
+async def test_a_change_of_tier_or_members_reaches_every_cache(seeded_db: SeededDb, postgres_url: str) -> None:
+    anna, ben = await seeded_db.person("anna"), await seeded_db.person("ben")
+    acme = await seeded_db.found(anna)
+    await seeded_db.join(anna, acme, ben)
+    before = (await seeded_db.store.missed_changes(0))[-1].sequence
     await by_hand.run(postgres_url, "UPDATE auth.organisations SET subscription_tier = 'pro'")
-    assert (await town.store.missed_changes(0))[-1].sequence == before + 1
-    await set_role(town, acme, ben, TeamRole.OWNER, anna.login)
-    await remove(town, acme, ben, anna.login)
-    told = [change.user_id for change in await town.store.missed_changes(before + 1) if change.sequence > before]
+    assert (await seeded_db.store.missed_changes(0))[-1].sequence == before + 1
+    await set_role(seeded_db, acme, ben, TeamRole.OWNER, anna.login)
+    await remove(seeded_db, acme, ben, anna.login)
+    told = [change.user_id for change in await seeded_db.store.missed_changes(before + 1) if change.sequence > before]
     assert told == [None, ben.user.id, ben.user.id]
 
 
-async def test_a_key_of_an_organisation_is_not_among_ones_own(town: Town) -> None:
-    anna = await town.person("anna")
-    acme = await town.found(anna)
-    made = await town.key(town.login(anna.user, acme.id), "team")
-    assert await town.keys(anna.login) == ()
+async def test_a_key_of_an_organisation_is_not_among_ones_own(seeded_db: SeededDb) -> None:
+    anna = await seeded_db.person("anna")
+    acme = await seeded_db.found(anna)
+    made = await seeded_db.key(seeded_db.login(anna.user, acme.id), "team")
+    assert await seeded_db.keys(anna.login) == ()
     with pytest.raises(errors.NotFound):
-        await town.ask(auth.revoke_api_key, auth.RevokeApiKey(str(made.key.id)), anna.login)
+        await seeded_db.ask(auth.revoke_api_key, auth.RevokeApiKey(str(made.key.id)), anna.login)

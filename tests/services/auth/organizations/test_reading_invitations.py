@@ -12,7 +12,7 @@ from shared.api import organizations as api
 from shared.api.organizations import InvitationOffer, TeamRole
 from shared.stores.cache import Cache
 from tests.services.auth import by_hand
-from tests.services.auth.organizations.seeded_database import Person, Town, opened_town, refusal_of
+from tests.services.auth.organizations.seeded_database import Person, SeededDb, opened_town, refusal_of
 
 NEVER_GIVEN = "never-given-out-by-anybody"
 #: What makes a good code one that Ben may not read, each in its own way.
@@ -26,90 +26,92 @@ SPOILS = {
 
 
 @pytest.fixture
-async def town(postgres_url: str, valkey_url: str) -> AsyncIterator[Town]:
-    async with Cache.open(valkey_url) as cache, opened_town(postgres_url, guesses=FailedLogins(cache)) as town:
-        yield town
+async def seeded_db(postgres_url: str, valkey_url: str) -> AsyncIterator[SeededDb]:
+    async with Cache.open(valkey_url) as cache, opened_town(postgres_url, guesses=FailedLogins(cache)) as seeded_db:
+        yield seeded_db
 
 
-async def invite(town: Town, by: Person, email: str = "ben@example.com", role: TeamRole = TeamRole.MEMBER) -> api.NewInvitation:
-    acme = await town.found(by)
-    return await town.ask(api.invite_member, api.InviteMember(acme.id, email, role), by.login)
+async def invite(seeded_db: SeededDb, by: Person, email: str = "ben@example.com", role: TeamRole = TeamRole.MEMBER) -> api.NewInvitation:
+    acme = await seeded_db.found(by)
+    return await seeded_db.ask(api.invite_member, api.InviteMember(acme.id, email, role), by.login)
 
 
-async def read(town: Town, token: str, by: str) -> InvitationOffer:
-    return await town.ask(api.read_invitation, api.ReadInvitation(token), by)
+async def read(seeded_db: SeededDb, token: str, by: str) -> InvitationOffer:
+    return await seeded_db.ask(api.read_invitation, api.ReadInvitation(token), by)
 
 
 @pytest.mark.parametrize("role", TeamRole)
-async def test_whoever_is_invited_reads_to_what_and_uses_nothing_up(town: Town, role: TeamRole) -> None:
-    anna, ben = await town.person("anna"), await town.person("ben")
-    made = await invite(town, anna, "BEN@example.com", role)
+async def test_whoever_is_invited_reads_to_what_and_uses_nothing_up(seeded_db: SeededDb, role: TeamRole) -> None:
+    anna, ben = await seeded_db.person("anna"), await seeded_db.person("ben")
+    made = await invite(seeded_db, anna, "BEN@example.com", role)
     for _ in range(30):
-        found = await read(town, f" {made.token}\n", ben.login)
+        found = await read(seeded_db, f" {made.token}\n", ben.login)
         assert found == InvitationOffer("Acme", role, "anna", made.invitation.expires_at)
-    joined = await town.ask(api.accept_invitation, api.AcceptInvitation(made.token), ben.login)
+    joined = await seeded_db.ask(api.accept_invitation, api.AcceptInvitation(made.token), ben.login)
     assert joined.role is role
 
 
 @pytest.mark.parametrize("why", SPOILS)
-async def test_every_refusal_says_and_asks_the_same(town: Town, postgres_url: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    anna, ben = await town.person("anna"), await town.person("ben")
-    token = (await invite(town, anna)).token
+async def test_every_refusal_says_and_asks_the_same(
+    seeded_db: SeededDb, postgres_url: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anna, ben = await seeded_db.person("anna"), await seeded_db.person("ben")
+    token = (await invite(seeded_db, anna)).token
     queries: list[str] = []
-    row = town.db.row
+    row = seeded_db.db.row
 
     async def counted(name: str, *arguments: object) -> object:
         queries.append(name)
         return await row(name, *arguments)
 
     # Of the same work there is the same time: one question to the database, whatever is wrong with the code.
-    monkeypatch.setattr(type(town.db), "row", lambda _, name, *arguments: counted(name, *arguments))
-    unknown = await refusal_of(read(town, NEVER_GIVEN, ben.login))
+    monkeypatch.setattr(type(seeded_db.db), "row", lambda _, name, *arguments: counted(name, *arguments))
+    unknown = await refusal_of(read(seeded_db, NEVER_GIVEN, ben.login))
     for_nobody = queries.copy()
     await by_hand.run(postgres_url, SPOILS[why])
     queries.clear()
-    refused = await refusal_of(read(town, token, ben.login))
+    refused = await refusal_of(read(seeded_db, token, ben.login))
     assert isinstance(refused, errors.NotFound)
     assert refused.to_problem() == unknown.to_problem()
     assert queries == for_nobody == ["find_offer"]
     assert "Acme" not in str(refused)
 
 
-async def test_ten_wrong_codes_and_none_is_looked_at(town: Town) -> None:
-    anna, ben, carl = await town.person("anna"), await town.person("ben"), await town.person("carl")
-    token = (await invite(town, anna)).token
-    outcomes = await asyncio.gather(*(refusal_of(read(town, str(uuid4()), ben.login)) for _ in range(50)))
+async def test_ten_wrong_codes_and_none_is_looked_at(seeded_db: SeededDb) -> None:
+    anna, ben, carl = await seeded_db.person("anna"), await seeded_db.person("ben"), await seeded_db.person("carl")
+    token = (await invite(seeded_db, anna)).token
+    outcomes = await asyncio.gather(*(refusal_of(read(seeded_db, str(uuid4()), ben.login)) for _ in range(50)))
     assert sum(isinstance(outcome, errors.NotFound) for outcome in outcomes) == 10
     assert sum(isinstance(outcome, errors.Limited) for outcome in outcomes) == 40
-    refused = await refusal_of(read(town, token, ben.login))
+    refused = await refusal_of(read(seeded_db, token, ben.login))
     assert "codes of invitations" in refused.message
     assert (refused.retry_after_seconds or 0) > 800
     # It is he who waits, and only with reading.
-    assert isinstance(await refusal_of(read(town, token, carl.login)), errors.NotFound)
-    await town.ask(api.accept_invitation, api.AcceptInvitation(token), ben.login)
+    assert isinstance(await refusal_of(read(seeded_db, token, carl.login)), errors.NotFound)
+    await seeded_db.ask(api.accept_invitation, api.AcceptInvitation(token), ben.login)
 
 
-async def test_a_good_code_in_hand_buys_no_more_guesses(town: Town) -> None:
-    anna, ben = await town.person("anna"), await town.person("ben")
-    token = (await invite(town, anna)).token
+async def test_a_good_code_in_hand_buys_no_more_guesses(seeded_db: SeededDb) -> None:
+    anna, ben = await seeded_db.person("anna"), await seeded_db.person("ben")
+    token = (await invite(seeded_db, anna)).token
     for _ in range(10):
-        await read(town, token, ben.login)
-        assert isinstance(await refusal_of(read(town, str(uuid4()), ben.login)), errors.NotFound)
-    assert isinstance(await refusal_of(read(town, token, ben.login)), errors.Limited)
+        await read(seeded_db, token, ben.login)
+        assert isinstance(await refusal_of(read(seeded_db, str(uuid4()), ben.login)), errors.NotFound)
+    assert isinstance(await refusal_of(read(seeded_db, token, ben.login)), errors.Limited)
 
 
-async def test_wrong_codes_leave_the_login_alone(town: Town) -> None:
-    ben = await town.person("ben")
+async def test_wrong_codes_leave_the_login_alone(seeded_db: SeededDb) -> None:
+    ben = await seeded_db.person("ben")
     for _ in range(10):
-        await refusal_of(read(town, str(uuid4()), ben.login))
-    assert isinstance(town.guesses, FailedLogins)
-    await town.guesses.charge(str(ben.user.id))
+        await refusal_of(read(seeded_db, str(uuid4()), ben.login))
+    assert isinstance(seeded_db.guesses, FailedLogins)
+    await seeded_db.guesses.charge(str(ben.user.id))
 
 
-async def test_a_key_of_an_organisation_reads_no_invitation_to_another(town: Town) -> None:
-    anna, ben = await town.person("anna"), await town.person("ben")
-    token = (await invite(town, anna)).token
-    bens = await town.found(ben, "Bens")
-    key = (await town.key(town.login(ben.user, bens.id))).api_key
-    assert isinstance(await refusal_of(read(town, token, key)), errors.NotAllowed)
-    assert (await read(town, token, (await town.key(ben.login)).api_key)).organisation_name == "Acme"
+async def test_a_key_of_an_organisation_reads_no_invitation_to_another(seeded_db: SeededDb) -> None:
+    anna, ben = await seeded_db.person("anna"), await seeded_db.person("ben")
+    token = (await invite(seeded_db, anna)).token
+    bens = await seeded_db.found(ben, "Bens")
+    key = (await seeded_db.key(seeded_db.login(ben.user, bens.id))).api_key
+    assert isinstance(await refusal_of(read(seeded_db, token, key)), errors.NotAllowed)
+    assert (await read(seeded_db, token, (await seeded_db.key(ben.login)).api_key)).organisation_name == "Acme"

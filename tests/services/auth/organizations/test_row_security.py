@@ -14,16 +14,16 @@ from shared.api import organizations as api
 from shared.api.auth import KeyKind
 from shared.types import TenantId
 from tests.services.auth import by_hand
-from tests.services.auth.organizations.seeded_database import Person, Town, opened_town
+from tests.services.auth.organizations.seeded_database import Person, SeededDb, opened_town
 
 #: Each with the column that says whose a row is.
 TABLES = {"api_keys": "tenant_id", "organisations": "id", "organisation_members": "organisation_id", "invitations": "organisation_id"}
 
 
 @pytest.fixture
-async def town(plain_url: str) -> AsyncIterator[Town]:
-    async with opened_town(plain_url) as town:
-        yield town
+async def seeded_db(plain_url: str) -> AsyncIterator[SeededDb]:
+    async with opened_town(plain_url) as seeded_db:
+        yield seeded_db
 
 
 @dataclass
@@ -36,52 +36,52 @@ class Acme:
     bens: auth.CreatedApiKey
 
 
-async def settle(town: Town) -> Acme:
+async def settle(seeded_db: SeededDb) -> Acme:
     """Two people, an organisation of theirs with a key and an open invitation, and a key of each one's own."""
-    anna, ben = await town.person("anna"), await town.person("ben")
-    acme = await town.found(anna)
-    bens = await town.key(await town.join(anna, acme, ben), "bens")
-    await town.ask(api.invite_member, api.InviteMember(acme.id, "carl@example.com"), anna.login)
-    other = await town.found(ben, "Other")
-    await town.ask(api.invite_member, api.InviteMember(other.id, "carl@example.com"), ben.login)
+    anna, ben = await seeded_db.person("anna"), await seeded_db.person("ben")
+    acme = await seeded_db.found(anna)
+    bens = await seeded_db.key(await seeded_db.join(anna, acme, ben), "bens")
+    await seeded_db.ask(api.invite_member, api.InviteMember(acme.id, "carl@example.com"), anna.login)
+    other = await seeded_db.found(ben, "Other")
+    await seeded_db.ask(api.invite_member, api.InviteMember(other.id, "carl@example.com"), ben.login)
     for person in (anna, ben):
-        await town.key(person.login, "own")
-    return Acme(anna, ben, acme.id, town.login(anna.user, acme.id), bens)
+        await seeded_db.key(person.login, "own")
+    return Acme(anna, ben, acme.id, seeded_db.login(anna.user, acme.id), bens)
 
 
-async def test_every_story_is_the_same_for_a_role_that_is_no_superuser(town: Town) -> None:
-    acme = await settle(town)
-    assert {key.name for key in await town.keys(acme.owner)} == {"bens"}
-    assert {key.name for key in await town.keys(acme.anna.login)} == {"own"}
-    rotated = await town.ask(auth.rotate_api_key, auth.RotateApiKey("bens", 60), acme.bens.api_key)
+async def test_every_story_is_the_same_for_a_role_that_is_no_superuser(seeded_db: SeededDb) -> None:
+    acme = await settle(seeded_db)
+    assert {key.name for key in await seeded_db.keys(acme.owner)} == {"bens"}
+    assert {key.name for key in await seeded_db.keys(acme.anna.login)} == {"own"}
+    rotated = await seeded_db.ask(auth.rotate_api_key, auth.RotateApiKey("bens", 60), acme.bens.api_key)
     for secret in (acme.bens.api_key, rotated.api_key):
-        assert (await town.principal(secret)).team_id == acme.id
-    await town.ask(auth.rename_api_key, auth.RenameApiKey("bens", "ours"), rotated.api_key)
-    assert not (await town.ask(auth.revoke_api_key, auth.RevokeApiKey(str(rotated.key.id)), acme.owner)).is_active
+        assert (await seeded_db.principal(secret)).team_id == acme.id
+    await seeded_db.ask(auth.rename_api_key, auth.RenameApiKey("bens", "ours"), rotated.api_key)
+    assert not (await seeded_db.ask(auth.revoke_api_key, auth.RevokeApiKey(str(rotated.key.id)), acme.owner)).is_active
     with pytest.raises(errors.NotAuthenticated, match="revoked"):
-        await town.principal(rotated.api_key)
-    again = await town.key(town.login(acme.ben.user, acme.id), "again")
-    await town.ask(api.remove_team_member, api.RemoveTeamMember(acme.id, acme.ben.user.id), acme.anna.login)
+        await seeded_db.principal(rotated.api_key)
+    again = await seeded_db.key(seeded_db.login(acme.ben.user, acme.id), "again")
+    await seeded_db.ask(api.remove_team_member, api.RemoveTeamMember(acme.id, acme.ben.user.id), acme.anna.login)
     with pytest.raises(errors.NotAuthenticated, match="revoked"):
-        await town.principal(again.api_key)
-    carl = await town.person("carl")
-    sent = await town.ask(api.invite_member, api.InviteMember(acme.id, "carl@example.com"), acme.anna.login)
-    assert (await town.ask(api.read_invitation, api.ReadInvitation(sent.token), carl.login)).organisation_name == "Acme"
-    await town.store.touch_keys([again.key.id])
-    boss = await town.admin()
-    admins = (await town.key(boss.login, kind=KeyKind.ADMIN)).api_key
-    assert len((await town.ask(api.list_all_organisations, api.ListAllOrganizations(), admins)).organisations) == 2
-    assert len((await town.ask(auth.list_api_keys, auth.ListApiKeys(acme.ben.user.id), admins)).keys) == 3
-    for key in (await town.ask(auth.list_api_keys, auth.ListApiKeys(acme.ben.user.id), admins)).keys:
-        await town.ask(auth.revoke_api_key, auth.RevokeApiKey(str(key.id)), admins)
+        await seeded_db.principal(again.api_key)
+    carl = await seeded_db.person("carl")
+    sent = await seeded_db.ask(api.invite_member, api.InviteMember(acme.id, "carl@example.com"), acme.anna.login)
+    assert (await seeded_db.ask(api.read_invitation, api.ReadInvitation(sent.token), carl.login)).organisation_name == "Acme"
+    await seeded_db.store.touch_keys([again.key.id])
+    boss = await seeded_db.admin()
+    admins = (await seeded_db.key(boss.login, kind=KeyKind.ADMIN)).api_key
+    assert len((await seeded_db.ask(api.list_all_organisations, api.ListAllOrganizations(), admins)).organisations) == 2
+    assert len((await seeded_db.ask(auth.list_api_keys, auth.ListApiKeys(acme.ben.user.id), admins)).keys) == 3
+    for key in (await seeded_db.ask(auth.list_api_keys, auth.ListApiKeys(acme.ben.user.id), admins)).keys:
+        await seeded_db.ask(auth.revoke_api_key, auth.RevokeApiKey(str(key.id)), admins)
 
 
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("owns", [pytest.param(True, id="who owns the tables"), pytest.param(False, id="who was granted them")])
 async def test_a_statement_without_a_where_sees_what_its_tenant_has(
-    town: Town, plain_url: str, postgres_url: str, table: str, *, owns: bool
+    seeded_db: SeededDb, plain_url: str, postgres_url: str, table: str, *, owns: bool
 ) -> None:
-    acme = await settle(town)
+    acme = await settle(seeded_db)
     whose = TABLES[table]
     every = {row[0] for row in await _rows(postgres_url, f"SELECT {whose} FROM auth.{table}")}
     tenants = [acme.id, acme.anna.user.id]
@@ -108,8 +108,8 @@ async def test_a_statement_without_a_where_sees_what_its_tenant_has(
             await by_hand.run(postgres_url, "DROP OWNED BY granted_to_read; DROP ROLE granted_to_read")
 
 
-async def test_it_is_the_force_that_holds_the_owner_of_the_tables(town: Town, plain_url: str) -> None:
-    await settle(town)
+async def test_it_is_the_force_that_holds_the_owner_of_the_tables(seeded_db: SeededDb, plain_url: str) -> None:
+    await settle(seeded_db)
     connection = await asyncpg.connect(plain_url)
     try:
         assert await connection.fetchval("SELECT count(*) FROM auth.api_keys") == 0
@@ -120,8 +120,8 @@ async def test_it_is_the_force_that_holds_the_owner_of_the_tables(town: Town, pl
         await connection.close()
 
 
-async def test_what_is_written_for_one_tenant_touches_no_other(town: Town, plain_url: str, postgres_url: str) -> None:
-    acme = await settle(town)
+async def test_what_is_written_for_one_tenant_touches_no_other(seeded_db: SeededDb, plain_url: str, postgres_url: str) -> None:
+    acme = await settle(seeded_db)
     connection = await asyncpg.connect(plain_url)
     try:
         await connection.execute("SELECT set_config('aimesh.tenant', $1, false)", str(acme.id))
@@ -138,10 +138,10 @@ async def test_what_is_written_for_one_tenant_touches_no_other(town: Town, plain
     assert await by_hand.value(postgres_url, "SELECT count(*) FROM auth.api_keys WHERE name = 'own'") == 2
 
 
-async def test_a_query_of_ours_that_asks_for_anothers_rows_gets_none(town: Town) -> None:
+async def test_a_query_of_ours_that_asks_for_anothers_rows_gets_none(seeded_db: SeededDb) -> None:
     """Each with the arguments of its rightful tenant, but bound to another one."""
-    acme = await settle(town)
-    mallory = await town.person("mallory")
+    acme = await settle(seeded_db)
+    mallory = await seeded_db.person("mallory")
     bound = TenantId(mallory.user.id)
     asked = {
         "find_key_of_tenant": (acme.bens.key.id, acme.id, acme.ben.user.id),
@@ -156,10 +156,10 @@ async def test_a_query_of_ours_that_asks_for_anothers_rows_gets_none(town: Town)
         "list_invitations": (acme.id,),
     }
     for query, arguments in asked.items():
-        async with town.db.bound(acme.id) as transaction:
+        async with seeded_db.db.bound(acme.id) as transaction:
             found = await transaction.rows(query, *arguments)
         assert found, query
-        async with town.db.bound(bound) as transaction:
+        async with seeded_db.db.bound(bound) as transaction:
             assert await transaction.rows(query, *arguments) == [], query
     for query, writing in {
         "revoke_key": (acme.bens.key.id, acme.id),
@@ -169,13 +169,13 @@ async def test_a_query_of_ours_that_asks_for_anothers_rows_gets_none(town: Town)
         "rename_organisation": (acme.id, "Mine"),
         "withdraw_invitations_to": (acme.id, "carl@example.com"),
     }.items():
-        async with town.db.bound(bound) as transaction:
+        async with seeded_db.db.bound(bound) as transaction:
             assert await transaction.run(query, *writing) == 0, query
 
 
-async def test_what_one_transaction_was_bound_to_the_next_is_not(town: Town) -> None:
-    acme = await settle(town)
-    store, organisations = AccountTables(town.db), OrganizationStore(town.db)
+async def test_what_one_transaction_was_bound_to_the_next_is_not(seeded_db: SeededDb) -> None:
+    acme = await settle(seeded_db)
+    store, organisations = AccountTables(seeded_db.db), OrganizationStore(seeded_db.db)
     for _ in range(30):
         async with organisations.bound(acme.id):
             pass

@@ -11,7 +11,7 @@ from tests.services.auth.privacy.surroundings import PrivacyDesk
 
 
 @pytest.fixture
-async def desk(settings: AuthSettings) -> AsyncIterator[PrivacyDesk]:
+async def api_client(settings: AuthSettings) -> AsyncIterator[PrivacyDesk]:
     own = msgspec.structs.replace(settings, public_url="https://ai.example.com", erasure_days=30)
     async with opened_desk(own) as opened:
         yield PrivacyDesk(opened)

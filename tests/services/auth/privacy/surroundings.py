@@ -21,7 +21,7 @@ from shared.api import accounts, auth, privacy
 from shared.api.method import Method, Reply, Request
 from shared.rpc import StreamCall
 from shared.types import ModelName, UserId, UserRole
-from tests.services.auth.accounts.surroundings import CLIENT, Desk, Person, by_hand
+from tests.services.auth.accounts.surroundings import CLIENT, ApiClient, Person, by_hand
 from tests.services.auth.surroundings import call
 
 
@@ -51,27 +51,27 @@ class _Collected:
 class PrivacyDesk:
     """A desk whose sessions and audit log are the real ones."""
 
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
-        self.url = desk.settings.database_url
-        self.sessions = SessionStore(desk.cache, idle_seconds=3600, longest_seconds=43_200)
-        self.audit = AuditStore(desk.database)
+    def __init__(self, api_client: ApiClient) -> None:
+        self.api_client = api_client
+        self.url = api_client.settings.database_url
+        self.sessions = SessionStore(api_client.cache, idle_seconds=3600, longest_seconds=43_200)
+        self.audit = AuditStore(api_client.database)
         self.log = AuditLog(self.audit)
-        self.rows = PrivacyStore(desk.database)
+        self.rows = PrivacyStore(api_client.database)
         self.erasures = self.replica()
         self.exports = Exports(self._parts(), self.rows, (export_sources.sessions(self.sessions), export_sources.audit(self.audit)))
-        desk.dispatcher.add(self.erasures)
-        desk.dispatcher.add(self.exports)
+        api_client.dispatcher.add(self.erasures)
+        api_client.dispatcher.add(self.exports)
 
     def replica(self, sessions: Any = None) -> Erasures:
-        needs = ErasureDependencies(rows=self.rows, sessions=sessions or self.sessions, postman=self.desk.postman, audit=self.audit)
+        needs = ErasureDependencies(rows=self.rows, sessions=sessions or self.sessions, postman=self.api_client.postman, audit=self.audit)
         return Erasures(self._parts(), needs)
 
     def _parts(self) -> Any:
-        return dataclasses.replace(self.desk.parts, trail=self.log)
+        return dataclasses.replace(self.api_client.parts, trail=self.log)
 
     async def ask(self, method: Method[Request, Reply], request: Request, credential: str) -> Reply:
-        return await self.desk.ask(method, request, credential)
+        return await self.api_client.ask(method, request, credential)
 
     async def plan(self, person: Person) -> privacy.Erasure:
         return await self.ask(privacy.request_erasure, privacy.RequestErasure(), person.login())
@@ -90,12 +90,12 @@ class PrivacyDesk:
 
     async def export(self, credential: str) -> dict[str, bytes]:
         """The files, as whoever saves the stream gets them."""
-        desk, collected = self.desk, _Collected()
-        handler, asked = desk.dispatcher.find("auth.exportAccount", CLIENT), call(credential, peer=CLIENT)
-        assert desk.dispatcher.gate is not None
+        api_client, collected = self.api_client, _Collected()
+        handler, asked = api_client.dispatcher.find("auth.exportAccount", CLIENT), call(credential, peer=CLIENT)
+        assert api_client.dispatcher.gate is not None
         request = privacy.ExportAccount()
         stream: StreamCall[privacy.ExportedFile] = StreamCall(asked, collected, 1)
-        stream.found = await desk.dispatcher.gate.admit(handler.method, request, asked)
+        stream.found = await api_client.dispatcher.gate.admit(handler.method, request, asked)
         await handler.function(request, stream)
         files: dict[str, bytes] = {}
         for body in collected.bodies:
@@ -121,7 +121,7 @@ class PrivacyDesk:
         )
         assert len(tables) > 15
         cells = [repr(await self.sql(f'SELECT x::text FROM "{row["relname"]}" AS x')) for row in tables]
-        return "\n".join([*cells, *await asyncio.to_thread(_every_value, self.desk.settings.redis_url)])
+        return "\n".join([*cells, *await asyncio.to_thread(_every_value, self.api_client.settings.redis_url)])
 
 
 def _every_value(url: str) -> list[str]:
@@ -162,27 +162,27 @@ class Canaries:
         return [name for name, word in self.words.items() if word in text]
 
 
-async def somebody_well_known(desk: PrivacyDesk, canaries: Canaries) -> Person:
+async def somebody_well_known(api_client: PrivacyDesk, canaries: Canaries) -> Person:
     """Of whom every table knows something."""
-    person = await desk.desk.person(canaries.username)
-    sql, known = desk.sql, canaries
+    person = await api_client.api_client.person(canaries.username)
+    sql, known = api_client.sql, canaries
     email = f"{known.email}@example.com"
     await sql("UPDATE users SET email = $2 WHERE id = $1", person.id, email)
     chosen = accounts.Preferences(ModelName(known.model), "dark")
-    await desk.ask(accounts.set_preferences, accounts.SetPreferences(chosen), person.login())
+    await api_client.ask(accounts.set_preferences, accounts.SetPreferences(chosen), person.login())
     key = "INSERT INTO api_keys (id, user_id, name, preview, key_hash, networks, models, team_id) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"
     key_id = uuid4()
     await sql(key, key_id, person.id, known.key, known.key_preview, known.key_hash, [known.key_network], [known.key_model], None)
     await sql("INSERT INTO former_key_hashes (key_hash, key_id, good_until) VALUES ($1, $2, now())", known.former_hash, key_id)
-    team = await desk.team(person, known.organisation)
+    team = await api_client.team(person, known.organisation)
     await sql(key, uuid4(), person.id, known.team_key, "p", "h2", [], [], team)
     invitation = (
         "INSERT INTO invitations (id, organisation_id, email, role, token_hash, invited_by, expires_at)"
         " VALUES ($1, $2, $3, 'member', $4, $5, now() + interval '1 day')"
     )
     await sql(invitation, uuid4(), team, f"{known.invited_from}@example.com", "t1", person.id)
-    other = await desk.desk.person("inviter")
-    await sql(invitation, uuid4(), await desk.team(other, "others"), email.upper(), "t2", other.id)
+    other = await api_client.api_client.person("inviter")
+    await sql(invitation, uuid4(), await api_client.team(other, "others"), email.upper(), "t2", other.id)
     await sql(
         "INSERT INTO oidc_identities (issuer, subject, user_id, email) VALUES ('https://idp', $1, $2, $3)",
         known.subject, person.id, f"{known.oidc_email}@example.com",
@@ -200,19 +200,21 @@ async def somebody_well_known(desk: PrivacyDesk, canaries: Canaries) -> Person:
         " VALUES ('t', 'k', 'worker', $1, jsonb_build_object('at', $2::text), false, 1, now() + interval '1 day')",
         person.id, known.ticket_label,
     )  # fmt: skip
-    await desk.sessions.open(StoredLogin(user_id=person.id, client=auth.ClientFacts(known.address, known.agent)))
-    async with desk.audit.transaction() as transaction:
-        await desk.log.add(transaction, audit_records.done_by("session.open", person.id, address=known.address, agent=known.agent))
-    async with desk.audit.transaction() as transaction:
-        await desk.log.add(transaction, audit_records.done_by("organisation.invite", other.id, email=email.upper(), note=known.mention))
-        await desk.log.add(transaction, audit_records.done_by("organisation.invite", other.id, email="somebody.else@example.com"))
+    await api_client.sessions.open(StoredLogin(user_id=person.id, client=auth.ClientFacts(known.address, known.agent)))
+    async with api_client.audit.transaction() as transaction:
+        await api_client.log.add(transaction, audit_records.done_by("session.open", person.id, address=known.address, agent=known.agent))
+    async with api_client.audit.transaction() as transaction:
+        await api_client.log.add(
+            transaction, audit_records.done_by("organisation.invite", other.id, email=email.upper(), note=known.mention)
+        )
+        await api_client.log.add(transaction, audit_records.done_by("organisation.invite", other.id, email="somebody.else@example.com"))
     refused = audit_records.refused("session.open", None, "wrong password")
-    desk.log.note(msgspec.structs.replace(refused, target=str(person.id), address=known.refused_from))
-    await desk.log.write()
-    await desk.ask(accounts.request_password_reset, accounts.RequestPasswordReset(email), "")
-    await desk.desk.changes.settled()
-    return Person(desk.desk, await person.again())
+    api_client.log.note(msgspec.structs.replace(refused, target=str(person.id), address=known.refused_from))
+    await api_client.log.write()
+    await api_client.ask(accounts.request_password_reset, accounts.RequestPasswordReset(email), "")
+    await api_client.api_client.changes.settled()
+    return Person(api_client.api_client, await person.again())
 
 
-async def administrator(desk: PrivacyDesk, name: str) -> Person:
-    return await desk.desk.person(name, role=UserRole.ADMIN)
+async def administrator(api_client: PrivacyDesk, name: str) -> Person:
+    return await api_client.api_client.person(name, role=UserRole.ADMIN)

@@ -22,7 +22,7 @@ def tables_of() -> None:
 
 
 @pytest.fixture
-async def desk(settings: AuthSettings, postgres: PostgresServer) -> AsyncIterator[PrivacyDesk]:
+async def api_client(settings: AuthSettings, postgres: PostgresServer) -> AsyncIterator[PrivacyDesk]:
     role = f"auth_{secrets.token_hex(4)}"
     connection = await asyncpg.connect(settings.database_url)
     try:
@@ -36,33 +36,33 @@ async def desk(settings: AuthSettings, postgres: PostgresServer) -> AsyncIterato
         yield PrivacyDesk(opened)
 
 
-async def test_erasure_reaches_every_table(desk: PrivacyDesk) -> None:
+async def test_erasure_reaches_every_table(api_client: PrivacyDesk) -> None:
     canaries = Canaries()
-    person = await somebody_well_known(desk, canaries)
-    assert set(canaries.left_in(await desk.every_cell())) == set(canaries.NAMES)
-    await desk.erase(person)
-    assert canaries.left_in(await desk.every_cell()) == []
+    person = await somebody_well_known(api_client, canaries)
+    assert set(canaries.left_in(await api_client.every_cell())) == set(canaries.NAMES)
+    await api_client.erase(person)
+    assert canaries.left_in(await api_client.every_cell()) == []
 
 
-async def test_an_export_has_all_files_filled(desk: PrivacyDesk) -> None:
-    person = await somebody_well_known(desk, Canaries())
-    files = await desk.export(person.login())
+async def test_an_export_has_all_files_filled(api_client: PrivacyDesk) -> None:
+    person = await somebody_well_known(api_client, Canaries())
+    files = await api_client.export(person.login())
     assert [name for name, content in files.items() if content == b"[]\n"] == []
 
 
-async def test_retention_is_allowed_to_forget(desk: PrivacyDesk) -> None:
-    await somebody_well_known(desk, Canaries())
-    await desk.sql("UPDATE password_resets SET expires_at = now() - interval '2 days'")
-    await Retention(retention.own(desk.rows, Days())).enforce()
-    assert await desk.sql("SELECT 1 FROM password_resets") == []
+async def test_retention_is_allowed_to_forget(api_client: PrivacyDesk) -> None:
+    await somebody_well_known(api_client, Canaries())
+    await api_client.sql("UPDATE password_resets SET expires_at = now() - interval '2 days'")
+    await Retention(retention.own(api_client.rows, Days())).enforce()
+    assert await api_client.sql("SELECT 1 FROM password_resets") == []
 
 
-async def test_a_query_that_forgets_whose_rows_it_wants_gets_none_of_anothers(desk: PrivacyDesk) -> None:
-    anna = await somebody_well_known(desk, Canaries())
-    bert = await desk.desk.person("bert")
-    await desk.ask(accounts.set_preferences, accounts.SetPreferences(accounts.Preferences(theme="light")), bert.login())
+async def test_a_query_that_forgets_whose_rows_it_wants_gets_none_of_anothers(api_client: PrivacyDesk) -> None:
+    anna = await somebody_well_known(api_client, Canaries())
+    bert = await api_client.api_client.person("bert")
+    await api_client.ask(accounts.set_preferences, accounts.SetPreferences(accounts.Preferences(theme="light")), bert.login())
     seen: dict[str, list[object]] = {}
-    connection = await asyncpg.connect(desk.url, server_settings={"search_path": "auth"})
+    connection = await asyncpg.connect(api_client.url, server_settings={"search_path": "auth"})
     try:
         for tenant in (None, str(anna.id), str(bert.id), "*"):
             if tenant is not None:

@@ -14,200 +14,200 @@ from tests.services.auth.privacy.surroundings import AwaySessions, Canaries, Pri
 # --- planning --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_wish_closes_nothing_and_names_the_day(desk: PrivacyDesk) -> None:
-    anna = await desk.desk.person()
-    erasure = await desk.plan(anna)
+async def test_a_wish_closes_nothing_and_names_the_day(api_client: PrivacyDesk) -> None:
+    anna = await api_client.api_client.person()
+    erasure = await api_client.plan(anna)
     assert abs(erasure.erased_at - datetime.now(UTC) - timedelta(days=30)) < timedelta(minutes=1)
-    assert desk.desk.postman.told() == [("anna@example.com", "Your account will be deleted")]
-    await desk.erasures.erase_due()
+    assert api_client.api_client.postman.told() == [("anna@example.com", "Your account will be deleted")]
+    await api_client.erasures.erase_due()
     assert await anna.again() == anna.user
-    assert (await desk.desk.rows.get(anna.id)).erase_at == erasure.erased_at
+    assert (await api_client.api_client.rows.get(anna.id)).erase_at == erasure.erased_at
 
 
-async def test_who_asks_again_gets_the_same_day_and_no_second_mail(desk: PrivacyDesk) -> None:
-    anna = await desk.desk.person()
-    first = await desk.plan(anna)
-    assert await desk.plan(anna) == first
-    assert len(desk.desk.postman.told()) == 1
-    assert len(await desk.sql("SELECT 1 FROM audit_log WHERE action = 'account.ask_erasure'")) == 1
+async def test_who_asks_again_gets_the_same_day_and_no_second_mail(api_client: PrivacyDesk) -> None:
+    anna = await api_client.api_client.person()
+    first = await api_client.plan(anna)
+    assert await api_client.plan(anna) == first
+    assert len(api_client.api_client.postman.told()) == 1
+    assert len(await api_client.sql("SELECT 1 FROM audit_log WHERE action = 'account.ask_erasure'")) == 1
 
 
-async def test_it_needs_a_login_of_the_last_minutes(desk: PrivacyDesk) -> None:
-    anna = await desk.desk.person()
+async def test_it_needs_a_login_of_the_last_minutes(api_client: PrivacyDesk) -> None:
+    anna = await api_client.api_client.person()
     with pytest.raises(errors.ConfirmationNeeded):
         stale = anna.login(seconds_ago=access_table.FRESH_SECONDS + 1)
-        await desk.ask(privacy.request_erasure, privacy.RequestErasure(), stale)
+        await api_client.ask(privacy.request_erasure, privacy.RequestErasure(), stale)
 
 
-async def test_it_is_called_off_by_hand(desk: PrivacyDesk) -> None:
-    anna = await desk.desk.person()
-    await desk.plan(anna)
-    await desk.let_time_pass(anna)
-    await desk.ask(privacy.cancel_erasure, privacy.CancelErasure(), anna.login())
-    await desk.erasures.erase_due()
+async def test_it_is_called_off_by_hand(api_client: PrivacyDesk) -> None:
+    anna = await api_client.api_client.person()
+    await api_client.plan(anna)
+    await api_client.let_time_pass(anna)
+    await api_client.ask(privacy.cancel_erasure, privacy.CancelErasure(), anna.login())
+    await api_client.erasures.erase_due()
     assert await anna.again() == anna.user
-    assert [subject for _, subject in desk.desk.postman.told()] == ["Your account will be deleted", "Your account stays"]
-    await desk.ask(privacy.cancel_erasure, privacy.CancelErasure(), anna.login())
-    assert desk.desk.postman.told() == [], "nothing to call off is no error"
+    assert [subject for _, subject in api_client.api_client.postman.told()] == ["Your account will be deleted", "Your account stays"]
+    await api_client.ask(privacy.cancel_erasure, privacy.CancelErasure(), anna.login())
+    assert api_client.api_client.postman.told() == [], "nothing to call off is no error"
 
 
-async def test_logging_in_calls_it_off(desk: PrivacyDesk) -> None:
-    anna = await desk.desk.person()
-    await desk.plan(anna)
-    async with desk.desk.store.transaction() as transaction:
-        await desk.erasures.call_off_at_login(transaction, anna.id)
-    assert (await desk.desk.rows.get(anna.id)).erase_at is None
-    assert [subject for _, subject in desk.desk.postman.told()] == ["Your account will be deleted", "Your account stays"]
-    async with desk.desk.store.transaction() as transaction:
-        await desk.erasures.call_off_at_login(transaction, anna.id)
-    assert len(await desk.sql("SELECT 1 FROM audit_log WHERE action = 'account.keep'")) == 1
-    assert desk.desk.postman.told() == []
+async def test_logging_in_calls_it_off(api_client: PrivacyDesk) -> None:
+    anna = await api_client.api_client.person()
+    await api_client.plan(anna)
+    async with api_client.api_client.store.transaction() as transaction:
+        await api_client.erasures.call_off_at_login(transaction, anna.id)
+    assert (await api_client.api_client.rows.get(anna.id)).erase_at is None
+    assert [subject for _, subject in api_client.api_client.postman.told()] == ["Your account will be deleted", "Your account stays"]
+    async with api_client.api_client.store.transaction() as transaction:
+        await api_client.erasures.call_off_at_login(transaction, anna.id)
+    assert len(await api_client.sql("SELECT 1 FROM audit_log WHERE action = 'account.keep'")) == 1
+    assert api_client.api_client.postman.told() == []
 
 
 # --- who is needed ---------------------------------------------------------------------------------------------------
 
 
-async def test_the_last_administrator_stays(desk: PrivacyDesk) -> None:
-    await desk.sql("UPDATE users SET role = 'user'")
-    admin = await administrator(desk, "anna")
+async def test_the_last_administrator_stays(api_client: PrivacyDesk) -> None:
+    await api_client.sql("UPDATE users SET role = 'user'")
+    admin = await administrator(api_client, "anna")
     with pytest.raises(errors.NotAllowed, match="last administrator"):
-        await desk.plan(admin)
-    other = await administrator(desk, "bert")
-    await desk.plan(admin)
+        await api_client.plan(admin)
+    other = await administrator(api_client, "bert")
+    await api_client.plan(admin)
     with pytest.raises(errors.NotAllowed, match="last administrator"):
-        await desk.plan(other)
+        await api_client.plan(other)
 
 
-async def test_of_two_administrators_who_ask_at_once_one_stays(desk: PrivacyDesk) -> None:
-    await desk.sql("UPDATE users SET role = 'user'")
-    both = [await administrator(desk, "anna"), await administrator(desk, "bert")]
-    outcomes = await asyncio.gather(*(desk.plan(one) for one in both), return_exceptions=True)
+async def test_of_two_administrators_who_ask_at_once_one_stays(api_client: PrivacyDesk) -> None:
+    await api_client.sql("UPDATE users SET role = 'user'")
+    both = [await administrator(api_client, "anna"), await administrator(api_client, "bert")]
+    outcomes = await asyncio.gather(*(api_client.plan(one) for one in both), return_exceptions=True)
     assert sorted(type(outcome).__name__ for outcome in outcomes) == ["Erasure", "NotAllowed"]
 
 
-async def test_who_became_the_last_administrator_meanwhile_is_not_deleted(desk: PrivacyDesk) -> None:
-    await desk.sql("UPDATE users SET role = 'user'")
-    anna, bert = await administrator(desk, "anna"), await administrator(desk, "bert")
-    await desk.plan(anna)
-    await desk.sql("UPDATE users SET role = 'user' WHERE id = $1", bert.id)
-    await desk.let_time_pass(anna)
-    await desk.erasures.erase_due()
+async def test_who_became_the_last_administrator_meanwhile_is_not_deleted(api_client: PrivacyDesk) -> None:
+    await api_client.sql("UPDATE users SET role = 'user'")
+    anna, bert = await administrator(api_client, "anna"), await administrator(api_client, "bert")
+    await api_client.plan(anna)
+    await api_client.sql("UPDATE users SET role = 'user' WHERE id = $1", bert.id)
+    await api_client.let_time_pass(anna)
+    await api_client.erasures.erase_due()
     assert await anna.again() == anna.user
-    await desk.sql("UPDATE users SET role = 'admin' WHERE id = $1", bert.id)
-    await desk.erasures.erase_due()
+    await api_client.sql("UPDATE users SET role = 'admin' WHERE id = $1", bert.id)
+    await api_client.erasures.erase_due()
     assert (await anna.again()).username.startswith("erased-")
 
 
-async def test_the_only_owner_of_an_organisation_hands_it_on_first(desk: PrivacyDesk) -> None:
-    anna, bert = await desk.desk.person("anna"), await desk.desk.person("bert")
-    await desk.team(anna, "Acme", (bert, "member"))
-    await desk.team(anna, "alone")
+async def test_the_only_owner_of_an_organisation_hands_it_on_first(api_client: PrivacyDesk) -> None:
+    anna, bert = await api_client.api_client.person("anna"), await api_client.api_client.person("bert")
+    await api_client.team(anna, "Acme", (bert, "member"))
+    await api_client.team(anna, "alone")
     with pytest.raises(errors.NotAllowed, match="only you own: Acme") as refused:
-        await desk.plan(anna)
+        await api_client.plan(anna)
     assert "owner" in refused.value.hint
-    await desk.plan(bert)
-    await desk.sql("UPDATE organisation_members SET role = 'owner' WHERE user_id = $1", bert.id)
-    await desk.plan(anna)
+    await api_client.plan(bert)
+    await api_client.sql("UPDATE organisation_members SET role = 'owner' WHERE user_id = $1", bert.id)
+    await api_client.plan(anna)
 
 
-async def test_who_became_the_only_owner_meanwhile_leaves_it_to_who_has_been_in_for_longest(desk: PrivacyDesk) -> None:
-    anna, bert, carla = [await desk.desk.person(name) for name in ("anna", "bert", "carla")]
-    team = await desk.team(anna, "Acme", (bert, "owner"), (carla, "member"))
-    await desk.plan(anna)
-    await desk.sql("UPDATE organisation_members SET role = 'member' WHERE user_id = $1", bert.id)
-    await desk.let_time_pass(anna)
-    await desk.erasures.erase_due()
-    members = await desk.sql("SELECT user_id, role FROM organisation_members WHERE organisation_id = $1", team)
+async def test_who_became_the_only_owner_meanwhile_leaves_it_to_who_has_been_in_for_longest(api_client: PrivacyDesk) -> None:
+    anna, bert, carla = [await api_client.api_client.person(name) for name in ("anna", "bert", "carla")]
+    team = await api_client.team(anna, "Acme", (bert, "owner"), (carla, "member"))
+    await api_client.plan(anna)
+    await api_client.sql("UPDATE organisation_members SET role = 'member' WHERE user_id = $1", bert.id)
+    await api_client.let_time_pass(anna)
+    await api_client.erasures.erase_due()
+    members = await api_client.sql("SELECT user_id, role FROM organisation_members WHERE organisation_id = $1", team)
     assert {(row["user_id"], row["role"]) for row in members} == {(bert.id, "owner"), (carla.id, "member")}
-    assert (await desk.sql("SELECT name FROM organisations WHERE id = $1", team))[0]["name"] == "Acme"
+    assert (await api_client.sql("SELECT name FROM organisations WHERE id = $1", team))[0]["name"] == "Acme"
 
 
 # --- doing it --------------------------------------------------------------------------------------------------------
 
 
-async def test_of_more_than_twenty_canaries_none_is_left_anywhere(desk: PrivacyDesk) -> None:
+async def test_of_more_than_twenty_canaries_none_is_left_anywhere(api_client: PrivacyDesk) -> None:
     canaries = Canaries()
-    person = await somebody_well_known(desk, canaries)
-    before = await desk.every_cell()
+    person = await somebody_well_known(api_client, canaries)
+    before = await api_client.every_cell()
     assert set(canaries.left_in(before)) == set(canaries.NAMES), "each is there before, or finding none of it says nothing"
-    await desk.erase(person)
-    left = await desk.every_cell()
+    await api_client.erase(person)
+    left = await api_client.every_cell()
     assert canaries.left_in(left) == []
     assert "somebody.else@example.com" in left, "what does not name this person stays"
 
 
-async def test_what_is_left_is_a_pseudonym_that_nobody_can_log_in_as(desk: PrivacyDesk) -> None:
-    person = await somebody_well_known(desk, Canaries())
-    await desk.erase(person)
+async def test_what_is_left_is_a_pseudonym_that_nobody_can_log_in_as(api_client: PrivacyDesk) -> None:
+    person = await somebody_well_known(api_client, Canaries())
+    await api_client.erase(person)
     left = await person.again()
     assert left.id == person.id, "what was used and paid is counted under it"
     assert left.username.startswith("erased-")
     assert len(left.username) == len("erased-") + 8
     assert left.email == f"{left.username.removeprefix('erased-')}@erased.invalid"
     assert not left.is_active
-    rows = await desk.sql("SELECT password_hash, role, erase_at, erased_at FROM users WHERE id = $1", person.id)
+    rows = await api_client.sql("SELECT password_hash, role, erase_at, erased_at FROM users WHERE id = $1", person.id)
     assert (rows[0]["password_hash"], rows[0]["role"], rows[0]["erase_at"]) == (None, "user", None)
     assert rows[0]["erased_at"] is not None
-    keys = await desk.sql("SELECT is_active, name, user_id FROM api_keys WHERE user_id = $1", person.id)
+    keys = await api_client.sql("SELECT is_active, name, user_id FROM api_keys WHERE user_id = $1", person.id)
     assert [(row["is_active"], row["name"]) for row in keys] == [(False, "erased")] * 2
-    nodes = await desk.sql("SELECT state, reason FROM nodes WHERE owner = $1", person.id)
+    nodes = await api_client.sql("SELECT state, reason FROM nodes WHERE owner = $1", person.id)
     assert [(row["state"], row["reason"]) for row in nodes] == [("revoked", "its owner was deleted")]
-    assert len(await desk.sql("SELECT 1 FROM tickets WHERE owner = $1 AND revoked_at IS NOT NULL", person.id)) == 1
-    assert await desk.sessions.list_of(person.id) == ()
-    acts = await desk.sql("SELECT chain, target, actor FROM audit_log WHERE action = 'user.erased'")
+    assert len(await api_client.sql("SELECT 1 FROM tickets WHERE owner = $1 AND revoked_at IS NOT NULL", person.id)) == 1
+    assert await api_client.sessions.list_of(person.id) == ()
+    acts = await api_client.sql("SELECT chain, target, actor FROM audit_log WHERE action = 'user.erased'")
     assert [(row["chain"], row["target"], row["actor"]) for row in acts] == [("house", str(person.id), None)]
 
 
-async def test_others_keep_all_that_is_theirs(desk: PrivacyDesk) -> None:
+async def test_others_keep_all_that_is_theirs(api_client: PrivacyDesk) -> None:
     theirs = Canaries()
-    anna = await somebody_well_known(desk, theirs)
-    bert = await desk.desk.person("bert")
-    await desk.erase(bert)
-    assert set(theirs.left_in(await desk.every_cell())) == set(theirs.NAMES)
+    anna = await somebody_well_known(api_client, theirs)
+    bert = await api_client.api_client.person("bert")
+    await api_client.erase(bert)
+    assert set(theirs.left_in(await api_client.every_cell())) == set(theirs.NAMES)
     assert await anna.again() == anna.user
 
 
-async def test_while_valkey_is_away_nothing_is_deleted_and_later_all_is(desk: PrivacyDesk) -> None:
+async def test_while_valkey_is_away_nothing_is_deleted_and_later_all_is(api_client: PrivacyDesk) -> None:
     canaries = Canaries()
-    person = await somebody_well_known(desk, canaries)
-    await desk.plan(person)
-    await desk.let_time_pass(person)
+    person = await somebody_well_known(api_client, canaries)
+    await api_client.plan(person)
+    await api_client.let_time_pass(person)
     with pytest.raises(errors.Unavailable):
-        await desk.replica(AwaySessions()).erase_due()
-    assert set(canaries.left_in(await desk.every_cell())) == set(canaries.NAMES)
-    await desk.erasures.erase_due()
-    assert canaries.left_in(await desk.every_cell()) == []
+        await api_client.replica(AwaySessions()).erase_due()
+    assert set(canaries.left_in(await api_client.every_cell())) == set(canaries.NAMES)
+    await api_client.erasures.erase_due()
+    assert canaries.left_in(await api_client.every_cell()) == []
 
 
-async def test_of_five_replicas_one_does_it(desk: PrivacyDesk) -> None:
-    people = [await desk.desk.person(f"anna{number}") for number in range(4)]
+async def test_of_five_replicas_one_does_it(api_client: PrivacyDesk) -> None:
+    people = [await api_client.api_client.person(f"anna{number}") for number in range(4)]
     for person in people:
-        await desk.plan(person)
-        await desk.let_time_pass(person)
-    await asyncio.gather(*(desk.replica().erase_due() for _ in range(5)))
-    acts = await desk.sql("SELECT target FROM audit_log WHERE action = 'user.erased'")
+        await api_client.plan(person)
+        await api_client.let_time_pass(person)
+    await asyncio.gather(*(api_client.replica().erase_due() for _ in range(5)))
+    acts = await api_client.sql("SELECT target FROM audit_log WHERE action = 'user.erased'")
     assert sorted(row["target"] for row in acts) == sorted(str(person.id) for person in people)
 
 
-async def test_the_name_and_the_address_are_free_again(desk: PrivacyDesk) -> None:
-    await desk.erase(await desk.desk.person("anna"))
-    again = await desk.desk.person("anna")
+async def test_the_name_and_the_address_are_free_again(api_client: PrivacyDesk) -> None:
+    await api_client.erase(await api_client.api_client.person("anna"))
+    again = await api_client.api_client.person("anna")
     assert again.user.username == "anna"
 
 
-async def test_the_audit_log_still_stands_and_says_nothing_personal(desk: PrivacyDesk) -> None:
-    person = await somebody_well_known(desk, Canaries())
+async def test_the_audit_log_still_stands_and_says_nothing_personal(api_client: PrivacyDesk) -> None:
+    person = await somebody_well_known(api_client, Canaries())
     rows = "SELECT chain, sequence, encode(hash, 'hex') AS hash FROM audit_log"
-    before = {tuple(row) for row in await desk.sql(rows)}
+    before = {tuple(row) for row in await api_client.sql(rows)}
     assert len(before) >= 2
-    await desk.erase(person)
-    assert before < {tuple(row) for row in await desk.sql(rows)}
-    assert await desk.sql("SELECT 1 FROM audit_details WHERE actor = $1", person.id) == []
+    await api_client.erase(person)
+    assert before < {tuple(row) for row in await api_client.sql(rows)}
+    assert await api_client.sql("SELECT 1 FROM audit_details WHERE actor = $1", person.id) == []
 
 
-async def test_caches_of_other_services_hear_of_it(desk: PrivacyDesk) -> None:
-    anna = await desk.desk.person()
-    last = (await by_hand(desk.url, "SELECT coalesce(max(sequence), 0) AS last FROM changes"))[0]["last"]
-    await desk.erase(anna)
-    heard = await desk.sql("SELECT 1 FROM changes WHERE user_id = $1 AND sequence > $2", anna.id, last)
+async def test_caches_of_other_services_hear_of_it(api_client: PrivacyDesk) -> None:
+    anna = await api_client.api_client.person()
+    last = (await by_hand(api_client.url, "SELECT coalesce(max(sequence), 0) AS last FROM changes"))[0]["last"]
+    await api_client.erase(anna)
+    heard = await api_client.sql("SELECT 1 FROM changes WHERE user_id = $1 AND sequence > $2", anna.id, last)
     assert heard

@@ -14,10 +14,10 @@ from tests.services.auth.surroundings import PASSWORD
 _NOT_EXPORTED = {"key_hash", "former_hash", "recovery", "invited_from", "refused_from", "mention"}
 
 
-async def test_all_that_is_known_is_in_it_and_no_secret(desk: PrivacyDesk) -> None:
+async def test_all_that_is_known_is_in_it_and_no_secret(api_client: PrivacyDesk) -> None:
     canaries = Canaries()
-    person = await somebody_well_known(desk, canaries)
-    files = await desk.export(person.login())
+    person = await somebody_well_known(api_client, canaries)
+    files = await api_client.export(person.login())
     assert list(files) == [
         "README.txt", "account.json", "preferences.json", "keys.json", "organisations.json", "invitations.json",
         "logins-at-providers.json", "nodes.json", "tickets.json", "sessions.json", "audit.json",
@@ -30,19 +30,19 @@ async def test_all_that_is_known_is_in_it_and_no_secret(desk: PrivacyDesk) -> No
         assert name == "README.txt" or isinstance(json.loads(content), list)
 
 
-async def test_the_read_me_says_what_each_file_is(desk: PrivacyDesk) -> None:
-    anna = await desk.desk.person()
-    files = await desk.export(anna.login())
+async def test_the_read_me_says_what_each_file_is(api_client: PrivacyDesk) -> None:
+    anna = await api_client.api_client.person()
+    files = await api_client.export(anna.login())
     for name in files:
         assert name in files["README.txt"].decode() or name == "README.txt"
 
 
-async def test_nothing_of_anybody_else_is_in_it(desk: PrivacyDesk) -> None:
+async def test_nothing_of_anybody_else_is_in_it(api_client: PrivacyDesk) -> None:
     theirs = Canaries()
-    anna = await somebody_well_known(desk, theirs)
-    bert = await desk.desk.person("bert")
-    await desk.team(anna, "shared team", (bert, "member"))
-    files = await desk.export(bert.login())
+    anna = await somebody_well_known(api_client, theirs)
+    bert = await api_client.api_client.person("bert")
+    await api_client.team(anna, "shared team", (bert, "member"))
+    files = await api_client.export(bert.login())
     everything = b"\n".join(files.values()).decode()
     assert theirs.left_in(everything) == []
     assert str(anna.id) not in everything
@@ -50,29 +50,31 @@ async def test_nothing_of_anybody_else_is_in_it(desk: PrivacyDesk) -> None:
     assert json.loads(files["keys.json"]) == []
 
 
-async def test_who_acts_for_an_organisation_gets_what_is_their_own(desk: PrivacyDesk) -> None:
+async def test_who_acts_for_an_organisation_gets_what_is_their_own(api_client: PrivacyDesk) -> None:
     canaries = Canaries()
-    anna = await somebody_well_known(desk, canaries)
-    bert = await desk.desk.person("bert")
-    team = await desk.team(anna, "shared team", (bert, "member"))
-    files = await desk.export(bert.login(team_id=team))
+    anna = await somebody_well_known(api_client, canaries)
+    bert = await api_client.api_client.person("bert")
+    team = await api_client.team(anna, "shared team", (bert, "member"))
+    files = await api_client.export(bert.login(team_id=team))
     assert canaries.left_in(b"\n".join(files.values()).decode()) == []
     assert json.loads(files["account.json"])[0]["username"] == "bert"
 
 
-async def test_a_long_file_comes_in_pieces_and_whole(desk: PrivacyDesk) -> None:
-    anna = await desk.desk.person()
-    async with desk.audit.transaction() as transaction:
-        await desk.audit.append(transaction, [audit_records.done_by("session.open", anna.id, target=number) for number in range(1200)])
-    rows = json.loads((await desk.export(anna.login()))["audit.json"])
+async def test_a_long_file_comes_in_pieces_and_whole(api_client: PrivacyDesk) -> None:
+    anna = await api_client.api_client.person()
+    async with api_client.audit.transaction() as transaction:
+        await api_client.audit.append(
+            transaction, [audit_records.done_by("session.open", anna.id, target=number) for number in range(1200)]
+        )
+    rows = json.loads((await api_client.export(anna.login()))["audit.json"])
     targets = {row["act"]["target"] for row in rows if row["act"]["action"] == "session.open"}
     assert targets == {str(number) for number in range(1200)}
 
 
-async def test_it_is_recorded_and_needs_a_login_of_the_last_minutes(desk: PrivacyDesk) -> None:
-    anna = await desk.desk.person()
+async def test_it_is_recorded_and_needs_a_login_of_the_last_minutes(api_client: PrivacyDesk) -> None:
+    anna = await api_client.api_client.person()
     with pytest.raises(errors.ConfirmationNeeded):
-        await desk.export(anna.login(seconds_ago=access_table.FRESH_SECONDS + 1))
-    assert await desk.sql("SELECT 1 FROM audit_log WHERE action = 'account.export'") == []
-    await desk.export(anna.login())
-    assert len(await desk.sql("SELECT 1 FROM audit_log WHERE action = 'account.export'")) == 1
+        await api_client.export(anna.login(seconds_ago=access_table.FRESH_SECONDS + 1))
+    assert await api_client.sql("SELECT 1 FROM audit_log WHERE action = 'account.export'") == []
+    await api_client.export(anna.login())
+    assert len(await api_client.sql("SELECT 1 FROM audit_log WHERE action = 'account.export'")) == 1

@@ -44,14 +44,14 @@ async def test_a_class_that_grows_faster_than_it_is_forgotten_ends_the_round_all
     assert calls == 200
 
 
-async def somebody_with_a_past(desk: PrivacyDesk, age: str) -> Person:
+async def somebody_with_a_past(api_client: PrivacyDesk, age: str) -> Person:
     """Everything of theirs ended so long ago."""
-    person = await desk.desk.person(f"p{uuid4().hex[:8]}")
-    sql = desk.sql
+    person = await api_client.api_client.person(f"p{uuid4().hex[:8]}")
+    sql = api_client.sql
     await sql(
         f"INSERT INTO password_resets (user_id, token_hash, expires_at) VALUES ($1, $2, now() - interval '{age}')", person.id, uuid4().hex
     )
-    team = await desk.team(person, "team")
+    team = await api_client.team(person, "team")
     for column in ("accepted_at", "withdrawn_at", "expires_at"):
         ends = {
             "accepted_at": "NULL",
@@ -81,7 +81,7 @@ async def somebody_with_a_past(desk: PrivacyDesk, age: str) -> Person:
     return person
 
 
-async def counts(desk: PrivacyDesk, person: Person) -> dict[str, int]:
+async def counts(api_client: PrivacyDesk, person: Person) -> dict[str, int]:
     tables = {
         "resets": "SELECT 1 FROM password_resets WHERE user_id = $1",
         "invitations": "SELECT 1 FROM invitations WHERE invited_by = $1",
@@ -90,7 +90,7 @@ async def counts(desk: PrivacyDesk, person: Person) -> dict[str, int]:
         "named keys": "SELECT 1 FROM api_keys WHERE user_id = $1 AND name <> 'ended'",
         "keys": "SELECT 1 FROM api_keys WHERE user_id = $1",
     }
-    return {name: len(await desk.sql(text, person.id)) for name, text in tables.items()}
+    return {name: len(await api_client.sql(text, person.id)) for name, text in tables.items()}
 
 
 @pytest.mark.parametrize(
@@ -110,34 +110,34 @@ async def counts(desk: PrivacyDesk, person: Person) -> dict[str, int]:
         ),
     ],
 )
-async def test_how_long_what_is_kept(desk: PrivacyDesk, age: str, left: dict[str, int]) -> None:
-    person = await somebody_with_a_past(desk, age)
-    job = Retention(retention.own(desk.rows, Days()))
+async def test_how_long_what_is_kept(api_client: PrivacyDesk, age: str, left: dict[str, int]) -> None:
+    person = await somebody_with_a_past(api_client, age)
+    job = Retention(retention.own(api_client.rows, Days()))
     await job.enforce()
-    assert await counts(desk, person) == left
+    assert await counts(api_client, person) == left
     await job.enforce()
-    assert await counts(desk, person) == left, "again changes nothing"
+    assert await counts(api_client, person) == left, "again changes nothing"
 
 
-async def test_an_ended_key_keeps_its_id_and_nothing_that_says_whose_it_was(desk: PrivacyDesk) -> None:
-    person = await somebody_with_a_past(desk, "366 days")
-    before = {row["id"] for row in await desk.sql("SELECT id FROM api_keys WHERE user_id = $1", person.id)}
-    await Retention(retention.own(desk.rows, Days())).enforce()
-    keys = await desk.sql("SELECT id, name, preview, key_hash, is_active FROM api_keys WHERE user_id = $1", person.id)
+async def test_an_ended_key_keeps_its_id_and_nothing_that_says_whose_it_was(api_client: PrivacyDesk) -> None:
+    person = await somebody_with_a_past(api_client, "366 days")
+    before = {row["id"] for row in await api_client.sql("SELECT id FROM api_keys WHERE user_id = $1", person.id)}
+    await Retention(retention.own(api_client.rows, Days())).enforce()
+    keys = await api_client.sql("SELECT id, name, preview, key_hash, is_active FROM api_keys WHERE user_id = $1", person.id)
     assert {row["id"] for row in keys} == before
     ended = [row for row in keys if row["name"] == "ended"]
     assert {(row["preview"], row["is_active"], row["key_hash"]) for row in ended} == {("", False, f"ended:{row['id']}") for row in ended}
     assert [row["name"] for row in keys if row["is_active"]] == ["active"]
 
 
-async def test_the_days_of_each_class_can_be_set(desk: PrivacyDesk) -> None:
-    person = await somebody_with_a_past(desk, "2 days")
-    await Retention(retention.own(desk.rows, Days(invitations=1, tickets=1, ended_keys=1))).enforce()
-    assert await counts(desk, person) == {"resets": 0, "invitations": 0, "former": 0, "tickets": 0, "named keys": 1, "keys": 3}
+async def test_the_days_of_each_class_can_be_set(api_client: PrivacyDesk) -> None:
+    person = await somebody_with_a_past(api_client, "2 days")
+    await Retention(retention.own(api_client.rows, Days(invitations=1, tickets=1, ended_keys=1))).enforce()
+    assert await counts(api_client, person) == {"resets": 0, "invitations": 0, "former": 0, "tickets": 0, "named keys": 1, "keys": 3}
 
 
-async def test_a_key_that_is_revoked_by_hand_is_dated_too(desk: PrivacyDesk) -> None:
-    person = await somebody_with_a_past(desk, "1 hour")
-    await desk.sql("UPDATE api_keys SET is_active = false WHERE name = 'active' AND user_id = $1", person.id)
-    dated = await desk.sql("SELECT revoked_at FROM api_keys WHERE name = 'active' AND user_id = $1", person.id)
+async def test_a_key_that_is_revoked_by_hand_is_dated_too(api_client: PrivacyDesk) -> None:
+    person = await somebody_with_a_past(api_client, "1 hour")
+    await api_client.sql("UPDATE api_keys SET is_active = false WHERE name = 'active' AND user_id = $1", person.id)
+    dated = await api_client.sql("SELECT revoked_at FROM api_keys WHERE name = 'active' AND user_id = $1", person.id)
     assert abs(dated[0]["revoked_at"] - datetime.now(UTC)) < timedelta(minutes=1)

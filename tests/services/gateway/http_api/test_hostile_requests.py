@@ -26,7 +26,7 @@ from shared import errors
 from shared.access.access_table import Audience
 from shared.api.gateway import InferenceRequest
 from tests.services.gateway import fakes, openai_clients
-from tests.services.gateway.fakes import KEY, House
+from tests.services.gateway.fakes import KEY, RunningService
 
 BEARER = {"authorization": f"Bearer {KEY}"}
 HI: dict[str, dict[str, Any]] = {
@@ -43,14 +43,14 @@ READ: dict[str, Read] = {
 
 
 @pytest.fixture
-async def house() -> AsyncIterator[House]:
-    async with fakes.house() as made:
+async def running_service() -> AsyncIterator[RunningService]:
+    async with fakes.running_service() as made:
         yield made
 
 
 @pytest.fixture
-async def http(house: House) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(house.app()), base_url="http://gateway", headers=BEARER) as client:
+async def http(running_service: RunningService) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(running_service.app()), base_url="http://gateway", headers=BEARER) as client:
         yield client
 
 
@@ -71,8 +71,8 @@ def spellings(path: str) -> Iterator[str]:
     yield from (f"{head}/%{ord(tail[0]):x}{tail[1:]}", f"{head}/%25{ord(tail[0]):x}{tail[1:]}", f"http://gateway{path}", f"/docs/..{path}")
 
 
-async def test_500_spellings_of_each_route_open_none_without_a_credential(house: House) -> None:
-    app = house.app()
+async def test_500_spellings_of_each_route_open_none_without_a_credential(running_service: RunningService) -> None:
+    app = running_service.app()
     routes = [route for by_verb in app._routes.values() for route in by_verb.values() if route.access.who is Audience.PERSON]
     for route in routes:
         path = route.path.replace("{model}", "smollm2")
@@ -80,7 +80,7 @@ async def test_500_spellings_of_each_route_open_none_without_a_credential(house:
         statuses = {await _status(app, route.verb, *variant) for variant in variants}
         assert 401 in statuses
         assert statuses <= {401, 404, 405}, (route.path, statuses)
-    assert (house.rpc.called, house.worker.asked) == ([], [])
+    assert (running_service.rpc.called, running_service.worker.asked) == ([], [])
 
 
 async def _status(app: HttpApp, verb: str, path: str, header: str, host: str) -> int:
@@ -100,8 +100,8 @@ async def _status(app: HttpApp, verb: str, path: str, header: str, host: str) ->
     return int(sent[0]["status"])
 
 
-async def test_every_spelling_over_a_real_connection(house: House) -> None:
-    async with openai_clients.connected(house) as client, httpx.AsyncClient() as http:
+async def test_every_spelling_over_a_real_connection(running_service: RunningService) -> None:
+    async with openai_clients.connected(running_service) as client, httpx.AsyncClient() as http:
         for path in (found for found in spellings("/v1/models/smollm2") if found.startswith("/")):
             target = httpx.URL(scheme="http", host="127.0.0.1", port=client.base_url.port, raw_path=path.encode())
             assert (await http.get(target)).status_code in {400, 401, 404}, path
@@ -135,7 +135,7 @@ def _seconds(bomb: bytes) -> float:
 
 
 @pytest.mark.parametrize("path", HI)
-async def test_too_many_of_anything_is_a_4xx(http: httpx.AsyncClient, house: House, path: str) -> None:
+async def test_too_many_of_anything_is_a_4xx(http: httpx.AsyncClient, running_service: RunningService, path: str) -> None:
     many: dict[str, list[dict[str, Any]]] = {
         "/v1/chat/completions": [
             {"messages": [{"role": "user", "content": "x"}] * 1001},
@@ -162,7 +162,7 @@ async def test_too_many_of_anything_is_a_4xx(http: httpx.AsyncClient, house: Hou
     for body in many[path]:
         answer = await http.post(path, json={**HI[path], **body})
         assert answer.status_code == 400, answer.text[:300]
-    assert not house.worker.asked
+    assert not running_service.worker.asked
 
 
 # --- numbers --------------------------------------------------------------------------------------------------------------
@@ -264,7 +264,7 @@ _PLACES: tuple[Callable[[str], dict[str, Any]], ...] = (
 )
 
 
-async def test_200_addresses_in_16_places_are_called_by_nobody(http: httpx.AsyncClient, house: House) -> None:
+async def test_200_addresses_in_16_places_are_called_by_nobody(http: httpx.AsyncClient, running_service: RunningService) -> None:
     called = 0
 
     async def canary(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -280,7 +280,7 @@ async def test_200_addresses_in_16_places_are_called_by_nobody(http: httpx.Async
         assert answer.status_code == 400, (path, answer.text)
         sent += 1
     assert sent >= 200
-    assert (called, house.worker.asked) == (0, [])
+    assert (called, running_service.worker.asked) == (0, [])
     listener.close()
     await listener.wait_closed()
 

@@ -25,19 +25,19 @@ from shared.node.settings import NodeSettings
 from shared.types import ModelName, RequestId, Role, Tier, UserRole
 from tests.cases import case
 from tests.services.gateway import fakes
-from tests.services.gateway.fakes import KEY, TOKEN, USER, House
+from tests.services.gateway.fakes import KEY, TOKEN, USER, RunningService
 from tests.services.gateway.http_answers import BEARER, CHAT, events, problem
 
 
 @pytest.fixture
-async def house() -> AsyncIterator[House]:
-    async with fakes.house() as made:
+async def running_service() -> AsyncIterator[RunningService]:
+    async with fakes.running_service() as made:
         yield made
 
 
 @pytest.fixture
-async def http(house: House) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(house.app())
+async def http(running_service: RunningService) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(running_service.app())
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway", headers=BEARER) as client:
         yield client
 
@@ -60,8 +60,8 @@ async def test_what_is_not_the_expected_json_is_a_400(http: httpx.AsyncClient, p
             problem(await http.post(path, content=body, headers={"content-type": "application/json"}), 400, "bad_request")
 
 
-async def test_a_ten_megabyte_prompt_is_refused_without_reading_it(house: House) -> None:
-    app, read = house.app(), 0
+async def test_a_ten_megabyte_prompt_is_refused_without_reading_it(running_service: RunningService) -> None:
+    app, read = running_service.app(), 0
     sent: list[Any] = []
 
     async def receive() -> dict[str, Any]:
@@ -114,33 +114,33 @@ NEED_CREDENTIAL = [
     "headers",
     [{}, {"authorization": "Bearer nonsense"}, {"authorization": "Basic abc"}, {"x-api-key": KEY[:-1]}, {"authorization": "Bearer"}],
 )
-async def test_no_good_credential_is_a_401_before_the_body_is_read(house: House, headers: dict[str, str]) -> None:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(house.app()), base_url="http://gateway") as http:
+async def test_no_good_credential_is_a_401_before_the_body_is_read(running_service: RunningService, headers: dict[str, str]) -> None:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(running_service.app()), base_url="http://gateway") as http:
         for verb, path in NEED_CREDENTIAL:
             with case((verb, path)):
                 answer = await http.request(verb, path, content=b"{", headers=headers)
                 problem(answer, 401, "not_authenticated")
                 assert answer.headers["www-authenticate"] == "Bearer"
-                assert not house.rpc.called
+                assert not running_service.rpc.called
 
 
-async def test_the_table_of_the_test_is_the_table_of_the_gateway(house: House) -> None:
-    routes = [route for by_verb in house.app()._routes.values() for route in by_verb.values()]
+async def test_the_table_of_the_test_is_the_table_of_the_gateway(running_service: RunningService) -> None:
+    routes = [route for by_verb in running_service.app()._routes.values() for route in by_verb.values()]
     assert {(route.verb, route.path) for route in routes if route.access.who is Audience.PERSON} == set(NEED_CREDENTIAL)
 
 
-def test_a_route_that_does_not_say_who_may_use_it_stops_the_start(house: House) -> None:
+def test_a_route_that_does_not_say_who_may_use_it_stops_the_start(running_service: RunningService) -> None:
     async def handler(_call: HttpCall) -> None: ...
 
     route = HttpRoute(verb="GET", path="/x", handler=handler, method="x", summary="x")
     with pytest.raises(ValueError, match="say who may use it"):
-        HttpApp([route], house.callers, house.metrics)
+        HttpApp([route], running_service.callers, running_service.metrics)
 
 
 @pytest.mark.parametrize(
     "path", ["//v1/models", "/v1/models/", "/V1/models", "/v1/%6dodels", "/v1/models;x", "/v1/../v1/models", "/", "/admin"]
 )
-async def test_other_spellings_of_a_path_are_not_that_path(house: House, path: str) -> None:
+async def test_other_spellings_of_a_path_are_not_that_path(running_service: RunningService, path: str) -> None:
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
@@ -149,7 +149,7 @@ async def test_other_spellings_of_a_path_are_not_that_path(house: House, path: s
     async def receive() -> dict[str, Any]:
         return {"type": "http.disconnect"}
 
-    await house.app()({"type": "http", "method": "GET", "path": path, "headers": []}, receive, send)
+    await running_service.app()({"type": "http", "method": "GET", "path": path, "headers": []}, receive, send)
     assert sent[0]["status"] == 404
 
 
@@ -158,9 +158,9 @@ async def test_wrong_verb_and_unknown_path(http: httpx.AsyncClient) -> None:
     problem(await http.get("/nothing"), 404, "not_found")
 
 
-async def test_limited(house: House, http: httpx.AsyncClient) -> None:
+async def test_limited(running_service: RunningService, http: httpx.AsyncClient) -> None:
     for _ in range(99):
-        await house.quotas.spend(fakes.OWNER, ModelName("smollm2"), RequestId(uuid4()), tokens=1, seconds=1)
+        await running_service.quotas.spend(fakes.OWNER, ModelName("smollm2"), RequestId(uuid4()), tokens=1, seconds=1)
     assert (await http.post("/api/inference", json={"prompt": "hi"})).status_code == 200
     answer = await http.post("/api/inference", json={"prompt": "hi"})
     problem(answer, 429, "rate_limited")
@@ -171,13 +171,13 @@ async def test_limited(house: House, http: httpx.AsyncClient) -> None:
 # --- /api -----------------------------------------------------------------------------------------------------------------
 
 
-async def test_inference(house: House) -> None:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(house.app()), base_url="http://gateway") as http:
+async def test_inference(running_service: RunningService) -> None:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(running_service.app()), base_url="http://gateway") as http:
         answer = await http.post("/api/inference", json={"prompt": "Write a poem", "model": "llama3"}, headers={"x-api-key": KEY})
     body = answer.json()
     assert body["response"] == "Hello world!"
     assert body["usage"] == {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
-    assert (body["model"], body["request_id"]) == ("smollm2", str(house.store.only_row.id))
+    assert (body["model"], body["request_id"]) == ("smollm2", str(running_service.store.only_row.id))
 
 
 async def test_inference_stream(http: httpx.AsyncClient) -> None:
@@ -195,9 +195,9 @@ async def test_inference_stream(http: httpx.AsyncClient) -> None:
         {"payload": {"messages": [{"role": "user", "content": "hi"}], "maxTokens": 9}},
     ],
 )
-async def test_infer_takes_both_spellings(http: httpx.AsyncClient, house: House, body: dict[str, object]) -> None:
+async def test_infer_takes_both_spellings(http: httpx.AsyncClient, running_service: RunningService, body: dict[str, object]) -> None:
     assert (await http.post("/api/infer", json=body)).status_code == 200
-    assert house.worker.asked[0].model_config.max_tokens == 9
+    assert running_service.worker.asked[0].model_config.max_tokens == 9
 
 
 async def test_infer_takes_a_prompt_alone(http: httpx.AsyncClient) -> None:
@@ -217,7 +217,7 @@ async def test_a_wrong_field_is_a_400_that_names_it(http: httpx.AsyncClient, bod
     assert problem(await http.post("/api/inference", json=body), 400, "bad_request")["param"] == param
 
 
-async def test_register_login_and_key(house: House) -> None:
+async def test_register_login_and_key(running_service: RunningService) -> None:
     user = auth.User(USER, "ada", "ada@example.com", UserRole.USER, Tier.FREE, True, fakes.announcement(1).started_at)
     key = auth.ApiKey(fakes.KEY_ID, USER, "My CLI Key", "aip_live_xxx…1234", True, user.created_at)
 
@@ -232,24 +232,24 @@ async def test_register_login_and_key(house: House) -> None:
         assert request.name == "My CLI Key"
         return auth.CreatedApiKey(KEY, key)
 
-    house.rpc.answers |= {"auth.registerUser": register, "auth.loginUser": login, "auth.generateApiKey": generate}
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(house.app()), base_url="http://gateway") as http:
+    running_service.rpc.answers |= {"auth.registerUser": register, "auth.loginUser": login, "auth.generateApiKey": generate}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(running_service.app()), base_url="http://gateway") as http:
         made = await http.post("/api/auth/register", json={"username": "ada", "email": "ada@example.com", "password": "secure_password"})
         assert (made.status_code, made.json()["id"]) == (201, str(USER))
         token = (await http.post("/api/auth/login", json={"email": "ada@example.com", "password": "x"})).json()["access_token"]
         answer = await http.post("/api/auth/api-keys", json={"name": "My CLI Key"}, headers={"authorization": f"Bearer {token}"})
         assert (answer.status_code, answer.json()["api_key"]) == (201, KEY)
-        assert house.rpc.credentials[-1] == TOKEN
+        assert running_service.rpc.credentials[-1] == TOKEN
         problem(await http.post("/api/auth/register", json={"username": "x"}), 400, "bad_request")
 
 
-async def test_an_error_of_auth_keeps_its_status(house: House, http: httpx.AsyncClient) -> None:
+async def test_an_error_of_auth_keeps_its_status(running_service: RunningService, http: httpx.AsyncClient) -> None:
     async def taken(_request: object) -> None:
         raise errors.AlreadyExists("the name is taken")
 
-    house.rpc.answers["auth.registerUser"] = taken
+    running_service.rpc.answers["auth.registerUser"] = taken
     problem(await http.post("/api/auth/register", json={"username": "a", "email": "b", "password": "c"}), 409, "already_exists")
-    del house.rpc.answers["auth.registerUser"]
+    del running_service.rpc.answers["auth.registerUser"]
     problem(await http.post("/api/auth/register", json={"username": "a", "email": "b", "password": "c"}), 503, "not_reachable")
 
 
@@ -263,37 +263,37 @@ async def test_usage_and_quota(http: httpx.AsyncClient) -> None:
 # --- faults ---------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_failure_in_the_stream_is_its_last_event(http: httpx.AsyncClient, house: House) -> None:
-    house.worker.fails_with, house.worker.fails_after = errors.LinkLost("the worker died"), 2
+async def test_a_failure_in_the_stream_is_its_last_event(http: httpx.AsyncClient, running_service: RunningService) -> None:
+    running_service.worker.fails_with, running_service.worker.fails_after = errors.LinkLost("the worker died"), 2
     found = events(await http.post("/v1/chat/completions", json={**CHAT, "stream": True}))
     assert found[-1]["error"]["code"] == "worker_lost"
     assert "[DONE]" not in found
 
 
-async def test_a_failure_before_the_first_token_has_a_status(http: httpx.AsyncClient, house: House) -> None:
-    house.worker.fails_with = errors.DeadlineExceeded("late")
+async def test_a_failure_before_the_first_token_has_a_status(http: httpx.AsyncClient, running_service: RunningService) -> None:
+    running_service.worker.fails_with = errors.DeadlineExceeded("late")
     problem(await http.post("/v1/chat/completions", json={**CHAT, "stream": True}), 504, "deadline_exceeded")
 
 
-async def test_a_bug_is_a_500_that_tells_nothing(house: House) -> None:
+async def test_a_bug_is_a_500_that_tells_nothing(running_service: RunningService) -> None:
     async def broken(_request: object) -> None:
         raise ZeroDivisionError("secret detail")
 
-    house.rpc.answers["auth.loginUser"] = broken
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(house.app()), base_url="http://gateway") as http:
+    running_service.rpc.answers["auth.loginUser"] = broken
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(running_service.app()), base_url="http://gateway") as http:
         answer = await http.post("/api/auth/login", json={"username": "a", "password": "b"})
     problem(answer, 500, "internal")
     assert "secret detail" not in answer.text
 
 
-async def test_an_error_that_only_a_newer_peer_knows_is_no_500(http: httpx.AsyncClient, house: House) -> None:
-    house.worker.fails_with = errors.RemoteError(errors.Problem("new_thing", "something new", fault=errors.Fault.PEER))
+async def test_an_error_that_only_a_newer_peer_knows_is_no_500(http: httpx.AsyncClient, running_service: RunningService) -> None:
+    running_service.worker.fails_with = errors.RemoteError(errors.Problem("new_thing", "something new", fault=errors.Fault.PEER))
     problem(await http.post("/v1/chat/completions", json=CHAT), 503, "new_thing")
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_client_that_goes_away_cancels_the_generation(house: House, stream: bool) -> None:
-    house.worker.hangs_after = 1
+async def test_a_client_that_goes_away_cancels_the_generation(running_service: RunningService, stream: bool) -> None:
+    running_service.worker.hangs_after = 1
     gone = asyncio.Event()
     body = [{"type": "http.request", "body": json.dumps({**CHAT, "stream": stream}).encode(), "more_body": False}]
 
@@ -307,22 +307,22 @@ async def test_a_client_that_goes_away_cancels_the_generation(house: House, stre
 
     headers = [(b"authorization", BEARER["authorization"].encode()), (b"content-type", b"application/json")]
     serving = asyncio.create_task(
-        house.app()({"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers}, receive, send)
+        running_service.app()({"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers}, receive, send)
     )
-    await house.worker.said.wait()
+    await running_service.worker.said.wait()
     gone.set()
     await serving
-    assert house.worker.left_early == 1
+    assert running_service.worker.left_early == 1
     async with asyncio.timeout(10):
-        while not house.store.rows:  # noqa: ASYNC110
+        while not running_service.store.rows:  # noqa: ASYNC110
             await asyncio.sleep(0)
-    assert (house.store.only_row.status, house.store.only_row.completion_tokens) == ("cancelled", 1)
+    assert (running_service.store.only_row.status, running_service.store.only_row.completion_tokens) == ("cancelled", 1)
 
 
 # --- what is there --------------------------------------------------------------------------------------------------------
 
 
-async def test_openapi_describes_every_route(http: httpx.AsyncClient, house: House) -> None:
+async def test_openapi_describes_every_route(http: httpx.AsyncClient, running_service: RunningService) -> None:
     document = (await http.get("/openapi.json")).json()
     for verb, path in [*NEED_CREDENTIAL, ("POST", "/api/auth/register"), ("POST", "/api/auth/login")]:
         operation = document["paths"][path][verb.lower()]
@@ -343,29 +343,29 @@ async def test_the_reference_is_one_page_without_scripts_or_other_hosts(http: ht
     assert "https://" not in answer.text
 
 
-async def test_a_trace_of_the_caller_goes_on(house: House, http: httpx.AsyncClient) -> None:
+async def test_a_trace_of_the_caller_goes_on(running_service: RunningService, http: httpx.AsyncClient) -> None:
     trace = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
     answer = await http.get("/v1/models", headers={"traceparent": trace})
     assert UUID(answer.headers["x-request-id"]).version == 7
     assert (await http.get("/v1/models", headers={"traceparent": "nonsense"})).status_code == 200
-    assert {one.trace_id for one in house.metrics.read().exemplars.values()} == {"a" * 32}
+    assert {one.trace_id for one in running_service.metrics.read().exemplars.values()} == {"a" * 32}
 
 
-async def test_requests_are_counted(http: httpx.AsyncClient, house: House) -> None:
+async def test_requests_are_counted(http: httpx.AsyncClient, running_service: RunningService) -> None:
     await http.post("/api/inference", json={"prompt": "hi"})
     await http.get("/nothing")
-    text = house.metrics.render()
+    text = running_service.metrics.render()
     assert 'ai_platform_requests_total{method="processInferenceRequest",service="gateway",status="success"} 1.0' in text
     assert 'ai_platform_requests_total{method="unknown",service="gateway",status="not_found"} 1.0' in text
     assert 'ai_platform_inflight_requests{service="gateway"} 0.0' in text
-    assert house.directory.usable(Role.WORKER)
+    assert running_service.directory.usable(Role.WORKER)
 
 
-async def test_a_crowd_of_one_caller_is_refused_before_its_bodies_are_read(house: House) -> None:
+async def test_a_crowd_of_one_caller_is_refused_before_its_bodies_are_read(running_service: RunningService) -> None:
     at_once = 2
     plans = {Tier.FREE: replace(tiers.NO_LIMITS, concurrency=at_once)}
-    house.quotas = Quotas(house.counters, LimitRules(plans=plans), house.metrics)
-    app, reading = house.app(), asyncio.Semaphore(0)
+    running_service.quotas = Quotas(running_service.counters, LimitRules(plans=plans), running_service.metrics)
+    app, reading = running_service.app(), asyncio.Semaphore(0)
 
     async def never_sent() -> Any:
         reading.release()
@@ -398,17 +398,17 @@ async def test_a_crowd_of_one_caller_is_refused_before_its_bodies_are_read(house
 
 @pytest.mark.parametrize("words", [0, 2])
 async def test_what_outlasts_the_drain_is_told_to_come_again(
-    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, words: int
+    running_service: RunningService, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, words: int
 ) -> None:
     monkeypatch.setattr(node_http, "DRAIN_SECONDS", 0)
-    house.worker.hangs_after = words
+    running_service.worker.hangs_after = words
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        server = node_http.HttpServer(house.app(), sock, NodeSettings(node_key_file=Path("/nowhere")))
+        server = node_http.HttpServer(running_service.app(), sock, NodeSettings(node_key_file=Path("/nowhere")))
         async with asyncio.TaskGroup() as tasks, asyncio.timeout(10):
             tasks.create_task(server.run())
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{sock.getsockname()[1]}", headers=BEARER) as http:
                 asking = tasks.create_task(http.post("/v1/chat/completions", json={**CHAT, "stream": True}))
-                await house.worker.said.wait()
+                await running_service.worker.said.wait()
                 server.stop()
                 answer = await asking
     if words:

@@ -30,7 +30,7 @@ from shared.api.generation import Generation, Usage
 from shared.context import new_request_id
 from shared.types import FinishReason, RequestId
 from tests.services.gateway import fakes
-from tests.services.gateway.fakes import KEY, FakeWorker, House
+from tests.services.gateway.fakes import KEY, FakeWorker, RunningService
 
 BEARER = {"authorization": f"Bearer {KEY}"}
 #: Each door of a streamed answer, and what it is asked.
@@ -44,14 +44,14 @@ STREAMS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-async def house() -> AsyncIterator[House]:
-    async with fakes.house() as made:
+async def running_service() -> AsyncIterator[RunningService]:
+    async with fakes.running_service() as made:
         yield made
 
 
 @pytest.fixture
-async def http(house: House) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(house.app()), base_url="http://gateway", headers=BEARER) as client:
+async def http(running_service: RunningService) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(running_service.app()), base_url="http://gateway", headers=BEARER) as client:
         yield client
 
 
@@ -59,9 +59,9 @@ async def http(house: House) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.mark.parametrize("path", STREAMS)
-async def test_the_last_event_of_each_chunk_has_its_number(http: httpx.AsyncClient, house: House, path: str) -> None:
+async def test_the_last_event_of_each_chunk_has_its_number(http: httpx.AsyncClient, running_service: RunningService, path: str) -> None:
     answer = await http.post(path, json=STREAMS[path])
-    request_id = house.store.only_row.id
+    request_id = running_service.store.only_row.id
     found = [line.removeprefix("id: ") for line in answer.text.split("\n") if line.startswith("id: ")]
     assert found == [event_ids.write(request_id, number) for number in (1, 2, 3)]
     blocks = [block for block in answer.text.split("\n\n") if "id: " in block]
@@ -90,7 +90,7 @@ FORMS: dict[str, Callable[[], AnswerFormat]] = {
 
 @pytest.mark.parametrize("path", FORMS)
 @pytest.mark.parametrize("after", range(5))
-async def test_who_has_a_part_gets_the_rest_and_nothing_twice(house: House, path: str, after: int) -> None:
+async def test_who_has_a_part_gets_the_rest_and_nothing_twice(running_service: RunningService, path: str, after: int) -> None:
     principal, request = fakes.OWNER, InferenceRequest(prompt="hi")
 
     async def told(after: int) -> tuple[RequestId, bytes]:
@@ -98,7 +98,7 @@ async def test_who_has_a_part_gets_the_rest_and_nothing_twice(house: House, path
         reader = Reader(path, {})
         call = HttpCall(reader.scope, reader.receive, reader.send, new_request_id())
         again = RepeatedRequest(key="k", rest=Rest(after) if after else None)
-        async with house.once.run(principal, request, seconds=5, again=again, whole=True) as said:
+        async with running_service.once.run(principal, request, seconds=5, again=again, whole=True) as said:
             await answer_delivery.hand_on(call, said, FORMS[path](), stream=True, after=after)
         return said.request_id, b"".join(message.get("body", b"") for message in reader.sent)
 
@@ -111,7 +111,7 @@ async def test_who_has_a_part_gets_the_rest_and_nothing_twice(house: House, path
     else:
         expected = b""
     assert await told(after) == (whole_id, expected)
-    assert len(house.worker.asked) == 1
+    assert len(running_service.worker.asked) == 1
 
 
 # --- heartbeats -----------------------------------------------------------------------------------------------------------
@@ -162,10 +162,10 @@ class Reader:
 
 
 @pytest.mark.parametrize("path", STREAMS)
-async def test_a_stream_in_which_nothing_comes_is_kept_alive(house: House, path: str) -> None:
+async def test_a_stream_in_which_nothing_comes_is_kept_alive(running_service: RunningService, path: str) -> None:
     worker = Slow()
-    house.add_worker(1, worker, "smollm2")
-    app = house.app()
+    running_service.add_worker(1, worker, "smollm2")
+    app = running_service.app()
     app._heartbeat_seconds = 0.01
     reader = Reader(path, STREAMS[path])
     serving = asyncio.create_task(app(reader.scope, reader.receive, reader.send))
@@ -193,10 +193,10 @@ async def test_a_heartbeat_that_comes_too_late_says_nothing() -> None:
     assert len(reader.sent) == before
 
 
-async def test_an_answer_that_is_no_stream_has_no_heartbeats(house: House) -> None:
+async def test_an_answer_that_is_no_stream_has_no_heartbeats(running_service: RunningService) -> None:
     worker = Slow()
-    house.add_worker(1, worker, "smollm2")
-    app = house.app()
+    running_service.add_worker(1, worker, "smollm2")
+    app = running_service.app()
     app._heartbeat_seconds = 0.005
     reader = Reader("/v1/chat/completions", {**STREAMS["/v1/chat/completions"], "stream": False})
     serving = asyncio.create_task(app(reader.scope, reader.receive, reader.send))
@@ -216,10 +216,10 @@ class Failing(Slow):
 
 
 @pytest.mark.parametrize("path", STREAMS)
-async def test_a_failure_after_a_heartbeat_is_the_streams_last_event(house: House, path: str) -> None:
+async def test_a_failure_after_a_heartbeat_is_the_streams_last_event(running_service: RunningService, path: str) -> None:
     worker = Failing()
-    house.add_worker(1, worker, "smollm2")
-    app = house.app()
+    running_service.add_worker(1, worker, "smollm2")
+    app = running_service.app()
     app._heartbeat_seconds = 0.01
     reader = Reader(path, STREAMS[path])
     serving = asyncio.create_task(app(reader.scope, reader.receive, reader.send))
@@ -244,18 +244,18 @@ async def test_a_failure_after_a_heartbeat_is_the_streams_last_event(house: Hous
         [(b"content-length", b"5"), (b"transfer-encoding", b"chunked")],
     ],
 )
-async def test_headers_that_may_be_read_in_two_ways_are_refused(house: House, twice: list[tuple[bytes, bytes]]) -> None:
+async def test_headers_that_may_be_read_in_two_ways_are_refused(running_service: RunningService, twice: list[tuple[bytes, bytes]]) -> None:
     reader = Reader("/v1/chat/completions", STREAMS["/v1/chat/completions"])
     reader.scope["headers"] = [*twice, *((name, value) for name, value in reader.scope["headers"] if name != twice[0][0])]
-    await house.app()(reader.scope, reader.receive, reader.send)
+    await running_service.app()(reader.scope, reader.receive, reader.send)
     assert reader.sent[0]["status"] == 400
-    assert not house.rpc.called
-    assert not house.worker.asked
+    assert not running_service.rpc.called
+    assert not running_service.worker.asked
 
 
 @pytest.mark.parametrize("name", ["x_api_key", "Authorization_", "x-api-key_", "http_authorization", "x-forwarded-authorization"])
-async def test_a_header_that_only_looks_like_one_is_not_that_one(house: House, name: str) -> None:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(house.app()), base_url="http://gateway") as http:
+async def test_a_header_that_only_looks_like_one_is_not_that_one(running_service: RunningService, name: str) -> None:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(running_service.app()), base_url="http://gateway") as http:
         assert (await http.get("/v1/models", headers={name: f"Bearer {KEY}"})).status_code == 401
 
 
@@ -289,7 +289,7 @@ async def test_keys_and_event_ids_of_other_letters_are_refused(value: bytes) -> 
     [pytest.param(0.02, 10**9, 5.0, id="too few bytes in a second"), pytest.param(5.0, 1, 0.02, id="not there in time at all")],
 )
 async def test_a_body_that_trickles_is_a_400_in_time(
-    house: House, monkeypatch: pytest.MonkeyPatch, grace: float, rate: int, whole: float
+    running_service: RunningService, monkeypatch: pytest.MonkeyPatch, grace: float, rate: int, whole: float
 ) -> None:
     monkeypatch.setattr(http_call, "BODY_GRACE_SECONDS", grace)
     monkeypatch.setattr(http_call, "BODY_BYTES_PER_SECOND", rate)
@@ -301,12 +301,12 @@ async def test_a_body_that_trickles_is_a_400_in_time(
         return {"type": "http.request", "body": b" ", "more_body": True}
 
     async with asyncio.timeout(10):
-        await house.app()(reader.scope, trickling, reader.send)
+        await running_service.app()(reader.scope, trickling, reader.send)
     assert reader.sent[0]["status"] == 400
     assert "did not arrive" in reader.text
 
 
-async def test_a_large_body_that_flows_is_not_held_up(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_large_body_that_flows_is_not_held_up(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_call, "BODY_GRACE_SECONDS", 0.05)
     monkeypatch.setattr(http_call, "BODY_BYTES_PER_SECOND", 100_000)
     body = json.dumps({"messages": [{"role": "user", "content": "x" * 100_000}]}).encode()
@@ -319,14 +319,14 @@ async def test_a_large_body_that_flows_is_not_held_up(house: House, monkeypatch:
         await asyncio.sleep(0.001)
         return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
 
-    await house.app()(reader.scope, flowing, reader.send)
+    await running_service.app()(reader.scope, flowing, reader.send)
     assert reader.sent[0]["status"] == 200, reader.text
 
 
 # --- readers --------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_reader_that_takes_nothing_ends_its_generation(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_reader_that_takes_nothing_ends_its_generation(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_call, "WRITE_SECONDS", 0.05)
     worker, ended = Slow(), asyncio.Event()
     run = worker.run
@@ -339,7 +339,7 @@ async def test_a_reader_that_takes_nothing_ends_its_generation(house: House, mon
             ended.set()
 
     monkeypatch.setattr(worker, "run", seen)
-    house.add_worker(1, worker, "smollm2")
+    running_service.add_worker(1, worker, "smollm2")
     reader = Reader("/v1/chat/completions", STREAMS["/v1/chat/completions"])
 
     async def full(message: Any) -> None:
@@ -349,7 +349,7 @@ async def test_a_reader_that_takes_nothing_ends_its_generation(house: House, mon
 
     worker.gates[0].set()
     async with asyncio.timeout(5):
-        await house.app()(reader.scope, reader.receive, full)
+        await running_service.app()(reader.scope, reader.receive, full)
         await ended.wait()
     assert "two" not in reader.text
     assert not worker.gates[1].is_set()
@@ -358,7 +358,7 @@ async def test_a_reader_that_takes_nothing_ends_its_generation(house: House, mon
 # --- routes ---------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_route_for_many_things_says_which(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_route_for_many_things_says_which(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(cast("dict[str, AccessTable]", access_table.ROUTES), "GET /things/{name}", access_table.METHODS["auth.loginUser"])
     asked: list[str] = []
 
@@ -367,7 +367,7 @@ async def test_a_route_for_many_things_says_which(house: House, monkeypatch: pyt
         await call.answer(ChatBody(messages=()))
 
     route = HttpRoute(verb="GET", path="/things/{name}", handler=handler, method="x", summary="x")
-    app = HttpApp([route], house.callers, house.metrics)
+    app = HttpApp([route], running_service.callers, running_service.metrics)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as http:
         for path, status in (("/things/a", 200), ("/things/a/b", 200), ("/things/", 404), ("/things", 404), ("/thingsa", 404)):
             assert (await http.get(path)).status_code == status

@@ -12,7 +12,7 @@ import pytest
 from shared import errors
 from shared.access.access_table import Audience
 from tests.services.gateway import fakes
-from tests.services.gateway.fakes import KEY, House
+from tests.services.gateway.fakes import KEY, RunningService
 
 BEARER = {"authorization": f"Bearer {KEY}"}
 #: Of the OpenAPI Initiative.
@@ -41,14 +41,14 @@ ASKED: dict[str, list[dict[str, Any]]] = {
 
 
 @pytest.fixture
-async def house() -> AsyncIterator[House]:
-    async with fakes.house() as made:
+async def running_service() -> AsyncIterator[RunningService]:
+    async with fakes.running_service() as made:
         yield made
 
 
 @pytest.fixture
-async def http(house: House) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(house.app()), base_url="http://gateway", headers=BEARER) as client:
+async def http(running_service: RunningService) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(running_service.app()), base_url="http://gateway", headers=BEARER) as client:
         yield client
 
 
@@ -84,8 +84,8 @@ def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
             place = place[step]
 
 
-def test_every_route_is_there_with_its_credential_body_and_errors(document: dict[str, Any], house: House) -> None:
-    routes = [route for by_verb in house.app()._routes.values() for route in by_verb.values()]
+def test_every_route_is_there_with_its_credential_body_and_errors(document: dict[str, Any], running_service: RunningService) -> None:
+    routes = [route for by_verb in running_service.app()._routes.values() for route in by_verb.values()]
     told = {(verb.upper(), path) for path, operations in document["paths"].items() for verb in operations}
     assert told == {(route.verb, route.path) for route in routes} | {("GET", path) for path in ("/healthz", "/readyz", "/metrics")}
     for route in routes:
@@ -103,7 +103,7 @@ def test_every_route_is_there_with_its_credential_body_and_errors(document: dict
 
 @pytest.mark.parametrize("path", ASKED)
 async def test_what_is_taken_and_answered_is_what_the_document_says(
-    http: httpx.AsyncClient, document: dict[str, Any], house: House, path: str
+    http: httpx.AsyncClient, document: dict[str, Any], running_service: RunningService, path: str
 ) -> None:
     operation = document["paths"][path]["post"]
     for body in ASKED[path]:
@@ -118,7 +118,7 @@ async def test_what_is_taken_and_answered_is_what_the_document_says(
         assert data
         for event in data:
             fits(document, {"anyOf": content["text/event-stream"]["schema"]["x-event-data"]["oneOf"]}, json.loads(event))
-    house.worker.fails_with = errors.Overloaded("full")
+    running_service.worker.fails_with = errors.Overloaded("full")
     refused = await http.post(path, json=ASKED[path][0])
     assert str(refused.status_code) in operation["responses"]
     error = document["components"]["responses"][f"Error{refused.status_code}"]

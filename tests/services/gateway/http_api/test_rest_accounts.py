@@ -16,7 +16,7 @@ from shared.api import auth
 from shared.api.method import Nothing
 from shared.types import Credential, KeyId, MicroCredits, ModelName, Tier, UserId, UserRole
 from tests.services.gateway import fakes
-from tests.services.gateway.fakes import KEY, KEY_ID, TOKEN, USER, House
+from tests.services.gateway.fakes import KEY, KEY_ID, TOKEN, USER, RunningService
 from tests.services.gateway.http_answers import problem
 
 AT = datetime(2026, 3, 2, 12, tzinfo=UTC)
@@ -33,17 +33,17 @@ API_KEY = auth.ApiKey(
 class Auth:
     """Keeps what it was asked, and with which credential."""
 
-    house: House
+    running_service: RunningService
     asked: list[tuple[str, msgspec.Struct, Credential | None]] = field(default_factory=list)
 
     def answers(self, method: str, answer: msgspec.Struct | errors.AimeshError) -> None:
         async def give(request: msgspec.Struct) -> msgspec.Struct:
-            self.asked.append((method, request, self.house.rpc.credentials[-1]))
+            self.asked.append((method, request, self.running_service.rpc.credentials[-1]))
             if isinstance(answer, errors.AimeshError):
                 raise answer
             return answer
 
-        self.house.rpc.answers[method] = give
+        self.running_service.rpc.answers[method] = give
 
     @property
     def only(self) -> tuple[msgspec.Struct, Credential | None]:
@@ -52,19 +52,19 @@ class Auth:
 
 
 @pytest.fixture
-async def house() -> AsyncIterator[House]:
-    async with fakes.house() as made:
+async def running_service() -> AsyncIterator[RunningService]:
+    async with fakes.running_service() as made:
         yield made
 
 
 @pytest.fixture
-def desk(house: House) -> Auth:
-    return Auth(house)
+def api_client(running_service: RunningService) -> Auth:
+    return Auth(running_service)
 
 
 @pytest.fixture
-async def http(house: House) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(house.app(), client=("192.0.2.7", 50_000))
+async def http(running_service: RunningService) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(running_service.app(), client=("192.0.2.7", 50_000))
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway", headers={"user-agent": "curl/8\x7f.1"}) as client:
         yield client
 
@@ -79,8 +79,8 @@ REGISTER = {"username": "ada", "email": "ada@example.org", "password": "pass wor
 
 
 @pytest.mark.parametrize("credential", [None, KEY], ids=["a visitor", "somebody with a key, for meshes that are closed"])
-async def test_somebody_registers(desk: Auth, http: httpx.AsyncClient, credential: Credential | None) -> None:
-    desk.answers("auth.registerUser", ADA)
+async def test_somebody_registers(api_client: Auth, http: httpx.AsyncClient, credential: Credential | None) -> None:
+    api_client.answers("auth.registerUser", ADA)
     answer = await http.post("/api/auth/register", json=REGISTER, headers={} if credential is None else bearer(credential))
     assert (answer.status_code, answer.json()) == (
         201,
@@ -89,19 +89,19 @@ async def test_somebody_registers(desk: Auth, http: httpx.AsyncClient, credentia
             "created_at": "2026-03-02T12:00:00Z",
         },
     )  # fmt: skip
-    assert desk.only == (
+    assert api_client.only == (
         auth.RegisterUser(auth.UserData("ada", "ada@example.org", "pass word"), auth.ClientFacts("192.0.2.7", "curl/8.1")),
         credential,
     )
 
 
-async def test_a_login_is_asked_for_with_where_it_comes_from(desk: Auth, http: httpx.AsyncClient) -> None:
-    desk.answers("auth.loginUser", SESSION)
+async def test_a_login_is_asked_for_with_where_it_comes_from(api_client: Auth, http: httpx.AsyncClient) -> None:
+    api_client.answers("auth.loginUser", SESSION)
     answer = await http.post("/api/auth/login", json={"username": "ada", "password": "pass word", "code": "123456"}, headers=bearer(KEY))
     assert answer.status_code == 200
     credentials = auth.Credentials("pass word", "ada", None, "123456")
     expected = auth.LoginUser(credentials, auth.SessionKind.PROGRAM, auth.ClientFacts("192.0.2.7", "curl/8.1"))
-    assert desk.only == (expected, None), "a login is nobody's yet, whatever else was sent"
+    assert api_client.only == (expected, None), "a login is nobody's yet, whatever else was sent"
     shown = answer.json()
     assert {name: shown[name] for name in ("access_token", "token_type", "expires_in", "session_token", "step")} == {
         "access_token": "a.b.c", "token_type": "Bearer", "expires_in": 600, "session_token": "s" * 43, "step": "enter_code",
@@ -111,28 +111,33 @@ async def test_a_login_is_asked_for_with_where_it_comes_from(desk: Auth, http: h
     assert answer.headers["cache-control"] == "no-store"
 
 
-async def test_the_second_step_is_asked_for_with_the_login_of_the_first(house: House, desk: Auth, http: httpx.AsyncClient) -> None:
+async def test_the_second_step_is_asked_for_with_the_login_of_the_first(
+    running_service: RunningService, api_client: Auth, http: httpx.AsyncClient
+) -> None:
     halfway = auth.Principal(USER, "ada", UserRole.ADMIN, Tier.FREE, step=auth.Step.ENTER_CODE)
 
     async def identify(_request: auth.Identify) -> auth.Principal:
         return halfway
 
-    house.rpc.answers["auth.identify"] = identify
-    desk.answers("auth.confirmLogin", SESSION)
+    running_service.rpc.answers["auth.identify"] = identify
+    api_client.answers("auth.confirmLogin", SESSION)
     problem(await http.get("/api/auth/api-keys", headers=bearer(TOKEN)), 403, "second_factor_needed")
-    assert desk.asked == [], "the first step alone is good for nothing else"
+    assert api_client.asked == [], "the first step alone is good for nothing else"
     assert (await http.post("/api/auth/confirm", json={"code": "123456"}, headers=bearer(TOKEN))).status_code == 200
-    assert desk.only == (auth.ConfirmLogin("123456"), TOKEN)
+    assert api_client.only == (auth.ConfirmLogin("123456"), TOKEN)
 
 
 @pytest.mark.parametrize("name", ["session_token", "sessionToken"])
-async def test_a_session_goes_on_and_ends_by_its_token_alone(desk: Auth, http: httpx.AsyncClient, name: str) -> None:
-    desk.answers("auth.refreshSession", SESSION)
-    desk.answers("auth.logoutUser", Nothing())
+async def test_a_session_goes_on_and_ends_by_its_token_alone(api_client: Auth, http: httpx.AsyncClient, name: str) -> None:
+    api_client.answers("auth.refreshSession", SESSION)
+    api_client.answers("auth.logoutUser", Nothing())
     assert (await http.post("/api/auth/refresh", json={name: "t" * 43})).json()["session_token"] == "s" * 43
     assert (await http.post("/api/auth/logout", json={name: "t" * 43})).json() == {"done": True}
-    assert [(method, credential) for method, _, credential in desk.asked] == [("auth.refreshSession", None), ("auth.logoutUser", None)]
-    assert [request for _, request, _ in desk.asked] == [auth.RefreshSession("t" * 43), auth.LogoutUser("t" * 43)]
+    assert [(method, credential) for method, _, credential in api_client.asked] == [
+        ("auth.refreshSession", None),
+        ("auth.logoutUser", None),
+    ]
+    assert [request for _, request, _ in api_client.asked] == [auth.RefreshSession("t" * 43), auth.LogoutUser("t" * 43)]
 
 
 @pytest.mark.parametrize(
@@ -152,10 +157,10 @@ async def test_a_session_goes_on_and_ends_by_its_token_alone(desk: Auth, http: h
     ],
 )
 async def test_a_body_that_does_not_fit_names_its_field_and_asks_nobody(
-    house: House, http: httpx.AsyncClient, path: str, body: dict[str, object], named: str
+    running_service: RunningService, http: httpx.AsyncClient, path: str, body: dict[str, object], named: str
 ) -> None:
     error = problem(await http.post(f"/api/auth/{path}", json=body), 400, "bad_request")
-    assert (error["param"], house.rpc.called) == (named, [])
+    assert (error["param"], running_service.rpc.called) == (named, [])
 
 
 @pytest.mark.parametrize(
@@ -171,11 +176,11 @@ async def test_a_body_that_does_not_fit_names_its_field_and_asks_nobody(
     ],
 )
 async def test_what_auth_refuses_is_refused_in_its_words(
-    desk: Auth, http: httpx.AsyncClient, asked: tuple[str, str], error: errors.AimeshError, shown: tuple[int, str]
+    api_client: Auth, http: httpx.AsyncClient, asked: tuple[str, str], error: errors.AimeshError, shown: tuple[int, str]
 ) -> None:
     (path, method), (status, code) = asked, shown
     bodies = {"login": {"username": "ada", "password": "x"}, "register": REGISTER, "refresh": {"session_token": "x"}}
-    desk.answers(method, error)
+    api_client.answers(method, error)
     answer = await http.post(f"/api/auth/{path}", json=bodies[path])
     assert problem(answer, status, code)["message"] == error.message
     assert ("retry-after" in answer.headers) is (status in {429, 503})
@@ -193,9 +198,9 @@ SHOWN_KEY = {
 
 @pytest.mark.parametrize("in_camel_case", [False, True])
 async def test_a_key_is_made_with_all_of_its_bounds_in_the_callers_name(
-    desk: Auth, http: httpx.AsyncClient, *, in_camel_case: bool
+    api_client: Auth, http: httpx.AsyncClient, *, in_camel_case: bool
 ) -> None:
-    desk.answers("auth.generateApiKey", auth.CreatedApiKey(KEY, API_KEY))
+    api_client.answers("auth.generateApiKey", auth.CreatedApiKey(KEY, API_KEY))
     other = UUID(int=9)
     names = ("userId", "requestsPerHour") if in_camel_case else ("user_id", "requests_per_hour")
     body = {
@@ -208,13 +213,13 @@ async def test_a_key_is_made_with_all_of_its_bounds_in_the_callers_name(
     limits = auth.ApiKeyLimits(60, None, None, 2, MicroCredits(2_500_000))
     bounds = auth.KeyBounds(("inference:execute",), (ModelName("smollm2"),), ("192.0.2.0/24",))
     expected = auth.GenerateApiKey("ci", UserId(other), limits, auth.KeyKind.TEST, bounds, 7)
-    assert desk.only == (expected, TOKEN)
+    assert api_client.only == (expected, TOKEN)
 
 
-async def test_what_is_left_out_is_auths_to_choose(desk: Auth, http: httpx.AsyncClient) -> None:
-    desk.answers("auth.generateApiKey", auth.CreatedApiKey(KEY, API_KEY))
+async def test_what_is_left_out_is_auths_to_choose(api_client: Auth, http: httpx.AsyncClient) -> None:
+    api_client.answers("auth.generateApiKey", auth.CreatedApiKey(KEY, API_KEY))
     await http.post("/api/auth/api-keys", json={}, headers=bearer(TOKEN))
-    assert desk.only == (auth.GenerateApiKey(), TOKEN)
+    assert api_client.only == (auth.GenerateApiKey(), TOKEN)
 
 
 @pytest.mark.parametrize(
@@ -232,22 +237,24 @@ async def test_what_is_left_out_is_auths_to_choose(desk: Auth, http: httpx.Async
         ({"name": None}, "name"),
     ],
 )
-async def test_bounds_that_cannot_be_name_their_field(desk: Auth, http: httpx.AsyncClient, body: dict[str, object], named: str) -> None:
-    desk.answers("auth.generateApiKey", auth.CreatedApiKey(KEY, API_KEY))
+async def test_bounds_that_cannot_be_name_their_field(
+    api_client: Auth, http: httpx.AsyncClient, body: dict[str, object], named: str
+) -> None:
+    api_client.answers("auth.generateApiKey", auth.CreatedApiKey(KEY, API_KEY))
     error = problem(await http.post("/api/auth/api-keys", json=body, headers=bearer(TOKEN)), 400, "bad_request")
-    assert (error["param"], desk.asked) == (named, [])
+    assert (error["param"], api_client.asked) == (named, [])
 
 
-async def test_what_auth_says_of_a_bound_reaches_the_caller(desk: Auth, http: httpx.AsyncClient) -> None:
+async def test_what_auth_says_of_a_bound_reaches_the_caller(api_client: Auth, http: httpx.AsyncClient) -> None:
     refusal = errors.NotAllowed("you cannot give what you have not: model:write", hint="leave these scopes out")
-    desk.answers("auth.generateApiKey", refusal)
+    api_client.answers("auth.generateApiKey", refusal)
     error = problem(await http.post("/api/auth/api-keys", json={"scopes": ["model:write"]}, headers=bearer(KEY)), 403, "not_allowed")
     assert (error["message"], error["hint"]) == (refusal.message, refusal.hint)
 
 
-async def test_ones_keys_are_listed_without_their_secrets(desk: Auth, http: httpx.AsyncClient) -> None:
+async def test_ones_keys_are_listed_without_their_secrets(api_client: Auth, http: httpx.AsyncClient) -> None:
     for_ever = auth.ApiKey(KeyId(UUID(int=8)), USER, "old", "p", is_active=False, created_at=AT, last_used_at=AT)
-    desk.answers("auth.listApiKeys", auth.ApiKeys((API_KEY, for_ever)))
+    api_client.answers("auth.listApiKeys", auth.ApiKeys((API_KEY, for_ever)))
     answer = await http.get("/api/auth/api-keys", headers=bearer(KEY))
     first, second = answer.json()["keys"]
     assert first == SHOWN_KEY
@@ -258,7 +265,7 @@ async def test_ones_keys_are_listed_without_their_secrets(desk: Auth, http: http
         None,
         False,
     )
-    assert desk.only == (auth.ListApiKeys(), KEY)
+    assert api_client.only == (auth.ListApiKeys(), KEY)
 
 
 @pytest.mark.parametrize(
@@ -272,39 +279,39 @@ async def test_ones_keys_are_listed_without_their_secrets(desk: Auth, http: http
         ("..%2Fother", "../other"),
     ],
 )
-async def test_a_key_is_revoked_by_its_id_or_its_name(desk: Auth, http: httpx.AsyncClient, path: str, which: str) -> None:
-    desk.answers("auth.revokeApiKey", API_KEY)
+async def test_a_key_is_revoked_by_its_id_or_its_name(api_client: Auth, http: httpx.AsyncClient, path: str, which: str) -> None:
+    api_client.answers("auth.revokeApiKey", API_KEY)
     answer = await http.delete(f"/api/auth/api-keys/{path}", headers=bearer(KEY))
     assert (answer.status_code, answer.json()) == (200, SHOWN_KEY)
-    assert desk.only == (auth.RevokeApiKey(which), KEY)
+    assert api_client.only == (auth.RevokeApiKey(which), KEY)
 
 
-async def test_a_key_is_revoked_with_all_that_it_made(desk: Auth, http: httpx.AsyncClient) -> None:
-    desk.answers("auth.revokeApiKey", API_KEY)
+async def test_a_key_is_revoked_with_all_that_it_made(api_client: Auth, http: httpx.AsyncClient) -> None:
+    api_client.answers("auth.revokeApiKey", API_KEY)
     assert (await http.delete("/api/auth/api-keys/ci?with_made=true", headers=bearer(KEY))).status_code == 200
-    assert desk.only == (auth.RevokeApiKey("ci", with_made=True), KEY)
+    assert api_client.only == (auth.RevokeApiKey("ci", with_made=True), KEY)
     problem(await http.delete("/api/auth/api-keys/ci?with=all", headers=bearer(KEY)), 400, "bad_request")
 
 
-async def test_no_key_is_named(desk: Auth, http: httpx.AsyncClient) -> None:
-    desk.answers("auth.revokeApiKey", API_KEY)
+async def test_no_key_is_named(api_client: Auth, http: httpx.AsyncClient) -> None:
+    api_client.answers("auth.revokeApiKey", API_KEY)
     problem(await http.delete("/api/auth/api-keys/", headers=bearer(KEY)), 404, "not_found")
-    assert desk.asked == []
+    assert api_client.asked == []
 
 
 # --- the keys that sign ---------------------------------------------------------------------------------------------------
 
 
-async def test_everybody_may_fetch_the_keys_that_sign_and_keep_them_a_while(desk: Auth, http: httpx.AsyncClient) -> None:
-    desk.answers("auth.getSigningKeys", auth.SigningKeys((auth.SigningKey("2026-1", "x" * 43),)))
+async def test_everybody_may_fetch_the_keys_that_sign_and_keep_them_a_while(api_client: Auth, http: httpx.AsyncClient) -> None:
+    api_client.answers("auth.getSigningKeys", auth.SigningKeys((auth.SigningKey("2026-1", "x" * 43),)))
     answer = await http.get("/.well-known/jwks.json")
     assert answer.json() == {"keys": [{"kid": "2026-1", "x": "x" * 43, "kty": "OKP", "crv": "Ed25519", "use": "sig", "alg": "EdDSA"}]}
     assert answer.headers.get_list("cache-control") == ["public, max-age=300"]
     assert any(name.lower() == "x-content-type-options" for name in answer.headers)
 
 
-async def test_keys_that_sign_are_not_kept_where_there_are_none(desk: Auth, http: httpx.AsyncClient) -> None:
-    desk.answers("auth.getSigningKeys", errors.NotReachable("no auth"))
+async def test_keys_that_sign_are_not_kept_where_there_are_none(api_client: Auth, http: httpx.AsyncClient) -> None:
+    api_client.answers("auth.getSigningKeys", errors.NotReachable("no auth"))
     answer = await http.get("/.well-known/jwks.json")
     problem(answer, 503, "not_reachable")
     assert answer.headers.get_list("cache-control") == ["no-store"]
@@ -319,7 +326,7 @@ def test_no_answer_but_one_has_a_whole_key() -> None:
         assert not {"api_key", "password", "secret", "access_token"} & {each.name for each in msgspec.structs.fields(kind)}
 
 
-async def test_a_crowd_that_signs_in_is_asked_of_auth_a_few_at_a_time(house: House, http: httpx.AsyncClient) -> None:
+async def test_a_crowd_that_signs_in_is_asked_of_auth_a_few_at_a_time(running_service: RunningService, http: httpx.AsyncClient) -> None:
     asked, at_once, gate = 0, 0, asyncio.Event()
 
     async def log_in(_: msgspec.Struct) -> msgspec.Struct:
@@ -330,7 +337,7 @@ async def test_a_crowd_that_signs_in_is_asked_of_auth_a_few_at_a_time(house: Hou
         asked -= 1
         return SESSION
 
-    house.rpc.answers["auth.loginUser"] = log_in
+    running_service.rpc.answers["auth.loginUser"] = log_in
     body = {"username": "ada", "password": "correct horse"}
     async with asyncio.TaskGroup() as tasks:
         crowd = [tasks.create_task(http.post("/api/auth/login", json=body)) for _ in range(30)]

@@ -11,7 +11,7 @@ import pytest
 from shared.api.usage_report import ListRequests, LoggedRequest
 from shared.types import KeyId, MicroCredits, ModelName, RequestId, RequestStatus, UserId
 from tests.services.gateway import fakes
-from tests.services.gateway.fakes import USER, House
+from tests.services.gateway.fakes import USER, RunningService
 from tests.services.gateway.http_answers import BEARER, problem
 
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
@@ -28,15 +28,15 @@ def logged(number: RequestId, user: UserId = USER, **changed: Any) -> LoggedRequ
 
 
 @pytest.fixture
-async def house() -> AsyncIterator[House]:
-    async with fakes.house() as made:
+async def running_service() -> AsyncIterator[RunningService]:
+    async with fakes.running_service() as made:
         made.reports.rows = (logged(OWN, rating=-1), logged(ANOTHERS, UserId(UUID(int=99))))
         yield made
 
 
 @pytest.fixture
-async def http(house: House) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(house.app()), base_url="http://gateway", headers=BEARER) as client:
+async def http(running_service: RunningService) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(running_service.app()), base_url="http://gateway", headers=BEARER) as client:
         yield client
 
 
@@ -58,22 +58,22 @@ async def test_a_request_is_shown_without_who_asked_and_what(http: httpx.AsyncCl
     assert answer.headers["cache-control"] == "no-store"
 
 
-async def test_what_stands_behind_the_question_mark_is_what_is_asked(house: House, http: httpx.AsyncClient) -> None:
+async def test_what_stands_behind_the_question_mark_is_what_is_asked(running_service: RunningService, http: httpx.AsyncClient) -> None:
     query: dict[str, str | int] = {"limit": 7, "before": "2026-03-02T13:00:00+01:00", "status": "limited", "model": "qwen 2"}
     assert (await http.get("/api/requests", params=query)).status_code == 200
     assert (await http.get("/api/requests?")).status_code == 200
-    assert house.reports.asked == [
+    assert running_service.reports.asked == [
         ListRequests(status=RequestStatus.LIMITED, model=ModelName("qwen 2"), before=NOON, limit=7),
         ListRequests(limit=50),
     ]
 
 
-async def test_the_time_of_the_last_one_goes_on_with_the_list(house: House, http: httpx.AsyncClient) -> None:
+async def test_the_time_of_the_last_one_goes_on_with_the_list(running_service: RunningService, http: httpx.AsyncClient) -> None:
     exact = NOON + timedelta(microseconds=123_456)
-    house.reports.rows = (logged(OWN, created_at=exact),)
+    running_service.reports.rows = (logged(OWN, created_at=exact),)
     shown = (await http.get("/api/requests")).json()["requests"][-1]["created_at"]
     assert (await http.get("/api/requests", params={"before": shown})).status_code == 200
-    assert house.reports.asked[-1].before == exact
+    assert running_service.reports.asked[-1].before == exact
 
 
 @pytest.mark.parametrize(
@@ -96,16 +96,18 @@ async def test_the_time_of_the_last_one_goes_on_with_the_list(house: House, http
         pytest.param("model=%ff", "question mark", id="no UTF-8"),
     ],
 )
-async def test_a_query_that_does_not_fit_names_its_field(house: House, http: httpx.AsyncClient, query: str, named: str) -> None:
+async def test_a_query_that_does_not_fit_names_its_field(
+    running_service: RunningService, http: httpx.AsyncClient, query: str, named: str
+) -> None:
     error = problem(await http.get(f"/api/requests?{query}"), 400, "bad_request")
     assert named in error["message"]
-    assert house.reports.asked == []
+    assert running_service.reports.asked == []
 
 
-async def test_a_time_without_a_zone_is_refused_not_guessed(house: House, http: httpx.AsyncClient) -> None:
+async def test_a_time_without_a_zone_is_refused_not_guessed(running_service: RunningService, http: httpx.AsyncClient) -> None:
     error = problem(await http.get("/api/requests?before=2026-03-02T12:00:00"), 400, "bad_request")
     assert (error["param"], "zone" in error["message"]) == ("before", True)
-    assert house.reports.asked == []
+    assert running_service.reports.asked == []
 
 
 # --- thumbs ---------------------------------------------------------------------------------------------------------------
@@ -113,16 +115,16 @@ async def test_a_time_without_a_zone_is_refused_not_guessed(house: House, http: 
 
 @pytest.mark.parametrize("rating", [1, -1, 0])
 @pytest.mark.parametrize("name", ["request_id", "requestId"])
-async def test_a_thumb_is_given_and_taken_back(house: House, http: httpx.AsyncClient, rating: int, name: str) -> None:
+async def test_a_thumb_is_given_and_taken_back(running_service: RunningService, http: httpx.AsyncClient, rating: int, name: str) -> None:
     answer = await http.post("/api/feedback", json={name: str(OWN), "rating": rating})
     assert (answer.status_code, answer.json()) == (200, {"rating": rating})
-    assert house.reports.ratings == {OWN: rating}
+    assert running_service.reports.ratings == {OWN: rating}
 
 
-async def test_a_thumb_for_what_is_not_ones_own_is_a_404(house: House, http: httpx.AsyncClient) -> None:
+async def test_a_thumb_for_what_is_not_ones_own_is_a_404(running_service: RunningService, http: httpx.AsyncClient) -> None:
     for request in (ANOTHERS, UUID(int=404)):
         problem(await http.post("/api/feedback", json={"request_id": str(request), "rating": 1}), 404, "not_found")
-    assert house.reports.ratings == {}
+    assert running_service.reports.ratings == {}
 
 
 @pytest.mark.parametrize(
@@ -141,15 +143,17 @@ async def test_a_thumb_for_what_is_not_ones_own_is_a_404(house: House, http: htt
         ({"request_id": str(OWN), "requestId": str(OWN), "rating": 1}, "request_id"),
     ],
 )
-async def test_what_is_no_thumb_names_its_field(house: House, http: httpx.AsyncClient, body: dict[str, object], named: str) -> None:
+async def test_what_is_no_thumb_names_its_field(
+    running_service: RunningService, http: httpx.AsyncClient, body: dict[str, object], named: str
+) -> None:
     assert named in problem(await http.post("/api/feedback", json=body), 400, "bad_request")["message"]
-    assert house.reports.ratings == {}
+    assert running_service.reports.ratings == {}
 
 
 # --- usage and quota ------------------------------------------------------------------------------------------------------
 
 
-async def test_usage_and_quota_are_the_callers_own(house: House, http: httpx.AsyncClient) -> None:
+async def test_usage_and_quota_are_the_callers_own(running_service: RunningService, http: httpx.AsyncClient) -> None:
     usage = (await http.get("/api/usage")).json()
     assert usage == {"user_id": str(USER), "request_count": 0, "tokens_used": 0, "days": []}
     quota = (await http.get("/api/quota")).json()

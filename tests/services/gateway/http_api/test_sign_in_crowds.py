@@ -20,7 +20,7 @@ from shared.node.settings import NodeSettings
 from shared.timing.admission_semaphore import AdmissionSemaphore
 from shared.types import Tier, UserRole
 from tests.services.gateway import fakes
-from tests.services.gateway.fakes import TOKEN, USER, House
+from tests.services.gateway.fakes import TOKEN, USER, RunningService
 from tests.services.gateway.http_answers import problem
 
 ATTACKER, CUSTOMER = "127.0.0.66", "127.0.0.7"
@@ -30,8 +30,8 @@ LOGIN = {"username": "ada", "password": "secret"}
 
 
 @pytest.fixture
-async def house() -> AsyncIterator[House]:
-    async with fakes.house() as made:
+async def running_service() -> AsyncIterator[RunningService]:
+    async with fakes.running_service() as made:
         user = auth.User(USER, "ada", "ada@example.com", UserRole.USER, Tier.FREE, True, fakes.announcement(1).started_at)
 
         async def login(_request: auth.LoginUser) -> auth.LoginSession:
@@ -42,10 +42,10 @@ async def house() -> AsyncIterator[House]:
 
 
 @asynccontextmanager
-async def served(house: House) -> AsyncIterator[int]:
+async def served(running_service: RunningService) -> AsyncIterator[int]:
     """The port of the gateway's own server."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        server = node_http.HttpServer(house.app(), sock, NodeSettings(node_key_file=Path("/nowhere")))
+        server = node_http.HttpServer(running_service.app(), sock, NodeSettings(node_key_file=Path("/nowhere")))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(server.run())
             try:
@@ -76,9 +76,9 @@ async def send_slowly(port: int, begun: asyncio.Semaphore) -> None:
             writer.close()
 
 
-async def test_64_slow_sockets_of_one_address_delay_nobody_elses_sign_in(house: House) -> None:
+async def test_64_slow_sockets_of_one_address_delay_nobody_elses_sign_in(running_service: RunningService) -> None:
     begun, took = asyncio.Semaphore(0), []
-    async with served(house) as port, asyncio.TaskGroup() as tasks:
+    async with served(running_service) as port, asyncio.TaskGroup() as tasks:
         slow = [tasks.create_task(send_slowly(port, begun)) for _ in range(SLOW_SOCKETS)]
         for _ in slow:
             await begun.acquire()
@@ -92,9 +92,11 @@ async def test_64_slow_sockets_of_one_address_delay_nobody_elses_sign_in(house: 
     assert statistics.quantiles(took, n=20)[-1] <= 1.0, took
 
 
-async def test_a_body_that_is_too_large_or_too_slow_is_the_callers_mistake(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_body_that_is_too_large_or_too_slow_is_the_callers_mistake(
+    running_service: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(http_app, "STRANGER_BODY_SECONDS", 0.2)
-    async with served(house) as port, customer(port) as http:
+    async with served(running_service) as port, customer(port) as http:
         for body in (b" " * (STRANGER_BODY_BYTES + 1), b"{"):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             length = len(body) if len(body) > 1 else 60
@@ -106,14 +108,14 @@ async def test_a_body_that_is_too_large_or_too_slow_is_the_callers_mistake(house
             assert int(answer.split()[1]) == (413 if len(body) > 1 else 400)
         fits = json.dumps(LOGIN | {"password": "x" * 4096}).encode()
         assert (await http.post("/api/auth/login", content=fits, headers={"content-type": "application/json"})).status_code == 200
-    text = house.metrics.render()
+    text = running_service.metrics.render()
     assert 'method="loginUser",service="gateway",status="too_large"} 1.0' in text
     assert 'method="loginUser",service="gateway",status="bad_request"} 1.0' in text
 
 
-async def test_a_crowd_of_one_address_leaves_places_for_others_and_is_refused_as_its_own_fault(house: House) -> None:
+async def test_a_crowd_of_one_address_leaves_places_for_others_and_is_refused_as_its_own_fault(running_service: RunningService) -> None:
     hung, asked = asyncio.Event(), asyncio.Semaphore(0)
-    answers = house.rpc.answers["auth.loginUser"]
+    answers = running_service.rpc.answers["auth.loginUser"]
 
     async def login(request: auth.LoginUser) -> object:
         if request.client.address == ATTACKER:
@@ -121,11 +123,11 @@ async def test_a_crowd_of_one_address_leaves_places_for_others_and_is_refused_as
             await hung.wait()
         return await answers(request)
 
-    house.rpc.answers["auth.loginUser"] = login
-    app = house.app()
+    running_service.rpc.answers["auth.loginUser"] = login
+    app = running_service.app()
     app._strangers = AdmissionSemaphore(8, of_one=4, seconds=0.5, refusal="too many people sign in at once")
-    house.app = lambda: app  # type: ignore[method-assign]
-    async with served(house) as port, customer(port, ATTACKER) as crowd, customer(port) as http, asyncio.TaskGroup() as tasks:
+    running_service.app = lambda: app  # type: ignore[method-assign]
+    async with served(running_service) as port, customer(port, ATTACKER) as crowd, customer(port) as http, asyncio.TaskGroup() as tasks:
         asking = [tasks.create_task(crowd.post("/api/auth/login", json=LOGIN)) for _ in range(20)]
         for _ in range(4):
             await asked.acquire()

@@ -12,15 +12,15 @@ from services.gateway.idempotency.idempotency_store import IdempotencyStore
 from shared import errors
 from shared.types import NodeId, RequestId
 from tests.services.gateway import idempotency_place
-from tests.services.gateway.idempotency_place import ADA, BOB, Gateway, Heard, House, Maker, asked, request_id
+from tests.services.gateway.idempotency_place import ADA, BOB, Gateway, Heard, Maker, RunningService, asked, request_id
 
 F = b"f" * 32
 NODE = NodeId("Uone")
 
 
 @pytest.fixture
-async def house(postgres_url: str) -> AsyncIterator[House]:
-    async with idempotency_place.house(postgres_url) as made:
+async def running_service(postgres_url: str) -> AsyncIterator[RunningService]:
+    async with idempotency_place.running_service(postgres_url) as made:
         yield made
 
 
@@ -46,79 +46,79 @@ async def until_running(gateway: Gateway, runs: int = 1) -> None:
 # --- the rows -------------------------------------------------------------------------------------------------------
 
 
-async def test_of_fifty_claims_at_once_one_gets_it(house: House) -> None:
-    claims = await asyncio.gather(*(house.store.claim(asked(seed=seed), F, NODE, lease_seconds=9) for seed in range(50)))
+async def test_of_fifty_claims_at_once_one_gets_it(running_service: RunningService) -> None:
+    claims = await asyncio.gather(*(running_service.store.claim(asked(seed=seed), F, NODE, lease_seconds=9) for seed in range(50)))
     (won,) = [claim for claim in claims if claim is not None]
     assert isinstance(won, NewKeyUse)
-    assert (await house.row())["seed"] == won.seed
+    assert (await running_service.row())["seed"] == won.seed
 
 
-async def test_of_fifty_that_take_over_at_once_one_gets_it(house: House) -> None:
-    await house.store.claim(asked(seed=1), F, NODE, lease_seconds=9)
-    await house.the_lease_ends()
-    claims = await asyncio.gather(*(house.store.claim(asked(seed=seed), F, NODE, lease_seconds=9) for seed in range(2, 52)))
+async def test_of_fifty_that_take_over_at_once_one_gets_it(running_service: RunningService) -> None:
+    await running_service.store.claim(asked(seed=1), F, NODE, lease_seconds=9)
+    await running_service.the_lease_ends()
+    claims = await asyncio.gather(*(running_service.store.claim(asked(seed=seed), F, NODE, lease_seconds=9) for seed in range(2, 52)))
     assert [claim for claim in claims if claim is not None] == [Orphaned(1)]
 
 
-async def test_two_callers_may_use_the_same_key(house: House) -> None:
-    assert await house.store.claim(asked(who=ADA), F, NODE, lease_seconds=9) == NewKeyUse(7)
-    assert await house.store.claim(asked(who=BOB, seed=8), F, NODE, lease_seconds=9) == NewKeyUse(8)
+async def test_two_callers_may_use_the_same_key(running_service: RunningService) -> None:
+    assert await running_service.store.claim(asked(who=ADA), F, NODE, lease_seconds=9) == NewKeyUse(7)
+    assert await running_service.store.claim(asked(who=BOB, seed=8), F, NODE, lease_seconds=9) == NewKeyUse(8)
 
 
-async def test_another_request_takes_nothing_over(house: House) -> None:
-    await house.store.claim(asked(), F, NODE, lease_seconds=9)
-    await house.the_lease_ends()
-    assert await house.store.claim(asked(), b"g" * 32, NODE, lease_seconds=9) is None
+async def test_another_request_takes_nothing_over(running_service: RunningService) -> None:
+    await running_service.store.claim(asked(), F, NODE, lease_seconds=9)
+    await running_service.the_lease_ends()
+    assert await running_service.store.claim(asked(), b"g" * 32, NODE, lease_seconds=9) is None
 
 
-async def test_a_zombie_changes_nothing(house: House) -> None:
+async def test_a_zombie_changes_nothing(running_service: RunningService) -> None:
     old, new = request_id(), request_id()
-    await house.store.claim(asked(request=old), F, NODE, lease_seconds=9)
-    await house.the_lease_ends()
-    assert await house.store.claim(asked(request=new), F, NODE, lease_seconds=9) == Orphaned(7)
-    await house.store.end(old, KeyState.ENDED, b"late")
-    await house.store.free(old)
-    await house.store.abandon(old)
-    assert await house.store.prolong([old, new], seconds=9) == {new: False}
-    row = await house.row()
+    await running_service.store.claim(asked(request=old), F, NODE, lease_seconds=9)
+    await running_service.the_lease_ends()
+    assert await running_service.store.claim(asked(request=new), F, NODE, lease_seconds=9) == Orphaned(7)
+    await running_service.store.end(old, KeyState.ENDED, b"late")
+    await running_service.store.free(old)
+    await running_service.store.abandon(old)
+    assert await running_service.store.prolong([old, new], seconds=9) == {new: False}
+    row = await running_service.row()
     assert (row["request_id"], row["state"], row["answer"]) == (new, "running", None)
 
 
-async def test_what_ended_stays_as_it_ended_until_its_day_is_over(house: House) -> None:
+async def test_what_ended_stays_as_it_ended_until_its_day_is_over(running_service: RunningService) -> None:
     first = request_id()
-    await house.store.claim(asked(request=first), F, NODE, lease_seconds=9)
+    await running_service.store.claim(asked(request=first), F, NODE, lease_seconds=9)
     for answer in (b"one", b"two"):
-        await house.store.end(first, KeyState.ENDED, answer)
-    assert await house.store.claim(asked(), F, NODE, lease_seconds=9, dead=first) is None
-    held = await house.store.find(ADA, "k")
+        await running_service.store.end(first, KeyState.ENDED, answer)
+    assert await running_service.store.claim(asked(), F, NODE, lease_seconds=9, dead=first) is None
+    held = await running_service.store.find(ADA, "k")
     assert held is not None
     assert (held.state, held.answer) == (KeyState.ENDED, b"one")
-    await house.sql("UPDATE idempotency_keys SET expires_at = now()")
-    assert await house.store.claim(asked(seed=9), b"g" * 32, NODE, lease_seconds=9) == NewKeyUse(9)
-    assert (await house.row())["answer"] is None
+    await running_service.sql("UPDATE idempotency_keys SET expires_at = now()")
+    assert await running_service.store.claim(asked(seed=9), b"g" * 32, NODE, lease_seconds=9) == NewKeyUse(9)
+    assert (await running_service.row())["answer"] is None
 
 
-async def test_the_sweeper_forgets_what_is_over_and_nothing_else(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_sweeper_forgets_what_is_over_and_nothing_else(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(idempotency_store, "SWEEP_BATCH", 10)
     monkeypatch.setattr(idempotent_requests, "SWEEP_BATCH", 10)
     ids: list[RequestId] = []
     for number in range(35):
         ids.append(request_id())
-        await house.store.claim(asked(str(number), request=ids[-1]), F, NODE, lease_seconds=900)
+        await running_service.store.claim(asked(str(number), request=ids[-1]), F, NODE, lease_seconds=900)
     for one in ids[:30]:
-        await house.store.end(one, KeyState.ENDED, b"a")
-    await house.sql("UPDATE idempotency_keys SET expires_at = now() WHERE key::int <> 3")
-    gateway = await house.gateway()
+        await running_service.store.end(one, KeyState.ENDED, b"a")
+    await running_service.sql("UPDATE idempotency_keys SET expires_at = now() WHERE key::int <> 3")
+    gateway = await running_service.gateway()
     await gateway.idempotency.sweep()
-    left = {row["key"] for row in await house.sql("SELECT key FROM idempotency_keys")}
+    left = {row["key"] for row in await running_service.sql("SELECT key FROM idempotency_keys")}
     assert left == {"3", "30", "31", "32", "33", "34"}
 
 
 # --- repeats --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_repeat_gets_the_answer_that_was_given(house: House) -> None:
-    gateway, other = await house.gateway(), await house.gateway("Utwo")
+async def test_a_repeat_gets_the_answer_that_was_given(running_service: RunningService) -> None:
+    gateway, other = await running_service.gateway(), await running_service.gateway("Utwo")
     first = await gateway.ask(asked())
     assert is_whole(first)
     for repeat in (await gateway.ask(asked(seed=8)), await other.ask(asked(seed=9))):
@@ -130,8 +130,8 @@ async def test_a_repeat_gets_the_answer_that_was_given(house: House) -> None:
     assert gateway.takes.bytes == 0
 
 
-async def test_fifty_at_once_are_one_run(house: House) -> None:
-    gateway = await house.gateway()
+async def test_fifty_at_once_are_one_run(running_service: RunningService) -> None:
+    gateway = await running_service.gateway()
     gateway.maker.waits_at = 3
     asking = [asyncio.create_task(gateway.ask(asked(seed=seed))) for seed in range(50)]
     await until_running(gateway)
@@ -141,15 +141,15 @@ async def test_fifty_at_once_are_one_run(house: House) -> None:
     assert all(is_whole(one, seed) for one in heard)
 
 
-async def test_fifty_at_once_on_two_gateways_are_one_run(house: House) -> None:
-    gateways = [await house.gateway(), await house.gateway("Utwo")]
+async def test_fifty_at_once_on_two_gateways_are_one_run(running_service: RunningService) -> None:
+    gateways = [await running_service.gateway(), await running_service.gateway("Utwo")]
     heard = await asyncio.gather(*(gateways[number % 2].ask(asked(seed=number)) for number in range(50)))
     (seed,) = gateways[0].maker.seeds + gateways[1].maker.seeds
     assert all(is_whole(one, seed) for one in heard)
 
 
-async def test_a_repeat_joins_what_runs_from_where_its_caller_is(house: House) -> None:
-    gateway = await house.gateway()
+async def test_a_repeat_joins_what_runs_from_where_its_caller_is(running_service: RunningService) -> None:
+    gateway = await running_service.gateway()
     gateway.maker.waits_at = 4
     cut = await gateway.ask(asked(), stops_after=2)
     assert cut.numbers == [1, 2]
@@ -160,8 +160,8 @@ async def test_a_repeat_joins_what_runs_from_where_its_caller_is(house: House) -
     assert gateway.maker.seeds == [7]
 
 
-async def test_it_is_made_to_its_end_when_its_caller_has_gone(house: House) -> None:
-    gateway = await house.gateway()
+async def test_it_is_made_to_its_end_when_its_caller_has_gone(running_service: RunningService) -> None:
+    gateway = await running_service.gateway()
     gateway.maker.waits_at = 4
     asking = asyncio.create_task(gateway.ask(asked()))
     await until_running(gateway)
@@ -172,8 +172,8 @@ async def test_it_is_made_to_its_end_when_its_caller_has_gone(house: House) -> N
     assert gateway.maker.seeds == [7]
 
 
-async def test_what_nobody_comes_back_for_is_made_no_further(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    gateway = await house.gateway()
+async def test_what_nobody_comes_back_for_is_made_no_further(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
+    gateway = await running_service.gateway()
     gateway.maker.waits_at = 4
     staying = asyncio.create_task(gateway.ask(asked("read")))
     leaving = asyncio.create_task(gateway.ask(asked("left")))
@@ -193,8 +193,8 @@ async def test_what_nobody_comes_back_for_is_made_no_further(house: House, monke
     assert gateway.maker.seeds == [7, 7, 7]
 
 
-async def test_another_request_under_the_key_is_a_conflict_at_any_time(house: House) -> None:
-    gateway, other = await house.gateway(), await house.gateway("Utwo")
+async def test_another_request_under_the_key_is_a_conflict_at_any_time(running_service: RunningService) -> None:
+    gateway, other = await running_service.gateway(), await running_service.gateway("Utwo")
     gateway.maker.waits_at = 3
     running = asyncio.create_task(gateway.ask(asked()))
     await until_running(gateway)
@@ -209,28 +209,28 @@ async def test_another_request_under_the_key_is_a_conflict_at_any_time(house: Ho
     assert is_whole(await other.ask(asked(who=BOB, prompt="ho")))
 
 
-async def test_nothing_that_was_said_can_be_read_in_postgresql(house: House) -> None:
-    gateway = await house.gateway()
+async def test_nothing_that_was_said_can_be_read_in_postgresql(running_service: RunningService) -> None:
+    gateway = await running_service.gateway()
     await gateway.ask(asked(prompt="a CANARY prompt"))
-    assert b"CANARY" not in (await house.row())["answer"]
+    assert b"CANARY" not in (await running_service.row())["answer"]
     # Another owner's row opens nothing, even with the bytes in it.
-    await house.sql("UPDATE idempotency_keys SET owner = $1", BOB)
+    await running_service.sql("UPDATE idempotency_keys SET owner = $1", BOB)
     stolen = await gateway.ask(asked(who=BOB, prompt="a CANARY prompt"))
     assert isinstance(stolen.error, errors.AnswerGone)
     assert stolen.texts == []
 
 
 @pytest.mark.parametrize("error", [errors.Limited("slow down"), errors.Unavailable("away"), errors.BudgetExhausted("no money")])
-async def test_what_failed_before_any_text_really_runs_again(house: House, error: errors.AimeshError) -> None:
-    gateway = await house.gateway()
+async def test_what_failed_before_any_text_really_runs_again(running_service: RunningService, error: errors.AimeshError) -> None:
+    gateway = await running_service.gateway()
     gateway.maker.fails_at, gateway.maker.error = 1, error
     assert (await gateway.ask(asked())).error is error
     gateway.maker = Maker()
     assert is_whole(await gateway.ask(asked(seed=8)), seed=8)
 
 
-async def test_what_failed_after_text_fails_again_the_same_way(house: House) -> None:
-    gateway, other = await house.gateway(), await house.gateway("Utwo")
+async def test_what_failed_after_text_fails_again_the_same_way(running_service: RunningService) -> None:
+    gateway, other = await running_service.gateway(), await running_service.gateway("Utwo")
     gateway.maker.fails_at = 3
     for place in (gateway, gateway, other):
         heard = await place.ask(asked())
@@ -238,11 +238,11 @@ async def test_what_failed_after_text_fails_again_the_same_way(house: House) -> 
         assert isinstance(heard.error, errors.LinkLost)
         assert heard.error.message == "gone"
     assert (len(gateway.maker.seeds), len(other.maker.seeds)) == (1, 0)
-    assert (await house.row())["state"] == "failed"
+    assert (await running_service.row())["state"] == "failed"
 
 
-async def test_a_bug_frees_the_key_too(house: House) -> None:
-    gateway = await house.gateway()
+async def test_a_bug_frees_the_key_too(running_service: RunningService) -> None:
+    gateway = await running_service.gateway()
     gateway.maker.fails_at, gateway.maker.error = 1, ZeroDivisionError()
     with pytest.raises(ZeroDivisionError):
         await gateway.ask(asked())
@@ -250,8 +250,8 @@ async def test_a_bug_frees_the_key_too(house: House) -> None:
     assert is_whole(await gateway.ask(asked()))
 
 
-async def test_who_wants_no_more_of_it_ends_its_making_and_nobody_elses(house: House) -> None:
-    gateway = await house.gateway()
+async def test_who_wants_no_more_of_it_ends_its_making_and_nobody_elses(running_service: RunningService) -> None:
+    gateway = await running_service.gateway()
     gateway.maker.waits_at = 3
     reading = [asyncio.create_task(gateway.ask(one)) for one in (asked(), asked("other"), asked(who=BOB))]
     await until_running(gateway, runs=3)
@@ -266,14 +266,14 @@ async def test_who_wants_no_more_of_it_ends_its_making_and_nobody_elses(house: H
     assert is_whole(await gateway.ask(asked(seed=8)))
 
 
-async def test_a_caller_may_withdraw_it_at_any_gateway(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_caller_may_withdraw_it_at_any_gateway(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(idempotent_requests, "HEARTBEAT_SECONDS", 3600.0)
-    gateway, other = await house.gateway(), await house.gateway("Utwo")
+    gateway, other = await running_service.gateway(), await running_service.gateway("Utwo")
     gateway.maker.waits_at = 3
     async with gateway.idempotency.running(), asyncio.timeout(10):
         reading = [asyncio.create_task(gateway.ask(one)) for one in (asked(), asked(part("k", 2)), asked("other"), asked(who=BOB))]
         await until_running(gateway, runs=4)
-        while not await house.listeners():
+        while not await running_service.listeners():
             pass
         await other.idempotency.cancel(ADA, "k")
         for withdrawn in await asyncio.gather(*reading[:2]):
@@ -286,8 +286,8 @@ async def test_a_caller_may_withdraw_it_at_any_gateway(house: House, monkeypatch
         assert is_whole(await reading[0])
 
 
-async def test_a_gateway_that_missed_the_news_hears_of_a_withdrawal_with_its_heartbeat(house: House) -> None:
-    gateway, other = await house.gateway(), await house.gateway("Utwo")
+async def test_a_gateway_that_missed_the_news_hears_of_a_withdrawal_with_its_heartbeat(running_service: RunningService) -> None:
+    gateway, other = await running_service.gateway(), await running_service.gateway("Utwo")
     gateway.maker.waits_at = 3
     reading = asyncio.create_task(gateway.ask(asked()))
     await until_running(gateway)
@@ -303,8 +303,8 @@ async def test_a_gateway_that_missed_the_news_hears_of_a_withdrawal_with_its_hea
     assert is_whole(await reading)
 
 
-async def test_its_deadline_ends_it_and_what_was_said_is_kept(house: House) -> None:
-    gateway = await house.gateway(most_seconds=0.05)
+async def test_its_deadline_ends_it_and_what_was_said_is_kept(running_service: RunningService) -> None:
+    gateway = await running_service.gateway(most_seconds=0.05)
     gateway.maker.waits_at = 3
     for _ in range(2):
         heard = await gateway.ask(asked())
@@ -313,17 +313,19 @@ async def test_its_deadline_ends_it_and_what_was_said_is_kept(house: House) -> N
     assert len(gateway.maker.seeds) == 1
 
 
-async def test_an_answer_that_is_too_long_is_only_read_again_where_it_was_made(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_answer_that_is_too_long_is_only_read_again_where_it_was_made(
+    running_service: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(idempotent_requests, "MOST_ANSWER_BYTES", 50)
-    gateway, other = await house.gateway(), await house.gateway("Utwo")
+    gateway, other = await running_service.gateway(), await running_service.gateway("Utwo")
     assert is_whole(await gateway.ask(asked()))
     assert is_whole(await gateway.ask(asked()))
     assert isinstance((await other.ask(asked())).error, errors.AnswerGone)
     assert other.maker.seeds == []
 
 
-async def test_nothing_is_left_of_an_answer_that_never_was(house: House) -> None:
-    gateway = await house.gateway()
+async def test_nothing_is_left_of_an_answer_that_never_was(running_service: RunningService) -> None:
+    gateway = await running_service.gateway()
     assert isinstance((await gateway.ask(asked(after=2))).error, errors.AnswerGone)
     assert gateway.maker.seeds == []
     assert is_whole(await gateway.ask(asked()))
@@ -332,28 +334,28 @@ async def test_nothing_is_left_of_an_answer_that_never_was(house: House) -> None
 # --- gateways that go -----------------------------------------------------------------------------------------------
 
 
-async def test_another_gateway_goes_on_with_the_same_seed_behind_what_the_caller_has(house: House) -> None:
-    dying, other = await house.gateway(), await house.gateway("Utwo")
+async def test_another_gateway_goes_on_with_the_same_seed_behind_what_the_caller_has(running_service: RunningService) -> None:
+    dying, other = await running_service.gateway(), await running_service.gateway("Utwo")
     dying.maker.waits_at = 4
     assert (await dying.ask(asked(), stops_after=2)).numbers == [1, 2]
-    await house.the_lease_ends()
+    await running_service.the_lease_ends()
     rest = await other.ask(asked(after=2, seed=99))
     assert rest.texts == whole(after=2)
     assert rest.numbers == [3, 4, 5]
     assert other.maker.seeds == [7]
     # The dead one wakes up: its next heartbeat ends what it still makes, and its end changes nothing.
-    before = await house.row()
+    before = await running_service.row()
     await dying.idempotency.heartbeat()
     dying.maker.gate.set()
     assert is_whole(await dying.ask(asked()))
-    assert await house.row() == before
+    assert await running_service.row() == before
 
 
-async def test_one_that_cannot_go_on_either_leaves_it_to_the_next(house: House) -> None:
-    dying, other, third = await house.gateway(), await house.gateway("Utwo"), await house.gateway("Uthree")
+async def test_one_that_cannot_go_on_either_leaves_it_to_the_next(running_service: RunningService) -> None:
+    dying, other, third = await running_service.gateway(), await running_service.gateway("Utwo"), await running_service.gateway("Uthree")
     dying.maker.waits_at = 4
     assert (await dying.ask(asked(), stops_after=2)).numbers == [1, 2]
-    await house.the_lease_ends()
+    await running_service.the_lease_ends()
     other.maker.fails_at, other.maker.error = 1, errors.Unavailable("no worker is there")
     for _ in range(2):
         assert isinstance((await other.ask(asked(after=2, seed=98))).error, errors.Unavailable)
@@ -362,12 +364,12 @@ async def test_one_that_cannot_go_on_either_leaves_it_to_the_next(house: House) 
     assert (other.maker.seeds, third.maker.seeds) == ([7, 7], [7])
 
 
-async def test_a_zombie_is_stopped_by_its_heartbeat(house: House) -> None:
-    zombie, other = await house.gateway(), await house.gateway("Utwo")
+async def test_a_zombie_is_stopped_by_its_heartbeat(running_service: RunningService) -> None:
+    zombie, other = await running_service.gateway(), await running_service.gateway("Utwo")
     zombie.maker.waits_at = 4
     reading = asyncio.create_task(zombie.ask(asked()))
     await until_running(zombie)
-    await house.the_lease_ends()
+    await running_service.the_lease_ends()
     assert is_whole(await other.ask(asked()))
     await zombie.idempotency.heartbeat()
     heard = await reading
@@ -375,12 +377,12 @@ async def test_a_zombie_is_stopped_by_its_heartbeat(house: House) -> None:
     assert isinstance(heard.error, errors.LinkLost)
 
 
-async def test_a_heartbeat_keeps_the_lease_and_stops_nothing_of_ours(house: House) -> None:
-    gateway, other = await house.gateway(), await house.gateway("Utwo")
+async def test_a_heartbeat_keeps_the_lease_and_stops_nothing_of_ours(running_service: RunningService) -> None:
+    gateway, other = await running_service.gateway(), await running_service.gateway("Utwo")
     gateway.maker.waits_at = 4
     reading = asyncio.create_task(gateway.ask(asked()))
     await until_running(gateway)
-    await house.the_lease_ends()
+    await running_service.the_lease_ends()
     await gateway.idempotency.heartbeat()
     assert (await other.ask(asked(), seconds=0)).error is not None
     gateway.maker.gate.set()
@@ -388,8 +390,8 @@ async def test_a_heartbeat_keeps_the_lease_and_stops_nothing_of_ours(house: Hous
     assert other.maker.seeds == []
 
 
-async def test_heartbeats_at_any_moment_stop_nothing(house: House) -> None:
-    gateway = await house.gateway()
+async def test_heartbeats_at_any_moment_stop_nothing(running_service: RunningService) -> None:
+    gateway = await running_service.gateway()
     done = False
 
     async def beat() -> None:
@@ -405,39 +407,39 @@ async def test_heartbeats_at_any_moment_stop_nothing(house: House) -> None:
     assert len(gateway.maker.seeds) == 40
 
 
-async def test_a_gateway_that_was_restarted_takes_its_own_over_at_once(house: House) -> None:
-    before = await house.gateway()
+async def test_a_gateway_that_was_restarted_takes_its_own_over_at_once(running_service: RunningService) -> None:
+    before = await running_service.gateway()
     before.maker.waits_at = 4
     await before.ask(asked(), stops_after=2)
-    after = await house.gateway()  # the same node, another process
+    after = await running_service.gateway()  # the same node, another process
     assert (await after.ask(asked(after=2))).texts == whole(after=2)
     assert after.maker.seeds == [7]
 
 
-async def test_a_gateway_that_stops_leaves_what_it_has_not_finished_to_others_at_once(house: House) -> None:
-    leaving, other = await house.gateway(), await house.gateway("Utwo")
+async def test_a_gateway_that_stops_leaves_what_it_has_not_finished_to_others_at_once(running_service: RunningService) -> None:
+    leaving, other = await running_service.gateway(), await running_service.gateway("Utwo")
     leaving.maker.waits_at = 4
     await leaving.ask(asked(), stops_after=2)
-    await house.close()
-    assert (await other_after(house, after=2)).texts == whole(after=2)
+    await running_service.close()
+    assert (await other_after(running_service, after=2)).texts == whole(after=2)
     assert other.maker.seeds == []
 
 
-async def other_after(house: House, *, after: int) -> Heard:
-    return await (await house.gateway("Uthree")).ask(asked(after=after))
+async def other_after(running_service: RunningService, *, after: int) -> Heard:
+    return await (await running_service.gateway("Uthree")).ask(asked(after=after))
 
 
-async def test_several_answers_at_once_do_not_go_on_elsewhere_but_begin_anew(house: House) -> None:
-    dying, other = await house.gateway(), await house.gateway("Utwo")
+async def test_several_answers_at_once_do_not_go_on_elsewhere_but_begin_anew(running_service: RunningService) -> None:
+    dying, other = await running_service.gateway(), await running_service.gateway("Utwo")
     dying.maker.waits_at = 4
     await dying.ask(asked(n=2), stops_after=2)
-    await house.the_lease_ends()
+    await running_service.the_lease_ends()
     assert isinstance((await other.ask(asked(n=2, after=2))).error, errors.AnswerGone)
     assert is_whole(await other.ask(asked(n=2)))
 
 
-async def test_a_repeat_waits_for_another_gateway_and_gets_its_answer(house: House) -> None:
-    gateway, other = await house.gateway(), await house.gateway("Utwo")
+async def test_a_repeat_waits_for_another_gateway_and_gets_its_answer(running_service: RunningService) -> None:
+    gateway, other = await running_service.gateway(), await running_service.gateway("Utwo")
     gateway.maker.waits_at = 4
     first = asyncio.create_task(gateway.ask(asked()))
     await until_running(gateway)
@@ -449,8 +451,8 @@ async def test_a_repeat_waits_for_another_gateway_and_gets_its_answer(house: Hou
     assert is_whole(await repeat)
 
 
-async def test_a_repeat_with_little_time_is_told_to_come_again(house: House) -> None:
-    gateway, other = await house.gateway(), await house.gateway("Utwo")
+async def test_a_repeat_with_little_time_is_told_to_come_again(running_service: RunningService) -> None:
+    gateway, other = await running_service.gateway(), await running_service.gateway("Utwo")
     gateway.maker.waits_at = 4
     await gateway.ask(asked(), stops_after=1)
     told = (await other.ask(asked(), seconds=2.05)).error
@@ -458,9 +460,9 @@ async def test_a_repeat_with_little_time_is_told_to_come_again(house: House) -> 
     assert (told.status, told.retry_after_seconds) == (409, 2)
 
 
-async def test_only_so_many_wait_for_another_gateway(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_so_many_wait_for_another_gateway(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(idempotent_requests, "MOST_WAITING", 3)
-    gateway, other = await house.gateway(), await house.gateway("Utwo")
+    gateway, other = await running_service.gateway(), await running_service.gateway("Utwo")
     gateway.maker.waits_at = 4
     await gateway.ask(asked(), stops_after=1)
     repeats = [asyncio.create_task(other.ask(asked())) for _ in range(10)]
@@ -504,9 +506,9 @@ class Flaky(IdempotencyStore):
         return await super().prolong(requests, seconds=seconds)
 
 
-async def test_what_ends_while_postgresql_is_away_is_not_run_again(house: House) -> None:
-    store = Flaky(house.store)
-    gateway = await house.gateway(store=store)
+async def test_what_ends_while_postgresql_is_away_is_not_run_again(running_service: RunningService) -> None:
+    store = Flaky(running_service.store)
+    gateway = await running_service.gateway(store=store)
     gateway.maker.waits_at = 4
     running = asyncio.create_task(gateway.ask(asked()))
     await until_running(gateway)
@@ -519,16 +521,16 @@ async def test_what_ends_while_postgresql_is_away_is_not_run_again(house: House)
     store.away = False
     # Before it is told, the answer is read from memory; after it, from the store.
     assert is_whole(await gateway.ask(asked()))
-    assert (await house.row())["state"] == "running"
+    assert (await running_service.row())["state"] == "running"
     await gateway.idempotency.heartbeat()
-    assert (await house.row())["state"] == "ended"
-    assert is_whole(await (await house.gateway("Utwo")).ask(asked()))
+    assert (await running_service.row())["state"] == "ended"
+    assert is_whole(await (await running_service.gateway("Utwo")).ask(asked()))
     assert gateway.maker.seeds == [7]
 
 
-async def test_a_key_that_could_not_be_freed_is_freed_later(house: House) -> None:
-    store = Flaky(house.store)
-    gateway = await house.gateway(store=store)
+async def test_a_key_that_could_not_be_freed_is_freed_later(running_service: RunningService) -> None:
+    store = Flaky(running_service.store)
+    gateway = await running_service.gateway(store=store)
     gateway.maker.waits_at = gateway.maker.fails_at = 1
     running = asyncio.create_task(gateway.ask(asked()))
     await until_running(gateway)
@@ -544,7 +546,7 @@ async def test_a_key_that_could_not_be_freed_is_freed_later(house: House) -> Non
     assert is_whole(await again)
 
 
-async def test_a_claim_whose_answer_was_lost_is_taken_over_by_the_next_repeat(house: House) -> None:
+async def test_a_claim_whose_answer_was_lost_is_taken_over_by_the_next_repeat(running_service: RunningService) -> None:
     class Loses(Flaky):
         async def claim(self, *args: Any, **more: Any) -> NewKeyUse | Orphaned | None:
             claimed = await super().claim(*args, **more)
@@ -552,7 +554,7 @@ async def test_a_claim_whose_answer_was_lost_is_taken_over_by_the_next_repeat(ho
                 raise errors.Unavailable("the connection died at the commit")
             return claimed
 
-    gateway = await house.gateway(store=Loses(house.store))
+    gateway = await running_service.gateway(store=Loses(running_service.store))
     assert isinstance((await gateway.ask(asked())).error, errors.Unavailable)
     assert is_whole(await gateway.ask(asked(seed=8)))
     assert gateway.maker.seeds == [7]

@@ -11,7 +11,7 @@ import pytest
 from shared.api.generation import Generation
 from shared.api.inference import Chunk, ProcessPrompt
 from tests.services.gateway import fakes
-from tests.services.gateway.fakes import KEY, FakeWorker, House
+from tests.services.gateway.fakes import KEY, FakeWorker, RunningService
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 STREAM = {**CHAT, "stream": True}
@@ -19,14 +19,14 @@ WITH_KEY = {"idempotency-key": "order 17"}
 
 
 @pytest.fixture
-async def house() -> AsyncIterator[House]:
-    async with fakes.house() as made:
+async def running_service() -> AsyncIterator[RunningService]:
+    async with fakes.running_service() as made:
         yield made
 
 
 @pytest.fixture
-async def http(house: House) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(house.app())
+async def http(running_service: RunningService) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(running_service.app())
     headers = {"authorization": f"Bearer {KEY}"}
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway", headers=headers) as client:
         yield client
@@ -41,23 +41,23 @@ async def chat(http: httpx.AsyncClient, body: dict[str, Any], **headers: str) ->
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/completions", "/api/inference"])
-async def test_a_repeat_gets_the_same_answer_and_is_no_request(http: httpx.AsyncClient, house: House, path: str) -> None:
+async def test_a_repeat_gets_the_same_answer_and_is_no_request(http: httpx.AsyncClient, running_service: RunningService, path: str) -> None:
     body = {"/v1/chat/completions": CHAT, "/v1/responses": {"input": "hi"}}.get(path, {"prompt": "hi"})
     first = await http.post(path, json=body, headers=WITH_KEY)
     again = await http.post(path, json=body, headers=WITH_KEY)
     assert first.status_code == again.status_code == 200, first.text
     assert first.json() == again.json()
-    assert len(house.worker.asked) == len(house.store.rows) == 1
+    assert len(running_service.worker.asked) == len(running_service.store.rows) == 1
     assert ("idempotent-replayed" in first.headers, again.headers["idempotent-replayed"]) == (False, "true")
 
 
-async def test_a_stream_and_a_whole_answer_may_repeat_each_other(http: httpx.AsyncClient, house: House) -> None:
+async def test_a_stream_and_a_whole_answer_may_repeat_each_other(http: httpx.AsyncClient, running_service: RunningService) -> None:
     await chat(http, STREAM)
     assert (await chat(http, CHAT)).json()["choices"][0]["message"]["content"] == "Hello world!"
-    assert len(house.worker.asked) == 1
+    assert len(running_service.worker.asked) == 1
 
 
-async def test_the_rest_of_a_stream(http: httpx.AsyncClient, house: House) -> None:
+async def test_the_rest_of_a_stream(http: httpx.AsyncClient, running_service: RunningService) -> None:
     whole = await chat(http, STREAM)
     first, second, *_ = ids(whole)
     rest = await chat(http, STREAM, last_event_id=first)
@@ -65,13 +65,13 @@ async def test_the_rest_of_a_stream(http: httpx.AsyncClient, house: House) -> No
     assert '"Hello"' not in rest.text
     assert '" world"' in rest.text
     assert whole.text.endswith(rest.text[rest.text.index(f"id: {second}") :])
-    assert len(house.worker.asked) == 1
+    assert len(running_service.worker.asked) == 1
 
 
-async def test_the_rest_of_a_stream_without_its_key_is_refused(http: httpx.AsyncClient, house: House) -> None:
+async def test_the_rest_of_a_stream_without_its_key_is_refused(http: httpx.AsyncClient, running_service: RunningService) -> None:
     answer = await http.post("/v1/chat/completions", json=STREAM, headers={"last-event-id": f"{uuid4().hex}-2"})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "Last-Event-ID")
-    assert house.worker.asked == []
+    assert running_service.worker.asked == []
 
 
 async def test_another_body_is_a_conflict_that_is_not_sent_again(http: httpx.AsyncClient) -> None:
@@ -87,7 +87,9 @@ async def test_what_nothing_is_left_of_is_gone(http: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/completions", "/api/inference"])
-async def test_a_repeat_of_a_stream_is_the_same_stream_and_its_rest_is_its_end(http: httpx.AsyncClient, house: House, path: str) -> None:
+async def test_a_repeat_of_a_stream_is_the_same_stream_and_its_rest_is_its_end(
+    http: httpx.AsyncClient, running_service: RunningService, path: str
+) -> None:
     body = {"/v1/chat/completions": CHAT, "/v1/responses": {"input": "hi"}}.get(path, {"prompt": "hi"}) | {"stream": True}
     first, again = [await http.post(path, json=body, headers=WITH_KEY) for _ in range(2)]
     assert first.status_code == again.status_code == 200, first.text
@@ -96,27 +98,31 @@ async def test_a_repeat_of_a_stream_is_the_same_stream_and_its_rest_is_its_end(h
     behind = f"id: {ids(first)[0]}\n"
     assert first.text.endswith(rest.text)
     assert 0 < len(rest.text) < len(first.text) - first.text.index(behind)
-    assert len(house.worker.asked) == 1
+    assert len(running_service.worker.asked) == 1
 
 
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/completions", "/api/inference"])
-async def test_another_body_under_the_key_is_refused_at_every_door(http: httpx.AsyncClient, house: House, path: str) -> None:
+async def test_another_body_under_the_key_is_refused_at_every_door(
+    http: httpx.AsyncClient, running_service: RunningService, path: str
+) -> None:
     name = "input" if path == "/v1/responses" else "prompt"
     await http.post(path, json={name: "hi"}, headers=WITH_KEY)
     answer = await http.post(path, json={name: "ho"}, headers=WITH_KEY)
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "idempotency_conflict")
-    assert len(house.worker.asked) == 1
+    assert len(running_service.worker.asked) == 1
 
 
 SEVERAL = [{"prompt": ["a", "b"]}, {"prompt": ["a"]}, {"prompt": "b"}, {"prompt": ["a", "b", "c"]}, {"prompt": ["a", "c"]}]
 
 
 @pytest.mark.parametrize("first", SEVERAL, ids=str)
-async def test_one_prompt_more_or_less_is_another_request(http: httpx.AsyncClient, house: House, first: dict[str, Any]) -> None:
+async def test_one_prompt_more_or_less_is_another_request(
+    http: httpx.AsyncClient, running_service: RunningService, first: dict[str, Any]
+) -> None:
     for body in (first, *(each for each in SEVERAL if each != first)):
         answer = await http.post("/v1/completions", json=body, headers=WITH_KEY)
         assert answer.status_code == (200 if body == first else 409), body
-    assert len(house.worker.asked) == len(first["prompt"])
+    assert len(running_service.worker.asked) == len(first["prompt"])
 
 
 class HangsAt(FakeWorker):
@@ -131,10 +137,12 @@ class HangsAt(FakeWorker):
 
 
 @pytest.mark.parametrize("number", [1, 2])
-async def test_several_prompts_are_withdrawn_by_their_one_key(http: httpx.AsyncClient, house: House, number: int) -> None:
+async def test_several_prompts_are_withdrawn_by_their_one_key(
+    http: httpx.AsyncClient, running_service: RunningService, number: int
+) -> None:
     worker = HangsAt()
     worker.number = number
-    house.add_worker(1, worker, "smollm2")
+    running_service.add_worker(1, worker, "smollm2")
     asking = asyncio.create_task(http.post("/v1/completions", json={"prompt": ["a", "b", "c"]}, headers=WITH_KEY))
     await worker.said.wait()
     await http.delete("/api/inference", headers=WITH_KEY)
@@ -143,11 +151,11 @@ async def test_several_prompts_are_withdrawn_by_their_one_key(http: httpx.AsyncC
     assert len(worker.asked) == number, "the next is not begun any more"
 
 
-async def test_several_prompts_under_one_key_are_answered_once_each(http: httpx.AsyncClient, house: House) -> None:
+async def test_several_prompts_under_one_key_are_answered_once_each(http: httpx.AsyncClient, running_service: RunningService) -> None:
     body = {"prompt": ["a", "b"]}
     first, second = [await http.post("/v1/completions", json=body, headers=WITH_KEY) for _ in range(2)]
     assert first.json()["choices"] == second.json()["choices"]
-    assert len(house.worker.asked) == 2
+    assert len(running_service.worker.asked) == 2
     assert second.headers.get_list("idempotent-replayed") == ["true"]
     assert len(first.headers.get_list("x-ratelimit-remaining-requests")) == 1
     lost = await http.post("/v1/completions", json=body, headers={**WITH_KEY, "last-event-id": "0" * 32 + "-1"})

@@ -12,7 +12,7 @@ from services.gateway.limits.quotas import LimitReached
 from shared import errors
 from shared.types import Tier
 from tests.services.gateway import fakes
-from tests.services.gateway.fakes import FakeWorker, House
+from tests.services.gateway.fakes import FakeWorker, RunningService
 from tests.services.gateway.http_answers import BEARER, CHAT, problem
 
 REQUESTS = Allowance(LimitScope.USER, LimitKind.REQUESTS_PER_MINUTE, 10, 0, 59.2)
@@ -55,18 +55,18 @@ def test_rate_money_and_overload_are_never_mixed() -> None:
 
 
 @pytest.fixture
-async def house() -> AsyncIterator[House]:
-    async with fakes.house() as made:
+async def running_service() -> AsyncIterator[RunningService]:
+    async with fakes.running_service() as made:
         yield made
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/embeddings"])
 @pytest.mark.parametrize("key", [{}, {"idempotency-key": "one"}])
-async def test_who_is_refused_for_money_is_told_what_is_left_too(house: House, path: str, key: dict[str, str]) -> None:
-    house.books.refuses = InsufficientCredits(0, of_key=False)
-    house.add_worker(2, FakeWorker(), "minilm", only_embeds=True)
+async def test_who_is_refused_for_money_is_told_what_is_left_too(running_service: RunningService, path: str, key: dict[str, str]) -> None:
+    running_service.books.refuses = InsufficientCredits(0, of_key=False)
+    running_service.add_worker(2, FakeWorker(), "minilm", only_embeds=True)
     asked = CHAT if "chat" in path else {"input": "hi", "model": "minilm"}
-    transport = httpx.ASGITransport(house.app())
+    transport = httpx.ASGITransport(running_service.app())
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway", headers=BEARER | key) as client:
         for body in (asked, {**asked, "stream": True} if "chat" in path else asked):
             answer = await client.post(path, json=body)
@@ -75,10 +75,12 @@ async def test_who_is_refused_for_money_is_told_what_is_left_too(house: House, p
             assert int(answer.headers["x-ratelimit-remaining-requests"]) < 100
 
 
-async def test_who_is_refused_while_the_ledger_is_away_is_told_too(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_is_refused_while_the_ledger_is_away_is_told_too(
+    running_service: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("services.gateway.billing.ledger.RESERVE_SECONDS", 0.01)
-    house.books.away = True
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(house.app()), base_url="http://gateway", headers=BEARER) as client:
+    running_service.books.away = True
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(running_service.app()), base_url="http://gateway", headers=BEARER) as client:
         answer = await client.post("/v1/chat/completions", json=CHAT)
     problem(answer, 503, "ledger_unavailable")
     assert answer.headers.get_list("x-ratelimit-remaining-requests") == ["99"]
@@ -87,9 +89,11 @@ async def test_who_is_refused_while_the_ledger_is_away_is_told_too(house: House,
 @pytest.mark.parametrize(
     ("error", "status"), [(errors.BadRequest("no"), 400), (errors.Overloaded("full"), 503), (errors.DeadlineExceeded("late"), 504)]
 )
-async def test_what_its_worker_says_comes_with_the_limits_once(house: House, error: errors.AimeshError, status: int) -> None:
-    house.worker.fails_with = error
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(house.app()), base_url="http://gateway", headers=BEARER) as client:
+async def test_what_its_worker_says_comes_with_the_limits_once(
+    running_service: RunningService, error: errors.AimeshError, status: int
+) -> None:
+    running_service.worker.fails_with = error
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(running_service.app()), base_url="http://gateway", headers=BEARER) as client:
         for stream in (False, True):
             answer = await client.post("/v1/chat/completions", json={**CHAT, "stream": stream})
             assert answer.status_code == status

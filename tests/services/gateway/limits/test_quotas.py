@@ -35,7 +35,7 @@ MODEL = ModelName("smollm2")
 HOURLY = replace(tiers.NO_LIMITS, requests_per_hour=10)
 
 
-class Desk:
+class ApiClient:
     """Quotas, and what can be seen of them."""
 
     def __init__(
@@ -92,27 +92,27 @@ def counters() -> FakeCounters:
 
 
 async def test_a_refusal_says_which_limit_and_how_long(counters: FakeCounters) -> None:
-    desk = Desk(counters, TierPlan(100, 10, None, None, None))
-    spent = [await desk.spend() for _ in range(10)]
+    api_client = ApiClient(counters, TierPlan(100, 10, None, None, None))
+    spent = [await api_client.spend() for _ in range(10)]
     assert spent[-1].tightest.requests is not None
     assert (spent[-1].tightest.requests.kind, spent[-1].tightest.requests.remaining) == (LimitKind.REQUESTS_PER_MINUTE, 0)
     with pytest.raises(LimitReached, match="the free tier's limit of 10 requests per minute is used up") as refused:
-        await desk.spend()
+        await api_client.spend()
     assert refused.value.retry_after_seconds == pytest.approx(6, abs=0.01)
 
 
 async def test_the_tightest_of_user_key_and_model_holds(counters: FakeCounters) -> None:
-    desk = Desk(counters, TierPlan(100, None, None, 5, None), models={MODEL: replace(tiers.NO_LIMITS, concurrency=3)})
+    api_client = ApiClient(counters, TierPlan(100, None, None, 5, None), models={MODEL: replace(tiers.NO_LIMITS, concurrency=3)})
     of_key = replace_key(ADA, ApiKeyLimits(concurrency=2))
-    await desk.spend(of_key)
-    await desk.spend(of_key)
+    await api_client.spend(of_key)
+    await api_client.spend(of_key)
     with pytest.raises(LimitReached, match="this key's limit of 2 requests at once is reached"):
-        await desk.spend(of_key)
-    await desk.spend()
+        await api_client.spend(of_key)
+    await api_client.spend()
     with pytest.raises(LimitReached, match="the model's limit of 3 requests at once is reached"):
-        await desk.spend()
-    await desk.spend(model=ModelName("other"))
-    (hour, *_) = await desk.quotas.look(ADA)
+        await api_client.spend()
+    await api_client.spend(model=ModelName("other"))
+    (hour, *_) = await api_client.quotas.look(ADA)
     assert hour.used == 4
 
 
@@ -121,21 +121,21 @@ def replace_key(principal: Principal, limited: ApiKeyLimits) -> Principal:
 
 
 async def test_more_tokens_than_ever_fit_are_refused_for_good(counters: FakeCounters) -> None:
-    desk = Desk(counters, replace(tiers.NO_LIMITS, tokens_per_minute=1000))
+    api_client = ApiClient(counters, replace(tiers.NO_LIMITS, tokens_per_minute=1000))
     with pytest.raises(errors.TokensTooLarge, match="1001 tokens, and the limit is 1000"):
-        await desk.spend(tokens=1001)
+        await api_client.spend(tokens=1001)
     assert not counters.calls
-    assert desk.quotas.most_tokens(ADA, MODEL) == 1000
-    await desk.spend(tokens=1000)
+    assert api_client.quotas.most_tokens(ADA, MODEL) == 1000
+    await api_client.spend(tokens=1000)
 
 
 async def test_who_has_no_limits_costs_no_call(counters: FakeCounters) -> None:
-    desk = Desk(counters, HOURLY)
+    api_client = ApiClient(counters, HOURLY)
     rich = Principal(UserId(UUID(int=9)), "eve", UserRole.USER, Tier.ENTERPRISE)
-    spent = await desk.spend(rich)
-    await desk.quotas.settle(spent, tokens=5)
-    assert await desk.quotas.look(rich) == ()
-    assert (spent.counted, counters.calls, desk.quotas.most_tokens(rich, MODEL)) == (CountedRequest.NOWHERE, 0, None)
+    spent = await api_client.spend(rich)
+    await api_client.quotas.settle(spent, tokens=5)
+    assert await api_client.quotas.look(rich) == ()
+    assert (spent.counted, counters.calls, api_client.quotas.most_tokens(rich, MODEL)) == (CountedRequest.NOWHERE, 0, None)
 
 
 async def test_every_limit_in_force_is_listed_with_where_it_comes_from(counters: FakeCounters) -> None:
@@ -143,65 +143,65 @@ async def test_every_limit_in_force_is_listed_with_where_it_comes_from(counters:
         tiers.with_old_setting(tiers.DEFAULTS[Tier.FREE], "DEFAULT_RATE_LIMIT", 50, {}), {"concurrency": "4"}, setting="TIER_FREE"
     )
     models = tiers.of_models({"smollm2.concurrency": "3", "secret.concurrency": "9"})
-    desk = Desk(counters, plan, models=models)
+    api_client = ApiClient(counters, plan, models=models)
     caller = msgspec.structs.replace(ADA, key_id=KeyId(UUID(int=5)), key_limits=ApiKeyLimits(tokens_per_minute=500))
-    await desk.spend(caller)
-    found = await desk.quotas.look(caller, lambda model: model == MODEL)
+    await api_client.spend(caller)
+    found = await api_client.quotas.look(caller, lambda model: model == MODEL)
     assert [(one.scope, one.kind, one.name, one.used, one.limit, one.source) for one in found] == [
         ("user", "requests_per_hour", "", 1, 50, "DEFAULT_RATE_LIMIT"),
         ("user", "concurrency", "", 1, 4, "TIER_FREE"),
         ("key", "tokens_per_minute", "", 10, 500, "key"),
         ("model", "concurrency", "smollm2", 1, 3, "MODEL_LIMITS"),
     ]
-    assert [one.scope for one in await desk.quotas.look(ADA)] == ["user", "user"]
+    assert [one.scope for one in await api_client.quotas.look(ADA)] == ["user", "user"]
 
 
 @pytest.mark.parametrize("away", [False, True])
 async def test_places_are_kept_while_their_requests_run_and_not_longer(counters: FakeCounters, away: bool) -> None:
-    desk = Desk(counters, replace(tiers.NO_LIMITS, concurrency=3))
+    api_client = ApiClient(counters, replace(tiers.NO_LIMITS, concurrency=3))
     now = 1_000_000.0
-    desk.quotas._clock = lambda: now
+    api_client.quotas._clock = lambda: now
     if away:
         counters.away = True
-        desk.quotas._breaker.failed(now, times=100)
-    running, settled = await desk.spend(), await desk.spend()
+        api_client.quotas._breaker.failed(now, times=100)
+    running, settled = await api_client.spend(), await api_client.spend()
     for _ in range(4):
         now = counters.now = now + PLACE_HEARTBEAT_SECONDS
-        await desk.quotas.extend_places()
-    await desk.quotas.settle(settled, tokens=0)
-    await desk.quotas.extend_places()
-    assert await desk.let_in(5) == 2
+        await api_client.quotas.extend_places()
+    await api_client.quotas.settle(settled, tokens=0)
+    await api_client.quotas.extend_places()
+    assert await api_client.let_in(5) == 2
     # Nobody settles it, but its deadline passes.
     for _ in range(10):
         now = counters.now = now + PLACE_HEARTBEAT_SECONDS
-        await desk.quotas.extend_places()
-    assert await desk.let_in(5) == 3
-    await desk.quotas.settle(running, tokens=0)
+        await api_client.quotas.extend_places()
+    assert await api_client.let_in(5) == 3
+    await api_client.quotas.settle(running, tokens=0)
 
 
 @pytest.mark.parametrize("away", [False, True])
 async def test_what_the_limits_said_of_each_request_is_counted_once(counters: FakeCounters, away: bool) -> None:
     counters.away = away
-    desk = Desk(counters, replace(HOURLY, tokens_per_minute=1000))
-    assert desk.decisions == (0, 0, 0)
-    assert await desk.let_in(12) == 10
-    assert desk.decisions == (10, 2, 0)
+    api_client = ApiClient(counters, replace(HOURLY, tokens_per_minute=1000))
+    assert api_client.decisions == (0, 0, 0)
+    assert await api_client.let_in(12) == 10
+    assert api_client.decisions == (10, 2, 0)
     with pytest.raises(errors.TokensTooLarge):
-        await desk.spend(tokens=1001)
-    await desk.spend(Principal(UserId(UUID(int=9)), "eve", UserRole.USER, Tier.ENTERPRISE))
-    assert desk.decisions == (11, 3, 0)
+        await api_client.spend(tokens=1001)
+    await api_client.spend(Principal(UserId(UUID(int=9)), "eve", UserRole.USER, Tier.ENTERPRISE))
+    assert api_client.decisions == (11, 3, 0)
 
 
 @pytest.mark.parametrize("away", [False, True])
 async def test_what_is_settled_comes_back_once(counters: FakeCounters, away: bool) -> None:
-    desk = Desk(counters, replace(tiers.NO_LIMITS, tokens_per_minute=1000, concurrency=1))
+    api_client = ApiClient(counters, replace(tiers.NO_LIMITS, tokens_per_minute=1000, concurrency=1))
     counters.away = away
-    spent = await desk.spend(tokens=900)
+    spent = await api_client.spend(tokens=900)
     with pytest.raises(LimitReached):
-        await desk.spend()
+        await api_client.spend()
     for _ in range(3):
-        await desk.quotas.settle(spent, tokens=100)
-    left = {one.kind: one.remaining for one in await desk.quotas.look(ADA)}
+        await api_client.quotas.settle(spent, tokens=100)
+    left = {one.kind: one.remaining for one in await api_client.quotas.look(ADA)}
     # By the real clock of the degraded mode a token or two may have come back meanwhile.
     assert left[LimitKind.CONCURRENCY] == 1
     assert left[LimitKind.TOKENS_PER_MINUTE] == 900 if not away else 900 <= left[LimitKind.TOKENS_PER_MINUTE] <= 1000
@@ -212,26 +212,26 @@ async def test_what_is_settled_comes_back_once(counters: FakeCounters, away: boo
 
 async def test_without_valkey_a_gateway_counts_its_share(counters: FakeCounters) -> None:
     counters.away = True
-    desk = Desk(counters, HOURLY, gateways=3)
-    assert await desk.let_in(30) == 4
-    assert desk.degraded
+    api_client = ApiClient(counters, HOURLY, gateways=3)
+    assert await api_client.let_in(30) == 4
+    assert api_client.degraded
     assert counters.calls < 40
 
 
 async def test_a_request_larger_than_the_share_takes_all_of_it(counters: FakeCounters) -> None:
     counters.away = True
-    desk = Desk(counters, replace(tiers.NO_LIMITS, tokens_per_minute=1000), gateways=3)
-    await desk.spend(tokens=900)
+    api_client = ApiClient(counters, replace(tiers.NO_LIMITS, tokens_per_minute=1000), gateways=3)
+    await api_client.spend(tokens=900)
     with pytest.raises(LimitReached):
-        await desk.spend(tokens=10)
+        await api_client.spend(tokens=10)
 
 
 async def test_open_lets_all_in_and_closed_none(counters: FakeCounters) -> None:
     counters.away = True
-    opened = Desk(counters, HOURLY, mode="open")
+    opened = ApiClient(counters, HOURLY, mode="open")
     assert await opened.let_in(30) == 30
     assert opened.decisions == (0, 0, 30)
-    closed = Desk(counters, HOURLY, mode="closed")
+    closed = ApiClient(counters, HOURLY, mode="closed")
     for _ in range(8):
         with pytest.raises(errors.Unavailable):
             await closed.spend()
@@ -239,31 +239,31 @@ async def test_open_lets_all_in_and_closed_none(counters: FakeCounters) -> None:
 
 
 async def test_five_failures_in_a_row_and_no_fewer_mean_that_it_is_away(counters: FakeCounters) -> None:
-    desk = Desk(counters, HOURLY)
+    api_client = ApiClient(counters, HOURLY)
     for _ in range(3):
         counters.away = True
         for _ in range(4):
-            await desk.quotas.look(ADA)
+            await api_client.quotas.look(ADA)
         counters.away = False
-        await desk.quotas.look(ADA)
-    assert not desk.degraded
+        await api_client.quotas.look(ADA)
+    assert not api_client.degraded
     counters.away = True
     for _ in range(5):
-        await desk.quotas.look(ADA)
-    assert desk.degraded
+        await api_client.quotas.look(ADA)
+    assert api_client.degraded
 
 
 async def test_what_ends_while_it_is_away_is_settled_when_it_is_back(counters: FakeCounters) -> None:
-    desk = Desk(counters, replace(tiers.NO_LIMITS, concurrency=2))
-    spent = [await desk.spend(), await desk.spend()]
+    api_client = ApiClient(counters, replace(tiers.NO_LIMITS, concurrency=2))
+    spent = [await api_client.spend(), await api_client.spend()]
     counters.away = True
     for one in spent:
-        await desk.quotas.settle(one, tokens=0)
+        await api_client.quotas.settle(one, tokens=0)
     counters.away = False
     with pytest.raises(LimitReached):
-        await desk.spend()
-    async with desk.watched(), asyncio.timeout(5):
-        while (await desk.quotas.look(ADA))[0].remaining < 2:  # noqa: ASYNC110 - it is asked, and tells nobody
+        await api_client.spend()
+    async with api_client.watched(), asyncio.timeout(5):
+        while (await api_client.quotas.look(ADA))[0].remaining < 2:  # noqa: ASYNC110 - it is asked, and tells nobody
             await asyncio.sleep(0.01)
 
 
@@ -283,15 +283,15 @@ async def test_what_is_cancelled_after_valkey_has_counted_it_is_given_back() -> 
             return answer
 
     counters = Slow()
-    desk = Desk(counters, replace(tiers.NO_LIMITS, concurrency=1))
-    asking = asyncio.create_task(desk.spend())
+    api_client = ApiClient(counters, replace(tiers.NO_LIMITS, concurrency=1))
+    asking = asyncio.create_task(api_client.spend())
     await counters.counted.wait()
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
-    assert (await desk.quotas.look(ADA))[0].remaining == 0
-    async with desk.watched(), asyncio.timeout(5):
-        while (await desk.quotas.look(ADA))[0].remaining < 1:  # noqa: ASYNC110 - it is asked, and tells nobody
+    assert (await api_client.quotas.look(ADA))[0].remaining == 0
+    async with api_client.watched(), asyncio.timeout(5):
+        while (await api_client.quotas.look(ADA))[0].remaining < 1:  # noqa: ASYNC110 - it is asked, and tells nobody
             await asyncio.sleep(0.01)
 
 
@@ -311,10 +311,10 @@ async def test_a_call_that_takes_too_long_means_that_valkey_is_away_unless_other
             now[0] += 2 * ANSWER_SECONDS
             raise errors.Unavailable("Valkey does not answer")
 
-    desk = Desk(Slow(), HOURLY, clock=lambda: now[0])
-    quotas = desk.quotas
+    api_client = ApiClient(Slow(), HOURLY, clock=lambda: now[0])
+    quotas = api_client.quotas
     await quotas.look(ADA)
-    assert desk.degraded is not others_are_answered
+    assert api_client.degraded is not others_are_answered
 
 
 def test_the_counters_here_are_bounded() -> None:
@@ -329,72 +329,72 @@ def test_the_counters_here_are_bounded() -> None:
 
 
 @asynccontextmanager
-async def watched_desk(valkey_url: str, counters: Callable[[Cache], Counters]) -> AsyncIterator[Desk]:
+async def watched_desk(valkey_url: str, counters: Callable[[Cache], Counters]) -> AsyncIterator[ApiClient]:
     async with Cache.open(valkey_url) as cache:
-        made = Desk(counters(cache), TierPlan(100, None, None, 1000, None))
+        made = ApiClient(counters(cache), TierPlan(100, None, None, 1000, None))
         await made.quotas.connect()
         async with made.watched():
             yield made
 
 
 @pytest.fixture
-async def desk(valkey_url: str) -> AsyncIterator[Desk]:
+async def api_client(valkey_url: str) -> AsyncIterator[ApiClient]:
     async with watched_desk(valkey_url, lambda cache: cache) as made:
         yield made
 
 
 async def test_four_hundred_at_once_let_exactly_the_limit_in(valkey_url: str) -> None:
-    async with watched_desk(valkey_url, PatientCounters) as desk:
-        assert await desk.let_in(400) == 100
-        assert not desk.degraded
+    async with watched_desk(valkey_url, PatientCounters) as api_client:
+        assert await api_client.let_in(400) == 100
+        assert not api_client.degraded
 
 
-async def until_it_counts_again(desk: Desk) -> None:
+async def until_it_counts_again(api_client: ApiClient) -> None:
     async with asyncio.timeout(10):
-        while desk.degraded:  # noqa: ASYNC110 - a metric tells nobody
+        while api_client.degraded:  # noqa: ASYNC110 - a metric tells nobody
             await asyncio.sleep(0.01)
 
 
 async def test_killed_and_back_without_an_error(valkey_url: str, valkey: ValkeyServer) -> None:
-    async with watched_desk(valkey_url, PatientCounters) as desk:
-        await kill_and_bring_back(desk, valkey)
+    async with watched_desk(valkey_url, PatientCounters) as api_client:
+        await kill_and_bring_back(api_client, valkey)
 
 
-async def kill_and_bring_back(desk: Desk, valkey: ValkeyServer) -> None:
-    assert await desk.let_in(5) == 5
+async def kill_and_bring_back(api_client: ApiClient, valkey: ValkeyServer) -> None:
+    assert await api_client.let_in(5) == 5
     valkey.kill()
     try:
         began = time.monotonic()
-        assert await desk.let_in(50) == 50
-        assert desk.degraded
+        assert await api_client.let_in(50) == 50
+        assert api_client.degraded
         # Had each waited for Valkey, this would be four seconds at least.
         assert time.monotonic() - began < 3
     finally:
         # Not in a thread: it would die with that.
         valkey.ensure_running()
-    await until_it_counts_again(desk)
+    await until_it_counts_again(api_client)
     # What it had written down it still knows, and it counts.
-    assert 95 <= await desk.let_in(120) <= 100
+    assert 95 <= await api_client.let_in(120) <= 100
 
 
-async def test_stopped_in_its_tracks_and_back(desk: Desk, valkey: ValkeyServer) -> None:
-    assert await desk.let_in(5) == 5
+async def test_stopped_in_its_tracks_and_back(api_client: ApiClient, valkey: ValkeyServer) -> None:
+    assert await api_client.let_in(5) == 5
     os.kill(valkey.pid, signal.SIGSTOP)
     try:
         waits = []
         for _ in range(20):
             began = time.monotonic()
-            await desk.spend()
+            await api_client.spend()
             waits.append(time.monotonic() - began)
-        assert desk.degraded
+        assert api_client.degraded
         # One waits, and nobody after it: 20 that wait would take 1.6 s, on a machine that is not busy with others.
         assert statistics.median(waits) < 0.08
         assert sum(waits) < 1.5
     finally:
         os.kill(valkey.pid, signal.SIGCONT)
-    await until_it_counts_again(desk)
+    await until_it_counts_again(api_client)
     # It may have counted when it went on, although nobody waited for the answer any more.
-    hour, at_once = await desk.quotas.look(ADA)
+    hour, at_once = await api_client.quotas.look(ADA)
     assert 5 <= hour.used <= 6
     assert at_once.used in {5, 6}
 
@@ -404,30 +404,30 @@ REASONS = ["MISCONF", "NOREPLICAS", "OOM", "READONLY", "MASTERDOWN", "BUSY"]
 
 @pytest.mark.parametrize("reason", REASONS)
 async def test_a_valkey_that_refuses_to_write_is_one_that_is_away(
-    desk: Desk, valkey_url: str, reason: str, monkeypatch: pytest.MonkeyPatch
+    api_client: ApiClient, valkey_url: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = Lines(monkeypatch)
-    assert await desk.let_in(5) == 5
+    assert await api_client.let_in(5) == 5
     async with refusing(valkey_url, reason):
-        spent = await desk.spend()
-        assert desk.degraded, "what it refuses to one it refuses to all"
+        spent = await api_client.spend()
+        assert api_client.degraded, "what it refuses to one it refuses to all"
         assert spent.counted is CountedRequest.HERE
         # Where there is no memory left it still takes what gives memory back, which does not mean that it is well.
-        await desk.quotas.settle(spent, tokens=0)
-        assert await desk.let_in(50) == 50
-        assert desk.degraded
-        assert await desk.let_in(100) == 49, "it counts here, whatever was counted there"
+        await api_client.quotas.settle(spent, tokens=0)
+        assert await api_client.let_in(50) == 50
+        assert api_client.degraded
+        assert await api_client.let_in(100) == 49, "it counts here, whatever was counted there"
     (line,) = lines.of("limits are not counted in valkey")
     assert reason in line
-    await until_it_counts_again(desk)
-    assert (await desk.spend()).counted is CountedRequest.VALKEY
+    await until_it_counts_again(api_client)
+    assert (await api_client.spend()).counted is CountedRequest.VALKEY
 
 
 @pytest.mark.parametrize("reason", ["OOM", "NOREPLICAS"])
 async def test_open_and_closed_hold_for_one_that_refuses_too(valkey_url: str, reason: str) -> None:
     async with Cache.open(valkey_url) as cache, refusing(valkey_url, reason):
-        assert await Desk(cache, HOURLY, mode="open").let_in(30) == 30
-        closed = Desk(cache, HOURLY, mode="closed")
+        assert await ApiClient(cache, HOURLY, mode="open").let_in(30) == 30
+        closed = ApiClient(cache, HOURLY, mode="closed")
         for _ in range(3):
             with pytest.raises(errors.Unavailable):
                 await closed.spend()

@@ -12,18 +12,18 @@ from shared.api import inference
 from shared.api.generation import Generation, ToolCall, Usage
 from shared.types import FinishReason
 from tests.services.gateway import fakes, openai_clients
-from tests.services.gateway.fakes import TOKEN, FakeWorker, House
+from tests.services.gateway.fakes import TOKEN, FakeWorker, RunningService
 
 
 @pytest.fixture
-async def house() -> AsyncIterator[House]:
-    async with fakes.house(free=5) as made:
+async def running_service() -> AsyncIterator[RunningService]:
+    async with fakes.running_service(free=5) as made:
         yield made
 
 
 @pytest.fixture
-async def client(house: House) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with openai_clients.connected(house) as made:
+async def client(running_service: RunningService) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai_clients.connected(running_service) as made:
         yield made
 
 
@@ -48,8 +48,8 @@ async def test_stream(client: openai.AsyncOpenAI) -> None:
     assert usage.completion_tokens == 3
 
 
-async def test_models(client: openai.AsyncOpenAI, house: House) -> None:
-    house.add_worker(2, FakeWorker(), "org/name:8b")
+async def test_models(client: openai.AsyncOpenAI, running_service: RunningService) -> None:
+    running_service.add_worker(2, FakeWorker(), "org/name:8b")
     assert [model.id async for model in client.models.list()] == ["org/name:8b", "smollm2"]
     assert (await client.models.retrieve("org/name:8b")).id == "org/name:8b"
     with pytest.raises(openai.NotFoundError) as missing:
@@ -78,8 +78,10 @@ async def test_responses(client: openai.AsyncOpenAI) -> None:
     assert (events[0], events[-1]) == ("response.created", "response.completed")
 
 
-async def test_a_response_that_the_client_puts_together_from_its_stream(client: openai.AsyncOpenAI, house: House) -> None:
-    house.add_worker(1, Calls(), "smollm2")
+async def test_a_response_that_the_client_puts_together_from_its_stream(
+    client: openai.AsyncOpenAI, running_service: RunningService
+) -> None:
+    running_service.add_worker(1, Calls(), "smollm2")
     tool: Any = {"type": "function", "name": "look_up", "parameters": {"type": "object", "properties": {}}, "strict": True}
     async with client.responses.stream(model="smollm2", input="hi", tools=[tool]) as stream:
         snapshots = [event.snapshot async for event in stream if event.type == "response.output_text.delta"]
@@ -91,8 +93,8 @@ async def test_a_response_that_the_client_puts_together_from_its_stream(client: 
     assert refused.value.param == "previous_response_id"
 
 
-async def test_a_chat_that_the_client_puts_together_from_its_stream(client: openai.AsyncOpenAI, house: House) -> None:
-    house.add_worker(1, Calls(), "smollm2")
+async def test_a_chat_that_the_client_puts_together_from_its_stream(client: openai.AsyncOpenAI, running_service: RunningService) -> None:
+    running_service.add_worker(1, Calls(), "smollm2")
     tool: Any = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}, "strict": True}}
     messages: Any = [{"role": "user", "content": "hi"}]
     async with client.chat.completions.stream(model="smollm2", messages=messages, tools=[tool]) as stream:
@@ -125,7 +127,7 @@ async def test_an_access_token_is_as_good_as_a_key(client: openai.AsyncOpenAI) -
     assert [model.id async for model in holder.models.list()] == ["smollm2"]
 
 
-async def test_errors(client: openai.AsyncOpenAI, house: House) -> None:
+async def test_errors(client: openai.AsyncOpenAI, running_service: RunningService) -> None:
     ask = client.chat.completions
     with pytest.raises(openai.BadRequestError) as wrong:
         await ask.create(model="smollm2", messages=[{"role": "user", "content": "hi"}], temperature=5)
@@ -146,20 +148,22 @@ async def test_a_ten_megabyte_prompt_is_an_answer_and_not_a_broken_connection(cl
     assert refused.value.status_code == 413
 
 
-async def test_a_worker_that_dies_in_the_stream_is_an_error_of_the_stream(client: openai.AsyncOpenAI, house: House) -> None:
-    house.worker.fails_with, house.worker.fails_after = errors.LinkLost("the worker died"), 1
+async def test_a_worker_that_dies_in_the_stream_is_an_error_of_the_stream(
+    client: openai.AsyncOpenAI, running_service: RunningService
+) -> None:
+    running_service.worker.fails_with, running_service.worker.fails_after = errors.LinkLost("the worker died"), 1
     stream = await client.chat.completions.create(model="smollm2", messages=[{"role": "user", "content": "hi"}], stream=True)
     with pytest.raises(openai.APIError, match="the worker died"):
         async for _ in stream:
             pass
 
 
-async def test_closing_a_stream_cancels_the_generation(client: openai.AsyncOpenAI, house: House) -> None:
-    house.worker.hangs_after = 2
+async def test_closing_a_stream_cancels_the_generation(client: openai.AsyncOpenAI, running_service: RunningService) -> None:
+    running_service.worker.hangs_after = 2
     stream = await client.chat.completions.create(model="smollm2", messages=[{"role": "user", "content": "hi"}], stream=True)
-    await house.worker.said.wait()
+    await running_service.worker.said.wait()
     await stream.close()
     async with asyncio.timeout(10):
-        while not house.store.rows:  # noqa: ASYNC110
+        while not running_service.store.rows:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
-    assert (house.store.only_row.status, house.store.only_row.completion_tokens) == ("cancelled", 2)
+    assert (running_service.store.only_row.status, running_service.store.only_row.completion_tokens) == ("cancelled", 2)

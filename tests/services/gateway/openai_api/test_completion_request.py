@@ -13,20 +13,20 @@ from shared.api import inference
 from shared.api.generation import ChatMessage, FormatKind, Generation, Usage
 from shared.types import FinishReason
 from tests.services.gateway import fakes
-from tests.services.gateway.fakes import KEY, FakeWorker, House
+from tests.services.gateway.fakes import KEY, FakeWorker, RunningService
 
 BEARER = {"authorization": f"Bearer {KEY}"}
 
 
 @pytest.fixture
-async def house() -> AsyncIterator[House]:
-    async with fakes.house() as made:
+async def running_service() -> AsyncIterator[RunningService]:
+    async with fakes.running_service() as made:
         yield made
 
 
 @pytest.fixture
-async def http(house: House) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(house.app()), base_url="http://gateway", headers=BEARER) as client:
+async def http(running_service: RunningService) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(running_service.app()), base_url="http://gateway", headers=BEARER) as client:
         yield client
 
 
@@ -47,15 +47,15 @@ def text_of(events: list[dict[str, Any]], index: int) -> str:
     return "".join(choice["text"] for event in events for choice in event["choices"] if choice["index"] == index)
 
 
-async def test_a_text_goes_to_the_model_as_it_is(http: httpx.AsyncClient, house: House) -> None:
+async def test_a_text_goes_to_the_model_as_it_is(http: httpx.AsyncClient, running_service: RunningService) -> None:
     found = await complete(http, model="llama3", grammar="root ::= [a]")
     assert (found.object, found.model, found.choices[0].text, found.choices[0].finish_reason) == (
         *("text_completion", "smollm2", "Hello world!", "stop"),
     )
     assert found.usage is not None
     assert (found.usage.prompt_tokens, found.usage.completion_tokens, found.usage.total_tokens) == (7, 3, 10)
-    assert found.id == f"cmpl-{house.store.only_row.id.hex}"
-    (prompt,) = house.worker.asked
+    assert found.id == f"cmpl-{running_service.store.only_row.id.hex}"
+    (prompt,) = running_service.worker.asked
     assert prompt.prompt == (ChatMessage("user", "Once"),)
     config = prompt.model_config
     assert (config.raw, config.max_tokens) == (True, 16)
@@ -63,19 +63,23 @@ async def test_a_text_goes_to_the_model_as_it_is(http: httpx.AsyncClient, house:
     assert config.format.kind is FormatKind.GBNF
 
 
-async def test_a_chat_is_not_raw(http: httpx.AsyncClient, house: House) -> None:
+async def test_a_chat_is_not_raw(http: httpx.AsyncClient, running_service: RunningService) -> None:
     await http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "hi"}]})
-    assert house.worker.asked[0].model_config.raw is False
+    assert running_service.worker.asked[0].model_config.raw is False
 
 
-async def test_each_prompt_has_answers_and_a_row_of_its_own(http: httpx.AsyncClient, house: House) -> None:
+async def test_each_prompt_has_answers_and_a_row_of_its_own(http: httpx.AsyncClient, running_service: RunningService) -> None:
     found = await complete(http, prompt=["One", "Two", "Three"])
     assert [(choice.index, choice.text) for choice in found.choices] == [(index, "Hello world!") for index in range(3)]
     assert found.usage is not None
     assert (found.usage.prompt_tokens, found.usage.completion_tokens) == (21, 9)
-    assert [prompt.prompt[0].content for prompt in house.worker.asked if isinstance(prompt.prompt, tuple)] == ["One", "Two", "Three"]
-    assert len(house.store.rows) == 3
-    assert found.id.removeprefix("cmpl-") == house.worker.asked[0].request_id.hex
+    assert [prompt.prompt[0].content for prompt in running_service.worker.asked if isinstance(prompt.prompt, tuple)] == [
+        "One",
+        "Two",
+        "Three",
+    ]
+    assert len(running_service.store.rows) == 3
+    assert found.id.removeprefix("cmpl-") == running_service.worker.asked[0].request_id.hex
 
 
 async def test_several_prompts_in_a_stream(http: httpx.AsyncClient) -> None:
@@ -89,7 +93,7 @@ async def test_several_prompts_in_a_stream(http: httpx.AsyncClient) -> None:
     assert len({event["id"] for event in events}) == 1
 
 
-async def test_a_prompt_that_fails_in_the_stream_is_its_last_event(http: httpx.AsyncClient, house: House) -> None:
+async def test_a_prompt_that_fails_in_the_stream_is_its_last_event(http: httpx.AsyncClient, running_service: RunningService) -> None:
     class FailsOnTwo(FakeWorker):
         async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
             if prompt.prompt[0].content == "Two":  # type: ignore[union-attr]
@@ -97,7 +101,7 @@ async def test_a_prompt_that_fails_in_the_stream_is_its_last_event(http: httpx.A
             async for said in super().run(prompt):
                 yield said
 
-    house.add_worker(1, FailsOnTwo(), "smollm2")
+    running_service.add_worker(1, FailsOnTwo(), "smollm2")
     answer = await http.post("/v1/completions", json={"prompt": ["One", "Two"], "stream": True})
     last = [line for line in answer.text.split("\n") if line.startswith("data: ")][-1]
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "deadline_exceeded"
@@ -105,8 +109,10 @@ async def test_a_prompt_that_fails_in_the_stream_is_its_last_event(http: httpx.A
 
 
 @pytest.mark.parametrize("words", [("Hello", " world", "!"), ()])
-async def test_echo_puts_the_prompt_first_and_once(http: httpx.AsyncClient, house: House, words: tuple[str, ...]) -> None:
-    house.worker.words = words
+async def test_echo_puts_the_prompt_first_and_once(
+    http: httpx.AsyncClient, running_service: RunningService, words: tuple[str, ...]
+) -> None:
+    running_service.worker.words = words
     assert (await complete(http, echo=True)).choices[0].text == "Once" + "".join(words)
     assert text_of(await streamed(http, echo=True), 0) == "Once" + "".join(words)
     assert text_of(await streamed(http), 0) == "".join(words)
@@ -124,8 +130,8 @@ class Likely(FakeWorker):
         yield Generation(FinishReason.LENGTH, Usage(7, 4), (FinishReason.LENGTH, FinishReason.STOP))
 
 
-async def test_log_probabilities_have_their_older_shape(http: httpx.AsyncClient, house: House) -> None:
-    house.add_worker(1, Likely(), "smollm2")
+async def test_log_probabilities_have_their_older_shape(http: httpx.AsyncClient, running_service: RunningService) -> None:
+    running_service.add_worker(1, Likely(), "smollm2")
     found = await complete(http, n=2, best_of=2, logprobs=2)
     assert [choice.finish_reason for choice in found.choices] == ["length", "stop"]
     for choice in found.choices:
@@ -158,8 +164,8 @@ async def test_log_probabilities_have_their_older_shape(http: httpx.AsyncClient,
     ],
 )  # fmt: skip
 async def test_a_wrong_parameter_is_a_400_that_names_it(
-    http: httpx.AsyncClient, house: House, wrong: dict[str, object], param: str
+    http: httpx.AsyncClient, running_service: RunningService, wrong: dict[str, object], param: str
 ) -> None:
     answer = await http.post("/v1/completions", json={"prompt": "Once", **wrong})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
-    assert not house.worker.asked
+    assert not running_service.worker.asked

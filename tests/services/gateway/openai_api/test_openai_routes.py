@@ -13,7 +13,7 @@ from shared.api import inference
 from shared.api.generation import Generation, ToolCall, Usage
 from shared.types import FinishReason, UserId
 from tests.services.gateway import fakes
-from tests.services.gateway.fakes import USER, FakeWorker, House, node_id
+from tests.services.gateway.fakes import USER, FakeWorker, RunningService, node_id
 from tests.services.gateway.http_answers import BEARER, CHAT, events, problem
 
 TOOL: dict[str, Any] = {
@@ -31,19 +31,19 @@ RESULT = {"role": "tool", "content": "x", "tool_call_id": "c1"}
 
 
 @pytest.fixture
-async def house() -> AsyncIterator[House]:
-    async with fakes.house() as made:
+async def running_service() -> AsyncIterator[RunningService]:
+    async with fakes.running_service() as made:
         yield made
 
 
 @pytest.fixture
-async def http(house: House) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(house.app())
+async def http(running_service: RunningService) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(running_service.app())
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway", headers=BEARER) as client:
         yield client
 
 
-async def test_chat(http: httpx.AsyncClient, house: House) -> None:
+async def test_chat(http: httpx.AsyncClient, running_service: RunningService) -> None:
     answer = await http.post("/v1/chat/completions", json={**CHAT, "model": "llama3"})
     body = answer.json()
     assert answer.status_code == 200
@@ -51,7 +51,7 @@ async def test_chat(http: httpx.AsyncClient, house: House) -> None:
     assert body["choices"][0]["finish_reason"] == "stop"
     assert (body["object"], body["model"]) == ("chat.completion", "smollm2")
     assert body["usage"] == {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10, "prompt_tokens_details": {"cached_tokens": 0}}
-    row = house.store.only_row
+    row = running_service.store.only_row
     assert row.tokens_used == 10
     assert answer.headers["x-request-id"] == str(row.id)
     assert body["id"] == f"chatcmpl-{row.id.hex}"
@@ -60,7 +60,7 @@ async def test_chat(http: httpx.AsyncClient, house: House) -> None:
 
 
 @pytest.mark.parametrize("include_usage", [True, False])
-async def test_chat_stream(http: httpx.AsyncClient, house: House, include_usage: bool) -> None:
+async def test_chat_stream(http: httpx.AsyncClient, running_service: RunningService, include_usage: bool) -> None:
     answer = await http.post("/v1/chat/completions", json={**CHAT, "stream": True, "stream_options": {"include_usage": include_usage}})
     *chunks, done = events(answer)
     assert done == "[DONE]"
@@ -73,10 +73,10 @@ async def test_chat_stream(http: httpx.AsyncClient, house: House, include_usage:
         assert not any("usage" in chunk for chunk in chunks)
     assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == "Hello world!"
     assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None] * (len(chunks) - 1) + ["stop"]
-    assert house.store.only_row.status == "success"
+    assert running_service.store.only_row.status == "success"
 
 
-async def test_what_is_asked_of_a_chat_reaches_the_worker(http: httpx.AsyncClient, house: House) -> None:
+async def test_what_is_asked_of_a_chat_reaches_the_worker(http: httpx.AsyncClient, running_service: RunningService) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
     asked = {
         "n": 2, "logprobs": True, "top_logprobs": 3, "min_p": 0.1, "repeat_penalty": 1.1,
@@ -84,7 +84,7 @@ async def test_what_is_asked_of_a_chat_reaches_the_worker(http: httpx.AsyncClien
         "logit_bias": {"17": -100}, "ignore_eos": True, "response_format": {"type": "json_schema", "json_schema": {"schema": schema}},
     }  # fmt: skip
     assert (await http.post("/v1/chat/completions", json={**CHAT, **asked})).status_code == 200
-    (prompt,) = house.worker.asked
+    (prompt,) = running_service.worker.asked
     config = prompt.model_config
     assert (config.n, config.top_logprobs, config.min_p, config.repeat_penalty) == (2, 3, 0.1, 1.1)
     assert (config.frequency_penalty, config.presence_penalty, config.logit_bias, config.ignore_eos) == (0.5, -0.5, {17: -100.0}, True)
@@ -102,21 +102,21 @@ async def test_what_is_asked_of_a_chat_reaches_the_worker(http: httpx.AsyncClien
     ],
 )
 async def test_the_tools_that_may_be_called_reach_the_worker(
-    http: httpx.AsyncClient, house: House, choice: object, names: list[str], must: str
+    http: httpx.AsyncClient, running_service: RunningService, choice: object, names: list[str], must: str
 ) -> None:
     tools = [TOOL, {"type": "function", "function": {"name": "count"}}]
     await http.post("/v1/chat/completions", json={**CHAT, "tools": tools, "tool_choice": choice})
-    config = house.worker.asked[0].model_config
+    config = running_service.worker.asked[0].model_config
     assert [tool.name for tool in config.tools] == names
     assert config.tool_choice == must
     if "look_up" in names:
         assert json.loads(config.tools[0].parameters) == TOOL["function"]["parameters"]
 
 
-async def test_two_people_never_share_a_salt_and_one_always_does(http: httpx.AsyncClient, house: House) -> None:
+async def test_two_people_never_share_a_salt_and_one_always_does(http: httpx.AsyncClient, running_service: RunningService) -> None:
     await http.post("/v1/chat/completions", json=CHAT)
     await http.post("/v1/chat/completions", json={**CHAT, "messages": [{"role": "user", "content": "other"}]})
-    mine, again = (prompt.salt for prompt in house.worker.asked)
+    mine, again = (prompt.salt for prompt in running_service.worker.asked)
     assert mine == again
     assert mine
     assert mine != prompt_fingerprint.salt(UserId(UUID(int=7)), "s" * 16)
@@ -134,8 +134,8 @@ class Caller(FakeWorker):
         yield Generation(FinishReason.STOP, Usage(7, 3), (FinishReason.STOP, FinishReason.LENGTH))
 
 
-async def test_calls_log_probabilities_and_several_answers(http: httpx.AsyncClient, house: House) -> None:
-    house.add_worker(1, Caller(), "smollm2")
+async def test_calls_log_probabilities_and_several_answers(http: httpx.AsyncClient, running_service: RunningService) -> None:
+    running_service.add_worker(1, Caller(), "smollm2")
     body = (await http.post("/v1/chat/completions", json={**CHAT, "n": 2, "logprobs": True, "top_logprobs": 1, "tools": [TOOL]})).json()
     first, second = body["choices"]
     assert (first["finish_reason"], second["finish_reason"]) == ("tool_calls", "length")
@@ -149,8 +149,8 @@ async def test_calls_log_probabilities_and_several_answers(http: httpx.AsyncClie
     assert body["usage"]["completion_tokens"] == 3
 
 
-async def test_a_stream_of_calls_and_several_answers(http: httpx.AsyncClient, house: House) -> None:
-    house.add_worker(1, Caller(), "smollm2")
+async def test_a_stream_of_calls_and_several_answers(http: httpx.AsyncClient, running_service: RunningService) -> None:
+    running_service.add_worker(1, Caller(), "smollm2")
     answer = await http.post("/v1/chat/completions", json={**CHAT, "n": 2, "stream": True, "logprobs": True, "tools": [TOOL]})
     *chunks, done = events(answer)
     assert done == "[DONE]"
@@ -172,8 +172,8 @@ class Loading(FakeWorker):
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/inference"])
-async def test_who_waits_for_a_model_hears_of_it_as_a_comment(http: httpx.AsyncClient, house: House, path: str) -> None:
-    house.add_worker(1, Loading(), "smollm2")
+async def test_who_waits_for_a_model_hears_of_it_as_a_comment(http: httpx.AsyncClient, running_service: RunningService, path: str) -> None:
+    running_service.add_worker(1, Loading(), "smollm2")
     answer = await http.post(path, json={**CHAT, "stream": True})
     comment, _, rest = answer.text.partition("\n\n")
     assert comment == ": loading smollm2: 40 %"
@@ -181,8 +181,8 @@ async def test_who_waits_for_a_model_hears_of_it_as_a_comment(http: httpx.AsyncC
     assert "loading" not in (await http.post(path, json=CHAT)).text
 
 
-async def test_without_parallel_calls_an_answer_has_one(http: httpx.AsyncClient, house: House) -> None:
-    house.worker.run = _calls_twice  # type: ignore[method-assign]
+async def test_without_parallel_calls_an_answer_has_one(http: httpx.AsyncClient, running_service: RunningService) -> None:
+    running_service.worker.run = _calls_twice  # type: ignore[method-assign]
     asked = {**CHAT, "tools": [TOOL]}
     for parallel, ids in ((None, ["c1", "c2"]), (True, ["c1", "c2"]), (False, ["c1"])):
         body = (await http.post("/v1/chat/completions", json={**asked, "parallel_tool_calls": parallel})).json()
@@ -198,25 +198,25 @@ async def _calls_twice(_prompt: inference.ProcessPrompt) -> AsyncIterator[infere
     yield Generation(FinishReason.STOP, Usage(7, 2))
 
 
-async def test_models_list_the_default_first(http: httpx.AsyncClient, house: House) -> None:
-    house.add_worker(2, FakeWorker(), "alpha")
+async def test_models_list_the_default_first(http: httpx.AsyncClient, running_service: RunningService) -> None:
+    running_service.add_worker(2, FakeWorker(), "alpha")
     assert [model["id"] for model in (await http.get("/v1/models")).json()["data"]] == ["alpha", "smollm2"]
 
 
-async def test_models_are_those_that_the_caller_may_use(http: httpx.AsyncClient, house: House) -> None:
+async def test_models_are_those_that_the_caller_may_use(http: httpx.AsyncClient, running_service: RunningService) -> None:
     kept: dict[str, Any] = {"labels": {"shared": "no"}}
-    house.add_worker(2, FakeWorker(), "anothers", owner=str(UUID(int=77)), **kept)
-    house.add_worker(3, FakeWorker(), "mine", owner=str(USER), **kept)
+    running_service.add_worker(2, FakeWorker(), "anothers", owner=str(UUID(int=77)), **kept)
+    running_service.add_worker(3, FakeWorker(), "mine", owner=str(USER), **kept)
     # Of this one somebody else keeps one machine, and the house has another.
-    house.add_worker(4, FakeWorker(), "smollm2", owner=str(UUID(int=77)), **kept)
+    running_service.add_worker(4, FakeWorker(), "smollm2", owner=str(UUID(int=77)), **kept)
     assert [model["id"] for model in (await http.get("/v1/models")).json()["data"]] == ["mine", "smollm2"]
     assert (await http.get("/v1/models/mine")).status_code == 200
     error = problem(await http.get("/v1/models/anothers"), 404, "unknown_model")
     assert "these are: mine, smollm2" in error["message"]
 
 
-async def test_one_model_by_any_name_of_it(http: httpx.AsyncClient, house: House) -> None:
-    house.add_worker(2, FakeWorker(), "org/name:8b")
+async def test_one_model_by_any_name_of_it(http: httpx.AsyncClient, running_service: RunningService) -> None:
+    running_service.add_worker(2, FakeWorker(), "org/name:8b")
     for name, found in (("smollm2", "smollm2"), ("llama3", "smollm2"), ("org/name:8b", "org/name:8b"), ("org%2Fname:8b", "org/name:8b")):
         answer = await http.get(f"/v1/models/{name}")
         assert (answer.status_code, answer.json()["id"], answer.json()["object"]) == (200, found, "model"), answer.text
@@ -233,8 +233,8 @@ async def test_an_unknown_model_is_a_404_that_lists_what_is_served(http: httpx.A
     assert "MODEL_ALIASES" in error["hint"]
 
 
-async def test_without_workers_it_is_a_503(http: httpx.AsyncClient, house: House) -> None:
-    house.directory.gone(node_id(1), "stopped")
+async def test_without_workers_it_is_a_503(http: httpx.AsyncClient, running_service: RunningService) -> None:
+    running_service.directory.gone(node_id(1), "stopped")
     answer = await http.post("/v1/chat/completions", json=CHAT)
     assert "aicli" in problem(answer, 503, "not_reachable")["hint"]
     assert int(answer.headers["retry-after"]) >= 1
@@ -309,8 +309,8 @@ async def test_parameters_that_are_taken(http: httpx.AsyncClient, harmless: dict
     ],
 )  # fmt: skip
 async def test_a_wrong_parameter_is_a_400_that_names_it(
-    http: httpx.AsyncClient, house: House, wrong: dict[str, object], param: str
+    http: httpx.AsyncClient, running_service: RunningService, wrong: dict[str, object], param: str
 ) -> None:
     error = problem(await http.post("/v1/chat/completions", json={**CHAT, **wrong}), 400, "bad_request")
     assert error["param"] == param
-    assert not house.worker.asked
+    assert not running_service.worker.asked

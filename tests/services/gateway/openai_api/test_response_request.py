@@ -14,7 +14,7 @@ from shared.api import inference
 from shared.api.generation import ChatMessage, FormatKind, Generation, ToolCall, Usage
 from shared.types import FinishReason
 from tests.services.gateway import fakes
-from tests.services.gateway.fakes import KEY, FakeWorker, House
+from tests.services.gateway.fakes import KEY, FakeWorker, RunningService
 
 BEARER = {"authorization": f"Bearer {KEY}"}
 EVENT: TypeAdapter[ResponseStreamEvent] = TypeAdapter(ResponseStreamEvent)
@@ -24,14 +24,14 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 
 
 @pytest.fixture
-async def house() -> AsyncIterator[House]:
-    async with fakes.house() as made:
+async def running_service() -> AsyncIterator[RunningService]:
+    async with fakes.running_service() as made:
         yield made
 
 
 @pytest.fixture
-async def http(house: House) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(house.app()), base_url="http://gateway", headers=BEARER) as client:
+async def http(running_service: RunningService) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(running_service.app()), base_url="http://gateway", headers=BEARER) as client:
         yield client
 
 
@@ -55,16 +55,16 @@ async def streamed(http: httpx.AsyncClient, **asked: Any) -> list[Any]:
     return found
 
 
-async def test_a_plain_answer(http: httpx.AsyncClient, house: House) -> None:
+async def test_a_plain_answer(http: httpx.AsyncClient, running_service: RunningService) -> None:
     found = await respond(http, model="llama3", instructions="Be brief.", temperature=0.5, metadata={"a": "b"}, store=True)
     assert (found.output_text, found.status, found.model, found.object) == ("Hello world!", "completed", "smollm2", "response")
     assert (found.instructions, found.temperature, found.metadata, found.parallel_tool_calls) == ("Be brief.", 0.5, {"a": "b"}, True)
     assert (found.error, found.incomplete_details, found.tool_choice, found.tools) == (None, None, "auto", [])
     assert found.usage is not None
     assert (found.usage.input_tokens, found.usage.output_tokens, found.usage.total_tokens) == (7, 3, 10)
-    assert found.id == f"resp_{house.store.only_row.id.hex}"
+    assert found.id == f"resp_{running_service.store.only_row.id.hex}"
     assert found.to_dict()["store"] is False
-    assert house.worker.asked[0].prompt == (ChatMessage("system", "Be brief."), ChatMessage("user", "hi"))
+    assert running_service.worker.asked[0].prompt == (ChatMessage("system", "Be brief."), ChatMessage("user", "hi"))
 
 
 async def test_the_events_of_a_text(http: httpx.AsyncClient) -> None:
@@ -91,8 +91,10 @@ class Calls(FakeWorker):
 
 
 @pytest.mark.parametrize(("parallel", "ids"), [(True, ["c1", "c2"]), (False, ["c1"])])
-async def test_calls_are_items_of_their_own(http: httpx.AsyncClient, house: House, parallel: bool, ids: list[str]) -> None:
-    house.add_worker(1, Calls(), "smollm2")
+async def test_calls_are_items_of_their_own(
+    http: httpx.AsyncClient, running_service: RunningService, parallel: bool, ids: list[str]
+) -> None:
+    running_service.add_worker(1, Calls(), "smollm2")
     plain = await respond(http, tools=[TOOL, OTHER], parallel_tool_calls=parallel)
     events = await streamed(http, tools=[TOOL, OTHER], parallel_tool_calls=parallel)
     for found in (plain, events[-1].response):
@@ -107,42 +109,42 @@ async def test_calls_are_items_of_their_own(http: httpx.AsyncClient, house: Hous
             assert events[-1].response.output[event.output_index].id == event.item_id
 
 
-async def test_an_answer_that_is_cut_off_is_incomplete(http: httpx.AsyncClient, house: House) -> None:
+async def test_an_answer_that_is_cut_off_is_incomplete(http: httpx.AsyncClient, running_service: RunningService) -> None:
     class Cut(FakeWorker):
         async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
             yield inference.Chunk("Hel", (5,))
             yield Generation(FinishReason.LENGTH, Usage(7, 1))
 
-    house.add_worker(1, Cut(), "smollm2")
+    running_service.add_worker(1, Cut(), "smollm2")
     plain, (*_, last) = await respond(http, max_output_tokens=1), await streamed(http, max_output_tokens=1)
     assert last.type == "response.incomplete"
     for found in (plain, last.response):
         assert (found.status, found.incomplete_details.reason, found.output[0].status) == ("incomplete", "max_output_tokens", "incomplete")
 
 
-async def test_an_answer_without_a_word_is_an_empty_message(http: httpx.AsyncClient, house: House) -> None:
-    house.worker.words = ()
+async def test_an_answer_without_a_word_is_an_empty_message(http: httpx.AsyncClient, running_service: RunningService) -> None:
+    running_service.worker.words = ()
     assert (await respond(http)).output[0].content[0].text == ""  # type: ignore[union-attr]
     events = await streamed(http)
     assert events[-1].response.output[0].content[0].text == ""
     assert [event.type for event in events].count("response.output_item.added") == 1
 
 
-async def test_a_failure_in_the_stream_is_a_failed_response(http: httpx.AsyncClient, house: House) -> None:
-    house.worker.fails_with, house.worker.fails_after = errors.LinkLost("the worker died"), 2
+async def test_a_failure_in_the_stream_is_a_failed_response(http: httpx.AsyncClient, running_service: RunningService) -> None:
+    running_service.worker.fails_with, running_service.worker.fails_after = errors.LinkLost("the worker died"), 2
     *_, last = await streamed(http)
     assert (last.type, last.response.status, last.response.error.code) == ("response.failed", "failed", "server_error")
     assert "the worker died" in last.response.error.message
     assert last.response.output_text == "Hello world"
 
 
-async def test_a_failure_before_the_first_text_has_a_status(http: httpx.AsyncClient, house: House) -> None:
-    house.worker.fails_with = errors.DeadlineExceeded("late")
+async def test_a_failure_before_the_first_text_has_a_status(http: httpx.AsyncClient, running_service: RunningService) -> None:
+    running_service.worker.fails_with = errors.DeadlineExceeded("late")
     answer = await http.post("/v1/responses", json={"input": "hi", "stream": True})
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
 
 
-async def test_a_conversation_is_the_chat_that_it_was(http: httpx.AsyncClient, house: House) -> None:
+async def test_a_conversation_is_the_chat_that_it_was(http: httpx.AsyncClient, running_service: RunningService) -> None:
     said = {
         "type": "message", "id": "msg_1", "status": "completed", "role": "assistant", "phase": "commentary",
         "content": [{"type": "output_text", "text": "Let me see.", "annotations": [], "logprobs": []}],
@@ -162,7 +164,7 @@ async def test_a_conversation_is_the_chat_that_it_was(http: httpx.AsyncClient, h
             {"role": "user", "content": "go on"},
         ],
     )  # fmt: skip
-    assert house.worker.asked[0].prompt == (
+    assert running_service.worker.asked[0].prompt == (
         ChatMessage("system", "Be brief."),
         ChatMessage("user", "Why x"),
         ChatMessage("assistant", "Let me see.", (ToolCall("c1", "look_up", "{}"), ToolCall("c2", "count", "{}"))),
@@ -173,8 +175,8 @@ async def test_a_conversation_is_the_chat_that_it_was(http: httpx.AsyncClient, h
     )
 
 
-async def test_what_came_out_may_go_in_again(http: httpx.AsyncClient, house: House) -> None:
-    house.add_worker(1, Calls(), "smollm2")
+async def test_what_came_out_may_go_in_again(http: httpx.AsyncClient, running_service: RunningService) -> None:
+    running_service.add_worker(1, Calls(), "smollm2")
     first = (await http.post("/v1/responses", json={"input": "hi", "tools": [TOOL]})).json()
     outputs = [{"type": "function_call_output", "call_id": call, "output": "1"} for call in ("c1", "c2")]
     await respond(http, input=[{"role": "user", "content": "hi"}, *first["output"], *outputs], tools=[TOOL])
@@ -190,23 +192,25 @@ async def test_what_came_out_may_go_in_again(http: httpx.AsyncClient, house: Hou
         ({"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "count"}]}, ["count"], "auto"),
     ],
 )
-async def test_the_tools_that_may_be_called(http: httpx.AsyncClient, house: House, choice: object, names: list[str], must: str) -> None:
+async def test_the_tools_that_may_be_called(
+    http: httpx.AsyncClient, running_service: RunningService, choice: object, names: list[str], must: str
+) -> None:
     found = await respond(http, tools=[TOOL, OTHER], tool_choice=choice)
-    config = house.worker.asked[0].model_config
+    config = running_service.worker.asked[0].model_config
     assert ([tool.name for tool in config.tools], config.tool_choice) == (names, must)
     assert json.loads(found.to_json())["tool_choice"] == (choice or "auto")
 
 
-async def test_formats_and_log_probabilities(http: httpx.AsyncClient, house: House) -> None:
+async def test_formats_and_log_probabilities(http: httpx.AsyncClient, running_service: RunningService) -> None:
     form = {"type": "json_schema", "name": "n", "schema": SCHEMA, "strict": True}
     found = await respond(http, text={"format": form}, include=["message.output_text.logprobs"], top_logprobs=2)
-    config = house.worker.asked[0].model_config
+    config = running_service.worker.asked[0].model_config
     assert config.format is not None
     assert (config.format.kind, json.loads(config.format.text), config.top_logprobs) == (FormatKind.JSON_SCHEMA, SCHEMA, 2)
     assert found.text is not None
     assert json.loads(found.text.to_json())["format"] == form
     await respond(http, text={"format": {"type": "json_object"}}, include=["reasoning.encrypted_content"])
-    config = house.worker.asked[1].model_config
+    config = running_service.worker.asked[1].model_config
     assert (config.format.kind if config.format else None, config.top_logprobs) == (FormatKind.JSON, None)
 
 
@@ -230,8 +234,8 @@ async def test_formats_and_log_probabilities(http: httpx.AsyncClient, house: Hou
     ],
 )  # fmt: skip
 async def test_a_wrong_parameter_is_a_400_that_names_it(
-    http: httpx.AsyncClient, house: House, wrong: dict[str, object], param: str
+    http: httpx.AsyncClient, running_service: RunningService, wrong: dict[str, object], param: str
 ) -> None:
     answer = await http.post("/v1/responses", json={"input": "hi", **wrong})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
-    assert not house.worker.asked
+    assert not running_service.worker.asked

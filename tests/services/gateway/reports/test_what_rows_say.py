@@ -16,15 +16,15 @@ from shared.api.generation import ChatMessage
 from shared.stores.cache import Cache
 from shared.types import ModelName
 from tests.services.gateway import fakes
-from tests.services.gateway.fakes import OWNER, FakeWorker, House
+from tests.services.gateway.fakes import OWNER, FakeWorker, RunningService
 from tests.services.gateway.test_embedding_pipeline import EmbeddingWorker
 
 OWNED = {"owner": "7c2e", "labels": {"site": "berlin", "gpu": "a100"}}
 
 
 @pytest.fixture
-async def house() -> AsyncIterator[House]:
-    async with fakes.house() as found:
+async def running_service() -> AsyncIterator[RunningService]:
+    async with fakes.running_service() as found:
         yield found
 
 
@@ -35,56 +35,56 @@ async def ask(pipeline: Pipeline, **fields: Any) -> None:
             pass
 
 
-async def test_a_row_says_whose_machine_it_ran_on(house: House) -> None:
-    house.add_worker(1, house.worker, "smollm2", **OWNED)
-    await ask(house.pipeline)
-    row = house.store.only_row
+async def test_a_row_says_whose_machine_it_ran_on(running_service: RunningService) -> None:
+    running_service.add_worker(1, running_service.worker, "smollm2", **OWNED)
+    await ask(running_service.pipeline)
+    row = running_service.store.only_row
     assert (row.worker_owner, row.worker_labels) == ("7c2e", (("gpu", "a100"), ("site", "berlin")))
 
 
-async def test_it_is_the_one_that_took_over_from_a_worker_that_was_lost(house: House) -> None:
-    house.add_worker(1, lost := FakeWorker(fails_with=errors.LinkLost("gone")), "smollm2", owner="lost")
-    house.add_worker(2, house.worker, "smollm2", owner="took-over")
+async def test_it_is_the_one_that_took_over_from_a_worker_that_was_lost(running_service: RunningService) -> None:
+    running_service.add_worker(1, lost := FakeWorker(fails_with=errors.LinkLost("gone")), "smollm2", owner="lost")
+    running_service.add_worker(2, running_service.worker, "smollm2", owner="took-over")
     for _ in range(5):
-        await ask(house.pipeline)
+        await ask(running_service.pipeline)
     assert lost.asked
-    assert {row.worker_owner for row in house.store.rows.values()} == {"took-over"}
+    assert {row.worker_owner for row in running_service.store.rows.values()} == {"took-over"}
 
 
-async def test_where_nothing_ran_nobody_owns_it(house: House) -> None:
-    house.add_worker(1, house.worker, "smollm2", **OWNED)
+async def test_where_nothing_ran_nobody_owns_it(running_service: RunningService) -> None:
+    running_service.add_worker(1, running_service.worker, "smollm2", **OWNED)
     with pytest.raises(errors.UnknownModel):
-        await ask(house.pipeline, model=ModelName("gpt-9"))
-    row = house.store.only_row
+        await ask(running_service.pipeline, model=ModelName("gpt-9"))
+    row = running_service.store.only_row
     assert (row.worker_owner, row.worker_labels, row.begins_conversation) == (None, (), True)
 
 
-async def test_a_conversation_begins_without_an_earlier_answer(house: House) -> None:
+async def test_a_conversation_begins_without_an_earlier_answer(running_service: RunningService) -> None:
     said, answered, more = ChatMessage("user", "hi"), ChatMessage("assistant", "hello"), ChatMessage("user", "and?")
-    await ask(house.pipeline)
-    await ask(house.pipeline, prompt=None, messages=(said,))
-    await ask(house.pipeline, prompt=None, messages=(said, answered, more))
-    assert [row.begins_conversation for row in house.store.rows.values()] == [True, True, False]
+    await ask(running_service.pipeline)
+    await ask(running_service.pipeline, prompt=None, messages=(said,))
+    await ask(running_service.pipeline, prompt=None, messages=(said, answered, more))
+    assert [row.begins_conversation for row in running_service.store.rows.values()] == [True, True, False]
 
 
-async def test_embeddings_are_no_conversation(house: House) -> None:
-    house.add_worker(1, EmbeddingWorker(), "smollm2", **OWNED)
-    async with house.embeddings.run(OWNER, EmbeddingRequest(("hi",), ModelName("smollm2")), seconds=10) as running:
+async def test_embeddings_are_no_conversation(running_service: RunningService) -> None:
+    running_service.add_worker(1, EmbeddingWorker(), "smollm2", **OWNED)
+    async with running_service.embeddings.run(OWNER, EmbeddingRequest(("hi",), ModelName("smollm2")), seconds=10) as running:
         async for _ in running:
             pass
-    row = house.store.only_row
+    row = running_service.store.only_row
     assert (row.begins_conversation, row.worker_owner) == (False, "7c2e")
 
 
-async def test_an_answer_of_the_cache_saved_what_it_would_have_cost(house: House, valkey_url: str) -> None:
+async def test_an_answer_of_the_cache_saved_what_it_would_have_cost(running_service: RunningService, valkey_url: str) -> None:
     bounds = CacheBounds(keep_seconds=60, most_bytes=2**20, most_seconds=10)
     async with Cache.open(valkey_url) as values, AnswerRuns().running() as takes:
-        responses = ResponseCache(values, takes, house.metrics, bounds, secret="s" * 16)
-        pipeline = Pipeline(replace(house.parts, responses=responses))
-        house.add_worker(1, house.worker, "smollm2", **OWNED)
+        responses = ResponseCache(values, takes, running_service.metrics, bounds, secret="s" * 16)
+        pipeline = Pipeline(replace(running_service.parts, responses=responses))
+        running_service.add_worker(1, running_service.worker, "smollm2", **OWNED)
         await ask(pipeline)
         await ask(pipeline)
-    made, hit = house.store.rows.values()
+    made, hit = running_service.store.rows.values()
     assert (made.worker_owner, hit.worker_owner) == ("7c2e", None)
     assert (made.saved_micro, hit.cost_micro) == (0, 0)
     assert hit.saved_micro == made.cost_micro > 0

@@ -81,11 +81,11 @@ async def test_an_alert_that_goes_on_over_a_restart_is_told_once(
 
         second = await _start(net, key, postgres_url if with_database else None, url)
         second.node.metrics.ledger_drift.set(5)
-        desk = _alarms(second).watch.desk
-        await until(desk.firing)
-        assert [one.id for one in desk.silences()] == ([made.id] if with_database else [])
+        alert_states = _alarms(second).watch.alert_states
+        await until(alert_states.firing)
+        assert [one.id for one in alert_states.silences()] == ([made.id] if with_database else [])
         second.node.metrics.ledger_drift.set(0)
-        await until(desk.ended)
+        await until(alert_states.ended)
         await until(lambda: chat.got[-1]["status"] == "resolved")
     assert [got["status"] for got in chat.got] == (["firing", "resolved"] if with_database else ["firing", "firing", "resolved"])
 
@@ -107,7 +107,7 @@ async def test_of_two_services_one_leads_and_the_other_takes_over_within_seconds
         gateway.node.metrics.ledger_drift.set(5)
         await until(lambda: len(chat.got) == 1)
         await _alarms(leader).watch.silence_alerts(api.SilenceAlerts(3600, "cpu_high"), CALL)
-        await until(lambda: bool(_alarms(other).watch.desk.silences()))
+        await until(lambda: bool(_alarms(other).watch.alert_states.silences()))
         shown = [await _alarms(each).watch.list_alerts(api.ListAlerts(), CALL) for each in (leader, other)]
         assert [[alert.name for alert in each.alerts if alert.name == "ledger_drift"] for each in shown] == [["ledger_drift"]] * 2
         await _written(postgres_url)

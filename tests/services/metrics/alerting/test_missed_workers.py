@@ -35,7 +35,7 @@ ANN, BOB, ME = NodeId("UANN"), NodeId("UBOB"), NodeId("UONE")
 WELL = "\n".join(f'ai_platform_node_up{{service="{service}",node="UAAA"}} 1' for service in ("auth", "gateway", "metrics", "web"))
 
 
-class House:
+class RunningService:
     def __init__(self) -> None:
         self.now = STARTED.timestamp()
         self.up = {ANN, BOB}
@@ -51,12 +51,12 @@ class House:
 class Life:
     """Of the metrics service. Its session ends with it."""
 
-    def __init__(self, house: House, store: AlertStore) -> None:
-        self.house = house
+    def __init__(self, running_service: RunningService, store: AlertStore) -> None:
+        self.running_service = running_service
         self.chat = Told("chat")
-        self.directory = Directory(lambda: house.now, lambda: house.moment)
-        self.watch = RuleWatch(self._text, lambda: house.now)
-        self.keeper = AlertPersistence(self.watch, ME, lambda: [ME], lambda: house.now)
+        self.directory = Directory(lambda: running_service.now, lambda: running_service.moment)
+        self.watch = RuleWatch(self._text, lambda: running_service.now)
+        self.keeper = AlertPersistence(self.watch, ME, lambda: [ME], lambda: running_service.now)
         self.keeper.delivery = Delivery([self.chat])
         self.keeper.store = store
         self.session: Leadership | None = None
@@ -65,24 +65,24 @@ class Life:
 
     async def _text(self) -> str:
         """As the survey makes it of those that live."""
-        for node in self.house.up:
+        for node in self.running_service.up:
             self.directory.heard(Announcement(Role.WORKER, node, "0.1.0", STARTED), "nats")
         self.directory.tick()
         entries = self.directory.entries()
-        self.watch.attendance.look(entries, self.house.revoked.__contains__, self.house.moment)
+        self.watch.attendance.look(entries, self.running_service.revoked.__contains__, self.running_service.moment)
         if self.meanwhile is not None:
             await self.meanwhile()
         return "\n".join([WELL, *(f'ai_platform_node_up{{service="inference",node="{one.node}"}} 1' for one in entries if one.alive)])
 
     async def look(self, times: int = 1) -> None:
         for _ in range(times):
-            self.house.now += 15
+            self.running_service.now += 15
             await self.keeper.round(self.session, looks=True)
             await self.keeper.round(self.session, looks=False)
 
     @property
     def firing(self) -> list[tuple[str, str, float]]:
-        return [(alarm.rule.name, dict(alarm.labels).get("node", ""), alarm.since) for alarm in self.watch.desk.firing()]
+        return [(alarm.rule.name, dict(alarm.labels).get("node", ""), alarm.since) for alarm in self.watch.alert_states.firing()]
 
     @property
     def told(self) -> tuple[int, int]:
@@ -96,22 +96,22 @@ async def store(postgres_url: str) -> AsyncIterator[AlertStore]:
         yield opened
 
 
-async def restarted(house: House, store: AlertStore) -> Life:
-    if house.opened is not None:
-        await house.opened.__aexit__(None, None, None)
-    life = Life(house, store)
-    house.opened = store.leadership()
-    life.session = await house.opened.__aenter__()
+async def restarted(running_service: RunningService, store: AlertStore) -> Life:
+    if running_service.opened is not None:
+        await running_service.opened.__aexit__(None, None, None)
+    life = Life(running_service, store)
+    running_service.opened = store.leadership()
+    life.session = await running_service.opened.__aenter__()
     while not life.keeper.leads:
         await life.keeper.round(life.session, looks=False)
     return life
 
 
-async def killed(house: House, store: AlertStore) -> tuple[Life, float]:
+async def killed(running_service: RunningService, store: AlertStore) -> tuple[Life, float]:
     """One where a worker was killed, and since when its alert fires."""
-    life = await restarted(house, store)
+    life = await restarted(running_service, store)
     await life.look(2)
-    house.up = {BOB}
+    running_service.up = {BOB}
     await life.look(6)
     ((name, node, since),) = life.firing
     assert (name, node, life.told) == ("worker_gone", ANN, (1, 0))
@@ -119,39 +119,39 @@ async def killed(house: House, store: AlertStore) -> tuple[Life, float]:
 
 
 async def test_the_alert_goes_on_over_a_restart_and_ends_when_the_worker_is_back(store: AlertStore) -> None:
-    house = House()
-    _, since = await killed(house, store)
-    second = await restarted(house, store)
+    running_service = RunningService()
+    _, since = await killed(running_service, store)
+    second = await restarted(running_service, store)
     await second.look(10)
     assert (second.firing, second.told) == ([("worker_gone", ANN, since)], (0, 0)), "told before"
-    third = await restarted(house, store)
+    third = await restarted(running_service, store)
     await third.look(2)
     assert third.firing == [("worker_gone", ANN, since)]
-    house.up = {ANN, BOB}
+    running_service.up = {ANN, BOB}
     await third.look()
     assert (third.firing, third.told) == ([], (0, 1))
-    fourth = await restarted(house, store)
+    fourth = await restarted(running_service, store)
     await fourth.look(10)
     assert (fourth.firing, fourth.told) == ([], (0, 0))
 
 
 async def test_it_ends_when_an_administrator_revokes_the_worker(store: AlertStore) -> None:
-    house = House()
-    await killed(house, store)
-    second = await restarted(house, store)
+    running_service = RunningService()
+    await killed(running_service, store)
+    second = await restarted(running_service, store)
     await second.look(2)
     assert [name for name, *_ in second.firing] == ["worker_gone"]
-    house.revoked.add(ANN)
+    running_service.revoked.add(ANN)
     await second.look()
     assert (second.firing, second.told) == ([], (0, 1))
 
 
 async def test_it_ends_an_hour_after_the_worker_went(store: AlertStore) -> None:
-    house = House()
-    _, since = await killed(house, store)
-    second = await restarted(house, store)
+    running_service = RunningService()
+    _, since = await killed(running_service, store)
+    second = await restarted(running_service, store)
     await second.look()
-    house.now = since + FORGOTTEN_AFTER.total_seconds() - 30
+    running_service.now = since + FORGOTTEN_AFTER.total_seconds() - 30
     await second.look()
     assert [name for name, *_ in second.firing] == ["worker_gone"]
     await second.look(2)
@@ -159,49 +159,49 @@ async def test_it_ends_an_hour_after_the_worker_went(store: AlertStore) -> None:
 
 
 async def test_a_worker_that_dies_together_with_the_metrics_service_is_missed(store: AlertStore) -> None:
-    house = House()
-    first = await restarted(house, store)
+    running_service = RunningService()
+    first = await restarted(running_service, store)
     await first.look(2)
-    house.up = {BOB}
-    house.now += 600
-    second = await restarted(house, store)
+    running_service.up = {BOB}
+    running_service.now += 600
+    second = await restarted(running_service, store)
     await second.look()
-    began = house.now
+    began = running_service.now
     for _ in range(20):
         if not second.firing:
             await second.look()
     ((name, node, _),) = second.firing
     assert (name, node) == ("worker_gone", ANN)
-    assert house.now - began == worker_attendance.MEETING.total_seconds() + 60, "time to meet, and a minute that the rule holds"
+    assert running_service.now - began == worker_attendance.MEETING.total_seconds() + 60, "time to meet, and a minute that the rule holds"
 
 
 async def test_after_an_outage_of_hours_nobody_is_missed_and_nobody_is_brought_back(store: AlertStore) -> None:
-    house = House()
-    await killed(house, store)
-    house.now += OUTAGE_SECONDS + 60
-    house.up = set()
-    second = await restarted(house, store)
+    running_service = RunningService()
+    await killed(running_service, store)
+    running_service.now += OUTAGE_SECONDS + 60
+    running_service.up = set()
+    second = await restarted(running_service, store)
     await second.look(20)
     assert "worker_gone" not in [name for name, *_ in second.firing]
-    third = await restarted(house, store)
+    third = await restarted(running_service, store)
     assert third.watch.attendance.members() == {}
 
 
 async def test_a_look_without_postgresql_ends_nothing_for_good(store: AlertStore) -> None:
-    house = House()
-    _, since = await killed(house, store)
-    second = Life(house, store)
-    house.now += REMEMBERING_SECONDS
+    running_service = RunningService()
+    _, since = await killed(running_service, store)
+    second = Life(running_service, store)
+    running_service.now += REMEMBERING_SECONDS
     await second.keeper.round(None, looks=True)
     assert (second.keeper.leads, second.firing) == (True, []), "it does not know the worker yet"
-    third = await restarted(house, store)
+    third = await restarted(running_service, store)
     await third.look()
     assert (third.firing, third.told) == ([("worker_gone", ANN, since)], (0, 0))
 
 
 async def test_it_is_written_when_somebody_comes_or_goes_and_not_at_each_look(store: AlertStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    house = House()
-    life = await restarted(house, store)
+    running_service = RunningService()
+    life = await restarted(running_service, store)
     await life.look()
     written: list[list[tuple[NodeId, bool]]] = []
     write = store.write_state
@@ -216,11 +216,11 @@ async def test_it_is_written_when_somebody_comes_or_goes_and_not_at_each_look(st
     monkeypatch.setattr(life.keeper, "_save_after", math.inf)
     await life.look(10)
     assert written == []
-    house.up = {BOB}
+    running_service.up = {BOB}
     await life.look(10)
-    house.up = {ANN, BOB}
+    running_service.up = {ANN, BOB}
     await life.look(10)
-    house.revoked = {ANN}
+    running_service.revoked = {ANN}
     await life.look(10)
     assert written == [[(ANN, False), (BOB, True)], [(ANN, True), (BOB, True)], [(BOB, True)]]
 
@@ -241,7 +241,7 @@ def _alarms(running: RunningNode) -> AlertingModule:
 
 def _gone(running: RunningNode) -> list[str]:
     """Whom the alerts miss."""
-    return [dict(alarm.labels)["node"] for alarm in _alarms(running).watch.desk.firing() if alarm.rule.name == "worker_gone"]
+    return [dict(alarm.labels)["node"] for alarm in _alarms(running).watch.alert_states.firing() if alarm.rule.name == "worker_gone"]
 
 
 async def _missing_in_text(running: RunningNode) -> list[str]:
@@ -274,7 +274,7 @@ async def test_a_service_that_starts_again_misses_the_worker_in_alerts_health_an
     await until(lambda: len(first.node.directory.usable(Role.WORKER)) == 3)
     await stops.stop()
     await dies.cut()
-    await until(lambda: "worker_gone" in [one.rule.name for one in _alarms(first).watch.desk.pending()], seconds=10)
+    await until(lambda: "worker_gone" in [one.rule.name for one in _alarms(first).watch.alert_states.pending()], seconds=10)
     hours[0] += 70
     await until(lambda: _gone(first) == [label])
     await until(lambda: _is_written(first))
@@ -293,7 +293,7 @@ async def test_a_service_that_starts_again_misses_the_worker_in_alerts_health_an
     assert _gone(second) == [label]
     await net.start(Worker, net.settings_of(dies))
     await until(lambda: _gone(second) == [])
-    assert "worker_gone" in [alarm.rule.name for alarm in _alarms(second).watch.desk.ended()]
+    assert "worker_gone" in [alarm.rule.name for alarm in _alarms(second).watch.alert_states.ended()]
 
 
 def _is_written(running: RunningNode) -> bool:

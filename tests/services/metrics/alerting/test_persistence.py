@@ -324,7 +324,7 @@ async def test_after_a_restart_every_long_look_back_sees_what_it_would_have_seen
     await replicas.cut(first)  # it may have said nothing for too long
     await replicas.reconnect(first)
     await first.look()
-    firing = {(one.rule.name, dict(one.labels).get("window")) for one in first.watch.desk.firing()}
+    firing = {(one.rule.name, dict(one.labels).get("window")) for one in first.watch.alert_states.firing()}
     assert ("availability_burn", "3d") in firing
 
     second = await replicas.restart(first)
@@ -336,7 +336,7 @@ async def test_after_a_restart_every_long_look_back_sees_what_it_would_have_seen
     assert len(found) > 30
     for what, value in expected.items():
         assert math.isclose(found[what], value, rel_tol=0.001), what
-    assert {(one.rule.name, dict(one.labels).get("window")) for one in second.watch.desk.firing()} == firing
+    assert {(one.rule.name, dict(one.labels).get("window")) for one in second.watch.alert_states.firing()} == firing
     assert second.told == (0, 0), "nothing fires or ends because of the restart"
     assert [rule for rule in objectives.RULES if (rule.name, dict(rule.labels)["window"]) in firing]
 
@@ -386,7 +386,7 @@ async def test_postgresql_goes_and_comes_back_while_an_alert_fires(postgres: Pos
         await until(lambda: one._keeper.leads)
         await until(lambda: len(chat.got) == 1)
         async with living(mesh, postgres_url, TWO, hook) as two:
-            await until(two.watch.desk.firing)
+            await until(two.watch.alert_states.firing)
             postgres.kill()
             try:
                 await until(lambda: bool(one._keeper._trouble and two._keeper._trouble))
@@ -408,12 +408,12 @@ async def test_postgresql_goes_and_comes_back_while_an_alert_fires(postgres: Pos
             finally:
                 postgres.ensure_running()
             await until(lambda: not one._keeper._trouble and not two._keeper._trouble)
-            await until(lambda: [silence.id for silence in two.watch.desk.silences()] == [made.id])
-            await until(lambda: [alarm.seen_by for alarm in two.watch.desk.firing()] == ["operator"])
+            await until(lambda: [silence.id for silence in two.watch.alert_states.silences()] == [made.id])
+            await until(lambda: [alarm.seen_by for alarm in two.watch.alert_states.firing()] == ["operator"])
             assert (one._keeper.leads, two._keeper.leads) == (True, False), "the last leader knows what came meanwhile"
             mesh.text = WELL
             mesh.now += 15
-            await until(lambda: not one.watch.desk.firing())
+            await until(lambda: not one.watch.alert_states.firing())
             await until(lambda: len(chat.got) == 4)
     assert [got["status"] for got in chat.got] == ["firing", "resolved", "firing", "resolved"]
 
@@ -425,7 +425,7 @@ async def test_a_service_that_starts_without_postgresql_goes_on_with_what_it_fin
     monkeypatch.setattr(persistence, "REMEMBERING_SECONDS", 30.0)
     mesh.text = DRIFTING
     async with living(mesh, postgres_url) as before:
-        await until(before.watch.desk.firing)
+        await until(before.watch.alert_states.firing)
         old = await before.watch.silence_alerts(api.SilenceAlerts(3600, "cpu_high"), CALL)
         async with AlertStore.open(postgres_url, all_rules.ALL) as store:
             for _ in range(500):
@@ -436,13 +436,13 @@ async def test_a_service_that_starts_without_postgresql_goes_on_with_what_it_fin
     try:
         async with living(mesh, postgres_url) as alarms:
             await until(lambda: "does not answer" in alarms._keeper._trouble)
-            assert not alarms.watch.desk.firing(), "it waits for what was known before"
+            assert not alarms.watch.alert_states.firing(), "it waits for what was known before"
             mesh.now += 60
-            await until(alarms.watch.desk.firing)
+            await until(alarms.watch.alert_states.firing)
             postgres.ensure_running()
             await until(lambda: not alarms._keeper._trouble)
-            assert {one.id for one in alarms.watch.desk.silences()} == {old.id}
-            [alert] = alarms.watch.desk.firing()
+            assert {one.id for one in alarms.watch.alert_states.silences()} == {old.id}
+            [alert] = alarms.watch.alert_states.firing()
             assert alert.since == mesh.now - 60
     finally:
         postgres.ensure_running()

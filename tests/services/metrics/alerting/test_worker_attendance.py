@@ -16,7 +16,7 @@ STARTED = datetime(2026, 1, 2, tzinfo=UTC)
 ANN, BOB = NodeId("UANN"), NodeId("UBOB")
 
 
-class House:
+class RunningService:
     """A metrics service that sees workers come and go. ``restart`` is as a process does it: only what was kept is left."""
 
     def __init__(self) -> None:
@@ -56,124 +56,124 @@ class House:
 
 
 @pytest.fixture
-def house() -> House:
-    return House()
+def running_service() -> RunningService:
+    return RunningService()
 
 
-def test_who_goes_without_a_word_is_missed_until_it_is_back(house: House) -> None:
-    house.hear(ANN, BOB)
-    assert house.missed == set()
-    house.pass_by()
-    house.hear(BOB)
-    assert house.missed == {ANN}
-    (entry,) = house.attendance.missed().values()
-    assert (entry.alive, entry.path, entry.since) == (False, "punched", house.now)
+def test_who_goes_without_a_word_is_missed_until_it_is_back(running_service: RunningService) -> None:
+    running_service.hear(ANN, BOB)
+    assert running_service.missed == set()
+    running_service.pass_by()
+    running_service.hear(BOB)
+    assert running_service.missed == {ANN}
+    (entry,) = running_service.attendance.missed().values()
+    assert (entry.alive, entry.path, entry.since) == (False, "punched", running_service.now)
     assert "silent for" in entry.why_gone
-    (sample,) = house.attendance.samples()
+    (sample,) = running_service.attendance.samples()
     assert (sample.name, sample.value) == (instruments.NODE_UP.name, 0)
     assert dict(sample.labels) == {"service": "inference", "node": instruments.node_label(ANN)}
-    house.hear(ANN)
-    assert house.missed == set()
+    running_service.hear(ANN)
+    assert running_service.missed == set()
 
 
-def test_who_is_meant_to_go_is_not_missed(house: House) -> None:
-    house.hear(ANN, BOB)
-    house.hear(ANN, draining=True)
-    house.hear(ANN, draining=True, leaving=True)
-    house.revoked.add(BOB)
-    house.pass_by()
-    house.pass_by(2 * MEETING)
-    assert (house.missed, house.kept) == (set(), [])
+def test_who_is_meant_to_go_is_not_missed(running_service: RunningService) -> None:
+    running_service.hear(ANN, BOB)
+    running_service.hear(ANN, draining=True)
+    running_service.hear(ANN, draining=True, leaving=True)
+    running_service.revoked.add(BOB)
+    running_service.pass_by()
+    running_service.pass_by(2 * MEETING)
+    assert (running_service.missed, running_service.kept) == (set(), [])
 
 
-def test_who_was_never_let_in_is_not_missed(house: House) -> None:
-    house.directory.refused(ANN, Role.WORKER, "0.1.0", "no certificate")
-    house.pass_by(2 * MEETING)
-    assert house.kept == []
+def test_who_was_never_let_in_is_not_missed(running_service: RunningService) -> None:
+    running_service.directory.refused(ANN, Role.WORKER, "0.1.0", "no certificate")
+    running_service.pass_by(2 * MEETING)
+    assert running_service.kept == []
 
 
-def test_only_workers_are_missed(house: House) -> None:
-    house.hear(ANN, role=Role.WEB)
-    house.pass_by()
-    assert house.kept == []
+def test_only_workers_are_missed(running_service: RunningService) -> None:
+    running_service.hear(ANN, role=Role.WEB)
+    running_service.pass_by()
+    assert running_service.kept == []
 
 
-def test_who_was_missed_before_a_restart_still_is_and_since_then(house: House) -> None:
-    house.hear(ANN)
-    house.pass_by()
-    (before,) = house.attendance.missed().values()
-    house.now += timedelta(minutes=10)
-    house.restart(house.kept)
+def test_who_was_missed_before_a_restart_still_is_and_since_then(running_service: RunningService) -> None:
+    running_service.hear(ANN)
+    running_service.pass_by()
+    (before,) = running_service.attendance.missed().values()
+    running_service.now += timedelta(minutes=10)
+    running_service.restart(running_service.kept)
     # Its key is still announced where nodes look for each other, and it cannot be reached.
-    house.directory.refused(ANN, Role.WORKER, "", "it does not answer")
-    house.look()
-    (after,) = house.attendance.missed().values()
+    running_service.directory.refused(ANN, Role.WORKER, "", "it does not answer")
+    running_service.look()
+    (after,) = running_service.attendance.missed().values()
     assert (after.node, after.since, after.path, after.why_gone) == (before.node, before.since, before.path, before.why_gone)
-    house.hear(ANN)
-    assert house.missed == set()
+    running_service.hear(ANN)
+    assert running_service.missed == set()
 
 
-def test_who_went_while_nobody_looked_is_missed_when_all_others_have_been_met(house: House) -> None:
-    house.hear(ANN, BOB)
-    house.restart(house.kept)
-    house.look()
-    house.hear(BOB)
-    house.pass_by(MEETING - timedelta(seconds=1))
-    house.hear(BOB)
-    assert house.missed == set()
-    house.pass_by(timedelta(seconds=1))
-    assert house.missed == {ANN}
-    assert "did not come back" in house.attendance.missed()[ANN].why_gone
+def test_who_went_while_nobody_looked_is_missed_when_all_others_have_been_met(running_service: RunningService) -> None:
+    running_service.hear(ANN, BOB)
+    running_service.restart(running_service.kept)
+    running_service.look()
+    running_service.hear(BOB)
+    running_service.pass_by(MEETING - timedelta(seconds=1))
+    running_service.hear(BOB)
+    assert running_service.missed == set()
+    running_service.pass_by(timedelta(seconds=1))
+    assert running_service.missed == {ANN}
+    assert "did not come back" in running_service.attendance.missed()[ANN].why_gone
 
 
-def test_what_is_seen_since_the_start_is_known_better_than_what_was_kept(house: House) -> None:
-    house.hear(ANN)
-    house.pass_by()
-    kept = house.kept
-    house.restart(())
-    house.hear(ANN)
-    house.attendance.recall(kept, house.now)
-    assert house.missed == set()
+def test_what_is_seen_since_the_start_is_known_better_than_what_was_kept(running_service: RunningService) -> None:
+    running_service.hear(ANN)
+    running_service.pass_by()
+    kept = running_service.kept
+    running_service.restart(())
+    running_service.hear(ANN)
+    running_service.attendance.recall(kept, running_service.now)
+    assert running_service.missed == set()
 
 
-def test_who_is_revoked_after_a_restart_is_missed_no_more(house: House) -> None:
-    house.hear(ANN)
-    house.pass_by()
-    house.restart(house.kept)
-    house.look()
-    assert house.missed == {ANN}
-    house.revoked.add(ANN)
-    house.look()
-    assert house.kept == []
+def test_who_is_revoked_after_a_restart_is_missed_no_more(running_service: RunningService) -> None:
+    running_service.hear(ANN)
+    running_service.pass_by()
+    running_service.restart(running_service.kept)
+    running_service.look()
+    assert running_service.missed == {ANN}
+    running_service.revoked.add(ANN)
+    running_service.look()
+    assert running_service.kept == []
 
 
-def test_an_hour_after_it_went_it_is_forgotten_whoever_saw_it_go(house: House) -> None:
-    house.hear(ANN)
-    house.pass_by()
-    house.restart(house.kept)
-    house.pass_by(FORGOTTEN_AFTER)
-    assert house.missed == {ANN}
-    house.pass_by(timedelta(seconds=1))
-    assert house.kept == []
+def test_an_hour_after_it_went_it_is_forgotten_whoever_saw_it_go(running_service: RunningService) -> None:
+    running_service.hear(ANN)
+    running_service.pass_by()
+    running_service.restart(running_service.kept)
+    running_service.pass_by(FORGOTTEN_AFTER)
+    assert running_service.missed == {ANN}
+    running_service.pass_by(timedelta(seconds=1))
+    assert running_service.kept == []
 
 
-def test_a_moment_that_is_still_to_come_is_not_waited_for(house: House) -> None:
-    house.restart([AttendedWorker(ANN, "nats", house.now + timedelta(days=365))])
-    house.pass_by(FORGOTTEN_AFTER + timedelta(seconds=1))
-    assert house.kept == []
+def test_a_moment_that_is_still_to_come_is_not_waited_for(running_service: RunningService) -> None:
+    running_service.restart([AttendedWorker(ANN, "nats", running_service.now + timedelta(days=365))])
+    running_service.pass_by(FORGOTTEN_AFTER + timedelta(seconds=1))
+    assert running_service.kept == []
 
 
-def test_there_is_room_for_as_many_as_a_directory_has(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_is_room_for_as_many_as_a_directory_has(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_attendance, "MAX_NODES", 3)
-    house.hear(*(NodeId(f"U{number}") for number in range(10)))
-    assert len(house.kept) == 3
-    house.restart([AttendedWorker(NodeId(f"U{number}"), "nats") for number in range(10)])
-    assert len(house.kept) == 3
+    running_service.hear(*(NodeId(f"U{number}") for number in range(10)))
+    assert len(running_service.kept) == 3
+    running_service.restart([AttendedWorker(NodeId(f"U{number}"), "nats") for number in range(10)])
+    assert len(running_service.kept) == 3
 
 
-def test_what_a_peer_said_of_its_end_can_be_kept(house: House) -> None:
-    house.hear(ANN)
-    house.directory.gone(ANN, "bye\0\n" + "x" * 5000)
-    house.look()
-    (member,) = house.kept
+def test_what_a_peer_said_of_its_end_can_be_kept(running_service: RunningService) -> None:
+    running_service.hear(ANN)
+    running_service.directory.gone(ANN, "bye\0\n" + "x" * 5000)
+    running_service.look()
+    (member,) = running_service.kept
     assert member.why == "bye  " + "x" * 195

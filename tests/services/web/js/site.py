@@ -96,19 +96,19 @@ class Site:
             if not message["more_body"]:
                 break
         headers = {name.decode(): value.decode() for name, value in scope["headers"]}
-        visit = Visit(scope["path"], headers, body, send, receive)
+        page_request = Visit(scope["path"], headers, body, send, receive)
         self.asked.append(scope["path"])
-        await (self.answers.get(visit.path) or self._answer)(visit)
+        await (self.answers.get(page_request.path) or self._answer)(page_request)
 
-    async def _answer(self, visit: Visit) -> None:
-        if visit.path in self.pages:
-            await visit.answer(200, self.pages[visit.path], "text/html; charset=utf-8")
+    async def _answer(self, page_request: Visit) -> None:
+        if page_request.path in self.pages:
+            await page_request.answer(200, self.pages[page_request.path], "text/html; charset=utf-8")
             return
-        path, media_type = FILES.get(visit.path, (WEB / "static" / "js" / Path(visit.path).name, "text/javascript"))
-        if path.is_file() and (visit.path in FILES or visit.path.startswith("/js/")):
-            await visit.answer(200, path.read_bytes(), media_type)
+        path, media_type = FILES.get(page_request.path, (WEB / "static" / "js" / Path(page_request.path).name, "text/javascript"))
+        if path.is_file() and (page_request.path in FILES or page_request.path.startswith("/js/")):
+            await page_request.answer(200, path.read_bytes(), media_type)
         else:
-            await visit.answer(404, "", "text/plain")
+            await page_request.answer(404, "", "text/plain")
 
     def show(self, body: str, *modules: str, head: str = "", path: str = "/") -> None:
         """Put a page with these modules there; `<main>` holds its body."""

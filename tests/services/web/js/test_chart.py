@@ -103,12 +103,12 @@ async def test_a_chart_follows_its_table_and_the_choice_of_colours(chrome: Brows
     site = Site()
     site.show(f'<section data-live-source="/live">{table("lines", ROWS)}</section>', "chart", "live", head=HEAD)
 
-    async def live(visit: Visit) -> None:
-        await visit.begin()
-        await visit.event({"days": [{"id": "3 Nov", "tokens": "5"}, {"id": "4 Nov", "day": "4 Nov", "tokens": "7"}]})
+    async def live(page_request: Visit) -> None:
+        await page_request.begin()
+        await page_request.event({"days": [{"id": "3 Nov", "tokens": "5"}, {"id": "4 Nov", "day": "4 Nov", "tokens": "7"}]})
         await looked.wait()
-        await visit.event({"days": [{"id": "3 Nov", "tokens": "5"}, {"id": "4 Nov", "tokens": "8"}]})
-        await visit.gone()
+        await page_request.event({"days": [{"id": "3 Nov", "tokens": "5"}, {"id": "4 Nov", "tokens": "8"}]})
+        await page_request.gone()
 
     looked = asyncio.Event()
     site.answers["/live"] = live
@@ -258,11 +258,11 @@ async def test_a_line_that_comes_later_is_drawn_and_time_goes_on(chrome: Browser
     site = Site()
     site.show(series(("rig", ".1,.2")), "chart", "live", head=HEAD)
 
-    async def live(visit: Visit) -> None:
-        await visit.begin()
+    async def live(page_request: Visit) -> None:
+        await page_request.begin()
         rows = [{"id": name, "label": name, "points": points, "latest": "x"} for name, points in (("rig", ".1,.9"), ("new", ".3,.4"))]
-        await visit.event({"since": str(SINCE + 600), "cpu": rows})
-        await visit.gone()
+        await page_request.event({"since": str(SINCE + 600), "cpu": rows})
+        await page_request.gone()
 
     site.answers["/live"] = live
     async with opened(chrome, site) as page:

@@ -55,30 +55,30 @@ class Server:
     over: dict[int, asyncio.Event] = field(default_factory=dict)
     refuses: int = 0
 
-    async def __call__(self, visit: Visit) -> None:
+    async def __call__(self, page_request: Visit) -> None:
         if self.refuses:
-            await visit.answer(self.refuses, '{"error": {"code": "unauthorized", "message": "no"}}', "application/json")
-            self.gone.put_nowait(visit)
+            await page_request.answer(self.refuses, '{"error": {"code": "unauthorized", "message": "no"}}', "application/json")
+            self.gone.put_nowait(page_request)
             return
-        over = self.over[id(visit)] = asyncio.Event()
-        await visit.begin()
-        self.visits.put_nowait(visit)
+        over = self.over[id(page_request)] = asyncio.Event()
+        await page_request.begin()
+        self.visits.put_nowait(page_request)
         async with asyncio.TaskGroup() as tasks:
             ended = tasks.create_task(over.wait())
-            left = tasks.create_task(visit.gone())
+            left = tasks.create_task(page_request.gone())
             await asyncio.wait((ended, left), return_when=asyncio.FIRST_COMPLETED)
             if over.is_set():
-                await visit.end()
+                await page_request.end()
             ended.cancel()
             left.cancel()
-        self.gone.put_nowait(visit)
+        self.gone.put_nowait(page_request)
 
     async def next(self) -> Visit:
         async with asyncio.timeout(PATIENCE_SECONDS):
             return await self.visits.get()
 
-    def close(self, visit: Visit) -> None:
-        self.over[id(visit)].set()
+    def close(self, page_request: Visit) -> None:
+        self.over[id(page_request)].set()
 
 
 @asynccontextmanager
@@ -102,9 +102,9 @@ async def state(page: Page, wanted: str) -> None:
 
 
 async def test_values_and_allowed_attributes_follow(chrome: Browser) -> None:
-    async with followed(chrome) as (page, _, visit):
-        await visit.event({"requests.today": 12, "seen.text": "now", "seen.at": "2026-01-02T03:04:05Z", "bad": "alert(1)"})
-        await visit.event({"bar": 8, "top": 2, "no_nodes": True, "link": "/new"})
+    async with followed(chrome) as (page, _, page_request):
+        await page_request.event({"requests.today": 12, "seen.text": "now", "seen.at": "2026-01-02T03:04:05Z", "bad": "alert(1)"})
+        await page_request.event({"bar": 8, "top": 2, "no_nodes": True, "link": "/new"})
         await wait_for(page, "document.getElementById('total').textContent === '12' && !document.getElementById('none').hidden")
         attributes = await page.evaluate(
             "Object.fromEntries([...document.getElementById('time').attributes].map(each => [each.name, each.value]))"
@@ -114,25 +114,25 @@ async def test_values_and_allowed_attributes_follow(chrome: Browser) -> None:
         assert await page.evaluate("[...'xy'].map(each => document.getElementById('bar').getAttribute(each))") == ["0", "2"]
         assert await page.evaluate("document.getElementById('link').getAttribute('href')") == "/new"
         for elsewhere in ("javascript:alert(1)", "//evil.example/", "/\\evil.example", "https://evil.example/", ""):
-            await visit.event({"link": elsewhere, "requests.today": elsewhere})
+            await page_request.event({"link": elsewhere, "requests.today": elsewhere})
             await wait_for(page, f"document.getElementById('total').textContent === {json.dumps(elsewhere)}")
             assert await page.evaluate("document.getElementById('link').getAttribute('href')") == "/new"
-        await visit.event({"requests.today": "<img src=x onerror=alert(1)>"})
+        await page_request.event({"requests.today": "<img src=x onerror=alert(1)>"})
         await wait_for(page, "document.getElementById('total').textContent.startsWith('<img')")
 
 
 async def test_what_stands_outside_of_it_follows_where_it_says_so(chrome: Browser) -> None:
-    async with followed(chrome) as (page, _, visit):
-        await visit.event({"banner": "1 alert:"})
+    async with followed(chrome) as (page, _, page_request):
+        await page_request.event({"banner": "1 alert:"})
         await wait_for(page, "!document.getElementById('beside').hidden")
         assert await text(page, "#beside") == "1 alert:"
         assert await text(page, "#stranger") == "as it was"
-        await visit.event({"banner": ""})
+        await page_request.event({"banner": ""})
         await wait_for(page, "document.getElementById('beside').hidden")
 
 
 async def test_rows_come_change_move_and_go_and_those_that_stay_are_not_touched(chrome: Browser) -> None:
-    async with followed(chrome) as (page, _, visit):
+    async with followed(chrome) as (page, _, page_request):
         ids = "[...document.querySelectorAll('#list > [data-id]')].map(each => each.dataset.id).join('')"
         await page.evaluate("window.first = document.querySelector('[data-id=a]'); first.querySelector('input').focus()")
         await page.evaluate(
@@ -140,34 +140,36 @@ async def test_rows_come_change_move_and_go_and_those_that_stay_are_not_touched(
             ".observe(first, {subtree: true, childList: true, attributes: true, characterData: true})"
         )
         node = {"id": "a", "name": "Node A", "state": "up"}
-        await visit.event({"nodes": [{"id": "c", "name": "Node C", "state": "down"}, node, {"id": "b", "name": "Node B", "state": "up"}]})
+        await page_request.event(
+            {"nodes": [{"id": "c", "name": "Node C", "state": "down"}, node, {"id": "b", "name": "Node B", "state": "up"}]}
+        )
         # A value of the page is not one of its rows.
-        await visit.event({"name": "page", "state": "page"})
+        await page_request.event({"name": "page", "state": "page"})
         await wait_for(page, f"{ids} === 'cab'")
         assert await text(page, "[data-id=c] span") == "down"
         assert await page.evaluate("document.querySelector('[data-id=c] span').dataset.state") == "down"
         # Only its state attribute is new: the row itself was not drawn again, and what has the focus keeps it.
         assert await page.evaluate("touched") == ["attributes"]
         assert await page.evaluate("document.activeElement === first.querySelector('input')")
-        await visit.event({"nodes": [node, {"id": "b", "name": "<i>B</i>", "state": "up"}]})
+        await page_request.event({"nodes": [node, {"id": "b", "name": "<i>B</i>", "state": "up"}]})
         await wait_for(page, f"{ids} === 'ab'")
         assert await text(page, "[data-id=b] b") == "<i>B</i>"
         assert await page.evaluate(
             "document.querySelector('[data-id=a]') === first && document.activeElement === first.querySelector('input')"
         )
-        await visit.event({"nodes": [{"id": "b", "name": "B"}, node]})
+        await page_request.event({"nodes": [{"id": "b", "name": "B"}, node]})
         await wait_for(page, f"{ids} === 'ba'")
         assert await text(page, "[data-id=b] b") == "B"
-        await visit.event({"nodes": []})
+        await page_request.event({"nodes": []})
         await wait_for(page, f"{ids} === ''")
 
 
 async def test_a_connection_that_is_lost_comes_back_and_the_page_says_so(chrome: Browser) -> None:
-    async with followed(chrome) as (page, server, visit):
-        await visit.event({"requests.today": 1})
+    async with followed(chrome) as (page, server, page_request):
+        await page_request.event({"requests.today": 1})
         await state(page, "live")
         assert [each for each in await axe.violations(page) if each.is_serious] == []
-        server.close(visit)
+        server.close(page_request)
         # Either the sign is there, or the connection is back already.
         again = await server.next()
         await state(page, "reconnecting")
@@ -179,31 +181,31 @@ async def test_a_connection_that_is_lost_comes_back_and_the_page_says_so(chrome:
 
 
 async def test_a_connection_that_fell_silent_is_given_up_for_a_new_one(chrome: Browser) -> None:
-    async with followed(chrome) as (page, server, visit):
-        await visit.event({})
+    async with followed(chrome) as (page, server, page_request):
+        await page_request.event({})
         await state(page, "live")
-        await visit.event({"requests.today": "still"})
+        await page_request.event({"requests.today": "still"})
         await wait_for(page, "document.getElementById('total').textContent === 'still'")
         # Each word begins the waiting anew.
         assert await page.evaluate("silences") == 3
         # The three quarters of a minute without a word, at once.
         await page.evaluate("silence()")
         async with asyncio.timeout(PATIENCE_SECONDS):
-            assert await server.gone.get() is visit
+            assert await server.gone.get() is page_request
         await (await server.next()).event({"requests.today": "heard"})
         await wait_for(page, "document.getElementById('total').textContent === 'heard'")
 
 
 async def test_a_page_that_nobody_looks_at_holds_no_connection(chrome: Browser) -> None:
-    async with followed(chrome) as (page, server, visit):
-        await visit.event({})
+    async with followed(chrome) as (page, server, page_request):
+        await page_request.event({})
         await state(page, "live")
         await page.evaluate(
             "Object.defineProperty(document, 'hidden', {value: true, configurable: true});"
             " document.dispatchEvent(new Event('visibilitychange'))"
         )
         async with asyncio.timeout(PATIENCE_SECONDS):
-            assert await server.gone.get() is visit
+            assert await server.gone.get() is page_request
         await state(page, "paused")
         await page.evaluate(
             "Object.defineProperty(document, 'hidden', {value: false}); document.dispatchEvent(new Event('visibilitychange'))"
@@ -213,9 +215,9 @@ async def test_a_page_that_nobody_looks_at_holds_no_connection(chrome: Browser) 
 
 
 async def test_somebody_who_is_signed_out_is_told_and_asks_no_more(chrome: Browser) -> None:
-    async with followed(chrome) as (page, server, visit):
+    async with followed(chrome) as (page, server, page_request):
         server.refuses = 401
-        server.close(visit)
+        server.close(page_request)
         await state(page, "ended")
         assert await page.evaluate("document.querySelector('[data-live-note=ended]').hidden") is False
         await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
@@ -234,9 +236,9 @@ async def test_waits_double_up_to_half_a_minute_and_are_spread(chrome: Browser) 
 
 
 async def test_an_event_that_makes_no_sense_is_noted_and_the_next_one_counts(chrome: Browser) -> None:
-    async with followed(chrome) as (page, _, visit):
-        await visit.write("data: {broken\n\n")
-        await visit.event({"requests.today": "next"})
+    async with followed(chrome) as (page, _, page_request):
+        await page_request.write("data: {broken\n\n")
+        await page_request.event({"requests.today": "next"})
         await wait_for(page, "document.getElementById('total').textContent === 'next'")
         assert len(page.problems) == 1
         assert "SyntaxError" in page.problems[0]

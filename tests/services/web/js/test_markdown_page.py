@@ -52,11 +52,11 @@ DRAWN = """
 async def draw(page: Page, site: Site, script: str, texts: list[str]) -> None:
     """Returns when everything that the texts could have set off has had its time."""
 
-    async def answer(visit: Visit) -> None:
-        await visit.answer(200, script, "text/javascript")
+    async def answer(page_request: Visit) -> None:
+        await page_request.answer(200, script, "text/javascript")
 
-    async def ping(visit: Visit) -> None:
-        await visit.answer(200, "pong", "text/plain")
+    async def ping(page_request: Visit) -> None:
+        await page_request.answer(200, "pong", "text/plain")
 
     site.answers |= {"/draw.js": answer, "/ping": ping}
     await page.goto(f"{site.origin}/")
@@ -102,11 +102,11 @@ async def test_the_same_attacks_do_harm_in_a_page_that_takes_html(chrome: Browse
     """So the test above can fail: without our care, most of them run or ask for something."""
     site = Site()
 
-    async def loose(visit: Visit) -> None:
+    async def loose(page_request: Visit) -> None:
         page = '<!doctype html><title>x</title><link rel="icon" href="data:,"><main></main><script type="module" src="/draw.js"></script>'
-        await visit.begin(200, "text/html", content_security_policy="img-src 'self' data:; connect-src 'self'")
-        await visit.write(page)
-        await visit.end()
+        await page_request.begin(200, "text/html", content_security_policy="img-src 'self' data:; connect-src 'self'")
+        await page_request.write(page)
+        await page_request.end()
 
     site.answers["/"] = loose
     async with opened(chrome, site) as page:

@@ -27,20 +27,20 @@ class Answers:
     left: asyncio.Event = field(default_factory=asyncio.Event)
     numbers: int = 0
 
-    async def __call__(self, visit: Visit) -> None:
+    async def __call__(self, page_request: Visit) -> None:
         self.over.clear()
         self.left.clear()
         self.numbers += 1
-        await visit.begin()
-        self.asked.put_nowait(visit)
+        await page_request.begin()
+        self.asked.put_nowait(page_request)
         async with asyncio.TaskGroup() as tasks:
             over = tasks.create_task(self.over.wait())
-            gone = tasks.create_task(visit.gone())
+            gone = tasks.create_task(page_request.gone())
             await asyncio.wait((over, gone), return_when=asyncio.FIRST_COMPLETED)
             if gone.done():
                 self.left.set()
             else:
-                await visit.end()
+                await page_request.end()
             over.cancel()
             gone.cancel()
 
@@ -62,12 +62,12 @@ class Chat:
         await key(self.page, "Enter", text="\r")
         return await self.answers.next()
 
-    async def say(self, visit: Visit, *pieces: str, usage: bool = True) -> None:
+    async def say(self, page_request: Visit, *pieces: str, usage: bool = True) -> None:
         """The whole answer, and its end."""
         for piece in pieces:
-            await visit.event({"text": piece}, "chunk")
+            await page_request.event({"text": piece}, "chunk")
         if usage:
-            await visit.event(USAGE | {"request_id": f"req_{self.answers.numbers}"}, "usage")
+            await page_request.event(USAGE | {"request_id": f"req_{self.answers.numbers}"}, "usage")
         self.answers.over.set()
         await self.state("ready")
 
@@ -84,10 +84,10 @@ class Chat:
 async def chatting(chrome: Browser, *, dark: bool = False, width: int = 1280) -> AsyncIterator[Chat]:
     site, answers, feedback = Site(), Answers(), list[Visit]()
 
-    async def rate(visit: Visit) -> None:
-        feedback.append(visit)
+    async def rate(page_request: Visit) -> None:
+        feedback.append(page_request)
         status = 204 if len(feedback) < 3 else 503
-        await visit.answer(status, "", "application/json")
+        await page_request.answer(status, "", "application/json")
 
     site.show(playground(), "playground", "copy", "dialog")
     site.answers |= {"/playground/answer": answers, "/playground/feedback": rate}
@@ -105,32 +105,32 @@ async def test_a_question_is_answered_in_markdown_as_it_comes(chrome: Browser) -
             "{model: 'large', temperature: ' 0,5 ', max_tokens: '64', system: ' Be brief '}))"
             " document.querySelector(`[name=${name}]`).value = value"
         )
-        visit = await chat.ask("What is *this*?")
-        assert visit.headers["x-form-token"] == "form-token"
-        assert visit.sent == {
+        page_request = await chat.ask("What is *this*?")
+        assert page_request.headers["x-form-token"] == "form-token"
+        assert page_request.sent == {
             "model": "large",
             "messages": [{"role": "user", "content": "What is *this*?"}],
             "temperature": 0.5,
             "max_tokens": 64,
             "system": "Be brief",
         }
-        await visit.event({"message": "The model is loading, 5 s"}, "waiting")
+        await page_request.event({"message": "The model is loading, 5 s"}, "waiting")
         await wait_for(chat.page, f"{LAST}.querySelector('[data-chat=waiting]').textContent.includes('loading')")
-        await visit.event({"text": "It is **bo"}, "chunk")
+        await page_request.event({"text": "It is **bo"}, "chunk")
         await wait_for(chat.page, f"{LAST}.querySelector('[data-chat=text]').textContent === 'It is **bo'")
         assert await chat.part("waiting") == ""
         # A screen reader is not told of every piece.
         assert await chat.page.evaluate("document.querySelector('[data-chat=announcement]').textContent") == ""
-        await chat.say(visit, "ld** <b>x</b>", "\n\n```py\nx\n```")
+        await chat.say(page_request, "ld** <b>x</b>", "\n\n```py\nx\n```")
         assert await chat.page.evaluate(f"{LAST}.querySelector('strong').textContent") == "bold"
         assert "<b>x</b>" in await chat.part("text")
         assert await chat.part("usage") == "1,200 + 34 tokens · 41.3 tokens/s · 0.0012 credits"
         assert "It is bold" in await chat.page.evaluate("document.querySelector('[data-chat=announcement]').textContent")
         # The question stands there as it was typed, and the next one knows the whole chat.
         assert await chat.page.evaluate("document.querySelector('.chat-question').textContent") == "What is *this*?"
-        visit = await chat.ask("And?")
-        assert [message["role"] for message in visit.sent["messages"]] == ["user", "assistant", "user"]
-        await chat.say(visit, "So.")
+        page_request = await chat.ask("And?")
+        assert [message["role"] for message in page_request.sent["messages"]] == ["user", "assistant", "user"]
+        await chat.say(page_request, "So.")
 
 
 async def test_enter_sends_and_shift_enter_does_not(chrome: Browser) -> None:
@@ -142,21 +142,21 @@ async def test_enter_sends_and_shift_enter_does_not(chrome: Browser) -> None:
         await write(chat.page, "two")
         assert chat.answers.asked.empty()
         await key(chat.page, "Enter", text="\r")
-        visit = await chat.answers.next()
-        assert visit.sent["messages"][0]["content"] == "one\ntwo"
+        page_request = await chat.answers.next()
+        assert page_request.sent["messages"][0]["content"] == "one\ntwo"
         # Nothing is sent while an answer is written; what is typed meanwhile stays.
         await write(chat.page, "next")
         await key(chat.page, "Enter", text="\r")
         assert await chat.page.evaluate("document.getElementById('message').value") == "next"
-        await chat.say(visit, "ok")
+        await chat.say(page_request, "ok")
         assert chat.answers.numbers == 1
 
 
 @pytest.mark.parametrize("way", ["button", "Escape"])
 async def test_stopping_closes_the_connection_and_keeps_what_came(chrome: Browser, way: str) -> None:
     async with chatting(chrome) as chat:
-        visit = await chat.ask("Tell me everything")
-        await visit.event({"text": "Once upon"}, "chunk")
+        page_request = await chat.ask("Tell me everything")
+        await page_request.event({"text": "Once upon"}, "chunk")
         await wait_for(chat.page, f"{LAST}.querySelector('[data-chat=text]').textContent === 'Once upon'")
         if way == "button":
             await press(chat.page, "[data-chat-act=stop]")
@@ -169,23 +169,23 @@ async def test_stopping_closes_the_connection_and_keeps_what_came(chrome: Browse
         assert await chat.part("usage") == "Stopped."
         assert await chat.part("problem") == ""
         assert await chat.page.evaluate("document.activeElement.id") == "message"
-        visit = await chat.ask("Go on")
-        assert [message["content"] for message in visit.sent["messages"]] == ["Tell me everything", "Once upon", "Go on"]
-        await chat.say(visit, "a time")
+        page_request = await chat.ask("Go on")
+        assert [message["content"] for message in page_request.sent["messages"]] == ["Tell me everything", "Once upon", "Go on"]
+        await chat.say(page_request, "a time")
 
 
 async def test_an_answer_can_be_had_again_and_a_chat_begun_anew(chrome: Browser) -> None:
     async with chatting(chrome) as chat:
         await chat.say(await chat.ask("q"), "first")
         await press(chat.page, "[data-chat-act=regenerate]")
-        visit = await chat.answers.next()
-        assert visit.sent["messages"] == [{"role": "user", "content": "q"}]
-        await chat.say(visit, "second")
+        page_request = await chat.answers.next()
+        assert page_request.sent["messages"] == [{"role": "user", "content": "q"}]
+        await chat.say(page_request, "second")
         assert await chat.page.evaluate(
             "[...document.querySelectorAll('[data-chat-message]')].map(each => each.querySelector('p') ? 1 : 0)"
         ) == [0, 1]
         assert await chat.part("text") == "second"
-        visit = await chat.ask("more")
+        page_request = await chat.ask("more")
         # In the middle of an answer: it ends, and nothing of it comes after.
         await press(chat.page, "[data-chat-act=clear]")
         async with asyncio.timeout(PATIENCE_SECONDS):
@@ -193,33 +193,33 @@ async def test_an_answer_can_be_had_again_and_a_chat_begun_anew(chrome: Browser)
         await chat.state("empty")
         assert await chat.page.evaluate("document.querySelectorAll('[data-chat-message]').length") == 0
         assert await chat.page.evaluate("document.querySelector('[data-chat=empty]').hidden") is False
-        visit = await chat.ask("new")
-        assert [message["content"] for message in visit.sent["messages"]] == ["new"]
-        await chat.say(visit, "fresh")
+        page_request = await chat.ask("new")
+        assert [message["content"] for message in page_request.sent["messages"]] == ["new"]
+        await chat.say(page_request, "fresh")
 
 
 async def test_a_new_chat_begins_before_the_old_answer_has_ended(chrome: Browser) -> None:
     async with chatting(chrome) as chat:
-        visit = await chat.ask("old")
-        await visit.event({"text": "old"}, "chunk")
+        page_request = await chat.ask("old")
+        await page_request.event({"text": "old"}, "chunk")
         await wait_for(chat.page, f"{LAST}.querySelector('[data-chat=text]').textContent === 'old'")
         await chat.page.evaluate(
             "document.querySelector('[data-chat-act=clear]').click();"
             " document.getElementById('message').value = 'new'; document.getElementById('chat').requestSubmit()"
         )
-        visit = await chat.answers.next()
-        await visit.event({"text": "fresh"}, "chunk")
+        page_request = await chat.answers.next()
+        await page_request.event({"text": "fresh"}, "chunk")
         await wait_for(chat.page, f"{LAST}.querySelector('[data-chat=text]').textContent === 'fresh'")
         assert await chat.page.evaluate("document.querySelector('[data-playground]').dataset.chatState") == "writing"
         assert await chat.part("usage") == ""
-        await chat.say(visit, " text")
+        await chat.say(page_request, " text")
         assert await chat.part("text") == "fresh text"
 
 
 async def test_an_answer_in_an_endless_event_is_given_up(chrome: Browser) -> None:
     async with chatting(chrome) as chat:
-        visit = await chat.ask("endless")
-        await visit.write("data: " + "x" * 1_100_000)
+        page_request = await chat.ask("endless")
+        await page_request.write("data: " + "x" * 1_100_000)
         async with asyncio.timeout(PATIENCE_SECONDS):
             await chat.answers.left.wait()
         await chat.state("ready")
@@ -228,26 +228,26 @@ async def test_an_answer_in_an_endless_event_is_given_up(chrome: Browser) -> Non
 
 async def test_every_problem_says_what_to_do_and_the_text_before_it_stays(chrome: Browser) -> None:
     async with chatting(chrome) as chat:
-        visit = await chat.ask("one")
-        await visit.event({"text": "half an"}, "chunk")
-        await visit.event({"code": "worker_lost", "message": "The worker went away.", "hint": "Send it again."}, "problem")
-        await chat.say(visit, usage=False)
+        page_request = await chat.ask("one")
+        await page_request.event({"text": "half an"}, "chunk")
+        await page_request.event({"code": "worker_lost", "message": "The worker went away.", "hint": "Send it again."}, "problem")
+        await chat.say(page_request, usage=False)
         assert await chat.part("text") == "half an"
         assert await chat.part("problem") == "The worker went away. Send it again."
-        visit = await chat.ask("none")
-        await visit.event({"code": "no_worker", "message": "No worker.", "hint": ""}, "problem")
-        await chat.say(visit, usage=False)
+        page_request = await chat.ask("none")
+        await page_request.event({"code": "no_worker", "message": "No worker.", "hint": ""}, "problem")
+        await chat.say(page_request, usage=False)
         # Nothing came to copy or to rate; it can be asked again.
         acts = "[...document.querySelectorAll('[data-chat-message]:last-child [data-chat-act]')].map(each => each.hidden)"
         assert await chat.page.evaluate(acts) == [True, False, True, True]
-        visit = await chat.ask("two")
+        page_request = await chat.ask("two")
         # An end without a word about tokens.
-        await chat.say(visit, "cut o", usage=False)
+        await chat.say(page_request, "cut o", usage=False)
         assert (await chat.part("problem")).startswith("The answer was interrupted.")
 
-        async def refuse(visit: Visit) -> None:
+        async def refuse(page_request: Visit) -> None:
             body = '{"error": {"code": "rate_limited", "message": "Too many requests.", "hint": "Wait 20 s."}}'
-            await visit.answer(429, body, "application/json")
+            await page_request.answer(429, body, "application/json")
 
         chat.site.answers["/playground/answer"] = refuse
         await chat.page.evaluate("document.getElementById('message').focus()")
@@ -255,9 +255,9 @@ async def test_every_problem_says_what_to_do_and_the_text_before_it_stays(chrome
         await key(chat.page, "Enter", text="\r")
         await wait_for(chat.page, f"{LAST}.querySelector('[data-chat=problem]').textContent === 'Too many requests. Wait 20 s.'")
 
-        async def to_login(visit: Visit) -> None:
-            await visit.begin(303, location="/login")
-            await visit.end()
+        async def to_login(page_request: Visit) -> None:
+            await page_request.begin(303, location="/login")
+            await page_request.end()
 
         chat.site.answers["/playground/answer"] = to_login
         await write(chat.page, "four")
@@ -295,23 +295,23 @@ async def test_a_thumb_goes_to_the_answer_that_it_is_for(chrome: Browser) -> Non
         await press(chat.page, "[data-chat-act=down]")
         await wait_for(chat.page, "document.querySelector('[data-chat=announcement]').textContent === 'The rating couldn’t be saved.'")
         assert await chat.page.evaluate(pressed) == "true,false"
-        assert [visit.sent["request_id"] for visit in chat.feedback] == ["req_1", "req_2", "req_1"]
+        assert [page_request.sent["request_id"] for page_request in chat.feedback] == ["req_1", "req_2", "req_1"]
         chat.page.problems[:] = [problem for problem in chat.page.problems if "503" not in problem]
 
 
 async def test_an_answer_that_was_stopped_can_be_rated_once_something_of_it_came(chrome: Browser) -> None:
     async with chatting(chrome) as chat:
         hidden = f"[...{LAST}.querySelectorAll('[data-chat-act=up], [data-chat-act=down]')].map(each => each.hidden)"
-        visit = await chat.ask("Tell me nothing")
-        await visit.event({"request_id": "req_0"}, "began")
-        await visit.event({"message": "The model is loading"}, "waiting")
+        page_request = await chat.ask("Tell me nothing")
+        await page_request.event({"request_id": "req_0"}, "began")
+        await page_request.event({"message": "The model is loading"}, "waiting")
         await wait_for(chat.page, f"{LAST}.querySelector('[data-chat=waiting]').textContent.includes('loading')")
         await press(chat.page, "[data-chat-act=stop]")
         await chat.state("ready")
         assert await chat.page.evaluate(hidden) == [True, True]
-        visit = await chat.ask("Tell me everything")
-        await visit.event({"request_id": "req_1"}, "began")
-        await visit.event({"text": "Once upon"}, "chunk")
+        page_request = await chat.ask("Tell me everything")
+        await page_request.event({"request_id": "req_1"}, "began")
+        await page_request.event({"text": "Once upon"}, "chunk")
         await wait_for(chat.page, f"{LAST}.querySelector('[data-chat=text]').textContent === 'Once upon'")
         assert await chat.page.evaluate(hidden) == [True, True]
         await press(chat.page, "[data-chat-act=stop]")
@@ -319,7 +319,7 @@ async def test_an_answer_that_was_stopped_can_be_rated_once_something_of_it_came
         assert await chat.page.evaluate(hidden) == [False, False]
         await press(chat.page, "[data-chat-message]:last-child [data-chat-act=down]")
         await wait_for(chat.page, "document.querySelector('[data-chat=announcement]').textContent === 'Rating saved.'")
-        assert [visit.sent for visit in chat.feedback] == [{"request_id": "req_1", "rating": "down"}]
+        assert [page_request.sent for page_request in chat.feedback] == [{"request_id": "req_1", "rating": "down"}]
 
 
 async def test_a_parameter_that_is_no_number_is_said_and_nothing_is_sent(chrome: Browser) -> None:
@@ -363,19 +363,19 @@ async def test_the_chat_as_code_names_the_present_settings(chrome: Browser) -> N
 async def test_the_end_stays_in_sight_until_the_reader_scrolls_away(chrome: Browser) -> None:
     async with chatting(chrome) as chat:
         distance = "(box => box.scrollHeight - box.scrollTop - box.clientHeight)(document.querySelector('[data-chat=log]'))"
-        visit = await chat.ask("long")
-        await visit.event({"text": "line\n\n" * 100}, "chunk")
+        page_request = await chat.ask("long")
+        await page_request.event({"text": "line\n\n" * 100}, "chunk")
         await wait_for(chat.page, f"{LAST}.querySelectorAll('p').length > 100 && {distance} <= 1")
         assert await chat.page.evaluate("document.querySelector('[data-chat=latest]').hidden")
         await chat.page.evaluate("document.querySelector('[data-chat=log]').scrollTop = 300")
         await wait_for(chat.page, "!document.querySelector('[data-chat=latest]').hidden")
-        await visit.event({"text": "more\n\n" * 100}, "chunk")
+        await page_request.event({"text": "more\n\n" * 100}, "chunk")
         await wait_for(chat.page, f"{LAST}.querySelectorAll('p').length > 200")
         assert await chat.page.evaluate("document.querySelector('[data-chat=log]').scrollTop") == 300
         await press(chat.page, "[data-chat=latest]")
-        await visit.event({"text": "end\n\n" * 50}, "chunk")
+        await page_request.event({"text": "end\n\n" * 50}, "chunk")
         await wait_for(chat.page, f"{LAST}.querySelectorAll('p').length > 250 && {distance} <= 1")
-        await chat.say(visit, "done")
+        await chat.say(page_request, "done")
 
 
 async def test_the_page_is_usable_for_everybody_and_on_a_telephone(chrome: Browser) -> None:
@@ -392,12 +392,12 @@ async def test_an_answer_is_copied_as_the_model_wrote_it(chrome: Browser) -> Non
             "window.copied = []; Object.defineProperty(navigator, 'clipboard', {value: {writeText: async text => { copied.push(text) }}})"
         )
         button = f"{LAST}.querySelector('[data-chat-act=copy]')"
-        visit = await chat.ask("What is it?")
-        await visit.event({"text": "It is **bo"}, "chunk")
+        page_request = await chat.ask("What is it?")
+        await page_request.event({"text": "It is **bo"}, "chunk")
         await wait_for(chat.page, f"{LAST}.querySelector('[data-chat=text]').textContent === 'It is **bo'")
         # What is half written is not copied.
         assert await chat.page.evaluate(f"{button}.hidden")
-        await chat.say(visit, "ld**")
+        await chat.say(page_request, "ld**")
         await press(chat.page, "[data-chat-act=copy]")
         await wait_for(chat.page, f"{button}.dataset.copied === 'true'")
         assert await chat.page.evaluate("copied") == ["It is **bold**"]

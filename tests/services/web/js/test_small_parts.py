@@ -71,9 +71,9 @@ CONFIRM = """
 
 
 async def confirming(page: Page, site: Site, sent: list[tuple[str, bytes]]) -> None:
-    async def take(visit: Visit) -> None:
-        sent.append((visit.path, visit.body))
-        await visit.answer(200, '<!doctype html><title>x</title><link rel="icon" href="data:,"><p>done', "text/html")
+    async def take(page_request: Visit) -> None:
+        sent.append((page_request.path, page_request.body))
+        await page_request.answer(200, '<!doctype html><title>x</title><link rel="icon" href="data:,"><p>done', "text/html")
 
     site.answers |= {"/revoke": take, "/save": take}
     site.show(CONFIRM, "dialog")

@@ -74,7 +74,7 @@ class FakeDriver:
 
 
 @dataclass
-class House:
+class RunningService:
     """A host whose machine, GPUs and clock are ours."""
 
     machine: FakeMachine = field(default_factory=FakeMachine)
@@ -108,7 +108,7 @@ def shown(metrics: Metrics) -> dict[str, float]:
 
 
 def test_every_figure_of_the_machine_is_shown() -> None:
-    assert House().read() == {
+    assert RunningService().read() == {
         "host_cpu_usage_ratio": 0.5,
         "host_memory_used_bytes": 3,
         "host_memory_total_bytes": 8,
@@ -122,11 +122,11 @@ def test_every_figure_of_the_machine_is_shown() -> None:
 
 
 def test_it_looks_once_a_second_however_often_it_is_read() -> None:
-    house = House()
+    running_service = RunningService()
     for _ in range(10):
-        house.read(0.1)
-    assert house.machine.looks == 2  # when it was made, and once
-    assert house.read(1.0)["host_disk_read_bytes_total"] == 300
+        running_service.read(0.1)
+    assert running_service.machine.looks == 2  # when it was made, and once
+    assert running_service.read(1.0)["host_disk_read_bytes_total"] == 300
 
 
 @pytest.mark.parametrize("figure", FIGURES)
@@ -134,9 +134,9 @@ def test_it_looks_once_a_second_however_often_it_is_read() -> None:
 def test_a_figure_that_is_not_told_is_left_out_and_said_once(figure: str, why: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(logs, "_write", lambda _, event, fields: said.append(event))
-    house = House(FakeMachine(broken={figure: why}))
-    whole, found = set(House().read()), house.read()
-    assert house.read().keys() == found.keys()
+    running_service = RunningService(FakeMachine(broken={figure: why}))
+    whole, found = set(RunningService().read()), running_service.read()
+    assert running_service.read().keys() == found.keys()
     prefix = {
         "processors": "host_cpu",
         "memory": "host_memory",
@@ -152,24 +152,24 @@ def test_a_figure_that_is_not_told_is_left_out_and_said_once(figure: str, why: E
     ("figure", "series"), [("processors", "host_cpu_usage_ratio"), ("memory", "host_memory_used_bytes"), ("disk", "host_disk_free_bytes")]
 )
 def test_a_figure_that_is_no_longer_told_is_no_number_until_it_is_told_again(figure: str, series: str) -> None:
-    house = House()
-    before = house.read()[series]
-    house.machine.broken[figure] = OSError("gone")
+    running_service = RunningService()
+    before = running_service.read()[series]
+    running_service.machine.broken[figure] = OSError("gone")
     for _ in range(2):
-        assert str(house.read()[series]) == "nan"
-    house.machine.broken.clear()
-    house.read()
-    assert house.read()[series] == before
+        assert str(running_service.read()[series]) == "nan"
+    running_service.machine.broken.clear()
+    running_service.read()
+    assert running_service.read()[series] == before
 
 
 async def test_a_gpu_is_shown_while_it_answers() -> None:
-    house = House()
-    house.driver.gpus = [
+    running_service = RunningService()
+    running_service.driver.gpus = [
         Gpu(0, usage=0.9, memory_used=5, memory_total=10, watts=300.5, celsius=60.0),
         Gpu(1, memory_used=1, memory_total=10),
     ]
-    assert await house.gpus.look()
-    assert {name: value for name, value in house.read().items() if name.startswith("gpu_")} == {
+    assert await running_service.gpus.look()
+    assert {name: value for name, value in running_service.read().items() if name.startswith("gpu_")} == {
         "gpu_usage_ratio 0": 0.9,
         "gpu_memory_used_bytes 0": 5,
         "gpu_memory_used_bytes 1": 1,
@@ -178,17 +178,17 @@ async def test_a_gpu_is_shown_while_it_answers() -> None:
         "gpu_power_watts 0": 300.5,
         "gpu_temperature_celsius 0": 60,
     }
-    del house.driver.gpus[1]
-    await house.gpus.look()
-    assert not [name for name in house.read() if name.endswith(" 1")]
-    house.now += KEPT_SECONDS
-    assert not [name for name in house.read() if name.startswith("gpu_")]
+    del running_service.driver.gpus[1]
+    await running_service.gpus.look()
+    assert not [name for name in running_service.read() if name.endswith(" 1")]
+    running_service.now += KEPT_SECONDS
+    assert not [name for name in running_service.read() if name.startswith("gpu_")]
 
 
 def test_a_node_without_a_gpu_has_no_such_metric() -> None:
-    house = House()
-    house.read()
-    assert "gpu" not in house.metrics.render()
+    running_service = RunningService()
+    running_service.read()
+    assert "gpu" not in running_service.metrics.render()
 
 
 def test_this_machine_tells_plausible_figures(tmp_path: Path) -> None:

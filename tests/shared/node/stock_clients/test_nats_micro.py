@@ -85,11 +85,11 @@ async def test_an_answer_goes_to_an_inbox_and_nowhere_else() -> None:
         stock = await operator(net)
         target = f"aimesh.{MESH}.gateway.{victim.node.id}.auth.{net.nodes[0].node.id}"
         heard: list[bytes] = []
-        victim.node.roads.nats.nats.subscribe(target, lambda message: heard.append(message.payload))
-        await victim.node.roads.nats.nats.flush()
+        victim.node.node_transports.nats.nats.subscribe(target, lambda message: heard.append(message.payload))
+        await victim.node.node_transports.nats.nats.flush()
         await stock.publish(f"aimesh.{MESH}.rpc.auth.loginUser", msgpack.packb(BODY), reply=target)
         await stock.request(f"aimesh.{MESH}.rpc.auth.loginUser", msgpack.packb(BODY), timeout=SECONDS)
-        await victim.node.roads.nats.nats.flush()
+        await victim.node.node_transports.nats.nats.flush()
         # Messages of links, as when the gateway asks auth for its certificate, are arrays of four or three.
         assert [payload for payload in heard if payload[:1] not in (b"\x94", b"\x93")] == []
         await stock.close()

@@ -35,7 +35,7 @@ def new_key() -> NodeKey:
 
 
 @dataclass
-class House:
+class RunningService:
     """A gateway, and the entry of stock clients to it."""
 
     dispatcher: rpc.Dispatcher
@@ -53,12 +53,12 @@ class House:
 class Visitor:
     """A peer on one connection."""
 
-    house: House
+    running_service: RunningService
     key: NodeKey = field(default_factory=new_key)
     channel: bytes = field(default_factory=lambda: secrets.token_bytes(64))
 
     async def raw(self, method: str, value: bytes) -> bytes:
-        return await self.house.outsiders.answer(Request(self.key.raw, self.channel, method, value))
+        return await self.running_service.outsiders.answer(Request(self.key.raw, self.channel, method, value))
 
     async def ask(self, method: str, **fields: object) -> Any:
         return json.loads(await self.raw(method, json.dumps(fields).encode()))
@@ -76,17 +76,17 @@ class Visitor:
 
 
 @pytest.fixture
-async def house() -> AsyncIterator[House]:
+async def running_service() -> AsyncIterator[RunningService]:
     async with background() as tasks:
         dispatcher = rpc.Dispatcher(tasks, lambda method, status, seconds: None, lambda method, error: None)
         service = Streaming()
         dispatcher.add(service)
-        yield House(dispatcher, service, StockRpcClients(Trust(new_key(), Role.GATEWAY, (CA.id,)), dispatcher, (), lambda: NOW))
+        yield RunningService(dispatcher, service, StockRpcClients(Trust(new_key(), Role.GATEWAY, (CA.id,)), dispatcher, (), lambda: NOW))
 
 
 @pytest.fixture
-async def visitor(house: House) -> Visitor:
-    return await house.visitor()
+async def visitor(running_service: RunningService) -> Visitor:
+    return await running_service.visitor()
 
 
 async def test_a_whole_answer_in_one_request(visitor: Visitor) -> None:
@@ -106,13 +106,13 @@ async def read(visitor: Visitor, handle: int) -> tuple[list[Any], Any]:
             return items, said["end"]
 
 
-async def test_items_are_pulled_until_the_end(house: House, visitor: Visitor) -> None:
+async def test_items_are_pulled_until_the_end(running_service: RunningService, visitor: Visitor) -> None:
     handle = await visitor.start("hi")
     items, end = await read(visitor, handle)
     assert [item["text"] for item in items] == ["Hel", "lo"]
     assert end["usage"]["completionTokens"] == 2
     assert (await visitor.refused("stream.next", handle=handle))[0] == "not_found"
-    await freed(house)
+    await freed(running_service)
 
 
 async def test_msgpack_is_answered_in_msgpack(visitor: Visitor) -> None:
@@ -127,32 +127,32 @@ async def test_two_streams_of_one_connection_do_not_mix(visitor: Visitor) -> Non
     assert (len(letters), [item["text"] for item in two]) == (20_000, ["a", "x", "b"])
 
 
-async def test_what_its_reader_has_not_asked_for_is_not_made(house: House, visitor: Visitor) -> None:
+async def test_what_its_reader_has_not_asked_for_is_not_made(running_service: RunningService, visitor: Visitor) -> None:
     handle = await visitor.start("letters")
-    await until(lambda: house.service.sent == pulled_streams.MAX_ITEMS)
+    await until(lambda: running_service.service.sent == pulled_streams.MAX_ITEMS)
     for _ in range(10):
         await asyncio.sleep(0)
-    assert house.service.sent == pulled_streams.MAX_ITEMS
-    assert house.service.calls[0].credited_items == 0
+    assert running_service.service.sent == pulled_streams.MAX_ITEMS
+    assert running_service.service.calls[0].credited_items == 0
     assert len((await visitor.next(handle))["items"]) == pulled_streams.MAX_ITEMS
-    assert house.service.calls[0].credited_items >= pulled_streams.MAX_ITEMS
+    assert running_service.service.calls[0].credited_items >= pulled_streams.MAX_ITEMS
     large = await visitor.start("large")
-    sent = house.service.sent
-    await until(lambda: house.service.sent > sent)
+    sent = running_service.service.sent
+    await until(lambda: running_service.service.sent > sent)
     assert len((await visitor.next(large))["items"]) == 1, "an answer has few bytes"
 
 
-async def test_an_error_comes_behind_the_items_before_it(house: House, visitor: Visitor) -> None:
+async def test_an_error_comes_behind_the_items_before_it(running_service: RunningService, visitor: Visitor) -> None:
     handle = await visitor.start("fail")
-    await until(lambda: house.service.failed)
+    await until(lambda: running_service.service.failed)
     assert [item["text"] for item in (await visitor.next(handle))["items"]] == ["a"]
     assert await visitor.refused("stream.next", handle=handle) == ("worker_lost", "the worker is gone – ask again")
-    await until(lambda: house.dispatcher.running == 0)
+    await until(lambda: running_service.dispatcher.running == 0)
 
 
-async def test_a_stream_belongs_to_its_connection(house: House, visitor: Visitor) -> None:
+async def test_a_stream_belongs_to_its_connection(running_service: RunningService, visitor: Visitor) -> None:
     handle = await visitor.start("hang")
-    other = await house.visitor()
+    other = await running_service.visitor()
     assert (await other.refused("stream.next", handle=handle))[0] == "not_found"
     assert (await other.refused("stream.stop", handle=handle))[0] == "not_found"
     assert len((await visitor.next(handle))["items"]) == 1
@@ -170,61 +170,65 @@ async def test_one_next_at_a_time(visitor: Visitor) -> None:
     assert caught.value.code == "cancelled"
 
 
-async def freed(house: House) -> None:
-    await until(lambda: house.service.running == 0 and house.dispatcher.running == 0)
-    assert house.outsiders._streams._streams == {}
-    assert house.outsiders._places._free[True] == stock_calls.MAX_STREAMS
+async def freed(running_service: RunningService) -> None:
+    await until(lambda: running_service.service.running == 0 and running_service.dispatcher.running == 0)
+    assert running_service.outsiders._streams._streams == {}
+    assert running_service.outsiders._places._free[True] == stock_calls.MAX_STREAMS
 
 
-async def test_a_connection_that_is_gone_ends_its_streams_and_frees_their_places(house: House, visitor: Visitor) -> None:
-    other = await house.visitor()
+async def test_a_connection_that_is_gone_ends_its_streams_and_frees_their_places(running_service: RunningService, visitor: Visitor) -> None:
+    other = await running_service.visitor()
     stays = await other.start("hang")
     for prompt in ("hang", "silent", "letters", "hi"):
         await visitor.start(prompt)
-    await until(lambda: len(house.service.calls) == 5)
-    house.outsiders.gone(visitor.channel)
-    await until(lambda: house.service.running == 1)
+    await until(lambda: len(running_service.service.calls) == 5)
+    running_service.outsiders.gone(visitor.channel)
+    await until(lambda: running_service.service.running == 1)
     assert len((await other.next(stays))["items"]) == 1
     assert (await visitor.refused(INFER, request={"prompt": "hi"}))[0] == "not_certified", "its introduction is forgotten"
-    house.outsiders.gone(other.channel)
-    await freed(house)
+    running_service.outsiders.gone(other.channel)
+    await freed(running_service)
 
 
-async def test_a_stream_that_nobody_reads_ends(house: House, visitor: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stream_that_nobody_reads_ends(running_service: RunningService, visitor: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pulled_streams, "SILENCE_SECONDS", 0.02)
     for prompt in ("hang", "hi"):
         await visitor.start(prompt)
-    await freed(house)
-    assert house.service.failed == ["cancelled"]
+    await freed(running_service)
+    assert running_service.service.failed == ["cancelled"]
 
 
-async def test_a_reader_that_waits_is_not_silent(house: House, visitor: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_reader_that_waits_is_not_silent(
+    running_service: RunningService, visitor: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pulled_streams, "SILENCE_SECONDS", 0.02)
     waiting = asyncio.ensure_future(visitor.next(await visitor.start("silent")))
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(asyncio.shield(waiting), 0.05)
-    assert house.service.running == 1
+    assert running_service.service.running == 1
     waiting.cancel()
-    await freed(house)
+    await freed(running_service)
 
 
-async def test_a_stream_that_is_stopped_before_it_ran(house: House, visitor: Visitor) -> None:
+async def test_a_stream_that_is_stopped_before_it_ran(running_service: RunningService, visitor: Visitor) -> None:
     handle = await visitor.start("hang")
     await visitor.ask("stream.stop", handle=handle)
-    await freed(house)
+    await freed(running_service)
 
 
-async def test_so_many_streams_of_one_connection_and_of_all(house: House, visitor: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_so_many_streams_of_one_connection_and_of_all(
+    running_service: RunningService, visitor: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pulled_streams, "MAX_STREAMS_OF_ONE", 2)
     first = [await visitor.start("hang") for _ in range(2)]
     assert await visitor.refused(f"{INFER}.stream", request={"prompt": "hi"}) == ("overloaded", "2 streams of this connection are running")
-    house.outsiders._places._free[True] = 0
-    other = await house.visitor()
+    running_service.outsiders._places._free[True] = 0
+    other = await running_service.visitor()
     assert (await other.refused(INFER, request={"prompt": "hi"}))[0] == "overloaded"
     await other.refused("gateway.noSuch")
     assert (await other.ask("gateway.listModels")) == {"models": []}, "calls that end soon have places of their own"
     await visitor.ask("stream.stop", handle=first[0])
-    await until(lambda: house.service.running == 1)
+    await until(lambda: running_service.service.running == 1)
     assert (await other.ask(INFER, request={"prompt": "hi"}))["text"] == "Hello"
 
 
@@ -241,16 +245,16 @@ async def test_a_body_that_does_not_do(visitor: Visitor, body: Any, code: str, w
         refusal, message = await visitor.refused(method, **body)
         assert refusal == code
         assert words in message
-    house = visitor.house
-    assert house.service.calls == []
-    assert house.outsiders._places._free[True] == stock_calls.MAX_STREAMS
+    running_service = visitor.running_service
+    assert running_service.service.calls == []
+    assert running_service.outsiders._places._free[True] == stock_calls.MAX_STREAMS
 
 
-async def test_a_shutdown_waits_until_the_end_was_read(house: House, visitor: Visitor) -> None:
+async def test_a_shutdown_waits_until_the_end_was_read(running_service: RunningService, visitor: Visitor) -> None:
     handle = await visitor.start("hi")
-    await until(lambda: house.service.calls and not house.service.running)
-    house.dispatcher.drain_started.set()
-    draining = asyncio.ensure_future(house.dispatcher.drained(10))
+    await until(lambda: running_service.service.calls and not running_service.service.running)
+    running_service.dispatcher.drain_started.set()
+    draining = asyncio.ensure_future(running_service.dispatcher.drained(10))
     assert (await visitor.refused(f"{INFER}.stream", request={"prompt": "hi"}))[0] == "draining"
     assert not draining.done()
     assert (await read(visitor, handle))[1]["finishReason"] == "stop"
@@ -258,31 +262,31 @@ async def test_a_shutdown_waits_until_the_end_was_read(house: House, visitor: Vi
 
 
 async def test_a_stream_that_is_over_holds_no_place_and_no_shutdown(
-    house: House, visitor: Visitor, monkeypatch: pytest.MonkeyPatch
+    running_service: RunningService, visitor: Visitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pulled_streams, "LAST_READ_SECONDS", 0.02)
     handles = [await visitor.start(prompt) for prompt in ("fail", "hi")]
-    await until(lambda: len(house.service.calls) == 2 and not house.service.running)
-    assert house.outsiders._places._free[True] == stock_calls.MAX_STREAMS
-    house.dispatcher.drain_started.set()
-    await house.dispatcher.drained(10)
-    assert house.dispatcher.running == 0
+    await until(lambda: len(running_service.service.calls) == 2 and not running_service.service.running)
+    assert running_service.outsiders._places._free[True] == stock_calls.MAX_STREAMS
+    running_service.dispatcher.drain_started.set()
+    await running_service.dispatcher.drained(10)
+    assert running_service.dispatcher.running == 0
     assert [item["text"] for item in (await visitor.next(handles[0]))["items"]] == ["a"]
     assert (await visitor.refused("stream.next", handle=handles[0]))[0] == "worker_lost"
     assert (await read(visitor, handles[1]))[1]["finishReason"] == "stop"
-    await freed(house)
+    await freed(running_service)
 
 
-async def test_a_shutdown_cuts_off_a_stream_that_does_not_end(house: House, visitor: Visitor) -> None:
+async def test_a_shutdown_cuts_off_a_stream_that_does_not_end(running_service: RunningService, visitor: Visitor) -> None:
     handle = await visitor.start("silent")
     waiting = asyncio.ensure_future(visitor.refused("stream.next", handle=handle))
-    await until(lambda: house.service.running)
-    house.dispatcher.drain_started.set()
-    await house.dispatcher.drained(0.01)
+    await until(lambda: running_service.service.running)
+    running_service.dispatcher.drain_started.set()
+    await running_service.dispatcher.drained(0.01)
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert (await visitor.refused("stream.next", handle=handle))[0] == "draining", "so that it is begun again elsewhere"
-    await freed(house)
+    await freed(running_service)
 
 
 #: Up to the value of a field that the method does not have.

@@ -40,7 +40,7 @@ def certificate(key: NodeKey, role: Role = Role.CLIENT, *, authority: Authority 
 
 
 @dataclass
-class House:
+class RunningService:
     """A node with a few methods, and what it saw."""
 
     trust: Trust
@@ -93,16 +93,16 @@ class House:
         raise AssertionError("no client gets here")
 
 
-def new_house(tasks: asyncio.TaskGroup, role: Role = Role.GATEWAY) -> House:
+def new_house(tasks: asyncio.TaskGroup, role: Role = Role.GATEWAY) -> RunningService:
     bugs: list[Exception] = []
     dispatcher = rpc.Dispatcher(tasks, lambda method, status, seconds: None, lambda method, error: bugs.append(error))
-    house = House(Trust(new_key(), role, (CA.id,)), dispatcher, bugs=bugs)
-    dispatcher.add(house)
-    return house
+    running_service = RunningService(Trust(new_key(), role, (CA.id,)), dispatcher, bugs=bugs)
+    dispatcher.add(running_service)
+    return running_service
 
 
 @pytest.fixture
-async def house() -> AsyncIterator[House]:
+async def running_service() -> AsyncIterator[RunningService]:
     async with background() as tasks:
         yield new_house(tasks)
 
@@ -111,12 +111,12 @@ async def house() -> AsyncIterator[House]:
 class Visitor:
     """A peer on one connection."""
 
-    house: House
+    running_service: RunningService
     key: NodeKey = field(default_factory=new_key)
     channel: bytes = field(default_factory=lambda: secrets.token_bytes(64))
 
     async def raw(self, method: str, value: bytes) -> bytes:
-        return await self.house.outsiders.answer(Request(self.key.raw, self.channel, method, value))
+        return await self.running_service.outsiders.answer(Request(self.key.raw, self.channel, method, value))
 
     async def ask(self, method: str, **fields: object) -> Any:
         return json.loads(await self.raw(method, json.dumps(fields).encode()))
@@ -139,8 +139,8 @@ def text(body: bytes) -> str:
 # --- who is let in ------------------------------------------------------------------------------------------------------
 
 
-async def test_a_certified_client_is_welcome_and_its_call_says_who_it_is(house: House) -> None:
-    visitor = Visitor(house)
+async def test_a_certified_client_is_welcome_and_its_call_says_who_it_is(running_service: RunningService) -> None:
+    visitor = Visitor(running_service)
     welcome = await visitor.introduce()
     assert (welcome["node"], welcome["role"]) == (visitor.key.id, "client")
     assert welcome["methods"] == [
@@ -150,16 +150,16 @@ async def test_a_certified_client_is_welcome_and_its_call_says_who_it_is(house: 
         "models": [{"name": "echo", "workers": 1, "contextTokens": 4096, "aliases": [], "onlyEmbeds": False}]
     }
     labels = (("desk", "left"),)
-    assert house.calls[0].caller == Peer(Role.CLIENT, visitor.key.id, visitor.key.id, "ada", labels, visitor.channel)
-    assert house.calls[0].credential is None
+    assert running_service.calls[0].caller == Peer(Role.CLIENT, visitor.key.id, visitor.key.id, "ada", labels, visitor.channel)
+    assert running_service.calls[0].credential is None
 
 
-async def test_who_has_not_introduced_itself_is_refused(house: House) -> None:
-    known = Visitor(house)
+async def test_who_has_not_introduced_itself_is_refused(running_service: RunningService) -> None:
+    known = Visitor(running_service)
     await known.introduce()
-    assert await Visitor(house).refused(LIST_MODELS) == "not_certified"
-    assert await Visitor(house, known.key).refused(LIST_MODELS) == "not_certified", "another connection of the same key"
-    assert house.calls == []
+    assert await Visitor(running_service).refused(LIST_MODELS) == "not_certified"
+    assert await Visitor(running_service, known.key).refused(LIST_MODELS) == "not_certified", "another connection of the same key"
+    assert running_service.calls == []
 
 
 @pytest.mark.parametrize(
@@ -175,43 +175,43 @@ async def test_who_has_not_introduced_itself_is_refused(house: House) -> None:
         pytest.param(lambda key: certificate(key, at=NOW + 3600), "clock_skew", id="one from the future"),
     ],
 )
-async def test_a_certificate_that_does_not_do(house: House, make: Any, code: str) -> None:
-    visitor = Visitor(house)
+async def test_a_certificate_that_does_not_do(running_service: RunningService, make: Any, code: str) -> None:
+    visitor = Visitor(running_service)
     assert await visitor.refused("hello", certificate=text(make(visitor.key))) == code
     assert await visitor.refused(LIST_MODELS) == "not_certified"
 
 
-async def test_a_certificate_ends_while_the_connection_lives_on(house: House) -> None:
-    visitor = Visitor(house)
+async def test_a_certificate_ends_while_the_connection_lives_on(running_service: RunningService) -> None:
+    visitor = Visitor(running_service)
     await visitor.introduce()
-    house.now += 24 * 3600 + certificates.LEEWAY_SECONDS
+    running_service.now += 24 * 3600 + certificates.LEEWAY_SECONDS
     await visitor.ask(LIST_MODELS)
-    house.now += 1
+    running_service.now += 1
     assert await visitor.refused(LIST_MODELS) == "certificate_expired"
-    await visitor.ask("hello", certificate=text(certificate(visitor.key, at=house.now)))
+    await visitor.ask("hello", certificate=text(certificate(visitor.key, at=running_service.now)))
     await visitor.ask(LIST_MODELS)
 
 
-async def test_a_key_that_is_revoked_after_its_introduction_is_refused(house: House) -> None:
-    visitor, other = Visitor(house), Visitor(house)
+async def test_a_key_that_is_revoked_after_its_introduction_is_refused(running_service: RunningService) -> None:
+    visitor, other = Visitor(running_service), Visitor(running_service)
     for each in (visitor, other):
         await each.introduce()
-    house.revoke(visitor.key.id)
+    running_service.revoke(visitor.key.id)
     assert await visitor.refused(LIST_MODELS) == "node_revoked"
     assert await visitor.refused("hello", certificate=text(certificate(visitor.key))) == "node_revoked"
     await other.ask(LIST_MODELS)
 
 
-async def test_an_allow_listed_key_needs_no_certificate_and_no_introduction(house: House) -> None:
-    visitor = Visitor(house)
-    house.allowed = (visitor.key.raw,)
+async def test_an_allow_listed_key_needs_no_certificate_and_no_introduction(running_service: RunningService) -> None:
+    visitor = Visitor(running_service)
+    running_service.allowed = (visitor.key.raw,)
     await visitor.ask(LIST_MODELS)
     await visitor.ask("hello", credential="aip_ada")
     await visitor.ask(LIST_MODELS)
-    assert [call.credential for call in house.calls] == [None, "aip_ada"]
-    assert house.calls[0].caller.channel, "NATS would vouch for a peer without a channel, and auth enrol it"
-    assert await Visitor(house).refused(LIST_MODELS) == "not_certified"
-    house.revoke(visitor.key.id)
+    assert [call.credential for call in running_service.calls] == [None, "aip_ada"]
+    assert running_service.calls[0].caller.channel, "NATS would vouch for a peer without a channel, and auth enrol it"
+    assert await Visitor(running_service).refused(LIST_MODELS) == "not_certified"
+    running_service.revoke(visitor.key.id)
     assert await visitor.refused(LIST_MODELS) == "node_revoked"
 
 
@@ -222,10 +222,10 @@ async def test_a_worker_takes_no_calls_of_clients() -> None:
         assert await visitor.refused("hello", certificate=text(certificate(visitor.key))) == "wrong_role"
 
 
-async def test_so_many_introductions_are_remembered(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_so_many_introductions_are_remembered(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stock_rpc_clients, "MAX_VISITORS", 2)
     key = new_key()
-    first, second, third = (Visitor(house, key) for _ in range(3))
+    first, second, third = (Visitor(running_service, key) for _ in range(3))
     await first.introduce()
     await second.introduce()
     await first.ask(LIST_MODELS)
@@ -238,17 +238,17 @@ async def test_so_many_introductions_are_remembered(house: House, monkeypatch: p
 # --- what they may call -------------------------------------------------------------------------------------------------
 
 
-async def test_the_credential_of_the_introduction_goes_with_every_call(house: House) -> None:
-    visitor, other = Visitor(house), Visitor(house)
+async def test_the_credential_of_the_introduction_goes_with_every_call(running_service: RunningService) -> None:
+    visitor, other = Visitor(running_service), Visitor(running_service)
     await visitor.introduce(credential="aip_ada")
     await other.introduce(credential="aip_bob")
     for each in (visitor, other, visitor):
         await each.ask(LIST_MODELS)
-    assert [call.credential for call in house.calls] == ["aip_ada", "aip_bob", "aip_ada"]
+    assert [call.credential for call in running_service.calls] == ["aip_ada", "aip_bob", "aip_ada"]
 
 
-async def test_msgpack_is_answered_in_msgpack(house: House) -> None:
-    visitor = Visitor(house)
+async def test_msgpack_is_answered_in_msgpack(running_service: RunningService) -> None:
+    visitor = Visitor(running_service)
     said = msgpack.packb({"certificate": certificate(visitor.key), "credential": "aip_ada"})
     assert msgpack.unpackb(await visitor.raw("hello", said))["node"] == visitor.key.id
     assert msgpack.unpackb(await visitor.raw(LIST_MODELS, msgpack.packb({})))["models"][0]["contextTokens"] == 4096
@@ -275,60 +275,60 @@ async def test_msgpack_is_answered_in_msgpack(house: House) -> None:
         pytest.param("gateway.getServiceHealth", b"{}", "rate_limited", id="what the handler refuses"),
     ],
 )
-async def test_a_request_that_does_not_do(house: House, method: str, value: bytes, code: str) -> None:
-    visitor = Visitor(house)
+async def test_a_request_that_does_not_do(running_service: RunningService, method: str, value: bytes, code: str) -> None:
+    visitor = Visitor(running_service)
     await visitor.introduce()
     with pytest.raises(RequestRefused) as caught:
         await visitor.raw(method, value)
     assert caught.value.code == code
     assert len(caught.value.message) < 500
-    assert not house.bugs
+    assert not running_service.bugs
 
 
-async def test_the_hint_goes_with_the_message(house: House) -> None:
+async def test_the_hint_goes_with_the_message(running_service: RunningService) -> None:
     with pytest.raises(RequestRefused) as caught:
-        await Visitor(house).ask(LIST_MODELS)
+        await Visitor(running_service).ask(LIST_MODELS)
     assert caught.value.message == "you have not introduced yourself – call `hello` with your certificate first"
 
 
-async def test_a_bug_in_a_handler_is_told_in_the_house_alone(house: House) -> None:
-    visitor = Visitor(house)
+async def test_a_bug_in_a_handler_is_told_in_the_house_alone(running_service: RunningService) -> None:
+    visitor = Visitor(running_service)
     await visitor.introduce(credential=BUG)
     with pytest.raises(RequestRefused) as caught:
         await visitor.ask(LIST_MODELS)
     assert caught.value.code == "internal"
     assert "secret" not in caught.value.message
-    assert len(house.bugs) == 1
+    assert len(running_service.bugs) == 1
 
 
 # --- how many, and for how long -----------------------------------------------------------------------------------------
 
 
-async def test_so_many_calls_run_at_once(house: House) -> None:
-    busy, free = Visitor(house), Visitor(house)
+async def test_so_many_calls_run_at_once(running_service: RunningService) -> None:
+    busy, free = Visitor(running_service), Visitor(running_service)
     await busy.introduce(credential=HANG)
     await free.introduce()
     running = [asyncio.ensure_future(busy.ask(LIST_MODELS)) for _ in range(stock_calls.MAX_RUNNING)]
-    await house.began.wait()
-    assert len(house.calls) == house.dispatcher.running == stock_calls.MAX_RUNNING
+    await running_service.began.wait()
+    assert len(running_service.calls) == running_service.dispatcher.running == stock_calls.MAX_RUNNING
     assert await free.refused(LIST_MODELS) == "overloaded"
     running[0].cancel()
-    await house.cancelled.wait()
+    await running_service.cancelled.wait()
     await free.ask(LIST_MODELS)
     for call in running:
         call.cancel()
     await asyncio.gather(*running, return_exceptions=True)
-    assert house.dispatcher.running == 0
+    assert running_service.dispatcher.running == 0
 
 
-async def test_a_shutdown_waits_for_calls_and_takes_no_new_ones(house: House) -> None:
-    visitor = Visitor(house)
+async def test_a_shutdown_waits_for_calls_and_takes_no_new_ones(running_service: RunningService) -> None:
+    visitor = Visitor(running_service)
     await visitor.introduce(credential=HANG)
     running = asyncio.ensure_future(visitor.ask(LIST_MODELS))
-    await house.began.wait()
-    house.dispatcher.drain_started.set()
+    await running_service.began.wait()
+    running_service.dispatcher.drain_started.set()
     assert await visitor.refused(LIST_MODELS) == "draining"
-    await house.dispatcher.drained(0.01)
+    await running_service.dispatcher.drained(0.01)
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert house.cancelled.is_set()
+    assert running_service.cancelled.is_set()

@@ -128,7 +128,7 @@ asyncio.run(main())
 
 async def test_a_sidecar_does_not_outlive_its_parent_and_its_peers_hear_of_it() -> None:
     topic = secrets.token_bytes(32)
-    root = str(Path(hyperswarm.__file__).parents[2])
+    root = str(Path(hyperswarm.__file__).parents[3])
     nodes = dht.shared()
     async with local_swarm(nodes) as swarm:
         parent = await asyncio.create_subprocess_exec(

@@ -96,9 +96,9 @@ def _dials(server: ScriptedNats, caller: NatsTransport, worker: NatsTransport, m
 async def test_a_link_layer_that_cannot_write_is_trouble_until_it_can_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nats_link, "STUCK_SECONDS", 0.1)
     async with scripted_nats() as server, transport_of(server, Role.GATEWAY) as caller, transport_of(server, Role.WORKER) as worker:
-        roads = Transports(caller.trust, Directory(caller.now), caller, None, None)
+        node_transports = Transports(caller.trust, Directory(caller.now), caller, None, None)
         link = await caller.dial(peer_of(worker))
-        assert [check.ok for check in roads.checks()] == [True]
+        assert [check.ok for check in node_transports.checks()] == [True]
         session = session_of(server, caller)
         session.reads.clear()
 
@@ -109,11 +109,11 @@ async def test_a_link_layer_that_cannot_write_is_trouble_until_it_can_again(monk
             return "nothing could be written" in caller.trouble
 
         await until(push, seconds=10)
-        assert [check.ok for check in roads.checks()] == [False]
+        assert [check.ok for check in node_transports.checks()] == [False]
         assert caller.nats.is_full
         assert caller.connected
         session.reads.set()
-        await until(lambda: [check.ok for check in roads.checks()] == [True], seconds=10)
+        await until(lambda: [check.ok for check in node_transports.checks()] == [True], seconds=10)
 
 
 async def test_every_link_is_written_when_the_socket_fills_up_between_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ class HostileMesh(AdminMesh):
 
 
 @dataclass(frozen=True, slots=True)
-class Town:
+class SeededDb:
     """Everything has the same name; what the paths of pages need beside it."""
 
     mesh: HostileMesh
@@ -49,7 +49,7 @@ class Town:
     paths: dict[str, str] = field(default_factory=dict)
 
 
-def build(mesh: HostileMesh, name: str) -> Town:
+def build(mesh: HostileMesh, name: str) -> SeededDb:
     me = _account(mesh, name, UserRole.ADMIN)
     token = mesh.add_session(me)
     key = mesh.add_key(me, name)
@@ -75,7 +75,7 @@ def build(mesh: HostileMesh, name: str) -> Town:
     mesh.silences.append(alerts.Silence(name, name, {name: name}, NOW, name, name))
     mesh.keep_everything(model=name, gpu=name)
     mesh.health = metrics.SystemHealth("down", (metrics.ComponentHealth(name, "worker", "down", NOW, name),))
-    return Town(mesh, name, token, paths)
+    return SeededDb(mesh, name, token, paths)
 
 
 def _account(mesh: HostileMesh, name: str, role: UserRole) -> auth.User:

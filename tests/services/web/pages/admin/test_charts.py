@@ -274,12 +274,12 @@ def clock() -> Clock:
 def following(site: App, mesh: AdminMesh, clock: Clock) -> charts.ChartUpdates:
     user = mesh.add_person("root", UserRole.ADMIN)
     token = mesh.add_session(user)
-    visit = request_context.PageRequest(
+    page_request = request_context.PageRequest(
         site=request_context.App(site.settings, site.caller, site.sessions, site.tokens, site.renderer, clock),
         request=cast("request_context.HttpRequest", None),
         session=auth.LoginSession(Credential("access-root"), 600, token, user),
     )
-    return charts.ChartUpdates(visit, "")
+    return charts.ChartUpdates(page_request, "")
 
 
 async def test_an_open_page_asks_again_every_fifteen_seconds(following: charts.ChartUpdates, mesh: AdminMesh, clock: Clock) -> None:

@@ -19,7 +19,7 @@ from tests.acceptance import chromium
 from tests.services.web import servers
 from tests.services.web.browser import Browser
 from tests.services.web.pages.admin import hostile
-from tests.services.web.pages.admin.hostile import LONG, NAMES, RTL, HostileMesh, Town
+from tests.services.web.pages.admin.hostile import LONG, NAMES, RTL, HostileMesh, SeededDb
 
 #: No pages: files, streams, and ways to elsewhere.
 NO_PAGES = re.compile(r"/static/.*|/live/.*|.*\.csv|/login/oidc/back|/login-link|/login/oidc")
@@ -42,8 +42,8 @@ def pages() -> list[str]:
     return sorted(path for path in found if not NO_PAGES.fullmatch(path))
 
 
-def filled(pattern: str, town: Town) -> str:
-    return re.sub(r"\{(\w+):\w+\}", lambda found: town.paths[found[1]], pattern)
+def filled(pattern: str, seeded_db: SeededDb) -> str:
+    return re.sub(r"\{(\w+):\w+\}", lambda found: seeded_db.paths[found[1]], pattern)
 
 
 class Shown(HTMLParser):
@@ -111,27 +111,27 @@ async def client(app: ASGIApp) -> AsyncIterator[httpx.AsyncClient]:
         yield made
 
 
-def become(town: Town, pattern: str) -> bool:
+def become(seeded_db: SeededDb, pattern: str) -> bool:
     """Who the page is for: in the middle of a login where that is what it is for. False for a visitor, where everybody may open it."""
     who = page_access.who_may(pattern)
     step = Step.SET_UP_MFA if pattern.endswith("second-factor") else Step.ENTER_CODE
-    town.mesh.steps = {town.session: step if who is PageAudience.HALFWAY else Step.DONE}
-    town.mesh.give_role(town.session, UserRole.NODE_OWNER if pattern in OF_OWNERS else UserRole.ADMIN)
+    seeded_db.mesh.steps = {seeded_db.session: step if who is PageAudience.HALFWAY else Step.DONE}
+    seeded_db.mesh.give_role(seeded_db.session, UserRole.NODE_OWNER if pattern in OF_OWNERS else UserRole.ADMIN)
     return who is not PageAudience.ANYBODY
 
 
-async def opened(client: httpx.AsyncClient, town: Town, pattern: str) -> httpx.Response:
-    headers = {"cookie": f"aimesh_session={town.session}"} if become(town, pattern) else {}
-    return await client.get(filled(pattern, town), headers=headers)
+async def opened(client: httpx.AsyncClient, seeded_db: SeededDb, pattern: str) -> httpx.Response:
+    headers = {"cookie": f"aimesh_session={seeded_db.session}"} if become(seeded_db, pattern) else {}
+    return await client.get(filled(pattern, seeded_db), headers=headers)
 
 
 @pytest.mark.parametrize("kind", NAMES)
 @pytest.mark.parametrize("pattern", pages())
 async def test_a_name_is_a_text(client: httpx.AsyncClient, mesh: HostileMesh, pattern: str, kind: str) -> None:
-    town = hostile.build(mesh, NAMES[kind])
-    page = await opened(client, town, pattern)
+    seeded_db = hostile.build(mesh, NAMES[kind])
+    page = await opened(client, seeded_db, pattern)
     assert page.status_code == 200, page.text
-    shown = read(page.text, town.name)
+    shown = read(page.text, seeded_db.name)
     assert shown.wrong == []
     assert shown.places or pattern in NAMELESS, "it is not even shown"
 
@@ -159,14 +159,14 @@ async def test_a_model_stands_in_code_only_where_its_name_can_do_nothing_there(
 @pytest.mark.nightly("pages")
 @pytest.mark.parametrize(("kind", "width"), [("long", 390), ("long", 1280), ("script", 390), ("rtl", 390)])
 async def test_no_name_breaks_a_page(app: ASGIApp, mesh: HostileMesh, kind: str, width: int) -> None:
-    town, wrong = hostile.build(mesh, NAMES[kind]), []
+    seeded_db, wrong = hostile.build(mesh, NAMES[kind]), []
     async with servers.serving(app) as origin, chromium.launch() as chrome:
         page = await chrome.open(width=width)
         for pattern in pages():
             await page.send("Network.clearBrowserCookies")
-            if become(town, pattern):
-                await page.send("Network.setCookie", name="aimesh_session", value=town.session, url=origin)
-            await page.goto(f"{origin}{filled(pattern, town)}")
+            if become(seeded_db, pattern):
+                await page.send("Network.setCookie", name="aimesh_session", value=seeded_db.session, url=origin)
+            await page.goto(f"{origin}{filled(pattern, seeded_db)}")
             await page.evaluate("document.querySelectorAll('main details').forEach(each => { each.open = true })")
             if page.status != 200 or not await page.evaluate("document.documentElement.scrollWidth <= innerWidth"):
                 wrong.append(pattern)
