@@ -515,8 +515,8 @@ PAGE_SOURCES = sorted(
         *(_WEB / "templates").rglob("*.html"),
         *(_WEB / "static" / "js").glob("*.js"),
         *(path for path in _WEB.rglob("*.py") if "node_modules" not in path.parts),
-        *(ROOT / "services" / "auth" / "mail").glob("*.py"),
-        ROOT / "services" / "metrics" / "alarms" / "mail_words.py",
+        ROOT / "services" / "auth" / "mail_texts.py",
+        ROOT / "services" / "metrics" / "alerting" / "mail_text.py",
     ]
 )
 
