@@ -92,6 +92,6 @@ async def test_a_thumb_and_the_code_of_a_chat(stack: RunningStack, watch: Watch)
 
     async def rated() -> list[str]:
         await ann.goes("/requests")
-        return await ann.texts("td[data-label=Thumb] .state")
+        return await ann.texts("td[data-label=Rating] .state")
 
     assert len(await until(rated, what="the thumb is in the log")) == 1

@@ -289,7 +289,7 @@ async def test_the_program_of_the_documentation_calls_a_whole_stack(stack: Runni
         assert joined.status == 0, joined.err
         exported = await elsewhere.aicli("--profile", "default", "mesh", "export")
     assert exported.status == 0, exported.err
-    assert "the key of your profile" in exported.err
+    assert "your profile's key" in exported.err
     (tmp_path / "mesh.json").write_text(exported.out, encoding="utf-8")
     mesh = exported.json()
 

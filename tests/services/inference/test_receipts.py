@@ -185,11 +185,11 @@ _ENDLESS = """
 import asyncio, sys
 from pathlib import Path
 from services.inference.receipts import ReceiptKeeper
-from shared.identity.node_keys import node_keys as identity
+from shared.identity import node_keys as identity
 from tests.services.inference.test_receipts import work
 
 async def run():
-    receipts = Receipts(Path(sys.argv[1]), identity.NodeKey(identity.new_seed()))
+    receipts = ReceiptKeeper(Path(sys.argv[1]), identity.NodeKey(identity.new_seed()))
     writing = asyncio.create_task(receipts.run())
     while True:
         print(await work(receipts), flush=True)

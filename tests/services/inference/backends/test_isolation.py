@@ -32,7 +32,7 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="system 
 #: The engine's own program, which looks around at the moment in which the model is about to be opened.
 LOOKS_AROUND = """
 import json, os, pathlib, resource, socket, subprocess
-from services.inference.engine import llama_model, process
+from services.inference.engine import llama_model, engine_process
 opened = llama_model.opened
 def attempt(what):
     try:
@@ -56,7 +56,7 @@ def looking(*arguments):
     }))
     return opened(*arguments)
 llama_model.opened = looking
-process.main()
+engine_process.main()
 """
 
 

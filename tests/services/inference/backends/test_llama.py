@@ -293,13 +293,13 @@ async def test_a_slow_reader_holds_up_nobody_else(backend: LlamaBackend) -> None
 
 ORPHAN = """
 import asyncio
-from services.inference.models.model_discovery import model_discovery as models
+from services.inference.models import model_discovery as models
 from services.inference.supervision import engine_supervisor as supervisor
 from services.inference.engine import engine_messages as wire
 from tests.services.inference.standins import Watch
 
 async def main():
-    engine = supervisor.Engine(models.DEFAULT_MODEL, wire.Load(str(models.packaged()), 1, 64, 1, 0), Watch())
+    engine = supervisor.SupervisedEngine(models.DEFAULT_MODEL, wire.LoadCommand(str(models.packaged()), 1, 64, 1, 0), Watch())
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(engine.run())
         while engine.state != "ready":

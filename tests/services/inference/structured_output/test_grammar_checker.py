@@ -21,9 +21,9 @@ from tests.services.inference.structured_output import hostile, tool_schemas
 SPEAKS = """
 import os, signal, socket, sys, time
 from services.inference.structured_output import checker_messages as verdicts
-from services.inference.structured_output.checker_messages import Judgement, Verdict
+from services.inference.structured_output.checker_messages import GrammarVerdict, Judgement
 sock = socket.socket(fileno=int(sys.argv[1]))
-verdicts.send(sock, Verdict(Judgement.FITS))
+verdicts.send(sock, GrammarVerdict(Judgement.FITS))
 while (grammar := verdicts.receive(sock)) is not None:
     """
 
@@ -101,7 +101,7 @@ async def test_llama_cpp_may_do_what_it_likes_with_a_grammar(grammar: str, words
 async def test_a_verdict_is_remembered_and_the_oldest_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grammar_checker, "MOST_VERDICTS", 2)
     # Says how often it was asked, as the reason of a refusal.
-    code = "n = 0\n" + SPEAKS + "n += 1; verdicts.send(sock, Verdict(Judgement.REFUSED, f'question {n}'))"
+    code = "n = 0\n" + SPEAKS + "n += 1; verdicts.send(sock, GrammarVerdict(Judgement.REFUSED, f'question {n}'))"
     async with with_code(code) as asked:
 
         async def answer(grammar: str) -> str:
@@ -127,7 +127,7 @@ async def test_a_process_that_fails_refuses_that_grammar_and_is_started_again(an
     monkeypatch.setattr(checker_messages, "WALL_SECONDS", 0.3)
     monkeypatch.setattr(grammar_checker, "GRACE_SECONDS", 0.0)
     monkeypatch.setattr(grammar_checker, "EXIT_SECONDS", 0.1)
-    code = SPEAKS + f"if grammar == b'bad': {answer}\n    verdicts.send(sock, Verdict(Judgement.FITS))"
+    code = SPEAKS + f"if grammar == b'bad': {answer}\n    verdicts.send(sock, GrammarVerdict(Judgement.FITS))"
     async with with_code(code) as asked:
         await asked.check("good")
         first = asked.pid
@@ -162,7 +162,7 @@ async def test_a_file_that_is_no_model_has_no_vocabulary(tmp_path: Path) -> None
 
 async def test_more_than_may_wait_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grammar_checker, "MOST_WAITING", 2)
-    code = SPEAKS + "time.sleep(0.05); verdicts.send(sock, Verdict(Judgement.FITS))"
+    code = SPEAKS + "time.sleep(0.05); verdicts.send(sock, GrammarVerdict(Judgement.FITS))"
     async with with_code(code) as asked:
         ends = await asyncio.gather(*(asked.check(str(number)) for number in range(5)), return_exceptions=True)
     assert [type(end) for end in ends if end is not None] == [errors.Overloaded] * (len(ends) - ends.count(None))
@@ -178,7 +178,7 @@ async def test_who_goes_away_leaves_no_answer_for_the_next(tmp_path: Path) -> No
         open({str(asked_for)!r}, 'w').close()
         select = __import__('select').select([sock], [], [], 60)
         break
-    verdicts.send(sock, Verdict(Judgement.REFUSED, grammar.decode()))"""
+    verdicts.send(sock, GrammarVerdict(Judgement.REFUSED, grammar.decode()))"""
     )
     async with with_code(code) as asked:
         slow = asyncio.create_task(asked.check("slow"))
@@ -192,7 +192,7 @@ async def test_who_goes_away_leaves_no_answer_for_the_next(tmp_path: Path) -> No
 
 async def test_nobody_asks_and_the_process_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grammar_checker, "IDLE_SECONDS", 0.0)
-    async with with_code(SPEAKS + "verdicts.send(sock, Verdict(Judgement.FITS))") as asked:
+    async with with_code(SPEAKS + "verdicts.send(sock, GrammarVerdict(Judgement.FITS))") as asked:
         for grammar in ("a", "b"):
             ready = asyncio.create_task(asked.check(grammar))
             await until(lambda: asked.pid is not None)
@@ -204,7 +204,7 @@ async def test_nobody_asks_and_the_process_ends(monkeypatch: pytest.MonkeyPatch)
 
 async def test_the_process_sees_no_secrets(tmp_path: Path) -> None:
     seen = tmp_path / "environment"
-    code = f"import os; open({str(seen)!r}, 'w').write(repr(dict(os.environ)))\n" + SPEAKS + "verdicts.send(sock, Verdict(Judgement.FITS))"
+    code = f"import os; open({str(seen)!r}, 'w').write(repr(dict(os.environ)))\n" + SPEAKS + "verdicts.send(sock, GrammarVerdict(Judgement.FITS))"
     environment = engine_supervisor.scrubbed({**os.environ, "OPENAI_API_KEY": "canary"})
     async with Checker(Path("model.gguf"), environment, program=(sys.executable, "-c", code)) as asked:
         await asked.check("x")

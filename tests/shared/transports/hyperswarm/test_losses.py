@@ -114,9 +114,9 @@ async def test_a_sidecar_that_hangs_is_noticed_by_its_peers_and_comes_back_with_
 
 PARENT = """
 import asyncio, sys
-from shared.transports.hyperswarm import Address, Swarm
+from shared.transports.hyperswarm import PeerAddress, Swarm
 async def main():
-    async with Swarm(bootstrap=[Address.parse(each) for each in sys.argv[1].split(",")], host="127.0.0.1") as swarm:
+    async with Swarm(bootstrap=[PeerAddress.parse(each) for each in sys.argv[1].split(",")], host="127.0.0.1") as swarm:
         await swarm.join(bytes.fromhex(sys.argv[2]))
         await swarm.flush()
         print((await swarm.stats()).pid, flush=True)
