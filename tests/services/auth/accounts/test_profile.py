@@ -65,8 +65,8 @@ async def test_another_name_and_another_address(api_client: ApiClient) -> None:
     assert (user.username, user.email) == ("anna_b", "anna@other.example")
     assert await anna.again() == user
     assert api_client.postman.told() == [
-        ("anna@example.com", "Your address was changed"),
-        ("anna@other.example", "This is your new address"),
+        ("anna@example.com", "Your email address was changed"),
+        ("anna@other.example", "Your email address was changed"),
     ]
     assert [(act.action, act.target, act.details) for act in api_client.trail.acts] == [
         ("account.change", str(anna.id), {"changed": "username,email"})

@@ -46,7 +46,7 @@ async def test_it_is_called_off_by_hand(api_client: PrivacyDesk) -> None:
     await api_client.ask(privacy.cancel_erasure, privacy.CancelErasure(), anna.login())
     await api_client.erasures.erase_due()
     assert await anna.again() == anna.user
-    assert [subject for _, subject in api_client.api_client.postman.told()] == ["Your account will be deleted", "Your account stays"]
+    assert [subject for _, subject in api_client.api_client.postman.told()] == ["Your account will be deleted", "Account deletion canceled"]
     await api_client.ask(privacy.cancel_erasure, privacy.CancelErasure(), anna.login())
     assert api_client.api_client.postman.told() == [], "nothing to call off is no error"
 
@@ -57,7 +57,7 @@ async def test_logging_in_calls_it_off(api_client: PrivacyDesk) -> None:
     async with api_client.api_client.store.transaction() as transaction:
         await api_client.erasures.call_off_at_login(transaction, anna.id)
     assert (await api_client.api_client.rows.get(anna.id)).erase_at is None
-    assert [subject for _, subject in api_client.api_client.postman.told()] == ["Your account will be deleted", "Your account stays"]
+    assert [subject for _, subject in api_client.api_client.postman.told()] == ["Your account will be deleted", "Account deletion canceled"]
     async with api_client.api_client.store.transaction() as transaction:
         await api_client.erasures.call_off_at_login(transaction, anna.id)
     assert len(await api_client.sql("SELECT 1 FROM audit_log WHERE action = 'account.keep'")) == 1

@@ -204,7 +204,11 @@ async def test_nobody_asks_and_the_process_ends(monkeypatch: pytest.MonkeyPatch)
 
 async def test_the_process_sees_no_secrets(tmp_path: Path) -> None:
     seen = tmp_path / "environment"
-    code = f"import os; open({str(seen)!r}, 'w').write(repr(dict(os.environ)))\n" + SPEAKS + "verdicts.send(sock, GrammarVerdict(Judgement.FITS))"
+    code = (
+        f"import os; open({str(seen)!r}, 'w').write(repr(dict(os.environ)))\n"
+        + SPEAKS
+        + "verdicts.send(sock, GrammarVerdict(Judgement.FITS))"
+    )
     environment = engine_supervisor.scrubbed({**os.environ, "OPENAI_API_KEY": "canary"})
     async with Checker(Path("model.gguf"), environment, program=(sys.executable, "-c", code)) as asked:
         await asked.check("x")
