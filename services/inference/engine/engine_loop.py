@@ -7,7 +7,7 @@ from typing import Protocol
 import msgspec
 
 from services.inference.engine import sampling, sequence
-from services.inference.engine.engine_messages import GenerationAccepted, GenerationRefused, PrefillProgress, StartGeneration, StepReport
+from services.inference.engine.engine_messages import GenerationAccepted, GenerationRefused, AnswerProgress, StartGeneration, StepReport
 from services.inference.engine.hashed_tokens import HashedTokens
 from services.inference.engine.kv_slots import KvMode, SlotPlace, Slots
 from services.inference.engine.prefill_budget import PrefillBudget
@@ -169,14 +169,14 @@ class Loop:
     def _piece(self, running: sequence.Sequence, token: int) -> bytes | None:
         return self._compute.piece(token, with_tools=running.output.calls is not None)
 
-    def _progress(self, drawn: list[tuple[Feed, DrawnToken]]) -> Iterator[PrefillProgress]:
+    def _progress(self, drawn: list[tuple[Feed, DrawnToken]]) -> Iterator[AnswerProgress]:
         for feed, token in drawn:
             running = feed.sequence
             taken = running.take(token.token, self._piece(running, token.token))
             if taken.finish is not None:
                 self._scheduler.finish(feed.slot)
                 self._compute.end((running.id, running.answer))
-            yield PrefillProgress(
+            yield AnswerProgress(
                 running.id,
                 taken.token_ids,
                 taken.text,

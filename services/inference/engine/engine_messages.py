@@ -130,7 +130,7 @@ class GenerationRefused(_Message, frozen=True):
     problem: errors.Problem
 
 
-class PrefillProgress(_Message, frozen=True):
+class AnswerProgress(_Message, frozen=True):
     id: int
     token_ids: tuple[int, ...]
     text: str
@@ -147,7 +147,7 @@ class PrefillProgress(_Message, frozen=True):
 class StepReport(_Message, frozen=True):
     """What one step gave; also sent when no sequence has a token, so that a worker sees that its engine lives."""
 
-    progress: tuple[PrefillProgress, ...]
+    progress: tuple[AnswerProgress, ...]
     #: Since the step before, or since there was something to do again; and what llama.cpp took of it.
     seconds: float = 0.0
     decode_seconds: float = 0.0

@@ -41,7 +41,7 @@ class EmbeddingCall:
     def deliver(self, report: Report) -> bool:
         """Take a report for the reader. Whether it was the last one: then the turn is over, and there must be no other.
         Raises ProtocolViolation for what is no report of vectors."""
-        if isinstance(report, engine_messages.PrefillProgress):
+        if isinstance(report, engine_messages.AnswerProgress):
             raise errors.ProtocolViolation("an answer to texts")
         if isinstance(report, engine_messages.ComputedVectors):
             self._left -= len(report.vectors)

@@ -27,7 +27,7 @@ class EngineDied:
 Report = (
     engine_messages.GenerationAccepted
     | engine_messages.GenerationRefused
-    | engine_messages.PrefillProgress
+    | engine_messages.AnswerProgress
     | engine_messages.ComputedVectors
     | EngineDied
 )
@@ -51,7 +51,7 @@ class CallCounts:
         match report:
             case engine_messages.GenerationAccepted():
                 self._prompt_tokens = report.prompt_tokens
-            case engine_messages.PrefillProgress():
+            case engine_messages.AnswerProgress():
                 self._completion_tokens += len(report.token_ids)
                 if report.answer == 0:
                     # The other answers begin behind what the first has read: that is no cache of an earlier prompt.
@@ -74,7 +74,7 @@ class EngineCall:
         self._tally = CallCounts(answers)
         #: Bounded by the generation's own tokens: one report per token, one before and one at the end.
         self._reports: asyncio.Queue[
-            engine_messages.GenerationAccepted | engine_messages.GenerationRefused | engine_messages.PrefillProgress | EngineDied
+            engine_messages.GenerationAccepted | engine_messages.GenerationRefused | engine_messages.AnswerProgress | EngineDied
         ] = asyncio.Queue()
 
     def deliver(self, report: Report) -> bool:
@@ -96,7 +96,7 @@ class EngineCall:
             match report:
                 case engine_messages.GenerationAccepted():
                     sink.accept(report.prompt_tokens)
-                case engine_messages.PrefillProgress():
+                case engine_messages.AnswerProgress():
                     if report.token_ids or report.text or report.tool_calls:
                         await sink.send(_chunk(report))
                     if self._tally.is_over and self._reports.empty():
@@ -109,5 +109,5 @@ class EngineCall:
                     assert_never(report)
 
 
-def _chunk(report: engine_messages.PrefillProgress) -> Chunk:
+def _chunk(report: engine_messages.AnswerProgress) -> Chunk:
     return Chunk(report.text, report.token_ids, report.answer, report.logprobs, report.tool_calls, finish=report.finish)

@@ -246,7 +246,7 @@ class SupervisedEngine:
         self,
         report: engine_messages.GenerationAccepted
         | engine_messages.GenerationRefused
-        | engine_messages.PrefillProgress
+        | engine_messages.AnswerProgress
         | engine_messages.ComputedVectors,
     ) -> None:
         # Reports of a generation that was cancelled meanwhile find no call.

@@ -10,7 +10,7 @@ from services.inference.engine.engine_messages import (
     CancelGeneration,
     GenerationAccepted,
     GenerationRefused,
-    PrefillProgress,
+    AnswerProgress,
     StartGeneration,
     StepReport,
 )
@@ -50,9 +50,9 @@ def loop(model: ToyModel) -> Loop:
     return Loop(model, slots=model.slots, mode=model.mode, clock=lambda: 0.0)
 
 
-def finish(running: Loop) -> dict[int, list[PrefillProgress]]:
+def finish(running: Loop) -> dict[int, list[AnswerProgress]]:
     """Run until there is nothing left to do."""
-    reports: dict[int, list[PrefillProgress]] = {}
+    reports: dict[int, list[AnswerProgress]] = {}
     for _ in range(3000):
         if running.idle:
             break
@@ -64,15 +64,15 @@ def finish(running: Loop) -> dict[int, list[PrefillProgress]]:
     return reports
 
 
-def text(reports: list[PrefillProgress], answer: int = 0) -> str:
+def text(reports: list[AnswerProgress], answer: int = 0) -> str:
     return "".join(progress.text for progress in reports if progress.answer == answer)
 
 
-def said(reports: list[PrefillProgress], answer: int = 0) -> bytes:
+def said(reports: list[AnswerProgress], answer: int = 0) -> bytes:
     return bytes(token for progress in reports if progress.answer == answer for token in progress.token_ids)
 
 
-def alone(command: StartGeneration, **model: int | KvMode) -> list[PrefillProgress]:
+def alone(command: StartGeneration, **model: int | KvMode) -> list[AnswerProgress]:
     running = loop(ToyModel(**model))  # type: ignore[arg-type]  # fields of one dataclass
     assert isinstance(handle(running, command), GenerationAccepted)
     return finish(running)[command.id]
@@ -206,7 +206,7 @@ def test_a_step_tells_what_it_did(mode: KvMode) -> None:
     model.batches.clear()
     step = running.step()
     assert model.batches == [[(1, 3, 1), (2, 0, 8)]]
-    assert step == StepReport((PrefillProgress(1, (ord("b"),), "b"),), 2.0, 0.25, answering=1, read=8)
+    assert step == StepReport((AnswerProgress(1, (ord("b"),), "b"),), 2.0, 0.25, answering=1, read=8)
 
 
 # --- cancel -----------------------------------------------------------------------------------------------------------------------
@@ -405,7 +405,7 @@ def test_whoever_comes_and_goes_each_answer_is_the_one_given_alone(
     scale = context // 40
     model = ToyModel(mode, context, (pool if mode is KvMode.FAST else 40 * slots) * scale, step_tokens, slots, unsettled=unsettled)
     running = loop(model)
-    reports: dict[int, list[PrefillProgress]] = {identity: [] for identity in range(len(asked))}
+    reports: dict[int, list[AnswerProgress]] = {identity: [] for identity in range(len(asked))}
     for now in range(3000):
         if running.idle and now > 75:
             break

@@ -56,9 +56,9 @@ REPORTS: list[engine_messages.Report] = [
     engine_messages.GenerationRefused(2, errors.BadRequest("too long", hint="shorten it").to_problem()),
     engine_messages.StepReport(
         (
-            engine_messages.PrefillProgress(1, (5, 6), "ab"),
-            engine_messages.PrefillProgress(3, (), "", FinishReason.STOP, 2, 7),
-            engine_messages.PrefillProgress(
+            engine_messages.AnswerProgress(1, (5, 6), "ab"),
+            engine_messages.AnswerProgress(3, (), "", FinishReason.STOP, 2, 7),
+            engine_messages.AnswerProgress(
                 4,
                 (9,),
                 "",

@@ -12,7 +12,7 @@ from services.inference.engine.engine_messages import (
     CancelGeneration,
     GenerationAccepted,
     GenerationRefused,
-    PrefillProgress,
+    AnswerProgress,
     StartGeneration,
 )
 from services.inference.engine.kv_slots import KvMode
@@ -70,10 +70,10 @@ def ask(
     return StartGeneration(identity, messages, parameters, salt, delivered, grammar)
 
 
-def finish(running: Loop, *commands: StartGeneration) -> dict[int, list[PrefillProgress]]:
+def finish(running: Loop, *commands: StartGeneration) -> dict[int, list[AnswerProgress]]:
     for command in commands:
         assert isinstance(handle(running, command), GenerationAccepted)
-    reports: dict[int, list[PrefillProgress]] = {command.id: [] for command in commands}
+    reports: dict[int, list[AnswerProgress]] = {command.id: [] for command in commands}
     while not running.idle:
         step = running.step()
         assert step is not None
@@ -82,15 +82,15 @@ def finish(running: Loop, *commands: StartGeneration) -> dict[int, list[PrefillP
     return reports
 
 
-def answer(model: LlamaModel, command: StartGeneration) -> list[PrefillProgress]:
+def answer(model: LlamaModel, command: StartGeneration) -> list[AnswerProgress]:
     return finish(loop(model), command)[command.id]
 
 
-def tokens(reports: list[PrefillProgress], number: int = 0) -> tuple[int, ...]:
+def tokens(reports: list[AnswerProgress], number: int = 0) -> tuple[int, ...]:
     return tuple(token for progress in reports if progress.answer == number for token in progress.token_ids)
 
 
-def text(reports: list[PrefillProgress]) -> str:
+def text(reports: list[AnswerProgress]) -> str:
     return "".join(progress.text for progress in reports)
 
 
@@ -134,7 +134,7 @@ def test_in_the_exact_layout_a_prefix_that_was_found_changes_nothing(exact: Llam
     for _ in range(5):
         running.step()
     handle(running, long)
-    reports: list[PrefillProgress] = []
+    reports: list[AnswerProgress] = []
     while (step := running.step()) is not None:
         reports += [progress for progress in step.progress if progress.id == 1]
     prompt = exact.prompt_tokens(long.messages)
@@ -166,11 +166,11 @@ def test_in_one_pool_a_prefix_is_shared_with_a_busy_slot_but_not_with_another_te
     assert [text(reports[identity]) for identity in (1, 2, 3)] == [expected] * 3
 
 
-def finish_besides(running: Loop, *commands: StartGeneration) -> dict[int, list[PrefillProgress]]:
+def finish_besides(running: Loop, *commands: StartGeneration) -> dict[int, list[AnswerProgress]]:
     """Until these are answered, whoever else is running."""
     for command in commands:
         handle(running, command)
-    reports: dict[int, list[PrefillProgress]] = {command.id: [] for command in commands}
+    reports: dict[int, list[AnswerProgress]] = {command.id: [] for command in commands}
     while not all(one and one[-1].finish for one in reports.values()):
         step = running.step()
         assert step is not None

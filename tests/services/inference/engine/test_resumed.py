@@ -3,7 +3,7 @@
 import pytest
 
 from services.inference.engine.engine_loop import Loop
-from services.inference.engine.engine_messages import GenerationAccepted, PrefillProgress, StartGeneration
+from services.inference.engine.engine_messages import GenerationAccepted, AnswerProgress, StartGeneration
 from services.inference.engine.kv_slots import KvMode
 from services.inference.engine.sampling import Parameters
 from services.inference.tool_calls.tool_format import ToolStyle
@@ -20,14 +20,14 @@ CALLS = (
 
 def answer(
     prompt: str, delivered: bytes, *, tools: tuple[Tool, ...] = (), stop: tuple[str, ...] = (), logprobs: bool = False
-) -> list[PrefillProgress]:
+) -> list[AnswerProgress]:
     """Of a model that says its prompt again; a token is a byte."""
     model = ToyModel(KvMode.EXACT, context_tokens=1024, pool_tokens=4096, tool_style=ToolStyle.HERMES)
     running = Loop(model, slots=1, mode=KvMode.EXACT)
     parameters = Parameters(0, 1, 0, 5, max_tokens=500, stop=stop, top_logprobs=2 if logprobs else None)
     command = StartGeneration(1, (ChatMessage("user", prompt),), parameters, "", tuple(delivered), "", tools, "request")
     assert isinstance(handle(running, command), GenerationAccepted)
-    reports: list[PrefillProgress] = []
+    reports: list[AnswerProgress] = []
     while not running.idle:
         step = running.step()
         assert step is not None
@@ -35,7 +35,7 @@ def answer(
     return reports
 
 
-def told(reports: list[PrefillProgress]) -> tuple[str, bytes, tuple[object, ...], tuple[object, ...]]:
+def told(reports: list[AnswerProgress]) -> tuple[str, bytes, tuple[object, ...], tuple[object, ...]]:
     return (
         "".join(one.text for one in reports),
         bytes(token for one in reports for token in one.token_ids),

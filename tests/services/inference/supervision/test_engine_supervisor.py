@@ -33,7 +33,7 @@ def commands():
         for body in unframer.feed(received):
             yield wire.command_decoder.decode(body)
 arriving = commands()
-assert isinstance(next(arriving), wire.Load)
+assert isinstance(next(arriving), wire.LoadCommand)
 sock.sendall(wire.pack(wire.Loaded("a fake", 64, "", True, "")))
 """
 
@@ -41,9 +41,9 @@ sock.sendall(wire.pack(wire.Loaded("a fake", 64, "", True, "")))
 #: A token of the answer to a command, and the last one.
 ANSWERS = """
 def step(command, text, finish=None, seconds=0.0):
-    sock.sendall(wire.pack(wire.Step((wire.Progress(command.id, (1,), text, finish),), seconds, seconds / 2, 1, 0)))
+    sock.sendall(wire.pack(wire.StepReport((wire.AnswerProgress(command.id, (1,), text, finish),), seconds, seconds / 2, 1, 0)))
 def accept(command):
-    sock.sendall(wire.pack(wire.Accepted(command.id, 3)))
+    sock.sendall(wire.pack(wire.GenerationAccepted(command.id, 3)))
 """
 
 
@@ -118,12 +118,12 @@ async def test_an_engine_that_goes_mad_fails_its_generations(code: str, words: s
 async def test_reports_of_a_cancelled_generation_disturb_nobody() -> None:
     code = """
 for command in arriving:
-    if isinstance(command, wire.Generate):
+    if isinstance(command, wire.StartGeneration):
         first = first if "first" in dir() else command.id
-        sock.sendall(wire.pack(wire.Accepted(command.id, 3)))
-        sock.sendall(wire.pack(wire.Step((wire.Progress(first, (1,), "old"),))))
+        sock.sendall(wire.pack(wire.GenerationAccepted(command.id, 3)))
+        sock.sendall(wire.pack(wire.StepReport((wire.AnswerProgress(first, (1,), "old"),))))
         if command.id != first:
-            sock.sendall(wire.pack(wire.Step((wire.Progress(command.id, (2,), "new", "stop"),))))
+            sock.sendall(wire.pack(wire.StepReport((wire.AnswerProgress(command.id, (2,), "new", "stop"),))))
 """
     async with supervised(SPEAKS + code) as engine:
         await until(lambda: engine.state is ModelState.READY)
@@ -188,7 +188,7 @@ async def test_an_engine_that_never_loads_is_killed(monkeypatch: pytest.MonkeyPa
 #: After the last command a long silence, and then a step of nobody.
 SILENCE = """
 time.sleep(0.3)
-sock.sendall(wire.pack(wire.Step((), 0.004, 0.003, 0, 0)))
+sock.sendall(wire.pack(wire.StepReport((), 0.004, 0.003, 0, 0)))
 for command in arriving: pass
 """
 
@@ -249,13 +249,13 @@ die_at("start")
 GOES_ON = """
 die_at("loaded")
 for command in arriving:
-    if isinstance(command, wire.Generate):
+    if isinstance(command, wire.StartGeneration):
         die_at("asked")
         accept(command)
         die_at("accepted")
         step(command, "one")
         die_at("middle")
-        rest = wire.pack(wire.Step((wire.Progress(command.id, (2,), " two", "stop"),)))
+        rest = wire.pack(wire.StepReport((wire.AnswerProgress(command.id, (2,), " two", "stop"),)))
         sock.sendall(rest[:7])
         die_at("half a report")
         sock.sendall(rest[7:])
@@ -318,7 +318,7 @@ lives = pathlib.Path(MARKER)
 is_first = not lives.exists()
 lives.touch()
 for command in arriving:
-    if isinstance(command, wire.Generate):
+    if isinstance(command, wire.StartGeneration):
         accept(command)
         match command.messages[0].content:
             case "poison":
