@@ -7,7 +7,7 @@ from typing import Protocol
 import msgspec
 
 from services.inference.engine import sampling, sequence
-from services.inference.engine.engine_messages import GenerationAccepted, GenerationRefused, AnswerProgress, StartGeneration, StepReport
+from services.inference.engine.engine_messages import AnswerProgress, GenerationAccepted, GenerationRefused, StartGeneration, StepReport
 from services.inference.engine.hashed_tokens import HashedTokens
 from services.inference.engine.kv_slots import KvMode, SlotPlace, Slots
 from services.inference.engine.prefill_budget import PrefillBudget

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from services.inference.engine.engine_loop import Loop
 from services.inference.engine.engine_messages import (
+    AnswerProgress,
     CancelGeneration,
     GenerationAccepted,
     GenerationRefused,
-    AnswerProgress,
     StartGeneration,
     StepReport,
 )

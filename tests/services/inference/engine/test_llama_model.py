@@ -9,10 +9,10 @@ import pytest
 from services.inference.engine import engine_messages, llama_model
 from services.inference.engine.engine_loop import Loop
 from services.inference.engine.engine_messages import (
+    AnswerProgress,
     CancelGeneration,
     GenerationAccepted,
     GenerationRefused,
-    AnswerProgress,
     StartGeneration,
 )
 from services.inference.engine.kv_slots import KvMode

@@ -3,7 +3,7 @@
 import pytest
 
 from services.inference.engine.engine_loop import Loop
-from services.inference.engine.engine_messages import GenerationAccepted, AnswerProgress, StartGeneration
+from services.inference.engine.engine_messages import AnswerProgress, GenerationAccepted, StartGeneration
 from services.inference.engine.kv_slots import KvMode
 from services.inference.engine.sampling import Parameters
 from services.inference.tool_calls.tool_format import ToolStyle

@@ -197,6 +197,7 @@ GROWING = {
 }
 
 
+@pytest.mark.nightly("clock")
 async def test_twenty_thousand_tokens_take_a_share_of_the_time_and_not_its_square(chrome: Browser) -> None:
     site = Site()
     site.show("")
