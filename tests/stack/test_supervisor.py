@@ -181,7 +181,7 @@ import asyncio, sys
 from pathlib import Path
 sys.path.insert(0, {str(homes.checkout())!r})
 from tests.stack.test_supervisor import SLEEP, program, supervising
-from stack import stack_home as home as homes
+from stack import stack_home as homes
 async def main():
     async with supervising(homes.locate({{"AIMESH_HOME": {str(home.root)!r}}}), program("dummy", *SLEEP)) as desk:
         await asyncio.sleep(600)

@@ -37,7 +37,7 @@ def test_the_wheel_has_the_modules_their_types_and_the_version(tmp_path: Path) -
     command = [sys.executable, "-m", "pip", "wheel", str(SDK), "--no-deps", "--no-build-isolation", "--quiet", "-w", str(tmp_path)]
     subprocess.run(command, check=True, timeout=100, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
-    assert wheel.name.startswith("aimesh_client-0.1.0-py3-none-any")
+    assert wheel.name.startswith("aimesh_client-0.2.0-py3-none-any")
     assert wheel.stat().st_size < 64 * 1024
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
