@@ -59,6 +59,8 @@ RULES = (
         name="partitions_short",
         severity=Severity.CRITICAL,
         when=below(lowest(Selector(instruments.PARTITIONS_AHEAD), "node"), PARTITIONS_AHEAD_LEAST_SECONDS),
+        # A gateway that has just started has not measured it yet and shows 0.
+        hold_seconds=5 * MINUTE,
         summary="The gateway's tables have partitions for less than 14 days",
         description="Gateways add them 35 days ahead, and fail to. Afterwards rows go to the default partitions: nothing is lost,"
         " but nothing can be dropped.",

@@ -258,7 +258,7 @@ TRUST = (
     _trial("ledger_unverified", _one_gauge(instruments.UPKEEP_AGE, 60, job="verify", **_GATEWAY), Course(3, 3, 3), 1801, 1800),
     _trial("upkeep_late", _one_gauge(instruments.UPKEEP_AGE, 60, job="roll", **_GATEWAY), Course(3, 3, 3), 10_801, 10_800),
     _trial(
-        "partitions_short", _one_gauge(instruments.PARTITIONS_AHEAD, 40 * 86_400, **_GATEWAY), Course(3, 3, 3), 14 * 86_400 - 1, 14 * 86_400
+        "partitions_short", _one_gauge(instruments.PARTITIONS_AHEAD, 40 * 86_400, **_GATEWAY), Course(3, 8, 3), 14 * 86_400 - 1, 14 * 86_400
     ),
     _trial("settle_journal_long", _one_gauge(instruments.SETTLE_JOURNAL_ROWS, 0, **_GATEWAY), Course(3, 3, 3), 10_001, 10_000),
     _trial("reservation_old", _one_gauge(instruments.LEDGER_OLDEST_RESERVATION, 9, **_GATEWAY), Course(3, 4, 3), 301, 300),
