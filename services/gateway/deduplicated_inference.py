@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Generic
 
-from services.gateway.active_prompt import ActivePrompt
+from services.gateway.active_request import ActivePrompt
 from services.gateway.admission.prompt_admission import BadField
 from services.gateway.idempotency import cache_keys
 from services.gateway.idempotency.answer_buffer import Piece

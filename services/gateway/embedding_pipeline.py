@@ -12,8 +12,8 @@ from contextlib import asynccontextmanager
 
 from services.gateway import prompt_fingerprint
 from services.gateway.active_request import ActiveRequest
-from services.gateway.admission import embedding_admission, prompt_admission
-from services.gateway.admission.embedding_admission import AdmittedEmbedding
+from services.gateway.admission import prompt_admission
+from services.gateway.admission.prompt_admission import AdmittedEmbedding
 from services.gateway.billing.ledger import CostBounds
 from services.gateway.failover.relay import Embedding
 from services.gateway.pipeline import Pipeline, PipelineDependencies
@@ -104,7 +104,7 @@ class EmbeddingPipeline:
         """Raises what a caller may see, as ``Pipeline.run``. An exception out of the block, a cancel included, ends the work."""
         running = ActiveEmbedding(self._pipeline.clock)
         async with self._pipeline.recorded(running, principal, seconds=seconds):
-            admitted = running.admitted = embedding_admission.admit(request)
+            admitted = running.admitted = prompt_admission.admit_texts(request)
             running.prompt_hash = prompt_fingerprint.fingerprint(admitted.inputs, self._parts.prompt_hash_secret)
             model = await self._pipeline.find_model(running, admitted.model, for_answers=False)
             prompt_admission.check_open(principal, model)

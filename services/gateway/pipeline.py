@@ -20,8 +20,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from services.gateway import node_interface, prompt_fingerprint
-from services.gateway.active_prompt import ActivePrompt
-from services.gateway.active_request import ActiveRequest
+from services.gateway.active_request import ActivePrompt, ActiveRequest
 from services.gateway.admission import prompt_admission
 from services.gateway.billing.ledger import CostBounds, HeldCredits, Ledger
 from services.gateway.billing.request_record import RequestRow, ReservationState

@@ -51,12 +51,12 @@ from services.gateway.reports.business_reports import BusinessReports
 from services.gateway.reports.days_store import DaysStore
 from services.gateway.reports.usage_reports import UsageReports
 from services.gateway.reports.usage_store import UsageStore
-from services.gateway.scheduling import prompt_privacy, routing, served_models
 from services.gateway.scheduling import queue_settings as queue_rules
+from services.gateway.scheduling import routing, served_models, worker_choice
 from services.gateway.scheduling.candidates import Knowledge
 from services.gateway.scheduling.dispatch import Dispatch
-from services.gateway.scheduling.prompt_privacy import PromptPrivacy
 from services.gateway.scheduling.queue_sharing import QueueSharing
+from services.gateway.scheduling.worker_choice import PromptPrivacy
 from services.gateway.scheduling.worker_health.quarantine import Quarantine
 from services.gateway.scheduling.worker_health.quarantine_store import QuarantineStore
 from services.gateway.scheduling.worker_health.worker_presence import WorkerPresence
@@ -342,7 +342,7 @@ class GatewayService:
     def _catalogue(self, caller: auth.Principal | None) -> tuple[gateway.ServedModel, ...]:
         """What there is for this caller; for somebody who says no name, what everybody may use."""
         tenant = _NOBODY if caller is None else caller.tenant_id
-        served = routing.catalogue(prompt_privacy.open_to(tenant, self._node.directory.usable(Role.WORKER), self._policy), self._names)
+        served = routing.catalogue(worker_choice.open_to(tenant, self._node.directory.usable(Role.WORKER), self._policy), self._names)
         return served if caller is None else tuple(model for model in served if prompt_admission.is_open(caller, model.name))
 
     def _served(self) -> tuple[ModelName, ...]:

@@ -1,4 +1,4 @@
-"""Who is calling: asks auth, remembers by ``caller_cache``, and follows auth's stream of changes."""
+"""Identifies callers: asks auth, remembers what auth said, and follows auth's stream of changes."""
 
 import asyncio
 import base64
@@ -6,7 +6,9 @@ import binascii
 import hashlib
 import re
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from math import inf
 from types import MappingProxyType
 from weakref import WeakValueDictionary
@@ -14,13 +16,13 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from services.gateway import node_interface
-from services.gateway.admission.caller_cache import CallerCache
 from shared import errors
 from shared.api import auth
+from shared.api.auth import Change, Principal
 from shared.identity import credentials
 from shared.telemetry import logs
 from shared.telemetry.instruments import AuthFailure
-from shared.types import Credential, ModelName
+from shared.types import Credential, ModelName, UserId
 
 _ASK_SECONDS = 2.0
 #: A stream that never ends is one that nobody checks; it is opened anew every hour.
@@ -155,3 +157,78 @@ def _check_form(credential: Credential) -> None:
             raise errors.NotAuthenticated("this is not an API key: its checksum or its length is wrong", hint="copy it again, whole")
     elif len(credential) > _MAX_TOKEN_CHARACTERS or not _ACCESS_TOKEN.match(credential):
         raise errors.NotAuthenticated("the credential is neither an API key (aip_live_…) nor an access token", hint=_KEY_HINT)
+
+
+WATCHED_SECONDS = 60.0
+UNWATCHED_SECONDS = 5.0
+#: Where auth cannot be reached: better an answer of five minutes ago than no service.
+STRANDED_SECONDS = 300.0
+#: The entries that were not used for longest go first.
+MAX_ENTRIES = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    principal: Principal
+    asked_at: float
+    #: When the credential itself ends; infinite for a key.
+    ends_at: float
+
+
+class CallerCache:
+    """Keys are digests of credentials; no credential is kept."""
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
+        self._watched = False
+        #: Grows with every change; an answer that was asked for before a change is not remembered after it.
+        self.changes = 0
+        #: The last change seen, to go on from after a broken stream; 0 before the first.
+        self.sequence = 0
+
+    def find(self, digest: bytes, now: float) -> Principal | None:
+        """Good to use without asking."""
+        return self._find(digest, now, WATCHED_SECONDS if self._watched else UNWATCHED_SECONDS)
+
+    def find_stranded(self, digest: bytes, now: float) -> Principal | None:
+        """Good to use when auth cannot be asked."""
+        return self._find(digest, now, STRANDED_SECONDS)
+
+    def remember(self, digest: bytes, principal: Principal, *, now: float, ends_at: float, asked_at_change: int) -> None:
+        if asked_at_change != self.changes:
+            return
+        self._entries[digest] = _Entry(principal, now, ends_at)
+        self._entries.move_to_end(digest)
+        if len(self._entries) > MAX_ENTRIES:
+            self._entries.popitem(last=False)
+
+    def forget(self, digest: bytes) -> None:
+        self._entries.pop(digest, None)
+
+    def watch_began(self) -> None:
+        """The stream is live. If it is the first, what changed before it is unknown."""
+        if self.sequence == 0:
+            self._forget_user(None)
+        self._watched = True
+
+    def watch_ended(self) -> None:
+        self._watched = False
+
+    def apply(self, change: Change) -> None:
+        self.sequence = max(self.sequence, change.sequence)
+        self._forget_user(change.user_id)
+
+    def _find(self, digest: bytes, now: float, good_for: float) -> Principal | None:
+        entry = self._entries.get(digest)
+        if entry is None or now >= min(entry.asked_at + good_for, entry.ends_at):
+            return None
+        self._entries.move_to_end(digest)
+        return entry.principal
+
+    def _forget_user(self, user_id: UserId | None) -> None:
+        self.changes += 1
+        if user_id is None:
+            self._entries.clear()
+            return
+        for digest in [digest for digest, entry in self._entries.items() if entry.principal.user_id == user_id]:
+            del self._entries[digest]

@@ -5,6 +5,7 @@ what the caller has is never given again, and nothing is left out. The text need
 next worker reads them all before it goes on.
 """
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic
@@ -12,7 +13,7 @@ from typing import Generic
 import msgspec
 
 from services.gateway.scheduling.routing import WorkerRequirements
-from services.gateway.scheduling.worker_health import dishonest_workers
+from services.gateway.scheduling.worker_health import worker_records
 from shared import errors
 from shared.api import embedding, inference
 from shared.api.generation import Generation, Usage
@@ -276,8 +277,8 @@ class AnswerFailover(FailoverState[inference.ProcessPrompt, inference.Chunk, Gen
     def is_wrong(self, end: Generation, wish: WorkerRequirements) -> bool:
         claimed, came = end.usage, self._tokens - self._tokens_before
         # The last worker counts what it made itself.
-        return dishonest_workers.is_wrong(claimed.completion_tokens, came, self._answers) or any(
-            dishonest_workers.is_impossible(wish, told) for told in (claimed.prompt_tokens, self._prompt_tokens or 0)
+        return worker_records.is_wrong(claimed.completion_tokens, came, self._answers) or any(
+            worker_records.is_impossible(wish, told) for told in (claimed.prompt_tokens, self._prompt_tokens or 0)
         )
 
     def ended(self, end: Generation) -> Generation:
@@ -333,7 +334,66 @@ class VectorsFailover(FailoverState[embedding.Embed, embedding.Vectors, embeddin
         return super().accepted(told)
 
     def is_wrong(self, end: embedding.Embedded, wish: WorkerRequirements) -> bool:
-        return dishonest_workers.is_impossible(wish, end.prompt_tokens)
+        return worker_records.is_impossible(wish, end.prompt_tokens)
 
     def waiting(self, why: str) -> embedding.Vectors:
         return embedding.Vectors((), waiting=why)
+
+
+# --- the retry budget ---------------------------------------------------------------------------------------------------
+
+#: When many requests fail at once, retrying all of them makes it worse, so only a share of them is retried.
+WINDOW_SECONDS = 10.0
+#: The share of the window's requests, or of the running ones if these are more: an answer may take longer than the window.
+SHARE = 0.2
+#: Always allowed, for gateways with few requests.
+PER_SECOND = 10
+#: Times are counted in pieces of this length, so that memory does not grow with the number of requests.
+_PIECE_SECONDS = 0.5
+
+
+class _Window:
+    """How often something happened in the last WINDOW_SECONDS."""
+
+    __slots__ = ("_pieces", "_total")
+
+    def __init__(self) -> None:
+        self._pieces: deque[tuple[int, int]] = deque()
+        self._total = 0
+
+    def add(self, now: float) -> None:
+        piece, count = int(now // _PIECE_SECONDS), 0
+        if self._pieces and self._pieces[-1][0] >= piece:
+            piece, count = self._pieces.pop()
+        self._pieces.append((piece, count + 1))
+        self._total += 1
+
+    def total(self, now: float) -> int:
+        oldest = (now - WINDOW_SECONDS) // _PIECE_SECONDS
+        while self._pieces and self._pieces[0][0] <= oldest:
+            self._total -= self._pieces.popleft()[1]
+        return self._total
+
+
+class RetryBudget:
+    """One for the gateway. Every ``begin`` is followed by one ``end``; the caller brings the clock."""
+
+    def __init__(self) -> None:
+        self._requests, self._retries = _Window(), _Window()
+        self._running = 0
+
+    def begin(self, now: float) -> None:
+        self._requests.total(now)  # lets go of what is too old
+        self._requests.add(now)
+        self._running += 1
+
+    def end(self) -> None:
+        self._running -= 1
+
+    def spend(self, now: float) -> bool:
+        """Whether one more retry may be sent; it is counted if so."""
+        requests = max(self._requests.total(now), self._running)
+        if self._retries.total(now) + 1 > SHARE * requests + PER_SECOND * WINDOW_SECONDS:
+            return False
+        self._retries.add(now)
+        return True

@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Generic
 
 from services.gateway import node_interface
-from services.gateway.failover.failover import AnswerFailover, Ended, FailoverState, GivenUp, RetryOnWorker, VectorsFailover
-from services.gateway.failover.retry_budget import RetryBudget
+from services.gateway.failover.failover import AnswerFailover, Ended, FailoverState, GivenUp, RetryBudget, RetryOnWorker, VectorsFailover
 from services.gateway.scheduling.dispatch import Dispatch, WaitingRequests
 from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_claims import Claim

@@ -4,7 +4,7 @@ import hashlib
 from functools import lru_cache
 
 from services.gateway.deduplicated_inference import DeduplicatedInference, InferenceReply, RepeatedRequest
-from services.gateway.http_api import event_ids, http_errors
+from services.gateway.http_api import http_errors, response_formats
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.http_errors import Headers
 from services.gateway.http_api.response_formats import AnswerFacts, AnswerFormat
@@ -36,7 +36,7 @@ async def answer(
 def again_of(call: HttpCall) -> RepeatedRequest:
     """How it is a repeat, by its headers. Raises BadRequest for headers that cannot be meant."""
     event_id = call.last_event_id
-    return RepeatedRequest(key=call.idempotency_key, rest=None if event_id is None else event_ids.read(event_id))
+    return RepeatedRequest(key=call.idempotency_key, rest=None if event_id is None else response_formats.read_event_id(event_id))
 
 
 async def hand_on(
@@ -58,7 +58,7 @@ async def hand_on(
             # Made for chunks that the caller has as well: the form has to know them.
             events = form.events(chunk)
             if number > after:
-                await call.send_events(events, event_ids.write(said.request_id, number) if with_ids else None)
+                await call.send_events(events, response_formats.write_event_id(said.request_id, number) if with_ids else None)
 
 
 def headers(said: InferenceReply[Piece, End]) -> Headers:

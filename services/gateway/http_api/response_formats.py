@@ -1,13 +1,15 @@
 """How an API words an answer: what the door asks of every wording, whichever API it is of. Pure."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
 
+from services.gateway.admission.prompt_admission import BadField
 from services.gateway.http_api.error_bodies import ErrorBody
-from shared.api.gateway import InferenceResult
+from shared.api.gateway import InferenceResult, Rest
 from shared.api.inference import Chunk
 from shared.types import FinishReason, ModelName, RequestId
 
@@ -62,3 +64,20 @@ def reasons(result: InferenceResult, answers: int) -> tuple[FinishReason, ...]:
     """One for each answer that was asked for, however many the worker tells of."""
     found = result.finish_reasons or (result.finish_reason,)
     return tuple(found[index] if index < len(found) else found[0] for index in range(answers))
+
+
+#: The id of an event: whose answer it belongs to, and the number of its chunk. A client that lost its stream sends the last id that it
+#: saw as `Last-Event-ID`.
+_EVENT_ID = re.compile(r"(?P<request>[0-9a-f]{32})-(?P<number>[0-9]{1,9})\Z")
+
+
+def write_event_id(request_id: RequestId, number: int) -> str:
+    return f"{request_id.hex}-{number}"
+
+
+def read_event_id(event_id: str) -> Rest:
+    """Return what is left of the answer after this event. Raises BadRequest if the id is not ours."""
+    found = _EVENT_ID.match(event_id)
+    if found is None:
+        raise BadField("Last-Event-ID", "is not the id of an event of this gateway; send the id as it came, or leave it out")
+    return Rest(int(found["number"]))

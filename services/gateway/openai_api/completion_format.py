@@ -11,7 +11,7 @@ import msgspec
 from services.gateway.http_api import response_formats
 from services.gateway.http_api.error_bodies import ErrorBody
 from services.gateway.http_api.response_formats import AnswerFacts, ServerSentEvent
-from services.gateway.openai_api.chat_answers import ChatUsage, finish_word, piece_text
+from services.gateway.openai_api.chat_format import ChatUsage, finish_word, piece_text
 from services.gateway.openai_api.completion_request import CompletionBody
 from shared.api.gateway import InferenceResult
 from shared.api.generation import Usage

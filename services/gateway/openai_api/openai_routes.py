@@ -13,8 +13,7 @@ from services.gateway.idempotency import idempotency_keys
 from services.gateway.openai_api import chat_request as openai_chat
 from services.gateway.openai_api import completion_request as openai_completions
 from services.gateway.openai_api import response_request as openai_responses
-from services.gateway.openai_api.chat_answers import ChatChunk, ChatCompletion, Model, Models
-from services.gateway.openai_api.chat_format import ChatFormat
+from services.gateway.openai_api.chat_format import ChatChunk, ChatCompletion, ChatFormat, Model, Models
 from services.gateway.openai_api.chat_request import ChatBody
 from services.gateway.openai_api.completion_format import Completion, CompletionFormat
 from services.gateway.openai_api.completion_request import CompletionBody

@@ -1,7 +1,7 @@
 """The nodes of the mesh as this gateway sees them: one row for each, its own among them."""
 
 from services.gateway.scheduling.dispatch import Dispatch
-from services.gateway.scheduling.worker_health import dishonest_workers
+from services.gateway.scheduling.worker_health import worker_records
 from shared.api.gateway import NodeRow
 from shared.discovery.directory import DirectoryEntry
 from shared.node import Node
@@ -40,7 +40,7 @@ def _row(node: Node, dispatch: Dispatch, entry: DirectoryEntry) -> NodeRow:
     said = entry.announcement
     seconds = node.node_transports.round_trip_seconds(entry.node)
     # Only we know whom we keep away; the mesh does not.
-    why_not = entry.why_not or dishonest_workers.why_not(dispatch.knowledge.strikes.seconds_left(entry.node, dispatch.clock()))
+    why_not = entry.why_not or worker_records.why_not(dispatch.knowledge.strikes.seconds_left(entry.node, dispatch.clock()))
     return NodeRow(
         id=entry.node,
         role=entry.role,

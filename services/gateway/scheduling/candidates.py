@@ -12,9 +12,7 @@ from datetime import datetime
 from services.gateway.scheduling.prefix_affinity import PrefixAffinity
 from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_capacity import Occupancy, WorkerCapacity
-from services.gateway.scheduling.worker_health.dishonest_workers import DishonestWorkers
-from services.gateway.scheduling.worker_health.outliers import Outliers
-from services.gateway.scheduling.worker_health.slow_start import SlowStart
+from services.gateway.scheduling.worker_health.worker_records import DishonestWorkers, Outliers, SlowStart
 from shared.discovery.directory import ANNOUNCE_SECONDS, DirectoryEntry, ModelOffer
 from shared.types import ModelName, NodeId
 

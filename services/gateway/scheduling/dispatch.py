@@ -16,11 +16,11 @@ from services.gateway import node_interface
 from services.gateway.scheduling import candidates, worker_choice
 from services.gateway.scheduling.candidates import Candidate, Knowledge
 from services.gateway.scheduling.eligible_workers import EligibleWorkers
-from services.gateway.scheduling.held_claims import HeldClaims
-from services.gateway.scheduling.model_queue import ModelQueue
+from services.gateway.scheduling.fair_queue import ModelQueue
 from services.gateway.scheduling.peer_queues import PeerQueues, PeerTicket, QueuedRequest, QueueReport
 from services.gateway.scheduling.queue_settings import QueueSettings
 from services.gateway.scheduling.routing import WorkerRequirements
+from services.gateway.scheduling.worker_capacity import HeldClaims
 from services.gateway.scheduling.worker_claims import Claim
 from shared import errors
 from shared.discovery.directory import DirectoryEntry

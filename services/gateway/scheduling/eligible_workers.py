@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from services.gateway import node_interface
 from services.gateway.scheduling import candidates, worker_choice
 from services.gateway.scheduling.candidates import Candidate, Knowledge
-from services.gateway.scheduling.prompt_privacy import PromptPrivacy
 from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_capacity import WorkerCapacity
+from services.gateway.scheduling.worker_choice import PromptPrivacy
 from shared import errors
 from shared.discovery.directory import DirectoryEntry
 from shared.types import ModelName, NodeId, Role

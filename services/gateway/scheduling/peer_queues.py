@@ -12,7 +12,7 @@ from typing import Protocol
 
 import msgspec
 
-from services.gateway.scheduling.model_queue import ModelQueue
+from services.gateway.scheduling.fair_queue import ModelQueue
 from services.gateway.scheduling.routing import WorkerRequirements
 from shared import errors
 from shared.types import ModelName, NodeId, TenantId

@@ -4,9 +4,9 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from services.gateway.scheduling.model_queue import ModelQueue
-from services.gateway.scheduling.prompt_privacy import PromptPrivacy
+from services.gateway.scheduling.fair_queue import ModelQueue
 from services.gateway.scheduling.routing import WorkerRequirements
+from services.gateway.scheduling.worker_choice import PromptPrivacy
 from shared import errors
 
 _Ticket = TypeVar("_Ticket", bound=Hashable)

@@ -4,8 +4,9 @@ A worker's word is some milliseconds old, our own count is exact. So each announ
 is heard; what it has beyond that are the calls of other gateways, until it speaks again. A place that we give back is free at once.
 """
 
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass
+from typing import Protocol
 
 from shared.discovery.directory import Announcement, DirectoryEntry, ModelOffer
 from shared.types import ModelName, NodeId
@@ -107,3 +108,43 @@ class Occupancy:
         """Without a model: of all."""
         running = self._ours.get(node, {})
         return sum(running.values()) if model is None else running.get(model, 0)
+
+
+class Holdable(Protocol):
+    """As ``worker_claims.Claim``."""
+
+    @property
+    def has_started(self) -> bool: ...
+
+    def starts(self) -> None:
+        """The worker has room for it now. Safe to call twice."""
+
+
+class HeldClaims:
+    """The calls of this gateway that wait at a worker for a free slot: this wait costs nothing.
+
+    When a call that has a slot ends, the call held longest gets the slot. A call that gives tokens has a slot, even if another gateway's
+    call made room for it.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[NodeId, ModelName], deque[Holdable]] = {}
+
+    def hold(self, node: NodeId, model: ModelName, claim: Holdable) -> None:
+        """The worker has no free slot for it."""
+        self._held.setdefault((node, model), deque()).append(claim)
+
+    def ended(self, node: NodeId, model: ModelName, claim: Holdable) -> None:
+        """A claim, held or not, gives its place back."""
+        held = self._held.get((node, model))
+        if held is None:
+            return
+        had_slot = claim.has_started
+        if claim in held:
+            held.remove(claim)
+        while had_slot and held:
+            following = held.popleft()
+            had_slot = following.has_started
+            following.starts()
+        if not held:
+            del self._held[node, model]

@@ -7,14 +7,16 @@ function more in PREFER; a rule about who must not is one more in MAY.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import StrEnum
 
-from services.gateway.scheduling import prefix_affinity, prompt_privacy
+from services.gateway.scheduling import prefix_affinity
 from services.gateway.scheduling.candidates import Candidate
-from services.gateway.scheduling.prompt_privacy import PromptPrivacy
 from services.gateway.scheduling.routing import WorkerRequirements
-from services.gateway.scheduling.worker_health import dishonest_workers
+from services.gateway.scheduling.worker_health import worker_records
 from shared import errors
+from shared.discovery.directory import DirectoryEntry
+from shared.types import TenantId
 
 Rows = Sequence[Candidate]
 
@@ -24,12 +26,46 @@ _MORE_CALLS = 2
 _TIMES_AS_MANY = 1.5
 
 
+# --- prompt privacy ---------------------------------------------------------------------------------------------------------
+
+#: Labels of a machine. Only an administrator can give it TRUSTED, with the ticket; with SHARED=no its owner keeps it private.
+TRUSTED = "trusted"
+SHARED = "shared"
+_YES = frozenset({"yes", "true", "1"})
+_NO = frozenset({"no", "false", "0"})
+
+
+class PromptPrivacy(StrEnum):
+    """Which machines may see a tenant's prompts: anyone who runs a worker can read the prompts that it answers."""
+
+    #: All machines, except those that their owners keep private.
+    GROUP = "group"
+    #: The operator's machines, machines labeled trusted=yes, and the tenant's own.
+    TRUSTED = "trusted"
+
+
+def why_not(tenant: TenantId, owner: str, labels: Mapping[str, str], policy: PromptPrivacy) -> str:
+    """Return why the machine may not see the tenant's prompts, as text for people; empty if it may."""
+    if owner and owner == str(tenant):
+        return ""
+    if labels.get(SHARED, "").lower() in _NO:
+        return "serves only its owner (label shared=no)"
+    if policy is PromptPrivacy.GROUP or not owner or labels.get(TRUSTED, "").lower() in _YES:
+        return ""
+    return "is not labelled trusted=yes (ROUTING_POLICY=trusted)"
+
+
+def open_to(tenant: TenantId, workers: Iterable[DirectoryEntry], policy: PromptPrivacy) -> list[DirectoryEntry]:
+    """Return the workers that may see the tenant's prompts."""
+    return [worker for worker in workers if not why_not(tenant, worker.announcement.owner, worker.announcement.labels, policy)]
+
+
 # --- who may ------------------------------------------------------------------------------------------------------------
 
 
 def _by_policy(wish: WorkerRequirements, row: Candidate, rule: PromptPrivacy) -> str:
     said = row.worker.announcement
-    return prompt_privacy.why_not(wish.tenant, said.owner, said.labels, rule)
+    return why_not(wish.tenant, said.owner, said.labels, rule)
 
 
 def _by_file(wish: WorkerRequirements, row: Candidate, _rule: PromptPrivacy) -> str:
@@ -41,7 +77,7 @@ def _by_failure(wish: WorkerRequirements, row: Candidate, _rule: PromptPrivacy) 
 
 
 def _by_honesty(_wish: WorkerRequirements, row: Candidate, _rule: PromptPrivacy) -> str:
-    return dishonest_workers.why_not(row.quarantine_seconds)
+    return worker_records.why_not(row.quarantine_seconds)
 
 
 MAY: tuple[Callable[[WorkerRequirements, Candidate, PromptPrivacy], str], ...] = (_by_policy, _by_honesty, _by_file, _by_failure)

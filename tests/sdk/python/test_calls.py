@@ -16,7 +16,7 @@ from services.gateway.http_api import request_bodies, rest_accounts, rest_infere
 from services.gateway.http_api.key_bodies import ApiKeyBody
 from services.gateway.http_api.rest_accounts import LoginBody, RegisterBody
 from services.gateway.http_api.rest_inference import InferenceBody
-from services.gateway.openai_api import chat_answers as openai_answers
+from services.gateway.openai_api import chat_format as openai_answers
 from services.gateway.openai_api import openai_embeddings
 from services.gateway.openai_api.openai_embeddings import EmbeddingBody
 from shared.types import FinishReason, KeyId, ModelName, RequestId, Tier, UserId, UserRole

@@ -34,9 +34,9 @@ from services.gateway.limits.quotas import LimitRules, Quotas
 from services.gateway.openai_api.openai_embeddings import OpenAiEmbeddings
 from services.gateway.openai_api.openai_routes import OpenAi
 from services.gateway.pipeline import Pipeline, PipelineDependencies
-from services.gateway.scheduling import prompt_privacy, routing
+from services.gateway.scheduling import routing, worker_choice
 from services.gateway.scheduling.dispatch import Dispatch
-from services.gateway.scheduling.prompt_privacy import PromptPrivacy
+from services.gateway.scheduling.worker_choice import PromptPrivacy
 from shared import errors
 from shared.api import auth, events, inference
 from shared.api.embedding import Embedded
@@ -361,7 +361,7 @@ class RunningService:
 
     def _served(self, caller: auth.Principal) -> tuple[ServedModel, ...]:
         return routing.catalogue(
-            prompt_privacy.open_to(caller.tenant_id, self.directory.usable(Role.WORKER), PromptPrivacy.GROUP), self.names
+            worker_choice.open_to(caller.tenant_id, self.directory.usable(Role.WORKER), PromptPrivacy.GROUP), self.names
         )
 
     @staticmethod

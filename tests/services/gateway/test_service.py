@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from services.gateway.idempotency import idempotent_requests
-from services.gateway.scheduling.worker_health import dishonest_workers
+from services.gateway.scheduling.worker_health import worker_records
 from services.gateway.service import GatewayService
 from services.gateway.settings import GatewaySettings
 from shared import errors
@@ -308,7 +308,7 @@ async def test_models_are_shown_to_those_who_may_use_them(site: Site) -> None:
 async def test_who_is_in_quarantine_is_shown_with_the_reason(site: Site) -> None:
     service: GatewayService = site.nodes["gateway"].service  # type: ignore[assignment]
     worker = site.nodes["worker"].node.id
-    for _ in range(dishonest_workers.STRIKES):
+    for _ in range(worker_records.STRIKES):
         service._quarantine.strike(worker)
     rows = (await site.client.rpc.call(gateway.list_nodes, gateway.ListNodes(), credential=KEY)).nodes
     (row,) = [row for row in rows if row.id == worker]

@@ -11,8 +11,8 @@ from contextlib import asynccontextmanager
 
 from prometheus_client import Counter
 
-from services.gateway.scheduling.worker_health.dishonest_workers import DishonestWorkers
 from services.gateway.scheduling.worker_health.quarantine_store import QuarantineStore
+from services.gateway.scheduling.worker_health.worker_records import DishonestWorkers
 from shared import errors
 from shared.node import lifecycle
 from shared.telemetry import logs

@@ -1,6 +1,6 @@
 """The table worker_strikes. Only this module reads and writes it."""
 
-from services.gateway.scheduling.worker_health.dishonest_workers import QUARANTINE_SECONDS, STRIKES, WITHIN_SECONDS
+from services.gateway.scheduling.worker_health.worker_records import QUARANTINE_SECONDS, STRIKES, WITHIN_SECONDS
 from shared.stores import database
 from shared.types import NodeId
 

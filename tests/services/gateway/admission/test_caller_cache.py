@@ -3,7 +3,7 @@ from uuid import UUID
 
 import pytest
 
-from services.gateway.admission.caller_cache import MAX_ENTRIES, CallerCache
+from services.gateway.admission.callers import MAX_ENTRIES, CallerCache
 from shared.api.auth import Change
 from shared.types import UserId
 from tests.services.gateway.fakes import OWNER, USER

@@ -2,14 +2,14 @@ from typing import Any
 
 import pytest
 
-from services.gateway.admission import embedding_admission
+from services.gateway.admission import prompt_admission
 from services.gateway.admission.prompt_admission import BadField
 from shared import errors
 from shared.api.embedding import MAX_DIMENSIONS, MAX_INPUT_BYTES, MAX_INPUTS, EmbeddingRequest
 
 
-def admit(**fields: Any) -> embedding_admission.AdmittedEmbedding:
-    return embedding_admission.admit(EmbeddingRequest(**{"inputs": ("a",), **fields}))
+def admit(**fields: Any) -> prompt_admission.AdmittedEmbedding:
+    return prompt_admission.admit_texts(EmbeddingRequest(**{"inputs": ("a",), **fields}))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from services.gateway.failover.failover import AnswerFailover, GivenUp, RetryOnW
 from services.gateway.failover.relay import Relay
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.routing import WorkerRequirements
-from services.gateway.scheduling.worker_health import dishonest_workers
+from services.gateway.scheduling.worker_health import worker_records
 from shared import errors
 from shared.api import inference
 from shared.api.generation import ChatMessage, Generation, Usage
@@ -223,7 +223,7 @@ async def test_who_claims_other_tokens_than_came_gets_no_fourth_request(claims: 
     site = Site(liar, honest, flag=flagged.append)
     for _ in range(10):
         await site.text()
-    assert (len(liar.asked), flagged) == (dishonest_workers.STRIKES, [node_id(0)] * dishonest_workers.STRIKES)
+    assert (len(liar.asked), flagged) == (worker_records.STRIKES, [node_id(0)] * worker_records.STRIKES)
     assert len(honest.asked) == 7
 
 
@@ -232,12 +232,12 @@ async def test_who_claims_a_prompt_that_cannot_be_is_flagged_too(prompt: int) ->
     site = Site(Liar(10, prompt=prompt), FakeWorker())
     for _ in range(5):
         await site.text()
-    assert len(site.rpc.workers[node_id(0)].asked) == dishonest_workers.STRIKES
+    assert len(site.rpc.workers[node_id(0)].asked) == worker_records.STRIKES
 
 
 async def test_the_last_worker_is_not_left_out_without_a_word() -> None:
     site = Site(Liar(100))
-    for _ in range(dishonest_workers.STRIKES):
+    for _ in range(worker_records.STRIKES):
         assert await site.text() == "x" * 10 + "."
     with pytest.raises(errors.NotReachable, match="in quarantine"):
         await site.text()

@@ -12,9 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.failover.failover import PATIENCE_SECONDS, AnswerFailover, GivenUp, RetryPause
+from services.gateway.failover.failover import PATIENCE_SECONDS, WINDOW_SECONDS, AnswerFailover, GivenUp, RetryPause
 from services.gateway.failover.relay import Relay
-from services.gateway.failover.retry_budget import WINDOW_SECONDS
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.routing import WorkerRequirements
 from shared import errors

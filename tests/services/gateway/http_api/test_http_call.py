@@ -10,7 +10,7 @@ import pytest
 
 from services.gateway.admission.prompt_admission import BadField
 from services.gateway.deduplicated_inference import RepeatedRequest
-from services.gateway.http_api import answer_delivery, event_ids, http_call
+from services.gateway.http_api import answer_delivery, http_call, response_formats
 from services.gateway.http_api.http_app import HttpApp, HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.response_formats import AnswerFormat, ServerSentEvent
@@ -63,7 +63,7 @@ async def test_the_last_event_of_each_chunk_has_its_number(http: httpx.AsyncClie
     answer = await http.post(path, json=STREAMS[path])
     request_id = running_service.store.only_row.id
     found = [line.removeprefix("id: ") for line in answer.text.split("\n") if line.startswith("id: ")]
-    assert found == [event_ids.write(request_id, number) for number in (1, 2, 3)]
+    assert found == [response_formats.write_event_id(request_id, number) for number in (1, 2, 3)]
     blocks = [block for block in answer.text.split("\n\n") if "id: " in block]
     for block, word in zip(blocks, ("Hello", " world", "!"), strict=True):
         assert json.dumps(word)[1:-1] in block, "who knows the id has the word"
@@ -71,13 +71,13 @@ async def test_the_last_event_of_each_chunk_has_its_number(http: httpx.AsyncClie
 
 def test_an_id_says_what_is_left() -> None:
     request_id = new_request_id()
-    assert event_ids.read(event_ids.write(request_id, 17)) == Rest(17)
+    assert response_formats.read_event_id(response_formats.write_event_id(request_id, 17)) == Rest(17)
 
 
 @pytest.mark.parametrize("wrong", ["", "17", "x" * 32 + "-1", "0" * 32, "0" * 32 + "--1", "0" * 32 + "-1 ", "0" * 32 + "-1" + "0" * 9])
 def test_what_is_no_id_of_ours_is_a_bad_request(wrong: str) -> None:
     with pytest.raises(BadField, match="Last-Event-ID"):
-        event_ids.read(wrong)
+        response_formats.read_event_id(wrong)
 
 
 FORMS: dict[str, Callable[[], AnswerFormat]] = {
@@ -103,7 +103,7 @@ async def test_who_has_a_part_gets_the_rest_and_nothing_twice(running_service: R
         return said.request_id, b"".join(message.get("body", b"") for message in reader.sent)
 
     whole_id, whole = await told(0)
-    mark = f"id: {event_ids.write(whole_id, after)}\n".encode()
+    mark = f"id: {response_formats.write_event_id(whole_id, after)}\n".encode()
     if after == 0:
         expected = whole
     elif mark in whole:

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from services.gateway.scheduling.peer_queues import PeerOffer, QueueReport
-from services.gateway.scheduling.prompt_privacy import PromptPrivacy
+from services.gateway.scheduling.worker_choice import PromptPrivacy
 from shared import errors
 from shared.discovery.directory import WorkerLoad
 from tests.services.gateway.fakes import node_id
@@ -248,7 +248,7 @@ async def test_an_answer_that_goes_on_elsewhere_is_served_before_all_that_begin_
 async def test_who_waits_hears_its_place_when_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.gateway.scheduling.dispatch.FIRST_WORD_SECONDS", 0.001)
     monkeypatch.setattr("services.gateway.scheduling.dispatch.WORDS_SECONDS", 0.001)
-    monkeypatch.setattr("services.gateway.scheduling.model_queue._PLACES_SECONDS", 0.0)
+    monkeypatch.setattr("services.gateway.scheduling.fair_queue._PLACES_SECONDS", 0.0)
     async with site() as here:
         here.worker(1)
         callers = [await here.ask() for _ in range(5)]

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from services.gateway.scheduling.dispatch import Dispatch
-from services.gateway.scheduling.prompt_privacy import PromptPrivacy
 from services.gateway.scheduling.queue_settings import QueueSettings
 from services.gateway.scheduling.routing import WorkerRequirements
+from services.gateway.scheduling.worker_choice import PromptPrivacy
 from services.gateway.scheduling.worker_claims import Claim
 from shared import errors
 from shared.discovery.directory import WorkerLoad

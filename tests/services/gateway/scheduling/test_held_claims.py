@@ -1,4 +1,4 @@
-from services.gateway.scheduling.held_claims import HeldClaims
+from services.gateway.scheduling.worker_capacity import HeldClaims
 from shared.types import ModelName
 from tests.services.gateway.fakes import node_id
 

@@ -2,7 +2,7 @@
 
 from uuid import UUID
 
-from services.gateway.scheduling.model_queue import ModelQueue
+from services.gateway.scheduling.fair_queue import ModelQueue
 from services.gateway.scheduling.peer_queues import (
     LEND_SECONDS,
     SILENT_SECONDS,

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from services.gateway.scheduling import served_models
 from services.gateway.scheduling.dispatch import Dispatch
-from services.gateway.scheduling.worker_health.dishonest_workers import STRIKES
+from services.gateway.scheduling.worker_health.worker_records import STRIKES
 from shared.node import Node
 from shared.telemetry import Metrics
 from tests.services.gateway.fakes import FakeDirectory, node_id

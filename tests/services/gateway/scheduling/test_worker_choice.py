@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from services.gateway.scheduling import worker_choice
 from services.gateway.scheduling.candidates import Candidate, Knowledge
-from services.gateway.scheduling.prompt_privacy import PromptPrivacy
 from services.gateway.scheduling.routing import WorkerRequirements
-from services.gateway.scheduling.worker_health import slow_start
+from services.gateway.scheduling.worker_choice import PromptPrivacy
+from services.gateway.scheduling.worker_health import worker_records
 from shared import errors
 from shared.discovery.directory import ModelOffer, WorkerLoad
 from shared.types import ModelName, NodeId, Role, UserId
@@ -264,7 +264,7 @@ def test_one_that_has_just_come_takes_what_nobody_else_can() -> None:
 
 
 def test_a_gateway_that_has_just_started_takes_nobody_for_new() -> None:
-    directory, seen = FakeDirectory(), slow_start.SlowStart()
+    directory, seen = FakeDirectory(), worker_records.SlowStart()
     directory.worker(1, "m")  # it started months ago
     [entry] = directory.entries(Role.WORKER)
     assert seen.heard(entry, 5.0, datetime.now(UTC))

@@ -4,10 +4,10 @@ import pytest
 
 from services.gateway.scheduling import worker_choice
 from services.gateway.scheduling.candidates import Knowledge
-from services.gateway.scheduling.prompt_privacy import PromptPrivacy
 from services.gateway.scheduling.routing import WorkerRequirements
-from services.gateway.scheduling.worker_health import dishonest_workers
-from services.gateway.scheduling.worker_health.dishonest_workers import QUARANTINE_SECONDS, WITHIN_SECONDS, DishonestWorkers
+from services.gateway.scheduling.worker_choice import PromptPrivacy
+from services.gateway.scheduling.worker_health import worker_records
+from services.gateway.scheduling.worker_health.worker_records import QUARANTINE_SECONDS, WITHIN_SECONDS, DishonestWorkers
 from shared import errors
 from shared.types import ModelName, Role
 from tests.services.gateway.fakes import USER, FakeDirectory, node_id
@@ -66,14 +66,14 @@ def test_what_all_gateways_know_holds_here() -> None:
     ],
 )
 def test_what_is_wrong(claimed: int, came: int, answers: int, wrong: bool) -> None:
-    assert dishonest_workers.is_wrong(claimed, came, answers) == wrong
+    assert worker_records.is_wrong(claimed, came, answers) == wrong
 
 
 def test_who_is_in_quarantine_is_no_candidate_and_the_reason_is_told() -> None:
     known, directory, wish = Knowledge(), FakeDirectory(), WorkerRequirements(ModelName("m"), USER, USER, 1, 1)
     for number in (1, 2):
         directory.worker(number, "m")
-    for _ in range(dishonest_workers.STRIKES):
+    for _ in range(worker_records.STRIKES):
         known.strikes.strike(LIAR, 10.0)
     rows = worker_choice.eligible(wish, known.table(wish, directory.usable(Role.WORKER), 11.0), PromptPrivacy.GROUP)
     assert [row.node for row in rows] == [OTHER]
@@ -90,7 +90,7 @@ def test_another_process_of_the_same_machine_stays_in_quarantine() -> None:
     directory.worker(1, "m")
     (entry,) = directory.usable(Role.WORKER)
     known.heard(entry, 0.0, entry.since)
-    for _ in range(dishonest_workers.STRIKES):
+    for _ in range(worker_records.STRIKES):
         known.strikes.strike(LIAR, 10.0)
     directory.gone(LIAR, "stopped")
     (gone,) = directory.entries(Role.WORKER)

@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from services.gateway import store
-from services.gateway.scheduling.worker_health.dishonest_workers import QUARANTINE_SECONDS
 from services.gateway.scheduling.worker_health.quarantine import Quarantine
 from services.gateway.scheduling.worker_health.quarantine_store import QuarantineStore
+from services.gateway.scheduling.worker_health.worker_records import QUARANTINE_SECONDS
 from shared import errors
 from shared.stores import database
 from shared.telemetry import Metrics
