@@ -1,18 +1,21 @@
 """One request on its way through the gateway: what was delivered so far, and what its row will say."""
 
+import math
+import struct
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable
 from datetime import UTC, datetime
 from typing import ClassVar
 
-from services.gateway.admission.prompt_admission import AdmittedPrompt
+from services.gateway.admission.prompt_admission import AdmittedPrompt, AdmittedTexts
 from services.gateway.billing.ledger import HeldCredits
-from services.gateway.failover.relay import Said
+from services.gateway.failover.relay import Embedding, Said
 from services.gateway.idempotency.response_cache import AnswerOrigin
 from services.gateway.limits.limit_rules import Spent, TightestLimit
 from services.gateway.scheduling.worker_claims import Claim
-from shared import context
-from shared.api import gateway, inference
+from shared import context, errors
+from shared.api import embedding, gateway, inference
+from shared.api.embedding import Embedded, EmbeddingResult, Vectors
 from shared.api.gateway import InferenceResult
 from shared.api.generation import Generation, Usage
 from shared.api.inference import Chunk
@@ -41,16 +44,20 @@ class ActiveRequest(ABC):
         self.held: HeldCredits | None = None
         #: What the worker says; closing it ends the work there.
         self.answers: AsyncGenerator[object] | None = None
+        #: Parts of the answer that were read.
+        self._number = 0
+        #: Fixed when the request ended.
+        self._final_usage: Usage | None = None
         self._claims: list[Claim] = []
         #: When the first of the answer came, whatever it was.
         self._first_word: float | None = None
         #: Fixed when the request ended.
         self._computed: float | None = None
-        #: Asked when it is cancelled: whether another gateway goes on with it, and writes its row.
+        #: Asked when it is canceled: whether another gateway continues it, and writes its row.
         self.goes_on_elsewhere: Callable[[], bool] = lambda: False
-        #: Its caller gets the answer as a whole, or nothing of it.
+        #: The caller gets the whole answer at the end, or nothing.
         self.seen_at_end = False
-        #: Nobody can get the answer, because it is too large for the way that it was asked by.
+        #: Nobody can get the answer, because it is too large for the way it was asked for.
         self.undeliverable = False
         #: Who runs it; None until that is decided, and where nobody has to.
         self.worker: DirectoryEntry | None = None
@@ -75,9 +82,12 @@ class ActiveRequest(ABC):
         return None if self.spent is None else self.spent.tightest
 
     @property
-    @abstractmethod
     def usage(self) -> Usage:
         """What was delivered so far."""
+        return self._final_usage or self._usage()
+
+    @abstractmethod
+    def _usage(self) -> Usage: ...
 
     @property
     @abstractmethod
@@ -93,6 +103,21 @@ class ActiveRequest(ABC):
     def chunks(self) -> int:
         """Pieces that its text came in."""
         return 0
+
+    @property
+    def answers_told(self) -> int:
+        """How many answers it has, as far as the worker has said."""
+        return 1
+
+    @property
+    def clamped_to(self) -> int | None:
+        """What max_tokens was lowered to, because the credits do not cover more."""
+        return None
+
+    @property
+    def is_repeat(self) -> bool:
+        """Never: it is made for this call."""
+        return False
 
     @property
     def cached(self) -> bool:
@@ -124,7 +149,7 @@ class ActiveRequest(ABC):
         return milliseconds((self._ended if self._ended is not None else self._clock()) - self._began)
 
     def end(self) -> None:
-        self._computed = self.compute_seconds
+        self._computed, self._final_usage = self.compute_seconds, self._usage()
         self._ended = self._clock()
 
     @property
@@ -159,6 +184,7 @@ class ActivePrompt(ActiveRequest):
         self._tokens = 0
         self._generation: Generation | None = None
         self._admitted: AdmittedPrompt | None = None
+        self._wanted_answers = 1
         #: Of the text and the calls that were delivered.
         self._bytes = 0
         self._chunks = 0
@@ -168,13 +194,14 @@ class ActivePrompt(ActiveRequest):
         """Where its answer comes from."""
         self._origin = origin
 
-    def admitted(self, admitted: AdmittedPrompt, prompt_hash: str) -> None:
-        self._admitted, self.prompt_hash = admitted, prompt_hash
+    def admitted(self, admitted: AdmittedPrompt, answers: int, prompt_hash: str) -> None:
+        self._admitted, self._wanted_answers, self.prompt_hash = admitted, answers, prompt_hash
 
     def __aiter__(self) -> "ActivePrompt":
         return self
 
-    async def __anext__(self) -> Chunk:
+    async def __anext__(self) -> tuple[int, Chunk]:
+        """A chunk and its number, counted from 1; 0 if it only says what the request waits for."""
         assert self.answers is not None  # `run` has set it before anybody sees this object
         while True:
             answer = await anext(self.answers)
@@ -192,12 +219,14 @@ class ActivePrompt(ActiveRequest):
             self._bytes += len(answer.text.encode()) + sum(len((call.name + call.arguments).encode()) for call in answer.tool_calls)
             if self._first_text is None and (answer.text or answer.tool_calls):
                 self._first_text = self._clock()
-            if answer.text or answer.tool_calls or answer.logprobs or answer.waiting:
-                return answer
+            if answer.waiting:
+                return 0, answer
+            if answer.text or answer.tool_calls or answer.logprobs:
+                self._number += 1
+                return self._number, answer
 
-    @property
-    def usage(self) -> Usage:
-        """What was delivered so far. Output is counted here, as token ids received, not taken from the worker's word."""
+    def _usage(self) -> Usage:
+        """Output is counted here, as token ids received, not taken from the worker's word."""
         if self._admitted is None:
             return Usage(prompt_tokens=0, completion_tokens=0)
         # More than there can be is not believed.
@@ -213,8 +242,11 @@ class ActivePrompt(ActiveRequest):
     @property
     def _most_tokens(self) -> int:
         """Of all its answers."""
-        assert self._admitted is not None
-        return 0 if self.held is None else self.held.max_tokens * (self._admitted.sampling.n or 1)
+        return 0 if self.held is None else self.held.max_tokens * self._wanted_answers
+
+    @property
+    def answers_told(self) -> int:
+        return 1 if self._generation is None else max(1, len(self._generation.finish_reasons))
 
     @property
     def clamped_to(self) -> int | None:
@@ -256,3 +288,72 @@ class ActivePrompt(ActiveRequest):
     @property
     def complete(self) -> bool:
         return self._generation is not None
+
+
+#: Each number of a vector has four bytes.
+NUMBER_BYTES = 4
+
+
+class ActiveEmbedding(ActiveRequest):
+    """Iterate it for the vectors; ``result`` is there when the block of ``run`` is left."""
+
+    method = embedding.request_embeddings.name.partition(".")[2]
+    answers: AsyncGenerator[Embedding] | None
+
+    admitted: AdmittedTexts | None = None
+    wanted_dimensions: int | None = None
+    _prompt_tokens = 0
+    _vectors = 0
+    #: Of every vector, as the first one has them.
+    _dimensions = 0
+    _complete = False
+
+    def __aiter__(self) -> "ActiveEmbedding":
+        return self
+
+    async def __anext__(self) -> tuple[int, Vectors]:
+        """Vectors and their number, as ``ActivePrompt``. Raises ProtocolViolation for a worker that sends what is none."""
+        assert self.answers is not None  # `run` has set it before anybody sees this object
+        while True:
+            answer = await anext(self.answers)
+            if isinstance(answer, Vectors):
+                for vector in answer.vectors:
+                    self._take(vector)
+                self._number += not answer.waiting
+                return (0 if answer.waiting else self._number), answer
+            self._prompt_tokens = answer.prompt_tokens
+            if isinstance(answer, Embedded):
+                self._all_came()
+
+    def _usage(self) -> Usage:
+        # More than there can be is not believed.
+        most = self.admitted.most_prompt_tokens if self.admitted is not None else 0
+        return Usage(min(max(self._prompt_tokens, 0), most), completion_tokens=0)
+
+    @property
+    def complete(self) -> bool:
+        return self._complete
+
+    @property
+    def result(self) -> EmbeddingResult:
+        assert self.model is not None
+        return EmbeddingResult(self.request_id, self.model, self._dimensions, self.usage.prompt_tokens, self.response_time_ms)
+
+    def _take(self, vector: bytes) -> None:
+        assert self.admitted is not None
+        self._vectors += 1
+        numbers, over = divmod(len(vector), NUMBER_BYTES)
+        self._dimensions = self._dimensions or numbers
+        wanted = self.wanted_dimensions or self._dimensions
+        if over or not 0 < numbers == wanted == self._dimensions <= embedding.MAX_DIMENSIONS or self._vectors > len(self.admitted.inputs):
+            raise errors.ProtocolViolation(f"the worker sent {len(vector)} bytes as vector {self._vectors}", hint="try again")
+        if not math.isfinite(math.hypot(*struct.unpack(f"<{numbers}f", vector))):
+            raise errors.ProtocolViolation(f"the worker sent no numbers as vector {self._vectors}", hint="try again")
+
+    def _all_came(self) -> None:
+        assert self.admitted is not None
+        if self._vectors != len(self.admitted.inputs):
+            raise errors.ProtocolViolation(
+                f"the worker sent {self._vectors} vectors for {len(self.admitted.inputs)} texts", hint="try again"
+            )
+        self._complete = True

@@ -1,22 +1,20 @@
-"""What a door asks: an answer, under an idempotency key or without one.
+"""Answers a request for a caller: under an idempotency key once, however often it is asked; without a key as often as it is asked.
 
-    async with once.run(principal, request, seconds=60, key=key) as answer:
+    async with requests.run(principal, request, seconds=60, again=RepeatedRequest(key)) as answer:
         async for number, chunk in answer: …
     # its row is written; only now is the caller told how it ended
     answer.result
 
-Without a key a request runs as long as its caller stays. With one it runs on for half a minute, and whoever asks again
-reads the same answer.
+Without a key, a request ends when its caller leaves. With a key it runs on for half a minute, and a caller who asks again reads the same
+answer. Vectors are worth nothing unless they are complete, so a request for embeddings that fails halfway frees its key.
 """
 
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
-from typing import Generic
+from typing import Any, Protocol, TypeVar
 
-from services.gateway.active_request import ActivePrompt
 from services.gateway.admission.prompt_admission import BadField
 from services.gateway.idempotency import cache_keys
 from services.gateway.idempotency.answer_buffer import Piece
@@ -24,74 +22,44 @@ from services.gateway.idempotency.answer_reader import RepeatedAnswerFacts
 from services.gateway.idempotency.answer_runs import AnswerRun
 from services.gateway.idempotency.idempotency_keys import FIELD, End, IdempotentRequest
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
-from services.gateway.limits.limit_rules import TightestLimit
 from services.gateway.pipeline import Pipeline
 from shared import context, errors
 from shared.api.auth import Principal
-from shared.api.embedding import EmbeddingRequest
+from shared.api.embedding import EmbeddingRequest, EmbeddingResult, Vectors
 from shared.api.gateway import InferenceRequest, InferenceResult, Rest
 from shared.api.inference import Chunk
-from shared.types import ModelName, RequestId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepeatedRequest:
-    """How a request is a repeat, or may be repeated."""
+    """How a request repeats another, or may be repeated."""
 
     key: str | None = None
     #: What its caller has lost of the answer.
     rest: Rest | None = None
-    #: As ``Asked.together``.
+    #: As ``IdempotentRequest.together``.
     together: bytes = b""
 
 
-#: A request that is asked once.
+#: A request that is sent once.
 NEVER = RepeatedRequest()
 
+Piece_co = TypeVar("Piece_co", covariant=True)
+End_co = TypeVar("End_co", covariant=True)
 
-class InferenceReply(Generic[Piece, End]):
-    """Iterate it for its numbered chunks; with the number 0 what it waits for. ``result`` is there when the block of ``run`` is left."""
 
-    def __init__(
-        self,
-        about: RepeatedAnswerFacts,
-        chunks: AsyncIterator[tuple[int, Piece]],
-        result: Callable[[], End],
-        *,
-        allowance: TightestLimit | None = None,
-        clamped_to: int | None = None,
-        is_repeat: bool = False,
-    ) -> None:
-        self._about = about
-        self._chunks = chunks
-        self._result = result
-        #: What is left of the limits; None for a repeat, which uses nothing of them.
-        self.allowance = allowance
-        #: What max_tokens was lowered to, because the credits did not reach for more.
-        self.clamped_to = clamped_to
-        #: It is the answer of another call.
-        self.is_repeat = is_repeat
-
-    def __aiter__(self) -> AsyncIterator[tuple[int, Piece]]:
-        return self._chunks
+class InferenceReply(RepeatedAnswerFacts, Protocol[Piece_co, End_co]):
+    """Iterate it for its numbered chunks; a chunk with the number 0 says what the request waits for. Read ``result`` after the block
+    of ``run``."""
 
     @property
-    def request_id(self) -> RequestId:
-        """Of the call that the answer was made for."""
-        return self._about.request_id
+    def is_repeat(self) -> bool:
+        """Whether it is the answer to another call."""
 
     @property
-    def model(self) -> ModelName:
-        assert self._about.model is not None  # known before the first chunk
-        return self._about.model
+    def result(self) -> End_co: ...
 
-    @property
-    def began_at(self) -> datetime:
-        return self._about.began_at
-
-    @property
-    def result(self) -> End:
-        return self._result()
+    def __aiter__(self) -> AsyncIterator[tuple[int, Piece_co]]: ...
 
 
 class DeduplicatedInference:
@@ -101,8 +69,7 @@ class DeduplicatedInference:
         self._pipeline = pipeline
         self._idempotency = idempotency
 
-    @asynccontextmanager
-    async def run(
+    def run(
         self,
         principal: Principal,
         request: InferenceRequest,
@@ -112,72 +79,76 @@ class DeduplicatedInference:
         whole: bool = False,
         cache: cache_keys.CacheRequest = cache_keys.CacheRequest.NOTHING,
         streamed: bool = True,
-    ) -> AsyncIterator[InferenceReply[Chunk, InferenceResult]]:
-        """What is behind ``again.rest``, or the ``whole`` of the answer; in chunks of some tokens where it is not ``streamed`` and
-        nobody can ask for it again, whose chunks are counted. TooLarge out of the block of one that is not ``streamed`` ends its making,
-        under a key too; without a key it costs nothing. Raises what ``Pipeline.run`` and ``IdempotentRequests.answer`` raise."""
+    ) -> AbstractAsyncContextManager[InferenceReply[Chunk, InferenceResult]]:
+        """Answer with what follows ``again.rest``, or the ``whole`` answer; in larger chunks if it is not ``streamed`` and has no key. If
+        TooLarge leaves the block of a request that is not ``streamed``, the generation ends; without a key it costs nothing. Raises what
+        ``Pipeline.run`` and ``IdempotentRequests.answer`` raise."""
         if again.key is not None:
-            asked = replace(asked_under(again.key, principal, request, rest=again.rest), together=again.together)
-            async with self._under_key(principal, request, asked, seconds=seconds, whole=whole, cache=cache) as answer:
-                try:
-                    yield answer
-                except errors.TooLarge:
-                    if not streamed and not answer.is_repeat:
-                        # It is billed: others may have read it as a stream.
-                        with suppress(errors.Unavailable):
-                            await self.withdraw(principal, again.key)
-                    raise
-            return
+            return self._run_under_key(principal, request, again, seconds=seconds, whole=whole, cache=cache, streamed=streamed)
         if again.rest is not None:
             raise BadField("Last-Event-ID", f"goes with the {FIELD} that the request had; without one an answer ends with its stream")
-        async with (
-            self._pipeline.run(principal, request, seconds=seconds, cache=cache, streamed=streamed) as running,
-            aclosing(numbered(running)) as chunks,
-        ):
-            try:
-                yield InferenceReply(running, chunks, lambda: running.result, allowance=running.allowance, clamped_to=running.clamped_to)
-            except errors.TooLarge:
-                if not streamed:
-                    running.undeliverable = True
-                raise
+        return self._pipeline.run(principal, request, seconds=seconds, cache=cache, streamed=streamed)
+
+    def embed(
+        self, principal: Principal, request: EmbeddingRequest, *, seconds: float, key: str | None = None
+    ) -> AbstractAsyncContextManager[InferenceReply[Vectors, EmbeddingResult]]:
+        """Raises what ``Pipeline.embed`` and ``IdempotentRequests.answer`` raise."""
+        if key is None:
+            return self._pipeline.embed(principal, request, seconds=seconds)
+
+        async def produce(take: AnswerRun[Any, Vectors, EmbeddingResult], _seed: int) -> EmbeddingResult:
+            return await _make(take, self._pipeline.embed(principal, request, seconds=self._idempotency.most_seconds))
+
+        return self._idempotency.answer(_asked_under(key, principal, request), produce, seconds=seconds, whole=True)
 
     async def withdraw(self, principal: Principal, key: str) -> None:
-        """Nobody wants what was asked under this key any more. Does nothing where no gateway makes it. Raises Unavailable."""
+        """Nobody wants what was asked under this key any more. Does nothing if no gateway makes it. Raises Unavailable."""
         await self._idempotency.cancel(principal.tenant_id, key)
 
     @asynccontextmanager
-    async def _under_key(
+    async def _run_under_key(
         self,
         principal: Principal,
         request: InferenceRequest,
-        asked: IdempotentRequest,
+        again: RepeatedRequest,
         *,
         seconds: float,
         whole: bool,
         cache: cache_keys.CacheRequest,
+        streamed: bool,
     ) -> AsyncIterator[InferenceReply[Chunk, InferenceResult]]:
-        async def produce(take: AnswerRun[ActivePrompt, Chunk, InferenceResult], seed: int) -> InferenceResult:
-            # As long as there is: whoever reads it has a deadline of its own.
+        assert again.key is not None
+        asked = replace(_asked_under(again.key, principal, request, rest=again.rest), together=again.together)
+
+        async def produce(take: AnswerRun[Any, Chunk, InferenceResult], seed: int) -> InferenceResult:
+            # As long as there is: every reader has a deadline of its own.
             left = self._idempotency.most_seconds
-            made = self._pipeline.run(
+            running = self._pipeline.run(
                 principal, request, seconds=left, drawn_seed=seed, cache=cache, goes_on_elsewhere=lambda: not take.was_stopped
             )
-            async with made as running:
-                take.tell(running)
-                async for chunk in running:
-                    await take.add(chunk)
-            return running.result
+            return await _make(take, running)
 
-        async with self._idempotency.answer(asked, produce, seconds=seconds, whole=whole) as repeat:
-            about = repeat.head
-            ours = about.request_id == asked.request_id
-            if ours and isinstance(about, ActivePrompt):
-                yield InferenceReply(about, repeat, lambda: repeat.result, allowance=about.allowance, clamped_to=about.clamped_to)
-            else:
-                yield InferenceReply(about, repeat, lambda: repeat.result, is_repeat=not ours)
+        async with self._idempotency.answer(asked, produce, seconds=seconds, whole=whole) as answer:
+            try:
+                yield answer
+            except errors.TooLarge:
+                if not streamed and not answer.is_repeat:
+                    # It is billed: others may have read it as a stream.
+                    with suppress(errors.Unavailable):
+                        await self.withdraw(principal, again.key)
+                raise
 
 
-def asked_under(
+async def _make(take: AnswerRun[Any, Piece, End], running: AbstractAsyncContextManager[InferenceReply[Piece, End]]) -> End:
+    """Runs a request to its end for all readers of its answer."""
+    async with running as answer:
+        take.tell(answer)
+        async for _, chunk in answer:
+            await take.add(chunk)
+    return answer.result
+
+
+def _asked_under(
     key: str, principal: Principal, request: InferenceRequest | EmbeddingRequest, *, rest: Rest | None = None
 ) -> IdempotentRequest:
     """This call, as one that may be a repeat."""
@@ -190,11 +161,3 @@ def asked_under(
         seed=secrets.randbits(63),
         after=0 if rest is None else rest.after,
     )
-
-
-async def numbered(chunks: AsyncIterator[Piece]) -> AsyncGenerator[tuple[int, Piece]]:
-    """From 1 on; what only says what the answer waits for has the number 0."""
-    number = 0
-    async for chunk in chunks:
-        number += not chunk.waiting
-        yield (0 if chunk.waiting else number), chunk

@@ -24,9 +24,7 @@ from services.gateway.billing.journal import Journal
 from services.gateway.billing.ledger import Ledger
 from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.billing.usage_recorder import UsageRecorder
-from services.gateway.deduplicated_embeddings import DeduplicatedEmbeddings
 from services.gateway.deduplicated_inference import DeduplicatedInference, RepeatedRequest
-from services.gateway.embedding_pipeline import EmbeddingPipeline
 from services.gateway.failover import worker_receipts
 from services.gateway.failover.relay import Relay
 from services.gateway.http_api.api_reference import Reference
@@ -158,7 +156,6 @@ class GatewayService:
         self._idempotency = opened.idempotency
         self.reports = opened.reports
         self._once = DeduplicatedInference(self._pipeline, opened.idempotency)
-        self._embeddings = DeduplicatedEmbeddings(EmbeddingPipeline(self._pipeline, parts), opened.idempotency)
         self._http = self._http_app()
 
     @classmethod
@@ -247,7 +244,7 @@ class GatewayService:
             RestInference(self._once, request_seconds=seconds),
             RestUsage(self._store, self.reports, self._quotas),
             OpenAi(self._once, self._catalogue, request_seconds=seconds),
-            OpenAiEmbeddings(self._embeddings, request_seconds=seconds),
+            OpenAiEmbeddings(self._once, request_seconds=seconds),
         )
         routes = tuple(route for part in parts for route in part.routes())
         every = (*routes, *Reference.routes_for(routes))
@@ -298,7 +295,7 @@ class GatewayService:
         context.another()
         principal = stream.principal
         seconds = min(self._seconds, stream.remaining_seconds())
-        async with self._embeddings.run(principal, request.request, seconds=seconds, key=request.idempotency_key) as answer:
+        async with self._once.embed(principal, request.request, seconds=seconds, key=request.idempotency_key) as answer:
             async for _, vectors in answer:
                 await stream.send(vectors)
         return answer.result

@@ -8,13 +8,11 @@ import math
 import re
 from dataclasses import dataclass
 
-import msgspec
-
 from shared import errors
 from shared.api.auth import Principal
 from shared.api.embedding import MAX_DIMENSIONS, MAX_INPUT_BYTES, MAX_INPUTS, EmbeddingRequest
 from shared.api.gateway import InferenceRequest
-from shared.api.generation import ChatMessage, Sampling, Tool, ToolChoice
+from shared.api.generation import ChatMessage, Tool, ToolChoice
 from shared.types import ModelName
 
 #: A message on the mesh is at most 1 MiB (16 MiB for media); 64 KiB of it are left for roles, ids and parameters.
@@ -83,23 +81,13 @@ RANGES = {
 
 @dataclass(frozen=True, slots=True)
 class AdmittedPrompt:
-    """A request that keeps to every limit."""
+    """A prompt that keeps to every limit, as the messages of a chat."""
 
     messages: tuple[ChatMessage, ...]
-    sampling: Sampling
-    #: As the caller named it; None for the default.
-    model: ModelName | None
-    prompt_bytes: int
-
-    @property
-    def most_prompt_tokens(self) -> int:
-        """No tokenizer makes more tokens than bytes, so a worker that claims more is not believed."""
-        return self.prompt_bytes + _TEMPLATE_TOKENS_PER_MESSAGE * len(self.messages) + _TEMPLATE_TOKENS
-
-    @property
-    def likely_prompt_tokens(self) -> int:
-        """For limits, which are settled by the real number, and would refuse a long prompt by its bytes."""
-        return self.prompt_bytes // BYTES_IN_A_TOKEN + _TEMPLATE_TOKENS_PER_MESSAGE * len(self.messages)
+    #: No tokenizer makes more tokens than bytes, so a worker that claims more is not believed.
+    most_prompt_tokens: int
+    #: For limits. They are settled by the real number; the bound by bytes would refuse long prompts.
+    likely_prompt_tokens: int
 
 
 def admit(request: InferenceRequest) -> AdmittedPrompt:
@@ -120,7 +108,8 @@ def admit(request: InferenceRequest) -> AdmittedPrompt:
     _check_bias(request.logit_bias)
     if request.model is not None and not 0 < len(request.model) <= MAX_MODEL_CHARACTERS:
         raise BadField("model", f"must have 1 to {MAX_MODEL_CHARACTERS} characters")
-    return AdmittedPrompt(messages, _sampling(request), request.model, size)
+    template = _TEMPLATE_TOKENS_PER_MESSAGE * len(messages)
+    return AdmittedPrompt(messages, size + template + _TEMPLATE_TOKENS, size // BYTES_IN_A_TOKEN + template)
 
 
 def _messages(request: InferenceRequest) -> tuple[ChatMessage, ...]:
@@ -188,10 +177,6 @@ def _tool_bytes(tool: Tool) -> int:
     return len((tool.name + tool.description + tool.parameters).encode())
 
 
-def _sampling(request: InferenceRequest) -> Sampling:
-    return Sampling(**{field: getattr(request, field) for field in msgspec.structs.asdict(Sampling())})
-
-
 def is_open(caller: Principal, model: ModelName) -> bool:
     """Whether the caller's key may use the model."""
     return not caller.models or model in caller.models
@@ -209,27 +194,16 @@ _ADDED_TOKENS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class AdmittedEmbedding:
-    """A request that keeps to every limit."""
+class AdmittedTexts:
+    """Texts for embeddings that keep to every limit."""
 
     inputs: tuple[str, ...]
-    #: As the caller named it; None for the default.
-    model: ModelName | None
-    dimensions: int | None
-    input_bytes: int
-
-    @property
-    def most_prompt_tokens(self) -> int:
-        """No tokenizer makes more tokens than bytes, so a worker that claims more is not believed."""
-        return self.input_bytes + _ADDED_TOKENS * len(self.inputs)
-
-    @property
-    def likely_prompt_tokens(self) -> int:
-        """As of a prompt."""
-        return self.input_bytes // BYTES_IN_A_TOKEN + _ADDED_TOKENS * len(self.inputs)
+    #: As of a prompt.
+    most_prompt_tokens: int
+    likely_prompt_tokens: int
 
 
-def admit_texts(request: EmbeddingRequest) -> AdmittedEmbedding:
+def admit_texts(request: EmbeddingRequest) -> AdmittedTexts:
     """Raises BadRequest that names the field, or TooLarge."""
     if not request.inputs:
         raise BadField("input", "is empty")
@@ -245,4 +219,5 @@ def admit_texts(request: EmbeddingRequest) -> AdmittedEmbedding:
         raise BadField("dimensions", f"must be a whole number from 1 to {MAX_DIMENSIONS}")
     if request.model is not None and not 0 < len(request.model) <= MAX_MODEL_CHARACTERS:
         raise BadField("model", f"must have 1 to {MAX_MODEL_CHARACTERS} characters")
-    return AdmittedEmbedding(request.inputs, request.model, request.dimensions, size)
+    added = _ADDED_TOKENS * len(request.inputs)
+    return AdmittedTexts(request.inputs, size + added, size // BYTES_IN_A_TOKEN + added)

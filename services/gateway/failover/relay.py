@@ -8,7 +8,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, closing
+from contextlib import aclosing, closing, suppress
 from dataclasses import dataclass, replace
 from typing import Generic
 
@@ -133,13 +133,14 @@ class _Way(Generic[Request, Item, End]):
         budget.begin(clock())
         try:
             while True:
-                claim: Claim | None = None
-                async with aclosing(self._found()) as steps:
-                    async for step in steps:
-                        if isinstance(step, Claim):
-                            claim = step
-                        elif not self._course.began:
-                            yield self._course.waiting(step.why)
+                claim = self._claim_now()
+                if claim is None:
+                    async with aclosing(self._found()) as steps:
+                        async for step in steps:
+                            if isinstance(step, Claim):
+                                claim = step
+                            elif not self._course.began:
+                                yield self._course.waiting(step.why)
                 assert claim is not None  # the last step is one
                 outcome = "left"
                 try:
@@ -160,6 +161,18 @@ class _Way(Generic[Request, Item, End]):
                 self._retry = decision
         finally:
             budget.end()
+
+    def _claim_now(self) -> Claim | None:
+        """Claim a place in the common case: nobody waits, and a worker is free. ``_found`` looks further."""
+        if self._retry is not None:
+            return None
+        selecting = tracing.begin("route.select", {"gen_ai.request.model": self._wish.model})
+        claim: Claim | None = None
+        with suppress(errors.NotReachable):
+            claim = self._means.dispatch.claim_now(self._wish)
+        if claim is not None and selecting is not None:
+            selecting.end()
+        return claim
 
     async def _found(self) -> AsyncGenerator[WaitingRequests | Claim]:
         """As ``Dispatch.find``, over and over while nobody can go on with what the caller has."""

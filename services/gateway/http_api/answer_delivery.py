@@ -2,14 +2,13 @@
 
 import hashlib
 from functools import lru_cache
+from typing import Any
 
 from services.gateway.deduplicated_inference import DeduplicatedInference, InferenceReply, RepeatedRequest
 from services.gateway.http_api import http_errors, response_formats
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.http_errors import Headers
 from services.gateway.http_api.response_formats import AnswerFacts, AnswerFormat
-from services.gateway.idempotency.answer_buffer import Piece
-from services.gateway.idempotency.idempotency_keys import End
 from shared.api.gateway import InferenceRequest, InferenceResult
 from shared.api.inference import Chunk
 from shared.telemetry.metrics_registry import version
@@ -47,6 +46,7 @@ async def hand_on(
     Nothing is sent before the first text, or the first word of what it waits for: until then an error still has a status of its own.
     """
     call.add_headers(headers(said))
+    assert said.model is not None  # known before the first chunk
     form.begin(AnswerFacts(said.request_id, said.model, int(said.began_at.timestamp()), _fingerprint(said.model)))
     async for number, chunk in said:
         if not number:
@@ -61,7 +61,7 @@ async def hand_on(
                 await call.send_events(events, response_formats.write_event_id(said.request_id, number) if with_ids else None)
 
 
-def headers(said: InferenceReply[Piece, End]) -> Headers:
+def headers(said: InferenceReply[Any, Any]) -> Headers:
     """What a caller may want to know before the answer."""
     found: Headers = [] if said.allowance is None else http_errors.allowance_headers(said.allowance)
     if said.clamped_to is not None:

@@ -1,4 +1,4 @@
-"""The reading of an answer under an idempotency key, whether it is made just now or lies in the store."""
+"""Reads an answer under an idempotency key, whether it is still being made or is in the store."""
 
 from collections.abc import Iterator
 from datetime import datetime
@@ -7,6 +7,7 @@ from typing import Generic, Protocol, TypeVar
 from services.gateway.idempotency.answer_buffer import Piece
 from services.gateway.idempotency.answer_runs import AnswerRunReader
 from services.gateway.idempotency.idempotency_keys import End, KeptAnswer
+from services.gateway.limits.limit_rules import TightestLimit
 from shared import errors
 from shared.types import ModelName, RequestId
 
@@ -22,6 +23,14 @@ class RepeatedAnswerFacts(Protocol):
 
     @property
     def began_at(self) -> datetime: ...
+
+    @property
+    def allowance(self) -> TightestLimit | None:
+        """What is left of the limits."""
+
+    @property
+    def clamped_to(self) -> int | None:
+        """What max_tokens was lowered to, because the credits do not cover more."""
 
 
 Head = TypeVar("Head", bound=RepeatedAnswerFacts)
@@ -49,19 +58,48 @@ class StoredAnswers(Generic[Piece, End]):
 
 
 class AnswerReader(Generic[Head, Piece, End]):
-    """An answer, whether it is made for this call or was made, or is being made, for another. Iterate it for its numbered chunks;
-    with the number 0 what it waits for. ``result`` is there behind them."""
+    """The answer to a request under a key: made for this call, or made, or being made, for another. Iterate it for its numbered chunks; a
+    chunk with the number 0 says what the request waits for. Read ``result`` after them."""
 
-    def __init__(self, source: AnswerRunReader[Head, Piece, End] | StoredAnswers[Piece, End], head: Head | KeptAnswer[Piece, End]) -> None:
+    def __init__(
+        self,
+        source: AnswerRunReader[Head, Piece, End] | StoredAnswers[Piece, End],
+        head: Head | KeptAnswer[Piece, End],
+        *,
+        is_repeat: bool,
+    ) -> None:
         self._source = source
-        #: What its maker told; of an answer from the store, the same three facts.
-        self.head = head
+        self._head = head
+        #: It is the answer to another call.
+        self.is_repeat = is_repeat
+
+    @property
+    def request_id(self) -> RequestId:
+        """The id of the call that the answer was made for."""
+        return self._head.request_id
+
+    @property
+    def model(self) -> ModelName | None:
+        return self._head.model
+
+    @property
+    def began_at(self) -> datetime:
+        return self._head.began_at
+
+    @property
+    def allowance(self) -> TightestLimit | None:
+        """None for a repeat, which uses nothing of the limits."""
+        return None if self.is_repeat else self._head.allowance
+
+    @property
+    def clamped_to(self) -> int | None:
+        return None if self.is_repeat else self._head.clamped_to
 
     def __aiter__(self) -> "AnswerReader[Head, Piece, End]":
         return self
 
     async def __anext__(self) -> tuple[int, Piece]:
-        """Raises what the making of the answer raised, when all that came before it was read."""
+        """Raises what the making of the answer raised, after all that came before."""
         return await anext(self._source)
 
     @property

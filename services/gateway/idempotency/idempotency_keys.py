@@ -120,6 +120,14 @@ class KeptAnswer(msgspec.Struct, Generic[Piece, End], frozen=True, array_like=Tr
     result: End | None = None
     problem: Problem | None = None
 
+    @property
+    def allowance(self) -> None:
+        """It uses nothing of the limits."""
+
+    @property
+    def clamped_to(self) -> None:
+        """Only the first answer says so."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestKind:

@@ -122,10 +122,11 @@ class IdempotentRequests:
         idempotency_keys.check(asked.key)
         source = await self._open(asked, produce, seconds, 0 if whole else asked.after)
         if isinstance(source, StoredAnswers):
-            yield AnswerReader(source, source.answer)
+            yield AnswerReader(source, source.answer, is_repeat=source.answer.request_id != asked.request_id)
             return
         with source:
-            yield AnswerReader(source, await source.head())
+            head = await source.head()
+            yield AnswerReader(source, head, is_repeat=head.request_id != asked.request_id)
 
     async def cancel(self, owner: TenantId, key: str) -> None:
         """End the making of an answer that nobody wants any more, at whichever gateway; what came until then is counted. The same request

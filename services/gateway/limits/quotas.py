@@ -109,10 +109,9 @@ class Quotas:
         self._concern = asyncio.Event()
         self._degraded.set(0)
 
-    async def spend(self, principal: Principal, model: ModelName, request_id: RequestId, *, tokens: int, seconds: float) -> Spent:
-        """Count one request that takes at most so many tokens and so long. Raises LimitReached or TokensTooLarge, and then nothing
-        was counted; Unavailable where without Valkey none is let in. What it returns is to be settled."""
-        found = (*self.limits_of(principal), *limit_rules.of_model(model, self._rules.models))
+    async def spend(self, found: Sequence[RequestLimit], request_id: RequestId, *, tier: Tier, tokens: int, seconds: float) -> Spent:
+        """Count one request against the limits ``found`` for it, with at most so many tokens and so long. Settle what this returns.
+        Raises LimitReached or TokensTooLarge, and then nothing was counted; Unavailable if no request is let in without Valkey."""
         most = limit_rules.most_tokens(found)
         if most is not None and tokens > most:
             self._refused.inc()
@@ -132,7 +131,7 @@ class Quotas:
             self._settle_later(Spent(CountedRequest.VALKEY, request_id, held, TightestLimit()), 0)
             raise
         if verdict is not None:
-            return self._spent(CountedRequest.VALKEY, request_id, found, verdict, principal.tier, lease_seconds=lease_seconds)
+            return self._spent(CountedRequest.VALKEY, request_id, found, verdict, tier, lease_seconds=lease_seconds)
         match self._rules.without_valkey:
             case "degrade":
                 found = limit_rules.shares(found, self._gateways())
@@ -140,7 +139,7 @@ class Quotas:
                 least = limit_rules.most_tokens(found)
                 tokens = tokens if least is None else min(tokens, least)
                 verdict = self._here.admit(found, request_id, tokens=tokens, lease_seconds=lease_seconds, now=self._clock())
-                return self._spent(CountedRequest.HERE, request_id, found, verdict, principal.tier, lease_seconds=lease_seconds)
+                return self._spent(CountedRequest.HERE, request_id, found, verdict, tier, lease_seconds=lease_seconds)
             case "open":
                 self._uncounted.inc()
                 return Spent(CountedRequest.NOWHERE, request_id, held, TightestLimit())
@@ -203,9 +202,9 @@ class Quotas:
         """All that its requests count against, but for those of the model."""
         return limit_rules.of_caller(principal, self._rules.plans[principal.tier])
 
-    def most_tokens(self, principal: Principal, model: ModelName) -> int | None:
-        """The most that one request can reserve; None where there is no limit of tokens."""
-        return limit_rules.most_tokens((*self.limits_of(principal), *limit_rules.of_model(model, self._rules.models)))
+    def limits(self, principal: Principal, model: ModelName) -> tuple[RequestLimit, ...]:
+        """Return every limit that a request of this caller to this model counts against."""
+        return (*self.limits_of(principal), *limit_rules.of_model(model, self._rules.models))
 
     async def connect(self) -> None:
         """Before the first request: or a burst of them would wait for the connection. Never raises."""

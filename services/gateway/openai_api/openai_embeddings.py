@@ -6,9 +6,9 @@ from typing import Literal
 
 import msgspec
 
+from services.gateway.active_request import NUMBER_BYTES
 from services.gateway.admission.prompt_admission import BadField
-from services.gateway.deduplicated_embeddings import DeduplicatedEmbeddings
-from services.gateway.embedding_pipeline import NUMBER_BYTES
+from services.gateway.deduplicated_inference import DeduplicatedInference
 from services.gateway.http_api import answer_delivery, request_bodies
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
@@ -52,7 +52,7 @@ class EmbeddingList(msgspec.Struct, frozen=True):
 class OpenAiEmbeddings:
     """The handler of /v1/embeddings."""
 
-    def __init__(self, once: DeduplicatedEmbeddings, *, request_seconds: float) -> None:
+    def __init__(self, once: DeduplicatedInference, *, request_seconds: float) -> None:
         self._once = once
         self._request_seconds = request_seconds
 
@@ -68,7 +68,7 @@ class OpenAiEmbeddings:
     async def _embed(self, call: HttpCall) -> None:
         body = read(call.body)
         found: list[bytes] = []
-        asked = self._once.run(call.caller, to_request(body), seconds=self._request_seconds, key=call.idempotency_key)
+        asked = self._once.embed(call.caller, to_request(body), seconds=self._request_seconds, key=call.idempotency_key)
         async with asked as said:
             call.add_headers(answer_delivery.headers(said))
             async for _, vectors in said:

@@ -98,6 +98,19 @@ class Dispatch:
         """At all gateways, as far as it is known here."""
         return sum(len(lane.queue) for lane in self._lanes.values())
 
+    def claim_now(self, wish: WorkerRequirements) -> Claim | None:
+        """Claim a place, if nobody waits for the model and a worker has room. Raises NotReachable if no worker can run it."""
+        lane = self.lane(wish.model)
+        if lane.queue:
+            return None
+        rows = self._workers.rows(wish)
+        row = worker_choice.choose_worker(wish, rows, self._rng)
+        if row is None:
+            return None
+        waiter = _Waiter(wish, self.clock())
+        lane.queue.enter(wish.limited_as, waiter, lane.cost(wish), kind=wish.tenant)
+        return self._claim(waiter, row)
+
     async def find(self, wish: WorkerRequirements) -> AsyncGenerator[WaitingRequests | Claim]:
         """What it waits for, as often as that changes, and last its claim. Raises NotReachable where no worker can run it, nor soon, and
         Overloaded where too many wait already. Iterate it to its end, or close it with ``aclose``: leaving it gives its place in
@@ -127,15 +140,19 @@ class Dispatch:
                 self._leave(waiter)
 
     def ensure_place(self, wish: WorkerRequirements) -> None:
-        """Raises what ``find`` would raise at once, so that nothing need be reserved for a request that is refused anyway. It keeps no
+        """Raises Overloaded if the queue is too long, so that nothing is reserved for a request that would be refused anyway. It keeps no
         place: ``find`` may still refuse."""
         lane = self.lane(wish.model)
-        if not lane.queue.waits(wish.limited_as, wish.tenant):
-            rows = self._workers.rows(wish)
-            if worker_choice.choose_worker(wish, rows, self._rng) is not None:
-                return
-            lane.slots = sum(row.seats.slots for row in rows)
-        self._rules.check_bounds(lane, wish, self.waiting_anywhere, 1)
+        try:
+            self._rules.check_bounds(lane, wish, self.waiting_anywhere, 1)
+        except errors.Overloaded:
+            # Workers may have come or become free since the last look.
+            if not lane.queue.waits(wish.limited_as, wish.tenant):
+                rows = self._workers.rows(wish)
+                if worker_choice.choose_worker(wish, rows, self._rng) is not None:
+                    return
+                lane.slots = sum(row.seats.slots for row in rows)
+            self._rules.check_bounds(lane, wish, self.waiting_anywhere, 1)
 
     def lane(self, model: ModelName) -> ModelQueue[QueuedRequest]:
         found = self._lanes.get(model)
@@ -250,11 +267,14 @@ class Dispatch:
     # --- places -------------------------------------------------------------------------------------------------------
 
     def _begin(self, waiter: _Waiter, rows: Sequence[Candidate]) -> bool:
-        """Give it the best place among the rows; False where none is free."""
+        """Give it the best place among the rows; False if none is free."""
+        row = worker_choice.choose_worker(waiter.wish, rows, self._rng)
+        if row is not None:
+            waiter.outcome.set_result(self._claim(waiter, row))
+        return row is not None
+
+    def _claim(self, waiter: _Waiter, row: Candidate) -> Claim:
         wish = waiter.wish
-        row = worker_choice.choose_worker(wish, rows, self._rng)
-        if row is None:
-            return False
         lane = self.lane(wish.model)
         charged = lane.cost(wish)
         lane.queue.take(waiter, charged)
@@ -264,8 +284,7 @@ class Dispatch:
         claim = Claim(self, row.worker, wish, charged, waits_there=row.seats.free <= 0)
         if row.seats.free <= 0:
             self._held.hold(row.node, wish.model, claim)
-        waiter.outcome.set_result(claim)
-        return True
+        return claim
 
     def _give_out(self, model: ModelName, freed: NodeId | None = None) -> None:
         """Give free places to those whose turn it is. ``freed``: a worker with one that only this gateway knows of."""

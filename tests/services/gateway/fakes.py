@@ -16,9 +16,7 @@ from services.gateway.billing.prices import Price
 from services.gateway.billing.request_record import RequestRow
 from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, OpenReservation, ReservationRequest, WorkerClaim
 from services.gateway.billing.usage_recorder import RowsRefused, UsageRecorder, Writer
-from services.gateway.deduplicated_embeddings import DeduplicatedEmbeddings
 from services.gateway.deduplicated_inference import DeduplicatedInference
-from services.gateway.embedding_pipeline import EmbeddingPipeline
 from services.gateway.failover.relay import Relay
 from services.gateway.http_api.api_reference import Reference
 from services.gateway.http_api.http_app import HttpApp
@@ -341,7 +339,6 @@ class RunningService:
         self.pipeline = Pipeline(parts)
         keys = IdempotentRequests(FakeKeys(), takes, node_id(99), secret="s" * 16, most_seconds=30)
         self.once = DeduplicatedInference(self.pipeline, keys)
-        self.embeddings = DeduplicatedEmbeddings(EmbeddingPipeline(self.pipeline, parts), keys)
         self.rpc.answers |= {"auth.validateApiKey": self._validate, "auth.identify": self._identify}
 
     def add_worker(self, number: int, worker: FakeWorker, *models: str, load: WorkerLoad | None = None, **more: Any) -> None:
@@ -354,7 +351,7 @@ class RunningService:
             RestInference(self.once, request_seconds=30),
             RestUsage(self.store, self.reports, self.quotas),
             OpenAi(self.once, self._served, request_seconds=30),
-            OpenAiEmbeddings(self.embeddings, request_seconds=30),
+            OpenAiEmbeddings(self.once, request_seconds=30),
         )
         routes = tuple(route for part in parts for route in part.routes())
         return HttpApp((*routes, *Reference.routes_for(routes)), self.callers, self.metrics, limits_of=self.quotas.limits_of)

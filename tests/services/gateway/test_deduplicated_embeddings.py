@@ -10,9 +10,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from services.gateway.deduplicated_embeddings import DeduplicatedEmbeddings
 from services.gateway.deduplicated_inference import DeduplicatedInference, RepeatedRequest
-from services.gateway.embedding_pipeline import EmbeddingPipeline
 from services.gateway.idempotency import answer_buffer, idempotent_requests
 from services.gateway.idempotency.answer_runs import AnswerRuns
 from services.gateway.idempotency.idempotency_store import IdempotencyStore
@@ -67,7 +65,7 @@ class Gateways:
         self,
         running_service: RunningService,
         worker: Worker,
-        doors: tuple[DeduplicatedEmbeddings, DeduplicatedEmbeddings],
+        doors: tuple[DeduplicatedInference, DeduplicatedInference],
         once: DeduplicatedInference,
         url: str,
     ) -> None:
@@ -77,7 +75,7 @@ class Gateways:
     async def ask(self, *inputs: str, key: str | None = "k", door: int = 0, seconds: float = 10, **fields: Any) -> Heard:
         context.start()  # as a door does
         request = EmbeddingRequest(inputs or ("a", "bb"), **fields)
-        async with self.doors[door].run(OWNER, request, seconds=seconds, key=key) as answer:
+        async with self.doors[door].embed(OWNER, request, seconds=seconds, key=key) as answer:
             vectors = [vector async for _, vectors in answer for vector in vectors.vectors]
         return Heard(vectors, answer.result, answer.is_repeat, answer.allowance is not None)
 
@@ -105,7 +103,7 @@ async def gateways(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncI
         for name in ("Uone", "Utwo"):
             takes = await stack.enter_async_context(AnswerRuns().running())
             keys = IdempotentRequests(IdempotencyStore(database), takes, NodeId(name), secret="s" * 16, most_seconds=10)
-            doors.append(DeduplicatedEmbeddings(EmbeddingPipeline(running_service.pipeline, running_service.parts), keys))
+            doors.append(DeduplicatedInference(running_service.pipeline, keys))
         yield Gateways(running_service, worker, (doors[0], doors[1]), DeduplicatedInference(running_service.pipeline, keys), postgres_url)
 
 

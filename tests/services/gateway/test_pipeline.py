@@ -28,7 +28,7 @@ async def ask(running_service: RunningService, who: Principal = OWNER, seconds: 
     context.start()  # as a door does
     request = InferenceRequest(**{"prompt": "hi", **fields})
     async with running_service.pipeline.run(who, request, seconds=seconds) as running:
-        text = "".join([chunk.text async for chunk in running])
+        text = "".join([chunk.text async for _, chunk in running])
     return text, running.result
 
 
@@ -202,7 +202,7 @@ async def test_a_request_waits_for_a_worker_that_was_there_a_moment_ago(running_
     async def text(pipeline: Pipeline) -> str:
         context.start()
         async with pipeline.run(OWNER, InferenceRequest(prompt="hi", model=ModelName("smollm2")), seconds=10) as running:
-            return "".join([chunk.text async for chunk in running])
+            return "".join([chunk.text async for _, chunk in running])
 
     with pytest.raises(errors.NotReachable):
         await text(running_service.pipeline)

@@ -29,7 +29,7 @@ class Asker:
         context.start()
         request = InferenceRequest(**{"prompt": "hi", "temperature": 0.0, **fields})
         async with self.pipeline.run(who, request, seconds=10, cache=cache) as running:
-            text = "".join([chunk.text async for chunk in running])
+            text = "".join([chunk.text async for _, chunk in running])
         return text, running.result
 
     @property

@@ -8,7 +8,7 @@ from shared import errors
 from shared.api.embedding import MAX_DIMENSIONS, MAX_INPUT_BYTES, MAX_INPUTS, EmbeddingRequest
 
 
-def admit(**fields: Any) -> prompt_admission.AdmittedEmbedding:
+def admit(**fields: Any) -> prompt_admission.AdmittedTexts:
     return prompt_admission.admit_texts(EmbeddingRequest(**{"inputs": ("a",), **fields}))
 
 

@@ -160,7 +160,8 @@ async def test_wrong_verb_and_unknown_path(http: httpx.AsyncClient) -> None:
 
 async def test_limited(running_service: RunningService, http: httpx.AsyncClient) -> None:
     for _ in range(99):
-        await running_service.quotas.spend(fakes.OWNER, ModelName("smollm2"), RequestId(uuid4()), tokens=1, seconds=1)
+        limits = running_service.quotas.limits(fakes.OWNER, ModelName("smollm2"))
+        await running_service.quotas.spend(limits, RequestId(uuid4()), tier=fakes.OWNER.tier, tokens=1, seconds=1)
     assert (await http.post("/api/inference", json={"prompt": "hi"})).status_code == 200
     answer = await http.post("/api/inference", json={"prompt": "hi"})
     problem(answer, 429, "rate_limited")

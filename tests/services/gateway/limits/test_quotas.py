@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 import msgspec
 import pytest
 
-from services.gateway.limits import tiers
+from services.gateway.limits import limit_rules, tiers
 from services.gateway.limits.limit_rules import CountedRequest, LimitKind, LimitScope, RequestLimit, Spent, WithoutValkey
 from services.gateway.limits.local_limits import LocalLimits
 from services.gateway.limits.quotas import PLACE_HEARTBEAT_SECONDS, LimitReached, LimitRules, Quotas
@@ -53,7 +53,7 @@ class ApiClient:
         self.quotas = Quotas(counters, rules, self.metrics, lambda: gateways, clock)
 
     async def spend(self, caller: Principal = ADA, *, tokens: int = 10, model: ModelName = MODEL) -> Spent:
-        return await self.quotas.spend(caller, model, RequestId(uuid4()), tokens=tokens, seconds=30)
+        return await self.quotas.spend(self.quotas.limits(caller, model), RequestId(uuid4()), tier=caller.tier, tokens=tokens, seconds=30)
 
     async def let_in(self, times: int) -> int:
         found = await asyncio.gather(*(self.spend() for _ in range(times)), return_exceptions=True)
@@ -125,7 +125,7 @@ async def test_more_tokens_than_ever_fit_are_refused_for_good(counters: FakeCoun
     with pytest.raises(errors.TokensTooLarge, match="1001 tokens, and the limit is 1000"):
         await api_client.spend(tokens=1001)
     assert not counters.calls
-    assert api_client.quotas.most_tokens(ADA, MODEL) == 1000
+    assert limit_rules.most_tokens(api_client.quotas.limits(ADA, MODEL)) == 1000
     await api_client.spend(tokens=1000)
 
 
@@ -135,7 +135,11 @@ async def test_who_has_no_limits_costs_no_call(counters: FakeCounters) -> None:
     spent = await api_client.spend(rich)
     await api_client.quotas.settle(spent, tokens=5)
     assert await api_client.quotas.look(rich) == ()
-    assert (spent.counted, counters.calls, api_client.quotas.most_tokens(rich, MODEL)) == (CountedRequest.NOWHERE, 0, None)
+    assert (spent.counted, counters.calls, limit_rules.most_tokens(api_client.quotas.limits(rich, MODEL))) == (
+        CountedRequest.NOWHERE,
+        0,
+        None,
+    )
 
 
 async def test_every_limit_in_force_is_listed_with_where_it_comes_from(counters: FakeCounters) -> None:

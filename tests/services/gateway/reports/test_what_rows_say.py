@@ -69,7 +69,7 @@ async def test_a_conversation_begins_without_an_earlier_answer(running_service: 
 
 async def test_embeddings_are_no_conversation(running_service: RunningService) -> None:
     running_service.add_worker(1, EmbeddingWorker(), "smollm2", **OWNED)
-    async with running_service.embeddings.run(OWNER, EmbeddingRequest(("hi",), ModelName("smollm2")), seconds=10) as running:
+    async with running_service.once.embed(OWNER, EmbeddingRequest(("hi",), ModelName("smollm2")), seconds=10) as running:
         async for _ in running:
             pass
     row = running_service.store.only_row

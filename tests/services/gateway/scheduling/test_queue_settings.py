@@ -38,8 +38,6 @@ async def test_an_organization_that_shares_its_founders_limits_shares_its_bound(
 
 async def test_who_would_be_refused_can_be_told_before_anything_is_reserved() -> None:
     async with site(queue_per_tenant=1, queue_most=2) as here:
-        with pytest.raises(errors.NotReachable):
-            here.dispatch.ensure_place(wish())
         here.worker(1)
         for of in (1, 1, 1, 2):
             here.dispatch.ensure_place(wish(of))
