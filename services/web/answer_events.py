@@ -12,13 +12,13 @@ from uuid import uuid4
 
 import msgspec
 
-from services.web.http.concurrency_limit import ConcurrencyLimit
 from services.web.http.event_response import event
 from services.web.session.mesh_calls import MeshAnswer, MeshCalls
 from shared import amounts, errors
 from shared.api.gateway import InferenceRequest, InferenceResult, ProcessInferenceRequest
 from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
 from shared.rpc.resumable_stream import StreamRequest
+from shared.timing.concurrency_limit import ConcurrencyLimit
 from shared.types import Credential, FinishReason, NodeId, RequestId
 
 #: Long enough for a worker to load its model and write a long answer. Users can press Stop.
@@ -75,7 +75,11 @@ class InTheNameOf:
 
 def answer_limit() -> ConcurrencyLimit:
     """Return the limiter for concurrent answers, in total and per user. The gateway has its own limits."""
-    return ConcurrencyLimit(MOST, MOST_OF_ONE, "you have too many running answers", "stop one, or wait until it ends", 5)
+    return ConcurrencyLimit(MOST, MOST_OF_ONE)
+
+
+def refusal() -> errors.Overloaded:
+    return errors.Overloaded("you have too many running answers", hint="stop one, or wait until it ends", retry_after_seconds=5)
 
 
 def events(

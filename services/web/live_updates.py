@@ -6,9 +6,9 @@ from contextlib import aclosing, suppress
 
 import msgspec
 
-from services.web.http.concurrency_limit import ConcurrencyLimit
 from services.web.http.event_response import EventResponse
 from shared import errors
+from shared.timing.concurrency_limit import ConcurrencyLimit
 
 #: The values of a page, by the paths in its `data-live` attributes.
 Values = dict[str, object]
@@ -26,7 +26,11 @@ _LONGEST_SECONDS = 600.0
 
 def follower_limit() -> ConcurrencyLimit:
     """Return the limiter for live pages."""
-    return ConcurrencyLimit(MOST_FOLLOWED, MOST_OF_ONE, "you have too many live pages open", "close some of them", 30)
+    return ConcurrencyLimit(MOST_FOLLOWED, MOST_OF_ONE)
+
+
+def refusal() -> errors.Overloaded:
+    return errors.Overloaded("you have too many live pages open", hint="close some of them", retry_after_seconds=30)
 
 
 def answer(followers: ConcurrencyLimit, who: str, read: Read) -> EventResponse:
@@ -41,7 +45,7 @@ def answer(followers: ConcurrencyLimit, who: str, read: Read) -> EventResponse:
 async def _events(followers: ConcurrencyLimit, who: str, read: Read) -> AsyncGenerator[bytes]:
     loop = asyncio.get_running_loop()
     ends_at = loop.time() + _LONGEST_SECONDS
-    with suppress(errors.AimeshError), followers.one_more(who):
+    with suppress(errors.AimeshError), followers.one_more(who, refusal()):
         shown: Values = {}
         said_at = 0.0
         while loop.time() < ends_at:

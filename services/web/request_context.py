@@ -18,7 +18,6 @@ from litestar.datastructures import Cookie, State
 from services.web import alert_banner, answer_events, live_updates, rendering, runbooks
 from services.web.alert_poller import AlertPoller
 from services.web.http import forms
-from services.web.http.concurrency_limit import ConcurrencyLimit
 from services.web.session import csrf, page_access, sessions
 from services.web.session.mesh_calls import MeshCalls
 from services.web.session.page_access import PageAudience
@@ -27,6 +26,7 @@ from shared import addresses, errors
 from shared.api import accounts, auth
 from shared.api.method import Method, Reply, Request
 from shared.timing.admission_semaphore import AdmissionSemaphore
+from shared.timing.concurrency_limit import ConcurrencyLimit
 from shared.types import UserRole
 
 HttpRequest = LitestarRequest[None, None, State]

@@ -1,10 +1,11 @@
 """Who may connect to an HTTP port: so many connections at once, so many of them from one address. Pure."""
 
 import ipaddress
-from collections import Counter
 from collections.abc import Iterable
 from enum import Enum
 from typing import Generic, TypeVar
+
+from shared.timing.concurrency_limit import ConcurrencyLimit
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -25,36 +26,31 @@ class HttpConnectionLimits(Generic[G]):
     many users behind them."""
 
     def __init__(self, most: int, per_address: int, trusted: Iterable[Network]) -> None:
-        self._most = most
-        #: 0: as many as there are.
+        #: 0: without a limit of its own.
         self._per_address = per_address
+        self._limit = ConcurrencyLimit(most, per_address)
         self._trusted = tuple(trusted)
         #: Where each one comes from; None for those that are not counted.
         self._taken: dict[G, Network | None] = {}
-        self._of_address: Counter[Network] = Counter()
         #: Those that have not asked anything yet, or not to the end: the longest waiting first.
         self._owing: dict[G, None] = {}
 
     def enter(self, guest: G, address: str | None) -> ConnectionRefusal | None:
         """Takes a place, or says why there is none."""
         origin = self._origin(address)
-        if origin is not None and self._of_address[origin] >= self._per_address:
+        if not self._limit.has_share(origin):
             return ConnectionRefusal.CROWD
-        if len(self._taken) >= self._most:
+        if self._limit.is_full:
             return ConnectionRefusal.FULL
         self._taken[guest] = origin
-        if origin is not None:
-            self._of_address[origin] += 1
+        self._limit.enter(origin)
         return None
 
     def leave(self, guest: G) -> None:
         """Safe to call twice, and for one that had no place."""
         self._owing.pop(guest, None)
-        origin = self._taken.pop(guest, None)
-        if origin is not None:
-            self._of_address[origin] -= 1
-            if not self._of_address[origin]:
-                del self._of_address[origin]
+        if guest in self._taken:
+            self._limit.leave(self._taken.pop(guest))
 
     def owes(self, guest: G) -> None:
         """It has to send the head of a request; until it has, its place may go to another."""

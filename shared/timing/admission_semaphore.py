@@ -1,30 +1,28 @@
-"""Limits how many pieces of work run at once. The others wait, and their owners take turns: one owner can neither fill all places nor
-put a whole queue before somebody else's first request."""
+"""Limits how many pieces of work run at once. Others wait, and owners take turns, so one owner can neither fill all places nor queue all
+its work before another owner's first request."""
 
 import asyncio
-from collections import Counter, deque
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from shared import errors
+from shared.timing.concurrency_limit import ConcurrencyLimit
 
 
 class AdmissionSemaphore:
     """`async with turns.take(owner): …`"""
 
     def __init__(self, at_once: int, *, of_one: int, seconds: float, refusal: str) -> None:
-        self._free = at_once
-        #: How many of the places one owner may hold.
-        self._of_one = of_one
+        self._limit = ConcurrencyLimit(at_once, of_one)
         self._seconds = seconds
         self._refusal = refusal
-        self._held: Counter[str] = Counter()
-        #: The owner whose turn it is comes first. Each waiter holds a connection of its port, and the port has a bound.
+        #: The next owner comes first. Each waiter holds a connection, and the port limits those.
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
 
     @asynccontextmanager
     async def take(self, owner: str) -> AsyncIterator[None]:
-        """Raises Limited for a caller that has waited ``seconds``: crowds are no failure of the service."""
+        """Raises Limited after ``seconds`` in the queue: too many callers at once are no failure of the service."""
         await self._wait(owner)
         try:
             yield
@@ -55,23 +53,19 @@ class AdmissionSemaphore:
                 del self._waiting[owner]
 
     def _release(self, owner: str) -> None:
-        self._free += 1
-        self._held[owner] -= 1
-        if not self._held[owner]:
-            del self._held[owner]
+        self._limit.leave(owner)
         self._grant()
 
     def _grant(self) -> None:
-        while self._free:
-            owner = next((one for one in self._waiting if self._held[one] < self._of_one), None)
+        while not self._limit.is_full:
+            owner = next((waiting for waiting in self._waiting if self._limit.has_share(waiting)), None)
             if owner is None:
                 return
             queue = self._waiting.pop(owner)
             turn = queue.popleft()
             if queue:
-                # Behind all others.
+                # The owner goes to the end of the line.
                 self._waiting[owner] = queue
             if not turn.cancelled():
                 turn.set_result(None)
-                self._free -= 1
-                self._held[owner] += 1
+                self._limit.enter(owner)

@@ -1,36 +1,40 @@
-"""A bound for waits that are many and mostly short: one timer for all of them, so that each costs next to nothing."""
+"""Deadlines for waits that are many and mostly short. They cost a fraction of ``asyncio.timeout``."""
 
 import asyncio
 from types import TracebackType
 
 
 class BoundedWaits:
-    """`with waits: await …` raises TimeoutError where that takes longer than ``seconds``. One wait at a time; ``close`` it behind the last.
+    """`with waits: await …` raises TimeoutError if the block takes longer than ``seconds``.
 
-    As ``asyncio.timeout``, at a tenth of its price.
+    One timer serves all waits, one wait at a time. Call ``close`` after the last one.
     """
 
-    __slots__ = ("_is_up", "_loop", "_seconds", "_since", "_task", "_timer")
+    __slots__ = ("_is_up", "_loop", "_seconds", "_since", "_task", "_timer", "expired")
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, loop: asyncio.AbstractEventLoop | None = None) -> None:
         self._seconds = seconds
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop or asyncio.get_running_loop()
         self._since = 0.0
-        #: Who waits now.
+        #: The task that waits now.
         self._task: asyncio.Task[object] | None = None
         self._is_up = False
         self._timer: asyncio.TimerHandle | None = None
+        #: The last wait ended with this object's TimeoutError, not with one of its own.
+        self.expired = False
 
     def __enter__(self) -> None:
         self._since, self._task = self._loop.time(), asyncio.current_task(self._loop)
+        self.expired = False
         if self._timer is None:
             self._timer = self._loop.call_later(self._seconds, self._look)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         task, self._task = self._task, None
-        # Nobody else may have wanted the cancel, too.
+        # If somebody else canceled the task too, it must stay canceled.
         if self._is_up and isinstance(error, asyncio.CancelledError) and task is not None and task.uncancel() == 0:
             self._is_up = False
+            self.expired = True
             raise TimeoutError from error
 
     def close(self) -> None:
@@ -49,7 +53,7 @@ class BoundedWaits:
 
 
 class BoundedWait(BoundedWaits):
-    """The same for one wait, behind which there is nothing to close."""
+    """A single wait, which needs no ``close``."""
 
     __slots__ = ()
 

@@ -1,23 +1,23 @@
-"""Whether and when something that ended is started again. Pure; whoever watches over it brings the clock.
+"""Decides whether and when to restart a program that crashed. Pure: the caller brings the clock.
 
-One crash costs a second. The pause doubles while crashes follow each other, up to 30 s; five within five minutes, and it
-stays down until somebody restarts it.
+The first crash costs a one-second pause. The pause doubles with each crash in a row, up to 30 s. After five crashes within five minutes
+the program stays down until an administrator restarts it.
 """
 
 from dataclasses import dataclass
 
-FIRST_PAUSE_SECONDS = 1.0
-LONGEST_PAUSE_SECONDS = 30.0
+from shared.timing.backoff import Backoff
+
+BACKOFF = Backoff(first_seconds=1.0, longest_seconds=30.0)
 MOST_CRASHES = 5
 WINDOW_SECONDS = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class RestartHistory:
-    """The crashes that still count: those within the window before the last one."""
-
+    #: The times of the crashes that still count.
     crashes: tuple[float, ...] = ()
-    #: Crashes in a row, none of which came after a run longer than the window.
+    #: Crashes in a row. A run longer than the window starts a new row.
     streak: int = 0
 
 
@@ -34,10 +34,9 @@ class GiveUp:
 
 
 def decide(history: RestartHistory, *, started_at: float, now: float) -> RestartIn | GiveUp:
-    """What follows the crash of now, of what ran since ``started_at``."""
+    """Decide what to do about a program that started at ``started_at`` and crashed now."""
     crashes = (*(at for at in history.crashes if now - at < WINDOW_SECONDS), now)
     if len(crashes) >= MOST_CRASHES:
         return GiveUp(len(crashes))
     streak = 1 if now - started_at >= WINDOW_SECONDS else history.streak + 1
-    pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** (streak - 1))
-    return RestartIn(pause, RestartHistory(crashes, streak))
+    return RestartIn(BACKOFF.pause(streak), RestartHistory(crashes, streak))

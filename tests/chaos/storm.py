@@ -80,7 +80,7 @@ async def _valkey_forgets(world: World) -> None:
 
 def _ended(name: str, number: signal.Signals = signal.SIGKILL) -> "Fault":
     """The supervisor waits for up to half a minute before it starts again what ends so often."""
-    return killed(name, number, seconds=restart_policy.LONGEST_PAUSE_SECONDS + 2 * READY_SECONDS)
+    return killed(name, number, seconds=restart_policy.BACKOFF.longest_seconds + 2 * READY_SECONDS)
 
 
 Fault = Callable[[World], Awaitable[object]]

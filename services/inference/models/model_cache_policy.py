@@ -20,13 +20,13 @@ from enum import Enum
 from math import inf
 
 from services.inference.models.quantities import show_bytes
+from shared.timing.backoff import Backoff
 from shared.types import ModelName
 
 #: An ordinary answer has ended by then; longer ones are not waited for by letting still more of them begin.
 PATIENCE_SECONDS = 15.0
 #: After a load that failed, doubling with each; a broken model must not keep the disk busy.
-FIRST_PAUSE_SECONDS = 5.0
-LONGEST_PAUSE_SECONDS = 300.0
+LOAD_BACKOFF = Backoff(first_seconds=5.0, longest_seconds=300.0)
 #: Loads that failed in a row, after which only a person's word loads it again.
 MOST_FAILURES = 5
 
@@ -168,8 +168,7 @@ class ModelCachePolicy:
         known.stage, known.closed = Stage.UNLOADED, False
         known.failures += 1
         known.why_failed = reason
-        pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** (known.failures - 1))
-        known.retry_at = inf if known.failures >= MOST_FAILURES else now + pause
+        known.retry_at = inf if known.failures >= MOST_FAILURES else now + LOAD_BACKOFF.pause(known.failures)
         return list(self._advance(now))
 
     def unloaded(self, model: ModelName, now: float) -> list[Decision]:

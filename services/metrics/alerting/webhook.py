@@ -12,11 +12,12 @@ import msgspec
 from services.metrics.alerting.alert_state import ActiveAlert, AlertNotice
 from shared.api.gateway import Check
 from shared.telemetry import logs
+from shared.timing.backoff import Backoff
 
 _SECONDS: Final = 10.0
 #: News that wait for a webhook that is away; beyond these the oldest go.
 MAX_WAITING: Final = 100
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 60.0
+_BACKOFF = Backoff(first_seconds=1.0, longest_seconds=60.0)
 
 _log = logs.get(part="alerts")
 
@@ -47,7 +48,7 @@ class Webhook:
 
     async def run(self) -> None:
         """For ever: hand on what waits, in its order."""
-        pause_seconds = _FIRST_PAUSE_SECONDS
+        failures = 0
         async with httpx.AsyncClient(timeout=_SECONDS, trust_env=False) as client:
             while True:
                 await self._some.wait()
@@ -57,11 +58,11 @@ class Webhook:
                 self.trouble = await self._send(client, self._waiting[0])
                 if self.trouble:
                     _log.warning("the webhook did not take an alert", why=self.trouble)
-                    await asyncio.sleep(pause_seconds)
-                    pause_seconds = min(2 * pause_seconds, _LONGEST_PAUSE_SECONDS)
+                    failures += 1
+                    await asyncio.sleep(_BACKOFF.pause(failures))
                 else:
                     self._waiting.popleft()
-                    pause_seconds = _FIRST_PAUSE_SECONDS
+                    failures = 0
 
     async def _send(self, client: httpx.AsyncClient, body: bytes) -> str:
         """Why it was not taken; empty when it was."""

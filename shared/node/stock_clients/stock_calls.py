@@ -17,6 +17,7 @@ from shared import context, errors
 from shared.api.method import Method, StreamMethod
 from shared.rpc import bodies
 from shared.rpc.serving import Dispatcher, Handler, ReplySink, RpcCall, StreamCall
+from shared.timing.concurrency_limit import ConcurrencyLimit
 from shared.types import Credential, Peer
 
 
@@ -119,18 +120,16 @@ class CallLimits:
     """Counts the calls that run at once."""
 
     def __init__(self) -> None:
-        self._free = {False: MAX_RUNNING, True: MAX_STREAMS}
+        self._limits = {False: ConcurrencyLimit(MAX_RUNNING), True: ConcurrencyLimit(MAX_STREAMS)}
 
     def take(self, *, streams: bool) -> Callable[[], None]:
         """Returns what gives the place back. Raises Overloaded."""
-        if not self._free[streams]:
+        limit = self._limits[streams]
+        if limit.is_full:
             what, most = ("streams", MAX_STREAMS) if streams else ("calls", MAX_RUNNING)
             raise errors.Overloaded(f"{most} {what} of stock clients are running", hint="try another node", retry_after_seconds=1)
-        self._free[streams] -= 1
-        return lambda: self._give_back(streams)
-
-    def _give_back(self, streams: bool) -> None:
-        self._free[streams] += 1
+        limit.enter()
+        return limit.leave
 
 
 def read(handler: Handler, peer: Peer, body: bytes, *, is_json: bool, credential: str = "", traceparent: str = "") -> StockCall:

@@ -20,6 +20,7 @@ from shared import errors
 from shared.api.gateway import Check
 from shared.stores.database import migrations, queries, server_sessions
 from shared.stores.database.server_sessions import ServerPlace
+from shared.timing.backoff import Backoff
 
 T = TypeVar("T")
 
@@ -28,6 +29,7 @@ UniqueViolation = asyncpg.UniqueViolationError
 Refusal = (asyncpg.PostgresError, asyncpg.InterfaceError)
 
 _OPEN_SECONDS = 30
+_RECONNECT_BACKOFF = Backoff(first_seconds=0.05, longest_seconds=1.0)
 #: Rewriting a large table takes long, and waiting for another process that does so takes as long.
 _MIGRATION_SECONDS = 3600
 _BIND = "SELECT set_config('aimesh.tenant', $1, true)"
@@ -206,16 +208,16 @@ class Database:
 
         None means: listening now (again), or too slow to keep up; look at the tables, you may have missed some.
         """
-        wait_seconds = 0.05
+        failures = 0
         while True:
             try:
                 async with contextlib.aclosing(self._listen_once(channel)) as payloads:
                     async for payload in payloads:
-                        wait_seconds = 0.05
+                        failures = 0
                         yield payload
             except (*_GONE, *_LOST_ITS_PLACE):
-                await asyncio.sleep(wait_seconds)
-                wait_seconds = min(wait_seconds * 2, 1)
+                failures += 1
+                await asyncio.sleep(_RECONNECT_BACKOFF.pause(failures))
 
     async def check(self) -> Check:
         """Whether PostgreSQL answers and takes writes, for /readyz; sooner than its asker gives up, who would not hear why."""
@@ -345,7 +347,7 @@ async def _keep_session(_connection: asyncpg.Connection) -> None:
 
 async def _migrate(place: ServerPlace, known: list[migrations.Migration]) -> None:
     give_up_at = asyncio.get_running_loop().time() + _OPEN_SECONDS
-    wait_seconds = 0.05
+    failures = 0
     while True:
         try:
             connection = await server_sessions.open_first(place)
@@ -358,8 +360,8 @@ async def _migrate(place: ServerPlace, known: list[migrations.Migration]) -> Non
         except (*_GONE, *_LOST_ITS_PLACE) as error:
             if asyncio.get_running_loop().time() > give_up_at:
                 raise _unavailable(error) from error
-            await asyncio.sleep(wait_seconds)
-            wait_seconds = min(wait_seconds * 2, 1)
+            failures += 1
+            await asyncio.sleep(_RECONNECT_BACKOFF.pause(failures))
 
 
 @contextlib.contextmanager

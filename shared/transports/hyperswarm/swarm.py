@@ -11,6 +11,7 @@ from ipaddress import ip_address
 from pathlib import Path as FilePath
 from typing import Any, Final, Self
 
+from shared.timing.backoff import Backoff
 from shared.transports.hyperswarm import node_binary, swarm_events
 from shared.transports.hyperswarm.connection_table import ConnectionTable, ConnectionTerms
 from shared.transports.hyperswarm.firewall import Firewall
@@ -22,7 +23,8 @@ from shared.transports.hyperswarm.stock_requests import Answers, OnGone, StockRe
 from shared.transports.hyperswarm.swarm_errors import SidecarLost, SwarmError
 
 #: Between a sidecar's death and the next; doubled up to the second figure, and small again after one has lived for the third.
-RESTART_SECONDS, RESTART_MOST_SECONDS, RESTART_CALM_SECONDS = 0.2, 5.0, 30.0
+RESTART_BACKOFF = Backoff(first_seconds=0.2, longest_seconds=5.0)
+RESTART_CALM_SECONDS = 30.0
 FLUSH_SECONDS: Final = 15.0
 TICK_SECONDS: Final = 0.25
 PROBE_DEADLINE_SECONDS: Final = 5.0
@@ -280,7 +282,7 @@ class Swarm:
         return {"bootstrap": None if self.bootstrap is None else _parameters_of(self.bootstrap), "older": _parameters_of(self.older)}
 
     async def _supervise(self) -> None:
-        wait = RESTART_SECONDS
+        failures = 0
         while True:
             assert self._sidecar is not None
             began_at = self.clock()
@@ -290,10 +292,10 @@ class Swarm:
             self._switchboard.sidecar_lost()
             self.on_event(swarm_events.SidecarDied(words))
             if self.clock() - began_at >= RESTART_CALM_SECONDS:
-                wait = RESTART_SECONDS
+                failures = 0
             while self._sidecar is None:
-                await asyncio.sleep(wait)
-                wait = min(2 * wait, RESTART_MOST_SECONDS)
+                failures += 1
+                await asyncio.sleep(RESTART_BACKOFF.pause(failures))
                 try:
                     await self._start()
                 except SwarmError as error:

@@ -5,7 +5,6 @@ loop, one after the other, and must not wait. One that raises is logged and coun
 """
 
 import asyncio
-import random
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from shared import errors
 from shared.identity import node_keys
 from shared.telemetry import logs
+from shared.timing.backoff import Backoff
 from shared.transports.nats import nats_protocol, servers
 from shared.transports.nats.handover import Handover
 from shared.transports.nats.login import NatsFiles, NatsLogin
@@ -23,7 +23,7 @@ from shared.transports.nats.servers import ServerAddress, ServerList
 #: How long one server may take to let us in: doubled up to the second figure while none does, because it may be overloaded.
 LOGIN_SECONDS = (2.0, 10.0)
 #: Between tries after a loss; doubled up to the second figure, with jitter so that a restarted server is not stormed.
-RETRY_SECONDS = (0.1, 2.0)
+RETRY_BACKOFF = Backoff(first_seconds=0.1, longest_seconds=2.0, jitter=0.5)
 #: How often the server is pinged.
 PING_SECONDS = 4.0
 #: Callbacks that raise are counted; at most one in so many seconds is logged with its traceback.
@@ -95,10 +95,10 @@ class NatsClient:
                 self._adopt(await self._log_in(LOGIN_SECONDS[0]))
                 return
             except errors.Unavailable as error:
-                if self._closing or loop.time() + RETRY_SECONDS[0] >= deadline:
+                if self._closing or loop.time() + RETRY_BACKOFF.first_seconds >= deadline:
                     raise
                 self.trouble = error
-                await asyncio.sleep(RETRY_SECONDS[0])
+                await asyncio.sleep(RETRY_BACKOFF.first_seconds)
 
     async def run(self) -> None:
         """Keep the connection: ping the server, connect again when it is lost, and leave a server that is about to close. Ends by
@@ -246,17 +246,18 @@ class NatsClient:
                 session.write(data)
 
     async def _connect_again(self) -> None:
-        wait, login_seconds = RETRY_SECONDS[0], LOGIN_SECONDS[0]
+        failures, login_seconds = 0, LOGIN_SECONDS[0]
         if self._evictions:
             # nats-server lets expired credentials in, to throw them out at once.
-            await asyncio.sleep(_jittered(min(wait * 2**self._evictions, RETRY_SECONDS[1])))
+            await asyncio.sleep(RETRY_BACKOFF.pause(self._evictions + 1))
         while not self._closing:
             try:
                 session = await self._log_in(login_seconds)
             except errors.Unavailable as error:
                 self.trouble = error
-                await asyncio.sleep(_jittered(wait))
-                wait, login_seconds = min(2 * wait, RETRY_SECONDS[1]), min(2 * login_seconds, LOGIN_SECONDS[1])
+                failures += 1
+                await asyncio.sleep(RETRY_BACKOFF.pause(failures))
+                login_seconds = min(2 * login_seconds, LOGIN_SECONDS[1])
             else:
                 self._adopt(session)
                 self.reconnects += 1
@@ -360,10 +361,6 @@ class NatsClient:
                 f"the connection to the NATS server at {session.server} was lost", hint="it is being made again", retry_after_seconds=1
             )
         return self._login.explain(session.problem, (session.server,))
-
-
-def _jittered(seconds: float) -> float:
-    return seconds * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load
 
 
 def _says_nothing(problem: Exception) -> bool:

@@ -8,6 +8,8 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TypeVar
 
+from shared.timing.concurrency_limit import ConcurrencyLimit
+
 Value = TypeVar("Value")
 
 #: Connections of strangers that have not shown a HELLO yet. Each is gone after HELLO_SECONDS, so a real newcomer gets in too.
@@ -32,7 +34,7 @@ class HandshakeLimits:
     def __init__(self) -> None:
         self._known: OrderedDict[bytes, None] = OrderedDict()
         self._refused_until: OrderedDict[bytes, float] = OrderedDict()
-        self._pending = 0
+        self._pending = ConcurrencyLimit(MAX_PENDING)
 
     def arrive(self, key: bytes, now: float) -> HandshakeAttempt | None:
         """None: close it at once, before anything is computed for it."""
@@ -40,9 +42,9 @@ class HandshakeLimits:
             return None
         visit = HandshakeAttempt(key, key not in self._known)
         if visit.is_stranger:
-            if self._pending >= MAX_PENDING:
+            if self._pending.is_full:
                 return None
-            self._pending += 1
+            self._pending.enter()
         return visit
 
     def welcome(self, visit: HandshakeAttempt) -> None:
@@ -59,7 +61,7 @@ class HandshakeLimits:
         """It has gone, or shown nothing in time: a network may do that, so it may come back at once."""
         if visit.is_stranger:
             visit.is_stranger = False
-            self._pending -= 1
+            self._pending.leave()
 
 
 def _remember(memory: OrderedDict[bytes, Value], key: bytes, value: Value, most: int) -> None:

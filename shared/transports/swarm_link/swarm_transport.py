@@ -10,6 +10,7 @@ from shared.discovery import topics
 from shared.frames.wire import Announce, Hello
 from shared.identity import node_keys
 from shared.identity.trust import Trust, TrustedPeer
+from shared.timing.backoff import Backoff
 from shared.transports.hyperswarm import (
     Firewall,
     PathChanged,
@@ -70,7 +71,7 @@ def words_for(code: str, text: str, *, has_relay: bool) -> str:
 
 
 #: Between two attempts to start a swarm that does not start, doubled up to the second figure.
-RETRY_SECONDS, RETRY_MOST_SECONDS = 0.5, 30.0
+RESTART_BACKOFF = Backoff(first_seconds=0.5, longest_seconds=30.0)
 #: A command that the sidecar did not take is given again after this; nor is a topic looked up again any sooner.
 AGAIN_SECONDS = 3.0
 #: Between the farewell to a revoked node and the firewall, which would swallow it. The link is closed on our side already.
@@ -154,19 +155,19 @@ class SwarmTransport:
 
     async def run(self) -> None:
         """Keep a swarm open, and watch over the life of the links. Ends by cancellation."""
-        pause = RETRY_SECONDS
+        failures = 0
         while True:
             try:
                 swarm = self._open_swarm()
                 swarm.on_event = lambda event, of=swarm: self._on_event(of, event)  # type: ignore[misc]  # a default binds it
                 swarm.on_request, swarm.on_requester_gone = self.on_request, self.on_requester_gone
                 async with swarm:
-                    pause = RETRY_SECONDS
+                    failures = 0
                     await self._live(swarm)
             except* SwarmError as failed:
                 self._tell(f"Hyperswarm does not run: {_first(failed)}")
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, RETRY_MOST_SECONDS)
+            failures += 1
+            await asyncio.sleep(RESTART_BACKOFF.pause(failures))
 
     def meet(self, meetings: Sequence[MeetingTopics]) -> None:
         """From now on these are the meeting places, and no others."""

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from services.web import live_updates
-from services.web.http.concurrency_limit import ConcurrencyLimit
 from services.web.live_updates import Values
 from shared import errors
+from shared.timing.concurrency_limit import ConcurrencyLimit
 
 
 async def next_event(stream: Any) -> dict[str, Any]:
@@ -62,7 +62,7 @@ async def test_who_may_not_see_it_any_more_is_told_no_more(at_once: None, error:
 
     followers = live_updates.follower_limit()
     assert [json.loads(event.removeprefix(b"data: ")) async for event in live_updates._events(followers, "alice", read)] == [{"a": 1}]
-    assert followers._of == {}
+    assert len(followers) == 0
 
 
 async def test_a_page_that_nothing_happens_on_hears_that_it_is_not_forgotten(at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,24 +92,28 @@ async def test_one_person_follows_a_few_pages_and_not_all() -> None:
         enough = asyncio.Event()
         holding = [tasks.create_task(hold(followers, "alice", enough)) for _ in range(live_updates.MOST_OF_ONE)]
         await asyncio.sleep(0)
-        with pytest.raises(errors.Overloaded, match="too many live pages"), followers.one_more("alice"):
+        with pytest.raises(errors.Overloaded, match="too many live pages"), followers.one_more("alice", live_updates.refusal()):
             raise AssertionError("one too many")
         # Others are let in all the same.
-        with followers.one_more("bob"):
+        with followers.one_more("bob", live_updates.refusal()):
             pass
         enough.set()
         await asyncio.gather(*holding)
     # Who has closed them may open others.
-    with followers.one_more("alice"):
+    with followers.one_more("alice", live_updates.refusal()):
         pass
 
 
 async def test_there_is_a_bound_for_everybody_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_updates, "MOST_FOLLOWED", 1)
     followers = live_updates.follower_limit()
-    with followers.one_more("alice"), pytest.raises(errors.Overloaded), followers.one_more("bob"):
+    with (
+        followers.one_more("alice", live_updates.refusal()),
+        pytest.raises(errors.Overloaded),
+        followers.one_more("bob", live_updates.refusal()),
+    ):
         raise AssertionError("one too many")
-    with followers.one_more("bob"):
+    with followers.one_more("bob", live_updates.refusal()):
         pass
 
 
@@ -122,9 +126,9 @@ async def test_a_page_that_was_closed_is_not_counted(at_once: None) -> None:
         events = live_updates._events(followers, "alice", read)
         await next_event(events)
         await events.aclose()
-    assert followers._of == {}
+    assert len(followers) == 0
 
 
 async def hold(followers: ConcurrencyLimit, who: str, enough: asyncio.Event) -> None:
-    with followers.one_more(who):
+    with followers.one_more(who, live_updates.refusal()):
         await enough.wait()

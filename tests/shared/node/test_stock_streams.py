@@ -167,7 +167,7 @@ async def test_a_caller_that_goes_away_ends_its_stream(stock: Stock, leave: str)
                 await first.respond(b"")
         await until(lambda: stock.service.failed == ["cancelled"], seconds=SECONDS)
         await until(lambda: stock.running.node.dispatcher.running == 0)
-    assert stock.micro._places._free[True] == stock_calls.MAX_STREAMS
+    assert len(stock.micro._places._limits[True]) == 0
 
 
 async def test_a_caller_ends_a_stream_that_says_nothing_by_a_message_to_its_reply_subject(stock: Stock) -> None:
@@ -233,7 +233,7 @@ async def test_a_header_that_means_nothing_and_a_method_that_does_not_stream(sto
 
 
 async def test_streams_have_places_of_their_own(stock: Stock) -> None:
-    stock.micro._places._free[True] = 1
+    stock.micro._places._limits[True]._most = 1
     async with stock.stream(asked("hang")) as replies:
         await replies.next_msg(SECONDS)
         assert problem(await stock.ask(asked())) == ("503", "overloaded")

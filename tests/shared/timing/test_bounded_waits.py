@@ -1,77 +1,107 @@
-"""Waits under one timer."""
+"""Waits under one timer, in virtual time."""
 
 import asyncio
-import time
+from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
 from shared.timing.bounded_waits import BoundedWait, BoundedWaits
+from tests.shared.timing.virtual_time import VirtualLoop, pass_time
 
 
-async def test_a_wait_that_takes_too_long_is_ended_wherever_it_stands_in_the_row() -> None:
-    waits = BoundedWaits(0.05)
-    for _ in range(100):
+@pytest.fixture
+def loop() -> Iterator[VirtualLoop]:
+    made = VirtualLoop()
+    yield made
+    made.close()
+
+
+async def wait_for_ever() -> None:
+    await asyncio.Event().wait()
+
+
+def test_a_wait_that_takes_too_long_is_ended_wherever_it_stands_in_the_row(loop: VirtualLoop) -> None:
+    async def work() -> None:
+        waits = BoundedWaits(5)
+        for _ in range(100):
+            with waits:
+                await pass_time(1)
+        assert not waits.expired
+        for _ in range(2):
+            # Each has its whole time, and no more.
+            began = loop.time()
+            with pytest.raises(TimeoutError), waits:
+                await wait_for_ever()
+            assert loop.time() - began == pytest.approx(5)
+            assert waits.expired
         with waits:
-            await asyncio.sleep(0.001)
-    began = time.monotonic()
-    with pytest.raises(TimeoutError), waits:
-        await asyncio.Event().wait()
-    assert time.monotonic() - began > 0.04
-    # And the next has its whole time again.
+            await pass_time(4)
+        assert not waits.expired
+        waits.close()
+
+    loop.run_until_complete(work())
+
+
+def test_time_between_two_waits_is_not_counted(loop: VirtualLoop) -> None:
+    async def work() -> None:
+        waits = BoundedWaits(3)
+        for _ in range(3):
+            with waits:
+                await pass_time(2)
+            await pass_time(50)
+        waits.close()
+
+    loop.run_until_complete(work())
+
+
+async def wait_in(waits: BoundedWaits, wait: Callable[[], Awaitable[None]] = wait_for_ever) -> None:
     with waits:
-        await asyncio.sleep(0.02)
-    with pytest.raises(TimeoutError), waits:
-        await asyncio.Event().wait()
-    waits.close()
+        await wait()
 
 
-async def test_time_between_two_waits_is_not_counted() -> None:
-    waits = BoundedWaits(0.03)
-    for _ in range(3):
-        with waits:
-            await asyncio.sleep(0)
-        await asyncio.sleep(0.05)
-    waits.close()
+def test_a_cancel_of_somebody_else_stays_one(loop: VirtualLoop) -> None:
+    async def work() -> None:
+        task = asyncio.create_task(wait_in(BoundedWait(30)))
+        await pass_time(1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    loop.run_until_complete(work())
 
 
-async def test_a_cancel_of_somebody_else_stays_one() -> None:
-    async def work(waits: BoundedWaits) -> None:
-        with waits:
-            await asyncio.Event().wait()
+def test_where_both_want_it_the_cancel_wins(loop: VirtualLoop) -> None:
+    async def work() -> None:
+        task = asyncio.create_task(wait_in(BoundedWait(20)))
+        await pass_time(0)
+        loop.call_at(20, task.cancel)
+        with pytest.raises(asyncio.CancelledError):
+            await task
 
-    task = asyncio.create_task(work(BoundedWaits(30)))
-    await asyncio.sleep(0)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-
-
-async def test_where_both_want_it_the_cancel_wins() -> None:
-    async def work(waits: BoundedWaits) -> None:
-        with waits:
-            await asyncio.Event().wait()
-
-    waits = BoundedWaits(0.02)
-    task = asyncio.create_task(work(waits))
-    loop = asyncio.get_running_loop()
-    await asyncio.sleep(0)
-    loop.call_at(waits._timer.when(), task.cancel)  # type: ignore[union-attr]  # in the very same turn of the loop
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    loop.run_until_complete(work())
 
 
-async def test_errors_of_what_is_waited_for_pass_through() -> None:
-    waits = BoundedWaits(30)
-    with pytest.raises(ZeroDivisionError), waits:
-        raise ZeroDivisionError
-    waits.close()
+def test_errors_of_what_is_waited_for_pass_through(loop: VirtualLoop) -> None:
+    async def fail() -> None:
+        raise TimeoutError("its own")
+
+    async def work() -> None:
+        wait = BoundedWait(30)
+        with pytest.raises(TimeoutError, match="its own"):
+            await wait_in(wait, fail)
+        assert not wait.expired
+
+    loop.run_until_complete(work())
 
 
-async def test_one_wait_leaves_no_timer_behind() -> None:
-    wait = BoundedWait(0.02)
-    with pytest.raises(TimeoutError), wait:
-        await asyncio.Event().wait()
-    assert wait._timer is None
-    with wait:
-        await asyncio.sleep(0)
-    assert wait._timer is None
+def test_one_wait_leaves_no_timer_behind(loop: VirtualLoop) -> None:
+    async def work() -> None:
+        wait = BoundedWait(20)
+        with pytest.raises(TimeoutError):
+            await wait_in(wait)
+        assert wait._timer is None
+        with wait:
+            await pass_time(0)
+        assert wait._timer is None
+
+    loop.run_until_complete(work())

@@ -1,11 +1,11 @@
 """A server that is asked over HTTP: its pool of connections, how long it may take, what is asked twice, and what its failures mean."""
 
 import asyncio
-import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
+from math import inf
 from types import TracebackType
 
 from services.inference.backends.remote import http_pool, http_request, server_errors
@@ -18,6 +18,7 @@ from services.inference.backends.remote.server_errors import RefusalSource, Serv
 from shared import errors
 from shared.errors import AimeshError
 from shared.telemetry import logs
+from shared.timing.backoff import Backoff
 
 log = logs.get()
 
@@ -200,8 +201,7 @@ class Server:
         raise AssertionError("the last attempt returns or raises")
 
     def _pause(self, attempt: int, refusal: ServerRefusal | None) -> float:
-        jitter = 0.5 + random.random() / 2  # noqa: S311  # spreads callers, hides nothing
-        backoff = self.patience.backoff_seconds * (1 << attempt) * jitter
+        backoff = Backoff(self.patience.backoff_seconds, inf, jitter=0.5).pause(attempt + 1)
         asked = refusal.retry_after_seconds if refusal is not None else None
         return backoff if asked is None else max(backoff, asked)
 

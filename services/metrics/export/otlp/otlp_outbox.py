@@ -10,13 +10,14 @@ from typing import Final, Generic, TypeVar
 from services.metrics.export.otlp.partial_success import Rejection, Rejections
 from shared import errors
 from shared.telemetry import logs
+from shared.timing.backoff import Backoff
 
 T = TypeVar("T")
 
 #: About 20 MB of spans; at 1,000 a second an endpoint may be away for 20 s.
 MAX_WAITING: Final = 20_000
 BATCH: Final = 512
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 10.0
+_BACKOFF = Backoff(first_seconds=0.5, longest_seconds=10.0)
 #: Where the endpoint itself says when; one that says later is asked all the same.
 _LONGEST_ASKED_SECONDS: Final = 60.0
 
@@ -62,7 +63,7 @@ class OtlpOutbox(Generic[T]):
 
     async def run(self) -> None:
         """For ever: send what waits."""
-        pause_seconds = _FIRST_PAUSE_SECONDS
+        failures = 0
         while True:
             await self._some.wait()
             batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
@@ -75,15 +76,15 @@ class OtlpOutbox(Generic[T]):
                 self._say(error)
                 self._waiting.extendleft(reversed(batch))
                 self.put(())
-                await asyncio.sleep(max(pause_seconds, min(error.retry_after_seconds or 0.0, _LONGEST_ASKED_SECONDS)))
-                pause_seconds = min(pause_seconds * 2, _LONGEST_PAUSE_SECONDS)
+                failures += 1
+                await asyncio.sleep(max(_BACKOFF.pause(failures), min(error.retry_after_seconds or 0.0, _LONGEST_ASKED_SECONDS)))
             except errors.AimeshError as error:
                 self._say(error)
                 self._lost(len(batch))
             else:
                 if self.trouble:
                     _log.info("the OTLP endpoint takes what is sent again")
-                self.trouble, pause_seconds = "", _FIRST_PAUSE_SECONDS
+                self.trouble, failures = "", 0
                 self._note(rejection, len(batch))
 
     def _note(self, rejection: Rejection | None, sent: int) -> None:

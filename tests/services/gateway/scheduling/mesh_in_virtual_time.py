@@ -6,7 +6,6 @@ Nothing here depends on how fast the machine is: the loop's clock jumps to the n
 import asyncio
 import contextlib
 import random
-import selectors
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Coroutine, Set
 from contextlib import aclosing
@@ -23,6 +22,7 @@ from shared import errors
 from shared.discovery.directory import WorkerLoad
 from shared.types import ModelName, NodeId, UserId
 from tests.services.gateway.fakes import FakeDirectory, announcement, node_id
+from tests.shared.timing.virtual_time import VirtualLoop
 
 M = ModelName("m")
 #: From a gateway to a worker of the same house, one way.
@@ -33,31 +33,6 @@ PROMPT_TOKENS = 40
 TOKEN_SECONDS = 0.02
 #: Between a caller's requests, and after one that was refused.
 _THINKING_SECONDS, _REFUSED_SECONDS = 0.001, 0.5
-
-
-class _JumpingSelector(selectors.SelectSelector):
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 0.0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        assert timeout is not None, "every task waits, and no timer would wake one"
-        self.now += max(0.0, timeout)
-        return super().select(0)
-
-
-class _VirtualLoop(asyncio.SelectorEventLoop):
-    def __init__(self) -> None:
-        self._jumping = _JumpingSelector()
-        super().__init__(self._jumping)
-
-    def time(self) -> float:
-        return self._jumping.now
-
-
-async def pass_time(seconds: float) -> None:
-    """Let this much virtual time pass; it takes no real time."""
-    await asyncio.sleep(seconds)
 
 
 def tenant(number: int) -> UserId:
@@ -294,5 +269,5 @@ def run(
                 for gateway in range(gateways):
                     mesh.kill(gateway)
 
-    with asyncio.Runner(loop_factory=_VirtualLoop) as runner:
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         runner.run(main())

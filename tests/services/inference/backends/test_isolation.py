@@ -22,6 +22,7 @@ from services.inference.supervision.engine_supervisor import SupervisedEngine
 from shared import errors
 from shared.api.inference import Chunk, ModelState
 from shared.timing import restart_policy
+from shared.timing.backoff import Backoff
 from shared.types import ModelName
 from tests.services.inference.standins import Reader, Watch, job, until
 
@@ -84,8 +85,7 @@ async def ready(engine: SupervisedEngine) -> None:
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restart_policy, "FIRST_PAUSE_SECONDS", 0.001)
-    monkeypatch.setattr(restart_policy, "LONGEST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(restart_policy, "BACKOFF", Backoff(0.001, 0.001))
     monkeypatch.setattr(restart_policy, "MOST_CRASHES", KILLS + 1)
 
 

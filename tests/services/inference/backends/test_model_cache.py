@@ -28,6 +28,7 @@ from shared import errors
 from shared.api.embedding import Embedded, Vectors
 from shared.api.generation import Generation, Usage
 from shared.api.inference import ModelState
+from shared.timing.backoff import Backoff
 from shared.types import FinishReason, ModelName
 from tests import gguf_files
 from tests.services.inference.standins import Reader, Watch, job, until
@@ -280,8 +281,7 @@ async def test_a_load_that_fails_is_told_to_all_who_wait_and_a_persons_word_trie
 
 
 async def test_a_model_whose_load_failed_is_on_offer_again_only_when_it_is_loaded(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_cache_policy, "FIRST_PAUSE_SECONDS", 0.005)
-    monkeypatch.setattr(model_cache_policy, "LONGEST_PAUSE_SECONDS", 0.005)
+    monkeypatch.setattr(model_cache_policy, "LOAD_BACKOFF", Backoff(0.005, 0.005))
     site.fails = "llama.cpp cannot load it"
     async with site.backend(site.entry(A)) as backend:
         with pytest.raises(errors.Unavailable, match="cannot load it"):
@@ -299,7 +299,7 @@ async def test_a_model_whose_load_failed_is_on_offer_again_only_when_it_is_loade
 
 
 async def test_a_file_that_was_replaced_since_the_load_failed_is_not_loaded_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_cache_policy, "FIRST_PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(model_cache_policy, "LOAD_BACKOFF", Backoff(0.02, 300))
     sound = site.entry(A).file.read_bytes()
     entry = site.entry(A, digest=hashlib.sha256(sound).hexdigest())
     site.fails = "llama.cpp cannot load it"

@@ -236,7 +236,7 @@ def test_a_load_that_fails_again_and_again_waits_for_a_person() -> None:
     for _ in range(model_cache_policy.MOST_FAILURES):
         assert core.wanted(A, 1, now)[0] == LoadModelStep(A)
         core.load_failed(A, "broken", now)
-        now += model_cache_policy.LONGEST_PAUSE_SECONDS
+        now += model_cache_policy.LOAD_BACKOFF.longest_seconds
     assert core.wanted(A, 1, now + 1e9) == [RefuseStep(1, "broken", None)]
     core.forgive(A)
     assert core.wanted(A, 1, now) == [LoadModelStep(A)]

@@ -17,6 +17,7 @@ from services.inference.supervision.poison_requests import PoisonRequests, Reque
 from shared import errors
 from shared.api.inference import Chunk, ModelState
 from shared.timing import restart_policy
+from shared.timing.backoff import Backoff
 from shared.types import ModelName
 from tests.services.inference.standins import Reader, Watch, job, until
 
@@ -67,8 +68,7 @@ async def supervised(
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restart_policy, "FIRST_PAUSE_SECONDS", 0.001)
-    monkeypatch.setattr(restart_policy, "LONGEST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(restart_policy, "BACKOFF", Backoff(0.001, 0.001))
     monkeypatch.setattr(engine_supervisor, "EXIT_SECONDS", 0.2)
 
 

@@ -18,6 +18,7 @@ from shared import errors
 from shared.api import alerts as api
 from shared.rpc import RpcCall
 from shared.telemetry import instruments
+from shared.timing.backoff import Backoff
 from tests.services.metrics.alerting.chat import Chat
 from tests.services.web.servers import serving
 from tests.testnet import until
@@ -218,7 +219,7 @@ async def test_a_webhook_hears_of_the_beginning_and_of_the_end(mesh: Mesh) -> No
 
 
 async def test_a_webhook_that_is_away_hears_of_it_later_and_its_address_is_not_told(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(webhook, "_FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(webhook, "_BACKOFF", Backoff(0.01, 60))
     chat = Chat()
     chat.status = 503
     async with serving(chat) as url, telling(f"{url}/hook/secret") as hook:

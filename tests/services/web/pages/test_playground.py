@@ -11,7 +11,6 @@ import pytest
 from litestar.types import ASGIApp
 
 from services.web import answer_events
-from services.web.http.concurrency_limit import ConcurrencyLimit
 from services.web.pages import playground
 from services.web.pages.playground import MOST_MESSAGES
 from services.web.request_context import App
@@ -269,18 +268,6 @@ async def test_a_fifth_answer_at_once_is_refused_and_a_left_one_makes_room(real:
         mesh.gate.set()
     assert [read_events(each.result().text)[-1][0] for each in running] == ["usage"] * 4
     assert read_events((await real.client.post("/playground/answer", json=HELLO, headers=headers)).text)[-1][0] == "usage"
-
-
-def test_a_crowd_has_bounds_of_all_and_of_one() -> None:
-    crowd = ConcurrencyLimit(3, 2, "full", "wait", 1)
-    with crowd.one_more("a"), crowd.one_more("a"):
-        with pytest.raises(errors.Overloaded, match="full"), crowd.one_more("a"):
-            pass
-        with crowd.one_more("b"), pytest.raises(errors.Overloaded), crowd.one_more("c"):
-            pass
-    with crowd.one_more("a"):
-        pass
-    assert crowd._of == {}
 
 
 # --- What is refused --------------------------------------------------------------------------------------------------

@@ -173,7 +173,7 @@ async def test_one_next_at_a_time(visitor: Visitor) -> None:
 async def freed(running_service: RunningService) -> None:
     await until(lambda: running_service.service.running == 0 and running_service.dispatcher.running == 0)
     assert running_service.outsiders._streams._streams == {}
-    assert running_service.outsiders._places._free[True] == stock_calls.MAX_STREAMS
+    assert len(running_service.outsiders._places._limits[True]) == 0
 
 
 async def test_a_connection_that_is_gone_ends_its_streams_and_frees_their_places(running_service: RunningService, visitor: Visitor) -> None:
@@ -222,7 +222,7 @@ async def test_so_many_streams_of_one_connection_and_of_all(
     monkeypatch.setattr(pulled_streams, "MAX_STREAMS_OF_ONE", 2)
     first = [await visitor.start("hang") for _ in range(2)]
     assert await visitor.refused(f"{INFER}.stream", request={"prompt": "hi"}) == ("overloaded", "2 streams of this connection are running")
-    running_service.outsiders._places._free[True] = 0
+    running_service.outsiders._places._limits[True]._most = 0
     other = await running_service.visitor()
     assert (await other.refused(INFER, request={"prompt": "hi"}))[0] == "overloaded"
     await other.refused("gateway.noSuch")
@@ -247,7 +247,7 @@ async def test_a_body_that_does_not_do(visitor: Visitor, body: Any, code: str, w
         assert words in message
     running_service = visitor.running_service
     assert running_service.service.calls == []
-    assert running_service.outsiders._places._free[True] == stock_calls.MAX_STREAMS
+    assert len(running_service.outsiders._places._limits[True]) == 0
 
 
 async def test_a_shutdown_waits_until_the_end_was_read(running_service: RunningService, visitor: Visitor) -> None:
@@ -267,7 +267,7 @@ async def test_a_stream_that_is_over_holds_no_place_and_no_shutdown(
     monkeypatch.setattr(pulled_streams, "LAST_READ_SECONDS", 0.02)
     handles = [await visitor.start(prompt) for prompt in ("fail", "hi")]
     await until(lambda: len(running_service.service.calls) == 2 and not running_service.service.running)
-    assert running_service.outsiders._places._free[True] == stock_calls.MAX_STREAMS
+    assert len(running_service.outsiders._places._limits[True]) == 0
     running_service.dispatcher.drain_started.set()
     await running_service.dispatcher.drained(10)
     assert running_service.dispatcher.running == 0

@@ -10,6 +10,7 @@ from shared.frames.wire import Announce, Error, Item, Ping, Pong
 from shared.identity import certificates
 from shared.identity.certificates import Subject
 from shared.identity.trust import Trust
+from shared.timing.backoff import Backoff
 from shared.transports.hyperswarm import NodeMissing, Path, PathChanged, PeerFailed, SidecarDied, SidecarLost, SidecarRestarted
 from shared.transports.link import TICK_SECONDS
 from shared.transports.swarm_link import MeetingTopics, SwarmLink
@@ -422,7 +423,7 @@ async def test_a_command_that_the_sidecar_did_not_take_is_given_again(monkeypatc
 
 
 async def test_a_swarm_that_does_not_start_is_tried_again_and_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport_module, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(transport_module, "RESTART_BACKOFF", Backoff(0.01, 30))
     swarm = FakeSwarm(new_key(), broken=NodeMissing("Node.js is not there", hint="run `make setup`"))
     async with member(certified(Role.GATEWAY, new_authority()), Clock(), swarm) as gateway:
         await settle()

@@ -11,6 +11,7 @@ from services.metrics.export.otlp.otlp_outbox import OtlpOutbox
 from services.metrics.export.otlp.span_records import NodeSpan
 from shared import errors
 from shared.spans import Span, SpanKind
+from shared.timing.backoff import Backoff
 from tests.testnet import until
 
 
@@ -52,7 +53,7 @@ def lost() -> list[int]:
 
 @pytest.fixture
 async def box(endpoint: Endpoint, lost: list[int], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[OtlpOutbox[NodeSpan]]:
-    monkeypatch.setattr(otlp_outbox, "_FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(otlp_outbox, "_BACKOFF", Backoff(0.01, 10))
     made = OtlpOutbox("spans", endpoint.send, lost.append, lost.append)
     running = asyncio.create_task(made.run())
     yield made

@@ -1,0 +1,29 @@
+"""An event loop whose clock jumps to the next timer as soon as every task waits, so tests neither sleep nor depend on the machine."""
+
+import asyncio
+import selectors
+
+
+class _JumpingSelector(selectors.SelectSelector):
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        assert timeout is not None, "every task waits, and no timer would wake one"
+        self.now += max(0.0, timeout)
+        return super().select(0)
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    def __init__(self) -> None:
+        self._jumping = _JumpingSelector()
+        super().__init__(self._jumping)
+
+    def time(self) -> float:
+        return self._jumping.now
+
+
+async def pass_time(seconds: float) -> None:
+    """Let this much virtual time pass; it takes no real time."""
+    await asyncio.sleep(seconds)
