@@ -1,31 +1,30 @@
-"""Which addresses stay on this machine, which would carry plain text over a network, and which belong to one household. Pure."""
+"""Classifies network addresses: loopback, plain-text, DHT nodes, and what counts as one household. Pure."""
 
 import re
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from urllib.parse import urlsplit
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
-#: RFC 1123 section 2.1. The last label has a letter, so that a mistyped address is no name.
+#: RFC 1123 section 2.1. The last label needs a letter, so that a mistyped IP address is not a name.
 _NAME = re.compile(r"(?=.{1,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*(?![0-9]+$)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.IGNORECASE)
 
 
 def plain_hosts(nats_urls: str) -> list[str]:
-    """The other machines among these addresses, separated by commas, that would be spoken to without TLS.
+    """Return the hosts in this comma-separated list that would be reached over a network without TLS.
 
-    Raises ValueError for what is no address; the message repeats none of it, because there may be a password in it.
+    Raises ValueError for an invalid address. The message does not repeat it, because it may contain a password.
     """
     found = []
     for url in nats_urls.split(","):
         try:
             parts = urlsplit(url.strip())
-            # Reading the port is what finds a wrong one.
             _ = parts.port
         except ValueError:
             raise ValueError("not an address such as tls://nats.example.org:4222") from None
         if parts.scheme not in ("nats", "tls") or not parts.hostname:
             raise ValueError("not an address such as tls://nats.example.org:4222")
         if parts.path.strip("/") or parts.query or parts.fragment:
-            # Most likely a password: the rest of it would be ignored.
+            # Most likely an unescaped password; the rest of it would be ignored.
             raise ValueError("nothing may follow host and port; write /, ?, #, @ and : in a password as %2F, %3F, %23, %40 and %3A")
         if parts.scheme == "nats" and parts.hostname not in LOOPBACK:
             found.append(parts.hostname)

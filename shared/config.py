@@ -1,8 +1,7 @@
-"""Reads settings: once at start, from the environment, into one frozen struct, with all mistakes reported together.
+"""Reads settings from the environment into one frozen struct, once at start, and reports all mistakes together.
 
-A program declares a ``Settings`` whose fields are ``Annotated[type, Variable(...)]``; ``load`` fills it. Every variable may
-also come as ``NAME_FILE``, the path of a file that holds the value, so that a secret need not stand in an environment, where
-every child process inherits it.
+A program declares a ``Settings`` struct with fields ``Annotated[type, Variable(...)]``; ``load`` fills it. For every variable,
+``NAME_FILE`` may give the path of a file with the value, so that secrets need not be in the environment, which child processes inherit.
 """
 
 import difflib
@@ -16,7 +15,7 @@ import msgspec
 
 from shared import errors
 
-#: 0 asks the system for a free one, or turns off what would listen there.
+#: 0 picks a free port, or disables the listener.
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
 _WORDS_FOR_BOOL = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
@@ -24,20 +23,20 @@ _WORDS_FOR_BOOL = {"1": True, "true": True, "yes": True, "on": True, "0": False,
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """Where a setting comes from and what it means; the settings reference is made of these."""
+    """The environment variable of a setting. The settings reference is generated from these."""
 
     name: str
     help: str
-    #: Never shown; values of secrets are kept out of every message.
+    #: Secret values are never shown, also not in messages.
     secret: bool = False
-    #: A variable that goes before this one: AUTH_DATABASE_URL before DATABASE_URL.
+    #: A variable that takes precedence, such as AUTH_DATABASE_URL over DATABASE_URL.
     override: str | None = None
-    #: The name before a rename: it works for one more release, with a warning.
+    #: The name before a rename. It works for one more release, with a warning.
     formerly: str | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every variable that sets this setting. The first one that is set counts."""
+        """Return every variable that sets this setting. The first one that is set counts."""
         return tuple(name for name in (self.override, self.name, self.formerly) if name is not None)
 
 
@@ -48,15 +47,12 @@ class Setting:
     variable: Variable
     field: str
     type: Any
-    #: None for a setting that must be given.
     default: str | None
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a program reads at its start."""
-
     def mistakes(self) -> Iterator[str]:
-        """What no single field can show: values that do not go together. One sentence each, beginning with the variable."""
+        """Return mistakes that no single field shows, one sentence each, beginning with the variable."""
         return iter(())
 
 
@@ -64,7 +60,7 @@ S = TypeVar("S", bound=Settings)
 
 
 def settings_of(kind: type[msgspec.Struct]) -> Iterator[Setting]:
-    """The settings that ``kind`` declares, in order."""
+    """Return the settings that ``kind`` declares, in order."""
     hints = get_type_hints(kind, include_extras=True)
     for field in msgspec.structs.fields(kind):
         hint = hints[field.name]
@@ -72,7 +68,6 @@ def settings_of(kind: type[msgspec.Struct]) -> Iterator[Setting]:
             continue
         inner, *extras = get_args(hint)
         variable = next(extra for extra in extras if isinstance(extra, Variable))
-        # Bounds (msgspec.Meta) belong to the type and are checked with it.
         for bounds in (extra for extra in extras if isinstance(extra, msgspec.Meta)):
             inner = Annotated[inner, bounds]
         default = None
@@ -84,14 +79,14 @@ def settings_of(kind: type[msgspec.Struct]) -> Iterator[Setting]:
 
 
 def shown(settings: Settings) -> Iterator[tuple[Setting, str]]:
-    """Each setting with the value that holds; of a secret only whether it is set."""
+    """Return each setting with its current value. For a secret, only whether it is set."""
     for setting in settings_of(type(settings)):
         value = _shown(getattr(settings, setting.field))
         yield setting, ("set" if value else "") if setting.variable.secret else value
 
 
 def find_outdated_names(kind: type[msgspec.Struct], environment: Mapping[str, str]) -> Iterator[str]:
-    """One warning for each variable with the former name of a setting, or with nearly the name of one. Pure."""
+    """Return a warning for each variable that has the former name of a setting, or nearly the name of one. Pure."""
     settings = list(settings_of(kind))
     for variable in (setting.variable for setting in settings):
         if variable.formerly is not None and {variable.formerly, f"{variable.formerly}_FILE"} & environment.keys():
@@ -100,17 +95,17 @@ def find_outdated_names(kind: type[msgspec.Struct], environment: Mapping[str, st
 
 
 def find_misspelled_names(known: Collection[str], environment: Mapping[str, str]) -> Iterator[str]:
-    """One warning for each variable whose name is nearly that of a setting. Pure."""
+    """Return a warning for each variable whose name is nearly that of a setting. Pure."""
     everything = {*known, *(f"{name}_FILE" for name in known)}
-    # OTEL_… are variables of OpenTelemetry, of which we read only some.
+    # We read only some of OpenTelemetry's variables.
     for name in sorted(name for name in environment.keys() - everything if not name.startswith("OTEL_")):
-        # 0.85 tells SSL_CERT_FILE, of other programs, from TLS_CERT_FILE, and the settings of our services from each other.
+        # The cutoff tells SSL_CERT_FILE, which other programs use, from TLS_CERT_FILE, and our services' settings from each other.
         for nearest in difflib.get_close_matches(name, everything, n=1, cutoff=0.85):
             yield f"{name} is not a setting; did you mean {nearest}?"
 
 
 def load(kind: type[S], environment: Mapping[str, str]) -> S:
-    """Fill ``kind``; raises BadSettings, which names every missing and every unusable variable at once."""
+    """Fill ``kind``. Raises BadSettings, which names every missing and invalid variable at once."""
     values: dict[str, Any] = {}
     mistakes: list[str] = []
     for setting in settings_of(kind):
@@ -124,11 +119,11 @@ def load(kind: type[S], environment: Mapping[str, str]) -> S:
         mistakes = list(settings.mistakes())
         if not mistakes:
             return settings
-    raise errors.BadSettings("the settings cannot work:\n  " + "\n  ".join(mistakes), hint="see docs/reference/settings.md")
+    raise errors.BadSettings("invalid settings:\n  " + "\n  ".join(mistakes), hint="see docs/reference/settings.md")
 
 
 def _value(setting: Setting, environment: Mapping[str, str]) -> Any:
-    """None where the default holds; raises ValueError with a sentence for people."""
+    """Return None if the default applies. Raises ValueError with a sentence for users."""
     variable = setting.variable
     for name in variable.names:
         try:
@@ -142,7 +137,7 @@ def _value(setting: Setting, environment: Mapping[str, str]) -> Any:
             return _convert(raw, setting.type)
         except (msgspec.ValidationError, ValueError) as error:
             shown = "its value" if variable.secret else repr(raw)
-            raise ValueError(f"{name}: {shown} does not fit: {error} ({variable.help})") from error
+            raise ValueError(f"{name}: {shown} is not valid: {error} ({variable.help})") from error
     if setting.default is None:
         names = variable.name if variable.override is None else f"{variable.name} or {variable.override}"
         raise ValueError(f"{names} is not set ({variable.help})")
@@ -152,12 +147,12 @@ def _value(setting: Setting, environment: Mapping[str, str]) -> Any:
 def _read(name: str, environment: Mapping[str, str]) -> str | None:
     if path := environment.get(f"{name}_FILE"):
         return Path(path).read_text(encoding="utf-8").strip()
-    # An empty variable is what `NAME=` in an env file gives: it means "not set", for strings too.
+    # `NAME=` in an env file means "not set", for strings too.
     return environment.get(name, "").strip() or None
 
 
 def _convert(raw: str, kind: Any) -> Any:
-    if get_origin(kind) in (Union, UnionType):  # `Path | None`: not being set is what None stands for
+    if get_origin(kind) in (Union, UnionType):  # `Path | None`: None means "not set"
         kind = next(one for one in get_args(kind) if one is not NoneType)
     if kind is bool:
         if raw.lower() not in _WORDS_FOR_BOOL:
@@ -171,7 +166,7 @@ def _convert(raw: str, kind: Any) -> Any:
         return msgspec.json.decode(raw, type=kind)
     if get_origin(kind) is dict:
         return dict(_pair(part) for part in raw.split(",") if part.strip())
-    # DEBUG is what many write for debug.
+    # Literals are lowercase, but many people write DEBUG.
     return msgspec.convert(raw.lower() if get_origin(kind) is Literal else raw, kind, strict=False)
 
 

@@ -1,4 +1,4 @@
-"""Which request the running task works for: set at the door, carried by every frame, bound into every log line."""
+"""Holds the context of the request that the running task works for. Every frame carries it, and every log line shows it."""
 
 import os
 import time
@@ -13,26 +13,25 @@ from shared.types import RequestId
 
 class RequestContext(msgspec.Struct, frozen=True):
     request_id: RequestId
-    #: W3C trace context as it came.
+    #: The W3C trace context that the request arrived with.
     came_with: str = ""
-    #: The span that runs; None for what nobody looks at.
     span: OpenSpan | None = None
 
     @property
     def traceparent(self) -> str:
-        """W3C trace context, `00-<trace>-<span>-<flags>`, for what is asked of others."""
+        """Return the W3C trace context for outgoing calls, `00-<trace>-<span>-<flags>`."""
         return self.came_with if self.span is None else self.span.traceparent
 
 
-#: None outside any request: start-up, background jobs.
+#: None outside requests, such as at startup and in background jobs.
 current: ContextVar[RequestContext | None] = ContextVar("request_context", default=None)
 
-#: The monotonic time by which the running task's work has to be done; a call made on the way may not take longer.
+#: The monotonic deadline of the running task's work. Calls on the way may not take longer.
 deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
 
 
 def new_request_id() -> RequestId:
-    """A UUIDv7 (RFC 9562 §5.7): sorts by time, so that rows and logs of one moment lie together."""
+    """Return a UUIDv7 (RFC 9562 §5.7). It sorts by time, which keeps rows and logs of one moment together."""
     milliseconds = time.time_ns() // 1_000_000
     value = int.from_bytes(milliseconds.to_bytes(6, "big") + os.urandom(10), "big")
     value = (value & ~(0xF << 76)) | (0x7 << 76)
@@ -41,20 +40,20 @@ def new_request_id() -> RequestId:
 
 
 def begin(traceparent: str = "") -> RequestContext:
-    """A new request; without a caller's trace its id is the request's, so that one finds the other."""
+    """Create a request context. Without a caller's trace, the trace id is the request id, so that one leads to the other."""
     request_id = new_request_id()
     return RequestContext(request_id, traceparent or f"00-{request_id.hex}-{os.urandom(8).hex()}-00")
 
 
 def start(traceparent: str = "") -> RequestContext:
-    """``begin`` one, for the running task."""
+    """``begin`` a request for the running task."""
     context = begin(traceparent)
     current.set(context)
     return context
 
 
 def another() -> RequestContext:
-    """For the running task: a request of its own within the trace of the one that it works for."""
+    """Give the running task a new request within the trace of the current one."""
     now = current.get()
     if now is None:
         return start()

@@ -1,17 +1,19 @@
-"""Every error that may cross a wire: what happened, whose fault it is, and whether trying again helps.
+"""Defines every error that may cross a wire: what happened, whose fault it is, and whether a retry helps.
 
-A class is a kind of failure and its ``code`` is for ever: clients, scripts and dashboards match on it. The message
-says what happened and the hint what to do next; both are for people and may change.
+The ``code`` of a class never changes, because clients, scripts and dashboards match on it. The message says what happened and the hint
+what to do next; both are for users and may change.
 """
 
 from enum import StrEnum
-from typing import ClassVar
+from typing import ClassVar, TypeVar, cast
 
 import msgspec
 
+E = TypeVar("E", bound=BaseException)
+
 
 class Fault(StrEnum):
-    """Who has to change something for the call to succeed."""
+    """Who must change something for the call to succeed."""
 
     CALLER = "caller"
     PEER = "peer"
@@ -19,7 +21,7 @@ class Fault(StrEnum):
 
 
 class Problem(msgspec.Struct, array_like=True, frozen=True):
-    """An error as it travels: in an ERROR frame, in JSON for the CLI, inside an HTTP answer."""
+    """An error on the wire: in an ERROR frame, in JSON for the CLI, in an HTTP response."""
 
     code: str
     message: str
@@ -30,12 +32,12 @@ class Problem(msgspec.Struct, array_like=True, frozen=True):
 
 
 class AimeshError(Exception):
-    """The root of the tree. Raised where something is known; caught by who can do something about it."""
+    """The root of all our errors."""
 
     code: ClassVar[str] = "internal"
     fault: ClassVar[Fault] = Fault.OURS
     retryable: ClassVar[bool] = False
-    #: What an HTTP client sees; 500 only where nothing a caller sends can cause it.
+    #: The HTTP status. 500 only where nothing that a caller sends can cause it.
     status: ClassVar[int] = 500
 
     def __init__(self, message: str, *, hint: str = "", retry_after_seconds: float | None = None) -> None:
@@ -56,11 +58,11 @@ class AimeshError(Exception):
         )
 
 
-# --- the caller must change the request ---------------------------------------------------------------------------
+# --- the caller must change the request
 
 
 class CallerError(AimeshError):
-    """The request cannot succeed as it is; the caller has to change something."""
+    """The request cannot succeed as it is. The caller must change something."""
 
     code = "bad_request"
     fault = Fault.CALLER
@@ -68,126 +70,126 @@ class CallerError(AimeshError):
 
 
 class BadRequest(CallerError):
-    """The request does not fit its type or its limits; the message names the field."""
+    """The request has a wrong type or exceeds a limit. The message names the field."""
 
 
 class NotAuthenticated(CallerError):
-    """No credential, or one that is malformed, unknown, expired or revoked."""
+    """The credential is missing, malformed, unknown, expired or revoked."""
 
     code = "not_authenticated"
     status = 401
 
 
 class BudgetExhausted(CallerError):
-    """Money, not rate: waiting does not help."""
+    """The credits or a key's budget are used up. Waiting does not help."""
 
     code = "budget_exhausted"
     status = 402
 
 
 class NotAllowed(CallerError):
-    """Known, but may not do this."""
+    """The caller is authenticated but may not do this."""
 
     code = "not_allowed"
     status = 403
 
 
 class SecondFactorNeeded(NotAllowed):
-    """The password was right and is not enough: a code is to be entered, or a second factor to be set up."""
+    """The password was right. A code must be entered, or a second factor set up."""
 
     code = "second_factor_needed"
 
 
 class ConfirmationNeeded(NotAllowed):
-    """The login is good, and too old for something this sensitive; confirming it makes it fresh."""
+    """The login is too old for a sensitive action. Confirming it makes it fresh."""
 
     code = "confirmation_needed"
 
 
 class WrongRole(NotAllowed):
-    """The node's role is not among the method's callers."""
+    """The node's role may not call this method."""
 
     code = "wrong_role"
 
 
 class NotCertified(NotAllowed):
-    """The certificate is missing, forged, of another mesh, or of another key than the one that was proved."""
+    """The certificate is missing, forged, of another mesh, or for another key."""
 
     code = "not_certified"
 
 
 class CertificateExpired(NotCertified):
-    """It was good once; the node renews it with its key alone."""
+    """The certificate has expired. The node can renew it with its key."""
 
     code = "certificate_expired"
 
 
 class ClockSkew(NotCertified):
-    """The peer's clock and ours are too far apart to judge its certificate; the message says how far."""
+    """The clocks of both nodes differ too much to check the certificate. The message says by how much."""
 
     code = "clock_skew"
 
 
 class NodeRevoked(NotCertified):
-    """An administrator has cut this node off; only a new ticket, with a new key, lets the machine in again."""
+    """An administrator revoked this node. The machine needs a new ticket and a new key to join again."""
 
     code = "node_revoked"
 
 
 class BadTicket(NotAllowed):
-    """The ticket is unknown, expired, used up, revoked or not copied whole; the message says which."""
+    """The ticket is unknown, expired, used up, revoked or incomplete. The message says which."""
 
     code = "bad_ticket"
 
 
 class ApprovalPending(NotAllowed):
-    """The ticket was good, and an administrator still has to approve the node."""
+    """The ticket is valid, but an administrator must still approve the node."""
 
     code = "approval_pending"
     retryable = True
 
 
 class NotFound(CallerError):
-    """There is no such thing, or it is not the caller's to see."""
+    """It does not exist, or the caller may not see it."""
 
     code = "not_found"
     status = 404
 
 
 class UnknownMethod(NotFound):
-    """The node does not serve a method of this name; an older version may not have it."""
+    """The node has no method of this name. An older version may lack it."""
 
     code = "unknown_method"
 
 
 class UnknownModel(NotFound):
-    """Nobody serves this model; the message lists those that are served."""
+    """No worker serves this model. The message lists the models that are served."""
 
     code = "unknown_model"
 
 
 class MethodNotAllowed(CallerError):
-    """The path exists, but not for this HTTP method."""
+    """The path does not accept this HTTP method."""
 
     code = "method_not_allowed"
     status = 405
 
 
 class AlreadyExists(CallerError):
-    """The name or the address belongs to somebody already."""
+    """The name or address is already taken."""
 
     code = "already_exists"
     status = 409
 
 
 class IdempotencyConflict(AlreadyExists):
-    """The idempotency key was used for another request; each request has its own."""
+    """The idempotency key was used for a different request. Use a new key for each request."""
 
     code = "idempotency_conflict"
 
 
 class InProgress(CallerError):
-    """The same request under the same idempotency key still runs; ``retry_after_seconds`` says when to ask again."""
+    """The same request with the same idempotency key is still running. ``retry_after_seconds`` says when to ask again."""
 
     code = "in_progress"
     retryable = True
@@ -195,34 +197,34 @@ class InProgress(CallerError):
 
 
 class AnswerGone(CallerError):
-    """An answer was given and is no longer here to be read again; the same key does not make it anew."""
+    """The answer is no longer stored. Repeating the request with the same key does not generate it again."""
 
     code = "answer_gone"
     status = 410
 
 
 class TooLarge(CallerError):
-    """The body, the prompt or the answer has more bytes than one may have; the message says how many are taken."""
+    """The body, the prompt or the answer has too many bytes. The message gives the limit."""
 
     code = "too_large"
     status = 413
 
 
 class TokensTooLarge(BadRequest):
-    """More tokens than the limit per minute lets any one request take; waiting does not help."""
+    """One request needs more tokens than the limit per minute allows. Waiting does not help."""
 
     code = "tokens_too_large"
 
 
 class UnsupportedMedia(CallerError):
-    """The body is not in a format that this path reads; the hint names the one that is."""
+    """This path does not accept the body's format. The hint names the right one."""
 
     code = "unsupported_media_type"
     status = 415
 
 
 class Limited(CallerError):
-    """A rate limit; ``retry_after_seconds`` says when there is room again."""
+    """A rate limit was reached. ``retry_after_seconds`` says when to retry."""
 
     code = "rate_limited"
     retryable = True
@@ -230,23 +232,23 @@ class Limited(CallerError):
 
 
 class Poison(CallerError):
-    """The request ended two engines, or two workers, that ran it; it is not run again."""
+    """The request crashed two engines or two workers and is not run again."""
 
     code = "poison"
 
 
 class Cancelled(CallerError):
-    """The caller withdrew the call, or went away."""
+    """The caller canceled the call or disconnected."""
 
     code = "cancelled"
     status = 499
 
 
-# --- the other side of a link, or what lies between ----------------------------------------------------------------
+# --- the other node, a server, or the network between
 
 
 class PeerError(AimeshError):
-    """The node or server that should have answered could not; the same request may succeed later."""
+    """A node or server failed to answer. The same request may succeed later."""
 
     code = "peer_failed"
     fault = Fault.PEER
@@ -255,7 +257,7 @@ class PeerError(AimeshError):
 
 
 class LinkLost(PeerError):
-    """The link died with the call on it: a gap, three seconds of silence, or a close by the peer."""
+    """The link was lost during the call: by a gap, three seconds of silence, or a close by the peer."""
 
     code = "link_lost"
 
@@ -267,58 +269,58 @@ class NotReachable(PeerError):
 
 
 class Draining(PeerError):
-    """The peer is shutting down and takes no new calls; another node will."""
+    """The peer is shutting down and takes no new calls. Another node does."""
 
     code = "draining"
 
 
 class Overloaded(PeerError):
-    """A bound was reached: calls per link, queue length, connections."""
+    """A limit was reached: calls per link, queue length or connections."""
 
     code = "overloaded"
 
 
 class Unavailable(PeerError):
-    """A store or backend that this call needs does not answer; the message names it."""
+    """A store or backend that this call needs does not answer. The message names it."""
 
     code = "unavailable"
 
 
 class DeadlineExceeded(PeerError):
-    """There was no answer within the time that the caller gave."""
+    """The answer did not arrive within the caller's deadline."""
 
     code = "deadline_exceeded"
     status = 504
 
 
 class ProtocolViolation(PeerError):
-    """The peer broke the wire protocol; the link is closed."""
+    """The peer violated the wire protocol. The link is closed."""
 
     code = "protocol_violation"
     retryable = False
 
 
 class ModelCrashed(PeerError):
-    """The engine process died while it was generating; the worker restarts it."""
+    """The engine process crashed during the generation. The worker restarts it."""
 
     code = "model_crashed"
 
 
 class WorkerLost(PeerError):
-    """The worker was lost in the middle of its answer, and no other could go on with it; what had come until then is counted."""
+    """The worker was lost in the middle of its answer and no other could continue. Only what was delivered is billed."""
 
     code = "worker_lost"
 
 
-# --- our own fault --------------------------------------------------------------------------------------------------
+# --- our own fault
 
 
 class Internal(AimeshError):
-    """A bug. The log of the service has the traceback under the request id; the caller only learns that."""
+    """A bug. The service logs the traceback under the request id."""
 
 
 class BadSettings(AimeshError):
-    """Settings that cannot work, all mistakes of one start together. Ends the program with its message."""
+    """Invalid settings; all mistakes are reported together. Ends the program with this message."""
 
     code = "bad_settings"
     fault = Fault.CALLER
@@ -326,7 +328,7 @@ class BadSettings(AimeshError):
 
 
 class RemoteError(AimeshError):
-    """An error of a newer peer whose code this version does not know; it keeps the peer's code."""
+    """An error of a newer peer. Its code, unknown to this version, is kept."""
 
     def __init__(self, problem: Problem) -> None:
         after = problem.retry_after_ms
@@ -341,13 +343,13 @@ def _tree(root: type[AimeshError]) -> list[type[AimeshError]]:
     return [root, *(found for child in root.__subclasses__() for found in _tree(child))]
 
 
-#: code -> class. Where a family shares its code (``CallerError`` and ``BadRequest``) the later, more precise one wins.
+#: code -> class. Where a family shares a code (``CallerError`` and ``BadRequest``), the later and more precise class wins.
 BY_CODE: dict[str, type[AimeshError]] = {kind.code: kind for kind in _tree(AimeshError) if kind is not RemoteError}
 BY_CODE["internal"] = Internal
 
 
 def from_problem(problem: Problem) -> AimeshError:
-    """The exception that the peer raised, as an object of this side's tree."""
+    """Return the exception that the peer raised, as an instance of this version's class."""
     kind = BY_CODE.get(problem.code)
     if kind is None:
         return RemoteError(problem)
@@ -356,5 +358,13 @@ def from_problem(problem: Problem) -> AimeshError:
 
 
 def code_of(error: AimeshError) -> str:
-    """The code on the wire, also for an error that only a newer peer knows."""
+    """Return the code on the wire, also for errors that only a newer peer knows."""
     return error.to_problem().code
+
+
+def first_of(group: BaseExceptionGroup[E]) -> E:
+    """Return the first error in a group of errors or groups."""
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return cast("E", found)

@@ -1,22 +1,20 @@
-"""What is written to a socket in one turn of the event loop goes to it at once: each write by itself would be a system call."""
+"""Joins what is written to a socket within one turn of the event loop, to save system calls."""
 
 import asyncio
 from typing import Protocol
 
-#: More than this leaves at once: the other side reads it while this one goes on.
+#: Larger amounts are written at once, so that the peer can read while we continue.
 MOST_BYTES = 64 * 1024
 
 
 class Transport(Protocol):
-    """A part of ``asyncio.Transport``."""
-
     def write(self, data: bytes, /) -> None: ...
 
     def is_closing(self) -> bool: ...
 
 
 class JoinedWrites:
-    """Belongs to one transport. What is written to one that is closed is lost, as ever."""
+    """Belongs to one transport. Writes after the transport is closed are lost."""
 
     __slots__ = ("_held", "_held_bytes", "_loop", "_most_bytes", "_transport")
 
@@ -36,9 +34,9 @@ class JoinedWrites:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is held. Call it before the transport is closed, and when nothing more will come in this turn."""
+        """Write what is buffered. Call it before closing the transport, and after the last write of a turn."""
         if self._held:
             held, self._held, self._held_bytes = self._held, [], 0
-            # It may have been closed since: uvloop's transports raise then.
+            # uvloop's transports raise if closed in the meantime.
             if not self._transport.is_closing():
                 self._transport.write(held[0] if len(held) == 1 else b"".join(held))

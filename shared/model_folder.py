@@ -1,36 +1,35 @@
-"""Which GGUF files of a folder are models and under which names, and which files one model consists of."""
+"""Finds the models in a folder: their names, and the GGUF files that belong to each."""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-#: llama.cpp's names for the parts of one model; it is opened by the first and finds the others itself.
+#: How llama.cpp names the parts of a split model. It opens the first part and finds the others.
 _PART = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
-#: More parts than these are a slip in the name and no model.
+#: A higher part count is a typo.
 _MOST_PARTS = 1000
-#: Projectors of vision models lie beside the models and are none.
+#: Projectors of vision models are not models.
 _PROJECTOR = "mmproj"
 
 
 @dataclass(frozen=True, slots=True)
 class Clash:
-    """Two files that would both be served under one name."""
+    """Two files with the same model name."""
 
     name: str
-    #: The one that has the name.
     first: Path
     second: Path
 
 
 @dataclass(frozen=True, slots=True)
 class FoundModels:
-    #: A model's name -> the file that it is opened by, in the order of the files.
+    #: Model name -> the file to open, in file order.
     models: dict[str, Path]
     clashes: tuple[Clash, ...]
 
 
 def find(folder: Path) -> FoundModels:
-    """Every model under its file's name without the suffix; raises OSError for a folder that cannot be read."""
+    """Return every model, named after its file without the suffix. Raises OSError if the folder cannot be read."""
     models: dict[str, Path] = {}
     clashes: list[Clash] = []
     for path in sorted(folder.iterdir()):
@@ -44,7 +43,7 @@ def find(folder: Path) -> FoundModels:
 
 
 def parts(file: Path) -> tuple[Path, ...]:
-    """The files of one model: itself, or all parts of one that was split."""
+    """Return all files of one model."""
     part = _PART.fullmatch(file.stem)
     if part is None:
         return (file,)
@@ -53,7 +52,7 @@ def parts(file: Path) -> tuple[Path, ...]:
 
 
 def _name_of(path: Path) -> str | None:
-    """None for what is no model, or no model's first part."""
+    """Return None for a file that is not a model, or not a model's first part."""
     if path.suffix.lower() != ".gguf" or path.name.lower().startswith(_PROJECTOR):
         return None
     part = _PART.fullmatch(path.stem)

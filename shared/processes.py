@@ -1,26 +1,26 @@
-"""What Linux tells of processes in /proc: their names, and who listens on a port. Elsewhere nobody is known."""
+"""Reads process names and port owners from Linux's /proc. On other systems nothing is found."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-#: `st` column of /proc/net/tcp and udp, include/net/tcp_states.h: what a socket that waits for others is in.
+#: The `st` column of /proc/net/tcp and udp for listening sockets, see include/net/tcp_states.h.
 _TCP_LISTEN = "0A"
 _UDP_BOUND = "07"
 
 
 @dataclass(frozen=True, slots=True)
 class PortListener:
-    """Who has a port; neither is known when this user may not look into the process."""
+    """The process that has a port. Both are None if this user may not inspect it."""
 
     pid: int | None
     name: str | None
 
     def __str__(self) -> str:
-        return "a process that this user may not look into" if self.pid is None else f"{self.name} (pid {self.pid})"
+        return "a process that this user may not inspect" if self.pid is None else f"{self.name} (pid {self.pid})"
 
 
 def listener_on(port: int, *, is_udp: bool = False) -> PortListener:
-    """Who listens on a port that is taken, a TCP port without ``is_udp``."""
+    """Return the process that listens on a TCP or UDP port."""
     inodes = _bound_inodes("udp", _UDP_BOUND, port) if is_udp else _bound_inodes("tcp", _TCP_LISTEN, port)
     wanted = {f"socket:[{inode}]" for inode in inodes}
     folders = Path("/proc").iterdir() if wanted else iter(())
@@ -32,7 +32,7 @@ def listener_on(port: int, *, is_udp: bool = False) -> PortListener:
 
 
 def name_of(pid: int) -> str | None:
-    """None when there is no such process."""
+    """Return None if there is no such process."""
     try:
         return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
@@ -40,7 +40,7 @@ def name_of(pid: int) -> str | None:
 
 
 def _program_of(pid: int) -> str | None:
-    """Node.js calls its processes after their first thread."""
+    """Return the program's name. Node.js names its processes after their main thread."""
     name = name_of(pid)
     try:
         return Path(f"/proc/{pid}/exe").readlink().name if name == "MainThread" else name
@@ -49,7 +49,7 @@ def _program_of(pid: int) -> str | None:
 
 
 def _bound_inodes(protocol: str, state: str, port: int) -> set[str]:
-    """The sockets that wait on a port, on any address."""
+    """Return the inodes of sockets that listen on this port, on any address."""
     found = set()
     for table in (f"/proc/net/{protocol}", f"/proc/net/{protocol}6"):
         try:

@@ -1,4 +1,4 @@
-"""The spans of one request on one node, and how W3C trace context names them. Pure, but for the clock and the dice."""
+"""The spans of one request on one node, and their W3C trace context. Pure, except for the clock and random numbers."""
 
 import itertools
 import random
@@ -11,13 +11,13 @@ from typing import Final
 
 import msgspec
 
-#: What a span may say of its work. Never a prompt, an answer, a key or a name of a person.
+#: A span attribute. Never a prompt, an answer, a key or a user's name.
 Value = str | int | float | bool
 
-#: Of one request on one node; a request that does more is shown without the rest.
+#: Per request and node; further spans are dropped.
 MAX_SPANS: Final = 128
 
-#: The attribute by which the trace of a request is found.
+#: The attribute that links a trace to its request.
 REQUEST_ID: Final = "aimesh.request_id"
 
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
@@ -25,33 +25,29 @@ _NO_TRACE, _NO_SPAN = "0" * 32, "0" * 16
 _SAMPLED = 1
 
 _SPAN_ID = 2**64 - 1
-#: Of spans: in a row within a process, from somewhere between others.
+#: Span ids are consecutive within a process, from a random start.
 _numbers = itertools.count(random.getrandbits(64))
 
-#: Wall-clock time less monotonic time, once: the spans of a process lie right beside each other, whatever is done to its clock.
+#: Wall-clock minus monotonic time, measured once, so that clock changes do not shift spans against each other.
 _EPOCH = time.time_ns() - time.monotonic_ns()
 
 
 class SpanKind(StrEnum):
-    """As OpenTelemetry names them."""
-
     INTERNAL = "internal"
     SERVER = "server"
     CLIENT = "client"
 
 
 class Span(msgspec.Struct, frozen=True, array_like=True):
-    """One piece of work that has ended."""
+    """A finished span."""
 
     trace_id: str
     span_id: str
-    #: Empty for the first of its trace.
     parent_id: str
     name: str
     kind: SpanKind
     start_ns: int
     end_ns: int
-    #: The code of the error it ended with; empty where it went well.
     error: str
     attributes: dict[str, Value]
 
@@ -69,7 +65,7 @@ class Traceparent:
 
 
 def parse(text: str) -> Traceparent | None:
-    """None where it is not valid."""
+    """Return None if the text is not valid."""
     found = _TRACEPARENT.fullmatch(text)
     if found is None:
         return None
@@ -80,38 +76,36 @@ def parse(text: str) -> Traceparent | None:
 
 
 def now_ns() -> int:
-    """The wall-clock time of the spans."""
+    """Return the wall-clock time used for spans."""
     return time.monotonic_ns() + _EPOCH
 
 
 class OpenSpan:
-    """A span from its beginning on; ``end`` it once. Its texts are made when somebody reads it: most are never read."""
+    """A running span; ``end`` it once. Ids become text only on demand, because most spans are never read."""
 
     __slots__ = ("_number", "_parent", "attributes", "end_ns", "error", "kind", "name", "start_ns", "trace")
 
     def __init__(self, name: str, attributes: Mapping[str, Value] | None = None, kind: SpanKind = SpanKind.INTERNAL) -> None:
-        """Of no trace until ``begin``."""
         self.name = name
         self.attributes = attributes
         self.kind = kind
-        #: The code of what went wrong.
         self.error = ""
         self.trace: Trace | None = None
 
     def begin(self, trace: "Trace", parent: "OpenSpan | str") -> None:
-        """``parent`` is the id of a span of another process, empty for the first of all, or one of ours."""
+        """``parent`` is one of our spans or the id of another process's span; empty for a root span."""
         self.trace = trace
         self._parent = parent
         self._number = next(_numbers)
         self.start_ns = now_ns()
 
     def end(self, *, at_ns: int | None = None) -> None:
-        assert self.trace is not None  # it has begun
+        assert self.trace is not None
         self.end_ns = max(self.start_ns, now_ns() if at_ns is None else at_ns)
         self.trace.add(self)
 
     def tell(self, attributes: Mapping[str, Value]) -> None:
-        """What is known of it by now; nothing happens where nobody looks."""
+        """Add attributes. Does nothing if the span is not traced."""
         if self.trace is not None:
             self.attributes = {**self.attributes, **attributes} if self.attributes else attributes
 
@@ -121,12 +115,11 @@ class OpenSpan:
 
     @property
     def traceparent(self) -> str:
-        """For what this span asks of others."""
-        assert self.trace is not None  # it has begun
+        """Return the trace context for calls made within this span."""
+        assert self.trace is not None
         return f"00-{self.trace.id}-{self.id}-{int(self.trace.sampled):02x}"
 
     def read(self) -> Span:
-        """What it was; it has ended."""
         assert self.trace is not None
         parent = self._parent if isinstance(self._parent, str) else self._parent.id
         attributes = dict(self.attributes or ())
@@ -134,7 +127,7 @@ class OpenSpan:
 
 
 class Trace:
-    """What one request does on one node; for the event loop of that node."""
+    """The spans of one request on one node. For use in one event loop."""
 
     __slots__ = ("_late", "_spans", "dropped", "id", "sampled")
 
@@ -154,6 +147,6 @@ class Trace:
             self.dropped += 1
 
     def close(self, late: Callable[[OpenSpan], object]) -> list[OpenSpan]:
-        """Its spans so far; what ends from now on, in a task that outlives the request, goes to ``late``."""
+        """Return the spans so far. Spans that end later, in tasks that outlive the request, go to ``late``."""
         spans, self._spans, self._late = self._spans, [], late
         return spans

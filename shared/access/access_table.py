@@ -1,8 +1,8 @@
-"""Who may call each RPC method and each HTTP route of the API: one table, and the decision that follows from it. Pure.
+"""Holds who may call each RPC method and each HTTP route, and decides whether a caller may. Pure.
 
-A node's role admits it to a method at all (``Method.callers``); this table says what the person behind the call must be allowed
-to do. A method without a row is served to nobody: a program that has such a method does not start. Which of a person's own or
-another's data a method touches is its handler's to check (``subject_of``), and PostgreSQL's row-level security behind it.
+``Method.callers`` lists the node roles that may call a method; this table says what the user behind the call must be allowed to do. A
+program does not start if one of its methods has no row. Whether a caller may touch the particular data is checked by the handler
+(``subject_of``), and again by PostgreSQL's row-level security.
 """
 
 from collections.abc import Iterable, Mapping, Set
@@ -14,27 +14,25 @@ from shared import errors
 from shared.api.auth import Principal, Step
 from shared.types import Role, UserRole
 
-#: How long ago a person may have shown a password or a code for what is sensitive (SECURITY.md §5). Keys act by their scopes.
+#: How recently a user must have shown a password or code before a sensitive action (SECURITY.md §5). Does not apply to keys.
 FRESH_SECONDS = 300
 
 
 class Permission(StrEnum):
-    """What somebody may do; also the scopes of a key, which never exceed those of who made it."""
+    """What a user may do. These are also the scopes of API keys, which never exceed the rights of the creator."""
 
     INFER = "inference:execute"
     READ_MODELS = "model:read"
     WRITE_MODELS = "model:write"
-    #: Bring one's own nodes into the mesh, and look after them.
+    #: Add and manage one's own nodes.
     OWN_NODES = "node:own"
     READ_USAGE = "usage:read"
     WRITE_KEYS = "key:write"
-    #: Profile, sessions, second factor, organisations.
     WRITE_ACCOUNT = "account:write"
-    #: All of it, and what is an administrator's alone.
     EVERYTHING = "*"
 
 
-#: What everybody may do with what is their own.
+#: What every user may do with their own data.
 _OWN = frozenset({Permission.READ_USAGE, Permission.WRITE_KEYS, Permission.WRITE_ACCOUNT})
 
 ROLES: Mapping[UserRole, frozenset[Permission]] = {
@@ -46,26 +44,23 @@ ROLES: Mapping[UserRole, frozenset[Permission]] = {
 
 
 class Audience(StrEnum):
-    """Whom a method asks about."""
+    """Whether a method needs to know a user."""
 
-    #: Nobody: any node that its callers admit, and so any visitor where web or the gateway is among them.
+    #: No user: any node among the method's callers, which includes anonymous visitors if web or the gateway may call it.
     NODE = "node"
-    #: Whoever the credential belongs to.
     PERSON = "person"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessTable:
-    """One row of the table."""
-
     who: Audience
-    #: One of these is enough; empty is enough for everybody whom we know.
+    #: Any of these is enough. Empty means that any authenticated user may call.
     needs: frozenset[Permission] = frozenset()
-    #: A login that is older than FRESH_SECONDS has to be confirmed first.
+    #: Logins older than FRESH_SECONDS must be confirmed first.
     fresh: bool = False
-    #: Also for a login that still lacks its second factor.
+    #: Also allowed before the second factor is entered.
     halfway: bool = False
-    #: It may also be asked without a credential, by nodes of these roles.
+    #: Nodes of these roles may call without a credential.
     unless: Set[Role] = frozenset()
 
 
@@ -108,12 +103,12 @@ METHODS: Mapping[str, AccessTable] = {
     "auth.requestPasswordReset": _NODE,
     "auth.resetPassword": _NODE,
     "auth.setPreferences": _ACCOUNT,
-    # --- the second factor
+    # --- second factor
     "auth.beginMfa": _person(Permission.WRITE_ACCOUNT, fresh=True, halfway=True),
     "auth.enableMfa": _person(Permission.WRITE_ACCOUNT, fresh=True, halfway=True),
     "auth.disableMfa": _ACCOUNT_FRESH,
     "auth.renewRecoveryCodes": _ACCOUNT_FRESH,
-    # --- an OpenID provider
+    # --- OpenID
     "auth.beginOidc": _NODE,
     "auth.finishOidc": _NODE,
     "auth.leaveOidc": _NODE,
@@ -128,7 +123,7 @@ METHODS: Mapping[str, AccessTable] = {
     "auth.revokeApiKey": _KEYS,
     "auth.validateApiKey": _NODE,
     "auth.identify": _NODE,
-    # --- organisations
+    # --- organizations
     "auth.createOrganisation": _ACCOUNT,
     "auth.listOrganisations": _ACCOUNT,
     "auth.getOrganisation": _ACCOUNT,
@@ -140,7 +135,7 @@ METHODS: Mapping[str, AccessTable] = {
     "auth.acceptInvitation": _ACCOUNT,
     "auth.setOrganisationRole": _ACCOUNT_FRESH,
     "auth.removeOrganisationMember": _ACCOUNT,
-    # --- one's own data
+    # --- own data
     "auth.exportAccount": _ACCOUNT_FRESH,
     "auth.requestErasure": _ACCOUNT_FRESH,
     "auth.cancelErasure": _ACCOUNT,
@@ -201,7 +196,7 @@ METHODS: Mapping[str, AccessTable] = {
     "gateway.listPrices": _KNOWN,
     "gateway.revertRequest": _ADMIN_FRESH,
     "gateway.verifyLedger": _person(Permission.EVERYTHING, unless={Role.METRICS}),
-    # --- workers, metrics, every node: no person is asked about
+    # --- workers, metrics and every node: no user involved
     "inference.processPrompt": _NODE,
     "inference.embed": _NODE,
     "inference.listAvailableModels": _NODE,
@@ -227,7 +222,7 @@ METHODS: Mapping[str, AccessTable] = {
 }
 
 
-#: The routes of the gateway: each does what a method does, and asks for the same.
+#: The gateway's routes. Each needs the same permissions as the method that it calls.
 ROUTES: Mapping[str, AccessTable] = {
     "GET /openapi.json": _NODE,
     "GET /docs": _NODE,
@@ -257,7 +252,7 @@ ROUTES: Mapping[str, AccessTable] = {
 
 
 def of_route(verb: str, path: str) -> AccessTable:
-    """Raises ValueError for a route that nobody has declared."""
+    """Raises ValueError for a route without a row."""
     access = ROUTES.get(f"{verb} {path}")
     if access is None:
         raise ValueError(f"{verb} {path} has no row in shared/access/access_table.py: say who may use it")
@@ -265,7 +260,7 @@ def of_route(verb: str, path: str) -> AccessTable:
 
 
 def of_method(name: str) -> AccessTable:
-    """Raises ValueError for a method that nobody has declared."""
+    """Raises ValueError for a method without a row."""
     access = METHODS.get(name)
     if access is None:
         raise ValueError(f"{name} has no row in shared/access/access_table.py: say who may call it")
@@ -273,12 +268,12 @@ def of_method(name: str) -> AccessTable:
 
 
 def may(caller: Principal, permission: Permission) -> bool:
-    """Whether the caller has it; also what decides whether somebody sees what is another's."""
+    """Return whether the caller has this permission."""
     return bool(permissions_of(caller.role, caller.scopes) & {permission, Permission.EVERYTHING})
 
 
 def permissions_of(role: UserRole, scopes: Iterable[str] | None) -> frozenset[Permission]:
-    """What a key with these scopes may do now; None is a login. A scope that the owner has lost since grants nothing."""
+    """Return what a key with these scopes may do now; None stands for a login. A scope that the owner has lost grants nothing."""
     granted = ROLES[role]
     if scopes is None:
         return granted
@@ -296,16 +291,16 @@ def check(access: AccessTable, caller: Principal, now: float, what: str) -> None
         raise errors.NotAllowed(_lacking(access, caller, what), hint=_who_can(access, caller))
     if access.fresh and caller.confirmed_at is not None and now - caller.confirmed_at > FRESH_SECONDS:
         raise errors.ConfirmationNeeded(
-            "this is sensitive, and you logged in a while ago", hint="confirm your password or a code, then do it again"
+            "this action is sensitive, and you logged in a while ago", hint="confirm your password or a code, then try again"
         )
 
 
 def check_network(caller: Principal, address: str | None) -> None:
-    """A key may be bound to networks. Raises NotAllowed; an address that we do not know is in none of them."""
+    """Raises NotAllowed if the caller's key is bound to other networks, or if the caller's address is unknown."""
     if not caller.networks:
         return
     if address is None:
-        raise errors.NotAllowed("this key is bound to networks, and this way in shows no address", hint="use the HTTP API with it")
+        raise errors.NotAllowed("this key is bound to networks, but this connection shows no address", hint="use the HTTP API with it")
     try:
         here = ip_address(address)
     except ValueError:

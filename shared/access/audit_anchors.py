@@ -1,7 +1,7 @@
-"""Anchors: what the head of an audit chain was at some time, signed, and kept where those who can write the database cannot.
+"""Signs the heads of audit chains ("anchors") and checks them. Anchors are stored where nobody with database access can write.
 
-A chain alone does not show that its last rows are gone, nor that all of it was made anew; an anchor does. The key is derived from a
-secret of auth, so whoever has that can sign, too: the file belongs on a disk that such a person cannot write.
+A chain alone does not show that its last rows were deleted, or that the whole chain was rewritten; an anchor does. The signing key is
+derived from one of auth's secrets, and anyone who has that secret can sign too: keep the file on a disk that they cannot write.
 """
 
 import binascii
@@ -21,25 +21,24 @@ _PURPOSE = "audit-anchor"
 
 
 class Anchor(Body, frozen=True, kw_only=True, omit_defaults=False):
-    """One line of the file, in JSON."""
+    """One line of the anchor file, in JSON."""
 
     mesh: MeshName
     chain: str
     sequence: int
-    #: Of that row, in hex.
+    #: The hash of that row, in hex.
     hash: str
-    #: How many rows the chain had; more than ``sequence`` would mean that some have gone.
+    #: The chain's row count. More than ``sequence`` would mean that rows are missing.
     count: int
     at: datetime
-    #: The public key, an nkey; ask for it by another way than the file comes by.
+    #: The public key, an nkey. Get it through another channel than the file.
     key: NodeId
-    #: In hex.
     signature: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnchorFinding:
-    """An anchor that proves nothing."""
+    """An anchor that could not be verified."""
 
     chain: str
     sequence: int
@@ -48,8 +47,6 @@ class AnchorFinding:
 
 @dataclass(frozen=True, slots=True)
 class Anchors:
-    """Those that are good, and what is wrong with the others."""
-
     good: tuple[Anchor, ...]
     findings: tuple[AnchorFinding, ...]
 
@@ -60,12 +57,12 @@ class Anchors:
         return tuple(_checkpoint(anchor) for anchor in self.good if anchor.chain == chain)
 
     def finding(self, chain: str) -> AnchorFinding | None:
-        """The first, by its row."""
+        """Return the finding with the lowest row number."""
         return min((found for found in self.findings if found.chain == chain), key=lambda found: found.sequence, default=None)
 
 
 def signing_key(seed: bytes) -> node_keys.NodeKey:
-    """Of 32 secret bytes that are for this purpose alone."""
+    """Return the key for 32 secret bytes that are used for nothing else."""
     return node_keys.NodeKey(node_keys.seed_of(seed))
 
 
@@ -77,14 +74,14 @@ def sign(key: node_keys.NodeKey, mesh: MeshName, chain: str, head: ChainHead, at
 
 
 def check(anchors: Iterable[Anchor], keys: Collection[NodeId]) -> Anchors:
-    """``keys``: one of them must have signed each."""
+    """Verify each anchor's signature against ``keys``."""
     good: dict[str, Anchor] = {}
     findings: list[AnchorFinding] = []
     for anchor in anchors:
         if anchor.key in keys and _is_signed(anchor):
             good[anchor.signature] = anchor
         else:
-            why = f"the anchor of {_moment(anchor.at)} is forged: no key of this mesh signed it so"
+            why = f"the anchor of {_moment(anchor.at)} is forged: none of this mesh's keys signed it"
             findings.append(AnchorFinding(chain=anchor.chain, sequence=anchor.sequence, why=why))
     return Anchors(tuple(good.values()), tuple(findings))
 
@@ -94,7 +91,7 @@ def line(anchor: Anchor) -> bytes:
 
 
 def read_lines(lines: Iterable[bytes]) -> tuple[list[Anchor], list[int]]:
-    """The anchors of a file, and the numbers of the lines that are none."""
+    """Return the anchors of a file and the numbers of its unreadable lines."""
     anchors: list[Anchor] = []
     unreadable: list[int] = []
     for number, text in enumerate(lines, start=1):
@@ -108,7 +105,7 @@ def read_lines(lines: Iterable[bytes]) -> tuple[list[Anchor], list[int]]:
 
 
 def keys_of(anchors: Sequence[Anchor]) -> tuple[NodeId, ...]:
-    """Who claims to have signed; more than one means that somebody has a key of their own."""
+    """Return the keys that claim to have signed. More than one means that somebody signed with a foreign key."""
     return tuple(dict.fromkeys(anchor.key for anchor in anchors))
 
 

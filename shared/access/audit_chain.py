@@ -1,10 +1,9 @@
-"""The hash chains of the audit log: what a row's hash covers, and which row is the first that is not as it was written. Pure.
+"""Hashes and verifies the chains of the audit log. Pure.
 
-Shared, because an auditor checks an exported log with `aicli` and without any service.
+Auditors verify an exported log with `aicli`, without any service.
 
-The hash of a row is SHA-256 over the hash of the row before it and the canonical form of all that the row shows. Address and details
-are personal and so are covered by a salted digest alone: without salt and text the row still proves its place, and nobody can guess
-what stood there.
+A row's hash is SHA-256 over the previous row's hash and the canonical form of the row. Address and details are personal, so only a
+salted digest of them is hashed: after salt and text are erased the row still proves its place, and nobody can guess what was erased.
 """
 
 import hashlib
@@ -19,15 +18,15 @@ import msgspec
 from shared.api.audit import AuditedAct, AuditRow, ChainState
 from shared.types import TenantId
 
-#: The chain of what belongs to no tenant.
+#: The chain of everything that belongs to no tenant.
 HOUSE = "house"
 SALT_BYTES = 16
 
-#: The first member of the canonical form, so that another form is never mistaken for this one.
+#: The version of the canonical form. It comes first, so that two forms are never confused.
 _FORM = 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-#: How many rows back the place is found where somebody put others in.
+#: How many rows back inserted rows can be located.
 _REMEMBERED = 4096
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -41,18 +40,16 @@ class ChainHead:
     hash: bytes
 
 
-#: Before the first row.
 START = ChainHead(0, bytes(32))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChainLink:
-    """A row as it is to be written."""
+    """A row to be written."""
 
     chain: str
     sequence: int
     act: AuditedAct
-    #: Empty where there is nothing personal.
     salt: bytes
     details_digest: bytes
     prev_hash: bytes
@@ -67,13 +64,8 @@ def chain_of(tenant: TenantId | None) -> str:
     return HOUSE if tenant is None else str(tenant)
 
 
-def tenant_of(chain: str) -> TenantId | None:
-    """Raises ValueError for what is no chain's name."""
-    return None if chain == HOUSE else TenantId(UUID(chain))
-
-
 def link(chain: str, before: ChainHead, act: AuditedAct, salt: bytes) -> ChainLink:
-    """The row that follows ``before``."""
+    """Return the row that follows ``before``."""
     if not (act.address or act.details):
         salt = b""
     digest, sequence = _digest_of(act, salt), before.sequence + 1
@@ -82,7 +74,7 @@ def link(chain: str, before: ChainHead, act: AuditedAct, salt: bytes) -> ChainLi
 
 
 def _digest_of(act: AuditedAct, salt: bytes) -> bytes:
-    """Of the personal part; empty where there is none."""
+    """Return the digest of the personal part; empty if there is none."""
     if not (act.address or act.details):
         return b""
     return hashlib.sha256(salt + _encode((act.address, sorted(act.details.items())))).digest()
@@ -93,7 +85,7 @@ def _hash(before: bytes, chain: str, sequence: int, act: AuditedAct, digest: byt
 
 
 def _canonical(chain: str, sequence: int, act: AuditedAct, digest: bytes) -> bytes:
-    """MessagePack in its shortest form. A field that the log learns later goes to the end, under another ``_FORM``."""
+    """Return the shortest MessagePack form. New fields go at the end, with a new ``_FORM``."""
     return _encode(
         (
             _FORM,
@@ -113,7 +105,7 @@ def _canonical(chain: str, sequence: int, act: AuditedAct, digest: bytes) -> byt
 
 
 def microseconds(at: datetime) -> int:
-    """Since 1970, exactly; what says no zone is UTC."""
+    """Return the microseconds since 1970. A time without a zone is UTC."""
     return ((at if at.tzinfo is not None else at.replace(tzinfo=UTC)) - _EPOCH) // _MICROSECOND
 
 
@@ -121,18 +113,15 @@ def _id(value: UUID | None) -> bytes | None:
     return None if value is None else value.bytes
 
 
-# --- verifying -------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """What a row's hash was at some time, from elsewhere than the row: a signed anchor, or the head."""
+    """What a row's hash was at some time, according to another source: a signed anchor, or the stored head."""
 
     sequence: int
     hash: bytes
     #: Such as `the anchor of 2026-02-01 10:00`.
     source: str
-    #: By a key; the head, which lies beside the rows, is not.
+    #: Anchors are signed; the head, stored beside the rows, is not.
     is_signed: bool = True
 
 
@@ -143,34 +132,33 @@ class _Broken:
 
 
 class ChainVerifier:
-    """One chain: ``take`` its rows in their order, then ask for the ``state``. Holds no more than the hashes of the latest rows.
+    """Verifies one chain: ``take`` its rows in order, then read ``state``. Keeps only the hashes of the latest rows.
 
-    It names the first row that is not as it was written. Where somebody has made a run of rows anew, hashes and all, only a
-    checkpoint gives it away, and the row that is named is the first one that cannot be right.
+    It names the first row that was changed. If a run of rows was rewritten including the hashes, only a checkpoint reveals it; the row
+    named is then the first that cannot be right.
     """
 
     def __init__(self, chain: str, checkpoints: Iterable[Checkpoint] = (), *, partial: bool = False) -> None:
-        """``partial``: the rows begin somewhere, and not with the chain's first one."""
+        """``partial``: the first row given is not the chain's first."""
         self.chain = chain
         self._checkpoints = sorted(checkpoints, key=lambda checkpoint: checkpoint.sequence)
-        #: How many of them the rows have passed, how many of these were signed and agreed, and the row of the last that did.
+        #: How many checkpoints were passed, how many of these were signed and agreed, and the row of the last that agreed.
         self._compared = 0
         self._signed = 0
         self._known_good = 0
         self._partial = partial
         self._before = START
         self._rows = 0
-        #: hash -> its row, of the latest rows.
         self._seen: OrderedDict[bytes, int] = OrderedDict({START.hash: 0})
         self._broken: _Broken | None = None
-        #: The first checkpoint that says otherwise. A later row may still tell where before it the wrong ones begin.
+        #: The first checkpoint that disagrees. A later row may still show where before it the changed rows begin.
         self._contradicted: _Broken | None = None
-        #: A row that is right in itself and follows another than the one before it: the next one tells which of the two is wrong.
+        #: A row that is consistent in itself but follows another row than its predecessor: the next row shows which of the two is wrong.
         self._doubted: ChainHead | None = None
 
     @property
     def is_over(self) -> bool:
-        """No further row can change what was found."""
+        """Return whether no further row can change the result."""
         return self._broken is not None
 
     @property
@@ -191,7 +179,7 @@ class ChainVerifier:
             self._accept(row)
 
     def state(self) -> ChainState:
-        """After the last row."""
+        """Return the result, after the last row."""
         if self._doubted is not None:
             self._settle(None)
         tail = None if self._contradicted or self._broken else self._check_tail()
@@ -200,7 +188,7 @@ class ChainVerifier:
         return ChainState(self.chain, self._rows, first_bad, why, self._signed)
 
     def _begin(self, row: AuditRow) -> None:
-        """Of the row before the first one, all that is known is the hash that this one tells, and perhaps a checkpoint."""
+        """Start in the middle of a chain: the previous row is known only by the hash in this one, and perhaps by a checkpoint."""
         if row.sequence > 1:
             self._before = ChainHead(row.sequence - 1, _bytes(row.prev_hash))
             self._seen = OrderedDict({self._before.hash: self._before.sequence})
@@ -216,11 +204,11 @@ class ChainVerifier:
     def _misplaced(self, row: AuditRow) -> _Broken | None:
         due = self._before.sequence + 1
         if row.chain != self.chain:
-            return _Broken(due, f"a row of the chain {row.chain!r} stands in its place")
+            return _Broken(due, f"a row of the chain {row.chain!r} is in its place")
         if row.sequence > due:
             return _Broken(due, _missing(due, row.sequence - 1))
         if row.sequence < due:
-            return _Broken(row.sequence, "the row comes twice, or out of its order")
+            return _Broken(row.sequence, "the row is duplicated or out of order")
         return None
 
     def _check(self, row: AuditRow) -> _Broken | None:
@@ -230,38 +218,38 @@ class ChainVerifier:
         if told != self._before.hash:
             return self._diagnose(row, told, fits=fits)
         if not fits:
-            return _Broken(due, "the row is not as it was written")
+            return _Broken(due, "the row was changed")
         if not _personal_part_is_right(row):
-            return _Broken(due, "the row's address or details are not as they were written")
+            return _Broken(due, "the row's address or details were changed")
         self._compare(ChainHead(due, stored))
         return None
 
     def _diagnose(self, row: AuditRow, told: bytes, *, fits: bool) -> _Broken | None:
-        """The row says that it follows another than the one before it. None where the next row has to tell."""
+        """Find out why the row claims another predecessor. Returns None if the next row has to decide."""
         due = self._before.sequence + 1
         if fits:
-            return _Broken(due, "the row is not as it was written: its hash fits, what it says of the row before does not")
+            return _Broken(due, "the row was changed: its hash is right, but the hash it gives for the previous row is not")
         if (original := self._seen.get(_bytes(row.hash))) is not None:
             return _Broken(due, f"the row is a copy of row {original}")
         known = self._seen.get(told)
         if known is not None and _own_hash(row, told, known + 1) == _bytes(row.hash):
-            return _Broken(known + 1, f"{_rows(known + 1, due - 1)} put in: row {due} once followed row {known}")
+            return _Broken(known + 1, f"{_rows(known + 1, due - 1)} inserted: row {due} originally followed row {known}")
         if _own_hash(row, told) == _bytes(row.hash) and due > 1:
             self._doubted = ChainHead(due, _bytes(row.hash))
             return None
-        return _Broken(due, "the row is not as it was written, or stood elsewhere")
+        return _Broken(due, "the row was changed or moved")
 
     def _settle(self, successor: AuditRow | None) -> None:
-        """Who follows the doubted row says whether it was there; where nobody does, a checkpoint may."""
-        assert self._doubted is not None  # its callers have looked
+        """Decide about the doubted row by the row that follows it, or by a checkpoint if there is none."""
+        assert self._doubted is not None
         doubted, self._doubted = self._doubted, None
         known = {checkpoint.sequence: checkpoint.hash for checkpoint in self._checkpoints if checkpoint.sequence == doubted.sequence}
         said = known.get(doubted.sequence, doubted.hash) if successor is None else _bytes(successor.prev_hash)
         if said == doubted.hash:
             before = doubted.sequence - 1
-            self._broken = _Broken(before, f"the row was made anew, hash and all: row {doubted.sequence} followed another")
+            self._broken = _Broken(before, f"the row was rewritten, hash included: row {doubted.sequence} followed another row")
         else:
-            self._broken = _Broken(doubted.sequence, "the row was made anew and follows no row of this chain")
+            self._broken = _Broken(doubted.sequence, "the row was rewritten and follows no row of this chain")
 
     def _compare(self, head: ChainHead) -> None:
         while self._compared < len(self._checkpoints) and self._checkpoints[self._compared].sequence <= head.sequence:
@@ -273,11 +261,11 @@ class ChainVerifier:
                 self._signed += checkpoint.is_signed
                 self._known_good = head.sequence
             else:
-                why = f"{checkpoint.source} says otherwise: {_rows(self._known_good + 1, head.sequence)} made anew"
+                why = f"{checkpoint.source} disagrees: {_rows(self._known_good + 1, head.sequence)} rewritten"
                 self._contradicted = _Broken(head.sequence, why)
 
     def _check_tail(self) -> _Broken | None:
-        """Rows that once were there and would have to follow the last one."""
+        """Find rows missing after the last one."""
         if self._partial and not self._rows:
             return None
         beyond = [checkpoint for checkpoint in self._checkpoints[self._compared :] if checkpoint.sequence > self._before.sequence]
@@ -288,10 +276,10 @@ class ChainVerifier:
 
 
 def _own_hash(row: AuditRow, before: bytes, sequence: int | None = None) -> bytes:
-    """With the number that it has, or that it may once have had."""
+    """``sequence``: the number that the row may once have had."""
     try:
         return _hash(before, row.chain, row.sequence if sequence is None else sequence, row.act, _bytes(row.details_digest))
-    except (OverflowError, UnicodeEncodeError):  # a number or a text that no row of ours has
+    except (OverflowError, UnicodeEncodeError):  # not a value that we write
         return b""
 
 
@@ -299,12 +287,12 @@ def _personal_part_is_right(row: AuditRow) -> bool:
     digest, salt = _bytes(row.details_digest), _bytes(row.salt)
     if digest and salt:
         return _digest_of(row.act, salt) == digest
-    # Erased, or never there: nothing may stand there now.
+    # Erased or never present: nothing may be there now.
     return not (salt or row.act.address or row.act.details)
 
 
 def _bytes(text: str) -> bytes:
-    """Of hexadecimal digits; what is none equals no hash."""
+    """Parse hex digits; anything else equals no hash."""
     try:
         return bytes.fromhex(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The RPC contract: every method of every service, declared once with its types and its callers.
+"""The RPC contract: every method of every service, declared once with its types and callers.
 
-Client, server, the NATS micro endpoints and the reference page all take a method from here; nothing is written twice.
+Clients, servers, the NATS micro endpoints and the RPC reference all use these declarations.
 """

@@ -1,4 +1,4 @@
-"""auth: what people do with their own account: profile, password, second factor, sessions, preferences, links to a provider."""
+"""auth: a user's own account: profile, password, second factor, sessions, preferences, links to an OpenID provider."""
 
 from datetime import datetime
 from typing import Annotated
@@ -13,11 +13,11 @@ Text = Annotated[str, msgspec.Meta(max_length=200)]
 
 
 class Preferences(Body, frozen=True, omit_defaults=False):
-    #: None: the mesh's own default.
+    #: None: the mesh's default.
     default_model: ModelName | None = None
     #: light, dark or system.
     theme: str = "system"
-    #: Mail about new logins, expiring keys and budgets that run out.
+    #: Email about new logins, expiring keys and budgets that run out.
     notify_by_mail: bool = True
 
 
@@ -26,21 +26,21 @@ class GetAccount(Body, frozen=True):
 
 
 class OwnAccount(Body, frozen=True, omit_defaults=False):
-    """All that the settings page shows."""
+    """Everything on the settings page."""
 
     user: User
     preferences: Preferences
     has_password: bool
     mfa_enabled: bool
     recovery_codes_left: int
-    #: The account is deleted then; None where nobody asked for that.
+    #: When the account will be deleted; None if no deletion was requested.
     erased_at: datetime | None = None
-    #: The name of the provider on the login button; None where there is none.
+    #: The provider's name on the login button; None if there is no provider.
     oidc_name: str | None = None
 
 
 class ChangeProfile(Body, frozen=True):
-    """None leaves it as it is."""
+    """A field that is None does not change."""
 
     username: str | None = None
     email: str | None = None
@@ -53,10 +53,10 @@ class ChangePassword(Body, frozen=True):
 
 
 class RequestPasswordReset(Body, frozen=True):
-    """By user name or address; the answer is the same whether or not there is such an account."""
+    """By user name or address. The answer is the same whether or not the account exists."""
 
     name: Text
-    #: From where, as web and the gateway see it: so many of one address are enough.
+    #: The client as web or the gateway sees it, for limits per address.
     client: ClientFacts = ClientFacts()
 
 
@@ -76,9 +76,9 @@ class BeginMfa(Body, frozen=True):
 
 
 class MfaSeed(Body, frozen=True):
-    """For the authenticator app; not in force before a code has been shown."""
+    """For the authenticator app. Takes effect once a code has been confirmed."""
 
-    #: In base32, to be typed.
+    #: In base32, for typing.
     secret: str
     #: otpauth://…, for a QR code.
     uri: str
@@ -89,10 +89,10 @@ class EnableMfa(Body, frozen=True):
 
 
 class RecoveryCodes(Body, frozen=True, omit_defaults=False):
-    """The only message that ever carries them; each works once in place of a code."""
+    """The only message that contains the codes. Each works once in place of an app's code."""
 
     codes: tuple[str, ...]
-    #: The login that set up what it lacked goes on with this one.
+    #: The session that replaces a login that lacked its second factor.
     session: LoginSession | None = None
 
 
@@ -109,14 +109,12 @@ class ListSessions(Body, frozen=True):
 
 
 class OpenSession(Body, frozen=True, omit_defaults=False):
-    """What may be shown of a session."""
-
     id: str
     kind: SessionKind
     opened_at: datetime
     last_used_at: datetime
     client: ClientFacts
-    #: The one that asks.
+    #: The session that asks.
     is_this: bool
 
 
@@ -125,26 +123,26 @@ class OpenSessions(Body, frozen=True):
 
 
 class EndSession(Body, frozen=True):
-    """None ends all but the one that asks."""
+    """None ends all sessions except the one that asks."""
 
     id: str | None = None
 
 
 class BeginOidc(Body, frozen=True):
-    #: Where the provider shall send the browser back to; one of this mesh's own addresses.
+    #: Where the provider sends the browser back to; one of this mesh's addresses.
     redirect_uri: str
-    #: Shown to the page after the login.
+    #: The page to show after the login.
     then: Text = ""
-    #: A session that shall be linked to the provider's account, in place of logging in.
+    #: A session to link to the provider's account, instead of logging in.
     session_token: str | None = None
-    #: The provider shall ask for the password anew: how somebody without one here confirms something sensitive.
+    #: Makes the provider ask for the password again. Users without a password here confirm sensitive actions this way.
     fresh: bool = False
 
 
 class OidcStart(Body, frozen=True):
     #: Where to send the browser.
     url: str
-    #: For a cookie: whoever comes back has to bring it.
+    #: For a cookie that the returning browser must send.
     binding: str
 
 
@@ -152,29 +150,29 @@ class FinishOidc(Body, frozen=True):
     state: Text
     binding: Text
     code: Annotated[str, msgspec.Meta(max_length=4096)] = ""
-    #: What the provider says in place of a code, such as access_denied.
+    #: The provider's error, such as access_denied, in place of a code.
     error: Text | None = None
-    #: As it came, RFC 9207; None where the provider sends none.
+    #: See RFC 9207; None if the provider sends none.
     issuer: str | None = None
     client: ClientFacts = ClientFacts()
 
 
 class OidcEnd(Body, frozen=True, omit_defaults=False):
-    #: None where an account was linked.
+    #: None if an account was linked.
     session: LoginSession | None
     then: str
 
 
 class LeaveOidc(Body, frozen=True):
-    """Before ``logoutUser``: where to send the browser so that the provider's session ends, too."""
+    """Ask before ``logoutUser`` where to send the browser to end the provider's session as well."""
 
     session_token: str
-    #: Where the provider shall send the browser back to.
+    #: Where the provider sends the browser back to.
     then: str
 
 
 class LeftOidc(Body, frozen=True, omit_defaults=False):
-    #: None where the session did not begin at a provider, or it has no such place.
+    #: None if the session did not begin at a provider, or the provider has no logout page.
     url: str | None
 
 
@@ -183,11 +181,11 @@ class GetSignInOptions(Body, frozen=True):
 
 
 class SignInOptions(Body, frozen=True, omit_defaults=False):
-    """What the pages for visitors have to know."""
+    """What the sign-in pages need."""
 
     open_registration: bool
     password_min_length: int
-    #: The name on the button of the provider; None where there is none.
+    #: The provider's name on the login button; None if there is no provider.
     oidc_name: str | None = None
 
 
@@ -212,7 +210,7 @@ class RemoveOidcLink(Body, frozen=True):
 
 
 class SwitchTeam(Body, frozen=True):
-    """Go on as another organisation, or with None as oneself. The answer has a new session token."""
+    """Switch to another organization, or with None to the user's own. The answer has a new session token."""
 
     team_id: TenantId | None = None
 

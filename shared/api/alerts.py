@@ -1,13 +1,10 @@
-"""metrics: what is wrong just now, who looks after it, and who wants to hear nothing of it."""
+"""metrics: alerts, acknowledgements and silences."""
 
 from datetime import datetime
 
 import msgspec
 
-from shared.api.method import Body, Method, Nothing
-from shared.types import Role
-
-PEOPLE = {Role.WEB, Role.CLIENT, Role.OPERATOR}
+from shared.api.method import PEOPLE, Body, Method, Nothing
 
 
 class ListAlerts(Body, frozen=True):
@@ -15,32 +12,32 @@ class ListAlerts(Body, frozen=True):
 
 
 class Alert(Body, frozen=True, omit_defaults=False):
-    #: For `acknowledgeAlert`; the same for as long as the alert lasts.
+    #: For `acknowledgeAlert`. Stays the same while the alert lasts.
     id: str
     name: str
     #: page, critical, warning or ticket.
     severity: str
     labels: dict[str, str]
-    #: pending (it has not lasted for long enough), firing, or over.
+    #: pending (not yet long enough), firing, or over.
     state: str
     since: datetime
     ended: datetime | None
     value: float
     summary: str
     description: str
-    #: The page that says what to do.
+    #: The URL of the runbook.
     runbook: str
-    #: Who looks after it; empty for nobody.
+    #: Who acknowledged it; empty for nobody.
     seen_by: str
-    #: Nobody is told of it.
+    #: Nobody is notified.
     silenced: bool
-    #: The value with its unit; empty where it says no more than the alert does.
+    #: The value with its unit; empty if it adds nothing.
     shown: str = ""
 
 
 class Silence(Body, frozen=True, omit_defaults=False):
     id: str
-    #: Of the alerts; empty for all.
+    #: The alert's name; empty for all alerts.
     name: str
     labels: dict[str, str]
     until: datetime
@@ -49,10 +46,10 @@ class Silence(Body, frozen=True, omit_defaults=False):
 
 
 class Alerts(Body, frozen=True, omit_defaults=False):
-    #: The gravest first, then those that are pending, then those of the last day that are over.
+    #: The most severe first, then pending ones, then those that ended in the last day.
     alerts: tuple[Alert, ...]
     silences: tuple[Silence, ...]
-    #: The state is of then, because PostgreSQL cannot be read; None where it is of now.
+    #: When the state was read, if PostgreSQL cannot be read now; None for the current state.
     as_of: datetime | None = None
 
 
@@ -62,9 +59,9 @@ class AcknowledgeAlert(Body, frozen=True):
 
 class SilenceAlerts(Body, frozen=True):
     seconds: float
-    #: Of the alerts; empty for all.
+    #: The alert's name; empty for all alerts.
     name: str = ""
-    #: Those that have all of these.
+    #: Only alerts with all of these labels.
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     why: str = ""
 

@@ -1,4 +1,4 @@
-"""auth: the record of sensitive acts and refused ones, in one hash chain for each tenant and one for the house."""
+"""auth: the audit log of sensitive and refused actions, with one hash chain per tenant and one for the platform."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -18,60 +18,60 @@ class Result(StrEnum):
 
 
 class AuditedAct(Body, frozen=True, omit_defaults=False):
-    """What happened, as the service that saw it tells it."""
+    """An action, as reported by the service that saw it."""
 
     at: datetime
-    #: Such as `key.create`; docs/reference/audit.md lists them.
+    #: Such as `key.create`; docs/reference/audit.md lists all.
     action: str
-    #: Whose; None for an act of the house that belongs to no tenant.
+    #: None for an action that belongs to no tenant.
     tenant_id: TenantId | None
-    #: Who did it; None where nobody is known.
+    #: None if the user is unknown.
     actor: UserId | None
     result: Result = Result.DONE
-    #: What it was done to: an id or a name, never a secret.
+    #: An id or a name, never a secret.
     target: str = ""
-    #: Where the request came from; personal, and so kept apart from the chain.
+    #: The client's address. Personal, so it is kept outside the chain.
     address: str = ""
     request_id: str = ""
-    #: More of what it was; personal or not, kept apart from the chain.
+    #: Kept outside the chain, because some details are personal.
     details: dict[str, str] = msgspec.field(default_factory=dict)
-    #: How many equal ones this row stands for.
+    #: How many identical actions this row stands for.
     times: int = 1
 
 
 class RecordActs(Body, frozen=True):
-    """By the other services; at most 200 at once."""
+    """From other services, at most 200 at once."""
 
     acts: Annotated[tuple[AuditedAct, ...], msgspec.Meta(max_length=200)]
 
 
 class AuditRow(Body, frozen=True, omit_defaults=False):
-    #: `house`, or a tenant's id.
+    #: `house` for the platform, or a tenant's id.
     chain: str
     sequence: int
     act: AuditedAct
     actor_name: str
     #: In hex.
     hash: str
-    #: The personal part was erased; the chain still holds.
+    #: The personal part was erased; the chain is still valid.
     erased: bool = False
-    #: The hash of the row before, in hex; what the chain is checked by, wherever the rows are.
+    #: The previous row's hash, in hex.
     prev_hash: str = ""
-    #: What stands for the personal part in the hash, and its salt, in hex: empty where there is none, the salt also once it was erased.
+    #: The salted digest of the personal part, and its salt, in hex. Empty without a personal part; the salt is also empty after erasure.
     details_digest: str = ""
     salt: str = ""
 
 
 class ListAudit(Body, frozen=True):
-    """The newest first."""
+    """Newest first."""
 
-    #: `house`, or a tenant's id; None for all.
+    #: `house` for the platform, or a tenant's id; None for all.
     chain: str | None = None
     actor: str | None = None
     action: str | None = None
     result: Result | None = None
     since: datetime | None = None
-    #: Only rows before this one, to go on with a list.
+    #: For the next page: only rows before this time.
     before: datetime | None = None
     limit: Annotated[int, msgspec.Meta(ge=1, le=500)] = 100
 
@@ -92,7 +92,7 @@ class VerifyAudit(Body, frozen=True):
 class ChainState(Body, frozen=True, omit_defaults=False):
     chain: str
     rows: int
-    #: The number of the first row that is not as it was written; None where all are.
+    #: The number of the first row that was changed; None if the chain is valid.
     first_bad: int | None
     why: str
     #: How many signed anchors were compared.
@@ -101,7 +101,7 @@ class ChainState(Body, frozen=True, omit_defaults=False):
 
 class AuditReport(Body, frozen=True):
     chains: tuple[ChainState, ...]
-    #: Who signs the anchors; an auditor compares it with the key in the file of anchors.
+    #: The key that signs anchors, to be compared with the key in the anchor file.
     anchor_key: NodeId = NodeId("")
 
     @property

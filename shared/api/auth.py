@@ -12,7 +12,7 @@ from shared.types import Credential, KeyId, MicroCredits, ModelName, Role, Tenan
 
 PEOPLE = {Role.CLIENT, Role.WEB, Role.GATEWAY, Role.OPERATOR}
 
-#: A part of a text; no pattern. PostgreSQL has no NUL.
+#: Text to search for, not a pattern. PostgreSQL does not store NUL.
 Search = Annotated[str, msgspec.Meta(max_length=200, pattern=r"^[^\x00]*\Z")]
 
 
@@ -33,36 +33,34 @@ class User(Body, frozen=True):
 
 
 class Credentials(Body, frozen=True):
-    """A password with the name it belongs to: `username` or `email`, one of them."""
+    """A password with either `username` or `email`."""
 
     password: str
     username: str | None = None
     email: str | None = None
-    #: Of the second factor, where there is one: six digits, or a recovery code.
+    #: Six digits or a recovery code, if the account has a second factor.
     code: str | None = None
 
 
 class SessionKind(StrEnum):
-    """How a session's token is used."""
-
-    #: By a program: each refresh gives a new token and spends the old one; a spent one that comes again ends the session.
+    #: For programs: each refresh returns a new token. Reusing an old one ends the session.
     PROGRAM = "program"
-    #: By web, from a cookie: the token stays, the session ends when it is not used for an hour.
+    #: For web's cookie: the token stays the same. The session ends after an hour without use.
     BROWSER = "browser"
 
 
 class ClientFacts(Body, frozen=True):
-    """Where somebody comes from, for the list of one's sessions and for what an address may do; as the door says that it saw it."""
+    """Where a client connects from, for the list of sessions and for limits per address."""
 
     address: str = ""
-    #: The browser or program, as it calls itself.
+    #: The user agent.
     agent: str = ""
 
 
 class RegisterUser(Body, frozen=True):
     user_data: UserData
     client: ClientFacts = ClientFacts()
-    #: The code of an open invitation to the e-mail address: with it its addressee may register where registration is closed.
+    #: The code of an invitation to this email address. With it the user may register even if registration is closed.
     invitation: str | None = None
 
 
@@ -70,60 +68,60 @@ class LoginUser(Body, frozen=True):
     credentials: Credentials
     kind: SessionKind = SessionKind.PROGRAM
     client: ClientFacts = ClientFacts()
-    #: The ``browser`` of an earlier session of this browser; empty where it has none.
+    #: The ``browser`` of an earlier session of this browser, if any.
     browser: str = ""
 
 
 class Step(StrEnum):
-    """What a login still lacks. Until it is done, its access token is good for that step and nothing else."""
+    """What a login still lacks. Until it is done, its access token works for that step only."""
 
     DONE = "done"
     #: ``confirmLogin`` takes the code.
     ENTER_CODE = "enter_code"
-    #: An administrator without a second factor: ``beginMfa`` and ``enableMfa`` set it up.
+    #: For administrators without a second factor: call ``beginMfa`` and ``enableMfa``.
     SET_UP_MFA = "set_up_mfa"
 
 
 class LoginSession(Body, frozen=True, omit_defaults=False):
-    #: A JWT, good for ``expires_in`` seconds, to be sent as `Authorization: Bearer …`.
+    #: A JWT, valid for ``expires_in`` seconds, for `Authorization: Bearer …`.
     access_token: Credential
     expires_in: int
-    #: Opaque; gives a new access token until the session ends: ``refreshSession``, or ``resumeSession`` for a browser's.
+    #: Opaque. Use it with ``refreshSession``, or ``resumeSession`` for a browser session, to get a new access token.
     session_token: str
     user: User
-    token_type: str = "Bearer"  # noqa: S105 - a word of RFC 6749
+    token_type: str = "Bearer"  # noqa: S105 - defined in RFC 6749
     step: Step = Step.DONE
-    #: The organisation that it acts for; None for the user's own.
+    #: The organization that the session acts for; None for the user's own.
     team_id: TenantId | None = None
     team_name: str | None = None
-    #: How the person set the pages up: light, dark or system; None where nothing was chosen.
+    #: light, dark or system; None if the user has not chosen.
     theme: str | None = None
-    #: For web to keep in the browser and to send with its next login: a browser that has signed in before is not locked out by strangers
-    #: who guess the password. Opens nothing.
+    #: Stored in the browser and sent with the next login, so that strangers who guess passwords cannot lock out a known browser. Grants
+    #: no access.
     browser: str | None = None
 
 
 class RefreshSession(Body, frozen=True):
-    """The answer has a new session token; the one that was sent is spent."""
+    """The answer has a new session token; the old one becomes invalid."""
 
     session_token: str
 
 
 class ResumeSession(Body, frozen=True):
-    """For web: the session of a cookie. The token stays the same."""
+    """For web's cookie. The token stays the same."""
 
     session_token: str
 
 
 class ConfirmLogin(Body, frozen=True):
-    """The second step of a login. The answer has a new session token; the one of the first step is good for nothing."""
+    """The second step of a login. The answer has a new session token; the first one becomes invalid."""
 
-    #: Six digits, or a recovery code.
+    #: Six digits or a recovery code.
     code: str
 
 
 class ConfirmAgain(Body, frozen=True):
-    """Makes the login of the call's credential fresh: with the password, or with a code where there is a second factor."""
+    """Make the login of the call's credential fresh, with the password, or with a code if there is a second factor."""
 
     password: str | None = None
     code: str | None = None
@@ -134,68 +132,67 @@ class LogoutUser(Body, frozen=True):
 
 
 class ApiKeyLimits(Body, frozen=True, omit_defaults=False):
-    """What one key may use, besides what its user may; None is no limit of its own. The tightest limit holds."""
+    """Limits of one key, in addition to its user's. None means no limit of its own. The tightest limit applies."""
 
     requests_per_hour: int | None = None
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
-    #: Requests that run at once.
+    #: Concurrent requests.
     concurrency: int | None = None
-    #: What all its requests may cost together.
+    #: What all its requests may cost in total.
     budget_micro: MicroCredits | None = None
 
 
 class KeyKind(StrEnum):
-    """What a key is for; it shows in its first letters."""
+    """The purpose of a key, visible in its prefix."""
 
-    #: `aip_live_`: everyday work. Never an administrator's rights.
+    #: `aip_live_`: everyday use. Never has administrator rights.
     LIVE = "live"
-    #: `aip_test_`: for CI and examples: runs models and lists them, 60 requests an hour, at most 30 days.
+    #: `aip_test_`: for CI and examples. Runs and lists models, 60 requests per hour, expires within 30 days.
     TEST = "test"
-    #: `aip_adm_`: an administrator's, with their rights.
+    #: `aip_adm_`: for administrators, with their rights.
     ADMIN = "adm"
 
 
 class KeyBounds(Body, frozen=True, omit_defaults=False):
-    """What a key may be used for and from where; its limits are apart."""
+    """What a key may be used for, and from where."""
 
-    #: Of ``shared.access.access_table.Permission``; at most those of who makes it. Empty in a request: what is usual for a new key. Empty
-    #: in a stored
-    #: key: all that its kind may have of its owner's.
+    #: See ``shared.access.access_table.Permission``; at most those of the creator. Empty in a request: the default of a new key. Empty in
+    #: a stored key: everything that its kind may have of its owner's rights.
     scopes: tuple[str, ...] = ()
-    #: Only these; empty for all that its owner may use.
+    #: Allowed models; empty for all that the owner may use.
     models: tuple[ModelName, ...] = ()
-    #: Only from there, in CIDR form; empty for everywhere.
+    #: Allowed networks in CIDR form; empty for any.
     networks: tuple[str, ...] = ()
 
 
-#: How long a key is good where nobody says otherwise; one for tests never for longer.
+#: The default lifetime, and the longest lifetime of test keys.
 KEY_DAYS = 90
 TEST_KEY_DAYS = 30
 
 
 class GenerateApiKey(Body, frozen=True):
-    """``user_id`` None means the owner of the call's credential; another's only for an admin."""
+    """``user_id`` None means the caller. Only administrators may name another user."""
 
     name: str = "default"
     user_id: UserId | None = None
     limits: ApiKeyLimits = ApiKeyLimits()
     kind: KeyKind = KeyKind.LIVE
     bounds: KeyBounds = KeyBounds()
-    #: 0 for a key that never expires; None for what is usual for its kind.
+    #: 0 for a key that never expires; None for the default of its kind.
     days: int | None = None
-    #: All that its kind may have of its owner's, now and later; without it and without scopes a live or test key uses models and reads
-    #: usage.
+    #: Everything that its kind may have of its owner's rights, now and later. Without it and without scopes, live and test keys may use
+    #: models and read usage.
     all_rights: bool = False
 
 
 class ApiKey(Body, frozen=True):
-    """What may be shown of a key at any time."""
+    """What is shown of a key."""
 
     id: KeyId
     user_id: UserId
     name: str
-    #: The first 12 and the last 4 characters, to recognise a key by.
+    #: The first 12 and the last 4 characters.
     preview: str
     is_active: bool
     created_at: datetime
@@ -205,28 +202,28 @@ class ApiKey(Body, frozen=True):
     bounds: KeyBounds = KeyBounds()
     #: None for never.
     expires_at: datetime | None = None
-    #: The organisation whose key it is; None for the user's own.
+    #: The organization that owns the key; None for the user's own.
     team_id: TenantId | None = None
-    #: The key that made it; None where a login did.
+    #: The key that created it; None for a login.
     made_by: KeyId | None = None
 
 
 class RotateApiKey(Body, frozen=True):
-    """A new secret for the same key; the old one goes on for the overlap and then ends."""
+    """Create a new secret for the same key. The old secret works until the overlap ends."""
 
-    #: The key's id, or its name where that is unique among the owner's active keys.
+    #: The key's id, or its name if unique among the owner's active keys.
     key: str
     overlap_seconds: int = 24 * 3600
 
 
 class RenameApiKey(Body, frozen=True):
-    #: The key's id, or its name where that is unique among the owner's active keys.
+    #: The key's id, or its name if unique among the owner's active keys.
     key: str
     name: str
 
 
 class CreatedApiKey(Body, frozen=True):
-    """The only message that ever carries a whole key."""
+    """The only message that contains a whole key."""
 
     api_key: Credential
     key: ApiKey
@@ -241,9 +238,9 @@ class ApiKeys(Body, frozen=True):
 
 
 class RevokeApiKey(Body, frozen=True):
-    #: The key's id, or its name where that is unique among the owner's active keys.
+    #: The key's id, or its name if unique among the owner's active keys.
     key: str
-    #: Also the keys that it made, those that they made, and so on; also where the key itself was revoked before.
+    #: Also revoke all keys created with it, directly or indirectly, even if the key itself was revoked before.
     with_made: bool = False
 
 
@@ -256,65 +253,64 @@ class Identify(Body, frozen=True):
 
 
 class Principal(Body, frozen=True):
-    """Who a credential belongs to and what it carries."""
+    """The user that a credential belongs to, and what the credential allows."""
 
     user_id: UserId
     username: str
     role: UserRole
     tier: Tier
-    #: None where the credential is an access token and not a key.
+    #: None for an access token.
     key_id: KeyId | None = None
     key_name: str | None = None
-    #: Of the key; none where the credential is an access token.
     key_limits: ApiKeyLimits = ApiKeyLimits()
-    #: The organisation that it acts for; None for the user's own.
+    #: The organization that it acts for; None for the user's own.
     team_id: TenantId | None = None
-    #: Of the key: see ``shared.access.access_table``; None for a login, which may do all that its user may.
+    #: The key's scopes; None for a login, which may do everything its user may.
     scopes: tuple[str, ...] | None = None
-    #: Of the key: only these, where there are any.
+    #: The key's allowed models; empty for all.
     models: tuple[ModelName, ...] = ()
-    #: Of the key: only from there, where there are any.
+    #: The key's allowed networks; empty for any.
     networks: tuple[str, ...] = ()
-    #: Of a login: what it still lacks, and when a password or a code was last shown, in seconds since 1970.
+    #: For a login: what it lacks, and when a password or code was last shown, in seconds since 1970.
     step: Step = Step.DONE
     confirmed_at: float | None = None
-    #: Of a key, and of a secret that was replaced: when it ends, in seconds since 1970; None for never. No cache may outlive it.
+    #: When the key or its replaced secret expires, in seconds since 1970; None for never. No cache entry may outlive it.
     expires_at: float | None = None
-    #: Of an organisation that shares its founder's limits, and has no included credits: its founder.
+    #: The founder of an organization that shares the founder's limits and has no included credits.
     founder_id: UserId | None = None
 
     @property
     def tenant_id(self) -> TenantId:
-        """Who is charged and shown: the organisation, or the user's own."""
+        """Return who is charged: the organization, or the user."""
         return TenantId(self.user_id) if self.team_id is None else self.team_id
 
     @property
     def limited_as(self) -> TenantId:
-        """Whose limits its requests count against: its founder's for an organisation that shares them."""
+        """Return whose limits apply: the founder's for an organization that shares them."""
         return self.tenant_id if self.founder_id is None else TenantId(self.founder_id)
 
 
 class SetTier(Body, frozen=True):
-    #: A username, an e-mail address or a user id.
+    #: A username, an email address or a user id.
     user: str
     tier: Tier
 
 
 class SetRole(Body, frozen=True):
-    #: A username, an e-mail address or a user id.
+    #: A username, an email address or a user id.
     user: str
     role: UserRole
 
 
 class SetActive(Body, frozen=True):
-    """Close an account, or open it again; its keys and sessions stop and work with it."""
+    """Close or reopen an account. Its keys and sessions stop and work with it."""
 
     user: str
     is_active: bool
 
 
 class RemoveMfa(Body, frozen=True):
-    """Takes the second factor of somebody who has lost it, with the recovery codes; their sessions end, their keys go on."""
+    """Remove the second factor of a user who lost it and the recovery codes. Ends their sessions; keys keep working."""
 
     user: str
 
@@ -326,23 +322,23 @@ class GetUser(Body, frozen=True):
 class GetUserCalled(Body, frozen=True):
     """For administrators."""
 
-    #: A username, an e-mail address or a user id.
+    #: A username, an email address or a user id.
     user: str
 
 
 class ListUsers(Body, frozen=True):
-    """The newest first."""
+    """Newest first."""
 
     limit: int = 100
-    #: A part of the name or the address, in any case of its letters, or a whole id; empty finds all.
+    #: Part of the name or address, ignoring case, or a whole id; empty for all.
     search: Search = ""
-    #: The last one of the page before; None for the first page.
+    #: The last user of the previous page; None for the first page.
     after: UserId | None = None
 
 
 class Users(Body, frozen=True):
     users: tuple[User, ...]
-    #: There are older ones.
+    #: There are older users.
     more: bool = False
 
 
@@ -355,7 +351,7 @@ class GetSigningKeys(Body, frozen=True):
 
 
 class SigningKey(Body, frozen=True, omit_defaults=False):
-    """The public half of a key that signs access tokens, as RFC 8037 writes it."""
+    """The public half of a key that signs access tokens, as in RFC 8037."""
 
     kid: str
     x: str
@@ -366,25 +362,25 @@ class SigningKeys(Body, frozen=True):
 
 
 class RotateSigningKeys(Body, frozen=True):
-    """A new key signs after it has been published for a while; ``at_once`` also forgets the present one, for one that leaked."""
+    """The new key is published first and signs later. ``at_once`` also revokes the current key, in case it leaked."""
 
     at_once: bool = False
 
 
 class WatchChanges(Body, frozen=True):
-    #: The last sequence number seen; 0 for everything from now on.
+    #: The last sequence number seen; 0 to start now.
     since: int = 0
 
 
 class Change(Body, frozen=True):
-    """Something that a cached Principal may depend on has changed; ``user_id`` None means: forget everything."""
+    """Cached principals of ``user_id`` may be outdated; None means all."""
 
     sequence: int
     user_id: UserId | None = None
 
 
 class CreateLoginLink(Body, frozen=True):
-    """A one-time token that logs its bearer in on the dashboard within a minute."""
+    """Create a one-time token that logs the bearer in on the dashboard. Valid for one minute."""
 
 
 class LoginLink(Body, frozen=True):

@@ -1,5 +1,4 @@
-"""What an administrator is told of everybody. gateway: what was used and what that cost, by day, user, model, whose machine and its
-labels. auth: how many came, and who they are."""
+"""Reports for administrators. gateway: usage and cost by day, user, model, worker owner and label. auth: new accounts and names."""
 
 from datetime import date
 from enum import StrEnum
@@ -7,12 +6,11 @@ from typing import Annotated
 
 import msgspec
 
-from shared.api.method import Body, Method
-from shared.types import MicroCredits, Role, UserId
+from shared.api.method import PEOPLE, Body, Method
+from shared.types import MicroCredits, UserId
 
-#: The longest time that one report is about.
+#: The longest period of one report.
 MOST_DAYS = 750
-#: A message has room for more; a person reads fewer.
 MOST_ROWS = 1000
 
 
@@ -20,20 +18,20 @@ class BusinessGrouping(StrEnum):
     DAY = "day"
     USER = "user"
     MODEL = "model"
-    #: Who answers for the worker.
+    #: The owner of the worker.
     OWNER = "owner"
-    #: Of the worker.
+    #: A label of the worker.
     LABEL = "label"
 
 
 class GetBusinessReport(Body, frozen=True):
-    """Days are those of UTC on which requests began."""
+    """By the UTC day on which a request began."""
 
     since: date
-    #: The first day that is not in it.
+    #: Exclusive.
     until: date
     by: BusinessGrouping = BusinessGrouping.DAY
-    #: With ``by`` label, the one whose values are told apart; None for all labels of a worker together.
+    #: For grouping by label: the label whose values to compare; None groups by all labels together.
     label: str | None = None
 
 
@@ -42,63 +40,63 @@ class BusinessSum(Body, frozen=True, omit_defaults=False):
     failed: int = 0
     timed_out: int = 0
     cancelled: int = 0
-    #: Refused by a limit; in no other number.
+    #: Refused by a limit; not in any other count.
     limited: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost_micro: MicroCredits = MicroCredits(0)
-    #: Of those that succeeded, all together.
+    #: The sum over successful requests.
     response_ms: int = 0
-    #: Output of those that succeeded and that a worker ran, and how long they took.
+    #: Output tokens of successful requests that a worker ran, and how long they took.
     made_tokens: int = 0
     made_ms: int = 0
-    #: Answered from what was answered before, and what they would have cost otherwise (less the time of compute, which nobody knows).
+    #: Answered from the cache, and what that saved (without compute time, which is unknown).
     cached: int = 0
     saved_micro: MicroCredits = MicroCredits(0)
-    #: Requests without an earlier answer among their messages.
+    #: Requests whose messages contain no earlier answer.
     conversations: int = 0
-    #: On answers to requests of this time, whenever they were given.
+    #: For answers to requests of this period, whenever they were rated.
     thumbs_up: int = 0
     thumbs_down: int = 0
-    #: Different people. The only number that does not add up: somebody may be in several rows.
+    #: Distinct users. They do not add up, because a user may be in several rows.
     users: int = 0
 
     @property
     def requests(self) -> int:
-        """All that were let in."""
+        """Return the number of admitted requests."""
         return self.succeeded + self.failed + self.timed_out + self.cancelled
 
 
 class BusinessRow(Body, frozen=True, omit_defaults=False):
-    #: A day, a user's or an owner's id, a model, a label's value or all labels as a JSON object; None for what has none.
+    #: A day, a user's or owner's id, a model, a label value, or all labels as a JSON object; None if there is none.
     name: str | None
     sum: BusinessSum
 
 
 class ActiveUsers(Body, frozen=True, omit_defaults=False):
-    """Who asked for anything until now, whatever time the report is about."""
+    """Distinct users with a request, up to now, whatever the period of the report."""
 
-    #: In the last hour, and in the last 24.
+    #: In the last hour and the last 24 hours.
     hour: int
     day: int
-    #: On this UTC day and the 6, or the 29, before it.
+    #: Today (UTC) and the 6 or 29 days before.
     week: int
     month: int
 
 
 class BusinessReport(Body, frozen=True, omit_defaults=False):
     total: BusinessSum
-    #: Days in their order; others by what they cost, the most first.
+    #: Days in order; everything else by cost, highest first.
     rows: tuple[BusinessRow, ...]
-    #: There are more rows; the total has them.
+    #: There are more rows; the total includes them.
     more: bool
-    #: Given back in this time of what requests had cost, whenever that was.
+    #: Refunded in this period, whenever the requests ran.
     given_back_micro: MicroCredits
     active: ActiveUsers
 
 
 class CountNewAccounts(Body, frozen=True):
-    """Of UTC days, as ``GetBusinessReport`` has them."""
+    """By UTC day, as in ``GetBusinessReport``."""
 
     since: date
     until: date
@@ -106,28 +104,28 @@ class CountNewAccounts(Body, frozen=True):
 
 class NewOfDay(Body, frozen=True, omit_defaults=False):
     day: date
-    #: Also those that were erased since.
+    #: Includes accounts that were erased since.
     registrations: int
-    #: Keys that were made, whether they still open anything or not.
+    #: Includes keys that no longer work.
     keys: int
 
 
 class NewAccounts(Body, frozen=True, omit_defaults=False):
-    #: Days on which there was any, in their order.
+    #: Days with at least one, in order.
     days: tuple[NewOfDay, ...]
 
 
 class NameUsers(Body, frozen=True):
-    """For a report's rows by user or owner."""
+    """Look up the names for a report grouped by user or owner."""
 
     ids: Annotated[tuple[UserId, ...], msgspec.Meta(max_length=MOST_ROWS)]
 
 
 class UserNames(Body, frozen=True, omit_defaults=False):
-    #: By the id, of those that there are.
+    #: By id; unknown ids are missing.
     names: dict[str, str]
 
 
-get_business_report = Method("gateway.getBusinessReport", GetBusinessReport, BusinessReport, callers={Role.CLIENT, Role.WEB, Role.OPERATOR})
-count_new_accounts = Method("auth.countNewAccounts", CountNewAccounts, NewAccounts, callers={Role.CLIENT, Role.WEB, Role.OPERATOR})
-name_users = Method("auth.nameUsers", NameUsers, UserNames, callers={Role.CLIENT, Role.WEB, Role.OPERATOR})
+get_business_report = Method("gateway.getBusinessReport", GetBusinessReport, BusinessReport, callers=PEOPLE)
+count_new_accounts = Method("auth.countNewAccounts", CountNewAccounts, NewAccounts, callers=PEOPLE)
+name_users = Method("auth.nameUsers", NameUsers, UserNames, callers=PEOPLE)

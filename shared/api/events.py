@@ -1,4 +1,4 @@
-"""Domain events: hints and counts for whoever listens, published once and never the only copy of anything."""
+"""Domain events: notifications that are published once. They are never the only copy of a fact."""
 
 from datetime import datetime
 
@@ -27,7 +27,7 @@ class KeyRevoked(_DomainEvent, frozen=True, tag="key.revoked"):
 
 class RequestCompleted(_DomainEvent, frozen=True, tag="request.completed"):
     request_id: RequestId
-    #: None for a request that was refused before anybody was recognised.
+    #: None for a request that was refused before authentication.
     user_id: UserId | None
     model: ModelName | None
     status: RequestStatus
@@ -45,7 +45,7 @@ class WorkerLeft(_DomainEvent, frozen=True, tag="worker.lost"):
     why: str
 
 
-#: An event counts only from the service that it is about: a worker's NATS user may publish under any event's name.
+#: Which service may publish each event. NATS itself would allow any node to publish any event.
 TOLD_BY: dict[type[_DomainEvent], Role] = {
     UserRegistered: Role.AUTH,
     KeyCreated: Role.AUTH,

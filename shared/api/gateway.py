@@ -1,4 +1,4 @@
-"""gateway: the door for inference, and what a caller may still use."""
+"""gateway: inference requests, models, nodes, and a caller's quota."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -8,44 +8,42 @@ import msgspec
 from shared.api.generation import ChatMessage, Sampling, ToolCall, Usage
 from shared.api.inference import TokenLogprob
 from shared.api.ledger import Account
-from shared.api.method import Body, Method, Nothing, StreamMethod
+from shared.api.method import PEOPLE, Body, Method, Nothing, StreamMethod
 from shared.api.usage_report import UserUsage
 from shared.types import Credential, FinishReason, MicroCredits, ModelName, NodeId, RequestId, Role, TenantId, Tier, UserId
 
-PEOPLE = {Role.CLIENT, Role.WEB, Role.OPERATOR}
-
 
 class InferenceRequest(Sampling, frozen=True, kw_only=True):
-    """``prompt`` or ``messages``, one of them; ``system`` goes with a prompt."""
+    """Has either ``prompt`` or ``messages``; ``system`` is only for a prompt."""
 
     prompt: str | None = None
     messages: tuple[ChatMessage, ...] = ()
     system: str | None = None
-    #: None means the default model.
+    #: None: the default model.
     model: ModelName | None = None
 
 
 class Auth(Body, frozen=True):
-    #: A key, or an access token.
+    #: A key or an access token.
     api_key: Credential | None = None
 
 
 class Rest(Body, frozen=True):
-    """What is left of an answer that its reader lost."""
+    """Asks for the part of an answer that its reader missed."""
 
-    #: The number of the last chunk that it has.
+    #: The sequence number of the last chunk received.
     after: int
 
 
 class ProcessInferenceRequest(Body, frozen=True):
     request: InferenceRequest
-    #: The seed's second argument; without it the credential of the call itself counts. Two that differ are refused.
+    #: Optional; the call's own credential is the default. Two different credentials are refused.
     auth: Auth = Auth()
-    #: Chosen by the caller: the same request under the same key again is answered once and paid once.
+    #: Chosen by the caller. Repeating the same request with the same key runs and bills it once.
     idempotency_key: str | None = None
-    #: With the same request and the same idempotency key.
+    #: Only with the same request and idempotency key.
     rest: Rest | None = None
-    #: Made now: not from the response cache, nor into it.
+    #: Do not use the response cache.
     fresh: bool = False
 
     def own_credential(self) -> Credential | None:
@@ -53,61 +51,59 @@ class ProcessInferenceRequest(Body, frozen=True):
 
 
 class CancelInference(Body, frozen=True):
-    """Nobody wants the rest of what the caller asked under this key: a request under a key does not end because its reader left."""
+    """Cancel the request with this key. Requests with a key do not end when the reader disconnects."""
 
     idempotency_key: str
 
 
 class InferenceChunk(Body, frozen=True):
     text: str
-    #: Which of the answers, where more than one was asked for.
+    #: Which answer, if the request asked for several.
     answer: int = 0
-    #: Of the tokens behind it, where they were asked for.
+    #: One per token, if requested.
     logprobs: tuple[TokenLogprob, ...] = ()
-    #: Calls that are complete now; what the model wrote for them is not in ``text``.
+    #: Completed calls. The text that the model wrote for them is not in ``text``.
     tool_calls: tuple[ToolCall, ...] = ()
-    #: Before the first text: what the answer waits for, for people.
+    #: Before the first text: what the request waits for, for users.
     waiting: str = ""
-    #: Its number, from 1 on without a gap; 0 for what only says what the answer waits for.
+    #: Counts from 1; 0 for a chunk that only has ``waiting``.
     sequence: int = 0
-    #: In the first one that a call brings: who reads no further than this can still name the answer.
+    #: In the first chunk of each call, so that a reader can always name the answer.
     request_id: RequestId | None = None
 
 
 class InferenceResult(Body, frozen=True, omit_defaults=False):
     request_id: RequestId
-    #: The model that answered, after aliases.
+    #: The model that answered, with aliases resolved.
     model: ModelName
     finish_reason: FinishReason
     usage: Usage
     response_time_ms: int
-    #: From the gateway's start of the request to the first text.
+    #: From the start of the request at the gateway to the first text.
     first_token_ms: int
-    #: Of every answer, where more than one was asked for.
+    #: One per answer, if the request asked for several.
     finish_reasons: tuple[FinishReason, ...] = ()
     cost_micro: MicroCredits = MicroCredits(0)
-    #: What max_tokens was lowered to, because the credits did not reach for more; None where they did.
+    #: The value that max_tokens was reduced to, if credits were short.
     clamped_to: int | None = None
-    #: Taken from an answer that was given before.
+    #: Served from the response cache.
     cached: bool = False
 
 
 class WrittenAnswer(Body, frozen=True):
-    """What the model wrote for one answer."""
-
     text: str
     tool_calls: tuple[ToolCall, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class InferenceOutcome(InferenceResult, frozen=True, kw_only=True, omit_defaults=False):
-    """The whole answer and how it ended, for stock clients that do not ask for a stream."""
+    """The whole answer, for stock clients that do not stream."""
 
-    #: These three are of the first answer.
+    #: These three belong to the first answer.
     text: str
     tool_calls: tuple[ToolCall, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
-    #: The second answer and those behind it, where more than one was asked for.
+    #: The other answers, if the request asked for several.
     others: tuple[WrittenAnswer, ...] = ()
 
     @classmethod
@@ -134,13 +130,13 @@ class GetServiceHealth(Body, frozen=True):
 
 
 class Check(Body, frozen=True, omit_defaults=False):
-    """One thing that a service needs, and whether it is there."""
+    """The state of one thing that a service depends on."""
 
     name: str
     ok: bool
-    #: What is wrong and what to do; empty when nothing is.
+    #: What is wrong and what to do; empty if ok.
     detail: str = ""
-    #: Whether the service is of no use without it; otherwise it is degraded then, and ready.
+    #: The service is not ready without it. Otherwise it is degraded.
     needed: bool = True
 
 
@@ -158,53 +154,51 @@ class GetUserQuota(Body, frozen=True):
 
 
 class LimitState(Body, frozen=True, omit_defaults=False):
-    """One limit and how far it is used."""
-
     #: user, key or model.
     scope: str
     #: requests_per_hour, requests_per_minute, tokens_per_minute or concurrency.
     kind: str
     limit: int
     remaining: int
-    #: Until all of it is there again.
+    #: Until the limit is fully available again.
     resets_in_seconds: float
-    #: The model, where that is the scope.
+    #: The model, if that is the scope.
     name: str = ""
-    #: The setting that it comes from, such as TIER_FREE; "default", or "key" for the key's own. Empty where the gateway does not say.
+    #: Where the limit is set: a setting such as TIER_FREE, "default", or "key". Empty if unknown.
     source: str = ""
 
 
 class KeyBudget(Body, frozen=True, omit_defaults=False):
-    """What all requests of one key may cost together, where the key has such a limit."""
+    """The total cost limit of one key, if it has one."""
 
     budget_micro: MicroCredits
     spent_micro: MicroCredits
-    #: Held by requests that run now.
+    #: Held by running requests.
     reserved_micro: MicroCredits
 
     @property
     def free_micro(self) -> int:
-        """What a new request may still hold; 0 also where the budget was overdrawn."""
+        """Return how much a new request may cost. Never negative."""
         return max(0, self.budget_micro - self.spent_micro - self.reserved_micro)
 
 
-#: The limit an hour of a tier that has none.
+#: Stands for "no limit" in ``limit_per_hour``.
 NO_LIMIT = 10**9
 
 
 class UserQuota(Body, frozen=True, omit_defaults=False):
     user_id: UserId
     tier: Tier
-    #: NO_LIMIT where the tier has none.
+    #: NO_LIMIT if the tier has no limit.
     limit_per_hour: int
     used_this_hour: int
     remaining: int
     #: When the oldest counted minute leaves the window; now if nothing is counted.
     resets_at: datetime
-    #: Every limit that requests of this caller count against, those of models included.
+    #: All limits that apply to this caller, including per-model limits.
     limits: tuple[LimitState, ...] = ()
     account: Account | None = None
-    #: Of the key that asks; None where it has none, and for a login.
+    #: The budget of the calling key; None without one, and for a login.
     key_budget: KeyBudget | None = None
 
 
@@ -218,12 +212,12 @@ class ListModels(Body, frozen=True):
 
 class ServedModel(Body, frozen=True, omit_defaults=False):
     name: ModelName
-    #: How many live workers serve it.
+    #: The number of live workers with this model.
     workers: int
     context_tokens: int
-    #: The names that MODEL_ALIASES gives it.
+    #: From MODEL_ALIASES.
     aliases: tuple[str, ...] = ()
-    #: It gives vectors and no answers.
+    #: An embedding model.
     only_embeds: bool = False
 
 
@@ -237,9 +231,9 @@ class LoadOnWorker(Body, frozen=True):
     """For administrators."""
 
     model: ModelName
-    #: A worker's id, or a beginning of it; None: the least busy one that has the model and room for it.
+    #: A worker's id or a unique prefix; None: the least busy worker that has the model and enough memory.
     worker: NodeId | None = None
-    #: Whether it shall stay in memory from now on; None leaves that as it is.
+    #: Whether to keep the model in memory; None does not change that.
     pin: bool | None = None
 
 
@@ -247,7 +241,7 @@ class UnloadOnWorkers(Body, frozen=True):
     """For administrators."""
 
     model: ModelName
-    #: A worker's id, or a beginning of it; None: every worker that has the model.
+    #: A worker's id or a unique prefix; None: every worker that has the model.
     worker: NodeId | None = None
 
 
@@ -256,12 +250,12 @@ class ModelPlace(Body, frozen=True, omit_defaults=False):
 
     worker: NodeId
     model: ModelName
-    #: One of loading, ready, unloaded, failed; empty where the worker did not do what was asked.
+    #: loading, ready, unloaded or failed; empty if the worker refused.
     state: str
-    #: Why it did not, or what there is to know.
+    #: Why the worker refused, or further information.
     detail: str
     pinned: bool = False
-    #: What it takes in memory, or would take; 0 where that is not known.
+    #: Memory that the model uses or would use; 0 if unknown.
     memory_bytes: int = 0
 
 
@@ -279,26 +273,26 @@ class NodeRow(Body, frozen=True, omit_defaults=False):
     id: NodeId
     role: Role
     service: str
-    #: How it is reached: nats; direct, punched or relayed over Hyperswarm; self for the gateway that answers.
+    #: The transport: nats; direct, punched or relayed over Hyperswarm; self for the gateway that answers.
     path: str
     alive: bool
     usable: bool
-    #: Why it is not used; empty when it is.
+    #: Why it gets no requests; empty if it does.
     why_not: str
     models: tuple[ModelName, ...]
-    #: Alive, or gone, since then.
+    #: Since when it is alive or gone.
     since: datetime
     version: str
     running: int
     queued: int
     slots: int
-    #: To this gateway; null where there is no link to measure it on.
+    #: To this gateway; null if there is no link.
     round_trip_ms: float | None = None
-    #: It is known by its key alone: it was not let in, or could not be reached.
+    #: Known only by its key: it was refused or could not be reached.
     refused: bool = False
-    #: By its certificate, for routing and for people.
+    #: From its certificate.
     labels: dict[str, str] = msgspec.field(default_factory=dict)
-    #: What is wrong with NATS or Hyperswarm there, in its own words, while it can still be reached; empty when nothing is.
+    #: Its problem with NATS or Hyperswarm, as it reports it; empty if none.
     trouble: str = ""
 
 
@@ -307,9 +301,9 @@ class NodeRows(Body, frozen=True):
 
 
 class PardonNode(Body, frozen=True):
-    """End the quarantine of a worker that told wrong numbers, and forget its strikes, at all gateways."""
+    """End a worker's quarantine for misreporting and clear its strikes, at all gateways."""
 
-    #: Its node id, or a beginning of it that no other worker with strikes has.
+    #: Its node id, or a prefix that is unique among workers with strikes.
     node: str
 
 

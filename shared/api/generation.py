@@ -1,4 +1,4 @@
-"""What a generation is asked for and what comes back; the gateway's and the worker's messages share these."""
+"""The parameters and result of a generation, shared by the gateway's and the worker's messages."""
 
 from enum import StrEnum
 
@@ -9,25 +9,24 @@ from shared.types import FinishReason
 
 
 class ToolCall(Body, frozen=True):
-    """What the model asks its caller to run."""
-
+    #: The caller runs it.
     id: str
     name: str
-    #: JSON as the model wrote it; whether it fits the tool's schema is the caller's to check.
+    #: JSON as written by the model. The caller must check it against the tool's schema.
     arguments: str
 
 
 class ChatMessage(Body, frozen=True):
     role: str
     content: str
-    #: Of an assistant's message.
+    #: Only in an assistant's message.
     tool_calls: tuple[ToolCall, ...] = ()
-    #: Of a message with role ``tool``: which call it answers.
+    #: Only with role ``tool``: the call that this message answers.
     tool_call_id: str | None = None
 
 
 class Tool(Body, frozen=True):
-    """A function that the model may ask for."""
+    """A function that the model may ask its caller to run."""
 
     name: str
     description: str = ""
@@ -38,7 +37,7 @@ class Tool(Body, frozen=True):
 class ToolChoice(StrEnum):
     AUTO = "auto"
     NONE = "none"
-    #: At least one call, of any tool, or of the only one if the request names one.
+    #: At least one call of any tool, or of the only tool.
     REQUIRED = "required"
 
 
@@ -50,7 +49,7 @@ class FormatKind(StrEnum):
 
 
 class OutputFormat(Body, frozen=True):
-    """What the whole answer must be."""
+    """A format that the whole answer must have."""
 
     kind: FormatKind
     #: The schema as JSON text, or the grammar; empty for JSON.
@@ -58,7 +57,7 @@ class OutputFormat(Body, frozen=True):
 
 
 class Sampling(Body, frozen=True):
-    """The parameters of a generation. None leaves a choice to the worker, which takes the model's own default."""
+    """The parameters of a generation. None uses the model's own default."""
 
     max_tokens: int | None = None
     temperature: float | None = None
@@ -67,32 +66,32 @@ class Sampling(Body, frozen=True):
     stop: tuple[str, ...] = ()
     seed: int | None = None
     min_p: float | None = None
-    #: 1 changes nothing; the other two, at 0.
+    #: 1 has no effect; for the other two, 0.
     repeat_penalty: float | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
-    #: Token id -> what is added to its logit.
+    #: Token id -> value added to its logit.
     logit_bias: dict[int, float] = msgspec.field(default_factory=dict)
-    #: Go on to max_tokens, whatever the model says; for load tests.
+    #: Ignore the model's end of text and continue to max_tokens; for load tests.
     ignore_eos: bool = False
-    #: How many answers; None is one.
+    #: The number of answers; None is one.
     n: int | None = None
-    #: None: no log probabilities. 0: those of the tokens that were drawn; more: those of the likeliest besides.
+    #: None: no log probabilities. 0: only for the generated tokens. More: also for this many most likely tokens.
     top_logprobs: int | None = None
     format: OutputFormat | None = None
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = ToolChoice.AUTO
-    #: The prompt is one text that the model goes on with, as it is: without its chat template.
+    #: Complete the prompt as plain text, without the model's chat template.
     raw: bool = False
 
 
 class Usage(Body, frozen=True, omit_defaults=False):
-    """Exact counts of the model's own tokens."""
+    """Exact counts in the model's own tokens."""
 
     prompt_tokens: int
-    #: Of all answers, if more than one was asked for.
+    #: Sum over all answers.
     completion_tokens: int
-    #: The part of the prompt that was already in the model's memory.
+    #: Prompt tokens that were already in the model's cache.
     cached_tokens: int = 0
 
     @property
@@ -101,10 +100,8 @@ class Usage(Body, frozen=True, omit_defaults=False):
 
 
 class Generation(Body, frozen=True, omit_defaults=False):
-    """How a generation ended."""
-
     #: Of the first answer.
     finish_reason: FinishReason
     usage: Usage
-    #: Of every answer, where more than one was asked for.
+    #: One per answer, if the request asked for several.
     finish_reasons: tuple[FinishReason, ...] = ()

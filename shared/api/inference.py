@@ -1,4 +1,4 @@
-"""inference: a worker's models, and a prompt run on one of them."""
+"""inference: a worker's models, and running a prompt on one of them."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -10,7 +10,7 @@ from shared.api.generation import ChatMessage, Generation, Sampling, ToolCall
 from shared.api.method import Body, Method, StreamMethod
 from shared.types import FinishReason, ModelName, RequestId, Role
 
-#: Receipts that are read at once: 64 KiB of answer.
+#: Per read; 64 KiB of answer.
 MOST_RECEIPTS = 256
 
 
@@ -19,61 +19,61 @@ class ModelConfig(Sampling, frozen=True, kw_only=True):
 
 
 class ProcessPrompt(Body, frozen=True):
-    """Carries no user and no key: a worker never learns whose prompt it runs."""
+    """Contains no user and no key: a worker never learns whose prompt it runs."""
 
-    #: A plain prompt, or a chat that the model's own template turns into one.
+    #: Plain text, or a chat for the model's own template.
     prompt: str | tuple[ChatMessage, ...]
     model_config: ModelConfig
     request_id: RequestId
-    #: Prompts with the same salt may share what the model has computed of them: one for each tenant, and it says no more
-    #: of the tenant than that. Empty shares nothing.
+    #: Prompts with the same salt may share cached computation. There is one salt per tenant, which reveals nothing else. Empty shares
+    #: nothing.
     salt: str = ""
-    #: Token ids of an answer that another worker began; this one goes on behind them and does not send them again.
+    #: Token ids of an answer that another worker began. This worker continues after them and does not send them again.
     delivered: tuple[int, ...] = ()
-    #: Somebody reads along. Else the chunks may come some at a time.
+    #: False lets the worker send several chunks at once.
     streamed: bool = True
-    #: What its reader gives credit for has reached the caller. Else a receipt counts nothing as credited.
+    #: The reader's credit means that the caller got the items. Otherwise a receipt counts nothing as credited.
     reader_paced: bool = False
 
 
 class PromptAccepted(Body, frozen=True):
-    """The prompt is understood and queued; told before the first chunk, so that it is known for a cancelled call too."""
+    """The prompt is valid and queued. Sent before the first chunk, so that the count is known even if the call is canceled."""
 
-    #: The exact count of the model's own tokens.
+    #: Counted exactly, in the model's own tokens.
     prompt_tokens: int
 
 
 class TokenChance(Body, frozen=True):
-    """A token that might be next, and the logarithm of how likely the model takes it to be."""
+    """A possible next token and its log probability."""
 
     token_id: int
-    #: Its bytes, which may be a part of a character.
+    #: Its bytes, possibly only part of a character.
     piece: bytes
     logprob: float
 
 
 class TokenLogprob(Body, frozen=True):
-    """A token that was drawn, and the likeliest ones at its place."""
+    """A generated token, and the most likely tokens in its place."""
 
     drawn: TokenChance
     top: tuple[TokenChance, ...] = ()
 
 
 class Chunk(Body, frozen=True):
-    """The text that one or more tokens gave; text may be empty while a character or a stop sequence is incomplete."""
+    """The text of one or more tokens; empty while a character or stop sequence is incomplete."""
 
     text: str
-    #: The token ids behind it: what is counted, and what another worker would need to go on from here.
+    #: The tokens of this chunk. They are billed, and another worker would need them to continue.
     token_ids: tuple[int, ...]
-    #: Which of the answers, where more than one was asked for.
+    #: Which answer, if the request asked for several.
     answer: int = 0
-    #: One for each token id, where they were asked for.
+    #: One per token, if requested.
     logprobs: tuple[TokenLogprob, ...] = ()
-    #: Calls that are complete now; what the model wrote for them is not in ``text``.
+    #: Completed calls. The text that the model wrote for them is not in ``text``.
     tool_calls: tuple[ToolCall, ...] = ()
-    #: Before the first text: what the answer waits for, for people ("loading smollm2: 40 %").
+    #: Before the first text: what the request waits for, for users ("loading smollm2: 40 %").
     waiting: str = ""
-    #: Of the last chunk of an answer, where there is one: who has it misses nothing, whatever becomes of the worker.
+    #: In an answer's last chunk: a reader that has it misses nothing, even if the worker is lost.
     finish: FinishReason | None = None
 
 
@@ -81,11 +81,11 @@ class ModelState(StrEnum):
     READY = "ready"
     LOADING = "loading"
     FAILED = "failed"
-    #: On disk, and loaded when somebody asks for it: as good as ready, after a wait.
+    #: On disk; loaded on the first request.
     UNLOADED = "unloaded"
 
 
-#: The states in which a worker takes prompts for a model.
+#: The states in which a worker accepts prompts.
 SERVED = (ModelState.READY, ModelState.UNLOADED)
 
 
@@ -99,15 +99,14 @@ class ModelStatus(Body, frozen=True, omit_defaults=False):
     slots: int
     running: int
     queued: int
-    #: SHA-256 of the model's file; empty where the backend has none to show.
+    #: SHA-256 of the model file; empty if there is none.
     digest: str = ""
-    #: Other names that it answers to.
     aliases: tuple[ModelName, ...] = ()
-    #: It stays in memory, whoever needs the room.
+    #: Never unloaded to make room.
     pinned: bool = False
-    #: What it takes, or would take; 0 where the backend does not know.
+    #: Memory that the model uses or would use; 0 if unknown.
     memory_bytes: int = 0
-    #: It gives vectors and no answers.
+    #: An embedding model.
     only_embeds: bool = False
 
 
@@ -125,46 +124,45 @@ class GetModelStatus(Body, frozen=True):
 
 class LoadModel(Body, frozen=True):
     model_id: ModelName
-    #: Whether it shall stay in memory from now on; None leaves that as it is.
+    #: Whether to keep the model in memory; None does not change that.
     pin: bool | None = None
 
 
 class UnloadModel(Body, frozen=True):
-    """Refused as overloaded while the model has requests. Ends a pin."""
+    """Unload and unpin a model. Refused as overloaded while the model has requests."""
 
     model_id: ModelName
 
 
 class Receipt(Body, frozen=True, omit_defaults=False):
-    """What a worker did for one request: its word, for when the gateway that asked it is gone. If it was asked twice, of the last time."""
+    """A worker's record of one request, for when the gateway that sent it is lost. Only the last run of a request is kept."""
 
     request_id: RequestId
-    #: 0 where it was not read.
+    #: 0 if it was not read.
     prompt_tokens: int
-    #: Of the answer, those that another worker, or this one, had delivered before.
+    #: Tokens of the answer that an earlier run delivered.
     delivered_before: int
-    #: Token ids that it sent; a few of them may have reached nobody.
+    #: Tokens that it sent. A few may not have arrived.
     completion_tokens: int
-    #: A finish reason, an error's code, or RUNNING.
+    #: A finish reason, an error code, or RUNNING.
     ended: str
     #: None while it runs.
     ended_at: datetime | None = None
-    #: From when it came to its end, waiting included.
+    #: From arrival to the end, waiting included.
     seconds: float = 0.0
-    #: Of the tokens that it sent, those that the caller's side gave credit for: all that is billed if the gateway died.
+    #: Sent tokens that the caller's side acknowledged with credit. If the gateway dies, only these are billed.
     credited_tokens: int = 0
 
 
-#: Of a receipt: the request runs still.
 RUNNING = "running"
-#: What a receipt is signed for.
+#: The signature purpose of receipts.
 RECEIPT_PURPOSE = "receipt"
 
 
 class SignedReceipt(Body, frozen=True):
     #: A Receipt in MessagePack.
     text: bytes
-    #: Of the worker's key, for RECEIPT_PURPOSE.
+    #: By the worker's key, for RECEIPT_PURPOSE.
     signature: bytes
 
 
@@ -173,7 +171,7 @@ class ReadReceipts(Body, frozen=True):
 
 
 class Receipts(Body, frozen=True):
-    """Of those requests that the worker remembers."""
+    """The receipts that the worker still has."""
 
     receipts: tuple[SignedReceipt, ...]
 

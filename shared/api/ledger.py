@@ -1,67 +1,65 @@
-"""The ledger as its readers and administrators see it: accounts, prices, top-ups, and whether the books add up. Served by gateway.
+"""gateway: accounts, prices, top-ups and verification of the ledger.
 
-Amounts are whole micro-credits: 1 credit is 1,000,000 of them. What a credit is worth is the operator's to say.
+Amounts are whole micro-credits: 1 credit is 1,000,000 of them. The operator decides what a credit is worth.
 """
 
 from datetime import date, datetime
 
-from shared.api.method import Body, Method
+from shared.api.method import PEOPLE, Body, Method
 from shared.types import MicroCredits, ModelName, RequestId, Role, UserId
-
-PEOPLE = {Role.CLIENT, Role.WEB, Role.OPERATOR}
 
 MICRO = 1_000_000
 
 
 class Account(Body, frozen=True, omit_defaults=False):
-    """What one user has to spend."""
+    """What one user or organization can spend."""
 
-    #: Left of what the tier includes this month.
+    #: Left of the tier's monthly credits.
     included_micro: MicroCredits
-    #: Topped up, and not spent yet; below zero where a correction took more than there was.
+    #: Topped-up credits; negative if a correction took more than there was.
     balance_micro: MicroCredits
-    #: Held by requests that run now.
+    #: Held by running requests.
     reserved_micro: MicroCredits
-    #: What the tier includes each month; None is no bound at all.
+    #: The tier's monthly credits; None is unlimited.
     monthly_micro: MicroCredits | None
-    #: When the included credits are renewed; what is left of them then is gone.
+    #: When the monthly credits are renewed. Unused ones are lost.
     renews_at: datetime
 
     @property
     def free_micro(self) -> int:
-        """What a new request may still hold."""
+        """Return how much a new request may cost."""
         return self.included_micro + self.balance_micro - self.reserved_micro
 
 
 class ReadAccount(Body, frozen=True):
-    """None reads the caller's own; another's only for an administrator."""
+    """None reads the caller's own account. Only administrators may read another."""
 
-    #: A user's id, or an organisation's.
+    #: The id of a user or organization.
     user_id: UserId | None = None
 
 
 class TopUp(Body, frozen=True):
-    """For administrators: give credits to a user or an organisation, or take back what was given by mistake (an amount below zero)."""
+    """For administrators: give credits to a user or organization, or take them back with a negative amount."""
 
-    #: A username, an e-mail address or an id; of an organisation, whose name need not be its alone, the id.
+    #: A username, an email address or an id. For an organization, only the id, because names are not unique.
     user: str
     amount_micro: MicroCredits
-    #: Why; kept with the entries.
+    #: The reason; stored with the entries.
     note: str = ""
-    #: Made by who asks: the same one again changes nothing, so that a call whose answer was lost can be repeated.
+    #: Chosen by the caller. Repeating a top-up with the same id has no effect, so a lost call can be retried.
     transfer_id: RequestId | None = None
 
 
 class ModelPrice(Body, frozen=True, omit_defaults=False):
-    """What a model costs from some moment on. All in micro-credits."""
+    """A model's prices from some time on, in micro-credits."""
 
-    #: None for every model that has no price of its own.
+    #: None for all models without a price of their own.
     model: ModelName | None
     input_micro_per_million: MicroCredits
     output_micro_per_million: MicroCredits
     request_micro: MicroCredits = MicroCredits(0)
     compute_second_micro: MicroCredits = MicroCredits(0)
-    #: When it came into force; a request keeps the price of the moment it was admitted.
+    #: When the price took effect. A request pays the price at its admission.
     since: datetime | None = None
 
 
@@ -72,7 +70,7 @@ class SetPrice(Body, frozen=True):
 
 
 class ListPrices(Body, frozen=True):
-    #: Also those that hold no more.
+    #: Include former prices.
     history: bool = False
 
 
@@ -81,39 +79,39 @@ class ModelPrices(Body, frozen=True):
 
 
 class RevertRequest(Body, frozen=True):
-    """For administrators: give a user back what one request cost, by reversing entries."""
+    """For administrators: refund one request with reversing entries."""
 
     request_id: RequestId
     note: str = ""
 
 
 class VerifyLedger(Body, frozen=True):
-    """For administrators: sum up the entries since the last signed checkpoint, and compare."""
+    """For administrators: verify the entries since the last signed checkpoint."""
 
-    #: Sum up every entry instead, and compare each closed day with its checkpoint. It may take minutes.
+    #: Verify all entries and compare each closed day with its checkpoint. This may take minutes.
     full: bool = False
 
 
 class LedgerReport(Body, frozen=True, omit_defaults=False):
-    """All of it 0, or empty, where the books are right."""
+    """Everything is 0 or empty if the ledger is correct."""
 
-    #: Sum over accounts of how far their entries are from their balance.
+    #: The sum, over accounts, of the difference between entries and balance.
     drift_micro: MicroCredits
-    #: What all entries sum up to; double entry keeps it at 0.
+    #: The sum of all entries; 0 in double-entry bookkeeping.
     sum_micro: MicroCredits
-    #: How far the held amounts are from the open reservations.
+    #: The difference between held amounts and open reservations.
     reserved_drift_micro: MicroCredits
-    #: Open reservations whose lease ended more than a minute ago.
+    #: Open reservations whose lease expired more than a minute ago.
     overdue: int
-    #: How much was looked at.
+    #: How much was verified.
     accounts: int
     entries: int
     open_reservations: int
-    #: One sentence for each thing that is wrong, for people; at most 20.
+    #: One sentence per problem, at most 20.
     findings: tuple[str, ...] = ()
-    #: Checkpoints that are not as they were signed, or whose entries are not those of the day.
+    #: Checkpoints whose signature or entries do not match.
     broken_checkpoints: int = 0
-    #: The last day that was taken from its checkpoint; None where every entry was summed up.
+    #: The last day that was taken from its checkpoint; None if every entry was added up.
     closed_until: date | None = None
 
 

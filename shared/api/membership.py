@@ -1,4 +1,4 @@
-"""auth, for nodes: joining with a ticket, renewing a certificate, and what an administrator does with tickets and nodes."""
+"""auth: joining the mesh with a ticket, renewing certificates, and managing tickets and nodes."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -6,67 +6,67 @@ from typing import Annotated
 
 import msgspec
 
-from shared.api.method import Body, Method
+from shared.api.method import PEOPLE, Body, Method
 from shared.types import AuthorityId, MeshName, NodeId, Role
 
-#: Who may hold a certificate, and so renew one.
+#: The roles that hold a certificate.
 NODES = {Role.GATEWAY, Role.WORKER, Role.METRICS, Role.WEB, Role.CLIENT}
-PEOPLE = {Role.CLIENT, Role.WEB, Role.OPERATOR}
 
 Label = Annotated[str, msgspec.Meta(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
 Labels = Annotated[dict[Label, Label], msgspec.Meta(max_length=16)]
 
 
 class TopicSecret(Body, frozen=True):
-    """What the meeting places of one epoch are derived from; the current one first."""
+    """The secret of one epoch, from which topics are derived."""
 
     epoch: int
     secret: bytes
 
 
 class Membership(Body, frozen=True, omit_defaults=False):
-    """All that a node has to know of its mesh; nothing in it is of use without the node's own key."""
+    """Everything that a node needs to know about its mesh. Useless without the node's own key."""
 
     mesh: MeshName
     role: Role
-    #: shared.identity.certificates has the forms of these three.
+    #: shared.identity.certificates defines the formats of these.
     certificate: bytes
     revocations: bytes
-    #: The CA key of now and, if there is one, its successor with the word of the first for it.
+    #: The CA key and, if there is one, its successor, signed by the first.
     authorities: tuple[AuthorityId, ...]
     succession: bytes
+    #: The current epoch comes first.
     topics: tuple[TopicSecret, ...]
-    #: DHT nodes as host:port at present, and blind relays by their raw keys; none means the public DHT.
+    #: DHT nodes as host:port, and blind relays by their raw keys. Empty means the public DHT.
     bootstrap: tuple[str, ...]
     relays: tuple[bytes, ...]
-    #: Milliseconds since 1970 by the clock of auth.
+    #: Milliseconds since 1970 on auth's clock.
     now_ms: int
 
 
 class EnrollNode(Body, frozen=True):
-    """Both signatures are of ``tickets.use_text``, under the purpose "enroll": the ticket's key, and the node's own."""
+    """Both keys, the ticket's and the node's, sign ``tickets.use_text`` for the purpose "enroll"."""
 
     ticket_id: Annotated[str, msgspec.Meta(max_length=64)]
     ticket_signature: bytes
     node_signature: bytes
-    #: What the machine is called, for people.
+    #: The machine's name.
     name: Annotated[str, msgspec.Meta(max_length=100)] = ""
     labels: Labels = msgspec.field(default_factory=dict)
 
 
 class RenewCertificate(Body, frozen=True):
-    """For the key that the link has proved, whether its certificate is good, expired, or not yet made."""
+    """Renew the certificate of the key that the link proved, whether it is valid, expired or not yet issued."""
 
 
 class CreateTicket(Body, frozen=True):
-    """For an administrator. ``ttl_seconds`` is at most 7 days."""
+    """``ttl_seconds`` is at most 7 days."""
 
     role: Role
     uses: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1
     ttl_seconds: Annotated[int, msgspec.Meta(ge=60, le=7 * 24 * 3600)] = 3600
     labels: Labels = msgspec.field(default_factory=dict)
     needs_approval: bool = False
-    #: The user who will answer for the nodes: name, address or id; without it whoever makes the ticket.
+    #: The user responsible for the nodes: name, address or id. The default is the caller.
     owner: str | None = None
 
 
@@ -78,8 +78,6 @@ class TicketState(StrEnum):
 
 
 class TicketRow(Body, frozen=True, omit_defaults=False):
-    """What may be shown of a ticket at any time."""
-
     id: str
     role: Role
     state: TicketState
@@ -93,11 +91,11 @@ class TicketRow(Body, frozen=True, omit_defaults=False):
 
 
 class NewTicket(Body, frozen=True, omit_defaults=False):
-    """The only message that ever carries a whole ticket."""
+    """The only message that contains a whole ticket."""
 
     ticket: str
     row: TicketRow
-    #: Such as: machines elsewhere cannot reach a DHT on loopback.
+    #: Such as: other machines cannot reach a DHT on loopback.
     warnings: tuple[str, ...] = ()
 
 
@@ -110,7 +108,7 @@ class Tickets(Body, frozen=True):
 
 
 class RevokeTicket(Body, frozen=True):
-    #: The ticket's id, or a beginning of it that only one has.
+    #: The ticket's id or a unique prefix.
     id: str
 
 
@@ -121,7 +119,7 @@ class MemberState(StrEnum):
 
 
 class Member(Body, frozen=True, omit_defaults=False):
-    """A node that auth knows."""
+    """A node known to auth."""
 
     id: NodeId
     role: Role
@@ -130,7 +128,7 @@ class Member(Body, frozen=True, omit_defaults=False):
     owner: str
     labels: dict[str, str]
     joined_at: datetime
-    #: When its certificate was last renewed, and until when that one is good.
+    #: When its certificate was last renewed, and when it expires.
     renewed_at: datetime | None
     certified_until: datetime | None
     revoked_at: datetime | None
@@ -146,7 +144,7 @@ class Members(Body, frozen=True):
 
 
 class ApproveMember(Body, frozen=True):
-    #: The node's id, or a beginning of it that only one has; so too below.
+    #: The node's id or a unique prefix; likewise in ``RevokeMember``.
     id: str
 
 

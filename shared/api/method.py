@@ -1,4 +1,4 @@
-"""What a method is: a name, the types of its messages, and the roles of the nodes that may call it."""
+"""Declares a method: its name, message types, and the roles of the nodes that may call it."""
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
@@ -13,28 +13,30 @@ Reply = TypeVar("Reply", bound=msgspec.Struct)
 Item = TypeVar("Item", bound=msgspec.Struct)
 End = TypeVar("End", bound=msgspec.Struct)
 
-#: The first word of a method's name -> the role of the nodes that serve it. `node.` is served by every service.
+#: The roles of the nodes through which users and operators call.
+PEOPLE = {Role.CLIENT, Role.WEB, Role.OPERATOR}
+
+#: The first part of a method's name -> the role of the nodes that serve it. Every service serves `node.` methods.
 SERVED_BY = {"auth": Role.AUTH, "gateway": Role.GATEWAY, "inference": Role.WORKER, "metrics": Role.METRICS, "web": Role.WEB}
 
 
 class Body(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """A message of the contract. Fields are camelCase on the wire, as the seed documents have them; unknown fields are
-    ignored, so that two versions can talk during an upgrade."""
+    """A message of the contract. Fields are camelCase on the wire; unknown ones are ignored, so that versions can mix."""
 
 
 class Nothing(Body, frozen=True):
-    """A message without content."""
+    """An empty message."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Method(Generic[Request, Reply]):
-    """One question, one answer."""
+    """One request, one reply."""
 
     name: str
     request: type[Request]
     reply: type[Reply]
     callers: Set[Role]
-    #: The role to look for in the directory; None where every service serves it and the caller names the node.
+    #: The role to look up in the directory; None if every service serves it and the caller names the node.
     served_by: Role | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -42,11 +44,11 @@ class Method(Generic[Request, Reply]):
 
 
 class Whole(Protocol):
-    """A struct that holds all that a stream says, for callers that take one answer."""
+    """A struct with everything that a stream sends, for callers that want one reply."""
 
     @classmethod
     def parts_of(cls, item: Any) -> Sequence[object]:
-        """What the answer takes from an item: texts and lists, which it joins to those of the others."""
+        """Return the parts of an item that go into the reply: texts and lists to be joined with those of other items."""
         ...
 
     @classmethod
@@ -55,16 +57,16 @@ class Whole(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StreamMethod(Generic[Request, Item, End]):
-    """One question, perhaps a word that it was taken, a stream of items, and one end."""
+    """One request, a stream of items, and one end."""
 
     name: str
     request: type[Request]
     item: type[Item]
     end: type[End]
     callers: Set[Role]
-    #: What the callee may say when it has taken the call and before the first item.
+    #: What the callee may send before the first item, when it accepts the call.
     accepted: type[msgspec.Struct] = Nothing
-    #: What stock clients get that do not ask for a stream; None: they have to.
+    #: The single reply for stock clients that do not stream; None if they must stream.
     whole: type[Whole] | None = None
     served_by: Role | None = field(init=False)
 
@@ -74,8 +76,8 @@ class StreamMethod(Generic[Request, Item, End]):
 
 def _served_by(name: str, callers: Set[Role]) -> Role | None:
     if not callers:
-        raise ValueError(f"{name} names no caller: say which roles may call it")
+        raise ValueError(f"{name} has no callers: list the roles that may call it")
     service = name.partition(".")[0]
     if service not in (*SERVED_BY, "node"):
-        raise ValueError(f"{name}: no service is called {service!r}")
+        raise ValueError(f"{name}: there is no service {service!r}")
     return SERVED_BY.get(service)

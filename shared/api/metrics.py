@@ -1,42 +1,42 @@
-"""metrics: numbers in, Prometheus text and the health of the whole out."""
+"""metrics: recording and reading metrics, traces, history and system health."""
 
 from datetime import datetime
 from enum import StrEnum
 
 import msgspec
 
-from shared.api.method import Body, Method, Nothing
+from shared.api.method import PEOPLE, Body, Method, Nothing
 from shared.spans import Span
 from shared.types import NodeId, Role
 
 
 class GetTrace(Body, frozen=True):
-    #: Of the trace (32 hex digits), or of the request as an answer's X-Request-ID has it.
+    #: A trace id (32 hex digits), or a request id as in an answer's X-Request-ID.
     id: str
 
 
 class TracedSpan(Body, frozen=True, omit_defaults=False):
     service: str
-    #: The first 12 characters of its id.
+    #: The first 12 characters of the node's id.
     node: str
     span: Span
 
 
 class FoundTrace(Body, frozen=True, omit_defaults=False):
-    #: By their beginning.
+    #: Ordered by start.
     spans: tuple[TracedSpan, ...]
 
 
-get_trace = Method("metrics.getTrace", GetTrace, FoundTrace, callers={Role.WEB, Role.CLIENT, Role.OPERATOR})
+get_trace = Method("metrics.getTrace", GetTrace, FoundTrace, callers=PEOPLE)
 
 
-#: Of one answer.
+#: Per answer.
 MOST_STEPS, MOST_LINES = 1000, 200
 MOST_NAMES = 20
 
 
 class HistoryGrouping(StrEnum):
-    """What a line is told apart by; over the others it is summed."""
+    """What distinguishes lines. Values are summed over everything else."""
 
     SERVICE = "service"
     NODE = "node"
@@ -44,8 +44,8 @@ class HistoryGrouping(StrEnum):
 
 
 class GetHistory(Body, frozen=True):
-    """A name is a metric's (of a histogram: with _bucket or _sum), with `max:` before it for the highest that was seen, or `p50:`, `p95:`
-    and so on before a histogram for that quantile."""
+    """A name is a metric (histograms: with _bucket or _sum), optionally prefixed by `max:` for the maximum, or by `p50:`, `p95:` etc. for a
+    quantile of a histogram."""
 
     names: tuple[str, ...]
     since: datetime
@@ -53,29 +53,29 @@ class GetHistory(Body, frozen=True):
     #: A multiple of 15.
     step_seconds: int = 60
     by: tuple[HistoryGrouping, ...] = ()
-    #: Of one machine alone: the id of its node, or at least its first 12 letters. All where it is left out.
+    #: Only this machine: its node id or at least the first 12 characters; None for all.
     node: str | None = None
 
 
 class HistoryLine(Body, frozen=True, omit_defaults=False):
-    #: As it was asked for.
+    #: As requested.
     name: str
-    #: Those of `by`, and those that the metric has besides, such as status or gpu.
+    #: The labels of `by`, and the metric's other labels, such as status or gpu.
     labels: dict[str, str]
-    #: One for each step. Of counters per second of the time that was seen, of others the mean; null where nothing is known.
+    #: One per step: the rate per second for counters, otherwise the mean; null where nothing is known.
     values: tuple[float | None, ...]
 
 
 class History(Body, frozen=True, omit_defaults=False):
-    #: When the first step begins.
+    #: The start of the first step.
     since: datetime
     step_seconds: int
-    #: Seconds between two looks that this is made of: 15, or 60 or 3600 where it was rolled up.
+    #: The sampling interval of the underlying data: 15, or 60 or 3600 if rolled up.
     resolution_seconds: int
     lines: tuple[HistoryLine, ...]
 
 
-get_history = Method("metrics.getHistory", GetHistory, History, callers={Role.WEB, Role.CLIENT, Role.OPERATOR})
+get_history = Method("metrics.getHistory", GetHistory, History, callers=PEOPLE)
 
 
 EVERYONE = {Role.AUTH, Role.GATEWAY, Role.WORKER, Role.WEB, Role.OPERATOR}
@@ -85,7 +85,7 @@ class RecordMetric(Body, frozen=True):
     metric_name: str
     value: float
     labels: dict[str, str] = msgspec.field(default_factory=dict)
-    #: When it was measured; without it, now.
+    #: The time of measurement; None for now.
     at: datetime | None = None
 
 
@@ -95,15 +95,13 @@ class RecordMetrics(Body, frozen=True):
 
 class RecordedMetrics(Body, frozen=True, omit_defaults=False):
     taken: int
-    #: Samples that were not; the others are recorded all the same.
+    #: Samples that were refused. The others are recorded.
     refused: int
-    #: Why, of the first ten of them.
+    #: The reasons for the first ten.
     problems: tuple[str, ...]
 
 
 class MetricsTextFormat(StrEnum):
-    """How metrics are written."""
-
     #: The Prometheus text format 0.0.4.
     PROMETHEUS = "prometheus"
     #: OpenMetrics 1.0.0, with exemplars.
@@ -124,36 +122,36 @@ class GetSystemHealth(Body, frozen=True):
 
 
 class ComponentHealth(Body, frozen=True, omit_defaults=False):
-    """A part of the whole: something that runs, or something that it needs."""
+    """A component of the platform, or something that it depends on."""
 
     name: str
-    #: "service", "server", "worker"; "queue", one for each model that somebody waits for; "path" and "certificate", one for all nodes.
+    #: service, server or worker; queue, one per model with waiting requests; path and certificate, one each for all nodes.
     kind: str
-    #: "healthy", "degraded" or "down".
+    #: healthy, degraded or down.
     status: str
     since: datetime
-    #: What is wrong and what to do. When nothing is: empty, or what is good to know, such as which certificate ends next.
+    #: What is wrong and what to do. If nothing is wrong: empty, or useful information such as the next certificate to expire.
     detail: str = ""
 
 
 class NodeView(Body, frozen=True, omit_defaults=False):
-    """A node as the metrics service reaches it."""
+    """A node as seen by the metrics service."""
 
     id: NodeId
     service: str
-    #: nats; direct, punched or relayed over Hyperswarm; self for the metrics service itself; empty where there never was one.
+    #: nats; direct, punched or relayed over Hyperswarm; self for the metrics service itself; empty if there never was one.
     path: str
-    #: Null where there is no link to measure it on.
+    #: Null if there is no link.
     round_trip_ms: float | None
     alive: bool
-    #: Alive, or gone, since then.
+    #: Since when it is alive or gone.
     since: datetime
-    #: Why it is not used; empty when it is.
+    #: Why it gets no requests; empty if it does.
     why_not: str
 
 
 class SystemHealth(Body, frozen=True, omit_defaults=False):
-    #: The worst of what matters: "healthy", "degraded" or "down".
+    #: The worst state of the components: healthy, degraded or down.
     status: str
     components: tuple[ComponentHealth, ...]
     nodes: tuple[NodeView, ...] = ()

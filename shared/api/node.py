@@ -1,4 +1,4 @@
-"""node: what every service serves about itself, over any link, so that nothing needs an open port to be watched."""
+"""node: what every service serves about itself over any link, so that monitoring needs no open port."""
 
 import msgspec
 
@@ -13,47 +13,46 @@ class ReadMetrics(Body, frozen=True):
 
 
 class Exemplar(Body, frozen=True):
-    """A request in a bucket of a histogram."""
+    """A traced request in a histogram bucket."""
 
     trace_id: str
-    #: What was observed.
     value: float
-    #: When, in seconds since 1970.
+    #: Seconds since 1970.
     at: float
 
 
 class NodeMetrics(Body, frozen=True):
-    #: Prometheus text, as the node's own /metrics has it.
+    #: Prometheus text, as on the node's /metrics.
     text: str
-    #: By what the line of the bucket has before its number.
+    #: By the bucket's line without its value.
     exemplars: dict[str, Exemplar] = msgspec.field(default_factory=dict)
 
 
 class ReadSpans(Body, frozen=True):
-    #: The number that the last answer ended with; 0 at first.
+    #: ``next`` of the previous answer; 0 at first.
     after: int = 0
-    #: Traces that another node kept: their spans here are kept as well from now on.
+    #: Traces that another node keeps. This node keeps its spans of them from now on.
     wanted: tuple[str, ...] = ()
 
 
 class Spans(Body, frozen=True, omit_defaults=False):
-    #: Each is trace, span and parent id, name, kind, start and end in nanoseconds since 1970, error code, attributes.
+    #: Each has trace, span and parent id, name, kind, start and end in nanoseconds since 1970, error code and attributes.
     spans: tuple[Span, ...]
-    #: Where to read on.
+    #: Where to continue.
     next: int
     #: Spans that were overwritten before they were read.
     lost: int
 
 
 class ReadLogs(Body, frozen=True):
-    #: The number that the last answer ended with; 0 at first.
+    #: ``next`` of the previous answer; 0 at first.
     after: int = 0
 
 
 class LogLines(Body, frozen=True, omit_defaults=False):
-    #: JSON objects, as the service writes them to stdout. None of a worker: its log is its owner's.
+    #: JSON objects, as on stdout. Empty for a worker, whose log belongs to its owner.
     lines: tuple[str, ...]
-    #: Where to read on.
+    #: Where to continue.
     next: int
     #: Lines that were overwritten before they were read.
     lost: int
@@ -73,11 +72,11 @@ class ReadRevocations(Body, frozen=True):
 
 
 class Revocations(Body, frozen=True):
-    #: The signed list, as shared.identity.certificates has it; empty while the node has none.
+    #: The signed list, see shared.identity.certificates; empty if the node has none.
     body: bytes
 
 
-#: Every node that has links: a list is worth the same from whoever has it.
+#: Every node with links. The list is signed, so it does not matter which node sends it.
 EVERYBODY = {Role.AUTH, Role.GATEWAY, Role.WORKER, Role.METRICS, Role.WEB, Role.CLIENT}
 
 read_revocations = Method("node.readRevocations", ReadRevocations, Revocations, callers=EVERYBODY)

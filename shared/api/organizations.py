@@ -1,4 +1,4 @@
-"""auth: organisations, who belongs to them, and invitations. Every user has one of their own besides, which is not listed here."""
+"""auth: organizations, their members, and invitations. Personal organizations are not listed here."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -14,11 +14,9 @@ Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
 
 
 class TeamRole(StrEnum):
-    """What a member may do in an organisation."""
-
-    #: Members, invitations, its name; the last owner cannot leave.
+    #: Manages members, invitations and the name. The last owner cannot leave.
     OWNER = "owner"
-    #: Keys of the organisation, and what it used.
+    #: Manages the organization's keys and sees its usage.
     MEMBER = "member"
 
 
@@ -28,9 +26,9 @@ class Organization(Body, frozen=True, omit_defaults=False):
     tier: Tier
     created_at: datetime
     members: int
-    #: Of who asks; None for an administrator who is no member.
+    #: The caller's role; None for an administrator who is not a member.
     role: TeamRole | None = None
-    #: It shares its founder's limits and tier, and has no included credits, until an administrator gives it a tier.
+    #: Shares its founder's limits and tier and has no included credits, until an administrator gives it a tier.
     shares_limits: bool = False
 
 
@@ -60,7 +58,7 @@ class Invitation(Body, frozen=True, omit_defaults=False):
 class OrganizationDetails(Body, frozen=True):
     organisation: Organization
     members: tuple[TeamMember, ...]
-    #: Those that are open; only for owners.
+    #: Open invitations; only shown to owners.
     invitations: tuple[Invitation, ...]
 
 
@@ -88,7 +86,7 @@ class InviteMember(Body, frozen=True):
 
 
 class NewInvitation(Body, frozen=True):
-    """The only message that carries the token; a mail with it is sent, too."""
+    """The only message that contains the token, which is also sent by email."""
 
     invitation: Invitation
     token: str
@@ -100,19 +98,19 @@ class WithdrawInvitation(Body, frozen=True):
 
 
 class AcceptInvitation(Body, frozen=True):
-    """By whoever is logged in; the invited address must be theirs."""
+    """The caller's email address must be the invited one."""
 
     token: Annotated[str, msgspec.Meta(max_length=200)]
 
 
 class ReadInvitation(Body, frozen=True):
-    """Uses nothing up. A wrong code counts as a guess of whoever is logged in."""
+    """Does not use the token up. A wrong token counts as a guess of the caller."""
 
     token: Annotated[str, msgspec.Meta(max_length=200)]
 
 
 class InvitationOffer(Body, frozen=True):
-    """To what an open invitation invites; said only to whom it is for."""
+    """What an open invitation offers; only shown to the invited user."""
 
     organisation_name: str
     role: TeamRole
@@ -127,19 +125,19 @@ class SetTeamRole(Body, frozen=True):
 
 
 class RemoveTeamMember(Body, frozen=True):
-    """Its keys for this organisation end with it. By an owner, or by the member, who leaves."""
+    """Remove a member and their keys for this organization. Owners may remove members; members may leave."""
 
     organisation: TenantId
     user_id: UserId
 
 
 class ListAllOrganizations(Body, frozen=True):
-    """The newest first."""
+    """Newest first."""
 
     limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
-    #: A part of the name, in any case of its letters, or a whole id; empty finds all.
+    #: Part of the name, ignoring case, or a whole id; empty for all.
     search: Search = ""
-    #: The last one of the page before; None for the first page.
+    #: The last organization of the previous page; None for the first page.
     after: TenantId | None = None
 
 

@@ -1,4 +1,4 @@
-"""auth: one's own data, out and away; and what an administrator should look at from time to time."""
+"""auth: data export, account erasure, and access reviews."""
 
 from datetime import datetime
 
@@ -8,18 +8,18 @@ from shared.types import NodeId
 
 
 class ExportAccount(Body, frozen=True):
-    """Everything that auth keeps of the person of the call's credential; web adds what the gateway keeps."""
+    """Export everything that auth stores about the caller. web adds what the gateway stores."""
 
 
 class ExportedFile(Body, frozen=True):
-    """A file of the export, or a piece of it: pieces of one file come one after the other."""
+    """A file of the export, or a part of one. The parts of a file arrive in order."""
 
     name: str
     content: bytes
 
 
 class RequestErasure(Body, frozen=True):
-    """In 30 days all that says who somebody was is deleted; the sums of the ledger stay. Logging in calls it off."""
+    """Delete all personal data in 30 days; the ledger's sums remain. A login cancels the erasure."""
 
 
 class Erasure(Body, frozen=True):
@@ -31,7 +31,7 @@ class CancelErasure(Body, frozen=True):
 
 
 class ReviewAccess(Body, frozen=True):
-    """What was not used for so many days."""
+    """List what was not used for this many days."""
 
     days: int = 90
 
@@ -43,7 +43,7 @@ class StaleKey(Body, frozen=True, omit_defaults=False):
     kind: str
     created_at: datetime
     last_used_at: datetime | None
-    #: Why it is listed: never used, not used since, never expires, its owner is closed …
+    #: Why it is listed, such as: never used, never expires, owner is closed.
     why: str
 
 

@@ -1,18 +1,14 @@
-"""auth and gateway: what a service runs with, for administrators. Settings are read here and changed where they come from."""
+"""auth and gateway: a service's settings, for administrators. They are read-only here."""
 
 import msgspec
 
-from shared.api.method import Body, Method
-from shared.types import MicroCredits, Role, Tier
-
-PEOPLE = {Role.CLIENT, Role.WEB, Role.OPERATOR}
+from shared.api.method import PEOPLE, Body, Method
+from shared.types import MicroCredits, Tier
 
 
 class ShownSetting(Body, frozen=True, omit_defaults=False):
-    """One variable as a service has it."""
-
     name: str
-    #: Empty where it is not set; of a secret whether it is set, and no more.
+    #: Empty if not set. For a secret, only whether it is set.
     value: str
     default: str
     help: str
@@ -32,14 +28,14 @@ class ListTiers(Body, frozen=True):
 
 
 class TierTerms(Body, frozen=True, omit_defaults=False):
-    """What a tier may use; None is no limit."""
+    """A tier's limits; None is unlimited."""
 
     tier: Tier
     requests_per_hour: int | None = None
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     concurrency: int | None = None
-    #: Included each month.
+    #: Credits included each month.
     monthly_micro: MicroCredits | None = None
 
 

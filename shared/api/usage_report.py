@@ -1,4 +1,4 @@
-"""gateway: what a tenant used, over time and by model and key; its requests one by one; and what people thought of answers."""
+"""gateway: a tenant's usage over time, by model and by key; its request log; and ratings of answers."""
 
 from datetime import date, datetime
 from enum import StrEnum
@@ -6,15 +6,15 @@ from typing import Annotated
 
 import msgspec
 
-from shared.api.method import Body, Method, Nothing, StreamMethod
-from shared.types import KeyId, MicroCredits, ModelName, RequestId, RequestStatus, Role, TenantId, UserId
+from shared.api.method import PEOPLE, Body, Method, Nothing, StreamMethod
+from shared.types import KeyId, MicroCredits, ModelName, RequestId, RequestStatus, TenantId, UserId
 
 
 class DailyUsage(Body, frozen=True):
     """One row of usage_stats."""
 
     date: date
-    #: None for what was used with an access token instead of a key.
+    #: None for usage with an access token.
     api_key_id: KeyId | None
     request_count: int
     tokens_used: int
@@ -30,9 +30,7 @@ class UserUsage(Body, frozen=True):
     cost_micro: MicroCredits = MicroCredits(0)
 
 
-PEOPLE = {Role.CLIENT, Role.WEB, Role.OPERATOR}
-
-#: The longest time that one report is about.
+#: The longest report.
 MOST_BUCKETS = 750
 
 
@@ -43,7 +41,7 @@ class Bucket(StrEnum):
 
 
 class GetUsageReport(Body, frozen=True):
-    """Of the tenant of the call's credential; another's, and everybody's together, only for an admin."""
+    """Of the caller's tenant. Only administrators may name another, or ask for everybody."""
 
     since: datetime
     until: datetime
@@ -54,13 +52,13 @@ class GetUsageReport(Body, frozen=True):
 
 class UsageSum(Body, frozen=True, omit_defaults=False):
     requests: int = 0
-    #: Of them; a refusal is none of them.
+    #: Refused requests do not count.
     errors: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost_micro: MicroCredits = MicroCredits(0)
     cached: int = 0
-    #: Of the requests that were answered; None where there were none.
+    #: Of answered requests; None if there were none.
     p50_ms: int | None = None
     p95_ms: int | None = None
 
@@ -73,39 +71,39 @@ class UsageBucket(Body, frozen=True):
 class UsageOfModel(Body, frozen=True, omit_defaults=False):
     model: ModelName
     sum: UsageSum
-    #: Thumbs.
+    #: Ratings.
     up: int = 0
     down: int = 0
 
 
 class UsageOfKey(Body, frozen=True, omit_defaults=False):
-    #: None for what came with a login.
+    #: None for requests with a login.
     key_id: KeyId | None
     sum: UsageSum
 
 
 class UsageSummary(Body, frozen=True):
     total: UsageSum
-    #: Every one of the time asked for, also those without requests.
+    #: Every bucket of the period, also empty ones.
     buckets: tuple[UsageBucket, ...]
     models: tuple[UsageOfModel, ...]
     keys: tuple[UsageOfKey, ...]
 
 
 class ListRequests(Body, frozen=True):
-    """The newest first."""
+    """Newest first."""
 
     status: RequestStatus | None = None
     model: ModelName | None = None
     key_id: KeyId | None = None
-    #: Only those that began before, to go on with a list.
+    #: For the next page: only requests that began before this time.
     before: datetime | None = None
     tenant_id: TenantId | None = None
     limit: Annotated[int, msgspec.Meta(ge=1, le=500)] = 50
 
 
 class LoggedRequest(Body, frozen=True, omit_defaults=False):
-    """A request without its prompt and its answer, which are nowhere."""
+    """A request without its prompt and answer, which are never stored."""
 
     id: RequestId
     created_at: datetime
@@ -119,7 +117,7 @@ class LoggedRequest(Body, frozen=True, omit_defaults=False):
     response_time_ms: int
     cost_micro: MicroCredits
     cached: bool
-    #: 1 or -1; None where nobody said.
+    #: 1 or -1; None if not rated.
     rating: int | None = None
 
 
@@ -128,14 +126,13 @@ class LoggedRequests(Body, frozen=True):
 
 
 class ExportRequests(Body, frozen=True):
-    """All that are kept, for a table or for one's own data; the oldest first."""
+    """All stored requests, oldest first."""
 
     since: datetime | None = None
 
 
 class GiveFeedback(Body, frozen=True):
-    """A thumb for one's own request that has an answer, or the part of one until it was stopped; another thumb later takes its place, 0
-    takes it back."""
+    """Rate the answer to one's own request, even if it was stopped early. A new rating replaces the old one; 0 removes it."""
 
     request_id: RequestId
     rating: Annotated[int, msgspec.Meta(ge=-1, le=1)]

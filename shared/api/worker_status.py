@@ -1,4 +1,4 @@
-"""What a running worker writes beside its key for the people at that machine: `aicli worker status` reads it. JSON."""
+"""The status file that a running worker writes beside its key, in JSON. `aicli worker status` shows it."""
 
 from datetime import datetime
 from typing import Annotated
@@ -12,13 +12,13 @@ Line = Annotated[str, msgspec.Meta(max_length=2000)]
 
 
 class Reached(Body, frozen=True, omit_defaults=False):
-    """A node of the house that this worker is in touch with."""
+    """A gateway that this worker is connected to."""
 
     role: Role
     node: NodeId
     #: nats, direct, punched or relayed.
     path: str
-    #: None until it was measured.
+    #: None until measured.
     round_trip_ms: float | None
 
 
@@ -26,11 +26,11 @@ class WorkerStatus(Body, frozen=True, omit_defaults=False):
     told_at: datetime
     mesh: MeshName
     node: NodeId
-    #: How it is, in sentences.
+    #: The worker's state, in sentences.
     lines: tuple[Line, ...]
     is_paused: bool
     gateways: tuple[Reached, ...]
-    #: Those that can be asked now.
+    #: Models that accept requests now.
     models: tuple[str, ...]
     running: int
     queued: int

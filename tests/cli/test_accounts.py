@@ -176,7 +176,7 @@ def test_keys_create_with_limits(running_service: Shell) -> None:
         ("--concurrency=many", "integer"),
         ("--budget=0", "more than 0"),
         ("--budget=-1", "more than 0"),
-        ("--budget=1e3", "no amount"),
+        ("--budget=1e3", "not an amount"),
         ("--budget=0.0000001", "more than 6 decimals"),
     ],
 )

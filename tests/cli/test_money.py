@@ -94,10 +94,10 @@ def test_a_transfer_can_be_named(bank: Shell) -> None:
     ("typed", "says"),
     [
         (["2,5"], "such as 2.5"),
-        (["1e3"], "no amount"),
+        (["1e3"], "not an amount"),
         (["0.0000001"], "more than 6 decimals"),
         (["0"], "changes nothing"),
-        (["--jsn"], "'--jsn' is no amount"),
+        (["--jsn"], "'--jsn' is not an amount"),
         (["5", "--nte", "x"], "unexpected extra argument"),
         (["--note", "x"], "require an AMOUNT"),
         (["5", "--transfer-id", "x"], "UUID"),

@@ -19,7 +19,7 @@ DHT = WantedPort(3000, "a DHT node", "DHT_PORT", is_udp=True)
     [
         pytest.param([WEB, AUTH], {}, [], id="all are free"),
         pytest.param([WEB], {WEB: PortListener(7, "node")}, ["port 3000", "node (pid 7)", "WEB_SERVICE_PORT"], id="taken"),
-        pytest.param([WEB], {WEB: PortListener(None, None)}, ["may not look into", "WEB_SERVICE_PORT"], id="taken by a stranger"),
+        pytest.param([WEB], {WEB: PortListener(None, None)}, ["may not inspect", "WEB_SERVICE_PORT"], id="taken by a stranger"),
         pytest.param([WEB, WantedPort(3000, "auth", "AUTH_SERVICE_PORT")], {}, ["used by both web and auth"], id="wanted twice"),
         pytest.param(
             [DHT], {DHT: PortListener(7, "node")}, ["UDP port 3000 for a DHT node", "node (pid 7)", "DHT_PORT"], id="taken for UDP"

@@ -225,7 +225,7 @@ def gate(running_service: RunningService) -> tuple[Authorizer, list[tuple[str, P
             {"networks": ("0.0.0.0/0", "::/0")},
             usage_report.list_requests,
             usage_report.ListRequests(),
-            "this key is bound to networks, and this way in shows no address",
+            "this key is bound to networks, but this connection shows no address",
             id="even where every network is allowed",
         ),
     ],

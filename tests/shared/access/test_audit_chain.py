@@ -221,7 +221,7 @@ def test_rows_that_were_all_made_anew_are_given_away_by_the_next_anchor() -> Non
     assert verified(rows).first_bad is None
     state = verified(rows, ANCHORS)
     assert (state.first_bad, state.anchors) == (80, 1)
-    assert state.why == "the anchor of row 80 says otherwise: rows 41 to 80 were made anew"
+    assert state.why == "the anchor of row 80 disagrees: rows 41 to 80 were rewritten"
 
 
 def test_a_tail_that_is_gone_shows_by_an_anchor_alone() -> None:

@@ -141,14 +141,14 @@ async def test_a_chain_made_anew_is_given_away(
         await db.execute("DELETE FROM audit_log; DELETE FROM audit_details; DELETE FROM audit_heads")
     await fill(rows, act(1), act(3))
     state = await state_of(verification)
-    assert (state.first_bad, "says otherwise" in state.why) == (2, True)
+    assert (state.first_bad, "disagrees" in state.why) == (2, True)
 
 
 @pytest.mark.parametrize(
     ("statement", "expected"),
     [
         pytest.param("DELETE FROM audit_heads", (4, "head is gone"), id="no head"),
-        pytest.param("UPDATE audit_heads SET sequence = 2", (2, "made anew"), id="a head that points back"),
+        pytest.param("UPDATE audit_heads SET sequence = 2", (2, "rewritten"), id="a head that points back"),
         pytest.param(
             "UPDATE audit_heads SET sequence = 2, hash = (SELECT hash FROM audit_log WHERE sequence = 2)",
             (3, "behind"),
