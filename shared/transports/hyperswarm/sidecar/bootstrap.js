@@ -1,9 +1,9 @@
 'use strict'
-// The nodes of a DHT of one's own, several in one process: a single node introduces nobody to anybody.
+// Runs the nodes of a private DHT, several in one process, because a single node cannot introduce peers to each other.
 // node bootstrap.js '{"host": "203.0.113.5", "bind": "0.0.0.0", "ports": [4737, 4738, 4739]}'   prints {"nodes": [{"host", "port"}, ...]}
-// "bootstrap": [{"host", "port"}, ...] adds them to the DHT of other nodes, so that it lives on when either machine is gone.
-// host is what the others reach them by; bind (without it, host) what this machine knows as its own. A node's id is a hash of its address,
-// and nobody believes another one: when a host's name moves, the nodes are made anew.
+// "bootstrap": [{"host", "port"}, ...] adds the nodes to the DHT of others, so that it survives the loss of either machine.
+// host is the address for other machines, bind (default: host) the local one. A node's id is a hash of its address and must match it, so
+// the nodes are recreated when the host's name resolves to a new address.
 
 const DHT = require('hyperdht')
 const companion = require('./companion')

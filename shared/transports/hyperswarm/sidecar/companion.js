@@ -1,25 +1,24 @@
 'use strict'
-// What bootstrap.js and relay.js share: options as JSON in the only argument, one line of JSON when ready, an end with stdin. In the options,
-// host is what others reach this machine by: an address, or a name, which is followed when it moves.
+// Shared by bootstrap.js and relay.js: options as JSON in the only argument, one line of JSON when ready, exit at the end of stdin. The
+// option host is this machine's address for others, or a name, which is resolved again and again.
 
 const { isIPv4 } = require('node:net')
 const { setTimeout: sleep } = require('node:timers/promises')
 const { Names } = require('./names')
 
-/** How often a name is looked up again. */
 const FOLLOW_MS = 5000
-/** How long the others may take to hear that we leave. */
+/** How long to say goodbye to peers. */
 const LEAVE_MS = 1500
 
-/** Runs `open(options)`, with the host's present `address`, and prints what it returns as `ready` as one line. Calls its `close` at the
- * end of stdin or by SIGTERM, and `close(true)` before it opens anew for another address: that waits for no peer, since the DHT nodes may
- * have moved too, and returns when the ports are free. When opening fails the program ends, to be started again. */
+/** Runs `open(options)` with the host's current `address`, and prints the returned `ready` as one line. Calls `close` at the end of stdin
+ * or on SIGTERM, and `close(true)` before opening again for another address: that does not wait for peers, since the DHT nodes may have
+ * moved too, and returns when the ports are free. If opening fails the program exits, to be restarted. */
 module.exports = async function companion(open) {
   const options = JSON.parse(process.argv[2])
   const names = new Names()
   const present = async () => {
     const found = await names.addressesOf(options.host)
-    // A machine often knows its own name by 127.0.1.1, by which nobody else finds it.
+    // Machines often resolve their own name to 127.0.1.1, which is useless for others.
     return isIPv4(options.host) || options.host === 'localhost' ? found : found.filter((each) => !each.startsWith('127.'))
   }
   let [address] = await present()

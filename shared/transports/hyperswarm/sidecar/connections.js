@@ -1,5 +1,5 @@
 'use strict'
-// The peer wire (../protocol.md): the preface that proves a connection alive, messages, and the credit that bounds them.
+// The protocol between peers (../protocol.md): the preface that proves a connection alive, messages, and their credit.
 
 const { TYPE } = require('./frames')
 const { KEEP_ALIVE_MS, SILENCE_MS } = require('./network')
@@ -8,17 +8,17 @@ const DATA = 0
 const CREDIT = 1
 const PART = 2
 const PREFACE = Buffer.from([0x48, 1])
-/** "Open" is not "alive": without the peer's preface by then the stream goes, and Hyperswarm dials again. */
+/** Without the peer's preface by then the stream is closed, and Hyperswarm dials again. */
 const PREFACE_MS = 1500
-/** What a message costs besides its bytes, so that empty ones are not free. */
+/** Makes empty messages cost something. */
 const OVERHEAD = 32
-/** Larger messages travel in parts. */
+/** Larger messages are sent in parts. */
 const MAX_PART = 64 * 1024
-/** With its kind, the 17 bytes of secret-stream, and some room. */
+/** Includes the kind, the 17 bytes of secret-stream, and a margin. */
 const MAX_SEALED = MAX_PART + 64
-/** No honest window is larger, so nobody grants more than this and what we have sent. */
+/** No honest window is larger, so no peer may grant more than this plus what we have sent. */
 const MAX_WINDOW = 1024 * 1024
-/** A peer may grant more and more, and take nothing. */
+/** Limits what waits for a peer that grants credit but reads nothing. */
 const MAX_UNSENT = 2 * MAX_WINDOW
 
 class Connection {
@@ -43,24 +43,24 @@ class Connection {
     stream.rawStream.on('remote-changed', () => {
       if (this.isOpen) owner.outbox.json(TYPE.EVENT, this.id, { event: 'path-changed', ...this.route() })
     })
-    // secret-stream makes room for up to 16 MiB as soon as a length says so; strangers do not get that.
+    // secret-stream allocates up to 16 MiB as soon as a length announces it. Strangers do not get that.
     this.guard = () => stream._len > this.mostBytes && this.fail('FLOW_CONTROL', 'the peer announced a message that is too long')
     stream.rawStream.on('data', this.guard)
-    // A stock protomux client speaks first, so the side that dialled begins and the other one answers.
+    // The dialing side starts, because a stock protomux client sends first.
     if (stream.isInitiator) this.sendPreface()
   }
 
   send(message) {
     this.grantable += message.length - 1 + OVERHEAD
     this.stream.write(message)
-    if (this.stream._writableState.buffered > MAX_UNSENT) this.fail('FLOW_CONTROL', 'the peer grants more than it takes')
+    if (this.stream._writableState.buffered > MAX_UNSENT) this.fail('FLOW_CONTROL', 'the peer grants credit but does not read')
   }
 
-  /** Python has taken messages of so much cost: the peer may send as much again. */
+  /** Python has taken messages of this cost, so the peer may send as much again. */
   grant(cost) {
     this.allowance += cost
     this.stream.write(withNumber(Buffer.of(CREDIT), cost))
-    this.stream.rawStream.off('data', this.guard) // no stranger any more
+    this.stream.rawStream.off('data', this.guard) // not a stranger any more
   }
 
   close(aborts) {
@@ -84,7 +84,7 @@ class Connection {
     const { stream, owner } = this
     clearTimeout(this.deadline)
     if (message.length !== 6 || !message.subarray(0, 2).equals(PREFACE)) {
-      if (stream.isInitiator || !owner.adopt(this, message)) this.fail('BAD_PREFACE', 'the peer does not speak our wire')
+      if (stream.isInitiator || !owner.adopt(this, message)) this.fail('BAD_PREFACE', 'the peer does not speak our protocol')
       return
     }
     if (!stream.isInitiator) this.sendPreface()
@@ -103,9 +103,9 @@ class Connection {
     } else if (kind === CREDIT && size === 4) {
       const credit = message.readUInt32LE(1)
       this.grantable -= credit
-      if (credit < OVERHEAD || this.grantable < 0) this.fail('FLOW_CONTROL', 'the peer granted what nobody needs')
+      if (credit < OVERHEAD || this.grantable < 0) this.fail('FLOW_CONTROL', 'the peer granted too much credit')
       else this.owner.outbox.send(TYPE.CREDIT, this.id, message.subarray(1))
-    } else this.fail('BAD_MESSAGE', 'the peer does not speak our wire')
+    } else this.fail('BAD_MESSAGE', 'the peer does not speak our protocol')
   }
 }
 

@@ -1,8 +1,8 @@
 'use strict'
-// Frames between Python and the sidecar (../protocol.md): cuts what arrives into frames, gathers what leaves into few writes.
+// Frames between Python and the sidecar (../protocol.md): parses them, and joins outgoing ones into few writes.
 
 const HEADER = 9
-/** Room for a firewall of 100,000 keys; everything else is far smaller. */
+/** Enough for a firewall of 100,000 keys. Everything else is far smaller. */
 const MAX_FRAME = 8 * 1024 * 1024
 const TYPE = {
   HELLO: 0x01,
@@ -50,7 +50,7 @@ class Parser {
   }
 }
 
-/** Writes frames to the socket: those of one turn of the event loop as one write. */
+/** Writes the frames of one event loop turn together. */
 class Outbox {
   constructor(socket) {
     Object.assign(this, { socket, pending: [], flush: this.flush.bind(this) })

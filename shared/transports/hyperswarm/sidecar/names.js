@@ -1,25 +1,25 @@
 'use strict'
-// The present IPv4 addresses of host names. A resolver that hangs or forgets holds nobody up: the last answer stays in use meanwhile.
+// Resolves host names to IPv4 addresses. While the resolver hangs or fails, the last answer is used.
 
 const { lookup } = require('node:dns').promises
 const { isIPv4 } = require('node:net')
 
-/** The DHT speaks IPv4 alone (dht-rpc/lib/peer.js encodes four bytes). The system's resolver is asked every time, Node keeps nothing. */
+/** The DHT supports only IPv4 (dht-rpc/lib/peer.js encodes four bytes). Node.js does not cache lookups. */
 const askResolver = (host) => lookup(host, { all: true, family: 4 }).then((found) => found.map(({ address }) => address))
-/** Longer than a resolver takes that works. */
+/** A working resolver is faster. */
 const PATIENCE_MS = 2000
-/** Where its last answer is known. */
+/** The same, if an earlier answer is known. */
 const KNOWN_PATIENCE_MS = 200
 
 class Names {
   constructor({ ask = askResolver, patienceMs = PATIENCE_MS } = {}) {
     this.ask = ask
     this.patienceMs = patienceMs
-    this.known = new Map() // host -> addresses, of the last answer
-    this.asking = new Map() // host -> promise of the end of a question
+    this.known = new Map() // host -> addresses of the last answer
+    this.asking = new Map() // host -> promise of a running lookup
   }
 
-  /** All addresses of a host; none if no answer came so far. hyperdht's "address@host" names both. Never rejects. */
+  /** Returns all addresses of a host; none before the first answer. hyperdht's "address@host" names both. Never rejects. */
   async addressesOf(host) {
     const found = await Promise.all(host.split('@').map((each) => (isIPv4(each) ? [each] : this.#resolve(each))))
     return found.flat()

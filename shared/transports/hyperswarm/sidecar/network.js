@@ -1,5 +1,5 @@
 'use strict'
-// Hyperswarm as we need it: tells how each connection runs, why a dial failed, and lets a firewall change its mind.
+// Extends Hyperswarm: reports each connection's path and why a dial failed, and has a firewall that can change.
 
 const DHT = require('hyperdht')
 const { BOOTSTRAP_NODES, COMMANDS } = require('hyperdht/lib/constants')
@@ -8,40 +8,40 @@ const { id: idOf } = require('dht-rpc/lib/peer')
 const Hyperswarm = require('hyperswarm')
 const { Names } = require('./names')
 
-/** Each side sends at least this often and takes this much silence for death: both ends must agree, so both are fixed. */
+/** Each side sends at least this often, and treats this much silence as a lost peer. Fixed, because both ends must agree. */
 const KEEP_ALIVE_MS = 1000
 const SILENCE_MS = 3000
 const MAX_PEERS = 1024
 const MAX_PARALLEL = 16
-/** Hyperswarm's own retries, which end after three; what comes after them is decided in ../recovery.py. */
+/** Hyperswarm's own retries, which end after three. ../recovery.py decides about later ones. */
 const BACKOFFS_MS = [250, 1000, 5000, 60000]
 const JITTER_MS = 200
-/** A dial that is older waits for somebody who does not answer, or answers to packets that are gone. */
+/** An older dial waits for a peer that does not answer, or whose packets were lost. */
 const STALE_DIAL_MS = 1000
 
 const DUPLICATE = 'Duplicate connection'
 const hexOf = (key) => key.toString('hex')
 
-/** A DHT that knows which of its streams lead to relays, which dials have not opened yet, and where it was to be found before. */
+/** A DHT that knows its relay streams, its pending dials, and the former addresses of its nodes. */
 class Dht extends DHT {
   names = new Names()
-  /** Former addresses of the mesh's DHT nodes. The dead among them would make every query wait for seconds. */
+  /** Former addresses of the mesh's DHT nodes. Used only when needed, because dead ones delay every query by seconds. */
   olderNodes = []
   needsOlder = false
 
   constructor(options) {
     super(options)
     this.relayStreams = new Set()
-    this.dials = new Map() // stream -> since when, and what it failed of
+    this.dials = new Map() // stream -> its start and failure
   }
 
-  /** Nodes to begin with, from now on; null: those of the public DHT. */
+  /** Sets the bootstrap nodes; null for those of the public DHT. */
   setBootstrap(nodes, older) {
     this.bootstrapNodes = nodes ?? BOOTSTRAP_NODES.map((text) => ({ host: text.split(':')[0], port: Number(text.split(':')[1]) }))
     this.olderNodes = older
   }
 
-  /** The library does the same for every query, but waits for the resolver however long that takes. */
+  /** Like the library's own method, but does not wait for a slow resolver. */
   async *_resolveBootstrapNodes() {
     const nodes = this.needsOlder ? [...this.bootstrapNodes, ...this.olderNodes] : this.bootstrapNodes
     const found = await Promise.all(nodes.map(({ host }) => this.names.addressesOf(host)))
@@ -53,7 +53,7 @@ class Dht extends DHT {
   connect(key, options) {
     const stream = super.connect(key, options)
     const dial = { since: Date.now(), failure: null }
-    // hyperdht itself dials relays, and only those, without options.
+    // hyperdht dials relays, and only relays, without options.
     if (options === undefined) this.relayStreams.add(stream)
     else this.dials.set(stream, dial)
     stream.once('open', () => this.dials.delete(stream))
@@ -65,7 +65,7 @@ class Dht extends DHT {
     return stream
   }
 
-  /** The library forgets on the way that it found both NATs symmetric. With ours alone so, it would have begun to punch at random. */
+  /** The library loses the fact that both NATs are symmetric. If only ours was, it would have started random punching. */
   reasonOf(error) {
     const punches = this._randomPunches > 0 || Date.now() - this._lastRandomPunch < this._randomPunchInterval
     const isDouble = error?.code === 'HOLEPUNCH_ABORTED' && this.randomized && !punches
@@ -76,7 +76,7 @@ class Dht extends DHT {
     return Date.now() - this.dials.get(stream)?.since > STALE_DIAL_MS
   }
 
-  /** direct: by an address one of us can be reached at. punched: by a socket made for it. relayed: by somebody else. */
+  /** direct: through a reachable address. punched: through a socket opened for this connection. relayed: through a relay. */
   pathOf({ rawStream: raw }) {
     for (const { rawStream: relay } of this.relayStreams) {
       if (relay?.socket === raw.socket && relay.remotePort === raw.remotePort && relay.remoteHost === raw.remoteHost) return 'relayed'
@@ -85,9 +85,9 @@ class Dht extends DHT {
   }
 }
 
-/** A swarm whose firewall leaves no trace: the library bans a refused key for good and keeps a record of each stranger. */
+/** A swarm whose firewall keeps no state. The library's own bans a refused key for ever and remembers every stranger. */
 class Swarm extends Hyperswarm {
-  /** Of keys in hex. allowed === null: everybody who is not denied. */
+  /** Keys in hex. allowed === null allows everybody who is not denied. */
   gate = { denied: new Set(), allowed: null }
 
   refuses(key) {
@@ -105,14 +105,14 @@ class Swarm extends Hyperswarm {
 
   _handleServerConnection(stream) {
     const dialled = this._allConnections.get(stream.remotePublicKey)
-    // When both dial, the library may keep our dial. One that hangs would shut out, for seconds, the peer who is already here.
+    // When both sides dial, the library may prefer our dial. If that hangs, it would block the peer's connection for seconds.
     if (dialled && this.dht.isStale(dialled)) {
       dialled.destroy(new Error(DUPLICATE))
       this._handleServerConnectionSwap(dialled, stream)
     } else super._handleServerConnection(stream)
   }
 
-  /** Dials a peer now, whatever its retry budget says. */
+  /** Dials a peer now, regardless of its retry budget. */
   dial(key, topic) {
     const known = this.peers.get(hexOf(key))
     known?._reset()
@@ -127,7 +127,7 @@ class Swarm extends Hyperswarm {
     }
   }
 
-  /** The network is back, or another. */
+  /** Call it when the network is back or has changed. */
   revive() {
     this.server.refresh()
     for (const stream of this.dht.dials.keys()) if (this.dht.isStale(stream)) stream.destroy()
@@ -137,8 +137,8 @@ class Swarm extends Hyperswarm {
     return isRemembered(this.dht, this.server)
   }
 
-  /** Whether any of the DHT's nodes near us answers now, or of those to begin with, which may have moved: as long as we believe that there
-   * is no network, nothing else asks them. */
+  /** Returns whether any nearby DHT node or bootstrap node answers. The latter may have moved, and nothing else contacts them while we
+   * believe to be offline. */
   async isOnline() {
     const nodes = this.dht.toArray({ limit: 3 })
     if (nodes.length === 0) this.dht.refresh()
@@ -152,7 +152,7 @@ class Swarm extends Hyperswarm {
   }
 }
 
-/** Whether those DHT nodes that announce a server still do: one that was started anew answers, and has forgotten everybody. */
+/** Returns whether the DHT nodes that announce a server still do. A restarted node answers but has forgotten everything. */
 async function isRemembered(dht, { _announcer: announcer }) {
   const { relays = [], target } = announcer ?? {}
   const question = { token: null, command: COMMANDS.FIND_PEER, target, value: null }
@@ -166,7 +166,7 @@ function open(keyPair, { bootstrap, older = [], nodes, host, port, open, persist
     bootstrap: bootstrap ?? undefined,
     nodes,
     host: host ?? undefined,
-    // hyperdht takes 0 for 49737 to 49741, and so do DHT nodes: an empty range leaves it to the system.
+    // For hyperdht, 0 means 49737 to 49741, which DHT nodes use too. An empty range lets the system choose.
     port: port || [0, 0],
     firewalled: open ? false : undefined,
     ephemeral: persistent ? false : undefined,

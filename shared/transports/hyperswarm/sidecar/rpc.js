@@ -1,24 +1,24 @@
 'use strict'
-// protomux-rpc beside our own wire: a stock @hyperswarm/rpc client calls methods that Python serves.
+// Supports protomux-rpc beside our own protocol: stock @hyperswarm/rpc clients call methods that Python serves.
 
 const ProtomuxRPC = require('protomux-rpc')
 const { TYPE } = require('./frames')
 
-/** protomux-rpc has neither credits nor cancellation, so this many requests of one client are under way at most. */
+/** The limit per client, because protomux-rpc has neither credit nor cancellation. */
 const MAX_UNDER_WAY = 32
-/** A stock client is silent for five seconds between keep-alives. */
+/** Stock clients are silent for five seconds between keep-alives. */
 const SILENCE_MS = 20_000
-/** Whoever was answered nothing but refusals is a stranger: few at a time, and not for long. */
+/** A client whose requests were all refused is a stranger. Few are allowed, and not for long. */
 const MAX_STRANGERS = 20
 const STRANGER_MS = 5000
-/** What a request of any other client may have; Python refuses smaller ones with words. */
+/** For other clients. Python has a lower limit, and refuses with a message. */
 const MAX_REQUEST = 2 * 1024 * 1024
 
 const strangers = new Set() // their streams
-const waiting = new Map() // number of a request -> takes its answer
+const waiting = new Map() // request number -> callback for its answer
 let lastRequest = 0
 
-/** Takes over a connection whose first message was not our preface. */
+/** Takes over a connection that did not begin with our preface. */
 function adopt(connection, message, publicKey, outbox) {
   const [{ stream }, underWay] = [connection, new Set()]
   if (strangers.size >= MAX_STRANGERS) return stream.destroy()
@@ -26,9 +26,9 @@ function adopt(connection, message, publicKey, outbox) {
   setTimeout(() => strangers.has(stream) && stream.destroy(), STRANGER_MS).unref()
   stream.removeAllListeners('data').setTimeout(SILENCE_MS)
   stream.once('close', () => {
-    // An empty request: nobody waits for that one any more.
+    // An empty request cancels the one with that number.
     for (const number of underWay) if (waiting.delete(number)) outbox.send(TYPE.REQUEST, number)
-    // No request has the number 0: it tells that the connection of a client is closed. The last word, so that nothing begins after it.
+    // Number 0 reports that a client's connection is closed. It comes last, so that nothing starts after it.
     if (!strangers.delete(stream)) outbox.send(TYPE.REQUEST, 0, stream.handshakeHash)
   })
   const ask = async (method, value) => {
@@ -45,7 +45,7 @@ function adopt(connection, message, publicKey, outbox) {
     return said.subarray(1)
   }
   const rpc = new ProtomuxRPC(stream, { id: publicKey, valueEncoding: null })
-  // Which methods there are, Python knows: every name has a responder.
+  // Python knows the methods, so every name has a responder.
   rpc._responders = { get: (method) => ({ options: {}, handler: (value) => ask(method, value) }), clear() {} }
   stream.emit('data', message)
 }

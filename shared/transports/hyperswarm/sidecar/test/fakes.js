@@ -1,5 +1,5 @@
 'use strict'
-// What the tests of this folder stand on: a frame by hand, a socket that keeps what is written, a stream without a network.
+// Fakes for the tests: a hand-made frame, a socket that records writes, a stream without a network.
 
 const { EventEmitter } = require('node:events')
 

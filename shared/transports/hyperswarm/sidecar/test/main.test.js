@@ -64,7 +64,7 @@ for (const [name, bytes] of Object.entries(BAD)) {
 
 test('it is ready, answers, and leaves with its parent', async () => {
   const { pipe, until, ended } = sidecar()
-  // Byte by byte, as no parent sends.
+  // Byte by byte, unlike any real parent.
   for (const byte of Buffer.concat([HELLO, call(9, { method: 'stats' })])) pipe.write(Buffer.of(byte))
   await until(TYPE.READY)
   const [, id, text] = await until(TYPE.ANSWER)
