@@ -1,4 +1,4 @@
-"""Keeps files that one process writes to that process, with flock(2). The lock ends with the process, however it ends."""
+"""Locks files for one process with flock(2). The lock ends with the process."""
 
 import asyncio
 import errno
@@ -13,15 +13,15 @@ from shared import errors
 #: A process that is being replaced may still be closing.
 PATIENCE_SECONDS = 5.0
 _LOOK_SECONDS = 0.1
-#: What flock says on file systems without locks.
+#: Errors of flock on file systems without locks.
 _WITHOUT_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 @asynccontextmanager
 async def hold(path: Path, *, patience_seconds: float = PATIENCE_SECONDS) -> AsyncIterator[None]:
-    """Lock ``path`` for the block, by a file beside it. Raises BadSettings if another process keeps it longer than the patience.
+    """Lock ``path`` for the block through a file beside it. Raises BadSettings if another process keeps the lock too long.
 
-    Nothing is locked where no file can be made, because there is nothing to write to either, nor on a file system without locks.
+    Does nothing if the lock file cannot be created, because then ``path`` cannot be written either, and on file systems without locks.
     """
     try:
         handle = os.open(path.with_name(f"{path.name}.lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)

@@ -1,8 +1,8 @@
 """PostgreSQL: a pool, named queries, transactions and notifications, each with a deadline. Only stores import this.
 
-What PostgreSQL refuses (a unique violation) passes through for the store to translate; that it does not answer, or takes no
-writes now, becomes ``errors.Unavailable``. A server that was restarted is used again by the first call after it accepts
-connections, and one that only reads is left: behind the same address there may be another by now, which writes.
+Errors of a statement (such as a unique violation) pass through for the store to handle. If PostgreSQL does not answer or accepts no
+writes, calls raise ``errors.Unavailable``. After a restart, the first call that succeeds uses the server again. Connections to a
+read-only server are closed, because the same address may lead to a new primary by now.
 """
 
 import asyncio
@@ -25,30 +25,30 @@ from shared.timing.backoff import Backoff
 T = TypeVar("T")
 
 UniqueViolation = asyncpg.UniqueViolationError
-#: Whatever else PostgreSQL or its driver says to a statement that cannot be done.
+#: Any other error of PostgreSQL or its driver about a statement.
 Refusal = (asyncpg.PostgresError, asyncpg.InterfaceError)
 
 _OPEN_SECONDS = 30
 _RECONNECT_BACKOFF = Backoff(first_seconds=0.05, longest_seconds=1.0)
-#: Rewriting a large table takes long, and waiting for another process that does so takes as long.
+#: Rewriting a large table takes long, as does waiting for another process that does it.
 _MIGRATION_SECONDS = 3600
 _BIND = "SELECT set_config('aimesh.tenant', $1, true)"
-#: The server ends a leader's session that says nothing for so long: a leader that hangs, or whose host vanished, loses its lock.
+#: The server ends a leader's idle session after this time, so a leader that hangs or is cut off loses its lock.
 _LEASE = "SELECT set_config('idle_session_timeout', $1, false)"
 _LEASE_SECONDS = 20
 _TRY_LOCK = "SELECT pg_try_advisory_lock(hashtextextended('aimesh.leader.' || current_schema() || '.' || $1, 0))"
-#: "on" at a standby, and where an administrator or a provider has set it.
+#: "on" for a standby, and if an administrator or provider has set it.
 _ONLY_READS = "SELECT current_setting('transaction_read_only')"
-#: Notifications that nobody has read yet. When it is full they are dropped and the reader learns that it missed some.
+#: Unread notifications. When the queue is full they are dropped, and the reader is told that it missed some.
 _UNREAD_NOTIFICATIONS = 1000
-#: ``shared.node`` gives all checks of a service 2 s together. Where PostgreSQL hangs, letting go of the connection takes 0.5 s more.
+#: ``shared.node`` allows 2 s for all checks of a service together. If PostgreSQL hangs, closing the connection takes 0.5 s more.
 _CHECK_SECONDS = 1.0
-#: How often an idle listening connection is asked whether it still lives: a host that vanished sends no goodbye.
+#: How often to check that an idle listening connection is alive: a host that vanished does not close it.
 _LISTEN_CHECK_SECONDS = 15
 
-#: PostgreSQL is not there, is starting or stopping, has no room for one more row or connection, cannot use its disk, or only reads.
+#: PostgreSQL is unreachable, starting or stopping, out of disk or connections, or read-only.
 _GONE = (
-    OSError,  # TimeoutError is one
+    OSError,  # includes TimeoutError
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
@@ -56,14 +56,14 @@ _GONE = (
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.ReadOnlySQLTransactionError,
 )
-#: What the driver makes of a connection that died in the middle of something, or of a mistake of ours.
+#: What the driver raises if a connection dies in the middle of something, and for mistakes of ours.
 _LOST_ITS_PLACE = (asyncpg.InterfaceError, asyncpg.InternalClientError)
-#: PostgreSQL has undone all of it, and it may be done again: two wanted each other's rows, or a standby had to get on.
+#: PostgreSQL rolled back and the call may be repeated: a deadlock, or a conflict on a standby.
 _UNDONE = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 _UNDONE_TRIES = 3
 
 
-class _Instead(Enum):
+class _Signal(Enum):
     """What a listener may get instead of a payload."""
 
     MISSED = "missed"
@@ -71,13 +71,13 @@ class _Instead(Enum):
 
 
 class DatabaseRow(Protocol):
-    """A row of an answer, read by column name."""
+    """A result row, read by column name."""
 
     def __getitem__(self, column: str) -> Any: ...
 
 
 class Transaction:
-    """Queries that all happen or none; made by ``Database.transaction``."""
+    """Queries in one transaction, created by ``Database.transaction``."""
 
     def __init__(self, connection: asyncpg.Connection, named: dict[str, queries.NamedQuery]) -> None:
         self._connection = connection
@@ -94,15 +94,14 @@ class Transaction:
         return await self._connection.fetchval(self._queries[query].text, *args)
 
     async def run(self, query: str, *args: object) -> int:
-        """The number of rows that it changed."""
+        """Return the number of changed rows."""
         return _affected(await self._connection.execute(self._queries[query].text, *args))
 
 
 class Leadership:
-    """A session of its own that may hold an advisory lock; the lock is free again when the session ends, whoever ends it.
+    """A session that may hold an advisory lock, which is released when the session ends for any reason.
 
-    The holder has to call something at least every ``_LEASE_SECONDS``. Made by ``Database.leadership``; after Unavailable it is of no
-    use any more.
+    The holder must call something at least every ``_LEASE_SECONDS``. Created by ``Database.leadership``; do not use it after Unavailable.
     """
 
     def __init__(self, connection: asyncpg.Connection, named: dict[str, queries.NamedQuery], lock: str) -> None:
@@ -112,7 +111,7 @@ class Leadership:
         self.is_held = False
 
     async def take(self) -> bool:
-        """Whether this session holds the lock, now at the latest. Raises Unavailable, also where PostgreSQL takes no writes."""
+        """Return whether this session holds the lock, acquiring it if possible. Raises Unavailable, also if PostgreSQL is read-only."""
         with _translated():
             async with asyncio.timeout(_CHECK_SECONDS):
                 await _check_it_writes(self._connection)
@@ -121,7 +120,7 @@ class Leadership:
 
     @contextlib.asynccontextmanager
     async def transaction(self, *, deadline_seconds: float = 10) -> AsyncIterator[Transaction]:
-        """In this session: what it commits was committed by the holder of the lock. Raises Unavailable."""
+        """Run a transaction in this session, so that it commits only if the lock is still held. Raises Unavailable."""
         with _translated():
             async with asyncio.timeout(deadline_seconds), self._connection.transaction():
                 yield Transaction(self._connection, self._queries)
@@ -130,8 +129,8 @@ class Leadership:
 class Database:
     """The pool of one service for its own schema. Every method may raise ``errors.Unavailable``.
 
-    A plain SELECT whose connection turns out to be dead is sent once more; a write never is, since it may have happened. What was
-    undone because two waited for each other is sent again, but for a transaction's, which is its caller's to repeat.
+    A plain SELECT is sent again if its connection was dead; a write never is, since it may have happened. After a deadlock a query is sent
+    again, but a transaction must be repeated by its caller.
     """
 
     def __init__(self, place: ServerPlace, pool: asyncpg.Pool, named: dict[str, queries.NamedQuery]) -> None:
@@ -144,7 +143,7 @@ class Database:
     async def open(cls, url: str, *, schema: str, package: Path, pool_size: int = 10) -> AsyncIterator["Database"]:
         """Connect (for up to 30 s, with backoff), migrate, and load ``package``'s queries.
 
-        Raises Unavailable if PostgreSQL does not come, and BadSettings if it refuses us, does not keep sessions, or a migration was edited.
+        Raises Unavailable if PostgreSQL stays down, and BadSettings if it refuses us or does not keep sessions, or a migration was edited.
         """
         place = ServerPlace(url, schema)
         named = queries.load_package(package)
@@ -160,7 +159,7 @@ class Database:
             try:
                 yield cls(place, pool, named)
             finally:
-                # Nothing is running any more after the drain; what still is would make a graceful close wait for ever.
+                # After the drain nothing should be running, and anything that does would make a graceful close wait for ever.
                 pool.terminate()
 
     async def row(self, query: str, *args: object, deadline_seconds: float = 5) -> DatabaseRow | None:
@@ -170,30 +169,30 @@ class Database:
         return await self._ask(query, deadline_seconds, lambda tx: tx.rows(query, *args))
 
     async def value(self, query: str, *args: object, deadline_seconds: float = 5) -> Any:
-        """The first column of the first row; None if there is none."""
+        """Return the first column of the first row; None if there is no row."""
         return await self._ask(query, deadline_seconds, lambda tx: tx.value(query, *args))
 
     async def run(self, query: str, *args: object, deadline_seconds: float = 5) -> int:
-        """The number of rows that it changed."""
+        """Return the number of changed rows."""
         return await self._ask(query, deadline_seconds, lambda tx: tx.run(query, *args))
 
     @contextlib.asynccontextmanager
     async def transaction(self, *, deadline_seconds: float = 10) -> AsyncIterator[Transaction]:
-        """Commits at the end of the block; an exception rolls back. If the connection dies at the commit, nobody knows."""
+        """Commit at the end of the block, or roll back on an exception. If the connection is lost at the commit, the outcome is unknown."""
         async with self._connection(deadline_seconds) as connection, connection.transaction():
             yield Transaction(connection, self._queries)
 
     @contextlib.asynccontextmanager
     async def bound(self, tenant: UUID, *, deadline_seconds: float = 10) -> AsyncIterator[Transaction]:
-        """A transaction that sees one tenant's rows and no others, whatever its queries ask for (row-level security). Two round trips
-        more than a query of ``row`` and ``rows``: for what people ask for, not for what every request needs."""
+        """Open a transaction that sees only one tenant's rows, whatever its queries ask for (row-level security). Two round trips more than
+        ``row`` and ``rows``: for what users ask for, not for what every request needs."""
         async with self._connection(deadline_seconds) as connection, connection.transaction():
             await connection.execute(_BIND, str(tenant))
             yield Transaction(connection, self._queries)
 
     @contextlib.asynccontextmanager
     async def leadership(self, lock: str) -> AsyncIterator[Leadership]:
-        """For the one of several processes that does what must not be done twice."""
+        """Open a session for electing a leader among several processes."""
         with _translated():
             connection = await self._place.connect()
         try:
@@ -204,9 +203,9 @@ class Database:
             connection.terminate()
 
     async def listen(self, channel: str) -> AsyncGenerator[str | None]:
-        """The payloads of a channel, for ever, over a connection of its own. Close it with ``contextlib.aclosing``.
+        """Yield the payloads of a channel for ever, over a separate connection. Close it with ``contextlib.aclosing``.
 
-        None means: listening now (again), or too slow to keep up; look at the tables, you may have missed some.
+        None means that listening has (re)started, or that notifications were missed: read the tables.
         """
         failures = 0
         while True:
@@ -220,7 +219,7 @@ class Database:
                 await asyncio.sleep(_RECONNECT_BACKOFF.pause(failures))
 
     async def check(self) -> Check:
-        """Whether PostgreSQL answers and takes writes, for /readyz; sooner than its asker gives up, who would not hear why."""
+        """Return whether PostgreSQL answers and accepts writes, for /readyz, before the caller's timeout."""
         try:
             async with self._connection(_CHECK_SECONDS) as connection:
                 await _check_it_writes(connection)
@@ -248,28 +247,28 @@ class Database:
                 try:
                     yield connection
                 except asyncpg.InterfaceError as error:
-                    # Mostly a mistake of ours, such as a wrong number of arguments; but a dead connection gives it too.
+                    # Usually a mistake of ours, such as a wrong number of arguments, but a dead connection raises it too.
                     if not _is_dead(connection):
                         raise
                     raise ConnectionResetError(str(error)) from error
                 except asyncpg.InternalClientError as error:
-                    # The driver lost its place, as it does when the server's goodbye meets our next statement.
+                    # The driver lost its place, for example when the server's goodbye crosses our next statement.
                     connection.terminate()
                     raise ConnectionResetError(str(error)) from error
                 finally:
-                    # Also where its caller is cancelled once more meanwhile.
+                    # Shielded against a second cancellation.
                     await asyncio.shield(_release(self._pool, connection))
         except _UNDONE as error:
             if isinstance(error, asyncpg.SerializationError):
-                # With our isolation level only a standby says that; the next connection may reach the primary.
+                # At our isolation level only a standby raises this. The next connection may reach the primary.
                 await self._pool.expire_connections()
-            raise errors.Unavailable("two wanted the same rows of PostgreSQL at once", hint="try again", retry_after_seconds=0.1) from error
+            raise errors.Unavailable("two calls needed the same rows at once", hint="try again", retry_after_seconds=0.1) from error
         except _GONE as error:
             if _count_cancels() > cancels:
-                # The error, of a rollback for example, took the place of the cancel, and the task would go on for ever.
+                # The error, for example of a rollback, has replaced the cancellation, and the task would continue.
                 raise asyncio.CancelledError from error
             if not isinstance(error, TimeoutError):
-                # Where one connection died the idle ones have probably died too; the next caller gets a new one.
+                # If one connection died, the idle ones probably have too. The next caller gets a new one.
                 await self._pool.expire_connections()
             raise _unavailable(error) from error
 
@@ -281,37 +280,37 @@ class Database:
 
     async def _listen_once(self, channel: str) -> AsyncGenerator[str | None]:
         connection = await self._place.connect()
-        unread: asyncio.Queue[str | _Instead] = asyncio.Queue(_UNREAD_NOTIFICATIONS)
+        unread: asyncio.Queue[str | _Signal] = asyncio.Queue(_UNREAD_NOTIFICATIONS)
 
-        def arrived(what: str | _Instead) -> None:
+        def arrived(what: str | _Signal) -> None:
             if unread.full():
                 while not unread.empty():
                     unread.get_nowait()
-                unread.put_nowait(_Instead.MISSED)
+                unread.put_nowait(_Signal.MISSED)
             unread.put_nowait(what)
 
         try:
-            connection.add_termination_listener(lambda _connection: arrived(_Instead.CLOSED))
+            connection.add_termination_listener(lambda _connection: arrived(_Signal.CLOSED))
             await connection.add_listener(channel, lambda _connection, _pid, _channel, payload: arrived(payload))
             yield None
             while True:
                 try:
-                    # No wait_for: of one who is cancelled in the moment in which something comes it makes one who goes on (Python 3.11).
+                    # Not wait_for: in Python 3.11 it loses a cancellation that arrives together with the result.
                     async with asyncio.timeout(_LISTEN_CHECK_SECONDS):
                         what = await unread.get()
                 except TimeoutError:
-                    # A primary that became a standby behind our back notifies nobody.
+                    # A primary that became a standby does not notify.
                     await _check_it_writes(connection)
                     continue
-                if what is _Instead.CLOSED:
+                if what is _Signal.CLOSED:
                     return
-                yield None if what is _Instead.MISSED else what
+                yield None if what is _Signal.MISSED else what
         finally:
             connection.terminate()
 
 
 def _count_cancels() -> int:
-    """How often somebody has cancelled this task; what ``asyncio.timeout`` cancels does not count once it is over."""
+    """Return how often this task was canceled. Cancellations by ``asyncio.timeout`` do not count once it is over."""
     task = asyncio.current_task()
     return 0 if task is None else task.cancelling()
 
@@ -323,7 +322,7 @@ def _may_be_repeated(cause: BaseException | None, attempt: int, *, only_reads: b
 
 
 async def _release(pool: asyncpg.Pool, connection: asyncpg.Connection) -> None:
-    """Waits for the server to confirm a cancelled statement; where it does not, the connection is thrown away."""
+    """Wait for the server to confirm a canceled statement. If it does not, close the connection."""
     with contextlib.suppress(*_GONE, *_LOST_ITS_PLACE):
         await pool.release(connection, timeout=0.5)
 
@@ -336,13 +335,13 @@ def _is_dead(connection: asyncpg.Connection) -> bool:
 
 
 async def _check_it_writes(connection: asyncpg.Connection) -> None:
-    """Raises what a write would."""
+    """Raises what a write would raise."""
     if await connection.fetchval(_ONLY_READS, timeout=2) == "on":
         raise asyncpg.ReadOnlySQLTransactionError("the server is a standby, or was set to read only")
 
 
 async def _keep_session(_connection: asyncpg.Connection) -> None:
-    """Nothing here changes a session outside of a transaction, so the reset that costs a round trip per query is not needed."""
+    """Does nothing: sessions are not changed outside transactions, so asyncpg's reset, one round trip per query, is not needed."""
 
 
 async def _migrate(place: ServerPlace, known: list[migrations.Migration]) -> None:
@@ -366,7 +365,7 @@ async def _migrate(place: ServerPlace, known: list[migrations.Migration]) -> Non
 
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
-    """For a session of one owner."""
+    """Translate the errors of a session outside the pool."""
     cancels = _count_cancels()
     try:
         yield
@@ -377,12 +376,12 @@ def _translated() -> Iterator[None]:
 
 
 def _unavailable(cause: Exception) -> errors.Unavailable:
-    # The cause, which has addresses in it, stays on our side of the wire.
+    # The cause, which contains addresses, is not sent to callers.
     if isinstance(cause, asyncpg.ReadOnlySQLTransactionError):
-        hint = "is it a standby, or set to read only because its disk is full? DATABASE_URL must lead to the primary"
-        return errors.Unavailable("PostgreSQL only reads and takes no writes", hint=hint)
+        hint = "is it a standby, or read-only because its disk is full? DATABASE_URL must lead to the primary"
+        return errors.Unavailable("PostgreSQL is read-only", hint=hint)
     if isinstance(cause, asyncpg.InsufficientResourcesError | asyncpg.PostgresSystemError):
-        return errors.Unavailable("PostgreSQL has no room or cannot use its disk", hint="see its log, its disk and its max_connections")
+        return errors.Unavailable("PostgreSQL is out of resources or cannot use its disk", hint="check its log, disk and max_connections")
     return errors.Unavailable("PostgreSQL does not answer", hint="is it running, and is DATABASE_URL right?")
 
 
@@ -391,6 +390,6 @@ def _reason(cause: BaseException | None) -> str:
 
 
 def _affected(status: str) -> int:
-    """``INSERT 0 3`` or ``UPDATE 3`` -> 3; 0 for statements that count nothing."""
+    """Parse ``INSERT 0 3`` or ``UPDATE 3`` to 3; 0 for statements without a count."""
     count = status.rpartition(" ")[2]
     return int(count) if count.isdecimal() else 0

@@ -1,13 +1,13 @@
-"""Brings a schema up to date: numbered files, each run once, each in a transaction with the row that says so.
+"""Migrates a schema: numbered files, each run once, in a transaction with the row that records it.
 
-A file is ``NNNN_pre_what.sql``: ``pre`` runs before the new version serves, so it must leave the tables usable for the
-version before. A released file is never edited; the database remembers its SHA-256 and refuses to go on.
+A file is ``NNNN_pre_what.sql``: ``pre`` runs before the new version serves, so it must leave the tables usable for the old version.
+Released files are never edited: the database stores their SHA-256, and a changed file is refused.
 
 A file named ``NNNN_pre_what_concurrently.sql`` runs statement by statement without a transaction, for CREATE INDEX CONCURRENTLY. It may
 stop halfway and run again from its first statement, so each of its statements must be repeatable.
 
-A migration that sets a ``lock_timeout`` and does not get its lock is rolled back and tried again: while it waits for an ACCESS EXCLUSIVE
-lock, every later query on that table waits behind it.
+A migration that sets a ``lock_timeout`` and does not get its lock is rolled back and tried again. While it waits for an ACCESS EXCLUSIVE
+lock, all later queries on that table wait behind it.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from shared.stores.database import queries
 
 _FILE = re.compile(r"(?P<number>\d{4})_pre_[a-z0-9_]+\.sql")
 _STATEMENT_END = re.compile(r";[ ]*$", re.MULTILINE)
-#: Between two attempts to get a lock: queries that waited behind the last attempt get their turn.
+#: Between two attempts to get a lock, so that the queries waiting behind it can run.
 _LOCK_PAUSE_SECONDS = 1.0
 _TURN_PAUSE_SECONDS = 0.1
 
@@ -40,7 +40,6 @@ class Migration:
 
     @property
     def is_concurrent(self) -> bool:
-        """Whether it runs statement by statement, outside a transaction."""
         return self.name.endswith("_concurrently.sql")
 
     @property
@@ -49,12 +48,12 @@ class Migration:
 
 
 def read(folder: Path) -> list[Migration]:
-    """The migrations of a folder in order; raises ValueError for a file that does not fit, and for a number used twice."""
+    """Return a folder's migrations in order. Raises ValueError for an invalid name, and for a number used twice."""
     found: list[Migration] = []
     for path in sorted(folder.glob("*.sql")):
         match = _FILE.fullmatch(path.name)
         if match is None:
-            raise ValueError(f"{path}: a migration is called NNNN_pre_what.sql")
+            raise ValueError(f"{path}: the name of a migration must be NNNN_pre_what.sql")
         if found and found[-1].number == int(match["number"]):
             raise ValueError(f"{path}: number {match['number']} is used twice")
         found.append(Migration(int(match["number"]), path.name, path.read_text(encoding="utf-8")))
@@ -62,7 +61,7 @@ def read(folder: Path) -> list[Migration]:
 
 
 def plan_pending(known: list[Migration], applied: dict[int, str]) -> list[Migration]:
-    """Those that still have to run. ``applied`` is number -> sha256; numbers that only a newer version knows are its affair.
+    """Return the migrations to run. ``applied`` is number -> sha256; numbers of newer versions are ignored.
 
     Raises BadSettings for a file that was edited after it ran.
     """
@@ -76,12 +75,12 @@ def plan_pending(known: list[Migration], applied: dict[int, str]) -> list[Migrat
 
 
 async def run(connection: asyncpg.Connection, schema: str, known: list[Migration]) -> None:
-    """Apply what is pending; several starters at once wait for each other, and the first does the work. Where nothing is pending it
-    only reads, so that a program starts beside a server that takes no writes now."""
+    """Apply pending migrations. If several processes start at once, one does the work and the others wait. Without pending ones it only
+    reads, so that a program can start while the server is read-only."""
     sql = queries.load(Path(__file__).with_name("migrations.sql"))
     if await connection.fetchval(sql["has_table"].text) and not plan_pending(known, await _list_applied(connection, sql)):
         return
-    # No waiting inside of PostgreSQL: a session that waits for the lock holds a snapshot, and CREATE INDEX CONCURRENTLY waits for that.
+    # Poll: a session that waits for the lock inside PostgreSQL holds a snapshot, which CREATE INDEX CONCURRENTLY would wait for.
     while not await connection.fetchval(sql["try_lock"].text, schema):  # noqa: ASYNC110 - another process holds it
         await asyncio.sleep(_TURN_PAUSE_SECONDS)
     try:
@@ -91,7 +90,7 @@ async def run(connection: asyncpg.Connection, schema: str, known: list[Migration
         for migration in plan_pending(known, await _list_applied(connection, sql)):
             await _apply(connection, migration, sql["add_applied"].text)
     finally:
-        # A connection that broke has lost its lock already, and saying so again would hide the first error.
+        # A broken connection has lost its lock already, and an error here would hide the first one.
         if not connection.is_closed():
             await connection.execute(sql["unlock"].text, schema)
 

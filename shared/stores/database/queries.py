@@ -1,4 +1,4 @@
-"""Reads named queries from `queries.sql`, or from the files of a folder `queries`: no SQL stands in Python and none is ever assembled.
+"""Reads named queries from `queries.sql` or the files of a folder `queries`. Python code contains and assembles no SQL.
 
 -- name: find_user
 -- One user by id.
@@ -17,30 +17,30 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 class NamedQuery:
     name: str
     text: str
-    #: A plain SELECT: may be sent twice when its connection dies. (So no SELECT may call a function that writes.)
+    #: A plain SELECT, which may be sent again if its connection dies. So no SELECT may call a function that writes.
     only_reads: bool
 
 
 def load(path: Path) -> dict[str, NamedQuery]:
-    """The queries of a file by name; raises ValueError for one that is unnamed, unexplained, empty or named twice."""
+    """Return a file's queries by name. Raises ValueError for one without a name, comment or text, or with a name used twice."""
     return parse(path.read_text(encoding="utf-8"), str(path))
 
 
 def load_package(package: Path) -> dict[str, NamedQuery]:
-    """Those of `queries.sql`, or of all files in the folder `queries`; raises as ``load``, also for a name that two files have."""
+    """Return the queries of `queries.sql` or of all files in `queries`. Raises as ``load``, also for a name in two files."""
     folder = package / "queries"
     paths = sorted(folder.glob("*.sql")) if folder.is_dir() else [package / "queries.sql"]
     queries: dict[str, NamedQuery] = {}
     for path in paths:
         found = load(path)
         if twice := queries.keys() & found.keys():
-            raise ValueError(f"{path}: {', '.join(sorted(twice))} is named in another file, too")
+            raise ValueError(f"{path}: {', '.join(sorted(twice))} is also in another file")
         queries |= found
     return queries
 
 
 def parse(text: str, source: str) -> dict[str, NamedQuery]:
-    """``load`` without the file; ``source`` is for messages."""
+    """Like ``load``, but from text. ``source`` is for messages."""
     queries: dict[str, NamedQuery] = {}
     before, *rest = _HEAD.split(text)
     if any(line.strip() and not line.startswith("--") for line in before.splitlines()):
@@ -48,9 +48,9 @@ def parse(text: str, source: str) -> dict[str, NamedQuery]:
     for name, body in zip(rest[::2], rest[1::2], strict=True):
         comment, _, sql = body.lstrip("\n").partition("\n")
         if not _NAME.fullmatch(name) or name in queries:
-            raise ValueError(f"{source}: {name!r} is no name in snake_case, or is there twice")
+            raise ValueError(f"{source}: {name!r} is not a snake_case name, or is used twice")
         if not comment.startswith("-- "):
-            raise ValueError(f"{source}: {name} does not say in its first line what it does")
+            raise ValueError(f"{source}: {name} needs a comment in its first line that says what it does")
         sql = sql.strip().removesuffix(";")
         if not sql:
             raise ValueError(f"{source}: {name} is empty")

@@ -1,8 +1,8 @@
-"""Opens sessions with the settings that stores rely on, and finds out before anything is served whether they hold.
+"""Opens sessions with the settings that stores rely on, and checks at startup that the server keeps them.
 
-They are set by a statement and not when connecting: PgBouncer refuses to pass unknown startup parameters on, or drops them. In session
-mode what is set stays. In transaction mode each transaction may meet another process of the server, without our settings or with those of
-somebody else, and neither prepared statements nor locks nor notifications work.
+They are set by a statement, not when connecting, because PgBouncer refuses or drops unknown startup parameters. In session mode settings
+are kept. In transaction mode each transaction may use another server process, without our settings or with somebody else's, and prepared
+statements, locks and notifications do not work.
 """
 
 import asyncio
@@ -16,31 +16,31 @@ from shared import errors
 from shared.stores.database import queries
 
 _CONNECT_SECONDS = 5
-#: As PostgreSQL writes them, because they are read back.
+#: In PostgreSQL's own notation, because they are compared.
 _SETTINGS = {
-    # A caller that gave up leaves its statement behind; after this the server ends it, so that it holds no lock for ever.
+    # A caller that gave up leaves its statement running. The server ends it after this time, so that it does not hold locks.
     "statement_timeout": "1min",
     "idle_in_transaction_session_timeout": "1min",
-    # What the policies of row-level security compare: the work of a service itself sees all tenants, ``bound`` sees one, and who
-    # does not set it, like somebody with a stolen password, sees none.
+    # For row-level security: a service itself sees all tenants, ``bound`` sees one, and a session without this setting, such as that of
+    # somebody with a stolen password, sees none.
     "aimesh.tenant": "*",
 }
 _FOR_EVER = "0"
 _SQL = queries.load(Path(__file__).with_name("server_sessions.sql"))
 
-#: The settings are wrong, and waiting will not mend them.
+#: The settings are wrong; waiting does not help.
 _REFUSED = (
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
     asyncpg.ClientConfigurationError,
-    # A parameter in the URL that PostgreSQL does not know, or not with this value.
+    # A parameter in the URL that PostgreSQL does not know, or an invalid value.
     asyncpg.UndefinedObjectError,
     asyncpg.InvalidParameterValueError,
     asyncpg.CantChangeRuntimeParamError,
 )
-#: PgBouncer has one code for whatever is the matter with it, also for what passes. These do not.
+#: PgBouncer uses one code for all errors, including temporary ones. These texts mean permanent ones.
 _POOLER_REFUSES = ("unsupported startup parameter", "authentication failed", "does not exist", "no such")
-#: Our prepared statements are where we are not, or those of others where we are.
+#: We are on another server process than our prepared statements, or on one with somebody else's.
 _MIXED_UP = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)
 
 
@@ -52,7 +52,7 @@ class ServerPlace:
     schema: str
 
     async def connect(self, *, statement_timeout: str = _SETTINGS["statement_timeout"], **driver: Any) -> asyncpg.Connection:
-        """A new session with our settings; ``driver`` is what a pool says to the driver."""
+        """Open a session with our settings. ``driver`` are a pool's arguments for the driver."""
         connection = await asyncpg.connect(self.url, timeout=_CONNECT_SECONDS, server_settings={"application_name": "aimesh"}, **driver)
         try:
             wanted = self.settings(statement_timeout)
@@ -67,8 +67,8 @@ class ServerPlace:
 
 
 async def open_first(place: ServerPlace) -> asyncpg.Connection:
-    """A session whose statements may take as long as they like, once it is certain that sessions keep what is set for them. Raises
-    BadSettings where they do not, or where we are refused; and what the driver raises where the server is not there."""
+    """Open a session without a statement timeout, after checking that sessions keep their settings. Raises BadSettings if they do not or
+    if we are refused, and the driver's error if the server is unreachable."""
     try:
         first = await place.connect(statement_timeout=_FOR_EVER)
         try:
@@ -83,14 +83,14 @@ async def open_first(place: ServerPlace) -> asyncpg.Connection:
     except asyncpg.ProtocolViolationError as error:
         if not any(words in str(error) for words in _POOLER_REFUSES):
             raise
-        hint = "check DATABASE_URL: take parameters out of it that the pooler does not know; aimesh sets what it needs itself"
-        raise errors.BadSettings(f"the pooler before PostgreSQL refuses the connection: {error}", hint=hint) from error
+        hint = "check DATABASE_URL: remove parameters that the pooler does not know; aimesh sets what it needs itself"
+        raise errors.BadSettings(f"the pooler in front of PostgreSQL refuses the connection: {error}", hint=hint) from error
     return first
 
 
 async def _compare(place: ServerPlace, first: asyncpg.Connection) -> None:
-    """With a second session. In this order a pooler that does not keep sessions shows itself, whether it takes the process of the server
-    that was used last or each in turn."""
+    """Compare with a second session. This order exposes a pooler that does not keep sessions, whether it reuses the latest server process
+    or takes each in turn."""
     second = await place.connect()
     try:
         wanted = {first: place.settings(_FOR_EVER), second: place.settings(_SETTINGS["statement_timeout"])}
@@ -98,7 +98,7 @@ async def _compare(place: ServerPlace, first: asyncpg.Connection) -> None:
         async with asyncio.timeout(_CONNECT_SECONDS):
             for session in (first, first, second, first, second):
                 found = await session.fetchrow(_SQL["look"].text, list(wanted[session]))
-                assert found is not None  # an aggregate without GROUP BY always has one row
+                assert found is not None  # an aggregate without GROUP BY always returns a row
                 if found["settings"] != list(wanted[session].values()):
                     raise _not_kept()
                 processes[session].add(found["process"])
@@ -110,6 +110,6 @@ async def _compare(place: ServerPlace, first: asyncpg.Connection) -> None:
 
 def _not_kept() -> errors.BadSettings:
     return errors.BadSettings(
-        "the database does not keep what is set for a session: a pooler gives each transaction another one",
-        hint="set pool_mode = session in PgBouncer, or let DATABASE_URL lead to PostgreSQL itself",
+        "the database does not keep session settings: a pooler gives each transaction another session",
+        hint="set pool_mode = session in PgBouncer, or connect DATABASE_URL directly to PostgreSQL",
     )

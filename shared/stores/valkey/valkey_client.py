@@ -1,7 +1,7 @@
-"""Connections to Valkey: any number of calls wait at once for their answers on one, and the answers come in the order of the calls.
+"""Connections to Valkey. Many calls may wait on one connection; the answers come in the order of the calls.
 
-Who stops waiting leaves his place in that order, and his answer is dropped when it comes. No call is sent twice. A server that says
-that it is a replica, or not ready, is left: behind the same address there may be another by now.
+If a caller stops waiting, its answer is dropped when it arrives. No call is sent twice. A connection to a replica or a server that is
+not ready is closed, because the same address may lead to another server by now.
 """
 
 import asyncio
@@ -16,25 +16,23 @@ from shared.stores.valkey import resp
 from shared.stores.valkey.resp import Reply, ReplyError, RespParser
 from shared.stores.valkey.valkey_url import ValkeyUrl
 
-#: To be connected and let in.
 CONNECT_SECONDS = 1.0
-#: A server that has not answered the oldest call for so long is as good as gone.
+#: A server that has not answered the oldest call for so long is considered lost.
 SILENCE_SECONDS = 2.0
-#: Before it is given up, what came while this program was busy with other things is read.
+#: Before that, what has arrived while this program was busy is read.
 _LAST_LOOK_SECONDS = 0.01
-#: Without an answer, on one connection. The limits keep 128 at once; what is beyond are calls for which nobody waits any more.
+#: Unanswered calls per connection. The limits allow 128 at once; the rest are calls whose callers have given up.
 MOST_CALLS = 1024
-#: Not yet sent, on one connection: sixteen of the largest values.
+#: Unsent bytes per connection: sixteen of the largest values.
 MOST_UNSENT_BYTES = 4 * 1024 * 1024
 
 
-#: First words of such answers.
 _NOT_THE_ONE = frozenset({"READONLY", "MASTERDOWN", "LOADING", "CLUSTERDOWN", "UNBLOCKED"})
 _CLOSED = "the connection is closed"
 
 
 class LoginRefused(ReplyError):
-    """The server does not let us in with this name, password or database; its words."""
+    """The server rejects this name, password or database; the text is the server's."""
 
 
 class _PendingCommand(NamedTuple):
@@ -44,10 +42,10 @@ class _PendingCommand(NamedTuple):
 
 
 class ValkeyConnection:
-    """One connection to the server, made when a call needs it and made again after a loss. Its task belongs to ``tasks``."""
+    """A connection that opens on demand and reopens after a loss. Its task belongs to ``tasks``."""
 
     def __init__(self, address: ValkeyUrl, trusted: ssl.SSLContext | None, tasks: asyncio.TaskGroup) -> None:
-        """``trusted``: who vouches for the server; None where TLS is not spoken."""
+        """``trusted`` has the CAs for TLS; None without TLS."""
         self._address = address
         self._trusted = trusted
         self._tasks = tasks
@@ -59,7 +57,7 @@ class ValkeyConnection:
         self._is_closed = False
 
     def ask(self, command: bytes) -> "asyncio.Future[Reply]":
-        """The answer: a reply, or ReplyError or OSError, within some 2 s. Raises OSError if there is no place for one more."""
+        """Send a command. The future gets a reply, ReplyError or OSError within about 2 s. Raises OSError if too many calls wait."""
         if self._session is not None:
             return self._session.ask(command)
         if self._is_closed:
@@ -74,7 +72,7 @@ class ValkeyConnection:
         return call.answer
 
     def close(self) -> None:
-        """For good; what waits for an answer gets none."""
+        """Close for good. Waiting calls fail."""
         self._is_closed = True
         if self._connecting is not None:
             self._connecting.cancel()
@@ -113,7 +111,7 @@ class ValkeyConnection:
             session.end(error)
             raise LoginRefused(*error.args) from None
         except BaseException:
-            session.end(ConnectionError("nobody waits for it any more"))
+            session.end(ConnectionError("the connection is no longer needed"))
             raise
         if session.is_over:
             raise ConnectionResetError("Valkey closed the connection")
@@ -129,24 +127,20 @@ class ValkeyConnection:
 
 
 class _Session(asyncio.Protocol):
-    """One connection, from its beginning to its end."""
-
     def __init__(self, lost: Callable[["_Session"], None]) -> None:
         self._tell_lost = lost
         self._loop = asyncio.get_running_loop()
         self._parser = RespParser()
         self._transport: asyncio.Transport | None = None
         self._writes: JoinedWrites | None = None
-        #: When it was asked, and where the answer goes.
         self._unanswered: deque[tuple[float, asyncio.Future[Reply]]] = deque()
         self._is_full = False
         self.is_over = False
         self._watch: asyncio.TimerHandle | None = None
-        #: The oldest answer, when it had been waited for too long; it is looked at once more.
+        #: The oldest call if it seems overdue. It is checked once more.
         self._suspect: asyncio.Future[Reply] | None = None
 
     def ask(self, command: bytes) -> "asyncio.Future[Reply]":
-        """As that of the lane."""
         if self._is_full or len(self._unanswered) >= MOST_CALLS:
             raise ConnectionError("too many calls wait for an answer")
         call = _PendingCommand(self._loop.time(), command, self._loop.create_future())
@@ -161,7 +155,7 @@ class _Session(asyncio.Protocol):
             self._watch = self._loop.call_later(call.asked_at + SILENCE_SECONDS - self._loop.time(), self._look)
 
     def end(self, problem: Exception) -> None:
-        """Close it; all that wait for an answer are told why. Safe to call again."""
+        """Close the connection and fail all waiting calls. Safe to call twice."""
         if self.is_over:
             return
         self.is_over = True
@@ -174,7 +168,7 @@ class _Session(asyncio.Protocol):
             fail(self._unanswered.popleft()[1], problem)
 
     def _look(self) -> None:
-        """Whether the oldest call waits for too long. What has come while this program was busy is read before that is believed."""
+        """End the connection if the oldest call is overdue, but first read what has arrived while this program was busy."""
         self._watch = None
         if not self._unanswered:
             return
@@ -188,10 +182,8 @@ class _Session(asyncio.Protocol):
         else:
             self.end(TimeoutError(f"no answer within {SILENCE_SECONDS:g} s"))
 
-    # --- asyncio.Protocol -------------------------------------------------------------------------------------------
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's is one in all but name.
+        # uvloop's transports are not subclasses.
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=MOST_UNSENT_BYTES)
         self._writes = JoinedWrites(self._transport)
@@ -206,7 +198,7 @@ class _Session(asyncio.Protocol):
         refusal: ReplyError | None = None
         for reply in replies:
             if not unanswered:
-                self.end(ConnectionError("Valkey answered what nobody asked"))
+                self.end(ConnectionError("Valkey sent an unexpected answer"))
                 return
             _, answer = unanswered.popleft()
             if isinstance(reply, ReplyError):
@@ -228,10 +220,10 @@ class _Session(asyncio.Protocol):
 
 
 def fail(answer: "asyncio.Future[Reply]", problem: Exception) -> None:
-    """Unless it is there, or nobody waits for it any more."""
+    """Fail a call, unless it is already done."""
     if not answer.done():
         answer.set_exception(problem)
-        answer.exception()  # who waited may be cancelled in this very turn, and then nobody reads it
+        answer.exception()  # mark as retrieved: the caller may be canceled in this very turn
 
 
 def _login(address: ValkeyUrl) -> Iterator[tuple[resp.Word, ...]]:

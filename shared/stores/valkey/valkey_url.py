@@ -1,5 +1,4 @@
-"""What a URL says about a server: redis://, rediss:// or unix://, as redis-py reads them. Nothing here tells what it read: it may be a
-password."""
+"""Parses the URL of a server (redis://, rediss:// or unix://), as redis-py does. Errors do not quote it: it may contain a password."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,14 +9,11 @@ _OPTIONS = frozenset({"db", "username", "password", "ssl_ca_certs"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValkeyUrl:
-    """Where the server is and how it lets us in."""
-
-    #: Of a Unix socket; there are no host and port then.
+    #: The path of a Unix socket, instead of host and port.
     path: str | None = None
     host: str = "localhost"
     port: int = 6379
     tls: bool = False
-    #: Who vouches for the server, in place of the system's authorities.
     ca_file: Path | None = None
     database: int = 0
     username: str | None = None
@@ -25,7 +21,7 @@ class ValkeyUrl:
 
 
 def parse(url: str) -> ValkeyUrl:
-    """Raises ValueError, which says what is wrong without a word of the URL itself."""
+    """Raises ValueError with a message that does not quote the URL."""
     try:
         parts = urlsplit(url)
         options = {name: values[0] for name, values in parse_qs(parts.query).items()}
@@ -33,18 +29,18 @@ def parse(url: str) -> ValkeyUrl:
         if "\0" in host.encode("idna").decode():
             raise ValueError
     except ValueError:
-        # It would quote the password.
-        raise ValueError("its host or its port is none") from None
+        # The original error would quote the password.
+        raise ValueError("its host or port is invalid") from None
     if parts.scheme not in {"redis", "rediss", "unix"}:
-        raise ValueError("it is of no kind that is known here")
+        raise ValueError("its scheme is not supported")
     if unknown := options.keys() - _OPTIONS:
-        raise ValueError(f"it has an option that is not known here: {min(unknown)}")
+        raise ValueError(f"it has an unknown option: {min(unknown)}")
     username = unquote(parts.username or "") or options.get("username")
     password = unquote(parts.password or "") or options.get("password")
     if parts.scheme == "unix":
         path, database = unquote(parts.path), options.get("db", "0")
         if not path or "\0" in path:
-            raise ValueError("it has no path of a socket")
+            raise ValueError("it has no socket path")
         return ValkeyUrl(path=path, database=_number(database), username=username, password=password)
     database = options.get("db") or parts.path.strip("/") or "0"
     ca_file = Path(options["ssl_ca_certs"]) if "ssl_ca_certs" in options else None
@@ -54,5 +50,5 @@ def parse(url: str) -> ValkeyUrl:
 
 def _number(database: str) -> int:
     if not (database.isascii() and database.isdigit()):
-        raise ValueError("its database is no number")
+        raise ValueError("its database is not a number")
     return int(database)

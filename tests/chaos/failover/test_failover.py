@@ -91,7 +91,7 @@ async def test_a_promoted_standby_is_used_and_no_service_ends(place: Place) -> N
             await history.until_each_door_succeeds(5)
             fault_at = time.monotonic()
             await place.primary.demote()
-            await until(lambda: _says_why(stack), what="the gateway says that PostgreSQL only reads", ignoring=(httpx.TransportError,))
+            await until(lambda: _says_why(stack), what="the gateway says that PostgreSQL is read-only", ignoring=(httpx.TransportError,))
             await until(lambda: _were_refused(history), what="requests are refused")
             await place.standby.promote()
             place.switch.target = place.standby.socket
@@ -110,7 +110,7 @@ async def test_a_promoted_standby_is_used_and_no_service_ends(place: Place) -> N
 async def _says_why(stack: RunningStack) -> bool:
     async with stack.http() as http:
         answer = await http.get("/readyz")
-    return answer.status_code == 503 and "only reads" in answer.text
+    return answer.status_code == 503 and "read-only" in answer.text
 
 
 async def _were_refused(history: History) -> bool:
