@@ -198,9 +198,9 @@ MAX_FOLDER_MODULES = 20
 #: folder -> how many modules it may still have. These numbers may only fall.
 LARGE_FOLDERS: dict[str, int] = {"services/web/pages/admin": 21}
 #: Modules without the packages' own __init__; the goal is 560. This number may only fall, or grow by one for 170 lines of new work.
-MAX_MODULES = 663
+MAX_MODULES = 661
 #: Imports in the longest chain of modules inside `shared`, each package's __init__ counted; the goal is 10. This number may only fall.
-MAX_SHARED_IMPORT_DEPTH = 16
+MAX_SHARED_IMPORT_DEPTH = 11
 #: File names that several folders of one service may have.
 CONVENTIONAL_FILES = {"__init__.py", "__main__.py", "settings.py", "service.py", "store.py"}
 

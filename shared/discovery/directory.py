@@ -1,8 +1,7 @@
-"""What a node knows of the others: who is alive, what they serve, how loaded they are. Pure; the shell brings facts and time.
+"""Knows the other nodes: which are alive, what they serve, and how loaded they are. Pure; the shell brings facts and time.
 
-A node says what it is every ANNOUNCE_SECONDS and at once on change, on every transport that leads to us: each is a route to
-the one node. A route ends after GONE_AFTER_SECONDS of silence or when its link died, whichever comes first; without a route
-the node is gone, and is back with its next announcement.
+A node announces itself every ANNOUNCE_SECONDS and on every change, over each of its transports; each transport is a route to it. A
+route ends when its link is lost or after GONE_AFTER_SECONDS of silence. A node without routes is gone until its next announcement.
 """
 
 import random
@@ -17,71 +16,64 @@ from shared import errors
 from shared.types import ModelName, NodeId, Role
 
 ANNOUNCE_SECONDS = 2.0
-#: Two announcements missed and the third all but due: one that is killed is left out within 6 s, a look at it included.
+#: Two announcements missed and the third due: a killed node is dropped within 6 s, including the time to notice.
 GONE_AFTER_SECONDS = 5.5
-#: How often silence is looked for.
 TICK_SECONDS = 0.25
-#: A gone node stays listed this long, so that people can see since when it is missing.
+#: How long a gone node stays listed, so that people can see since when it is missing.
 FORGOTTEN_AFTER = timedelta(hours=1)
-#: Nodes listed at most: a bound against a peer that announces without end.
+#: Limits what peers can make us store.
 MAX_NODES = 4096
-#: An announcement is one small write.
+#: Keeps an announcement within one small write.
 MAX_ANNOUNCEMENT_BYTES = 16 * 1024
 
 
 class ModelOffer(msgspec.Struct, array_like=True, frozen=True):
     name: Annotated[ModelName, msgspec.Meta(max_length=200)]
     context_tokens: int
-    #: SHA-256 of the model's file: two workers with the same digest can continue each other's answers.
+    #: SHA-256 of the model file. Workers with the same digest can continue each other's answers.
     digest: str = ""
-    #: False while its engine loads or restarts: "not now" is not "nobody has it".
+    #: False while its engine loads or restarts: callers may wait for it.
     ready: bool = True
-    #: It gives vectors and no answers.
     only_embeds: bool = False
-    #: False where it must be loaded first: the worker answers, after a wait.
+    #: False if it is loaded on the first request.
     loaded: bool = True
-    #: Answers of this model that it gives at once, and calls of it that run or wait; 0 slots: only ``WorkerLoad`` says.
+    #: Concurrent answers of this model, and its running and waiting calls. With 0 slots only ``WorkerLoad`` counts.
     slots: int = 0
     busy: int = 0
 
 
 class WorkerLoad(msgspec.Struct, array_like=True, frozen=True):
-    """How busy a node is."""
-
     slots: int = 0
     running: int = 0
     queued: int = 0
-    #: How long a new call would wait, as the node itself expects.
+    #: The node's own estimate for a new call.
     expected_wait_seconds: float = 0.0
 
 
 class Announcement(msgspec.Struct, array_like=True, frozen=True):
-    """What a node says of itself."""
-
     role: Role
     node: NodeId
     version: str
-    #: When the process started: a restarted one has the same key and another start.
+    #: When the process started. A restarted process has the same key and another start time.
     started_at: Annotated[datetime, msgspec.Meta(tz=True)]
     models: tuple[ModelOffer, ...] = ()
     load: WorkerLoad = WorkerLoad()
     draining: bool = False
-    #: Why it should not be used yet, in its own words; empty when it can be.
+    #: Why it should not be used yet; empty when it is ready.
     not_ready: str = ""
     labels: dict[str, str] = {}
-    #: The last one: the process is about to end.
     leaving: bool = False
-    #: The number of the revocation list that it holds.
+    #: The number of its revocation list.
     revocations: int = 0
-    #: The user who answers for it, by its certificate; empty for the house.
+    #: The user responsible for it, from its certificate; empty for the platform's own nodes.
     owner: str = ""
-    #: What is wrong with one of its transports while another one carries this, for people; empty when nothing is.
+    #: What is wrong with one of its transports while another still works; empty when nothing is.
     trouble: str = ""
-    #: The process: random, made at its start. Two of them with one key are two processes that have to be told apart.
+    #: A random id of the process. Two instances with one key are two processes.
     instance: str = ""
-    #: Processes that have to stop, because an older one uses the same key: ``<node>/<instance>``; see ``shared.discovery.duplicate_keys``.
+    #: Processes that must stop because an older one uses the same key, as ``<node>/<instance>``. See ``duplicate_keys``.
     contested: tuple[str, ...] = ()
-    #: By the clock of its node; older versions do not say. The directory keeps announcements without it: it alone is no news.
+    #: By the node's clock; older versions do not send it. The directory drops it, because it alone is no change.
     made_at: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
 
 
@@ -90,7 +82,7 @@ _decode = msgspec.msgpack.Decoder(Announcement).decode
 
 
 def decode(body: bytes) -> Announcement:
-    """Raises ProtocolViolation for what is not an announcement."""
+    """Raises ProtocolViolation if the body is not an announcement."""
     if len(body) > MAX_ANNOUNCEMENT_BYTES:
         raise errors.ProtocolViolation(f"an announcement of {len(body)} bytes")
     try:
@@ -99,35 +91,29 @@ def decode(body: bytes) -> Announcement:
         raise errors.ProtocolViolation(f"not an announcement: {error}") from error
 
 
-#: From the shortest way to the longest: NATS stands in the house, a relay somewhere in the world.
+#: From the fastest path to the slowest.
 PATHS = ("nats", "direct", "punched", "relayed")
 
 
 @dataclass(frozen=True, slots=True)
 class PeerRoute:
-    """One way to a node."""
-
-    #: nats or swarm.
     transport: str
-    #: One of PATHS.
     path: str
     heard_at: float
 
 
 @dataclass(frozen=True, slots=True)
 class DirectoryEntry:
-    """A node as the directory knows it. A new object for every change."""
+    """What the directory knows about a node. Every change makes a new object."""
 
     announcement: Announcement
-    #: The best first; none when it is gone.
+    #: The best first; empty when it is gone.
     routes: tuple[PeerRoute, ...]
-    #: The best path, or the last one that there was; empty for one that never had any.
+    #: The best path, or the last one; empty if there never was one.
     path: str
-    #: Alive, or gone, since then.
     since: datetime
-    #: Empty while alive.
     why_gone: str
-    #: It was there and was not let in, or could not be reached: known by its key alone.
+    #: It was refused or could not be reached, so only its key is known.
     refused: bool = False
 
     @property
@@ -144,7 +130,7 @@ class DirectoryEntry:
 
     @property
     def why_not(self) -> str:
-        """Why it is not used; empty when it can be."""
+        """Return why the node must not be used; empty if it may be."""
         if not self.alive:
             return self.why_gone
         if self.announcement.draining:
@@ -153,48 +139,46 @@ class DirectoryEntry:
 
 
 class Directory:
-    """Every node heard of. Owned by one node's loop; ``on_change`` is called with each new entry that matters."""
+    """All known nodes. Owned by one node's event loop."""
 
     def __init__(self, clock: Callable[[], float], now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._clock = clock
         self._now = now
         self._entries: dict[NodeId, DirectoryEntry] = {}
         self._watchers: list[Callable[[DirectoryEntry], None]] = []
-        #: Every call asks who is usable, and the answer changes with announcements only.
+        #: A cache: every call asks which nodes are usable, but only announcements change that.
         self._usable: dict[Role, list[DirectoryEntry]] = {}
 
-    # --- facts --------------------------------------------------------------------------------------------------
-
     def heard(self, announcement: Announcement, path: str, transport: str = "nats") -> None:
-        """An announcement arrived; the transport has vouched for its role and node."""
+        """Handle an announcement whose role and node the transport has verified."""
         before = self._entries.get(announcement.node)
         if before is None and len(self._entries) >= MAX_NODES:
             return
         if announcement.leaving:
-            # The farewell of a process that was replaced may arrive after the first word of its successor.
+            # The goodbye of a replaced process may arrive after its successor's first announcement.
             if before is None or before.announcement.started_at == announcement.started_at:
                 self.gone(announcement.node, "stopped")
             return
         is_new = before is None or not before.alive or before.announcement.started_at != announcement.started_at
         if before is None or before.refused:
-            since = announcement.started_at  # one that we hear of for the first time was there before
+            since = announcement.started_at  # it was running before we heard of it
         elif is_new:
             since = self._now()
         else:
             since = before.since
-        # After a restart the other ways lead to the process that was.
+        # After a restart the other routes lead to the old process.
         old = () if before is None or is_new else before.routes
         others = [route for route in old if route.transport != transport]
         routes = tuple(sorted([*others, PeerRoute(transport, path, self._clock())], key=_length))
         entry = DirectoryEntry(announcement, routes, routes[0].path, min(since, self._now()), "")
         self._put(entry)
-        # A busy node that repeats itself is news, too: the calls that it counts may be those of somebody else now.
+        # A busy node's repeated announcement matters too: its load may come from other gateways' calls now.
         is_busy = bool(announcement.load.running)
         if is_new or is_busy or before is None or before.announcement != announcement or before.path != entry.path:
             self._tell(entry)
 
     def lost(self, node: NodeId, transport: str, why: str) -> None:
-        """The way to it by this transport has ended; it is gone if that was the only one."""
+        """Remove the route over this transport. Without another route the node is gone."""
         entry = self._entries.get(node)
         if entry is None or not any(route.transport == transport for route in entry.routes):
             return
@@ -207,7 +191,7 @@ class Directory:
         self._tell(entry)
 
     def gone(self, node: NodeId, why: str) -> None:
-        """It said that it stops, or the last way to it ended. Nothing happens if it is not known or gone already."""
+        """Mark the node as gone. Does nothing if it is unknown or already gone."""
         entry = self._entries.get(node)
         if entry is None or not entry.alive:
             return
@@ -216,7 +200,7 @@ class Directory:
         self._tell(entry)
 
     def refused(self, node: NodeId, role: Role, software: str, why: str) -> None:
-        """It wanted in and was not let in, or could not be reached: to be shown with the reason. An alive one stays as it is."""
+        """List a node that was refused or could not be reached, with the reason. An alive node does not change."""
         before = self._entries.get(node)
         if (before is not None and before.alive) or (before is None and len(self._entries) >= MAX_NODES):
             return
@@ -227,14 +211,13 @@ class Directory:
         self._put(replace(before, why_gone=why))
 
     def deafened(self, transport: str) -> None:
-        """Nothing can be heard by this transport for now. Who has another way is taken to be reachable by that one alone; who
-        has none is no less alive for our deafness."""
+        """Drop the routes of a transport that we cannot receive on, from nodes with another route. The others may still be alive."""
         for node, entry in list(self._entries.items()):
             if len(entry.routes) > 1:
                 self.lost(node, transport, "")
 
     def tick(self, listening: Collection[str] = ("nats", "swarm")) -> None:
-        """Let nodes go that have been silent on the transports that we can hear; call it every TICK_SECONDS."""
+        """Remove nodes that were silent on the transports that work. Call it every TICK_SECONDS."""
         clock, now = self._clock(), self._now()
         for node, entry in list(self._entries.items()):
             for route in entry.routes:
@@ -243,21 +226,19 @@ class Directory:
             if not entry.alive and now - entry.since > FORGOTTEN_AFTER:
                 del self._entries[node]
 
-    # --- questions ------------------------------------------------------------------------------------------------
-
     def watch(self, watcher: Callable[[DirectoryEntry], None]) -> None:
-        """Call ``watcher`` with every node that comes, goes or changes what it says, and with each word of a busy one."""
+        """Call ``watcher`` whenever a node comes, goes or changes, and on every announcement of a busy node."""
         self._watchers.append(watcher)
 
     def find(self, node: NodeId) -> DirectoryEntry | None:
         return self._entries.get(node)
 
     def entries(self, role: Role | None = None) -> list[DirectoryEntry]:
-        """Every node known, gone ones included for an hour."""
+        """Return all known nodes, including those that have gone within the last hour."""
         return [entry for entry in self._entries.values() if role is None or entry.role is role]
 
     def usable(self, role: Role) -> list[DirectoryEntry]:
-        """Alive, ready, not draining. The list is the directory's own: read it, do not keep it."""
+        """Return the nodes that are alive, ready and not draining. The list is reused: do not keep it."""
         found = self._usable.get(role)
         if found is None:
             found = self._usable[role] = [entry for entry in self._entries.values() if entry.role is role and not entry.why_not]
@@ -277,8 +258,8 @@ def _length(route: PeerRoute) -> int:
 
 
 def pick(entries: Sequence[DirectoryEntry], rng: random.Random, wait: Callable[[DirectoryEntry], float]) -> DirectoryEntry | None:
-    """Power of two choices: two at random, the one with the shorter wait. As good as asking all, without the herd that
-    follows the one least-loaded node until its next announcement."""
+    """Pick the one with the shorter wait of two random nodes ("power of two choices"). Always picking the least loaded one would send
+    everybody to the same node until its next announcement."""
     if not entries:
         return None
     if len(entries) == 1:
@@ -288,7 +269,7 @@ def pick(entries: Sequence[DirectoryEntry], rng: random.Random, wait: Callable[[
 
 
 def expected_wait(entry: DirectoryEntry, in_flight: int = 0) -> float:
-    """How long a new call would wait there: the node's own word, and what we sent since it spoke."""
+    """Return how long a new call would wait there: the node's own estimate plus what we have sent since."""
     load = entry.announcement.load
     busy = (load.running + load.queued + in_flight) / max(1, load.slots)
     return load.expected_wait_seconds + busy

@@ -1,10 +1,9 @@
-"""Find node keys that two processes use at the same time, from the announcements that a node hears. Pure; the caller brings the time.
+"""Finds node keys that two processes use at the same time. Pure; the caller brings the time.
 
-Two processes of one node are proven when each was heard twice, at least SPACING_SECONDS apart, OVERLAP_SECONDS or more after the other
-was first heard. A restart proves nothing, also after kill -9: what a dead process announced may arrive late over the second transport.
-So what a process announced before the other one started counts only after LATE_SECONDS; not never, for clocks differ. The younger
-process has to stop. Which one is younger is a matter of ``started_at`` alone, so that all nodes agree, also where the clocks of two
-machines differ.
+The proof is that each process was heard twice, SPACING_SECONDS apart, at least OVERLAP_SECONDS after the other was first heard. After a
+restart, announcements of the dead process may still arrive late over the second transport; so announcements made before the other
+process started only count after LATE_SECONDS. They do count then, because clocks may differ. The younger process must stop. Only
+``started_at`` decides which one that is, so that all nodes agree.
 """
 
 from collections import OrderedDict
@@ -15,19 +14,17 @@ from shared.discovery.directory import ANNOUNCE_SECONDS, MAX_NODES, Announcement
 from shared.types import NodeId, Role
 
 OVERLAP_SECONDS = 5.0
-#: No transport holds announcements back for so long.
+#: No transport delays announcements this long.
 LATE_SECONDS = 60.0
-#: Announcements that were buffered somewhere come in one burst.
+#: Announcements that were buffered somewhere arrive in one burst.
 SPACING_SECONDS = ANNOUNCE_SECONDS / 2
-#: A process that was not heard for so long is forgotten.
 SILENT_SECONDS = 30.0
-#: Processes of one node that are told apart: a bound on what a peer that invents instances can make us keep.
+#: Processes per node: limits what a peer that invents instances can make us store.
 MAX_PROCESSES = 8
-#: Younger processes that one announcement names.
 MAX_TOLD = 16
-#: Ours are 16 characters. Longer ones are not told apart: 16 of them would not fit into an announcement.
+#: Ours have 16. With longer ones, MAX_TOLD of them would not fit into an announcement.
 MAX_INSTANCE_CHARACTERS = 64
-#: The roles that are believed when they name a process that has to stop.
+#: Only these roles may order a process to stop.
 TELLERS = frozenset({Role.AUTH, Role.GATEWAY, Role.METRICS})
 
 
@@ -36,30 +33,29 @@ class _KeyProcess:
     started_at: datetime
     first_at: float
     last_at: float
-    #: Other processes of the node -> when this one was first heard OVERLAP_SECONDS after them.
+    #: Other processes of the node -> when this one was heard OVERLAP_SECONDS after them.
     outlived: dict[str, float] = field(default_factory=dict)
-    #: Other processes that this one certainly outlived: it was heard twice.
+    #: Other processes that this one certainly outlived, because it was heard twice.
     proven: set[str] = field(default_factory=set)
 
 
 class DuplicateKeys:
     def __init__(self) -> None:
-        #: The node that was heard last is at the end.
         self._nodes: OrderedDict[NodeId, dict[str, _KeyProcess]] = OrderedDict()
-        #: Names of processes, as in ``process_name``; the one that was found last is at the end.
+        #: Names as in ``process_name``; the newest finding is at the end.
         self._younger: dict[str, None] = {}
 
     @property
     def younger(self) -> tuple[str, ...]:
-        """The names of the processes that have to stop, for the announcement of this node; the newest findings where there are many."""
+        """Return the processes that must stop, for our announcement. Only the newest if there are many."""
         return tuple(self._younger)[-MAX_TOLD:]
 
     def must_stop(self, process: str, announcement: Announcement) -> bool:
-        """Whether the process of this name has to stop, by what we have heard and by what a peer that hears both says."""
+        """Return whether the named process must stop, by our own findings or those of a trusted peer."""
         return process in self._younger or (announcement.role in TELLERS and process in announcement.contested)
 
     def heard(self, announcement: Announcement, now: float) -> bool:
-        """Take an announcement in; True if it proves a contest that was not known."""
+        """Handle an announcement. Returns True if it proves a new duplicate."""
         node = announcement.node
         self._forget_nodes(now)
         processes = self._nodes.setdefault(node, {})
@@ -95,7 +91,7 @@ class DuplicateKeys:
         return is_new
 
     def _forget_nodes(self, now: float) -> None:
-        """Those that nobody hears any more, and the ones heard longest ago where there are too many."""
+        """Drop nodes that went silent, and the least recently heard if there are too many."""
         while self._nodes:
             node, processes = next(iter(self._nodes.items()))
             is_silent = all(now - process.last_at > SILENT_SECONDS for process in processes.values())
@@ -118,10 +114,10 @@ class DuplicateKeys:
 
 
 def process_name(node: NodeId, instance: str) -> str:
-    """The instance alone proves nothing: it is public, and its sender chooses it. The node is what the transports vouch for."""
+    """Return a name that includes the node, which transports verify. The instance alone is public and chosen by its sender."""
     return f"{node}/{instance}"
 
 
 def instance_of(announcement: Announcement) -> str:
-    """Older versions name no instance; they are told apart by the time of their start."""
+    """Return the instance id. Older versions send none, so their start time is used."""
     return announcement.instance or announcement.started_at.isoformat()

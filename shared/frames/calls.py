@@ -1,8 +1,8 @@
-"""Every call on one link, without I/O: frames in, whole messages out, and nothing that the state table does not allow.
+"""Tracks all calls on one link, without I/O: frames come in, whole messages go out. A state table defines what is allowed.
 
-The shell (``shared.rpc``) asks this core to open, answer or cancel a call and gets the frames to send; it gives it every
-frame that arrives and gets back the message it completed, or None. The side that dialled the link numbers its calls 1, 3,
-5 …, the other 2, 4, 6 …, so the lowest bit of an id says who asked.
+The shell (``shared.rpc``) opens, answers and cancels calls here and gets the frames to send. It passes in every frame that arrives and
+gets the completed message, if any. The side that dialed the link numbers its calls 1, 3, 5 …, the other 2, 4, 6 …, so the lowest bit
+tells whose call it is.
 """
 
 from dataclasses import dataclass
@@ -15,17 +15,14 @@ from shared.frames import wire
 from shared.frames.windows import CreditWindow, Windows
 from shared.frames.wire import Accepted, Call, Cancel, Credit, End, Error, Frame, Item, Piece, Reply
 
-#: A reader gives credit at the latest when it has taken this many items: if its process dies, only items that it gave credit for are
-#: billed.
+#: Readers grant credit at least every this many items. If a reader's process dies, only credited items are billed.
 CREDIT_ITEMS = 64
-#: Bytes of half-received messages that a link holds.
+#: Limits the incomplete messages of a link.
 MAX_PARTIAL_BYTES = 8 * 1024 * 1024
-#: A deadline further away is taken as this one.
-MAX_DEADLINE_MS = 24 * 3600 * 1000
 
 
 class CallState(Enum):
-    """Where one call stands. The first three are the asking side's, the others the answering side's."""
+    """The state of one call. The first three are for the asking side, the others for the answering side."""
 
     ASKED = "asked"
     LISTENING = "listening"
@@ -36,7 +33,7 @@ class CallState(Enum):
     DONE = "done"
 
 
-#: What may arrive in which state, and where it leads. Anything else breaks the protocol.
+#: Which frames may arrive in which state, and the state that follows. Anything else violates the protocol.
 NEXT: dict[tuple[CallState, type[Frame]], CallState] = {
     (CallState.ASKED, Accepted): CallState.ASKED,
     (CallState.ASKED, Piece): CallState.ASKED,
@@ -47,7 +44,7 @@ NEXT: dict[tuple[CallState, type[Frame]], CallState] = {
     (CallState.LISTENING, Item): CallState.LISTENING,
     (CallState.LISTENING, End): CallState.DONE,
     (CallState.LISTENING, Error): CallState.DONE,
-    # The CANCEL and what the callee sent before it saw it cross on the way.
+    # The callee may send these before it sees the CANCEL.
     (CallState.WITHDRAWN, Accepted): CallState.WITHDRAWN,
     (CallState.WITHDRAWN, Piece): CallState.WITHDRAWN,
     (CallState.WITHDRAWN, Item): CallState.WITHDRAWN,
@@ -70,7 +67,7 @@ Message = Call | Accepted | Reply | Item | End | Error | Cancel | Credit
 
 @dataclass(slots=True)
 class _Partial:
-    """A message in pieces: the frame that said ``more``, and the parts of its body so far."""
+    """A message in pieces: the first frame, and the parts of the body so far."""
 
     frame: Call | Reply | Item | End
     parts: list[bytes]
@@ -80,42 +77,38 @@ class _Partial:
 @dataclass(slots=True)
 class _FrameCall:
     state: CallState
-    #: Answering side: what may still be sent.
+    #: Answering side: what we may still send.
     credit_items: int = 0
     credit_bytes: int = 0
-    #: Answering side: items that the reader said it has taken.
+    #: Answering side: items that the reader has acknowledged.
     taken_items: int = 0
-    #: Asking side, of a stream.
     window: CreditWindow | None = None
     partial: _Partial | None = None
 
 
 class Calls:
-    """The calls of one link, both ways, of either side at most ``max_calls``. Owned by one connection; not safe to share."""
+    """The calls of one link in both directions, at most ``max_calls`` per side. Owned by one connection."""
 
     def __init__(self, *, dialled: bool, max_calls: int = wire.MAX_CALLS) -> None:
         self._max_calls = max_calls
         self._windows = Windows()
-        #: Streams of ours that have ended with items that nobody has read yet.
+        #: Our streams that have ended but still have unread items.
         self._unread: dict[int, CreditWindow] = {}
         self._calls: dict[int, _FrameCall] = {}
         self._next_id = 1 if dialled else 2
         self._asked_by_us = self._next_id & 1
-        #: The highest id that the peer opened: ids only grow, so one at or under it that we do not hold is over.
+        #: The highest call id of the peer. Ids only grow, so an unknown id up to this one is over.
         self._highest_seen = 0
         self._inbound = 0
         self._partial_bytes = 0
 
-    # --- what this side asks ------------------------------------------------------------------------------------
-
     def next_id(self) -> int:
-        """The number of the call to ask next."""
         return self._next_id
 
     def ask(self, call: Call, *, streaming: bool) -> list[Frame]:
-        """Open the call, which has ``next_id``. Returns the frames to send. Raises Overloaded if the link carries no more calls."""
+        """Open a call with ``next_id`` and return the frames to send. Raises Overloaded if the link has too many calls."""
         if len(self._calls) - self._inbound + len(self._unread) >= self._max_calls:
-            raise errors.Overloaded(f"{self._max_calls} of our calls run on this link already", retry_after_seconds=1)
+            raise errors.Overloaded(f"{self._max_calls} of our calls are already running on this link", retry_after_seconds=1)
         call_id, self._next_id = self._next_id, self._next_id + 2
         window = self._windows.open() if streaming else None
         self._calls[call_id] = _FrameCall(CallState.ASKED if window is None else CallState.LISTENING, window=window)
@@ -127,7 +120,7 @@ class Calls:
         return [first, *rest]
 
     def withdraw(self, call_id: int) -> list[Frame]:
-        """Cancel a call of ours, or stop reading one that has ended. Nothing more of it comes out. Safe to call twice."""
+        """Cancel one of our calls, or discard the unread items of one that has ended. Safe to call twice."""
         call = self._calls.get(call_id)
         if call is None:
             if (unread := self._unread.pop(call_id, None)) is not None:
@@ -141,7 +134,7 @@ class Calls:
         return [Cancel(call_id)]
 
     def take(self, call_id: int, size: int) -> list[Frame]:
-        """The reader has taken an item of this size; returns a CREDIT once that is worth a frame."""
+        """Note that the reader has taken an item of this size. Returns a CREDIT frame when it is due."""
         call = self._calls.get(call_id)
         window = self._unread.get(call_id) if call is None else call.window
         if window is None or window.closed:
@@ -160,13 +153,11 @@ class Calls:
             return []
         taken_items = window.taken_items
         items, bytes_ = self._windows.renew(window)
-        # Worth a frame also when the window shrinks and there is nothing to grant.
+        # The frame is due even if the window shrinks and there is nothing to grant.
         return [Credit(call_id, items, bytes_, taken_items)]
 
-    # --- what this side answers -----------------------------------------------------------------------------------
-
     def item(self, call_id: int, body: bytes) -> list[Frame] | None:
-        """An item of a stream, or None while the reader has no room for it. The last item may overdraw the bytes."""
+        """Return the frames of a stream item, or None while the reader has no credit. The last item may exceed the byte credit."""
         call = self._calls.get(call_id)
         if call is None:
             return []
@@ -180,7 +171,7 @@ class Calls:
         return [Item(call_id, head, True), *rest]
 
     def credited_items(self, call_id: int) -> int:
-        """Items of a stream that its reader has taken, as far as it has said so; 0 when the call is over."""
+        """Return how many items the reader has acknowledged; 0 when the call is over."""
         call = self._calls.get(call_id)
         return 0 if call is None else call.taken_items
 
@@ -202,18 +193,16 @@ class Calls:
     def fail(self, call_id: int, problem: errors.Problem) -> list[Frame]:
         return [Error(call_id, problem)] if self._drop(call_id) else []
 
-    # --- what arrives ---------------------------------------------------------------------------------------------
-
     def receive(self, frame: Frame) -> Message | None:
-        """The message that this frame completes, or None. Raises ProtocolViolation: the link must then be closed; and Overloaded:
-        this call must then be refused, or withdrawn if it is ours."""
+        """Return the message that this frame completes, if any. Raises ProtocolViolation if the link must be closed, and Overloaded if this
+        call must be refused, or withdrawn if it is ours."""
         if type(frame) is Call:
             return self._receive_call(frame)
         if not isinstance(frame, _OF_A_CALL):
-            raise errors.ProtocolViolation(f"{type(frame).__name__} is no frame of a call")
+            raise errors.ProtocolViolation(f"{type(frame).__name__} is not a frame of a call")
         call = self._calls.get(frame.id)
         if type(frame) is Item and call is not None and call.state is CallState.LISTENING and not (frame.more or call.partial):
-            # The table's busiest row, without the detour: tokens arrive by the hundred thousand.
+            # A shortcut for the most frequent case.
             self._count(call, frame)
             return frame
         if call is None:
@@ -229,21 +218,18 @@ class Calls:
         return call_id in self._calls
 
     def open_ids(self) -> list[int]:
-        """The calls that are not over, both ways; for the end of the link, and for a drain."""
         return list(self._calls)
 
     @property
     def inbound(self) -> int:
-        """How many of the peer's calls run here."""
+        """Return how many of the peer's calls are running."""
         return self._inbound
-
-    # --- inside ---------------------------------------------------------------------------------------------------
 
     def _receive_call(self, frame: Call) -> Message | None:
         if frame.id & 1 == self._asked_by_us or frame.id < 1:
-            raise errors.ProtocolViolation(f"call {frame.id} has a number of ours")
+            raise errors.ProtocolViolation(f"the peer used call number {frame.id}, which is one of ours")
         if frame.id <= self._highest_seen:
-            return None  # a duplicate: it is running or over
+            return None  # a duplicate
         if self._inbound >= self._max_calls:
             self._highest_seen = frame.id
             raise errors.Overloaded(f"{self._max_calls} calls of this peer are running", retry_after_seconds=1)
@@ -283,7 +269,7 @@ class Calls:
     def _count(self, call: _FrameCall, item: Item) -> None:
         window = call.window
         if window is None:
-            raise errors.ProtocolViolation(f"an item for call {item.id}, which is no stream")
+            raise errors.ProtocolViolation(f"an item for call {item.id}, which is not a stream")
         window.unread_items += 1
         window.unread_bytes += len(item.body)
         if (
@@ -292,7 +278,7 @@ class Calls:
         ):
             raise errors.ProtocolViolation(f"call {item.id} sent more than its credit")
         if window.unread_bytes > window.granted_bytes and not window.closed and not self._windows.overdraw(window):
-            raise errors.Overloaded("too much of this link's answers is unread for an item of this size", retry_after_seconds=1)
+            raise errors.Overloaded("too many unread answers on this link for an item of this size", retry_after_seconds=1)
 
     def _collect(self, call: _FrameCall, frame: Call | Reply | Item | End) -> None:
         call.partial = _Partial(frame, [], 0)
@@ -308,7 +294,7 @@ class Calls:
     def _receive_piece(self, call: _FrameCall, piece: Piece) -> Message | None:
         partial = call.partial
         if partial is None:
-            raise errors.ProtocolViolation(f"a piece for call {piece.id} that belongs to nothing")
+            raise errors.ProtocolViolation(f"a piece for call {piece.id} without a first part")
         self._add_part(partial, piece.body)
         if piece.more:
             return None

@@ -1,59 +1,54 @@
-"""Share a link's memory for unread stream items among its calls, without I/O.
+"""Shares a link's memory for unread stream items among its calls, without I/O.
 
-A window is what a callee may send before the reader takes something. The windows of all calls together are bounded:
+A window is what a callee may send before the reader takes something. The sum of all windows is limited:
 
-- Half of the memory is reserved. Every one of ``wire.MAX_CALLS`` calls has a window of FLOOR_ITEMS and FLOOR_BYTES, always.
-- A quarter of the bytes is lent: a call gets up to 1/LOAN_PART of what is free, up to LARGEST_ITEMS and LARGEST_BYTES in all. With a few
-  calls each has the largest window. With more calls the loans get smaller each time that a window is renewed.
-- A quarter of the bytes is for overdrafts. A callee may send a last item that is longer than the rest of its window, up to 1 MiB.
+- Half of the memory is reserved: each of the ``wire.MAX_CALLS`` calls always has a window of FLOOR_ITEMS and FLOOR_BYTES.
+- A quarter of the bytes is lent: a call gets up to 1/LOAN_PART of the free bytes, for at most LARGEST_ITEMS and LARGEST_BYTES in all.
+  With few calls, each has the largest window. With more calls, loans shrink each time a window is renewed.
+- A quarter of the bytes is for overdrafts: a callee's last item may exceed its window by up to 1 MiB.
 
-A reader that stalls keeps its window and gets no new one. The floors of the other calls do not depend on it, so stalled readers can make
-other calls slower, down to the floor, and never stop them. An item that overdraws its window while stalled readers fill the last quarter
-ends its call with ``overloaded``, which is retryable, and touches no other call.
+A stalled reader keeps its window and gets no new one. It can slow down other calls, down to the floor, but never stop them. If stalled
+readers have used up the overdraft memory, an item that needs some ends its own call with ``overloaded``, which is retryable.
 """
 
 from dataclasses import dataclass
 
 from shared.frames import wire
 
-#: Unread items of all calls of a link.
 MAX_LINK_BYTES = 16 * 1024 * 1024
-#: 64 bytes of bookkeeping for each item are as much memory again.
+#: 64 bytes of bookkeeping per item need as much memory again.
 MAX_LINK_ITEMS = MAX_LINK_BYTES // 64
 LARGEST_ITEMS, LARGEST_BYTES = 1024, 64 * 1024
 FLOOR_ITEMS, FLOOR_BYTES = MAX_LINK_ITEMS // 2 // wire.MAX_CALLS, MAX_LINK_BYTES // 2 // wire.MAX_CALLS
 MAX_OVERDRAFT_BYTES = MAX_LINK_BYTES // 4
-#: The part of the free memory that one call may borrow. It leaves something for a call that opens later.
+#: The share of the free memory that one call may borrow, so that later calls find some.
 LOAN_PART = 64
 
 
 @dataclass(slots=True)
 class CreditWindow:
-    """The window of one call. Granted is what the callee may still send, what is unread, and what was taken but not granted again."""
+    """The window of one call. Granted: what the callee may still send, what is unread, and what was taken but not granted again."""
 
     granted_items: int
     granted_bytes: int
-    #: Received and not yet taken by the reader.
+    #: Received but not taken by the reader.
     unread_items: int = 0
     unread_bytes: int = 0
-    #: Taken by the reader and not yet granted again.
+    #: Taken by the reader but not granted again.
     taken_items: int = 0
     taken_bytes: int = 0
-    #: Unread bytes beyond the window.
     overdraft: int = 0
     closed: bool = False
 
 
 class _Loans:
-    """What is lent of one kind, items or bytes."""
-
     def __init__(self, *, floor: int, largest: int, free: int) -> None:
         self._floor = floor
         self._most = largest - floor
         self._free = free
 
     def grant(self, granted: int, taken: int) -> int:
-        """What to grant again of what was taken: all of it and more, or less where the window has to shrink."""
+        """Return how much to grant, at least what was taken, or less if the window has to shrink."""
         free = self._free + self._loan(granted)
         wanted = self._floor + min(self._most, free // LOAN_PART)
         credit = max(0, taken + wanted - granted)
@@ -79,7 +74,7 @@ class Windows:
         return CreditWindow(self._items.grant(0, 0), self._bytes.grant(0, 0))
 
     def renew(self, window: CreditWindow) -> tuple[int, int]:
-        """The items and bytes that the callee may send from now on, beside those that it still may."""
+        """Return the items and bytes that the callee may send in addition."""
         items = self._items.grant(window.granted_items, window.taken_items)
         size = self._bytes.grant(window.granted_bytes, window.taken_bytes)
         window.granted_items += items - window.taken_items
@@ -88,14 +83,14 @@ class Windows:
         return items, size
 
     def overdraw(self, window: CreditWindow) -> bool:
-        """Note how far the unread bytes are beyond the window; False if the link has no memory for that."""
+        """Note how far the unread bytes exceed the window. Returns False if the link has no memory for that."""
         overdraft = max(0, window.unread_bytes - window.granted_bytes)
         self._overdrafts += overdraft - window.overdraft
         window.overdraft = overdraft
         return overdraft == 0 or self._overdrafts <= MAX_OVERDRAFT_BYTES
 
     def close(self, window: CreditWindow) -> None:
-        """Nothing of the call will be read any more. Safe to call twice."""
+        """End the window: nothing of the call will be read any more. Safe to call twice."""
         if window.closed:
             return
         window.closed = True

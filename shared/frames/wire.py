@@ -1,7 +1,7 @@
-"""The frames of the mesh: their fields, their limits, and the way to bytes and back. Only this file knows tag numbers.
+"""Defines the frames of the mesh and encodes them. Only this file knows tag numbers.
 
-A frame is a msgpack array whose first element is its tag. Fields may be added at the end, with a default: an older peer
-ignores them, a newer one fills them in. A body stays bytes until the method's own decoder reads it.
+A frame is a msgpack array that starts with its tag. New fields go at the end and have a default: older peers ignore them, newer peers
+fill them in. A body stays bytes until the method's own decoder reads it.
 """
 
 import msgspec
@@ -9,48 +9,48 @@ import msgspec
 from shared import errors
 from shared.types import NodeId, Role
 
-#: The protocol that this program speaks. A peer that speaks none of ours is refused at HELLO.
+#: Our protocol version. HELLO refuses a peer without a common version.
 VERSION = 1
 
-#: A body in one frame. Small enough that a large message never holds up another call's frames for long.
+#: Per frame. Small enough that a large message does not delay other calls' frames for long.
 MAX_BODY_BYTES = 64 * 1024 - 256
-#: Nobody has been recognised before HELLO, so nobody may make us hold more than this.
+#: The peer is not authenticated before HELLO, so we store no more than this for it.
 MAX_BYTES_BEFORE_HELLO = 4 * 1024
-#: A message in pieces. An RPC that needs more should be a stream.
+#: For a message in pieces. A larger RPC should be a stream.
 MAX_MESSAGE_BYTES = 1024 * 1024
-#: Calls of one side that may run at once on a link; of the numbers in both HELLOs the smaller one counts.
+#: Concurrent calls per side on one link. The smaller number of both HELLOs applies.
 MAX_CALLS = 4096
-#: What a HELLO means that does not say: older versions refuse more.
+#: For peers that do not say: older versions refuse more.
 MAX_CALLS_UNSAID = 256
-#: One write to the transport: NATS has `max_payload: 2MB`, and a write this size is one millisecond of a gigabit line.
+#: Longer deadlines are reduced to this.
+MAX_DEADLINE_MS = 24 * 3600 * 1000
+#: Per write. NATS has `max_payload: 2MB`, and 256 KiB take about 2 ms on a gigabit line.
 MAX_WRITE_BYTES = 256 * 1024
 
 
 class Hello(msgspec.Struct, array_like=True, tag=1, frozen=True):
-    """The first frame of each side. ``signature`` covers ``hello_text`` under the purpose "hello"."""
+    """The first frame of each side. ``signature`` covers ``hello_text`` for the purpose "hello"."""
 
     version: int
     role: Role
     node: NodeId
-    #: Milliseconds since 1970 by the sender's clock, so that an offset can be told from a bad certificate.
+    #: Milliseconds since 1970 by the sender's clock, to tell clock skew from a bad certificate.
     sent_at_ms: int
-    #: The program's version, for people.
     software: str
     signature: bytes
-    #: What the mesh CA says of ``node``; empty inside the house, where NATS vouches for it.
+    #: The mesh CA's certificate for ``node``; empty over NATS, which guarantees the node itself.
     certificate: bytes = b""
-    #: The number of the revocation list that the sender holds.
     revocations: int = 0
-    #: What the certified key says of ``node``, where one profile has several processes; empty where they are the same key.
+    #: The certified key's delegation to ``node``, if several processes share a profile; empty if both are the same key.
     delegation: bytes = b""
-    #: Calls of the receiver that the sender runs at once on this link. The link uses the smaller number of both HELLOs.
+    #: How many of the receiver's calls the sender runs at once. The link uses the smaller number of both HELLOs.
     max_calls: int = MAX_CALLS_UNSAID
-    #: The process, as in its announcements: over NATS two processes with one key get every message of this link.
+    #: The process, as in announcements. Over NATS, two processes with one key both get every message of this link.
     instance: str = ""
 
 
 class Announce(msgspec.Struct, array_like=True, tag=2, frozen=True):
-    """An ``Announcement`` of the directory, encoded by it."""
+    """An encoded ``Announcement`` of the directory."""
 
     body: bytes
 
@@ -58,25 +58,23 @@ class Announce(msgspec.Struct, array_like=True, tag=2, frozen=True):
 class Call(msgspec.Struct, array_like=True, tag=3, frozen=True):
     id: int
     method: str
-    #: What is left of the caller's deadline; each hop subtracts its own time.
+    #: What is left of the caller's deadline. Each hop subtracts its own time.
     deadline_ms: int
     body: bytes
-    #: More of the body follows in PIECE frames.
     more: bool = False
-    #: How many items, and bytes of items, the callee may send before it is given more.
+    #: How much the callee may send before it gets more credit.
     credit_items: int = 0
     credit_bytes: int = 0
-    #: The 16 bytes of a UUID; empty for none.
+    #: The 16 bytes of a UUID, or empty.
     request_id: bytes = b""
     traceparent: str = ""
-    #: Empty for none.
     idempotency_key: str = ""
-    #: The user's key or token; only between a client and the house's services, never to a worker.
+    #: The user's key or token. Sent between clients and the platform's services, never to a worker.
     credential: str = ""
 
 
 class Accepted(msgspec.Struct, array_like=True, tag=4, frozen=True):
-    """Work on the call has begun; optional."""
+    """The callee accepted the call. Optional."""
 
     id: int
     body: bytes = b""
@@ -110,12 +108,12 @@ class Cancel(msgspec.Struct, array_like=True, tag=9, frozen=True):
 
 
 class Credit(msgspec.Struct, array_like=True, tag=10, frozen=True):
-    """The reader has taken items; the callee may send this much more, which differs from what was taken where the window changes."""
+    """The reader has taken items and the callee may send more. The two amounts differ if the window changes."""
 
     id: int
     items: int
     bytes: int
-    #: Taken since the last CREDIT. A peer that knows no such field says 0.
+    #: Since the last CREDIT. Older peers send 0.
     taken_items: int = 0
 
 
@@ -129,13 +127,13 @@ class Pong(msgspec.Struct, array_like=True, tag=12, frozen=True):
 
 
 class Goaway(msgspec.Struct, array_like=True, tag=13, frozen=True):
-    """The sender takes no new calls; running ones finish."""
+    """The sender accepts no new calls. Running ones finish."""
 
     reason: str
 
 
 class Piece(msgspec.Struct, array_like=True, tag=14, frozen=True):
-    """The next part of the body of the last frame of this call that said ``more``."""
+    """The next part of the body of this call's last frame with ``more``."""
 
     id: int
     body: bytes
@@ -149,7 +147,7 @@ _decode = msgspec.msgpack.Decoder(list[Frame]).decode
 
 
 def decode(data: bytes, *, limit: int = MAX_WRITE_BYTES) -> list[Frame]:
-    """The frames in one write; raises ProtocolViolation for anything that is not exactly that."""
+    """Return the frames of one write. Raises ProtocolViolation for anything else."""
     if len(data) > limit:
         raise errors.ProtocolViolation(f"a write of {len(data)} bytes is over the limit of {limit}")
     try:
@@ -159,11 +157,11 @@ def decode(data: bytes, *, limit: int = MAX_WRITE_BYTES) -> list[Frame]:
 
 
 def hello_text(hello: Hello, peer: NodeId, link_id: int) -> bytes:
-    """What a HELLO signs: itself, for this peer, on this link, so that it is worth nothing anywhere else."""
+    """Return the text that a HELLO signs. It is bound to this peer and this link, so the signature is useless elsewhere."""
     return encode([hello.version, hello.role, hello.node, peer, link_id, hello.sent_at_ms])
 
 
 def size_of(frame: Frame) -> int:
-    """About what a frame adds to a write: its body, and room for the rest. Called for every frame, so it does not look closer."""
+    """Return roughly how many bytes a frame adds to a write. Called for every frame, so it must be fast."""
     body: bytes | None = getattr(frame, "body", None)
     return 512 if body is None else 256 + len(body)

@@ -1,4 +1,4 @@
-"""A member of the mesh: ``run`` is the whole life of a service's process, ``member`` one node of it, ``client_node`` a caller's."""
+"""A node of the mesh: ``run`` is the life of a service's process, ``member`` a serving node, ``client_node`` a calling one."""
 
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ __all__ = ["ClientNode", "ClientSettings", "Node", "NodeSettings", "PublicNodeSe
 
 
 def __getattr__(name: str) -> object:
-    # Loaded when first used: `aicli` needs only ``client_node``, and a service's parts take a quarter of a second to import.
+    # Imported on first use: a service's parts take a quarter of a second to import, and `aicli` does not need them.
     if name in {"Node", "Service"}:
         from shared.node import member  # noqa: PLC0415
 

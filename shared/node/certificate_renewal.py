@@ -1,6 +1,6 @@
-"""Keeps this node in good standing: its certificate renewed, the revocation list of now, the meeting places of this epoch.
+"""Keeps this node's certificate, revocation list and topics up to date, and saves them to disk.
 
-One task per node. It asks auth in good time, pulls a list from whoever has a newer one, and writes what it learns to disk.
+One task per node. It renews the certificate through auth, and pulls a newer revocation list from any peer that has one.
 """
 
 import asyncio
@@ -25,23 +25,26 @@ from shared.node.membership_file import MembershipFile
 from shared.rpc import calling
 from shared.rpc.calling import RpcClient
 from shared.rpc.connection import RpcConnection
-from shared.transports.swarm_link import MeetingTopics
+from shared.transports.swarm_link.swarm_transport import MeetingTopics, SwarmTransport
 from shared.types import NodeId, Role
 
-#: Auth confirms the list every two minutes; whoever asks this often hears of a revocation even if every push was lost.
+#: Auth confirms the list every two minutes, so a revocation arrives in time even if every push was lost.
 PULL_SECONDS = 30.0
 RETRY_SECONDS = 2.0
 DEADLINE_SECONDS = 5.0
-#: A certificate is renewed when this much of its life is over, give or take the jitter.
+#: The share of a certificate's life after which it is renewed, plus or minus the jitter.
 RENEW_AFTER = 2 / 3
 JITTER = 0.05
-#: Without auth for so long, it is looked for at the enrolment topic too: the meeting places that we know may be of an epoch
-#: that is long over.
+#: After so long without auth, the node also looks for it on the enrollment topic: the known topics may be of a past epoch.
 LOST_SECONDS = 10.0
+#: The DHT changes slowly, and saved nodes are used for a day.
+DHT_NODES_SECONDS = 600.0
+#: Wait until a peer was met: only then are the DHT nodes known to work.
+MET_SECONDS = 0.2
 
 
 class CertificateRenewal:
-    """``run`` is the task; ``changed`` is called after something of it has changed."""
+    """``run`` is the task. ``changed`` is called after every change."""
 
     def __init__(self, trust: Trust, kept: MembershipFile, path: Path, nodes: Directory, rpc: RpcClient) -> None:
         self._trust = trust
@@ -50,42 +53,40 @@ class CertificateRenewal:
         self._rpc = rpc
         self.kept = kept
         self.changed: Callable[[], None] = _nothing
-        #: Told what happened and why, for the log.
         self.note: Callable[[str, str], None] = _forget
-        #: A link to auth that did not come by an announcement: auth makes none to who has no certificate.
-        self.door: Callable[[], RpcConnection | None] = _no_door
+        #: Finds a link to auth without an announcement: auth announces nothing to a node without a certificate.
+        self.find_auth: Callable[[], RpcConnection | None] = _no_auth
         self._wake = asyncio.Event()
-        #: Whoever told of a newer list, and is to be asked for it.
         self._newer: set[NodeId] = set()
         self._jitter = random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - spreads load
         self._pull_at = 0.0
         self._try_at = 0.0
         self._met_at = time.monotonic()
-        #: Whether we had a good certificate, and had lost auth, when it was last looked.
+        #: Whether we had a valid certificate and had lost auth, at the last check.
         self._situation = (trust.has_certificate(time.time()), False)
-        trust.on_revoked.append(self._strike_off)
+        trust.on_revoked.append(self._remove_revoked)
         nodes.watch(self._seen)
 
     def told(self, node: NodeId, number: int) -> None:
-        """A peer has a newer list. Replicas of one role hear each other's announcements and may not ask each other."""
+        """Note that a peer has a newer list. Replicas of one role hear each other but may not call each other."""
         if not self._may_ask(node):
             return
         self._newer.add(node)
         if not self._trust.has_certificate(time.time()):
-            # Nobody speaks to us but auth: it can be asked now.
+            # Only auth talks to us, and it can be asked now.
             self._try_at = 0.0
         self._wake.set()
 
     def check(self) -> Check:
-        """Whether a revocation would reach us. For people: a node with an old list works on, and so do valid certificates."""
+        """Return whether a revocation would reach us. Information only: with an old list the node works on."""
         found = self._trust.list
         age = 0.0 if found is None else time.time() - found.issued_at
         if age < certificates.LIST_IS_OLD_AFTER_SECONDS:
             return Check("revocation list", ok=True)
-        return Check("revocation list", False, f"auth has not confirmed it for {age / 60:.0f} min; a node revoked since is still let in")
+        return Check("revocation list", False, f"auth has not confirmed it for {age / 60:.0f} min; a node revoked since still has access")
 
     def meetings(self) -> list[MeetingTopics]:
-        """Where this node announces itself and looks for others on Hyperswarm."""
+        """Return the Hyperswarm topics on which this node announces itself and looks for others."""
         role, trust = self._trust.role, self._trust
         found = [
             MeetingTopics(topics.meeting_topic(secret, place), announce=role in place.announced_by, look=role in place.looked_up_by)
@@ -94,19 +95,18 @@ class CertificateRenewal:
             if role in (*place.announced_by, *place.looked_up_by)
         ]
         certified = trust.has_certificate(time.time())
-        # Newcomers find auth there, and so does a node whose certificate has ended or whose epoch is long over.
+        # Newcomers find auth there, as do nodes with an expired certificate or a past epoch.
         if role is Role.AUTH:
             found += [MeetingTopics(topics.enrolment_topic(raw_of(ca)), announce=True, look=False) for ca in trust.authorities]
             return found if certified else []
-        door = [MeetingTopics(topics.enrolment_topic(raw_of(ca)), announce=False, look=True) for ca in trust.authorities]
+        enrollment = [MeetingTopics(topics.enrolment_topic(raw_of(ca)), announce=False, look=True) for ca in trust.authorities]
         _, lost = self._situation
         if not certified:
-            return door
-        # A client's process lives for one question, so it cannot wait to see whether the meeting places are still those.
-        return [*found, *door] if lost or role is Role.CLIENT else found
+            return enrollment
+        # A client's process answers one question, so it cannot wait to see whether its topics are still valid.
+        return [*found, *enrollment] if lost or role is Role.CLIENT else found
 
     async def run(self) -> None:
-        """Ends by cancellation."""
         while True:
             self._wake.clear()
             now = time.monotonic()
@@ -120,10 +120,10 @@ class CertificateRenewal:
                 async with asyncio.timeout(RETRY_SECONDS if self._newer or self._is_renewal_due(time.time()) else PULL_SECONDS / 6):
                     await self._wake.wait()
             except TimeoutError:
-                pass  # the regular round
+                pass
 
     def _look_around(self, now: float) -> None:
-        """Meet elsewhere when the certificate has ended, as in a long sleep, and when auth has been out of sight."""
+        """Change topics when the certificate has expired, or when auth was not seen for a while."""
         if self._trust.role is Role.AUTH:
             return
         if self._nodes.usable(Role.AUTH):
@@ -132,8 +132,6 @@ class CertificateRenewal:
         if situation != self._situation:
             self._situation = situation
             self.changed()
-
-    # --- the certificate --------------------------------------------------------------------------------------------------
 
     def _is_renewal_due(self, now: float) -> bool:
         if self._trust.role is Role.AUTH:
@@ -145,15 +143,15 @@ class CertificateRenewal:
         return now >= start + (standing.not_after - start) * RENEW_AFTER * self._jitter
 
     def _is_epoch_over(self) -> bool:
-        """The list tells of an epoch whose secret we do not have."""
+        """Return whether the revocation list names an epoch whose secret we lack."""
         return self._trust.list is not None and self._trust.list.epoch > max((epoch for epoch, _ in self._trust.topics), default=0)
 
     async def _renew(self) -> bool:
         method, request = membership_api.renew_certificate, membership_api.RenewCertificate()
-        door = None if self._nodes.usable(Role.AUTH) else self.door()
+        connection = None if self._nodes.usable(Role.AUTH) else self.find_auth()
         try:
-            if door is not None:
-                reply = await calling.ask(door, method, request, deadline_seconds=DEADLINE_SECONDS)
+            if connection is not None:
+                reply = await calling.ask(connection, method, request, deadline_seconds=DEADLINE_SECONDS)
             elif self._nodes.usable(Role.AUTH):
                 reply = await self._rpc.call(method, request, deadline_seconds=DEADLINE_SECONDS)
             else:
@@ -165,19 +163,19 @@ class CertificateRenewal:
         return True
 
     def take(self, reply: membership_api.Membership) -> None:
-        """Believe what auth says of our standing. Raises NotCertified if that is not for us or not of this mesh."""
+        """Apply auth's reply. Raises NotCertified if it is not for us or not from this mesh."""
         trust = self._trust
         if trust.authorities:
             if reply.succession:
                 trust.take_successor(reply.succession)
         else:
-            # The first word of it comes over NATS, whose server vouches for auth.
+            # The first reply comes over NATS, whose server vouches for auth.
             trust.authorities = reply.authorities
         found = certificates.check(reply.certificate, trust.authorities, time.time())
         if found.node not in (trust.me.id, self._certified()):
             raise errors.NotCertified("auth has sent a certificate for another node")
         if set(reply.authorities) < set(trust.authorities):
-            # The successor has taken over: what the old key signs is worth nothing from now on.
+            # The successor has taken over: signatures of the old key are no longer valid.
             trust.authorities = reply.authorities
         trust.certificate, trust.told_revoked = reply.certificate, False
         trust.topics = tuple((secret.epoch, secret.secret) for secret in reply.topics)
@@ -189,15 +187,13 @@ class CertificateRenewal:
         self.changed()
 
     def _certified(self) -> NodeId:
-        """The profile that we speak for, where that is another key than ours."""
+        """Return our certified key, which for a delegate is the profile's key."""
         standing = self._trust.standing()
         return self._trust.me.id if standing is None else standing.node
 
-    # --- the list ---------------------------------------------------------------------------------------------------------
-
     async def _pull_newer(self) -> None:
-        """From the peers that told of it; one that has it is enough. Who tells again meanwhile is asked in the next round: a list
-        that cannot be had must not keep the certificate from being renewed."""
+        """Pull from the peers that announced a newer list, until one has it. Peers that announce one meanwhile are asked in the next
+        round, so that an unavailable list does not delay the certificate's renewal."""
         newer, self._newer = self._newer, set()
         for node in newer:
             if await self._pull(node):
@@ -205,12 +201,12 @@ class CertificateRenewal:
 
     async def _pull_from_auth(self) -> bool:
         if self._trust.role is Role.AUTH:
-            return True  # every auth signs the list itself, from the database that they share
+            return True  # each auth signs the list itself, from the shared database
         nodes = self._nodes.usable(Role.AUTH)
         return bool(nodes) and await self._pull(nodes[0].node)
 
     def _may_ask(self, node: NodeId) -> bool:
-        """A node that the directory does not know has a link to us, so its role was checked."""
+        """A node unknown to the directory has a link to us, so its role was checked."""
         entry = self._nodes.find(node)
         return entry is None or topics.may_link(self._trust.role, entry.role)
 
@@ -223,12 +219,12 @@ class CertificateRenewal:
             return False
 
     def remember(self, nodes: tuple[str, ...], now: float) -> None:
-        """DHT nodes that are there: with them the mesh is found again when those that we were told of are gone."""
+        """Save DHT nodes that are online. They help to find the mesh again when the configured ones are gone."""
         self.kept = msgspec.structs.replace(self.kept, nodes=nodes, nodes_seen_at=now)
         self._save()
 
     def take_list(self, body: bytes) -> bool:
-        """Whether it was a list of this mesh. Raises NotCertified if it is another's."""
+        """Return whether this was a list of this mesh. Raises NotCertified if it is another mesh's."""
         if not body or not self._trust.authorities:
             return False
         if self._trust.take_list(body):
@@ -237,12 +233,12 @@ class CertificateRenewal:
         return True
 
     def _seen(self, entry: DirectoryEntry) -> None:
-        """Auth is there: whoever waits for it need not wait for the next round."""
+        """Renew at once when auth appears."""
         if entry.role is Role.AUTH and entry.alive and not self._trust.certificate:
             self._try_at = 0.0
             self._wake.set()
 
-    def _strike_off(self, nodes: frozenset[NodeId]) -> None:
+    def _remove_revoked(self, nodes: frozenset[NodeId]) -> None:
         for node in nodes:
             self._nodes.gone(node, "revoked by an administrator")
 
@@ -257,17 +253,34 @@ class CertificateRenewal:
         try:
             membership_file.save(self._path, self.kept)
         except OSError as error:
-            self.note("the state file cannot be written", f"{error.strerror}; a restart will forget the revocation list")
+            self.note("the state file cannot be written", f"{error.strerror}; the revocation list will be lost on restart")
 
 
-def _nothing() -> None:
-    """Before somebody wants to know."""
+class DhtNodeCache:
+    """Saves the DHT nodes that are online, so that a node finds the mesh again when the configured ones are gone."""
+
+    def __init__(self, swarm: SwarmTransport, standing: CertificateRenewal) -> None:
+        self._swarm = swarm
+        self._standing = standing
+
+    async def run(self) -> None:
+        """Ends by cancellation. Short-lived clients keep a recent list, because they end before the second round."""
+        age = time.time() - self._standing.kept.nodes_seen_at
+        await asyncio.sleep(max(0.0, min(DHT_NODES_SECONDS, DHT_NODES_SECONDS - age)))
+        while True:
+            while not self._swarm.links():  # noqa: ASYNC110 - there is no event for links
+                await asyncio.sleep(MET_SECONDS)
+            nodes = await self._swarm.dht_nodes()
+            if nodes:
+                self._standing.remember(nodes, time.time())
+            await asyncio.sleep(DHT_NODES_SECONDS)
 
 
-def _no_door() -> RpcConnection | None:
-    """Where there is no Hyperswarm."""
+def _nothing() -> None: ...
+
+
+def _no_auth() -> None:
     return None
 
 
-def _forget(what: str, why: str) -> None:
-    """Before somebody logs."""
+def _forget(_what: str, _why: str) -> None: ...

@@ -1,5 +1,5 @@
-"""The hop from web to the gateway: web proves with a secret that it speaks, and then the gateway believes where it says a request comes
-from. An address proves nothing here: any program on the machine can connect from loopback."""
+"""Passes the browser's address from web to the gateway. A shared secret proves that web sent it; an address alone would prove nothing,
+because any program on the machine can connect from loopback."""
 
 import hmac
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
@@ -12,13 +12,12 @@ from shared.config import Variable
 
 Header = tuple[bytes, bytes]
 
-#: The setting of both.
 Secret = Annotated[
-    # Shorter ones than 32 random characters in base64 or hex were typed by hand.
+    # Shorter than 32 random characters in base64 or hex means typed by hand.
     Annotated[str, Meta(min_length=32)] | None,
     Variable(
         "WEB_HOP_SECRET",
-        "proves web to the gateway, which then counts by the browser's address; 32 random characters or more, the same in both",
+        "proves web to the gateway, so that it can limit by the browser's address; at least 32 random characters, the same in both",
         secret=True,
     ),
 ]
@@ -27,7 +26,7 @@ _FOR, _PROTO = b"x-forwarded-for", b"x-forwarded-proto"
 
 
 class ClientAddress:
-    """An ASGI application that sees requests of web as they came to web."""
+    """ASGI middleware that restores the client's address and scheme on requests from web."""
 
     def __init__(self, app: Callable[..., Awaitable[None]], secret: str | None) -> None:
         self._app = app
@@ -38,14 +37,14 @@ class ClientAddress:
 
 
 def headers(secret: str | None, address: str | None, scheme: str) -> list[Header]:
-    """What web adds to a request: who the client is, and the proof where there is a secret."""
+    """Return the headers that web adds to a request: the client's address and scheme, and the proof if there is a secret."""
     said = [] if address is None else [(_FOR, address.encode())]
     proof = [] if secret is None else [(SECRET, secret.encode())]
     return [*said, (_PROTO, scheme.encode()), *proof]
 
 
 def resolve(scope: MutableMapping[str, Any], secret: str | None) -> MutableMapping[str, Any]:
-    """The request as it came to web, where the proof is right; in any case without the proof. ``scope`` is ASGI's."""
+    """Return the scope with the client's address if the proof is right, and without the proof in any case."""
     found: Sequence[Header] = scope["headers"]
     proofs = [value for name, value in found if name == SECRET]
     if not proofs:

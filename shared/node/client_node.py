@@ -1,4 +1,4 @@
-"""A node that only calls: `aicli`, and the supervisor's first steps. Imports little, because a person waits for it."""
+"""A node that only calls, for `aicli` and the supervisor's first steps. Imports little, because users wait for it."""
 
 import asyncio
 import random
@@ -22,37 +22,33 @@ from shared.transports.nats_link import NatsTransport
 from shared.types import MeshName, Role
 
 if TYPE_CHECKING:
-    from shared.transports.swarm_link import SwarmTransport
+    from shared.transports.swarm_link.swarm_transport import SwarmTransport
 
 SOFTWARE = "aimesh/0.1"
-#: How long a call waits for somebody to be found from outside: a DHT is asked, holes are punched, a relay may be needed.
+#: How long a call over Hyperswarm waits for a node to be found: hole punching and relays take time.
 OUTSIDE_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientSettings:
     mesh: MeshName
-    #: None for Hyperswarm alone.
+    #: None to use only Hyperswarm.
     nats_url: str | None
     node_key_file: Path
-    #: What `aicli mesh connect` keeps of the mesh; None for NATS alone.
+    #: The state file of `aicli mesh connect`; None to use only NATS.
     mesh_file: Path | None = None
-    #: Who vouches for the NATS server's certificate; None means the public authorities.
+    #: The CA of the NATS server's certificate; None for the public CAs.
     nats_ca_file: Path | None = None
-    #: The client certificate that the NATS server may want, and its key; or a credentials file in place of the node key.
+    #: The client certificate and key, if the NATS server wants one; or a credentials file instead of the node key.
     nats_cert_file: Path | None = None
     nats_key_file: Path | None = None
     nats_creds_file: Path | None = None
-    #: How long to wait for the NATS server.
     connect_seconds: float = 3.0
-    #: The Node program for Hyperswarm's sidecar; None means the one that came with aimesh.
     node_binary: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ClientNode:
-    """What a caller has of the mesh."""
-
     rpc: RpcClient
     directory: Directory
     node_transports: Transports
@@ -60,7 +56,7 @@ class ClientNode:
 
 @asynccontextmanager
 async def client(settings: ClientSettings) -> AsyncIterator[ClientNode]:
-    """Join as a client; raises Unavailable if the NATS server is not there, BadSettings if the key cannot be used."""
+    """Join as a client. Raises Unavailable if the NATS server is not there, BadSettings if the key cannot be used."""
     key = node_keys.load(settings.node_key_file)
     if settings.mesh_file is None:
         me, trust = LocalNode(settings.mesh, Role.CLIENT, key, SOFTWARE), Trust(key, Role.CLIENT)
@@ -72,7 +68,7 @@ async def client(settings: ClientSettings) -> AsyncIterator[ClientNode]:
         async with _calling(me, trust, nats, None) as (node, tasks):
             yield node
         return
-    # Loaded when needed: whoever is in the house waits for none of it.
+    # Imported when needed: clients on NATS do not wait for it.
     from shared.node import delegated_node  # noqa: PLC0415
 
     outside = await delegated_node.prepare(settings.mesh_file, key, settings.node_binary, SOFTWARE)
@@ -85,7 +81,7 @@ async def client(settings: ClientSettings) -> AsyncIterator[ClientNode]:
 async def _calling(
     me: LocalNode, trust: Trust, nats: NatsTransport | None, swarm: "SwarmTransport | None"
 ) -> AsyncIterator[tuple[ClientNode, asyncio.TaskGroup]]:
-    """A node on one of the two transports that serves nothing."""
+    """Open a node on one of the two transports that serves nothing."""
     nodes = Directory(asyncio.get_running_loop().time)
     node_transports = Transports(trust, nodes, nats, swarm, None)
     announcer = Announcer(me, node_transports, nodes, None)

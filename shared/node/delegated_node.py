@@ -1,7 +1,7 @@
-"""A client outside the house: a process with a key of its own, for which the profile's certified key speaks.
+"""A client on Hyperswarm: each process has its own key, delegated by the profile's certified key.
 
-Several processes of one profile run at once, and Hyperswarm has one connection for each key; so each makes its own, and the
-profile signs a delegation for it that is good for ten minutes.
+Hyperswarm allows one connection per key, but several processes of one profile may run at once. So each process makes its own key, and
+the profile signs a delegation for it that lasts ten minutes.
 """
 
 import asyncio
@@ -14,12 +14,11 @@ from shared.discovery.directory import Directory
 from shared.identity import certificates, node_keys
 from shared.identity.trust import Trust
 from shared.node import membership_file, swarm_settings
-from shared.node.certificate_renewal import CertificateRenewal
-from shared.node.dht_node_cache import DhtNodeCache
+from shared.node.certificate_renewal import CertificateRenewal, DhtNodeCache
 from shared.node.transports import Transports
 from shared.rpc.calling import RpcClient
 from shared.transports.link import LocalNode
-from shared.transports.swarm_link import SwarmTransport
+from shared.transports.swarm_link.swarm_transport import SwarmTransport
 from shared.types import Role
 
 
@@ -33,7 +32,7 @@ class Delegate:
     state_file: Path
 
     async def keep(self, nodes: Directory, rpc: RpcClient, node_transports: Transports) -> None:
-        """Stay in good standing for as long as the process runs. Ends by cancellation."""
+        """Keep certificate, delegation and DHT nodes up to date. Ends by cancellation."""
         standing = CertificateRenewal(self.trust, self.kept, self.state_file, nodes, rpc)
 
         def changed() -> None:
@@ -62,13 +61,13 @@ async def prepare(mesh_file: Path, profile: node_keys.NodeKey, node: Path | None
         raise errors.BadSettings(f"there is no {mesh_file}", hint="aicli mesh connect TICKET makes a profile for this machine")
     own = node_keys.NodeKey(node_keys.new_seed())
     trust = Trust(own, Role.CLIENT)
-    membership_file.believe(trust, kept)
+    membership_file.load_into(trust, kept)
     if not trust.has_certificate(time.time()):
-        from shared.node import enrollment  # noqa: PLC0415 - once in a day at most
+        from shared.node import enrollment  # noqa: PLC0415 - rarely needed
 
         kept = await enrollment.renew_at_enrolment_topic(kept, profile, lambda text: None)
         membership_file.save(mesh_file, kept)
-        membership_file.believe(trust, kept)
+        membership_file.load_into(trust, kept)
     trust.delegation = certificates.delegate(profile, own.id, time.time())
     me = LocalNode(kept.mesh, Role.CLIENT, own, software)
     known = membership_file.nodes_of(kept, time.time())

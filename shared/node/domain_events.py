@@ -1,4 +1,4 @@
-"""Domain events: out through a bounded queue that never makes its caller wait, in as an async iterator."""
+"""Sends domain events through a bounded queue that never blocks the caller, and receives them as an async iterator."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,11 +13,11 @@ from shared.transports.link import LocalNode
 from shared.transports.nats.nats_protocol import NatsMessage
 from shared.transports.nats_link import NatsTransport
 
-#: Events that wait to be sent or read. Over it the oldest go: they are hints.
+#: Above this the oldest are dropped: events are only hints.
 MAX_WAITING = 4096
-#: Those of some milliseconds go together: a message for each request would cost its reader more than the request.
+#: Events within this time share a message. One message per request would cost the reader more than the request.
 GATHER_SECONDS = 0.02
-#: Of one message: 100 KiB.
+#: Per message; 100 KiB.
 MOST_TOGETHER = 500
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -39,11 +39,9 @@ class _Bounded:
 
 
 class DomainEvents:
-    """What this node tells and hears."""
-
     def __init__(self, me: LocalNode, transport: NatsTransport | None) -> None:
         self._me = me
-        #: None on a node without NATS: nobody outside the house has to tell or hear hints.
+        #: None on a node without NATS, which neither sends nor receives events.
         self._transport = transport
         self._out = _Bounded()
         self._inbound: list[_Bounded] = []
@@ -53,11 +51,10 @@ class DomainEvents:
         return self._out.dropped + sum(bounded.dropped for bounded in self._inbound)
 
     def publish(self, event: Event) -> None:
-        """Never waits and never fails."""
         self._out.put(event)
 
     async def listen(self) -> AsyncIterator[Event]:
-        """Every event of the mesh from now on. Only the metrics service's NATS user may."""
+        """Yield every event of the mesh from now on. NATS allows this only for the metrics service."""
         inbound = _Bounded()
         self._inbound.append(inbound)
 
@@ -66,7 +63,7 @@ class DomainEvents:
                 found = _decode(message.payload)
                 sender = topics.event_sender(message.subject.decode())
             except (msgspec.MsgspecError, RecursionError, ValueError):
-                return  # of a newer kind
+                return  # from a newer version
             for event in found:
                 if events.TOLD_BY[type(event)] is sender:
                     inbound.put(event)
@@ -82,7 +79,7 @@ class DomainEvents:
             self._transport.nats.unsubscribe(sid)
 
     async def run(self) -> None:
-        """Send what is published. Ends by cancellation."""
+        """Send published events. Ends by cancellation."""
         while True:
             together = [await self._out.queue.get()]
             await asyncio.sleep(GATHER_SECONDS)

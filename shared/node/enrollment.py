@@ -1,7 +1,7 @@
-"""The way into a mesh, and back into it: who has no good certificate finds auth at the enrolment topic, and asks for one.
+"""Enrolls a node in a mesh: a node without a valid certificate finds auth on the enrollment topic and asks for one.
 
-Nothing is said to a peer before it has shown an auth's certificate by the mesh's own CA; nothing that auth answers is
-believed before it is checked. What happens is told in plain words, because a person is waiting for it.
+The node tells a peer nothing before that has shown an auth certificate of the mesh's CA, and checks everything that auth answers. A user
+is waiting, so progress is reported in plain words.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from shared import addresses, errors, rpc
+from shared import addresses, errors
 from shared.api import membership as contract
 from shared.api.membership import Membership
 from shared.api.method import Method, Reply, Request
@@ -26,41 +26,39 @@ from shared.node import membership_file, swarm_settings
 from shared.node.lifecycle import background
 from shared.node.membership_file import MembershipFile
 from shared.rpc import calling
+from shared.rpc.connection import RpcConnection
 from shared.transports.link import Link, LocalNode
-from shared.transports.swarm_link import HandshakeRefusal, MeetingTopics, SwarmTransport
-from shared.transports.swarm_link.swarm_transport import STARTING
+from shared.transports.swarm_link.handshake import HandshakeRefusal
+from shared.transports.swarm_link.swarm_transport import STARTING, MeetingTopics, SwarmTransport
 from shared.types import AuthorityId, MeshName, NodeId, Peer, Role
 
 Say = Callable[[str], None]
 T = TypeVar("T")
 
-#: What people can do about a mesh that is silent.
 NOBODY_ANSWERS = "is the mesh up, and does this network let UDP out? If so, the mesh may have a new address: ask for a new ticket"
-#: One question to auth: a few statements of SQL, over a relay at worst.
 _ANSWER_SECONDS = 10.0
-#: Before auth is asked once more after it could not answer.
+#: Before asking again an auth that could not answer.
 _PAUSE_SECONDS = 0.5
-#: How often it is looked whether Hyperswarm runs here at all, and how long it may fail to start.
+#: How often to check whether Hyperswarm runs here, and how long it may fail to start.
 _LOOK_SECONDS = 1.0
 _TROUBLE_SECONDS = 8.0
 
 
 @dataclass(frozen=True, slots=True)
 class EnrollmentRoute:
-    """Where a mesh is found by who is not in it, and how it is recognised."""
+    """Where to find a mesh from outside, and how to recognize it."""
 
     mesh: MeshName
-    #: The CA keys that are trusted; each has an enrolment topic of its own.
+    #: The trusted CA keys. Each has its own enrollment topic.
     authorities: tuple[AuthorityId, ...]
-    #: DHT nodes as host:port; none means the public DHT.
+    #: DHT nodes as host:port. Empty means the public DHT.
     bootstrap: tuple[str, ...]
     relays: tuple[bytes, ...]
-    #: Where the DHT nodes were before.
     older_bootstrap: tuple[str, ...] = ()
 
     @property
     def is_on_this_machine(self) -> bool:
-        """All DHT nodes are on loopback, so whoever is found is here too."""
+        """Return whether all DHT nodes are on loopback, so that only nodes on this machine can be found."""
         hosts = {address.rpartition(":")[0].strip("[]") for address in self.bootstrap}
         return bool(hosts) and hosts <= addresses.LOOPBACK
 
@@ -75,35 +73,33 @@ def door_of(found: tickets.Ticket | MembershipFile) -> EnrollmentRoute:
     return EnrollmentRoute(found.mesh, found.authorities, found.bootstrap, found.relays, found.older_bootstrap)
 
 
-def open_transport(door: EnrollmentRoute, me: LocalNode, trust: Trust, node: Path | None) -> SwarmTransport:
-    """A transport that finds others by the mesh's own DHT nodes and relays; not running yet."""
-    return SwarmTransport(me, trust, swarm_settings.opener(trust.me, door.bootstrap, door.relays, node=node, older=door.older_bootstrap))
+def open_transport(route: EnrollmentRoute, me: LocalNode, trust: Trust, node: Path | None) -> SwarmTransport:
+    """Return a transport that uses the mesh's DHT nodes and relays. It is not running yet."""
+    return SwarmTransport(me, trust, swarm_settings.opener(trust.me, route.bootstrap, route.relays, node=node, older=route.older_bootstrap))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Means:
-    """How long to be patient, and what a test replaces."""
+    """Timeouts, and what tests replace."""
 
-    #: A first connection takes about a second; random punching one try each 20 s.
+    #: A first connection takes about a second, and each attempt at random punching 20 s.
     find_seconds: float = 60.0
-    #: How often it is asked whether an administrator has approved the node, and for how long.
+    #: How often to ask whether an administrator has approved the node, and for how long.
     poll_seconds: float = 5.0
     approval_seconds: float = 24 * 3600.0
     software: str = "aimesh/0.1"
     clock: Callable[[], float] = time.time
-    #: The Node program for Hyperswarm's sidecar; None means the one that came with aimesh.
     node: Path | None = None
     open_transport: Callable[[EnrollmentRoute, LocalNode, Trust, Path | None], SwarmTransport] = open_transport
 
 
 @dataclass(frozen=True, slots=True)
 class EnrollingNode:
-    """What a machine says of itself when it joins."""
+    """What a machine says about itself when it joins."""
 
-    #: What it is called, for people.
     name: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
-    #: Called with what is to be kept when an administrator still has to approve: from then on the ticket is not needed.
+    #: Called with what to save while an administrator still has to approve. After that the ticket is not needed.
     on_pending: Callable[[MembershipFile], None] = lambda kept: None
 
 
@@ -111,76 +107,76 @@ _MEANS = Means()
 
 
 async def enrol(ticket: tickets.Ticket, key: node_keys.NodeKey, newcomer: EnrollingNode, say: Say, means: Means = _MEANS) -> Membership:
-    """Use the ticket for this key; safe to repeat with the same two. Waits for an administrator's approval if it needs one.
+    """Use the ticket for this key. Repeating this with the same two is safe. Waits for an administrator's approval if needed.
 
-    Raises BadTicket, NodeRevoked (the key was a member once: make another), NotReachable and Unavailable (nobody found, or
-    Hyperswarm cannot run here), ClockSkew, NotCertified (what auth sent is not ours) and ApprovalPending (nobody approved).
+    Raises BadTicket, NodeRevoked (the key was a member before: make a new one), NotReachable and Unavailable (no auth was found, or
+    Hyperswarm cannot run here), ClockSkew, NotCertified (auth's answer is not for us) and ApprovalPending (nobody approved).
     """
-    door = door_of(ticket)
+    route = door_of(ticket)
 
     def use(auth: Peer) -> contract.EnrollNode:
         text = tickets.use_text(ticket.id, key.id, auth.node, auth.channel)
         ours = newcomer.name[:100], dict(newcomer.labels)
         return contract.EnrollNode(ticket.id, ticket.key.sign("enroll", text), key.sign("enroll", text), *ours)
 
-    async with visiting(door, Trust(key, Role.NEWCOMER, door.authorities), say, means) as visit:
+    async with visiting(route, Trust(key, Role.NEWCOMER, route.authorities), say, means) as visit:
         try:
             found = await visit.ask(contract.enroll_node, use)
         except errors.ApprovalPending as pending:
             newcomer.on_pending(
-                MembershipFile(door.mesh, Role.NEWCOMER, authorities=door.authorities, bootstrap=door.bootstrap, relays=door.relays)
+                MembershipFile(route.mesh, Role.NEWCOMER, authorities=route.authorities, bootstrap=route.bootstrap, relays=route.relays)
             )
             found = await visit.wait_for_approval(pending)
-    return _checked(found, door, key, say, means)
+    return _checked(found, route, key, say, means)
 
 
 async def renew_at_enrolment_topic(
     kept: MembershipFile, key: node_keys.NodeKey, say: Say = lambda text: None, *, node: Path | None = None, means: Means = _MEANS
 ) -> MembershipFile:
-    """A new certificate for a node whose own ended long ago, or was never made because nobody had approved the node.
+    """Get a new certificate for a node whose own expired long ago, or was never issued because the node was not approved.
 
-    Opens a swarm with the node's key: the node's own must be closed, because two with one key push each other out.
+    Opens a swarm with the node's key. The node's own swarm must be closed, because two with one key disconnect each other.
     Raises what ``enrol`` does.
     """
     means = replace(means, node=node or means.node)
-    door = door_of(kept)
-    trust = Trust(key, Role.NEWCOMER, door.authorities)
+    route = door_of(kept)
+    trust = Trust(key, Role.NEWCOMER, route.authorities)
     if kept.revocations:
         trust.take_list(kept.revocations)
-    async with visiting(door, trust, say, means) as visit:
+    async with visiting(route, trust, say, means) as visit:
         try:
             found = await visit.ask(contract.renew_certificate, lambda auth: contract.RenewCertificate())
         except errors.ApprovalPending as pending:
             found = await visit.wait_for_approval(pending)
-    return membership_file.of(_checked(found, door, key, say, means), kept)
+    return membership_file.of(_checked(found, route, key, say, means), kept)
 
 
 @asynccontextmanager
-async def visiting(door: EnrollmentRoute, trust: Trust, say: Say, means: Means = _MEANS) -> AsyncIterator["EnrollmentVisit"]:
+async def visiting(route: EnrollmentRoute, trust: Trust, say: Say, means: Means = _MEANS) -> AsyncIterator["EnrollmentVisit"]:
     """Look for auth as a newcomer while the block runs."""
-    me = LocalNode(door.mesh, Role.NEWCOMER, trust.me, means.software)
-    transport = means.open_transport(door, me, trust, means.node)
-    visit = EnrollmentVisit(door, transport, say, means)
-    transport.meet([MeetingTopics(topics.enrolment_topic(node_keys.raw_of(ca)), announce=False, look=True) for ca in door.authorities])
-    say(f"looking for the mesh {door.mesh} …")
+    me = LocalNode(route.mesh, Role.NEWCOMER, trust.me, means.software)
+    transport = means.open_transport(route, me, trust, means.node)
+    visit = EnrollmentVisit(route, transport, say, means)
+    transport.meet([MeetingTopics(topics.enrolment_topic(node_keys.raw_of(ca)), announce=False, look=True) for ca in route.authorities])
+    say(f"looking for the mesh {route.mesh} …")
     async with background() as tasks:
         tasks.create_task(transport.run())
         try:
             yield visit
         finally:
-            await transport.close(errors.LinkLost("the newcomer has what it came for"))
+            await transport.close(errors.LinkLost("the newcomer is done"))
 
 
 class EnrollmentVisit:
-    """A newcomer's links to auth: what is asked goes to one that is there, or to the next one that comes."""
+    """A newcomer's links to auth. A request goes to a connected auth, or to the next one that connects."""
 
-    def __init__(self, door: EnrollmentRoute, transport: SwarmTransport, say: Say, means: Means) -> None:
+    def __init__(self, route: EnrollmentRoute, transport: SwarmTransport, say: Say, means: Means) -> None:
         self.transport = transport
-        self._door = door
+        self._route = route
         self._say = _Once(say)
         self._means = means
         self._started = means.clock()
-        self._connections: list[rpc.RpcConnection] = []
+        self._connections: list[RpcConnection] = []
         self._came = asyncio.Event()
         self._troubled_since: float | None = None
         self._refused: errors.AimeshError | None = None
@@ -195,15 +191,15 @@ class EnrollmentVisit:
         return [connection.link for connection in self._connections]
 
     async def ask(self, method: Method[Request, Reply], request: Callable[[Peer], Request]) -> Reply:
-        """``request`` makes it for the auth that will get it. Raises auth's refusal, or why no auth answered in time."""
+        """Send what ``request`` makes for the auth that gets it. Raises auth's refusal, or why no auth answered in time."""
         return await self._within(self._means.find_seconds, self._ask(method, request))
 
     async def wait_for_auth(self) -> Link:
-        """The first link to an auth of this mesh. Raises why there is none in time."""
+        """Return the first link to an auth of this mesh. Raises why there is none in time."""
         return (await self._within(self._means.find_seconds, self._auth())).link
 
     async def wait_for_approval(self, pending: errors.ApprovalPending) -> Membership:
-        """Ask again and again. Raises ApprovalPending when patience ends, and auth's refusal."""
+        """Ask repeatedly. Raises ApprovalPending on timeout, or auth's refusal."""
         self._say("waiting for an administrator to approve this machine (aicli admin nodes approve) …")
         try:
             async with asyncio.timeout(self._means.approval_seconds):
@@ -216,10 +212,8 @@ class EnrollmentVisit:
                     except (errors.NotReachable, errors.Unavailable):
                         self._say("lost the mesh; trying again …")
         except TimeoutError:
-            hint = "run the same command again when an administrator has approved this machine"
+            hint = "run the same command again once an administrator has approved this machine"
             raise errors.ApprovalPending(pending.message, hint=hint) from None
-
-    # --- inside -----------------------------------------------------------------------------------------------------
 
     async def _within(self, seconds: float, work: Coroutine[Any, Any, T]) -> T:
         try:
@@ -238,11 +232,11 @@ class EnrollmentVisit:
             except errors.AimeshError as error:
                 if not error.retryable:
                     raise
-                # The link died, or auth lacks its database for a moment: both requests may be repeated.
+                # The link was lost, or auth's database is down: both requests may be repeated.
                 self._failed = error
                 await asyncio.sleep(_PAUSE_SECONDS)
 
-    async def _auth(self) -> rpc.RpcConnection:
+    async def _auth(self) -> RpcConnection:
         while True:
             for connection in self._connections:
                 if connection.is_usable:
@@ -252,10 +246,10 @@ class EnrollmentVisit:
                 async with asyncio.timeout(_LOOK_SECONDS):
                     await self._came.wait()
             except TimeoutError:
-                self._tell_trouble()
+                self._report_trouble()
 
-    def _tell_trouble(self) -> None:
-        """What keeps Hyperswarm from running here; raises Unavailable when it does not pass."""
+    def _report_trouble(self) -> None:
+        """Report why Hyperswarm does not run here. Raises Unavailable if that lasts."""
         if self.transport.connected or not self.transport.trouble:
             self._troubled_since = None
             return
@@ -268,51 +262,51 @@ class EnrollmentVisit:
             raise self._why_nobody()
 
     def _opened(self, link: Link) -> None:
-        connection = rpc.RpcConnection(link, None)
+        connection = RpcConnection(link, None)
         connection.on_closed.append(self._closed)
         self._connections.append(connection)
         self._came.set()
-        self._say(f"found auth of mesh {self._door.mesh} ({link.path}) after {self._means.clock() - self._started:.1f} s")
+        self._say(f"found auth of mesh {self._route.mesh} ({link.path}) after {self._means.clock() - self._started:.1f} s")
 
-    def _closed(self, connection: rpc.RpcConnection) -> None:
+    def _closed(self, connection: RpcConnection) -> None:
         if connection in self._connections:
             self._connections.remove(connection)
 
     def _found_another(self, refusal: HandshakeRefusal) -> None:
         self._refused = refusal.why
-        self._say(f"found {refusal.node[:9]}…, which is no auth of mesh {self._door.mesh}: {refusal.why.message}")
+        self._say(f"found {refusal.node[:9]}…, which is not an auth of mesh {self._route.mesh}: {refusal.why.message}")
 
     def _not_reached(self, node: NodeId, why: str) -> None:
-        self._unreachable = f"found {node[:9]}… and cannot reach it: {why}"
+        self._unreachable = f"found {node[:9]}… but cannot reach it: {why}"
         self._say(self._unreachable)
 
     def _why_nobody(self) -> errors.AimeshError:
-        """The most telling of what went wrong; each with the next step."""
+        """Return the most informative error, with the next step."""
         if not self.transport.connected and self.transport.trouble:
-            return errors.Unavailable(self.transport.trouble, hint="aicli doctor --worker looks at each step")
+            return errors.Unavailable(self.transport.trouble, hint="run `aicli doctor --worker`")
         if self._failed is not None:
-            return errors.Unavailable(f"auth is there and could not answer: {self._failed.message}", hint="try again in a minute")
+            return errors.Unavailable(f"auth was found but could not answer: {self._failed.message}", hint="try again in a minute")
         if isinstance(self._refused, errors.ClockSkew):
-            return errors.ClockSkew(self._refused.message, hint="set this machine's clock, as by NTP, and try again")
+            return errors.ClockSkew(self._refused.message, hint="set this machine's clock, for example with NTP, and try again")
         if self._unreachable:
-            return errors.NotReachable(self._unreachable, hint="the mesh needs a relay that both sides reach: aicli mesh relay")
+            return errors.NotReachable(self._unreachable, hint="the mesh needs a relay that both sides can reach: aicli mesh relay")
         if self._refused is not None:
             return errors.NotReachable(
-                f"nobody who answered is an auth of mesh {self._door.mesh}: {self._refused.message}", hint="ask for a new ticket"
+                f"no node that answered is an auth of mesh {self._route.mesh}: {self._refused.message}", hint="ask for a new ticket"
             )
         return errors.NotReachable(
-            f"nobody of mesh {self._door.mesh} was found within {self._means.find_seconds:.0f} s, asking {self._door.dht}",
+            f"no node of mesh {self._route.mesh} was found within {self._means.find_seconds:.0f} s through {self._route.dht}",
             hint=self._next(),
         )
 
     def _next(self) -> str:
-        if self._door.is_on_this_machine:
-            return "these DHT nodes are on the machine that made the ticket: its administrator has to set DHT_HOST, then make a new one"
-        return f"{NOBODY_ANSWERS}; aicli doctor --worker looks at each step"
+        if self._route.is_on_this_machine:
+            return "these DHT nodes are on the machine that made the ticket: its administrator must set DHT_HOST and make a new one"
+        return f"{NOBODY_ANSWERS}; or run `aicli doctor --worker`"
 
 
 class _Once:
-    """Says nothing twice in a row: peers are tried again and again."""
+    """Reports a message only if it differs from the last one, because peers are tried again and again."""
 
     def __init__(self, say: Say) -> None:
         self._say = say
@@ -324,15 +318,15 @@ class _Once:
             self._say(text)
 
 
-def _checked(found: Membership, door: EnrollmentRoute, key: node_keys.NodeKey, say: Say, means: Means) -> Membership:
-    """What auth sent, if it is for us and by the mesh that we came to. Raises NotCertified, ClockSkew and CertificateExpired."""
-    trust = Trust(key, Role.NEWCOMER, door.authorities)
+def _checked(found: Membership, route: EnrollmentRoute, key: node_keys.NodeKey, say: Say, means: Means) -> Membership:
+    """Return auth's answer if it is for us and from our mesh. Raises NotCertified, ClockSkew and CertificateExpired."""
+    trust = Trust(key, Role.NEWCOMER, route.authorities)
     if found.succession:
         trust.take_successor(found.succession)
     now, offset = means.clock(), means.clock() - found.now_ms / 1000
     if abs(offset) > certificates.LEEWAY_SECONDS:
         way = "ahead of" if offset > 0 else "behind"
-        say(f"this machine's clock is {abs(offset) / 60:.0f} min {way} the mesh's: set it, as by NTP")
+        say(f"this machine's clock is {abs(offset) / 60:.0f} min {way} the mesh's: set it, for example with NTP")
     certificate = certificates.check(found.certificate, trust.authorities, now)
     if certificate.node != key.id or certificate.role != found.role:
         raise errors.NotCertified("auth answered with a certificate for another node", hint="ask the administrator of the mesh")
@@ -340,5 +334,5 @@ def _checked(found: Membership, door: EnrollmentRoute, key: node_keys.NodeKey, s
         trust.take_list(found.revocations)
     trust.check_not_revoked(key.id)
     say(f"certified as {certificate.role} until {datetime.fromtimestamp(certificate.not_after).astimezone():%Y-%m-%d %H:%M}")
-    # A CA key that no trusted one has named is not believed, whoever sends it.
+    # Keep only CA keys that a trusted one has signed.
     return msgspec.structs.replace(found, authorities=trust.authorities)

@@ -1,4 +1,4 @@
-"""Who may connect to an HTTP port: so many connections at once, so many of them from one address. Pure."""
+"""Limits the connections to an HTTP port, in total and per address. Pure."""
 
 import ipaddress
 from collections.abc import Iterable
@@ -10,58 +10,58 @@ from shared.timing.concurrency_limit import ConcurrencyLimit
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-#: What a provider gives to one customer, at least.
+#: The smallest network that providers give to a customer.
 _IPV6_PREFIX = 64
 
 G = TypeVar("G")
 
 
 class ConnectionRefusal(Enum):
-    FULL = "the port has as many connections as it holds"
-    CROWD = "the address has as many connections as one may have"
+    FULL = "the port has reached its connection limit"
+    CROWD = "the address has reached its connection limit"
 
 
 class HttpConnectionLimits(Generic[G]):
-    """The connections of a port. Addresses of this machine and of ``trusted`` networks are not counted one by one: there may be
-    many users behind them."""
+    """The connections of a port. There is no limit per address for this machine and ``trusted`` networks, which may have many users
+    behind them."""
 
     def __init__(self, most: int, per_address: int, trusted: Iterable[Network]) -> None:
-        #: 0: without a limit of its own.
+        #: 0: no limit.
         self._per_address = per_address
         self._limit = ConcurrencyLimit(most, per_address)
         self._trusted = tuple(trusted)
-        #: Where each one comes from; None for those that are not counted.
+        #: The network that a connection counts for; None if it counts only in total.
         self._taken: dict[G, Network | None] = {}
-        #: Those that have not asked anything yet, or not to the end: the longest waiting first.
-        self._owing: dict[G, None] = {}
+        #: Connections without a complete request yet, longest waiting first.
+        self._waiting: dict[G, None] = {}
 
-    def enter(self, guest: G, address: str | None) -> ConnectionRefusal | None:
-        """Takes a place, or says why there is none."""
+    def enter(self, connection: G, address: str | None) -> ConnectionRefusal | None:
+        """Add a connection, or return why there is no room."""
         origin = self._origin(address)
         if not self._limit.has_share(origin):
             return ConnectionRefusal.CROWD
         if self._limit.is_full:
             return ConnectionRefusal.FULL
-        self._taken[guest] = origin
+        self._taken[connection] = origin
         self._limit.enter(origin)
         return None
 
-    def leave(self, guest: G) -> None:
-        """Safe to call twice, and for one that had no place."""
-        self._owing.pop(guest, None)
-        if guest in self._taken:
-            self._limit.leave(self._taken.pop(guest))
+    def leave(self, connection: G) -> None:
+        """Safe to call twice, and for a connection that was refused."""
+        self._waiting.pop(connection, None)
+        if connection in self._taken:
+            self._limit.leave(self._taken.pop(connection))
 
-    def owes(self, guest: G) -> None:
-        """It has to send the head of a request; until it has, its place may go to another."""
-        if guest in self._taken:
-            self._owing.setdefault(guest)
+    def await_request(self, connection: G) -> None:
+        """Note that this connection has not sent a complete request head. Until then it may be closed to make room."""
+        if connection in self._taken:
+            self._waiting.setdefault(connection)
 
-    def has_asked(self, guest: G) -> None:
-        self._owing.pop(guest, None)
+    def request_received(self, connection: G) -> None:
+        self._waiting.pop(connection, None)
 
-    def longest_owing(self) -> G | None:
-        return next(iter(self._owing), None)
+    def longest_waiting(self) -> G | None:
+        return next(iter(self._waiting), None)
 
     def _origin(self, address: str | None) -> Network | None:
         if address is None or not self._per_address:
@@ -75,5 +75,5 @@ class HttpConnectionLimits(Generic[G]):
 
 
 def network(text: str) -> Network:
-    """An address is a network of one; raises ValueError."""
+    """Parse a network; an address is a network of one. Raises ValueError."""
     return ipaddress.ip_network(text, strict=False)

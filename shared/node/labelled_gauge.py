@@ -1,4 +1,4 @@
-"""The series of a gauge whose labels come and go: what is no longer there is no longer shown."""
+"""A gauge whose label values come and go: series that are gone are no longer exported."""
 
 from collections.abc import Callable, Mapping
 
@@ -6,14 +6,14 @@ from prometheus_client import Gauge
 
 
 class LabelledGauge:
-    """Of one gauge. ``gauge`` is asked for it when there is something to show: until then the node does not have it."""
+    """``gauge`` is called when there is something to show; until then the gauge does not exist."""
 
     def __init__(self, gauge: Callable[[], Gauge]) -> None:
         self._gauge = gauge
         self._shown: set[tuple[str, ...]] = set()
 
     def show(self, values: Mapping[tuple[str, ...], float]) -> None:
-        """These, by the values of the labels in their order, and no others."""
+        """Export these label values, and no others."""
         for labels in self._shown - values.keys():
             self._gauge().remove(*labels)
         for labels, value in values.items():

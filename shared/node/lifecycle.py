@@ -1,4 +1,4 @@
-"""Owning background tasks: a TaskGroup that cancels its tasks when its block ends, instead of waiting for them; and work in rounds."""
+"""Background tasks: a TaskGroup that cancels its tasks at the end of its block, and work that runs periodically."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -9,23 +9,26 @@ from shared.telemetry import logs
 
 _log = logs.get(part="rounds")
 
+#: How long running calls may take after SIGTERM.
+DRAIN_SECONDS = 30.0
+
 
 class _OverError(Exception):
-    """Ends a group from within; never seen outside this file."""
+    """Ends a group from within."""
 
 
 @asynccontextmanager
 async def background() -> AsyncIterator[asyncio.TaskGroup]:
-    """Tasks that run beside the block and end with it. A task that fails cancels the block and the others, as in any group.
+    """Run tasks beside the block and cancel them at its end. A task that fails cancels the block and the other tasks.
 
-    What the block itself raises comes out as it is, not wrapped into an ExceptionGroup: callers catch it by its class.
+    An error of the block itself is raised as it is, not in an ExceptionGroup, so that callers can catch it by its class.
     """
     raised: Exception | None = None
     try:
         async with asyncio.TaskGroup() as group:
             try:
                 yield group
-            except Exception as error:  # handed on below, outside the group that would wrap it
+            except Exception as error:  # raised below, outside the group that would wrap it
                 raised = error
             raise _OverError
     except* _OverError:
@@ -34,12 +37,12 @@ async def background() -> AsyncIterator[asyncio.TaskGroup]:
         raise raised
 
 
-#: After which a program that has just started does what comes once in many minutes, so that one that is often started does it, too.
+#: The first pause of rare work, so that a program that is restarted often does it too.
 SOON_SECONDS = 5.0
 
 
 async def every(seconds: float, work: Callable[[], Awaitable[None]], *, first: float | None = None) -> None:
-    """For ever, the first time after ``first``. Where what the work needs is away, a later round does what this one could not."""
+    """Run ``work`` periodically, the first time after ``first`` seconds. If it is unavailable, the next round tries again."""
     pause = seconds if first is None else first
     while True:
         await asyncio.sleep(pause)
@@ -47,4 +50,4 @@ async def every(seconds: float, work: Callable[[], Awaitable[None]], *, first: f
         try:
             await work()
         except errors.Unavailable as error:
-            _log.info("not done now, done again soon", reason=error.message)
+            _log.info("periodic work failed; it will be retried", reason=error.message)

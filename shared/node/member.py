@@ -1,4 +1,4 @@
-"""One serving node: its links, its directory, its handlers and its place on the mesh, opened and closed in order."""
+"""A serving node: opens and closes its links, directory, handlers and membership in order."""
 
 import asyncio
 import random
@@ -22,11 +22,10 @@ from shared.identity import node_keys
 from shared.identity.trust import Trust
 from shared.node import membership_file
 from shared.node.announcements import Announcer
-from shared.node.certificate_renewal import CertificateRenewal
-from shared.node.dht_node_cache import DhtNodeCache
+from shared.node.certificate_renewal import CertificateRenewal, DhtNodeCache
 from shared.node.domain_events import DomainEvents
-from shared.node.host import Host
-from shared.node.lifecycle import background
+from shared.node.host.host_metrics import Host
+from shared.node.lifecycle import DRAIN_SECONDS, background
 from shared.node.mesh_gauges import MeshGauges
 from shared.node.settings import NodeSettings
 from shared.node.stock_clients.nats_micro import Micro
@@ -39,36 +38,33 @@ from shared.telemetry.exemplars import Exemplars
 from shared.telemetry.metrics_registry import Metrics, version
 from shared.transports.link import LocalNode
 from shared.transports.nats_link import NatsTransport
-from shared.transports.swarm_link import SwarmTransport
+from shared.transports.swarm_link.swarm_transport import SwarmTransport
 from shared.types import SERVICE_NAMES, MeshName, NodeId, Role
 
-#: How long running calls may go on after SIGTERM.
-DRAIN_SECONDS = 30.0
-#: A service starts before its NATS server in many set-ups; after this long it says so and ends, to be started again.
+#: Services often start before their NATS server. After this they exit and are restarted.
 CONNECT_SECONDS = 30.0
-#: A service that does not say how it is within this time is not ready.
+#: A service that has not answered by then is not ready.
 CHECK_SECONDS = 2.0
 
 _log = logs.get()
 
 
 class Service(Protocol):
-    """What a program must be to run on a node. Its handlers are marked with ``rpc.serves``."""
+    """A program that runs on a node. Its handlers are marked with ``rpc.serves``."""
 
-    #: Which of the five it is.
     role: ClassVar[Role]
 
     @classmethod
     def open(cls, settings: Any, node: "Node") -> AbstractAsyncContextManager["Service"]:
-        """Yields the running service; leaving closes what it opened. Tasks of its own go to ``node.tasks``."""
+        """Yields the running service. Leaving closes what it opened. Its background tasks go to ``node.tasks``."""
         ...
 
     async def checks(self) -> tuple[Check, ...]:
-        """What it needs and whether it is there, within CHECK_SECONDS."""
+        """Return the state of everything it depends on, within CHECK_SECONDS."""
         ...
 
     def asgi(self) -> Any | None:
-        """Its HTTP application; /healthz, /readyz and /metrics are served before it."""
+        """Return its HTTP application, which is served after /healthz, /readyz and /metrics."""
         ...
 
 
@@ -80,10 +76,10 @@ class _Offer:
 
 
 class Node:
-    """A running member of the mesh. Made by ``member``."""
+    """A running member of the mesh, created by ``member``."""
 
     def __init__(
-        self, me: LocalNode, ways: "NodeTransports", tasks: asyncio.TaskGroup, calls: asyncio.TaskGroup, traces: tracing.Traces
+        self, me: LocalNode, plan: "TransportPlan", tasks: asyncio.TaskGroup, calls: asyncio.TaskGroup, traces: tracing.Traces
     ) -> None:
         self.role = me.role
         self.id: NodeId = me.node
@@ -91,51 +87,47 @@ class Node:
         self.started_at = datetime.now(UTC)
         self.service_name = SERVICE_NAMES[me.role]
         self.metrics = Metrics(self.service_name)
-        #: Owner of the service's background tasks: cancelled after the drain, and one that fails ends the process.
+        #: The service's background tasks: canceled after the drain. A task that fails ends the process.
         self.tasks = tasks
-        self.trust = ways.trust
+        self.trust = plan.trust
         self.directory = Directory(asyncio.get_running_loop().time)
         self.dispatcher = rpc.Dispatcher(calls, self._observe, self._log_bug)
         self.dispatcher.traces = self.traces = traces
-        self.node_transports = Transports(ways.trust, self.directory, ways.nats, ways.swarm, self.dispatcher)
+        self.node_transports = Transports(plan.trust, self.directory, plan.nats, plan.swarm, self.dispatcher)
         self.pool = rpc.ConnectionPool(self.directory, self.node_transports.reach, random.Random())  # noqa: S311 - spreads load
         self.rpc = rpc.RpcClient(self.pool)
-        self.standing = CertificateRenewal(ways.trust, ways.kept, ways.state_file, self.directory, self.rpc)
+        self.standing = CertificateRenewal(plan.trust, plan.kept, plan.state_file, self.directory, self.rpc)
         self.standing.changed = self.membership_changed
         self.standing.note = lambda what, why: _log.info(what, why=why)
-        self.standing.door = lambda: self.node_transports.find(Role.AUTH)
+        self.standing.find_auth = lambda: self.node_transports.find(Role.AUTH)
         self.node_transports.on_number = self.standing.told
-        self.events_of_mesh = DomainEvents(me, ways.nats)
+        self.events_of_mesh = DomainEvents(me, plan.nats)
         self.announcer = Announcer(me, self.node_transports, self.directory, self._describe)
         self.announcer.on_contested = self._on_shared_key
         self._instance = me.instance
-        self.micro = None if ways.nats is None else Micro(ways.nats, self.dispatcher, self.service_name, version())
-        self.host = Host(self.metrics, ways.state_file.parent)
-        self._gauges = MeshGauges(self.metrics, self.node_transports, ways.trust, self.events_of_mesh, self.host)
+        self.micro = None if plan.nats is None else Micro(plan.nats, self.dispatcher, self.service_name, version())
+        self.host = Host(self.metrics, plan.state_file.parent)
+        self._gauges = MeshGauges(self.metrics, self.node_transports, plan.trust, self.events_of_mesh)
         self._offer = _Offer(not_ready="starting")
         self._leaving = False
-        self._follows_auth = ways.follows_auth
-        #: The certificate that the peers have seen.
+        self._follows_auth = plan.follows_auth
         self._shown = b""
         self._service: Service | None = None
-        #: Methods × statuses, both from closed lists.
         self._counters: dict[tuple[str, str], Counter] = {}
         self._timers: dict[str, Histogram] = {}
         self._exemplars = Exemplars()
-        if ways.nats is not None:
-            ways.nats.on_connection = self._on_connection
-            ways.nats.on_refused = lambda words: _log.warning("NATS refused", words=words)
-        if ways.swarm is not None:
-            ways.swarm.on_attached = self._on_attached
-            ways.swarm.on_contested = self._on_contested
-            outsiders = StockRpcClients(ways.trust, self.dispatcher, ways.outsiders)
-            ways.swarm.on_request, ways.swarm.on_requester_gone = outsiders.answer, outsiders.gone
+        if plan.nats is not None:
+            plan.nats.on_connection = self._on_connection
+            plan.nats.on_refused = lambda words: _log.warning("NATS refused", words=words)
+        if plan.swarm is not None:
+            plan.swarm.on_attached = self._on_attached
+            plan.swarm.on_contested = self._on_contested
+            stock_clients = StockRpcClients(plan.trust, self.dispatcher, plan.stock_clients)
+            plan.swarm.on_request, plan.swarm.on_requester_gone = stock_clients.answer, stock_clients.gone
             self.membership_changed()
 
-    # --- for services ---------------------------------------------------------------------------------------------
-
     def offer(self, *, models: tuple[ModelOffer, ...] = (), load: WorkerLoad | None = None, not_ready: str = "") -> None:
-        """What announcements say from now on; one leaves at once when it changed."""
+        """Change what announcements say, and announce a change at once."""
         offer = _Offer(models, load or WorkerLoad(), not_ready)
         if offer != self._offer:
             self._offer = offer
@@ -143,19 +135,19 @@ class Node:
 
     @property
     def drain_started(self) -> asyncio.Event:
-        """Set when a shutdown begins; a stream that would never end by itself has to end then."""
+        """Set when a shutdown begins. Endless streams must end then."""
         return self.dispatcher.drain_started
 
     def publish(self, event: events.Event) -> None:
-        """Send a domain event; never waits and never fails, because events are hints."""
+        """Send a domain event. Never waits and never fails, because events are hints."""
         self.events_of_mesh.publish(event)
 
     def events(self) -> AsyncIterator[events.Event]:
-        """Every event of the mesh from now on; for the metrics service."""
+        """Yield every event of the mesh from now on; for the metrics service."""
         return self.events_of_mesh.listen()
 
     def membership_changed(self) -> None:
-        """Our certificate, the list or the topics are others now: tell the peers, and meet where we should."""
+        """Tell the peers that our certificate, list or topics changed, and join the right topics."""
         if self.node_transports.swarm is not None:
             if self._follows_auth:
                 kept = self.standing.kept
@@ -166,10 +158,8 @@ class Node:
                 self.node_transports.swarm.rehello()
         self.announcer.announce_soon()
 
-    # --- for the program ------------------------------------------------------------------------------------------
-
     async def serve(self, service: Service) -> None:
-        """Take its handlers and answer calls from now on."""
+        """Register the service's handlers and answer calls from now on."""
         self._service = service
         self.dispatcher.add(self)
         self.dispatcher.add(service)
@@ -180,9 +170,9 @@ class Node:
         self.announcer.announce_soon()
 
     async def health(self) -> node_api.NodeHealth:
-        """Every check of the service and of the mesh."""
+        """Run all checks of the service and the mesh."""
         mesh = self.node_transports.checks()
-        # One way to the others is enough to work; what is wrong with the other one is shown all the same, and an old list too.
+        # One working transport is enough. Problems of the other one are shown but do not matter, and so is an old list.
         attached = any(check.ok for check in mesh)
         mesh = (*mesh, self.standing.check())
         if self._service is None:
@@ -197,23 +187,25 @@ class Node:
         return node_api.NodeHealth(ready=attached and all(check.ok or not check.needed for check in checks), checks=(*mesh, *checks))
 
     def metrics_text(self, form: MetricsTextFormat = MetricsTextFormat.PROMETHEUS) -> str:
-        self._gauges.update()
+        self._update_metrics()
         return self.metrics.render(form)
 
     def read_own_metrics(self) -> node_api.NodeMetrics:
-        """The same as other nodes are given it, with exemplars."""
-        self._gauges.update()
+        """Return the metrics as other nodes get them, with exemplars."""
+        self._update_metrics()
         return self.metrics.read()
 
+    def _update_metrics(self) -> None:
+        self.host.update()
+        self._gauges.update()
+
     async def drain(self, grace_seconds: float = DRAIN_SECONDS) -> None:
-        """Take no new calls, let the running ones finish, cut off what is left."""
+        """Accept no new calls, wait for the running ones, and cancel what is left."""
         self.dispatcher.drain_started.set()
         self.announcer.announce_now()
         for connection in self.node_transports.connections():
             connection.say_goodbye("shutting down")
         await self.dispatcher.drained(grace_seconds)
-
-    # --- what every node serves -------------------------------------------------------------------------------------
 
     @rpc.serves(node_api.read_metrics)
     async def read_metrics(self, request: node_api.ReadMetrics, call: rpc.RpcCall) -> node_api.NodeMetrics:
@@ -239,8 +231,6 @@ class Node:
     async def read_revocations(self, request: node_api.ReadRevocations, call: rpc.RpcCall) -> node_api.Revocations:
         return node_api.Revocations(self.trust.list_body)
 
-    # --- inside -----------------------------------------------------------------------------------------------------
-
     def _describe(self) -> Announcement:
         offer = self._offer
         return Announcement(
@@ -251,7 +241,7 @@ class Node:
         )  # fmt: skip
 
     def _labels(self) -> dict[str, str]:
-        """Those that the certificate gives us; a node's own word for them would be worth nothing."""
+        """Return the certificate's labels; peers would not load_into any others."""
         standing = self.trust.standing()
         return {} if standing is None else dict(standing.labels)
 
@@ -277,21 +267,21 @@ class Node:
     def _on_contested(self, node: NodeId) -> None:
         known = self.directory.find(node)
         _log.warning(
-            "a node's link is made anew again and again: its network is bad, or two processes show its key, and it may be stolen",
+            "a node's link is replaced again and again: its network is bad, or two processes use its key, which may be stolen",
             id=node,
             role=None if known is None else known.role,
-            do="stop the second process, or `aicli admin nodes revoke`",
+            do="stop the second process, or run `aicli admin nodes revoke`",
         )
         self.metrics.contested_keys.inc()
 
     def _on_shared_key(self, node: NodeId) -> None:
         known = self.directory.find(node)
         role = self.role if node == self.id else None if known is None else known.role
-        _log.warning("two processes use one node key; the younger one has to stop", id=node, role=role, do="docs/runbooks/contested_key.md")
+        _log.warning("two processes use one node key; the younger one must stop", id=node, role=role, do="docs/runbooks/contested_key.md")
         self.metrics.contested_keys.inc()
 
     def _observe(self, method: Method[Any, Any] | StreamMethod[Any, Any, Any], status: str, seconds: float) -> None:
-        # Looking labels up costs more than counting, and this runs for every call.
+        # Cached, because looking up labels costs more than counting, and this runs for every call.
         counter = self._counters.get((method.name, status))
         if counter is None:
             name = method.name.partition(".")[2]
@@ -299,7 +289,7 @@ class Node:
             self._counters[method.name, status] = counter
         counter.inc()
         if isinstance(method, StreamMethod):
-            return  # whoever streams knows the model and observes with it
+            return  # streaming services know the model and observe with it
         timer = self._timers.get(method.name)
         if timer is None:
             name = method.name.partition(".")[2]
@@ -308,52 +298,52 @@ class Node:
         timer.observe(seconds, self._exemplars.of_request())
 
     def _log_bug(self, method: Method[Any, Any] | StreamMethod[Any, Any, Any], error: Exception) -> None:
-        _log.exception("a handler broke", method=method.name)
+        _log.exception("bug in a handler", method=method.name)
 
 
 @dataclass(frozen=True, slots=True)
-class NodeTransports:
-    """What a node has to reach the others, before it runs."""
+class TransportPlan:
+    """How a node reaches the others."""
 
     trust: Trust
     nats: NatsTransport | None
     swarm: SwarmTransport | None
-    #: What it knew of the mesh when it last ran.
     kept: membership_file.MembershipFile
     state_file: Path
-    #: Whether auth says where the DHT is, because the settings don't.
+    #: Auth decides which DHT nodes to use, because the settings do not.
     follows_auth: bool
-    #: Keys that may call as clients without a certificate, by the way of stock @hyperswarm/rpc.
-    outsiders: tuple[bytes, ...]
+    #: Keys that may call as clients with stock @hyperswarm/rpc, without a certificate.
+    stock_clients: tuple[bytes, ...]
 
 
-def plan_ways(settings: NodeSettings, me: LocalNode) -> NodeTransports:
-    """The transports that the settings ask for. Raises BadSettings if that is none."""
+def plan_transports(settings: NodeSettings, me: LocalNode) -> TransportPlan:
+    """Create the transports that the settings ask for. Raises BadSettings if there is none."""
     found = membership_file.load(settings.state_file)
     kept = found or membership_file.MembershipFile(settings.mesh, me.role)
     trust = Trust(me.key, me.role)
     if found is not None:
-        membership_file.believe(trust, found)
+        membership_file.load_into(trust, found)
     nats = NatsTransport(me, settings.nats_url, settings.nats_files, trust) if settings.uses_nats else None
     open_ = open_swarm(settings, kept, me.key)
     swarm = None if open_ is None else SwarmTransport(me, trust, open_)
     if nats is None and swarm is None:
         raise errors.BadSettings(
-            "NATS_URL=none, and nothing to find the mesh by on Hyperswarm",
+            "NATS_URL=none, but there is no Hyperswarm configuration either",
             hint="join with `aicli worker --join TICKET`, or set DHT_BOOTSTRAP",
         )
     if nats is None and found is None:
         raise errors.BadSettings(f"this node has not joined a mesh: there is no {settings.state_file}", hint="aicli worker --join TICKET")
-    return NodeTransports(
+    return TransportPlan(
         trust, nats, swarm, kept, settings.state_file, not settings.dht_bootstrap, keys_of("SWARM_CLIENTS", settings.swarm_clients)
     )
 
 
 @asynccontextmanager
 async def member(settings: NodeSettings, role: Role) -> AsyncIterator[Node]:
-    """A node on the mesh. Leaving: last announcement, links closed, server left; the caller has drained before.
+    """Join the mesh as a node. Leaving announces that, and closes the links and transports; the caller must drain before.
 
-    Raises BadSettings if another process has its state file, or an older one uses its key."""
+    Raises BadSettings if another process uses its state file, or an older one its key.
+    """
     async with file_lock.hold(settings.state_file), _unlocked_member(settings, role) as node:
         yield node
 
@@ -361,12 +351,12 @@ async def member(settings: NodeSettings, role: Role) -> AsyncIterator[Node]:
 @asynccontextmanager
 async def _unlocked_member(settings: NodeSettings, role: Role) -> AsyncIterator[Node]:
     me = LocalNode(settings.mesh, role, node_keys.load(settings.node_key_file), f"aimesh/{version()}")
-    ways = plan_ways(settings, me)
-    if ways.nats is not None:
-        await ways.nats.connect(deadline_seconds=CONNECT_SECONDS)
+    plan = plan_transports(settings, me)
+    if plan.nats is not None:
+        await plan.nats.connect(deadline_seconds=CONNECT_SECONDS)
     try:
         async with background() as infrastructure, background() as calls, background() as tasks:
-            node = Node(me, ways, tasks, calls, tracing.Traces(ratio=settings.trace_ratio, is_on=not settings.traces_off))
+            node = Node(me, plan, tasks, calls, tracing.Traces(ratio=settings.trace_ratio, is_on=not settings.traces_off))
             for transport in node.node_transports.transports():
                 infrastructure.create_task(transport.run())
             infrastructure.create_task(node.events_of_mesh.run())
@@ -374,20 +364,20 @@ async def _unlocked_member(settings: NodeSettings, role: Role) -> AsyncIterator[
             infrastructure.create_task(node.announcer.run())
             infrastructure.create_task(node.standing.run())
             infrastructure.create_task(node.host.run())
-            if ways.swarm is not None:
-                infrastructure.create_task(DhtNodeCache(ways.swarm, node.standing).run())
+            if plan.swarm is not None:
+                infrastructure.create_task(DhtNodeCache(plan.swarm, node.standing).run())
             try:
                 yield node
             finally:
-                # Without a drain before, calls that still arrive would find no task group.
+                # Without a drain before, late calls would find no task group.
                 node.dispatcher.drain_started.set()
-                # The older process with our key does not leave.
+                # The older process with our key is still there.
                 if not node.announcer.must_stop.is_set():
                     node._leaving = True
                     node.announcer.announce_now()
     finally:
         why = errors.LinkLost("this node is stopping", retry_after_seconds=0.2)
-        if ways.swarm is not None:
-            await ways.swarm.close(why)
-        if ways.nats is not None:
-            await ways.nats.close(why)
+        if plan.swarm is not None:
+            await plan.swarm.close(why)
+        if plan.nats is not None:
+            await plan.nats.close(why)

@@ -1,7 +1,7 @@
-"""What a node keeps of its mesh on disk, beside its key: certificate, revocation list, and how to find the others again.
+"""The file with a node's membership, beside its key: certificate, revocation list, and how to find the other nodes.
 
-Nothing in it is of use without the node's key, and all of it comes anew from auth; but the revocation list must not be
-forgotten by a restart, and a box that was asleep for a week has to find its way back.
+It is useless without the node's key, and auth can provide it again. But a restart must not forget the revocation list, and a machine
+that was asleep for a week must find its way back.
 """
 
 from pathlib import Path
@@ -14,12 +14,12 @@ from shared.identity import private_file
 from shared.identity.trust import Trust
 from shared.types import AuthorityId, MeshName, Role
 
-#: Two epochs, two CA keys, a list of 10,000 nodes.
+#: Enough for two epochs, two CA keys and a list of 10,000 nodes.
 _MAX_BYTES = 4 * 1024 * 1024
 
 
 class MembershipFile(msgspec.Struct, frozen=True, rename="camel"):
-    """The file: JSON, bytes in base64."""
+    """The file's content: JSON, with bytes in base64."""
 
     mesh: MeshName
     role: Role
@@ -29,16 +29,15 @@ class MembershipFile(msgspec.Struct, frozen=True, rename="camel"):
     topics: tuple[TopicSecret, ...] = ()
     bootstrap: tuple[str, ...] = ()
     relays: tuple[bytes, ...] = ()
-    #: DHT nodes that were there lately, host:port, and when, in seconds since 1970.
+    #: DHT nodes (host:port) that were recently online, and when, in seconds since 1970.
     nodes: tuple[str, ...] = ()
     nodes_seen_at: float = 0.0
-    #: Where ``bootstrap`` was before, newest first: asked while nobody at the present addresses answers.
+    #: Former values of ``bootstrap``, newest first, tried while the current ones do not answer.
     older_bootstrap: tuple[str, ...] = ()
 
 
-#: What was there longer ago than this is most likely gone.
 NODES_LAST_SECONDS = 24 * 3600.0
-#: Present and older nodes together; each costs packets while nobody answers.
+#: Current and older nodes together. Each costs packets while none answers.
 MAX_BOOTSTRAP = 16
 
 _encode = msgspec.json.Encoder().encode
@@ -46,7 +45,7 @@ _decode = msgspec.json.Decoder(MembershipFile).decode
 
 
 def of(membership: Membership, before: MembershipFile | None = None) -> MembershipFile:
-    """What of auth's answer is kept, with the DHT nodes that were known before."""
+    """Return what to save from auth's answer, with the DHT nodes known before."""
     return MembershipFile(
         membership.mesh,
         membership.role,
@@ -68,7 +67,7 @@ def _older_bootstrap(present: tuple[str, ...], before: MembershipFile) -> tuple[
 
 
 def load(path: Path) -> MembershipFile | None:
-    """None where there is no such file; raises BadSettings for one that cannot be read or is not one."""
+    """Return None if there is no file. Raises BadSettings if it cannot be read or is invalid."""
     try:
         if path.stat().st_mode & 0o077:
             raise errors.BadSettings(f"{path} can be read by others", hint=f"chmod 600 {path}")
@@ -82,21 +81,21 @@ def load(path: Path) -> MembershipFile | None:
             raise ValueError(f"{len(body)} bytes")
         return _decode(body)
     except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
-        raise errors.BadSettings(f"{path} is damaged", hint="delete it; a node in the house gets all of it anew") from error
+        raise errors.BadSettings(f"{path} is damaged", hint="delete it; auth sends a node on NATS all of it again") from error
 
 
 def save(path: Path, kept: MembershipFile) -> None:
-    """Put it in place whole or not at all, 0600; raises OSError."""
+    """Write the file atomically with mode 0600. Raises OSError."""
     private_file.replace(path, _encode(kept), synced=True)
 
 
 def nodes_of(kept: MembershipFile, now: float) -> tuple[str, ...]:
-    """The DHT nodes that may still be there."""
+    """Return the DHT nodes that may still be online."""
     return kept.nodes if 0 <= now - kept.nodes_seen_at <= NODES_LAST_SECONDS else ()
 
 
-def believe(trust: Trust, kept: MembershipFile) -> None:
-    """Take over into ``trust`` what was kept. Raises NotCertified if the list is not of this mesh: the file was tampered with."""
+def load_into(trust: Trust, kept: MembershipFile) -> None:
+    """Load the saved membership into ``trust``. Raises NotCertified if the file was tampered with: the list is another mesh's."""
     trust.authorities = kept.authorities
     trust.certificate = kept.certificate
     trust.topics = tuple((secret.epoch, secret.secret) for secret in kept.topics)

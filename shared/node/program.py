@@ -1,7 +1,7 @@
-"""The whole life of a service's process: settings, logs, mesh, handlers, HTTP, and an orderly end on SIGTERM.
+"""Runs a service's process: settings, logs, mesh, handlers, HTTP, and an orderly end on SIGTERM.
 
-Shutdown, in this order: say that we drain → take no new calls and connections → running ones finish, at most 30 s →
-cancel what is left → the service closes → last announcement → links → NATS.
+Shutdown order: announce the drain → accept no new calls and connections → wait up to 30 s for running ones → cancel what is left →
+close the service → last announcement → links → NATS.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from shared import config, errors
 from shared.node.http.http_server import HttpServer, Operations, listen
 from shared.node.lifecycle import background
 from shared.node.member import Node, Service, member
+from shared.rpc import authorization
 from shared.telemetry import logs
 from shared.types import SERVICE_NAMES
 
@@ -24,7 +25,7 @@ _log = logs.get()
 
 
 def run(service: type[Service], settings_kind: type[Any]) -> None:
-    """Run ``service`` until SIGTERM or SIGINT; exits 1 with one line if it cannot start, 2 if its settings cannot work."""
+    """Run ``service`` until SIGTERM or SIGINT. Exits with 1 and one line if it cannot start, with 2 if its settings are invalid."""
     try:
         settings = config.load(settings_kind, os.environ)
     except errors.BadSettings as error:
@@ -36,10 +37,10 @@ def run(service: type[Service], settings_kind: type[Any]) -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_live(service, settings))
     except* errors.BadSettings as group:
-        sys.exit(_complain(_first(group), 2))
+        sys.exit(_complain(errors.first_of(group), 2))
     except* errors.AimeshError as group:
-        _log.error("the service cannot go on", problem=_first(group).message)
-        sys.exit(_complain(_first(group), 1))
+        _log.error("the service failed", problem=errors.first_of(group).message)
+        sys.exit(_complain(errors.first_of(group), 1))
 
 
 async def _live(service: type[Service], settings: Any) -> None:
@@ -51,7 +52,7 @@ async def _live(service: type[Service], settings: Any) -> None:
     sock = listen(settings.host, settings.port, _port_variable(settings))
     async with member(settings, service.role) as node:
         logs.configure(node.service_name, settings.log_level, format=settings.log_format, node=node.id[:12])
-        # The port answers from here on: /readyz says what is still missing while the service opens.
+        # From here on the port answers; while the service opens, /readyz shows what is missing.
         operations = Operations(node, settings)
         server = HttpServer(operations, sock, settings)
         async with background() as http:
@@ -59,8 +60,8 @@ async def _live(service: type[Service], settings: Any) -> None:
             async with service.open(settings, node) as running:
                 operations.open(running)
                 await node.serve(running)
-                node.dispatcher.check_declared()
-                # What start-up made stays for good; the collector need not walk it again and again.
+                authorization.check_declared(node.dispatcher.methods, node.dispatcher.gate)
+                # Objects created at start-up stay, so the collector need not visit them again.
                 gc.collect()
                 gc.freeze()
                 _log.info("ready", port=settings.port, id=node.id)
@@ -83,10 +84,3 @@ def _port_variable(settings: Any) -> str:
 def _complain(error: errors.AimeshError, status: int) -> int:
     print(f"error: {error.message}" + (f" – {error.hint}" if error.hint else ""), file=sys.stderr)
     return status
-
-
-def _first(group: BaseExceptionGroup[Any]) -> errors.AimeshError:
-    found: Any = group
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    return found  # type: ignore[no-any-return]

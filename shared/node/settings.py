@@ -1,4 +1,4 @@
-"""What every service reads from its environment; each service's own settings extend it."""
+"""The settings that all services share. Each service's own settings extend these."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,80 +14,76 @@ from shared.types import MeshName
 
 
 class NodeSettings(Settings, frozen=True, kw_only=True):
-    """``port`` is added by each service, under its own variable."""
+    """Each service adds ``port`` under its own variable."""
 
     mesh: Annotated[MeshName, Variable("MESH_NAME", "the mesh that this node belongs to")] = MeshName("home")
     nats_url: Annotated[
         str,
         Variable(
             "NATS_URL",
-            "the NATS server; several with commas; tls:// beyond loopback; user:password@ or token@ before the host if the server wants "
-            "that; `none` for Hyperswarm alone",
+            "the NATS server, or several with commas; use tls:// beyond loopback; put user:password@ or token@ before the host if the "
+            "server requires it; `none` to use only Hyperswarm",
         ),
     ] = "nats://127.0.0.1:4222"
-    allow_plain_nats: Annotated[bool, Variable("ALLOW_PLAIN_NATS", "speak nats:// to another host, as on a private container network")] = (
-        False
+    allow_plain_nats: Annotated[bool, Variable("ALLOW_PLAIN_NATS", "allow nats:// to another host, as on a private network")] = False
+    nats_ca_file: Annotated[Path | None, Variable("NATS_CA_FILE", "the CA of the NATS server's certificate, if it is not a public one")] = (
+        None
     )
-    nats_ca_file: Annotated[
-        Path | None, Variable("NATS_CA_FILE", "who vouches for the NATS server's certificate, where no public authority does")
-    ] = None
     nats_cert_file: Annotated[
-        Path | None, Variable("NATS_CERT_FILE", "the client certificate, if the NATS server wants one; tls:// only")
+        Path | None, Variable("NATS_CERT_FILE", "the client certificate, if the NATS server requires one; tls:// only")
     ] = None
     nats_key_file: Annotated[Path | None, Variable("NATS_KEY_FILE", "the key of NATS_CERT_FILE")] = None
     nats_creds_file: Annotated[
         Path | None,
-        Variable("NATS_CREDS_FILE", "a NATS credentials file (JWT and seed) to log in with, in place of the node key"),
+        Variable("NATS_CREDS_FILE", "a NATS credentials file (JWT and seed) for the login, instead of the node key"),
     ] = None
     dht_bootstrap: Annotated[
         tuple[str, ...],
-        Variable("DHT_BOOTSTRAP", "DHT nodes of the mesh as host:port with commas, or `public`; without it no Hyperswarm"),
+        Variable("DHT_BOOTSTRAP", "the mesh's DHT nodes as host:port with commas, or `public`; empty disables Hyperswarm"),
     ] = ()
-    dht_relays: Annotated[tuple[str, ...], Variable("DHT_RELAYS", "public keys of blind relays, hex, with commas")] = ()
+    dht_relays: Annotated[tuple[str, ...], Variable("DHT_RELAYS", "public keys of blind relays, in hex, with commas")] = ()
     swarm_clients: Annotated[
         tuple[str, ...],
-        Variable("SWARM_CLIENTS", "public keys, hex, with commas, of @hyperswarm/rpc peers that may call as clients without a certificate"),
+        Variable("SWARM_CLIENTS", "public keys (hex, with commas) of @hyperswarm/rpc peers that may call as clients without a certificate"),
     ] = ()
     swarm_host: Annotated[
-        str | None, Variable("SWARM_HOST", "the address that Hyperswarm binds to; loopback where all DHT nodes are on loopback")
+        str | None, Variable("SWARM_HOST", "the address that Hyperswarm binds to; loopback if all DHT nodes are on loopback")
     ] = None
     node_binary: Annotated[
-        Path | None, Variable("NODE_BINARY", "the Node program for Hyperswarm's sidecar; without it the one that came with aimesh")
+        Path | None, Variable("NODE_BINARY", "the Node.js binary for Hyperswarm's sidecar; default: the one installed with aimesh")
     ] = None
     mesh_state_file: Annotated[
         Path | None,
-        Variable("MESH_STATE_FILE", "where certificate and revocation list are kept; beside the node key without it"),
+        Variable("MESH_STATE_FILE", "the file for certificate and revocation list; default: beside the node key"),
     ] = None
-    node_key_file: Annotated[Path, Variable("NODE_KEY_FILE", "the file with this node's key, an nkey seed; aicli stack init makes it")]
+    node_key_file: Annotated[Path, Variable("NODE_KEY_FILE", "the file with this node's key, an nkey seed; `aicli stack init` creates it")]
     host: Annotated[str, Variable("BIND_HOST", "the address to listen on")] = "127.0.0.1"
-    allow_plain_http: Annotated[bool, Variable("ALLOW_PLAIN_HTTP", "listen beyond loopback without TLS, as behind a proxy that has it")] = (
+    allow_plain_http: Annotated[bool, Variable("ALLOW_PLAIN_HTTP", "listen beyond loopback without TLS, as behind a proxy with TLS")] = (
         False
     )
-    tls_cert_file: Annotated[Path | None, Variable("TLS_CERT_FILE", "the certificate chain; HTTPS instead of HTTP")] = None
+    tls_cert_file: Annotated[Path | None, Variable("TLS_CERT_FILE", "the certificate chain; enables HTTPS")] = None
     tls_key_file: Annotated[Path | None, Variable("TLS_KEY_FILE", "the certificate's key")] = None
     http_connections_per_address: Annotated[
         int,
         msgspec.Meta(ge=0),
-        Variable("HTTP_CONNECTIONS_PER_ADDRESS", "HTTP connections at once from one address, or one IPv6 /64; 0: as many as there are"),
+        Variable("HTTP_CONNECTIONS_PER_ADDRESS", "concurrent HTTP connections per address, or per IPv6 /64; 0: no limit"),
     ] = 64
     trusted_proxies: Annotated[
         tuple[str, ...],
         Variable(
             "TRUSTED_PROXIES",
-            "addresses and networks, with commas, whose X-Forwarded-For is believed and whose connections are not counted",
+            "addresses and networks, with commas, whose X-Forwarded-For is trusted and whose connections are not counted",
         ),
     ] = ()
     metrics_enabled: Annotated[bool, Variable("METRICS_ENABLED", "serve /metrics")] = True
-    traces_off: Annotated[bool, Variable("OTEL_SDK_DISABLED", "true makes no traces at all")] = False
+    traces_off: Annotated[bool, Variable("OTEL_SDK_DISABLED", "true disables tracing")] = False
     trace_ratio: Annotated[
         float,
         msgspec.Meta(ge=0.0, le=1.0),
-        Variable(
-            "OTEL_TRACES_SAMPLER_ARG", "of the requests that begin here, the share whose trace is kept; failed and slow ones always are"
-        ),
+        Variable("OTEL_TRACES_SAMPLER_ARG", "the share of requests starting here whose traces are kept; failed and slow ones always are"),
     ] = 0.01
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Variable("LOG_LEVEL", "debug, info, warning or error")] = "info"
-    log_format: Annotated[Literal["json", "text"], Variable("LOG_FORMAT", "json, or text for people")] = "json"
+    log_format: Annotated[Literal["json", "text"], Variable("LOG_FORMAT", "json, or text for reading")] = "json"
 
     @property
     def uses_nats(self) -> bool:
@@ -99,15 +95,15 @@ class NodeSettings(Settings, frozen=True, kw_only=True):
 
     @property
     def state_file(self) -> Path:
-        """Where this node keeps what it knows of its mesh."""
+        """Return the file with this node's membership."""
         return self.mesh_state_file or self.node_key_file.with_suffix(".mesh")
 
     def warnings(self) -> Iterator[str]:
-        """What was allowed on purpose, and should not be forgotten."""
+        """Return warnings about risky settings that were allowed explicitly."""
         if self.host not in addresses.LOOPBACK and self.tls_cert_file is None:
-            yield f"HTTP on {self.host} has no TLS: keys and prompts can be read on the way, unless a proxy before it encrypts them"
+            yield f"HTTP on {self.host} has no TLS: keys and prompts can be read in transit, unless a proxy in front encrypts them"
         if self.uses_nats and self.allow_plain_nats and addresses.plain_hosts(self.nats_url):
-            yield "NATS on another machine has no TLS: prompts can be read on the way, unless the network is private"
+            yield "NATS on another machine has no TLS: prompts can be read in transit, unless the network is private"
 
     def mistakes(self) -> Iterator[str]:
         try:
@@ -125,19 +121,19 @@ class NodeSettings(Settings, frozen=True, kw_only=True):
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
             yield "TLS_CERT_FILE and TLS_KEY_FILE go together"
         if self.host not in addresses.LOOPBACK and self.tls_cert_file is None and not self.allow_plain_http:
-            yield f"BIND_HOST: {self.host} can be reached from elsewhere; set TLS_CERT_FILE and TLS_KEY_FILE, or ALLOW_PLAIN_HTTP=true"
+            yield f"BIND_HOST: {self.host} is reachable from other machines; set TLS_CERT_FILE and TLS_KEY_FILE, or ALLOW_PLAIN_HTTP=true"
 
 
 class PublicNodeSettings(NodeSettings, frozen=True, kw_only=True):
-    """Of a service whose port people reach, and whose /metrics they must not read."""
+    """For services whose port users reach, but whose /metrics they must not read."""
 
     metrics_networks: Annotated[
         tuple[str, ...],
-        Variable("METRICS_NETWORKS", "addresses and networks, with commas, that may read /metrics here, besides this machine"),
+        Variable("METRICS_NETWORKS", "addresses and networks, with commas, that may read /metrics here, in addition to this machine"),
     ] = ()
     metrics_token: Annotated[
         Annotated[str, msgspec.Meta(min_length=16)] | None,
-        Variable("METRICS_TOKEN", "a request from anywhere with `Authorization: Bearer` and this token may read /metrics", secret=True),
+        Variable("METRICS_TOKEN", "requests with `Authorization: Bearer` and this token may read /metrics from anywhere", secret=True),
     ] = None
 
     def mistakes(self) -> Iterator[str]:

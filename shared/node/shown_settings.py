@@ -1,4 +1,4 @@
-"""A service's settings as it tells them: without secrets, also such as stand in an address."""
+"""Lists a service's settings without secrets, including those inside URLs."""
 
 from shared import config
 from shared.api.service_settings import ShownSetting, ShownSettings

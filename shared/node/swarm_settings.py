@@ -1,4 +1,4 @@
-"""How a node's Hyperswarm is opened: which DHT, which relays, which address, from its settings and from what it kept."""
+"""Opens a node's Hyperswarm from its settings and saved membership: DHT nodes, relays, address."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ PUBLIC = "public"
 
 
 def open_swarm(settings: NodeSettings, kept: MembershipFile, key: node_keys.NodeKey) -> Callable[[], Swarm] | None:
-    """None where Hyperswarm is not wanted: a node of the house says DHT_BOOTSTRAP, one that joined by ticket has it from there."""
+    """Return None if Hyperswarm is not used. A node on NATS needs DHT_BOOTSTRAP; one that joined by ticket has the DHT from there."""
     joined = not settings.uses_nats
     if not settings.dht_bootstrap and not joined:
         return None
@@ -35,11 +35,11 @@ def opener(
     known: Sequence[str] = (),
     older: Sequence[str] = (),
 ) -> Callable[[], Swarm]:
-    """Makes Swarms with this key; no bootstrap nodes, or `public`, mean the public DHT. ``known`` are further nodes of it that were
-    there lately, ``older`` former addresses of the bootstrap nodes. Raises BadSettings."""
+    """Return a factory of Swarms with this key. ``bootstrap`` empty or `public` means the public DHT; ``known`` are other recent DHT nodes,
+    ``older`` former bootstrap nodes. Raises BadSettings."""
     found, former = nodes_to_begin_with(bootstrap, older)
     if host is None and found and all(each.host in addresses.LOOPBACK for each in found):
-        # A DHT on loopback reaches nobody elsewhere, and a socket on all addresses is not found on 127.0.0.1.
+        # Nothing outside can reach a loopback DHT, and a socket on all addresses is not found on 127.0.0.1.
         host = "127.0.0.1"
     return lambda: Swarm(
         seed=key.raw_seed,
@@ -53,8 +53,8 @@ def opener(
 
 
 def nodes_to_begin_with(bootstrap: Sequence[str], older: Sequence[str]) -> tuple[tuple[PeerAddress, ...] | None, tuple[PeerAddress, ...]]:
-    """Present and former bootstrap nodes, as a Swarm takes them. Those that no swarm can use are left out: auth or an older version of
-    this node may have allowed them. Raises BadSettings where none of the present ones is left."""
+    """Return the current and former bootstrap nodes for a Swarm. Unusable addresses, which auth or an older version may have allowed, are
+    left out. Raises BadSettings if no current one is usable."""
     if not bootstrap or tuple(bootstrap) == (PUBLIC,):
         return None, _usable(older)[0]
     present, mistakes = _usable(bootstrap)
@@ -74,8 +74,8 @@ def _usable(nodes: Sequence[str]) -> tuple[tuple[PeerAddress, ...], list[ValueEr
 
 
 def keys_of(variable: str, texts: Sequence[str]) -> tuple[bytes, ...]:
-    """Public keys as settings have them; raises BadSettings."""
+    """Parse public keys from settings. Raises BadSettings."""
     try:
         return tuple(node_keys.raw_of_hex(text) for text in texts)
     except ValueError as error:
-        raise errors.BadSettings(f"{variable}: a public key is 64 hexadecimal digits") from error
+        raise errors.BadSettings(f"{variable}: a public key has 64 hexadecimal digits") from error

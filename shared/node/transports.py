@@ -1,4 +1,4 @@
-"""The ways of one node to the others: its transports, the connections over them, and what is told on all of them."""
+"""A node's transports and its connections over them."""
 
 from collections.abc import Callable
 
@@ -11,15 +11,15 @@ from shared.rpc.connection import RpcConnection
 from shared.rpc.serving import Dispatcher
 from shared.transports.link import Link
 from shared.transports.nats_link import NatsTransport
-from shared.transports.swarm_link import SwarmTransport
+from shared.transports.swarm_link.swarm_transport import SwarmTransport
 from shared.types import NodeId, Peer, Role
 
-#: Characters: announcements carry it.
+#: In characters; it goes into announcements.
 MAX_FAULTS = 500
 
 
 class Transports:
-    """Owned by one node. At least one of the two transports is there."""
+    """Owned by one node. At least one of the two transports is not None."""
 
     def __init__(
         self, trust: Trust, nodes: Directory, nats: NatsTransport | None, swarm: SwarmTransport | None, dispatcher: Dispatcher | None
@@ -29,18 +29,16 @@ class Transports:
         self._trust = trust
         self._nodes = nodes
         self._dispatcher = dispatcher
-        #: A peer tells of a revocation list that is newer than ours.
+        #: Called with a peer whose revocation list is newer than ours.
         self.on_number: Callable[[NodeId, int], None] = _ignore_number
-        #: A link to a peer has opened that did not come by a call of ours.
+        #: Called with a link that the peer opened.
         self.on_link: Callable[[Link], None] = _ignore_link
         self._connections: set[RpcConnection] = set()
-        #: Over Hyperswarm there is one link for each pair, whoever dialled; calls go over it both ways.
+        #: Over Hyperswarm there is one link per pair of nodes, used by calls in both directions.
         self._by_swarm: dict[NodeId, RpcConnection] = {}
         for transport in self.transports():
             transport.on_link = self._opened
             transport.on_number = lambda link, number: self.told(link.peer.node, number)
-
-    # --- what there is --------------------------------------------------------------------------------------------------
 
     def transports(self) -> list[NatsTransport | SwarmTransport]:
         return [transport for transport in (self.nats, self.swarm) if transport is not None]
@@ -52,12 +50,12 @@ class Transports:
         return [*(self.nats.links() if self.nats else ()), *(self.swarm.links() if self.swarm else ())]
 
     def listening(self) -> tuple[str, ...]:
-        """The transports on which announcements can be heard now."""
+        """Return the transports on which announcements can be received now."""
         nats = ("nats",) if self.nats is not None and self.nats.connected else ()
         return (*nats, "swarm") if self.swarm is not None and self.swarm.connected else nats
 
     def checks(self) -> tuple[Check, ...]:
-        """Each transport, and whether it is attached."""
+        """Return the state of each transport."""
         found = []
         if self.nats is not None:
             found.append(Check("NATS", not self.nats.trouble, self.nats.trouble))
@@ -66,23 +64,23 @@ class Transports:
         return tuple(found)
 
     def trouble(self) -> str:
-        """Why nobody can be heard at all, for people; empty while one transport is attached."""
+        """Return why this node cannot hear any other; empty while one transport works."""
         if self.listening():
             return ""
         return "; ".join(check.detail for check in self.checks())
 
     def faults(self) -> str:
-        """What is wrong with any transport, also while another one works, for people; empty when nothing is."""
+        """Return what is wrong with any transport, even if another one works; empty if nothing is."""
         return "; ".join(f"{check.name}: {check.detail}" for check in self.checks() if not check.ok)[:MAX_FAULTS]
 
     def refusal(self) -> errors.AimeshError | None:
-        """Why nobody of the mesh will ever speak to us again; None while somebody may."""
+        """Return why no node will talk to us again, or None."""
         if not self._trust.is_revoked:
             return None
-        return errors.NodeRevoked("this machine was revoked", hint="ask an administrator for a new ticket, and join with it")
+        return errors.NodeRevoked("this machine was revoked", hint="ask an administrator for a new ticket and join with it")
 
     def round_trip_seconds(self, node: NodeId) -> float | None:
-        """The last one measured on any link to a node; None without a link."""
+        """Return the shortest last measurement of all links to a node; None without one."""
         measured = [link.round_trip_seconds for link in self.links() if link.peer.node == node and link.round_trip_seconds is not None]
         return min(measured, default=None)
 
@@ -90,33 +88,29 @@ class Transports:
         return node in self._trust.revoked
 
     def silence(self) -> None:
-        """Say nothing more on any transport, as if the process had been killed; for tests of what the others then do."""
+        """Stop sending on all transports, as if the process was killed; for tests."""
         for transport in self.transports():
             transport.silence()
 
     def find(self, role: Role) -> RpcConnection | None:
-        """An open link over Hyperswarm to a node of this role, whether or not it has announced itself to us."""
+        """Return an open Hyperswarm connection to a node of this role, even if it has not announced itself."""
         return next((each for each in self._by_swarm.values() if each.peer.role is role and each.is_usable), None)
 
-    # --- for the pool ---------------------------------------------------------------------------------------------------
-
     async def reach(self, peer: Peer, transport: str) -> RpcConnection:
-        """A connection to a peer by one transport. Raises PeerError, NodeRevoked, and WrongRole for a role that SPEAKS_TO forbids:
-        NATS would refuse the HELLO without telling the link, which would then count the peer as dead."""
+        """Connect to a peer over one transport. Raises PeerError, NodeRevoked, and WrongRole if SPEAKS_TO forbids the call: NATS would drop
+        the HELLO silently, and the link would take the peer for dead."""
         if not topics.may_link(self._trust.role, peer.role):
-            raise errors.WrongRole(f"the role {self._trust.role} may not call {peer.role}", hint="shared/discovery/topics.py says who may")
+            raise errors.WrongRole(f"the role {self._trust.role} may not call {peer.role}", hint="see shared/discovery/topics.py")
         self._trust.check_not_revoked(peer.node)
         if transport == "nats" and self.nats is not None:
             return self._adopt(await self.nats.dial(peer))
         connection = self._by_swarm.get(peer.node)
         if connection is None:
-            raise errors.NotReachable(f"there is no link to {peer.role} {peer.node[:8]} over Hyperswarm", retry_after_seconds=1)
+            raise errors.NotReachable(f"there is no Hyperswarm link to {peer.role} {peer.node[:8]}", retry_after_seconds=1)
         return connection
 
-    # --- inside ---------------------------------------------------------------------------------------------------------
-
     def told(self, node: NodeId, number: int) -> None:
-        """A peer has named the number of its revocation list."""
+        """Note the number of a peer's revocation list."""
         if number > self._trust.number:
             self.on_number(node, number)
 
@@ -141,9 +135,7 @@ class Transports:
             self._nodes.lost(link.peer.node, "swarm", why)
 
 
-def _ignore_number(node: NodeId, number: int) -> None:
-    """Before somebody keeps the list."""
+def _ignore_number(_node: NodeId, _number: int) -> None: ...
 
 
-def _ignore_link(link: Link) -> None:
-    """Before somebody announces."""
+def _ignore_link(_link: Link) -> None: ...

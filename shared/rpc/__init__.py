@@ -1,4 +1,4 @@
-"""RPC over links: ``serves`` marks a handler, ``RpcClient`` calls one, and neither knows what carries the frames."""
+"""RPC over links: ``serves`` marks a handler and ``RpcClient`` calls it, independently of the transport."""
 
 from shared.rpc.calling import RpcClient, RpcReply
 from shared.rpc.connection import RpcConnection

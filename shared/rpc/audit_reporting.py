@@ -1,5 +1,4 @@
-"""What the audit log must hear of from a service: refusals, and what administrators did. Sent to auth soon, in batches, and kept for it
-while it is away, within a bound."""
+"""Reports refusals and administrators' actions to auth's audit log, in batches. While auth is down they are kept, up to a limit."""
 
 import asyncio
 import itertools
@@ -21,35 +20,33 @@ from shared.types import TenantId, UserId
 _EVERY_SECONDS = 1.0
 _SEND_SECONDS = 5.0
 _AT_ONCE = 200
-#: Different ones, equal ones of a while being one; about 1 KB each.
+#: Distinct ones; about 1 KB each.
 _MOST_KEPT = 5000
 
 _log = logs.get(part="audit")
 
-#: What is equal of refusals that are one row: method, tenant, actor, address, target, why. What was done is one row each, and has a
-#: number in place of the reason: its request's id will not do, which the caller chooses.
+#: Identical refusals become one row: method, tenant, actor, address, target and reason. Completed actions each have their own row, so
+#: they have a number instead of a reason. The request id would not do, because callers choose it.
 _Key = tuple[str, TenantId | None, UserId | None, str, str, str | int]
 
 
 class AuditRpcClient(Protocol):
-    """As shared.rpc.Client."""
-
     async def call(self, method: Method[Request, Reply], request: Request, *, deadline_seconds: float = 10) -> Reply: ...
 
 
 class AuditReporting:
-    """``act`` and ``refused`` never wait; ``run`` is the task that sends."""
+    """``act`` and ``refused`` never wait. ``run`` sends."""
 
     def __init__(self, rpc: AuditRpcClient) -> None:
         self._rpc = rpc
         self._kept: OrderedDict[_Key, AuditedAct] = OrderedDict()
         self._numbers = itertools.count()
         self._dropped = 0
-        # One batch at a time: the last ``send`` of a stop has to know what became of the one that is on its way.
+        # One batch at a time: the last ``send`` before a stop must know whether the batch in flight was sent.
         self._sending = asyncio.Lock()
 
     def act(self, action: str, by: Principal, *, tenant: TenantId | None = None, target: object = "", **details: str) -> None:
-        """``by`` did it; ``tenant`` None: it concerns the house."""
+        """Report an action of the user ``by``. ``tenant`` is None if it concerns the platform."""
         self._keep(_act(action, tenant, by.user_id, str(target), details))
 
     def refused(self, method: str, by: Principal | None, address: str, error: errors.AimeshError) -> None:
@@ -58,13 +55,12 @@ class AuditReporting:
         self._keep(msgspec.structs.replace(act, result=Result.REFUSED, address=address))
 
     async def run(self) -> None:
-        """Send what there is, for ever."""
         while True:
             await asyncio.sleep(_EVERY_SECONDS)
             await self.send()
 
     async def send(self) -> None:
-        """Now; what cannot be sent stays, also where this is cancelled."""
+        """Send all reports. What could not be sent is kept, also on cancellation."""
         async with self._sending:
             while self._kept:
                 batch = [self._kept.popitem(last=False) for _ in range(min(_AT_ONCE, len(self._kept)))]
@@ -73,14 +69,14 @@ class AuditReporting:
                     await self._rpc.call(audit.record_acts, request, deadline_seconds=_SEND_SECONDS)
                 except errors.AimeshError as error:
                     self._give_back(batch)
-                    _log.info("the audit log was not told", waiting=len(self._kept), reason=error.message)
+                    _log.info("reports to the audit log were delayed", waiting=len(self._kept), reason=error.message)
                     return
                 except asyncio.CancelledError:
                     self._give_back(batch)
                     raise
 
     def _give_back(self, batch: Sequence[tuple[_Key, AuditedAct]]) -> None:
-        """To the front; equal ones may have come meanwhile."""
+        """Put the batch back in front. Identical reports may have been added in the meantime."""
         for key, act in reversed(batch):
             since = self._kept.get(key)
             self._kept[key] = act if since is None else msgspec.structs.replace(act, times=act.times + since.times)
@@ -96,7 +92,7 @@ class AuditReporting:
         else:
             self._dropped += 1
             if self._dropped % _MOST_KEPT == 1:
-                _log.warning("refusals are not told to the audit log", dropped=self._dropped)
+                _log.warning("refusals are missing from the audit log", dropped=self._dropped)
 
 
 def _act(action: str, tenant: TenantId | None, actor: UserId | None, target: str, details: dict[str, str]) -> AuditedAct:

@@ -1,11 +1,11 @@
-"""The gate in front of a service's handlers: finds out who asks, and lets in whom `shared.access.access_table` says.
+"""Authenticates the caller of each RPC method and applies `shared.access.access_table`.
 
-The only place where a service checks what a person may call; what of whose data a handler touches is the handler's to say.
+Services check nowhere else what a user may call. Handlers check whose data a user may touch.
 """
 
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -13,19 +13,17 @@ from shared import errors
 from shared.access import access_table
 from shared.access.access_table import Audience
 from shared.api.auth import Principal
-from shared.api.method import Method, StreamMethod
+from shared.rpc.serving import AnyMethod, Gate
 from shared.types import Credential, Role
 
-#: Raises NotAuthenticated, and PeerError where it cannot be found out.
+#: Raises NotAuthenticated, or PeerError if auth cannot be asked.
 Identify = Callable[[Credential | None], Awaitable[Principal]]
-#: Told of each refusal: the method, who it was as far as that is known, and why.
+#: Called for each refusal with the method, the user as far as known, and the reason.
 OnRefusal = Callable[[str, "CallerIdentity", Principal | None, errors.AimeshError], None]
-
-AnyMethod = Method[Any, Any] | StreamMethod[Any, Any, Any]
 
 
 class CallerIdentity(Protocol):
-    """The call as the gate sees it."""
+    """What the authorizer needs to know about a call."""
 
     @property
     def credential(self) -> Credential | None: ...
@@ -36,7 +34,7 @@ class CallerIdentity(Protocol):
 
 @runtime_checkable
 class BringsCredential(Protocol):
-    """A request that may carry its caller's credential itself, as the seed documents have it."""
+    """A request that may contain its caller's credential."""
 
     def own_credential(self) -> Credential | None: ...
 
@@ -48,8 +46,8 @@ class Authorizer:
         self._clock = clock
 
     async def admit(self, method: AnyMethod, request: msgspec.Struct, visitor: CallerIdentity) -> Principal | None:
-        """Who asks; None where the method asks about nobody. Raises NotAuthenticated, NotAllowed and their kind, and BadRequest for two
-        credentials that differ."""
+        """Return the caller; None if the method needs no user. Raises NotAuthenticated, NotAllowed or a subclass, and BadRequest for two
+        different credentials."""
         row = access_table.of_method(method.name)
         if row.who is Audience.NODE:
             return None
@@ -60,7 +58,7 @@ class Authorizer:
         try:
             principal = await self._identify(credential)
             access_table.check(row, principal, self._clock(), method.name)
-            # The gateway has seen the address at its own door.
+            # The gateway has checked the address itself.
             if visitor.caller_role is not Role.GATEWAY:
                 access_table.check_network(principal, None)
         except errors.CallerError as error:
@@ -73,13 +71,13 @@ def _credential_of(request: msgspec.Struct, visitor: CallerIdentity) -> Credenti
     own = request.own_credential() if isinstance(request, BringsCredential) else None
     if own and visitor.credential and own != visitor.credential:
         raise errors.BadRequest(
-            "the call has two different credentials: one in `auth`, and one in its header or in `hello`", hint="send one of them"
+            "the call has two different credentials: one in `auth`, one in its header or in `hello`", hint="send only one of them"
         )
     return own or visitor.credential
 
 
-def check_declared(methods: list[AnyMethod], gate: Authorizer | None) -> None:
-    """Raises ValueError for a method that has no row in the table, or that asks about people where nobody can tell who they are."""
+def check_declared(methods: list[AnyMethod], gate: Gate | None) -> None:
+    """Raises ValueError for a method without a row in the table, or that needs a user in a service that cannot identify users."""
     for method in methods:
         if access_table.of_method(method.name).who is Audience.PERSON and gate is None:
-            raise ValueError(f"{method.name} asks who the caller is, and this service has no gate")
+            raise ValueError(f"{method.name} needs a user, but this service has no authorizer")

@@ -1,4 +1,4 @@
-"""The bodies of messages: contract types to bytes and back, with mistakes of the other side named."""
+"""Encodes and decodes message bodies, and names the field if a body is invalid."""
 
 import math
 from collections.abc import Callable
@@ -17,7 +17,7 @@ _decoders: dict[type, msgspec.msgpack.Decoder[Any]] = {}
 
 
 def decoder(kind: type[T]) -> Callable[[bytes], T]:
-    """The decoder of a type, made once."""
+    """Return the type's decoder, which is created once."""
     found = _decoders.get(kind)
     if found is None:
         found = _decoders[kind] = msgspec.msgpack.Decoder(kind)
@@ -25,7 +25,7 @@ def decoder(kind: type[T]) -> Callable[[bytes], T]:
 
 
 def decode_request(kind: type[T], body: bytes, method: str) -> T:
-    """Raises BadRequest, which names the field, for what a caller sent."""
+    """Decode a caller's request. Raises BadRequest, which names the field."""
     try:
         return decoder(kind)(body)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
@@ -33,13 +33,13 @@ def decode_request(kind: type[T], body: bytes, method: str) -> T:
 
 
 def decode_reply(kind: type[T], body: bytes, method: str) -> T:
-    """Raises ProtocolViolation for what the serving node sent."""
+    """Decode a serving node's reply. Raises ProtocolViolation."""
     try:
         return decoder(kind)(body)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise errors.ProtocolViolation(f"the answer to {method} does not fit the contract: {error}") from error
+        raise errors.ProtocolViolation(f"the reply to {method} does not match the contract: {error}") from error
 
 
 def milliseconds(seconds: float) -> int:
-    """A deadline for the wire; at least 1, because 0 means that it has passed."""
+    """Return a deadline for the wire; at least 1, because 0 means that it has passed."""
     return max(1, math.ceil(seconds * 1000))

@@ -1,4 +1,4 @@
-"""The calling side: ``call`` for one answer, ``stream`` for many. Errors of the peer are raised as what they were there."""
+"""Calls other nodes: ``call`` for one reply, ``stream`` for many items. The peer's errors are raised as they were there."""
 
 import asyncio
 import time
@@ -18,8 +18,8 @@ from shared.rpc.connection_pool import ConnectionPool
 from shared.types import Credential, NodeId
 
 
-class _Asked:
-    """A unary call that waits for its answer."""
+class _PendingCall:
+    """A unary call waiting for its reply."""
 
     __slots__ = ("_method", "answer", "timer")
 
@@ -41,7 +41,7 @@ class _Asked:
 
 
 class RpcReply(Generic[Item, End]):
-    """A running stream: iterate it to its end, then read ``end``. One reader."""
+    """A running stream: iterate it to its end, then read ``end``. For one reader."""
 
     def __init__(self, method: StreamMethod[Request, Item, End], connection: RpcConnection) -> None:
         self._method = method
@@ -52,25 +52,23 @@ class RpcReply(Generic[Item, End]):
         self._failure: errors.AimeshError | None = None
         self._end_body: bytes | None = None
         self._end: End | None = None
-        #: Set by the client once the call is on its way.
         self.call_id = 0
         self._accepted: wire.Accepted | None = None
 
     @property
     def node(self) -> NodeId:
-        """The node that answers."""
         return self._connection.peer.node
 
     @property
     def accepted(self) -> msgspec.Struct | None:
-        """What the callee said when it took the call, of the method's ``accepted`` type; None if it has said nothing (yet)."""
+        """Return what the callee sent when it accepted the call; None if it sent nothing (yet)."""
         if self._accepted is None or not self._accepted.body:
             return None
         return bodies.decode_reply(self._method.accepted, self._accepted.body, self._method.name)
 
     @property
     def end(self) -> End:
-        """What the stream ended with; only after the iteration is over."""
+        """Return how the stream ended; only after the iteration."""
         if self._end is None:
             raise RuntimeError(f"the stream of {self._method.name} is not over yet")
         return self._end
@@ -94,8 +92,6 @@ class RpcReply(Generic[Item, End]):
         except ValueError as error:  # msgspec's errors are ValueErrors
             raise errors.ProtocolViolation(f"an item of {self._method.name} does not fit the contract: {error}") from error
 
-    # --- connection.Waiter ------------------------------------------------------------------------------------------
-
     def received(self, message: wire.Accepted | wire.Item | wire.Reply | wire.End) -> None:
         if isinstance(message, wire.Item):
             self._bodies.append(message.body)
@@ -117,7 +113,7 @@ class RpcReply(Generic[Item, End]):
 
 
 class RpcClient:
-    """What a program calls others with. ``to`` names a node; without it the least loaded one that serves the method."""
+    """Calls other nodes. ``to`` names a node; without it the least loaded node that serves the method is called."""
 
     def __init__(self, pool: ConnectionPool) -> None:
         self._pool = pool
@@ -131,8 +127,8 @@ class RpcClient:
         deadline_seconds: float = 10,
         credential: Credential | None = None,
     ) -> Reply:
-        """Ask once. Raises AimeshError: the peer's own, or NotReachable, LinkLost, DeadlineExceeded. Cancelling the task
-        cancels the call on the peer."""
+        """Call once. Raises AimeshError: the peer's own, or NotReachable, LinkLost, DeadlineExceeded. Canceling the task cancels the call
+        on the peer."""
         until = _until(deadline_seconds)
         connection = self._pool.ready(method.served_by, to) or await self._pool.connection(method.served_by, to, until)
         return await _ask(connection, method, request, until, credential)
@@ -147,7 +143,7 @@ class RpcClient:
         deadline_seconds: float = 300,
         credential: Credential | None = None,
     ) -> AsyncIterator[RpcReply[Item, End]]:
-        """Open a stream; leaving the block early cancels it on the peer. The iteration raises what ``call`` raises."""
+        """Open a stream. Leaving the block early cancels it on the peer. The iteration raises what ``call`` raises."""
         until = _until(deadline_seconds)
         connection = self._pool.ready(method.served_by, to) or await self._pool.connection(method.served_by, to, until)
         answer: RpcReply[Item, End] = RpcReply(method, connection)
@@ -162,7 +158,7 @@ class RpcClient:
 
 
 async def ask(connection: RpcConnection, method: Method[Request, Reply], request: Request, *, deadline_seconds: float = 10) -> Reply:
-    """Ask once on this very connection, for who has no pool and nobody to choose from. Raises what ``Client.call`` raises."""
+    """Call once on this connection, without a pool. Raises what ``RpcClient.call`` raises."""
     return await _ask(connection, method, request, _until(deadline_seconds), None)
 
 
@@ -171,15 +167,15 @@ async def _ask(
 ) -> Reply:
     call_id = connection.next_id()
     frame = _frame(call_id, method.name, request, until, credential)
-    asked = _Asked(connection.loop, method.name, until)
+    pending = _PendingCall(connection.loop, method.name, until)
     try:
-        connection.ask(frame, asked, streaming=False)
-        body = await asked.answer
+        connection.ask(frame, pending, streaming=False)
+        body = await pending.answer
     except BaseException:
         connection.withdraw(call_id)  # nothing happens where the error came from the peer
         raise
     finally:
-        asked.timer.cancel()
+        pending.timer.cancel()
     return bodies.decode_reply(method.reply, body, method.name)
 
 

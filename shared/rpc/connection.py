@@ -1,4 +1,4 @@
-"""One link and the calls on it: frames from the link to whoever waits for them, and back."""
+"""Runs the calls of one link: passes frames from the link to the waiting callers and back."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,10 +11,10 @@ from shared.rpc.serving import Dispatcher
 from shared.transports.link import Link
 from shared.types import Peer
 
-#: Calls that a peer may withdraw as it likes: opening and resetting costs it nothing and us a task each (rapid reset).
-#: A peer that loses its own callers withdraws all that a link carries at once, which must not end the link.
+#: Limits calls that a peer opens and withdraws ("rapid reset"): they cost it nothing, and us a task each. A peer that loses its own
+#: callers withdraws all calls of a link at once, which must not close the link.
 RESETS_PER_SECOND, RESETS_AT_ONCE = 200, wire.MAX_CALLS + 1000
-#: Answers that wait for a peer that goes on asking and does not read them.
+#: For replies to a peer that keeps calling without reading them.
 MAX_UNREAD_BYTES = 8 * 1024 * 1024
 
 _ANSWERS = frozenset({Item, Accepted, Reply, End, Error})
@@ -22,7 +22,7 @@ _NOT_THE_LAST = frozenset({Item, Accepted})
 
 
 class Waiter(Protocol):
-    """Who asked: gets everything that comes back on its call, in order, and one terminal message or ``failed``."""
+    """A caller. Gets all messages of its call in order, and one terminal message or ``failed``."""
 
     def received(self, message: Accepted | Item | Reply | End) -> None: ...
 
@@ -30,7 +30,7 @@ class Waiter(Protocol):
 
 
 class _Serving:
-    """A call of the peer's that runs here."""
+    """One of the peer's calls."""
 
     __slots__ = ("_call_id", "_connection", "credit", "task")
 
@@ -47,7 +47,7 @@ class _Serving:
 
 
 class _Resets:
-    """How many calls the peer has withdrawn lately: a bucket that drains at the speed that is allowed."""
+    """Counts withdrawn calls in a leaky bucket."""
 
     __slots__ = ("_count", "_seen_at")
 
@@ -56,7 +56,7 @@ class _Resets:
         self._seen_at = now
 
     def add(self, now: float) -> None:
-        """Raises ProtocolViolation when it is too many."""
+        """Raises ProtocolViolation above the limit."""
         self._count = max(0.0, self._count - (now - self._seen_at) * RESETS_PER_SECOND) + 1
         self._seen_at = now
         if self._count > RESETS_AT_ONCE:
@@ -64,13 +64,12 @@ class _Resets:
 
 
 class RpcConnection:
-    """The calls of one link, both ways. Owned by the pool (links that we dialled) or the node (links to us)."""
+    """The calls of one link in both directions. Owned by the pool (links that we dialed) or the node (links to us)."""
 
     def __init__(self, link: Link, dispatcher: Dispatcher | None) -> None:
         self.link = link
-        #: Set when the peer said GOAWAY: no new calls on this link.
         self.going_away = False
-        #: Called once, when the link has ended and every call on it has failed.
+        #: Called once, after the link has ended and all calls on it have failed.
         self.on_closed: list[Callable[[RpcConnection], None]] = []
         self._calls = calls.Calls(dialled=link.dialled, max_calls=link.max_calls)
         self._dispatcher = dispatcher
@@ -92,17 +91,14 @@ class RpcConnection:
 
     @property
     def in_flight(self) -> int:
-        """Our calls that the peer has not answered yet."""
+        """Return how many of our calls are unanswered."""
         return len(self._waiters)
 
-    # --- asking -----------------------------------------------------------------------------------------------------
-
     def next_id(self) -> int:
-        """The number that the next call must carry."""
         return self._calls.next_id()
 
     def ask(self, call: Call, waiter: Waiter, *, streaming: bool) -> None:
-        """Send a call with ``next_id``; raises LinkLost if the link is gone, and Overloaded if it carries no more calls."""
+        """Send a call with ``next_id``. Raises LinkLost, or Overloaded if the link has too many calls."""
         if self.link.closed is not None:
             raise self.link.closed
         frames = self._calls.ask(call, streaming=streaming)
@@ -110,16 +106,14 @@ class RpcConnection:
         self._send_all(frames)
 
     def withdraw(self, call_id: int) -> None:
-        """Cancel a call of ours; the waiter hears nothing more of it. Safe to call when it is over."""
+        """Cancel one of our calls. The waiter gets nothing more. Safe to call when it is over."""
         self._waiters.pop(call_id, None)
         self._send_all(self._calls.withdraw(call_id))
 
     def took(self, call_id: int, size: int) -> None:
-        """The reader has taken an item of this many bytes."""
+        """Note that the reader has taken an item of this many bytes."""
         for frame in self._calls.take(call_id, size):
             self.link.send(frame)
-
-    # --- answering (serving.Replies) --------------------------------------------------------------------------------
 
     def accept(self, call_id: int, body: bytes) -> None:
         self._send_all(self._calls.accept(call_id, body))
@@ -152,14 +146,12 @@ class RpcConnection:
         self._send_all(self._calls.fail(call_id, error.to_problem()))
 
     def say_goodbye(self, reason: str) -> None:
-        """Start a drain: the peer sends no new calls, running ones finish."""
+        """Start a drain: the peer sends no new calls and running ones finish."""
         self.link.send(Goaway(reason))
-
-    # --- frames in --------------------------------------------------------------------------------------------------
 
     def _on_frames(self, frames: list[Frame]) -> None:
         if self.link.unsent_bytes > MAX_UNREAD_BYTES and Call in map(type, frames):
-            self.link.close(errors.ProtocolViolation("the peer asks on and does not read the answers"))
+            self.link.close(errors.ProtocolViolation("the peer keeps calling without reading the replies"))
             return
         receive = self._calls.receive
         for frame in frames:
@@ -171,7 +163,7 @@ class RpcConnection:
                 if message is not None:
                     self._deliver(message)
                 elif type(frame) is Cancel:
-                    self._resets.add(self._now())  # of a call that was refused, or is over
+                    self._resets.add(self._now())  # for a call that was refused or is over
             except errors.Overloaded as error:
                 self._refuse(frame, error)
             except errors.ProtocolViolation as error:
@@ -179,7 +171,7 @@ class RpcConnection:
                 return
 
     def _refuse(self, frame: Frame, error: errors.Overloaded) -> None:
-        """There is no room for a call of the peer, or for an item of a call of ours."""
+        """Handle a lack of room for one of the peer's calls, or for an item of one of ours."""
         if isinstance(frame, Call):
             self.link.send(Error(frame.id, error.to_problem()))
         elif isinstance(frame, (Item, Piece)):
@@ -197,7 +189,7 @@ class RpcConnection:
             if isinstance(message, Error):
                 waiter.failed(errors.from_problem(message.problem))
             else:
-                waiter.received(message)  # type: ignore[arg-type]  # _ANSWERS says what it can be
+                waiter.received(message)  # type: ignore[arg-type]  # narrowed by _ANSWERS
         elif isinstance(message, Call):
             self._start(message)
         elif isinstance(message, Cancel):
@@ -208,7 +200,7 @@ class RpcConnection:
     def _start(self, call: Call) -> None:
         try:
             if self._dispatcher is None:
-                raise errors.UnknownMethod("this node serves nothing")
+                raise errors.UnknownMethod("this node serves no methods")
             handler = self._dispatcher.find(call.method, self.peer)
         except errors.AimeshError as error:
             self.fail(call.id, error)
@@ -220,7 +212,7 @@ class RpcConnection:
         if self._dispatcher is not None:
             self._dispatcher.over(task)
         if task.cancelled():
-            # Cancelled before its first step, it had no chance to answer; otherwise this does nothing.
+            # If it was canceled before its first step, it could not answer. Otherwise this has no effect.
             self.fail(call_id, errors.Cancelled("the call was cancelled"))
 
     def _cancel(self, cancel: Cancel) -> None:

@@ -1,4 +1,4 @@
-"""The connections that this node has dialled: one per peer, made when first needed, replaced when lost."""
+"""Keeps the connections that this node has dialed: one per peer, opened on demand and replaced when lost."""
 
 import asyncio
 import random
@@ -12,21 +12,19 @@ from shared.discovery.directory import Directory, DirectoryEntry
 from shared.rpc.connection import RpcConnection
 from shared.types import NodeId, Peer, Role
 
-#: How long a call waits for somebody to announce that he serves it: a fresh process has heard of nobody yet, and a node
-#: that was taken for gone is back with its next announcement, within ANNOUNCE_SECONDS.
+#: How long a call waits for a node to appear: a new process does not know any node yet, and a node wrongly taken for gone is back with
+#: its next announcement.
 PATIENCE_SECONDS = directory.ANNOUNCE_SECONDS + 0.5
-#: Nodes tried before a call is given up because none of them answers.
 MAX_DIALS = 3
 
 _NOBODY: frozenset[NodeId] = frozenset()
 
-#: Opens a connection to a peer by one transport, or gives the one that is open; raises PeerError.
+#: Opens a connection to a peer over one transport, or returns the open one. Raises PeerError.
 Reach = Callable[[Peer, str], Awaitable[RpcConnection]]
-#: What keeps this node from hearing anybody, for people; empty when nothing does.
+#: Returns why this node hears no other; empty if nothing is wrong.
 Trouble = Callable[[], str]
-#: Why nobody will ever be found, so that waiting is of no use; None while somebody may be.
+#: Returns why no node will ever be found, or None.
 Refusal = Callable[[], errors.AimeshError | None]
-#: How often that is looked at while somebody is waited for.
 LOOK_SECONDS = 0.5
 
 
@@ -40,14 +38,14 @@ def _not_refused() -> errors.AimeshError | None:
 
 @dataclass(slots=True)
 class _Dial:
-    """A node that is being dialled, and how many calls wait for it."""
+    """A node being dialed, and how many calls wait for it."""
 
     lock: asyncio.Lock
     callers: int = 0
 
 
 class ConnectionPool:
-    """Owned by one node. Takes the best way that the directory knows, and tells it whose link died."""
+    """Owned by one node. Uses the best route that the directory knows, and reports lost links to it."""
 
     def __init__(
         self,
@@ -71,28 +69,28 @@ class ConnectionPool:
         nodes.watch(lambda entry: self._changed.set())
 
     def ready(self, role: Role | None, to: NodeId | None) -> RpcConnection | None:
-        """The connection that a call would take, if it is open already."""
+        """Return the connection that a call would use, if it is already open."""
         entry = self._choose(role, to, _NOBODY)
         if entry is None:
             return None
         return self._open(entry)
 
     async def connection(self, role: Role | None, to: NodeId | None, until: float) -> RpcConnection:
-        """A live connection to ``to``, or to the least loaded usable node of ``role``. Raises NotReachable, and what ``refusal`` says."""
+        """Connect to ``to``, or to the least loaded usable node of ``role``. Raises NotReachable, or what ``refusal`` returns."""
         refused: set[NodeId] = set()
         for _ in range(MAX_DIALS):
             entry = await self._entry(role, to, refused, until)
             try:
                 return await self._connect(entry)
             except errors.PeerError:
-                # It was never asked, so another node may be. Its next announcement brings it back.
+                # It never saw the call, so another node may get it. Its next announcement brings it back.
                 refused.add(entry.node)
                 if to is not None:
                     raise
-        raise errors.NotReachable(f"no {role} answers", hint="aicli doctor says what is wrong", retry_after_seconds=1)
+        raise errors.NotReachable(f"no {role} answers", hint="run `aicli doctor`", retry_after_seconds=1)
 
     def in_flight(self, node: NodeId) -> int:
-        """Our calls that this node has not answered yet."""
+        """Return how many of our calls this node has not answered yet."""
         connection = self._connections.get(node)
         return 0 if connection is None else connection.in_flight
 
@@ -115,14 +113,14 @@ class ConnectionPool:
                 async with asyncio.timeout(min(left, LOOK_SECONDS)):
                     await self._changed.wait()
             except TimeoutError:
-                pass  # time for another look
+                pass
 
     def _choose(self, role: Role | None, to: NodeId | None, refused: Set[NodeId]) -> DirectoryEntry | None:
         if to is not None:
             entry = self._directory.find(to)
             return entry if entry is not None and entry.alive else None
         if role is None:
-            raise ValueError("a method that every service serves needs a node to ask")
+            raise ValueError("methods that every service serves need a node to call")
         candidates = self._directory.usable(role)
         if len(candidates) == 1 and not refused:
             return candidates[0] if self._takes_calls(candidates[0].node) else None
@@ -140,23 +138,23 @@ class ConnectionPool:
     def _nobody(self, role: Role | None, to: NodeId | None) -> errors.NotReachable:
         known = self._directory.entries(role) if to is None else [entry for entry in [self._directory.find(to)] if entry]
         if to is None and not known and (trouble := self._trouble()):
-            return errors.NotReachable(f"no {role} was found: {trouble}", hint="aicli doctor says more", retry_after_seconds=1)
+            return errors.NotReachable(f"no {role} was found: {trouble}", hint="run `aicli doctor`", retry_after_seconds=1)
         why = "; ".join(f"{entry.node[:8]}: {entry.why_not}" for entry in known[:3] if entry.why_not)
         who = f"no {role} is" if to is None else f"node {to[:8]} is not"
         return errors.NotReachable(
-            f"{who} there" + (f" ({why})" if why else ""), hint="aicli nodes and aicli doctor say more", retry_after_seconds=1
+            f"{who} available" + (f" ({why})" if why else ""), hint="run `aicli nodes` or `aicli doctor`", retry_after_seconds=1
         )
 
     def _open(self, entry: DirectoryEntry) -> RpcConnection | None:
-        """The connection that is open already, if it goes the best way there is: calls move when a better one appears, and
-        those that run on the old one finish there."""
+        """Return the open connection, if it uses the best route. When a better one appears, new calls move to it and running ones finish on
+        the old one."""
         connection = self._connections.get(entry.node)
         if connection is None or not connection.is_usable:
             return None
         return connection if entry.routes and connection.link.transport == entry.routes[0].transport else None
 
     async def _connect(self, entry: DirectoryEntry) -> RpcConnection:
-        """One dial per node at a time. The last caller forgets it, also when the node could not be reached."""
+        """Dial each node only once at a time. The last caller removes the dial, also after a failure."""
         dial = self._dialling.setdefault(entry.node, _Dial(asyncio.Lock()))
         dial.callers += 1
         try:
@@ -168,7 +166,7 @@ class ConnectionPool:
                 del self._dialling[entry.node]
 
     async def _reach_by_any(self, entry: DirectoryEntry) -> RpcConnection:
-        """By the best way that works; one that does not is struck off until it is heard by again. Raises PeerError."""
+        """Connect by the best route that works. A route that fails is removed until it is heard on again. Raises PeerError."""
         failure: errors.PeerError | None = None
         for route in entry.routes:
             try:
@@ -181,12 +179,12 @@ class ConnectionPool:
             if self._lost not in connection.on_closed:
                 connection.on_closed.append(self._lost)
             return connection
-        raise failure or errors.NotReachable(f"node {entry.node[:8]} is not there", retry_after_seconds=1)
+        raise failure or errors.NotReachable(f"node {entry.node[:8]} is not available", retry_after_seconds=1)
 
     def _lost(self, connection: RpcConnection) -> None:
         node = connection.peer.node
         if self._connections.get(node) is connection:
             del self._connections[node]
-        # A node that closed the link (it had lost a message, or was started anew) is as good for the next call as before.
+        # A node that closed the link itself, because of a gap or a restart, is still usable.
         if connection.link.fell_silent and connection.link.closed is not None:
             self._directory.lost(node, connection.link.transport, connection.link.closed.message)

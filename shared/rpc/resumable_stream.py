@@ -1,12 +1,11 @@
-"""An answer that outlives its connection: lost on the way, it is asked again and goes on behind its last piece.
+"""Streams an answer that survives connection losses: it is requested again and continues after the last chunk.
 
-    asking = Asking(caller, random.Random())
-    async with asking.ask(request, seconds=600, lost=tell) as answer:
+    asking = StreamRequest(caller, random.Random())
+    async with asking.ask(request, seconds=600, lost=report) as answer:
         async for chunk in answer: …
     answer.end
 
-The gateway goes on for a while with what is asked under an idempotency key and not read. So leaving the block early also tells it that
-nobody wants the rest.
+A gateway continues a request with an idempotency key for a while without a reader. So leaving the block early also cancels it there.
 """
 
 import asyncio
@@ -26,12 +25,12 @@ from shared.timing import retry_policy
 from shared.timing.retry_policy import FailureFacts, RetryPolicy
 from shared.types import NodeId
 
-#: Somebody has pressed Ctrl-C and waits: a gateway that is there answers within milliseconds.
+#: The user pressed Ctrl-C and waits. A reachable gateway answers within milliseconds.
 _CANCEL_SECONDS = 0.5
 
 ItemT_co = TypeVar("ItemT_co", covariant=True)
 EndT_co = TypeVar("EndT_co", covariant=True)
-#: Told once for each loss: whether any of the answer had come before it.
+#: Called once per loss, with whether any of the answer had arrived.
 Lost = Callable[[bool], None]
 
 
@@ -48,7 +47,7 @@ class ResumedStream(Protocol[ItemT_co, EndT_co]):
 
 
 class StreamCaller(Protocol):
-    """A part of ``Client``, or of what stands before one. Everything raises AimeshError and nothing else."""
+    """The part of ``RpcClient`` that is needed. Raises only AimeshError."""
 
     async def call(
         self, method: Method[Request, Reply], request: Request, *, to: NodeId | None = None, deadline_seconds: float = 10
@@ -60,8 +59,6 @@ class StreamCaller(Protocol):
 
 
 class StreamRequest:
-    """How one program asks."""
-
     def __init__(
         self,
         caller: StreamCaller,
@@ -76,8 +73,8 @@ class StreamRequest:
 
     @asynccontextmanager
     async def ask(self, request: ProcessInferenceRequest, *, seconds: float, lost: Lost) -> AsyncIterator["ResumableStream"]:
-        """``seconds``: for all of it. The iteration raises what is final, and what is not as soon as patience is over. Without an
-        idempotency key everything is final, and leaving early is all it takes to end the generation."""
+        """Open the stream. The iteration raises final errors, and others once the retry policy gives up. Without an idempotency key every
+        error is final, and leaving the block is enough to end the generation. ``seconds`` limits the whole answer."""
         answer = ResumableStream(request)
         try:
             async with aclosing(self._pieces(answer, self._clock() + seconds, lost)) as pieces:
@@ -125,7 +122,7 @@ class StreamRequest:
         try:
             await self._caller.call(gateway.cancel_inference, CancelInference(key), to=answer.node, deadline_seconds=_CANCEL_SECONDS)
         except errors.AimeshError:
-            return  # a gateway that is gone has ended it already, and one that cannot be reached ends it by its own time limit
+            return  # a lost gateway has ended it already, and an unreachable one ends it by its time limit
 
 
 class ResumableStream:
@@ -133,9 +130,8 @@ class ResumableStream:
 
     def __init__(self, request: ProcessInferenceRequest) -> None:
         self._asked = request
-        #: The number of the newest piece.
         self.last = 0
-        #: The gateway that was asked last.
+        #: The last gateway that took the request.
         self.node: NodeId | None = None
         self.is_over = False
         self.pieces: AsyncIterator[InferenceChunk]
@@ -146,21 +142,21 @@ class ResumableStream:
 
     @property
     def request(self) -> ProcessInferenceRequest:
-        """What is to be asked now: all of it, or the rest."""
+        """Return the request to send now: for everything, or for the rest."""
         return msgspec.structs.replace(self._asked, rest=Rest(self.last)) if self.last else self._asked
 
     @property
     def end(self) -> InferenceResult:
         if self._end is None:
-            raise RuntimeError("the answer is not over yet")
+            raise RuntimeError("the answer has not ended yet")
         return self._end
 
     def received(self, chunk: InferenceChunk) -> None:
-        """Raises ProtocolViolation where a piece is missing or comes again."""
-        if chunk.sequence == 0:  # it says what the answer waits for, or comes from a gateway that numbers nothing
+        """Raises ProtocolViolation if a chunk is missing or repeated."""
+        if chunk.sequence == 0:  # only has ``waiting``, or comes from a gateway that does not number chunks
             return
         if chunk.sequence != self.last + 1:
-            raise errors.ProtocolViolation(f"piece {chunk.sequence} of the answer came behind piece {self.last}", hint="ask again")
+            raise errors.ProtocolViolation(f"chunk {chunk.sequence} of the answer arrived after chunk {self.last}", hint="try again")
         self.last = chunk.sequence
 
     def ended(self, end: InferenceResult) -> None:

@@ -1,6 +1,6 @@
-"""The serving side: handlers by method name, each call in a task of its own, every outcome exactly one answer.
+"""Serves RPC calls: finds the handler by method name, runs each call in its own task and sends exactly one outcome.
 
-This is one of the three places that catch Exception: a bug in a handler must end its own call and nothing else.
+This is one of the three places that catch Exception: a bug in a handler must end only its own call.
 """
 
 import asyncio
@@ -16,9 +16,8 @@ import msgspec
 from shared import context, errors
 from shared.api.auth import Principal
 from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
-from shared.frames import calls, wire
+from shared.frames import wire
 from shared.rpc import bodies
-from shared.rpc.authorization import Authorizer, check_declared
 from shared.telemetry import tracing
 from shared.timing.bounded_waits import BoundedWait
 from shared.types import Credential, Peer, RequestId, Role
@@ -26,27 +25,25 @@ from shared.types import Credential, Peer, RequestId, Role
 S = TypeVar("S")
 AnyMethod = Method[Any, Any] | StreamMethod[Any, Any, Any]
 
-#: Of every span here.
 _RPC = {"rpc.system": "aimesh"}
 
 
 class RpcCall:
-    """What a handler knows of the call it serves."""
+    """What a handler knows about its call."""
 
     def __init__(self, caller: Peer, *, deadline: float, credential: Credential | None, idempotency_key: str | None) -> None:
-        #: The node that calls; its role has been checked against the method's callers.
+        #: The calling node. Its role was checked against the method's callers.
         self.caller = caller
-        #: The user's key or token, if the call carries one.
         self.credential = credential
         self.idempotency_key = idempotency_key
-        #: Who asks, once the gate has let them in; None where the method asks about nobody.
+        #: The calling user, once authorized; None if the method needs no user.
         self.found: Principal | None = None
         self._deadline = deadline
 
     @property
     def principal(self) -> Principal:
-        """Who asks, for a method that asks about a person."""
-        assert self.found is not None, "the gate lets nobody in unseen"
+        """Return the calling user, for a method that needs one."""
+        assert self.found is not None, "only for methods that need a user"
         return self.found
 
     @property
@@ -54,12 +51,12 @@ class RpcCall:
         return self.caller.role
 
     def remaining_seconds(self) -> float:
-        """Until the caller's deadline; the task is cancelled when it passes."""
+        """Return the time until the caller's deadline, when the task is canceled."""
         return max(0.0, self._deadline - time.monotonic())
 
 
 class ReplySink(Protocol):
-    """Where a stream's items go: a connection, or a test."""
+    """Receives a stream's items."""
 
     async def send_item(self, call_id: int, body: bytes) -> None: ...
 
@@ -84,20 +81,20 @@ class StreamCall(RpcCall, Generic[Item]):
         self._outlet = outlet
         self._id = call_id
         self._encode = encode
-        #: The caller gets all items in one answer with the end, and nothing of them if the call fails.
+        #: The caller gets all items and the end in one reply, or only an error.
         self.is_whole = is_whole
 
     def accept(self, accepted: msgspec.Struct | None = None) -> None:
-        """Tell the caller that work has begun; optional, the first item does so too."""
+        """Tell the caller that the call was accepted. Optional: the first item implies it."""
         self._outlet.accept(self._id, b"" if accepted is None else bodies.encode(accepted))
 
     async def send(self, item: Item) -> None:
-        """Waits while the reader is slow. The task is cancelled when the caller cancels or the link dies."""
+        """Send an item. Waits for a slow reader. The task is canceled when the caller cancels or the link is lost."""
         await self._outlet.send_item(self._id, self._encode(item))
 
     @property
     def credited_items(self) -> int:
-        """Items that the reader has taken, as far as it has said so."""
+        """Return how many items the reader has acknowledged."""
         return self._outlet.credited_items(self._id)
 
 
@@ -110,7 +107,7 @@ def serves(
     method: StreamMethod[Request, Item, End],
 ) -> Callable[[Callable[[S, Request, StreamCall[Item]], Awaitable[End]]], Callable[[S, Request, StreamCall[Item]], Awaitable[End]]]: ...
 def serves(method: Any) -> Any:
-    """Mark a method of a service class as the handler of a method of the contract."""
+    """Mark a method of a service class as the handler of an RPC method."""
 
     def mark(function: Any) -> Any:
         function.serves = method
@@ -125,34 +122,36 @@ class Handler:
     function: Callable[[Any, Any], Awaitable[msgspec.Struct]]
 
 
-#: A message to bytes.
 Encode = Callable[[msgspec.Struct], bytes]
-#: method, status ("success" or an error's code), seconds.
 Observer = Callable[[AnyMethod, str, float], None]
-#: A bug in a handler: the method and the exception, to be logged once.
 OnBug = Callable[[AnyMethod, Exception], None]
 
 
+class Gate(Protocol):
+    async def admit(self, method: AnyMethod, request: msgspec.Struct, visitor: RpcCall, /) -> Principal | None:
+        """Return the caller; None if the method needs no user. Raises an error of the caller, such as NotAllowed."""
+        ...
+
+
 class Dispatcher:
-    """The handlers of a node. Its tasks belong to the TaskGroup that the node gives it."""
+    """The handlers of a node. Its tasks belong to the node's TaskGroup."""
 
     def __init__(self, tasks: asyncio.TaskGroup, observe: Observer, on_bug: OnBug) -> None:
         self._tasks = tasks
-        #: Python 3.11 asks the kernel for the process id whenever it looks for the running loop: 10 % of a call's time.
+        #: Kept, because get_running_loop() in Python 3.11 calls getpid(), which took 10 % of a call's time.
         self._loop = asyncio.get_running_loop()
         self._observe = observe
         self._on_bug = on_bug
         self._handlers: dict[str, Handler] = {}
         self._running: set[asyncio.Task[Any]] = set()
-        #: Lets people in; a service that knows none has none.
-        self.gate: Authorizer | None = None
-        #: Where the spans of its calls go; None where nobody asks for them.
+        #: None in a service that cannot identify users.
+        self.gate: Gate | None = None
         self.traces: tracing.Traces | None = None
-        #: Set at the start of a shutdown: running calls finish, new ones are told to go elsewhere, endless streams end.
+        #: Set when a shutdown starts: running calls finish, new ones are refused, endless streams end.
         self.drain_started = asyncio.Event()
 
     def add(self, service: object) -> None:
-        """Take every method of ``service`` that is marked with ``serves``; two for one method is a mistake."""
+        """Register all methods of ``service`` marked with ``serves``."""
         for name in dir(type(service)):
             method = getattr(getattr(type(service), name), "serves", None)
             if not isinstance(method, (Method, StreamMethod)):
@@ -160,10 +159,6 @@ class Dispatcher:
             if method.name in self._handlers:
                 raise ValueError(f"{method.name} has two handlers")
             self._handlers[method.name] = Handler(method, getattr(service, name))
-
-    def check_declared(self) -> None:
-        """Raises ValueError for a method of which nobody has said who may call it."""
-        check_declared([handler.method for handler in self.handlers], self.gate)
 
     @property
     def draining(self) -> bool:
@@ -174,13 +169,17 @@ class Dispatcher:
         return list(self._handlers.values())
 
     @property
+    def methods(self) -> list[AnyMethod]:
+        return [handler.method for handler in self.handlers]
+
+    @property
     def running(self) -> int:
         return len(self._running)
 
     def find(self, name: str, caller: Peer) -> Handler:
-        """The handler for a call by this peer; raises Draining, UnknownMethod or WrongRole."""
+        """Return the handler for a call by this peer. Raises Draining, UnknownMethod or WrongRole."""
         if self.draining:
-            raise errors.Draining("this node is shutting down", hint="another one will take the call", retry_after_seconds=0.2)
+            raise errors.Draining("this node is shutting down", hint="another node will take the call", retry_after_seconds=0.2)
         handler = self._handlers.get(name)
         if handler is None:
             raise errors.UnknownMethod(f"there is no method {name[:80]!r} here", hint="docs/reference/rpc.md lists them")
@@ -190,7 +189,7 @@ class Dispatcher:
         return handler
 
     def start(self, handler: Handler, frame: wire.Call, caller: Peer, connection: "Replies") -> asyncio.Task[None]:
-        """Run a call that came over a link; its answer goes to ``connection``, which tells ``over`` when it is over."""
+        """Run a call from a link. The reply goes to ``connection``, which calls ``over`` at the end."""
         task = self._tasks.create_task(self._serve(handler, frame, caller, connection))
         self._running.add(task)
         return task
@@ -199,7 +198,7 @@ class Dispatcher:
         self._running.discard(task)
 
     def background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run ``work``, which answers a call that came another way (NATS micro), as one of the running calls."""
+        """Run ``work``, which answers a call from elsewhere (NATS micro), and count it as a running call."""
         task = self._tasks.create_task(work)
         self._running.add(task)
         task.add_done_callback(self.over)
@@ -207,7 +206,7 @@ class Dispatcher:
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """The running task, which is none of ours, is one of the running calls while the block runs."""
+        """Count the current task, which belongs to somebody else, as a running call."""
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)
@@ -217,14 +216,14 @@ class Dispatcher:
             self._running.discard(task)
 
     async def drained(self, grace_seconds: float) -> None:
-        """Until every running call is over; what is left after the grace period is cancelled."""
+        """Wait for all running calls, and cancel those that are left after the grace period."""
         if self._running:
             await asyncio.wait(set(self._running), timeout=grace_seconds)
         for task in set(self._running):
             task.cancel()
 
     async def answer(self, handler: Handler, request: Any, call: RpcCall, encode: Encode = bodies.encode) -> bytes:
-        """Run a handler within its deadline and encode what it returns; raises AimeshError alone."""
+        """Run a handler within its deadline and encode its reply. Raises only AimeshError."""
         started = time.monotonic()
         status = "internal"
         deadline = BoundedWait(call.remaining_seconds(), self._loop)
@@ -247,7 +246,7 @@ class Dispatcher:
                 status = errors.DeadlineExceeded.code
                 raise errors.DeadlineExceeded(f"{handler.method.name} ran out of time") from error
             self._on_bug(handler.method, error)
-            raise errors.Internal("something broke inside the service", hint="its log has the details under the request id") from error
+            raise errors.Internal("a bug in the service", hint="its log has the details under the request id") from error
         finally:
             self._observe(handler.method, status, time.monotonic() - started)
 
@@ -261,8 +260,8 @@ class Dispatcher:
             span.error = await self._settle(handler, frame, caller, connection)
 
     def _traced(self, method: str, frame: wire.Call, caller: Peer) -> tracing.ServingSpan | None:
-        """Sets the running request. A service's goes on here, so that one id is in the logs of every hop; a client's begins here,
-        because ids become keys of rows and are ours to make."""
+        """Set the request context. A service's request id continues here, so that the logs of all hops share it. A client's request gets
+        a new id: ids become keys of rows, so clients must not choose them."""
         is_from_outside = caller.role is Role.CLIENT
         if self.traces is not None and is_from_outside:
             return self.traces.enter(method, frame.traceparent)
@@ -277,13 +276,13 @@ class Dispatcher:
         return None
 
     async def _settle(self, handler: Handler, frame: wire.Call, caller: Peer, connection: "Replies") -> str:
-        """Run it and answer; returns the code of its error, empty where it has none."""
+        """Run and answer a call. Returns its error code, or an empty string."""
         method = handler.method
         try:
             if frame.deadline_ms <= 0:
                 raise errors.DeadlineExceeded(f"the deadline of {method.name} had passed when it arrived")
             request = bodies.decode_request(method.request, frame.body, method.name)
-            until = time.monotonic() + min(frame.deadline_ms, calls.MAX_DEADLINE_MS) / 1000
+            until = time.monotonic() + min(frame.deadline_ms, wire.MAX_DEADLINE_MS) / 1000
             context.deadline.set(until)
             call = RpcCall(
                 caller,
@@ -299,7 +298,7 @@ class Dispatcher:
             connection.fail(frame.id, error)
             return errors.code_of(error)
         except asyncio.CancelledError:
-            # A caller that withdrew the call ignores this; one that is cut off by our shutdown may try another node.
+            # If the caller withdrew the call, it ignores this. If we are shutting down, it may retry elsewhere.
             why = errors.Draining("this node had to stop") if self.draining else errors.Cancelled("the call was cancelled")
             connection.fail(frame.id, why)
             raise
@@ -307,7 +306,7 @@ class Dispatcher:
 
 
 class Replies(ReplySink, Protocol):
-    """The way back to the caller; nothing happens for a call that is over."""
+    """Sends outcomes to the caller. Does nothing for a call that is over."""
 
     def reply(self, call_id: int, body: bytes) -> None: ...
 

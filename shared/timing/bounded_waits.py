@@ -58,7 +58,8 @@ class BoundedWait(BoundedWaits):
     __slots__ = ()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        try:
+        self.close()
+        if error is None:
+            self._task = None
+        else:
             super().__exit__(kind, error, trace)
-        finally:
-            self.close()

@@ -1,7 +1,7 @@
-"""A link: an ordered, authenticated, two-way channel of frames between two nodes, whatever carries it.
+"""A link: an ordered, authenticated, two-way channel of frames between two nodes, on any transport.
 
-A transport (``nats_link``) subclasses ``Link`` and says how a write leaves. The layers above
-send frames, set ``on_frames`` and ``on_closed``, and never learn which transport it is beyond ``path``.
+A transport (``nats_link``, ``swarm_link``) subclasses ``Link`` and writes to the network. The layers above send frames and set
+``on_frames`` and ``on_closed``; they do not depend on the transport.
 """
 
 import asyncio
@@ -16,29 +16,28 @@ from shared.frames.wire import Frame, Hello, Ping, Pong
 from shared.identity import node_keys
 from shared.types import MeshName, NodeId, Peer, Role
 
-#: Each side sends a PING this often, and takes this much silence for death. Both ends must agree, so both are fixed.
+#: Each side pings this often, and treats this much silence as a dead peer. Fixed, because both ends must agree.
 PING_SECONDS = 1.0
 SILENCE_SECONDS = 3.0
-#: How often a transport calls ``tick``: silence is found out within this, and not within another PING_SECONDS.
+#: How often a transport calls ``tick``, so that silence is noticed without waiting for the next PING.
 TICK_SECONDS = 0.25
-#: An opened link that has not carried a HELLO by then is closed: "open" is not "alive".
+#: A link that has not carried a HELLO by then is closed.
 HELLO_SECONDS = 1.5
-#: So many frames leave at once, without waiting for the end of the tick: the peer works on them while we go on.
+#: This many frames are written at once, before the end of the tick, so that the peer can start on them.
 EAGER_FRAMES = 16
-#: Unsent bytes beyond which a producer has to wait.
 HIGH_WATER_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class LocalNode:
-    """Who this node is on the mesh."""
+    """This node's identity on the mesh."""
 
     mesh: MeshName
     role: Role
     key: node_keys.NodeKey
-    #: The program's version, told in HELLO.
+    #: The program's version, for HELLO.
     software: str
-    #: This process, where several may use the key.
+    #: This process, since several may use the key.
     instance: str = field(default_factory=lambda: secrets.token_hex(8))
 
     @property
@@ -51,21 +50,20 @@ class Link:
 
     def __init__(self, peer: Peer, *, transport: str, path: str, dialled: bool, now: float) -> None:
         self.peer = peer
-        #: What carries it: nats or swarm.
         self.transport = transport
-        #: How the peer is reached, for people: nats, direct, punched, relayed.
+        #: How the peer is reached: nats, direct, punched or relayed.
         self.path = path
         self.dialled = dialled
         self.round_trip_seconds: float | None = None
-        #: Calls of one side that may run at once; settled by the HELLOs, before the layer above takes the link over.
+        #: Concurrent calls per side. Set by the HELLOs, before the layer above gets the link.
         self.max_calls = wire.MAX_CALLS_UNSAID
         self.on_frames: Callable[[list[Frame]], None] = _ignore_frames
         self.on_closed: Callable[[errors.AimeshError], None] = _ignore_close
-        #: The number of our revocation list, told in every PONG; and what is done with the peer's, when it tells.
+        #: Returns the number of our revocation list, for every PONG; and receives the peer's number.
         self.revocations: Callable[[], int] = _none_revoked
         self.on_revocations: Callable[[int], None] = _ignore_number
         self.closed: errors.AimeshError | None = None
-        #: Closed because nothing came any more. Any other end says that the peer lives, or has told that it leaves.
+        #: Closed because of silence. Any other end means that the peer is alive or has left on purpose.
         self.fell_silent = False
         self._unsent: list[Frame] = []
         self._unsent_bytes = 0
@@ -74,14 +72,12 @@ class Link:
         self._heard_at = now
         self._ping_number = 0
         self._ping_at = now
-        #: By a clock of its own: the loop's counts whole milliseconds under uvloop.
+        #: On its own clock, because uvloop's counts whole milliseconds.
         self._pinged_at = 0.0
 
-    # --- for the layers above -----------------------------------------------------------------------------------
-
     def send(self, frame: Frame) -> None:
-        """Queue a frame; never waits. The frames of one loop tick leave as one write, or as a few when there are many.
-        Does nothing once closed."""
+        """Queue a frame without waiting. The frames of one loop tick are written together, or in a few writes if there are many. Does
+        nothing once closed."""
         if self.closed is not None:
             return
         if not self._unsent:
@@ -99,17 +95,16 @@ class Link:
 
     @property
     def unsent_bytes(self) -> int:
-        """About how much waits for the transport to take it."""
         return self._unsent_bytes
 
     async def drained(self) -> None:
-        """Until the transport has taken what was queued. Raises LinkLost if the link dies instead."""
+        """Wait until the transport has taken what was queued. Raises LinkLost if the link is lost instead."""
         await self._drained.wait()
         if self.closed is not None:
             raise self.closed
 
     def close(self, why: errors.AimeshError) -> None:
-        """End the link now; calls on it fail with ``why``. Safe to call twice."""
+        """Close the link now. Calls on it fail with ``why``. Safe to call twice."""
         if self.closed is not None:
             return
         self.closed = why
@@ -118,14 +113,12 @@ class Link:
         self._forget(why)
         self.on_closed(why)
 
-    # --- for the transport ----------------------------------------------------------------------------------------
-
     def agree(self, hello: Hello) -> None:
-        """The peer's first HELLO was good."""
+        """Apply the peer's first valid HELLO."""
         self.max_calls = max(1, min(wire.MAX_CALLS, hello.max_calls))
 
     def take_writes(self, most_bytes: int = wire.MAX_WRITE_BYTES) -> list[list[Frame]]:
-        """What is queued, cut into writes of about ``most_bytes``; a frame is never cut."""
+        """Return what is queued, split into writes of about ``most_bytes``. Frames are never split."""
         if self._unsent_bytes <= most_bytes:
             frames, self._unsent = self._unsent, []
             return [frames] if frames else []
@@ -146,7 +139,7 @@ class Link:
             self._drained.set()
 
     def receive(self, frames: list[Frame], now: float) -> None:
-        """Frames of one write. PING and PONG end here; the rest goes up."""
+        """Handle the frames of one write. PING and PONG end here; the rest goes to the layer above."""
         self._heard_at = now
         if not _LIVENESS.isdisjoint(map(type, frames)):
             frames = [frame for frame in frames if not self._is_liveness(frame, now)]
@@ -155,7 +148,7 @@ class Link:
         self.on_frames(frames)
 
     def tick(self, now: float) -> None:
-        """Once per TICK_SECONDS: find the peer dead, or ping it when that is due."""
+        """Close the link of a dead peer, or send a PING when it is due. Called once per TICK_SECONDS."""
         if self.closed is not None:
             return
         silent = now - self._heard_at
@@ -165,7 +158,7 @@ class Link:
             return
         if now < self._ping_at:
             return
-        # Ticks come a little late, and the next one would be a whole tick too late.
+        # Ticks are slightly late, so without this margin the PING would wait for one more tick.
         self._ping_at = now + PING_SECONDS - TICK_SECONDS / 2
         self._ping_number += 1
         self._pinged_at = time.perf_counter()
@@ -173,7 +166,7 @@ class Link:
 
     def _is_liveness(self, frame: Frame, now: float) -> bool:
         if isinstance(frame, Ping):
-            if not self.is_full:  # a peer that pings and does not read must not fill our memory with answers
+            if not self.is_full:  # a peer that pings but does not read must not fill our memory
                 self.send(Pong(frame.number, self.revocations()))
             return True
         if isinstance(frame, Pong):
@@ -183,35 +176,29 @@ class Link:
             return True
         return False
 
-    # --- what a transport supplies ----------------------------------------------------------------------------------
-
     def _wake_writer(self) -> None:
         """Arrange that ``take_writes`` is called after this loop tick."""
         raise NotImplementedError
 
     def _write_now(self) -> None:
-        """Write at once if the transport has room; what it does not take leaves after the tick."""
+        """Write at once if the transport has room. The rest is written after the tick."""
 
     def _forget(self, why: errors.AimeshError) -> None:
-        """The link is over: tell the peer if it can be told, and drop it from the transport's tables."""
+        """Tell the peer, if possible, and remove the link from the transport's tables."""
         raise NotImplementedError
 
 
 _LIVENESS = frozenset({Ping, Pong})
 
 
-def _ignore_frames(frames: list[Frame]) -> None:
-    """Before the layer above has taken the link over."""
+def _ignore_frames(_frames: list[Frame]) -> None: ...
 
 
-def _ignore_close(why: errors.AimeshError) -> None:
-    """Before the layer above has taken the link over."""
+def _ignore_close(_why: errors.AimeshError) -> None: ...
 
 
 def _none_revoked() -> int:
-    """Before the layer above has a list."""
     return 0
 
 
-def _ignore_number(number: int) -> None:
-    """Before the layer above has taken the link over."""
+def _ignore_number(_number: int) -> None: ...

@@ -1,8 +1,7 @@
 """Links over core NATS: one subject per direction and pair, one wildcard subscription per node.
 
-Core NATS is at most once, so every message begins with the link's id and a sequence number; a gap ends the link, and with
-it its calls, as retryable ``link_lost``. The server's permissions vouch for the last two words of a subject, so a peer's
-role and id are taken from there and its HELLO has to agree.
+Core NATS delivers at most once, so every message has the link's id and a sequence number. A gap ends the link and its calls, as retryable
+``link_lost``. The server's permissions guarantee the last two parts of a subject, which are the peer's role and id; its HELLO must match.
 """
 
 import asyncio
@@ -25,27 +24,25 @@ from shared.transports.nats.nats_client import NatsClient
 from shared.transports.nats.nats_protocol import NatsMessage
 from shared.types import SERVICE_ROLES, NodeId, Peer
 
-#: Links that have not shown a HELLO yet; strangers cannot come this far, so this only bounds our own mistakes.
+#: Links without a HELLO. Strangers cannot come this far, so this only bounds our own mistakes.
 MAX_DIALLING = 256
-#: How long the first connection to the NATS server may take before we say that it is not there.
 CONNECT_SECONDS = 5.0
-#: Frames that have waited this long mean that nothing can be written: peers take as much silence for death.
+#: Frames that have waited this long mean that nothing can be written. Peers consider us dead by then.
 STUCK_SECONDS = SILENCE_SECONDS
-#: A server whose max_payload is smaller cannot carry the largest frame.
+#: A server with a smaller max_payload cannot carry the largest frame.
 LEAST_PAYLOAD_BYTES = 128 * 1024
-#: How far a write may exceed what its frames were counted as.
 _ROOM_BYTES = 32 * 1024
 
 
 class _Data(msgspec.Struct, array_like=True, tag=0, frozen=True):
     link: int
-    #: Counts the writes of one direction of one link from 0.
+    #: Counts the writes of one direction of a link from 0.
     sequence: int
     frames: list[Frame]
 
 
 class _Reset(msgspec.Struct, array_like=True, tag=1, frozen=True):
-    """This end does not know that link, or has just closed it. Never answered."""
+    """The sender does not know the link, or has just closed it. Never answered."""
 
     link: int
     why: str
@@ -60,14 +57,14 @@ class NatsLink(Link):
         super().__init__(peer, transport="nats", path="nats", dialled=dialled, now=transport.now())
         self.id = link_id
         self.subject = topics.link(transport.me.mesh, peer.role, peer.node, transport.me.role, transport.me.node)
-        #: Where it stands in the transport's table: the peer writes to this subject.
+        #: The key in the transport's table: the peer writes to this subject.
         from_peer = topics.link(transport.me.mesh, transport.me.role, transport.me.node, peer.role, peer.node)
         self.key = (from_peer.encode(), link_id)
         #: Signature and instance of the peer's HELLO.
         self.greeting = (b"", "")
         self.sent = 0
         self.received = 0
-        #: Set once the peer's HELLO was good.
+        #: Done once the peer's HELLO was valid.
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.revocations = lambda: transport.trust.number
         self.on_revocations = lambda number: transport.on_number(self, number)
@@ -77,7 +74,7 @@ class NatsLink(Link):
         self._transport.wake_writer(self)
 
     def _write_now(self) -> None:
-        # The peer works on calls and answers while this side goes on. Items are small and many, so they are joined further.
+        # The peer works on calls and replies while we continue. Items are small and many, so they are joined further.
         is_last_an_item = type(self._unsent[-1]) is Item
         self._transport.write_link(self)
         if not is_last_an_item:
@@ -86,35 +83,35 @@ class NatsLink(Link):
     def _forget(self, why: errors.AimeshError) -> None:
         if not self.opened.done():
             self.opened.set_exception(why)
-            self.opened.exception()  # a dialler that has given up reads it nowhere else
+            self.opened.exception()  # mark as retrieved: a caller that gave up does not read it
         self._transport.forget(self, why)
 
 
 class NatsTransport:
-    """A node's connection to the NATS server and the links that run over it. ``run`` must run while it is used."""
+    """A node's connection to the NATS server and its links. ``run`` must be running while it is used."""
 
     def __init__(self, me: LocalNode, urls: str, files: NatsFiles | None = None, trust: Trust | None = None) -> None:
         self.me = me
         self.trust = trust or Trust(me.key, me.role)
         self.trust.on_revoked.append(self._cut_off)
-        #: For announcements, events and the micro endpoints too.
+        #: Also for announcements, events and the micro endpoints.
         self.nats = NatsClient(urls, me.key, name=f"aimesh {me.role}", files=files, least_payload_bytes=LEAST_PAYLOAD_BYTES)
         self.nats.on_connection = self._on_connection
         self.nats.on_refused = self._on_refused
         self.nats.on_room = self._write_soon
-        #: Called with every link that a peer opened to us, after its HELLO. A client accepts none.
+        #: Called with every link that a peer opens, after its HELLO. None for clients, which accept no links.
         self.on_link: Callable[[Link], None] | None = None
-        #: Called with the number of the revocation list that a peer holds, whenever it tells.
+        #: Called with the number of a peer's revocation list whenever the peer sends it.
         self.on_number: Callable[[Link, int], None] = lambda link, number: None
         #: Called with False when the server is lost and with True when it is back.
         self.on_connection: Callable[[bool], None] = lambda connected: None
-        #: Called with the server's words when it forbids one publish or subscription.
+        #: Called with the server's text when it forbids a publish or subscription.
         self.on_refused: Callable[[str], None] = lambda words: None
-        #: The server's words, where it does not let us hear what is sent to us.
+        #: The server's text if it forbids our inbox subscription.
         self._deaf = ""
-        #: By the subject that the peer's messages come on, and the link's id.
+        #: By the subject of the peer's messages, and the link's id.
         self._links: dict[tuple[bytes, int], NatsLink] = {}
-        #: Links with frames that wait to be written, and since when; the oldest first.
+        #: Links with unwritten frames, and since when; oldest first.
         self._dirty: deque[tuple[NatsLink, float]] = deque()
         self._write_is_due = False
         self._loop = asyncio.get_running_loop()
@@ -129,52 +126,48 @@ class NatsTransport:
 
     @property
     def unwritten_seconds(self) -> float:
-        """How long the oldest frame that is not written yet has waited; 0 when there is none."""
+        """Return how long the oldest unwritten frame has waited; 0 if there is none."""
         return max(0.0, self.now() - self._dirty[0][1]) if self._dirty else 0.0
 
     @property
     def trouble(self) -> str:
-        """Why nobody can be reached over NATS now, for people; empty while peers can be."""
+        """Return why no peer can be reached over NATS now; empty if peers can be reached."""
         if not self.connected:
             why = self.nats.trouble
-            return "not connected; it is being tried again" if why is None else f"not connected: {why.message}; {why.hint}"
+            return "not connected; retrying" if why is None else f"not connected: {why.message}; {why.hint}"
         if self._deaf:
-            return f"connected, but not allowed to receive: {self._deaf}; aicli stack init writes the permissions that a node needs"
+            return f"connected, but not allowed to receive: {self._deaf}; run `aicli stack init`, which writes the permissions of nodes"
         if (seconds := self.unwritten_seconds) > STUCK_SECONDS:
             return f"connected, but nothing could be written for {seconds:.0f} s"
         return ""
 
-    # --- life ---------------------------------------------------------------------------------------------------
-
     async def connect(self, *, deadline_seconds: float = CONNECT_SECONDS) -> None:
-        """Raises Unavailable if the server is not there or refuses our key. Afterwards it reconnects for ever."""
+        """Raises Unavailable if the server is not there or refuses our key. After that it reconnects for ever."""
         self.nats.subscribe(topics.inbox(self.me.mesh, self.me.role, self.me.node), self._on_message)
         await self.nats.connect(deadline_seconds=deadline_seconds)
 
     async def run(self) -> None:
-        """Keep the connection, and watch over the life of the links. Ends by cancellation."""
+        """Keep the connection and monitor the links. Ends by cancellation."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.nats.run())
             tasks.create_task(self._tick())
 
     async def close(self, why: errors.AimeshError | None = None) -> None:
-        """Close every link, tell the peers, and leave the server."""
+        """Close every link, tell the peers, and disconnect."""
         for link in self.links():
             link.close(why or errors.LinkLost("this node is stopping"))
         await self.nats.close()
 
     def silence(self) -> None:
-        """Say nothing more, as if the process had been killed; for tests of what the others then do."""
+        """Stop sending, as if the process was killed; for tests."""
         self._links.clear()
         self._is_silent = True
 
-    # --- links --------------------------------------------------------------------------------------------------
-
     async def dial(self, peer: Peer) -> Link:
-        """Open a link; raises NotReachable if the peer does not answer our HELLO in time."""
+        """Open a link. Raises NotReachable if the peer does not answer our HELLO in time."""
         self.trust.check_not_revoked(peer.node)
         if not self.connected:
-            raise errors.NotReachable("the NATS server is not reachable", hint="aicli doctor says more", retry_after_seconds=1)
+            raise errors.NotReachable("the NATS server is not reachable", hint="run `aicli doctor`", retry_after_seconds=1)
         if sum(1 for link in self._links.values() if not link.opened.done()) >= MAX_DIALLING:
             raise errors.Overloaded("too many links are being opened", retry_after_seconds=1)
         link = NatsLink(self, peer, secrets.randbits(63), dialled=True)
@@ -203,8 +196,6 @@ class NatsTransport:
         if self._links.pop(link.key, None) is not None:
             self._reset(link.subject, link.id, why.message)
 
-    # --- inside ---------------------------------------------------------------------------------------------------
-
     def _hello(self, link: NatsLink) -> Hello:
         me = self.me
         sent_at = time.time_ns() // 1_000_000
@@ -213,18 +204,18 @@ class NatsTransport:
         return msgspec.structs.replace(unsigned, signature=signature)
 
     def _write_soon(self) -> None:
-        """After this tick, so that what it queues leaves as one write."""
+        """Write after this tick, so that its frames share a write."""
         if not self._write_is_due:
             self._write_is_due = True
             self._loop.call_soon(self._write)
 
     def _write(self) -> None:
         self._write_is_due = False
-        # What waits is written when there is room (on_room) or a connection (_on_connection). Each write may fill the socket.
+        # The rest is written when there is room (on_room) or a connection (_on_connection). Each write may fill the socket.
         while self._dirty and self.connected and not self.nats.is_full:
             link, _ = self._dirty.popleft()
             self.write_link(link)
-        self.nats.flush_writes()  # the turn is over; waiting for another one would only delay it
+        self.nats.flush_writes()  # waiting for another turn would only add delay
 
     def write_link(self, link: NatsLink) -> None:
         if self.nats.is_full or not self.connected:
@@ -266,7 +257,7 @@ class NatsTransport:
         self.on_refused(words)
 
     def _on_message(self, message: NatsMessage) -> None:
-        """One write of a peer. What is not exactly one ends the link it claims to be for, and nothing else."""
+        """Handle one write of a peer. An invalid one only ends the link that it names."""
         try:
             envelope = _decode(message.payload)
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
@@ -290,7 +281,7 @@ class NatsTransport:
             return  # a duplicate
         try:
             if data.sequence > link.received:
-                raise errors.LinkLost(f"{data.sequence - link.received} messages were lost on the way")
+                raise errors.LinkLost(f"{data.sequence - link.received} messages were lost in transit")
             if size > wire.MAX_WRITE_BYTES + 1024 or not data.frames:
                 raise errors.ProtocolViolation(f"a write of {size} bytes with {len(data.frames)} frames")
             link.received += 1
@@ -305,16 +296,16 @@ class NatsTransport:
             link.close(error)
 
     def _accept(self, subject: bytes, data: _Data, size: int) -> None:
-        """A message for a link that we do not know: a HELLO opens it; anything else is from before our restart."""
+        """Handle a message for an unknown link: a HELLO opens it; anything else is from before our restart."""
         try:
             peer = Peer(*topics.sender_of(subject.decode()))
         except ValueError:
-            return  # of a role that we do not know: a newer peer's
+            return  # a role of a newer version
         is_hello = data.sequence == 0 and data.frames and isinstance(data.frames[0], Hello)
         if self.on_link is None or self.me.role not in SERVICE_ROLES:
-            return  # processes of one client profile share an inbox: it is another's link
+            return  # another process with this client profile shares the inbox; the link is that one's
         if not is_hello:
-            self._reset(self._subject_to(peer), data.link, "it has been started anew, or had given the link up")
+            self._reset(self._subject_to(peer), data.link, "this node was restarted or had closed the link")
             return
         link = NatsLink(self, peer, data.link, dialled=False)
         self._links[link.key] = link
@@ -335,22 +326,22 @@ class NatsTransport:
         if not isinstance(hello, Hello) or size > wire.MAX_BYTES_BEFORE_HELLO:
             raise errors.ProtocolViolation("the first frame must be a HELLO of at most 4 KiB")
         if hello.version != wire.VERSION:
-            raise errors.ProtocolViolation(f"the peer speaks version {hello.version}, we speak {wire.VERSION}")
+            raise errors.ProtocolViolation(f"the peer uses version {hello.version}, we use {wire.VERSION}")
         if (hello.role, hello.node) != (link.peer.role, link.peer.node):
-            raise errors.NotAllowed("the HELLO names another node than the one that NATS vouches for")
+            raise errors.NotAllowed("the HELLO names another node than NATS does")
         if not node_keys.verify(hello.node, "hello", wire.hello_text(hello, self.me.node, link.id), hello.signature):
             raise errors.NotAllowed("the HELLO is not signed by the node's key")
         link.greeting = (hello.signature, hello.instance)
         link.agree(hello)
 
     def _refuse(self, subject: bytes, why: str) -> None:
-        """A peer that sends what is not frames loses every link it has with us."""
+        """Close all links of a peer that sends anything but frames."""
         for link in self.links():
             if link.key[0] == subject:
                 link.close(errors.ProtocolViolation(why))
 
     def _cut_off(self, nodes: frozenset[NodeId]) -> None:
-        """A revocation list has come that names these."""
+        """Close the links of revoked nodes."""
         for link in self.links():
             if link.peer.node in nodes:
                 link.close(errors.NodeRevoked("this node was revoked"))

@@ -147,8 +147,8 @@ async def test_who_cannot_show_a_client_certificate_is_refused() -> None:
         other, stranger = Peer(net, running_service), Peer(net, running_service)
         unintroduced, none, stolen, still = await stranger.ask(LIST_MODELS, ("hello", {}), other.hello(), LIST_MODELS)
         assert {refused["code"] for refused in (unintroduced, none, stolen, still)} == {"not_certified"}
-        assert unintroduced["message"] == "you have not introduced yourself – call `hello` with your certificate first"
-        assert stolen["message"] == "the certificate is for another key than the one that was proved"
+        assert unintroduced["message"] == "no certificate was sent on this connection – call `hello` with your certificate first"
+        assert stolen["message"] == "the certificate is for another key than the connection's"
         [worker] = await stranger.ask(stranger.hello(role=Role.WORKER))
         assert worker["code"] == "wrong_role"
         assert isinstance(running_service.service, Gateway)

@@ -282,7 +282,7 @@ def set_clock(node: RunningNode, seconds: float) -> None:
     """So far ahead of what is right, for HELLOs from now on and for the ends of links."""
     swarm = node.node.node_transports.swarm
     assert swarm is not None
-    swarm._clock = swarm._door._clock = lambda: time.time() + seconds
+    swarm._clock = swarm._handshake._clock = lambda: time.time() + seconds
 
 
 @pytest.mark.parametrize("minutes", [10, -10])

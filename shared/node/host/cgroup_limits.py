@@ -1,6 +1,6 @@
-"""What a container or a systemd unit may use of its machine, by cgroup v2: memory.max and cpu.max, wherever above us they are set.
+"""Reads the memory and processor limits of a container or systemd unit: memory.max and cpu.max of cgroup v2, at any level.
 
-Only limits of version 2 are seen; version 1 and other systems have none here, and the machine's own figures are shown instead.
+With cgroup v1 and on other systems no limits are found, and the machine's own figures are reported.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +14,7 @@ MOUNT = Path("/sys/fs/cgroup")
 
 
 def groups(own_group: Path = OWN_GROUP, mount: Path = MOUNT) -> tuple[Path, ...]:
-    """The folders of our cgroup and of those above it, which limit us just as well; none where there is no version 2."""
+    """Return the folders of our cgroup and its parents, whose limits also apply; empty without cgroup v2."""
     try:
         lines = own_group.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -24,15 +24,15 @@ def groups(own_group: Path = OWN_GROUP, mount: Path = MOUNT) -> tuple[Path, ...]
         return ()
     own = mount / path.lstrip("/")
     if ".." in own.parts or not own.is_dir():
-        # A container that is shown its path on the host, but only its own part of the tree.
+        # A container that is given its path on the host, but only its own part of the tree.
         own = mount
     return tuple(folder for folder in (own, *own.parents) if folder.is_relative_to(mount))
 
 
 def memory(folders: Iterable[Path], machine_bytes: int) -> Space | None:
-    """Of the tightest limit; None where none is below what the machine has.
+    """Return the use of the tightest limit; None if no limit is below the machine's memory.
 
-    Used is without the page cache that the kernel gives back first, as for the machine.
+    Like the machine's figure, this excludes page cache that the kernel can free at once.
     """
     found = _tightest(folders, _memory_limit)
     if found is None or found.allowed >= machine_bytes:
@@ -44,7 +44,7 @@ def memory(folders: Iterable[Path], machine_bytes: int) -> Space | None:
 
 
 def processors(folders: Iterable[Path], machine_processors: int, now: float) -> Processors | None:
-    """Of the tightest limit; None where none is below what the machine has. ``now`` is a monotonic clock's."""
+    """Return the use of the tightest limit; None if no limit is below the machine's processors. ``now`` is monotonic."""
     found = _tightest(folders, _cpu_limit)
     if found is None or found.allowed >= machine_processors:
         return None
@@ -54,7 +54,6 @@ def processors(folders: Iterable[Path], machine_processors: int, now: float) -> 
 
 @dataclass(frozen=True, slots=True)
 class _Limit:
-    #: Bytes, or processors.
     allowed: float
     folder: Path
 
@@ -65,7 +64,7 @@ def _tightest(folders: Iterable[Path], limit: Callable[[Path], float | None]) ->
             try:
                 allowed = limit(folder)
             except FileNotFoundError:
-                continue  # the top of the tree has none, and a controller may be off
+                continue  # the root has no limit file, and a controller may be disabled
             if allowed is not None:
                 yield _Limit(allowed, folder)
 
@@ -83,9 +82,9 @@ def _cpu_limit(folder: Path) -> float | None:
 
 
 def _field(file: Path, name: str) -> int:
-    """Of a file of `name number` lines. Raises ValueError where it is not there."""
+    """Read one value from a file of `name number` lines. Raises ValueError if it is missing."""
     for line in file.read_text(encoding="ascii").splitlines():
         key, _, number = line.partition(" ")
         if key == name:
             return int(number)
-    raise ValueError(f"{file} does not say {name}")
+    raise ValueError(f"{file} has no {name}")

@@ -1,8 +1,7 @@
-"""What a node's metrics say of its machine: one look when they are read, at most one a second; the GPUs in a task of their own.
+"""Updates a node's metrics about its machine when they are read, at most once a second. GPUs are read by their own task.
 
-In a container or a unit with limits of cgroup v2, processors and memory are what those limits leave; disk and network are
-the machine's. A figure that the system does not tell is left out, or NaN where it was shown before, and said once in the
-log. Several nodes on one machine each report it, under the same name of the machine.
+With cgroup v2 limits, processors and memory are those of the limits; disk and network are always the machine's. A figure that the system
+does not report is left out, or NaN if it was reported before, and logged once. Nodes on one machine all report it, under one name.
 """
 
 import math
@@ -21,7 +20,7 @@ from shared.node.labelled_gauge import LabelledGauge
 from shared.telemetry import logs
 from shared.telemetry.metrics_registry import Metrics
 
-#: A look takes half a millisecond, in the event loop: however often metrics are read, no more than that in a second.
+#: An update takes half a millisecond in the event loop, so it must not happen more often.
 LOOK_SECONDS = 1.0
 
 T = TypeVar("T")
@@ -29,7 +28,7 @@ _log = logs.get()
 
 
 class Host:
-    """``run`` is somebody's task; ``update`` brings the metrics up to now, in the event loop."""
+    """``run`` is a task; ``update`` brings the metrics up to date."""
 
     def __init__(
         self,
@@ -40,15 +39,14 @@ class Host:
         gpus: Gpus | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``folder`` is on the disk that is reported, which is that of the node's files."""
+        """``folder`` is on the disk to report, that of the node's files."""
         self._metrics = metrics
         self._folder = folder
         self._machine = machine or ThisMachine()
         self._gpus = gpus or Gpus()
         self._clock = clock
-        #: Of the last look, but for the first.
         self._looked_at = -math.inf
-        #: Figures that the system has not told, so that each is said once.
+        #: Figures that the system does not report, so that each is logged once.
         self._untold: set[str] = set()
         self._name = self._machine.name()
         self._disk_labels = (self._name, self._machine.disk_name(folder))
@@ -63,11 +61,9 @@ class Host:
             lambda gpu: gpu.watts: LabelledGauge(lambda: metrics.gpu_power),
             lambda gpu: gpu.celsius: LabelledGauge(lambda: metrics.gpu_temperature),
         }
-        # What the first share is measured from.
         self._processors = self._ask("processors", self._machine.processors)
 
     async def run(self) -> None:
-        """Look at the GPUs, until cancelled."""
         await self._gpus.run()
 
     def update(self) -> None:
@@ -89,7 +85,7 @@ class Host:
             self._metrics.host_cpu.labels(self._name).set(share)
         elif now is None and before is not None:
             self._metrics.host_cpu.labels(self._name).set(math.nan)
-        # The system counts in steps of 10 ms: where nothing went by, the next share is of the longer time.
+        # The system counts in steps of 10 ms. If nothing was counted, the next share covers the longer time.
         if share is not None or before is None or now is None or before.of != now.of:
             self._processors = now
 
@@ -130,5 +126,5 @@ class Host:
         except UNREADABLE as error:
             if what not in self._untold:
                 self._untold.add(what)
-                _log.info("this machine does not tell a figure: it is left out of the metrics", figure=what, why=str(error))
+                _log.info("a host metric is unavailable and left out", figure=what, why=str(error))
             return None

@@ -1,4 +1,4 @@
-"""What this machine says of itself, on Linux and macOS, by psutil; inside a container or unit with limits, what it has of it."""
+"""Reads the figures of this machine on Linux and macOS with psutil; with cgroup limits, those of the limits."""
 
 import hashlib
 import re
@@ -13,25 +13,25 @@ import psutil
 from shared.node.host import cgroup_limits
 from shared.node.host.readings import Processors, Space, TransferredBytes
 
-#: What is raised where a figure is not to be had: no /proc/diskstats in many containers, a folder that is gone, a file in another form.
+#: Raised if a figure is unavailable, such as /proc/diskstats in many containers.
 UNREADABLE = (OSError, RuntimeError, ValueError, psutil.Error)
 
 _LOOPBACK = re.compile(r"lo\d*")
-#: A new value at every boot.
+#: Changes at every boot.
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-#: What Docker, Podman and Kubernetes leave in a container.
+#: Files that Docker, Podman and Kubernetes create in containers.
 _CONTAINER_SIGNS = (Path("/.dockerenv"), Path("/run/.containerenv"), Path("/var/run/secrets/kubernetes.io"))
 
 
 class MachineReadings(Protocol):
-    """Each method of a figure asks the system now, takes microseconds, and raises one of UNREADABLE where it does not tell."""
+    """Figures take microseconds to read, and raise one of UNREADABLE if unavailable."""
 
     def name(self) -> str:
-        """The same for all nodes that share these figures, and for no others. Raises nothing."""
+        """Return a name shared by exactly those nodes that share these figures. Raises nothing."""
         ...
 
     def disk_name(self, folder: Path) -> str:
-        """Where the file system that has the folder is mounted. Raises nothing."""
+        """Return the mount point of the folder's file system. Raises nothing."""
         ...
 
     def processors(self) -> Processors: ...
@@ -39,28 +39,28 @@ class MachineReadings(Protocol):
     def memory(self) -> Space: ...
 
     def disk(self, folder: Path) -> Space:
-        """Of the file system that has the folder; one that is not there yet will be on that of the folder above."""
+        """Return the space of the folder's file system. If the folder does not exist yet, its parent's counts."""
         ...
 
     def disk_bytes(self) -> Mapping[str, TransferredBytes]:
-        """Read and written, of all disks."""
+        """Return the bytes read from and written to all disks."""
         ...
 
     def network_bytes(self) -> Mapping[str, TransferredBytes]:
-        """Received and sent, by interface, without loopback."""
+        """Return the bytes received and sent per interface, without loopback."""
         ...
 
 
 class ThisMachine(MachineReadings):
     def __init__(self, groups: tuple[Path, ...] | None = None) -> None:
-        """``groups`` are the folders of the cgroups that limit us; those of this process, if nobody says otherwise."""
+        """``groups`` are the cgroup folders that limit us; by default those of this process."""
         self._groups = cgroup_limits.groups() if groups is None else groups
         self._processors = psutil.cpu_count() or 1
 
     def name(self) -> str:
         host = socket.gethostname()
         try:
-            # Containers of one machine have the same; two machines called localhost do not.
+            # Containers on one machine share it; two machines called localhost do not.
             boot = hashlib.sha256(_BOOT_ID.read_bytes()).hexdigest()[:6]
         except OSError:
             return host
@@ -68,7 +68,7 @@ class ThisMachine(MachineReadings):
             is_limited = cgroup_limits.processors(self._groups, self._processors, time.monotonic()) is not None
         except UNREADABLE:
             is_limited = False
-        # A container's own host name says nothing about the machine whose figures it shows; with limits, the figures are its own.
+        # A container's host name says nothing about the machine whose figures it reports. With limits, the figures are its own.
         return f"machine-{boot}" if not is_limited and any(sign.exists() for sign in _CONTAINER_SIGNS) else f"{host}-{boot}"
 
     def disk_name(self, folder: Path) -> str:
@@ -79,7 +79,7 @@ class ThisMachine(MachineReadings):
         if limited is not None:
             return limited
         times = psutil.cpu_times()._asdict()
-        # Linux counts what its guests used in user and nice already.
+        # Linux includes guests in user and nice.
         possible = sum(times.values()) - times.get("guest", 0.0) - times.get("guest_nice", 0.0)
         return Processors("machine", busy=possible - times["idle"] - times.get("iowait", 0.0), possible=possible)
 
@@ -93,7 +93,7 @@ class ThisMachine(MachineReadings):
         return Space(used=found.used, free=found.free, total=found.total)
 
     def disk_bytes(self) -> Mapping[str, TransferredBytes]:
-        # psutil's own care for totals that go back never forgets a name: Growth does it instead.
+        # psutil's own handling of decreasing totals never forgets a name. CounterRate does it instead.
         found = psutil.disk_io_counters(nowrap=False)
         if found is None:
             raise OSError("no disks are listed")
@@ -109,6 +109,6 @@ class ThisMachine(MachineReadings):
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest above it that is there."""
+    """Return the folder or its nearest existing parent."""
     resolved = folder.absolute()
     return next((each for each in (resolved, *resolved.parents) if each.exists()), resolved)

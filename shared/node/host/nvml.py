@@ -1,7 +1,7 @@
-"""NVIDIA's management library, NVML: the seven of its functions that we ask, by their C signatures in NVIDIA's API reference.
+"""Calls NVIDIA's management library NVML through ctypes: the seven functions that we need, with their C signatures.
 
-Only this file knows them. The library comes with the driver and is loaded where it is there. Every call may take 50 ms, and
-all the time of the world when a driver is broken: call it from threads alone. NVML itself is safe to call from several.
+The library comes with the driver and is loaded if present. A call may take 50 ms, or hang if the driver is broken, so call it only from
+threads. NVML is thread-safe.
 """
 
 import ctypes
@@ -9,7 +9,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-#: Where the dynamic loader finds it, and where WSL 2 keeps it.
+#: For the dynamic loader, and in WSL 2.
 LIBRARIES = ("libnvidia-ml.so.1", "/usr/lib/wsl/lib/libnvidia-ml.so.1")
 
 _FUNCTIONS = (
@@ -19,15 +19,14 @@ _FUNCTIONS = (
 _SUCCESS = 0
 _NOT_SUPPORTED = 3
 _NO_PERMISSION = 4
-#: The sensor on the chip, the one that every GPU has.
 _ON_CHIP = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """What a GPU said of itself. None for what this kind does not tell, such as a share of a GPU that is cut up by MIG."""
+    """The state of a GPU. None for figures that it does not report, such as those of a MIG slice."""
 
-    #: As `nvidia-smi` counts, whatever CUDA_VISIBLE_DEVICES says.
+    #: As in `nvidia-smi`, regardless of CUDA_VISIBLE_DEVICES.
     index: int
     usage: float | None = None
     memory_used: int | None = None
@@ -37,11 +36,11 @@ class Gpu:
 
 
 class NoDriver(Exception):
-    """There is no NVML on this machine, as on every one without an NVIDIA GPU. For whoever asks for GPUs."""
+    """This machine has no NVML, and so no NVIDIA GPU."""
 
 
 class NvmlRefused(Exception):
-    """NVML did not do it, in its own words. For whoever asks for GPUs."""
+    """NVML refused a call; the message is NVML's."""
 
 
 class _Utilization(ctypes.Structure):
@@ -53,7 +52,7 @@ class _Memory(ctypes.Structure):
 
 
 class Nvml:
-    """One process's use of NVML; it stays loaded until the process ends, because starting a driver takes seconds."""
+    """Uses NVML in one process. It stays loaded, because starting a driver takes seconds."""
 
     def __init__(self, libraries: tuple[str | Path, ...] = LIBRARIES) -> None:
         self._libraries = libraries
@@ -61,7 +60,7 @@ class Nvml:
         self._loading = threading.Lock()
 
     def count(self) -> int:
-        """How many GPUs there are. Starts NVML the first time. Raises NoDriver and Refused; a later call tries again."""
+        """Return the number of GPUs. Loads NVML on the first call. Raises NoDriver and NvmlRefused; a later call tries again."""
         with self._loading:
             library = self._library or self._load()
             self._library = library
@@ -70,7 +69,7 @@ class Nvml:
         return found.value
 
     def read(self, index: int) -> Gpu:
-        """One GPU as it is now. Raises NoDriver before ``count`` has been called, and Refused, such as for one that fell off the bus."""
+        """Read one GPU. Raises NoDriver before the first ``count``, and NvmlRefused, for example for a GPU that fell off the bus."""
         library = self._library
         if library is None:
             raise NoDriver
@@ -103,7 +102,7 @@ class Nvml:
         return library
 
     def _tells(self, library: ctypes.CDLL, code: int) -> bool:
-        """Whether this GPU says this of itself. Raises Refused where the GPU does not answer at all."""
+        """Return whether this GPU reports this figure. Raises NvmlRefused if the GPU does not answer at all."""
         if code in (_NOT_SUPPORTED, _NO_PERMISSION):
             return False
         self._check(library, code)

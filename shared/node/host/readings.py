@@ -1,24 +1,23 @@
-"""From what the system has counted to shares and counters. Pure: whoever reads the machine brings the time, too."""
+"""Computes shares and counters from the system's totals. Pure: the caller brings the readings and the time."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-#: No machine moves more on one interface or on its disks: a step beyond is a misreading. 800 Gbit/s.
+#: 800 Gbit/s. A larger step is a misreading.
 MOST_BYTES_PER_SECOND = 100_000_000_000
-#: Nothing has counted that far, an exbibyte: it is a driver's -1 or an overflow.
+#: An exbibyte. A larger total is a driver's -1 or an overflow.
 MOST_BYTES = 2**60
-#: Interfaces that are remembered. Each container that starts may bring one with a name of its own.
+#: Interfaces to remember. Each container that starts may add one with its own name.
 MOST_SOURCES = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Processors:
-    """Processor seconds so far."""
+    """Processor time so far, in seconds."""
 
-    #: Whose they are, and how many: only two readings of the same can be compared.
+    #: What was measured. Only readings of the same can be compared.
     of: str
     busy: float
-    #: What there was to use, busy and idle.
     possible: float
 
 
@@ -40,28 +39,27 @@ class TransferredBytes:
 
 
 def cpu_share(before: Processors, now: Processors) -> float | None:
-    """Of what there was between two readings, how much was used, from 0 to 1; None where they cannot be compared."""
+    """Return the share that was used between two readings, from 0 to 1; None if they cannot be compared."""
     possible = now.possible - before.possible
     if before.of != now.of or possible <= 0:
         return None
-    # The kernel's idle time may go back a little, and a cgroup's use and the clock are not read at the same instant.
+    # The kernel's idle time may go back slightly, and a cgroup's usage and the clock are read at different instants.
     return min(1.0, max(0.0, (now.busy - before.busy) / possible))
 
 
 class CounterRate:
-    """What a counter grows by, of totals that vanish with their interface, begin again, or are nonsense for once.
+    """Computes the growth of totals that may vanish with their interface, restart, or be nonsense once.
 
-    The first time it is all that was counted since the system started, so that a node which starts again goes on where it was.
-    Never negative: a total that went back adds nothing until it grows again.
+    The first growth is everything since the system started, so that a restarted node continues its counters. Never negative: a total that
+    went back adds nothing until it grows again.
     """
 
     def __init__(self) -> None:
-        #: The newest last.
         self._last: dict[str, int] = {}
         self._began = False
 
     def take(self, totals: Mapping[str, int], seconds: float) -> int:
-        """``seconds`` have gone by since the last time."""
+        """``seconds`` is the time since the last call."""
         bound = MOST_BYTES if not self._began else MOST_BYTES_PER_SECOND * max(1.0, seconds)
         grown = 0
         for source, total in totals.items():

@@ -1,1 +1,1 @@
-"""The HTTP port of a service: its server, its limits, and who may read /metrics."""
+"""The HTTP port of a service: its server, its limits, and access to /metrics."""

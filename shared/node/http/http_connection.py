@@ -1,8 +1,8 @@
-"""One HTTP connection of uvicorn's, for callers that nobody knows: what one may hold is bounded, and what is ambiguous is refused.
+"""Hardens uvicorn's HTTP connections against untrusted clients: limits what a client may hold, and refuses ambiguous requests.
 
-uvicorn by itself stops its timer at the first byte, waits for ever for a reader, bounds neither the head of a request nor what
-surrounds the chunks of a body, takes trailers for headers, loses the body of a request that offers another protocol, reads on while
-pipelined requests wait, answers a broken one before those that came earlier, and tells only the last of them that the client is gone.
+uvicorn itself stops its timer at the first byte and waits for ever for a reader. It limits neither the head of a request nor the framing
+of chunks, treats trailers as headers, and loses the body of a request that offers another protocol. It keeps reading while pipelined
+requests wait, answers a broken request before earlier ones, and tells only the last of them that the client is gone.
 """
 
 import asyncio
@@ -19,31 +19,31 @@ from shared.joined_writes import JoinedWrites
 from shared.node.http import request_heads
 from shared.node.http_connection_limits import ConnectionRefusal, HttpConnectionLimits
 
-#: The head of a request is one packet; over a bad line, a few. Also for a connection on which nothing comes at all.
+#: A request head is usually one packet. Also applies to a connection that sends nothing.
 HEAD_SECONDS = 10.0
-#: Who takes nothing for so long, of an answer that fills the buffer or of the end of one, is gone.
+#: A client that reads nothing for so long, while the buffer is full or the answer ends, is gone.
 STALLED_SECONDS = 30.0
-#: No client in use sends a second request before the first is answered; those that do send a handful.
+#: Real clients do not pipeline, or send a handful of requests.
 PIPELINED_MOST = 100
-#: So many bytes of sizes, line ends and extensions may surround each byte of a body. A chunk of one byte has 5.
+#: The allowed framing bytes (sizes, line ends, extensions) per byte of a body. A chunk of one byte has 5.
 FRAMING_RATIO = 8
 
-#: A connection that is refused tries again when those before it have had their time.
+#: With the Retry-After of each refusal.
 _REFUSED = {ConnectionRefusal.FULL: (b"503 Service Unavailable", b"5"), ConnectionRefusal.CROWD: (b"429 Too Many Requests", b"10")}
 
 
 class HttpConnection(HttpToolsProtocol):
-    """Closes a connection whose next request has begun and does not get to the end of its head in time."""
+    """Closes connections that do not complete a request head in time."""
 
-    #: Until the head of a request is there; or until the last answer is taken.
+    #: Runs until a request head is complete, or until the last answer is read.
     _deadline: asyncio.TimerHandle | None = None
-    #: While the buffer of what was not taken yet is full.
+    #: Runs while the write buffer is full.
     _stalled: asyncio.TimerHandle | None = None
-    #: The one that is being answered; ``cycle`` is the one that was read last.
+    #: The request being answered; ``cycle`` is the last one that was read.
     _answering: RequestResponseCycle | None = None
-    #: The answer to what was no request; nothing is read any more.
+    #: The answer to an invalid request, after which nothing is read.
     _refusal: bytes | None = None
-    #: Bytes that came since the last head or body ended, less what a body accounts for.
+    #: Bytes since the last head or body ended, minus the allowance for body bytes.
     _surplus = 0
 
     def __init__(self, *args: Any, places: "HttpConnectionLimits[HttpConnection]", **more: Any) -> None:
@@ -56,8 +56,8 @@ class HttpConnection(HttpToolsProtocol):
         self.flow = _Flow(transport, self.pipeline)
         address = None if self.client is None else self.client[0]
         refusal = self._places.enter(self, address)
-        if refusal is ConnectionRefusal.FULL and (other := self._places.longest_owing()) is not None:
-            other.give_way()
+        if refusal is ConnectionRefusal.FULL and (other := self._places.longest_waiting()) is not None:
+            other.make_room()
             refusal = self._places.enter(self, address)
         if refusal is not None:
             status, seconds = _REFUSED[refusal]
@@ -83,8 +83,8 @@ class HttpConnection(HttpToolsProtocol):
         self._end_stall()
         super().resume_writing()
 
-    def give_way(self) -> None:
-        """Its place goes to another."""
+    def make_room(self) -> None:
+        """Close this connection to make room for another one."""
         self._places.leave(self)
         self.transport.abort()
 
@@ -121,7 +121,7 @@ class HttpConnection(HttpToolsProtocol):
             raise _Mistake(f"more than {PIPELINED_MOST} requests wait for their answers")
         if not self.parser.should_upgrade():
             super().on_headers_complete()
-            # What follows a chunked body is no header of this request.
+            # Trailers after a chunked body are not headers of this request.
             self.headers = []
 
     def on_body(self, body: bytes) -> None:
@@ -149,11 +149,11 @@ class HttpConnection(HttpToolsProtocol):
 
     async def _answer(self, app: Any, *call: Any) -> None:
         try:
-            # At the end of its patience with a drain uvicorn cancels what still runs; that is no fault of the application's.
+            # When a drain times out, uvicorn cancels what still runs, which is not the application's fault.
             with suppress(asyncio.CancelledError):
                 await app(*call)
         finally:
-            # Once uvicorn has closed a connection that does not go on.
+            # Runs after uvicorn has closed the connection, if it does not keep it alive.
             self.loop.call_soon(self._ensure_flushed)
 
     def _parse(self, data: bytes) -> None:
@@ -161,21 +161,21 @@ class HttpConnection(HttpToolsProtocol):
             try:
                 return self.parser.feed_data(data)
             except httptools.HttpParserUpgrade as offer:
-                # The parser now takes what follows for another protocol, and there may be a body.
+                # The parser now expects another protocol, and there may be a body.
                 method, version = self.parser.get_method().decode("ascii"), self.parser.get_http_version()
                 data = request_heads.without_upgrade(method, self.url, version, self.headers) + data[offer.args[0] :]
                 self.parser = httptools.HttpRequestParser(self)
                 self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
 
     def _refuse(self, why: str) -> None:
-        """At its turn: requests that came before are answered first."""
+        """Send the refusal once earlier requests are answered."""
         self._refusal = _plain(b"400 Bad Request", why)
         self._rest()
         cycle = self.cycle
         if cycle is None or (cycle.response_complete and not cycle.more_body):  # type: ignore[redundant-expr]
             self._refuse_now(self._refusal)
         elif cycle.more_body and self.pipeline:
-            # It waits for its turn, and will not have it.
+            # Its turn will never come.
             self.pipeline.popleft()
         elif cycle.more_body:
             answer = b"" if cycle.response_started else self._refusal
@@ -193,7 +193,7 @@ class HttpConnection(HttpToolsProtocol):
         self._ensure_flushed()
 
     def _ensure_flushed(self) -> None:
-        """A transport that closes waits for its reader; not longer than we do."""
+        """Limit how long a closing transport waits for its reader."""
         if self.transport.is_closing() and self.transport.get_write_buffer_size():
             self._rest()
             self._deadline = self.loop.call_later(STALLED_SECONDS, self.transport.abort)
@@ -201,7 +201,7 @@ class HttpConnection(HttpToolsProtocol):
     def _watch(self) -> None:
         if self._deadline is None:
             self._deadline = self.loop.call_later(HEAD_SECONDS, self._end_at_deadline)
-            self._places.owes(self)
+            self._places.await_request(self)
 
     def _end_at_deadline(self) -> None:
         self._deadline = None
@@ -216,15 +216,15 @@ class HttpConnection(HttpToolsProtocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
-            self._places.has_asked(self)
+            self._places.request_received(self)
 
 
 class _Mistake(Exception):
-    """Why a request is refused; raised through the parser."""
+    """The reason for refusing a request, raised through the parser."""
 
 
 class _Joining:
-    """The transport; the head of an answer and its body, and pieces of a stream that come together, go out as one."""
+    """A transport that joins the head and body of an answer, and stream chunks that arrive together, into one write."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
@@ -244,7 +244,7 @@ class _Joining:
 
 
 class _Flow(FlowControl):
-    """Reads nothing while requests wait: every call that waits for its body, or for the end of its connection, would resume that."""
+    """Keeps reading paused while requests wait: any call that waits for its body or for a disconnect would resume it."""
 
     def __init__(self, transport: asyncio.Transport, waiting: Sized) -> None:
         super().__init__(transport)

@@ -1,4 +1,4 @@
-"""A service's HTTP port: /healthz, /readyz and /metrics before the service's own application, if it has one."""
+"""A service's HTTP port: serves /healthz, /readyz and /metrics itself, and passes the rest to the service's own application."""
 
 import errno
 import socket
@@ -12,10 +12,11 @@ import uvicorn
 
 from shared import errors, processes
 from shared.api.metrics import MetricsTextFormat
+from shared.api.node import NodeHealth
 from shared.node import http_connection_limits
 from shared.node.http import scrape_access
 from shared.node.http.http_connection import HttpConnection
-from shared.node.member import DRAIN_SECONDS, Node, Service
+from shared.node.lifecycle import DRAIN_SECONDS
 from shared.node.settings import NodeSettings, PublicNodeSettings
 from shared.telemetry import text_formats
 
@@ -24,7 +25,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-#: Bounds of one HTTP port; a reverse proxy in front may set tighter ones.
+#: Limits of one HTTP port. A reverse proxy in front may have stricter ones.
 MAX_CONNECTIONS = 2000
 BACKLOG = 1024
 KEEP_ALIVE_SECONDS = 60
@@ -32,17 +33,31 @@ KEEP_ALIVE_SECONDS = 60
 _json = msgspec.json.Encoder().encode
 
 
+class ObservedNode(Protocol):
+    """The part of a node that its HTTP port reports about."""
+
+    service_name: str
+
+    async def health(self) -> NodeHealth: ...
+
+    def metrics_text(self, form: MetricsTextFormat) -> str: ...
+
+
+class HttpService(Protocol):
+    def asgi(self) -> App | None: ...
+
+
 @runtime_checkable
 class SpeaksForTheMesh(Protocol):
-    """A service whose /metrics is more than its own."""
+    """A service whose /metrics covers more than itself."""
 
     async def metrics_text(self, form: MetricsTextFormat) -> str: ...
 
 
 class Operations:
-    """What every service answers over HTTP. Everything else goes to ``app``."""
+    """Serves what every service has over HTTP, and passes the rest to ``app``."""
 
-    def __init__(self, node: Node, settings: NodeSettings) -> None:
+    def __init__(self, node: ObservedNode, settings: NodeSettings) -> None:
         self._node = node
         self._settings = settings
         self._metrics_text: Callable[[MetricsTextFormat], Awaitable[str]] | None = None
@@ -50,8 +65,8 @@ class Operations:
         self._is_open = False
         self._routes = {"/healthz": self._healthz, "/readyz": self._readyz, "/metrics": self._metrics}
 
-    def open(self, service: Service) -> None:
-        """From now on the service's own application answers too."""
+    def open(self, service: HttpService) -> None:
+        """Start passing requests to the service's own application."""
         self._app = service.asgi()
         self._is_open = True
         if isinstance(service, SpeaksForTheMesh):
@@ -59,7 +74,7 @@ class Operations:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            return  # uvicorn runs without lifespan, and no service speaks WebSocket
+            return  # uvicorn runs without lifespan, and no service uses WebSocket
         route = self._routes.get(scope["path"])
         if route is not None and scope["method"] in {"GET", "HEAD"}:
             status, body, content_type = await route(scope)
@@ -84,7 +99,7 @@ class Operations:
         if not self._settings.metrics_enabled:
             return 404, _problem("not_found", "METRICS_ENABLED=false turned the metrics off"), "application/json"
         if isinstance(self._settings, PublicNodeSettings) and not scrape_access.is_allowed(scope, self._settings):
-            why = "/metrics is for this machine, METRICS_NETWORKS and requests with METRICS_TOKEN; the metrics service has all numbers"
+            why = "/metrics is for this machine, METRICS_NETWORKS and requests with METRICS_TOKEN; the metrics service has all metrics"
             return 403, _problem("not_allowed", why), "application/json"
         form = text_formats.choose(scope["headers"])
         text = await self._metrics_text(form) if self._metrics_text is not None else self._node.metrics_text(form)
@@ -92,7 +107,7 @@ class Operations:
 
 
 def listen(host: str, port: int, variable: str) -> socket.socket:
-    """A listening socket; raises BadSettings that names the variable if the port is taken."""
+    """Return a listening socket. Raises BadSettings, which names the variable, if the port is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -109,7 +124,7 @@ def listen(host: str, port: int, variable: str) -> socket.socket:
 
 
 class HttpServer:
-    """uvicorn on one socket, as a coroutine of ours: no signal handlers, no lifespan, a drain that we start."""
+    """uvicorn on one socket as a coroutine, without signal handlers and lifespan, and with a drain that we start."""
 
     def __init__(self, app: App, sock: socket.socket, settings: NodeSettings) -> None:
         trusted = map(http_connection_limits.network, settings.trusted_proxies)
@@ -119,7 +134,7 @@ class HttpServer:
         self._server = _Server(
             uvicorn.Config(
                 app,
-                # Nobody but these, whatever uvicorn would believe by itself or read from the environment.
+                # Override uvicorn's own default and environment variable.
                 forwarded_allow_ips=list(settings.trusted_proxies),
                 lifespan="off",
                 log_config=None,
@@ -137,7 +152,7 @@ class HttpServer:
         self._socket = sock
 
     async def run(self) -> None:
-        """Serves until ``stop``; then finishes what runs, for at most DRAIN_SECONDS."""
+        """Serve until ``stop``, then wait up to DRAIN_SECONDS for running requests."""
         await self._server.serve(sockets=[self._socket])
 
     def stop(self) -> None:
@@ -147,7 +162,7 @@ class HttpServer:
 class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals are the program's, not uvicorn's."""
+        """Do nothing: the program handles signals."""
         yield
 
 

@@ -1,39 +1,39 @@
-"""Which heads of requests are refused: what two servers could read in two ways, and what is too large. Pure.
+"""Refuses request heads that are too large, or that two servers could read differently. Pure.
 
-The parser refuses most of it: bare line feeds, folded lines, control characters, a length that is no number or that is there twice
-or beside a Transfer-Encoding. Here is what it lets pass.
+The parser itself refuses bare line feeds, folded lines, control characters, and invalid, repeated or conflicting lengths. This module
+covers what it lets through.
 """
 
 from collections.abc import Sequence
 
-#: nginx takes as much; what clients send has 1 or 2 KiB.
+#: The same as nginx. Clients send 1 or 2 KiB.
 HEAD_BYTES = 32 * 1024
-#: As Apache; a browser behind two proxies sends 30.
+#: The same as Apache. A browser behind two proxies sends 30.
 HEADERS_MOST = 100
 
 
 def find_mistake(method: str, target: bytes, version: str, headers: Sequence[tuple[bytes, bytes]]) -> str | None:
-    """A sentence for who sent it; names of headers are in lower case."""
+    """Return a sentence for the client, or None. Header names must be lowercase."""
     if version not in {"1.0", "1.1"}:
-        return "this port speaks HTTP/1.1"
-    # A proxy sends the path alone. Whose host would hold, of a whole address and of the header?
+        return "this port only supports HTTP/1.1"
+    # Proxies send only the path. A full URL and the Host header could name different hosts.
     if method == "CONNECT" or not target.startswith(b"/") or b"#" in target:
-        return "the target of a request must be a path"
+        return "the request target must be a path"
     names = [name for name, _ in headers]
     hosts = names.count(b"host")
     if hosts > 1 or (hosts == 0 and version == "1.1"):
-        return "a request has one Host"
+        return "a request needs exactly one Host header"
     if b"transfer-encoding" in names:
         found = [value.lower() for name, value in headers if name == b"transfer-encoding"]
-        # RFC 9112 §6.1: in HTTP/1.0 it is faulty framing.
+        # In HTTP/1.0 it is invalid framing (RFC 9112 §6.1).
         if found != [b"chunked"] or version == "1.0":
-            return "the only Transfer-Encoding is chunked, in HTTP/1.1"
+            return "the only supported Transfer-Encoding is chunked, in HTTP/1.1"
     if len(target) + sum(map(len, names)) + sum(len(value) for _, value in headers) > HEAD_BYTES:
         return f"the head is larger than {HEAD_BYTES} bytes"
     return None
 
 
 def without_upgrade(method: str, target: bytes, version: str, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """The same head as if no other protocol had been offered (RFC 9110 §7.8: a server may ignore that)."""
+    """Return the head without the offer of another protocol, which a server may ignore (RFC 9110 §7.8)."""
     lines = [b"%b: %b\r\n" % header for header in headers if header[0] != b"upgrade"]
     return b"%b %b HTTP/%b\r\n%b\r\n" % (method.encode(), target, version.encode(), b"".join(lines))

@@ -1,7 +1,6 @@
-"""Decides who may read /metrics on a port that people reach. Pure.
+"""Decides who may read /metrics on a public port. Pure.
 
-The metrics service has the numbers of every node by the mesh's own way, so a public port serves only scrapers that an
-operator has named.
+The metrics service collects every node's metrics over the mesh, so a public port serves only scrapers that an operator has configured.
 """
 
 import hmac
@@ -12,7 +11,7 @@ from shared import addresses
 from shared.node import http_connection_limits
 from shared.node.settings import PublicNodeSettings
 
-#: A request that has one of these came through a proxy, and the address of the connection says nothing of who asks.
+#: A request with one of these came through a proxy, so the connection's address is not the client's.
 _FORWARDING = frozenset(
     {b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip"}
     | {b"cf-connecting-ip", b"true-client-ip"}
@@ -20,7 +19,7 @@ _FORWARDING = frozenset(
 
 
 def is_allowed(scope: MutableMapping[str, Any], settings: PublicNodeSettings) -> bool:
-    """``scope`` is ASGI's, with the address as trusted proxies gave it."""
+    """``scope`` is ASGI's, with the client address that trusted proxies reported."""
     headers = [(bytes(name).lower(), bytes(value)) for name, value in scope["headers"]]
     sent = [value for name, value in headers if name == b"authorization"]
     if settings.metrics_token is not None and len(sent) == 1:
@@ -34,6 +33,6 @@ def is_allowed(scope: MutableMapping[str, Any], settings: PublicNodeSettings) ->
     is_forwarded = any(name in _FORWARDING for name, _ in headers)
     if address.is_loopback and not is_forwarded:
         return True
-    # uvicorn gives port 0 to an address that a trusted proxy said; another forwarded one is the proxy's own.
+    # uvicorn uses port 0 for an address reported by a trusted proxy. Otherwise a forwarded address is the proxy's own.
     is_known = not is_forwarded or port == 0
     return is_known and any(address in http_connection_limits.network(each) for each in settings.metrics_networks)

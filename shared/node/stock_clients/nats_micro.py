@@ -1,11 +1,10 @@
-"""NATS micro: any NATS client with an operator's key can list this service and call its methods.
+"""Serves NATS micro: any NATS client with an operator's key can list this service and call its methods.
 
-Bodies are msgpack, or JSON with the header ``content-type: application/json``. A user's credential comes in the header
-``authorization: Bearer …``. With the header ``stream: true`` a method that streams answers with many messages: items with the header
-``stream: item``, then the end with ``stream: end``, or an error.
+Bodies are msgpack, or JSON with the header ``content-type: application/json``. A user's credential is in the header ``authorization:
+Bearer …``. With the header ``stream: true`` a streaming method answers with many messages: items with the header ``stream: item``, then
+the end with ``stream: end``, or an error.
 
-The caller's role is always operator: nobody else may publish on these subjects, and the names
-in the answers are self-asserted, so the mesh itself uses none of this.
+The caller's role is always operator, because nobody else may publish on these subjects.
 """
 
 import asyncio
@@ -28,20 +27,19 @@ from shared.transports.nats.nats_protocol import NatsMessage
 from shared.transports.nats_link import NatsTransport
 from shared.types import NodeId, Peer, Role
 
-#: An operator's node is not told by NATS; only its role is.
+#: NATS guarantees only the operator's role, not its node.
 _OPERATOR = Peer(Role.OPERATOR, NodeId("operator"))
 _JSON = "application/json"
 _MSGPACK = "application/msgpack"
-#: What a message of ours may have besides its payload.
 _HEADER_BYTES = 1024
-#: Of a reply subject. The server drops a connection of ours whose line has more than 4 KiB.
+#: The maximum length of a reply subject. The server drops connections that send lines over 4 KiB.
 _MAX_INBOX_BYTES = 256
 
 _to_json = msgspec.json.Encoder().encode
 
 
 class _Stats(msgspec.Struct, omit_defaults=False):
-    """One endpoint's numbers, as the NATS micro specification (ADR-32) names them."""
+    """The statistics of one endpoint, as defined by the NATS micro specification (ADR-32)."""
 
     name: str
     subject: str
@@ -49,7 +47,6 @@ class _Stats(msgspec.Struct, omit_defaults=False):
     num_requests: int = 0
     num_errors: int = 0
     last_error: str = ""
-    #: Nanoseconds.
     processing_time: int = 0
     average_processing_time: int = 0
 
@@ -62,17 +59,16 @@ class Micro:
         self._me = transport.me
         self._dispatcher = dispatcher
         self._description = description
-        #: ADR-32 wants semantic versions.
+        #: ADR-32 requires a semantic version.
         self._version = version if version.count(".") == 2 else "0.0.0"
         self._started = datetime.now(UTC)
-        #: By the method's name without that of the service.
+        #: Both by the method's name without the service.
         self._stats: dict[str, _Stats] = {}
-        #: By the same.
         self._methods: dict[str, AnyMethod] = {}
         self._places = CallLimits()
 
     def start(self) -> None:
-        """Subscribe, once the dispatcher has its handlers."""
+        """Subscribe. Call it once the dispatcher has its handlers."""
         role = self._me.role
         for handler in self._dispatcher.handlers:
             method = handler.method
@@ -84,8 +80,6 @@ class Micro:
             self._transport.nats.subscribe(subject, self._on_discovery)
         for subject in topics.micro_endpoints(self._me.mesh, role):
             self._transport.nats.subscribe(subject, self._on_call, queue=role)
-
-    # --- discovery --------------------------------------------------------------------------------------------------
 
     def _on_discovery(self, message: NatsMessage) -> None:
         _, verb, *rest = message.subject.decode().split(".")
@@ -119,10 +113,8 @@ class Micro:
             return form
         return {**form, "stream": "optional" if method.whole is not None else "required"}
 
-    # --- calls ------------------------------------------------------------------------------------------------------
-
     def _on_call(self, message: NatsMessage) -> None:
-        """Hand the call to a task of the dispatcher's group, so that a slow one holds nobody up."""
+        """Run each call in its own task, so that a slow one delays no other."""
         name = message.subject.decode().rpartition(".")[2]
         try:
             method = self._methods.get(name)
@@ -153,7 +145,7 @@ class Micro:
             if wants_stream:
                 await self._stream(message, stock)
             else:
-                # While there is no server its limit is unknown.
+                # The limit is unknown while there is no server.
                 most_bytes = min(MAX_ANSWER_BYTES, (self._transport.nats.max_payload_bytes or 2 * MAX_ANSWER_BYTES) - _HEADER_BYTES)
                 body = await stock_calls.answer(self._dispatcher, stock, most_bytes=most_bytes)
                 self._respond(message, body, _content_type(is_json))
@@ -168,8 +160,8 @@ class Micro:
             self._count(name, started, problem)
 
     async def _stream(self, message: NatsMessage, stock: StockCall) -> None:
-        """The items go out with a reply subject of the call's own. The server tells us there when nobody listens to the caller's inbox any
-        more, and the caller may write to it to end the stream."""
+        """Send the items with a reply subject that only this call has. The server reports there when nobody listens to the caller's inbox
+        any more, and the caller may write to it to end the stream."""
         nats = self._transport.nats
         task = asyncio.current_task()
         assert task is not None
@@ -204,8 +196,8 @@ class Micro:
 
 
 class _Inbox:
-    """Where one stream's messages go. NATS has no flow control from end to end: we wait for room in our own connection, and the server
-    cuts off a caller that does not read."""
+    """The destination of one stream. NATS has no end-to-end flow control: we wait for room in our own connection, and the server
+    disconnects a caller that does not read."""
 
     def __init__(self, nats: NatsClient, inbox: str, ending: str, headers: dict[str, str]) -> None:
         self._nats = nats
@@ -213,11 +205,11 @@ class _Inbox:
         self._ending = ending
         self._headers = headers
         self._sent = 0
-        #: A message that is sent without a connection is lost.
+        #: To notice a reconnect: messages sent in between are lost.
         self._connection = nats.reconnects
 
     def accept(self, call_id: int, body: bytes) -> None:
-        """There is nothing to tell before the first item."""
+        """Nothing to send before the first item."""
 
     async def send_item(self, call_id: int, body: bytes) -> None:
         await self._nats.wait_for_room()
@@ -225,9 +217,9 @@ class _Inbox:
         self._sent += 1
 
     def send(self, body: bytes, kind: str) -> None:
-        """Raises LinkLost where messages before this one may be lost."""
+        """Raises LinkLost if earlier messages may be lost."""
         if not self._nats.connected or self._nats.reconnects != self._connection:
-            raise errors.LinkLost("the connection to the NATS server was lost, and with it a part of the stream", retry_after_seconds=1)
+            raise errors.LinkLost("the connection to the NATS server was lost and part of the stream with it", retry_after_seconds=1)
         self._nats.publish(self._inbox, body, reply=self._ending, headers={**self._headers, "stream": kind})
 
     def credited_items(self, call_id: int) -> int:
@@ -239,7 +231,7 @@ def _cancel(task: "asyncio.Task[None]") -> None:
 
 
 def _has_inbox(message: NatsMessage) -> bool:
-    """The reply subject is the caller's to choose, and our user may publish to more than inboxes."""
+    """Check the reply subject, which the caller chooses: our NATS user may publish to other subjects than inboxes."""
     return message.reply.startswith(b"_INBOX.") and len(message.reply) <= _MAX_INBOX_BYTES and message.reply.isascii()
 
 
@@ -249,5 +241,5 @@ def _content_type(is_json: bool) -> dict[str, str]:
 
 def _wants_stream(header: str) -> bool:
     if header not in ("true", "false"):
-        raise errors.BadRequest(f"the header stream is {header[:20]!r}", hint="it is true or false")
+        raise errors.BadRequest(f"the header stream is {header[:20]!r}", hint="use true or false")
     return header == "true"

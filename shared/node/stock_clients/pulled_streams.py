@@ -1,7 +1,7 @@
-"""Streams that stock @hyperswarm/rpc clients pull: protomux-rpc has one answer to a request, so each answer has the next items.
+"""Streams for stock @hyperswarm/rpc clients, which pull them: protomux-rpc allows one answer per request, so each has the next items.
 
-A stream belongs to the connection that began it, runs in a task of the dispatcher, and waits while its reader is slow. It ends with
-its connection, and when nobody asks for its next items for a while.
+A stream belongs to its connection, runs in a task of the dispatcher and waits for a slow reader. It ends with its connection, or when
+its next items are not requested for a while.
 """
 
 import asyncio
@@ -15,54 +15,49 @@ import msgspec
 from shared import errors
 from shared.rpc.serving import Dispatcher, ReplySink
 
-#: Items and bytes that wait for their reader, and that go in one answer; one item may be larger.
+#: The most that waits for the reader, and the most per answer. A single item may be larger.
 MAX_ITEMS, MAX_BYTES = 64, 64 * 1024
-#: A reader that is silent for so long has gone, even if its connection has not.
+#: A reader that is silent for so long is gone, even if its connection is not.
 SILENCE_SECONDS = 30.0
-#: So long a shutdown waits for the reader of a stream that has ended.
+#: How long a shutdown waits for the reader of a stream that has ended.
 LAST_READ_SECONDS = 2.0
-#: As many as requests that one connection may have under way.
+#: As many as the concurrent requests of one connection.
 MAX_STREAMS_OF_ONE = 32
 
-#: Runs the call with its items going to the outlet, and returns the end.
 Work = Callable[[ReplySink], Awaitable[bytes]]
 
 
 class Started(msgspec.Struct, frozen=True):
-    #: For `stream.next` and `stream.stop`, on the same connection.
+    #: For `stream.next` and `stream.stop` on the same connection.
     handle: int
 
 
 class Pulled(msgspec.Struct, frozen=True):
     items: list[msgspec.Raw]
-    #: With the last items; the stream is over.
     end: msgspec.Raw | None = None
 
 
 class PulledStream:
-    """One of them; an ``ReplySink`` of its call."""
+    """One stream; the ``ReplySink`` of its call."""
 
     def __init__(self, encode: Callable[[Any], bytes], free_place: Callable[[], None], forget: Callable[[], None]) -> None:
-        #: To the format that it was asked in.
         self._encode = encode
         self._free_place = free_place
-        #: Called once, when nothing more can be asked of it.
+        #: Called once, when the stream can no longer be read.
         self._forget = forget
         self._items: deque[bytes] = deque()
         self._bytes = 0
         self._sent = 0
         self._end: bytes | None = None
         self._failure: errors.AimeshError | None = None
-        #: Set when there is something for the reader; when there is room; when the reader has all of it.
+        #: Set when there is something to read; when there is room; when the reader has everything.
         self._news, self._room, self._read = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._is_being_read = False
         self._task: asyncio.Task[None] | None = None
         self._silence: asyncio.TimerHandle | None = None
 
-    # --- for its call -----------------------------------------------------------------------------------------------
-
     def accept(self, call_id: int, body: bytes) -> None:
-        """There is nothing to tell before the first item."""
+        """Nothing to send before the first item."""
 
     async def send_item(self, call_id: int, body: bytes) -> None:
         while len(self._items) >= MAX_ITEMS or self._bytes >= MAX_BYTES:
@@ -76,8 +71,6 @@ class PulledStream:
     def credited_items(self, call_id: int) -> int:
         return self._sent - len(self._items)
 
-    # --- its task ---------------------------------------------------------------------------------------------------
-
     async def run(self, work: Work) -> None:
         try:
             self._end = await work(self)
@@ -85,7 +78,7 @@ class PulledStream:
             self._failure = error
         self._give_place_back()
         self._news.set()
-        # A shutdown waits for running tasks, and so for what its reader has not asked for yet.
+        # A shutdown waits for running tasks, and so for the reader to fetch the rest.
         with suppress(TimeoutError):
             async with asyncio.timeout(LAST_READ_SECONDS):
                 await self._read.wait()
@@ -95,26 +88,24 @@ class PulledStream:
         self._await_reader()
 
     def over(self, why: errors.AimeshError) -> None:
-        """The task has ended; ``why`` where it did not come to an end. Its reader may still ask for the rest."""
+        """Handle the end of the task. ``why`` applies if it did not finish. The reader may still fetch the rest."""
         self._give_place_back()
         if self._end is None and self._failure is None:
             self._failure = why
         self._news.set()
 
     def stop(self) -> None:
-        """Nobody reads it any more."""
+        """End the stream: it will not be read any more."""
         assert self._task is not None
         self._forget_silence()
         self._task.cancel()
         self._read.set()
         self._forget()
 
-    # --- for its reader ---------------------------------------------------------------------------------------------
-
     async def next(self) -> bytes:
-        """Waits until there is something. Raises what ended the stream, and BadRequest while another one waits."""
+        """Wait for items. Raises the error that ended the stream, or BadRequest while another call waits."""
         if self._is_being_read:
-            raise errors.BadRequest("another `stream.next` of this handle is waiting", hint="ask again when it is answered")
+            raise errors.BadRequest("another `stream.next` of this handle is waiting", hint="wait for its answer")
         self._is_being_read = True
         self._forget_silence()
         try:
@@ -132,8 +123,6 @@ class PulledStream:
         elif not self._items and self._failure is None:
             self._news.clear()
         return self._encode(Pulled([msgspec.Raw(item) for item in items], end))
-
-    # --- inside -----------------------------------------------------------------------------------------------------
 
     def _take(self) -> list[bytes]:
         taken: list[bytes] = []
@@ -167,7 +156,7 @@ class PulledStream:
 
 
 class PulledStreams:
-    """Those of one node, by connection and handle."""
+    """The streams of one node, by connection and handle."""
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
@@ -175,8 +164,7 @@ class PulledStreams:
         self._last_handle = 0
 
     def start(self, channel: bytes, encode: Callable[[Any], bytes], work: Work, free_place: Callable[[], None]) -> bytes:
-        """Begins one for this connection. ``free_place`` is called when it is over. Raises Overloaded, and then does not
-        call it."""
+        """Start a stream for this connection. ``free_place`` is called at its end, unless this raises Overloaded."""
         of_one = self._streams.setdefault(channel, {})
         if len(of_one) >= MAX_STREAMS_OF_ONE:
             raise errors.Overloaded(f"{MAX_STREAMS_OF_ONE} streams of this connection are running", retry_after_seconds=1)
@@ -197,12 +185,12 @@ class PulledStreams:
         """Raises NotFound."""
         stream = self._streams.get(channel, {}).get(handle)
         if stream is None:
-            hint = f"it has ended, or nobody asked for its next items for {SILENCE_SECONDS:g} s; begin it again"
+            hint = f"it has ended, or its next items were not requested for {SILENCE_SECONDS:g} s; start it again"
             raise errors.NotFound(f"this connection has no stream {handle}", hint=hint)
         return stream
 
     def stop_all(self, channel: bytes) -> None:
-        """The connection is gone."""
+        """Stop the streams of a closed connection."""
         for stream in list(self._streams.get(channel, {}).values()):
             stream.stop()
 
@@ -213,5 +201,4 @@ class PulledStreams:
             del self._streams[channel]
 
 
-def _nothing() -> None:
-    """Its place has been given back."""
+def _nothing() -> None: ...

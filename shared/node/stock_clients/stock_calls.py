@@ -1,7 +1,7 @@
-"""Calls that did not come over a link: from a NATS client with an operator's key, or from a stock @hyperswarm/rpc client.
+"""Calls by NATS clients with an operator's key and by stock @hyperswarm/rpc clients.
 
-Bodies are msgpack or JSON, and the answer is what the question was. A method that streams has one whole answer here, if the
-contract says how to make it, or its caller asks for the stream.
+Bodies are msgpack or JSON, and answers use the same format. A streaming method returns one whole answer if the contract defines one, or
+the caller asks for the stream.
 """
 
 import time
@@ -23,17 +23,17 @@ from shared.types import Credential, Peer
 
 @dataclass(slots=True)
 class _Shape:
-    """Where fields are within a type. Types without any have no shape: looking at a million strings would stop the loop for seconds."""
+    """The fields of a type. Types without fields have no shape, because checking a million strings would block the loop for seconds."""
 
     fields: "dict[str, _Shape | None] | None" = None
     tag: str | None = None
     item: "_Shape | None" = None
-    #: The parts of a union. The contract has no union of two structs.
+    #: The members of a union. The contract has no union of two structs.
     others: "list[_Shape]" = field(default_factory=list)
 
 
 def find_unknown_field(kind: type[msgspec.Struct], value: object) -> str | None:
-    """The path of the first field of ``value``, as it was decoded without a type, that ``kind`` does not have."""
+    """Return the path of the first field of ``value`` (decoded without a type) that ``kind`` does not have."""
     shape = _shape_of(kind)
     return None if shape is None else _find(shape, value, "")
 
@@ -83,18 +83,18 @@ def _all(kinds: tuple[inspect.Type, ...], known: dict[type, _Shape]) -> Iterator
             yield shape
 
 
-#: Calls of unary methods that may run at once here, and how long one may take.
+#: Concurrent calls of unary methods, and their deadline.
 MAX_RUNNING = 64
 DEADLINE_SECONDS = 10.0
-#: Calls of methods that stream, as a whole or as a stream. They have places of their own, because each may take minutes.
+#: Concurrent calls of streaming methods. They have a limit of their own, because each may take minutes.
 MAX_STREAMS = 256
-#: The longest REQUEST_TIMEOUT_SECONDS: the gateway ends an inference request by its own.
+#: The longest REQUEST_TIMEOUT_SECONDS: the gateway has its own timeout for inference.
 STREAM_DEADLINE_SECONDS = 3600.0
-#: As much as a message on a link.
+#: The same as for a message on a link.
 MAX_BODY_BYTES = 1024 * 1024
-#: A NATS server takes messages of 1 MiB, headers included, unless it is configured otherwise.
+#: By default, NATS servers accept messages of 1 MiB, headers included.
 MAX_ANSWER_BYTES = 1_000_000
-#: The part of it that the end may take.
+#: The share of it for the end of the stream.
 _END_BYTES = 4096
 
 _to_json = msgspec.json.Encoder().encode
@@ -102,7 +102,7 @@ _to_json = msgspec.json.Encoder().encode
 
 @dataclass(frozen=True, slots=True)
 class StockCall:
-    """A call whose body fits its method."""
+    """A call with a valid body."""
 
     handler: Handler
     peer: Peer
@@ -117,13 +117,13 @@ class StockCall:
 
 
 class CallLimits:
-    """Counts the calls that run at once."""
+    """Limits concurrent calls."""
 
     def __init__(self) -> None:
         self._limits = {False: ConcurrencyLimit(MAX_RUNNING), True: ConcurrencyLimit(MAX_STREAMS)}
 
     def take(self, *, streams: bool) -> Callable[[], None]:
-        """Returns what gives the place back. Raises Overloaded."""
+        """Count a call. Returns the function that ends the count. Raises Overloaded."""
         limit = self._limits[streams]
         if limit.is_full:
             what, most = ("streams", MAX_STREAMS) if streams else ("calls", MAX_RUNNING)
@@ -133,13 +133,13 @@ class CallLimits:
 
 
 def read(handler: Handler, peer: Peer, body: bytes, *, is_json: bool, credential: str = "", traceparent: str = "") -> StockCall:
-    """The call with this body, of a handler that ``dispatcher.find`` has found for this peer. Raises BadRequest, TooLarge."""
+    """Decode a call for a handler from ``dispatcher.find``. Raises BadRequest, TooLarge."""
     method = handler.method
     if len(body) > MAX_BODY_BYTES:
-        raise errors.TooLarge(f"the request has {len(body)} bytes; at most {MAX_BODY_BYTES} are taken", hint="shorten it or split it")
+        raise errors.TooLarge(f"the request has {len(body)} bytes; the limit is {MAX_BODY_BYTES}", hint="shorten or split it")
     body = body or (b"{}" if is_json else b"\x80")
     try:
-        # The decoder of the type does not look into fields that it does not know; they are read for their names.
+        # The typed decoder ignores unknown fields, so a second decoding checks the names.
         request: Any = msgspec.json.decode(body, type=method.request) if is_json else bodies.decoder(method.request)(body)
         said = msgspec.json.decode(body) if is_json else msgspec.msgpack.decode(body)
     except (msgspec.MsgspecError, RecursionError, ValueError, TypeError, OverflowError) as error:
@@ -152,33 +152,32 @@ def read(handler: Handler, peer: Peer, body: bytes, *, is_json: bool, credential
 
 
 async def answer(dispatcher: Dispatcher, stock: StockCall, *, most_bytes: int = MAX_ANSWER_BYTES) -> bytes:
-    """Run it and return the one answer; raises AimeshError alone. An answer of more than ``most_bytes`` ends the stream that it is made
-    of with TooLarge."""
+    """Run the call and return its one answer. Raises only AimeshError. An answer over ``most_bytes`` ends its stream with TooLarge."""
     method = stock.handler.method
     if isinstance(method, Method):
         return await dispatcher.answer(stock.handler, stock.request, _call(stock, DEADLINE_SECONDS), stock.encode)
     whole = method.whole
     if whole is None:
-        raise errors.BadRequest(f"{method.name} has no answer as a whole", hint="ask for the stream: docs/protocol.md says how")
+        raise errors.BadRequest(f"{method.name} has no whole answer", hint="ask for the stream; see docs/protocol.md")
     gathered = _GatheredItems(method, stock.encode, most_bytes - _END_BYTES)
     call = StreamCall[Any](_call(stock, STREAM_DEADLINE_SECONDS), gathered, 0, is_whole=True)
     return await dispatcher.answer(stock.handler, stock.request, call, lambda end: stock.encode(whole.of(gathered.items, end)))
 
 
 async def stream(dispatcher: Dispatcher, stock: StockCall, outlet: ReplySink) -> bytes:
-    """Run it with the items going to ``outlet``, and return the end; raises AimeshError alone."""
+    """Run the call, send its items to ``outlet``, and return the end. Raises only AimeshError."""
     call = StreamCall[Any](_call(stock, STREAM_DEADLINE_SECONDS), outlet, 0, encode=stock.encode)
     return await dispatcher.answer(stock.handler, stock.request, call, stock.encode)
 
 
 def check_streams(handler: Handler) -> None:
-    """Raises BadRequest for a method that has no stream."""
+    """Raises BadRequest for a method that does not stream."""
     if not isinstance(handler.method, StreamMethod):
         raise errors.BadRequest(f"{handler.method.name} does not stream", hint="call it without asking for a stream")
 
 
 class _GatheredItems:
-    """Keeps a stream's items for one answer."""
+    """Collects a stream's items for one answer."""
 
     def __init__(self, method: StreamMethod[Any, Any, Any], encode: Callable[[Any], bytes], most_bytes: int) -> None:
         assert method.whole is not None
@@ -190,17 +189,17 @@ class _GatheredItems:
         self._bytes = 0
 
     def accept(self, call_id: int, body: bytes) -> None:
-        """There is nothing to tell before the answer."""
+        """Nothing to send before the answer."""
 
     async def send_item(self, call_id: int, body: bytes) -> None:
         item = self._decode(body)
         parts = [part for part in self._whole.parts_of(item) if part]
-        # Of the two marks around a text or a list at least one goes when it is joined to the others.
+        # Joining texts or lists drops at least one of the two delimiters of each.
         size = sum(len(self._encode(part)) - 1 for part in parts)
         if self._bytes + size > self._most_bytes:
             raise errors.TooLarge(
-                f"the answer has more than {self._most_bytes} bytes, the most that one message carries",
-                hint="ask for fewer tokens, or for the stream: docs/protocol.md says how",
+                f"the answer has more than {self._most_bytes} bytes, the limit of one message",
+                hint="ask for fewer tokens, or for the stream; see docs/protocol.md",
             )
         if parts:
             self.items.append(item)

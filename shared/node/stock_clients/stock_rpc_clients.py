@@ -1,8 +1,8 @@
-"""Calls by stock @hyperswarm/rpc clients in JavaScript, in JSON or msgpack, by clients that have shown a certificate.
+"""Serves stock @hyperswarm/rpc clients (JavaScript), in JSON or msgpack.
 
-Noise has proved the caller's key. The first request is `hello` with the certificate for that key, and with the user's
-credential if the methods to follow need one; a key that is on the allow-list needs no certificate. `METHOD.stream` begins the
-stream of a method, `stream.next` gets its next items, `stream.stop` ends it.
+Noise has proved the client's key. Its first request is `hello`, with the certificate for that key and, if needed, the user's credential; a
+key on the allow-list needs no certificate. `METHOD.stream` starts a method's stream, `stream.next` gets its next items, and `stream.stop`
+ends it.
 """
 
 import math
@@ -10,7 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -26,24 +26,23 @@ from shared.rpc.serving import Dispatcher
 from shared.transports.hyperswarm import Request, RequestRefused
 from shared.types import NodeId, Peer, Role
 
-#: Connections whose introduction is remembered; whoever was forgotten introduces itself again.
+#: Connections to remember. A forgotten client must send `hello` again.
 MAX_VISITORS = 1024
 HELLO, NEXT, STOP = "hello", "stream.next", "stream.stop"
-#: Behind the name of a method: its stream is wanted.
+#: The suffix of a method's name that asks for its stream.
 STREAM = ".stream"
 
 
 class Introduction(msgspec.Struct, frozen=True):
-    #: As `aicli mesh export` prints it; empty for a key on the allow-list.
+    #: As printed by `aicli mesh export`; empty for a key on the allow-list.
     certificate: bytes = b""
-    #: The user's key or token.
     credential: Annotated[str, msgspec.Meta(max_length=1024)] = ""
 
 
 class Welcome(msgspec.Struct, frozen=True):
     node: NodeId
     role: Role
-    #: What may be called here.
+    #: The methods that this client may call.
     methods: tuple[str, ...]
 
 
@@ -54,11 +53,12 @@ class _Handle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 @dataclass(frozen=True, slots=True)
 class _StockClient:
     peer: Peer
-    #: Seconds since 1970: when its certificate ends.
+    #: When its certificate expires, in seconds since 1970.
     until: float
     credential: str
 
 
+T = TypeVar("T")
 _to_json = msgspec.json.Encoder().encode
 _to_msgpack = msgspec.msgpack.Encoder().encode
 
@@ -71,13 +71,13 @@ class StockRpcClients:
         self._dispatcher = dispatcher
         self._allowed = frozenset(allowed)
         self._clock = clock
-        #: By the hash of the connection's handshake.
+        #: By the connection's handshake hash.
         self._visitors: OrderedDict[bytes, _StockClient] = OrderedDict()
         self._places = CallLimits()
         self._streams = PulledStreams(dispatcher)
 
     async def answer(self, request: Request) -> bytes:
-        """Raises RequestRefused alone."""
+        """Raises only RequestRefused."""
         try:
             with self._dispatcher.counting():
                 return await self._answer(request)
@@ -86,16 +86,16 @@ class StockRpcClients:
             raise RequestRefused(problem.code, f"{problem.message} – {problem.hint}" if problem.hint else problem.message) from error
 
     def gone(self, channel: bytes) -> None:
-        """The connection with this hash is closed."""
+        """Forget a closed connection."""
         self._visitors.pop(channel, None)
         self._streams.stop_all(channel)
 
     async def _answer(self, request: Request) -> bytes:
-        # A msgpack map never begins with the brace.
+        # A msgpack map never begins with a brace.
         is_json = request.value[:1] in (b"{", b"")
         self._trust.check_not_revoked(node_keys.node_of(request.key))
         if not topics.may_link(self._trust.role, Role.CLIENT):
-            raise errors.WrongRole(f"a {self._trust.role} takes no calls of clients", hint="call a gateway or auth")
+            raise errors.WrongRole(f"a {self._trust.role} does not serve clients", hint="call a gateway or auth")
         if request.method == HELLO:
             visitor = self._introduce(request, is_json=is_json)
             return (_to_json if is_json else _to_msgpack)(Welcome(visitor.peer.node, visitor.peer.role, self._methods()))
@@ -128,19 +128,11 @@ class StockRpcClients:
                 give_back()
 
     def _find_stream(self, request: Request, *, is_json: bool) -> PulledStream:
-        decode = msgspec.json.decode if is_json else msgspec.msgpack.decode
-        try:
-            handle = decode(request.value or b"{}", type=_Handle).handle
-        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-            raise errors.BadRequest(f"{request.method}: {error}", hint="it has the field handle") from error
+        handle = _decode(request, _Handle, "it needs the field handle", is_json=is_json).handle
         return self._streams.find(request.channel, handle)
 
     def _introduce(self, request: Request, *, is_json: bool) -> _StockClient:
-        decode = msgspec.json.decode if is_json else msgspec.msgpack.decode
-        try:
-            said = decode(request.value or b"{}", type=Introduction)
-        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-            raise errors.BadRequest(f"hello: {error}", hint="it has the fields certificate and credential") from error
+        said = _decode(request, Introduction, "it needs the fields certificate and credential", is_json=is_json)
         if said.certificate or request.key not in self._allowed:
             visitor = self._certified(request, said)
         else:
@@ -155,9 +147,9 @@ class StockRpcClients:
         node = node_keys.node_of(request.key)
         found = certificates.check(said.certificate, self._trust.authorities, self._clock())
         if found.node != node:
-            raise errors.NotCertified("the certificate is for another key than the one that was proved")
+            raise errors.NotCertified("the certificate is for another key than the connection's")
         if found.role is not Role.CLIENT:
-            raise errors.WrongRole(f"a {found.role} calls over a link, not this way", hint="a ticket for a client makes a key for this")
+            raise errors.WrongRole(f"a {found.role} must call over a link", hint="use the key of a client's ticket here")
         peer = Peer(Role.CLIENT, node, node, found.owner, found.labels, request.channel)
         return _StockClient(peer, found.not_after, said.credential)
 
@@ -169,10 +161,10 @@ class StockRpcClients:
         visitor = self._visitors.get(request.channel)
         if visitor is None:
             if request.key not in self._allowed:
-                raise errors.NotCertified("you have not introduced yourself", hint="call `hello` with your certificate first")
+                raise errors.NotCertified("no certificate was sent on this connection", hint="call `hello` with your certificate first")
             return self._allow_listed(request)
         if self._clock() > visitor.until + certificates.LEEWAY_SECONDS:
-            raise errors.CertificateExpired("your certificate has ended", hint="call `hello` with a new one: `aicli mesh export` has it")
+            raise errors.CertificateExpired("your certificate has expired", hint="call `hello` with a new one from `aicli mesh export`")
         self._visitors.move_to_end(request.channel)
         return visitor
 
@@ -181,3 +173,11 @@ class StockRpcClients:
         streams = [method for method in found if isinstance(method, StreamMethod)]
         whole = [method.name for method in found if isinstance(method, Method) or method.whole is not None]
         return tuple(sorted(whole + [method.name + STREAM for method in streams]))
+
+
+def _decode(request: Request, kind: type[T], hint: str, *, is_json: bool) -> T:
+    decode = msgspec.json.decode if is_json else msgspec.msgpack.decode
+    try:
+        return decode(request.value or b"{}", type=kind)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise errors.BadRequest(f"{request.method}: {error}", hint=hint) from error

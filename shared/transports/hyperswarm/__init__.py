@@ -1,16 +1,9 @@
-"""Hyperswarm for asyncio: peers that meet by topic, wherever they are, and talk in messages. See README.md.
+"""Hyperswarm for asyncio: peers that find each other by topic, anywhere, and exchange messages. See README.md.
 
-Stands on the standard library and Node.js alone.
+Needs only the standard library and Node.js.
 """
 
-from shared.transports.hyperswarm.firewall import Firewall
-from shared.transports.hyperswarm.key_derivation import public_key
-from shared.transports.hyperswarm.node_binary import find_node
-from shared.transports.hyperswarm.peer_connection import MAX_MESSAGE_BYTES, Path, PeerAddress, PeerConnection
-from shared.transports.hyperswarm.stock_requests import Request
-from shared.transports.hyperswarm.swarm import Swarm
-from shared.transports.hyperswarm.swarm_errors import ConnectionClosed, NodeMissing, RequestRefused, SidecarLost, SwarmError
-from shared.transports.hyperswarm.swarm_events import (
+from shared.transports.hyperswarm.connection_table import (
     Banned,
     DhtStats,
     Event,
@@ -23,6 +16,13 @@ from shared.transports.hyperswarm.swarm_events import (
     SidecarRestarted,
     Stats,
 )
+from shared.transports.hyperswarm.firewall import Firewall
+from shared.transports.hyperswarm.key_derivation import public_key
+from shared.transports.hyperswarm.node_binary import find_node
+from shared.transports.hyperswarm.peer_connection import MAX_MESSAGE_BYTES, Path, PeerAddress, PeerConnection
+from shared.transports.hyperswarm.stock_requests import Request
+from shared.transports.hyperswarm.swarm import Swarm
+from shared.transports.hyperswarm.swarm_errors import ConnectionClosed, NodeMissing, RequestRefused, SidecarLost, SwarmError
 
 __all__ = [
     "MAX_MESSAGE_BYTES",

@@ -1,4 +1,4 @@
-"""The connections of a swarm: which number is which, who waits to be taken, and what the sidecar's events mean."""
+"""The connections of a swarm by number, those waiting to be accepted, and the events and statistics that a swarm reports."""
 
 import asyncio
 import json
@@ -7,28 +7,110 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from shared.transports.hyperswarm import sidecar_frames, swarm_events
+from shared.transports.hyperswarm import sidecar_frames
 from shared.transports.hyperswarm.flow_control import ReceiveWindow
 from shared.transports.hyperswarm.peer_connection import Opening, Path, PeerAddress, PeerConnection, Pipe
 
-#: A connection that nobody takes costs the peer's patience and our memory.
+#: An unaccepted connection costs the peer time and us memory.
 UNTAKEN_SECONDS: Final = 5.0
-#: The same failure of the same peer is told once in this time.
+#: The same failure of the same peer is reported once per this time.
 TELL_EVERY_SECONDS: Final = 5.0
 _MAX_TOLD: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class ConnectionTerms:
-    """What holds for every connection."""
+class SidecarDied:
+    #: Its last output, empty if it was killed.
+    words: str
 
+
+@dataclass(frozen=True, slots=True)
+class SidecarRestarted:
+    restarts: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeerFailed:
+    """A peer was found but could not be connected to."""
+
+    key: bytes
+    topics: tuple[bytes, ...]
+    #: From hyperdht: PEER_NOT_FOUND, HOLEPUNCH_DOUBLE_RANDOMIZED_NATS, …; ours: NO_PREFACE, BAD_PREFACE, FLOW_CONTROL.
+    code: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class PathChanged:
+    """The connection uses another path now, for example direct instead of relayed."""
+
+    connection: PeerConnection
+
+
+@dataclass(frozen=True, slots=True)
+class Banned:
+    """The firewall refused a peer that dialed us. Repeated refusals are not all reported."""
+
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkChanged:
+    """The network came back, or this machine has other addresses."""
+
+
+Event = SidecarDied | SidecarRestarted | PeerFailed | PathChanged | Banned | NetworkChanged
+
+
+@dataclass(frozen=True, slots=True)
+class DhtStats:
+    #: Our address as other DHT nodes see it; port None behind a NAT that maps each of them to another port.
+    host: str | None
+    port: int | None
+    firewalled: bool
+    #: Behind a symmetric NAT: two such peers need a relay.
+    randomized: bool
+    nodes: int
+    bootstrapped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Punches:
+    consistent: int
+    random: int
+    open: int
+
+
+@dataclass(frozen=True, slots=True)
+class Relaying:
+    attempts: int
+    successes: int
+    aborts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    rss_bytes: int
+    pid: int
+    connections: int
+    peers: int
+    lost: int
+    online: bool
+    restarts: int
+    dht: DhtStats
+    punches: Punches
+    relaying: Relaying
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionTerms:
     window_bytes: int
     first_bytes: int
     max_pending: int
 
 
 class ConnectionTable:
-    """One for a swarm, over all lives of its sidecar. The swarm sets the callbacks."""
+    """One per swarm, for all lives of its sidecar. The swarm sets the callbacks."""
 
     def __init__(self, terms: ConnectionTerms, clock: Callable[[], float]) -> None:
         self._terms = terms
@@ -38,11 +120,10 @@ class ConnectionTable:
         self._arrived = asyncio.Event()
         self._is_closing = False
         self._told: dict[tuple[bytes, str], float] = {}
-        self.on_event: Callable[[swarm_events.Event], None] = _ignore
+        self.on_event: Callable[[Event], None] = _ignore
         self.on_opened: Callable[[PeerConnection], None] = _ignore
-        #: The peer, or the network, ended it.
+        #: Called when the peer or the network ended a connection.
         self.on_lost: Callable[[PeerConnection], None] = _ignore
-        #: We ended it.
         self.on_ended: Callable[[PeerConnection], None] = _ignore
         self.on_network_change: Callable[[], None] = lambda: None
         self.on_request: Callable[[Pipe, int, bytes], None] = lambda pipe, number, payload: None
@@ -52,7 +133,7 @@ class ConnectionTable:
         return tuple(self._connections.values())
 
     async def arrivals(self) -> AsyncIterator[PeerConnection]:
-        """Connections as they open, until ``close``."""
+        """Yield connections as they open, until ``close``."""
         while True:
             while self._pending:
                 connection, timer = self._pending.popleft()
@@ -78,11 +159,11 @@ class ConnectionTable:
 
     def on_frame(self, pipe: Pipe, kind: int, number: int, payload: bytes) -> None:
         if kind == sidecar_frames.REQUEST:
-            self.on_request(pipe, number, payload)  # numbered by themselves
+            self.on_request(pipe, number, payload)  # these have their own numbers
             return
         connection = self._connections.get(number)
         if connection is None:
-            # What still comes for a connection that we have closed means nothing any more.
+            # Anything else for a connection that we have closed is outdated.
             if kind == sidecar_frames.OPEN:
                 self._open(pipe, number, json.loads(payload))
             elif kind == sidecar_frames.EVENT and number == 0:
@@ -99,9 +180,7 @@ class ConnectionTable:
         elif kind == sidecar_frames.EVENT:
             route = json.loads(payload)
             connection.path, connection.remote = Path(route["path"]), PeerAddress(route["host"], route["port"])
-            self.on_event(swarm_events.PathChanged(connection))
-
-    # --- inside ---------------------------------------------------------------------------------------------------
+            self.on_event(PathChanged(connection))
 
     def _open(self, pipe: Pipe, number: int, facts: dict[str, Any]) -> None:
         opening = Opening(
@@ -118,9 +197,9 @@ class ConnectionTable:
         self._connections[number] = connection
         self.on_opened(connection)
         if len(self._pending) >= self._terms.max_pending:
-            connection.close("too many connections wait to be taken", abort=True)
+            connection.close("too many connections are waiting", abort=True)
             return
-        timer = asyncio.get_running_loop().call_later(UNTAKEN_SECONDS, connection.close, "nobody took the connection")
+        timer = asyncio.get_running_loop().call_later(UNTAKEN_SECONDS, connection.close, "the connection was not accepted")
         self._pending.append((connection, timer))
         self._arrived.set()
 
@@ -134,12 +213,12 @@ class ConnectionTable:
             case "network-changed":
                 self.on_network_change()
             case "refused":
-                self._tell_once(bytes.fromhex(event["key"]), "refused", swarm_events.Banned(bytes.fromhex(event["key"])))
+                self._tell_once(bytes.fromhex(event["key"]), "refused", Banned(bytes.fromhex(event["key"])))
             case "dial-failed":
                 key, topics = bytes.fromhex(event["key"]), tuple(map(bytes.fromhex, event["topics"]))
-                self._tell_once(key, event["code"], swarm_events.PeerFailed(key, topics, event["code"], event["text"]))
+                self._tell_once(key, event["code"], PeerFailed(key, topics, event["code"], event["text"]))
 
-    def _tell_once(self, key: bytes, code: str, event: swarm_events.Event) -> None:
+    def _tell_once(self, key: bytes, code: str, event: Event) -> None:
         now = self._clock()
         if now - self._told.get((key, code), -TELL_EVERY_SECONDS) < TELL_EVERY_SECONDS:
             return
@@ -150,5 +229,4 @@ class ConnectionTable:
         self.on_event(event)
 
 
-def _ignore(anything: object) -> None:
-    """Until the swarm has set a callback."""
+def _ignore(_anything: object) -> None: ...

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Firewall:
-    """Who may connect, by public key; decided in the sidecar, before a stranger learns anything about us."""
+    """Who may connect, by public key. Enforced by the sidecar, before a stranger learns anything about us."""
 
     denied: frozenset[bytes] = frozenset()
-    #: None: everybody who is not denied.
+    #: None allows everybody who is not denied.
     allowed: frozenset[bytes] | None = None
 
     def refuses(self, key: bytes) -> bool:
@@ -20,6 +20,5 @@ class Firewall:
         return other.allowed is not None and (self.allowed is None or bool(self.allowed - other.allowed))
 
     def parameters(self) -> dict[str, object]:
-        """As the sidecar takes them."""
         allowed = None if self.allowed is None else [key.hex() for key in self.allowed]
         return {"denied": [key.hex() for key in self.denied], "allowed": allowed}

@@ -1,41 +1,41 @@
-"""Credit windows: how much one side may send before the other has taken it. Pure.
+"""Flow control by credit: how much one side may send before the other has taken it. Pure.
 
-The transport has no receive window of its own: a peer that does not read let 505 MB through in 2 s. So each side grants the
-other so many bytes, end to end, and gives them back as the application takes them. A message costs its bytes and ``OVERHEAD``.
+The transport has no receive window: 505 MB once reached a peer that did not read, within 2 s. So each side grants the other a number of
+bytes, end to end, and renews them as the application takes messages. A message costs its bytes plus ``OVERHEAD``.
 """
 
 from collections import deque
 from typing import Final
 
-#: What a message costs besides its bytes, so that empty ones are not free. Part of the peer wire.
+#: Makes empty messages cost something. Part of the protocol between peers.
 OVERHEAD: Final = 32
-#: Larger messages travel in parts, so that none holds up what comes behind it for long.
+#: Larger messages are sent in parts, so that they do not delay others for long.
 MAX_PART_BYTES: Final = 64 * 1024
-#: No window is larger; a peer that grants more than that, and what it was sent, is cut off.
+#: A peer that grants more credit than this, or sends more than its window, is disconnected.
 MAX_WINDOW_BYTES: Final = 1024 * 1024
-#: A window has to be so much larger than what a stranger gets, because nobody grants crumbs.
+#: The least difference between the windows of strangers and peers, because tiny credits are not sent.
 MIN_GROWTH_BYTES: Final = 1024
-#: A credit smaller than this share of the window waits for more: one frame for many messages.
+#: Credit below this share of the window waits, so that one frame covers many messages.
 _BATCH: Final = 4
 
 
 class SendWindow:
-    """What may leave, and what waits because the peer has not granted enough. Splits what is longer than a part."""
+    """What may be sent, and what waits for credit. Splits messages that are longer than a part."""
 
     def __init__(self, credit: int) -> None:
         self._credit = min(credit, MAX_WINDOW_BYTES)
         self._waiting: deque[bytes] = deque()
-        #: How much of the first waiting message has left.
+        #: How much of the first waiting message was sent.
         self._offset = 0
         self._waiting_cost = 0
 
     @property
     def room(self) -> int:
-        """What may still be sent before it waits; negative when something waits."""
+        """Return how much more may be sent; negative if messages wait."""
         return self._credit - self._waiting_cost
 
     def take(self, message: bytes) -> bool:
-        """True: it may leave now, whole, and is paid for. False: it has to ``wait``."""
+        """Return True if the message may be sent now, whole, and charge for it. Otherwise the caller must call ``wait``."""
         size = len(message)
         if not self._waiting and size + OVERHEAD <= self._credit and size <= MAX_PART_BYTES:
             self._credit -= size + OVERHEAD
@@ -43,7 +43,7 @@ class SendWindow:
         return False
 
     def wait(self, message: bytes) -> None:
-        """Queue a message; ``next_part`` brings it as credit comes."""
+        """Queue a message. ``next_part`` returns it as credit arrives."""
         self._waiting.append(message)
         self._waiting_cost += len(message) + OVERHEAD * (1 + len(message) // MAX_PART_BYTES)
 
@@ -51,14 +51,14 @@ class SendWindow:
         self._credit = min(self._credit + credit, MAX_WINDOW_BYTES)
 
     def next_part(self) -> tuple[bytes, bool] | None:
-        """What may leave now of what waits, paid for, and whether it ends its message. None: nothing may."""
+        """Return the next waiting part to send, charged for, and whether it ends its message; None if nothing may be sent."""
         if not self._waiting:
             self._waiting_cost = 0
             return None
         message = self._waiting[0]
         left = len(message) - self._offset
         size = min(left, MAX_PART_BYTES, self._credit - OVERHEAD)
-        # A sliver of a large message would cost more than it carries; it waits for more credit.
+        # A tiny part would cost more than it carries.
         if size < 0 or (size < left and size < OVERHEAD):
             return None
         part = message[self._offset : self._offset + size] if size < len(message) else message
@@ -73,9 +73,9 @@ class SendWindow:
 
 
 class ReceiveWindow:
-    """What the peer may send, and when to tell it that it may send more.
+    """What the peer may send, and when to grant more.
 
-    A stranger gets ``first`` bytes once and nothing back; ``open`` makes it a peer with a whole window.
+    A stranger gets ``first`` bytes once. ``open`` makes it a peer with a whole window.
     """
 
     def __init__(self, first: int, window: int) -> None:
@@ -89,7 +89,7 @@ class ReceiveWindow:
         return self._is_open
 
     def open(self) -> int:
-        """Returns what to grant now; 0 when it is open already."""
+        """Return the credit to grant; 0 if it was already open."""
         if self._is_open:
             return 0
         self._is_open = True
@@ -98,7 +98,7 @@ class ReceiveWindow:
         return grant
 
     def take(self, cost: int) -> int:
-        """The application has taken messages of so much cost. Returns what to grant now, mostly 0."""
+        """Note that the application has taken messages of this cost. Returns the credit to grant, usually 0."""
         self._taken += cost
         if not self._is_open or self._taken < self._window // _BATCH:
             return 0

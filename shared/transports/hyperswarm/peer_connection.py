@@ -1,4 +1,4 @@
-"""One connection to a peer: whole messages in order both ways, as fast as the peer takes them."""
+"""One connection to a peer: whole messages in order in both directions, with flow control."""
 
 import asyncio
 from collections import deque
@@ -12,24 +12,24 @@ from shared.transports.hyperswarm import sidecar_frames
 from shared.transports.hyperswarm.flow_control import OVERHEAD, ReceiveWindow, SendWindow
 from shared.transports.hyperswarm.swarm_errors import ConnectionClosed, SwarmError
 
-#: Longer messages are refused at the sender, and end the connection at the receiver: it must hold one whole.
+#: The sender refuses longer messages, and the receiver closes the connection, because it must hold a whole message.
 MAX_MESSAGE_BYTES: Final = 1024 * 1024
 _GRACEFUL, _ABORT = b"\0", b"\1"
 
 
 @dataclass(frozen=True, slots=True)
 class PeerAddress:
-    """Of a node of the DHT, or the far end of a connection."""
+    """The address of a DHT node or of the peer of a connection."""
 
     host: str
     port: int
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Of "host:port"; raises ValueError."""
+        """Parse "host:port". Raises ValueError."""
         host, _, port = text.strip().rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-            raise ValueError(f"{text!r} is no address; write host:port, as in 203.0.113.5:49737")
+            raise ValueError(f"{text!r} is not an address; write host:port, as in 203.0.113.5:49737")
         if ":" in host:
             raise ValueError(f"{text!r}: the DHT is IPv4 only")
         return cls(host, int(port))
@@ -39,59 +39,52 @@ class PeerAddress:
 
 
 class Path(StrEnum):
-    """How a connection runs."""
-
-    #: Within one network, or to an address that is open to all.
+    #: Within one network, or to a public address.
     DIRECT = "direct"
     #: Through NATs that both sides had to open.
     PUNCHED = "punched"
-    #: Through a blind relay, which reads nothing.
+    #: Through a blind relay, which cannot read anything.
     RELAYED = "relayed"
 
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """What is known of a connection when it opens."""
-
     key: bytes
     initiator: bool
     path: Path
     remote: PeerAddress
     topics: tuple[bytes, ...]
     channel: bytes
-    #: What the peer lets us send at first.
     credit: int
 
 
 class Pipe(Protocol):
-    """Where the frames of connections go: the sidecar that runs them."""
+    """Sends the frames of connections: the sidecar that runs them."""
 
     def send(self, kind: int, number: int, payload: bytes) -> None: ...
 
 
 class PeerConnection:
-    """Made by a Swarm. ``send`` never waits; who produces much asks ``is_full`` or awaits ``drained``.
+    """Created by a Swarm. ``send`` never waits; producers check ``is_full`` or await ``drained``.
 
-    Messages come through ``on_message`` if it is set, else ``read``. Callbacks run on the loop, must not wait and must not raise.
+    Messages go to ``on_message`` if it is set, otherwise ``read`` returns them. Callbacks run on the event loop and must not wait or raise.
     """
 
     def __init__(self, pipe: Pipe, number: int, opening: Opening, window: ReceiveWindow, forget: Callable[[int], None]) -> None:
-        #: The peer's public key, proven by the Noise handshake.
+        #: The peer's public key, proved by the Noise handshake.
         self.key = opening.key
-        #: Whether we dialled.
         self.initiator = opening.initiator
         self.path = opening.path
         self.remote = opening.remote
-        #: The topics by which we found the peer; none when only it found us.
+        #: The topics by which we found the peer; empty if only it found us.
         self.topics = opening.topics
-        #: The hash of the Noise handshake, the same on both sides and on no other connection.
+        #: The hash of the Noise handshake, which is the same on both sides and unique to this connection.
         self.channel = opening.channel
         self.opened_at = datetime.now(UTC)
-        #: Why it is over, "" when the peer just ended it; None while it is open.
+        #: Why it ended, empty if the peer simply closed it; None while it is open.
         self.closed: str | None = None
-        #: Called when the peer has taken enough for more to leave, after ``is_full``.
+        #: Called when there is room again after ``is_full``.
         self.on_room: Callable[[], None] | None = None
-        #: Called once with the reason.
         self.on_closed: Callable[[str], None] | None = None
         self._send = pipe.send
         self._forget = forget
@@ -99,11 +92,11 @@ class PeerConnection:
         self._sending = SendWindow(opening.credit)
         self._receiving = window
         self._on_message: Callable[[bytes], None] | None = None
-        #: With the cost that is given back when they are taken.
+        #: With the credit to grant when they are taken.
         self._messages: deque[tuple[bytes, int]] = deque()
         self._parts: list[bytes] = []
         self._parts_bytes = 0
-        #: Of the parts, as far as it has not been given back.
+        #: The cost of the parts that was not granted again yet.
         self._parts_cost = 0
         self._was_full = False
         self._reading = asyncio.Event()
@@ -113,23 +106,21 @@ class PeerConnection:
     def __repr__(self) -> str:
         return f"<Connection {self.key.hex()[:8]} {self.path} {self.remote}{'' if self.closed is None else ' closed'}>"
 
-    # --- sending ------------------------------------------------------------------------------------------------
-
     def send(self, message: bytes) -> None:
-        """Hands a message over; it waits in memory if the peer has not granted enough. Raises ConnectionClosed, SwarmError."""
+        """Send a message. It waits in memory if the peer has not granted enough. Raises ConnectionClosed, SwarmError."""
         if self.closed is not None:
             raise ConnectionClosed(self.closed)
         if self._sending.take(message):
             self._send(sidecar_frames.DATA, self._number, message)
             return
         if len(message) > MAX_MESSAGE_BYTES:
-            raise SwarmError(f"a message of {len(message)} bytes; at most {MAX_MESSAGE_BYTES}, so cut it")
+            raise SwarmError(f"a message of {len(message)} bytes is over the limit of {MAX_MESSAGE_BYTES}; split it")
         self._sending.wait(message)
         self._pump()
 
     @property
     def room(self) -> int:
-        """Bytes that may be sent before they have to wait for the peer; negative when some wait."""
+        """Return how many bytes may be sent before they have to wait; negative if some are waiting."""
         return self._sending.room
 
     @property
@@ -140,7 +131,7 @@ class PeerConnection:
         return True
 
     async def drained(self) -> None:
-        """Until there is room. Raises ConnectionClosed."""
+        """Wait until there is room. Raises ConnectionClosed."""
         while self.closed is None and self.is_full:
             self._draining.clear()
             await self._draining.wait()
@@ -148,15 +139,12 @@ class PeerConnection:
             raise ConnectionClosed(self.closed)
 
     async def write(self, message: bytes) -> None:
-        """``drained``, then ``send``."""
         await self.drained()
         self.send(message)
 
-    # --- receiving ----------------------------------------------------------------------------------------------
-
     @property
     def on_message(self) -> Callable[[bytes], None] | None:
-        """Called for each message the moment it arrives; the peer may send more when it returns. Setting it brings what waits."""
+        """Called for each message as it arrives. When it returns, the peer may send more. Setting it delivers waiting messages."""
         return self._on_message
 
     @on_message.setter
@@ -166,7 +154,7 @@ class PeerConnection:
             self._on_message(self._take())
 
     async def read(self) -> bytes:
-        """The next message; what came before the end is still read. Raises ConnectionClosed. One reader at a time."""
+        """Return the next message, also after the end while some are left. Raises ConnectionClosed. One reader at a time."""
         while not self._messages:
             if self.closed is not None:
                 raise ConnectionClosed(self.closed)
@@ -175,7 +163,7 @@ class PeerConnection:
         return self._take()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """The messages until the connection ends."""
+        """Yield the messages until the connection ends."""
         while True:
             try:
                 message = await self.read()
@@ -184,13 +172,11 @@ class PeerConnection:
             yield message
 
     def open_window(self) -> None:
-        """The peer is no stranger any more: it may send a whole window. Safe to call twice."""
+        """Grant the peer, which is no longer a stranger, a whole window. Safe to call twice."""
         self._grant(self._receiving.open())
 
-    # --- the end --------------------------------------------------------------------------------------------------
-
     def close(self, reason: str = "", *, abort: bool = False) -> None:
-        """End it, after what the peer has room for, or at once (``abort``). Safe to call twice."""
+        """Close after sending what the peer has room for, or at once (``abort``). Safe to call twice."""
         if self.closed is None:
             self._send(sidecar_frames.CLOSE, self._number, _ABORT if abort else _GRACEFUL)
             self.end(reason)
@@ -198,21 +184,19 @@ class PeerConnection:
     async def wait_closed(self) -> None:
         await self._ended.wait()
 
-    # --- for the swarm --------------------------------------------------------------------------------------------
-
     def receive_part(self, part: bytes) -> None:
-        """A part of a message, and not its last."""
+        """Handle a part of a message that is not its last."""
         self._parts.append(part)
         self._parts_bytes += len(part)
         self._parts_cost += len(part) + OVERHEAD
         if self._parts_bytes > MAX_MESSAGE_BYTES:
             self.close("the peer sent a message that is too long", abort=True)
         elif not self._messages:
-            # Nothing else is there to be taken, so no other credit would ever let the message end.
+            # No message is waiting, so no other credit would let this one complete.
             self._grant_parts()
 
     def receive(self, message: bytes) -> None:
-        """A message, or the last part of one."""
+        """Handle a message, or the last part of one."""
         cost = len(message) + OVERHEAD
         if self._parts:
             self._parts.append(message)
@@ -238,7 +222,7 @@ class PeerConnection:
                 self.on_room()
 
     def end(self, reason: str) -> None:
-        """It is over, whoever ended it. Safe to call twice."""
+        """Handle the end of the connection. Safe to call twice."""
         if self.closed is not None:
             return
         self.closed = reason
@@ -248,8 +232,6 @@ class PeerConnection:
             event.set()
         if self.on_closed is not None:
             self.on_closed(reason)
-
-    # --- inside ---------------------------------------------------------------------------------------------------
 
     def _take(self) -> bytes:
         message, cost = self._messages.popleft()

@@ -1,27 +1,26 @@
-"""When to dial a lost peer, look a topic up, and ask whether there is a network at all. Pure; the swarm brings the clock.
+"""Decides when to dial a lost peer, look up a topic, and check for a network. Pure; the swarm brings the clock.
 
-Hyperswarm dials a lost peer three times and then never again, and looks a topic up every ten minutes: after an outage of a
-minute nobody came back. A peer that announces itself is therefore dialled until it has been away for hours.
+Hyperswarm itself dials a lost peer three times, and looks up a topic every ten minutes: after an outage of a minute no peer came back.
+So a peer that announces itself is dialed until it has been gone for hours.
 """
 
 from dataclasses import dataclass, field
 from typing import Final
 
 _MINUTE: Final = 60.0
-#: How long after the loss, and after each dial, the next one comes.
 _FIRST_DIALS_SECONDS: Final = (0.25, 0.5, 1.0, 2.0)
-#: Away for less than so long: dialled every so often. After the last it is forgotten; it finds us when it comes back.
+#: (gone for less than, dial every). After the last entry the peer is forgotten; when it comes back, it finds us.
 _DIALS: Final = ((2 * _MINUTE, 3.0), (10 * _MINUTE, 10.0), (6 * 60 * _MINUTE, _MINUTE))
-#: A wave of losses is dialled in this many per tick, so that the network is not flooded with lookups.
+#: After a wave of losses, dials are spread to avoid flooding the network with lookups.
 _DIALS_PER_TICK: Final = 8
 _MAX_LOST: Final = 256
-#: A lookup is about twenty packets. So often while nobody of the topic is connected …
+#: A lookup is about twenty packets. These are the pauses while no peer of the topic is connected …
 _LOOKUPS_ALONE_SECONDS: Final = (1.0, 2.0, 4.0, 8.0, 10.0)
-#: … and so often after an hour of that, while somebody is lost, and otherwise.
+#: … after an hour of that; while a peer is lost; and otherwise.
 _LOOKUPS_LONG_ALONE, _LOOKUP_LONG_ALONE_SECONDS = 360, 30.0
 _LOOKUP_LOST_SECONDS: Final = 5.0
 _LOOKUP_SECONDS: Final = 120.0
-#: While somebody is missing we ask the DHT whether there is a network; without one nobody is dialled.
+#: While a peer is missing, we ask the DHT whether there is a network. Without one nobody is dialed.
 PROBE_ONLINE_SECONDS, PROBE_OFFLINE_SECONDS = 3.0, 1.0
 
 
@@ -55,7 +54,7 @@ class Recovery:
     online: bool = True
     _topics: dict[bytes, _Topic] = field(default_factory=dict)
     _lost: dict[bytes, _Lost] = field(default_factory=dict)
-    #: Peers that are connected, with the topics they were found by.
+    #: Connected peers, with the topics they were found by.
     _open: dict[bytes, tuple[bytes, ...]] = field(default_factory=dict)
 
     @property
@@ -67,7 +66,7 @@ class Recovery:
         return bool(self._lost) or not self.online or any(self._is_alone(topic) for topic in self._topics)
 
     def joined(self, topic: bytes, now: float) -> None:
-        """To look others up by it. Hyperswarm itself makes the first lookup."""
+        """Note a topic to look up. Hyperswarm makes the first lookup itself."""
         self._topics.setdefault(topic, _Topic(now + _LOOKUPS_ALONE_SECONDS[0]))
 
     def left(self, topic: bytes) -> None:
@@ -79,12 +78,12 @@ class Recovery:
         self._lost.pop(key, None)
 
     def closed(self, key: bytes, now: float, *, wanted: bool) -> None:
-        """``wanted``: we did not end it. Only who announces itself can be dialled, so who was not found by a topic is let go."""
+        """``wanted``: we did not close it. Only a peer that was found by a topic can be dialed; any other is forgotten."""
         topic = next((topic for topic in self._open.pop(key, ()) if topic in self._topics), None)
         if not wanted:
             return
         if topic is None:
-            # Whoever dialled us knows us by some topic, and may be found by it, too.
+            # A peer that dialed us knows one of our topics, and may be found by it.
             for each in self._topics:
                 if self._is_alone(each):
                     self._hasten(each, now)
@@ -99,35 +98,31 @@ class Recovery:
         state.lookups = 0
         state.due_at = min(state.due_at, now + _LOOKUPS_ALONE_SECONDS[0])
 
-    def forget(self, key: bytes) -> None:
-        """Nobody to be dialled any more."""
-        self._lost.pop(key, None)
-
     def probed(self, online: bool) -> bool:
-        """Whether the network is back."""
+        """Note the result of a probe. Returns whether the network is back."""
         came_back = online and not self.online
         self.online = online
         return came_back
 
     def came_back(self, now: float) -> None:
-        """The network is back, or another: nothing waits any longer."""
+        """Retry everything now, because the network is back or has changed."""
         self.online = True
         for peer in self._lost.values():
             peer.due_at = now
         self.look_around(now)
 
     def look_around(self, now: float) -> None:
-        """Somebody may be there who was not."""
+        """Look up all topics now."""
         for state in self._topics.values():
             state.due_at, state.lookups = now, 0
 
     def restarted(self, now: float) -> None:
-        """The swarm itself began anew, with the same topics."""
+        """Handle a restart of the swarm with the same topics."""
         self._open.clear()
         self.came_back(now)
 
     def due(self, now: float) -> list[Dial | Lookup]:
-        """What to do now."""
+        """Return what to do now."""
         if not self.online:
             return []
         steps: list[Dial | Lookup] = []
@@ -159,6 +154,6 @@ class Recovery:
 
 
 def _wait_for_dial(dials: int, away: float) -> float | None:
-    """After the ``dials``-th dial of a peer that has been away for so long; None: it is given up."""
+    """Return the pause after the ``dials``-th dial of a peer that has been gone this long; None to give up."""
     every = next((every for longest, every in _DIALS if away < longest), None)
     return _FIRST_DIALS_SECONDS[dials] if every is not None and dials < len(_FIRST_DIALS_SECONDS) else every

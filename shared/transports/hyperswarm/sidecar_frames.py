@@ -1,6 +1,6 @@
-"""Frames between Python and the sidecar: only this file and sidecar/frames.js know their layout. Pure.
+"""Encodes and parses frames between Python and the sidecar. Only this file and sidecar/frames.js know their layout. Pure.
 
-u32le length of what follows | u8 type | u32le id | payload. protocol.md tells what each type carries.
+A frame is: u32le length of the rest | u8 type | u32le id | payload. See protocol.md for the types.
 """
 
 import struct
@@ -10,7 +10,7 @@ from typing import Final
 HELLO: Final = 0x01
 CALL: Final = 0x02
 RESPONSE: Final = 0x21
-#: Both ways.
+#: In both directions.
 PART: Final = 0x10
 DATA: Final = 0x11
 CLOSE: Final = 0x12
@@ -22,29 +22,28 @@ ANSWER: Final = 0x82
 EVENT: Final = 0x83
 OPEN: Final = 0x84
 
-#: Room for a firewall of 100,000 keys; everything else is far smaller.
+#: Enough for a firewall of 100,000 keys. Everything else is far smaller.
 MAX_FRAME_BYTES: Final = 8 * 1024 * 1024
 HEADER_BYTES: Final = 9
 
 _HEADER: Final = struct.Struct("<IBI")
 _NUMBER: Final = struct.Struct("<I")
-#: What the length counts besides the payload.
 _COUNTED: Final = HEADER_BYTES - 4
 
 Frame = tuple[int, int, bytes]
 
 
 class BadFrame(ValueError):
-    """Nothing that a sidecar sends. Caught by whoever feeds the parser, who ends the sidecar."""
+    """An invalid frame. The caller of the parser stops the sidecar."""
 
 
 def header(kind: int, number: int, size: int) -> bytes:
-    """What stands before a payload of ``size`` bytes."""
+    """Return the header of a payload of ``size`` bytes."""
     return _HEADER.pack(_COUNTED + size, kind, number)
 
 
 def number(payload: bytes) -> int:
-    """The payload of a CREDIT."""
+    """Decode the payload of a CREDIT."""
     if len(payload) != 4:
         raise BadFrame(f"a number of {len(payload)} bytes")
     found: int = _NUMBER.unpack(payload)[0]
@@ -56,7 +55,7 @@ def encode_number(value: int) -> bytes:
 
 
 class SidecarParser:
-    """Cuts a stream of bytes into frames, however it arrives."""
+    """Splits a stream of bytes into frames."""
 
     def __init__(self) -> None:
         self._waiting: list[bytes] = []
@@ -64,7 +63,7 @@ class SidecarParser:
         self._needed = HEADER_BYTES
 
     def feed(self, chunk: bytes) -> list[Frame]:
-        """The frames that are whole now. Raises BadFrame."""
+        """Return the completed frames. Raises BadFrame."""
         if self._size:
             self._waiting.append(chunk)
             self._size += len(chunk)

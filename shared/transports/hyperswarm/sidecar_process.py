@@ -1,4 +1,4 @@
-"""One life of a sidecar: its process, the socketpair to it, the calls under way. When it is over, it is over: the swarm starts another."""
+"""One run of a sidecar: its process, the socketpair to it, and pending calls. If it ends, the swarm starts another one."""
 
 import asyncio
 import json
@@ -11,17 +11,15 @@ from typing import Any, Final, Protocol, cast
 from shared.transports.hyperswarm import sidecar_frames
 from shared.transports.hyperswarm.swarm_errors import SidecarLost, SwarmError
 
-#: From its start until it is bound to a port; about 0.1 s when the machine is idle, and many seconds when it is overloaded. More than
-#: this and it hangs.
+#: Until the sidecar is bound to a port: about 0.1 s on an idle machine, many seconds on an overloaded one.
 READY_SECONDS: Final = 60.0
 CALL_SECONDS: Final = 15.0
-#: It has told its peers goodbye by then; after that it is killed.
+#: Time for the sidecar to say goodbye to its peers, before it is killed.
 STOP_SECONDS: Final = 4.0
-#: What a sidecar said before it died, as much as a person reads.
 _LAST_WORDS_BYTES: Final = 4096
-#: Frames of one loop turn leave as one write, unless there are so many that the sidecar may as well begin.
+#: Frames of one loop turn share a write. With this many, the sidecar may as well begin.
 _EAGER_PIECES: Final = 128
-#: Of each direction of the socketpair, so that a turn of the loop on either side finds work.
+#: Per direction of the socketpair, so that each loop turn on either side finds work.
 _SOCKET_BUFFER_BYTES: Final = 1024 * 1024
 
 
@@ -29,13 +27,13 @@ _NO_ANSWER: Final = 0
 
 
 class SidecarListener(Protocol):
-    """Who is told what the sidecar says. Called from ``data_received``: must not wait or raise."""
+    """Receives the sidecar's frames. Called from ``data_received``: must not wait or raise."""
 
     def on_frame(self, pipe: "Sidecar", kind: int, number: int, payload: bytes) -> None: ...
 
 
 class Sidecar(asyncio.Protocol):
-    """Made by ``start``."""
+    """Created by ``start``."""
 
     def __init__(self, listener: SidecarListener) -> None:
         self._loop = asyncio.get_running_loop()
@@ -52,7 +50,7 @@ class Sidecar(asyncio.Protocol):
 
     @classmethod
     async def start(cls, command: list[str | Path], hello: bytes, listener: SidecarListener) -> "Sidecar":
-        """A sidecar that is bound and answers; raises SwarmError."""
+        """Start a sidecar and wait until it is bound. Raises SwarmError."""
         sidecar = cls(listener)
         try:
             async with asyncio.timeout(READY_SECONDS):
@@ -80,26 +78,24 @@ class Sidecar(asyncio.Protocol):
         return self._gone.is_set()
 
     async def wait(self) -> str:
-        """Until it is gone; returns its last words."""
+        """Wait until it has ended. Returns its last output."""
         await self._gone.wait()
         return await self._bury()
 
     def kill(self) -> None:
-        """It does not answer any more. ``wait`` then returns."""
+        """Kill a sidecar that does not answer. ``wait`` then returns."""
         if self._process is not None:
             with suppress(ProcessLookupError):
                 self._process.kill()
 
     async def stop(self) -> None:
-        """Let it say goodbye; kill it if it takes too long. Safe to call twice, and never leaves a process behind."""
+        """Let it say goodbye, and kill it if that takes too long. Safe to call twice. Never leaves a process behind."""
         if self._transport is not None:
             self._transport.close()
         await self._bury()
 
-    # --- talking to it --------------------------------------------------------------------------------------------
-
     def send(self, kind: int, number: int, payload: bytes) -> None:
-        """Never waits. What is sent to a sidecar that is gone is lost."""
+        """Send a frame without waiting. Frames to a dead sidecar are lost."""
         out = self._out
         if not out:
             self._loop.call_soon(self._flush)
@@ -109,11 +105,11 @@ class Sidecar(asyncio.Protocol):
             self._flush()
 
     def tell(self, method: str, parameters: Mapping[str, object]) -> None:
-        """A call whose answer nobody waits for."""
+        """Make a call without waiting for its answer."""
         self.send(sidecar_frames.CALL, _NO_ANSWER, json.dumps({"method": method, **parameters}).encode())
 
     async def call(self, method: str, parameters: Mapping[str, object] | None = None, *, deadline_seconds: float = CALL_SECONDS) -> Any:
-        """Ask for something (sidecar/main.js CALLS); raises SwarmError, SidecarLost."""
+        """Make a call (see CALLS in sidecar/main.js). Raises SwarmError, SidecarLost."""
         if self.is_gone:
             raise SidecarLost("the sidecar is being restarted")
         self._last_call += 1
@@ -124,14 +120,12 @@ class Sidecar(asyncio.Protocol):
             async with asyncio.timeout(deadline_seconds):
                 return await answer
         except TimeoutError:
-            raise SwarmError(f"{method} took the sidecar longer than {deadline_seconds:.0f} s; is there a network?") from None
+            raise SwarmError(f"the sidecar needed more than {deadline_seconds:.0f} s for {method}; is there a network?") from None
         finally:
             del self._calls[number]
 
-    # --- asyncio.Protocol ---------------------------------------------------------------------------------------
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's are no subclasses
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's transports are not subclasses
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -154,10 +148,8 @@ class Sidecar(asyncio.Protocol):
         for future in (self._ready, *self._calls.values()):
             if not future.done():
                 future.set_exception(lost)
-        # Nobody may be waiting, and that is no mistake.
+        # Mark as retrieved: it is fine if nobody waits.
         self._ready.exception()
-
-    # --- inside -----------------------------------------------------------------------------------------------------
 
     async def _spawn(self, command: list[str | Path]) -> None:
         ours, theirs = socket.socketpair()

@@ -1,4 +1,4 @@
-"""Requests of stock protomux-rpc clients, which our own wire does not carry: each in a task, its answer or refusal sent back."""
+"""Answers requests of stock protomux-rpc clients, each in its own task."""
 
 import asyncio
 import json
@@ -11,37 +11,36 @@ from shared.transports.hyperswarm import sidecar_frames
 from shared.transports.hyperswarm.peer_connection import Pipe
 from shared.transports.hyperswarm.swarm_errors import RequestRefused
 
-#: The key, the hash of the handshake, the length of the method.
 _HEAD: Final = struct.Struct("<32s64sH")
-#: The number under which the sidecar tells that a connection is closed.
+#: The number with which the sidecar reports a closed connection.
 GONE: Final = 0
 _VALUE, _REFUSAL = b"\0", b"\1"
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    #: The caller's public key, proven by the Noise handshake.
+    #: The caller's public key, proved by the Noise handshake.
     key: bytes
-    #: The hash of that handshake: the same for all requests that come by one connection, and for no others.
+    #: The hash of that handshake, which identifies the connection.
     channel: bytes
     method: str
     value: bytes
 
 
 Answers = Callable[[Request], Awaitable[bytes]]
-#: Told the hash of a connection's handshake when it is closed.
+#: Called with a connection's handshake hash when it is closed.
 OnGone = Callable[[bytes], None]
 
 
 class StockRequests:
-    """What is under way. ``answers`` returns the value, or raises RequestRefused; anything else ends the swarm. It is cancelled
-    when the connection of who asked is gone, and ``on_gone`` is told of that connection if anything on it was answered."""
+    """The running requests. ``answers`` returns the value or raises RequestRefused; anything else ends the swarm. It is canceled when the
+    caller's connection is closed. ``on_gone`` is then called if any request was answered on that connection."""
 
     def __init__(self, answers: Answers, on_gone: OnGone, tasks: asyncio.TaskGroup) -> None:
         self._answers = answers
         self._on_gone = on_gone
         self._group = tasks
-        #: Two lives of the sidecar give the same numbers.
+        #: Numbers repeat after a restart of the sidecar, so the sidecar is part of the key.
         self._under_way: dict[tuple[Pipe, int], asyncio.Task[None]] = {}
 
     def receive(self, pipe: Pipe, number: int, payload: bytes) -> None:

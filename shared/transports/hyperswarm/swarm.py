@@ -1,4 +1,4 @@
-"""A Hyperswarm: peers that meet by topic, through any NAT. Owns the sidecar, and starts another when it dies."""
+"""A Hyperswarm: peers that find each other by topic, through any NAT. Owns the sidecar and restarts it when it dies."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ from pathlib import Path as FilePath
 from typing import Any, Final, Self
 
 from shared.timing.backoff import Backoff
-from shared.transports.hyperswarm import node_binary, swarm_events
+from shared.transports.hyperswarm import connection_table, node_binary
 from shared.transports.hyperswarm.connection_table import ConnectionTable, ConnectionTerms
 from shared.transports.hyperswarm.firewall import Firewall
 from shared.transports.hyperswarm.flow_control import MAX_WINDOW_BYTES, MIN_GROWTH_BYTES
@@ -22,17 +22,16 @@ from shared.transports.hyperswarm.sidecar_process import CALL_SECONDS, Sidecar
 from shared.transports.hyperswarm.stock_requests import Answers, OnGone, StockRequests
 from shared.transports.hyperswarm.swarm_errors import SidecarLost, SwarmError
 
-#: Between a sidecar's death and the next; doubled up to the second figure, and small again after one has lived for the third.
+#: Pauses before a restart of the sidecar; they start over after a run of RESTART_CALM_SECONDS.
 RESTART_BACKOFF = Backoff(first_seconds=0.2, longest_seconds=5.0)
 RESTART_CALM_SECONDS = 30.0
 FLUSH_SECONDS: Final = 15.0
 TICK_SECONDS: Final = 0.25
 PROBE_DEADLINE_SECONDS: Final = 5.0
-#: How often the DHT nodes that announce us are asked whether they still do. One that was started anew has forgotten everybody,
-#: and the library would tell it in ten minutes.
+#: How often to ask the DHT nodes that announce us whether they still do. A restarted one has forgotten everything, and the library
+#: would notice only after ten minutes.
 MEMORY_SECONDS: Final = 3.0
-#: A sidecar that answers nothing for so many rounds of so many seconds hangs, and another takes its place. Peers have long
-#: seen it silent by then.
+#: A sidecar that does not answer for this many rounds of this many seconds is replaced. Peers have lost it by then anyway.
 HANGS_SECONDS: Final = 2.0
 HANGS_ROUNDS: Final = 3
 
@@ -47,49 +46,47 @@ class _Join:
 class Swarm:
     """Use as ``async with Swarm(...) as swarm``, then ``join``, and ``async for connection in swarm``.
 
-    Stays usable when the sidecar dies: connections close with "sidecar lost", topics are joined again.
+    Stays usable when the sidecar dies: connections close with "sidecar lost", and topics are joined again.
     """
 
-    #: 32 bytes from which the key pair is made; None: another one each time. Never run two swarms with the same.
+    #: 32 bytes from which the key pair is derived; None for a random one. Never run two swarms with the same seed.
     seed: bytes | None = None
-    #: Nodes of the DHT to begin with, at least two, by address or name; None: the public DHT.
+    #: DHT nodes to start with, at least two, by address or name; None for the public DHT.
     bootstrap: Sequence[PeerAddress] | None = None
-    #: Where those were before: asked only while nobody else answers.
     older: Sequence[PeerAddress] = ()
-    #: Other nodes of it that were there lately (``dht_nodes``): with them the DHT is found again when those to begin with are gone.
+    #: Recently seen nodes of the DHT (``dht_nodes``), with which it can be found when the bootstrap nodes are gone.
     nodes: Sequence[PeerAddress] = ()
-    #: Public keys of blind relays, for when no other path exists. It is enough that one of the two peers knows one.
+    #: Public keys of blind relays, used if there is no other path. One of the two peers must know one.
     relays: Sequence[bytes] = ()
     firewall: Firewall = field(default_factory=Firewall)
-    #: The address to bind to. With a loopback address the swarm knows itself to be reachable.
+    #: The address to bind to. A swarm on a loopback address considers itself reachable.
     host: str | None = None
-    #: Everybody can reach us at our address. None: let the DHT find out.
+    #: Whether everybody can reach our address; None to let the DHT find out.
     open_to_world: bool | None = None
-    #: Serve as a lasting node of the DHT. Only where the port is open.
+    #: Serve as a permanent DHT node. Only if the port is open.
     persistent: bool = False
     port: int | None = None
-    #: The Node.js that runs the sidecar; None: ``find_node``.
+    #: The Node.js binary for the sidecar; None for ``find_node``.
     node: FilePath | None = None
-    #: What a peer may send before we have taken it, once ``open_window`` was called …
+    #: What a peer may send before we have taken it, after ``open_window`` …
     window_bytes: int = 1024 * 1024
-    #: … and before, when it is a stranger.
+    #: … and before, as a stranger.
     first_bytes: int = 8192
-    #: Connections that wait to be taken.
     max_pending: int = 256
-    #: Told of everything that happens; must not wait or raise.
-    on_event: Callable[[swarm_events.Event], None] = field(default=lambda event: None)
-    #: Answers the requests of stock protomux-rpc clients; None: they are turned away. May raise RequestRefused, and nothing else.
+    #: Called for every event. Must not wait or raise.
+    on_event: Callable[[connection_table.Event], None] = field(default=lambda event: None)
+    #: Answers requests of stock protomux-rpc clients; None refuses them. May raise only RequestRefused.
     on_request: Answers | None = None
-    #: Told the ``channel`` of such a client when its connection is closed.
+    #: Called with such a client's ``channel`` when its connection is closed.
     on_requester_gone: OnGone = field(default=lambda channel: None)
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
         self._seed = secrets.token_bytes(32) if self.seed is None else self.seed
         if len(self._seed) != 32:
-            raise ValueError("a seed has 32 bytes")
+            raise ValueError("a seed must have 32 bytes")
         if not self.first_bytes + MIN_GROWTH_BYTES <= self.window_bytes <= MAX_WINDOW_BYTES:
-            raise ValueError(f"window_bytes is at least first_bytes + {MIN_GROWTH_BYTES} and at most {MAX_WINDOW_BYTES}")
+            raise ValueError(f"window_bytes must be at least first_bytes + {MIN_GROWTH_BYTES} and at most {MAX_WINDOW_BYTES}")
         self._public_key: bytes | None = None
         self._command: list[str | FilePath] = []
         self._sidecar: Sidecar | None = None
@@ -99,14 +96,12 @@ class Swarm:
         self._restarts = 0
         self._running = asyncio.Event()
         self._stack = AsyncExitStack()
-        self._switchboard = ConnectionTable(ConnectionTerms(self.window_bytes, self.first_bytes, self.max_pending), self.clock)
-        self._switchboard.on_event = self._announce
-        self._switchboard.on_opened = lambda connection: self._recovery.opened(connection.key, connection.topics)
-        self._switchboard.on_lost = lambda connection: self._closed(connection, wanted=not self.firewall.refuses(connection.key))
-        self._switchboard.on_ended = lambda connection: self._closed(connection, wanted=False)
-        self._switchboard.on_network_change = self._network_changed
-
-    # --- life ---------------------------------------------------------------------------------------------------
+        self._table = ConnectionTable(ConnectionTerms(self.window_bytes, self.first_bytes, self.max_pending), self.clock)
+        self._table.on_event = self._announce
+        self._table.on_opened = lambda connection: self._recovery.opened(connection.key, connection.topics)
+        self._table.on_lost = lambda connection: self._closed(connection, wanted=not self.firewall.refuses(connection.key))
+        self._table.on_ended = lambda connection: self._closed(connection, wanted=False)
+        self._table.on_network_change = self._network_changed
 
     async def __aenter__(self) -> Self:
         """Raises NodeMissing, SwarmError."""
@@ -117,7 +112,7 @@ class Swarm:
             tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
             if self.on_request is not None:
                 requests = StockRequests(self.on_request, self.on_requester_gone, tasks)
-                self._switchboard.on_request = requests.receive
+                self._table.on_request = requests.receive
                 self._stack.callback(requests.cancel)
             for job in (self._supervise(), self._recover(), self._watch_network(), self._watch_memory(), self._watch_sidecar()):
                 self._stack.callback(tasks.create_task(job).cancel)
@@ -127,9 +122,9 @@ class Swarm:
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        self._switchboard.close()
+        self._table.close()
         try:
-            # Without the body's error, which the TaskGroup would wrap into a group of one.
+            # Without the block's error, which the TaskGroup would wrap in a group.
             await self._stack.aclose()
         finally:
             await self._stop()
@@ -142,18 +137,15 @@ class Swarm:
 
     @property
     def connections(self) -> tuple[PeerConnection, ...]:
-        """Those that are open."""
-        return self._switchboard.connections
-
-    # --- topics and peers -----------------------------------------------------------------------------------------
+        return self._table.connections
 
     async def join(self, topic: bytes, *, server: bool = True, client: bool = True) -> None:
-        """Be found by a topic (``server``), find others by it (``client``), or both; again with other flags to change that.
+        """Announce ourselves on a topic (``server``), look for others (``client``), or both. Call it again to change that.
 
-        Returns at once: the network is asked in the background, see ``flush``.
+        Returns at once; see ``flush``.
         """
         if len(topic) != 32 or not (server or client):
-            raise ValueError("a topic has 32 bytes, and is joined as server, as client, or as both")
+            raise ValueError("a topic must have 32 bytes and be joined as server, client or both")
         self._topics[topic] = _Join(server, client)
         if client:
             self._recovery.joined(topic, self.clock())
@@ -168,7 +160,7 @@ class Swarm:
             self._tell("leave", topic=topic.hex())
 
     async def flush(self, *, deadline_seconds: float = FLUSH_SECONDS) -> None:
-        """Until we are announced and the first lookups are done. Raises SwarmError when the network does not let it happen."""
+        """Wait until we are announced and the first lookups are done. Raises SwarmError if the network does not allow it."""
         try:
             async with asyncio.timeout(deadline_seconds):
                 await self._running.wait()
@@ -177,7 +169,7 @@ class Swarm:
         await self._call("flush", deadline_seconds)
 
     async def refresh(self, topic: bytes | None = None) -> None:
-        """Look a topic up again, or all of them. The swarm does it by itself when somebody is missing."""
+        """Look up a topic again, or all. The swarm does this automatically while a peer is missing."""
         for each in [topic] if topic is not None else list(self._topics):
             self._tell("refresh", topic=each.hex())
 
@@ -186,34 +178,29 @@ class Swarm:
         self._explicit.add(key)
         self._tell("joinPeer", key=key.hex())
 
-    async def leave_peer(self, key: bytes) -> None:
-        self._explicit.discard(key)
-        self._recovery.forget(key)
-        self._tell("leavePeer", key=key.hex())
-
     async def set_firewall(self, firewall: Firewall) -> None:
-        """Returns when it holds: connections of who is refused now are gone, who is let in now is looked for."""
+        """Return once it applies: connections that it refuses are closed, and peers that it allows now are looked up."""
         before, self.firewall = self.firewall, firewall
         if self._sidecar is not None:
             await self._sidecar.call("firewall", firewall.parameters())
         if firewall.lets_in_more_than(before):
-            # Whoever was turned away waits longer and longer between tries: we dial, and do not wait for that.
+            # Refused peers wait longer and longer between attempts, so we dial them ourselves.
             self._recovery.look_around(self.clock())
 
     async def set_bootstrap(self, bootstrap: Sequence[PeerAddress] | None, older: Sequence[PeerAddress]) -> None:
-        """Begin with other nodes of the DHT from now on; those that are known stay known."""
+        """Use other DHT nodes to start with. Known nodes stay known."""
         self.bootstrap, self.older = bootstrap, older
         self._tell("bootstrap", **self._nodes_to_begin_with())
 
     async def dht_nodes(self) -> tuple[PeerAddress, ...]:
-        """Some nodes of the DHT that are there now, to be kept for the next start. Raises SidecarLost, SwarmError."""
+        """Return some DHT nodes that are online now, to be saved for the next start. Raises SidecarLost, SwarmError."""
         return tuple(PeerAddress(node["host"], node["port"]) for node in await self._call("nodes"))
 
-    async def stats(self) -> swarm_events.Stats:
+    async def stats(self) -> connection_table.Stats:
         """Raises SidecarLost while the sidecar is being restarted."""
         found = await self._call("stats")
         assert self._sidecar is not None
-        return swarm_events.Stats(
+        return connection_table.Stats(
             rss_bytes=found["rss"],
             pid=self._sidecar.pid,
             connections=len(self.connections),
@@ -221,20 +208,18 @@ class Swarm:
             lost=self._recovery.lost,
             online=self._recovery.online,
             restarts=self._restarts,
-            dht=swarm_events.DhtStats(**found["dht"]),
-            punches=swarm_events.Punches(**{kind: found["punches"][kind] for kind in ("consistent", "random", "open")}),
-            relaying=swarm_events.Relaying(**found["relaying"]),
+            dht=connection_table.DhtStats(**found["dht"]),
+            punches=connection_table.Punches(**{kind: found["punches"][kind] for kind in ("consistent", "random", "open")}),
+            relaying=connection_table.Relaying(**found["relaying"]),
         )
 
     async def __aiter__(self) -> AsyncIterator[PeerConnection]:
-        """Connections as they open, until the swarm is closed. One that is not taken within some seconds is closed."""
-        async for connection in self._switchboard.arrivals():
+        """Yield connections as they open, until the swarm is closed. One that is not accepted within seconds is closed."""
+        async for connection in self._table.arrivals():
             yield connection
 
-    # --- inside: asking the sidecar ---------------------------------------------------------------------------------
-
     def _tell(self, method: str, **parameters: object) -> None:
-        """Without a sidecar this is no loss: what it has to know is told to the next one."""
+        """Without a sidecar nothing is lost: the next one is told everything at its start."""
         if self._sidecar is not None:
             self._sidecar.tell(method, parameters)
 
@@ -243,10 +228,8 @@ class Swarm:
             raise SidecarLost("the sidecar is being restarted")
         return await self._sidecar.call(method, deadline_seconds=deadline_seconds)
 
-    # --- inside: keeping a sidecar ------------------------------------------------------------------------------------
-
     async def _start(self) -> None:
-        sidecar = await Sidecar.start(self._command, self._seed + json.dumps(self._options()).encode(), self._switchboard)
+        sidecar = await Sidecar.start(self._command, self._seed + json.dumps(self._options()).encode(), self._table)
         self._sidecar = sidecar
         self._public_key = sidecar.public_key
         sidecar.tell("firewall", self.firewall.parameters())
@@ -289,8 +272,8 @@ class Swarm:
             words = await self._sidecar.wait()
             self._sidecar = None
             self._running.clear()
-            self._switchboard.sidecar_lost()
-            self.on_event(swarm_events.SidecarDied(words))
+            self._table.sidecar_lost()
+            self.on_event(connection_table.SidecarDied(words))
             if self.clock() - began_at >= RESTART_CALM_SECONDS:
                 failures = 0
             while self._sidecar is None:
@@ -299,12 +282,10 @@ class Swarm:
                 try:
                     await self._start()
                 except SwarmError as error:
-                    self.on_event(swarm_events.SidecarDied(str(error)))
+                    self.on_event(connection_table.SidecarDied(str(error)))
             self._restarts += 1
             self._recovery.restarted(self.clock())
-            self.on_event(swarm_events.SidecarRestarted(self._restarts))
-
-    # --- inside: finding peers again --------------------------------------------------------------------------------
+            self.on_event(connection_table.SidecarRestarted(self._restarts))
 
     async def _recover(self) -> None:
         while True:
@@ -343,7 +324,7 @@ class Swarm:
             if not remembered:
                 self._tell("announce")
             if not (remembered and was_remembered):
-                # Once more after the library has announced our key by itself: it does not think of topics.
+                # Once more after the library has announced our key again: it forgets the topics.
                 for topic in announced:
                     self._tell("refresh", topic=topic.hex())
             was_remembered = remembered
@@ -368,13 +349,13 @@ class Swarm:
     def _closed(self, connection: PeerConnection, *, wanted: bool) -> None:
         self._recovery.closed(connection.key, self.clock(), wanted=wanted)
 
-    def _announce(self, event: swarm_events.Event) -> None:
-        self.on_event(event)  # whatever it is by now
+    def _announce(self, event: connection_table.Event) -> None:
+        self.on_event(event)  # resolved at call time, because it may be replaced
 
     def _network_changed(self) -> None:
         self._tell("revive")
         self._recovery.came_back(self.clock())
-        self.on_event(swarm_events.NetworkChanged())
+        self.on_event(connection_table.NetworkChanged())
 
 
 def _parameters_of(nodes: Sequence[PeerAddress]) -> list[dict[str, object]]:

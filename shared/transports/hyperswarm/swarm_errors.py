@@ -1,16 +1,16 @@
-"""What can go wrong with a swarm. All are SwarmError."""
+"""The errors of a swarm. All are SwarmError, except RequestRefused."""
 
 
 class SwarmError(Exception):
-    """The swarm cannot do it; the message says what to do next."""
+    """The swarm cannot do this; the message says what to do next."""
 
 
 class SidecarLost(SwarmError):
-    """The sidecar died, or does not run at the moment. It comes back by itself; what was asked of it has to be asked again."""
+    """The sidecar died or is not running. It restarts automatically; repeat the call."""
 
 
 class NodeMissing(SwarmError):
-    """There is no Node.js, or not the packages, to run the sidecar with."""
+    """Node.js or the packages of the sidecar are missing."""
 
     def __init__(self, what: str, *, hint: str) -> None:
         super().__init__(f"{what}; {hint}")
@@ -18,11 +18,11 @@ class NodeMissing(SwarmError):
 
 
 class ConnectionClosed(SwarmError):
-    """The connection is over; the message is the reason, empty when the peer just ended it."""
+    """The connection has ended. The message is the reason, empty if the peer simply closed it."""
 
 
 class RequestRefused(Exception):
-    """Raised by ``on_request`` to refuse a protomux-rpc request: the caller gets code and message."""
+    """Raised by ``on_request`` to refuse a protomux-rpc request. The caller gets code and message."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""Moving from one server to another without losing or repeating a message, while both connections are subscribed."""
+"""Moves from one server to another without losing or repeating messages, while both connections are subscribed."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -7,8 +7,8 @@ from shared.transports.nats.nats_protocol import NatsMessage
 
 
 class Handover:
-    """Delivers what the old connection brings, holds back what the new one brings, and in the end delivers from that what the old one
-    did not have."""
+    """Delivers messages of the old connection at once and holds those of the new one. At the end it returns the held messages that the old
+    connection did not deliver."""
 
     def __init__(self, deliver: Callable[[NatsMessage], None]) -> None:
         self._deliver = deliver
@@ -23,7 +23,7 @@ class Handover:
         self._held.append(message)
 
     def remaining(self) -> list[NatsMessage]:
-        """What is left to deliver, once the old connection brings nothing more."""
+        """Return what is left to deliver, once the old connection is drained."""
         left = []
         for message in self._held:
             if self._delivered[message]:

@@ -1,5 +1,5 @@
-"""How a client identifies itself to a NATS server: by the node's key, a user and password, a token, or a credentials file, and with a
-client certificate where the server asks for one."""
+"""Logs in to a NATS server: with the node's key, a user and password, a token, or a credentials file, and optionally with a client
+certificate."""
 
 import base64
 import re
@@ -12,46 +12,43 @@ from shared.identity import node_keys
 from shared.transports.nats.nats_protocol import Info
 from shared.transports.nats.servers import ServerAddress
 
-#: The two blocks of a credentials file, as `nsc generate creds` writes it.
+#: The two blocks of a credentials file, as written by `nsc generate creds`.
 _JWT = re.compile(r"-----BEGIN NATS USER JWT-----\s+(\S+)\s+-{3,}END NATS USER JWT-{3,}")
 _SEED = re.compile(r"-----BEGIN USER NKEY SEED-----\s+(\S+)\s+-{3,}END USER NKEY SEED-{3,}")
-#: A credentials file is about 1 KiB.
 _MAX_CREDS_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NatsFiles:
-    """Files that a connection to NATS may need; each is optional."""
+    """Optional files for a connection to NATS."""
 
-    #: The authorities that vouch for the servers, in place of the public ones.
+    #: The CAs of the servers, instead of the public ones.
     ca: Path | None = None
-    #: The client certificate and its key.
     cert: Path | None = None
     key: Path | None = None
-    #: A user's JWT and seed.
     creds: Path | None = None
 
 
 class NatsLogin:
     def __init__(self, key: node_keys.NodeKey, files: NatsFiles, servers: tuple[ServerAddress, ...]) -> None:
-        """Raises BadSettings for files that cannot be used, and for credentials that would not be used."""
+        """Raises BadSettings for unusable files, and for credentials that would be ignored."""
         self._key = key
         self._creds = None if files.creds is None else _read_creds(files.creds)
         if self._creds is not None and any(server.has_credentials for server in servers):
-            raise errors.BadSettings("NATS_URL holds a password or a token, and NATS_CREDS_FILE is set", hint="use one of them")
+            raise errors.BadSettings("NATS_URL has a password or token, and NATS_CREDS_FILE is set", hint="use only one of them")
         if (files.cert is None) != (files.key is None):
             raise errors.BadSettings("NATS_CERT_FILE and NATS_KEY_FILE go together", hint="set both, or neither")
         if files.cert is not None and not all(server.tls for server in servers):
-            raise errors.BadSettings("NATS_CERT_FILE is used over TLS only", hint="use tls:// in NATS_URL")
+            raise errors.BadSettings("NATS_CERT_FILE requires TLS", hint="use tls:// in NATS_URL")
         self._context = _trusting(files)
 
     def tls_context(self) -> ssl.SSLContext:
-        # Reading all public authorities takes 20 ms, so they are read only if a server wants TLS.
+        # Loading the public CAs takes 20 ms, so it waits until a server wants TLS.
         self._context = self._context or ssl.create_default_context()
         return self._context
 
     def options(self, info: Info, server: ServerAddress) -> dict[str, str]:
-        """What CONNECT says about who we are."""
+        """Return the credentials for CONNECT."""
         if self._creds is not None:
             jwt, key = self._creds
             return {"jwt": jwt, "sig": _signature(key, info)}
@@ -62,26 +59,26 @@ class NatsLogin:
         return {"nkey": self._key.id, "sig": _signature(self._key, info)}
 
     def explain(self, error: Exception | None, servers: tuple[ServerAddress, ...]) -> errors.Unavailable:
-        """Why there is no connection, and what to do."""
+        """Return why there is no connection, and what to do."""
         where = ", ".join(str(server) for server in servers)
         if isinstance(error, errors.Unavailable):
             return error
         said = error.message.lower() if isinstance(error, errors.NotAllowed) else ""
         if isinstance(error, errors.NotAllowed) and "auth" in said and "timeout" not in said:
             what, hint = self._refused(servers)
-            # The server's own words tell a key that was removed from one that has expired.
+            # The server's text distinguishes a removed key from an expired one.
             return errors.Unavailable(f"the NATS server at {where} refused {what} ({error.message})", hint=hint)
         if isinstance(error, errors.AimeshError):
             return errors.Unavailable(f"{error.message} ({where})", hint=error.hint, retry_after_seconds=1)
         if isinstance(error, ssl.SSLCertVerificationError):
             return errors.Unavailable(
-                f"the NATS server at {where} cannot show a certificate that is good here: {error.verify_message or error.reason}",
-                hint="NATS_CA_FILE names who vouches for it; the certificate needs the host of NATS_URL among its names",
+                f"the NATS server at {where} has no certificate that is valid here: {error.verify_message or error.reason}",
+                hint="set NATS_CA_FILE to its CA; the certificate must include the host in NATS_URL",
             )
         if isinstance(error, ssl.SSLError):
             return errors.Unavailable(
                 f"TLS with the NATS server at {where} failed: {error.reason or error}",
-                hint="if the server asks for a client certificate, set NATS_CERT_FILE and NATS_KEY_FILE",
+                hint="if the server requires a client certificate, set NATS_CERT_FILE and NATS_KEY_FILE",
             )
         return errors.Unavailable(f"no NATS server answers at {where}", hint="start it, or set NATS_URL", retry_after_seconds=1)
 
@@ -92,7 +89,7 @@ class NatsLogin:
             return "the user and password of NATS_URL", "correct NATS_URL"
         if any(server.token for server in servers):
             return "the token of NATS_URL", "correct NATS_URL"
-        return "this node's key", "aicli stack init writes the list of nodes it knows"
+        return "this node's key", "run `aicli stack init`, which writes the list of known nodes"
 
 
 def _signature(key: node_keys.NodeKey, info: Info) -> str:
@@ -107,23 +104,23 @@ def _read_creds(path: Path) -> tuple[str, node_keys.NodeKey]:
             text = file.read(_MAX_CREDS_BYTES).decode(errors="replace")
     except OSError as error:
         raise errors.BadSettings(
-            f"NATS_CREDS_FILE: {path} cannot be read: {error.strerror}", hint="nsc generate creds makes one"
+            f"NATS_CREDS_FILE: {path} cannot be read: {error.strerror}", hint="create one with `nsc generate creds`"
         ) from error
     jwt, seed = _JWT.search(text), _SEED.search(text)
     if jwt is None or seed is None:
         raise errors.BadSettings(
-            f"NATS_CREDS_FILE: {path} does not hold a user's JWT and seed", hint="nsc generate creds makes a file that does"
+            f"NATS_CREDS_FILE: {path} does not contain a user's JWT and seed", hint="create one with `nsc generate creds`"
         )
     try:
         return jwt[1], node_keys.NodeKey(seed[1].encode())
     except errors.BadSettings as error:
         raise errors.BadSettings(
-            f"NATS_CREDS_FILE: the seed in {path} is not a user's (SU…)", hint="nsc generate creds makes one"
+            f"NATS_CREDS_FILE: the seed in {path} is not a user's (SU…)", hint="create one with `nsc generate creds`"
         ) from error
 
 
 def _trusting(files: NatsFiles) -> ssl.SSLContext | None:
-    """None where the public authorities do."""
+    """Return None to use the public CAs."""
     if files.ca is None and files.cert is None:
         return None
     try:
@@ -134,11 +131,11 @@ def _trusting(files: NatsFiles) -> ssl.SSLContext | None:
         ) from error
     if files.cert is not None:
         try:
-            # Without a password: OpenSSL would ask for one at the terminal.
+            # An empty password, because OpenSSL would ask for one on the terminal.
             context.load_cert_chain(files.cert, files.key, password="")
         except OSError as error:
             raise errors.BadSettings(
-                f"NATS_CERT_FILE: {files.cert} and {files.key} cannot be used: {error.strerror or 'they do not fit each other'}",
-                hint="they must hold a certificate and its key, not encrypted, in PEM form",
+                f"NATS_CERT_FILE: {files.cert} and {files.key} cannot be used: {error.strerror or 'they do not match'}",
+                hint="they must contain a certificate and its unencrypted key in PEM form",
             ) from error
     return context

@@ -1,7 +1,7 @@
-"""The connection to a NATS server: log in, publish, subscribe, and come back after every loss.
+"""The connection to a NATS server: log in, publish, subscribe, and reconnect after every loss.
 
-Writing never waits: bytes go to the socket's buffer, and ``is_full`` says when a producer should. Callbacks run on the
-loop, one after the other, and must not wait. One that raises is logged and counted, and loses that message alone.
+Writes never wait: they go to the socket's buffer, and ``is_full`` tells producers to wait. Callbacks run one after the other on the event
+loop and must not wait. If one raises, the error is logged and counted, and only that message is lost.
 """
 
 import asyncio
@@ -20,19 +20,17 @@ from shared.transports.nats.nats_protocol import NatsMessage
 from shared.transports.nats.server_connection import NatsSession
 from shared.transports.nats.servers import ServerAddress, ServerList
 
-#: How long one server may take to let us in: doubled up to the second figure while none does, because it may be overloaded.
+#: The login timeout per server. It doubles up to the second value while no server accepts us, because they may be overloaded.
 LOGIN_SECONDS = (2.0, 10.0)
-#: Between tries after a loss; doubled up to the second figure, with jitter so that a restarted server is not stormed.
+#: Jitter protects a restarted server from all clients reconnecting at once.
 RETRY_BACKOFF = Backoff(first_seconds=0.1, longest_seconds=2.0, jitter=0.5)
-#: How often the server is pinged.
 PING_SECONDS = 4.0
-#: Callbacks that raise are counted; at most one in so many seconds is logged with its traceback.
+#: At most one failed callback per this time is logged with its traceback. All are counted.
 LOG_SECONDS = 10.0
 
 OnMessage = Callable[[NatsMessage], None]
 
 _log = logs.get(part="nats")
-#: What a try to connect may end with.
 _FAILURES = (OSError, TimeoutError, errors.AimeshError)
 
 
@@ -44,50 +42,44 @@ class _Subscription:
 
 
 class NatsClient:
-    """One connection, made again when lost. ``run`` must run while it is used."""
+    """One connection, which is reopened when lost. ``run`` must be running while it is used."""
 
     def __init__(
         self, urls: str, key: node_keys.NodeKey, *, name: str, files: NatsFiles | None = None, least_payload_bytes: int = 0
     ) -> None:
-        """``urls``: one or more, separated by commas; nats:// or tls://, with user and password or a token if the server wants these.
-        ``least_payload_bytes``: a server that takes only smaller messages is refused.
-        Raises BadSettings for addresses and files that cannot be used."""
+        """``urls`` are comma-separated nats:// or tls:// URLs, with user and password or a token if required. Servers that accept only
+        messages smaller than ``least_payload_bytes`` are refused. Raises BadSettings for unusable URLs and files."""
         self._servers = ServerList(servers.read_urls(urls))
         self._login = NatsLogin(key, files or NatsFiles(), self._servers.configured)
         self._name = name
         self._least_payload_bytes = least_payload_bytes
         self._subscriptions: dict[int, _Subscription] = {}
         self._last_sid = 0
-        #: The connection in use: logged in, and alive as far as we know.
+        #: The connection in use, which has logged in.
         self._session: NatsSession | None = None
-        #: The one that takes its place when the server is about to close; it has the same subscriptions.
         self._next: NatsSession | None = None
-        #: Every connection that is open or being opened; ``close`` leaves none.
+        #: Every connection that is open or being opened, so that ``close`` leaves none.
         self._open: set[NatsSession] = set()
-        #: The connection was lost, or its server is about to close it.
+        #: Set when the connection was lost or its server is about to close it.
         self._attention = asyncio.Event()
         self._is_flushing = False
         self._has_room = asyncio.Event()
         self._closing = False
-        #: How often in a row the server let us in and then ended the connection with an error.
+        #: How often in a row the server accepted our login and then closed the connection with an error.
         self._evictions = 0
-        #: Why there is no connection; None while there is one.
         self.trouble: errors.Unavailable | None = None
         self.reconnects = 0
-        #: Callbacks that raised.
         self.callback_errors = 0
         self._logged_at = -LOG_SECONDS
         #: Called with False when the server is lost and with True when it is back.
         self.on_connection: Callable[[bool], None] = lambda connected: None
-        #: Called with the server's words when it refuses something but keeps the connection: a subject that is not ours.
+        #: Called with the server's text when it refuses an operation, such as a forbidden subject, but keeps the connection.
         self.on_refused: Callable[[str], None] = lambda words: None
         #: Called when the socket has room again after ``is_full``.
         self.on_room: Callable[[], None] = lambda: None
 
-    # --- life ---------------------------------------------------------------------------------------------------
-
     async def connect(self, *, deadline_seconds: float) -> None:
-        """The first connection; raises Unavailable if no server lets us in by then."""
+        """Make the first connection. Raises Unavailable if no server accepts us by the deadline."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + deadline_seconds
         while True:
@@ -101,7 +93,7 @@ class NatsClient:
                 await asyncio.sleep(RETRY_BACKOFF.first_seconds)
 
     async def run(self) -> None:
-        """Keep the connection: ping the server, connect again when it is lost, and leave a server that is about to close. Ends by
+        """Keep the connection: ping the server, reconnect when it is lost, and leave a server that is about to close. Ends by
         cancellation."""
         while True:
             try:
@@ -119,7 +111,7 @@ class NatsClient:
                 await self._move(self._session)
 
     async def close(self) -> None:
-        """Send what is buffered, then leave. A connection that is being made is dropped; nothing is delivered afterwards."""
+        """Send what is buffered, then disconnect. A connection that is being made is dropped; nothing is delivered afterwards."""
         self._closing = True
         session, self._session = self._session, None
         self._subscriptions.clear()
@@ -134,25 +126,23 @@ class NatsClient:
 
     @property
     def is_full(self) -> bool:
-        """Whether a producer should wait for ``on_room``."""
+        """Return whether producers should wait for ``on_room``."""
         return self._is_flushing or (self._session is not None and self._session.is_full)
 
     async def wait_for_room(self) -> None:
-        """Until ``is_full`` is false; it is also false while there is no server. The caller has a deadline."""
+        """Wait until ``is_full`` is false, as it also is without a server. The caller needs a deadline."""
         while self.is_full:
             self._has_room.clear()
             await self._has_room.wait()
 
     @property
     def max_payload_bytes(self) -> int:
-        """The largest message that the server takes, headers included; 0 while there is none."""
+        """Return the largest message that the server accepts, headers included; 0 without a server."""
         return 0 if self._session is None else self._session.info.max_payload
 
-    # --- messages -----------------------------------------------------------------------------------------------
-
     def publish(self, subject: str, payload: bytes, *, reply: str = "", headers: Mapping[str, str] | None = None) -> None:
-        """Hand a message to the socket; it is dropped while there is no server. Raises TooLarge for one that the server would end the
-        connection for."""
+        """Send a message; it is dropped while there is no server. Raises TooLarge for a message that would make the server close the
+        connection."""
         session = self._session
         if session is None:
             return
@@ -165,12 +155,12 @@ class NatsClient:
         session.write(nats_protocol.publish(subject, payload, reply, headers))
 
     def flush_writes(self) -> None:
-        """Hand what was published in this turn of the loop to the socket now."""
+        """Send now what was published in this turn of the event loop."""
         if self._session is not None:
             self._session.flush_writes()
 
     def subscribe(self, subject: str, callback: OnMessage, *, queue: str = "") -> int:
-        """Messages go to ``callback`` from now on, and again after a reconnect. Returns the number to unsubscribe with."""
+        """Subscribe, also after reconnects. Returns the number for ``unsubscribe``."""
         self._last_sid += 1
         self._subscriptions[self._last_sid] = _Subscription(subject, queue, callback)
         self._write_to_all(nats_protocol.subscribe(self._last_sid, subject, queue))
@@ -181,7 +171,7 @@ class NatsClient:
             self._write_to_all(nats_protocol.unsubscribe(sid))
 
     async def flush(self, *, deadline_seconds: float = 2.0) -> None:
-        """Until the server has answered a PING that was sent after everything else; raises Unavailable."""
+        """Wait until the server has processed everything sent so far. Raises Unavailable."""
         session = self._session
         if session is None:
             raise self.trouble or self._login.explain(None, self._servers.configured)
@@ -191,10 +181,8 @@ class NatsClient:
         except _FAILURES as error:
             raise self._login.explain(error, (session.server,)) from error
 
-    # --- inside ---------------------------------------------------------------------------------------------------
-
     async def _log_in(self, login_seconds: float, *, leaving: NatsSession | None = None) -> NatsSession:
-        """A new connection to any server, ``leaving``'s excepted. Raises Unavailable with the reason that says most."""
+        """Connect to any server except ``leaving``'s. Raises Unavailable with the most informative reason."""
         problem: Exception | None = None
         for server in self._servers.in_random_order(without=None if leaving is None else leaving.server):
             if self._closing:
@@ -202,7 +190,7 @@ class NatsClient:
             try:
                 return await self._log_in_to(server, login_seconds, leaving)
             except _FAILURES as error:
-                # A refusal says more than that another server of the cluster is down.
+                # A refusal is more informative than that another server of the cluster is down.
                 if problem is None or _says_nothing(problem):
                     problem = error
         raise self._login.explain(problem, self._servers.configured) from problem
@@ -230,7 +218,7 @@ class NatsClient:
         return session
 
     def _adopt(self, session: NatsSession) -> None:
-        """Use a connection that has logged in, and only then subscribe: with the first message that arrives, ``publish`` works."""
+        """Use a connection that has logged in. Subscribe last, so that ``publish`` works when the first message arrives."""
         self._session = session
         self.trouble = None
         self._subscribe_all(session)
@@ -248,7 +236,7 @@ class NatsClient:
     async def _connect_again(self) -> None:
         failures, login_seconds = 0, LOGIN_SECONDS[0]
         if self._evictions:
-            # nats-server lets expired credentials in, to throw them out at once.
+            # nats-server accepts expired credentials and disconnects at once.
             await asyncio.sleep(RETRY_BACKOFF.pause(self._evictions + 1))
         while not self._closing:
             try:
@@ -265,11 +253,11 @@ class NatsClient:
                 return
 
     async def _move(self, old: NatsSession) -> None:
-        """Change to another server while the present one still works. If there is none we stay, and ``run`` tries again."""
+        """Move to another server while the current one still works. If there is none, stay and let ``run`` try again."""
         try:
             new = self._next = await self._log_in(LOGIN_SECONDS[0], leaving=old)
         except errors.Unavailable as error:
-            _log.warning("the NATS server is about to close, and no other one takes us", why=error.message)
+            _log.warning("the NATS server is about to close and no other one accepts us", why=error.message)
             return
         handover = Handover(self.message_arrived)
         old.deliver, new.deliver = handover.from_old, handover.from_new
@@ -279,12 +267,12 @@ class NatsClient:
                 await new.ping()
             await self._drain(old)
             if self._session is not old:
-                new.abort()  # lost or closed meanwhile; ``run`` connects again
+                new.abort()  # lost or closed in the meantime; ``run`` reconnects
             elif new in self._open:
                 self._replace(old, new, handover)
                 await old.close()
             else:
-                # The new server died while the old one was drained, and that one has none of our subscriptions now.
+                # The new server was lost during the drain, and the old one has no subscriptions any more.
                 old.abort()
         except _FAILURES:
             old.deliver = self.message_arrived
@@ -295,8 +283,7 @@ class NatsClient:
             self._has_room.set()
 
     async def _drain(self, old: NatsSession) -> None:
-        """Until the old server has passed on everything of ours and has nothing more for us. If it fails, the new one serves all the
-        same."""
+        """Wait until the old server has delivered everything in both directions. If that fails, the new server is used anyway."""
         self._is_flushing = True
         for sid in self._subscriptions:
             old.write(nats_protocol.unsubscribe(sid))
@@ -304,7 +291,7 @@ class NatsClient:
             async with asyncio.timeout(LOGIN_SECONDS[0]):
                 await old.ping()
         except _FAILURES as error:
-            _log.info("the NATS server that we leave does not answer", why=str(error))
+            _log.info("the NATS server that we are leaving does not answer", why=str(error))
 
     def _replace(self, old: NatsSession, new: NatsSession, handover: Handover) -> None:
         _log.info("left a NATS server that is about to close", server=str(old.server), now=str(new.server))
@@ -314,8 +301,6 @@ class NatsClient:
         new.process(handover.remaining())
         self.server_changed(new)
         self.room_made()
-
-    # --- called by the session --------------------------------------------------------------------------------------
 
     def message_arrived(self, message: NatsMessage) -> None:
         subscription = self._subscriptions.get(message.sid)
@@ -347,7 +332,7 @@ class NatsClient:
     def session_ended(self, session: NatsSession) -> None:
         self._open.discard(session)
         if self._session is session:
-            # An orderly close has taken the session away before, so this is a loss.
+            # Not closed by us, so this is a loss.
             self._session = None
             self._has_room.set()
             self._evictions = min(self._evictions + 1, 10) if isinstance(session.problem, errors.AimeshError) else 0
@@ -358,15 +343,14 @@ class NatsClient:
     def _explain_loss(self, session: NatsSession) -> errors.Unavailable:
         if session.problem is None or _says_nothing(session.problem):
             return errors.Unavailable(
-                f"the connection to the NATS server at {session.server} was lost", hint="it is being made again", retry_after_seconds=1
+                f"the connection to the NATS server at {session.server} was lost", hint="reconnecting", retry_after_seconds=1
             )
         return self._login.explain(session.problem, (session.server,))
 
 
 def _says_nothing(problem: Exception) -> bool:
-    """Whether it is only that nothing answered."""
+    """Return whether the error only means that nothing answered."""
     return isinstance(problem, OSError) and not isinstance(problem, ssl.SSLError)
 
 
-def _ignore(message: NatsMessage) -> None:
-    """From a server that we have left."""
+def _ignore(_message: NatsMessage) -> None: ...

@@ -1,6 +1,6 @@
-"""The NATS client protocol without I/O: bytes of the server in, operations out; and the lines that a client sends.
+"""Parses and encodes the NATS client protocol, without I/O.
 
-Written from docs.nats.io/reference/reference-protocols/nats-protocol.
+See docs.nats.io/reference/reference-protocols/nats-protocol.
 """
 
 from collections.abc import Mapping
@@ -10,9 +10,9 @@ import msgspec
 
 from shared import errors
 
-#: A control line: INFO with many cluster addresses is the longest one. The server's own limit is 4 KiB for what we send.
+#: The longest line is an INFO with many cluster addresses. For lines that we send, the server's limit is 4 KiB.
 MAX_LINE_BYTES = 64 * 1024
-#: `max_payload: 2MB` is what our servers have; a server that sends more than this is none of ours.
+#: Our servers have `max_payload: 2MB`.
 MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
 
 _CRLF = b"\r\n"
@@ -20,7 +20,7 @@ _HEADER_LINE = b"NATS/1.0"
 
 
 class NatsMessage(NamedTuple):
-    """What was published. A tuple, because they are made by the hundred thousand."""
+    """A published message. A tuple, for speed."""
 
     sid: int
     subject: bytes
@@ -30,16 +30,16 @@ class NatsMessage(NamedTuple):
 
 
 class Info(msgspec.Struct, frozen=True):
-    """What the server says of itself first, and again when its cluster changes. Only what we use."""
+    """What the server reports about itself, first and whenever its cluster changes. Only the fields that we use."""
 
     max_payload: int
     server_id: str = ""
     nonce: str = ""
     tls_required: bool = False
     headers: bool = False
-    #: The other servers of the cluster as host:port, and this one.
+    #: The servers of the cluster as host:port, this one included.
     connect_urls: tuple[str, ...] = ()
-    #: Lame duck: the server is going to close its connections.
+    #: Lame duck mode: the server is about to close its connections.
     ldm: bool = False
 
 
@@ -48,11 +48,11 @@ class NatsPing(NamedTuple):
 
 
 class NatsPong(NamedTuple):
-    """Everything that we sent before our PING has been taken."""
+    """The server has processed everything that we sent before our PING."""
 
 
 class ServerError(NamedTuple):
-    """``-ERR``: a permissions violation leaves the connection open, anything else ends it."""
+    """``-ERR``: a permissions violation keeps the connection open, anything else closes it."""
 
     text: str
 
@@ -67,13 +67,13 @@ _decode_info = msgspec.json.Decoder(Info).decode
 
 
 class NatsParser:
-    """Feed it what the socket gave; a message may come in any number of parts."""
+    """Parses bytes from the socket, in chunks of any size."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, data: bytes) -> list[Operation]:
-        """The operations that are whole now. Raises ProtocolViolation: the connection cannot go on."""
+        """Return the completed operations. Raises ProtocolViolation if the connection must be closed."""
         if self._rest:
             data = self._rest + data
         found: list[Operation] = []
@@ -92,12 +92,12 @@ class NatsParser:
             at = line_end + 2
         self._rest = data[at:]
         if line_end < 0 and len(self._rest) > MAX_LINE_BYTES:
-            raise errors.ProtocolViolation("the NATS server sent a line without end")
+            raise errors.ProtocolViolation("the NATS server sent an endless line")
         return found
 
 
 def _message(data: bytes, at: int, line_end: int) -> tuple[NatsMessage | None, int]:
-    """``MSG subject sid [reply] size`` or ``HMSG subject sid [reply] header-size size``, and its payload if it is all there."""
+    """Parse ``MSG subject sid [reply] size`` or ``HMSG subject sid [reply] header-size size`` and the payload, if complete."""
     try:
         with_headers = data[at] == 0x48
         words = data[at:line_end].split()
@@ -106,7 +106,7 @@ def _message(data: bytes, at: int, line_end: int) -> tuple[NatsMessage | None, i
         reply = words[3] if len(words) == (6 if with_headers else 5) else b""
         sid = int(words[2])
     except (ValueError, IndexError) as error:
-        raise errors.ProtocolViolation("the NATS server sent a message line that is none") from error
+        raise errors.ProtocolViolation("the NATS server sent an invalid message line") from error
     if not 0 <= header_size <= size <= MAX_PAYLOAD_BYTES:
         raise errors.ProtocolViolation(f"the NATS server announced a message of {size} bytes")
     start = line_end + 2
@@ -128,7 +128,7 @@ def _control(line: bytes) -> Operation | None:
             try:
                 return _decode_info(rest)
             except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-                raise errors.ProtocolViolation("the NATS server sent an INFO that is none") from error
+                raise errors.ProtocolViolation("the NATS server sent an invalid INFO") from error
         case b"-ERR":
             return ServerError(rest.decode(errors="replace").strip(" '"))
         case b"+OK" | b"":
@@ -138,7 +138,6 @@ def _control(line: bytes) -> Operation | None:
 
 
 def publish(subject: str, payload: bytes, reply: str = "", headers: Mapping[str, str] | None = None) -> bytes:
-    """The bytes that publish a message."""
     to = f"{subject} {reply}" if reply else subject
     if not headers:
         return b"PUB %b %d\r\n%b\r\n" % (to.encode(), len(payload), payload)
@@ -155,7 +154,7 @@ def unsubscribe(sid: int) -> bytes:
 
 
 def connect(*, name: str, version: str, credentials: Mapping[str, str]) -> bytes:
-    """The login. ``verbose`` off: the server confirms nothing but PING."""
+    """Return the login line. With ``verbose`` off the server confirms only PINGs."""
     options = {
         "verbose": False, "pedantic": False, "lang": "aimesh", "version": version, "protocol": 1, "name": name,
         **credentials, "headers": True, "no_responders": True, "echo": True,
@@ -164,13 +163,13 @@ def connect(*, name: str, version: str, credentials: Mapping[str, str]) -> bytes
 
 
 def encode_headers(headers: Mapping[str, str]) -> bytes:
-    """Line breaks in values would start headers of their own, so they become spaces."""
+    """Replace line breaks in values by spaces, because they would start new headers."""
     lines = [f"{name}: {' '.join(value.splitlines())}" for name, value in headers.items()]
     return _HEADER_LINE + _CRLF + "\r\n".join(lines).encode() + _CRLF + _CRLF
 
 
 def decode_headers(block: bytes) -> dict[str, str]:
-    """Names in lower case; of several values the last."""
+    """Return the headers with lowercase names. The last of several values counts."""
     headers = {}
     for line in block.decode(errors="replace").split("\r\n")[1:]:
         name, colon, value = line.partition(":")

@@ -1,4 +1,4 @@
-"""One TCP connection to a NATS server, from its INFO to its end: the login, the PINGs both ways, and what the server sends."""
+"""One TCP connection to a NATS server: the login, PINGs in both directions, and the server's messages."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -11,31 +11,30 @@ from shared.transports.nats.login import NatsLogin
 from shared.transports.nats.nats_protocol import Info, NatsMessage, NatsParser, NatsPing, NatsPong, Operation, ServerError
 from shared.transports.nats.servers import ServerAddress
 
-#: A server that has not answered our PING for this long is as good as gone.
+#: A server that has not answered our PING for so long is considered lost.
 SILENCE_SECONDS = 10.0
-#: Unsent bytes at which ``is_full`` turns true.
 HIGH_WATER_BYTES = 1024 * 1024
 
-#: Publishes of one turn of the loop leave together up to this size, and at once beyond it: then both ends and the server work at the same
-#: time. Streams lost a quarter of their rate with 64 KiB; below 2 KiB, waking the other side costs more than it gains.
+#: Publishes of one loop turn are joined up to this size and sent at once beyond it, so that both ends and the server work at the same
+#: time. With 64 KiB, streams lost a quarter of their rate; below 2 KiB, waking the other side costs more than it gains.
 MOST_HELD_BYTES = 4096
 
 
 class SessionOwner(Protocol):
-    """What a session reports to. Called on the loop; nothing here may wait."""
+    """What a session reports to. Called on the event loop; must not wait."""
 
     def message_arrived(self, message: NatsMessage) -> None: ...
 
     def callback_failed(self, error: Exception) -> None:
-        """Something that the owner called for a message raised; the connection is kept."""
+        """A callback for a message raised. The connection stays open."""
         ...
 
     def request_refused(self, words: str) -> None:
-        """The server refused one operation and keeps the connection."""
+        """The server refused one operation. The connection stays open."""
         ...
 
     def server_changed(self, session: "NatsSession") -> None:
-        """The server sent a further INFO: other servers, another limit, or that it is about to close."""
+        """The server sent another INFO: other servers, another limit, or that it is about to close."""
         ...
 
     def room_made(self) -> None:
@@ -56,22 +55,19 @@ class NatsSession(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._writes: JoinedWrites | None = None
         self._greeting: asyncio.Future[Info] = self._loop.create_future()
-        #: One for every PING that the server has not answered yet, in the order in which they were sent.
         self._pongs: list[asyncio.Future[None]] = []
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._aborted = False
         self._heard_at = self._loop.time()
-        #: Why it ended, in the server's words where it gave any; None while it lives.
+        #: Why it ended, in the server's words if possible; None while it is open.
         self.problem: Exception | None = None
-        #: Takes the messages.
         self.deliver: Callable[[NatsMessage], None] = owner.message_arrived
         self.is_full = False
         self.is_encrypted = False
-        #: What the server said about itself last.
         self.info = Info(max_payload=0)
 
     async def open(self, login: NatsLogin, name: str) -> None:
-        """Connect and log in. Leaves nothing open when it raises, or is canceled."""
+        """Connect and log in. If it raises or is canceled, nothing stays open."""
         try:
             transport, _ = await self._loop.create_connection(lambda: self, self.server.host, self.server.port)
             self.info = await self._greeting
@@ -91,13 +87,13 @@ class NatsSession(asyncio.Protocol):
             raise
 
     async def ping(self) -> None:
-        """A round trip: the server has taken all that was written before. Raises the reason if the connection ends instead."""
+        """Make a round trip, after which the server has processed all earlier writes. Raises the reason if the connection ends instead."""
         if self._transport is None or self._transport.is_closing():
             raise self._why_ended(None)
         await self._send_ping()
 
     def check(self) -> None:
-        """End the connection if the server has been silent; otherwise give it reason to speak."""
+        """End the connection if the server has been silent; otherwise send a PING."""
         if self._loop.time() - self._heard_at > SILENCE_SECONDS:
             self.problem = ConnectionResetError(f"the NATS server has been silent for {SILENCE_SECONDS:.0f} s")
             self.abort()
@@ -113,13 +109,13 @@ class NatsSession(asyncio.Protocol):
             self._writes.flush()
 
     def abort(self) -> None:
-        """Drop the connection, also one that is still being made. Safe to call twice."""
+        """Drop the connection, even while it is being made. Safe to call twice."""
         self._aborted = True
         if self._transport is not None:
             self._transport.abort()
 
     async def close(self) -> None:
-        """Send what is buffered, then end the connection."""
+        """Send what is buffered, then close."""
         if self._transport is not None:
             if self._writes is not None:
                 self._writes.flush()
@@ -127,10 +123,8 @@ class NatsSession(asyncio.Protocol):
             await asyncio.wait({self._ended}, timeout=1)
         self.abort()
 
-    # --- asyncio.Protocol -------------------------------------------------------------------------------------------
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but its class
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's transports are not subclasses
         if self._aborted:
             self._transport.abort()
 
@@ -145,7 +139,7 @@ class NatsSession(asyncio.Protocol):
         self.process(operations)
 
     def process(self, operations: Iterable[Operation]) -> None:
-        """Pass messages to ``deliver``, one after the other, and act on the rest."""
+        """Pass messages to ``deliver`` in order, and handle the rest."""
         deliver = self.deliver
         for operation in operations:
             try:
@@ -153,7 +147,7 @@ class NatsSession(asyncio.Protocol):
                     deliver(operation)
                 else:
                     self._control(operation)
-            except Exception as error:  # one bad message must not cost the others their connection
+            except Exception as error:  # one bad message must not end the connection
                 self._owner.callback_failed(error)
 
     def pause_writing(self) -> None:
@@ -169,13 +163,11 @@ class NatsSession(asyncio.Protocol):
         for future in waiting:
             if not future.done():
                 future.set_exception(problem)
-                future.exception()  # nobody may be left to read it
+                future.exception()  # mark as retrieved
         self._pongs.clear()
         if not self._ended.done():
             self._ended.set_result(None)
         self._owner.session_ended(self)
-
-    # --- inside -------------------------------------------------------------------------------------------------------
 
     def _control(self, operation: Operation) -> None:
         if isinstance(operation, NatsPing):
@@ -196,7 +188,7 @@ class NatsSession(asyncio.Protocol):
                 self._owner.request_refused(operation.text)
 
     def _send_ping(self) -> asyncio.Future[None]:
-        """Every PING has its place in the queue: a PONG answers the oldest PING."""
+        """Send a PING and queue its future: a PONG answers the oldest PING."""
         pong: asyncio.Future[None] = self._loop.create_future()
         self._pongs.append(pong)
         self.write(b"PING\r\n")

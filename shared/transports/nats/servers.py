@@ -1,4 +1,4 @@
-"""The NATS servers that a client may connect to: those of NATS_URL, and those that a server of theirs named. Pure."""
+"""The NATS servers that a client may connect to: those of NATS_URL, and other members of their cluster. Pure."""
 
 import ipaddress
 import random
@@ -9,7 +9,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from shared import addresses, errors
 
 _PORT = 4222
-#: A cluster of any size that makes sense; a bound against a server that names others without end.
+#: More than any sensible cluster has.
 _MAX_LEARNED = 64
 
 
@@ -17,16 +17,15 @@ _MAX_LEARNED = 64
 class ServerAddress:
     host: str
     port: int
-    #: TLS from the start; with False only if the server asks for it.
+    #: TLS from the start. If False, only if the server requires it.
     tls: bool
-    #: The name that the server's certificate has to show.
+    #: The name that the server's certificate must have.
     certified_name: str
     user: str = ""
     password: str = ""
     token: str = ""
 
     def __str__(self) -> str:
-        """Without user, password and token."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'tls' if self.tls else 'nats'}://{host}:{self.port}"
 
@@ -36,9 +35,8 @@ class ServerAddress:
 
 
 def read_urls(urls: str) -> tuple[ServerAddress, ...]:
-    """The addresses in NATS_URL, separated by commas. Raises BadSettings, which repeats nothing of them: there may be a password."""
+    """Parse NATS_URL. Raises BadSettings, which does not quote it, because it may contain a password."""
     try:
-        # Refuses what is not an address at all.
         addresses.plain_hosts(urls)
         return tuple(_read(urlsplit(url.strip())) for url in urls.split(","))
     except ValueError as error:
@@ -50,27 +48,27 @@ def _read(parts: SplitResult) -> ServerAddress:
     address = ServerAddress(host, parts.port or _PORT, parts.scheme == "tls", host)
     if parts.password is not None:
         if not parts.username:
-            raise ValueError("a password needs a user before it, as in tls://user:password@nats.example.org")
+            raise ValueError("a password needs a user in front of it, as in tls://user:password@nats.example.org")
         return replace(address, user=unquote(parts.username or ""), password=unquote(parts.password))
-    # As all NATS clients have it: a name without a password is a token.
+    # As in all NATS clients, a name without a password is a token.
     return replace(address, token=unquote(parts.username or ""))
 
 
 class ServerList:
-    """The servers of NATS_URL, and the other members of their cluster as the last INFO named them."""
+    """The servers of NATS_URL and the other members of their cluster, as named by the last INFO."""
 
     def __init__(self, configured: tuple[ServerAddress, ...]) -> None:
         self.configured = configured
         self._learned: tuple[ServerAddress, ...] = ()
 
     def learn(self, connect_urls: Iterable[str], *, by: ServerAddress, tls: bool) -> None:
-        """``by``: the server that named these; ``tls``: whether its connection is encrypted. Each gets the same credentials, and
-        never less encryption. What cannot be used is left out."""
+        """Learn the servers that ``by`` named. ``tls`` is whether that connection is encrypted. They get the same credentials and at least
+        as much encryption. Unusable ones are ignored."""
         found = [_beside(by, url, tls) for _, url in zip(range(_MAX_LEARNED), connect_urls, strict=False)]
         self._learned = tuple(address for address in found if address is not None)
 
     def in_random_order(self, *, without: ServerAddress | None = None) -> list[ServerAddress]:
-        """Every server once."""
+        """Return every server once."""
         places = {(server.host, server.port): server for server in (*self._learned, *self.configured)}
         if without is not None:
             places.pop((without.host, without.port), None)
@@ -84,8 +82,8 @@ def _beside(by: ServerAddress, url: str, tls: bool) -> ServerAddress | None:
     except ValueError:
         return None
     if not host or (not tls and host not in addresses.LOOPBACK and by.host in addresses.LOOPBACK):
-        return None  # NATS_URL allows nothing that leaves this machine unencrypted
-    # Clusters name their members by IP address, which certificates seldom do.
+        return None  # with a loopback NATS_URL nothing may leave this machine unencrypted
+    # Clusters name their members by IP address, which certificates rarely include.
     return replace(by, host=host, port=port, tls=tls, certified_name=by.certified_name if _is_ip(host) else host)
 
 

@@ -1,8 +1,7 @@
-"""Links over Hyperswarm: a connection between two keys that Noise has proved becomes a link when both have shown what they may be.
+"""Links over Hyperswarm: a connection between two keys proved by Noise becomes a link when both sides have shown their roles.
 
-Each message is one write of frames. The first of each side is a HELLO with a certificate, bound to this connection by the hash
-of its Noise handshake. A newcomer says nothing before the other side has shown that it is auth. An ERROR of call 0 is a
-farewell: the sender closes, and says why.
+Each message is one write of frames. Each side's first frame is a HELLO with a certificate, bound to this connection by its Noise handshake
+hash. A newcomer says nothing before the peer has proved to be auth. An ERROR for call 0 means that the sender closes the link, and why.
 """
 
 from shared.transports.swarm_link.handshake import HandshakeRefusal

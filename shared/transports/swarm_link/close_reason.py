@@ -1,16 +1,15 @@
-"""The last words of a connection: why it is closed, for whoever is closed out."""
+"""Closes a connection and tells the peer why."""
 
 from shared import errors
 from shared.frames import wire
 from shared.frames.wire import Error
-from shared.transports.hyperswarm import PeerConnection
+from shared.transports.hyperswarm.peer_connection import PeerConnection
 
-#: No call has it.
 NO_CALL = 0
 
 
 def part(connection: PeerConnection, why: errors.AimeshError) -> None:
-    """Say why, and close. A peer that does not read does not learn it."""
+    """Send the reason and close. A peer that does not read does not get it."""
     if connection.closed is not None:
         return
     is_full = connection.is_full

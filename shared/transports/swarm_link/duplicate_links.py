@@ -1,17 +1,16 @@
-"""Whether a node's link is made anew too often: two processes may show one key, of which one may be a thief's. Pure.
+"""Detects links that are replaced too often, which may mean that two processes use one key, possibly a stolen one. Pure.
 
-Hyperswarm keeps one connection for each key, so two with the same one push each other out again and again.
+Hyperswarm keeps one connection per key, so two processes with the same key disconnect each other again and again.
 """
 
 from collections import OrderedDict, deque
 
 from shared.types import NodeId
 
-#: So many links within this time are no restart and no outage any more; and nobody is told of it twice within the second.
+#: More links within this time than restarts or outages explain. Each node is reported at most once per QUIET_SECONDS.
 MOST_LINKS = 6
 WINDOW_SECONDS = 60.0
 QUIET_SECONDS = 600.0
-#: Nodes that are watched at a time.
 MAX_NODES = 4096
 
 
@@ -21,7 +20,7 @@ class DuplicateLinks:
         self._told_at: dict[NodeId, float] = {}
 
     def opened(self, node: NodeId, now: float) -> bool:
-        """A link to this node has opened; True if somebody should be told."""
+        """Note that a link to this node has opened. Returns whether to report the node."""
         times = self._opened.setdefault(node, deque(maxlen=MOST_LINKS))
         self._opened.move_to_end(node)
         if len(self._opened) > MAX_NODES:

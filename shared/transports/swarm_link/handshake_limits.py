@@ -1,7 +1,7 @@
-"""Whom of those that connect we look at: strangers are few at a time, and whoever was just refused is not looked at again. Pure.
+"""Limits unauthenticated connections: few strangers at a time, and none that was refused a moment ago. Pure.
 
-A topic is a rendezvous and no secret, so anybody may connect. What a stranger can cost is bounded here; a key that has shown a
-good certificate before is no stranger, however many strangers stand in the door.
+Topics are not secret, so anybody may connect. This limits what strangers can cost. A key that has shown a valid certificate before is not
+a stranger.
 """
 
 from collections import OrderedDict
@@ -12,24 +12,24 @@ from shared.timing.concurrency_limit import ConcurrencyLimit
 
 Value = TypeVar("Value")
 
-#: Connections of strangers that have not shown a HELLO yet. Each is gone after HELLO_SECONDS, so a real newcomer gets in too.
+#: Strangers without a HELLO. Each is gone after HELLO_SECONDS, so a real newcomer gets its chance.
 MAX_PENDING = 20
-#: A refused key comes back by itself, three times within a few seconds; nothing will have changed.
+#: Refused keys reconnect three times within a few seconds, with the same result.
 REFUSED_SECONDS = 5.0
-#: Keys cost nothing to make, so what is remembered of them is bounded, the oldest first.
+#: Keys are cheap, so only so many are remembered. The oldest are dropped.
 MAX_KNOWN = MAX_REFUSED = 4096
 
 
 @dataclass(slots=True, eq=False)
 class HandshakeAttempt:
-    """A connection that has not shown a HELLO yet."""
+    """A connection without a HELLO yet."""
 
     key: bytes
     is_stranger: bool
 
 
 class HandshakeLimits:
-    """Owned by one transport, which tells it how each visit ended: exactly one of ``welcome``, ``refuse`` and ``leave``."""
+    """Owned by one transport, which reports how each attempt ended: exactly one of ``welcome``, ``refuse`` and ``leave``."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[bytes, None] = OrderedDict()
@@ -37,7 +37,7 @@ class HandshakeLimits:
         self._pending = ConcurrencyLimit(MAX_PENDING)
 
     def arrive(self, key: bytes, now: float) -> HandshakeAttempt | None:
-        """None: close it at once, before anything is computed for it."""
+        """Return None if the connection must be closed at once, before anything is computed for it."""
         if now < self._refused_until.get(key, now):
             return None
         visit = HandshakeAttempt(key, key not in self._known)
@@ -48,17 +48,17 @@ class HandshakeLimits:
         return visit
 
     def welcome(self, visit: HandshakeAttempt) -> None:
-        """It has shown a good certificate."""
+        """Handle a valid certificate."""
         self.leave(visit)
         _remember(self._known, visit.key, None, MAX_KNOWN)
 
     def refuse(self, visit: HandshakeAttempt, now: float) -> None:
-        """What it has shown was no good."""
+        """Handle an invalid HELLO."""
         self.leave(visit)
         _remember(self._refused_until, visit.key, now + REFUSED_SECONDS, MAX_REFUSED)
 
     def leave(self, visit: HandshakeAttempt) -> None:
-        """It has gone, or shown nothing in time: a network may do that, so it may come back at once."""
+        """Handle a peer that left or timed out. It may come back at once, because the network may be the reason."""
         if visit.is_stranger:
             visit.is_stranger = False
             self._pending.leave()

@@ -1,4 +1,4 @@
-"""One open link over a Hyperswarm connection: writes in and out, and what only a link of certified peers has to do."""
+"""One open link over a Hyperswarm connection."""
 
 import asyncio
 from collections.abc import Iterator
@@ -12,19 +12,17 @@ from shared.frames import wire
 from shared.frames.wire import Announce, Error, Frame, Hello
 from shared.identity import certificates
 from shared.identity.trust import Trust, TrustedPeer
-from shared.transports.hyperswarm import PeerConnection
+from shared.transports.hyperswarm.peer_connection import PeerConnection
 from shared.transports.link import Link
 from shared.transports.swarm_link import close_reason
-from shared.transports.swarm_link.handshake import Entrant
 from shared.types import Role
 
-#: A peer that pings and takes nothing for so long only fills our memory.
+#: A peer that pings but reads nothing for so long is cut off.
 STUCK_SECONDS = 10.0
-#: What a peer without a certificate may say in all: it is there for one enrolment.
+#: The total that a peer without a certificate may send, enough for one enrollment.
 NEWCOMER_BYTES = 64 * 1024
 
 _LINKS_OWN = frozenset({Hello, Announce, Error})
-#: Words of a connection that ended because nothing came any more.
 _SILENT = ("timed out", "timedout", "timeout")
 
 
@@ -46,39 +44,35 @@ class Owner(Protocol):
 
 
 class SwarmLink(Link):
-    """Made for a peer that was let in. ``start`` takes the connection over."""
+    """Created for an admitted peer. ``start`` takes the connection over."""
 
-    def __init__(self, owner: Owner, entrant: Entrant) -> None:
-        connection, admitted = entrant.connection, entrant.admitted
+    def __init__(self, owner: Owner, connection: PeerConnection, hello: Hello, admitted: TrustedPeer, came_as: Role) -> None:
         peer = replace(admitted.peer, channel=connection.channel)
         super().__init__(peer, transport="swarm", path=str(connection.path), dialled=connection.initiator, now=owner.loop.time())
-        self.agree(entrant.hello)
+        self.agree(hello)
         self.connection = connection
-        #: What our own last HELLO said that we are.
-        self.came_as = entrant.came_as
-        #: The peer's certificate ends then, in seconds since 1970.
+        self.came_as = came_as
+        #: When the peer's certificate expires, in seconds since 1970.
         self.until = admitted.until
         offset = admitted.clock_offset_seconds
-        #: How far the peer's clock is ahead of ours; 0 where that is within what two clocks may be apart.
+        #: How far the peer's clock is ahead of ours; 0 if within tolerance.
         self.clock_offset_seconds = offset if abs(offset) > certificates.LEEWAY_SECONDS else 0.0
         self.revocations = lambda: owner.trust.number
         self.on_revocations = lambda number: owner.hear_number(self, number)
         self._owner = owner
-        #: Since when the peer has had no room for what is queued.
+        #: Since when the peer has had no room for queued frames.
         self._full_since: float | None = None
         self._received_bytes = 0
         self._says_farewell = True
 
-    # --- for the transport --------------------------------------------------------------------------------------------
-
     def start(self) -> None:
-        """From now on the connection is ours; what has come on it meanwhile is read at once."""
+        """Take the connection over. Messages that have arrived meanwhile are read at once."""
         self.connection.on_room = self._write_now
         self.connection.on_closed = self._on_lost
         self.connection.on_message = self._on_message
 
     def read(self, frames: list[Frame]) -> None:
-        """The frames of one write. Those that the peer may not send end the link."""
+        """Handle the frames of one write. Forbidden ones end the link."""
         try:
             now = self._owner.loop.time()
             if not _LINKS_OWN.isdisjoint(map(type, frames)):
@@ -91,18 +85,18 @@ class SwarmLink(Link):
 
     def tick(self, now: float) -> None:
         if self._full_since is not None and now - self._full_since >= STUCK_SECONDS:
-            self.close(errors.LinkLost(f"{self._who} has taken nothing for {STUCK_SECONDS:.0f} s"))
+            self.close(errors.LinkLost(f"{self._who} has read nothing for {STUCK_SECONDS:.0f} s"))
         else:
             super().tick(now)
 
     def check_certificate(self, now: float) -> None:
-        """Close it if the peer's last accepted certificate has ended; ``now`` in seconds since 1970."""
+        """Close the link if the peer's certificate has expired; ``now`` is in seconds since 1970."""
         leeway = 0 if self.peer.role is Role.NEWCOMER else certificates.LEEWAY_SECONDS
         if self.closed is None and now > self.until + leeway:
-            self.close(errors.CertificateExpired(f"the certificate of {self._who} has ended", hint="the node renews it by itself"))
+            self.close(errors.CertificateExpired(f"the certificate of {self._who} has expired", hint="the node renews it automatically"))
 
     def silence(self) -> None:
-        """End it without a word."""
+        """End the link without telling the peer."""
         self._says_farewell = False
         self.close(errors.LinkLost("this node has fallen silent"))
 
@@ -123,14 +117,14 @@ class SwarmLink(Link):
     def _count(self, size: int) -> None:
         self._received_bytes += size
         if self._received_bytes > NEWCOMER_BYTES:
-            raise errors.ProtocolViolation(f"a newcomer has said more than {NEWCOMER_BYTES} bytes")
+            raise errors.ProtocolViolation(f"a newcomer has sent more than {NEWCOMER_BYTES} bytes")
 
     def _is_links_own(self, frame: Frame) -> bool:
         if isinstance(frame, Hello):
             self._renew(frame)
         elif isinstance(frame, Announce):
             if self.peer.role not in topics.SEES_ANNOUNCEMENTS_OF[self._owner.trust.role]:
-                raise errors.ProtocolViolation(f"a {self.peer.role} does not announce itself to a {self._owner.trust.role}")
+                raise errors.ProtocolViolation(f"a {self.peer.role} must not announce itself to a {self._owner.trust.role}")
             if len(frame.body) > MAX_ANNOUNCEMENT_BYTES:
                 raise errors.ProtocolViolation(f"an announcement of {len(frame.body)} bytes")
             self._owner.hear_announcement(self, frame.body)
@@ -147,13 +141,13 @@ class SwarmLink(Link):
         self.close(errors.LinkLost(f"{self._who} closed the link: {why.message[:200]}", hint=why.hint[:200] or "try again"))
 
     def _renew(self, hello: Hello) -> None:
-        """A newer certificate moves the link's end. Labels may be new, too; who the peer is may not."""
+        """Apply a newer certificate, which may change the expiry and the labels but not the identity."""
         admitted = self._owner.admit(self.connection, hello)
         was, peer = self.peer, replace(admitted.peer, channel=self.peer.channel)
         if was.role is Role.NEWCOMER and peer.role is not Role.NEWCOMER:
             raise errors.LinkLost("you are certified now: connect again", retry_after_seconds=0.2)
         if replace(peer, labels=was.labels) != was:
-            raise errors.ProtocolViolation("the peer has become somebody else")
+            raise errors.ProtocolViolation("the peer has changed its identity")
         if admitted.until < self.until:
             raise errors.ProtocolViolation("the peer shows an older certificate than before")
         self.peer = peer
@@ -163,7 +157,7 @@ class SwarmLink(Link):
 
     def _on_lost(self, reason: str) -> None:
         self._says_farewell = False
-        # Hyperswarm listens for silence as well, as long and as sure as we do.
+        # Hyperswarm's own timeout is as good as ours.
         self.fell_silent = any(word in reason.lower() for word in _SILENT)
         self.close(errors.LinkLost(f"the connection to {self._who} was lost: {reason or 'the peer closed it'}", retry_after_seconds=0.2))
 
@@ -173,7 +167,7 @@ class SwarmLink(Link):
         self._owner.loop.call_soon(self._write_now)
 
     def _write_now(self) -> None:
-        """Write what the peer has room for; the rest stays queued until ``on_room``."""
+        """Write what the peer has room for. The rest stays queued until ``on_room``."""
         connection = self.connection
         if self.closed is not None:
             return
@@ -207,7 +201,7 @@ class SwarmLink(Link):
 
 
 def _messages(frames: list[Frame]) -> Iterator[bytes]:
-    """A write, or several where its frames are longer than they were taken for."""
+    """Split a write whose frames are longer than estimated."""
     message = wire.encode(frames)
     if len(message) <= wire.MAX_WRITE_BYTES or len(frames) == 1:
         yield message
@@ -217,5 +211,4 @@ def _messages(frames: list[Frame]) -> Iterator[bytes]:
     yield from _messages(frames[middle:])
 
 
-def ignore_message(body: bytes) -> None:
-    """On a connection that is over, or that nothing is to be said on."""
+def ignore_message(_body: bytes) -> None: ...

@@ -21,6 +21,7 @@ from shared.node import Node
 from shared.node.certificate_renewal import CertificateRenewal
 from shared.node.membership_file import MembershipFile
 from shared.rpc import Dispatcher, RpcCall
+from shared.rpc.authorization import check_declared
 from shared.telemetry import Metrics
 from shared.types import Credential, MeshName, NodeId, Peer, Role, UserId
 
@@ -81,7 +82,7 @@ class Surroundings:
         """Takes its handlers, as a node that serves it."""
         self._service = service
         self.dispatcher.add(service)
-        self.dispatcher.check_declared()
+        check_declared(self.dispatcher.methods, self.dispatcher.gate)
 
     @property
     def parts(self) -> Dependencies:

@@ -202,12 +202,15 @@ async def test_the_key_may_be_in_the_header_or_in_auth_or_in_both(site: Site) ->
         ),
         pytest.param(OTHER_MODEL, {}, ("not_allowed", "this key may not use smollm2"), id="a key for other models"),
         pytest.param(
-            NETWORK, {}, ("not_allowed", "this key is bound to networks, but this connection shows no address"), id="a key bound to networks"
+            NETWORK,
+            {},
+            ("not_allowed", "this key is bound to networks, but this connection shows no address"),
+            id="a key bound to networks",
         ),
         pytest.param(
             ANY,
             {"auth": {"apiKey": UNKNOWN}},
-            ("bad_request", "the call has two different credentials: one in `auth`, and one in its header or in `hello`"),
+            ("bad_request", "the call has two different credentials: one in `auth`, one in its header or in `hello`"),
             id="two keys",
         ),
         pytest.param(

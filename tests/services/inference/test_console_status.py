@@ -39,8 +39,8 @@ THERE = replace(ALONE, gateways=(reached(),))
     [
         pytest.param(ALONE, ["looking for the mesh home …", "serving 1 model: echo", "no requests running"], id="looking"),
         pytest.param(
-            replace(ALONE, is_attached=False, trouble="Hyperswarm does not run: there is no Node.js here", models=()),
-            ["looking for the mesh home … (Hyperswarm does not run: there is no Node.js here)", "serving no model yet"],
+            replace(ALONE, is_attached=False, trouble="Hyperswarm is not running: Node.js was not found", models=()),
+            ["looking for the mesh home … (Hyperswarm is not running: Node.js was not found)", "serving no model yet"],
             id="no Hyperswarm",
         ),
         pytest.param(

@@ -128,7 +128,7 @@ async def test_what_was_kept_is_known_again_after_a_restart_without_auth(world: 
     kept = membership_file.load(here.state)
     assert kept is not None
     again = Trust(here.running_service.key, Role.WORKER)
-    membership_file.believe(again, kept)
+    membership_file.load_into(again, kept)
     assert again.has_certificate(time.time())
     assert again.revoked == {NodeId("UGONE")}
     assert again.topics == here.trust.topics

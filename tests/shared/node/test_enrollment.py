@@ -137,7 +137,7 @@ async def test_a_certificate_by_another_ca_is_not_believed(running_service: Runn
 async def test_a_clock_that_is_off_is_told(running_service: RunningService, key: NodeKey) -> None:
     running_service.door.clock_offset_seconds = 120
     await running_service.enrol(running_service.ticket(), key)
-    assert "this machine's clock is 2 min behind the mesh's: set it, as by NTP" in running_service.said
+    assert "this machine's clock is 2 min behind the mesh's: set it, for example with NTP" in running_service.said
 
 
 async def test_an_auth_of_another_mesh_hears_nothing_of_the_ticket(running_service: RunningService, key: NodeKey) -> None:
@@ -146,7 +146,7 @@ async def test_an_auth_of_another_mesh_hears_nothing_of_the_ticket(running_servi
     impostor = running_service.net.nodes[0].node
     impostor.trust.authorities = (*impostor.trust.authorities, ticket.authority_id)
     impostor.membership_changed()
-    refused = await running_service.refuses(ticket, key, "nobody who answered is an auth of mesh test")
+    refused = await running_service.refuses(ticket, key, "no node that answered is an auth of mesh test")
     assert isinstance(refused, errors.NotReachable)
     assert refused.hint == "ask for a new ticket"
     assert running_service.door.asked == []
@@ -158,9 +158,9 @@ def replace_authority(ticket: tickets.Ticket, ca: node_keys.Authority) -> ticket
 
 async def test_nobody_there_says_who_was_asked_and_what_to_do(running_service: RunningService, key: NodeKey) -> None:
     ticket = replace_authority(running_service.ticket(), node_keys.Authority(node_keys.new_authority_seed()))
-    refused = await running_service.refuses(ticket, key, "nobody of mesh test was found within ")
+    refused = await running_service.refuses(ticket, key, "no node of mesh test was found within ")
     assert isinstance(refused, errors.NotReachable)
-    assert ", asking 127.0.0.1:" in refused.message
+    assert " through 127.0.0.1:" in refused.message
     assert "DHT_HOST" in refused.hint
 
 

@@ -45,19 +45,19 @@ def test_who_has_not_asked_for_longest_gives_way() -> None:
     places = HttpConnectionLimits[int](3, 0, ())
     for guest in range(3):
         places.enter(guest, None)
-        places.owes(guest)
-    assert places.longest_owing() == 0
-    places.has_asked(0)
-    places.owes(1)
-    assert places.longest_owing() == 1
+        places.await_request(guest)
+    assert places.longest_waiting() == 0
+    places.request_received(0)
+    places.await_request(1)
+    assert places.longest_waiting() == 1
     places.leave(1)
-    assert (places.longest_owing(), places.enter(3, None), places.enter(4, None)) == (2, None, ConnectionRefusal.FULL)
+    assert (places.longest_waiting(), places.enter(3, None), places.enter(4, None)) == (2, None, ConnectionRefusal.FULL)
     places.leave(2)
-    assert places.longest_owing() is None
+    assert places.longest_waiting() is None
 
 
 def test_who_was_refused_has_no_place_to_give() -> None:
     places = HttpConnectionLimits[int](1, 0, ())
     assert (places.enter(1, None), places.enter(2, None)) == (None, ConnectionRefusal.FULL)
-    places.owes(2)
-    assert places.longest_owing() is None
+    places.await_request(2)
+    assert places.longest_waiting() is None

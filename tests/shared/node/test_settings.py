@@ -20,7 +20,7 @@ def load(**environment: str) -> NodeSettings:
         ({"NATS_URL": "nats://10.0.0.5:4222"}, "NATS_URL: 10.0.0.5 is not this machine"),
         ({"NATS_URL": "10.0.0.5:4222"}, "NATS_URL: not an address"),
         ({"TLS_CERT_FILE": "/a"}, "TLS_CERT_FILE and TLS_KEY_FILE go together"),
-        ({"BIND_HOST": "0.0.0.0"}, "BIND_HOST: 0.0.0.0 can be reached from elsewhere"),
+        ({"BIND_HOST": "0.0.0.0"}, "BIND_HOST: 0.0.0.0 is reachable from other machines"),
         ({"LOG_LEVEL": "loud"}, "LOG_LEVEL"),
         ({"HTTP_CONNECTIONS_PER_ADDRESS": "-1"}, "HTTP_CONNECTIONS_PER_ADDRESS"),
         ({"TRUSTED_PROXIES": "10.0.0.0/8, proxy.example"}, "TRUSTED_PROXIES: 'proxy.example' is neither an address nor a network"),

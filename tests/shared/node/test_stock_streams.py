@@ -113,7 +113,7 @@ async def test_several_answers_and_calls_of_tools_are_in_it(stock: Stock) -> Non
 async def test_an_answer_that_is_too_large_ends_its_stream_and_says_what_to_do(stock: Stock, prompt: str) -> None:
     refused = await stock.ask(asked(prompt))
     assert problem(refused) == ("413", "too_large")
-    assert json.loads(refused.data)["error"]["hint"] == "ask for fewer tokens, or for the stream: docs/protocol.md says how"
+    assert json.loads(refused.data)["error"]["hint"] == "ask for fewer tokens, or for the stream; see docs/protocol.md"
     assert stock.service.failed == ["too_large"]
     assert stock.service.sent * LARGE <= stock_calls.MAX_ANSWER_BYTES, "it was not made to its end"
     await stock.ask(asked())

@@ -176,7 +176,7 @@ async def test_different_refusals_are_bounded_and_what_was_done_is_not(
     await told.send()
     assert len(listener.told) == audit_reporting._MOST_KEPT + 1
     assert (listener.told[0].times, listener.told[-1].action) == (8, "price.set")
-    assert lines.of("refusals are not told to the audit log") == ["{'part': 'audit', 'dropped': 1}"]
+    assert lines.of("refusals are missing from the audit log") == ["{'part': 'audit', 'dropped': 1}"]
 
 
 async def test_it_is_sent_within_a_second_or_so(told: AuditReporting, listener: Auth, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,6 @@ async def test_an_auth_that_cannot_be_asked_is_no_refusal() -> None:
 
 def test_a_service_without_a_gate_serves_no_method_that_asks_who_somebody_is() -> None:
     check_declared([metrics.get_metrics], None)
-    with pytest.raises(ValueError, match="has no gate"):
+    with pytest.raises(ValueError, match="has no authorizer"):
         check_declared([auth.list_api_keys], None)
     check_declared([auth.list_api_keys], ApiClient().gate)

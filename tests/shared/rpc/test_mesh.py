@@ -456,7 +456,7 @@ async def test_a_restarted_node_resets_the_links_of_its_former_self_at_once() ->
             await anext(answer)
             await worker.cut()
             await net.start(Worker, net.settings_of(worker))
-            with pytest.raises(errors.LinkLost, match="started anew"):
+            with pytest.raises(errors.LinkLost, match="was restarted"):
                 await anext(answer)
         async with door.node.rpc.stream(inference.process_prompt, prompt("x", 2)) as again:
             assert len([chunk async for chunk in again]) == 2
@@ -470,7 +470,7 @@ async def test_the_lost_link_of_its_former_self_is_not_held_against_a_restarted_
             await anext(answer)
             await worker.cut()
             await net.start(Worker, net.settings_of(worker))
-            with pytest.raises(errors.LinkLost, match="started anew"):
+            with pytest.raises(errors.LinkLost, match="was restarted"):
                 await anext(answer)
         await until(lambda: len(door.node.directory.usable(Role.WORKER)) == 1, seconds=1.5)
 
@@ -556,7 +556,7 @@ async def test_processes_of_one_profile_share_a_key_and_do_not_disturb_each_othe
 async def test_nobody_there_is_said_with_what_to_do() -> None:
     async with testnet() as net:
         caller = await net.client()
-        with pytest.raises(errors.NotReachable, match="no auth is there") as nobody:
+        with pytest.raises(errors.NotReachable, match="no auth is available") as nobody:
             await caller.rpc.call(auth.login_user, login("pw"), deadline_seconds=0.1)
         assert "aicli doctor" in nobody.value.hint
 

@@ -144,6 +144,6 @@ def test_every_port_is_looked_at_before_anything_starts(home: StackHome) -> None
 
 def test_a_node_that_is_missing_is_told_with_the_way_to_do_without(home: StackHome, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NODE_BINARY", "/does/not/exist")
-    with pytest.raises(errors.BadSettings, match="no program") as caught:
+    with pytest.raises(errors.BadSettings, match="not a program") as caught:
         _plan(home)
     assert "HYPERSWARM=off" in caught.value.hint

@@ -1,5 +1,5 @@
 'use strict'
-// The sidecar: one Hyperswarm behind one socketpair, whose number is the only argument. Lives as long as its parent.
+// The sidecar: runs one Hyperswarm for the socketpair whose number is the only argument. Exits with its parent.
 
 const net = require('node:net')
 const DHT = require('hyperdht')
@@ -8,11 +8,11 @@ const { TYPE, BadFrame, Outbox, Parser } = require('./frames')
 const { open, hexOf, DUPLICATE } = require('./network')
 
 const EXIT = { OK: 0, BAD_FRAME: 65, FAILED: 70 }
-/** Streams end one by one, so that peers hear of it; more time than this they do not get. */
+/** How long streams may take to end properly, so that peers notice. */
 const DRAIN_MS = 500
 const GOODBYE_MS = 1500
 const PARENT_CHECK_MS = 1000
-/** Strangers decide how many there are, so this many a second are told at most. */
+/** Limits the refusals to report, because strangers cause them. */
 const REFUSALS_PER_SECOND = 20
 
 const socket = new net.Socket({ fd: Number(process.argv[2]), readable: true, writable: true })
@@ -45,23 +45,23 @@ function failed(error) {
 
 for (const end of ['end', 'error', 'close']) socket.on(end, () => leave(EXIT.OK))
 for (const failure of ['uncaughtException', 'unhandledRejection']) process.on(failure, failed)
-// These reach the whole process group or service. When to leave is for the parent to decide, who may have answers to finish.
+// Signals reach the whole process group. The parent decides when to exit, because it may have answers to finish.
 for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => {})
-// A process that the parent forked may keep the other end of the socketpair open beyond the parent's death.
+// A process forked by the parent may keep the other end of the socketpair open after the parent's death.
 const parent = process.ppid
 setInterval(() => {
   refusals = 0
   if (process.ppid !== parent) leave(EXIT.OK)
 }, PARENT_CHECK_MS).unref()
 
-/** What a connection asks of its owner. */
+/** The callbacks of a connection. */
 const owner = {
   outbox,
   firstBytes: 0,
   pathOf: (stream) => swarm.dht.pathOf(stream),
   adopt(connection, message) {
     if (!servesRequests) return false
-    rpc ??= require('./rpc') // few need it
+    rpc ??= require('./rpc') // rarely needed
     rpc.adopt(connection, message, swarm.keyPair.publicKey, outbox)
     return true
   },
@@ -98,16 +98,16 @@ function start(seed, options) {
   swarm.on('refused', (key) => ++refusals <= REFUSALS_PER_SECOND && outbox.json(TYPE.EVENT, 0, { event: 'refused', key: hexOf(key) }))
   swarm.dht.on('dial-failed', dialFailed)
   swarm.dht.on('network-change', () => outbox.json(TYPE.EVENT, 0, { event: 'network-changed' }))
-  if (servesRequests) swarm.listen() // found by key, whatever the topics
+  if (servesRequests) swarm.listen() // to be found by key, without a topic
   swarm.dht.bind().then(() => outbox.send(TYPE.READY, 0, keyPair.publicKey), failed)
 }
 
 function bytesOf(hex) {
-  if (!/^[0-9a-f]{64}$/.test(hex)) throw new Error('a key, or a topic, has 64 hex digits')
+  if (!/^[0-9a-f]{64}$/.test(hex)) throw new Error('a key or topic must have 64 hex digits')
   return Buffer.from(hex, 'hex')
 }
 
-/** What Python may ask for. Each returns, or promises, what Python is answered. */
+/** The calls that Python may make. Each returns the answer or a promise of it. */
 const CALLS = {
   join({ topic, server, client }) {
     const joined = swarm.status(bytesOf(topic))
@@ -116,7 +116,6 @@ const CALLS = {
   },
   leave: ({ topic }) => swarm.leave(bytesOf(topic)),
   joinPeer: ({ key }) => swarm.joinPeer(bytesOf(key)),
-  leavePeer: ({ key }) => swarm.leavePeer(bytesOf(key)),
   dial: ({ key, topic }) => swarm.dial(bytesOf(key), bytesOf(topic)),
   refresh: ({ topic }) => swarm.status(bytesOf(topic))?.refresh(),
   flush: () => Promise.all([...swarm.topics()].map((discovery) => discovery.flushed())),
@@ -154,7 +153,7 @@ function onFrame(type, id, chunk, begin, end) {
   if (type === TYPE.HELLO && swarm === null && end - begin > 32) start(chunk.subarray(begin, begin + 32), parse(chunk, begin + 32, end))
   else if (swarm === null) throw new BadFrame(`type ${type} before HELLO`)
   else if (type === TYPE.DATA || type === TYPE.PART) {
-    // The last byte of the header has been read: the kind takes its place, and the message goes on without being copied.
+    // Overwrite the last byte of the header, which has been read, with the kind, so that the message is not copied.
     chunk[begin - 1] = type === TYPE.DATA ? DATA : PART
     connections.get(id)?.send(chunk.subarray(begin - 1, end))
   } else if (type === TYPE.CREDIT && end - begin === 4) connections.get(id)?.grant(chunk.readUInt32LE(begin))

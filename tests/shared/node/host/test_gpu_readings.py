@@ -95,7 +95,7 @@ async def test_a_driver_that_refuses_is_said_once_and_asked_again(driver: FakeDr
     driver.trouble = None
     assert await found.look()
     assert indexes(found) == [0, 1]
-    assert said == [("NVML does not tell of a GPU", "driver"), ("NVML tells again", "driver")]
+    assert said == [("NVML does not report a GPU", "driver"), ("NVML works again", "driver")]
 
 
 async def test_a_gpu_that_falls_off_the_bus_is_gone_at_once_and_said_once(driver: FakeDriver, said: list[tuple[str, object]]) -> None:
@@ -108,7 +108,7 @@ async def test_a_gpu_that_falls_off_the_bus_is_gone_at_once_and_said_once(driver
     driver.refused.clear()
     await found.look()
     assert indexes(found) == [0, 1]
-    assert said == [("NVML does not tell of a GPU", "GPU 1"), ("NVML tells again", "GPU 1")]
+    assert said == [("NVML does not report a GPU", "GPU 1"), ("NVML works again", "GPU 1")]
 
 
 async def test_a_gpu_that_is_no_longer_listed_is_gone(driver: FakeDriver, said: list[tuple[str, object]]) -> None:
@@ -118,7 +118,7 @@ async def test_a_gpu_that_is_no_longer_listed_is_gone(driver: FakeDriver, said: 
     for _ in range(3):
         await found.look()
     assert indexes(found) == [0]
-    assert said == [("NVML does not tell of a GPU", "GPU 1")]
+    assert said == [("NVML does not report a GPU", "GPU 1")]
 
 
 async def test_a_gpu_that_hangs_is_gone_takes_no_other_along_and_keeps_one_thread(
@@ -131,7 +131,7 @@ async def test_a_gpu_that_hangs_is_gone_takes_no_other_along_and_keeps_one_threa
         await found.look()
         assert indexes(found) == [0]
     assert driver.calls.count(1) == 2
-    assert said == [("NVML does not tell of a GPU", "GPU 1")]
+    assert said == [("NVML does not report a GPU", "GPU 1")]
     driver.hangs.clear()
     driver.released.set()
     await until(found._answered["GPU 1"])
@@ -148,7 +148,7 @@ async def test_a_driver_that_hangs_blocks_nobody(driver: FakeDriver, said: list[
         assert await found.look()
     assert found.fresh() == []
     assert driver.calls.count("count") == 2
-    assert said == [("NVML does not tell of a GPU", "driver")]
+    assert said == [("NVML does not report a GPU", "driver")]
 
 
 async def test_what_was_read_too_long_ago_is_not_shown(driver: FakeDriver) -> None:

@@ -94,7 +94,7 @@ async def test_a_whole_answer_in_one_request(visitor: Visitor) -> None:
     assert (answer["text"], answer["finishReason"]) == ("Hello", "stop")
     code, message = await visitor.refused(INFER, request={"prompt": "large"})
     assert code == "too_large"
-    assert message.endswith("ask for fewer tokens, or for the stream: docs/protocol.md says how")
+    assert message.endswith("ask for fewer tokens, or for the stream; see docs/protocol.md")
 
 
 async def read(visitor: Visitor, handle: int) -> tuple[list[Any], Any]:

@@ -288,7 +288,7 @@ async def test_a_request_that_does_not_do(running_service: RunningService, metho
 async def test_the_hint_goes_with_the_message(running_service: RunningService) -> None:
     with pytest.raises(RequestRefused) as caught:
         await Visitor(running_service).ask(LIST_MODELS)
-    assert caught.value.message == "you have not introduced yourself – call `hello` with your certificate first"
+    assert caught.value.message == "no certificate was sent on this connection – call `hello` with your certificate first"
 
 
 async def test_a_bug_in_a_handler_is_told_in_the_house_alone(running_service: RunningService) -> None:

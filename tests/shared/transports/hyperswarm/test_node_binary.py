@@ -59,7 +59,7 @@ def test_the_path_comes_last(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 @pytest.mark.usefixtures("no_package")
 def test_no_node_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(NodeMissing, match=r"no Node\.js"):
+    with pytest.raises(NodeMissing, match=r"Node\.js was not found"):
         find_node()
 
 

@@ -138,7 +138,7 @@ async def test_a_long_message_of_a_stranger_waits_for_the_window_to_open() -> No
 
 
 async def test_a_message_that_is_too_long_is_refused_by_the_sender(wire: Wire) -> None:
-    with pytest.raises(SwarmError, match="at most"):
+    with pytest.raises(SwarmError, match="over the limit"):
         wire.ends[True].send(bytes(MAX_MESSAGE_BYTES + 1))
     wire.ends[True].send(b"still open")
 

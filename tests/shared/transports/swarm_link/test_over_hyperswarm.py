@@ -128,8 +128,8 @@ async def test_gateways_that_meet_have_no_link_and_do_not_dial_each_other_for_ev
         running(certified(Role.GATEWAY, mesh), bootstrap) as one,
         running(certified(Role.GATEWAY, mesh), bootstrap) as other,
     ):
-        await until(lambda: one.transport._door._parked and other.transport._door._parked, seconds=15)
-        [parked] = one.transport._door._parked
+        await until(lambda: one.transport._handshake._parked and other.transport._handshake._parked, seconds=15)
+        [parked] = one.transport._handshake._parked
         assert parked.closed is None
         assert not one.links + other.links
         assert not one.refusals + other.refusals

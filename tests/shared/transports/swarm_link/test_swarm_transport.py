@@ -97,8 +97,8 @@ async def test_a_worse_hello_on_an_open_link_breaks_the_protocol() -> None:
     mesh, clock = new_authority(), Clock()
     for subject, at, says in [
         (Subject, NOW - 3600, "older certificate"),
-        (lambda node, role: Subject(node, Role.CLIENT), NOW + 1, "somebody else"),
-        (lambda node, role: Subject(node, role, "eve"), NOW + 1, "somebody else"),
+        (lambda node, role: Subject(node, Role.CLIENT), NOW + 1, "changed its identity"),
+        (lambda node, role: Subject(node, role, "eve"), NOW + 1, "changed its identity"),
     ]:
         async with member(certified(Role.GATEWAY, mesh), clock) as gateway, member(certified(Role.WORKER, mesh), clock) as worker:
             connect(worker.swarm, gateway.swarm)
@@ -268,7 +268,7 @@ async def test_a_peer_that_talks_and_never_reads_is_left() -> None:
             link.receive([Ping(second)], now + second)
             link.tick(now + second)
         assert isinstance(link.closed, errors.LinkLost)
-        assert "taken nothing" in link.closed.message
+        assert "read nothing" in link.closed.message
         assert link.unsent_bytes < 2 * 1024 * 1024
 
 
@@ -428,7 +428,7 @@ async def test_a_swarm_that_does_not_start_is_tried_again_and_says_what_is_wrong
     async with member(certified(Role.GATEWAY, new_authority()), Clock(), swarm) as gateway:
         await settle()
         assert not gateway.transport.connected
-        assert gateway.transport.trouble == "Hyperswarm does not run: Node.js is not there; run `make setup`"
+        assert gateway.transport.trouble == "Hyperswarm is not running: Node.js is not there; run `make setup`"
         swarm.broken = None
         await until(lambda: gateway.transport.connected)
         assert gateway.transport.trouble == ""
