@@ -1,4 +1,4 @@
-/* NVML's seven functions for two GPUs: the second tells of its memory alone, a third is lost. */
+/* The seven functions of NVML that we use, for two GPUs: the second tells of its memory alone, a third is lost. */
 
 typedef void *device_t;
 struct utilization { unsigned int gpu, memory; };
@@ -8,7 +8,7 @@ static int started;
 static int gpus[3];
 
 const char *nvmlErrorString(int code) { return code == 15 ? "GPU is lost" : code == 1 ? "Uninitialized" : "Other"; }
-int nvmlInit_v2(void) { started = 1; return 0; }
+int nvmlInitWithFlags(unsigned int flags) { started = flags == 0; return 0; }
 int nvmlDeviceGetCount_v2(unsigned int *count) { *count = 3; return started ? 0 : 1; }
 int nvmlDeviceGetHandleByIndex_v2(unsigned int index, device_t *device) { *device = &gpus[index]; return index < 2 ? 0 : 15; }
 int nvmlDeviceGetUtilizationRates(device_t device, struct utilization *found)

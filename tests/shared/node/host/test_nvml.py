@@ -1,8 +1,11 @@
 """Against a library of our own with NVML's signatures, because few machines have the real one."""
 
+import ctypes
 import subprocess
+import sys
 from pathlib import Path
 
+import pynvml
 import pytest
 
 from shared.node.host.nvml import Gpu, NoDriver, Nvml, NvmlRefused
@@ -12,14 +15,21 @@ SOURCE = Path(__file__).parent / "fake_nvml.c"
 
 def compiled(source: Path, folder: Path) -> Path:
     library = folder / "libfake.so"
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    subprocess.run(["cc", "-shared", "-fPIC", "-Wl,-soname,libnvidia-ml.so.1", "-o", str(library), str(source)], check=True)
     return library
 
 
-@pytest.fixture
-def nvml(tmp_path: Path) -> Nvml:
+def loaded(library: Path, monkeypatch: pytest.MonkeyPatch) -> Nvml:
+    """NVIDIA's binding loads one library per process; give it another for one test."""
+    monkeypatch.setattr(pynvml, "nvmlLib", ctypes.CDLL(str(library)))
+    monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
     # The first one is tried and is not there.
-    return Nvml((tmp_path / "none.so", compiled(SOURCE, tmp_path)))
+    return Nvml((library.parent / "none.so", library))
+
+
+@pytest.fixture
+def nvml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Nvml:
+    return loaded(compiled(SOURCE, tmp_path), monkeypatch)
 
 
 def test_a_gpu_tells_all_of_itself(nvml: Nvml) -> None:
@@ -46,8 +56,22 @@ def test_without_the_library_there_is_no_driver(tmp_path: Path) -> None:
         nvml.read(0)
 
 
-def test_a_library_without_our_functions_is_too_old(tmp_path: Path) -> None:
+def test_a_library_without_our_functions_is_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "old.c"
     source.write_text("int nvmlInit(void) { return 0; }\n", encoding="ascii")
-    with pytest.raises(NvmlRefused, match="nvmlInit_v2"):
-        Nvml((compiled(source, tmp_path),)).count()
+    with pytest.raises(NvmlRefused, match="the driver is too old"):
+        loaded(compiled(source, tmp_path), monkeypatch).count()
+
+
+def test_a_driver_that_reports_impossibly_many_gpus_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "lying.c"
+    source.write_text(SOURCE.read_text(encoding="ascii").replace("*count = 3;", "*count = 4000000000u;"), encoding="ascii")
+    with pytest.raises(NvmlRefused, match="it reports 4000000000 GPUs"):
+        loaded(compiled(source, tmp_path), monkeypatch).count()
+
+
+def test_a_library_outside_the_loaders_path_is_found(tmp_path: Path) -> None:
+    """As on WSL 2. In a process of its own, because the binding then loads the library by its name."""
+    library = compiled(SOURCE, tmp_path)
+    program = f"from shared.node.host.nvml import Nvml; print(Nvml(({str(library)!r},)).count())"
+    assert subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, timeout=60).stdout == b"3\n"
