@@ -1,1 +1,1 @@
-"""Mail to people: its form, the way out, and what waits for a server that is away. What it says is its sender's."""
+"""Send email: form, delivery over SMTP, and a queue for when the server is down."""

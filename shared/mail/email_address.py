@@ -1,8 +1,8 @@
-"""Which texts may be the address of a person. Pure."""
+"""Check the form of an email address. Pure."""
 
 import re
 
-# What <input type=email> accepts: https://html.spec.whatwg.org/#valid-e-mail-address. Only a letter sent there proves more.
+# What <input type=email> accepts: https://html.spec.whatwg.org/#valid-e-mail-address. Only a delivered mail proves more.
 _EMAIL = re.compile(
     r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]+@[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*"
 )

@@ -1,4 +1,4 @@
-"""What a mail is, and its form on the wire. Pure; nothing that a person chose can become a header or another recipient."""
+"""Build emails. Pure. User-supplied text can become neither a header nor another recipient."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,13 +10,13 @@ from email.utils import format_datetime, parseaddr
 from shared import errors
 from shared.mail import email_address
 
-#: RFC 5322 §2.1.1 allows 998 characters in a line; a subject that is longer than this is none.
+#: RFC 5322 §2.1.1 allows 998 characters per line.
 _LONGEST_SUBJECT = 200
 
 
 @dataclass(frozen=True, slots=True)
 class MailSender:
-    #: What is shown; may be empty.
+    #: May be empty.
     name: str
     address: str
 
@@ -27,7 +27,7 @@ class MailSender:
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """Raises BadRequest where it is made with an address that is none, or with a subject of several lines."""
+    """Creating it raises BadRequest for an invalid address, or a subject of several lines."""
 
     to: str
     subject: str
@@ -41,7 +41,7 @@ class Letter:
 
 
 def parse_sender(text: str) -> MailSender:
-    """`Name <name@example.com>`, or the address alone. Raises ValueError with a sentence."""
+    """Parse `Name <name@example.com>`, or an address alone. Raises ValueError with a sentence."""
     name, found = parseaddr(text)
     if not (text.isprintable() and name.isprintable() and email_address.may_be_email(found)):
         raise ValueError("say Name <name@example.com>, or an address alone")
@@ -49,21 +49,21 @@ def parse_sender(text: str) -> MailSender:
 
 
 def written(letter: Letter, sender: MailSender, at: datetime, unique: str) -> bytes:
-    """As it goes to the server. ``unique``: no two mails have the same."""
+    """Return the mail as sent to the server. ``unique`` must differ for every mail."""
     message = EmailMessage(policy=SMTP)
     message["From"] = Address(display_name=sender.name, addr_spec=sender.address)
     message["To"] = Address(addr_spec=letter.to)
     message["Subject"] = letter.subject
     message["Date"] = format_datetime(at)
     message["Message-ID"] = f"<{unique}@{sender.domain}>"
-    # RFC 3834: so that nobody's absence is answered to us.
+    # RFC 3834: keeps out-of-office replies away.
     message["Auto-Submitted"] = "auto-generated"
     message.set_content(letter.text)
     return message.as_bytes()
 
 
 def one_line(text: str, longest: int) -> str:
-    """What others chose, for the words of a mail: in one short line, and with no address of a page in it."""
+    """Shorten user-supplied text to one line without URLs."""
     printable = "".join(character if character.isprintable() else " " for character in text)
     plain = " ".join(printable.replace("://", ": //").split())
     return plain if len(plain) <= longest else f"{plain[: longest - 1]}…"

@@ -1,14 +1,15 @@
-"""One mail to the mail server and out of our hands. Blocks, so it runs in the postman's thread; ``cut`` comes from another one."""
+"""Hand one mail over to the mail server with aiosmtplib."""
 
 import contextlib
-import smtplib
-import socket
 import ssl
 from dataclasses import dataclass
 
+import aiosmtplib
+from aiosmtplib import SMTP
+
 from shared.mail.smtp_url import MailServer, Security
 
-#: For each step that waits for the server; all of them together have the postman's deadline.
+#: For each step that waits for the server. ``mailer.DEADLINE_SECONDS`` limits the whole delivery.
 _STEP_SECONDS = 10.0
 
 
@@ -16,13 +17,13 @@ _STEP_SECONDS = 10.0
 class Envelope:
     sender: str
     to: str
-    #: What the server is told that we are called.
+    #: The name that we give in EHLO.
     our_name: str
     body: bytes
 
 
 class NotDeliveredError(Exception):
-    """``for_good``: trying again changes nothing. The reason has no word of the mail, nor of the server, which may quote an address."""
+    """``for_good``: a retry cannot help. The reason quotes neither the mail nor the server, whose answer may contain an address."""
 
     def __init__(self, reason: str, *, for_good: bool) -> None:
         super().__init__(reason)
@@ -30,85 +31,75 @@ class NotDeliveredError(Exception):
         self.for_good = for_good
 
 
-class Delivery:
-    def __init__(self, server: MailServer, trusted: ssl.SSLContext | None, envelope: Envelope) -> None:
-        """``trusted``: for a server that is reached over TLS."""
-        self._server = server
-        self._trusted = trusted
-        self._envelope = envelope
-        self._smtp = self._unconnected()
-        self._is_cut = False
-
-    def run(self) -> None:
-        """Raises NotDeliveredError."""
-        if self._is_cut:
-            raise NotDeliveredError("it took too long", for_good=False)
-        try:
-            self._converse()
-        except (OSError, ValueError) as error:  # SMTPException is an OSError; a certificate's name that does not fit may be a ValueError
-            raise _judged(error) from error
-        finally:
-            self._smtp.close()
-
-    def cut(self) -> None:
-        """End it from outside, now."""
-        self._is_cut = True
-        sock = self._smtp.sock
-        if sock is not None:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-
-    def _unconnected(self) -> smtplib.SMTP:
-        name = self._envelope.our_name
-        smtp: smtplib.SMTP
-        if self._server.security is Security.TLS:
-            smtp = smtplib.SMTP_SSL(local_hostname=name, timeout=_STEP_SECONDS, context=self._trusted)
-        else:
-            smtp = smtplib.SMTP(local_hostname=name, timeout=_STEP_SECONDS)
-        # Whose certificate it must be. Given to the constructor it would connect at once, and there would be nothing to cut meanwhile.
-        smtp._host = self._server.host  # type: ignore[attr-defined]
-        return smtp
-
-    def _converse(self) -> None:
-        server, smtp, envelope = self._server, self._smtp, self._envelope
-        code, _ = smtp.connect(server.host, server.port)
-        if code != 220:
-            raise smtplib.SMTPConnectError(code, b"")
+async def deliver(server: MailServer, trusted: ssl.SSLContext | None, envelope: Envelope) -> None:
+    """``trusted`` is required unless ``server.security`` is NONE. Raises NotDeliveredError."""
+    smtp = SMTP(
+        hostname=server.host,
+        port=server.port,
+        local_hostname=envelope.our_name,
+        timeout=_STEP_SECONDS,
+        use_tls=server.security is Security.TLS,
+        # ``_start_tls`` does it: aiosmtplib has no error of its own for a server without STARTTLS.
+        start_tls=False,
+        tls_context=trusted,
+    )
+    try:
+        await smtp.connect()
         if server.security is Security.STARTTLS:
-            smtp.starttls(context=self._trusted)
+            await _start_tls(smtp)
         if server.username is not None and server.password is not None:
-            smtp.login(server.username, server.password)
-        smtp.sendmail(envelope.sender, [envelope.to], envelope.body)
-        # It is theirs now; a server that says no goodbye has it all the same.
-        with contextlib.suppress(OSError):
-            smtp.quit()
+            await _log_in(smtp, server.username, server.password)
+        await smtp.sendmail(envelope.sender, envelope.to, envelope.body)
+        # The server has the mail, even if it doesn't answer to QUIT.
+        with contextlib.suppress(aiosmtplib.SMTPException, OSError):
+            await smtp.quit()
+    except (aiosmtplib.SMTPException, OSError, ValueError) as error:
+        raise _translate(error) from error
+    finally:
+        smtp.close()
 
 
-def _judged(error: Exception) -> NotDeliveredError:
+async def _start_tls(smtp: SMTP) -> None:
+    await smtp.ehlo()
+    if not smtp.supports_extension("starttls"):
+        raise _not_supported()
+    await smtp.starttls()
+
+
+async def _log_in(smtp: SMTP, username: str, password: str) -> None:
+    # RFC 3207 §4.2: what the server said before STARTTLS no longer counts.
+    await smtp.ehlo()
+    if not smtp.supported_auth_methods:
+        raise _not_supported()
+    await smtp.login(username, password)
+
+
+def _not_supported() -> NotDeliveredError:
+    return NotDeliveredError("the server does not offer what the settings ask for (STARTTLS, or a login)", for_good=True)
+
+
+def _translate(error: Exception) -> NotDeliveredError:
     match error:
-        case smtplib.SMTPRecipientsRefused():
-            code = next((code for code, _ in error.recipients.values()), 0)
-            return _by_code(code, "the server refuses the recipient")
-        case smtplib.SMTPAuthenticationError():
-            return _by_code(error.smtp_code, "the server does not take our user name and password")
-        case smtplib.SMTPResponseException():
-            return _by_code(error.smtp_code, "the server refuses")
-        case _:
-            return NotDeliveredError(_reason(error), for_good=isinstance(error, smtplib.SMTPNotSupportedError))
-
-
-def _reason(error: Exception) -> str:
-    match error:
-        case smtplib.SMTPNotSupportedError():
-            return "the server does not offer what the settings ask for (STARTTLS, or a login)"
-        case ssl.SSLCertVerificationError():
-            return f"the server's certificate is not good: {error.verify_message}"
+        case aiosmtplib.SMTPRecipientsRefused():
+            return _by_code(error.recipients[0].code, "the server refuses the recipient")
+        case aiosmtplib.SMTPAuthenticationError():
+            return _by_code(error.code, "the server rejects our user name and password")
+        case aiosmtplib.SMTPResponseException():
+            return _by_code(error.code, "the server refuses")
         case TimeoutError():
-            return "the server does not answer in time"
+            return NotDeliveredError("the server does not answer in time", for_good=False)
+        case aiosmtplib.SMTPConnectError():
+            return _connection_failed(error.__cause__ or error)
         case _:
-            return f"the connection failed: {type(error).__name__}"
+            return _connection_failed(error)
+
+
+def _connection_failed(error: BaseException) -> NotDeliveredError:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return NotDeliveredError(f"the server's certificate is not valid: {error.verify_message}", for_good=False)
+    return NotDeliveredError(f"the connection failed: {type(error).__name__}", for_good=False)
 
 
 def _by_code(code: int, reason: str) -> NotDeliveredError:
-    """5yz is a final no, RFC 5321 §4.2.1."""
+    """RFC 5321 §4.2.1: 5yz is final."""
     return NotDeliveredError(f"{reason} ({code})", for_good=500 <= code <= 599)

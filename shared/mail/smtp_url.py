@@ -1,4 +1,4 @@
-"""What SMTP_URL says about the mail server. Pure; no message quotes it, because a password may stand in it."""
+"""Parse SMTP_URL. Pure. No message quotes it, because it may contain a password."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,11 +9,11 @@ from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 
 class Security(StrEnum):
-    """What a connection is protected by."""
+    """How connections are encrypted."""
 
-    #: Only on this very machine.
+    #: Only on this machine.
     NONE = "none"
-    #: RFC 3207; without it nothing is sent.
+    #: RFC 3207; required before anything else is sent.
     STARTTLS = "starttls"
     #: From the first byte.
     TLS = "tls"
@@ -29,17 +29,17 @@ class MailServer:
     security: Security
     username: str | None = None
     password: str | None = field(default=None, repr=False)
-    #: Who vouches for the server, in place of the system's authorities.
+    #: Certificate authority for the server, instead of the system's.
     ca_file: Path | None = None
 
 
 def parse(url: str) -> MailServer:
-    """Raises ValueError, which names all mistakes at once."""
+    """Raises ValueError with all mistakes."""
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        # It would quote what it could not read.
+        # The original error would quote the URL.
         raise ValueError("its host or its port is none") from None
     if mistakes := list(_mistakes(parts)):
         raise ValueError("; ".join(mistakes))

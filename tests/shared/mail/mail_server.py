@@ -30,6 +30,8 @@ class MailServer:
     users: dict[str, str] = field(default_factory=dict)
     #: What it answers to a command instead of what it would; each is used once, the last for ever.
     answers: dict[str, list[str]] = field(default_factory=dict)
+    #: Sent in plain text right behind the answer to STARTTLS, as an attacker in between can.
+    after_starttls: str = ""
     #: Says nothing at all.
     hangs: bool = False
     port: int = 0
@@ -38,6 +40,8 @@ class MailServer:
     plain: list[str] = field(default_factory=list)
     sealed: list[str] = field(default_factory=list)
     connections: int = 0
+    #: Connections that have ended.
+    ended: int = 0
     arrived: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def wait_for(self, mails: int) -> None:
@@ -58,6 +62,13 @@ class MailServer:
             else:
                 await _Conversation(self, reader, writer).hold()
         writer.close()
+        self.ended += 1
+        async with self.arrived:
+            self.arrived.notify_all()
+
+    async def wait_until_ended(self, connections: int) -> None:
+        async with asyncio.timeout(20), self.arrived:
+            await self.arrived.wait_for(lambda: self.ended >= connections)
 
     async def keep(self, sender: str, to: str, body: bytes) -> None:
         mail = BytesParser(policy=default).parsebytes(body)
@@ -98,7 +109,7 @@ class _Conversation:
                 offers += ["250-AUTH PLAIN"] if self._server.users else []
                 await self._say("\r\n".join([*offers, "250 8BITMIME"]))
             case "STARTTLS":
-                await self._say("220 go")
+                await self._say("220 go" + (f"\r\n{self._server.after_starttls.rstrip()}" if self._server.after_starttls else ""))
                 assert self._server.tls is not None
                 await self._writer.start_tls(self._server.tls)
                 self._sealed = True

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -92,9 +91,40 @@ async def test_a_wrong_password_is_told_and_not_tried_again(tmp_path: Path) -> N
     async with mailing(server, "smtp://user:wr0ng@localhost:{}") as opened:
         await opened.send("anna@example.com", "hello", TEXT)
         await until_told(opened, "user name and password (535)")
-        assert "1 are lost" in opened.check().detail
+        assert "1 lost" in opened.check().detail
         assert "wr0ng" not in opened.check().detail
         assert opened.check().ok, "a service without mail still serves"
+
+
+async def test_a_server_that_takes_no_login_gets_no_password() -> None:
+    server = MailServer()
+    async with mailing(server, "smtp://user:s3cret@localhost:{}") as opened:
+        await opened.send("anna@example.com", "hello", TEXT)
+        await until_told(opened, "1 lost: the server does not offer what the settings ask for")
+    assert server.mails == []
+    assert [line.partition(" ")[0].upper() for line in server.plain] == ["EHLO"]
+
+
+async def test_what_is_said_before_tls_is_not_believed_after_it(tmp_path: Path) -> None:
+    """RFC 3207 §4.2: a login that is offered only in plain text is not tried, and answers injected before TLS are discarded."""
+    tls, ca_file = throw_away_certificate(tmp_path)
+    server = MailServer(tls=tls, users={"user": "s3cret"}, after_starttls="250-evil\r\n250 AUTH PLAIN\r\n")
+    async with mailing(server, "smtp://user:s3cret@localhost:{}?ca=" + str(ca_file)) as opened:
+        await opened.send("anna@example.com", "hello", TEXT)
+        await server.wait_for(1)
+    assert [line.partition(" ")[0].upper() for line in server.sealed[:3]] == ["EHLO", "AUTH", "MAIL"]
+
+
+@pytest.mark.parametrize("tls_at_once", [True, False])
+async def test_a_server_that_is_not_there_is_tried_again(tls_at_once: bool) -> None:
+    server = MailServer()
+    async with serving(server):
+        pass
+    scheme = "smtps" if tls_at_once else "smtp"
+    async with mailer.opened(mailer.parse(f"{scheme}://localhost:{server.port}", FROM)) as opened:
+        await opened.send("anna@example.com", "hello", TEXT)
+        await until_told(opened, "1 mails waiting, 0 lost: the connection failed: ")
+        assert str(server.port) not in opened.check().detail
 
 
 async def test_a_server_that_fails_for_a_while_gets_it_later(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +142,7 @@ async def test_after_four_attempts_it_is_lost_and_the_next_one_goes_out(monkeypa
     server = MailServer(answers={"MAIL": ["451 a", "451 b", "451 c", "451 d", "250 ok"]})
     async with mailing(server, "smtp://localhost:{}") as opened:
         await opened.send("anna@example.com", "first", TEXT)
-        await until_told(opened, "1 are lost")
+        await until_told(opened, "1 lost")
         await opened.send("anna@example.com", "second", TEXT)
         await server.wait_for(1)
         assert server.connections == 5
@@ -142,7 +172,7 @@ async def test_a_server_that_says_nothing_holds_nobody_up(monkeypatch: pytest.Mo
     async with mailing(server, "smtp://localhost:{}") as opened:
         await opened.send("anna@example.com", "hello", TEXT)
         await until_told(opened, "too slow")
-        # Its thread is free again.
+        await server.wait_until_ended(1)
         server.hangs = False
         await opened.send("bert@example.com", "hello", TEXT)
         await server.wait_for(1)
@@ -156,9 +186,7 @@ async def test_a_dead_mail_server_ends_with_the_service(monkeypatch: pytest.Monk
         async with asyncio.timeout(5), mailer.opened(mailer.parse(f"smtp://localhost:{server.port}", FROM)) as opened:
             await opened.send("anna@example.com", "hello", TEXT)
             await server.wait_for_connections(1)
-        async with asyncio.timeout(5):
-            while any(thread.name.startswith("smtp") for thread in threading.enumerate()):  # noqa: ASYNC110 - threads tell nobody
-                await asyncio.sleep(0.01)
+        await server.wait_until_ended(1)
 
 
 async def test_the_queue_is_bounded_and_what_does_not_fit_is_told() -> None:
@@ -166,7 +194,7 @@ async def test_the_queue_is_bounded_and_what_does_not_fit_is_told() -> None:
     async with mailing(server, "smtp://localhost:{}") as opened:
         for _ in range(MOST_WAITING + 30):
             await opened.send("anna@example.com", "hello", TEXT)
-        assert "30 are lost" in opened.check().detail
+        assert "30 lost" in opened.check().detail
         server.hangs = False
         # The one that hangs is cut off at the end of the test; none of this waits for it.
 
