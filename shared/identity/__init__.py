@@ -1,1 +1,1 @@
-"""Keys, certificates, tickets and API keys: who somebody is, and how that is proved."""
+"""Keys, certificates, tickets and API keys: identities and their proofs."""

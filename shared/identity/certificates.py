@@ -1,6 +1,7 @@
-"""What the mesh CA says of a node, what a profile says of its processes, and who is cut off. Pure: bytes in, facts or a refusal out.
+"""Signed statements: certificates of nodes, delegations of client profiles, and the revocation list. Pure: bytes in, facts or a refusal
+out.
 
-Everything signed is canonical msgpack: arrays of fixed fields, so that one content has one text.
+Everything signed is canonical msgpack: arrays of fixed fields, so that equal content has equal bytes.
 """
 
 from collections.abc import Callable
@@ -13,20 +14,20 @@ from shared import errors
 from shared.identity import node_keys
 from shared.types import AuthorityId, NodeId, Role
 
-#: How far two honest clocks may be apart.
+#: Allowed difference between the clocks of two machines.
 LEEWAY_SECONDS = 60
-#: A certificate is good a little before it was issued, for peers whose clock is behind.
+#: Certificates are valid from a little before they were issued, for peers whose clock is behind.
 BACKDATED_SECONDS = 600
 LIFETIME_SECONDS = {Role.WORKER: 24 * 3600, Role.CLIENT: 24 * 3600}
 SERVICE_LIFETIME_SECONDS = 7 * 24 * 3600
 DELEGATION_SECONDS = 600
-#: A list that has not been confirmed for this long is shown as degraded; certificates go on to be good.
+#: An unconfirmed list of this age is reported as degraded; certificates stay valid.
 LIST_IS_OLD_AFTER_SECONDS = 600
-#: A key stays on the list until no certificate of it can be good any more.
+#: A key stays on the list until no certificate of it can be valid.
 LISTED_SECONDS = SERVICE_LIFETIME_SECONDS + 3600
-#: More than this in one certificate belongs into a database.
+#: More than this in one certificate belongs in a database.
 MAX_LABELS = 16
-#: It travels in a HELLO, which has 4 KiB together with a delegation and two signatures.
+#: It is sent in a HELLO, which has 4 KiB together with a delegation and two signatures.
 MAX_CERTIFICATE_BYTES = 3 * 1024
 #: The list is sent whole: 2,000 keys are 70 KB.
 MAX_LISTED = 10_000
@@ -35,12 +36,12 @@ Word = Annotated[str, msgspec.Meta(max_length=100)]
 
 
 class Certificate(msgspec.Struct, array_like=True, frozen=True):
-    """The mesh CA's word that a key is a node of a role, until ``not_after``."""
+    """The mesh CA's statement that a key is a node with a role, until ``not_after``."""
 
     version: int
     node: NodeId
     role: Role
-    #: The user who answers for it; empty for a node of the house.
+    #: The user responsible for it; empty for a node of the operator.
     owner: Word
     labels: Annotated[tuple[tuple[Word, Word], ...], msgspec.Meta(max_length=MAX_LABELS)]
     #: Seconds since 1970.
@@ -51,7 +52,7 @@ class Certificate(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Delegation(msgspec.Struct, array_like=True, frozen=True):
-    """A client profile's word that a process of it, with a key of its own, speaks for it."""
+    """A client profile's statement that a process with its own key acts for it."""
 
     version: int
     node: NodeId
@@ -61,7 +62,7 @@ class Delegation(msgspec.Struct, array_like=True, frozen=True):
 
 
 class RevocationList(msgspec.Struct, array_like=True, frozen=True):
-    """Whom the mesh has cut off. The number grows with every change; ``issued_at`` with every confirmation of it."""
+    """The revoked keys. The number grows with every change, ``issued_at`` with every confirmation."""
 
     version: int
     number: int
@@ -74,7 +75,7 @@ class RevocationList(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Succession(msgspec.Struct, array_like=True, frozen=True):
-    """The current CA key's word that another one is its successor."""
+    """The current CA key's statement that another one is its successor."""
 
     version: int
     authority: AuthorityId
@@ -94,8 +95,6 @@ _MALFORMED = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Whom a certificate is for."""
-
     node: NodeId
     role: Role
     owner: str = ""
@@ -110,7 +109,7 @@ def lifetime_seconds(role: Role) -> int:
 
 
 def issue(authority: node_keys.Authority, subject: Subject, now: float) -> bytes:
-    """Raises BadRequest for labels that do not fit: with them the node could not say HELLO to anybody."""
+    """Raises BadRequest for labels that don't fit: the node couldn't send its HELLO."""
     start, end = int(now) - BACKDATED_SECONDS, int(now) + lifetime_seconds(subject.role)
     labels = tuple(sorted(subject.labels))
     unsigned = Certificate(1, subject.node, subject.role, subject.owner, labels, start, end, authority.id)
@@ -142,40 +141,40 @@ def name_successor(authority: node_keys.Authority, successor: AuthorityId) -> by
 
 
 def read(body: bytes) -> Certificate:
-    """What a certificate says, unchecked; raises NotCertified for what is none."""
+    """Decode a certificate without checking it. Raises NotCertified."""
     try:
         if len(body) > MAX_CERTIFICATE_BYTES:
-            raise errors.NotCertified(f"a certificate of {len(body)} bytes is none of ours")
+            raise errors.NotCertified(f"a certificate of {len(body)} bytes is too long")
         return _decode_certificate(body)
     except _MALFORMED as error:
-        raise errors.NotCertified("that is no certificate", hint="join the mesh with a ticket") from error
+        raise errors.NotCertified("this is not a certificate", hint="join the mesh with a ticket") from error
 
 
 def check_origin(body: bytes, authorities: tuple[AuthorityId, ...]) -> Certificate:
-    """A certificate of this mesh, whether or not it is good now. Raises NotCertified."""
+    """Read a certificate of this mesh, valid now or not. Raises NotCertified."""
     found = read(body)
     if not _is_by_one_of(authorities, found, "certificate"):
-        raise errors.NotCertified("the certificate is not of this mesh", hint="join this mesh with a ticket of it")
+        raise errors.NotCertified("the certificate belongs to another mesh", hint="join this mesh with one of its tickets")
     if found.role is Role.NEWCOMER:
-        raise errors.NotCertified("nobody is certified as a newcomer")
+        raise errors.NotCertified("a certificate cannot have the role newcomer")
     return found
 
 
 def check(body: bytes, authorities: tuple[AuthorityId, ...], now: float) -> Certificate:
-    """A certificate of this mesh that is good now. Raises NotCertified, CertificateExpired and ClockSkew."""
+    """Read a certificate of this mesh that is valid now. Raises NotCertified, CertificateExpired and ClockSkew."""
     found = check_origin(body, authorities)
     if now > found.not_after + LEEWAY_SECONDS:
         ago = _roughly(now - found.not_after)
-        raise errors.CertificateExpired(f"the certificate expired {ago} ago", hint="the node renews it by itself when it reaches auth")
+        raise errors.CertificateExpired(f"the certificate expired {ago} ago", hint="the node renews it automatically when it reaches auth")
     if now < found.not_before - LEEWAY_SECONDS:
         behind = _roughly(found.not_before + BACKDATED_SECONDS - now)
-        raise errors.ClockSkew(f"the certificate is from the future: a clock is {behind} off", hint="set both clocks, as by NTP")
+        raise errors.ClockSkew(f"the certificate is from the future: a clock is {behind} off", hint="set both clocks, for example with NTP")
     return found
 
 
 def check_delegation_origin(body: bytes, node: NodeId, certificate: Certificate) -> Delegation:
-    """The certified profile's word for ``node``, whether or not it is good now. Raises NotCertified."""
-    found = _decoded(_decode_delegation, body, "that is no delegation")
+    """Read the certified profile's delegation for ``node``, valid now or not. Raises NotCertified."""
+    found = _decoded(_decode_delegation, body, "this is not a delegation")
     if certificate.role is not Role.CLIENT:
         raise errors.NotCertified(f"a {certificate.role} cannot delegate: only clients can")
     is_right = found.version == 1 and found.node == node and found.profile == certificate.node
@@ -185,28 +184,30 @@ def check_delegation_origin(body: bytes, node: NodeId, certificate: Certificate)
 
 
 def check_delegation(body: bytes, node: NodeId, certificate: Certificate, now: float) -> Delegation:
-    """The certified profile's word for ``node``, good now. Raises NotCertified, CertificateExpired and ClockSkew."""
+    """Read the certified profile's delegation for ``node`` that is valid now. Raises NotCertified, CertificateExpired and ClockSkew."""
     found = check_delegation_origin(body, node, certificate)
     if now > found.not_after + LEEWAY_SECONDS:
-        raise errors.CertificateExpired(f"the delegation ended {_roughly(now - found.not_after)} ago", hint="start the command anew")
+        raise errors.CertificateExpired(f"the delegation ended {_roughly(now - found.not_after)} ago", hint="start the command again")
     if found.not_after > now + DELEGATION_SECONDS + LEEWAY_SECONDS:
-        raise errors.ClockSkew(f"a clock is {_roughly(found.not_after - DELEGATION_SECONDS - now)} off", hint="set both clocks, as by NTP")
+        raise errors.ClockSkew(
+            f"a clock is {_roughly(found.not_after - DELEGATION_SECONDS - now)} off", hint="set both clocks, for example with NTP"
+        )
     return found
 
 
 def check_list(body: bytes, authorities: tuple[AuthorityId, ...]) -> RevocationList:
-    """A revocation list of this mesh. Raises NotCertified."""
-    found = _decoded(_decode_list, body, "that is no revocation list")
+    """Read a revocation list of this mesh. Raises NotCertified."""
+    found = _decoded(_decode_list, body, "this is not a revocation list")
     if not _is_by_one_of(authorities, found, "revocations"):
-        raise errors.NotCertified("the revocation list is not of this mesh")
+        raise errors.NotCertified("the revocation list belongs to another mesh")
     return found
 
 
 def check_succession(body: bytes, authorities: tuple[AuthorityId, ...]) -> Succession:
-    """The word of a CA key that is trusted for another. Raises NotCertified."""
-    found = _decoded(_decode_succession, body, "that names no successor")
+    """Read a trusted CA key's statement about its successor. Raises NotCertified."""
+    found = _decoded(_decode_succession, body, "this names no successor")
     if not _is_by_one_of(authorities, found, "succession"):
-        raise errors.NotCertified("the successor is not named by a CA of this mesh")
+        raise errors.NotCertified("no CA of this mesh has named the successor")
     return found
 
 
@@ -223,7 +224,7 @@ def _is_by_one_of(authorities: tuple[AuthorityId, ...], found: Certificate | Rev
 
 
 def _text_of(found: Certificate | Delegation | RevocationList | Succession) -> bytes:
-    """What its signature covers: itself, with an empty one."""
+    """Return what the signature covers: the statement with an empty signature."""
     return _encode(msgspec.structs.replace(found, signature=b""))
 
 

@@ -1,7 +1,7 @@
-"""Keys: a node's, which says who it is, and the mesh CA's, which says what the others are; and their signatures.
+"""The keys of nodes and of the mesh CA, and their signatures.
 
-Every signature of ours covers ``0xFF "aimesh/" purpose "/1" 0x00`` and then the text, because NATS makes a client sign a
-nonce that the server chose: what was signed for one purpose must never verify for another.
+Every signature covers ``0xFF "aimesh/" purpose "/1" 0x00`` before the text, because NATS makes clients sign a nonce of the server's choice:
+a signature for one purpose must never verify for another.
 """
 
 import base64
@@ -18,36 +18,36 @@ from shared.types import AuthorityId, NodeId
 
 
 class NodeKey:
-    """The Ed25519 key of one node; its public half, an nkey, is the node's id."""
+    """The Ed25519 key of one node. Its public half, an nkey, is the node's id."""
 
     def __init__(self, seed: bytes) -> None:
-        """``seed`` is an nkey seed, ``SU…``; raises BadSettings if it is not."""
+        """``seed`` is an nkey seed, ``SU…``. Raises BadSettings."""
         try:
             self._pair = nkeys.from_seed(bytearray(seed))
             self.id = NodeId(self._pair.public_key.decode())
             if not self.id.startswith("U"):
                 raise ValueError("a seed of another kind")
-            #: The 32 bytes that Hyperswarm makes the same key of.
+            #: Hyperswarm derives the same key from these 32 bytes.
             self.raw_seed = bytes(_raw_seed(seed))
         except (nkeys.NkeysError, binascii.Error, ValueError) as error:
-            raise errors.BadSettings("the node key is not an nkey seed (SU…)", hint="aicli stack init makes new ones") from error
+            raise errors.BadSettings("the node key is not an nkey seed (SU…)", hint="create new ones with `aicli stack init`") from error
         self.seed = seed
 
     @property
     def raw(self) -> bytes:
-        """The 32 bytes of the public key, as Noise proves them."""
+        """Return the 32 bytes of the public key, as Noise proves them."""
         return raw_of(self.id)
 
     def sign(self, purpose: str, text: bytes) -> bytes:
         return bytes(self._pair.sign(_covered(purpose, text)))
 
     def sign_bare(self, nonce: bytes) -> bytes:
-        """For the login at NATS alone, which wants its nonce signed without a purpose."""
+        """Only for the NATS login, whose nonce must be signed without a purpose."""
         return bytes(self._pair.sign(nonce))
 
 
 class Authority:
-    """The key of the mesh CA: an nkey of the account kind, ``SA…``, so that no node's key passes for one."""
+    """The key of the mesh CA: an nkey of the account kind, ``SA…``, so that no node's key can be used as one."""
 
     def __init__(self, seed: bytes) -> None:
         """Raises BadSettings if ``seed`` is not such an nkey seed."""
@@ -58,34 +58,34 @@ class Authority:
                 raise ValueError("a seed of another kind")
             self.raw_seed = bytes(_raw_seed(seed))
         except (nkeys.NkeysError, binascii.Error, ValueError) as error:
-            raise errors.BadSettings("the mesh CA key is not an nkey seed (SA…)", hint="aicli stack init makes one") from error
+            raise errors.BadSettings("the mesh CA key is not an nkey seed (SA…)", hint="create one with `aicli stack init`") from error
 
     def sign(self, purpose: str, text: bytes) -> bytes:
         return bytes(self._pair.sign(_covered(purpose, text)))
 
 
 def new_seed() -> bytes:
-    """A fresh user seed from the system's CSPRNG."""
+    """Return a user seed from the system's CSPRNG."""
     return seed_of(secrets.token_bytes(32))
 
 
 def seed_of(raw: bytes) -> bytes:
-    """The nkey seed ``SU…`` of 32 raw bytes."""
+    """Return the nkey seed ``SU…`` of 32 raw bytes."""
     return bytes(nkeys.encode_seed(raw, nkeys.PREFIX_BYTE_USER))
 
 
 def new_authority_seed() -> bytes:
-    """A fresh seed for a mesh CA from the system's CSPRNG."""
+    """Return a seed for a mesh CA from the system's CSPRNG."""
     return bytes(nkeys.encode_seed(secrets.token_bytes(32), nkeys.PREFIX_BYTE_ACCOUNT))
 
 
 def load(path: Path) -> NodeKey:
-    """The key in a file; raises BadSettings if it cannot be read or others can."""
+    """Raises BadSettings if the file cannot be read, or others can read it."""
     return NodeKey(_read_private(path, "node key"))
 
 
 def load_authority(path: Path) -> Authority:
-    """The mesh CA's key in a file; raises BadSettings if it cannot be read or others can."""
+    """Raises BadSettings if the file cannot be read, or others can read it."""
     return Authority(_read_private(path, "mesh CA key"))
 
 
@@ -95,21 +95,21 @@ def _read_private(path: Path, what: str) -> bytes:
             raise errors.BadSettings(f"{path} can be read by others", hint=f"chmod 600 {path}")
         return path.read_bytes().strip()
     except OSError as error:
-        raise errors.BadSettings(f"cannot read the {what} {path}: {error.strerror}", hint="aicli stack init makes it") from error
+        raise errors.BadSettings(f"cannot read the {what} {path}: {error.strerror}", hint="create it with `aicli stack init`") from error
 
 
 def verify(node: NodeId, purpose: str, text: bytes, signature: bytes) -> bool:
-    """Whether ``node`` signed this text for this purpose; False for anything that is not a node id, too."""
+    """Return whether ``node`` signed this text for this purpose; False also for anything but a node id."""
     return _verify(node, nkeys.PREFIX_BYTE_USER, purpose, text, signature)
 
 
 def verify_authority(authority: AuthorityId, purpose: str, text: bytes, signature: bytes) -> bool:
-    """The same for the key of a mesh CA."""
+    """Like ``verify``, for the key of a mesh CA."""
     return _verify(authority, nkeys.PREFIX_BYTE_ACCOUNT, purpose, text, signature)
 
 
 def raw_of(node: NodeId | AuthorityId) -> bytes:
-    """The 32 bytes of a public key; raises ValueError for what is not one."""
+    """Return the 32 bytes of a public key. Raises ValueError."""
     prefix, key, checksum = _parts(node)
     if prefix not in (nkeys.PREFIX_BYTE_USER, nkeys.PREFIX_BYTE_ACCOUNT) or not _is_right(prefix, key, checksum):
         raise ValueError("not the public key of a node or of a mesh CA")
@@ -117,7 +117,7 @@ def raw_of(node: NodeId | AuthorityId) -> bytes:
 
 
 def raw_of_hex(text: str) -> bytes:
-    """A public key as settings have it, 64 hexadecimal digits; raises ValueError for what is not one."""
+    """Parse a public key of 64 hexadecimal digits, as in settings. Raises ValueError."""
     raw = bytes.fromhex(text)
     if len(text) != 64 or len(raw) != 32:  # fromhex passes over spaces
         raise ValueError("a public key is 64 hexadecimal digits")
@@ -125,7 +125,7 @@ def raw_of_hex(text: str) -> bytes:
 
 
 def node_of(raw: bytes) -> NodeId:
-    """The node id of a 32-byte public key, as Noise proves it."""
+    """Return the node id of a 32-byte public key."""
     return NodeId(_encode(nkeys.PREFIX_BYTE_USER, raw))
 
 
@@ -164,7 +164,7 @@ def _parts(key_id: NodeId | AuthorityId) -> tuple[int, bytes, int]:
 
 
 def _raw_seed(seed: bytes) -> bytes:
-    """A seed is base32 of: two prefix bytes, the 32 bytes, CRC-16; nkeys has checked it."""
+    """A seed is base32 of: two prefix bytes, the 32 bytes, CRC-16, which nkeys has checked."""
     padded = seed + b"=" * (-len(seed) % 8)
     return base64.b32decode(padded)[2:34]
 

@@ -1,4 +1,4 @@
-"""Writes a file that only its owner may read, whole or not at all: who reads it meanwhile sees the old one or the new one."""
+"""Write files that only their owner can read, atomically: readers see either the old or the new content."""
 
 import contextlib
 import os
@@ -8,14 +8,14 @@ from pathlib import Path
 
 
 def replace(path: Path, body: bytes, *, synced: bool = False) -> None:
-    """In place of what is there. ``synced``: it outlives a power cut, too. Blocks; raises OSError."""
+    """Replace the file. ``synced``: it also survives a power failure. Blocks; raises OSError."""
     with written(path, body, synced=synced) as made:
         made.replace(path)
 
 
 @contextlib.contextmanager
 def written(path: Path, body: bytes, *, synced: bool = False) -> Iterator[Path]:
-    """A new file beside ``path``, 0600 from its first moment, to be moved into place; it is gone at the end of the block."""
+    """Create a temporary file beside ``path``, with mode 0600 from the start; it is removed at the end of the block."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

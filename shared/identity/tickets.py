@@ -1,7 +1,7 @@
-"""Tickets: one line that carries all that is needed to find a mesh, to recognise it, and to be let in once. Pure.
+"""Tickets: one line with everything needed to find a mesh, to verify it, and to join once. Pure.
 
-A ticket is a key and not a password: the newcomer signs with it, and it never crosses the wire. It shows its public half
-to nobody but an auth service that the mesh CA in the ticket has certified.
+A ticket is a key and not a password: the new node signs with it and never sends it. It shows the public half only to an auth service that
+the mesh CA in the ticket has certified.
 """
 
 import base64
@@ -14,16 +14,16 @@ from shared.identity import node_keys
 from shared.types import AuthorityId, MeshName, NodeId
 
 PREFIX = "aip_join_"
-#: A longer line is something else that was pasted.
+#: Longer lines are something else, pasted by mistake.
 _MAX_CHARACTERS = 4096
 _CHECKSUM_BYTES = 4
 
 
 class Ticket(msgspec.Struct, array_like=True, frozen=True):
     version: int
-    #: Names the row in auth's table; no secret.
+    #: Identifies the row in auth's table; not secret.
     id: str
-    #: 32 raw bytes; whoever has them may use the ticket.
+    #: 32 raw bytes: the secret that gives the right to use the ticket.
     seed: bytes
     #: The mesh CA's public key, raw.
     authority: bytes
@@ -39,7 +39,6 @@ class Ticket(msgspec.Struct, array_like=True, frozen=True):
 
     @property
     def key(self) -> node_keys.NodeKey:
-        """The key that signs for it."""
         return node_keys.NodeKey(node_keys.seed_of(self.seed))
 
 
@@ -53,32 +52,32 @@ def render(ticket: Ticket) -> str:
 
 
 def parse(text: str) -> Ticket:
-    """Raises BadTicket for what is not a whole ticket."""
+    """Raises BadTicket."""
     text = "".join(text.split())  # terminals and mails break long lines
     if not text.startswith(PREFIX):
-        raise errors.BadTicket(f"a ticket begins with {PREFIX}", hint="aicli admin tickets create makes one")
+        raise errors.BadTicket(f"a ticket begins with {PREFIX}", hint="create one with `aicli admin tickets create`")
     if len(text) > _MAX_CHARACTERS:
         raise _not_whole()
     encoded = text.removeprefix(PREFIX)
     try:
         raw = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
         body, checksum = raw[:-_CHECKSUM_BYTES], raw[-_CHECKSUM_BYTES:]
-        # Base64 lets several texts stand for the same bytes; only the one that was printed is the ticket.
+        # In base64 several texts encode the same bytes; only the one that was printed is valid.
         if _checksum(body) != checksum or base64.urlsafe_b64encode(raw).decode().rstrip("=") != encoded:
             raise _not_whole()
         found = _decode(body)
     except (ValueError, msgspec.MsgspecError, RecursionError) as error:
         raise _not_whole() from error
     if found.version != 1:
-        raise errors.BadTicket("the ticket is of a newer aimesh than this", hint="update aimesh on this machine")
+        raise errors.BadTicket("the ticket was created by a newer version of aimesh", hint="update aimesh on this machine")
     if len(found.seed) != 32 or len(found.authority) != 32 or any(len(key) != 32 for key in found.relays):
         raise _not_whole()
     return found
 
 
 def use_text(ticket_id: str, newcomer: NodeId, auth: NodeId, channel: bytes) -> bytes:
-    """What the ticket's key and the newcomer's key sign: this use, at this auth, on this connection, so that it is worth
-    nothing anywhere else. ``channel`` is the hash of the Noise handshake, to which both sides gave their randomness."""
+    """Return what the ticket's key and the new node's key sign: this use, at this auth, on this connection, so the signatures are worthless
+    elsewhere. ``channel`` is the hash of the Noise handshake, to which both sides contributed randomness."""
     return _encode([1, ticket_id, newcomer, auth, channel])
 
 
@@ -87,4 +86,4 @@ def _checksum(body: bytes) -> bytes:
 
 
 def _not_whole() -> errors.BadTicket:
-    return errors.BadTicket("the ticket was not copied whole", hint="copy the line again, from aip_join_ to its end")
+    return errors.BadTicket("the ticket is incomplete", hint="copy the line again, from aip_join_ to its end")

@@ -1,4 +1,4 @@
-"""What the mesh CA's key makes: certificates, the revocation list, its successor's name, the secrets of topics. Pure."""
+"""Sign with the mesh CA's key: certificates, the revocation list, the succession of keys, topic secrets. Pure."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -10,7 +10,7 @@ from shared.identity import certificates, node_keys
 from shared.identity.certificates import Subject
 from shared.types import AuthorityId, NodeId
 
-#: For so long after a change of epoch nodes are also told the secret of the one before, so that early and late ones meet.
+#: After a change of epoch, nodes also get the previous secret for this long, so that early and late ones meet.
 OVERLAP = timedelta(hours=24)
 
 
@@ -20,18 +20,19 @@ class MeshState:
 
     number: int
     epoch: int
-    #: None before the first change.
     epoch_changed_at: datetime | None
     revoked: tuple[NodeId, ...]
 
 
 class CaKeys:
-    """The key that signs, and the other one that nodes shall trust while one follows upon the other."""
+    """The signing key, and the other key that nodes trust while one replaces the other."""
 
     def __init__(self, current: node_keys.Authority, other: node_keys.Authority | None = None) -> None:
-        """Raises BadSettings if both are one key."""
+        """Raises BadSettings if both are the same key."""
         if other is not None and other.id == current.id:
-            raise errors.BadSettings("MESH_CA_NEXT_KEY_FILE holds the same key as MESH_CA_KEY_FILE", hint="leave it out, or make a new key")
+            raise errors.BadSettings(
+                "MESH_CA_NEXT_KEY_FILE holds the same key as MESH_CA_KEY_FILE", hint="leave it out, or create a new key"
+            )
         self._current = current
         self._other = other
 
@@ -45,7 +46,7 @@ class CaKeys:
 
     @property
     def succession(self) -> bytes:
-        """The current key's word for the other one; empty without one."""
+        """Return the current key's statement about the other one; empty without one."""
         return b"" if self._other is None else certificates.name_successor(self._current, self._other.id)
 
     def certify(self, subject: Subject, now: float) -> bytes:
@@ -55,13 +56,13 @@ class CaKeys:
         return certificates.issue_list(self._current, state.number, state.epoch, state.revoked, now)
 
     def topics(self, state: MeshState, now: float) -> tuple[TopicSecret, ...]:
-        """The epoch of now first. Never the next one: a node that is revoked now would know it."""
+        """Return the current epoch first, but never the next one: a node that is revoked now would know it."""
         found = [self._secret(self._current, state.epoch)]
         changed_at = state.epoch_changed_at
         if changed_at is not None and datetime.fromtimestamp(now, UTC) < changed_at + OVERLAP:
             found.append(self._secret(self._current, state.epoch - 1))
         if self._other is not None:
-            # While some nodes know one key and some the other, both meet under both.
+            # While some nodes know one key and some the other, they meet under the topics of both.
             found.append(self._secret(self._other, state.epoch))
         return tuple(found)
 

@@ -1,4 +1,4 @@
-"""The RPC methods by which nodes come into the mesh and stay in it: enrolment with a ticket, and renewal with nothing but a key."""
+"""RPC methods for nodes to join the mesh with a ticket, and to renew their certificate with their key."""
 
 from services.auth import audit_records
 from services.auth.dependencies import Dependencies
@@ -17,15 +17,13 @@ _log = logs.get(part="auth")
 
 
 def running(ca: MeshCa | None) -> MeshCa:
-    """Raises Unavailable where this auth has no CA."""
+    """Raises Unavailable if this auth service is no CA."""
     if ca is None:
-        raise errors.Unavailable("this mesh has no CA, and so no certificates and no tickets", hint="set MESH_CA_KEY_FILE at auth")
+        raise errors.Unavailable("this mesh has no CA, so it has no certificates and no tickets", hint="set MESH_CA_KEY_FILE at auth")
     return ca
 
 
 class EnrollmentRpc:
-    """Handlers; all state is in PostgreSQL."""
-
     def __init__(self, parts: Dependencies, members: NodeStore, ca: MeshCa | None) -> None:
         self._node = parts.node
         self._trail = parts.trail
@@ -46,7 +44,7 @@ class EnrollmentRpc:
     @serves(membership.renew_certificate)
     async def renew_certificate(self, request: membership.RenewCertificate, call: RpcCall) -> Membership:
         ca, caller = running(self._ca), call.caller
-        # A process of a client's profile renews for the profile: its delegation says that the profile's key was here just now.
+        # A process of a client profile renews for the profile; its delegation proves that the profile's key was here just now.
         subject = caller.certified or caller.node
         if not caller.channel and caller.role is not Role.NEWCOMER:
             await self._members.ensure_vouched(subject, caller.role)
@@ -73,16 +71,16 @@ class EnrollmentRpc:
         return node
 
     async def _check_used_before(self, ca: MeshCa, ticket: KnownTicket, node: KnownNode | None) -> None:
-        """The ticket was not used just now: fine if that is because this node came in with it, and its reply was lost."""
+        """Accept a ticket that was not used now if this node has already joined with it, but the reply was lost."""
         if node is not None and node.state is MemberState.REVOKED:
             raise enrollment_rules.revoked(node)
         if node is not None and node.ticket_id == ticket.id:
             return
         if node is not None and node.role is Role.AUTH:
-            raise errors.BadRequest("the key of an auth service cannot join as something else", hint="make a key for this node")
+            raise errors.BadRequest("the key of an auth service cannot join as something else", hint="create a key for this node")
         newer = await self._members.find_ticket(ticket.id)
         enrollment_rules.check_usable(ticket if newer is None else newer, ca.now())
-        raise errors.Unavailable("the ticket could not be used at this moment", hint="try again", retry_after_seconds=1)
+        raise errors.Unavailable("the ticket could not be used right now", hint="try again", retry_after_seconds=1)
 
     async def _admit(self, ca: MeshCa, node: KnownNode | None, caller: Peer) -> Membership:
         node = enrollment_rules.check_may_stay(node, ca.now())

@@ -1,4 +1,4 @@
-"""Who is let into the mesh and who may stay: the rules of tickets and nodes. Pure; the caller brings rows and the time."""
+"""Rules of tickets and nodes: who may join and who may stay. Pure; the caller brings rows and the time."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from shared.identity import node_keys, tickets
 from shared.identity.certificates import MAX_LABELS, Subject
 from shared.types import NodeId, Role, UserId
 
-#: A node of which nothing was heard for so long needs a new ticket; people go on holidays with their laptops.
+#: A node that was silent for this long needs a new ticket; laptops go on vacation too.
 IDLE = timedelta(days=30)
 IDLE_CLIENT = timedelta(days=90)
-#: What a ticket may make of a node. An auth service is made by the secret store alone: it needs the key of the mesh CA.
+#: Roles that a ticket can give. Never auth, which needs the key of the mesh CA.
 JOINS_AS = (Role.WORKER, Role.CLIENT, Role.GATEWAY, Role.METRICS, Role.WEB)
-#: Labels that decide what a node is believed: from a ticket, and so from an administrator, or not at all.
+#: Labels that decide whether a node is trusted come only from a ticket, and so from an administrator.
 ONLY_BY_TICKET = frozenset({"trusted"})
-#: Of one owner who is no administrator; more of them would push everybody else's off the list.
+#: Per owner who is no administrator; more would crowd others' tickets off the list.
 MOST_OWN_TICKETS = 50
 
 _NEW_TICKET_HINT = "ask an administrator for a new one (`aicli admin tickets create`)"
@@ -26,11 +26,11 @@ _NEW_TICKET_HINT = "ask an administrator for a new one (`aicli admin tickets cre
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownTicket:
     id: str
-    #: The key that signs for it.
+    #: The key that signs with it.
     public_key: NodeId
     role: Role
     owner: UserId
-    #: Empty where that account is gone.
+    #: Empty if the account is gone.
     owner_name: str
     labels: Mapping[str, str]
     needs_approval: bool
@@ -47,7 +47,7 @@ class KnownNode:
     role: Role
     state: MemberState
     name: str
-    #: None for a node of the house.
+    #: None for a node of the operator.
     owner: UserId | None
     owner_name: str
     labels: Mapping[str, str]
@@ -66,24 +66,24 @@ class KnownNode:
 def check_role(role: Role) -> None:
     """Raises BadRequest for a role that no ticket gives."""
     if role not in JOINS_AS:
-        raise errors.BadRequest(f"role: nobody joins as {role} with a ticket", hint=f"one of {', '.join(JOINS_AS)}")
+        raise errors.BadRequest(f"role: a ticket cannot give the role {role}", hint=f"one of {', '.join(JOINS_AS)}")
 
 
 def check_own_ticket(request: CreateTicket, owner: UserId, username: str) -> None:
-    """What somebody who is no administrator may make: tickets by which their own machines work for the mesh. Raises NotAllowed."""
-    hint = "ask an administrator to make it"
+    """Users who are no administrators may create tickets for their own workers only. Raises NotAllowed."""
+    hint = "ask an administrator to create it"
     if request.role is not Role.WORKER:
         raise errors.NotAllowed(f"role: your own tickets are for workers, not for a {request.role}", hint=hint)
     if request.owner is not None and request.owner.lower() not in {username.lower(), str(owner)}:
-        raise errors.NotAllowed("owner: you answer for what comes in with your own tickets", hint="leave owner out")
+        raise errors.NotAllowed("owner: you are the owner of nodes that join with your own tickets", hint="leave owner out")
     if given := ONLY_BY_TICKET & request.labels.keys():
         raise errors.NotAllowed(f"label {min(given)}: only an administrator's ticket can give it", hint=hint)
 
 
 def check_own_count(good: int) -> None:
-    """Raises BadRequest where somebody who is no administrator has as many good tickets as anybody needs."""
+    """Raises BadRequest if an owner who is no administrator has too many valid tickets."""
     if good >= MOST_OWN_TICKETS:
-        raise errors.BadRequest(f"{MOST_OWN_TICKETS} of your tickets are good already", hint="use them, or revoke some")
+        raise errors.BadRequest(f"you already have {MOST_OWN_TICKETS} valid tickets", hint="use them, or revoke some")
 
 
 def state_of(ticket: KnownTicket, now: datetime) -> TicketState:
@@ -95,20 +95,20 @@ def state_of(ticket: KnownTicket, now: datetime) -> TicketState:
 
 
 def check_signed(ticket: KnownTicket, text: bytes, *, by_ticket: bytes, newcomer: NodeId, by_newcomer: bytes) -> None:
-    """Both keys have signed this very use of it. Raises BadTicket."""
+    """Both keys must have signed this use. Raises BadTicket."""
     if not node_keys.verify(ticket.public_key, "enroll", text, by_ticket):
-        raise errors.BadTicket("the ticket's signature is wrong", hint="copy the ticket again, whole")
+        raise errors.BadTicket("the ticket's signature is wrong", hint="copy the whole ticket again")
     if not node_keys.verify(newcomer, "enroll", text, by_newcomer):
         raise errors.BadTicket("the node's own signature is wrong", hint="join again")
 
 
 def check_usable(ticket: KnownTicket, now: datetime) -> None:
-    """Raises BadTicket, which says what is wrong with it."""
+    """Raises BadTicket with the reason."""
     nodes = "one node" if ticket.uses == 1 else f"{ticket.uses} nodes"
     why = {
         TicketState.GOOD: "",
         TicketState.REVOKED: "the ticket was revoked",
-        TicketState.USED_UP: f"the ticket is used up: it was good for {nodes}",
+        TicketState.USED_UP: f"the ticket is used up: it was valid for {nodes}",
         TicketState.EXPIRED: f"the ticket expired {_roughly(now - ticket.expires_at)} ago",
     }[state_of(ticket, now)]
     if why:
@@ -120,7 +120,7 @@ def unknown_ticket() -> errors.BadTicket:
 
 
 def join_labels(ticket: KnownTicket, own: Mapping[str, str]) -> dict[str, str]:
-    """What the certificate will say: the node's own labels, and the ticket's before them. Raises BadRequest."""
+    """Combine the node's own labels with the ticket's, which take precedence. Raises BadRequest."""
     claimed = ONLY_BY_TICKET & (own.keys() - ticket.labels.keys())
     if claimed:
         raise errors.BadRequest(f"label {min(claimed)}: only a ticket can give it", hint="aicli admin tickets create --label …")
@@ -131,7 +131,7 @@ def join_labels(ticket: KnownTicket, own: Mapping[str, str]) -> dict[str, str]:
 
 
 def warnings(bootstrap: Sequence[str]) -> tuple[str, ...]:
-    """What whoever makes a ticket should know of the way in. ``bootstrap`` is host:port; empty means the public DHT."""
+    """Return warnings about how nodes will reach the mesh. ``bootstrap`` is host:port; empty means the public DHT."""
     hosts = {address.rpartition("@")[2].rpartition(":")[0].strip("[]") for address in bootstrap}
     if not hosts or not all(host in addresses.LOOPBACK or host.startswith("127.") for host in hosts):
         return ()
@@ -159,7 +159,7 @@ def ticket_row(ticket: KnownTicket, now: datetime) -> TicketRow:
 
 
 def check_may_stay(node: KnownNode | None, now: datetime) -> KnownNode:
-    """It may have a certificate now. Raises NotCertified, NodeRevoked and ApprovalPending."""
+    """Raises NotCertified, NodeRevoked and ApprovalPending."""
     if node is None:
         raise errors.NotCertified("this mesh does not know this node", hint=f"join with a ticket; {_NEW_TICKET_HINT}")
     if node.state is MemberState.REVOKED:
@@ -172,7 +172,7 @@ def check_may_stay(node: KnownNode | None, now: datetime) -> KnownNode:
         )
     idle = now - node.idle_since
     if idle > (IDLE_CLIENT if node.role is Role.CLIENT else IDLE):
-        raise errors.NotCertified(f"nothing was heard of this node for {_roughly(idle)}", hint=f"join again; {_NEW_TICKET_HINT}")
+        raise errors.NotCertified(f"this node was silent for {_roughly(idle)}", hint=f"join again; {_NEW_TICKET_HINT}")
     return node
 
 
@@ -184,7 +184,7 @@ def revoked(node: KnownNode) -> errors.NodeRevoked:
 
 
 def check_revocable(node: KnownNode) -> None:
-    """Raises NotAllowed for auth, which would have to say so of itself."""
+    """Raises NotAllowed for auth, which would have to revoke itself."""
     if node.role is Role.AUTH:
         raise errors.NotAllowed(
             "an auth service cannot be revoked by an auth service",
@@ -193,7 +193,7 @@ def check_revocable(node: KnownNode) -> None:
 
 
 def subject_of(node: KnownNode) -> Subject:
-    """What its certificate says."""
+    """Return the content of the node's certificate."""
     owner = "" if node.owner is None else str(node.owner)
     return Subject(node.id, node.role, owner, tuple(sorted(node.labels.items())))
 
@@ -216,14 +216,14 @@ def member_row(node: KnownNode) -> Member:
 
 
 def signed_text(ticket_id: str, newcomer: NodeId, auth: NodeId, channel: bytes) -> bytes:
-    """What both keys sign, for this connection. Raises NotAllowed where the connection has nothing of its own to sign."""
+    """Return what both keys sign for this connection. Raises NotAllowed if the connection has no channel binding."""
     if not channel:
-        raise errors.NotAllowed("a ticket is used over Hyperswarm", hint="nodes of the house need none: NATS vouches for them")
+        raise errors.NotAllowed("a ticket is used over Hyperswarm", hint="the operator's nodes need none: NATS vouches for them")
     return tickets.use_text(ticket_id, newcomer, auth, channel)
 
 
 def printable(name: str) -> str:
-    """A machine's name for itself, fit for a table."""
+    """Make a machine's own name fit for a table."""
     return "".join(character for character in name if character.isprintable()).strip()
 
 

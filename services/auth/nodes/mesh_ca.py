@@ -1,7 +1,7 @@
-"""The mesh CA at work: signs certificates and the revocation list, and keeps auth's own node in good standing by them.
+"""Run the mesh CA: sign certificates and the revocation list, and keep auth's own certificate valid.
 
-The list is signed anew at once when PostgreSQL says that it changed, and every CONFIRM_SECONDS, so that nodes can tell an old
-list from one that still holds. Replicas sign the same list; none of them keeps anything that another would have to know.
+The list is signed as soon as PostgreSQL announces a change, and every CONFIRM_SECONDS, so that nodes can tell an outdated list from a
+current one. All replicas sign the same list and share no other state.
 """
 
 import asyncio
@@ -24,10 +24,10 @@ from shared.node.swarm_settings import keys_of
 from shared.telemetry import logs
 from shared.types import Role
 
-#: The list says so often that it still holds. Nodes ask every 30 s, and show one of ten minutes as old.
+#: Nodes ask every 30 s and report a list of ten minutes as outdated.
 CONFIRM_SECONDS = 100
 _RETRY_SECONDS = 1
-#: Auth renews its own certificate when so much of its life is left.
+#: Auth renews its own certificate when this share of its lifetime is left.
 _RENEW_AT_REST = 1 / 3
 _PUBLIC_DHT = ("public",)
 
@@ -38,9 +38,8 @@ _log = logs.get(part="mesh-ca")
 class SwarmMeeting:
     """How nodes find the DHT; no addresses mean the public one."""
 
-    #: Whether this auth is on Hyperswarm at all.
     is_on: bool
-    #: For nodes of the house, and for those who come from elsewhere.
+    #: For nodes of the operator, and for all others.
     inside: tuple[str, ...]
     outside: tuple[str, ...]
     #: Raw keys of blind relays.
@@ -48,7 +47,7 @@ class SwarmMeeting:
 
 
 class MeshCa:
-    """``begin`` once, then ``run`` is the task. ``refresh`` may be called at any time beside it."""
+    """Call ``begin`` once, then run ``run`` as a task. ``refresh`` may be called at any time."""
 
     def __init__(
         self, keys: CaKeys, meeting: SwarmMeeting, node: Node, members: NodeStore, *, clock: Callable[[], float] = time.time
@@ -59,12 +58,12 @@ class MeshCa:
         self._members = members
         self._clock = clock
         self._topics: tuple[TopicSecret, ...] = ()
-        #: One refresh at a time, so that none puts an older state in the place of a newer one.
+        #: One at a time, so that no older state replaces a newer one.
         self._refreshing = asyncio.Lock()
 
     @classmethod
     def load(cls, settings: AuthSettings, node: Node, members: NodeStore) -> "MeshCa | None":
-        """None where the settings name no key. Raises BadSettings."""
+        """Return None if the settings name no key. Raises BadSettings."""
         if settings.mesh_ca_key_file is None:
             return None
         current = node_keys.load_authority(settings.mesh_ca_key_file)
@@ -75,34 +74,34 @@ class MeshCa:
         return datetime.fromtimestamp(self._clock(), UTC)
 
     async def begin(self) -> None:
-        """The first list and auth's own certificate. Raises NodeRevoked if this very node was cut off."""
-        # Auth believes its own key file, whatever it may have kept on disk under another one.
+        """Sign the first list and auth's own certificate. Raises NodeRevoked if this node was revoked."""
+        # auth trusts its own key file rather than what it stored earlier.
         self._node.trust.authorities = self.keys.authorities
-        # A database that was restored knows less than what it gave out: nodes would not believe its list.
+        # A restored database has a lower number than nodes have seen, and they would ignore its list.
         await self._members.raise_number(self._node.trust.number)
         await self._refresh(renew=True)
 
     async def run(self) -> None:
-        """Ends by cancellation. Raises NodeRevoked when auth's own certificate cannot be renewed for that reason."""
+        """Run until canceled. Raises NodeRevoked if auth's own certificate cannot be renewed because it was revoked."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow())
             tasks.create_task(lifecycle.every(CONFIRM_SECONDS, self._confirm))
 
     async def refresh(self) -> None:
-        """Sign the list as it is now, and renew our own certificate if it is time."""
+        """Sign the current list, and renew auth's certificate when it is due."""
         await self._refresh(renew=False)
 
     async def certify(self, node: KnownNode) -> bytes:
-        """A certificate for a node that may have one. Raises what ``enrollment_rules.check_may_stay`` does if it has just lost that."""
+        """Raises what ``enrollment_rules.check_may_stay`` raises if the node has just lost its permission."""
         now = self._clock()
         until = datetime.fromtimestamp(now + certificates.lifetime_seconds(node.role), UTC)
         if not await self._members.note_certified(node.id, until):
             enrollment_rules.check_may_stay(await self._members.find_node(node.id), self.now())
-            raise errors.Unavailable("the node was being changed at this moment", hint="try again", retry_after_seconds=1)
+            raise errors.Unavailable("the node was just changed", hint="try again", retry_after_seconds=1)
         return self.keys.certify(enrollment_rules.subject_of(node), now)
 
     def membership(self, node: KnownNode, certificate: bytes, *, outside: bool) -> Membership:
-        """All that a certified node has to know. ``outside``: it came over Hyperswarm, not over NATS."""
+        """Return all that a certified node needs. ``outside``: it is connected over Hyperswarm, not NATS."""
         return Membership(
             mesh=self._node.mesh,
             role=node.role,
@@ -120,7 +119,7 @@ class MeshCa:
         async with self._refreshing:
             now = self._clock()
             state = await self._members.read_state(self.now())
-            # First of all, so that nothing below can hold a revocation up.
+            # First, so that nothing below can delay a revocation.
             self._node.standing.take_list(self.keys.sign_list(state, now))
             self._topics = self.keys.topics(state, now)
             is_new = tuple((secret.epoch, secret.secret) for secret in self._topics) != self._node.trust.topics
@@ -148,7 +147,7 @@ class MeshCa:
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def _confirm(self) -> None:
-        """Ten minutes without it show as an old list on every node."""
+        """After ten minutes without it, every node reports an outdated list."""
         await self._members.rotate_epoch()
         await self.refresh()
 

@@ -1,8 +1,7 @@
-"""The RPC methods by which people make tickets, and look at, approve and revoke nodes.
+"""RPC methods to create tickets, and to list, approve and revoke nodes.
 
-An administrator has all of them. A node owner has their own tickets, for workers alone, and their own nodes; others' are unknown to
-them. What comes in with a node owner's ticket waits until an administrator approves it: whoever lends a machine sees the prompts
-that it runs.
+Administrators may do all of it. A node owner sees only their own nodes and tickets, which are for workers only. A node that joins with a
+node owner's ticket waits for an administrator's approval, because its owner can see the prompts that it runs.
 """
 
 import secrets
@@ -29,8 +28,6 @@ _log = logs.get(part="auth")
 
 
 class NodeAdminRpc:
-    """Handlers; all state is in PostgreSQL."""
-
     def __init__(self, parts: Dependencies, members: NodeStore, ca: MeshCa | None) -> None:
         self._node = parts.node
         self._store = parts.store
@@ -45,7 +42,7 @@ class NodeAdminRpc:
         ca, caller = enrollment_rpc.running(self._ca), call.principal
         enrollment_rules.check_role(request.role)
         if not ca.meeting.is_on:
-            raise errors.Unavailable("Hyperswarm is off, and a ticket is used over it", hint="set DHT_BOOTSTRAP at auth")
+            raise errors.Unavailable("tickets need Hyperswarm, which is disabled", hint="set DHT_BOOTSTRAP at auth")
         by_admin = roles.is_admin(caller)
         owner_id, owner_name = caller.user_id, caller.username
         if not by_admin:
@@ -57,7 +54,7 @@ class NodeAdminRpc:
         meeting, now = ca.meeting, ca.now()
         authority = node_keys.raw_of(ca.keys.public)
         ticket = Ticket(1, secrets.token_hex(8), secrets.token_bytes(32), authority, self._node.mesh, meeting.outside, meeting.relays)
-        # Labels that do not fit into a certificate are refused here, and not when somebody uses the ticket.
+        # Labels that don't fit into a certificate are refused now, and not when the ticket is used.
         ca.keys.certify(Subject(ticket.key.id, request.role, str(owner_id), tuple(request.labels.items())), now.timestamp())
         known = KnownTicket(
             id=ticket.id,
@@ -131,11 +128,11 @@ class NodeAdminRpc:
             if await self._members.revoke(transaction, node.id, enrollment_rules.printable(request.reason)):
                 await self._trail.add(transaction, audit_records.of_house("node.revoke", caller, target=node.id, role=node.role))
                 _log.warning("node revoked", node_id=node.id, role=node.role, by=str(caller.user_id))
-        # Signed before the caller hears that it is done; other replicas hear of it from PostgreSQL.
+        # Signed before the caller gets an answer; other replicas hear of it from PostgreSQL.
         await ca.refresh()
         return enrollment_rules.member_row(await self._members.get_node_called(node.id, None))
 
 
 def _whose(caller: Principal) -> UserId | None:
-    """Whose tickets and nodes there are for this caller; None for everybody's."""
+    """Return whose tickets and nodes the caller may see; None for everyone's."""
     return None if roles.is_admin(caller) else caller.user_id

@@ -1,4 +1,4 @@
-"""auth's tables of the mesh: nodes, tickets and mesh_state. Every method may raise Unavailable."""
+"""auth's tables nodes, tickets and mesh_state. Every method may raise Unavailable."""
 
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
@@ -15,27 +15,26 @@ from shared.identity import certificates
 from shared.stores import database
 from shared.types import NodeId, Role, UserId
 
-#: Listings end there; the newest come first.
+#: The newest come first.
 MOST_LISTED = 1000
-#: A shorter beginning of an id names a node by chance.
+#: Shorter prefixes of an id match by chance.
 SHORTEST_BEGINNING = 4
 _CHANGES = "auth_mesh"
 _LISTED = timedelta(seconds=certificates.LISTED_SECONDS)
 
 
 class _NothingDoneError(Exception):
-    """Rolls a transaction back; never seen outside this file."""
+    """Rolls a transaction back; never leaves this file."""
 
 
 class NodeStore:
-    """What is listed and found is of one owner or, with None, of all. What writes takes a transaction, so that an act and its row in
-    the audit log happen together or not at all."""
+    """Reads are limited to one owner, or cover all for None. Writes take a transaction, so that an act and its row in the audit log are
+    committed together."""
 
     def __init__(self, db: database.Database) -> None:
         self._db = db
 
     def transaction(self) -> contextlib.AbstractAsyncContextManager[database.Transaction]:
-        """For what writes."""
         return self._db.transaction()
 
     # --- tickets -----------------------------------------------------------------------------------------------------
@@ -54,7 +53,7 @@ class NodeStore:
         return next((_ticket(row) for row in rows if row["id"] == ticket_id), None)
 
     async def get_ticket_called(self, beginning: str, owner: UserId | None) -> KnownTicket:
-        """By its id or a beginning of it. Raises NotFound, and BadRequest for a beginning that several have."""
+        """Find by id or by a unique prefix. Raises NotFound, and BadRequest for an ambiguous prefix."""
         rows = await self._db.rows("list_tickets_called", _checked(beginning, "ticket"), owner)
         return _ticket(_one(rows, "ticket", "`aicli admin tickets list` shows them"))
 
@@ -65,7 +64,7 @@ class NodeStore:
         return int(await self._db.value("count_good_tickets", owner))
 
     async def revoke_ticket(self, transaction: database.Transaction, ticket_id: str) -> bool:
-        """Whether it was not revoked before."""
+        """Return False if it was revoked before."""
         return bool(await transaction.run("revoke_ticket", ticket_id))
 
     async def use_ticket(
@@ -78,9 +77,9 @@ class NodeStore:
         now: datetime,
         also: Callable[[database.Transaction], Awaitable[None]] | None = None,
     ) -> bool:
-        """Let the node in, or let it wait for approval, and count the use: both or, if the ticket or the node is not good for
-        it or the node has used this ticket before, neither. Safe at any number of nodes and replicas at once. Where it is used,
-        ``also`` is done in the same transaction."""
+        """Admit the node (or let it wait for approval) and count the use, or do neither if the ticket or the node is not acceptable, or the
+        node has used this ticket before. Safe for concurrent nodes and replicas. ``also`` runs in the same transaction if the ticket is
+        used."""
         with contextlib.suppress(_NothingDoneError):
             async with self._db.transaction() as transaction:
                 if await transaction.row("use_ticket", ticket_id, node, name, _json(labels), now) is None:
@@ -97,7 +96,7 @@ class NodeStore:
         return next((_node(row) for row in rows if row["id"] == node), None)
 
     async def get_node_called(self, beginning: str, owner: UserId | None) -> KnownNode:
-        """By its id or a beginning of it. Raises NotFound, and BadRequest for a beginning that several have."""
+        """Find by id or by a unique prefix. Raises NotFound, and BadRequest for an ambiguous prefix."""
         rows = await self._db.rows("list_nodes_called", _checked(beginning, "node"), owner)
         return _node(_one(rows, "node", "`aicli admin nodes list` shows them"))
 
@@ -108,19 +107,19 @@ class NodeStore:
         return tuple(_stale_node(row, days) for row in await self._db.rows("list_idle_nodes", days, MOST_LISTED))
 
     async def ensure_vouched(self, node: NodeId, role: Role) -> None:
-        """NATS vouches for it, so it is an active node of the house; one that was revoked stays so."""
+        """Make a node active that NATS vouches for. A revoked one stays revoked."""
         await self._db.run("add_vouched_node", node, role)
 
     async def note_certified(self, node: NodeId, until: datetime) -> bool:
-        """False if the node is not active any more, and must not have the certificate."""
+        """Return False if the node is no longer active and must not have the certificate."""
         return bool(await self._db.run("note_certified", node, until))
 
     async def approve(self, transaction: database.Transaction, node: NodeId) -> bool:
-        """Whether it was waiting."""
+        """Return whether it was waiting."""
         return bool(await transaction.run("approve_node", node))
 
     async def revoke(self, transaction: database.Transaction, node: NodeId, reason: str) -> bool:
-        """Whether it was not revoked before."""
+        """Return False if it was revoked before."""
         return bool(await transaction.run("revoke_node", node, reason))
 
     # --- the revocation list -----------------------------------------------------------------------------------------
@@ -131,15 +130,15 @@ class NodeStore:
         return MeshState(row["number"], row["epoch"], row["epoch_changed_at"], tuple(NodeId(node) for node in row["revoked"]))
 
     async def raise_number(self, seen: int) -> None:
-        """Go on above a number that was given out before; nothing if ours is as high."""
+        """Raise the list's number to one that was published before, unless it is as high."""
         await self._db.run("raise_list_number", seen)
 
     async def rotate_epoch(self) -> None:
-        """Begin the epoch that a revocation within an hour of another one has left due."""
+        """Begin the epoch that is due because a revocation followed another one within an hour."""
         await self._db.run("rotate_epoch")
 
     async def follow(self) -> AsyncGenerator[None, None]:
-        """An item whenever the list is, or may be, another one; the first at once. For ever."""
+        """Yield an item at once, and whenever the list may have changed."""
         async with contextlib.aclosing(self._db.listen(_CHANGES)) as payloads:
             async for _ in payloads:
                 yield
@@ -154,9 +153,9 @@ def _checked(beginning: str, what: str) -> str:
 
 def _one(rows: list[database.DatabaseRow], what: str, hint: str) -> database.DatabaseRow:
     if not rows:
-        raise errors.NotFound(f"there is no {what} whose id begins like this", hint=hint)
+        raise errors.NotFound(f"no {what} has an id that begins like this", hint=hint)
     if len(rows) > 1:
-        raise errors.BadRequest(f"several {what}s have ids that begin like this", hint="give more of it")
+        raise errors.BadRequest(f"several {what}s have ids that begin like this", hint="give more characters")
     return rows[0]
 
 
@@ -204,11 +203,11 @@ def _stale_node(row: database.DatabaseRow, days: int) -> StaleNode:
         role=row["role"],
         owner=row["owner_name"],
         last_seen_at=row["idle_since"],
-        why=f"waits for approval for {days} days" if waits else f"nothing heard of it for {days} days",
+        why=f"waiting for approval for {days} days" if waits else f"silent for {days} days",
     )
 
 
-# asyncpg takes and gives jsonb as its text.
+# asyncpg handles jsonb as text.
 def _json(labels: Mapping[str, str]) -> str:
     return msgspec.json.encode(dict(labels)).decode()
 

@@ -1,5 +1,5 @@
 -- name: find_own_account
--- What a user set up, whether there is a password, and when the account ends.
+-- A user's preferences, whether they have a password, and when the account will be erased.
 SELECT
     users.password_hash IS NOT NULL AS has_password, users.erase_at,
     preferences.default_model, coalesce(preferences.theme, 'system') AS theme,
@@ -9,41 +9,41 @@ LEFT JOIN preferences ON preferences.user_id = users.id
 WHERE users.id = $1;
 
 -- name: change_profile
--- Another name, another address; null leaves it. What is taken is a unique violation.
+-- Change name or address; null leaves it unchanged. Anything taken is a unique violation.
 UPDATE users SET username = coalesce($2, username), email = coalesce($3, email)
 WHERE id = $1;
 
 -- name: find_password_hash
--- Null where there is no password.
+-- Null if there is no password.
 SELECT password_hash FROM users WHERE id = $1;
 
 -- name: set_password_hash
--- A new password, unless the account is closed or was deleted.
+-- Set a password, unless the account is closed or deleted.
 UPDATE users SET password_hash = $2 WHERE id = $1 AND is_active AND erased_at IS NULL;
 
 -- name: find_preferences
--- What somebody chose; nothing where they never did.
+-- No row if they were never set.
 SELECT default_model, theme, notify_by_mail FROM preferences WHERE user_id = $1;
 
 -- name: set_preferences
--- All of them at once.
+-- Set all of them.
 INSERT INTO preferences (user_id, default_model, theme, notify_by_mail) VALUES ($1, $2, $3, $4)
 ON CONFLICT (user_id) DO UPDATE SET
     default_model = excluded.default_model, theme = excluded.theme, notify_by_mail = excluded.notify_by_mail;
 
 -- name: put_password_reset
--- A new token; the one before is good for nothing now.
+-- Replace any earlier token.
 INSERT INTO password_resets (user_id, token_hash, expires_at) VALUES ($1, $2, now() + make_interval(secs => $3))
 ON CONFLICT (user_id) DO UPDATE SET token_hash = excluded.token_hash, expires_at = excluded.expires_at;
 
 -- name: find_password_reset
--- Whose token it is, while it is good.
+-- The user of a valid token.
 SELECT user_id FROM password_resets WHERE token_hash = $1 AND expires_at > now();
 
 -- name: use_password_reset
--- The same, and it is spent: of several at once one gets it.
+-- The same, and use it up: only one of several concurrent callers gets a row.
 DELETE FROM password_resets WHERE token_hash = $1 AND expires_at > now() RETURNING user_id;
 
 -- name: drop_password_reset
--- What was mailed is good for nothing from now on.
+-- Invalidate the token.
 DELETE FROM password_resets WHERE user_id = $1;

@@ -1,13 +1,13 @@
 -- name: lock_audit_head
--- The last row of a chain; nobody else adds to the chain before the transaction ends.
+-- The last row of a chain; locks the chain until the end of the transaction.
 SELECT sequence, hash FROM audit_heads WHERE chain = $1 FOR UPDATE;
 
 -- name: ensure_audit_head
--- The head of a chain that has no row yet.
+-- Create the head of an empty chain.
 INSERT INTO audit_heads (chain, sequence, hash) VALUES ($1, 0, $2) ON CONFLICT DO NOTHING;
 
 -- name: add_audit_rows
--- Rows of one chain, their personal parts where they have one, and the chain's new head.
+-- Append rows of one chain with their personal parts, and update the head.
 WITH added AS (
     SELECT
         $1::text AS chain,
@@ -88,7 +88,7 @@ SET sequence = $17, hash = $18
 WHERE chain = $1;
 
 -- name: list_audit_rows
--- The newest of those asked for; all that share the time of the last one, so that a list can go on before it.
+-- The newest matching rows, and all that share the time of the last one, so that a list can continue before it.
 SELECT
     l.*,
     d.salt,
@@ -101,7 +101,7 @@ LEFT JOIN users AS u ON l.actor = u.id
 WHERE
     ($1::text IS NULL OR l.chain = $1)
     AND ($2::uuid IS NULL OR l.actor = $2)
-    -- `key` finds `key.create`, too.
+    -- `key` also finds `key.create`.
     AND ($3::text IS NULL OR l.action = $3 OR starts_with(l.action, $3 || '.'))
     AND ($4::text IS NULL OR l.result = $4)
     AND ($5::timestamptz IS NULL OR l.at >= $5)
@@ -110,7 +110,7 @@ ORDER BY l.at DESC
 FETCH FIRST ($7::bigint) ROWS WITH TIES;
 
 -- name: read_audit_chain
--- The next rows of one chain, up to one of them.
+-- The next rows of a chain, up to a given one.
 SELECT
     l.*,
     d.salt,
@@ -125,11 +125,11 @@ ORDER BY l.sequence
 LIMIT $4;
 
 -- name: list_audit_chains
--- Every chain that has a head or a row; a chain without its head was tampered with.
+-- Every chain with a head or a row; a chain without a head was tampered with.
 WITH RECURSIVE found AS (
     (SELECT chain FROM audit_log ORDER BY chain LIMIT 1)
     UNION ALL
-    -- One step of the index for each chain, and not one for each row.
+    -- Takes one index step per chain instead of one per row.
     SELECT (SELECT l.chain FROM audit_log AS l WHERE l.chain > f.chain ORDER BY l.chain LIMIT 1) FROM found AS f WHERE f.chain IS NOT NULL
 )
 
@@ -139,14 +139,14 @@ SELECT chain FROM audit_heads WHERE sequence > 0
 ORDER BY chain;
 
 -- name: find_audit_head
--- The head of a chain as it says itself, and the last row that is there, both of one moment.
+-- What a chain's head says, and the last row that exists, at the same moment.
 SELECT
     (SELECT h.sequence FROM audit_heads AS h WHERE h.chain = $1) AS sequence,
     (SELECT h.hash FROM audit_heads AS h WHERE h.chain = $1) AS hash,
     (SELECT max(l.sequence) FROM audit_log AS l WHERE l.chain = $1) AS last_row;
 
 -- name: find_audit_row_since
--- The first row of a chain that is as new as this; times need not grow with the numbers.
+-- The first row of a chain since this time; times need not increase with the numbers.
 SELECT min(sequence) AS sequence FROM audit_log WHERE chain = $1 AND at >= $2;
 
 -- name: list_unanchored_heads
@@ -161,18 +161,18 @@ WHERE
 ORDER BY h.chain;
 
 -- name: add_audit_anchors
--- Anchors that no other replica has added a moment ago.
+-- Add anchors, unless another replica has just done so.
 INSERT INTO audit_anchors (chain, sequence, hash, anchor)
 SELECT chain, sequence, hash, anchor
 FROM unnest($1::text [], $2::bigint [], $3::bytea [], $4::text []) AS row (chain, sequence, hash, anchor)
 ON CONFLICT DO NOTHING;
 
 -- name: list_anchors_after
--- Anchors by their number, the oldest first.
+-- Anchors by number, oldest first.
 SELECT number, anchor FROM audit_anchors WHERE number > $1 ORDER BY number LIMIT $2;
 
 -- name: last_anchor_number
--- The number of the newest anchor; 0 where there is none.
+-- The number of the newest anchor, or 0.
 SELECT coalesce(max(number), 0) AS number FROM audit_anchors;
 
 -- name: list_anchors_of_chain
@@ -180,7 +180,7 @@ SELECT coalesce(max(number), 0) AS number FROM audit_anchors;
 SELECT anchor FROM audit_anchors WHERE chain = $1 ORDER BY sequence;
 
 -- name: list_anchored_chains
--- Every chain that has an anchor.
+-- Every chain with an anchor.
 SELECT DISTINCT chain FROM audit_anchors ORDER BY chain;
 
 -- name: shred_audit_details_before
@@ -189,5 +189,5 @@ DELETE FROM audit_details
 WHERE (chain, sequence) IN (SELECT d.chain, d.sequence FROM audit_details AS d WHERE d.at < $1 ORDER BY d.at LIMIT $2);
 
 -- name: shred_audit_details_of
--- Erase the personal parts of all that somebody did.
+-- Erase the personal parts of a user's acts.
 DELETE FROM audit_details WHERE actor = $1;

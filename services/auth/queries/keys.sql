@@ -1,7 +1,7 @@
--- What a person asks for names its tenant here and runs bound to it besides: row-level security is the second wall, not the only one.
+-- Queries for users name the tenant and run bound to it: row-level security is the second line of defense.
 
 -- name: add_key
--- A new key; nothing if the user has $17 active ones, or does not belong to the organisation.
+-- Add a key; no row if the user has $17 active ones, or is not a member of the organization.
 INSERT INTO api_keys (
     id, user_id, team_id, key_hash, name, preview, kind, scopes, models, networks, expires_at,
     requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro, made_by
@@ -13,7 +13,7 @@ RETURNING id, user_id, team_id, name, preview, kind, scopes, models, networks, i
     requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro;
 
 -- name: find_key_of_tenant
--- One key of tenant $2 that user $3 may see: their own, or any of an organisation that is theirs.
+-- A key of tenant $2 that user $3 may see: their own, or any of an organization that they own.
 SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by,
     requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro
 FROM api_keys
@@ -22,21 +22,21 @@ WHERE id = $1 AND tenant_id = $2 AND (
 );
 
 -- name: find_key_by_id
--- One key, whosever it is: for administrators.
+-- A key of any tenant: for administrators.
 SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by,
     requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro
 FROM api_keys
 WHERE id = $1;
 
 -- name: list_keys_named
--- A user's active keys of that name, of tenant $1.
+-- A user's active keys with this name in tenant $1.
 SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by,
     requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro
 FROM api_keys
 WHERE tenant_id = $1 AND user_id = $2 AND name = $3 AND is_active;
 
 -- name: list_keys_of_tenant
--- What user $2 may see of the keys of tenant $1, the newest first, revoked ones included.
+-- The keys of tenant $1 that user $2 may see, newest first, including revoked ones.
 SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by,
     requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro
 FROM api_keys
@@ -47,7 +47,7 @@ ORDER BY created_at DESC, id
 LIMIT 1000;
 
 -- name: list_keys_of_user
--- All keys of a user, those of organisations included, the newest first: for administrators.
+-- All keys of a user, including those of organizations, newest first: for administrators.
 SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by,
     requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro
 FROM api_keys
@@ -56,13 +56,13 @@ ORDER BY created_at DESC, id
 LIMIT 1000;
 
 -- name: revoke_key
--- End a key for ever; nothing if it has ended already.
+-- Revoke a key; no row if it has ended already.
 UPDATE api_keys SET is_active = false WHERE id = $1 AND tenant_id = $2 AND is_active
 RETURNING id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by,
     requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro;
 
 -- name: list_keys_made_by
--- The active keys that key $1 made, that those made, and so on. A key that has ended may have made others.
+-- The active keys that key $1 created, that those created, and so on. A key that has ended may have created others.
 WITH RECURSIVE made AS (
     SELECT id FROM api_keys WHERE made_by = $1
     UNION
@@ -76,32 +76,32 @@ ORDER BY created_at, id
 LIMIT 1000;
 
 -- name: rename_key
--- Another name; nothing if the key has ended.
+-- Rename a key; no row if it has ended.
 UPDATE api_keys SET name = $3 WHERE id = $1 AND tenant_id = $2 AND is_active
 RETURNING id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by,
     requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro;
 
 -- name: end_former_secrets
--- No secret that a key had before goes on for longer than the overlap of $2 seconds.
+-- Limit the key's former secrets to the overlap of $2 seconds.
 UPDATE former_key_hashes SET good_until = now() + make_interval(secs => $2)
 WHERE key_id = $1 AND good_until > now() + make_interval(secs => $2);
 
 -- name: keep_former_secret
--- The secret of now goes on for $3 seconds; nothing if the key has ended. Locked, so that each of two rotations keeps its own.
+-- Keep the current secret for $3 seconds; no row if the key has ended. Locked, so that each of two rotations keeps its own.
 INSERT INTO former_key_hashes (key_hash, key_id, good_until)
 SELECT key_hash, id, now() + make_interval(secs => $3) FROM api_keys
 WHERE id = $1 AND tenant_id = $2 AND is_active AND (expires_at IS NULL OR expires_at > now())
 FOR UPDATE;
 
 -- name: replace_secret
--- Another secret for the same key.
+-- Replace the key's secret.
 UPDATE api_keys SET key_hash = $3, preview = $4 WHERE id = $1 AND tenant_id = $2
 RETURNING id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by,
     requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro;
 
 -- name: find_owner_of_key
--- The key with this hash, now or until it was rotated, its owner, and the organisation that it acts for. A key of an organisation is
--- good for as long as its owner is a member.
+-- The key with this hash, current or rotated, with its owner and organization. A key of an organization is valid while its owner is a
+-- member.
 SELECT api_keys.id AS key_id, api_keys.name AS key_name, api_keys.team_id, api_keys.kind, api_keys.scopes, api_keys.models,
     api_keys.networks, api_keys.expires_at, found.good_until,
     api_keys.requests_per_hour, api_keys.requests_per_minute, api_keys.tokens_per_minute, api_keys.concurrency, api_keys.budget_micro,
@@ -123,7 +123,7 @@ LEFT JOIN organisation_members
 LIMIT 1;
 
 -- name: touch_keys
--- These keys were used; at most one write a minute for each. Who is locked is being written by another one.
+-- Record a use, at most once a minute per key. Locked rows are skipped: another replica is writing them.
 UPDATE api_keys SET last_used_at = now()
 WHERE id IN (
     SELECT id FROM api_keys
@@ -132,7 +132,7 @@ WHERE id IN (
 );
 
 -- name: list_stale_keys
--- Active keys that somebody should look at: not used for $1 days, of a closed account, or good for ever.
+-- Active keys to review: unused for $1 days, of a closed account, or without expiry.
 SELECT api_keys.id, api_keys.name, api_keys.kind, api_keys.created_at, api_keys.last_used_at, api_keys.expires_at,
     users.username, users.is_active AS owner_is_active,
     coalesce(api_keys.last_used_at, api_keys.created_at) < now() - make_interval(days => $1) AS is_unused

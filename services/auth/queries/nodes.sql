@@ -1,14 +1,14 @@
 -- name: add_ticket
--- A new ticket.
+-- Add a ticket.
 INSERT INTO tickets (id, public_key, role, owner, labels, needs_approval, uses, expires_at)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8);
 
 -- name: count_good_tickets
--- How many tickets of this owner still let somebody in.
+-- How many tickets of this owner are still usable.
 SELECT count(*) FROM tickets WHERE owner = $1 AND revoked_at IS NULL AND expires_at > now() AND used < uses;
 
 -- name: list_tickets_called
--- The ticket of this id, or those whose ids begin like this; two are enough to see that it is not one. Of owner $2, or (null) of all.
+-- The tickets with this id or prefix; two are enough to see that it is ambiguous. Of owner $2, or of all for null.
 SELECT tickets.*, coalesce(users.username, '') AS owner_name
 FROM tickets
 LEFT JOIN users ON users.id = tickets.owner
@@ -16,7 +16,7 @@ WHERE starts_with(tickets.id, $1) AND ($2::uuid IS NULL OR tickets.owner = $2)
 LIMIT 2;
 
 -- name: list_tickets
--- The newest tickets, of owner $2 or (null) of all.
+-- The newest tickets of owner $2, or of all for null.
 SELECT tickets.*, coalesce(users.username, '') AS owner_name
 FROM tickets
 LEFT JOIN users ON users.id = tickets.owner
@@ -25,11 +25,11 @@ ORDER BY tickets.created_at DESC, tickets.id
 LIMIT $1;
 
 -- name: revoke_ticket
--- End a ticket; the nodes that came in with it stay.
+-- Revoke a ticket; nodes that joined with it stay.
 UPDATE tickets SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL;
 
 -- name: use_ticket
--- One use of ticket $1 for node $2, and its row. Without a row it must be rolled back: the use was counted for nothing.
+-- Count a use of ticket $1 by node $2, and write the node. Without a row the caller must roll back.
 WITH ticket AS (
     UPDATE tickets SET used = used + 1
     WHERE id = $1 AND revoked_at IS NULL AND expires_at > $5 AND used < uses
@@ -39,7 +39,7 @@ WITH ticket AS (
 INSERT INTO nodes (id, role, state, name, owner, labels, ticket_id)
 SELECT $2, ticket.role, CASE WHEN ticket.needs_approval THEN 'pending' ELSE 'active' END, $3, ticket.owner, $4, ticket.id
 FROM ticket
--- The same machine with another ticket. The conditions again, because the row may be newer than what was looked at above.
+-- The same machine with another ticket. The conditions are repeated, because the row may be newer than the one read above.
 ON CONFLICT (id) DO UPDATE SET
     role = EXCLUDED.role, state = EXCLUDED.state, name = EXCLUDED.name, owner = EXCLUDED.owner, labels = EXCLUDED.labels,
     ticket_id = EXCLUDED.ticket_id, joined_at = now(), idle_since = now()
@@ -47,7 +47,7 @@ WHERE nodes.state <> 'revoked' AND nodes.role <> 'auth' AND nodes.ticket_id IS D
 RETURNING id;
 
 -- name: list_nodes_called
--- The node of this id, or those whose ids begin like this; two are enough to see that it is not one. Of owner $2, or (null) of all.
+-- The nodes with this id or prefix; two are enough to see that it is ambiguous. Of owner $2, or of all for null.
 SELECT nodes.*, coalesce(users.username, '') AS owner_name
 FROM nodes
 LEFT JOIN users ON users.id = nodes.owner
@@ -55,7 +55,7 @@ WHERE starts_with(nodes.id, $1) AND ($2::uuid IS NULL OR nodes.owner = $2)
 LIMIT 2;
 
 -- name: list_nodes
--- Those who wait for approval first, then the newest; the revoked last. Of owner $2, or (null) of all.
+-- Nodes that wait for approval first, then the newest; revoked ones last. Of owner $2, or of all for null.
 SELECT nodes.*, coalesce(users.username, '') AS owner_name
 FROM nodes
 LEFT JOIN users ON users.id = nodes.owner
@@ -64,43 +64,43 @@ ORDER BY array_position(ARRAY['pending', 'active', 'revoked'], nodes.state), nod
 LIMIT $1;
 
 -- name: add_vouched_node
--- A node that NATS vouches for: of the house, and active, unless it was revoked; then nothing.
+-- Make a node active that NATS vouches for; no row if it was revoked.
 INSERT INTO nodes (id, role) VALUES ($1, $2)
 ON CONFLICT (id) DO UPDATE SET role = EXCLUDED.role, state = 'active', idle_since = now()
 WHERE nodes.state <> 'revoked'
 RETURNING id;
 
 -- name: note_certified
--- A certificate is about to be given out; nothing if the node is not active any more.
+-- Record a new certificate; no row if the node is no longer active.
 UPDATE nodes SET renewed_at = now(), idle_since = now(), certified_until = $2 WHERE id = $1 AND state = 'active';
 
 -- name: approve_node
--- Let a waiting node in; nothing if it does not wait.
+-- Approve a node; no row if it does not wait for approval.
 UPDATE nodes SET state = 'active', idle_since = now() WHERE id = $1 AND state = 'pending';
 
 -- name: revoke_node
--- Cut a node off for ever; triggers number the list and begin the epoch. Nothing if it was revoked before.
+-- Revoke a node; triggers number the list and begin a new epoch. No row if it was revoked before.
 UPDATE nodes SET state = 'revoked', reason = $2 WHERE id = $1 AND state <> 'revoked';
 
 -- name: read_mesh_state
--- What the revocation list is made from, as of one moment: its number, and at most $2 nodes that were revoked after $1.
+-- What the revocation list is made from, at one moment: its number, and at most $2 nodes that were revoked after $1.
 SELECT number, epoch, epoch_changed_at, ARRAY(
     SELECT id FROM nodes WHERE state = 'revoked' AND revoked_at > $1 ORDER BY revoked_at DESC LIMIT $2
 ) AS revoked
 FROM mesh_state;
 
 -- name: rotate_epoch
--- A new epoch, if the one of now is known to a revoked node and is an hour old.
+-- Begin a new epoch, if a revoked node knows the current one and it is an hour old.
 UPDATE mesh_state SET
     epoch = epoch + 1, epoch_changed_at = now(), number = greatest(number + 1, extract(epoch FROM now())::bigint)
 WHERE last_revoked_at > epoch_changed_at AND epoch_changed_at <= now() - interval '1 hour';
 
 -- name: raise_list_number
--- The list goes on above number $1, if that was given out and is not known here any more.
+-- Raise the list's number above $1, if that was published and is no longer known here.
 UPDATE mesh_state SET number = greatest($1 + 1, extract(epoch FROM now())::bigint) WHERE number < $1;
 
 -- name: list_idle_nodes
--- Nodes of which nothing was heard for $1 days and that were not cut off.
+-- Nodes that were silent for $1 days and are not revoked.
 SELECT nodes.id, nodes.name, nodes.role, nodes.state, nodes.idle_since, coalesce(users.username, '') AS owner_name
 FROM nodes
 LEFT JOIN users ON users.id = nodes.owner

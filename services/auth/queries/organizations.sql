@@ -1,12 +1,12 @@
--- What concerns one organisation runs bound to it; what concerns one person in all of theirs cannot, and names the person.
+-- Queries about one organization run bound to it. Those about a user in all of theirs cannot, and name the user.
 
 -- name: lock_founder
--- Each founds one after the other, so that counting theirs counts.
+-- Serialize a user's founding of organizations, so that the count is right.
 SELECT id FROM users WHERE id = $1 FOR NO KEY UPDATE;
 
 -- name: add_organisation
--- A new organisation, owned by user $3 and sharing their limits; nothing if they have founded $4 already. Of those that are older than
--- that column, its owner counts as its founder.
+-- Add an organization, owned by user $3 and sharing their limits; no row if they have founded $4 already. In rows older than that column,
+-- the owner counts as the founder.
 WITH made AS (
     INSERT INTO organisations (id, name, founder_id, shares_limits)
     SELECT $1, $2, $3, true
@@ -22,7 +22,7 @@ WITH made AS (
 SELECT id, name, subscription_tier, shares_limits, created_at, 1::bigint AS members, 'owner' AS role FROM made;
 
 -- name: list_organisations_of
--- Those that a user belongs to, by name.
+-- The organizations of a user, by name.
 SELECT organisations.id, organisations.name, organisations.subscription_tier, organisations.shares_limits, organisations.created_at, mine.role,
     (SELECT count(*) FROM organisation_members AS each WHERE each.organisation_id = organisations.id) AS members
 FROM organisation_members AS mine
@@ -32,7 +32,8 @@ ORDER BY lower(organisations.name), organisations.id
 LIMIT 1000;
 
 -- name: list_all_organisations
--- The newest, older than organisation $4, with $3 in the name or as the id, for administrators; whether user $1 is among their members.
+-- For administrators: the newest organizations, older than organization $4, with $3 in the name or as the id; and whether user $1 is a
+-- member.
 SELECT organisations.id, organisations.name, organisations.subscription_tier, organisations.shares_limits, organisations.created_at, mine.role,
     (SELECT count(*) FROM organisation_members AS each WHERE each.organisation_id = organisations.id) AS members
 FROM organisations
@@ -44,7 +45,7 @@ ORDER BY organisations.created_at DESC, organisations.id DESC
 LIMIT $2;
 
 -- name: find_organisation
--- One organisation, if user $2 belongs to it or $3 says that they need not.
+-- An organization, if user $2 is a member, or $3 is true.
 SELECT organisations.id, organisations.name, organisations.subscription_tier, organisations.shares_limits, organisations.created_at, mine.role,
     (SELECT count(*) FROM organisation_members AS each WHERE each.organisation_id = organisations.id) AS members
 FROM organisations
@@ -52,7 +53,7 @@ LEFT JOIN organisation_members AS mine ON mine.organisation_id = organisations.i
 WHERE organisations.id = $1 AND (mine.user_id IS NOT NULL OR $3::boolean);
 
 -- name: lock_organisation
--- As ``find_organisation``, and whatever else changes who belongs to it waits: so that the last owner is the last also a moment later.
+-- Like ``find_organisation``, and lock the membership, so that the last owner cannot be lost.
 SELECT organisations.id, mine.role
 FROM organisations
 LEFT JOIN organisation_members AS mine ON mine.organisation_id = organisations.id AND mine.user_id = $2
@@ -60,7 +61,7 @@ WHERE organisations.id = $1 AND (mine.user_id IS NOT NULL OR $3::boolean)
 FOR NO KEY UPDATE OF organisations;
 
 -- name: list_team_members
--- Who belongs to an organisation: owners first, then by name.
+-- The members of an organization: owners first, then by name.
 SELECT users.id, users.username, users.email, organisation_members.role, organisation_members.joined_at
 FROM organisation_members
 JOIN users ON users.id = organisation_members.user_id
@@ -69,23 +70,23 @@ ORDER BY organisation_members.role DESC, lower(users.username)
 LIMIT 1000;
 
 -- name: rename_organisation
--- Another name.
+-- Rename an organization.
 UPDATE organisations SET name = $2 WHERE id = $1;
 
 -- name: set_organisation_tier
--- What an organisation has paid for; from now on it has separate limits and included credits.
+-- Set the tier of an organization; from then on it has its own limits and included credits.
 UPDATE organisations SET subscription_tier = $2, shares_limits = false WHERE id = $1;
 
 -- name: set_team_role
--- Another role for a member.
+-- Change a member's role.
 UPDATE organisation_members SET role = $3 WHERE organisation_id = $1 AND user_id = $2;
 
 -- name: remove_team_member
--- One member less.
+-- Remove a member.
 DELETE FROM organisation_members WHERE organisation_id = $1 AND user_id = $2;
 
 -- name: has_team_owner
--- Whether anybody with an open account still owns it.
+-- Whether an open account still owns it.
 SELECT EXISTS (
     SELECT 1 FROM organisation_members
     JOIN users ON users.id = organisation_members.user_id
@@ -93,12 +94,12 @@ SELECT EXISTS (
 );
 
 -- name: revoke_keys_of_team_member
--- Their keys of this organisation end for ever.
+-- Revoke the member's keys of this organization.
 UPDATE api_keys SET is_active = false WHERE team_id = $1 AND user_id = $2 AND is_active
 RETURNING id;
 
 -- name: is_team_member
--- Whether somebody with this address belongs to it.
+-- Whether a user with this address is a member.
 SELECT EXISTS (
     SELECT 1 FROM organisation_members
     JOIN users ON users.id = organisation_members.user_id
@@ -106,19 +107,19 @@ SELECT EXISTS (
 );
 
 -- name: withdraw_invitations_to
--- The open invitations to this address: a new one takes their place.
+-- Withdraw the open invitations to this address, before a new one.
 UPDATE invitations SET withdrawn_at = now()
 WHERE organisation_id = $1 AND lower(email) = lower($2) AND accepted_at IS NULL AND withdrawn_at IS NULL;
 
 -- name: add_invitation
--- A new invitation, for 7 days; nothing if the organisation has sent $7 within a day.
+-- Add an invitation for 7 days; no row if the organization has sent $7 within a day.
 INSERT INTO invitations (id, organisation_id, email, role, token_hash, invited_by, expires_at)
 SELECT $1, $2, $3, $4, $5, $6, now() + interval '7 days'
 WHERE (SELECT count(*) FROM invitations WHERE organisation_id = $2 AND created_at > now() - interval '1 day') < $7
 RETURNING id, email, role, created_at, expires_at, '' AS invited_by;
 
 -- name: list_invitations
--- The open ones, the newest first.
+-- The open invitations, newest first.
 SELECT invitations.id, invitations.email, invitations.role, invitations.created_at, invitations.expires_at, users.username AS invited_by
 FROM invitations
 JOIN users ON users.id = invitations.invited_by
@@ -128,13 +129,13 @@ ORDER BY invitations.created_at DESC, invitations.id
 LIMIT 1000;
 
 -- name: withdraw_invitation
--- End an invitation; nothing if it is not open.
+-- Withdraw an invitation; no row if it is not open.
 UPDATE invitations SET withdrawn_at = now()
 WHERE id = $1 AND organisation_id = $2 AND accepted_at IS NULL AND withdrawn_at IS NULL AND expires_at > now();
 
 -- name: accept_invitation
--- Whoever has this token and the invited address becomes a member; of any number at once, one. Nothing where it is not theirs or not
--- open. Who is a member already keeps what they may.
+-- Add the holder of this token and address as a member; only one of several concurrent callers succeeds. No row if the invitation is not
+-- theirs or not open. A member keeps their role.
 WITH taken AS (
     UPDATE invitations SET accepted_at = now()
     FROM users
@@ -150,7 +151,7 @@ ON CONFLICT (organisation_id, user_id) DO UPDATE SET
 RETURNING organisation_id, role;
 
 -- name: find_offer
--- To what an open invitation invites user $2; nothing where it is not theirs or not open, whatever the reason.
+-- What an open invitation offers user $2; no row if it is not theirs or not open.
 SELECT organisations.name, invitations.role, inviters.username AS invited_by, invitations.expires_at
 FROM invitations
 JOIN organisations ON organisations.id = invitations.organisation_id
@@ -160,15 +161,15 @@ WHERE invitations.token_hash = $1 AND invitations.accepted_at IS NULL AND invita
     AND invitations.expires_at > now() AND invited.is_active AND lower(invited.email) = lower(invitations.email);
 
 -- name: find_invitation_by_token
--- Why it could not be accepted; its holder may know.
+-- Why it could not be accepted; only for its recipient.
 SELECT email, accepted_at, withdrawn_at, expires_at FROM invitations WHERE token_hash = $1;
 
 -- name: find_inviter
--- Who made the invitation with this token, and for which organization.
+-- Who created the invitation with this token, and for which organization.
 SELECT invited_by, organisation_id FROM invitations WHERE token_hash = $1;
 
 -- name: is_invited
--- Whether there is an open invitation with this token to this address.
+-- Whether there is an open invitation with this token for this address.
 SELECT EXISTS (
     SELECT 1 FROM invitations
     WHERE token_hash = $1 AND lower(email) = lower($2)

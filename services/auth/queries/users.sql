@@ -1,11 +1,11 @@
 -- name: add_user
--- A new user; a taken name or address is a unique violation.
+-- Add a user; anything taken is a unique violation.
 INSERT INTO users (id, username, email, password_hash)
 VALUES ($1, $2, $3, $4)
 RETURNING id, username, email, role, subscription_tier, is_active, created_at;
 
 -- name: add_first_admin
--- The administrator, if there is none yet; of several starters one makes it.
+-- Add the administrator, unless there is one; concurrent replicas add one.
 INSERT INTO users (id, username, email, password_hash, role, subscription_tier)
 SELECT $1, $2, $3, $4, 'admin', 'pro'
 WHERE NOT EXISTS (SELECT 1 FROM users WHERE role = 'admin')
@@ -13,23 +13,23 @@ ON CONFLICT DO NOTHING
 RETURNING id;
 
 -- name: has_admin
--- Whether anybody administers this mesh.
+-- Whether there is an administrator.
 SELECT EXISTS (SELECT 1 FROM users WHERE role = 'admin');
 
 -- name: find_user_by_id
--- One user.
+-- Find by id.
 SELECT id, username, email, role, subscription_tier, is_active, created_at, password_hash
 FROM users
 WHERE id = $1;
 
 -- name: find_user_by_username
--- One user; the case of letters does not matter.
+-- Not case-sensitive.
 SELECT id, username, email, role, subscription_tier, is_active, created_at, password_hash
 FROM users
 WHERE lower(username) = lower($1);
 
 -- name: find_user_by_email
--- One user; the case of letters does not matter.
+-- Not case-sensitive.
 SELECT id, username, email, role, subscription_tier, is_active, created_at, password_hash
 FROM users
 WHERE lower(email) = lower($1);
@@ -44,13 +44,13 @@ ORDER BY created_at DESC, id DESC
 LIMIT $1;
 
 -- name: names_of
--- What those of these users are called that there are.
+-- The names of those users that exist.
 SELECT id, username
 FROM users
 WHERE id = ANY($1::uuid[]);
 
 -- name: count_new
--- On each day: who registered, and the keys that were made.
+-- New users and keys per day.
 SELECT (made.at AT TIME ZONE 'UTC')::date AS day, sum(made.users)::bigint AS registrations, sum(made.keys)::bigint AS keys
 FROM (SELECT created_at, 1, 0 FROM users UNION ALL SELECT created_at, 0, 1 FROM api_keys) AS made (at, users, keys)
 WHERE made.at >= $1::date::timestamp AT TIME ZONE 'UTC' AND made.at < $2::date::timestamp AT TIME ZONE 'UTC'
@@ -58,27 +58,27 @@ GROUP BY 1
 ORDER BY 1;
 
 -- name: set_tier
--- What a user has paid for.
+-- Set a user's tier.
 UPDATE users SET subscription_tier = $2 WHERE id = $1
 RETURNING id, username, email, role, subscription_tier, is_active, created_at;
 
 -- name: set_role
--- What a user may do.
+-- Set a user's role.
 UPDATE users SET role = $2 WHERE id = $1
 RETURNING id, username, email, role, subscription_tier, is_active, created_at;
 
 -- name: set_active
--- Close an account, or open it again.
+-- Open or close an account.
 UPDATE users SET is_active = $2 WHERE id = $1
 RETURNING id, username, email, role, subscription_tier, is_active, created_at;
 
 -- name: replace_password_hash
--- The same password under newer parameters; not if the password was changed meanwhile.
+-- Store the same password with newer parameters, unless it was changed meanwhile.
 UPDATE users SET password_hash = $3 WHERE id = $1 AND password_hash = $2;
 
 -- name: list_stale_users
--- Open accounts of which nothing was seen for $1 days: no key was used and nothing was done by a login; where nothing ever was, since
--- they were made.
+-- Open accounts without any sign of use for $1 days: no key was used and nothing was done by a login. Unused accounts count from their
+-- creation.
 SELECT users.username, users.role, users.created_at, seen.last_seen_at
 FROM users
 LEFT JOIN LATERAL (

@@ -1,18 +1,17 @@
--- Charge one guess to all that it counts for; or, where one of them has no room, to none.
+-- Charge one attempt to every counter, or to none if one of them is full.
 --
--- A row is a hash: `run` guesses since the last right one, `used` of them in the window that ends at `ends` (ms since 1970) and is
---     `length` ms long. A window that was used up makes the next one twice as long. `row` and `window` name what it belongs to by the
---     first guess in it, so that it can be given back there and nowhere else.
--- There are up to two: of the account at one address (or in one browser), and of the account anywhere. `of` names the row of the account
---     that the first one belongs to: once that is forgiven, so are all addresses.
--- The counters of the address and of the mesh go with their window.
+-- A row is a hash: `run` attempts since the last success, `used` of them in the window that ends at `ends` (ms since 1970) and is `length`
+-- ms long. A used-up window makes the next one twice as long. `row` and `window` hold the name of the first attempt in them, so that an
+-- attempt is given back only where it was charged. There are up to two rows: the account at one address (or in one browser), and the
+-- account anywhere. `of` names the account's row that the first one belongs to: once that is forgiven, all addresses are. The counters of
+-- the address and of the mesh end with their window.
 --
 -- KEYS: first row, account's row, address, mesh; empty where it is not counted
--- ARGV: now in ms, first window of a row in ms, its longest, most in a row, window of the counters in ms, a name for this guess,
---     guesses of the first row, ms for which it is remembered, guesses of the account's, ms for which it is remembered,
---     guesses of an address, guesses of the mesh
--- Answers {what has no room, ms to wait}; {'', 0, row, window, row, window, ends of the windows of address and mesh} when the guess may
---     be made.
+-- ARGV: now in ms, first window of a row in ms, its longest, most in a row, window of the counters in ms, a name for this attempt, attempts
+-- of the first row, ms for which it is remembered, attempts of the account, ms for which it is remembered, attempts of an address, attempts
+-- of the mesh
+-- Returns {what is full, ms to wait}, or {'', 0, row, window, row, window, ends of the windows of address and mesh} if the attempt is
+-- allowed.
 local now, window, longest, in_a_row = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local shared_window, name = tonumber(ARGV[5]), ARGV[6]
 

@@ -1,4 +1,4 @@
--- The guess was right: its rows start anew, and address and mesh get back what it was charged, not more.
+-- The attempt was right: reset its rows, and give address and mesh back what it was charged.
 -- KEYS: first row, account's row, address, mesh; empty where it was not counted
 for n = 1, 2 do
     if KEYS[n] ~= '' then

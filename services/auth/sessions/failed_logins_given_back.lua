@@ -1,6 +1,5 @@
--- Nobody has looked whether this guess was right: what it was charged to gets it back, and it alone.
---
--- A row that was forgiven since has begun anew, and a window that is over began another one: these were charged nothing.
+-- Give back an attempt that was not compared, wherever it was charged. A row that was forgiven and a window that has ended since were not
+-- charged.
 -- KEYS: first row, account's row, address, mesh; empty where it was not counted
 -- ARGV: row and window of the first and of the account's row, ends of the windows of address and mesh, as they were charged
 for n = 1, 2 do

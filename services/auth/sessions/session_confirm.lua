@@ -1,6 +1,6 @@
--- A password or a code was shown again.
+-- Record that a password or a code was entered again.
 -- ARGV: now, id, then fields and values
--- Answers 1, or 0 if the session has ended.
+-- Returns 1, or 0 if the session has ended.
 if not read(ARGV[2], tonumber(ARGV[1])) then
     return 0
 end

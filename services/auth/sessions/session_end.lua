@@ -1,5 +1,5 @@
--- ARGV: now, which: 'family', 'id', 'user'; then the family; or the user and the id; or the user and the id that stays (or empty)
--- Answers id, user in turn of those that ended.
+-- ARGV: now, which: 'family', 'id', 'user'; then the family; or the user and the id; or the user and the id to keep (or empty)
+-- Returns id and user, in turn, of the sessions that ended.
 local now, ended = tonumber(ARGV[1]), {}
 
 local function finish(id, record)

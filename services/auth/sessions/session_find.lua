@@ -1,5 +1,5 @@
 -- ARGV: now, id (empty: by the family), family
--- Answers {id, fields and values}, or nil.
+-- Returns {id, fields and values}, or nil.
 local now, id, record = tonumber(ARGV[1]), ARGV[2], nil
 if id ~= '' then
     record = read(id, now)

@@ -1,6 +1,6 @@
--- A user's sessions that lack no step, the newest first.
+-- A user's complete sessions, newest first.
 -- ARGV: now, user
--- Answers {id, fields and values} of each.
+-- Returns {id, fields and values} of each.
 local now, found, index = tonumber(ARGV[1]), {}, index_key(ARGV[2], 'done')
 for _, id in ipairs(redis.call('ZREVRANGE', index, 0, -1)) do
     local record = read(id, now)

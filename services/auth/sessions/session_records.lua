@@ -1,9 +1,9 @@
--- What every script about sessions begins with. A session is a hash under its id; the family of its tokens leads to the id; two sorted
--- sets hold the ids of a user's sessions, whole ones and those that lack a step, by the time that they were opened.
--- Keys are made from what is read, so this is for one Valkey and not for a cluster.
+-- Prepended to every script about sessions. A session is a hash under its id; the family of its tokens leads to the id. Two sorted sets
+-- hold the ids of a user's sessions by opening time: complete ones, and those that lack a step. Keys are built from stored values, so this
+-- needs a single Valkey, not a cluster.
 --
--- Fields: user_id, kind, opened_at, last_used_at, confirmed_at, step, has_factor, address, agent, family; team_id, browser and ends_at
--- where there are any; token, previous, spent_at and nonce: hashes of the token that is good and of the one before it. Times in s since 1970.
+-- Fields: user_id, kind, opened_at, last_used_at, confirmed_at, step, has_factor, address, agent, family; optional: team_id, browser,
+-- ends_at; token, previous, spent_at, nonce: hashes of the valid token and of the one before it. Times in s since 1970.
 
 local function record_key(id)
     return 'auth:session:' .. id
@@ -17,7 +17,7 @@ local function index_key(user, step)
     return (step == 'done' and 'auth:sessions_of:' or 'auth:halfway_of:') .. user
 end
 
--- Fields and values in turn -> table; an empty value is none.
+-- Fields and values in turn -> table; empty values are left out.
 local function fields_of(flat, from)
     local record = {}
     for n = from, #flat, 2 do
@@ -42,7 +42,7 @@ local function drop(id, record)
     redis.call('ZREM', index_key(record.user_id, record.step), id)
 end
 
--- The session if it is open; nil if it has ended.
+-- Returns nil if the session has ended.
 local function read(id, now)
     local flat = redis.call('HGETALL', record_key(id))
     if #flat == 0 then
@@ -56,7 +56,7 @@ local function read(id, now)
     return record
 end
 
--- By the family of a token: id, record.
+-- Returns id, record by the family of a token.
 local function read_family(family, now)
     local id = redis.call('GET', family_key(family))
     if not id then
@@ -65,7 +65,7 @@ local function read_family(family, now)
     return id, read(id, now)
 end
 
--- Let it live for another idle time, but not beyond its end.
+-- Extend its life by an idle time, but not beyond its end.
 local function prolong(id, record, now, idle_ms)
     local life = idle_ms
     if record.ends_at then
@@ -79,7 +79,7 @@ local function prolong(id, record, now, idle_ms)
     end
 end
 
--- A new one. Of more than `most` the oldest end; ids whose session has ended go, too.
+-- Of more than `most`, the oldest end; ids of ended sessions are removed.
 local function write(id, record, now, idle_ms, most)
     local index = index_key(record.user_id, record.step)
     redis.call('HSET', record_key(id), unpack(flat_of(record)))

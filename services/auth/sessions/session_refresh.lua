@@ -1,9 +1,9 @@
--- A program's token is spent for its successor, which is made from it and the nonce: who asks again within the grace, because the answer
--- was lost or two asked at once, gets the same successor, as long as that one was not spent itself. Any other token of the family was
--- spent before, so two have it: the session ends.
+-- Replace a program's token by its successor, which is made from the token and the nonce. A caller that asks again within the grace period,
+-- because the answer was lost or two asked at once, gets the same successor, unless that one was used already. Any other token of the
+-- family was used before, so two callers have it: the session ends.
 -- ARGV: now, idle ms, family, token, its successor, nonce, seconds of grace
--- Answers {'open', id, fields and values}, with the nonce to make the successor from; {'kind'} for a browser's token;
--- {'reused', id, fields and values}; nil.
+-- Returns {'open', id, fields and values}, with the nonce to make the successor from; {'kind'} for a browser's token; {'reused', id, fields
+-- and values}; nil.
 local now = tonumber(ARGV[1])
 local id, record = read_family(ARGV[3], now)
 if not record then

@@ -1,6 +1,6 @@
--- A session goes on under another id and another token, with some of it changed; the former id and token are good for nothing.
--- ARGV: now, idle ms, most of a user's, former id, id, then the fields that change and their values, empty for none
--- Answers fields and values, or nil: of several that want to replace one, one does.
+-- Continue a session under another id and token, with some fields changed; the former id and token become invalid.
+-- ARGV: now, idle ms, most per user, former id, id, then changed fields and values, empty for none
+-- Returns fields and values, or nil: only one of several concurrent callers succeeds.
 local now = tonumber(ARGV[1])
 local record = read(ARGV[4], now)
 if not record then

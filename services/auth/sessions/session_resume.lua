@@ -1,6 +1,6 @@
--- A browser's session is used: it lives on. Written down at most every `note` seconds.
+-- Extend a browser's session. Its use is recorded at most every `note` seconds.
 -- ARGV: now, idle ms, family, token, note
--- Answers {'open', id, fields and values}; {'kind'} for a program's token; nil.
+-- Returns {'open', id, fields and values}; {'kind'} for a program's token; nil.
 local now = tonumber(ARGV[1])
 local id, record = read_family(ARGV[3], now)
 if not record then
@@ -9,7 +9,7 @@ end
 if record.kind ~= 'browser' then
     return {'kind'}
 end
--- Never given out: whoever made it up knows half of a token, and learns nothing here.
+-- This token was never issued: its sender guessed half of it, and learns nothing here.
 if record.token ~= ARGV[4] then
     return nil
 end

@@ -110,16 +110,16 @@ def test_how_long_ago_it_ended_is_said(ago: int, words: str) -> None:
 
 
 def test_only_the_cas_that_are_trusted_count() -> None:
-    with pytest.raises(errors.NotCertified, match="not of this mesh"):
+    with pytest.raises(errors.NotCertified, match="belongs to another mesh"):
         certificates.check(CERTIFICATE, (OTHER_CA.id,), NOW)
-    with pytest.raises(errors.NotCertified, match="not of this mesh"):
+    with pytest.raises(errors.NotCertified, match="belongs to another mesh"):
         certificates.check(CERTIFICATE, (), NOW)
     assert certificates.check(CERTIFICATE, (OTHER_CA.id, CA.id), NOW).owner == "ada"
 
 
 def test_a_ca_cannot_sign_in_the_name_of_another() -> None:
     found = msgspec.structs.replace(certificates.read(certificates.issue(OTHER_CA, WORKER, NOW)), authority=CA.id)
-    with pytest.raises(errors.NotCertified, match="not of this mesh"):
+    with pytest.raises(errors.NotCertified, match="belongs to another mesh"):
         certificates.check(msgspec.msgpack.encode(found), OURS, NOW)
 
 

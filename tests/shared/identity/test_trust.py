@@ -66,7 +66,7 @@ def test_two_roles_meet_exactly_if_they_have_something_to_say(one: Role, other: 
     if other in SPEAKS_TO[one]:
         assert receiver.admit(hello(sender, receiver), sender.me.id, LINK, NOW).peer.role is other
     else:
-        with pytest.raises(errors.WrongRole, match="nothing to say"):
+        with pytest.raises(errors.WrongRole, match="may not connect"):
             receiver.admit(hello(sender, receiver), sender.me.id, LINK, NOW)
 
 
@@ -93,10 +93,10 @@ def test_an_altered_replayed_or_borrowed_hello_is_refused() -> None:
         (msgspec.structs.replace(good, role=Role.GATEWAY), worker.me.id, LINK, "not signed"),
         (msgspec.structs.replace(good, sent_at_ms=good.sent_at_ms + 1), worker.me.id, LINK, "not signed"),
         (msgspec.structs.replace(good, signature=b""), worker.me.id, LINK, "not signed"),
-        (resigned(thief, gateway, certificate=worker.certificate), thief.me.id, LINK, "no delegation"),
+        (resigned(thief, gateway, certificate=worker.certificate), thief.me.id, LINK, "not a delegation"),
         (resigned(worker, gateway, role=Role.METRICS), worker.me.id, LINK, "a worker's certificate, shown by a metrics"),
         (resigned(worker, gateway, certificate=b""), worker.me.id, LINK, "no certificate"),
-        (resigned(worker, gateway, certificate=b"nonsense"), worker.me.id, LINK, "no certificate"),
+        (resigned(worker, gateway, certificate=b"nonsense"), worker.me.id, LINK, "not a certificate"),
     ]
     for found, proved, link, words in cases:
         with pytest.raises(errors.NotCertified, match=words):
@@ -116,7 +116,7 @@ def test_a_hello_that_a_nats_server_had_signed_is_worth_nothing() -> None:
 def test_a_foreign_mesh_is_refused_both_ways() -> None:
     gateway, stranger = certified(Role.GATEWAY), certified(Role.WORKER, OTHER_CA)
     for receiver, sender in ((gateway, stranger), (stranger, gateway)):
-        with pytest.raises(errors.NotCertified, match="not of this mesh"):
+        with pytest.raises(errors.NotCertified, match="belongs to another mesh"):
             receiver.admit(hello(sender, receiver), sender.me.id, LINK, NOW)
         assert receiver.role_of(hello(sender, receiver), sender.me.id) is None
 
@@ -295,7 +295,7 @@ def test_the_next_ca_is_named_by_the_current_one_and_two_are_trusted_at_most() -
     gateway.take_successor(certificates.name_successor(OTHER_CA, third.id))
     assert gateway.authorities == (OTHER_CA.id, third.id)
     old = certified(Role.WORKER)
-    with pytest.raises(errors.NotCertified, match="not of this mesh"):
+    with pytest.raises(errors.NotCertified, match="belongs to another mesh"):
         gateway.admit(hello(old, gateway), old.me.id, LINK, NOW)
     with pytest.raises(errors.NotCertified):
         gateway.take_successor(certificates.name_successor(CA, CA.id))

@@ -130,7 +130,7 @@ async def test_a_certificate_for_somebody_else_is_not_believed(running_service: 
 async def test_a_certificate_by_another_ca_is_not_believed(running_service: RunningService, key: NodeKey) -> None:
     ticket = running_service.ticket()
     running_service.door.ca = node_keys.Authority(node_keys.new_authority_seed())
-    with pytest.raises(errors.NotCertified, match="not of this mesh"):
+    with pytest.raises(errors.NotCertified, match="belongs to another mesh"):
         await running_service.enrol(ticket, key)
 
 

@@ -40,9 +40,9 @@ def node(**changed: Any) -> KnownNode:
     ("found", "state", "message"),
     [
         pytest.param(ticket(), TicketState.GOOD, "", id="good"),
-        pytest.param(ticket(used=1), TicketState.USED_UP, "used up: it was good for one node", id="used"),
+        pytest.param(ticket(used=1), TicketState.USED_UP, "used up: it was valid for one node", id="used"),
         pytest.param(ticket(uses=5, used=4), TicketState.GOOD, "", id="one use left"),
-        pytest.param(ticket(uses=5, used=5), TicketState.USED_UP, "good for 5 nodes", id="all used"),
+        pytest.param(ticket(uses=5, used=5), TicketState.USED_UP, "valid for 5 nodes", id="all used"),
         pytest.param(ticket(expires_at=NOW), TicketState.EXPIRED, "expired 0 s ago", id="ends this second"),
         pytest.param(ticket(expires_at=NOW - timedelta(hours=3, minutes=10)), TicketState.EXPIRED, "expired 3 h ago", id="expired"),
         pytest.param(ticket(revoked_at=NOW), TicketState.REVOKED, "was revoked", id="revoked"),
