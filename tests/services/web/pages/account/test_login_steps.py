@@ -119,7 +119,7 @@ async def test_auth_being_away_is_said_and_the_code_can_be_sent_again(halfway: B
 
 async def test_an_administrator_sets_up_the_second_factor_and_sees_the_recovery_codes_once(new_admin: Browser, mesh: FakeMesh) -> None:
     page = await new_admin.get("/login/second-factor?then=/api-keys")
-    assert '<svg class="qr"' in page.text
+    assert 'class="qr"' in page.text
     assert "JBSW Y3DP EHPK" in page.text
     assert page.headers["cache-control"] == "no-store"
     codes = await new_admin.submit(page, "/login/second-factor", code=CODE)
