@@ -196,7 +196,7 @@ NAMED = ("shared", "services", "cli", "stack", "sdk", "tools")
 MAX_NAMES_TWICE = 25
 MAX_FOLDER_MODULES = 20
 #: folder -> how many modules it may still have. These numbers may only fall.
-LARGE_FOLDERS: dict[str, int] = {"services/web/pages/admin": 21}
+LARGE_FOLDERS: dict[str, int] = {}
 #: Modules without the packages' own __init__; the goal is 560. This number may only fall, or grow by one for 170 lines of new work.
 MAX_MODULES = 661
 #: Imports in the longest chain of modules inside `shared`, each package's __init__ counted; the goal is 10. This number may only fall.

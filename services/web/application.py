@@ -1,5 +1,7 @@
 """Build the Litestar application of the pages: routes and error handlers."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from http import HTTPStatus
 from urllib.parse import urlencode
 
@@ -9,9 +11,9 @@ from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import ControllerRouterHandler, ExceptionHandlersMap
 
-from services.web import page_views, request_context
+from services.web import request_context
 from services.web.http import forms, get_redirects, json_errors
-from services.web.pages import invitation, keys, landing, live_overview, models, nodes, overview, playground, requests, usage
+from services.web.pages import invitation, keys, landing, models, nodes, overview, playground, requests, usage
 from services.web.pages import organizations as teams
 from services.web.pages.account import account_settings, forgotten_password, login_steps, own_data, provider_login, security, signing_in
 from services.web.pages.admin import (
@@ -21,17 +23,15 @@ from services.web.pages.admin import (
     charts,
     health,
     mesh_settings,
-    new_user,
     prices,
     report,
-    runbook,
     tickets,
     users,
 )
-from services.web.request_context import App, HttpRequest, NotConfirmed, Page, PageRequest, SignInFirst, StepFirst
+from services.web.request_context import App, ConfirmFirst, HttpRequest, Page, PageRequest, SignInFirst, StepFirst
 from services.web.session import page_access
 from shared import context, errors
-from shared.api import auth
+from shared.api import accounts, auth
 from shared.telemetry import logs
 
 _log = logs.get(part="pages")
@@ -43,7 +43,6 @@ ROUTES: tuple[ControllerRouterHandler, ...] = (
     *provider_login.ROUTES,
     *forgotten_password.ROUTES,
     *overview.ROUTES,
-    *live_overview.ROUTES,
     *usage.ROUTES,
     *requests.ROUTES,
     *models.ROUTES,
@@ -59,10 +58,8 @@ ROUTES: tuple[ControllerRouterHandler, ...] = (
     *charts.ROUTES,
     *report.ROUTES,
     *alerts.ROUTES,
-    *runbook.ROUTES,
     *tickets.ROUTES,
     *users.ROUTES,
-    *new_user.ROUTES,
     *all_organizations.ROUTES,
     *prices.ROUTES,
     *audit_log.ROUTES,
@@ -70,6 +67,37 @@ ROUTES: tuple[ControllerRouterHandler, ...] = (
 )
 #: Sign-in step -> its page.
 STEPS = {auth.Step.ENTER_CODE: "/login/code", auth.Step.SET_UP_MFA: "/login/second-factor", auth.Step.DONE: request_context.HOME}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfirmPage:
+    #: The action to repeat, and the submitted fields.
+    action: str
+    fields: Mapping[str, str]
+    problem: errors.AimeshError | None
+    #: None if auth did not report how this user can confirm an action.
+    account: accounts.OwnAccount | None
+
+    @property
+    def by_code(self) -> bool:
+        return self.account is None or self.account.mfa_enabled
+
+    @property
+    def by_password(self) -> bool:
+        """Return whether the password can confirm: not with a second factor."""
+        return self.account is None or (self.account.has_password and not self.account.mfa_enabled)
+
+    @property
+    def provider(self) -> str | None:
+        return None if self.account is None or self.account.mfa_enabled else self.account.oidc_name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorPage:
+    status: int
+    message: str
+    hint: str
+    request_id: str
 
 
 def build(site: App) -> Litestar:
@@ -84,9 +112,9 @@ def build(site: App) -> Litestar:
     handlers: ExceptionHandlersMap = {
         SignInFirst: failures.sign_in_first,
         StepFirst: failures.step_first,
-        NotConfirmed: failures.not_confirmed,
+        ConfirmFirst: failures.confirm_first,
         errors.NotAuthenticated: failures.sign_in_first,
-        errors.ConfirmationNeeded: failures.confirm,
+        errors.ConfirmationNeeded: failures.confirmation_needed,
         errors.AimeshError: failures.refused,
         HTTPException: failures.not_http,
         Exception: failures.bug,
@@ -130,19 +158,14 @@ class Failures:
     def step_first(self, request: HttpRequest, error: StepFirst) -> Page:
         return self._visit(request).redirect(STEPS[error.step])
 
-    def not_confirmed(self, request: HttpRequest, error: NotConfirmed) -> Page:
-        return self._ask_to_confirm(request, error.error)
+    def confirmation_needed(self, request: HttpRequest, error: errors.ConfirmationNeeded) -> Page:
+        return self.refused(request, error) if _sent_json(request) else self.confirm_first(request, ConfirmFirst())
 
-    def confirm(self, request: HttpRequest, error: errors.ConfirmationNeeded) -> Page:
-        if _sent_json(request):
-            return self.refused(request, error)
-        return self._ask_to_confirm(request, None)
-
-    def _ask_to_confirm(self, request: HttpRequest, problem: errors.CallerError | None) -> Page:
+    def confirm_first(self, request: HttpRequest, error: ConfirmFirst) -> Page:
         """Return the confirmation page. It carries the submitted fields, so the action runs once the user confirms."""
         page_request = self._visit(request)
         kept = {name: value for name, value in page_request.posted.items() if name not in ("token", "confirm_password", "confirm_code")}
-        view = page_views.ConfirmPage(action=request.scope["path"], fields=kept, problem=problem, account=page_request.account)
+        view = ConfirmPage(action=request.scope["path"], fields=kept, problem=error.problem, account=page_request.account)
         return page_request.page("confirm.html", view, status=HTTPStatus.FORBIDDEN)
 
     def _visit(self, request: HttpRequest) -> PageRequest:
@@ -180,7 +203,7 @@ class Failures:
     def _page(self, request: HttpRequest, status: int, message: str, hint: str) -> Page:
         current = context.current.get()
         request_id = str(current.request_id) if current else ""
-        view = page_views.ErrorPage(status=status, message=message, hint=hint, request_id=request_id)
+        view = ErrorPage(status=status, message=message, hint=hint, request_id=request_id)
         return self._visit(request).page("error.html", view, here="error", status=status)
 
 

@@ -1,6 +1,7 @@
 """Load the templates and static files once at startup, and render pages with autoescaping."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
@@ -52,6 +53,11 @@ class Notice:
     kind: str = "good"
 
 
+def find_notice(done: str, texts: Mapping[str, str]) -> Notice | None:
+    """Return the notice for the `done` parameter of a redirect; None if it is unknown."""
+    return Notice(texts[done]) if done in texts else None
+
+
 class Renderer:
     """Renders the pages of one process; immutable after ``load``."""
 
@@ -78,7 +84,7 @@ class Renderer:
             lstrip_blocks=True,
         )
         environment.filters |= {
-            "number": _number,
+            "number": usage_chart.number,
             "credits": usage_chart.exact,
             "limits": _limits,
             "day": day,
@@ -96,10 +102,6 @@ class Renderer:
         return self._environment.get_template(template).render(frame=frame, view=view).encode()
 
 
-def _number(value: int) -> str:
-    return f"{value:,}"
-
-
 def _limits(limits: ApiKeyLimits) -> str:
     """Format the limits that are set; empty for none."""
     numbers = {
@@ -108,7 +110,7 @@ def _limits(limits: ApiKeyLimits) -> str:
         "{} tokens / min": limits.tokens_per_minute,
         "{} concurrent": limits.concurrency,
     }
-    words = [text.format(_number(value)) for text, value in numbers.items() if value is not None]
+    words = [text.format(usage_chart.number(value)) for text, value in numbers.items() if value is not None]
     if limits.budget_micro is not None:
         words.append(f"{usage_chart.exact(limits.budget_micro)} credits")
     return ", ".join(words)

@@ -4,8 +4,8 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from http import HTTPStatus
@@ -17,7 +17,7 @@ from litestar.datastructures import Cookie, State
 
 from services.web import alert_banner, answer_events, live_updates, rendering, runbooks
 from services.web.alert_poller import AlertPoller
-from services.web.http import forms
+from services.web.http import forms, json_errors
 from services.web.session import csrf, page_access, sessions
 from services.web.session.mesh_calls import MeshCalls
 from services.web.session.page_access import PageAudience
@@ -49,7 +49,7 @@ _HOST = re.compile(r"[0-9A-Za-z._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5
 
 
 class SignInFirst(Exception):
-    """Raised if a page needs a signed-in user. The application redirects to the sign-in page."""
+    """Raised if a page or a form needs a signed-in user. The application redirects to the sign-in page."""
 
 
 class StepFirst(Exception):
@@ -60,12 +60,27 @@ class StepFirst(Exception):
         self.step = step
 
 
-class NotConfirmed(Exception):
-    """Raised if the password or code for a sensitive action is wrong. The application asks again."""
+class ConfirmFirst(Exception):
+    """Raised if the user must confirm a sensitive action. The application asks for the password or code."""
 
-    def __init__(self, error: errors.CallerError) -> None:
-        super().__init__(error)
-        self.error = error
+    def __init__(self, problem: errors.CallerError | None = None) -> None:
+        super().__init__(problem)
+        #: Why the previous password or code was rejected; None before the first attempt.
+        self.problem = problem
+
+
+@contextmanager
+def form_errors() -> Iterator[None]:
+    """Separate the errors that a form shows (CallerError) from those that the application handles, whatever the form.
+
+    Raises SignInFirst for an ended session and ConfirmFirst for a sensitive action.
+    """
+    try:
+        yield
+    except errors.NotAuthenticated as error:
+        raise SignInFirst from error
+    except errors.ConfirmationNeeded as error:
+        raise ConfirmFirst from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +189,11 @@ class PageRequest:
             await self._find_account()
             raise
 
+    async def submit(self, method: Method[Request, Reply], request: Request, *, deadline_seconds: float = 10) -> Reply:
+        """Call a method for a submitted form, which shows any CallerError. Raises what ``form_errors`` raises."""
+        with form_errors():
+            return await self.call(method, request, deadline_seconds=deadline_seconds)
+
     async def _find_account(self) -> None:
         with suppress(errors.AimeshError):
             self.account = await self.ask(accounts.get_account, accounts.GetAccount())
@@ -193,22 +213,25 @@ class PageRequest:
 
     def sign_in(self, session: auth.LoginSession) -> None:
         """Set the cookies of a new session, replacing any previous one."""
-        if self.session_token is not None:
-            self.site.sessions.forget(self.session_token)
+        self.forget_session()
         self.session = session
         self._cookies[self._cookie_name("session")] = session.session_token
         self._cookies[self._cookie_name("form")] = None
         if session.browser is not None:
             self._cookies[self._cookie_name("browser")] = session.browser
 
-    def sign_out(self) -> None:
+    def forget_session(self) -> None:
+        """Drop the cached session, so that the next page gets the user's new name, theme and rights."""
         if self.session_token is not None:
             self.site.sessions.forget(self.session_token)
+
+    def sign_out(self) -> None:
+        self.forget_session()
         self.session = None
         self._cookies[self._cookie_name("session")] = None
 
     async def read_form(self, kind: type[forms.F], *, by_visitor: bool = False) -> forms.F:
-        """Read a form, after checking its origin and token. If it carries a password or code, confirm that first; raises NotConfirmed.
+        """Read a form, after checking its origin and token. If it carries a password or code, confirm that first; raises ConfirmFirst.
 
         ``by_visitor`` checks the token of a visitor without a session.
         """
@@ -258,9 +281,8 @@ class PageRequest:
             await self.call(auth.confirm_again, auth.ConfirmAgain(password or None, code.strip() or None))
         except errors.CallerError as error:
             await self._find_account()
-            raise NotConfirmed(error) from error
-        if self.session_token is not None:
-            self.site.sessions.forget(self.session_token)
+            raise ConfirmFirst(error) from error
+        self.forget_session()
 
     def _check_origin(self) -> None:
         csrf.check_origin(
@@ -278,8 +300,16 @@ class PageRequest:
         self.site.tokens.check(token, self.session_token)
 
     def page(
-        self, template: str, view: object, *, here: str = "", status: int = HTTPStatus.OK, notice: rendering.Notice | None = None
+        self,
+        template: str,
+        view: object,
+        *,
+        here: str = "",
+        status: int = HTTPStatus.OK,
+        problem: errors.AimeshError | None = None,
+        notice: rendering.Notice | None = None,
     ) -> Page:
+        """Render a page. The status of ``problem``, which the view shows, replaces ``status``."""
         session = self.session
         is_in = session is not None and session.step is auth.Step.DONE
         frame = rendering.PageFrame(
@@ -295,7 +325,7 @@ class PageRequest:
         return Response(
             self.site.renderer.render(template, frame, view),
             media_type=MediaType.HTML,
-            status_code=status,
+            status_code=status if problem is None else json_errors.status(problem),
             cookies=self._set_cookies(),
         )
 

@@ -4,7 +4,7 @@ A line has only strings, because templates and live events share it.
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
@@ -132,11 +132,6 @@ def draw(report: UsageSummary, measure: UsageMeasure, bucket: Bucket) -> UsageCh
 
 def lines(buckets: Iterable[UsageBucket], bucket: Bucket) -> tuple[BucketLine, ...]:
     return tuple(_line(each, bucket) for each in buckets)
-
-
-def plain(line: BucketLine) -> dict[str, str]:
-    """Return the line for a live event."""
-    return asdict(line)
 
 
 def summed(total: UsageSum) -> SumLine:

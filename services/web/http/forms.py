@@ -1,6 +1,8 @@
 """Decode form fields and JSON bodies into frozen structs, or raise BadRequest. Pure."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
 from typing import TypeVar
 from urllib.parse import parse_qsl
 
@@ -9,6 +11,7 @@ import msgspec
 from shared import errors
 
 F = TypeVar("F", bound=msgspec.Struct)
+Word = TypeVar("Word", bound=StrEnum)
 
 #: The largest form has about twenty.
 MAX_FIELDS = 64
@@ -89,6 +92,26 @@ def read_json(content: bytes, kind: type[F]) -> F:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         fields = ", ".join(field.encode_name for field in msgspec.structs.fields(kind))
         raise errors.BadRequest(f"the body is invalid: {error}", hint=f"send a JSON object with {fields}") from None
+
+
+def read_choice(kind: type[Word], text: str, what: str) -> Word:
+    """Parse a form value as a member of an enum. Raises BadRequest."""
+    try:
+        return kind(text)
+    except ValueError:
+        words = ", ".join(kind)
+        raise errors.BadRequest(f"unknown {what}", hint=f"choose one of {words}") from None
+
+
+def read_moment(text: str, what: str, *, hint: str) -> datetime | None:
+    """Parse a day or a time, in UTC unless it has a zone; None if it is empty. Raises BadRequest."""
+    if not text.strip():
+        return None
+    try:
+        found = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise errors.BadRequest(f"{what} is not a date such as 2026-02-01", hint=hint) from None
+    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
 
 def read_limit(text: str, what: str) -> int | None:

@@ -65,9 +65,7 @@ async def read_offer(page_request: NamedDependency[PageRequest]) -> Page:
 async def accept(page_request: NamedDependency[PageRequest]) -> Page:
     form = await page_request.read_form(AcceptForm)
     try:
-        joined = await page_request.call(api.accept_invitation, api.AcceptInvitation(form.code.strip()))
-    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
-        raise
+        joined = await page_request.submit(api.accept_invitation, api.AcceptInvitation(form.code.strip()))
     except errors.CallerError as error:
         return _page(page_request, form.code, error)
     return page_request.redirect(f"/organisations/{joined.id}?done=joined")
@@ -76,7 +74,7 @@ async def accept(page_request: NamedDependency[PageRequest]) -> Page:
 def _page(page_request: PageRequest, code: str, problem: errors.CallerError | None = None) -> Page:
     user = page_request.person.user
     view = InvitationPage(code=code, username=user.username, email=user.email, problem=problem)
-    return page_request.page("invitation.html", view, here="organisations", status=HTTPStatus.OK if problem is None else problem.status)
+    return page_request.page("invitation.html", view, here="organisations", problem=problem)
 
 
 ROUTES = (show_invitation, read_offer, accept)

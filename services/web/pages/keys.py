@@ -12,7 +12,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 
 from services.web import rendering
-from services.web.pages import key_forms, key_view
+from services.web.pages import key_forms, key_view, model_view
 from services.web.pages.key_forms import NewKeyForm
 from services.web.pages.key_view import ApiKeyRow
 from services.web.request_context import Page, PageRequest
@@ -93,7 +93,7 @@ class RevokeKeyForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @get("/api-keys")
 async def show_api_keys(page_request: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
-    return await _list(page_request, notice=rendering.Notice(_DONE[done]) if done in _DONE else None)
+    return await _list(page_request, notice=rendering.find_notice(done, _DONE))
 
 
 @post("/api-keys")
@@ -101,9 +101,7 @@ async def create_api_key(page_request: NamedDependency[PageRequest]) -> Page:
     """Create a key. Responds with the page itself, because a redirect would have to carry the key."""
     form = await page_request.read_form(NewKeyForm)
     try:
-        created = await page_request.call(auth.generate_api_key, key_forms.read_request(form))
-    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
-        raise
+        created = await page_request.submit(auth.generate_api_key, key_forms.read_request(form))
     except errors.CallerError as error:
         return await _list(page_request, typed=form, problem=error)
     return await _list(page_request, created=created)
@@ -112,7 +110,7 @@ async def create_api_key(page_request: NamedDependency[PageRequest]) -> Page:
 @get("/api-keys/{key_id:uuid}")
 async def show_api_key(page_request: NamedDependency[PageRequest], key_id: FromPath[UUID], done: FromQuery[str] = "") -> Page:
     key = await _active(page_request, key_id)
-    notice = rendering.Notice(_DONE[done]) if done in _DONE else None
+    notice = rendering.find_notice(done, _DONE)
     return page_request.page("key.html", _key_page(page_request, key), here="api-keys", notice=notice)
 
 
@@ -120,12 +118,10 @@ async def show_api_key(page_request: NamedDependency[PageRequest], key_id: FromP
 async def rename_api_key(page_request: NamedDependency[PageRequest], key_id: FromPath[UUID]) -> Page:
     form = await page_request.read_form(KeyNameForm)
     try:
-        await page_request.call(auth.rename_api_key, auth.RenameApiKey(str(key_id), form.name.strip()))
-    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
-        raise
+        await page_request.submit(auth.rename_api_key, auth.RenameApiKey(str(key_id), form.name.strip()))
     except errors.CallerError as error:
         view = _key_page(page_request, await _active(page_request, key_id), name=form.name, problem=error)
-        return page_request.page("key.html", view, here="api-keys", status=error.status)
+        return page_request.page("key.html", view, here="api-keys", problem=error)
     return page_request.redirect(f"/api-keys/{key_id}?done=renamed")
 
 
@@ -137,14 +133,14 @@ async def rotate_api_key(page_request: NamedDependency[PageRequest], key_id: Fro
     try:
         if seconds is None:
             raise errors.BadRequest("invalid overlap", hint="choose how long the old secret keeps working from the list")
-        created = await page_request.call(auth.rotate_api_key, auth.RotateApiKey(str(key_id), seconds))
-    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
-        raise
+        created = await page_request.submit(auth.rotate_api_key, auth.RotateApiKey(str(key_id), seconds))
     except errors.CallerError as error:
         view = _key_page(page_request, await _active(page_request, key_id), problem=error)
-        return page_request.page("key.html", view, here="api-keys", status=error.status)
+        return page_request.page("key.html", view, here="api-keys", problem=error)
     served = await page_request.ask(gateway.list_models, gateway.ListModels())
-    view = _key_page(page_request, created.key, created=created, overlap=OVERLAPS[seconds] if seconds else "", model=_default(served))
+    view = _key_page(
+        page_request, created.key, created=created, overlap=OVERLAPS[seconds] if seconds else "", model=model_view.default_model(served)
+    )
     return page_request.page("key.html", view, here="api-keys", status=HTTPStatus.CREATED)
 
 
@@ -185,14 +181,14 @@ async def _list(
         ),
         is_admin=person.user.role == "admin",
         address=page_request.address,
-        model=_default(served),
+        model=model_view.default_model(served),
         days=DAYS,
         created=created,
         typed=typed,
         problem=problem,
     )
-    status = HTTPStatus.CREATED if created is not None else HTTPStatus.OK if problem is None else problem.status
-    return page_request.page("api_keys.html", view, here="api-keys", status=status, notice=notice)
+    status = HTTPStatus.OK if created is None else HTTPStatus.CREATED
+    return page_request.page("api_keys.html", view, here="api-keys", status=status, problem=problem, notice=notice)
 
 
 async def _active(page_request: PageRequest, key_id: UUID) -> auth.ApiKey:
@@ -226,10 +222,6 @@ def _key_page(
         overlap=overlap,
         problem=problem,
     )
-
-
-def _default(served: gateway.ServedModels | None) -> ModelName | None:
-    return next((model.name for model in served.models if not model.only_embeds), None) if served is not None else None
 
 
 ROUTES = (show_api_keys, create_api_key, show_api_key, rename_api_key, rotate_api_key, ask_revoke, revoke_api_key)

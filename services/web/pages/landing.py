@@ -1,12 +1,12 @@
 """Serve the landing page and the static files."""
 
 import asyncio
+from dataclasses import dataclass
 
 from litestar import Response, get
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 
-from services.web import page_views
 from services.web.pages.account import signing_in
 from services.web.request_context import Page, PageRequest
 from shared import errors
@@ -17,6 +17,15 @@ STATUS_CALL_SECONDS = 1.0
 _FOR_EVER = "public, max-age=31536000, immutable"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LandingPage:
+    #: None if the gateway did not respond.
+    health: gateway.ServiceHealth | None
+    address: str
+    #: Whether registration is open.
+    is_open: bool
+
+
 @get("/")
 async def landing(page_request: NamedDependency[PageRequest]) -> Page:
     _, health, options = await asyncio.gather(
@@ -24,9 +33,7 @@ async def landing(page_request: NamedDependency[PageRequest]) -> Page:
         _health(page_request),
         signing_in.find_options(page_request, deadline_seconds=STATUS_CALL_SECONDS),
     )
-    return page_request.page(
-        "landing.html", page_views.Landing(health=health, address=page_request.address, is_open=options.open_registration)
-    )
+    return page_request.page("landing.html", LandingPage(health=health, address=page_request.address, is_open=options.open_registration))
 
 
 @get("/static/{version:str}/{name:path}")

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from shared import amounts
-from shared.api.gateway import NodeRow, ServedModel
+from shared.api.gateway import NodeRow, ServedModel, ServedModels
 from shared.api.ledger import ModelPrice
 from shared.types import ModelName, NodeId, Role
 
@@ -71,6 +71,11 @@ def join(
         others = sorted({model for row in workers if row.alive for model in row.models} - known)
         lines += [_unserved(model, workers, priced) for model in others]
     return tuple(lines)
+
+
+def default_model(served: ServedModels | None) -> ModelName | None:
+    """Return the first model that generates text; None if there is none or the list is unavailable."""
+    return next((model.name for model in served.models if not model.only_embeds), None) if served is not None else None
 
 
 def _served(model: ServedModel, workers: Iterable[NodeRow], prices: dict[ModelName | None, ModelPrice]) -> ServedModelView:

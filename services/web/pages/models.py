@@ -1,9 +1,9 @@
 """Show the models, where they run and their prices. Authorized users can load and unload them."""
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from http import HTTPStatus
 
 import msgspec
 from litestar import get, post
@@ -11,7 +11,6 @@ from litestar.di import NamedDependency
 from litestar.params import FromQuery
 
 from services.web import rendering
-from services.web.http import json_errors
 from services.web.pages import model_view
 from services.web.pages.model_view import ServedModelView
 from services.web.request_context import Page, PageRequest
@@ -34,7 +33,7 @@ class ModelAction(StrEnum):
 
 
 #: `done` parameter of a redirect -> notice.
-_DONE = {
+_DONE: Mapping[str, str] = {
     ModelAction.LOAD: "Model loaded.",
     ModelAction.PIN: "Model loaded and pinned.",
     ModelAction.UNPIN: "Model unpinned. Its worker may unload it to make room.",
@@ -71,8 +70,7 @@ class ModelsPage:
 
 @get("/models")
 async def show_models(page_request: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
-    notice = rendering.Notice(_DONE[ModelAction(done)]) if done in set(ModelAction) else None
-    return await _page(page_request, notice=notice)
+    return await _page(page_request, notice=rendering.find_notice(done, _DONE))
 
 
 @post("/models/orders")
@@ -81,8 +79,6 @@ async def order(page_request: NamedDependency[PageRequest]) -> Page:
     form = await page_request.read_form(OrderForm)
     try:
         act, places = await _give(page_request, form)
-    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
-        raise
     except errors.DeadlineExceeded:
         hint = "it may still succeed; reload this page in a minute"
         return await _page(page_request, problem=errors.DeadlineExceeded(f"no worker finished within {ORDER_SECONDS:.0f} s", hint=hint))
@@ -101,10 +97,10 @@ async def _give(page_request: PageRequest, form: OrderForm) -> tuple[ModelAction
     act = ModelAction(form.act)
     model, worker = ModelName(form.model), NodeId(form.worker) if form.worker else None
     if act is ModelAction.UNLOAD:
-        unloaded = await page_request.call(gateway.unload_model, UnloadOnWorkers(model, worker), deadline_seconds=ORDER_SECONDS)
+        unloaded = await page_request.submit(gateway.unload_model, UnloadOnWorkers(model, worker), deadline_seconds=ORDER_SECONDS)
         return act, unloaded.places
     pin = {ModelAction.LOAD: None, ModelAction.PIN: True, ModelAction.UNPIN: False}[act]
-    loaded = await page_request.call(gateway.load_model, LoadOnWorker(model, worker, pin), deadline_seconds=ORDER_SECONDS)
+    loaded = await page_request.submit(gateway.load_model, LoadOnWorker(model, worker, pin), deadline_seconds=ORDER_SECONDS)
     return act, loaded.places
 
 
@@ -131,8 +127,7 @@ async def _page(
         refusals=refusals,
         problem=problem,
     )
-    status = HTTPStatus.OK if problem is None else json_errors.status(problem)
-    return page_request.page("models.html", view, here="models", status=status, notice=notice)
+    return page_request.page("models.html", view, here="models", problem=problem, notice=notice)
 
 
 async def _served(page_request: PageRequest) -> gateway.ServedModels | errors.PeerError:

@@ -4,7 +4,7 @@ Administrators see all nodes under /admin/nodes. Node owners see their own under
 """
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import msgspec
 from litestar import get, post
@@ -14,7 +14,7 @@ from litestar.params import FromPath, FromQuery
 from services.web import live_updates, rendering
 from services.web.http import forms
 from services.web.http.event_response import EventResponse
-from services.web.pages.admin import machine_urls, node_view
+from services.web.pages.admin import node_view
 from services.web.pages.admin.node_view import MachineView, NodeList
 from services.web.request_context import PAGE_CALL_SECONDS, Page, PageRequest
 from shared import errors
@@ -59,7 +59,7 @@ class NodeQuestion:
 
 @get(["/nodes", "/admin/nodes"])
 async def show_nodes(page_request: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
-    root = machine_urls.root_of(page_request)
+    root = node_view.root_of(page_request.person)
     if page_request.request.scope["path"] != root:
         return page_request.redirect(root)
     is_admin = root != "/nodes"
@@ -73,14 +73,14 @@ async def show_nodes(page_request: NamedDependency[PageRequest], done: FromQuery
         is_seen=rows is not None,
         problem=problem,
     )
-    notice = rendering.Notice(_DONE[done]) if done in _DONE else None
-    return page_request.page("nodes.html", view, here=machine_urls.here_of(page_request), notice=notice)
+    notice = rendering.find_notice(done, _DONE)
+    return page_request.page("nodes.html", view, here=node_view.here_of(page_request.person), notice=notice)
 
 
 @get("/live/nodes")
 async def follow_nodes(page_request: NamedDependency[PageRequest]) -> EventResponse:
     """Stream the rows to an open page."""
-    root = machine_urls.root_of(page_request)
+    root = node_view.root_of(page_request.person)
 
     async def read() -> live_updates.Values:
         members, rows = await asyncio.gather(
@@ -89,7 +89,7 @@ async def follow_nodes(page_request: NamedDependency[PageRequest]) -> EventRespo
         )
         found = node_view.join(members.members, rows.nodes, root, only_members=root == "/nodes")
         return page_request.banner_values() | {
-            "nodes": [node_view.plain(line) for line in found.lines],
+            "nodes": [asdict(line) for line in found.lines],
             "summary": found.summary,
             "no_nodes": not found.lines,
             "connection": "",
@@ -103,20 +103,20 @@ async def ask_approve(page_request: NamedDependency[PageRequest], node_id: FromP
     member = await _member(page_request, node_id)
     if member.state is not MemberState.PENDING:
         raise errors.NotFound("this node is not waiting for approval", hint="choose one from the list of nodes")
-    return page_request.page("admin/node_approve.html", _question(page_request, member), here=machine_urls.here_of(page_request))
+    return page_request.page("admin/node_approve.html", _question(page_request, member), here=node_view.here_of(page_request.person))
 
 
 @post("/admin/nodes/{node_id:str}/approve")
 async def approve(page_request: NamedDependency[PageRequest], node_id: FromPath[str]) -> Page:
     await page_request.read_form(forms.Confirmation)
     await page_request.call(membership.approve_member, membership.ApproveMember(node_id))
-    return page_request.redirect(f"{machine_urls.root_of(page_request)}?done=approved")
+    return page_request.redirect(f"{node_view.root_of(page_request.person)}?done=approved")
 
 
 @get(["/nodes/{node_id:str}/revoke", "/admin/nodes/{node_id:str}/revoke"])
 async def ask_revoke(page_request: NamedDependency[PageRequest], node_id: FromPath[str]) -> Page:
     return page_request.page(
-        "admin/node_revoke.html", _question(page_request, await _member(page_request, node_id)), here=machine_urls.here_of(page_request)
+        "admin/node_revoke.html", _question(page_request, await _member(page_request, node_id)), here=node_view.here_of(page_request.person)
     )
 
 
@@ -125,13 +125,11 @@ async def revoke(page_request: NamedDependency[PageRequest], node_id: FromPath[s
     form = await page_request.read_form(RevokeNodeForm)
     member = await _member(page_request, node_id)
     try:
-        await page_request.call(membership.revoke_member, membership.RevokeMember(node_id, reason=form.reason.strip()))
-    except (errors.ConfirmationNeeded, errors.NotAuthenticated):
-        raise
+        await page_request.submit(membership.revoke_member, membership.RevokeMember(node_id, reason=form.reason.strip()))
     except errors.CallerError as error:
         view = _question(page_request, member, form.reason, error)
-        return page_request.page("admin/node_revoke.html", view, here=machine_urls.here_of(page_request), status=error.status)
-    return page_request.redirect(f"{machine_urls.root_of(page_request)}?done=revoked")
+        return page_request.page("admin/node_revoke.html", view, here=node_view.here_of(page_request.person), problem=error)
+    return page_request.redirect(f"{node_view.root_of(page_request.person)}?done=revoked")
 
 
 async def _members(page_request: PageRequest) -> tuple[tuple[Member, ...], errors.PeerError | None]:
@@ -153,7 +151,7 @@ async def _member(page_request: PageRequest, node_id: str) -> Member:
 
 
 def _question(page_request: PageRequest, member: Member, reason: str = "", problem: errors.AimeshError | None = None) -> NodeQuestion:
-    root = machine_urls.root_of(page_request)
+    root = node_view.root_of(page_request.person)
     short = member.id[: node_view.SHOWN_OF_ID]
     return NodeQuestion(root=root, is_admin=root != "/nodes", member=member, short=short, reason=reason, problem=problem)
 

@@ -11,7 +11,6 @@ from litestar.params import FromPath, FromQuery
 
 from services.web import rendering
 from services.web.http import forms
-from services.web.pages.account import account_settings
 from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import accounts
@@ -93,16 +92,14 @@ class OrganizationMembersPage:
 
 @get(_HERE)
 async def show_organisations(page_request: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
-    return await _list(page_request, notice=account_settings.notice_of(done, _DONE))
+    return await _list(page_request, notice=rendering.find_notice(done, _DONE))
 
 
 @post(_HERE)
 async def create(page_request: NamedDependency[PageRequest]) -> Page:
     form = await page_request.read_form(OrganizationNameForm)
     try:
-        made = await page_request.call(api.create_organisation, api.CreateOrganization(form.name.strip()))
-    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
-        raise
+        made = await page_request.submit(api.create_organisation, api.CreateOrganization(form.name.strip()))
     except errors.CallerError as error:
         return await _list(page_request, name=form.name, problem=error)
     return page_request.redirect(f"{_HERE}/{made.id}?done=created")
@@ -121,19 +118,17 @@ async def switch(page_request: NamedDependency[PageRequest]) -> Page:
 @get(f"{_HERE}/{{team:uuid}}")
 async def show_team(page_request: NamedDependency[PageRequest], team: FromPath[UUID], done: FromQuery[str] = "") -> Page:
     page = await page_request.call(api.get_organisation, api.GetOrganization(TenantId(team)))
-    return _team_page(page_request, _team_view(page_request, page), notice=account_settings.notice_of(done, _DONE))
+    return _team_page(page_request, _team_view(page_request, page), notice=rendering.find_notice(done, _DONE))
 
 
 @post(f"{_HERE}/{{team:uuid}}/rename")
 async def rename(page_request: NamedDependency[PageRequest], team: FromPath[UUID]) -> Page:
     form = await page_request.read_form(OrganizationNameForm)
     try:
-        await page_request.call(api.rename_organisation, api.RenameOrganization(TenantId(team), form.name.strip()))
-    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
-        raise
+        await page_request.submit(api.rename_organisation, api.RenameOrganization(TenantId(team), form.name.strip()))
     except errors.CallerError as error:
         return await _refused(page_request, team, error)
-    account_settings.forget_session(page_request)
+    page_request.forget_session()
     return page_request.redirect(f"{_HERE}/{team}?done=renamed")
 
 
@@ -142,10 +137,8 @@ async def invite(page_request: NamedDependency[PageRequest], team: FromPath[UUID
     """Invite a member. Responds with the page itself, because nothing else may carry the link."""
     form = await page_request.read_form(InviteForm)
     try:
-        request = api.InviteMember(TenantId(team), form.email.strip(), read_role(form.role))
-        invited = await page_request.call(api.invite_member, request)
-    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
-        raise
+        request = api.InviteMember(TenantId(team), form.email.strip(), forms.read_choice(TeamRole, form.role, "role"))
+        invited = await page_request.submit(api.invite_member, request)
     except errors.CallerError as error:
         return await _refused(page_request, team, error, typed=form)
     page = await page_request.call(api.get_organisation, api.GetOrganization(TenantId(team)))
@@ -157,9 +150,7 @@ async def invite(page_request: NamedDependency[PageRequest], team: FromPath[UUID
 async def withdraw(page_request: NamedDependency[PageRequest], team: FromPath[UUID]) -> Page:
     form = await page_request.read_form(InvitationForm)
     try:
-        await page_request.call(api.withdraw_invitation, api.WithdrawInvitation(TenantId(team), form.id))
-    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
-        raise
+        await page_request.submit(api.withdraw_invitation, api.WithdrawInvitation(TenantId(team), form.id))
     except errors.CallerError as error:
         return await _refused(page_request, team, error)
     return page_request.redirect(f"{_HERE}/{team}?done=withdrawn")
@@ -169,10 +160,8 @@ async def withdraw(page_request: NamedDependency[PageRequest], team: FromPath[UU
 async def set_role(page_request: NamedDependency[PageRequest], team: FromPath[UUID]) -> Page:
     form = await page_request.read_form(TeamRoleForm)
     try:
-        request = api.SetTeamRole(TenantId(team), UserId(read_id(form.user_id)), read_role(form.role))
-        await page_request.call(api.set_team_role, request)
-    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
-        raise
+        request = api.SetTeamRole(TenantId(team), UserId(read_id(form.user_id)), forms.read_choice(TeamRole, form.role, "role"))
+        await page_request.submit(api.set_team_role, request)
     except errors.CallerError as error:
         return await _refused(page_request, team, error)
     return page_request.redirect(f"{_HERE}/{team}?done=role")
@@ -182,9 +171,7 @@ async def set_role(page_request: NamedDependency[PageRequest], team: FromPath[UU
 async def remove(page_request: NamedDependency[PageRequest], team: FromPath[UUID]) -> Page:
     form = await page_request.read_form(MemberForm)
     try:
-        await page_request.call(api.remove_team_member, api.RemoveTeamMember(TenantId(team), UserId(read_id(form.user_id))))
-    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
-        raise
+        await page_request.submit(api.remove_team_member, api.RemoveTeamMember(TenantId(team), UserId(read_id(form.user_id))))
     except errors.CallerError as error:
         return await _refused(page_request, team, error)
     return page_request.redirect(f"{_HERE}/{team}?done=removed")
@@ -198,9 +185,7 @@ async def leave(page_request: NamedDependency[PageRequest], team: FromPath[UUID]
     if acted_for == team:
         await _act_for(page_request, None)
     try:
-        await page_request.call(api.remove_team_member, api.RemoveTeamMember(TenantId(team), page_request.person.user.id))
-    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
-        raise
+        await page_request.submit(api.remove_team_member, api.RemoveTeamMember(TenantId(team), page_request.person.user.id))
     except errors.CallerError as error:
         if acted_for == team:
             await _act_for(page_request, acted_for)
@@ -214,14 +199,6 @@ def read_id(text: str) -> UUID:
         return UUID(text)
     except ValueError:
         raise errors.BadRequest("invalid ID", hint="reload the page and submit the form again") from None
-
-
-def read_role(text: str) -> TeamRole:
-    """Parse a role. Raises BadRequest."""
-    try:
-        return TeamRole(text)
-    except ValueError:
-        raise errors.BadRequest("invalid role", hint="choose member or owner") from None
 
 
 async def _act_for(page_request: PageRequest, team: TenantId | None) -> None:
@@ -239,13 +216,12 @@ async def _list(
         name=name,
         problem=problem,
     )
-    status = HTTPStatus.OK if problem is None else problem.status
-    return page_request.page("organizations/list.html", view, here="organisations", status=status, notice=notice)
+    return page_request.page("organizations/list.html", view, here="organisations", problem=problem, notice=notice)
 
 
 async def _refused(page_request: PageRequest, team: UUID, error: errors.CallerError, *, typed: InviteForm | None = None) -> Page:
     page = await page_request.call(api.get_organisation, api.GetOrganization(TenantId(team)))
-    return _team_page(page_request, _team_view(page_request, page, typed=typed, problem=error), status=error.status)
+    return _team_page(page_request, _team_view(page_request, page, typed=typed, problem=error))
 
 
 def _team_view(
@@ -276,7 +252,7 @@ def _team_view(
 def _team_page(
     page_request: PageRequest, view: OrganizationMembersPage, *, status: int = HTTPStatus.OK, notice: rendering.Notice | None = None
 ) -> Page:
-    return page_request.page("organizations/team.html", view, here="organisations", status=status, notice=notice)
+    return page_request.page("organizations/team.html", view, here="organisations", status=status, problem=view.problem, notice=notice)
 
 
 ROUTES = (show_organisations, create, switch, show_team, rename, invite, withdraw, set_role, remove, leave)

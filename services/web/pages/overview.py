@@ -1,7 +1,8 @@
-"""Show the overview: usage, quota, recent requests and first steps."""
+"""Show the overview, live: usage, quota, recent requests and first steps."""
 
 import asyncio
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 
 from litestar import get
 from litestar.di import NamedDependency
@@ -10,17 +11,22 @@ from litestar.params import FromQuery
 from services.web import live_updates
 from services.web.charts import usage_chart
 from services.web.charts.usage_chart import BucketLine, SumLine, UsageChart, UsageMeasure, UsageSpan
-from services.web.pages import quota_view, request_view
+from services.web.http.event_response import EventResponse
+from services.web.pages import model_view, quota_view, request_view
 from services.web.pages.quota_view import CreditsView, LimitView
 from services.web.pages.request_view import RequestView
-from services.web.request_context import Page, PageRequest
+from services.web.request_context import PAGE_CALL_SECONDS, Page, PageRequest
 from shared.api import gateway, usage_report
 from shared.api.gateway import UserQuota
 from shared.api.usage_report import LoggedRequests, UsageSummary
-from shared.types import Credential, ModelName, Tier
+from shared.types import Credential, ModelName, RequestId, Tier
 
 #: The number of recent requests.
 RECENT = 10
+#: A report is expensive: it sorts all requests of its period by latency. With new requests, the pause is long enough that the reports of
+#: one page keep the gateway busy for at most a twentieth of the time. Without new requests, LATEST_SECONDS applies.
+SOONEST_SECONDS, LATEST_SECONDS = 1.0, 60.0
+_PAUSE = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,33 +101,89 @@ async def show_overview(page_request: PageRequest, span: UsageSpan, measure: Usa
         recent=_newest(recent) if recent else None,
         newcomer=newcomer,
         address=page_request.address,
-        model=next((model.name for model in models.models if not model.only_embeds), None) if models else None,
+        model=model_view.default_model(models),
     )
     return page_request.page("dashboard.html", view, here="dashboard")
 
 
-def report_values(report: UsageSummary, wanted: usage_report.GetUsageReport) -> live_updates.Values:
+# --- live updates ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LastReport:
+    """The report that the page shows."""
+
+    at: datetime
+    #: How long the gateway took.
+    took_seconds: float
+    #: The newest request in the log at that time; None if the log was empty.
+    newest: RequestId | None
+
+
+def is_due(last: LastReport | None, newest: RequestId | None, now: datetime) -> bool:
+    """Return whether to fetch a new report now."""
+    if last is None:
+        return True
+    age = (now - last.at).total_seconds()
+    if newest == last.newest:
+        return age >= LATEST_SECONDS
+    return age >= min(LATEST_SECONDS, max(SOONEST_SECONDS, _PAUSE * last.took_seconds))
+
+
+class OverviewUpdates:
+    """The values of one open overview."""
+
+    def __init__(self, page_request: PageRequest, span: UsageSpan) -> None:
+        self._visit = page_request
+        self._span = span
+        self._last: LastReport | None = None
+        self._report: live_updates.Values = {}
+
+    async def read(self) -> live_updates.Values:
+        """Read the current values. Raises PeerError while the gateway is down."""
+        page_request = self._visit
+        quota, recent = await asyncio.gather(
+            page_request.call(gateway.get_user_quota, gateway.GetUserQuota(), deadline_seconds=PAGE_CALL_SECONDS),
+            page_request.call(usage_report.list_requests, usage_report.ListRequests(limit=RECENT), deadline_seconds=PAGE_CALL_SECONDS),
+        )
+        now = page_request.site.now()
+        newest = recent.requests[0].id if recent.requests else None
+        if is_due(self._last, newest, now):
+            wanted = usage_chart.of_span(self._span, now)
+            report = await page_request.call(usage_report.get_usage_report, wanted, deadline_seconds=PAGE_CALL_SECONDS)
+            self._report = _report_values(report, wanted)
+            self._last = LastReport(now, (page_request.site.now() - now).total_seconds(), newest)
+        return self._report | _quota_values(quota) | _recent_values(recent) | page_request.banner_values() | {"connection": ""}
+
+
+@get("/live/overview")
+async def follow_overview(page_request: NamedDependency[PageRequest], span: FromQuery[str] = "") -> EventResponse:
+    following = OverviewUpdates(page_request, usage_chart.read_span(span))
+    return live_updates.answer(page_request.site.followers, str(page_request.person.user.id), following.read)
+
+
+def _report_values(report: UsageSummary, wanted: usage_report.GetUsageReport) -> live_updates.Values:
     """Return the live values of the figures and the chart."""
     return asdict(usage_chart.summed(report.total)) | {
         "is_unused": report.total.requests == 0,
-        "buckets": [usage_chart.plain(line) for line in usage_chart.lines(report.buckets, wanted.bucket)],
+        "buckets": [asdict(line) for line in usage_chart.lines(report.buckets, wanted.bucket)],
     }
 
 
-def quota_values(quota: UserQuota) -> live_updates.Values:
+def _quota_values(quota: UserQuota) -> live_updates.Values:
     line = quota_view.credits(quota.account)
     limits = quota_view.limits(quota)
     return {
-        "limits": [quota_view.plain(each) for each in limits],
+        "limits": [asdict(each) for each in limits],
         "no_limits": not limits,
         "credits": line.left,
         "credits_detail": line.detail,
     }
 
 
-def recent_values(recent: LoggedRequests) -> live_updates.Values:
+def _recent_values(recent: LoggedRequests) -> live_updates.Values:
     newest = _newest(recent)
-    return {"recent": [request_view.plain(line) for line in newest], "no_recent": not newest}
+    return {"recent": [asdict(line) for line in newest], "no_recent": not newest}
 
 
 def _newest(recent: LoggedRequests) -> tuple[RequestView, ...]:
@@ -129,4 +191,4 @@ def _newest(recent: LoggedRequests) -> tuple[RequestView, ...]:
     return request_view.lines(recent.requests[:RECENT])
 
 
-ROUTES = (dashboard,)
+ROUTES = (dashboard, follow_overview)

@@ -1,8 +1,8 @@
 """Describe the remaining quota and credits for the overview. Pure."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from datetime import UTC
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from services.web.charts import usage_chart
 from services.web.charts.usage_chart import NOTHING
@@ -46,14 +46,25 @@ class CreditsView:
     detail: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class HourlyQuotaView:
+    """The hourly quota of another user, for administrators."""
+
+    #: None for a tier without a limit.
+    limit: int | None
+    used: int
+    left: int
+    resets_at: datetime
+    resets_in_minutes: int
+
+    @property
+    def left_percent(self) -> int:
+        return 100 * self.left // self.limit if self.limit else 0
+
+
 def limits(quota: UserQuota) -> tuple[LimitView, ...]:
     """Return the limits; empty for a tier without limits."""
     return tuple(_line(state) for state in _states(quota))
-
-
-def plain(line: LimitView) -> dict[str, str]:
-    """Return the line for a live event."""
-    return asdict(line)
 
 
 def credits(account: Account | None) -> CreditsView:  # noqa: A001 - the field's word
@@ -65,6 +76,17 @@ def credits(account: Account | None) -> CreditsView:  # noqa: A001 - the field's
     held = f"{usage_chart.cost(account.reserved_micro)} reserved for running requests; " if account.reserved_micro else ""
     month = f"{usage_chart.exact(account.monthly_micro)} per month included; renews {renews.day} {renews:%b %Y}"
     return CreditsView(left=usage_chart.cost(account.free_micro), detail=held + month)
+
+
+def hourly(answer: UserQuota, now: datetime) -> HourlyQuotaView:
+    seconds = (answer.resets_at - now).total_seconds()
+    return HourlyQuotaView(
+        limit=answer.limit_per_hour if answer.limit_per_hour < NO_LIMIT else None,
+        used=answer.used_this_hour,
+        left=max(0, answer.remaining),
+        resets_at=answer.resets_at.astimezone(UTC),
+        resets_in_minutes=max(0, -int(-seconds // 60)),
+    )
 
 
 def _states(quota: UserQuota) -> Iterable[LimitState]:

@@ -4,7 +4,7 @@ A line has only strings, because templates and live events share it.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from services.web.charts import usage_chart
@@ -77,11 +77,6 @@ class RequestView:
 def lines(requests: Iterable[LoggedRequest], key_names: Mapping[KeyId, str] | None = None) -> tuple[RequestView, ...]:
     """Describe requests. ``key_names`` is None if keys are unknown or not shown."""
     return tuple(_line(request, key_names or {}) for request in requests)
-
-
-def plain(line: RequestView) -> dict[str, str]:
-    """Return the line for a live event."""
-    return asdict(line)
 
 
 def moment(at: datetime) -> str:

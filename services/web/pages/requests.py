@@ -1,11 +1,8 @@
 """Show and export the request log. Prompts and answers are never stored."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from http import HTTPStatus
 from urllib.parse import urlencode
 from uuid import UUID
 
@@ -16,7 +13,7 @@ from litestar.params import FromQuery
 from litestar.response import Stream
 
 from services.web import csv_tables
-from services.web.http import json_errors
+from services.web.http import downloads, forms
 from services.web.pages import request_view
 from services.web.pages.request_view import RequestView
 from services.web.request_context import Page, PageRequest
@@ -52,6 +49,9 @@ class RequestListQuery:
 
     def fits(self, request: LoggedRequest) -> bool:
         return self.status in (None, request.status) and self.model in (None, request.model) and self.key_id in (None, request.key_id)
+
+
+ALL_REQUESTS = RequestListQuery(None, None, None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,9 +93,8 @@ async def show_requests(
     found: tuple[LoggedRequest, ...] = ()
     try:
         wanted = read_filters(filters)
-        asked = ListRequests(
-            status=wanted.status, model=wanted.model, key_id=wanted.key_id, before=_read_moment(before), limit=ROWS_OF_A_PAGE
-        )
+        older_than = forms.read_moment(before, "before", hint="go back to the newest requests")
+        asked = ListRequests(status=wanted.status, model=wanted.model, key_id=wanted.key_id, before=older_than, limit=ROWS_OF_A_PAGE)
         found = (await page_request.call(usage_report.list_requests, asked)).requests
     except (errors.BadRequest, errors.PeerError) as error:
         problem = error
@@ -112,7 +111,7 @@ async def show_requests(
         is_later_page=bool(before),
         problem=problem,
     )
-    return page_request.page("requests.html", view, here="usage", status=HTTPStatus.OK if problem is None else json_errors.status(problem))
+    return page_request.page("requests.html", view, here="usage", problem=problem)
 
 
 @get("/requests.csv")
@@ -121,12 +120,8 @@ async def download_requests(
 ) -> Stream:
     """Stream all stored requests as CSV, oldest first."""
     wanted = read_filters(_filters(status, model, key))
-    keys = await page_request.ask(auth.list_api_keys, auth.ListApiKeys())
-    pieces = _table(page_request, wanted, {each.id: each.name for each in keys.keys} if keys else {})
-    # Fail with an error page, not with a truncated file, if the first piece fails.
-    first = await anext(pieces)
-    headers = {"Content-Disposition": f'attachment; filename="aimesh-requests-{page_request.site.now():%Y-%m-%d}.csv"'}
-    return Stream(_with_first(first, pieces), media_type=csv_tables.MEDIA_TYPE, headers=headers)
+    name = f"aimesh-requests-{page_request.site.now():%Y-%m-%d}.csv"
+    return await downloads.stream(read_table(page_request, wanted), name, csv_tables.MEDIA_TYPE)
 
 
 def read_filters(filters: RequestFilters) -> RequestListQuery:
@@ -151,18 +146,10 @@ def _address(path: str, filters: RequestFilters, **more: str) -> str:
     return f"{path}?{urlencode(words)}" if words else path
 
 
-def _read_moment(text: str) -> datetime | None:
-    """Parse a time. Raises BadRequest."""
-    if not text:
-        return None
-    try:
-        found = datetime.fromisoformat(text[:_LONGEST])
-    except ValueError:
-        raise errors.BadRequest("before is not a valid time", hint="go back to the newest requests") from None
-    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
-
-
-async def _table(page_request: PageRequest, wanted: RequestListQuery, key_names: Mapping[KeyId, str]) -> AsyncGenerator[bytes]:
+async def read_table(page_request: PageRequest, wanted: RequestListQuery) -> AsyncGenerator[bytes]:
+    """Yield the request log as CSV, with key names if auth responds."""
+    keys = await page_request.ask(auth.list_api_keys, auth.ListApiKeys())
+    key_names = {key.id: key.name for key in keys.keys} if keys else {}
     asked = page_request.site.caller.stream(
         usage_report.export_requests, ExportRequests(), deadline_seconds=EXPORT_SECONDS, credential=page_request.person.access_token
     )
@@ -176,14 +163,6 @@ async def _table(page_request: PageRequest, wanted: RequestListQuery, key_names:
             await asyncio.sleep(0)
         if waiting:
             yield waiting
-
-
-async def _with_first(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
-    async with aclosing(rest):
-        yield first
-        async for piece in rest:
-            if piece:
-                yield piece
 
 
 ROUTES = (show_requests, download_requests)

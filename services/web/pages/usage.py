@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
-from http import HTTPStatus
 from urllib.parse import urlencode
 
 from litestar import Response, get
@@ -14,6 +13,7 @@ from litestar.params import FromQuery
 from services.web import csv_tables
 from services.web.charts import usage_chart
 from services.web.charts.usage_chart import SumLine, UsageChart, UsageMeasure
+from services.web.http import downloads
 from services.web.pages import request_view
 from services.web.request_context import Page, PageRequest
 from shared import errors
@@ -77,8 +77,7 @@ async def download_usage(page_request: NamedDependency[PageRequest], since: From
         report = await page_request.call(usage_report.get_usage_report, _asked_for(first, last), deadline_seconds=REPORT_SECONDS)
     except errors.BadRequest as error:
         return await _page(page_request, days=DAYS[0], measure=UsageMeasure.REQUESTS, typed=(since, until), problem=error)
-    name = f"aimesh-usage-{first}-{last}.csv"
-    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    headers = downloads.attachment(f"aimesh-usage-{first}-{last}.csv")
     return Response(csv_tables.usage_by_day(report.buckets), media_type=csv_tables.MEDIA_TYPE, headers=headers)
 
 
@@ -108,7 +107,7 @@ async def _page(
         until=until,
         problem=problem,
     )
-    return page_request.page("usage.html", view, here="usage", status=HTTPStatus.OK if problem is None else problem.status)
+    return page_request.page("usage.html", view, here="usage", problem=problem)
 
 
 def model_lines(report: UsageSummary) -> tuple[ModelUsageView, ...]:

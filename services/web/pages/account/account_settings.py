@@ -2,7 +2,6 @@
 
 import asyncio
 from dataclasses import dataclass
-from http import HTTPStatus
 
 import msgspec
 from litestar import get, post
@@ -54,19 +53,17 @@ class PreferencesPage:
 
 @get("/settings")
 async def show_profile(page_request: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
-    return await _profile(page_request, notice=notice_of(done, _DONE))
+    return await _profile(page_request, notice=rendering.find_notice(done, _DONE))
 
 
 @post("/settings")
 async def change_profile(page_request: NamedDependency[PageRequest]) -> Page:
     form = await page_request.read_form(ProfileForm)
     try:
-        await page_request.call(accounts.change_profile, accounts.ChangeProfile(form.username.strip(), form.email.strip()))
-    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
-        raise
+        await page_request.submit(accounts.change_profile, accounts.ChangeProfile(form.username.strip(), form.email.strip()))
     except errors.CallerError as error:
         return await _profile(page_request, typed=form, problem=error)
-    forget_session(page_request)
+    page_request.forget_session()
     return page_request.redirect("/settings?done=saved")
 
 
@@ -77,7 +74,7 @@ async def show_preferences(page_request: NamedDependency[PageRequest], done: Fro
     )
     chosen = account.preferences
     typed = PreferencesForm(chosen.default_model or "", chosen.theme, "yes" if chosen.notify_by_mail else "")
-    return _preferences(page_request, typed, models, notice=notice_of(done, _DONE))
+    return _preferences(page_request, typed, models, notice=rendering.find_notice(done, _DONE))
 
 
 @post("/settings/preferences")
@@ -85,24 +82,11 @@ async def set_preferences(page_request: NamedDependency[PageRequest]) -> Page:
     form = await page_request.read_form(PreferencesForm)
     chosen = accounts.Preferences(ModelName(form.default_model) if form.default_model else None, form.theme, bool(form.notify_by_mail))
     try:
-        await page_request.call(accounts.set_preferences, accounts.SetPreferences(chosen))
-    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
-        raise
+        await page_request.submit(accounts.set_preferences, accounts.SetPreferences(chosen))
     except errors.CallerError as error:
         return _preferences(page_request, form, await page_request.ask(gateway.list_models, gateway.ListModels()), problem=error)
-    forget_session(page_request)
+    page_request.forget_session()
     return page_request.redirect("/settings/preferences?done=saved")
-
-
-def notice_of(done: str, words: dict[str, str]) -> rendering.Notice | None:
-    """Return the notice for a `done` parameter; None if it is unknown."""
-    return rendering.Notice(words[done]) if done in words else None
-
-
-def forget_session(page_request: PageRequest) -> None:
-    """Drop the cached session, so that the next page gets the new name and theme."""
-    if page_request.session_token is not None:
-        page_request.site.sessions.forget(page_request.session_token)
 
 
 async def _profile(
@@ -119,8 +103,7 @@ async def _profile(
         email=typed.email if typed else account.user.email,
         problem=problem,
     )
-    status = HTTPStatus.OK if problem is None else problem.status
-    return page_request.page("settings/profile.html", view, here="settings", status=status, notice=notice)
+    return page_request.page("settings/profile.html", view, here="settings", problem=problem, notice=notice)
 
 
 def _preferences(
@@ -137,8 +120,7 @@ def _preferences(
         chosen = ModelName(typed.default_model)
         models = (*names, *([chosen] if chosen and chosen not in names else []))
     view = PreferencesPage(typed=typed, models=models, themes=THEMES, problem=problem)
-    status = HTTPStatus.OK if problem is None else problem.status
-    return page_request.page("settings/preferences.html", view, here="settings", status=status, notice=notice)
+    return page_request.page("settings/preferences.html", view, here="settings", problem=problem, notice=notice)
 
 
 ROUTES = (show_profile, change_profile, show_preferences, set_preferences)

@@ -1,7 +1,6 @@
 """Reset a forgotten password with an emailed code. Neither page reveals whether an account exists."""
 
 from dataclasses import dataclass
-from http import HTTPStatus
 
 import msgspec
 from litestar import get, post
@@ -53,7 +52,7 @@ async def ask_for_mail(page_request: NamedDependency[PageRequest]) -> Page:
             accounts.request_password_reset, accounts.RequestPasswordReset(form.name.strip(), page_request.client())
         )
     except errors.CallerError as error:
-        return page_request.page("forgot.html", ForgotPage(name=form.name, problem=error), here="login", status=error.status)
+        return page_request.page("forgot.html", ForgotPage(name=form.name, problem=error), here="login", problem=error)
     return page_request.redirect("/forgot?done=sent")
 
 
@@ -83,7 +82,7 @@ def check_repeated(password: str, repeated: str) -> None:
 async def _reset_page(page_request: PageRequest, code: str, problem: errors.CallerError | None = None) -> Page:
     options = await signing_in.find_options(page_request)
     view = ResetPage(code=code, password_min_length=options.password_min_length, problem=problem)
-    return page_request.page("reset.html", view, here="login", status=HTTPStatus.OK if problem is None else problem.status)
+    return page_request.page("reset.html", view, here="login", problem=problem)
 
 
 ROUTES = (show_forgot, ask_for_mail, show_reset, reset)

@@ -1,7 +1,6 @@
 """Handle the sign-in steps after the password: enter a second factor, or set one up if it is required."""
 
 from dataclasses import dataclass
-from http import HTTPStatus
 
 import msgspec
 from litestar import get, post
@@ -10,9 +9,9 @@ from litestar.params import FromQuery
 
 from services.web import request_context
 from services.web.pages.account import second_factor, signing_in
-from services.web.request_context import Page, PageRequest
+from services.web.request_context import ConfirmFirst, Page, PageRequest
 from shared import errors
-from shared.api import auth
+from shared.api import accounts, auth
 
 _SET_UP = "/login/second-factor"
 
@@ -44,9 +43,7 @@ async def enter_code(page_request: NamedDependency[PageRequest]) -> Page:
         # The form was submitted twice and the first one succeeded.
         return page_request.redirect(signing_in.after_login(page_request.person, form.then))
     try:
-        session = await page_request.call(auth.confirm_login, auth.ConfirmLogin(form.code.strip()))
-    except errors.NotAuthenticated:
-        raise
+        session = await page_request.submit(auth.confirm_login, auth.ConfirmLogin(form.code.strip()))
     except errors.CallerError as error:
         return _code_page(page_request, request_context.own_page(form.then), error)
     page_request.sign_in(session)
@@ -58,9 +55,11 @@ async def show_set_up(page_request: NamedDependency[PageRequest], then: FromQuer
     if page_request.person.step is not auth.Step.SET_UP_MFA:
         return page_request.redirect(signing_in.after_login(page_request.person, then))
     try:
-        return await second_factor.begin(page_request, action=_SET_UP, then=request_context.own_page(then))
-    except errors.ConfirmationNeeded:
+        seed = await page_request.submit(accounts.begin_mfa, accounts.BeginMfa())
+    except ConfirmFirst:
         return await _begin_again(page_request)
+    form = second_factor.SeedForm(uri=seed.uri, then=request_context.own_page(then))
+    return second_factor.show_seed(page_request, form, action=_SET_UP)
 
 
 @post(_SET_UP)
@@ -70,7 +69,7 @@ async def set_up(page_request: NamedDependency[PageRequest]) -> Page:
         return page_request.redirect(signing_in.after_login(page_request.person, form.then))
     try:
         return await second_factor.enable(page_request, form, action=_SET_UP, then=request_context.own_page(form.then))
-    except errors.ConfirmationNeeded:
+    except ConfirmFirst:
         return await _begin_again(page_request)
 
 
@@ -83,7 +82,7 @@ async def _begin_again(page_request: PageRequest) -> Page:
 
 def _code_page(page_request: PageRequest, then: str, problem: errors.CallerError | None = None) -> Page:
     view = CodePage(username=page_request.person.user.username, then=then, problem=problem)
-    return page_request.page("login_code.html", view, here="login", status=HTTPStatus.OK if problem is None else problem.status)
+    return page_request.page("login_code.html", view, here="login", problem=problem)
 
 
 ROUTES = (show_code, enter_code, show_set_up, set_up)

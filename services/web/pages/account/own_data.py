@@ -1,10 +1,8 @@
 """Export the user's data as an archive, and delete the account after a 30-day grace period."""
 
-import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from http import HTTPStatus
 
 import msgspec
 from litestar import get, post
@@ -12,13 +10,13 @@ from litestar.di import NamedDependency
 from litestar.params import FromQuery
 from litestar.response import Stream
 
-from services.web import csv_tables, rendering
-from services.web.http import forms
+from services.web import rendering
+from services.web.http import downloads, forms
 from services.web.http.zip_stream import ZipStream
-from services.web.pages.account import account_settings
-from services.web.request_context import Page, PageRequest
+from services.web.pages import requests
+from services.web.request_context import Page, PageRequest, form_errors
 from shared import errors
-from shared.api import accounts, auth, privacy, usage_report
+from shared.api import accounts, privacy, usage_report
 from shared.api.accounts import OwnAccount
 
 #: The longest period of a report, about two years.
@@ -48,7 +46,7 @@ class DataPage:
 
 @get("/settings/data")
 async def show_data(page_request: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
-    return await _page(page_request, notice=account_settings.notice_of(done, _DONE))
+    return await _page(page_request, notice=rendering.find_notice(done, _DONE))
 
 
 @post("/settings/data/export")
@@ -61,16 +59,12 @@ async def send_archive(page_request: NamedDependency[PageRequest]) -> Page | Str
             hint="switch to your personal account under Organizations",
         )
         return await _page(page_request, problem=error)
-    pieces = archive_of(page_request, page_request.site.now())
+    now = page_request.site.now()
     try:
-        first = await anext(pieces)
-    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
-        raise
+        with form_errors():
+            return await downloads.stream(archive_of(page_request, now), f"aimesh-{now:%Y-%m-%d}.zip", "application/zip")
     except errors.CallerError as error:
         return await _page(page_request, problem=error)
-    name = f"aimesh-{page_request.site.now():%Y-%m-%d}.zip"
-    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-    return Stream(_chained(first, pieces), media_type="application/zip", status_code=HTTPStatus.OK, headers=headers)
 
 
 @post("/settings/data/delete")
@@ -79,9 +73,7 @@ async def delete_account(page_request: NamedDependency[PageRequest]) -> Page:
     try:
         if not form.sure:
             raise errors.BadRequest("the deletion is not confirmed", hint="check the box to delete your account")
-        await page_request.call(privacy.request_erasure, privacy.RequestErasure())
-    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
-        raise
+        await page_request.submit(privacy.request_erasure, privacy.RequestErasure())
     except errors.CallerError as error:
         return await _page(page_request, problem=error)
     return page_request.redirect("/settings/data")
@@ -94,7 +86,7 @@ async def keep_account(page_request: NamedDependency[PageRequest]) -> Page:
     return page_request.redirect("/settings/data?done=kept")
 
 
-async def archive_of(page_request: PageRequest, now: datetime) -> AsyncIterator[bytes]:
+async def archive_of(page_request: PageRequest, now: datetime) -> AsyncGenerator[bytes]:
     """Yield the archive. Raises what ``exportAccount`` raises. If the gateway is down, a note replaces its files."""
     archive = ZipStream(now)
     token = page_request.person.access_token
@@ -105,7 +97,7 @@ async def archive_of(page_request: PageRequest, now: datetime) -> AsyncIterator[
         async for file in files:
             yield archive.add(file.name, file.content)
     try:
-        async for piece in _requests(page_request):
+        async for piece in requests.read_table(page_request, requests.ALL_REQUESTS):
             yield archive.add("requests.csv", piece)
     except errors.PeerError:
         yield archive.add("requests-MISSING.txt", _MISSING.format(name="requests.csv").encode())
@@ -116,24 +108,6 @@ async def archive_of(page_request: PageRequest, now: datetime) -> AsyncIterator[
     yield archive.close()
 
 
-async def _requests(page_request: PageRequest) -> AsyncIterator[bytes]:
-    """Yield the request log as CSV, with key names if auth responds."""
-    keys = await page_request.ask(auth.list_api_keys, auth.ListApiKeys())
-    key_names = {key.id: key.name for key in keys.keys} if keys else {}
-    asked = page_request.site.caller.stream(
-        usage_report.export_requests,
-        usage_report.ExportRequests(),
-        deadline_seconds=_EXPORT_SECONDS,
-        credential=page_request.person.access_token,
-    )
-    async with asked as batches:
-        yield csv_tables.request_head()
-        async for batch in batches:
-            yield csv_tables.request_rows(batch.requests, key_names)
-            # Yield to other tasks even if the next batch is already here.
-            await asyncio.sleep(0)
-
-
 async def _usage(page_request: PageRequest, now: datetime) -> bytes:
     day = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     wanted = usage_report.GetUsageReport(since=day - timedelta(days=_USAGE_DAYS - 1), until=day + timedelta(days=1))
@@ -141,19 +115,10 @@ async def _usage(page_request: PageRequest, now: datetime) -> bytes:
     return msgspec.json.format(msgspec.json.encode(report), indent=2)
 
 
-async def _chained(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield first
-    async for piece in rest:
-        # Most pieces are empty while zlib buffers.
-        if piece:
-            yield piece
-
-
 async def _page(page_request: PageRequest, *, problem: errors.CallerError | None = None, notice: rendering.Notice | None = None) -> Page:
     account = await page_request.call(accounts.get_account, accounts.GetAccount())
     view = DataPage(account=account, team_name=page_request.person.team_name if page_request.person.team_id else None, problem=problem)
-    status = HTTPStatus.OK if problem is None else problem.status
-    return page_request.page("settings/data.html", view, here="settings", status=status, notice=notice)
+    return page_request.page("settings/data.html", view, here="settings", problem=problem, notice=notice)
 
 
 ROUTES = (show_data, send_archive, delete_account, keep_account)

@@ -1,7 +1,6 @@
 """Sign in with the OpenID provider. Auth verifies the response; a cookie binds it to this browser."""
 
 from dataclasses import dataclass
-from http import HTTPStatus
 
 import msgspec
 from litestar import get, post
@@ -88,8 +87,7 @@ async def _page(page_request: PageRequest, form: BeginForm, problem: errors.Call
         is_signed_in=page_request.session is not None,
         problem=problem,
     )
-    status = HTTPStatus.OK if problem is None else problem.status
-    return page_request.page("login_oidc.html", view, here="login", status=status)
+    return page_request.page("login_oidc.html", view, here="login", problem=problem)
 
 
 ROUTES = (show_provider, begin, finish)

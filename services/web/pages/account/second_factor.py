@@ -5,7 +5,6 @@ The form carries the seed, so a mistyped code does not require another scan. Aut
 
 import re
 from dataclasses import dataclass
-from http import HTTPStatus
 from urllib.parse import parse_qs, urlsplit
 
 import msgspec
@@ -52,12 +51,6 @@ class CodesPage:
     is_new: bool
 
 
-async def begin(page_request: PageRequest, *, action: str, then: str = "") -> Page:
-    """Show a new seed. Raises what ``beginMfa`` raises, such as ConfirmationNeeded."""
-    seed = await page_request.call(accounts.begin_mfa, accounts.BeginMfa())
-    return show_seed(page_request, SeedForm(uri=seed.uri, then=then), action=action)
-
-
 def show_seed(page_request: PageRequest, form: SeedForm, *, action: str, problem: errors.CallerError | None = None) -> Page:
     view = SeedPage(
         action=action,
@@ -68,15 +61,13 @@ def show_seed(page_request: PageRequest, form: SeedForm, *, action: str, problem
         is_login=page_request.person.step is not auth.Step.DONE,
         problem=problem,
     )
-    return page_request.page("settings/second_factor.html", view, status=HTTPStatus.OK if problem is None else problem.status)
+    return page_request.page("settings/second_factor.html", view, problem=problem)
 
 
 async def enable(page_request: PageRequest, form: SeedForm, *, action: str, then: str) -> Page:
-    """Enable the seed and show the recovery codes, or show the seed again with the error."""
+    """Enable the seed and show the recovery codes, or show the seed again with the error. Raises what ``submit`` raises."""
     try:
-        answer = await page_request.call(accounts.enable_mfa, accounts.EnableMfa(form.code.strip()))
-    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
-        raise
+        answer = await page_request.submit(accounts.enable_mfa, accounts.EnableMfa(form.code.strip()))
     except errors.CallerError as error:
         return show_seed(page_request, form, action=action, problem=error)
     if answer.session is not None:

@@ -3,7 +3,6 @@
 import asyncio
 import re
 from dataclasses import dataclass
-from http import HTTPStatus
 
 import msgspec
 from litestar import get, post
@@ -12,7 +11,7 @@ from litestar.params import FromQuery
 
 from services.web import rendering
 from services.web.http import forms
-from services.web.pages.account import account_settings, forgotten_password, provider_login, provider_redirect, second_factor, signing_in
+from services.web.pages.account import forgotten_password, provider_login, provider_redirect, second_factor, signing_in
 from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import accounts
@@ -87,7 +86,7 @@ class SecurityPage:
 
 @get(_HERE)
 async def show_security(page_request: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
-    return await _page(page_request, notice=account_settings.notice_of(done, _DONE))
+    return await _page(page_request, notice=rendering.find_notice(done, _DONE))
 
 
 @post(f"{_HERE}/password")
@@ -96,9 +95,7 @@ async def change_password(page_request: NamedDependency[PageRequest]) -> Page:
     try:
         forgotten_password.check_repeated(form.new_password, form.repeated)
         request = accounts.ChangePassword(form.new_password)
-        await page_request.call(accounts.change_password, request, deadline_seconds=signing_in.PASSWORD_CALL_SECONDS)
-    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
-        raise
+        await page_request.submit(accounts.change_password, request, deadline_seconds=signing_in.PASSWORD_CALL_SECONDS)
     except errors.CallerError as error:
         return await _page(page_request, problem=error)
     return page_request.redirect(f"{_HERE}?done=password")
@@ -112,11 +109,10 @@ async def begin_second_factor(page_request: NamedDependency[PageRequest]) -> Pag
     """Create and show a seed. This is a POST because a GET must not create one."""
     await page_request.read_form(forms.Confirmation)
     try:
-        return await second_factor.begin(page_request, action=_SECOND_FACTOR)
-    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
-        raise
+        seed = await page_request.submit(accounts.begin_mfa, accounts.BeginMfa())
     except errors.CallerError as error:
         return await _page(page_request, problem=error)
+    return second_factor.show_seed(page_request, second_factor.SeedForm(uri=seed.uri), action=_SECOND_FACTOR)
 
 
 @post(_SECOND_FACTOR)
@@ -129,9 +125,7 @@ async def enable_second_factor(page_request: NamedDependency[PageRequest]) -> Pa
 async def disable_second_factor(page_request: NamedDependency[PageRequest]) -> Page:
     form = await page_request.read_form(SecurityCodeForm)
     try:
-        await page_request.call(accounts.disable_mfa, accounts.DisableMfa(form.code.strip()))
-    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
-        raise
+        await page_request.submit(accounts.disable_mfa, accounts.DisableMfa(form.code.strip()))
     except errors.CallerError as error:
         return await _page(page_request, problem=error)
     return page_request.redirect(f"{_HERE}?done=off")
@@ -141,9 +135,7 @@ async def disable_second_factor(page_request: NamedDependency[PageRequest]) -> P
 async def renew_codes(page_request: NamedDependency[PageRequest]) -> Page:
     await page_request.read_form(forms.Confirmation)
     try:
-        codes = await page_request.call(accounts.renew_recovery_codes, accounts.RenewRecoveryCodes())
-    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
-        raise
+        codes = await page_request.submit(accounts.renew_recovery_codes, accounts.RenewRecoveryCodes())
     except errors.CallerError as error:
         return await _page(page_request, problem=error)
     return second_factor.show_codes(page_request, codes, then=_HERE, is_new=False)
@@ -171,9 +163,7 @@ async def link_provider(page_request: NamedDependency[PageRequest]) -> Page:
     await page_request.read_form(forms.Confirmation)
     wanted = accounts.BeginOidc(provider_redirect.way_back(page_request), then=_HERE, session_token=page_request.session_token)
     try:
-        start = await page_request.call(accounts.begin_oidc, wanted, deadline_seconds=provider_login.PROVIDER_CALL_SECONDS)
-    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
-        raise
+        start = await page_request.submit(accounts.begin_oidc, wanted, deadline_seconds=provider_login.PROVIDER_CALL_SECONDS)
     except errors.CallerError as error:
         return await _page(page_request, problem=error)
     return provider_redirect.begin(page_request, start)
@@ -183,9 +173,7 @@ async def link_provider(page_request: NamedDependency[PageRequest]) -> Page:
 async def unlink_provider(page_request: NamedDependency[PageRequest]) -> Page:
     form = await page_request.read_form(LinkForm)
     try:
-        await page_request.call(accounts.remove_oidc_link, accounts.RemoveOidcLink(form.issuer, form.subject))
-    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
-        raise
+        await page_request.submit(accounts.remove_oidc_link, accounts.RemoveOidcLink(form.issuer, form.subject))
     except errors.CallerError as error:
         return await _page(page_request, problem=error)
     return page_request.redirect(f"{_HERE}?done=unlinked")
@@ -206,8 +194,7 @@ async def _page(page_request: PageRequest, *, problem: errors.CallerError | None
         links=None if links is None else links.links,
         problem=problem,
     )
-    status = HTTPStatus.OK if problem is None else problem.status
-    return page_request.page("settings/security.html", view, here="settings", status=status, notice=notice)
+    return page_request.page("settings/security.html", view, here="settings", problem=problem, notice=notice)
 
 
 def session_lines(sessions: tuple[OpenSession, ...]) -> tuple[SessionLine, ...]:

@@ -89,7 +89,7 @@ async def register(page_request: NamedDependency[PageRequest]) -> Page:
         user = await _register(page_request, data, form.invitation.strip() or None)
     except errors.CallerError as error:
         view = await _register_page(page_request, form, error)
-        return page_request.page("register.html", view, here="register", status=error.status)
+        return page_request.page("register.html", view, here="register", problem=error)
     return await _welcome(page_request, user, form)
 
 
@@ -117,7 +117,7 @@ async def login(page_request: NamedDependency[PageRequest]) -> Page:
         session = await _login(page_request, _credentials(form.name.strip(), form.password), auth.SessionKind.BROWSER)
     except errors.CallerError as error:
         view = await _login_page(page_request, name=form.name, then=form.then, problem=error)
-        return page_request.page("login.html", view, here="login", status=error.status)
+        return page_request.page("login.html", view, here="login", problem=error)
     page_request.sign_in(session)
     return page_request.redirect(after_login(session, form.then))
 
@@ -151,7 +151,7 @@ async def redeem_login_link(page_request: NamedDependency[PageRequest]) -> Page:
     try:
         session = await page_request.site.caller.call(auth.redeem_login_link, auth.RedeemLoginLink(form.link, page_request.client()))
     except errors.CallerError as error:
-        return page_request.page("login.html", await _login_page(page_request, problem=error), here="login", status=error.status)
+        return page_request.page("login.html", await _login_page(page_request, problem=error), here="login", problem=error)
     page_request.sign_in(session)
     return page_request.redirect(after_login(session, ""))
 

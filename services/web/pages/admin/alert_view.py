@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from urllib.parse import quote
 
@@ -116,11 +116,6 @@ def describe(found: Alerts | None, at: datetime) -> AlertsView:
         more=_left_out({"alerts": len(now), "pending": len(pending), "over": len(over), "silences": len(found.silences)}),
         calm=not now and not pending and found.as_of is None,
     )
-
-
-def values(lines: AlertsView) -> dict[str, object]:
-    """Return the live values."""
-    return asdict(lines)
 
 
 def lasting(seconds: float) -> str:

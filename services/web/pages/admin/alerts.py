@@ -1,13 +1,13 @@
-"""Show the alerts, live, and let administrators acknowledge and silence them."""
+"""Show the alerts, live, with their runbooks, and let administrators acknowledge and silence them."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import msgspec
 from litestar import get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 
-from services.web import live_updates, rendering
+from services.web import live_updates, rendering, runbooks
 from services.web.http import forms
 from services.web.http.event_response import EventResponse
 from services.web.pages.admin import alert_view
@@ -16,6 +16,7 @@ from services.web.request_context import PAGE_CALL_SECONDS, Page, PageRequest
 from shared import errors
 from shared.api import alerts
 
+_RUNBOOKS = "/admin/runbooks"
 #: Duration of a silence in seconds -> label.
 LIFETIMES = {3600: "1 hour", 4 * 3600: "4 hours", 86_400: "1 day", 7 * 86_400: "1 week"}
 #: The maximum length that the metrics service accepts.
@@ -54,13 +55,20 @@ class AlertsPage:
     problem: errors.AimeshError | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunbookPage:
+    name: str
+    #: Markdown, which the page's script formats.
+    text: str
+
+
 @get("/admin/alerts")
 async def show_alerts(page_request: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
     found = await page_request.ask(alerts.list_alerts, alerts.ListAlerts())
     if found is not None:
         # Update the banner on all pages.
         page_request.site.lookout.note(found)
-    notice = rendering.Notice(_DONE[done]) if done in _DONE else None
+    notice = rendering.find_notice(done, _DONE)
     view = AlertsPage(lines=alert_view.describe(found, page_request.site.now()))
     return page_request.page("admin/alerts.html", view, here="admin", notice=notice)
 
@@ -72,7 +80,7 @@ async def follow_alerts(page_request: NamedDependency[PageRequest]) -> EventResp
     async def read() -> live_updates.Values:
         found = await page_request.call(alerts.list_alerts, alerts.ListAlerts(), deadline_seconds=PAGE_CALL_SECONDS)
         page_request.site.lookout.note(found)
-        return alert_view.values(alert_view.describe(found, page_request.site.now())) | {"connection": ""}
+        return asdict(alert_view.describe(found, page_request.site.now())) | {"connection": ""}
 
     return live_updates.answer(page_request.site.followers, str(page_request.person.user.id), read)
 
@@ -81,7 +89,7 @@ async def follow_alerts(page_request: NamedDependency[PageRequest]) -> EventResp
 async def acknowledge(page_request: NamedDependency[PageRequest], alert_id: FromPath[str]) -> Page:
     await page_request.read_form(forms.Confirmation)
     try:
-        await page_request.call(alerts.acknowledge_alert, alerts.AcknowledgeAlert(alert_id), deadline_seconds=PAGE_CALL_SECONDS)
+        await page_request.submit(alerts.acknowledge_alert, alerts.AcknowledgeAlert(alert_id), deadline_seconds=PAGE_CALL_SECONDS)
     except (errors.CallerError, errors.PeerError) as error:
         return await _refused(page_request, error)
     return page_request.redirect("/admin/alerts?done=seen")
@@ -91,9 +99,9 @@ async def acknowledge(page_request: NamedDependency[PageRequest], alert_id: From
 async def silence(page_request: NamedDependency[PageRequest], alert_id: FromPath[str]) -> Page:
     form = await page_request.read_form(SilenceForm)
     try:
-        found = await page_request.call(alerts.list_alerts, alerts.ListAlerts(), deadline_seconds=PAGE_CALL_SECONDS)
+        found = await page_request.submit(alerts.list_alerts, alerts.ListAlerts(), deadline_seconds=PAGE_CALL_SECONDS)
         wanted = read_silence(form, find(found, alert_id))
-        await page_request.call(alerts.silence_alerts, wanted, deadline_seconds=PAGE_CALL_SECONDS)
+        await page_request.submit(alerts.silence_alerts, wanted, deadline_seconds=PAGE_CALL_SECONDS)
     except (errors.CallerError, errors.PeerError) as error:
         return await _refused(page_request, error, typed_for=alert_id, typed=form)
     return page_request.redirect("/admin/alerts?done=silenced")
@@ -103,7 +111,7 @@ async def silence(page_request: NamedDependency[PageRequest], alert_id: FromPath
 async def end_silence(page_request: NamedDependency[PageRequest], silence_id: FromPath[str]) -> Page:
     await page_request.read_form(forms.Confirmation)
     try:
-        await page_request.call(alerts.end_silence, alerts.EndSilence(silence_id), deadline_seconds=PAGE_CALL_SECONDS)
+        await page_request.submit(alerts.end_silence, alerts.EndSilence(silence_id), deadline_seconds=PAGE_CALL_SECONDS)
     except (errors.CallerError, errors.PeerError) as error:
         return await _refused(page_request, error)
     return page_request.redirect("/admin/alerts?done=ended")
@@ -129,16 +137,23 @@ def read_silence(form: SilenceForm, alert: alerts.Alert) -> alerts.SilenceAlerts
     return alerts.SilenceAlerts(float(form.lifetime), alert.name, alert.labels if form.covers == "this" else {}, why)
 
 
+@get(f"{_RUNBOOKS}/{{name:str}}")
+async def show_runbook(page_request: NamedDependency[PageRequest], name: FromPath[str]) -> Page:
+    text = page_request.site.runbooks.get(name)
+    if text is None:
+        raise errors.NotFound("there is no such runbook", hint="look in docs/runbooks of the source code")
+    view = RunbookPage(name=name, text=runbooks.prepare(text, page_request.address + _RUNBOOKS))
+    return page_request.page("admin/runbook.html", view, here="admin")
+
+
 async def _refused(
     page_request: PageRequest, error: errors.AimeshError, *, typed_for: str = "", typed: SilenceForm = NOTHING_TYPED
 ) -> Page:
     """Return the current page with the error, keeping the typed values."""
-    if isinstance(error, errors.ConfirmationNeeded | errors.NotAuthenticated):
-        raise error
     found = await page_request.ask(alerts.list_alerts, alerts.ListAlerts())
     lines = alert_view.describe(found, page_request.site.now())
     view = AlertsPage(lines=lines, typed_for=typed_for, typed=typed, problem=error)
-    return page_request.page("admin/alerts.html", view, here="admin", status=error.status)
+    return page_request.page("admin/alerts.html", view, here="admin", problem=error)
 
 
-ROUTES = (show_alerts, follow_alerts, acknowledge, silence, end_silence)
+ROUTES = (show_alerts, follow_alerts, acknowledge, silence, end_silence, show_runbook)

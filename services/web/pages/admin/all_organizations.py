@@ -10,8 +10,9 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 
 from services.web import paged_search, rendering
+from services.web.http import forms
 from services.web.paged_search import PagedSearch, Pager
-from services.web.pages.admin import credit_form, form_choices
+from services.web.pages.admin import credit_form
 from services.web.pages.admin.credit_form import NOTHING_TYPED, CreditsForm
 from services.web.request_context import Page, PageRequest
 from shared import errors
@@ -51,7 +52,7 @@ async def show_organisations(
     page_request: NamedDependency[PageRequest], search: FromQuery[str] = "", after: FromQuery[str] = "", done: FromQuery[str] = ""
 ) -> Page:
     view = await _page_of(page_request, paged_search.read(search, after))
-    notice = rendering.Notice(_DONE[done]) if done in _DONE else None
+    notice = rendering.find_notice(done, _DONE)
     return page_request.page("admin/organizations.html", view, here="admin", notice=notice)
 
 
@@ -59,20 +60,18 @@ async def show_organisations(
 async def set_team_tier(page_request: NamedDependency[PageRequest], team_id: FromPath[UUID]) -> Page:
     form = await page_request.read_form(TeamTierForm)
     try:
-        request = organizations.SetTeamTier(TenantId(team_id), form_choices.read(Tier, form.tier, "tier"))
-        await page_request.call(organizations.set_team_tier, request)
-    except (errors.ConfirmationNeeded, errors.NotAuthenticated):
-        raise
+        request = organizations.SetTeamTier(TenantId(team_id), forms.read_choice(Tier, form.tier, "tier"))
+        await page_request.submit(organizations.set_team_tier, request)
     except errors.CallerError as error:
         view = await _page_of(page_request, PagedSearch(), error)
-        return page_request.page("admin/organizations.html", view, here="admin", status=error.status)
+        return page_request.page("admin/organizations.html", view, here="admin", problem=error)
     return page_request.redirect("/admin/organisations?done=tier")
 
 
 @get("/admin/organisations/{team_id:uuid}")
 async def show_organisation(page_request: NamedDependency[PageRequest], team_id: FromPath[UUID], done: FromQuery[str] = "") -> Page:
     view = await _page_of_one(page_request, team_id)
-    notice = rendering.Notice(_DONE[done]) if done in _DONE else None
+    notice = rendering.find_notice(done, _DONE)
     return page_request.page("admin/organization.html", view, here="admin", notice=notice)
 
 
@@ -81,11 +80,9 @@ async def give_credits(page_request: NamedDependency[PageRequest], team_id: From
     form = await page_request.read_form(CreditsForm)
     try:
         await credit_form.book(page_request, team_id, form)
-    except (errors.ConfirmationNeeded, errors.NotAuthenticated):
-        raise
     except errors.CallerError as error:
         view = await _page_of_one(page_request, team_id, form, error)
-        return page_request.page("admin/organization.html", view, here="admin", status=error.status)
+        return page_request.page("admin/organization.html", view, here="admin", problem=error)
     return page_request.redirect(f"/admin/organisations/{team_id}?done=credits")
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from http import HTTPStatus
 from urllib.parse import urlencode
 
@@ -12,7 +12,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromQuery
 from litestar.response import Stream
 
-from services.web.pages.admin import form_choices
+from services.web.http import downloads, forms
 from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import audit
@@ -23,6 +23,7 @@ ROWS_OF_A_PAGE = 100
 VERIFY_SECONDS = 60.0
 EXPORT_SECONDS = 3600.0
 _LONGEST = 200
+_WHOLE_LOG = "leave it empty for the whole log"
 
 
 class AuditFilters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -79,12 +80,10 @@ async def show_audit(
     typed = [text.strip()[:_LONGEST] for text in (chain, actor, action, result, since)]
     filters = AuditFilters(*typed)
     try:
-        answer = await page_request.call(audit.list_audit, asked_for(filters, before))
-    except errors.NotAuthenticated:
-        raise
+        answer = await page_request.submit(audit.list_audit, asked_for(filters, before))
     except errors.CallerError as error:
         view = AuditPage(rows=(), filters=filters, results=tuple(Result), problem=error)
-        return page_request.page("admin/audit.html", view, here="admin", status=error.status)
+        return page_request.page("admin/audit.html", view, here="admin", problem=error)
     view = AuditPage(
         rows=answer.rows, filters=filters, results=tuple(Result), older=older_than(answer.rows, filters), is_later_page=bool(before)
     )
@@ -99,9 +98,7 @@ async def verify(page_request: NamedDependency[PageRequest]) -> Page:
     report: AuditReport | None = None
     problem: errors.AimeshError | None = None
     try:
-        report = await page_request.call(audit.verify_audit, audit.VerifyAudit(filters.chain or None), deadline_seconds=VERIFY_SECONDS)
-    except (errors.NotAuthenticated, errors.ConfirmationNeeded):
-        raise
+        report = await page_request.submit(audit.verify_audit, audit.VerifyAudit(filters.chain or None), deadline_seconds=VERIFY_SECONDS)
     except errors.DeadlineExceeded:
         hint = "run `aicli admin audit verify`, which has no time limit"
         problem = errors.DeadlineExceeded(f"verification did not finish within {VERIFY_SECONDS:.0f} s", hint=hint)
@@ -110,7 +107,7 @@ async def verify(page_request: NamedDependency[PageRequest]) -> Page:
     answer = await page_request.ask(audit.list_audit, asked_for(filters, ""))
     rows = answer.rows if answer else ()
     view = AuditPage(rows=rows, filters=filters, results=tuple(Result), older=older_than(rows, filters), report=report, problem=problem)
-    return page_request.page("admin/audit.html", view, here="admin", status=HTTPStatus.OK if problem is None else problem.status)
+    return page_request.page("admin/audit.html", view, here="admin", problem=problem)
 
 
 @post("/admin/audit/export", status_code=HTTPStatus.OK)
@@ -118,11 +115,7 @@ async def export(page_request: NamedDependency[PageRequest]) -> Stream:
     """Stream an export. This is a POST because the log records it, and so that no foreign link can trigger it."""
     form = await page_request.read_form(ExportForm)
     lines = _lines(page_request, audit.ExportAudit(form.chain.strip() or None, read_since(form.since)))
-    # Fail with an error page, not with a truncated file, if the first line fails.
-    first = await anext(lines, b"")
-    name = f"aimesh-audit-{page_request.site.now():%Y-%m-%d}.jsonl"
-    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-    return Stream(_with_first(first, lines), media_type="application/x-ndjson", headers=headers)
+    return await downloads.stream(lines, f"aimesh-audit-{page_request.site.now():%Y-%m-%d}.jsonl", "application/x-ndjson")
 
 
 def asked_for(filters: AuditFilters, before: str) -> audit.ListAudit:
@@ -131,15 +124,15 @@ def asked_for(filters: AuditFilters, before: str) -> audit.ListAudit:
         chain=filters.chain or None,
         actor=filters.actor or None,
         action=filters.action or None,
-        result=form_choices.read(Result, filters.result, "result") if filters.result else None,
+        result=forms.read_choice(Result, filters.result, "result") if filters.result else None,
         since=read_since(filters.since),
-        before=_read_moment(before, "before"),
+        before=forms.read_moment(before, "before", hint=_WHOLE_LOG),
         limit=ROWS_OF_A_PAGE,
     )
 
 
 def read_since(text: str) -> datetime | None:
-    return _read_moment(text, "since")
+    return forms.read_moment(text, "since", hint=_WHOLE_LOG)
 
 
 def older_than(rows: tuple[AuditRow, ...], filters: AuditFilters) -> str:
@@ -150,31 +143,11 @@ def older_than(rows: tuple[AuditRow, ...], filters: AuditFilters) -> str:
     return "/admin/audit?" + urlencode(chosen | {"before": rows[-1].act.at.isoformat()})
 
 
-def _read_moment(text: str, what: str) -> datetime | None:
-    """Parse a day or a time, in UTC unless it has a zone. Raises BadRequest."""
-    if not text.strip():
-        return None
-    try:
-        found = datetime.fromisoformat(text.strip())
-    except ValueError:
-        raise errors.BadRequest(f"{what} is not a date such as 2026-02-01", hint="leave it empty for the whole log") from None
-    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
-
-
 async def _lines(page_request: PageRequest, request: audit.ExportAudit) -> AsyncGenerator[bytes]:
     credential = page_request.person.access_token
     async with page_request.site.caller.stream(audit.export_audit, request, deadline_seconds=EXPORT_SECONDS, credential=credential) as rows:
         async for row in rows:
             yield msgspec.json.encode(row) + b"\n"
-
-
-async def _with_first(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
-    try:
-        yield first
-        async for line in rest:
-            yield line
-    finally:
-        await rest.aclose()
 
 
 ROUTES = (show_audit, verify, export)

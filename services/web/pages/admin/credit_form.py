@@ -25,9 +25,9 @@ def new_transfer() -> str:
 
 
 async def book(page_request: PageRequest, owner: UUID, form: CreditsForm) -> None:
-    """Book the credits. Raises BadRequest, and what the gateway raises."""
+    """Book the credits. Raises BadRequest, and what ``submit`` raises."""
     request = ledger.TopUp(str(owner), read_amount(form.amount), note=form.note.strip(), transfer_id=_read_transfer(form.transfer))
-    await page_request.call(ledger.top_up, request)
+    await page_request.submit(ledger.top_up, request)
 
 
 def read_amount(text: str) -> MicroCredits:

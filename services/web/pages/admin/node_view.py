@@ -4,12 +4,13 @@ A line has only strings, because templates and live events share it.
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from services.web.pages.admin import time_texts
+from shared.api.auth import LoginSession
 from shared.api.gateway import NodeRow
 from shared.api.membership import Member, MemberState
-from shared.types import SERVICE_NAMES, NodeId, Role
+from shared.types import SERVICE_NAMES, NodeId, Role, UserRole
 
 #: The maximum of rows; bindings.js has the same limit.
 MOST_LINES = 500
@@ -61,6 +62,16 @@ _PATHS = {"nats": "NATS", "direct": "Direct", "punched": "Direct (NAT)", "relaye
 _ORDER = {MemberState.PENDING: 0, MemberState.ACTIVE: 1, MemberState.REVOKED: 2}
 
 
+def root_of(person: LoginSession) -> str:
+    """Return the path of the list: administrators and node owners have different ones."""
+    return "/admin/nodes" if person.user.role is UserRole.ADMIN else "/nodes"
+
+
+def here_of(person: LoginSession) -> str:
+    """Return the section that the navigation marks."""
+    return root_of(person).split("/")[1]
+
+
 def join(members: Iterable[Member], rows: Iterable[NodeRow] | None, root: str, *, only_members: bool) -> NodeList:
     """Return the list. ``rows`` is None while the gateway is down. ``root`` is the path of the list.
 
@@ -72,11 +83,6 @@ def join(members: Iterable[Member], rows: Iterable[NodeRow] | None, root: str, *
     ordered = sorted(ids, key=lambda node: _place(node, known.get(node), seen.get(node)))
     lines = tuple(_line(node, known.get(node), seen.get(node), root, is_seen=rows is not None) for node in ordered)
     return NodeList(lines[:MOST_LINES], _summary(lines), max(0, len(lines) - MOST_LINES))
-
-
-def plain(line: MachineView) -> dict[str, str]:
-    """Return the line for a live event."""
-    return asdict(line)
 
 
 def _place(node: NodeId, member: Member | None, row: NodeRow | None) -> tuple[int, str, str, str]:

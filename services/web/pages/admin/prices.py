@@ -53,7 +53,7 @@ async def show_prices(
     page_request: NamedDependency[PageRequest], history: FromQuery[str] = "", model: FromQuery[str] = "", done: FromQuery[str] = ""
 ) -> Page:
     view = await _page_of(page_request, with_history=history == "yes", typed=PriceForm(model=model[:200]))
-    notice = rendering.Notice(_DONE[done]) if done in _DONE else None
+    notice = rendering.find_notice(done, _DONE)
     return page_request.page("admin/prices.html", view, here="admin", notice=notice)
 
 
@@ -61,12 +61,10 @@ async def show_prices(
 async def set_price(page_request: NamedDependency[PageRequest]) -> Page:
     form = await page_request.read_form(PriceForm)
     try:
-        await page_request.call(ledger.set_price, ledger.SetPrice(read_price(form)))
-    except (errors.ConfirmationNeeded, errors.NotAuthenticated):
-        raise
+        await page_request.submit(ledger.set_price, ledger.SetPrice(read_price(form)))
     except errors.CallerError as error:
         view = await _page_of(page_request, with_history=False, typed=form, problem=error)
-        return page_request.page("admin/prices.html", view, here="admin", status=error.status)
+        return page_request.page("admin/prices.html", view, here="admin", problem=error)
     return page_request.redirect("/admin/prices?done=set")
 
 

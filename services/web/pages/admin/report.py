@@ -9,6 +9,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromQuery
 
 from services.web import csv_tables
+from services.web.http import downloads
 from services.web.pages.admin import report_view
 from services.web.pages.admin.report_view import ReportRowView, ReportTotalView
 from services.web.request_context import Page, PageRequest
@@ -74,7 +75,7 @@ async def download_report(page_request: NamedDependency[PageRequest], days: From
     asked = _asked(page_request, _read_days(days), _read_subject(by))
     report = await page_request.call(business.get_business_report, asked, deadline_seconds=REPORT_SECONDS)
     table = csv_tables.business(asked.by, await _named(page_request, report, asked))
-    headers = {"Content-Disposition": f'attachment; filename="aimesh-report-{asked.by}-{asked.since}.csv"'}
+    headers = downloads.attachment(f"aimesh-report-{asked.by}-{asked.since}.csv")
     return Response(table, media_type=csv_tables.MEDIA_TYPE, headers=headers)
 
 

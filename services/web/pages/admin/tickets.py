@@ -11,7 +11,7 @@ from litestar.params import FromPath, FromQuery
 
 from services.web import rendering
 from services.web.http import forms
-from services.web.pages.admin import machine_urls
+from services.web.pages.admin import node_view
 from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import membership
@@ -59,15 +59,15 @@ class TicketsPage:
 
 @get(["/nodes/tickets", "/admin/nodes/tickets"])
 async def show_tickets(page_request: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
-    root = f"{machine_urls.root_of(page_request)}/tickets"
+    root = f"{node_view.root_of(page_request.person)}/tickets"
     if page_request.request.scope["path"] != root:
         return page_request.redirect(root)
-    notice = rendering.Notice(_DONE[done]) if done in _DONE else None
+    notice = rendering.find_notice(done, _DONE)
     try:
         view = _view(page_request, await _tickets(page_request))
     except errors.PeerError as error:
         view = _view(page_request, (), problem=error)
-    return page_request.page("admin/tickets.html", view, here=machine_urls.here_of(page_request), notice=notice)
+    return page_request.page("admin/tickets.html", view, here=node_view.here_of(page_request.person), notice=notice)
 
 
 @post(["/nodes/tickets", "/admin/nodes/tickets"])
@@ -75,21 +75,20 @@ async def create_ticket(page_request: NamedDependency[PageRequest]) -> Page:
     """Create a ticket. Responds with the page itself, because a redirect would have to carry the ticket."""
     form = await page_request.read_form(TicketForm)
     try:
-        created = await page_request.call(membership.create_ticket, wanted(form))
-    except (errors.ConfirmationNeeded, errors.NotAuthenticated):
-        raise
+        created = await page_request.submit(membership.create_ticket, wanted(form))
     except (errors.CallerError, errors.Unavailable) as error:
-        return _page(page_request, _view(page_request, await _tickets_if_there(page_request), typed=form, problem=error), error.status)
+        view = _view(page_request, await _tickets_if_there(page_request), typed=form, problem=error)
+        return page_request.page("admin/tickets.html", view, here=node_view.here_of(page_request.person), problem=error)
     command = f"{COMMANDS.get(created.row.role, COMMANDS[Role.WORKER])} {created.ticket}"
     view = _view(page_request, await _tickets_if_there(page_request), created=created, command=command)
-    return _page(page_request, view, HTTPStatus.CREATED)
+    return page_request.page("admin/tickets.html", view, here=node_view.here_of(page_request.person), status=HTTPStatus.CREATED)
 
 
 @post(["/nodes/tickets/{ticket_id:str}/revoke", "/admin/nodes/tickets/{ticket_id:str}/revoke"])
 async def revoke_ticket(page_request: NamedDependency[PageRequest], ticket_id: FromPath[str]) -> Page:
     await page_request.read_form(forms.Confirmation)
     await page_request.call(membership.revoke_ticket, membership.RevokeTicket(ticket_id))
-    return page_request.redirect(f"{machine_urls.root_of(page_request)}/tickets?done=revoked")
+    return page_request.redirect(f"{node_view.root_of(page_request.person)}/tickets?done=revoked")
 
 
 def wanted(form: TicketForm) -> membership.CreateTicket:
@@ -146,7 +145,7 @@ def _view(
     command: str = "",
     problem: errors.AimeshError | None = None,
 ) -> TicketsPage:
-    root = machine_urls.root_of(page_request)
+    root = node_view.root_of(page_request.person)
     is_admin = root != "/nodes"
     return TicketsPage(
         root=root,
@@ -160,10 +159,6 @@ def _view(
         command=command,
         problem=problem,
     )
-
-
-def _page(page_request: PageRequest, view: TicketsPage, status: int) -> Page:
-    return page_request.page("admin/tickets.html", view, here=machine_urls.here_of(page_request), status=status)
 
 
 ROUTES = (show_tickets, create_ticket, revoke_ticket)

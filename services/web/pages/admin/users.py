@@ -1,6 +1,7 @@
-"""Manage users: search, roles, tiers, credits, second factor, and disabling accounts."""
+"""Manage users: search, new accounts, roles, tiers, credits, second factor, and disabling accounts."""
 
 import asyncio
+import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -10,14 +11,16 @@ from litestar import get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 
-from services.web import page_views, paged_search, rendering
+from services.web import paged_search, rendering
 from services.web.http import forms
 from services.web.paged_search import Pager
-from services.web.pages.admin import credit_form, form_choices
+from services.web.pages import quota_view
+from services.web.pages.account import signing_in
+from services.web.pages.admin import credit_form
 from services.web.pages.admin.credit_form import NOTHING_TYPED, CreditsForm
 from services.web.request_context import Page, PageRequest
 from shared import errors
-from shared.api import auth, gateway, ledger, usage_report
+from shared.api import accounts, auth, gateway, ledger, usage_report
 from shared.types import TenantId, Tier, UserId, UserRole
 
 USAGE_DAYS = 30
@@ -48,6 +51,13 @@ class ActiveForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     active: str
 
 
+class NewUserForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    username: str = ""
+    email: str = ""
+    #: Empty to email a link for choosing one.
+    password: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsersPage:
     users: tuple[auth.User, ...]
@@ -61,13 +71,21 @@ class UserPage:
     is_self: bool
     #: None if the gateway did not respond; the same below.
     account: ledger.Account | None
-    quota: page_views.QuotaView | None
+    quota: quota_view.HourlyQuotaView | None
     usage: usage_report.UsageSummary | None
     usage_days: int
     roles: tuple[UserRole, ...]
     tiers: tuple[Tier, ...]
     typed: CreditsForm
     transfer: str
+    problem: errors.AimeshError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewUserPage:
+    #: Without the password.
+    typed: NewUserForm
+    password_min_length: int
     problem: errors.AimeshError | None = None
 
 
@@ -80,6 +98,26 @@ async def show_users(page_request: NamedDependency[PageRequest], search: FromQue
     return page_request.page("admin/users.html", UsersPage(users=found.users, search=wanted.search, pager=pager), here="admin")
 
 
+@get("/admin/users/new")
+async def show_new_user(page_request: NamedDependency[PageRequest]) -> Page:
+    return await _new_user_page(page_request, NewUserForm())
+
+
+@post("/admin/users/new")
+async def add_user(page_request: NamedDependency[PageRequest]) -> Page:
+    form = await page_request.read_form(NewUserForm)
+    # Nobody knows the random password, so the emailed link is the only way in.
+    password = form.password or secrets.token_urlsafe(32)
+    try:
+        async with page_request.take_turn():
+            request = auth.RegisterUser(auth.UserData(form.username.strip(), form.email.strip(), password))
+            user = await page_request.submit(auth.register_user, request, deadline_seconds=signing_in.PASSWORD_CALL_SECONDS)
+    except errors.CallerError as error:
+        return await _new_user_page(page_request, form, error)
+    done = "added" if form.password else await _invite(page_request, user)
+    return page_request.redirect(f"/admin/users/{user.id}?done={done}")
+
+
 @get("/admin/users/{user_id:uuid}")
 async def show_user(page_request: NamedDependency[PageRequest], user_id: FromPath[UUID], done: FromQuery[str] = "") -> Page:
     view = await _page_of(page_request, user_id)
@@ -90,7 +128,7 @@ async def show_user(page_request: NamedDependency[PageRequest], user_id: FromPat
 async def set_role(page_request: NamedDependency[PageRequest], user_id: FromPath[UUID]) -> Page:
     form = await page_request.read_form(UserRoleForm)
     try:
-        await page_request.call(auth.set_role, auth.SetRole(str(user_id), form_choices.read(UserRole, form.role, "role")))
+        await page_request.submit(auth.set_role, auth.SetRole(str(user_id), forms.read_choice(UserRole, form.role, "role")))
     except errors.CallerError as error:
         return await _refused(page_request, user_id, error)
     return page_request.redirect(f"/admin/users/{user_id}?done=role")
@@ -100,7 +138,7 @@ async def set_role(page_request: NamedDependency[PageRequest], user_id: FromPath
 async def set_tier(page_request: NamedDependency[PageRequest], user_id: FromPath[UUID]) -> Page:
     form = await page_request.read_form(TierForm)
     try:
-        await page_request.call(auth.set_tier, auth.SetTier(str(user_id), form_choices.read(Tier, form.tier, "tier")))
+        await page_request.submit(auth.set_tier, auth.SetTier(str(user_id), forms.read_choice(Tier, form.tier, "tier")))
     except errors.CallerError as error:
         return await _refused(page_request, user_id, error)
     return page_request.redirect(f"/admin/users/{user_id}?done=tier")
@@ -111,7 +149,7 @@ async def set_active(page_request: NamedDependency[PageRequest], user_id: FromPa
     form = await page_request.read_form(ActiveForm)
     is_active = form.active == "yes"
     try:
-        await page_request.call(auth.set_active, auth.SetActive(str(user_id), is_active))
+        await page_request.submit(auth.set_active, auth.SetActive(str(user_id), is_active))
     except errors.CallerError as error:
         return await _refused(page_request, user_id, error)
     return page_request.redirect(f"/admin/users/{user_id}?done={'opened' if is_active else 'closed'}")
@@ -121,7 +159,7 @@ async def set_active(page_request: NamedDependency[PageRequest], user_id: FromPa
 async def remove_factor(page_request: NamedDependency[PageRequest], user_id: FromPath[UUID]) -> Page:
     await page_request.read_form(forms.Confirmation)
     try:
-        await page_request.call(auth.remove_mfa, auth.RemoveMfa(str(user_id)))
+        await page_request.submit(auth.remove_mfa, auth.RemoveMfa(str(user_id)))
     except errors.CallerError as error:
         return await _refused(page_request, user_id, error)
     return page_request.redirect(f"/admin/users/{user_id}?done=factor")
@@ -137,18 +175,32 @@ async def give_credits(page_request: NamedDependency[PageRequest], user_id: From
     return page_request.redirect(f"/admin/users/{user_id}?done=credits")
 
 
+async def _invite(page_request: PageRequest, user: auth.User) -> str:
+    """Request the email. Returns the `done` parameter. The account exists, so a failure is only reported."""
+    try:
+        await page_request.call(accounts.request_password_reset, accounts.RequestPasswordReset(user.username, page_request.client()))
+    except errors.AimeshError:
+        return "unmailed"
+    return "mailed"
+
+
+async def _new_user_page(page_request: PageRequest, form: NewUserForm, problem: errors.CallerError | None = None) -> Page:
+    options = await signing_in.find_options(page_request)
+    typed = NewUserForm(form.username, form.email)
+    view = NewUserPage(typed=typed, password_min_length=options.password_min_length, problem=problem)
+    return page_request.page("admin/new_user.html", view, here="admin", problem=problem)
+
+
 def _notice(done: str) -> rendering.Notice | None:
     if done == "unmailed":
         return rendering.Notice(_UNMAILED, "warn")
-    return rendering.Notice(_DONE[done]) if done in _DONE else None
+    return rendering.find_notice(done, _DONE)
 
 
 async def _refused(page_request: PageRequest, user_id: UUID, error: errors.CallerError, typed: CreditsForm = NOTHING_TYPED) -> Page:
-    """Return the page with the error and the typed values. Re-raises what the application handles."""
-    if isinstance(error, errors.ConfirmationNeeded | errors.NotAuthenticated):
-        raise error
+    """Return the page with the error and the typed values."""
     view = await _page_of(page_request, user_id, typed, error)
-    return page_request.page("admin/user.html", view, here="admin", status=error.status)
+    return page_request.page("admin/user.html", view, here="admin", problem=error)
 
 
 async def _page_of(
@@ -165,7 +217,7 @@ async def _page_of(
         user=user,
         is_self=user.id == page_request.person.user.id,
         account=account,
-        quota=page_views.quota(quota, now) if quota else None,
+        quota=quota_view.hourly(quota, now) if quota else None,
         usage=usage,
         usage_days=USAGE_DAYS,
         roles=tuple(UserRole),
@@ -183,4 +235,4 @@ def _of_last_days(user_id: UserId, now: datetime) -> usage_report.GetUsageReport
     return usage_report.GetUsageReport(until - timedelta(days=USAGE_DAYS), until, tenant_id=TenantId(user_id))
 
 
-ROUTES = (show_users, show_user, set_role, set_tier, set_active, remove_factor, give_credits)
+ROUTES = (show_users, show_new_user, add_user, show_user, set_role, set_tier, set_active, remove_factor, give_credits)

@@ -9,8 +9,8 @@ from litestar.types import ASGIApp
 
 from services.web import request_context
 from services.web.charts.usage_chart import UsageSpan
-from services.web.pages import live_overview
-from services.web.pages.live_overview import LastReport, OverviewUpdates
+from services.web.pages import overview
+from services.web.pages.overview import LastReport, OverviewUpdates
 from services.web.request_context import App
 from shared import errors
 from shared.api import auth, gateway
@@ -41,11 +41,11 @@ OLD, NEW = RequestId(key_of(1)), RequestId(key_of(2))
 )
 def test_when_a_report_is_worth_asking_for(took: float, seconds: float, newest: RequestId | None, due: bool) -> None:
     last = LastReport(NOW, took, OLD)
-    assert live_overview.is_due(last, newest, NOW + timedelta(seconds=seconds)) is due
+    assert overview.is_due(last, newest, NOW + timedelta(seconds=seconds)) is due
 
 
 def test_the_first_report_is_always_asked_for() -> None:
-    assert live_overview.is_due(None, None, NOW)
+    assert overview.is_due(None, None, NOW)
 
 
 async def test_the_stream_brings_every_value_that_the_page_names(app: ASGIApp, browser: Browser, mesh: FakeMesh) -> None:

@@ -110,8 +110,8 @@ async def test_behind_the_last_page_there_is_a_way_back(alice: Browser, mesh: Fa
         ("status=nope", "Unknown status."),
         ("status=%3Cscript%3E", "Unknown status."),
         ("key=laptop", "Key is not a key ID."),
-        ("before=soon", "Before is not a valid time."),
-        ("before=" + "9" * 300, "Before is not a valid time."),
+        ("before=soon", "Before is not a date such as 2026-02-01."),
+        ("before=" + "9" * 300, "Before is not a date such as 2026-02-01."),
     ],
 )
 async def test_filters_that_are_none_are_said_and_kept(alice: Browser, mesh: FakeMesh, query: str, said: str) -> None:

@@ -1,3 +1,4 @@
+from dataclasses import asdict
 from datetime import UTC, datetime
 
 import msgspec
@@ -104,6 +105,6 @@ def test_too_many_are_counted_and_not_drawn() -> None:
 
 
 def test_a_plain_line_is_texts_alone() -> None:
-    plain = node_view.plain(joined((member(ONE),), (row(ONE),)).lines[0])
+    plain = asdict(joined((member(ONE),), (row(ONE),)).lines[0])
     assert plain["id"] == ONE
     assert all(isinstance(value, str) for value in plain.values())
