@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.acceptance import chromium
+from tests.acceptance.chromium import Browser, Chromium
 from tests.servers import PostgresServer, ValkeyServer, running
 from tests.testnet import NatsServer
 
@@ -93,6 +95,19 @@ def valkey_url(valkey: ValkeyServer) -> str:
     with redis.Redis.from_url(valkey.url) as client:
         client.flushall()
     return valkey.url
+
+
+@pytest.fixture(scope="module")
+def chromium_process() -> Iterator[Chromium]:
+    with chromium.starting() as started:
+        yield started
+
+
+@pytest.fixture
+async def chrome(chromium_process: Chromium) -> AsyncIterator[Browser]:
+    """The Chromium of the module; the windows that a test opens have their own cookies and are closed after it."""
+    async with chromium_process.control() as browser:
+        yield browser
 
 
 @pytest.fixture

@@ -5,8 +5,14 @@ Linux counts how long (pressure stall information, https://docs.kernel.org/accou
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+#: Ends a test that hangs. It proves that a wait of twice this time was not waited out, and says nothing about speed.
+HANG_SECONDS = 30.0
+#: Whether ``within`` measures; ``tests.tiers`` says so for the nightly run.
+bounds_hold = False
 _PRESSURE = Path("/proc/pressure/cpu")
 #: Of the time in which somebody waits. The rest counts, so that a bound ends even where somebody always waits.
 _EXCUSED = 0.9
@@ -15,6 +21,15 @@ _EXCUSED = 0.9
 def now() -> float:
     """Seconds since some moment; those of a wall clock where Linux does not count."""
     return time.monotonic() - _EXCUSED * _waited_seconds()
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """A bound on what happens inside, for the nightly run. `make test` has none: other tests run at the same time."""
+    began = now()
+    yield
+    took = now() - began
+    assert took < seconds or not bounds_hold, f"it took {took:.2f} s, not less than {seconds} s"
 
 
 def _waited_seconds() -> float:

@@ -21,3 +21,16 @@ def test_a_second_in_which_somebody_waited_counts_a_tenth(monkeypatch: pytest.Mo
     assert stopwatch.now() - began == pytest.approx(1)
     wall, waited = wall + 1, waited + 1
     assert stopwatch.now() - began == pytest.approx(1.1)
+
+
+def test_a_bound_holds_at_night_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 3.0, 0.0, 3.0, 0.0, 2.0])
+    monkeypatch.setattr(stopwatch, "now", lambda: next(times))
+    monkeypatch.setattr(stopwatch, "bounds_hold", False)
+    with stopwatch.within(3):
+        pass
+    monkeypatch.setattr(stopwatch, "bounds_hold", True)
+    with pytest.raises(AssertionError, match=r"it took 3\.00 s, not less than 3 s"), stopwatch.within(3):
+        pass
+    with stopwatch.within(3):
+        pass

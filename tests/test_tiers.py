@@ -16,7 +16,7 @@ import pytest
 from tests import capabilities, tiers
 
 def test_everywhere():
-    print(f"volume {tiers.volume(1000)}")
+    print(f"volume {tiers.volume(1000)}, seed {tiers.seed('EXAMPLE_SEED')}")
 
 @pytest.mark.nightly("long")
 def test_at_night():
@@ -72,16 +72,23 @@ def test_make_test_lists_what_it_leaves_out(project: Path, processes: tuple[str,
 
 
 def test_make_test_all_runs_everything_with_full_volumes(project: Path) -> None:
-    done = run(project, "--nightly")
+    done = run(project, "--nightly", EXAMPLE_SEED="23")
     assert "2 passed, 1 skipped" in done.stdout
-    assert "volume 1000" in done.stdout
+    assert "volume 1000, seed 23\n" in done.stdout
     assert "Nightly tests" not in done.stdout
 
 
 def test_a_nightly_test_runs_when_its_file_is_named(project: Path) -> None:
     done = run(project, "test_example.py")
     assert "2 passed, 1 skipped" in done.stdout
-    assert f"volume {1000 // tiers.FRACTION}" in done.stdout
+    assert f"volume {1000 // tiers.FRACTION}, seed 1\n" in done.stdout
+
+
+def test_a_seed_is_fixed_and_drawn_at_night(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiers, "_is_nightly", False)
+    assert tiers.seed("EXAMPLE_SEED") == tiers.seed("EXAMPLE_SEED") == 1
+    monkeypatch.setattr(tiers, "_is_nightly", True)
+    assert tiers.seed("EXAMPLE_SEED") != tiers.seed("EXAMPLE_SEED")
 
 
 def test_a_required_capability_that_is_missing_ends_the_run_before_the_first_test(project: Path) -> None:

@@ -7,6 +7,7 @@ without it fixed seeds and a fraction of it. The end of a run lists what did not
 """
 
 import os
+import random
 from collections import Counter
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from hypothesis import HealthCheck, Phase, settings
 from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
-from tests import capabilities
+from tests import capabilities, stopwatch
 
 ROOT = Path(__file__).resolve().parent.parent
 #: group of nightly tests -> what they are.
@@ -79,6 +80,16 @@ def volume(full: int, least: int = 1) -> int:
     return full if _is_nightly else max(least, full // FRACTION)
 
 
+def is_nightly() -> bool:
+    """Whether this run has the nightly tests too."""
+    return _is_nightly
+
+
+def seed(name: str) -> int:
+    """The seed of a test that prints it: that in the environment variable of this name, else the same in each `make test`."""
+    return int(os.environ.get(name) or (random.randrange(2**32) if _is_nightly else 1))
+
+
 # --- which tests run ------------------------------------------------------------------------------------------------------------
 
 
@@ -117,7 +128,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     global _is_nightly  # noqa: PLW0603 - tests ask for their volume when they are imported
-    _is_nightly = config.getoption("--nightly")
+    _is_nightly = stopwatch.bounds_hold = config.getoption("--nightly")
     config.addinivalue_line("markers", f"nightly(group): not run by `make test`. Groups: {', '.join(NIGHTLY)}")
     # How long an example takes says how busy the machine is, and nothing about the code.
     untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -6,24 +6,21 @@ Everything a page logs, throws or requests is kept for the test to look at.
 
 import asyncio
 import base64
-import contextlib
 import fcntl
 import itertools
 import json
 import os
+import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from shared.node.lifecycle import background
 from tests import capabilities
 
 _ANSWER_SECONDS = 30
-#: A screenshot of a long page in base64.
-_MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _FLAGS = (
     "--headless=new", "--remote-debugging-pipe", "--no-first-run", "--no-default-browser-check", "--disable-gpu",
     "--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -37,13 +34,96 @@ class Failed(AssertionError):
     """Chromium refused a command, or a page has not what the test asks for."""
 
 
-class Browser:
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
+class Chromium:
+    """A process with an empty profile, which one event loop at a time controls. It starts when it is needed.
+
+    A start takes seconds, and every window has cookies of its own: the tests of a module can share a process.
+    """
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._profile: tempfile.TemporaryDirectory[str] | None = None
+        self._commands = self._events = -1
+        #: Of a message that has not come whole.
+        self._received = bytearray()
         self._numbers = itertools.count(1)
+
+    @asynccontextmanager
+    async def control(self) -> AsyncIterator["Browser"]:
+        """Its windows are closed with the block."""
+        if self._process is None or self._process.poll() is not None:
+            self.kill()
+            self._start()
+        loop = asyncio.get_running_loop()
+        commands, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, os.fdopen(os.dup(self._commands), "wb"))
+        browser = Browser(commands, self._numbers)
+        loop.add_reader(self._events, self._receive, browser)
+        try:
+            yield browser
+            await browser.close_windows()
+        except BaseException:
+            # Nobody knows what its windows are doing.
+            self.kill()
+            raise
+        finally:
+            loop.remove_reader(self._events)
+            commands.close()
+
+    def kill(self) -> None:
+        """Safe to call twice."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+            os.close(self._commands)
+            os.close(self._events)
+            self._received.clear()
+        if self._profile is not None:
+            self._profile.cleanup()
+            self._profile = None
+
+    def _start(self) -> None:
+        program = capabilities.find_browser()
+        assert program is not None
+        self._profile = tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True)
+        to_read, self._commands = _pipe()
+        self._events, from_write = _pipe()
+        os.set_blocking(self._events, False)
+        # Chromium reads commands from descriptor 3 and answers on 4 (bash, because dash moves none above 9); it has no
+        # sandbox for root.
+        flags = [*_FLAGS, f"--user-data-dir={self._profile.name}", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
+        self._process = subprocess.Popen(
+            ["bash", "-c", f'exec "$0" "$@" 3<&{to_read} 4>&{from_write}', program, *flags],
+            pass_fds=(to_read, from_write), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env={**os.environ, "HOME": self._profile.name},
+        )  # fmt: skip
+        os.close(to_read)
+        os.close(from_write)
+
+    def _receive(self, browser: "Browser") -> None:
+        try:
+            read = os.read(self._events, 1024 * 1024)
+        except BlockingIOError:
+            return
+        if not read:
+            asyncio.get_running_loop().remove_reader(self._events)
+            browser.end()
+            return
+        *messages, rest = read.split(b"\0")
+        for message in messages:
+            self._received += message
+            browser.take(json.loads(self._received))
+            self._received.clear()
+        self._received += rest
+
+
+class Browser:
+    def __init__(self, commands: asyncio.WriteTransport, numbers: Iterator[int]) -> None:
+        self._commands = commands
+        self._numbers = numbers
         self._answers: dict[int, asyncio.Future[Json]] = {}
         self._pages: dict[str, Page] = {}
+        self._contexts: list[str] = []
         self._ended = False
 
     async def send(self, method: str, session: str | None = None, /, **parameters: Any) -> Json:
@@ -52,35 +132,39 @@ class Browser:
         number = next(self._numbers)
         self._answers[number] = answer = asyncio.get_running_loop().create_future()
         message = {"id": number, "method": method, "params": parameters} | ({"sessionId": session} if session else {})
-        self._writer.write(json.dumps(message).encode() + b"\0")
+        self._commands.write(json.dumps(message).encode() + b"\0")
         async with asyncio.timeout(_ANSWER_SECONDS):
             return await answer
 
-    async def read(self) -> None:
-        """Hands out what comes, until Chromium ends."""
-        while True:
-            try:
-                message = json.loads((await self._reader.readuntil(b"\0"))[:-1])
-            except asyncio.IncompleteReadError:
-                break
-            if "id" in message:
-                answer = self._answers.pop(message["id"])
-                if answer.done():  # nobody waits any more
-                    continue
-                if "error" in message:
-                    answer.set_exception(Failed(message["error"]["message"]))
-                else:
-                    answer.set_result(message["result"])
-            elif (page := self._pages.get(message.get("sessionId", ""))) is not None:
-                page.take(message["method"], message["params"])
+    def take(self, message: Json) -> None:
+        """Hand out what comes from Chromium."""
+        if "id" in message:
+            answer = self._answers.pop(message["id"], None)
+            if answer is None or answer.done():  # nobody waits any more
+                return
+            if "error" in message:
+                answer.set_exception(Failed(message["error"]["message"]))
+            else:
+                answer.set_result(message["result"])
+        elif (page := self._pages.get(message.get("sessionId", ""))) is not None:
+            page.take(message["method"], message["params"])
+
+    def end(self) -> None:
+        """Chromium has ended: nobody gets an answer any more."""
         self._ended = True
         for answer in self._answers.values():
             if not answer.done():
                 answer.set_exception(Failed("Chromium has ended"))
 
+    async def close_windows(self) -> None:
+        for context in self._contexts:
+            await self.send("Target.disposeBrowserContext", browserContextId=context)
+        self._contexts.clear()
+
     async def open(self, *, width: int = 1280, dark: bool = False, javascript: bool = True) -> "Page":
         """A new window with cookies of its own."""
         context = (await self.send("Target.createBrowserContext"))["browserContextId"]
+        self._contexts.append(context)
         target = (await self.send("Target.createTarget", url="about:blank", browserContextId=context))["targetId"]
         session = (await self.send("Target.attachToTarget", targetId=target, flatten=True))["sessionId"]
         self._pages[session] = page = Page(self, session)
@@ -229,38 +313,20 @@ def _pipe() -> tuple[int, int]:
     return high[0], high[1]
 
 
+@contextmanager
+def starting() -> Iterator[Chromium]:
+    """One for several tests; it is gone with the block. Skips the test where no Chromium is installed."""
+    capabilities.require("browser")
+    chromium = Chromium()
+    try:
+        yield chromium
+    finally:
+        chromium.kill()
+
+
 @asynccontextmanager
 async def launch() -> AsyncIterator[Browser]:
-    """Chromium with an empty profile; it is gone with the block."""
-    capabilities.require("browser")
-    program = capabilities.find_browser()
-    assert program is not None
-    with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile:
-        to_read, to_write = _pipe()
-        from_read, from_write = _pipe()
-        # Chromium reads commands from descriptor 3 and answers on 4 (bash, because dash moves none above 9); it has no
-        # sandbox for root.
-        flags = [*_FLAGS, f"--user-data-dir={profile}", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
-        process = await asyncio.create_subprocess_exec(
-            "bash", "-c", f'exec "$0" "$@" 3<&{to_read} 4>&{from_write}', program, *flags,
-            pass_fds=(to_read, from_write), stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
-            env={**os.environ, "HOME": profile},
-        )  # fmt: skip
-        os.close(to_read)
-        os.close(from_write)
-        loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader(limit=_MAX_MESSAGE_BYTES)
-        incoming, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(from_read, "rb"))
-        transport, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, os.fdopen(to_write, "wb"))
-        browser = Browser(reader, asyncio.StreamWriter(transport, protocol, None, loop))
-        try:
-            async with background() as tasks:
-                tasks.create_task(browser.read())
-                yield browser
-        finally:
-            transport.close()
-            incoming.close()
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+    """One for this block alone."""
+    with starting() as chromium:
+        async with chromium.control() as browser:
+            yield browser

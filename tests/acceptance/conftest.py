@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from tests import people, stacks
-from tests.acceptance import chromium
 from tests.acceptance.chromium import Browser
 from tests.acceptance.watching import Watch
 from tests.people import ApiClient
@@ -41,15 +40,9 @@ def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
 
 
 @pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
-    async with chromium.launch() as running:
-        yield running
-
-
-@pytest.fixture
-async def watch(stack: RunningStack, browser: Browser) -> AsyncIterator[Watch]:
+async def watch(stack: RunningStack, chrome: Browser) -> AsyncIterator[Watch]:
     """Opens pages; what goes wrong in them fails the test."""
-    watch = Watch(browser, stack.url("web"))
+    watch = Watch(chrome, stack.url("web"))
     yield watch
     await watch.check()
 

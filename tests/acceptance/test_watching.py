@@ -24,16 +24,16 @@ _ELSEWHERE = "http://127.0.0.1:9/picture.png"
         pytest.param(f"<img src={_ELSEWHERE} alt=''>", True, id="a picture from elsewhere"),
     ],
 )
-async def test_a_fault_fails_the_test(browser: Browser, page: str, javascript: bool) -> None:
-    watch = Watch(browser, "http://127.0.0.1:1")
+async def test_a_fault_fails_the_test(chrome: Browser, page: str, javascript: bool) -> None:
+    watch = Watch(chrome, "http://127.0.0.1:1")
     opened = await watch.open(javascript=javascript)
     await opened.goto(f"data:text/html,{quote(f'<!doctype html><title>x</title><p>{page}')}")
     with pytest.raises(AssertionError):
         await watch.check()
 
 
-async def test_a_request_elsewhere_fails_even_where_it_is_answered_by_nobody(browser: Browser) -> None:
-    watch = Watch(browser, "http://127.0.0.1:1")
+async def test_a_request_elsewhere_fails_even_where_it_is_answered_by_nobody(chrome: Browser) -> None:
+    watch = Watch(chrome, "http://127.0.0.1:1")
     page = await watch.open()
     with expected(page, "ERR_"):
         await page.goto(f"data:text/html,<!doctype html><title>x</title><img src={_ELSEWHERE}>")
@@ -43,8 +43,8 @@ async def test_a_request_elsewhere_fails_even_where_it_is_answered_by_nobody(bro
     await watch.check()
 
 
-async def test_only_what_was_expected_is_forgiven(browser: Browser) -> None:
-    watch = Watch(browser, "http://127.0.0.1:1")
+async def test_only_what_was_expected_is_forgiven(chrome: Browser) -> None:
+    watch = Watch(chrome, "http://127.0.0.1:1")
     page = await watch.open()
     with expected(page, "first"):
         await page.goto("data:text/html,<!doctype html><title>x</title><script>console.error('first'), console.error('second')</script>")
@@ -54,8 +54,8 @@ async def test_only_what_was_expected_is_forgiven(browser: Browser) -> None:
         pass
 
 
-async def test_the_album_tells_what_is_too_wide_and_what_has_no_name(browser: Browser, tmp_path: Path) -> None:
-    page, album = await browser.open(), Album(tmp_path)
+async def test_the_album_tells_what_is_too_wide_and_what_has_no_name(chrome: Browser, tmp_path: Path) -> None:
+    page, album = await chrome.open(), Album(tmp_path)
     await page.goto(
         "data:text/html,<!doctype html><html lang=en><title>x</title><meta name=viewport content='width=device-width'><h1>x</h1><input>"
     )

@@ -3,10 +3,11 @@ from uuid import UUID
 
 import httpx
 import pytest
+from litestar import Litestar
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp
 
-from services.web import application, request_context
+from services.web import application
 from services.web.http import front_app, passthrough
 from shared.telemetry import Metrics
 from shared.telemetry.tracing import Traces
@@ -36,10 +37,10 @@ async def test_no_strict_transport_on_plain_http(app: ASGIApp) -> None:
         assert "strict-transport-security" not in (await client.get("/")).headers
 
 
-async def test_requests_are_counted_under_a_short_list_of_labels(site: request_context.App) -> None:
+async def test_requests_are_counted_under_a_short_list_of_labels(pages: Litestar) -> None:
     metrics = Metrics("web")
     async with passthrough.Passthrough.open("http://127.0.0.1:1") as gateway:
-        app = front_app.FrontApp(application.build(site), gateway, metrics, Traces(ratio=0.0), always_over_tls=False)
+        app = front_app.FrontApp(pages, gateway, metrics, Traces(ratio=0.0), always_over_tls=False)
         async with httpx.AsyncClient(transport=servers.in_process(app), base_url="http://localhost:3000") as client:
             for path in ("/", "/", "/login", "/made-up-1", "/made-up-2", "/api-keys/1/revoke", "/v1/models"):
                 await client.get(path)
@@ -59,13 +60,13 @@ async def test_requests_are_counted_under_a_short_list_of_labels(site: request_c
     }
 
 
-async def test_every_page_is_counted_under_its_own_name(site: request_context.App) -> None:
+async def test_every_page_is_counted_under_its_own_name(pages: Litestar) -> None:
     metrics = Metrics("web")
     handlers = [route for route in application.ROUTES if isinstance(route, HTTPRouteHandler)]
     patterns = {(verb, path) for handler in handlers for verb in handler.http_methods for path in handler.paths}
     assert len(patterns) > 50
     async with passthrough.Passthrough.open("http://127.0.0.1:1") as gateway:
-        app = front_app.FrontApp(application.build(site), gateway, metrics, Traces(ratio=0.0), always_over_tls=False)
+        app = front_app.FrontApp(pages, gateway, metrics, Traces(ratio=0.0), always_over_tls=False)
         async with httpx.AsyncClient(transport=servers.in_process(app), base_url="http://localhost:3000") as client:
             for verb, path in patterns:
                 await client.request(verb, re.sub(r"{[^}]*:uuid}", str(UUID(int=1)), re.sub(r"{[^}]*:(str|path)}", "x", path)))
@@ -73,10 +74,10 @@ async def test_every_page_is_counted_under_its_own_name(site: request_context.Ap
     assert {f"{verb} {re.sub(':[a-z]+}', '}', path)}" for verb, path in patterns} <= counted
 
 
-async def test_a_page_whose_trace_is_kept_is_an_exemplar_of_its_time(site: request_context.App) -> None:
+async def test_a_page_whose_trace_is_kept_is_an_exemplar_of_its_time(pages: Litestar) -> None:
     metrics = Metrics("web")
     async with passthrough.Passthrough.open("http://127.0.0.1:1") as gateway:
-        app = front_app.FrontApp(application.build(site), gateway, metrics, Traces(ratio=1.0), always_over_tls=False)
+        app = front_app.FrontApp(pages, gateway, metrics, Traces(ratio=1.0), always_over_tls=False)
         async with httpx.AsyncClient(transport=servers.in_process(app), base_url="http://localhost:3000") as client:
             await client.get("/login")
     (head,) = metrics.read().exemplars

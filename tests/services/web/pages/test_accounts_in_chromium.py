@@ -283,7 +283,10 @@ async def test_without_javascript_one_joins_as_ever(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)], ids=["light", "dark phone"])
+@pytest.mark.parametrize(
+    ("width", "dark"),
+    [pytest.param(1280, False, id="light", marks=pytest.mark.nightly("pages")), pytest.param(390, True, id="dark phone")],
+)
 async def test_a_hostile_organisation_stays_a_name(stage: Stage, name: str, width: int, dark: bool) -> None:
     hostile = NAMES[name]
     async with invited(stage, hostile, width=width, dark=dark) as bob:

@@ -14,14 +14,15 @@ from shared.api.method import Method, Reply, Request
 from shared.api.usage_report import GetUsageReport, UsageSummary
 from shared.node.lifecycle import background
 from shared.types import Credential, NodeId, UserRole
-from tests.acceptance import chromium
 from tests.acceptance.album import Album
+from tests.acceptance.chromium import Browser as Chrome
 from tests.acceptance.watching import Watch
 from tests.services.web import servers
 from tests.services.web.browser import Browser
 from tests.services.web.fake_usage import FakeUsage
 from tests.services.web.pages.admin import followed
 from tests.services.web.pages.admin.admin_mesh import AdminMesh
+from tests.stopwatch import HANG_SECONDS
 
 LINE = (
     '<strong data-live="banner">1 alert:</strong> <bdi data-live="banner_names">no_worker is wrong</bdi>'
@@ -61,7 +62,7 @@ class MeshWithGate(AdminMesh):
 
     async def told(self) -> None:
         """Returns when an answer is known."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANG_SECONDS):
             await self._told.wait()
         await asyncio.sleep(0)
 
@@ -139,7 +140,7 @@ async def test_no_page_waits_for_a_metrics_service_that_does_not_answer(root: Br
     mesh.add_alert()
     mesh.gate.clear()
     for path in ("/admin", "/admin/users", "/dashboard"):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANG_SECONDS):
             page = await root.get(path)
         assert page.status_code == 200
         assert NO_LINE in page.text
@@ -186,14 +187,14 @@ async def test_pages_that_follow_their_server_hear_of_it(app: ASGIApp, mesh: Mes
 
 
 async def test_the_line_comes_and_goes_while_somebody_looks(
-    app: ASGIApp, site: App, mesh: MeshWithGate, monkeypatch: pytest.MonkeyPatch
+    app: ASGIApp, site: App, mesh: MeshWithGate, chrome: Chrome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(live_updates, "_EVERY_SECONDS", 0.02)
     monkeypatch.setattr("services.web.alert_poller.ASK_AGAIN_SECONDS", 0.0)
     token = mesh.add_session(mesh.accounts["root"].user)
     album = Album()
     shown = "document.querySelector('[data-live-beside]')?.checkVisibility()"
-    async with servers.serving(app) as origin, chromium.launch() as chrome:
+    async with servers.serving(app) as origin:
         watch = Watch(chrome, origin)
         page = await watch.open()
         await page.send("Network.setCookie", name="aimesh_session", value=token, url=origin)

@@ -21,8 +21,7 @@ def session(role: UserRole) -> auth.LoginSession:
     return auth.LoginSession(Credential("t"), 600, "s", user)
 
 
-def test_every_page_has_its_row(site: App) -> None:
-    pages: Litestar = application.build(site)
+def test_every_page_has_its_row(pages: Litestar) -> None:
     assert len(pages.routes) > 10
     for route in pages.routes:
         assert isinstance(page_access.who_may(route.path), PageAudience)

@@ -9,9 +9,8 @@ from litestar.types import ASGIApp
 
 from services.web import live_updates
 from shared.types import UserRole
-from tests.acceptance import chromium
 from tests.acceptance.album import Album
-from tests.acceptance.chromium import Page
+from tests.acceptance.chromium import Browser, Page
 from tests.acceptance.watching import Watch
 from tests.services.web import servers
 from tests.services.web.fake_mesh import NOW
@@ -28,10 +27,10 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def alerts_page(app: ASGIApp, mesh: AdminMesh, *, javascript: bool = True) -> AsyncIterator[Page]:
+async def alerts_page(app: ASGIApp, mesh: AdminMesh, chrome: Browser, *, javascript: bool = True) -> AsyncIterator[Page]:
     """The page of alerts before an administrator called root; nothing may have gone wrong in it in the end."""
     token = mesh.add_session(mesh.add_person("root", UserRole.ADMIN))
-    async with servers.serving(app) as origin, chromium.launch() as chrome:
+    async with servers.serving(app) as origin:
         watch = Watch(chrome, origin)
         page = await watch.open(javascript=javascript)
         await page.send("Network.setCookie", name="aimesh_session", value=token, url=origin)
@@ -51,8 +50,8 @@ async def shows(page: Page, *words: str) -> None:
         await page.until(f"document.body.innerText.includes({each!r})")
 
 
-async def test_alerts_come_and_go_without_a_reload(app: ASGIApp, mesh: AdminMesh) -> None:
-    async with alerts_page(app, mesh) as page:
+async def test_alerts_come_and_go_without_a_reload(app: ASGIApp, mesh: AdminMesh, chrome: Browser) -> None:
+    async with alerts_page(app, mesh, chrome) as page:
         await page.evaluate("window.isTheSame = true")
         await shows(page, "No alerts")
         alert = mesh.add_alert(node="n1")
@@ -64,9 +63,9 @@ async def test_alerts_come_and_go_without_a_reload(app: ASGIApp, mesh: AdminMesh
         assert await page.evaluate("isTheSame")
 
 
-async def test_what_is_being_typed_stays_while_other_alerts_come(app: ASGIApp, mesh: AdminMesh) -> None:
+async def test_what_is_being_typed_stays_while_other_alerts_come(app: ASGIApp, mesh: AdminMesh, chrome: Browser) -> None:
     alert = mesh.add_alert("cpu_high", "warning", node="n1")
-    async with alerts_page(app, mesh) as page:
+    async with alerts_page(app, mesh, chrome) as page:
         await page.press(".silencing summary")
         await page.evaluate("document.querySelector('.alerts input[name=why]').focus()")
         await page.send("Input.insertText", text="moving")
@@ -85,10 +84,10 @@ async def test_what_is_being_typed_stays_while_other_alerts_come(app: ASGIApp, m
 
 
 @pytest.mark.parametrize("javascript", [True, False])
-async def test_an_alert_is_looked_after_silenced_and_told_again(app: ASGIApp, mesh: AdminMesh, javascript: bool) -> None:
+async def test_an_alert_is_looked_after_silenced_and_told_again(app: ASGIApp, mesh: AdminMesh, chrome: Browser, javascript: bool) -> None:
     if not javascript:
         mesh.add_alert(node="n1")
-    async with alerts_page(app, mesh, javascript=javascript) as page:
+    async with alerts_page(app, mesh, chrome, javascript=javascript) as page:
         if javascript:
             # What came after the page was opened can be answered as well.
             mesh.add_alert(node="n1")
@@ -110,9 +109,9 @@ async def test_an_alert_is_looked_after_silenced_and_told_again(app: ASGIApp, me
         assert not await page.evaluate("document.getElementById('silences').checkVisibility()")
 
 
-async def test_everything_is_reached_by_the_keyboard(app: ASGIApp, mesh: AdminMesh) -> None:
+async def test_everything_is_reached_by_the_keyboard(app: ASGIApp, mesh: AdminMesh, chrome: Browser) -> None:
     mesh.add_alert(node="n1")
-    async with alerts_page(app, mesh) as page:
+    async with alerts_page(app, mesh, chrome) as page:
         await page.evaluate("document.querySelector('.tabs > div:last-of-type a:last-of-type').focus()")
         reached = []
         for _ in range(3):
@@ -128,14 +127,14 @@ async def test_everything_is_reached_by_the_keyboard(app: ASGIApp, mesh: AdminMe
             assert await page.evaluate("document.activeElement.name") == name
 
 
-async def test_it_looks_well_with_much_on_it(app: ASGIApp, mesh: AdminMesh) -> None:
+async def test_it_looks_well_with_much_on_it(app: ASGIApp, mesh: AdminMesh, chrome: Browser) -> None:
     album = Album()
     for name, severity in (("no_worker", "page"), ("error_rate_spike", "critical"), ("cpu_high", "warning"), ("disk_low", "ticket")):
         mesh.add_alert(name, severity, node=MACHINE)
     mesh.add_alert("gpu_saturation", "warning", "pending", minutes=3)
     mesh.add_alert("worker_gone", "warning", "over", minutes=200, ended_minutes_ago=90, node=MACHINE)
     mesh.alerts[1] = msgspec.structs.replace(mesh.alerts[1], seen_by="ada")
-    async with alerts_page(app, mesh) as page:
+    async with alerts_page(app, mesh, chrome) as page:
         await page.press(".silencing summary")
         await page.evaluate("document.querySelector('.alerts input[name=why]').focus()")
         await page.send("Input.insertText", text="The rack moves to another room until the evening, and everybody knows of it.")

@@ -6,7 +6,7 @@ from litestar.types import ASGIApp
 
 from shared.api.audit import Result
 from shared.types import UserRole
-from tests.acceptance import chromium
+from tests.acceptance.chromium import Browser
 from tests.acceptance.watching import Watch
 from tests.services.web import servers
 from tests.services.web.pages.admin.admin_mesh import WORKER, AdminMesh
@@ -18,14 +18,15 @@ WIDER = """
 """
 
 
+@pytest.mark.nightly("pages")
 @pytest.mark.parametrize("width", [320, 375])
-async def test_the_audit_log_fits_a_phone(app: ASGIApp, mesh: AdminMesh, width: int) -> None:
+async def test_the_audit_log_fits_a_phone(app: ASGIApp, mesh: AdminMesh, chrome: Browser, width: int) -> None:
     token = mesh.add_session(mesh.add_person("root", UserRole.ADMIN))
     mesh.add_row(1, "organisation.remove_member_by_administrator", Result.REFUSED, str(WORKER))
     mesh.add_row(2, target="W" * 200)
     act = msgspec.structs.replace(mesh.rows[1].act, details={"a-rather-long-name-of-a-detail": "D" * 200}, times=1234)
     mesh.rows[1] = msgspec.structs.replace(mesh.rows[1], act=act, actor_name="N" * 60)
-    async with servers.serving(app) as origin, chromium.launch() as chrome:
+    async with servers.serving(app) as origin:
         watch = Watch(chrome, origin)
         page = await watch.open(width=width)
         await page.send("Network.setCookie", name="aimesh_session", value=token, url=origin)

@@ -9,8 +9,7 @@ from litestar.types import ASGIApp
 from services.web import live_updates
 from services.web.pages.admin import charts
 from shared.types import UserRole
-from tests.acceptance import chromium
-from tests.acceptance.chromium import Page
+from tests.acceptance.chromium import Browser, Page
 from tests.services.web import servers
 from tests.services.web.js import axe
 from tests.services.web.js.site import key, wait_for
@@ -20,22 +19,24 @@ DRAWN = "document.querySelectorAll('.uplot canvas').length"
 
 
 @asynccontextmanager
-async def opened(app: ASGIApp, mesh: AdminMesh, path: str = "/admin/charts", *, javascript: bool = True) -> AsyncIterator[Page]:
+async def opened(
+    app: ASGIApp, mesh: AdminMesh, chrome: Browser, path: str = "/admin/charts", *, javascript: bool = True
+) -> AsyncIterator[Page]:
     """A page of an administrator."""
     user = mesh.add_person("root", UserRole.ADMIN)
-    async with chromium.launch() as browser, servers.serving(app) as origin:
-        page = await browser.open(javascript=javascript)
+    async with servers.serving(app) as origin:
+        page = await chrome.open(javascript=javascript)
         await page.send("Network.setCookie", name="aimesh_session", value=mesh.add_session(user), url=origin)
         await page.goto(f"{origin}{path}")
         yield page
         assert page.problems == []
 
 
-async def test_everybody_can_use_the_page(app: ASGIApp, mesh: AdminMesh) -> None:
+async def test_everybody_can_use_the_page(app: ASGIApp, mesh: AdminMesh, chrome: Browser) -> None:
     mesh.keep_everything(model="W" * 200)
     for place in range(14):
         mesh.keep_machine(f"UMANY{place:07}", cpu=place / 14)
-    async with opened(app, mesh) as page:
+    async with opened(app, mesh, chrome) as page:
         await wait_for(page, f"{DRAWN} === 12")
         await page.evaluate("document.querySelectorAll('main details').forEach(each => { each.open = true })")
         for width, dark in ((1280, False), (1280, True), (390, False)):
@@ -44,21 +45,21 @@ async def test_everybody_can_use_the_page(app: ASGIApp, mesh: AdminMesh) -> None
             assert await page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-async def test_without_scripts_the_numbers_are_there(app: ASGIApp, mesh: AdminMesh) -> None:
+async def test_without_scripts_the_numbers_are_there(app: ASGIApp, mesh: AdminMesh, chrome: Browser) -> None:
     mesh.keep_everything()
-    async with opened(app, mesh, "/admin/charts?span=week", javascript=False) as page:
+    async with opened(app, mesh, chrome, "/admin/charts?span=week", javascript=False) as page:
         text = await page.text()
         assert "Completed\t2.5" in text
         assert await page.evaluate("[...document.querySelectorAll('table')].every(each => each.checkVisibility())")
 
 
-async def test_an_open_page_follows(app: ASGIApp, mesh: AdminMesh, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_open_page_follows(app: ASGIApp, mesh: AdminMesh, chrome: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_updates, "_EVERY_SECONDS", 0.02)
     monkeypatch.setattr(charts, "SOONEST_SECONDS", 0.0)
     load = [0.25]
     mesh.keep("active_users", 1.0)
     mesh.keep_machine("UAAAAAAAAAAA", cpu=lambda _: load[0])
-    async with opened(app, mesh) as page:
+    async with opened(app, mesh, chrome) as page:
         await wait_for(page, "document.querySelector('[data-live-source]').dataset.liveState === 'live'")
         place = "document.getElementById('chart-cpu').parentElement"
         await wait_for(page, f"{place}.querySelector('canvas')")

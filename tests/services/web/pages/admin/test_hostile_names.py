@@ -15,7 +15,8 @@ from services.web.session.page_access import PageAudience
 from shared.api.auth import Step
 from shared.api.gateway import ServedModel
 from shared.types import ModelName, UserRole
-from tests.acceptance import chromium
+from tests.acceptance.chromium import Browser as Chrome
+from tests.cases import case
 from tests.services.web import servers
 from tests.services.web.browser import Browser
 from tests.services.web.pages.admin import hostile
@@ -126,14 +127,15 @@ async def opened(client: httpx.AsyncClient, seeded_db: SeededDb, pattern: str) -
 
 
 @pytest.mark.parametrize("kind", NAMES)
-@pytest.mark.parametrize("pattern", pages())
-async def test_a_name_is_a_text(client: httpx.AsyncClient, mesh: HostileMesh, pattern: str, kind: str) -> None:
+async def test_a_name_is_a_text(client: httpx.AsyncClient, mesh: HostileMesh, kind: str) -> None:
     seeded_db = hostile.build(mesh, NAMES[kind])
-    page = await opened(client, seeded_db, pattern)
-    assert page.status_code == 200, page.text
-    shown = read(page.text, seeded_db.name)
-    assert shown.wrong == []
-    assert shown.places or pattern in NAMELESS, "it is not even shown"
+    for pattern in pages():
+        with case(pattern):
+            page = await opened(client, seeded_db, pattern)
+            assert page.status_code == 200, page.text
+            shown = read(page.text, seeded_db.name)
+            assert shown.wrong == []
+            assert shown.places or pattern in NAMELESS, "it is not even shown"
 
 
 @pytest.mark.parametrize(
@@ -158,9 +160,9 @@ async def test_a_model_stands_in_code_only_where_its_name_can_do_nothing_there(
 
 @pytest.mark.nightly("pages")
 @pytest.mark.parametrize(("kind", "width"), [("long", 390), ("long", 1280), ("script", 390), ("rtl", 390)])
-async def test_no_name_breaks_a_page(app: ASGIApp, mesh: HostileMesh, kind: str, width: int) -> None:
+async def test_no_name_breaks_a_page(app: ASGIApp, mesh: HostileMesh, chrome: Chrome, kind: str, width: int) -> None:
     seeded_db, wrong = hostile.build(mesh, NAMES[kind]), []
-    async with servers.serving(app) as origin, chromium.launch() as chrome:
+    async with servers.serving(app) as origin:
         page = await chrome.open(width=width)
         for pattern in pages():
             await page.send("Network.clearBrowserCookies")
