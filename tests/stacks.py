@@ -213,9 +213,10 @@ async def until(
     seconds: float = 10,
     what: str = "the condition",
     ignoring: tuple[type[Exception], ...] = (),
+    clock: Callable[[], float] = stopwatch.now,
 ) -> T:
-    """What ``condition`` returns as soon as that is true; fails loudly when it never is. The seconds are those of ``tests.stopwatch``."""
-    deadline = stopwatch.now() + seconds
+    """What ``condition`` returns as soon as that is true; fails loudly when it never is."""
+    deadline = clock() + seconds
     seen: object = None
     while True:
         try:
@@ -225,7 +226,7 @@ async def until(
             seen = found
         except ignoring as error:
             seen = error
-        assert stopwatch.now() < deadline, f"{what}: not within {seconds} s; last seen: {seen!r}"
+        assert clock() < deadline, f"{what}: not within {seconds} s; last seen: {seen!r}"
         await asyncio.sleep(0.05)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -166,7 +167,6 @@ async def test_a_box_is_back_when_the_rented_machine_with_dht_and_relay_has_move
 
 async def back_behind_the_name(net: Internet, people: Mesh) -> None:
     net.point(NAME, NEXT_ADDRESS)
-    pointed_at = stopwatch.now()
-    await people.serves(seconds=MOVED_SECONDS)
-    assert stopwatch.now() - pointed_at < MOVED_SECONDS
+    # Timers decide how long that takes, not this machine: a busy one must make it too.
+    await until(people.used_node, seconds=MOVED_SECONDS, what="the box serves again", clock=time.monotonic)
     await people.ask()

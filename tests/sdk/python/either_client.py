@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -104,10 +104,3 @@ async def staged(kind: str, *replies: Reply) -> AsyncIterator[Stage]:
 
 
 both = pytest.mark.parametrize("kind", ["threads", "asyncio"])
-
-
-@contextlib.contextmanager
-def within(seconds: float) -> Iterator[None]:
-    began = time.monotonic()
-    yield
-    assert time.monotonic() - began < seconds

@@ -12,8 +12,9 @@ from typing import Any
 import aimesh
 import pytest
 
+from tests import stopwatch
 from tests.sdk.python import scripted_server
-from tests.sdk.python.either_client import KEY, Got, WithAsyncio, WithThreads, both, staged, within
+from tests.sdk.python.either_client import KEY, Got, WithAsyncio, WithThreads, both, staged
 from tests.sdk.python.scripted_server import COMMENT, END, ID, Reply, Then, events, failed, text, whole
 
 # --- answers --------------------------------------------------------------------------------------------------------
@@ -190,7 +191,7 @@ async def test_a_stream_that_never_ends_is_ended_by_its_time(kind: str, part: by
 @both
 async def test_the_time_is_for_the_whole_stream_not_for_each_silence(kind: str) -> None:
     async with staged(kind, events(text(1, "a"), then=Then.HANG)) as stage:
-        with within(1.7), pytest.raises(aimesh.DeadlineExceeded):
+        with stopwatch.within(1.7), pytest.raises(aimesh.DeadlineExceeded):
             await stage.ask.read("hi", timeout=1.0, dawdle=17)
 
 

@@ -26,6 +26,7 @@ from shared.rpc import RpcCall, StreamCall, serves
 from shared.types import Credential, FinishReason, MicroCredits, ModelName, Role, Tier, UserId, UserRole
 from tests.servers import PostgresServer, ValkeyServer
 from tests.services.gateway.fakes import KEY, OWNER, TOKEN, USER, announcement
+from tests.stopwatch import HANG_SECONDS
 from tests.testnet import MESH, RunningNode, TestNet, testnet, until
 
 ADMIN_TOKEN = Credential("admin.eyJleHAiOjk5OTk5OTk5OTl9.x")
@@ -136,7 +137,7 @@ class Site:
 
     async def ended(self) -> list[tuple[str, int]]:
         """How requests ended, when the first row is there: a caller that goes away does not wait for it."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANG_SECONDS):
             while not (logged := await self.rows("SELECT status, completion_tokens FROM gateway.request_logs")):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         return [tuple(row) for row in logged]
@@ -348,7 +349,7 @@ async def test_the_first_piece_names_the_answer_so_that_one_that_was_stopped_can
     async with site.client.rpc.stream(gateway.process_inference_request, request, credential=KEY) as answer:
         stopped = (await anext(aiter(answer))).request_id
     assert stopped is not None
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANG_SECONDS):
         while len(await site.rows("SELECT id FROM gateway.request_logs")) < 2:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     await site.client.rpc.call(usage_report.give_feedback, usage_report.GiveFeedback(stopped, -1), credential=KEY)

@@ -22,6 +22,7 @@ from shared.api import node as node_api
 from shared.api.gateway import Check
 from shared.node import Node, NodeSettings
 from shared.types import ModelName, RequestId, RequestStatus, Role, UserId
+from tests.stopwatch import HANG_SECONDS
 from tests.testnet import MESH, RunningNode, TestNet, free_port, testnet, until
 
 
@@ -222,7 +223,7 @@ async def test_health_sees_all_and_says_since_when_one_is_missing(net: TestNet) 
 
 async def _health_when(caller: RunningNode, down: set[tuple[str, str]]) -> api.SystemHealth:
     """The first answer in which these components are down; what is kept for a second is not it."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANG_SECONDS):
         while True:
             health = await _health(caller)
             if down <= {(component.kind, component.name) for component in health.components if component.status == "down"}:

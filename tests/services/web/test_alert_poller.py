@@ -12,6 +12,7 @@ from shared import errors
 from shared.api.alerts import Alert, Alerts
 from shared.node.lifecycle import background
 from shared.types import Credential
+from tests.stopwatch import HANG_SECONDS
 
 NOW = datetime(2026, 11, 20, 14, 5, tzinfo=UTC)
 NOBODY = Alerts((), ())
@@ -58,7 +59,7 @@ async def asked(lookout: AlertPoller, metrics: Metrics) -> None:
     """Somebody looks, and the answer is there."""
     metrics.answered.clear()
     lookout.want(TOKEN)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANG_SECONDS):
         await metrics.answered.wait()
     await asyncio.sleep(0)
 

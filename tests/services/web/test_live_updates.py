@@ -10,10 +10,11 @@ from services.web import live_updates
 from services.web.live_updates import Values
 from shared import errors
 from shared.timing.concurrency_limit import ConcurrencyLimit
+from tests.stopwatch import HANG_SECONDS
 
 
 async def next_event(stream: Any) -> dict[str, Any]:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANG_SECONDS):
         chunk = await anext(stream)
     found: dict[str, Any] = json.loads(chunk.removeprefix(b"data: ").strip())
     return found

@@ -116,10 +116,10 @@ def test_the_array_bomb_costs_next_to_nothing() -> None:
     fastest = 1.0
     tracemalloc.start()
     for _ in range(20):
-        start = time.perf_counter()
-        with pytest.raises(errors.ProtocolViolation):
+        start = time.thread_time()
+        with pytest.raises(errors.ProtocolViolation, match=r"not frames: Expected `int`, got `array` - at `\$\[0\]\[0\]"):
             wire.decode(bomb)
-        fastest = min(fastest, time.perf_counter() - start)
+        fastest = min(fastest, time.thread_time() - start)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert fastest < 0.001

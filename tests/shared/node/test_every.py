@@ -6,6 +6,7 @@ import pytest
 
 from shared import errors
 from shared.node.lifecycle import every
+from tests.stopwatch import HANG_SECONDS
 
 
 async def test_what_comes_seldom_is_done_soon_after_the_start() -> None:
@@ -14,7 +15,7 @@ async def test_what_comes_seldom_is_done_soon_after_the_start() -> None:
     async def work() -> None:
         done.set()
 
-    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(HANG_SECONDS), asyncio.TaskGroup() as tasks:
         running = tasks.create_task(every(3600, work, first=0))
         await done.wait()
         running.cancel()
@@ -43,7 +44,7 @@ async def test_what_is_away_ends_nothing() -> None:
             enough.set()
         raise errors.Unavailable("PostgreSQL does not answer")
 
-    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(HANG_SECONDS), asyncio.TaskGroup() as tasks:
         running = tasks.create_task(every(0, work))
         await enough.wait()
         running.cancel()

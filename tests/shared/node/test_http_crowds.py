@@ -13,6 +13,7 @@ import pytest
 from shared.node.http import http_connection, http_server
 from tests.shared.node import http_ports
 from tests.shared.node.http_ports import answer, ask, connected
+from tests.stopwatch import HANG_SECONDS
 
 #: Deadlines in this file are a tenth of what they are.
 HEAD_SECONDS = 1.0
@@ -86,7 +87,7 @@ async def test_2000_slow_connections_are_closed_in_time_and_keep_nobody_out(monk
 
 async def test_a_full_port_says_so_and_closes_no_connection_that_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_server, "MAX_CONNECTIONS", 3)
-    async with http_ports.serving(_app) as place, asyncio.timeout(5), contextlib.AsyncExitStack() as open_ones:
+    async with http_ports.serving(_app) as place, asyncio.timeout(HANG_SECONDS), contextlib.AsyncExitStack() as open_ones:
         used = [await open_ones.enter_async_context(connected(place)) for _ in range(2)]
         await _fine(*used)
         idle, _ = await open_ones.enter_async_context(connected(place))
@@ -147,7 +148,10 @@ async def _ask_until_served(place: http_ports.Place) -> None:
 
 @pytest.mark.usefixtures("counted_loopback")
 async def test_connections_of_a_trusted_proxy_are_not_counted() -> None:
-    async with http_ports.serving(_app, http_connections_per_address=2, trusted_proxies=("127.0.0.0/30",)) as place, asyncio.timeout(5):
+    async with (
+        http_ports.serving(_app, http_connections_per_address=2, trusted_proxies=("127.0.0.0/30",)) as place,
+        asyncio.timeout(HANG_SECONDS),
+    ):
         many = [await asyncio.open_connection(*place) for _ in range(5)]
         assert b"200 OK fine" in await ask(place)
         for _, writer in many:
@@ -155,7 +159,7 @@ async def test_connections_of_a_trusted_proxy_are_not_counted() -> None:
 
 
 async def test_connections_of_this_machine_are_not_counted() -> None:
-    async with http_ports.serving(_app, http_connections_per_address=2) as place, asyncio.timeout(5):
+    async with http_ports.serving(_app, http_connections_per_address=2) as place, asyncio.timeout(HANG_SECONDS):
         many = [await asyncio.open_connection(*place) for _ in range(5)]
         assert b"200 OK fine" in await ask(place)
         for _, writer in many:
@@ -181,7 +185,7 @@ async def test_who_takes_nothing_of_an_answer_loses_its_connection(
                 await send({"type": "http.response.body", "body": b"x" * 10_000, "more_body": True})
         ended.append((await receive())["type"])
 
-    async with http_ports.serving(app) as place, asyncio.timeout(5):
+    async with http_ports.serving(app) as place, asyncio.timeout(HANG_SECONDS):
         _, writer = await asyncio.open_connection(*place, limit=1000)
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         writer.write(b"GET /x HTTP/1.1\r\nHost: here\r\n%b\r\n" % headers)
@@ -213,7 +217,7 @@ async def test_the_little_end_of_an_answer_that_nobody_takes_is_dropped(monkeypa
             await send({"type": "http.response.body", "body": b"x" * 1000, "more_body": True})
         left.append(transport.get_write_buffer_size())
 
-    async with http_ports.serving(app) as place, asyncio.timeout(5):
+    async with http_ports.serving(app) as place, asyncio.timeout(HANG_SECONDS):
         _, writer = await asyncio.open_connection(*place, limit=1000)
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         writer.write(http_ports.REQUEST)

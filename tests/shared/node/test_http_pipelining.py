@@ -9,6 +9,7 @@ import pytest
 from shared.node.http import http_connection
 from tests.shared.node import http_ports
 from tests.shared.node.http_ports import answer, connected
+from tests.stopwatch import HANG_SECONDS
 
 BAD = b"GET /bad HTTP/1.1\r\n\r\n"
 BAD_CHUNK = b"POST /bad HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n"
@@ -56,7 +57,7 @@ class Door:
 
 async def test_a_bad_request_is_answered_after_those_before_it() -> None:
     door = Door()
-    async with http_ports.serving(door) as place, connected(place) as (reader, writer), asyncio.timeout(5):
+    async with http_ports.serving(door) as place, connected(place) as (reader, writer), asyncio.timeout(HANG_SECONDS):
         writer.write(get("/wait") + get("/b") + BAD + get("/c"))
         await until(lambda: door.asked == ["/wait"])
         door.open.set()
@@ -67,7 +68,7 @@ async def test_a_bad_request_is_answered_after_those_before_it() -> None:
 
 async def test_a_request_whose_body_breaks_while_it_waits_is_never_run() -> None:
     door = Door()
-    async with http_ports.serving(door) as place, connected(place) as (reader, writer), asyncio.timeout(5):
+    async with http_ports.serving(door) as place, connected(place) as (reader, writer), asyncio.timeout(HANG_SECONDS):
         writer.write(get("/wait") + get("/b") + BAD_CHUNK)
         await until(lambda: door.asked == ["/wait"])
         door.open.set()
@@ -78,7 +79,7 @@ async def test_a_request_whose_body_breaks_while_it_waits_is_never_run() -> None
 
 async def test_a_request_whose_body_breaks_while_it_runs_is_a_bad_one() -> None:
     door = Door()
-    async with http_ports.serving(door) as place, connected(place) as (reader, writer), asyncio.timeout(5):
+    async with http_ports.serving(door) as place, connected(place) as (reader, writer), asyncio.timeout(HANG_SECONDS):
         writer.write(BAD_CHUNK.removesuffix(b"ZZ\r\n") + b"1\r\na\r\n")
         await until(lambda: door.asked == ["/bad"])
         writer.write(b"ZZ\r\n")
@@ -90,7 +91,7 @@ async def test_a_request_whose_body_breaks_while_it_runs_is_a_bad_one() -> None:
 async def test_a_hundred_may_wait_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_connection, "HEAD_SECONDS", 0.05)
     door = Door()
-    async with http_ports.serving(door) as place, connected(place) as (reader, writer), asyncio.timeout(5):
+    async with http_ports.serving(door) as place, connected(place) as (reader, writer), asyncio.timeout(HANG_SECONDS):
         writer.write(get("/wait") + b"".join(get(f"/{number}") for number in range(200)))
         await until(lambda: door.asked == ["/wait"])
         door.open.set()
@@ -104,7 +105,7 @@ async def test_a_slow_head_is_forgiven_once_it_is_there(monkeypatch: pytest.Monk
     """Though what follows it is refused, and the answer takes longer than a head may."""
     monkeypatch.setattr(http_connection, "HEAD_SECONDS", 0.1)
     door = Door()
-    async with http_ports.serving(door) as place, connected(place) as (reader, writer), asyncio.timeout(5):
+    async with http_ports.serving(door) as place, connected(place) as (reader, writer), asyncio.timeout(HANG_SECONDS):
         writer.write(b"G")
         await asyncio.sleep(0.01)
         writer.write(get("/wait")[1:] + BAD)
@@ -134,7 +135,7 @@ async def test_nothing_is_read_while_requests_wait() -> None:
 
 async def test_a_client_that_leaves_is_missed_though_another_request_waits() -> None:
     door = Door()
-    async with http_ports.serving(door) as place, asyncio.timeout(5):
+    async with http_ports.serving(door) as place, asyncio.timeout(HANG_SECONDS):
         async with connected(place) as (reader, writer):
             writer.write(get("/stream") + get("/b"))
             await reader.readuntil(b"word")

@@ -14,6 +14,7 @@ from shared.rpc.audit_reporting import AuditReporting
 from shared.types import TenantId, Tier, UserId, UserRole
 from tests.services.gateway.fakes import PERSON, USER, FakeRpc
 from tests.services.gateway.log_lines import Lines
+from tests.stopwatch import HANG_SECONDS
 
 REFUSAL = errors.NotAllowed("ada may not do this")
 
@@ -182,7 +183,7 @@ async def test_different_refusals_are_bounded_and_what_was_done_is_not(
 async def test_it_is_sent_within_a_second_or_so(told: AuditReporting, listener: Auth, monkeypatch: pytest.MonkeyPatch) -> None:
     assert audit_reporting._EVERY_SECONDS <= 1
     monkeypatch.setattr(audit_reporting, "_EVERY_SECONDS", 0.001)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANG_SECONDS):
         running = asyncio.create_task(told.run())
         for target in ("first", "second"):
             told.act("price.set", PERSON, target=target)

@@ -31,6 +31,7 @@ from shared.context import new_request_id
 from shared.types import FinishReason, RequestId
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY, FakeWorker, RunningService
+from tests.stopwatch import HANG_SECONDS
 
 BEARER = {"authorization": f"Bearer {KEY}"}
 #: Each door of a streamed answer, and what it is asked.
@@ -155,7 +156,7 @@ class Reader:
         return b"".join(message.get("body", b"") for message in self.sent).decode()
 
     async def until(self, seen: Callable[[str], bool]) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANG_SECONDS):
             while not seen(self.text):
                 self.news.clear()
                 await self.news.wait()
@@ -348,7 +349,7 @@ async def test_a_reader_that_takes_nothing_ends_its_generation(running_service: 
             await asyncio.Event().wait()
 
     worker.gates[0].set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANG_SECONDS):
         await running_service.app()(reader.scope, reader.receive, full)
         await ended.wait()
     assert "two" not in reader.text

@@ -25,6 +25,7 @@ from shared.types import FinishReason, ModelName, UserId
 from tests.servers import ValkeyServer
 from tests.services.gateway.limits.refusing_valkey import refusing
 from tests.services.gateway.log_lines import Lines
+from tests.stopwatch import HANG_SECONDS
 
 ADA, BOB = UserId(UUID(int=1)), UserId(UUID(int=2))
 SECRET = "s" * 16
@@ -300,7 +301,7 @@ async def test_a_valkey_that_refuses_to_write_costs_the_cache_and_no_request(
     assert worker.runs == 8
     (line,) = lines.of("the response cache is not used")
     assert reason in line
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANG_SECONDS):
         while place.origins[-1] is not AnswerOrigin.HIT:  # the breaker closes with a probe
             await place.ask(worker, "again")
             await asyncio.sleep(0.01)

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import statistics
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -13,7 +12,7 @@ from uuid import UUID, uuid4
 import msgspec
 import pytest
 
-from services.gateway.limits import limit_rules, tiers
+from services.gateway.limits import limit_rules, quotas, tiers
 from services.gateway.limits.limit_rules import CountedRequest, LimitKind, LimitScope, RequestLimit, Spent, WithoutValkey
 from services.gateway.limits.local_limits import LocalLimits
 from services.gateway.limits.quotas import PLACE_HEARTBEAT_SECONDS, LimitReached, LimitRules, Quotas
@@ -29,6 +28,7 @@ from tests.services.gateway.fake_counters import FakeCounters
 from tests.services.gateway.limits.patient_counters import PatientCounters
 from tests.services.gateway.limits.refusing_valkey import refusing
 from tests.services.gateway.log_lines import Lines
+from tests.stopwatch import HANG_SECONDS
 
 ADA = Principal(UserId(UUID(int=1)), "ada", UserRole.USER, Tier.FREE)
 MODEL = ModelName("smollm2")
@@ -266,7 +266,7 @@ async def test_what_ends_while_it_is_away_is_settled_when_it_is_back(counters: F
     counters.away = False
     with pytest.raises(LimitReached):
         await api_client.spend()
-    async with api_client.watched(), asyncio.timeout(5):
+    async with api_client.watched(), asyncio.timeout(HANG_SECONDS):
         while (await api_client.quotas.look(ADA))[0].remaining < 2:  # noqa: ASYNC110 - it is asked, and tells nobody
             await asyncio.sleep(0.01)
 
@@ -294,7 +294,7 @@ async def test_what_is_cancelled_after_valkey_has_counted_it_is_given_back() -> 
     with pytest.raises(asyncio.CancelledError):
         await asking
     assert (await api_client.quotas.look(ADA))[0].remaining == 0
-    async with api_client.watched(), asyncio.timeout(5):
+    async with api_client.watched(), asyncio.timeout(HANG_SECONDS):
         while (await api_client.quotas.look(ADA))[0].remaining < 1:  # noqa: ASYNC110 - it is asked, and tells nobody
             await asyncio.sleep(0.01)
 
@@ -311,13 +311,12 @@ async def test_a_call_that_takes_too_long_means_that_valkey_is_away_unless_other
                 return await super().run(script, keys, args, seconds=seconds)
             self.is_slow = False
             if others_are_answered:
-                await quotas.look(ADA)
+                await api_client.quotas.look(ADA)
             now[0] += 2 * ANSWER_SECONDS
             raise errors.Unavailable("Valkey does not answer")
 
     api_client = ApiClient(Slow(), HOURLY, clock=lambda: now[0])
-    quotas = api_client.quotas
-    await quotas.look(ADA)
+    await api_client.quotas.look(ADA)
     assert api_client.degraded is not others_are_answered
 
 
@@ -339,6 +338,20 @@ async def watched_desk(valkey_url: str, counters: Callable[[Cache], Counters]) -
         await made.quotas.connect()
         async with made.watched():
             yield made
+
+
+class CountingCache:
+    """A cache that counts the requests that it is asked about, without those of the watch that looks whether Valkey is back."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.script, self.connect = cache.script, cache.connect
+        self.asked = 0
+        self._cache = cache
+
+    async def run(self, script: str, keys: Sequence[str], args: Sequence[Argument], *, seconds: float | None = None) -> list[int]:
+        self.asked += quotas._PROBE.counter not in keys
+        found: list[int] = await self._cache.run(script, keys, args, seconds=seconds)
+        return found
 
 
 @pytest.fixture
@@ -368,11 +381,8 @@ async def kill_and_bring_back(api_client: ApiClient, valkey: ValkeyServer) -> No
     assert await api_client.let_in(5) == 5
     valkey.kill()
     try:
-        began = time.monotonic()
         assert await api_client.let_in(50) == 50
         assert api_client.degraded
-        # Had each waited for Valkey, this would be four seconds at least.
-        assert time.monotonic() - began < 3
     finally:
         # Not in a thread: it would die with that.
         valkey.ensure_running()
@@ -381,26 +391,30 @@ async def kill_and_bring_back(api_client: ApiClient, valkey: ValkeyServer) -> No
     assert 95 <= await api_client.let_in(120) <= 100
 
 
-async def test_stopped_in_its_tracks_and_back(api_client: ApiClient, valkey: ValkeyServer) -> None:
-    assert await api_client.let_in(5) == 5
-    os.kill(valkey.pid, signal.SIGSTOP)
-    try:
-        waits = []
-        for _ in range(20):
-            began = time.monotonic()
-            await api_client.spend()
-            waits.append(time.monotonic() - began)
-        assert api_client.degraded
-        # One waits, and nobody after it: 20 that wait would take 1.6 s, on a machine that is not busy with others.
-        assert statistics.median(waits) < 0.08
-        assert sum(waits) < 1.5
-    finally:
-        os.kill(valkey.pid, signal.SIGCONT)
-    await until_it_counts_again(api_client)
-    # It may have counted when it went on, although nobody waited for the answer any more.
-    hour, at_once = await api_client.quotas.look(ADA)
-    assert 5 <= hour.used <= 6
-    assert at_once.used in {5, 6}
+async def test_stopped_in_its_tracks_and_back(valkey_url: str, valkey: ValkeyServer) -> None:
+    made: list[CountingCache] = []
+
+    def counting(cache: Cache) -> CountingCache:
+        made.append(CountingCache(cache))
+        return made[0]
+
+    async with watched_desk(valkey_url, counting) as api_client:
+        assert await api_client.let_in(5) == 5
+        (cache,) = made
+        before = cache.asked
+        os.kill(valkey.pid, signal.SIGSTOP)
+        try:
+            for _ in range(20):
+                await api_client.spend()
+            assert api_client.degraded
+            assert cache.asked - before == 1, "one waits, and nobody after it"
+        finally:
+            os.kill(valkey.pid, signal.SIGCONT)
+        await until_it_counts_again(api_client)
+        # It may have counted when it went on, although nobody waited for the answer any more.
+        hour, at_once = await api_client.quotas.look(ADA)
+        assert 5 <= hour.used <= 6
+        assert at_once.used in {5, 6}
 
 
 REASONS = ["MISCONF", "NOREPLICAS", "OOM", "READONLY", "MASTERDOWN", "BUSY"]

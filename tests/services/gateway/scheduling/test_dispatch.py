@@ -13,6 +13,7 @@ from shared import errors
 from shared.discovery.directory import WorkerLoad
 from tests.services.gateway.fakes import node_id
 from tests.services.gateway.scheduling.asking import M, finish, settled, site, tenant, wish
+from tests.stopwatch import HANG_SECONDS
 
 
 async def test_who_finds_room_begins_at_once_and_is_told_nothing() -> None:
@@ -254,7 +255,7 @@ async def test_who_waits_hears_its_place_when_it_changes(monkeypatch: pytest.Mon
         callers = [await here.ask() for _ in range(5)]
         here.dispatch.lane(M).mean_seconds = 8
         last = callers[-1]
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANG_SECONDS):
             await last.hears("position 3 of 3")
             for place in (2, 1):
                 await here.began[-1].leave()

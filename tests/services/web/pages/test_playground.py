@@ -22,6 +22,7 @@ from tests.services.web.browser import SAME_ORIGIN, Browser
 from tests.services.web.fake_mesh import FakeMesh
 from tests.services.web.fake_models import RESULT
 from tests.services.web.servers import serving
+from tests.stopwatch import HANG_SECONDS
 
 AWAY = errors.NotReachable("no node of that role is alive", hint="see `aicli stack status`")
 HELLO: dict[str, Any] = {"model": "smollm2", "messages": [{"role": "user", "content": "hello"}]}
@@ -214,7 +215,7 @@ async def real(app: ASGIApp, mesh: FakeMesh) -> AsyncIterator[Browser]:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANG_SECONDS):
         while not holds():  # noqa: ASYNC110 - nothing tells when it does
             await asyncio.sleep(0.01)
 

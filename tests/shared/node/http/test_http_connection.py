@@ -12,6 +12,7 @@ import pytest
 from shared.node.http import http_connection
 from tests.shared.node import http_ports
 from tests.shared.node.http_ports import REQUEST, Place, answer, connected
+from tests.stopwatch import HANG_SECONDS
 
 
 async def _app(scope: Any, receive: Any, send: Any) -> None:
@@ -36,7 +37,7 @@ async def test_a_head_that_does_not_come_to_its_end_closes_the_connection(
     place: Place, monkeypatch: pytest.MonkeyPatch, answered: bytes, begun: int
 ) -> None:
     monkeypatch.setattr(http_connection, "HEAD_SECONDS", 0.2)
-    async with connected(place) as (reader, writer), asyncio.timeout(5):
+    async with connected(place) as (reader, writer), asyncio.timeout(HANG_SECONDS):
         writer.write(answered + HEAD[:begun])
         began = asyncio.get_running_loop().time()
         trickling = asyncio.create_task(_trickle(writer, HEAD[begun:]))
@@ -55,7 +56,7 @@ async def _trickle(writer: asyncio.StreamWriter, rest: bytes) -> None:
 
 async def test_a_connection_on_which_nothing_comes_is_closed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_connection, "HEAD_SECONDS", 0.1)
-    async with connected(place) as (reader, _), asyncio.timeout(5):
+    async with connected(place) as (reader, _), asyncio.timeout(HANG_SECONDS):
         assert await reader.read() == b""
 
 
@@ -74,7 +75,7 @@ async def test_500_slow_heads_do_not_keep_others_out(place: Place, monkeypatch: 
 
 async def test_a_connection_may_rest_between_two_requests(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_connection, "HEAD_SECONDS", 0.01)
-    async with connected(place) as (reader, writer), asyncio.timeout(5):
+    async with connected(place) as (reader, writer), asyncio.timeout(HANG_SECONDS):
         for _ in range(2):
             writer.write(REQUEST)
             assert b"200" in await answer(reader)
@@ -82,7 +83,7 @@ async def test_a_connection_may_rest_between_two_requests(place: Place, monkeypa
 
 
 async def test_pipelined_requests_are_answered_in_their_order(place: Place) -> None:
-    async with connected(place) as (reader, writer), asyncio.timeout(5):
+    async with connected(place) as (reader, writer), asyncio.timeout(HANG_SECONDS):
         writer.write(b"".join(b"GET /x HTTP/1.1\r\nHost: here\r\nN: %d\r\n\r\n" % number for number in range(50)))
         for number in range(50):
             assert b"n=%d" % number in await answer(reader)
@@ -141,7 +142,7 @@ NO_HTTP = {
 
 @pytest.mark.parametrize("name", NO_HTTP)
 async def test_what_two_servers_could_read_in_two_ways_ends_the_connection(place: Place, name: str) -> None:
-    async with connected(place) as (reader, writer), asyncio.timeout(5):
+    async with connected(place) as (reader, writer), asyncio.timeout(HANG_SECONDS):
         writer.write(NO_HTTP[name] + TWO)
         try:
             said = await reader.read()
@@ -202,7 +203,7 @@ async def test_what_is_asked_is_what_the_application_sees(place: Place, name: st
 
 
 async def test_who_asks_whether_to_send_the_body_is_told_to(place: Place) -> None:
-    async with connected(place) as (reader, writer), asyncio.timeout(5):
+    async with connected(place) as (reader, writer), asyncio.timeout(HANG_SECONDS):
         writer.write(b"POST /x HTTP/1.1\r\nHost: here\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n")
         assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
         writer.write(b"abc")
@@ -210,6 +211,6 @@ async def test_who_asks_whether_to_send_the_body_is_told_to(place: Place) -> Non
 
 
 async def test_a_client_of_http_1_0_is_left_after_its_answer(place: Place) -> None:
-    async with connected(place) as (reader, writer), asyncio.timeout(5):
+    async with connected(place) as (reader, writer), asyncio.timeout(HANG_SECONDS):
         writer.write(b"GET /x HTTP/1.0\r\n\r\n")
         assert (await reader.read()).endswith(b"/x /x?  ")

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from shared.stores.valkey.resp import RespParser
+from tests.stopwatch import HANG_SECONDS
 
 
 class Visitor:
@@ -55,7 +56,7 @@ class FakeValkey:
         self._visits: set[asyncio.Task[object] | None] = set()
 
     async def until(self, asked: int) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANG_SECONDS):
             while len(self.asked) < asked:  # noqa: ASYNC110 - it tells nobody
                 await asyncio.sleep(0.001)
 
@@ -96,7 +97,7 @@ async def answer_a_busy_program(server: FakeValkey, path: Path, data: bytes, sec
             time.sleep(seconds)
 
     transport, _ = await asyncio.get_running_loop().create_unix_connection(Busy, str(path))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANG_SECONDS):
         while len(server.visitors) < 2:  # noqa: ASYNC110 - it tells nobody
             await asyncio.sleep(0.001)
     server.visitors[1].say(b"hello")

@@ -19,6 +19,7 @@ from shared.stores.valkey.valkey_client import LoginRefused, ValkeyConnection
 from shared.stores.valkey.valkey_url import ValkeyUrl
 from tests.shared.stores.valkey.fake_valkey import FakeValkey, Visitor, answer_a_busy_program, echo, nothing, on_tcp, on_unix
 from tests.shared.transports.nats.test_tls import make_certificate
+from tests.stopwatch import HANG_SECONDS
 
 
 @asynccontextmanager
@@ -185,7 +186,7 @@ async def test_a_server_that_talks_nonsense_is_left(garbage: bytes) -> None:
     async with on_unix(nonsense) as (server, path), lane_to(path) as lane:
         (found,) = await asyncio.gather(asking(lane, "a"), return_exceptions=True)
         assert found == 1 or isinstance(found, ConnectionError)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANG_SECONDS):
             while lane._session is not None:  # noqa: ASYNC110 - it tells nobody
                 await asyncio.sleep(0.001)
         assert await asking(lane, "b") == 7
@@ -212,7 +213,7 @@ async def test_one_that_nobody_waits_for_any_more_shows_silence_too(monkeypatch:
         await server.until(asked=1)
         assert [words[1] for words in server.asked] == [b"first"], "the cancelled one was not sent at all"
         first.cancel()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANG_SECONDS):
             while lane._session is not None:  # noqa: ASYNC110 - it tells nobody
                 await asyncio.sleep(0.001)
 

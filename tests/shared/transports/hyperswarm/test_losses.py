@@ -17,6 +17,7 @@ from shared.transports.hyperswarm import swarm as swarm_module
 from tests import dht
 from tests.shared.transports.hyperswarm import swarms
 from tests.shared.transports.hyperswarm.swarms import Told, local_swarm, meet, pair, take
+from tests.stopwatch import HANG_SECONDS
 from tests.testnet import until
 
 
@@ -28,7 +29,7 @@ async def echo(connection: PeerConnection, other_end: PeerConnection) -> None:
     connection.open_window()
     other_end.open_window()
     other_end.send(b"hello")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANG_SECONDS):
         assert await connection.read() == b"hello"
 
 

@@ -20,6 +20,7 @@ from shared.transports.swarm_link.swarm_link import STUCK_SECONDS
 from shared.types import Role
 from tests.shared.transports.swarm_link.fakes import FakeSwarm, connect, pair
 from tests.shared.transports.swarm_link.people import NOW, Clock, certified, frames_of, member, new_authority, new_key, settle, stranger_at
+from tests.stopwatch import HANG_SECONDS
 from tests.testnet import until
 
 TOPIC = bytes(32)
@@ -247,7 +248,7 @@ async def test_a_peer_that_does_not_read_holds_up_the_sender_and_then_gets_all_o
         received: list[wire.Frame] = []
         gateway.link_to(worker).on_frames = received.extend
         theirs.read_again()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANG_SECONDS):
             await waiting
         await settle()
         assert [int(frame.body[:8]) for frame in received if isinstance(frame, Item)] == list(range(count))

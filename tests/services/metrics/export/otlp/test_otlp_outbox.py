@@ -12,6 +12,7 @@ from services.metrics.export.otlp.span_records import NodeSpan
 from shared import errors
 from shared.spans import Span, SpanKind
 from shared.timing.backoff import Backoff
+from tests.stopwatch import HANG_SECONDS
 from tests.testnet import until
 
 
@@ -33,11 +34,11 @@ class Endpoint:
         self.took += [int(one.span.span_id, 16) for one in batch]
 
     async def until(self, count: int) -> None:
-        async with asyncio.timeout(5), self.asked:
+        async with asyncio.timeout(HANG_SECONDS), self.asked:
             await self.asked.wait_for(lambda: len(self.took) >= count)
 
     async def until_asked(self) -> None:
-        async with asyncio.timeout(5), self.asked:
+        async with asyncio.timeout(HANG_SECONDS), self.asked:
             await self.asked.wait()
 
 
