@@ -11,6 +11,7 @@ from services.inference.tool_calls import call_findings, tool_call_parser
 from services.inference.tool_calls.tool_call_parser import Parsed, ToolCallParser
 from services.inference.tool_calls.tool_format import ToolStyle
 from shared.api.generation import Tool, ToolCall
+from tests import tiers
 
 TOOLS = (Tool("f"), Tool("get_weather"))
 F = '{"name": "f", "arguments": {"a": 1}}'
@@ -223,7 +224,7 @@ def test_of_random_texts_without_calls_no_character_is_lost(style: ToolStyle) ->
         "é",
         "\\",
     )
-    for _ in range(2_000):
+    for _ in range(tiers.volume(2_000)):
         text = "".join(random_source.choices(signs, k=random_source.randrange(20)))
         found = parsed(style, text)
         assert found.calls or found.text == text
