@@ -83,6 +83,8 @@ def test_prometheus_fires_and_ends_it_too(trial: Trial, tmp_path: Path) -> None:
     assert run(tmp_path, trial.rule.name, trial.lines(trial.course, trial.over), trial.course, trial.step_seconds)
 
 
+# What each trial asserts takes a process of promtool; `make test` asks it for every alert that fires.
+@pytest.mark.nightly("long")
 @pytest.mark.parametrize("trial", EVERY)
 def test_prometheus_does_not_fire_it_just_below_either(trial: Trial, tmp_path: Path) -> None:
     course = trial.calm_course
