@@ -25,6 +25,8 @@ import httpx
 REPOSITORY = Path(__file__).resolve().parents[1]
 PARTS = ("services", "shared")
 MOST_SECONDS = 30.0
+#: Long enough to see the periodic work of an idle gateway.
+IDLE_SECONDS = 12.0
 
 #: File and function, as "services/gateway/deduplicated_inference.py" and "Once.run".
 Calls = collections.Counter[tuple[str, str]]
@@ -97,7 +99,7 @@ async def _ask(http: httpx.AsyncClient) -> None:
 
 
 async def _wait() -> None:
-    await asyncio.sleep(1)
+    await asyncio.sleep(IDLE_SECONDS)
 
 
 async def _count(pid: int, report: Path, work: Awaitable[None]) -> Calls:

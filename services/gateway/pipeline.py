@@ -19,13 +19,13 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import msgspec
+from prometheus_client import Counter
 
 from services.gateway import node_interface
 from services.gateway.active_request import ActiveEmbedding, ActivePrompt, ActiveRequest
 from services.gateway.billing.ledger import Ledger
 from services.gateway.billing.request_record import RequestRow, ReservationState
 from services.gateway.billing.usage_recorder import PendingRow, UsageRecorder
-from services.gateway.completion_counters import CompletionCounters
 from services.gateway.failover.relay import Embedding, Relay, Said
 from services.gateway.idempotency import cache_keys
 from services.gateway.idempotency.response_cache import ResponseCache
@@ -42,8 +42,8 @@ from shared.api.gateway import InferenceRequest
 from shared.api.generation import Usage
 from shared.spans import REQUEST_ID
 from shared.telemetry import Metrics, logs, tracing
-from shared.telemetry.answer_metrics import GatewayAnswers, MeasuredAnswer
-from shared.types import MicroCredits, RequestStatus, Role
+from shared.telemetry.answer_metrics import MAX_MODELS, OTHER, GatewayAnswers, MeasuredAnswer
+from shared.types import MicroCredits, ModelName, RequestStatus, Role
 
 _MAX_ROW_NUMBER = 2**31 - 1
 #: A deadline may fire this much early by our clock.
@@ -302,3 +302,40 @@ def _error_code(status: RequestStatus, failure: errors.AimeshError | None) -> st
     return {RequestStatus.TIMEOUT: errors.DeadlineExceeded.code, RequestStatus.ERROR: errors.AimeshError.code}.get(
         status, errors.Cancelled.code
     )
+
+
+#: For codes that only a newer peer knows: a peer may say anything, and each would be a series.
+OTHER_REASON = "other"
+
+
+class CompletionCounters:
+    """Of one gateway. The series are looked up once and kept: looking labels up costs more than counting."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._cost = metrics.cost
+        self._aborted = metrics.streams_aborted
+        self._cost_of: dict[ModelName, Counter] = {}
+        self._aborted_for: dict[str, Counter] = {}
+
+    def ended(self, row: RequestRow, *, was_read: bool, complete: bool) -> None:
+        """Call it once for each request. ``was_read``: its reader had the beginning of an answer; ``complete``: and could have all."""
+        if row.cost_micro and row.model_used is not None:
+            self._cost_for(row.model_used).inc(row.cost_micro)
+        if was_read and not complete and row.error_code is not None:
+            self._aborts_for(row.error_code).inc()
+
+    def _cost_for(self, model: ModelName) -> Counter:
+        found = self._cost_of.get(model)
+        if found is None:
+            # A worker may say that it has any model.
+            if len(self._cost_of) >= MAX_MODELS:
+                return self._cost.labels(model=OTHER)
+            found = self._cost_of[model] = self._cost.labels(model=model)
+        return found
+
+    def _aborts_for(self, code: str) -> Counter:
+        reason = code if code in errors.BY_CODE else OTHER_REASON
+        found = self._aborted_for.get(reason)
+        if found is None:
+            found = self._aborted_for[reason] = self._aborted.labels(reason=reason)
+        return found

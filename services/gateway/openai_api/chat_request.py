@@ -7,10 +7,9 @@ import msgspec
 from services.gateway.admission.prompt_admission import BadField
 from services.gateway.http_api import request_bodies
 from services.gateway.openai_api import messages as openai_messages
+from services.gateway.openai_api import messages as openai_tools
 from services.gateway.openai_api import parameters as openai_parameters
-from services.gateway.openai_api import tools as openai_tools
-from services.gateway.openai_api.messages import ChatBodyMessage
-from services.gateway.openai_api.tools import AllowedToolsChoice, Chosen, NamedTool, SchemaBody, ToolBody
+from services.gateway.openai_api.messages import AllowedToolsChoice, ChatBodyMessage, Chosen, NamedTool, SchemaBody, ToolBody
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import FormatKind, OutputFormat
 from shared.types import ModelName

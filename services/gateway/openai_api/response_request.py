@@ -9,11 +9,11 @@ import msgspec
 
 from services.gateway.admission.prompt_admission import BadField
 from services.gateway.http_api import request_bodies
+from services.gateway.openai_api import messages as openai_tools
 from services.gateway.openai_api import parameters as openai_parameters
 from services.gateway.openai_api import response_items as openai_response_items
-from services.gateway.openai_api import tools as openai_tools
+from services.gateway.openai_api.messages import Chosen, JsonObject
 from services.gateway.openai_api.response_items import Item
-from services.gateway.openai_api.tools import Chosen, JsonObject
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, OutputFormat
 from shared.types import ModelName

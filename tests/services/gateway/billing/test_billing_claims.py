@@ -10,8 +10,8 @@ import asyncpg
 import pytest
 
 from services.gateway import store
-from services.gateway.billing import billing_claims, orphan_settlement
-from services.gateway.billing.billing_claims import WorkerClaims
+from services.gateway.billing import ledger, orphan_settlement
+from services.gateway.billing.ledger import WorkerClaims
 from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.billing.reservations import OpenReservation, ReservationRequest, WorkerClaim
 from services.gateway.store import GatewayStore
@@ -113,7 +113,7 @@ def claim(request: RequestId, worker: NodeId) -> WorkerClaim:
 
 
 async def test_each_claim_is_recorded_once_and_in_order_also_behind_a_lock_and_an_absence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(billing_claims, "_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(ledger, "_RETRY_SECONDS", 0.01)
     recorded = Recorded()
     claims = WorkerClaims(recorded.record)
     one, two = RequestId(uuid4()), RequestId(uuid4())
