@@ -230,6 +230,35 @@ def test_the_tiers_are_described_as_they_are() -> None:
         assert [word.replace(",", "") for word in row[1:]] == ["no limit" if n is None else str(n) for n in numbers], words
 
 
+def walk_throughs() -> Iterator[tuple[str, list[tuple[str, list[str]]]]]:
+    """Each walk-through of CONTRIBUTING.md: its heading, and its files with the names that they must hold."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Walk-throughs")[2]
+    for part in text.split("\n### ")[1:]:
+        rows = re.findall(r"^\| `([^`]+)` \| ([^|]+) \|", part, re.MULTILINE)
+        yield part.partition("\n")[0], [(file, re.findall(r"`([^`]+)`", names)) for file, names in rows]
+
+
+def test_files_and_names_of_the_walk_throughs_exist() -> None:
+    found = dict(walk_throughs())
+    assert list(found) == ["Add a rate limit", "Add an RPC method", "Add an alert"]
+    missing = []
+    for files in found.values():
+        assert 0 < len(files) <= 5
+        for file, names in files:
+            text = (ROOT / file).read_text(encoding="utf-8")
+            assert names, file
+            missing += [f"{file}: {name}" for name in names if not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)]
+    assert not missing
+
+
+def test_files_of_the_life_of_a_request_exist() -> None:
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| [^|]+ \| ((?:`[\w/]+\.py`(?:, )?)+) \|$", text, re.MULTILINE)
+    files = [file for row in rows for file in re.findall(r"`([^`]+)`", row)]
+    assert len(files) > 15
+    assert [file for file in files if not ((ROOT / file).exists() or (ROOT / "services/gateway" / file).exists())] == []
+
+
 def test_modules_that_are_shown_exist() -> None:
     modules = {(one.where, one.words[2]) for one in commands("python") if one.words[1:2] == ("-m",)}
     modules |= {(where, module.replace("<name>", "auth")) for where, module in modules if "<" in module}
