@@ -19,7 +19,8 @@ from shared.stores.cache import Cache
 from shared.telemetry import logs
 from tests.services.gateway.fakes import FakeDirectory
 from tests.services.gateway.scheduling import mesh_in_virtual_time
-from tests.services.gateway.scheduling.mesh_in_virtual_time import Mesh, Served, pass_time, run
+from tests.services.gateway.scheduling.mesh_in_virtual_time import Mesh, Served, run
+from tests.shared.timing.virtual_time import pass_time
 from tests.stacks import until
 
 LIGHT = (8, 9)
