@@ -12,7 +12,6 @@ PRICE_DECIMALS = 12
 
 #: Fits into PostgreSQL's bigint nine times.
 _MOST = 10**18
-#: Longer texts are refused unread.
 _LONGEST = 50
 #: A decimal number with this many digits survives being a float (IEEE 754 binary64).
 _FLOAT_DIGITS = 15

@@ -3,7 +3,6 @@
 import asyncio
 from typing import Protocol
 
-#: Larger amounts are written at once, so that the peer can read while we continue.
 MOST_BYTES = 64 * 1024
 
 

@@ -6,9 +6,7 @@ from pathlib import Path
 
 #: How llama.cpp names the parts of a split model. It opens the first part and finds the others.
 _PART = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
-#: A higher part count is a typo.
 _MOST_PARTS = 1000
-#: Projectors of vision models are not models.
 _PROJECTOR = "mmproj"
 
 
@@ -23,7 +21,6 @@ class Clash:
 
 @dataclass(frozen=True, slots=True)
 class FoundModels:
-    #: Model name -> the file to open, in file order.
     models: dict[str, Path]
     clashes: tuple[Clash, ...]
 

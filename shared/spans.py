@@ -14,7 +14,6 @@ import msgspec
 #: A span attribute. Never a prompt, an answer, a key or a user's name.
 Value = str | int | float | bool
 
-#: Per request and node; further spans are dropped.
 MAX_SPANS: Final = 128
 
 #: The attribute that links a trace to its request.

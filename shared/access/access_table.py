@@ -24,7 +24,6 @@ class Permission(StrEnum):
     INFER = "inference:execute"
     READ_MODELS = "model:read"
     WRITE_MODELS = "model:write"
-    #: Add and manage one's own nodes.
     OWN_NODES = "node:own"
     READ_USAGE = "usage:read"
     WRITE_KEYS = "key:write"
@@ -32,7 +31,6 @@ class Permission(StrEnum):
     EVERYTHING = "*"
 
 
-#: What every user may do with their own data.
 _OWN = frozenset({Permission.READ_USAGE, Permission.WRITE_KEYS, Permission.WRITE_ACCOUNT})
 
 ROLES: Mapping[UserRole, frozenset[Permission]] = {

@@ -119,7 +119,6 @@ class Checkpoint:
 
     sequence: int
     hash: bytes
-    #: Such as `the anchor of 2026-02-01 10:00`.
     source: str
     #: Anchors are signed; the head, stored beside the rows, is not.
     is_signed: bool = True

@@ -21,9 +21,7 @@ GONE_AFTER_SECONDS = 5.5
 TICK_SECONDS = 0.25
 #: How long a gone node stays listed, so that people can see since when it is missing.
 FORGOTTEN_AFTER = timedelta(hours=1)
-#: Limits what peers can make us store.
 MAX_NODES = 4096
-#: Keeps an announcement within one small write.
 MAX_ANNOUNCEMENT_BYTES = 16 * 1024
 
 
@@ -46,7 +44,6 @@ class WorkerLoad(msgspec.Struct, array_like=True, frozen=True):
     slots: int = 0
     running: int = 0
     queued: int = 0
-    #: The node's own estimate for a new call.
     expected_wait_seconds: float = 0.0
 
 
@@ -91,7 +88,6 @@ def decode(body: bytes) -> Announcement:
         raise errors.ProtocolViolation(f"not an announcement: {error}") from error
 
 
-#: From the fastest path to the slowest.
 PATHS = ("nats", "direct", "punched", "relayed")
 
 
@@ -107,7 +103,6 @@ class DirectoryEntry:
     """What the directory knows about a node. Every change makes a new object."""
 
     announcement: Announcement
-    #: The best first; empty when it is gone.
     routes: tuple[PeerRoute, ...]
     #: The best path, or the last one; empty if there never was one.
     path: str

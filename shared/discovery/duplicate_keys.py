@@ -24,7 +24,6 @@ MAX_PROCESSES = 8
 MAX_TOLD = 16
 #: Ours have 16. With longer ones, MAX_TOLD of them would not fit into an announcement.
 MAX_INSTANCE_CHARACTERS = 64
-#: Only these roles may order a process to stop.
 TELLERS = frozenset({Role.AUTH, Role.GATEWAY, Role.METRICS})
 
 

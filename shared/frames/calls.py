@@ -17,7 +17,6 @@ from shared.frames.wire import Accepted, Call, Cancel, Credit, End, Error, Frame
 
 #: Readers grant credit at least every this many items. If a reader's process dies, only credited items are billed.
 CREDIT_ITEMS = 64
-#: Limits the incomplete messages of a link.
 MAX_PARTIAL_BYTES = 8 * 1024 * 1024
 
 
@@ -92,7 +91,6 @@ class Calls:
     def __init__(self, *, dialled: bool, max_calls: int = wire.MAX_CALLS) -> None:
         self._max_calls = max_calls
         self._windows = Windows()
-        #: Our streams that have ended but still have unread items.
         self._unread: dict[int, CreditWindow] = {}
         self._calls: dict[int, _FrameCall] = {}
         self._next_id = 1 if dialled else 2

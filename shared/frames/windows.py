@@ -31,10 +31,8 @@ class CreditWindow:
 
     granted_items: int
     granted_bytes: int
-    #: Received but not taken by the reader.
     unread_items: int = 0
     unread_bytes: int = 0
-    #: Taken by the reader but not granted again.
     taken_items: int = 0
     taken_bytes: int = 0
     overdraft: int = 0

@@ -36,10 +36,12 @@ class Hello(msgspec.Struct, array_like=True, tag=1, frozen=True):
     node: NodeId
     #: Milliseconds since 1970 by the sender's clock, to tell clock skew from a bad certificate.
     sent_at_ms: int
+    #: The program's version, for display.
     software: str
     signature: bytes
     #: The mesh CA's certificate for ``node``; empty over NATS, which guarantees the node itself.
     certificate: bytes = b""
+    #: The number of the sender's revocation list.
     revocations: int = 0
     #: The certified key's delegation to ``node``, if several processes share a profile; empty if both are the same key.
     delegation: bytes = b""
@@ -61,6 +63,7 @@ class Call(msgspec.Struct, array_like=True, tag=3, frozen=True):
     #: What is left of the caller's deadline. Each hop subtracts its own time.
     deadline_ms: int
     body: bytes
+    #: More of the body follows in PIECE frames.
     more: bool = False
     #: How much the callee may send before it gets more credit.
     credit_items: int = 0

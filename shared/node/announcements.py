@@ -18,7 +18,6 @@ from shared.transports.swarm_link.handshake import HandshakeRefusal
 from shared.transports.swarm_link.swarm_link import SwarmLink
 from shared.types import SERVICE_ROLES, NodeId, Role
 
-#: Changes within this time are sent as one announcement.
 SETTLE_SECONDS = 0.05
 
 

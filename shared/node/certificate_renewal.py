@@ -103,7 +103,6 @@ class CertificateRenewal:
         _, lost = self._situation
         if not certified:
             return enrollment
-        # A client's process answers one question, so it cannot wait to see whether its topics are still valid.
         return [*found, *enrollment] if lost or role is Role.CLIENT else found
 
     async def run(self) -> None:

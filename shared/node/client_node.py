@@ -32,12 +32,10 @@ OUTSIDE_SECONDS = 20.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientSettings:
     mesh: MeshName
-    #: None to use only Hyperswarm.
     nats_url: str | None
     node_key_file: Path
     #: The state file of `aicli mesh connect`; None to use only NATS.
     mesh_file: Path | None = None
-    #: The CA of the NATS server's certificate; None for the public CAs.
     nats_ca_file: Path | None = None
     #: The client certificate and key, if the NATS server wants one; or a credentials file instead of the node key.
     nats_cert_file: Path | None = None

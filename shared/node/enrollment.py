@@ -37,7 +37,6 @@ T = TypeVar("T")
 
 NOBODY_ANSWERS = "is the mesh up, and does this network let UDP out? If so, the mesh may have a new address: ask for a new ticket"
 _ANSWER_SECONDS = 10.0
-#: Before asking again an auth that could not answer.
 _PAUSE_SECONDS = 0.5
 #: How often to check whether Hyperswarm runs here, and how long it may fail to start.
 _LOOK_SECONDS = 1.0
@@ -51,7 +50,6 @@ class EnrollmentRoute:
     mesh: MeshName
     #: The trusted CA keys. Each has its own enrollment topic.
     authorities: tuple[AuthorityId, ...]
-    #: DHT nodes as host:port. Empty means the public DHT.
     bootstrap: tuple[str, ...]
     relays: tuple[bytes, ...]
     older_bootstrap: tuple[str, ...] = ()
@@ -84,7 +82,6 @@ class Means:
 
     #: A first connection takes about a second, and each attempt at random punching 20 s.
     find_seconds: float = 60.0
-    #: How often to ask whether an administrator has approved the node, and for how long.
     poll_seconds: float = 5.0
     approval_seconds: float = 24 * 3600.0
     software: str = "aimesh/0.1"

@@ -9,7 +9,6 @@ from shared.telemetry import logs
 
 _log = logs.get(part="rounds")
 
-#: How long running calls may take after SIGTERM.
 DRAIN_SECONDS = 30.0
 
 

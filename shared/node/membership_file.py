@@ -14,7 +14,6 @@ from shared.identity import private_file
 from shared.identity.trust import Trust
 from shared.types import AuthorityId, MeshName, Role
 
-#: Enough for two epochs, two CA keys and a list of 10,000 nodes.
 _MAX_BYTES = 4 * 1024 * 1024
 
 

@@ -14,7 +14,6 @@ from shared.transports.nats_link import NatsTransport
 from shared.transports.swarm_link.swarm_transport import SwarmTransport
 from shared.types import NodeId, Peer, Role
 
-#: In characters; it goes into announcements.
 MAX_FAULTS = 500
 
 

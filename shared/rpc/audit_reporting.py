@@ -20,7 +20,6 @@ from shared.types import TenantId, UserId
 _EVERY_SECONDS = 1.0
 _SEND_SECONDS = 5.0
 _AT_ONCE = 200
-#: Distinct ones; about 1 KB each.
 _MOST_KEPT = 5000
 
 _log = logs.get(part="audit")

@@ -36,7 +36,6 @@ class _Serving:
 
     def __init__(self, connection: "RpcConnection", call_id: int, task: asyncio.Task[None]) -> None:
         self.task = task
-        #: Set while the handler waits for the reader.
         self.credit: asyncio.Future[None] | None = None
         self._connection = connection
         self._call_id = call_id

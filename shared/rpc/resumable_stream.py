@@ -131,7 +131,6 @@ class ResumableStream:
     def __init__(self, request: ProcessInferenceRequest) -> None:
         self._asked = request
         self.last = 0
-        #: The last gateway that took the request.
         self.node: NodeId | None = None
         self.is_over = False
         self.pieces: AsyncIterator[InferenceChunk]

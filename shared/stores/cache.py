@@ -22,7 +22,6 @@ from shared.stores.valkey.valkey_client import LoginRefused, ValkeyConnection
 #: Turns of the event loop, each of which reads what has arrived. An idle loop makes them at once.
 _TURNS = 20
 
-#: Less than SILENCE_SECONDS of a connection.
 LOG_WAIT_SECONDS = 1.0
 _LOG_ENTRIES = 100
 _LOG_BEGINNING = b"0-0"

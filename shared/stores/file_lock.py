@@ -10,10 +10,8 @@ from pathlib import Path
 
 from shared import errors
 
-#: A process that is being replaced may still be closing.
 PATIENCE_SECONDS = 5.0
 _LOOK_SECONDS = 0.1
-#: Errors of flock on file systems without locks.
 _WITHOUT_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS})
 
 

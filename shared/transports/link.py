@@ -35,7 +35,6 @@ class LocalNode:
     mesh: MeshName
     role: Role
     key: node_keys.NodeKey
-    #: The program's version, for HELLO.
     software: str
     #: This process, since several may use the key.
     instance: str = field(default_factory=lambda: secrets.token_hex(8))

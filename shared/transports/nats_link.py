@@ -60,7 +60,6 @@ class NatsLink(Link):
         #: The key in the transport's table: the peer writes to this subject.
         from_peer = topics.link(transport.me.mesh, transport.me.role, transport.me.node, peer.role, peer.node)
         self.key = (from_peer.encode(), link_id)
-        #: Signature and instance of the peer's HELLO.
         self.greeting = (b"", "")
         self.sent = 0
         self.received = 0
@@ -94,7 +93,6 @@ class NatsTransport:
         self.me = me
         self.trust = trust or Trust(me.key, me.role)
         self.trust.on_revoked.append(self._cut_off)
-        #: Also for announcements, events and the micro endpoints.
         self.nats = NatsClient(urls, me.key, name=f"aimesh {me.role}", files=files, least_payload_bytes=LEAST_PAYLOAD_BYTES)
         self.nats.on_connection = self._on_connection
         self.nats.on_refused = self._on_refused
@@ -109,7 +107,6 @@ class NatsTransport:
         self.on_refused: Callable[[str], None] = lambda words: None
         #: The server's text if it forbids our inbox subscription.
         self._deaf = ""
-        #: By the subject of the peer's messages, and the link's id.
         self._links: dict[tuple[bytes, int], NatsLink] = {}
         #: Links with unwritten frames, and since when; oldest first.
         self._dirty: deque[tuple[NatsLink, float]] = deque()

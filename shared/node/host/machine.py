@@ -17,9 +17,7 @@ from shared.node.host.readings import Processors, Space, TransferredBytes
 UNREADABLE = (OSError, RuntimeError, ValueError, psutil.Error)
 
 _LOOPBACK = re.compile(r"lo\d*")
-#: Changes at every boot.
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-#: Files that Docker, Podman and Kubernetes create in containers.
 _CONTAINER_SIGNS = (Path("/.dockerenv"), Path("/run/.containerenv"), Path("/var/run/secrets/kubernetes.io"))
 
 

@@ -25,7 +25,6 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-#: Limits of one HTTP port. A reverse proxy in front may have stricter ones.
 MAX_CONNECTIONS = 2000
 BACKLOG = 1024
 KEEP_ALIVE_SECONDS = 60

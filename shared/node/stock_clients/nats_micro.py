@@ -59,7 +59,6 @@ class Micro:
         self._me = transport.me
         self._dispatcher = dispatcher
         self._description = description
-        #: ADR-32 requires a semantic version.
         self._version = version if version.count(".") == 2 else "0.0.0"
         self._started = datetime.now(UTC)
         #: Both by the method's name without the service.

@@ -19,7 +19,6 @@ from shared.rpc.serving import Dispatcher, ReplySink
 MAX_ITEMS, MAX_BYTES = 64, 64 * 1024
 #: A reader that is silent for so long is gone, even if its connection is not.
 SILENCE_SECONDS = 30.0
-#: How long a shutdown waits for the reader of a stream that has ended.
 LAST_READ_SECONDS = 2.0
 #: As many as the concurrent requests of one connection.
 MAX_STREAMS_OF_ONE = 32
@@ -43,7 +42,6 @@ class PulledStream:
     def __init__(self, encode: Callable[[Any], bytes], free_place: Callable[[], None], forget: Callable[[], None]) -> None:
         self._encode = encode
         self._free_place = free_place
-        #: Called once, when the stream can no longer be read.
         self._forget = forget
         self._items: deque[bytes] = deque()
         self._bytes = 0

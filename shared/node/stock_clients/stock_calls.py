@@ -83,14 +83,12 @@ def _all(kinds: tuple[inspect.Type, ...], known: dict[type, _Shape]) -> Iterator
             yield shape
 
 
-#: Concurrent calls of unary methods, and their deadline.
 MAX_RUNNING = 64
 DEADLINE_SECONDS = 10.0
 #: Concurrent calls of streaming methods. They have a limit of their own, because each may take minutes.
 MAX_STREAMS = 256
 #: The longest REQUEST_TIMEOUT_SECONDS: the gateway has its own timeout for inference.
 STREAM_DEADLINE_SECONDS = 3600.0
-#: The same as for a message on a link.
 MAX_BODY_BYTES = 1024 * 1024
 #: By default, NATS servers accept messages of 1 MiB, headers included.
 MAX_ANSWER_BYTES = 1_000_000

@@ -42,7 +42,6 @@ class Introduction(msgspec.Struct, frozen=True):
 class Welcome(msgspec.Struct, frozen=True):
     node: NodeId
     role: Role
-    #: The methods that this client may call.
     methods: tuple[str, ...]
 
 
@@ -71,7 +70,6 @@ class StockRpcClients:
         self._dispatcher = dispatcher
         self._allowed = frozenset(allowed)
         self._clock = clock
-        #: By the connection's handshake hash.
         self._visitors: OrderedDict[bytes, _StockClient] = OrderedDict()
         self._places = CallLimits()
         self._streams = PulledStreams(dispatcher)

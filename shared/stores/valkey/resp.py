@@ -11,7 +11,6 @@ from shared import errors
 #: Per reply. The largest value that we store, a model's answer, has 256 KiB.
 MOST_BYTES = 16 * 1024 * 1024
 MOST_LINE_BYTES = 64 * 1024
-#: Of nested arrays. Our scripts' have one level.
 MOST_DEPTH = 8
 
 _CRLF = b"\r\n"

@@ -9,7 +9,6 @@ _OPTIONS = frozenset({"db", "username", "password", "ssl_ca_certs"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValkeyUrl:
-    #: The path of a Unix socket, instead of host and port.
     path: str | None = None
     host: str = "localhost"
     port: int = 6379

@@ -11,16 +11,13 @@ from shared.transports.hyperswarm import sidecar_frames
 from shared.transports.hyperswarm.flow_control import ReceiveWindow
 from shared.transports.hyperswarm.peer_connection import Opening, Path, PeerAddress, PeerConnection, Pipe
 
-#: An unaccepted connection costs the peer time and us memory.
 UNTAKEN_SECONDS: Final = 5.0
-#: The same failure of the same peer is reported once per this time.
 TELL_EVERY_SECONDS: Final = 5.0
 _MAX_TOLD: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class SidecarDied:
-    #: Its last output, empty if it was killed.
     words: str
 
 

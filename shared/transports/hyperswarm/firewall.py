@@ -8,7 +8,6 @@ class Firewall:
     """Who may connect, by public key. Enforced by the sidecar, before a stranger learns anything about us."""
 
     denied: frozenset[bytes] = frozenset()
-    #: None allows everybody who is not denied.
     allowed: frozenset[bytes] | None = None
 
     def refuses(self, key: bytes) -> bool:

@@ -39,9 +39,7 @@ class PeerAddress:
 
 
 class Path(StrEnum):
-    #: Within one network, or to a public address.
     DIRECT = "direct"
-    #: Through NATs that both sides had to open.
     PUNCHED = "punched"
     #: Through a blind relay, which cannot read anything.
     RELAYED = "relayed"
@@ -92,11 +90,9 @@ class PeerConnection:
         self._sending = SendWindow(opening.credit)
         self._receiving = window
         self._on_message: Callable[[bytes], None] | None = None
-        #: With the credit to grant when they are taken.
         self._messages: deque[tuple[bytes, int]] = deque()
         self._parts: list[bytes] = []
         self._parts_bytes = 0
-        #: The cost of the parts that was not granted again yet.
         self._parts_cost = 0
         self._was_full = False
         self._reading = asyncio.Event()

@@ -54,7 +54,6 @@ class Recovery:
     online: bool = True
     _topics: dict[bytes, _Topic] = field(default_factory=dict)
     _lost: dict[bytes, _Lost] = field(default_factory=dict)
-    #: Connected peers, with the topics they were found by.
     _open: dict[bytes, tuple[bytes, ...]] = field(default_factory=dict)
 
     @property

@@ -22,7 +22,6 @@ ANSWER: Final = 0x82
 EVENT: Final = 0x83
 OPEN: Final = 0x84
 
-#: Enough for a firewall of 100,000 keys. Everything else is far smaller.
 MAX_FRAME_BYTES: Final = 8 * 1024 * 1024
 HEADER_BYTES: Final = 9
 

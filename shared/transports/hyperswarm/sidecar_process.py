@@ -148,7 +148,6 @@ class Sidecar(asyncio.Protocol):
         for future in (self._ready, *self._calls.values()):
             if not future.done():
                 future.set_exception(lost)
-        # Mark as retrieved: it is fine if nobody waits.
         self._ready.exception()
 
     async def _spawn(self, command: list[str | Path]) -> None:

@@ -28,7 +28,6 @@ class Request:
 
 
 Answers = Callable[[Request], Awaitable[bytes]]
-#: Called with a connection's handshake hash when it is closed.
 OnGone = Callable[[bytes], None]
 
 

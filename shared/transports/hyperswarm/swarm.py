@@ -66,18 +66,15 @@ class Swarm:
     #: Serve as a permanent DHT node. Only if the port is open.
     persistent: bool = False
     port: int | None = None
-    #: The Node.js binary for the sidecar; None for ``find_node``.
     node: FilePath | None = None
     #: What a peer may send before we have taken it, after ``open_window`` …
     window_bytes: int = 1024 * 1024
     #: … and before, as a stranger.
     first_bytes: int = 8192
     max_pending: int = 256
-    #: Called for every event. Must not wait or raise.
     on_event: Callable[[connection_table.Event], None] = field(default=lambda event: None)
     #: Answers requests of stock protomux-rpc clients; None refuses them. May raise only RequestRefused.
     on_request: Answers | None = None
-    #: Called with such a client's ``channel`` when its connection is closed.
     on_requester_gone: OnGone = field(default=lambda channel: None)
     clock: Callable[[], float] = time.monotonic
 

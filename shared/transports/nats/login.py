@@ -12,7 +12,6 @@ from shared.identity import node_keys
 from shared.transports.nats.nats_protocol import Info
 from shared.transports.nats.servers import ServerAddress
 
-#: The two blocks of a credentials file, as written by `nsc generate creds`.
 _JWT = re.compile(r"-----BEGIN NATS USER JWT-----\s+(\S+)\s+-{3,}END NATS USER JWT-{3,}")
 _SEED = re.compile(r"-----BEGIN USER NKEY SEED-----\s+(\S+)\s+-{3,}END USER NKEY SEED-{3,}")
 _MAX_CREDS_BYTES = 64 * 1024
@@ -22,7 +21,6 @@ _MAX_CREDS_BYTES = 64 * 1024
 class NatsFiles:
     """Optional files for a connection to NATS."""
 
-    #: The CAs of the servers, instead of the public ones.
     ca: Path | None = None
     cert: Path | None = None
     key: Path | None = None

@@ -60,7 +60,6 @@ class NatsClient:
         self._next: NatsSession | None = None
         #: Every connection that is open or being opened, so that ``close`` leaves none.
         self._open: set[NatsSession] = set()
-        #: Set when the connection was lost or its server is about to close it.
         self._attention = asyncio.Event()
         self._is_flushing = False
         self._has_room = asyncio.Event()
@@ -75,7 +74,6 @@ class NatsClient:
         self.on_connection: Callable[[bool], None] = lambda connected: None
         #: Called with the server's text when it refuses an operation, such as a forbidden subject, but keeps the connection.
         self.on_refused: Callable[[str], None] = lambda words: None
-        #: Called when the socket has room again after ``is_full``.
         self.on_room: Callable[[], None] = lambda: None
 
     async def connect(self, *, deadline_seconds: float) -> None:

@@ -37,7 +37,6 @@ class Info(msgspec.Struct, frozen=True):
     nonce: str = ""
     tls_required: bool = False
     headers: bool = False
-    #: The servers of the cluster as host:port, this one included.
     connect_urls: tuple[str, ...] = ()
     #: Lame duck mode: the server is about to close its connections.
     ldm: bool = False

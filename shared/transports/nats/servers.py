@@ -9,7 +9,6 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from shared import addresses, errors
 
 _PORT = 4222
-#: More than any sensible cluster has.
 _MAX_LEARNED = 64
 
 
@@ -19,7 +18,6 @@ class ServerAddress:
     port: int
     #: TLS from the start. If False, only if the server requires it.
     tls: bool
-    #: The name that the server's certificate must have.
     certified_name: str
     user: str = ""
     password: str = ""

@@ -40,7 +40,6 @@ class _Arrival:
     def __init__(self, handshake: "Handshake", connection: PeerConnection, attempt: HandshakeAttempt) -> None:
         self.connection = connection
         self.attempt = attempt
-        #: The role in our HELLO; None until it was sent.
         self.came_as: Role | None = None
         self._handshake = handshake
         self._is_over = False
@@ -79,7 +78,6 @@ class Handshake:
         self.on_admitted: Callable[[PeerConnection, Hello, TrustedPeer, Role, list[Frame]], None] = _ignore_admitted
         self.on_refused: Callable[[HandshakeRefusal], None] = lambda refusal: None
         self.refused = 0
-        #: Topics of peers that were found but did not answer.
         self.missed: set[bytes] = set()
         self._trust = trust
         self._software = software

@@ -52,10 +52,8 @@ class SwarmLink(Link):
         self.agree(hello)
         self.connection = connection
         self.came_as = came_as
-        #: When the peer's certificate expires, in seconds since 1970.
         self.until = admitted.until
         offset = admitted.clock_offset_seconds
-        #: How far the peer's clock is ahead of ours; 0 if within tolerance.
         self.clock_offset_seconds = offset if abs(offset) > certificates.LEEWAY_SECONDS else 0.0
         self.revocations = lambda: owner.trust.number
         self.on_revocations = lambda number: owner.hear_number(self, number)
@@ -99,8 +97,6 @@ class SwarmLink(Link):
         """End the link without telling the peer."""
         self._says_farewell = False
         self.close(errors.LinkLost("this node has fallen silent"))
-
-    # --- what arrives -------------------------------------------------------------------------------------------------
 
     def _on_message(self, body: bytes) -> None:
         if self.closed is not None:
@@ -160,8 +156,6 @@ class SwarmLink(Link):
         # Hyperswarm's own timeout is as good as ours.
         self.fell_silent = any(word in reason.lower() for word in _SILENT)
         self.close(errors.LinkLost(f"the connection to {self._who} was lost: {reason or 'the peer closed it'}", retry_after_seconds=0.2))
-
-    # --- Link ---------------------------------------------------------------------------------------------------------
 
     def _wake_writer(self) -> None:
         self._owner.loop.call_soon(self._write_now)

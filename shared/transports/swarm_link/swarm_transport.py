@@ -102,9 +102,7 @@ class SwarmTransport:
         self.loop = asyncio.get_running_loop()
         #: Called with every link once the peer's HELLO was valid.
         self.on_link: Callable[[Link], None] = lambda link: None
-        #: Called with the body of a peer's announcement. May raise ProtocolViolation.
         self.on_announcement: Callable[[Link, bytes], None] = lambda link, body: None
-        #: Called with each peer whose HELLO was invalid.
         self.on_refused: Callable[[HandshakeRefusal], None] = lambda refusal: None
         #: Called when a peer has a newer revocation list than we have.
         self.on_number: Callable[[Link, int], None] = lambda link, number: None
@@ -112,13 +110,11 @@ class SwarmTransport:
         self.on_unreachable: Callable[[NodeId, str], None] = lambda node, why: None
         #: Called with a node whose link is replaced again and again, as when two processes use its key.
         self.on_contested: Callable[[NodeId], None] = lambda node: None
-        #: Called with True when the swarm runs and with False when it is lost.
         self.on_attached: Callable[[bool], None] = lambda attached: None
         #: Why we are not attached; empty while we are.
         self.trouble = STARTING
         #: Answers stock @hyperswarm/rpc clients. Set it before ``run``; None refuses them.
         self.on_request: Callable[[Request], Awaitable[bytes]] | None = None
-        #: Called with such a client's ``channel`` when its connection is closed.
         self.on_requester_gone: Callable[[bytes], None] = lambda channel: None
         self.restarts = 0
         self._open_swarm = open_swarm
@@ -146,8 +142,6 @@ class SwarmTransport:
     @property
     def strangers_refused(self) -> int:
         return self._handshake.refused
-
-    # --- life ---------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Keep a swarm open and monitor the links. Ends by cancellation."""
@@ -198,8 +192,6 @@ class SwarmTransport:
         except SwarmError:
             return ()
 
-    # --- links --------------------------------------------------------------------------------------------------------
-
     def find(self, node: NodeId) -> Link | None:
         return self._links.get(node)
 
@@ -234,8 +226,6 @@ class SwarmTransport:
             del self._links[link.peer.node]
         if link.fell_silent:
             self._handshake.missed.update(link.connection.topics)
-
-    # --- connections --------------------------------------------------------------------------------------------------
 
     def _open(self, connection: PeerConnection, hello: Hello, admitted: TrustedPeer, came_as: Role, frames: list[Frame]) -> None:
         peer = admitted.peer
@@ -274,8 +264,6 @@ class SwarmTransport:
                 link.close(errors.NodeRevoked("this node was revoked", hint="an administrator can make a new ticket for the machine"))
                 self._deny_at = self.loop.time() + FAREWELL_SECONDS
         self.loop.call_at(self._deny_at, self._changed.set)
-
-    # --- the swarm ----------------------------------------------------------------------------------------------------
 
     async def _live(self, swarm: Swarm) -> None:
         self._joined = {}
