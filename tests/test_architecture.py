@@ -200,7 +200,7 @@ LARGE_FOLDERS: dict[str, int] = {}
 #: Modules without the packages' own __init__; the goal is 560. This number may only fall, or grow by one for 170 lines of new work.
 MAX_MODULES = 661
 #: Imports in the longest chain of modules inside `shared`, each package's __init__ counted; the goal is 10. This number may only fall.
-MAX_SHARED_IMPORT_DEPTH = 11
+MAX_SHARED_IMPORT_DEPTH = 10
 #: File names that several folders of one service may have.
 CONVENTIONAL_FILES = {"__init__.py", "__main__.py", "settings.py", "service.py", "store.py"}
 

@@ -13,7 +13,7 @@ import services
 from services.web.session import page_access as pages
 from shared import api, config, errors, telemetry
 from shared.access import access_table
-from shared.access.access_table import AccessTable, Audience, Permission
+from shared.access.access_table import AccessRule, Audience, Permission
 from shared.api.method import Method, Nothing, StreamMethod
 from shared.discovery import topics
 from shared.frames import wire
@@ -252,12 +252,12 @@ def _permission_row(permission: Permission) -> list[str]:
     return [f"`{permission}`", *("yes" if each else "" for each in has)]
 
 
-def _method_row(name: str, row: AccessTable) -> tuple[str, ...]:
+def _method_row(name: str, row: AccessRule) -> tuple[str, ...]:
     method = next(found for found in _methods_of(name.partition(".")[0]) if found.name == name)
     return f"`{name}`", ", ".join(role for role in Role if role in method.callers), *_needs(row)
 
 
-def _needs(row: AccessTable) -> tuple[str, str]:
+def _needs(row: AccessRule) -> tuple[str, str]:
     if row.who is Audience.NODE:
         return "nobody is asked about", ""
     needed = " or ".join(f"`{permission}`" for permission in Permission if permission in row.needs) or "anybody known"

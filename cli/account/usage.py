@@ -133,9 +133,9 @@ def _show_left(left: "UserQuota") -> None:
 async def _ask(connection: "CliConnection") -> "tuple[UserUsage, ApiKeys, UserQuota]":
     """What was used, what the keys are called (usage knows their ids alone), and what is left."""
     from shared import errors
-    from shared.api import auth, gateway
+    from shared.api import auth, gateway, usage_report
 
-    used = await connection.call(auth.get_user_usage, auth.GetUserUsage())
+    used = await connection.call(usage_report.get_user_usage, usage_report.GetUserUsage())
     try:
         known = await connection.call(auth.list_api_keys, auth.ListApiKeys())
     except errors.NotAllowed:

@@ -16,7 +16,7 @@ from shared import errors
 from shared.identity import certificates, node_keys
 from shared.identity.trust import Trust
 from shared.node import enrollment, swarm_settings
-from shared.node.enrollment import EnrollmentRoute, Means
+from shared.node.enrollment import EnrollmentOptions, EnrollmentRoute
 from shared.node.membership_file import MembershipFile
 from shared.transports import hyperswarm
 from shared.transports.hyperswarm import DhtStats, Swarm
@@ -49,7 +49,7 @@ async def examine(
             yield finding
         return
     last = True
-    async for finding in _examine_dht(enrollment.door_of(kept)):
+    async for finding in _examine_dht(enrollment.route_of(kept)):
         last = finding.ok is not False or finding.check not in ("sidecar", "DHT")
         yield finding
     if not last:
@@ -57,7 +57,7 @@ async def examine(
             yield finding
         return
     leads_in = False
-    async for finding in _examine_auth(enrollment.door_of(kept), find_seconds):
+    async for finding in _examine_auth(enrollment.route_of(kept), find_seconds):
         leads_in = leads_in or (finding.check == "way in" and finding.ok is True)
         yield finding
     if leads_in and not is_in_use:
@@ -177,7 +177,7 @@ async def _examine_auth(door: EnrollmentRoute, find_seconds: float) -> AsyncIter
     trust = Trust(node_keys.NodeKey(node_keys.new_seed()), Role.NEWCOMER, door.authorities)
     started = time.monotonic()
     try:
-        async with enrollment.visiting(door, trust, lambda text: None, Means(find_seconds=find_seconds)) as visit:
+        async with enrollment.visiting(door, trust, lambda text: None, EnrollmentOptions(find_seconds=find_seconds)) as visit:
             link = await visit.wait_for_auth()
     except errors.AimeshError as error:
         yield wrong("way in", error)
@@ -191,7 +191,7 @@ async def _examine_auth(door: EnrollmentRoute, find_seconds: float) -> AsyncIter
 async def _examine_membership(kept: MembershipFile, key: node_keys.NodeKey) -> DoctorFinding:
     """Whether auth still knows this key: a revoked one is not even answered."""
     try:
-        await enrollment.renew_at_enrolment_topic(kept, key, means=Means(find_seconds=_MEMBER_SECONDS, approval_seconds=0))
+        await enrollment.renew_at_enrollment_topic(kept, key, means=EnrollmentOptions(find_seconds=_MEMBER_SECONDS, approval_seconds=0))
     except errors.NotReachable:
         hint = "aicli admin nodes list says so, there; a new ticket lets this machine in again"
         return DoctorFinding("member", False, "auth answers others and not this machine's key: it was revoked", hint)

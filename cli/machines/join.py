@@ -148,7 +148,7 @@ async def join(folder: Folder, ticket: "Ticket", newcomer: "EnrollingNode", say:
     """Make this machine a worker of the ticket's mesh, unless it is one by this ticket already; the folder is ours.
 
     Each ticket gets a key of its own, which takes the place of the old one when the mesh has taken it: a machine that was
-    revoked comes as a new one, and a ticket that is no good leaves what there was as it is. Raises what ``enrolling.enrol``
+    revoked comes as a new one, and a ticket that is no good leaves what there was as it is. Raises what ``enrolling.enroll``
     does, and BadSettings for a folder of another mesh.
     """
     kept = folder.kept()
@@ -178,7 +178,7 @@ async def finish(folder: Folder, kept: "MembershipFile", say: Callable[[str], No
     from shared.identity import node_keys
     from shared.node import enrollment, membership_file
 
-    found = await enrollment.renew_at_enrolment_topic(kept, node_keys.load(folder.key), say)
+    found = await enrollment.renew_at_enrollment_topic(kept, node_keys.load(folder.key), say)
     _check_role(found)
     membership_file.save(folder.membership, found)
     return found
@@ -197,7 +197,7 @@ async def _enrol(folder: Folder, ticket: "Ticket", newcomer: "EnrollingNode", sa
         membership_file.save(folder.membership, kept)
         folder.ticket_id.write_text(ticket.id, encoding="utf-8")
 
-    joined = await enrollment.enrol(ticket, node_keys.load(folder.new_key), replace(newcomer, on_pending=adopt), say)
+    joined = await enrollment.enroll(ticket, node_keys.load(folder.new_key), replace(newcomer, on_pending=adopt), say)
     found = membership_file.of(joined, folder.kept())
     try:
         _check_role(found)

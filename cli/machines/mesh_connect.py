@@ -88,7 +88,7 @@ def _key_from_stdin() -> "Credential":
 
 
 async def _enrol(files: _Files, ticket: "Ticket", say: Callable[[str], None]) -> None:
-    """Leaves key and membership in place; raises what ``enrolling.enrol`` does, and BadTicket for one that makes no client."""
+    """Leaves key and membership in place; raises what ``enrolling.enroll`` does, and BadTicket for one that makes no client."""
     import platform
 
     from shared import errors
@@ -101,7 +101,7 @@ async def _enrol(files: _Files, ticket: "Ticket", say: Callable[[str], None]) ->
 
     async def once() -> "Membership":
         secret_files.ensure_file(files.new_key, node_keys.new_seed)
-        return await enrollment.enrol(ticket, node_keys.load(files.new_key), enrollment.EnrollingNode(platform.node()), say)
+        return await enrollment.enroll(ticket, node_keys.load(files.new_key), enrollment.EnrollingNode(platform.node()), say)
 
     try:
         found = await once()

@@ -50,7 +50,7 @@ class Audience(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AccessTable:
+class AccessRule:
     who: Audience
     #: Any of these is enough. Empty means that any authenticated user may call.
     needs: frozenset[Permission] = frozenset()
@@ -62,11 +62,11 @@ class AccessTable:
     unless: Set[Role] = frozenset()
 
 
-def _person(*needs: Permission, fresh: bool = False, halfway: bool = False, unless: Iterable[Role] = ()) -> AccessTable:
-    return AccessTable(who=Audience.PERSON, needs=frozenset(needs), fresh=fresh, halfway=halfway, unless=frozenset(unless))
+def _person(*needs: Permission, fresh: bool = False, halfway: bool = False, unless: Iterable[Role] = ()) -> AccessRule:
+    return AccessRule(who=Audience.PERSON, needs=frozenset(needs), fresh=fresh, halfway=halfway, unless=frozenset(unless))
 
 
-_NODE = AccessTable(who=Audience.NODE)
+_NODE = AccessRule(who=Audience.NODE)
 _KNOWN = _person()
 _HALFWAY = _person(halfway=True)
 _ACCOUNT = _person(Permission.WRITE_ACCOUNT)
@@ -82,7 +82,7 @@ _ADMIN_FRESH = _person(Permission.EVERYTHING, fresh=True)
 _WATCHING = _person(Permission.EVERYTHING, unless={Role.OPERATOR})
 _PEOPLE = frozenset({Role.CLIENT, Role.WEB, Role.GATEWAY, Role.OPERATOR})
 
-METHODS: Mapping[str, AccessTable] = {
+METHODS: Mapping[str, AccessRule] = {
     # --- accounts and sessions
     "auth.registerUser": _NODE,
     "auth.loginUser": _NODE,
@@ -221,7 +221,7 @@ METHODS: Mapping[str, AccessTable] = {
 
 
 #: The gateway's routes. Each needs the same permissions as the method that it calls.
-ROUTES: Mapping[str, AccessTable] = {
+ROUTES: Mapping[str, AccessRule] = {
     "GET /openapi.json": _NODE,
     "GET /docs": _NODE,
     "GET /.well-known/jwks.json": _NODE,
@@ -249,7 +249,7 @@ ROUTES: Mapping[str, AccessTable] = {
 }
 
 
-def of_route(verb: str, path: str) -> AccessTable:
+def of_route(verb: str, path: str) -> AccessRule:
     """Raises ValueError for a route without a row."""
     access = ROUTES.get(f"{verb} {path}")
     if access is None:
@@ -257,7 +257,7 @@ def of_route(verb: str, path: str) -> AccessTable:
     return access
 
 
-def of_method(name: str) -> AccessTable:
+def of_method(name: str) -> AccessRule:
     """Raises ValueError for a method without a row."""
     access = METHODS.get(name)
     if access is None:
@@ -281,7 +281,7 @@ def permissions_of(role: UserRole, scopes: Iterable[str] | None) -> frozenset[Pe
     return wanted if Permission.EVERYTHING in granted else wanted & granted
 
 
-def check(access: AccessTable, caller: Principal, now: float, what: str) -> None:
+def check(access: AccessRule, caller: Principal, now: float, what: str) -> None:
     """``now`` in seconds since 1970. Raises NotAllowed, SecondFactorNeeded or ConfirmationNeeded."""
     if caller.step is not Step.DONE and not access.halfway:
         raise _step_missing(caller.step)
@@ -316,7 +316,7 @@ def _step_missing(step: Step) -> errors.AimeshError:
     return errors.SecondFactorNeeded("administrators need a second factor", hint="log in on the web page and set it up; it takes a minute")
 
 
-def _lacking(access: AccessTable, caller: Principal, what: str) -> str:
+def _lacking(access: AccessRule, caller: Principal, what: str) -> str:
     wanted = " or ".join(sorted(access.needs))
     if access.needs == {Permission.EVERYTHING}:
         who = f"the key {caller.key_name!r}" if caller.key_id is not None and caller.role is UserRole.ADMIN else caller.username
@@ -324,7 +324,7 @@ def _lacking(access: AccessTable, caller: Principal, what: str) -> str:
     return f"{caller.username} may not do this: {what} needs {wanted}"
 
 
-def _who_can(access: AccessTable, caller: Principal) -> str:
+def _who_can(access: AccessRule, caller: Principal) -> str:
     if caller.key_id is not None and ROLES[caller.role] & (access.needs | {Permission.EVERYTHING}):
         return "use a key with this scope, or log in"
     return "ask an administrator of this mesh to do it"

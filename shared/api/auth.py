@@ -7,7 +7,6 @@ from typing import Annotated
 import msgspec
 
 from shared.api.method import Body, Method, Nothing, StreamMethod
-from shared.api.usage_report import UserUsage
 from shared.types import Credential, KeyId, MicroCredits, ModelName, Role, TenantId, Tier, UserId, UserRole
 
 PEOPLE = {Role.CLIENT, Role.WEB, Role.GATEWAY, Role.OPERATOR}
@@ -342,10 +341,6 @@ class Users(Body, frozen=True):
     more: bool = False
 
 
-class GetUserUsage(Body, frozen=True):
-    user_id: UserId | None = None
-
-
 class GetSigningKeys(Body, frozen=True):
     pass
 
@@ -409,7 +404,6 @@ list_api_keys = Method("auth.listApiKeys", ListApiKeys, ApiKeys, callers=PEOPLE)
 revoke_api_key = Method("auth.revokeApiKey", RevokeApiKey, ApiKey, callers=PEOPLE)
 validate_api_key = Method("auth.validateApiKey", ValidateApiKey, Principal, callers={Role.GATEWAY, Role.WEB, Role.OPERATOR})
 identify = Method("auth.identify", Identify, Principal, callers={Role.GATEWAY, Role.METRICS, Role.WEB})
-get_user_usage = Method("auth.getUserUsage", GetUserUsage, UserUsage, callers=PEOPLE)
 set_tier = Method("auth.setTier", SetTier, User, callers=PEOPLE)
 set_role = Method("auth.setRole", SetRole, User, callers=PEOPLE)
 set_active = Method("auth.setActive", SetActive, User, callers=PEOPLE)

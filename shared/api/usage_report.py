@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 
 from shared.api.method import PEOPLE, Body, Method, Nothing, StreamMethod
-from shared.types import KeyId, MicroCredits, ModelName, RequestId, RequestStatus, TenantId, UserId
+from shared.types import KeyId, MicroCredits, ModelName, RequestId, RequestStatus, Role, TenantId, UserId
 
 
 class DailyUsage(Body, frozen=True):
@@ -32,6 +32,10 @@ class UserUsage(Body, frozen=True):
 
 #: The longest report.
 MOST_BUCKETS = 750
+
+
+class GetUserUsage(Body, frozen=True):
+    user_id: UserId | None = None
 
 
 class Bucket(StrEnum):
@@ -138,6 +142,7 @@ class GiveFeedback(Body, frozen=True):
     rating: Annotated[int, msgspec.Meta(ge=-1, le=1)]
 
 
+get_user_usage = Method("auth.getUserUsage", GetUserUsage, UserUsage, callers={*PEOPLE, Role.GATEWAY})
 get_usage_report = Method("gateway.getUsageReport", GetUsageReport, UsageSummary, callers=PEOPLE)
 list_requests = Method("gateway.listRequests", ListRequests, LoggedRequests, callers=PEOPLE)
 export_requests = StreamMethod("gateway.exportRequests", ExportRequests, item=LoggedRequests, end=Nothing, callers=PEOPLE)

@@ -62,7 +62,7 @@ def meeting_topic(secret: bytes, place: MeetingPlace) -> bytes:
     return _hkdf(secret, b"aimesh/topic/1/" + place.name.encode())
 
 
-def enrolment_topic(authority: bytes) -> bytes:
+def enrollment_topic(authority: bytes) -> bytes:
     """Return the topic where newcomers find auth. It derives from the mesh CA's raw public key, which is in every ticket."""
     return _hkdf(authority, b"aimesh/topic/1/enroll")
 

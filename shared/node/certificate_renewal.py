@@ -97,9 +97,9 @@ class CertificateRenewal:
         certified = trust.has_certificate(time.time())
         # Newcomers find auth there, as do nodes with an expired certificate or a past epoch.
         if role is Role.AUTH:
-            found += [MeetingTopics(topics.enrolment_topic(raw_of(ca)), announce=True, look=False) for ca in trust.authorities]
+            found += [MeetingTopics(topics.enrollment_topic(raw_of(ca)), announce=True, look=False) for ca in trust.authorities]
             return found if certified else []
-        enrollment = [MeetingTopics(topics.enrolment_topic(raw_of(ca)), announce=False, look=True) for ca in trust.authorities]
+        enrollment = [MeetingTopics(topics.enrollment_topic(raw_of(ca)), announce=False, look=True) for ca in trust.authorities]
         _, lost = self._situation
         if not certified:
             return enrollment

@@ -65,7 +65,7 @@ async def prepare(mesh_file: Path, profile: node_keys.NodeKey, node: Path | None
     if not trust.has_certificate(time.time()):
         from shared.node import enrollment  # noqa: PLC0415 - rarely needed
 
-        kept = await enrollment.renew_at_enrolment_topic(kept, profile, lambda text: None)
+        kept = await enrollment.renew_at_enrollment_topic(kept, profile, lambda text: None)
         membership_file.save(mesh_file, kept)
         membership_file.load_into(trust, kept)
     trust.delegation = certificates.delegate(profile, own.id, time.time())

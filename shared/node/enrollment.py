@@ -65,7 +65,7 @@ class EnrollmentRoute:
         return ", ".join(self.bootstrap) or "the public DHT"
 
 
-def door_of(found: tickets.Ticket | MembershipFile) -> EnrollmentRoute:
+def route_of(found: tickets.Ticket | MembershipFile) -> EnrollmentRoute:
     if isinstance(found, tickets.Ticket):
         return EnrollmentRoute(found.mesh, (found.authority_id,), found.bootstrap, found.relays)
     return EnrollmentRoute(found.mesh, found.authorities, found.bootstrap, found.relays, found.older_bootstrap)
@@ -77,7 +77,7 @@ def open_transport(route: EnrollmentRoute, me: LocalNode, trust: Trust, node: Pa
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Means:
+class EnrollmentOptions:
     """Timeouts, and what tests replace."""
 
     #: A first connection takes about a second, and each attempt at random punching 20 s.
@@ -100,16 +100,18 @@ class EnrollingNode:
     on_pending: Callable[[MembershipFile], None] = lambda kept: None
 
 
-_MEANS = Means()
+_MEANS = EnrollmentOptions()
 
 
-async def enrol(ticket: tickets.Ticket, key: node_keys.NodeKey, newcomer: EnrollingNode, say: Say, means: Means = _MEANS) -> Membership:
+async def enroll(
+    ticket: tickets.Ticket, key: node_keys.NodeKey, newcomer: EnrollingNode, say: Say, means: EnrollmentOptions = _MEANS
+) -> Membership:
     """Use the ticket for this key. Repeating this with the same two is safe. Waits for an administrator's approval if needed.
 
     Raises BadTicket, NodeRevoked (the key was a member before: make a new one), NotReachable and Unavailable (no auth was found, or
     Hyperswarm cannot run here), ClockSkew, NotCertified (auth's answer is not for us) and ApprovalPending (nobody approved).
     """
-    route = door_of(ticket)
+    route = route_of(ticket)
 
     def use(auth: Peer) -> contract.EnrollNode:
         text = tickets.use_text(ticket.id, key.id, auth.node, auth.channel)
@@ -127,16 +129,21 @@ async def enrol(ticket: tickets.Ticket, key: node_keys.NodeKey, newcomer: Enroll
     return _checked(found, route, key, say, means)
 
 
-async def renew_at_enrolment_topic(
-    kept: MembershipFile, key: node_keys.NodeKey, say: Say = lambda text: None, *, node: Path | None = None, means: Means = _MEANS
+async def renew_at_enrollment_topic(
+    kept: MembershipFile,
+    key: node_keys.NodeKey,
+    say: Say = lambda text: None,
+    *,
+    node: Path | None = None,
+    means: EnrollmentOptions = _MEANS,
 ) -> MembershipFile:
     """Get a new certificate for a node whose own expired long ago, or was never issued because the node was not approved.
 
     Opens a swarm with the node's key. The node's own swarm must be closed, because two with one key disconnect each other.
-    Raises what ``enrol`` does.
+    Raises what ``enroll`` does.
     """
     means = replace(means, node=node or means.node)
-    route = door_of(kept)
+    route = route_of(kept)
     trust = Trust(key, Role.NEWCOMER, route.authorities)
     if kept.revocations:
         trust.take_list(kept.revocations)
@@ -149,12 +156,12 @@ async def renew_at_enrolment_topic(
 
 
 @asynccontextmanager
-async def visiting(route: EnrollmentRoute, trust: Trust, say: Say, means: Means = _MEANS) -> AsyncIterator["EnrollmentVisit"]:
+async def visiting(route: EnrollmentRoute, trust: Trust, say: Say, means: EnrollmentOptions = _MEANS) -> AsyncIterator["EnrollmentVisit"]:
     """Look for auth as a newcomer while the block runs."""
     me = LocalNode(route.mesh, Role.NEWCOMER, trust.me, means.software)
     transport = means.open_transport(route, me, trust, means.node)
     visit = EnrollmentVisit(route, transport, say, means)
-    transport.meet([MeetingTopics(topics.enrolment_topic(node_keys.raw_of(ca)), announce=False, look=True) for ca in route.authorities])
+    transport.meet([MeetingTopics(topics.enrollment_topic(node_keys.raw_of(ca)), announce=False, look=True) for ca in route.authorities])
     say(f"looking for the mesh {route.mesh} …")
     async with background() as tasks:
         tasks.create_task(transport.run())
@@ -167,7 +174,7 @@ async def visiting(route: EnrollmentRoute, trust: Trust, say: Say, means: Means 
 class EnrollmentVisit:
     """A newcomer's links to auth. A request goes to a connected auth, or to the next one that connects."""
 
-    def __init__(self, route: EnrollmentRoute, transport: SwarmTransport, say: Say, means: Means) -> None:
+    def __init__(self, route: EnrollmentRoute, transport: SwarmTransport, say: Say, means: EnrollmentOptions) -> None:
         self.transport = transport
         self._route = route
         self._say = _Once(say)
@@ -315,7 +322,7 @@ class _Once:
             self._say(text)
 
 
-def _checked(found: Membership, route: EnrollmentRoute, key: node_keys.NodeKey, say: Say, means: Means) -> Membership:
+def _checked(found: Membership, route: EnrollmentRoute, key: node_keys.NodeKey, say: Say, means: EnrollmentOptions) -> Membership:
     """Return auth's answer if it is for us and from our mesh. Raises NotCertified, ClockSkew and CertificateExpired."""
     trust = Trust(key, Role.NEWCOMER, route.authorities)
     if found.succession:

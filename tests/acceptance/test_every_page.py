@@ -329,7 +329,7 @@ async def _waiting_machine(stack: RunningStack, api_client: ApiClient, *options:
     """One that has used a ticket, and waits for its approval."""
     text = await outside.ticket(stack, "worker", "--approval", "--label", "room=3", *options)
     key = node_keys.NodeKey(node_keys.new_seed())
-    joining = asyncio.create_task(enrollment.enrol(tickets.parse(text), key, EnrollingNode("a waiting machine"), lambda line: None))
+    joining = asyncio.create_task(enrollment.enroll(tickets.parse(text), key, EnrollingNode("a waiting machine"), lambda line: None))
 
     async def waits() -> bool:
         members = await api_client.mesh.rpc.call(membership.list_members, membership.ListMembers(), credential=api_client.admin_key)

@@ -8,7 +8,7 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from shared.api import auth, gateway
+from shared.api import auth, gateway, usage_report
 from shared.api.gateway import KeyBudget, LimitState, NodeRow, ServedModel, UserQuota
 from shared.api.ledger import Account
 from shared.api.usage_report import DailyUsage, UserUsage
@@ -121,7 +121,7 @@ def used(shell: Shell) -> Shell:
     key = auth.ApiKey(
         id=KeyId(UUID(int=3)), user_id=USER, name="laptop", preview="…", is_active=False, created_at=datetime(2026, 1, 2, tzinfo=UTC)
     )
-    shell.mesh.answer(auth.get_user_usage, UserUsage(USER, 12, 150, days, MicroCredits(22_500)))
+    shell.mesh.answer(usage_report.get_user_usage, UserUsage(USER, 12, 150, days, MicroCredits(22_500)))
     shell.mesh.answer(auth.list_api_keys, auth.ApiKeys((key,)))
     shell.mesh.answer(gateway.get_user_quota, LEFT)
     return shell
@@ -189,13 +189,13 @@ def test_a_key_that_has_overdrawn_its_budget_has_nothing_left(used: Shell) -> No
 
 def test_one_of_a_thing_is_not_many(used: Shell) -> None:
     days = (DailyUsage(date(2026, 1, 1), None, 1, 1, MicroCredits(1_000_000)),)
-    used.mesh.answer(auth.get_user_usage, UserUsage(USER, 1, 1, days, MicroCredits(1_000_000)))
+    used.mesh.answer(usage_report.get_user_usage, UserUsage(USER, 1, 1, days, MicroCredits(1_000_000)))
     assert "1 request, 1 token, 1 credit in total" in used("usage").stdout
 
 
 def test_usage_of_an_old_gateway_shows_what_it_says(used: Shell) -> None:
     used.mesh.answer(gateway.get_user_quota, msgspec.structs.replace(LEFT, limits=(), account=None))
-    used.mesh.answer(auth.get_user_usage, UserUsage(USER, 0, 0))
+    used.mesh.answer(usage_report.get_user_usage, UserUsage(USER, 0, 0))
     result = used("usage")
     assert (result.stdout, result.stderr) == ("tier          free\n", "No usage yet.\n")
 

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from shared import errors
-from shared.api import auth, gateway
+from shared.api import auth, gateway, usage_report
 from shared.api.method import Method
 from shared.types import UserId
 from tests.integration import asking
@@ -76,7 +76,7 @@ async def test_a_revoked_key_is_refused_at_once_and_the_other_is_not(stack: Runn
 ABOUT_SOMEBODY: dict[str, tuple[Method[Any, Any], Callable[[UserId], msgspec.Struct]]] = {
     "generateApiKey": (auth.generate_api_key, lambda user: auth.GenerateApiKey("for you", user_id=user)),
     "listApiKeys": (auth.list_api_keys, auth.ListApiKeys),
-    "getUserUsage": (auth.get_user_usage, auth.GetUserUsage),
+    "getUserUsage": (usage_report.get_user_usage, usage_report.GetUserUsage),
     "getUserQuota": (gateway.get_user_quota, gateway.GetUserQuota),
 }
 

@@ -18,7 +18,7 @@ from nats.aio.client import Client as NatsClient
 
 from shared import errors
 from shared.access import access_table
-from shared.access.access_table import AccessTable, Audience
+from shared.access.access_table import AccessRule, Audience
 from shared.api import accounts, auth, gateway, organizations, usage_report
 from shared.api.method import StreamMethod
 from shared.node.client_node import ClientNode
@@ -67,7 +67,7 @@ class Cell:
 # --- what ought to be -----------------------------------------------------------------------------------------------------
 
 
-def expected(row: AccessTable, asker: Asker, way: str, what: str) -> str:
+def expected(row: AccessRule, asker: Asker, way: str, what: str) -> str:
     """Of a call about nobody else."""
     refusals = (
         ("not_authenticated", asker.credential is None),
@@ -245,7 +245,7 @@ async def test_the_operator_by_every_method(site: Site) -> None:
     matrix.check(len(askers) * sum(method.served_by is not None for method in METHODS.values()))
 
 
-def _for_operator(method: AnyMethod, row: AccessTable, asker: Asker) -> str:
+def _for_operator(method: AnyMethod, row: AccessRule, asker: Asker) -> str:
     return expected(row, asker, "operator", method.name) if Role.OPERATOR in method.callers else "wrong_role"
 
 

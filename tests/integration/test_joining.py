@@ -17,7 +17,7 @@ from shared.api.membership import Membership
 from shared.identity import node_keys, tickets
 from shared.identity.node_keys import NodeKey
 from shared.node import enrollment
-from shared.node.enrollment import EnrollingNode, Means
+from shared.node.enrollment import EnrollingNode, EnrollmentOptions
 from tests import outside, slow_model
 from tests.outside import Machine, Running
 from tests.people import Person
@@ -78,13 +78,13 @@ async def whole(lines: AsyncIterator[str]) -> list[Any]:
 
 async def refusal(ticket: tickets.Ticket, key: NodeKey | None = None, *, find_seconds: float = 20) -> errors.AimeshError:
     with pytest.raises(errors.AimeshError) as raised:
-        await enrol(ticket, key, find_seconds=find_seconds)
+        await enroll(ticket, key, find_seconds=find_seconds)
     return raised.value
 
 
-async def enrol(ticket: tickets.Ticket, key: NodeKey | None = None, *, find_seconds: float = 20) -> Membership:
-    means = Means(find_seconds=find_seconds, poll_seconds=0.2)
-    return await enrollment.enrol(ticket, key or new_key(), EnrollingNode("test"), lambda line: None, means)
+async def enroll(ticket: tickets.Ticket, key: NodeKey | None = None, *, find_seconds: float = 20) -> Membership:
+    means = EnrollmentOptions(find_seconds=find_seconds, poll_seconds=0.2)
+    return await enrollment.enroll(ticket, key or new_key(), EnrollingNode("test"), lambda line: None, means)
 
 
 def new_key() -> NodeKey:
@@ -168,8 +168,8 @@ async def test_a_ticket_that_is_no_good_says_why_and_lets_nobody_in(stack: Runni
 
     before = len((await stack.aicli("admin", "nodes", "list", "--json")).json())
     used, key = await new(), new_key()
-    first = await enrol(used, key)
-    assert (await enrol(used, key)).certificate != b"", "a lost reply may be asked for again"
+    first = await enroll(used, key)
+    assert (await enroll(used, key)).certificate != b"", "a lost reply may be asked for again"
     why = await refusal(used)
     assert (type(why), "used up" in why.message) == (errors.BadTicket, True)
 
@@ -203,7 +203,7 @@ async def test_a_ticket_that_is_no_good_says_why_and_lets_nobody_in(stack: Runni
 async def test_a_machine_waits_for_its_approval(stack: RunningStack) -> None:
     ticket, key = tickets.parse(await outside.ticket(stack, "client", "--approval")), new_key()
     async with asyncio.timeout(30):
-        joining = asyncio.create_task(enrol(ticket, key))
+        joining = asyncio.create_task(enroll(ticket, key))
 
         async def waits() -> bool:
             rows = (await stack.aicli("admin", "nodes", "list", "--json")).json()

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from shared import errors
-from shared.api import auth
+from shared.api import auth, usage_report
 from shared.types import KeyId, UserId
 from tests.integration import asking
 from tests.integration.asking import Answered
@@ -88,7 +88,7 @@ async def _every_view_says_the_same(stack: RunningStack, api_client: ApiClient, 
     expected = (len(own), sum(one.prompt_tokens + one.completion_tokens for one in own))
     async with stack.http(person.key.secret) as http:
         over_http = (await http.get("/api/usage")).json()
-    over_rpc = await api_client.mesh.rpc.call(auth.get_user_usage, auth.GetUserUsage(), credential=person.key.secret)
+    over_rpc = await api_client.mesh.rpc.call(usage_report.get_user_usage, usage_report.GetUserUsage(), credential=person.key.secret)
     assert (over_http["request_count"], over_http["tokens_used"]) == expected
     assert (over_rpc.request_count, over_rpc.tokens_used) == expected
     listed = (await stack.aicli("usage", "--json", AICLI_API_KEY=person.key.secret)).json()

@@ -8,7 +8,7 @@ from services.auth.dependencies import Dependencies
 from services.auth.organizations import membership_rules
 from shared import errors
 from shared.access import access_table
-from shared.api import auth, business, events, gateway
+from shared.api import auth, business, events, gateway, usage_report
 from shared.api.usage_report import UserUsage
 from shared.rpc import RpcCall, serves
 from shared.telemetry import logs
@@ -157,8 +157,8 @@ class UserRpc:
     async def name_users(self, request: business.NameUsers, call: RpcCall) -> business.UserNames:
         return business.UserNames(await self._store.names_of(request.ids))
 
-    @serves(auth.get_user_usage)
-    async def get_user_usage(self, request: auth.GetUserUsage, call: RpcCall) -> UserUsage:
+    @serves(usage_report.get_user_usage)
+    async def get_user_usage(self, request: usage_report.GetUserUsage, call: RpcCall) -> UserUsage:
         tenant = call.principal.tenant_id if request.user_id is None else TenantId(roles.subject_of(call.principal, request.user_id))
         # The gateway counts, so it is asked; auth only says who may know.
         deadline_seconds = min(_USAGE_SECONDS, call.remaining_seconds())

@@ -18,7 +18,7 @@ from services.gateway.limits.limit_rules import RequestLimit
 from services.gateway.limits.per_tenant_concurrency import PerTenantConcurrency
 from shared import addresses, context, errors
 from shared.access import access_table
-from shared.access.access_table import AccessTable, Audience
+from shared.access.access_table import AccessRule, Audience
 from shared.api.auth import Principal
 from shared.spans import OpenSpan
 from shared.telemetry import Metrics, logs, tracing
@@ -68,7 +68,7 @@ class HttpRoute:
     runs_a_model: bool = False
 
     @property
-    def access(self) -> AccessTable:
+    def access(self) -> AccessRule:
         """Raises ValueError where nobody has said who may use it."""
         return access_table.of_route(self.verb, self.path)
 

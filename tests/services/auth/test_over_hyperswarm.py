@@ -47,17 +47,17 @@ async def test_from_a_ticket_to_a_certificate_and_out_again(administrator: tuple
     assert "127.0.0.1" in made.warnings[0]
     key, newcomer, heard = node_keys.NodeKey(node_keys.new_seed()), enrollment.EnrollingNode("box", {"gpu": "a"}), list[str]()
     ticket = tickets.parse(made.ticket)
-    await enrollment.enrol(ticket, key, newcomer, heard.append)
-    reply = await enrollment.enrol(ticket, key, newcomer, heard.append)  # as after a lost reply
+    await enrollment.enroll(ticket, key, newcomer, heard.append)
+    reply = await enrollment.enroll(ticket, key, newcomer, heard.append)  # as after a lost reply
     found = certificates.check(reply.certificate, (ticket.authority_id,), time.time())
     assert (found.node, found.role, dict(found.labels)) == (key.id, Role.WORKER, {"zone": "eu", "gpu": "a"})
     other = node_keys.NodeKey(node_keys.new_seed())
     with pytest.raises(errors.BadTicket, match="used up"):
-        await enrollment.enrol(ticket, other, newcomer, heard.append)
-    kept = await enrollment.renew_at_enrolment_topic(kept_membership.of(reply), key)
+        await enrollment.enroll(ticket, other, newcomer, heard.append)
+    kept = await enrollment.renew_at_enrollment_topic(kept_membership.of(reply), key)
     assert certificates.check(kept.certificate, kept.authorities, time.time()).node == key.id
     gone = await client.rpc.call(membership.revoke_member, membership.RevokeMember(key.id), credential=token)
     assert gone.state == "revoked"
     with pytest.raises((errors.NotReachable, errors.NodeRevoked)):
         # The firewall does not even answer it now.
-        await enrollment.renew_at_enrolment_topic(kept, key, means=enrollment.Means(find_seconds=3))
+        await enrollment.renew_at_enrollment_topic(kept, key, means=enrollment.EnrollmentOptions(find_seconds=3))

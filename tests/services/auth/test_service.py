@@ -14,7 +14,7 @@ from services.auth.accounts import registration_limits
 from services.auth.service import AuthService
 from services.auth.settings import AuthSettings
 from shared import errors
-from shared.api import auth, business, events, organizations
+from shared.api import auth, business, events, organizations, usage_report
 from shared.rpc import bodies
 from shared.types import Credential, MicroCredits, TenantId, Tier, UserId, UserRole
 from tests.servers import PostgresServer, ValkeyServer
@@ -365,14 +365,14 @@ async def test_what_is_anothers_is_refused_and_an_administrator_may(world: Surro
     with pytest.raises(errors.NotAllowed):
         await world.ask(auth.list_api_keys, auth.ListApiKeys(anna.id), ben)
     with pytest.raises(errors.NotAllowed):
-        await world.ask(auth.get_user_usage, auth.GetUserUsage(anna.id), ben)
+        await world.ask(usage_report.get_user_usage, usage_report.GetUserUsage(anna.id), ben)
     with pytest.raises(errors.NotFound):
         await world.ask(auth.revoke_api_key, auth.RevokeApiKey(str(annas.key.id)), ben)
     await identify(world, annas.api_key)
     made = await world.ask(auth.generate_api_key, auth.GenerateApiKey("by the admin", anna.id), admin)
     assert made.key.user_id == anna.id
     assert len((await world.ask(auth.list_api_keys, auth.ListApiKeys(anna.id), admin)).keys) == 2
-    assert (await world.ask(auth.get_user_usage, auth.GetUserUsage(anna.id), admin)).user_id == anna.id
+    assert (await world.ask(usage_report.get_user_usage, usage_report.GetUserUsage(anna.id), admin)).user_id == anna.id
     assert not (await world.ask(auth.revoke_api_key, auth.RevokeApiKey(str(annas.key.id)), admin)).is_active
     with pytest.raises(errors.NotFound):
         await world.ask(auth.generate_api_key, auth.GenerateApiKey(user_id=UserId(uuid4())), admin)
@@ -380,7 +380,7 @@ async def test_what_is_anothers_is_refused_and_an_administrator_may(world: Surro
 
 async def test_usage_is_the_gateways_to_count(world: Surroundings) -> None:
     user, new = await world.user_with_key()
-    usage = await world.ask(auth.get_user_usage, auth.GetUserUsage(), new.api_key)
+    usage = await world.ask(usage_report.get_user_usage, usage_report.GetUserUsage(), new.api_key)
     assert (usage.user_id, usage.request_count, usage.tokens_used) == (user.id, 3, 30)
     assert world.rpc.asked == [user.id]
 

@@ -12,7 +12,7 @@ import msgspec
 
 from services.web.session import mesh_calls
 from shared import errors
-from shared.api import auth, gateway, ledger
+from shared.api import auth, gateway, ledger, usage_report
 from shared.api.method import End, Item, Method, Nothing, Reply, Request, StreamMethod
 from shared.api.usage_report import DailyUsage, UserUsage
 from shared.types import Credential, KeyId, ModelName, NodeId, Tier, UserId, UserRole
@@ -209,7 +209,7 @@ class FakeMesh(FakeUsage, FakeModels, FakeAccounts):
     def _revoke_api_key(self, request: auth.RevokeApiKey, credential: Credential | None) -> auth.ApiKey:
         return self._change_key(request.key, credential, is_active=False)
 
-    def _get_user_usage(self, _request: auth.GetUserUsage, credential: Credential | None) -> UserUsage:
+    def _get_user_usage(self, _request: usage_report.GetUserUsage, credential: Credential | None) -> UserUsage:
         user = self._user(credential)
         return UserUsage(user.id, sum(day.request_count for day in self.days), sum(day.tokens_used for day in self.days), self.days)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import shared.api
 from shared import errors
 from shared.access import access_table
-from shared.access.access_table import AccessTable, Audience, Permission
+from shared.access.access_table import AccessRule, Audience, Permission
 from shared.api.auth import Principal, Step
 from shared.api.method import Method, StreamMethod
 from shared.types import KeyId, Tier, UserId, UserRole
@@ -25,11 +25,11 @@ def person(role: UserRole = UserRole.USER, scopes: tuple[str, ...] | None = None
     return Principal(UserId(UUID(int=1)), "ada", role, Tier.FREE, key, scopes=scopes, **changed)  # type: ignore[arg-type]
 
 
-def needing(*permissions: Permission, **changed: bool) -> AccessTable:
-    return AccessTable(who=Audience.PERSON, needs=frozenset(permissions), **changed)  # type: ignore[arg-type]
+def needing(*permissions: Permission, **changed: bool) -> AccessRule:
+    return AccessRule(who=Audience.PERSON, needs=frozenset(permissions), **changed)  # type: ignore[arg-type]
 
 
-def is_refused(row: AccessTable, caller: Principal, now: float = NOW) -> bool:
+def is_refused(row: AccessRule, caller: Principal, now: float = NOW) -> bool:
     try:
         access_table.check(row, caller, now, "something")
     except errors.NotAllowed:

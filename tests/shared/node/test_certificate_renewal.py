@@ -212,7 +212,7 @@ async def test_a_new_epoch_brings_new_meeting_places(world: Callable[..., World]
 async def test_who_is_not_certified_looks_for_auth_alone(world: Callable[..., World]) -> None:
     here = world()
     here.trust.authorities = (here.running_service.ca.id,)
-    enrolment = topics.enrolment_topic(node_keys.raw_of(here.running_service.ca.id))
+    enrolment = topics.enrollment_topic(node_keys.raw_of(here.running_service.ca.id))
     assert here.standing.meetings() == [MeetingTopics(enrolment, announce=False, look=True)]
     here.standing.take(here.running_service.reply())
     assert enrolment not in {meeting.topic for meeting in here.standing.meetings()}
@@ -238,7 +238,7 @@ async def test_each_role_meets_those_whom_it_may_speak_to_and_nobody_else(world:
 async def test_who_has_lost_auth_looks_for_it_at_the_enrolment_topic_too_because_the_epoch_may_be_over(world: Callable[..., World]) -> None:
     here = world()
     here.standing.take(here.running_service.reply())
-    enrolment = MeetingTopics(topics.enrolment_topic(node_keys.raw_of(here.running_service.ca.id)), announce=False, look=True)
+    enrolment = MeetingTopics(topics.enrollment_topic(node_keys.raw_of(here.running_service.ca.id)), announce=False, look=True)
     known = here.standing.meetings()
     here.standing._look_around(time.monotonic() + LOST_SECONDS + 1)
     assert here.standing.meetings() == [*known, enrolment]
@@ -256,7 +256,9 @@ async def test_a_certificate_that_ends_while_the_process_runs_changes_where_it_l
     here.trust.certificate = old
     here.standing._look_around(time.monotonic())
     assert len(here.changes) == before + 1
-    assert [meeting.topic for meeting in here.standing.meetings()] == [topics.enrolment_topic(node_keys.raw_of(here.running_service.ca.id))]
+    assert [meeting.topic for meeting in here.standing.meetings()] == [
+        topics.enrollment_topic(node_keys.raw_of(here.running_service.ca.id))
+    ]
 
 
 async def test_while_auth_refuses_it_is_asked_again_and_again(world: Callable[..., World]) -> None:

@@ -13,7 +13,7 @@ from shared import errors
 from shared.identity import certificates, node_keys, tickets
 from shared.identity.node_keys import NodeKey
 from shared.node import enrollment, membership_file
-from shared.node.enrollment import EnrollingNode, EnrollmentRoute, Means
+from shared.node.enrollment import EnrollingNode, EnrollmentOptions, EnrollmentRoute
 from shared.node.membership_file import MembershipFile
 from shared.transports import hyperswarm
 from shared.transports.swarm_link.swarm_transport import STARTING
@@ -22,7 +22,7 @@ from tests.front_door import FrontDoor
 from tests.swarmnet import SwarmNet, swarmnet
 
 #: Quick where the mesh answers.
-QUICK = Means(find_seconds=60, poll_seconds=0.05, approval_seconds=60)
+QUICK = EnrollmentOptions(find_seconds=60, poll_seconds=0.05, approval_seconds=60)
 
 
 @dataclass
@@ -35,15 +35,15 @@ class RunningService:
     def ticket(self, role: Role = Role.WORKER, *, needs_approval: bool = False) -> tickets.Ticket:
         return self.door.ticket(role, needs_approval=needs_approval)
 
-    async def enrol(self, ticket: tickets.Ticket, key: NodeKey, means: Means = QUICK) -> membership_file.Membership:
+    async def enroll(self, ticket: tickets.Ticket, key: NodeKey, means: EnrollmentOptions = QUICK) -> membership_file.Membership:
         newcomer = EnrollingNode("box", {"gpu": "a"}, self.kept.append)
-        return await enrollment.enrol(ticket, key, newcomer, self.said.append, means)
+        return await enrollment.enroll(ticket, key, newcomer, self.said.append, means)
 
     async def refuses(self, ticket: tickets.Ticket, key: NodeKey, words: str) -> errors.AimeshError:
         """With more and more patience until the error says so: on a busy machine Hyperswarm itself takes long to start."""
         for find_seconds in (1.5, 6, 24, 90):
             with pytest.raises(errors.AimeshError) as caught:
-                await self.enrol(ticket, key, replace(QUICK, find_seconds=find_seconds))
+                await self.enroll(ticket, key, replace(QUICK, find_seconds=find_seconds))
             if words in caught.value.message:
                 break
         assert words in caught.value.message
@@ -67,7 +67,7 @@ def key() -> NodeKey:
 
 async def test_a_ticket_makes_a_member(running_service: RunningService, key: NodeKey) -> None:
     ticket = running_service.ticket()
-    found = await running_service.enrol(ticket, key)
+    found = await running_service.enroll(ticket, key)
     certificate = certificates.read(found.certificate)
     assert (certificate.node, certificate.role, found.role) == (key.id, Role.WORKER, Role.WORKER)
     assert (found.mesh, found.authorities, found.bootstrap) == ("test", (running_service.net.ca.id,), ticket.bootstrap)
@@ -81,16 +81,16 @@ async def test_a_ticket_makes_a_member(running_service: RunningService, key: Nod
 
 async def test_the_same_key_may_use_its_ticket_again_and_another_may_not(running_service: RunningService, key: NodeKey) -> None:
     ticket = running_service.ticket()
-    await running_service.enrol(ticket, key)
-    await running_service.enrol(ticket, key)
+    await running_service.enroll(ticket, key)
+    await running_service.enroll(ticket, key)
     assert running_service.door.members == {key.id: Role.WORKER}
     with pytest.raises(errors.BadTicket, match="used up"):
-        await running_service.enrol(ticket, NodeKey(node_keys.new_seed()))
+        await running_service.enroll(ticket, NodeKey(node_keys.new_seed()))
 
 
 async def test_it_waits_for_an_administrator_and_the_ticket_is_needed_no_more(running_service: RunningService, key: NodeKey) -> None:
     async with asyncio.TaskGroup() as tasks:
-        joining = tasks.create_task(running_service.enrol(running_service.ticket(needs_approval=True), key))
+        joining = tasks.create_task(running_service.enroll(running_service.ticket(needs_approval=True), key))
         async with asyncio.timeout(60):
             while running_service.door.asked.count("renewCertificate") < 2:  # noqa: ASYNC110 - two rounds of asking
                 await asyncio.sleep(0.01)
@@ -100,43 +100,43 @@ async def test_it_waits_for_an_administrator_and_the_ticket_is_needed_no_more(ru
     assert any("waiting for an administrator" in line for line in running_service.said)
     # What was kept meanwhile is enough to ask without the ticket.
     assert (kept.certificate, kept.authorities) == (b"", (running_service.net.ca.id,))
-    renewed = await enrollment.renew_at_enrolment_topic(kept, key, means=QUICK)
+    renewed = await enrollment.renew_at_enrollment_topic(kept, key, means=QUICK)
     assert certificates.read(renewed.certificate).node == key.id
 
 
 async def test_patience_ends_with_the_next_step(running_service: RunningService, key: NodeKey) -> None:
     with pytest.raises(errors.ApprovalPending) as caught:
-        await running_service.enrol(running_service.ticket(needs_approval=True), key, replace(QUICK, approval_seconds=0.2))
+        await running_service.enroll(running_service.ticket(needs_approval=True), key, replace(QUICK, approval_seconds=0.2))
     assert "run the same command again" in caught.value.hint
 
 
 async def test_a_node_that_slept_too_long_renews_and_a_revoked_one_does_not(running_service: RunningService, key: NodeKey) -> None:
-    kept = membership_file.of(await running_service.enrol(running_service.ticket(), key))
+    kept = membership_file.of(await running_service.enroll(running_service.ticket(), key))
     old = certificates.issue(running_service.net.ca, certificates.Subject(key.id, Role.WORKER), 1_000_000)
     kept = MembershipFile(kept.mesh, kept.role, old, kept.revocations, kept.authorities, kept.topics, kept.bootstrap)
-    renewed = await enrollment.renew_at_enrolment_topic(kept, key, means=QUICK)
+    renewed = await enrollment.renew_at_enrollment_topic(kept, key, means=QUICK)
     assert certificates.read(renewed.certificate).not_after > certificates.read(old).not_after
     running_service.door.revoked.add(key.id)
     with pytest.raises(errors.NodeRevoked):
-        await enrollment.renew_at_enrolment_topic(kept, key, means=QUICK)
+        await enrollment.renew_at_enrollment_topic(kept, key, means=QUICK)
 
 
 async def test_a_certificate_for_somebody_else_is_not_believed(running_service: RunningService, key: NodeKey) -> None:
     running_service.door.certify_instead = NodeKey(node_keys.new_seed()).id
     with pytest.raises(errors.NotCertified, match="another node"):
-        await running_service.enrol(running_service.ticket(), key)
+        await running_service.enroll(running_service.ticket(), key)
 
 
 async def test_a_certificate_by_another_ca_is_not_believed(running_service: RunningService, key: NodeKey) -> None:
     ticket = running_service.ticket()
     running_service.door.ca = node_keys.Authority(node_keys.new_authority_seed())
     with pytest.raises(errors.NotCertified, match="belongs to another mesh"):
-        await running_service.enrol(ticket, key)
+        await running_service.enroll(ticket, key)
 
 
 async def test_a_clock_that_is_off_is_told(running_service: RunningService, key: NodeKey) -> None:
     running_service.door.clock_offset_seconds = 120
-    await running_service.enrol(running_service.ticket(), key)
+    await running_service.enroll(running_service.ticket(), key)
     assert "this machine's clock is 2 min behind the mesh's: set it, for example with NTP" in running_service.said
 
 
@@ -170,7 +170,7 @@ async def test_a_hyperswarm_that_starts_slowly_is_waited_for(running_service: Ru
     slow_node.chmod(0o755)
     asked = itertools.count()
     # Nine seconds pass between two looks at the clock.
-    await running_service.enrol(running_service.ticket(), key, replace(QUICK, node=slow_node, clock=lambda: time.time() + 9 * next(asked)))
+    await running_service.enroll(running_service.ticket(), key, replace(QUICK, node=slow_node, clock=lambda: time.time() + 9 * next(asked)))
     assert STARTING in running_service.said
 
 

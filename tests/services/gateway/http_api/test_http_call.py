@@ -23,7 +23,7 @@ from services.gateway.openai_api.response_format import ResponsesFormat
 from services.gateway.openai_api.response_request import ResponseBody
 from shared import context, errors
 from shared.access import access_table
-from shared.access.access_table import AccessTable
+from shared.access.access_table import AccessRule
 from shared.api import inference
 from shared.api.gateway import InferenceRequest, Rest
 from shared.api.generation import Generation, Usage
@@ -360,7 +360,7 @@ async def test_a_reader_that_takes_nothing_ends_its_generation(running_service: 
 
 
 async def test_a_route_for_many_things_says_which(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(cast("dict[str, AccessTable]", access_table.ROUTES), "GET /things/{name}", access_table.METHODS["auth.loginUser"])
+    monkeypatch.setitem(cast("dict[str, AccessRule]", access_table.ROUTES), "GET /things/{name}", access_table.METHODS["auth.loginUser"])
     asked: list[str] = []
 
     async def handler(call: HttpCall) -> None:

@@ -209,7 +209,7 @@ async def test_an_allow_listed_key_needs_no_certificate_and_no_introduction(runn
     await visitor.ask("hello", credential="aip_ada")
     await visitor.ask(LIST_MODELS)
     assert [call.credential for call in running_service.calls] == [None, "aip_ada"]
-    assert running_service.calls[0].caller.channel, "NATS would vouch for a peer without a channel, and auth enrol it"
+    assert running_service.calls[0].caller.channel, "NATS would vouch for a peer without a channel, and auth enroll it"
     assert await Visitor(running_service).refused(LIST_MODELS) == "not_certified"
     running_service.revoke(visitor.key.id)
     assert await visitor.refused(LIST_MODELS) == "node_revoked"

@@ -86,7 +86,7 @@ async def test_a_worker_finds_its_gateway_carries_a_stream_and_comes_back_after_
 
 async def test_a_newcomer_meets_auth_at_the_enrolment_topic_and_a_revoked_node_is_gone_at_once() -> None:
     mesh = new_authority()
-    enrolment = topics.enrolment_topic(mesh.id.encode())
+    enrolment = topics.enrollment_topic(mesh.id.encode())
     async with (
         dht() as bootstrap,
         running(certified(Role.AUTH, mesh), bootstrap) as auth,
