@@ -1,74 +1,62 @@
-"""Writes the alert rules for Prometheus and their reference page, from the one list in services/metrics/alerting/rules.
+"""Generate the alert rules for Prometheus and their reference page.  `python -m tools.docs` runs it."""
 
-python -m tools.alerts            writes deploy/prometheus/rules/
-python -m tools.alerts --check    changes nothing; exits 1 with a diff if a file is not what the list says
-
-`python -m tools.docs` does both, too.
-"""
-
-import argparse
-import difflib
 import re
-import sys
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
 import yaml
 
 from services.metrics.alerting.rules import all_rules, objectives, promql
 from services.metrics.alerting.rules.alert_rule import AlertRule
+from tools import generated
 
-ROOT = Path(__file__).parent.parent
-FOLDER = ROOT / "deploy" / "prometheus" / "rules"
+FOLDER = generated.ROOT / "deploy" / "prometheus" / "rules"
 NOTICE = "# Generated from services/metrics/alerting/rules by `python -m tools.docs`. Changes made here are lost.\n"
-#: Lines of diff shown for one file: enough to see what changed.
-DIFF_LINES = 30
-#: An expression is never broken, so that it can be found and copied.
+#: Expressions stay on one line, so that they can be searched and copied.
 _ONE_LINE = 100_000
 
 PAGE_HEAD = """# Objectives and alerts
 
-What users are promised, and when somebody is told that it is not so. Prometheus gets the rules as `deploy/prometheus/rules/*.rules.yml`;
-how to run it and Alertmanager stands in [the runbooks](../runbooks/README.md), with a page for each alert.
+The service level objectives, and the alerts for them. Prometheus reads the rules from `deploy/prometheus/rules/*.rules.yml`. The
+[runbooks](../runbooks/README.md) explain how to run Prometheus and Alertmanager, and have a page for each alert.
 
 ## Objectives
 
-Over 30 days. An error is whatever ended a request that was admitted, other than its caller leaving; what a limit refused was not admitted.
-Where fewer than {least} requests came within the long window, no alert says anything about them.
+Over 30 days. Every admitted request that did not succeed counts as an error, unless the caller canceled it. Requests rejected by a limit
+were not admitted. If there were fewer than {least} requests in the long window, no alert fires.
 
 """
 
 BURNS_HEAD = """
-An alert tells how fast what an objective allows to go wrong is being used up: at 1 it lasts the 30 days. It fires while both windows are
-over, and so ends soon after the trouble does.
+An alert fires when the error budget burns too fast: at a burn rate of 1 it lasts exactly 30 days. It fires while both windows exceed the
+rate, so it ends soon after the problem does.
 
 """
 
 ALERTS_HEAD = """
 ## Alerts
 
-*page*: somebody is woken. *critical*: within the hour. *warning*: today. *ticket*: this week. *for*: how long the condition holds
-before the alert fires.
+Severities: *page* wakes someone up, *critical* needs action within an hour, *warning* today, *ticket* this week. *for* is how long the
+condition holds before the alert fires.
 
 """
 
 RECORDED_HEAD = """
-## Recorded
+## Recorded series
 
-Series that Prometheus works out for the objectives, by their windows.
+Prometheus computes these series for the objectives, for each window.
 
 """
 
 
 def rule_files() -> dict[str, str]:
-    """Name -> text of every file of rules."""
+    """Return the text of each rule file, by name."""
     files = {"recorded": _file("recorded", [{"record": one.name, "expr": promql.recorded(one)} for one in all_rules.RECORDINGS])}
     files |= {group: _file(group, [_alert(rule) for rule in members]) for group, members in all_rules.GROUPS.items()}
     return {f"{name}.rules.yml": text for name, text in files.items()}
 
 
 def annotation(text: str, own: Mapping[str, str]) -> str:
-    """`{label}` as Prometheus has it. It does not know the labels there that the rule itself gives: those are filled in."""
+    """Convert `{label}` to Prometheus' syntax. Labels that the rule itself sets are unknown there, so insert their values."""
     return re.sub(r"\{(\w+)\}", lambda found: own.get(found[1], f"{{{{ $labels.{found[1]} }}}}"), text)
 
 
@@ -95,7 +83,7 @@ def _alert(rule: AlertRule) -> dict[str, object]:
 
 
 def page() -> str:
-    """The reference page, in Markdown."""
+    """Return the reference page, in Markdown."""
     return "".join(
         (
             PAGE_HEAD.format(least=objectives.LEAST_REQUESTS),
@@ -111,7 +99,7 @@ def page() -> str:
 
 
 def _objectives() -> str:
-    lines = ["| objective | may go wrong | alert |", "|---|---|---|"]
+    lines = ["| objective | error budget | alert |", "|---|---|---|"]
     lines += [f"| {one.promise} | {promql.number(one.allowed * 100)} % | {_runbook(one.name)} |" for one in objectives.OBJECTIVES]
     return "\n".join(lines) + "\n"
 
@@ -147,49 +135,12 @@ def _runbook(name: str) -> str:
     return f"[{name}](../runbooks/{name}.md)"
 
 
-# --- writing and comparing ------------------------------------------------------------------------------------------
+# --- the files ------------------------------------------------------------------------------------------------------
 
 
 def drift() -> dict[str, str]:
-    """Path -> the first lines of what differs, of every file that is not what the list says, or that nothing says any more."""
-    wanted = rule_files()
-    names = {*wanted, *(path.name for path in FOLDER.glob("*.yml"))}
-    return {str((FOLDER / name).relative_to(ROOT)): found for name in sorted(names) if (found := _difference(name, wanted.get(name, "")))}
-
-
-def _difference(name: str, wanted: str) -> str:
-    path = FOLDER / name
-    written = path.read_text(encoding="utf-8") if path.exists() else ""
-    lines = difflib.unified_diff(written.splitlines(), wanted.splitlines(), name, "the list", lineterm="", n=1)
-    return "\n".join(list(lines)[:DIFF_LINES])
+    return generated.drift(FOLDER, rule_files(), obsolete="*.yml")
 
 
 def write() -> None:
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    wanted = rule_files()
-    for path in _left_over(wanted):
-        path.unlink()
-    for name, text in wanted.items():
-        (FOLDER / name).write_text(text, encoding="utf-8")
-
-
-def _left_over(wanted: dict[str, str]) -> Iterator[Path]:
-    return (path for path in list(FOLDER.glob("*.rules.yml")) if path.name not in wanted)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.alerts", description="Write the alert rules for Prometheus.")
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 with a diff if a file has drifted")
-    if not parser.parse_args().check:
-        write()
-        return 0
-    found = drift()
-    for path, difference in found.items():
-        print(
-            f"{path} is not what services/metrics/alerting/rules says; `python -m tools.alerts` writes it\n{difference}\n", file=sys.stderr
-        )
-    return 1 if found else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    generated.write(FOLDER, rule_files(), obsolete="*.rules.yml")

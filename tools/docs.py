@@ -1,24 +1,20 @@
-"""Writes docs/reference/, the rules of Prometheus and the boards of Grafana from the code, and says where they have drifted apart.
+"""Write everything that is generated: docs/reference/, Prometheus rules, Grafana dashboards, the synchronous Python client.
 
-python -m tools.docs            writes every generated page
-python -m tools.docs --check    changes nothing; exits 1 with a diff if a page is not what the code says
+python -m tools.docs            writes all files
+python -m tools.docs --check    changes nothing; exits 1 with a diff if a file is out of date
 """
 
 import argparse
-import difflib
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
-from tools import alerts, reference
+from tools import alerts, generated, reference, sync_client
 from tools.boards import writing
 
-FOLDER = Path(__file__).parent.parent / "docs" / "reference"
+FOLDER = generated.ROOT / "docs" / "reference"
 NOTICE = "<!-- Generated from the code by `python -m tools.docs`. Changes made here are lost. -->\n\n"
-#: Lines of diff shown for one page: enough to see what changed.
-DIFF_LINES = 30
 
-#: page -> what renders it.
+#: page -> its renderer.
 PAGES: Mapping[str, Callable[[], str]] = {
     "cli.md": reference.commands,
     "settings.md": reference.settings,
@@ -33,40 +29,31 @@ PAGES: Mapping[str, Callable[[], str]] = {
 
 
 def render(page: str) -> str:
-    """The page as it should stand in the folder."""
+    """Return the text of a page."""
     return NOTICE + PAGES[page]().strip() + "\n"
 
 
 def drift() -> dict[str, str]:
-    """page -> the first lines of what differs, for every page that is not what the code says."""
-    found = {}
-    for page in PAGES:
-        path = FOLDER / page
-        written = path.read_text(encoding="utf-8") if path.exists() else ""
-        wanted = render(page)
-        if written != wanted:
-            lines = difflib.unified_diff(written.splitlines(), wanted.splitlines(), f"docs/reference/{page}", "the code", lineterm="", n=1)
-            found[page] = "\n".join(list(lines)[:DIFF_LINES])
-    return found
+    pages = generated.drift(FOLDER, {page: render(page) for page in PAGES})
+    return pages | alerts.drift() | writing.drift() | sync_client.drift()
 
 
 def write() -> None:
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    for page in PAGES:
-        (FOLDER / page).write_text(render(page), encoding="utf-8")
+    generated.write(FOLDER, {page: render(page) for page in PAGES})
+    alerts.write()
+    writing.write()
+    sync_client.write()
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.docs", description="Write docs/reference/ from the code.")
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 with a diff if a page has drifted")
+    parser = argparse.ArgumentParser(prog="python -m tools.docs", description="Write all files that are generated from the code.")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 with a diff if a file is out of date")
     if not parser.parse_args().check:
         write()
-        alerts.write()
-        writing.write()
         return 0
-    found = {f"docs/reference/{page}": difference for page, difference in drift().items()} | alerts.drift() | writing.drift()
+    found = drift()
     for path, difference in found.items():
-        print(f"{path} is not what the code says; `python -m tools.docs` writes it\n{difference}\n", file=sys.stderr)
+        print(f"{path} is out of date. Run: python -m tools.docs\n{difference}\n", file=sys.stderr)
     return 1 if found else 0
 
 

@@ -23,9 +23,9 @@ from stack import initialization, stack_plan
 from stack import stack_home as homes
 from tests.services.metrics.alerting.rules import debian
 from tests.testnet import MESH, testnet
-from tools import alerts, docs
+from tools import alerts, docs, generated
 
-DEPLOY = alerts.ROOT / "deploy"
+DEPLOY = generated.ROOT / "deploy"
 ROUTES = DEPLOY / "alertmanager" / "alertmanager.yml"
 ADDRESSES = ("PAGE", "CRITICAL", "WARNING", "TICKET", "WATCHDOG")
 
@@ -36,7 +36,7 @@ def test_the_rules_are_what_the_list_says() -> None:
 
 def test_a_rule_that_was_changed_by_hand_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alerts, "FOLDER", tmp_path / "rules")
-    monkeypatch.setattr(alerts, "ROOT", tmp_path)
+    monkeypatch.setattr(generated, "ROOT", tmp_path)
     assert len(alerts.drift()) == 1 + len(all_rules.GROUPS)
     alerts.write()
     assert not alerts.drift()
@@ -154,7 +154,7 @@ def test_an_address_that_is_none_is_refused(url: str, words: str, tmp_path: Path
 
 # --- runbooks -------------------------------------------------------------------------------------------------------
 
-RUNBOOKS = alerts.ROOT / "docs" / "runbooks"
+RUNBOOKS = generated.ROOT / "docs" / "runbooks"
 HEADINGS = ["What it means", "How to see it", "What to do", "How to know it is over"]
 
 

@@ -1,4 +1,4 @@
-// An answer that is read while it is made. A connection that breaks is made anew, and the text goes on where it stopped.
+// Stream an answer. If the connection breaks, the stream resumes after the last piece.
 
 import { broken, field, object, readAnswer, readJson } from './answers.js'
 import { INFERENCE_PATH } from './calls.js'
@@ -11,9 +11,9 @@ import { passesOn } from './retries.js'
 /** @import {Call} from './calls.js' */
 /** @import {ServerEvent} from './event_stream.js' */
 
-/** The gateway says something every 15 s, if only that it is still there. */
+/** The gateway sends at least a comment every 15 s. */
 const SILENCE_MS = 60_000
-/** For the end of a stream whose answer is here: the connection is then good for the next call. */
+/** Wait this long for the end of a complete stream, so that the connection can be reused. */
 const LINGER_MS = 250
 const EVENT_ID = /^[!-~]{1,240}-(\d{1,9})$/
 
@@ -24,12 +24,12 @@ export class AnswerStream {
   #silenceMs
   #pieces
   #isAborted = false
-  /** Why there is no answer. @type {unknown} */
+  /** The reason for a missing answer. @type {unknown} */
   #why = null
-  /** The id of the last event that told text, and its number. @type {string | null} */
+  /** The id of the last event with text, and its number. @type {string | null} */
   #lastId = null
   #lastNumber = 0
-  /** Text came without an id, so that nobody can say where to go on. */
+  /** Text arrived without an id, so the stream cannot be resumed. */
   #isUnnumbered = false
   #text = ''
   /** @type {Answer | null} */
@@ -46,12 +46,12 @@ export class AnswerStream {
     this.#pieces = this.#run()
   }
 
-  /** @returns {string} all that was read until now */
+  /** @returns {string} the text read so far */
   get text() {
     return this.#text
   }
 
-  /** @returns {Answer | null} there when the stream was read to its end */
+  /** @returns {Answer | null} set when the stream was read to its end */
   get answer() {
     return this.#answer
   }
@@ -72,7 +72,7 @@ export class AnswerStream {
   }
 
   /**
-   * A loop that is left before the end calls it.
+   * Called when a loop is left early.
    * @returns {Promise<IteratorResult<string, undefined>>}
    */
   async return() {
@@ -82,7 +82,7 @@ export class AnswerStream {
   }
 
   /**
-   * Reads what is left.
+   * Read the rest.
    * @returns {Promise<Answer>}
    */
   async finish() {
@@ -91,7 +91,7 @@ export class AnswerStream {
     return this.#answer
   }
 
-  /** Nobody wants the rest: the model is free, and a loop over the stream ends. Safe to call twice, and after the end. */
+  /** Stop the generation and end a loop over the stream. Safe to call twice, and after the end. */
   abort() {
     if (this.#answer !== null || this.#call.signal.aborted) return
     this.#isAborted = true
@@ -124,7 +124,7 @@ export class AnswerStream {
   }
 
   /**
-   * One connection: the pieces that are new.
+   * Yield the new pieces of one connection.
    * @returns {AsyncGenerator<string, void, void>}
    */
   async *#attempt() {
@@ -136,7 +136,7 @@ export class AnswerStream {
       ensureEvents(response)
       const parser = new EventStreamParser()
       for await (const bytes of this.#call.gateway.read(response, silence.signal)) {
-        // While the caller is busy with a piece, nobody listens.
+        // No timeout while the caller processes a piece.
         silence.hold()
         for (const event of parser.feed(bytes)) {
           const piece = this.#take(event)
@@ -146,7 +146,7 @@ export class AnswerStream {
         silence.renew(this.#answer === null ? this.#silenceMs : LINGER_MS)
       }
     } catch (error) {
-      // Whatever becomes of the connection behind the answer.
+      // After the answer, a broken connection does not matter.
       if (this.#answer === null) throw error
     } finally {
       silence.end()
@@ -161,14 +161,14 @@ export class AnswerStream {
 
   /**
    * @param {ServerEvent} event
-   * @returns {string} the text that is new; empty for none
+   * @returns {string} the new text; empty for none
    */
   #take({ data, id }) {
     if (this.#answer !== null || data === '[DONE]') return ''
     const said = object(readJson(data), 'an event')
     if (Object.hasOwn(said, 'error')) throw fromAnswer(null, said)
     if (Object.hasOwn(said, 'text')) return this.#takeText(field(said, 'text', 'string'), id)
-    // Any other is for a newer client than this one.
+    // Ignore unknown events of newer gateways.
     if (Object.hasOwn(said, 'finish_reason')) this.#answer = readAnswer(said, this.#text)
     return ''
   }
@@ -180,7 +180,7 @@ export class AnswerStream {
   #takeText(text, id) {
     const number = Number(EVENT_ID.exec(id ?? '')?.[1] ?? 0)
     if (number > 0) {
-      // Told before the connection broke: a gateway that begins anew.
+      // The gateway repeats text instead of resuming.
       if (number <= this.#lastNumber) return ''
       this.#lastId = id
       this.#lastNumber = number
@@ -194,8 +194,7 @@ export class AnswerStream {
 /** @param {Response} response */
 function ensureEvents(response) {
   const type = response.headers.get('content-type') ?? ''
-  if (!/^text\/event-stream\b/i.test(type))
-    throw broken(`a stream of events was asked for, and ${type.slice(0, 100) || 'something else'} came`)
+  if (!/^text\/event-stream\b/i.test(type)) throw broken(`the response is ${type.slice(0, 100) || 'of no type'}, not a stream of events`)
 }
 
 function unfinished() {
@@ -204,6 +203,6 @@ function unfinished() {
 
 /** @param {number} milliseconds */
 function silent(milliseconds) {
-  const hint = 'something between here and the gateway may hold its answers back'
-  return new ConnectionFailed(`nothing came for ${milliseconds} ms`, { code: 'connection_failed', hint, retryable: true })
+  const hint = 'a proxy between the client and the gateway may be buffering responses'
+  return new ConnectionFailed(`the gateway sent nothing for ${milliseconds} ms`, { code: 'connection_failed', hint, retryable: true })
 }

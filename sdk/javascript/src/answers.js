@@ -1,5 +1,5 @@
-// What the gateway says, as what a caller gets: every field that is promised is there and of its type. Pure.
-// Fields that this version does not know are passed over, so that a newer gateway can be asked.
+// Convert the gateway's answers, and check that every field is there and of its type. Pure.
+// Unknown fields are ignored, because a newer gateway may send them.
 
 import { AnswerBroken } from './errors.js'
 
@@ -15,7 +15,7 @@ import { AnswerBroken } from './errors.js'
 
 /**
  * @param {unknown} json
- * @param {string | null} text that of a stream, whose end has none
+ * @param {string | null} text the text of a stream, whose last event has none
  * @returns {Answer}
  */
 export function readAnswer(json, text = null) {
@@ -55,7 +55,7 @@ export function readEmbeddings(json) {
   const usage = object(said.usage, 'usage')
   const rows = list(said.data, 'data').map((each) => object(each, 'an embedding'))
   rows.forEach((row, index) => {
-    if (row.index !== index) throw broken('the embeddings are not in the order of their texts')
+    if (row.index !== index) throw broken('the embeddings are not in the order of the texts')
   })
   return {
     vectors: rows.map((row) => list(row.embedding, 'embedding').map(finite)),
@@ -132,7 +132,7 @@ export function readJson(text) {
   try {
     return JSON.parse(text)
   } catch (error) {
-    throw broken('what came is not JSON', error)
+    throw broken('the response is not JSON', error)
   }
 }
 
@@ -143,7 +143,7 @@ export function readJson(text) {
  */
 export function object(value, what) {
   if (typeof value === 'object' && value !== null && !Array.isArray(value)) return /** @type {Said} */ (value)
-  throw broken(`${what} is no object`)
+  throw broken(`${what} is not an object`)
 }
 
 /**
@@ -155,7 +155,7 @@ export function object(value, what) {
  */
 export function field(said, name, kind) {
   if (typeof said[name] === kind) return /** @type {Kinds[K]} */ (said[name])
-  throw broken(`${name} is no ${kind}`)
+  throw broken(`${name} is not a ${kind}`)
 }
 
 /**
@@ -165,7 +165,7 @@ export function field(said, name, kind) {
  */
 function list(value, name) {
   if (Array.isArray(value)) return value
-  throw broken(`${name} is no list`)
+  throw broken(`${name} is not a list`)
 }
 
 /**
@@ -174,7 +174,7 @@ function list(value, name) {
  */
 function finite(value) {
   if (typeof value === 'number' && Number.isFinite(value)) return value
-  throw broken('a vector has something else than numbers')
+  throw broken('a vector contains something other than numbers')
 }
 
 /**
@@ -185,7 +185,7 @@ function finite(value) {
 export function broken(what, cause) {
   return new AnswerBroken(what, {
     code: 'answer_broken',
-    hint: 'check that baseUrl is the address of an aimesh gateway, and that nothing before it changes its answers',
+    hint: 'check that baseUrl is the address of an aimesh gateway, and that no proxy changes its responses',
     cause,
   })
 }

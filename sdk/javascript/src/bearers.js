@@ -1,4 +1,4 @@
-// What requests go with: a key, or the access token of a session, which is renewed when it is too old, once for all calls that wait for it.
+// The credential of requests: a key, or the access token of a session, renewed once for all calls that need it.
 
 import { NotAuthenticated, SessionEnded } from './errors.js'
 
@@ -8,11 +8,11 @@ import { NotAuthenticated, SessionEnded } from './errors.js'
 /**
  * @typedef {object} Bearer
  * @property {() => string | null} token null for none
- * @property {(spent: string | null) => Promise<boolean>} renew whether there is another one than that, got by whomever
- * @property {(failure: AimeshError) => AimeshError} explain the refusal of a token that is not renewed
+ * @property {(spent: string | null) => Promise<boolean>} renew whether there is another token now
+ * @property {(failure: AimeshError) => AimeshError} explain adds a hint to a rejected token that cannot be renewed
  */
 
-/** For what needs no credential. @type {Bearer} */
+/** For calls without a credential. @type {Bearer} */
 export const NOBODY = { token: () => null, renew: async () => false, explain: (failure) => failure }
 
 /** @implements {Bearer} */
@@ -34,8 +34,9 @@ export class Key {
 
   /** @param {AimeshError} failure */
   explain(failure) {
-    // The gateway's own hint names calls that this package has not.
-    if (!this.#key.startsWith('aip_')) failure.hint = 'log in again; a client that is given the session renews its access token by itself'
+    // The gateway's own hint names calls that this package lacks.
+    if (!this.#key.startsWith('aip_'))
+      failure.hint = 'log in again, and pass the session instead of its access token: the client then renews it'
     return failure
   }
 }
@@ -46,13 +47,13 @@ export class Login {
   #ask
   /** @type {Promise<boolean> | null} */
   #renewing = null
-  /** Why there will be no other token. @type {NotAuthenticated | null} */
+  /** Why the session cannot be renewed. @type {NotAuthenticated | null} */
   #refusal = null
 
   /**
    * @param {Session} session
-   * @param {(sessionToken: string) => Promise<Session>} ask for another one, soon or not at all: a session token is good for one answer, and
-   *   whoever sends it again later than ten seconds after is taken for a thief
+   * @param {(sessionToken: string) => Promise<Session>} ask renews the session, quickly or not at all: a session token works once, and reusing
+   *   it more than ten seconds later counts as theft
    */
   constructor(session, ask) {
     this.#session = session
@@ -97,6 +98,6 @@ export class Login {
 
 /** @param {NotAuthenticated} refusal */
 function ended({ message, status, requestId }) {
-  const hint = 'log in again, and give a client the new session; a program that stays is better off with an API key'
+  const hint = 'log in again and give the client the new session; long-running programs should use an API key'
   return new SessionEnded(message, { code: 'session_ended', hint, status, requestId })
 }

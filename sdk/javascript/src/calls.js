@@ -1,4 +1,4 @@
-// One call of a user: sent, sent again where that helps, within its time, and withdrawn where nobody waits for it any more.
+// Run one call: send it, retry within its time limit, and cancel it if the caller leaves.
 
 import { Deadline, pause } from './deadline.js'
 import { AimeshError, AnswerBroken, ConnectionFailed } from './errors.js'
@@ -6,20 +6,20 @@ import { pauseMs } from './retries.js'
 
 /** @import {Asked, Gateway} from './gateway.js' */
 
-/** Of word that an answer is not wanted any more. Nobody waits for it; without it the gateway ends the answer half a minute later. */
+/** For a cancellation, which runs in the background; without it the gateway ends the answer after 30 s. */
 const WITHDRAW_MS = 5000
 export const INFERENCE_PATH = '/api/inference'
 
 /**
  * @typedef {object} CallSettings
  * @property {AbortSignal | undefined} signal
- * @property {number} timeoutMs of all attempts together
+ * @property {number} timeoutMs for all attempts together
  * @property {number} maxRetries
- * @property {boolean} once it runs a model, and must not run it again when it is sent again
+ * @property {boolean} once it runs a model, so a retry must not run it again
  */
 
 export class Call {
-  /** Of all attempts, so that the gateway runs them once; null for what may be asked twice. */
+  /** Shared by all attempts, so that the gateway runs only one; null for calls that may run twice. */
   #key
   #maxRetries
   #failed = 0
@@ -64,25 +64,25 @@ export class Call {
 
   /**
    * @param {Asked} asked
-   * @returns {Asked} as it goes out
+   * @returns {Asked} as it is sent
    */
   sent(asked) {
     this.deadline.begin()
-    // Or it would be run although nobody waits for it.
+    // Otherwise the gateway would run a canceled request.
     this.signal.throwIfAborted()
     this.#isSent = true
     return this.#key === null ? asked : { ...asked, headers: { ...asked.headers, 'idempotency-key': this.#key } }
   }
 
-  /** What comes is an answer: the failures before it are forgotten. */
+  /** New text starts the count of failures again. */
   progressed() {
     this.#failed = 0
   }
 
   /**
-   * Until it is to be sent again.
+   * Wait until the next attempt.
    * @param {unknown} error
-   * @throws `error`, where it is not
+   * @throws `error` if it is final
    */
   async waitAfter(error) {
     if (!(error instanceof AimeshError)) throw error
@@ -94,9 +94,8 @@ export class Call {
   }
 
   /**
-   * Nobody waits for the answer any more. Under a key the gateway would go on with it, for a caller who has only lost the connection; so it
-   * is told, and the model is free.
-   * @param {unknown} error why there is none; where the gateway said so itself, it knows
+   * Cancel a request that has an idempotency key: the gateway keeps those running after a disconnect.
+   * @param {unknown} error why there is no answer; an error of the gateway needs no cancellation
    */
   leave(error) {
     const isTold = error instanceof AimeshError && !(error instanceof ConnectionFailed || error instanceof AnswerBroken)
@@ -105,13 +104,13 @@ export class Call {
     deadline.begin()
     this.gateway
       .ask({ method: 'DELETE', path: INFERENCE_PATH, headers: { 'idempotency-key': this.#key } }, deadline.signal)
-      // Nobody is there who could do anything about it.
+      // The caller has left.
       .catch(() => undefined)
       .finally(() => deadline.end())
   }
 }
 
-/** @returns {string} 128 bits of chance. `crypto.randomUUID` is not there on pages that come over plain HTTP, as within a house. */
+/** @returns {string} 128 random bits. `crypto.randomUUID` is missing on pages served over plain HTTP. */
 function newKey() {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, '0')).join('')
 }

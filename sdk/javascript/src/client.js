@@ -1,4 +1,4 @@
-// The client: what a program asks of an aimesh.
+// The client of an aimesh platform.
 
 import { AnswerStream } from './answer_stream.js'
 import { readAnswer, readEmbeddings, readModels, readQuota, readUsage } from './answers.js'
@@ -10,11 +10,11 @@ import { addressOf, credentialOf, embeddingBody, ensureOptions, inferenceBody, r
 
 /** @import {Answer, CallOptions, ClientOptions, Embeddings, EmbedRequest, InferenceRequest, Model, Quota, Session, Usage} from '../index.d.ts' */
 
-/** As long as a gateway takes for a request, where nobody told it otherwise. */
+/** The gateway's default limit for a request. */
 const TIMEOUT_MS = 300_000
 const MAX_RETRIES = 2
 
-/** Safe for any number of calls at once. */
+/** Supports any number of concurrent calls. */
 export class AIInferenceClient {
   #gateway
   #login
@@ -24,14 +24,14 @@ export class AIInferenceClient {
   /** @param {ClientOptions} options */
   constructor({ apiKey, session, baseUrl, timeoutMs = TIMEOUT_MS, maxRetries = MAX_RETRIES, fetch = globalThis.fetch }) {
     const address = addressOf(baseUrl)
-    const nobodys = new Gateway(address, NOBODY, fetch)
-    this.#login = session === undefined ? null : new Login(sessionOf(session, apiKey), (spent) => renew(nobodys, spent))
+    const anonymous = new Gateway(address, NOBODY, fetch)
+    this.#login = session === undefined ? null : new Login(sessionOf(session, apiKey), (spent) => renew(anonymous, spent))
     this.#gateway = new Gateway(address, this.#login ?? new Key(credentialOf(apiKey)), fetch)
     this.#timeoutMs = timeoutOf(timeoutMs)
     this.#maxRetries = retriesOf(maxRetries)
   }
 
-  /** @returns {Session | null} the one that was given, or what has become of it: each renewal spends the session token before */
+  /** @returns {Session | null} the current session; each renewal replaces the previous one */
   get session() {
     return this.#login === null ? null : this.#login.session
   }
@@ -46,7 +46,7 @@ export class AIInferenceClient {
   }
 
   /**
-   * Asks when it is read.
+   * The request is sent at the first read.
    * @param {InferenceRequest} request
    * @returns {AnswerStream}
    */
@@ -66,7 +66,7 @@ export class AIInferenceClient {
 
   /**
    * @param {CallOptions} [options]
-   * @returns {Promise<Model[]>} those that the key may use, the default first
+   * @returns {Promise<Model[]>} the models that the key may use, the default first
    */
   async models(options = {}) {
     return readModels(await this.#read('/v1/models', options))

@@ -1,8 +1,8 @@
-// How long a call may take, and the one signal that ends it: its time is over, its caller wants no more, or it has left off reading.
+// The time limit of a call, and the signal that ends it: on timeout, on the caller's abort, or when the caller stops reading.
 
 import { DeadlineExceeded } from './errors.js'
 
-/** Use it in `try` and call `end` in `finally`: from `begin` on a timer runs. */
+/** `begin` starts a timer, so call `end` in `finally`. */
 export class Deadline {
   #control = new AbortController()
   #timeoutMs
@@ -16,8 +16,8 @@ export class Deadline {
 
   /**
    * @param {number} timeoutMs
-   * @param {AbortSignal} [callers] what the caller ends the call by
-   * @param {(timeoutMs: number) => unknown} [late] the reason that the signal has when the time is over
+   * @param {AbortSignal} [callers] the caller's signal
+   * @param {(timeoutMs: number) => unknown} [late] returns the signal's reason on timeout
    */
   constructor(timeoutMs, callers, late = exceeded) {
     this.#timeoutMs = timeoutMs
@@ -25,17 +25,17 @@ export class Deadline {
     this.#late = late
   }
 
-  /** @returns {AbortSignal} aborted when the call is over; its reason is what the caller is told */
+  /** @returns {AbortSignal} aborted when the call ends early, with the error for the caller */
   get signal() {
     return this.#control.signal
   }
 
-  /** @returns {number} once it has begun */
+  /** @returns {number} the time left */
   get remainingMs() {
     return this.#endsAt === null ? this.#timeoutMs : this.#endsAt - performance.now()
   }
 
-  /** The time runs from here on. Safe to call twice. */
+  /** Start the time limit. Safe to call twice. */
   begin() {
     if (this.#endsAt !== null) return
     this.renew(this.#timeoutMs)
@@ -43,14 +43,14 @@ export class Deadline {
     else this.#callers?.addEventListener('abort', this.#follow)
   }
 
-  /** @param {number} timeoutMs from now on */
+  /** @param {number} timeoutMs from now */
   renew(timeoutMs) {
     this.hold()
     this.#endsAt = performance.now() + timeoutMs
     this.#timer = setTimeout(() => this.stop(this.#late(timeoutMs)), timeoutMs)
   }
 
-  /** Until it is renewed no time runs; the caller may still end it. */
+  /** Stop the timer until it is renewed; the caller can still abort. */
   hold() {
     clearTimeout(this.#timer)
   }
@@ -61,7 +61,7 @@ export class Deadline {
     this.#control.abort(reason)
   }
 
-  /** Nothing ends the call any more. Safe to call twice. */
+  /** Stop the timer and ignore the caller's signal. Safe to call twice. */
   end() {
     this.hold()
     this.#callers?.removeEventListener('abort', this.#follow)
@@ -74,7 +74,7 @@ export class Deadline {
  * @template T
  * @param {AbortSignal} signal
  * @param {Promise<T>} promise
- * @returns {Promise<T>} what the promise comes to; the signal's reason as soon as it is aborted, also where the promise takes no signal
+ * @returns {Promise<T>} the promise's result, or rejects with the signal's reason as soon as it is aborted
  */
 export async function until(signal, promise) {
   /** @type {() => void} */
@@ -94,7 +94,7 @@ export async function until(signal, promise) {
 /**
  * @param {number} milliseconds
  * @param {AbortSignal} signal
- * @returns {Promise<void>} throws the signal's reason when it is aborted before
+ * @returns {Promise<void>} rejects with the signal's reason if it is aborted first
  */
 export async function pause(milliseconds, signal) {
   /** @type {ReturnType<typeof setTimeout> | undefined} */
@@ -116,8 +116,8 @@ export async function pause(milliseconds, signal) {
  * @returns {DeadlineExceeded}
  */
 function exceeded(timeoutMs) {
-  return new DeadlineExceeded(`there was no whole answer after ${timeoutMs} ms`, {
+  return new DeadlineExceeded(`there was no complete answer after ${timeoutMs} ms`, {
     code: 'deadline_exceeded',
-    hint: 'ask for fewer tokens, or give more time with timeoutMs',
+    hint: 'ask for fewer tokens, or increase timeoutMs',
   })
 }

@@ -1,8 +1,8 @@
-// What can go wrong, by the stable codes of the gateway: one class for each thing that a caller may want to tell apart. Pure.
+// The errors of this package, by the stable codes of the gateway. Pure.
 
 /** @import {ErrorFacts} from '../index.d.ts' */
 
-/** The root of the tree. Match on the class or on `code`, which is for ever; `message` and `hint` are for people and may change. */
+/** The base class. Match on the class or on `code`, which never changes; `message` and `hint` are for people and may change. */
 export class AimeshError extends Error {
   /**
    * @param {string} message
@@ -14,76 +14,76 @@ export class AimeshError extends Error {
     this.code = facts.code ?? 'internal'
     /** What to do next; may be empty. */
     this.hint = facts.hint ?? ''
-    /** Of HTTP; null where there was no answer, or one that broke off. */
+    /** The HTTP status; null without a complete response. */
     this.status = facts.status ?? null
     this.requestId = facts.requestId ?? null
-    /** The field that is wrong, where one is. */
+    /** The wrong field, if there is one. */
     this.param = facts.param ?? null
-    /** When to come back, where the gateway said so. */
+    /** When to retry, if the gateway said so. */
     this.retryAfterMs = facts.retryAfterMs ?? null
-    /** Whether sending the same again can help. */
+    /** Whether a retry can help. */
     this.retryable = facts.retryable ?? false
   }
 }
 
-/** The request cannot succeed as it is; `param` and the message name the field. */
+/** The request is invalid; `param` and the message name the field. */
 export class BadRequest extends AimeshError {}
 
-/** The body or the prompt is larger than is taken. */
+/** The body or the prompt is too large. */
 export class TooLarge extends BadRequest {}
 
-/** No credential, or one that is unknown, expired or revoked. */
+/** The credential is missing, unknown, expired or revoked. */
 export class NotAuthenticated extends AimeshError {}
 
-/** The session of this client gives no access token any more; log in again. */
+/** The session is over; log in again. */
 export class SessionEnded extends NotAuthenticated {}
 
-/** Money, not rate: waiting does not help. */
+/** Out of credits; waiting does not help. */
 export class BudgetExhausted extends AimeshError {}
 
-/** Known, but may not do this. */
+/** The caller is known, but not allowed to do this. */
 export class NotAllowed extends AimeshError {}
 
-/** There is no such thing, or it is not the caller's to see. */
+/** It doesn't exist, or the caller may not see it. */
 export class NotFound extends AimeshError {}
 
-/** Nobody serves this model; the message lists those that are served. */
+/** No worker serves this model; the message lists the models that are served. */
 export class UnknownModel extends NotFound {}
 
-/** It contradicts what is there already. */
+/** It conflicts with existing data. */
 export class Conflict extends AimeshError {}
 
 /** The idempotency key was used for another request. */
 export class IdempotencyConflict extends Conflict {}
 
-/** The same request under the same idempotency key still runs. */
+/** The same request under the same idempotency key is still running. */
 export class InProgress extends Conflict {}
 
-/** The answer was given and is no longer here to be read again. */
+/** The answer is no longer stored. */
 export class AnswerGone extends AimeshError {}
 
-/** A rate limit; `retryAfterMs` says when there is room again. */
+/** A rate limit; retry after `retryAfterMs`. */
 export class RateLimited extends AimeshError {}
 
-/** The request was withdrawn. */
+/** The request was canceled. */
 export class Cancelled extends AimeshError {}
 
-/** A part of the platform does not answer; the same request may succeed later. */
+/** A part of the platform does not respond; a retry may succeed. */
 export class Unavailable extends AimeshError {}
 
-/** Everything that could answer is full. */
+/** The platform is at capacity. */
 export class Overloaded extends Unavailable {}
 
-/** There was no answer in time: the caller's `timeoutMs`, or the gateway's own limit. */
+/** No answer within the caller's `timeoutMs`, or within the gateway's limit. */
 export class DeadlineExceeded extends AimeshError {}
 
-/** A bug of the platform; its log has the reason under `requestId`. */
+/** A bug in the platform; its log has details under `requestId`. */
 export class Internal extends AimeshError {}
 
-/** The gateway was not reached, or the connection to it was lost. */
+/** The gateway was not reachable, or the connection was lost. */
 export class ConnectionFailed extends AimeshError {}
 
-/** What came is no answer of an aimesh gateway, or not all of one. */
+/** The response was invalid or incomplete. */
 export class AnswerBroken extends AimeshError {}
 
 /** @type {Record<string, [typeof AimeshError, boolean]>} */
@@ -129,11 +129,11 @@ const ROWS = {
   deadline_exceeded: [DeadlineExceeded, true],
 }
 
-/** code -> its class, and whether sending the same again can help. A map: a code of the wire may be the name of what every object has. */
+/** code -> its class, and whether a retry can help. A Map, because a code could be the name of an object's own property. */
 export const KINDS = new Map(Object.entries(ROWS))
 
 /**
- * status -> what an error of it is whose code this version does not know, as a proxy's is: with the class the code that fits.
+ * status -> the closest code, for errors with an unknown code and errors of proxies.
  * @type {Record<number, string>}
  */
 const BY_STATUS = {
@@ -160,9 +160,9 @@ function closest(status) {
 }
 
 /**
- * The error that an answer tells of: of the gateway by its error object, of anything before it by its status.
- * @param {number | null} status null for an error that is an event of a stream
- * @param {unknown} body what the body is as JSON
+ * Return the error of a response: by the gateway's error object, or by the status if a proxy answered.
+ * @param {number | null} status null for an error in a stream
+ * @param {unknown} body the parsed body
  * @param {(name: string) => string | null} header
  * @returns {AimeshError}
  */
@@ -183,7 +183,7 @@ export function fromAnswer(status, body, header = () => null) {
 }
 
 /**
- * A date is passed over: our gateway sends none, and clocks differ.
+ * Dates are ignored: our gateway sends none, and clocks differ.
  * @param {(name: string) => string | null} header
  * @returns {number | null}
  */

@@ -1,10 +1,10 @@
-// Server-sent events out of bytes, however these were split. Pure. As the HTML standard's "event stream interpretation", with bounds.
+// Parse server-sent events from bytes in any pieces, as in the HTML standard, "event stream interpretation", with limits. Pure.
 
 import { broken } from './answers.js'
 
 /**
- * Of one event, its line breaks included. The gateway's are some hundred bytes; a cached answer may come in one, and has 1 MiB at most,
- * of which JSON makes no more than six times as much.
+ * Includes line breaks. Most events have some hundred bytes; a cached answer arrives in one event, with up to 1 MiB of text, which JSON
+ * makes at most six times as long.
  */
 export const MAX_EVENT_BYTES = 8 * 1024 * 1024
 
@@ -15,11 +15,11 @@ const BOM = '\uFEFF'
 /**
  * @typedef {object} ServerEvent
  * @property {string} data
- * @property {string | null} id its own, and not that of an event before it, as a browser would have it
+ * @property {string | null} id the event's own id; browsers would repeat that of an earlier event
  */
 
 export class EventStreamParser {
-  /** What is here of the line that has not ended. @type {Uint8Array[]} */
+  /** The parts of the unfinished line. @type {Uint8Array[]} */
   #parts = []
   #eventBytes = 0
   #afterReturn = false
@@ -28,13 +28,13 @@ export class EventStreamParser {
   #data = []
   /** @type {string | null} */
   #id = null
-  // Not one that passes over what is no UTF-8: a text with holes would be taken for the answer.
+  // `fatal`, because a text with replaced characters would pass for the answer.
   #decoder = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
 
   /**
    * @param {Uint8Array} bytes
-   * @returns {Generator<ServerEvent, void, void>} those that are whole now; all of them are to be taken
-   * @throws AnswerBroken, for what is no UTF-8, or longer than an event may be; nothing can be fed after it
+   * @returns {Generator<ServerEvent, void, void>} the events that are complete now; read all of them
+   * @throws AnswerBroken for invalid UTF-8 and events that are too long; the parser is then unusable
    */
   *feed(bytes) {
     let begin = 0
@@ -58,7 +58,7 @@ export class EventStreamParser {
     if (part.length === 0) return
     this.#eventBytes += part.length
     if (this.#eventBytes > MAX_EVENT_BYTES) throw broken('an event of the stream has no end')
-    // A copy: the chunk that it is a part of is not kept for it.
+    // Copy, because the caller may reuse the chunk.
     this.#parts.push(part.slice())
   }
 

@@ -1,5 +1,4 @@
-// One exchange with the gateway over HTTP: the request, and its answer whole or byte by byte, within bounds. Every failure is an AimeshError,
-// or the reason of the signal.
+// Exchange HTTP requests and responses with the gateway, with limits. Every failure is an AimeshError or the signal's reason.
 
 import { broken, readJson } from './answers.js'
 import { until } from './deadline.js'
@@ -8,9 +7,9 @@ import { joined } from './event_stream.js'
 
 /** @import {Bearer} from './bearers.js' */
 
-/** Of an answer that is read whole. The largest that there is, of embeddings, has some 10 MB. */
+/** For an answer that is read whole. The largest ones, embeddings, have about 10 MB. */
 const MAX_ANSWER_BYTES = 64 * 1024 * 1024
-/** Of an error, whoever sends it. */
+/** For an error response. */
 const MAX_ERROR_BYTES = 64 * 1024
 
 /**
@@ -50,7 +49,7 @@ export class Gateway {
   /**
    * @param {Asked} asked
    * @param {AbortSignal} signal
-   * @returns {Promise<Response>} one whose status is good; its body is to be read with `read`
+   * @returns {Promise<Response>} a successful response; read its body with `read`
    */
   async open(asked, signal) {
     const token = this.#bearer.token()
@@ -58,7 +57,7 @@ export class Gateway {
     if (response.ok) return response
     const failure = await this.#failure(response, signal)
     if (!(failure instanceof NotAuthenticated)) throw failure
-    // What was not let in has done nothing, so that it may be sent again whatever it is.
+    // A rejected request was not run, so any request may be sent again.
     if (!(await until(signal, this.#bearer.renew(token)))) throw this.#bearer.explain(failure)
     const again = await this.#send(asked, this.#bearer.token(), signal)
     if (again.ok) return again
@@ -81,10 +80,10 @@ export class Gateway {
         body,
         headers: all,
         signal,
-        // Whose request it is says the key, and not a browser's cookies.
+        // The key identifies the caller, not a browser's cookies.
         credentials: 'omit',
         cache: 'no-store',
-        // A POST that is redirected may arrive as a GET, and its prompt at somebody else's.
+        // A redirected POST can become a GET, and its prompt can reach another server.
         redirect: 'manual',
       }),
     )
@@ -93,7 +92,7 @@ export class Gateway {
   /**
    * @param {Response} response
    * @param {AbortSignal} signal
-   * @returns {AsyncGenerator<Uint8Array, void, void>} its bytes as they come
+   * @returns {AsyncGenerator<Uint8Array, void, void>} its bytes as they arrive
    */
   async *read(response, signal) {
     if (response.body === null) return
@@ -105,7 +104,7 @@ export class Gateway {
         yield value
       }
     } finally {
-      // Ends the connection where it was left in the middle, which is how the gateway learns that nobody reads.
+      // Close an unfinished connection, so that the gateway notices.
       reader.cancel().catch(() => undefined)
     }
   }
@@ -128,7 +127,7 @@ export class Gateway {
     try {
       return new TextDecoder('utf-8', { fatal: true }).decode(joined(parts))
     } catch (error) {
-      throw broken('what came is not UTF-8', error)
+      throw broken('the response is not UTF-8', error)
     }
   }
 
@@ -139,7 +138,7 @@ export class Gateway {
   async #failure(response, signal) {
     const header = (/** @type {string} */ name) => response.headers.get(name)
     if (response.type === 'opaqueredirect' || (response.status >= 300 && response.status < 400)) {
-      const hint = 'give the address that it redirects to as baseUrl'
+      const hint = 'use the address that it redirects to as baseUrl'
       return new AnswerBroken(`${this.#baseUrl} redirects to ${header('location') ?? 'another address'}`, { code: 'answer_broken', hint })
     }
     /** @type {unknown} */
@@ -147,7 +146,7 @@ export class Gateway {
     try {
       body = readJson(await this.#text(response, MAX_ERROR_BYTES, signal))
     } catch (error) {
-      // Of a proxy, or cut short: its status says enough.
+      // From a proxy, or incomplete: the status is enough.
       if (!(error instanceof AnswerBroken || error instanceof ConnectionFailed)) throw error
     }
     return fromAnswer(response.status, body, header)
@@ -172,7 +171,7 @@ export class Gateway {
 
 /**
  * @param {string} where
- * @param {unknown} error what `fetch` or the reading of a body threw
+ * @param {unknown} error thrown by `fetch` or while reading the body
  * @returns {ConnectionFailed}
  */
 export function lost(where, error) {
@@ -180,7 +179,7 @@ export function lost(where, error) {
   const why = cause instanceof Error ? ('code' in cause && cause.code ? String(cause.code) : cause.message) : String(cause)
   return new ConnectionFailed(`the connection to ${where} failed: ${why}`, {
     code: 'connection_failed',
-    hint: 'check that baseUrl is right and the gateway runs; in a browser, that the page has the same origin',
+    hint: 'check that baseUrl is right and the gateway is running; in a browser, check that the page has the same origin',
     cause: error,
     retryable: true,
   })

@@ -1,4 +1,4 @@
-// All that a program may use; the rest of this folder may change.
+// The public API; the other files of this folder may change.
 
 export { AnswerStream } from './answer_stream.js'
 export { AIInferenceClient } from './client.js'

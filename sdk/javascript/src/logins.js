@@ -1,4 +1,4 @@
-// Logging in, and going on with a login: what is asked without a credential.
+// Log in, and renew a login session. These calls need no credential.
 
 import { field, object } from './answers.js'
 import { NOBODY } from './bearers.js'
@@ -9,25 +9,25 @@ import { addressOf, loginBody, timeoutOf } from './requests.js'
 /** @import {LoginOptions, Session} from '../index.d.ts' */
 
 const LOGIN_MS = 30_000
-/** All tries of one renewal: a spent token that comes again is given the same answer for ten seconds. */
+/** For all attempts of one renewal: the gateway repeats its answer to a spent token for ten seconds. */
 const RENEWAL_MS = 8000
 const RENEWAL_RETRIES = 2
 
 /**
  * Needs no key.
  * @param {LoginOptions} options
- * @returns {Promise<Session>} for a client, in place of a key
+ * @returns {Promise<Session>} for a client, instead of a key
  */
 export async function login({ baseUrl, signal, timeoutMs = LOGIN_MS, fetch = globalThis.fetch, ...who }) {
   const gateway = new Gateway(addressOf(baseUrl), NOBODY, fetch)
-  // Not sent again: a wrong password would count twice.
+  // No retries: a wrong password would count twice.
   const call = new Call(gateway, { signal, timeoutMs: timeoutOf(timeoutMs), maxRetries: 0, once: false })
   return readSession(await call.ask({ method: 'POST', path: '/api/auth/login', body: loginBody(who) }))
 }
 
 /**
- * @param {Gateway} gateway of nobody
- * @param {string} sessionToken spent by it
+ * @param {Gateway} gateway without a credential
+ * @param {string} sessionToken spent by the renewal
  * @returns {Promise<Session>}
  */
 export async function renew(gateway, sessionToken) {

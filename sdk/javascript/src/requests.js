@@ -1,4 +1,4 @@
-// What a caller says, as what is sent. Pure. Whether the values are any good says the gateway, which names the field.
+// Convert a caller's options to request bodies. Pure. The gateway validates the values and names the field.
 
 /** @import {CallOptions, EmbedRequest, InferenceRequest, Session} from '../index.d.ts' */
 
@@ -6,16 +6,16 @@ const OF_A_CALL = ['signal', 'timeoutMs']
 const OF_INFERENCE = ['prompt', 'messages', 'system', 'model', 'maxTokens', 'temperature', 'topP', 'topK', 'stop', 'seed']
 const OF_LOGIN = ['username', 'email', 'password', 'code']
 const OF_EMBEDDING = ['input', 'model', 'dimensions']
-/** The gateway's bound. A body that large could be sent and would be refused; this says so before. */
+/** The gateway's limit. */
 export const MAX_BODY_BYTES = 1024 * 1024
-/** What a timer can wait; beyond it a timer of JavaScript fires at once. */
+/** The longest delay of a timer; beyond it JavaScript's timers fire immediately. */
 const LONGEST_TIMEOUT_MS = 2 ** 31 - 1
 
 /**
  * @param {InferenceRequest} request
  * @param {boolean} stream
  * @returns {string}
- * @throws {TypeError} for an option that there is not
+ * @throws {TypeError} for an unknown option
  */
 export function inferenceBody(request, stream) {
   const body = chosen(request, OF_INFERENCE)
@@ -25,7 +25,7 @@ export function inferenceBody(request, stream) {
 /**
  * @param {EmbedRequest} request
  * @returns {string}
- * @throws {TypeError} for an option that there is not
+ * @throws {TypeError} for an unknown option
  */
 export function embeddingBody(request) {
   return JSON.stringify({ ...chosen(request, OF_EMBEDDING), encoding_format: 'float' })
@@ -33,7 +33,7 @@ export function embeddingBody(request) {
 
 /**
  * @param {CallOptions} options
- * @throws {TypeError} for an option that there is not
+ * @throws {TypeError} for an unknown option
  */
 export function ensureOptions(options) {
   chosen(options, [])
@@ -54,7 +54,7 @@ export function timeoutOf(timeoutMs) {
  */
 export function retriesOf(maxRetries) {
   if (Number.isInteger(maxRetries) && Number(maxRetries) >= 0) return Number(maxRetries)
-  throw new TypeError(`maxRetries must be a whole number from 0 on, not ${String(maxRetries)}`)
+  throw new TypeError(`maxRetries must be a whole number, 0 or more, not ${String(maxRetries)}`)
 }
 
 /**
@@ -63,7 +63,7 @@ export function retriesOf(maxRetries) {
  */
 export function credentialOf(apiKey) {
   if (typeof apiKey === 'string' && /^[!-~]+$/.test(apiKey)) return apiKey
-  // Without what it is: an error may be logged.
+  // Without the key itself: errors are logged.
   throw new TypeError('apiKey must be an API key or an access token, without spaces; `aicli keys create NAME` makes a key')
 }
 
@@ -73,10 +73,10 @@ export function credentialOf(apiKey) {
  * @returns {Session}
  */
 export function sessionOf(session, apiKey) {
-  if (apiKey !== undefined) throw new TypeError('a client has an apiKey or a session, not both')
+  if (apiKey !== undefined) throw new TypeError('give apiKey or session, not both')
   const { accessToken, sessionToken } = /** @type {Record<string, unknown>} */ (session ?? {})
   for (const token of [accessToken, sessionToken]) {
-    if (typeof token !== 'string' || !/^[!-~]+$/.test(token)) throw new TypeError('session must be what `login` answers')
+    if (typeof token !== 'string' || !/^[!-~]+$/.test(token)) throw new TypeError('session must be the result of `login`')
   }
   return Object.freeze({ accessToken: String(accessToken), sessionToken: String(sessionToken) })
 }
@@ -84,7 +84,7 @@ export function sessionOf(session, apiKey) {
 /**
  * @param {object} who
  * @returns {string}
- * @throws {TypeError} for an option that there is not
+ * @throws {TypeError} for an unknown option
  */
 export function loginBody(who) {
   return JSON.stringify(chosen(who, OF_LOGIN))
@@ -92,32 +92,32 @@ export function loginBody(who) {
 
 /**
  * @param {unknown} baseUrl
- * @returns {string} without a slash at its end
+ * @returns {string} without a trailing slash
  */
 export function addressOf(baseUrl) {
   let url
   try {
     url = new URL(String(baseUrl))
   } catch {
-    throw new TypeError(`baseUrl must be an address as https://ai.example.org, not ${String(baseUrl)}`)
+    throw new TypeError(`baseUrl must be a URL such as https://ai.example.org, not ${String(baseUrl)}`)
   }
   if (!['http:', 'https:'].includes(url.protocol)) throw new TypeError(`baseUrl must begin with https:// or http://, not ${url.protocol}`)
   if (url.username || url.password || url.search || url.hash) {
-    throw new TypeError('baseUrl must have no user, query or fragment; the key goes into apiKey')
+    throw new TypeError('baseUrl must have no user, query or fragment; pass the key as apiKey')
   }
   return url.href.replace(/\/+$/, '')
 }
 
 /**
  * @param {object} said
- * @param {string[]} names those that are sent
+ * @param {string[]} names the options to send
  * @returns {Record<string, unknown>}
  */
 function chosen(said, names) {
-  if (typeof said !== 'object' || said === null) throw new TypeError('a request is an object, as { prompt, model, maxTokens }')
-  const stranger = Object.keys(said).find((name) => !names.includes(name) && !OF_A_CALL.includes(name))
-  if (stranger !== undefined) {
-    throw new TypeError(`there is no option ${JSON.stringify(stranger)}; there are ${[...names, ...OF_A_CALL].join(', ')}`)
+  if (typeof said !== 'object' || said === null) throw new TypeError('a request is an object such as { prompt, model, maxTokens }')
+  const unknown = Object.keys(said).find((name) => !names.includes(name) && !OF_A_CALL.includes(name))
+  if (unknown !== undefined) {
+    throw new TypeError(`unknown option ${JSON.stringify(unknown)}; use ${[...names, ...OF_A_CALL].join(', ')}`)
   }
   return Object.fromEntries(Object.entries(said).filter(([name]) => names.includes(name)))
 }

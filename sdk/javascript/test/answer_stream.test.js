@@ -340,5 +340,5 @@ test('an end that says that it is one before the answer did is none', async (con
 
 test('an answer that is no stream is refused', async (context) => {
   const { client } = await scripted(context, json({ ...ANSWER, response: TEXT }))
-  await assert.rejects(client.stream(ASKED).finish(), /application\/json came/)
+  await assert.rejects(client.stream(ASKED).finish(), /is application\/json, not a stream/)
 })

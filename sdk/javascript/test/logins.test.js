@@ -164,7 +164,7 @@ test('who leaves while the token is renewed takes it from nobody', async (contex
 
 test('an access token without its session is told of it, and a key is not', async (context) => {
   const { baseUrl } = await scripted(context, failure(401, 'not_authenticated'))
-  await assert.rejects(new AIInferenceClient({ apiKey: 'eyJ.a.b', baseUrl }).models(), ({ hint }) => /given the session/.test(hint))
+  await assert.rejects(new AIInferenceClient({ apiKey: 'eyJ.a.b', baseUrl }).models(), ({ hint }) => /pass the session/.test(hint))
   await assert.rejects(new AIInferenceClient({ apiKey: KEY, baseUrl }).models(), ({ hint }) => hint === 'do better')
 })
 

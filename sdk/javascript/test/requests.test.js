@@ -15,10 +15,10 @@ test('what is asked for is sent, and what is left out is not', () => {
 })
 
 test('an option that there is not is refused with those that there are', () => {
-  assert.throws(() => inferenceBody({ prompt: 'hi', max_tokens: 5 }, false), /no option "max_tokens"; there are prompt, .*maxTokens/)
+  assert.throws(() => inferenceBody({ prompt: 'hi', max_tokens: 5 }, false), /unknown option "max_tokens"; use prompt, .*maxTokens/)
   assert.throws(() => inferenceBody({ prompt: 'hi', stream: true }, false), TypeError)
-  assert.throws(() => embeddingBody({ prompt: 'hi' }), /no option "prompt"; there are input/)
-  assert.throws(() => ensureOptions({ model: 'x' }), /no option "model"; there are signal, timeoutMs/)
+  assert.throws(() => embeddingBody({ prompt: 'hi' }), /unknown option "prompt"; use input/)
+  assert.throws(() => ensureOptions({ model: 'x' }), /unknown option "model"; use signal, timeoutMs/)
   for (const said of ['hi', null, undefined]) assert.throws(() => inferenceBody(said, false), /a request is an object/)
 })
 

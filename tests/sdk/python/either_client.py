@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import aimesh
 import pytest
-from aimesh.tries import RetryRules
+from aimesh.retry_policy import RetryRules
 
 from tests.sdk.python import scripted_server
 from tests.sdk.python.scripted_server import Reply, Server
@@ -29,24 +29,24 @@ class Asker(Protocol):
 
     async def inference(self, prompt: str, **more: Any) -> aimesh.Answer: ...
 
-    async def read(self, prompt: str, *, most: int | None = None, dawdle: int = 0, **more: Any) -> Got: ...
+    async def read(self, prompt: str, *, most: int | None = None, dawdle: int = 0, seen: list[str] | None = None, **more: Any) -> Got:
+        """Collect the pieces, in `seen` too if it is passed."""
 
     async def do(self, name: str, *arguments: Any) -> Any: ...
 
 
 class WithThreads:
     def __init__(self, client: aimesh.Client) -> None:
-        client._around = replace(client._around, patience=QUICK)
+        client._context = replace(client._context, retry_rules=QUICK)
         self._client = client
 
     async def inference(self, prompt: str, **more: Any) -> aimesh.Answer:
         return await asyncio.to_thread(self._client.inference, prompt, **more)
 
-    async def read(self, prompt: str, *, most: int | None = None, dawdle: int = 0, **more: Any) -> Got:
-        return await asyncio.to_thread(self._read, prompt, most, dawdle, **more)
+    async def read(self, prompt: str, *, most: int | None = None, dawdle: int = 0, seen: list[str] | None = None, **more: Any) -> Got:
+        return await asyncio.to_thread(self._read, prompt, most, dawdle, [] if seen is None else seen, **more)
 
-    def _read(self, prompt: str, most: int | None, dawdle: int, **more: Any) -> Got:
-        texts = []
+    def _read(self, prompt: str, most: int | None, dawdle: int, texts: list[str], **more: Any) -> Got:
         with self._client.stream(prompt, **more) as stream:
             for piece in stream:
                 texts.append(piece)
@@ -63,14 +63,14 @@ class WithThreads:
 
 class WithAsyncio:
     def __init__(self, client: aimesh.AsyncClient) -> None:
-        client._around = replace(client._around, patience=QUICK)
+        client._context = replace(client._context, retry_rules=QUICK)
         self._client = client
 
     async def inference(self, prompt: str, **more: Any) -> aimesh.Answer:
         return await self._client.inference(prompt, **more)
 
-    async def read(self, prompt: str, *, most: int | None = None, dawdle: int = 0, **more: Any) -> Got:
-        texts = []
+    async def read(self, prompt: str, *, most: int | None = None, dawdle: int = 0, seen: list[str] | None = None, **more: Any) -> Got:
+        texts = [] if seen is None else seen
         async with self._client.stream(prompt, **more) as stream:
             async for piece in stream:
                 texts.append(piece)

@@ -6,13 +6,12 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from aimesh import calls, conversations
-from aimesh.actions import Action, AnswerHead, OpenRequest, PauseAction, Read, Renew, Say, WireLost
+from aimesh.actions import Action, AnswerHead, EmitText, OpenRequest, PauseAction, Read, Renew, WireLost
 from aimesh.answers import Answer
-from aimesh.conversations import CallTerms, Conversation, ProcessContext
+from aimesh.conversations import CallTerms, ClientContext, Conversation
 from aimesh.errors import AimeshError
 from aimesh.logins import SessionLogin
-from aimesh.settings import ClientOptions
-from aimesh.tries import RetryRules
+from aimesh.retry_policy import RetryRules
 
 from tests.sdk.python.scripted_server import ANSWER
 
@@ -65,10 +64,14 @@ class Stage:
         self.now = 1000.0
         self.played = Played()
         self._made = 0
-        settings = ClientOptions("http://mesh", api_key)
-        patience = RetryRules(max_retries=2, first_pause_seconds=1.0)
-        self.around = ProcessContext(
-            settings=settings, patience=patience, clock=lambda: self.now, draw=lambda: 1.0, make_key=self._key, login=login
+        self.context = ClientContext(
+            base_url="http://mesh",
+            api_key=api_key,
+            retry_rules=RetryRules(max_retries=2, first_pause_seconds=1.0),
+            clock=lambda: self.now,
+            draw=lambda: 1.0,
+            make_key=self._key,
+            login=login,
         )
 
     def run(self, conversation: Conversation[T]) -> T:
@@ -93,20 +96,20 @@ class Stage:
                     action = conversation.reply(None)
                 case Renew(spent):
                     action = self._renew(conversation, spent)
-                case Say(said):
+                case EmitText(said):
                     self.played.said.append(said)
                     action = conversation.reply(None)
         return conversation.result
 
     def ask(self, terms: CallTerms = TERMS) -> Answer:
-        return self.run(conversations.whole(CALL, self.around, terms))
+        return self.run(conversations.whole(CALL, self.context, terms))
 
     def stream(self, terms: CallTerms = TERMS) -> Answer:
-        return self.run(conversations.streamed(STREAM, self.around, terms))
+        return self.run(conversations.streamed(STREAM, self.context, terms))
 
     def _renew(self, conversation: Conversation[T], spent: str) -> Action | None:
         self.played.spent.append(spent)
-        login = self.around.login
+        login = self.context.login
         assert login is not None
         try:
             if login.is_spent(spent):

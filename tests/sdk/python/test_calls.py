@@ -41,7 +41,7 @@ def test_a_prompt_with_every_option() -> None:
         prompt="grüße 🐘", model=ModelName("m"), system="s", max_tokens=1, temperature=0.5, top_p=0.9, top_k=0, stop=("a", "b"), seed=7,
         stream=True,
     )  # fmt: skip
-    assert (call.verb, call.path, call.under_a_key) == ("POST", "/api/inference", True)
+    assert (call.verb, call.path, call.has_idempotency_key) == ("POST", "/api/inference", True)
 
 
 def test_what_is_left_out_or_none_is_not_sent() -> None:
@@ -131,7 +131,7 @@ def test_vectors_whatever_their_order() -> None:
     for one in (made, turned):
         found = calls.embed(["a", "b"], None, None).read(read(one))
         assert (found.vectors, found.model, found.prompt_tokens) == (tuple(rows), "m", result.prompt_tokens)
-    with pytest.raises(ProtocolError, match="3 texts were sent, and there are vectors of 2"):
+    with pytest.raises(ProtocolError, match="3 texts were sent, but the answer has vectors for 2"):
         calls.embed(["a", "b", "c"], None, None).read(read(made))
 
 

@@ -260,7 +260,7 @@ def test_a_closed_stream_is_over_and_may_be_closed_again() -> None:
         stream.close()
         stream.close()
         assert list(stream) == []
-        with pytest.raises(RuntimeError, match="not over"):
+        with pytest.raises(RuntimeError, match="not complete yet"):
             _ = stream.answer
         assert client.stream("never read").close() is None  # type: ignore[func-returns-value]
         assert [one.verb for one in server.asked] == ["POST", "DELETE"]

@@ -6,7 +6,7 @@ from dataclasses import replace
 import aimesh
 import pytest
 from aimesh import calls, conversations
-from aimesh.actions import AnswerHead, OpenRequest, Read, Say, WireLost
+from aimesh.actions import AnswerHead, EmitText, OpenRequest, Read, WireLost
 from aimesh.answers import Answer
 from aimesh.conversations import CallTerms, Conversation
 
@@ -83,7 +83,7 @@ def test_nothing_is_asked_when_the_time_is_over() -> None:
 def test_what_is_not_repeatable_is_asked_once_where_it_may_have_arrived() -> None:
     stage = Stage(Try(lost=WireLost("refused", may_have_arrived=False)), Try(lost=LOST))
     with pytest.raises(aimesh.ConnectionFailed, match="reset"):
-        stage.run(conversations.whole(calls.register("a", "b", "c"), stage.around, TERMS))
+        stage.run(conversations.whole(calls.register("a", "b", "c"), stage.context, TERMS))
     assert stage.played.keys == [None, None]
 
 
@@ -92,7 +92,7 @@ def test_without_a_key_nothing_is_sent_that_needs_one() -> None:
     with pytest.raises(aimesh.NotAuthenticated, match="AIMESH_API_KEY"):
         stage.ask()
     stage = Stage(Try(201, [json.dumps({"id": "1", "username": "a", "email": "b", "role": "user", "tier": "free"}).encode()]), api_key=None)
-    assert stage.run(conversations.whole(calls.register("a", "b", "c"), stage.around, TERMS)).username == "a"
+    assert stage.run(conversations.whole(calls.register("a", "b", "c"), stage.context, TERMS)).username == "a"
     assert "authorization" not in stage.played.opened[0].headers
 
 
@@ -192,12 +192,12 @@ def test_what_the_gateway_says_of_the_end_is_raised_as_it_is() -> None:
 )
 def test_a_rest_that_cannot_be_had(later: list[Try]) -> None:
     stage = Stage(Try(pieces=[text(1, "some"), LOST]), *later)
-    conversation = conversations.streamed(STREAM, stage.around, TERMS)
+    conversation = conversations.streamed(STREAM, stage.context, TERMS)
     with pytest.raises(aimesh.AnswerBroken, match="the answer broke off") as failed:
         stage.run(conversation)
     assert isinstance(failed.value.__cause__, aimesh.AimeshError)
     assert conversation.text == "some"
-    with pytest.raises(RuntimeError, match="not over"):
+    with pytest.raises(RuntimeError, match="not complete yet"):
         _ = conversation.result
 
 
@@ -226,7 +226,7 @@ def test_events_of_a_newer_gateway_are_passed_over() -> None:
         pytest.param(Try(headers={}), "of no type", id="nothing"),
         pytest.param(Try(pieces=[b"data: {\n\n"]), "an event is not JSON", id="no JSON"),
         pytest.param(Try(pieces=[b"data: \xff\n\n"]), "an event is not JSON", id="no UTF-8"),
-        pytest.param(Try(pieces=[event({"text": 7})]), "an event.text must be a text", id="a text that is none"),
+        pytest.param(Try(pieces=[event({"text": 7})]), "an event.text must be a string", id="a text that is none"),
         pytest.param(Try(pieces=[event([1])]), "must be a JSON object", id="a list"),
         pytest.param(Try(pieces=[event({"finish_reason": "stop"})]), "is missing", id="half of an answer"),
         pytest.param(Try(pieces=[event({"error": "text"})]), "an event.error must be an object", id="an error that is none"),
@@ -245,7 +245,7 @@ def test_no_stream_of_aimesh(reply: Try, why: str) -> None:
 
 
 def begun(stage: Stage, terms: CallTerms = TERMS) -> Conversation[Answer]:
-    conversation = conversations.streamed(STREAM, stage.around, terms)
+    conversation = conversations.streamed(STREAM, stage.context, terms)
     opening = conversation.reply(None)
     assert isinstance(opening, OpenRequest)
     return conversation
@@ -255,29 +255,29 @@ def test_leaving_early_says_so_once_under_the_same_key() -> None:
     stage = Stage()
     conversation = begun(stage)
     assert isinstance(conversation.reply(AnswerHead(200, EVENTS)), Read)
-    assert isinstance(conversation.reply(text(1, "a")), Say)
-    farewell = conversation.take_farewell()
-    assert farewell is not None
-    said = farewell.reply(None)
+    assert isinstance(conversation.reply(text(1, "a")), EmitText)
+    cancellation = conversation.take_cancellation()
+    assert cancellation is not None
+    said = cancellation.reply(None)
     assert isinstance(said, OpenRequest)
     assert (said.verb, said.path, said.body, said.seconds) == ("DELETE", "/api/inference", None, 1.0)
     assert said.headers["idempotency-key"] == "key-1"
-    assert farewell.take_farewell() is None
-    assert conversation.take_farewell() is None
+    assert cancellation.take_cancellation() is None
+    assert conversation.take_cancellation() is None
 
 
 def test_nothing_is_to_be_said_before_the_request_behind_the_end_and_of_a_key_of_the_callers_own() -> None:
     stage = Stage(Try(pieces=[text(1, "a"), END]), refusal(401, "not_authenticated"))
-    assert conversations.streamed(STREAM, stage.around, TERMS).take_farewell() is None
-    over = conversations.streamed(STREAM, stage.around, TERMS)
+    assert conversations.streamed(STREAM, stage.context, TERMS).take_cancellation() is None
+    over = conversations.streamed(STREAM, stage.context, TERMS)
     stage.run(over)
-    assert over.take_farewell() is None
-    refused = conversations.streamed(STREAM, stage.around, TERMS)
+    assert over.take_cancellation() is None
+    refused = conversations.streamed(STREAM, stage.context, TERMS)
     with pytest.raises(aimesh.NotAuthenticated):
         stage.run(refused)
-    assert refused.take_farewell() is None
-    assert begun(stage, replace(TERMS, idempotency_key="mine")).take_farewell() is None
-    assert begun(stage, replace(TERMS, resume=False)).take_farewell() is None
+    assert refused.take_cancellation() is None
+    assert begun(stage, replace(TERMS, idempotency_key="mine")).take_cancellation() is None
+    assert begun(stage, replace(TERMS, resume=False)).take_cancellation() is None
 
 
 @pytest.mark.parametrize(
@@ -290,23 +290,23 @@ def test_nothing_is_to_be_said_before_the_request_behind_the_end_and_of_a_key_of
 )  # fmt: skip
 def test_giving_up_says_so_where_the_gateway_may_still_be_at_work(reply: Try, is_owed: bool) -> None:
     stage = Stage(*[reply] * 3)
-    conversation = conversations.whole(CALL, stage.around, TERMS)
+    conversation = conversations.whole(CALL, stage.context, TERMS)
     with pytest.raises(aimesh.AimeshError):
         stage.run(conversation)
-    assert (conversation.take_farewell() is not None) == is_owed
+    assert (conversation.take_cancellation() is not None) == is_owed
 
 
 def test_a_stream_that_is_left_because_it_is_none_is_still_left() -> None:
     stage = Stage(Try(pieces=[text(1, "a"), b"data: {\n\n"]))
-    conversation = conversations.streamed(STREAM, stage.around, TERMS)
+    conversation = conversations.streamed(STREAM, stage.context, TERMS)
     with pytest.raises(aimesh.ProtocolError):
         stage.run(conversation)
-    assert conversation.take_farewell() is not None
+    assert conversation.take_cancellation() is not None
 
 
 def test_a_call_that_ends_with_its_connection_owes_nothing() -> None:
     stage = Stage(*[Try(lost=LOST)] * 3)
-    conversation = conversations.whole(calls.models(), stage.around, TERMS)
+    conversation = conversations.whole(calls.models(), stage.context, TERMS)
     with pytest.raises(aimesh.ConnectionFailed):
         stage.run(conversation)
-    assert conversation.take_farewell() is None
+    assert conversation.take_cancellation() is None

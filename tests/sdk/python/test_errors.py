@@ -13,7 +13,7 @@ from tests.cases import case
 
 def of(status: int, body: object = None, **headers: str) -> AimeshError:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return errors.of_answer(status, {name.replace("_", "-"): value for name, value in headers.items()}, content)
+    return errors.from_response(status, {name.replace("_", "-"): value for name, value in headers.items()}, content)
 
 
 def told(code: str, **more: object) -> Mapping[str, object]:
@@ -103,7 +103,7 @@ def test_an_error_can_be_copied_and_so_go_to_another_process() -> None:
 
 
 def test_an_error_of_a_stream_has_no_status() -> None:
-    error = errors.of_event({"code": "worker_lost", "message": "gone", "hint": "", "request_id": "r"})
+    error = errors.from_event({"code": "worker_lost", "message": "gone", "hint": "", "request_id": "r"})
     assert (type(error), error.code, error.status, str(error)) == (aimesh.Unavailable, "worker_lost", None, "gone")
 
 

@@ -8,10 +8,10 @@ from aimesh.json_fields import JsonFields
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b"", "is not JSON"), (b"{", "is not JSON"), (b'{"a": NaN}', "NaN is no number"), (b'{"a": -Infinity}', "is no number"),
+        (b"", "is not JSON"), (b"{", "is not JSON"), (b'{"a": NaN}', "NaN is not a JSON number"), (b'{"a": -Infinity}', "is not a JSON number"),
         (b"\xff\xfe\xfd", "is not JSON"), (b'{"a": "\xff"}', "is not JSON"), (b"[" * 200_000, "nested too deeply"),
-        (b'{"a": ' + b"9" * 10_000 + b"}", "is not JSON"), (b"[1]", "must be a JSON object and is a list"), (b"null", "and is null"),
-        (b"1", "and is a whole number"), (b'"x"', "and is a text"), (b"true", "and is true or false"),
+        (b'{"a": ' + b"9" * 10_000 + b"}", "is not JSON"), (b"[1]", "must be a JSON object, not a list"), (b"null", "not null"),
+        (b"1", "not a whole number"), (b'"x"', "not a string"), (b"true", "not true or false"),
     ],
 )  # fmt: skip
 def test_what_is_no_object_of_json(content: bytes, why: str) -> None:

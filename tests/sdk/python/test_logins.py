@@ -57,7 +57,7 @@ def test_what_may_not_be_sent_twice_may_be_renewed_for() -> None:
     """A request that was not let in has done nothing."""
     made = {"api_key": "aip_live_y", "key": {"id": "k", "name": "n", "preview": "p", "created_at": "2026-01-02T03:04:05Z", "budget": None}}
     stage = Stage(TOO_OLD, Try(201, [str(made).replace("'", '"').replace("None", "null").encode()], JSON), login=SessionLogin(SESSION))
-    assert stage.run(conversations.whole(calls.create_key("n", {}), stage.around, TERMS)).secret == "aip_live_y"
+    assert stage.run(conversations.whole(calls.create_key("n", {}), stage.context, TERMS)).secret == "aip_live_y"
 
 
 def test_another_refusal_renews_nothing() -> None:
@@ -71,7 +71,7 @@ def test_another_refusal_renews_nothing() -> None:
 def test_a_wrong_password_is_none_of_the_sessions_business() -> None:
     stage = Stage(TOO_OLD, login=SessionLogin(SESSION), api_key=None)
     with pytest.raises(aimesh.NotAuthenticated):
-        stage.run(conversations.whole(calls.login("ann", "wrong"), stage.around, TERMS))
+        stage.run(conversations.whole(calls.login("ann", "wrong"), stage.context, TERMS))
     assert stage.played.spent == []
     assert "authorization" not in stage.played.opened[0].headers
 
@@ -90,7 +90,7 @@ def test_after_the_end_of_a_session_nothing_is_sent() -> None:
 def test_a_stream_whose_session_ends_in_its_middle_keeps_what_came() -> None:
     login = SessionLogin(SESSION)
     stage = Stage(Try(pieces=[text(1, "a")], headers=EVENTS), TOO_OLD, login=login)
-    conversation = conversations.streamed(calls.inference("hi", {}, stream=True), stage.around, TERMS)
+    conversation = conversations.streamed(calls.inference("hi", {}, stream=True), stage.context, TERMS)
     stage.played.said = said = EndsTheSession(login)
     with pytest.raises(aimesh.AnswerBroken) as broken:
         stage.run(conversation)
@@ -110,7 +110,7 @@ class EndsTheSession(list[str]):
         self._login.end(aimesh.NotAuthenticated("the session has ended", status=401))
 
 
-@pytest.mark.parametrize(("key", "hint"), [("eyJ.a.b", "given the session"), ("aip_live_x", "")])
+@pytest.mark.parametrize(("key", "hint"), [("eyJ.a.b", "pass the session"), ("aip_live_x", "")])
 def test_a_token_alone_is_told_of_the_session(key: str, hint: str) -> None:
     with pytest.raises(aimesh.NotAuthenticated) as refused:
         Stage(TOO_OLD, api_key=key).ask()
@@ -124,7 +124,7 @@ def test_a_key_or_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIMESH_API_KEY", "aip_live_of_somebody")
     with aimesh.Client(session=SESSION) as client:
         assert client.session == SESSION
-        assert client._around.settings.api_key is None
+        assert client._context.api_key is None
     assert "session'" not in repr(SESSION) + repr(client)
 
 

@@ -12,7 +12,7 @@ import pytest
 SDK = Path(__file__).resolve().parents[3] / "sdk" / "python"
 MODULES = sorted((SDK / "src" / "aimesh").glob("*.py"))
 #: They send, wait, and read the environment; all others decide.
-SHELLS = {"__init__", "async_client", "async_renewal", "async_wire", "client", "renewal", "surroundings", "wire"}
+SHELLS = {"__init__", "async_client", "async_io", "async_wire", "client", "settings", "sync_io", "wire"}
 NOT_PURE = {"asyncio", "os", "random", "socket", "threading", "time", "uuid"}
 
 

@@ -156,7 +156,7 @@ async def _close_in_a_thread(client: aimesh.AsyncClient, seen: asyncio.Event) ->
                 if seen.is_set():
                     return
 
-    await asyncio.to_thread(close, aimesh.Client(client._around.settings.api_key, client.base_url))
+    await asyncio.to_thread(close, aimesh.Client(client._context.api_key, client.base_url))
 
 
 async def _run_out_of_time(client: aimesh.AsyncClient, seen: asyncio.Event) -> None:

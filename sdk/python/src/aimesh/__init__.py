@@ -1,4 +1,4 @@
-"""aimesh: your own models behind one address.
+"""Client for aimesh, a self-hosted platform for AI inference.
 
 import aimesh
 

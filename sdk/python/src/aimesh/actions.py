@@ -1,4 +1,4 @@
-"""What a conversation asks of its wire, and what it is told: the border between what decides and what sends.  Pure."""
+"""The actions that a conversation requests and the replies it gets.  Pure: conversations decide, a wire acts."""
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
@@ -9,23 +9,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenRequest:
-    """Send a request and wait for the head of its answer. What was open before is closed."""
+    """Close the previous request, send this one and wait for the head of the response."""
 
     verb: str
     path: str
     headers: Mapping[str, str]
     body: bytes | None
-    #: The longest time in which nothing comes, now and while its body is read.
+    #: The longest allowed silence, now and while the body is read.
     silence_seconds: float
-    #: For all of it.
+    #: For the whole request.
     seconds: float
-    #: Its body comes in pieces, with pauses between them.
-    slowly: bool = False
+    #: The body arrives in pieces, with pauses between them.
+    is_stream: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """The next piece of the body; nothing but empty at its end."""
+    """Read the next piece of the body; the reply is empty at its end."""
 
     seconds: float
 
@@ -37,39 +37,39 @@ class PauseAction:
 
 @dataclass(frozen=True, slots=True)
 class Renew:
-    """Get another access token than the one that was refused; of all who want one, one asks the other side."""
+    """Replace the access token that was refused. Concurrent calls share one renewal."""
 
     spent: str
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
-class Say:
-    """A piece of the text, for whoever asked."""
+class EmitText:
+    """Give the caller a piece of the text."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerHead:
-    """The beginning of an answer."""
+    """The head of a response."""
 
     status: int
-    #: By their names in lower case.
+    #: By name in lower case.
     headers: Mapping[str, str]
 
 
-Action = OpenRequest | Read | PauseAction | Renew | Say
-#: A Head for Open, bytes for Read, nothing for the others.
+Action = OpenRequest | Read | PauseAction | Renew | EmitText
+#: AnswerHead for OpenRequest, bytes for Read, None for the others.
 Reply = AnswerHead | bytes | None
 Steps = Generator[Action, Reply, T]
 
 
 class WireLost(Exception):
-    """The wire could not do what it was asked. Thrown into the conversation, which knows what it means."""
+    """The connection failed. Thrown into the conversation, which decides what follows."""
 
     def __init__(self, why: str, *, may_have_arrived: bool = True) -> None:
         super().__init__(why)
         self.why = why
-        #: Whether the other side may have got the request.
+        #: Whether the gateway may have received the request.
         self.may_have_arrived = may_have_arrived

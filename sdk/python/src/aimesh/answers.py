@@ -1,6 +1,6 @@
-"""What the platform answers, as frozen objects, and how each is read.  Pure.
+"""The platform's answers as frozen objects, and their readers.  Pure.
 
-Every ``read_…`` raises ProtocolError for a field that is missing or of another type, and passes over those that it does not know.
+Every ``read_…`` raises ProtocolError for a field that is missing or of another type, and ignores unknown fields.
 """
 
 import base64
@@ -17,7 +17,7 @@ _FLOAT_BYTES = 4
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What is counted, in tokens."""
+    """The tokens of one request."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -26,25 +26,25 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a model said."""
+    """A model's answer."""
 
     text: str
-    #: The model that answered, after aliases.
+    #: The model that answered, with aliases resolved.
     model: str
     usage: Usage
     #: stop, length or cancelled.
     finish_reason: str
-    #: Which request it was, in the log and in the ledger.
+    #: Find the request under this id in logs and in the ledger.
     request_id: str
     response_time_ms: int
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model that is served."""
+    """An available model."""
 
     name: str
-    #: It gives vectors and no answers: for ``embed`` alone.
+    #: Works with ``embed`` only.
     only_embeds: bool
 
 
@@ -60,7 +60,7 @@ class Embeddings:
 @dataclass(frozen=True, slots=True)
 class UsageDay:
     date: date
-    #: None for what was asked with a login.
+    #: None for requests that used a login.
     api_key_id: str | None
     request_count: int
     tokens_used: int
@@ -68,7 +68,7 @@ class UsageDay:
 
 @dataclass(frozen=True, slots=True)
 class UsageReport:
-    """What you used; the days newest first, at most a year."""
+    """Your usage; the newest day first, at most a year."""
 
     user_id: str
     request_count: int
@@ -78,7 +78,7 @@ class UsageReport:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """One limit and how far it is used."""
+    """One limit and what is left of it."""
 
     #: user, key or model.
     scope: str
@@ -86,13 +86,13 @@ class Limit:
     kind: str
     limit: int
     remaining: int
-    #: Until all of it is there again.
+    #: Until the whole limit is available again.
     resets_in_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """What you may still use in this hour, and every limit that your requests count against."""
+    """Your quota for this hour, and every limit that applies to your requests."""
 
     user_id: str
     tier: str
@@ -114,13 +114,13 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A login. A client that is given it asks in its user's name, and renews the access token by the session's own."""
+    """A login. A client that gets it acts for the user and renews the access token."""
 
-    #: Stands in for an API key, for a while.
+    #: Works like an API key until it expires.
     access_token: str
     expires_in_seconds: int
     user: User
-    #: Gives another access token and another one of itself, once.
+    #: Buys a new access token and a new session token, once.
     session_token: str
 
     def __repr__(self) -> str:
@@ -129,7 +129,7 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key as it may be shown."""
+    """A key without its secret."""
 
     id: str
     name: str
@@ -139,13 +139,13 @@ class ApiKey:
     requests_per_minute: int | None
     tokens_per_minute: int | None
     concurrency: int | None
-    #: In credits, exact; None where the key has no budget of its own.
+    #: In credits, exact; None if the key has no budget.
     budget: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class NewApiKey:
-    """A key that was made just now; ``secret`` is shown this once."""
+    """A new key; ``secret`` is shown only once."""
 
     secret: str
     key: ApiKey
@@ -154,7 +154,7 @@ class NewApiKey:
         return f"NewApiKey(secret=…, key={self.key!r})"
 
 
-# --- how they are read ----------------------------------------------------------------------------------------------
+# --- readers -----------------------------------------------------------------------------------------------------------
 
 
 def read_answer(found: JsonFields) -> Answer:
@@ -162,7 +162,7 @@ def read_answer(found: JsonFields) -> Answer:
 
 
 def ended_answer(found: JsonFields, text: str) -> Answer:
-    """The last event of a stream has all but the text, which came before."""
+    """Read the last event of a stream, which has everything but the text."""
     usage = found.child("usage")
     return Answer(
         text=text,
@@ -179,10 +179,9 @@ def read_models(found: JsonFields) -> tuple[Model, ...]:
 
 
 def read_embeddings(found: JsonFields, count: int) -> Embeddings:
-    """Of so many texts."""
     vectors = {one.integer("index"): _vector(one.text("embedding")) for one in found.children("data")}
     if set(vectors) != set(range(count)):
-        raise ProtocolError(f"{count} texts were sent, and there are vectors of {len(vectors)}")
+        raise ProtocolError(f"{count} texts were sent, but the answer has vectors for {len(vectors)}")
     in_order = tuple(vectors[index] for index in range(count))
     return Embeddings(in_order, found.text("model"), found.child("usage").integer("prompt_tokens"))
 
@@ -236,7 +235,7 @@ def read_new_key(found: JsonFields) -> NewApiKey:
 
 
 def _vector(text: str) -> tuple[float, ...]:
-    """As base64 of 32-bit floats, lowest byte first: a third of the bytes of decimals, and nothing is rounded."""
+    """Decode base64 of little-endian 32-bit floats: a third of the size of decimals, and exact."""
     try:
         packed = base64.b64decode(text, validate=True)
         return struct.unpack(f"<{len(packed) // _FLOAT_BYTES}f", packed)

@@ -1,4 +1,4 @@
-"""The client for programs with asyncio.  `client` is the same without it."""
+"""The client for programs with asyncio."""
 
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
@@ -6,10 +6,9 @@ from typing import TypeVar, Unpack
 
 import httpx
 
-from aimesh import calls, conversations, surroundings
+from aimesh import calls, conversations, settings
 from aimesh.answers import Answer, Embeddings, Model, NewApiKey, Quota, Session, UsageReport, User
-from aimesh.async_renewal import AsyncRenewal
-from aimesh.async_wire import AsyncWire
+from aimesh.async_wire import AsyncRenewal, AsyncWire
 from aimesh.calls import ApiCall, KeyLimits, Options
 from aimesh.conversations import CallTerms, Conversation
 
@@ -17,12 +16,11 @@ T = TypeVar("T")
 
 
 class AsyncClient:
-    """The platform, for one API key or one login. For one event loop; every method raises AimeshError. ``close`` it, or use it with
-    ``async with``.
+    """The platform, for one API key or one login. Use it in one event loop, with ``async with``, or ``close`` it.
 
-    ``timeout`` is for a whole call, repeats included: in seconds, and each call may have its own. ``http`` is for a client of httpx with
-    proxies or certificates of its own; it is not closed here. ``session`` is for one of a login, in place of a key: its
-    access token is renewed whenever it is too old, once for all calls that wait for it.
+    Every method raises AimeshError. ``timeout`` limits a whole call, retries included, in seconds; each call can set its own.
+    ``http`` takes an httpx client with your own proxies or certificates; this client does not close it. ``session`` replaces the key by a
+    login, whose access token is renewed when it expires.
     """
 
     def __init__(
@@ -30,18 +28,18 @@ class AsyncClient:
         api_key: str | None = None,
         base_url: str | None = None,
         *,
-        timeout: float = surroundings.DEFAULT_SECONDS,
-        max_retries: int = surroundings.DEFAULT_RETRIES,
+        timeout: float = settings.DEFAULT_SECONDS,
+        max_retries: int = settings.DEFAULT_RETRIES,
         http: httpx.AsyncClient | None = None,
         session: Session | None = None,
     ) -> None:
-        self._around = surroundings.of_process(api_key, base_url, max_retries, session)
+        self._context = settings.create_context(api_key, base_url, max_retries, session)
         self._timeout = timeout
         self._owns_http = http is None
-        trust_env = surroundings.heeds_environment(self.base_url)
-        self._http = http if http is not None else httpx.AsyncClient(limits=surroundings.LIMITS, trust_env=trust_env)
-        login = self._around.login
-        self._renewal = None if login is None else AsyncRenewal(self._http, self._around, login)
+        trust_env = settings.uses_proxy_settings(self.base_url)
+        self._http = http if http is not None else httpx.AsyncClient(limits=settings.CONNECTION_LIMITS, trust_env=trust_env)
+        login = self._context.login
+        self._renewal = None if login is None else AsyncRenewal(self._http, self._context, login)
         self.keys = AsyncKeys(self)
 
     def __repr__(self) -> str:
@@ -55,12 +53,12 @@ class AsyncClient:
 
     @property
     def base_url(self) -> str:
-        return self._around.settings.base_url
+        return self._context.base_url
 
     @property
     def session(self) -> Session | None:
-        """The one that was given, or what has become of it since: each renewal spends the session token before."""
-        return None if self._around.login is None else self._around.login.session
+        """The current session: each renewal replaces the one that was passed."""
+        return None if self._context.login is None else self._context.login.session
 
     async def close(self) -> None:
         """Safe to call twice."""
@@ -74,13 +72,13 @@ class AsyncClient:
     async def inference(
         self, prompt: str | None = None, *, timeout: float | None = None, idempotency_key: str | None = None, **options: Unpack[Options]
     ) -> Answer:
-        """The whole answer to a prompt, or to ``messages``. Leaving early, by a timeout or a cancel, ends it on the worker, too.
+        """Return the whole answer to a prompt, or to ``messages``. A timeout or a cancellation also stops the worker.
 
-        With an ``idempotency_key`` of your own the same request under the same key gets the same answer for a day and is paid once; it
-        goes on for half a minute when you leave.
+        With your own ``idempotency_key`` the same request gets the same answer for a day and is billed once; if you disconnect, it keeps
+        running for 30 s.
         """
         terms = CallTerms(seconds=self._seconds(timeout), idempotency_key=idempotency_key)
-        return await self._run(conversations.whole(calls.inference(prompt, options), self._around, terms))
+        return await self._run(conversations.whole(calls.inference(prompt, options), self._context, terms))
 
     def stream(
         self,
@@ -91,43 +89,43 @@ class AsyncClient:
         resume: bool = True,
         **options: Unpack[Options],
     ) -> "AsyncStream":
-        """The answer as it comes; it is asked for when it is first read. A connection that breaks is made anew, and the text goes on
-        without a gap or a repeat; ``resume=False`` ends with the connection."""
+        """Stream the answer. The request is sent at the first read. If the connection breaks, the stream resumes without gaps or
+        repeats; with ``resume=False`` it ends."""
         terms = CallTerms(seconds=self._seconds(timeout), idempotency_key=idempotency_key, resume=resume)
-        conversation = conversations.streamed(calls.inference(prompt, options, stream=True), self._around, terms)
+        conversation = conversations.streamed(calls.inference(prompt, options, stream=True), self._context, terms)
         return AsyncStream(self._wire(conversation), conversation)
 
     async def embed(
         self, texts: str | Sequence[str], *, model: str | None = None, dimensions: int | None = None, timeout: float | None = None
     ) -> Embeddings:
-        """A vector for each text. Each vector is cut to so many ``dimensions`` and made one long again."""
+        """Return a vector for each text. ``dimensions`` truncates the vectors and normalizes them again."""
         return await self.ask(calls.embed(texts, model, dimensions), timeout)
 
     async def models(self, *, timeout: float | None = None) -> tuple[Model, ...]:
-        """The models that are served, the default first."""
+        """Return the available models, the default first."""
         return await self.ask(calls.models(), timeout)
 
     # --- the account ------------------------------------------------------------------------------------------------
 
     async def usage(self, *, timeout: float | None = None) -> UsageReport:
-        """What you used, by day."""
+        """Return your usage by day."""
         return await self.ask(calls.usage(), timeout)
 
     async def quota(self, *, timeout: float | None = None) -> Quota:
-        """What you may still use."""
+        """Return your remaining quota."""
         return await self.ask(calls.quota(), timeout)
 
     async def register(self, username: str, email: str, password: str, *, timeout: float | None = None) -> User:
-        """Make an account. Needs no key."""
+        """Create an account. Needs no key."""
         return await self.ask(calls.register(username, email, password), timeout)
 
     async def login(self, username: str, password: str, code: str | None = None, *, timeout: float | None = None) -> Session:
-        """By name or mail address. Needs no key; give the session to another AsyncClient, in place of a key."""
+        """Log in by username or email address. Needs no key. Pass the session to another AsyncClient instead of a key."""
         return await self.ask(calls.login(username, password, code), timeout)
 
     async def ask(self, call: ApiCall[T], timeout: float | None) -> T:
-        """Any call of ``aimesh.calls``."""
-        return await self._run(conversations.whole(call, self._around, CallTerms(seconds=self._seconds(timeout))))
+        """Send any call of ``aimesh.calls``."""
+        return await self._run(conversations.whole(call, self._context, CallTerms(seconds=self._seconds(timeout))))
 
     async def _run(self, conversation: Conversation[T]) -> T:
         async with self._wire(conversation) as wire:
@@ -142,18 +140,18 @@ class AsyncClient:
 
 
 class AsyncKeys:
-    """API keys. Who makes one has logged in: a client with the session of a login makes them."""
+    """API keys. Creating one needs a client with a login session."""
 
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
 
     async def create(self, name: str = "default", *, timeout: float | None = None, **limits: Unpack[KeyLimits]) -> NewApiKey:
-        """The only answer that ever has a whole key."""
+        """Create a key. Only this answer contains the whole secret."""
         return await self._client.ask(calls.create_key(name, limits), timeout)
 
 
 class AsyncStream:
-    """The pieces of one answer's text. Use it with ``async with``; leaving the block before its end stops the generation."""
+    """The text of one answer, in pieces. Use it with ``async with``; leaving the block early stops the generation."""
 
     def __init__(self, wire: AsyncWire[Answer], conversation: Conversation[Answer]) -> None:
         self._wire = wire
@@ -170,7 +168,7 @@ class AsyncStream:
         return self
 
     async def __anext__(self) -> str:
-        """Raises AimeshError; what came before it stays in ``text``."""
+        """Raises AimeshError; the text so far stays in ``text``."""
         if self._is_over:
             raise StopAsyncIteration
         try:
@@ -184,16 +182,16 @@ class AsyncStream:
         return piece
 
     async def close(self) -> None:
-        """Stop the generation, if it still runs. Safe to call twice."""
+        """Stop the generation if it is still running. Safe to call twice."""
         self._is_over = True
         await self._wire.close()
 
     @property
     def text(self) -> str:
-        """What has come so far."""
+        """The text so far."""
         return self._conversation.text
 
     @property
     def answer(self) -> Answer:
-        """All of it, when the stream was read to its end; RuntimeError before that."""
+        """The whole answer, after the last piece; RuntimeError before that."""
         return self._conversation.result

@@ -1,7 +1,7 @@
-"""Every error that this package raises: one tree, by the stable codes of the gateway.  Pure.
+"""The errors that this package raises, by the stable codes of the gateway.  Pure.
 
-Match on the class, or on ``code``, which is for ever; message and hint are for people and may change. A code that this version does not
-know has the class that is closest by its HTTP status, and keeps its code.
+Match on the class, or on ``code``, which never changes; message and hint are for people and may change. An unknown code gets the class that
+fits its HTTP status best, and keeps its code.
 """
 
 import json
@@ -9,15 +9,18 @@ import math
 from collections.abc import Mapping
 from typing import ClassVar
 
-#: A hostile server shall not fill anybody's log.
+#: Keeps a hostile server from filling logs.
 _LONGEST_TEXT = 2000
 
 
 class AimeshError(Exception):
-    """The root of the tree."""
+    """The base class of all errors of this package."""
 
-    #: Of the class; an error of the gateway has its own.
+    #: For errors that this package raises itself.
     default_code: ClassVar[str] = "internal"
+
+    def __init_subclass__(cls, *, code: str = "") -> None:
+        cls.default_code = code or cls.default_code
 
     def __init__(
         self,
@@ -33,199 +36,139 @@ class AimeshError(Exception):
         super().__init__(message)
         self.message = message
         self.code = code or self.default_code
-        #: What to do next; may be empty.
+        #: What to do next; can be empty.
         self.hint = hint
-        #: Of HTTP; None where no answer said so: on this side, or within a stream.
+        #: The HTTP status; None for errors of this package and within a stream.
         self.status = status
-        #: Which request it was, in the log of the gateway.
+        #: Find the request under this id in the gateway's log.
         self.request_id = request_id
-        #: Seconds until it makes sense to ask again; None where nobody knows.
+        #: Seconds until a retry makes sense; None if unknown.
         self.retry_after = retry_after
-        #: The field that is wrong, where one is.
+        #: The invalid field, if there is one.
         self.param = param
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
 
 
-# --- the request has to change --------------------------------------------------------------------------------------
+# --- the caller has to change something --------------------------------------------------------------------------------
 
 
-class BadRequest(AimeshError):
-    """The request does not fit its type or its limits; the message names the field."""
+class BadRequest(AimeshError, code="bad_request"):
+    """The request has an invalid value; the message names the field."""
 
-    default_code = "bad_request"
 
+class TooLarge(BadRequest, code="too_large"):
+    """The request has too many bytes or tokens."""
 
-class TooLarge(BadRequest):
-    """More bytes, or more tokens, than one request may have."""
 
-    default_code = "too_large"
+class NotAuthenticated(AimeshError, code="not_authenticated"):
+    """The credential is missing, malformed, unknown, expired or revoked."""
 
 
-class NotAuthenticated(AimeshError):
-    """No credential, or one that is malformed, unknown, expired or revoked."""
+class SessionEnded(NotAuthenticated, code="session_ended"):
+    """The session of this client has ended; log in again."""
 
-    default_code = "not_authenticated"
 
+class BudgetExhausted(AimeshError, code="budget_exhausted"):
+    """The credits are used up; waiting does not help."""
 
-class SessionEnded(NotAuthenticated):
-    """The session of this client gives no access token any more; log in again."""
 
-    default_code = "session_ended"
+class NotAllowed(AimeshError, code="not_allowed"):
+    """The caller is not permitted to do this."""
 
 
-class BudgetExhausted(AimeshError):
-    """Money, not rate: waiting does not help."""
+class SecondFactorNeeded(NotAllowed, code="second_factor_needed"):
+    """The password was correct, but a code is needed, or a second factor has to be set up."""
 
-    default_code = "budget_exhausted"
 
+class ConfirmationNeeded(NotAllowed, code="confirmation_needed"):
+    """The login is too old for this sensitive action; log in again."""
 
-class NotAllowed(AimeshError):
-    """Known, but may not do this."""
 
-    default_code = "not_allowed"
+class NotFound(AimeshError, code="not_found"):
+    """It does not exist, or you may not see it."""
 
 
-class SecondFactorNeeded(NotAllowed):
-    """The password was right and is not enough: a code is to be entered, or a second factor to be set up."""
+class UnknownModel(NotFound, code="unknown_model"):
+    """No worker serves this model; the message lists the available ones."""
 
-    default_code = "second_factor_needed"
 
+class Conflict(AimeshError, code="conflict"):
+    """The request conflicts with the current state."""
 
-class ConfirmationNeeded(NotAllowed):
-    """The login is good, and too old for something this sensitive; log in again."""
 
-    default_code = "confirmation_needed"
+class AlreadyExists(Conflict, code="already_exists"):
+    """The name or address is taken."""
 
 
-class NotFound(AimeshError):
-    """There is no such thing, or it is not yours to see."""
+class IdempotencyConflict(Conflict, code="idempotency_conflict"):
+    """The idempotency key was used for a different request."""
 
-    default_code = "not_found"
 
+class InProgress(Conflict, code="in_progress"):
+    """The request with this idempotency key is still running."""
 
-class UnknownModel(NotFound):
-    """Nobody serves this model; the message lists those that are served."""
 
-    default_code = "unknown_model"
+class AnswerGone(AimeshError, code="answer_gone"):
+    """The answer was delivered and is no longer stored."""
 
 
-class Conflict(AimeshError):
-    """It is at odds with what is there already."""
+class RateLimited(AimeshError, code="rate_limited"):
+    """A rate limit was reached; ``retry_after`` says when to retry."""
 
-    default_code = "conflict"
 
+class Cancelled(AimeshError, code="cancelled"):
+    """The request was canceled."""
 
-class AlreadyExists(Conflict):
-    """The name or the address belongs to somebody already."""
 
-    default_code = "already_exists"
+# --- the platform or the network failed ----------------------------------------------------------------------------------
 
 
-class IdempotencyConflict(Conflict):
-    """The idempotency key was used for another request; each request has its own."""
+class ServerFailed(AimeshError, code="internal"):
+    """A bug in the platform; its log has the reason under the request id."""
 
-    default_code = "idempotency_conflict"
 
+class Unavailable(AimeshError, code="unavailable"):
+    """A worker, a store or a connection that the request needs is down; ``code`` says which."""
 
-class InProgress(Conflict):
-    """The same request under the same idempotency key still runs."""
 
-    default_code = "in_progress"
+class Overloaded(Unavailable, code="overloaded"):
+    """All workers are busy and the queue is full."""
 
 
-class AnswerGone(AimeshError):
-    """An answer was given and is no longer there to be read again."""
+class DeadlineExceeded(AimeshError, code="deadline_exceeded"):
+    """The answer did not arrive within ``timeout``, or within the gateway's own limit."""
 
-    default_code = "answer_gone"
 
-
-class RateLimited(AimeshError):
-    """A rate limit; ``retry_after`` says when there is room again."""
-
-    default_code = "rate_limited"
-
-
-class Cancelled(AimeshError):
-    """The request was withdrawn, here or elsewhere."""
-
-    default_code = "cancelled"
-
-
-# --- the other side, or what lies between ---------------------------------------------------------------------------
-
-
-class ServerFailed(AimeshError):
-    """A bug on the other side; its log has the reason under the request id."""
-
-    default_code = "internal"
-
-
-class Unavailable(AimeshError):
-    """What this request needs does not answer now: a worker, a store, the way there. ``code`` says which."""
-
-    default_code = "unavailable"
-
-
-class Overloaded(Unavailable):
-    """Everything is in use, and the queue is full."""
-
-    default_code = "overloaded"
-
-
-class DeadlineExceeded(AimeshError):
-    """There was no answer in time: within ``timeout`` here, or within the time that the gateway gives a request."""
-
-    default_code = "deadline_exceeded"
-
-
-class ConnectionFailed(AimeshError):
-    """Nobody answered at the address, or the connection ended before the answer did."""
-
-    default_code = "connection_failed"
+class ConnectionFailed(AimeshError, code="connection_failed"):
+    """The gateway could not be reached, or the connection broke."""
 
     def __init__(self, message: str, *, hint: str = "", may_have_arrived: bool = True) -> None:
         super().__init__(message, hint=hint)
-        #: Whether the other side may have got the request.
+        #: Whether the gateway may have received the request.
         self.may_have_arrived = may_have_arrived
 
 
-class AnswerBroken(AimeshError):
-    """A stream ended in its middle, and the rest could not be had; what came until then is in the stream's ``text``."""
-
-    default_code = "answer_broken"
+class AnswerBroken(AimeshError, code="answer_broken"):
+    """A stream broke and could not be resumed; the text so far is in the stream's ``text``."""
 
 
-class ProtocolError(AimeshError):
-    """What came is no answer of aimesh: another server, a proxy's page, or a version that does not fit."""
-
-    default_code = "protocol_error"
+class ProtocolError(AimeshError, code="protocol_error"):
+    """The response is not from aimesh (another server, a proxy's page), or from an incompatible version."""
 
 
+_OF_GATEWAY = (
+    BadRequest, TooLarge, NotAuthenticated, BudgetExhausted, NotAllowed, SecondFactorNeeded, ConfirmationNeeded, NotFound, UnknownModel,
+    AlreadyExists, IdempotencyConflict, InProgress, AnswerGone, RateLimited, Cancelled, ServerFailed, Unavailable, Overloaded,
+    DeadlineExceeded,
+)  # fmt: skip
 BY_CODE: dict[str, type[AimeshError]] = {
-    "bad_request": BadRequest,
+    **{kind.default_code: kind for kind in _OF_GATEWAY},
     "method_not_allowed": BadRequest,
     "poison": BadRequest,
     "unsupported_media_type": BadRequest,
-    "too_large": TooLarge,
     "tokens_too_large": TooLarge,
-    "not_authenticated": NotAuthenticated,
-    "budget_exhausted": BudgetExhausted,
-    "not_allowed": NotAllowed,
-    "second_factor_needed": SecondFactorNeeded,
-    "confirmation_needed": ConfirmationNeeded,
-    "not_found": NotFound,
-    "unknown_model": UnknownModel,
-    "already_exists": AlreadyExists,
-    "idempotency_conflict": IdempotencyConflict,
-    "in_progress": InProgress,
-    "answer_gone": AnswerGone,
-    "rate_limited": RateLimited,
-    "cancelled": Cancelled,
-    "internal": ServerFailed,
-    "overloaded": Overloaded,
-    "deadline_exceeded": DeadlineExceeded,
     "draining": Unavailable,
     "ledger_unavailable": Unavailable,
     "link_lost": Unavailable,
@@ -233,7 +176,6 @@ BY_CODE: dict[str, type[AimeshError]] = {
     "not_reachable": Unavailable,
     "peer_failed": Unavailable,
     "protocol_violation": Unavailable,
-    "unavailable": Unavailable,
     "worker_lost": Unavailable,
 }
 _BY_STATUS: dict[int, type[AimeshError]] = {
@@ -253,11 +195,11 @@ _BY_STATUS: dict[int, type[AimeshError]] = {
 }
 
 
-def of_answer(status: int, headers: Mapping[str, str], body: bytes) -> AimeshError:
-    """What an answer without success says; ``headers`` by their names in lower case."""
+def from_response(status: int, headers: Mapping[str, str], body: bytes) -> AimeshError:
+    """Return the error that a response without success describes; header names are in lower case."""
     if not 400 <= status <= 599:
         return ProtocolError(
-            f"the server answered {status}, which is no answer of aimesh",
+            f"the server answered {status}, which aimesh never does",
             hint="is base_url the address of aimesh, without a path?",
             status=status,
             request_id=headers.get("x-request-id"),
@@ -275,8 +217,8 @@ def of_answer(status: int, headers: Mapping[str, str], body: bytes) -> AimeshErr
     )
 
 
-def of_event(found: Mapping[str, object]) -> AimeshError:
-    """The error that ended a stream, by its error object."""
+def from_event(found: Mapping[str, object]) -> AimeshError:
+    """Return the error that ended a stream."""
     kind = BY_CODE.get(_text(found, "code"), Unavailable)
     return kind(
         _text(found, "message") or "the answer ended with an error",
@@ -292,7 +234,7 @@ def _by_status(status: int) -> type[AimeshError]:
 
 
 def _error_object(body: bytes) -> Mapping[str, object]:
-    """Empty where there is none: what stands before the gateway may have answered in its own words."""
+    """Return an empty object if there is none: a proxy may have answered instead of the gateway."""
     try:
         found = json.loads(body)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Reads the JSON of answers: strictly typed, unknown fields passed over, every mistake a ProtocolError that names the field.  Pure."""
+"""Read fields of JSON objects, strictly typed.  Pure."""
 
 import json
 import math
@@ -11,13 +11,13 @@ K = TypeVar("K")
 
 
 class JsonFields:
-    """One object. Its methods raise ProtocolError for a field that is missing or of another type."""
+    """One object. Its methods raise ProtocolError, which names the field, if it is missing or of another type."""
 
     __slots__ = ("_found", "_where")
 
     def __init__(self, found: object, where: str) -> None:
         if not isinstance(found, dict):
-            raise ProtocolError(f"{where} must be a JSON object and is {_kind(found)}", hint=_HINT)
+            raise ProtocolError(f"{where} must be a JSON object, not {_kind(found)}", hint=_HINT)
         self._found: dict[str, object] = found
         self._where = where
 
@@ -30,7 +30,7 @@ class JsonFields:
         return cls(found, where)
 
     def has(self, name: str) -> bool:
-        """Whether it is there and not null."""
+        """Return whether the field is present and not null."""
         return self._found.get(name) is not None
 
     def text(self, name: str) -> str:
@@ -42,11 +42,11 @@ class JsonFields:
     def number(self, name: str) -> float:
         value = self._get(name, float) if isinstance(self._found.get(name), float) else float(self._small(name))
         if not math.isfinite(value):
-            self._refuse(name, "a number of a usual size")
+            self._refuse(name, "a number of a reasonable size")
         return value
 
     def flag(self, name: str) -> bool:
-        """False where it is absent."""
+        """Return False if the field is missing."""
         return self._get(name, bool) if self.has(name) else False
 
     def maybe_text(self, name: str) -> str | None:
@@ -56,20 +56,20 @@ class JsonFields:
         return self.integer(name) if self.has(name) else None
 
     def moment(self, name: str) -> datetime:
-        """With its zone."""
+        """The time must have a zone."""
         try:
             found = datetime.fromisoformat(self.text(name))
         except ValueError:
-            self._refuse(name, "a time as in ISO 8601")
+            self._refuse(name, "an ISO 8601 time")
         if found.tzinfo is None:
-            self._refuse(name, "a time with its zone")
+            self._refuse(name, "a time with a zone")
         return found
 
     def day(self, name: str) -> date:
         try:
             return date.fromisoformat(self.text(name))
         except ValueError:
-            self._refuse(name, "a day as in ISO 8601")
+            self._refuse(name, "an ISO 8601 date")
 
     def child(self, name: str) -> "JsonFields":
         return JsonFields(self._get(name, dict), f"{self._where}.{name}")
@@ -79,29 +79,29 @@ class JsonFields:
         return tuple(JsonFields(one, f"{self._where}.{name}[{index}]") for index, one in enumerate(found))
 
     def plain(self) -> dict[str, object]:
-        """As it came."""
+        """Return the parsed object."""
         return self._found
 
     def _get(self, name: str, kind: type[K]) -> K:
         value = self._found.get(name)
-        # To Python True is an integer; to nobody else.
+        # In Python True is an integer.
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             self._refuse(name, _NAMES[kind])
         return value
 
     def _small(self, name: str) -> int:
         value = self.integer(name)
-        return value if abs(value) < 2**63 else self._refuse(name, "a number of a usual size")
+        return value if abs(value) < 2**63 else self._refuse(name, "a number of a reasonable size")
 
     def _refuse(self, name: str, wanted: str) -> NoReturn:
         if name not in self._found:
             raise ProtocolError(f"{self._where}.{name} is missing", hint=_HINT)
-        raise ProtocolError(f"{self._where}.{name} must be {wanted} and is {_kind(self._found[name])}", hint=_HINT)
+        raise ProtocolError(f"{self._where}.{name} must be {wanted}, not {_kind(self._found[name])}", hint=_HINT)
 
 
-_HINT = "is base_url the address of aimesh, and is this package as new as it?"
+_HINT = "is base_url the address of aimesh, and does this package fit its version?"
 _NAMES: dict[type, str] = {
-    str: "a text",
+    str: "a string",
     int: "a whole number",
     float: "a number",
     bool: "true or false",
@@ -119,4 +119,4 @@ def _why(error: Exception) -> str:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")

@@ -1,21 +1,21 @@
-"""The login of a client that was given a session: the access token that goes with a request now, and whether there will be another.  Pure.
+"""The access token of a client that has a login session, and the credential of each request.  Pure.
 
-An access token is good for ten minutes, and the session's own token gives a new one, once: who sends a spent one later than ten seconds
-after is taken for a thief, and the session ends. So of all calls that find their access token too old one asks, in that time or not at all.
+An access token lasts ten minutes. The session token buys a new pair, once: reusing a spent session token more than ten seconds later counts
+as theft and ends the session. So concurrent calls share one renewal, which finishes within that time or fails.
 """
 
 from aimesh.answers import Session
 from aimesh.errors import NotAuthenticated, SessionEnded
 
-#: For asking, repeats included: a spent token that comes again is given the same answer for ten seconds.
+#: For one renewal, retries included: within ten seconds the gateway repeats its answer to a spent session token.
 RENEWAL_SECONDS = 8.0
-_ENDED_HINT = "log in again, and give a client the new session; a program that stays is better off with an API key"
+_ENDED_HINT = "log in again and give the client the new session; long-running programs should use an API key"
 _NO_KEY_HINT = "pass api_key, or set AIMESH_API_KEY; `aicli keys create` makes one"
-_TOKEN_HINT = "log in again; a client that is given the session in place of its access token renews that by itself"  # noqa: S105 - a hint
+_TOKEN_HINT = "log in again, and pass the session instead of its access token: the client then renews it"  # noqa: S105 - a hint
 
 
 class SessionLogin:
-    """Read by every call of a client; changed by whoever renews it, one at a time."""
+    """Shared by all calls of a client; one renewal at a time changes it."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -29,11 +29,11 @@ class SessionLogin:
         return self.session.access_token
 
     def is_spent(self, access_token: str) -> bool:
-        """Whether a token that was refused is still the newest; else somebody has renewed it meanwhile. Raises SessionEnded."""
+        """Return whether a refused token is still the newest, that is, not renewed by another call. Raises SessionEnded."""
         return self.access_token == access_token
 
     def end(self, refusal: NotAuthenticated) -> SessionEnded:
-        """The platform gives no other token: nobody has to ask again."""
+        """Make every later call fail: the gateway refused to renew the session."""
         self._refusal = refusal
         return self._ended(refusal)
 
@@ -42,19 +42,19 @@ class SessionLogin:
 
 
 class Bearer:
-    """What the requests of one call go with: a key, or the access token that is the newest at that moment."""
+    """The credential of one call's requests: an API key, or the newest access token."""
 
     def __init__(self, api_key: str | None, login: SessionLogin | None, *, is_needed: bool) -> None:
         self._api_key = api_key
         self._login = login if is_needed else None
         self._is_needed = is_needed
-        #: The access token that the last request went with.
+        #: The access token of the last request.
         self._sent: str | None = None
-        #: It was got for this request: if it is refused all the same, so will be another.
+        #: Whether it was renewed for this call: if the gateway refuses it too, another renewal does not help.
         self._is_new = False
 
-    def take(self) -> str | None:
-        """For the next request. Raises NotAuthenticated where there is nothing that it could go with."""
+    def next_credential(self) -> str | None:
+        """Raises NotAuthenticated if the call needs a credential and has none."""
         if self._login is not None:
             self._sent = self._login.access_token
             return self._sent
@@ -63,13 +63,13 @@ class Bearer:
         return self._api_key
 
     def find_spent(self, problem: Exception) -> str | None:
-        """The access token that is to be renewed before the request is sent again; None where that is not what it failed of."""
+        """Return the access token to renew before a retry; None if another token would not help."""
         is_refused = isinstance(problem, NotAuthenticated) and problem.status is not None
         self._is_new = is_refused and not self._is_new
         return self._sent if self._is_new else None
 
     def explain(self, problem: Exception) -> None:
-        """Where an access token was given in place of a key: the platform's own hint names calls that this package has not."""
-        is_bare = self._is_needed and self._login is None and self._api_key is not None and not self._api_key.startswith("aip_")
-        if is_bare and isinstance(problem, NotAuthenticated):
+        """Replace the gateway's hint if an access token was passed as the key: it names calls that this package lacks."""
+        is_bare_token = self._is_needed and self._login is None and self._api_key is not None and not self._api_key.startswith("aip_")
+        if is_bare_token and isinstance(problem, NotAuthenticated):
             problem.hint = _TOKEN_HINT

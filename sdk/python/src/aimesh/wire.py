@@ -1,46 +1,34 @@
-"""Performs what a conversation asks for, on a connection, and waits for it.  Decides nothing.
+# Generated from async_wire.py by `python -m tools.docs`. Changes made here are lost.
+"""Carry out the actions of a conversation over HTTP, and renew its session.  Makes no decisions."""
 
-`async_wire` is the same for asyncio.
-"""
-
-import contextlib
-import socket
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import TracebackType
 from typing import Generic, TypeVar
 
 import httpx
 
-from aimesh import wire_faults
-from aimesh.actions import Action, AnswerHead, OpenRequest, PauseAction, Read, Renew, Reply, Say, WireLost
-from aimesh.conversations import Conversation
-from aimesh.errors import AimeshError
-from aimesh.wire_faults import CONNECT_SECONDS, FAULTS
+from aimesh import calls, conversations, sync_io
+from aimesh.actions import Action, EmitText, OpenRequest, PauseAction, Read, Renew, Reply, WireLost
+from aimesh.conversations import CallTerms, ClientContext, Conversation
+from aimesh.errors import AimeshError, NotAuthenticated
+from aimesh.logins import RENEWAL_SECONDS, SessionLogin
+from aimesh.sync_io import Connection, SingleFlight
 
 T = TypeVar("T")
 
-#: A new timer costs a thread; for less it is not worth it.
-_SLACK_SECONDS = 0.05
-
 
 class Wire(Generic[T]):
-    """One conversation and its connection. Leaving the block closes both, and says so to the other side where that matters."""
+    """One conversation and its connection. Leaving the block closes both, and cancels a request that would otherwise keep running."""
 
     def __init__(
         self, http: httpx.Client, base_url: str, conversation: Conversation[T], renew: Callable[[Renew], None] | None = None
     ) -> None:
-        """``renew`` for conversations with a login."""
+        """``renew`` is needed for conversations with a login."""
         self._http = http
         self._base_url = base_url
+        self._connection = Connection(http, base_url)
         self._conversation = conversation
         self._renew = renew
-        self._response: httpx.Response | None = None
-        self._pieces: Iterator[bytes] = iter(())
-        self._is_slow = False
-        self._watch: threading.Timer | None = None
-        self._watched_until = 0.0
 
     def __enter__(self) -> "Wire[T]":
         return self
@@ -49,9 +37,9 @@ class Wire(Generic[T]):
         self.close()
 
     def advance(self) -> str | None:
-        """To the next piece of the text; None at the end. Raises AimeshError."""
+        """Return the next piece of text; None at the end. Raises AimeshError."""
         action = self._conversation.reply(None)
-        while action is not None and not isinstance(action, Say):
+        while action is not None and not isinstance(action, EmitText):
             try:
                 reply = self._perform(action)
             except (WireLost, AimeshError) as fault:
@@ -61,88 +49,59 @@ class Wire(Generic[T]):
         return None if action is None else action.text
 
     def close(self) -> None:
-        """Safe to call twice. Takes up to a second where the other side has to be told that nobody waits any more."""
-        self._hang_up()
-        farewell = self._conversation.take_farewell()
-        if farewell is not None and not self._http.is_closed:
-            with Wire(self._http, self._base_url, farewell, self._renew) as wire:
-                wire.try_to_say()
+        """Safe to call twice. Takes up to a second if the gateway has to be told to stop."""
+        self._connection.close()
+        cancellation = self._conversation.take_cancellation()
+        if cancellation is not None and not self._http.is_closed:
+            with Wire(self._http, self._base_url, cancellation, self._renew) as wire:
+                wire.try_to_send()
 
-    def try_to_say(self) -> None:
+    def try_to_send(self) -> None:
         try:
             self.advance()
         except AimeshError:
-            return  # a gateway that cannot be reached ends the answer by its own time limit
+            return  # the gateway's own time limit ends the answer
 
     def _perform(self, action: Action) -> Reply:
         match action:
             case OpenRequest():
-                return self._open(action)
+                return self._connection.open(action)
             case Read(seconds):
-                return self._read(seconds)
+                return self._connection.read(seconds)
             case PauseAction(seconds):
-                time.sleep(seconds)
+                sync_io.pause(seconds)
                 return None
             case Renew():
                 assert self._renew is not None  # only a conversation with a login asks for it
                 self._renew(action)
                 return None
-            case Say():
+            case EmitText():
                 return None
 
-    def _open(self, action: OpenRequest) -> AnswerHead:
-        self._hang_up()
+
+class Renewal:
+    """Renews the access token, once for all calls that need it. ``close`` it."""
+
+    def __init__(self, http: httpx.Client, context: ClientContext, login: SessionLogin) -> None:
+        self._http = http
+        self._context = context
+        self._login = login
+        self._single_flight = SingleFlight()
+
+    def renew(self, wanted: Renew) -> None:
+        """Return when there is another token. Raises AimeshError; SessionEnded if there will be none."""
+        self._single_flight.run(lambda: self._login.is_spent(wanted.spent), self._ask, wanted.seconds)
+
+    def close(self) -> None:
+        """Safe to call twice."""
+        self._single_flight.close()
+
+    def _ask(self, seconds: float) -> None:
+        call = calls.renew(self._login.session.session_token)
+        renewing = conversations.whole(call, self._context, CallTerms(seconds=min(seconds, RENEWAL_SECONDS)))
         try:
-            request = self._http.build_request(
-                action.verb,
-                self._base_url + action.path,
-                headers=dict(action.headers),
-                content=action.body,
-                timeout=httpx.Timeout(action.silence_seconds, connect=min(CONNECT_SECONDS, action.seconds)),
-            )
-            self._response = self._http.send(request, stream=True, follow_redirects=False)
-        except FAULTS as error:
-            raise wire_faults.lost(error) from error
-        self._pieces = self._response.iter_raw()
-        self._is_slow = action.slowly
-        return wire_faults.head(self._response)
-
-    def _read(self, seconds: float) -> bytes:
-        if self._is_slow:
-            self._watch_over(seconds)
-        try:
-            return next(self._pieces, b"")
-        except FAULTS as error:
-            raise wire_faults.lost(error) from error
-
-    def _watch_over(self, seconds: float) -> None:
-        """httpx bounds each silence, and a body with pauses has many: the time for all of it has to end one from outside."""
-        until = time.monotonic() + seconds
-        if self._watch is not None and until > self._watched_until - _SLACK_SECONDS:
-            return
-        self._end_watch()
-        self._watched_until = until
-        self._watch = threading.Timer(seconds, _cut, (self._response,))
-        self._watch.daemon = True
-        self._watch.start()
-
-    def _end_watch(self) -> None:
-        watch, self._watch = self._watch, None
-        if watch is not None:
-            watch.cancel()
-
-    def _hang_up(self) -> None:
-        self._end_watch()
-        response, self._response = self._response, None
-        if response is not None:
-            response.close()
-
-
-def _cut(response: httpx.Response | None) -> None:
-    """Whoever reads it at this moment is told that it has ended."""
-    stream = None if response is None else response.extensions.get("network_stream")
-    connection = None if stream is None else stream.get_extra_info("socket")
-    if isinstance(connection, socket.socket):
-        with contextlib.suppress(OSError):  # it has ended by itself
-            # The plain one: TLS would first say goodbye, and wait to be answered.
-            socket.socket.shutdown(connection, socket.SHUT_RDWR)
+            with Wire(self._http, self._context.base_url, renewing) as wire:
+                wire.advance()
+        except NotAuthenticated as refusal:
+            raise self._login.end(refusal) from refusal
+        self._login.session = renewing.result

@@ -1,13 +1,13 @@
 import pytest
-from aimesh import errors, tries
+from aimesh import errors, retry_policy
 from aimesh.errors import AimeshError, ConnectionFailed, InProgress, RateLimited, Unavailable
-from aimesh.tries import FailedAttempt, RetryRules
+from aimesh.retry_policy import FailedAttempt, RetryRules
 
-PATIENCE = RetryRules(max_retries=3, first_pause_seconds=1.0, longest_pause_seconds=3.0)
+RULES = RetryRules(max_retries=3, first_pause_seconds=1.0, longest_pause_seconds=3.0)
 
 
 def pause(error: AimeshError, *, failures: int = 1, left: float = 100.0, repeatable: bool = True, drawn: float = 1.0) -> float | None:
-    return tries.find_pause(error, FailedAttempt(failures=failures, left_seconds=left, repeatable=repeatable), PATIENCE, drawn)
+    return retry_policy.find_pause(error, FailedAttempt(failures=failures, left_seconds=left, repeatable=repeatable), RULES, drawn)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_what_may_have_been_done_is_not_done_twice() -> None:
 
 def test_pauses_grow_to_a_longest_one_and_end() -> None:
     assert [pause(ConnectionFailed("x"), failures=failures) for failures in (1, 2, 3, 4)] == [1.0, 2.0, 3.0, None]
-    assert tries.find_pause(
+    assert retry_policy.find_pause(
         ConnectionFailed("x"), FailedAttempt(failures=5000, left_seconds=100, repeatable=True), RetryRules(max_retries=9999), 0.0
     ) == 4.0  # fmt: skip
 
