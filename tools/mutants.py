@@ -1,4 +1,4 @@
-"""Checks that the tests notice faults: applies each entry of tests/mutants.toml alone, in a copy of the tree. A test has to fail."""
+"""Check that the tests detect faults: apply each entry of tests/mutants.toml in a copy of the tree. A test has to fail."""
 
 import argparse
 import itertools
@@ -17,32 +17,32 @@ import msgspec
 
 ROOT = Path(__file__).parent.parent
 LIST = ROOT / "tests/mutants.toml"
-#: The profile is in tests/conftest.py. The tests' own timeout is off: it would look like a failure.
+#: The profile is in tests/conftest.py. The tests' own timeout is disabled, because it would look like a failure.
 PYTEST = (".venv/bin/python", "-m", "pytest", "-xq", "--no-header", "-p", "no:cacheprovider", "--hypothesis-profile=mutants", "--timeout=0")
-#: What git ignores and the tests need.
+#: Ignored by git and needed by the tests.
 LINKED = (".venv", "shared/transports/hyperswarm/sidecar/node_modules", "services/web/npm/node_modules")
-#: All tests of the list once, without a mutant.
+#: For all tests of the list, without a mutant.
 BASELINE_SECONDS = 1800.0
-#: `timeout` answers 124 and, where a second signal is needed, is killed together with the tests.
+#: `timeout` exits with 124; if a second signal is needed, it is killed together with the tests.
 _FAILED, _TIMED_OUT = 1, {124, 137, -9}
 _IMPORTS = "import cli, services, shared; print(cli.__file__, services.__file__, shared.__file__)"
-#: Python compiles a file again only if its second or its size has changed, and a mutant may live for less than a second.
+#: Python recompiles a file only if its second or its size has changed, and a mutant may exist for less than a second.
 _seconds = itertools.count(int(time.time()))
 
 
 class Mutant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One fault that somebody could make."""
+    """One plausible fault."""
 
     group: str
-    #: What goes wrong.
+    #: The consequence of the fault.
     why: str
     file: str
-    #: The text to replace, which the file has exactly once.
+    #: The text to replace; it must occur exactly once in the file.
     line: str
     replacement: str
     tests: tuple[str, ...]
     timeout_seconds: float = 300.0
-    #: A test that waits forever notices the fault, too.
+    #: A test that waits forever detects the fault, too.
     timeout_kills: bool = False
 
 
@@ -64,7 +64,7 @@ def make_copy(tree: Path) -> None:
 
 
 def run_tests(tree: Path, tests: Sequence[str], seconds: float) -> tuple[int, str]:
-    """The exit code, and the end of what was said. After a SIGINT pytest stops the servers that it has started."""
+    """Return the exit code and the end of the output. After a SIGINT pytest stops the servers that it has started."""
     done = _run(["timeout", "--signal=INT", "--kill-after=10", f"{seconds}", *PYTEST, *dict.fromkeys(tests)], tree)
     return done.returncode, (done.stdout + done.stderr)[-3000:]
 
@@ -75,7 +75,7 @@ def _run(command: Sequence[str], folder: Path) -> subprocess.CompletedProcess[st
 
 
 def outcome_of(mutant: Mutant, tree: Path) -> str:
-    """``killed``, or why not. The tree is as before."""
+    """Return ``killed``, or why the mutant survived. Restores the tree."""
     path = tree / mutant.file
     text = path.read_text(encoding="utf-8")
     if (count := text.count(mutant.line)) != 1:

@@ -1,4 +1,4 @@
-"""Makes the pictures of the README from a real stack: a recording of a terminal and a screenshot of the dashboard.
+"""Create the pictures of the README from a real stack: a terminal recording and a screenshot of the dashboard.
 
     python -m tools.pictures
 
@@ -20,7 +20,7 @@ from tests.stacks import RunningStack
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "pictures"
 
-#: What is typed in the recording. The first answer would show how long the model takes to load.
+#: The commands of the recording. The first answer would show how long the model takes to load, so it is not recorded.
 WARM_UP = ("infer", "hello", "--max-tokens", "8")
 COMMANDS = (
     ("infer", "Name three colors.", "--max-tokens", "40", "--temperature", "0"),
@@ -28,15 +28,15 @@ COMMANDS = (
     ("nodes",),
     ("usage",),
 )
-#: Requests that the dashboard shows.
+#: Requests for the dashboard to show.
 REQUESTS, AT_ONCE = 60, 3
 PAGE, WIDTH, HEIGHT = "/dashboard?span=day", 1100, 780
-#: Enough for those requests, and small enough to look like somebody's.
+#: Enough for those requests, and a plausible amount.
 SETTINGS = {"DEFAULT_RATE_LIMIT": "600", "PREMIUM_RATE_LIMIT": "600", "RESPONSE_CACHE": "off"}
 
-#: The recording, in pixels and in characters.
+#: The recording's size, in pixels and in characters.
 LINE_HEIGHT, CHARACTER_WIDTH, MARGIN, COLUMNS = 19, 8.43, 16, 110
-#: Pauses are cut to this, so that people need not wait for it.
+#: Longer pauses are shortened to this.
 LONGEST_PAUSE_SECONDS, PAUSE_BETWEEN_SECONDS = 0.4, 0.8
 COMMAND_SECONDS = 60.0
 
@@ -76,7 +76,7 @@ async def record(stack: RunningStack) -> list[Shown]:
 
 
 async def output(stack: RunningStack, *words: str) -> AsyncIterator[tuple[float, str]]:
-    """What a command prints, piece by piece, each with the time since the one before."""
+    """Return a command's output in pieces, each with the time since the previous one."""
     process = await stack.start_aicli(*words, COLUMNS=str(COLUMNS), PYTHONUNBUFFERED="1")
     assert process.stdin is not None
     assert process.stdout is not None
@@ -97,7 +97,7 @@ async def output(stack: RunningStack, *words: str) -> AsyncIterator[tuple[float,
 
 
 def drawn(shown: list[Shown]) -> str:
-    """The recording as an SVG that plays by itself; a viewer without animations shows its end."""
+    """Return the recording as an animated SVG; viewers without animations show its end."""
     width = round(2 * MARGIN + COLUMNS * CHARACTER_WIDTH)
     height = 2 * MARGIN + (max(piece.row for piece in shown) + 1) * LINE_HEIGHT
     lines = [

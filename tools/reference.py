@@ -1,4 +1,4 @@
-"""Renders each generated page of docs/reference/: settings, RPC methods, who may do what, frames, errors, subjects."""
+"""Render the generated pages of docs/reference/: settings, RPC methods, access, frames, errors, subjects."""
 
 import importlib
 import inspect
@@ -23,84 +23,82 @@ from tools import shapes
 
 SECTIONS = {
     "auth": "Users, sessions and API keys. Served by the auth service.",
-    "gateway": "The door for requests. Served by the gateway.",
+    "gateway": "Requests, credits and usage. Served by the gateway.",
     "inference": "Models and prompts. Served by every worker.",
-    "metrics": "Numbers in, health and Prometheus text out. Served by the metrics service.",
-    "node": "What every service serves about itself.",
+    "metrics": "Recorded metrics, health and Prometheus text. Served by the metrics service.",
+    "node": "Methods that every service serves.",
 }
 
 
 SETTINGS_HEAD = """# Settings
 
-Services read these variables once, when they start; all mistakes are reported together. Every variable may also be given
-as `NAME_FILE`, the path of a file that holds the value: use that for secrets (marked *secret*). An empty variable counts
-as not set. Given to `make up`, they are remembered and handed to the services that read them.
+Services read these variables once, at start, and report all mistakes together. Instead of every variable, you can set `NAME_FILE` to the
+path of a file that contains the value: use that for secrets (marked *secret*). An empty variable counts as not set. `make up` saves
+these settings and passes them to the services that read them.
 """
 
 STACK_HEAD = """
 ## make up
 
-What the embedded stack reads besides. `AIMESH_HOME` is the folder that holds everything of a stack (default: `.aimesh` in the
-checkout); several stacks run side by side with a folder and ports of their own.
+More settings of the embedded stack. `AIMESH_HOME` is the folder with all data of a stack (default: `.aimesh` in the checkout). Several
+stacks can run side by side, each with its own folder and ports.
 """
 
 METHODS_HEAD = """# RPC methods
 
-Every method of the mesh, as `shared/api` declares it. *Callers* are roles of nodes; what a person may do comes from the
+Every method of the mesh, as declared in `shared/api`. *Callers* are roles of nodes; the permissions of a person come from the
 credential in the call. Field names are those on the wire. A method is also a NATS micro endpoint (msgpack, or JSON
 with the header `content-type: application/json`); [the protocol](../protocol.md#stock-clients) shows how stock clients call it.
 """
 
 ACCESS_HEAD = """# Who may do what
 
-A call passes two walls: the role of the *node* that brings it (which the mesh vouches for), and the permissions of the *person* whose
-credential is in it. A method, a route or a page without a row here is served to nobody: its program does not start. Whose data a
-method may touch is checked once more where it works, and by row-level security in PostgreSQL.
+Every call is checked twice: for the role of the calling *node*, which its certificate proves, and for the permissions of the *person*
+whose credential is in the call. Every method, route and page needs a row here, otherwise its program does not start. The handler of a
+method also checks whose data it may touch, and so does row-level security in PostgreSQL.
 
-A login may do what its role may. A key may do that part of it which its kind and its scopes leave: `live` keys have all of their
-owner's permissions but an administrator's, `test` keys `inference:execute` and `model:read`, `adm` keys an administrator's.
+A login has the permissions of its role. A key has those of its owner that its kind and scopes allow: `live` keys all but an
+administrator's, `test` keys `inference:execute` and `model:read`, `adm` keys an administrator's.
 
-In the tables, one of the permissions named is enough; *anybody known* is every good credential; *nobody is asked about* means that the
-node's role alone decides, so anybody may where web or the gateway is among the callers. *Fresh*: a login that has not shown a password
-or a code for {minutes} minutes is asked for one first; keys are not.
+In the tables, one of the listed permissions is enough. *Any valid credential* means any account. *No check* means that only the node's
+role is checked, so the method is public if web or the gateway is among the callers. *Fresh*: a login that has not shown a password or a
+code for {minutes} minutes must show one first; keys need not.
 """
 
 PAGES_HEAD = """
 ## Pages
 
-What web shows, by the beginning of the path; the longest that fits holds. What a page does, auth and the gateway decide by the tables
-above, with the visitor's own credential.
+The pages of web, by the beginning of the path; the longest match applies. Actions on a page are checked by auth and the gateway with the
+tables above and the visitor's own credential.
 """
 
 FRAMES_HEAD = """# Frames
 
-Version {version} of the protocol. A frame is a msgpack array: the tag, then the fields in this order. Fields may be left off
-at the end where they have a default; unknown fields at the end are ignored. One write carries a list of frames. What may
-follow what is in [the protocol page](../protocol.md).
+Version {version} of the protocol. A frame is a msgpack array: the tag, then the fields in this order. Trailing fields with a
+default can be left out; unknown trailing fields are ignored. One write carries a list of frames. For the order of frames, see
+[the protocol](../protocol.md).
 """
 
 FAILURES_HEAD = """# Errors
 
-The code is for ever: match on it. Message and hint are for people and may change. *Fault* says who has to change something
-for the call to succeed; *retry* whether sending the same again can help. Over HTTP the error is an OpenAI error object
-with this status.
+Match on the code, which never changes. Message and hint are for people and may change. *Fault* says who has to change something for the
+call to succeed; *retry* says whether repeating the same call can help. Over HTTP the error is an OpenAI error object with this status.
 
-One code is found only in the request log, because nobody was left to send it to: `gateway_lost`. The gateway died while the request ran,
-and another gateway ended it two minutes later. It costs the tokens of a stream that the dead gateway had passed on, by the receipt of
-the worker that ran it, and nothing where there is no receipt. Answers that were not streamed, and requests with an `Idempotency-Key`,
-cost nothing.
+The code `gateway_lost` appears only in the request log: the gateway died while the request was running, and another gateway ended it two
+minutes later. A stream is billed for the tokens that the dead gateway had delivered, by the receipt of the worker; without a receipt it
+is free. Answers that were not streamed, and requests with an `Idempotency-Key`, are free.
 """
 
 SUBJECTS_HEAD = """# NATS subjects and permissions
 
-`m` is the mesh's name, `N` the node's public nkey, `P` a peer's. The server enforces this table, so a subject's last two
-words are the true role and node of its sender. `nats.conf` is generated from the same table, and a test walks all of it
-against a real server.
+`m` is the mesh's name, `N` the node's public nkey, `P` a peer's. The server enforces this table, so the last two words of
+a subject are always the sender's real role and node. `nats.conf` is generated from the same table, and a test checks all of it against
+a real server.
 """
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A Markdown table; a bar inside a cell is escaped."""
+    """Return a Markdown table; bars in cells are escaped."""
     lines = [list(head)]
     lines.append(["---"] * len(lines[0]))
     lines += [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
@@ -124,7 +122,7 @@ def metrics() -> str:
 
 
 def settings() -> str:
-    """One table of what all services share, and one of what each adds."""
+    """List the settings of all services, then those of each."""
     kinds = {name: _settings_struct(importlib.import_module(f"services.{name}.settings")) for name in _service_names()}
     shared_names = set.intersection(*({setting.variable.name for setting in config.settings_of(kind)} for kind in kinds.values()))
     first = next(iter(kinds.values()))
@@ -149,7 +147,6 @@ def _service_names() -> list[str]:
 
 
 def _settings_struct(module: ModuleType) -> type[msgspec.Struct]:
-    """The one settings struct that the module itself declares."""
     own = [kind for _, kind in inspect.getmembers(module, inspect.isclass) if kind.__module__ == module.__name__]
     return next(kind for kind in own if issubclass(kind, msgspec.Struct) and any(True for _ in config.settings_of(kind)))
 
@@ -159,11 +156,11 @@ def _settings_table(rows: Iterable[config.Setting]) -> str:
 
 
 def _settings_row(setting: config.Setting) -> tuple[str, str, str]:
-    default = "**must be given**" if setting.default is None else "(none)"
+    default = "**required**" if setting.default is None else "(none)"
     if setting.default:
         default = f"`{setting.default}`"
     variable = setting.variable
-    meaning = variable.help + (f"; `{variable.override}` goes before it" if variable.override else "")
+    meaning = variable.help + (f"; `{variable.override}` takes precedence" if variable.override else "")
     return f"`{variable.name}`", default, meaning + (" *(secret)*" if variable.secret else "")
 
 
@@ -171,7 +168,7 @@ def _settings_row(setting: config.Setting) -> tuple[str, str, str]:
 
 
 def methods() -> str:
-    """Every method with who may call it and what goes in and out, then every struct that they name."""
+    """List every method with its callers, request and answer, then every struct in them."""
     parts = [METHODS_HEAD]
     used = shapes.Shapes()
     for section, title in SECTIONS.items():
@@ -188,7 +185,7 @@ def methods() -> str:
 
 
 def _methods_of(section: str) -> Iterator[Method | StreamMethod]:  # type: ignore[type-arg]  # of any types
-    """In the order in which the contract declares them."""
+    """Keep the order of declaration."""
     for found in pkgutil.iter_modules(api.__path__):
         for value in vars(importlib.import_module(f"shared.api.{found.name}")).values():
             if isinstance(value, Method | StreamMethod) and value.name.partition(".")[0] == section:
@@ -198,7 +195,7 @@ def _methods_of(section: str) -> Iterator[Method | StreamMethod]:  # type: ignor
 def _method(method: Method | StreamMethod, used: shapes.Shapes) -> list[str]:  # type: ignore[type-arg]  # of any types
     callers = ", ".join(role for role in Role if role in method.callers)
     if isinstance(method, StreamMethod):
-        taken = "" if method.accepted is Nothing else f"*once it is taken* {used.show(method.accepted)}, *then a* "
+        taken = "" if method.accepted is Nothing else f"*once admitted* {used.show(method.accepted)}, *then a* "
         answers = f"{taken}*stream of* {used.show(method.item)}, *then* {used.show(method.end)}"
     else:
         answers = used.show(method.reply)
@@ -207,7 +204,7 @@ def _method(method: Method | StreamMethod, used: shapes.Shapes) -> list[str]:  #
     if isinstance(method, StreamMethod):
         ways = " with the header `stream: true`"
         if method.whole is not None:
-            lines.append(f"- whole answer, for stock clients that do not ask for the stream: {used.show(method.whole)}")
+            lines.append(f"- whole answer, for stock clients that do not request the stream: {used.show(method.whole)}")
             ways += " or without it"
     if method.served_by is not None and (isinstance(method, Method) or Role.OPERATOR in method.callers):
         lines.append(f"- NATS micro: `{topics.micro_endpoint(MeshName('<mesh>'), method.served_by, method.name)}`{ways}")
@@ -229,18 +226,16 @@ def _struct(kind: type[msgspec.Struct], used: shapes.Shapes) -> list[str]:
 
 
 def who_may() -> str:
-    """Roles and their permissions, then every method, route and page with who may use it."""
+    """List roles and their permissions, then who may use every method, route and page."""
     return "\n".join(
         (
             ACCESS_HEAD.format(minutes=access_table.FRESH_SECONDS // 60),
             "## Roles\n",
             table(("permission", *access_table.ROLES), (_permission_row(permission) for permission in Permission)),
             "\n## Methods\n",
-            table(
-                ("method", "callers", "the person needs", "fresh"), (_method_row(name, row) for name, row in access_table.METHODS.items())
-            ),
+            table(("method", "callers", "permission", "fresh"), (_method_row(name, row) for name, row in access_table.METHODS.items())),
             "\n## Routes of the gateway\n",
-            table(("route", "the person needs", "fresh"), ((f"`{name}`", *_needs(row)) for name, row in access_table.ROUTES.items())),
+            table(("route", "permission", "fresh"), ((f"`{name}`", *_needs(row)) for name, row in access_table.ROUTES.items())),
             PAGES_HEAD,
             table(("path", "who"), ((f"`{path}`", _visitor(who)) for path, who in pages.PAGES.items())),
         )
@@ -259,10 +254,10 @@ def _method_row(name: str, row: AccessRule) -> tuple[str, ...]:
 
 def _needs(row: AccessRule) -> tuple[str, str]:
     if row.who is Audience.NODE:
-        return "nobody is asked about", ""
-    needed = " or ".join(f"`{permission}`" for permission in Permission if permission in row.needs) or "anybody known"
+        return "no check", ""
+    needed = " or ".join(f"`{permission}`" for permission in Permission if permission in row.needs) or "any valid credential"
     if row.halfway:
-        needed += "; also a login that lacks its second step"
+        needed += "; also a login without its second factor"
     if row.unless:
         needed += f"; without a credential: {', '.join(role for role in Role if role in row.unless)}"
     return needed, "yes" if row.fresh else ""
@@ -270,9 +265,9 @@ def _needs(row: AccessRule) -> tuple[str, str]:
 
 def _visitor(who: pages.PageAudience) -> str:
     return {
-        pages.PageAudience.ANYBODY: "anybody",
-        pages.PageAudience.PERSON: "whoever has signed in",
-        pages.PageAudience.HALFWAY: "whoever has signed in, also without the second step",
+        pages.PageAudience.ANYBODY: "everyone",
+        pages.PageAudience.PERSON: "any signed-in user",
+        pages.PageAudience.HALFWAY: "any signed-in user, also without the second factor",
         pages.PageAudience.NODE_OWNER: "node owners and administrators",
         pages.PageAudience.ADMIN: "administrators",
     }[who]
@@ -282,12 +277,12 @@ def _visitor(who: pages.PageAudience) -> str:
 
 
 def frames() -> str:
-    """The wire format: every frame with its tag and its fields in order."""
+    """Describe every frame with its tag and its fields in order."""
     kinds = {kind.__struct_config__.tag: kind for kind in typing.get_args(wire.Frame)}
     limits = {
         "a body in one frame": wire.MAX_BODY_BYTES,
-        "everything before HELLO is accepted": wire.MAX_BYTES_BEFORE_HELLO,
-        "a message, all its pieces together": wire.MAX_MESSAGE_BYTES,
+        "all bytes before HELLO is accepted": wire.MAX_BYTES_BEFORE_HELLO,
+        "a message with all its pieces": wire.MAX_MESSAGE_BYTES,
         "one write to the transport": wire.MAX_WRITE_BYTES,
     }
     parts = [
@@ -308,7 +303,7 @@ def frames() -> str:
 
 
 def failures() -> str:
-    """The error tree: what a script may match on."""
+    """List the errors and their codes."""
     rows = []
     for code, kind in errors.BY_CODE.items():
         meaning = shapes.docstring(kind) or "–"
@@ -321,13 +316,13 @@ def failures() -> str:
 
 
 def subjects() -> str:
-    """What each role's NATS user may do, for a mesh `m` and a node `N`."""
+    """List the rights of each role's NATS user, for a mesh `m` and a node `N`."""
     mesh, node, peer = MeshName("m"), NodeId("N"), NodeId("P")
     patterns = (
         ("frames from node N to node P", topics.link(mesh, Role.GATEWAY, peer, Role.AUTH, node)),
         ("everything sent to node N", topics.inbox(mesh, Role.AUTH, node)),
         ("announcements of node N", topics.announcement(mesh, Role.AUTH, node)),
-        ("who is there?", topics.who(mesh)),
+        ("discovery: which nodes are there", topics.who(mesh)),
         ("domain events of node N", topics.event(mesh, Role.AUTH, node, "user.registered")),
         ("a method for stock NATS clients", topics.micro_endpoint(mesh, Role.AUTH, "auth.validateApiKey")),
     )

@@ -1,4 +1,4 @@
-"""Builds what a release consists of: the wheels of aimesh and of its Python client, the npm package of the JavaScript client, the notes.
+"""Build a release: the wheels of aimesh and of its Python client, the npm package of the JavaScript client, and the notes.
 
 `.github/workflows/release.yml` runs this for a tag. To try it: `.venv/bin/python -m tools.release --tag v0.1.0 --into dist`.
 """
@@ -19,7 +19,7 @@ CLIENT_VERSION = PYTHON_PROJECTS[1] / "src" / "aimesh" / "version.py"
 
 
 def read_versions() -> dict[str, str]:
-    """The version of each package, by the file that holds it."""
+    """Return the version of each package, by the file that contains it."""
     project = tomllib.loads((setup.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     client = re.search(r'^__version__ = "(.+)"$', CLIENT_VERSION.read_text(encoding="utf-8"), re.MULTILINE)
     package = json.loads((JAVASCRIPT_CLIENT / "package.json").read_text(encoding="utf-8"))
@@ -33,14 +33,14 @@ def read_versions() -> dict[str, str]:
 
 
 def find_mistakes(tag: str, versions: Mapping[str, str], changelog: str) -> list[str]:
-    """Why this tag cannot be released, one sentence each. Pure."""
+    """Return why this tag cannot be released, one sentence each. Pure."""
     version = tag.removeprefix("v")
     mistakes = [f"{path} says {each}, the tag {tag}" for path, each in versions.items() if tag != f"v{each}"]
     return mistakes if read_notes(version, changelog) else [*mistakes, f"CHANGELOG.md has nothing under [{version}]"]
 
 
 def read_notes(version: str, changelog: str) -> str:
-    """The changelog's section about this version; empty if there is none. Pure."""
+    """Return the changelog's section for this version; empty if there is none. Pure."""
     match = re.search(rf"^## \[{re.escape(version)}\].*\n((?:(?!## ).*(?:\n|\Z))*)", changelog, re.MULTILINE)
     return match[1].strip() if match else ""
 

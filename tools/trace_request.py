@@ -1,10 +1,10 @@
-"""Counts what one streamed prompt runs in the gateway: which functions of which files of ours.
+"""Count what one streamed prompt runs in the gateway: our own functions, and their files.
 
     python -m tools.trace_request [--all]
 
-It starts a stack and a second gateway, which is traced, and sends that one a few prompts to warm it up. Then it counts what one more
-prompt runs, from the socket to the row in PostgreSQL. The first figure includes the gateway's own periodic work during that second;
-the second figure leaves out every function that also runs while the gateway is idle.
+It starts a stack and a second, traced gateway, and warms it up with a few prompts. Then it counts what one more prompt runs, from the
+socket to the row in PostgreSQL. The first figure includes the gateway's periodic work during that second; the second figure leaves out
+every function that also runs while the gateway is idle.
 """
 
 import argparse
@@ -33,7 +33,7 @@ Calls = collections.Counter[tuple[str, str]]
 
 
 def serve(module: str, report: Path) -> None:
-    """Run a service; SIGUSR1 starts to count its calls, SIGUSR2 writes them to the report and starts anew."""
+    """Run a service; SIGUSR1 starts counting its calls, SIGUSR2 writes them to the report and starts again."""
     seen: collections.Counter[CodeType] = collections.Counter()
 
     def count(frame: FrameType, event: str, _argument: object) -> None:
@@ -58,7 +58,7 @@ def serve(module: str, report: Path) -> None:
 
 
 def _place(code: CodeType) -> str:
-    """The file of a function of ours, from the repository's root; empty for all others, and for parts of functions."""
+    """Return the file of one of our functions, relative to the repository's root; empty for others and for parts of functions."""
     path = Path(code.co_filename)
     if code.co_name.startswith("<") or not path.is_relative_to(REPOSITORY):
         return ""
@@ -67,7 +67,7 @@ def _place(code: CodeType) -> str:
 
 
 async def trace() -> tuple[Calls, Calls]:
-    """What ran during the prompt, and while the gateway was idle."""
+    """Return what ran during the prompt, and while the gateway was idle."""
     # Imported here because the traced service does not need them.
     from tests import replicas, stacks  # noqa: PLC0415
 
@@ -113,7 +113,7 @@ async def _count(pid: int, report: Path, work: Awaitable[None]) -> Calls:
 
 
 def _read(report: Path) -> Calls | None:
-    """What the service wrote; None if it has not yet."""
+    """Return what the service wrote; None if it has not yet."""
     if not report.exists():
         return None
     found = json.loads(report.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What a panel shows, and how Grafana writes it."""
+"""The panels of a dashboard, and their JSON for Grafana."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from services.metrics.alerting.rules.alert_rule import DashboardName
 
 PROMETHEUS: Final = {"type": "prometheus", "uid": "${prometheus_datasource}"}
 LOKI: Final = {"type": "loki", "uid": "${loki_datasource}"}
-#: Of a board's width.
+#: In 24ths of the dashboard's width.
 WHOLE, HALF, THIRD, QUARTER = 24, 12, 8, 6
 _HEIGHTS: Final = {"stat": 4, "timeseries": 8, "table": 8, "logs": 10}
 
 
 class PanelUnit(StrEnum):
-    """As Grafana names them."""
+    """Named as in Grafana."""
 
     SECONDS = "s"
     BYTES = "bytes"
@@ -34,24 +34,24 @@ class PanelUnit(StrEnum):
 class PanelQuery:
     #: PromQL, or LogQL in a panel of logs.
     expression: str
-    #: What its lines are called; `{{label}}` is a label's value.
+    #: The name of its lines; `{{label}}` is a label's value.
     legend: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
     title: str
-    #: For whoever wonders what is good and what is not.
+    #: Says what the panel shows and what is normal.
     help: str
     queries: tuple[PanelQuery, ...]
     unit: PanelUnit
     kind: str = "timeseries"
     width: int = HALF
-    #: From here on it is bad.
+    #: Values from here on are bad.
     bad_from: float | None = None
-    #: Values on top of each other.
+    #: Draw values on top of each other.
     stacked: bool = False
-    #: Dots that lead to traces.
+    #: Draw dots that link to traces.
     exemplars: bool = False
 
 
@@ -72,7 +72,7 @@ def stat(title: str, help_: str, unit: PanelUnit, expression: str, **more: Any) 
 
 
 def render(dashboard: Dashboard) -> dict[str, Any]:
-    """As Grafana imports it."""
+    """Return the JSON that Grafana imports."""
     return {
         "uid": str(dashboard.board),
         "title": f"aimesh / {dashboard.title}",
@@ -93,7 +93,6 @@ def render(dashboard: Dashboard) -> dict[str, Any]:
 
 
 def _alerts_on_top() -> dict[str, Any]:
-    """A mark where an alert fired."""
     return {
         "name": "Alerts",
         "enable": True,
@@ -109,7 +108,6 @@ def _source(name: str, label: str, kind: str) -> dict[str, Any]:
 
 
 def _panels(panels: Sequence[Panel]) -> Iterator[dict[str, Any]]:
-    """From left to right, and then below."""
     x = y = tallest = 0
     for number, panel in enumerate(panels, 1):
         height = _HEIGHTS[panel.kind]
