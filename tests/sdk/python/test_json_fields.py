@@ -8,7 +8,8 @@ from aimesh.json_fields import JsonFields
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b"", "is not JSON"), (b"{", "is not JSON"), (b'{"a": NaN}', "NaN is not a JSON number"), (b'{"a": -Infinity}', "is not a JSON number"),
+        (b"", "is not JSON"), (b"{", "is not JSON"), (b'{"a": NaN}', "NaN is not a JSON number"),
+        (b'{"a": -Infinity}', "is not a JSON number"),
         (b"\xff\xfe\xfd", "is not JSON"), (b'{"a": "\xff"}', "is not JSON"), (b"[" * 200_000, "nested too deeply"),
         (b'{"a": ' + b"9" * 10_000 + b"}", "is not JSON"), (b"[1]", "must be a JSON object, not a list"), (b"null", "not null"),
         (b"1", "not a whole number"), (b'"x"', "not a string"), (b"true", "not true or false"),
