@@ -1,9 +1,11 @@
-"""What every command takes from outside: the environment, the folder it runs in, and the way to the mesh."""
+"""What every command takes from outside: the environment, the current folder, and the connection to the mesh."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+from shared import errors
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection, Connect
@@ -15,20 +17,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class CliContext:
-    """The object of click's context; tests put their own in its place."""
+    """The object of click's context; tests replace it."""
 
     environment: Mapping[str, str]
     folder: Path
-    #: None means the real mesh, which is imported when it is first needed.
+    #: None means the real mesh, which is imported on first use.
     connect: "Connect | None" = None
 
     def with_profile(self, name: str) -> "CliContext":
         return replace(self, environment={**self.environment, "AICLI_PROFILE": name})
 
     def profile(self, *, key_needed: bool = False) -> "Profile":
-        """The profile to use; raises BadSettings without one, NotAuthenticated if a key is needed and it has none."""
+        """Load the profile. Raises BadSettings without one, NotAuthenticated if a key is needed and it has none."""
         from cli import profile
-        from shared import errors
 
         found = profile.load(self.environment, self.folder)
         if key_needed and found.api_key is None:
@@ -36,7 +37,7 @@ class CliContext:
         return found
 
     def run(self, work: "Callable[[CliConnection], Awaitable[T]]", *, key_needed: bool = True) -> T:
-        """Open the mesh, do ``work`` on it, close it. Ctrl-C raises KeyboardInterrupt when all is left properly."""
+        """Open the mesh, do ``work`` and close it. Ctrl-C raises KeyboardInterrupt after an orderly close."""
         from cli import interrupts
 
         chosen = self.profile(key_needed=key_needed)
@@ -48,7 +49,7 @@ class CliContext:
         return interrupts.run(connected())
 
     def ask(self, method: "Method[Request, Reply]", request: "Request", *, key_needed: bool = True) -> "Reply":
-        """One call, its answer."""
+        """Make one call and return its answer."""
         return self.run(lambda connection: connection.call(method, request), key_needed=key_needed)
 
     def connector(self) -> "Connect":

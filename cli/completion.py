@@ -1,4 +1,4 @@
-"""`aicli completion`: the script that teaches a shell to complete aicli's commands and options."""
+"""`aicli completion`: print a shell completion script."""
 
 import click
 from click.shell_completion import get_completion_class

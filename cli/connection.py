@@ -1,6 +1,6 @@
-"""A command's way to the mesh: calls as a client node, with the profile's key as the credential.
+"""A command's connection to the mesh: calls as a client node, with the profile's key as the credential.
 
-Commands see only the two Protocols here, so that tests can stand in for a whole mesh.
+Commands only use the two Protocols here, so tests can replace the whole mesh.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -33,7 +33,7 @@ class CallAnswer(Protocol[ItemT_co, EndT_co]):
 
 
 class CliConnection(Protocol):
-    """What a command may do on the mesh. Everything raises AimeshError and nothing else."""
+    """A connection to the mesh. All methods raise AimeshError only."""
 
     async def call(
         self,
@@ -44,8 +44,7 @@ class CliConnection(Protocol):
         deadline_seconds: float = 10,
         credential: Credential | None = None,
     ) -> Reply:
-        """Ask the service that serves ``method``, or this one node of it, by default with the profile's key; waits a moment for it to
-        appear."""
+        """Call ``method`` at a service or one of its nodes, by default with the profile's key. Waits a moment for the service."""
         ...
 
     def stream(
@@ -55,7 +54,7 @@ class CliConnection(Protocol):
         ...
 
     def alive(self, role: Role) -> list[NodeId]:
-        """The usable nodes of a role that have been heard so far."""
+        """Return the usable nodes of a role that are known so far."""
         ...
 
 
@@ -64,7 +63,7 @@ Connect = Callable[[Profile], AbstractAsyncContextManager[CliConnection]]
 
 
 class MeshConnection:
-    """The real one."""
+    """The connection to a real mesh."""
 
     def __init__(self, client: "ClientNode", profile: Profile) -> None:
         self._client = client
@@ -94,8 +93,9 @@ class MeshConnection:
 
 @asynccontextmanager
 async def open_(profile: Profile) -> AsyncIterator[CliConnection]:
-    """A client node of the profile's mesh; raises Unavailable if NATS does not answer, BadSettings for an unusable key, and over
-    Hyperswarm what renewing a certificate may raise: NodeRevoked, NotReachable, ClockSkew."""
+    """Open a client node of the profile's mesh. Raises Unavailable if NATS does not answer, BadSettings for an unusable key, and over
+    Hyperswarm the errors of a certificate renewal: NodeRevoked, NotReachable, ClockSkew.
+    """
     from shared import errors, node
 
     settings = node.ClientSettings(
@@ -114,8 +114,8 @@ async def open_(profile: Profile) -> AsyncIterator[CliConnection]:
         except errors.Unavailable as error:
             if profile.nats_url is None:
                 raise
-            # Services read NATS_URL; a person's address is in the profile, and the server is the stack's. A server that answered and
-            # refused us is running: then its reason and what to do about that matter.
+            # The message is written for services, which read NATS_URL. Users have a profile and a stack instead. If a server answered and
+            # refused, its own reason and hint are right.
             hint = "start the stack with `make up`; `aicli doctor` says more" if error.retry_after_seconds is not None else error.hint
             raise errors.Unavailable(error.message, hint=hint, retry_after_seconds=error.retry_after_seconds) from error
         yield MeshConnection(client, profile)

@@ -1,4 +1,4 @@
-"""Runs a command's coroutine so that Ctrl-C stops it in order: what it has opened is left properly, within a second."""
+"""Run a command's coroutine so that Ctrl-C stops it cleanly, within a second."""
 
 import asyncio
 import signal
@@ -7,13 +7,13 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-#: How long leaving may take after an interrupt: a CANCEL and a close are two packets, and nobody waits for answers.
+#: The time for clean-up after an interrupt: CANCEL and close are two packets, and nothing waits for answers.
 GRACE_SECONDS = 1.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def run(work: Coroutine[Any, Any, T], *, grace_seconds: float = GRACE_SECONDS) -> T:
-    """The result of ``work``; raises KeyboardInterrupt if SIGINT or SIGTERM came first."""
+    """Return the result of ``work``. Raises KeyboardInterrupt if SIGINT or SIGTERM comes first."""
     return asyncio.run(_until_interrupted(work, grace_seconds))
 
 
@@ -24,7 +24,7 @@ async def _until_interrupted(work: Coroutine[Any, Any, T], grace_seconds: float)
     interrupted = asyncio.Event()
 
     def interrupt() -> None:
-        # The first cancel lets clean-up run; the next ones break off whatever clean-up still waits for.
+        # The first cancel starts the clean-up; later ones interrupt it.
         if not task.done():
             interrupted.set()
             task.cancel()
@@ -35,7 +35,7 @@ async def _until_interrupted(work: Coroutine[Any, Any, T], grace_seconds: float)
     try:
         result = await work
     except BaseException:
-        # Whatever came up on the way out is of no interest to somebody who has pressed Ctrl-C.
+        # After Ctrl-C, errors of the clean-up do not matter to the user.
         if interrupted.is_set():
             raise KeyboardInterrupt from None
         raise

@@ -1,4 +1,4 @@
-"""A click group that imports a command when it is used: `aicli infer` pays for no other command's imports."""
+"""A click group that imports a command on first use, so that `aicli infer` does not import the other commands."""
 
 from collections.abc import Mapping
 from importlib import import_module
@@ -8,7 +8,7 @@ from click.exceptions import NoSuchCommand
 
 
 class LazyGroup(click.Group):
-    """``places`` maps a command's name to `module:attribute`. Commands appear in the order of the table.
+    """``places`` maps a command's name to `module:attribute`. Commands are listed in this order.
 
     ``renamed`` maps an old name to the new one: it works for one more release, with a warning, and is not listed.
     """
@@ -37,5 +37,5 @@ class LazyGroup(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except NoSuchCommand as error:
-            # click would suggest only commands that are imported already.
+            # click would suggest only commands that are already imported.
             raise NoSuchCommand(error.command_name, possibilities=self.list_commands(ctx), ctx=ctx) from None

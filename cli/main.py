@@ -1,7 +1,7 @@
-"""`aicli`: the command that people and scripts use. Owns the list of commands and how a command ends.
+"""`aicli`, the command line program. Owns the list of commands and the handling of errors.
 
-Only click is imported here; each command imports what it needs when it runs, because half a second of imports is what a
-user would notice most.
+Only click and a few small modules are imported here. Each command imports what it needs when it runs, because users notice half a second
+of imports.
 """
 
 import os
@@ -15,7 +15,9 @@ import click
 
 from cli.cli_context import CliContext
 from cli.lazy_group import LazyGroup
+from cli.output import printing
 from cli.output.exit_codes import MEANINGS, ExitCode, for_error
+from shared import errors
 
 if TYPE_CHECKING:
     from shared.errors import AimeshError
@@ -54,11 +56,11 @@ Environment:
 
 
 class _ReaderLeft(Exception):
-    """Nobody reads stdout any more."""
+    """The reader of stdout is gone."""
 
 
 class Aicli(LazyGroup):
-    """The group of all commands; every way in which one can end goes through ``main``."""
+    """The group of all commands. ``main`` handles every way in which a command can end."""
 
     def main(  # type: ignore[override]  # narrower than click's overloads: it always exits
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: object
@@ -69,7 +71,7 @@ class Aicli(LazyGroup):
         try:
             result = super().main(arguments, prog_name or "aicli", **extra)  # type: ignore[call-overload]
             sys.stdout.flush()
-            # Without standalone mode, click returns the code of ctx.exit() in place of raising.
+            # Without standalone mode, click returns the code of ctx.exit() instead of raising.
             code = result if isinstance(result, int) else ExitCode.OK
         except (KeyboardInterrupt, click.Abort):
             code = _interrupted(as_json)
@@ -84,7 +86,7 @@ class Aicli(LazyGroup):
         sys.exit(int(code))
 
     def invoke(self, ctx: click.Context) -> object:
-        # Before click sees them: it would print an empty line for the one and exit with 1 for the other.
+        # Handle these before click, which would print an empty line for one and exit with 1 for the other.
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
@@ -94,25 +96,21 @@ class Aicli(LazyGroup):
 
 
 def _interrupted(as_json: bool) -> ExitCode:
-    from cli.output import printing
-
     if sys.stderr.isatty() and not as_json:
-        click.echo(err=True)  # ends the line with the ^C
+        click.echo(err=True)  # end the line with the ^C
     printing.show_error("interrupted", "interrupted", "", as_json=as_json)
     return ExitCode.INTERRUPTED
 
 
 def _reader_left() -> ExitCode:
-    """`aicli infer … | head -1`: who reads has had enough, which is no failure."""
-    # Python flushes stdout once more when it exits, so it must lead somewhere. (OSError: it is no file, as in tests.)
+    """Exit quietly, as in `aicli infer … | head -1`: the reader has enough."""
+    # Python flushes stdout again at exit, so it must lead somewhere. (OSError: it is not a file, as in tests.)
     with suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return ExitCode.OK
 
 
 def _refused(error: click.ClickException, as_json: bool) -> int:
-    from cli.output import printing
-
     if isinstance(error, click.exceptions.NoArgsIsHelpError) and not as_json:
         error.show()
         return error.exit_code
@@ -124,9 +122,6 @@ def _refused(error: click.ClickException, as_json: bool) -> int:
 
 
 def _failed(error: Exception, as_json: bool) -> ExitCode:
-    from cli.output import printing
-    from shared import errors
-
     known = _as_known(error)
     hint = known.hint
     if not hint and known.retry_after_seconds:
@@ -137,8 +132,7 @@ def _failed(error: Exception, as_json: bool) -> ExitCode:
 
 
 def _as_known(error: Exception) -> "AimeshError":
-    """An error of ours as it is; of a group the first of ours; anything else is a bug of aicli, or of the machine."""
-    from shared import errors
+    """Return an error of ours unchanged, of a group the first of ours; anything else is a bug of aicli or a problem of the machine."""
 
     if isinstance(error, errors.AimeshError):
         return error
@@ -181,7 +175,7 @@ def aicli(context: click.Context, profile: str | None) -> None:
 def main() -> NoReturn:
     """The entry point of the program."""
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot show a character gets an escape in its place, not a traceback.
+        # If a terminal cannot show a character, print an escape instead of failing.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     aicli.main()

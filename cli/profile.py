@@ -1,8 +1,8 @@
-"""A profile: which mesh, as which node, with whose key. Finds, reads and writes the TOML files that hold one.
+"""Find, read and write profiles: TOML files that name the mesh, the node and the API key to use.
 
-The first that applies wins: AICLI_PROFILE, AIMESH_HOME, the stack of the checkout that the command runs in, the user's own
-default profile. AICLI_API_KEY replaces the key of whichever it is. A place that was named outright and holds no profile is
-an error and never skipped: the command would go to another mesh than the one that was asked for.
+The first of these applies: AICLI_PROFILE, AIMESH_HOME, the stack of the checkout that the command runs in, the user's default profile.
+AICLI_API_KEY replaces the profile's key. A place that is named explicitly and has no profile is an error and never skipped: the command
+would use another mesh than intended.
 """
 
 import os
@@ -18,11 +18,11 @@ from shared.types import Credential, MeshName
 FILE = "profile.toml"
 DEFAULT = "default"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-#: A profile is a few short lines; whatever is longer is not one.
+#: A profile is a few short lines.
 _MAX_BYTES = 64 * 1024
 _HOME = MeshName("home")
 _NATS_URL = "nats://127.0.0.1:4222"
-#: In place of nats_url's address: no NATS, Hyperswarm alone.
+#: Used as nats_url for Hyperswarm alone.
 _NO_NATS = "none"
 _NATS_FILES = ("nats_ca_file", "nats_cert_file", "nats_key_file", "nats_creds_file")
 _STRINGS = ("mesh", "nats_url", *_NATS_FILES, "node_key_file", "mesh_file", "api_key", "username", "web_url")
@@ -34,47 +34,47 @@ class Profile:
     mesh: MeshName = _HOME
     #: None for Hyperswarm alone.
     nats_url: str | None = _NATS_URL
-    #: What `aicli mesh connect` keeps of the mesh; None for NATS alone.
+    #: The membership that `aicli mesh connect` saved; None for NATS alone.
     mesh_file: Path | None = None
-    #: Who vouches for the NATS server's certificate; None means the public authorities.
+    #: The CA of the NATS server's certificate; None for the public authorities.
     nats_ca_file: Path | None = None
-    #: The client certificate that the NATS server may want, and its key; or a credentials file in place of the node key.
+    #: The client certificate that the NATS server may require, and its key; or a credentials file instead of the node key.
     nats_cert_file: Path | None = None
     nats_key_file: Path | None = None
     nats_creds_file: Path | None = None
-    #: None until somebody logs in.
+    #: None before the first login.
     api_key: Credential | None = None
-    #: Whose key it is, for people; nothing is decided by it.
+    #: The account of the key, for display only.
     username: str | None = None
-    #: Where `aicli dashboard` sends the browser.
+    #: The address for `aicli dashboard`.
     web_url: str = "http://127.0.0.1:3000"
 
 
 @dataclass(frozen=True, slots=True)
 class ProfilePlace:
-    """Where a profile is, or would be, and what pointed there."""
+    """The place of a profile, and the reason for choosing it."""
 
     path: Path
     why: str
 
 
 def folder_of_user(environment: Mapping[str, str]) -> Path:
-    """The user's own profiles: $XDG_CONFIG_HOME/aimesh/profiles."""
+    """Return the folder of the user's profiles: $XDG_CONFIG_HOME/aimesh/profiles."""
     config = environment.get("XDG_CONFIG_HOME", "")
-    # The XDG specification: a relative path is to be ignored.
+    # The XDG specification says to ignore relative paths.
     root = Path(config) if config.startswith("/") else Path(environment.get("HOME") or "~").expanduser() / ".config"
     return root / "aimesh" / "profiles"
 
 
 def place_of(name: str, environment: Mapping[str, str]) -> Path:
-    """The file of the user's own profile of this name; raises BadSettings for what is no name."""
+    """Return the file of the user's profile of this name. Raises BadSettings for an invalid name."""
     if not _NAME.fullmatch(name) or name.endswith(".toml"):
         raise errors.BadSettings(f"{name!r} is not a valid profile name", hint="use letters, digits, . _ and -")
     return folder_of_user(environment) / f"{name}.toml"
 
 
 def find(environment: Mapping[str, str], folder: Path) -> ProfilePlace:
-    """The profile that a command in ``folder`` uses; raises BadSettings if there is none."""
+    """Return the profile that a command in ``folder`` uses. Raises BadSettings if there is none."""
     if chosen := environment.get("AICLI_PROFILE"):
         return _named(chosen, environment, folder)
     if home := environment.get("AIMESH_HOME"):
@@ -112,8 +112,9 @@ def _named(chosen: str, environment: Mapping[str, str], folder: Path) -> Profile
 
 
 def _checkout(folder: Path) -> Iterator[Path]:
-    """``folder`` and its parents up to the root of the checkout. Outside of one only ``folder``: a profile that lies in
-    some parent, such as /tmp, is anybody's."""
+    """Return ``folder`` and its parents up to the root of the checkout, or only ``folder`` outside a checkout: anyone can put a profile
+    into a parent such as /tmp.
+    """
     parents = [folder, *folder.parents]
     for marker in (".git", "pyproject.toml"):
         for depth, parent in enumerate(parents):
@@ -123,24 +124,24 @@ def _checkout(folder: Path) -> Iterator[Path]:
 
 
 def _refuse_foreign(path: Path) -> None:
-    """As git does: whose folder it is decides where prompts and keys go, so a stranger's is not followed unasked."""
+    """Refuse a profile of another user, as git does, because a profile decides where prompts and keys are sent."""
     if path.stat().st_uid not in (os.geteuid(), 0):
         raise errors.BadSettings(f"{path} belongs to another user", hint=f"to use it anyway, set AICLI_PROFILE={path}")
 
 
 def load(environment: Mapping[str, str], folder: Path) -> Profile:
-    """The profile to use, with the key from AICLI_API_KEY if that is set; raises BadSettings."""
+    """Load the profile to use, with the key of AICLI_API_KEY if set. Raises BadSettings."""
     place = find(environment, folder)
     found = read(place.path)
     _refuse_plain_nats(found, place, environment)
     if key := environment.get("AICLI_API_KEY", "").strip():
-        # Whose key that is, is not known here.
+        # The account of that key is unknown.
         return replace(found, api_key=Credential(key), username=None)
     return found
 
 
 def _refuse_plain_nats(found: Profile, place: ProfilePlace, environment: Mapping[str, str]) -> None:
-    """The same rule as for services: what is typed here must not cross a network for everybody to read."""
+    """Refuse unencrypted connections to other machines, as services do."""
     if found.nats_url is None:
         return
     if environment.get("ALLOW_PLAIN_NATS", "").lower() in ("1", "true", "yes", "on"):
@@ -157,8 +158,7 @@ def _refuse_plain_nats(found: Profile, place: ProfilePlace, environment: Mapping
 
 
 def read(path: Path) -> Profile:
-    """The profile in a file; raises BadSettings if others can read it or it is not one. Unknown fields are ignored: a
-    newer version may have written them."""
+    """Read a profile. Raises BadSettings if it is invalid or others can read it. Ignores unknown fields, which newer versions may write."""
     import tomllib
 
     try:
@@ -190,7 +190,7 @@ def _made_of(known: Mapping[str, str], path: Path) -> Profile:
         return path.parent / Path(known[name]).expanduser() if name in known else None
 
     blank = Profile(node_key_file=path.parent / Path(known["node_key_file"]).expanduser(), mesh_file=beside("mesh_file"))
-    # Who has joined by a ticket needs no NATS; everybody else does.
+    # A profile made with a ticket needs no NATS; others do.
     nats_url = known.get("nats_url", _NATS_URL if blank.mesh_file is None else _NO_NATS)
     if nats_url == _NO_NATS and blank.mesh_file is None:
         raise errors.BadSettings(
@@ -211,7 +211,7 @@ def _made_of(known: Mapping[str, str], path: Path) -> Profile:
 
 
 def write(path: Path, profile: Profile) -> None:
-    """Put a profile in place of the file, whole or not at all, readable by its owner only; raises BadSettings."""
+    """Replace the file atomically, readable only by its owner. Raises BadSettings."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         private_file.replace(path, render(profile).encode(), synced=True)
@@ -220,7 +220,7 @@ def write(path: Path, profile: Profile) -> None:
 
 
 def render(profile: Profile) -> str:
-    """The TOML text of a profile."""
+    """Return a profile as TOML text."""
     fields = {
         "mesh": profile.mesh,
         "nats_url": profile.nats_url or _NO_NATS,
@@ -242,5 +242,5 @@ def _text(path: Path | None) -> str | None:
 
 
 def _quoted(value: str) -> str:
-    """A TOML basic string (toml.io v1.0.0, "String"): quotes, backslashes and control characters escaped."""
+    """Return a TOML basic string (toml.io v1.0.0, "String"), with quotes, backslashes and control characters escaped."""
     return '"' + "".join(f"\\u{ord(char):04X}" if char in '"\\\x7f' or char < " " else char for char in value) + '"'

@@ -1,4 +1,4 @@
-"""The reference page of the command line, made from the commands themselves."""
+"""Generate the reference page of the command line from the commands."""
 
 import inspect
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from cli.output.exit_codes import MEANINGS
 
 
 def render() -> str:
-    """docs/reference/cli.md as it should be: every command with its arguments and options."""
+    """Return docs/reference/cli.md: every command with its arguments and options."""
     lines = ["# Command line", "", "Made from the commands by `cli.reference`; edit those, not this page.", ""]
     root = click.Context(main.aicli, info_name="aicli")
     for context in _walk(root):
@@ -45,7 +45,7 @@ def _section(context: click.Context) -> list[str]:
 
 
 def _help(command: click.Command) -> list[str]:
-    """The help text; what click keeps as it is (\\b) becomes a code block."""
+    """Return the help text; paragraphs that click keeps unwrapped (\\b) become code blocks."""
     # Python 3.13 strips the indentation of docstrings itself; the page must not depend on that.
     blocks = inspect.cleandoc(command.help or "").split("\n\n")
     lines: list[str] = []

@@ -1,6 +1,6 @@
-"""Which name of the user's TLS certificate leads to this machine, and whether it vouches for itself.
+"""Find the name in the user's TLS certificate under which this machine is reached.
 
-web asks the gateway over HTTPS and checks its certificate, so it must ask under a name that is in there.
+web calls the gateway over HTTPS and checks its certificate, so it must use a name that the certificate contains.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class TlsCertificate:
 
 
 def read(path: Path) -> TlsCertificate:
-    """Raises BadSettings if the file is no certificate."""
+    """Raises BadSettings if the file is not a certificate."""
     try:
         found = x509.load_pem_x509_certificate(path.read_bytes())
     except OSError as error:
@@ -33,7 +33,7 @@ def read(path: Path) -> TlsCertificate:
 
 
 def choose_host(names: list[str]) -> str:
-    """Loopback if the certificate has it, else its first name that is no wildcard. Pure."""
+    """Return loopback if the certificate contains it, else its first name without a wildcard. Pure."""
     for loopback in ("127.0.0.1", "localhost"):
         if loopback in names:
             return loopback

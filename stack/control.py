@@ -1,4 +1,4 @@
-"""How commands talk to the running supervisor: one JSON line each way over a Unix socket in the home."""
+"""Commands talk to the running supervisor with one JSON line each way, over a Unix socket in the stack's home."""
 
 import asyncio
 from pathlib import Path
@@ -6,12 +6,12 @@ from pathlib import Path
 import msgspec
 
 _ANSWER_SECONDS = 5.0
-#: A status of ten programs is 3 KB.
+#: The status of ten programs takes 3 KB.
 MAX_LINE_BYTES = 64 * 1024
 
 
 class StatusRequest(msgspec.Struct, tag="status", frozen=True):
-    """What runs, since when, and what does not?"""
+    """Ask for the status of all programs."""
 
 
 class Restart(msgspec.Struct, tag="restart", frozen=True):
@@ -19,7 +19,7 @@ class Restart(msgspec.Struct, tag="restart", frozen=True):
 
 
 class Stop(msgspec.Struct, tag="stop", frozen=True):
-    """Stop everything, and then yourself. Answered at once; the socket goes when it is done."""
+    """Stop everything, then the supervisor. It answers immediately, and the socket disappears when everything has stopped."""
 
 
 Order = StatusRequest | Restart | Stop
@@ -27,7 +27,7 @@ Order = StatusRequest | Restart | Stop
 
 class ProgramStatus(msgspec.Struct, frozen=True):
     name: str
-    #: starting, running, waiting (for its next start), stopping, stopped, or down (and staying so).
+    #: starting, running, waiting (for its next start), stopping, stopped or down (and not started again).
     state: str
     pid: int | None
     #: Unix time of the last change of state.
@@ -52,7 +52,7 @@ _decode_answer = msgspec.json.Decoder(ControlAnswer).decode
 
 
 async def ask(socket: Path, order: Order) -> ControlAnswer | None:
-    """None when no supervisor listens there, or it does not answer within 5 s."""
+    """Return None if no supervisor answers within 5 s."""
     try:
         async with asyncio.timeout(_ANSWER_SECONDS):
             reader, writer = await asyncio.open_unix_connection(socket, limit=MAX_LINE_BYTES)

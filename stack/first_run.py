@@ -1,7 +1,6 @@
-"""After the first start: a key for the first admin, the profile that `aicli` finds by itself, and a page for people.
+"""After the first start: check the first admin's key, and write the profile that `aicli` finds and a file with the password.
 
-auth has created the user and the key from its ADMIN_PASSWORD_FILE and ADMIN_API_KEY_FILE. All of it is idempotent: a key that still
-works is kept.
+auth created the user and the key from ADMIN_PASSWORD_FILE and ADMIN_API_KEY_FILE. Everything here is idempotent: a key that works is kept.
 """
 
 from dataclasses import replace
@@ -19,12 +18,12 @@ from stack.settings import StackSettings
 from stack.stack_home import StackHome
 
 ADMIN = "admin"
-#: The mesh has just come up; its nodes still find each other.
+#: The mesh has just started, and its nodes are still discovering each other.
 _CALL_SECONDS = 20.0
 
 
 async def ensure_profile(home: StackHome, settings: StackSettings, connect: Connect = connection.open_) -> Profile:
-    """The profile of this stack's client node, with a key that works. Raises AimeshError."""
+    """Ensure that the profile of this stack's client node has a working key. Raises AimeshError."""
     wanted = Profile(
         node_key_file=home.key("client"),
         mesh=settings.mesh,
@@ -60,15 +59,15 @@ async def _works(mesh: CliConnection, wanted: Profile) -> bool:
     try:
         await mesh.call(auth.list_api_keys, auth.ListApiKeys(), credential=wanted.api_key, deadline_seconds=_CALL_SECONDS)
     except errors.NotAuthenticated:
-        return False  # the database is a new one, or the key was revoked
+        return False  # the database is new, or the key was revoked
     return True
 
 
 async def _with_first_key(mesh: CliConnection, home: StackHome, wanted: Profile) -> Profile:
-    """With the key that auth gave to the administrator whom it made."""
+    """Try the key that auth gave to the administrator it created."""
     wanted = replace(wanted, api_key=Credential(secret_files.read(home, "admin_key")), username=ADMIN)
     if not await _works(mesh, wanted):
-        # `aicli login` needs a profile to write its key into.
+        # `aicli login` needs a profile to save its key in.
         profile.write(home.profile, replace(wanted, api_key=None))
         raise errors.NotAuthenticated(
             f"everything is running, but {ADMIN}'s saved API key no longer works", hint="log in as an administrator: aicli login"
@@ -90,5 +89,5 @@ def _write_page(home: StackHome, wanted: Profile) -> None:
 
 
 def page(home: StackHome) -> Path:
-    """The file with the first user's password and key."""
+    """Return the file with the first user's password and key."""
     return home.root / "admin.txt"

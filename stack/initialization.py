@@ -1,4 +1,4 @@
-"""`aicli stack init`: everything a stack needs before it starts, made if missing and repaired if broken; idempotent."""
+"""`aicli stack init`: create what a stack needs before it starts, and repair what is broken. Idempotent."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ from stack.stack_home import StackHome
 
 
 @dataclass(frozen=True, slots=True)
-class Initialised:
+class InitializedStack:
     settings: StackSettings
-    #: What the user set, secrets as NAME_FILE.
+    #: The user's settings, secrets as NAME_FILE.
     recorded: dict[str, str]
-    #: Names of the secrets that had to be made.
+    #: The secrets that were created.
     made: list[str]
 
 
-def ensure(home: StackHome, environment: Mapping[str, str], folder: Path) -> Initialised:
-    """Folders, secrets, settings and the servers' configuration. ``folder`` is where relative paths of the user start.
+def ensure(home: StackHome, environment: Mapping[str, str], folder: Path) -> InitializedStack:
+    """Create folders, secrets, settings and server configuration. ``folder`` resolves the user's relative paths.
 
-    Raises BadSettings, and then nothing of what the user set is kept.
+    Raises BadSettings, and then saves none of the user's settings.
     """
     homes.ensure_folders(home)
     settings.load({**settings.read_recorded(home), **settings.merge({}, environment, folder)})
@@ -36,7 +36,7 @@ def ensure(home: StackHome, environment: Mapping[str, str], folder: Path) -> Ini
     nats_users.ensure(home, loaded.mesh, loaded.nats_port)
     database = stack_plan.postgres_of(home)
     for role in secret_files.DATABASE_ROLES:
-        # Anew each time: the path of the socket is in it, and homes get moved.
+        # Written each time: it contains the path of the socket, and homes get moved.
         url = database.url(role, secret_files.read(home, f"postgres_{role}"))
         homes.write_private(stack_plan.database_url_file(home, role), url + "\n")
-    return Initialised(loaded, recorded, made)
+    return InitializedStack(loaded, recorded, made)

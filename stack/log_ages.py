@@ -1,6 +1,6 @@
-"""How old the lines of a log are, by the day that each shows at its start: ours, NATS's, PostgreSQL's and Valkey's. Pure.
+"""Read the age of log lines from the date at their start, for our services, NATS, PostgreSQL and Valkey. Pure.
 
-Days and not moments: the programs write in different zones, and a log is kept for months.
+Days are exact enough: the programs write in different time zones, and logs are kept for months.
 """
 
 import re
@@ -10,12 +10,12 @@ from datetime import date
 _MONTHS = (b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec")
 #: 2026-11-21 or 2026/11/21, and Valkey's 21 Nov 2026.
 _DAY = re.compile(rb"\b(\d{4})([-/])(\d\d)\2(\d\d)|\b(\d\d) (" + b"|".join(_MONTHS) + rb") (\d{4})\b")
-#: Where a line's own time stands; further on, a date is part of what it tells.
+#: Only a date within these first characters is the line's own; later ones are part of its text.
 _START_BYTES = 80
 
 
 def day_of(line: bytes) -> date | None:
-    """When it was written; None for a line that does not say so."""
+    """Return the day of a line; None if it shows none."""
     found = _DAY.search(line, 0, _START_BYTES)
     if found is None:
         return None
@@ -29,9 +29,9 @@ def day_of(line: bytes) -> date | None:
 
 
 def old_bytes(lines: Iterable[bytes], oldest: date) -> int | None:
-    """How long the beginning is that was written before ``oldest``; None where no line shows a day.
+    """Return the length of the beginning that was written before ``oldest``; None if no line shows a day.
 
-    A line without a day, such as one of a traceback, belongs to the one before it. Reads no further than to the first that stays.
+    A line without a day, such as one of a traceback, belongs to the line before it. Stops reading at the first line to keep.
     """
     position = 0
     old: int | None = None

@@ -1,7 +1,6 @@
-"""The log files of a stack: bounded in size and age, read from the end, followed across rotations.
+"""The log files of a stack: limit their size and age, read their end, and follow them across rotations.
 
-A file is copied and emptied when it is too long: its writers append, so they need not know. The lines of the moment
-between copy and emptying may be lost, which is why nothing but logs goes there.
+A file that is too long is copied and truncated. Its writers append, so they need not know. Lines written between the two steps can be lost.
 """
 
 import os
@@ -14,7 +13,7 @@ from pathlib import Path
 from shared.identity import private_file
 from stack import log_ages
 
-#: With one predecessor, at most twice this per program.
+#: With its predecessor, a program has at most twice this.
 MAX_BYTES = 10 * 1024 * 1024
 _TAIL_BYTES = 256 * 1024
 _FOLLOW_SECONDS = 0.2
@@ -27,13 +26,13 @@ class LogFileLine:
 
 
 def rotate(path: Path, max_bytes: int = MAX_BYTES) -> bool:
-    """Whether the file was too long and has been put aside."""
+    """Rotate the file if it is too long. Return whether it was."""
     try:
         if path.stat().st_size <= max_bytes:
             return False
         aside = _predecessor(path)
         with path.open("rb") as source, aside.open("wb") as target:
-            # The end is what somebody will look for.
+            # The most recent lines are the most useful.
             source.seek(-max_bytes, os.SEEK_END)
             target.write(source.read(max_bytes))
         os.truncate(path, 0)
@@ -43,9 +42,9 @@ def rotate(path: Path, max_bytes: int = MAX_BYTES) -> bool:
 
 
 def forget(path: Path, today: date, keep_days: int) -> bool:
-    """Throw away what the file and its predecessor have from before the last ``keep_days``; whether there was anything.
+    """Delete lines older than ``keep_days`` from the file and its predecessor. Return whether there were any.
 
-    What stays of a file that is written to becomes its predecessor, whose own lines were older still.
+    What remains of a file in use becomes its predecessor, because the predecessor's lines were older still.
     """
     oldest = today - timedelta(days=keep_days)
     aside = _predecessor(path)
@@ -70,13 +69,13 @@ def _old_bytes(path: Path, oldest: date) -> int:
         facts = os.fstat(file.fileno())
     if old is not None:
         return old
-    # No line says when; that of its last one is all that is known.
+    # No line has a day, so use the time of the last write.
     written = datetime.fromtimestamp(facts.st_mtime, UTC).date()
     return facts.st_size if written < oldest else 0
 
 
 def _cut(source: Path, target: Path, beginning: int) -> None:
-    """Leave in ``target`` what ``source`` has after its beginning; no file where that is nothing."""
+    """Write ``source`` without its ``beginning`` to ``target``; remove ``target`` if nothing is left."""
     with source.open("rb") as file:
         file.seek(max(beginning, file.seek(0, os.SEEK_END) - MAX_BYTES))
         rest = file.read(MAX_BYTES)
@@ -91,21 +90,21 @@ def _predecessor(path: Path) -> Path:
 
 
 def tail(path: Path, lines: int, start: int = 0) -> list[str]:
-    """The last lines, of those that were written after ``start``; empty when there is no such file."""
+    """Return the last lines after the offset ``start``; empty if there is no such file."""
     return _read_end(path, lines, start)[0]
 
 
 def ends(folder: Path) -> dict[str, int]:
-    """How long each program's log is now: a ``start`` for ``tail``."""
+    """Return the current size of each program's log: a ``start`` for ``tail``."""
     return {path.stem: path.stat().st_size for path in folder.glob("*.log")}
 
 
 def _read_end(path: Path, lines: int, start: int = 0) -> tuple[list[str], int]:
-    """The last lines, and how far we have read."""
+    """Return the last lines and the offset after them."""
     try:
         with path.open("rb") as file:
             length = file.seek(0, os.SEEK_END)
-            # Shorter than ``start``, it has been rotated since.
+            # A file shorter than ``start`` has been rotated.
             file.seek(max(length - _TAIL_BYTES, start if start <= length else 0))
             return file.read().decode(errors="replace").splitlines()[-lines:], file.tell()
     except FileNotFoundError:
@@ -113,7 +112,7 @@ def _read_end(path: Path, lines: int, start: int = 0) -> tuple[list[str], int]:
 
 
 def follow(paths: Mapping[str, Path], lines: int) -> Iterator[LogFileLine]:
-    """The last lines of each file, and then whatever is added to any, for ever."""
+    """Yield the last lines of each file, then all new ones, forever."""
     offsets: dict[str, int] = {}
     rest: dict[str, bytes] = {}
     for name, path in paths.items():
@@ -123,7 +122,7 @@ def follow(paths: Mapping[str, Path], lines: int) -> Iterator[LogFileLine]:
         for name, path in paths.items():
             if not path.exists():
                 continue
-            if path.stat().st_size < offsets[name]:  # rotated
+            if path.stat().st_size < offsets[name]:
                 offsets[name] = 0
             with path.open("rb") as file:
                 file.seek(offsets[name])

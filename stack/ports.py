@@ -1,4 +1,4 @@
-"""Are the ports free, and if not, who has them and which setting moves us elsewhere?"""
+"""Check that the ports are free; otherwise name the program that holds them and the setting that changes them."""
 
 import errno
 import secrets
@@ -12,13 +12,13 @@ from shared.processes import PortListener
 
 @dataclass(frozen=True, slots=True)
 class WantedPort:
-    """A port that a program of ours will listen on."""
+    """A port that one of our programs will listen on."""
 
     port: int
     program: str
     #: The setting that changes it.
     variable: str
-    #: UDP in place of TCP; the two do not get in each other's way.
+    #: UDP instead of TCP; the two never conflict.
     is_udp: bool = False
     bind: str = "127.0.0.1"
 
@@ -28,7 +28,7 @@ class WantedPort:
 
 
 def find_conflicts(wanted: Sequence[WantedPort], held: Mapping[WantedPort, PortListener]) -> list[str]:
-    """One sentence per port that cannot be had: taken, impossible, or wanted twice. Pure."""
+    """Describe each port that is taken, invalid or used twice, in one sentence. Pure."""
     found = []
     seen: dict[tuple[bool, int], WantedPort] = {}
     for want in wanted:
@@ -49,7 +49,7 @@ def _is_port(number: int) -> bool:
 
 
 def look(wanted: Iterable[WantedPort]) -> dict[WantedPort, PortListener]:
-    """Who holds the ports that are not free."""
+    """Return what holds the ports that are not free."""
     return {
         want: processes.listener_on(want.port, is_udp=want.is_udp)
         for want in wanted
@@ -60,7 +60,7 @@ def look(wanted: Iterable[WantedPort]) -> dict[WantedPort, PortListener]:
 def is_free(port: int, *, is_udp: bool = False, bind: str = "127.0.0.1") -> bool:
     with socket.socket(type=socket.SOCK_DGRAM if is_udp else socket.SOCK_STREAM) as probe:
         if not is_udp:
-            # As servers do: connections of a previous run that still close do not count.
+            # As servers do, because connections of a previous run may still be closing.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((bind, port))
@@ -74,9 +74,9 @@ def is_free(port: int, *, is_udp: bool = False, bind: str = "127.0.0.1") -> bool
 
 
 def find_free(count: int = 1, *, is_udp: bool = False) -> int:
-    """A port that is free now, and the first of ``count``.
+    """Return a free port, the first of ``count``.
 
-    Not one of those that Linux gives to outgoing connections (from 32768): it is to be kept.
+    It is below 32768, because Linux may give a higher one to an outgoing connection before it is used.
     """
     while True:
         port = 10_000 + secrets.randbelow(20_000)
@@ -85,11 +85,11 @@ def find_free(count: int = 1, *, is_udp: bool = False) -> int:
 
 
 def check(wanted: Sequence[WantedPort]) -> None:
-    """Raises BadSettings that names every conflict at once."""
+    """Raises BadSettings that names every conflict."""
     held = look(wanted)
     conflicts = find_conflicts(wanted, held)
     if conflicts:
         first = next((want for want in wanted if want in held), wanted[0])
-        # A setting that stands for several ports in a row needs as many.
+        # A setting for several consecutive ports needs as many free ones.
         free = find_free(sum(want.variable == first.variable for want in wanted), is_udp=first.is_udp)
         raise errors.BadSettings("; ".join(conflicts), hint=f"for example: {first.variable}={free} make up")

@@ -1,4 +1,4 @@
-"""Asks running programs whether they are ready: a server's own question, or a service's /readyz."""
+"""Ask running programs whether they are ready: with a server's own command, or at a service's /readyz."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ _MAX_DATAGRAM_BYTES = 2048
 @dataclass(frozen=True, slots=True)
 class Health:
     ready: bool
-    #: Why not, in the service's own words where it has any.
+    #: The reason why not, in the service's own words if it gave any.
     why: str
 
 
@@ -36,45 +36,45 @@ class _Readiness(msgspec.Struct, frozen=True):
     checks: tuple[_Check, ...] = ()
 
 
-class Heard(Enum):
+class ProbeResult(Enum):
     NOTHING = "nothing"
-    #: An answer, but not the one of a server that is ready.
+    #: Something answers, but not like a server that is ready.
     REFUSAL = "refusal"
     READY = "ready"
 
 
-async def hear(probe: Probe) -> Heard:
-    """Ask once, at most 2 s; raises nothing."""
+async def hear(probe: Probe) -> ProbeResult:
+    """Ask once, for at most 2 s; raises nothing."""
     with contextlib.suppress(OSError):
         async with asyncio.timeout(_ASK_SECONDS):
             match probe:
                 case CommandProbe(command, silence_status):
                     asked = await asyncio.create_subprocess_exec(*command)
                     status = await asked.wait()
-                    return Heard.NOTHING if status == silence_status else _judge(status == 0)
+                    return ProbeResult.NOTHING if status == silence_status else _judge(status == 0)
                 case SocketProbe(place, question, expected):
                     answer = await _exchange(place, question, expected)
-                    return _judge(answer == expected) if answer else Heard.NOTHING
+                    return _judge(answer == expected) if answer else ProbeResult.NOTHING
                 case DatagramProbe(host, ports, question, expected):
                     answers = [await _ask((host, port), question) for port in ports]
                     return _judge(all(each.startswith(expected) for each in answers))
-    return Heard.NOTHING
+    return ProbeResult.NOTHING
 
 
 async def is_ready(probe: Probe) -> bool:
-    """One try, at most 2 s."""
-    return await hear(probe) is Heard.READY
+    """Try once, for at most 2 s."""
+    return await hear(probe) is ProbeResult.READY
 
 
 async def gets_answer(program: Program) -> bool:
-    """Ask a running program anything; whether it answers at all, also with a refusal. True if it cannot be asked."""
+    """Return whether a running program answers at all, even with a refusal. True if it has no probe."""
     if program.url is not None:
         return await _answers_http(program.url)
-    return program.probe is None or await hear(program.probe) is not Heard.NOTHING
+    return program.probe is None or await hear(program.probe) is not ProbeResult.NOTHING
 
 
-def _judge(is_expected: bool) -> Heard:
-    return Heard.READY if is_expected else Heard.REFUSAL
+def _judge(is_expected: bool) -> ProbeResult:
+    return ProbeResult.READY if is_expected else ProbeResult.REFUSAL
 
 
 async def _answers_http(url: str) -> bool:
@@ -87,7 +87,7 @@ async def _answers_http(url: str) -> bool:
 
 
 async def _exchange(place: Path | int, question: bytes, expected: bytes) -> bytes:
-    """What it says, as far as that shows whether it is what we expect."""
+    """Return the beginning of the answer, as far as it matches ``expected``."""
     opening = asyncio.open_unix_connection(place) if isinstance(place, Path) else asyncio.open_connection("127.0.0.1", place)
     reader, writer = await opening
     try:
@@ -103,7 +103,7 @@ async def _exchange(place: Path | int, question: bytes, expected: bytes) -> byte
 async def _ask(place: tuple[str, int], question: bytes) -> bytes:
     with socket.socket(type=socket.SOCK_DGRAM) as line:
         line.setblocking(False)
-        # Connected, so that a port where nobody listens refuses at once, and nobody else can answer.
+        # On a connected socket, a port without a listener refuses immediately, and nothing else can answer.
         line.connect(place)
         loop = asyncio.get_running_loop()
         await loop.sock_sendall(line, question)
@@ -111,7 +111,7 @@ async def _ask(place: tuple[str, int], question: bytes) -> bytes:
 
 
 async def health_of(url: str) -> Health:
-    """What a service at this address says of itself; at most 2 s, raises nothing."""
+    """Return a service's own report at this address. Takes at most 2 s and raises nothing."""
     try:
         async with asyncio.timeout(_ASK_SECONDS):
             status, body = await _get(url, "/readyz")
@@ -127,12 +127,12 @@ async def _get(url: str, path: str) -> tuple[int, bytes]:
     context = None
     if place.scheme == "https":
         context = ssl.create_default_context()
-        # We ask our own process on our own machine, under a name that its certificate need not have.
+        # This is our own process on this machine, and its certificate need not contain the name that we use.
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     answer = bytearray()
-    # A service with too many connections answers and closes before it has read the question. The reset that follows may take its
-    # answer away, but something that runs has sent it.
+    # A service with too many connections answers and closes before it has read the request. The reset that follows may discard the
+    # answer, but it proves that the service is running.
     with contextlib.suppress(ConnectionResetError, BrokenPipeError):
         reader, writer = await asyncio.open_connection(place.hostname, place.port, ssl=context)
         try:

@@ -1,6 +1,6 @@
-"""Keeps one program running: starts it, waits for its end or an order, and does what ``shared.timing.restart_policy`` decides.
+"""Keep one program running: start it, wait for its exit or a command, and do what ``shared.timing.restart_policy`` decides.
 
-The program's state has one owner, the task in ``run``; everybody else puts an event into its queue or reads ``status``.
+The task in ``run`` owns the program's state; others put events into its queue or read ``status``.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from stack import stack_home as homes
 from stack.control import ProgramStatus
 from stack.servers.program import Program
 
-#: What a shell says of a program that is not there; used for one that could not even be started.
+#: A shell's exit status for a missing program; used if the program cannot be started.
 _CANNOT_START_STATUS = 127
 
 _log = logging.getLogger("supervisor")
@@ -35,7 +35,7 @@ class Exited:
 
 @dataclass(frozen=True, slots=True)
 class RestartWanted:
-    """By a person: past crashes are forgotten."""
+    """A user asked for it: past crashes are forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class StopWanted:
 
 @dataclass(frozen=True, slots=True)
 class Hung:
-    """This process has not answered for so long that it must be started again."""
+    """The process has not answered for too long and must be restarted."""
 
     pid: int
 
@@ -54,7 +54,7 @@ Event = Exited | RestartWanted | StopWanted | Hung
 
 
 class ProcessKeeper:
-    """``remember`` is told of every process that is started, before anything can go wrong with it."""
+    """``remember`` is called with every process right after its start."""
 
     def __init__(self, program: Program, log: Path, tasks: asyncio.TaskGroup, remember: Callable[[processes.Child], None]) -> None:
         self.program = program
@@ -62,13 +62,13 @@ class ProcessKeeper:
         self._remember = remember
         self._log_file = log
         self._tasks = tasks
-        # One exit per process and a few orders by people; more than this is somebody in a loop.
+        # There is one exit per process and a few commands by users; more means that something runs in a loop.
         self._events: asyncio.Queue[Event] = asyncio.Queue(maxsize=16)
         self._history = RestartHistory()
         self._crashes = 0
 
     def order(self, event: RestartWanted | StopWanted | Hung) -> bool:
-        """Whether there was room for it."""
+        """Return whether the queue had room."""
         try:
             self._events.put_nowait(event)
         except asyncio.QueueFull:
@@ -76,7 +76,7 @@ class ProcessKeeper:
         return True
 
     async def run(self) -> None:
-        """Until StopWanted; raises nothing."""
+        """Run until StopWanted; raises nothing."""
         while True:
             started = time.monotonic()
             event: Event | None = await self._live()
@@ -90,7 +90,7 @@ class ProcessKeeper:
         self._become("stopped")
 
     async def _live(self) -> Event:
-        """Start a process and stay with it until it has ended, by itself or because somebody wants it to."""
+        """Start a process and wait until it exits or must be stopped."""
         try:
             process = await self._start()
         except OSError as error:
@@ -123,21 +123,21 @@ class ProcessKeeper:
 
     async def _watch(self, process: Process) -> None:
         status = await process.wait()
-        # What it started itself must not go on without it: an engine would hold the model's memory.
+        # Its children must not outlive it: an engine would hold the model's memory.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         await self._events.put(Exited(process.pid, status))
 
     async def _next(self, pid: int) -> Event:
-        """The next event that is about the present process, or an order."""
+        """Return the next event that concerns the current process, or a command."""
         while True:
             event = await self._events.get()
             if not isinstance(event, Exited | Hung) or event.pid == pid:
                 return event
 
     async def _end(self, process: Process) -> None:
-        """Ask it to stop, wait out its grace, kill it. Orders that come meanwhile are put behind."""
-        with contextlib.suppress(ProcessLookupError):  # it has just ended
+        """Ask it to stop, wait for its grace period, then kill it. Commands that arrive meanwhile are queued again."""
+        with contextlib.suppress(ProcessLookupError):  # it has just exited
             process.send_signal(self.program.stop_signal)
         try:
             async with asyncio.timeout(self.program.grace_seconds):
@@ -150,12 +150,12 @@ class ProcessKeeper:
         _log.info("%s: stopped", self.program.name)
 
     async def _pause(self, ended: str, started: float, *, is_hopeless: bool = False) -> Event | None:
-        """After a crash: wait as long as the policy says, or until the order that is returned."""
+        """After a crash, wait as long as the policy says, or until a command arrives, and return that."""
         self._crashes += 1
         pause: float | None = None
         match restart_policy.decide(self._history, started_at=started, now=time.monotonic()):
             case _ if is_hopeless:
-                # The program's own word: starting it again would not help.
+                # The program says so itself: a restart would not help.
                 self._stay_down("its settings are wrong, or another process uses its node key; its log says which")
             case RestartIn(pause, history):
                 self._history = history
@@ -190,5 +190,5 @@ class ProcessKeeper:
 
 
 def _describe(status: int) -> str:
-    """``status`` as asyncio reports it: negative for a signal."""
+    """Describe ``status`` as asyncio reports it: negative for a signal."""
     return f"signal {-status}" if status < 0 else f"status {status}"

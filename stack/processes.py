@@ -1,4 +1,4 @@
-"""The processes that a supervisor started: since when they run, and how to end one that we may know only by number."""
+"""The processes that a supervisor started: when they started, and how to end one whose number alone is known."""
 
 import ctypes
 import os
@@ -11,12 +11,12 @@ import msgspec
 
 _PR_SET_PDEATHSIG = 1
 _LOOK_SECONDS = 0.05
-#: What Linux takes to end a killed process, even on a busy machine; one that waits for a broken disk never ends.
+#: Linux ends a killed process within this time even if busy; one that waits for a broken disk never ends.
 _KILL_SECONDS = 10.0
 
 
 class Child(msgspec.Struct, frozen=True):
-    """A process that a supervisor started. A number alone may have been given to another process since."""
+    """A process that a supervisor started. The number alone could belong to another process by now."""
 
     name: str
     pid: int
@@ -25,12 +25,12 @@ class Child(msgspec.Struct, frozen=True):
 
 
 def start_of(pid: int) -> int | None:
-    """When a process started, in clock ticks after boot; None when it is gone or only waits to be reaped."""
+    """Return when a process started, in clock ticks after boot; None if it is gone or a zombie."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    # The name, in parentheses, may itself hold spaces and parentheses (proc_pid_stat(5)).
+    # The name, in parentheses, may contain spaces and parentheses (proc_pid_stat(5)).
     fields = text.rpartition(")")[2].split()
     return None if fields[0] in ("Z", "X") else int(fields[19])
 
@@ -40,9 +40,9 @@ def is_alive(child: Child) -> bool:
 
 
 def end(children: Iterable[Child], stop_signal: Callable[[str], signal.Signals], grace_seconds: float) -> list[Child]:
-    """Ask each that still lives to stop, kill what does not within the grace, and wait until all have ended and their ports are free.
+    """Ask each living process to stop, kill it after the grace period, and wait until all have ended and their ports are free.
 
-    Returns those that lived. Blocks.
+    Returns those that were alive. Blocks.
     """
     alive = [child for child in children if is_alive(child)]
     for child in alive:
@@ -56,7 +56,7 @@ def end(children: Iterable[Child], stop_signal: Callable[[str], signal.Signals],
 
 
 def _wait(children: list[Child], seconds: float) -> None:
-    """Until none of them lives, but no longer than this."""
+    """Wait until none is alive, or until the deadline."""
     deadline = time.monotonic() + seconds
     while any(is_alive(child) for child in children) and time.monotonic() < deadline:
         time.sleep(_LOOK_SECONDS)
@@ -70,7 +70,7 @@ def _signal(child: Child, number: signal.Signals) -> None:
 
 
 def dies_with_parent(number: signal.Signals, parent: int) -> Callable[[], None]:
-    """For ``preexec_fn``: the child gets ``number`` when the supervisor is gone, even by kill -9."""
+    """For ``preexec_fn``: the child gets signal ``number`` when the supervisor dies, even by kill -9."""
     libc = ctypes.CDLL(None)
 
     def prepare() -> None:

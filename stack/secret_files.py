@@ -1,6 +1,6 @@
-"""The secrets of a stack: made once by a CSPRNG, one file each, never written again.
+"""The secrets of a stack: each is generated once and stored in its own file, which is never overwritten.
 
-A file appears whole or not at all, so an interrupted ``init`` is repaired by the next one.
+A file is written whole or not at all, so the next ``init`` repairs an interrupted one.
 """
 
 import base64
@@ -13,7 +13,7 @@ from shared.identity import credentials, node_keys, private_file
 from shared.types import Role
 from stack.stack_home import StackHome
 
-#: name of the key file -> role of the node. ``echo`` is the second worker that AIMESH_ECHO=1 adds.
+#: Name of the key file -> role of the node. ``echo`` is the second worker of AIMESH_ECHO=1.
 NODES: dict[str, Role] = {
     "auth": Role.AUTH,
     "gateway": Role.GATEWAY,
@@ -24,13 +24,13 @@ NODES: dict[str, Role] = {
     "client": Role.CLIENT,
     "operator": Role.OPERATOR,
 }
-#: The services that keep tables, each with its own PostgreSQL role and schema.
+#: The services with tables, each with its own PostgreSQL role and schema.
 DATABASE_ROLES = ("auth", "gateway", "metrics")
 POSTGRES_ADMIN = "aimesh_admin"
 
 
 def _token() -> bytes:
-    """256 bits, in characters that need no quoting in a URL or a shell."""
+    """Return 256 bits, in characters that need no quoting in URLs and shells."""
     return secrets.token_urlsafe(32).encode()
 
 
@@ -39,7 +39,7 @@ def _hex_seed() -> bytes:
 
 
 def _password() -> bytes:
-    """For people to type: 128 bits in groups, without letters that look alike."""
+    """Return 128 bits in groups that people can type, without letters that look alike."""
     letters = "abcdefghjkmnpqrstuvwxyz23456789"
     return "-".join("".join(secrets.choice(letters) for _ in range(5)) for _ in range(5)).encode()
 
@@ -55,18 +55,18 @@ def _admin_key() -> bytes:
 
 SECRETS: dict[str, Callable[[], bytes]] = {
     "key_pepper": _token,
-    #: Seals what auth must read again: seeds of second factors, keys that sign tokens. A backup must hold it.
+    #: Encrypts what auth must read again: seeds of second factors, token signing keys. Backups must include it.
     "data_key": _data_key,
-    #: The first key of the first administrator, which the profile of this machine goes on with.
+    #: The first key of the first administrator, for the profile of this machine.
     "admin_key": _admin_key,
     "prompt_hash_secret": _token,
     "service_token": _token,
     "web_secret": _token,
     "web_hop_secret": _token,
     "admin_password": _password,
-    #: What the mesh is: every certificate and the revocation list are signed with it. A backup must hold it.
+    #: The key of the mesh: it signs every certificate and the revocation list. Backups must include it.
     "mesh_ca.nk": node_keys.new_authority_seed,
-    #: 64 characters of hex, as the relay's program reads it.
+    #: 64 hex characters, as the relay's program reads it.
     "relay_seed": _hex_seed,
     POSTGRES_ADMIN: _token,
     **{f"postgres_{role}": _token for role in DATABASE_ROLES},
@@ -74,7 +74,7 @@ SECRETS: dict[str, Callable[[], bytes]] = {
 
 
 def ensure(home: StackHome) -> list[str]:
-    """Make what is missing and narrow what others could read; returns the names of what was made."""
+    """Create missing secrets and restrict the modes of existing ones. Return the names of the created ones."""
     made = [name for name, make in SECRETS.items() if ensure_file(home.secrets / name, make)]
     return made + [f"{name}.nk" for name in NODES if ensure_file(home.key(name), node_keys.new_seed)]
 
@@ -84,14 +84,14 @@ def read(home: StackHome, name: str) -> str:
 
 
 def ensure_file(path: Path, make: Callable[[], bytes]) -> bool:
-    """Whether it had to be made. An existing file is never touched, apart from its mode."""
+    """Return whether it was created. Of an existing file only the mode is changed."""
     if path.exists():
         if path.stat().st_mode & 0o177:
             path.chmod(0o600)
         return False
     with private_file.written(path, make() + b"\n", synced=True) as made:
         try:
-            # A link fails where a rename would replace: of two that run at once, the first one's secret stays.
+            # Link, because a rename would replace a secret that another process creates at the same time.
             os.link(made, path)
         except FileExistsError:
             return False

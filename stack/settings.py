@@ -1,7 +1,7 @@
-"""The settings of a stack: which ports, which servers of its own, and what each service gets of what the user set.
+"""The settings of a stack: ports, embedded servers, and what each service gets of the user's settings.
 
-What a user gives once, on the command line of ``make up`` or in the environment, is kept in the home: plain settings in
-``stack.env``, secrets in a file each below ``secrets/environment``. An empty value forgets it again.
+Settings from the command line of ``make up`` or the environment are saved in the stack's home: plain ones in ``stack.env``, secrets in one
+file each in ``secrets/environment``. An empty value removes a setting.
 """
 
 import ipaddress
@@ -83,7 +83,7 @@ class StackSettings(config.Settings, frozen=True, kw_only=True):
         yield from (f"DHT_RELAYS: {key!r} is not a public key of 64 characters in hex" for key in self.dht_relays if not _is_key(key))
 
 
-#: How many DHT nodes one process runs: a single one introduces nobody to anybody.
+#: The DHT nodes in one process: a single node cannot introduce two others.
 DHT_NODES = 3
 PUBLIC_DHT = "public"
 
@@ -97,7 +97,7 @@ def is_ipv4(text: str) -> bool:
 
 
 def is_reachable_host(text: str) -> bool:
-    """Whether other machines may reach one by it: an IPv4 address of one machine, or a DNS name."""
+    """Return whether other machines can use it: an IPv4 address of one machine, or a DNS name."""
     return not ipaddress.IPv4Address(text).is_unspecified if is_ipv4(text) else addresses.is_host_name(text)
 
 
@@ -117,7 +117,7 @@ def mistakes_of_nodes(nodes: tuple[str, ...]) -> Iterator[str]:
             yield mistake
 
 
-#: What a service takes from the user as it is: variable -> services. The rest of a service's settings the plan provides.
+#: Settings passed through to services: variable -> services. The plan provides the rest of a service's settings.
 PASSED: dict[str, tuple[str, ...]] = {
     "MESH_NAME": ("auth", "gateway", "inference", "metrics", "web"),
     "NATS_CA_FILE": ("auth", "gateway", "inference", "metrics", "web"),
@@ -227,7 +227,7 @@ PASSED: dict[str, tuple[str, ...]] = {
     "GATEWAY_URL": ("web",),
     "GATEWAY_CA_FILE": ("web",),
 }
-#: Kept in files of their own and handed on as NAME_FILE.
+#: Saved in separate files and passed on as NAME_FILE.
 SECRET = frozenset(
     {
         "ALERT_WEBHOOK_URL",
@@ -240,7 +240,7 @@ SECRET = frozenset(
         "DATA_KEY_OLD",
     }
 ) | {setting.variable.name for setting in config.settings_of(StackSettings) if setting.variable.secret}
-#: Paths that the user gives relative to where they are; services run elsewhere.
+#: Paths that the user gives relative to the current folder; services run elsewhere.
 _PATHS = frozenset(
     {"NODE_BINARY", "MESH_CA_KEY_FILE", "MESH_CA_NEXT_KEY_FILE", "TLS_CERT_FILE", "TLS_KEY_FILE", "GATEWAY_CA_FILE"}
     | {"NATS_CA_FILE", "NATS_CERT_FILE", "NATS_KEY_FILE", "NATS_CREDS_FILE"}
@@ -249,19 +249,19 @@ _PATHS = frozenset(
 
 
 def known_names() -> frozenset[str]:
-    """Every variable that is kept between commands."""
+    """Return every variable that is saved between commands."""
     return frozenset(PASSED) | {setting.variable.name for setting in config.settings_of(StackSettings)}
 
 
 def merge(recorded: Mapping[str, str], environment: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """What holds from now on: the environment over what was recorded; an empty variable forgets one. Pure."""
+    """Merge the environment into the saved settings; an empty variable removes one. Pure."""
     merged = dict(recorded)
     for name in known_names():
         for variable in (name, f"{name}_FILE"):
             if variable not in environment:
                 continue
             value = environment[variable].strip()
-            # One of NAME and NAME_FILE holds; the newer one.
+            # Only one of NAME and NAME_FILE is kept: the newer one.
             merged.pop(name, None)
             merged.pop(f"{name}_FILE", None)
             if value:
@@ -280,7 +280,7 @@ def read_recorded(home: StackHome) -> dict[str, str]:
 
 
 def record(home: StackHome, environment: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """Keep what the user gave; returns all that holds now, secrets as NAME_FILE. The home's folders exist."""
+    """Save the user's settings. Return all that apply now, secrets as NAME_FILE. The home's folders must exist."""
     merged = merge(read_recorded(home), environment, folder)
     kept: dict[str, str] = {}
     for name, value in sorted(merged.items()):
@@ -297,5 +297,5 @@ def record(home: StackHome, environment: Mapping[str, str], folder: Path) -> dic
 
 
 def load(recorded: Mapping[str, str]) -> StackSettings:
-    """Raises BadSettings, all mistakes at once."""
+    """Raises BadSettings with all mistakes."""
     return config.load(StackSettings, recorded)

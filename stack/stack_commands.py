@@ -1,4 +1,4 @@
-"""`aicli stack …`: the commands. Each imports what it needs when it runs, so that other commands start fast."""
+"""The commands of `aicli stack`. Each imports what it needs when it runs, so that other commands start fast."""
 
 import asyncio
 import os
@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from cli.output import printing
+from cli.output.printing import TableColumn
 
 if TYPE_CHECKING:
     from stack.settings import StackSettings
@@ -34,7 +37,6 @@ def _say(text: str) -> None:
 @stack.command()
 def init() -> None:
     """Create secrets, node keys and server configuration. Starts nothing and overwrites nothing."""
-    from cli.output import printing
     from stack import initialization
 
     home = _home()
@@ -43,7 +45,7 @@ def init() -> None:
     click.echo(f"{home.root}: {what}")
 
 
-#: Roles that have NATS users; a test holds them together with shared.types.Role.
+#: Roles that have NATS users; a test compares them with shared.types.Role.
 NODE_ROLES = ("auth", "gateway", "worker", "metrics", "web", "client", "operator")
 _NODE_NAME = "[a-z][a-z0-9-]{0,31}"
 
@@ -59,7 +61,6 @@ def add_node(name: str, role: str, *, as_json: bool) -> None:
     """
     import re
 
-    from cli.output import printing
     from shared.identity import node_keys
     from shared.types import Role
     from stack import initialization
@@ -68,7 +69,7 @@ def add_node(name: str, role: str, *, as_json: bool) -> None:
     if not re.fullmatch(_NODE_NAME, name):
         raise click.UsageError(f"{name!r} is not a valid node name; use lowercase letters, digits and -, starting with a letter")
     home = _home()
-    # Without the environment, which is kept by `init` and `up`: a NATS_URL that is exported for a service says nothing here.
+    # Ignore the environment, which only `init` and `up` save: a NATS_URL exported for a service means nothing here.
     made = initialization.ensure(home, {}, Path.cwd())
     key_file = nats_users.add_node(home, made.settings.mesh, name, Role(role))
     if as_json:
@@ -98,7 +99,7 @@ def _ask(home: "StackHome", prompt: str) -> None:
     import subprocess
     import sys
 
-    # The likeliest words: a small model must not be unlucky with the first thing that it says here.
+    # Temperature 0, because a small model should not be unlucky with its first answer.
     words = ["infer", "--temperature", "0", "--max-tokens", "64", prompt]
     click.echo(f"\n$ aicli {shlex.join(words)}")
     sys.stdout.flush()
@@ -140,7 +141,7 @@ def _show_places(home: "StackHome", settings: "StackSettings") -> None:
 
 
 def _short(path: Path) -> str:
-    """As one would type it here."""
+    """Return the path as one would type it here."""
     import shlex
 
     return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
@@ -160,8 +161,6 @@ def down() -> None:
 @click.pass_context
 def status(context: click.Context, /, *, as_json: bool) -> None:
     """Show the status of each program. Exits with 1 if a program isn't ready."""
-    from cli.output import printing
-    from cli.output.printing import TableColumn
     from stack import status_overview
     from stack.status_overview import StatusRow
 
@@ -188,7 +187,6 @@ def status(context: click.Context, /, *, as_json: bool) -> None:
 )
 def logs(program: str | None, follow: bool, lines: int) -> None:
     """Show the log of a PROGRAM, or of all programs."""
-    from cli.output import printing
     from stack import logs as log_files
 
     home = _home()

@@ -1,6 +1,6 @@
-"""Where a stack keeps its things: the folder AIMESH_HOME, and a short one for sockets when that path is too long.
+"""The folder AIMESH_HOME of a stack, and a short folder for sockets if its path is too long.
 
-Everything below is readable by its owner only. Only this file knows the names of the places.
+Only the owner can read it. Only this file knows the names in it.
 """
 
 import hashlib
@@ -14,9 +14,9 @@ from pathlib import Path
 from shared import errors
 from shared.identity import private_file
 
-#: sockaddr_un.sun_path holds 108 bytes, one of them the zero at the end (unix(7)).
+#: sockaddr_un.sun_path has 108 bytes, including the final zero (unix(7)).
 MAX_SOCKET_PATH_BYTES = 107
-#: The longest name that lies in the sockets folder; PostgreSQL puts a lock beside its socket.
+#: The longest file name in the sockets folder; PostgreSQL puts a lock beside its socket.
 _LONGEST_SOCKET_NAME = "/.s.PGSQL.5432.lock"
 _FOLDERS = ("secrets", "keys", "nats", "postgres", "valkey", "logs", "run")
 
@@ -24,7 +24,7 @@ _FOLDERS = ("secrets", "keys", "nats", "postgres", "valkey", "logs", "run")
 @dataclass(frozen=True, slots=True)
 class StackHome:
     root: Path
-    #: Where the Unix sockets are; below ``root`` unless that is too long.
+    #: The folder of the Unix sockets: below ``root``, unless its path is too long.
     sockets: Path
 
     @property
@@ -57,7 +57,7 @@ class StackHome:
 
     @property
     def settings_file(self) -> Path:
-        """The settings that users gave, so that later commands find them without the environment."""
+        """The saved settings of the user, for later commands."""
         return self.root / "stack.env"
 
     @property
@@ -76,18 +76,18 @@ class StackHome:
 
 
 def checkout() -> Path:
-    """The folder that the packages ``cli``, ``services`` and ``shared`` lie in."""
+    """Return the folder that contains the packages ``cli``, ``services`` and ``shared``."""
     return Path(__file__).resolve().parents[1]
 
 
 def locate(environment: Mapping[str, str]) -> StackHome:
-    """The stack that AIMESH_HOME names, or that of the checkout; creates nothing."""
+    """Return the stack of AIMESH_HOME, or of the checkout; creates nothing."""
     chosen = environment.get("AIMESH_HOME", "")
     if chosen:
         root = Path(chosen).expanduser().absolute()
     else:
         inside = checkout()
-        # Installed from a wheel there is no checkout, and site-packages is no place for a database.
+        # An installed wheel has no checkout, and site-packages is no place for a database.
         root = (inside if (inside / "pyproject.toml").exists() else Path.cwd()) / ".aimesh"
     recorded = root / "run" / "sockets"
     if recorded.is_file():
@@ -97,7 +97,7 @@ def locate(environment: Mapping[str, str]) -> StackHome:
 
 
 def plan_sockets(root: Path, short: Path, user: int) -> Path:
-    """The folder for sockets: below ``root``, or a name of its own in ``short`` when the paths would be too long. Pure."""
+    """Return the folder for sockets: below ``root``, or a unique one in ``short`` if the paths would be too long. Pure."""
     inside = root / "run"
     if len(os.fsencode(inside)) + len(_LONGEST_SOCKET_NAME) <= MAX_SOCKET_PATH_BYTES:
         return inside
@@ -105,12 +105,12 @@ def plan_sockets(root: Path, short: Path, user: int) -> Path:
 
 
 def ensure_folders(home: StackHome) -> None:
-    """Make every folder, 0700, or repair its mode; raises BadSettings if one belongs to somebody else."""
+    """Create every folder with mode 0700, or repair its mode. Raises BadSettings if one belongs to another user."""
     home.root.mkdir(parents=True, exist_ok=True, mode=0o700)
     for folder in (home.root, *(home.root / name for name in _FOLDERS), home.sockets):
         folder.mkdir(exist_ok=True, mode=0o700)
         facts = folder.lstat()
-        # In /tmp anybody can have made the folder before us, or put a link in its place.
+        # In /tmp another user could have created the folder first, or a link in its place.
         if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid():
             raise errors.BadSettings(f"{folder} is not a folder of yours", hint="remove it, or set AIMESH_HOME to another folder")
         if facts.st_mode & 0o077:
@@ -119,5 +119,5 @@ def ensure_folders(home: StackHome) -> None:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Put ``text`` in place of the file, whole or not at all, 0600."""
+    """Replace the file atomically, with mode 0600."""
     private_file.replace(path, text.encode(), synced=True)

@@ -1,7 +1,7 @@
-"""What a stack runs, from its settings and secrets: the servers that are not external, and the five services.
+"""Plan what a stack runs, from its settings and secrets: the embedded servers and the five services.
 
-Each service's environment holds what that service needs and nothing else; secrets are named by file. A worker gets no
-database, no Redis and no key of anybody else.
+Each service's environment has only what that service needs, and names secrets by file. A worker gets no database, no Redis and no other
+node's key.
 """
 
 import hashlib
@@ -26,9 +26,9 @@ from stack.stack_home import StackHome
 if TYPE_CHECKING:
     from stack.certificate import TlsCertificate
 
-#: What every program may see of the machine.
+#: The machine's variables that every program gets.
 _MACHINE = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SSL_CERT_FILE", "SSL_CERT_DIR")
-#: What the engine and its GPU, and calls to other providers, are told by; prefixes.
+#: Prefixes of variables for the engine, its GPU, and requests to other providers.
 _ENGINE = ("CUDA_", "NVIDIA_", "HIP_", "ROCR_", "GGML_", "LLAMA_", "OMP_", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
 
 #: service -> secret setting -> its file.
@@ -46,7 +46,7 @@ _SECRETS: dict[str, dict[str, str]] = {
 }
 _NODE_KEYS = {"auth": "auth", "gateway": "gateway", "inference": "worker", "metrics": "metrics", "web": "web"}
 _REDIS_USERS = ("auth", "gateway")
-#: Stopping goes downwards: no new visitors, then what runs finishes, then what it ran on.
+#: Programs stop from the highest stage down: first new requests, then running ones, then the servers below.
 _STAGES = {"auth": 1, "inference": 1, "metrics": 1, "gateway": 2, "web": 3}
 SERVICES = tuple(_STAGES)
 ECHO = "inference-echo"
@@ -55,18 +55,18 @@ _CODE = frozenset({".py", ".sql", ".lua", ".html", ".css", ".js"})
 
 @dataclass(frozen=True, slots=True)
 class StackPlan:
-    """Everything that the supervisor has to know."""
+    """The supervisor's whole input."""
 
     programs: tuple[Program, ...]
-    #: None where DATABASE_URL names an external one.
+    #: None if DATABASE_URL names an external one.
     postgres: Postgres | None
     valkey: Valkey | None
-    #: Changes when something changed that needs a restart: settings, secrets, node keys, our own code.
+    #: Changes when a restart is needed: for settings, secrets, node keys or our own code.
     fingerprint: str
 
 
 def make(home: StackHome, settings: StackSettings, recorded: Mapping[str, str], machine: Mapping[str, str]) -> StackPlan:
-    """``recorded`` is what the user set, secrets as NAME_FILE; ``machine`` is the environment we run in."""
+    """``recorded`` are the user's settings, secrets as NAME_FILE; ``machine`` is the environment that we run in."""
     visible = {name: machine[name] for name in _MACHINE if name in machine}
     database = None if _has_external_databases(settings) else postgres_of(home)
     cache = None if settings.redis_url else valkey_of(home)
@@ -83,7 +83,7 @@ def make(home: StackHome, settings: StackSettings, recorded: Mapping[str, str], 
 
 
 def servers(home: StackHome, settings: StackSettings, visible: Mapping[str, str]) -> Iterator[Program]:
-    """The servers that this stack runs itself."""
+    """Return the servers that this stack runs itself."""
     if not _has_external_databases(settings):
         yield postgres.program(postgres_of(home), visible)
     if not settings.redis_url:
@@ -94,7 +94,7 @@ def servers(home: StackHome, settings: StackSettings, visible: Mapping[str, str]
 
 
 def _has_external_databases(settings: StackSettings) -> bool:
-    """The history of the metrics service, which can do without, is no reason to start a server."""
+    """Ignore the optional history of the metrics service: it is no reason to start a server."""
     return settings.database_url is not None or all((settings.auth_database_url, settings.gateway_database_url))
 
 
@@ -111,12 +111,12 @@ def relay_seed(home: StackHome) -> Path:
 
 
 def database_url_file(home: StackHome, service: str) -> Path:
-    """The address of the embedded database as this service's role, password included."""
+    """Return the URL of the embedded database for this service's role, password included."""
     return home.secrets / f"database_url_{service}"
 
 
 def service_environment(home: StackHome, settings: StackSettings, recorded: Mapping[str, str], service: str) -> dict[str, str]:
-    """The settings of one service, without the machine's variables."""
+    """Return the settings of one service, without the machine's variables."""
     environment = {"NODE_KEY_FILE": str(home.key(_NODE_KEYS[service])), "PYTHONUNBUFFERED": "1"}
     for name, services in PASSED.items():
         if service in services:
@@ -172,9 +172,9 @@ def _service(name: str, package: str, environment: dict[str, str], settings: Sta
         environment=environment,
         stage=_STAGES[package],
         url=url_of(name, settings),
-        # The services drain for up to 30 s themselves; the margin lets them say so before they are killed.
+        # Services drain for up to 30 s; the margin lets them log it before they are killed.
         grace_seconds=32.0,
-        hopeless_status=2,  # shared/node/program.py
+        hopeless_status=2,  # see shared/node/program.py
     )
 
 
@@ -183,7 +183,7 @@ def nats_url(settings: StackSettings) -> str:
 
 
 def url_of(name: str, settings: StackSettings) -> str:
-    """Where a program's HTTP is, seen from this machine."""
+    """Return a program's HTTP address on this machine."""
     public = name in ("gateway", "web")
     scheme = "https" if public and settings.tls_cert_file else "http"
     everywhere = settings.host in ("0.0.0.0", "::", "localhost")  # noqa: S104 - compared, not bound
@@ -192,7 +192,7 @@ def url_of(name: str, settings: StackSettings) -> str:
 
 
 def public_url(name: str, settings: StackSettings) -> str:
-    """The same for those who check certificates: browsers, SDKs, and web asking the gateway. Raises BadSettings."""
+    """Return the address for clients that check certificates: browsers, SDKs, web. Raises BadSettings."""
     found = _certificate(settings)
     return url_of(name, settings) if found is None else f"https://{found.host}:{_ports(settings)[name]}"
 
@@ -200,7 +200,7 @@ def public_url(name: str, settings: StackSettings) -> str:
 def _certificate(settings: StackSettings) -> "TlsCertificate | None":
     if settings.tls_cert_file is None:
         return None
-    from stack import certificate  # brings cryptography
+    from stack import certificate  # imports cryptography
 
     return certificate.read(settings.tls_cert_file)
 
@@ -217,7 +217,7 @@ def _ports(settings: StackSettings) -> dict[str, int]:
 
 
 def ports_wanted(settings: StackSettings) -> list[WantedPort]:
-    """Every port that the stack will listen on. Pure."""
+    """Return every port that the stack will listen on. Pure."""
     names = {ECHO: "ECHO_SERVICE_PORT"}
     wanted = [WantedPort(port, name, names.get(name, f"{name.upper()}_SERVICE_PORT")) for name, port in _ports(settings).items()]
     if settings.prometheus_port:
@@ -231,7 +231,7 @@ def _fingerprint(programs: tuple[Program, ...], recorded: Mapping[str, str]) -> 
     digest = hashlib.sha256()
     for program in programs:
         digest.update(repr((program.name, program.command)).encode())
-        # A lost key or secret was made anew; who runs still has the old one.
+        # A lost key or secret was created again, and running programs still use the old one.
         _add_files(digest, program.environment)
     for name, value in sorted(recorded.items()):
         digest.update(f"{name}={value}\n".encode())
@@ -249,10 +249,10 @@ def _add_files(digest: "hashlib._Hash", variables: Mapping[str, str]) -> None:
 
 
 def _sources() -> Iterator[tuple[str, int]]:
-    """Our own files and when they changed: `git pull && make up` runs the new code."""
+    """Return our own files with their modification times, so that `git pull && make up` runs the new code."""
     for package in ("stack", "services", "shared"):
         for folder, folders, names in os.walk(homes.checkout() / package):
-            # The packages of the sidecar are thousands of files; which they are stands in its lock.
+            # The sidecar's packages are thousands of files; its lock file identifies them.
             folders[:] = sorted(name for name in folders if name not in ("__pycache__", "node_modules"))
             for path in (Path(folder) / name for name in sorted(names)):
                 if path.suffix in _CODE or path.name == "package-lock.json":

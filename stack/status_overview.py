@@ -1,4 +1,4 @@
-"""What `aicli stack status` shows: the supervisor's view of each program together with the program's own."""
+"""The rows of `aicli stack status`: the supervisor's view of each program, combined with the program's own."""
 
 import asyncio
 import os
@@ -30,7 +30,7 @@ class StatusRow(msgspec.Struct, frozen=True):
 
 
 async def collect(home: StackHome) -> list[StatusRow]:
-    """One row per program; empty when nothing runs."""
+    """Return one row per program; none if nothing is running."""
     answer = await control.ask(home.control_socket, control.StatusRequest())
     if answer is None:
         return []
@@ -72,7 +72,7 @@ def _place_of(probe: Probe) -> str:
 
 
 async def until_restarted(home: StackHome, name: str, before: ControlAnswer | None) -> StatusRow:
-    """Wait for a process other than that of ``before``, and for it to be ready: an engine loads its model first.
+    """Wait until another process than that of ``before`` is ready; an engine loads its model first.
 
     Raises Internal if it does not start, or not within a minute.
     """

@@ -1,8 +1,8 @@
 """The supervisor: one background process per stack that starts everything, keeps it running and stops it in order.
 
-Starting: servers, then the database's roles, then all services at once (they wait for each other on the mesh). Stopping:
-web, gateway, the other services, the servers; each stage has its grace. A lock file makes it the only one of its home.
-When it is killed itself, its children get their stop signal from Linux, and the next start clears away what is left.
+It starts the servers, creates the database's roles, then starts all services together (they wait for each other on the mesh). It stops web,
+the gateway, the other services and the servers, each stage with a grace period. A lock file ensures that each home has one supervisor. If
+the supervisor is killed, Linux signals its children to stop, and the next start ends what is left.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from stack.stack_home import StackHome
 from stack.stack_plan import StackPlan
 
 _log = logging.getLogger("supervisor")
-#: How often a starting server is asked whether it is ready.
+#: The interval at which a starting server is probed.
 _PROBE_SECONDS = 0.05
 _ROTATE_SECONDS = 5.0
 _LEFTOVER_GRACE_SECONDS = 10.0
@@ -51,7 +51,7 @@ class Supervisor:
         self._stop_wanted = asyncio.Event()
 
     async def run(self) -> None:
-        """Until somebody wants it to stop and everything has."""
+        """Run until asked to stop and everything has stopped."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop_wanted.set)
@@ -94,7 +94,7 @@ class Supervisor:
         self._running[program.name] = self._tasks.create_task(self._keepers[program.name].run())
 
     def _remember(self, child: processes.Child) -> None:
-        """Write down which processes are ours, for the one who comes after a kill -9."""
+        """Save which processes are ours, for the next supervisor after a kill -9."""
         self._children[child.name] = child
         homes.write_private(_children_file(self._home), msgspec.json.encode(list(self._children.values())).decode())
 
@@ -113,12 +113,12 @@ class Supervisor:
         _log.info("everything has stopped")
 
     async def _keep_logs_short(self) -> None:
-        """By size all the time; by age once a day, and at the start."""
+        """Limit logs by size all the time, and by age once a day and at the start."""
         looked_on: date | None = None
         told: dict[str, str] = {}
         while True:
             today = datetime.now(UTC).date()
-            # In a thread: a long log takes a moment to be read.
+            # In a thread, because reading a long log takes a moment.
             problems = await asyncio.to_thread(_shorten_logs, self._home, today, None if today == looked_on else self._log_days)
             for name, why in problems.items() - told.items():
                 _log.warning("%s cannot be shortened: %s", name, why)
@@ -156,7 +156,7 @@ class Supervisor:
 
 
 def _shorten_logs(home: StackHome, today: date, keep_days: int | None) -> dict[str, str]:
-    """What went wrong, by file: a log that cannot be shortened must not end what runs. Without ``keep_days`` only long ones are."""
+    """Return errors by file: a log that cannot be shortened must not stop programs. Without ``keep_days``, limit only the size."""
     problems: dict[str, str] = {}
     for path in home.logs.glob("*.log"):
         try:
@@ -173,7 +173,7 @@ def _shorten_logs(home: StackHome, today: date, keep_days: int | None) -> dict[s
 
 @contextmanager
 def only_one(home: StackHome, patience_seconds: float = 0.0) -> Iterator[int | None]:
-    """Take the lock of this home's supervisor: yields its file descriptor, or None if another has it after the patience."""
+    """Take the lock of this home's supervisor. Yields its file descriptor, or None if another process keeps it."""
     path = home.run / "supervisor.lock"
     path.touch(mode=0o600)
     give_up_at = time.monotonic() + patience_seconds
@@ -192,13 +192,13 @@ def only_one(home: StackHome, patience_seconds: float = 0.0) -> Iterator[int | N
 
 
 def is_alive(home: StackHome) -> bool:
-    """Return whether a supervisor process of this home lives, also one that does not answer yet."""
+    """Return whether a supervisor of this home is alive, even if it does not answer yet."""
     with only_one(home) as lock:
         return lock is None
 
 
 def clear_leftovers(home: StackHome) -> None:
-    """End what a killed supervisor left running. Only for the holder of the lock; blocks for up to 10 s."""
+    """End what a killed supervisor left running. Requires the lock; blocks for up to 10 s."""
     try:
         children = msgspec.json.decode(_children_file(home).read_bytes(), type=list[processes.Child])
     except (FileNotFoundError, msgspec.DecodeError):
@@ -225,7 +225,7 @@ async def _supervise(home: StackHome, planned: StackPlan, chosen: StackSettings)
 
 
 def main() -> int:
-    """The whole life of the process; its standard streams are the log file."""
+    """Run the whole process; its standard streams are the log file."""
     os.umask(0o077)
     logging.Formatter.converter = time.gmtime
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
@@ -247,7 +247,7 @@ def main() -> int:
 
 
 def _keep_lock() -> None:
-    """Keep the lock, which `up` passed as standard input, until this process ends; our children do not inherit it."""
+    """Hold the lock, which `up` passed as standard input, until this process ends. Children do not inherit it."""
     os.dup(0)
     with Path(os.devnull).open("rb") as nothing:
         os.dup2(nothing.fileno(), 0)

@@ -1,4 +1,4 @@
-"""`aicli stack up` and `down`: from whatever the stack's state is to all of it ready, or all of it stopped."""
+"""`aicli stack up` and `down`: bring the stack from any state to completely ready, or completely stopped."""
 
 import asyncio
 import os
@@ -16,19 +16,19 @@ from stack.control import ControlAnswer
 from stack.settings import StackSettings
 from stack.stack_home import StackHome
 
-#: Starting fails when nothing new has happened for this long. A busy machine or a cold disk is slow, but it moves.
+#: Give up starting after this long without progress. A busy machine or a cold disk is slow, but makes progress.
 _STALL_SECONDS = 180.0
-#: The most that starting may take, however much it moves.
+#: The maximum duration of starting.
 _START_SECONDS = 3600.0
-#: Stages of stopping, each with its grace, and then some.
+#: All stages of stopping with their grace periods, and a margin.
 _STOP_SECONDS = 180.0
-#: A supervisor that lives answers sooner, even on a busy machine.
+#: A living supervisor answers sooner, even on a busy machine.
 _CONTROL_SECONDS = 60.0
 _LOOK_SECONDS = 0.15
-#: A program that crashed this often while we wait will not come by waiting longer.
+#: A program that crashes this often while we wait will not become ready.
 _PATIENCE_CRASHES = 3
 _TAIL_LINES = 15
-#: So many new secrets are named one by one: that some were lost is worth knowing.
+#: Name up to this many new secrets, because lost ones are worth knowing about.
 _FEW = 5
 
 SUPERVISOR = "supervisor"
@@ -38,22 +38,22 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class WaitProgress:
-    """Who is not ready yet, and in whose own words why."""
+    """Who is not ready yet, and why in its own words."""
 
     ready: frozenset[str]
     reasons: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Before:
-    """How things were when we came: crashes of then are no reason to give up, and log lines of then explain nothing."""
+class StateBefore:
+    """The state before the start: earlier crashes are no reason to give up, and earlier log lines explain nothing."""
 
     crashes: dict[str, int]
     log_ends: dict[str, int]
 
 
 async def up(home: StackHome, environment: Mapping[str, str], folder: Path, say: Say) -> StackSettings:
-    """Everything of this stack is ready when this returns. Raises AimeshError; the end of the log that explains it was said."""
+    """Return when everything is ready. Raises AimeshError, after printing the end of the log that explains it."""
     _require_linux()
     made = initialization.ensure(home, environment, folder)
     if made.made:
@@ -79,7 +79,7 @@ async def up(home: StackHome, environment: Mapping[str, str], folder: Path, say:
     else:
         await _repair(home, running, say)
     old_crashes = {program.name: program.crashes for program in running.programs} if running else {}
-    await until_ready(home, planned, Before(old_crashes, log_ends), say)
+    await until_ready(home, planned, StateBefore(old_crashes, log_ends), say)
     return made.settings
 
 
@@ -104,8 +104,8 @@ def _require_linux() -> None:
 
 
 def _launch(home: StackHome, chosen: StackSettings) -> None:
-    """Start a supervisor that already holds the lock, after ending what a killed one left: that holds our ports."""
-    # Others who only look whether a supervisor lives have the lock for a moment.
+    """Start a supervisor with the lock that we hold, after ending what a killed one left, because that holds our ports."""
+    # Processes that only check whether a supervisor lives hold the lock for a moment.
     with supervisor.only_one(home, patience_seconds=2.0) as lock:
         if lock is None:
             return  # another `up` was faster, and its supervisor serves this one too
@@ -115,7 +115,7 @@ def _launch(home: StackHome, chosen: StackSettings) -> None:
 
 
 def _spawn(home: StackHome, lock: int) -> None:
-    """Start the supervisor in its own session and as nobody's child: it outlives us and gets none of our signals.
+    """Start the supervisor in its own session, without a parent: it outlives us and gets none of our signals.
 
     It inherits the lock as its standard input, so the lock is held exactly as long as the process lives.
     """
@@ -147,16 +147,16 @@ async def _runs_already(running: ControlAnswer, planned: stack_plan.StackPlan) -
 
 
 async def until_ready(
-    home: StackHome, planned: stack_plan.StackPlan, before: Before, say: Say, *, stall_seconds: float = _STALL_SECONDS
+    home: StackHome, planned: stack_plan.StackPlan, before: StateBefore, say: Say, *, stall_seconds: float = _STALL_SECONDS
 ) -> None:
-    """Wait while something new happens; raises Internal with the reason when nothing does, or when waiting cannot help."""
+    """Wait while there is progress. Raises Internal with the reason if there is none, or if waiting cannot help."""
     services = _services(planned)
     started = moved = time.monotonic()
     seen: set[tuple[str, str]] = set()
     waiting = WaitProgress(frozenset(), {})
     while time.monotonic() - moved < stall_seconds and time.monotonic() - started < _START_SECONDS:
         answer = await control.ask(home.control_socket, control.StatusRequest())
-        if (hopeless := _find_hopeless(home, answer, before)) is not None:
+        if (hopeless := _find_start_failure(home, answer, before)) is not None:
             raise _failure(home, hopeless, before, say)
         if answer is not None:
             waiting = await _look(services)
@@ -171,7 +171,7 @@ async def until_ready(
                 return
         await asyncio.sleep(_LOOK_SECONDS)
     late = "; ".join(f"{name}: {reason}" for name, reason in waiting.reasons.items()) or "the supervisor does not answer"
-    late_one = Hopeless(next(iter(waiting.reasons), SUPERVISOR), f"not ready after {time.monotonic() - started:.0f} s: {late}")
+    late_one = StartFailure(next(iter(waiting.reasons), SUPERVISOR), f"not ready after {time.monotonic() - started:.0f} s: {late}")
     raise _failure(home, late_one, before, say)
 
 
@@ -180,7 +180,7 @@ def _services(planned: stack_plan.StackPlan) -> dict[str, str]:
 
 
 def _all_run(answer: ControlAnswer) -> bool:
-    """The servers too: a service whose server has just died does not know it yet, and says that it is ready."""
+    """Check the servers too: a service does not notice for a while that its server has died."""
     return all(program.state == "running" for program in answer.programs)
 
 
@@ -193,26 +193,26 @@ async def _look(services: Mapping[str, str]) -> WaitProgress:
 
 
 @dataclass(frozen=True, slots=True)
-class Hopeless:
-    """A program for which waiting longer cannot help."""
+class StartFailure:
+    """Return a program that waiting longer cannot help."""
 
     name: str
     why: str
 
 
-def _find_hopeless(home: StackHome, answer: ControlAnswer | None, before: Before) -> Hopeless | None:
+def _find_start_failure(home: StackHome, answer: ControlAnswer | None, before: StateBefore) -> StartFailure | None:
     if answer is None:
-        # Judge by the process: on a busy machine it may live for minutes before it answers.
-        return None if supervisor.is_alive(home) else Hopeless(SUPERVISOR, "the supervisor has ended")
+        # Check the process, because on a busy machine it can live for minutes before it answers.
+        return None if supervisor.is_alive(home) else StartFailure(SUPERVISOR, "the supervisor has ended")
     for program in answer.programs:
         crashes = program.crashes - before.crashes.get(program.name, 0)
         if program.state != "running" and crashes >= (1 if program.state == "down" else _PATIENCE_CRASHES):
-            return Hopeless(program.name, f"{program.name} does not start: {program.why}")
+            return StartFailure(program.name, f"{program.name} does not start: {program.why}")
     return None
 
 
-def _failure(home: StackHome, failed: Hopeless, before: Before, say: Say) -> errors.Internal:
-    """The error, after the end of the log that explains it; an error itself is one line."""
+def _failure(home: StackHome, failed: StartFailure, before: StateBefore, say: Say) -> errors.Internal:
+    """Return the error, after printing the end of the log that explains it."""
     for line in logs.tail(home.log(failed.name), _TAIL_LINES, before.log_ends.get(failed.name, 0)):
         say(f"{failed.name} | {line}")
     forget = "; to remove a saved setting: NAME= make up" if "settings" in failed.why else ""
@@ -220,7 +220,7 @@ def _failure(home: StackHome, failed: Hopeless, before: Before, say: Say) -> err
 
 
 async def down(home: StackHome, say: Say) -> bool:
-    """Stop everything; whether anything ran. The data stays. Raises Internal if it takes more than 3 minutes."""
+    """Stop everything and return whether anything ran. Raises Internal if it takes more than 3 minutes."""
     answer = await _find_running(home)
     if answer is None:
         if home.run.is_dir():

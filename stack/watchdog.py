@@ -1,7 +1,6 @@
-"""Restarts programs that live but no longer answer: a process that hangs has no exit status that could show it.
+"""Restart programs that are alive but no longer answer: a hanging process has no exit status.
 
-Only silence counts. A service that answers /healthz or /readyz with 503, or a PostgreSQL that says it is starting or
-recovering, answers.
+Any answer counts: also 503 from /healthz or /readyz, or a PostgreSQL that is starting or recovering.
 """
 
 import asyncio
@@ -14,30 +13,30 @@ from stack.control import ProgramStatus
 from stack.process_keeper import Hung, ProcessKeeper
 
 _LOOK_SECONDS = 5.0
-#: A program that has answered before is restarted after this long without any answer.
+#: A program that has answered before is restarted after this long without an answer.
 SILENCE_SECONDS = 60.0
-#: One that has never answered since its start gets longer: a busy machine starts slowly.
+#: A program that has not answered since its start gets longer, because busy machines start slowly.
 START_SECONDS = 600.0
-#: A pause of our own process must not look like a program's silence.
+#: A pause of our own process must not look like a silent program.
 _LEAST_TRIES = 3
-#: Rounds in which most programs are silent count for none of them, since the machine slept or is overloaded; but no longer than this,
-#: for they may also hang together.
+#: A round in which most programs are silent counts for none: the machine slept or is overloaded. After this long it counts, because
+#: they can also hang together.
 SHARED_SILENCE_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
 class SilentProgram:
-    """What is known about one process that did not answer the last time."""
+    """What is known about a process that did not answer last time."""
 
     pid: int
-    #: When it last answered; when it was first seen, if it never did.
+    #: Its last answer, or the time it was first seen.
     since: float
     has_answered: bool
     tries: int = 0
 
 
 def note_answer(before: SilentProgram | None, pid: int, answered: bool, now: float) -> SilentProgram:
-    """Return what is known after one more question. Pure."""
+    """Return what is known after one more probe. Pure."""
     if answered:
         return SilentProgram(pid, now, has_answered=True)
     if before is None or before.pid != pid:
@@ -52,7 +51,7 @@ def is_hung(silence: SilentProgram, now: float) -> bool:
 
 
 def is_shared(before: Mapping[str, SilentProgram], answers: Mapping[str, bool]) -> bool:
-    """Decide whether a round's silence is the machine's and not a program's. Programs that never answered are still starting. Pure."""
+    """Decide whether a round was silent because of the machine. Programs that never answered are still starting. Pure."""
     known = [answered for name, answered in answers.items() if name in before and before[name].has_answered]
     silent = known.count(False)
     return silent > 1 and 2 * silent > len(known)
@@ -61,7 +60,7 @@ def is_shared(before: Mapping[str, SilentProgram], answers: Mapping[str, bool]) 
 async def watch(
     keepers: Mapping[str, ProcessKeeper], *, look_seconds: float = _LOOK_SECONDS, now: Callable[[], float] = time.monotonic
 ) -> None:
-    """Ask every running program again and again; ends by cancellation."""
+    """Probe every running program in a loop, until canceled."""
     silences: dict[str, SilentProgram] = {}
     shared_since: float | None = None
     looked_at: float | None = None

@@ -1,4 +1,4 @@
-"""`aicli dashboard`: open the dashboard, logged in, without typing a password."""
+"""`aicli dashboard`: open the dashboard in a browser, signed in without a password."""
 
 import html
 import os
@@ -9,8 +9,9 @@ from pathlib import Path
 import click
 
 from cli.cli_context import CliContext
+from cli.output import printing
 
-#: Where the web service redeems the token of a login link.
+#: The page of the web service that redeems a login link.
 LOGIN_PATH = "/login-link"
 
 
@@ -25,7 +26,6 @@ def dashboard(here: CliContext, /, *, only_print: bool, as_json: bool) -> None:
     """
     from urllib.parse import quote
 
-    from cli.output import printing
     from shared.api import auth
 
     web = here.profile(key_needed=True).web_url.rstrip("/")
@@ -45,12 +45,12 @@ def _has_display(environment: Mapping[str, str]) -> bool:
 
 
 def _open_browser(url: str, environment: Mapping[str, str]) -> None:
-    """By way of a file that only this user can read: in the browser's argument the token would be in `ps`."""
+    """Write the link to a file that only this user can read: as an argument of the browser, the token would show up in `ps`."""
     import webbrowser
 
     folder = environment.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
     handle, name = tempfile.mkstemp(dir=folder, prefix="aicli-", suffix=".html")
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(f'<!doctype html><meta http-equiv="refresh" content="0;url={html.escape(url)}"><title>aimesh</title>')
-    # The file is left to the browser, which may take its time; what it holds is worthless after a minute.
+    # The file stays, because the browser may open it late; the token in it expires after a minute.
     webbrowser.open(Path(name).as_uri())

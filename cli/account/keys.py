@@ -1,4 +1,4 @@
-"""`aicli keys`: make, list, rename, rotate and revoke API keys, and find those that lie about."""
+"""`aicli keys`: create, list, rename, rotate and revoke API keys, and scan for leaked ones."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.cli_context import CliContext
-from cli.output import credit_amounts
+from cli.output import credit_amounts, printing
+from cli.output.printing import TableColumn
+from shared import errors
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
     from cli.output.printing import Json
     from shared.api.auth import ApiKey, ApiKeyLimits, GenerateApiKey
 
-    #: What an option gives.
+    #: The value of an option.
     Wish = int | str | bool | tuple[str, ...] | None
 
-#: What the columns of auth hold.
+#: The range of auth's columns.
 _LIMIT = click.IntRange(1, 2**31 - 1)
 
 
@@ -62,7 +64,6 @@ def create(here: CliContext, /, name: str, *, as_json: bool, **wishes: "Wish") -
     By default, a key can use models and read usage; change this with --scope or --all-rights. A live key never has admin rights. Limits
     of the key apply in addition to the account's: the strictest limit wins.
     """
-    from cli.output import printing
     from shared.api import auth
 
     made = here.ask(auth.generate_api_key, _request(name, wishes))
@@ -103,7 +104,6 @@ def _expiry(key: "ApiKey") -> str:
 @click.pass_obj
 def rename(here: CliContext, /, key: str, name: str) -> None:
     """Rename a key."""
-    from cli.output import printing
     from shared.api import auth
 
     renamed = here.ask(auth.rename_api_key, auth.RenameApiKey(_no_secret(key), name))
@@ -119,7 +119,6 @@ def rename(here: CliContext, /, key: str, name: str) -> None:
 @click.pass_obj
 def rotate(here: CliContext, /, key: str, *, overlap_hours: int, as_json: bool) -> None:
     """Create a new secret for a key and print it. The old secret stops working after the overlap."""
-    from cli.output import printing
     from shared.api import auth
 
     made = here.ask(auth.rotate_api_key, auth.RotateApiKey(_no_secret(key), overlap_hours * 3600))
@@ -144,7 +143,6 @@ def scan(here: CliContext, /, places: tuple[Path, ...], *, revokes: bool, as_jso
     import sys
 
     from cli.account import leaked_keys
-    from cli.output import printing
 
     found = [leak for place in places or (Path(),) for leak in leaked_keys.find(place)]
     ended = {leak.secret: _revoke_by_itself(here, leak.secret) for leak in found if revokes and leak.is_key}
@@ -168,15 +166,14 @@ def scan(here: CliContext, /, places: tuple[Path, ...], *, revokes: bool, as_jso
 
 
 def _revoke_by_itself(here: CliContext, secret: str) -> str:
-    """What became of a key that was found, in words."""
+    """Return what to print about a leaked key after trying to revoke it."""
     from cli.account import login
-    from shared import errors
     from shared.types import Credential
 
     key = Credential(secret)
 
     async def work(connection: "CliConnection") -> str:
-        # One that is let in and that no list shows is the secret of before a rotation.
+        # A key that works and is not listed is the old secret of a rotated key.
         return (
             "revoked now" if await login.revoke(connection, key, by=key) else "STILL WORKS (old secret of a rotated key): aicli keys revoke"
         )
@@ -194,8 +191,6 @@ def _revoke_by_itself(here: CliContext, secret: str) -> str:
 @click.pass_obj
 def list_(here: CliContext, /, *, as_json: bool) -> None:
     """List your API keys. Use --json to see their IDs."""
-    from cli.output import printing
-    from cli.output.printing import TableColumn
     from shared.api import auth
 
     listed = here.ask(auth.list_api_keys, auth.ListApiKeys())
@@ -219,7 +214,6 @@ def list_(here: CliContext, /, *, as_json: bool) -> None:
 @click.pass_obj
 def revoke(here: CliContext, /, key: str, *, with_made: bool, as_json: bool) -> None:
     """Revoke a key by name or ID. It stops working immediately and cannot be restored."""
-    from cli.output import printing
     from shared.api import auth
 
     gone = here.ask(auth.revoke_api_key, auth.RevokeApiKey(_no_secret(key), with_made))
@@ -234,8 +228,7 @@ def revoke(here: CliContext, /, key: str, *, with_made: bool, as_json: bool) -> 
 
 
 def _made_by(here: CliContext, key: "ApiKey") -> "list[ApiKey]":
-    """What still works of what the key made itself; empty where this credential may not list keys any more, as after revoking itself."""
-    from shared import errors
+    """Return the working keys that the key created; none if this credential may not list keys, as after revoking itself."""
     from shared.api import auth
 
     try:
@@ -246,10 +239,8 @@ def _made_by(here: CliContext, key: "ApiKey") -> "list[ApiKey]":
 
 
 def _no_secret(key: str) -> str:
-    from shared import errors
-
     if key.startswith("aip_"):
-        # A whole key on the command line is in the shell's history and in ps by now: revoking it is right, pasting it was not.
+        # A whole key on the command line is now in the shell's history and in ps. Revoking it is right, pasting it was not.
         raise errors.BadRequest("this is the key itself; never put a key on a command line", hint="use its name or ID; see aicli keys list")
     return key
 
@@ -261,7 +252,7 @@ def _state(key: "ApiKey") -> str:
 
 
 def _bounds(key: "ApiKey") -> Iterator[str]:
-    """What it may be used for; nothing for all that its kind may."""
+    """Return what limits a key: kind, scopes, models, networks. Nothing for a live key without limits."""
     if key.kind != "live":
         yield {"test": "test", "adm": "administer"}.get(key.kind, key.kind)
     yield from key.bounds.scopes
@@ -270,7 +261,6 @@ def _bounds(key: "ApiKey") -> Iterator[str]:
 
 
 def _in_words(limits: "ApiKeyLimits") -> Iterator[str]:
-    from cli.output import printing
     from shared.amounts import written
 
     shown = {

@@ -1,6 +1,6 @@
-"""Finds keys, tickets and tokens of aimesh in a tree of files: whoever can read the tree can use them. Pure but for the reading.
+"""Find keys, tickets and tokens of aimesh in files: anyone who can read the files can use them. Pure, apart from reading.
 
-API keys carry a checksum, so that what only looks like one is not reported; other secrets are known by their form alone.
+API keys have a checksum, so lookalikes are not reported; other secrets are recognized by their format alone.
 """
 
 import os
@@ -11,11 +11,11 @@ from pathlib import Path
 
 from shared.identity import credentials
 
-#: Larger files are models and archives; a leaked key is in a file that somebody has written.
+#: Larger files are models and archives; keys leak in files that people write.
 MAX_FILE_BYTES = 10 * 1024 * 1024
-#: What other tools keep and nobody publishes.
+#: Folders of other tools, which nobody publishes.
 _SKIPPED = frozenset({".git", ".hg", ".svn", "node_modules", ".venv", "__pycache__", ".mypy_cache", ".ruff_cache", ".tox"})
-#: Tickets, session tokens and login links: their form, without a checksum that could be compared here.
+#: Tickets, session tokens and login links have no checksum that could be verified here.
 _OTHERS = re.compile(r"aip_(?P<kind>join|rt|link)_[0-9A-Za-z_-]{40,4000}")
 _KINDS = {"live": "API key", "test": "test key", "adm": "ADMIN KEY", "join": "ticket", "rt": "session token", "link": "login link"}
 
@@ -24,20 +24,20 @@ _KINDS = {"live": "API key", "test": "test key", "adm": "ADMIN KEY", "join": "ti
 class Leak:
     path: Path
     line: int
-    #: In words, such as `API key`.
+    #: Such as `API key`.
     kind: str
-    #: The first 12 and the last 4 characters: enough to find it in the list of keys, and of no use to others.
+    #: The first 12 and last 4 characters: enough to find the key in a list, and useless to others.
     preview: str
     secret: str
 
     @property
     def is_key(self) -> bool:
-        """Whether it can be asked about; the others end by themselves."""
+        """Return whether auth can be asked about it; other secrets expire soon."""
         return credentials.looks_like_api_key(self.secret)
 
 
 def find(root: Path) -> Iterator[Leak]:
-    """In one file, or in all files below a folder, in order. What cannot be read raises OSError; links are not followed."""
+    """Search one file, or all files below a folder, in order. Raises OSError for unreadable ones; does not follow links."""
     if not root.is_dir():
         yield from _in_file(root)
         return
@@ -50,7 +50,7 @@ def find(root: Path) -> Iterator[Leak]:
 
 
 def in_text(text: str) -> Iterator[tuple[str, str]]:
-    """Each secret in ``text``, with its kind in words."""
+    """Return each secret in ``text``, with its kind."""
     for match in credentials.FORM.finditer(text):
         if (kind := credentials.kind_of(match[0])) is not None:
             yield match[0], _KINDS[kind]
@@ -59,7 +59,7 @@ def in_text(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _in_file(path: Path) -> Iterator[Leak]:
-    # Bytes that are no UTF-8 cannot be part of one; the lines around them may hold some.
+    # Invalid UTF-8 cannot be part of a secret, but other lines can contain some.
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         if "aip_" in line:
             for secret, kind in in_text(line):

@@ -1,7 +1,7 @@
-"""`aicli login` and `aicli logout`: a key for this machine, kept in the profile.
+"""`aicli login` and `aicli logout`: an API key for this machine, saved in the profile.
 
-The password and the session that it opens are dropped at once; what stays is a key, which the user sees in `aicli keys list`
-under the machine's name and can revoke from anywhere.
+The password and its session are discarded immediately. Only the key stays: `aicli keys list` shows it under the machine's name, and it can
+be revoked from anywhere.
 """
 
 import asyncio
@@ -14,6 +14,8 @@ import click
 
 from cli.account.register import asked, password_from
 from cli.cli_context import CliContext
+from cli.output import printing
+from shared import errors
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
@@ -33,7 +35,6 @@ def login(here: CliContext, /, name: str | None, *, password_stdin: bool, key_na
     import platform
 
     from cli import profile
-    from cli.output import printing
     from shared.api import auth
 
     place = profile.find(here.environment, here.folder)
@@ -66,19 +67,19 @@ def login(here: CliContext, /, name: str | None, *, password_stdin: bool, key_na
 async def _exchange(
     connection: "CliConnection", credentials: "Credentials", title: str, old: "Credential | None"
 ) -> "tuple[User, CreatedApiKey]":
-    """A session for the password, a key for the session, and the session closed again."""
+    """Open a session with the password, create a key with it, and close it again."""
     from shared.api import auth
     from shared.types import UserRole
 
     session = await connection.call(auth.login_user, auth.LoginUser(credentials))
     session = await _finish(connection, session)
     token = session.access_token
-    # An administrator's key administers: that is what this machine is used for. Others have no such kind.
+    # An administrator uses this machine to administer, which needs a key of kind adm. Other users cannot create one.
     kind = auth.KeyKind.ADMIN if session.user.role is UserRole.ADMIN else auth.KeyKind.LIVE
     try:
         made = await connection.call(auth.generate_api_key, auth.GenerateApiKey(name=title, kind=kind, all_rights=True), credential=token)
         if old is not None:
-            # The key that this profile forgets now would else stay valid, and nobody would know where it is.
+            # The profile forgets its old key, so revoke it: otherwise it would stay valid without anyone knowing.
             await revoke(connection, old, by=token)
     finally:
         await connection.call(auth.logout_user, auth.LogoutUser(session.session_token), credential=token)
@@ -86,8 +87,7 @@ async def _exchange(
 
 
 async def _finish(connection: "CliConnection", session: "LoginSession") -> "LoginSession":
-    """The second step of the login, where there is one. Raises SecondFactorNeeded for one that only the web page can do."""
-    from shared import errors
+    """Answer the second factor, if there is one. Raises SecondFactorNeeded if only the web can do it."""
     from shared.api import auth
 
     if session.step is auth.Step.SET_UP_MFA:
@@ -101,7 +101,7 @@ async def _finish(connection: "CliConnection", session: "LoginSession") -> "Logi
 
 
 async def revoke(connection: "CliConnection", key: "Credential", *, by: "Credential") -> bool:
-    """False where there is none to revoke: a list shows each key by its newest secret, and a rotation leaves the one before for a while."""
+    """Return False if the key is not listed: lists show a key's newest secret, and the previous one works for a while after a rotation."""
     from shared.api import auth
 
     listed = await connection.call(auth.list_api_keys, auth.ListApiKeys(), credential=by)
@@ -112,12 +112,12 @@ async def revoke(connection: "CliConnection", key: "Credential", *, by: "Credent
 
 
 def _is_shown_as(key: "Credential", preview: str) -> bool:
-    """Whether a preview, the first 12 and the last 4 characters with something between, may be this key's."""
+    """Return whether a preview, the first 12 and the last 4 characters of a key, can be this key's."""
     return len(key) > 16 and preview.startswith(key[:12]) and preview.endswith(key[-4:])
 
 
 def _keep_other_account(path: Path, before: "Profile", username: str) -> Path | None:
-    """Logging in as somebody else must not lose the first account's key, above all the admin's that `make up` made."""
+    """Keep the previous account's profile, above all the admin's that `make up` created."""
     from cli import profile
 
     if before.api_key is None or not before.username or before.username == username:
@@ -133,7 +133,6 @@ def _keep_other_account(path: Path, before: "Profile", username: str) -> Path | 
 def logout(here: CliContext) -> None:
     """Log out: revoke this machine's key and remove it from the profile."""
     from cli import profile
-    from shared import errors
 
     place = profile.find(here.environment, here.folder)
     before = profile.read(place.path)
@@ -145,7 +144,7 @@ def logout(here: CliContext) -> None:
         return await revoke(connection, key, by=key)
 
     is_over = True
-    # A key that was revoked elsewhere is refused; what is left to do is to forget it.
+    # A key that was revoked elsewhere is refused; then it only has to be removed here.
     with suppress(errors.NotAuthenticated):
         is_over = here.run(work)
     profile.write(place.path, replace(before, api_key=None, username=None))

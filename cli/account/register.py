@@ -1,14 +1,15 @@
-"""`aicli register`, and how a password gets in: from a prompt or from stdin, never from the command line."""
+"""`aicli register`, and how commands read a password: from a prompt or stdin, never from the command line."""
 
 import sys
 
 import click
 
 from cli.cli_context import CliContext
+from cli.output import printing
 
 
 def password_from(stdin: bool, *, confirm: bool) -> str:
-    """The password, from the first line of stdin or from a person; raises click.UsageError if there is neither."""
+    """Read the password from the first line of stdin, or prompt for it. Raises click.UsageError if neither is possible."""
     if stdin:
         password = sys.stdin.readline().rstrip("\r\n")
         if not password:
@@ -18,7 +19,7 @@ def password_from(stdin: bool, *, confirm: bool) -> str:
 
 
 def asked(what: str, otherwise: str, *, hidden: bool = False, confirm: bool = False) -> str:
-    """What a person types at the terminal; without one, a script is told how to say it."""
+    """Prompt at the terminal. Without a terminal, say which option to use instead."""
     if not sys.stdin.isatty():
         raise click.UsageError(f"cannot prompt for the {what} without a terminal; use {otherwise}")
     answer: str = click.prompt(what.capitalize(), hide_input=hidden, confirmation_prompt=confirm, err=True)
@@ -36,7 +37,6 @@ def register(
     here: CliContext, /, username: str | None, email: str | None, *, invitation: str | None, password_stdin: bool, as_json: bool
 ) -> None:
     """Create an account. Prompts for anything you leave out."""
-    from cli.output import printing
     from shared.api import auth
 
     data = auth.UserData(

@@ -1,4 +1,4 @@
-"""`aicli usage` and `aicli quota`: what was used, what it cost, and what is left."""
+"""`aicli usage` and `aicli quota`: your usage, its cost, and your remaining quota."""
 
 from datetime import date
 from typing import TYPE_CHECKING
@@ -7,6 +7,9 @@ import click
 import msgspec
 
 from cli.cli_context import CliContext
+from cli.output import printing
+from cli.output.printing import TableColumn
+from shared import errors
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
@@ -25,12 +28,12 @@ _SCOPES = {"user": "account", "key": "this key", "model": "model"}
 
 
 class UsageRow(msgspec.Struct, frozen=True):
-    """What one key was used for on one day."""
+    """The usage of one key on one day."""
 
     date: date
-    #: None for what was used with a login, without a key.
+    #: None for usage with a login session.
     api_key_id: str | None
-    #: None for a key that is not listed any more.
+    #: None for a key that is no longer listed.
     api_key_name: str | None
     request_count: int
     tokens_used: int
@@ -50,7 +53,6 @@ class UsageRow(msgspec.Struct, frozen=True):
 @click.pass_obj
 def usage(here: CliContext, /, *, as_json: bool) -> None:
     """Show your usage and cost by day and key, and your remaining quota."""
-    from cli.output import printing
 
     used, known, left = here.run(_ask)
     rows = _rows(used, known)
@@ -69,7 +71,7 @@ def usage(here: CliContext, /, *, as_json: bool) -> None:
         )
         return
     _show_days(rows, used)
-    # What is left comes last, where it stands above the next prompt.
+    # The quota comes last, so that it is right above the next prompt.
     click.echo(f"tier          {left.tier}")
     _show_left(left)
 
@@ -90,8 +92,6 @@ def _rows(used: "UserUsage", known: "ApiKeys") -> list[UsageRow]:
 
 
 def _show_days(rows: list[UsageRow], used: "UserUsage") -> None:
-    from cli.output import printing
-    from cli.output.printing import TableColumn
     from shared.amounts import written
 
     columns: list[TableColumn[UsageRow]] = [
@@ -110,7 +110,6 @@ def _show_days(rows: list[UsageRow], used: "UserUsage") -> None:
 
 def _show_left(left: "UserQuota") -> None:
     from cli.output import credit_amounts, printing
-    from cli.output.printing import TableColumn
 
     if left.account is not None:
         for line in credit_amounts.account_lines(left.account):
@@ -131,15 +130,14 @@ def _show_left(left: "UserQuota") -> None:
 
 
 async def _ask(connection: "CliConnection") -> "tuple[UserUsage, ApiKeys, UserQuota]":
-    """What was used, what the keys are called (usage knows their ids alone), and what is left."""
-    from shared import errors
+    """Return the usage, the names of the keys (usage has only ids), and the quota."""
     from shared.api import auth, gateway, usage_report
 
     used = await connection.call(usage_report.get_user_usage, usage_report.GetUserUsage())
     try:
         known = await connection.call(auth.list_api_keys, auth.ListApiKeys())
     except errors.NotAllowed:
-        # This key may read usage and not list keys: their ids stand for them.
+        # This key may read usage but not list keys, so show ids.
         known = auth.ApiKeys(())
     return used, known, await connection.call(gateway.get_user_quota, gateway.GetUserQuota())
 
@@ -149,7 +147,6 @@ async def _ask(connection: "CliConnection") -> "tuple[UserUsage, ApiKeys, UserQu
 @click.pass_obj
 def quota(here: CliContext, /, *, as_json: bool) -> None:
     """Show your remaining quota: requests this hour, credits, and every limit with the setting it comes from."""
-    from cli.output import printing
     from shared.api import gateway
 
     left = here.ask(gateway.get_user_quota, gateway.GetUserQuota())

@@ -1,10 +1,12 @@
-"""`aicli admin access-review`: keys, people and machines that nobody has used for long, and what to do about each."""
+"""`aicli admin access-review`: list keys, accounts and nodes that have not been used for long."""
 
 from typing import TYPE_CHECKING
 
 import click
 
 from cli.cli_context import CliContext
+from cli.output import printing
+from cli.output.printing import TableColumn
 
 if TYPE_CHECKING:
     from shared.api.privacy import StaleKey, StaleNode, StaleUser
@@ -19,8 +21,6 @@ def access_review(here: CliContext, /, *, days: int, as_json: bool) -> None:
 
     Remove what isn't needed: aicli keys revoke, aicli admin users disable, aicli admin nodes revoke.
     """
-    from cli.output import printing
-    from cli.output.printing import TableColumn
     from shared.api import privacy
 
     found = here.ask(privacy.review_access, privacy.ReviewAccess(days))

@@ -1,4 +1,4 @@
-"""`aicli admin`: what only an administrator may do. The services decide who is one, not this command."""
+"""`aicli admin`: commands for administrators. The services check the permission, not this command."""
 
 from typing import TYPE_CHECKING
 
@@ -13,17 +13,19 @@ from cli.admin.prices import prices
 from cli.admin.signing_keys import signing_keys
 from cli.admin.tickets import tickets
 from cli.cli_context import CliContext
+from cli.output import printing
+from cli.output.printing import TableColumn
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
     from shared.api.auth import User
 
-#: As many as auth gives at once.
+#: The maximum of one answer of auth.
 PAGE = 1000
 
 
 async def newest(connection: "CliConnection", most: int, search: str = "") -> "tuple[User, ...]":
-    """The newest first, of those with ``search`` in the name or the address, or as the id."""
+    """Return the newest accounts with ``search`` in their username, address or id."""
     from shared.api import auth
 
     users: tuple[User, ...] = ()
@@ -38,14 +40,14 @@ async def newest(connection: "CliConnection", most: int, search: str = "") -> "t
 if TYPE_CHECKING:
     from shared.api.auth import User
 
-#: shared.types.Tier, spelled out so that `--help` needs no import of it; a test holds the two together.
+#: A copy of shared.types.Tier, so that `--help` need not import it; a test compares the two.
 TIERS = ("free", "pro", "enterprise")
-#: shared.types.UserRole likewise.
+#: A copy of shared.types.UserRole, likewise.
 ROLES = ("admin", "developer", "user", "node-owner")
 
 
 class _Tier(click.Choice[str]):
-    """Knows the name that a tier had before."""
+    """Accepts the old name of a tier."""
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if value == "premium":
@@ -82,8 +84,6 @@ def users() -> None:
 @click.pass_obj
 def list_(here: CliContext, /, *, search: str, limit: int, as_json: bool) -> None:
     """List accounts, newest first. Use --json to see their IDs."""
-    from cli.output import printing
-    from cli.output.printing import TableColumn
 
     found = here.run(lambda connection: newest(connection, limit, search))
     columns: list[TableColumn[User]] = [
@@ -166,8 +166,6 @@ def remove_mfa(here: CliContext, /, user: str, *, as_json: bool) -> None:
 
 
 def _show(user: "User", *, as_json: bool) -> None:
-    from cli.output import printing
-
     if as_json:
         printing.show_json(printing.plain(user))
     else:

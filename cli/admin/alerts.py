@@ -8,21 +8,23 @@ from urllib.parse import unquote
 import click
 
 from cli.cli_context import CliContext
-from cli.output import durations
+from cli.output import option_values, printing
+from cli.output.printing import TableColumn
 
 if TYPE_CHECKING:
     from shared.api.alerts import Alert, Silence
 
-_seconds = durations.between(timedelta(minutes=1), timedelta(days=30), "a silence must be between 1 minute and 30 days")
+_seconds = option_values.duration_between(timedelta(minutes=1), timedelta(days=30), "a silence must be between 1 minute and 30 days")
 _LABELS_HELP = "Only alerts with these labels. Write a comma as %2C and a percent sign as %25, as alert emails do."
-#: A per cent sign that stands for nothing.
+#: A percent sign without a valid escape.
 _LONE_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _STYLES = {"page": "red", "critical": "red", "warning": "yellow"}
 
 
 def _read_labels(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    """A click callback: KEY=VALUE, several with commas, the option several times. Metrics may have any character in a label, so what
-    has a meaning here or in a shell may be written as in an address of the web."""
+    """Parse KEY=VALUE for click: several with commas, the option several times. Labels of metrics may contain any character, so special
+    ones can be percent-encoded.
+    """
     found = {}
     for pair in (pair for value in values for pair in value.split(",")):
         try:
@@ -50,8 +52,6 @@ def alerts() -> None:
 @click.pass_obj
 def show(here: CliContext, /, *, everything: bool, as_json: bool) -> None:
     """List firing alerts, most severe first, and silences."""
-    from cli.output import printing
-    from cli.output.printing import TableColumn
     from shared.api import alerts as contract
 
     found = here.ask(contract.list_alerts, contract.ListAlerts())
@@ -95,7 +95,6 @@ def show(here: CliContext, /, *, everything: bool, as_json: bool) -> None:
 @click.pass_obj
 def ack(here: CliContext, /, *, alert_id: str, as_json: bool) -> None:
     """Acknowledge an alert."""
-    from cli.output import printing
     from shared.api import alerts as contract
 
     seen = here.ask(contract.acknowledge_alert, contract.AcknowledgeAlert(alert_id))
@@ -114,7 +113,6 @@ def ack(here: CliContext, /, *, alert_id: str, as_json: bool) -> None:
 @click.pass_obj
 def silence(here: CliContext, /, *, name: str, seconds: int, labels: dict[str, str], why: str, as_json: bool) -> None:
     """Silence an alert (or all alerts) for a while. Silenced alerts stay on the list."""
-    from cli.output import printing
     from shared.api import alerts as contract
 
     made = here.ask(contract.silence_alerts, contract.SilenceAlerts(seconds, name, labels, why))

@@ -1,4 +1,4 @@
-"""`aicli admin audit`: who did what; taking the log along; and whether it is as it was written, with a mesh or with nothing but files."""
+"""`aicli admin audit`: show, export and verify the audit log, on a mesh or from files alone."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from cli.cli_context import CliContext
+from cli.output import printing
 from cli.output.exit_codes import ExitCode
+from cli.output.printing import TableColumn
+from shared import errors
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
@@ -19,9 +22,9 @@ if TYPE_CHECKING:
     from shared.api.audit import AuditReport, AuditRow, ChainState, ExportAudit
     from shared.types import NodeId
 
-#: shared.api.audit.Result, spelled out so that `--help` needs no import of it; a test holds the two together.
+#: A copy of shared.api.audit.Result, so that `--help` need not import it; a test compares the two.
 RESULTS = ("done", "refused", "failed")
-#: Every row is read; a log of many millions is rather exported and verified here.
+#: Every row is read; a log of many millions is better exported and verified here.
 _WHOLE_LOG_SECONDS = 3600
 _MOST_LISTED = 500
 _MOMENT = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S.%f"])
@@ -57,8 +60,6 @@ def list_(
     as_json: bool,
 ) -> None:
     """Show the audit log, newest first."""
-    from cli.output import printing
-    from cli.output.printing import TableColumn
     from shared.api import audit as log
 
     asked = log.ListAudit(
@@ -96,7 +97,6 @@ def list_(
 @click.pass_obj
 def export(here: CliContext, /, *, chain: str | None, since: datetime | None, file: Path | None) -> None:
     """Export the audit log as JSON lines. An auditor can verify the file without access to the mesh."""
-    from cli.output import printing
     from shared.api import audit as log
 
     with _lines(file) as out:
@@ -128,14 +128,13 @@ def verify(
 
     With a FILE written by `export`, no mesh is needed. Without one, auth checks its own log against its anchors.
     """
-    from cli.output import printing
     from shared.api import audit as log
 
     if file is None:
         if anchors or keys or partial:
             raise click.UsageError("--anchors, --key and --partial require a FILE; auth uses its own")
         here = context.find_object(CliContext)
-        assert here is not None  # the group has put it there
+        assert here is not None  # set by the group
         request = log.VerifyAudit(chain=chain)
         report = here.run(lambda connection: connection.call(log.verify_audit, request, deadline_seconds=_WHOLE_LOG_SECONDS))
     else:
@@ -149,12 +148,10 @@ def verify(
 
 
 def _who(row: "AuditRow") -> str:
-    """By name; by id who has none any more."""
     return row.actor_name or ("–" if row.act.actor is None else str(row.act.actor))
 
 
 def _aware(typed: datetime | None) -> datetime | None:
-    """What was typed is of the zone of whoever typed it."""
     return None if typed is None else typed.astimezone()
 
 
@@ -163,7 +160,7 @@ def _aware(typed: datetime | None) -> datetime | None:
 
 @contextmanager
 def _lines(file: Path | None) -> Iterator[BinaryIO]:
-    """A file is there when it is whole, and only then: half a log would look like one that somebody has cut."""
+    """Open stdout, or a file that appears only when it is complete: half a log would look like a truncated one."""
     if file is None:
         yield sys.stdout.buffer
         return
@@ -193,8 +190,7 @@ async def _copy(connection: "CliConnection", request: "ExportAudit", out: Binary
 
 
 def _trusted(file: Path | None, keys: tuple[str, ...]) -> "Anchors":
-    """The anchors of a file, by these keys; without any, by whoever signed them. Raises BadRequest for a line that is none."""
-    from shared import errors
+    """Return the anchors of a file signed with these keys, or with any keys. Raises BadRequest for an invalid line."""
     from shared.access import audit_anchors
     from shared.types import NodeId
 
@@ -248,7 +244,7 @@ def _state(verifier: "ChainVerifier", anchors: "Anchors") -> "ChainState":
 
 
 def _signers(anchors: "Anchors") -> "NodeId":
-    """One after the other, where a key has followed upon another."""
+    """Name the keys in order, if one replaced another."""
     from shared.access import audit_anchors
     from shared.types import NodeId
 
@@ -256,8 +252,6 @@ def _signers(anchors: "Anchors") -> "NodeId":
 
 
 def _show(report: "AuditReport", *, with_anchors: bool, key_given: bool) -> None:
-    from cli.output import printing
-
     chains, rows = printing.counted(len(report.chains), "chain"), printing.counted(sum(state.rows for state in report.chains), "row")
     anchors = printing.counted(sum(state.anchors for state in report.chains), "signed anchor")
     click.echo(f"The audit log is {'intact' if report.is_whole else 'NOT INTACT'}: {chains}, {rows}, {anchors}.")

@@ -1,4 +1,4 @@
-"""`aicli admin credits`: what somebody may spend, and topping it up."""
+"""`aicli admin credits`: show and top up an account's credits."""
 
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -6,7 +6,8 @@ from uuid import UUID
 import click
 
 from cli.cli_context import CliContext
-from cli.output import credit_amounts
+from cli.output import credit_amounts, printing
+from shared import errors
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from shared.types import MicroCredits
 
 
-# Unknown options are taken for arguments, so that -5 is an amount.
+# Parse unknown options as arguments, so that -5 is an amount.
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("whose")
 @click.argument("amount", callback=credit_amounts.reader(), required=False)
@@ -29,7 +30,6 @@ def credits_(here: CliContext, /, whose: str, amount: "MicroCredits | None", *, 
     aicli admin credits alice 100
     aicli admin credits alice -2.5 --note "typed twice"
     """
-    from cli.output import printing
     from shared import context
     from shared.api import ledger
     from shared.types import RequestId
@@ -63,8 +63,7 @@ async def _read(connection: "CliConnection", whose: str) -> "Account":
 
 
 async def _top_up(connection: "CliConnection", wanted: "TopUp") -> "Account":
-    """Raises what the call raises; where nobody knows whether it was done, with how to make sure."""
-    from shared import errors
+    """Run the call. If its outcome is unknown, add to the error how to retry safely."""
     from shared.api import ledger
 
     try:

@@ -1,4 +1,4 @@
-"""`aicli admin ledger`: whether the books add up, and corrections."""
+"""`aicli admin ledger`: verify the ledger and refund requests."""
 
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -6,12 +6,13 @@ from uuid import UUID
 import click
 
 from cli.cli_context import CliContext
+from cli.output import printing
 from cli.output.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from shared.api.ledger import LedgerReport
 
-#: More than the gateway gives itself.
+#: Longer than the gateway's own limit.
 _VERIFY_SECONDS, _FULL_VERIFY_SECONDS = 60, 1860
 
 
@@ -26,11 +27,10 @@ def ledger() -> None:
 @click.pass_context
 def verify(context: click.Context, /, *, full: bool, as_json: bool) -> None:
     """Verify the entries since the last signed checkpoint. Exits with 1 and lists the problems if anything is wrong."""
-    from cli.output import printing
     from shared.api import ledger as books
 
     here = context.find_object(CliContext)
-    assert here is not None  # the group has put it there
+    assert here is not None  # set by the group
     seconds = _FULL_VERIFY_SECONDS if full else _VERIFY_SECONDS
     report = here.run(lambda connection: connection.call(books.verify_ledger, books.VerifyLedger(full), deadline_seconds=seconds))
     wrong = _is_wrong(report)

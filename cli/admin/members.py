@@ -1,4 +1,4 @@
-"""`aicli admin nodes`: the machines that were let in; approve them, cut them off, pardon them."""
+"""`aicli admin nodes`: list, approve, revoke and pardon enrolled machines."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.cli_context import CliContext
+from cli.output import printing
+from cli.output.printing import TableColumn
 
 if TYPE_CHECKING:
     from shared.api.membership import Member
@@ -23,13 +25,11 @@ def nodes() -> None:
 @click.pass_obj
 def list_(here: CliContext, /, *, as_json: bool) -> None:
     """List all enrolled nodes, pending approvals first."""
-    from cli.output import printing
-    from cli.output.printing import TableColumn
     from shared.api import membership
 
     found = here.ask(membership.list_members, membership.ListMembers())
     columns: list[TableColumn[Member]] = [
-        # The start of a node's id tells nodes apart; scripts get the whole one.
+        # The start of an id identifies a node for people; scripts get all of it.
         TableColumn("NODE", lambda node: node.id[:9]),
         TableColumn("ROLE", lambda node: node.role),
         TableColumn("NAME", lambda node: node.name or "–"),
@@ -82,7 +82,6 @@ def pardon(here: CliContext, /, node: str, *, as_json: bool) -> None:
 
     All gateways send it requests again within seconds, and its strikes are reset.
     """
-    from cli.output import printing
     from shared.api import gateway
 
     pardoned = here.ask(gateway.pardon_node, gateway.PardonNode(node))
@@ -93,23 +92,19 @@ def pardon(here: CliContext, /, node: str, *, as_json: bool) -> None:
 
 
 def _ask(here: CliContext, beginning: str) -> None:
-    """Ends the command unless the person at the terminal agrees."""
-    from cli.output import printing
     from shared.api import membership
 
     if not sys.stdin.isatty():
         raise click.UsageError("a revoked key can't be restored; confirm with --yes")
     members = here.ask(membership.list_members, membership.ListMembers()).members
     meant = [member for member in members if member.id.startswith(beginning)]
-    # None or several: what is wrong with that is for auth to say.
+    # With no or several matches, auth explains the problem.
     if len(meant) == 1 and not click.confirm(f"Revoke {printing.printable(_described(meant[0]))}? Its key can't be restored.", err=True):
         printing.note("Nothing changed.")
         click.get_current_context().exit(1)
 
 
 def _show(member: "Member", done: str, *, as_json: bool) -> None:
-    from cli.output import printing
-
     if as_json:
         printing.show_json(printing.plain(member))
     else:

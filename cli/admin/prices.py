@@ -1,17 +1,18 @@
-"""`aicli admin prices`: what models cost, in credits."""
+"""`aicli admin prices`: show and set model prices, in credits."""
 
 from typing import TYPE_CHECKING
 
 import click
 
 from cli.cli_context import CliContext
-from cli.output import credit_amounts
+from cli.output import credit_amounts, printing
+from cli.output.printing import TableColumn
 
 if TYPE_CHECKING:
     from shared.api.ledger import ModelPrice
     from shared.types import MicroCredits
 
-#: Stands for every model that has no price of its own.
+#: Stands for every model without its own price.
 DEFAULT = "default"
 
 _FOR_A_TOKEN, _CREDITS = credit_amounts.reader(for_a_token=True, least_micro=0), credit_amounts.reader(least_micro=0)
@@ -79,8 +80,6 @@ def set_(
 
 
 def _show(listed: "tuple[ModelPrice, ...]", *, as_json: bool) -> None:
-    from cli.output import printing
-    from cli.output.printing import TableColumn
     from shared.amounts import PRICE_DECIMALS, written
 
     columns: list[TableColumn[ModelPrice]] = [
@@ -89,7 +88,7 @@ def _show(listed: "tuple[ModelPrice, ...]", *, as_json: bool) -> None:
         TableColumn("OUTPUT TOKEN", lambda price: written(price.output_micro_per_million, PRICE_DECIMALS)),
         TableColumn("REQUEST", lambda price: written(price.request_micro)),
         TableColumn("COMPUTE SECOND", lambda price: written(price.compute_second_micro)),
-        # The first price holds from the beginning of time.
+        # The first price applies from the beginning of time.
         TableColumn("SINCE", lambda price: printing.moment(price.since if price.since and price.since.timestamp() > 0 else None)),
     ]
     printing.show_rows(

@@ -1,6 +1,6 @@
-"""`aicli report`: what everybody used, and what that cost and brought in. For administrators.
+"""`aicli report`: usage, cost and revenue of all users, for administrators.
 
-The gateway has the sums and auth the names, so aicli asks both and joins what they say.
+The gateway has the sums and auth has the names; this command combines them.
 """
 
 import csv
@@ -15,6 +15,7 @@ import click
 import msgspec
 
 from cli.cli_context import CliContext
+from cli.output import printing
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
     from shared.business_report_rows import ReportLine
     from shared.types import MicroCredits
 
-#: More than the gateway gives itself for it.
+#: Longer than the gateway's own limit.
 _REPORT_SECONDS = 25
-#: What a spreadsheet would take for a formula.
+#: Characters that begin a formula in spreadsheets.
 _FORMULA = ("=", "+", "-", "@")
 _UNITS = {"d": 1, "w": 7}
 _KINDS = ("day", "user", "model", "owner", "label")
@@ -34,12 +35,12 @@ _KINDS = ("day", "user", "model", "owner", "label")
 class FoundReport(msgspec.Struct, frozen=True):
     report: "BusinessReport"
     lines: "tuple[ReportLine, ...]"
-    #: None where auth did not say.
+    #: None if auth did not answer.
     new: "NewAccounts | None"
 
 
 def first_day(text: str, today: date) -> date:
-    """Of `7d` (today and the six days before), `4w`, or a date. Raises ValueError, for people."""
+    """Parse `7d` (today and the six days before), `4w`, or a date. Raises ValueError with a message for people."""
     number, unit = text[:-1], text[-1:]
     if unit in _UNITS and number.isascii() and number.isdigit() and len(number) <= 5 and int(number) > 0:
         days = int(number) * _UNITS[unit]
@@ -117,7 +118,6 @@ def _asked(since: date, until: date | None, by: str, label: str | None) -> "GetB
 def _show(
     here: CliContext, asked: "GetBusinessReport", cells: "Mapping[str, Callable[[BusinessSum], str]]", *, as_csv: bool, as_json: bool
 ) -> None:
-    from cli.output import printing
     from shared.business_report_rows import ReportLine
 
     if as_csv and as_json:
@@ -143,8 +143,6 @@ def _show(
 
 
 def _with_room(columns: "list[TableColumn[ReportLine]]", lines: "list[ReportLine]") -> "list[TableColumn[ReportLine]]":
-    from cli.output import printing
-
     table = {column.title: [column.cell(line) for line in lines] for column in columns}
     gone = leaving(table, shutil.get_terminal_size().columns)
     if gone:
@@ -153,7 +151,7 @@ def _with_room(columns: "list[TableColumn[ReportLine]]", lines: "list[ReportLine
 
 
 def leaving(table: Mapping[str, Sequence[str]], width: int) -> list[str]:
-    """Of a table by its titles, those that a terminal of this width has no room for: first what nobody fills. Pure."""
+    """Return the titles of columns that do not fit the terminal, empty columns first. Pure."""
     left, gone = dict(table), list[str]()
     for title in sorted((title for title in _LEAVING if title in table), key=lambda title: not _NOTHING.issuperset(table[title])):
         if sum(max(map(len, (title, *cells))) for title, cells in left.items()) + _GAP * len(left) <= width:
@@ -164,15 +162,12 @@ def leaving(table: Mapping[str, Sequence[str]], width: int) -> list[str]:
 
 
 def _plain(value: msgspec.Struct) -> "dict[str, Json]":
-    from cli.output import printing
-
     built = printing.plain(value)
     assert isinstance(built, dict)
     return built
 
 
 async def _ask(connection: "CliConnection", asked: "GetBusinessReport") -> FoundReport:
-    from cli.output import printing
     from shared import business_report_rows, errors
     from shared.api import business
 
@@ -189,7 +184,7 @@ async def _ask(connection: "CliConnection", asked: "GetBusinessReport") -> Found
     return FoundReport(found, business_report_rows.lines(found, asked, names), new)
 
 
-# --- what people read -----------------------------------------------------------------------------------------------------
+# --- tables ---------------------------------------------------------------------------------------------------------------
 
 
 def _each(micro: "MicroCredits", number: int) -> str:
@@ -238,17 +233,16 @@ _COST: "Mapping[str, Callable[[BusinessSum], str]]" = {
 }
 
 
-#: In this order they leave where a terminal is too narrow.
+#: In a narrow terminal, columns are dropped in this order.
 _LEAVING = ("LIKED", "LIMITED", "CACHED", "SAVED", "USERS", "CONVERSATIONS", "PER CONVERSATION", "TOKENS/S", "FAILED", "PER REQUEST")
-#: Of a cell that says nothing.
+#: An empty cell.
 _NOTHING = frozenset({"–", "0", "0 %"})
-#: Between two columns of rich's table.
+#: The space between two columns of rich's table.
 _GAP = 3
 
 
 def _below(found: FoundReport) -> list[str]:
-    """What is about the whole time, or about now."""
-    from cli.output import printing
+    """Return the lines below the table: totals and current figures."""
     from shared import business_report_rows
 
     told, active = found.report, found.report.active
@@ -268,7 +262,7 @@ def _below(found: FoundReport) -> list[str]:
 
 
 def written_csv(by: "BusinessGrouping", lines: "Sequence[ReportLine]") -> str:
-    """Exact numbers; no line of sums, which a spreadsheet would add up once more."""
+    """Write exact numbers, without a line of sums, which a spreadsheet would add again."""
     from shared import business_report_rows
 
     text = io.StringIO()
@@ -281,6 +275,6 @@ def written_csv(by: "BusinessGrouping", lines: "Sequence[ReportLine]") -> str:
 
 
 def _harmless(name: str) -> str:
-    """A worker chooses what its models are called; no spreadsheet shall run that, and no terminal."""
+    """Escape names: spreadsheets and terminals must not run what a worker calls its model."""
     shown = "".join(letter for letter in name if letter.isprintable())
     return "'" + shown if shown.startswith(_FORMULA) else shown

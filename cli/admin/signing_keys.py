@@ -1,8 +1,9 @@
-"""`aicli admin signing-keys`: the keys that sign access tokens."""
+"""`aicli admin signing-keys`: manage the keys that sign access tokens."""
 
 import click
 
 from cli.cli_context import CliContext
+from cli.output import printing
 
 
 @click.group("signing-keys")
@@ -16,7 +17,6 @@ def signing_keys() -> None:
 @click.pass_obj
 def rotate(here: CliContext, /, *, at_once: bool, as_json: bool) -> None:
     """Publish a new signing key. It takes effect after 15 minutes, when every service knows it. Nobody is logged out."""
-    from cli.output import printing
     from shared.api import auth
 
     found = here.ask(auth.rotate_signing_keys, auth.RotateSigningKeys(at_once))

@@ -1,4 +1,4 @@
-"""`aicli admin tickets`: lines that let a machine into the mesh."""
+"""`aicli admin tickets`: create, list and revoke join tickets."""
 
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -6,14 +6,18 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.cli_context import CliContext
-from cli.output import durations, machine_labels
+from cli.output import option_values, printing
+from cli.output.printing import TableColumn
+from shared import errors
 
 if TYPE_CHECKING:
     from shared.api.membership import NewTicket, TicketRow
 
-#: What a machine can join as with a command of ours, and that command.
+#: Role -> the command that joins with it.
 COMMANDS = {"worker": "aicli worker --join", "client": "aicli mesh connect"}
-_seconds = durations.between(timedelta(minutes=1), timedelta(days=7), "a ticket's lifetime must be between 1 minute and 7 days")
+_seconds = option_values.duration_between(
+    timedelta(minutes=1), timedelta(days=7), "a ticket's lifetime must be between 1 minute and 7 days"
+)
 
 
 @click.group()
@@ -29,7 +33,7 @@ def tickets() -> None:
     "--label",
     "--labels",
     "labels",
-    callback=machine_labels.read,
+    callback=option_values.read_labels,
     metavar="KEY=VALUE,…",
     multiple=True,
     help="Labels in the machine's certificate.",
@@ -51,7 +55,6 @@ def create(
     as_json: bool,
 ) -> None:
     """Create a ticket and print it. It is shown only once."""
-    from cli.output import printing
     from shared.api import membership
     from shared.types import Role
 
@@ -69,8 +72,6 @@ def create(
 
 
 def _explain(made: "NewTicket") -> None:
-    from cli.output import printing
-
     row = made.row
     machines = printing.counted(row.uses, "machine")
     there = "On that machine" if row.uses == 1 else "On each machine"
@@ -87,8 +88,6 @@ def _explain(made: "NewTicket") -> None:
 @click.pass_obj
 def list_(here: CliContext, /, *, as_json: bool) -> None:
     """List tickets, newest first. The secret part is not shown again."""
-    from cli.output import printing
-    from cli.output.printing import TableColumn
     from shared.api import membership
 
     found = here.ask(membership.list_tickets, membership.ListTickets())
@@ -113,8 +112,6 @@ def list_(here: CliContext, /, *, as_json: bool) -> None:
 @click.pass_obj
 def revoke(here: CliContext, /, ticket: str, *, as_json: bool) -> None:
     """Revoke a ticket, by its ID or a unique prefix. Machines that already joined stay."""
-    from cli.output import printing
-    from shared import errors
     from shared.api import membership
 
     if ticket.startswith("aip_"):

@@ -1,4 +1,4 @@
-"""`aicli infer`: one prompt, its answer as it comes."""
+"""`aicli infer`: send a prompt and stream the answer."""
 
 import random
 import sys
@@ -9,6 +9,8 @@ from uuid import uuid4
 import click
 
 from cli.cli_context import CliContext
+from cli.output import printing
+from shared import errors
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
@@ -17,23 +19,23 @@ if TYPE_CHECKING:
 
 #: A message of the mesh is at most 1 MiB, so a longer prompt need not be read to its end.
 _MAX_PROMPT_BYTES = 1024 * 1024
-#: A worker may be loading its model, and a long answer takes its time; Ctrl-C is there for the impatient.
+#: A worker may be loading its model, and long answers take time; Ctrl-C cancels.
 _DEADLINE_SECONDS = 600
-#: What msgpack has room for, and more than any parameter means.
+#: The maximum of msgpack, and far above any valid parameter.
 _MAX_INTEGER = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
-    """What is shown while the answer comes."""
+    """What is shown during the answer."""
 
     answer: bool
-    #: On stderr, for people; a script that wants objects reads them there, too.
+    #: On stderr, as text or, with --json, as objects.
     notes: bool
 
 
 class _Parameters(TypedDict):
-    """The options that go to the gateway as they are; it knows their limits and says them."""
+    """Options that are passed on unchanged; the gateway checks their limits."""
 
     model: str | None
     system: str | None
@@ -109,7 +111,6 @@ def infer(
         click.echo(_for_stdout(text), nl=not text.endswith("\n"))
     if as_json:
         return
-    from cli.output import printing
 
     if result.clamped_to is not None and result.finish_reason is FinishReason.LENGTH:
         tokens = printing.counted(result.clamped_to, "token")
@@ -121,8 +122,6 @@ def infer(
 def _from_stdin() -> str:
     text = sys.stdin.buffer.read(_MAX_PROMPT_BYTES + 1)
     if len(text) > _MAX_PROMPT_BYTES:
-        from shared import errors
-
         raise errors.TooLarge(f"the prompt is longer than {_MAX_PROMPT_BYTES // 1024} KiB", hint="shorten it, or ask about its parts")
     try:
         return text.decode()
@@ -179,7 +178,7 @@ def _format(asked: str | None) -> "OutputFormat | None":
 
 
 def _refuse_bad_text(text: str) -> None:
-    """Python keeps bytes of the command line that are no UTF-8 as lone surrogates (PEP 383), which no wire takes."""
+    """Reject invalid UTF-8 in arguments, which Python keeps as lone surrogates (PEP 383): no wire carries it."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -189,7 +188,7 @@ def _refuse_bad_text(text: str) -> None:
 async def _ask(
     connection: "CliConnection", request: "ProcessInferenceRequest", shown: _Shown, *, resume: bool
 ) -> "tuple[str, InferenceResult]":
-    """The answer and how it ended. Where the answer is shown it goes to stdout as it comes, and the text returned is empty."""
+    """Return the answer. If it is shown, it goes to stdout immediately, and the returned text is empty."""
     from cli.output.stdout_writer import StdoutWriter
     from shared.rpc.resumable_stream import StreamRequest
     from shared.timing import retry_policy
@@ -214,7 +213,7 @@ async def _ask(
                     parts.append(chunk.text)
         finally:
             waiting.show("")
-            # On a terminal also before an error or a ^C, so that neither stands at the end of the answer's last line.
+            # At a terminal, end the line before an error or ^C is printed.
             if shown.answer and sys.stdout.isatty():
                 await outlet.end_line()
         if shown.answer:
@@ -223,38 +222,31 @@ async def _ask(
 
 
 def _say_lost(*, began: bool, in_line: bool) -> None:
-    from cli.output import printing
-
     if in_line and sys.stdout.isatty() and sys.stderr.isatty():
-        click.echo(err=True)  # on a terminal the note must not stand behind the answer's last word
+        click.echo(err=True)  # start a new line after the answer's last word
     printing.note("Connection lost. Resuming …" if began else "The gateway isn't answering. Retrying …")
 
 
 class _WaitingNotice:
-    """One line on the terminal for what the answer waits for, such as a model that is being loaded; gone when it comes."""
+    """Show one line at the terminal while the answer waits, for example for a model to load; erase it afterwards."""
 
     def __init__(self) -> None:
         self._shown = ""
 
     def show(self, text: str) -> None:
         if text != self._shown and sys.stderr.isatty():
-            from cli.output import printing
-
             sys.stderr.write(f"\r\x1b[K{printing.styled(printing.printable(text), 'bright_black', sys.stderr)}")
             sys.stderr.flush()
             self._shown = text
 
 
 def _for_stdout(text: str) -> str:
-    """A file or a pipe gets what the model wrote; a terminal only what is safe to show on one."""
-    from cli.output import printing
+    """Return text that is safe to show at a terminal; files and pipes get it unchanged."""
 
     return printing.printable(text) if sys.stdout.isatty() else text
 
 
 def _show_object(text: str, result: "InferenceResult") -> None:
-    from cli.output import printing
-
     shown = printing.plain(result)
     assert isinstance(shown, dict)
     if not result.finish_reasons:
@@ -266,12 +258,11 @@ def _show_object(text: str, result: "InferenceResult") -> None:
 
 
 def _summary(result: "InferenceResult") -> str:
-    from cli.output import printing
     from shared import amounts
 
     usage = result.usage
     seconds = (result.response_time_ms - result.first_token_ms) / 1000
-    # The first token comes at the start of that time, so one less was made in it.
+    # The first token arrives at the start of the measured time, so it does not count.
     speed = f", {(usage.completion_tokens - 1) / seconds:.1f} tokens/s" if seconds > 0 and usage.completion_tokens > 1 else ""
     first = f"first after {result.first_token_ms} ms"
     cost = f", {printing.counted(amounts.written(result.cost_micro), 'credit')}" if result.cost_micro else ""

@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.cli_context import CliContext
+from cli.output import printing
+from cli.output.printing import TableColumn
 
 if TYPE_CHECKING:
     from shared.api.gateway import ModelPlaces, ServedModel
 
-#: A large model from a slow disk; the worker goes on loading when this is over.
+#: Enough for a large model on a slow disk; the worker continues loading after it.
 _LOAD_SECONDS = 900.0
 _STATES = {"ready": "is loaded", "loading": "is loading", "unloaded": "is unloaded", "failed": "failed"}
 
@@ -71,8 +73,6 @@ def unload(here: CliContext, /, model: str, *, worker: str | None, as_json: bool
 
 
 def _list(here: CliContext, *, as_json: bool) -> None:
-    from cli.output import printing
-    from cli.output.printing import TableColumn
     from shared.api import gateway
 
     served = here.ask(gateway.list_models, gateway.ListModels(), key_needed=False)
@@ -87,8 +87,7 @@ def _list(here: CliContext, *, as_json: bool) -> None:
 
 
 def _show(told: "ModelPlaces", *, as_json: bool) -> None:
-    """What each worker did; ends with 1 where one of them did not."""
-    from cli.output import printing
+    """Show what each worker did. Exits with 1 if one of them failed."""
 
     if as_json:
         printing.show_json([printing.plain(place) for place in told.places])

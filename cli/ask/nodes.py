@@ -1,10 +1,12 @@
-"""`aicli nodes`: who is on the mesh, and why a node is not used."""
+"""`aicli nodes`: list the nodes of the mesh, and why a node gets no requests."""
 
 from typing import TYPE_CHECKING
 
 import click
 
 from cli.cli_context import CliContext
+from cli.output import printing
+from cli.output.printing import TableColumn
 
 if TYPE_CHECKING:
     from shared.api.gateway import NodeRow
@@ -18,13 +20,11 @@ def nodes(here: CliContext, /, *, as_json: bool) -> None:
 
     PATH is how the gateway reaches the node: nats, direct, punched (NAT hole punching) or relayed (via a blind relay).
     """
-    from cli.output import printing
-    from cli.output.printing import TableColumn
     from shared.api import gateway
 
     found = here.ask(gateway.list_nodes, gateway.ListNodes(), key_needed=False)
     columns: list[TableColumn[NodeRow]] = [
-        # The start of a node's id tells nodes apart; scripts get the whole one.
+        # The start of an id identifies a node for people; scripts get all of it.
         TableColumn("NODE", lambda node: node.id[:9]),
         TableColumn("SERVICE", lambda node: node.service),
         TableColumn("PATH", lambda node: node.path or "–"),

@@ -1,4 +1,4 @@
-"""`aicli trace`: where a request's time went, on every node that worked on it."""
+"""`aicli trace`: show where the time of a request went, on every node."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -7,6 +7,8 @@ import click
 import msgspec
 
 from cli.cli_context import CliContext
+from cli.output import printing
+from cli.output.printing import TableColumn
 
 if TYPE_CHECKING:
     from shared.api.metrics import TracedSpan
@@ -15,14 +17,14 @@ if TYPE_CHECKING:
 class TraceLine(msgspec.Struct, frozen=True):
     """A span, as a line of the tree."""
 
-    #: Indented below the one that it is a part of.
+    #: The depth in the tree.
     span: str
     service: str
     node: str
-    #: After the beginning of the first.
+    #: Since the start of the first span.
     start_ms: float
     took_ms: float
-    #: The code of the error that it ended with.
+    #: The error code it ended with.
     error: str
     attributes: dict[str, str | int | float | bool]
 
@@ -36,8 +38,6 @@ def trace(here: CliContext, /, *, request_id: str, as_json: bool) -> None:
 
     ID is a trace ID or a request ID (from the X-Request-ID header, `aicli infer --json` or the request log).
     """
-    from cli.output import printing
-    from cli.output.printing import TableColumn
     from shared.api import metrics
 
     found = here.ask(metrics.get_trace, metrics.GetTrace(request_id))
@@ -53,7 +53,7 @@ def trace(here: CliContext, /, *, request_id: str, as_json: bool) -> None:
 
 
 def lines(told: "Sequence[TracedSpan]", *, indented: bool = True) -> list[TraceLine]:
-    """Each below the one that it is a part of; those whose own one is not known stand at the left."""
+    """Sort spans below their parents; spans with an unknown parent are roots."""
     known = {one.span.span_id for one in told}
     below: dict[str, list[TracedSpan]] = {}
     for one in sorted(told, key=lambda one: (one.span.start_ns, one.span.end_ns)):
@@ -75,6 +75,6 @@ def lines(told: "Sequence[TracedSpan]", *, indented: bool = True) -> list[TraceL
                 attributes=span.attributes,
             )
         )
-        # A span is shown once: a circle, which only a node that lies makes, is never come to from the left.
+        # Each span is shown once. A cycle, which only a lying node can make, has no root and is not shown.
         left += [(part, depth + 1) for part in reversed(below.pop(span.span_id, []))]
     return found

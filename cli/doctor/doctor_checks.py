@@ -1,6 +1,6 @@
-"""What `aicli doctor` looks at: from the profile on disk over NATS or Hyperswarm, auth and gateway to the workers and their models.
+"""The checks of `aicli doctor`: from the profile on disk over NATS or Hyperswarm, auth and gateway to the workers and models.
 
-A check that cannot be made, because one before it failed, is listed as such: the first thing that is wrong is the one to mend.
+If a check fails, later checks that depend on it are listed as not made, so that the first problem is fixed first.
 """
 
 import asyncio
@@ -23,21 +23,21 @@ from shared.node import membership_file
 from shared.node.membership_file import MembershipFile
 from shared.types import Role
 
-#: A step that takes longer than this is as good as broken for a person who waits.
+#: A step that takes longer than this is broken for a user who waits.
 _STEP_SECONDS = 5.0
-#: PostgreSQL stops when its disk is full; a model of any use is larger than what is left below this.
+#: PostgreSQL stops when its disk is full, and useful models are larger than this.
 _LOW_DISK_BYTES = 1024**3
 
 
-#: Looks at the way into a mesh that was joined by a ticket.
+#: Checks the path into a mesh that was joined with a ticket.
 ExamineSwarm = Callable[[MembershipFile, node_keys.NodeKey], AsyncIterator[DoctorFinding]]
-#: The last step of each way to the mesh.
+#: The last step of each path to the mesh.
 _LEADS_IN = ("NATS", "way in")
 _REST = ("auth", "gateway", "workers", "models")
 
 
 async def examine(here: CliContext, examine_swarm: ExamineSwarm = doctor_worker_checks.examine) -> list[DoctorFinding]:
-    """Every check in the order of a request's way; never raises for what it looks for."""
+    """Run all checks in the order of a request's path. Does not raise for problems it finds."""
     findings: list[DoctorFinding] = []
     try:
         place = profile.find(here.environment, here.folder)
@@ -59,7 +59,7 @@ async def examine(here: CliContext, examine_swarm: ExamineSwarm = doctor_worker_
 
 
 async def _examine_way(chosen: Profile, examine_swarm: ExamineSwarm) -> list[DoctorFinding]:
-    """By Hyperswarm where the profile was made with a ticket, else by NATS."""
+    """Check Hyperswarm if the profile was created with a ticket, else NATS."""
     if chosen.mesh_file is None:
         return [await _check_nats(chosen.nats_url or "")]
     try:
@@ -100,15 +100,15 @@ def _check_form_of_key(chosen: Profile) -> DoctorFinding:
 
 
 async def _check_nats(urls: str) -> DoctorFinding:
-    """Whether one of the servers is there. Shows host and port only: an address may hold a password."""
+    """Succeed if one server answers. Findings show only host and port, because an address can contain a password."""
     findings = [await _check_server(url.strip()) for url in urls.split(",")]
     return next((finding for finding in findings if finding.ok), findings[0])
 
 
 async def _check_server(url: str) -> DoctorFinding:
-    """Whether something listens there and speaks NATS: the server greets first, with INFO."""
+    """Check that NATS listens there: its server speaks first, with INFO."""
     hint = "start it with `make up`, or fix nats_url in the profile"
-    parts = urlsplit(url)  # the profile has been loaded, so these are addresses
+    parts = urlsplit(url)  # load_profile has checked these addresses
     host, port = parts.hostname or "127.0.0.1", parts.port or 4222
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
@@ -142,7 +142,7 @@ async def _examine_mesh(here: CliContext, chosen: Profile) -> list[DoctorFinding
 
 
 async def _examine_services(connection: CliConnection, chosen: Profile, findings: list[DoctorFinding]) -> None:
-    """Adds to ``findings`` as it goes, so that what was found stands even if the connection ends on the way."""
+    """Append to ``findings`` step by step, so that they remain if the connection breaks."""
     findings.append(await _check_auth(connection, chosen))
     try:
         health = await connection.call(gateway.get_service_health, gateway.GetServiceHealth(), deadline_seconds=_STEP_SECONDS)
@@ -158,7 +158,7 @@ async def _examine_services(connection: CliConnection, chosen: Profile, findings
 
 
 async def _check_auth(connection: CliConnection, chosen: Profile) -> DoctorFinding:
-    """Any answer of auth shows that it is alive, a refusal too."""
+    """Any answer of auth shows that it is up, even a refusal."""
     if chosen.api_key is None:
         alive = bool(connection.alive(Role.AUTH))
         return DoctorFinding("auth", True, "alive") if alive else DoctorFinding("auth", None, "not seen yet; log in to query it")
@@ -213,7 +213,7 @@ def _check_workers(health: gateway.ServiceHealth) -> Iterator[DoctorFinding]:
 
 
 async def _check_nodes(connection: CliConnection) -> list[DoctorFinding]:
-    """Nodes that are alive and not used; those that are gone have said good-bye or are named by `aicli nodes`."""
+    """List nodes that are up and get no requests. `aicli nodes` also shows the missing ones."""
     try:
         found = await connection.call(gateway.list_nodes, gateway.ListNodes(), deadline_seconds=_STEP_SECONDS)
     except errors.AimeshError as error:

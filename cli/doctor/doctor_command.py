@@ -1,4 +1,4 @@
-"""`aicli doctor`: goes the way of a request step by step, and says where it ends and what to do."""
+"""`aicli doctor`: follow the path of a request step by step; show where it fails and how to fix it."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.cli_context import CliContext
+from cli.output import printing
 
 if TYPE_CHECKING:
     from cli.doctor.findings import DoctorFinding
@@ -25,7 +26,6 @@ def doctor(context: click.Context, /, *, as_json: bool, worker: bool, state: str
     Exits with 0 if every check passes, otherwise with 1.
     """
     from cli import interrupts
-    from cli.output import printing
 
     here = context.find_object(CliContext)
     assert here is not None
@@ -56,8 +56,6 @@ async def _examine(here: CliContext, state: str | None) -> "list[DoctorFinding]"
 
 
 def _show(finding: "DoctorFinding") -> None:
-    from cli.output import printing
-
     words = {True: ("ok", "green"), False: ("WRONG", "red"), None: ("–", "yellow")}
     word, colour = words[finding.ok]
     shown = printing.styled(f"{word:<6}", colour, sys.stdout)

@@ -1,6 +1,6 @@
-"""What `aicli doctor` looks at on a machine that has joined by a ticket: from the program for Hyperswarm to the first auth.
+"""The checks of `aicli doctor --worker` on a machine that joined with a ticket: from the Hyperswarm program to auth.
 
-Everything is tried with a key that is made for it, because the machine's own may be in use by a running worker.
+The checks use a temporary key, because a running worker may be using the machine's own.
 """
 
 import asyncio
@@ -26,11 +26,11 @@ from shared.types import Role
 if TYPE_CHECKING:
     from cli.machines.join import Folder
 
-#: The DHT's nodes answer within a round trip each; a few tell what kind of NAT there is.
+#: Each DHT node answers within a round trip; a few answers reveal the type of NAT.
 _DHT_SECONDS = 10.0
-#: One random punch takes up to 20 s; whoever needs more needs a relay.
+#: A random punch takes up to 20 s; a peer that needs longer needs a relay.
 _FIND_SECONDS = 25.0
-#: Others get in at this point, so it is quick.
+#: Other machines connect here, so it is quick.
 _MEMBER_SECONDS = 8.0
 _CHECKS = ("Node.js", "sidecar", "DHT", "NAT", "relay", "way in", "clock", "member")
 
@@ -38,8 +38,7 @@ _CHECKS = ("Node.js", "sidecar", "DHT", "NAT", "relay", "way in", "clock", "memb
 async def examine(
     kept: MembershipFile, key: node_keys.NodeKey, *, is_in_use: bool = False, find_seconds: float = _FIND_SECONDS
 ) -> AsyncIterator[DoctorFinding]:
-    """Every step of the way, in its order; what cannot be looked at is listed as such. ``is_in_use``: a process on this machine
-    runs with the key, so that a second one would push it out."""
+    """Run all checks in order. ``is_in_use`` means that a process on this machine uses the key: a second one would disconnect it."""
     yield check_certificate(kept, key, time.time())
     try:
         yield DoctorFinding("Node.js", True, str(hyperswarm.find_node()))
@@ -67,7 +66,7 @@ async def examine(
 
 
 async def examine_worker(folder: "Folder") -> AsyncIterator[DoctorFinding]:
-    """A joined worker's folder, and then the way into its mesh."""
+    """Check a joined worker's folder, then the path into its mesh."""
     from cli.machines import join
 
     try:
@@ -89,7 +88,7 @@ async def examine_worker(folder: "Folder") -> AsyncIterator[DoctorFinding]:
 
 
 def check_certificate(kept: MembershipFile, key: node_keys.NodeKey, now: float) -> DoctorFinding:
-    """Whether the mesh would let this key in."""
+    """Check whether the mesh accepts this key."""
     trust = Trust(key, kept.role, kept.authorities)
     try:
         if kept.revocations:
@@ -132,7 +131,7 @@ async def _examine_dht(door: EnrollmentRoute) -> AsyncIterator[DoctorFinding]:
 
 
 async def _attached(swarm: Swarm) -> DhtStats:
-    """As soon as the DHT has answered, or what there is when patience ends."""
+    """Return as soon as the DHT answers, or what is known at the deadline."""
     give_up_at = time.monotonic() + _DHT_SECONDS
     while True:
         found = (await swarm.stats()).dht
@@ -173,7 +172,7 @@ def check_relay(found: DhtStats, door: EnrollmentRoute) -> DoctorFinding:
 
 
 async def _examine_auth(door: EnrollmentRoute, find_seconds: float) -> AsyncIterator[DoctorFinding]:
-    """As a newcomer: auth says hello to anybody, with its certificate and the time."""
+    """Connect as an unknown node: auth greets anyone with its certificate and the time."""
     trust = Trust(node_keys.NodeKey(node_keys.new_seed()), Role.NEWCOMER, door.authorities)
     started = time.monotonic()
     try:
@@ -189,7 +188,7 @@ async def _examine_auth(door: EnrollmentRoute, find_seconds: float) -> AsyncIter
 
 
 async def _examine_membership(kept: MembershipFile, key: node_keys.NodeKey) -> DoctorFinding:
-    """Whether auth still knows this key: a revoked one is not even answered."""
+    """Check whether auth still knows this key: it does not even answer a revoked one."""
     try:
         await enrollment.renew_at_enrollment_topic(kept, key, means=EnrollmentOptions(find_seconds=_MEMBER_SECONDS, approval_seconds=0))
     except errors.NotReachable:
@@ -201,7 +200,7 @@ async def _examine_membership(kept: MembershipFile, key: node_keys.NodeKey) -> D
 
 
 def check_clock(offset_seconds: float) -> DoctorFinding:
-    """``offset_seconds``: auth's clock minus ours."""
+    """``offset_seconds`` is auth's clock minus ours."""
     if abs(offset_seconds) <= certificates.LEEWAY_SECONDS:
         return DoctorFinding("clock", True, f"within {certificates.LEEWAY_SECONDS} s of auth's")
     way = "behind" if offset_seconds > 0 else "ahead of"

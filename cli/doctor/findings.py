@@ -1,4 +1,4 @@
-"""A finding of `aicli doctor`: what was looked at, whether it is well, and what to do if not."""
+"""The result of one check of `aicli doctor`."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ class DoctorFinding(msgspec.Struct, frozen=True):
     #: None: could not be checked.
     ok: bool | None
     detail: str
-    #: What to do; empty when nothing is.
+    #: What to do; empty if nothing.
     hint: str = ""
 
 
@@ -21,5 +21,5 @@ def wrong(check: str, error: errors.AimeshError) -> DoctorFinding:
 
 
 def unchecked(because: str, *checks: str) -> Iterator[DoctorFinding]:
-    """One for each check that has no sense before ``because`` is mended."""
+    """Return a finding for each check that makes no sense until ``because`` is fixed."""
     return (DoctorFinding(check, None, f"not checked: {because} first") for check in checks)

@@ -1,4 +1,4 @@
-"""The models of a folder as `aicli worker --models` serves them."""
+"""The models of a folder for `aicli worker --models`."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from shared import errors, model_folder
 
 
 def find_models(folder: Path) -> dict[str, Path]:
-    """Every model under its name; raises BadSettings if there is none, or one that cannot be named."""
+    """Return every model with its name. Raises BadSettings if there is none, or an invalid name."""
     if not folder.is_dir():
         raise errors.BadSettings(f"there is no folder {folder}", hint="set --models to the folder that contains your .gguf files")
     found = model_folder.find(folder)

@@ -1,7 +1,7 @@
-"""A worker's state folder: its key, its membership of a mesh, whether its owner has paused it; and joining with a ticket.
+"""A worker's state folder with its key, membership and pause; and joining a mesh with a ticket.
 
-The folder holds everything that makes this machine a worker, so that a restart needs no ticket. One process uses it at a
-time: two with one key would push each other out of the mesh.
+The folder has everything that makes this machine a worker, so a restart needs no ticket. Only one process may use it at a time: two
+processes with one key would disconnect each other.
 """
 
 import os
@@ -25,7 +25,7 @@ _MAX_TICKET_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """Where a joined worker keeps its things. Only this class knows their names."""
+    """The files of a joined worker. Only this class knows their names."""
 
     root: Path
 
@@ -35,7 +35,7 @@ class Folder:
 
     @property
     def new_key(self) -> Path:
-        """A key that no mesh has taken yet."""
+        """A key that is not a member of a mesh yet."""
         return self.root / "node.nk.new"
 
     @property
@@ -44,17 +44,17 @@ class Folder:
 
     @property
     def ticket_id(self) -> Path:
-        """Which ticket let this machine in, by its name; what is secret of a ticket is never kept."""
+        """The name of the ticket that admitted this machine; its secret is never saved."""
         return self.root / "ticket-id"
 
     @property
     def paused(self) -> Path:
-        """There while the owner wants the machine for himself."""
+        """Exists while the machine's owner has paused the worker."""
         return self.root / "paused"
 
     @property
     def status(self) -> Path:
-        """What the running worker last told."""
+        """The running worker's last status."""
         return self.root / "status.json"
 
     @property
@@ -62,28 +62,28 @@ class Folder:
         return self.root / "lock"
 
     def kept(self) -> "MembershipFile | None":
-        """None for a machine that has not joined; raises BadSettings for a file that is damaged."""
+        """Return None if the machine has not joined. Raises BadSettings for a damaged file."""
         from shared.node import membership_file
 
         return membership_file.load(self.membership) if self.key.is_file() else None
 
 
 def locate(environment: Mapping[str, str], chosen: str | None, here: Path) -> Folder:
-    """The folder of ``--state``, or $XDG_STATE_HOME/aimesh/worker; creates nothing."""
+    """Return the folder of ``--state``, or $XDG_STATE_HOME/aimesh/worker; creates nothing."""
     if chosen:
         return Folder((here / Path(chosen).expanduser()).absolute())
     given = environment.get("XDG_STATE_HOME", "")
-    # The XDG specification: a relative path is to be ignored.
+    # The XDG specification says to ignore relative paths.
     state = Path(given) if given.startswith("/") else Path(environment.get("HOME") or "~").expanduser() / ".local/state"
     return Folder(state / "aimesh/worker")
 
 
 def prepare(folder: Folder) -> None:
-    """Make the folder, 0700; raises BadSettings if it cannot be ours."""
+    """Create the folder with mode 0700. Raises BadSettings if that is impossible."""
     try:
         folder.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         facts = folder.root.stat()
-        # Root joins for the user that the worker will run as; systemd hands the folder over to that one.
+        # Root joins for the user that the worker will run as; systemd then changes the folder's owner.
         if os.geteuid() not in (0, facts.st_uid):
             raise errors.BadSettings(f"{folder.root} belongs to another user", hint="choose another folder with --state")
         if stat.S_IMODE(facts.st_mode) & 0o077:
@@ -93,7 +93,7 @@ def prepare(folder: Folder) -> None:
 
 
 def claim(folder: Folder) -> int:
-    """Take the folder for this process and what it becomes; returns the lock's descriptor. Raises Overloaded if a worker has it."""
+    """Lock the folder for this process and the worker it becomes. Returns the lock's descriptor; raises Overloaded if a worker has it."""
     import fcntl
 
     lock = os.open(folder.lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -109,7 +109,7 @@ def claim(folder: Folder) -> int:
 
 
 def is_running(folder: Folder) -> bool:
-    """Whether a process has the folder: the lock ends with it, however it ends."""
+    """Return whether a process holds the folder: its lock ends with it."""
     import fcntl
 
     try:
@@ -130,7 +130,7 @@ def is_running(folder: Folder) -> bool:
 
 
 def read_ticket(text: str, here: Path) -> "Ticket":
-    """The ticket of ``TICKET``, ``-`` or ``@FILE``; raises BadTicket and BadSettings."""
+    """Read the ticket of ``TICKET``, ``-`` or ``@FILE``. Raises BadTicket and BadSettings."""
     from shared.identity import tickets
 
     if text == "-":
@@ -145,11 +145,10 @@ def read_ticket(text: str, here: Path) -> "Ticket":
 
 
 async def join(folder: Folder, ticket: "Ticket", newcomer: "EnrollingNode", say: Callable[[str], None]) -> "MembershipFile":
-    """Make this machine a worker of the ticket's mesh, unless it is one by this ticket already; the folder is ours.
+    """Make this machine a worker of the ticket's mesh, unless it already is one with this ticket. Requires the lock.
 
-    Each ticket gets a key of its own, which takes the place of the old one when the mesh has taken it: a machine that was
-    revoked comes as a new one, and a ticket that is no good leaves what there was as it is. Raises what ``enrolling.enroll``
-    does, and BadSettings for a folder of another mesh.
+    Each ticket gets a new key, which replaces the old one only when the mesh has accepted it: a revoked machine joins as a new one, and an
+    invalid ticket changes nothing. Raises what ``enrolling.enroll`` does, and BadSettings for a folder of another mesh.
     """
     kept = folder.kept()
     if kept is not None and ticket.authority_id not in kept.authorities:
@@ -161,7 +160,7 @@ async def join(folder: Folder, ticket: "Ticket", newcomer: "EnrollingNode", say:
     try:
         return await _enrol(folder, ticket, newcomer, say)
     except errors.NodeRevoked:
-        # The key is left over from a try whose node was revoked since.
+        # The key is from an earlier attempt, whose node was revoked since.
         folder.new_key.unlink()
         return await _enrol(folder, ticket, newcomer, say)
     except errors.BadTicket as error:
@@ -172,7 +171,7 @@ async def join(folder: Folder, ticket: "Ticket", newcomer: "EnrollingNode", say:
 
 
 async def finish(folder: Folder, kept: "MembershipFile", say: Callable[[str], None]) -> "MembershipFile":
-    """A membership with a certificate: what an administrator had to approve is asked for again."""
+    """Enroll until there is a certificate: ask again while an administrator has to approve."""
     if kept.certificate:
         return kept
     from shared.identity import node_keys
@@ -202,7 +201,7 @@ async def _enrol(folder: Folder, ticket: "Ticket", newcomer: "EnrollingNode", sa
     try:
         _check_role(found)
     except errors.BadTicket:
-        # Auth knows this key as something else from now on.
+        # auth knows this key under another role now.
         folder.new_key.unlink(missing_ok=True)
         raise
     adopt(found)

@@ -1,4 +1,4 @@
-"""`aicli mesh`: what lets machines find and reach each other from anywhere: DHT nodes, a blind relay, and joining as a client."""
+"""`aicli mesh`: run DHT nodes and blind relays, and join as a client, so that machines find and reach each other from anywhere."""
 
 import asyncio
 import contextlib
@@ -13,25 +13,26 @@ import click
 from cli import interrupts
 from cli.cli_context import CliContext
 from cli.lazy_group import LazyGroup
+from cli.output import printing
 from shared import errors
 
-#: Less than a second on an idle machine. More than this and it hangs.
+#: Starting takes less than a second on an idle machine; after this long it hangs.
 _READY_SECONDS = 60.0
-#: It has sockets to close and nothing else.
+#: It only has sockets to close.
 _GRACE_SECONDS = 3.0
 
 
 def run(command: Sequence[str], environment: Mapping[str, str], ready: Callable[[], None]) -> None:
-    """Calls ``ready`` when the program says that it is. Raises Internal if it ends by itself, or never gets ready."""
+    """Call ``ready`` when the program reports that it is. Raises Internal if it exits, or is not ready in time."""
     try:
         interrupts.run(_live(command, environment, ready), grace_seconds=2 * _GRACE_SECONDS)
     except KeyboardInterrupt:
-        # That is how one ends it.
+        # Ctrl-C is the normal way to stop it.
         return
 
 
 async def _live(command: Sequence[str], environment: Mapping[str, str], ready: Callable[[], None]) -> None:
-    # It ends when its standard input does, so also when we are killed; and Ctrl-C is for us.
+    # It exits when its standard input closes, so also if we are killed; Ctrl-C is handled here.
     process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, env=dict(environment), start_new_session=True)
     try:
         assert process.stdout is not None
@@ -63,9 +64,9 @@ async def _end(process: Process) -> None:
 
 
 if TYPE_CHECKING:
-    from stack.servers.dht_programs import Companions
+    from stack.servers.dht_programs import DhtAddresses
 
-#: stack has the same; a test holds the two together, so that `--help` needs no import of it.
+#: A copy of stack's number, so that `--help` need not import stack; a test compares the two.
 FIRST_PORT = 4737
 RELAY_PORT = 4740
 
@@ -154,7 +155,7 @@ def relay(here: CliContext, /, *, host: str, bind: str | None, port: int, nodes:
     _run(here, command, told, "DHT_RELAYS", dht_programs.relay_key(file), as_json=as_json)
 
 
-def _place(host: str, bind: str | None, first_port: int) -> "Companions":
+def _place(host: str, bind: str | None, first_port: int) -> "DhtAddresses":
     from stack import settings
     from stack.servers import dht_programs
 
@@ -164,7 +165,7 @@ def _place(host: str, bind: str | None, first_port: int) -> "Companions":
         raise click.UsageError(f"--host {host} is neither an IPv4 address nor a DNS name")
     if bind is not None and not settings.is_ipv4(bind):
         raise click.UsageError(f"--bind {bind} is not an IPv4 address")
-    return dht_programs.Companions(host, bind or dht_programs.bind_of(host), first_port)
+    return dht_programs.DhtAddresses(host, bind or dht_programs.bind_of(host), first_port)
 
 
 def _nodes(option: str, text: str) -> tuple[str, ...]:
@@ -176,8 +177,7 @@ def _nodes(option: str, text: str) -> tuple[str, ...]:
     return nodes
 
 
-def _check_ports(place: "Companions", wanted: Sequence[int], program: str) -> None:
-    from shared import errors
+def _check_ports(place: "DhtAddresses", wanted: Sequence[int], program: str) -> None:
     from stack import ports
 
     found = [ports.WantedPort(port, program, "--port", is_udp=True, bind=place.bind) for port in wanted]
@@ -196,15 +196,13 @@ def _node_binary(here: CliContext) -> Path | None:
 
 
 def _run(here: CliContext, command: Sequence[str], told: str, name: str, value: str, *, as_json: bool) -> None:
-    from cli.output import printing
-
     def ready() -> None:
         printing.note(told)
         if as_json:
             printing.show_json({name: value})
         else:
             click.echo(f"{name}={value}")
-        # Whoever reads it through a pipe waits for it while we run on.
+        # A reader at the other end of a pipe waits for this line while we run.
         sys.stdout.flush()
 
     run(command, here.environment, ready)

@@ -1,7 +1,7 @@
-"""`aicli mesh connect`: makes this machine a client of a mesh, with nothing but a ticket.
+"""`aicli mesh connect`: make this machine a client of a mesh, with only a ticket.
 
-The profile's key is made first and kept aside until the mesh has taken it, so that a try that broke off is gone on with and
-an existing profile stays whole until the new one is.
+The new key is kept apart until the mesh has accepted it, so that an interrupted attempt can be continued and an existing
+profile stays intact.
 """
 
 import sys
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.cli_context import CliContext
+from cli.output import printing
+from shared import errors
 
 if TYPE_CHECKING:
     from shared.api.membership import Membership
@@ -55,7 +57,6 @@ def connect(here: CliContext, /, ticket: str, *, name: str, api_key_stdin: bool,
     """
     from cli import interrupts, profile
     from cli.machines import join
-    from cli.output import printing
 
     if ticket == "-" and api_key_stdin:
         raise click.UsageError("the ticket and the key can't both come from stdin; pass the ticket as @FILE or as an argument")
@@ -88,10 +89,9 @@ def _key_from_stdin() -> "Credential":
 
 
 async def _enrol(files: _Files, ticket: "Ticket", say: Callable[[str], None]) -> None:
-    """Leaves key and membership in place; raises what ``enrolling.enroll`` does, and BadTicket for one that makes no client."""
+    """Save key and membership. Raises what ``enrolling.enroll`` does, and BadTicket if the ticket is not for a client."""
     import platform
 
-    from shared import errors
     from shared.identity import node_keys
     from shared.node import enrollment, membership_file
     from shared.types import Role
@@ -106,7 +106,7 @@ async def _enrol(files: _Files, ticket: "Ticket", say: Callable[[str], None]) ->
     try:
         found = await once()
     except errors.NodeRevoked:
-        # Left over from a try whose node was revoked since.
+        # The key is from an earlier attempt, whose node was revoked since.
         files.new_key.unlink()
         found = await once()
     if found.role is not Role.CLIENT:

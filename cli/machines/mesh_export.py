@@ -1,4 +1,4 @@
-"""`aicli mesh export`: what a JavaScript peer needs to call the mesh as this profile, in one JSON object."""
+"""`aicli mesh export`: print what a JavaScript peer needs to call the mesh as this profile, as a JSON object."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.cli_context import CliContext
+from cli.output import printing
+from shared import errors
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
@@ -30,8 +32,6 @@ def export(here: CliContext, /) -> None:
 
     Works for profiles created by aicli mesh connect. The output contains the profile's key: treat it like a password.
     """
-    from cli.output import printing
-    from shared import errors
     from shared.identity import node_keys
 
     profile = here.profile()
@@ -48,9 +48,9 @@ async def _ask(connection: "CliConnection") -> _Found:
     from shared.api import gateway, membership
     from shared.types import Role
 
-    # The certificate on disk may end within the hour.
+    # The certificate on disk could expire within the hour.
     renewed = await connection.call(membership.renew_certificate, membership.RenewCertificate())
-    # Its answer means nothing here; but it waits until a gateway was found, and asks for no credential.
+    # The answer does not matter; the call waits until a gateway is found, and needs no credential.
     await connection.call(gateway.get_service_health, gateway.GetServiceHealth())
     return _Found(renewed, connection.alive(Role.AUTH), connection.alive(Role.GATEWAY))
 
@@ -66,7 +66,7 @@ def _describe(key: "node_keys.NodeKey", found: _Found) -> "dict[str, Json]":
     return {
         "seed": key.raw_seed.hex(),
         "certificate": b64encode(found.membership.certificate).decode(),
-        # hyperdht takes an empty list for a DHT of one's own, and null for the public one.
+        # hyperdht expects an empty list for a private DHT, and null for the public one.
         "bootstrap": None if is_public else list(bootstrap),
         "nodes": {
             "auth": [node_keys.raw_of(node).hex() for node in found.auths],

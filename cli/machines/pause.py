@@ -1,6 +1,6 @@
-"""`aicli worker pause|resume|status`: what the owner of a joined machine says to its worker, and hears from it.
+"""`aicli worker pause|resume|status`: control a joined machine's worker.
 
-Through files in the state folder: they work while the mesh is away, and a pause outlives a restart.
+It works through files in the state folder, so it works without the mesh, and a pause outlives a restart.
 """
 
 from typing import TYPE_CHECKING
@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.cli_context import CliContext
+from cli.output import printing
+from shared import errors
 
 if TYPE_CHECKING:
     from cli.machines.join import Folder
 
-#: Larger is none that a worker wrote.
+#: No worker writes a larger one.
 _MAX_STATUS_BYTES = 256 * 1024
 
 _state = click.option("--state", metavar="DIR", help="State folder of the worker. Default: $XDG_STATE_HOME/aimesh/worker.")
@@ -56,8 +58,6 @@ def status(context: click.Context, /, *, state: str | None, as_json: bool) -> No
     Exits with 0 if the worker is running, otherwise with 1.
     """
     from cli.machines import join
-    from cli.output import printing
-    from shared import errors
     from shared.api import worker_status
 
     folder = _joined(context, state)
@@ -85,9 +85,8 @@ def status(context: click.Context, /, *, state: str | None, as_json: bool) -> No
 
 
 def _joined(context: click.Context, state: str | None) -> "Folder":
-    """The folder that was named here or before the subcommand; raises BadSettings if nothing has joined with it."""
+    """Return the folder of the option, here or before the subcommand. Raises BadSettings if no worker has joined with it."""
     from cli.machines import join
-    from shared import errors
 
     here = context.find_object(CliContext)
     assert here is not None

@@ -1,9 +1,8 @@
-"""`aicli worker`: one more worker on this machine, in the foreground.
+"""`aicli worker`: run one more worker on this machine, in the foreground.
 
-It joins a mesh with a ticket and stays in it by its state folder; or it gets a node of its own in the embedded stack of this
-machine. Then this process becomes the worker, so that Ctrl-C, exit status and what is printed are the worker's own. In the
-stack it is one of possibly many: a lock on `run/local-worker-N.lock`, which lives as long as the process, keeps two of them
-from being the same node.
+It joins a mesh with a ticket and later uses its state folder, or it gets a node of its own in the stack of this machine. This process then
+becomes the worker, so Ctrl-C, exit status and output are the worker's own. A lock on `run/local-worker-N.lock`, held as long as the process
+lives, keeps two workers of a stack from using the same node.
 """
 
 import os
@@ -16,16 +15,17 @@ import click
 
 from cli.cli_context import CliContext
 from cli.lazy_group import LazyGroup
-from cli.output import machine_labels
+from cli.output import option_values, printing
+from shared import errors
 
 if TYPE_CHECKING:
     from cli.machines.join import Folder
     from shared.node.membership_file import MembershipFile
     from stack.stack_home import StackHome
 
-#: More workers on one machine are more likely a loop in somebody's script.
+#: More workers on one machine are probably a loop in a script.
 _MOST_WORKERS = 64
-#: What a worker knows; a test holds it together with services.inference.
+#: The worker's backends; a test compares them with services.inference.
 BACKENDS = ("llama", "ollama", "openai", "echo")
 COMMANDS = {"pause": "cli.machines.pause:pause", "resume": "cli.machines.pause:resume", "status": "cli.machines.pause:status"}
 
@@ -44,7 +44,7 @@ COMMANDS = {"pause": "cli.machines.pause:pause", "resume": "cli.machines.pause:r
     "--label",
     "--labels",
     "labels",
-    callback=machine_labels.read,
+    callback=option_values.read_labels,
     multiple=True,
     metavar="KEY=VALUE,…",
     help="Labels of this machine, such as region=eu (with --join).",
@@ -98,7 +98,6 @@ def worker(
 
 
 def _given(folder: Path, backend: str | None, models: Sequence[str], slots: int | None) -> dict[str, str]:
-    """The options as settings of the worker."""
     given: dict[str, str] = {}
     if backend:
         given["INFERENCE_BACKEND"] = backend
@@ -123,7 +122,7 @@ def _in_folder(here: Path, folder: str | None) -> list[str]:
 
 
 def _find_folder(here: CliContext, state: str | None, *, joining: bool) -> "Folder | None":
-    """The state folder to work with; None to work for the stack, or as the node of NODE_KEY_FILE."""
+    """Return the state folder to use; None to work for the stack, or as the node of NODE_KEY_FILE."""
     from cli.machines import join
     from stack import stack_home
 
@@ -136,13 +135,11 @@ def _find_folder(here: CliContext, state: str | None, *, joining: bool) -> "Fold
 
 
 def _member(here: CliContext, folder: "Folder", ticket: str | None, labels: Mapping[str, str], name: str | None) -> "MembershipFile":
-    """This machine's membership, after joining if a ticket is given. From here on the folder is this process's."""
+    """Return this machine's membership, after joining if a ticket is given. From here on this process holds the folder."""
     import platform
 
     from cli import interrupts
     from cli.machines import join
-    from cli.output import printing
-    from shared import errors
     from shared.node import enrollment
 
     def say(text: str) -> None:
@@ -161,7 +158,7 @@ def _member(here: CliContext, folder: "Folder", ticket: str | None, labels: Mapp
 
 
 def joined_environment(outside: Mapping[str, str], given: Mapping[str, str], folder: "Folder", kept: "MembershipFile") -> dict[str, str]:
-    """What a joined worker's process gets: options before the environment; which mesh, and as whom, is the folder's to say."""
+    """Return the environment of a joined worker: options override the environment; mesh and node come from the folder."""
     fixed = {
         "MESH_NAME": kept.mesh,
         "NATS_URL": "none",
@@ -170,9 +167,9 @@ def joined_environment(outside: Mapping[str, str], given: Mapping[str, str], fol
         "WORKER_PAUSE_FILE": str(folder.paused),
         "WORKER_REPORT_FILE": str(folder.status),
     }
-    # A person watches it: sentences in place of the log, of which only what is wrong is left.
+    # A person watches: show status sentences instead of the log, of which only errors remain.
     shown = {"WORKER_STATUS": "plain", "LOG_FORMAT": "text", "LOG_LEVEL": "warning"}
-    # NAME_FILE would go before NAME.
+    # NAME_FILE would override NAME.
     stands = {name: value for name, value in outside.items() if name.removesuffix("_FILE") not in {*fixed, *given}}
     return {**shown, **stands, **given, **fixed}
 
@@ -181,13 +178,13 @@ def joined_environment(outside: Mapping[str, str], given: Mapping[str, str], fol
 
 
 def plan_environment(outside: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
-    """What the worker's process gets: options before the environment before the settings of the stack."""
+    """Return the environment of a worker: options override the environment, which overrides the stack's settings."""
     environment = {**outside, **given}
     return environment if outside.get("NODE_KEY_FILE") else _in_stack(environment)
 
 
 def _checked_model(text: str, folder: Path) -> str:
-    """``NAME=PATH`` with the path made absolute; raises click.UsageError for what the worker could not use."""
+    """Return ``NAME=PATH`` with an absolute path. Raises click.UsageError for what the worker cannot use."""
     name, equals, path = text.partition("=")
     if not (name and equals and path):
         raise click.UsageError(f"--model {text!r} is not NAME=PATH")
@@ -200,8 +197,7 @@ def _checked_model(text: str, folder: Path) -> str:
 
 
 def _in_stack(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a worker of this machine's stack, as a node of its own there."""
-    from shared import errors
+    """Return the environment of a worker of this machine's stack, with its own node."""
     from shared.types import Role
     from stack import settings, stack_home, stack_plan
     from stack.servers import nats_users
@@ -219,18 +215,16 @@ def _in_stack(environment: Mapping[str, str]) -> dict[str, str]:
         )
     key_file = nats_users.add_node(stack, chosen.mesh, _claim_name(stack), Role.WORKER)
     own = stack_plan.service_environment(stack, chosen, recorded, "inference") | {"NODE_KEY_FILE": str(key_file)}
-    # What the user says here and now goes before what the stack's own worker got, also where one says NAME and the other
-    # NAME_FILE; which mesh it is, is the stack's to say.
+    # The user's environment overrides the settings of the stack's own worker, also if one has NAME and the other NAME_FILE. The mesh
+    # is always the stack's.
     stands = {name: value for name, value in own.items() if name.removesuffix("_FILE") not in environment}
     mesh = {"MESH_NAME": chosen.mesh, "NATS_URL": stack_plan.nats_url(chosen), "NODE_KEY_FILE": str(key_file)}
     return {**stands, **environment, **mesh}
 
 
 def _claim_name(stack: "StackHome") -> str:
-    """The first name that no running worker has."""
+    """Return the first name that no running worker has."""
     import fcntl
-
-    from shared import errors
 
     for number in range(1, _MOST_WORKERS + 1):
         name = f"local-worker-{number}"
@@ -240,7 +234,7 @@ def _claim_name(stack: "StackHome") -> str:
         except BlockingIOError:
             os.close(lock)
             continue
-        # The lock goes over to the worker that this process becomes, and ends with it.
+        # The worker that this process becomes inherits the lock.
         os.set_inheritable(lock, True)
         return name
     raise errors.Overloaded(f"{_MOST_WORKERS} workers already run on this machine", hint="stop one, or increase its --slots")
@@ -255,8 +249,8 @@ def _free_port() -> int:
 def _become(environment: Mapping[str, str]) -> NoReturn:
     command = [sys.executable, "-m", "services.inference"]
     checkout = Path(__file__).resolve().parents[2]
-    # From a checkout the package need not be installed; PYTHONPATH and not chdir, so that relative paths stay right.
+    # A checkout need not be installed. PYTHONPATH instead of chdir keeps relative paths valid.
     path = os.pathsep.join(filter(None, [str(checkout), environment.get("PYTHONPATH", "")]))
     sys.stdout.flush()
-    # No shell, and no child either: the worker is this process from here on.
+    # No shell and no child: this process becomes the worker.
     os.execve(command[0], command, {**environment, "PYTHONPATH": path})  # noqa: S606

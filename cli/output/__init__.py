@@ -1,1 +1,1 @@
-"""What commands print and take: tables, streams, amounts, durations, exit codes."""
+"""What commands print and parse: tables, streams, amounts, option values, exit codes."""

@@ -1,9 +1,11 @@
-"""Credits on the command line: how they are typed, and how an account is shown."""
+"""Parse amounts of credits on the command line, and show an account."""
 
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import click
+
+from cli.output import printing
 
 if TYPE_CHECKING:
     from shared.api.gateway import KeyBudget
@@ -11,12 +13,12 @@ if TYPE_CHECKING:
     from shared.types import MicroCredits
 
 
-#: What click calls with the text of an option or argument; None where it was left out.
+#: A click callback for an option or argument; None if it was left out.
 Reader = Callable[[click.Context, click.Parameter, str | None], "MicroCredits | None"]
 
 
 def reader(*, for_a_token: bool = False, least_micro: int | None = None) -> Reader:
-    """Of credits with up to 6 decimals, or of a price for one token with up to 12; exact, as micro-credits."""
+    """Parse credits with up to 6 decimals, or prices of one token with up to 12, as exact micro-credits."""
 
     def read(context: click.Context, parameter: click.Parameter, text: str | None) -> "MicroCredits | None":
         from shared import amounts
@@ -35,8 +37,7 @@ def reader(*, for_a_token: bool = False, least_micro: int | None = None) -> Read
 
 
 def account_lines(account: "Account") -> Iterator[str]:
-    """What there is to spend, and where it comes from."""
-    from cli.output import printing
+    """Show what can be spent and where it comes from."""
     from shared.amounts import written
 
     if account.monthly_micro is None:
@@ -54,7 +55,7 @@ def account_lines(account: "Account") -> Iterator[str]:
 
 
 def budget_line(budget: "KeyBudget") -> str:
-    """What one key may still spend of a limit of its own, whatever its account has."""
+    """Show what is left of one key's own budget."""
     from shared.amounts import written
 
     held = f", {written(budget.reserved_micro)} of it held by running requests" if budget.reserved_micro else ""

@@ -1,7 +1,7 @@
-"""What the exit status of `aicli` tells a script, for every way in which a command can end.
+"""The exit status of `aicli` for every way in which a command can end.
 
-The table is for ever, as the error codes are: scripts branch on both. ``tests/cli/output/test_exit_codes.py`` fails when an
-error is added to ``shared.errors`` without a line here.
+These never change, like the error codes, because scripts branch on them. ``tests/cli/output/test_exit_codes.py`` fails if an error in
+``shared.errors`` has no line here.
 """
 
 from enum import IntEnum
@@ -14,7 +14,7 @@ class ExitCode(IntEnum):
     NOT_AUTHENTICATED = 3
     LIMITED = 4
     NOTHING_SERVES = 5
-    #: 128 + SIGINT, what a shell reports for a program that the signal ended.
+    #: 128 + SIGINT, as shells report for an interrupted program.
     INTERRUPTED = 130
 
 
@@ -74,5 +74,5 @@ BY_ERROR: dict[str, ExitCode] = {
 
 
 def for_error(code: str) -> ExitCode:
-    """The exit status for an error code; one that only a newer peer knows is a plain failure."""
+    """Return the exit status of an error code; an unknown code of a newer peer is a plain failure."""
     return BY_ERROR.get(code, ExitCode.FAILED)

@@ -1,7 +1,7 @@
-"""What commands print: tables for people, plain text for pipes, JSON for scripts; errors as one line or one object.
+"""Print tables for people, plain text for pipes and JSON for scripts; errors as one line or one object.
 
-What comes from the mesh is printed without control characters: a name or a model's answer must not move the cursor,
-rename the window or write the clipboard of the terminal it is shown on.
+Text from the mesh is printed without control characters: a name or an answer must not move the cursor, rename the window or write to the
+clipboard.
 """
 
 import json
@@ -18,7 +18,7 @@ import msgspec
 Row = TypeVar("Row", bound=msgspec.Struct)
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
 
-#: C0 and C1 controls and DEL, save the newline and the tab.
+#: C0 and C1 controls and DEL, except newline and tab.
 _CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
@@ -27,7 +27,7 @@ def printable(text: str) -> str:
 
 
 def plain(value: object) -> Json:
-    """A message as JSON values, under the names that Python has for its fields: snake_case."""
+    """Convert a message to JSON values, with snake_case names."""
     if isinstance(value, msgspec.Struct):
         return {name: plain(getattr(value, name)) for name in value.__struct_fields__}
     if isinstance(value, list | tuple):
@@ -37,21 +37,21 @@ def plain(value: object) -> Json:
 
 
 def show_json(value: Json) -> None:
-    """Indented on a terminal, one line in a pipe."""
+    """Indented at a terminal, one line in a pipe."""
     click.echo(json.dumps(value, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
 
 
 @dataclass(frozen=True, slots=True)
 class TableColumn(Generic[Row]):
     title: str
-    #: The text of a row's cell.
+    #: Returns the text of a row's cell.
     cell: Callable[[Row], str]
-    #: A style of rich for the cell, on terminals only.
+    #: Returns rich's style for the cell, used at terminals only.
     style: Callable[[Row], str] | None = None
 
 
 def show_rows(rows: Sequence[Row], columns: Sequence[TableColumn[Row]], *, as_json: bool, empty: str) -> None:
-    """A listing: JSON, a table, or aligned text. ``empty`` is said on stderr, so that a pipe gets no row that is none."""
+    """Print a list as JSON, a table or aligned text. ``empty`` goes to stderr, so that a pipe gets no invalid row."""
     if as_json:
         show_json([plain(row) for row in rows])
     elif not rows:
@@ -74,7 +74,7 @@ def _show_table(rows: Sequence[Row], columns: Sequence[TableColumn[Row]]) -> Non
     for column in columns:
         table.add_column(column.title, overflow="fold")
     for row in rows:
-        # Text and not str: in a str, rich would read markup such as [link=…].
+        # In a str, rich would interpret markup such as [link=…].
         table.add_row(*(Text(_one_line(column.cell(row)), style=column.style(row) if column.style else "") for column in columns))
     Console().print(table)
 
@@ -90,12 +90,12 @@ def _one_line(text: str) -> str:
 
 
 def note(text: str) -> None:
-    """Something for the person at the terminal; on stderr, so that it never gets into a pipe."""
+    """Print a note on stderr, so that it never gets into a pipe."""
     click.echo(printable(text), err=True)
 
 
 def moment(value: datetime | None) -> str:
-    """A time in the user's own zone, to the second; a dash for none."""
+    """Format a time in the user's time zone, to the second; a dash for None."""
     return "–" if value is None else value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
@@ -104,7 +104,7 @@ def ago(value: datetime) -> str:
 
 
 def duration(value: float) -> str:
-    """In the largest unit that it fills, without a rest."""
+    """Format in the largest unit that divides it."""
     seconds = max(0, round(value))
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if seconds >= size:
@@ -113,7 +113,7 @@ def duration(value: float) -> str:
 
 
 def counted(number: int | str, one: str, many: str = "") -> str:
-    """A number with the right form of what it counts; ``many`` where that is not just an s more."""
+    """Format a number with its noun in singular or plural; ``many`` for irregular plurals."""
     return f"{number} {one if str(number) == '1' else many or one + 's'}"
 
 
@@ -122,7 +122,7 @@ def names(values: Iterable[str]) -> str:
 
 
 def show_error(code: str, message: str, hint: str, *, as_json: bool) -> None:
-    """The one line, or the one object, that a failed command leaves on stderr."""
+    """Print the one line or object that a failed command leaves on stderr."""
     if as_json:
         click.echo(json.dumps({"error": {"code": code, "message": message, "hint": hint}}, ensure_ascii=False), err=True)
         return
@@ -131,6 +131,6 @@ def show_error(code: str, message: str, hint: str, *, as_json: bool) -> None:
 
 
 def styled(text: str, colour: str, stream: TextIO) -> str:
-    """Coloured where ``stream`` is a terminal that wants colour (no-color.org)."""
+    """Color the text if ``stream`` is a terminal that wants color (no-color.org)."""
     wanted = stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     return click.style(text, fg=colour) if wanted else text

@@ -1,8 +1,8 @@
-"""Writes a stream to stdout without ever blocking the event loop.
+"""Write a stream to stdout without blocking the event loop.
 
-A pager that is not scrolled, or a terminal stopped by Ctrl-S, blocks write(2). Were that the loop's thread, pings would stop
-and three seconds later the link would be declared dead. So this waits until stdout can take a piece, and writes only then;
-meanwhile no credit is given and the worker's stream pauses.
+A pager that is not scrolled, or a terminal stopped by Ctrl-S, blocks write(2). In the loop's thread, that would stop the pings, and the
+link would be declared dead after three seconds. So this waits until stdout can take a piece; meanwhile the worker gets no credit and its
+stream pauses.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ class StdoutWriter:
         self._descriptor = _descriptor(stream)
 
     async def write(self, text: str) -> None:
-        """Out now, not when a buffer is full. Raises BrokenPipeError when the reader is gone."""
+        """Write without buffering. Raises BrokenPipeError when the reader is gone."""
         if not text:
             return
         self._at_line_start = text.endswith("\n")
@@ -38,7 +38,7 @@ class StdoutWriter:
             try:
                 rest = rest[os.write(self._descriptor, rest[:_PIECE_BYTES]) :]
             except BlockingIOError:
-                # Somebody, such as a shell's other job, has set O_NONBLOCK on the shared terminal: wait again.
+                # Another process, such as a shell's other job, has set O_NONBLOCK on the shared terminal: wait again.
                 continue
 
     @property
@@ -46,7 +46,7 @@ class StdoutWriter:
         return self._at_line_start
 
     async def end_line(self) -> None:
-        """A newline, unless the text ended with one."""
+        """Print a newline, unless the text ended with one."""
         if not self._at_line_start:
             await self.write("\n")
 
@@ -60,7 +60,7 @@ class StdoutWriter:
         try:
             loop.add_writer(descriptor, ready.set)
         except PermissionError:
-            return  # epoll refuses regular files, which never make anybody wait
+            return  # epoll refuses regular files, which never block
         try:
             # No deadline: a person may read one page for an hour, and Ctrl-C ends it.
             await ready.wait()
@@ -69,7 +69,7 @@ class StdoutWriter:
 
 
 def _descriptor(stream: TextIO) -> int | None:
-    """None where stdout is no file, as in tests."""
+    """Return None if stdout is not a file, as in tests."""
     try:
         return stream.fileno()
     except io.UnsupportedOperation:

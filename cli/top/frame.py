@@ -1,4 +1,4 @@
-"""One frame of `aicli top`: what is shown of the mesh at a moment; also the object that --json prints. Pure."""
+"""One frame of `aicli top`: the state of the mesh at one moment, which --json prints. Pure."""
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
@@ -11,14 +11,14 @@ from shared.api.gateway import NodeRow
 from shared.api.metrics import ComponentHealth
 from shared.telemetry import instruments
 
-#: Of those that fire; `aicli alerts list` shows all.
+#: Firing alerts shown here; `aicli alerts list` shows all.
 MOST_ALERTS = 5
-#: Of what is not healthy, and of the queues.
+#: The number of unhealthy components, and of queues, shown here.
 MOST_WRONG, MOST_QUEUES = 5, 20
 
 
-class Wrong(msgspec.Struct, frozen=True):
-    """A part that is not healthy."""
+class UnhealthyComponent(msgspec.Struct, frozen=True):
+    """A component that is not healthy."""
 
     name: str
     kind: str
@@ -34,12 +34,12 @@ class FiringAlert(msgspec.Struct, frozen=True):
     summary: str
     seen_by: str
     silenced: bool
-    #: The labels that tell it from others of its name, where the summary does not name them.
+    #: Labels that distinguish it from others of its name, unless the summary has them.
     labels: dict[str, str] = {}
 
 
 class NodeLoadLine(msgspec.Struct, frozen=True, kw_only=True):
-    """Null is what is not known. Shares are from 0 to 1."""
+    """Null means unknown. Shares are from 0 to 1."""
 
     id: str
     kind: str
@@ -59,41 +59,41 @@ class NodeLoadLine(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[str, ...]
 
 
-class Silent(msgspec.Struct, frozen=True):
-    """A source that does not answer; what is shown of it is old."""
+class SilentSource(msgspec.Struct, frozen=True):
+    """A source that does not answer; its data is old."""
 
     source: str
     problem: str
-    #: Of its last answer; null where there was none.
+    #: Age of its last answer; null if there was none.
     age_seconds: float | None
 
 
 class TopFrame(msgspec.Struct, frozen=True, kw_only=True):
     at: datetime
-    #: healthy, degraded or down; null while nobody says.
+    #: healthy, degraded or down; null if unknown.
     health: str | None
-    #: What is down first, at most five of them.
-    wrong: tuple[Wrong, ...]
-    #: How many parts are not healthy.
+    #: The worst first, at most five.
+    wrong: tuple[UnhealthyComponent, ...]
+    #: The number of unhealthy components.
     parts_wrong: int | None
-    #: The gravest first, at most five of them.
+    #: The most severe first, at most five.
     alerts: tuple[FiringAlert, ...]
-    #: How many fire.
+    #: The number of firing alerts.
     alerts_firing: int | None
     requests_per_second: float | None
     errors_per_second: float | None
     input_tokens_per_second: float | None
     output_tokens_per_second: float | None
-    #: Answers that workers give just now.
+    #: Answers that workers are generating.
     streams_running: int | None
-    #: Model -> requests that wait, the longest queue first.
+    #: Model -> queued requests, the longest queue first.
     queues: dict[str, float]
     nodes: tuple[NodeLoadLine, ...]
-    silent: tuple[Silent, ...]
+    silent: tuple[SilentSource, ...]
 
 
 def make(readings: MeshReadings, now: float, at: datetime) -> TopFrame:
-    """``now`` is of the clock of the readings, ``at`` is the time of day."""
+    """``now`` is a time of the readings' clock, ``at`` is the time of day."""
     health, nodes = readings.health.answer, readings.nodes.answer
     wrong = _wrong(health.components if health is not None else (), at)
     numbers = readings.numbers.answer or Numbers()
@@ -117,7 +117,7 @@ def make(readings: MeshReadings, now: float, at: datetime) -> TopFrame:
 
 
 def _firing(readings: MeshReadings, at: datetime) -> tuple[FiringAlert, ...]:
-    """In the order in which they came: the gravest first."""
+    """Keep their order: the most severe first."""
     found: tuple[Alert, ...] = readings.alerts.answer.alerts if readings.alerts.answer is not None else ()
     return tuple(
         FiringAlert(
@@ -134,10 +134,10 @@ def _firing(readings: MeshReadings, at: datetime) -> tuple[FiringAlert, ...]:
     )
 
 
-def _wrong(components: Iterable[ComponentHealth], at: datetime) -> tuple[Wrong, ...]:
+def _wrong(components: Iterable[ComponentHealth], at: datetime) -> tuple[UnhealthyComponent, ...]:
     ill = [component for component in components if component.status != "healthy"]
     ill.sort(key=lambda component: component.status != "down")
-    return tuple(Wrong(one.name, one.kind, one.status, _seconds(at - one.since), one.detail) for one in ill)
+    return tuple(UnhealthyComponent(one.name, one.kind, one.status, _seconds(at - one.since), one.detail) for one in ill)
 
 
 def _node(node: NodeRow, loads: Mapping[str, NodeLoad]) -> NodeLoadLine:
@@ -167,7 +167,7 @@ def _state(node: NodeRow) -> str:
     return "not used" if node.alive else "not admitted" if node.refused else "gone"
 
 
-def _silent(readings: MeshReadings, now: float) -> Iterable[Silent]:
+def _silent(readings: MeshReadings, now: float) -> Iterable[SilentSource]:
     sources: tuple[tuple[str, SourceAnswer[object]], ...] = (
         ("health", readings.health),
         ("alerts", readings.alerts),
@@ -176,7 +176,7 @@ def _silent(readings: MeshReadings, now: float) -> Iterable[Silent]:
     )
     for name, told in sources:
         if told.problem is not None:
-            yield Silent(name, told.problem.message, max(0.0, now - told.at) if told.answer is not None else None)
+            yield SilentSource(name, told.problem.message, max(0.0, now - told.at) if told.answer is not None else None)
 
 
 def _seconds(value: timedelta) -> float:

@@ -1,4 +1,4 @@
-"""The live view: one task owns what is shown, and paints it anew after each look, key and change of the terminal's size."""
+"""The live view: one task owns the screen, and repaints it after each refresh, key and resize."""
 
 import asyncio
 import signal
@@ -15,7 +15,7 @@ from cli.top.sources import Sources
 from cli.top.terminal import Screen, Terminal
 from cli.top.text_view import View
 
-#: More keys than this wait only where the terminal is stopped; those that are typed then are nothing.
+#: More keys wait only if the terminal is stopped, and then they mean nothing.
 _MOST_EVENTS = 64
 
 
@@ -26,14 +26,14 @@ class Pressed:
 
 @dataclass(frozen=True, slots=True)
 class Resized:
-    """The next picture asks for the size."""
+    """The next frame asks for the size."""
 
 
 Event = MeshReadings | Pressed | Resized
 
 
-class Live:
-    """Looks every ``seconds``. For one run."""
+class LiveView:
+    """Refreshes every ``seconds``. Usable for one run."""
 
     def __init__(self, connection: CliConnection, seconds: float, terminal: Terminal) -> None:
         self._terminal = terminal
@@ -42,7 +42,7 @@ class Live:
         self._events: asyncio.Queue[Event] = asyncio.Queue(_MOST_EVENTS)
 
     async def run(self) -> None:
-        """Until somebody presses q. Raises NotAuthenticated and NotAllowed; the terminal is as it was, whatever comes."""
+        """Run until the user presses q. Raises NotAuthenticated and NotAllowed; always restores the terminal."""
         with self._terminal.taken(lambda key: self._tell(Pressed(key))) as screen, self._resizing():
             try:
                 async with asyncio.TaskGroup() as tasks:

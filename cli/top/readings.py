@@ -1,4 +1,4 @@
-"""What `aicli top` was told: answers that stay when their source falls silent, and the latest numbers of the history. Pure."""
+"""The answers behind `aicli top`: kept when a source goes silent, with the latest numbers of the history. Pure."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,10 +15,10 @@ from shared.types import SERVICE_NAMES, Role
 
 T_co = TypeVar("T_co", covariant=True)
 
-#: A number that is older than the newest by more than this is of a node that is gone: three looks of the metrics service.
+#: Numbers this much older than the newest belong to nodes that are gone: three polls of the metrics service.
 _LATEST = timedelta(seconds=45)
 _GATEWAY, _WORKER = SERVICE_NAMES[Role.GATEWAY], SERVICE_NAMES[Role.WORKER]
-#: How a request ended that somebody has to look at; one that was refused by a limit or left by its caller is none of them.
+#: Outcomes that an operator has to look at; limits and canceled requests are not among them.
 _FAILED = frozenset({"error", "timeout"})
 
 
@@ -27,9 +27,9 @@ class SourceAnswer(Generic[T_co]):
     """The last answer of one source."""
 
     answer: T_co | None = None
-    #: When it came, in seconds of a monotonic clock.
+    #: When it arrived, in seconds of a monotonic clock.
     at: float = 0.0
-    #: Why there is none that is newer; None while there is.
+    #: Why there is no newer one; None if there is no problem.
     problem: errors.AimeshError | None = None
 
     def missed(self, problem: errors.AimeshError) -> Self:
@@ -38,7 +38,7 @@ class SourceAnswer(Generic[T_co]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeLoad:
-    """Of one node; None is what it does not tell. Shares are from 0 to 1."""
+    """The load of one node; None means unknown. Shares are from 0 to 1."""
 
     cpu: float | None = None
     memory: float | None = None
@@ -49,15 +49,15 @@ class NodeLoad:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Numbers:
-    """Of the last 15 seconds, per second."""
+    """Rates over the last 15 seconds, per second."""
 
     requests: float | None = None
     errors: float | None = None
     input_tokens: float | None = None
     output_tokens: float | None = None
-    #: Model -> requests that wait, the longest queue first; models without one are left out.
+    #: Model -> queued requests, the longest queue first; models without any are left out.
     queues: Mapping[str, float] = field(default_factory=dict)
-    #: By what `instruments.node_label` makes of a node's id.
+    #: By the label that `instruments.node_label` makes of a node's id.
     loads: Mapping[str, NodeLoad] = field(default_factory=dict)
 
 
@@ -70,7 +70,7 @@ class MeshReadings:
 
 
 def why_nothing(readings: MeshReadings) -> errors.AimeshError | None:
-    """Why nobody ever said anything; None where somebody did."""
+    """Return why no source has ever answered; None if one has."""
     sources: tuple[SourceAnswer[object], ...] = (readings.health, readings.alerts, readings.nodes, readings.numbers)
     if any(told.answer is not None for told in sources):
         return None
@@ -78,12 +78,12 @@ def why_nothing(readings: MeshReadings) -> errors.AimeshError | None:
 
 
 def numbers(answers: Sequence[History]) -> Numbers:
-    """Of the answers to ``QUESTIONS``, in any order."""
+    """Combine the answers to ``QUESTIONS``, in any order."""
     latest = list(_latest(answers))
     if not latest:
         return Numbers()
     completed = _named(latest, instruments.COMPLETED_REQUESTS.name)
-    # Gateways and workers both count tokens; those of a gateway are what people got.
+    # Gateways and workers both count tokens; users got those of the gateways.
     tokens = [
         (line, value) for line, value in _named(latest, instruments.TOKENS.name) if line.labels.get(HistoryGrouping.SERVICE) == _GATEWAY
     ]
@@ -97,8 +97,8 @@ def numbers(answers: Sequence[History]) -> Numbers:
     )
 
 
-#: What the history is asked: names, and by what their lines are told apart. A name of every node is a question of its own, because an
-#: answer has at most 200 lines.
+#: The history queries: names and grouping. A metric of every node is a query of its own, because an answer has at most 200
+#: lines.
 QUESTIONS: tuple[tuple[tuple[str, ...], tuple[HistoryGrouping, ...]], ...] = (
     ((instruments.COMPLETED_REQUESTS.name, instruments.TOKENS.name), (HistoryGrouping.SERVICE,)),
     ((instruments.QUEUE_DEPTH.name,), (HistoryGrouping.SERVICE, HistoryGrouping.MODEL)),
@@ -115,7 +115,7 @@ _Value = tuple[HistoryLine, float]
 
 
 def _latest(answers: Sequence[History]) -> Iterator[_Value]:
-    """Each line's last number, of those lines that have a new one."""
+    """Return each line's last number, for lines with a new one."""
     found = [(line, *last) for answer in answers for line in answer.lines if (last := _last(answer, line)) is not None]
     newest = max((at for _, at, _ in found), default=None)
     for line, at, value in found:
@@ -127,7 +127,7 @@ def _last(answer: History, line: HistoryLine) -> tuple[datetime, float] | None:
     for step in range(len(line.values) - 1, -1, -1):
         value = line.values[step]
         if value is not None and math.isfinite(value):
-            # Nothing that is shown here can be negative.
+            # None of the numbers here can be negative.
             return answer.since + timedelta(seconds=step * answer.step_seconds), max(0.0, value)
     return None
 
@@ -146,7 +146,7 @@ def _queues(latest: Sequence[_Value]) -> dict[str, float]:
 
 
 def _loads(latest: Sequence[_Value]) -> dict[str, NodeLoad]:
-    """A node with several GPUs has the mean of what they do, and the share of all of their memory."""
+    """Combine several GPUs of a node: the mean of their load, and the share of their total memory."""
     values: dict[str, dict[str, list[float]]] = {}
     for line, value in latest:
         node = line.labels.get(HistoryGrouping.NODE.value)

@@ -1,4 +1,4 @@
-"""Asks the mesh for what `aicli top` shows. Each source has its deadline, and may be away while the others answer."""
+"""Query the mesh for `aicli top`. Each source has its own deadline, and can fail while the others answer."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,17 +15,17 @@ from shared.api.metrics import History, HistoryGrouping
 
 T = TypeVar("T")
 
-#: Later, an answer says nothing of now.
+#: A later answer is no longer current.
 _DEADLINE_SECONDS = 3.0
-#: The metrics service looks every 15 s; asked this often, a look is shown soon after it was made.
+#: The metrics service polls every 15 s; at this interval, new data is shown soon.
 _NUMBERS_SECONDS = 5.0
 _STEP_SECONDS = 15
-#: To both sides of now: as far as two machines' clocks may be apart.
+#: The time range before and after now: how far two machines' clocks may differ.
 _AROUND = timedelta(minutes=3)
 
 
 class Sources:
-    """``clock`` is in seconds and never goes back. ``look`` is for one task."""
+    """``clock`` returns monotonic seconds. Only one task may call ``look``."""
 
     def __init__(self, connection: CliConnection, clock: Callable[[], float]) -> None:
         self._connection = connection
@@ -33,7 +33,7 @@ class Sources:
         self._last = MeshReadings()
 
     async def look(self) -> MeshReadings:
-        """Ask all of them. Raises NotAuthenticated and NotAllowed, and nothing else: who is silent is told in the readings."""
+        """Query all sources. Raises only NotAuthenticated and NotAllowed; the readings show which sources are silent."""
         last = self._last
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -49,7 +49,7 @@ class Sources:
         return self._last
 
     async def _told(self, last: SourceAnswer[T], ask: Callable[[], Awaitable[T]], *, seconds: float = 0.0) -> SourceAnswer[T]:
-        """An answer that is younger than ``seconds`` is kept."""
+        """Keep an answer that is younger than ``seconds``."""
         if last.answer is not None and not last.problem and self._clock() - last.at < seconds:
             return last
         try:
@@ -64,7 +64,7 @@ class Sources:
         return SourceAnswer(answer, self._clock())
 
     def _aged(self, told: SourceAnswer[alerts.Alerts]) -> SourceAnswer[alerts.Alerts]:
-        """What the metrics service itself read long ago is as old as that."""
+        """Add the age of data that the metrics service itself read long ago."""
         if told.problem is not None or told.answer is None or told.answer.as_of is None:
             return told
         age_seconds = (datetime.now(UTC) - told.answer.as_of).total_seconds()
@@ -96,7 +96,7 @@ class Sources:
         return readings.numbers([answer for answer in answers if isinstance(answer, History)])
 
     async def _history(self, now: datetime, names: Sequence[str], by: Sequence[HistoryGrouping]) -> History | errors.BadRequest:
-        """A mesh may have more nodes than an answer has lines; what is shown besides is worth having."""
+        """A mesh may have more nodes than an answer has lines; show the ones there are."""
         try:
             return await self._ask(
                 metrics.get_history, metrics.GetHistory(tuple(names), now - _AROUND, now + _AROUND, _STEP_SECONDS, tuple(by))

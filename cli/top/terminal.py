@@ -1,6 +1,6 @@
-"""The terminal while `aicli top` has it: another screen, keys as they are pressed, and everything as it was at the end, however that comes.
+"""The terminal during `aicli top`: the alternate screen and single keys, restored on any exit.
 
-A picture is painted over the one before, so that nothing flickers; no line is wrapped.
+Frames are painted over each other, so that nothing flickers; lines do not wrap.
 """
 
 import asyncio
@@ -17,11 +17,11 @@ import click
 from cli.output.stdout_writer import StdoutWriter
 from cli.top.text_view import Line, TextSpan
 
-# Of ECMA-48 and xterm: the alternate screen, the cursor, and whether the last column wraps.
+# From ECMA-48 and xterm: the alternate screen, the cursor, and wrapping at the last column.
 _ENTER: Final = "\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J"
 _LEAVE: Final = "\x1b[?7h\x1b[?25h\x1b[?1049l"
 _HOME, _REST_OF_LINE, _REST_OF_SCREEN = "\x1b[H", "\x1b[K", "\x1b[J"
-#: Terminals do not agree on what Home and End send.
+#: Terminals send different codes for Home and End.
 _NAMED: Final = {
     **dict.fromkeys((b"\x1b[A", b"\x1bOA"), "up"),
     **dict.fromkeys((b"\x1b[B", b"\x1bOB"), "down"),
@@ -32,25 +32,25 @@ _NAMED: Final = {
 }
 #: A sequence of ECMA-48, one of a keypad, or a letter.
 _KEY: Final = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]|\x1bO[@-~]|[ -~]")
-#: More at once was not typed.
+#: More bytes at once were not typed.
 _MOST_KEYS: Final = 64
-#: What a terminal is taken for that does not say its size.
+#: For terminals that do not report their size.
 _USUAL: Final = (80, 24)
 
 
 @dataclass(frozen=True, slots=True)
 class Terminal:
-    """Where a person sits; either stream may lead elsewhere."""
+    """The user's terminal; either stream may be redirected."""
 
     stdin: TextIO
     stdout: TextIO
 
     def is_screen(self) -> bool:
-        """Whether stdout can be painted on."""
+        """Return whether stdout is a terminal."""
         return self.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
     def size(self) -> tuple[int, int]:
-        """Columns and rows, now."""
+        """Return columns and rows."""
         try:
             columns, rows = os.get_terminal_size(self.stdout.fileno())
         except OSError:
@@ -59,7 +59,7 @@ class Terminal:
 
     @contextmanager
     def taken(self, pressed: Callable[[str], None]) -> Iterator["Screen"]:
-        """The screen, until the block is left; ``pressed`` is told of each key by its letter or name. In a running event loop."""
+        """Use the screen within the block; ``pressed`` gets each key as a letter or name. Needs a running event loop."""
         with _keys(self.stdin, pressed):
             try:
                 self._write(_ENTER)
@@ -68,20 +68,20 @@ class Terminal:
                 self._write(_LEAVE)
 
     def _write(self, text: str) -> None:
-        """At once: it is a few bytes, and what they undo must not wait."""
+        """Write immediately: a few bytes that restore the terminal must not wait."""
         self.stdout.flush()
         os.write(self.stdout.fileno(), text.encode())
 
 
 class Screen:
-    """Made by ``Terminal.taken``."""
+    """Created by ``Terminal.taken``."""
 
     def __init__(self, stdout: TextIO) -> None:
         self._outlet = StdoutWriter(stdout)
         self._has_colour = not os.environ.get("NO_COLOR")
 
     async def paint(self, lines: Sequence[Line]) -> None:
-        """Waits for a terminal that is stopped; blocks nothing."""
+        """Wait for a stopped terminal without blocking."""
         rows = [f"{self._painted(line)}{_REST_OF_LINE}" for line in lines]
         await self._outlet.write(_HOME + "\r\n".join(rows) + _REST_OF_SCREEN)
 
@@ -103,7 +103,7 @@ def _styled(span: TextSpan) -> str:
 
 @contextmanager
 def _keys(stdin: TextIO, pressed: Callable[[str], None]) -> Iterator[None]:
-    """Keys without Enter and without echo. Ctrl-C is a signal as ever; Ctrl-Z and Ctrl-\\ are none: the screen would stay so."""
+    """Read keys without Enter and echo. Ctrl-C stays a signal; Ctrl-Z and Ctrl-\\ are disabled: they would leave the screen as it is."""
     if not stdin.isatty():
         yield
         return
@@ -118,7 +118,7 @@ def _keys(stdin: TextIO, pressed: Callable[[str], None]) -> Iterator[None]:
     def read() -> None:
         try:
             typed = os.read(descriptor, _MOST_KEYS)
-        except OSError:  # EIO, where it hung up
+        except OSError:  # EIO, if the terminal hung up
             typed = b""
         if not typed:
             loop.remove_reader(descriptor)
@@ -135,6 +135,6 @@ def _keys(stdin: TextIO, pressed: Callable[[str], None]) -> Iterator[None]:
 
 
 def keys(typed: bytes) -> list[str]:
-    """What was pressed; other keys send sequences or bytes that are none of ours."""
+    """Return the keys that were pressed; ignore sequences and bytes of other keys."""
     found = (_NAMED.get(part) or part.decode() for part in _KEY.findall(typed))
     return [key for key in found if not key.startswith("\x1b")]

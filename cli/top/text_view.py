@@ -1,6 +1,6 @@
-"""A frame of `aicli top` as lines of text: words, columns, what is cut where the terminal ends, and what the keys change of it. Pure.
+"""A frame of `aicli top` as lines of text: columns, truncation at the terminal's width, and the effect of keys. Pure.
 
-What comes from the mesh loses its control characters here: a node's name must not move the cursor.
+Text from the mesh loses its control characters here, because a node's name must not move the cursor.
 """
 
 import textwrap
@@ -10,34 +10,34 @@ from itertools import groupby
 from typing import Final
 
 from cli.output import printing
-from cli.top.frame import MOST_ALERTS, MOST_WRONG, FiringAlert, NodeLoadLine, Silent, TopFrame, Wrong
+from cli.top.frame import MOST_ALERTS, MOST_WRONG, FiringAlert, NodeLoadLine, SilentSource, TopFrame, UnhealthyComponent
 
 _COLOURS: Final = {"healthy": "green", "degraded": "yellow", "down": "red"}
 _STATES: Final = {"used": "green", "not used": "yellow", "not admitted": "red", "gone": "red"}
 _SEVERITIES: Final = {"page": "red", "critical": "red", "warning": "yellow"}
-#: What an operator looks at, by the source that is silent.
+#: What an operator reads from a source, shown when the source is silent.
 _WORDS: Final = {"health": "the health", "alerts": "the alerts", "nodes": "the nodes", "numbers": "the numbers"}
-#: By how many nodes a key scrolls; no mesh has more than the last of them.
+#: How many nodes a key scrolls; no mesh has more than the last number.
 _STEPS: Final = {"up": -1, "down": 1, "page up": -10, "page down": 10, "end": 1_000_000}
-#: Longer names of models are cut; the table would be nothing else.
+#: Longer model names are cut, because they would fill the table.
 _MOST_NAME: Final = 40
-#: In the place of what is not known, or is not there.
+#: Shown for unknown and missing values.
 _NONE: Final = "–"
 _GAP: Final = "  "
-#: How wide a status or a severity is, such as "critical".
+#: The width of a status or severity, such as "critical".
 _WORD: Final = 9
-#: Narrower, a line of a reason would be a word or two.
+#: Narrower, a line would hold only a word or two of a reason.
 _LEAST_TO_FOLD: Final = 40
-#: So many nodes, or all, are worth more than the end of a reason.
+#: Show this many nodes, or all of them, before a second line of a reason.
 _ENOUGH_NODES: Final = 8
-#: Of the last column, what must be left of it where the terminal ends.
+#: The minimum width of the last column.
 _LEAST_LAST: Final = 12
 
 
 @dataclass(frozen=True, slots=True)
 class TextSpan:
     text: str
-    #: A colour, or "bold", "dim" or "reverse"; empty for none.
+    #: A color, or "bold", "dim" or "reverse"; empty for none.
     style: str = ""
 
 
@@ -46,11 +46,11 @@ Line = tuple[TextSpan, ...]
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What somebody at the terminal has chosen."""
+    """The user's choices at the terminal."""
 
-    #: A place in COLUMNS.
+    #: An index in COLUMNS.
     sort: int = 0
-    #: Nodes that are above the first that is shown.
+    #: Nodes above the first one shown.
     above: int = 0
 
 
@@ -58,15 +58,15 @@ class View:
 class TextColumn:
     title: str
     cell: Callable[[NodeLoadLine], str]
-    #: By this, the highest first; None for what is not sorted by.
+    #: The sort value, highest first; None if the column cannot be sorted by.
     key: Callable[[NodeLoadLine], float | None] | None = None
     is_number: bool = True
-    #: Where the terminal is too narrow, the lowest goes first; 0 stays, and the last one is cut.
+    #: In a narrow terminal, the lowest is dropped first; 0 stays, and the last column is cut.
     rank: int = 0
 
 
 def press(view: View, key: str) -> View | None:
-    """What a key changes; None for the end. Keys that mean nothing change nothing."""
+    """Return the view after a key; None to quit. Unknown keys change nothing."""
     match key:
         case "q" | "Q":
             return None
@@ -81,13 +81,13 @@ def press(view: View, key: str) -> View | None:
 
 
 def scrolled(frame: TopFrame, view: View, width: int, height: int) -> View:
-    """No further down than to the last node."""
+    """Do not scroll past the last node."""
     room = _room(_above(frame, width, height), height)
     return replace(view, above=min(view.above, max(0, len(frame.nodes) - room)))
 
 
 def fitted(frame: TopFrame, view: View, width: int, height: int) -> list[Line]:
-    """What a terminal of this size has room for."""
+    """Return the lines that fit a terminal of this size."""
     title = (*_title(frame), TextSpan(f"   q quit   s sort: {COLUMNS[view.sort].title.lower()}   ↑ ↓ scroll", "dim"))
     above = _above(frame, width, height)
     lines: list[Line] = [title, *above]
@@ -98,18 +98,18 @@ def fitted(frame: TopFrame, view: View, width: int, height: int) -> list[Line]:
 
 
 def _above(frame: TopFrame, width: int, height: int) -> list[Line]:
-    """The body, with its reasons on two lines where enough nodes find room all the same."""
+    """Return the body, with reasons on two lines if enough nodes still fit."""
     folded = list(_body(frame, width))
     return folded if _room(folded, height) >= min(len(frame.nodes), _ENOUGH_NODES) else list(_body(frame, None))
 
 
 def _room(above: Sequence[Line], height: int) -> int:
-    """For nodes: what the title, the body, an empty line and the heading leave."""
+    """Return the rows for nodes: what title, body, empty line and heading leave."""
     return max(1, height - len(above) - 3)
 
 
 def whole(frame: TopFrame) -> list[str]:
-    """All of it, as plain text."""
+    """Return everything as plain text."""
     table = [(), *_table(frame, View(), None)] if frame.nodes else []
     return ["".join(span.text for span in line).rstrip() for line in (_title(frame), *_body(frame, None), *table)]
 
@@ -130,7 +130,6 @@ def _title(frame: TopFrame) -> Line:
 
 
 def _body(frame: TopFrame, width: int | None) -> Iterator[Line]:
-    """None is a terminal in which no reason is too long."""
     yield from (_silent(silent) for silent in _by_problem(frame.silent))
     for wrong in frame.wrong:
         yield from _ill(wrong, width)
@@ -148,13 +147,13 @@ def _more(number: int | None, shown: int, where: str) -> Iterator[Line]:
         yield (TextSpan(f"and {number - shown} more: {where}", "dim"),)
 
 
-def _by_problem(silent: Sequence[Silent]) -> Iterator[tuple[list[Silent], str]]:
-    """Those that are silent for one reason share a line."""
+def _by_problem(silent: Sequence[SilentSource]) -> Iterator[tuple[list[SilentSource], str]]:
+    """Sources that are silent for the same reason share a line."""
     for problem, group in groupby(sorted(silent, key=lambda one: one.problem), key=lambda one: one.problem):
         yield list(group), problem
 
 
-def _silent(of: tuple[list[Silent], str]) -> Line:
+def _silent(of: tuple[list[SilentSource], str]) -> Line:
     group, problem = of
     words = printing.names(_WORDS.get(one.source, one.source) for one in group)
     ages = [one.age_seconds for one in group if one.age_seconds is not None]
@@ -162,7 +161,7 @@ def _silent(of: tuple[list[Silent], str]) -> Line:
     return (TextSpan(f"{old} – {_clean(problem)}", "yellow"),)
 
 
-def _ill(wrong: Wrong, width: int | None) -> Iterator[Line]:
+def _ill(wrong: UnhealthyComponent, width: int | None) -> Iterator[Line]:
     text = _clean(f"{wrong.kind} {wrong.name}, {printing.duration(wrong.seconds)}: {wrong.detail}")
     first, *rest = _folded(text, width)
     yield (TextSpan(f"{_clean(wrong.status):<{_WORD}}", _COLOURS.get(wrong.status, "yellow")), TextSpan(f" {first}"))
@@ -220,7 +219,7 @@ def _slots(node: NodeLoadLine) -> str:
 
 
 COLUMNS: Final = (
-    # The start of a node's id tells nodes apart, as in `aicli nodes`.
+    # The start of an id identifies a node, as in `aicli nodes`.
     TextColumn("NODE", lambda node: node.id[:9], is_number=False),
     TextColumn("KIND", lambda node: node.kind, is_number=False, rank=5),
     TextColumn("STATE", lambda node: node.state, is_number=False),
@@ -255,7 +254,7 @@ class _Filled:
 
 
 def _table(frame: TopFrame, view: View, width: int | None) -> Iterator[Line]:
-    """In a terminal of this width; None is one without end."""
+    """Fit the columns to a terminal of this width; None for no limit."""
     by = COLUMNS[view.sort]
     nodes = _sorted(frame.nodes, by)
     filled = [_Filled(column, tuple(_clean(column.cell(node)) for node in nodes)) for column in COLUMNS]
@@ -267,7 +266,7 @@ def _table(frame: TopFrame, view: View, width: int | None) -> Iterator[Line]:
 
 
 def _chosen(filled: list[_Filled], by: TextColumn, width: int | None) -> list[_Filled]:
-    """Those that find room; what is sorted by always does."""
+    """Return the columns that fit; the sort column always does."""
     leaving = sorted((one for one in filled if one.column.rank and one.column is not by), key=lambda one: one.column.rank)
     while width is not None and leaving and _least_width(filled) > width:
         filled = [one for one in filled if one is not leaving[0]]
@@ -276,7 +275,7 @@ def _chosen(filled: list[_Filled], by: TextColumn, width: int | None) -> list[_F
 
 
 def _least_width(filled: Sequence[_Filled]) -> int:
-    """Of a line whose last cell may be cut."""
+    """Return the width of a line whose last column is cut as far as possible."""
     *whole, last = filled
     return sum(one.width + len(_GAP) for one in whole) + min(last.width, _LEAST_LAST)
 

@@ -1,4 +1,4 @@
-"""`aicli top`: looks at the mesh again and again, and shows each frame: on the screen, as plain text, or as a line of JSON."""
+"""`aicli top`: poll the mesh and show each frame on the screen, as plain text, or as a line of JSON."""
 
 import asyncio
 import json
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.cli_context import CliContext
+from cli.output import printing
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def _refuse_nan(_context: click.Context, _parameter: click.Parameter, value: float) -> float:
-    """It is in every range of click's, for it is not outside."""
+    """click's range check accepts it, because nan is not outside any range."""
     if math.isnan(value):
         raise click.BadParameter("nan is not a number of seconds")
     return value
@@ -54,14 +55,14 @@ def top(here: CliContext, /, *, seconds: float, once: bool, as_json: bool) -> No
         elif once or not terminal.is_screen():
             await _print_once(connection)
         else:
-            from cli.top.live_view import Live
+            from cli.top.live_view import LiveView
 
-            await Live(connection, seconds, terminal).run()
+            await LiveView(connection, seconds, terminal).run()
 
     try:
         here.run(work)
     except KeyboardInterrupt:
-        # That is how one ends it.
+        # Ctrl-C is the normal way to quit.
         return
 
 
@@ -77,7 +78,6 @@ async def _print_once(connection: "CliConnection") -> None:
 
 
 async def _print_objects(connection: "CliConnection", seconds: float, *, once: bool) -> None:
-    from cli.output import printing
     from cli.output.stdout_writer import StdoutWriter
     from cli.top import readings
     from cli.top.sources import Sources

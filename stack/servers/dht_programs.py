@@ -1,4 +1,4 @@
-"""The mesh's own DHT nodes and its blind relay: two programs of Hyperswarm's sidecar, and what the services are told of them."""
+"""The mesh's own DHT nodes and its blind relay: two programs of the Hyperswarm sidecar, and the settings that services get for them."""
 
 import ipaddress
 import json
@@ -15,20 +15,20 @@ from stack.servers.program import DatagramProbe, Program
 from stack.settings import DHT_NODES, PUBLIC_DHT, StackSettings, is_ipv4
 
 NAME, RELAY = "dht", "relay"
-#: A request of dht-rpc (lib/io.js): version 3, internal, number 0x1234, no address of ours, command PING; and how answers begin.
+#: A request of dht-rpc (lib/io.js): version 3, internal, number 0x1234, no address, command PING; and how answers begin.
 _PING = bytes([0x03, 0x04, 0x34, 0x12, *bytes(6), 0x00])
 _PONG = b"\x13"
-#: They close their sockets and nothing else.
+#: They only have sockets to close.
 _GRACE_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
-class Companions:
-    """Where the DHT nodes and the relay of one machine are."""
+class DhtAddresses:
+    """Where the DHT nodes and the relay of one machine listen."""
 
-    #: The address, or the name, that others know them by.
+    #: The address or name that other machines use.
     host: str
-    #: The address of this machine that they bind to.
+    #: The local address that they bind to.
     bind: str
     first_port: int
 
@@ -42,7 +42,7 @@ class Companions:
 
     @property
     def nodes(self) -> tuple[str, ...]:
-        """As DHT_BOOTSTRAP has them."""
+        """Return them in the format of DHT_BOOTSTRAP."""
         return tuple(f"{self.host}:{port}" for port in self.ports)
 
     @property
@@ -58,17 +58,17 @@ class Companions:
         return DatagramProbe(here, ports, _PING, _PONG)
 
 
-def of(settings: StackSettings) -> Companions:
-    return Companions(settings.dht_host, settings.dht_bind_host or bind_of(settings.dht_host), settings.dht_port)
+def of(settings: StackSettings) -> DhtAddresses:
+    return DhtAddresses(settings.dht_host, settings.dht_bind_host or bind_of(settings.dht_host), settings.dht_port)
 
 
 def bind_of(host: str) -> str:
-    """A name may stand for another address tomorrow, and for one of the router today."""
+    """Bind to all addresses for a name: its address can change, and can be that of a router."""
     return host if is_ipv4(host) else "0.0.0.0"  # noqa: S104 - what others may reach
 
 
 def is_embedded(settings: StackSettings) -> bool:
-    """Whether this stack runs DHT nodes of its own."""
+    """Return whether this stack runs its own DHT nodes."""
     return settings.hyperswarm and not settings.dht_bootstrap
 
 
@@ -81,19 +81,19 @@ def bootstrap(settings: StackSettings) -> tuple[str, ...]:
 
 
 def environment_of_services(settings: StackSettings, relay_seed: Path) -> dict[str, str]:
-    """What every service is told; nothing where Hyperswarm is off. Reads the relay's key."""
+    """Return the Hyperswarm settings of every service; nothing if Hyperswarm is off. Reads the relay's key."""
     if not settings.hyperswarm:
         return {}
     relays = [*settings.dht_relays, *([relay_key(relay_seed)] if has_relay(settings) else [])]
     told = {"DHT_BOOTSTRAP": ",".join(bootstrap(settings)), "DHT_RELAYS": ",".join(relays)}
-    # A socket on another interface could not speak to DHT nodes that are on loopback.
+    # A socket on another interface could not reach DHT nodes on loopback.
     if is_embedded(settings) and is_ipv4(settings.dht_host) and ipaddress.IPv4Address(settings.dht_host).is_loopback:
         told["SWARM_HOST"] = settings.dht_host
     return {name: value for name, value in told.items() if value}
 
 
 def relay_key(seed_file: Path) -> str:
-    """The public key, hex, of the relay whose seed is in this file; raises BadSettings if there is none in it."""
+    """Return the public key, in hex, for the relay seed in this file. Raises BadSettings if it contains none."""
     try:
         seed = bytes.fromhex(seed_file.read_text(encoding="ascii"))
         if len(seed) != 32:
@@ -106,7 +106,7 @@ def relay_key(seed_file: Path) -> str:
 
 
 def programs(settings: StackSettings, relay_seed: Path, environment: Mapping[str, str]) -> list[Program]:
-    """The programs of this stack that have to do with Hyperswarm. Raises BadSettings where Node.js is missing."""
+    """Return the Hyperswarm programs of this stack. Raises BadSettings if Node.js is missing."""
     found = []
     place = of(settings)
     if is_embedded(settings):
@@ -124,7 +124,7 @@ def _program(name: str, command: tuple[str, ...], probe: DatagramProbe, environm
         environment=dict(environment),
         stage=0,
         probe=probe,
-        # NATS alone carries the house; who needs the DHT looks for it until it is there.
+        # The services start without it: NATS connects them, and they look for the DHT until it is up.
         is_waited_for=False,
         ends_with_stdin=True,
         grace_seconds=_GRACE_SECONDS,
@@ -139,15 +139,15 @@ def ports_wanted(settings: StackSettings) -> list[WantedPort]:
     return [WantedPort(port, name, "DHT_PORT", is_udp=True, bind=place.bind) for port, name in names]
 
 
-def bootstrap_command(place: Companions, node: Path | None = None, others: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """``others`` are DHT nodes of another machine: together they are one DHT."""
+def bootstrap_command(place: DhtAddresses, node: Path | None = None, others: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """``others`` are DHT nodes on another machine that form one DHT with these."""
     options: dict[str, object] = {"host": place.host, "bind": place.bind, "ports": place.ports}
     if others:
         options["bootstrap"] = _split(others)
     return _command("bootstrap.js", options, node)
 
 
-def relay_command(place: Companions, port: int, nodes: tuple[str, ...], seed_file: Path, node: Path | None = None) -> tuple[str, ...]:
+def relay_command(place: DhtAddresses, port: int, nodes: tuple[str, ...], seed_file: Path, node: Path | None = None) -> tuple[str, ...]:
     options: dict[str, object] = {"seedFile": str(seed_file), "host": place.host, "bind": place.bind, "port": port}
     if nodes != (PUBLIC_DHT,):
         options["bootstrap"] = _split(nodes)

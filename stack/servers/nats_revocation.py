@@ -1,6 +1,6 @@
-"""Takes the NATS user of a revoked node away: the supervisor reads the revocation list that auth keeps beside its key.
+"""Remove revoked nodes from the NATS users: the supervisor reads the revocation list that auth saves beside its key.
 
-Over Hyperswarm every node cuts a revoked one off by itself; at NATS it is the server that does, and it goes by users.conf.
+Over Hyperswarm every node rejects a revoked node itself. Over NATS the server has to, and it reads users.conf.
 """
 
 import asyncio
@@ -21,19 +21,19 @@ _log = logging.getLogger("supervisor")
 
 
 class _RevokedNodes(msgspec.Struct, frozen=True, rename="camel"):
-    """Of what a node keeps of its mesh (shared/node/membership_file.py), the part that is of interest here."""
+    """The fields needed here of a node's membership file (shared/node/membership_file.py)."""
 
     revocations: bytes = b""
     authorities: tuple[AuthorityId, ...] = ()
 
 
 def list_file(home: StackHome) -> Path:
-    """auth keeps it beside its key."""
+    """Return the file that auth keeps beside its key."""
     return home.key("auth").with_suffix(".mesh")
 
 
 def read_revoked(path: Path) -> frozenset[NodeId]:
-    """Whom the mesh has cut off; nobody while there is no file, or no list in it. Raises NotCertified and BadSettings."""
+    """Return the revoked nodes; none without a file or a list in it. Raises NotCertified and BadSettings."""
     try:
         kept = msgspec.json.decode(path.read_bytes(), type=_RevokedNodes)
     except FileNotFoundError:

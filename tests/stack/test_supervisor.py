@@ -1,5 +1,5 @@
 # ruff: noqa: ASYNC110, ASYNC220 - it waits for other processes, which signal nobody
-"""The supervisor with real processes: small ones of ours in place of the services, and real servers."""
+"""The supervisor with real processes: small programs instead of the services, and real servers."""
 
 import asyncio
 import contextlib
@@ -63,8 +63,8 @@ def home(tmp_path: Path) -> StackHome:
     return found
 
 
-class ApiClient:
-    """Where a test asks one supervisor."""
+class RunningSupervisor:
+    """Sends commands to one supervisor."""
 
     def __init__(self, home: StackHome) -> None:
         self.home = home
@@ -96,36 +96,36 @@ def logged(home: StackHome, name: str) -> str:
 
 
 @asynccontextmanager
-async def supervising(home: StackHome, *programs: Program) -> AsyncIterator[ApiClient]:
+async def supervising(home: StackHome, *programs: Program) -> AsyncIterator[RunningSupervisor]:
     async with asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(supervisor.Supervisor(home, StackPlan(programs, None, None, "f"), tasks, log_days=90).run())
+        task = tasks.create_task(supervisor.Supervisor(home, StackPlan(programs, None, None, "f"), tasks, log_days=90).run())
         while await control.ask(home.control_socket, StatusRequest()) is None:
             await asyncio.sleep(0.01)
         try:
-            yield ApiClient(home)
+            yield RunningSupervisor(home)
         finally:
             await control.ask(home.control_socket, Stop())
-            await running
+            await task
 
 
 async def test_a_killed_program_is_started_again(home: StackHome) -> None:
-    async with supervising(home, program("dummy", *SLEEP)) as api_client:
-        await api_client.until("dummy", "running")
-        first = await api_client.status("dummy")
+    async with supervising(home, program("dummy", *SLEEP)) as running:
+        await running.until("dummy", "running")
+        first = await running.status("dummy")
         assert first.pid is not None
         os.kill(first.pid, signal.SIGKILL)
-        await api_client.until("dummy", "waiting")
-        assert "signal 9" in (await api_client.status("dummy")).why
-        await api_client.until("dummy", "running")
-        again = await api_client.status("dummy")
+        await running.until("dummy", "waiting")
+        assert "signal 9" in (await running.status("dummy")).why
+        await running.until("dummy", "running")
+        again = await running.status("dummy")
         assert again.pid != first.pid
         assert again.crashes == 1
 
 
 async def test_a_program_that_cannot_run_is_told_of_and_the_others_run(home: StackHome) -> None:
-    async with supervising(home, program("broken", "/does/not/exist"), program("good", *SLEEP)) as api_client:
-        await api_client.until("broken", "waiting")
-        await api_client.until("good", "running")
+    async with supervising(home, program("broken", "/does/not/exist"), program("good", *SLEEP)) as running:
+        await running.until("broken", "waiting")
+        await running.until("good", "running")
         assert "No such file" in logged(home, "broken")
 
 
@@ -137,40 +137,40 @@ async def test_wrong_settings_stay_down_until_a_person_restarts_it(home: StackHo
         stage=1,
         hopeless_status=2,
     )
-    async with supervising(home, hopeless) as api_client:
-        await api_client.until("wrong", "down")
+    async with supervising(home, hopeless) as running:
+        await running.until("wrong", "down")
         (tmp_path / "mended").touch()
-        assert (await api_client.ask(Restart("wrong"))).ok
-        await api_client.until("wrong", "running")
+        assert (await running.ask(Restart("wrong"))).ok
+        await running.until("wrong", "running")
 
 
 async def test_a_restart_asks_politely_and_starts_a_new_process(home: StackHome) -> None:
-    async with supervising(home, program("polite", *POLITE)) as api_client:
-        await api_client.until_logged("polite", "up")
-        before = await api_client.status("polite")
-        assert (await api_client.ask(Restart("polite"))).ok
-        await api_client.until_logged("polite", "bye")
-        await api_client.until("polite", "running")
-        after = await api_client.status("polite")
+    async with supervising(home, program("polite", *POLITE)) as running:
+        await running.until_logged("polite", "up")
+        before = await running.status("polite")
+        assert (await running.ask(Restart("polite"))).ok
+        await running.until_logged("polite", "bye")
+        await running.until("polite", "running")
+        after = await running.status("polite")
         assert after.pid != before.pid
         assert after.crashes == 0
-        refused = await api_client.ask(Restart("nobody"))
+        refused = await running.ask(Restart("nobody"))
         assert not refused.ok
         assert "polite" in refused.error
 
 
 async def test_what_does_not_stop_is_killed_after_its_grace(home: StackHome) -> None:
-    async with supervising(home, program("stubborn", *STUBBORN, grace_seconds=0.1)) as api_client:
-        await api_client.until_logged("stubborn", "up")
-        pid = (await api_client.status("stubborn")).pid
+    async with supervising(home, program("stubborn", *STUBBORN, grace_seconds=0.1)) as running:
+        await running.until_logged("stubborn", "up")
+        pid = (await running.status("stubborn")).pid
         assert pid is not None
     assert processes.start_of(pid) is None
 
 
 async def test_stages_stop_from_the_last_to_the_first(home: StackHome) -> None:
-    async with supervising(home, *(program(f"p{stage}", *POLITE, stage=stage) for stage in (1, 2, 3))) as api_client:
+    async with supervising(home, *(program(f"p{stage}", *POLITE, stage=stage) for stage in (1, 2, 3))) as running:
         for stage in (1, 2, 3):
-            await api_client.until_logged(f"p{stage}", "up")
+            await running.until_logged(f"p{stage}", "up")
     stops = [float(logged(home, f"p{stage}").split()[-1]) for stage in (3, 2, 1)]
     assert stops == sorted(stops)
 
@@ -191,7 +191,7 @@ asyncio.run(main())
         async with asyncio.timeout(20):
             while await control.ask(home.control_socket, StatusRequest()) is None:
                 await asyncio.sleep(0.02)
-        pid = (await ApiClient(home).until("dummy", "running")).pid
+        pid = (await RunningSupervisor(home).until("dummy", "running")).pid
         assert pid is not None
         killed.kill()
     async with asyncio.timeout(10):
@@ -238,24 +238,24 @@ async def test_several_stacks_at_once(tmp_path: Path) -> None:
 
 
 async def test_nonsense_on_the_control_socket_harms_nobody(home: StackHome) -> None:
-    async with supervising(home, program("dummy", *SLEEP)) as api_client:
+    async with supervising(home, program("dummy", *SLEEP)) as running:
         for nonsense in (b"\xff\xfe\n", b"{}\n", b'{"type":"explode"}\n', b"x" * 200_000 + b"\n", b""):
             with socket.socket(socket.AF_UNIX) as line:
                 line.connect(str(home.control_socket))
                 line.sendall(nonsense)
                 line.shutdown(socket.SHUT_WR)
-        await api_client.until("dummy", "running")
+        await running.until("dummy", "running")
 
 
 async def test_lines_older_than_the_retention_are_thrown_away_at_the_start(home: StackHome) -> None:
     home.log("gone").write_text('{"ts": "2020-02-29T00:00:00Z"}\n')
     (home.logs / "a_folder.log").mkdir()  # what cannot be shortened ends nothing
-    async with supervising(home, program("dummy", *SLEEP)) as api_client:
-        await api_client.until("dummy", "running")
+    async with supervising(home, program("dummy", *SLEEP)) as running:
+        await running.until("dummy", "running")
         async with asyncio.timeout(10):
             while home.log("gone").stat().st_size:
                 await asyncio.sleep(0.01)
-        assert (await api_client.status("dummy")).state == "running"
+        assert (await running.status("dummy")).state == "running"
 
 
 @pytest.fixture

@@ -97,7 +97,7 @@ async def test_a_service_that_cannot_start_is_told_with_its_reason(home: StackHo
         await up_down.up(home, {"BIND_HOST": ""}, tmp_path, said.append)
 
 
-NOTHING_BEFORE = up_down.Before({}, {})
+NOTHING_BEFORE = up_down.StateBefore({}, {})
 
 
 @pytest.fixture

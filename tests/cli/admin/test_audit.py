@@ -53,7 +53,7 @@ ANCHORS = [anchor(HOUSE[9]), anchor(HOUSE[-1]), anchor(OWN[-1])]
 
 
 @pytest.fixture
-def office(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> Shell:
+def audit_shell(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> Shell:
     """A mesh whose auth keeps a log."""
     monkeypatch.setitem(admin_commands.admin.commands, "audit", audit)
     shell.mesh.answer(log.list_audit, log.AuditRows((HOUSE[1], replace(HOUSE[0], actor_name="", erased=True))))
@@ -62,14 +62,14 @@ def office(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> Shell:
     return shell
 
 
-def save(office: Shell, rows: list[AuditRow], name: str = "log.jsonl") -> str:
-    file = office.folder / name
+def save(audit_shell: Shell, rows: list[AuditRow], name: str = "log.jsonl") -> str:
+    file = audit_shell.folder / name
     file.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
     return str(file)
 
 
-def save_anchors(office: Shell, anchors: list[audit_anchors.Anchor]) -> str:
-    file = office.folder / "anchors.jsonl"
+def save_anchors(audit_shell: Shell, anchors: list[audit_anchors.Anchor]) -> str:
+    file = audit_shell.folder / "anchors.jsonl"
     file.write_bytes(b"".join(map(audit_anchors.line, anchors)))
     return str(file)
 
@@ -77,29 +77,29 @@ def save_anchors(office: Shell, anchors: list[audit_anchors.Anchor]) -> str:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def test_who_did_what(office: Shell) -> None:
-    head, first, second = office("admin", "audit", "list").stdout.splitlines()
+def test_who_did_what(audit_shell: Shell) -> None:
+    head, first, second = audit_shell("admin", "audit", "list").stdout.splitlines()
     assert head.split() == ["TIME", "WHO", "ACTION", "RESULT", "TIMES", "TARGET", "FROM", "DETAILS"]
     assert first.split()[2:] == ["alice", "key.create", "done", "1", "key", "2", "–", "name:", "n"]
     assert second.split()[2] == str(UUID(int=5))
     assert "erased" in second
-    (one, _) = json.loads(office("admin", "audit", "list", "--json").stdout)
+    (one, _) = json.loads(audit_shell("admin", "audit", "list", "--json").stdout)
     assert (one["sequence"], one["act"]["action"], one["hash"]) == (2, "key.create", HOUSE[1].hash)
 
 
-def test_what_is_looked_for_is_asked_of_auth(office: Shell) -> None:
+def test_what_is_looked_for_is_asked_of_auth(audit_shell: Shell) -> None:
     typed = ["--chain", "house", "--actor", "alice", "--action", "key", "--result", "refused", "--since", "2026-02-01", "--limit", "5"]
-    assert office("admin", "audit", "list", *typed, "--before", "2026-02-01T10:00:00.000005").exit_code == 0
-    asked = office.mesh.asked[0].request
+    assert audit_shell("admin", "audit", "list", *typed, "--before", "2026-02-01T10:00:00.000005").exit_code == 0
+    asked = audit_shell.mesh.asked[0].request
     assert isinstance(asked, log.ListAudit)
     assert (asked.chain, asked.actor, asked.action, asked.result, asked.limit) == ("house", "alice", "key", Result.REFUSED, 5)
     assert asked.since == datetime(2026, 2, 1).astimezone()
     assert asked.before == datetime(2026, 2, 1, 10, 0, 0, 5).astimezone()
 
 
-def test_nothing_found(office: Shell) -> None:
-    office.mesh.answer(log.list_audit, log.AuditRows(()))
-    result = office("admin", "audit", "list")
+def test_nothing_found(audit_shell: Shell) -> None:
+    audit_shell.mesh.answer(log.list_audit, log.AuditRows(()))
+    result = audit_shell("admin", "audit", "list")
     assert (result.stdout, result.stderr) == ("", "No matching entries.\n")
 
 
@@ -110,66 +110,68 @@ def test_the_results_to_choose_from_are_those_that_there_are() -> None:
 # --- taking it along -------------------------------------------------------------------------------------------------
 
 
-def test_an_export_goes_to_a_file_that_only_its_owner_can_read(office: Shell) -> None:
-    file = office.folder / "taken.jsonl"
-    result = office("admin", "audit", "export", "--output", str(file), "--chain", "house", "--since", "2026-02-01")
+def test_an_export_goes_to_a_file_that_only_its_owner_can_read(audit_shell: Shell) -> None:
+    file = audit_shell.folder / "taken.jsonl"
+    result = audit_shell("admin", "audit", "export", "--output", str(file), "--chain", "house", "--since", "2026-02-01")
     assert (result.exit_code, result.stderr) == (0, f"30 rows written to {file}.\n")
     assert file.stat().st_mode & 0o777 == 0o600
-    assert office.mesh.asked[0].request == log.ExportAudit("house", datetime(2026, 2, 1).astimezone())
+    assert audit_shell.mesh.asked[0].request == log.ExportAudit("house", datetime(2026, 2, 1).astimezone())
     assert [msgspec.json.decode(line, type=AuditRow) for line in file.read_bytes().splitlines()] == [*HOUSE, *OWN]
 
 
-def test_an_export_to_a_pipe_can_be_verified(office: Shell) -> None:
-    file = office.folder / "piped.jsonl"
-    file.write_bytes(office("admin", "audit", "export").stdout_bytes)
-    assert office("admin", "audit", "verify", str(file)).exit_code == 0
+def test_an_export_to_a_pipe_can_be_verified(audit_shell: Shell) -> None:
+    file = audit_shell.folder / "piped.jsonl"
+    file.write_bytes(audit_shell("admin", "audit", "export").stdout_bytes)
+    assert audit_shell("admin", "audit", "verify", str(file)).exit_code == 0
 
 
-def test_half_an_export_leaves_no_file(office: Shell) -> None:
+def test_half_an_export_leaves_no_file(audit_shell: Shell) -> None:
     async def breaks() -> None:
         raise errors.LinkLost("the link to auth broke")
 
-    office.mesh.stream_answer(log.export_audit, HOUSE, Nothing(), breaks)
-    file = office.folder / "taken.jsonl"
-    assert office("admin", "audit", "export", "-o", str(file)).exit_code == 1
-    assert [path.name for path in office.folder.iterdir()] == [".aimesh"]
+    audit_shell.mesh.stream_answer(log.export_audit, HOUSE, Nothing(), breaks)
+    file = audit_shell.folder / "taken.jsonl"
+    assert audit_shell("admin", "audit", "export", "-o", str(file)).exit_code == 1
+    assert [path.name for path in audit_shell.folder.iterdir()] == [".aimesh"]
 
 
 # --- verifying on the mesh -------------------------------------------------------------------------------------------
 
 
-def test_auth_verifies_its_own_log(office: Shell) -> None:
-    result = office("admin", "audit", "verify", "--chain", "house")
+def test_auth_verifies_its_own_log(audit_shell: Shell) -> None:
+    result = audit_shell("admin", "audit", "verify", "--chain", "house")
     assert result.exit_code == 0
     assert result.stdout == "The audit log is intact: 2 chains, 13 rows, 3 signed anchors.\nThe anchors are signed with UKEY\n"
-    assert office.mesh.asked[0].request == log.VerifyAudit("house")
+    assert audit_shell.mesh.asked[0].request == log.VerifyAudit("house")
 
 
-def test_a_log_that_was_changed_fails_the_command(office: Shell) -> None:
-    office.mesh.answer(log.verify_audit, BROKEN)
-    result = office("admin", "audit", "verify")
+def test_a_log_that_was_changed_fails_the_command(audit_shell: Shell) -> None:
+    audit_shell.mesh.answer(log.verify_audit, BROKEN)
+    result = audit_shell("admin", "audit", "verify")
     assert result.exit_code == 1
     assert "The audit log is NOT INTACT" in result.stdout
     assert "  house: row 5: the row was changed\n" in result.stdout
-    result = office("admin", "audit", "verify", "--json")
+    result = audit_shell("admin", "audit", "verify", "--json")
     assert (result.exit_code, json.loads(result.stdout)["chains"][0]["first_bad"]) == (1, 5)
 
 
-def test_what_goes_with_a_file_asks_nobody_without_one(office: Shell) -> None:
-    result = office("admin", "audit", "verify", "--partial")
-    assert (result.exit_code, "require a FILE" in result.stderr, office.mesh.asked) == (2, True, [])
+def test_what_goes_with_a_file_asks_nobody_without_one(audit_shell: Shell) -> None:
+    result = audit_shell("admin", "audit", "verify", "--partial")
+    assert (result.exit_code, "require a FILE" in result.stderr, audit_shell.mesh.asked) == (2, True, [])
 
 
 # --- verifying with files alone --------------------------------------------------------------------------------------
 
 
-def test_an_auditor_needs_no_mesh(office: Shell) -> None:
-    office.environment.clear()
-    (office.folder / ".aimesh" / "profile.toml").unlink()
-    result = office("admin", "audit", "verify", save(office, [*HOUSE, *OWN]), "--anchors", save_anchors(office, ANCHORS), "--key", KEY.id)
+def test_an_auditor_needs_no_mesh(audit_shell: Shell) -> None:
+    audit_shell.environment.clear()
+    (audit_shell.folder / ".aimesh" / "profile.toml").unlink()
+    result = audit_shell(
+        "admin", "audit", "verify", save(audit_shell, [*HOUSE, *OWN]), "--anchors", save_anchors(audit_shell, ANCHORS), "--key", KEY.id
+    )
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout.startswith("The audit log is intact: 2 chains, 30 rows, 3 signed anchors.\n")
-    assert office.mesh.asked == []
+    assert audit_shell.mesh.asked == []
 
 
 @pytest.mark.parametrize(
@@ -183,38 +185,38 @@ def test_an_auditor_needs_no_mesh(office: Shell) -> None:
         pytest.param(HOUSE, f"{TENANT}: row 1: rows 1 to 10 are missing", id="a whole chain gone"),
     ],
 )
-def test_a_file_that_was_changed_is_found(office: Shell, rows: list[AuditRow], says: str) -> None:
-    result = office("admin", "audit", "verify", save(office, rows), "--anchors", save_anchors(office, ANCHORS))
+def test_a_file_that_was_changed_is_found(audit_shell: Shell, rows: list[AuditRow], says: str) -> None:
+    result = audit_shell("admin", "audit", "verify", save(audit_shell, rows), "--anchors", save_anchors(audit_shell, ANCHORS))
     assert (result.exit_code, says in result.stdout) == (1, True), result.stdout
-    assert json.loads(office("admin", "audit", "verify", save(office, rows), "--json").stdout)["anchor_key"] == ""
+    assert json.loads(audit_shell("admin", "audit", "verify", save(audit_shell, rows), "--json").stdout)["anchor_key"] == ""
 
 
-def test_without_anchors_it_says_what_nobody_can_tell(office: Shell) -> None:
-    result = office("admin", "audit", "verify", save(office, HOUSE[:15]))
+def test_without_anchors_it_says_what_nobody_can_tell(audit_shell: Shell) -> None:
+    result = audit_shell("admin", "audit", "verify", save(audit_shell, HOUSE[:15]))
     assert (result.exit_code, "cut off at the end" in result.stderr) == (0, True)
 
 
-def test_anchors_by_another_key_prove_nothing(office: Shell) -> None:
+def test_anchors_by_another_key_prove_nothing(audit_shell: Shell) -> None:
     other = audit_anchors.signing_key(bytes(32))
-    files = (save(office, [*HOUSE, *OWN]), "--anchors", save_anchors(office, ANCHORS))
-    result = office("admin", "audit", "verify", *files, "--key", other.id)
+    files = (save(audit_shell, [*HOUSE, *OWN]), "--anchors", save_anchors(audit_shell, ANCHORS))
+    result = audit_shell("admin", "audit", "verify", *files, "--key", other.id)
     assert (result.exit_code, "house: row 10: the anchor of" in result.stdout, "forged" in result.stdout) == (1, True, True)
-    result = office("admin", "audit", "verify", *files)
+    result = audit_shell("admin", "audit", "verify", *files)
     assert (result.exit_code, KEY.id in result.stdout, "Compare this key" in result.stderr) == (0, True, True)
 
 
-def test_a_part_of_a_log_is_verified_as_one(office: Shell) -> None:
-    files = (save(office, HOUSE[12:]), "--anchors", save_anchors(office, ANCHORS))
-    assert office("admin", "audit", "verify", *files).exit_code == 1
-    result = office("admin", "audit", "verify", *files, "--partial")
+def test_a_part_of_a_log_is_verified_as_one(audit_shell: Shell) -> None:
+    files = (save(audit_shell, HOUSE[12:]), "--anchors", save_anchors(audit_shell, ANCHORS))
+    assert audit_shell("admin", "audit", "verify", *files).exit_code == 1
+    result = audit_shell("admin", "audit", "verify", *files, "--partial")
     assert (result.exit_code, "1 chain, 8 rows, 1 signed anchor." in result.stdout) == (0, True)
 
 
-def test_what_is_no_log_is_said_to_be_none(office: Shell) -> None:
-    file = office.folder / "notes.txt"
+def test_what_is_no_log_is_said_to_be_none(audit_shell: Shell) -> None:
+    file = audit_shell.folder / "notes.txt"
     file.write_text("hello\n")
-    result = office("admin", "audit", "verify", str(file))
+    result = audit_shell("admin", "audit", "verify", str(file))
     assert (result.exit_code, "file: row 1: line 1 is not a row" in result.stdout) == (1, True)
-    result = office("admin", "audit", "verify", save(office, HOUSE), "--anchors", str(file))
+    result = audit_shell("admin", "audit", "verify", save(audit_shell, HOUSE), "--anchors", str(file))
     assert (result.exit_code, "line 1 is not an anchor" in result.stderr) == (2, True)
-    assert office("admin", "audit", "verify", str(Path("nowhere"))).exit_code == 2
+    assert audit_shell("admin", "audit", "verify", str(Path("nowhere"))).exit_code == 2

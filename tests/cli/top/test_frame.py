@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 from cli.top import frame
-from cli.top.frame import Silent, TopFrame
+from cli.top.frame import SilentSource, TopFrame
 from cli.top.readings import MeshReadings, NodeLoad, Numbers, SourceAnswer
 from shared import errors
 from shared.api.alerts import Alerts
@@ -59,7 +59,7 @@ def test_a_silent_source_keeps_its_last_numbers_and_says_how_old_they_are() -> N
     away = errors.NotReachable("no gateway answers")
     found = made(MeshReadings(nodes=ALL.nodes.missed(away), health=SourceAnswer(problem=away)))
     assert len(found.nodes) == 3
-    assert found.silent == (Silent("health", "no gateway answers", None), Silent("nodes", "no gateway answers", 14))
+    assert found.silent == (SilentSource("health", "no gateway answers", None), SilentSource("nodes", "no gateway answers", 14))
 
 
 def test_before_anybody_answered_nothing_is_known() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from cli.profile import Profile
 from cli.top import terminal
-from cli.top.live_view import Live
+from cli.top.live_view import LiveView
 from cli.top.terminal import Terminal
 from shared import errors
 from shared.api import gateway
@@ -36,8 +36,8 @@ def mesh() -> FakeMesh:
     return found
 
 
-def live(screen: Person, mesh: FakeMesh, seconds: float = 0.02) -> Live:
-    return Live(FakeConnection(mesh, Profile(node_key_file=Path("none"))), seconds, Terminal(screen.stdin, screen.stdout))
+def live(screen: Person, mesh: FakeMesh, seconds: float = 0.02) -> LiveView:
+    return LiveView(FakeConnection(mesh, Profile(node_key_file=Path("none"))), seconds, Terminal(screen.stdin, screen.stdout))
 
 
 @asynccontextmanager

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli.top import frame, text_view
-from cli.top.frame import FiringAlert, TopFrame, Wrong
+from cli.top.frame import FiringAlert, TopFrame, UnhealthyComponent
 from cli.top.readings import MeshReadings, NodeLoad, Numbers, SourceAnswer
 from cli.top.text_view import COLUMNS, Line, View
 from shared import errors
@@ -178,7 +178,7 @@ LONG = "it went without a goodbye, see `aicli worker status` on its machine: it 
 
 
 def test_a_long_reason_goes_on_in_a_second_line_where_there_is_room() -> None:
-    ill = Wrong("UGONEBBBB", "worker", "down", 12, LONG)
+    ill = UnhealthyComponent("UGONEBBBB", "worker", "down", 12, LONG)
     found = msgspec.structs.replace(FRAME, wrong=(ill,))
     rows = shown(found, width=80, height=24)
     assert rows[1:3] == [
@@ -188,13 +188,13 @@ def test_a_long_reason_goes_on_in_a_second_line_where_there_is_room() -> None:
     assert rows[-1].startswith("UWORKERAA")
     assert shown(found, width=160, height=24)[1].endswith("3.0 s")
     assert f"down      worker UGONEBBBB, 12 s: {LONG}" in text_view.whole(found)
-    endless = msgspec.structs.replace(FRAME, wrong=(Wrong("UGONEBBBB", "worker", "down", 12, LONG * 9),))
+    endless = msgspec.structs.replace(FRAME, wrong=(UnhealthyComponent("UGONEBBBB", "worker", "down", 12, LONG * 9),))
     assert shown(endless, width=80, height=24)[2].endswith(" …")
     assert shown(endless, width=80, height=24)[3].startswith("warning")
 
 
 def test_nodes_have_the_room_before_the_end_of_a_reason() -> None:
-    found = msgspec.structs.replace(many(50), wrong=(Wrong("UGONEBBBB", "worker", "down", 12, LONG),) * 3)
+    found = msgspec.structs.replace(many(50), wrong=(UnhealthyComponent("UGONEBBBB", "worker", "down", 12, LONG),) * 3)
     tall, low = shown(found, width=80, height=24), shown(found, width=80, height=15)
     assert sum(row.startswith("    ") for row in tall) == 3
     assert not [row for row in low if row.startswith("    ")]
@@ -214,11 +214,11 @@ def test_what_the_mesh_says_moves_no_cursor_and_begins_no_line(said: str) -> Non
     found = msgspec.structs.replace(
         FRAME,
         health=said,
-        wrong=(Wrong(said, said, said, 1.0, said),),
+        wrong=(UnhealthyComponent(said, said, said, 1.0, said),),
         alerts=(FiringAlert(said, said, 1.0, said, said, silenced=False),),
         queues={said: 2.0},
         nodes=(msgspec.structs.replace(FRAME.nodes[1], id=said, kind=said, path=said, models=(ModelName(said),)),),
-        silent=(frame.Silent("nodes", said, None),),
+        silent=(frame.SilentSource("nodes", said, None),),
     )
     for row in (*text_view.whole(found), *shown(found, width=1000)):
         assert not any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in row)

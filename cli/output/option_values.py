@@ -1,0 +1,36 @@
+"""Click callbacks that parse durations such as 30m, 2h and 7d, and labels of machines."""
+
+import re
+from collections.abc import Callable
+from datetime import timedelta
+
+import click
+
+_UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
+#: As in shared.api.membership.Label, so that mistakes are found before anything is sent.
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
+
+
+def duration_between(shortest: timedelta, longest: timedelta, rule: str) -> Callable[[click.Context, click.Parameter, str], int]:
+    """Return a callback that parses seconds. ``rule`` describes the bounds."""
+
+    def read(context: click.Context, parameter: click.Parameter, value: str) -> int:
+        found = re.fullmatch(r"(\d{1,9}) *(s|min|m|h|d)", value.strip())
+        if found is None:
+            raise click.BadParameter(f"{value!r} is not a time such as 30m, 1h or 7d", context, parameter)
+        seconds = int(found[1]) * _UNITS[found[2]]
+        if not shortest.total_seconds() <= seconds <= longest.total_seconds():
+            raise click.BadParameter(rule, context, parameter)
+        return seconds
+
+    return read
+
+
+def read_labels(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """Parse KEY=VALUE: several with commas, the option several times."""
+    pairs = dict(each.partition("=")[::2] for value in values for each in value.split(","))
+    for key, content in pairs.items():
+        if not _LABEL.fullmatch(key) or not _LABEL.fullmatch(content):
+            shown = f"{key}={content}"
+            raise click.BadParameter(f"{shown!r} is not KEY=VALUE, of letters, digits, '.', '_', '/' and '-'", context, parameter)
+    return pairs
