@@ -35,6 +35,8 @@ from tests.swarmnet import SwarmNet, swarmnet
 from tests.testnet import until
 
 ROOT = Path(main.__file__).parent.parent
+#: Ends a hang: Python and Node.js start while other tests run.
+SECONDS = 60.0
 
 
 class Gateway:
@@ -80,7 +82,7 @@ class Machine:
 
     async def run(self, *arguments: str, stdin: str = "") -> tuple[int | None, str, str]:
         process = await self.start(*arguments)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(SECONDS):
             out, err = await process.communicate(stdin.encode())
         return process.returncode, out.decode(), err.decode()
 
@@ -113,7 +115,7 @@ async def lines_with(process: Process, *each: str) -> str:
     """What stdout says until all of these words have been in it, in whatever order; the last line."""
     assert process.stdout is not None
     seen = ""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(SECONDS):
         while line := (await process.stdout.readline()).decode():
             seen += line
             if all(words in seen for words in each):
@@ -164,7 +166,7 @@ async def test_one_command_joins_serves_pauses_and_needs_no_ticket_again(net: Sw
     assert (code, "a worker already uses" in err) == (5, True)
 
     process.send_signal(signal.SIGTERM)
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(SECONDS):
         assert await process.wait() == 0
     code, out, _ = await machine.run("worker", "status")
     assert (code, out) == (1, "not running. To start it: aicli worker\n")

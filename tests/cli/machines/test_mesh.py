@@ -18,7 +18,8 @@ from stack.servers.program import DatagramProbe
 from stack.stack_home import checkout
 from tests.cli.fake_mesh import Shell
 
-SECONDS = 20.0
+#: Ends a hang: Python, Node.js and a DHT start while other tests run.
+SECONDS = 60.0
 
 
 @asynccontextmanager
