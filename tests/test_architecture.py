@@ -422,6 +422,61 @@ def test_no_test_sleeps() -> None:
 # --- the rules themselves -------------------------------------------------------------------------------------------
 
 
+# --- refusals -----------------------------------------------------------------------------------------------------------------
+
+#: Tests that see that one of our errors is raised, and not why. The number may only fall: lower it when it does.
+MOST_BARE_RAISES = 171
+
+
+def bare_raises(module: Module) -> Iterator[Finding]:
+    """Each `pytest.raises` of an error of ours says why it is raised: with ``match``, or the test reads the error that it caught."""
+    bare = [
+        item for node in module.nodes if isinstance(node, ast.With | ast.AsyncWith) for item in node.items if _is_bare(item.context_expr)
+    ]
+    # By name and line, because the same name is often caught in several tests of a module.
+    read = [(node.id, node.lineno) for node in module.nodes if bare and isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)]
+    functions = [node for node in module.nodes if bare and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    for item in bare:
+        line, caught = item.context_expr.lineno, name_of(item.optional_vars) if item.optional_vars else ""
+        last = max(
+            (function.end_lineno or line for function in functions if function.lineno <= line <= (function.end_lineno or 0)), default=line
+        )
+        if not any(name == caught and line <= at <= last for name, at in read):
+            yield module.find(item.context_expr, "sees that an error is raised, and not why: add match=")
+
+
+def _is_bare(node: ast.expr) -> bool:
+    if not isinstance(node, ast.Call) or name_of(node.func) != "pytest.raises" or not node.args:
+        return False
+    return _is_ours(node.args[0]) and not any(given.arg == "match" for given in node.keywords)
+
+
+def _is_ours(kind: ast.expr) -> bool:
+    if isinstance(kind, ast.Tuple):
+        return any(_is_ours(each) for each in kind.elts)
+    return name_of(kind).partition(".")[0] in {"errors", "aimesh"} or name_of(kind) in our_errors()
+
+
+@cache
+def our_errors() -> frozenset[str]:
+    """The classes of errors in the program."""
+    bases = {
+        node.name: {name_of(base).rpartition(".")[2] for base in node.bases}
+        for module in modules(*PROGRAM)
+        for node in module.nodes
+        if isinstance(node, ast.ClassDef)
+    }
+    found = {"AimeshError"}
+    while more := {name for name, of in bases.items() if of & found} - found:
+        found |= more
+    return frozenset(found)
+
+
+def test_refusals_are_tested_with_their_reason() -> None:
+    found = [finding for module in modules("tests") for finding in bare_raises(module)]
+    assert len(found) <= MOST_BARE_RAISES, "\n".join(map(str, found))
+
+
 @pytest.mark.parametrize(
     ("rule", "line"),
     [
@@ -437,6 +492,10 @@ def test_no_test_sleeps() -> None:
         pytest.param(sql_in_python, "query = 'SELECT 1'", id="SQL in Python"),
         pytest.param(environment_reads, "os.environ['HOME']", id="the environment"),
         pytest.param(long_sleeps, "await asyncio.sleep(1)", id="a long sleep"),
+        pytest.param(bare_raises, "def test_x():\n  with pytest.raises(errors.NotAllowed):\n    x()", id="a refusal without its reason"),
+        pytest.param(
+            bare_raises, "def test_x():\n  with pytest.raises((ValueError, aimesh.Gone)) as e:\n    x()", id="one that nobody reads"
+        ),
         pytest.param(missing_docstring, "x = 1", id="no docstring"),
         pytest.param(too_many_parameters, "def f(a, b, c, d, e, *, f, g, h): ...", id="eight parameters"),
         pytest.param(vague_names, "class WorkerHelper: ...", id="a helper"),
@@ -455,6 +514,11 @@ def test_each_rule_finds_what_it_is_for(rule: object, line: str) -> None:
         pytest.param(orphan_tasks, "self.tasks.create_task(x())", id="a task in a group"),
         pytest.param(assembled_sql, "await db.fetch(queries['find'], name)", id="a named query"),
         pytest.param(long_sleeps, "await asyncio.sleep(0)", id="a yield to the loop"),
+        pytest.param(bare_raises, "def test_x():\n  with pytest.raises(errors.NotAllowed, match='y'):\n    x()", id="a reason"),
+        pytest.param(
+            bare_raises, "def test_x():\n  with pytest.raises(errors.X) as e:\n    x()\n  assert e.value.code", id="an error that is read"
+        ),
+        pytest.param(bare_raises, "def test_x():\n  with pytest.raises(ValueError):\n    x()", id="an error of Python's"),
         pytest.param(too_many_parameters, "@root.command()\ndef f(a, b, c, d, e, f, g, h): ...", id="options of a command"),
     ],
 )

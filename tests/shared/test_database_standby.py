@@ -184,7 +184,7 @@ async def test_two_addresses_and_the_wish_to_write_lead_to_the_primary(pair: Pai
         await db.run("add", "lamp")
         await wait_for_standby(pair)
         await pair.primary.demote()
-        with pytest.raises(errors.Unavailable):
+        with pytest.raises(errors.Unavailable, match="PostgreSQL does not answer"):
             await db.run("add", "chair")
         await pair.standby.promote()
         await db.run("add", "chair")

@@ -24,13 +24,13 @@ def test_a_new_key_has_the_form_of_one() -> None:
 def test_one_changed_character_is_noticed_offline(place: int, other: str) -> None:
     if other == KEY[place]:
         return
-    with pytest.raises(errors.NotAuthenticated):
+    with pytest.raises(errors.NotAuthenticated, match="this is not an API key: its checksum or its length is wrong"):
         api_keys.check(KEY[:place] + other + KEY[place + 1 :])
 
 
 @given(st.text())
 def test_no_text_is_taken_for_a_key(text: str) -> None:
-    with pytest.raises(errors.NotAuthenticated):
+    with pytest.raises(errors.NotAuthenticated, match="this is not an API key: its checksum or its length is wrong"):
         api_keys.check(text)
 
 
@@ -50,7 +50,7 @@ def test_no_text_is_taken_for_a_key(text: str) -> None:
     ],
 )
 def test_malformed(text: str) -> None:
-    with pytest.raises(errors.NotAuthenticated):
+    with pytest.raises(errors.NotAuthenticated, match="this is not an API key: its checksum or its length is wrong"):
         api_keys.check(text)
 
 

@@ -35,7 +35,7 @@ def test_bad_usernames_name_the_rule(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["admin", "ADMIN"])
 def test_the_administrators_name_is_reserved(name: str) -> None:
-    with pytest.raises(errors.AlreadyExists):
+    with pytest.raises(errors.AlreadyExists, match="the user name admin is reserved"):
         name_rules.check_username(name)
 
 
@@ -67,7 +67,7 @@ def test_bad_addresses(email: str) -> None:
 
 
 def test_the_administrators_address_is_reserved() -> None:
-    with pytest.raises(errors.AlreadyExists):
+    with pytest.raises(errors.AlreadyExists, match="the address admin@localhost is reserved"):
         name_rules.check_email("Admin@Localhost")
 
 

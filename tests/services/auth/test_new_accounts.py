@@ -37,10 +37,10 @@ async def test_only_an_administrator_is_told(world: Surroundings) -> None:
     today = datetime.now(UTC).date()
     asked = CountNewAccounts(today, date.fromordinal(today.toordinal() + 1))
     _, new = await world.user_with_key()
-    with pytest.raises(errors.NotAllowed):
+    with pytest.raises(errors.NotAllowed, match="john_doe is no administrator"):
         await world.ask(business.count_new_accounts, asked, new.api_key)
     admin = await world.admin_token()
     found = await world.ask(business.count_new_accounts, asked, admin)
     assert found.days[0].registrations == 2
-    with pytest.raises(errors.BadRequest):
+    with pytest.raises(errors.BadRequest, match="since and until: two days, the earlier one first, at most 750 apart"):
         await world.ask(business.count_new_accounts, CountNewAccounts(today, today), admin)

@@ -60,9 +60,9 @@ async def test_a_client_registers_and_the_gateway_knows_it(net: TestNet, setting
     new = await client.rpc.call(auth.generate_api_key, auth.GenerateApiKey("My CLI Key"), credential=session.access_token)
     principal = await gateway.node.rpc.call(auth.validate_api_key, auth.ValidateApiKey(new.api_key))
     assert (principal.user_id, principal.key_name) == (user.id, "My CLI Key")
-    with pytest.raises(errors.WrongRole):
+    with pytest.raises(errors.WrongRole, match=r"a client may not call auth\.validateApiKey"):
         await client.rpc.call(auth.validate_api_key, auth.ValidateApiKey(new.api_key))
-    with pytest.raises(errors.AlreadyExists):
+    with pytest.raises(errors.AlreadyExists, match="this user name is taken"):
         await client.rpc.call(auth.register_user, auth.RegisterUser(body))
 
 

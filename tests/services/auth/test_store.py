@@ -73,7 +73,7 @@ async def test_a_user_is_found_by_each_of_its_names(store: AccountTables) -> Non
 
 @pytest.mark.parametrize("name", ["nobody", "x@y.z", str(UUID(int=1)), "", "a\0b", "' OR 1=1 --", "x" * 10_000])
 async def test_nobody_is_called_that(store: AccountTables, name: str) -> None:
-    with pytest.raises(errors.NotFound):
+    with pytest.raises(errors.NotFound, match="there is no user"):
         await store.get_user_called(name)
 
 
@@ -308,7 +308,7 @@ async def test_who_was_away_too_long_or_watched_another_database_forgets_everyth
 
 
 async def test_a_user_that_is_gone(store: AccountTables) -> None:
-    with pytest.raises(errors.NotFound):
+    with pytest.raises(errors.NotFound, match="this user was deleted a moment ago"):
         await set_tier(store, UserId(uuid4()), Tier.FREE)
     assert await store.find_user(UserId(uuid4())) is None
 

@@ -216,7 +216,7 @@ def test_an_announcement_survives_the_wire_and_a_longer_one_of_a_newer_version_t
 
 @pytest.mark.parametrize("body", [b"", b"\xc1", b"\x90", b"\x91" * 5000, directory.encode(said(labels={"x": "y" * 20_000}))])
 def test_what_is_no_announcement_is_a_violation(body: bytes) -> None:
-    with pytest.raises(errors.ProtocolViolation):
+    with pytest.raises(errors.ProtocolViolation, match="an announcement"):
         directory.decode(body)
 
 

@@ -267,11 +267,11 @@ def test_an_ended_stream_that_nobody_has_read_still_counts() -> None:
     ids = [stream(asking, answering) for _ in range(wire.MAX_CALLS)]
     for call_id in ids:
         give(asking, [*sent(answering, call_id, bytes(100)), *answering.end(call_id, b"")])
-    with pytest.raises(errors.Overloaded):
+    with pytest.raises(errors.Overloaded, match="of our calls run on this link already"):
         ask(asking, streaming=True)
     assert asking.take(ids[0], 100) == []
     stream(asking, answering)
-    with pytest.raises(errors.Overloaded):
+    with pytest.raises(errors.Overloaded, match="of our calls run on this link already"):
         ask(asking, streaming=True)
     assert asking.withdraw(ids[1]) == []
     stream(asking, answering)
@@ -329,7 +329,7 @@ def test_more_calls_than_a_peer_may_have_are_refused_one_by_one() -> None:
     for _ in range(wire.MAX_CALLS):
         give(answering, ask(asking)[1])
     call_id, frames = ask(asking)
-    with pytest.raises(errors.Overloaded):
+    with pytest.raises(errors.Overloaded, match="calls of this peer are running"):
         answering.receive(frames[0])
     assert answering.inbound == wire.MAX_CALLS
     assert give(answering, [Cancel(call_id)]) == [], "the refused call is over"

@@ -201,7 +201,7 @@ def test_a_newcomer_is_let_in_by_auth_alone_and_for_a_moment() -> None:
         node = certified(role)
         with pytest.raises(errors.NotCertified, match="no certificate"):
             node.admit(hello(newcomer, node), newcomer.me.id, LINK, NOW)
-        with pytest.raises(errors.WrongRole):
+        with pytest.raises(errors.WrongRole, match="have nothing to say to each other"):
             newcomer.admit(hello(node, newcomer), node.me.id, LINK, NOW)
 
 
@@ -213,7 +213,7 @@ def test_a_newcomer_cannot_claim_a_role_or_be_a_revoked_node() -> None:
     assert auth.admit(shown, worker.me.id, LINK, NOW).peer.role is Role.NEWCOMER, "who renews may hide behind less, never more"
     auth.take_list(certificates.issue_list(CA, 1, 1, (worker.me.id,), NOW))
     for found in (shown, hello(worker, auth)):
-        with pytest.raises(errors.NodeRevoked):
+        with pytest.raises(errors.NodeRevoked, match="this node was revoked"):
             auth.admit(found, worker.me.id, LINK, NOW)
 
 
@@ -239,9 +239,9 @@ def test_a_revoked_node_is_refused_and_so_are_the_processes_of_a_revoked_profile
     assert gateway.take_list(certificates.issue_list(CA, 1, 1, (worker.me.id, profile.id), NOW))
     assert told == [frozenset({worker.me.id, profile.id})]
     for each in (worker, process):
-        with pytest.raises(errors.NodeRevoked):
+        with pytest.raises(errors.NodeRevoked, match="this node was revoked"):
             gateway.admit(hello(each, gateway), each.me.id, LINK, NOW)
-    with pytest.raises(errors.NodeRevoked):
+    with pytest.raises(errors.NodeRevoked, match="this node was revoked"):
         gateway.check_not_revoked(worker.me.id)
     gateway.check_not_revoked(process.me.id)
 
@@ -264,7 +264,7 @@ def test_a_list_only_moves_forward() -> None:
     assert gateway.list.issued_at == NOW + 120
     assert told == [frozenset({worker.me.id})], "a confirmation cuts nobody off again"
     for bad in (certificates.issue_list(OTHER_CA, 9, 1, (), NOW), b"", new[:-1]):
-        with pytest.raises(errors.NotCertified):
+        with pytest.raises(errors.NotCertified, match="revocation list"):
             gateway.take_list(bad)
     assert gateway.number == 2
     assert gateway.take_list(certificates.issue_list(CA, 3, 1, (), NOW + 200))
@@ -283,7 +283,7 @@ def test_the_number_of_the_list_is_told_in_every_hello() -> None:
 def test_the_next_ca_is_named_by_the_current_one_and_two_are_trusted_at_most() -> None:
     third = node_keys.Authority(node_keys.new_authority_seed())
     gateway = certified(Role.GATEWAY)
-    with pytest.raises(errors.NotCertified):
+    with pytest.raises(errors.NotCertified, match="the successor is not named by a CA of this mesh"):
         gateway.take_successor(certificates.name_successor(OTHER_CA, third.id))
     gateway.take_successor(certificates.name_successor(CA, OTHER_CA.id))
     assert gateway.authorities == (CA.id, OTHER_CA.id)
@@ -297,7 +297,7 @@ def test_the_next_ca_is_named_by_the_current_one_and_two_are_trusted_at_most() -
     old = certified(Role.WORKER)
     with pytest.raises(errors.NotCertified, match="belongs to another mesh"):
         gateway.admit(hello(old, gateway), old.me.id, LINK, NOW)
-    with pytest.raises(errors.NotCertified):
+    with pytest.raises(errors.NotCertified, match="the successor is not named by a CA of this mesh"):
         gateway.take_successor(certificates.name_successor(CA, CA.id))
 
 

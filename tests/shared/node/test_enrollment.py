@@ -117,7 +117,7 @@ async def test_a_node_that_slept_too_long_renews_and_a_revoked_one_does_not(runn
     renewed = await enrollment.renew_at_enrollment_topic(kept, key, means=QUICK)
     assert certificates.read(renewed.certificate).not_after > certificates.read(old).not_after
     running_service.door.revoked.add(key.id)
-    with pytest.raises(errors.NodeRevoked):
+    with pytest.raises(errors.NodeRevoked, match="this node was revoked"):
         await enrollment.renew_at_enrollment_topic(kept, key, means=QUICK)
 
 

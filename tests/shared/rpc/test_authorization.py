@@ -63,9 +63,9 @@ async def test_two_credentials_that_differ_are_refused() -> None:
 
 async def test_a_refusal_is_told_with_who_it_was_as_far_as_that_is_known() -> None:
     api_client = ApiClient()
-    with pytest.raises(errors.NotAllowed):
+    with pytest.raises(errors.NotAllowed, match="ada is no administrator"):
         await api_client.gate.admit(auth.list_users, auth.ListUsers(), Visit(KEY))
-    with pytest.raises(errors.NotAuthenticated):
+    with pytest.raises(errors.NotAuthenticated, match="no credential"):
         await api_client.gate.admit(auth.list_users, auth.ListUsers(), Visit())
     assert api_client.refusals == [("auth.listUsers", api_client.person, "not_allowed"), ("auth.listUsers", None, "not_authenticated")]
 
@@ -73,7 +73,7 @@ async def test_a_refusal_is_told_with_who_it_was_as_far_as_that_is_known() -> No
 async def test_nodes_of_the_house_may_ask_what_a_person_may_without_being_one() -> None:
     api_client = ApiClient()
     assert await api_client.gate.admit(gateway.list_nodes, gateway.ListNodes(), Visit(None, Role.METRICS)) is None
-    with pytest.raises(errors.NotAuthenticated):
+    with pytest.raises(errors.NotAuthenticated, match="no credential"):
         await api_client.gate.admit(gateway.list_nodes, gateway.ListNodes(), Visit(None, Role.CLIENT))
     assert await api_client.gate.admit(gateway.list_nodes, gateway.ListNodes(), Visit(KEY, Role.METRICS)) == api_client.person
 
@@ -92,7 +92,7 @@ async def test_an_auth_that_cannot_be_asked_is_no_refusal() -> None:
 
     told: list[str] = []
     gate = Authorizer(away, lambda method, *_: told.append(method))
-    with pytest.raises(errors.Unavailable):
+    with pytest.raises(errors.Unavailable, match="auth does not answer"):
         await gate.admit(auth.list_api_keys, auth.ListApiKeys(), Visit(KEY))
     assert told == []
 

@@ -183,7 +183,7 @@ async def test_errors_arrive_as_what_they_were() -> None:
         with pytest.raises(errors.Internal) as broken:
             await caller.rpc.call(auth.login_user, login("bug"))
         assert "secret" not in broken.value.message + broken.value.hint
-        with pytest.raises(errors.Internal):
+        with pytest.raises(errors.Internal, match="something broke inside the service"):
             # Ends its own call, as any bug of a handler does, and not the node.
             await caller.rpc.call(auth.login_user, login("too big"))
         with pytest.raises(errors.UnknownMethod, match=r"auth\.listUsers"):
@@ -191,7 +191,7 @@ async def test_errors_arrive_as_what_they_were() -> None:
         with pytest.raises(errors.WrongRole, match=r"client may not call auth\.validateApiKey"):
             # The client's own check would be worth nothing, so there is none: the receiver refuses.
             await caller.rpc.call(auth.validate_api_key, auth.ValidateApiKey(Credential("k")))
-        with pytest.raises(errors.TooLarge):
+        with pytest.raises(errors.TooLarge, match="bytes, the limit is"):
             await caller.rpc.call(auth.login_user, login("x" * (wire.MAX_MESSAGE_BYTES + 1)))
         assert (await caller.rpc.call(auth.login_user, login("pw"))).user.email == "pw", "the link has survived all of it"
 
@@ -203,7 +203,7 @@ async def test_wrong_role_is_refused_before_the_request_is_read() -> None:
         connection = await stranger.rpc._pool.connection(Role.AUTH, auth_node.node.id, 1e9)
         asked = _Collector()
         connection.ask(Call(connection.next_id(), "auth.validateApiKey", 1000, b"\xc1 not msgpack"), asked, streaming=False)
-        with pytest.raises(errors.WrongRole):
+        with pytest.raises(errors.WrongRole, match=r"a client may not call auth\.validateApiKey"):
             await asked.outcome
 
 
@@ -226,7 +226,7 @@ async def test_a_deadline_is_carried_on_and_kept() -> None:
         caller = await net.client()
         told = float((await caller.rpc.call(auth.login_user, login("remaining"), deadline_seconds=5)).user.email)
         assert 4 < told < 5
-        with pytest.raises(errors.DeadlineExceeded):
+        with pytest.raises(errors.DeadlineExceeded, match=r"auth\.loginUser did not answer in time"):
             await caller.rpc.call(auth.login_user, login("hang"), deadline_seconds=0.1)
         await asyncio.wait_for(running.service.cancelled.wait(), 10)
         connection = await caller.rpc._pool.connection(Role.AUTH, running.node.id, 1e9)
@@ -397,7 +397,7 @@ async def test_an_error_comes_after_the_items_before_it() -> None:
         await net.start(Worker)
         door = await net.start(Gateway)
         got = []
-        with pytest.raises(errors.ModelCrashed):
+        with pytest.raises(errors.ModelCrashed, match="the engine died"):
             async with door.node.rpc.stream(inference.process_prompt, prompt("crash", 3)) as answer:
                 async for chunk in answer:
                     got.append(chunk)  # noqa: PERF401 - what came before the error must not be lost
@@ -528,7 +528,7 @@ async def test_everything_comes_back_after_a_restart_of_nats() -> None:
                 await anext(answer)
                 net.server.kill()
                 await anext(answer)
-        with pytest.raises(errors.NotReachable):
+        with pytest.raises(errors.NotReachable, match="the NATS server is not reachable"):
             async with door.node.rpc.stream(inference.process_prompt, prompt(), deadline_seconds=0.1):
                 pass
         net.server.start()

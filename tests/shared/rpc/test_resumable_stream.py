@@ -145,7 +145,7 @@ async def test_what_an_answer_waits_for_is_passed_on_and_is_no_piece() -> None:
 
 async def test_a_final_error_ends_it_and_nobody_is_told_anything() -> None:
     caller, heard = FakeCaller([(2, errors.WorkerLost("gone"))]), Heard()
-    with pytest.raises(errors.WorkerLost):
+    with pytest.raises(errors.WorkerLost, match="gone"):
         await hear(caller, heard)
     assert (heard.text, heard.losses, len(caller.asked), caller.cancelled) == ("one two ", [], 1, [])
 
@@ -157,7 +157,7 @@ async def test_patience_ends_with_the_last_error() -> None:
         caller, random.Random(1), RetryPolicy(seconds=20, first_pause_seconds=0, longest_pause_seconds=0), lambda: next(seconds)
     )
     async with asking.ask(REQUEST, seconds=1_000, lost=losses.append) as answer:
-        with pytest.raises(errors.NotReachable):
+        with pytest.raises(errors.NotReachable, match="no gateway is there"):
             async for _ in answer:
                 pass
     assert losses == [True]
@@ -168,7 +168,7 @@ async def test_patience_ends_with_the_last_error() -> None:
 
 async def test_without_a_key_it_ends_with_its_connection() -> None:
     caller, heard = FakeCaller([(1, LOST)]), Heard()
-    with pytest.raises(errors.LinkLost):
+    with pytest.raises(errors.LinkLost, match="the link fell silent"):
         await hear(caller, heard, request=ProcessInferenceRequest(InferenceRequest(prompt="hi")))
     assert (len(caller.asked), caller.cancelled) == (1, [])
     # And leaving is all that it takes.
@@ -204,7 +204,7 @@ async def test_an_interrupt_during_the_wait_ends_it() -> None:
 
 async def test_a_gateway_that_leaves_a_piece_out_is_not_believed() -> None:
     caller = FakeCaller(pieces=lambda _: [InferenceChunk("a", sequence=1), InferenceChunk("c", sequence=3)])
-    with pytest.raises(errors.ProtocolViolation):
+    with pytest.raises(errors.ProtocolViolation, match="piece 3 of the answer came behind piece 1"):
         await hear(caller, Heard())
 
 

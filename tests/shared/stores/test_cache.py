@@ -210,7 +210,7 @@ async def test_a_wrong_password_is_unavailable_and_nobody_reads_it(valkey_url: s
 
 async def test_a_database_that_is_not_there_is_unavailable(valkey_url: str) -> None:
     async with Cache.open(f"{valkey_url}?db=9999") as cache:
-        with pytest.raises(errors.Unavailable):
+        with pytest.raises(errors.Unavailable, match="Valkey does not answer"):
             await cache.get("t:x")
 
 

@@ -271,10 +271,10 @@ async def test_an_asking_says_how_it_failed(traces: Traces) -> None:
         yield
 
     with traces.enter("GET /", SAMPLED):
-        with pytest.raises(errors.LinkLost):
+        with pytest.raises(errors.LinkLost, match="gone"):
             async with tracing.CallSpan("never", {}, broken()):
                 raise AssertionError("it was not entered")
-        with pytest.raises(errors.LinkLost):
+        with pytest.raises(errors.LinkLost, match="gone"):
             async with tracing.CallSpan("midway", {}, breaking()):
                 raise errors.LinkLost("gone")
     assert [(span.name, span.error) for span in kept(traces)] == [("never", "link_lost"), ("midway", "link_lost"), ("GET /", "")]

@@ -53,7 +53,7 @@ async def test_preferences_are_ones_own_also_for_who_acts_for_an_organisation(ap
 )
 async def test_bad_preferences(api_client: ApiClient, chosen: Preferences) -> None:
     anna = await api_client.person()
-    with pytest.raises(errors.BadRequest):
+    with pytest.raises(errors.BadRequest, match=r"defaultModel: the name of a model|theme: light, dark, system"):
         await api_client.ask(accounts.set_preferences, accounts.SetPreferences(chosen), anna.login())
     assert await api_client.rows.find_preferences(anna.id) is None
 
@@ -80,7 +80,7 @@ async def test_a_name_needs_no_fresh_login_and_an_address_does(api_client: ApiCl
     anna = await api_client.person()
     stale = anna.login(seconds_ago=access_table.FRESH_SECONDS + 1)
     assert (await api_client.ask(accounts.change_profile, accounts.ChangeProfile("anna_b"), stale)).username == "anna_b"
-    with pytest.raises(errors.ConfirmationNeeded):
+    with pytest.raises(errors.ConfirmationNeeded, match="this is sensitive, and you logged in a while ago"):
         await api_client.ask(accounts.change_profile, accounts.ChangeProfile(email="eve@example.com"), stale)
     assert (await anna.again()).email == "anna@example.com"
     assert api_client.postman.told() == []

@@ -63,7 +63,7 @@ async def test_refusals_wait_while_postgresql_is_away(log: AuditLog, rows: Audit
     try:
         log.note(refusal(2, target="another"))
         await log.write()
-        with pytest.raises(errors.Unavailable):
+        with pytest.raises(errors.Unavailable, match="PostgreSQL does not answer"):
             await all_rows(rows)
     finally:
         postgres.ensure_running()

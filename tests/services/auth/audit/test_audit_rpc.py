@@ -110,7 +110,7 @@ async def test_an_administrator_reads_the_log(audit_service: AuditService) -> No
         assert (await audit_service.ask(audit.list_audit, audit.ListAudit(actor=name))).rows == found[:2]
     # Somebody who is gone is found by the id that the rows still have.
     assert len((await audit_service.ask(audit.list_audit, audit.ListAudit(actor=str(UUID(int=1))))).rows) == 1
-    with pytest.raises(errors.NotFound):
+    with pytest.raises(errors.NotFound, match="there is no user 'nobody"):
         await audit_service.ask(audit.list_audit, audit.ListAudit(actor="nobody"))
 
 
@@ -119,9 +119,9 @@ async def test_an_administrator_reads_the_log(audit_service: AuditService) -> No
     [(audit.list_audit, audit.ListAudit()), (audit.verify_audit, audit.VerifyAudit())],
 )
 async def test_nobody_else_does(audit_service: AuditService, method: Method[Any, Any], request_: msgspec.Struct) -> None:
-    with pytest.raises(errors.NotAllowed):
+    with pytest.raises(errors.NotAllowed, match="dora is no administrator"):
         await audit_service.ask(method, request_, "dora")
-    with pytest.raises(errors.NotAuthenticated):
+    with pytest.raises(errors.NotAuthenticated, match="this call needs a credential"):
         await audit_service.ask(method, request_, None)
 
 
@@ -129,7 +129,7 @@ async def test_the_other_services_add_what_they_saw(audit_service: AuditService)
     await audit_service.ask(audit.record_acts, audit.RecordActs((act(1), act(2, tenant_id=None))), None, Role.GATEWAY)
     await audit_service.ask(audit.record_acts, audit.RecordActs(()), None, Role.WEB)
     assert [row.act for row in (await audit_service.ask(audit.list_audit, EVERYTHING)).rows] == [act(2, tenant_id=None), act(1)]
-    with pytest.raises(errors.WrongRole):
+    with pytest.raises(errors.WrongRole, match=r"a client may not call auth\.recordActs"):
         await audit_service.ask(audit.record_acts, audit.RecordActs((act(1),)), None, Role.CLIENT)
 
 

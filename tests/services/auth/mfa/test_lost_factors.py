@@ -40,7 +40,7 @@ async def test_they_log_in_with_the_password_again_and_are_told(api_client: ApiC
     assert postman.told() == [(changed.email, "Your second factor was removed")]
     assert api_client.trail.actions("mfa.remove") == ["mfa.remove"]
     # Whoever had the telephone is out; programs go on.
-    with pytest.raises(errors.NotAuthenticated):
+    with pytest.raises(errors.NotAuthenticated, match="the session has ended"):
         await api_client.identify(session)
     assert (await api_client.world.ask(auth.validate_api_key, auth.ValidateApiKey(key))).username == "anna"
 
@@ -68,7 +68,7 @@ async def test_only_administrators_do_it(api_client: ApiClient, postman: FakePos
     await api_client.world.register("bob")
     bob = await api_client.login("bob", PASSWORD)
     for asking in (session, bob):
-        with pytest.raises(errors.NotAllowed):
+        with pytest.raises(errors.NotAllowed, match="is no administrator"):
             await api_client.world.ask(auth.remove_mfa, auth.RemoveMfa("anna"), asking.access_token)
 
 

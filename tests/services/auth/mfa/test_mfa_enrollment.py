@@ -41,7 +41,7 @@ async def test_beginning_anew_replaces_what_was_not_finished(api_client: ApiClie
     first = await api_client.begin(session)
     second = await api_client.begin(session)
     assert first.seed != second.seed
-    with pytest.raises(errors.BadRequest):
+    with pytest.raises(errors.BadRequest, match="code: it is not the one that this seed gives now"):
         await api_client.enable(session, first.code())
     await api_client.enable(session, second.code())
 
@@ -73,7 +73,7 @@ async def test_enabling_it_ends_the_logins_that_were_made_without_it(api_client:
     phone = await api_client.begin(session)
     await api_client.enable(session, phone.code())
     assert (await api_client.identify(session)).step is Step.DONE
-    with pytest.raises(errors.NotAuthenticated):
+    with pytest.raises(errors.NotAuthenticated, match="the session has ended"):
         await api_client.identify(other)
 
 
@@ -95,7 +95,7 @@ async def test_a_new_phone_takes_the_old_ones_place_once_it_has_shown_a_code(api
     await api_client.confirm(await api_client.login(), old.next_code())
     session = await api_client.login(code=old.next_code())
     codes = (await api_client.enable(session, new.code())).codes
-    with pytest.raises(errors.NotAuthenticated):
+    with pytest.raises(errors.NotAuthenticated, match="the code is wrong, or was used before"):
         await api_client.login(code=old.next_code())
     await api_client.login(code=new.next_code())
     await api_client.login(code=codes[0])
@@ -106,9 +106,9 @@ async def test_who_lacks_the_code_cannot_put_another_phone_in_place_of_the_owner
     _, phone, _ = await api_client.with_factor()
     thief = await api_client.login()
     assert thief.step is Step.ENTER_CODE
-    with pytest.raises(errors.SecondFactorNeeded):
+    with pytest.raises(errors.SecondFactorNeeded, match="there is a second factor already, and this login lacks its code"):
         await api_client.begin(thief)
-    with pytest.raises(errors.SecondFactorNeeded):
+    with pytest.raises(errors.SecondFactorNeeded, match="there is a second factor already, and this login lacks its code"):
         await api_client.enable(thief, phone.next_code())
     await api_client.confirm(thief, phone.next_code())
 
@@ -119,9 +119,9 @@ async def test_a_login_from_before_the_factor_cannot_replace_it_either(api_clien
     user = session.user
     stale = await api_client.parts.sessions.open(StoredLogin(user_id=user.id))
     token = api_client.parts.identities.answer(user, stale)
-    with pytest.raises(errors.SecondFactorNeeded):
+    with pytest.raises(errors.SecondFactorNeeded, match="there is a second factor already, and this login lacks its code"):
         await api_client.begin(token)
-    with pytest.raises(errors.SecondFactorNeeded):
+    with pytest.raises(errors.SecondFactorNeeded, match="there is a second factor already, and this login lacks its code"):
         await api_client.world.ask(accounts.renew_recovery_codes, accounts.RenewRecoveryCodes(), token.access_token)
 
 
@@ -151,7 +151,7 @@ async def test_changing_it_needs_a_fresh_login(api_client: ApiClient) -> None:
         api_client.world.ask(accounts.disable_mfa, accounts.DisableMfa(phone.code()), session.access_token),
         api_client.world.ask(accounts.renew_recovery_codes, accounts.RenewRecoveryCodes(), session.access_token),
     ):
-        with pytest.raises(errors.ConfirmationNeeded):
+        with pytest.raises(errors.ConfirmationNeeded, match="this is sensitive, and you logged in a while ago"):
             await attempt
     await api_client.confirm_again(session, code=phone.code())
     await api_client.world.ask(accounts.disable_mfa, accounts.DisableMfa(phone.next_code()), session.access_token)
@@ -165,9 +165,9 @@ async def test_without_it_the_password_is_enough_again(api_client: ApiClient) ->
     await api_client.world.ask(accounts.disable_mfa, accounts.DisableMfa(phone.next_code()), session.access_token)
     assert (await api_client.login()).step is Step.DONE
     assert (await api_client.login(code=codes[0])).step is Step.DONE, "a code that nobody asked for is not looked at"
-    with pytest.raises(errors.NotFound):
+    with pytest.raises(errors.NotFound, match="this account has no second factor"):
         await api_client.world.ask(accounts.disable_mfa, accounts.DisableMfa(phone.next_code()), session.access_token)
-    with pytest.raises(errors.NotFound):
+    with pytest.raises(errors.NotFound, match="this account has no second factor"):
         await api_client.world.ask(accounts.renew_recovery_codes, accounts.RenewRecoveryCodes(), session.access_token)
     assert api_client.trail.actions("mfa.enable", "mfa.disable")[-1] == "mfa.disable"
 
@@ -199,7 +199,7 @@ async def test_renewed_ones_take_the_place_of_those_that_are_left(api_client: Ap
     session, _, codes = await api_client.with_factor()
     made = await api_client.world.ask(accounts.renew_recovery_codes, accounts.RenewRecoveryCodes(), session.access_token)
     assert not set(made.codes) & set(codes)
-    with pytest.raises(errors.NotAuthenticated):
+    with pytest.raises(errors.NotAuthenticated, match="the code is wrong, or was used before"):
         await api_client.login(code=codes[0])
     assert (await api_client.login(code=made.codes[0])).step is Step.DONE
 
@@ -207,7 +207,7 @@ async def test_renewed_ones_take_the_place_of_those_that_are_left(api_client: Ap
 async def test_anothers_recovery_code_is_none(api_client: ApiClient) -> None:
     await api_client.with_factor("anna")
     _, _, bens = await api_client.with_factor("ben")
-    with pytest.raises(errors.NotAuthenticated):
+    with pytest.raises(errors.NotAuthenticated, match="the code is wrong, or was used before"):
         await api_client.login("anna", code=bens[0])
     assert (await api_client.login("ben", code=bens[0])).step is Step.DONE
 
@@ -218,7 +218,7 @@ async def test_anothers_recovery_code_is_none(api_client: ApiClient) -> None:
 async def test_an_administrator_without_one_may_set_it_up_and_nothing_else(api_client: ApiClient) -> None:
     half = await api_client.browse("admin", ADMIN_PASSWORD)
     assert half.step is Step.SET_UP_MFA
-    with pytest.raises(errors.SecondFactorNeeded):
+    with pytest.raises(errors.SecondFactorNeeded, match="administrators need a second factor"):
         await api_client.world.ask(auth.list_users, auth.ListUsers(), half.access_token)
     phone = await api_client.begin(half)
     made = await api_client.enable(half, phone.code())
@@ -229,7 +229,7 @@ async def test_an_administrator_without_one_may_set_it_up_and_nothing_else(api_c
     assert (opened.result, opened.address, opened.details["kind"]) == (audit.Result.DONE, "203.0.113.7", "browser")
     assert (await api_client.world.ask(auth.list_users, auth.ListUsers(), made.session.access_token)).users
     for former in (half, half):
-        with pytest.raises(errors.NotAuthenticated):
+        with pytest.raises(errors.NotAuthenticated, match="the session has ended"):
             await api_client.identify(former)
     assert (await api_client.browse("admin", ADMIN_PASSWORD)).step is Step.ENTER_CODE
     assert (await api_client.browse("admin", ADMIN_PASSWORD, phone.next_code())).step is Step.DONE
@@ -252,7 +252,7 @@ async def test_who_becomes_an_administrator_in_the_middle_of_a_session_needs_one
     session = await api_client.login()
     await by_hand.run(settings.database_url, "UPDATE auth.users SET role = 'admin' WHERE username = 'anna'")
     assert (await api_client.identify(session)).step is Step.SET_UP_MFA
-    with pytest.raises(errors.SecondFactorNeeded):
+    with pytest.raises(errors.SecondFactorNeeded, match="administrators need a second factor"):
         await api_client.world.ask(auth.list_users, auth.ListUsers(), session.access_token)
     phone = await api_client.begin(session)
     whole = (await api_client.enable(session, phone.code())).session
@@ -278,7 +278,7 @@ async def test_a_row_that_was_copied_to_another_user_opens_nothing(api_client: A
         " SELECT (SELECT id FROM auth.users WHERE username = 'anna'), sealed_seed, now() FROM auth.second_factors",
     )
     assert session.user.username == "mallory"
-    with pytest.raises(errors.Internal):
+    with pytest.raises(errors.Internal, match="what is stored here was changed, or was sealed for something else"):
         await api_client.login("anna", PASSWORD, phone.next_code())
 
 

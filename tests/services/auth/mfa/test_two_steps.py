@@ -33,9 +33,9 @@ async def test_a_login_in_two_steps_goes_on_under_another_id_and_another_token(a
     assert whole.step is Step.DONE
     assert whole.session_token != half.session_token
     assert (await api_client.identify(whole)).step is Step.DONE
-    with pytest.raises(errors.NotAuthenticated):
+    with pytest.raises(errors.NotAuthenticated, match="the session has ended"):
         await api_client.identify(half)
-    with pytest.raises(errors.NotAuthenticated):
+    with pytest.raises(errors.NotAuthenticated, match="the session has ended"):
         await api_client.world.ask(auth.resume_session, auth.ResumeSession(half.session_token))
     again = await api_client.world.ask(auth.resume_session, auth.ResumeSession(whole.session_token))
     assert again.session_token == whole.session_token
@@ -66,7 +66,7 @@ async def test_a_refreshed_half_is_still_half(api_client: ApiClient) -> None:
     half = await api_client.login()
     refreshed = await api_client.world.ask(auth.refresh_session, auth.RefreshSession(half.session_token))
     assert refreshed.step is Step.ENTER_CODE
-    with pytest.raises(errors.SecondFactorNeeded):
+    with pytest.raises(errors.SecondFactorNeeded, match="the login lacks its code"):
         await api_client.world.ask(auth.list_api_keys, auth.ListApiKeys(), refreshed.access_token)
 
 
@@ -109,7 +109,7 @@ async def test_a_phone_may_be_thirty_seconds_off(api_client: ApiClient, steps: i
     if is_good:
         assert (await api_client.login(code=phone.code(steps))).step is Step.DONE
         return
-    with pytest.raises(errors.NotAuthenticated):
+    with pytest.raises(errors.NotAuthenticated, match="the code is wrong, or was used before"):
         await api_client.login(code=phone.code(steps))
 
 
@@ -124,7 +124,7 @@ async def test_codes_have_five_guesses_from_one_address_however_many_logins_are_
         refusals.append(type(refused.value))
     assert refusals.count(errors.NotAuthenticated) == 5
     half = await api_client.login()
-    with pytest.raises(errors.Limited):
+    with pytest.raises(errors.Limited, match="too many failed logins for this account from your address"):
         await api_client.confirm(half, code)
     assert half.step is Step.ENTER_CODE, "the password itself is still taken"
 
@@ -136,9 +136,12 @@ async def test_who_knows_the_password_cannot_lock_the_owner_out_of_entering_code
     code = phone.next_code()
     wrong = [f"{number:06}" for number in range(30) if f"{number:06}" != code]
     for number, guess in enumerate(wrong):
-        with pytest.raises((errors.NotAuthenticated, errors.Limited)):
+        with pytest.raises(
+            (errors.NotAuthenticated, errors.Limited),
+            match=r"the code is wrong, or was used before|too many failed logins for this account",
+        ):
             await api_client.login(code=guess, client=auth.ClientFacts(f"198.51.100.{number}"), peer=WEB)
-    with pytest.raises(errors.Limited):
+    with pytest.raises(errors.Limited, match="too many failed logins for this account"):
         await api_client.confirm(await api_client.browse(), code)
     half = await api_client.browse(browser=first.browser)
     whole = await api_client.confirm(half, code)
@@ -179,13 +182,13 @@ async def test_the_password_confirms_where_there_is_no_second_factor(api_client:
     await api_client.world.register("anna")
     session = await api_client.login()
     await _make_stale(api_client, session)
-    with pytest.raises(errors.ConfirmationNeeded):
+    with pytest.raises(errors.ConfirmationNeeded, match="this is sensitive, and you logged in a while ago"):
         await api_client.world.new_key(session.access_token)
     with pytest.raises(errors.NotAllowed, match="password is wrong"):
         await api_client.confirm_again(session, "wrong_password")
-    with pytest.raises(errors.BadRequest):
+    with pytest.raises(errors.BadRequest, match="password: it is needed to confirm this"):
         await api_client.confirm_again(session)
-    with pytest.raises(errors.ConfirmationNeeded):
+    with pytest.raises(errors.ConfirmationNeeded, match="this is sensitive, and you logged in a while ago"):
         await api_client.world.new_key(session.access_token)
     await api_client.confirm_again(session, PASSWORD)
     await api_client.world.new_key(session.access_token)
@@ -194,11 +197,11 @@ async def test_the_password_confirms_where_there_is_no_second_factor(api_client:
 async def test_where_there_is_one_the_password_is_not_enough(api_client: ApiClient) -> None:
     session, phone, codes = await api_client.with_factor()
     await _make_stale(api_client, session)
-    with pytest.raises(errors.SecondFactorNeeded):
+    with pytest.raises(errors.SecondFactorNeeded, match="the password is not enough here"):
         await api_client.confirm_again(session, PASSWORD)
     with pytest.raises(errors.NotAllowed, match="code is wrong"):
         await api_client.confirm_again(session, PASSWORD, "000000")
-    with pytest.raises(errors.ConfirmationNeeded):
+    with pytest.raises(errors.ConfirmationNeeded, match="this is sensitive, and you logged in a while ago"):
         await api_client.world.new_key(session.access_token)
     await api_client.confirm_again(session, code=phone.next_code())
     await api_client.world.new_key(session.access_token)
@@ -213,7 +216,7 @@ async def test_confirming_is_no_way_to_guess_passwords(api_client: ApiClient) ->
     outcomes = await asyncio.gather(*(api_client.confirm_again(session, f"wrong_password{n}") for n in range(30)), return_exceptions=True)
     assert sum(type(outcome) is errors.NotAllowed for outcome in outcomes) == 5
     assert sum(type(outcome) is errors.Limited for outcome in outcomes) == 25
-    with pytest.raises(errors.Limited):
+    with pytest.raises(errors.Limited, match="too many failed logins for this account from your address"):
         await api_client.login()
 
 
@@ -257,10 +260,10 @@ async def test_what_is_said_of_a_login_in_the_log_has_no_secret_in_it(api_client
     _, phone, codes = await api_client.with_factor()
     code = phone.next_code()
     half = await api_client.browse()
-    with pytest.raises(errors.NotAllowed):
+    with pytest.raises(errors.NotAllowed, match="the code is wrong, or was used before"):
         await api_client.confirm(half, codes[0][:-1] + "!")
     whole = await api_client.confirm(half, code)
-    with pytest.raises(errors.NotAuthenticated):
+    with pytest.raises(errors.NotAuthenticated, match="the user name or the password is wrong"):
         await api_client.browse(password="wrong_password")
     written = msgspec.json.encode(api_client.trail.acts).decode()
     assert all(secret not in written for secret in (code, *codes, PASSWORD, whole.session_token, half.session_token, phone.seed.hex()))
@@ -272,5 +275,8 @@ async def test_what_is_said_of_a_login_in_the_log_has_no_secret_in_it(api_client
 
 async def test_a_credential_that_is_none_is_refused(api_client: ApiClient) -> None:
     for credential in (None, Credential(""), Credential("aip_live_x"), Credential("a.b.c")):
-        with pytest.raises(errors.NotAuthenticated):
+        with pytest.raises(
+            errors.NotAuthenticated,
+            match=r"the credential is neither an API key|this call needs a credential|this is not an API key: its checksum or",
+        ):
             await api_client.world.ask(auth.confirm_login, auth.ConfirmLogin("123456"), credential)

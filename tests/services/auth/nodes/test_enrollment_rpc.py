@@ -87,7 +87,9 @@ async def test_a_flipped_bit_lets_nobody_in(running_service: Surroundings) -> No
         flipped[part][bit // 8] ^= 1 << bit % 8
         changed = membership.EnrollNode(flipped[0].decode("latin-1"), bytes(flipped[1]), bytes(flipped[2]))
         peer = Peer(Role.NEWCOMER, newcomer.key.id, newcomer.key.id, channel=bytes(flipped[3]))
-        with pytest.raises(errors.BadTicket):
+        with pytest.raises(
+            errors.BadTicket, match=r"the node's own signature is wrong|the ticket's signature is wrong|this mesh does not know the ticket"
+        ):
             await running_service.ask(membership.enroll_node, changed, peer=peer)
     assert [row.role for row in (await running_service.administer(membership.list_members, membership.ListMembers())).members] == ["auth"]
 
@@ -110,7 +112,7 @@ async def test_a_ticket_is_not_used_over_nats_nor_by_others_than_newcomers(runni
     with pytest.raises(errors.NotAllowed, match="Hyperswarm"):
         await running_service.ask(membership.enroll_node, request, peer=Peer(Role.NEWCOMER, newcomer.key.id))
     for role in (Role.WORKER, Role.CLIENT, Role.OPERATOR):
-        with pytest.raises(errors.WrongRole):
+        with pytest.raises(errors.WrongRole, match=r"may not call auth\.enrollNode"):
             await running_service.ask(membership.enroll_node, request, peer=Peer(role, newcomer.key.id, newcomer.key.id, channel=b"c" * 64))
 
 
@@ -143,12 +145,12 @@ async def test_waits_until_it_is_approved_and_is_certified_then(running_service:
 
 async def test_a_node_that_is_not_wanted_is_revoked_in_place_of_approved(running_service: Surroundings) -> None:
     made, newcomer = await running_service.ticket(needs_approval=True), Newcomer()
-    with pytest.raises(errors.ApprovalPending):
+    with pytest.raises(errors.ApprovalPending, match="an administrator has to approve this machine first"):
         await newcomer.enroll(running_service, made.ticket)
     await running_service.administer(membership.revoke_member, membership.RevokeMember(newcomer.key.id))
-    with pytest.raises(errors.NodeRevoked):
+    with pytest.raises(errors.NodeRevoked, match="this node was revoked on"):
         await running_service.administer(membership.approve_member, membership.ApproveMember(newcomer.key.id))
-    with pytest.raises(errors.NodeRevoked):
+    with pytest.raises(errors.NodeRevoked, match="this node was revoked on"):
         await newcomer.renew(running_service)
 
 
@@ -169,9 +171,9 @@ async def test_a_node_whose_certificate_ended_renews_with_its_key_and_a_revoked_
     await running_service.administer(membership.revoke_member, membership.RevokeMember(other.key.id, reason="sold"))
     assert read(await newcomer.renew(running_service)).node == newcomer.key.id
     for again in (other.renew(running_service), other.enroll(running_service, made.ticket)):
-        with pytest.raises(errors.NodeRevoked):
+        with pytest.raises(errors.NodeRevoked, match="this node was revoked on"):
             await again
-    with pytest.raises(errors.NodeRevoked):
+    with pytest.raises(errors.NodeRevoked, match="this node was revoked on"):
         await other.enroll(running_service, (await running_service.ticket()).ticket)
 
 
@@ -206,15 +208,15 @@ async def test_nats_vouches_for_the_nodes_of_the_house(running_service: Surround
     assert (found.node, found.role, found.owner, found.labels) == (peer.node, role, "", ())
     assert reply.bootstrap == ("127.0.0.1:49737",)
     await running_service.administer(membership.revoke_member, membership.RevokeMember(peer.node))
-    with pytest.raises(errors.NodeRevoked):
+    with pytest.raises(errors.NodeRevoked, match="this node was revoked on"):
         await running_service.ask(membership.renew_certificate, membership.RenewCertificate(), peer=peer)
 
 
 async def test_nats_vouches_for_nobody_who_came_over_hyperswarm(running_service: Surroundings) -> None:
     peer = Peer(Role.WORKER, Newcomer().key.id, channel=b"c" * 64)
-    with pytest.raises(errors.NotCertified):
+    with pytest.raises(errors.NotCertified, match="this mesh does not know this node"):
         await running_service.ask(membership.renew_certificate, membership.RenewCertificate(), peer=peer)
-    with pytest.raises(errors.NotCertified):
+    with pytest.raises(errors.NotCertified, match="this mesh does not know this node"):
         await running_service.ask(membership.renew_certificate, membership.RenewCertificate(), peer=Peer(Role.NEWCOMER, NodeId("U" * 56)))
 
 
@@ -243,7 +245,7 @@ async def test_neither_logs_nor_tables_nor_the_state_file_know_a_secret(
         made, newcomer = await running_service.ticket(uses=2), Newcomer()
         await newcomer.enroll(running_service, made.ticket)
         await Newcomer().enroll(running_service, made.ticket)
-        with pytest.raises(errors.BadTicket):
+        with pytest.raises(errors.BadTicket, match="the ticket is used up: it was good for 2 nodes"):
             await Newcomer().enroll(running_service, made.ticket)
         await running_service.administer(membership.revoke_member, membership.RevokeMember(newcomer.key.id))
     finally:

@@ -88,7 +88,7 @@ async def test_an_auth_whose_own_key_was_revoked_does_not_start(ca_settings: Aut
         pass
     await by_hand.run(postgres_url, "UPDATE auth.nodes SET state = 'revoked' WHERE id = $1", here.id)
     again = Surroundings(key=here.key)
-    with pytest.raises(errors.NodeRevoked):
+    with pytest.raises(errors.NodeRevoked, match="this node was revoked on"):
         async with AuthService.open(ca_settings, again.as_node()):
             pass
 

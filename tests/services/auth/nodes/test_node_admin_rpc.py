@@ -43,7 +43,7 @@ async def test_another_user_may_answer_for_the_node(running_service: Surrounding
     listed = (await running_service.administer(membership.list_members, membership.ListMembers())).members
     assert [(row.role, row.owner) for row in listed if row.owner] == [(Role.WORKER, "alice")]
     assert user.username == "alice"
-    with pytest.raises(errors.NotFound):
+    with pytest.raises(errors.NotFound, match="there is no user 'nobody"):
         await running_service.ticket(owner="nobody")
 
 
@@ -77,7 +77,7 @@ async def test_all_of_it_is_for_administrators(running_service: Surroundings) ->
     ):
         with pytest.raises(errors.NotAllowed):
             await running_service.ask(method, request, token)  # type: ignore[misc]  # a union of pairs
-        with pytest.raises(errors.NotAuthenticated):
+        with pytest.raises(errors.NotAuthenticated, match="this call needs a credential"):
             await running_service.ask(method, request)  # type: ignore[misc]
 
 
@@ -144,9 +144,9 @@ async def test_what_comes_in_with_a_node_owners_ticket_waits_for_an_administrato
     made = await own_ticket(running_service, olga, needs_approval=False, labels={"zone": "eu"})
     assert (made.row.role, made.row.owner, made.row.needs_approval) == (Role.WORKER, "olga", True)
     machine = Newcomer()
-    with pytest.raises(errors.ApprovalPending):
+    with pytest.raises(errors.ApprovalPending, match="an administrator has to approve this machine first"):
         await machine.enroll(running_service, made.ticket)
-    with pytest.raises(errors.NotAllowed):
+    with pytest.raises(errors.NotAllowed, match="olga is no administrator"):
         await running_service.ask(membership.approve_member, membership.ApproveMember(machine.key.id), olga)
     await running_service.administer(membership.approve_member, membership.ApproveMember(machine.key.id))
     assert (await machine.renew(running_service)).role is Role.WORKER
@@ -188,10 +188,10 @@ async def test_a_node_owner_sees_and_ends_their_own_and_hears_of_no_others(runni
             await running_service.administer(membership.approve_member, membership.ApproveMember(machines[name].key.id))
     assert await seen_nodes(running_service, olga) == {machines["olga"].key.id}
     for others in (ottos.row.id, house_ticket.row.id):
-        with pytest.raises(errors.NotFound):
+        with pytest.raises(errors.NotFound, match="there is no ticket whose id begins like this"):
             await running_service.ask(membership.revoke_ticket, membership.RevokeTicket(others), olga)
     for others_node in (machines["otto"].key.id, machines["admin"].key.id, running_service.id):
-        with pytest.raises(errors.NotFound):
+        with pytest.raises(errors.NotFound, match="there is no node whose id begins like this"):
             await running_service.ask(membership.revoke_member, membership.RevokeMember(others_node), olga)
     assert (await running_service.ask(membership.revoke_ticket, membership.RevokeTicket(olgas.row.id), olga)).state is TicketState.REVOKED
     row = await running_service.ask(membership.revoke_member, membership.RevokeMember(machines["olga"].key.id[:12]), olga)
@@ -228,7 +228,7 @@ async def test_every_act_is_written_into_the_chain_of_the_house_once(
     roster = cast("Any", running_service.dispatcher.find(membership.create_ticket.name, CLIENT).function).__self__
     monkeypatch.setattr(roster, "_trail", recorded)
     made, machine = await own_ticket(running_service, olga), Newcomer()
-    with pytest.raises(errors.ApprovalPending):
+    with pytest.raises(errors.ApprovalPending, match="an administrator has to approve this machine first"):
         await machine.enroll(running_service, made.ticket)
     for _ in range(2):
         await running_service.administer(membership.approve_member, membership.ApproveMember(machine.key.id))
@@ -255,6 +255,6 @@ async def test_a_revocation_that_cannot_be_written_down_does_not_happen(
 
     monkeypatch.setattr(roster, "_trail", Recorded())
     monkeypatch.setattr(roster._trail, "add", full)
-    with pytest.raises(errors.Unavailable):
+    with pytest.raises(errors.Unavailable, match="the log is away"):
         await running_service.administer(membership.revoke_member, membership.RevokeMember(machine.key.id))
     await machine.renew(running_service)

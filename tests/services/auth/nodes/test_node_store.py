@@ -148,7 +148,7 @@ async def test_ids_may_be_given_by_a_beginning_that_one_has(members: NodeStore) 
         with pytest.raises(error):
             await members.get_ticket_called(beginning, None)
     for beginning in ("aaaa%", "a\0aa1", "' OR 1=1 --"):
-        with pytest.raises(errors.BadRequest):
+        with pytest.raises(errors.BadRequest, match="id: give the node's id, or at least its first 4 characters"):
             await members.get_node_called(beginning, None)
         assert await members.find_ticket(beginning) is None
 
@@ -285,7 +285,7 @@ async def test_what_is_listed_and_found_is_its_owners(members: NodeStore) -> Non
         assert {found.id for found in await members.list_nodes(owner)} == nodes
     assert (await members.get_ticket_called("aaaa", anna)).id == annas, "a beginning that another's has, too"
     for asking in (members.get_ticket_called(bens, anna), members.get_node_called(node, ben)):
-        with pytest.raises(errors.NotFound):
+        with pytest.raises(errors.NotFound, match="whose id begins like this"):
             await asking
     assert (await members.count_good_tickets(anna), await members.count_good_tickets(UserId(UUID(int=9)))) == (1, 0)
     async with members.transaction() as transaction:
@@ -302,7 +302,7 @@ async def test_what_goes_with_a_use_happens_only_with_it(members: NodeStore, pos
     async def write(transaction: object) -> None:
         written.append(1)
 
-    with pytest.raises(errors.Unavailable):
+    with pytest.raises(errors.Unavailable, match="the log is away"):
         await members.use_ticket(ticket, node, name="box", labels={}, now=now(), also=full)
     assert (await used(members, ticket), await members.find_node(node)) == (0, None)
     assert await members.use_ticket(ticket, node, name="box", labels={}, now=now(), also=write)

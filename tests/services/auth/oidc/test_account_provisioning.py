@@ -101,7 +101,7 @@ async def test_roles_follow_the_groups_at_every_login(tables: Tables) -> None:
 
 async def test_who_has_an_account_links_it(tables: Tables) -> None:
     own = tables.have("ann", "ann@example.com")
-    with pytest.raises(errors.AlreadyExists):
+    with pytest.raises(errors.AlreadyExists, match="there is an account with your e-mail address"):
         await admit(ANN, None, tables, NOBODY)
     assert await admit(ANN, own, tables, NOBODY) == own
     assert await admit(ANN, None, tables, NOBODY) == own
@@ -127,7 +127,7 @@ class NeverThere(Tables):
 
 
 async def test_it_does_not_try_for_ever() -> None:
-    with pytest.raises(errors.Unavailable):
+    with pytest.raises(errors.Unavailable, match="this login at the provider is being used elsewhere at the same time"):
         await admit(ANN, UserId(UUID(int=1)), NeverThere(), NOBODY)
 
 

@@ -57,7 +57,7 @@ async def test_a_renewal_that_fails_keeps_what_was_there() -> None:
     source = Source()
     first = await source.kept.get()
     source.now, source.broken = RENEW_SECONDS, True
-    with pytest.raises(errors.Unavailable):
+    with pytest.raises(errors.Unavailable, match="away"):
         await source.kept.renew(first)
     assert await source.kept.get() == first
     assert await source.kept.renew(first) == first

@@ -97,5 +97,5 @@ def test_every_suggestion_is_a_good_user_name() -> None:
     assert len(suggested) == len(set(suggested)) == 1000
     for name in suggested:
         name_rules.check_username(name)
-    with pytest.raises(errors.CallerError):
+    with pytest.raises(errors.CallerError, match="the user name admin is reserved"):
         name_rules.check_username("admin")

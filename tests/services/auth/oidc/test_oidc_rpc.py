@@ -131,7 +131,7 @@ async def test_somebody_new_logs_in(web: Web) -> None:
 
 async def test_a_login_that_is_not_proven_is_counted_and_written_down(web: Web) -> None:
     web.provider.claims = {"aud": "another"}
-    with pytest.raises(errors.NotAuthenticated):
+    with pytest.raises(errors.NotAuthenticated, match="the login provider's answer is not accepted: the ID token does not fit:"):
         await web.log_in()
     [act] = web.trail.acts
     assert (act.action, act.result, act.address) == ("session.open", Result.REFUSED, "203.0.113.7")
@@ -155,7 +155,7 @@ async def test_an_account_with_a_password_is_linked_by_its_owner(web: Web) -> No
     assert (await web.session()).user.id == anna.user.id
     await web.remove(anna)
     assert await web.links(anna) == []
-    with pytest.raises(errors.NotFound):
+    with pytest.raises(errors.NotFound, match="your account has no such link"):
         await web.remove(anna)
     assert web.actions() == ["oidc.link", "oidc.unlink"]
 
@@ -172,16 +172,16 @@ async def test_a_login_that_showed_no_password_just_now_is_good_for_nothing_sens
     for auth_time in (None, int(time.time()) - 3600):
         web.provider.claims = {"auth_time": auth_time}
         session = await web.session()
-        with pytest.raises(errors.ConfirmationNeeded):
+        with pytest.raises(errors.ConfirmationNeeded, match="this is sensitive, and you logged in a while ago"):
             await web.remove(session)
-        with pytest.raises(errors.ConfirmationNeeded):
+        with pytest.raises(errors.ConfirmationNeeded, match="your login is too old for this"):
             await web.begin(session)
 
 
 async def test_a_login_that_lacks_its_second_factor_links_nothing(web: Web) -> None:
     user = await web.world.register("anna")
     halfway = await web.world.parts.sessions.open(StoredLogin(user_id=user.id, kind=SessionKind.BROWSER, step=Step.ENTER_CODE))
-    with pytest.raises(errors.SecondFactorNeeded):
+    with pytest.raises(errors.SecondFactorNeeded, match="this login still lacks its second factor"):
         await web.beside.ask(accounts.begin_oidc, accounts.BeginOidc(CALLBACK, "", halfway.token))
 
 
@@ -189,7 +189,7 @@ async def test_an_ended_session_links_nothing(web: Web) -> None:
     anna = await web.password_session()
     await web.world.ask(auth.logout_user, auth.LogoutUser(anna.session_token))
     for token in (anna.session_token, "", "aip_rt_invented"):
-        with pytest.raises(errors.NotAuthenticated):
+        with pytest.raises(errors.NotAuthenticated, match="the session has ended"):
             await web.begin(msgspec.structs.replace(anna, session_token=token))
 
 

@@ -179,6 +179,6 @@ async def test_from_the_real_provider_to_an_account(links: OidcStore, postgres_u
             # Ann's preferred name is Bob's too.
             assert await by_hand.value(postgres_url, "SELECT username FROM auth.users WHERE id = $1", bob) == "ann-2"
             assert await role_of(postgres_url, bob) == "user"
-            with pytest.raises(errors.AlreadyExists):
+            with pytest.raises(errors.AlreadyExists, match="this login at the provider belongs to another account here"):
                 await log_in("ann-1", link_to=bob)
             assert PEOPLE["ann-1"]["preferred_username"] == "Ann"

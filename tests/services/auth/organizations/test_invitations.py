@@ -96,7 +96,7 @@ async def test_an_owner_withdraws_it_once(seeded_db: SeededDb) -> None:
     with pytest.raises(errors.NotFound, match="was withdrawn"):
         await accept(seeded_db, made.token, ben.login)
     for nonsense in ("", "'", str(uuid4())):
-        with pytest.raises(errors.NotFound):
+        with pytest.raises(errors.NotFound, match="there is no open invitation with this id"):
             await seeded_db.ask(api.withdraw_invitation, api.WithdrawInvitation(acme.id, nonsense), anna.login)
 
 
@@ -106,10 +106,10 @@ async def test_a_new_one_to_the_same_address_takes_the_place_of_the_old(seeded_d
     old = await invite(seeded_db, acme, anna, "ben@example.com", TeamRole.OWNER)
     new = await invite(seeded_db, acme, anna, "Ben@example.com")
     assert [invitation.id for invitation in (await seeded_db.page(acme, anna.login)).invitations] == [new.invitation.id]
-    with pytest.raises(errors.NotFound):
+    with pytest.raises(errors.NotFound, match="this invitation was withdrawn"):
         await accept(seeded_db, old.token, ben.login)
     assert (await accept(seeded_db, new.token, ben.login)).role is TeamRole.MEMBER
-    with pytest.raises(errors.AlreadyExists):
+    with pytest.raises(errors.AlreadyExists, match="somebody with this address is a member already"):
         await invite(seeded_db, acme, anna, "BEN@example.com")
 
 
@@ -127,7 +127,7 @@ async def test_an_organisation_sends_so_many_mails_a_day(seeded_db: SeededDb, po
     acme = await seeded_db.found(anna)
     for n in range(100):
         await invite(seeded_db, acme, anna, f"guest{n}@example.com")
-    with pytest.raises(errors.Limited):
+    with pytest.raises(errors.Limited, match="100 invitations were sent within a day"):
         await invite(seeded_db, acme, anna, "ben@example.com")
     assert len(seeded_db.mailbox.mails) == 100
     await by_hand.run(postgres_url, "UPDATE auth.invitations SET created_at = created_at - interval '1 day'")
@@ -150,6 +150,6 @@ async def test_a_key_of_an_organisation_joins_no_other(seeded_db: SeededDb) -> N
     acme, bens = await seeded_db.found(anna), await seeded_db.found(ben, "Bens")
     token = (await invite(seeded_db, acme, anna, "ben@example.com")).token
     key = (await seeded_db.key(seeded_db.login(ben.user, bens.id))).api_key
-    with pytest.raises(errors.NotAllowed):
+    with pytest.raises(errors.NotAllowed, match="a key of an organisation joins no other"):
         await accept(seeded_db, token, key)
     await accept(seeded_db, token, (await seeded_db.key(ben.login)).api_key)

@@ -184,7 +184,7 @@ async def test_who_is_removed_loses_their_keys_of_the_organisation_and_no_others
     assert {event.key_id for event in revoked} == {made.key.id for made in team_keys}
     assert seeded_db.trail.acts[-1].details == {"keys": "3"}
     await seeded_db.join(anna, acme, ben)
-    with pytest.raises(errors.NotAuthenticated):
+    with pytest.raises(errors.NotAuthenticated, match="this API key was revoked"):
         await seeded_db.principal(team_keys[0].api_key)
     with pytest.raises(errors.NotFound, match="does not belong"):
         await seeded_db.ask(api.remove_team_member, api.RemoveTeamMember(acme.id, UserId(uuid4())), anna.login)
@@ -204,7 +204,7 @@ async def test_a_member_leaves_by_themselves(seeded_db: SeededDb) -> None:
     acme = await seeded_db.found(anna)
     await seeded_db.join(anna, acme, ben)
     await remove(seeded_db, acme, ben, ben.login)
-    with pytest.raises(errors.NotFound):
+    with pytest.raises(errors.NotFound, match="you belong to no organisation with this id"):
         await seeded_db.page(acme, ben.login)
 
 
@@ -243,7 +243,7 @@ async def test_a_key_of_one_organisation_knows_no_other(seeded_db: SeededDb) -> 
         seeded_db.ask(api.rename_organisation, api.RenameOrganization(other.id, "x"), key),
         seeded_db.ask(api.invite_member, api.InviteMember(other.id, "x@example.com"), key),
     ):
-        with pytest.raises(errors.NotFound):
+        with pytest.raises(errors.NotFound, match="you belong to no organisation with this id"):
             await asking
     assert await mine(seeded_db, anna.login) == {"Acme": TeamRole.OWNER, "Other": TeamRole.OWNER}
 
@@ -271,7 +271,7 @@ async def test_an_administrator_sees_all_and_sets_what_was_paid_for(seeded_db: S
     assert (changed.tier, (await seeded_db.page(acme, anna.login)).organisation.tier) == (Tier.PRO, Tier.PRO)
     assert (await seeded_db.principal(made.api_key)).tier is Tier.PRO
     assert seeded_db.trail.acts[-1].details == {"before": "free", "after": "pro"}
-    with pytest.raises(errors.NotFound):
+    with pytest.raises(errors.NotFound, match="you belong to no organisation with this id"):
         await seeded_db.ask(api.set_team_tier, api.SetTeamTier(TenantId(uuid4()), Tier.PRO), boss.login)
     for by in (anna.login, ben.login, (await seeded_db.key(boss.login)).api_key):
         for method, request in (
@@ -311,5 +311,5 @@ async def test_a_key_of_an_organisation_is_not_among_ones_own(seeded_db: SeededD
     acme = await seeded_db.found(anna)
     made = await seeded_db.key(seeded_db.login(anna.user, acme.id), "team")
     assert await seeded_db.keys(anna.login) == ()
-    with pytest.raises(errors.NotFound):
+    with pytest.raises(errors.NotFound, match="you have no key with this id"):
         await seeded_db.ask(auth.revoke_api_key, auth.RevokeApiKey(str(made.key.id)), anna.login)

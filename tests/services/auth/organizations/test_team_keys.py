@@ -53,7 +53,7 @@ async def test_an_owner_ends_a_members_key_and_does_not_take_it_over(seeded_db: 
         with pytest.raises(errors.NotAllowed, match="its own user"):
             await seeded_db.ask(method, request, owner)  # type: ignore[misc]  # a union of pairs
     annas = await seeded_db.key(owner, "annas")
-    with pytest.raises(errors.NotFound):
+    with pytest.raises(errors.NotFound, match="you have no key with this id"):
         await seeded_db.ask(auth.revoke_api_key, auth.RevokeApiKey(str(annas.key.id)), member)
     assert not (await seeded_db.ask(auth.revoke_api_key, auth.RevokeApiKey(str(bens.key.id)), owner)).is_active
 
@@ -62,5 +62,5 @@ async def test_who_is_no_member_makes_no_key_for_an_organisation(seeded_db: Seed
     _, _, owner, _ = await team(seeded_db)
     organisation = (await seeded_db.principal((await seeded_db.key(owner)).api_key)).team_id
     mallory = await seeded_db.person("mallory")
-    with pytest.raises(errors.BadRequest):
+    with pytest.raises(errors.BadRequest, match="100 keys are active already here, or you do not belong to this"):
         await seeded_db.key(seeded_db.login(mallory.user, organisation))

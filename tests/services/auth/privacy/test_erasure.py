@@ -34,7 +34,7 @@ async def test_who_asks_again_gets_the_same_day_and_no_second_mail(api_client: P
 
 async def test_it_needs_a_login_of_the_last_minutes(api_client: PrivacyDesk) -> None:
     anna = await api_client.api_client.person()
-    with pytest.raises(errors.ConfirmationNeeded):
+    with pytest.raises(errors.ConfirmationNeeded, match="this is sensitive, and you logged in a while ago"):
         stale = anna.login(seconds_ago=access_table.FRESH_SECONDS + 1)
         await api_client.ask(privacy.request_erasure, privacy.RequestErasure(), stale)
 
@@ -172,7 +172,7 @@ async def test_while_valkey_is_away_nothing_is_deleted_and_later_all_is(api_clie
     person = await somebody_well_known(api_client, canaries)
     await api_client.plan(person)
     await api_client.let_time_pass(person)
-    with pytest.raises(errors.Unavailable):
+    with pytest.raises(errors.Unavailable, match="Valkey does not answer"):
         await api_client.replica(AwaySessions()).erase_due()
     assert set(canaries.left_in(await api_client.every_cell())) == set(canaries.NAMES)
     await api_client.erasures.erase_due()

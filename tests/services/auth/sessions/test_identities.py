@@ -110,7 +110,7 @@ async def test_only_a_login_has_a_session(world: Surroundings) -> None:
         with pytest.raises(errors.NotAllowed, match="needs a login") as refused:
             await world.service._assembly._parts.identities.session_of(credential)
         assert "log in" in refused.value.hint
-    with pytest.raises(errors.NotAuthenticated):
+    with pytest.raises(errors.NotAuthenticated, match="the credential is neither an API key nor an access token of this mesh"):
         await world.service._assembly._parts.identities.session_of(Credential("a.b.c"))
     assert world.refusals("bad_token") == 1
 

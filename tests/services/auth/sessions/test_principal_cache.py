@@ -58,11 +58,11 @@ async def test_an_answer_that_was_forgotten_is_too_old_or_may_not_be_kept_is_not
     known.forget(ANN)
     source.state = "away"
     for key in ("of ann", "of a user", "never asked"):
-        with pytest.raises(errors.Unavailable):
+        with pytest.raises(errors.Unavailable, match="PostgreSQL is not reachable"):
             await known.ask(key, source.says(None), owner)
     assert await known.ask("of ben", source.says(None), owner) == BEN
     source.now += MAX_AGE_SECONDS
-    with pytest.raises(errors.Unavailable):
+    with pytest.raises(errors.Unavailable, match="PostgreSQL is not reachable"):
         await known.ask("of ben", source.says(None), owner)
 
 
@@ -76,7 +76,7 @@ async def test_what_was_asked_before_a_change_is_not_kept_after_it() -> None:
 
     await known.ask("k", revoked_meanwhile, owner)
     source.state = "away"
-    with pytest.raises(errors.Unavailable):
+    with pytest.raises(errors.Unavailable, match="PostgreSQL is not reachable"):
         await known.ask("k", source.says(None), owner)
 
 
@@ -86,7 +86,7 @@ async def test_it_is_bounded() -> None:
     for number in range(MAX_ANSWERS + 1):
         await known.ask(number, source.says(ANN), owner)
     source.state = "away"
-    with pytest.raises(errors.Unavailable):
+    with pytest.raises(errors.Unavailable, match="PostgreSQL is not reachable"):
         await known.ask(0, source.says(None), owner)
     assert await known.ask(1, source.says(None), owner) == ANN
 

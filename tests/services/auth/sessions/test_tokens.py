@@ -124,7 +124,7 @@ def unsigned() -> str:
     ],
 )
 async def test_refused(token: str) -> None:
-    with pytest.raises(errors.NotAuthenticated):
+    with pytest.raises(errors.NotAuthenticated, match="access token"):
         await OURS.read(token, NOW)
 
 
@@ -132,13 +132,13 @@ async def test_refused(token: str) -> None:
 async def test_one_changed_character_is_noticed(place: int, other: str) -> None:
     if GOOD[place] == other:
         return
-    with pytest.raises(errors.NotAuthenticated):
+    with pytest.raises(errors.NotAuthenticated, match="access token"):
         await OURS.read(GOOD[:place] + other + GOOD[place + 1 :], NOW)
 
 
 @given(st.text())
 async def test_no_text_is_taken_for_a_token(text: str) -> None:
-    with pytest.raises(errors.NotAuthenticated):
+    with pytest.raises(errors.NotAuthenticated, match="the credential is neither an API key nor an access token of this mesh"):
         await OURS.read(text, NOW)
 
 

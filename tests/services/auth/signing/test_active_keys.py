@@ -285,7 +285,7 @@ async def test_in_an_emergency_no_old_token_is_good(
 async def test_a_rotation_that_the_log_does_not_take_does_not_happen(publication: SigningKeyRpc, signers: ActiveKeys, trail: Trail) -> None:
     trail.fails = True
     before = published(signers)
-    with pytest.raises(errors.Unavailable):
+    with pytest.raises(errors.Unavailable, match="no log"):
         await publication.rotate_signing_keys(auth.RotateSigningKeys(at_once=True), by_admin())
     await signers.refresh()
     assert published(signers) == before
@@ -345,6 +345,6 @@ async def test_a_sealed_key_opens_for_its_own_row_alone(signers: ActiveKeys, pos
     kid = signers.signer().kid
     assert PrivateSigningKey.of(SEALER.open("signing-key", kid, sealed), 0).kid == kid
     for purpose, owner in (("signing-key", "another"), ("totp", kid)):
-        with pytest.raises(errors.Internal):
+        with pytest.raises(errors.Internal, match="what is stored here was changed, or was sealed for something else"):
             SEALER.open(purpose, owner, sealed)
     assert sealing.key_id_of(sealed) == SEALER.key_id

@@ -105,7 +105,7 @@ async def test_a_restarted_server_finds_every_subscription_again(server: NatsSer
         await until(lambda: told == [False])
         assert not client.connected
         client.publish(f"aimesh.{MESH}.who", b"lost")
-        with pytest.raises(errors.Unavailable):
+        with pytest.raises(errors.Unavailable, match="no NATS server answers at nats://"):
             await client.flush()
         server.start()
         await until(lambda: told == [False, True])

@@ -63,7 +63,7 @@ def test_a_stream_byte_by_byte_is_the_same() -> None:
     ],
 )
 def test_what_no_server_would_send_ends_the_connection(data: bytes) -> None:
-    with pytest.raises(errors.ProtocolViolation):
+    with pytest.raises(errors.ProtocolViolation, match="NATS server"):
         NatsParser().feed(data)
 
 
