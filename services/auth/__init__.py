@@ -1,1 +1,1 @@
-"""auth: who somebody is. Owns users, API keys, sessions and access tokens."""
+"""The auth service: users, API keys, sessions and access tokens."""

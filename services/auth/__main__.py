@@ -1,4 +1,4 @@
-"""`python -m services.auth`: runs auth until SIGTERM."""
+"""Run auth until SIGTERM: `python -m services.auth`."""
 
 from services.auth import service, settings
 from shared import node

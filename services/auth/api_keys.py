@@ -1,7 +1,6 @@
-"""Makes API keys and tells what may be known of one. Pure but for the randomness; `shared.identity.credentials` has the written form.
+"""Create API keys and their stored form. Pure but for the randomness; `shared.identity.credentials` defines the written form.
 
-A key has 256 random bits, so it needs no slow hash; the HMAC means that a copy of the database alone cannot even confirm a
-key that somebody found.
+A key has 256 random bits, so it needs no slow hash. The HMAC means that a copy of the database alone cannot even confirm a key.
 """
 
 import hashlib
@@ -19,11 +18,10 @@ _PREVIEW_HEAD, _PREVIEW_TAIL = 12, 4
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """All that is stored of a secret."""
+    """What is stored instead of a secret."""
 
-    #: HMAC-SHA256, hex.
     key_hash: str
-    #: The first and the last characters, to recognise a key by.
+    #: For people to recognize the key by.
     preview: str
 
 
@@ -32,13 +30,18 @@ def generate(kind: KeyKind = KeyKind.LIVE) -> Credential:
     return Credential(credentials.PREFIXES[kind] + characters + credentials.checksum(characters))
 
 
-def random_text() -> str:
-    """256 random bits in base62."""
-    return "".join(secrets.choice(credentials.ALPHABET) for _ in range(credentials.RANDOM_CHARACTERS))
+def random_text(characters: int = credentials.RANDOM_CHARACTERS) -> str:
+    """Return random base62; the default length has 256 bits."""
+    return "".join(secrets.choice(credentials.ALPHABET) for _ in range(characters))
+
+
+def hash_token(text: str) -> str:
+    """Return the stored form of an opaque token; 256 random bits need no slower hash."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check(text: str) -> None:
-    """Raises NotAuthenticated for what cannot be a key; asks nobody."""
+    """Raises NotAuthenticated for a malformed key, without looking it up."""
     if not credentials.looks_like_api_key(text):
         raise errors.NotAuthenticated(
             "this is not an API key: its checksum or its length is wrong", hint=f"copy the whole key, from {credentials.PREFIX} on"
@@ -46,10 +49,10 @@ def check(text: str) -> None:
 
 
 def check_first(text: str) -> None:
-    """Raises BadRequest for what cannot be the first administrator's key."""
+    """Raises BadRequest if this cannot be the first administrator's key."""
     if credentials.kind_of(text) != KeyKind.ADMIN:
         raise errors.BadRequest(
-            "it is no administrator's key", hint=f"{credentials.PREFIXES[KeyKind.ADMIN]}, 43 random characters and their checksum"
+            "it is not an administrator's key", hint=f"{credentials.PREFIXES[KeyKind.ADMIN]}, 43 random characters and their checksum"
         )
 
 
@@ -58,17 +61,17 @@ def mark(key: Credential, pepper: str) -> Mark:
 
 
 def digest(key: Credential, pepper: str) -> str:
-    """What the database knows of a key: HMAC-SHA256, hex."""
+    """Return the HMAC-SHA256 under which a key is stored, in hex."""
     return hmac.digest(pepper.encode(), key.encode(), hashlib.sha256).hex()
 
 
 def preview(key: Credential) -> str:
-    """The first 12 and the last 4 characters, to recognise a key by; more than 200 bits stay unknown."""
+    """Return the first 12 and the last 4 characters; more than 200 bits stay secret."""
     return f"{key[:_PREVIEW_HEAD]}…{key[-_PREVIEW_TAIL:]}"
 
 
 def ago(seconds: float) -> str:
-    """Such as `3 days ago`, for people."""
+    """Describe a duration, such as `3 days ago`."""
     for size, unit in ((86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second")):
         if (count := int(seconds // size)) > 0:
             return f"{count} {unit}{'' if count == 1 else 's'} ago"

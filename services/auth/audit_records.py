@@ -1,7 +1,8 @@
-"""The rows of the audit log as auth's own methods make them. Pure but for the clock."""
+"""Build the audit log's rows for auth's own methods. Pure but for the clock."""
 
 from datetime import UTC, datetime
 from itertools import islice
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -10,25 +11,29 @@ from shared.api.audit import AuditedAct, Result
 from shared.api.auth import Principal
 from shared.types import TenantId, UserId
 
+if TYPE_CHECKING:
+    from shared.stores.database import Transaction
+
+
 _LONGEST_NAME = 100
 _LONGEST_TEXT = 500
 _MOST_DETAILS = 20
-#: What an integer of PostgreSQL holds.
+#: The largest integer of PostgreSQL.
 _MOST_TIMES = 2**31 - 1
 
 
 def done(action: str, by: Principal, *, tenant: TenantId | None = None, target: object = "", **details: str) -> AuditedAct:
-    """``by`` did it; ``tenant`` is whose chain it belongs to, where that is not the tenant that they act for."""
+    """Record that ``by`` did it. ``tenant`` is the tenant whose chain it belongs to, if that is not the one that ``by`` acts for."""
     return _act(action, by.tenant_id if tenant is None else tenant, by.user_id, target, details)
 
 
 def done_by(action: str, user: UserId, *, target: object = "", address: str = "", **details: str) -> AuditedAct:
-    """By somebody who had no credential yet, like one who logs in."""
+    """Record an act of a user without a credential, such as a login."""
     return _act(action, TenantId(user), user, target, details, address=address)
 
 
-def of_house(action: str, by: Principal | None, *, target: object = "", **details: str) -> AuditedAct:
-    """What concerns the mesh and not one tenant: nodes, tickets, prices."""
+def of_mesh(action: str, by: Principal | None, *, target: object = "", **details: str) -> AuditedAct:
+    """Record what concerns the whole mesh and no single tenant: nodes, tickets, prices."""
     return _act(action, None, None if by is None else by.user_id, target, details)
 
 
@@ -38,12 +43,12 @@ def refused(action: str, by: Principal | None, why: str, *, target: object = "",
 
 
 def overlooked(times: int) -> AuditedAct:
-    """Of refusals that nobody could write down; that there were so many is itself worth a row."""
+    """Record how many refusals were dropped because they could not be written."""
     return msgspec.structs.replace(_act("audit.overflow", None, None, "", {}, result=Result.FAILED), times=times)
 
 
 def fitted(act: AuditedAct) -> AuditedAct:
-    """As the log takes it: cut where it is too long, without what PostgreSQL has no form for. Nothing is refused for its form."""
+    """Cut an act to the sizes of the log and to characters that PostgreSQL can store. Nothing is refused for its form."""
     return msgspec.structs.replace(
         act,
         at=act.at if act.at.tzinfo is not None else act.at.replace(tzinfo=UTC),
@@ -82,3 +87,15 @@ def _act(
         request_id=str(now.request_id) if now is not None else "",
         details=details,
     )
+
+
+class AuditTrail(Protocol):
+    """The audit log, as callers use it."""
+
+    async def add(self, transaction: "Transaction", act: AuditedAct) -> None:
+        """Add the act to its own transaction: both happen or neither."""
+        ...
+
+    def note(self, act: AuditedAct) -> None:
+        """Record a refusal soon; equal ones are combined. Never blocks and never fails."""
+        ...

@@ -1,4 +1,4 @@
-"""Passes changes of users and keys on to everyone who watches, from one connection that listens to PostgreSQL."""
+"""Listen on one PostgreSQL connection and forward changes of users and keys to all watchers."""
 
 import asyncio
 import contextlib
@@ -9,35 +9,35 @@ from shared import errors
 from shared.api.auth import Change
 from shared.node import lifecycle
 
-#: Changes that a slow watcher has not read. Then they are replaced by one that says: forget everything.
+#: Changes that a slow watcher has not read. Beyond this they are replaced by one that means: forget everything.
 _UNREAD = 100
 _PRUNE_EVERY_SECONDS = 3600
 _WAIT_SECONDS = 1
 
 
 class ChangeStream:
-    """``run`` is the task that listens; ``watch`` may be called any number of times beside it."""
+    """``run`` is the task that listens; ``watch`` may be called any number of times meanwhile."""
 
     def __init__(self, store: AccountTables, ending: asyncio.Event) -> None:
         self._store = store
-        #: Set when the service shuts down: a watch that never ends would hold the drain up for its whole grace period.
+        #: Set at shutdown: a watch never ends and would use up the whole grace period of the drain.
         self._ending = ending
         self._watchers: set[asyncio.Queue[Change]] = set()
-        #: Called with each change, first of all.
+        #: Called with each change, before the watchers.
         self.on_change: Callable[[Change], None] = lambda change: None
 
     async def run(self) -> None:
-        """Listen and prune, until cancelled."""
+        """Run until canceled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._listen())
             tasks.create_task(self._prune())
 
     async def watch(self, since: int) -> AsyncGenerator[Change, None]:
-        """What was missed since then, then everything as it happens. The first item says that nothing will be missed now.
+        """Yield what was missed since ``since``, then every change. After the first item nothing is missed any more.
 
-        Ends when the service does. Raises Unavailable if PostgreSQL cannot say what was missed.
+        Ends when the service shuts down. Raises Unavailable if PostgreSQL cannot say what was missed.
         """
-        # Registered before asking, so that what happens in between comes twice rather than never.
+        # Registered before asking: a change in between arrives twice rather than never.
         with self._registered() as unread:
             for change in await self._store.missed_changes(since):
                 yield change
@@ -45,7 +45,7 @@ class ChangeStream:
                 yield next_change
 
     async def _next(self, unread: asyncio.Queue[Change]) -> Change | None:
-        """The next change, or None once the service ends."""
+        """Return None when the service shuts down."""
         async with lifecycle.background() as tasks:
             arrival, ending = tasks.create_task(unread.get()), tasks.create_task(self._ending.wait())
             await asyncio.wait({arrival, ending}, return_when=asyncio.FIRST_COMPLETED)
@@ -71,7 +71,7 @@ class ChangeStream:
 
     async def _prune(self) -> None:
         while True:
-            # If it cannot be done now, the next hour will do.
+            # The next hour will do.
             with contextlib.suppress(errors.Unavailable):
                 await self._store.prune_changes()
             await asyncio.sleep(_PRUNE_EVERY_SECONDS)

@@ -1,12 +1,12 @@
-"""The services at whose doors people come in. They see who comes, and say it; what a client says of its address is its own word."""
+"""The services that clients connect to. Only they know a client's address; what a client says about its own address proves nothing."""
 
 from shared.api.auth import ClientFacts
 from shared.rpc import RpcCall
 from shared.types import Role
 
-DOORS = frozenset({Role.WEB, Role.GATEWAY})
+CLIENT_FACING = frozenset({Role.WEB, Role.GATEWAY})
 
 
-def address_seen(client: ClientFacts, call: RpcCall) -> str | None:
-    """The address that a door has seen, empty where it sees none; None for whoever came by no door."""
-    return client.address if call.caller_role in DOORS else None
+def client_address(client: ClientFacts, call: RpcCall) -> str | None:
+    """Return the client's address as web or the gateway saw it (empty if unknown), or None if another service calls."""
+    return client.address if call.caller_role in CLIENT_FACING else None

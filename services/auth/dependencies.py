@@ -1,8 +1,8 @@
-"""What the handlers of auth share; made once, at the start."""
+"""What all handlers of auth share; created once, at startup."""
 
 from dataclasses import dataclass
 
-from services.auth.audit.audit_trail import AuditTrail
+from services.auth.audit_records import AuditTrail
 from services.auth.passwords import Passwords
 from services.auth.sessions.failed_logins import FailedLogins
 from services.auth.sessions.identities import Identities

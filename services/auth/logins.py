@@ -1,4 +1,4 @@
-"""The RPC methods by which people log in, stay logged in and log out."""
+"""RPC methods to log in, keep a session and log out."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from dataclasses import replace
 import msgspec
 
 from services.auth import audit_records, roles
-from services.auth.client_facing_roles import DOORS, address_seen
+from services.auth.client_facing_roles import CLIENT_FACING, client_address
 from services.auth.dependencies import Dependencies
 from services.auth.mfa.factors import Factors
 from services.auth.session_opening import SessionOpening
@@ -33,15 +33,13 @@ from shared.rpc import RpcCall, serves
 from shared.telemetry import logs
 from shared.types import Role, UserId, UserRole
 
-#: The query after which the gateways forget what they knew of a user's tokens, which is else good there for a minute.
+#: A query that makes the gateways forget a user's tokens, which they otherwise cache for a minute.
 _TELL = "tell_of_user"
 
 _log = logs.get(part="auth")
 
 
 class LoginRpc:
-    """Handlers; sessions are in Valkey, accounts in PostgreSQL."""
-
     def __init__(self, parts: Dependencies, factors: Factors, opening: SessionOpening) -> None:
         self._settings = parts.settings
         self._store = parts.store
@@ -59,14 +57,14 @@ class LoginRpc:
     async def login_user(self, request: auth.LoginUser, call: RpcCall) -> auth.LoginSession:
         typed = request.credentials
         if (typed.username is None) == (typed.email is None):
-            raise errors.BadRequest("credentials: give username or email, one of them, and password")
+            raise errors.BadRequest("credentials: give either username or email, and password")
         if request.kind is SessionKind.BROWSER and call.caller_role is not Role.WEB:
-            raise errors.NotAllowed("only the web pages open a browser's session", hint="leave kind out")
+            raise errors.NotAllowed("only the web pages can open a browser session", hint="leave kind out")
         address = _address(request.client, call)
         account, browser = await self._prove(typed, address, request.browser)
         login = StoredLogin(user_id=account.user.id, kind=request.kind, client=_client(request.client, call), browser=browser)
         login = await self._with_step(account.user, login, typed.code, address)
-        # Before the session: the mark that a browser gets is bound to the hash.
+        # Before the session is opened: the browser's mark depends on the hash.
         account = await self._with_current_hash(account, typed.password)
         return await self._opening.open(account.user, login, proven=account)
 
@@ -74,7 +72,7 @@ class LoginRpc:
     async def confirm_login(self, request: auth.ConfirmLogin, call: RpcCall) -> auth.LoginSession:
         session = await self._identities.session_of(call.credential)
         if session.step is not Step.ENTER_CODE:
-            raise errors.BadRequest("this login lacks no code", hint="go on with it as it is")
+            raise errors.BadRequest("this login needs no code", hint="use it as it is")
         await self._check_code(call, request.code, session, "session.open")
         return await self._opening.complete(session)
 
@@ -85,7 +83,7 @@ class LoginRpc:
         if not has_factor:
             await self._check_password(call, request.password, session)
         elif request.code is None:
-            raise errors.SecondFactorNeeded("the password is not enough here", hint="give a code of your authenticator app")
+            raise errors.SecondFactorNeeded("the password is not enough here", hint="enter a code from your authenticator app")
         else:
             await self._check_code(call, request.code, session, "session.confirm")
         async with self._store.transaction() as transaction:
@@ -96,14 +94,14 @@ class LoginRpc:
         return Nothing()
 
     async def begin(self, user: auth.User, login: StoredLogin) -> auth.LoginSession:
-        """For somebody whom another than us has recognised, like an OpenID provider: with the step that the login still lacks."""
+        """Open a session for a user whom an OpenID provider authenticated, with the step that the login still lacks."""
         return await self._opening.open(user, await self._with_step(user, login, None, ""))
 
-    # --- staying logged in ---------------------------------------------------------------------------------------------
+    # --- sessions -------------------------------------------------------------------------------------------------------
 
     @serves(auth.refresh_session)
     async def refresh_session(self, request: auth.RefreshSession, call: RpcCall) -> auth.LoginSession:
-        # Looked at before it is spent: a token that is spent for an error would be lost.
+        # Checked before it is used: a token that is used up for an error would be lost.
         session = await self._sessions.find_by_token(request.session_token)
         if session is None:
             raise self._identities.session_over()
@@ -113,14 +111,14 @@ class LoginRpc:
             await self._record_reuse(found)
             raise self._identities.session_reused()
         if found is SessionOver.OTHER_KIND:
-            raise errors.BadRequest("this is the token of a browser's session", hint="resumeSession takes it; it stays the same")
+            raise errors.BadRequest("this is the token of a browser session", hint="use resumeSession, which keeps it the same")
         return self._go_on(user, found)
 
     @serves(auth.resume_session)
     async def resume_session(self, request: auth.ResumeSession, call: RpcCall) -> auth.LoginSession:
         found = await self._sessions.resume(request.session_token)
         if found is SessionOver.OTHER_KIND:
-            raise errors.BadRequest("this is the token of a program's session", hint="refreshSession takes it, and gives a new one")
+            raise errors.BadRequest("this is the token of a program's session", hint="use refreshSession, which returns a new one")
         if found is SessionOver.ENDED:
             raise self._identities.session_over()
         answer = self._go_on(await self._bearer(found.session), found)
@@ -139,7 +137,7 @@ class LoginRpc:
     async def switch_organisation(self, request: accounts.SwitchTeam, call: RpcCall) -> auth.LoginSession:
         session, who = await self._identities.session_of(call.credential), call.principal
         if request.team_id is not None and await self._identities.find_team_terms(who.user_id, request.team_id) is None:
-            raise errors.NotFound("you belong to no organisation with this id", hint="listOrganisations shows yours")
+            raise errors.NotFound("you are not a member of an organization with this id", hint="listOrganisations shows yours")
         user = await self._identities.active_user(await self._store.find_user(who.user_id))
         async with self._store.transaction() as transaction:
             opened = await self._sessions.act_for(session, request.team_id)
@@ -208,7 +206,7 @@ class LoginRpc:
             kind=SessionKind.BROWSER,
             client=_client(request.client, call),
             has_factor=link.has_factor,
-            # A key has shown neither password nor code, so that nothing sensitive is done before one is shown.
+            # An API key proves neither password nor code, so sensitive actions require one first.
             confirmed_at=link.confirmed_at or 0.0,
             team_id=link.team_id,
         )
@@ -222,8 +220,8 @@ class LoginRpc:
     # --- parts -------------------------------------------------------------------------------------------------------
 
     async def _prove(self, typed: auth.Credentials, address: str, mark: str) -> tuple[StoredAccount, str]:
-        """Whose the password is, and the id of the browser where it has signed in before. The work is the same for names that nobody has,
-        and the answer is, too."""
+        """Check the password; return the account, and the id of its browser if it has logged in before. Unknown names take the same work
+        and get the same answer."""
         name = typed.username or typed.email or ""
         account = await self._store.find_account(name)
         counted_as = failed_logins.account_of(account.user.id if account else None, name)
@@ -240,7 +238,7 @@ class LoginRpc:
         return account, browser
 
     async def _with_step(self, user: auth.User, login: StoredLogin, code: str | None, address: str) -> StoredLogin:
-        """Asked only once the password was right: until then nobody learns whether there is a second factor."""
+        """Look for a second factor only once the password was right, so nobody else learns whether there is one."""
         if login.has_factor:
             return login
         if (await self._factors.state(user.id)).is_enabled:
@@ -262,14 +260,14 @@ class LoginRpc:
             right = await self._factors.take(who.user_id, code, address or str(call.caller.node), session.browser)
         if not right:
             self._note(audit_records.refused(action, who, "wrong code"), who.user_id, address)
-            raise errors.NotAllowed("the code is wrong, or was used before", hint=CODE_HINT)
+            raise errors.NotAllowed("the code is wrong, or was already used", hint=CODE_HINT)
 
     async def _check_password(self, call: RpcCall, password: str | None, session: StoredSession) -> None:
         who, seen = call.principal, session.client.address
         address = seen or str(call.caller.node)
         account = await self._store.find_account(who.username)
         if password is None or account is None or not account.password_hash:
-            raise errors.BadRequest("password: it is needed to confirm this", hint="where the account has none, log in again instead")
+            raise errors.BadRequest("password: required to confirm this", hint="if the account has none, log in again instead")
         with self._counting():
             guess = await self._guesses.charge(str(who.user_id), address, session.browser)
         if not await self._compare(guess, password, account.password_hash):
@@ -278,17 +276,17 @@ class LoginRpc:
         await self._guesses.forgive(str(who.user_id), address, session.browser)
 
     async def _compare(self, guess: Guess, password: str, password_hash: str | None) -> bool:
-        """Where nobody has time to compare them, it was no guess."""
+        """If the server is too busy to compare, the attempt is not counted."""
         try:
             return await self._passwords.verify(password, password_hash)
         except errors.Overloaded:
-            # Without Valkey it stays charged, and the answer is the same.
+            # Without Valkey the attempt stays counted; the answer is the same.
             with contextlib.suppress(errors.Unavailable):
                 await self._guesses.give_back(guess)
             raise
 
     async def _bearer(self, session: StoredSession) -> auth.User:
-        """The user of a session that wants to go on."""
+        """Return the user of a session to be continued."""
         user = await self._identities.bearer(session)
         if session.team_id is not None and await self._identities.find_team_terms(user.id, session.team_id) is None:
             raise self._identities.session_over()
@@ -300,32 +298,32 @@ class LoginRpc:
         return self._identities.answer(user, found)
 
     async def _find_own_id(self, call: RpcCall) -> str | None:
-        """Of the session that asks; None where a key does."""
+        """Return the id of the calling session; None for a key."""
         return None if call.principal.key_id is not None else (await self._identities.session_of(call.credential)).id
 
     async def _with_current_hash(self, account: StoredAccount, password: str) -> StoredAccount:
         if account.password_hash and self._passwords.is_outdated(account.password_hash):
-            # The password was right; if this cannot be done now, the next login will.
+            # If this fails, the next login will do it.
             with contextlib.suppress(errors.Overloaded, errors.Unavailable):
                 current = await self._passwords.hash(password)
                 if await self._store.replace_password_hash(account, current):
                     return replace(account, password_hash=current)
-                # Another login of the same moment was the first; or the password was changed, and then this login must not go on.
+                # Another login at the same moment did it first. But if the password was changed, this login must fail.
                 found = await self._store.find_account(account.user.username)
                 if found is not None and await self._passwords.verify(password, found.password_hash):
                     return found
         return account
 
-    # --- the record ----------------------------------------------------------------------------------------------------
+    # --- audit log ------------------------------------------------------------------------------------------------------
 
     async def _record_reuse(self, closed: ClosedSession) -> None:
-        _log.warning("a spent session token came again; its session was ended", session=closed.id, user_id=closed.user_id)
+        _log.warning("a used session token was presented again; its session was ended", session=closed.id, user_id=closed.user_id)
         async with self._store.transaction() as transaction:
             await self._trail.add(transaction, audit_records.done_by("session.reuse", closed.user_id, target=closed.id))
             await transaction.run(_TELL, closed.user_id)
 
     def _note(self, act: AuditedAct, user_id: UserId | None, address: str) -> None:
-        """Whom a refusal was about, and where it came from; who it was, nobody has shown."""
+        """Record a refusal: the account concerned and the address. Nobody has proven who it was."""
         self._trail.note(msgspec.structs.replace(act, target="" if user_id is None else str(user_id), address=address))
 
     @contextlib.contextmanager
@@ -338,10 +336,10 @@ class LoginRpc:
 
 
 def _address(client: auth.ClientFacts, call: RpcCall) -> str:
-    """What guesses are counted under besides the account: the address that a door has seen, or the node of whoever came by none."""
-    seen = address_seen(client, call)
+    """Return what attempts are counted under besides the account: the client's address, or the node that calls."""
+    seen = client_address(client, call)
     return str(call.caller.node) if seen is None else seen
 
 
 def _client(client: auth.ClientFacts, call: RpcCall) -> auth.ClientFacts:
-    return client if call.caller_role in DOORS else auth.ClientFacts(agent=client.agent)
+    return client if call.caller_role in CLIENT_FACING else auth.ClientFacts(agent=client.agent)

@@ -67,15 +67,6 @@ def address_changed_from(username: str) -> AccountMail:
     )
 
 
-def new_login(username: str, where: str, program: str, at: datetime) -> AccountMail:
-    return _text(
-        "New sign-in",
-        username,
-        f"Someone signed in to this account.\n\nTime: {_time(at)}\nAddress: {_line(where) or 'unknown'}\n"
-        f"Program: {_line(program) or 'unknown'}\n\nIf this was you, ignore this email. {_NOT_YOU}",
-    )
-
-
 def invitation(organisation: str, by: str, page: str, token: str, days: int) -> AccountMail:
     """Write the invitation. ``page`` is as for ``reset``."""
     link = (

@@ -1,5 +1,5 @@
-"""Which user names, addresses and key names are good, and which models and networks a key can be bound to. Pure; raises BadRequest
-with the rule that was broken."""
+"""Check user names, addresses and key names, and the models and networks that a key can be bound to. Pure; raises BadRequest with the
+broken rule."""
 
 import re
 from collections.abc import Iterable
@@ -10,14 +10,14 @@ from shared import errors
 from shared.mail import email_address
 from shared.types import ModelName
 
-#: Made by auth itself at its first start, and by nobody else.
+#: auth creates it at its first start; nobody else can.
 ADMIN_USERNAME = "admin"
 ADMIN_EMAIL = "admin@localhost"
 
 _USERNAME = re.compile(r"[A-Za-z0-9_.-]{3,50}")
 _LONGEST_KEY_NAME = 100
 _LONGEST_MODEL_NAME = 200
-#: Each is compared at every request of its key.
+#: Each is compared at every request with the key.
 _MOST_MODELS, _MOST_NETWORKS = 100, 20
 
 
@@ -40,42 +40,42 @@ def check_email(email: str) -> None:
 
 def check_key_name(name: str) -> None:
     if not may_be_key_name(name):
-        raise errors.BadRequest(f"name: 1 to {_LONGEST_KEY_NAME} printable characters", hint="choose a name to recognise the key by")
+        raise errors.BadRequest(
+            f"name: 1 to {_LONGEST_KEY_NAME} printable characters", hint="choose a name that tells you what the key is for"
+        )
 
 
 def models_of(names: Iterable[str]) -> tuple[ModelName, ...]:
-    """Each once, in the order given."""
+    """Remove duplicates; keep the order."""
     models = tuple(dict.fromkeys(ModelName(name) for name in names))
     if len(models) > _MOST_MODELS:
-        raise errors.BadRequest(f"models: at most {_MOST_MODELS}", hint="leave it out for every model")
+        raise errors.BadRequest(f"models: at most {_MOST_MODELS}", hint="leave it out to allow every model")
     if not all(model.strip() and len(model) <= _LONGEST_MODEL_NAME and model.isprintable() for model in models):
         raise errors.BadRequest(f"models: each is 1 to {_LONGEST_MODEL_NAME} printable characters", hint="`aicli models list` shows them")
     return models
 
 
 def networks_of(texts: Iterable[str]) -> tuple[str, ...]:
-    """Each once, in the order given, in the form that addresses are compared with."""
+    """Remove duplicates, keep the order, and normalize to the form that addresses are compared with."""
     networks = tuple(dict.fromkeys(_network(text) for text in texts))
     if len(networks) > _MOST_NETWORKS:
-        raise errors.BadRequest(f"networks: at most {_MOST_NETWORKS}", hint="join those that lie side by side")
+        raise errors.BadRequest(f"networks: at most {_MOST_NETWORKS}", hint="merge adjacent ones")
     return networks
 
 
 def _network(text: str) -> str:
     try:
-        # A zone (`fe80::1%eth0`) is this machine's own name for a link; nobody else's address can be compared with it.
+        # A zone (`fe80::1%eth0`) names a link of this machine only.
         found = None if "%" in text else ip_network(text.strip(), strict=False)
     except ValueError:
         found = None
     if found is None:
-        raise errors.BadRequest(
-            f"networks: {text[:60]!r} is no network", hint="write them like 192.0.2.0/24 or 2001:db8::/32; a single address is one, too"
-        )
+        raise errors.BadRequest(f"networks: {text[:60]!r} is not a network", hint="write 192.0.2.0/24, 2001:db8::/32 or a single address")
     return str(_as_compared(found))
 
 
 def _as_compared(network: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network:
-    """IPv4 in its IPv6 clothes (`::ffff:192.0.2.0/120`) is IPv4, as it is where a request comes in."""
+    """Return IPv4-mapped IPv6 (`::ffff:192.0.2.0/120`) as IPv4, as requests' addresses are."""
     mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
     return network if mapped is None or network.prefixlen < 96 else IPv4Network((mapped, network.prefixlen - 96))
 
@@ -89,7 +89,7 @@ def may_be_key_name(text: str) -> bool:
 
 
 def find_uuid(text: str) -> UUID | None:
-    """The id that ``text`` is, in the form that we write ids in (or without its dashes)."""
+    """Parse an id as we write ids, or without its dashes."""
     try:
         found = UUID(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Passwords: which are good enough, and their argon2id hashes, made in one pool of threads with a bounded queue."""
+"""Password rules, and argon2id hashes in one thread pool with a bounded queue."""
 
 import asyncio
 import contextlib
@@ -20,21 +20,21 @@ T = TypeVar("T")
 
 SHORTEST_MINIMUM = 8
 LONGEST = 256
-#: Each holds 19 MiB while it hashes: 304 MiB at most, also on a machine of 64 cores, however many log in at once.
+#: Each hashes with 19 MiB: at most 304 MiB, even with 64 cores and many logins at once.
 _MOST_THREADS = 16
-#: Waiting for a thread. 50 wait for 1.3 s on one core; who comes later is better told so at once.
+#: Hashes waiting for a thread. 50 take 1.3 s on one core; further ones are better refused at once.
 _LONGEST_QUEUE = 50
-#: What must be left of a password when a word that anybody would guess is taken out of it.
+#: What must remain of a password after removing an obvious word.
 _LEAST_BESIDE_A_WORD = 5
-#: Of the threads that hash, where 0 is how all else runs: beside a model that keeps every core busy a hash then has a tenth of one.
+#: For hashing threads; everything else runs at 0. If a model keeps every core busy, a hash gets about a tenth of one.
 _NICENESS = 10
 _SHORTEST_WORD = 4
 
 
 def find_fault(password: str, words: Iterable[str], min_length: int, common: frozenset[str]) -> str | None:
-    """What is wrong with a new password, as a sentence. ``words`` are those that an attacker would try first for this user.
+    """Return what is wrong with a new password, as a sentence. ``words`` are what an attacker would try first for this user.
 
-    No rules about digits and signs: they make passwords worse (NIST SP 800-63B-4 §3.1.1.2).
+    There are no rules about digits and symbols: they make passwords worse (NIST SP 800-63B-4 §3.1.1.2).
     """
     if len(password) < min_length:
         return f"it is shorter than {min_length} characters"
@@ -50,7 +50,7 @@ def find_fault(password: str, words: Iterable[str], min_length: int, common: fro
 
 
 class Passwords:
-    """Hashes and compares; every method may raise Overloaded. Opened and closed by the service."""
+    """Every method may raise Overloaded."""
 
     def __init__(self, pool: ThreadPoolExecutor, threads: int, hasher: argon2.PasswordHasher, min_length: int) -> None:
         self._pool = pool
@@ -58,7 +58,7 @@ class Passwords:
         self._hasher = hasher
         self._min_length = min_length
         self._common = frozenset(Path(__file__).with_name("common_passwords.txt").read_text(encoding="utf-8").split())
-        #: Compared with where there is no such user, so that the answer takes as long.
+        #: Compared for unknown users, so the answer takes as long.
         self._nobodys_hash = hasher.hash(secrets.token_hex())
         self._at_once = 0
 
@@ -73,22 +73,22 @@ class Passwords:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def check(self, password: str, *, username: str, email: str) -> None:
-        """Raises BadRequest for a password that must not be chosen."""
+        """Raises BadRequest for an unacceptable password."""
         words = (username, email.partition("@")[0], "aimesh")
         if fault := find_fault(_normal(password), words, self._min_length, self._common):
-            raise errors.BadRequest(f"password: {fault}", hint=f"choose {self._min_length} to {LONGEST} characters; a sentence is good")
+            raise errors.BadRequest(f"password: {fault}", hint=f"choose {self._min_length} to {LONGEST} characters; a sentence works well")
 
     async def hash(self, password: str) -> str:
         return await self._run(lambda: self._hasher.hash(_normal(password)))
 
     async def verify(self, password: str, password_hash: str | None) -> bool:
-        """None means that there is no such user: that is never right, and takes as long to find out."""
+        """``None`` means that there is no such user: never right, and takes as long."""
         possible = password_hash is not None and len(password) <= LONGEST
         right = await self._run(lambda: self._matches(password_hash or self._nobodys_hash, _normal(password[:LONGEST])))
         return right and possible
 
     def is_outdated(self, password_hash: str) -> bool:
-        """Made with other parameters than we use now."""
+        """Return whether the hash was made with other parameters than today's."""
         return self._hasher.check_needs_rehash(password_hash)
 
     def _matches(self, password_hash: str, password: str) -> bool:
@@ -103,7 +103,7 @@ class Passwords:
         self._at_once += 1
         running = asyncio.get_running_loop().run_in_executor(self._pool, work)
         running.add_done_callback(self._finished)
-        # Shielded, because a caller that goes away does not free the thread: it counts until the hash is done.
+        # Shielded: a canceled caller does not free the thread, so it must count until the hash is done.
         return await asyncio.shield(running)
 
     def _finished(self, _running: object) -> None:
@@ -111,23 +111,23 @@ class Passwords:
 
 
 def _threads(cores: int) -> int:
-    """All cores but one: a crowd that logs in never takes the last one from the answers that are being written."""
+    """Leave one core free: a crowd of logins must not slow down running answers."""
     return min(max(1, cores - 1), _MOST_THREADS)
 
 
 def _step_back() -> None:
-    """A hash may wait for anything else that runs here: who logs in notices no delay of some milliseconds, but between two tokens of an
-    answer one is seen. Where a thread has no priority of its own (outside Linux), the hash takes its share."""
+    """Lower the thread's priority: a login can wait some milliseconds, but a gap between two tokens is visible. Outside Linux, threads have
+    no priority of their own."""
     if sys.platform == "linux":
-        # Only root may lower the niceness that a service was started with.
+        # Only root may lower the niceness that the service was started with.
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), max(_NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
 
 
 def _argon2id() -> argon2.PasswordHasher:
-    """OWASP's minimum: 19 MiB, two passes; 26 ms here. With other parameters each password is hashed anew at its next login."""
+    """OWASP's minimum: 19 MiB, two passes; 26 ms here. After a change of parameters each password is hashed again at its next login."""
     return argon2.PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1, hash_len=32, salt_len=16)
 
 
 def _normal(password: str) -> str:
-    """The same password typed on two systems may differ in its code points (RFC 8265 §4.2)."""
+    """The same password typed on two systems may differ in code points (RFC 8265 §4.2)."""
     return unicodedata.normalize("NFC", password)

@@ -1,9 +1,9 @@
-"""Seals what has to be read again, like the seed of a second factor: AES-256-GCM under DATA_KEY. Pure but for the randomness.
+"""Encrypt what must be read again, like the seed of a second factor: AES-256-GCM under DATA_KEY. Pure but for the randomness.
 
-A sealed value opens only for the purpose and the owner that it was sealed for: one that was copied into another row does not open
-there. It names its key, so that a second one can be given while the first is taken out of use.
+A sealed value opens only for its purpose and owner, so it is useless when copied into another row. It names its key, so the key can be
+replaced while the old one still opens old values.
 
-    1 byte: the form, 1 · 4 bytes: which key (the first of its SHA-256) · 12 bytes: nonce · the text and 16 bytes of tag
+    1 byte: format, 1 · 4 bytes: key id (start of its SHA-256) · 12 bytes: nonce · ciphertext and 16 bytes of tag
 """
 
 import base64
@@ -26,7 +26,7 @@ _HEAD_BYTES = len(_FORM) + _ID_BYTES + _NONCE_BYTES
 
 
 def read_key(text: str, name: str = "DATA_KEY") -> bytes:
-    """The 32 bytes of a setting. Raises BadSettings, without a word of what was given."""
+    """Decode the 32 bytes of a setting. Raises BadSettings, which doesn't quote it."""
     try:
         raw = base64.b64decode(
             text.strip() + "=" * (-len(text.strip()) % 4), altchars=b"-_" if set(text) & set("-_") else None, validate=True
@@ -34,22 +34,22 @@ def read_key(text: str, name: str = "DATA_KEY") -> bytes:
     except (binascii.Error, ValueError):
         raw = b""
     if len(raw) != _KEY_BYTES:
-        raise errors.BadSettings(f"{name} is not 32 bytes in base64", hint="make one with `openssl rand -base64 32`")
+        raise errors.BadSettings(f"{name} is not 32 bytes in base64", hint="create one with `openssl rand -base64 32`")
     return raw
 
 
 def derive(key: bytes, purpose: str) -> bytes:
-    """A key of its own for another kind of work, like signing; nothing of DATA_KEY follows from it (RFC 5869)."""
+    """Derive an independent key for another purpose, like signing (RFC 5869). It reveals nothing about DATA_KEY."""
     return HKDF(hashes.SHA256(), _KEY_BYTES, salt=None, info=b"aimesh/" + purpose.encode()).derive(key)
 
 
 def key_id(key: bytes) -> str:
-    """Which key it is; says nothing of what it is."""
+    """Identify a key without revealing it."""
     return hashlib.sha256(key).hexdigest()[: 2 * _ID_BYTES]
 
 
 class DataSealer:
-    """Seals with one key and opens with all that it was given."""
+    """Seal with the current key; open with the current one and former ones."""
 
     def __init__(self, key: bytes, *former: bytes) -> None:
         self.key_id = key_id(key)
@@ -57,7 +57,7 @@ class DataSealer:
 
     @classmethod
     def of(cls, data_key: str, data_key_old: str | None = None) -> "DataSealer":
-        """From the settings. Raises BadSettings."""
+        """Build it from the settings. Raises BadSettings."""
         former = () if data_key_old is None else (read_key(data_key_old, "DATA_KEY_OLD"),)
         return cls(read_key(data_key), *former)
 
@@ -67,13 +67,13 @@ class DataSealer:
         return _FORM + bytes.fromhex(self.key_id) + nonce + cipher.encrypt(nonce, plain, _bound_to(purpose, owner))
 
     def open(self, purpose: str, owner: object, sealed: bytes) -> bytes:
-        """Raises Unavailable where the key is not here, and Internal for what was not sealed for this purpose and owner."""
+        """Raises Unavailable if the key is missing, and Internal if the value wasn't sealed for this purpose and owner."""
         if len(sealed) < _HEAD_BYTES or not sealed.startswith(_FORM):
             raise _damaged()
         cipher = self._ciphers.get(key_id_of(sealed))
         if cipher is None:
             raise errors.Unavailable(
-                "this was sealed with another DATA_KEY than the one that auth has", hint="give auth the former key as DATA_KEY_OLD"
+                "this was encrypted with another DATA_KEY than auth has", hint="give auth the former key as DATA_KEY_OLD"
             )
         try:
             return cipher.decrypt(sealed[_HEAD_BYTES - _NONCE_BYTES : _HEAD_BYTES], sealed[_HEAD_BYTES:], _bound_to(purpose, owner))
@@ -81,7 +81,7 @@ class DataSealer:
             raise _damaged() from error
 
     def is_outdated(self, sealed: bytes) -> bool:
-        """With a former key: to be sealed anew at the next occasion."""
+        """Return whether it was sealed with a former key and should be sealed again."""
         return key_id_of(sealed) != self.key_id
 
 
@@ -90,9 +90,9 @@ def key_id_of(sealed: bytes) -> str:
 
 
 def _bound_to(purpose: str, owner: object) -> bytes:
-    # With its length, so that no purpose and owner together read like two others.
+    # Includes the length, so that no two pairs of purpose and owner are encoded the same.
     return b"aimesh/sealed/%d/" % len(purpose) + f"{purpose}/{owner}".encode()
 
 
 def _damaged() -> errors.Internal:
-    return errors.Internal("what is stored here was changed, or was sealed for something else", hint="restore it from a backup")
+    return errors.Internal("the stored value was changed, or encrypted for something else", hint="restore it from a backup")

@@ -1,4 +1,4 @@
-"""The auth service: its RPC methods answered by the parts that ``wiring`` joins, and what the other services ask it."""
+"""The auth service: starts what ``wiring`` connects, and answers the other services."""
 
 import asyncio
 import contextlib
@@ -6,17 +6,17 @@ from collections.abc import AsyncIterator
 from typing import ClassVar
 
 from services.auth import audit_records, wiring
-from services.auth.client_facing_roles import DOORS
+from services.auth.client_facing_roles import CLIENT_FACING
 from services.auth.oidc.oidc_rpc import OidcDependencies
 from services.auth.oidc.oidc_store import OidcStore
 from services.auth.sessions.identities import logged_in_from
 from services.auth.settings import AuthSettings
 from services.auth.wiring import OpenedStores, Wiring
 from shared import errors
-from shared.api import accounts, auth
+from shared.api import accounts, auth, service_settings
 from shared.api.gateway import Check
 from shared.api.method import Nothing
-from shared.node import Node
+from shared.node import Node, shown_settings
 from shared.rpc import RpcCall, StreamCall, serves
 from shared.rpc.authorization import Authorizer, CallerIdentity
 from shared.telemetry import logs
@@ -27,7 +27,7 @@ _log = logs.get(part="auth")
 
 
 class AuthService:
-    """Users, keys and sessions, over RPC. It keeps nothing that another replica would have to know."""
+    """Keeps no state that another replica would need."""
 
     role: ClassVar[Role] = Role.AUTH
 
@@ -36,8 +36,8 @@ class AuthService:
         self._node = node
         self._opened = opened
         self._auth_failures = node.metrics.auth_failures
-        self._assembly = Wiring(settings, node, opened, self._count_refusal)
-        self._identities = self._assembly.identities
+        self._wiring = Wiring(settings, node, opened, self._count_refusal)
+        self._identities = self._wiring.identities
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -45,31 +45,29 @@ class AuthService:
         async with contextlib.AsyncExitStack() as stack:
             opened = await stack.enter_async_context(wiring.opened(settings))
             service = cls(settings, node, opened)
-            parts = service._assembly
-            ca = parts.mesh_ca()
+            wired = service._wiring
+            ca = wired.mesh_ca()
             if ca is not None:
                 await ca.begin()
-            equipment = await stack.enter_async_context(
-                OidcDependencies.open(settings, opened.cache, OidcStore(opened.database, parts.trail))
-            )
-            joined = parts.join(ca, equipment)
-            # A group of its own, so that these end before what they use is closed.
+            oidc = await stack.enter_async_context(OidcDependencies.open(settings, opened.cache, OidcStore(opened.database, wired.trail)))
+            connected = wired.connect(ca, oidc)
+            # In its own group, so these tasks end before what they use is closed.
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
-            running = [tasks.create_task(work()) for work in joined.work]
+            running = [tasks.create_task(work()) for work in connected.work]
             node.dispatcher.gate = Authorizer(service._identities.of, service._on_refusal)
-            for handler in joined.handlers:
+            for handler in connected.handlers:
                 node.dispatcher.add(handler)
             yield service
             for task in running:
                 task.cancel()
-            await parts.last_used.write()
-            await parts.upkeep.finish()
+            await wired.last_used.write()
+            await wired.upkeep.finish()
 
     async def checks(self) -> tuple[Check, ...]:
         return await self._opened.checks()
 
     def asgi(self) -> None:
-        """Only RPC; HTTP has its door at the gateway."""
+        """Clients reach auth's HTTP API at the gateway."""
 
     # --- for the other services ----------------------------------------------------------------------------------------
 
@@ -85,7 +83,7 @@ class AuthService:
 
     @serves(auth.watch_changes)
     async def watch_changes(self, request: auth.WatchChanges, stream: StreamCall[auth.Change]) -> Nothing:
-        async with contextlib.aclosing(self._assembly.changes.watch(request.since)) as changes:
+        async with contextlib.aclosing(self._wiring.changes.watch(request.since)) as changes:
             async for change in changes:
                 await stream.send(change)
         return Nothing()
@@ -99,15 +97,19 @@ class AuthService:
             oidc_name=self._settings.oidc_name if there_is_one else None,
         )
 
-    # --- counted and told ----------------------------------------------------------------------------------------------
+    @serves(service_settings.auth_settings)
+    async def get_settings(self, request: service_settings.GetSettings, call: RpcCall) -> service_settings.ShownSettings:
+        return shown_settings.shown(self._settings)
+
+    # --- refusals -------------------------------------------------------------------------------------------------------
 
     def _on_refusal(self, method: str, visitor: CallerIdentity, principal: auth.Principal | None, error: errors.AimeshError) -> None:
-        self._assembly.trail.note(audit_records.refused(method, principal, error.message, address=_address(visitor)))
+        self._wiring.trail.note(audit_records.refused(method, principal, error.message, address=_address(visitor)))
 
     def _count_refusal(self, reason: AuthFailure) -> None:
         self._auth_failures.labels(reason=reason).inc()
 
 
 def _address(visitor: CallerIdentity) -> str:
-    """Of whoever comes by a door, where they logged in; else the node that calls."""
-    return str(visitor.caller.node) if isinstance(visitor, RpcCall) and visitor.caller_role not in DOORS else logged_in_from.get()
+    """Return where a client logged in if it came through web or the gateway, otherwise the calling node."""
+    return str(visitor.caller.node) if isinstance(visitor, RpcCall) and visitor.caller_role not in CLIENT_FACING else logged_in_from.get()

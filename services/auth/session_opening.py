@@ -1,15 +1,16 @@
-"""Opens sessions and finishes logins. Every session that lacks no step begins here, so that every login is in the audit log."""
+"""Open sessions and complete logins. Every complete session begins here, so every login is in the audit log."""
 
+import hashlib
+import hmac
+import secrets
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from services.auth import audit_records
+from services.auth import audit_records, sealing
 from services.auth.dependencies import Dependencies
-from services.auth.sessions import known_browsers
-from services.auth.sessions.known_browsers import KnownBrowsers
 from services.auth.sessions.session_store import StoredLogin, StoredSession
 from services.auth.store import StoredAccount
 from shared import errors
@@ -20,12 +21,55 @@ from shared.types import UserId
 if TYPE_CHECKING:
     from shared.stores.database import Transaction
 
-#: What else happens in the transaction of a login that lacks no step, like calling a deletion off.
+
+_ID_BYTES = 8
+_LONGEST = 200
+
+
+@dataclass(frozen=True, slots=True)
+class KnownBrowsers:
+    """Marks browsers that have logged in to an account, so a stranger's failed attempts don't count against them (OWASP: device cookies).
+
+    A mark is an id and its MAC, stored only in the browser. It is bound to the account and its password, so a mark obtained with an old
+    password is worthless. It grants no access, only attempts of its own.
+    """
+
+    #: The first one signs; the others are derived from a former DATA_KEY.
+    keys: tuple[bytes, ...]
+
+    @classmethod
+    def of(cls, data_key: str, data_key_old: str | None) -> "KnownBrowsers":
+        """Build it from the settings. Raises BadSettings."""
+        former = () if data_key_old is None else (sealing.read_key(data_key_old, "DATA_KEY_OLD"),)
+        return cls(tuple(sealing.derive(key, "known-browser") for key in (sealing.read_key(data_key), *former)))
+
+    def read(self, mark: str, account: StoredAccount | None) -> str:
+        """Return the id of a browser that has logged in to this account before; empty for any other."""
+        browser, _, mac = mark.partition(".")
+        if account is None or not browser or len(mark) > _LONGEST or not mark.isascii():
+            return ""
+        is_known = any(hmac.compare_digest(mac, _mac(key, browser, account)) for key in self.keys)
+        return browser if is_known else ""
+
+    def mark(self, browser: str, account: StoredAccount) -> str:
+        return f"{browser}.{_mac(self.keys[0], browser, account)}"
+
+
+def _new_browser_id() -> str:
+    return secrets.token_hex(_ID_BYTES)
+
+
+def _mac(key: bytes, browser: str, account: StoredAccount) -> str:
+    password = hashlib.sha256((account.password_hash or "").encode()).hexdigest()
+    return hmac.digest(key, f"{account.user.id}/{browser}/{password}".encode(), hashlib.sha256).hex()
+
+
+#: What else happens in the transaction of a complete login, like canceling an account deletion.
 AtLogin = Callable[["Transaction", UserId], Awaitable[None]]
 
 
 class SessionOpening:
-    """Safe for any number of calls at once. Every method may raise Unavailable."""
+    """Safe for concurrent calls. Every method may raise Unavailable."""
 
     def __init__(self, parts: Dependencies, *, at_login: tuple[AtLogin, ...] = ()) -> None:
         self._store = parts.store
@@ -36,25 +80,25 @@ class SessionOpening:
         self.browsers = KnownBrowsers.of(parts.settings.data_key, parts.settings.data_key_old)
 
     async def open(self, user: auth.User, login: StoredLogin, *, proven: StoredAccount | None = None) -> auth.LoginSession:
-        """``proven``: the account as its password was compared. Raises Unavailable where it has another password by now."""
+        """``proven``: the account whose password was compared. Raises Unavailable if its password has changed since."""
         marked = proven if login.step is Step.DONE and login.kind is SessionKind.BROWSER else None
         if marked is not None:
-            login = replace(login, browser=login.browser or known_browsers.new_id())
+            login = replace(login, browser=login.browser or _new_browser_id())
         password_hash = None if proven is None else proven.password_hash
         async with self._store.transaction() as transaction:
-            # Who changes the password or closes the account waits for us, and then ends this session with the others.
+            # A concurrent password change or closing of the account waits for us, and then ends this session too.
             if await transaction.row("hold_account", user.id, password_hash) is None:
-                raise errors.Unavailable("the account was changed at this moment", hint="log in again", retry_after_seconds=0)
+                raise errors.Unavailable("the account was just changed", hint="log in again", retry_after_seconds=0)
             opened = await self._sessions.open(login)
             if login.step is Step.DONE:
                 await self._finish(transaction, opened.session)
         return self._marked(self._identities.answer(user, opened), login.browser, marked)
 
     async def complete(self, session: StoredSession) -> auth.LoginSession:
-        """The step that the login lacked was taken just now. Raises NotAuthenticated where the session or its account has ended."""
+        """Continue after the missing step was taken. Raises NotAuthenticated if the session has ended or the account is closed."""
         user = await self._identities.active_user(await self._store.find_user(session.user_id))
         marked = await self._store.find_account(user.username) if session.kind is SessionKind.BROWSER else None
-        browser = session.browser or known_browsers.new_id() if marked is not None else ""
+        browser = session.browser or _new_browser_id() if marked is not None else ""
         async with self._store.transaction() as transaction:
             opened = await self._sessions.complete(session, browser)
             if opened is None:

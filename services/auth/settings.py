@@ -1,4 +1,4 @@
-"""What auth reads from its environment."""
+"""auth's settings, read from the environment."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,12 +20,12 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
     api_key_pepper: Annotated[
         str,
         Meta(min_length=32),
-        Variable("API_KEY_PEPPER", "key of the HMAC that stands for an API key in the database, at least 32 characters", secret=True),
+        Variable("API_KEY_PEPPER", "key of the HMAC under which API keys are stored, at least 32 characters", secret=True),
     ]
     session_timeout_seconds: Annotated[int, Meta(ge=1), Variable("SESSION_TIMEOUT", "seconds after which an unused session ends")] = 3600
     session_longest_seconds: Annotated[int, Variable("SESSION_LONGEST", "seconds after which every session ends, used or not")] = 43_200
     session_program_days: Annotated[
-        int, Meta(ge=1, le=365), Variable("SESSION_PROGRAM_DAYS", "days after which an unused login of a program ends")
+        int, Meta(ge=1, le=365), Variable("SESSION_PROGRAM_DAYS", "days after which a program's unused login ends")
     ] = 30
     password_min_length: Annotated[
         int,
@@ -36,99 +36,105 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
         bool,
         Variable(
             "OPEN_REGISTRATION",
-            "true: anybody may register; false: administrators add people, and invited people register. `make up` sets true "
+            "true: anyone may register; false: administrators add users, and invited users register. `make up` sets true "
             "where BIND_HOST is loopback",
         ),
     ] = False
     organisations_per_user: Annotated[
-        int, Meta(ge=0, le=1_000), Variable("ORGANISATIONS_PER_USER", "organisations that one person may found; administrators any number")
+        int,
+        Meta(ge=0, le=1_000),
+        Variable("ORGANISATIONS_PER_USER", "organizations that one user may create; administrators have no limit"),
     ] = 2
     registrations_per_address: Annotated[
-        int, Meta(ge=1), Variable("REGISTRATIONS_PER_ADDRESS", "accounts that one address may ask for in an hour; loopback is not counted")
+        int, Meta(ge=1), Variable("REGISTRATIONS_PER_ADDRESS", "accounts that one address may request per hour; loopback is not counted")
     ] = 20
     admin_password: Annotated[
-        str | None, Variable("ADMIN_PASSWORD", "if there is no administrator yet, `admin` is made with this password", secret=True)
+        str | None, Variable("ADMIN_PASSWORD", "password of `admin`, which is created if there is no administrator yet", secret=True)
     ] = None
     admin_api_key: Annotated[
         str | None,
-        Variable("ADMIN_API_KEY", "the first key of the administrator that is made so, for scripts; `aip_adm_…`", secret=True),
+        Variable("ADMIN_API_KEY", "the first API key of that `admin`, for scripts; `aip_adm_…`", secret=True),
     ] = None
     data_key: Annotated[
         str,
         Meta(min_length=43, max_length=64),
         Variable(
             "DATA_KEY",
-            "the key that seals what must be read again, like seeds of second factors: 32 random bytes in base64; rather DATA_KEY_FILE",
+            "encrypts stored secrets, like seeds of second factors: 32 random bytes in base64; prefer DATA_KEY_FILE",
             secret=True,
         ),
     ]
     data_key_old: Annotated[
         Annotated[str, Meta(min_length=43, max_length=64)] | None,
-        Variable("DATA_KEY_OLD", "the former DATA_KEY, while what it sealed is sealed anew; rather DATA_KEY_OLD_FILE", secret=True),
+        Variable("DATA_KEY_OLD", "the former DATA_KEY, until everything is encrypted again; prefer DATA_KEY_OLD_FILE", secret=True),
     ] = None
-    admin_mfa: Annotated[bool, Variable("ADMIN_MFA", "administrators who log in need a second factor; false is for tests alone")] = True
+    admin_mfa: Annotated[bool, Variable("ADMIN_MFA", "administrators need a second factor to log in; use false only for tests")] = True
     signing_key_days: Annotated[
-        int, Meta(ge=1, le=3650), Variable("SIGNING_KEY_DAYS", "days after which another key signs access tokens")
+        int, Meta(ge=1, le=3650), Variable("SIGNING_KEY_DAYS", "days after which the key that signs access tokens is rotated")
     ] = 90
 
-    public_url: Annotated[str, Variable("PUBLIC_URL", "where people reach the web pages; mails link to it")] = ""
+    public_url: Annotated[str, Variable("PUBLIC_URL", "public address of the web pages, for links in mails")] = ""
     smtp_url: Annotated[
         str | None,
         Variable(
             "SMTP_URL",
-            "where mail goes: smtp://user:password@host:587 (STARTTLS) or smtps://…:465; without it mails are printed to the log",
+            "where mail goes: smtp://user:password@host:587 (STARTTLS) or smtps://…:465; without it, mails are printed to the log",
             secret=True,
         ),
     ] = None
     mail_from: Annotated[str, Variable("MAIL_FROM", "the sender of mails")] = "aimesh <noreply@localhost>"
 
     oidc_issuer: Annotated[str | None, Variable("OIDC_ISSUER", "an OpenID Connect provider whose users may log in")] = None
-    oidc_client_id: Annotated[str, Variable("OIDC_CLIENT_ID", "what the provider calls this mesh")] = ""
-    oidc_client_secret: Annotated[
-        str | None, Variable("OIDC_CLIENT_SECRET", "the secret that the provider gave this mesh", secret=True)
-    ] = None
+    oidc_client_id: Annotated[str, Variable("OIDC_CLIENT_ID", "client ID of this mesh at the provider")] = ""
+    oidc_client_secret: Annotated[str | None, Variable("OIDC_CLIENT_SECRET", "client secret of this mesh at the provider", secret=True)] = (
+        None
+    )
     oidc_name: Annotated[str, Variable("OIDC_NAME", "the provider's name on the login button")] = "single sign-on"
-    oidc_scopes: Annotated[tuple[str, ...], Variable("OIDC_SCOPES", "what is asked of the provider, with commas")] = (
+    oidc_scopes: Annotated[tuple[str, ...], Variable("OIDC_SCOPES", "scopes to request, separated by commas")] = (
         "openid",
         "email",
         "profile",
     )
-    oidc_groups_claim: Annotated[str, Variable("OIDC_GROUPS_CLAIM", "the claim that lists a person's groups")] = "groups"
+    oidc_groups_claim: Annotated[str, Variable("OIDC_GROUPS_CLAIM", "the claim that lists a user's groups")] = "groups"
     oidc_roles: Annotated[
         dict[str, UserRole], Variable("OIDC_ROLES", 'the role of each group, as JSON: {"ml-team": "developer"}; others are users')
     ] = field(default_factory=dict)
-    oidc_ca_file: Annotated[Path | None, Variable("OIDC_CA_FILE", "the CA of the provider's certificate, where it is an own one")] = None
+    oidc_ca_file: Annotated[Path | None, Variable("OIDC_CA_FILE", "the CA of the provider's certificate, if it is a private one")] = None
 
     audit_anchor_file: Annotated[
         Path | None,
-        Variable("AUDIT_ANCHOR_FILE", "where the heads of the audit log are signed into every hour; best on another machine's disk"),
+        Variable("AUDIT_ANCHOR_FILE", "file for hourly signed heads of the audit log; best on another machine's disk"),
     ] = None
     audit_days: Annotated[
-        int, Meta(ge=0, le=36500), Variable("AUDIT_DAYS", "days that addresses and details of the audit log are kept; the chain stays")
+        int, Meta(ge=0, le=36500), Variable("AUDIT_DAYS", "days that addresses and details in the audit log are kept; the chain stays")
     ] = 365
     invitation_days: Annotated[int, Meta(ge=1, le=3650), Variable("INVITATION_DAYS", "days that invitations are kept after their end")] = 90
     ended_key_days: Annotated[
         int, Meta(ge=1, le=36500), Variable("ENDED_KEY_DAYS", "days that names of ended keys are kept; their ids stay")
     ] = 365
-    erasure_days: Annotated[int, Meta(ge=0, le=365), Variable("ERASURE_DAYS", "days between the wish to be deleted and the deletion")] = 30
+    erasure_days: Annotated[
+        int, Meta(ge=0, le=365), Variable("ERASURE_DAYS", "days between a request to delete an account and the deletion")
+    ] = 30
 
     mesh_ca_key_file: Annotated[
         Path | None,
-        Variable("MESH_CA_KEY_FILE", "the file with the key of the mesh CA, an nkey seed; without it nodes join over NATS alone"),
+        Variable("MESH_CA_KEY_FILE", "file with the key of the mesh CA, an nkey seed; without it, nodes join over NATS only"),
     ] = None
     mesh_ca_next_key_file: Annotated[
         Path | None,
-        Variable("MESH_CA_NEXT_KEY_FILE", "a second CA key that nodes shall trust, while one follows upon the other"),
+        Variable("MESH_CA_NEXT_KEY_FILE", "a second CA key that nodes trust, while one replaces the other"),
     ] = None
     ticket_bootstrap: Annotated[
         tuple[str, ...],
-        Variable("TICKET_BOOTSTRAP", "where machines elsewhere reach the DHT nodes, host:port with commas; DHT_BOOTSTRAP without it"),
+        Variable(
+            "TICKET_BOOTSTRAP", "addresses of the DHT nodes for remote machines, host:port separated by commas; default: DHT_BOOTSTRAP"
+        ),
     ] = ()
 
     def mistakes(self) -> Iterator[str]:
         yield from super().mistakes()
         if self.mesh_ca_next_key_file is not None and self.mesh_ca_key_file is None:
-            yield "MESH_CA_NEXT_KEY_FILE goes with MESH_CA_KEY_FILE"
+            yield "MESH_CA_NEXT_KEY_FILE needs MESH_CA_KEY_FILE"
         for address in self.ticket_bootstrap:
             if mistake := addresses.mistake_of_node(address):
                 yield f"TICKET_BOOTSTRAP: {mistake}"
@@ -138,4 +144,4 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
             except ValueError:
                 yield "DHT_RELAYS: a relay's key is 64 hexadecimal digits"
         if self.session_longest_seconds < self.session_timeout_seconds:
-            yield "SESSION_LONGEST must be no shorter than SESSION_TIMEOUT"
+            yield "SESSION_LONGEST must not be shorter than SESSION_TIMEOUT"

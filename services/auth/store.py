@@ -1,6 +1,6 @@
-"""auth's tables of people: users, api_keys and changes. Every method may raise Unavailable.
+"""auth's tables users, api_keys and changes. Every method may raise Unavailable.
 
-What writes takes a transaction, so that an act and its row in the audit log happen together or not at all.
+Writes take a transaction, so that an act and its row in the audit log are committed together.
 """
 
 import contextlib
@@ -24,11 +24,11 @@ from shared.mail import email_address
 from shared.stores import database
 from shared.types import KeyId, ModelName, TenantId, Tier, UserId, UserRole
 
-#: Somebody who needs more active keys than this is making one per request.
+#: Anyone who needs more is creating one key per request.
 MOST_ACTIVE_KEYS = 100
-#: More missed changes than this are not worth sending one by one.
+#: If more changes were missed, the watcher is told to forget everything.
 _MOST_MISSED = 1000
-#: Of each kind, in a review of what nobody uses; the stalest come first.
+#: Of each kind, in an access review; the longest unused come first.
 _MOST_STALE = 1000
 _CHANGES = "auth_changes"
 FIRST_KEY_NAME = "first key"
@@ -37,40 +37,38 @@ FIRST_KEY_NAME = "first key"
 @dataclass(frozen=True, slots=True)
 class StoredAccount:
     user: User
-    #: None for an account without a password, which a login at a provider opens.
+    #: None for an account that only a login at a provider opens.
     password_hash: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class OwnedKey:
-    """A key and whose it is, both of them perhaps no longer good."""
+    """A key and its owner; either may be inactive."""
 
     principal: Principal
     key_is_active: bool
     user_is_active: bool
-    #: When the key ends; None for never.
+    #: None for never.
     expires_at: datetime | None
-    #: Until when the secret that was shown is good, where the key has another one since.
+    #: When the presented secret ends, if the key was rotated since.
     replaced_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
 class NewKey:
-    """A key that is about to be stored."""
-
     user_id: UserId
-    #: The organisation whose key it will be; None for the user's own.
+    #: The organization that owns the key; None for a personal key.
     team_id: TenantId | None
     name: str
     mark: Mark
     terms: KeyTerms
-    #: The key that makes it; None where a login does.
+    #: The key that creates it; None for a login.
     made_by: KeyId | None = None
 
 
 @contextlib.asynccontextmanager
 async def opened(url: str) -> AsyncIterator[database.Database]:
-    """auth's database, for all of its stores."""
+    """Open auth's database for all of its stores."""
     async with database.Database.open(url, schema="auth", package=Path(__file__).parent) as db:
         yield db
 
@@ -89,18 +87,17 @@ class AccountTables:
         return await self._db.check()
 
     def transaction(self) -> contextlib.AbstractAsyncContextManager[database.Transaction]:
-        """For what writes."""
         return self._db.transaction()
 
     def bound(self, tenant: TenantId) -> contextlib.AbstractAsyncContextManager[database.Transaction]:
-        """For what writes one tenant's keys: PostgreSQL itself shows it no others."""
+        """Begin a transaction in which PostgreSQL shows only this tenant's keys."""
         return self._db.bound(tenant)
 
     # --- users -------------------------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
     async def adding_user(self) -> AsyncIterator[database.Transaction]:
-        """Raises AlreadyExists where a name or an address that is written in it is taken."""
+        """Raises AlreadyExists if a name or an address written in it is taken."""
         try:
             async with self._db.transaction() as transaction:
                 yield transaction
@@ -109,11 +106,11 @@ class AccountTables:
             raise errors.AlreadyExists(f"this {what} is taken", hint="log in, or choose another") from error
 
     async def is_invited(self, token_hash: str, email: str) -> bool:
-        """Whether an open invitation to this address has this code."""
+        """Return whether an open invitation to this address has this code."""
         return bool(await self._db.value("is_invited", token_hash, email))
 
     async def find_inviter(self, token_hash: str) -> tuple[UserId, TenantId] | None:
-        """Who has invited, and to which organization."""
+        """Return who sent the invitation, and for which organization."""
         row = await self._db.row("find_inviter", token_hash)
         return None if row is None else (UserId(row["invited_by"]), TenantId(row["organisation_id"]))
 
@@ -123,7 +120,7 @@ class AccountTables:
         return _user(row)
 
     async def ensure_first_admin(self, password_hash: str, first_key: Mark | None = None) -> bool:
-        """Whether this call made the administrator; their first key is made with them, never expires and may do everything."""
+        """Return whether this call created the administrator. Their first key never expires and may do everything."""
         async with self._db.transaction() as transaction:
             made = await transaction.value("add_first_admin", uuid4(), name_rules.ADMIN_USERNAME, name_rules.ADMIN_EMAIL, password_hash)
             if made is not None and first_key is not None:
@@ -135,7 +132,7 @@ class AccountTables:
         return bool(await self._db.value("has_admin"))
 
     async def find_account(self, name: str) -> StoredAccount | None:
-        """By user name or e-mail address; what can be neither is nobody, and not asked for."""
+        """Find by user name or e-mail address. Anything else is not looked up."""
         if email_address.may_be_email(name):
             row = await self._db.row("find_user_by_email", name)
         elif name_rules.may_be_username(name):
@@ -149,7 +146,7 @@ class AccountTables:
         return None if row is None else _user(row)
 
     async def get_user_called(self, text: str) -> User:
-        """By name, address or id, which cannot be mistaken for each other (see `name_rules`). Raises NotFound."""
+        """Find by name, address or id; `name_rules` keeps them distinct. Raises NotFound."""
         if (user_id := name_rules.find_uuid(text)) is not None:
             user = await self.find_user(UserId(user_id))
         else:
@@ -160,7 +157,7 @@ class AccountTables:
         return user
 
     async def find_look(self, user_id: UserId, team_id: TenantId | None) -> tuple[str | None, str | None]:
-        """The theme that the user chose, and the organisation's name; None for each that is not there."""
+        """Return the user's theme and the organization's name; either may be None."""
         row = await self._db.row("find_look", user_id, team_id)
         assert row is not None  # a SELECT without FROM has one row
         return row["theme"], row["team_name"]
@@ -169,11 +166,11 @@ class AccountTables:
         return tuple(_user(row) for row in await self._db.rows("list_users", limit, search, after))
 
     async def names_of(self, users: Sequence[UserId]) -> dict[str, str]:
-        """By the id; of those that there are."""
+        """Return the names of those users that exist, by id."""
         return {str(row["id"]): row["username"] for row in await self._db.rows("names_of", list(users))}
 
     async def count_new(self, since: date, until: date) -> tuple[NewOfDay, ...]:
-        """Of each UTC day before ``until`` on which somebody registered or made a key."""
+        """Count new users and keys per UTC day before ``until``; days without any are left out."""
         return tuple(NewOfDay(row["day"], row["registrations"], row["keys"]) for row in await self._db.rows("count_new", since, until))
 
     async def set_tier(self, transaction: database.Transaction, user_id: UserId, tier: Tier) -> User:
@@ -186,14 +183,14 @@ class AccountTables:
         return _user(_there(await transaction.row("set_active", user_id, is_active)))
 
     async def replace_password_hash(self, account: StoredAccount, password_hash: str) -> bool:
-        """False where the account has another password by now."""
+        """Return False if the account has another password by now."""
         return await self._db.run("replace_password_hash", account.user.id, account.password_hash, password_hash) == 1
 
     # --- API keys ----------------------------------------------------------------------------------------------------
-    # What a person asks for names their tenant and is bound to it, besides.
+    # Queries name the tenant and also run in its bound transaction.
 
     async def add_key(self, transaction: database.Transaction, key: NewKey) -> ApiKey:
-        """Raises BadRequest for one too many of the tenant's, and for one of an organisation that its owner has just left."""
+        """Raises BadRequest if the tenant has too many keys, or the owner has just left the organization."""
         terms, bounds = key.terms, key.terms.bounds
         row = await transaction.row(
             "add_key", uuid4(), key.user_id, key.team_id, key.mark.key_hash, key.name, key.mark.preview, terms.kind.value,
@@ -201,27 +198,27 @@ class AccountTables:
             key.made_by,
         )  # fmt: skip
         if row is None:
-            where = "" if key.team_id is None else " here, or you do not belong to this organisation any more"
-            raise errors.BadRequest(f"{MOST_ACTIVE_KEYS} keys are active already{where}", hint="revoke one that is not used any more")
+            where = "" if key.team_id is None else " here, or you are no longer a member of this organization"
+            raise errors.BadRequest(f"there are already {MOST_ACTIVE_KEYS} active keys{where}", hint="revoke one that is no longer used")
         return _key(row)
 
     async def list_keys(self, tenant: TenantId, user_id: UserId) -> tuple[ApiKey, ...]:
-        """A tenant's keys that this user may see: an organisation's owner sees all, everybody else their own."""
+        """List the keys that this user may see: all of an organization for its owner, otherwise only their own."""
         async with self._db.bound(tenant) as transaction:
             return tuple(_key(row) for row in await transaction.rows("list_keys_of_tenant", tenant, user_id))
 
     async def list_keys_of_user(self, user_id: UserId) -> tuple[ApiKey, ...]:
-        """Of every tenant: for administrators."""
+        """List across tenants: for administrators."""
         return tuple(_key(row) for row in await self._db.rows("list_keys_of_user", user_id))
 
     async def find_key(self, tenant: TenantId, user_id: UserId, key_id: KeyId) -> ApiKey | None:
-        """A key of the tenant that this user may see."""
+        """Find a key of this tenant that the user may see."""
         async with self._db.bound(tenant) as transaction:
             row = await transaction.row("find_key_of_tenant", key_id, tenant, user_id)
         return None if row is None else _key(row)
 
     async def find_any_key(self, key_id: KeyId) -> ApiKey | None:
-        """Of every tenant: for administrators."""
+        """Find across tenants: for administrators."""
         row = await self._db.row("find_key_by_id", key_id)
         return None if row is None else _key(row)
 
@@ -230,21 +227,21 @@ class AccountTables:
             return tuple(_key(row) for row in await transaction.rows("list_keys_named", tenant, user_id, name))
 
     async def revoke_key(self, transaction: database.Transaction, key: ApiKey) -> ApiKey | None:
-        """None if it was revoked before."""
+        """Return None if it was revoked before."""
         row = await transaction.row("revoke_key", key.id, _tenant(key))
         return None if row is None else _key(row)
 
     async def list_keys_made_by(self, key_id: KeyId) -> tuple[ApiKey, ...]:
-        """The active ones of every tenant, however many keys lie between: a key of an administrator makes keys for others."""
+        """List the active keys created by this key, directly or not, across tenants: an administrator's key creates keys for others."""
         return tuple(_key(row) for row in await self._db.rows("list_keys_made_by", key_id))
 
     async def rename_key(self, transaction: database.Transaction, key: ApiKey, name: str) -> ApiKey | None:
-        """None if it was revoked before."""
+        """Return None if it was revoked before."""
         row = await transaction.row("rename_key", key.id, _tenant(key), name)
         return None if row is None else _key(row)
 
     async def rotate_key(self, transaction: database.Transaction, key: ApiKey, mark: Mark, overlap_seconds: int) -> ApiKey | None:
-        """The secret of now goes on for the overlap, and those before it for no longer. None if the key has ended."""
+        """Keep the current secret for the overlap, and end older ones. Return None if the key has ended."""
         await transaction.run("end_former_secrets", key.id, float(overlap_seconds))
         if not await transaction.run("keep_former_secret", key.id, _tenant(key), float(overlap_seconds)):
             return None
@@ -277,7 +274,7 @@ class AccountTables:
     async def touch_keys(self, key_ids: Sequence[KeyId]) -> None:
         await self._db.run("touch_keys", key_ids)
 
-    # --- what nobody uses ----------------------------------------------------------------------------------------------
+    # --- access review ---------------------------------------------------------------------------------------------------
 
     async def list_stale_keys(self, days: int) -> tuple[StaleKey, ...]:
         return tuple(_stale_key(row, days) for row in await self._db.rows("list_stale_keys", days, _MOST_STALE))
@@ -288,9 +285,9 @@ class AccountTables:
     # --- changes -----------------------------------------------------------------------------------------------------
 
     async def missed_changes(self, since: int) -> tuple[Change, ...]:
-        """What a watcher has to hear first; at least one item, and that may be "forget everything"."""
+        """Return what a watcher missed: at least one item, which may mean "forget everything"."""
         rows = await self._db.rows("list_changes_since", since, _MOST_MISSED) if since > 0 else []
-        # Its own last change says that nothing between was pruned, and that this is the database it watched before.
+        # If its own last change is still there, nothing after it was pruned, and it is the same database.
         if len(rows) == _MOST_MISSED or all(row["sequence"] != since for row in rows):
             return (Change(await self._db.value("last_change")),)
         return tuple(Change(row["sequence"], row["user_id"]) for row in rows)
@@ -299,7 +296,7 @@ class AccountTables:
         await self._db.run("prune_changes")
 
     async def follow_changes(self) -> AsyncGenerator[Change, None]:
-        """Every change from now on, for ever. Whenever some may have been missed, "forget everything"."""
+        """Yield every change from now on. After a gap, yield "forget everything"."""
         async with contextlib.aclosing(self._db.listen(_CHANGES)) as payloads:
             async for payload in payloads:
                 if payload is None:
@@ -385,5 +382,5 @@ def _stale_user(row: database.DatabaseRow, days: int) -> StaleUser:
         role=row["role"],
         created_at=row["created_at"],
         last_seen_at=row["last_seen_at"],
-        why="never seen since it was made" if row["last_seen_at"] is None else f"not seen for {days} days",
+        why="never used" if row["last_seen_at"] is None else f"not seen for {days} days",
     )

@@ -1,4 +1,4 @@
-"""Joins the parts of auth at its start: what is opened, what runs beside the calls, and what answers them."""
+"""Connect the parts of auth at startup: what is opened, the background tasks, and the handlers."""
 
 import asyncio
 import contextlib
@@ -8,16 +8,13 @@ from datetime import timedelta
 
 from services.auth import api_keys, name_rules, sealing
 from services.auth.accounts import password_changes as own_passwords
-from services.auth.accounts.access_review import AccessReviews
 from services.auth.accounts.account_store import AccountStore
 from services.auth.accounts.api_key_rpc import ApiKeyRpc
-from services.auth.accounts.factor_removal import FactorRemoval
-from services.auth.accounts.mail_limits import MailLimits
-from services.auth.accounts.password_changes import PasswordChanges
+from services.auth.accounts.password_changes import MailLimits, PasswordChanges
 from services.auth.accounts.profile import ProfileRpc
 from services.auth.accounts.registration_limits import RegistrationLimits
 from services.auth.accounts.session_revocation import SessionRevocation
-from services.auth.accounts.user_rpc import UserRpc
+from services.auth.accounts.user_rpc import AccessReviews, FactorRemoval, UserRpc
 from services.auth.audit.anchoring import Anchoring, AnchorKeys
 from services.auth.audit.audit_log import AuditLog
 from services.auth.audit.audit_rpc import AuditRpc
@@ -38,7 +35,7 @@ from services.auth.organizations.invitations import Invitations
 from services.auth.organizations.organization_rpc import OrganizationRpc
 from services.auth.organizations.organization_store import OrganizationStore
 from services.auth.passwords import Passwords
-from services.auth.privacy import erasure, export_sources, retention
+from services.auth.privacy import erasure, export, retention
 from services.auth.privacy.erasure import Erasures
 from services.auth.privacy.export import Exports
 from services.auth.privacy.privacy_store import PrivacyStore
@@ -51,7 +48,6 @@ from services.auth.sessions.key_last_used import KeyLastUsed
 from services.auth.sessions.session_store import SessionStore
 from services.auth.sessions.tokens import AccessTokens
 from services.auth.settings import AuthSettings
-from services.auth.shown_settings import AuthShown
 from services.auth.signing.active_keys import ActiveKeys
 from services.auth.signing.signing_key_rpc import SigningKeyRpc
 from services.auth.signing.signing_key_store import SigningKeyStore
@@ -70,36 +66,30 @@ from shared.types import Credential
 _log = logs.get(part="auth")
 
 
-#: A task that runs beside the calls, until it is cancelled.
+#: A background task, run until it is canceled.
 Work = Callable[[], Coroutine[None, None, None]]
 
 
 @dataclass(frozen=True, slots=True)
 class OpenedStores:
-    """What auth opens at its start."""
-
     database: Database
     cache: Cache
     passwords: Passwords
-    postman: Mailer
+    mailer: Mailer
     signers: ActiveKeys
 
     async def checks(self) -> tuple[Check, ...]:
         database, cache = await asyncio.gather(self.database.check(), self.cache.check())
-        return database, cache, self.postman.check()
+        return database, cache, self.mailer.check()
 
 
 @dataclass(frozen=True, slots=True)
-class Joined:
-    """What answers the calls, and what runs beside them."""
-
+class ServiceParts:
     handlers: tuple[object, ...]
     work: tuple[Work, ...]
 
 
 class Wiring:
-    """The parts of one auth service, made of what it opened."""
-
     def __init__(self, settings: AuthSettings, node: Node, opened: OpenedStores, count_refusal: CountRefusal) -> None:
         self._settings = settings
         self._node = node
@@ -132,72 +122,77 @@ class Wiring:
         self._verification = Verification(self._audit_rows, anchoring, node.metrics)
         self.upkeep = AuditUpkeep(self.trail, self._audit_rows, anchoring, self._verification, days=settings.audit_days)
 
-    def join(self, ca: MeshCa | None, equipment: OidcDependencies) -> Joined:
+    def connect(self, ca: MeshCa | None, oidc: OidcDependencies) -> ServiceParts:
         factors = Factors.of(self._parts)
-        groups = (self._of_logins(factors, equipment), self._of_accounts(factors), self._of_organisations(), self._of_house(ca))
-        beside: tuple[Work, ...] = (self.changes.run, self.last_used.run, self.upkeep.run, self._opened.signers.run)
-        return Joined(
+        groups = (
+            self._login_handlers(factors, oidc),
+            self._account_handlers(factors),
+            self._organization_handlers(),
+            self._mesh_handlers(ca),
+        )
+        background: tuple[Work, ...] = (self.changes.run, self.last_used.run, self.upkeep.run, self._opened.signers.run)
+        return ServiceParts(
             tuple(handler for group in groups for handler in group.handlers),
-            (*beside, *(work for group in groups for work in group.work), *((ca.run,) if ca is not None else ())),
+            (*background, *(work for group in groups for work in group.work), *((ca.run,) if ca is not None else ())),
         )
 
-    def _of_logins(self, factors: Factors, equipment: OidcDependencies) -> Joined:
+    def _login_handlers(self, factors: Factors, oidc: OidcDependencies) -> ServiceParts:
         rows = PrivacyStore(self._opened.database)
-        needs = erasure.ErasureDependencies(rows=rows, sessions=self._parts.sessions, postman=self._opened.postman, audit=self._audit_rows)
+        needs = erasure.ErasureDependencies(rows=rows, sessions=self._parts.sessions, mailer=self._opened.mailer, audit=self._audit_rows)
         erasures = Erasures(self._parts, needs)
         opening = SessionOpening(self._parts, at_login=(erasures.call_off_at_login,))
         logins = LoginRpc(self._parts, factors, opening)
-        exports = Exports(self._parts, rows, (export_sources.sessions(self._parts.sessions), export_sources.audit(self._audit_rows)))
-        lost = FactorRemoval(self._parts, SessionRevocation(self._parts.store, self._parts.sessions), self._opened.postman)
+        exports = Exports(self._parts, rows, (export.sessions(self._parts.sessions), export.audit(self._audit_rows)))
+        lost = FactorRemoval(self._parts, SessionRevocation(self._parts.store, self._parts.sessions), self._opened.mailer)
         days = Days(invitations=self._settings.invitation_days, ended_keys=self._settings.ended_key_days)
         kept = Retention(retention.own(rows, days))
-        return Joined(
-            (logins, MfaEnrollment(self._parts, factors, opening), lost, OidcRpc(self._parts, equipment, logins), erasures, exports),
+        return ServiceParts(
+            (logins, MfaEnrollment(self._parts, factors, opening), lost, OidcRpc(self._parts, oidc, logins), erasures, exports),
             (erasures.run, kept.run),
         )
 
-    def _of_accounts(self, factors: Factors) -> Joined:
-        rows, postman = AccountStore(self._opened.database), self._opened.postman
+    def _account_handlers(self, factors: Factors) -> ServiceParts:
+        rows, mailer = AccountStore(self._opened.database), self._opened.mailer
         ends = SessionRevocation(self._parts.store, self._parts.sessions)
-        needs = own_passwords.PasswordChangeDependencies(rows=rows, ends=ends, limits=MailLimits(self._opened.cache), postman=postman)
+        needs = own_passwords.PasswordChangeDependencies(rows=rows, ends=ends, limits=MailLimits(self._opened.cache), mailer=mailer)
         changes = PasswordChanges(self._parts, needs)
-        newcomers = RegistrationLimits(self._opened.cache, self._settings.registrations_per_address)
-        return Joined((UserRpc(self._parts, newcomers), changes, ProfileRpc(self._parts, rows, factors, postman)), (changes.run,))
+        limits = RegistrationLimits(self._opened.cache, self._settings.registrations_per_address)
+        return ServiceParts((UserRpc(self._parts, limits), changes, ProfileRpc(self._parts, rows, factors, mailer)), (changes.run,))
 
-    def _of_organisations(self) -> Joined:
+    def _organization_handlers(self) -> ServiceParts:
         teams = OrganizationStore(self._opened.database)
-        invitations = Invitations(self._parts, teams, self._opened.postman)
-        return Joined((ApiKeyRpc(self._parts), OrganizationRpc(self._parts, teams), invitations), ())
+        invitations = Invitations(self._parts, teams, self._opened.mailer)
+        return ServiceParts((ApiKeyRpc(self._parts), OrganizationRpc(self._parts, teams), invitations), ())
 
-    def _of_house(self, ca: MeshCa | None) -> Joined:
+    def _mesh_handlers(self, ca: MeshCa | None) -> ServiceParts:
         archive = AuditRpc(self._parts.store, self.trail, self._audit_rows, self._verification)
         nodes = (EnrollmentRpc(self._parts, self._members, ca), NodeAdminRpc(self._parts, self._members, ca))
         published = SigningKeyRpc(self.trail, self._opened.signers)
-        return Joined((*nodes, archive, published, AccessReviews(self._parts, self._members), AuthShown(self._settings)), ())
+        return ServiceParts((*nodes, archive, published, AccessReviews(self._parts, self._members)), ())
 
     def mesh_ca(self) -> MeshCa | None:
-        """None where auth is no CA."""
+        """Return None if auth is no CA."""
         return MeshCa.load(self._settings, self._node, self._members)
 
 
 @contextlib.asynccontextmanager
 async def opened(settings: AuthSettings) -> AsyncIterator[OpenedStores]:
-    """Raises BadSettings, and Unavailable where PostgreSQL or Valkey does not come."""
+    """Raises BadSettings, and Unavailable if PostgreSQL or Valkey doesn't answer."""
     async with contextlib.AsyncExitStack() as stack:
         passwords = stack.enter_context(Passwords.open(min_length=settings.password_min_length))
         post = mail.parse(settings.smtp_url, settings.mail_from)
         sealer = DataSealer.of(settings.data_key, settings.data_key_old)
         database = await stack.enter_async_context(database_of(settings.database_url))
         cache = await stack.enter_async_context(Cache.open(settings.redis_url))
-        postman = await stack.enter_async_context(mail.opened(post))
+        mailer = await stack.enter_async_context(mail.opened(post))
         await ensure_first_admin(settings, AccountTables(database), passwords)
         signers = ActiveKeys(SigningKeyStore(database), sealer, timedelta(days=settings.signing_key_days))
         await signers.begin()
-        yield OpenedStores(database, cache, passwords, postman, signers)
+        yield OpenedStores(database, cache, passwords, mailer, signers)
 
 
 async def ensure_first_admin(settings: AuthSettings, store: AccountTables, passwords: Passwords) -> None:
-    """Raises BadSettings for a password or a key that cannot be."""
+    """Raises BadSettings for an unacceptable password or key."""
     password, key = settings.admin_password, settings.admin_api_key
     if password is None or await store.has_admin():
         return
@@ -212,7 +207,7 @@ async def ensure_first_admin(settings: AuthSettings, store: AccountTables, passw
         raise errors.BadSettings(f"ADMIN_API_KEY: {error.message}", hint=error.hint) from error
     mark = None if key is None else api_keys.mark(Credential(key), settings.api_key_pepper)
     if await store.ensure_first_admin(await passwords.hash(password), mark):
-        _log.info("first administrator made", username=name_rules.ADMIN_USERNAME)
+        _log.info("first administrator created", username=name_rules.ADMIN_USERNAME)
 
 
 def _anchor_keys(settings: AuthSettings) -> AnchorKeys:

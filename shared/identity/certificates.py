@@ -164,10 +164,10 @@ def check(body: bytes, authorities: tuple[AuthorityId, ...], now: float) -> Cert
     """Read a certificate of this mesh that is valid now. Raises NotCertified, CertificateExpired and ClockSkew."""
     found = check_origin(body, authorities)
     if now > found.not_after + LEEWAY_SECONDS:
-        ago = _roughly(now - found.not_after)
+        ago = describe_duration(now - found.not_after)
         raise errors.CertificateExpired(f"the certificate expired {ago} ago", hint="the node renews it automatically when it reaches auth")
     if now < found.not_before - LEEWAY_SECONDS:
-        behind = _roughly(found.not_before + BACKDATED_SECONDS - now)
+        behind = describe_duration(found.not_before + BACKDATED_SECONDS - now)
         raise errors.ClockSkew(f"the certificate is from the future: a clock is {behind} off", hint="set both clocks, for example with NTP")
     return found
 
@@ -187,10 +187,10 @@ def check_delegation(body: bytes, node: NodeId, certificate: Certificate, now: f
     """Read the certified profile's delegation for ``node`` that is valid now. Raises NotCertified, CertificateExpired and ClockSkew."""
     found = check_delegation_origin(body, node, certificate)
     if now > found.not_after + LEEWAY_SECONDS:
-        raise errors.CertificateExpired(f"the delegation ended {_roughly(now - found.not_after)} ago", hint="start the command again")
+        raise errors.CertificateExpired(f"the delegation ended {describe_duration(now - found.not_after)} ago", hint="repeat the command")
     if found.not_after > now + DELEGATION_SECONDS + LEEWAY_SECONDS:
         raise errors.ClockSkew(
-            f"a clock is {_roughly(found.not_after - DELEGATION_SECONDS - now)} off", hint="set both clocks, for example with NTP"
+            f"a clock is {describe_duration(found.not_after - DELEGATION_SECONDS - now)} off", hint="set both clocks, for example with NTP"
         )
     return found
 
@@ -228,7 +228,8 @@ def _text_of(found: Certificate | Delegation | RevocationList | Succession) -> b
     return _encode(msgspec.structs.replace(found, signature=b""))
 
 
-def _roughly(seconds: float) -> str:
+def describe_duration(seconds: float) -> str:
+    """Round a duration to its largest unit, such as `3 d`; ignore its sign."""
     seconds = int(abs(seconds))
     for size, name in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:

@@ -35,7 +35,7 @@ class Letter:
 
     def __post_init__(self) -> None:
         if not email_address.may_be_email(self.to):
-            raise errors.BadRequest("mail: the recipient's address is none", hint="give one such as you@example.com")
+            raise errors.BadRequest("mail: the recipient's address is invalid", hint="use one such as you@example.com")
         if not (self.subject.isprintable() and 0 < len(self.subject) <= _LONGEST_SUBJECT):
             raise errors.BadRequest(f"mail: a subject is one line of at most {_LONGEST_SUBJECT} printable characters", hint="shorten it")
 
@@ -44,7 +44,7 @@ def parse_sender(text: str) -> MailSender:
     """Parse `Name <name@example.com>`, or an address alone. Raises ValueError with a sentence."""
     name, found = parseaddr(text)
     if not (text.isprintable() and name.isprintable() and email_address.may_be_email(found)):
-        raise ValueError("say Name <name@example.com>, or an address alone")
+        raise ValueError("use Name <name@example.com>, or an address alone")
     return MailSender(name, found)
 
 

@@ -40,7 +40,7 @@ def parse(url: str) -> MailServer:
         port = parts.port
     except ValueError:
         # The original error would quote the URL.
-        raise ValueError("its host or its port is none") from None
+        raise ValueError("its host or port is invalid") from None
     if mistakes := list(_mistakes(parts)):
         raise ValueError("; ".join(mistakes))
     options, host = parse_qs(parts.query), unquote(parts.hostname or "")
@@ -62,7 +62,7 @@ def _mistakes(parts: SplitResult) -> Iterator[str]:
     if not host or not host.isprintable() or " " in host:
         yield "it names no host"
     if parts.port == 0:
-        yield "port 0 is none"
+        yield "port 0 is invalid"
     if bool(parts.username) != bool(parts.password):
         yield "a user name and a password go together"
     if any(not text.isprintable() for text in (unquote(parts.username or ""), unquote(parts.password or ""))):

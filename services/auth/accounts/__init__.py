@@ -1,1 +1,1 @@
-"""The RPC methods about accounts, their keys, profiles and passwords."""
+"""RPC methods about accounts, their keys, profiles and passwords."""

@@ -1,4 +1,4 @@
-"""auth's tables preferences and password_resets, and what people change of their own row in users. Every method may raise Unavailable."""
+"""auth's tables preferences and password_resets, and users' changes of their own account. Every method may raise Unavailable."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -13,7 +13,7 @@ from shared.types import ModelName, UserId
 
 @dataclass(frozen=True, slots=True)
 class OwnRow:
-    """What only its owner sees of an account."""
+    """The part of an account that only its owner sees."""
 
     preferences: Preferences
     has_password: bool
@@ -36,7 +36,7 @@ class AccountStore:
 
     @contextlib.asynccontextmanager
     async def renaming(self) -> AsyncIterator[database.Transaction]:
-        """Raises AlreadyExists where a name or an address that is written in it is another's."""
+        """Raises AlreadyExists if a name or an address written in it is taken."""
         try:
             async with self._db.transaction() as transaction:
                 yield transaction
@@ -45,12 +45,12 @@ class AccountStore:
             raise errors.AlreadyExists(f"this {what} is taken", hint="choose another") from error
 
     async def change_profile(self, transaction: database.Transaction, user_id: UserId, username: str | None, email: str | None) -> None:
-        """None leaves it as it is. Raises NotFound."""
+        """``None`` leaves a value unchanged. Raises NotFound."""
         if not await transaction.run("change_profile", user_id, username, email):
             raise _deleted()
 
     async def find_preferences(self, user_id: UserId) -> Preferences | None:
-        """None where nothing was ever chosen."""
+        """Return None if they were never set."""
         async with self._db.bound(user_id) as transaction:
             row = await transaction.row("find_preferences", user_id)
         return None if row is None else _preferences(row)
@@ -66,7 +66,7 @@ class AccountStore:
         return found
 
     async def set_password(self, transaction: database.Transaction, user_id: UserId, password_hash: str) -> None:
-        """What was mailed to set one is good for nothing then. Raises NotFound for an account that was closed meanwhile."""
+        """Also invalidates a pending reset. Raises NotFound if the account was closed meanwhile."""
         if not await transaction.run("set_password_hash", user_id, password_hash):
             raise _deleted()
         await self.drop_reset(transaction, user_id)
@@ -79,7 +79,7 @@ class AccountStore:
         return None if found is None else UserId(found)
 
     async def use_reset(self, transaction: database.Transaction, token_hash: str) -> UserId | None:
-        """Of several that use one token at once, one."""
+        """Only one of several concurrent callers succeeds."""
         found = await transaction.value("use_password_reset", token_hash)
         return None if found is None else UserId(found)
 

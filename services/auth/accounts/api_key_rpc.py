@@ -1,4 +1,4 @@
-"""The RPC methods about API keys."""
+"""RPC methods about API keys."""
 
 from datetime import UTC, datetime
 
@@ -11,9 +11,9 @@ from shared.rpc import RpcCall, serves
 from shared.telemetry import logs
 from shared.types import KeyId, TenantId, UserId, UserRole
 
-#: For as long as this a rotated key's old secret may go on.
+#: How long a rotated key's old secret may stay valid.
 _LONGEST_OVERLAP_SECONDS = 7 * 24 * 3600
-#: Of looking for what a key has made.
+#: Of searching for keys that a revoked key created.
 _MOST_ROUNDS = 20
 _LIST_HINT = "`aicli keys list` shows them"
 
@@ -21,7 +21,7 @@ _log = logs.get(part="auth")
 
 
 class ApiKeyRpc:
-    """Handlers; all state is in PostgreSQL. A credential sees the keys of the tenant that it acts for; an administrator's sees all."""
+    """A credential sees the keys of the tenant that it acts for; an administrator's credential sees all."""
 
     def __init__(self, parts: Dependencies) -> None:
         self._node = parts.node
@@ -37,7 +37,7 @@ class ApiKeyRpc:
         terms = roles.terms_of_new_key(caller, await self._role_of(caller, user_id), request, datetime.now(UTC))
         key = api_keys.generate(request.kind)
         mark = api_keys.Mark(self._identities.digest(key), api_keys.preview(key))
-        # What an administrator makes for somebody else is that person's own.
+        # A key that an administrator creates for someone else is that user's personal key.
         team_id = caller.team_id if user_id == caller.user_id else None
         tenant = TenantId(user_id) if team_id is None else team_id
         async with self._store.bound(tenant) as transaction:
@@ -61,7 +61,7 @@ class ApiKeyRpc:
         caller = call.principal
         key = await self._get_key(caller, request.key)
         revoked = await self._revoke(caller, key) or key
-        # The key goes first, and then those that are found: while they end, a stolen one may make more.
+        # The key first, then those that it created, until none is left: a stolen key may create more meanwhile.
         for _ in range(_MOST_ROUNDS if request.with_made else 0):
             made = [each for each in await self._store.list_keys_made_by(key.id) if roles.is_admin(caller) or _tenant(each) == _tenant(key)]
             if not made:
@@ -71,7 +71,7 @@ class ApiKeyRpc:
         return revoked
 
     async def _revoke(self, caller: auth.Principal, key: auth.ApiKey, **details: str) -> auth.ApiKey | None:
-        """None if it was revoked before."""
+        """Return None if it was revoked before."""
         async with self._store.bound(_tenant(key)) as transaction:
             revoked = await self._store.revoke_key(transaction, key)
             if revoked is None:
@@ -122,11 +122,11 @@ class ApiKeyRpc:
         return user.role
 
     async def _get_key(self, caller: auth.Principal, text: str) -> auth.ApiKey:
-        """By id, or by a name that one active key of the caller has. Raises NotFound, and BadRequest for several."""
+        """Find by id, or by a name that is unique among the caller's active keys. Raises NotFound, and BadRequest for several."""
         if (key_id := name_rules.find_uuid(text)) is not None:
             key = await self._find_key(caller, KeyId(key_id))
             if key is None:
-                # Another's key is as unknown as one that never was.
+                # Don't reveal whether another user has it.
                 raise errors.NotFound("you have no key with this id", hint=_LIST_HINT)
             return key
         named = await self._store.list_keys_named(caller.tenant_id, caller.user_id, text) if name_rules.may_be_key_name(text) else ()
@@ -145,13 +145,13 @@ class ApiKeyRpc:
 
 
 def _check_own(caller: auth.Principal, key: auth.ApiKey, what: str) -> None:
-    """An organisation's owner ends its members' keys; whoever rotated one would act in its member's name."""
+    """An organization's owner may revoke its members' keys. Rotating one would let the owner act as the member."""
     if key.user_id != caller.user_id and not roles.is_admin(caller):
-        raise errors.NotAllowed(f"only its own user {what} a key", hint="you may revoke it")
+        raise errors.NotAllowed(f"only its owner {what} a key", hint="you may revoke it")
 
 
 def _ended(key: auth.ApiKey) -> errors.BadRequest:
-    return errors.BadRequest(f"the key {key.name!r} was revoked or has expired", hint="make a new one")
+    return errors.BadRequest(f"the key {key.name!r} was revoked or has expired", hint="create a new one")
 
 
 def _tenant(key: auth.ApiKey) -> TenantId:

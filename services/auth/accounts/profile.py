@@ -1,4 +1,4 @@
-"""The RPC methods about one's own account: what the settings page shows, name and address, preferences."""
+"""RPC methods about one's own account: profile and preferences."""
 
 import time
 from typing import Protocol
@@ -23,21 +23,19 @@ _log = logs.get(part="auth")
 
 class SecondFactors(Protocol):
     async def state(self, user_id: UserId) -> FactorState:
-        """Of one user. Raises Unavailable."""
+        """Raises Unavailable."""
         ...
 
 
 class ProfileRpc:
-    """Handlers; all state is in PostgreSQL."""
-
-    def __init__(self, parts: Dependencies, account_rows: AccountStore, second_factors: SecondFactors, postman: Mailer) -> None:
+    def __init__(self, parts: Dependencies, account_rows: AccountStore, second_factors: SecondFactors, mailer: Mailer) -> None:
         self._settings = parts.settings
         self._store = parts.store
         self._identities = parts.identities
         self._trail = parts.trail
         self._rows = account_rows
         self._second_factors = second_factors
-        self._postman = postman
+        self._mailer = mailer
 
     @serves(accounts.get_account)
     async def get_account(self, request: accounts.GetAccount, call: RpcCall) -> accounts.OwnAccount:
@@ -56,8 +54,8 @@ class ProfileRpc:
 
     @serves(accounts.change_profile)
     async def change_profile(self, request: accounts.ChangeProfile, call: RpcCall) -> auth.User:
-        """A new address counts at once, and both are told: whoever is logged in could have taken the account otherwise, too, and a
-        mistyped one is mended on the same page. It needs what a new password needs, because mail to it can set one."""
+        """A new address counts at once, and a mail goes to both. It requires what a password change requires, because a mail to it can
+        reset the password."""
         user = await self._user(call)
         username = None if request.username in (None, user.username) else request.username
         email = None if request.email in (None, user.email) else request.email
@@ -67,7 +65,7 @@ class ProfileRpc:
             name_rules.check_username(username)
         if email is not None:
             name_rules.check_email(email)
-            # A key that leaked must not outlive its revocation as an address that is somebody else's.
+            # Requires a login: a leaked key must not outlive its revocation by changing the address.
             await self._identities.session_of(call.credential)
             access_table.check(
                 access_table.of_method(accounts.change_password.name), call.principal, time.time(), accounts.change_profile.name
@@ -76,15 +74,15 @@ class ProfileRpc:
         async with self._rows.renaming() as transaction:
             await self._rows.change_profile(transaction, user.id, username, email)
             if email is not None:
-                # It went to the old address.
+                # It was mailed to the old address.
                 await self._rows.drop_reset(transaction, user.id)
             act = audit_records.done("account.change", call.principal, tenant=TenantId(user.id), target=user.id, changed=changed)
             await self._trail.add(transaction, act)
         _log.info("profile changed", user_id=user.id, changed=changed)
         after = await self._user(call)
         if email is not None and email.lower() != user.email.lower():
-            await self._postman.send(user.email, *mail_texts.address_changed_from(after.username))
-            await self._postman.send(after.email, *mail_texts.address_changed_to(after.username))
+            await self._mailer.send(user.email, *mail_texts.address_changed_from(after.username))
+            await self._mailer.send(after.email, *mail_texts.address_changed_to(after.username))
         return after
 
     @serves(accounts.set_preferences)
@@ -94,7 +92,7 @@ class ProfileRpc:
             raise errors.BadRequest("theme: " + ", ".join(_THEMES), hint="system follows the setting of the device")
         model = chosen.default_model
         if model is not None and not (model.isprintable() and 0 < len(model) <= _LONGEST_MODEL_NAME):
-            raise errors.BadRequest("defaultModel: the name of a model", hint="leave it out for the mesh's own")
+            raise errors.BadRequest("defaultModel: must be the name of a model", hint="leave it out for the mesh's default")
         await self._rows.set_preferences(call.principal.user_id, chosen)
         return chosen
 

@@ -1,5 +1,5 @@
-"""How many accounts one address may ask for in an hour, and one inviter in a day: each brings credits, and each attempt tells whether a
-name is taken."""
+"""Limit registrations per address and hour, and per inviter and day: an account brings credits, and an attempt reveals whether a name is
+taken."""
 
 from services.auth.sessions import hourly_limits
 from services.auth.sessions.hourly_limits import HourlyLimits
@@ -7,30 +7,29 @@ from shared import addresses, errors
 from shared.stores.cache import Cache
 from shared.types import NodeId, TenantId, UserId
 
-#: Of one inviter, and of one organization, while registration is closed: without mail the inviter sees the codes, and could use all of
-#: them for themselves.
+#: Per inviter and per organization, while registration is closed: without mail the inviter sees the codes and could use them all.
 MOST_INVITED_A_DAY = 20
 _DAY_SECONDS = 24 * 3600
 
 
 class RegistrationLimits:
-    """May raise Unavailable."""
+    """Every method may raise Unavailable."""
 
     def __init__(self, cache: Cache, most: int) -> None:
         self._asked = HourlyLimits(cache, "registrations")
         self._invited = HourlyLimits(cache, "invited", seconds=_DAY_SECONDS)
         self._most = most
 
-    async def charge(self, address: str, door: NodeId) -> None:
-        """Counted before anything is looked up. Raises Limited. Who sits at the door's own machine is not counted."""
+    async def charge(self, address: str, node: NodeId) -> None:
+        """Count before anything is looked up. Raises Limited. Loopback addresses are not counted."""
         seen = addresses.parse(address)
         if seen is not None and seen.is_loopback:
             return
-        wait_seconds = await self._asked.count(hourly_limits.asker_of(address, door), self._most)
+        wait_seconds = await self._asked.count(hourly_limits.asker_of(address, node), self._most)
         if wait_seconds:
             raise errors.Limited(
-                "too many accounts were asked for from your address",
-                hint=f"wait; {self._most} in an hour are allowed. An administrator can add people at any time",
+                "too many accounts were requested from your address",
+                hint=f"wait; {self._most} per hour are allowed. An administrator can add people at any time",
                 retry_after_seconds=wait_seconds,
             )
 

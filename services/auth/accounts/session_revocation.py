@@ -1,4 +1,4 @@
-"""What changes an account so much that its sessions end with it: both happen, or neither."""
+"""Change an account and end its sessions together, or do neither."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # only stores talk to PostgreSQL; this hands a transaction on
 
 class SessionsToEnd(Protocol):
     async def end_all(self, user_id: UserId, but: str | None = None) -> int:
-        """Ends every session of this user and says how many it were, but for the one of this id. Safe to call again. Raises Unavailable."""
+        """End all sessions of this user, except the one with the id ``but``; return how many ended. Idempotent. Raises Unavailable."""
         ...
 
 
@@ -24,8 +24,8 @@ class SessionRevocation:
 
     @contextlib.asynccontextmanager
     async def transaction(self, user_id: UserId, *, but: str | None = None) -> AsyncIterator["Transaction"]:
-        """Ended before the commit, so that nothing is changed while Valkey is away; and again after it, because until then who knew
-        the old password could log in."""
+        """Sessions end before the commit, so nothing changes while Valkey is down; and again after it, because until then the old password
+        still worked."""
         async with self._store.transaction() as transaction:
             yield transaction
             await self._sessions.end_all(user_id, but)

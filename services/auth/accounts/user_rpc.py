@@ -1,36 +1,39 @@
-"""The RPC methods about accounts: registering, and what administrators do with other people's."""
+"""RPC methods to register, and for administrators to manage accounts."""
 
+import asyncio
 from datetime import UTC, datetime
 
-from services.auth import audit_records, client_facing_roles, name_rules, roles
+from services.auth import api_keys, audit_records, client_facing_roles, mail_texts, name_rules, roles
 from services.auth.accounts.registration_limits import RegistrationLimits
+from services.auth.accounts.session_revocation import SessionRevocation
 from services.auth.dependencies import Dependencies
-from services.auth.organizations import membership_rules
+from services.auth.mfa.factor_store import FactorStore
+from services.auth.nodes.node_store import NodeStore
 from shared import errors
 from shared.access import access_table
-from shared.api import auth, business, events, gateway, usage_report
+from shared.api import auth, business, events, gateway, privacy, usage_report
 from shared.api.usage_report import UserUsage
+from shared.mail.mailer import Mailer
 from shared.rpc import RpcCall, serves
 from shared.telemetry import logs
 from shared.types import TenantId, UserId
 
 _MOST_USERS_LISTED = 1000
+_MOST_DAYS = 3650
 _USAGE_SECONDS = 5.0
 
 _log = logs.get(part="auth")
 
 
 class UserRpc:
-    """Handlers; all state is in PostgreSQL."""
-
-    def __init__(self, parts: Dependencies, newcomers: RegistrationLimits) -> None:
+    def __init__(self, parts: Dependencies, limits: RegistrationLimits) -> None:
         self._settings = parts.settings
         self._node = parts.node
         self._store = parts.store
         self._passwords = parts.passwords
         self._identities = parts.identities
         self._trail = parts.trail
-        self._newcomers = newcomers
+        self._limits = limits
 
     @serves(auth.register_user)
     async def register_user(self, request: auth.RegisterUser, call: RpcCall) -> auth.User:
@@ -39,18 +42,18 @@ class UserRpc:
         name_rules.check_username(asked.username)
         name_rules.check_email(asked.email)
         self._passwords.check(asked.password, username=asked.username, email=asked.email)
-        address = client_facing_roles.address_seen(request.client, call)
+        address = client_facing_roles.client_address(request.client, call)
         if by is None and address is not None:
-            # Who came by no door was let into the mesh by somebody.
-            await self._newcomers.charge(address, call.caller.node)
+            # Other callers are nodes, which an administrator let into the mesh.
+            await self._limits.charge(address, call.caller.node)
         password_hash = await self._passwords.hash(asked.password)
-        # Before the transaction, which has a connection already: waiting for a second one could exhaust the pool.
+        # Before the transaction, which already has a connection: waiting for a second one could exhaust the pool.
         inviter = await self._find_inviter(request) if by is None else None
         async with self._store.adding_user() as transaction:
             user = await self._store.add_user(transaction, asked.username, asked.email, password_hash)
             if inviter is not None:
-                # Not before: tries that fail must not use up what the inviter may do. Limited takes the user back.
-                await self._newcomers.charge_inviter(*inviter)
+                # As late as possible: failed attempts must not use up the inviter's limit. Limited rolls the user back.
+                await self._limits.charge_inviter(*inviter)
             if by is None:
                 act = audit_records.done_by("user.register", user.id, target=user.id, address=address or "")
             else:
@@ -62,7 +65,7 @@ class UserRpc:
         return user
 
     async def _administrator(self, call: RpcCall, request: auth.RegisterUser) -> auth.Principal | None:
-        """Who adds somebody else; None for people who register themselves. Raises NotAllowed where they may not."""
+        """Return the administrator who adds the user; None if users register themselves. Raises NotAllowed."""
         if call.credential is None:
             if await self._may_register(request):
                 return None
@@ -84,14 +87,14 @@ class UserRpc:
             return True
         if request.invitation is None:
             return False
-        # The inviter answers for the address: where no mail is sent, the code reaches its addressee through them.
-        return await self._store.is_invited(membership_rules.digest(request.invitation.strip()), request.user_data.email)
+        # The inviter vouches for the address: without mail, the code reaches its recipient through them.
+        return await self._store.is_invited(api_keys.hash_token(request.invitation.strip()), request.user_data.email)
 
     async def _find_inviter(self, request: auth.RegisterUser) -> tuple[UserId, TenantId] | None:
-        """And the organization; None where nobody has to answer for a newcomer."""
+        """Return the inviter and the organization; None if no inviter has to vouch."""
         if self._settings.open_registration or request.invitation is None:
             return None
-        return await self._store.find_inviter(membership_rules.digest(request.invitation.strip()))
+        return await self._store.find_inviter(api_keys.hash_token(request.invitation.strip()))
 
     @serves(auth.set_tier)
     async def set_tier(self, request: auth.SetTier, call: RpcCall) -> auth.User:
@@ -107,7 +110,7 @@ class UserRpc:
     async def set_role(self, request: auth.SetRole, call: RpcCall) -> auth.User:
         user = await self._store.get_user_called(request.user)
         if user.id == call.principal.user_id:
-            raise errors.NotAllowed("nobody changes their own role: it could be the last administrator's", hint="let another administrator")
+            raise errors.NotAllowed("you cannot change your own role", hint="ask another administrator")
         async with self._store.transaction() as transaction:
             changed = await self._store.set_role(transaction, user.id, request.role)
             act = audit_records.done("user.role", call.principal, target=user.id, before=user.role, after=changed.role)
@@ -119,9 +122,7 @@ class UserRpc:
     async def set_active(self, request: auth.SetActive, call: RpcCall) -> auth.User:
         user = await self._store.get_user_called(request.user)
         if user.id == call.principal.user_id and not request.is_active:
-            raise errors.NotAllowed(
-                "nobody closes their own account: it could be the last administrator's", hint="let another administrator"
-            )
+            raise errors.NotAllowed("you cannot close your own account", hint="ask another administrator")
         async with self._store.transaction() as transaction:
             changed = await self._store.set_active(transaction, user.id, request.is_active)
             act = audit_records.done("user.open" if request.is_active else "user.close", call.principal, target=user.id)
@@ -150,7 +151,7 @@ class UserRpc:
     @serves(business.count_new_accounts)
     async def count_new_accounts(self, request: business.CountNewAccounts, call: RpcCall) -> business.NewAccounts:
         if not 0 < (request.until - request.since).days <= business.MOST_DAYS:
-            raise errors.BadRequest(f"since and until: two days, the earlier one first, at most {business.MOST_DAYS} apart")
+            raise errors.BadRequest(f"since and until: two days, the earlier first, at most {business.MOST_DAYS} apart")
         return business.NewAccounts(await self._store.count_new(request.since, request.until))
 
     @serves(business.name_users)
@@ -160,6 +161,49 @@ class UserRpc:
     @serves(usage_report.get_user_usage)
     async def get_user_usage(self, request: usage_report.GetUserUsage, call: RpcCall) -> UserUsage:
         tenant = call.principal.tenant_id if request.user_id is None else TenantId(roles.subject_of(call.principal, request.user_id))
-        # The gateway counts, so it is asked; auth only says who may know.
+        # The gateway counts usage; auth only decides who may see it.
         deadline_seconds = min(_USAGE_SECONDS, call.remaining_seconds())
         return await self._node.rpc.call(gateway.read_usage, gateway.ReadUsage(tenant), deadline_seconds=deadline_seconds)
+
+
+class FactorRemoval:
+    """Lets an administrator remove a lost second factor. The user gets a mail, so that a removal under false pretenses is noticed."""
+
+    def __init__(self, parts: Dependencies, ends: SessionRevocation, mailer: Mailer) -> None:
+        self._users = parts.store
+        self._store = FactorStore(parts.store)
+        self._ends = ends
+        self._mailer = mailer
+        self._trail = parts.trail
+
+    @serves(auth.remove_mfa)
+    async def remove_mfa(self, request: auth.RemoveMfa, call: RpcCall) -> auth.User:
+        user = await self._users.get_user_called(request.user)
+        if user.id == call.principal.user_id:
+            raise errors.NotAllowed(
+                "you cannot remove your own second factor this way", hint="disable it in your settings, or ask another administrator"
+            )
+        async with self._ends.transaction(user.id) as transaction:
+            if not await self._store.remove(transaction, user.id):
+                raise errors.NotFound(f"{user.username} has no second factor", hint="there is nothing to remove")
+            await self._trail.add(transaction, audit_records.done("mfa.remove", call.principal, target=user.id))
+        _log.info("second factor removed", user_id=user.id, by=call.principal.user_id)
+        await self._mailer.send(user.email, *mail_texts.factor_removed(user.username))
+        return user
+
+
+class AccessReviews:
+    def __init__(self, parts: Dependencies, members: NodeStore) -> None:
+        self._store = parts.store
+        self._members = members
+
+    @serves(privacy.review_access)
+    async def review_access(self, request: privacy.ReviewAccess, call: RpcCall) -> privacy.AccessReview:
+        if not 1 <= request.days <= _MOST_DAYS:
+            raise errors.BadRequest(f"days: from 1 to {_MOST_DAYS}", hint="try 90")
+        keys, users, nodes = await asyncio.gather(
+            self._store.list_stale_keys(request.days),
+            self._store.list_stale_users(request.days),
+            self._members.list_idle_nodes(request.days),
+        )
+        return privacy.AccessReview(keys, users, nodes)

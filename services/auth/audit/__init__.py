@@ -1,1 +1,1 @@
-"""The audit log: sensitive acts and refused ones, in hash chains that show whether a row was changed."""
+"""The audit log: sensitive acts and refusals, in hash chains that reveal changed rows."""

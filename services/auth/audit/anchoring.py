@@ -1,4 +1,4 @@
-"""Signs the heads of the audit log every hour, into its table and into a file that should lie where this database's owner cannot write."""
+"""Sign the heads of the audit log every hour, into a table and into a file, which the database's owner should not be able to write."""
 
 import asyncio
 import os
@@ -15,7 +15,6 @@ from shared.identity.node_keys import NodeKey
 from shared.telemetry import logs
 from shared.types import MeshName, NodeId
 
-#: Anchors of one statement.
 _BATCH = 1000
 
 _log = logs.get(part="audit")
@@ -23,14 +22,14 @@ _log = logs.get(part="audit")
 
 @dataclass(frozen=True, slots=True)
 class AnchorKeys:
-    """The key that signs, and those that did before."""
+    """The key that signs, and former ones."""
 
     current: NodeKey
     former: tuple[NodeKey, ...] = ()
 
     @classmethod
     def of(cls, seed: bytes, *former: bytes) -> "AnchorKeys":
-        """Of 32 secret bytes each, derived for this purpose alone."""
+        """Each of 32 secret bytes, derived for this purpose only."""
         return cls(audit_anchors.signing_key(seed), tuple(map(audit_anchors.signing_key, former)))
 
     @property
@@ -49,12 +48,12 @@ class Anchoring:
         self._mesh = mesh
         self._file = file
         self._now = now
-        #: The number of the last anchor that the file has; None before the first look.
+        #: The number of the last anchor in the file; None until the file was read.
         self._in_file: int | None = None
         self._writing = asyncio.Lock()
 
     async def write(self) -> None:
-        """Anchors of all chains that have grown; each replica's file gets those of every replica. Raises Unavailable."""
+        """Anchor all chains that have grown. Each replica's file gets the anchors of every replica. Raises Unavailable."""
         async with self._writing:
             if self._in_file is None:
                 self._in_file = await self._rows.last_anchor()
@@ -66,7 +65,7 @@ class Anchoring:
                 await self._copy(self._file)
 
     async def read(self) -> tuple[tuple[Anchor, ...], tuple[int, ...]]:
-        """What the file has, and which of its lines are no anchors. Raises Unavailable if it cannot be read."""
+        """Return the anchors of the file, and the lines that are none. Raises Unavailable if it cannot be read."""
         if self._file is None:
             return (), ()
         try:
@@ -74,7 +73,7 @@ class Anchoring:
         except FileNotFoundError:  # nothing was anchored yet
             return (), ()
         except OSError as error:
-            raise errors.Unavailable(f"the file of anchors cannot be read: {error.strerror}", hint="check AUDIT_ANCHOR_FILE") from error
+            raise errors.Unavailable(f"the anchor file cannot be read: {error.strerror}", hint="check AUDIT_ANCHOR_FILE") from error
 
     async def _copy(self, file: Path) -> None:
         assert self._in_file is not None  # ``write`` has looked
@@ -94,7 +93,7 @@ class Anchoring:
 def _append(file: Path, anchors: Sequence[Anchor]) -> None:
     handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     with os.fdopen(handle, "ab") as out:
-        # What a crash left half written stays a line of its own.
+        # A line that a crash left incomplete gets a line of its own.
         start = b"\n" if out.tell() and not _ends_in_newline(file) else b""
         out.write(start + b"".join(map(audit_anchors.line, anchors)))
         out.flush()

@@ -1,4 +1,4 @@
-"""The audit log as those who act see it: acts go into their own transaction, refusals into a queue that one task writes."""
+"""Write the audit log: acts in their own transaction, refusals through a queue."""
 
 import asyncio
 import time
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from shared.stores.database import Transaction
 
 _WRITE_EVERY_SECONDS = 1
-#: Rows of one transaction: the chains that they go into are locked as long.
+#: Rows per transaction, which locks their chains.
 _BATCH = 200
 
 _log = logs.get(part="audit")
 
 
 class AuditLog:
-    """A ``Trail``. ``run`` is the task that writes what was noted; call ``write`` after its end, for what came last."""
+    """An ``AuditTrail``. ``run`` is the task that writes refusals; call ``write`` after it has ended, for the last ones."""
 
     def __init__(self, rows: AuditStore, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._rows = rows
@@ -36,13 +36,13 @@ class AuditLog:
         self._gathering.note(act, self._clock())
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Run until canceled."""
         while True:
             await asyncio.sleep(_WRITE_EVERY_SECONDS)
             await self._write(all_of_them=False)
 
     async def write(self) -> None:
-        """All that waits, now. Where PostgreSQL is away it goes on waiting."""
+        """Write everything that waits. If PostgreSQL is down, it keeps waiting."""
         await self._write(all_of_them=True)
 
     async def _write(self, *, all_of_them: bool) -> None:
@@ -53,9 +53,9 @@ class AuditLog:
                     await self._rows.append(transaction, batch)
                 written = True
             except errors.Unavailable as error:
-                _log.info("refusals not written yet", waiting=len(self._gathering) + len(batch), reason=error.message)
+                _log.info("refusals could not be written; trying again", waiting=len(self._gathering) + len(batch), reason=error.message)
                 return
             finally:
-                # Also where the task is cancelled in the middle: perhaps twice in the log is better than never.
+                # Also if the task is canceled midway: twice in the log is better than never.
                 if not written:
                     self._gathering.give_back(batch)

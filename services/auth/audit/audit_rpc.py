@@ -1,9 +1,9 @@
-"""The RPC methods about the audit log: reading, taking along, verifying, and what the other services have to add."""
+"""RPC methods to read, export and verify the audit log, and to add other services' acts."""
 
 from services.auth import audit_records, name_rules
 from services.auth.audit.audit_store import AuditQuery, AuditStore
-from services.auth.audit.audit_trail import AuditTrail
 from services.auth.audit.verification import Verification
+from services.auth.audit_records import AuditTrail
 from services.auth.store import AccountTables
 from shared.api import audit
 from shared.api.method import Nothing
@@ -15,8 +15,6 @@ _log = logs.get(part="audit")
 
 
 class AuditRpc:
-    """Handlers; all state is in PostgreSQL."""
-
     def __init__(self, store: AccountTables, trail: AuditTrail, rows: AuditStore, verification: Verification) -> None:
         self._store = store
         self._trail = trail
@@ -46,7 +44,7 @@ class AuditRpc:
     async def export_audit(self, request: audit.ExportAudit, stream: StreamCall[audit.AuditRow]) -> Nothing:
         chains = await self._rows.chains() if request.chain is None else (request.chain,)
         async with self._store.transaction() as transaction:
-            await self._trail.add(transaction, audit_records.of_house("audit.export", stream.principal, target=request.chain or ""))
+            await self._trail.add(transaction, audit_records.of_mesh("audit.export", stream.principal, target=request.chain or ""))
         _log.info("audit log exported", by=stream.principal.user_id)
         for chain in chains:
             await self._send(chain, request, stream)
@@ -58,11 +56,11 @@ class AuditRpc:
         bad = [state for state in report.chains if state.first_bad is not None]
         found = {"found": f"{bad[0].chain} {bad[0].first_bad}"} if bad else {}
         async with self._store.transaction() as transaction:
-            await self._trail.add(transaction, audit_records.of_house("audit.verify", call.principal, target=request.chain or "", **found))
+            await self._trail.add(transaction, audit_records.of_mesh("audit.verify", call.principal, target=request.chain or "", **found))
         return report
 
     async def _send(self, chain: str, request: audit.ExportAudit, stream: StreamCall[audit.AuditRow]) -> None:
-        """Without gaps, so that it can be verified: from the first row that is new enough to the last one that is there now."""
+        """Send without gaps, so that it can be verified: from the first row in the period to the last one that exists now."""
         until = (await self._rows.end_of(chain)).last_row
         first = 1 if request.since is None else await self._rows.first_since(chain, request.since)
         if first is None:
@@ -72,7 +70,7 @@ class AuditRpc:
                 await stream.send(row)
 
     async def _actor(self, text: str) -> UserId:
-        """By name, address or id; the id also of somebody who is gone. Raises NotFound."""
+        """Find an actor by name, address or id; the id may be of a deleted user. Raises NotFound."""
         if (user_id := name_rules.find_uuid(text)) is not None:
             return UserId(user_id)
         return (await self._store.get_user_called(text)).id

@@ -1,4 +1,4 @@
-"""auth's tables of the audit log: audit_heads, audit_log, audit_details and audit_anchors. Every method may raise Unavailable."""
+"""auth's tables audit_heads, audit_log, audit_details and audit_anchors. Every method may raise Unavailable."""
 
 import contextlib
 import secrets
@@ -18,22 +18,22 @@ from shared.api.audit import AuditedAct, AuditRow, Result
 from shared.stores import database
 from shared.types import UserId
 
-#: Rows that are read at once: some milliseconds of work, so that nobody else waits for it.
+#: Rows read at once: some milliseconds of work, so no one else is held up.
 _PAGE = 500
-#: Personal parts that are erased in one transaction.
+#: Personal parts erased per transaction.
 _SHRED_BATCH = 5000
 _ANCHORS_PAGE = 1000
-#: The highest number that a row can have.
+#: The highest possible row number.
 _LAST: Final = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditQuery:
-    """Which rows of the log; None is every one."""
+    """A filter of rows; None matches every row."""
 
     chain: str | None = None
     actor: UserId | None = None
-    #: A whole one, or the part before a dot.
+    #: A complete action, or its part before a dot.
     action: str | None = None
     result: Result | None = None
     since: datetime | None = None
@@ -42,9 +42,9 @@ class AuditQuery:
 
 @dataclass(frozen=True, slots=True)
 class ChainEnd:
-    """Where a chain ends: as its head says, and as its rows do."""
+    """Where a chain ends, according to its head and to its rows."""
 
-    #: None where there is none, which nothing of ours does.
+    #: None if the head is missing, which no code of ours causes.
     head: ChainHead | None
     last_row: int
 
@@ -59,11 +59,11 @@ class AuditStore:
     # --- writing -----------------------------------------------------------------------------------------------------
 
     async def append(self, transaction: database.Transaction, new: Iterable[AuditedAct]) -> None:
-        """Two round trips for each chain. The chains stay locked until the transaction ends, so this is best its last act."""
+        """Takes two round trips per chain. The chains stay locked until the transaction ends, so call this last."""
         by_chain: dict[str, list[AuditedAct]] = {}
         for act in new:
             by_chain.setdefault(audit_chain.chain_of(act.tenant_id), []).append(audit_records.fitted(act))
-        # In one order for everybody, so that no two wait for each other.
+        # The same order everywhere, so that no two transactions wait for each other.
         for chain in sorted(by_chain):
             await self._append_to(transaction, chain, by_chain[chain])
 
@@ -80,7 +80,7 @@ class AuditStore:
     # --- reading -----------------------------------------------------------------------------------------------------
 
     async def list_rows(self, asked: AuditQuery, limit: int) -> tuple[AuditRow, ...]:
-        """The newest first, and all that share the time of the last one."""
+        """List the newest rows, and all that share the time of the last one."""
         result = None if asked.result is None else asked.result.value
         rows = await self._db.rows(
             "list_audit_rows", asked.chain, asked.actor, asked.action, result, asked.since, asked.before, limit, deadline_seconds=10
@@ -88,7 +88,7 @@ class AuditStore:
         return tuple(map(_row, rows))
 
     async def read_chain(self, chain: str, *, after: int = 0, until: int = _LAST) -> AsyncGenerator[list[AuditRow], None]:
-        """All rows between these numbers, page by page."""
+        """Yield all rows between these numbers, page by page."""
         while page := await self._db.rows("read_audit_chain", chain, after, until, _PAGE, deadline_seconds=30):
             rows = list(map(_row, page))
             yield rows
@@ -104,27 +104,27 @@ class AuditStore:
         return ChainEnd(head, row["last_row"] or 0)
 
     async def first_since(self, chain: str, since: datetime) -> int | None:
-        """The number of the first row that is as new; None where none is."""
+        """Return the number of the first row of the period, or None."""
         found: int | None = await self._db.value("find_audit_row_since", chain, since, deadline_seconds=30)
         return found
 
     # --- erasing -----------------------------------------------------------------------------------------------------
 
     async def shred_before(self, moment: datetime) -> int:
-        """Erase the personal parts of older rows, batch by batch; how many there were."""
+        """Erase the personal parts of older rows in batches; return how many."""
         total = 0
         while shredded := await self._db.run("shred_audit_details_before", moment, _SHRED_BATCH, deadline_seconds=30):
             total += shredded
         return total
 
     async def shred_of(self, transaction: database.Transaction, user_id: UserId) -> int:
-        """Erase the personal parts of all that somebody did; the transaction has to see every tenant's rows."""
+        """Erase the personal parts of everything that a user did. The transaction must see every tenant's rows."""
         return await transaction.run("shred_audit_details_of", user_id)
 
     # --- anchors -----------------------------------------------------------------------------------------------------
 
     async def unanchored(self) -> tuple[tuple[str, ChainHead], ...]:
-        """The heads of chains that have grown since their last anchor."""
+        """Return the heads of chains that have grown since their last anchor."""
         rows = await self._db.rows("list_unanchored_heads", deadline_seconds=30)
         return tuple((row["chain"], ChainHead(row["sequence"], row["hash"])) for row in rows)
 
@@ -135,7 +135,7 @@ class AuditStore:
         await self._db.run("add_audit_anchors", chains, sequences, hashes, texts, deadline_seconds=30)
 
     async def anchors_after(self, number: int) -> tuple[tuple[Anchor, ...], int]:
-        """Some of the anchors that came after this one, and the number to go on from."""
+        """Return some of the anchors after this one, and the number to continue from."""
         rows = await self._db.rows("list_anchors_after", number, _ANCHORS_PAGE)
         return tuple(map(_anchor, rows)), (rows[-1]["number"] if rows else number)
 
@@ -152,7 +152,7 @@ class AuditStore:
 async def _locked_head(transaction: database.Transaction, chain: str) -> ChainHead:
     row = await transaction.row("lock_audit_head", chain)
     if row is None:
-        # Several may be the first at once; the second look waits for the one that was.
+        # Several callers may create the chain at once; the second look waits for the first of them.
         await transaction.run("ensure_audit_head", chain, audit_chain.START.hash)
         row = await transaction.row("lock_audit_head", chain)
     if row is None:
@@ -187,7 +187,7 @@ def _row(row: database.DatabaseRow) -> AuditRow:
         action=row["action"],
         tenant_id=row["tenant_id"],
         actor=row["actor"],
-        # Whatever stands there: what somebody has changed by hand is to be reported, not to be tripped over.
+        # Unchecked: a row that was changed by hand must be reported, and not break the verification.
         result=cast("Result", row["result"]),
         target=row["target"],
         address=row["address"] or "",

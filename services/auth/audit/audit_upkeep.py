@@ -1,4 +1,4 @@
-"""The work of the audit log beside the calls: writing refusals, anchoring, verifying, erasing personal parts that are too old."""
+"""Background work of the audit log: write refusals, anchor, verify, and erase old personal parts."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ _log = logs.get(part="audit")
 
 
 class AuditUpkeep:
-    """``run`` is the task; ``finish`` comes after its end, while the database is still open."""
+    """``run`` is the task; call ``finish`` after it has ended, while the database is still open."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class AuditUpkeep:
         self._now = now
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Run until canceled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._log.run())
             tasks.create_task(lifecycle.every(_HOUR_SECONDS, self._anchoring.write))
@@ -49,17 +49,17 @@ class AuditUpkeep:
             tasks.create_task(lifecycle.every(_VERIFY_SECONDS, self.verify, first=lifecycle.SOON_SECONDS))
 
     async def finish(self) -> None:
-        """The last refusals and the last anchors; what PostgreSQL does not take any more is lost."""
+        """Write the last refusals and anchors. What PostgreSQL doesn't accept is lost."""
         await self._log.write()
         with contextlib.suppress(errors.Unavailable):
             await self._anchoring.write()
 
     async def verify(self) -> None:
-        """All of it, so that a row that was tampered with is told before anybody asks. Raises Unavailable."""
+        """Verify everything, so that tampering is reported before anyone asks. Raises Unavailable."""
         await self._verification.report(None)
 
     async def shred(self) -> None:
-        """Personal parts older than the days that they are kept. Raises Unavailable."""
+        """Erase personal parts that are too old. Raises Unavailable."""
         shredded = await self._rows.shred_before(self._now() - timedelta(days=self._days))
         if shredded:
             _log.info("personal parts of the audit log erased", rows=shredded, older_than_days=self._days)

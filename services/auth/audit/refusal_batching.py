@@ -1,7 +1,7 @@
-"""Refusals on their way into the log: equal ones together, never more than a bound, and what is beyond it counted. Pure.
+"""Combine equal refusals before they are logged, within a bound; count what exceeds it. Pure.
 
-The first of a kind may be written at once; the equal ones that follow within a minute become one row when the minute is over, so that
-somebody who tries a thousand passwords fills a row a minute and not a table.
+The first of a kind can be written at once. Equal ones within a minute become one row at its end, so a thousand failed logins fill a row per
+minute and not a table.
 """
 
 from collections import OrderedDict, deque
@@ -14,9 +14,8 @@ import msgspec
 from services.auth import audit_records
 from shared.api.audit import AuditedAct
 
-#: How long equal refusals are gathered into one row.
 GATHER_SECONDS = 60
-#: Acts that wait: some megabytes. With PostgreSQL away, or under different refusals from everywhere, more are only counted.
+#: Some megabytes. If PostgreSQL is down, or under many different refusals, further ones are only counted.
 MOST_WAITING = 5000
 
 _Kind = tuple[str, UUID | None, UUID | None, str, str, str, tuple[tuple[str, str], ...]]
@@ -27,13 +26,13 @@ class _Open:
     """A kind that was seen less than a minute ago."""
 
     until: float
-    #: The first that came after the one that was handed out, for its time and its request; None where none did.
+    #: The first one after the one that was written, for its time and request.
     following: AuditedAct | None = None
     times: int = 0
 
 
 class RefusalBatching:
-    """``note`` what happens, ``take`` what is to be written, ``give_back`` what could not be. ``now`` is a monotonic time."""
+    """``note`` refusals, ``take`` what to write, and ``give_back`` what could not be written. ``now`` is a monotonic time."""
 
     def __init__(self, most: int = MOST_WAITING) -> None:
         self._most = most
@@ -61,7 +60,7 @@ class RefusalBatching:
         self._open[kind] = _Open(now + GATHER_SECONDS)
 
     def take(self, most: int, now: float, *, all_of_them: bool = False) -> list[AuditedAct]:
-        """The oldest that are to be written now; ``all_of_them`` does not wait for a minute to end."""
+        """Return the oldest ones to write now. ``all_of_them`` doesn't wait for a minute to end."""
         while self._open:
             kind, first = next(iter(self._open.items()))
             if first.until > now and not all_of_them:
@@ -73,7 +72,7 @@ class RefusalBatching:
         return [self._ready.popleft() for _ in range(min(most, len(self._ready)))]
 
     def give_back(self, taken: Sequence[AuditedAct]) -> None:
-        """They go first the next time; what has no room any more is counted."""
+        """Put them first in the queue; count those that no longer fit."""
         room = max(0, self._most - len(self))
         self._ready.extendleft(reversed(taken[:room]))
         self._overlooked += sum(act.times for act in taken[room:])

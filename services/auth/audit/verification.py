@@ -1,4 +1,4 @@
-"""Reads the audit log from its first row and says of each chain which row is the first that is not as it was written."""
+"""Read the whole audit log and find the first changed row of each chain."""
 
 from collections.abc import Iterable, Sequence
 
@@ -12,12 +12,12 @@ from shared.telemetry import Metrics, logs
 
 _log = logs.get(part="audit")
 
-#: In place of a chain's name, for lines of the file of anchors.
+#: Instead of a chain's name, for lines of the anchors' file.
 _FILE = "anchors"
 
 
 class Verification:
-    """Holds a page of rows at a time, however many there are."""
+    """Holds one page of rows at a time."""
 
     def __init__(self, rows: AuditStore, anchoring: Anchoring, metrics: Metrics) -> None:
         self._rows = rows
@@ -25,25 +25,25 @@ class Verification:
         self._metrics = metrics
 
     async def report(self, chain: str | None) -> AuditReport:
-        """Of one chain or of all. Raises Unavailable."""
+        """Verify one chain or all. Raises Unavailable."""
         filed, unreadable = await self._anchoring.read()
         by_chain: dict[str, list[Anchor]] = {}
         for anchor in filed:
             by_chain.setdefault(anchor.chain, []).append(anchor)
-        states = [ChainState(_FILE, 0, line, f"line {line} of the file of anchors is none", 0) for line in unreadable[:1]]
+        states = [ChainState(_FILE, 0, line, f"line {line} of the anchor file is invalid", 0) for line in unreadable[:1]]
         names = [chain] if chain is not None else await self._chains(by_chain)
         states += [await self._state(name, by_chain.get(name, [])) for name in names]
         broken = [state for state in states if state.first_bad is not None]
         if broken:
             worst = broken[0]
-            _log.error("the audit log is not as it was written", chain=worst.chain, first_bad=worst.first_bad, why=worst.why)
-        # Not before the first report: what nobody has verified is neither. One chain that holds says nothing of the others.
+            _log.error("the audit log was changed", chain=worst.chain, first_bad=worst.first_bad, why=worst.why)
+        # Not before the first full report: one intact chain says nothing about the others.
         if broken or chain is None:
             self._metrics.audit_chain_valid.set(not broken)
         return AuditReport(tuple(states), self._anchoring.keys.current.id)
 
     async def _chains(self, filed: Iterable[str]) -> list[str]:
-        """Also those of which nothing but an anchor is left."""
+        """Includes chains of which only an anchor is left."""
         return sorted({*await self._rows.chains(), *await self._rows.anchored_chains(), *filed})
 
     async def _state(self, chain: str, filed: Sequence[Anchor]) -> ChainState:
@@ -67,12 +67,12 @@ def _head_of(end: ChainEnd) -> list[Checkpoint]:
 
 
 def _with_findings(state: ChainState, end: ChainEnd, forged: AnchorFinding | None) -> ChainState:
-    """What is wrong around rows that are right in themselves."""
+    """Add what is wrong around rows that are right in themselves."""
     first_bad, why = None, ""
     if forged is not None:
         first_bad, why = forged.sequence, forged.why
     elif end.head is None and end.last_row:
         first_bad, why = end.last_row + 1, "the chain's head is gone: rows may have followed"
     elif end.head is not None and end.last_row > end.head.sequence:
-        first_bad, why = end.head.sequence + 1, "the row was put in behind the chain's head"
+        first_bad, why = end.head.sequence + 1, "the row was inserted behind the chain's head"
     return ChainState(state.chain, state.rows, first_bad, why, state.anchors)

@@ -1,1 +1,1 @@
-"""The second factor: codes of an authenticator app, and recovery codes for when it is lost."""
+"""The second factor: codes of an authenticator app, and recovery codes."""

@@ -1,4 +1,4 @@
-"""The table second_factors, in the database that `AccountTables` has opened. Every method may raise Unavailable."""
+"""auth's table second_factors. Every method may raise Unavailable."""
 
 import contextlib
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from shared.types import UserId
 
 @dataclass(frozen=True, slots=True)
 class Factor:
-    """What there is of a person's second factor; seeds as they are stored, sealed."""
+    """A user's second factor; seeds are stored sealed."""
 
-    #: In force; None where it was only begun.
+    #: Enabled; None if the setup is incomplete.
     seed: bytes | None
-    #: Being set up, beside the one that may be in force.
+    #: Being set up, perhaps beside an enabled one.
     begun_seed: bytes | None
     recovery_codes_left: int
 
@@ -39,22 +39,22 @@ class FactorStore:
             await transaction.run("begin_factor", user_id, sealed)
 
     async def enable(self, transaction: Transaction, user_id: UserId, begun: bytes, step: int, hashes: tuple[str, ...]) -> bool:
-        """False if another one was begun meanwhile. Logins that were remembered elsewhere are asked about again."""
+        """Return False if another setup was begun meanwhile. Other services forget what they cached about the user."""
         await transaction.run("tell_of_user", user_id)
         return bool(await transaction.run("enable_factor", user_id, begun, step, hashes))
 
     async def use_step(self, user_id: UserId, step: int) -> bool:
-        """Of several at once one may. False for a step that was used before."""
+        """Return False if the step was used before. Only one of several concurrent callers succeeds."""
         async with self._store.transaction() as transaction:
             return bool(await transaction.run("use_factor_step", user_id, step))
 
     async def use_recovery_code(self, user_id: UserId, digest: str) -> bool:
-        """Of several at once one may. False if it is none of those that are left."""
+        """Return False if it is not an unused code. Only one of several concurrent callers succeeds."""
         async with self._store.transaction() as transaction:
             return bool(await transaction.run("use_recovery_code", user_id, digest))
 
     async def renew_recovery_codes(self, transaction: Transaction, user_id: UserId, hashes: tuple[str, ...]) -> bool:
-        """False if there is no second factor in force."""
+        """Return False if no second factor is enabled."""
         return bool(await transaction.run("renew_recovery_codes", user_id, hashes))
 
     async def remove(self, transaction: Transaction, user_id: UserId) -> bool:

@@ -1,4 +1,4 @@
-"""Whether a code is right: the one of this moment, or a recovery code. Each is taken once, by whichever replica is asked first."""
+"""Check codes: an app's current code, or a recovery code. Each works once across all replicas."""
 
 import contextlib
 import time
@@ -19,8 +19,6 @@ _PURPOSE = "totp seed"
 
 @dataclass(frozen=True, slots=True)
 class FactorState:
-    """What may be shown of it."""
-
     is_enabled: bool
     recovery_codes_left: int
 
@@ -39,7 +37,7 @@ class Factors:
 
     @classmethod
     def of(cls, parts: Dependencies) -> "Factors":
-        """Raises BadSettings for a DATA_KEY that is none."""
+        """Raises BadSettings for an invalid DATA_KEY."""
         sealer = DataSealer.of(parts.settings.data_key, parts.settings.data_key_old)
         return cls(FactorStore(parts.store), sealer, parts.guesses, pepper=parts.settings.api_key_pepper)
 
@@ -48,8 +46,8 @@ class Factors:
         return FactorState(factor.seed is not None, factor.recovery_codes_left)
 
     async def take(self, user_id: UserId, code: str, address: str = "", browser: str = "") -> bool:
-        """Whether it is right; then it is used up. Raises Limited and NotAllowed for who has guessed too often, as of passwords
-        (`failed_logins`). Where there is no second factor no code is right."""
+        """Return whether the code is right, and use it up. Raises Limited and NotAllowed after too many attempts (`failed_logins`). Without
+        a second factor no code is right."""
         counted_as = failed_logins.codes_of(user_id)
         await self._guesses.charge(counted_as, address, browser)
         factor = await self._store.find(user_id)
@@ -59,19 +57,19 @@ class Factors:
         return right
 
     async def begin(self, user_id: UserId) -> bytes:
-        """A new seed; not in force before ``prove`` and ``FactorStore.enable``."""
+        """Create a seed, which counts only after ``prove`` and ``FactorStore.enable``."""
         seed = totp.new_seed()
         await self._store.begin(user_id, self._sealer.seal(_PURPOSE, user_id, seed))
         return seed
 
     def prove(self, user_id: UserId, factor: Factor, code: str) -> int | None:
-        """The step that the code of the seed that was begun is of; None if it is wrong."""
+        """Return the step of a code of the seed being set up; None if the code is wrong."""
         if factor.begun_seed is None:
             return None
         return totp.find_step(self._sealer.open(_PURPOSE, user_id, factor.begun_seed), code, self._clock())
 
     def digests(self, user_id: UserId, codes: tuple[str, ...]) -> tuple[str, ...]:
-        """What is stored of recovery codes."""
+        """Return what is stored of recovery codes."""
         return tuple(recovery_codes.digest(code, user_id, self._pepper) for code in codes)
 
     async def _use(self, user_id: UserId, sealed: bytes, code: str) -> bool:
@@ -88,6 +86,6 @@ class Factors:
     async def _ensure_current_seal(self, user_id: UserId, sealed: bytes) -> None:
         if self._sealer.is_outdated(sealed):
             newer = self._sealer.seal(_PURPOSE, user_id, self._sealer.open(_PURPOSE, user_id, sealed))
-            # The code was right; if this cannot be done now, the next one will do it.
+            # If this fails, the next right code will do it.
             with contextlib.suppress(errors.Unavailable):
                 await self._store.reseal(user_id, sealed, newer)

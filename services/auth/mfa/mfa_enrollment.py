@@ -1,4 +1,4 @@
-"""The RPC methods by which people set up a second factor, and do without it again."""
+"""RPC methods to enable and disable one's second factor."""
 
 from services.auth import audit_records
 from services.auth.dependencies import Dependencies
@@ -15,11 +15,11 @@ from shared.api.method import Nothing
 from shared.rpc import RpcCall, serves
 from shared.types import UserRole
 
-_BEGIN_HINT = "beginMfa makes the seed for the app; it is good for an hour"
+_BEGIN_HINT = "beginMfa creates the seed for the app; it expires after an hour"
 
 
 class MfaEnrollment:
-    """Handlers; all of them need a login, because a key that was stolen must not put another's telephone in place of its owner's."""
+    """All of them require a login: with a stolen key one must not be able to replace the owner's phone."""
 
     def __init__(self, parts: Dependencies, factors: Factors, opening: SessionOpening) -> None:
         self._settings = parts.settings
@@ -48,12 +48,12 @@ class MfaEnrollment:
             raise errors.BadRequest("no second factor is being set up", hint=_BEGIN_HINT)
         step = self._factors.prove(who.user_id, factor, request.code)
         if step is None:
-            raise errors.BadRequest("code: it is not the one that this seed gives now", hint=CODE_HINT)
+            raise errors.BadRequest("code: it does not match this seed", hint=CODE_HINT)
         codes = recovery_codes.new_codes()
         async with self._store.transaction() as transaction:
             hashes = self._factors.digests(who.user_id, codes)
             if not await self._store.enable(transaction, who.user_id, factor.begun_seed, step, hashes):
-                raise errors.BadRequest("another second factor was begun meanwhile", hint="use the newest seed")
+                raise errors.BadRequest("another setup of a second factor was begun meanwhile", hint="use the newest seed")
             await self._trail.add(transaction, audit_records.done("mfa.enable", who))
         return accounts.RecoveryCodes(codes, await self._go_on(who, session))
 
@@ -63,13 +63,13 @@ class MfaEnrollment:
         who = call.principal
         if who.role is UserRole.ADMIN and self._settings.admin_mfa:
             raise errors.NotAllowed(
-                "an administrator needs a second factor", hint="for another telephone set up a new one; it replaces this one"
+                "an administrator needs a second factor", hint="to change phones, set up a new one, which replaces this one"
             )
         if not (await self._factors.state(who.user_id)).is_enabled:
             raise _no_factor()
         if not await self._factors.take(who.user_id, request.code, session.client.address, session.browser):
             self._trail.note(audit_records.refused("mfa.disable", who, "wrong code", address=session.client.address))
-            raise errors.NotAllowed("the code is wrong, or was used before", hint=CODE_HINT)
+            raise errors.NotAllowed("the code is wrong, or was already used", hint=CODE_HINT)
         async with self._store.transaction() as transaction:
             await self._store.remove(transaction, who.user_id)
             await self._trail.add(transaction, audit_records.done("mfa.disable", who))
@@ -88,7 +88,7 @@ class MfaEnrollment:
         return accounts.RecoveryCodes(codes)
 
     async def _go_on(self, who: auth.Principal, session: StoredSession) -> auth.LoginSession | None:
-        """A login that lacked this goes on as a whole one, under another token. All others were opened without it, and end."""
+        """Complete a login that lacked this step, under a new token. End all others, which were opened without a second factor."""
         if who.step is Step.DONE:
             await self._sessions.confirm(session, has_factor=True)
             await self._sessions.end_all(who.user_id, but=session.id)
@@ -99,7 +99,7 @@ class MfaEnrollment:
 
 
 def _check_may_set_up(who: auth.Principal, session: StoredSession, factor: Factor) -> None:
-    """The gate lets logins in that lack a step, because setting this up is one: not those that lack a code of the factor in force."""
+    """Logins that lack a step are allowed here, because this is one. But those that lack a code of an enabled factor are not."""
     if who.step is Step.ENTER_CODE:
         raise _code_first()
     _check_shown(session, factor)
@@ -111,7 +111,7 @@ def _check_shown(session: StoredSession, factor: Factor) -> None:
 
 
 def _code_first() -> errors.SecondFactorNeeded:
-    return errors.SecondFactorNeeded("there is a second factor already, and this login lacks its code", hint="log in with a code of it")
+    return errors.SecondFactorNeeded("a second factor is enabled, and this login lacks its code", hint="log in with a code")
 
 
 def _no_factor() -> errors.NotFound:

@@ -1,6 +1,6 @@
-"""Recovery codes: ten of 60 random bits, each good once in place of a code. Pure but for the randomness.
+"""Recovery codes: ten codes of 60 random bits, each usable once. Pure but for the randomness.
 
-Kept as an HMAC under the pepper of auth and bound to their owner, so that a copy of the database alone cannot be searched for them.
+Stored as an HMAC with auth's pepper, bound to the owner, so a copy of the database alone is not enough to search for them.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import secrets
 from shared.types import UserId
 
 COUNT = 10
-#: Without i, l, o and u: what is copied from paper has no doubtful letters.
+#: Without i, l, o and u, which are misread on paper.
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _READ_AS = str.maketrans({"i": "1", "l": "1", "o": "0", "-": None, " ": None})
 _GROUP, _GROUPS = 4, 3
@@ -21,12 +21,12 @@ def new_codes() -> tuple[str, ...]:
 
 
 def digest(code: str, owner: UserId, pepper: str) -> str:
-    """What is stored of it, in hex."""
+    """Return the stored form, in hex."""
     return hmac.digest(pepper.encode(), f"recovery code/{owner}/{normal(code)}".encode(), hashlib.sha256).hex()
 
 
 def may_be(code: str) -> bool:
-    """Anything else is not looked for."""
+    """Return whether it has the form of a code."""
     typed = normal(code)
     return len(typed) == _GROUP * _GROUPS and set(typed) <= set(_ALPHABET)
 

@@ -1,6 +1,6 @@
-"""Codes of an authenticator app: RFC 6238 with SHA-1, six digits and steps of 30 seconds, which is what every app can. Pure.
+"""Codes of an authenticator app: RFC 6238 with SHA-1, six digits and steps of 30 s, which every app supports. Pure.
 
-Which step a code was made for is the answer, and not whether it is right: each step is good once, and who keeps them must know.
+Returns the step of a code instead of whether it is right, because each step may be used only once.
 """
 
 import base64
@@ -12,7 +12,7 @@ from urllib.parse import quote
 SEED_BYTES = 20
 DIGITS = 6
 STEP_SECONDS = 30
-#: How many steps the clock of a phone may be ahead or behind.
+#: How many steps a phone's clock may be off.
 _DRIFT_STEPS = 1
 
 
@@ -33,7 +33,7 @@ def step_at(now: float) -> int:
 
 
 def find_step(seed: bytes, code: str, now: float) -> int | None:
-    """The step that ``code`` belongs to, of those that may be shown now; None for a wrong one. Compares with all of them."""
+    """Return the step of ``code`` among those allowed now; None for a wrong code. Always compares with all of them."""
     typed = normal(code).encode()
     found = None
     for step in range(max(0, step_at(now) - _DRIFT_STEPS), step_at(now) + _DRIFT_STEPS + 1):
@@ -48,18 +48,18 @@ def normal(code: str) -> str:
 
 
 def may_be(code: str) -> bool:
-    """Six digits; anything else is at most a recovery code."""
+    """Return whether it has six digits; anything else can only be a recovery code."""
     digits = normal(code)
     return len(digits) == DIGITS and digits.isascii() and digits.isdecimal()
 
 
 def secret_text(seed: bytes) -> str:
-    """In base32, to be typed."""
+    """Return it in base32, to be typed."""
     return base64.b32encode(seed).decode().rstrip("=")
 
 
 def uri(seed: bytes, username: str, issuer: str) -> str:
-    """For a QR code; the form is that of the Google Authenticator wiki, which all apps read."""
+    """Return the content of the QR code, in the form of the Google Authenticator wiki."""
     label = f"{quote(issuer, safe='')}:{quote(username, safe='')}"
     return (
         f"otpauth://totp/{label}?secret={secret_text(seed)}&issuer={quote(issuer, safe='')}"

@@ -59,7 +59,7 @@ class EnrollmentRpc:
             ticket, text, by_ticket=request.ticket_signature, newcomer=newcomer.node, by_newcomer=request.node_signature
         )
         labels, name = enrollment_rules.join_labels(ticket, request.labels), enrollment_rules.printable(request.name)
-        act = audit_records.of_house("node.enroll", None, target=newcomer.node, ticket=ticket.id, owner=str(ticket.owner))
+        act = audit_records.of_mesh("node.enroll", None, target=newcomer.node, ticket=ticket.id, owner=str(ticket.owner))
         used = await self._members.use_ticket(
             ticket.id, newcomer.node, name=name, labels=labels, now=ca.now(), also=lambda transaction: self._trail.add(transaction, act)
         )

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 from shared import addresses, errors
 from shared.api.membership import CreateTicket, Member, MemberState, TicketRow, TicketState
-from shared.identity import node_keys, tickets
+from shared.identity import certificates, node_keys, tickets
 from shared.identity.certificates import MAX_LABELS, Subject
 from shared.types import NodeId, Role, UserId
 
@@ -109,7 +109,7 @@ def check_usable(ticket: KnownTicket, now: datetime) -> None:
         TicketState.GOOD: "",
         TicketState.REVOKED: "the ticket was revoked",
         TicketState.USED_UP: f"the ticket is used up: it was valid for {nodes}",
-        TicketState.EXPIRED: f"the ticket expired {_roughly(now - ticket.expires_at)} ago",
+        TicketState.EXPIRED: f"the ticket expired {certificates.describe_duration((now - ticket.expires_at).total_seconds())} ago",
     }[state_of(ticket, now)]
     if why:
         raise errors.BadTicket(why, hint=_NEW_TICKET_HINT)
@@ -172,7 +172,8 @@ def check_may_stay(node: KnownNode | None, now: datetime) -> KnownNode:
         )
     idle = now - node.idle_since
     if idle > (IDLE_CLIENT if node.role is Role.CLIENT else IDLE):
-        raise errors.NotCertified(f"this node was silent for {_roughly(idle)}", hint=f"join again; {_NEW_TICKET_HINT}")
+        silent = certificates.describe_duration(idle.total_seconds())
+        raise errors.NotCertified(f"this node was silent for {silent}", hint=f"join again; {_NEW_TICKET_HINT}")
     return node
 
 
@@ -225,11 +226,3 @@ def signed_text(ticket_id: str, newcomer: NodeId, auth: NodeId, channel: bytes) 
 def printable(name: str) -> str:
     """Make a machine's own name fit for a table."""
     return "".join(character for character in name if character.isprintable()).strip()
-
-
-def _roughly(span: timedelta) -> str:
-    seconds = int(span.total_seconds())
-    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds // size} {unit}"
-    return f"{seconds} s"

@@ -72,7 +72,7 @@ class NodeAdminRpc:
         )
         async with self._members.transaction() as transaction:
             await self._members.add_ticket(transaction, known)
-            act = audit_records.of_house(
+            act = audit_records.of_mesh(
                 "ticket.create", caller, target=known.id, role=known.role, uses=str(known.uses), owner=str(known.owner)
             )
             await self._trail.add(transaction, act)
@@ -93,7 +93,7 @@ class NodeAdminRpc:
         ticket = await self._members.get_ticket_called(request.id, _whose(caller))
         async with self._members.transaction() as transaction:
             if await self._members.revoke_ticket(transaction, ticket.id):
-                await self._trail.add(transaction, audit_records.of_house("ticket.revoke", caller, target=ticket.id))
+                await self._trail.add(transaction, audit_records.of_mesh("ticket.revoke", caller, target=ticket.id))
                 _log.info("ticket revoked", ticket_id=ticket.id, by=str(caller.user_id))
         return enrollment_rules.ticket_row(await self._members.get_ticket_called(ticket.id, None), ca.now())
 
@@ -112,7 +112,7 @@ class NodeAdminRpc:
         node = await self._members.get_node_called(request.id, None)
         async with self._members.transaction() as transaction:
             if await self._members.approve(transaction, node.id):
-                await self._trail.add(transaction, audit_records.of_house("node.approve", call.principal, target=node.id))
+                await self._trail.add(transaction, audit_records.of_mesh("node.approve", call.principal, target=node.id))
                 _log.info("node approved", node_id=node.id, by=str(call.principal.user_id))
         node = await self._members.get_node_called(node.id, None)
         if node.state is MemberState.REVOKED:
@@ -126,7 +126,7 @@ class NodeAdminRpc:
         enrollment_rules.check_revocable(node)
         async with self._members.transaction() as transaction:
             if await self._members.revoke(transaction, node.id, enrollment_rules.printable(request.reason)):
-                await self._trail.add(transaction, audit_records.of_house("node.revoke", caller, target=node.id, role=node.role))
+                await self._trail.add(transaction, audit_records.of_mesh("node.revoke", caller, target=node.id, role=node.role))
                 _log.warning("node revoked", node_id=node.id, role=node.role, by=str(caller.user_id))
         # Signed before the caller gets an answer; other replicas hear of it from PostgreSQL.
         await ca.refresh()

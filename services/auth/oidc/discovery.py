@@ -1,35 +1,63 @@
-"""What a provider publishes about itself (OpenID Connect Discovery 1.0), and whether we can work with it. Pure.
+"""Read what a provider publishes about itself (OpenID Connect Discovery 1.0) and decide whether we can work with it. Pure.
 
-The issuer is named by the administrator, letter by letter; everything else follows from the document that is found there.
+The administrator sets the issuer; every other address comes from the document found there.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import ip_address
+from pathlib import Path
+from typing import TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
-from services.auth.oidc import oidc_errors
+from shared import errors
 
-#: With which keys an ID token may be signed. Never `none`, and no HMAC: a public key must not pass for a shared secret.
+T = TypeVar("T")
+
+#: Algorithms that may sign an ID token. Never `none` or HMAC: a public key must not be accepted as a shared secret.
 ALGORITHMS = ("RS256", "PS256", "ES256", "EdDSA")
+SCOPES = ("openid", "profile", "email")
+GROUPS_CLAIM = "groups"
 
 _WELL_KNOWN = "/.well-known/openid-configuration"
-_HINT = "check OIDC_ISSUER against the provider's own documentation"
+_HINT = "check OIDC_ISSUER against the provider's documentation"
 
 
 class ClientAuthentication(StrEnum):
-    """How we show the token endpoint who we are."""
+    """How we authenticate to the token endpoint."""
 
     BASIC = "client_secret_basic"
     POST = "client_secret_post"
-    #: There is no secret; PKCE alone ties the code to us.
+    #: A public client: only PKCE ties the code to us.
     NONE = "none"
 
 
-class Metadata(msgspec.Struct, frozen=True, kw_only=True):
-    """Of the document, what we use. The defaults are those of the specification (§3)."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientRegistration:
+    """The client that the administrator registered with the provider."""
+
+    #: Exactly as the provider writes it.
+    issuer: str
+    client_id: str
+    #: None for a public client.
+    client_secret: str | None = field(default=None, repr=False)
+    scopes: tuple[str, ...] = SCOPES
+    #: The claim with the user's groups; `realm_access.roles` is nested in another claim.
+    groups_claim: str = GROUPS_CLAIM
+    #: Certificate authorities for the provider; None for those of this machine.
+    ca_file: Path | None = None
+
+    @property
+    def requested_scopes(self) -> str:
+        """Always include `openid`, without which it isn't OpenID Connect."""
+        return " ".join(self.scopes if "openid" in self.scopes else ("openid", *self.scopes))
+
+
+class ProviderMetadata(msgspec.Struct, frozen=True, kw_only=True):
+    """The parts of the document that we use, with the specification's defaults (§3)."""
 
     issuer: str
     authorization_endpoint: str
@@ -40,57 +68,73 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True):
     response_types_supported: tuple[str, ...] = ("code",)
     id_token_signing_alg_values_supported: tuple[str, ...] = ("RS256",)
     token_endpoint_auth_methods_supported: tuple[str, ...] = (ClientAuthentication.BASIC.value,)
-    #: RFC 9207: each answer names the provider that it comes from.
+    #: RFC 9207: each answer names its provider.
     authorization_response_iss_parameter_supported: bool = False
 
 
-def document_of(issuer: str) -> str:
-    """Where the provider publishes its document."""
-    return issuer.removesuffix("/") + _WELL_KNOWN
+def unavailable(what: str) -> errors.Unavailable:
+    """The provider is unreachable or its answer is unusable. No message quotes what the provider wrote."""
+    return errors.Unavailable(f"the login provider {what}", hint="try again in a minute, or log in with a password")
 
 
-def find_fault(issuer: str) -> str | None:
-    """What is wrong with the address of an issuer, as a sentence."""
+def misconfigured(what: str, hint: str) -> errors.Unavailable:
+    """Only an administrator can fix it; the hint is for them."""
+    return errors.Unavailable(f"the login provider {what}", hint=f"an administrator: {hint}")
+
+
+def decode_json(body: bytes, kind: type[T]) -> T | None:
+    """Return None for anything that isn't JSON of this kind, including JSON nested deeply enough to exhaust the stack."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def find_issuer_mistake(issuer: str) -> str | None:
+    """Describe what is wrong with an issuer's address, or return None."""
     parts = _split(issuer)
     if parts is None or parts.query or parts.fragment or "?" in issuer or "#" in issuer:
         return "it is not an address like https://login.example.org, without `?` and `#`"
     if not _is_safe(parts, loopback_allowed=True):
-        return "it must begin with https:// (http:// is for a provider on this machine)"
+        return "it must begin with https:// (http:// is only for a provider on this machine)"
     return None
 
 
-def read(body: bytes, issuer: str) -> Metadata:
-    """Raises Unavailable for a document that is not this issuer's, or of a provider that we cannot work with."""
-    try:
-        metadata = msgspec.json.decode(body, type=Metadata)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise oidc_errors.misconfigured("does not publish what OpenID Connect asks for", _HINT) from error
+def metadata_url(issuer: str) -> str:
+    return issuer.removesuffix("/") + _WELL_KNOWN
+
+
+def read_metadata(body: bytes, issuer: str) -> ProviderMetadata:
+    """Raises Unavailable for another issuer's document, or a provider that we can't work with."""
+    metadata = decode_json(body, ProviderMetadata)
+    if metadata is None:
+        raise misconfigured("does not publish a valid OpenID Connect document", _HINT)
     if metadata.issuer != issuer:
-        # Also by a slash at the end: the ID tokens are compared with it, letter by letter.
-        raise oidc_errors.misconfigured("names itself otherwise than OIDC_ISSUER does", _HINT)
+        # A trailing slash counts too: ID tokens are compared with the issuer character by character.
+        raise misconfigured("publishes another issuer than OIDC_ISSUER", _HINT)
     plain_allowed = issuer.startswith("http:")
     for name, address in _endpoints(metadata):
         parts = _split(address)
         if parts is None or not _is_safe(parts, loopback_allowed=plain_allowed):
-            raise oidc_errors.misconfigured(f"publishes an address that is not https: {name}", _HINT)
+            raise misconfigured(f"publishes an address that is not https: {name}", _HINT)
     if "code" not in metadata.response_types_supported:
-        raise oidc_errors.misconfigured("does not offer the authorization code flow", _HINT)
+        raise misconfigured("does not offer the authorization code flow", _HINT)
     if not set(ALGORITHMS) & set(metadata.id_token_signing_alg_values_supported):
-        raise oidc_errors.misconfigured("signs ID tokens with none of " + ", ".join(ALGORITHMS), "choose one of them at the provider")
+        raise misconfigured("signs ID tokens with none of " + ", ".join(ALGORITHMS), "choose one of them at the provider")
     return metadata
 
 
-def choose_authentication(metadata: Metadata, *, has_secret: bool) -> ClientAuthentication:
-    """Raises Unavailable where the provider takes none of those that we know."""
+def choose_authentication(metadata: ProviderMetadata, *, has_secret: bool) -> ClientAuthentication:
+    """Raises Unavailable if the provider supports no method that we know."""
     if not has_secret:
         return ClientAuthentication.NONE
-    for way in (ClientAuthentication.BASIC, ClientAuthentication.POST):
-        if way.value in metadata.token_endpoint_auth_methods_supported:
-            return way
-    raise oidc_errors.misconfigured("takes no client secret", "allow client_secret_basic at the provider")
+    for method in (ClientAuthentication.BASIC, ClientAuthentication.POST):
+        if method.value in metadata.token_endpoint_auth_methods_supported:
+            return method
+    raise misconfigured("accepts no client secret", "allow client_secret_basic at the provider")
 
 
-def _endpoints(metadata: Metadata) -> Iterator[tuple[str, str]]:
+def _endpoints(metadata: ProviderMetadata) -> Iterator[tuple[str, str]]:
     for name in ("authorization_endpoint", "token_endpoint", "jwks_uri", "userinfo_endpoint", "end_session_endpoint"):
         address: str | None = getattr(metadata, name)
         if address is not None:
@@ -102,7 +146,7 @@ def _split(address: str) -> SplitResult | None:
         return None
     try:
         parts = urlsplit(address)
-        # Reading the port is what finds a wrong one.
+        # Only reading the port finds an invalid one.
         _ = parts.port
     except ValueError:
         return None

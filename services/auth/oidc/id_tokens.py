@@ -1,60 +1,64 @@
-"""Whether an ID token proves who somebody is: its signature, and the rules of OpenID Connect Core §3.1.3.7. Pure.
+"""Verify ID tokens: the signature, and the rules of OpenID Connect Core §3.1.3.7. Pure.
 
-The token comes straight from the provider; it is checked as if it came from anybody.
+The token comes straight from the provider, but is checked as if anyone could have sent it.
 """
 
 import base64
 import hashlib
 import hmac
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import jwt
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from joserfc import jwk
+from joserfc.errors import JoseError, SecurityWarning
 
-from services.auth.oidc import oidc_errors
+from services.auth.jws_algorithms import AllowedAlgorithms
+from services.auth.oidc import discovery
 from services.auth.oidc.discovery import ALGORITHMS
+from shared import errors
 
-#: How far the clocks of the two machines may be apart.
+#: Allowed difference between the two machines' clocks.
 LEEWAY_SECONDS = 60
 
-#: With a few hundred groups a token has some 20,000 characters.
-_LONGEST_TOKEN = 200_000
+#: With a few hundred groups a token has about 20,000 characters.
+_MAX_TOKEN_LENGTH = 200_000
+#: Enough for a certificate chain (`x5c`) in the header.
+_MAX_HEADER_LENGTH = 16_384
 #: OpenID Connect Core §2.
-_LONGEST_SUBJECT = 255
-_SMALLEST_RSA_BITS = 2048
-#: A larger one takes too long to compute with.
-_LARGEST_RSA_BITS = 8192
+_MAX_SUBJECT_LENGTH = 255
+_MIN_RSA_BITS = 2048
+#: Larger keys cost too much CPU time.
+_MAX_RSA_BITS = 8192
 
-#: Key type and curve -> what may be signed with it, and the members of the public key: never the private ones, if they should be there.
-_KINDS: Mapping[tuple[str, str | None], tuple[frozenset[str], tuple[str, ...]]] = {
+#: Key type and curve -> allowed algorithms, and the members of the public key. Private members are dropped if a provider publishes them.
+_KEY_KINDS: Mapping[tuple[str, str | None], tuple[frozenset[str], tuple[str, ...]]] = {
     ("RSA", None): (frozenset({"RS256", "PS256"}), ("kty", "n", "e")),
     ("EC", "P-256"): (frozenset({"ES256"}), ("kty", "crv", "x", "y")),
     ("OKP", "Ed25519"): (frozenset({"EdDSA"}), ("kty", "crv", "x")),
 }
-#: at_hash is made with the hash of the signature; that of Ed25519 is SHA-512.
+#: at_hash uses the hash of the signature algorithm; for Ed25519 that is SHA-512.
 _HASHES = {"RS256": hashlib.sha256, "PS256": hashlib.sha256, "ES256": hashlib.sha256, "EdDSA": hashlib.sha512}
 
-_JWS = jwt.PyJWS(algorithms=list(ALGORITHMS))
+_REGISTRY = AllowedAlgorithms(*ALGORITHMS, max_header_length=_MAX_HEADER_LENGTH, max_payload_length=_MAX_TOKEN_LENGTH, strict_headers=False)
 
 
 class TokenHeader(msgspec.Struct, frozen=True):
     alg: str
     kid: str | None = None
-    #: Extensions that must be understood; we understand none.
-    crit: msgspec.Raw = msgspec.Raw()
 
 
 @dataclass(frozen=True, slots=True)
 class ProviderKey:
     kid: str | None
     algorithms: frozenset[str]
-    public: jwt.algorithms.AllowedPublicKeys
+    public: jwk.Key
 
 
 class IdTokenClaims(msgspec.Struct, frozen=True, kw_only=True):
-    """Those that prove something; who it is stands in the others."""
+    """The claims that prove something; the profile claims stay in ``VerifiedToken.all_claims``."""
 
     iss: str
     sub: str
@@ -73,25 +77,24 @@ class IdTokenClaims(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Expected:
-    """What a token of this very login says."""
+class ExpectedClaims:
+    """What the token of this login must contain."""
 
     issuer: str
     client_id: str
     nonce: str = field(repr=False)
-    #: Seconds since 1970; nothing that is older is an answer.
+    #: Seconds since 1970. Older tokens belong to another login.
     began_at: float
     max_age_seconds: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Proven:
-    """The claims of a token whose signature is right; nothing else about it has been looked at yet."""
+class VerifiedToken:
+    """A token with a valid signature, whose claims have not been checked yet."""
 
     header: TokenHeader
     claims: IdTokenClaims
-    #: All of them.
-    said: Mapping[str, object]
+    all_claims: Mapping[str, object]
 
 
 class _Jwk(msgspec.Struct, frozen=True):
@@ -106,76 +109,79 @@ class _KeySet(msgspec.Struct, frozen=True):
     keys: tuple[dict[str, object], ...]
 
 
+def rejected(what: str) -> errors.NotAuthenticated:
+    """The provider's answer doesn't prove who this is. ``what`` must not quote it."""
+    return errors.NotAuthenticated(
+        f"the login provider's answer was rejected: {what}", hint="start the login again; if it happens again, tell an administrator"
+    )
+
+
 def read_keys(body: bytes) -> tuple[ProviderKey, ...]:
-    """Of a provider's keys, those that an ID token may be signed with. Raises Unavailable for what is no list of keys."""
-    try:
-        listed = msgspec.json.decode(body, type=_KeySet).keys
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise oidc_errors.unavailable("does not publish its keys in a form that can be read") from error
-    return tuple(key for each in listed if (key := _read_key(each)) is not None)
+    """Return the provider's keys that may sign an ID token. Raises Unavailable if it is not a list of keys."""
+    key_set = discovery.decode_json(body, _KeySet)
+    if key_set is None:
+        raise discovery.unavailable("does not publish readable keys")
+    return tuple(key for each in key_set.keys if (key := _read_key(each)) is not None)
 
 
 def read_header(token: str) -> TokenHeader:
-    """Raises NotAuthenticated for what is no signed token, or is signed in a way that we do not take."""
-    if len(token) > _LONGEST_TOKEN or token.count(".") != 2:
-        raise oidc_errors.not_vouched_for("the ID token is not a signed one")
-    first = token.partition(".")[0]
+    """Raises NotAuthenticated for anything but a JWT signed with an allowed algorithm."""
     try:
-        header = msgspec.json.decode(base64.urlsafe_b64decode(first + "=" * (-len(first) % 4)), type=TokenHeader)
-    except (ValueError, UnicodeDecodeError) as error:  # msgspec's errors are ValueErrors too
-        raise oidc_errors.not_vouched_for("the ID token is not a signed one") from error
+        protected = _REGISTRY.read(token).protected
+        header = msgspec.convert(protected, TokenHeader)
+    except ValueError as error:  # msgspec's errors are ValueErrors
+        raise rejected("the ID token is not a signed JWT") from error
     if header.alg not in ALGORITHMS:
-        raise oidc_errors.not_vouched_for("the ID token is signed with none of " + ", ".join(ALGORITHMS))
-    if bytes(header.crit):
-        raise oidc_errors.not_vouched_for("the ID token asks for an extension that is not known here")
+        raise rejected("the ID token must be signed with one of " + ", ".join(ALGORITHMS))
+    if "crit" in protected:
+        raise rejected("the ID token requires an extension that is not supported")
     return header
 
 
 def find_key(keys: tuple[ProviderKey, ...], header: TokenHeader) -> ProviderKey | None:
-    """The one key that the token can be signed with. Without a `kid`, only if there is no choice."""
-    fitting = [key for key in keys if header.alg in key.algorithms and header.kid in (None, key.kid)]
-    return fitting[0] if len(fitting) == 1 else None
+    """Return the only key that can have signed the token. Without a `kid` there must be exactly one candidate."""
+    matching = [key for key in keys if header.alg in key.algorithms and header.kid in (None, key.kid)]
+    return matching[0] if len(matching) == 1 else None
 
 
-def prove(token: str, header: TokenHeader, key: ProviderKey) -> Proven:
-    """Raises NotAuthenticated where the signature is wrong, or claims are missing."""
+def verify_signature(token: str, header: TokenHeader, key: ProviderKey) -> VerifiedToken:
+    """``token`` is one whose header was read. Raises NotAuthenticated if the signature is wrong or claims are missing."""
+    signature = _REGISTRY.read(token)
+    if not _REGISTRY.verify(signature, key.public):
+        raise rejected("the ID token has a wrong signature")
+    all_claims = discovery.decode_json(signature.payload, dict[str, object])
     try:
-        # One algorithm: the key's, and not whatever the token would like.
-        payload = _JWS.decode(token, key.public, algorithms=[header.alg])
-        said = msgspec.json.decode(payload, type=dict[str, object])
-        return Proven(header, msgspec.convert(said, IdTokenClaims), said)
-    except jwt.InvalidTokenError as error:
-        raise oidc_errors.not_vouched_for("the ID token's signature is wrong") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise oidc_errors.not_vouched_for("the ID token lacks claims, or they have another form") from error
+        return VerifiedToken(header, msgspec.convert(all_claims, IdTokenClaims), all_claims or {})
+    except msgspec.ValidationError as error:
+        raise rejected("the ID token lacks claims, or has malformed ones") from error
 
 
-def check(proven: Proven, expected: Expected, access_token: str | None, now: float) -> None:
-    """Raises NotAuthenticated with the rule that is broken."""
-    claims = proven.claims
+def check_claims(token: VerifiedToken, expected: ExpectedClaims, access_token: str | None, now: float) -> None:
+    """Raises NotAuthenticated with the broken rule."""
+    claims = token.claims
     rules = (
-        (claims.iss == expected.issuer, "it is of another provider"),
-        (expected.client_id in claims.audiences, "it is for somebody else"),
-        (_is_party(claims, expected.client_id), "it was issued to somebody else"),
-        (now < claims.exp + LEEWAY_SECONDS, "it has expired; are the clocks right?"),
-        (_is_of_now(claims, now), "it is not valid yet; are the clocks right?"),
-        (claims.iat >= expected.began_at - LEEWAY_SECONDS, "it is older than this login; are the clocks right?"),
-        (hmac.compare_digest((claims.nonce or "").encode(), expected.nonce.encode()), "it is of another login"),
-        (_is_fresh(claims, expected.max_age_seconds, now), "the password was shown too long ago"),
-        (_is_beside(proven, access_token), "it does not belong to the access token beside it"),
-        (0 < len(claims.sub) <= _LONGEST_SUBJECT and claims.sub.isprintable(), "it does not say whose it is"),
+        (claims.iss == expected.issuer, "another provider issued it"),
+        (expected.client_id in claims.audiences, "it is meant for another client"),
+        (_is_authorized_party(claims, expected.client_id), "it was issued to another client"),
+        (now < claims.exp + LEEWAY_SECONDS, "it has expired; check the clocks"),
+        (_is_valid_yet(claims, now), "it is not valid yet; check the clocks"),
+        (claims.iat >= expected.began_at - LEEWAY_SECONDS, "it is older than this login; check the clocks"),
+        (hmac.compare_digest((claims.nonce or "").encode(), expected.nonce.encode()), "it belongs to another login"),
+        (_is_fresh(claims, expected.max_age_seconds, now), "the password was entered too long ago"),
+        (_matches_access_token(token, access_token), "it does not match the access token"),
+        (0 < len(claims.sub) <= _MAX_SUBJECT_LENGTH and claims.sub.isprintable(), "it has no valid subject"),
     )
     for holds, what in rules:
         if not holds:
-            raise oidc_errors.not_vouched_for(f"the ID token does not fit: {what}")
+            raise rejected(f"the ID token is invalid: {what}")
 
 
-def _is_party(claims: IdTokenClaims, client_id: str) -> bool:
-    """``azp`` is there where a token is for several; if it is there at all it names us."""
+def _is_authorized_party(claims: IdTokenClaims, client_id: str) -> bool:
+    """``azp`` is required with several audiences, and must always name us."""
     return claims.azp == client_id or (claims.azp is None and len(claims.audiences) == 1)
 
 
-def _is_of_now(claims: IdTokenClaims, now: float) -> bool:
+def _is_valid_yet(claims: IdTokenClaims, now: float) -> bool:
     return now >= max(claims.iat, claims.nbf or claims.iat) - LEEWAY_SECONDS
 
 
@@ -185,34 +191,40 @@ def _is_fresh(claims: IdTokenClaims, max_age_seconds: int | None, now: float) ->
     return claims.auth_time is not None and now <= claims.auth_time + max_age_seconds + LEEWAY_SECONDS
 
 
-def _is_beside(proven: Proven, access_token: str | None) -> bool:
-    if proven.claims.at_hash is None:
+def _matches_access_token(token: VerifiedToken, access_token: str | None) -> bool:
+    if token.claims.at_hash is None:
         return True
     if access_token is None:
         return False
-    digest = _HASHES[proven.header.alg](access_token.encode()).digest()
+    digest = _HASHES[token.header.alg](access_token.encode()).digest()
     half = base64.urlsafe_b64encode(digest[: len(digest) // 2]).rstrip(b"=")
-    return hmac.compare_digest(half, proven.claims.at_hash.encode())
+    return hmac.compare_digest(half, token.claims.at_hash.encode())
 
 
-def _read_key(jwk: Mapping[str, object]) -> ProviderKey | None:
-    """None for a key of another use or kind: there may be such ones beside ours."""
+def _read_key(members: Mapping[str, object]) -> ProviderKey | None:
+    """Return None for a key of another use or kind: providers may publish those too."""
     try:
-        known = msgspec.convert(jwk, _Jwk)
+        known = msgspec.convert(members, _Jwk)
     except msgspec.ValidationError:
         return None
-    kind = _KINDS.get((known.kty, known.crv))
+    kind = _KEY_KINDS.get((known.kty, known.crv))
     if kind is None or known.use not in (None, "sig"):
         return None
-    algorithms, members = kind
+    algorithms, names = kind
     if known.alg is not None:
         algorithms &= {known.alg}
-    if not algorithms:
-        return None
+    public = _import_key({name: members.get(name) for name in names}) if algorithms else None
+    return None if public is None else ProviderKey(known.kid, algorithms, public)
+
+
+def _import_key(members: dict[str, object]) -> jwk.Key | None:
     try:
-        public = jwt.PyJWK({name: jwk[name] for name in members}, min(algorithms)).key
-    except (jwt.PyJWTError, KeyError, TypeError, ValueError):
+        with warnings.catch_warnings():
+            # The warning is about short RSA keys, which the next check refuses.
+            warnings.simplefilter("ignore", SecurityWarning)
+            key = jwk.import_key(members)  # type: ignore[arg-type]  # joserfc checks the types of the members
+    except (JoseError, ValueError):
         return None
-    if isinstance(public, RSAPublicKey) and not _SMALLEST_RSA_BITS <= public.key_size <= _LARGEST_RSA_BITS:
+    if isinstance(key.public_key, RSAPublicKey) and not _MIN_RSA_BITS <= key.public_key.key_size <= _MAX_RSA_BITS:
         return None
-    return ProviderKey(known.kid, algorithms, public)
+    return key

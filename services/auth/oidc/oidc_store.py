@@ -1,4 +1,4 @@
-"""auth's table oidc_identities, and the users that come with it. What changes is in the audit log in the same transaction.
+"""auth's table oidc_identities, and the users created with it. Each change is in the audit log in the same transaction.
 
 Every method may raise Unavailable.
 """
@@ -8,15 +8,13 @@ from datetime import datetime
 from uuid import uuid4
 
 from services.auth import audit_records
-from services.auth.audit.audit_trail import AuditTrail
-from services.auth.oidc.account_matching import FoundAccounts
-from services.auth.oidc.account_provisioning import NameTaken
-from services.auth.oidc.claim_mapping import Identity
+from services.auth.audit_records import AuditTrail
+from services.auth.oidc.account_provisioning import FoundAccounts, Identity, NameTaken
 from shared.mail import email_address
 from shared.stores import database
 from shared.types import UserId, UserRole
 
-#: Constraint -> what it keeps from being there twice.
+#: Unique constraint -> what it makes unique.
 _TAKEN = {"users_username_key": NameTaken.USERNAME, "users_email_key": NameTaken.EMAIL, "oidc_identities_pkey": NameTaken.IDENTITY}
 
 
@@ -32,7 +30,7 @@ class LinkedIdentity:
 
 
 class OidcStore:
-    """``account_provisioning.Accounts`` on PostgreSQL."""
+    """``account_provisioning.IdentityStore`` on PostgreSQL."""
 
     def __init__(self, db: database.Database, trail: AuditTrail) -> None:
         self._db = db
@@ -61,7 +59,7 @@ class OidcStore:
         async with self._db.transaction() as transaction:
             linked = await transaction.run("link_oidc_identity", identity.issuer, identity.subject, user_id, _email(identity))
             if linked:
-                # The subject is the provider's name for the person, perhaps their e-mail address: a detail, which can be erased.
+                # The subject may be an e-mail address, so it goes into the details, which can be erased.
                 act = audit_records.done_by("oidc.link", user_id, target=user_id, issuer=identity.issuer, subject=identity.subject)
                 await self._trail.add(transaction, act)
         return bool(linked)
@@ -80,7 +78,7 @@ class OidcStore:
         )
 
     async def remove(self, user_id: UserId, issuer: str, subject: str) -> bool:
-        """False if there is no such link, or nothing else opens the account: no password, and no other link."""
+        """Return False if there is no such link, or it is the only way into the account: no password and no other link."""
         async with self._db.transaction() as transaction:
             removed = await transaction.run("remove_oidc_identity", user_id, issuer, subject)
             if removed:
@@ -90,7 +88,6 @@ class OidcStore:
 
 
 def _email(identity: Identity) -> str | None:
-    """What cannot be an address here is nobody's."""
     return identity.email if identity.email is not None and email_address.may_be_email(identity.email) else None
 
 

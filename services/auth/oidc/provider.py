@@ -1,46 +1,51 @@
-"""Talks to the provider: its document, its keys, the code against tokens, and what it knows of a person. Nothing else does.
+"""Talk HTTP to the provider: its document, its keys, codes for tokens, and userinfo. Nothing else does.
 
-The administrator chose the provider, and its addresses come from its own document: none of them from a user. Still nothing it
-answers is trusted to end, to be small, or to be what it should.
+The administrator chose the provider and its document names the addresses, so no user controls them. Even so, every answer is limited in
+time and size, and no redirect is followed.
 """
 
 import asyncio
 import contextlib
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import httpx
 import msgspec
 
-from services.auth.oidc import discovery, id_tokens, oidc_errors
-from services.auth.oidc.cached_answer import CachedAnswer
-from services.auth.oidc.client_registration import ClientRegistration
-from services.auth.oidc.discovery import Metadata
+from services.auth.oidc import discovery, flow, id_tokens
+from services.auth.oidc.discovery import ClientRegistration, ProviderMetadata
 from services.auth.oidc.flow import TokenRequest
 from services.auth.oidc.id_tokens import ProviderKey, TokenHeader
 from shared import errors
 
-#: For one whole answer, however slowly it comes.
+T = TypeVar("T")
+
+#: For one whole answer, however slowly it arrives.
 ANSWER_SECONDS = 5.0
-#: A list of keys has some 10 kB, an ID token with very many groups 200 kB.
-MOST_BYTES = 1024 * 1024
+#: A list of keys has about 10 kB, an ID token with very many groups 200 kB.
+MAX_BYTES = 1024 * 1024
+#: How long the document and the keys are cached.
+CACHE_SECONDS = 3600.0
+#: How often a caller that needs a newer answer can make us ask again.
+RENEW_SECONDS = 10.0
+#: Callers that waited for a failed request share the failure instead of asking again one by one.
+FAILED_SECONDS = 1.0
 
-_MOST_CONNECTIONS = 20
+_MAX_CONNECTIONS = 20
 
 
-class Tokens(msgspec.Struct, frozen=True):
-    """What a code was redeemed for."""
-
+class ProviderTokens(msgspec.Struct, frozen=True):
     id_token: str
     access_token: str | None = None
 
     def __repr__(self) -> str:
-        return "Tokens(…)"
+        return "ProviderTokens(…)"
 
 
-class _Refusal(msgspec.Struct, frozen=True):
+class _TokenError(msgspec.Struct, frozen=True):
     """RFC 6749 §5.2."""
 
     error: str = ""
@@ -52,10 +57,53 @@ class _ProviderResponse:
     body: bytes = field(repr=False)
 
 
-class Provider:
-    """Safe for any number of logins at once. Every method may raise Unavailable, within some 5 s for each question."""
+class CachedAnswer(Generic[T]):
+    """One cached answer of the provider; concurrent callers share one request. Every method raises what ``fetch`` raises: Unavailable."""
 
-    def __init__(self, registration: ClientRegistration, client: httpx.AsyncClient, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, fetch: Callable[[], Awaitable[T]], clock: Callable[[], float]) -> None:
+        self._fetch = fetch
+        self._clock = clock
+        self._lock = asyncio.Lock()
+        self._answer: T | None = None
+        self._asked_at = float("-inf")
+        self._cached_until = float("-inf")
+        self._failure: errors.Unavailable | None = None
+        self._failed_until = float("-inf")
+
+    async def get(self) -> T:
+        async with self._lock:
+            if self._answer is not None and self._clock() < self._cached_until:
+                return self._answer
+            return await self._ask()
+
+    async def renew(self, seen: T) -> T:
+        """Return an answer newer than ``seen``, or ``seen`` itself if the provider was asked a moment ago."""
+        async with self._lock:
+            if self._answer is not None and self._answer is not seen:
+                return self._answer
+            if self._clock() < self._asked_at + RENEW_SECONDS:
+                return seen
+            return await self._ask()
+
+    async def _ask(self) -> T:
+        if self._failure is not None and self._clock() < self._failed_until:
+            raise errors.Unavailable(self._failure.message, hint=self._failure.hint) from self._failure
+        self._asked_at = self._clock()
+        try:
+            answer = await self._fetch()
+        except errors.Unavailable as failure:
+            self._failure = failure
+            self._failed_until = self._clock() + FAILED_SECONDS
+            raise
+        self._answer, self._failure = answer, None
+        self._cached_until = self._clock() + CACHE_SECONDS
+        return answer
+
+
+class Provider:
+    """Safe for concurrent logins. Every method may raise Unavailable, at the latest about 5 s after each request."""
+
+    def __init__(self, registration: ClientRegistration, client: httpx.AsyncClient, clock: Callable[[], float]) -> None:
         self._registration = registration
         self._client = client
         self._metadata = CachedAnswer(self._fetch_metadata, clock)
@@ -64,96 +112,92 @@ class Provider:
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, registration: ClientRegistration, clock: Callable[[], float] = time.monotonic) -> AsyncIterator["Provider"]:
-        """Asks nothing yet: auth starts without the provider. Raises BadSettings for a file of authorities that cannot be used."""
+        """Send nothing yet, so auth starts without the provider. Raises BadSettings for an unusable CA file."""
         try:
             trusted = ssl.create_default_context(cafile=registration.ca_file)
         except (OSError, ValueError) as error:
             raise errors.BadSettings(
-                "OIDC_CA_FILE cannot be used", hint="the certificates in PEM of who vouches for the provider"
+                "OIDC_CA_FILE cannot be used", hint="name a PEM file with the certificate authorities of the provider"
             ) from error
-        limits = httpx.Limits(max_connections=_MOST_CONNECTIONS)
-        # trust_env=False: neither a proxy nor a .netrc that auth's environment happens to name is a party to this.
+        limits = httpx.Limits(max_connections=_MAX_CONNECTIONS)
+        # trust_env=False: ignore any proxy and .netrc in the environment.
         async with httpx.AsyncClient(
             verify=trusted, timeout=ANSWER_SECONDS, limits=limits, follow_redirects=False, trust_env=False
         ) as client:
             yield cls(registration, client, clock)
 
-    async def metadata(self) -> Metadata:
+    async def metadata(self) -> ProviderMetadata:
         return await self._metadata.get()
 
     async def find_key(self, header: TokenHeader) -> ProviderKey | None:
-        """The provider's key with which such a token can be signed. An unknown one is looked for once more: it may be new."""
+        """Return the key for this token. An unknown key is looked up once more, because it may be new."""
         keys = await self._keys.get()
         return id_tokens.find_key(keys, header) or id_tokens.find_key(await self._keys.renew(keys), header)
 
-    async def redeem(self, request: TokenRequest) -> Tokens:
-        """Raises NotAuthenticated for a code that is not good."""
+    async def redeem(self, request: TokenRequest) -> ProviderTokens:
+        """Raises NotAuthenticated if the provider refuses the code."""
         metadata = await self.metadata()
         headers = {} if request.authorization is None else {"Authorization": request.authorization}
-        answer = await self._ask("POST", metadata.token_endpoint, headers, request.form)
+        answer = await self._request("POST", metadata.token_endpoint, headers, request.form)
         if answer.status != httpx.codes.OK:
             raise _token_refusal(answer)
-        try:
-            return msgspec.json.decode(answer.body, type=Tokens)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise oidc_errors.unavailable("did not answer with an ID token") from error
+        tokens = discovery.decode_json(answer.body, ProviderTokens)
+        if tokens is None:
+            raise discovery.unavailable("did not answer with an ID token")
+        return tokens
 
     async def user_claims(self, access_token: str) -> Mapping[str, object]:
-        """What the provider's userinfo says; empty where it has none."""
+        """Return the provider's userinfo; empty if it has none."""
         endpoint = (await self.metadata()).userinfo_endpoint
         if endpoint is None:
             return {}
-        body = await self._get(endpoint, {"Authorization": f"Bearer {access_token}"})
-        try:
-            return msgspec.json.decode(body, type=dict[str, object])
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise oidc_errors.misconfigured(
-                "does not say who somebody is in a form that can be read", "have the provider answer userinfo with plain JSON"
-            ) from error
+        claims = discovery.decode_json(await self._get(endpoint, {"Authorization": f"Bearer {access_token}"}), dict[str, object])
+        if claims is None:
+            raise discovery.misconfigured("sends userinfo that cannot be read", "have the provider answer userinfo with plain JSON")
+        return claims
 
-    async def _fetch_metadata(self) -> Metadata:
+    async def _fetch_metadata(self) -> ProviderMetadata:
         issuer = self._registration.issuer
-        return discovery.read(await self._get(discovery.document_of(issuer)), issuer)
+        return discovery.read_metadata(await self._get(discovery.metadata_url(issuer)), issuer)
 
     async def _fetch_keys(self) -> tuple[ProviderKey, ...]:
         return id_tokens.read_keys(await self._get((await self.metadata()).jwks_uri))
 
     async def _get(self, address: str, headers: Mapping[str, str] | None = None) -> bytes:
-        answer = await self._ask("GET", address, headers or {})
+        answer = await self._request("GET", address, headers or {})
         if answer.status != httpx.codes.OK:
-            raise oidc_errors.unavailable(f"answers {answer.status} where it should answer 200")
+            raise discovery.unavailable(f"answered {answer.status} instead of 200")
         return answer.body
 
-    async def _ask(self, method: str, address: str, headers: Mapping[str, str], form: Mapping[str, str] | None = None) -> _ProviderResponse:
-        # `identity`: what is packed has no size that could be known before it is unpacked.
-        asked = {"Accept": "application/json", "Accept-Encoding": "identity", **headers}
+    async def _request(
+        self, method: str, address: str, headers: Mapping[str, str], form: Mapping[str, str] | None = None
+    ) -> _ProviderResponse:
+        # `identity`: the size of a compressed answer is unknown until it is decompressed.
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity", **headers}
         try:
-            async with asyncio.timeout(ANSWER_SECONDS), self._client.stream(method, address, headers=asked, data=form) as response:
+            async with asyncio.timeout(ANSWER_SECONDS), self._client.stream(method, address, headers=headers, data=form) as response:
                 if response.headers.get("content-encoding", "identity") != "identity":
-                    raise oidc_errors.unavailable("packs its answers, though it was asked not to")
-                return _ProviderResponse(response.status_code, await _read(response))
+                    raise discovery.unavailable("compresses its answers although asked not to")
+                return _ProviderResponse(response.status_code, await _read_body(response))
         except TimeoutError as error:
-            raise oidc_errors.unavailable(f"does not answer within {ANSWER_SECONDS:g} s") from error
+            raise discovery.unavailable(f"did not answer within {ANSWER_SECONDS:g} s") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise oidc_errors.unavailable("cannot be reached") from error
+            raise discovery.unavailable("cannot be reached") from error
 
 
-async def _read(response: httpx.Response) -> bytes:
-    read = bytearray()
+async def _read_body(response: httpx.Response) -> bytes:
+    body = bytearray()
     async for chunk in response.aiter_raw():
-        read += chunk
-        if len(read) > MOST_BYTES:
-            raise oidc_errors.unavailable(f"answers with more than {MOST_BYTES} bytes")
-    return bytes(read)
+        body += chunk
+        if len(body) > MAX_BYTES:
+            raise discovery.unavailable(f"answered with more than {MAX_BYTES} bytes")
+    return bytes(body)
 
 
 def _token_refusal(answer: _ProviderResponse) -> errors.AimeshError:
-    try:
-        said = msgspec.json.decode(answer.body, type=_Refusal).error
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        said = ""
-    if said == "invalid_grant":
-        return oidc_errors.start_again("the login provider does not take its own code: it was used, is too old, or is another login's")
-    if said in ("invalid_client", "unauthorized_client") or answer.status == httpx.codes.UNAUTHORIZED:
-        return oidc_errors.misconfigured("does not know this mesh", "check OIDC_CLIENT_ID and OIDC_CLIENT_SECRET")
-    return oidc_errors.unavailable(f"answers {answer.status} where it should give tokens")
+    reason = (discovery.decode_json(answer.body, _TokenError) or _TokenError()).error
+    if reason == "invalid_grant":
+        return flow.start_again("the login provider refuses its code: it was already used, has expired or belongs to another login")
+    if reason in ("invalid_client", "unauthorized_client") or answer.status == httpx.codes.UNAUTHORIZED:
+        return discovery.misconfigured("rejects the credentials of this mesh", "check OIDC_CLIENT_ID and OIDC_CLIENT_SECRET")
+    return discovery.unavailable(f"answered {answer.status} instead of sending tokens")

@@ -1,1 +1,1 @@
-"""Organisations: tenants that several people share, who belongs to them, and invitations."""
+"""Organizations: tenants with several members, and invitations."""

@@ -1,11 +1,11 @@
-"""The RPC methods by which people are invited to an organisation and come in."""
+"""RPC methods to invite users to an organization, and to accept an invitation."""
 
 import secrets
 from datetime import UTC, datetime
 
 import msgspec
 
-from services.auth import audit_records, mail_texts, name_rules
+from services.auth import api_keys, audit_records, mail_texts, name_rules
 from services.auth.dependencies import Dependencies
 from services.auth.organizations import membership_rules
 from services.auth.organizations.organization_store import OrganizationStore
@@ -23,14 +23,14 @@ _log = logs.get(part="auth")
 
 
 class Invitations:
-    """Handlers; the state is in PostgreSQL, guesses are counted in Valkey. The token is in the mail and in the answer, and nowhere else."""
+    """The token is only in the mail and in the answer."""
 
-    def __init__(self, parts: Dependencies, organisations: OrganizationStore, postman: Mailer) -> None:
+    def __init__(self, parts: Dependencies, organisations: OrganizationStore, mailer: Mailer) -> None:
         self._public_url = parts.settings.public_url
         self._trail = parts.trail
         self._guesses = parts.guesses
         self._organisations = organisations
-        self._postman = postman
+        self._mailer = mailer
 
     @serves(api.invite_member)
     async def invite_member(self, request: api.InviteMember, call: RpcCall) -> api.NewInvitation:
@@ -41,15 +41,15 @@ class Invitations:
             found = await self._organisations.lock(transaction, id_, membership_rules.asker(caller))
             membership_rules.check_owner(caller, found.role)
             if await self._organisations.has_member_with(transaction, id_, email):
-                raise errors.AlreadyExists("somebody with this address is a member already", hint="`getOrganisation` lists its members")
+                raise errors.AlreadyExists("a user with this address is already a member", hint="`getOrganisation` lists its members")
             invitation = await self._organisations.invite(
-                transaction, id_, by=caller.user_id, email=email, role=request.role, token_hash=membership_rules.digest(token)
+                transaction, id_, by=caller.user_id, email=email, role=request.role, token_hash=api_keys.hash_token(token)
             )
             act = audit_records.done("organisation.invite", caller, tenant=id_, target=invitation.id, role=request.role, email=email)
             await self._trail.add(transaction, act)
         page = f"{self._public_url.rstrip('/')}/invitation" if self._public_url else ""
         letter = mail_texts.invitation(found.name, caller.username, page, token, membership_rules.INVITATION_DAYS)
-        await self._postman.send(email, letter.subject, letter.text)
+        await self._mailer.send(email, letter.subject, letter.text)
         _log.info("member invited", organisation=id_, invitation=invitation.id, by=caller.user_id)
         return api.NewInvitation(msgspec.structs.replace(invitation, invited_by=caller.username), token)
 
@@ -68,19 +68,19 @@ class Invitations:
 
     @serves(api.read_invitation)
     async def read_invitation(self, request: api.ReadInvitation, call: RpcCall) -> api.InvitationOffer:
-        caller, token_hash = call.principal, membership_rules.digest(request.token.strip())
+        caller, token_hash = call.principal, api_keys.hash_token(request.token.strip())
         membership_rules.check_may_join(caller)
         guess = await self._charge(caller.user_id)
         offer = await self._organisations.find_offer(token_hash, caller.user_id)
         if offer is None:
             raise membership_rules.no_offer()
-        # This one alone: who has one good code shall not wipe out the wrong ones with it.
+        # Only this attempt: a valid code must not reset failed attempts at others.
         await self._guesses.give_back(guess)
         return offer
 
     @serves(api.accept_invitation)
     async def accept_invitation(self, request: api.AcceptInvitation, call: RpcCall) -> Organization:
-        caller, token_hash = call.principal, membership_rules.digest(request.token.strip())
+        caller, token_hash = call.principal, api_keys.hash_token(request.token.strip())
         membership_rules.check_may_join(caller)
         async with self._organisations.transaction() as transaction:
             joined = await self._organisations.accept(transaction, token_hash, membership_rules.asker(caller))
@@ -92,7 +92,7 @@ class Invitations:
         return joined
 
     async def _charge(self, user_id: UserId) -> Guess:
-        """Before the code is looked for, so that many at once get no further. Raises Limited."""
+        """Charge before the code is looked up, so concurrent attempts gain nothing. Raises Limited."""
         try:
             return await self._guesses.charge(membership_rules.guesses_of(user_id))
         except (errors.Limited, errors.NotAllowed) as error:

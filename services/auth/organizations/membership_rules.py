@@ -1,9 +1,8 @@
-"""What somebody may do in an organisation, and when an invitation is good. Pure; the caller brings rows and the time.
+"""Rules of organizations and invitations. Pure; the caller brings rows and the time.
 
-Who is no member does not hear that there is such an organisation.
+Non-members must not learn that an organization exists.
 """
 
-import hashlib
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -14,16 +13,16 @@ from shared.api.organizations import TeamRole
 from shared.mail import email_address
 from shared.types import TenantId, UserId
 
-#: That an administrator founds; more are made by a script.
+#: For administrators.
 MOST_OF_ADMINISTRATORS = 1_000
-#: Of one organisation in a day: each is a mail to somebody who has not asked for it.
+#: Per organization: each is a mail to someone who didn't ask for it.
 MOST_INVITATIONS_A_DAY = 100
 INVITATION_DAYS = 7
 
 
 @dataclass(frozen=True, slots=True)
 class KnownInvitation:
-    """One that was not accepted just now."""
+    """An invitation that has not been accepted."""
 
     email: str
     accepted_at: datetime | None
@@ -33,10 +32,10 @@ class KnownInvitation:
 
 @dataclass(frozen=True, slots=True)
 class RequestingMember:
-    """Who asks about an organisation."""
+    """The user who asks about an organization."""
 
     user_id: UserId
-    #: Also about those that they do not belong to.
+    #: Including organizations that they don't belong to.
     sees_all: bool
 
 
@@ -45,23 +44,23 @@ def asker(caller: Principal) -> RequestingMember:
 
 
 def unknown() -> errors.NotFound:
-    return errors.NotFound("you belong to no organisation with this id", hint="`listOrganisations` shows yours")
+    return errors.NotFound("you are not a member of an organization with this id", hint="`listOrganisations` shows yours")
 
 
 def check_in_reach(caller: Principal, organisation: TenantId) -> None:
-    """A key of one organisation knows no other, even where its user belongs to both. Raises NotFound."""
+    """A key of one organization cannot see another, even if its user belongs to both. Raises NotFound."""
     if caller.key_id is not None and caller.team_id is not None and caller.team_id != organisation:
         raise unknown()
 
 
 def check_owner(caller: Principal, role: TeamRole | None) -> None:
-    """Administrators do what owners do, so that an organisation whose owners are gone is not lost. Raises NotAllowed."""
+    """Administrators count as owners, so that an organization without owners is not lost. Raises NotAllowed."""
     if role is not TeamRole.OWNER and not roles.is_admin(caller):
-        raise errors.NotAllowed("only an owner of the organisation does this", hint="ask one of its owners")
+        raise errors.NotAllowed("only an owner of the organization can do this", hint="ask one of its owners")
 
 
 def check_removal(caller: Principal, role: TeamRole | None, member: UserId) -> None:
-    """Everybody may leave; owners remove others. Raises NotAllowed."""
+    """Members may leave; owners may remove others. Raises NotAllowed."""
     if member != caller.user_id:
         check_owner(caller, role)
 
@@ -69,13 +68,13 @@ def check_removal(caller: Principal, role: TeamRole | None, member: UserId) -> N
 def check_may_join(caller: Principal) -> None:
     """Raises NotAllowed."""
     if caller.key_id is not None and caller.team_id is not None:
-        raise errors.NotAllowed("a key of an organisation joins no other", hint="log in, or use a key of your own")
+        raise errors.NotAllowed("a key of an organization cannot join another one", hint="log in, or use a personal key")
 
 
 def check_name(name: str) -> str:
-    """Without what stands around it. Raises BadRequest."""
+    """Strip surrounding spaces. Raises BadRequest."""
     if not name_rules.may_be_key_name(name):
-        raise errors.BadRequest("name: 1 to 100 printable characters", hint="choose a name that its members recognise")
+        raise errors.BadRequest("name: 1 to 100 printable characters", hint="choose a name that its members recognize")
     return name.strip()
 
 
@@ -88,21 +87,16 @@ def check_invited(email: str) -> str:
 
 
 def no_owner_left() -> errors.NotAllowed:
-    return errors.NotAllowed("an organisation keeps at least one owner", hint="make another member an owner first")
-
-
-def digest(token: str) -> str:
-    """What the database knows of an invitation's token: 256 random bits need no slow hash."""
-    return hashlib.sha256(token.encode()).hexdigest()
+    return errors.NotAllowed("an organization needs at least one owner", hint="make another member an owner first")
 
 
 def guesses_of(user_id: UserId) -> str:
-    """What guesses of codes are counted under: apart from those of passwords, so that nobody locks their own login with an old link."""
+    """Return what attempts at codes are counted under: separate from passwords, so that an old link doesn't lock its user's login."""
     return f"invitations read by {user_id}"
 
 
 def no_offer() -> errors.NotFound:
-    """Whether the code is nobody's, somebody else's, used, withdrawn or too old: who guesses shall not hear which."""
+    """The same error for an unknown, foreign, used, withdrawn or expired code, so that guessing reveals nothing."""
     return errors.NotFound(
         "no open invitation for you has this code",
         hint="copy the whole code, sign in with the invited address, or ask for a new invitation",
@@ -111,8 +105,8 @@ def no_offer() -> errors.NotFound:
 
 def too_many_guesses(retry_after_seconds: float | None) -> errors.Limited:
     return errors.Limited(
-        "too many codes of invitations were tried",
-        hint="wait a while; with the code of the mail you can also join without reading it first",
+        "too many invitation codes were tried",
+        hint="wait a while; you can also join with the code from the mail without viewing the invitation",
         retry_after_seconds=retry_after_seconds,
     )
 
@@ -122,7 +116,7 @@ def why_not_accepted(invitation: KnownInvitation | None, now: datetime) -> error
     if invitation is None:
         return errors.NotFound("there is no such invitation", hint="copy the whole code from the mail")
     if invitation.accepted_at is not None:
-        return errors.NotFound("this invitation was used", hint=again)
+        return errors.NotFound("this invitation was already used", hint=again)
     if invitation.withdrawn_at is not None:
         return errors.NotFound("this invitation was withdrawn", hint=again)
     if invitation.expires_at <= now:

@@ -1,4 +1,4 @@
-"""The RPC methods about organisations and who belongs to them."""
+"""RPC methods about organizations and their members."""
 
 from datetime import UTC, datetime
 
@@ -19,8 +19,6 @@ _log = logs.get(part="auth")
 
 
 class OrganizationRpc:
-    """Handlers; all state is in PostgreSQL."""
-
     def __init__(self, parts: Dependencies, organisations: OrganizationStore) -> None:
         self._node = parts.node
         self._most_founded = parts.settings.organisations_per_user

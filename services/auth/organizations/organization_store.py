@@ -1,7 +1,7 @@
-"""auth's tables of organisations, their members and invitations. Every method may raise Unavailable.
+"""auth's tables of organizations, members and invitations. Every method may raise Unavailable.
 
-What changes an organisation begins with ``lock``: its changes happen one after the other, and one that left it without an owner is
-rolled back. All of it runs bound to the organisation, so that PostgreSQL itself shows no other one's rows.
+Every change begins with ``lock``, so changes of one organization are serialized, and a change that leaves no owner is rolled back.
+Everything runs bound to the organization, so that PostgreSQL shows no other one's rows.
 """
 
 import contextlib
@@ -20,22 +20,22 @@ class OrganizationStore:
         self._db = db
 
     def transaction(self) -> contextlib.AbstractAsyncContextManager[database.Transaction]:
-        """For what is no one organisation's: founding one, and taking up an invitation."""
+        """For founding an organization and for accepting invitations."""
         return self._db.transaction()
 
     def bound(self, organisation: TenantId) -> contextlib.AbstractAsyncContextManager[database.Transaction]:
         """For everything else."""
         return self._db.bound(organisation)
 
-    # --- organisations -----------------------------------------------------------------------------------------------
+    # --- organizations ----------------------------------------------------------------------------------------------
 
     async def add(self, transaction: database.Transaction, name: str, founder: UserId, most: int) -> Organization:
-        """Raises BadRequest for more than ``most`` of one founder."""
+        """Raises BadRequest if the founder would have more than ``most``."""
         await transaction.value("lock_founder", founder)
         row = await transaction.row("add_organisation", uuid4(), name, founder, most)
         if row is None:
             raise errors.BadRequest(
-                f"you have founded {most} organisations already (ORGANISATIONS_PER_USER)", hint="rename one, or ask an administrator"
+                f"you have already created {most} organizations (ORGANISATIONS_PER_USER)", hint="rename one, or ask an administrator"
             )
         return _organisation(row)
 
@@ -45,12 +45,12 @@ class OrganizationStore:
     async def list_all(
         self, asker: RequestingMember, limit: int, search: str = "", after: TenantId | None = None
     ) -> tuple[Organization, ...]:
-        """Every tenant's: for administrators."""
+        """List across tenants: for administrators."""
         rows = await self._db.rows("list_all_organisations", asker.user_id, limit, search, after)
         return tuple(_organisation(row) for row in rows)
 
     async def get(self, transaction: database.Transaction, organisation: TenantId, asker: RequestingMember) -> Organization:
-        """Raises NotFound, also where it is not the asker's to see."""
+        """Raises NotFound, also if the caller may not see it."""
         row = await transaction.row("find_organisation", organisation, asker.user_id, asker.sees_all)
         if row is None:
             raise membership_rules.unknown()
@@ -65,10 +65,10 @@ class OrganizationStore:
         return OrganizationDetails(found, members, tuple(_invitation(row) for row in open_ones))
 
     async def lock(self, transaction: database.Transaction, organisation: TenantId, asker: RequestingMember) -> Organization:
-        """Until the end of the transaction nobody else changes it. Raises NotFound."""
+        """Keep others from changing it until the end of the transaction. Raises NotFound."""
         if await transaction.row("lock_organisation", organisation, asker.user_id, asker.sees_all) is None:
             raise membership_rules.unknown()
-        # Only now: a role that was read before the lock may have been lost while waiting for it.
+        # Only now: a role read before the lock may have changed while waiting for it.
         return await self.get(transaction, organisation, asker)
 
     async def rename(self, transaction: database.Transaction, organisation: TenantId, name: str) -> None:
@@ -80,13 +80,13 @@ class OrganizationStore:
     # --- members -----------------------------------------------------------------------------------------------------
 
     async def set_role(self, transaction: database.Transaction, organisation: TenantId, member: UserId, role: TeamRole) -> None:
-        """Raises NotFound for who is no member, and NotAllowed where no owner would be left."""
+        """Raises NotFound for a non-member, and NotAllowed if no owner would be left."""
         if not await transaction.run("set_team_role", organisation, member, role.value):
             raise _no_member()
         await self._check_owned(transaction, organisation)
 
     async def remove(self, transaction: database.Transaction, organisation: TenantId, member: UserId) -> tuple[KeyId, ...]:
-        """The keys that ended with it. Raises as ``set_role``."""
+        """Return the keys that ended. Raises what ``set_role`` raises."""
         if not await transaction.run("remove_team_member", organisation, member):
             raise _no_member()
         await self._check_owned(transaction, organisation)
@@ -105,7 +105,7 @@ class OrganizationStore:
     async def invite(
         self, transaction: database.Transaction, organisation: TenantId, *, by: UserId, email: str, role: TeamRole, token_hash: str
     ) -> Invitation:
-        """Takes the place of open ones to this address. Raises Limited."""
+        """Replaces open invitations to this address. Raises Limited."""
         await transaction.run("withdraw_invitations_to", organisation, email)
         row = await transaction.row(
             "add_invitation", uuid4(), organisation, email, role.value, token_hash, by, membership_rules.MOST_INVITATIONS_A_DAY
@@ -116,16 +116,16 @@ class OrganizationStore:
         return _invitation(row)
 
     async def withdraw(self, transaction: database.Transaction, organisation: TenantId, invitation: UUID) -> bool:
-        """Whether it was open."""
+        """Return whether it was open."""
         return bool(await transaction.run("withdraw_invitation", invitation, organisation))
 
     async def accept(self, transaction: database.Transaction, token_hash: str, asker: RequestingMember) -> Organization | None:
-        """What they belong to now; None where the invitation is not theirs, or not open."""
+        """Return the new membership, or None if the invitation is not theirs or not open."""
         row = await transaction.row("accept_invitation", token_hash, asker.user_id)
         return None if row is None else await self.get(transaction, TenantId(row["organisation_id"]), asker)
 
     async def find_offer(self, token_hash: str, user_id: UserId) -> InvitationOffer | None:
-        """None for whatever reason it is not theirs to accept."""
+        """Return None if they cannot accept it, for whatever reason."""
         row = await self._db.row("find_offer", token_hash, user_id)
         return None if row is None else InvitationOffer(row["name"], TeamRole(row["role"]), row["invited_by"], row["expires_at"])
 
@@ -135,7 +135,7 @@ class OrganizationStore:
 
 
 def _no_member() -> errors.NotFound:
-    return errors.NotFound("this user does not belong to the organisation", hint="`getOrganisation` lists its members")
+    return errors.NotFound("this user is not a member of the organization", hint="`getOrganisation` lists its members")
 
 
 def _organisation(row: database.DatabaseRow) -> Organization:

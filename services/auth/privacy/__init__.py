@@ -1,1 +1,1 @@
-"""One's own data, out and away; and how long the rest is kept."""
+"""Export and erasure of personal data, and retention."""

@@ -1,7 +1,7 @@
-"""The RPC methods by which people have their account deleted, and the job that does it when the time has come.
+"""RPC methods to delete one's account, and the job that does it when it is due.
 
-Nobody is deleted who is needed: the last administrator, and at the time of the wish the only owner of an organisation with others
-in it. What is left is a pseudonym, so that what was used and paid still adds up.
+The last administrator cannot be deleted, nor the only owner of an organization with other members. A pseudonym remains, so that usage and
+payments still add up.
 """
 
 import secrets
@@ -31,26 +31,23 @@ _log = logs.get(part="privacy")
 
 
 class AuditDetails(Protocol):
-    """The audit log as erasure sees it."""
+    """The part of the audit log that erasure needs."""
 
     async def shred_of(self, transaction: "Transaction", user_id: UserId) -> int:
-        """The personal parts of all that this user did; the chain still verifies. Safe to call again."""
+        """Erase the personal parts of everything that this user did; the chain still verifies. Idempotent."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErasureDependencies:
-    """What erasure needs besides what all handlers share."""
-
     rows: PrivacyStore
     sessions: SessionsToEnd
-    postman: Mailer
-    #: None until there is an audit log.
+    mailer: Mailer
     audit: AuditDetails | None = None
 
 
 class Erasures:
-    """Handlers, and ``run``, the job. Any number of replicas may run it: each account is one replica's."""
+    """``run`` is the job. Any number of replicas may run it; each account is handled by one of them."""
 
     def __init__(self, parts: Dependencies, needs: ErasureDependencies) -> None:
         self._settings = parts.settings
@@ -59,7 +56,7 @@ class Erasures:
         self._trail = parts.trail
         self._rows = needs.rows
         self._sessions = needs.sessions
-        self._postman = needs.postman
+        self._mailer = needs.mailer
         self._audit = needs.audit
 
     @serves(privacy.request_erasure)
@@ -80,12 +77,12 @@ class Erasures:
             raise self._identities.session_over()
         if is_new:
             _log.info("erasure planned", user_id=user.id, at=at.isoformat())
-            await self._postman.send(user.email, *mail_texts.erasure_planned(user.username, at, self._settings.public_url))
+            await self._mailer.send(user.email, *mail_texts.erasure_planned(user.username, at, self._settings.public_url))
         return privacy.Erasure(at)
 
     @serves(privacy.cancel_erasure)
     async def cancel_erasure(self, request: privacy.CancelErasure, call: RpcCall) -> Nothing:
-        """Nothing to call off is no error: logging in has done it already."""
+        """Having nothing to cancel is no error: logging in has canceled it already."""
         caller = call.principal
         user = await self._identities.active_user(await self._store.find_user(caller.user_id))
         async with self._store.transaction() as transaction:
@@ -97,7 +94,7 @@ class Erasures:
         return Nothing()
 
     async def call_off_at_login(self, transaction: "Transaction", user_id: UserId) -> None:
-        """Part of a login that lacks no step: who comes back stays."""
+        """Part of every complete login: a user who comes back stays."""
         if await self._rows.call_off(transaction, user_id):
             await self._trail.add(transaction, audit_records.done_by("account.keep", user_id, target=user_id))
             if user := await self._store.find_user(user_id):
@@ -105,16 +102,16 @@ class Erasures:
 
     async def _tell_of_keeping(self, user: User) -> None:
         _log.info("erasure called off", user_id=user.id)
-        await self._postman.send(user.email, *mail_texts.erasure_called_off(user.username))
+        await self._mailer.send(user.email, *mail_texts.erasure_called_off(user.username))
 
     # --- the job -----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Run until canceled."""
         await lifecycle.every(_EVERY_SECONDS, self.erase_due, first=lifecycle.SOON_SECONDS)
 
     async def erase_due(self) -> None:
-        """Everybody whose time has come. Raises Unavailable; what is done by then stays done."""
+        """Erase every account that is due. Raises Unavailable; finished erasures stay done."""
         for user_id in await self._rows.due():
             await self._erase(user_id)
 
@@ -124,25 +121,26 @@ class Erasures:
             if due is None:
                 return
             if await self._is_last_administrator(transaction, due):
-                _log.error("the last administrator is not deleted: make another one, or call it off", user_id=user_id)
+                _log.error("the last administrator cannot be deleted: appoint another one, or cancel the deletion", user_id=user_id)
                 return
             await self._rows.erase(transaction, user_id, secrets.token_hex(4))
             if self._audit is not None:
                 await self._audit.shred_of(transaction, user_id)
-            # Before the commit, so that nothing is deleted while Valkey is away; and after it, for who logged in until then.
+            # Before the commit, so that nothing is deleted while Valkey is down; and again after it, for logins in between.
             await self._sessions.end_all(user_id)
-            await self._trail.add(transaction, audit_records.of_house("user.erased", None, target=user_id))
+            await self._trail.add(transaction, audit_records.of_mesh("user.erased", None, target=user_id))
         await self._sessions.end_all(user_id)
         _log.info("account erased", user_id=user_id)
 
     async def _is_last_administrator(self, transaction: "Transaction", due: Due) -> bool:
-        """``due`` is not among those that stay: its own time has come."""
+        """``due`` doesn't count as remaining."""
         return due.role is UserRole.ADMIN and not await self._rows.administrators(transaction)
 
     async def _check_not_needed(self, transaction: "Transaction", user_id: UserId, role: UserRole) -> None:
         if role is UserRole.ADMIN and not await self._rows.administrators(transaction) - {user_id}:
-            raise errors.NotAllowed("you are the last administrator of this mesh", hint="make somebody else one first")
+            raise errors.NotAllowed("you are the last administrator of this mesh", hint="appoint another one first")
         if orphans := await self._rows.orphans_of(transaction, user_id):
             raise errors.NotAllowed(
-                "others are in an organisation that only you own: " + ", ".join(orphans), hint="make one of its members an owner first"
+                "an organization with other members has no other owner: " + ", ".join(orphans),
+                hint="make one of its members an owner first",
             )

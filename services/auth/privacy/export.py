@@ -1,31 +1,36 @@
-"""The RPC method that hands people all that auth keeps of them, as files of JSON; never a secret, nor what stands for one."""
+"""RPC method to export everything that auth stores about a user as JSON files. Never exports secrets or their hashes."""
 
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
 
 import msgspec
 
 from services.auth import audit_records
+from services.auth.audit.audit_store import AuditQuery
 from services.auth.dependencies import Dependencies
 from services.auth.privacy.privacy_store import PrivacyStore
+from services.auth.sessions.session_store import StoredSession
 from shared.api import privacy
+from shared.api.audit import AuditRow
 from shared.api.method import Nothing
 from shared.rpc import StreamCall, serves
 from shared.types import TenantId, UserId
 
-#: Of a file; a frame of the wire has room for more.
+#: Per message; the limit of the wire is higher.
 _PIECE_BYTES = 65_536
 
-#: What each file of auth's own tables is.
+#: The description of each file of auth's own tables.
 _SAYS = {
     "account.json": "Your account: name, address, role, tier.",
-    "preferences.json": "What you set up on the settings page; empty where you never did.",
-    "keys.json": "Your API keys, those that have ended included. Their secrets are kept nowhere.",
-    "organisations.json": "The organisations that you are a member of.",
-    "invitations.json": "Invitations into organisations, to you and by you.",
-    "logins-at-providers.json": "Logins elsewhere that open your account.",
-    "nodes.json": "Machines that you brought into the mesh.",
-    "tickets.json": "Tickets by which machines may join in your name.",
+    "preferences.json": "Your preferences from the settings page, if you have set any.",
+    "keys.json": "Your API keys, including ended ones. Their secrets are not stored.",
+    "organisations.json": "The organizations that you are a member of.",
+    "invitations.json": "Invitations to organizations, sent to you and by you.",
+    "logins-at-providers.json": "Logins at providers that open your account.",
+    "nodes.json": "Machines that you added to the mesh.",
+    "tickets.json": "Tickets with which machines can join in your name.",
 }
 
 Rows = Callable[[UserId], AsyncIterator[msgspec.Struct | msgspec.Raw]]
@@ -33,7 +38,7 @@ Rows = Callable[[UserId], AsyncIterator[msgspec.Struct | msgspec.Raw]]
 
 @dataclass(frozen=True, slots=True)
 class ExportSource:
-    """A file of the export that another part of auth fills: what it is called, what it is, and its rows, one user's and no other's."""
+    """A file of the export from another part of auth: name, description, and one user's rows."""
 
     name: str
     says: str
@@ -41,10 +46,10 @@ class ExportSource:
 
 
 class Exports:
-    """Handlers. What a person may have is the same whoever they act for, so that it is by their id and not by their tenant."""
+    """The export depends on the user's id only, not on the tenant that they act for."""
 
     def __init__(self, parts: Dependencies, rows: PrivacyStore, others: tuple[ExportSource, ...] = ()) -> None:
-        """``others``: sessions, the audit log."""
+        """``others``: sessions and the audit log."""
         self._store = parts.store
         self._trail = parts.trail
         self._sources = (*(_own(rows, name, query) for name, query in rows.exported.items()), *others)
@@ -70,10 +75,10 @@ class Exports:
 def read_me(sources: Iterable[ExportSource]) -> str:
     files = "\n".join(f"{source.name}\n    {source.says}" for source in sources)
     return (
-        "This is what the accounts of this mesh keep of you, and nothing of anybody else.\n\n"
+        "This is what the accounts of this mesh store about you, and nothing about anyone else.\n\n"
         f"{files}\n\n"
-        "Each file is a list in JSON; times are UTC. Prompts and answers are kept nowhere.\n"
-        "What you used and paid is in the files of the gateway, where there are any beside this one.\n"
+        "Each file is a list in JSON; times are UTC. Prompts and answers are not stored.\n"
+        "Your usage and payments are in the gateway's files, if any are beside this one.\n"
     )
 
 
@@ -96,3 +101,37 @@ def _own(store: PrivacyStore, name: str, query: str) -> ExportSource:
             yield row
 
     return ExportSource(name, _SAYS[name], rows)
+
+
+_PAGE = 500
+
+
+class SessionList(Protocol):
+    async def list_of(self, user_id: UserId) -> tuple[StoredSession, ...]:
+        """Return the open sessions. Raises Unavailable."""
+        ...
+
+
+class AuditList(Protocol):
+    async def list_rows(self, asked: AuditQuery, limit: int) -> tuple[AuditRow, ...]:
+        """Return the newest rows, and all that share the time of the last one. Raises Unavailable."""
+        ...
+
+
+def sessions(open_sessions: SessionList) -> ExportSource:
+    async def rows(user_id: UserId) -> AsyncIterator[msgspec.Struct | msgspec.Raw]:
+        for session in await open_sessions.list_of(user_id):
+            yield session.shown(None)
+
+    return ExportSource("sessions.json", "Your open logins and their addresses; older ones are not stored.", rows)
+
+
+def audit(log: AuditList) -> ExportSource:
+    async def rows(user_id: UserId) -> AsyncIterator[msgspec.Struct | msgspec.Raw]:
+        before: datetime | None = None
+        while page := await log.list_rows(AuditQuery(actor=user_id, before=before), _PAGE):
+            for row in page:
+                yield row
+            before = page[-1].act.at
+
+    return ExportSource("audit.json", "Your actions in the audit log; their addresses and details are stored for a limited time.", rows)

@@ -1,4 +1,4 @@
-"""What erasure, export and retention do to auth's tables. Every method may raise Unavailable."""
+"""Erasure, export and retention in auth's tables. Every method may raise Unavailable."""
 
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
@@ -11,13 +11,13 @@ import msgspec
 from shared.stores import database
 from shared.types import UserId, UserRole
 
-#: Accounts that one look finds; the next finds the rest.
+#: Accounts per round; the next round finds the rest.
 _MOST_DUE = 100
 _RETENTION_SECONDS = 30
-#: It reads all personal parts of the audit log, a year of them.
+#: It reads all personal parts of the audit log, up to a year of them.
 _ERASURE_SECONDS = 60
 
-#: In this order: what names the person is found by later ones, and goes last.
+#: The order matters: rows that identify the user are needed by later queries, and go last.
 _ERASED = (
     "hand_on_organisations",
     "erase_former_hashes",
@@ -35,7 +35,7 @@ _ERASED = (
     "erase_mentions",
 )
 
-#: A file of the export -> the query whose rows it holds.
+#: File of the export -> query.
 _EXPORTED = MappingProxyType(
     {
         "account.json": "export_account",
@@ -52,7 +52,7 @@ _EXPORTED = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """Somebody who is to be erased now, locked until the end of the transaction."""
+    """An account that is due for erasure, locked until the end of the transaction."""
 
     user_id: UserId
     role: UserRole
@@ -65,16 +65,16 @@ class PrivacyStore:
     # --- erasure -----------------------------------------------------------------------------------------------------
 
     async def administrators(self, transaction: database.Transaction) -> frozenset[UserId]:
-        """Those that stay; nobody else can be counted out before this transaction ends."""
+        """Return the remaining administrators; the set cannot shrink before this transaction ends."""
         return frozenset(UserId(row["id"]) for row in await transaction.rows("lock_administrators"))
 
     async def orphans_of(self, transaction: database.Transaction, user_id: UserId) -> tuple[str, ...]:
-        """Names of organisations, at most ten; nobody comes or goes there before this transaction ends."""
+        """Return at most ten organizations that would lose their only owner; their members cannot change before this transaction ends."""
         await transaction.rows("lock_organisations_of", user_id)
         return tuple(row["name"] for row in await transaction.rows("list_orphans_of", user_id))
 
     async def plan_erasure(self, transaction: database.Transaction, user_id: UserId, days: int) -> datetime | None:
-        """None where it was planned before."""
+        """Return None if it was planned before."""
         at: datetime | None = await transaction.value("plan_erasure", user_id, days)
         return at
 
@@ -83,23 +83,23 @@ class PrivacyStore:
         return at
 
     async def call_off(self, transaction: database.Transaction, user_id: UserId) -> bool:
-        """Whether there was anything to call off. For logins, too."""
+        """Return whether there was anything to cancel."""
         return bool(await transaction.run("call_erasure_off", user_id))
 
     async def due(self) -> tuple[UserId, ...]:
         return tuple(UserId(row["id"]) for row in await self._db.rows("list_due_erasures", _MOST_DUE))
 
     def erasing(self) -> AbstractAsyncContextManager[database.Transaction]:
-        """For ``take_due`` and ``erase``: it has more time than others."""
+        """A transaction with more time, for ``take_due`` and ``erase``."""
         return self._db.transaction(deadline_seconds=_ERASURE_SECONDS)
 
     async def take_due(self, transaction: database.Transaction, user_id: UserId) -> Due | None:
-        """None where another replica is at it, or it was called off."""
+        """Return None if another replica handles it, or it was canceled."""
         row = await transaction.row("take_due_erasure", user_id)
         return None if row is None else Due(UserId(row["id"]), UserRole(row["role"]))
 
     async def erase(self, transaction: database.Transaction, user_id: UserId, pseudonym: str) -> None:
-        """All that auth's tables have, but for the personal parts of what this user did in the audit log."""
+        """Erase everything in auth's tables, except the personal parts of this user's acts in the audit log."""
         await transaction.rows("lock_organisations_of", user_id)
         for query in _ERASED:
             await transaction.run(query, user_id)
@@ -113,11 +113,11 @@ class PrivacyStore:
         return _EXPORTED
 
     async def rows_of(self, query: str, user_id: UserId) -> tuple[msgspec.Raw, ...]:
-        """Each a JSON object."""
+        """Each row is a JSON object."""
         return tuple(msgspec.Raw(row["written"].encode()) for row in await self._db.rows(query, user_id, deadline_seconds=10))
 
     # --- retention ---------------------------------------------------------------------------------------------------
 
     async def forget(self, query: str, before: datetime, most: int) -> int:
-        """How many rows of what ended before then were removed, or had what is personal taken out; ``most`` at once."""
+        """Remove or anonymize at most ``most`` rows that ended before this time; return how many."""
         return await self._db.run(query, before, most, deadline_seconds=_RETENTION_SECONDS)

@@ -1,4 +1,4 @@
-"""How long auth keeps what, in one table, and the job that forgets the rest, in batches."""
+"""How long auth stores what, in one table, and the job that removes older rows in batches."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -8,21 +8,21 @@ from services.auth.privacy.privacy_store import PrivacyStore
 from shared.node import lifecycle
 from shared.telemetry import logs
 
-#: Rows of one statement: locks are held for milliseconds, and caches hear of few keys at once.
+#: Rows per statement: locks last milliseconds, and caches hear of few keys at once.
 BATCH = 500
-#: Of one class in one round; the next one goes on.
+#: Per rule and round.
 _MOST_BATCHES = 200
 _EVERY_SECONDS = 3600
 
 _log = logs.get(part="privacy")
 
-#: Forgets up to so many of what ended before then, and says how many it were.
+#: Removes up to so many rows that ended before this time; returns how many.
 Forget = Callable[[datetime, int], Awaitable[int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Days:
-    """How many days each class is kept after its end."""
+    """How many days each class of data is stored after its end."""
 
     password_resets: int = 1
     former_secrets: int = 1
@@ -33,15 +33,13 @@ class Days:
 
 @dataclass(frozen=True, slots=True)
 class RetentionRule:
-    """One class of what is kept: for so many days, by whom it is then forgotten."""
-
     name: str
     days: int
     forget: Forget
 
 
 def own(store: PrivacyStore, days: Days) -> tuple[RetentionRule, ...]:
-    """The classes of auth's own tables but for the audit log; sessions and counts of guesses end by themselves in Valkey."""
+    """The rules of auth's own tables except the audit log. Sessions and login counters expire in Valkey."""
 
     def by(query: str) -> Forget:
         return lambda before, most: store.forget(query, before, most)
@@ -56,21 +54,21 @@ def own(store: PrivacyStore, days: Days) -> tuple[RetentionRule, ...]:
 
 
 class Retention:
-    """``run`` is the task; any number of replicas may run it, each takes the rows that no other has."""
+    """``run`` is the task. Any number of replicas may run it; each takes rows that no other has locked."""
 
     def __init__(self, kept: tuple[RetentionRule, ...], clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._kept = kept
         self._clock = clock
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Run until canceled."""
         await lifecycle.every(_EVERY_SECONDS, self.enforce, first=lifecycle.SOON_SECONDS)
 
     async def enforce(self) -> None:
-        """Once, for every class. Raises Unavailable; what is done by then stays done."""
+        """Apply every rule once. Raises Unavailable; what was removed stays removed."""
         for kept in self._kept:
             if rows := await self._forget(kept):
-                _log.info("kept long enough and forgotten", what=kept.name, rows=rows, days=kept.days)
+                _log.info("old data removed", what=kept.name, rows=rows, days=kept.days)
 
     async def _forget(self, kept: RetentionRule) -> int:
         before = self._clock() - timedelta(days=kept.days)

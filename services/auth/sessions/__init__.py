@@ -1,1 +1,1 @@
-"""Sessions, tokens, and how often something may be tried: what a credential is worth."""
+"""Sessions, tokens, and limits on failed logins."""

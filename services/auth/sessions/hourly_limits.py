@@ -1,4 +1,4 @@
-"""How often something may be asked for in an hour or another time, counted in Valkey for all replicas; and who it is that asks."""
+"""Limit how often something may be requested in a period, counted in Valkey for all replicas."""
 
 import hashlib
 from pathlib import Path
@@ -11,7 +11,7 @@ _SCRIPT = "hourly"
 
 
 class HourlyLimits:
-    """May raise Unavailable. ``what`` keeps its counts apart from all others."""
+    """May raise Unavailable. ``what`` separates its counters from all others."""
 
     def __init__(self, cache: Cache, what: str, *, seconds: int = 3600) -> None:
         self._cache = cache
@@ -20,12 +20,12 @@ class HourlyLimits:
         cache.script(_SCRIPT, Path(__file__).with_name("hourly_limits.lua").read_text(encoding="utf-8"))
 
     async def count(self, whom: str, most: int) -> float:
-        """0 where it was counted, otherwise the seconds to wait."""
-        # Hashed, because an address is a person's.
+        """Return 0 if it was counted, otherwise the seconds to wait."""
+        # Hashed, because an address is personal data.
         key = f"auth:{self._what}:{hashlib.sha256(whom.encode()).hexdigest()}"
         return int(await self._cache.run(_SCRIPT, [key], [most, self._seconds * 1000])) / 1000
 
 
 def asker_of(address: str, node: NodeId) -> str:
-    """Who is counted: an address, for IPv6 the network that one household has; the calling node where it says no address."""
+    """Return what to count under: the address, or its household's network for IPv6, or the calling node if there is no address."""
     return addresses.household(address) or str(node)

@@ -1,4 +1,4 @@
-"""Whose a credential is: an API key or an access token, in, the principal, out. Every refusal is counted by its reason."""
+"""Find the principal of a credential, which is an API key or an access token. Each refusal is counted by its reason."""
 
 import time
 from collections.abc import Callable
@@ -19,30 +19,28 @@ from shared.api.auth import Principal, Step, User
 from shared.telemetry.instruments import AuthFailure
 from shared.types import Credential, TenantId, Tier, UserId, UserRole
 
-#: Takes the reason of a refusal, one of a short list: it becomes a metric's label.
 CountRefusal = Callable[[AuthFailure], None]
 
-#: Where the login was made that stands behind the credential of the running task, as its door saw it; empty for a key. For refusals at
-#: the gate: to them a door says nothing of who stands in front of it.
+#: The client address at the login behind the running call's credential; empty for a key. For refusals, whose calls carry no client address.
 logged_in_from: ContextVar[str] = ContextVar("logged_in_from", default="")
 
-_KEY_HINT = "make a new one on the dashboard or with `aicli keys create`"
+_KEY_HINT = "create a new one on the dashboard or with `aicli keys create`"
 _LOGIN_HINT = "log in again"
-CODE_HINT = "wait for the app's next code, and check the clock of the phone; a recovery code works once"
-_CLOSED_HINT = "ask an administrator of this mesh to open it again"
+CODE_HINT = "wait for the app's next code, and check the phone's clock; a recovery code works once"
+_CLOSED_HINT = "ask an administrator of this mesh to reopen it"
 
 
 @dataclass(frozen=True, slots=True)
 class TeamTerms:
-    """What an organisation may use."""
+    """What an organization may use."""
 
     tier: Tier
-    #: Where it shares the limits of its founder.
+    #: Set if it shares its founder's limits.
     founder_id: UserId | None = None
 
 
 class Identities:
-    """Raises NotAuthenticated for a credential that is no good, and Unavailable when that cannot be found out."""
+    """Raises NotAuthenticated for an invalid credential, and Unavailable if that cannot be found out."""
 
     def __init__(
         self,
@@ -55,7 +53,7 @@ class Identities:
         count_refusal: CountRefusal,
         admin_mfa: bool,
     ) -> None:
-        """``admin_mfa``: an administrator's login without a second factor is good for setting one up, and nothing else."""
+        """``admin_mfa``: an administrator without a second factor can only set one up."""
         self._store = store
         self._sessions = sessions
         self._tokens = tokens
@@ -82,7 +80,7 @@ class Identities:
         digest = self.digest(key)
         owned = await self.last_known.ask(digest, lambda: self._store.find_owner_of_key(digest), _administrator_of_key)
         if owned is None:
-            raise self._refused("unknown_key", "no such API key is known here", _KEY_HINT)
+            raise self._refused("unknown_key", "this API key does not exist", _KEY_HINT)
         if not owned.key_is_active:
             raise self._refused("revoked_key", "this API key was revoked", _KEY_HINT)
         if not owned.user_is_active:
@@ -99,37 +97,37 @@ class Identities:
         return owned.principal
 
     def digest(self, key: Credential) -> str:
-        """What is stored in the key's place."""
+        """Return what is stored instead of the key."""
         return api_keys.digest(key, self._pepper)
 
     def closed(self) -> errors.NotAuthenticated:
-        """For whoever has shown that the account is theirs."""
+        """Only for a caller who has proven to own the account."""
         return self._refused("closed_account", "this account is closed", _CLOSED_HINT)
 
     def wrong_password(self) -> errors.NotAuthenticated:
-        """The same for a name that nobody has."""
-        return self._refused("wrong_password", "the user name or the password is wrong", "check both, or open an account")
+        """The same answer as for an unknown name."""
+        return self._refused("wrong_password", "the user name or the password is wrong", "check both, or register")
 
     def wrong_code(self) -> errors.NotAuthenticated:
-        """For whoever has shown the password."""
-        return self._refused("wrong_code", "the code is wrong, or was used before", CODE_HINT)
+        """Only for a caller who knows the password."""
+        return self._refused("wrong_code", "the code is wrong, or was already used", CODE_HINT)
 
     def session_over(self) -> errors.NotAuthenticated:
         return self._refused("session_over", "the session has ended", _LOGIN_HINT)
 
     def session_reused(self) -> errors.NotAuthenticated:
-        """Two have the same token; who of them is the thief, nobody can tell."""
+        """Two callers have the same token, and nobody can tell which of them is the thief."""
         return self._refused(
             "session_reused",
-            "this session token was used before, so the session was ended",
-            f"{_LOGIN_HINT}; if it was not you who used it, change your password",
+            "this session token was already used, so the session was ended",
+            f"{_LOGIN_HINT}; if that wasn't you, change your password",
         )
 
     def link_over(self) -> errors.NotAuthenticated:
-        return self._refused("link_over", "this login link was used or is too old", "`aicli dashboard` makes a new one")
+        return self._refused("link_over", "this login link was used or has expired", "create a new one with `aicli dashboard`")
 
     async def active_user(self, session_user: User | None) -> User:
-        """A session's user, who may have been closed or deleted since it was opened."""
+        """Raises NotAuthenticated if the account was closed or deleted since the session was opened."""
         if session_user is None:
             raise self.session_over()
         if not session_user.is_active:
@@ -137,27 +135,27 @@ class Identities:
         return session_user
 
     async def bearer(self, session: StoredSession) -> User:
-        """The user of a session. Raises NotAuthenticated where the account is gone or closed."""
+        """Return a session's user. Raises NotAuthenticated if the account is gone or closed."""
         user_id = session.user_id
         return await self.active_user(await self.last_known.ask(user_id, lambda: self._store.find_user(user_id), _administrator))
 
     async def session_of(self, credential: Credential | None) -> StoredSession:
-        """The login behind an access token. Raises NotAllowed for a key, which has none."""
+        """Return the session of an access token. Raises NotAllowed for a key, which has none."""
         if credential is None or credential.startswith("aip_"):
-            raise errors.NotAllowed("this needs a login, and an API key is none", hint="log in with the password, then do it again")
+            raise errors.NotAllowed("this requires a login; an API key is not enough", hint="log in with the password, then do it again")
         return await self._session(credential)
 
     def answer(self, user: User, opened: OpenedSession) -> auth.LoginSession:
-        """What the bearer of a session gets: its token, and an access token for the next ten minutes."""
+        """Return the session's token, and an access token for ten minutes."""
         session = opened.session
         step = self._step(user, session)
-        # A login that lacks a step is good for that alone.
+        # A login that lacks a step can only take that step.
         scopes = access_table.permissions_of(user.role, None) if step is Step.DONE else ()
         access_token = self._tokens.issue(user.id, session.id, time.time(), tenant_id=session.tenant_id, scopes=scopes)
         return opened.answer(user, access_token, LIFETIME_SECONDS, step)
 
     async def find_team_terms(self, user_id: UserId, team_id: TenantId) -> TeamTerms | None:
-        """None where the user does not belong to the organisation, or there is none."""
+        """Return None if the user is not a member of the organization."""
         async with self._store.transaction() as transaction:
             found = await transaction.row("find_membership", user_id, team_id)
         return None if found is None else TeamTerms(Tier(found["subscription_tier"]), found["founder_id"])
@@ -169,7 +167,7 @@ class Identities:
         terms = TeamTerms(user.tier)
         if session.team_id is not None:
             found = await self.find_team_terms(user.id, session.team_id)
-            # Who was taken out of an organisation does not silently go on as themselves, and pay for it.
+            # A user who was removed from an organization must not silently continue, and pay, as themselves.
             if found is None:
                 raise self.session_over()
             terms = found
@@ -196,7 +194,7 @@ class Identities:
         return session
 
     def _step(self, user: User, session: StoredSession) -> Step:
-        """Asked each time, because somebody may become an administrator in the middle of a session."""
+        """Checked at each call: a user may become an administrator during a session."""
         if session.step is Step.DONE and not session.has_factor and user.role is UserRole.ADMIN and self._admin_mfa:
             return Step.SET_UP_MFA
         return session.step

@@ -1,4 +1,4 @@
-"""When each key was last used, to the minute: remembered on the way, written in batches, and worth losing in a crash."""
+"""Record when each key was last used, to the minute. Written in batches; a crash loses a few seconds."""
 
 import asyncio
 import contextlib
@@ -8,12 +8,12 @@ from shared import errors
 from shared.types import KeyId
 
 _WRITE_EVERY_SECONDS = 5
-#: Keys seen in one interval; those beyond are noted at their next use.
+#: Keys per interval; further ones are recorded at their next use.
 _MOST_NOTED = 10_000
 
 
 class KeyLastUsed:
-    """``note`` never waits; ``run`` is the task that writes, and the table takes one write a minute for a key."""
+    """``note`` never blocks; ``run`` is the task that writes."""
 
     def __init__(self, store: AccountTables) -> None:
         self._store = store
@@ -29,7 +29,7 @@ class KeyLastUsed:
             await self.write()
 
     async def write(self) -> None:
-        """Now; what cannot be written is forgotten."""
+        """Write now. What cannot be written is dropped."""
         noted, self._noted = self._noted, set()
         if noted:
             with contextlib.suppress(errors.Unavailable):

@@ -1,7 +1,7 @@
-"""What PostgreSQL last said of administrators, for the time in which it cannot be asked: they have to see what is wrong.
+"""Remember what PostgreSQL said about administrators, for when it is down: they must be able to see what is wrong.
 
-While PostgreSQL is away from all replicas nobody can be revoked or closed, because that is written there. What happened before was
-announced, and ``forget`` was called. So an answer that is still here is as good as it was, and it is used only when there is no newer one.
+While PostgreSQL is down for all replicas nobody can be revoked or closed, because that is stored there. Earlier changes were announced and
+removed by ``forget``. So a cached answer is still right, and it is used only if there is no newer one.
 """
 
 import asyncio
@@ -15,11 +15,10 @@ from shared import errors
 from shared.telemetry import logs
 from shared.types import UserId
 
-#: Another replica may still reach PostgreSQL and revoke there, and this one would not hear of it.
+#: Another replica may still reach PostgreSQL and revoke there, without this one noticing.
 MAX_AGE_SECONDS = 3600.0
-#: The wait for PostgreSQL where there is a last answer; callers of auth wait for 2 s in all.
+#: How long to wait for PostgreSQL if there is a cached answer; auth's callers wait 2 s in all.
 PATIENCE_SECONDS = 0.4
-#: Administrators with their keys and sessions; the least recently used go first.
 MAX_ANSWERS = 1_000
 
 T = TypeVar("T")
@@ -34,17 +33,18 @@ class _CachedPrincipal:
 
 
 class PrincipalCache:
-    """Keys are digests of credentials and ids; no credential is kept."""
+    """Keys are digests of credentials and ids; no credential is stored."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._answers: OrderedDict[Hashable, _CachedPrincipal] = OrderedDict()
-        #: Grows with every ``forget``: an answer that was asked for before is not kept after it.
+        #: Grows with every ``forget``: an answer that was requested before one is not cached after it.
         self._changes = 0
         self._is_well = True
 
     async def ask(self, key: Hashable, question: Callable[[], Awaitable[T]], administrator: Callable[[T], UserId | None]) -> T:
-        """The answer of PostgreSQL, or else the last one. ``administrator`` names whose answer may be kept, None for one that may not.
+        """Return the answer of PostgreSQL, or else the cached one. ``administrator`` returns whose answer it is, or None if it must not be
+        cached.
 
         Raises Unavailable if there is neither.
         """
@@ -58,7 +58,7 @@ class PrincipalCache:
             if last is None or not usable or asked_at_change != self._changes:
                 raise
             if self._is_well:
-                _log.warning("PostgreSQL does not answer: administrators are recognized by its last answers", reason=str(error))
+                _log.warning("PostgreSQL does not answer: using its last answers for administrators", reason=str(error))
             self._is_well = False
             return cast("T", last.value)
         self._is_well = True
@@ -71,7 +71,7 @@ class PrincipalCache:
         return value
 
     def forget(self, user_id: UserId | None) -> None:
-        """Something about this user has changed; None for anybody."""
+        """Drop what is known about this user, or about everyone for None."""
         self._changes += 1
         if user_id is None:
             self._answers.clear()

@@ -1,7 +1,6 @@
-"""Sessions and one-time login links, in Valkey under hashes of their tokens: a copy of Valkey opens nothing.
+"""Sessions and one-time login links, in Valkey under hashes of their tokens, so a copy of Valkey opens nothing.
 
-A session has an id of its own, which access tokens name, so closing it ends them at once. Every decision about one is one script in
-Valkey, so that replicas and callers that ask at once agree.
+Access tokens contain the session's id, so they end with it. Every decision is one Lua script, so concurrent replicas and callers agree.
 """
 
 import secrets
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from services.auth.sessions import tokens
+from services.auth import api_keys
 from services.auth.sessions.tokens import SessionToken
 from shared.api import accounts, auth
 from shared.api.auth import SessionKind, Step
@@ -23,13 +22,13 @@ from shared.types import Credential, TenantId, UserId
 
 #: Long enough for a command to open a browser.
 LINK_SECONDS = 60
-#: For a login that lacks a step: enough to find the telephone and an app for it.
+#: For a login that lacks a step: long enough to find the phone and install an app.
 HALFWAY_SECONDS = 600
-#: So long after its refresh a program that did not hear the answer may ask again.
+#: How long a program may repeat a refresh whose answer was lost.
 GRACE_SECONDS = 10
-#: Of one user; the oldest end. Those that lack a step have a bound of their own, so that whoever has the password alone ends no other.
+#: Per user; the oldest end. Incomplete ones have their own limit, so knowing the password alone ends no other session.
 MOST_OPEN, MOST_HALFWAY = 100, 10
-#: A use is written down at most so often, and often enough that an idle time counts from the last one.
+#: How often a use is recorded: the idle time counts from the last one.
 _NOTE_SECONDS = 60.0
 _NOTES_IN_AN_IDLE_TIME = 10
 
@@ -43,18 +42,15 @@ _UNKNOWN_CLIENT = auth.ClientFacts()
 
 
 class SessionOver(Enum):
-    """Why a token gives no session."""
+    """Why a token opens no session."""
 
-    #: Unknown, ended or made up.
     ENDED = "ended"
-    #: A browser's where a program's is wanted, or the other way round.
+    #: A browser's token where a program's is expected, or vice versa.
     OTHER_KIND = "other kind"
 
 
 @dataclass(frozen=True, slots=True)
 class ClosedSession:
-    """A session that was ended just now."""
-
     id: str
     user_id: UserId
 
@@ -64,22 +60,21 @@ class StoredSession:
     id: str
     user_id: UserId
     kind: SessionKind
-    #: Seconds since 1970, as all times here.
+    #: Seconds since 1970, like all times here.
     opened_at: float
     last_used_at: float
-    #: When a password or a code was last shown; 0 where neither was, as by a link of a key.
+    #: When a password or a code was last entered; 0 for never, as with a key's login link.
     confirmed_at: float
     step: Step
-    #: Whether a second factor was shown.
     has_factor: bool
     client: auth.ClientFacts
     team_id: TenantId | None = None
-    #: The id of a browser that has signed in to this account (`known_browsers`); empty for others.
+    #: The id of a browser that has logged in to this account (`KnownBrowsers`), or empty.
     browser: str = ""
 
     @property
     def tenant_id(self) -> TenantId:
-        """For whom it acts: the organisation, or the user's own."""
+        """Return the organization that the session acts for, or else the user."""
         return TenantId(self.user_id) if self.team_id is None else self.team_id
 
     def shown(self, asking: str | None) -> accounts.OpenSession:
@@ -95,7 +90,7 @@ class StoredSession:
 
 @dataclass(frozen=True, slots=True)
 class OpenedSession:
-    """A session and its token, which only its bearer will know."""
+    """A session with its token, which is stored nowhere."""
 
     token: str
     session: StoredSession
@@ -106,32 +101,31 @@ class OpenedSession:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredLogin:
-    """What a session begins with."""
+    """The initial values of a session."""
 
     user_id: UserId
     kind: SessionKind = SessionKind.PROGRAM
     step: Step = Step.DONE
     has_factor: bool = False
-    #: None: now, because a password or a code was shown.
+    #: None for now, because a password or a code was just entered.
     confirmed_at: float | None = None
     client: auth.ClientFacts = _UNKNOWN_CLIENT
     team_id: TenantId | None = None
-    #: As of a session.
     browser: str = ""
 
 
 class StoredLoginLink(msgspec.Struct, frozen=True, kw_only=True):
-    """Whom a login link lets in, and what they had shown when they asked for it."""
+    """The user that a login link logs in, and what they had proven when they created it."""
 
     user_id: UserId
-    #: None where a key asked for it.
+    #: None for a link that a key created.
     confirmed_at: float | None = None
     has_factor: bool = False
     team_id: TenantId | None = None
 
 
 class _SessionRecord(msgspec.Struct, frozen=True):
-    """The fields of a session in Valkey that are read here; session_records.lua has all of them."""
+    """The fields read here; session_records.lua lists all."""
 
     user_id: UserId
     kind: SessionKind
@@ -159,7 +153,7 @@ class SessionStore:
         program_idle_seconds: float = 30 * 24 * 3600,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """``idle_seconds`` and ``longest_seconds`` are a browser's; a program's session lives for as long as it is used."""
+        """``idle_seconds`` and ``longest_seconds`` apply to browsers; a program's session lasts as long as it is used."""
         self._cache = cache
         self._idle_seconds = {SessionKind.BROWSER: idle_seconds, SessionKind.PROGRAM: program_idle_seconds}
         self._longest_seconds = longest_seconds
@@ -189,16 +183,16 @@ class SessionStore:
         return OpenedSession(token.text, _session(session_id, _record(fields)))
 
     async def find(self, session_id: str) -> StoredSession | None:
-        """The session of this id if it is open; being looked at does not prolong it."""
+        """Find an open session by id, without extending it."""
         return _found(await self._run("find", self._clock(), session_id, ""))
 
     async def find_by_token(self, text: str) -> StoredSession | None:
-        """The session that the token belongs to, also where it is spent; proves nothing, and changes nothing."""
+        """Find the session of a token, even a used one. Proves nothing and changes nothing."""
         token = SessionToken.read(text)
         return None if token is None else _found(await self._run("find", self._clock(), "", token.family_hash))
 
     async def resume(self, text: str) -> OpenedSession | SessionOver:
-        """A browser's session, good for another idle time; its token stays."""
+        """Extend a browser's session; its token stays the same."""
         token = SessionToken.read(text)
         if token is None:
             return SessionOver.ENDED
@@ -210,10 +204,10 @@ class SessionStore:
         return OpenedSession(text, _session(*_read(reply[1:])))
 
     async def refresh(self, text: str) -> OpenedSession | SessionOver | ClosedSession:
-        """A program's session, good for another idle time, under a new token; the one that was sent is spent.
+        """Extend a program's session and replace its token.
 
-        The same answer for whoever asks again within ten seconds: an answer may be lost, and two may ask at once. Closed where the
-        token was spent before that: two have it, and nobody can say which of them is the right one.
+        Repeating it within ten seconds returns the same answer: an answer may be lost, and two calls may overlap. If the token was used
+        before that, two callers have it, so the session ends.
         """
         token = SessionToken.read(text)
         if token is None:
@@ -230,36 +224,35 @@ class SessionStore:
         return OpenedSession(token.successor(record.nonce).text, _session(session_id, record))
 
     async def complete(self, session: StoredSession, browser: str = "") -> OpenedSession | None:
-        """The login lacked a step, and it was taken with a second factor just now. None as for ``_replace``."""
+        """Continue after the missing second factor was entered. Returns None like ``_replace``."""
         now = self._clock()
         fields = self._step_fields(session.kind, Step.DONE, now) | _factor_fields(now, has_factor=True) | {"browser": browser}
         return await self._replace(session, now, Step.DONE, fields)
 
     async def act_for(self, session: StoredSession, team_id: TenantId | None) -> OpenedSession | None:
-        """Go on as an organisation, or as oneself. None as for ``_replace``."""
+        """Act for an organization, or for oneself. Returns None like ``_replace``."""
         return await self._replace(session, self._clock(), session.step, {"team_id": _text(team_id)})
 
     async def _replace(self, session: StoredSession, now: float, step: Step, fields: Mapping[str, str]) -> OpenedSession | None:
-        """Under another id and another token, so that nobody who knew the former ones goes along. None if it has ended: of several
-        that replace one at once, one does."""
+        """Replace id and token, so the former ones become invalid. Return None if it has ended, or a concurrent call replaced it."""
         token, session_id = SessionToken.new(), _new_id()
         changed = _flat({**fields, **_token_fields(token)})
         flat = await self._run("replace", now, self._idle_ms(session.kind), _most(step), session.id, session_id, *changed)
         return None if flat is None else OpenedSession(token.text, _session(session_id, _record(_fields(flat))))
 
     async def confirm(self, session: StoredSession, *, has_factor: bool) -> bool:
-        """A password or a code was shown just now. False if the session has ended."""
+        """Record that a password or a code was entered. Return False if the session has ended."""
         now = self._clock()
         fields = _factor_fields(now, has_factor=has_factor)
         return bool(await self._run("confirm", now, session.id, *_flat(fields)))
 
     async def list_of(self, user_id: UserId) -> tuple[StoredSession, ...]:
-        """Those that are open and lack no step, the newest first; at most 100."""
+        """List complete open sessions, newest first; at most 100."""
         rows = await self._run("list", self._clock(), str(user_id))
         return tuple(_session(*_read(row)) for row in rows or ())
 
     async def end_by_token(self, text: str) -> ClosedSession | None:
-        """What was ended, by any of its tokens; None if there was nothing."""
+        """End a session by any of its tokens. Return None if there was none."""
         token = SessionToken.read(text)
         if token is None:
             return None
@@ -267,23 +260,23 @@ class SessionStore:
         return ended[0] if ended else None
 
     async def end(self, user_id: UserId, session_id: str) -> bool:
-        """One of this user's; False if there is none of this id."""
+        """Return False if the user has no session with this id."""
         return bool(await self._run("end", self._clock(), "id", str(user_id), session_id))
 
     async def end_all(self, user_id: UserId, but: str | None = None) -> int:
-        """How many ended. ``but``: the id of the one that stays."""
+        """Return how many ended. ``but``: the id of the session to keep."""
         return len(_ended(await self._run("end", self._clock(), "user", str(user_id), but or "")))
 
     # --- links ---------------------------------------------------------------------------------------------------------
 
     async def offer_link(self, link: StoredLoginLink) -> str:
-        """A token that opens one session within a minute."""
-        token = _LINK_PREFIX + tokens.random_text()
+        """Return a token that opens one session within a minute."""
+        token = _LINK_PREFIX + api_keys.random_text()
         await self._cache.set(_link_key(token), msgspec.json.encode(link), ttl_seconds=LINK_SECONDS)
         return token
 
     async def take_link(self, token: str) -> StoredLoginLink | None:
-        """None if it is unknown, used or too old."""
+        """Return None if it is unknown, used or expired."""
         taken = await self._cache.take(_link_key(token))
         return None if taken is None else msgspec.json.decode(taken, type=StoredLoginLink)
 
@@ -369,7 +362,7 @@ def _new_id() -> str:
 
 
 def _printable(text: str, longest: int) -> str:
-    """For a list on a page and for logs: whatever a client calls itself."""
+    """Make a client's own name for itself fit for pages and logs."""
     return "".join(character for character in text[:longest] if character.isprintable())
 
 
@@ -382,4 +375,4 @@ def _milliseconds(seconds: float) -> int:
 
 
 def _link_key(token: str) -> str:
-    return f"auth:link:{tokens.hash_of(token)}"
+    return f"auth:link:{api_keys.hash_token(token)}"

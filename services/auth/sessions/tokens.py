@@ -1,38 +1,40 @@
-"""Access tokens and session tokens. Pure but for the randomness, and for keys that may have to be looked for; the caller brings the clock.
+"""Make and read access tokens and session tokens. Pure but for the randomness, and for keys that may have to be looked up.
 
-An access token is an EdDSA JWT that names a user, the session it belongs to, for whom it acts and what it was good for when it was made.
-A good one alone admits nobody: its session must be open and act for the same tenant, and its user active, which only `identities` can
-see; what a user may do is looked up each time.
+An access token is a JWT signed with EdDSA. It names a user, their session, the tenant that the session acts for, and its scopes when the
+token was made. A valid token is not enough: `identities` also checks that the session is open and acts for the same tenant, and that the
+user is active. Permissions are looked up for each call.
 
 A session token is opaque: `aip_rt_`, 22 characters of the session's family, 43 of a secret and 6 of checksum (see
-`shared.identity.credentials`). It gives new access tokens; only hashes of it are kept.
+`shared.identity.credentials`). It buys new access tokens. Only hashes of it are stored.
 """
 
 import hashlib
 import hmac
-import secrets
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import jwt
 import msgspec
-from jwt.types import Options
+from joserfc import jws
 
+from services.auth import api_keys
+from services.auth.jws_algorithms import AllowedAlgorithms
 from services.auth.signing.signing_keys import VerificationKeys
 from shared import errors
 from shared.identity import credentials
 from shared.types import Credential, TenantId, UserId
 
 LIFETIME_SECONDS = 600
-#: How far the clocks of two machines may be apart.
+#: Allowed difference between the clocks of two machines.
 LEEWAY_SECONDS = 60
 AUDIENCE = "aimesh"
 
-#: RFC 9068: says that this JWT is an access token, so that no other kind of ours will ever pass for one.
+#: RFC 9068: no other kind of JWT can be used as an access token.
 _TYPE = "at+jwt"
-#: Ours have some 600 characters.
-_LONGEST = 4096
+#: Ours have about 600 characters.
+_MAX_LENGTH = 4096
+
+_REGISTRY = AllowedAlgorithms("EdDSA", max_header_length=512, max_payload_length=_MAX_LENGTH)
 
 _SESSION_PREFIX = "aip_rt_"
 #: 131 bits and 256 bits of base62.
@@ -44,11 +46,11 @@ class AccessTokenClaims(msgspec.Struct, frozen=True, kw_only=True):
     iss: str
     aud: str
     sub: UserId
-    #: The session, as `session_store` names it.
+    #: The id of the session.
     sid: str
-    #: Who is charged and shown: an organisation, or the user's own. None in tokens that an older auth has made.
+    #: The tenant that is charged: an organization, or the user. None in tokens from older versions of auth.
     tid: TenantId | None = None
-    #: Of `shared.access.access_table`, with spaces between (RFC 9068 §2.2.3).
+    #: Scopes of `shared.access.access_table`, separated by spaces (RFC 9068 §2.2.3).
     scope: str = ""
     jti: str
     iat: int
@@ -57,7 +59,7 @@ class AccessTokenClaims(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AccessTokens:
-    """Signs and reads the tokens of one mesh. The `kid` of a token can only choose among our own keys."""
+    """Sign and read the access tokens of one mesh. The `kid` of a token only selects among our own keys."""
 
     def __init__(self, keys: VerificationKeys, issuer: str) -> None:
         self._keys = keys
@@ -78,27 +80,25 @@ class AccessTokens:
             nbf=issued_at,
             exp=issued_at + LIFETIME_SECONDS,
         )
-        headers = {"typ": _TYPE, "kid": key.kid}
-        return Credential(jwt.encode(msgspec.to_builtins(claims), key.private, algorithm="EdDSA", headers=headers))
+        header = {"alg": "EdDSA", "typ": _TYPE, "kid": key.kid}
+        return Credential(jws.serialize_compact(header, msgspec.json.encode(claims), key.jwk, registry=_REGISTRY))
 
     async def read(self, token: str, now: float) -> AccessTokenClaims:
-        """Raises NotAuthenticated for a token that is not ours, not for us, or not valid now, and Unavailable where its key is not
-        known and cannot be looked for."""
-        if len(token) > _LONGEST:
+        """Raises NotAuthenticated for a token that is not ours, not for us, or not valid now, and Unavailable if its key is unknown and
+        cannot be looked up."""
+        if len(token) > _MAX_LENGTH:
             raise _refused("the credential is neither an API key nor an access token")
         try:
-            header = jwt.get_unverified_header(token)
+            signature = _REGISTRY.read(token)
+            header = signature.protected
             key = await self._keys.find(str(header.get("kid"))) if header.get("typ") == _TYPE else None
-            if key is None:
+            if key is None or not _REGISTRY.verify(signature, key.jwk):
                 raise _refused("the access token was not made by this mesh")
-            # The times are compared below, with our clock.
-            options: Options = {"verify_exp": False, "verify_nbf": False, "verify_iat": False}
-            payload = jwt.decode(
-                token, key.public, algorithms=["EdDSA"], audience=AUDIENCE, issuer=key.issuer(self._issuer), options=options
-            )
-            claims = msgspec.convert(payload, AccessTokenClaims)
-        except (jwt.InvalidTokenError, msgspec.ValidationError, UnicodeError) as error:
+            claims = msgspec.json.decode(signature.payload, type=AccessTokenClaims)
+        except ValueError as error:  # msgspec's errors are ValueErrors
             raise _refused("the credential is neither an API key nor an access token of this mesh") from error
+        if claims.aud != AUDIENCE or claims.iss != key.issuer(self._issuer):
+            raise _refused("the access token was not made by this mesh")
         if now >= claims.exp + LEEWAY_SECONDS:
             raise errors.NotAuthenticated("the access token has expired", hint="get a new one with refreshSession, or log in again")
         if now < min(claims.nbf, claims.iat) - LEEWAY_SECONDS:
@@ -107,24 +107,23 @@ class AccessTokens:
 
 
 def _refused(message: str) -> errors.NotAuthenticated:
-    return errors.NotAuthenticated(message, hint="log in, or make a key with `aicli keys create`")
+    return errors.NotAuthenticated(message, hint="log in, or create a key with `aicli keys create`")
 
 
 @dataclass(frozen=True, slots=True)
 class SessionToken:
-    """The token of a session, taken apart. The family is the same for all tokens of a session, so that one that was spent long ago is
-    still known for what it is."""
+    """The parts of a session token. All tokens of a session share the family, so a token that was used long ago is still recognized."""
 
     family: str
     secret: str
 
     @classmethod
     def new(cls) -> "SessionToken":
-        return cls(random_text(_FAMILY_CHARACTERS), random_text())
+        return cls(api_keys.random_text(_FAMILY_CHARACTERS), api_keys.random_text(_SECRET_CHARACTERS))
 
     @classmethod
     def read(cls, text: str) -> "SessionToken | None":
-        """None for what cannot be one: a mistyped token must not pass for a spent one."""
+        """Return None for anything malformed: a mistyped token must not count as a used one."""
         if len(text) != _SESSION_TOKEN_CHARACTERS or not text.startswith(_SESSION_PREFIX) or not text.isascii():
             return None
         random, checksum = text[len(_SESSION_PREFIX) : -credentials.CHECKSUM_CHARACTERS], text[-credentials.CHECKSUM_CHARACTERS :]
@@ -133,7 +132,7 @@ class SessionToken:
         return cls(random[:_FAMILY_CHARACTERS], random[_FAMILY_CHARACTERS:])
 
     def successor(self, nonce: str) -> "SessionToken":
-        """The same for whoever has this token and the nonce, which is nobody but a caller and Valkey together."""
+        """Derive the next token. It takes this token and the nonce, which only the caller and Valkey have together."""
         made = hmac.digest(bytes.fromhex(nonce), self.secret.encode(), hashlib.sha256)
         return SessionToken(self.family, _base62(made, _SECRET_CHARACTERS))
 
@@ -144,21 +143,11 @@ class SessionToken:
 
     @property
     def family_hash(self) -> str:
-        return hash_of(self.family)
+        return api_keys.hash_token(self.family)
 
     @property
     def hash(self) -> str:
-        return hash_of(self.family + self.secret)
-
-
-def hash_of(text: str) -> str:
-    """What is kept of an opaque token; 256 random bits need nothing slower."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def random_text(characters: int = _SECRET_CHARACTERS) -> str:
-    """In base62; 256 bits where nobody says otherwise."""
-    return _base62(secrets.token_bytes(32), characters)
+        return api_keys.hash_token(self.family + self.secret)
 
 
 def _base62(raw: bytes, characters: int) -> str:

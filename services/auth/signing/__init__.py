@@ -1,1 +1,1 @@
-"""The keys that sign access tokens: made, published, followed by the next and forgotten, without a token that is refused for it."""
+"""The keys that sign access tokens: creation, publication and rotation, without a token being refused because of it."""

@@ -1,4 +1,4 @@
-"""The signing keys of this replica: opened once, chosen by the clock, and the same as every other replica's within a moment."""
+"""Hold this replica's opened signing keys and keep them the same as every other replica's."""
 
 import asyncio
 import contextlib
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 _PURPOSE = "signing-key"
 _REFRESH_SECONDS = 60
 _RETRY_SECONDS = 1
-#: A token may name any key; so often one that is not known makes us look whether another replica has made it.
+#: A token may name any key, so unknown ones make us ask PostgreSQL at most this often.
 _LOOK_AGAIN_SECONDS = 10
 
 _log = logs.get(part="signing")
 
 
 class ActiveKeys:
-    """``VerificationKeys``. ``begin`` once, then ``run`` is the task; the others may be called at any time beside it."""
+    """``VerificationKeys``. Call ``begin`` once, then run ``run`` as a task; the other methods may be called at any time."""
 
     def __init__(
         self,
@@ -46,24 +46,24 @@ class ActiveKeys:
         self._clock = clock
         self._known: tuple[KnownKey, ...] = ()
         self._opened: dict[str, PrivateSigningKey] = {}
-        #: One at a time, so that none puts an older state in the place of a newer one.
+        #: One at a time, so that no older state replaces a newer one.
         self._refreshing = asyncio.Lock()
         self._looking = asyncio.Lock()
         self._looked_at = -float(_LOOK_AGAIN_SECONDS)
 
     async def begin(self) -> None:
-        """The keys that there are, or the first one. Raises Unavailable, also where they were sealed with another DATA_KEY."""
+        """Read the keys, or create the first one. Raises Unavailable, also if they were sealed with another DATA_KEY."""
         await self.refresh()
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Run until canceled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow())
             tasks.create_task(lifecycle.every(_REFRESH_SECONDS, self.refresh))
 
     def signer(self) -> PrivateSigningKey:
         chosen = key_rotation.signer_of(self._known, self._now())
-        assert chosen is not None, "begin has made the first key"
+        assert chosen is not None, "begin has created the first key"
         return self._opened[chosen.kid]
 
     async def find(self, kid: str) -> PrivateSigningKey | None:
@@ -73,12 +73,12 @@ class ActiveKeys:
         return next((self._opened[kid] for key in self._known if key.kid == kid and not key.is_over(now)), None)
 
     def published(self) -> tuple[PrivateSigningKey, ...]:
-        """All whose tokens are good, and the next one, in the order in which they sign."""
+        """Return all keys whose tokens are valid, and the next one, in signing order."""
         now = self._now()
         return tuple(self._opened[key.kid] for key in self._known if not key.is_over(now))
 
     async def refresh(self) -> None:
-        """Read the keys, and do what it is time for. Raises Unavailable."""
+        """Read the keys, and rotate them if it is due. Raises Unavailable."""
         stored = await self._read()
         if key_rotation.plan([one.known for one in stored], self._now(), self._lifetime).is_empty and not self._outdated(stored):
             return
@@ -94,19 +94,19 @@ class ActiveKeys:
 
     @contextlib.asynccontextmanager
     async def rotating(self, *, at_once: bool) -> AsyncIterator["Transaction"]:
-        """Another key, with what the block writes or not at all; ``at_once`` forgets all others. Raises Unavailable."""
+        """Rotate in one transaction with what the block writes. ``at_once`` drops all other keys. Raises Unavailable."""
         async with self._rows.changing() as (change, found):
             known = [one.known for one in self._readable(found)]
             await self._do(change, (key_rotation.plan_emergency if at_once else key_rotation.plan_rotation)(known, self._now()))
             yield change.transaction
-        # It is done; where they cannot be read now, ``run`` will.
+        # Committed already; if the keys cannot be read now, ``run`` will.
         with contextlib.suppress(errors.Unavailable):
             await self._read()
 
     async def _do(self, change: KeyChange, plan: RotationPlan) -> None:
         if plan.drop:
             await change.drop(plan.drop)
-            _log.info("signing keys forgotten", kids=plan.drop)
+            _log.info("signing keys dropped", kids=plan.drop)
         if plan.make is None:
             return
         key = PrivateSigningKey.generate(plan.epoch)
@@ -114,10 +114,10 @@ class ActiveKeys:
         await change.add(StoredKey(known, self._sealed(key)), key.x)
         for kid in plan.retire:
             await change.retire(kid, plan.make)
-        _log.info("signing key made", kid=key.kid, epoch=key.epoch, signs_from=plan.make.isoformat())
+        _log.info("signing key created", kid=key.kid, epoch=key.epoch, signs_from=plan.make.isoformat())
 
     async def _look_again(self, kid: str) -> None:
-        """One looks for all who ask meanwhile."""
+        """Concurrent callers share one look."""
         async with self._looking:
             if kid not in self._opened and self._clock() - self._looked_at >= _LOOK_AGAIN_SECONDS:
                 self._looked_at = self._clock()
@@ -127,23 +127,23 @@ class ActiveKeys:
         async with self._refreshing:
             stored = self._readable(await self._rows.list())
             opened = {one.known.kid: self._opened.get(one.known.kid) or self._open(one) for one in stored}
-            # Together, so that a key that is chosen is one that is open.
+            # Assigned together, so that a chosen key is always opened.
             self._known, self._opened = tuple(one.known for one in stored), opened
             return stored
 
     def _readable(self, stored: Iterable[StoredKey]) -> list[StoredKey]:
-        """Without rows that somebody has put there or changed: what they name signs nothing, and holds nothing up."""
+        """Leave out rows that someone else has added or changed: their keys sign nothing and must not cause failures."""
         return [one for one in stored if one.known.kid in self._opened or self._is_ours(one)]
 
     def _is_ours(self, stored: StoredKey) -> bool:
         try:
             return self._open(stored).kid == stored.known.kid
         except (errors.Internal, ValueError) as error:
-            _log.error("a row of signing_keys is none of ours", kid=stored.known.kid, reason=str(error))
+            _log.error("ignoring an invalid row of signing_keys", kid=stored.known.kid, reason=str(error))
             return False
 
     def _open(self, stored: StoredKey) -> PrivateSigningKey:
-        return PrivateSigningKey.of(self._sealer.open(_PURPOSE, stored.known.kid, stored.sealed), stored.known.epoch)
+        return PrivateSigningKey.from_raw(self._sealer.open(_PURPOSE, stored.known.kid, stored.sealed), stored.known.epoch)
 
     def _sealed(self, key: PrivateSigningKey) -> bytes:
         return self._sealer.seal(_PURPOSE, key.kid, key.private.private_bytes_raw())

@@ -1,46 +1,42 @@
-"""Which key signs, when the next one is made, and when the last one is forgotten. Pure; the caller brings the clock.
+"""Decide which key signs, when the next one is created, and when the last one is dropped. Pure; the caller brings the clock.
 
-A key is published for a while before it signs, so that whoever reads tokens knows it by then, and stays for a while after its last
-signature, so that no token is refused for the change (SECURITY.md §5).
+A key is published for a while before it signs, so that all readers of tokens know it by then, and stays for a while after its last
+signature, so that no token is refused because of the rotation (SECURITY.md §5).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-#: From a key's making to its first signature: three times as long as a published list may be kept, and then some.
+#: From creation to the first signature: more than three times as long as a published list may be cached.
 PUBLISHED = timedelta(minutes=15)
-#: From its last signature until it is forgotten: a token's 10 minutes, the leeway of a minute, and what was kept of the list.
+#: From the last signature until it is dropped: a token's 10 minutes, a minute of leeway, and the time that the list may be cached.
 KEPT = timedelta(minutes=20)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownKey:
-    """When a key does what; the key itself does not matter here."""
+    """The dates of a key, without the key."""
 
     kid: str
     epoch: int
     made_at: datetime
     signs_from: datetime
-    #: The next one signs from then on; None where there is no next one yet.
+    #: When the next key begins to sign; None if there is none yet.
     retired_at: datetime | None = None
 
     def is_over(self, now: datetime) -> bool:
-        """Its last token has ended."""
+        """Return whether its last token has expired."""
         return self.retired_at is not None and now >= self.retired_at + KEPT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RotationPlan:
-    """What is to be done now."""
-
-    #: Make a key that signs from then on; None where none is needed.
+    #: Create a key that signs from then on; None if none is needed.
     make: datetime | None
-    #: Its epoch.
     epoch: int
-    #: The keys that it follows upon.
+    #: The keys that it replaces.
     retire: tuple[str, ...] = ()
-    #: Keys to forget.
     drop: tuple[str, ...] = ()
 
     @property
@@ -49,7 +45,7 @@ class RotationPlan:
 
 
 def signer_of(keys: Sequence[KnownKey], now: datetime) -> KnownKey | None:
-    """The last that may sign. Where each is still to come, the first: another replica's clock is ahead, and its key is known."""
+    """Return the newest key that may sign. If none may yet, another replica's clock is ahead: return the earliest."""
     ready = [key for key in keys if key.signs_from <= now]
     if ready:
         return max(ready, key=_order)
@@ -57,10 +53,10 @@ def signer_of(keys: Sequence[KnownKey], now: datetime) -> KnownKey | None:
 
 
 def plan(keys: Sequence[KnownKey], now: datetime, lifetime: timedelta) -> RotationPlan:
-    """What time alone asks for."""
+    """Decide what is due by time alone."""
     over = tuple(key.kid for key in keys if key.is_over(now))
     signer = signer_of([key for key in keys if not key.is_over(now)], now)
-    # One that was retired for a key that is gone, which nothing of ours does, has nobody to hand over to.
+    # A key that was retired for a missing successor: no code of ours causes it.
     if signer is None or (signer.retired_at is not None and not _has_successor(keys, signer)):
         return RotationPlan(make=now, epoch=_last_epoch(keys), drop=over)
     due = signer.signs_from + lifetime
@@ -70,7 +66,7 @@ def plan(keys: Sequence[KnownKey], now: datetime, lifetime: timedelta) -> Rotati
 
 
 def plan_rotation(keys: Sequence[KnownKey], now: datetime) -> RotationPlan:
-    """An administrator wants another key; one that is on its way already will do."""
+    """Plan a rotation that an administrator asked for, unless one is on its way already."""
     signer = signer_of(keys, now)
     if signer is not None and _has_successor(keys, signer):
         return RotationPlan(make=None, epoch=signer.epoch)
@@ -79,7 +75,7 @@ def plan_rotation(keys: Sequence[KnownKey], now: datetime) -> RotationPlan:
 
 
 def plan_emergency(keys: Sequence[KnownKey], now: datetime) -> RotationPlan:
-    """A key has leaked: all are forgotten, and no token from before is good."""
+    """Plan for a leaked key: drop all keys, which invalidates all earlier tokens."""
     return RotationPlan(make=now, epoch=_last_epoch(keys) + 1, drop=tuple(key.kid for key in keys))
 
 

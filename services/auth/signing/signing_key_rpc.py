@@ -1,7 +1,7 @@
-"""The RPC methods about the keys that sign access tokens: publishing them, and making another."""
+"""RPC methods to publish and rotate the keys that sign access tokens."""
 
 from services.auth import audit_records
-from services.auth.audit.audit_trail import AuditTrail
+from services.auth.audit_records import AuditTrail
 from services.auth.signing.active_keys import ActiveKeys
 from shared.api import auth
 from shared.rpc import RpcCall, serves
@@ -11,8 +11,6 @@ _log = logs.get(part="signing")
 
 
 class SigningKeyRpc:
-    """Handlers; the keys are in PostgreSQL, and in ``signers`` for the moment."""
-
     def __init__(self, trail: AuditTrail, signers: ActiveKeys) -> None:
         self._trail = trail
         self._signers = signers
@@ -25,7 +23,7 @@ class SigningKeyRpc:
     async def rotate_signing_keys(self, request: auth.RotateSigningKeys, call: RpcCall) -> auth.SigningKeys:
         caller = call.principal
         async with self._signers.rotating(at_once=request.at_once) as transaction:
-            act = audit_records.of_house("signing_keys.rotate", caller, at_once="yes" if request.at_once else "no")
+            act = audit_records.of_mesh("signing_keys.rotate", caller, at_once="yes" if request.at_once else "no")
             await self._trail.add(transaction, act)
         _log.info("signing keys rotated", at_once=request.at_once, by=caller.user_id)
         return self._published()

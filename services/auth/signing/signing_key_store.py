@@ -1,4 +1,4 @@
-"""auth's table of signing keys. Every method may raise Unavailable."""
+"""auth's table signing_keys. Every method may raise Unavailable."""
 
 import contextlib
 from collections.abc import AsyncGenerator
@@ -26,24 +26,22 @@ class SigningKeyStore:
 
     @contextlib.asynccontextmanager
     async def changing(self) -> AsyncGenerator[tuple["KeyChange", tuple[StoredKey, ...]], None]:
-        """All keys as they are, and nobody else changes them before the end of the block."""
+        """Lock the keys against other changes until the end of the block."""
         async with self._db.transaction() as transaction:
             await transaction.run("lock_signing_keys")
             stored = tuple(map(_stored, await transaction.rows("list_signing_keys")))
             yield KeyChange(transaction), stored
 
     async def follow(self) -> AsyncGenerator[None, None]:
-        """Something after each change, for ever."""
+        """Yield after each change."""
         async with contextlib.aclosing(self._db.listen(_CHANGES)) as changes:
             async for _ in changes:
                 yield
 
 
 class KeyChange:
-    """The writes of one change."""
-
     def __init__(self, transaction: database.Transaction) -> None:
-        #: For what belongs to it, like its row in the audit log.
+        #: For what must be committed with the change, like its row in the audit log.
         self.transaction = transaction
 
     async def add(self, stored: StoredKey, x: str) -> None:

@@ -87,7 +87,7 @@ class Surroundings:
     @property
     def parts(self) -> Dependencies:
         """What the handlers of the running service share."""
-        return self._service._assembly._parts
+        return self._service._wiring._parts
 
     @property
     def id(self) -> NodeId:

@@ -22,7 +22,6 @@ def every_text(name: str) -> list[AccountMail]:
         mail_texts.password_changed("anna"),
         mail_texts.address_changed_to("anna"),
         mail_texts.address_changed_from("anna"),
-        mail_texts.new_login("anna", name, name, AT),
         mail_texts.invitation(name, name, "https://ai.example.com/invitation", "TOKEN", 7),
         mail_texts.invitation(name, name, "", "TOKEN", 7),
         mail_texts.erasure_planned("anna", AT, "https://ai.example.com"),

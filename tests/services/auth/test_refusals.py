@@ -19,7 +19,7 @@ ASKED = auth.ListUsers()
 @pytest.fixture
 def noted(world: Surroundings, monkeypatch: pytest.MonkeyPatch) -> list[AuditedAct]:
     acts: list[AuditedAct] = []
-    monkeypatch.setattr(world.service._assembly.trail, "note", acts.append)
+    monkeypatch.setattr(world.service._wiring.trail, "note", acts.append)
     return acts
 
 
@@ -69,6 +69,6 @@ async def test_it_is_in_the_log(world: Surroundings) -> None:
     await world.register("anna")
     session = await log_in(world, "anna", "203.0.113.7")
     await refused(world, session.access_token, WEB)
-    await world.service._assembly.trail.write()
+    await world.service._wiring.trail.write()
     listed = await world.administer(audit.list_audit, audit.ListAudit(action=auth.list_users.name))
     assert [row.act.address for row in listed.rows] == ["203.0.113.7"]

@@ -119,7 +119,7 @@ async def test_a_user_has_so_many_active_keys_and_no_more(store: AccountTables) 
     key = await add_key(store, user, "first")
     for n in range(1, MOST_ACTIVE_KEYS):
         await add_key(store, user, str(n))
-    with pytest.raises(errors.BadRequest, match="active already"):
+    with pytest.raises(errors.BadRequest, match="already 100 active keys"):
         await add_key(store, user, "more")
     await revoke(store, key)
     await add_key(store, user, "more")

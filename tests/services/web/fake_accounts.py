@@ -119,7 +119,7 @@ class FakeAccounts(FakeOrganisations):
             raise errors.BadRequest("the password is shorter than 8 characters", hint="choose a longer one")
         username = self.reset_codes.pop(request.token, None)
         if username is None:
-            raise errors.NotAuthenticated("this code is wrong, was used, or is too old", hint="ask for another one")
+            raise errors.NotAuthenticated("this code is wrong, was used, or has expired", hint="request another one")
         self.accounts[username].password = request.new_password
         return Nothing()
 
@@ -201,7 +201,7 @@ class FakeAccounts(FakeOrganisations):
     def _enable_mfa(self, request: contract.EnableMfa, credential: Credential | None) -> contract.RecoveryCodes:
         self._check_fresh("auth.enableMfa")
         if request.code != CODE:
-            raise errors.BadRequest("code: it is not the one that this seed gives now", hint="wait for the next one")
+            raise errors.BadRequest("code: it does not match this seed", hint="wait for the next one")
         token = self._token(credential)
         self.with_factor.add(self.sessions[token].username)
         session = self._exchanged(token, Step.DONE) if token in self.steps else None
@@ -275,7 +275,7 @@ class FakeAccounts(FakeOrganisations):
     def _switch_organisation(self, request: contract.SwitchTeam, credential: Credential | None) -> auth.LoginSession:
         user = self._user(credential)
         if request.team_id is not None and all(page.organisation.id != request.team_id for page in self._teams_of(user)):
-            raise errors.NotFound("you belong to no organisation with this id", hint="listOrganisations shows yours")
+            raise errors.NotFound("you are not a member of an organization with this id", hint="listOrganisations shows yours")
         old = self._token(credential)
         token = self.add_session(self.sessions.pop(old))
         if request.team_id is not None:

@@ -44,7 +44,7 @@ class FakeOrganisations:
 
     def _create_organisation(self, request: api.CreateOrganization, credential: Credential | None) -> api.Organization:
         if not request.name.isprintable() or not request.name:
-            raise errors.BadRequest("name: 1 to 100 printable characters", hint="choose a name that its members recognise")
+            raise errors.BadRequest("name: 1 to 100 printable characters", hint="choose a name that its members recognize")
         user = self._user(credential)
         return self._seen_by(user, self.teams[self.add_team(request.name, user)]).organisation
 
@@ -54,7 +54,7 @@ class FakeOrganisations:
             if page.organisation.id == request.id:
                 is_owner = page.organisation.role is TeamRole.OWNER
                 return page if is_owner else msgspec.structs.replace(page, invitations=())
-        raise errors.NotFound("you belong to no organisation with this id", hint="`listOrganisations` shows yours")
+        raise errors.NotFound("you are not a member of an organization with this id", hint="`listOrganisations` shows yours")
 
     def _rename_organisation(self, request: api.RenameOrganization, credential: Credential | None) -> api.Organization:
         page = self._owned(request.id, credential)
@@ -141,12 +141,12 @@ class FakeOrganisations:
     def _owned(self, team: TenantId, credential: Credential | None) -> api.OrganizationDetails:
         page = self._get_organisation(api.GetOrganization(team), credential)
         if page.organisation.role is not TeamRole.OWNER:
-            raise errors.NotAllowed("only an owner of the organisation does this", hint="ask one of its owners")
+            raise errors.NotAllowed("only an owner of the organization can do this", hint="ask one of its owners")
         return self.teams[team]
 
     def _keep_members(self, team: TenantId, members: tuple[api.TeamMember, ...]) -> None:
         if not any(member.role is TeamRole.OWNER for member in members):
-            raise errors.NotAllowed("an organisation keeps at least one owner", hint="make another member an owner first")
+            raise errors.NotAllowed("an organization needs at least one owner", hint="make another member an owner first")
         page = self.teams[team]
         organisation = msgspec.structs.replace(page.organisation, members=len(members))
         self.teams[team] = msgspec.structs.replace(page, organisation=organisation, members=members)

@@ -68,5 +68,5 @@ def test_senders(text: str, sender: MailSender) -> None:
 
 @pytest.mark.parametrize("text", ["", "aimesh", "aimesh <>", "a <b@c.d>\nBcc: x@y.z", "aimesh <no reply@localhost>"])
 def test_bad_senders(text: str) -> None:
-    with pytest.raises(ValueError, match="say Name"):
+    with pytest.raises(ValueError, match="use Name"):
         letters.parse_sender(text)

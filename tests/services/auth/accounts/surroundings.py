@@ -1,4 +1,4 @@
-"""Handlers of one's own account on real PostgreSQL and Valkey, with a postman and sessions that remember what they were told."""
+"""Handlers of one's own account on real PostgreSQL and Valkey, with a mailer and sessions that remember what they were told."""
 
 import asyncio
 import contextlib
@@ -14,8 +14,7 @@ import msgspec
 
 from services.auth import mail_texts
 from services.auth.accounts.account_store import AccountStore
-from services.auth.accounts.mail_limits import MailLimits
-from services.auth.accounts.password_changes import PasswordChangeDependencies, PasswordChanges
+from services.auth.accounts.password_changes import MailLimits, PasswordChangeDependencies, PasswordChanges
 from services.auth.accounts.profile import ProfileRpc
 from services.auth.accounts.session_revocation import SessionRevocation
 from services.auth.dependencies import Dependencies
@@ -112,7 +111,7 @@ class FakeIdentities:
 
     async def session_of(self, credential: Credential | None) -> FakeSession:
         if self.known[cast("str", credential)].key_id is not None:
-            raise errors.NotAllowed("this needs a login, and an API key is none")
+            raise errors.NotAllowed("this requires a login; an API key is not enough")
         return FakeSession(f"session of {credential}")
 
     async def active_user(self, user: auth.User | None) -> auth.User:
@@ -146,7 +145,7 @@ class ApiClient:
     cache: Cache
     store: AccountTables
     passwords: Passwords
-    postman: FakePostman = field(default_factory=FakePostman)
+    mailer: FakePostman = field(default_factory=FakePostman)
     sessions: FakeSessions = field(default_factory=FakeSessions)
     trail: FakeTrail = field(default_factory=FakeTrail)
     identities: FakeIdentities = field(default_factory=FakeIdentities)
@@ -170,11 +169,11 @@ class ApiClient:
             trail=self.trail,
         )
         needs = PasswordChangeDependencies(
-            rows=self.rows, ends=SessionRevocation(self.store, self.sessions), limits=MailLimits(self.cache), postman=self.postman
+            rows=self.rows, ends=SessionRevocation(self.store, self.sessions), limits=MailLimits(self.cache), mailer=self.mailer
         )
         self.changes = PasswordChanges(self.parts, needs)
         self.dispatcher.add(self.changes)
-        self.dispatcher.add(ProfileRpc(self.parts, self.rows, self.factors, self.postman))
+        self.dispatcher.add(ProfileRpc(self.parts, self.rows, self.factors, self.mailer))
 
     async def ask(self, method: Method[Request, Reply], request: Request, credential: str | None = None, *, peer: Peer = CLIENT) -> Reply:
         """As over a link, through the gate."""

@@ -134,7 +134,7 @@ async def test_a_key_for_tests_runs_models_for_thirty_days_and_does_nothing_else
     assert made.key.expires_at is not None
     assert timedelta(days=29) < made.key.expires_at - datetime.now(UTC) <= timedelta(days=30)
     for changed in ({"days": 31}, {"days": 0}, {"limits": ApiKeyLimits(requests_per_hour=61)}):
-        with pytest.raises(errors.BadRequest, match="for tests"):
+        with pytest.raises(errors.BadRequest, match="a test key"):
             await seeded_db.key(person.login, kind=KeyKind.TEST, **changed)
     with pytest.raises(errors.NotAllowed, match="kind test"):
         await seeded_db.key(person.login, kind=KeyKind.TEST, bounds=KeyBounds(("key:write",)))
@@ -170,8 +170,8 @@ async def test_a_scope_that_is_lost_grants_nothing_and_never_everything(seeded_d
         pytest.param(KeyBounds(models=(ModelName("a\nb"),)), errors.BadRequest, "models", id="a model of two lines"),
         pytest.param(KeyBounds(models=(ModelName(""),)), errors.BadRequest, "models", id="a model without a name"),
         pytest.param(KeyBounds(networks=tuple(f"10.0.{n}.0/24" for n in range(21))), errors.BadRequest, "at most 20", id="21 networks"),
-        pytest.param(KeyBounds(networks=("10.0.0.0/33",)), errors.BadRequest, "no network", id="a network that is none"),
-        pytest.param(KeyBounds(networks=("fe80::1%eth0",)), errors.BadRequest, "no network", id="a link of this machine"),
+        pytest.param(KeyBounds(networks=("10.0.0.0/33",)), errors.BadRequest, "not a network", id="a network that is none"),
+        pytest.param(KeyBounds(networks=("fe80::1%eth0",)), errors.BadRequest, "not a network", id="a link of this machine"),
     ],
 )
 async def test_bounds_that_are_none(seeded_db: SeededDb, bounds: KeyBounds, error: type[errors.AimeshError], says: str) -> None:
@@ -230,7 +230,7 @@ async def test_a_key_that_makes_keys_gives_away_no_more_than_it_has(seeded_db: S
 async def test_a_key_that_may_only_write_keys_makes_none_that_may_run_models(seeded_db: SeededDb) -> None:
     person = await seeded_db.person()
     key = (await seeded_db.key(person.login, bounds=KeyBounds(("key:write",)))).api_key
-    with pytest.raises(errors.NotAllowed, match="could do nothing"):
+    with pytest.raises(errors.NotAllowed, match="would have no permissions"):
         await seeded_db.key(key, kind=KeyKind.TEST)
     assert await permissions(seeded_db, (await seeded_db.key(key)).api_key) == {"key:write"}
 
@@ -281,7 +281,7 @@ async def test_an_expired_key_says_since_when(seeded_db: SeededDb, postgres_url:
     await by_hand.run(postgres_url, "UPDATE auth.api_keys SET expires_at = now() - interval '3 days 1 hour'")
     with pytest.raises(errors.NotAuthenticated, match="this API key expired 3 days ago") as refused:
         await seeded_db.principal(made.api_key)
-    assert "make a new one" in refused.value.hint
+    assert "create a new one" in refused.value.hint
     assert seeded_db.surroundings.refusals("expired_key") == 1
     with pytest.raises(errors.BadRequest, match="has expired"):
         await seeded_db.ask(auth.rotate_api_key, auth.RotateApiKey(str(made.key.id)), person.login)

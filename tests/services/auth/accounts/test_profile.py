@@ -64,7 +64,7 @@ async def test_another_name_and_another_address(api_client: ApiClient) -> None:
     user = await api_client.ask(accounts.change_profile, asked, anna.login())
     assert (user.username, user.email) == ("anna_b", "anna@other.example")
     assert await anna.again() == user
-    assert api_client.postman.told() == [
+    assert api_client.mailer.told() == [
         ("anna@example.com", "Your email address was changed"),
         ("anna@other.example", "Your email address was changed"),
     ]
@@ -72,7 +72,7 @@ async def test_another_name_and_another_address(api_client: ApiClient) -> None:
         ("account.change", str(anna.id), {"changed": "username,email"})
     ]
     assert (await api_client.ask(accounts.change_profile, asked, anna.login())) == user
-    assert api_client.postman.told() == []
+    assert api_client.mailer.told() == []
     assert len(api_client.trail.acts) == 1, "the same again changes nothing"
 
 
@@ -83,14 +83,14 @@ async def test_a_name_needs_no_fresh_login_and_an_address_does(api_client: ApiCl
     with pytest.raises(errors.ConfirmationNeeded, match="this is sensitive, and you logged in a while ago"):
         await api_client.ask(accounts.change_profile, accounts.ChangeProfile(email="eve@example.com"), stale)
     assert (await anna.again()).email == "anna@example.com"
-    assert api_client.postman.told() == []
+    assert api_client.mailer.told() == []
 
 
 async def test_a_key_that_leaked_takes_no_account_over(api_client: ApiClient) -> None:
     anna = await api_client.person()
-    with pytest.raises(errors.NotAllowed, match="needs a login"):
+    with pytest.raises(errors.NotAllowed, match="requires a login"):
         await api_client.ask(accounts.change_profile, accounts.ChangeProfile(email="eve@example.com"), anna.key())
-    with pytest.raises(errors.NotAllowed, match="needs a login"):
+    with pytest.raises(errors.NotAllowed, match="requires a login"):
         await api_client.ask(accounts.change_password, accounts.ChangePassword("eves own password"), anna.key())
     with pytest.raises(errors.NotAllowed, match="account:write"):
         await api_client.ask(accounts.change_profile, accounts.ChangeProfile("eve"), anna.key("inference:execute"))
@@ -112,7 +112,7 @@ async def test_what_cannot_be_had(api_client: ApiClient, change: accounts.Change
     with pytest.raises(error):
         await api_client.ask(accounts.change_profile, change, anna.login())
     assert await anna.again() == anna.user
-    assert api_client.postman.told() == []
+    assert api_client.mailer.told() == []
 
 
 async def test_of_ten_who_want_one_name_one_gets_it(api_client: ApiClient) -> None:

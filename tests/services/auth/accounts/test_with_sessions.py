@@ -17,7 +17,7 @@ NEW = "another good password"
 async def api_client(world: Surroundings) -> AsyncIterator[ApiClient]:
     """Beside the running service, on its sessions and its identities."""
     service = world.service
-    sessions, identities = cast("FakeSessions", service._assembly._parts.sessions), cast("FakeIdentities", service._identities)
+    sessions, identities = cast("FakeSessions", service._wiring._parts.sessions), cast("FakeIdentities", service._identities)
     async with opened_desk(service._settings, sessions=sessions, identities=identities) as opened:
         yield opened
 
@@ -41,7 +41,7 @@ async def test_a_reset_ends_every_login_and_no_key(world: Surroundings, api_clie
     login = await world.login()
     await api_client.ask(accounts.request_password_reset, accounts.RequestPasswordReset(user.email))
     await api_client.changes.settled()
-    await api_client.ask(accounts.reset_password, accounts.ResetPassword(token_of(api_client.postman.sent.pop()), NEW))
+    await api_client.ask(accounts.reset_password, accounts.ResetPassword(token_of(api_client.mailer.sent.pop()), NEW))
     with pytest.raises(errors.NotAuthenticated, match="session has ended"):
         await api_client.ask(accounts.get_account, accounts.GetAccount(), login.access_token)
     assert (await api_client.ask(accounts.get_account, accounts.GetAccount(), key.api_key)).user == user
@@ -50,5 +50,5 @@ async def test_a_reset_ends_every_login_and_no_key(world: Surroundings, api_clie
 
 async def test_a_key_sets_no_password(world: Surroundings, api_client: ApiClient) -> None:
     _, key = await world.user_with_key()
-    with pytest.raises(errors.NotAllowed, match="API key is none"):
+    with pytest.raises(errors.NotAllowed, match="API key is not enough"):
         await api_client.ask(accounts.change_password, accounts.ChangePassword(NEW), key.api_key)

@@ -28,8 +28,8 @@ async def test_what_is_added_is_read_as_it_was(rows: AuditStore) -> None:
     assert (first.act, second.act) == (act(1), act(2, address="", details={}))
     assert (first.sequence, second.sequence, second.prev_hash) == (1, 2, first.hash)
     assert (bool(first.salt), second.salt, second.details_digest, second.erased) == (True, "", "", False)
-    (of_house,) = await all_rows(rows, audit_chain.HOUSE)
-    assert (of_house.act, of_house.sequence) == (act(3, tenant_id=None, actor=None), 1)
+    (of_mesh,) = await all_rows(rows, audit_chain.HOUSE)
+    assert (of_mesh.act, of_mesh.sequence) == (act(3, tenant_id=None, actor=None), 1)
     assert await rows.chains() == (str(TENANT), audit_chain.HOUSE)
 
 

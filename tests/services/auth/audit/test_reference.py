@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[4]
 PAGE = ROOT / "docs" / "reference" / "audit.md"
 #: What makes an act; its first argument is the action.
-MAKES = re.compile(r"(^|\.)(audit_records\.(done|done_by|of_house|refused)|telling\.act)$")
+MAKES = re.compile(r"(^|\.)(audit_records\.(done|done_by|of_mesh|refused)|telling\.act)$")
 ACTION = re.compile(r"[a-z_]+\.[a-z_]+")
 
 
@@ -43,7 +43,7 @@ def test_actions_have_the_form_that_lists_are_filtered_by() -> None:
     "line",
     [
         'audit_records.done("key.burn", who)',
-        'audit_records.of_house("key.burn" if hot else "key.burn", None)',
+        'audit_records.of_mesh("key.burn" if hot else "key.burn", None)',
         'self.telling.act("key.burn", who)',
     ],
 )

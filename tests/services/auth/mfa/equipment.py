@@ -79,7 +79,7 @@ class ApiClient:
 
     @property
     def parts(self) -> Dependencies:
-        return self.world.service._assembly._parts
+        return self.world.service._wiring._parts
 
     def _serving(self, method: str) -> object:
         return self.world.dispatcher.find(method, CLIENT).function.__self__  # type: ignore[attr-defined]

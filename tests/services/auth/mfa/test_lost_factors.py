@@ -4,7 +4,7 @@ from typing import cast
 
 import pytest
 
-from services.auth.accounts.factor_removal import FactorRemoval
+from services.auth.accounts.user_rpc import FactorRemoval
 from shared import errors
 from shared.api import auth
 from shared.api.auth import Step
@@ -14,11 +14,11 @@ from tests.services.auth.surroundings import ADMIN_PASSWORD, PASSWORD
 
 
 @pytest.fixture
-def postman(api_client: ApiClient) -> FakePostman:
+def mailer(api_client: ApiClient) -> FakePostman:
     """Stands where the log does, and keeps what it was given."""
     lost = cast("FactorRemoval", api_client._serving(auth.remove_mfa.name))
     lost._trail = api_client.trail
-    lost._postman = made = FakePostman()
+    lost._mailer = made = FakePostman()
     return made
 
 
@@ -30,14 +30,14 @@ async def remove(api_client: ApiClient, name: str) -> auth.User:
     return await api_client.world.ask(auth.remove_mfa, auth.RemoveMfa(name), made.session.access_token)
 
 
-async def test_they_log_in_with_the_password_again_and_are_told(api_client: ApiClient, postman: FakePostman) -> None:
+async def test_they_log_in_with_the_password_again_and_are_told(api_client: ApiClient, mailer: FakePostman) -> None:
     session, _, _ = await api_client.with_factor("anna")
     assert (await api_client.login()).step is Step.ENTER_CODE
     key = (await api_client.world.new_key(session.access_token)).api_key
     changed = await remove(api_client, "anna")
     assert changed.username == "anna"
     assert (await api_client.login()).step is Step.DONE
-    assert postman.told() == [(changed.email, "Your second factor was removed")]
+    assert mailer.told() == [(changed.email, "Your second factor was removed")]
     assert api_client.trail.actions("mfa.remove") == ["mfa.remove"]
     # Whoever had the telephone is out; programs go on.
     with pytest.raises(errors.NotAuthenticated, match="the session has ended"):
@@ -45,7 +45,7 @@ async def test_they_log_in_with_the_password_again_and_are_told(api_client: ApiC
     assert (await api_client.world.ask(auth.validate_api_key, auth.ValidateApiKey(key))).username == "anna"
 
 
-async def test_a_new_one_can_be_set_up_afterwards(api_client: ApiClient, postman: FakePostman) -> None:
+async def test_a_new_one_can_be_set_up_afterwards(api_client: ApiClient, mailer: FakePostman) -> None:
     await api_client.with_factor("anna")
     await remove(api_client, "anna")
     session = await api_client.login()
@@ -54,16 +54,16 @@ async def test_a_new_one_can_be_set_up_afterwards(api_client: ApiClient, postman
     assert (await api_client.login()).step is Step.ENTER_CODE
 
 
-async def test_who_has_none_keeps_their_sessions(api_client: ApiClient, postman: FakePostman) -> None:
+async def test_who_has_none_keeps_their_sessions(api_client: ApiClient, mailer: FakePostman) -> None:
     await api_client.world.register("anna")
     session = await api_client.login()
     with pytest.raises(errors.NotFound, match="anna has no second factor"):
         await remove(api_client, "anna")
     assert (await api_client.identify(session)).username == "anna"
-    assert (postman.told(), api_client.trail.actions("mfa.remove")) == ([], [])
+    assert (mailer.told(), api_client.trail.actions("mfa.remove")) == ([], [])
 
 
-async def test_only_administrators_do_it(api_client: ApiClient, postman: FakePostman) -> None:
+async def test_only_administrators_do_it(api_client: ApiClient, mailer: FakePostman) -> None:
     session, _, _ = await api_client.with_factor("anna")
     await api_client.world.register("bob")
     bob = await api_client.login("bob", PASSWORD)
@@ -72,9 +72,7 @@ async def test_only_administrators_do_it(api_client: ApiClient, postman: FakePos
             await api_client.world.ask(auth.remove_mfa, auth.RemoveMfa("anna"), asking.access_token)
 
 
-@pytest.mark.parametrize(("name", "error", "said"), [("admin", errors.NotAllowed, "their own"), ("nobody", errors.NotFound, "nobody")])
-async def test_it_has_to_be_somebody_else(
-    api_client: ApiClient, postman: FakePostman, name: str, error: type[Exception], said: str
-) -> None:
+@pytest.mark.parametrize(("name", "error", "said"), [("admin", errors.NotAllowed, "your own"), ("nobody", errors.NotFound, "nobody")])
+async def test_it_has_to_be_somebody_else(api_client: ApiClient, mailer: FakePostman, name: str, error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         await remove(api_client, name)

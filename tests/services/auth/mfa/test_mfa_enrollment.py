@@ -134,7 +134,7 @@ async def test_a_key_sets_nothing_up(api_client: ApiClient) -> None:
         api_client.world.ask(accounts.disable_mfa, accounts.DisableMfa("123456"), new.api_key),
         api_client.world.ask(accounts.renew_recovery_codes, accounts.RenewRecoveryCodes(), new.api_key),
     ):
-        with pytest.raises(errors.NotAllowed, match="needs a login"):
+        with pytest.raises(errors.NotAllowed, match="requires a login"):
             await attempt
 
 

@@ -72,7 +72,7 @@ async def test_a_refreshed_half_is_still_half(api_client: ApiClient) -> None:
 
 async def test_a_login_that_lacks_nothing_confirms_nothing(api_client: ApiClient) -> None:
     session, phone, _ = await api_client.with_factor()
-    with pytest.raises(errors.BadRequest, match="lacks no code"):
+    with pytest.raises(errors.BadRequest, match="needs no code"):
         await api_client.confirm(session, phone.next_code())
 
 
@@ -94,9 +94,9 @@ async def test_of_many_uses_of_one_code_one_succeeds_on_whichever_replica(api_cl
 
 async def test_the_code_that_enabled_it_logs_nobody_in(api_client: ApiClient) -> None:
     _, phone, _ = await api_client.with_factor()
-    with pytest.raises(errors.NotAuthenticated, match="used before"):
+    with pytest.raises(errors.NotAuthenticated, match="already used"):
         await api_client.login(code=phone.code())
-    with pytest.raises(errors.NotAuthenticated, match="used before"):
+    with pytest.raises(errors.NotAuthenticated, match="already used"):
         await api_client.login(code=phone.code(-1))
     await api_client.login(code=phone.next_code())
 
@@ -222,7 +222,7 @@ async def test_confirming_is_no_way_to_guess_passwords(api_client: ApiClient) ->
 
 async def test_a_key_needs_no_confirmation_and_gets_none(api_client: ApiClient) -> None:
     _, new = await api_client.world.user_with_key("anna")
-    with pytest.raises(errors.NotAllowed, match="needs a login"):
+    with pytest.raises(errors.NotAllowed, match="requires a login"):
         await api_client.world.ask(auth.confirm_again, auth.ConfirmAgain(PASSWORD), new.api_key)
 
 

@@ -5,9 +5,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.auth.oidc.client_registration import ClientRegistration
-from services.auth.oidc.oidc_login import Oidc
-from services.auth.oidc.pending_logins import PendingLogins
+from services.auth.oidc.discovery import ClientRegistration
+from services.auth.oidc.oidc_login import OidcLogins, PendingLogins
 from services.auth.oidc.provider import Provider
 from shared.stores.cache import Cache
 from tests.services.auth.oidc.scripted_provider import ScriptedProvider, scripted_provider
@@ -28,9 +27,9 @@ async def cache(valkey_url: str) -> AsyncIterator[Cache]:
 @pytest.fixture
 def open_oidc(cache: Cache, clock: Clock) -> OpenOidc:
     @contextlib.asynccontextmanager
-    async def open_it(registration: ClientRegistration) -> AsyncIterator[Oidc]:
+    async def open_it(registration: ClientRegistration) -> AsyncIterator[OidcLogins]:
         async with Provider.open(registration, clock) as provider:
-            yield Oidc(registration, provider, PendingLogins(cache), clock=clock)
+            yield OidcLogins(registration, provider, PendingLogins(cache), clock=clock)
 
     return open_it
 

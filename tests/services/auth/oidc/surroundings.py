@@ -6,12 +6,12 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import services.auth
-from services.auth.oidc.client_registration import ClientRegistration
-from services.auth.oidc.oidc_login import Oidc
+from services.auth.oidc.discovery import ClientRegistration
+from services.auth.oidc.oidc_login import OidcLogins
 
 AUTH = Path(services.auth.__file__).parent
 
-OpenOidc = Callable[[ClientRegistration], AbstractAsyncContextManager[Oidc]]
+OpenOidc = Callable[[ClientRegistration], AbstractAsyncContextManager[OidcLogins]]
 
 
 class Clock:

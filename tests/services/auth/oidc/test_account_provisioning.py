@@ -1,16 +1,175 @@
-"""Who gets an account, what happens where two come at once, and that roles follow the groups; with tables in memory."""
+"""From the provider's claims to an account: groups to roles, user names, whose account it is, and concurrent logins."""
 
+import itertools
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
+from services.auth import name_rules
 from services.auth.oidc import account_provisioning
-from services.auth.oidc.account_matching import FoundAccounts
-from services.auth.oidc.account_provisioning import NameTaken
-from services.auth.oidc.claim_mapping import Identity, RoleTable
+from services.auth.oidc.account_provisioning import (
+    BY_POWER,
+    CreateAccount,
+    FoundAccounts,
+    Identity,
+    LinkAccount,
+    LogInToAccount,
+    NameTaken,
+    RoleTable,
+)
 from shared import errors
 from shared.types import UserId, UserRole
+
+# --- claims ---------------------------------------------------------------------------------------------------------
+
+ROLES = RoleTable({"makers": UserRole.DEVELOPER, "cn=chiefs,ou=x": UserRole.ADMIN, "everybody": UserRole.USER})
+
+
+def test_every_role_has_its_place() -> None:
+    assert set(BY_POWER) == set(UserRole)
+    assert BY_POWER[0] is UserRole.ADMIN
+
+
+@pytest.mark.parametrize(
+    ("groups", "role"),
+    [
+        pytest.param(("everybody", "makers"), UserRole.DEVELOPER, id="the most powerful holds"),
+        pytest.param(("makers", "cn=chiefs,ou=x"), UserRole.ADMIN, id="in whatever order"),
+        pytest.param(("everybody",), UserRole.USER, id="the only one"),
+        pytest.param((), UserRole.USER, id="no groups"),
+        pytest.param(("strangers",), UserRole.USER, id="groups that give nothing"),
+        pytest.param(("Makers", "makers "), UserRole.USER, id="a group is written as it is written"),
+        pytest.param(("admin", "admins", "administrators"), UserRole.USER, id="nobody is an administrator by the sound of a group"),
+    ],
+)
+def test_which_role_groups_give(groups: tuple[str, ...], role: UserRole) -> None:
+    assert ROLES.role_of(groups) is role
+
+
+def test_without_a_table_the_provider_has_no_say() -> None:
+    assert RoleTable().role_of(("makers",)) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "changed"),
+    [
+        pytest.param({}, {}, id="nothing"),
+        pytest.param({"email": " a@b.c ", "email_verified": True}, {"email": "a@b.c", "email_verified": True}, id="an address"),
+        pytest.param({"email_verified": "true"}, {"email_verified": True}, id="a truth that is a text"),
+        pytest.param({"email_verified": "false"}, {}, id="a falsehood that is a text"),
+        pytest.param({"email_verified": 1}, {"email_verified": True}, id="a truth that is a number"),
+        pytest.param({"email": ["a@b.c"], "preferred_username": 5, "amr": 1, "auth_time": "x"}, {}, id="claims of another form"),
+        pytest.param({"groups": "one"}, {"groups": ("one",)}, id="one group is no list"),
+        pytest.param({"groups": ["a", 5, None, ["b"], "c"]}, {"groups": ("a", "c")}, id="what is no group"),
+        pytest.param({"groups": {"a": True}}, {}, id="groups of another form"),
+        pytest.param({"amr": ["pwd", "otp"], "auth_time": 5}, {"methods": ("pwd", "otp"), "authenticated_at": 5.0}, id="how and when"),
+    ],
+)
+def test_what_claims_mean(said: dict[str, Any], changed: dict[str, Any]) -> None:
+    assert account_provisioning.read_identity("i", "s", said, "groups") == Identity("i", "s", **changed)
+
+
+@pytest.mark.parametrize(
+    ("said", "claim", "groups"),
+    [
+        pytest.param({"realm_access": {"roles": ["a"]}}, "realm_access.roles", ("a",), id="inside another claim"),
+        pytest.param({"https://example.org/groups": ["a"]}, "https://example.org/groups", ("a",), id="a name with dots"),
+        pytest.param({"realm_access": ["a"]}, "realm_access.roles", (), id="not inside"),
+        pytest.param({}, "realm_access.roles", (), id="not there"),
+    ],
+)
+def test_where_groups_are(said: dict[str, Any], claim: str, groups: tuple[str, ...]) -> None:
+    assert account_provisioning.read_identity("i", "s", said, claim).groups == groups
+
+
+@pytest.mark.parametrize(
+    ("username", "email", "first"),
+    [
+        pytest.param("ann", "x@y.z", ["ann", "ann-2", "ann-3"], id="the preferred one"),
+        pytest.param("Zoë Müller", None, ["Zoe-Muller"], id="accents and spaces"),
+        pytest.param("ann@example.com", None, ["ann"], id="an address as a name"),
+        pytest.param(None, "ann.b+x@example.com", ["ann.b-x"], id="of the address"),
+        pytest.param("李", "x@y.z", ["user", "user-2"], id="nothing that could be left"),
+        pytest.param("李", "wang@y.z", ["wang"], id="of the address where the name leaves nothing"),
+        pytest.param("Admin", None, ["Admin-2"], id="never the administrator"),
+        pytest.param("a" * 80, None, ["a" * 44, "a" * 44 + "-2"], id="a long one"),
+        pytest.param("123e4567-e89b-42d3-a456-426614174000", None, ["123e4567-e89b-42d3-a456-426614174000"[:44] + "-2"], id="a user id"),
+        pytest.param("../../etc", None, ["etc"], id="a path"),
+        pytest.param("'; DROP TABLE users --", None, ["DROP-TABLE-users"], id="a statement"),
+    ],
+)
+def test_which_user_names_are_suggested(username: str | None, email: str | None, first: list[str]) -> None:
+    suggested = list(itertools.islice(account_provisioning.suggest_usernames(Identity("i", "s", email, username=username)), len(first)))
+    assert suggested == first
+
+
+def test_every_suggestion_is_a_good_user_name() -> None:
+    suggested = list(account_provisioning.suggest_usernames(Identity("i", "s", username="x" * 60)))
+    assert len(suggested) == len(set(suggested)) == 1000
+    for name in suggested:
+        name_rules.check_username(name)
+    with pytest.raises(errors.CallerError):
+        name_rules.check_username("admin")
+
+
+# --- whose account it is ----------------------------------------------------------------------------------------------
+
+FIRST, SECOND = UserId(UUID(int=1)), UserId(UUID(int=2))
+IDENTITY = Identity("i", "s", "ann@example.com", email_verified=True, groups=("makers",))
+MAKERS = RoleTable({"makers": UserRole.DEVELOPER})
+
+
+@pytest.mark.parametrize(
+    ("link_to", "found", "table", "decision"),
+    [
+        pytest.param(None, FoundAccounts(FIRST), RoleTable(), LogInToAccount(FIRST, None), id="somebody who came before"),
+        pytest.param(None, FoundAccounts(FIRST), MAKERS, LogInToAccount(FIRST, UserRole.DEVELOPER), id="a role from the groups"),
+        pytest.param(
+            None, FoundAccounts(FIRST, SECOND), MAKERS, LogInToAccount(FIRST, UserRole.DEVELOPER), id="the address is another account's"
+        ),
+        pytest.param(FIRST, FoundAccounts(FIRST), MAKERS, LogInToAccount(FIRST, UserRole.DEVELOPER), id="who is linked already"),
+        pytest.param(FIRST, FoundAccounts(), MAKERS, LinkAccount(FIRST, UserRole.DEVELOPER), id="who asked to be linked"),
+        pytest.param(FIRST, FoundAccounts(None, SECOND), RoleTable(), LinkAccount(FIRST, None), id="to another account"),
+        pytest.param(None, FoundAccounts(), MAKERS, CreateAccount("ann@example.com", UserRole.DEVELOPER), id="somebody new"),
+        pytest.param(None, FoundAccounts(), RoleTable(), CreateAccount("ann@example.com", UserRole.USER), id="somebody new, a plain user"),
+    ],
+)
+def test_whose_account(link_to: UserId | None, found: FoundAccounts, table: RoleTable, decision: object) -> None:
+    assert account_provisioning.decide_account(IDENTITY, link_to, found, table) == decision
+
+
+@pytest.mark.parametrize("verified", [True, False])
+def test_an_account_is_not_taken_over_by_its_address(verified: bool) -> None:
+    identity = Identity("i", "s", "ann@example.com", email_verified=verified)
+    with pytest.raises(errors.AlreadyExists, match="with your e-mail address") as refused:
+        account_provisioning.decide_account(identity, None, FoundAccounts(None, FIRST), MAKERS)
+    assert "password" in refused.value.hint
+    assert "link" in refused.value.hint
+
+
+def test_one_login_at_the_provider_does_not_open_two_accounts() -> None:
+    with pytest.raises(errors.AlreadyExists, match="another account"):
+        account_provisioning.decide_account(IDENTITY, SECOND, FoundAccounts(FIRST), MAKERS)
+
+
+@pytest.mark.parametrize(
+    ("email", "kind"),
+    [
+        (None, errors.BadRequest),
+        ("no address", errors.BadRequest),
+        ("ann@\0", errors.BadRequest),
+        ("admin@localhost", errors.AlreadyExists),
+    ],
+)
+def test_nobody_gets_an_account_without_an_address(email: str | None, kind: type[errors.AimeshError]) -> None:
+    with pytest.raises(kind) as refused:
+        account_provisioning.decide_account(Identity("i", "s", email), None, FoundAccounts(), MAKERS)
+    assert refused.value.hint
+
+
+# --- with tables in memory ---------------------------------------------------------------------------------------------
 
 TABLE = RoleTable({"makers": UserRole.DEVELOPER, "chiefs": UserRole.ADMIN})
 NOBODY = RoleTable()
@@ -62,7 +221,7 @@ class Tables:
 
 
 async def admit(identity: Identity, link_to: UserId | None, tables: Tables, table: RoleTable) -> UserId:
-    return (await account_provisioning.admit(identity, link_to, tables, table)).user_id
+    return (await account_provisioning.provision_account(identity, link_to, tables, table)).user_id
 
 
 @pytest.fixture
@@ -77,8 +236,8 @@ async def test_somebody_new_gets_an_account_and_keeps_it(tables: Tables) -> None
 
 
 async def test_only_the_first_login_is_new(tables: Tables) -> None:
-    assert (await account_provisioning.admit(ANN, None, tables, NOBODY)).is_new
-    assert not (await account_provisioning.admit(ANN, None, tables, NOBODY)).is_new
+    assert (await account_provisioning.provision_account(ANN, None, tables, NOBODY)).is_new
+    assert not (await account_provisioning.provision_account(ANN, None, tables, NOBODY)).is_new
 
 
 async def test_two_of_one_name_get_two_names(tables: Tables) -> None:

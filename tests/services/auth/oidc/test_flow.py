@@ -6,13 +6,12 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from services.auth.oidc import flow
-from services.auth.oidc.client_registration import ClientRegistration
-from services.auth.oidc.discovery import Metadata
-from services.auth.oidc.flow import Begun, LoginPurpose, ProviderReply
+from services.auth.oidc.discovery import ClientRegistration, ProviderMetadata
+from services.auth.oidc.flow import BegunLogin, LoginPurpose, ProviderReply
 from shared import errors
 
 ISSUER = "https://login.example.org"
-METADATA = Metadata(
+METADATA = ProviderMetadata(
     issuer=ISSUER,
     authorization_endpoint=f"{ISSUER}/authorize",
     token_endpoint=f"{ISSUER}/token",
@@ -23,9 +22,9 @@ REGISTRATION = ClientRegistration(issuer=ISSUER, client_id="mesh & more", client
 WISH = LoginPurpose(redirect_uri="https://ai.example.org/oidc")
 
 
-def begin(wish: LoginPurpose = WISH, registration: ClientRegistration = REGISTRATION, metadata: Metadata = METADATA) -> Begun:
+def begin(wish: LoginPurpose = WISH, registration: ClientRegistration = REGISTRATION, metadata: ProviderMetadata = METADATA) -> BegunLogin:
     counted = itertools.count()
-    return flow.begin(metadata, registration, wish, 1000.0, lambda: f"random-{next(counted)}")
+    return flow.begin_login(metadata, registration, wish, 1000.0, lambda: f"random-{next(counted)}")
 
 
 def asked(url: str) -> dict[str, str]:
@@ -42,7 +41,7 @@ def test_what_the_provider_is_asked() -> None:
         "scope": "openid profile email",
         "state": begun.state,
         "nonce": begun.pending.nonce,
-        "code_challenge": flow.challenge_of(begun.pending.verifier),
+        "code_challenge": flow.make_challenge(begun.pending.verifier),
         "code_challenge_method": "S256",
     }
     secrets = (begun.state, begun.binding, begun.pending.nonce, begun.pending.verifier)
@@ -53,7 +52,7 @@ def test_what_the_provider_is_asked() -> None:
 
 def test_the_challenge_is_that_of_the_specification() -> None:
     # RFC 7636, appendix B.
-    assert flow.challenge_of("dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk") == "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"
+    assert flow.make_challenge("dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk") == "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"
 
 
 def test_openid_is_asked_for_even_where_the_setting_forgets_it() -> None:
@@ -113,13 +112,15 @@ def test_an_answer_without_a_usable_code(code: str | None) -> None:
 
 def test_a_login_that_began_at_another_provider_ends_there() -> None:
     begun = begin()
-    other = Metadata(issuer="https://b.example", authorization_endpoint="https://b", token_endpoint="https://b", jwks_uri="https://b")
-    with pytest.raises(errors.NotAuthenticated, match="changed meanwhile"):
+    other = ProviderMetadata(
+        issuer="https://b.example", authorization_endpoint="https://b", token_endpoint="https://b", jwks_uri="https://b"
+    )
+    with pytest.raises(errors.NotAuthenticated, match="changed in the meantime"):
         flow.check_answer(ProviderReply(state=begun.state, code="c"), begun.pending, begun.binding, other)
 
 
 def test_logging_out_keeps_what_the_address_had() -> None:
-    url = flow.logout_url(METADATA, REGISTRATION, "a.b.c", "https://ai.example.org/")
+    url = flow.make_logout_url(METADATA, REGISTRATION, "a.b.c", "https://ai.example.org/")
     assert url is not None
     assert asked(url) == {
         "all": "1",
@@ -127,11 +128,11 @@ def test_logging_out_keeps_what_the_address_had() -> None:
         "post_logout_redirect_uri": "https://ai.example.org/",
         "id_token_hint": "a.b.c",
     }
-    without = flow.logout_url(METADATA, REGISTRATION, None, "https://ai.example.org/")
+    without = flow.make_logout_url(METADATA, REGISTRATION, None, "https://ai.example.org/")
     assert without is not None
     assert "id_token_hint" not in without
 
 
 def test_a_provider_without_a_way_out() -> None:
-    plain = Metadata(issuer=ISSUER, authorization_endpoint="https://a", token_endpoint="https://a", jwks_uri="https://a")
-    assert flow.logout_url(plain, REGISTRATION, None, "https://ai.example.org/") is None
+    plain = ProviderMetadata(issuer=ISSUER, authorization_endpoint="https://a", token_endpoint="https://a", jwks_uri="https://a")
+    assert flow.make_logout_url(plain, REGISTRATION, None, "https://ai.example.org/") is None

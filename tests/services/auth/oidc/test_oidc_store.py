@@ -8,10 +8,8 @@ from uuid import uuid4
 import pytest
 
 from services.auth.oidc import account_provisioning
-from services.auth.oidc.account_matching import FoundAccounts
-from services.auth.oidc.account_provisioning import NameTaken
-from services.auth.oidc.claim_mapping import Identity, RoleTable
-from services.auth.oidc.client_registration import ClientRegistration
+from services.auth.oidc.account_provisioning import FoundAccounts, Identity, NameTaken, RoleTable
+from services.auth.oidc.discovery import ClientRegistration
 from services.auth.oidc.flow import LoginPurpose
 from services.auth.oidc.oidc_store import OidcStore
 from shared import errors
@@ -154,7 +152,7 @@ async def test_what_changes_is_in_the_audit_log(links: OidcStore, acts: list[Aud
 
 
 async def test_the_same_new_person_in_ten_browsers_is_one_user(links: OidcStore, postgres_url: str) -> None:
-    admitted = await asyncio.gather(*(account_provisioning.admit(ANN, None, links, RoleTable()) for _ in range(10)))
+    admitted = await asyncio.gather(*(account_provisioning.provision_account(ANN, None, links, RoleTable()) for _ in range(10)))
     assert len({each.user_id for each in admitted}) == 1
     assert sum(each.is_new for each in admitted) == 1
     assert await by_hand.value(postgres_url, "SELECT count(*) FROM auth.users") == 1
@@ -170,7 +168,7 @@ async def test_from_the_real_provider_to_an_account(links: OidcStore, postgres_u
                 browser.http.cookies.clear()
                 begun = await oidc.begin(LoginPurpose(redirect_uri=REDIRECT_URI, link_to=link_to))
                 finished = await oidc.finish(await browser.log_in(begun.url, person), begun.binding)
-                return (await account_provisioning.admit(finished.identity, finished.link_to, links, table)).user_id
+                return (await account_provisioning.provision_account(finished.identity, finished.link_to, links, table)).user_id
 
             ann = await log_in("ann-1")
             assert await log_in("ann-1") == ann

@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from services.auth.oidc.client_registration import ClientRegistration
+from services.auth.oidc.discovery import ClientRegistration
 from services.auth.oidc.flow import LoginPurpose, ProviderReply
 from shared import errors
 from tests.services.auth.oidc.real_provider import (
@@ -75,7 +75,7 @@ async def test_a_wrong_secret_is_the_administrators_to_mend(issuer: str, browser
     async with open_oidc(registration(issuer, client_secret="another one")) as oidc:
         begun = await oidc.begin(WISH)
         answer = await browser.log_in(begun.url)
-        with pytest.raises(errors.Unavailable, match="does not know this mesh") as refused:
+        with pytest.raises(errors.Unavailable, match="rejects the credentials") as refused:
             await oidc.finish(answer, begun.binding)
     assert "OIDC_CLIENT_SECRET" in refused.value.hint
     assert "another one" not in f"{refused.value.message} {refused.value.hint}"
@@ -95,7 +95,7 @@ async def test_an_answer_is_good_once(issuer: str, browser: Browser, open_oidc: 
         begun = await oidc.begin(WISH)
         answer = await browser.log_in(begun.url)
         await oidc.finish(answer, begun.binding)
-        with pytest.raises(errors.NotAuthenticated, match="finished before"):
+        with pytest.raises(errors.NotAuthenticated, match="already completed"):
             await oidc.finish(answer, begun.binding)
 
 
@@ -104,7 +104,7 @@ async def test_a_stolen_code_is_worth_nothing_in_another_login(issuer: str, brow
     async with open_oidc(registration(issuer)) as oidc:
         stolen = await browser.log_in((await oidc.begin(WISH)).url)
         thiefs = await oidc.begin(WISH)
-        with pytest.raises(errors.NotAuthenticated, match="its own code") as refused:
+        with pytest.raises(errors.NotAuthenticated, match="refuses its code") as refused:
             await oidc.finish(ProviderReply(state=thiefs.state, code=stolen.code, iss=stolen.iss), thiefs.binding)
     assert stolen.code is not None
     assert stolen.code not in f"{refused.value.message} {refused.value.hint}"

@@ -9,8 +9,8 @@ from typing import Any, cast
 from uuid import uuid4
 
 from services.auth import api_keys
-from services.auth.accounts.access_review import AccessReviews
 from services.auth.accounts.api_key_rpc import ApiKeyRpc
+from services.auth.accounts.user_rpc import AccessReviews
 from services.auth.dependencies import Dependencies
 from services.auth.nodes.node_store import NodeStore
 from services.auth.organizations.invitations import Invitations

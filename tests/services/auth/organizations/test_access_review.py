@@ -74,9 +74,9 @@ async def test_people_are_listed_by_when_they_were_last_seen(seeded_db: SeededDb
     await by_hand.run(postgres_url, act, 2, people["tried"].user.id, "refused")
     listed = {user.username: (user.role, user.why, user.last_seen_at is None) for user in (await review(seeded_db, boss.login)).users}
     assert listed == {
-        "boss": ("admin", "never seen since it was made", True),
-        "tried": ("developer", "never seen since it was made", True),
-        "never": ("developer", "never seen since it was made", True),
+        "boss": ("admin", "never used", True),
+        "tried": ("developer", "never used", True),
+        "never": ("developer", "never used", True),
         "away": ("developer", "not seen for 90 days", False),
     }
 
@@ -92,8 +92,8 @@ async def test_nodes_are_listed_that_say_nothing(seeded_db: SeededDb, postgres_u
     await by_hand.run(postgres_url, "UPDATE auth.nodes SET idle_since = now() WHERE name = 'busy'")
     listed = {node.name: (node.id, node.owner, node.why) for node in (await review(seeded_db, boss.login)).nodes}
     assert listed == {
-        "idle": (nodes[0], "anna", "nothing heard of it for 90 days"),
-        "waits": (nodes[1], "anna", "waits for approval for 90 days"),
+        "idle": (nodes[0], "anna", "silent for 90 days"),
+        "waits": (nodes[1], "anna", "waiting for approval for 90 days"),
     }
 
 

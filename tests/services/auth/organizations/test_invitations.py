@@ -50,7 +50,7 @@ async def test_whoever_has_the_address_and_the_token_comes_in(seeded_db: SeededD
     assert (joined.id, joined.role, joined.members) == (acme.id, TeamRole.OWNER, 2)
     assert (await seeded_db.page(acme, anna.login)).invitations == ()
     for by in (ben, carl):
-        with pytest.raises(errors.NotFound, match="was used"):
+        with pytest.raises(errors.NotFound, match="was already used"):
             await accept(seeded_db, token, by.login)
 
 
@@ -70,7 +70,7 @@ async def test_of_fifty_who_take_it_up_at_once_one_does(seeded_db: SeededDb, pos
     [
         pytest.param("UPDATE auth.invitations SET expires_at = now() - interval '2 days'", "expired 2 days ago", id="too old"),
         pytest.param("UPDATE auth.invitations SET withdrawn_at = now()", "was withdrawn", id="withdrawn"),
-        pytest.param("UPDATE auth.invitations SET accepted_at = now()", "was used", id="used"),
+        pytest.param("UPDATE auth.invitations SET accepted_at = now()", "was already used", id="used"),
         pytest.param("DELETE FROM auth.invitations", "no such invitation", id="gone"),
         pytest.param("UPDATE auth.users SET email = 'benjamin@example.com' WHERE username = 'ben'", "another e-mail", id="moved away"),
     ],

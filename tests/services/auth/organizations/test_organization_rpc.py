@@ -58,7 +58,7 @@ async def test_one_person_founds_two_however_fast_they_ask(seeded_db: SeededDb) 
     ben = await seeded_db.person("ben")
     await seeded_db.join(anna, founded[0], ben, TeamRole.OWNER)
     await remove(seeded_db, founded[0], anna, anna.login)
-    with pytest.raises(errors.BadRequest, match="founded 2 organisations"):
+    with pytest.raises(errors.BadRequest, match="created 2 organizations"):
         await seeded_db.found(anna, "another")
     boss = await seeded_db.admin()
     for number in range(3):
@@ -186,7 +186,7 @@ async def test_who_is_removed_loses_their_keys_of_the_organisation_and_no_others
     await seeded_db.join(anna, acme, ben)
     with pytest.raises(errors.NotAuthenticated, match="this API key was revoked"):
         await seeded_db.principal(team_keys[0].api_key)
-    with pytest.raises(errors.NotFound, match="does not belong"):
+    with pytest.raises(errors.NotFound, match="is not a member"):
         await seeded_db.ask(api.remove_team_member, api.RemoveTeamMember(acme.id, UserId(uuid4())), anna.login)
 
 
@@ -227,7 +227,9 @@ async def test_a_guessed_organisation_is_as_unknown_to_a_stranger_as_a_real_one(
             (api.remove_team_member, api.RemoveTeamMember(guess, anna.user.id)),
         ):
             refused = await refusal_of(seeded_db.ask(method, request, key))  # type: ignore[misc]  # a union of pairs
-            assert (type(refused), refused.message) == (errors.NotFound, "you belong to no organisation with this id"), method.name
+            assert (type(refused), refused.message) == (errors.NotFound, "you are not a member of an organization with this id"), (
+                method.name
+            )
     assert [await seeded_db.page(organisation, anna.login) for organisation in real] == before
     assert await mine(seeded_db, key) == {}
 

@@ -84,7 +84,7 @@ async def test_ten_wrong_codes_and_none_is_looked_at(seeded_db: SeededDb) -> Non
     assert sum(isinstance(outcome, errors.NotFound) for outcome in outcomes) == 10
     assert sum(isinstance(outcome, errors.Limited) for outcome in outcomes) == 40
     refused = await refusal_of(read(seeded_db, token, ben.login))
-    assert "codes of invitations" in refused.message
+    assert "invitation codes" in refused.message
     assert (refused.retry_after_seconds or 0) > 800
     # It is he who waits, and only with reading.
     assert isinstance(await refusal_of(read(seeded_db, token, carl.login)), errors.NotFound)

@@ -50,7 +50,7 @@ async def test_an_owner_ends_a_members_key_and_does_not_take_it_over(seeded_db: 
         (auth.rotate_api_key, auth.RotateApiKey(str(bens.key.id))),
         (auth.rename_api_key, auth.RenameApiKey(str(bens.key.id), "mine")),
     ):
-        with pytest.raises(errors.NotAllowed, match="its own user"):
+        with pytest.raises(errors.NotAllowed, match="its owner"):
             await seeded_db.ask(method, request, owner)  # type: ignore[misc]  # a union of pairs
     annas = await seeded_db.key(owner, "annas")
     with pytest.raises(errors.NotFound, match="you have no key with this id"):

@@ -11,7 +11,7 @@ import msgspec
 from services.auth import audit_records
 from services.auth.audit.audit_log import AuditLog
 from services.auth.audit.audit_store import AuditStore
-from services.auth.privacy import export_sources
+from services.auth.privacy import export
 from services.auth.privacy.erasure import ErasureDependencies, Erasures
 from services.auth.privacy.export import Exports
 from services.auth.privacy.privacy_store import PrivacyStore
@@ -59,12 +59,12 @@ class PrivacyDesk:
         self.log = AuditLog(self.audit)
         self.rows = PrivacyStore(api_client.database)
         self.erasures = self.replica()
-        self.exports = Exports(self._parts(), self.rows, (export_sources.sessions(self.sessions), export_sources.audit(self.audit)))
+        self.exports = Exports(self._parts(), self.rows, (export.sessions(self.sessions), export.audit(self.audit)))
         api_client.dispatcher.add(self.erasures)
         api_client.dispatcher.add(self.exports)
 
     def replica(self, sessions: Any = None) -> Erasures:
-        needs = ErasureDependencies(rows=self.rows, sessions=sessions or self.sessions, postman=self.api_client.postman, audit=self.audit)
+        needs = ErasureDependencies(rows=self.rows, sessions=sessions or self.sessions, mailer=self.api_client.mailer, audit=self.audit)
         return Erasures(self._parts(), needs)
 
     def _parts(self) -> Any:

@@ -18,7 +18,7 @@ async def test_a_wish_closes_nothing_and_names_the_day(api_client: PrivacyDesk) 
     anna = await api_client.api_client.person()
     erasure = await api_client.plan(anna)
     assert abs(erasure.erased_at - datetime.now(UTC) - timedelta(days=30)) < timedelta(minutes=1)
-    assert api_client.api_client.postman.told() == [("anna@example.com", "Your account will be deleted")]
+    assert api_client.api_client.mailer.told() == [("anna@example.com", "Your account will be deleted")]
     await api_client.erasures.erase_due()
     assert await anna.again() == anna.user
     assert (await api_client.api_client.rows.get(anna.id)).erase_at == erasure.erased_at
@@ -28,7 +28,7 @@ async def test_who_asks_again_gets_the_same_day_and_no_second_mail(api_client: P
     anna = await api_client.api_client.person()
     first = await api_client.plan(anna)
     assert await api_client.plan(anna) == first
-    assert len(api_client.api_client.postman.told()) == 1
+    assert len(api_client.api_client.mailer.told()) == 1
     assert len(await api_client.sql("SELECT 1 FROM audit_log WHERE action = 'account.ask_erasure'")) == 1
 
 
@@ -46,9 +46,9 @@ async def test_it_is_called_off_by_hand(api_client: PrivacyDesk) -> None:
     await api_client.ask(privacy.cancel_erasure, privacy.CancelErasure(), anna.login())
     await api_client.erasures.erase_due()
     assert await anna.again() == anna.user
-    assert [subject for _, subject in api_client.api_client.postman.told()] == ["Your account will be deleted", "Account deletion canceled"]
+    assert [subject for _, subject in api_client.api_client.mailer.told()] == ["Your account will be deleted", "Account deletion canceled"]
     await api_client.ask(privacy.cancel_erasure, privacy.CancelErasure(), anna.login())
-    assert api_client.api_client.postman.told() == [], "nothing to call off is no error"
+    assert api_client.api_client.mailer.told() == [], "nothing to call off is no error"
 
 
 async def test_logging_in_calls_it_off(api_client: PrivacyDesk) -> None:
@@ -57,11 +57,11 @@ async def test_logging_in_calls_it_off(api_client: PrivacyDesk) -> None:
     async with api_client.api_client.store.transaction() as transaction:
         await api_client.erasures.call_off_at_login(transaction, anna.id)
     assert (await api_client.api_client.rows.get(anna.id)).erase_at is None
-    assert [subject for _, subject in api_client.api_client.postman.told()] == ["Your account will be deleted", "Account deletion canceled"]
+    assert [subject for _, subject in api_client.api_client.mailer.told()] == ["Your account will be deleted", "Account deletion canceled"]
     async with api_client.api_client.store.transaction() as transaction:
         await api_client.erasures.call_off_at_login(transaction, anna.id)
     assert len(await api_client.sql("SELECT 1 FROM audit_log WHERE action = 'account.keep'")) == 1
-    assert api_client.api_client.postman.told() == []
+    assert api_client.api_client.mailer.told() == []
 
 
 # --- who is needed ---------------------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ async def test_the_only_owner_of_an_organisation_hands_it_on_first(api_client: P
     anna, bert = await api_client.api_client.person("anna"), await api_client.api_client.person("bert")
     await api_client.team(anna, "Acme", (bert, "member"))
     await api_client.team(anna, "alone")
-    with pytest.raises(errors.NotAllowed, match="only you own: Acme") as refused:
+    with pytest.raises(errors.NotAllowed, match="has no other owner: Acme") as refused:
         await api_client.plan(anna)
     assert "owner" in refused.value.hint
     await api_client.plan(bert)

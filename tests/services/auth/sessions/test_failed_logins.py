@@ -75,7 +75,7 @@ async def test_after_a_hundred_in_a_row_it_needs_a_reset(failed: FailedLogins, c
         made += await charged(failed, 20)
         clock.now += 60 * MINUTE
     assert made == 100
-    with pytest.raises(errors.NotAllowed, match="100 failed logins in a row") as refused:
+    with pytest.raises(errors.NotAllowed, match="100 failures in a row") as refused:
         await failed.charge("anna")
     assert "by mail" in refused.value.hint
     await failed.forgive("anna")
@@ -142,7 +142,7 @@ async def test_addresses_of_one_household_are_one(failed: FailedLogins) -> None:
 async def test_a_browser_that_has_signed_in_has_guesses_of_its_own(failed: FailedLogins, clock: Clock) -> None:
     while await charged(failed, 20):
         clock.now += 60 * MINUTE
-    with pytest.raises(errors.NotAllowed, match="100 failed logins in a row"):
+    with pytest.raises(errors.NotAllowed, match="100 failures in a row"):
         await failed.charge("anna", "203.0.113.7")
     assert await charged(failed, 40, "anna", "203.0.113.7", "a browser") == 10
     with pytest.raises(errors.Limited, match="from this browser"):

@@ -18,8 +18,8 @@ from tests.services.auth.test_logins import organisation
 
 async def opened(world: Surroundings, user: auth.User, **changed: object) -> tuple[OpenedSession, Credential]:
     """A session of this kind and its access token, without a login."""
-    made = await world.service._assembly._parts.sessions.open(StoredLogin(user_id=user.id, **changed))  # type: ignore[arg-type]
-    return made, world.service._assembly._parts.identities.answer(user, made).access_token
+    made = await world.service._wiring._parts.sessions.open(StoredLogin(user_id=user.id, **changed))  # type: ignore[arg-type]
+    return made, world.service._wiring._parts.identities.answer(user, made).access_token
 
 
 async def test_the_principal_says_what_the_login_was(world: Surroundings) -> None:
@@ -30,7 +30,7 @@ async def test_the_principal_says_what_the_login_was(world: Surroundings) -> Non
         {"kind": SessionKind.BROWSER, "confirmed_at": 7.0},
     ):
         _, token = await opened(world, user, **login)
-        assert await world.service._assembly._parts.identities.of(token) == Principal(
+        assert await world.service._wiring._parts.identities.of(token) == Principal(
             user_id=user.id,
             username="anna",
             role=UserRole.USER,
@@ -45,21 +45,21 @@ async def test_an_organisations_tier_takes_the_place_of_the_users(world: Surroun
     pro = await organisation(settings, user.id, tier="pro")
     none_of_theirs = await organisation(settings, tier="enterprise")
     _, token = await opened(world, user, team_id=pro)
-    principal = await world.service._assembly._parts.identities.of(token)
+    principal = await world.service._wiring._parts.identities.of(token)
     assert (principal.team_id, principal.tenant_id, principal.tier) == (pro, pro, Tier.PRO)
     for team in (none_of_theirs, TenantId(user.id)):
         _, token = await opened(world, user, team_id=team)
         with pytest.raises(errors.NotAuthenticated, match="session has ended"):
-            await world.service._assembly._parts.identities.of(token)
+            await world.service._wiring._parts.identities.of(token)
 
 
 async def test_a_token_is_worth_nothing_without_its_session(world: Surroundings) -> None:
     user = await world.register("anna")
     made, token = await opened(world, user)
-    await world.service._assembly._parts.identities.of(token)
-    await world.service._assembly._parts.sessions.end_all(user.id)
+    await world.service._wiring._parts.identities.of(token)
+    await world.service._wiring._parts.sessions.end_all(user.id)
     with pytest.raises(errors.NotAuthenticated, match="session has ended"):
-        await world.service._assembly._parts.identities.of(token)
+        await world.service._wiring._parts.identities.of(token)
     assert world.refusals("session_over") == 1
     assert made.session.user_id == user.id
 
@@ -96,27 +96,27 @@ async def test_a_deleted_or_closed_users_session_is_over(world: Surroundings, se
     _, token = await opened(world, user)
     await by_hand.run(settings.database_url, "UPDATE auth.users SET is_active = false WHERE id = $1", user.id)
     with pytest.raises(errors.NotAuthenticated, match="closed"):
-        await world.service._assembly._parts.identities.of(token)
+        await world.service._wiring._parts.identities.of(token)
     await by_hand.run(settings.database_url, "DELETE FROM auth.users WHERE id = $1", user.id)
     with pytest.raises(errors.NotAuthenticated, match="session has ended"):
-        await world.service._assembly._parts.identities.of(token)
+        await world.service._wiring._parts.identities.of(token)
 
 
 async def test_only_a_login_has_a_session(world: Surroundings) -> None:
     user, new = await world.user_with_key("anna")
     made, token = await opened(world, user)
-    assert (await world.service._assembly._parts.identities.session_of(token)).id == made.session.id
+    assert (await world.service._wiring._parts.identities.session_of(token)).id == made.session.id
     for credential in (None, new.api_key):
-        with pytest.raises(errors.NotAllowed, match="needs a login") as refused:
-            await world.service._assembly._parts.identities.session_of(credential)
+        with pytest.raises(errors.NotAllowed, match="requires a login") as refused:
+            await world.service._wiring._parts.identities.session_of(credential)
         assert "log in" in refused.value.hint
     with pytest.raises(errors.NotAuthenticated, match="the credential is neither an API key nor an access token of this mesh"):
-        await world.service._assembly._parts.identities.session_of(Credential("a.b.c"))
+        await world.service._wiring._parts.identities.session_of(Credential("a.b.c"))
     assert world.refusals("bad_token") == 1
 
 
 async def test_the_answer_to_a_login_carries_what_the_session_is(world: Surroundings) -> None:
     user = await world.register("anna")
     made, _ = await opened(world, user, step=Step.ENTER_CODE)
-    answer = world.service._assembly._parts.identities.answer(user, made)
+    answer = world.service._wiring._parts.identities.answer(user, made)
     assert (answer.session_token, answer.step, answer.team_id, answer.expires_in) == (made.token, Step.ENTER_CODE, None, 600)

@@ -112,7 +112,7 @@ async def test_without_postgresql_an_administrator_is_recognized_by_key_and_by_s
 async def test_a_change_that_is_announced_is_forgotten(world: Surroundings) -> None:
     """By the whole service, not only by ``PrincipalCache``."""
     admin = await world.admin_token()
-    assembly = world.service._assembly
+    assembly = world.service._wiring
     known = assembly.identities.last_known
     async with asyncio.timeout(10):
         user_id = (await world.ask(auth.identify, auth.Identify(admin))).user_id

@@ -119,6 +119,8 @@ def unsigned() -> str:
         pytest.param(forged(exp=float(2**70)), id="an end that is no whole number of ours"),
         pytest.param("", id="nothing"),
         pytest.param("a.b.c", id="three letters"),
+        pytest.param(f"{base64.urlsafe_b64encode(b'[' * 2500).decode().rstrip('=')}.e30.x", id="a header that is nested too deeply"),
+        pytest.param(f"{base64.urlsafe_b64encode(json.dumps(['alg']).encode()).decode().rstrip('=')}.e30.x", id="a header that is a list"),
         pytest.param("x" * 10_000, id="long"),
         pytest.param("é.é.é", id="not ASCII"),
     ],

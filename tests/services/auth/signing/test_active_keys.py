@@ -11,6 +11,7 @@ from uuid import UUID
 
 import jwt
 import pytest
+from joserfc.jwk import OKPKey
 
 from services.auth import sealing, store
 from services.auth.sealing import DataSealer
@@ -18,7 +19,7 @@ from services.auth.signing.active_keys import ActiveKeys
 from services.auth.signing.key_rotation import KEPT, PUBLISHED
 from services.auth.signing.signing_key_rpc import SigningKeyRpc
 from services.auth.signing.signing_key_store import SigningKeyStore
-from services.auth.signing.signing_keys import PrivateSigningKey, VerificationKeys, thumbprint
+from services.auth.signing.signing_keys import PrivateSigningKey, VerificationKeys
 from shared import errors
 from shared.api import auth
 from shared.api.audit import AuditedAct
@@ -296,13 +297,13 @@ async def test_published_keys_are_what_rfc_8037_describes(publication: SigningKe
     jwk = jwt.PyJWK({"kty": "OKP", "crv": "Ed25519", "use": "sig", "alg": "EdDSA", "kid": key.kid, "x": key.x})
     token = issue(signers, clock.at)
     assert jwt.decode(token, jwk, algorithms=["EdDSA"], options={"verify_exp": False, "verify_iat": False})["iss"] == ISSUER
-    assert jwk.key_id == thumbprint(jwk.key) == key.kid
+    assert jwk.key_id == OKPKey(jwk.key, None).thumbprint() == key.kid
 
 
 def test_the_thumbprint_is_that_of_rfc_8037() -> None:
     """Appendix A.3."""
     raw = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
-    key = PrivateSigningKey.of(raw, 0)
+    key = PrivateSigningKey.from_raw(raw, 0)
     assert (key.x, key.kid) == ("11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo", "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k")
 
 
@@ -343,7 +344,7 @@ async def test_another_data_key_takes_over_and_the_former_is_not_needed_any_more
 async def test_a_sealed_key_opens_for_its_own_row_alone(signers: ActiveKeys, postgres_url: str) -> None:
     sealed = await by_hand.value(postgres_url, "SELECT sealed_private FROM auth.signing_keys")
     kid = signers.signer().kid
-    assert PrivateSigningKey.of(SEALER.open("signing-key", kid, sealed), 0).kid == kid
+    assert PrivateSigningKey.from_raw(SEALER.open("signing-key", kid, sealed), 0).kid == kid
     for purpose, owner in (("signing-key", "another"), ("totp", kid)):
         with pytest.raises(errors.Internal, match="what is stored here was changed, or was sealed for something else"):
             SEALER.open(purpose, owner, sealed)

@@ -136,7 +136,7 @@ async def test_a_mistyped_code_asks_for_no_second_scan(new_admin: Browser, mesh:
     page = await new_admin.get("/login/second-factor")
     wrong = await new_admin.submit(page, "/login/second-factor", code="000000")
     assert wrong.status_code == 400
-    assert "It is not the one that this seed gives now" in wrong.text or "not the one that this seed gives now" in wrong.text
+    assert "It is does not match this seed" in wrong.text or "does not match this seed" in wrong.text
     assert forms_of(wrong)["/login/second-factor"]["uri"] == forms_of(page)["/login/second-factor"]["uri"]
     assert mesh.seeds_begun == 1
     assert (await new_admin.submit(wrong, "/login/second-factor", code=CODE)).status_code == 200

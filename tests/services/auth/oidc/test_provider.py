@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from services.auth.oidc.cached_answer import FAILED_SECONDS, KEPT_SECONDS, RENEW_SECONDS, CachedAnswer
+from services.auth.oidc.provider import CACHE_SECONDS, FAILED_SECONDS, RENEW_SECONDS, CachedAnswer
 from shared import errors
 
 
@@ -27,9 +27,9 @@ class Source:
 async def test_many_who_ask_at_once_get_one_answer() -> None:
     source = Source()
     assert set(await asyncio.gather(*(source.kept.get() for _ in range(50)))) == {"answer 1"}
-    source.now = KEPT_SECONDS - 1
+    source.now = CACHE_SECONDS - 1
     assert await source.kept.get() == "answer 1"
-    source.now = KEPT_SECONDS
+    source.now = CACHE_SECONDS
     assert await source.kept.get() == "answer 2"
 
 
