@@ -23,6 +23,8 @@ from tests.services.web.fake_usage import FakeUsage
 #: The only gateway there is.
 GATEWAY = NodeId("gateway")
 NO_LIMITS = auth.ApiKeyLimits()
+#: What a new key may do where nobody says otherwise.
+USUAL_SCOPES = ("inference:execute", "usage:read")
 NOW = datetime(2026, 11, 20, 14, 5, tzinfo=UTC)
 
 
@@ -176,12 +178,12 @@ class FakeMesh(FakeUsage, FakeModels, FakeAccounts):
         user = self._user(credential)
         if not request.name:
             raise errors.BadRequest("a key needs a name", hint="say what it is for")
-        if any(key.name == request.name and key.is_active for key in self.keys):
-            raise errors.AlreadyExists(f"there is an active key named {request.name!r}", hint="choose another name")
         key = self.add_key(user, request.name, request.limits)
         days = 90 if request.days is None else request.days
         ends_at = NOW + timedelta(days=days) if days else None
-        self.keys[-1] = key = msgspec.structs.replace(key, kind=request.kind, bounds=request.bounds, expires_at=ends_at)
+        scopes = request.bounds.scopes or (() if request.all_rights else USUAL_SCOPES)
+        bounds = msgspec.structs.replace(request.bounds, scopes=scopes)
+        self.keys[-1] = key = msgspec.structs.replace(key, kind=request.kind, bounds=bounds, expires_at=ends_at)
         return auth.CreatedApiKey(Credential(f"aip_{request.kind}_{key.id.hex}{'x' * 17}"), key)
 
     def _rename_api_key(self, request: auth.RenameApiKey, credential: Credential | None) -> auth.ApiKey:
@@ -197,14 +199,17 @@ class FakeMesh(FakeUsage, FakeModels, FakeAccounts):
     def _change_key(self, key_id: str, credential: Credential | None, **changes: object) -> auth.ApiKey:
         user = self._user(credential)
         for place, key in enumerate(self.keys):
-            if str(key.id) == key_id and key.user_id == user.id and key.is_active:
+            if str(key.id) == key_id and key.user_id == user.id:
+                if not key.is_active:
+                    raise errors.BadRequest(f"the key {key.name!r} was revoked or has expired", hint="make a new one")
                 self.keys[place] = msgspec.structs.replace(key, **changes)
                 return self.keys[place]
         raise errors.NotFound("there is no such key", hint="list your keys")
 
     def _list_api_keys(self, _request: auth.ListApiKeys, credential: Credential | None) -> auth.ApiKeys:
         user = self._user(credential)
-        return auth.ApiKeys(tuple(key for key in self.keys if key.user_id == user.id))
+        # The newest first.
+        return auth.ApiKeys(tuple(key for key in reversed(self.keys) if key.user_id == user.id))
 
     def _revoke_api_key(self, request: auth.RevokeApiKey, credential: Credential | None) -> auth.ApiKey:
         return self._change_key(request.key, credential, is_active=False)

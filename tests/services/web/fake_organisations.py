@@ -46,7 +46,10 @@ class FakeOrganisations:
         if not request.name.isprintable() or not request.name:
             raise errors.BadRequest("name: 1 to 100 printable characters", hint="choose a name that its members recognize")
         user = self._user(credential)
-        return self._seen_by(user, self.teams[self.add_team(request.name, user)]).organisation
+        team = self.add_team(request.name, user, tier=user.tier)
+        page = self.teams[team]
+        self.teams[team] = msgspec.structs.replace(page, organisation=msgspec.structs.replace(page.organisation, shares_limits=True))
+        return self._seen_by(user, self.teams[team]).organisation
 
     def _get_organisation(self, request: api.GetOrganization, credential: Credential | None) -> api.OrganizationDetails:
         user = self._user(credential)
@@ -60,7 +63,7 @@ class FakeOrganisations:
         page = self._owned(request.id, credential)
         renamed = msgspec.structs.replace(page.organisation, name=request.name)
         self.teams[request.id] = msgspec.structs.replace(page, organisation=renamed)
-        return renamed
+        return self._seen_by(self._user(credential), self.teams[request.id]).organisation
 
     def _invite_member(self, request: api.InviteMember, credential: Credential | None) -> api.NewInvitation:
         self._check_fresh("auth.inviteMember")
@@ -80,8 +83,9 @@ class FakeOrganisations:
         self.teams[request.organisation] = msgspec.structs.replace(page, invitations=left)
         return Nothing()
 
-    def _read_invitation(self, request: api.ReadInvitation, _: Credential | None) -> api.InvitationOffer:
-        """For anybody: whom an invitation is for is auth's to know."""
+    def _read_invitation(self, request: api.ReadInvitation, credential: Credential | None) -> api.InvitationOffer:
+        """For everybody who has signed in: whom an invitation is for is auth's to know."""
+        self._user(credential)
         team = self.invitations.get(request.token)
         if team is None:
             raise errors.NotFound("no open invitation for you has this code", hint="copy the whole code, or ask for a new invitation")
@@ -93,10 +97,10 @@ class FakeOrganisations:
         team = self.invitations.pop(request.token, None)
         if team is None:
             raise errors.NotFound("there is no such invitation", hint="copy the whole code from the mail")
-        user, page = self._user(credential), self.teams[team]
+        user = self._user(credential)
         member = api.TeamMember(user.id, user.username, user.email, TeamRole.MEMBER, NOW)
-        self.teams[team] = msgspec.structs.replace(page, members=(*page.members, member))
-        return page.organisation
+        self._keep_members(team, (*self.teams[team].members, member))
+        return self._seen_by(user, self.teams[team]).organisation
 
     def _set_organisation_role(self, request: api.SetTeamRole, credential: Credential | None) -> api.OrganizationDetails:
         self._check_fresh("auth.setOrganisationRole")
