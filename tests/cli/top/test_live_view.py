@@ -102,7 +102,7 @@ async def test_another_size_is_another_picture_and_a_small_one_is_cut(screen: Pe
 async def test_the_terminal_is_as_it_was_after_an_error(screen: Person, mesh: FakeMesh) -> None:
     async with restored(screen):
         mesh.answer(gateway.list_nodes, errors.NotAllowed("the key was revoked"))
-        with pytest.raises(errors.NotAllowed):
+        with pytest.raises(errors.NotAllowed, match="the key was revoked"):
             await live(screen, mesh).run()
 
 

@@ -70,5 +70,5 @@ async def test_the_history_is_asked_as_often_as_it_may_have_changed(sources: Sou
 
 async def test_a_refusal_ends_the_look(sources: Sources, mesh: FakeMesh) -> None:
     mesh.answer(metrics.get_history, errors.NotAuthenticated("this key was revoked"))
-    with pytest.raises(errors.NotAuthenticated):
+    with pytest.raises(errors.NotAuthenticated, match="this key was revoked"):
         await sources.look()

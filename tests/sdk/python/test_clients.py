@@ -183,7 +183,7 @@ async def test_the_time_of_a_call_ends_it(kind: str) -> None:
 @pytest.mark.parametrize("part", [COMMENT, text(1, "again")], ids=["comments", "what was said already"])
 async def test_a_stream_that_never_ends_is_ended_by_its_time(kind: str, part: bytes) -> None:
     async with staged(kind, events(part, then=Then.ENDLESS)) as stage:
-        with pytest.raises(aimesh.DeadlineExceeded):
+        with pytest.raises(aimesh.DeadlineExceeded, match="no answer within"):
             await stage.ask.read("hi", timeout=0.3)
         assert await asyncio.to_thread(stage.server.left.wait, 5)
 
@@ -191,7 +191,7 @@ async def test_a_stream_that_never_ends_is_ended_by_its_time(kind: str, part: by
 @both
 async def test_the_time_is_for_the_whole_stream_not_for_each_silence(kind: str) -> None:
     async with staged(kind, events(text(1, "a"), then=Then.HANG)) as stage:
-        with stopwatch.within(1.7), pytest.raises(aimesh.DeadlineExceeded):
+        with stopwatch.within(1.7), pytest.raises(aimesh.DeadlineExceeded, match="no answer within"):
             await stage.ask.read("hi", timeout=1.0, dawdle=17)
 
 
@@ -219,7 +219,7 @@ async def test_a_stream_that_fails_is_left_also_without_a_block() -> None:
     with scripted_server.serving(events(text(1, "a"), then=Then.HANG)) as server:
         async with aimesh.AsyncClient(KEY, server.url) as client:
             stream = client.stream("hi", timeout=0.2)
-            with pytest.raises(aimesh.DeadlineExceeded):
+            with pytest.raises(aimesh.DeadlineExceeded, match="no answer within"):
                 _ = [piece async for piece in stream]
             assert stream.text == "a"
             assert len(server.withdrawn) == 1

@@ -47,7 +47,7 @@ async def test_errors_have_their_class_and_their_words(stack: RunningStack, ann:
         with pytest.raises(aimesh.NotAuthenticated) as bad_key:
             await nobody.inference("hi", model="echo")
         assert (bad_key.value.code, bad_key.value.status) == ("not_authenticated", 401)
-        with pytest.raises(aimesh.NotAuthenticated):
+        with pytest.raises(aimesh.NotAuthenticated, match=r"this is not an API key: its checksum or its length is wrong \(copy it"):
             await nobody.models()
     async with aimesh.AsyncClient(ann.key.secret, stack.url(door)) as client:
         with pytest.raises(aimesh.UnknownModel, match="smollm2") as unknown:
@@ -55,10 +55,10 @@ async def test_errors_have_their_class_and_their_words(stack: RunningStack, ann:
         assert (unknown.value.param, bool(unknown.value.request_id)) == ("model", True)
         with pytest.raises(aimesh.BadRequest, match="temperature"):
             await client.inference("hi", model="echo", temperature=5)
-        with pytest.raises(aimesh.BadRequest):
+        with pytest.raises(aimesh.BadRequest, match="prompt is missing; give prompt or messages"):
             async with client.stream(model="echo") as stream:
                 await anext(stream)
-        with pytest.raises(aimesh.IdempotencyConflict):
+        with pytest.raises(aimesh.IdempotencyConflict, match=r"this idempotency key was used for another request \(make a new key for"):
             for prompt in ("one", "another"):
                 await client.inference(prompt, model="echo", idempotency_key="the same for both")
 
@@ -93,7 +93,7 @@ async def test_from_an_account_to_an_answer(stack: RunningStack) -> None:
     async with aimesh.AsyncClient(base_url=stack.url("web")) as nobody:
         user = await nobody.register(name, f"{name}@example.org", "a long enough passphrase")
         session = await nobody.login(f"{name}@example.org", "a long enough passphrase")
-        with pytest.raises(aimesh.NotAuthenticated):
+        with pytest.raises(aimesh.NotAuthenticated, match=r"the user name or the password is wrong \(check both, or open an account\)"):
             await nobody.login(name, "another passphrase")
     assert session.user == user
     stale = replace(session, access_token="eyJ.of.yesterday")
@@ -160,7 +160,7 @@ async def _close_in_a_thread(client: aimesh.AsyncClient, seen: asyncio.Event) ->
 
 
 async def _run_out_of_time(client: aimesh.AsyncClient, seen: asyncio.Event) -> None:
-    with pytest.raises(aimesh.DeadlineExceeded):
+    with pytest.raises(aimesh.DeadlineExceeded, match="no answer within"):
         await client.inference(LONGER, model="echo", timeout=1)
 
 

@@ -94,7 +94,7 @@ def test_refusals_name_the_field(fields: dict[str, object], says: str) -> None:
 
 def test_a_prompt_that_no_frame_could_carry_is_too_large() -> None:
     prompt_admission.admit(request(prompt="x" * prompt_admission.MAX_PROMPT_BYTES))
-    with pytest.raises(errors.TooLarge):
+    with pytest.raises(errors.TooLarge, match="the prompt has"):
         prompt_admission.admit(request(prompt="ä" * (prompt_admission.MAX_PROMPT_BYTES // 2 + 1)))
 
 
@@ -133,5 +133,5 @@ def test_tools_and_biases_that_are_refused(fields: dict[str, object], field: str
 def test_what_tools_say_counts_as_prompt() -> None:
     few, many = (prompt_admission.admit(request(tools=(tool(description="d" * length),))).most_prompt_tokens for length in (1, 1001))
     assert many - few == 1000
-    with pytest.raises(errors.TooLarge):
+    with pytest.raises(errors.TooLarge, match="the prompt has"):
         prompt_admission.admit(request(tools=(tool(parameters="x" * prompt_admission.MAX_PROMPT_BYTES),)))

@@ -95,7 +95,7 @@ async def test_what_is_left_of_a_keys_own_budget(site: Site) -> None:
 async def test_only_an_admin_reads_anothers(site: Site) -> None:
     assert (await site.books.read_account(ADMIN, ReadAccount(ADA.id), None)).included_micro == FREE
     for nobody in (OWNER, msgspec.structs.replace(ADMIN, scopes=("usage:read",))):
-        with pytest.raises(errors.NotAllowed):
+        with pytest.raises(errors.NotAllowed, match="that is another user's account"):
             await site.books.read_account(nobody, ReadAccount(UserId(uuid4())), None)
 
 
@@ -117,7 +117,7 @@ async def test_an_organisation_is_topped_up_by_its_id(site: Site) -> None:
     )
     assert await site.books.read_account(ADMIN, ReadAccount(UserId(ACME.id)), None) == moved.account
     for whose in ("Acme", str(uuid4())):
-        with pytest.raises(errors.NotFound):
+        with pytest.raises(errors.NotFound, match=r"there is neither a user nor an|there is no such user"):
             await site.books.top_up(ADMIN, TopUp(whose, MicroCredits(MICRO)), None)
     with pytest.raises(errors.NotFound, match="neither a user nor an organisation"):
         await site.books.read_account(ADMIN, ReadAccount(UserId(uuid4())), None)
@@ -134,7 +134,7 @@ async def test_an_organisation_is_topped_up_by_its_id(site: Site) -> None:
     ],
 )
 async def test_what_nobody_can_mean_is_refused(site: Site, order: TopUp) -> None:
-    with pytest.raises(errors.BadRequest):
+    with pytest.raises(errors.BadRequest, match=r"a note has at most 500 characters, in|the amount is 0, or larger than anybody"):
         await site.books.top_up(ADMIN, order, None)
 
 
@@ -147,18 +147,18 @@ async def test_a_new_price_holds_for_the_next_request_and_a_running_one_keeps_it
     after = await site.ledger.reserve(OWNER, RequestId(uuid4()), bounds)
     assert (before.price.cost(0, 100, 0), after.price.cost(0, 100, 0)) == (20_000, 500)
     assert len((await site.books.list_prices(ListPrices(history=True))).prices) == 2
-    with pytest.raises(errors.BadRequest):
+    with pytest.raises(errors.BadRequest, match="the price of input tokens is out of range"):
         await site.books.set_price(ADMIN, SetPrice(ModelPrice(model, MicroCredits(-1), MicroCredits(0))))
 
 
 async def test_what_a_request_cost_is_given_back_once(site: Site) -> None:
     request = RequestId(uuid4())
     await site.ledger.reserve(OWNER, request, CostBounds(model=ModelName("m"), prompt_tokens=0, max_tokens=1000, answers=1, seconds=1.0))
-    with pytest.raises(errors.NotFound):
+    with pytest.raises(errors.NotFound, match="no request with this id has cost anything"):
         await site.books.revert(ADMIN, RevertRequest(request), None)
     await site.requests.write_requests([row(OWNER.user_id, request, 700)])
     assert (await site.books.read_account(OWNER, ReadAccount(), None)).free_micro == FREE - 700
     assert (await site.books.revert(ADMIN, RevertRequest(request, "nonsense"), None)).free_micro == FREE
-    with pytest.raises(errors.AlreadyExists):
+    with pytest.raises(errors.AlreadyExists, match="what this request cost was given back before"):
         await site.books.revert(ADMIN, RevertRequest(request), None)
     assert (await site.ledger.verify()).findings == ()

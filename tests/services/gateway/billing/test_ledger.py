@@ -190,7 +190,7 @@ async def test_what_dead_gateways_left_is_ended_but_not_while_postgresql_has_onl
     await site.sweep()
     site.now += ledgers.HEARTBEAT_SECONDS + 1
     site.away = True
-    with pytest.raises(errors.Unavailable):
+    with pytest.raises(errors.Unavailable, match="PostgreSQL does not answer"):
         await site.ledger.beat([])
     await site.sweep()
     site.away = False

@@ -72,5 +72,5 @@ async def test_who_waits_when_it_ends_is_told() -> None:
         task = asyncio.create_task(asked.ask(1))
         while not store.asked:  # noqa: ASYNC110
             await asyncio.sleep(0)
-    with pytest.raises(errors.Draining):
+    with pytest.raises(errors.Draining, match="this gateway is stopping"):
         await task

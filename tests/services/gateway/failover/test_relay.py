@@ -80,7 +80,7 @@ async def test_a_worker_that_could_not_load_its_model_after_all_gives_way_to_ano
 
 async def test_one_worker_alone_is_not_asked_again() -> None:
     alone = FakeWorker(fails_with=errors.Overloaded("full"))
-    with pytest.raises(errors.Overloaded):
+    with pytest.raises(errors.Overloaded, match="full"):
         await Site(alone).text()
     assert len(alone.asked) == 1
 
@@ -101,7 +101,7 @@ async def test_what_another_worker_would_say_too_is_not_tried_again(error: type[
 
 
 async def test_nobody_there() -> None:
-    with pytest.raises(errors.NotReachable):
+    with pytest.raises(errors.NotReachable, match="no worker can run m now"):
         await Site().text()
 
 

@@ -139,7 +139,7 @@ async def test_two_resumptions_and_no_third() -> None:
     assert (await site.said())[:3] == WHOLE
     falls = [lost(2), lost(4), lost(6)]
     site = Site(*(Teller(falls=falls) for _ in range(4)))
-    with pytest.raises(errors.WorkerLost):
+    with pytest.raises(errors.WorkerLost, match="the worker was lost in the middle of its answer, and no other could go"):
         await site.said()
     assert site.counted == {("resumption", "failed"): 2}
     # What had come is whole as far as it goes.
@@ -205,7 +205,7 @@ async def test_a_budget_that_is_spent_passes_the_failure_on() -> None:
     site = Site(*(Teller(falls=[lost(0)] * 200) for _ in range(2)))
     outcomes = []
     for _ in range(80):
-        with pytest.raises(errors.LinkLost):
+        with pytest.raises(errors.LinkLost, match="gone"):
             await site.said()
         outcomes.append(sum(len(worker.asked) for worker in site.workers))
     # Ten a second over the window, and a fifth of the requests.
@@ -223,7 +223,7 @@ async def test_requests_that_have_ended_give_retries_for_their_window_alone() ->
     for teller in tellers:
         teller.falls, teller.asked = [lost(0)] * 400, []
     for _ in range(150):
-        with pytest.raises(errors.LinkLost):
+        with pytest.raises(errors.LinkLost, match="gone"):
             await site.said()
     assert sum(len(teller.asked) for teller in tellers) - 150 <= 100 + 150 * 0.2
 

@@ -88,7 +88,7 @@ def test_a_kept_answer_waits_for_no_reader_until_it_is_too_long() -> None:
     assert tape.next(reader) == (1, chunk(1))
     assert tape.make_room()
     assert tape.whole is None
-    with pytest.raises(errors.AnswerGone):
+    with pytest.raises(errors.AnswerGone, match="chunk 1 of this answer is no longer here: it is too long to be kept"):
         tape.join(0)
     assert read_all(tape, reader) == list(range(2, 11))
     tape.leave(reader)

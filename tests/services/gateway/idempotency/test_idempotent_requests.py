@@ -516,7 +516,7 @@ async def test_what_ends_while_postgresql_is_away_is_not_run_again(running_servi
     gateway.maker.gate.set()
     assert is_whole(await running)
     assert isinstance((await gateway.ask(asked())).error, errors.Unavailable)
-    with pytest.raises(errors.Unavailable):
+    with pytest.raises(errors.Unavailable, match="PostgreSQL does not answer"):
         await gateway.idempotency.heartbeat()
     store.away = False
     # Before it is told, the answer is read from memory; after it, from the store.

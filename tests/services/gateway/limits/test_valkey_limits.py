@@ -246,7 +246,7 @@ async def test_nothing_is_left_behind_for_ever(cache: Cache, valkey_limits: Valk
 
 async def test_without_valkey_it_says_so() -> None:
     async with Cache.open("unix:///nowhere/valkey.sock") as nowhere:
-        with pytest.raises(errors.Unavailable):
+        with pytest.raises(errors.Unavailable, match="Valkey does not answer"):
             await ValkeyLimits(nowhere).look([limit(LimitKind.CONCURRENCY, 1)], tokens=0)
 
 

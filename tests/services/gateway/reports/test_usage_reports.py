@@ -204,7 +204,7 @@ async def test_what_is_anothers_is_refused_before_the_store_is_asked(
     with pytest.raises(errors.NotAllowed, match=r"another's|administrator"):
         await reports.get_usage_report(asked(NOON, NOON + timedelta(days=1), **about), call(caller))  # type: ignore[arg-type]
     if "tenant_id" in about:
-        with pytest.raises(errors.NotAllowed):
+        with pytest.raises(errors.NotAllowed, match="that is another's"):
             await reports.list_requests(ListRequests(tenant_id=OTHER), call(caller))
     assert store.asked_for == []
 
@@ -214,7 +214,7 @@ async def test_a_member_asks_for_the_organisation_that_they_act_for(store: Stand
     await reports.get_usage_report(DAY, call(member))
     await reports.list_requests(ListRequests(), call(member))
     assert store.asked_for == [OTHER, OTHER]
-    with pytest.raises(errors.NotAllowed):
+    with pytest.raises(errors.NotAllowed, match="that is another's"):
         await reports.list_requests(ListRequests(tenant_id=TenantId(USER)), call(member))
 
 
@@ -262,5 +262,5 @@ async def test_old_rows_end_in_batches_until_there_are_none(store: StandIn, repo
     await reports.end_old()
     assert store.ended == [(90, 5000)] * 4
     assert len(lines.of("old rows of the request log ended")) == 3
-    with pytest.raises(errors.Unavailable):
+    with pytest.raises(errors.Unavailable, match="PostgreSQL does not answer"):
         await reports.end_old()

@@ -243,7 +243,7 @@ async def test_a_killed_engine_fails_its_generations_and_is_back_soon(backend: L
     status = backend.models()[0]
     assert (status.state, status.running) == (ModelState.LOADING, 0)
     assert "signal 9" in status.detail
-    with pytest.raises(errors.Unavailable):
+    with pytest.raises(errors.Unavailable, match="the engine was killed by signal 9"):
         await backend.generate(job("Hi"), Reader())
     await until_ready(backend)
     assert WATCH.restarts == [DEFAULT_MODEL]

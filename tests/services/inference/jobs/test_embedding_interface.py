@@ -180,7 +180,7 @@ async def test_a_process_that_dies_in_the_middle_ends_the_request_with_one_error
     task = asyncio.create_task(backend.embed(EmbeddingJob(DEFAULT_MODEL, MANY * 6), reader))
     await reader.first.wait()
     os.kill(pid, signal.SIGKILL)
-    with pytest.raises(errors.ModelCrashed):
+    with pytest.raises(errors.ModelCrashed, match="the engine of smollm2 was killed by signal 9 during this request"):
         await task
     await until(lambda: backend.models()[0].state is ModelState.READY)
     assert len((await embed(backend, "again"))[0].vectors) == 1
