@@ -203,10 +203,10 @@ def test_a_rest_that_cannot_be_had(later: list[Try]) -> None:
 
 def test_without_ids_or_without_resume_a_broken_stream_is_broken() -> None:
     stage = Stage(Try(pieces=[event({"text": "a"}), LOST]))
-    with pytest.raises(aimesh.AnswerBroken, match=r"the answer broke off: there is no answer: reset \(what came until then"):
+    with pytest.raises(aimesh.AnswerBroken, match="the answer broke off: the connection failed: reset"):
         stage.stream()
     stage = Stage(Try(pieces=[text(1, "a"), LOST]))
-    with pytest.raises(aimesh.AnswerBroken, match=r"the answer broke off: there is no answer: reset \(what came until then"):
+    with pytest.raises(aimesh.AnswerBroken, match="the answer broke off: the connection failed: reset"):
         stage.stream(replace(TERMS, resume=False))
     assert stage.played.keys == [None]
 
@@ -307,6 +307,6 @@ def test_a_stream_that_is_left_because_it_is_none_is_still_left() -> None:
 def test_a_call_that_ends_with_its_connection_owes_nothing() -> None:
     stage = Stage(*[Try(lost=LOST)] * 3)
     conversation = conversations.whole(calls.models(), stage.context, TERMS)
-    with pytest.raises(aimesh.ConnectionFailed, match=r"there is no answer: reset \(is http://mesh the right address, and does"):
+    with pytest.raises(aimesh.ConnectionFailed, match="the connection failed: reset"):
         stage.run(conversation)
     assert conversation.take_cancellation() is None
