@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 
 from services.inference.pause import WorkerPause
+
 from tests.services.inference.standins import until
 
 

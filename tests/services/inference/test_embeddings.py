@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
+from services.inference.jobs.embedding_interface import Embeds
 
 from services.inference import embedding_runs
 from services.inference.backends import echo, llama
 from services.inference.backends.llama import LlamaBackend
 from services.inference.engine import engine_messages
-from services.inference.jobs.embedding_interface import Embeds
 from services.inference.jobs.embedding_job import EmbeddingJob
 from services.inference.models import memory, model_discovery
 from services.inference.models.catalog import Defaults
