@@ -430,7 +430,7 @@ async def test_a_link_of_a_key_opens_a_browsers_session_that_is_not_fresh(api_cl
     session = await api_client.world.ask(auth.redeem_login_link, auth.RedeemLoginLink(link.token, auth.ClientFacts("192.0.2.9", "Firefox")))
     assert (await resume(api_client, session.session_token)).step is Step.DONE
     assert (await api_client.identify(session)).confirmed_at == 0
-    with pytest.raises(errors.ConfirmationNeeded, match="this is sensitive, and you logged in a while ago"):
+    with pytest.raises(errors.ConfirmationNeeded, match="this action is sensitive, and you logged in a while ago"):
         await api_client.world.new_key(session.access_token, "another")
     await api_client.confirm_again(session, PASSWORD)
     await api_client.world.new_key(session.access_token, "another")

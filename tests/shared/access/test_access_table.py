@@ -90,7 +90,7 @@ def test_who_has_not_finished_the_login_does_nothing_else() -> None:
 def test_what_is_sensitive_asks_a_login_that_is_too_old_and_no_key() -> None:
     row = needing(Permission.WRITE_KEYS, fresh=True)
     stale = NOW - access_table.FRESH_SECONDS - 1
-    with pytest.raises(errors.ConfirmationNeeded, match="this is sensitive, and you logged in a while ago"):
+    with pytest.raises(errors.ConfirmationNeeded, match="this action is sensitive, and you logged in a while ago"):
         access_table.check(row, person(confirmed_at=stale), NOW, "x")
     assert not is_refused(row, person(confirmed_at=NOW - access_table.FRESH_SECONDS))
     assert not is_refused(row, person(UserRole.USER, ("key:write",), confirmed_at=None))

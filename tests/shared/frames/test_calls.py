@@ -267,11 +267,11 @@ def test_an_ended_stream_that_nobody_has_read_still_counts() -> None:
     ids = [stream(asking, answering) for _ in range(wire.MAX_CALLS)]
     for call_id in ids:
         give(asking, [*sent(answering, call_id, bytes(100)), *answering.end(call_id, b"")])
-    with pytest.raises(errors.Overloaded, match="of our calls run on this link already"):
+    with pytest.raises(errors.Overloaded, match="4096 of our calls are already running on this link"):
         ask(asking, streaming=True)
     assert asking.take(ids[0], 100) == []
     stream(asking, answering)
-    with pytest.raises(errors.Overloaded, match="of our calls run on this link already"):
+    with pytest.raises(errors.Overloaded, match="4096 of our calls are already running on this link"):
         ask(asking, streaming=True)
     assert asking.withdraw(ids[1]) == []
     stream(asking, answering)

@@ -28,13 +28,13 @@ def test_what_is_written_can_be_read_again() -> None:
 @pytest.mark.parametrize("where", ["to", "subject"])
 def test_no_newline_of_any_kind_gets_into_a_header(bad: str, where: str) -> None:
     injected = f"anna@example.com{bad}Bcc: everybody@example.com"
-    with pytest.raises(errors.BadRequest, match=r"mail: a subject is one line of at most|mail: the recipient's address is none"):
+    with pytest.raises(errors.BadRequest, match=r"mail: a subject is one line of at most|mail: the recipient's address is invalid"):
         Letter(injected if where == "to" else "anna@example.com", injected if where == "subject" else "hello", "text")
 
 
 @pytest.mark.parametrize("to", ["", "anna", "anna@example.com, eve@example.com", "Anna <anna@example.com>", "<anna@example.com>", "ä@b.c"])
 def test_one_address_and_nothing_else(to: str) -> None:
-    with pytest.raises(errors.BadRequest, match="mail: the recipient's address is none"):
+    with pytest.raises(errors.BadRequest, match="mail: the recipient's address is invalid"):
         Letter(to, "hello", "text")
 
 

@@ -202,7 +202,7 @@ async def test_the_queue_is_bounded_and_what_does_not_fit_is_told() -> None:
 async def test_an_address_that_is_none_is_refused_before_anything_is_sent() -> None:
     server = MailServer()
     async with mailing(server, "smtp://localhost:{}") as opened:
-        with pytest.raises(errors.BadRequest, match="mail: the recipient's address is none"):
+        with pytest.raises(errors.BadRequest, match="mail: the recipient's address is invalid"):
             await opened.send("anna@example.com\r\nRCPT TO:<eve@example.com>", "hello", TEXT)
     assert server.connections == 0
 

@@ -156,7 +156,7 @@ async def test_a_certificate_for_another_node_or_of_another_mesh_is_not_believed
     good = here.trust.certificate
     stranger = RunningService(key=NodeKey(node_keys.new_seed()), ca=here.running_service.ca)
     for reply in (RunningService(key=here.running_service.key).reply(), stranger.reply()):
-        with pytest.raises(errors.NotCertified, match=r"auth has sent a certificate for another|the certificate is not of this mesh"):
+        with pytest.raises(errors.NotCertified, match=r"auth has sent a certificate for another|the certificate belongs to another mesh"):
             here.standing.take(reply)
     assert here.trust.certificate == good
 

@@ -213,7 +213,7 @@ async def test_a_stream_does_not_go_on_after_a_reconnect(stock: Stock) -> None:
             "no field 'request.max_tokens'",
             id="a typing mistake",
         ),
-        pytest.param(asked("x" * 1024 * 1024), ("413", "too_large"), "at most 1048576 are taken", id="a body that is too large"),
+        pytest.param(asked("x" * 1024 * 1024), ("413", "too_large"), "the limit is 1048576", id="a body that is too large"),
     ],
 )
 async def test_a_body_that_does_not_do(stock: Stock, headers: dict[str, str], body: bytes, refusal: tuple[str, str], words: str) -> None:

@@ -32,7 +32,7 @@ async def test_who_learns_while_it_waits_that_it_was_revoked_waits_no_longer() -
 
 async def test_nobody_is_waited_for_no_longer_than_patience_lasts() -> None:
     pool = ConnectionPool(Directory(asyncio.get_running_loop().time), nobody, random.Random(1), patience_seconds=0.02)
-    with pytest.raises(errors.NotReachable, match="no gateway is there"):
+    with pytest.raises(errors.NotReachable, match="no gateway is available"):
         await pool.connection(Role.GATEWAY, None, time.monotonic() + 20)
 
 

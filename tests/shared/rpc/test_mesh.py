@@ -183,7 +183,7 @@ async def test_errors_arrive_as_what_they_were() -> None:
         with pytest.raises(errors.Internal) as broken:
             await caller.rpc.call(auth.login_user, login("bug"))
         assert "secret" not in broken.value.message + broken.value.hint
-        with pytest.raises(errors.Internal, match="something broke inside the service"):
+        with pytest.raises(errors.Internal, match="a bug in the service"):
             # Ends its own call, as any bug of a handler does, and not the node.
             await caller.rpc.call(auth.login_user, login("too big"))
         with pytest.raises(errors.UnknownMethod, match=r"auth\.listUsers"):

@@ -204,7 +204,7 @@ async def test_an_interrupt_during_the_wait_ends_it() -> None:
 
 async def test_a_gateway_that_leaves_a_piece_out_is_not_believed() -> None:
     caller = FakeCaller(pieces=lambda _: [InferenceChunk("a", sequence=1), InferenceChunk("c", sequence=3)])
-    with pytest.raises(errors.ProtocolViolation, match="piece 3 of the answer came behind piece 1"):
+    with pytest.raises(errors.ProtocolViolation, match="chunk 3 of the answer arrived after chunk 1"):
         await hear(caller, Heard())
 
 

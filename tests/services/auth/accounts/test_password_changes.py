@@ -67,7 +67,7 @@ async def test_bad_passwords_change_nothing(api_client: ApiClient, password: str
 
 async def test_it_needs_a_login_of_the_last_minutes(api_client: ApiClient) -> None:
     anna = await api_client.person()
-    with pytest.raises(errors.ConfirmationNeeded, match="this is sensitive, and you logged in a while ago"):
+    with pytest.raises(errors.ConfirmationNeeded, match="this action is sensitive, and you logged in a while ago"):
         stale = anna.login(seconds_ago=access_table.FRESH_SECONDS + 1)
         await api_client.ask(accounts.change_password, accounts.ChangePassword(NEW), stale)
 

@@ -80,7 +80,7 @@ async def test_a_name_needs_no_fresh_login_and_an_address_does(api_client: ApiCl
     anna = await api_client.person()
     stale = anna.login(seconds_ago=access_table.FRESH_SECONDS + 1)
     assert (await api_client.ask(accounts.change_profile, accounts.ChangeProfile("anna_b"), stale)).username == "anna_b"
-    with pytest.raises(errors.ConfirmationNeeded, match="this is sensitive, and you logged in a while ago"):
+    with pytest.raises(errors.ConfirmationNeeded, match="this action is sensitive, and you logged in a while ago"):
         await api_client.ask(accounts.change_profile, accounts.ChangeProfile(email="eve@example.com"), stale)
     assert (await anna.again()).email == "anna@example.com"
     assert api_client.mailer.told() == []

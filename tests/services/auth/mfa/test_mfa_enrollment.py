@@ -151,7 +151,7 @@ async def test_changing_it_needs_a_fresh_login(api_client: ApiClient) -> None:
         api_client.world.ask(accounts.disable_mfa, accounts.DisableMfa(phone.code()), session.access_token),
         api_client.world.ask(accounts.renew_recovery_codes, accounts.RenewRecoveryCodes(), session.access_token),
     ):
-        with pytest.raises(errors.ConfirmationNeeded, match="this is sensitive, and you logged in a while ago"):
+        with pytest.raises(errors.ConfirmationNeeded, match="this action is sensitive, and you logged in a while ago"):
             await attempt
     await api_client.confirm_again(session, code=phone.code())
     await api_client.world.ask(accounts.disable_mfa, accounts.DisableMfa(phone.next_code()), session.access_token)

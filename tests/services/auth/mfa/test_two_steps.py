@@ -182,13 +182,13 @@ async def test_the_password_confirms_where_there_is_no_second_factor(api_client:
     await api_client.world.register("anna")
     session = await api_client.login()
     await _make_stale(api_client, session)
-    with pytest.raises(errors.ConfirmationNeeded, match="this is sensitive, and you logged in a while ago"):
+    with pytest.raises(errors.ConfirmationNeeded, match="this action is sensitive, and you logged in a while ago"):
         await api_client.world.new_key(session.access_token)
     with pytest.raises(errors.NotAllowed, match="password is wrong"):
         await api_client.confirm_again(session, "wrong_password")
     with pytest.raises(errors.BadRequest, match="password: it is needed to confirm this"):
         await api_client.confirm_again(session)
-    with pytest.raises(errors.ConfirmationNeeded, match="this is sensitive, and you logged in a while ago"):
+    with pytest.raises(errors.ConfirmationNeeded, match="this action is sensitive, and you logged in a while ago"):
         await api_client.world.new_key(session.access_token)
     await api_client.confirm_again(session, PASSWORD)
     await api_client.world.new_key(session.access_token)
@@ -201,7 +201,7 @@ async def test_where_there_is_one_the_password_is_not_enough(api_client: ApiClie
         await api_client.confirm_again(session, PASSWORD)
     with pytest.raises(errors.NotAllowed, match="code is wrong"):
         await api_client.confirm_again(session, PASSWORD, "000000")
-    with pytest.raises(errors.ConfirmationNeeded, match="this is sensitive, and you logged in a while ago"):
+    with pytest.raises(errors.ConfirmationNeeded, match="this action is sensitive, and you logged in a while ago"):
         await api_client.world.new_key(session.access_token)
     await api_client.confirm_again(session, code=phone.next_code())
     await api_client.world.new_key(session.access_token)

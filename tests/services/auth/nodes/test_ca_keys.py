@@ -31,9 +31,9 @@ def test_what_it_signs_is_believed_under_its_own_key_alone() -> None:
     assert certificates.check(certificate, keys.authorities, SECONDS).node == node
     found = certificates.check_list(listed, keys.authorities)
     assert (found.number, found.epoch, found.nodes, found.issued_at) == (7, 3, (CUT_OFF,), int(SECONDS))
-    with pytest.raises(errors.NotCertified, match="the certificate is not of this mesh"):
+    with pytest.raises(errors.NotCertified, match="the certificate belongs to another mesh"):
         certificates.check(certificate, (foreign,), SECONDS)
-    with pytest.raises(errors.NotCertified, match="the revocation list is not of this mesh"):
+    with pytest.raises(errors.NotCertified, match="the revocation list belongs to another mesh"):
         certificates.check_list(listed, (foreign,))
 
 

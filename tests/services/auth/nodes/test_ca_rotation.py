@@ -71,13 +71,13 @@ async def test_at_every_step_of_a_rotation_all_nodes_let_each_other_in_and_meet(
     for node in nodes:
         assert node.trust.authorities == (node_keys.authority_of(node_keys.raw_of(new.id)),)
     late = Node(Role.WORKER, tmp_path, steps[0])
-    with pytest.raises(errors.NotCertified, match="the certificate is not of this mesh"):
+    with pytest.raises(errors.NotCertified, match="the certificate belongs to another mesh"):
         nodes[0].lets_in(late)
 
 
 async def test_a_key_that_no_trusted_one_has_named_is_not_believed_whoever_sends_it(tmp_path: Path) -> None:
     old, stranger = (Authority(node_keys.new_authority_seed()) for _ in range(2))
     node = Node(Role.WORKER, tmp_path, CaKeys(old))
-    with pytest.raises(errors.NotCertified, match="the certificate is not of this mesh"):
+    with pytest.raises(errors.NotCertified, match="the certificate belongs to another mesh"):
         node.renew(CaKeys(stranger))
     assert node.trust.authorities == (old.id,)

@@ -172,7 +172,7 @@ async def test_a_login_that_showed_no_password_just_now_is_good_for_nothing_sens
     for auth_time in (None, int(time.time()) - 3600):
         web.provider.claims = {"auth_time": auth_time}
         session = await web.session()
-        with pytest.raises(errors.ConfirmationNeeded, match="this is sensitive, and you logged in a while ago"):
+        with pytest.raises(errors.ConfirmationNeeded, match="this action is sensitive, and you logged in a while ago"):
             await web.remove(session)
         with pytest.raises(errors.ConfirmationNeeded, match="your login is too old for this"):
             await web.begin(session)

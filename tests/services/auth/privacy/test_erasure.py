@@ -34,7 +34,7 @@ async def test_who_asks_again_gets_the_same_day_and_no_second_mail(api_client: P
 
 async def test_it_needs_a_login_of_the_last_minutes(api_client: PrivacyDesk) -> None:
     anna = await api_client.api_client.person()
-    with pytest.raises(errors.ConfirmationNeeded, match="this is sensitive, and you logged in a while ago"):
+    with pytest.raises(errors.ConfirmationNeeded, match="this action is sensitive, and you logged in a while ago"):
         stale = anna.login(seconds_ago=access_table.FRESH_SECONDS + 1)
         await api_client.ask(privacy.request_erasure, privacy.RequestErasure(), stale)
 

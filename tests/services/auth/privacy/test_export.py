@@ -73,7 +73,7 @@ async def test_a_long_file_comes_in_pieces_and_whole(api_client: PrivacyDesk) ->
 
 async def test_it_is_recorded_and_needs_a_login_of_the_last_minutes(api_client: PrivacyDesk) -> None:
     anna = await api_client.api_client.person()
-    with pytest.raises(errors.ConfirmationNeeded, match="this is sensitive, and you logged in a while ago"):
+    with pytest.raises(errors.ConfirmationNeeded, match="this action is sensitive, and you logged in a while ago"):
         await api_client.export(anna.login(seconds_ago=access_table.FRESH_SECONDS + 1))
     assert await api_client.sql("SELECT 1 FROM audit_log WHERE action = 'account.export'") == []
     await api_client.export(anna.login())

@@ -237,7 +237,7 @@ async def test_so_many_streams_of_one_connection_and_of_all(
     [
         pytest.param({}, "bad_request", "missing required field `request`", id="no request"),
         pytest.param({"request": {"prompt": "hi"}, "wish": 1}, "bad_request", "there is no field 'wish'", id="an unknown argument"),
-        pytest.param({"request": {"prompt": "x" * 1024 * 1024}}, "too_large", "at most 1048576 are taken", id="too large a body"),
+        pytest.param({"request": {"prompt": "x" * 1024 * 1024}}, "too_large", "the limit is 1048576", id="too large a body"),
     ],
 )
 async def test_a_body_that_does_not_do(visitor: Visitor, body: Any, code: str, words: str) -> None:
