@@ -57,7 +57,7 @@ SHARED = {
     # Two stacks at once are too many for two cores.
     "tests/rolling": "stack",
     # Threads of two llama.cpp engines would spin against each other.
-    "tests/services/inference/jobs/test_embedding_interface.py": "model",
+    "tests/services/inference/test_embeddings.py": "model",
     "tests/services/inference/backends/test_isolation.py": "model",
     "tests/services/inference/backends/test_llama.py": "model",
     "tests/services/inference/engine/embeddings/test_embedding_context.py": "model",

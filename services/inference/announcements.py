@@ -1,25 +1,118 @@
-"""Whether the owner of the machine has paused its worker: a file that is there or not, looked for twice a second."""
+"""Announces the worker's models and load to the mesh, and whether the owner of the machine has paused it."""
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
-#: Reading one directory entry costs nothing, and a person who has paused it looks at the GPU's fan after a second.
+from services.inference import console_status
+from services.inference.jobs.backend_interface import Backend, Measured
+from shared import telemetry
+from shared.api import inference
+from shared.api.inference import ModelStatus
+from shared.discovery import directory
+from shared.types import ModelName
+
 LOOK_SECONDS = 0.5
-WHY = "paused by its owner"
+PAUSED = "paused by its owner"
+
+
+class WorkerNode(console_status.ConsoleNode, Protocol):
+    """The part of a node that the service uses."""
+
+    metrics: telemetry.Metrics
+    tasks: asyncio.TaskGroup
+
+    def offer(self, *, models: tuple[directory.ModelOffer, ...], load: directory.WorkerLoad, not_ready: str = "") -> None: ...
 
 
 class WorkerPause:
+    """Tells whether the pause file exists."""
+
     def __init__(self, file: Path | None) -> None:
         self._file = file
-        #: As of the last look.
         self.is_on = file is not None and file.exists()
 
     async def watch(self, changed: Callable[[], None], look_seconds: float = LOOK_SECONDS) -> None:
-        """Call ``changed`` whenever it begins or ends. Ends by cancellation, or at once where no file was named."""
+        """Call ``changed`` whenever a pause begins or ends, until cancelled. Returns at once without a file."""
         while self._file is not None:
             await asyncio.sleep(look_seconds)
             is_on = self._file.exists()
             if is_on != self.is_on:
                 self.is_on = is_on
                 changed()
+
+
+class Announcements:
+    """Updates the node's announcement and gauges whenever the backend changes: the backend's watcher."""
+
+    def __init__(self, node: WorkerNode, pause: WorkerPause) -> None:
+        self._node = node
+        self._pause = pause
+        self.backend: Backend | None = None
+        #: Models whose speed gauges are registered; their engines are asked at each scrape.
+        self._with_speed: set[ModelName] = set()
+
+    def changed(self) -> None:
+        if self.backend is None:
+            return
+        statuses = self.backend.models()
+        ready = [status for status in statuses if status.state in inference.SERVED]
+        self._node.offer(
+            models=tuple(_offer(name, status) for status in statuses for name in (status.model_id, *status.aliases)),
+            load=directory.WorkerLoad(
+                slots=sum(status.slots for status in ready),
+                running=sum(status.running for status in statuses),
+                queued=sum(status.queued for status in statuses),
+                expected_wait_seconds=self.backend.expected_wait_seconds(),
+            ),
+            not_ready=why_not_ready(statuses, is_paused=self._pause.is_on),
+        )
+        for status in statuses:
+            self._measure(status)
+
+    def restarting(self, model: ModelName) -> None:
+        self._node.metrics.engine_restarts.labels(model=model).inc()
+
+    def _measure(self, status: ModelStatus) -> None:
+        metrics, model = self._node.metrics, status.model_id
+        # Prometheus only sees a counter grow that it has seen before.
+        metrics.engine_restarts.labels(model=model).inc(0)
+        metrics.worker_up.labels(model=model).set(status.state in inference.SERVED)
+        metrics.worker_slots.labels(model=model, state="busy").set(status.running)
+        metrics.worker_slots.labels(model=model, state="free").set(status.slots - status.running)
+        metrics.queue_depth.labels(model=model).set(status.queued)
+        if model not in self._with_speed:
+            self._with_speed.add(model)
+            self._register_speed(model)
+
+    def _register_speed(self, model: ModelName) -> None:
+        metrics = self._node.metrics
+        if isinstance(self.backend, Measured):
+            look = partial(self.backend.figures, model)
+            metrics.engine_overhead.labels(model=model).set_function(lambda: look().overhead)
+            metrics.engine_step_seconds.labels(model=model).set_function(lambda: look().step_seconds)
+            metrics.engine_tokens_per_second.labels(model=model).set_function(lambda: look().tokens_per_second)
+
+
+def why_not_ready(statuses: tuple[ModelStatus, ...], *, is_paused: bool) -> str:
+    """Say why this worker takes no prompts, for its announcement and /readyz; empty if one of its models does."""
+    if is_paused:
+        return PAUSED
+    if any(status.state in inference.SERVED for status in statuses):
+        return ""
+    return "; ".join(f"{status.model_id}: {status.detail}" for status in statuses) or "it has no model to serve"
+
+
+def _offer(name: ModelName, status: ModelStatus) -> directory.ModelOffer:
+    return directory.ModelOffer(
+        name,
+        status.context_tokens,
+        status.digest,
+        ready=status.state in inference.SERVED,
+        only_embeds=status.only_embeds,
+        loaded=status.state is not inference.ModelState.UNLOADED,
+        slots=status.slots,
+        busy=status.running + status.queued,
+    )

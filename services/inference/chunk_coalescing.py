@@ -1,4 +1,4 @@
-"""Chunks go together where nobody reads along: an answer that is given as a whole needs no frame for each of its tokens."""
+"""Joins the chunks of an answer that is not streamed, because a frame per token would be wasted on it."""
 
 import time
 from collections.abc import Callable
@@ -8,22 +8,19 @@ import msgspec
 from services.inference.jobs.backend_interface import Sink
 from shared.api.inference import Chunk
 
-#: What is lost with a worker is made again on another one, and a cancelled answer does not count it.
+#: Chunks held back are lost if the worker dies; another worker then computes them again.
 GATHER_SECONDS = 0.25
-#: Of one chunk: 64 tokens have some hundred characters, and 16 KiB at most.
+#: Most tokens in a chunk, which then has a few hundred characters and at most 16 KiB.
 MOST_TOKENS = 64
 
 
 class CoalescedChunks:
-    """Sends the first chunk at once, by which a caller knows that its answer has begun, and the others together. ``flush`` it at the
-    end."""
+    """Sends the first chunk at once, so that the caller knows that its answer has begun, and joins the others. ``flush`` it at the end."""
 
     def __init__(self, sink: Sink, clock: Callable[[], float] = time.monotonic) -> None:
         self._sink = sink
         self._clock = clock
-        #: By the answer that they belong to.
         self._held: dict[int, Chunk] = {}
-        #: 0 where nothing was sent yet.
         self._sent_at = 0.0
 
     def accept(self, prompt_tokens: int | None) -> None:

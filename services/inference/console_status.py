@@ -1,6 +1,6 @@
-"""What a worker tells the person at its machine, in sentences: how it is, and what has changed.
+"""Tells the person at the machine how the worker is doing, on the console and in the status file.
 
-``facts -> sentences`` is pure; ``ConsoleStatus`` looks once a second, prints what is new and keeps the status file true.
+``describe`` and the functions below it are pure; ``ConsoleStatus`` looks once a second, prints changes and writes the status file.
 """
 
 import asyncio
@@ -23,17 +23,15 @@ from shared.identity.trust import Trust
 from shared.types import MeshName, NodeId, Role
 
 LOOK_SECONDS = 1.0
-#: How many requests run changes many times a second; nobody reads more often than this.
 LOAD_EVERY_SECONDS = 10.0
-#: A link's first PING leaves within a second.
+#: A link sends its first PING within a second.
 MEASURE_SECONDS = 2.0
-#: The status file is written anew at least this often, so that its age shows that somebody writes it.
+#: The status file is rewritten at least this often, so that its age shows whether the worker lives.
 WRITE_EVERY_SECONDS = 5.0
-#: More gateways than these are counted and not named.
 _NAMED = 5
 
 _PATHS = {
-    "nats": "over the house's NATS",
+    "nats": "over NATS",
     "direct": "direct",
     "punched": "punched through the NAT",
     "relayed": "through a relay",
@@ -42,22 +40,20 @@ _PATHS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerFacts:
-    """What is so at one moment."""
+    """A snapshot of the worker."""
 
     mesh: MeshName
-    #: A way to hear others exists: the DHT or the NATS server answers.
+    #: The DHT or the NATS server answers.
     is_attached: bool
-    #: Why it does not, where that is known.
     trouble: str = ""
     gateways: tuple[Reached, ...] = ()
-    #: Why the last of them was lost; empty where none was.
     why_lost: str = ""
-    #: Nodes that are known and not reached, or not let in: which, and why.
+    #: Known nodes that can't be reached or refuse us, with the reason.
     unreached: tuple[tuple[NodeId, str], ...] = ()
     models: tuple[ModelStatus, ...] = ()
     is_paused: bool = False
     is_revoked: bool = False
-    #: Seconds since 1970; None while there is no certificate.
+    #: Unix time; None without a certificate.
     certified_until: float | None = None
     now: float = 0.0
 
@@ -75,21 +71,21 @@ class WorkerFacts:
 
 
 def describe(facts: WorkerFacts) -> list[str]:
-    """How the worker is, whole; what `aicli worker status` shows."""
+    """Describe the worker in full, as `aicli worker status` shows it."""
     return [*_standing(facts), *_mesh(facts, was_there=False), *_models(facts), *([_load(facts)] if facts.ready else []), *_pause(facts)]
 
 
-def tell(before: WorkerFacts, now: WorkerFacts) -> list[str]:
-    """What is new since ``before``; the load is told separately, because it changes all the time."""
-    said = [line for line in _standing(now) if line not in _standing(before)]
-    said += _mesh_news(before, now)
-    said += [line for line in _models(now) if line not in _models(before)]
+def describe_changes(before: WorkerFacts, now: WorkerFacts) -> list[str]:
+    """Describe what changed since ``before``, without the load, which changes all the time."""
+    lines = [line for line in _standing(now) if line not in _standing(before)]
+    lines += _mesh_changes(before, now)
+    lines += [line for line in _models(now) if line not in _models(before)]
     if now.is_paused != before.is_paused:
-        said += _pause(now) or ["resumed: new requests come again"]
-    return said
+        lines += _pause(now) or ["resumed: accepting new requests"]
+    return lines
 
 
-def tell_load(before: WorkerFacts, now: WorkerFacts) -> list[str]:
+def describe_load_change(before: WorkerFacts, now: WorkerFacts) -> list[str]:
     return [] if (before.running, before.queued) == (now.running, now.queued) else [_load(now)]
 
 
@@ -98,40 +94,40 @@ def tell_load(before: WorkerFacts, now: WorkerFacts) -> list[str]:
 
 def _standing(facts: WorkerFacts) -> Iterator[str]:
     if facts.is_revoked:
-        yield "an administrator has revoked this machine: only a new ticket lets it in again (aicli worker --join TICKET)"
+        yield "an administrator has revoked this machine; to join again, use a new ticket (aicli worker --join TICKET)"
     elif facts.certified_until is not None and facts.certified_until < facts.now:
-        yield "the certificate has ended; asking auth for a new one …"
+        yield "the certificate has expired; requesting a new one …"
 
 
 def _mesh(facts: WorkerFacts, *, was_there: bool) -> list[str]:
-    """Who of the house is in touch, or why nobody is."""
+    """Name the connected gateways, or say why there are none."""
     if facts.gateways:
         return [_connected(gateway) for gateway in facts.gateways[:_NAMED]] + _others(facts)
-    lost = f"lost the mesh ({facts.why_lost}); trying again …" if facts.why_lost else "lost the mesh; trying again …"
+    lost = f"lost the mesh ({facts.why_lost}); reconnecting …" if facts.why_lost else "lost the mesh; reconnecting …"
     looking = lost if was_there else f"looking for the mesh {facts.mesh} …"
     if facts.trouble and not facts.is_attached:
         looking += f" ({facts.trouble})"
     return [looking, *(_unreached(node, why) for node, why in facts.unreached[:_NAMED])]
 
 
-def _mesh_news(before: WorkerFacts, now: WorkerFacts) -> list[str]:
+def _mesh_changes(before: WorkerFacts, now: WorkerFacts) -> list[str]:
     if not now.gateways:
         known = _mesh(before, was_there=False)
         return [line for line in _mesh(now, was_there=bool(before.gateways)) if line not in known]
     old = {gateway.node: gateway for gateway in before.gateways}
-    said = []
+    lines = []
     for gateway in now.gateways:
         was = old.get(gateway.node)
         if was is None:
-            said.append(_connected(gateway))
+            lines.append(_connected(gateway))
         elif was.path != gateway.path:
-            said.append(f"gateway {_short(gateway.node)} is reached another way now ({_way(gateway)})")
+            lines.append(f"gateway {_short(gateway.node)} is now connected over another path ({_path(gateway)})")
     gone = [node for node in old if node not in {gateway.node for gateway in now.gateways}]
-    return said + [f"gateway {_short(node)} is gone; {len(now.gateways)} more there" for node in gone]
+    return lines + [f"gateway {_short(node)} is gone; {len(now.gateways)} left" for node in gone]
 
 
 def _connected(gateway: Reached) -> str:
-    return f"connected to gateway {_short(gateway.node)} ({_way(gateway)})"
+    return f"connected to gateway {_short(gateway.node)} ({_path(gateway)})"
 
 
 def _others(facts: WorkerFacts) -> list[str]:
@@ -139,13 +135,13 @@ def _others(facts: WorkerFacts) -> list[str]:
     return [f"and to {more} more"] if more > 0 else []
 
 
-def _way(gateway: Reached) -> str:
+def _path(gateway: Reached) -> str:
     words = _PATHS.get(gateway.path, gateway.path)
     return words if gateway.round_trip_ms is None else f"{words}, {gateway.round_trip_ms:.0f} ms"
 
 
 def _unreached(node: NodeId, why: str) -> str:
-    return f"{_short(node)} is there and cannot be used: {why}"
+    return f"cannot connect to {_short(node)}: {why}"
 
 
 def _models(facts: WorkerFacts) -> list[str]:
@@ -161,7 +157,7 @@ def _load(facts: WorkerFacts) -> str:
 
 
 def _pause(facts: WorkerFacts) -> list[str]:
-    return ["paused by its owner: running answers finish, no new ones come (aicli worker resume)"] if facts.is_paused else []
+    return ["paused by its owner: running requests finish, new ones are refused (aicli worker resume)"] if facts.is_paused else []
 
 
 def _short(node: NodeId) -> str:
@@ -171,7 +167,7 @@ def _short(node: NodeId) -> str:
 # --- from a running node ----------------------------------------------------------------------------------------------
 
 
-class MeshPaths(Protocol):
+class NodePaths(Protocol):
     """A node's transports."""
 
     def checks(self) -> tuple[Check, ...]: ...
@@ -179,8 +175,8 @@ class MeshPaths(Protocol):
     def round_trip_seconds(self, node: NodeId) -> float | None: ...
 
 
-class ConsoleLines(Protocol):
-    """What is looked at of a node."""
+class ConsoleNode(Protocol):
+    """The part of a node that is shown."""
 
     id: NodeId
     mesh: MeshName
@@ -188,13 +184,11 @@ class ConsoleLines(Protocol):
     trust: Trust
 
     @property
-    def node_transports(self) -> MeshPaths:
-        """How it is attached."""
-        ...
+    def node_transports(self) -> NodePaths: ...
 
 
-def survey(node: ConsoleLines, statuses: tuple[ModelStatus, ...], *, is_paused: bool, now: float) -> WorkerFacts:
-    """The facts of this moment."""
+def read_facts(node: ConsoleNode, statuses: tuple[ModelStatus, ...], *, is_paused: bool, now: float) -> WorkerFacts:
+    """Take a snapshot of a running node."""
     standing = node.trust.standing()
     checks = node.node_transports.checks()
     known = node.directory.entries()
@@ -215,13 +209,13 @@ def survey(node: ConsoleLines, statuses: tuple[ModelStatus, ...], *, is_paused: 
     )
 
 
-def _reached(node: ConsoleLines, entry: directory.DirectoryEntry) -> Reached:
+def _reached(node: ConsoleNode, entry: directory.DirectoryEntry) -> Reached:
     seconds = node.node_transports.round_trip_seconds(entry.node)
     return Reached(entry.role, entry.node, entry.path, None if seconds is None else seconds * 1000)
 
 
 class ConsoleStatus:
-    """Prints what is new, and writes the status file. ``look`` gives the facts of now."""
+    """Prints changes and writes the status file. ``look`` takes a snapshot; without ``write`` nothing is printed."""
 
     def __init__(
         self, node: NodeId, look: Callable[[], WorkerFacts], write: Callable[[str], None] | None, status_file: Path | None
@@ -233,51 +227,50 @@ class ConsoleStatus:
         self._told: WorkerFacts | None = None
         self._load_told: WorkerFacts | None = None
         self._load_at = 0.0
-        #: Gateways that are there, since when.
         self._seen: dict[NodeId, float] = {}
         self._written: WorkerFacts | None = None
         self._written_at = 0.0
 
     async def run(self, look_seconds: float = LOOK_SECONDS) -> None:
-        """Ends by cancellation."""
+        """Look until cancelled."""
         while True:
-            # First of all: what is not so yet at the very start, such as Hyperswarm, is no news.
+            # Sleep first: at the very start, Hyperswarm for example isn't up yet.
             await asyncio.sleep(look_seconds)
             await self.step(time.monotonic())
 
     async def step(self, now: float) -> None:
-        """One look at the facts."""
+        """Take one snapshot and report it."""
         facts = self._measured(self._look(), now)
         if self._write is not None:
-            for line in self._news(facts, now):
-                # A terminal that somebody has stopped with Ctrl-S must stop nothing else.
+            for line in self._changes(facts, now):
+                # A terminal stopped with Ctrl-S blocks the write, and must block nothing else.
                 await asyncio.to_thread(self._write, line)
         if self._status_file is not None and (
             self._written is None or _differ(self._written, facts) or now - self._written_at >= WRITE_EVERY_SECONDS
         ):
             self._written, self._written_at = facts, now
-            # A full disk is no reason to stop serving: the age of the file shows it.
+            # A full disk must not stop the worker; the age of the file shows it.
             with contextlib.suppress(OSError):
                 await asyncio.to_thread(private_file.replace, self._status_file, worker_status.encode(self._status(facts)))
 
     def _measured(self, facts: WorkerFacts, now: float) -> WorkerFacts:
-        """Without gateways that came just now: how far away they are is known with their first PONG."""
+        """Leave out gateways that connected just now: their round trip is known after the first PONG."""
         self._seen = {gateway.node: self._seen.get(gateway.node, now) for gateway in facts.gateways}
         fresh = {node for node, since in self._seen.items() if now - since < MEASURE_SECONDS}
         return replace(facts, gateways=tuple(each for each in facts.gateways if each.round_trip_ms is not None or each.node not in fresh))
 
-    def _news(self, facts: WorkerFacts, now: float) -> list[str]:
+    def _changes(self, facts: WorkerFacts, now: float) -> list[str]:
         if self._told is None:
-            said = [*_mesh(facts, was_there=False), *_standing(facts), *_models(facts), *_pause(facts)]
+            lines = [*_mesh(facts, was_there=False), *_standing(facts), *_models(facts), *_pause(facts)]
             self._load_told = facts
         else:
-            said = tell(self._told, facts)
+            lines = describe_changes(self._told, facts)
         self._told = facts
-        load = tell_load(self._load_told or facts, facts)
+        load = describe_load_change(self._load_told or facts, facts)
         if load and now - self._load_at >= LOAD_EVERY_SECONDS:
             self._load_told, self._load_at = facts, now
-            said += load
-        return said
+            lines += load
+        return lines
 
     def _status(self, facts: WorkerFacts) -> WorkerStatus:
         return WorkerStatus(
@@ -287,7 +280,7 @@ class ConsoleStatus:
 
 
 def _differ(one: WorkerFacts, other: WorkerFacts) -> bool:
-    """In what a reader would act on: round trips are never the same twice."""
+    """Compare without the round trips, which change with every PONG."""
     return _rounded(one) != _rounded(other)
 
 

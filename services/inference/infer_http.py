@@ -1,6 +1,6 @@
-"""POST /infer: a prompt on this worker by plain HTTP, for programs on the same machine that hold the service token.
+"""Serves POST /infer: runs a prompt over plain HTTP for programs on the same machine that have the service token.
 
-Bare ASGI: one route with its own authentication does not need a framework's memory in every worker.
+It is bare ASGI, because a framework for one route would cost memory in every worker.
 """
 
 import asyncio
@@ -20,9 +20,9 @@ from shared.types import FinishReason, ModelName
 
 log = logs.get()
 
-#: As the mesh's largest message.
+#: The size of the mesh's largest message.
 MAX_BODY_BYTES = 1024 * 1024
-#: As long as a call over the mesh may take.
+#: The deadline of a call over the mesh.
 DEADLINE_SECONDS = 300.0
 
 Scope = MutableMapping[str, Any]
@@ -41,7 +41,7 @@ class InferMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class WorkerInferBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``prompt`` or ``messages``, one of them."""
+    """Has either ``prompt`` or ``messages``."""
 
     model: ModelName
     prompt: str | None = None
@@ -55,7 +55,7 @@ class WorkerInferBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     stream: bool = False
 
     def words(self) -> str | tuple[ChatMessage, ...]:
-        """Raises BadRequest unless exactly one of the two is there."""
+        """Return the prompt or the messages. Raises BadRequest unless exactly one of the two is given."""
         if (self.prompt is None) == (not self.messages):
             raise errors.BadRequest("give either prompt or messages")
         return self.prompt if self.prompt is not None else tuple(ChatMessage(one.role, one.content) for one in self.messages)
@@ -72,7 +72,7 @@ class InferUsage(msgspec.Struct, frozen=True):
 
 
 class InferAnswer(msgspec.Struct, frozen=True):
-    """The whole answer; of a stream, its last event, where ``text`` is empty."""
+    """The answer; also the last event of a stream, with an empty ``text``."""
 
     text: str
     finish_reason: FinishReason
@@ -91,13 +91,13 @@ class ErrorFields(msgspec.Struct, frozen=True):
 
 
 class InferErrorBody(msgspec.Struct, frozen=True):
-    """As OpenAI's API has it, so that clients made for that can read it."""
+    """The error format of OpenAI's API, which clients know."""
 
     error: ErrorFields
 
 
 class InferHttp:
-    """The ASGI application. Also answers 404 for every other path."""
+    """The ASGI application. Answers 404 for every other path."""
 
     def __init__(self, generate: GenerateCall, token: str | None) -> None:
         self._generate = generate
@@ -119,25 +119,25 @@ class InferHttp:
             return
 
     def _admit(self, scope: Scope) -> None:
-        """Raises the AimeshError that says why this request is not taken."""
+        """Raises the AimeshError that says why the request is refused."""
         if scope["path"] != "/infer":
             raise errors.NotFound(
-                "there is only POST /infer here", hint="/healthz, /readyz and /metrics are here too; the API is on the gateway"
+                "this worker only serves POST /infer, /healthz, /readyz and /metrics", hint="the public API is on the gateway"
             )
         client = scope.get("client")
         if client is None or not ipaddress.ip_address(client[0]).is_loopback:
-            raise errors.NotAllowed("/infer answers programs on this machine only", hint="call the gateway instead")
+            raise errors.NotAllowed("/infer is only for programs on this machine", hint="call the gateway instead")
         if self._token is None:
-            raise errors.NotFound("/infer is off, because no service token is set", hint="set SERVICE_TOKEN_FILE and restart the worker")
+            raise errors.NotFound("/infer is disabled: no service token is set", hint="set SERVICE_TOKEN_FILE and restart the worker")
         if scope["method"] != "POST":
-            raise errors.MethodNotAllowed("/infer takes POST")
+            raise errors.MethodNotAllowed("/infer only accepts POST")
         headers = {name: value for name, value in scope["headers"] if name in (b"authorization", b"content-type")}
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._token.encode()):
             raise errors.NotAuthenticated("the service token is missing or wrong", hint="send Authorization: Bearer <service token>")
         kind = headers.get(b"content-type", b"application/json").partition(b";")[0].strip().lower()
         if kind != b"application/json":
-            raise errors.UnsupportedMedia("/infer takes application/json")
+            raise errors.UnsupportedMedia("/infer only accepts application/json")
 
     async def _answer(self, body: WorkerInferBody, receive: Receive, send: Send) -> None:
         collected = _CollectedAnswer()
@@ -152,7 +152,7 @@ class InferHttp:
         except errors.AimeshError as error:
             if not events.begun:
                 raise
-            # The status is long gone; the error is the stream's last event.
+            # The status was sent already, so the error is the stream's last event.
             await events.write(_error_body(error))
         else:
             await events.begin()
@@ -164,35 +164,35 @@ class InferHttp:
             async with asyncio.timeout(DEADLINE_SECONDS):
                 return await self._generate(body.model, body.words(), body.sampling(), sink)
         except TimeoutError:
-            raise errors.DeadlineExceeded(f"no end within {DEADLINE_SECONDS:g} s", hint="ask for fewer tokens") from None
+            raise errors.DeadlineExceeded(f"the answer took more than {DEADLINE_SECONDS:g} s", hint="request fewer tokens") from None
 
 
 class _ClientGone(Exception):
-    """The client closed the connection; nobody is there to be told."""
+    """The client closed the connection."""
 
 
 class _CollectedAnswer:
-    """Keeps an answer together until it is whole; ``max_tokens`` bounds it."""
+    """Collects an answer; ``max_tokens`` bounds its size."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
 
     def accept(self, prompt_tokens: int | None) -> None:
-        """An HTTP answer says so at its end."""
+        """Does nothing: the usage at the end has the count."""
 
     async def send(self, item: Chunk) -> None:
         self.texts.append(item.text)
 
 
 class _Events:
-    """Sends an answer as server-sent events, piece by piece."""
+    """Sends an answer as server-sent events."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self.begun = False
 
     def accept(self, prompt_tokens: int | None) -> None:
-        """An HTTP answer says so at its end."""
+        """Does nothing: the usage at the end has the count."""
 
     async def send(self, item: Chunk) -> None:
         if item.text:
@@ -213,7 +213,7 @@ class _Events:
 
 
 async def _while_connected(run: Awaitable[Generation], receive: Receive) -> Generation:
-    """Await ``run``, and cancel it when the client goes away (then raises _ClientGone)."""
+    """Await ``run``; cancel it and raise _ClientGone when the client disconnects."""
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(_settled(run))
         watching = tasks.create_task(_cancel_when_gone(running, receive))
@@ -228,7 +228,7 @@ async def _while_connected(run: Awaitable[Generation], receive: Receive) -> Gene
 
 
 async def _settled(run: Awaitable[Generation]) -> Generation | errors.AimeshError:
-    """An expected failure is a result, so that the group above is left by what is not expected only."""
+    """Return an expected failure, so that the task group above doesn't wrap it in an ExceptionGroup."""
     try:
         return await run
     except errors.AimeshError as error:
@@ -242,7 +242,6 @@ async def _cancel_when_gone(running: "asyncio.Task[Generation | errors.AimeshErr
 
 
 async def _read(receive: Receive) -> bytes:
-    """The whole body; raises TooLarge."""
     body = bytearray()
     while True:
         message = await receive()
@@ -261,7 +260,7 @@ def _parse(body: bytes) -> WorkerInferBody:
     except msgspec.ValidationError as error:
         raise errors.BadRequest(str(error), hint="see services/inference/README.md for the fields") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise errors.BadRequest(f"the body is no JSON: {error}") from error
+        raise errors.BadRequest(f"the body is not valid JSON: {error}") from error
 
 
 def _usage(usage: Usage) -> InferUsage:

@@ -1,8 +1,7 @@
-"""What this worker did for each request, kept for a day: for the gateway that settles what one that died has left open.
+"""Keeps a receipt of each request for a day, so that a gateway can settle the requests of one that died.
 
-A receipt is readable as soon as its request has ended. It is in the file when the write that is running then is done, and the next one:
-some milliseconds. kill -9 loses those of that time, and a power cut also what the system had not written yet. What is lost is not
-guessed: nobody pays for it.
+A receipt is readable as soon as its request ends, and in the file some milliseconds later. `kill -9` loses the receipts of those
+milliseconds, a power cut also what the system hadn't written yet. Requests without a receipt are not charged.
 """
 
 import asyncio
@@ -28,14 +27,14 @@ from shared.telemetry import logs
 from shared.types import RequestId
 
 KEPT_FOR = timedelta(hours=24)
-#: About 300 bytes each in memory and 150 in the file, which holds at most twice as many: 30 MB of each.
+#: About 300 bytes each in memory; 150 in the file, which holds at most twice as many: 30 MB of each.
 CAPACITY = 100_000
-#: Of one receipt; a longer one in the file is damage.
+#: A longer receipt in the file is damaged.
 _MOST_BYTES = 4096
 #: CRC-32 and length, before each receipt in the file.
 _HEAD_BYTES = 8
 
-#: How many of the items that were sent the caller's side has given credit for.
+#: Returns how many of the sent items the caller's side has given credit for.
 CreditedItems = Callable[[], int]
 
 log = logs.get(part="receipts")
@@ -45,14 +44,14 @@ _decode = msgspec.msgpack.Decoder(Receipt).decode
 
 
 class Work:
-    """One request that this worker is asked to run. Counts what goes to its caller: use ``metered``."""
+    """One request. Counts what its caller is sent, through the sink that ``metered`` returns."""
 
     def __init__(
         self, request_id: RequestId, delivered_before: int, clock: Callable[[], float], credited_items: CreditedItems | None
     ) -> None:
         self._clock = clock
         self._credited_items = credited_items
-        #: Tokens of each item that has no credit yet; as many as the caller's window has room for.
+        #: Tokens of each item without credit; bounded by the caller's window.
         self._uncredited: deque[int] = deque()
         self._seen_credits = self._credited_tokens = 0
         self._began = clock()
@@ -81,7 +80,7 @@ class Work:
     def finished(self, generation: Generation) -> None:
         self._finish = generation.finish_reason.value
         self._prompt_tokens = generation.usage.prompt_tokens
-        # A backend that tells no token ids counts them itself.
+        # Backends without token ids report a count.
         self._completion_tokens = self._completion_tokens or generation.usage.completion_tokens
 
     def receipt(self, ended: str, ended_at: datetime | None) -> Receipt:
@@ -112,7 +111,7 @@ class _Metered:
 
 
 class ReceiptKeeper:
-    """One for the worker. Without a file, and where it cannot be written, they are kept in memory alone."""
+    """Holds all receipts of a worker. If there is no file, or it can't be written, they are only in memory."""
 
     def __init__(
         self,
@@ -129,19 +128,18 @@ class ReceiptKeeper:
         self._clock = clock
         self._capacity = capacity
         self._running: dict[RequestId, Work] = {}
-        #: The oldest first. Packed, as there are many.
+        #: Oldest first; packed to save memory.
         self._kept: OrderedDict[RequestId, bytes] = OrderedDict()
-        #: Not in the file yet.
         self._unwritten: deque[bytes] = deque(maxlen=capacity)
         self._arrived = asyncio.Event()
-        #: Receipts in the file, those that count no more included.
+        #: Receipts in the file, expired ones included.
         self._in_file = 0
         self._is_well = True
 
     @contextmanager
     def of(self, request_id: RequestId, delivered_before: int, credited_items: CreditedItems | None = None) -> Iterator[Work]:
-        """The block runs the request; however it ends, there is a receipt. ``credited_items``: None where that says nothing of what the
-        caller has."""
+        """Write a receipt for the request that the block runs, however it ends. ``credited_items`` is None if the credits don't show
+        what the caller has received."""
         work = self._running[request_id] = Work(request_id, delivered_before, self._clock, credited_items)
         ended = errors.Internal.code
         try:
@@ -155,17 +153,17 @@ class ReceiptKeeper:
         finally:
             if self._running.get(request_id) is work:
                 del self._running[request_id]
-            # One that was refused says nothing of what was done for it before.
+            # A refused retry must not replace the receipt of an earlier run.
             if work.has_begun or request_id not in self._kept:
                 self._keep(work.receipt(ended, self._now()))
 
     def read(self, request_ids: tuple[RequestId, ...]) -> tuple[SignedReceipt, ...]:
-        """Those that are there, signed."""
+        """Return the known receipts, signed."""
         texts = (self._text(request_id) for request_id in request_ids)
         return tuple(SignedReceipt(text, self._key.sign(inference.RECEIPT_PURPOSE, text)) for text in texts if text is not None)
 
     async def run(self) -> None:
-        """Keep the file: read it, then write to it what comes. Ends by cancellation, with everything written."""
+        """Read the file, then append new receipts until cancelled; writes all of them before it ends."""
         try:
             with ThreadPoolExecutor(1, "receipts") as thread:
                 loop = asyncio.get_running_loop()
@@ -181,7 +179,7 @@ class ReceiptKeeper:
         since, self._kept = self._kept, OrderedDict()
         for text in (*texts, *since.values()):
             self._remember(text)
-        # The first write leaves out what is too old.
+        # Makes the first write rewrite the file, without expired receipts.
         self._in_file = self._capacity * 2
 
     def _text(self, request_id: RequestId) -> bytes | None:
@@ -206,7 +204,7 @@ class ReceiptKeeper:
         return ended_at is None or self._now() - ended_at > KEPT_FOR
 
     def _due(self) -> tuple[list[bytes], bool]:
-        """What to write, and whether it is all that the file shall have."""
+        """Return the receipts to write, and whether they replace the file's content."""
         texts = list(self._unwritten)
         self._unwritten.clear()
         if self._in_file + len(texts) > self._capacity * 2:
@@ -236,7 +234,7 @@ class ReceiptKeeper:
             self._is_well = True
         except OSError as error:
             if self._is_well:
-                log.warning("receipts_not_kept", file=str(self._file), reason=error.strerror)
+                log.warning("receipts_not_saved", file=str(self._file), reason=error.strerror)
             self._is_well = False
 
 
@@ -245,7 +243,7 @@ def _record(text: bytes) -> bytes:
 
 
 def _records(body: bytes) -> Iterator[bytes]:
-    """To the first damage: what was being written when the power went."""
+    """Yield the receipts up to the first damaged one, which a power cut may leave."""
     at = 0
     while at + _HEAD_BYTES <= len(body):
         crc, size = int.from_bytes(body[at : at + 4], "big"), int.from_bytes(body[at + 4 : at + _HEAD_BYTES], "big")

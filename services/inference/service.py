@@ -1,29 +1,27 @@
-"""The inference service: the handlers of a worker, and what it tells the mesh about itself."""
+"""The inference service: a worker's RPC handlers."""
 
-import asyncio
 import contextlib
 import secrets
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from functools import partial
-from typing import ClassVar, Protocol
+from typing import ClassVar, Generic, TypeVar
 
-from services.inference import console_status, embedding_runs, infer_http
+from services.inference import announcements, console_status, infer_http
+from services.inference.announcements import PAUSED, Announcements, WorkerNode, WorkerPause
 from services.inference.backends import backend_selection
 from services.inference.chunk_coalescing import CoalescedChunks
-from services.inference.jobs import generation_job
-from services.inference.jobs.backend_interface import Backend, Loader, Measured, Sink
-from services.inference.pause import WHY, WorkerPause
+from services.inference.jobs import embedding_job, generation_job
+from services.inference.jobs.backend_interface import Backend, Embeds, Loader, Sink, VectorSink
 from services.inference.receipts import ReceiptKeeper
 from services.inference.settings import InferenceSettings
 from shared import errors, spans, telemetry
 from shared.api import embedding, inference
+from shared.api.embedding import Embedded, Vectors
 from shared.api.gateway import Check
 from shared.api.generation import ChatMessage, Generation, Sampling, Usage
 from shared.api.inference import Chunk, ModelStatus
-from shared.discovery import directory
 from shared.rpc import RpcCall, StreamCall, serves
 from shared.stores import file_lock
 from shared.telemetry import logs, tracing
@@ -32,86 +30,13 @@ from shared.types import ModelName, Role
 
 log = logs.get()
 
-
-class Offering(console_status.ConsoleLines, Protocol):
-    """What the service needs of its node."""
-
-    metrics: telemetry.Metrics
-    #: Whose tasks end with the node.
-    tasks: asyncio.TaskGroup
-
-    def offer(self, *, models: tuple[directory.ModelOffer, ...], load: directory.WorkerLoad, not_ready: str = "") -> None: ...
-
-
-class AnnouncementBoard:
-    """Keeps the node's announcement and the gauges true: called at every change, tells what the backend says then."""
-
-    def __init__(self, node: Offering, pause: WorkerPause) -> None:
-        self._node = node
-        self._pause = pause
-        self.backend: Backend | None = None
-        #: Models whose engines are asked when somebody reads the metrics.
-        self._asked_when_read: set[ModelName] = set()
-
-    def changed(self) -> None:
-        if self.backend is None:
-            return
-        statuses = self.backend.models()
-        ready = [status for status in statuses if status.state in inference.SERVED]
-        self._node.offer(
-            models=tuple(_offer(name, status) for status in statuses for name in (status.model_id, *status.aliases)),
-            load=directory.WorkerLoad(
-                slots=sum(status.slots for status in ready),
-                running=sum(status.running for status in statuses),
-                queued=sum(status.queued for status in statuses),
-                expected_wait_seconds=self.backend.expected_wait_seconds(),
-            ),
-            not_ready=why_not_ready(statuses, is_paused=self._pause.is_on),
-        )
-        for status in statuses:
-            self._measure(status)
-
-    def restarting(self, model: ModelName) -> None:
-        self._node.metrics.engine_restarts.labels(model=model).inc()
-
-    def _measure(self, status: ModelStatus) -> None:
-        metrics, model = self._node.metrics, status.model_id
-        # Prometheus sees the growth of what was there before.
-        metrics.engine_restarts.labels(model=model).inc(0)
-        metrics.worker_up.labels(model=model).set(status.state in inference.SERVED)
-        metrics.worker_slots.labels(model=model, state="busy").set(status.running)
-        metrics.worker_slots.labels(model=model, state="free").set(status.slots - status.running)
-        metrics.queue_depth.labels(model=model).set(status.queued)
-        if model not in self._asked_when_read:
-            self._asked_when_read.add(model)
-            self._ask_when_read(model)
-
-    def _ask_when_read(self, model: ModelName) -> None:
-        metrics = self._node.metrics
-        if isinstance(self.backend, Measured):
-            look = partial(self.backend.figures, model)
-            metrics.engine_overhead.labels(model=model).set_function(lambda: look().overhead)
-            metrics.engine_step_seconds.labels(model=model).set_function(lambda: look().step_seconds)
-            metrics.engine_tokens_per_second.labels(model=model).set_function(lambda: look().tokens_per_second)
-
-
-def _offer(name: ModelName, status: ModelStatus) -> directory.ModelOffer:
-    return directory.ModelOffer(
-        name,
-        status.context_tokens,
-        status.digest,
-        ready=status.state in inference.SERVED,
-        only_embeds=status.only_embeds,
-        loaded=status.state is not inference.ModelState.UNLOADED,
-        slots=status.slots,
-        busy=status.running + status.queued,
-    )
+Item = TypeVar("Item", Chunk, Vectors)
 
 
 class InferenceService:
     role: ClassVar[Role] = Role.WORKER
 
-    def __init__(self, settings: InferenceSettings, node: Offering, backend: Backend, pause: WorkerPause) -> None:
+    def __init__(self, settings: InferenceSettings, node: WorkerNode, backend: Backend, pause: WorkerPause) -> None:
         self._settings = settings
         self._pause = pause
         self._metrics = node.metrics
@@ -121,35 +46,34 @@ class InferenceService:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, settings: InferenceSettings, node: Offering) -> AsyncIterator["InferenceService"]:
+    async def open(cls, settings: InferenceSettings, node: WorkerNode) -> AsyncIterator["InferenceService"]:
         """Start the backend; the service is up at once and ready when a model is. Raises BadSettings."""
         pause = WorkerPause(settings.pause_file)
-        board = AnnouncementBoard(node, pause)
-        say = _say if settings.narration == "plain" else None
-        async with file_lock.hold(settings.receipts_path), backend_selection.opened(settings, board, say) as backend:
-            board.backend = backend
-            board.changed()
+        watcher = Announcements(node, pause)
+        async with file_lock.hold(settings.receipts_path), backend_selection.opened(settings, watcher, _line_printer(settings)) as backend:
+            watcher.backend = backend
+            watcher.changed()
             log.info("worker_started", backend=backend.name, models=[status.model_id for status in backend.models()])
             if settings.pause_file is not None:
-                node.tasks.create_task(pause.watch(board.changed))
-            if settings.narration == "plain" or settings.status_file is not None:
-                node.tasks.create_task(_narrator(settings, node, backend, pause).run())
+                node.tasks.create_task(pause.watch(watcher.changed))
+            if settings.console == "plain" or settings.status_file is not None:
+                node.tasks.create_task(_console_status(settings, node, backend, pause).run())
             service = cls(settings, node, backend, pause)
             node.tasks.create_task(service._receipts.run())
             yield service
 
     async def checks(self) -> tuple[Check, ...]:
-        """Ready by the rule of the announcement; every model is shown with its trouble all the same."""
-        paused = (Check(name="owner", ok=False, detail=WHY),) if self._pause.is_on else ()
+        """Report the same readiness as the announcement, and every model with its problem."""
+        paused = (Check(name="owner", ok=False, detail=PAUSED),) if self._pause.is_on else ()
         return paused + self._model_checks()
 
     def _model_checks(self) -> tuple[Check, ...]:
         statuses = self._backend.models()
-        needed = bool(why_not_ready(statuses, is_paused=False))
+        needed = bool(announcements.why_not_ready(statuses, is_paused=False))
         return tuple(
             Check(name=f"model {status.model_id}", ok=status.state in inference.SERVED, detail=status.detail, needed=needed)
             for status in statuses
-        ) or (Check(name="models", ok=False, detail=why_not_ready((), is_paused=False)),)
+        ) or (Check(name="models", ok=False, detail=announcements.why_not_ready((), is_paused=False)),)
 
     def asgi(self) -> infer_http.InferHttp:
         return infer_http.InferHttp(self.generate, self._settings.service_token)
@@ -172,10 +96,8 @@ class InferenceService:
         return inference.Receipts(self._receipts.read(request.request_ids))
 
     @serves(embedding.embed)
-    async def embed(self, request: embedding.Embed, stream: StreamCall[embedding.Vectors]) -> embedding.Embedded:
-        # Whatever it was called: the backend, the metrics and the log know one name.
-        model = self._status(request.model).model_id
-        return await embedding_runs.run(self._backend, model, request, embedding_runs.MeshVectorSink(stream), self._metrics)
+    async def embed(self, request: embedding.Embed, stream: StreamCall[Vectors]) -> Embedded:
+        return await run_embedding(self._backend, self._status(request.model).model_id, request, _MeshSink(stream), self._metrics)
 
     @serves(inference.list_available_models)
     async def list_available_models(self, request: inference.ListAvailableModels, call: RpcCall) -> inference.AvailableModels:
@@ -201,14 +123,14 @@ class InferenceService:
         prompt: str | tuple[ChatMessage, ...],
         asked: Sampling,
         sink: Sink,
-        origin: generation_job.JobOrigin = generation_job.NOWHERE,
+        origin: generation_job.JobOrigin = generation_job.NO_ORIGIN,
     ) -> Generation:
-        """Run a prompt, whichever door it came by. Raises UnknownModel and BadRequest, and what the backend raises."""
+        """Run a prompt from the mesh or from HTTP. Raises UnknownModel and BadRequest, and what the backend raises."""
         status = self._status(model)
-        # Whatever it was called: the backend, the metrics and the log know one name.
+        # The backend, the metrics and the log don't know aliases.
         model = status.model_id
         if status.only_embeds:
-            raise errors.BadRequest(f"{model} gives embeddings and no answers", hint="ask for embeddings, or ask another model")
+            raise errors.BadRequest(f"{model} only computes embeddings", hint="request embeddings, or use another model")
         job = generation_job.check(
             model, prompt, asked, context_tokens=status.context_tokens or None, draw_seed=lambda: secrets.randbits(63), origin=origin
         )
@@ -232,11 +154,12 @@ class InferenceService:
     def _loader(self) -> Loader:
         if not isinstance(self._backend, Loader):
             raise errors.BadRequest(
-                f"the models of the backend {self._backend.name} are loaded by another program", hint="ask that program to load it"
+                f"the models of the backend {self._backend.name} are loaded by another program", hint="load the model there"
             )
         return self._backend
 
     def _status(self, model: ModelName) -> ModelStatus:
+        """Find a model by its name or an alias. Raises UnknownModel."""
         statuses = self._backend.models()
         for status in statuses:
             if model in (status.model_id, *status.aliases):
@@ -249,7 +172,7 @@ class InferenceService:
 
 
 def _attributes(job: generation_job.GenerationJob, backend: str) -> dict[str, spans.Value]:
-    """By the names of OpenTelemetry; what was asked with no word of what was said."""
+    """Span attributes by OpenTelemetry's conventions; they never hold a text of the prompt or the answer."""
     parameters = job.parameters
     return {
         "gen_ai.operation.name": "chat",
@@ -270,19 +193,19 @@ def _outcome(generation: Generation) -> dict[str, spans.Value]:
     }
 
 
-class _MeshSink:
-    """The stream of a call."""
+class _MeshSink(Generic[Item]):
+    """The stream of a call, as a backend's sink."""
 
-    def __init__(self, stream: StreamCall[Chunk]) -> None:
-        self._stream = stream
-        self.send = stream.send
+    def __init__(self, stream: StreamCall[Item]) -> None:
+        self._stream: StreamCall[Item] = stream
+        self.send: Callable[[Item], Awaitable[None]] = stream.send
 
     def accept(self, prompt_tokens: int | None) -> None:
         self._stream.accept(None if prompt_tokens is None else inference.PromptAccepted(prompt_tokens))
 
 
 class _TimedSink:
-    """Passes an answer on, and notes how many tokens it had and when its first text came."""
+    """Passes an answer on, and records its number of tokens and the time of its first text."""
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
@@ -309,7 +232,7 @@ class _TimedSink:
         await self._sink.send(item)
 
     def trace(self, span: tracing.span) -> None:
-        """What it was doing when, as far as it came."""
+        """Add the phases that the answer reached."""
         ended_ns = spans.now_ns()
         accepted_ns = self._accepted_ns or self._first_ns or ended_ns
         first_ns = self._first_ns or ended_ns
@@ -320,36 +243,47 @@ class _TimedSink:
             span.part("decode", first_ns, ended_ns)
 
     def settle(self, usage: Usage) -> None:
-        """The answer has ended, with this."""
         self._settled = usage.completion_tokens
 
     @property
     def tokens(self) -> int:
-        """Of an answer that was cut off what is known: a backend that tells no token ids sent at least one token in each piece."""
+        """Fall back to a lower bound for an answer that was cut off: without token ids, each piece has at least one token."""
         return self._token_ids or self._pieces if self._settled is None else self._settled
 
     def seconds(self) -> float:
         return time.monotonic() - self._started
 
 
-def why_not_ready(statuses: tuple[ModelStatus, ...], *, is_paused: bool) -> str:
-    """Why this worker is not to be used, for its announcement and /readyz alike; empty where one of its models takes prompts."""
-    if is_paused:
-        return WHY
-    if any(status.state in inference.SERVED for status in statuses):
-        return ""
-    return "; ".join(f"{status.model_id}: {status.detail}" for status in statuses) or "it has no model to serve"
+async def run_embedding(
+    backend: Backend, model: ModelName, request: embedding.Embed, sink: VectorSink, metrics: telemetry.Metrics
+) -> Embedded:
+    """Run a request for embeddings. Raises BadRequest, UnknownMethod if the backend has no embeddings, and what the backend raises."""
+    job = embedding_job.check(model, request)
+    if not isinstance(backend, Embeds):
+        raise errors.UnknownMethod(f"the backend {backend.name} has no embeddings", hint="use a worker with another backend")
+    method = embedding.embed.name.partition(".")[2]
+    with WorkerAnswers(metrics, backend.name).serving("embeddings", method, model) as served:
+        try:
+            embedded = await backend.embed(job, sink)
+        finally:
+            log.info("embedding ended", model=model, texts=len(job.inputs), milliseconds=round(served.seconds * 1000))
+        served.input_tokens = embedded.prompt_tokens
+    return embedded
 
 
-def _narrator(settings: InferenceSettings, node: Offering, backend: Backend, pause: WorkerPause) -> console_status.ConsoleStatus:
+def _console_status(settings: InferenceSettings, node: WorkerNode, backend: Backend, pause: WorkerPause) -> console_status.ConsoleStatus:
     def look() -> console_status.WorkerFacts:
-        return console_status.survey(node, backend.models(), is_paused=pause.is_on, now=time.time())
+        return console_status.read_facts(node, backend.models(), is_paused=pause.is_on, now=time.time())
 
-    return console_status.ConsoleStatus(node.id, look, _say if settings.narration == "plain" else None, settings.status_file)
+    return console_status.ConsoleStatus(node.id, look, _line_printer(settings), settings.status_file)
 
 
-def _say(line: str) -> None:
-    """One line to whoever watches; a terminal that was closed is no reason to stop serving."""
+def _line_printer(settings: InferenceSettings) -> Callable[[str], None] | None:
+    return _print_line if settings.console == "plain" else None
+
+
+def _print_line(line: str) -> None:
+    # A closed terminal must not stop the worker.
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.write(line + "\n")
         sys.stdout.flush()

@@ -1,6 +1,6 @@
-"""The servers that the `openai` backend asks: where each is, under which key, and which of its models are offered.
+"""Configures the servers of the `openai` backend: their addresses, keys and models.
 
-`parse` and `single` are pure; `read` is the little that touches files. A file of upstreams is TOML with one table for each:
+`parse` and `single` are pure; `read` touches files. A file of upstreams is TOML with one table each:
 
     [vllm]
     url = "http://10.0.0.5:8000/v1"
@@ -23,35 +23,33 @@ from msgspec import Meta
 from shared import errors
 from shared.types import ModelName
 
-#: More are a mistake in the file rather than a worker's neighbours; each has a pool of connections and is looked at every 10 s.
+#: Each upstream has a pool of connections and is polled every 10 s.
 MAX_UPSTREAMS = 32
-#: 32 upstreams with long lists of models take a tenth of it.
+#: 32 upstreams with long lists of models need a tenth of it.
 MAX_FILE_BYTES = 256 * 1024
-#: Provider keys have 40 to 200 characters, JSON web tokens up to some thousands.
+#: Provider keys have 40 to 200 characters, JSON web tokens up to a few thousand.
 MAX_KEY_CHARACTERS = 8192
-#: The name that messages, `aicli models` and the log know the only upstream by, where there is no file of them.
+#: The name of the only upstream, if there is no file, in messages, `aicli models` and the log.
 ONLY = "openai"
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}\Z")
-#: What an HTTP header may carry. Whatever else were in a key, the HTTP library would show it in its complaint.
 _KEY = re.compile(r"[!-~]+\Z")
 _OPENAI_HOST = "api.openai.com"
 _READABLE_BY_OTHERS = 0o004
-_WORLD_READABLE = "the key stands in a file that everybody on this machine can read: chmod 600, or say key_file"
+_WORLD_READABLE = "the key is in a file that everyone on this machine can read: run chmod 600 on it, or use key_file"
 
 
 class Dialect(StrEnum):
-    """Which parameters beyond OpenAI's a server takes; `backends.openai_chat` has the table."""
+    """A server's parameters beyond OpenAI's; `openai_chat` has the table."""
 
-    #: OpenAI itself, which refuses what it does not know.
+    #: OpenAI itself, which refuses unknown parameters.
     OPENAI = "openai"
-    #: What every server with this API has in common.
+    #: The parameters that all servers with this API share.
     COMPATIBLE = "compatible"
-    #: Also Ray Serve's LLM applications, which are vLLM inside.
+    #: Also Ray Serve's LLM applications, which use vLLM.
     VLLM = "vllm"
     LLAMA_CPP = "llama_cpp"
     TGI = "tgi"
-    #: Another mesh's gateway.
     AIMESH = "aimesh"
 
 
@@ -62,7 +60,7 @@ class Key:
     text: str = field(repr=False)
 
     def hidden_in(self, text: str) -> str:
-        """``text`` without the key, which some servers repeat in what they complain of."""
+        """Remove the key from a text: some servers repeat it in their errors."""
         return text.replace(self.text, "…")
 
 
@@ -71,28 +69,25 @@ class Upstream:
     """One server with OpenAI's API."""
 
     name: str
-    #: With the version in it, as in http://127.0.0.1:8000/v1.
+    #: Includes the API version, as in http://127.0.0.1:8000/v1.
     url: str
     dialect: Dialect
     key: Key | None = None
-    #: Which setting to look at when the key is refused.
     key_setting: str = "OPENAI_API_KEY"
-    #: Before the names of its models, where these would be another upstream's too.
     prefix: str = ""
-    #: The name that is offered -> the server's own name for the model.
+    #: The offered name -> the server's name for the model.
     aliases: Mapping[str, str] = field(default_factory=dict)
-    #: The server's own names; empty offers all it has.
+    #: The server's names; empty offers all of its models.
     only_models: tuple[str, ...] = ()
-    #: Answers that one of its models writes at the same time; None takes ENGINE_SLOTS.
+    #: Concurrent answers per model; None for ENGINE_SLOTS.
     slots: int | None = None
     connect_seconds: float = 10.0
-    #: From the request to the first piece of the answer: a server may load a model for minutes before it.
+    #: Until the first piece of an answer; a server may need minutes to load the model.
     first_token_seconds: float = 300.0
-    #: Between two pieces of an answer; a batch under load gives one within seconds.
     idle_seconds: float = 60.0
 
     def offers(self, own_name: str) -> tuple[ModelName, ...]:
-        """The names that the server's model ``own_name`` is offered by here; none if it is not."""
+        """Return the names under which this worker offers the server's model ``own_name``; empty if it doesn't."""
         if self.only_models and own_name not in self.only_models:
             return ()
         aliases = tuple(ModelName(alias) for alias, named in self.aliases.items() if named == own_name)
@@ -100,7 +95,7 @@ class Upstream:
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One table of the file, as it is written."""
+    """One table of the file."""
 
     url: str
     dialect: Dialect | None = None
@@ -117,18 +112,17 @@ class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Secrets:
-    """Where the keys of a file of upstreams come from."""
+    """The sources of the keys of a file of upstreams."""
 
-    #: Upstream -> key, from OPENAI_UPSTREAM_KEYS.
     given: Mapping[str, str]
-    #: Whether the file itself may hold keys: not everybody on the machine can read it.
+    #: Whether the file may hold keys: only its owner and group can read it.
     file_is_private: bool
-    #: Gives the text of a key_file; raises OSError or UnicodeDecodeError.
+    #: Returns the text of a key_file; raises OSError or UnicodeDecodeError.
     read: Callable[[str], str]
 
 
 def read(path: Path, keys: Mapping[str, str]) -> tuple[Upstream, ...]:
-    """The upstreams of a file; ``keys`` are those that came by the environment. Raises BadSettings with all mistakes."""
+    """Read a file of upstreams; ``keys`` are the keys from the environment. Raises BadSettings, which lists all mistakes."""
     try:
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
@@ -137,7 +131,7 @@ def read(path: Path, keys: Mapping[str, str]) -> tuple[Upstream, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise errors.BadSettings(f"OPENAI_UPSTREAMS: cannot read {path}: {_why(error)}") from error
     if len(content) > MAX_FILE_BYTES:
-        raise errors.BadSettings(f"OPENAI_UPSTREAMS: {path} has more than {MAX_FILE_BYTES} bytes")
+        raise errors.BadSettings(f"OPENAI_UPSTREAMS: {path} is larger than {MAX_FILE_BYTES} bytes")
 
     def read_key(name: str) -> str:
         with (path.parent / Path(name).expanduser()).open("rb") as file:
@@ -147,14 +141,14 @@ def read(path: Path, keys: Mapping[str, str]) -> tuple[Upstream, ...]:
 
 
 def parse(text: str, secrets: Secrets) -> tuple[Upstream, ...]:
-    """The upstreams in the order of the file, which decides whose a model is that two of them have."""
+    """Return the upstreams in the order of the file: of two that have the same model, the first serves it."""
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise errors.BadSettings(f"OPENAI_UPSTREAMS: the file is not TOML: {error}") from error
     mistakes = [f"OPENAI_UPSTREAM_KEYS: there is no upstream {name[:32]!r}" for name in secrets.given if name not in tables]
     if not 1 <= len(tables) <= MAX_UPSTREAMS:
-        mistakes.append(f"OPENAI_UPSTREAMS: the file names {len(tables)} upstreams; say 1 to {MAX_UPSTREAMS}, a table for each")
+        mistakes.append(f"OPENAI_UPSTREAMS: the file has {len(tables)} upstreams; write 1 to {MAX_UPSTREAMS}, a table each")
     found = []
     for name, table in tables.items():
         try:
@@ -167,7 +161,7 @@ def parse(text: str, secrets: Secrets) -> tuple[Upstream, ...]:
 
 
 def single(url: str, key: str | None) -> Upstream:
-    """The upstream of OPENAI_BASE_URL and OPENAI_API_KEY. Raises BadSettings."""
+    """Return the upstream of OPENAI_BASE_URL and OPENAI_API_KEY. Raises BadSettings."""
     mistakes = [f"OPENAI_BASE_URL: {wrong}" for wrong in _url_mistakes(url)]
     if key is not None:
         mistakes += [f"OPENAI_API_KEY: {wrong}" for wrong in _key_mistakes(key)]
@@ -177,13 +171,13 @@ def single(url: str, key: str | None) -> Upstream:
 
 
 def check_url(setting: str, url: str) -> None:
-    """Raises BadSettings for what cannot be the address of a server."""
+    """Raises BadSettings for an unusable URL."""
     if wrong := list(_url_mistakes(url)):
         raise errors.BadSettings(f"{setting}: {wrong[0]}", hint="see docs/howto/other-backends.md")
 
 
 def _upstream(name: str, table: object, secrets: Secrets) -> Upstream:
-    """Raises ValueError with a sentence that shows no key."""
+    """Raises ValueError, whose message never shows a key."""
     if not _NAME.match(name):
         raise ValueError("a name is 1 to 32 lower-case letters, digits, - and _")
     try:
@@ -222,7 +216,6 @@ def _key_places(name: str, said: _Table, secrets: Secrets) -> Iterator[str]:
 
 
 def _key(name: str, said: _Table, secrets: Secrets) -> tuple[str | None, str]:
-    """The key and the setting that it came from."""
     if said.key_file is not None:
         try:
             return secrets.read(said.key_file).strip(), f"key_file of {name}"
@@ -235,7 +228,7 @@ def _key(name: str, said: _Table, secrets: Secrets) -> tuple[str | None, str]:
 
 def _key_mistakes(key: str) -> Iterator[str]:
     if not _KEY.match(key) or len(key) > MAX_KEY_CHARACTERS:
-        yield f"a key is 1 to {MAX_KEY_CHARACTERS} visible ASCII characters without blanks"
+        yield f"a key has 1 to {MAX_KEY_CHARACTERS} visible ASCII characters without spaces"
 
 
 def _url_mistakes(url: str) -> Iterator[str]:
@@ -243,11 +236,11 @@ def _url_mistakes(url: str) -> Iterator[str]:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError:
-        # Without the library's words, which repeat the URL and a password in it.
-        yield "the URL cannot be read"
+        # Not the library's message, which repeats the URL and with it a password.
+        yield "the URL is not valid"
         return
     if parts.username is not None or parts.password is not None:
-        yield "the URL holds a password: give the key by key_file or by the environment"
+        yield "the URL contains a password: set the key with key_file or the environment"
     elif parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or not url.isprintable():
         yield "the URL must be http:// or https:// with a host and no query, such as http://127.0.0.1:8000/v1"
 

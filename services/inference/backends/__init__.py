@@ -1,1 +1,1 @@
-"""The ways of running a model, one module each, behind the Protocol in `backend_interface`."""
+"""The backends, one module each; they implement the Protocol in `backend_interface`."""

@@ -1,4 +1,4 @@
-"""Opens the backend that the settings choose."""
+"""Opens the backend that the settings select."""
 
 import time
 from collections.abc import AsyncIterator, Callable
@@ -19,16 +19,16 @@ from shared.telemetry import logs
 log = logs.get()
 
 
-def opened(settings: InferenceSettings, watcher: Watcher, say: Callable[[str], None] | None) -> AbstractAsyncContextManager[Backend]:
-    """``say`` tells the person at the machine, where one watches. Seals this process (`parent_death`). Raises BadSettings."""
+def opened(settings: InferenceSettings, watcher: Watcher, print_line: Callable[[str], None] | None) -> AbstractAsyncContextManager[Backend]:
+    """``print_line`` writes to the console, if someone watches. Seals this process (`parent_death`). Raises BadSettings."""
     parent_death.seal()
     match settings.backend:
         case "llama":
-            return _llama(settings, watcher, say)
+            return _llama(settings, watcher, print_line)
         case "echo":
             return echo.opened(settings.echo_token_ms, settings.queue, watcher, settings.echo_slots)
         case "ollama":
-            # With all that they read and write, 2 MB that the other backends do not need.
+            # Imported late: 2 MB that the other backends don't need.
             from services.inference.backends.remote import ollama  # noqa: PLC0415
 
             return ollama.opened(settings.ollama_url, settings.slots, settings.queue, watcher, keep_alive=settings.ollama_keep_alive)
@@ -46,23 +46,21 @@ def opened(settings: InferenceSettings, watcher: Watcher, say: Callable[[str], N
 
 
 @asynccontextmanager
-async def _llama(settings: InferenceSettings, watcher: Watcher, say: Callable[[str], None] | None) -> AsyncIterator[Backend]:
-    """Says what there is to compute on, and loads the models for it."""
-    catalogue = model_discovery.find(settings.models, settings.models_yaml, settings.models_dir, settings.model_defaults())
+async def _llama(settings: InferenceSettings, watcher: Watcher, print_line: Callable[[str], None] | None) -> AsyncIterator[Backend]:
+    catalog = model_discovery.find(settings.models, settings.models_yaml, settings.models_dir, settings.model_defaults())
     threads = settings.threads or free_cores()
     wanted = gpus.flavour() if settings.gpu_layers else None
     found = None if wanted is None else await gpus.probe(engine_supervisor.inherited())
     for line in gpus.describe(found, wanted, threads):
         log.info("devices", found=line)
-        if say is not None:
-            say(line)
+        if print_line is not None:
+            print_line(line)
     load = engine_messages.LoadCommand(
         "", settings.slots, settings.context_tokens, threads, settings.gpu_layers, settings.kv_mode, settings.kv_type
     )
     budget = memory.measure(settings.model_memory_bytes, () if found is None else found.devices)
-    # One list for all engines: what ended one may end another.
-    start = partial(engine_supervisor.SupervisedEngine, suspected=PoisonRequests(time.monotonic))
-    # Beside what the node keeps of its mesh: that folder is the worker's own.
+    # All engines share it: a request that crashed one may crash another.
+    start = partial(engine_supervisor.SupervisedEngine, poison_requests=PoisonRequests(time.monotonic))
     digests_file = settings.state_file.with_suffix(".digests")
-    async with llama.opened(catalogue, load, settings.queue, budget, watcher, start=start, digests_file=digests_file) as backend:
+    async with llama.opened(catalog, load, settings.queue, budget, watcher, start=start, digests_file=digests_file) as backend:
         yield backend

@@ -1,4 +1,4 @@
-"""The `echo` backend: says the prompt's words again, one a token. For load tests and tests; never on by default."""
+"""The `echo` backend: repeats the words of the prompt, one per token. For tests and load tests; never the default."""
 
 import asyncio
 import hashlib
@@ -12,8 +12,7 @@ from services.inference.engine import sampling
 from services.inference.engine.embeddings.pooling import Pooled, Pooling
 from services.inference.engine.output_text import StopSequences
 from services.inference.engine.sampling import DEFAULT_MAX_TOKENS
-from services.inference.jobs.backend_interface import Sink, Watcher
-from services.inference.jobs.embedding_interface import VectorSink
+from services.inference.jobs.backend_interface import Sink, VectorSink, Watcher
 from services.inference.jobs.embedding_job import EmbeddingJob
 from services.inference.jobs.generation_job import GenerationJob
 from services.inference.jobs.queue_limits import QueueLimits
@@ -24,15 +23,14 @@ from shared.api.inference import Chunk, ModelState, ModelStatus
 from shared.types import FinishReason, ModelName
 
 MODEL = ModelName("echo")
-#: High enough that a load test measures the mesh and not this.
+#: So high that a load test measures the mesh.
 SLOTS = 256
 CONTEXT_TOKENS = 131_072
-#: Of a vector.
 DIMENSIONS = 16
-#: It has no file, but one echo goes on where another was. Another number where the same prompt gives other tokens.
+#: Lets one echo continue the answer of another. Change the number if the same prompt gives other tokens.
 DIGEST = hashlib.sha256(b"echo 1").hexdigest()
 
-#: A word with the spaces before it, so that the tokens of a text joined again are the text.
+#: A word with the spaces before it, so that joined tokens give the text again.
 _WORDS = re.compile(r"\s*\S+")
 
 
@@ -43,8 +41,8 @@ class EchoBackend:
         self._token_seconds = token_seconds
         self._watcher = watcher
         self._slots = slots
-        self._intake = QueueLimits(MODEL, slots, queue)
-        self._places = asyncio.Semaphore(slots)
+        self._limits = QueueLimits(MODEL, slots, queue)
+        self._free_slots = asyncio.Semaphore(slots)
 
     def models(self) -> tuple[ModelStatus, ...]:
         return (
@@ -55,24 +53,24 @@ class EchoBackend:
                 backend=self.name,
                 context_tokens=CONTEXT_TOKENS,
                 slots=self._slots,
-                running=self._intake.running,
-                queued=self._intake.queued,
+                running=self._limits.running,
+                queued=self._limits.queued,
                 digest=DIGEST,
             ),
         )
 
     def expected_wait_seconds(self) -> float:
-        return self._intake.expected_wait_seconds()
+        return self._limits.expected_wait_seconds()
 
     async def generate(self, job: GenerationJob, sink: Sink) -> Generation:
-        self._intake.enter()
+        self._limits.enter()
         self._watcher.changed()
         started = time.monotonic()
         try:
-            async with self._places:
+            async with self._free_slots:
                 return await self._echo(job, sink)
         finally:
-            self._intake.leave(time.monotonic() - started)
+            self._limits.leave(time.monotonic() - started)
             self._watcher.changed()
 
     async def _echo(self, job: GenerationJob, sink: Sink) -> Generation:
@@ -83,7 +81,7 @@ class EchoBackend:
         said = _replay(job.delivered, words[:limit], stops)
         sink.accept(prompt_tokens)
         for count, word in enumerate(words[said:limit], said + 1):
-            # Yields also without a delay: a reader that is always ready must not keep the loop from everybody else.
+            # Also yields without a delay, so that a fast reader doesn't block the loop.
             await asyncio.sleep(self._token_seconds)
             shown, reason = stops.push(word), None
             text = shown.text
@@ -98,14 +96,14 @@ class EchoBackend:
         raise AssertionError("a prompt has a word, and a limit is at least one")
 
     async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
-        """Texts with the same words have the same vector, and those that share many lie near each other."""
+        """Texts that share words have similar vectors."""
         dimensions = job.dimensions or DIMENSIONS
         if dimensions > DIMENSIONS:
             raise errors.BadRequest(f"dimensions is {dimensions}; this model's vectors have {DIMENSIONS}")
         texts = [_WORDS.findall(text) for text in job.inputs]
         for number, words in enumerate(texts):
             if not 0 < len(words) <= CONTEXT_TOKENS:
-                raise errors.BadRequest(f"input[{number}] has {len(words)} tokens; this model takes 1 to {CONTEXT_TOKENS}")
+                raise errors.BadRequest(f"input[{number}] has {len(words)} tokens; this model allows 1 to {CONTEXT_TOKENS}")
         prompt_tokens = sum(map(len, texts))
         sink.accept(prompt_tokens)
         await asyncio.sleep(self._token_seconds)
@@ -119,17 +117,17 @@ async def opened(token_ms: float, queue: int, watcher: Watcher, slots: int = SLO
 
 
 def token_id(word: str) -> int:
-    """Any number will do, as long as the same word has the same one everywhere."""
+    """Return the same number for a word on every worker."""
     return zlib.crc32(word.encode("utf-8", "replace")) & sampling.MAX_TOKEN_ID
 
 
 def _replay(delivered: tuple[int, ...], words: list[str], stops: StopSequences) -> int:
-    """Hears what another echo has said already; returns how much that was. Raises BadRequest where that cannot be, or was all."""
+    """Replay what another echo delivered, and return how many words that were. Raises BadRequest if they are wrong or complete."""
     if delivered != tuple(token_id(word) for word in words[: len(delivered)]):
-        raise errors.BadRequest("delivered: these tokens are none of this answer")
+        raise errors.BadRequest("delivered: these tokens are not from this answer")
     stopped = any(stops.push(word).stopped for word in words[: len(delivered)])
     if stopped or len(delivered) == len(words):
-        raise errors.BadRequest("delivered: the answer is over with these tokens", hint="nothing is left to generate")
+        raise errors.BadRequest("delivered: the answer is complete with these tokens", hint="nothing is left to generate")
     return len(delivered)
 
 
@@ -140,5 +138,5 @@ def _vector(words: list[str], dimensions: int) -> bytes:
     pooled = Pooled(Pooling.MEAN)
     pooled.add(counts, len(words))
     vector = pooled.packed(dimensions)
-    assert vector is not None  # none of the counts is zero
+    assert vector is not None  # no count is zero
     return vector

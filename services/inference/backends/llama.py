@@ -1,4 +1,4 @@
-"""The `llama` backend: GGUF files in engine processes of our own, loaded when they are asked for, as many as have room."""
+"""The `llama` backend: runs GGUF files in our own engine processes, loaded on demand, as many as fit."""
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -11,8 +11,7 @@ from services.inference.backends.model_cache import CachedModel, EngineInterface
 from services.inference.engine import engine_messages
 from services.inference.engine.gguf import gguf_header
 from services.inference.jobs import engine_speed
-from services.inference.jobs.backend_interface import Sink, Watcher
-from services.inference.jobs.embedding_interface import VectorSink, WaitingSink
+from services.inference.jobs.backend_interface import Sink, VectorSink, WaitingSink, Watcher
 from services.inference.jobs.embedding_job import EmbeddingJob
 from services.inference.jobs.engine_speed import EngineSpeed
 from services.inference.jobs.generation_job import GenerationJob
@@ -32,12 +31,12 @@ from shared.types import ModelName
 
 
 def checker(model: Path) -> Checker:
-    """Tries grammars on this model's vocabulary, in a process of its own that starts with the first one."""
+    """Return a checker of grammars for this model's vocabulary; its process starts with the first grammar."""
     return Checker(model, engine_supervisor.inherited())
 
 
 async def shaped(job: GenerationJob, style: ToolStyle | None, tries: Checker) -> GenerationJob:
-    """The job with its grammar, if it asks for any. Raises BadRequest for what cannot be had, and what ``Checker.check`` does."""
+    """Return the job with its grammar, if it needs one. Raises BadRequest, and what ``Checker.check`` raises."""
     if (grammar := grammar_of(job, style)) is None:
         return job
     await tries.check(grammar, field="format" if job.asked.format is not None else "tools")
@@ -45,10 +44,10 @@ async def shaped(job: GenerationJob, style: ToolStyle | None, tries: Checker) ->
 
 
 def grammar_of(job: GenerationJob, style: ToolStyle | None) -> str | None:
-    """Pure. Raises BadRequest."""
+    """Build the grammar for a job's format or tools. Pure. Raises BadRequest."""
     if job.asked.format is not None:
         return output_formats.grammar_of(job.asked.format)
-    # Of a model that takes no tools the engine says so.
+    # The engine refuses tools if the model doesn't support them.
     if job.asked.tool_choice is ToolChoice.REQUIRED and style is not None:
         wanted = tool_format.grammar_schema(job.asked.tools, style)
         return output_formats.grammar_of_schema(wanted.schema, field="tools", before=wanted.prefix, after=wanted.suffix)
@@ -57,27 +56,26 @@ def grammar_of(job: GenerationJob, style: ToolStyle | None) -> str | None:
 
 log = logs.get()
 
-#: What a job ends with.
 Done = TypeVar("Done")
 
 
 class LlamaBackend:
     name = "llama"
 
-    def __init__(self, residents: ModelCache, checkers: Mapping[ModelName, Checker], watcher: Watcher) -> None:
-        self._residents = residents
+    def __init__(self, cache: ModelCache, checkers: Mapping[ModelName, Checker], watcher: Watcher) -> None:
+        self._cache = cache
         self._checkers = checkers
         self._watcher = watcher
 
     def models(self) -> tuple[ModelStatus, ...]:
-        return tuple(self._status(resident) for resident in self._residents.all())
+        return tuple(self._status(cached) for cached in self._cache.all())
 
     def expected_wait_seconds(self) -> float:
-        return max((resident.intake.expected_wait_seconds() for resident in self._residents.all()), default=0.0)
+        return max((cached.limits.expected_wait_seconds() for cached in self._cache.all()), default=0.0)
 
     def engine_pid(self, model: ModelName) -> int | None:
-        """A process that runs ``model`` now, for whoever looks after the machine."""
-        replicas = self._residents.get(model).replicas
+        """Return the id of a process that runs ``model``, for tests that kill it."""
+        replicas = self._cache.get(model).replicas
         return replicas[0].engine.pid if replicas else None
 
     async def generate(self, job: GenerationJob, sink: Sink) -> Generation:
@@ -91,58 +89,58 @@ class LlamaBackend:
         return await self._run(job.model, WaitingSink(sink), lambda engine: engine.embed(job, sink))
 
     async def _run(self, model: ModelName, sink: Sink, work: Callable[[EngineInterface], Awaitable[Done]]) -> Done:
-        """Work of one job at one engine, in its turn. ``sink`` hears what it waits for."""
-        intake = self._residents.get(model).intake
-        intake.enter()
+        """Run one job on an engine when it is its turn. ``sink`` gets messages about the wait."""
+        limits = self._cache.get(model).limits
+        limits.enter()
         self._watcher.changed()
-        # The time of a load is the load's and says nothing of the next job; a job that never began counts as any other.
-        seconds = intake.mean_seconds
+        # A load doesn't count, because the next job won't need it; a job that never started counts with the mean.
+        seconds = limits.mean_seconds
         try:
-            async with self._residents.place(model, sink) as engine:
+            async with self._cache.place(model, sink) as engine:
                 started = time.monotonic()
                 try:
                     return await work(engine)
                 finally:
                     seconds = time.monotonic() - started
         finally:
-            intake.leave(seconds)
+            limits.leave(seconds)
             self._watcher.changed()
 
     def figures(self, model: ModelName) -> EngineSpeed:
-        return engine_speed.together(replica.engine.figures() for replica in self._residents.get(model).replicas)
+        return engine_speed.together(replica.engine.figures() for replica in self._cache.get(model).replicas)
 
     async def load(self, model: ModelName, *, pin: bool | None = None) -> ModelStatus:
-        """Load a model now; raises Unavailable where that cannot be. With ``pin`` it stays, or no longer has to."""
-        await self._residents.load(model, pin=pin)
-        return self._status(self._residents.get(model))
+        """Load a model now. Raises Unavailable. ``pin`` sets or removes its pin."""
+        await self._cache.load(model, pin=pin)
+        return self._status(self._cache.get(model))
 
     async def unload(self, model: ModelName) -> ModelStatus:
-        """Take a model out of memory, pinned or not; raises Overloaded while it has requests."""
-        await self._residents.unload(model)
-        return self._status(self._residents.get(model))
+        """Unload a model, pinned or not. Raises Overloaded while it has requests."""
+        await self._cache.unload(model)
+        return self._status(self._cache.get(model))
 
-    def _status(self, resident: CachedModel) -> ModelStatus:
-        state, detail = self._residents.state(resident)
+    def _status(self, cached: CachedModel) -> ModelStatus:
+        state, detail = self._cache.state(cached)
         return ModelStatus(
-            model_id=resident.entry.name,
+            model_id=cached.entry.name,
             state=state,
             detail=detail,
             backend=self.name,
-            context_tokens=_context_tokens(resident),
-            slots=resident.intake.slots,
-            running=resident.intake.running,
-            queued=resident.intake.queued,
-            digest=resident.file.digest,
-            aliases=resident.entry.aliases,
-            pinned=self._residents.is_pinned(resident),
-            memory_bytes=self._residents.need_bytes(resident),
-            only_embeds=_only_embeds(resident),
+            context_tokens=_context_tokens(cached),
+            slots=cached.limits.slots,
+            running=cached.limits.running,
+            queued=cached.limits.queued,
+            digest=cached.file.digest,
+            aliases=cached.entry.aliases,
+            pinned=self._cache.is_pinned(cached),
+            memory_bytes=self._cache.need_bytes(cached),
+            only_embeds=_only_embeds(cached),
         )
 
 
 @asynccontextmanager
 async def opened(
-    catalogue: Catalog,
+    catalog: Catalog,
     options: engine_messages.LoadCommand,
     queue: int,
     budget: memory.Budget,
@@ -151,37 +149,37 @@ async def opened(
     start: StartEngine = engine_supervisor.SupervisedEngine,
     digests_file: Path | None = None,
 ) -> AsyncIterator[LlamaBackend]:
-    """Serve the models of ``catalogue`` within ``budget``; ``options`` is what no entry says. Ends all engines on leaving.
+    """Serve the models of ``catalog`` within ``budget``, and end all engines on leaving.
 
-    ``digests_file`` is where the digests of their files are kept between two starts; without it they are not."""
-    log.info("models_known", models=[entry.name for entry in catalogue.entries], budget_bytes=budget.bytes, budget=budget.source)
-    for other in catalogue.elsewhere:
+    ``options`` has the values that no entry sets. ``digests_file`` caches digests between starts."""
+    log.info("models_known", models=[entry.name for entry in catalog.entries], budget_bytes=budget.bytes, budget=budget.source)
+    for other in catalog.elsewhere:
         log.info("model_elsewhere", model=other.name, service=other.service, path=other.path)
     async with AsyncExitStack() as opened_checkers:
-        checkers = {entry.name: await opened_checkers.enter_async_context(checker(entry.file)) for entry in catalogue.entries}
+        checkers = {entry.name: await opened_checkers.enter_async_context(checker(entry.file)) for entry in catalog.entries}
         known = KnownDigests(digests_file)
-        async with ModelCache(catalogue.entries, options, queue, budget, watcher, start=start, known=known).opened() as residents:
-            yield LlamaBackend(residents, checkers, watcher)
+        async with ModelCache(catalog.entries, options, queue, budget, watcher, start=start, known=known).opened() as cache:
+            yield LlamaBackend(cache, checkers, watcher)
 
 
-def _loaded(resident: CachedModel) -> engine_messages.Loaded | None:
-    return next((replica.engine.loaded for replica in resident.replicas if replica.engine.loaded is not None), None)
+def _loaded(cached: CachedModel) -> engine_messages.Loaded | None:
+    return next((replica.engine.loaded for replica in cached.replicas if replica.engine.loaded is not None), None)
 
 
-def _only_embeds(resident: CachedModel) -> bool:
-    """As loaded, or as its file says; False while that is not known."""
-    loaded = _loaded(resident)
+def _only_embeds(cached: CachedModel) -> bool:
+    """Ask the loaded model, or else its file; False if unknown."""
+    loaded = _loaded(cached)
     if loaded is not None:
         return loaded.only_embeds
-    look = resident.file.look
-    # What keeps nothing of a text cannot go on with it.
+    look = cached.file.look
+    # A model without a KV cache can't generate text.
     return look is not None and look.header is not None and gguf_header.kv_bytes_per_token(look.header) == 0
 
 
-def _context_tokens(resident: CachedModel) -> int:
-    """As loaded, or as it will be; 0 while that is not known."""
-    loaded = _loaded(resident)
+def _context_tokens(cached: CachedModel) -> int:
+    """Ask the loaded model, or else estimate from its file; 0 if unknown."""
+    loaded = _loaded(cached)
     if loaded is not None:
         return loaded.context_tokens
-    look = resident.file.look
-    return 0 if look is None or look.header is None else memory.context_tokens(look.header, resident.entry)
+    look = cached.file.look
+    return 0 if look is None or look.header is None else memory.context_tokens(look.header, cached.entry)

@@ -1,6 +1,6 @@
-"""The models of this worker and their engines: does what `model_cache_policy` decides, and tells it what came of it.
+"""Loads and unloads the worker's models as `model_cache_policy` decides, and reports the results to it.
 
-All of it happens in the loop's thread and between two awaits, so the decisions are carried out before the next fact comes.
+Decisions are carried out without an await, and so before the next fact arrives.
 """
 
 import asyncio
@@ -15,8 +15,7 @@ from typing import Protocol, assert_never
 import msgspec
 
 from services.inference.engine import engine_messages
-from services.inference.jobs.backend_interface import Sink, Watcher
-from services.inference.jobs.embedding_interface import VectorSink
+from services.inference.jobs.backend_interface import Sink, VectorSink, Watcher
 from services.inference.jobs.embedding_job import EmbeddingJob
 from services.inference.jobs.engine_speed import EngineSpeed
 from services.inference.jobs.generation_job import GenerationJob
@@ -45,20 +44,19 @@ from shared.types import ModelName
 
 log = logs.get()
 
-#: How often a waiting caller is told how far it is; also after how long the first time, so that a quick load says nothing.
+#: How often a waiting caller gets a progress message; a quick load sends none.
 PROGRESS_SECONDS = 0.5
-#: Between two looks at keep-alives and at who has waited long enough.
+#: How often keep-alives and overdue callers are checked.
 TICK_SECONDS = 1.0
 
 _Answer = AdmitStep | RefuseStep
 
 
 class EngineInterface(Protocol):
-    """As `engine_supervisor.SupervisedEngine`; tests bring others."""
+    """Implemented by `engine_supervisor.SupervisedEngine` and by fakes in tests."""
 
     state: ModelState
     detail: str
-    #: Of the loading, from 0 to 1.
     progress: float
     loaded: engine_messages.Loaded | None
     pid: int | None
@@ -78,7 +76,7 @@ class StartEngine(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Replica:
-    """One engine and how many jobs it has."""
+    """One engine and its number of jobs."""
 
     engine: EngineInterface
     jobs: int = 0
@@ -86,26 +84,24 @@ class Replica:
 
 @dataclass(slots=True, eq=False)
 class CachedModel:
-    """One model of the catalogue, in memory or not."""
+    """One model of the catalog, in memory or not."""
 
     entry: CatalogEntry
     file: ModelFile
-    intake: QueueLimits
+    limits: QueueLimits
     replicas: list[Replica] = field(default_factory=list)
-    #: The start has not come to loading it yet.
     awaits_preload: bool = False
-    #: Runs the engines; None while there are none.
-    stay: asyncio.Task[None] | None = None
-    #: Checks its file before a load that failed is tried again.
+    engines_task: asyncio.Task[None] | None = None
+    #: Checks the file before a failed load is retried.
     recheck: asyncio.Task[None] | None = None
 
     def best(self) -> Replica:
-        """The replica for the next job: one that runs, and of those the least busy one."""
+        """Return the replica for the next job: the least busy of the ready ones."""
         return min(self.replicas, key=lambda replica: (replica.engine.state is not ModelState.READY, replica.jobs))
 
 
 class ModelCache:
-    """Opened by ``opened``. Everything else is safe to call at any time while it is open."""
+    """Start it with ``opened``; while it is open, all methods are safe to call at any time."""
 
     def __init__(
         self,
@@ -121,11 +117,11 @@ class ModelCache:
         self._options = options
         self._budget = budget
         self._watcher = watcher
-        self._start_engine = start
+        self._create_engine = start
         self._tasks = asyncio.TaskGroup()
         self._numbers = itertools.count(1)
         self._callers: dict[int, asyncio.Future[_Answer]] = {}
-        self._residents = {
+        self._models = {
             entry.name: CachedModel(
                 entry,
                 ModelFile(entry, self._tasks, partial(self._file_changed, entry.name), known),
@@ -134,45 +130,45 @@ class ModelCache:
             )
             for entry in entries
         }
-        # What a model needs is known when its header has been read; nobody is let in before.
-        unknown = {name: CacheTerms(need_bytes=0, keep_alive_seconds=None) for name in self._residents}
+        # The needs are known after reading the headers; no job is admitted before.
+        unknown = {name: CacheTerms(need_bytes=0, keep_alive_seconds=None) for name in self._models}
         self._core = ModelCachePolicy(budget.bytes, unknown)
-        for resident in self._residents.values():
-            self._core.pin(resident.entry.name, pinned=resident.entry.pinned)
+        for cached in self._models.values():
+            self._core.pin(cached.entry.name, pinned=cached.entry.pinned)
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator["ModelCache"]:
-        """Reads the files, loads what is to be loaded at start, and ends all engines on leaving."""
+        """Read the files, preload models, and end all engines on leaving."""
         async with self._tasks as tasks:
-            background = [tasks.create_task(self._prepare(), name="models"), tasks.create_task(self._tick(), name="residency")]
+            background = [tasks.create_task(self._prepare(), name="models"), tasks.create_task(self._tick(), name="model cache")]
             try:
                 yield self
             finally:
-                for resident in self._residents.values():
-                    resident.file.stop()
-                    background += [task for task in (resident.stay, resident.recheck) if task is not None]
+                for cached in self._models.values():
+                    cached.file.stop()
+                    background += [task for task in (cached.engines_task, cached.recheck) if task is not None]
                 for task in background:
                     task.cancel()
 
-    # --- what callers want --------------------------------------------------------------------------------------------------
+    # --- for callers --------------------------------------------------------------------------------------------------------
 
     def all(self) -> Iterable[CachedModel]:
-        return self._residents.values()
+        return self._models.values()
 
     def get(self, model: ModelName) -> CachedModel:
-        return self._residents[model]
+        return self._models[model]
 
     @asynccontextmanager
     async def place(self, model: ModelName, sink: Sink | None) -> AsyncIterator[EngineInterface]:
-        """A loaded engine for one job; waits for its turn and for the load, of which ``sink`` hears. Raises Unavailable."""
-        resident = self._residents[model]
+        """Wait for a loaded engine for one job; ``sink`` gets messages about the wait. Raises Unavailable."""
+        cached = self._models[model]
         if self._core.stage(model) in (Stage.UNLOADED, Stage.UNLOADING):
-            await self._served(resident, sink)
-        await self._admitted(model, sink)
-        replica = resident.best() if resident.replicas else None
+            await self._ensure_served(cached, sink)
+        await self._admit(model, sink)
+        replica = cached.best() if cached.replicas else None
         try:
             if replica is None:
-                raise errors.Unavailable(f"{model} has just failed: {self.state(resident)[1]}", hint="try again", retry_after_seconds=1.0)
+                raise errors.Unavailable(f"{model} just failed: {self.state(cached)[1]}", hint="try again", retry_after_seconds=1.0)
             replica.jobs += 1
             yield replica.engine
         finally:
@@ -181,68 +177,68 @@ class ModelCache:
             self._act(self._core.finished(model, time.monotonic()))
 
     async def load(self, model: ModelName, *, pin: bool | None) -> None:
-        """Have it in memory when this returns; raises Unavailable, with the reason."""
-        self._core.forgive(model)
+        """Return when the model is loaded. Raises Unavailable, with the reason."""
+        self._core.reset_failures(model)
         async with self.place(model, None):
             if pin is not None:
                 self._core.pin(model, pinned=pin)
         self._watcher.changed()
 
     async def unload(self, model: ModelName) -> None:
-        """Have it out of memory when this returns; raises Overloaded while it has requests, or is being loaded."""
+        """Return when the model is unloaded. Raises Overloaded while it has requests or is loading."""
         if self._core.stage(model) is Stage.LOADING or self._core.jobs(model):
             raise errors.Overloaded(
-                f"{model} is in use: {self._core.jobs(model) or 'it is loaded for'} requests",
-                hint="ask again when they have ended; `aicli worker pause` lets no new ones come",
+                f"{model} is in use: {self._core.jobs(model) or 'it is being loaded for'} requests",
+                hint="retry when they have finished; `aicli worker pause` stops new ones",
                 retry_after_seconds=5.0,
             )
         self._core.pin(model, pinned=False)
-        stay = self._residents[model].stay
+        engines_task = self._models[model].engines_task
         self._act(self._core.unload(model))
-        if stay is not None:
-            await asyncio.wait([stay])
+        if engines_task is not None:
+            await asyncio.wait([engines_task])
 
-    # --- how they are ---------------------------------------------------------------------------------------------------------
+    # --- status ---------------------------------------------------------------------------------------------------------------
 
-    def state(self, resident: CachedModel) -> tuple[ModelState, str]:
-        """For announcements and for people."""
-        name = resident.entry.name
-        if resident.file.problem:
-            return ModelState.FAILED, resident.file.problem
-        if resident.file.look is None or (resident.awaits_preload and self._core.stage(name) is Stage.UNLOADED):
-            return ModelState.LOADING, "its file is looked at"
+    def state(self, cached: CachedModel) -> tuple[ModelState, str]:
+        """Return the model's state and a detail for people."""
+        name = cached.entry.name
+        if cached.file.problem:
+            return ModelState.FAILED, cached.file.problem
+        if cached.file.look is None or (cached.awaits_preload and self._core.stage(name) is Stage.UNLOADED):
+            return ModelState.LOADING, "checking its file"
         match self._core.stage(name):
             case Stage.LOADED:
-                engine = resident.best().engine
+                engine = cached.best().engine
                 return engine.state, engine.detail
             case Stage.LOADING:
-                # In tenths: what changes here is announced to the whole mesh.
-                return ModelState.LOADING, _progress(resident, step=10)
+                # In tenths, because every change is announced to the whole mesh.
+                return ModelState.LOADING, _progress(cached, step=10)
             case Stage.UNLOADING:
-                return ModelState.UNLOADED, "on its way out of memory"
+                return ModelState.UNLOADED, "unloading"
             case Stage.UNLOADED:
-                why_not = self._core.why_not(name, time.monotonic())
-                return (ModelState.FAILED, why_not) if why_not else (ModelState.UNLOADED, "on disk; loaded when it is asked for")
+                reason = self._core.unavailable_reason(name, time.monotonic())
+                return (ModelState.FAILED, reason) if reason else (ModelState.UNLOADED, "on disk; loaded on demand")
             case stage:
                 assert_never(stage)
 
-    def is_pinned(self, resident: CachedModel) -> bool:
-        return self._core.is_pinned(resident.entry.name)
+    def is_pinned(self, cached: CachedModel) -> bool:
+        return self._core.is_pinned(cached.entry.name)
 
-    def need_bytes(self, resident: CachedModel) -> int:
-        return self._core.need_bytes(resident.entry.name)
+    def need_bytes(self, cached: CachedModel) -> int:
+        return self._core.need_bytes(cached.entry.name)
 
-    # --- as the watcher of its engines ----------------------------------------------------------------------------------------
+    # --- Watcher of the engines -----------------------------------------------------------------------------------------------
 
     def changed(self) -> None:
         now = time.monotonic()
-        for resident in self._residents.values():
-            name, states = resident.entry.name, {replica.engine.state for replica in resident.replicas}
+        for cached in self._models.values():
+            name, states = cached.entry.name, {replica.engine.state for replica in cached.replicas}
             if ModelState.READY in states and self._core.stage(name) is Stage.LOADING:
                 self._act(self._core.loaded(name, now))
             elif states == {ModelState.FAILED} and self._core.stage(name) in (Stage.LOADING, Stage.LOADED):
-                reason = resident.replicas[0].engine.detail
-                resident.replicas.clear()
+                reason = cached.replicas[0].engine.detail
+                cached.replicas.clear()
                 self._act(self._core.load_failed(name, reason, now))
         self._watcher.changed()
 
@@ -252,70 +248,67 @@ class ModelCache:
     # --- files ------------------------------------------------------------------------------------------------------------------
 
     async def _prepare(self) -> None:
-        """What is known of the files without anybody asking; then the models that are to be there from the start."""
-        for resident in self._residents.values():
-            await resident.file.ensure_looked()
-        for resident in self._residents.values():
-            if resident.entry.preload:
-                await resident.file.ensure_served()
-                resident.awaits_preload = False
-                if not resident.file.problem:
-                    self._act(self._core.preload(resident.entry.name, time.monotonic()))
+        for cached in self._models.values():
+            await cached.file.ensure_looked()
+        for cached in self._models.values():
+            if cached.entry.preload:
+                await cached.file.ensure_served()
+                cached.awaits_preload = False
+                if not cached.file.problem:
+                    self._act(self._core.preload(cached.entry.name, time.monotonic()))
                 self._watcher.changed()
-        # One after the other: a disk reads one large file faster than ten.
-        for resident in self._residents.values():
-            await resident.file.ensure_digest()
+        # One after the other: a disk reads one large file faster than ten at once.
+        for cached in self._models.values():
+            await cached.file.ensure_digest()
 
     def _file_changed(self, model: ModelName) -> None:
-        resident = self._residents[model]
-        look = resident.file.look
+        cached = self._models[model]
+        look = cached.file.look
         if look is not None and look.header is not None:
-            entry = resident.entry
-            need = memory.need_bytes(look.header, entry, look.size) * self._replicas(resident)
+            entry = cached.entry
+            need = memory.need_bytes(look.header, entry, look.size) * self._replicas(cached)
             self._core.learn(model, CacheTerms(need_bytes=need, keep_alive_seconds=entry.keep_alive_seconds))
         self._watcher.changed()
 
-    def _replicas(self, resident: CachedModel) -> int:
-        """As many as were asked for, or as have room."""
-        look = resident.file.look
+    def _replicas(self, cached: CachedModel) -> int:
+        """Return the number of replicas in the catalog, or that fit."""
+        look = cached.file.look
         if look is None or look.header is None:
             return 1
-        each = memory.need_bytes(look.header, resident.entry, look.size)
-        return max(1, min(resident.entry.replicas, self._budget.bytes // max(1, each)))
+        each = memory.need_bytes(look.header, cached.entry, look.size)
+        return max(1, min(cached.entry.replicas, self._budget.bytes // max(1, each)))
 
-    async def _served(self, resident: CachedModel, sink: Sink | None) -> None:
-        """Wait for what must be known of its file; raises Unavailable for what may not be served."""
-        looking = self._tasks.create_task(resident.file.ensure_served())
+    async def _ensure_served(self, cached: CachedModel, sink: Sink | None) -> None:
+        """Wait for the checks of the model's file. Raises Unavailable if it can't be served."""
+        looking = self._tasks.create_task(cached.file.ensure_served())
         try:
-            await self._tell(looking, sink, lambda: f"checking the file of {resident.entry.name}")
+            await self._report_waiting(looking, sink, lambda: f"checking the file of {cached.entry.name}")
         finally:
             looking.cancel()
-        if problem := resident.file.problem:
-            raise errors.Unavailable(f"{resident.entry.name} cannot be served here: {problem}", hint="another worker may have it")
+        if problem := cached.file.problem:
+            raise errors.Unavailable(f"{cached.entry.name} cannot be served here: {problem}", hint="another worker may have it")
 
-    # --- turns ------------------------------------------------------------------------------------------------------------------
-
-    async def _admitted(self, model: ModelName, sink: Sink | None) -> None:
-        """Wait until the model is there and the caller's job is counted; raises Unavailable."""
+    async def _admit(self, model: ModelName, sink: Sink | None) -> None:
+        """Wait until the model is loaded and the caller's job is counted. Raises Unavailable."""
         caller = next(self._numbers)
         answer = self._callers[caller] = asyncio.get_running_loop().create_future()
         self._act(self._core.wanted(model, caller, time.monotonic()))
-        is_here = False
+        is_answered = False
         try:
-            await self._tell(answer, sink, lambda: self._waits_for(self._residents[model]))
-            is_here = True
+            await self._report_waiting(answer, sink, lambda: self._waits_for(self._models[model]))
+            is_answered = True
         finally:
-            if not is_here:
+            if not is_answered:
                 self._withdraw(model, caller, answer)
         if isinstance(refused := answer.result(), RefuseStep):
             raise errors.Unavailable(
                 f"{model} cannot be loaded on this worker: {refused.reason}",
-                hint="another worker may have room; `aicli models` shows who has it",
+                hint="another worker may have room; `aicli models` shows which workers have it",
                 retry_after_seconds=refused.retry_after_seconds,
             )
 
     def _withdraw(self, model: ModelName, caller: int, answer: "asyncio.Future[_Answer]") -> None:
-        """The caller has gone; perhaps in the moment in which it was let in."""
+        """Remove a caller that is gone, perhaps at the moment when it was admitted."""
         self._callers.pop(caller, None)
         now = time.monotonic()
         if not answer.done():
@@ -323,8 +316,10 @@ class ModelCache:
         elif isinstance(answer.result(), AdmitStep):
             self._act(self._core.finished(model, now))
 
-    async def _tell(self, awaited: "asyncio.Future[_Answer] | asyncio.Task[None]", sink: Sink | None, say: Callable[[], str]) -> None:
-        """Wait, and tell the caller what for whenever that is new."""
+    async def _report_waiting(
+        self, awaited: "asyncio.Future[_Answer] | asyncio.Task[None]", sink: Sink | None, say: Callable[[], str]
+    ) -> None:
+        """Wait, and send the caller a message whenever the reason for the wait changes."""
         told = ""
         while not (await asyncio.wait([awaited], timeout=PROGRESS_SECONDS))[0]:
             text = say()
@@ -332,16 +327,16 @@ class ModelCache:
                 await sink.send(Chunk("", (), waiting=text))
                 told = text
 
-    def _waits_for(self, resident: CachedModel) -> str:
-        name = resident.entry.name
+    def _waits_for(self, cached: CachedModel) -> str:
+        name = cached.entry.name
         match self._core.stage(name):
             case Stage.LOADING:
-                return _progress(resident, step=1).replace("loading", f"loading {name}", 1)
+                return _progress(cached, step=1).replace("loading", f"loading {name}", 1)
             case Stage.LOADED:
                 return f"waiting for a turn of {name}: another model needs its memory first"
             case Stage.UNLOADED | Stage.UNLOADING:
-                busy = ", ".join(self._core.in_the_way())
-                return f"waiting for memory for {name}" + (f", which {busy} has" if busy else "")
+                busy = ", ".join(self._core.busy_models())
+                return f"waiting for memory for {name}" + (f", which {busy} uses" if busy else "")
             case stage:
                 assert_never(stage)
 
@@ -349,19 +344,17 @@ class ModelCache:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             self._act(self._core.tick(time.monotonic()))
-            self._watcher.changed()  # a state may depend on the time alone
-
-    # --- decisions ----------------------------------------------------------------------------------------------------------------
+            self._watcher.changed()  # a state may depend on the time
 
     def _act(self, decisions: list[Decision]) -> None:
         for decision in decisions:
             match decision:
                 case LoadModelStep():
-                    self._begin(self._residents[decision.model])
+                    self._start_engines(self._models[decision.model])
                 case UnloadModelStep():
-                    self._end(self._residents[decision.model])
+                    self._stop_engines(self._models[decision.model])
                 case RecheckStep():
-                    self._begin_recheck(self._residents[decision.model])
+                    self._start_recheck(self._models[decision.model])
                 case AdmitStep() | RefuseStep():
                     self._callers.pop(decision.caller).set_result(decision)
                 case _:
@@ -369,8 +362,8 @@ class ModelCache:
         if decisions:
             self._watcher.changed()
 
-    def _begin(self, resident: CachedModel) -> None:
-        entry = resident.entry
+    def _start_engines(self, cached: CachedModel) -> None:
+        entry = cached.entry
         load = msgspec.structs.replace(
             self._options,
             path=str(entry.file),
@@ -382,43 +375,42 @@ class ModelCache:
             device=entry.device,
             tensor_split=entry.tensor_split,
         )
-        count = self._replicas(resident)
-        resident.intake.slots = entry.slots * count
-        resident.replicas = [Replica(self._start_engine(entry.name, load, self)) for _ in range(count)]
+        count = self._replicas(cached)
+        cached.limits.slots = entry.slots * count
+        cached.replicas = [Replica(self._create_engine(entry.name, load, self)) for _ in range(count)]
         log.info("model_loading", model=entry.name, replicas=count, counted_bytes=self._core.need_bytes(entry.name))
-        resident.stay = self._tasks.create_task(self._stay(resident, resident.replicas), name=f"engine {entry.name}")
+        cached.engines_task = self._tasks.create_task(self._run_engines(cached, cached.replicas), name=f"engine {entry.name}")
 
-    def _end(self, resident: CachedModel) -> None:
-        log.info("model_unloading", model=resident.entry.name)
-        if resident.stay is not None:
-            resident.stay.cancel()
+    def _stop_engines(self, cached: CachedModel) -> None:
+        log.info("model_unloading", model=cached.entry.name)
+        if cached.engines_task is not None:
+            cached.engines_task.cancel()
 
-    def _begin_recheck(self, resident: CachedModel) -> None:
-        if resident.recheck is None or resident.recheck.done():
-            resident.recheck = self._tasks.create_task(self._recheck(resident), name=f"recheck {resident.entry.name}")
+    def _start_recheck(self, cached: CachedModel) -> None:
+        if cached.recheck is None or cached.recheck.done():
+            cached.recheck = self._tasks.create_task(self._recheck(cached), name=f"recheck {cached.entry.name}")
 
-    async def _recheck(self, resident: CachedModel) -> None:
-        await resident.file.ensure_served()
-        if not resident.file.problem:
-            self._act(self._core.retry(resident.entry.name, time.monotonic()))
+    async def _recheck(self, cached: CachedModel) -> None:
+        await cached.file.ensure_served()
+        if not cached.file.problem:
+            self._act(self._core.retry(cached.entry.name, time.monotonic()))
 
-    async def _stay(self, resident: CachedModel, replicas: list[Replica]) -> None:
-        """A model's time in memory, to the end of its processes."""
+    async def _run_engines(self, cached: CachedModel, replicas: list[Replica]) -> None:
         try:
             async with asyncio.TaskGroup() as engines:
                 for replica in replicas:
                     engines.create_task(replica.engine.run())
         finally:
-            if self._core.stage(resident.entry.name) is Stage.UNLOADING:
-                resident.replicas = []
-                self._act(self._core.unloaded(resident.entry.name, time.monotonic()))
+            if self._core.stage(cached.entry.name) is Stage.UNLOADING:
+                cached.replicas = []
+                self._act(self._core.unloaded(cached.entry.name, time.monotonic()))
 
 
-def _progress(resident: CachedModel, *, step: int) -> str:
-    """How far the slowest engine is, to so many hundredths; or why it begins again."""
-    if not resident.replicas:
+def _progress(cached: CachedModel, *, step: int) -> str:
+    """Describe the progress of the slowest engine in steps of so many percent, or why it restarts."""
+    if not cached.replicas:
         return "loading"
-    engine = min((replica.engine for replica in resident.replicas), key=lambda engine: engine.progress)
+    engine = min((replica.engine for replica in cached.replicas), key=lambda engine: engine.progress)
     if engine.detail != "loading":
         return f"loading: {engine.detail}"
     percent = int(engine.progress * 100 / step) * step

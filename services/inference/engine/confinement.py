@@ -1,8 +1,8 @@
-"""What the engine's process gives up before it opens a model file: files are the only thing from outside that it reads.
+"""Confines the engine's process before it opens a model file, which is untrusted (SECURITY.md, T24).
 
-A model file is somebody else's (SECURITY.md, T24). Whoever takes over llama.cpp with one must find no network, no other program to
-run and no other process to look into. Linux does this with a filter over system calls (seccomp); it cannot be taken off again.
-The filter lets everything pass but a list: what a GPU driver asks of the kernel is its own affair and changes with its version.
+An attacker who takes over llama.cpp through a model file finds no network, can't start programs and can't look into other processes.
+A seccomp filter does this on Linux; it can't be removed. It denies a list of system calls and allows the others, because the calls
+of a GPU driver change with its version.
 """
 
 import ctypes
@@ -16,46 +16,44 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-#: The parts of a model, which llama.cpp holds open together, and some dozens for each GPU.
+#: For all parts of a model, which llama.cpp opens together, and dozens per GPU.
 MAX_OPEN_FILES = 1024
 
 _PR_SET_NO_NEW_PRIVS = 38
 _SECCOMP_SET_MODE_FILTER = 1
-#: For all threads that are there. And without slowing every load from memory, as older kernels do for filtered processes: that
-#: guards against code that reads its own process's memory, and here all of it is in the same hands.
+#: TSYNC for all existing threads, and SPEC_ALLOW: older kernels otherwise slow down filtered processes to guard against code that
+#: reads its own process's memory, which doesn't matter here.
 _SECCOMP_FLAGS = 1 | 4
 
-#: seccomp(2): what happens to a call. The number of the error is in the low 16 bits.
+#: seccomp(2): verdicts. The low 16 bits have the errno.
 ALLOW = 0x7FFF0000
 KILL = 0x80000000
 _FAIL = 0x00050000
 
-#: linux/filter.h: load a word of the call, compare it, give a verdict.
+#: linux/filter.h: load a word of the call, compare it, return a verdict.
 _LOAD, _IF_EQUAL, _IF_AT_LEAST, _IF_ANY_BIT, _VERDICT = 0x20, 0x15, 0x35, 0x45, 0x06
 _INSTRUCTION = struct.Struct("<HBBI")
-#: linux/seccomp.h: where the number of the call and its machine are; each argument has 8 bytes, of which the kernel takes the low 4.
+#: linux/seccomp.h: offsets of the call's number, its machine and its arguments, which have 8 bytes; the low 4 are compared.
 _NUMBER_AT, _MACHINE_AT, _ARGUMENTS_AT = 0, 4, 16
 
 _CLONE_THREAD = 0x00010000
-#: asm-generic/ioctls.h: they type into the terminal that the worker was started in.
+#: asm-generic/ioctls.h: TIOCSTI and TIOCLINUX can type into the worker's terminal.
 _TERMINAL_INPUT = (0x5412, 0x541C)
 
 
 @dataclass(frozen=True, slots=True)
 class CpuArchitecture:
-    """A kind of processor and how Linux numbers the calls there."""
+    """Linux's system call numbers on a kind of processor."""
 
     #: AUDIT_ARCH of linux/audit.h.
     audit: int
     seccomp: int
-    #: Of calls that depend on their arguments.
     numbers: dict[str, int]
-    #: Of calls that fail always.
     denied: tuple[int, ...]
 
 
-#: Numbers from 424 on are the same everywhere: a signal to a process that is held by a file descriptor; io_uring, which can do
-#: most of what is denied here without a call; mounts; the files and the memory of other processes.
+#: Numbers from 424 on are the same everywhere: pidfd signals, io_uring (which could do most of what is denied here), mounts, and the
+#: files and memory of other processes.
 _DENIED_EVERYWHERE = (424, 425, 426, 427, 428, 429, 430, 431, 432, 433, 438, 440, 442)
 
 #: In the same order for both: starting programs (execve, execveat); signals to others (tkill, rt_sigqueueinfo, rt_tgsigqueueinfo);
@@ -67,7 +65,7 @@ MACHINES = {
         audit=0xC000003E,
         seccomp=317,
         numbers={"socket": 41, "socketpair": 53, "kill": 62, "tgkill": 234, "clone": 56, "clone3": 435, "ioctl": 16},
-        # The first two are fork and vfork, which newer machines do with clone.
+        # The first two are fork and vfork, which aarch64 doesn't have.
         denied=(
             *(57, 58, 59, 322, 200, 129, 297, 101, 310, 311, 312, 321, 298, 323, 175, 313, 176, 246, 248, 249, 250),
             *(272, 308, 165, 166, 155, 161, 304, *_DENIED_EVERYWHERE),
@@ -83,21 +81,21 @@ MACHINES = {
         ),
     ),
 }
-#: x86_64 also takes calls of an older 32-bit kind, with other numbers.
+#: The x32 calls of x86_64 have other numbers.
 _X32_NUMBERS = 0x40000000
 
 
 class NotConfined(Exception):
-    """This system cannot do it; the message says why. Caught by the process, which tells its worker and goes on."""
+    """This system has no support; the message says why. The process catches it and tells its worker."""
 
 
 def confine(*, local_sockets: bool) -> None:
-    """Give up what an engine does not need, for good. Raises NotConfined where that is not possible.
+    """Drop what an engine doesn't need, for good. Raises NotConfined.
 
-    ``local_sockets`` are for GPU drivers, which talk to their own services through them; without a GPU there is no socket at all."""
+    ``local_sockets`` allows Unix sockets, through which GPU drivers talk to their services; else no socket can be opened."""
     _limit()
     if not sys.platform.startswith("linux"):
-        raise NotConfined(f"{sys.platform} has no filter over system calls that this program knows")
+        raise NotConfined(f"{sys.platform} has no supported filter for system calls")
     machine = MACHINES.get(platform.machine())
     if machine is None or sys.byteorder != "little":
         raise NotConfined(f"the system calls of {platform.machine()} are not known")
@@ -105,7 +103,7 @@ def confine(*, local_sockets: bool) -> None:
 
 
 def filter_program(machine: CpuArchitecture, *, own_pid: int, local_sockets: bool) -> bytes:
-    """The filter, for the machine that seccomp runs in the kernel."""
+    """Build the BPF program of the filter."""
     steps = [
         _step(_LOAD, _MACHINE_AT),
         _step(_IF_EQUAL, machine.audit, then=1),
@@ -122,14 +120,14 @@ def filter_program(machine: CpuArchitecture, *, own_pid: int, local_sockets: boo
 
 
 def _rules(own_pid: int, *, local_sockets: bool) -> Iterator[tuple[str, list[bytes]]]:
-    """What becomes of the calls that depend on their arguments. Each rule ends with a verdict."""
+    """Yield the rules for calls that depend on their arguments. Each ends with a verdict."""
     for name in ("socket", "socketpair"):
         yield name, _only_if(_IF_EQUAL, socket.AF_UNIX, otherwise=errno.EACCES) if local_sockets else [_fail(errno.EACCES)]
-    # abort() is a signal to oneself, and how llama.cpp ends where it knows no further.
+    # llama.cpp calls abort(), which is a signal to its own process.
     for name in ("kill", "tgkill"):
         yield name, _only_if(_IF_EQUAL, own_pid, otherwise=errno.EPERM)
-    # Threads, and no processes: nothing may outlive this one. The arguments of clone3 are out of the filter's reach, and where it
-    # does not exist libraries take clone.
+    # Allow threads but no processes, which could outlive this one. A filter can't see clone3's arguments; without it, libraries
+    # use clone.
     yield "clone", _only_if(_IF_ANY_BIT, _CLONE_THREAD, otherwise=errno.EPERM)
     yield "clone3", [_fail(errno.ENOSYS)]
     typing = [step for command in _TERMINAL_INPUT for step in (_step(_IF_EQUAL, command, otherwise=1), _fail(errno.EPERM))]
@@ -137,7 +135,6 @@ def _rules(own_pid: int, *, local_sockets: bool) -> Iterator[tuple[str, list[byt
 
 
 def _only_if(test: int, value: int, *, otherwise: int) -> list[bytes]:
-    """Allowed where the first argument passes the test."""
     return [_load_argument(0), _step(test, value, otherwise=1), _step(_VERDICT, ALLOW), _fail(otherwise)]
 
 
@@ -150,7 +147,7 @@ def _fail(number: int) -> bytes:
 
 
 def _step(code: int, value: int, *, then: int = 0, otherwise: int = 0) -> bytes:
-    """One instruction; ``then`` and ``otherwise`` say how many to skip after a test."""
+    """Encode an instruction; after a test, ``then`` or ``otherwise`` instructions are skipped."""
     return _INSTRUCTION.pack(code, then, otherwise, value)
 
 
@@ -174,5 +171,5 @@ def _install(steps: bytes, machine: CpuArchitecture) -> None:
     program = _Program(len(steps) // _INSTRUCTION.size, steps)
     status = libc.syscall(machine.seccomp, _SECCOMP_SET_MODE_FILTER, _SECCOMP_FLAGS, ctypes.byref(program))
     if status != 0:
-        # A positive status is the thread that could not take the filter on.
+        # A positive status is the id of a thread that can't be filtered.
         raise NotConfined("seccomp: " + (f"thread {status} cannot be filtered" if status > 0 else os.strerror(ctypes.get_errno())))

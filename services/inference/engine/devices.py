@@ -1,6 +1,6 @@
-"""What this build of llama.cpp finds to compute on: ``python -m services.inference.engine.devices`` prints it as JSON and ends.
+"""Lists the devices that this build of llama.cpp can use: ``python -m services.inference.engine.devices`` prints them as JSON.
 
-A program of its own, because the worker that wants to know must not load a GPU's driver itself.
+It is a separate program, because the worker must not load a GPU driver.
 """
 
 import ctypes
@@ -9,14 +9,13 @@ from pathlib import Path
 
 import msgspec
 
-#: As ggml's ggml_backend_dev_type has them: 0 is the processor, 3 help it.
+#: GPU and integrated GPU in ggml_backend_dev_type.
 _GPU_TYPES = frozenset({1, 2})
 
 
 class Device(msgspec.Struct, frozen=True):
     """A GPU that llama.cpp can use."""
 
-    #: Its name to llama.cpp, such as CUDA0.
     name: str
     description: str
     total_bytes: int
@@ -25,15 +24,14 @@ class Device(msgspec.Struct, frozen=True):
 
 class FoundDevices(msgspec.Struct, frozen=True):
     devices: tuple[Device, ...]
-    #: Whether llama.cpp was built for any GPU.
     built_for_gpu: bool
-    #: What this build uses of the processor.
+    #: The processor features that this build uses.
     processor: str
 
 
 def find() -> FoundDevices:
-    """Starts the drivers of GPUs; only for a process of its own."""
-    import llama_cpp  # noqa: PLC0415 - loads the libraries, which nobody needs who only reads the types above
+    """Search for devices. It starts GPU drivers, so only call it in a separate process."""
+    import llama_cpp  # noqa: PLC0415 - importers of the types above don't need these libraries
     import llama_cpp.llama_cpp as native  # noqa: PLC0415
 
     native.llama_backend_init()

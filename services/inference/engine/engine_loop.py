@@ -1,4 +1,4 @@
-"""The engine's loop: commands in, one step of all sequences, reports out. Knows neither llama.cpp nor sockets."""
+"""The engine's loop: takes commands, computes steps of all sequences and returns reports. Independent of llama.cpp and sockets."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,45 +22,39 @@ from shared.api.generation import ChatMessage, Tool
 
 
 class Compute(Protocol):
-    """What the loop needs of a model. ``llama_model.LlamaModel`` is the real one. All of it blocks."""
+    """The part of a model that the loop uses, implemented by `LlamaModel`. All methods block."""
 
-    #: The longest sequence, and all that the slots hold together.
     context_tokens: int
     pool_tokens: int
-    #: No token stands for more bytes of text.
     longest_token_bytes: int
-    #: The most tokens of prompts in one step.
     step_tokens: int
-    #: How the model writes calls of tools; None where it has no place for them.
+    #: How the model writes tool calls; None if it doesn't support tools.
     tool_style: ToolStyle | None
-    #: Whether a slot can go back to the middle of what it has read.
+    #: Whether a slot can be cut back to a prefix of its tokens.
     can_reuse: bool
-    #: What the computing itself took, ever.
     decode_seconds: float
 
     def prompt_tokens(self, messages: tuple[ChatMessage, ...], tools: tuple[Tool, ...] = (), *, raw: bool = False) -> list[int]:
-        """``raw``: of the one message's text as it is. Raises BadRequest where the model cannot take these messages, or not so many
-        tokens. Safe to call in another thread than all else, one call at a time."""
+        """Tokenize a chat, or with ``raw`` the text of its only message. Raises BadRequest for messages that the model doesn't
+        support or that are too long. May run in another thread than the rest, one call at a time."""
         ...
 
     def begin(self, sequence: tuple[int, int], parameters: Parameters, grammar: str, delivered: Sequence[int]) -> None:
-        """A sequence's tokens are drawn by these. Raises BadRequest for what the model cannot take."""
+        """Set up sampling for a sequence. Raises BadRequest."""
         ...
 
     def settle(self, place: SlotPlace) -> bool:
-        """Have a slot hold what the place says and nothing else. False if that cannot be: the slot is empty then."""
+        """Make a slot hold exactly the tokens in ``place``. Return False, with the slot empty, if that isn't possible."""
         ...
 
-    def clear(self, slot: int) -> None:
-        """Have it hold nothing."""
-        ...
+    def clear(self, slot: int) -> None: ...
 
     def run(self, feeds: Sequence[Feed]) -> list[DrawnToken | None]:
-        """Compute one batch; the token drawn for each feed that asks for one. Raises ModelCrashed: start anew."""
+        """Compute one batch and return the next token for each feed that samples. Raises ModelCrashed; the process must then end."""
         ...
 
     def piece(self, token: int, *, with_tools: bool = False) -> bytes | None:
-        """The bytes of a token; None for one that ends the answer. ``with_tools``: what marks a call of a tool is spelled out."""
+        """Return the bytes of a token; None for an end token. ``with_tools`` spells out the marks of tool calls."""
         ...
 
     def end(self, sequence: tuple[int, int]) -> None:
@@ -69,8 +63,8 @@ class Compute(Protocol):
 
 
 class Loop:
-    """Runs generations on one model. Not thread-safe: one caller, who alternates commands and ``step``. Only ``tokenize`` may run
-    in another thread meanwhile."""
+    """Runs generations on one model. Not thread-safe: one thread alternates commands and ``step``. Only ``tokenize`` may run in
+    another one."""
 
     def __init__(self, compute: Compute, *, slots: int, mode: KvMode, clock: Callable[[], float] = time.perf_counter) -> None:
         self._compute = compute
@@ -83,7 +77,7 @@ class Loop:
         return self._scheduler.idle
 
     def measure(self, command: StartGeneration) -> int:
-        """The bytes of a command's text. Raises BadRequest for a text that cannot fit the context, before any work is done on it."""
+        """Return the size of a command's text. Raises BadRequest for one that can't fit the context, before any work is done."""
         size = sum(_text_bytes(message.content) for message in command.messages)
         context = self._compute.context_tokens
         if size > (most := context * self._compute.longest_token_bytes):
@@ -95,7 +89,7 @@ class Loop:
         return size + calls + sum(_text_bytes(tool.description) + _text_bytes(tool.parameters) for tool in command.tools)
 
     def tokenize(self, command: StartGeneration) -> HashedTokens:
-        """The prompt's tokens, for ``begin``. Raises BadRequest."""
+        """Tokenize the prompt for ``begin``. Raises BadRequest."""
         return HashedTokens(self._compute.prompt_tokens(command.messages, command.tools, raw=command.raw))
 
     def begin(self, command: StartGeneration, prompt: HashedTokens) -> GenerationAccepted | GenerationRefused:
@@ -111,12 +105,12 @@ class Loop:
         return GenerationAccepted(command.id, len(prompt.tokens))
 
     def cancel(self, identity: int) -> None:
-        """Unknown ids are already over."""
+        """Forget a request; unknown ones have already ended."""
         for cancelled in self._scheduler.cancel(identity):
             self._compute.end((cancelled.id, cancelled.answer))
 
     def step(self) -> StepReport | None:
-        """Compute one step; None when nothing runs."""
+        """Compute one step; None if nothing runs."""
         began, decoded = self._clock(), self._compute.decode_seconds
         plan = self._plan()
         if not plan.feeds:
@@ -128,7 +122,6 @@ class Loop:
         return StepReport(told, self._clock() - began, self._compute.decode_seconds - decoded, plan.answering, plan.read)
 
     def _plan(self) -> StepPlan:
-        """Admit who can begin, and plan a step that the model's memory has room for."""
         while True:
             for place in self._scheduler.admit():
                 if not self._compute.settle(place):
@@ -154,14 +147,14 @@ class Loop:
         )
         for token in command.delivered:
             started.replay(token, self._piece(started, token))
-        # What remembers an answer reserves memory for all of it: not for the wish, which may be anything.
+        # Samplers reserve memory for max_tokens, so pass the real limit.
         limited = msgspec.structs.replace(parameters, max_tokens=started.limit)
         self._compute.begin((command.id, answer), limited, command.grammar, command.delivered)
         return started
 
     def _parser(self, command: StartGeneration, answer: int) -> ToolCallParser | None:
         style = self._compute.tool_style
-        # gpt-oss speaks in channels also where it has no tools.
+        # gpt-oss uses channels even without tools.
         if style is None or not (command.tools or style is ToolStyle.HARMONY):
             return None
         return ToolCallParser(style, command.tools, tool_call_parser.ids_of(f"{command.request}/{answer}"))

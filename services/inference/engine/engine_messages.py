@@ -1,6 +1,6 @@
-"""What a worker and its engine process say to each other, and how it is framed on their socketpair.
+"""The messages between a worker and its engine process, and their framing on the socketpair.
 
-Each message is four bytes of length and a msgpack body. Both ends are ours, the limit only catches mistakes early.
+Each message is four bytes of length and a msgpack body. Both ends are ours; the limit catches mistakes early.
 """
 
 import struct
@@ -17,14 +17,13 @@ from shared.api.generation import ChatMessage, Tool, ToolCall
 from shared.api.inference import TokenLogprob
 from shared.types import FinishReason
 
-#: A prompt is at most 1 MiB on the mesh; a step's text is far smaller.
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 
 _LENGTH = struct.Struct(">I")
 
 
 class KvType(StrEnum):
-    """How a number of the model's memory is kept: half the bytes of f16 cost a little quality."""
+    """The format of the KV cache: q8_0 halves the memory at the cost of a little quality."""
 
     F16 = "f16"
     Q8_0 = "q8_0"
@@ -34,22 +33,20 @@ class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
     pass
 
 
-# --- worker to engine: Load first, then the others in any order ------------------------------------------------------
+# --- worker to engine: LoadCommand first, then the others in any order ------------------------------------------------
 
 
 class LoadCommand(_Message, frozen=True):
     path: str
     slots: int
-    #: Per slot; None means DEFAULT_CONTEXT_TOKENS, or the model's own when that is less.
+    #: Per slot; None for DEFAULT_CONTEXT_TOKENS, or the model's limit if that is smaller.
     context_tokens: int | None
     threads: int
-    #: -1 is llama.cpp's word for all of them.
     gpu_layers: int
     kv_mode: KvMode = KvMode.EXACT
     kv_type: KvType = KvType.F16
-    #: How much of the model each GPU gets; empty leaves it to llama.cpp.
+    #: Each GPU's share of the model; empty lets llama.cpp decide.
     tensor_split: tuple[float, ...] = ()
-    #: The number of the only GPU to use; None: all of them.
     device: int | None = None
 
 
@@ -57,62 +54,60 @@ class StartGeneration(_Message, frozen=True):
     id: int
     messages: tuple[ChatMessage, ...]
     parameters: Parameters
-    #: Whose prompts may share what is computed of them; empty shares with nobody.
+    #: Prompts with the same salt may share their KV cache; empty shares with none.
     salt: str = ""
-    #: Of an answer that another worker began.
+    #: Tokens that another worker already delivered.
     delivered: tuple[int, ...] = ()
-    #: GBNF that the answer must follow; empty for none. It has been checked.
+    #: A checked GBNF grammar for the answer; empty for none.
     grammar: str = ""
     tools: tuple[Tool, ...] = ()
-    #: Of the whole request, wherever it runs: what its calls of tools are numbered by.
+    #: The request's id, the same on every worker; the ids of tool calls derive from it.
     request: str = ""
-    #: The only message is a text to go on with, and no chat.
+    #: The only message is a text to continue, not a chat.
     raw: bool = False
 
 
 class CancelGeneration(_Message, frozen=True):
-    """Of a Generate or an Embed. Also sent for those that have just ended; the engine ignores ids it does not know."""
+    """Cancels a StartGeneration or EmbedTexts. The engine ignores unknown ids, which have just ended."""
 
     id: int
 
 
 class EmbedTexts(_Message, frozen=True):
-    """Answered with Accepted or Refused when all texts are counted, and then with their vectors, turn by turn."""
+    """Answered with GenerationAccepted or GenerationRefused once all texts are tokenized, and then with vectors."""
 
     id: int
     inputs: tuple[str, ...]
-    #: Of each vector; None for all that the model gives.
     dimensions: int | None = None
 
 
 Command = LoadCommand | StartGeneration | EmbedTexts | CancelGeneration
 
 
-# --- engine to worker: Loaded or LoadFailed first, then the others ----------------------------------------------------
+# --- engine to worker: Loading, then Loaded or LoadFailed, then the others --------------------------------------------
 
 
 class Loading(_Message, frozen=True):
-    #: From 0 to 1.
     progress: float
 
 
 class Loaded(_Message, frozen=True):
-    """What was found; the worker logs it and offers it to the mesh."""
+    """The loaded model, for the log and the announcement."""
 
     description: str
     context_tokens: int
-    #: Layers on a GPU, and which; empty without one.
+    #: The GPUs and their layers; empty without a GPU.
     gpu: str
     chat_template: bool
-    #: What this build of llama.cpp uses of the processor.
+    #: The processor features that this build of llama.cpp uses.
     processor: str
-    #: Why the process can reach more of the system than it needs; empty where it cannot.
+    #: Why the process isn't confined; empty if it is.
     unconfined: str = ""
-    #: What there was less memory for than was asked for, for people; empty where there was enough.
+    #: What was reduced for lack of memory, for people; empty if nothing was.
     lowered: str = ""
-    #: How the model writes calls of tools; None where its template has no place for them.
+    #: How the model writes tool calls; None if its template doesn't support tools.
     tool_style: ToolStyle | None = None
-    #: It reads both ways and remembers nothing, so it gives vectors and no answers.
+    #: It is bidirectional without a KV cache, so it can't generate text.
     only_embeds: bool = False
 
 
@@ -134,38 +129,36 @@ class AnswerProgress(_Message, frozen=True):
     id: int
     token_ids: tuple[int, ...]
     text: str
-    #: None while this answer goes on.
     finish: FinishReason | None = None
-    #: Which of several.
     answer: int = 0
-    #: Of the prompt; told with the first token of each answer.
+    #: Cached tokens of the prompt; set with the first token of each answer.
     cached_tokens: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
 
 
 class StepReport(_Message, frozen=True):
-    """What one step gave; also sent when no sequence has a token, so that a worker sees that its engine lives."""
+    """The result of one step; also sent without a token, to show that the engine lives."""
 
     progress: tuple[AnswerProgress, ...]
-    #: Since the step before, or since there was something to do again; and what llama.cpp took of it.
+    #: Since the previous step, or since the engine was idle.
     seconds: float = 0.0
+    #: The part of ``seconds`` spent in llama_decode.
     decode_seconds: float = 0.0
-    #: Sequences that got a token, and tokens that were read.
     answering: int = 0
     read: int = 0
 
 
 class ComputedVectors(_Message, frozen=True):
-    """The next ones of a request, in the order of its inputs."""
+    """The next vectors of a request, in the order of its inputs."""
 
     id: int
-    #: Of 32-bit floats, lowest byte first.
+    #: 32-bit floats, little-endian.
     vectors: tuple[bytes, ...]
 
 
 class EmbeddingTurn(_Message, frozen=True):
-    """What one batch of embeddings gave; also sent when no text has ended, so that a worker sees that its engine lives."""
+    """The result of one batch of embeddings; also sent if no text has ended, to show that the engine lives."""
 
     vectors: tuple[ComputedVectors, ...]
     seconds: float = 0.0
@@ -191,7 +184,7 @@ class Unframer:
         self._buffer = bytearray()
 
     def feed(self, received: bytes) -> Iterator[bytes]:
-        """The messages that are complete now; raises ProtocolViolation for one over the limit."""
+        """Yield the complete messages. Raises ProtocolViolation for one over the limit."""
         self._buffer += received
         while len(self._buffer) >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(self._buffer)

@@ -1,10 +1,10 @@
-"""The engine's process: ``python -m services.inference.engine.engine_process FD``, started by `backends.supervisor` and by nobody else.
+"""The engine's process: ``python -m services.inference.engine.engine_process FD PARENT``, started only by `engine_supervisor`.
 
-It reads commands from an inherited socket and writes reports to it. It ends when the socket does, and the kernel ends
-it with its parent in any case, also in the middle of a long step: an engine without a worker only burns a GPU.
+It reads commands from an inherited socket and writes reports to it. It ends when the socket closes, and the kernel kills it with its
+parent, even during a long step.
 
-Before it opens the model's file it gives up what it does not need of the system (`confinement`), and before llama.cpp sees
-the file its header is checked (`model_parts`).
+Before it opens the model's file, it drops the privileges that it doesn't need (`confinement`); before llama.cpp sees the file, it
+checks the header (`gguf_header`).
 """
 
 import select
@@ -25,13 +25,13 @@ from services.inference import parent_death
 from services.inference.engine import confinement, engine_messages, llama_model, model_loading
 from services.inference.engine.embeddings.embedding_loop import EmbeddingLoop
 from services.inference.engine.engine_loop import Loop
-from services.inference.engine.gguf import model_parts
+from services.inference.engine.gguf import gguf_header
 from services.inference.engine.gguf.gguf_header import NotAModel
 from services.inference.engine.tokenize_queue import TokenizeQueue
 from shared import errors
 
 _RECEIVE_BYTES = 256 * 1024
-#: How long tokenizing may keep Python from the loop, which gives Python up with each call of llama.cpp and does dozens in a step.
+#: How long tokenizing may hold the GIL while the loop waits, which releases it dozens of times in a step.
 SWITCH_SECONDS = 0.0002
 
 
@@ -40,7 +40,7 @@ class WorkerGone(Exception):
 
 
 class Channel:
-    """The process's end of the socket. Sending blocks: a worker that does not read stops its engine."""
+    """The process's end of the socket. Sending blocks, so a worker that doesn't read stops its engine."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -50,14 +50,14 @@ class Channel:
         self._connection.sendall(engine_messages.pack(report))
 
     def load(self) -> engine_messages.Command:
-        """The first command. Raises WorkerGone."""
+        """Return the first command; later ones stay buffered. Raises WorkerGone."""
         while True:
             for command in self._receive():
-                # What follows stays in the unframer.
                 return command
 
     def commands(self, *, wait_for: TokenizeQueue | None) -> list[engine_messages.Command]:
-        """What has arrived. With ``wait_for``, blocks until something arrives, or until that has results. Raises WorkerGone."""
+        """Return the commands that have arrived. With ``wait_for``, block until one arrives or the queue has results.
+        Raises WorkerGone."""
         readable: list[socket.socket | TokenizeQueue] = [self._connection] if wait_for is None else [self._connection, wait_for]
         received: list[engine_messages.Command] = []
         while self._connection in select.select(readable, [], [], 0 if wait_for is None or received else None)[0]:
@@ -75,8 +75,8 @@ class Channel:
 def main() -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
     parent_death.die_with(int(sys.argv[2]))
-    # Ctrl-C in a terminal reaches the whole group, systemd's SIGTERM the whole unit; but the worker drains first, and
-    # needs its engine for that. Closing the socket is what ends this process.
+    # Ctrl-C reaches the whole process group, systemd's SIGTERM the whole unit; but the worker needs its engine to drain. It ends
+    # this process by closing the socket.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
@@ -92,10 +92,10 @@ def main() -> None:
 def _serve(channel: Channel) -> None:
     load = channel.load()
     if not isinstance(load, engine_messages.LoadCommand):
-        raise errors.ProtocolViolation("the engine's first message must be Load")
+        raise errors.ProtocolViolation("the engine's first message must be LoadCommand")
     unconfined = _confine()
     try:
-        model_parts.check(Path(load.path))
+        gguf_header.check_parts(Path(load.path))
         with llama_model.opened(load, lambda progress: channel.send(engine_messages.Loading(progress))) as model:
             channel.send(msgspec.structs.replace(model.describe(), unconfined=unconfined))
             run(channel, Loop(model, slots=load.slots, mode=load.kv_mode), EmbeddingLoop(model.embedder))
@@ -104,8 +104,8 @@ def _serve(channel: Channel) -> None:
 
 
 def _confine() -> str:
-    """Why this process is not confined; empty when it is."""
-    # The first question for a GPU starts its driver, which may have to run a program that makes its devices.
+    """Return why this process can't be confined; empty if it is."""
+    # Asking for a GPU starts its driver, which may need to run a program first.
     has_gpu = bool(native.llama_supports_gpu_offload())
     try:
         confinement.confine(local_sockets=has_gpu)
@@ -115,7 +115,7 @@ def _confine() -> str:
 
 
 def run(channel: Channel, loop: Loop, embeddings: EmbeddingLoop) -> None:
-    """Serve until the worker is gone, which raises WorkerGone. The loop runs in a thread, and this one tokenizes."""
+    """Run the loop in a thread and tokenize in this one. Raises WorkerGone in the end."""
     with TokenizeQueue() as texts, ThreadPoolExecutor(1, "loop") as threads:
         ended = threads.submit(_run_loop, channel, loop, embeddings, texts)
         ended.add_done_callback(lambda _: texts.close())
@@ -129,7 +129,7 @@ def run(channel: Channel, loop: Loop, embeddings: EmbeddingLoop) -> None:
 def _run_loop(channel: Channel, loop: Loop, embeddings: EmbeddingLoop, texts: TokenizeQueue) -> None:
     began = time.perf_counter()
     while True:
-        # Without work, sleep in the socket; with work, look into it between two steps.
+        # Without work, block on the socket; with work, poll it between two steps.
         asleep = loop.idle and embeddings.idle
         commands = channel.commands(wait_for=texts if asleep else None)
         if asleep:
@@ -141,12 +141,11 @@ def _run_loop(channel: Channel, loop: Loop, embeddings: EmbeddingLoop, texts: To
             channel.send(report)
         if (step := loop.step()) is not None:
             ended = time.perf_counter()
-            # Whatever happens between two steps counts too: beginning sequences, and telling the worker.
+            # Includes the time between two steps, for starting sequences and sending reports.
             channel.send(msgspec.structs.replace(step, seconds=ended - began))
             began = ended
         for turned in embeddings.turn(step):
             channel.send(turned)
-            # What a turn takes it says itself.
             began = time.perf_counter()
 
 

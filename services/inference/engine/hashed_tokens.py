@@ -1,19 +1,17 @@
-"""Tokens with a hash of each block, so that the common beginning of two long prompts is found without comparing them.  Pure.
+"""Tokens with a hash per block, to find the common prefix of two long prompts without comparing all tokens.  Pure.
 
-The hash of a block covers all blocks before it. With 128 bits of BLAKE2 nobody finds two texts with one hash, so equal hashes mean
-equal tokens.
+The hash of a block covers all blocks before it. It has 128 bits of BLAKE2, so equal hashes mean equal tokens.
 """
 
 import hashlib
 from array import array
 
-#: Tokens in a block.
 BLOCK = 64
 _HASH_BYTES = 16
 
 
 class HashedTokens:
-    """A list of tokens, to which its owner may append; nothing else may change."""
+    """A list of tokens, to which its owner may only append."""
 
     def __init__(self, tokens: list[int]) -> None:
         self.tokens = tokens
@@ -21,7 +19,7 @@ class HashedTokens:
         self.hash_blocks()
 
     def hash_blocks(self) -> None:
-        """Hash the blocks that are complete by now: 2 µs each."""
+        """Hash new complete blocks, in 2 µs each."""
         hashes, tokens = self._hashes, self.tokens
         last = hashes[-1] if hashes else b""
         for at in range(len(hashes) * BLOCK, len(tokens) - BLOCK + 1, BLOCK):
@@ -34,7 +32,7 @@ class HashedTokens:
         return copied
 
     def common(self, other: "HashedTokens", most: int, guess: int = 0) -> int:
-        """How many of their first tokens are the same, ``most`` at most. Faster where ``guess`` is about right."""
+        """Return the length of the common prefix, at most ``most``. A good ``guess`` makes it faster."""
         most = min(most, len(self.tokens), len(other.tokens))
         at = BLOCK * _common_blocks(self._hashes, other._hashes, most // BLOCK, guess // BLOCK)
         end = min(at + BLOCK, most)
@@ -49,12 +47,12 @@ class HashedTokens:
 
 
 def _common_blocks(one: list[bytes], two: list[bytes], most: int, guess: int) -> int:
-    """Of the first ``most`` blocks. Each hash covers what is before it, so halving finds the last one that is the same."""
+    """Count equal blocks among the first ``most`` by bisection."""
     same, differs, middle = 0, most + 1, min(guess, most) or most
     while differs - same > 1:
         if one[middle - 1] == two[middle - 1]:
             same = middle
-            # Right behind a guess that was right.
+            # After a correct guess, try the next block first.
             middle = same + 1 if middle == guess else (same + differs) // 2
         else:
             differs = middle

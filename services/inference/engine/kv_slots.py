@@ -1,11 +1,11 @@
-"""Which slot holds which tokens in the model's memory, and where a new prompt finds its beginning already computed.  Pure.
+"""Tracks which tokens each slot of the KV cache holds, and finds a slot with the prefix of a new prompt.  Pure.
 
-A slot is one of llama.cpp's sequence ids. What a finished answer leaves in its slot stays there as a cache until somebody needs
-the slot; a later prompt of the same tenant that begins with the same tokens goes on from there. Two layouts:
+A slot is one of llama.cpp's sequence ids. The tokens of a finished answer stay in its slot as a cache until the slot is needed; a
+later prompt of the same tenant with the same prefix reuses them. There are two layouts:
 
-- ``EXACT``: every slot has cells of its own. A prefix that lies in another slot is copied, the whole slot at once, because
-  llama.cpp copies between streams in no other way.
-- ``FAST``: all slots share one pool of cells. A prefix that lies in another slot is shared by reference; the pool may run out.
+- ``EXACT``: every slot has its own cells. A prefix in another slot is copied with the whole slot, because llama.cpp can't copy parts
+  between streams.
+- ``FAST``: all slots share one pool of cells. A prefix in another slot is shared by reference; the pool may run out.
 """
 
 import itertools
@@ -15,8 +15,8 @@ from enum import StrEnum
 
 from services.inference.engine.hashed_tokens import HashedTokens
 
-#: So many tokens are worth a copy of all cells of a slot, which takes as long as computing a few; and, of a prompt that somebody else
-#: is reading just now, a wait of a step or two.
+#: A shared prefix of this length is worth copying a slot, which takes as long as computing a few tokens, or waiting a step or two
+#: for a prompt that is being read.
 WORTH_SHARING_TOKENS = 16
 
 
@@ -25,59 +25,54 @@ class KvMode(StrEnum):
     FAST = "fast"
 
 
-#: How many tokens of a prompt are computed at least: the answer is drawn from what the last one gives.
+#: The last token of a prompt is always computed: the answer is drawn from its logits.
 _LEFT = 1
 
 
 @dataclass(frozen=True, slots=True)
 class SlotPlace:
-    """Where a prompt goes, and how it gets what is computed of it already."""
+    """The slot of a prompt, and the source of its cached prefix."""
 
     slot: int
-    #: So many of its first tokens need not be computed.
     kept: int
-    #: The slot that holds them; None where it is the same one, or there are none.
+    #: The slot with the prefix; None if it is the same slot, or nothing is cached.
     source: int | None = None
 
 
 @dataclass(slots=True, eq=False)
 class _Cells:
-    """Neighbouring cells that the same slots hold. They are counted and not numbered: llama.cpp knows where they are."""
+    """Adjacent cells that the same slots hold. Only their number matters: llama.cpp knows where they are."""
 
     count: int
-    #: Numbers of slots.
     holders: set[int]
 
 
 @dataclass(slots=True)
 class _Slot:
     number: int
-    #: Whose tokens these are; empty shares with nobody.
+    #: Only prompts with the same salt share tokens; empty shares with none.
     salt: str = ""
-    #: What it holds are the first ``count`` of these. The list is the sequence's, so nothing is copied.
+    #: The slot holds the first ``count`` of these tokens. The sequence owns the list.
     tokens: HashedTokens = field(default_factory=lambda: HashedTokens([]))
     count: int = 0
-    #: Of the tokens, in their order. Slots that share a prefix have the same cells there.
+    #: In order of the tokens. Slots with a shared prefix have the same cells there.
     cells: list[_Cells] = field(default_factory=list)
     busy: bool = False
-    #: Larger is later.
     used_at: int = 0
 
 
 class Slots:
-    """Owned by the loop. What it decides, the caller has to do to llama.cpp's memory at once."""
+    """After each decision, the caller must update llama.cpp's memory at once."""
 
     def __init__(self, count: int, mode: KvMode, *, capacity: int, reuse: bool = True) -> None:
         self._mode = mode
         self._slots = [_Slot(number) for number in range(count)]
-        #: Models with a recurrent state cannot go back to the middle of what they have read.
+        #: False for models with a recurrent state, which can't be cut back to a prefix.
         self._reuse = reuse
-        #: Cells of all slots together.
         self._capacity = capacity
         self._ticks = itertools.count(1)
-        #: Cells that any slot holds.
         self._used = 0
-        #: What the slots hold of some tokens, until that changes: who asks for a place asked before whether a wait is worth it.
+        #: The last result of ``_find``, until a slot changes: ``gains`` and ``place`` ask for the same tokens.
         self._found: tuple[HashedTokens, str, dict[int, int]] | None = None
 
     @property
@@ -85,7 +80,7 @@ class Slots:
         return self._capacity - self._used
 
     def room(self, wanted: int) -> int:
-        """The cells that no busy slot holds, exactly where they are fewer than wanted."""
+        """Return the number of cells that no busy slot holds; exact only if it is less than ``wanted``."""
         if self.free_cells >= wanted:
             return self.free_cells
         return self._capacity - sum(cells.count for cells in {cells for slot in self._slots if slot.busy for cells in slot.cells})
@@ -95,14 +90,14 @@ class Slots:
         return any(not slot.busy for slot in self._slots)
 
     def gains(self, wanted: HashedTokens, salt: str, until: int) -> bool:
-        """Whether it would be worth a wait until somebody has read the first ``until`` of these tokens."""
+        """Return whether it is worth waiting until another sequence has read the first ``until`` of these tokens."""
         enough = min(until, len(wanted.tokens) - _LEFT) - WORTH_SHARING_TOKENS
         if enough < 0 or not self._reuse or not salt:
             return False
         return max(self._find(wanted, salt).values()) <= enough
 
     def place(self, wanted: HashedTokens, salt: str) -> SlotPlace | None:
-        """A slot for these tokens, which is busy from now on and holds what is kept of them; None when all are busy."""
+        """Reserve a slot for these tokens, with the longest cached prefix; None if all are busy."""
         idle = [slot for slot in self._slots if not slot.busy]
         if not idle:
             return None
@@ -118,7 +113,7 @@ class Slots:
         return SlotPlace(target.number, kept, None if source is target else source.number)
 
     def extend(self, slot: int, count: int) -> None:
-        """The next ``count`` of the tokens that were placed there have been computed."""
+        """The next ``count`` tokens of the slot have been computed."""
         holder = self._slots[slot]
         self._found = None
         holder.count += count
@@ -126,7 +121,7 @@ class Slots:
         self._add_cells(holder, count)
 
     def release(self, slot: int, *, keep: int) -> None:
-        """Its sequence is over; of what it holds, so many tokens may serve a later prompt."""
+        """The slot's sequence has ended; its first ``keep`` tokens stay cached."""
         holder = self._slots[slot]
         kept = set(self._first_cells(holder, keep))
         self._let_go(holder, [cells for cells in holder.cells if cells not in kept])
@@ -136,11 +131,11 @@ class Slots:
         holder.used_at = next(self._ticks)
 
     def empty(self, slot: int) -> None:
-        """Whatever it held is not there any more."""
+        """Forget the slot's tokens."""
         self._drop(self._slots[slot])
 
     def evict(self) -> int | None:
-        """The idle slot that was used longest ago and holds something, emptied; None if there is none."""
+        """Empty the least recently used idle slot that holds tokens, and return it; None if there is none."""
         candidates = [slot for slot in self._slots if not slot.busy and slot.count]
         if not candidates:
             return None
@@ -151,7 +146,6 @@ class Slots:
     # --- inside -------------------------------------------------------------------------------------------------------------
 
     def _find(self, wanted: HashedTokens, salt: str) -> dict[int, int]:
-        """How many of these tokens each slot holds, by its number."""
         if self._found is not None and self._found[0] is wanted and self._found[1] == salt:
             return self._found[2]
         most = max(0, len(wanted.tokens) - _LEFT) if self._reuse and salt else 0
@@ -159,17 +153,17 @@ class Slots:
         longest = 0
         for slot in self._slots if most else ():
             if slot.salt == salt:
-                # Many hold the same page of a tenant's and go on in their own way.
+                # Many slots have the same prefix, so the longest one so far is a good guess.
                 found[slot.number] = slot.tokens.common(wanted, min(most, slot.count), guess=longest)
                 longest = max(longest, found[slot.number])
         self._found = wanted, salt, found
         return found
 
     def _share(self, idle: list[_Slot], source: _Slot, found: dict[int, int], wanted: HashedTokens, salt: str) -> SlotPlace:
-        """In one pool: any slot will do, and the one whose loss costs least is taken."""
+        """Choose a slot in the FAST layout: the one whose loss costs least."""
         kept = found[source.number]
         if kept and not source.busy and _is_spent(source, found):
-            target = source  # nothing of it is worth keeping beside the prompt
+            target = source
         else:
             target = self._least_missed([slot for slot in idle if slot is not source or not kept] or idle)
         self._take(target, salt, self._first_cells(source, kept))
@@ -177,7 +171,7 @@ class Slots:
         return SlotPlace(target.number, kept, None if target is source or not kept else source.number)
 
     def _beside(self, idle: list[_Slot], best: _Slot, found: dict[int, int]) -> tuple[_Slot, _Slot]:
-        """With cells of its own for every slot: where the prompt goes, and which slot has its beginning, which may be the same."""
+        """Choose a slot and the source of its prefix, which may be the same, in the EXACT layout."""
         near = self._least_missed(idle)
         if found[best.number] < found[near.number] + WORTH_SHARING_TOKENS:
             return near, near
@@ -185,16 +179,16 @@ class Slots:
             return near, best
         if _is_spent(best, found) and not self._is_lonely(best, self._busy()):
             return best, best
-        # What is written over had better not be newer than what is copied.
+        # Don't overwrite a slot that is newer than the copied one.
         return (near, best) if _is_spent(near, found) or near.used_at < best.used_at else (best, best)
 
     def _least_missed(self, idle: list[_Slot]) -> _Slot:
-        """One that is not lonely where there is one; of these an empty one, or else the one that was used longest ago."""
+        """Prefer slots next to a busy one, then empty ones, then the least recently used."""
         busy = self._busy()
         return min(idle, key=lambda slot: (self._is_lonely(slot, busy), bool(slot.count), slot.used_at if slot.count else 0, slot.number))
 
     def _is_lonely(self, slot: _Slot, busy: set[int]) -> bool:
-        """No neighbour of a busy one, where there is any: in one step llama.cpp computes only neighbours together."""
+        """Whether no neighbor is busy: in a step, llama.cpp only computes adjacent streams together."""
         return self._mode is KvMode.EXACT and bool(busy) and not busy & {slot.number - 1, slot.number + 1}
 
     def _busy(self) -> set[int]:
@@ -211,7 +205,7 @@ class Slots:
     def _drop(self, slot: _Slot) -> None:
         self._let_go(slot, slot.cells)
         self._found = None
-        # The list stays: the sequence that is there may begin anew.
+        # Keep the list: the slot's sequence may restart.
         slot.count, slot.cells = 0, []
 
     # --- cells ----------------------------------------------------------------------------------------------------------------
@@ -232,7 +226,7 @@ class Slots:
                 self._used -= cells.count
 
     def _first_cells(self, slot: _Slot, count: int) -> list[_Cells]:
-        """The slot's first ``count`` cells, cut from the others where they are together."""
+        """Return the slot's first ``count`` cells, split off from the others."""
         self._join(slot)
         found: list[_Cells] = []
         for cells in tuple(slot.cells):
@@ -252,15 +246,15 @@ class Slots:
             held.insert(held.index(cells) + 1, rest)
 
     def _join(self, slot: _Slot) -> None:
-        """Neighbours with the same holders become one again; a slot that is shared often would have thousands."""
+        """Join adjacent cells with the same holders; a slot that is shared often would have thousands."""
         for first, second in itertools.pairwise(tuple(slot.cells)[::-1]):
             if first.holders == second.holders:
-                # From the end, so ``second`` lies before ``first``, in each of their holders.
+                # The list is reversed, so ``second`` is before ``first`` in every holder.
                 second.count += first.count
                 for number in first.holders:
                     self._slots[number].cells.remove(first)
 
 
 def _is_spent(slot: _Slot, found: dict[int, int]) -> bool:
-    """Nothing that it holds is worth keeping beside the prompt."""
+    """Whether the slot holds little beyond the prompt's prefix."""
     return slot.count - found[slot.number] < WORTH_SHARING_TOKENS

@@ -1,7 +1,7 @@
-"""One model in llama.cpp: its weights, its context, and the batches it computes. Owns every native object but the samplers' own.
+"""One model in llama.cpp: its weights, context and batches. Owns all native objects except the samplers.
 
-Only the engine process imports this module. Not thread-safe: everything runs in one thread, but for ``prompt_tokens``, which reads what
-never changes and runs in the main thread.
+Only the engine's process imports this module. Not thread-safe: everything runs in one thread, except ``prompt_tokens``, which only
+reads constant data and runs in the main thread.
 """
 
 import ctypes
@@ -29,7 +29,7 @@ from shared.api.generation import ChatMessage, Tool
 
 
 class LlamaModel:
-    """A loaded model with room for ``slots`` sequences. Made by ``opened``, which also frees it."""
+    """A loaded model. ``opened`` creates and frees it."""
 
     def __init__(self, loaded: NativeModel, load: LoadCommand, log: NativeLog) -> None:
         model, context = loaded.model, loaded.context
@@ -40,11 +40,11 @@ class LlamaModel:
         self._memory = native.llama_get_memory(context)
         self._log = log
         self._mode = load.kv_mode
-        #: In one pool a sequence may take what the others leave.
+        #: In the FAST layout, a sequence may use all of it.
         self.pool_tokens = int(native.llama_n_ctx(context))
         self.context_tokens = min(int(native.llama_n_ctx_seq(context)), int(native.llama_model_n_ctx_train(model)))
         self.step_tokens = int(native.llama_n_batch(context)) - load.slots
-        #: Models with a recurrent state cannot go back to the middle of what they have read.
+        #: A recurrent state can't be cut back to a prefix.
         self.can_reuse = not (native.llama_model_is_recurrent(model) or native.llama_model_is_hybrid(model))
         self._batch = _Batch(int(native.llama_n_batch(context)))
         self._drawers: dict[tuple[int, int], Drawer] = {}
@@ -55,9 +55,8 @@ class LlamaModel:
         self.tool_style = self._tool_style()
         if self.tool_style is not None:
             self._vocabulary.show_for_tools(SHAPES[self.tool_style].spellings)
-        #: What llama_decode took since the counter was last read.
         self.decode_seconds = 0.0
-        # A text is as long as a slot is, not as the pool of all.
+        # An embedded text must fit a slot, not the whole pool.
         longest = loaded.slot_tokens
         self.embedder = EmbeddingContext(model, context_tokens=longest, step_tokens=self.step_tokens, threads=load.threads, why=log.why)
 
@@ -75,32 +74,28 @@ class LlamaModel:
             only_embeds=not self._memory,
         )
 
-    # --- text ---------------------------------------------------------------------------------------------------------------
-
     def prompt_tokens(self, messages: tuple[ChatMessage, ...], tools: tuple[Tool, ...] = (), *, raw: bool = False) -> list[int]:
-        """``raw``: of the one message's text as it is. Raises BadRequest where the model cannot take these messages, or so many tokens."""
+        """Tokenize a chat, or with ``raw`` the text of its only message. Raises BadRequest."""
         if not self._memory:
-            # A model that reads both ways remembers nothing, and llama.cpp aborts where it should draw a token.
-            raise errors.BadRequest("this model gives embeddings and no answers", hint="ask for embeddings, or ask another model")
+            # llama.cpp would abort when a bidirectional model should sample a token.
+            raise errors.BadRequest("this model only computes embeddings", hint="request embeddings, or use another model")
         special = self._vocabulary.special
         if raw:
-            # All of it is one speaker's, who may write the model's special tokens as well.
+            # There is only one speaker, who may use special tokens.
             return self._vocabulary.tokens_of(messages[0].content, context_tokens=self.context_tokens)
         if self._template is not None:
             rendered = self._template.render(messages, tools, special=special)
             return self._vocabulary.tokens_of(rendered, context_tokens=self.context_tokens)
         if len(messages) == 1 and not tools:
             return self._vocabulary.tokens_of(special.mark(messages[0].content), context_tokens=self.context_tokens)
-        raise errors.BadRequest("this model has no chat template and takes one plain prompt only", hint="send prompt, not messages")
+        raise errors.BadRequest("this model has no chat template and only supports plain prompts", hint="send prompt, not messages")
 
     def piece(self, token: int, *, with_tools: bool = False) -> bytes | None:
-        """The bytes of a token; None for one that ends the answer. ``with_tools``: what marks a call is spelled out."""
+        """Return the bytes of a token; None for an end token. ``with_tools`` spells out the marks of tool calls."""
         return self._vocabulary.piece(token, with_tools and token in self._vocabulary.shown_for_tools)
 
-    # --- sequences ------------------------------------------------------------------------------------------------------------
-
     def begin(self, sequence: tuple[int, int], parameters: Parameters, grammar: str, delivered: Sequence[int]) -> None:
-        """A sequence's tokens are drawn by these parameters. Raises BadRequest for what the model cannot take."""
+        """Set up sampling for a sequence. Raises BadRequest."""
         drawer = Drawer(self._vocab, self._vocabulary, self._chains, parameters, grammar)
         self._drawers[sequence] = drawer
         for token in delivered:
@@ -112,9 +107,9 @@ class LlamaModel:
             drawer.free()
 
     def settle(self, place: SlotPlace) -> bool:
-        """Have a slot hold what the place says and nothing else. False if this model's memory cannot: the slot is empty then."""
+        """Make a slot hold exactly the tokens in ``place``. Return False, with the slot empty, if the model's memory can't."""
         if place.source is not None:
-            # Between two streams only whole slots can be copied; in one pool the cells are shared.
+            # Between streams, only whole slots can be copied; in one pool, cells are shared.
             until = place.kept if self._mode is KvMode.FAST else -1
             if self._mode is KvMode.FAST:
                 native.llama_memory_seq_rm(self._memory, place.slot, -1, -1)
@@ -128,13 +123,12 @@ class LlamaModel:
         native.llama_memory_seq_rm(self._memory, slot, -1, -1)
 
     def run(self, feeds: Sequence[Feed]) -> list[DrawnToken | None]:
-        """Compute one batch; for each feed the token drawn behind it, if it asks for one. Raises ModelCrashed: what is in the
-        model's memory after a failed decode is unknown, so the process has to start anew."""
+        """Compute one batch and return the next token for each feed that samples. Raises ModelCrashed; the process must then end,
+        because the state of the model's memory after a failed decode is unknown."""
         rows = self._batch.fill(feeds)
         began = time.perf_counter()
         status = native.llama_decode(self._context, self._batch.native)
         if status == 0:
-            # A GPU computes on behind the call's back until somebody waits for it.
             native.llama_synchronize(self._context)
         self.decode_seconds += time.perf_counter() - began
         if status != 0:
@@ -169,7 +163,7 @@ class LlamaModel:
 
 
 class _Batch:
-    """llama.cpp's arrays of one batch. Slices are assigned in C; one element at a time would cost a microsecond each."""
+    """llama.cpp's arrays of one batch. Slices are assigned in C; single elements would cost a microsecond each."""
 
     def __init__(self, tokens: int) -> None:
         self.native = native.llama_batch_init(tokens, 0, 1)
@@ -178,11 +172,11 @@ class _Batch:
         self._logits = (ctypes.c_int8 * tokens).from_address(ctypes.addressof(self.native.logits.contents))
         counts = (ctypes.c_int32 * tokens).from_address(ctypes.addressof(self.native.n_seq_id.contents))
         counts[:] = [1] * tokens
-        #: Each token's list of sequences, of which there is always one.
+        #: Each token's list of sequences, which always has one.
         self._slots = [self.native.seq_id[at] for at in range(tokens)]
 
     def fill(self, feeds: Sequence[Feed]) -> list[int]:
-        """The row of each feed's last token."""
+        """Fill the batch; return the row of each feed's last token."""
         at, rows = 0, []
         for feed in feeds:
             count = len(feed.tokens)
@@ -204,7 +198,7 @@ class _Batch:
 
 @contextmanager
 def opened(load: LoadCommand, progressed: Callable[[float], None]) -> Iterator[LlamaModel]:
-    """Load a model and make its context; raises LoadRefused."""
+    """Load a model and create its context. Raises LoadRefused."""
     log = NativeLog()
     callback = native.llama_log_callback(log.take)
     native.llama_log_set(callback, ctypes.c_void_p(0))

@@ -1,4 +1,7 @@
-"""Has llama.cpp load a model and make its context, with less of either where the memory does not do. Only the engine imports it."""
+"""Loads a model into llama.cpp and creates its context; uses fewer GPU layers or a shorter context if the memory doesn't suffice.
+
+Only the engine's process imports this module.
+"""
 
 import ctypes
 from collections import deque
@@ -13,33 +16,32 @@ from services.inference.engine.engine_messages import KvType, LoadCommand
 from services.inference.engine.gguf import gguf_header
 from services.inference.engine.kv_slots import KvMode
 
-#: Per slot, where neither the setting nor a smaller model says otherwise: memory grows with slots × context.
+#: Per slot, unless the setting or a smaller model limits it: memory grows with slots × context.
 DEFAULT_CONTEXT_TOKENS = 2048
-#: A context that does not fit is halved down to this; a conversation needs so much.
+#: A context that doesn't fit is halved down to this.
 LEAST_CONTEXT_TOKENS = 512
-#: Of the layers: what is tried on GPUs, where not all of them fit.
 GPU_SHARES = (0.75, 0.5, 0.25, 0.0)
-#: Of prompts, in one step when nobody else is answering. A processor is no faster with more; a GPU is.
+#: Prompt tokens in a step without answers. Unlike a GPU, a processor isn't faster with more.
 CPU_STEP_TOKENS = 128
 GPU_STEP_TOKENS = 1024
 _ERROR_LEVEL = 4
 _KV_TYPES = {KvType.F16: native.GGML_TYPE_F16, KvType.Q8_0: native.GGML_TYPE_Q8_0}
-#: ggml.h: GGML_TYPE_BF16, which the Python wrapper does not have.
+#: GGML_TYPE_BF16 of ggml.h, which the Python binding lacks.
 _BF16 = 30
-#: llama.cpp's arrays of one number per GPU are so long.
+#: The length of llama.cpp's arrays with one number per GPU.
 _MOST_DEVICES = 16
 
 
 class LoadRefused(Exception):
-    """The file is no usable model, or does not fit the memory; the message says why."""
+    """The file is not a usable model, or doesn't fit the memory; the message says why."""
 
 
 class NativeLog:
-    """What llama.cpp says, of which the reasons of errors and the use of a GPU are worth keeping."""
+    """Collects errors and the use of GPUs from llama.cpp's log."""
 
     def __init__(self) -> None:
         self._errors: deque[str] = deque(maxlen=5)
-        #: The devices and the number of layers on them; empty without a GPU.
+        #: Lines about the devices and their layers; empty without a GPU.
         self.gpu: list[str] = []
 
     def take(self, level: int, text: bytes, _user: object) -> None:
@@ -53,7 +55,7 @@ class NativeLog:
         return "; ".join(self._errors) or "llama.cpp gave no reason"
 
     def forget(self) -> None:
-        """What was said of a try that failed, before the next one."""
+        """Drop the lines of a failed try."""
         self._errors.clear()
         self.gpu.clear()
 
@@ -62,9 +64,9 @@ class NativeLog:
 class NativeModel:
     model: "native.llama_model_p"
     context: "native.llama_context_p"
-    #: The context that each slot was meant to have; in one pool a sequence may have more.
+    #: The context of a slot; in the FAST layout a sequence may have more.
     slot_tokens: int
-    #: What it got less of than was asked for, for people; empty when it got all.
+    #: What was reduced for lack of memory, for people; empty if nothing was.
     lowered: str
 
 
@@ -88,7 +90,7 @@ def _model(load: LoadCommand, log: NativeLog, progressed: Callable[[float], None
         for layers in _fewer_layers(load):
             log.forget()
             if model := _load_file(load, layers, callback):
-                lowered = f"only {layers} layers are on the GPU: there is no memory for more"
+                lowered = f"only {layers} layers are on the GPU, for lack of memory"
                 break
     if not model:
         raise LoadRefused(f"llama.cpp cannot load {load.path}: {log.why()}")
@@ -122,12 +124,12 @@ def _context(model: "native.llama_model_p", load: LoadCommand, log: NativeLog) -
     while not (context := native.llama_init_from_model(model, _context_parameters(load, tokens))):
         if tokens <= LEAST_CONTEXT_TOKENS:
             raise LoadRefused(
-                f"no memory for {load.slots} slots of {tokens} tokens: {log.why()}; lower ENGINE_SLOTS, or take a smaller model"
+                f"not enough memory for {load.slots} slots of {tokens} tokens: {log.why()}; lower ENGINE_SLOTS, or use a smaller model"
             )
         log.forget()
         tokens = max(LEAST_CONTEXT_TOKENS, tokens // 2)
     try:
-        yield context, tokens, "" if tokens == wanted else f"a context has {tokens} tokens and not {wanted}: there is no memory for more"
+        yield context, tokens, "" if tokens == wanted else f"a context has {tokens} instead of {wanted} tokens, for lack of memory"
     finally:
         native.llama_free(context)
 
@@ -136,7 +138,7 @@ def _context_parameters(load: LoadCommand, tokens: int) -> native.llama_context_
     parameters: native.llama_context_params = native.llama_context_default_params()
     parameters.n_ctx = tokens * load.slots
     step = GPU_STEP_TOKENS if _on_gpu(load) else CPU_STEP_TOKENS
-    # Every slot may add its own token to what is read.
+    # In a step, each slot may add a token of its answer to what is read.
     parameters.n_batch = parameters.n_ubatch = step + load.slots
     parameters.n_seq_max = load.slots
     parameters.n_outputs_max = load.slots
@@ -144,8 +146,8 @@ def _context_parameters(load: LoadCommand, tokens: int) -> native.llama_context_
     parameters.kv_unified = load.kv_mode is KvMode.FAST
     parameters.type_k = parameters.type_v = _KV_TYPES[load.kv_type]
     if load.kv_type is KvType.F16 and not _on_gpu(load):
-        # Where keys are f16 and values are not, a processor computes the attention of each token by itself and in one order, whatever
-        # else is in the batch (docs/decisions/0011). It is the faster way, too.
+        # If keys are f16 and values aren't, a processor computes the attention of each token separately and in the same order, whatever
+        # else is in the batch (docs/decisions/0011). It is also faster.
         parameters.type_v = _BF16
     return parameters
 

@@ -1,4 +1,4 @@
-"""Turns the bytes of tokens into what may be shown: whole characters only, nothing of a stop sequence, calls of tools apart.  Pure."""
+"""Turns the bytes of tokens into visible text: whole characters, without stop sequences and tool calls.  Pure."""
 
 import codecs
 from dataclasses import dataclass, field
@@ -9,25 +9,24 @@ from shared.api.generation import ToolCall
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What a token made visible."""
+    """The text that a token made visible."""
 
     text: str
-    #: A stop sequence is complete: the text ends just before it and the generation is over.
+    #: A stop sequence is complete; the text ends before it.
     stopped: bool = False
-    #: Calls of tools that are complete now.
     calls: tuple[ToolCall, ...] = ()
 
 
 class StopSequences:
-    """Watches a text for the earliest of several stop sequences, wherever the borders between its pieces lie."""
+    """Searches a text for the earliest of several stop sequences, however the text is split into pieces."""
 
     def __init__(self, sequences: tuple[str, ...]) -> None:
         self._sequences = sequences
-        #: The end of the text so far that may yet become a stop sequence; always shorter than the longest of them.
+        #: The end of the text that may be the start of a stop sequence; shorter than the longest of them.
         self._held = ""
 
     def push(self, text: str) -> Shown:
-        """The text that can no longer become part of a stop sequence."""
+        """Add text; return the part that can't belong to a stop sequence."""
         self._held += text
         found = [at for at in (self._held.find(sequence) for sequence in self._sequences) if at >= 0]
         if found:
@@ -40,12 +39,12 @@ class StopSequences:
         return Shown(shown)
 
     def finish(self) -> str:
-        """What was held back, when no more text comes."""
+        """Return the text that was held back, at the end."""
         held, self._held = self._held, ""
         return held
 
     def _longest_beginning(self) -> int:
-        """The length of the longest end of the held text that is a beginning of a stop sequence."""
+        """Return the length of the longest suffix of the held text that is a prefix of a stop sequence."""
         longest = max((len(sequence) for sequence in self._sequences), default=0)
         for length in range(min(longest - 1, len(self._held)), 0, -1):
             if any(sequence.startswith(self._held[-length:]) for sequence in self._sequences):
@@ -58,9 +57,8 @@ class Output:
     """The visible text of one generation."""
 
     stops: StopSequences
-    #: None where no tools are on offer.
     calls: ToolCallParser | None = None
-    #: Bytes that are no UTF-8 at all become U+FFFD; a character that is only incomplete waits for its rest.
+    #: Invalid bytes become U+FFFD; incomplete characters are held back.
     _characters: codecs.IncrementalDecoder = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
 
     def push(self, piece: bytes) -> Shown:
@@ -72,7 +70,7 @@ class Output:
         return Shown(parsed.text + last.text, shown.stopped, parsed.calls + last.calls)
 
     def finish(self) -> Shown:
-        """The rest, when the model has ended. Half a character at the very end is not text and is dropped."""
+        """Return the rest, at the end. An incomplete character is dropped."""
         held = self.stops.finish()
         if self.calls is None:
             return Shown(held)

@@ -1,38 +1,34 @@
-"""How many tokens of prompts one step may read while answers are running, so that these do not falter.  Pure.
+"""Limits how many prompt tokens a step may read, so that running answers aren't slowed too much.  Pure.
 
-Where more wait to be read than answers are running, the many count for more than the few: a step may take longer in proportion.
+If more prompts wait than answers run, a step may take longer in proportion.
 
-The time of a step is taken for the time of its answers, which depends on how many there are, and that of the tokens it reads.
-Both are learnt from the steps themselves: a processor and a GPU differ by a factor of a thousand. For that, a step now and then
-reads nothing.
+It models the time of a step as the time for the answers, which depends on their number, plus the time for the tokens that are read.
+It learns both from the steps, because processors and GPUs differ by a factor of a thousand. For that, some steps read nothing.
 """
 
-#: An answer's next token may come so many times later than when nobody reads. The bench asks for 3 at the 99th percentile.
+#: An answer's next token may take so many times longer than without reading. The bench requires 3 at the 99th percentile.
 SLOWDOWN = 2.4
-#: A prompt must come to its end, however slow.
 LEAST_TOKENS = 3
-#: Before anything is known.
 FIRST_TOKENS = 16
-#: After so many steps that read, one that does not shows how long the answers alone take by now.
+#: After so many steps that read, one that doesn't measures the answers alone.
 QUIET_EVERY = 50
-#: How much the newest step moves a mean.
+#: Weight of the newest step in a mean.
 _WEIGHT = 0.2
 
 
 class PrefillBudget:
-    """Told of every step; asked before the next one."""
+    """Gets the time of every step, and returns the budget of the next."""
 
     def __init__(self, most: int) -> None:
-        #: In one step, when nobody waits for the next token.
         self._most = most
-        #: Number of answers, rounded up to a power of two -> seconds of a step that does nothing else.
+        #: Number of answers, rounded up to a power of two -> seconds of a step that reads nothing.
         self._step_seconds: dict[int, float] = {}
-        #: The same -> steps that read since the last one that did not.
+        #: The same -> steps that read, since the last one that didn't.
         self._steps_since: dict[int, int] = {}
         self._token_seconds = 0.0
 
     def budget(self, answering: int, reading: int = 1) -> int:
-        """Tokens to read in the next step, for so many prompts; 0 for a step that is to show how long the answers take."""
+        """Return the tokens that the next step may read; 0 for a step that measures the answers alone."""
         if answering == 0:
             return self._most
         bucket = _bucket(answering)
@@ -46,7 +42,7 @@ class PrefillBudget:
         return max(LEAST_TOKENS, min(self._most, int(share * self._step_seconds[bucket] / self._token_seconds)))
 
     def took(self, seconds: float, *, answering: int, read: int) -> None:
-        """A step took so long."""
+        """Record the time of a step."""
         bucket = _bucket(answering)
         if read == 0:
             self._step_seconds[bucket] = _mean(self._step_seconds.get(bucket, 0.0), seconds)

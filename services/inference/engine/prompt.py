@@ -1,12 +1,10 @@
-"""A chat becomes the model's prompt: renders the chat template of the model's file, and keeps users from writing its special tokens.
+"""Renders a chat to a prompt with the model's chat template, and prevents callers from using special tokens.
 
-The template comes with the model, so it is data from a stranger: it runs in Jinja's immutable sandbox, with a bound on
-what it may print and on how long it may take.
+The template comes with the model and is untrusted: it runs in Jinja's immutable sandbox, with limits on its output and its time.
 
-A user may write `<|im_start|>`; it must stay those twelve characters, or the user could speak as the system. llama.cpp
-recognises special tokens in text by their spelling, and only the template's own may be recognised. So every spelling of
-one in a message is marked before rendering, and the rendered text is cut inside each marked spelling: llama.cpp sees it
-only in two parts, each an ordinary text. Everything else is tokenised in one piece, exactly as the model was trained.
+If a caller writes `<|im_start|>`, it must stay plain text, or else the caller could speak as the system. llama.cpp recognizes special
+tokens by their spelling, so each spelling in a message is marked before rendering, and the rendered text is split inside each marked
+spelling. llama.cpp then sees two parts of plain text. Everything else is tokenized in one piece, as in the model's training.
 """
 
 import json
@@ -32,29 +30,28 @@ from shared.api.generation import ChatMessage, Tool, ToolCall
 MAX_RENDERED_CHARACTERS = 4 * 1024 * 1024
 #: Honest templates take a millisecond; other prompts wait meanwhile.
 MAX_RENDER_SECONDS = 1.0
-#: Once per model: the longest published templates have 17,000 characters and compile in 0.1 s.
+#: The longest published templates have 17,000 characters and compile in 0.1 s, once per model.
 MAX_COMPILE_SECONDS = 5.0
 MAX_SOURCE_CHARACTERS = 64 * 1024
-#: Templates ask for the date; the C library widens each of the format's letters up to a few hundred times.
+#: The C library expands a letter of a date format up to a few hundred times.
 MAX_DATE_FORMAT_CHARACTERS = 64
 
-#: Characters in one search for special tokens: Python's other threads wait until it ends, which takes about a millisecond.
+#: Characters per search for special tokens, which holds the GIL for about a millisecond.
 _SEARCHED_AT_ONCE = 16 * 1024
 
-#: A code point that Unicode reserves for a program's own use in memory (a noncharacter), removed from what users write.
+#: A noncharacter, which Unicode reserves for internal use; it is removed from callers' texts.
 MARK = "\ufdd0"
 
 _PROBE_CALL = ToolCall("call_0123456789abcdefghijklmn", PROBE_TOOL.name, '{"probe_key":"probe_value"}')
-#: A fixed day: what a probe finds never depends on when it is run.
 _PROBE_DAY = datetime(2025, 1, 1, tzinfo=UTC)
 
-#: A template may raise a text of any length, a caller's for instance.
+#: A template may raise an error with a long text of a caller.
 MAX_FAULT_CHARACTERS = 500
 
-#: The timer rings again for what a template was in the middle of swallowing.
+#: The alarm repeats, in case a template swallows the first exception.
 _RING_AGAIN_SECONDS = 0.05
 
-#: What a template's own mistakes raise: sandboxed code is still Python code.
+#: Errors of a template, which compiles to Python code.
 _TEMPLATE_FAULTS = (
     jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError,
 )  # fmt: skip
@@ -65,9 +62,9 @@ class TemplateTooSlow(Exception):
 
 
 class ChatTemplate:
-    """The compiled chat template of one model. Raises jinja2.TemplateError from the constructor if it is no template.
+    """The compiled chat template of one model. The constructor raises jinja2.TemplateError.
 
-    Not thread-safe; in the main thread its time is bounded.
+    Not thread-safe. Only in the main thread is its time bounded.
     """
 
     def __init__(self, source: str, *, bos: str, eos: str) -> None:
@@ -85,15 +82,14 @@ class ChatTemplate:
         special: "SpecialTokens | None" = None,
         now: datetime | None = None,
     ) -> str:
-        """The prompt, up to where the model's answer begins.
+        """Render the prompt, up to the start of the model's answer.
 
-        ``special`` marks every text of the caller; without it they have to be marked already. ``now`` is what a template
-        takes for the date, this moment if it is not given. Raises BadRequest when the template refuses these messages,
-        does not come to an end, or has no place for tools and tools or their calls are in the request.
+        ``special`` marks the caller's texts; without it they must be marked already. ``now`` is the template's date. Raises
+        BadRequest if the template refuses the messages, takes too long, or doesn't support the request's tools.
         """
         in_use = bool(tools) or any(message.tool_calls or message.role == "tool" for message in messages)
         if in_use and not self.supports_tools:
-            raise _no_place("this model's chat template has no place for tools")
+            raise _unsupported("this model's chat template does not support tools")
         mark = special.mark if special else str
         habits = self._habits if in_use else Habits()
         rows = chat_rows.message_rows(messages, mark, habits)
@@ -104,7 +100,7 @@ class ChatTemplate:
 
     @cached_property
     def supports_tools(self) -> bool:
-        """Whether the template shows tools to the model."""
+        """Whether the template shows tools to the model, found by a probe."""
         hello = ChatMessage("user", "hello")
         chats = ((hello,), (ChatMessage("system", "help"), hello))
         return any(
@@ -114,20 +110,20 @@ class ChatTemplate:
 
     @cached_property
     def rendered_call(self) -> str:
-        """A chat in which the probe tool is called and answers, without the list of tools; empty where the template
-        cannot show one. `tool_format` reads from it how this model writes calls."""
+        """A rendered call of the probe tool and its result; empty if the template can't render one. `tool_format` derives from it
+        how the model writes calls."""
         return self._rendered_call(self._habits)
 
     @cached_property
     def _habits(self) -> Habits:
-        """The first habits, from the most usual ones on, under which the template shows a call."""
+        """The first habits, starting with the most usual, with which the template renders a call."""
         choices = (Habits(none, short, text) for text in (False, True) for short in (False, True) for none in (False, True))
         return next((habits for habits in choices if self._rendered_call(habits)), Habits())
 
     @cached_property
     def _without_tools(self) -> dict[str, object]:
-        """What the template is told where there are no tools: the convention has None for them; a few templates go
-        through the list in any case, which only works with a name that is not defined."""
+        """The template's variables without tools: usually None, but a few templates always iterate the list, which only works if the
+        name is undefined."""
         hello = chat_rows.message_rows((ChatMessage("user", "hello"),), str, Habits())
         with suppress(errors.BadRequest):
             self._print(hello, {"tools": None}, _PROBE_DAY)
@@ -144,7 +140,7 @@ class ChatTemplate:
         return rendered if PROBE_TOOL.name in rendered and "probe_value" in rendered else ""
 
     def _probe(self, messages: tuple[ChatMessage, ...], habits: Habits, tools: tuple[Tool, ...] = ()) -> str:
-        """Empty where the template refuses."""
+        """Render a fixed chat; empty if the template refuses it."""
         try:
             return self._render(chat_rows.message_rows(messages, str, habits), chat_rows.tool_rows(tools, str), _PROBE_DAY)
         except errors.BadRequest:
@@ -173,18 +169,18 @@ class ChatTemplate:
 
 
 class SpecialTokens:
-    """The spellings of a model's special tokens: marks them in users' texts, and cuts a rendered prompt at the marks."""
+    """Marks the spellings of a model's special tokens in callers' texts, and splits a rendered prompt at the marks."""
 
     def __init__(self, spellings: tuple[str, ...]) -> None:
-        # One character cannot be cut in two; such tokens (single control characters) say nothing to a chat template.
+        # A single character can't be split; such tokens (control characters) mean nothing in a chat template.
         long = {spelling for spelling in spellings if len(spelling) > 1}
         self._spelled = re.compile(_lookahead(long))
         self._beginnings = {spelling[:end] for spelling in long for end in range(1, len(spelling))}
         self._longest = max(map(len, long), default=0)
 
     def mark(self, text: str) -> str:
-        """Put a MARK behind the first character of every special token that the text spells, or may begin to spell at
-        its end, where a template may join another message's text to it."""
+        """Put a MARK after the first character of every special token in the text, and of every possible start of one at its end, to
+        which a template may append other text."""
         text = text.replace(MARK, "")
         places = {*self._whole(text), *self._begun(text.rstrip())}
         pieces, before = [], 0
@@ -194,7 +190,7 @@ class SpecialTokens:
         return MARK.join((*pieces, text[before:]))
 
     def cut(self, rendered: str) -> list[str]:
-        """The parts of a rendered prompt that may each be tokenised with special tokens recognised."""
+        """Split a rendered prompt into parts that are safe to tokenize with special tokens recognized."""
         return [part for part in rendered.split(MARK) if part]
 
     def _whole(self, text: str) -> Iterator[int]:
@@ -212,14 +208,14 @@ class SpecialTokens:
 
 
 def _lookahead(spellings: set[str]) -> str:
-    """A pattern for the first character of any of the spellings. It looks ahead, because the next one may begin inside this one."""
+    """Build a pattern for the first character of any spelling, with a lookahead because spellings may overlap."""
     firsts = {spelling[0] for spelling in spellings}
     tails = {first: [spelling[1:] for spelling in spellings if spelling[0] == first] for first in sorted(firsts)}
     return "|".join(f"{re.escape(first)}(?={_any_of(tails[first])})" for first in tails) or r"(?!)"
 
 
 def _any_of(texts: list[str]) -> str:
-    """A pattern for text that begins with one of these. Branches by character, so a search does not try each text in turn."""
+    """Build a pattern for text that starts with one of these; it branches by character instead of trying each text in turn."""
     shared = "".join(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(min(texts), max(texts), strict=False)))
     tails = [text[len(shared) :] for text in texts]
     if "" in tails:
@@ -230,40 +226,40 @@ def _any_of(texts: list[str]) -> str:
 
 def _compiled(sandbox: template_sandbox.Sandbox, source: str) -> jinja2.Template:
     if len(source) > MAX_SOURCE_CHARACTERS:
-        raise jinja2.TemplateError(f"it has {len(source)} characters; {MAX_SOURCE_CHARACTERS} are the most")
+        raise jinja2.TemplateError(f"it has {len(source)} characters; at most {MAX_SOURCE_CHARACTERS} are allowed")
     try:
         with _time_limit(MAX_COMPILE_SECONDS):
             return sandbox.from_string(source)
     except TemplateTooSlow:
         raise jinja2.TemplateError(f"it took more than {MAX_COMPILE_SECONDS:g} s to compile") from None
     except (*_TEMPLATE_FAULTS, SyntaxError) as fault:
-        # Python's compiler has its own limits, on nested loops for instance.
+        # Python's compiler has limits too, for example on nested loops.
         raise jinja2.TemplateError(str(fault)) from fault
 
 
 def _clock(now: datetime) -> Callable[[str], str]:
     def strftime_now(format: str) -> str:  # noqa: A002 -- templates may name it
         if len(format) > MAX_DATE_FORMAT_CHARACTERS:
-            raise jinja2.TemplateError(f"a date's format has at most {MAX_DATE_FORMAT_CHARACTERS} characters")
+            raise jinja2.TemplateError(f"a date format may have at most {MAX_DATE_FORMAT_CHARACTERS} characters")
         return now.strftime(format)
 
     return strftime_now
 
 
 def _check_shown(tools: tuple[Tool, ...], rendered: str) -> None:
-    """A template that shows tools may still leave them out of some chats, for instance where there is no system message."""
+    """Check that the prompt shows all tools: some templates omit them, for example from chats without a system message."""
     for name in (tool.name.replace(MARK, "") for tool in tools):
         if name not in rendered and json.dumps(name, ensure_ascii=False)[1:-1] not in rendered:
-            raise _no_place(f"this model's chat template has no place for tools in such a chat: {name[:64]!r} is not shown to the model")
+            raise _unsupported(f"this model's chat template does not support tools in this chat: it omits {name[:64]!r}")
 
 
-def _no_place(message: str) -> errors.BadRequest:
+def _unsupported(message: str) -> errors.BadRequest:
     return errors.BadRequest(message, hint="send the chat without tools, or use a model that was trained to call them")
 
 
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """Interrupt the block by an alarm. Only a main thread can have one; the engine renders in its main thread (`tokenize_queue`)."""
+    """Interrupt the block with an alarm. That only works in the main thread, where the engine renders (`tokenize_queue`)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""How the next token is drawn: the parameters, their limits, and the randomness of each position.  Pure."""
+"""Sampling parameters, their limits, and the randomness of each position.  Pure."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -11,30 +11,26 @@ from shared.api.generation import Sampling
 DEFAULT_TEMPERATURE = 0.7
 DEFAULT_TOP_P = 0.95
 DEFAULT_TOP_K = 40
-#: Where the caller names no limit; less when less fits the context.
+#: Less if less fits the context.
 DEFAULT_MAX_TOKENS = 512
 
 MAX_TEMPERATURE = 2.0
-#: Nearer to 0 than this it is 0: only the likeliest token is ever drawn, and llama.cpp's 32 bits would overflow at last.
+#: A lower temperature counts as 0: only the likeliest token would be drawn, and llama.cpp's 32-bit floats would overflow.
 LEAST_TEMPERATURE = 0.001
-#: Larger than any vocabulary; 0 means that top_k cuts nothing.
+#: Larger than any vocabulary; 0 disables top_k.
 MAX_TOP_K = 1_000_000
 MAX_SEED = (1 << 63) - 1
-#: llama.cpp has 32 bits for one.
 MAX_TOKEN_ID = (1 << 31) - 1
-#: Each stop sequence is searched for in the text of every step (SECURITY.md, T5).
+#: Each stop sequence is searched for in every step (SECURITY.md, T5).
 MAX_STOPS = 4
 MAX_STOP_CHARACTERS = 64
-#: 1 changes nothing; more than this, or near 0, gives noise.
+#: 1 has no effect; larger or smaller values produce noise.
 MAX_REPEAT_PENALTY = 2.0
 MIN_REPEAT_PENALTY = 0.1
-#: OpenAI's range.
 MAX_PENALTY = 2.0
-#: OpenAI's range too: -100 bans a token, 100 forces it.
+#: OpenAI's range: -100 bans a token, 100 forces it.
 MAX_BIAS = 100.0
-#: Each entry is applied at every token.
 MAX_BIASES = 300
-#: Each answer takes a slot.
 MAX_ANSWERS = 4
 MAX_TOP_LOGPROBS = 20
 
@@ -42,7 +38,7 @@ _MASK = (1 << 64) - 1
 
 
 class Parameters(msgspec.Struct, frozen=True, array_like=True):
-    """A generation's parameters, checked and complete. Crosses the wire to the engine process."""
+    """A generation's parameters, checked and with defaults. Part of the messages to the engine."""
 
     temperature: float
     top_p: float
@@ -52,16 +48,13 @@ class Parameters(msgspec.Struct, frozen=True, array_like=True):
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     min_p: float = 0.0
-    #: 1 changes nothing.
     repeat_penalty: float = 1.0
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
-    #: Token id and what is added to its logit.
     logit_bias: tuple[tuple[int, float], ...] = ()
     ignore_eos: bool = False
-    #: How many answers.
     n: int = 1
-    #: None: no log probabilities at all.
+    #: None for no log probabilities.
     top_logprobs: int | None = None
 
     @property
@@ -70,12 +63,12 @@ class Parameters(msgspec.Struct, frozen=True, array_like=True):
 
 
 def check(asked: Sampling, *, context_tokens: int | None, draw_seed: Callable[[], int]) -> Parameters:
-    """Fill in the defaults; raises BadRequest, which names the first field that cannot be used."""
+    """Check the parameters and fill in defaults. Raises BadRequest, which names the first invalid field."""
     stop = _check_stop(asked.stop)
     temperature = _number("temperature", asked.temperature, DEFAULT_TEMPERATURE, most=MAX_TEMPERATURE)
     max_tokens = asked.max_tokens
     if max_tokens is not None:
-        # More than the whole context can never be given; less than that is cut to what fits behind the prompt.
+        # More than the context is an error; more than what fits after the prompt is cut later.
         most = MAX_SEED if context_tokens is None else context_tokens
         max_tokens = _whole("max_tokens", max_tokens, least=1, most=most)
     return Parameters(
@@ -97,15 +90,15 @@ def check(asked: Sampling, *, context_tokens: int | None, draw_seed: Callable[[]
 
 
 def of_answer(parameters: Parameters, answer: int) -> Parameters:
-    """Of one of several answers: the first is the one that would be given alone."""
+    """Return the parameters of one of several answers: the first is the same as a single answer."""
     return parameters if answer == 0 else msgspec.structs.replace(parameters, seed=(parameters.seed + answer) & MAX_SEED)
 
 
 def mix(seed: int, position: int) -> int:
-    """The randomness of one token: splitmix64 of (seed, position), cut to the 32 bits of llama.cpp's dist sampler.
+    """Return the randomness of one token: splitmix64 of (seed, position), cut to the 32 bits of llama.cpp's dist sampler.
 
-    A function of these two only, so that the same seed draws the same token alone, in any batch, and on the worker
-    that goes on with another's answer. Never 0xFFFFFFFF, which means "seed yourself" to llama.cpp.
+    It depends on nothing else, so the same seed draws the same tokens in any batch, and on a worker that continues another's answer.
+    Never 0xFFFFFFFF, which means a random seed to llama.cpp.
     """
     z = (seed * 0x9E3779B97F4A7C15 + position * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) & _MASK
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
@@ -123,22 +116,22 @@ def _number(field: str, value: float | None, default: float, *, least: float = 0
 
 def _above_zero(field: str, value: float) -> float:
     if value == 0:
-        raise errors.BadRequest(f"{field} must be more than 0: nothing would be left to choose from", hint="temperature 0 is greedy")
+        raise errors.BadRequest(f"{field} must be more than 0, or else no token is left", hint="temperature 0 is greedy")
     return value
 
 
 def _whole(field: str, value: int, *, least: int, most: int) -> int:
     if not least <= value <= most:
-        # A number of a thousand digits must not come back as a message of a thousand digits.
+        # Don't repeat a number of a thousand digits.
         shown = str(value) if abs(value) <= _MASK else "a number beyond 64 bits"
         raise errors.BadRequest(f"{field} must be from {least} to {most}, not {shown}")
     return value
 
 
 def _check_bias(bias: Mapping[int, float]) -> tuple[tuple[int, float], ...]:
-    """Whether the model has these tokens, the engine says."""
+    """Check the biases; the engine checks whether the model has the tokens."""
     if len(bias) > MAX_BIASES:
-        raise errors.BadRequest(f"logit_bias names {len(bias)} tokens; at most {MAX_BIASES} are taken")
+        raise errors.BadRequest(f"logit_bias names {len(bias)} tokens; at most {MAX_BIASES} are allowed")
     return tuple(
         (
             _whole("logit_bias: a token id", token, least=0, most=MAX_TOKEN_ID),
@@ -150,7 +143,7 @@ def _check_bias(bias: Mapping[int, float]) -> tuple[tuple[int, float], ...]:
 
 def _check_stop(stop: tuple[str, ...]) -> tuple[str, ...]:
     if len(stop) > MAX_STOPS:
-        raise errors.BadRequest(f"stop holds {len(stop)} sequences; at most {MAX_STOPS} can be watched for")
+        raise errors.BadRequest(f"stop holds {len(stop)} sequences; at most {MAX_STOPS} are allowed")
     for sequence in stop:
         if not 1 <= len(sequence) <= MAX_STOP_CHARACTERS:
             raise errors.BadRequest(f"stop: each sequence must have 1 to {MAX_STOP_CHARACTERS} characters, not {len(sequence)}")

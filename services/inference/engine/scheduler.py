@@ -1,8 +1,8 @@
-"""Which sequence does what in the next step.  Pure.
+"""Plans the next step: which sequences run, and which tokens they compute.  Pure.
 
-In every step each sequence that is answering gets one token, and those that read their prompts share a number of tokens that the
-answers can bear (`pace`). All of it is one batch. Short prompts overtake long ones, but each prompt only by a share of its length
-(`sequence.OVERTAKEN`), so that a steady flow of short ones cannot hold it up.
+In every step, each answering sequence gets one token, and the sequences that read their prompts share a budget that doesn't slow the
+answers too much (`prefill_budget`). All of it is one batch. Short prompts overtake long ones, but each prompt only by a share of its
+length (`sequence.OVERTAKEN`), so that a steady flow of short ones can't starve it.
 """
 
 import math
@@ -14,50 +14,47 @@ from services.inference.engine.kv_slots import SlotPlace, Slots
 from services.inference.engine.prefill_budget import LEAST_TOKENS, PrefillBudget
 from services.inference.engine.sequence import Sequence
 
-#: Sequences that get a slot in one step. Finding what slots hold of a prompt costs up to half a millisecond, and to copy that much more.
+#: Sequences admitted per step: finding a cached prefix takes up to half a millisecond, copying it much more.
 ADMITTED_AT_ONCE = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """Tokens of one sequence that a batch puts into the model's memory."""
+    """Tokens of one sequence in a batch."""
 
     slot: int
     sequence: Sequence
-    #: Position of the first of the tokens.
     start: int
     tokens: tuple[int, ...]
-    #: Whether the sequence's next token is to be sampled after these.
+    #: Whether to sample the sequence's next token after these.
     sample: bool
 
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """The next step: what is computed in one batch. Empty when nothing runs."""
+    """The batch of the next step. Empty if nothing runs."""
 
     feeds: tuple[Feed, ...]
-    #: How many sequences get a token, and how many tokens are read.
     answering: int
     read: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Ahead:
-    """Somebody who reads now what another one begins with."""
+    """A running sequence that reads the prefix of a waiting one."""
 
     reader: Sequence
-    #: So many of the first tokens are the same.
     until: int
 
 
 @dataclass(slots=True)
 class _PromptReader:
-    """A sequence that reads, while one step is planned."""
+    """A sequence that reads its prompt, while one step is planned."""
 
     slot: int
     sequence: Sequence
     unread: int = field(init=False)
-    #: So many more tokens of others may be read before its own.
+    #: How many more tokens of later prompts may be read first.
     spare: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -66,15 +63,14 @@ class _PromptReader:
 
 
 class Scheduler:
-    """Owns who runs where and who waits; `kv_slots` says what the slots hold."""
+    """Owns the running and waiting sequences; `kv_slots` tracks the slots' tokens."""
 
     def __init__(self, slots: Slots, pace: PrefillBudget) -> None:
         self._slots = slots
         self._pace = pace
         self._waiting: deque[Sequence] = deque()
-        #: In order of admission.
         self._running: dict[int, Sequence] = {}
-        #: Who of the waiting ones waits for what another one reads.
+        #: Waiting sequences whose prefix another one is reading.
         self._ahead: dict[Sequence, _Ahead] = {}
 
     @property
@@ -94,8 +90,8 @@ class Scheduler:
         self._waiting.append(sequence)
 
     def admit(self) -> Iterator[SlotPlace]:
-        """Put waiting sequences into free slots. The caller has the model's memory follow, each time before it asks for the next: what
-        one slot was found not to hold, the next one must not count on."""
+        """Put waiting sequences into free slots. After each one, the caller must update the KV cache before it asks for the next,
+        because a failed update changes what the slots hold."""
         admitted = 0
         for sequence in tuple(self._waiting):
             if not self._slots.has_idle or admitted == ADMITTED_AT_ONCE:
@@ -114,14 +110,14 @@ class Scheduler:
             yield place
 
     def plan(self) -> StepPlan | None:
-        """The next step, which the caller computes and reports with ``fed``; None if nobody can go on before somebody is preempted."""
+        """Plan the next step, which the caller computes and reports with ``fed``; None if a sequence must be preempted first."""
         answers = [_feed(slot, sequence, sequence.fed + 1) for slot, sequence in self._running.items() if not sequence.reading]
         budget = self._pace.budget(len(answers), len(self._running) - len(answers))
         room = self._slots.room(len(answers) + budget) - len(answers)
         reads = list(self._reads(min(budget, room)))
         if room < 0 or (self._running and not answers and not reads):
             return None
-        # In the exact layout llama.cpp computes together what lies in neighbouring slots and comes in their order.
+        # In the EXACT layout, llama.cpp computes adjacent slots together if they come in order.
         feeds = sorted((*answers, *reads), key=lambda feed: feed.slot)
         return StepPlan(tuple(feeds), len(answers), sum(len(feed.tokens) for feed in reads))
 
@@ -138,14 +134,14 @@ class Scheduler:
         self._slots.release(slot, keep=self._running.pop(slot).fed)
 
     def restart(self, slot: int) -> None:
-        """What was thought to be in the slot is not."""
+        """Restart the sequence in ``slot``, because its cached prefix is lost."""
         self._slots.empty(slot)
         sequence = self._running[slot]
         sequence.begin(0)
         sequence.cached = 0
 
     def cancel(self, identity: int) -> list[Sequence]:
-        """Forget a request's sequences, wherever they are. Unknown ids are already over."""
+        """Forget a request's sequences and return them. Unknown requests have already ended."""
         waiting = [sequence for sequence in self._waiting if sequence.id == identity]
         running = [(slot, sequence) for slot, sequence in self._running.items() if sequence.id == identity]
         for sequence in waiting:
@@ -156,14 +152,14 @@ class Scheduler:
         return waiting + [sequence for _, sequence in running]
 
     def make_room(self, plan: StepPlan) -> list[int]:
-        """Have the cells free that the plan needs, at the cost of what idle slots hold; says which are to be cleared."""
+        """Evict idle slots until the plan's cells are free; return the slots to clear."""
         cleared = []
         while self._slots.free_cells < plan.answering + plan.read and (slot := self._slots.evict()) is not None:
             cleared.append(slot)
         return cleared
 
     def preempt(self) -> int:
-        """Take the youngest sequence's slot away, which is to be cleared. The sequence waits first in line again."""
+        """Move the youngest sequence back to the front of the queue; return its slot, to clear."""
         slot, sequence = self._running.popitem()
         self._slots.release(slot, keep=0)
         sequence.hashed.hash_blocks()
@@ -171,7 +167,7 @@ class Scheduler:
         return slot
 
     def _charge(self, plan: StepPlan) -> None:
-        """Note by how much each reader has been overtaken."""
+        """Record how many tokens of later prompts were read before each reader's."""
         read = {feed.slot: len(feed.tokens) for feed in plan.feeds if feed.sequence.reading}
         after = sum(read.values())
         for slot, sequence in self._running.items():
@@ -180,8 +176,7 @@ class Scheduler:
                 sequence.overtaken += after
 
     def _is_behind(self, sequence: Sequence) -> bool:
-        """Whether it is better to wait for what somebody else is reading: many chats of a tenant begin with the same page, and come
-        at the same time."""
+        """Return whether to wait for another sequence that reads the same prefix, as in simultaneous chats with the same document."""
         ahead = self._ahead.pop(sequence, None)
         if ahead is None or not self._is_reading(ahead):
             ahead = self._find_ahead(sequence)
@@ -200,7 +195,7 @@ class Scheduler:
         return best if best is not None and self._slots.gains(sequence.hashed, sequence.salt, best.until) else None
 
     def _may_begin(self, sequence: Sequence) -> bool:
-        """Nobody begins who would be preempted at once."""
+        """Do not admit a sequence that would be preempted immediately."""
         if not self._running:
             return True
         unread = sum(other.bulk - other.fed for other in self._running.values() if other.reading)
@@ -208,9 +203,9 @@ class Scheduler:
         return self._slots.room(wanted) >= wanted
 
     def _reads(self, budget: int) -> Iterator[Feed]:
-        """The shortest first, as far as those that came before them can still be overtaken."""
+        """Share the budget: the shortest prompts first, as far as earlier ones may be overtaken."""
         readers = [_PromptReader(slot, sequence) for slot, sequence in self._running.items() if sequence.reading]
-        # The last tokens may be fewer: with all the memory to itself, a sequence must get to its end.
+        # A prompt's last tokens may be fewer than the minimum.
         while (at := _next_reader(readers, budget)) is not None and budget >= min(LEAST_TOKENS, readers[at].unread):
             reader = readers.pop(at)
             count = min(reader.unread, budget)
@@ -221,7 +216,7 @@ class Scheduler:
 
 
 def _next_reader(readers: list[_PromptReader], budget: int) -> int | None:
-    """The place of the shortest one that none of those before it has to go ahead of; None where there is nothing to read or no budget."""
+    """Return the index of the shortest reader that may overtake all earlier ones; None without readers or budget."""
     best, spare = None, math.inf
     for at, reader in enumerate(readers if budget > 0 else ()):
         if min(reader.unread, budget) <= spare and (best is None or reader.unread < readers[best].unread):

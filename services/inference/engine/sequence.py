@@ -1,4 +1,4 @@
-"""One answer inside the engine: its tokens, how far they are in the model's memory, and when it ends.  Pure."""
+"""One answer in the engine: its tokens, how many of them are computed, and when it ends.  Pure."""
 
 from dataclasses import dataclass, field
 
@@ -11,54 +11,49 @@ from shared.api.generation import ToolCall
 from shared.api.inference import TokenLogprob
 from shared.types import FinishReason
 
-#: A prompt may be delayed by shorter ones that come later, by this share of the tokens that it has to read.
+#: Later, shorter prompts may delay a prompt by this share of the tokens that it has to read.
 OVERTAKEN = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class DrawnToken:
-    """A sequence's next token, as the model gave it."""
+    """A sequence's next token from the model."""
 
     token: int
-    #: None where it was not asked for.
     logprob: TokenLogprob | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TakenToken:
-    """What became of one sampled token."""
+    """The visible effect of a sampled token."""
 
-    #: Empty for the model's own end token, which is no part of the answer.
+    #: Empty for an end token, which is not part of the answer.
     token_ids: tuple[int, ...]
     text: str
-    #: None while the answer goes on.
     finish: FinishReason | None = None
-    #: Calls of tools that are complete now.
     calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
     id: int
-    #: Which of the answers to one prompt.
+    #: The index of the answer, if there are several.
     answer: int
     #: The prompt, then the answer.
     hashed: HashedTokens
     prompt_tokens: int
-    #: The most tokens of an answer, those that another worker delivered included.
+    #: The most tokens of the answer, including those that another worker delivered.
     limit: int
     parameters: Parameters
     output: output_text.Output
     salt: str = ""
-    #: So many tokens were there when it got its slot, and may be computed many at a time.
+    #: The tokens that existed when it got its slot, and can be computed many at a time.
     bulk: int = 0
-    #: How many of the tokens are in the model's memory.
     fed: int = 0
-    #: How many of the prompt's tokens were there already.
     cached: int = 0
-    #: How many of the tokens were in the slot when it got it.
+    #: Tokens in the slot when it was admitted.
     kept: int = 0
-    #: How many tokens of later ones have been read before its own.
+    #: Tokens of later prompts that were read before its own.
     overtaken: int = 0
     tokens: list[int] = field(init=False)
 
@@ -67,26 +62,23 @@ class Sequence:
 
     @property
     def reading(self) -> bool:
-        """It reads what was there before, many tokens at a time."""
+        """Whether it still reads its prompt, many tokens at a time."""
         return self.fed < self.bulk
 
     @property
     def spare(self) -> int:
-        """So many more tokens of later ones may be read before its own. Half of what it may lose is there at once, the rest grows while it
-        reads: a crowd of short prompts at the beginning leaves something for those that come later."""
+        """How many more tokens of later prompts may be read first. Half of the allowance is available at once, and the rest grows with
+        its progress, so that early short prompts leave some of it for later ones."""
         return int(OVERTAKEN * (self.bulk + self.fed - 2 * self.kept) / 2) - self.overtaken
 
     def replay(self, token: int, piece: bytes | None) -> None:
-        """A token that another worker delivered: its text is known, but what it holds back is needed.
-
-        Raises BadRequest if the answer was over with it.
-        """
+        """Add a token that another worker delivered, without showing its text. Raises BadRequest if the answer ended with it."""
         self.tokens.append(token)
         if piece is None or self.output.push(piece).stopped or len(self.tokens) - self.prompt_tokens >= self.limit:
-            raise errors.BadRequest("delivered: the answer is over with these tokens", hint="nothing is left to generate")
+            raise errors.BadRequest("delivered: the answer is complete with these tokens", hint="nothing is left to generate")
 
     def take(self, token: int, piece: bytes | None) -> TakenToken:
-        """The model's next token, with its bytes, or with None when it is an end token."""
+        """Add the model's next token; ``piece`` has its bytes, or None for an end token."""
         if piece is None:
             rest = self.output.finish()
             return TakenToken((), rest.text, FinishReason.STOP, rest.calls)
@@ -100,7 +92,7 @@ class Sequence:
         return TakenToken((token,), shown.text, calls=shown.calls)
 
     def begin(self, kept: int) -> None:
-        """It has a slot that holds its first ``kept`` tokens."""
+        """The sequence got a slot with its first ``kept`` tokens."""
         self.fed = self.kept = kept
         self.overtaken = 0
         self.bulk = len(self.tokens)
@@ -117,7 +109,7 @@ def start(
     salt: str = "",
     calls: ToolCallParser | None = None,
 ) -> Sequence:
-    """A sequence that fits the context; raises BadRequest when not even one token fits behind the prompt."""
+    """Create a sequence. Raises BadRequest if not even one token fits the context after the prompt."""
     room = check_fits(len(prompt.tokens), context_tokens)
     limit = min(parameters.max_tokens or DEFAULT_MAX_TOKENS, room)
     shown = output_text.Output(output_text.StopSequences(parameters.stop), calls)
@@ -125,13 +117,13 @@ def start(
 
 
 def check_fits(prompt_tokens: int, context_tokens: int) -> int:
-    """How many tokens of the context a prompt leaves for the answer. Raises BadRequest when not even one is left."""
+    """Return the tokens of the context that are left for the answer. Raises BadRequest if none is."""
     room = context_tokens - prompt_tokens
     if not prompt_tokens:
         raise errors.BadRequest("the prompt is empty")
     if room < 1:
         raise errors.BadRequest(
-            f"the prompt has {prompt_tokens} tokens; with an answer of at least one token the model's context holds {context_tokens}",
+            f"the prompt has {prompt_tokens} tokens; the model's context holds {context_tokens}, including at least one for the answer",
             hint=f"shorten the prompt to {context_tokens - 1} tokens, or raise ENGINE_CONTEXT_TOKENS on the worker",
         )
     return room

@@ -1,14 +1,13 @@
-"""Where a chat template runs: Jinja's immutable sandbox, and bounds on what a template may build in it.
+"""Runs chat templates in Jinja's immutable sandbox, and bounds the memory that a template may use.
 
-A template comes with a model's file, so it is a program of a stranger. Jinja keeps it away from Python; it does not keep
-it from filling the memory with `"x" * 10**9`, and no alarm interrupts one such operation. So whatever makes a value from
-smaller ones is counted or bounded *before* it is made, and what no chat template needs is not there at all:
+A template comes with a model's file and is untrusted. Jinja isolates it from Python, but doesn't stop `"x" * 10**9` from filling the
+memory, and no alarm interrupts such an operation. So every operation that builds a larger value is bounded *before* it runs:
 
 - a text has at most MAX_TEXT_CHARACTERS, and all texts of one rendering together MAX_MADE_CHARACTERS;
-- a list, a tuple or a mapping is measured as the tree it prints as, so that forty times `[x, x]` is not 2**40 texts;
-- filters, methods and globals are lists of allowed ones (what templates of published models use, with room).
+- a list, tuple or mapping is measured as the tree that it prints as, so that repeating `[x, x]` forty times can't print 2**40 texts;
+- only listed filters, methods and globals exist: those that templates of published models use, and some more.
 
-`prompt` bounds the time. One rendering at a time: the counter belongs to the sandbox.
+`prompt` bounds the time. Only one rendering may run at a time, because the counter belongs to the sandbox.
 """
 
 import json
@@ -30,28 +29,26 @@ from jinja2.utils import Namespace
 
 #: Templates add a few words per message to texts of at most 1 MiB.
 MAX_TEXT_CHARACTERS = 4 * 1024 * 1024
-#: An honest template makes each text a handful of times (trimmed, joined, returned by a macro). In memory: 32 to 128 MiB.
+#: An honest template copies each text a few times (trimmed, joined, returned by a macro). In memory: 32 to 128 MiB.
 MAX_MADE_CHARACTERS = 32 * 1024 * 1024
-#: The values in a list or mapping, those inside them included, plus the characters of their texts.
+#: All values in a list or mapping, at any depth, plus the characters of their texts.
 MAX_TREE_SIZE = 4 * 1024 * 1024
-#: JSON schemas of tools nest ten levels deep; C code recurses over these.
+#: JSON schemas of tools have about ten levels; C code recurses over them.
 MAX_TREE_DEPTH = 64
-#: Chat templates count messages; a number of more digits than this has is an attack.
 MAX_INTEGER_BITS = 1024
-#: As wide as any printed JSON is indented.
 MAX_INDENT = 16
 
-#: A list of n items takes as much memory as this many characters of text each.
+#: An item of a list needs as much memory as this many characters.
 _ITEM_CHARACTERS = 16
 
-#: Filters of Jinja that give back a part of their input, a number, or a generator.
+#: Filters that return a part of their input, a number or a generator.
 _PICKING_FILTERS = (
     *("abs", "count", "d", "default", "first", "float", "int", "items", "last", "length", "map", "max", "min"),
     *("reject", "rejectattr", "select", "selectattr"),
 )
-#: Filters of Jinja that make something about as large as their input; it is counted.
+#: Filters whose result is about as large as their input; it is counted.
 _MAKING_FILTERS = ("capitalize", "lower", "reverse", "title", "trim", "upper")
-#: Filters of Jinja that make a list, of a text's characters for instance.
+#: Filters that return a list, for example of a text's characters.
 _LISTING_FILTERS = ("dictsort", "list", "sort", "unique")
 
 _TEXT_METHODS = frozenset(
@@ -61,7 +58,7 @@ _TEXT_METHODS = frozenset(
         *("isalnum", "isalpha", "isdecimal", "isdigit", "islower", "isspace", "isupper", "strip", "title", "upper"),
     )
 )
-#: What may be called on a value; a kind that is not here has what Jinja's sandbox allows.
+#: The allowed methods of a value; other types have what Jinja's sandbox allows.
 _METHODS: tuple[tuple[type | tuple[type, ...], frozenset[str]], ...] = (
     (str, _TEXT_METHODS),
     (dict, frozenset({"get", "items", "keys", "values"})),
@@ -71,11 +68,11 @@ _METHODS: tuple[tuple[type | tuple[type, ...], frozenset[str]], ...] = (
 
 
 class TooMuch(jinja2.TemplateError):
-    """The template asked for a value beyond the bounds above."""
+    """The template exceeds a limit."""
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks what the model wrote, for training; here it only shows its content."""
+    """`{% generation %}` marks the model's text, for training; here it only renders its content."""
 
     tags = {"generation"}  # noqa: RUF012 -- Jinja reads a plain set here
 
@@ -85,7 +82,7 @@ class _Generation(Extension):
 
 
 class _BoundedCode(CodeGenerator):
-    """Templates compile to Python; here the places that make a value call the sandbox to have it bounded."""
+    """Compiles templates to Python code that calls the sandbox wherever it creates a value."""
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802 -- Jinja names its visitors so
         self.write("environment.joined((")
@@ -132,7 +129,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
     def __init__(self) -> None:
-        # Not optimised and with a finalizer that needs the context, so that compiling computes nothing of the template.
+        # Without optimization and with a finalizer that needs the context, compiling evaluates no part of the template.
         extensions = ["jinja2.ext.loopcontrols", _Generation]
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=extensions, optimized=False, finalize=_shown)
         self.filters = {name: FILTERS[name] for name in _PICKING_FILTERS}
@@ -150,11 +147,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self._made = 0
 
     def start(self) -> None:
-        """A rendering begins; nothing is made yet."""
+        """Reset the counter before a rendering."""
         self._made = 0
 
     def made(self, value: object) -> object:
-        """Count a value that was just made, and give it back."""
+        """Count a new value, and return it."""
         if isinstance(value, str):
             self._spend(len(value))
         elif isinstance(value, list | tuple):
@@ -162,7 +159,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return value
 
     def measured(self, value: object) -> object:
-        """Refuse a list, tuple or mapping whose tree is too large or too deep."""
+        """Refuse a list, tuple or mapping that is too large or too deep, or else return it."""
         size, level = 0, [value]
         for _ in range(MAX_TREE_DEPTH):
             below: list[object] = []
@@ -176,7 +173,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         raise TooMuch(f"a list nested deeper than {MAX_TREE_DEPTH} levels")
 
     def as_text(self, value: object) -> str:
-        """A value as a template prints it. Lists were measured when they were made, so their text is bounded, too."""
+        """Convert a value to text. The text of lists is bounded, because they were measured when they were created."""
         if isinstance(value, str):
             return value
         if isinstance(value, Namespace):
@@ -187,17 +184,17 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return text
 
     def joined(self, values: Iterable[object], between: str = "") -> str:
-        """Texts and other values as one text."""
+        """Join values to one text."""
         texts = [self.as_text(value) for value in values]
         self._check_text(sum(map(len, texts)) + len(between) * len(texts))
         text = between.join(texts)
         self._spend(len(text))
         return text
 
-    # --- what Jinja asks while a template runs -----------------------------------------------------------------------
+    # --- called by Jinja while a template runs -----------------------------------------------------------------------
 
     def concat(self, pieces: Iterable[str], /) -> str:
-        """What a macro or a `{% set %}` block printed."""
+        """Join the output of a macro or a `{% set %}` block."""
         return self.joined(pieces)
 
     def is_safe_attribute(self, obj: object, attr: str, value: object) -> bool:
@@ -224,7 +221,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 case "replace", (old, new, int(count)):
                     return self._replace(owner, old, new, count)
         result: object = super().call(context, function, *positional, **named)
-        # What a mapping gives out was there before.
+        # A mapping returns existing values.
         return result if isinstance(owner, dict) else self.made(result)
 
     def call_binop(self, context: Context, operator: str, left: object, right: object) -> object:
@@ -234,9 +231,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
             case "*":
                 self._check_product(left, right)
             case "**" if isinstance(left, int) and isinstance(right, int) and left.bit_length() * right > MAX_INTEGER_BITS:
-                raise TooMuch("a number of too many digits")
+                raise TooMuch("a number with too many digits")
             case "%" if isinstance(left, str):
-                raise SecurityError("a chat template joins texts with ~, not with %")
+                raise SecurityError("a chat template must join texts with ~, not with %")
         result = self.binop_table[operator](left, right)
         return self.measured(result) if isinstance(result, list | tuple) else self.made(result)
 
@@ -252,7 +249,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def _listing(self, function: Callable[..., object]) -> Callable[..., object]:
         @wraps(function)
         def listed(*positional: object, **named: object) -> object:
-            # Which argument is the input depends on the filter; a text among them has as many characters as the list has items.
+            # The input's position depends on the filter; a text becomes a list with an item per character.
             self._spend(sum(len(argument) for argument in positional if isinstance(argument, str)) * _ITEM_CHARACTERS)
             made = function(*positional, **named)
             return self.measured(made) if isinstance(made, list) else made
@@ -287,9 +284,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
         separators: tuple[str, str] | None = None,
         sort_keys: bool = False,
     ) -> str:
-        """JSON as models were trained on it: not escaped for HTML, and with a blank behind each comma.
+        """Write JSON as in models' training data: not escaped for HTML, with a space after each comma.
 
-        ``ensure_ascii`` is accepted and not heeded: an escaped MARK of `prompt` would be no mark.
+        ``ensure_ascii`` is ignored: it would escape the MARK of `prompt`.
         """
         if indent is not None and indent > MAX_INDENT:
             raise TooMuch(f"JSON indented by more than {MAX_INDENT}")
@@ -308,7 +305,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.measured((*positional, named))
         return Namespace(*positional, **named)
 
-    # --- the bounds ---------------------------------------------------------------------------------------------------
+    # --- limits -------------------------------------------------------------------------------------------------------
 
     def _check_product(self, left: object, right: object) -> None:
         match left, right:
@@ -316,7 +313,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 self._check_text(len(text) * times)
             case int(one), int(other):
                 if one.bit_length() + other.bit_length() > MAX_INTEGER_BITS:
-                    raise TooMuch("a number of too many digits")
+                    raise TooMuch("a number with too many digits")
             case (list() | tuple(), _) | (_, list() | tuple()):
                 raise TooMuch("a list multiplied")
 
@@ -327,11 +324,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def _spend(self, characters: int) -> None:
         self._made += characters
         if self._made > MAX_MADE_CHARACTERS:
-            raise TooMuch(f"texts of more than {MAX_MADE_CHARACTERS} characters in all")
+            raise TooMuch(f"texts of more than {MAX_MADE_CHARACTERS} characters in total")
 
 
 def _room(below: list[object], item: object) -> int:
-    """The size of one value without those inside it, which are put ``below``."""
+    """Return the size of a value without its items, which are appended to ``below``."""
     match item:
         case str():
             return 1 + len(item)
@@ -345,7 +342,7 @@ def _room(below: list[object], item: object) -> int:
                 below.extend(item.values())
                 return 1
         case Namespace():
-            # It can be changed after it was measured, also so that it holds itself.
+            # A namespace can change after it was measured, and even contain itself.
             raise TooMuch("a namespace inside a list")
         case _:
             return 1
@@ -353,14 +350,14 @@ def _room(below: list[object], item: object) -> int:
 
 
 def _format_pieces(pattern: str, positional: tuple[object, ...], named: dict[str, object]) -> Iterable[object]:
-    """What `pattern.format(...)` is joined from. Widths and attributes are refused: no chat template needs them."""
+    """Yield the parts of `pattern.format(...)`. Widths and attributes are refused, because no chat template needs them."""
     position = 0
     for literal, field, specification, conversion in Formatter().parse(pattern):
         yield literal
         if field is None:
             continue
         if specification or conversion:
-            raise SecurityError("a chat template's format() has no widths and no conversions")
+            raise SecurityError("format() in a chat template does not support widths and conversions")
         if field == "" or field.isdecimal():
             yield positional[int(field or position)]
             position += 1
@@ -376,5 +373,5 @@ def _shown(context: Context, value: object) -> str:
 
 
 def _raise_exception(message: object) -> None:
-    """What templates call to refuse a chat, for instance one whose roles do not alternate."""
+    """Refuse a chat: templates call it, for example if the roles don't alternate."""
     raise jinja2.TemplateError(str(message))

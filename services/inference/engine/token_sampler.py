@@ -1,7 +1,6 @@
-"""Draws a sequence's next token from what the model computed, in llama.cpp's own samplers. Only the engine's process imports it.
+"""Samples a sequence's next token with llama.cpp's samplers. Only the engine's process imports this module.
 
-The randomness of a token is a function of the seed and its position alone (`sampling.mix`), so what was drawn before, in which
-batch, and by which worker makes no difference.
+The randomness of a token only depends on the seed and its position (`sampling.mix`), not on earlier tokens, the batch or the worker.
 """
 
 import ctypes
@@ -30,8 +29,8 @@ class _Shared:
 
 
 class Chains:
-    """The samplers of all sequences. Those that remember nothing are shared by all that draw alike: each chain has a list of all tokens
-    of the vocabulary, which is 0.6 MB and more."""
+    """The sampler chains of all sequences. Sequences with the same parameters share a chain if it has no state, because each chain has
+    a list of all tokens, of at least 0.6 MB."""
 
     def __init__(self, vocabulary: ModelVocabulary) -> None:
         self._vocabulary = vocabulary
@@ -63,17 +62,17 @@ class Chains:
 
 
 def _key(parameters: Parameters) -> Parameters:
-    """Without what ``_samplers`` does not look at where nothing is remembered."""
+    """Remove the parameters that ``_samplers`` ignores without penalties."""
     return msgspec.structs.replace(parameters, seed=0, max_tokens=None, stop=(), n=1, top_logprobs=None)
 
 
 class Drawer:
-    """Of one sequence. ``free`` ends it."""
+    """Samples the tokens of one sequence. Call ``free`` at its end."""
 
     def __init__(
         self, vocab: native.llama_vocab_p, vocabulary: ModelVocabulary, chains: Chains, parameters: Parameters, grammar: str
     ) -> None:
-        """Raises BadRequest for what the model or llama.cpp cannot take."""
+        """Raises BadRequest for an invalid bias or grammar."""
         _check_bias(vocabulary, parameters)
         self._vocabulary = vocabulary
         self._parameters = parameters
@@ -87,17 +86,17 @@ class Drawer:
             native.llama_sampler_free(self._grammar)
 
     def replay(self, token: int) -> None:
-        """It was drawn by another worker. Raises BadRequest where that cannot be: llama.cpp would end the process over it."""
+        """Accept a token that another worker drew. Raises BadRequest for an impossible one, on which llama.cpp would abort."""
         if token >= self._vocabulary.size:
-            raise errors.BadRequest(f"delivered: token {token} is none of this model's")
+            raise errors.BadRequest(f"delivered: this model has no token {token}")
         if self._grammar is not None:
             if not _allows(self._grammar, token):
-                raise errors.BadRequest("delivered: these tokens do not follow the format that the answer is to have")
+                raise errors.BadRequest("delivered: these tokens do not match the requested format")
             native.llama_sampler_accept(self._grammar, token)
         native.llama_sampler_accept(self._chain, token)
 
     def draw(self, context: native.llama_context_p, row: int, position: int) -> DrawnToken:
-        """The token at this position, from a row of the last batch."""
+        """Draw the token at ``position`` from a row of the last batch."""
         logits = None
         if self._grammar is not None or self._parameters.top_logprobs is not None:
             logits = np.ctypeslib.as_array(native.llama_get_logits_ith(context, row), (self._vocabulary.size,))
@@ -116,12 +115,12 @@ class Drawer:
         return DrawnToken(token, self._chances(logits, token, self._parameters.top_logprobs))
 
     def _draw_by_grammar(self, grammar: "native.llama_sampler_p", logits: Logits) -> int:
-        """The grammar is asked about the drawn token first, and about all of them only if it refuses that one: it takes long."""
+        """Check the drawn token first; apply the slow grammar to all tokens only if it refuses that one."""
         token = self._apply(logits, None)
         if not _allows(grammar, token):
             token = self._apply(logits, grammar)
             if not _allows(grammar, token):
-                # Nothing may follow, or only the end, which was not to be drawn: it is over.
+                # Nothing may follow except the end, which ignore_eos banned.
                 return min(self._vocabulary.end_tokens, default=token)
         native.llama_sampler_accept(grammar, token)
         native.llama_sampler_accept(self._chain, token)
@@ -149,7 +148,7 @@ class Drawer:
 
 
 def _samplers(vocabulary: ModelVocabulary, parameters: Parameters) -> list["native.llama_sampler_p"]:
-    """All but the draw itself, in llama.cpp's usual order."""
+    """Create the samplers before the final draw, in llama.cpp's usual order."""
     found = []
     biases = dict(parameters.logit_bias)
     if parameters.ignore_eos:
@@ -158,7 +157,7 @@ def _samplers(vocabulary: ModelVocabulary, parameters: Parameters) -> list["nati
         entries = (native.llama_logit_bias * len(biases))(*(native.llama_logit_bias(token, bias) for token, bias in biases.items()))
         found.append(native.llama_sampler_init_logit_bias(vocabulary.size, len(biases), entries))
     if parameters.has_penalties:
-        # Of the whole answer, and of nothing else: what the user wrote may be said again.
+        # Penalties cover the whole answer, but not the prompt, whose words may be repeated.
         window = parameters.max_tokens or sampling.DEFAULT_MAX_TOKENS
         found.append(
             native.llama_sampler_init_penalties(
@@ -175,7 +174,7 @@ def _samplers(vocabulary: ModelVocabulary, parameters: Parameters) -> list["nati
 
 def _check_bias(vocabulary: ModelVocabulary, parameters: Parameters) -> None:
     if any(token >= vocabulary.size for token, _ in parameters.logit_bias):
-        raise errors.BadRequest(f"logit_bias names a token that the model does not have; its last one is {vocabulary.size - 1}")
+        raise errors.BadRequest(f"logit_bias has an unknown token; the model's last one is {vocabulary.size - 1}")
 
 
 def _grammar(vocab: native.llama_vocab_p, text: str) -> "native.llama_sampler_p":

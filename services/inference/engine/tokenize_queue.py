@@ -1,7 +1,7 @@
-"""Tokenizes texts in the process's main thread while the engine's loop runs in another, so that no text stops running answers.
+"""Tokenizes texts in the main thread while the engine's loop runs in another, so that a long text doesn't stop running answers.
 
-The main thread, because only there can an alarm interrupt a chat template (`prompt`). One text at a time: a text of 1 MB takes up to two
-seconds of a processor, and llama.cpp needs the others.
+It must be the main thread, because only there an alarm can interrupt a chat template (`prompt`). It does one text at a time: a text of
+1 MB takes up to two seconds of a core, and llama.cpp needs the others.
 """
 
 import os
@@ -14,10 +14,9 @@ from typing import TypeVar
 from services.inference.engine.engine_messages import GenerationAccepted, GenerationRefused
 from shared import errors
 
-#: Of all texts that wait. Workers bound their own queues; this bounds the memory if they don't.
+#: Bounds the memory, in case a worker doesn't bound its queue.
 MAX_WAITING_BYTES = 64 * 1024 * 1024
 
-#: Runs in the loop's thread when a text's tokens are there.
 Continue = Callable[[], GenerationAccepted | GenerationRefused]
 Tokens = TypeVar("Tokens")
 
@@ -29,15 +28,15 @@ class _Text:
 
 
 class TokenizeQueue:
-    """``run`` belongs to the main thread, everything else to the loop's. ``close`` may be called from both, and twice."""
+    """Call ``run`` in the main thread, ``close`` in any thread, and everything else in the loop's thread."""
 
     def __init__(self) -> None:
-        #: Guards all below.
+        #: Guards everything below.
         self._changed = threading.Condition()
         #: By the command's id, in order of arrival.
         self._waiting: dict[int, _Text] = {}
         self._waiting_bytes = 0
-        #: The id of the text in work; None also when its command has been canceled.
+        #: The id of the current text; None if its command was canceled.
         self._current: int | None = None
         self._oldest_next = False
         self._tokenized: dict[int, Continue] = {}
@@ -60,7 +59,7 @@ class TokenizeQueue:
     def submit(
         self, identity: int, size: int, tokenize: Callable[[], Tokens], then: Callable[[Tokens], GenerationAccepted | GenerationRefused]
     ) -> None:
-        """Tokenize a command's text of ``size`` bytes; ``then`` runs in ``results``. Raises Overloaded when too much waits."""
+        """Queue a command's text of ``size`` bytes; ``then`` runs in ``results``. Raises Overloaded if too much is queued."""
 
         def work() -> Continue:
             tokens = tokenize()
@@ -68,15 +67,13 @@ class TokenizeQueue:
 
         with self._changed:
             if self._waiting_bytes + size > MAX_WAITING_BYTES:
-                raise errors.Overloaded(
-                    f"prompts of {self._waiting_bytes} bytes wait to be read", hint="try again later", retry_after_seconds=5
-                )
+                raise errors.Overloaded(f"prompts of {self._waiting_bytes} bytes are queued", hint="try again later", retry_after_seconds=5)
             self._waiting[identity] = _Text(size, work)
             self._waiting_bytes += size
             self._changed.notify()
 
     def cancel(self, identity: int) -> None:
-        """Forget a command, wherever it is. Safe to call for unknown ids."""
+        """Forget a command. Safe to call for unknown ids."""
         with self._changed:
             if (text := self._waiting.pop(identity, None)) is not None:
                 self._waiting_bytes -= text.size
@@ -85,7 +82,7 @@ class TokenizeQueue:
             self._tokenized.pop(identity, None)
 
     def results(self) -> Iterator[GenerationAccepted | GenerationRefused]:
-        """Continue the commands whose tokens are there. Raises Internal when the main thread has stopped tokenizing."""
+        """Continue the commands with tokenized texts. Raises Internal if the main thread has stopped tokenizing."""
         with self._changed:
             if self._closed:
                 raise errors.Internal("the engine stopped reading prompts")
@@ -106,7 +103,7 @@ class TokenizeQueue:
             self._finish(identity, proceed)
 
     def close(self) -> None:
-        """Have ``run`` return after the text in work, and ``results`` raise."""
+        """Make ``run`` return after the current text, and ``results`` raise. Safe to call twice."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -117,7 +114,7 @@ class TokenizeQueue:
             self._changed.wait_for(lambda: self._closed or self._waiting)
             if self._closed:
                 return None
-            # A short text waits behind one long text at most, and a long one behind one short one for each that arrived before it.
+            # Alternate between the oldest and the shortest text: a short one waits for at most one long one, and no text starves.
             self._oldest_next = not self._oldest_next
             identity = next(iter(self._waiting)) if self._oldest_next else min(self._waiting, key=lambda one: self._waiting[one].size)
             text = self._waiting.pop(identity)
@@ -133,7 +130,6 @@ class TokenizeQueue:
             self._current = None
 
     def _wake(self) -> None:
-        # A full pipe wakes the loop as well.
         with suppress(BlockingIOError):
             os.write(self._wake_writer, b"!")
 

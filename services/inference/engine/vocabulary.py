@@ -1,4 +1,4 @@
-"""A model's vocabulary: text into token ids and token ids into bytes. Only the engine's process imports it."""
+"""Converts text to token ids and token ids to bytes with a model's vocabulary. Only the engine's process imports this module."""
 
 import ctypes
 from collections.abc import Iterator
@@ -9,28 +9,27 @@ import llama_cpp.llama_cpp as native
 from services.inference.engine import prompt, sequence
 from shared import errors
 
-#: A token id that llama.cpp returns for "this vocabulary has none".
 NO_TOKEN = -1
 _SPECIAL = native.LLAMA_TOKEN_ATTR_CONTROL | native.LLAMA_TOKEN_ATTR_UNKNOWN
-#: Most pieces are shorter than this; llama.cpp says how long the others are.
+#: Most pieces are shorter; for others, llama.cpp returns the length.
 _PIECE_BYTES = 64
-#: Pieces are asked for once; the largest vocabularies have a quarter of a million, of which an answer uses few.
+#: The largest vocabularies have a quarter of a million pieces, of which answers use few.
 _PIECES_KEPT = 65_536
 
 
 class ModelVocabulary:
-    """Valid as long as its model."""
+    """Valid as long as the model is."""
 
     def __init__(self, vocab: native.llama_vocab_p) -> None:
         self._vocab = vocab
         self.size = int(native.llama_vocab_n_tokens(vocab))
-        #: As the vocabulary writes them, which is never shorter than what they stand for.
+        #: An upper bound: the vocabulary's spelling is never shorter than the text.
         self.longest_token_bytes = max((len(native.llama_vocab_get_text(vocab, token)) for token in range(self.size)), default=1)
         self.special = prompt.SpecialTokens(tuple(self._special_spellings()))
         self.end_tokens = frozenset(token for token in range(self.size) if native.llama_vocab_is_eog(vocab, token))
         self._bos = native.llama_vocab_bos(vocab) if native.llama_vocab_get_add_bos(vocab) else NO_TOKEN
         self.piece = lru_cache(_PIECES_KEPT)(self._piece)
-        #: Tokens that mark a call of a tool, and have to be shown where tools are on offer.
+        #: Special tokens that mark tool calls and must be visible if there are tools.
         self.shown_for_tools: frozenset[int] = frozenset()
 
     @property
@@ -45,9 +44,9 @@ class ModelVocabulary:
         self.shown_for_tools = frozenset(token for token in range(self.size) if self._spelling(token) in spellings)
 
     def tokens_of(self, rendered: str, *, context_tokens: int) -> list[int]:
-        """Of a prompt whose parts from users are marked. Raises BadRequest where it does not fit the context."""
+        """Tokenize a prompt with marked callers' texts. Raises BadRequest if it doesn't fit the context."""
         parts = [self._tokenize(part) for part in self.special.cut(rendered)]
-        # Before a list is made of them: for a million tokens that takes 20 ms, in which no other thread can run.
+        # Check before creating a list, which would hold the GIL for 20 ms for a million tokens.
         sequence.check_fits(max(1, sum(count for _, count in parts)), context_tokens)
         tokens = [token for native_tokens, count in parts for token in native_tokens[:count]]
         if self._bos != NO_TOKEN and tokens[:1] != [self._bos]:
@@ -55,12 +54,12 @@ class ModelVocabulary:
         return tokens
 
     def _piece(self, token: int, special: bool = False) -> bytes | None:
-        """The bytes of a token; None for one that ends the answer. ``special``: its spelling, where it would have none.
+        """Return the bytes of a token; None for an end token. ``special`` spells out special tokens.
 
-        Raises BadRequest for what is no token, over which llama.cpp would end the process; only another worker's can be that.
+        Raises BadRequest for an id out of range, on which llama.cpp would abort; it can only come from another worker.
         """
         if not 0 <= token < self.size:
-            raise errors.BadRequest(f"delivered: token {token} is none of this model's; its last one is {self.size - 1}")
+            raise errors.BadRequest(f"delivered: this model has no token {token}; its last one is {self.size - 1}")
         if token in self.end_tokens:
             return None
         size = _PIECE_BYTES
@@ -72,7 +71,7 @@ class ModelVocabulary:
             size = -length
 
     def _tokenize(self, part: str) -> "tuple[ctypes.Array[ctypes.c_int32], int]":
-        """An array, and how many tokens there are in it."""
+        """Return an array and the number of its tokens."""
         raw = part.encode("utf-8", "replace")
         room = len(raw) + 8
         tokens = (native.llama_token * room)()

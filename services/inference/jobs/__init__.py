@@ -1,1 +1,1 @@
-"""What a worker is asked to do, and what every way of doing it looks like."""
+"""Jobs that a worker runs, and the interface of the backends that run them."""

@@ -1,46 +1,72 @@
-"""What every way of running models looks like to the service."""
+"""The interface between the service and the backends, which run the models."""
 
 from typing import Protocol, runtime_checkable
 
+from services.inference.jobs.embedding_job import EmbeddingJob
 from services.inference.jobs.engine_speed import EngineSpeed
 from services.inference.jobs.generation_job import GenerationJob
+from shared.api.embedding import Embedded, Vectors
 from shared.api.generation import Generation
 from shared.api.inference import Chunk, ModelStatus
 from shared.types import ModelName
 
 
 class Watcher(Protocol):
-    """Who wants to know about a backend's models. Never waits, never raises."""
+    """Observes a backend's models. Its methods never block or raise."""
 
     def changed(self) -> None:
-        """Some status is different from before. Safe to call too often."""
+        """A status may have changed. Safe to call at any time."""
         ...
 
     def restarting(self, model: ModelName) -> None:
-        """The engine of a model died and is started again."""
+        """A model's engine died and is being restarted."""
         ...
 
 
 class Sink(Protocol):
-    """Where the pieces of an answer go: a mesh stream, or an HTTP answer."""
+    """Receives the chunks of an answer: a mesh stream or an HTTP response."""
 
     def accept(self, prompt_tokens: int | None) -> None:
-        """The prompt is understood and queued. None where only the end will tell how many tokens it has."""
+        """The prompt was accepted and queued. ``prompt_tokens`` is None if the count is known only at the end."""
         ...
 
     async def send(self, item: Chunk) -> None:
-        """Waits for a slow reader. Raises CancelledError when there is no reader any more."""
+        """Waits for a slow reader. Raises CancelledError once the reader is gone."""
         ...
 
 
-class Backend(Protocol):
-    """Some models and a way of running them. Opened as an async context manager by its module's ``opened``."""
+class VectorSink(Protocol):
+    """Receives the vectors of texts."""
 
-    #: The name of the setting INFERENCE_BACKEND that chooses it.
+    def accept(self, prompt_tokens: int | None) -> None:
+        """The texts were accepted and queued. ``prompt_tokens`` is None if the count is known only at the end."""
+        ...
+
+    async def send(self, item: Vectors) -> None:
+        """Waits for a slow reader. Raises CancelledError once the reader is gone."""
+        ...
+
+
+class WaitingSink:
+    """Passes the progress messages of a model's load on to a reader of vectors."""
+
+    def __init__(self, sink: VectorSink) -> None:
+        self._sink = sink
+
+    def accept(self, prompt_tokens: int | None) -> None:
+        """Does nothing: texts are accepted by their own sink."""
+
+    async def send(self, item: Chunk) -> None:
+        await self._sink.send(Vectors(waiting=item.waiting))
+
+
+class Backend(Protocol):
+    """Runs models. Each backend module's ``opened`` is an async context manager that creates one."""
+
     name: str
 
     def models(self) -> tuple[ModelStatus, ...]:
-        """Every model it serves, should serve, or failed to load. Never waits."""
+        """Return the status of every configured model, failed ones included. Never blocks."""
         ...
 
     async def generate(self, job: GenerationJob, sink: Sink) -> Generation:
@@ -49,28 +75,38 @@ class Backend(Protocol):
         ...
 
     def expected_wait_seconds(self) -> float:
-        """How long a new job would wait for its turn on the busiest model."""
+        """Estimate the queueing time of a new job on the busiest model."""
+        ...
+
+
+@runtime_checkable
+class Embeds(Protocol):
+    """A backend that computes embeddings."""
+
+    async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
+        """Compute the vectors of all texts, in order. Raises BadRequest, Overloaded, Unavailable or ModelCrashed. Cancelling the
+        task stops it within one batch."""
         ...
 
 
 @runtime_checkable
 class Loader(Protocol):
-    """A backend that holds its models in this machine's memory, and lets people say which."""
+    """A backend whose models people can load and unload."""
 
     async def load(self, model: ModelName, *, pin: bool | None = None) -> ModelStatus:
-        """Returns when the model is loaded, at once if it is; raises Unavailable with the reason. With ``pin`` it stays from
-        now on, or no longer has to. Cancelling stops the waiting and not the load."""
+        """Return when the model is loaded; raises Unavailable with the reason. ``pin`` sets or removes its pin.
+        Cancelling stops the waiting, not the load."""
         ...
 
     async def unload(self, model: ModelName) -> ModelStatus:
-        """Returns when its memory is free, at once if it was not loaded; raises Overloaded while it has requests."""
+        """Return when the model's memory is free; raises Overloaded while it has requests."""
         ...
 
 
 @runtime_checkable
 class Measured(Protocol):
-    """A backend that knows how fast it computes."""
+    """A backend that measures its own speed."""
 
     def figures(self, model: ModelName) -> EngineSpeed:
-        """Of the last seconds. Never waits."""
+        """Return the model's speed over the last seconds. Never blocks."""
         ...

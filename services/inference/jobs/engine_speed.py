@@ -1,4 +1,4 @@
-"""How fast an engine is, from what it tells of its steps.  Pure; the caller brings the clock."""
+"""Measures how fast an engine is, from the reports of its steps.  Pure; the caller passes the time."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -6,22 +6,20 @@ from dataclasses import dataclass
 
 from services.inference.engine import engine_messages
 
-#: Long enough for some dozens of steps on a slow processor, short enough to show a change at the next look.
+#: Covers dozens of steps on a slow processor, and shows a change at the next scrape.
 WINDOW_SECONDS = 10.0
-#: Steps are added up by the second, or a GPU's would fill the memory.
+#: Steps are summed per second: storing each step of a GPU would take too much memory.
 _SHARE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpeed:
-    """Of the steps of the last WINDOW_SECONDS; all 0 when there was none."""
+    """Averages over the last WINDOW_SECONDS; all 0 if no step ran."""
 
     steps: int = 0
-    #: Of the time of the steps, what was not spent in llama_decode: from 0 to 1.
+    #: Share of the step time spent outside llama_decode, from 0 to 1.
     overhead: float = 0.0
-    #: Of one step, on average.
     step_seconds: float = 0.0
-    #: Generated, in a second of work.
     tokens_per_second: float = 0.0
 
 
@@ -35,7 +33,7 @@ class _Share:
 
 
 class StepMeter:
-    """Told of every step."""
+    """Collects the step reports of one engine."""
 
     def __init__(self) -> None:
         self._shares: deque[_Share] = deque(maxlen=round(WINDOW_SECONDS / _SHARE_SECONDS))
@@ -64,7 +62,7 @@ class StepMeter:
 
 
 def together(replicas: Iterable[EngineSpeed]) -> EngineSpeed:
-    """Of several engines that run the same model side by side."""
+    """Combine the speeds of several engines that run the same model."""
     worked = [one for one in replicas if one.steps]
     steps = sum(one.steps for one in worked)
     seconds = sum(one.steps * one.step_seconds for one in worked)

@@ -1,10 +1,10 @@
-"""How many jobs a model has, how many it takes, and how long a new one would wait.  Pure; the caller brings the clock."""
+"""Bounds the queue of one model and estimates its wait.  Pure; the caller passes the times."""
 
 from dataclasses import dataclass
 
 from shared import errors
 
-#: How much the newest job moves the mean: about the last ten count.
+#: Weight of the newest job in the mean, which so covers about the last ten.
 _WEIGHT = 0.2
 
 
@@ -16,7 +16,7 @@ class QueueLimits:
     slots: int
     queue: int
     in_flight: int = 0
-    #: Of finished jobs, waiting included; 0 until one has finished.
+    #: Mean time of a finished job, waiting included; 0 before the first.
     mean_seconds: float = 0.0
 
     @property
@@ -28,7 +28,7 @@ class QueueLimits:
         return max(0, self.in_flight - self.slots)
 
     def enter(self) -> None:
-        """Raises Overloaded when the queue is full. Every ``enter`` is followed by one ``leave``."""
+        """Raises Overloaded if the queue is full. Call ``leave`` once after each successful ``enter``."""
         if self.in_flight >= self.slots + self.queue:
             raise errors.Overloaded(
                 f"{self.model} has {self.running} running and {self.queued} waiting requests on this worker; its queue is full",
@@ -42,7 +42,7 @@ class QueueLimits:
         self.mean_seconds = seconds if self.mean_seconds == 0 else (1 - _WEIGHT) * self.mean_seconds + _WEIGHT * seconds
 
     def expected_wait_seconds(self) -> float:
-        """0 while a slot is free, else the jobs before a new one, a slot's share of them, at the mean time of a job."""
+        """Return 0 while a slot is free, else the time until the jobs ahead of a new one have finished."""
         if self.in_flight < self.slots:
             return 0.0
         return (self.queued + 1) / self.slots * self.mean_seconds

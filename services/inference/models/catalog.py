@@ -1,63 +1,46 @@
-"""Which models a worker may serve, under which names and how each is run.  Pure; `models_file` reads what people write."""
+"""The catalog of a worker's models: their names, files and options.  Pure; `models_file` reads it."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from services.inference.engine.engine_messages import KvType
 from services.inference.engine.kv_slots import KvMode
 from shared.types import ModelName
 
-#: Names and aliases together: each is about 200 bytes of the announcement, which may have 16 KiB.
+#: Names and aliases together: each takes about 200 bytes of the announcement, which may have 16 KiB.
 MAX_NAMES = 64
-#: As above; and a name stands in URLs, in metrics and on people's screens.
 MAX_NAME_CHARACTERS = 100
-#: Of a models.yaml; a hundred models with comments have a tenth of it.
+#: Of a models.yaml; a hundred models with comments need a tenth of it.
 MAX_CHARACTERS = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Defaults:
-    """What holds where a model says nothing."""
-
-    slots: int = 4
-    context_tokens: int | None = None
-    gpu_layers: int = -1
-    #: None: until another model needs the room.
-    keep_alive_seconds: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class CatalogEntry:
-    """One model, complete: what the file does not say has been filled in from the worker's settings."""
+    """One model, with defaults filled in."""
 
     name: ModelName
     file: Path
-    #: SHA-256 in hex that the file must have; None: any file will do.
+    #: The file's expected SHA-256 in hex; None accepts any file.
     digest: str | None = None
-    #: Other names that callers may use.
     aliases: tuple[ModelName, ...] = ()
-    #: Per slot; None: the engine's own choice, or the model's limit where that is less.
+    #: Per slot; None: the engine's default, or the model's limit if that is smaller.
     context_tokens: int | None = None
     slots: int = 4
-    #: What to count it as; None: estimated from the file.
+    #: The memory to count; None: estimated from the file.
     memory_bytes: int | None = None
-    #: Engine processes, each with slots of its own, as far as the memory goes.
+    #: Engine processes, each with its own slots; fewer if the memory doesn't suffice.
     replicas: int = 1
-    #: -1 is all of them.
     gpu_layers: int = -1
-    #: How long it stays in memory without a request; None: until another model needs the room.
+    #: None: until another model needs the memory.
     keep_alive_seconds: float | None = None
-    #: Never unloaded to make room, and not when it is idle.
     pinned: bool = False
-    #: Loaded at start, if there is room.
     preload: bool = False
-    #: None: the engine's default.
     kv_mode: KvMode | None = None
     kv_type: KvType | None = None
-    #: The number of the only GPU to use; None: all of them.
     device: int | None = None
-    #: How much of it each GPU gets; empty leaves it to llama.cpp.
+    #: Each GPU's share of the model; empty lets llama.cpp decide.
     tensor_split: tuple[float, ...] = ()
 
     @property
@@ -65,9 +48,24 @@ class CatalogEntry:
         return (self.name, *self.aliases)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """The worker's settings for fields that a model doesn't set."""
+
+    slots: int = 4
+    context_tokens: int | None = None
+    gpu_layers: int = -1
+    #: None: until another model needs the memory.
+    keep_alive_seconds: float | None = None
+
+    def entry(self, **given: Any) -> CatalogEntry:
+        """Create an entry; ``given`` overrides these values."""
+        return CatalogEntry(**{**asdict(self), **given})
+
+
 @dataclass(frozen=True, slots=True)
 class RemoteModel:
-    """A model that a registry of services names and that has no file here: another worker of the mesh announces it."""
+    """A model in a registry of services that has no file here; another worker serves it."""
 
     name: ModelName
     service: str
@@ -81,8 +79,8 @@ class Catalog:
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
-    """An entry and where it was written, for people."""
+class LocatedEntry:
+    """An entry and the place where it was written, for messages."""
 
     place: str
     entry: CatalogEntry
@@ -90,35 +88,34 @@ class Placed:
 
 @dataclass(slots=True)
 class CatalogReading:
-    """What has been read so far, mistakes included, so that all of them are told at once."""
+    """The entries read so far, and all mistakes, so that they can be reported together."""
 
-    placed: list[Placed] = field(default_factory=list)
+    located: list[LocatedEntry] = field(default_factory=list)
     elsewhere: list[RemoteModel] = field(default_factory=list)
-    #: One sentence each, beginning with the place.
     mistakes: list[str] = field(default_factory=list)
 
-    def catalogue(self) -> Catalog:
-        """Whole and without contradictions once ``mistakes`` and ``contradictions`` are empty."""
-        return Catalog(tuple(one.entry for one in self.placed), tuple(self.elsewhere))
+    def catalog(self) -> Catalog:
+        """Only call it if there are no ``mistakes`` and ``contradictions``."""
+        return Catalog(tuple(one.entry for one in self.located), tuple(self.elsewhere))
 
 
 def check_name(text: str) -> ModelName:
-    """Raises ValueError with a sentence for people."""
+    """Raises ValueError with a message for people."""
     if not text or len(text) > MAX_NAME_CHARACTERS:
         raise ValueError(f"a name has 1 to {MAX_NAME_CHARACTERS} characters")
     if not text.isprintable() or text != text.strip() or set(text) & {"=", ","}:
-        raise ValueError(f"{text[:40]!r}: a name has no =, no comma, no line break and no space at its ends")
+        raise ValueError(f"{text[:40]!r}: a name must not contain =, commas or line breaks, or start or end with a space")
     return ModelName(text)
 
 
-def contradictions(placed: Iterable[Placed]) -> Iterator[str]:
-    """What no single entry can show, one sentence each: names that mean two models, and more names than can be announced."""
+def contradictions(located: Iterable[LocatedEntry]) -> Iterator[str]:
+    """Find names of two models, and more names than can be announced; yields one sentence each."""
     owners: dict[ModelName, str] = {}
-    for one in placed:
+    for one in located:
         for name in one.entry.names:
             if name in owners:
-                yield f"{one.place}: the name {name} is taken by {owners[name]}"
+                yield f"{one.place}: the name {name} is already used by {owners[name]}"
             else:
                 owners[name] = one.place
     if len(owners) > MAX_NAMES:
-        yield f"{len(owners)} names and aliases are more than the {MAX_NAMES} that a worker can announce; share them out among workers"
+        yield f"{len(owners)} names and aliases are more than the {MAX_NAMES} that a worker can announce; use several workers"

@@ -1,7 +1,6 @@
-"""SHA-256 digests of model files that were computed before, kept in a file: a model of 40 GB takes a minute to read.
+"""Caches the SHA-256 digests of model files in a file, because reading a model of 40 GB takes a minute.
 
-A digest is good for exactly the file that it was computed of: same path, size, times and inode. Whatever is wrong with what was
-kept, the digest is computed anew.
+A digest is reused only for the same path, size, times and inode. If the cache is damaged, digests are computed again.
 """
 
 import os
@@ -21,19 +20,18 @@ log = logs.get()
 
 #: Twice as many models as a worker can announce.
 MOST_MODELS = 128
-#: 128 models in dozens of parts each.
 MOST_BYTES = 1024 * 1024
-#: The coarsest clock of a file system in use (FAT) ticks so often: what was written in the same tick shows no later time.
+#: The coarsest clock of a file system in use (FAT): two writes within a tick have the same time.
 TICK_NS = 2_000_000_000
 
 
 class Stamp(msgspec.Struct, frozen=True, rename="camel"):
-    """One file as it is now; another stamp means another content."""
+    """Identifies the content of one file."""
 
     path: str
     size: int
     modified_ns: int
-    #: Of the inode; unlike the time above nobody can set it back.
+    #: The inode's time, which, unlike the one above, can't be set back.
     changed_ns: int
     inode: int
 
@@ -42,13 +40,12 @@ Stamps = tuple[Stamp, ...]
 
 
 class _Known(msgspec.Struct, frozen=True, rename="camel"):
-    #: Of all parts of one model, in their order.
     stamps: Stamps
     sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 
 
 class _StoredDigest(msgspec.Struct, frozen=True):
-    """The file: JSON, the model that was read last at the end."""
+    """The JSON file; the last read model is at the end."""
 
     models: tuple[_Known, ...] = ()
 
@@ -58,7 +55,7 @@ _decode = msgspec.json.Decoder(_StoredDigest).decode
 
 
 def stamps_of(files: Iterable[Path]) -> Stamps:
-    """Empty where one of the files is not there."""
+    """Return an empty tuple if a file is missing."""
     try:
         found = [(path, path.stat()) for path in files]
     except OSError:
@@ -67,7 +64,7 @@ def stamps_of(files: Iterable[Path]) -> Stamps:
 
 
 class KnownDigests:
-    """Reads and writes the file, so it is slow; safe to use from many threads. Without a file it knows nothing."""
+    """Reads and writes the cache, so it blocks; safe to use from many threads. Without a file nothing is cached."""
 
     def __init__(self, file: Path | None, clock_ns: Callable[[], int] = time.time_ns) -> None:
         self._file = file
@@ -75,7 +72,7 @@ class KnownDigests:
         self._writing = threading.Lock()
 
     def digest(self, files: tuple[Path, ...], compute: Callable[[tuple[Path, ...]], str]) -> str:
-        """As known, or computed and then known; ``compute`` gives an empty text where it cannot say."""
+        """Return the digest, cached or computed. ``compute`` returns an empty text on failure."""
         looked_at, before = self._clock_ns(), stamps_of(files)
         if before and (found := self._find(before)) is not None:
             return found
@@ -98,17 +95,17 @@ class KnownDigests:
             while len(body := _encode(_StoredDigest(kept))) > MOST_BYTES:
                 kept = kept[1:]
             try:
-                # Not synced: after a power cut a damaged one is computed anew.
+                # Not synced: digests lost in a power cut are computed again.
                 private_file.replace(self._file, body)
             except OSError as error:
-                log.warning("digests_not_kept", file=str(self._file), reason=error.strerror)
+                log.warning("digests_not_saved", file=str(self._file), reason=error.strerror)
 
     def _read(self) -> tuple[_Known, ...]:
         if self._file is None:
             return ()
         try:
             with self._file.open("rb") as file:
-                # Who may write it could have any file pass for the one that the catalogue means.
+                # Anyone who can write the cache could make another file pass for the catalog's model.
                 if os.fstat(file.fileno()).st_mode & 0o022:
                     return ()
                 body = file.read(MOST_BYTES + 1)
@@ -118,5 +115,5 @@ class KnownDigests:
 
 
 def _text_of(path: Path) -> str:
-    """JSON takes no names that are not UTF-8."""
+    """Escape bytes that are not UTF-8, which JSON can't hold."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -1,4 +1,4 @@
-"""Which GPUs this machine has, which of them llama.cpp can use, and what to do about the others."""
+"""Finds the GPUs of this machine and those that llama.cpp can use, and explains what to do about the others."""
 
 import asyncio
 import os
@@ -14,22 +14,21 @@ from shared.telemetry import logs
 log = logs.get()
 
 PROGRAM = (sys.executable, "-P", "-m", "services.inference.engine.devices")
-#: A driver that was not used for a while takes some seconds to start.
+#: An idle driver takes some seconds to start.
 PROBE_SECONDS = 30.0
-#: What a kind of GPU leaves in the system -> the engine that is built for it.
-_TRACES = (("nvidia*[0-9]", "cuda"), ("kfd", "rocm"), ("dri/renderD*", "vulkan"))
+_DEVICE_FILES = (("nvidia*[0-9]", "cuda"), ("kfd", "rocm"), ("dri/renderD*", "vulkan"))
 _MAKERS = {"cuda": "an NVIDIA GPU", "rocm": "an AMD GPU", "vulkan": "a GPU", "metal": "a GPU"}
 
 
 def flavour(devices: Path = Path("/dev"), platform: str = sys.platform) -> str | None:
-    """The engine that this machine's GPU wants, as `make worker-…` calls it; None where no GPU is to be seen."""
+    """Return the engine for this machine's GPU, as in `make worker-…`; None without a GPU."""
     if platform == "darwin":
         return "metal"
-    return next((name for pattern, name in _TRACES if any(devices.glob(pattern))), None)
+    return next((name for pattern, name in _DEVICE_FILES if any(devices.glob(pattern))), None)
 
 
 async def probe(environment: Mapping[str, str]) -> FoundDevices | None:
-    """What llama.cpp finds, asked in a process of its own; None where that does not answer."""
+    """Run llama.cpp's device search in a separate process; None if it fails."""
     process = await asyncio.create_subprocess_exec(
         *PROGRAM, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, env=dict(environment)
     )
@@ -47,7 +46,7 @@ async def probe(environment: Mapping[str, str]) -> FoundDevices | None:
 
 
 def describe(found: FoundDevices | None, wanted: str | None, threads: int) -> Iterator[str]:
-    """In sentences: what there is, and what will be used. Pure."""
+    """Say in sentences which devices will be used, and how to use the others. Pure."""
     if found is not None and found.devices:
         for device in found.devices:
             yield f"{device.name}: {device.description}, {_gib(device.free_bytes)} of {_gib(device.total_bytes)} GiB free"
@@ -55,9 +54,12 @@ def describe(found: FoundDevices | None, wanted: str | None, threads: int) -> It
     cores = os.cpu_count() or 1
     yield f"no GPU is used: {threads} of {cores} processor threads"
     if wanted is not None and found is not None and found.built_for_gpu:
-        yield f"{_MAKERS[wanted]} is here and llama.cpp was built for one, but cannot use it: is its driver installed?"
+        yield f"this machine has {_MAKERS[wanted]}, but llama.cpp cannot use it: is its driver installed?"
     elif wanted is not None:
-        yield f"{_MAKERS[wanted]} is here, but llama-cpp-python was built without it: make worker-{wanted}, then start the worker again"
+        yield (
+            f"this machine has {_MAKERS[wanted]}, but llama-cpp-python was built without support for it: "
+            f"run `make worker-{wanted}`, then restart the worker"
+        )
 
 
 def _gib(size: int) -> str:

@@ -1,4 +1,4 @@
-"""What this machine has for models, and what a model will take of it."""
+"""Measures the memory for models, and estimates how much a model needs."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -12,37 +12,35 @@ from services.inference.engine.gguf.gguf_header import GgufHeader
 from services.inference.models import quantities
 from services.inference.models.catalog import CatalogEntry
 
-#: Left to everything else on the machine, of what is free when the worker starts.
+#: Share of the free memory that is left to the rest of the machine.
 HEADROOM_SHARE = 0.1
-#: Of a GPU's memory: the driver and fragmentation take some of what is reported as free.
+#: Share of a GPU's free memory that the driver and fragmentation take.
 DEVICE_HEADROOM_SHARE = 0.05
-#: An engine's process before it has a model: Python, llama.cpp, our own code. Measured: 62 MiB.
+#: An engine process without a model: Python, llama.cpp and our code. Measured: 62 MiB.
 PROCESS_BYTES = 64 * 2**20
-#: The engine computes up to so many tokens in a step, and llama.cpp makes room for the logits of each of them.
+#: Tokens in a step; llama.cpp reserves memory for the logits of each.
 STEP_TOKENS = 256
-#: The same for texts that become vectors, fewer where the vocabulary is large: as engine/embedding has them on a processor.
+#: The same for embeddings, fewer if the vocabulary is large; as `embedding_context` does on a processor.
 EMBEDDING_STEP_TOKENS = 128
 EMBEDDING_LOGITS_BYTES = 64 * 1024 * 1024
-#: Per slot where nobody says otherwise; as the engine has it.
 DEFAULT_CONTEXT_TOKENS = 2048
 
 _FLOAT_BYTES = 4
-#: What a cgroup without a limit shows: the largest multiple of a page.
+#: A cgroup without a limit shows the largest multiple of a page.
 _NO_LIMIT_BYTES = 2**60
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What all loaded models together may have."""
+    """The memory for all loaded models together."""
 
     bytes: int
-    #: Where the number comes from, for people.
     source: str
 
 
 def measure(setting: int | None, devices: Sequence[Device] = (), *, root: Path = Path("/")) -> Budget:
-    """``setting`` is MODEL_MEMORY and goes before all; then what the GPUs have free, where there are any; then the RAM that is
-    free now, within the limits of the container. ``root`` is where /proc and /sys are."""
+    """Return ``setting`` (MODEL_MEMORY) if it is set, else the GPUs' free memory, else the free RAM within the container's limits.
+    ``root`` holds /proc and /sys."""
     if setting is not None:
         return Budget(setting, "MODEL_MEMORY")
     if devices:
@@ -54,16 +52,15 @@ def measure(setting: int | None, devices: Sequence[Device] = (), *, root: Path =
 
 
 def context_tokens(header: GgufHeader, entry: CatalogEntry) -> int:
-    """What a slot of this model will hold."""
+    """Return the context of a slot."""
     wanted = entry.context_tokens or DEFAULT_CONTEXT_TOKENS
     return min(wanted, header.context_length or wanted)
 
 
 def need_bytes(header: GgufHeader, entry: CatalogEntry, file_bytes: int | None = None) -> int:
-    """What one engine of this model takes: its tensors, the KV memory of all slots, room to compute in, what embeddings need beside
-    them, and its process.
+    """Estimate the memory of one engine: tensors, KV cache of all slots, compute buffers, embeddings and the process.
 
-    ``file_bytes`` is the size of all parts of a model that lies in several files, of which the header tells the first.
+    ``file_bytes`` is the size of all parts of a split model, whose header only describes the first.
     """
     if entry.memory_bytes is not None:
         return entry.memory_bytes
@@ -76,33 +73,30 @@ def need_bytes(header: GgufHeader, entry: CatalogEntry, file_bytes: int | None =
 
 
 def embedding_bytes(header: GgufHeader, entry: CatalogEntry) -> int:
-    """Of `need_bytes` what the engine takes when the first text becomes a vector: a second context, with room for one text and for a
-    batch of others. It is kept free from the start, or a model that was loaded meanwhile would have it."""
+    """Estimate the second context that the engine creates for the first embedding: room for one text and a batch of others.
+    `need_bytes` includes it from the start; else a model loaded meanwhile could take the memory."""
     longest, words = context_tokens(header, entry), header.vocabulary_size or 0
     width, heads = header.embedding_length or 0, max(header.head_counts, default=0)
     per_token = gguf_header.kv_bytes_per_token(header)
     if per_token == 0:
-        # It reads a text at once and keeps nothing of it, but compares each token with each.
+        # The model reads a text at once without a cache, but compares each token with each.
         return longest * (8 * width + heads * longest) * _FLOAT_BYTES
     batch = min(EMBEDDING_STEP_TOKENS, longest, EMBEDDING_LOGITS_BYTES // (_FLOAT_BYTES * max(1, words)))
     cells = longest + batch
-    # The logits of a batch are where they are computed and where they are given out.
+    # The logits of a batch exist twice: where they are computed and in the output.
     return cells * (per_token or 0) + batch * (2 * words + 8 * width + heads * cells) * _FLOAT_BYTES
-
-
-# --- what is free -----------------------------------------------------------------------------------------------------------
 
 
 def _free_bytes(root: Path) -> int:
     found = _table(root / "proc/meminfo").get("MemAvailable")
     if found is not None:
         return found * 1024
-    # Not Linux: half of what is built in is a careful guess, and MODEL_MEMORY is the way to say it better.
+    # Not Linux: half of the RAM is a careful guess; MODEL_MEMORY overrides it.
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def _container_rooms(root: Path) -> Iterator[int]:
-    """What is left under each memory limit that this process is under; cgroup v2 or v1."""
+    """Yield what is left under each memory limit of this process, in cgroup v2 or v1."""
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controllers == "":
@@ -118,24 +112,23 @@ def _container_rooms(root: Path) -> Iterator[int]:
 
 
 def _rooms(mount: Path, path: str, *, limit: str, used: str, reclaimable: str) -> Iterator[int]:
-    """Of the group and of each above it. In a container the path may be the host's, which is not there: its root is ours."""
+    """Look at the group and each one above it. In a container, the path may be the host's and not exist; the root is then ours."""
     below = Path(path.strip("/"))
     for folder in (mount / below, *((mount / below).parents[: len(below.parts)])):
         most, taken = _number(folder / limit), _number(folder / used)
         if most is None or taken is None or most >= _NO_LIMIT_BYTES:
             continue
-        # Pages of files count as used, and go when somebody needs the room.
+        # Page cache counts as used, but is freed on demand.
         yield most - taken + _table(folder / "memory.stat").get(reclaimable, 0)
 
 
 def _number(path: Path) -> int | None:
-    """None for ``max``, and where there is no such file."""
+    """Return None for ``max`` or if there is no such file."""
     text = "".join(_lines(path)).strip()
     return int(text) if text.isdecimal() else None
 
 
 def _table(path: Path) -> dict[str, int]:
-    """Lines of a name and a number."""
     rows = (line.replace(":", " ").split() for line in _lines(path))
     return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdecimal()}
 

@@ -1,17 +1,17 @@
-"""Which models are in memory: who is loaded, who makes room, who waits, who is told no.  Pure; facts come with the time.
+"""Decides which models are loaded and unloaded, and which callers wait or are refused.  Pure; the caller passes the time.
 
 The rules:
 
-- What is loaded, being loaded or being unloaded never needs more than the budget.
-- A model with a running job, and a pinned one, is never unloaded.
-- Callers wait in the order in which they came. The first whose model is not there is the *claimant*: idle models are
-  unloaded for it, the least recently used first, as soon as that makes enough room.
-- While a claimant waits for busy models, others are served as before, and may load what fits beside them. After
-  PATIENCE_SECONDS its turn has come: the models that must go are *closed*, which means that their jobs end and new ones wait
-  behind the claimant, and nothing else is loaded. So nobody waits longer than their patience and the jobs that then run.
-- A model that cannot fit, alone or beside the pinned ones, is refused with the numbers.
-- A load that failed is not tried again for a while that doubles; callers who ask meanwhile get the reason. Then it is tried again
-  without a caller, where there is room: until a load succeeds, nobody is sent to this model.
+- Models that are loaded, loading or unloading never need more than the budget together.
+- A pinned model, and a model with a running job, is never unloaded.
+- Callers wait in order of arrival. The first whose model isn't loaded is the *claimant*: idle models are unloaded for it, the
+  least recently used first, as soon as that makes enough room.
+- While a claimant waits for busy models, other callers are served as before, and models that fit are loaded. After
+  PATIENCE_SECONDS, the models that must go are *closed*: their jobs finish, new ones wait behind the claimant, and nothing
+  else is loaded. This bounds the wait to PATIENCE_SECONDS plus the jobs that run then.
+- A model that can't fit, alone or beside the pinned ones, is refused with the numbers.
+- After a failed load, a model is retried after a pause that doubles; callers get the reason meanwhile. The retry needs no caller,
+  because the gateway sends no requests to the model until a load succeeds.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,11 +23,10 @@ from services.inference.models.quantities import show_bytes
 from shared.timing.backoff import Backoff
 from shared.types import ModelName
 
-#: An ordinary answer has ended by then; longer ones are not waited for by letting still more of them begin.
 PATIENCE_SECONDS = 15.0
-#: After a load that failed, doubling with each; a broken model must not keep the disk busy.
+#: After a failed load; doubles each time, so that a broken model doesn't keep the disk busy.
 LOAD_BACKOFF = Backoff(first_seconds=5.0, longest_seconds=300.0)
-#: Loads that failed in a row, after which only a person's word loads it again.
+#: After so many failed loads in a row, only a person can load the model again.
 MOST_FAILURES = 5
 
 
@@ -40,33 +39,33 @@ class Stage(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheTerms:
-    """What a model needs, and how long it stays."""
+    """A model's memory need and keep-alive."""
 
     need_bytes: int
-    #: None: until another model needs the room.
+    #: None: until another model needs the memory.
     keep_alive_seconds: float | None = None
 
 
-# --- decisions: what the shell does, in this order ------------------------------------------------------------------------
+# --- decisions, which the owner carries out in order ----------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class LoadModelStep:
-    """Start it; answer with ``loaded`` or ``load_failed``."""
+    """Start the model, then call ``loaded`` or ``load_failed``."""
 
     model: ModelName
 
 
 @dataclass(frozen=True, slots=True)
 class UnloadModelStep:
-    """End it, nobody uses it; answer with ``unloaded``."""
+    """Stop the idle model, then call ``unloaded``."""
 
     model: ModelName
 
 
 @dataclass(frozen=True, slots=True)
 class AdmitStep:
-    """The caller's model is there, and counts its job until ``finished``."""
+    """The caller's model is loaded; its job counts until ``finished``."""
 
     caller: int
 
@@ -75,13 +74,12 @@ class AdmitStep:
 class RefuseStep:
     caller: int
     reason: str
-    #: None: asking again does not help.
     retry_after_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RecheckStep:
-    """Its load failed, and it may be tried again: check its file as before the first load, and then call ``retry``."""
+    """Check the file of a model whose load failed, then call ``retry``."""
 
     model: ModelName
 
@@ -96,7 +94,7 @@ class _CachedModel:
     jobs: int = 0
     used_at: float = 0.0
     pinned: bool = False
-    #: No new jobs until the claimant has what it waits for.
+    #: Gets no new jobs until the claimant is served.
     closed: bool = False
     failures: int = 0
     retry_at: float = 0.0
@@ -112,7 +110,7 @@ class _CachedModel:
 
     @property
     def may_go(self) -> bool:
-        """Whether it can be made to leave, now or when its jobs end."""
+        """Whether it can be unloaded, now or after its jobs."""
         return self.stage is Stage.LOADED and not self.pinned
 
 
@@ -124,34 +122,34 @@ class _WaitingForModel:
 
 
 class ModelCachePolicy:
-    """The state has one owner, who does what each method returns, at once and in order."""
+    """Has one owner, which carries out the returned decisions at once and in order."""
 
     def __init__(self, budget_bytes: int, terms: Mapping[ModelName, CacheTerms]) -> None:
         self.budget_bytes = budget_bytes
         self._models = {name: _CachedModel(one) for name, one in terms.items()}
-        #: In the order in which they came; bounded by whoever bounds the callers.
+        #: In order of arrival; the models' QueueLimits bound it.
         self._waiting: list[_WaitingForModel] = []
 
     # --- facts ------------------------------------------------------------------------------------------------------------
 
     def learn(self, model: ModelName, terms: CacheTerms) -> None:
-        """What is new about a model; one that is in memory stays counted as it was."""
+        """Update a model's terms, unless it is in memory."""
         known = self._models[model]
         if known.stage is Stage.UNLOADED:
             known.terms = terms
 
     def wanted(self, model: ModelName, caller: int, now: float) -> list[Decision]:
-        """A job came. The caller is admitted or refused, now or later, unless it is ``withdrawn`` before."""
+        """A job arrived. The caller is admitted or refused, now or later, unless it is ``withdrawn`` first."""
         self._waiting.append(_WaitingForModel(caller, model, now))
         return list(self._advance(now))
 
     def withdrawn(self, caller: int, now: float) -> list[Decision]:
-        """A caller that waits has gone."""
+        """A waiting caller is gone."""
         self._waiting = [waiting for waiting in self._waiting if waiting.caller != caller]
         return list(self._advance(now))
 
     def finished(self, model: ModelName, now: float) -> list[Decision]:
-        """A job of an admitted caller is over."""
+        """An admitted job has ended."""
         known = self._models[model]
         known.jobs -= 1
         known.used_at = now
@@ -163,7 +161,7 @@ class ModelCachePolicy:
         return list(self._advance(now))
 
     def load_failed(self, model: ModelName, reason: str, now: float) -> list[Decision]:
-        """It could not be loaded, or its engine is gone for good; it holds no memory any more."""
+        """The load failed, or the engine gave up; the model's memory is free."""
         known = self._models[model]
         known.stage, known.closed = Stage.UNLOADED, False
         known.failures += 1
@@ -176,13 +174,13 @@ class ModelCachePolicy:
         return list(self._advance(now))
 
     def tick(self, now: float) -> list[Decision]:
-        """Time has passed: keep-alives end, and so does patience; loads that failed are tried again."""
+        """Check what depends on the time: keep-alives, overdue claimants and retries of failed loads."""
         return [*self._recheck(now), *self._advance(now)]
 
-    # --- orders of people ---------------------------------------------------------------------------------------------------
+    # --- commands -----------------------------------------------------------------------------------------------------------
 
     def preload(self, model: ModelName, now: float) -> list[Decision]:
-        """Load it if there is room beside what is there; nothing makes way for it."""
+        """Load a model if it fits without unloading another."""
         known = self._models[model]
         if not self._may_load(known, now):
             return []
@@ -190,26 +188,26 @@ class ModelCachePolicy:
         return [LoadModelStep(model)]
 
     def retry(self, model: ModelName, now: float) -> list[Decision]:
-        """Load a model that was rechecked, unless somebody waits: what is free belongs to those that wait."""
+        """Load a rechecked model, unless a caller waits for the free memory."""
         return self.preload(model, now) if self._models[model].why_failed and not self._waiting else []
 
-    def forgive(self, model: ModelName) -> None:
-        """Try a model again that failed; a person has mended it."""
+    def reset_failures(self, model: ModelName) -> None:
+        """Allow a retry at once, because a person requested it."""
         known = self._models[model]
         known.failures, known.retry_at, known.why_failed = 0, 0.0, ""
 
     def pin(self, model: ModelName, *, pinned: bool) -> None:
-        """While pinned, it stays once it is loaded."""
+        """Keep a model in memory once it is loaded."""
         self._models[model].pinned = pinned
 
     def unload(self, model: ModelName) -> list[Decision]:
-        """Take it out of memory; nothing happens while it is busy, on its way, or not there."""
+        """Unload an idle model; does nothing if it isn't loaded or has jobs."""
         known = self._models[model]
         if known.stage is not Stage.LOADED or known.jobs:
             return []
         return [self._unload(model)]
 
-    # --- questions ----------------------------------------------------------------------------------------------------------
+    # --- queries ------------------------------------------------------------------------------------------------------------
 
     def stage(self, model: ModelName) -> Stage:
         return self._models[model].stage
@@ -224,33 +222,31 @@ class ModelCachePolicy:
         return self._models[model].terms.need_bytes
 
     def used_bytes(self) -> int:
-        """What is counted against the budget."""
         return sum(known.holds_bytes for known in self._models.values())
 
-    def why_not(self, model: ModelName, now: float) -> str:
-        """Why nobody should count on this model: a load would be refused now, or the last one failed and only another try can tell."""
+    def unavailable_reason(self, model: ModelName, now: float) -> str:
+        """Return why a load would be refused or is likely to fail; empty if it may succeed."""
         refusal = self._refusal(model, now)
         if refusal is not None:
             return refusal[0]
         known = self._models[model]
-        # Where others hold its room nothing but a request makes them leave, so it has to be on offer.
+        # If other models hold the memory, only a request unloads them, so the model must be offered.
         return known.why_failed if known.terms.need_bytes <= self._free_bytes() else ""
 
-    def in_the_way(self) -> tuple[ModelName, ...]:
-        """The busy models that whoever waits for room waits for."""
+    def busy_models(self) -> tuple[ModelName, ...]:
+        """Return the models whose jobs delay the claimants."""
         return tuple(name for name, known in self._models.items() if known.may_go and known.jobs)
 
     # --- the rules ------------------------------------------------------------------------------------------------------------
 
     def _advance(self, now: float) -> Iterator[Decision]:
-        """Everything that can be decided now."""
         self._reopen(now)
-        yield from self._answer(now)
+        yield from self._admit_or_refuse(now)
         yield from self._make_room(now)
         yield from self._expire(now)
 
-    def _answer(self, now: float) -> Iterator[Decision]:
-        """Admit whose model is there; refuse whose model cannot come."""
+    def _admit_or_refuse(self, now: float) -> Iterator[Decision]:
+        """Admit callers whose model is loaded, and refuse those whose model can't be."""
         left: list[_WaitingForModel] = []
         for waiting in self._waiting:
             known = self._models[waiting.model]
@@ -272,14 +268,14 @@ class ModelCachePolicy:
                 known.stage = Stage.LOADING
                 yield LoadModelStep(claimant.model)
             elif not is_blocked:
-                # Only for the first is room made; others may take what is free, unless it is his already.
+                # Room is only made for the first; the others may use free memory that it doesn't need.
                 is_blocked = True
                 yield from self._clear(claimant, now)
                 if self._is_overdue(claimant, now) or self._lacking_bytes(claimant) <= 0:
                     return
 
     def _claimants(self) -> list[_WaitingForModel]:
-        """Who waits for a model that nobody loads yet, once for each model, in order."""
+        """Return the first caller of each model that is neither loaded nor loading, in order."""
         first: dict[ModelName, _WaitingForModel] = {}
         for waiting in self._waiting:
             if self._models[waiting.model].stage is Stage.UNLOADED:
@@ -287,24 +283,23 @@ class ModelCachePolicy:
         return list(first.values())
 
     def _reopen(self, now: float) -> None:
-        """Nothing stays closed for a claimant that has gone, or that fits without."""
+        """Open closed models again when no overdue claimant needs their memory."""
         if any(self._is_overdue(claimant, now) and self._lacking_bytes(claimant) > 0 for claimant in self._claimants()):
             return
         for known in self._models.values():
             known.closed = False
 
     def _clear(self, claimant: _WaitingForModel, now: float) -> Iterator[Decision]:
-        """Unload what is idle if that is enough, and close what is busy if it is time."""
+        """Unload idle models if that frees enough; else close busy ones for an overdue claimant."""
         lacking = self._lacking_bytes(claimant)
         if lacking <= 0:
-            # What is on its way out makes room enough.
             return
-        idle = self._enough((name for name in self._leavers() if not self._models[name].jobs), lacking)
+        idle = self._choose((name for name in self._candidates() if not self._models[name].jobs), lacking)
         if sum(self._models[name].terms.need_bytes for name in idle) >= lacking:
             for name in idle:
                 yield self._unload(name)
         elif self._is_overdue(claimant, now):
-            chosen = self._enough(self._leavers(), lacking)
+            chosen = self._choose(self._candidates(), lacking)
             for name, known in self._models.items():
                 known.closed = name in chosen
 
@@ -319,13 +314,13 @@ class ModelCachePolicy:
     def _is_overdue(self, claimant: _WaitingForModel, now: float) -> bool:
         return now - claimant.since >= PATIENCE_SECONDS
 
-    def _leavers(self) -> list[ModelName]:
-        """Who may have to go, in this order: who was chosen before stays chosen, or busy models would take turns for ever."""
+    def _candidates(self) -> list[ModelName]:
+        """Return the models to unload, in order: closed ones first, or else busy models would be closed in turns forever."""
         may_go = [name for name, known in self._models.items() if known.may_go]
         return sorted(may_go, key=lambda name: (not self._models[name].closed, self._models[name].used_at))
 
-    def _enough(self, names: Iterable[ModelName], lacking: int) -> list[ModelName]:
-        """The first of them that make enough room together; all of them where even that is too little."""
+    def _choose(self, names: Iterable[ModelName], lacking: int) -> list[ModelName]:
+        """Take models until they free enough memory, or all if even that is too little."""
         chosen = []
         for name in names:
             if lacking <= 0:
@@ -335,7 +330,7 @@ class ModelCachePolicy:
         return chosen
 
     def _lacking_bytes(self, claimant: _WaitingForModel) -> int:
-        """What it needs beyond what is free and what is on its way out."""
+        """Return the need beyond the free memory and what unloading models will free."""
         leaving = sum(known.holds_bytes for known in self._models.values() if known.stage is Stage.UNLOADING)
         return self._models[claimant.model].terms.need_bytes - self._free_bytes() - leaving
 
@@ -343,7 +338,6 @@ class ModelCachePolicy:
         return self.budget_bytes - self.used_bytes()
 
     def _expire(self, now: float) -> Iterator[Decision]:
-        """Idle models whose time is over."""
         for name, known in self._models.items():
             keep_alive = known.terms.keep_alive_seconds
             if keep_alive is None or not known.may_go or known.jobs:
@@ -357,17 +351,17 @@ class ModelCachePolicy:
         return UnloadModelStep(model)
 
     def _refusal(self, model: ModelName, now: float) -> tuple[str, float | None] | None:
-        """Why this model cannot be loaded, and when asking again may help."""
+        """Return why the model can't be loaded, and when a retry may help."""
         known = self._models[model]
         need = known.terms.need_bytes
         if need > self.budget_bytes:
-            return f"needs {show_bytes(need)}, and models may have {show_bytes(self.budget_bytes)} on this machine", None
+            return f"needs {show_bytes(need)}, but models may use {show_bytes(self.budget_bytes)} on this machine", None
         pinned = {name: other for name, other in self._models.items() if other.stays and name != model}
         held = sum(other.holds_bytes for other in pinned.values())
         if need > self.budget_bytes - held:
             return (
-                f"needs {show_bytes(need)}, and {', '.join(pinned)} is pinned with {show_bytes(held)} "
-                f"of the {show_bytes(self.budget_bytes)} that models may have on this machine"
+                f"needs {show_bytes(need)}, but {', '.join(pinned)} is pinned with {show_bytes(held)} "
+                f"of the {show_bytes(self.budget_bytes)} that models may use on this machine"
             ), None
         if now < known.retry_at:
             return known.why_failed, None if known.retry_at == inf else known.retry_at - now

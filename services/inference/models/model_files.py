@@ -1,7 +1,7 @@
-"""A model's file on this machine: what its header says, and whether it is the file that the catalogue means.
+"""Checks a model's file: reads its header and compares its digest with the catalog's.
 
-Reading is slow (a minute for 40 GB) and happens in threads; each look is taken once, however many wait for it, and again
-when the file has changed. Digests are known from earlier starts (`digests`).
+Reading is slow (a minute for 40 GB) and runs in threads, once however many callers wait, and again if the file has changed.
+`digests` caches the digests of earlier starts.
 """
 
 import asyncio
@@ -22,26 +22,24 @@ from shared import model_folder
 
 T = TypeVar("T")
 
-#: Between two looks at whether anybody still wants the digest.
+#: Read between two checks for a stop.
 _READ_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class FileCheck:
-    """What one look at the file found."""
+    """The result of reading a file's header."""
 
-    #: Of all parts; other ones mean another file.
+    #: Of all parts; they change with the files.
     stamps: Stamps
-    #: None where ``problem`` says why.
     header: GgufHeader | None
-    #: Of all parts.
     size: int
-    #: Why it cannot be served; empty when it can.
+    #: Why the model can't be served; empty if it can.
     problem: str = ""
 
 
 class ModelFile:
-    """``changed`` is called when something is newly known. Its tasks belong to the TaskGroup that it is given."""
+    """One model's file. Calls ``changed`` after each result; its tasks run in ``tasks``."""
 
     def __init__(self, entry: CatalogEntry, tasks: asyncio.TaskGroup, changed: Callable[[], None], known: KnownDigests) -> None:
         self._entry = entry
@@ -54,17 +52,17 @@ class ModelFile:
 
     @property
     def look(self) -> FileCheck | None:
-        """None until the header has been read."""
+        """The header's check; None until it is done."""
         return _result(self._looking)
 
     @property
     def digest(self) -> str:
-        """Empty until the whole file has been read."""
+        """The file's SHA-256; empty until the whole file has been read."""
         return _result(self._hashing) or ""
 
     @property
     def problem(self) -> str:
-        """Why it is not served; empty where nothing is known against it."""
+        """Why the file can't be served; empty if no problem is known."""
         look = self.look
         if look is not None and look.problem:
             return look.problem
@@ -72,11 +70,11 @@ class ModelFile:
         if wanted is None or found is None or found == wanted:
             return ""
         if not found:
-            return f"{self._entry.file} could not be read to its end, so its SHA-256 is not known; the catalogue says {wanted}"
-        return f"{self._entry.file} is another file than the catalogue means: its SHA-256 is {found}, and should be {wanted}"
+            return f"{self._entry.file} could not be read to its end, so its SHA-256 is unknown; the catalog expects {wanted}"
+        return f"{self._entry.file} is not the file in the catalog: its SHA-256 is {found}, but should be {wanted}"
 
     async def ensure_looked(self) -> None:
-        """Read the header, unless that was done for the file as it is now."""
+        """Read the header, unless the file is unchanged since the last time."""
         looking, look = self._looking, self.look
         if look is not None and look.stamps != await asyncio.to_thread(_stamps, self._entry.file) and self._looking is looking:
             self._looking = self._hashing = None
@@ -85,7 +83,7 @@ class ModelFile:
         await asyncio.shield(self._looking)
 
     async def ensure_digest(self) -> None:
-        """Read the whole file, unless that was done; does nothing for a file that is no model."""
+        """Compute the digest, unless that was done or the file is not a model."""
         await self.ensure_looked()
         if self.look is None or self.look.problem:
             return
@@ -95,14 +93,14 @@ class ModelFile:
         await asyncio.shield(self._hashing)
 
     async def ensure_served(self) -> None:
-        """All that must be known before it is loaded: then ``problem`` is the last word."""
+        """Make all checks that a load needs, and so set ``problem``."""
         if self._entry.digest is None:
             await self.ensure_looked()
         else:
             await self.ensure_digest()
 
     def stop(self) -> None:
-        """Whatever still reads, ends; a thread cannot be cancelled."""
+        """End the threads that read; they can't be canceled."""
         self._stopped.set()
 
     def _begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -126,16 +124,16 @@ def _look(file: Path) -> FileCheck:
         with file.open("rb") as opened:
             header = gguf_header.read_header(opened, file.stat().st_size)
     except gguf_header.NotAModel as error:
-        return FileCheck(stamps, None, size, f"{file} is no usable model: {error}")
+        return FileCheck(stamps, None, size, f"{file} is not a usable model: {error}")
     except OSError as error:
         return FileCheck(stamps, None, size, f"{file} cannot be read: {error.strerror}")
     if not stamps:
-        return FileCheck(stamps, None, size, f"{file} is one of several parts, and not all of them are there")
+        return FileCheck(stamps, None, size, f"{file} is one of several parts, and some are missing")
     return FileCheck(stamps, header, size)
 
 
 def _sha256(stopped: threading.Event, parts: tuple[Path, ...]) -> str:
-    """Of the parts as one; empty when stopped, or when one cannot be read any more."""
+    """Hash all parts as one file; empty if stopped or unreadable."""
     digest = hashlib.sha256()
     try:
         for part in parts:

@@ -1,7 +1,7 @@
-"""Reads ``model_discovery.yaml``: a list of models, each with its name, its file and how it is run.  Pure.
+"""Reads a ``models.yaml``: a list of models with their names, files and options.  Pure.
 
-Also read as they are: a list under ``models:``, that under ``inference:`` (with ``gpu_memory`` and ``max_batch_size``), a
-registry of services (``service`` and ``path``), and a Kubernetes ConfigMap that holds such a file.
+It accepts a plain list, a list under ``models:`` or ``inference:`` (with ``gpu_memory`` and ``max_batch_size``), a registry of
+services (``service`` and ``path``), and a Kubernetes ConfigMap with such a file.
 """
 
 import difflib
@@ -14,23 +14,21 @@ from typing import Any
 from services.inference.engine.engine_messages import KvType
 from services.inference.engine.kv_slots import KvMode
 from services.inference.models import catalog, quantities, yaml_tree
-from services.inference.models.catalog import MAX_CHARACTERS, CatalogEntry, CatalogReading, Defaults, Placed, RemoteModel
+from services.inference.models.catalog import MAX_CHARACTERS, CatalogReading, Defaults, LocatedEntry, RemoteModel
 from services.inference.models.yaml_tree import Listing, Scalar, Tree, YamlFields
 
-#: As many as llama.cpp knows.
 MAX_DEVICES = 16
-#: A file with a mistake in every line must not fill the screen with them.
 MAX_MISTAKES = 50
 
 _WORDS_FOR_BOOL = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
 def read(text: str, *, source: str, folder: Path, found: Mapping[str, Path], defaults: Defaults) -> CatalogReading:
-    """``source`` is how messages call the file and ``folder`` where it lies; ``found`` has the files of the models' folder,
-    for entries that name none."""
+    """``source`` is the file's name in messages and ``folder`` its folder; ``found`` has the files of MODELS_DIR, for entries
+    without a file."""
     reading = CatalogReading()
     if len(text) > MAX_CHARACTERS:
-        reading.mistakes.append(f"{source}: it has {len(text)} characters; at most {MAX_CHARACTERS} are read")
+        reading.mistakes.append(f"{source}: it has {len(text)} characters; at most {MAX_CHARACTERS} are allowed")
         return reading
     file = _File(source, folder, found, defaults, reading)
     try:
@@ -42,7 +40,7 @@ def read(text: str, *, source: str, folder: Path, found: Mapping[str, Path], def
     return reading
 
 
-# --- what a field may hold: text of the tree to a value, or ValueError with a sentence -----------------------------------
+# --- readers of a field's value; they raise ValueError with a message for people --------------------------------------------
 
 
 def _text(value: Tree) -> str:
@@ -57,7 +55,7 @@ def _path(value: Tree) -> Path:
     try:
         return Path(_text(value)).expanduser()
     except RuntimeError as error:
-        raise ValueError(f"{_text(value)[:80]!r} begins with the home of nobody here") from error
+        raise ValueError(f"{_text(value)[:80]!r} starts with the home of an unknown user") from error
 
 
 def _number(low: int, high: int) -> Callable[[Tree], int]:
@@ -74,7 +72,7 @@ def _one_of(*choices: str) -> Callable[[Tree], str]:
     def read_choice(value: Tree) -> str:
         text = _text(value).lower()
         if text not in choices:
-            raise ValueError(f"{text[:40]!r} is none of {', '.join(choices)}")
+            raise ValueError(f"{text[:40]!r} is not one of {', '.join(choices)}")
         return text
 
     return read_choice
@@ -96,9 +94,9 @@ def _shares(value: Tree) -> tuple[float, ...]:
     listed = value.items if isinstance(value, Listing) else (value,)
     texts = [_text(one) for one in listed]
     if not all(re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", text) for text in texts) or not 0 < len(texts) <= MAX_DEVICES:
-        raise ValueError(f"must be up to {MAX_DEVICES} numbers, a share for each GPU, as [3, 1]")
+        raise ValueError(f"must be up to {MAX_DEVICES} numbers, one share per GPU, such as [3, 1]")
     if not any(shares := tuple(float(text) for text in texts)):
-        raise ValueError("gives no GPU a share")
+        raise ValueError("must have a share above 0")
     return shares
 
 
@@ -109,7 +107,7 @@ def _digest(value: Tree) -> str:
     return text
 
 
-#: The field in the file -> the field of Entry, and how it is read.
+#: The field in the file -> the field of CatalogEntry and its reader.
 FIELDS: dict[str, tuple[str, Callable[[Tree], object]]] = {
     "name": ("name", lambda value: catalog.check_name(_text(value))),
     "file": ("file", _path),
@@ -127,13 +125,12 @@ FIELDS: dict[str, tuple[str, Callable[[Tree], object]]] = {
     "kv_type": ("kv_type", lambda value: KvType(_one_of(*KvType)(value))),
     "device": ("device", _number(0, MAX_DEVICES - 1)),
     "tensor_split": ("tensor_split", _shares),
-    # As other registries call them.
     "gpu_memory": ("memory_bytes", lambda value: quantities.parse_bytes(_text(value))),
     "max_batch_size": ("slots", _number(1, 256)),
     "service": ("service", _text),
     "path": ("path", _text),
 }
-#: Beside the list of models; the last two say what INFERENCE_BACKEND says here, and are read over.
+#: Fields beside the list of models; the last two are ignored, because INFERENCE_BACKEND sets them.
 _OUTER = ("models", "inference", "engine", "version")
 
 
@@ -161,13 +158,13 @@ class _File:
         data = tree.find("data")
         texts = [value.text for _, value in data.pairs if isinstance(value, Scalar)] if isinstance(data, YamlFields) else []
         if len(texts) != 1:
-            self._mistake(tree, "data", "a ConfigMap must hold one text, the models.yaml")
+            self._mistake(tree, "data", "a ConfigMap must contain exactly one text, the models.yaml")
             return
         named = _File(f"{self.source} (the text in data)", self.folder, self.found, self.defaults, self.reading)
         named.read(texts[0], inner=True)
 
     def _find_list(self, tree: Tree | None) -> tuple[str, Listing | None]:
-        """The list of models and what messages call it; None after a mistake was noted."""
+        """Return the list of models and its name in messages; None after noting a mistake."""
         where = "models"
         if isinstance(tree, YamlFields):
             self._check_names(tree, _OUTER, "")
@@ -180,12 +177,12 @@ class _File:
         if isinstance(tree, Listing):
             return where, tree
         line = "" if tree is None else f" line {tree.line}"
-        self.reading.mistakes.append(f"{self.source}{line}: there is no list of models; begin with `models:` and `- name: …` under it")
+        self.reading.mistakes.append(f"{self.source}{line}: there is no list of models; start with `models:` and `- name: …` below it")
         return where, None
 
     def _read_model(self, item: Tree, where: str) -> None:
         if not isinstance(item, YamlFields):
-            self._mistake(item, where, "must be fields, of which `name` is one")
+            self._mistake(item, where, "must have fields, such as `name`")
             return
         self._check_names(item, tuple(FIELDS), f"{where}.")
         noted = len(self.reading.mistakes)
@@ -199,15 +196,15 @@ class _File:
         file = self._find_file(given.pop("file", None), given["name"])
         if file is not None:
             if service is None and path is not None:
-                self._mistake(item, f"{where}.path", "goes with `service`; the model's file is `file:`")
-            self.reading.placed.append(Placed(self._place(item, where), self._entry(given, file)))
+                self._mistake(item, f"{where}.path", "needs `service`; the model's file is `file:`")
+            self.reading.located.append(LocatedEntry(self._place(item, where), self.defaults.entry(file=file, **given)))
         elif service is not None:
             self.reading.elsewhere.append(RemoteModel(given["name"], service, path or "/infer"))
         else:
-            self._mistake(item, where, f"has no `file:`, and MODELS_DIR has no {given['name']}.gguf")
+            self._mistake(item, where, f"has no `file:`, and there is no {given['name']}.gguf in MODELS_DIR")
 
     def _values(self, item: YamlFields, where: str) -> Iterator[tuple[str, Any]]:
-        """The fields of an entry that hold what they may."""
+        """Yield the valid fields of an entry, and note mistakes in the others."""
         spellings: dict[str, str] = {}
         for key, value in item.pairs:
             known = FIELDS.get(key.text)
@@ -215,23 +212,12 @@ class _File:
                 continue
             field, read_value = known
             if spellings.setdefault(field, key.text) != key.text:
-                self._mistake(key, f"{where}.{key.text}", f"says the same as {spellings[field]}; keep one of them")
+                self._mistake(key, f"{where}.{key.text}", f"means the same as {spellings[field]}; keep one of them")
                 continue
             try:
                 yield field, read_value(value)
             except ValueError as error:
                 self._mistake(value, f"{where}.{key.text}", str(error))
-
-    def _entry(self, given: Mapping[str, Any], file: Path) -> CatalogEntry:
-        defaults = self.defaults
-        filled: dict[str, Any] = {
-            "slots": defaults.slots,
-            "context_tokens": defaults.context_tokens,
-            "gpu_layers": defaults.gpu_layers,
-            "keep_alive_seconds": defaults.keep_alive_seconds,
-            **given,
-        }
-        return CatalogEntry(file=file, **filled)
 
     def _find_file(self, written: Path | None, name: str) -> Path | None:
         return self.found.get(name) if written is None else self.folder / written
@@ -240,9 +226,9 @@ class _File:
         seen: set[str] = set()
         for key, _ in fields.pairs:
             if key.text in seen:
-                self._mistake(key, f"{where}{key.text[:40]}", "stands here twice")
+                self._mistake(key, f"{where}{key.text[:40]}", "appears twice")
             elif key.text not in known:
-                self._mistake(key, f"{where}{key.text[:40]}", f"is no field; {_nearest(key.text, known)}")
+                self._mistake(key, f"{where}{key.text[:40]}", f"is not a field; {_nearest(key.text, known)}")
             seen.add(key.text)
 
     def _mistake(self, at: Tree, where: str, sentence: str) -> None:

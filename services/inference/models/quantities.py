@@ -1,8 +1,8 @@
-"""Sizes and durations as people write them in settings.  Pure."""
+"""Parses sizes and durations in settings.  Pure."""
 
 import re
 
-#: Above these is a slip of the pen: no machine has so much, nobody waits so long.
+#: Larger values are typing mistakes.
 MAX_BYTES = 2**50
 MAX_SECONDS = 366 * 86_400.0
 
@@ -14,11 +14,11 @@ _FOREVER = ("forever", "-1")
 
 
 def parse_bytes(text: str) -> int:
-    """``4GiB``, ``16GB``, ``500 MB`` or a plain number of bytes; raises ValueError with a sentence for people."""
+    """Parse ``4GiB``, ``16GB``, ``500 MB`` or a number of bytes. Raises ValueError with a message for people."""
     found = _SIZE.fullmatch(text.strip())
     unit = "" if found is None else found["unit"].lower()
     if found is None or unit == "i":
-        raise ValueError(f"{text[:40]!r} is no size; write 4GiB, 16GB or a number of bytes")
+        raise ValueError(f"{text[:40]!r} is not a size; write 4GiB, 16GB or a number of bytes")
     factor = 1024 if unit.endswith("i") else 1000
     size = round(float(found["number"]) * float(factor ** _POWERS[unit.removesuffix("i")]))
     if not 0 < size <= MAX_BYTES:
@@ -27,12 +27,11 @@ def parse_bytes(text: str) -> int:
 
 
 def show_bytes(size: int) -> str:
-    """In the unit that people compare memory in."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
 def parse_seconds(text: str) -> float | None:
-    """``5m``, ``1h30m``, a plain number of seconds, or ``forever``, which is None; raises ValueError with a sentence."""
+    """Parse ``5m``, ``1h30m``, a number of seconds, or ``forever``, which is None. Raises ValueError with a message for people."""
     written = text.strip().lower()
     if written in _FOREVER:
         return None
@@ -41,7 +40,7 @@ def parse_seconds(text: str) -> float | None:
     else:
         parts = _DURATION.findall(written)
         if not parts or _DURATION.sub("", written).strip():
-            raise ValueError(f"{text[:40]!r} is no duration; write 5m, 1h30m, a number of seconds, or forever")
+            raise ValueError(f"{text[:40]!r} is not a duration; write 5m, 1h30m, a number of seconds, or forever")
         seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
     if seconds > MAX_SECONDS:
         raise ValueError(f"{text[:40]!r} is more than a year; write forever")

@@ -1,7 +1,6 @@
-"""YAML text as a small tree that knows its lines, and no bomb of aliases or brackets can grow.  Pure.
+"""Parses YAML into a small tree with line numbers, safe against bombs of aliases and brackets.  Pure.
 
-No value is ever made an object: every scalar stays the text that was written, so that no tag can construct anything, and
-``no`` or ``1_000`` mean what the field that holds them says.
+Every scalar stays text, so that no tag can construct an object, and each field decides what ``no`` or ``1_000`` means.
 """
 
 from collections.abc import Iterator
@@ -9,23 +8,23 @@ from dataclasses import dataclass
 
 import yaml
 
-#: A catalogue of a hundred models has a tenth of these.
+#: A catalog of a hundred models has a tenth of it.
 MAX_NODES = 10_000
-#: A catalogue is five deep.
+#: A catalog is five levels deep.
 MAX_DEPTH = 32
 
 _NULL_TAG = "tag:yaml.org,2002:null"
 
 
 class NotReadable(Exception):
-    """It is no YAML, or more of it than is read; the message says where, for people."""
+    """The text is not YAML or exceeds a limit; the message, for people, says where."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scalar:
     line: int
     text: str
-    #: Written without quotes as nothing, ``null`` or ``~``.
+    #: Empty, ``null`` or ``~``, without quotes.
     is_null: bool = False
 
 
@@ -38,7 +37,7 @@ class Listing:
 @dataclass(frozen=True, slots=True)
 class YamlFields:
     line: int
-    #: In order; a name may stand there twice, which is for the reader to refuse.
+    #: In order; the reader must refuse repeated names.
     pairs: tuple[tuple[Scalar, "Tree"], ...]
 
     def find(self, name: str) -> "Tree | None":
@@ -49,7 +48,7 @@ Tree = Scalar | Listing | YamlFields
 
 
 def read(text: str) -> Tree | None:
-    """The one document in ``text``, None when there is none; raises NotReadable."""
+    """Parse the document in ``text``; None if it is empty. Raises NotReadable."""
     try:
         loader = _Loader(text)
         try:
@@ -59,14 +58,14 @@ def read(text: str) -> Tree | None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = "" if mark is None else f"line {mark.line + 1}: "
-        raise NotReadable(f"{where}{error.problem or error.context or 'it is no YAML'}") from error
+        raise NotReadable(f"{where}{error.problem or error.context or 'it is not YAML'}") from error
     except yaml.YAMLError as error:
-        raise NotReadable(f"it is no YAML: {' '.join(str(error).split())[:200]}") from error
+        raise NotReadable(f"it is not YAML: {' '.join(str(error).split())[:200]}") from error
     return None if node is None else _YamlConversion().convert(node, depth=0)
 
 
 class _Loader(yaml.SafeLoader):
-    """Stops while it composes, before a huge text is read to its end."""
+    """Checks the limits while it parses, so that it stops early in a huge text."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -84,8 +83,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _YamlConversion:
-    """An alias is the same node again, so that nodes are counted each time they are met: nine aliases of nine aliases
-    are small to compose, and endless to walk."""
+    """Counts an alias's nodes each time it is used: nine aliases of nine aliases are quick to parse but endless to walk."""
 
     def __init__(self) -> None:
         self._nodes = 0
@@ -105,12 +103,12 @@ class _YamlConversion:
         for key, value in node.value:
             name = self.convert(key, depth)
             if not isinstance(name, Scalar):
-                raise NotReadable(f"line {name.line}: a field's name must be a word")
+                raise NotReadable(f"line {name.line}: a field's name must be a single value")
             yield name, self.convert(value, depth)
 
 
 def _check_size(nodes: int, depth: int) -> None:
     if nodes > MAX_NODES:
-        raise NotReadable(f"it has more than {MAX_NODES} values, aliases counted each time they are used")
+        raise NotReadable(f"it has more than {MAX_NODES} values, counting aliases each time they are used")
     if depth > MAX_DEPTH:
-        raise NotReadable(f"it is nested more than {MAX_DEPTH} deep")
+        raise NotReadable(f"it is nested more than {MAX_DEPTH} levels deep")

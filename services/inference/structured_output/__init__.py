@@ -1,1 +1,1 @@
-"""Structured output: from a JSON schema or a grammar of the caller's to one that llama.cpp can be given without harm."""
+"""Structured output: turns a caller's JSON schema or grammar into a grammar that is safe for llama.cpp."""

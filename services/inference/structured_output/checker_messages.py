@@ -1,4 +1,4 @@
-"""What the worker and the process that tries grammars out say to each other: a grammar there, a verdict back, each behind its length."""
+"""The messages between the worker and the checker process: a grammar, then a verdict, each after its length."""
 
 import socket
 import struct
@@ -6,34 +6,34 @@ from enum import StrEnum
 
 import msgspec
 
-#: SECURITY.md, T6: what one grammar may take, compiled and led through some characters.
+#: SECURITY.md, T6: limits for compiling a grammar and following it for some characters.
 CPU_SECONDS = 2
 MEMORY_BYTES = 512 * 1024 * 1024
-#: A busy machine may need this long for CPU_SECONDS; a fork that has not ended by then waits for something that never comes.
+#: A busy machine may need this long for CPU_SECONDS; a fork that is still running then hangs.
 WALL_SECONDS = 10.0
-#: The longest grammar is 32 KiB, a verdict far shorter. Both ends are ours, the limit only catches mistakes early.
+#: The longest grammar has 32 KiB. Both ends are ours; the limit catches mistakes early.
 MOST_BYTES = 1024 * 1024
 
 LENGTH = struct.Struct(">I")
 
 
 class Judgement(StrEnum):
-    #: In answer to nothing, as the first message: ready.
+    #: As the first message: ready.
     FITS = "fits"
     REFUSED = "refused"
-    #: No token of the model can be the first of an answer.
+    #: No token of the model can start an answer.
     NO_BEGINNING = "no_beginning"
-    #: Over the time or the memory, or llama.cpp crashed on it.
+    #: It exceeded the time or memory, or crashed llama.cpp.
     TOO_COSTLY = "too_costly"
-    #: Did not end, without using its time.
+    #: It didn't end, without using up its CPU time.
     HUNG = "hung"
-    #: As the first message: the file has no vocabulary that llama.cpp can load.
+    #: As the first message: llama.cpp can't load a vocabulary from the file.
     NO_VOCABULARY = "no_vocabulary"
 
 
 class GrammarVerdict(msgspec.Struct, frozen=True, array_like=True):
     judgement: Judgement
-    #: llama.cpp's, of REFUSED.
+    #: llama.cpp's reason for REFUSED.
     reason: str = ""
 
 
@@ -49,7 +49,7 @@ def send(connection: socket.socket, verdict: GrammarVerdict) -> None:
 
 
 def receive(connection: socket.socket) -> bytes | None:
-    """The next grammar; None when the other end is closed."""
+    """Return the next grammar; None if the other end is closed."""
     prefix = _exactly(connection, LENGTH.size)
     return None if prefix is None else _exactly(connection, LENGTH.unpack(prefix)[0])
 

@@ -1,9 +1,9 @@
-"""The process that tries grammars out: ``python -m services.inference.structured_output.checker_process FD PARENT MODEL``, started by
-`grammar_checker` alone.
+"""The process that tests grammars: ``python -m services.inference.structured_output.checker_process FD PARENT MODEL``, started only
+by `grammar_checker`.
 
-It loads a model's vocabulary and nothing else of it, then answers every grammar that it reads from its socket with a verdict. Each is
-tried in a fork with little time and memory, so that one that makes llama.cpp loop, swell or crash ends the fork and nothing else. It ends
-when the socket does, and the kernel ends it with its parent in any case.
+It loads only a model's vocabulary, then reads grammars from its socket and answers with verdicts. Each grammar is tested in a fork with
+little time and memory, so that one on which llama.cpp loops, runs out of memory or crashes only ends the fork. The process ends when the
+socket closes, and the kernel kills it with its parent.
 """
 
 import ctypes
@@ -27,15 +27,15 @@ from services.inference.structured_output import checker_messages
 from services.inference.structured_output.checker_messages import GrammarVerdict, Judgement
 
 _ERROR_LEVEL = 4
-#: Of what llama.cpp says about a grammar; it repeats the grammar, of which nobody needs the rest.
+#: Kept of llama.cpp's message, which repeats the grammar.
 _REASON_BYTES = 4096
-#: Characters that a grammar is led through, twice. Some grammars compile in no time and then double what they remember at every bracket.
+#: Characters to follow a grammar, twice. Some grammars compile fast and then double their state at every bracket.
 _STEPS = 100
 _OPENING = b"{[(<"
 
 
 class _Exit(IntEnum):
-    """How a fork ends, where it ends by itself."""
+    """A fork's exit codes."""
 
     FITS = 0
     REFUSED = 10
@@ -47,9 +47,9 @@ class CheckerVocabulary:
 
     def __init__(self, model: native.llama_model_p) -> None:
         self.pointer = native.llama_model_get_vocab(model)
-        #: Made once; the forks write to their own copies of it.
+        #: Created once; the forks write to their own copies.
         self.everything = _candidates(range(native.llama_vocab_n_tokens(self.pointer)))
-        #: One character of ASCII -> its token: enough to lead a grammar through its rules, and thousands of times less work than all.
+        #: ASCII character -> token: enough to follow a grammar, with thousands of times less work than all tokens.
         self.letters: dict[int, int] = {}
         piece = ctypes.create_string_buffer(2)
         for token in range(len(self.everything)):
@@ -66,7 +66,7 @@ def _candidates(tokens: Sequence[int]) -> "ctypes.Array[native.llama_token_data]
 
 def main() -> None:
     parent_death.die_with(int(sys.argv[2]))
-    # The worker drains before it ends and needs its children for that; the socket is what ends this process.
+    # The worker needs its children to drain. It ends this process by closing the socket.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     connection = socket.socket(fileno=int(sys.argv[1]))
@@ -84,7 +84,7 @@ def main() -> None:
 
 def _judge(vocabulary: CheckerVocabulary, grammar: bytes, connection: socket.socket) -> GrammarVerdict:
     reading, writing = os.pipe()
-    # A fork that says more than the pipe holds loses it, rather than waiting for a reader.
+    # If the pipe is full, a fork loses its message rather than wait for a reader.
     os.set_blocking(writing, False)
     fork = os.fork()
     if fork == 0:
@@ -109,11 +109,11 @@ def _judge(vocabulary: CheckerVocabulary, grammar: bytes, connection: socket.soc
 
 
 def _listen(reading: int, connection: socket.socket, until: float) -> tuple[bytes, bool]:
-    """The beginning of what the fork says, and whether it has ended, which closes its end of the pipe."""
+    """Return the beginning of the fork's message, and whether the fork has ended, which closes its end of the pipe."""
     said = b""
     while ready := select.select([reading, connection.fileno()], [], [], max(0.0, until - time.monotonic()))[0]:
         if reading not in ready:
-            # The checker says nothing before it has its verdict, so it has gone.
+            # The worker sends nothing before it has the verdict, so it is gone.
             break
         received = os.read(reading, 64 * 1024)
         if not received:
@@ -123,7 +123,7 @@ def _listen(reading: int, connection: socket.socket, until: float) -> tuple[byte
 
 
 def _reason(said: bytes) -> str:
-    """llama.cpp's first line, without the name of its function and without the rest of the grammar."""
+    """Return the first line of llama.cpp's message, without the function's name and the grammar."""
     line = said.decode("utf-8", "replace").partition("\n")[0]
     return (line.partition(": error parsing grammar: ")[2].partition(" at ")[0] or line)[:120]
 
@@ -148,7 +148,7 @@ def _limit() -> None:
     try:
         own = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     except OSError:
-        # Not Linux: there the time alone bounds the memory.
+        # Not Linux: only the time bounds the memory.
         return
     resource.setrlimit(resource.RLIMIT_AS, (own + checker_messages.MEMORY_BYTES, own + checker_messages.MEMORY_BYTES))
 
@@ -167,7 +167,7 @@ def _compile(vocabulary: CheckerVocabulary, grammar: bytes) -> int:
 
 
 def _lead(sampler: "native.llama_sampler_p", vocabulary: CheckerVocabulary, *, is_opening: bool) -> None:
-    """Write something that fits the grammar: with a bracket wherever one is possible, or with whatever comes up."""
+    """Generate text by the grammar: with a bracket wherever possible, or with random characters."""
     candidates = _candidates(list(vocabulary.letters.values()))
     opening = {vocabulary.letters[letter] for letter in _OPENING if letter in vocabulary.letters} if is_opening else set()
     draw = 1
@@ -179,13 +179,13 @@ def _lead(sampler: "native.llama_sampler_p", vocabulary: CheckerVocabulary, *, i
         if not allowed:
             return
         choices = [token for token in allowed if token in opening] or allowed
-        # The numbers need no quality, but the same grammar must get the same verdict every time.
+        # A simple generator, so that the same grammar always gets the same verdict.
         draw = (draw * 1_103_515_245 + 12_345) & 0x7FFFFFFF
         native.llama_sampler_accept(sampler, choices[(draw >> 16) % len(choices)])
 
 
 def _apply(sampler: "native.llama_sampler_p", candidates: "ctypes.Array[native.llama_token_data]") -> None:
-    """Those that do not fit the grammar now lose their logit."""
+    """Set the logit of candidates that don't fit the grammar to minus infinity."""
     array = native.llama_token_data_array(candidates, len(candidates), -1, False)
     native.llama_sampler_apply(sampler, ctypes.byref(array))
 
@@ -195,7 +195,7 @@ def _apply(sampler: "native.llama_sampler_p", candidates: "ctypes.Array[native.l
 
 @contextmanager
 def opened(path: Path) -> Iterator[CheckerVocabulary | None]:
-    """None where the file has no vocabulary that llama.cpp can load."""
+    """Load the vocabulary; None if llama.cpp can't load it."""
     callback = native.llama_log_callback(_pass_on_errors)
     native.llama_log_set(callback, ctypes.c_void_p(0))
     native.llama_backend_init()

@@ -1,24 +1,24 @@
-"""How GBNF is written: literals, classes, choices, repeats, and the set of rules that one grammar needs.  Pure.
+"""Writes GBNF: literals, classes, choices, repeats, and the rules of a grammar.  Pure.
 
-An expression is text that can stand in a sequence: whatever has alternatives is in parentheses or in a rule of its own.
+An expression is text that can be part of a sequence; alternatives are in parentheses or in a rule.
 """
 
 from itertools import groupby
 
-#: Longer expressions get a rule: text that is used twice is written once, and parentheses never nest from one into the next.
+#: Longer expressions get a rule, so that repeated text is written once and parentheses don't nest.
 MOST_INLINE_CHARACTERS = 40
-#: llama.cpp makes a rule of every optional repeat; more than this is no upper bound (SECURITY.md, T6).
+#: llama.cpp creates a rule for every optional repeat; a larger upper bound is dropped (SECURITY.md, T6).
 MOST_REPEATS = 1000
-#: Alternatives share their beginnings this deep. llama.cpp tries every alternative on the whole vocabulary, so that a long enum without
-#: shared beginnings would cost as much as a model; deeper there are few left.
+#: How deep alternatives share prefixes. llama.cpp tries every alternative on the whole vocabulary, so a long enum without shared
+#: prefixes would cost as much as a model.
 MOST_SHARED_BEGINNINGS = 12
-#: A longer beginning in common with an excluded text excludes as well.
+#: A text with a longer prefix in common with an excluded text is excluded too.
 MOST_EXCLUDED_CHARACTERS = 12
 
 LAST_CODE_POINT = 0x10FFFF
 
-#: name -> body, and the built-in rules it refers to. Every repeat that a model could go on with for ever without saying anything, blanks
-#: and digits, is bounded. No \u escapes: nothing needs them in UTF-8, and half a surrogate pair would be no text.
+#: name -> body and the built-in rules that it uses. Repeats of blanks and digits are bounded, or a model could write them forever.
+#: There are no \u escapes: UTF-8 doesn't need them, and half a surrogate pair would not be text.
 _BUILT_IN: dict[str, tuple[str, tuple[str, ...]]] = {
     "gap": ('" "?', ()),
     "plain": (r'[^"\\\x00-\x1F]', ()),
@@ -55,23 +55,23 @@ def literal(text: str) -> str:
 
 
 def character_class(ranges: list[tuple[int, int]]) -> str:
-    """The characters of these code points, both ends included."""
+    """Return a class of these ranges of code points, inclusive."""
     return "[" + "".join(_spell(low) if low == high else f"{_spell(low)}-{_spell(high)}" for low, high in ranges) + "]"
 
 
 def one_of(expressions: list[str]) -> str:
-    """Any of them; each once."""
+    """Return a choice of the distinct expressions."""
     different = list(dict.fromkeys(expressions))
     return different[0] if len(different) == 1 else "(" + " | ".join(different) + ")"
 
 
 def choice(texts: list[str]) -> str:
-    """Exactly one of these texts."""
+    """Return a choice of exactly these texts."""
     return _share(sorted(set(texts)), 0)
 
 
 class GbnfRules:
-    """The rules of one grammar. Equal bodies are one rule."""
+    """The rules of one grammar. Equal bodies share a rule."""
 
     def __init__(self) -> None:
         self._bodies: dict[str, str] = {}
@@ -79,7 +79,7 @@ class GbnfRules:
         self._made = 0
 
     def reserve(self) -> str:
-        """The name of a rule that is defined later."""
+        """Return the name of a rule that is defined later."""
         self._made += 1
         return f"r{self._made}"
 
@@ -87,7 +87,7 @@ class GbnfRules:
         self._bodies[name] = body
 
     def named(self, body: str) -> str:
-        """The name of the rule with this body."""
+        """Return the name of the rule with this body."""
         if body not in self._names:
             self._names[body] = name = self.reserve()
             self.define(name, body)
@@ -107,8 +107,8 @@ class GbnfRules:
         return name
 
     def repeated(self, expression: str, least: int, most: int | None) -> str:
-        """Above MOST_REPEATS there is no upper bound. What is repeated is a rule or a class, because llama.cpp counts the rules
-        inside of a repeated group against a limit of its own."""
+        """Repeat an expression; an upper bound above MOST_REPEATS is dropped. A longer expression becomes a rule, because llama.cpp
+        limits the rules inside a repeated group."""
         is_class = expression.startswith("[") and expression.endswith("]") and " " not in expression
         unit = expression if expression.isalnum() or is_class else self.named(expression)
         if most is None or most > MOST_REPEATS:
@@ -116,7 +116,7 @@ class GbnfRules:
         return unit + ("?" if (least, most) == (0, 1) else f"{{{least}}}" if least == most else f"{{{least},{most}}}")
 
     def quoted_other_than(self, names: list[str]) -> str:
-        """A JSON string without escapes that is none of these names."""
+        """Return a JSON string without escapes other than these names."""
         self.built_in("plain")
         return self.place(r'"\"" ' + _differ(sorted(set(names)), 0) + r' "\""')
 
@@ -133,7 +133,7 @@ def _spell(code_point: int) -> str:
 
 
 def _share(texts: list[str], depth: int) -> str:
-    """Sorted texts, with the beginnings that some of them share written once."""
+    """Write sorted texts with their shared prefixes written once."""
     if depth == MOST_SHARED_BEGINNINGS:
         return one_of([literal(text) for text in texts])
     ends_here = texts[0] == ""
@@ -153,13 +153,13 @@ def _share(texts: list[str], depth: int) -> str:
 
 
 def _common_beginning(first: str, last: str) -> str:
-    """Of all texts that are sorted between these two as well."""
+    """Return the common prefix of two texts, and so of all texts sorted between them."""
     length = next((at for at, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), min(len(first), len(last)))
     return first[:length]
 
 
 def _differ(names: list[str], depth: int) -> str:
-    """Any plain characters that are none of these sorted names."""
+    """Match any plain characters except these sorted names."""
     if not names:
         return "plain*"
     ends_here = names[0] == ""

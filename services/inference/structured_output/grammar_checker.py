@@ -1,7 +1,7 @@
-"""Whether llama.cpp can use a grammar: asked of a process that may die of it, and remembered.
+"""Checks in a separate process whether llama.cpp can use a grammar, and caches the verdicts.
 
-A worker has one `Checker` for each model, because a grammar's cost depends on the vocabulary. The process starts with the first
-question, ends after a minute without one, and is started again when it has died.
+A worker has one `Checker` per model, because the cost of a grammar depends on the vocabulary. The process starts with the first
+grammar, ends after an idle minute, and is restarted if it died.
 """
 
 import asyncio
@@ -27,26 +27,26 @@ from shared.telemetry import logs
 
 log = logs.get()
 
-#: Verdicts kept; a tool set is one grammar, and an application has few of them.
+#: Cached verdicts; a set of tools is one grammar, and an application has few of them.
 MOST_VERDICTS = 256
-#: Requests that wait for the one check at a time; each is held up by at most verdicts.WALL_SECONDS.
+#: Waiting requests; only one grammar is checked at a time, for at most checker_messages.WALL_SECONDS.
 MOST_WAITING = 32
 WAIT_SECONDS = 30.0
-#: The process holds the vocabulary, some dozens of MB.
+#: The process holds the vocabulary, which takes dozens of MB.
 IDLE_SECONDS = 60.0
-#: A vocabulary of 256,000 tokens on a slow disk.
+#: Enough for a vocabulary of 256,000 tokens on a slow disk.
 START_SECONDS = 30.0
 EXIT_SECONDS = 2.0
-#: On top of what the process itself gives one grammar, before the process counts as hung.
+#: In addition to WALL_SECONDS, before the process counts as hung.
 GRACE_SECONDS = 5.0
 
-#: The number of the socket, of this process, and the model's path follow.
+#: Followed by the number of the socket, the id of this process and the model's path.
 PROGRAM = (sys.executable, "-P", "-m", "services.inference.structured_output.checker_process")
 
 _MESSAGES = {
-    Judgement.REFUSED: "llama.cpp does not take the grammar: {reason}",
-    Judgement.NO_BEGINNING: "no token of this model can begin an answer that fits the grammar",
-    Judgement.TOO_COSTLY: f"the grammar takes more than {checker_messages.CPU_SECONDS} s or {checker_messages.MEMORY_BYTES >> 20} MiB",
+    Judgement.REFUSED: "llama.cpp rejects the grammar: {reason}",
+    Judgement.NO_BEGINNING: "no token of this model can start an answer that fits the grammar",
+    Judgement.TOO_COSTLY: f"the grammar needs more than {checker_messages.CPU_SECONDS} s or {checker_messages.MEMORY_BYTES >> 20} MiB",
     Judgement.HUNG: f"the grammar was not compiled within {checker_messages.WALL_SECONDS:g} s",
 }
 
@@ -58,7 +58,7 @@ class _CheckerProcess:
     writer: asyncio.StreamWriter
 
     async def end(self) -> None:
-        """It ends by itself when its socket closes, also in the middle of a check; a stuck one is killed."""
+        """Close the socket, which ends the process even during a check; kill it if it is stuck."""
         self.writer.close()
         try:
             async with asyncio.timeout(EXIT_SECONDS):
@@ -69,14 +69,14 @@ class _CheckerProcess:
 
 
 class Checker:
-    """Safe to use from many tasks; one grammar is tried at a time, the others wait."""
+    """Safe to use from many tasks; grammars are checked one at a time."""
 
     def __init__(self, model: Path, environment: Mapping[str, str], program: tuple[str, ...] = PROGRAM) -> None:
-        """``environment`` is all that the process gets: without secrets, with PYTHONPATH."""
+        """``environment`` is the process's whole environment: without secrets, with PYTHONPATH."""
         self._model = model
         self._environment = environment
         self._program = program
-        #: SHA-256 of a grammar -> its verdict; the one asked for last is the last.
+        #: SHA-256 of a grammar -> verdict; the most recently used one is last.
         self._verdicts: OrderedDict[bytes, GrammarVerdict] = OrderedDict()
         self._turn = asyncio.Lock()
         self._waiting = 0
@@ -96,8 +96,8 @@ class Checker:
         return None if self._running is None else self._running.process.pid
 
     async def check(self, grammar: str, *, field: str = "format") -> None:
-        """Raises BadRequest, which begins with the field, where llama.cpp cannot use this grammar; Overloaded where too many
-        others wait; Unavailable where the process cannot be started."""
+        """Raises BadRequest, which starts with the field, if llama.cpp can't use the grammar, Overloaded if too many wait, and
+        Unavailable if the process can't be started."""
         body = grammar.encode("utf-8", "replace")
         verdict = await self._find_verdict(hashlib.sha256(body).digest(), body)
         if verdict.judgement is not Judgement.FITS:
@@ -108,7 +108,7 @@ class Checker:
         if (known := self._recall(key)) is not None:
             return known
         async with self._in_turn():
-            # The one before may have asked the same.
+            # An earlier request may have checked the same grammar.
             if (known := self._recall(key)) is not None:
                 return known
             verdict = await self._ask(grammar)
@@ -141,7 +141,7 @@ class Checker:
             self._turn.release()
 
     async def _ask(self, grammar: bytes) -> GrammarVerdict:
-        """A process that dies or hangs has met a grammar that it does not bear; the next question starts another."""
+        """Send a grammar to the process. If the process dies or hangs, the verdict is HUNG, and the next call starts another one."""
         self._stay_up()
         running = await self._ensure_running()
         answered = False
@@ -155,7 +155,7 @@ class Checker:
             log.warning("grammar_process_lost", pid=running.process.pid, error=repr(error))
             return GrammarVerdict(Judgement.HUNG)
         finally:
-            # Also when the caller went away: the answer still to come would be taken for the next one's.
+            # Also after a cancellation: else the pending verdict would be read for the next grammar.
             if not answered:
                 await asyncio.shield(self._end())
             self._idle = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._rest)
@@ -176,7 +176,7 @@ class Checker:
             if not started:
                 await asyncio.shield(self._end())
         if not started or self._running is None:
-            raise _unavailable(f"llama.cpp finds no vocabulary in {self._model}")
+            raise _unavailable(f"llama.cpp can't load a vocabulary from {self._model}")
         return self._running
 
     async def _start(self) -> _CheckerProcess:
@@ -206,7 +206,7 @@ class Checker:
             self._idle = None
 
     def _rest(self) -> None:
-        """Nobody has asked for a while. The socket is closed, so the process ends; asyncio reaps it."""
+        """End the idle process by closing its socket; asyncio reaps it."""
         self._idle = None
         if self._running is not None:
             self._running.writer.close()
@@ -225,4 +225,4 @@ def _overloaded() -> errors.Overloaded:
 
 
 def _unavailable(reason: str) -> errors.Unavailable:
-    return errors.Unavailable(f"this worker cannot check grammars: {reason}", hint="ask without a format, or ask another worker")
+    return errors.Unavailable(f"this worker cannot check grammars: {reason}", hint="send no format, or use another worker")

@@ -1,8 +1,8 @@
-"""What a grammar may be before llama.cpp sees it.  Pure.
+"""Checks the limits of a grammar before llama.cpp sees it.  Pure.
 
-Reads GBNF as llama.cpp's parser does, or more strictly, in time that grows with the text's length only, and refuses what would make that
-parser or the sampler behind it crash, hang or fill the memory. References to tokens (`<name>`, `<[7]>`) are refused: llama.cpp lets a token
-through whose beginning was already taken by other elements, and then ends the process because it does not fit.
+It parses GBNF at least as strictly as llama.cpp, in linear time, and refuses grammars on which llama.cpp's parser or sampler would
+crash, hang or run out of memory. References to tokens (`<name>`, `<[7]>`) are refused: llama.cpp accepts a token whose beginning already
+matched other elements, and then aborts because it doesn't fit.
 """
 
 import re
@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 
 from services.inference.structured_output.schema_errors import SchemaRefused
 
-#: SECURITY.md, T6, as the next four.
+#: SECURITY.md, T6, like the next four.
 MOST_BYTES = 32 * 1024
 MOST_RULES = 500
 MOST_PARENTHESES_DEEP = 64
 MOST_REPEATS = 1000
-#: Elements once llama.cpp has written every repeat out, at some dozens of bytes each: about 10 MB for each running sequence.
+#: Elements after llama.cpp has expanded all repeats, at dozens of bytes each: about 10 MB per running sequence.
 MOST_ELEMENTS = 100_000
-#: Ways to reach one rule from another without a character in between. llama.cpp walks every one when it looks for left recursion.
+#: Paths from one rule to another without a character between. llama.cpp follows each of them when it looks for left recursion.
 MOST_WAYS = 100_000
 
 _SPACE = re.compile(r"(?:[ \t]|#[^\r\n]*)*")
@@ -34,7 +34,7 @@ _SIGNS: dict[str, tuple[int, int | None]] = {"*": (0, None), "+": (1, None), "?"
 
 @dataclass(slots=True)
 class _Item:
-    """Characters, or another node, so and so often."""
+    """Characters or another node, with a repeat."""
 
     #: None for characters.
     node: "_Node | None"
@@ -47,23 +47,23 @@ class _Item:
 
 @dataclass(slots=True, eq=False)
 class _Node:
-    """A rule, or a group in parentheses, which llama.cpp makes a rule of too."""
+    """A rule, or a group in parentheses, which llama.cpp also turns into a rule."""
 
     name: str
     is_defined: bool = False
     alternatives: list[list[_Item]] = field(default_factory=lambda: [[]])
     may_be_empty: bool = False
-    #: Of itself and what it begins with; None until it is known.
+    #: Its number of paths, itself included; None until counted.
     ways: int | None = None
 
 
 def check(text: str) -> None:
-    """Raises Refused, which says where the first thing is that cannot be."""
+    """Raises SchemaRefused with the place of the first mistake."""
     size = len(text.encode("utf-8", "replace"))
     if size > MOST_BYTES:
         raise SchemaRefused(f"the grammar has {size} bytes, at most {MOST_BYTES}")
     if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
-        raise SchemaRefused("the grammar holds characters that are no text")
+        raise SchemaRefused("the grammar contains characters that are not text")
     nodes = _GrammarReader(text).read()
     _find_empty(nodes)
     _check_size(nodes)
@@ -71,27 +71,27 @@ def check(text: str) -> None:
 
 
 class _GrammarReader:
-    """Reads the text once, from its beginning to its end."""
+    """Parses the text in one pass."""
 
     def __init__(self, text: str) -> None:
         self._text = text
         self._at = 0
         self._rules: dict[str, _Node] = {}
         self._nodes: list[_Node] = []
-        #: The rule that is being read, and the groups that are open in it.
+        #: The current rule and its open groups.
         self._open: list[_Node] = []
 
     def read(self) -> list[_Node]:
-        """Every rule and group, groups after the rule that holds them."""
+        """Return all rules and groups; groups follow the rule that contains them."""
         self._skip(_SPACE_AND_LINES)
         while self._at < len(self._text):
             self._rule()
             self._skip(_SPACE_AND_LINES)
         for node in self._rules.values():
             if not node.is_defined:
-                raise SchemaRefused(f"the rule {_short(node.name)} is used and not defined")
+                raise SchemaRefused(f"the rule {_short(node.name)} is used but not defined")
         if "root" not in self._rules:
-            raise SchemaRefused("there is no rule `root`, with which every answer begins")
+            raise SchemaRefused("there is no rule `root`, which every answer starts with")
         return self._nodes
 
     def _rule(self) -> None:
@@ -101,7 +101,7 @@ class _GrammarReader:
         node.is_defined = True
         self._skip(_SPACE)
         if not self._text.startswith("::=", self._at):
-            raise self._refuse("`::=` is missing behind a rule's name")
+            raise self._refuse("`::=` is missing after a rule's name")
         self._at += 3
         self._skip(_SPACE_AND_LINES)
         self._open = [node]
@@ -125,14 +125,14 @@ class _GrammarReader:
         elif sign in "*+?{":
             self._repeat(sign)
         elif sign == '"':
-            self._characters(_LITERAL, "a text in quotes has no end, or an escape that is not known")
+            self._characters(_LITERAL, "a text in quotes has no end, or an unknown escape")
         elif sign == "[":
-            self._characters(_CLASS, "a class in brackets has no end, or an escape that is not known")
+            self._characters(_CLASS, "a class in brackets has no end, or an unknown escape")
         elif sign == ".":
             self._at += 1
             self._add(_Item(None, 1))
         elif sign in "<!":
-            raise self._refuse("references to tokens are not possible; write the characters in quotes")
+            raise self._refuse("references to tokens are not supported; write the characters in quotes")
         elif _NAME.match(self._text, self._at):
             self._add(_Item(self._named(), 1))
         else:
@@ -172,7 +172,7 @@ class _GrammarReader:
         if max(item.least, item.most or 0) > MOST_REPEATS:
             raise self._refuse(f"a repeat of more than {MOST_REPEATS}")
         if item.most is not None and item.most < item.least:
-            raise self._refuse("a repeat that ends before it begins")
+            raise self._refuse("a repeat whose maximum is below its minimum")
 
     def _characters(self, form: re.Pattern[str], otherwise: str) -> None:
         match = form.match(self._text, self._at)
@@ -211,7 +211,7 @@ class _GrammarReader:
 
 
 def _find_empty(nodes: list[_Node]) -> None:
-    """Which nodes can be nothing at all: told from each node that is found to be so to those that wait for it."""
+    """Find the nodes that can match nothing, by propagating from each one to the nodes that contain it."""
     waiting: dict[_Node, list[tuple[_Node, list[int]]]] = {}
     found: list[_Node] = []
     for node in nodes:
@@ -242,11 +242,11 @@ def _check_size(nodes: list[_Node]) -> None:
                 optional = 1 if item.most is None else item.most - item.least
                 elements += item.least * item.size + optional * (item.size + 3) + 1
                 if elements > MOST_ELEMENTS:
-                    raise SchemaRefused(f"the rule {_short(node.name)}: with all repeats written out, more than {MOST_ELEMENTS} elements")
+                    raise SchemaRefused(f"the rule {_short(node.name)}: more than {MOST_ELEMENTS} elements after expanding all repeats")
 
 
 def _check_recursion(nodes: list[_Node]) -> None:
-    """Depth first without calling itself: a chain of rules may be as long as the text."""
+    """Search depth first without recursion, because a chain of rules may be as long as the text."""
     for start in nodes:
         if start.ways is not None:
             continue
@@ -263,7 +263,7 @@ def _check_recursion(nodes: list[_Node]) -> None:
                 if not totals:
                     break
             if following in on_path:
-                raise SchemaRefused(f"the rule {_short(following.name)} begins with itself, with nothing in between (left recursion)")
+                raise SchemaRefused(f"the rule {_short(following.name)} starts with itself (left recursion)")
             if following.ways is None:
                 path.append((following, _beginnings(following)))
                 on_path.add(following)
@@ -271,17 +271,18 @@ def _check_recursion(nodes: list[_Node]) -> None:
                 continue
             totals[-1] += following.ways
             if totals[-1] > MOST_WAYS:
-                raise SchemaRefused(f"the rule {_short(node.name)} can begin in more than {MOST_WAYS} ways")
+                raise SchemaRefused(f"the rule {_short(node.name)} can start in more than {MOST_WAYS} ways")
 
 
 def _beginnings(node: _Node) -> Iterator[_Node]:
-    """What a node can begin with. Raises Refused for an endless repeat of what may be empty, which is left recursion too."""
+    """Yield the nodes that a node can start with. Raises SchemaRefused for an unbounded repeat of a node that can be empty, which is
+    left recursion too."""
     for sequence in node.alternatives:
         at_start = True
         for item in sequence:
             if item.node is not None:
                 if item.most is None and item.node.may_be_empty:
-                    raise SchemaRefused(f"the rule {_short(node.name)}: an endless repeat of what may be empty")
+                    raise SchemaRefused(f"the rule {_short(node.name)}: an unbounded repeat of something that may be empty")
                 if at_start:
                     yield item.node
             may_be_empty = item.least == 0 or item.size == 0 or (item.node is not None and item.node.may_be_empty)

@@ -1,10 +1,10 @@
-"""Numbers between two bounds as GBNF.  Pure."""
+"""Writes numbers between two bounds as GBNF.  Pure."""
 
 from services.inference.structured_output import gbnf
 
-#: Digits of a bound that is written out exactly. Beyond it floats no longer tell whole numbers apart; such a bound does not bound.
+#: The most digits of a bound. Beyond it floats can't represent all integers; such a bound is ignored.
 MOST_DIGITS = 15
-#: Of any whole number, so that a model cannot write digits for ever; 64 bits have 19.
+#: The most digits of an integer, so that a model can't write them forever; 64 bits have 19.
 MOST_WRITTEN_DIGITS = 19
 
 _BEYOND = int("1" + "0" * MOST_DIGITS)
@@ -17,7 +17,7 @@ def is_written_out(bound: int) -> bool:
 
 
 def between(low: int | None, high: int | None) -> str:
-    """Exactly the whole numbers from low to high, without leading zeros; None is no bound, and low is not above high."""
+    """Match exactly the integers from ``low`` to ``high``, without leading zeros. None is no bound; low must not exceed high."""
     alternatives = []
     if low is None or low < 0:
         most = None if low is None else -low
@@ -30,7 +30,7 @@ def between(low: int | None, high: int | None) -> str:
 
 
 def real_between(low: int | None, high: int | None) -> str:
-    """The numbers, with up to 15 decimals, from low to high."""
+    """Match the numbers from ``low`` to ``high`` with up to 15 decimals."""
     alternatives = []
     if low is None or low < 0:
         alternatives.append('"-" ' + _real_magnitudes(max(0, -high) if high is not None else 0, None if low is None else -low))
@@ -49,7 +49,7 @@ def _real_magnitudes(least: int, most: int | None) -> str:
 
 
 def _magnitudes(least: int, most: int | None) -> list[str]:
-    """Alternatives for least to most, both not negative."""
+    """Return alternatives for non-negative integers from ``least`` to ``most``."""
     shortest = len(str(least))
     longest = shortest if most is None else len(str(most))
     end = 10**shortest - 1 if most is None or longest > shortest else most
@@ -64,7 +64,7 @@ def _magnitudes(least: int, most: int | None) -> list[str]:
 
 
 def _same_length(low: str, high: str) -> list[str]:
-    """Alternatives for the digit strings from low to high; leading zeros count as digits."""
+    """Return alternatives for the strings of digits from ``low`` to ``high``, which have the same length."""
     rest = len(low) - 1
     if rest == 0:
         return [_digit(low, high)]
@@ -72,7 +72,7 @@ def _same_length(low: str, high: str) -> list[str]:
         return [f"{_digit(low[0], high[0])} [0-9]{{{rest}}}"]
     if low[0] == high[0]:
         return [f"{gbnf.literal(low[0])} {tail}" for tail in _same_length(low[1:], high[1:])]
-    # Cut off a ragged beginning and a ragged end; what is left between them is whole.
+    # Split off the incomplete first and last ranges; the range between them is complete.
     alternatives = []
     first, last = int(low[0]), int(high[0])
     if low[1:] != "0" * rest:

@@ -1,15 +1,15 @@
-"""The keywords of JSON schemas: which only describe, which are honoured, which cannot be; and reading their values.  Pure."""
+"""Classifies the keywords of JSON schemas as supported, unsupported or ignored, and reads their values.  Pure."""
 
 from collections.abc import Mapping
 from typing import cast
 
 from services.inference.structured_output.schema_errors import SchemaRefused
 
-#: What msgspec makes of JSON text.
+#: What msgspec decodes JSON to.
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 Schema = dict[str, Json]
 
-#: Honoured: what is written fits them.
+#: Supported: answers follow them.
 HONOURED = {
     *("type", "enum", "const", "nullable", "$ref", "allOf", "anyOf", "oneOf"),
     *("properties", "required", "additionalProperties", "propertyNames", "minProperties", "maxProperties"),
@@ -17,16 +17,16 @@ HONOURED = {
     *("minLength", "maxLength", "pattern", "format"),
     *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
 }
-#: Would change what is valid, and no grammar of ours says them; an answer would break them without notice, so they are refused by name.
+#: Not expressible in our grammars. They are refused, because answers would silently violate them.
 NOT_POSSIBLE = {
     *("not", "if", "then", "else", "dependentRequired", "dependentSchemas", "dependencies", "patternProperties"),
     *("contains", "minContains", "maxContains", "$dynamicRef", "$recursiveRef"),
 }
-#: As NOT_POSSIBLE, but real tool schemas are full of them and an answer without them is still of use: passed over, as are annotations
-#: and keywords nobody knows. unevaluatedProperties and unevaluatedItems are nearly always false, which is what we write in any case.
+#: Not expressible either, but ignored like annotations and unknown keywords, because real tool schemas often have them and answers are
+#: useful without. unevaluatedProperties and unevaluatedItems are nearly always false, which answers follow anyway.
 PASSED_OVER = {"uniqueItems", "multipleOf", "unevaluatedProperties", "unevaluatedItems"}
 
-#: Where there is no `type`, these tell it.
+#: Keywords that imply a type.
 _TELL = {
     "object": {"properties", "required", "additionalProperties", "propertyNames", "minProperties", "maxProperties"},
     "array": {"items", "prefixItems", "minItems", "maxItems"},
@@ -37,19 +37,19 @@ TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
 
 
 def constraints(schema: Schema) -> Schema:
-    """The schema without what does not narrow it: annotations, definitions, keywords nobody knows, and those that are null,
-    as some programs write what they leave out."""
+    """Return the schema without annotations, definitions, unknown keywords, and null values, which some programs write for missing
+    ones."""
     return {key: value for key, value in schema.items() if key in HONOURED and (value is not None or key == "const")}
 
 
 def check_possible(schema: Schema, path: str) -> None:
-    """Raises Refused for a keyword that no grammar can honour."""
+    """Raises SchemaRefused for an unsupported keyword."""
     if impossible := sorted(keyword for keyword in NOT_POSSIBLE if schema.get(keyword) is not None):
-        raise SchemaRefused(f"{path}: `{impossible[0]}` cannot be honoured; leave it out or write what it means in other keywords")
+        raise SchemaRefused(f"{path}: `{impossible[0]}` is not supported; leave it out or use other keywords")
 
 
 def types_of(schema: Schema, path: str) -> list[str]:
-    """The types that a value may have; all of them where nothing says."""
+    """Return the types that a value may have; empty if the schema doesn't restrict them."""
     declared = schema.get("type")
     if declared is None:
         types = [name for name, telling in _TELL.items() if telling & schema.keys()]
@@ -74,14 +74,14 @@ def is_of_type(value: Json, name: str) -> bool:
 
 
 def count_of(schema: Schema, keyword: str, path: str) -> int | None:
-    """A size such as minLength."""
+    """Read a size such as minLength."""
     value = schema.get(keyword)
     if value is None:
         return None
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise SchemaRefused(f"{path}.{keyword} must be a whole number from 0")
+        raise SchemaRefused(f"{path}.{keyword} must be a non-negative whole number")
     return value
 
 
@@ -102,7 +102,7 @@ def text_of(schema: Schema, keyword: str, path: str) -> str | None:
 
 
 def texts_of(schema: Schema, keyword: str, path: str) -> list[str]:
-    """Such as required. Draft 3 had a boolean there, which said nothing about this schema's own properties."""
+    """Read a list of texts such as required. Draft 3 has a boolean there, which doesn't concern this schema's properties."""
     value = schema.get(keyword, [])
     if isinstance(value, bool):
         return []

@@ -1,4 +1,4 @@
-"""From what a request asks for to a grammar, with the request's field named where that is not possible.  Pure."""
+"""Turns a request's format into a grammar, or names the field that isn't possible.  Pure."""
 
 from typing import assert_never
 
@@ -7,7 +7,7 @@ from services.inference.structured_output.schema_errors import SchemaRefused
 from shared import errors
 from shared.api.generation import FormatKind, OutputFormat
 
-#: Of a message: names in a schema may be as long as the schema.
+#: Of an error message: names in a schema may be as long as the schema.
 MOST_CHARACTERS = 400
 
 SCHEMA_FIELD = "format.schema"
@@ -28,7 +28,7 @@ def grammar_of(wanted: OutputFormat) -> str:
 
 
 def grammar_of_schema(text: str, *, field: str = SCHEMA_FIELD, before: str = "", after: str = "") -> str:
-    """The JSON that fits a schema, between two fixed texts. Raises BadRequest that begins with the field's name."""
+    """Build the grammar for JSON that fits a schema, between two fixed texts. Raises BadRequest, which starts with the field."""
     try:
         grammar = schema.grammar_of(text, before=before, after=after)
     except SchemaRefused as refused:
@@ -42,8 +42,8 @@ def any_object() -> str:
 
 
 _HINTS = {
-    SCHEMA_FIELD: "make the schema simpler there; a $ref may lead back to itself only through a property or an item",
-    GRAMMAR_FIELD: "the grammar must be GBNF as llama.cpp reads it",
+    SCHEMA_FIELD: "simplify the schema there; a $ref may only refer to itself through a property or an item",
+    GRAMMAR_FIELD: "the grammar must be GBNF for llama.cpp",
 }
 
 
@@ -56,6 +56,6 @@ def _checked(grammar: str, field: str, hint: str = _HINTS[GRAMMAR_FIELD]) -> str
 
 
 def _short(message: str) -> str:
-    """The place is at the beginning and the reason at the end."""
+    """Cut the middle: the place is at the start and the reason at the end."""
     half = MOST_CHARACTERS // 2
     return message if len(message) <= MOST_CHARACTERS else f"{message[:half]} … {message[-half:]}"

@@ -1,7 +1,7 @@
-"""The safe part of regular expressions as GBNF: what RE2 knows and a grammar can say, inside of a JSON string.  Pure.
+"""Writes a safe subset of regular expressions as GBNF, inside a JSON string.  Pure.
 
-Literals, classes, groups, alternatives and repeats; no lookaround, no backreferences, no word boundaries, no flags. `^` and `$` only at
-the ends of the pattern or of one of its outermost alternatives; where they are missing, anything may stand before or behind.
+It supports literals, classes, groups, alternatives and repeats, but no lookaround, backreferences, word boundaries or flags. `^` and `$`
+are only allowed at the ends of the pattern or of an outermost alternative; without them, any text may precede or follow.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from services.inference.structured_output.schema_errors import SchemaRefused
 
 #: SECURITY.md, T6.
 MOST_CHARACTERS = 256
-#: Deeper than anything people write; the reader calls itself once per group.
+#: The reader is recursive.
 MOST_GROUPS_DEEP = 16
 
 Ranges = list[tuple[int, int]]
@@ -21,9 +21,9 @@ _WORD: Ranges = [(0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A)]
 _BLANK: Ranges = [(0x09, 0x0D), (0x20, 0x20)]
 _CLASSES = {"d": _DIGIT, "w": _WORD, "s": _BLANK}
 _CONTROLS = {"t": 0x09, "n": 0x0A, "v": 0x0B, "f": 0x0C, "r": 0x0D, "0": 0x00}
-#: How a JSON string spells what it cannot hold as it is.
+#: Characters that a JSON string must escape.
 _JSON_ESCAPES = {0x22: '\\"', 0x5C: "\\\\", 0x08: "\\b", 0x09: "\\t", 0x0A: "\\n", 0x0C: "\\f", 0x0D: "\\r"}
-#: What a JSON string holds as it is: no control characters, quotes, backslashes, or halves of surrogate pairs.
+#: Characters that a JSON string need not escape: no control characters, quotes, backslashes or surrogates.
 _PLAIN: Ranges = [(0x20, 0x21), (0x23, 0x5B), (0x5D, 0xD7FF), (0xE000, gbnf.LAST_CODE_POINT)]
 _REFUSED_ESCAPES = {
     **dict.fromkeys("bB", "a word boundary"),
@@ -36,15 +36,15 @@ _REFUSED_GROUPS = {"=": "a lookahead", "!": "a lookahead", "<": "a lookbehind or
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What has been read of a pattern."""
+    """A part of a pattern, as GBNF."""
 
     text: str
-    #: Such a part cannot be repeated without end: llama.cpp would call that left recursion.
+    #: Such a part can't be repeated without a bound: for llama.cpp that is left recursion.
     may_be_empty: bool
 
 
 def content_of(pattern: str, rules: gbnf.GbnfRules) -> str:
-    """What stands between the quotes of a JSON string that fits the pattern. Raises Refused."""
+    """Write the content of a JSON string that matches the pattern, without quotes. Raises SchemaRefused."""
     if len(pattern) > MOST_CHARACTERS:
         raise SchemaRefused(f"has {len(pattern)} characters, at most {MOST_CHARACTERS}")
     return _PatternReader(pattern, rules).read()
@@ -89,13 +89,13 @@ class _PatternReader:
         bounds = self._bounds()
         if bounds is None:
             return part
-        self._take("?")  # Lazy or not, the same texts fit.
+        self._take("?")  # A lazy repeat matches the same texts.
         least, most = bounds
         if self._pattern[self._at : self._at + 1] in ("*", "+", "?") or self._bounds() is not None:
             raise self._refuse("a repeat of a repeat")
         endless = most is None or most > gbnf.MOST_REPEATS
         if part.may_be_empty and endless:
-            raise self._refuse("an endless repeat of what may be empty")
+            raise self._refuse("an unbounded repeat of something that may be empty")
         if least > gbnf.MOST_REPEATS:
             raise self._refuse(f"more than {gbnf.MOST_REPEATS} repeats")
         if most == 0:
@@ -116,7 +116,7 @@ class _PatternReader:
         least = int(low)
         most = least if not comma else int(high) if high else None
         if most is not None and most < least:
-            raise self._refuse("a repeat that ends before it begins")
+            raise self._refuse("a repeat whose maximum is below its minimum")
         return least, most
 
     def _one(self, depth: int) -> _Part:
@@ -159,7 +159,7 @@ class _PatternReader:
                 self._at += 1
                 high = self._class_member()
                 if len(low) != 1 or len(high) != 1 or low[0][0] != low[0][1] or low[0][0] > high[0][0]:
-                    raise self._refuse("a range in `[…]` that ends before it begins")
+                    raise self._refuse("a range in `[…]` that is out of order")
                 ranges.append((low[0][0], high[0][1]))
             else:
                 ranges += low
@@ -177,7 +177,7 @@ class _PatternReader:
         return [(ord(sign), ord(sign))]
 
     def _escape(self) -> Ranges:
-        """What the backslash before this place stands for."""
+        """Read an escape after its backslash."""
         sign = self._pattern[self._at : self._at + 1]
         if not sign:
             raise self._refuse("a backslash at the end")
@@ -208,16 +208,14 @@ class _PatternReader:
         return False
 
     def _refuse(self, what: str) -> SchemaRefused:
-        return SchemaRefused(
-            f"{what} at character {self._at + 1} is not among what can be honoured (literals, classes, groups, |, repeats)"
-        )
+        return SchemaRefused(f"{what} at character {self._at + 1} is not supported (only literals, classes, groups, |, repeats)")
 
     def refuse_empty(self) -> SchemaRefused:
-        return self._refuse("a class that no character of a JSON string is in")
+        return self._refuse("a class without any character of a JSON string")
 
 
 def _characters(ranges: Ranges, reader: _PatternReader) -> _Part:
-    """One character out of these, as JSON spells it."""
+    """Match one of these characters, as JSON spells it."""
     plain = _common(ranges, _PLAIN)
     alternatives = []
     if len(plain) == 1 and plain[0][0] == plain[0][1]:
@@ -238,7 +236,7 @@ def _common(first: Ranges, second: Ranges) -> Ranges:
 
 
 def _without(ranges: Ranges) -> Ranges:
-    """All other characters."""
+    """Return all other characters."""
     others, start = [], 0
     for low, high in sorted(ranges):
         if start < low:

@@ -1,4 +1,4 @@
-"""Strings and numbers of a JSON schema as GBNF.  Pure."""
+"""Writes strings and numbers of a JSON schema as GBNF.  Pure."""
 
 import math
 from collections.abc import Callable
@@ -7,8 +7,8 @@ from services.inference.structured_output import gbnf, integers, keywords, patte
 from services.inference.structured_output.keywords import Schema
 from services.inference.structured_output.schema_errors import SchemaRefused
 
-#: Formats that a grammar can say; the others are annotations, as JSON schema has it. No month knows its length here, and `email`
-#: has the common form, not every one the standard allows.
+#: Supported formats; the others are annotations, as JSON schema allows. `date` allows 31 days in any month, and `email` only common
+#: forms.
 _FORMATS: dict[str, tuple[str, tuple[str, ...]]] = {
     "date": ("date", ("date",)),
     "time": ("clock zone", ("clock", "zone")),
@@ -38,7 +38,7 @@ def string(schema: Schema, path: str, rules: gbnf.GbnfRules) -> str:
     if most is not None and least > most:
         raise SchemaRefused(f"{path}: minLength {least} is above maxLength {most}")
     if least > gbnf.MOST_REPEATS:
-        raise SchemaRefused(f"{path}.minLength: {least} is more than the {gbnf.MOST_REPEATS} that can be asked for")
+        raise SchemaRefused(f"{path}.minLength: {least} is more than the maximum of {gbnf.MOST_REPEATS}")
     if least == 0 and (most is None or most > gbnf.MOST_REPEATS):
         return rules.built_in("string")
     if most == 0:
@@ -56,7 +56,7 @@ def integer(schema: Schema, path: str, rules: gbnf.GbnfRules) -> str:
 
 
 def number(schema: Schema, path: str, rules: gbnf.GbnfRules) -> str:
-    """Bounds are rounded outwards to whole numbers and exclusive ones belong to it: a grammar of all decimals between would be endless."""
+    """Round bounds outward to whole numbers and treat exclusive ones as inclusive: exact decimals would need an endless grammar."""
     low = _bound(schema, path, _LOW, math.floor, 0)
     high = _bound(schema, path, _HIGH, math.ceil, 0)
     if low is None and high is None:
@@ -66,7 +66,7 @@ def number(schema: Schema, path: str, rules: gbnf.GbnfRules) -> str:
 
 
 def _bound(schema: Schema, path: str, names: tuple[str, str], rounded: Callable[[float], int], step: int) -> int | None:
-    """The stricter of two keywords as a whole number; None where neither bounds."""
+    """Return the stricter of two keywords as a whole number; None if there is no bound."""
     inclusive, exclusive = names
     limit = keywords.number_of(schema, inclusive, path)
     found = [] if limit is None else [rounded(limit)]
@@ -84,4 +84,4 @@ def _bound(schema: Schema, path: str, names: tuple[str, str], rounded: Callable[
 
 def _check(low: int | None, high: int | None, path: str) -> None:
     if low is not None and high is not None and low > high:
-        raise SchemaRefused(f"{path}: no number is from {low} to {high}")
+        raise SchemaRefused(f"{path}: there is no number from {low} to {high}")

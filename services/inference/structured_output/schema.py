@@ -1,9 +1,9 @@
-"""From a JSON schema to a grammar of the JSON texts that fit it.  Pure.
+"""Turns a JSON schema into a grammar of the JSON texts that fit it.  Pure.
 
-What is written is compact JSON: at most one blank behind `:` and `,`, properties in the schema's order, no others than the named ones
-unless additionalProperties says so, all of prefixItems. Where no `type` is given, the other keywords tell it. So some valid texts are
-not written; but what is written is valid, apart from the keywords in `keywords.PASSED_OVER`, multiples and bounds with decimals
-(rounded outwards), sizes beside `pattern` or `format`, and minProperties and maxProperties beside named properties.
+The JSON is compact: at most one space after `:` and `,`, properties in the schema's order, no additional properties unless
+additionalProperties allows them, all of prefixItems. Without `type`, other keywords imply it. The grammar excludes some valid texts, but
+all its texts are valid, except for keywords in `keywords.PASSED_OVER`, bounds with decimals (rounded outward), sizes beside `pattern` or
+`format`, and minProperties and maxProperties beside named properties.
 """
 
 from collections import deque
@@ -16,44 +16,44 @@ from services.inference.structured_output import gbnf, keywords, scalars, schema
 from services.inference.structured_output.keywords import Json, Schema
 from services.inference.structured_output.schema_errors import SchemaRefused
 
-#: SECURITY.md, T6. Real tool schemas have some kilobytes, most of it descriptions.
+#: SECURITY.md, T6. Real tool schemas have a few kilobytes, mostly descriptions.
 MOST_BYTES = 64 * 1024
-#: Subschemas inside each other; those of a $ref begin anew.
+#: Nesting depth of subschemas; a $ref starts at 0 again.
 MOST_DEEP = 16
-#: Subschemas that are converted; one that is used twice counts once.
+#: Converted subschemas; one that is used twice counts once.
 MOST_SUBSCHEMAS = 500
-#: Of one enum, and of all together: each value is text in the grammar. Measured with SmolLM2's 49,152 tokens: 500 values compile in 10 ms,
-#: and where all of them can follow, llama.cpp looks through its tokens in 40 ms, or in 350 where all begin with different characters.
+#: In one enum, and in all together. Measured with SmolLM2's 49,152 tokens: 500 values compile in 10 ms, and a step in which all can
+#: follow takes llama.cpp 40 ms, or 350 ms if all start with different characters.
 MOST_ENUM_VALUES = 500
 MOST_VALUES = 1000
-#: Of an enum with more values than these; both are OpenAI's bounds, and a shorter enum is bounded by the grammar's length.
+#: Limits the characters of enums with more values than this. Both are OpenAI's limits.
 LONG_ENUM_VALUES = 250
 MOST_ENUM_CHARACTERS = 15_000
 
 
 def grammar_of(text: str, *, before: str = "", after: str = "") -> str:
-    """The grammar of the JSON texts that fit the schema in this JSON text, between two fixed texts. Raises Refused, which says where."""
+    """Build the grammar for JSON that fits a schema, between two fixed texts. Raises SchemaRefused, which names the place."""
     size = len(text.encode("utf-8", "replace"))
     if size > MOST_BYTES:
         raise SchemaRefused(f"the schema has {size} bytes, at most {MOST_BYTES}")
     try:
         document: Json = msgspec.json.decode(text.encode("utf-8", "replace"))
     except (msgspec.DecodeError, RecursionError) as error:
-        raise SchemaRefused(f"the schema is no JSON: {error}") from error
+        raise SchemaRefused(f"the schema is not valid JSON: {error}") from error
     return _SchemaConversion(document).run(before, after)
 
 
 class _SchemaConversion:
-    """One schema on its way to a grammar."""
+    """The conversion of one schema."""
 
     def __init__(self, document: Json) -> None:
         self._document = document
         self._rules = gbnf.GbnfRules()
-        #: $ref -> the rule of what it points to; each is converted once, which is what makes recursive schemas possible.
+        #: $ref -> rule of its target; each is converted once, so that schemas can be recursive.
         self._references: dict[str, str] = {}
-        #: Rules that have a name already and still need their body.
+        #: Named rules without a body yet.
         self._waiting: deque[Callable[[], None]] = deque()
-        #: id of a subschema -> itself, which keeps the id its own, and its expression.
+        #: id of a subschema -> the subschema, to keep its id valid, and its expression.
         self._converted: dict[int, tuple[Schema, str]] = {}
         self._subschemas = 0
         self._values = 0
@@ -152,7 +152,7 @@ class _SchemaConversion:
         return settled
 
     def _alternatives(self, schema: Schema, keyword: str, path: str, depth: int) -> str:
-        """One of several; what stands beside them holds for each. oneOf is written as anyOf."""
+        """Convert anyOf, and oneOf like anyOf; keywords beside it apply to each alternative."""
         beside = {key: value for key, value in schema.items() if key != keyword}
         expressions = []
         for index, alternative in enumerate(keywords.list_of(schema, keyword, path)):
@@ -176,7 +176,7 @@ class _SchemaConversion:
     # --- values -------------------------------------------------------------------------------------------------------
 
     def _fixed(self, schema: Schema, path: str) -> str:
-        """const and enum. Beside them only the type is looked at."""
+        """Convert const and enum; of other keywords, only the type applies."""
         values = [schema["const"]] if "const" in schema else keywords.list_of(schema, "enum", path)
         if len(values) > MOST_ENUM_VALUES:
             raise SchemaRefused(f"{path}.enum has {len(values)} values, at most {MOST_ENUM_VALUES}")
@@ -214,7 +214,7 @@ class _SchemaConversion:
         additional = schema.get("additionalProperties", not properties)
         for name in required:
             if properties.setdefault(name, additional if additional is not False else True) is False:
-                raise SchemaRefused(f"{path}: the property {_short(name)} is required, and no value fits it")
+                raise SchemaRefused(f"{path}: the property {_short(name)} is required, but no value fits it")
         members = []
         for name, value in properties.items():
             if value is not False:
@@ -231,7 +231,7 @@ class _SchemaConversion:
         return f'"{{" {self._members(members, extra)} "}}"'
 
     def _extra_member(self, schema: Schema, additional: Json, named: list[str], path: str, depth: int) -> str:
-        """A property that the schema does not name."""
+        """Return a property that the schema doesn't name."""
         names = schema.get("propertyNames", True)
         if additional is True and names is True and not named:
             return self._rules.built_in("member")
@@ -246,7 +246,7 @@ class _SchemaConversion:
         return f'{key} ":" {self._gap()} {self._convert(additional, f"{path}.additionalProperties", depth + 1)}'
 
     def _members(self, members: list[tuple[str, bool]], extra: str | None) -> str:
-        """The members in their order, those that are not required left out at will, with commas between what is left."""
+        """Return the members in order, with optional ones, and commas between them."""
         comma = f'"," {self._gap()}'
         tail = "" if extra is None else self._rules.repeated(f"{comma} {extra}", 0, None)
         required = [index for index, (_, is_required) in enumerate(members) if is_required]
@@ -255,7 +255,7 @@ class _SchemaConversion:
             before = [f"({member} {comma})?" for member, _ in members[:first]]
             after = [f"{comma} {member}" if is_required else f"({comma} {member})?" for member, is_required in members[first + 1 :]]
             return " ".join([*before, members[first][0], *after, tail]).rstrip()
-        # Nothing is certain to be there, so each of them may be the first; the rest of the chain is shared.
+        # All are optional, so any of them may be the first; the rest of the chain is shared.
         rest, beginnings = tail, [] if extra is None else [f"{self._rules.place(extra)} {tail}"]
         for index in range(len(members) - 1, -1, -1):
             member = members[index][0]
@@ -265,7 +265,7 @@ class _SchemaConversion:
         return f"({' | '.join(reversed(beginnings))})?"
 
     def _array(self, schema: Schema, path: str, depth: int) -> str:
-        # Before 2020 a list in `items` was what is prefixItems now, and additionalItems what is items.
+        # Before 2020, prefixItems was a list in `items`, and items was additionalItems.
         is_old = isinstance(schema.get("items"), list)
         prefix_key, items_key = ("items", "additionalItems") if is_old else ("prefixItems", "items")
         prefix = keywords.list_of(schema, prefix_key, path) if prefix_key in schema else []
@@ -288,7 +288,7 @@ class _SchemaConversion:
         return " ".join(['"["', f" {comma} ".join(written), more, '"]"'])
 
     def _listed(self, one: str | None, least: int, most: int | None, path: str) -> str:
-        """From least to most of them with commas between."""
+        """Repeat ``one`` from ``least`` to ``most`` times, with commas."""
         _check_bounds(least, 0 if one is None else most, path)
         if one is None or most == 0:
             return '""'
@@ -306,7 +306,7 @@ def _check_bounds(least: int, most: int | None, path: str) -> None:
     if most is not None and least > most:
         raise SchemaRefused(f"{path}: at least {least} and at most {most} is not possible")
     if least > gbnf.MOST_REPEATS:
-        raise SchemaRefused(f"{path}: at least {least} is more than the {gbnf.MOST_REPEATS} that can be asked for")
+        raise SchemaRefused(f"{path}: {least} is more than the maximum of {gbnf.MOST_REPEATS}")
 
 
 def _path_of(reference: str) -> str:
@@ -314,5 +314,5 @@ def _path_of(reference: str) -> str:
 
 
 def _short(text: str) -> str:
-    """Part of a message, however long what was sent is."""
+    """Shorten a name for a message."""
     return repr(text if len(text) <= 60 else text[:57] + "…")

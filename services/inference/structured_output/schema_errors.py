@@ -1,5 +1,5 @@
-"""What every module of this package raises where a schema or a grammar cannot be used."""
+"""The error that all modules of this package raise for an unusable schema or grammar."""
 
 
 class SchemaRefused(Exception):
-    """The message is for the caller: which place, what is wrong with it. `output_formats` makes it a BadRequest with the field's name."""
+    """The message, for the caller, has the place and the reason. `output_formats` turns it into a BadRequest with the field's name."""

@@ -1,4 +1,4 @@
-"""Two schemas that hold for the same value as one: what `allOf`, and keywords beside `anyOf` or `$ref`, need.  Pure."""
+"""Merges two schemas for the same value into one, for `allOf` and keywords beside `anyOf` or `$ref`.  Pure."""
 
 from collections.abc import Callable
 from typing import cast
@@ -8,12 +8,12 @@ from services.inference.structured_output.schema_errors import SchemaRefused
 
 
 class Contradiction(Exception):
-    """No value fits both; who offers alternatives leaves this one out, others refuse."""
+    """No value fits both schemas. Callers with alternatives drop this one; others refuse."""
 
 
 def merged(first: Schema, second: Schema, path: str) -> Schema:
-    """What fits both, without annotations. Properties of either are allowed, as people who write allOf mean it, even where
-    one of the two says additionalProperties: false. Raises Contradiction, and Refused for what cannot be said in one schema."""
+    """Merge two schemas, without annotations. Properties of both are allowed even if one has additionalProperties: false, because that
+    is what authors of allOf mean. Raises Contradiction, and SchemaRefused if one schema can't express both."""
     result = constraints(first)
     for keyword, value in constraints(second).items():
         if keyword not in result or result[keyword] == value:
@@ -21,12 +21,12 @@ def merged(first: Schema, second: Schema, path: str) -> Schema:
         elif keyword in _MERGE:
             result[keyword] = _MERGE[keyword](result[keyword], value, f"{path}.{keyword}")
         else:
-            raise SchemaRefused(f"{path}: two different `{keyword}` cannot be honoured together; write one that means both")
+            raise SchemaRefused(f"{path}: two different values of `{keyword}` cannot be merged; write one that covers both")
     return result
 
 
 def both(first: Json, second: Json, path: str) -> Json:
-    """As `merged`, for true and false too."""
+    """Merge like `merged`, but also accept true and false."""
     if first is False or second is False:
         return False
     if first is True:
@@ -37,7 +37,7 @@ def both(first: Json, second: Json, path: str) -> Json:
         raise SchemaRefused(f"{path}: a schema must be an object, true or false")
     if constraints(first) == constraints(second):
         return first
-    # What these lead to is only known when they are converted.
+    # References are only resolved when they are converted.
     return {"allOf": [first, second]}
 
 
@@ -52,7 +52,7 @@ def _types(first: Json, second: Json, _path: str) -> Json:
 
 
 def _wide(types: set[str]) -> set[str]:
-    """An integer is a number as well."""
+    """Add number to integer."""
     return types | {"number"} if "integer" in types else types
 
 

@@ -1,4 +1,4 @@
-"""Who may use an engine now: many together, or one alone; in the order in which they came."""
+"""Locks an engine: many calls share it, or one has it alone, in order of arrival."""
 
 import asyncio
 from collections import deque
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 @dataclass(frozen=True, slots=True, eq=False)
 class _WaitingTurn:
     alone: bool
-    let_in: "asyncio.Future[None]"
+    admitted: "asyncio.Future[None]"
 
 
 class EngineTurn:
     """The right to use the engine, until ``leave``."""
 
-    def __init__(self, turns: "EngineLock", *, alone: bool) -> None:
-        self._turns = turns
+    def __init__(self, lock: "EngineLock", *, alone: bool) -> None:
+        self._lock = lock
         self.alone = alone
         self._is_over = False
 
@@ -25,20 +25,20 @@ class EngineTurn:
         """Safe to call twice."""
         if not self._is_over:
             self._is_over = True
-            self._turns.left(alone=self.alone)
+            self._lock.release(alone=self.alone)
 
 
 class EngineLock:
-    """Whoever waits to be alone holds up those that come later, or it would wait for ever. How many may wait is the caller's rule."""
+    """A call that waits to be alone delays later ones, or else it might wait forever. The callers bound the queue."""
 
     def __init__(self) -> None:
         self._together = 0
-        self._is_somebody_alone = False
+        self._is_held_alone = False
         self._waiting: deque[_WaitingTurn] = deque()
 
     @asynccontextmanager
     async def entered(self, *, alone: bool) -> AsyncIterator[EngineTurn]:
-        """Waits for its turn, as long as that takes; cancelling gives the place in the line up."""
+        """Wait for a turn, without a limit; canceling gives up the place in the queue."""
         if self._waiting or not self._has_room(alone=alone):
             await self._wait(alone=alone)
         else:
@@ -49,10 +49,10 @@ class EngineLock:
         finally:
             turn.leave()
 
-    def left(self, *, alone: bool) -> None:
-        """Called by a turn."""
+    def release(self, *, alone: bool) -> None:
+        """Only a turn calls it."""
         if alone:
-            self._is_somebody_alone = False
+            self._is_held_alone = False
         else:
             self._together -= 1
         self._admit()
@@ -62,30 +62,30 @@ class EngineLock:
         self._waiting.append(waiting)
         is_in = False
         try:
-            await waiting.let_in
+            await waiting.admitted
             is_in = True
         finally:
             if not is_in and waiting in self._waiting:
                 self._waiting.remove(waiting)
                 self._admit()
             elif not is_in:
-                # Let in at the moment of its going.
-                self.left(alone=alone)
+                # It was admitted just as it was canceled.
+                self.release(alone=alone)
 
     def _admit(self) -> None:
         while self._waiting and self._has_room(alone=self._waiting[0].alone):
-            # Whoever was cancelled leaves the line by itself.
-            if self._waiting[0].let_in.cancelled():
+            # A canceled call leaves the queue in `_wait`.
+            if self._waiting[0].admitted.cancelled():
                 return
             waiting = self._waiting.popleft()
             self._take(alone=waiting.alone)
-            waiting.let_in.set_result(None)
+            waiting.admitted.set_result(None)
 
     def _has_room(self, *, alone: bool) -> bool:
-        return not self._is_somebody_alone and not (alone and self._together)
+        return not self._is_held_alone and not (alone and self._together)
 
     def _take(self, *, alone: bool) -> None:
         if alone:
-            self._is_somebody_alone = True
+            self._is_held_alone = True
         else:
             self._together += 1

@@ -1,7 +1,7 @@
-"""One engine process as its worker sees it: started, spoken to, and started again when it dies or hangs.
+"""Runs one engine process: starts it, sends it commands, and restarts it when it dies or hangs.
 
-One task owns the process (``run``); generations only write commands and read their own queue of reports. A generation that an
-engine died of is known when it comes again (`poison_requests`), and runs alone then (`engine_lock`).
+One task owns the process (``run``); calls only write commands and read their own queue of reports. A request during which an engine
+died runs alone when it is retried (`poison_requests`, `engine_lock`).
 """
 
 import asyncio
@@ -19,14 +19,12 @@ from typing import assert_never
 import msgspec
 
 from services.inference.engine import engine_messages
-from services.inference.jobs.backend_interface import Sink, Watcher
-from services.inference.jobs.embedding_interface import VectorSink
+from services.inference.jobs.backend_interface import Sink, VectorSink, Watcher
 from services.inference.jobs.embedding_job import EmbeddingJob
 from services.inference.jobs.engine_speed import EngineSpeed, StepMeter
 from services.inference.jobs.generation_job import GenerationJob
-from services.inference.supervision import embedding_calls, poison_requests
-from services.inference.supervision.embedding_calls import EmbeddingCall
-from services.inference.supervision.engine_calls import EngineCall, EngineDied
+from services.inference.supervision import poison_requests
+from services.inference.supervision.engine_calls import EmbeddingCall, EngineCall, EngineDied, GenerationCall
 from services.inference.supervision.engine_lock import EngineLock, EngineTurn
 from services.inference.supervision.poison_requests import PoisonRequests, RequestSuspicion
 from services.inference.supervision.watchdog import STEP_SECONDS, Watchdog
@@ -40,20 +38,20 @@ from shared.types import ModelName
 
 log = logs.get()
 
-#: The process ends by itself when its socket closes, after the step it is in.
+#: After its socket closes, the process ends when its current step is done.
 EXIT_SECONDS = 2.0
-#: What an engine may inherit: what its libraries and its GPU driver read. No URL, no key, no token.
+#: The variables that the engine's libraries and GPU drivers read. No URL, key or token.
 KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
 KEPT_PREFIXES = ("CUDA_", "NVIDIA_", "HIP_", "ROCR_", "GGML_", "OMP_")
 
-#: The engine; the number of its socket and of this process follow.
+#: Followed by the number of the socket and the id of this process.
 PROGRAM = (sys.executable, "-P", "-m", "services.inference.engine.engine_process")
 
 
 class SupervisedEngine:
-    """The engine of one model. ``run`` must be running in somebody's TaskGroup for the whole life.
+    """The engine of one model. ``run`` must run in a TaskGroup as long as it is used.
 
-    The engines of a worker share their ``poison_requests``. ``watchdog_seconds`` is how long a step may take (`watchdog`)."""
+    The engines of a worker share their ``poison_requests``. ``watchdog_seconds`` bounds a step (`watchdog`)."""
 
     def __init__(
         self,
@@ -62,107 +60,103 @@ class SupervisedEngine:
         watcher: Watcher,
         program: tuple[str, ...] = PROGRAM,
         *,
-        suspected: PoisonRequests | None = None,
+        poison_requests: PoisonRequests | None = None,
         watchdog_seconds: float = STEP_SECONDS,
     ) -> None:
         self._model = model
         self._load = load
         self._watcher = watcher
         self._program = program
-        self._suspects = suspected or PoisonRequests(time.monotonic)
+        self._poison_requests = poison_requests or PoisonRequests(time.monotonic)
         self._watchdog_seconds = watchdog_seconds
-        self._turns = EngineLock()
+        self._lock = EngineLock()
         self._steps = StepMeter()
         self._history = restart_policy.RestartHistory()
         self._writer: asyncio.StreamWriter | None = None
         self._ids = itertools.count(1)
-        #: What the process is computing now, or is about to.
-        self._running: dict[int, EngineCall | EmbeddingCall] = {}
+        self._running: dict[int, EngineCall] = {}
         self.state = ModelState.LOADING
         self.detail = "loading"
-        #: Of the loading, from 0 to 1.
         self.progress = 0.0
-        #: None until the process has loaded the model once.
         self.loaded: engine_messages.Loaded | None = None
         self.pid: int | None = None
 
     def figures(self) -> EngineSpeed:
-        """How fast it was in the last seconds."""
         return self._steps.figures(time.monotonic())
 
     async def run(self) -> None:
-        """Keep a process running until cancelled, or until it is clear that it cannot."""
+        """Keep a process running until cancelled, or until it can't be loaded or crashes too often."""
         while True:
             started = time.monotonic()
             try:
-                reason = await self._live()
+                reason = await self._run_process()
             except _NotLoadable as refused:
                 log.error("model_failed", model=self._model, reason=str(refused))
-                self._become(ModelState.FAILED, f"{refused}; mend it and restart the worker")
+                self._set_state(ModelState.FAILED, f"{refused}; fix it and restart the worker")
                 return
             match restart_policy.decide(self._history, started_at=started, now=time.monotonic()):
                 case restart_policy.GiveUp(crashes):
                     log.error("engine_gave_up", model=self._model, reason=reason, crashes=crashes)
-                    self._become(ModelState.FAILED, f"the engine crashed {crashes} times in 5 minutes, last: {reason}; restart the worker")
+                    self._set_state(
+                        ModelState.FAILED, f"the engine crashed {crashes} times in 5 minutes, last: {reason}; restart the worker"
+                    )
                     return
                 case restart_policy.RestartIn(seconds, history):
                     self._history, crashes = history, len(history.crashes)
                     log.warning("engine_died", model=self._model, reason=reason, crashes=crashes, restart_in_seconds=seconds)
-                    self._become(
-                        ModelState.LOADING, f"the engine {reason}; it is started again (crash {crashes} of {restart_policy.MOST_CRASHES})"
+                    self._set_state(
+                        ModelState.LOADING, f"the engine {reason}; restarting (crash {crashes} of {restart_policy.MOST_CRASHES})"
                     )
                     self._watcher.restarting(self._model)
                     await asyncio.sleep(seconds)
 
     async def generate(self, job: GenerationJob, sink: Sink) -> Generation:
-        """Raises Unavailable when no engine runs, ModelCrashed when it dies meanwhile, Poison when two have died of this request,
-        BadRequest as the engine says. A request that one engine has died of waits until this one has nothing else to do."""
+        """Raises Unavailable if no engine runs, ModelCrashed if it dies meanwhile, Poison if the request crashed two engines, and
+        BadRequest. A request that crashed one engine waits until this one is idle."""
         fingerprint = poison_requests.fingerprint(job)
         async with self._turn(fingerprint) as turn:
             identity = next(self._ids)
-            call = EngineCall(fingerprint, turn, job.parameters.n)
+            call = GenerationCall(fingerprint, turn, job.parameters.n)
             command = engine_messages.StartGeneration(
                 *(identity, job.messages, job.parameters, job.salt, job.delivered, job.grammar, job.asked.tools, job.request),
                 raw=job.asked.raw,
             )
-            with self._asked(command, call):
-                generation = await call.passed_on(sink)
-        self._suspects.clear(fingerprint)
+            with self._submitted(command, call):
+                generation = await call.pass_on(sink)
+        self._poison_requests.clear(fingerprint)
         return generation
 
     async def embed(self, job: EmbeddingJob, sink: VectorSink) -> Embedded:
-        """As ``generate``."""
-        fingerprint = embedding_calls.fingerprint(job)
+        """Raises as ``generate``."""
+        fingerprint = poison_requests.embedding_fingerprint(job)
         async with self._turn(fingerprint) as turn:
             call = EmbeddingCall(fingerprint, turn, len(job.inputs))
-            with self._asked(engine_messages.EmbedTexts(next(self._ids), job.inputs, job.dimensions), call):
-                embedded = await call.passed_on(sink)
-        self._suspects.clear(fingerprint)
+            with self._submitted(engine_messages.EmbedTexts(next(self._ids), job.inputs, job.dimensions), call):
+                embedded = await call.pass_on(sink)
+        self._poison_requests.clear(fingerprint)
         return embedded
 
     @asynccontextmanager
     async def _turn(self, fingerprint: bytes) -> AsyncIterator[EngineTurn]:
-        """Raises Poison; Unavailable, because nobody waits for a turn at an engine that is not there."""
+        """Wait for a turn. Raises Poison, and Unavailable if no engine runs."""
         while True:
-            standing = self._suspects.standing(fingerprint)
-            if standing is RequestSuspicion.POISON:
+            suspicion = self._poison_requests.suspicion(fingerprint)
+            if suspicion is RequestSuspicion.POISON:
                 raise errors.Poison(
-                    f"this request ended the engine of {self._model} twice and is not run again",
-                    hint="change it; the worker's log says what the engine died of (engine_died)",
+                    f"this request crashed the engine of {self._model} twice and will not run again",
+                    hint="change the request; the worker's log says how the engine died (engine_died)",
                 )
             self._ensure_ready()
-            async with self._turns.entered(alone=standing is RequestSuspicion.SUSPECT) as turn:
-                # While it waited, the engine may have died of the same request from somebody else.
-                if self._suspects.standing(fingerprint) in (standing, RequestSuspicion.CLEAR):
+            async with self._lock.entered(alone=suspicion is RequestSuspicion.SUSPECT) as turn:
+                # During the wait, the same request from another caller may have crashed the engine.
+                if self._poison_requests.suspicion(fingerprint) in (suspicion, RequestSuspicion.CLEAR):
                     yield turn
                     return
 
     @contextmanager
-    def _asked(
-        self, command: engine_messages.StartGeneration | engine_messages.EmbedTexts, call: EngineCall | EmbeddingCall
-    ) -> Iterator[None]:
-        """The process works on it until it has reported the end, or until the block ends."""
-        # Written before it is entered: nothing to take back when there is no engine.
+    def _submitted(self, command: engine_messages.StartGeneration | engine_messages.EmbedTexts, call: EngineCall) -> Iterator[None]:
+        """Have the process run a call until it reports the end, or until the block ends."""
+        # Sent before the call is registered, because it raises without an engine.
         self._send(command)
         self._running[command.id] = call
         try:
@@ -171,16 +165,16 @@ class SupervisedEngine:
             if self._running.pop(command.id, None) is not None and self._writer is not None:
                 self._send(engine_messages.CancelGeneration(command.id))
 
-    async def _live(self) -> str:
-        """One life of a process; returns why it ended. Raises _NotLoadable."""
+    async def _run_process(self) -> str:
+        """Start a process and return why it ended. Raises _NotLoadable."""
         self.progress = 0.0
         try:
             async with self._process() as (process, reader, writer):
                 writer.write(engine_messages.pack(self._load))
                 reason = await self._listen(reader, writer)
-                self._become(ModelState.LOADING, f"the engine {reason or 'ended'}")
+                self._set_state(ModelState.LOADING, f"the engine {reason or 'ended'}")
                 if reason:
-                    # A process that hangs in a driver may not even die at once; those who wait for it need not wait for that.
+                    # A process that hangs in a driver may not die at once; callers need not wait for that.
                     _kill(process)
                     self._died(reason)
             reason = reason or _ended(process.returncode)
@@ -193,7 +187,7 @@ class SupervisedEngine:
         return reason
 
     async def _listen(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str:
-        """Pass reports on until the socket ends; returns why, or "" where the exit code will say it."""
+        """Pass reports on until the socket ends. Return the reason, or "" if the exit code tells it."""
         unframer = engine_messages.Unframer()
         watchdog = Watchdog(self._watchdog_seconds)
         while True:
@@ -201,10 +195,10 @@ class SupervisedEngine:
                 async with asyncio.timeout(watchdog.tick_seconds):
                     received = await reader.read(256 * 1024)
             except TimeoutError:
-                # A loaded engine without work may be silent for ever.
+                # A loaded engine without work is silent.
                 is_loading = self._writer is None
                 if (is_loading or self._running) and watchdog.ticked():
-                    what = "how far it is with loading" if is_loading else "a step"
+                    what = "progress with loading" if is_loading else "a step"
                     return f"hung: it did not report {what} for {watchdog.limit_seconds:g} s"
                 continue
             except ConnectionError:
@@ -216,7 +210,7 @@ class SupervisedEngine:
                 for body in unframer.feed(received):
                     self._take(engine_messages.report_decoder.decode(body), writer, watchdog)
             except (msgspec.MsgspecError, errors.ProtocolViolation) as error:
-                return f"sent what is no report: {error}"
+                return f"sent an invalid report: {error}"
 
     def _take(self, report: engine_messages.Report, writer: asyncio.StreamWriter, watchdog: Watchdog) -> None:
         match report:
@@ -249,17 +243,16 @@ class SupervisedEngine:
         | engine_messages.AnswerProgress
         | engine_messages.ComputedVectors,
     ) -> None:
-        # Reports of a generation that was cancelled meanwhile find no call.
         call = self._running.get(report.id)
         if call is not None and call.deliver(report):
             del self._running[report.id]
 
     def _died(self, reason: str) -> None:
-        """Whatever was running fails, and may be what the process died of. Does nothing the second time."""
+        """Fail the running calls and suspect each of them. Does nothing the second time."""
         fingerprints = {call.fingerprint for call in self._running.values()}
         if fingerprints:
             alone = all(call.turn.alone for call in self._running.values())
-            self._suspects.died(fingerprints, alone=alone)
+            self._poison_requests.died(fingerprints, alone=alone)
             log.warning("requests_suspected", model=self._model, requests=[one.hex()[:16] for one in sorted(fingerprints)], alone=alone)
         self._end_calls(reason)
 
@@ -287,15 +280,15 @@ class SupervisedEngine:
             processor=loaded.processor,
             lowered=loaded.lowered,
         )
-        self._become(ModelState.READY, "")
+        self._set_state(ModelState.READY, "")
 
-    def _become(self, state: ModelState, detail: str) -> None:
+    def _set_state(self, state: ModelState, detail: str) -> None:
         self.state, self.detail = state, detail
         self._watcher.changed()
 
     def _ensure_ready(self) -> asyncio.StreamWriter:
         if self._writer is None:
-            raise errors.Unavailable(f"{self._model} is not ready: {self.detail}", hint="ask again in a moment", retry_after_seconds=1.0)
+            raise errors.Unavailable(f"{self._model} is not ready: {self.detail}", hint="try again in a moment", retry_after_seconds=1.0)
         return self._writer
 
     def _send(self, command: engine_messages.Command) -> None:
@@ -316,7 +309,6 @@ class SupervisedEngine:
             self.pid = process.pid
             try:
                 reader, writer = await asyncio.open_unix_connection(sock=ours)
-                # From here on the stream owns the socket.
                 unconnected.pop_all()
                 try:
                     yield process, reader, writer
@@ -329,23 +321,23 @@ class SupervisedEngine:
 
 
 class _NotLoadable(Exception):
-    """The process says that this model cannot be loaded, so another try gives nothing else."""
+    """The model can't be loaded; a restart wouldn't help."""
 
 
 def inherited() -> dict[str, str]:
-    """What a process of the engine's may know of this one's environment."""
+    """Return the environment for a child process of this worker."""
     return scrubbed(os.environ)
 
 
 def scrubbed(environment: Mapping[str, str]) -> dict[str, str]:
-    """What of a worker's environment its engine may see."""
+    """Remove everything but what an engine needs from an environment."""
     kept = {name: value for name, value in environment.items() if name in KEPT_VARIABLES or name.startswith(KEPT_PREFIXES)}
-    # Where ggml aborts it would start a debugger on itself, to print where it was.
+    # When it aborts, ggml would start a debugger to print a backtrace.
     return {**kept, "PYTHONPATH": str(Path(__file__).parents[3]), "GGML_NO_BACKTRACE": "1"}
 
 
 async def _reaped(process: asyncio.subprocess.Process) -> None:
-    """Wait for the end of a process whose socket is closed; a stuck one is killed, and any when nobody has time for this."""
+    """Wait for a process whose socket is closed; kill it if it is stuck, or if the wait is canceled."""
     try:
         async with asyncio.timeout(EXIT_SECONDS):
             await process.wait()
@@ -357,7 +349,7 @@ async def _reaped(process: asyncio.subprocess.Process) -> None:
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:
-    # Not process.kill(): that waits for the process behind asyncio's back, which then does not learn how it ended.
+    # Not process.kill(), which may reap the process, so that asyncio never learns its exit code.
     if process.returncode is None:
         with suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)

@@ -1,7 +1,7 @@
-"""Which requests may have ended an engine.  Pure; the caller brings the clock.
+"""Tracks the requests that may have crashed an engine.  Pure; the caller passes the clock.
 
-When an engine dies, any of the requests on it may be the reason. Each is then suspect: it runs alone when it comes again, so that a
-second death has one reason only. That one is not run a third time (RELIABILITY.md, F20).
+When an engine dies, any of its requests may be the reason. Each becomes a suspect and runs alone when it is retried. If the engine
+dies again, that request is not run a third time (RELIABILITY.md, F20).
 """
 
 import hashlib
@@ -12,11 +12,12 @@ from enum import Enum, auto
 
 import msgspec
 
+from services.inference.jobs.embedding_job import EmbeddingJob
 from services.inference.jobs.generation_job import GenerationJob
 
-#: A hundred bytes each; thirty deaths of an engine with all its slots in use.
+#: A hundred bytes each; enough for thirty crashes of a full engine.
 MOST_SUSPECTS = 1000
-#: By then somebody has looked at it, or the model, the build or the memory that was missing is another.
+#: After so long the cause may be gone.
 KEPT_SECONDS = 3600.0
 
 _encoder = msgspec.msgpack.Encoder()
@@ -24,47 +25,50 @@ _encoder = msgspec.msgpack.Encoder()
 
 class RequestSuspicion(Enum):
     CLEAR = auto()
-    #: Was running when an engine died.
+    #: Ran when an engine died.
     SUSPECT = auto()
-    #: Ended two engines, the second one alone.
+    #: Crashed two engines, the second one alone.
     POISON = auto()
 
 
 @dataclass(frozen=True, slots=True)
 class _SuspectRecord:
-    standing: RequestSuspicion
+    suspicion: RequestSuspicion
     at: float
 
 
 def fingerprint(job: GenerationJob) -> bytes:
-    """The same for the same request, whoever sends it: also with another seed, and where an answer goes on that was begun before."""
+    """Identify a request, regardless of the caller, the seed and tokens that were delivered before."""
     parameters = msgspec.structs.replace(job.parameters, seed=0)
     return hashlib.sha256(_encoder.encode((job.model, job.messages, parameters, job.grammar, job.asked.tools))).digest()
 
 
+def embedding_fingerprint(job: EmbeddingJob) -> bytes:
+    return hashlib.sha256(_encoder.encode((job.model, job.inputs))).digest()
+
+
 class PoisonRequests:
-    """What the engines of one worker have died of; they share it, because a request may come to another engine the second time."""
+    """The suspects of one worker. Its engines share it, because a retry may run on another engine."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        #: The record that was written last is the last.
         self._records: OrderedDict[bytes, _SuspectRecord] = OrderedDict()
 
-    def standing(self, request: bytes) -> RequestSuspicion:
+    def suspicion(self, request: bytes) -> RequestSuspicion:
         record = self._records.get(request)
         if record is None or self._clock() - record.at >= KEPT_SECONDS:
             return RequestSuspicion.CLEAR
-        return record.standing
+        return record.suspicion
 
     def died(self, requests: Iterable[bytes], *, alone: bool) -> None:
-        """An engine died with these on it. ``alone`` says that it was one, and that there was to be no other."""
+        """An engine died while it ran these. ``alone``: it was a single request with an exclusive turn."""
         for request in requests:
-            guilty = alone or self.standing(request) is RequestSuspicion.POISON
+            guilty = alone or self.suspicion(request) is RequestSuspicion.POISON
             self._records[request] = _SuspectRecord(RequestSuspicion.POISON if guilty else RequestSuspicion.SUSPECT, self._clock())
             self._records.move_to_end(request)
         while len(self._records) > MOST_SUSPECTS:
             self._records.popitem(last=False)
 
     def clear(self, request: bytes) -> None:
-        """It ran to its end, and the engine lives."""
+        """The request finished without a crash."""
         self._records.pop(request, None)

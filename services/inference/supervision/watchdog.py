@@ -1,23 +1,22 @@
-"""Whether an engine that is silent is hung.  Pure.
+"""Decides when a silent engine hangs.  Pure.
 
-Silence is counted in ticks of the worker's own loop and not by the clock: a worker that was suspended itself, or that got no
-processor, sees one tick where the clock shows hours, and then reads what its engine has said meanwhile.
+It counts ticks of the worker's loop instead of time: a worker that was suspended sees one tick where the clock shows hours, and
+then reads what its engine reported meanwhile.
 """
 
-#: Of a model, without any word of how far it is. A large file on a slow disk may stand still for minutes.
+#: Without progress during a load; a large file on a slow disk may stall for minutes.
 LOAD_SECONDS = 900.0
-#: The first step waits for pages of the model's file, and on a GPU for programs that its driver compiles then.
+#: The first step reads the model's file into memory and compiles GPU programs.
 FIRST_STEP_SECONDS = 600.0
-#: Any other step. A processor that takes a second for a token reads no prompts of a large model that anybody would wait for.
 STEP_SECONDS = 60.0
-#: A step that reads much of a prompt takes so many times the longest so far, when all others were short.
+#: A step that reads much of a prompt may take so many times the longest step so far.
 PATIENCE = 30.0
-#: A watch is no finer than this, and an engine that is at work reports more often.
+#: The resolution; a busy engine reports more often.
 TICK_SECONDS = 1.0
 
 
 class Watchdog:
-    """Told of every report and every tick."""
+    """Gets every report and every tick."""
 
     def __init__(self, step_seconds: float = STEP_SECONDS) -> None:
         self._step_seconds = step_seconds
@@ -27,7 +26,7 @@ class Watchdog:
         self._longest_seconds = 0.0
 
     def heard(self) -> None:
-        """The engine said something."""
+        """The engine sent a report."""
         self._silent_ticks = 0
 
     def loaded(self) -> None:
@@ -35,11 +34,11 @@ class Watchdog:
         self.limit_seconds = max(FIRST_STEP_SECONDS, self._step_seconds)
 
     def stepped(self, seconds: float) -> None:
-        """A step took so long, to the engine's own clock."""
+        """A step ended; ``seconds`` is by the engine's clock."""
         self._longest_seconds = max(self._longest_seconds, seconds)
         self.limit_seconds = max(self._step_seconds, min(PATIENCE * self._longest_seconds, FIRST_STEP_SECONDS))
 
     def ticked(self) -> bool:
-        """A tick passed without a word while the engine had something to do. Whether it is to be given up."""
+        """A busy engine was silent for a tick. Return whether it hangs."""
         self._silent_ticks += 1
         return self._silent_ticks * self.tick_seconds >= self.limit_seconds

@@ -1,1 +1,1 @@
-"""How models write calls of tools, and how these are found in their answers. Pure."""
+"""Tool calls: how models write them, and how they are parsed from answers. Pure."""

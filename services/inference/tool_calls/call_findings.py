@@ -1,11 +1,11 @@
-"""What a piece of an answer turned out to be, before its calls of tools have ids.  Pure."""
+"""The text and tool calls that were found in a piece of an answer.  Pure."""
 
 from dataclasses import dataclass
 from typing import Protocol
 
-#: The longest call, with what is held back before it. Arguments of more than a page or two are a mistake of the model.
+#: The longest call, with the text held back before it.
 MAX_HELD_CHARACTERS = 64 * 1024
-#: Blanks around a call belong to it, not to the answer; more than these are a text.
+#: Blanks around a call belong to it; more than these are text.
 MAX_BLANKS = 64
 
 BLANKS = " \t\r\n"
@@ -21,7 +21,7 @@ class CallFinding:
 
 
 class Finder(Protocol):
-    """Of one answer. Where its pieces begin and end makes no difference."""
+    """Finds the calls in one answer, however it is split into pieces."""
 
     def push(self, text: str) -> CallFinding: ...
     def finish(self) -> CallFinding: ...

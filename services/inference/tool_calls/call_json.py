@@ -1,4 +1,4 @@
-"""Calls of tools as JSON: where a value ends while it is being written, and which calls it is.  Pure."""
+"""Parses tool calls in JSON, and finds the end of a JSON value while it is being written.  Pure."""
 
 from collections.abc import Collection
 from enum import Enum
@@ -7,10 +7,10 @@ import msgspec
 
 from services.inference.tool_calls.call_findings import BLANKS, Call
 
-#: Deeper arguments are refused by JSON readers anyway.
+#: JSON parsers refuse deeper arguments anyway.
 MAX_DEPTH = 64
 
-#: All that JSON has outside its strings, besides brackets and quotes.
+#: The characters of JSON outside strings, except brackets and quotes.
 _BETWEEN_STRINGS = frozenset(BLANKS + ",:+-.0123456789Eaeflnrstu")
 
 
@@ -21,7 +21,7 @@ class Scan(Enum):
 
 
 class JsonScanner:
-    """Finds where a JSON object or list ends, character by character. Only brackets and strings are looked at."""
+    """Finds the end of a JSON object or list, character by character. It only looks at brackets and strings."""
 
     def __init__(self) -> None:
         self._brackets: list[str] = []
@@ -47,7 +47,7 @@ class JsonScanner:
 
 
 class _Written(msgspec.Struct):
-    """A call as models write it; one of the two has the arguments."""
+    """A call as models write it; either field has the arguments."""
 
     name: str
     arguments: msgspec.Raw = msgspec.Raw()
@@ -58,7 +58,7 @@ _written = msgspec.json.Decoder(_Written | list[_Written])
 
 
 def calls_in(text: str, names: Collection[str]) -> tuple[Call, ...]:
-    """The calls in a JSON value; none if it is anything but calls of tools on offer."""
+    """Return the calls in a JSON value; empty if it isn't only calls of available tools."""
     try:
         value = _written.decode(text)
         calls = tuple((call.name, _arguments(call)) for call in (value if isinstance(value, list) else [value]))
@@ -68,7 +68,7 @@ def calls_in(text: str, names: Collection[str]) -> tuple[Call, ...]:
 
 
 def is_object(text: str) -> bool:
-    """Whether this is the JSON of an object, as arguments are."""
+    """Return whether the text is a JSON object, as arguments must be."""
     try:
         msgspec.json.decode(text, type=dict[str, object])
     except (msgspec.DecodeError, RecursionError, UnicodeError):
@@ -77,9 +77,9 @@ def is_object(text: str) -> bool:
 
 
 def _arguments(call: _Written) -> str:
-    """JSON text of an object, as the model wrote it; empty if it wrote none."""
+    """Return the arguments as the model wrote them; empty if it wrote none."""
     raw = bytes(call.arguments) or bytes(call.parameters)
-    # Some models write the object into a string, as the API's clients get it.
+    # Some models write the object as a string, like the API.
     text = msgspec.json.decode(raw, type=str) if raw.startswith(b'"') else raw.decode()
     msgspec.json.decode(text, type=dict[str, object])
     return text

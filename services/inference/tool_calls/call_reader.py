@@ -1,6 +1,6 @@
-"""What the styles of `tool_styles` read a call with: each step waits for more text where it needs some.  Pure.
+"""The parsing steps of `tool_styles`; a step waits for more text if it needs some.  Pure.
 
-A step is a generator that yields while the text is not there yet. It decides by the text alone, never by where a piece of it ends.
+A step is a generator that yields until it has enough text. Its result must not depend on how the text is split into pieces.
 """
 
 from collections.abc import Generator, Mapping
@@ -10,46 +10,45 @@ from services.inference.tool_calls.call_findings import BLANKS, MAX_BLANKS, Call
 from services.inference.tool_calls.call_json import JsonScanner, Scan
 from services.inference.tool_calls.tagged_values import Properties
 
-#: Of tools, of parameters, and of what else stands between two marks. The API's names have 64.
+#: Of tools, parameters and other text between two marks. The API allows 64.
 MAX_NAME_CHARACTERS = 128
 
-#: What no name holds, besides blanks: the beginnings of marks and of JSON.
+#: Characters that end a name, besides blanks: they start marks and JSON.
 _BEHIND_NAMES = frozenset("<[{")
 
 Waiting = Generator[None, None, None]
 
 
 class NoCall(Exception):
-    """What was read is no call. Raised by the steps; who reads with them shows what was read as text."""
+    """The text is not a call, and must be shown as text. The steps raise it."""
 
 
 class CallReader:
-    """Reads the calls of one answer, one after the other. ``text`` is what is known of the answer from where ``begin`` was called;
-    whoever has more sets it anew."""
+    """Reads the calls of one answer. ``text`` is the answer so far, from where ``begin`` was called; its owner updates it."""
 
     def __init__(self, offered: Mapping[str, Properties]) -> None:
         self._offered = offered
         self.text = ""
-        #: What lies before it is read, and is text if this is no call.
+        #: Text before it was read, and is shown if this is not a call.
         self.at = 0
-        #: What lies before it is settled, whatever comes behind.
+        #: Text before it is consumed, whatever follows.
         self.settled = 0
         self.calls: list[Call] = []
-        #: It waits for a mark that may as well be missing.
+        #: It waits for an optional mark.
         self.may_end = False
-        #: Of styles whose answers are messages: whether one has begun, and whether its text is the answer's.
+        #: For styles with messages: whether one has started, and whether its text belongs to the answer.
         self.in_message = False
         self.is_shown = True
 
     def begin(self) -> None:
-        """A call may begin here."""
+        """Start reading a possible call."""
         self.at = self.settled = 0
         self.may_end = False
 
     # --- steps --------------------------------------------------------------------------------------------------------
 
     def mark(self, *marks: str) -> Generator[None, None, str]:
-        """One of these, behind blanks."""
+        """Read one of these marks, after blanks."""
         yield from self._blanks()
         while True:
             found, begun = self._find(marks)
@@ -61,7 +60,7 @@ class CallReader:
             yield
 
     def mark_behind(self, *marks: str) -> Waiting:
-        """One of these behind a call, with the blanks before it, or nothing: models leave them out."""
+        """Read one of these optional marks after a call, with the blanks before it."""
         begin = self.at
         self.may_end = True
         while True:
@@ -75,12 +74,12 @@ class CallReader:
         self.settled = self.at
 
     def next_sign(self) -> Generator[None, None, str]:
-        """The next character that is no blank; it is not read."""
+        """Return the next character after blanks, without reading it."""
         yield from self._blanks()
         return self.text[self.at]
 
     def name(self) -> Generator[None, None, str]:
-        """What stands before the next blank, mark or JSON."""
+        """Read a name, up to the next blank, mark or JSON."""
         yield from self._blanks()
         end = self.at
         while True:
@@ -97,7 +96,7 @@ class CallReader:
         return self.text[begin:end]
 
     def name_until(self, mark: str) -> Generator[None, None, str]:
-        """What stands before a mark, which is read, too."""
+        """Read a name and the mark after it."""
         begin, last = self.at, self.at + MAX_NAME_CHARACTERS + len(mark)
         while (end := self.text.find(mark, begin, last)) < 0:
             if len(self.text) >= last:
@@ -107,7 +106,7 @@ class CallReader:
         return self.text[begin:end]
 
     def value_until(self, mark: str) -> Generator[None, None, str]:
-        """As long as a call may be."""
+        """Read a value and the mark after it."""
         begin = self.at
         while (end := self.text.find(mark, self.at)) < 0:
             self.at = max(self.at, len(self.text) - len(mark) + 1)
@@ -116,7 +115,7 @@ class CallReader:
         return self.text[begin:end]
 
     def json(self, bracket: str) -> Generator[None, None, str]:
-        """A JSON value that begins with this bracket."""
+        """Read a JSON value that starts with this bracket."""
         if (yield from self.next_sign()) != bracket:
             raise NoCall
         begin, scanner = self.at, JsonScanner()
@@ -137,14 +136,14 @@ class CallReader:
             raise NoCall
 
     def take_json(self, text: str) -> None:
-        """Calls whose names are in their JSON."""
+        """Take calls with their names in the JSON."""
         self._take(call_json.calls_in(text, self._offered))
 
     def take_arguments(self, name: str, arguments: str) -> None:
         self._take(((name, arguments),) if name in self._offered and call_json.is_object(arguments) else ())
 
     def take_values(self, name: str, values: Mapping[str, str]) -> None:
-        """A call whose arguments stand between tags."""
+        """Take a call with its arguments between tags."""
         self.check_offered(name)
         self.take_arguments(name, tagged_values.arguments_of(values, self._offered[name]))
 
@@ -153,7 +152,7 @@ class CallReader:
         self.in_message, self.is_shown = True, is_shown
 
     def end_message(self) -> None:
-        """Raises NoCall where none has begun."""
+        """Raises NoCall if none has started."""
         if not self.in_message:
             raise NoCall
         self.settled = self.at
@@ -181,7 +180,7 @@ class CallReader:
         return end - begin
 
     def _find(self, marks: tuple[str, ...]) -> tuple[str, bool]:
-        """The mark that comes next, if any, and whether one may."""
+        """Return the next mark, or an empty text, and whether one may follow."""
         for mark in marks:
             if self.text.startswith(mark, self.at):
                 return mark, True

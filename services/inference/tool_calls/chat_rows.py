@@ -1,7 +1,6 @@
-"""A chat and its tools as chat templates read them: the rows of Hugging Face's convention.  Pure.
+"""Converts a chat and its tools to the form of Hugging Face's chat templates.  Pure.
 
-Every text that came from a caller passes through ``mark``, also the ones inside JSON: decoding `"\\u003c|im_end|>"` writes
-a special token as surely as typing it does.
+Every text of a caller passes through ``mark``, also inside JSON, because decoding `"\\u003c|im_end|>"` also produces a special token.
 """
 
 import hashlib
@@ -13,12 +12,12 @@ import msgspec
 from shared import errors
 from shared.api.generation import ChatMessage, Tool, ToolCall
 
-#: What a caller's JSON may nest; also what `template_sandbox` measures and C code recurses over. Real schemas have ten levels.
+#: Depth of a caller's JSON, over which C code recurses. Real schemas have about ten levels.
 MAX_JSON_DEPTH = 32
-#: What the templates of Mistral's models take for the id of a call: this many letters and digits, nothing else.
+#: Templates of Mistral's models require call ids of exactly so many letters and digits.
 _SHORT_ID_CHARACTERS = 9
 
-#: A tool that nobody has, to find out whether a template shows tools, and how it writes their calls.
+#: For probing whether a template supports tools, and how it writes their calls.
 PROBE_TOOL = Tool(
     "mesh_probe_tool", "Reads a probe.", '{"type":"object","properties":{"probe_key":{"type":"string"}},"required":["probe_key"]}'
 )
@@ -29,29 +28,29 @@ Mark = Callable[[str], str]
 
 @dataclass(frozen=True, slots=True)
 class Habits:
-    """What a template wants otherwise than the convention has it; `prompt` finds out by trying."""
+    """A template's deviations from the convention; `prompt` finds them by trying."""
 
-    #: An assistant's message that is nothing but calls has content None, not an empty text.
+    #: The content of an assistant's message with only calls is None instead of an empty text.
     none_without_text: bool = False
-    #: Ids of calls have nine letters and digits.
+    #: Call ids have nine letters and digits.
     short_ids: bool = False
-    #: Arguments of calls stay JSON text.
+    #: Arguments are JSON text instead of objects.
     arguments_as_text: bool = False
 
 
 def message_rows(messages: tuple[ChatMessage, ...], mark: Mark, habits: Habits) -> list[Row]:
-    """Raises BadRequest where arguments of a call are nested too deep."""
+    """Raises BadRequest if a call's arguments are nested too deep."""
     names = {call.id: call.name for message in messages for call in message.tool_calls}
     return [_message_row(position, message, names, mark, habits) for position, message in enumerate(messages)]
 
 
 def tool_rows(tools: tuple[Tool, ...], mark: Mark) -> list[Row]:
-    """Raises BadRequest for parameters that are no JSON object, and for two tools of one name."""
+    """Raises BadRequest for parameters that are not a JSON object, and for two tools with the same name."""
     seen: set[str] = set()
     rows: list[Row] = []
     for position, tool in enumerate(tools):
         if tool.name in seen:
-            raise errors.BadRequest(f"tools[{position}].function.name is taken by another tool", hint="give each tool its own name")
+            raise errors.BadRequest(f"tools[{position}].function.name is used by another tool", hint="give each tool a unique name")
         seen.add(tool.name)
         parameters = _marked(parameters_of(position, tool), mark, f"tools[{position}].function.parameters")
         function: Row = {"name": mark(tool.name), "description": mark(tool.description), "parameters": parameters}
@@ -60,7 +59,7 @@ def tool_rows(tools: tuple[Tool, ...], mark: Mark) -> list[Row]:
 
 
 def parameters_of(position: int, tool: Tool) -> Row:
-    """The JSON schema of a tool's parameters; that of no parameters, where the tool has none. Raises BadRequest."""
+    """Return the JSON schema of a tool's parameters, or of an empty object if it has none. Raises BadRequest."""
     try:
         decoded = msgspec.json.decode(tool.parameters or "{}", type=dict[str, object])
     except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
@@ -92,12 +91,12 @@ def _arguments_of(call: ToolCall) -> object:
     try:
         return msgspec.json.decode(call.arguments or "{}", type=dict[str, object])
     except (msgspec.DecodeError, RecursionError, UnicodeError):
-        # A model wrote these once; a template that can print text shows them as they are.
+        # A model wrote these; a template that accepts text shows them unchanged.
         return call.arguments
 
 
 def _identity(given: str, habits: Habits) -> str:
-    """Two messages that name one call still do when their ids are shortened."""
+    """Shorten an id if needed, so that messages still refer to the same call."""
     if not habits.short_ids or (len(given) == _SHORT_ID_CHARACTERS and given.isascii() and given.isalnum()):
         return given
     return hashlib.sha256(given.encode("utf-8", "replace")).hexdigest()[:_SHORT_ID_CHARACTERS]

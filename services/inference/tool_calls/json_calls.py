@@ -1,30 +1,30 @@
-"""Finds calls of tools that are the whole answer: nothing but JSON.  Pure."""
+"""Finds tool calls in answers that consist only of JSON.  Pure."""
 
 from collections.abc import Collection
 
 from services.inference.tool_calls.call_findings import BLANKS, MAX_HELD_CHARACTERS, Call, CallFinding
 from services.inference.tool_calls.call_json import JsonScanner, Scan, calls_in
 
-#: Where the first key of a call is looked for.
+#: The first key of a call must be in so many characters.
 _LOOK_CHARACTERS = 128
-#: A call's object begins with one of these keys; any other object is an answer, and is not held back.
+#: A call's object starts with one of these keys; any other object is text, and is not held back.
 _FIRST_KEYS = ("name", "arguments", "parameters", "type", "id", "function")
 
 
 class WholeAnswer:
-    """Calls that are the whole answer: one or more JSON values, with blanks or semicolons between them."""
+    """Parses one or more JSON values with blanks or semicolons between them."""
 
     def __init__(self, opening: str, names: Collection[str]) -> None:
-        """``opening`` may stand before them; it is empty where nothing may."""
+        """``opening`` is an optional mark before them."""
         self._opening = opening
         self._names = names
         self._held = ""
-        #: Where in the held text the value begins, and how far it is scanned.
+        #: The start of the current value in the held text, and how far it is scanned.
         self._begin = self._at = 0
         #: None between two values.
         self._scanner: JsonScanner | None = None
         self._calls: list[Call] = []
-        #: It is no call, so all of it is text.
+        #: The answer isn't calls, so all of it is text.
         self._given_up = False
 
     def push(self, text: str) -> CallFinding:
@@ -46,11 +46,11 @@ class WholeAnswer:
         return CallFinding(held)
 
     def _may_be_calls(self) -> bool:
-        """Scan what is new; false when the answer cannot be calls any more."""
+        """Scan the new text; return False once the answer can't be calls."""
         while self._at < len(self._held):
             if self._scanner is None:
                 if not self._between():
-                    # A mark that is not complete yet is the one thing to wait for.
+                    # Only an incomplete mark is worth waiting for.
                     return self._begun_mark()
             elif not self._inside(self._scanner):
                 return False
@@ -85,7 +85,7 @@ class WholeAnswer:
 
 
 def _may_be_call(value: str) -> bool:
-    """Whether a JSON value, or the beginning of one, is an object or a list of objects with one of a call's keys first."""
+    """Return whether a JSON value, or the start of one, may be an object or a list of objects whose first key is a call's."""
     rest = value[:_LOOK_CHARACTERS].lstrip("[" + BLANKS)
     if not rest:
         return True

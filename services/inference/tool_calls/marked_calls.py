@@ -1,4 +1,4 @@
-"""Finds calls of tools that begin with a mark, anywhere in an answer; `tool_styles` reads them.  Pure."""
+"""Finds tool calls that start with a mark, anywhere in an answer; `tool_styles` parses them.  Pure."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ from services.inference.tool_calls.call_reader import CallReader, NoCall, Waitin
 from services.inference.tool_calls.tagged_values import Properties
 from services.inference.tool_calls.tool_styles import Style
 
-#: What a style may see of a call; the blanks before it are held back, too.
+#: The blanks before a call are held back too.
 _MOST_CHARACTERS = MAX_HELD_CHARACTERS - MAX_BLANKS
 
 
@@ -15,10 +15,10 @@ class MarkedCalls:
     def __init__(self, style: Style, offered: Mapping[str, Properties]) -> None:
         self._style = style
         self._reader = CallReader(offered)
-        #: Between calls: blanks, and what may become a mark. In one: the blanks before it, and what is not settled of it.
+        #: Between calls: blanks and a possible start of a mark. In a call: the blanks before it and its text.
         self._held = ""
         self._blanks = 0
-        #: Reads the call that has begun; None between calls.
+        #: Parses the current call; None between calls.
         self._steps: Waiting | None = style.read(self._reader) if style.from_start else None
         self._called = False
 
@@ -35,10 +35,10 @@ class MarkedCalls:
             return CallFinding() if self._reader.may_end else self._text(held)
         return CallFinding() if self._called and not held.strip(BLANKS) else self._text(held)
 
-    # Both take a part of the held text and give what became of it, or None when they need more text.
+    # Both consume held text and return the findings, or None if they need more text.
 
     def _between(self) -> CallFinding | None:
-        """Between calls: everything is text until a mark."""
+        """Pass on text up to the next mark."""
         places = [at for at in (self._held.find(mark) for mark in self._style.marks) if at >= 0]
         mark = min(places, default=len(self._held) - self._begun_mark())
         end = mark - _blanks_before(self._held, mark)
@@ -69,7 +69,7 @@ class MarkedCalls:
         return CallFinding(self._text(given_up).text, self._taken().calls)
 
     def _taken(self) -> CallFinding:
-        """The calls that are complete."""
+        """Return the complete calls."""
         calls = tuple(self._reader.calls)
         self._reader.calls.clear()
         self._called = self._called or bool(calls)
@@ -79,13 +79,13 @@ class MarkedCalls:
         return CallFinding(text if self._reader.is_shown else "")
 
     def _begun_mark(self) -> int:
-        """The length of the longest end of the held text that begins a mark."""
+        """Return the length of the longest suffix of the held text that starts a mark."""
         longest = max(map(len, self._style.marks)) - 1
         lengths = range(min(longest, len(self._held)), 0, -1)
         return next((length for length in lengths if any(mark.startswith(self._held[-length:]) for mark in self._style.marks)), 0)
 
 
 def _blanks_before(text: str, end: int) -> int:
-    """How many blanks stand directly before ``end``, MAX_BLANKS at most."""
+    """Count the blanks before ``end``, up to MAX_BLANKS."""
     first = max(0, end - MAX_BLANKS)
     return end - first - len(text[first:end].rstrip(BLANKS))

@@ -1,4 +1,4 @@
-"""Arguments that a model wrote between tags, without quotes: a tool's schema tells texts from other values.  Pure."""
+"""Converts arguments that a model wrote between tags, without quotes, to JSON, with the types of the tool's schema.  Pure."""
 
 import json
 from collections.abc import Mapping
@@ -11,10 +11,10 @@ from shared.api.generation import Tool
 #: The parameters of one tool: name -> schema.
 Properties = Mapping[str, object]
 
-#: Templates that print a value as Python does have taught their models to write it so.
+#: Models whose templates print values like Python also write them so.
 _PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
 
-#: What schemas call the values that JSON is read as.
+#: The schema types of decoded JSON values.
 _TYPES: dict[type, frozenset[str]] = {
     bool: frozenset({"boolean"}),
     dict: frozenset({"object"}),
@@ -27,7 +27,7 @@ _TYPES: dict[type, frozenset[str]] = {
 
 
 def properties_of(tool: Tool) -> Properties:
-    """Empty where the tool says nothing of its parameters, or nothing that can be read."""
+    """Return the tool's parameters; empty if it has none or they are invalid."""
     try:
         properties = msgspec.json.decode(tool.parameters or "{}", type=dict[str, object]).get("properties")
     except (msgspec.DecodeError, RecursionError, UnicodeError):
@@ -36,7 +36,7 @@ def properties_of(tool: Tool) -> Properties:
 
 
 def arguments_of(values: Mapping[str, str], properties: Properties) -> str:
-    """JSON of an object. What the schema says is a text stays one; anything else is JSON if it can be read so, and else a text."""
+    """Return a JSON object. Values that the schema defines as text stay text; others are parsed as JSON if possible."""
     members = (f"{json.dumps(name, ensure_ascii=False)}: {_json_of(text, properties.get(name))}" for name, text in values.items())
     return "{" + ", ".join(members) + "}"
 
@@ -45,13 +45,13 @@ def _json_of(text: str, schema: object) -> str:
     types = _types(schema)
     bare = text.strip()
     word = _PYTHON_WORDS.get(bare, bare) if types else bare
-    # What is JSON goes on as it was written: no digit of a number is lost in between.
+    # Keep JSON as it was written, so that numbers lose no digits.
     is_other = bool(_types_of(word) & (types - {"string"})) if "string" in types else bool(_types_of(word))
     return word if is_other else json.dumps(text, ensure_ascii=False)
 
 
 def _types(schema: object) -> frozenset[str]:
-    """What the schema allows; empty where it does not say."""
+    """Return the types that the schema allows; empty if it doesn't restrict them."""
     if not isinstance(schema, dict):
         return frozenset()
     named = schema.get("type")
@@ -68,7 +68,7 @@ def _types(schema: object) -> frozenset[str]:
 
 
 def _types_of(text: str) -> frozenset[str]:
-    """Of a JSON text, as schemas name them; empty if it is none."""
+    """Return the schema types of a JSON text; empty if it isn't JSON."""
     try:
         return _TYPES[type(msgspec.json.decode(text))]
     except (msgspec.DecodeError, RecursionError, UnicodeError):

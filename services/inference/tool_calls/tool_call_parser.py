@@ -1,9 +1,8 @@
-"""Finds the calls of tools in a model's answer while it is written, and passes on everything else.  Pure.
+"""Finds the tool calls in a model's answer while it is written, and passes on the other text.  Pure.
 
-A text that cannot be the beginning of a call goes on at once; one that may be is held back until it is a call, or is not.
-What looks like a call and is none (of a tool that nobody offered, broken JSON, too long) is the answer's text: nothing is
-lost and nothing raises. Where the pieces of the answer begin and end makes no difference. Only what a model says in a channel
-of its own for its thoughts (`tool_styles`) is neither.
+Text that may be the start of a call is held back until that is decided; other text is passed on at once. A failed call (an unknown
+tool, broken JSON, too long) becomes text: nothing is lost and nothing raises. The result doesn't depend on how the answer is split into
+pieces. Only text in a channel for the model's thoughts (`tool_styles`) is dropped.
 """
 
 import hashlib
@@ -21,20 +20,20 @@ from shared.api.generation import Tool, ToolCall
 _ID_CHARACTERS = 24
 _ID_ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
-#: Styles whose calls are the whole answer, and what may stand before them.
+#: Styles whose calls are the whole answer -> the optional mark before them.
 _WHOLE_ANSWERS = {ToolStyle.LLAMA: "<|python_tag|>", ToolStyle.GENERIC: ""}
 
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """What a piece of the answer turned out to be."""
+    """The text and calls in a piece of the answer."""
 
     text: str = ""
     calls: tuple[ToolCall, ...] = ()
 
 
 class ToolCallParser:
-    """Reads one answer to a request with these tools; ``draw_id`` gives each call its id, in their order."""
+    """Parses one answer to a request with these tools; ``draw_id`` returns the id of each call, in order."""
 
     def __init__(self, style: ToolStyle, tools: tuple[Tool, ...], draw_id: Callable[[], str]) -> None:
         self._draw_id = draw_id
@@ -45,7 +44,7 @@ class ToolCallParser:
         return self._parsed(self._finder.push(text))
 
     def finish(self) -> Parsed:
-        """The answer is over; what was held back is decided now."""
+        """Decide about held text at the end of the answer."""
         return self._parsed(self._finder.finish())
 
     def _parsed(self, found: CallFinding) -> Parsed:
@@ -55,12 +54,12 @@ class ToolCallParser:
 def _finder(style: ToolStyle, tools: tuple[Tool, ...]) -> Finder:
     if style in _WHOLE_ANSWERS:
         return WholeAnswer(_WHOLE_ANSWERS[style], frozenset(tool.name for tool in tools))
-    # What the parameters are tells the types of arguments that a model writes without quotes.
+    # The parameters define the types of arguments without quotes.
     return MarkedCalls(STYLES[style], {tool.name: tagged_values.properties_of(tool) for tool in tools})
 
 
 def ids_of(request: str) -> Callable[[], str]:
-    """Draws `call_` and 24 characters: always the same for one request, so that another worker goes on with the same ids."""
+    """Return a generator of ids, which are the same for a request on every worker, so that another one can continue the answer."""
     drawn = 0
 
     def draw() -> str:

@@ -1,6 +1,6 @@
-"""How a model writes calls of tools: which of the known styles its chat template shows, and the JSON of each.  Pure.
+"""The styles in which models write tool calls: how to recognize them in a chat template, and the JSON of each.  Pure.
 
-A style that is new here gets a name, a shape, and how a template is recognised by it; `tool_styles` reads its calls.
+A new style needs a name, a shape, and patterns to recognize it; `tool_styles` parses its calls.
 """
 
 import json
@@ -21,7 +21,7 @@ class ToolStyle(StrEnum):
     FUNCTION_TAGS = "function_tags"
     #: GLM from 4.5 on: `<tool_call>name<arg_key>key</arg_key><arg_value>value</arg_value></tool_call>`.
     KEY_TAGS = "key_tags"
-    #: Llama 3: the whole answer is `{"name": …, "parameters": {…}}`, at times behind `<|python_tag|>`.
+    #: Llama 3: the whole answer is `{"name": …, "parameters": {…}}`, sometimes after `<|python_tag|>`.
     LLAMA = "llama"
     #: Mistral: `[TOOL_CALLS]` and a list of `{"name": …, "arguments": {…}}`.
     MISTRAL = "mistral"
@@ -41,17 +41,17 @@ class ToolStyle(StrEnum):
 class CallShape:
     """The texts of one style."""
 
-    #: Special tokens of many models. The engine has to show them as text (`llama_token_to_piece` with special=True)
-    #: while tools are on, or no call is ever found.
+    #: Special tokens in many models. With tools, the engine must show them as text (`llama_token_to_piece` with special=True), or else
+    #: no call is found.
     spellings: tuple[str, ...]
-    #: Around a call that must be made, with its name in the JSON.
+    #: Around a required call with its name in the JSON.
     before: str = ""
     after: str = ""
-    #: The name of the key beside "name".
+    #: The key beside "name".
     arguments_key: str = "arguments"
     #: Calls are in a list.
     listed: bool = False
-    #: Around the arguments of the only tool that may be called, where the style has its name outside the JSON.
+    #: Around the arguments of a required call of the only tool, if the style has the name outside the JSON.
     before_arguments: str = ""
     after_arguments: str = ""
 
@@ -80,13 +80,13 @@ SHAPES: dict[ToolStyle, CallShape] = {
         after_arguments="\n```" + _LIST_END,
     ),
     ToolStyle.DEEPSEEK: CallShape(_DEEPSEEK, _LIST, _LIST_END, before_arguments=_LIST + "{name}<｜tool▁sep｜>", after_arguments=_LIST_END),
-    # What ends a call ends the answer as well, and no grammar may ask for that.
+    # The end of a call also ends the answer, which a grammar can't express.
     ToolStyle.HARMONY: CallShape(_HARMONY, _TO_FUNCTIONS + _JSON_MESSAGE, before_arguments=_TO_FUNCTIONS + ".{name}" + _JSON_MESSAGE),
     ToolStyle.GENERIC: CallShape(()),
 }
 
 _PROBE_NAME = rf'"name"\s*:\s*"{PROBE_TOOL.name}"'
-#: How each style looks in a chat that a template has rendered, …
+#: Patterns of each style in a rendered chat, …
 _RENDERED = (
     (ToolStyle.HERMES, re.compile(rf"<tool_call>\s*\{{\s*{_PROBE_NAME}")),
     (ToolStyle.FUNCTION_TAGS, re.compile(rf"<tool_call>\s*<function={PROBE_TOOL.name}>\s*<parameter=")),
@@ -98,7 +98,7 @@ _RENDERED = (
     (ToolStyle.HARMONY, re.compile(rf"to=functions\.{PROBE_TOOL.name}\b[^{{]*<\|message\|>")),
     (ToolStyle.LLAMA, re.compile(rf'{_PROBE_NAME}\s*,\s*"parameters"')),
 )
-#: … and what tells it in the source of one that renders no call: words that must all be there. The first that fits is it.
+#: … and words in the source of a template that renders no calls. The first style with all its words matches.
 _SOURCES = (
     (ToolStyle.FUNCTION_TAGS, ("<tool_call>", "<function=", "<parameter=")),
     (ToolStyle.KEY_TAGS, ("<tool_call>", "<arg_key>", "<arg_value>")),
@@ -114,7 +114,7 @@ _SOURCES = (
 
 
 def style_of(source: str, rendered_call: str) -> ToolStyle:
-    """The style of a chat template, by its ``source`` and its ``rendered_call`` (of `prompt.ChatTemplate`)."""
+    """Find the style of a chat template by its ``source`` and ``rendered_call`` (see `prompt.ChatTemplate`)."""
     if rendered_call:
         return next((style for style, pattern in _RENDERED if pattern.search(rendered_call)), ToolStyle.GENERIC)
     return next((style for style, words in _SOURCES if all(word in source for word in words)), ToolStyle.GENERIC)
@@ -122,7 +122,7 @@ def style_of(source: str, rendered_call: str) -> ToolStyle:
 
 @dataclass(frozen=True, slots=True)
 class CallFormat:
-    """An answer that calls: ``prefix``, JSON of ``schema`` (JSON text), ``suffix``."""
+    """The form of an answer with a required call: ``prefix``, JSON that fits ``schema``, ``suffix``."""
 
     prefix: str
     schema: str
@@ -130,11 +130,10 @@ class CallFormat:
 
 
 def grammar_schema(tools: tuple[Tool, ...], style: ToolStyle) -> CallFormat:
-    """What a model must write that has to call one of these tools. Raises BadRequest for parameters of no object.
+    """Return the form of an answer that must call one of these tools. Raises BadRequest for parameters that aren't an object.
 
-    The name of the only tool stands where the style has it. A choice of several is made inside the JSON, as in Hermes' calls, whatever
-    the style: the marks around it are the model's own, and there is one schema for all of it. Arguments between tags have no
-    schema, so those styles write JSON, too.
+    The name of an only tool is where the style has it. For several tools, the name is in the JSON in every style, so that one schema
+    covers the choice; the marks around it are the style's. Arguments between tags have no schema, so those styles also write JSON.
     """
     shape = SHAPES[style]
     if len(tools) == 1 and shape.before_arguments:
@@ -158,7 +157,7 @@ def _json(schema: dict[str, object]) -> str:
 def _call_schema(position: int, tool: Tool, arguments_key: str, definitions: dict[str, object]) -> dict[str, object]:
     parameters = _object_schema(position, tool)
     if _has_references(parameters):
-        # A reference counts from the root, so what it refers to moves there with it, under a name of this tool.
+        # References start at the root, so move their targets there, under a name for this tool.
         moved = _moved(parameters, str(position))
         assert isinstance(moved, dict)
         for keyword in ("$defs", "definitions"):
@@ -186,9 +185,9 @@ def _object_schema(position: int, tool: Tool) -> dict[str, object]:
     return {"type": "object", **parameters}
 
 
-#: Keywords whose values are data, not schemas: a "$ref" in them refers to nothing.
+#: Keywords whose values are data, not schemas: a "$ref" in them is not a reference.
 _DATA_KEYWORDS = frozenset({"const", "default", "enum", "example", "examples"})
-#: Keywords whose values are schemas by name: a "$ref" among the names is one more name.
+#: Keywords whose values map names to schemas: a "$ref" among the names is a name.
 _NAMED_SCHEMAS = frozenset({"$defs", "definitions", "dependentSchemas", "patternProperties", "properties"})
 
 
@@ -202,7 +201,7 @@ def _has_references(schema: object) -> bool:
 
 
 def _moved(schema: object, name: str, depth: int = 0) -> object:
-    """The schema with each reference into itself turned into one into its new place, `#/$defs/<name>`."""
+    """Return the schema with its internal references changed for its new place, `#/$defs/<name>`."""
     if depth > chat_rows.MAX_JSON_DEPTH:
         raise errors.BadRequest(f"tools: a schema of parameters is nested deeper than {chat_rows.MAX_JSON_DEPTH} levels")
     if isinstance(schema, list):

@@ -1,9 +1,9 @@
-"""How each style of `tool_format` is read: one small generator for one call.  Pure.
+"""Parses a call in each style of `tool_format`, with a small generator per style.  Pure.
 
-To add one: a function here and its row in STYLES, then its rows in `tool_format`. A function is begun where one of the style's marks
-stands in an answer, and reads the mark itself first. `NoCall` from any step makes a text of what was read.
+To add a style, write a function here with a row in STYLES, and add its rows in `tool_format`. A function starts at one of the style's
+marks in an answer, and reads the mark first. If a step raises `NoCall`, the text becomes part of the answer.
 
-A style whose names stand outside the JSON also reads a call that has its name in it: so forced calls are written (`tool_format`).
+Styles with the name outside the JSON also accept it inside, because required calls are written so (`tool_format`).
 """
 
 from collections.abc import Callable, Generator
@@ -19,7 +19,7 @@ _CALL, _CALL_END = "<tool_call>", "</tool_call>"
 class Style:
     read: Callable[[CallReader], Waiting]
     marks: tuple[str, ...]
-    #: An answer may begin with a call, or with what is no text, without any of the marks.
+    #: An answer may start with a call, or with hidden text, without a mark.
     from_start: bool = False
 
 
@@ -29,7 +29,7 @@ def _hermes(reader: CallReader) -> Waiting:
 
 
 def _function_tags(reader: CallReader) -> Waiting:
-    # At times these models leave the outer tag out.
+    # These models sometimes omit the outer tag.
     if (yield from reader.mark(_CALL, "<function=")) == _CALL:
         if (yield from reader.next_sign()) == "{":
             return (yield from _json_call(reader, _CALL_END))
@@ -40,7 +40,7 @@ def _function_tags(reader: CallReader) -> Waiting:
     while (yield from reader.mark("<parameter=", "</function>")) == "<parameter=":
         key = yield from reader.name_until(">")
         value = yield from reader.value_until("</parameter>")
-        # A line break on either side is the template's.
+        # The template adds a line break on either side.
         values[key] = value.removeprefix("\n").removesuffix("\n")
     reader.take_values(name, values)
     yield from reader.mark_behind(_CALL_END)
@@ -85,7 +85,7 @@ def _deepseek(reader: CallReader) -> Waiting:
         name = yield from reader.name()
         yield from reader.mark("<｜tool▁sep｜>")
         if (yield from reader.next_sign()) != "{":
-            # V3 and R1 have the kind of the call there, always a function, and the JSON in a fence.
+            # V3 and R1 have the kind of the call there, which is always a function, and the JSON in a code fence.
             name = yield from reader.name()
             yield from reader.mark("```json")
         reader.take_arguments(name, (yield from reader.json("{")))
@@ -95,12 +95,12 @@ def _deepseek(reader: CallReader) -> Waiting:
 
 
 _START, _CHANNEL, _MESSAGE, _END = "<|start|>", "<|channel|>", "<|message|>", "<|end|>"
-#: A sender, a channel, a recipient and a kind, each behind a mark or a blank.
+#: A sender, a channel, a recipient and a kind, each after a mark or a blank.
 _MOST_HEADER_PARTS = 6
 
 
 def _harmony(reader: CallReader) -> Waiting:
-    """A message's header, and its content if that is a call. What is said in the channel `analysis` is no part of the answer."""
+    """Read a message's header, and its content if that is a call. Text in the channel `analysis` is not part of the answer."""
     first = yield from reader.mark(_START, _CHANNEL, _END, "to=")
     if first == _END:
         return reader.end_message()
@@ -118,7 +118,7 @@ def _harmony(reader: CallReader) -> Waiting:
 
 
 def _harmony_header(reader: CallReader, part: str) -> Generator[None, None, tuple[str, str]]:
-    """Its channel and its recipient, each empty where there is none; ``part`` is the mark that is read already."""
+    """Return the channel and the recipient, or empty texts; ``part`` is the mark that was already read."""
     channel = recipient = ""
     for _ in range(_MOST_HEADER_PARTS):
         if part == _CHANNEL:

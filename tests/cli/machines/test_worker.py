@@ -92,7 +92,7 @@ def test_a_joined_worker_is_what_its_folder_says_and_shown_as_the_user_says() ->
     assert "MODELS_FILE" not in chosen
     loaded = config.load(InferenceSettings, chosen)
     assert (loaded.mesh, loaded.uses_nats, loaded.node_key_file, loaded.state_file) == ("lab", False, folder.key, folder.membership)
-    assert (loaded.pause_file, loaded.status_file, loaded.narration) == (folder.paused, folder.status, "plain")
+    assert (loaded.pause_file, loaded.status_file, loaded.console) == (folder.paused, folder.status, "plain")
     assert (loaded.log_level, loaded.log_format, loaded.models) == ("debug", "text", {"a": "/b"})
 
 

@@ -3,8 +3,7 @@
 import asyncio
 from pathlib import Path
 
-from services.inference.pause import WorkerPause
-
+from services.inference.announcements import WorkerPause
 from tests.services.inference.standins import until
 
 

@@ -47,7 +47,7 @@ THERE = replace(ALONE, gateways=(reached(),))
             replace(ALONE, unreached=((GATEWAY, "no path: symmetric NAT on both sides and no relay configured"),)),
             [
                 "looking for the mesh home …",
-                "UGATEWAYA… is there and cannot be used: no path: symmetric NAT on both sides and no relay configured",
+                "cannot connect to UGATEWAYA…: no path: symmetric NAT on both sides and no relay configured",
                 "serving 1 model: echo",
                 "no requests running",
             ],
@@ -57,7 +57,7 @@ THERE = replace(ALONE, gateways=(reached(),))
             replace(THERE, gateways=(reached(path="relayed"), reached(OTHER, "nats", None)), models=(model("a", running=2, queued=3),)),
             [
                 "connected to gateway UGATEWAYA… (through a relay, 12 ms)",
-                "connected to gateway UOTHERGWA… (over the house's NATS)",
+                "connected to gateway UOTHERGWA… (over NATS)",
                 "serving 1 model: a",
                 "2 requests running, 3 waiting",
             ],
@@ -76,18 +76,18 @@ THERE = replace(ALONE, gateways=(reached(),))
         pytest.param(
             replace(THERE, is_paused=True, certified_until=999.0),
             [
-                "the certificate has ended; asking auth for a new one …",
+                "the certificate has expired; requesting a new one …",
                 "connected to gateway UGATEWAYA… (punched through the NAT, 12 ms)",
                 "serving 1 model: echo",
                 "no requests running",
-                "paused by its owner: running answers finish, no new ones come (aicli worker resume)",
+                "paused by its owner: running requests finish, new ones are refused (aicli worker resume)",
             ],
             id="paused, and late with its certificate",
         ),
         pytest.param(
             replace(ALONE, is_revoked=True, certified_until=999.0, models=()),
             [
-                "an administrator has revoked this machine: only a new ticket lets it in again (aicli worker --join TICKET)",
+                "an administrator has revoked this machine; to join again, use a new ticket (aicli worker --join TICKET)",
                 "looking for the mesh home …",
                 "serving no model yet",
             ],
@@ -114,36 +114,36 @@ def test_how_a_worker_is(facts: WorkerFacts, lines: list[str]) -> None:
     [
         pytest.param(ALONE, ALONE, [], id="nothing is new"),
         pytest.param(ALONE, THERE, ["connected to gateway UGATEWAYA… (punched through the NAT, 12 ms)"], id="found"),
-        pytest.param(THERE, ALONE, ["lost the mesh; trying again …"], id="lost"),
+        pytest.param(THERE, ALONE, ["lost the mesh; reconnecting …"], id="lost"),
         pytest.param(
             THERE,
             replace(ALONE, why_lost="gateway UGATEWAY closed the link: this node was revoked"),
-            ["lost the mesh (gateway UGATEWAY closed the link: this node was revoked); trying again …"],
+            ["lost the mesh (gateway UGATEWAY closed the link: this node was revoked); reconnecting …"],
             id="cut off",
         ),
         pytest.param(
             THERE,
             replace(ALONE, is_attached=False, trouble="Hyperswarm has died"),
-            ["lost the mesh; trying again … (Hyperswarm has died)"],
+            ["lost the mesh; reconnecting … (Hyperswarm has died)"],
             id="lost with Hyperswarm",
         ),
         pytest.param(
             THERE,
             replace(THERE, gateways=(reached(path="direct"),)),
-            ["gateway UGATEWAYA… is reached another way now (direct, 12 ms)"],
+            ["gateway UGATEWAYA… is now connected over another path (direct, 12 ms)"],
             id="a better path",
         ),
         pytest.param(THERE, replace(THERE, gateways=(reached(milliseconds=80),)), [], id="a round trip is never the same"),
         pytest.param(
             replace(THERE, gateways=(reached(), reached(OTHER))),
             THERE,
-            ["gateway UOTHERGWA… is gone; 1 more there"],
+            ["gateway UOTHERGWA… is gone; 1 left"],
             id="one of two is gone",
         ),
         pytest.param(
             ALONE,
             replace(ALONE, unreached=((GATEWAY, "its clock is 11 min ahead of ours"),)),
-            ["UGATEWAYA… is there and cannot be used: its clock is 11 min ahead of ours"],
+            ["cannot connect to UGATEWAYA…: its clock is 11 min ahead of ours"],
             id="why it is not reached",
         ),
         pytest.param(
@@ -161,10 +161,10 @@ def test_how_a_worker_is(facts: WorkerFacts, lines: list[str]) -> None:
         pytest.param(
             THERE,
             replace(THERE, is_paused=True),
-            ["paused by its owner: running answers finish, no new ones come (aicli worker resume)"],
+            ["paused by its owner: running requests finish, new ones are refused (aicli worker resume)"],
             id="paused",
         ),
-        pytest.param(replace(THERE, is_paused=True), THERE, ["resumed: new requests come again"], id="resumed"),
+        pytest.param(replace(THERE, is_paused=True), THERE, ["resumed: accepting new requests"], id="resumed"),
         pytest.param(
             replace(THERE, certified_until=999.0),
             replace(THERE, certified_until=2000.0),
@@ -174,7 +174,7 @@ def test_how_a_worker_is(facts: WorkerFacts, lines: list[str]) -> None:
     ],
 )
 def test_what_is_told_of_a_change(before: WorkerFacts, now: WorkerFacts, lines: list[str]) -> None:
-    assert console_status.tell(before, now) == lines
+    assert console_status.describe_changes(before, now) == lines
 
 
 class Told:
@@ -249,14 +249,14 @@ def test_the_facts_come_from_the_node() -> None:
     node.directory.heard(Announcement(Role.AUTH, OTHER, "0.1", started), "direct", "swarm")
     node.directory.refused(NodeId("UGW2"), Role.GATEWAY, "0.1", "no path")
     node.node_transports.round_trips[GATEWAY] = 0.012
-    facts = console_status.survey(node, (model("echo"),), is_paused=False, now=5.0)
+    facts = console_status.read_facts(node, (model("echo"),), is_paused=False, now=5.0)
     assert facts.gateways == (Reached(Role.GATEWAY, GATEWAY, "punched", 12.0),)
     assert facts.unreached == (("UGW2", "no path"),)
     assert facts.why_lost == ""
     assert (facts.is_attached, facts.trouble, facts.certified_until) == (True, "", 1_000_000.0 + 24 * 3600)
     node.node_transports.trouble = "Hyperswarm is starting"
     node.trust.take_list(certificates.issue_list(ca, 1, 1, (node.id,), 1_000_000))
-    facts = console_status.survey(node, (), is_paused=True, now=5.0)
+    facts = console_status.read_facts(node, (), is_paused=True, now=5.0)
     node.directory.gone(GATEWAY, "silent for 6 s")
-    assert console_status.survey(node, (), is_paused=False, now=5.0).why_lost == "silent for 6 s"
+    assert console_status.read_facts(node, (), is_paused=False, now=5.0).why_lost == "silent for 6 s"
     assert (facts.is_attached, facts.trouble, facts.is_revoked, facts.is_paused) == (False, "Hyperswarm is starting", True, True)

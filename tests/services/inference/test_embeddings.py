@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
-from services.inference.jobs.embedding_interface import Embeds
 
-from services.inference import embedding_runs
+from services.inference import service
 from services.inference.backends import echo, llama
 from services.inference.backends.llama import LlamaBackend
 from services.inference.engine import engine_messages
+from services.inference.jobs.backend_interface import Embeds
 from services.inference.jobs.embedding_job import EmbeddingJob
 from services.inference.models import memory, model_discovery
 from services.inference.models.catalog import Defaults
@@ -87,7 +87,7 @@ async def test_echo_refuses_as_a_model_does(echoing: echo.EchoBackend, job: Embe
 async def test_a_request_is_measured(echoing: echo.EchoBackend) -> None:
     metrics = telemetry.Metrics("inference")
     request = Embed(ModelName("an alias"), ("one two",), new_request_id())
-    await embedding_runs.run(echoing, echo.MODEL, request, VectorReader(), metrics)
+    await service.run_embedding(echoing, echo.MODEL, request, VectorReader(), metrics)
     text = metrics.render()
     assert 'ai_platform_tokens_total{model="echo",type="input"} 2.0' in text
     assert 'method="embed",model="echo"' in text
@@ -101,8 +101,8 @@ async def test_a_backend_without_vectors_says_so() -> None:
             return ()
 
     request = Embed(ModelName("m"), ("one",), new_request_id())
-    with pytest.raises(errors.UnknownMethod, match="openai gives no embeddings"):
-        await embedding_runs.run(Answers(), ModelName("m"), request, VectorReader(), telemetry.Metrics("inference"))  # type: ignore[arg-type] # it only answers
+    with pytest.raises(errors.UnknownMethod, match="openai has no embeddings"):
+        await service.run_embedding(Answers(), ModelName("m"), request, VectorReader(), telemetry.Metrics("inference"))  # type: ignore[arg-type] # it only answers
 
 
 # --- SmolLM2 in its process -----------------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ async def test_a_request_that_is_cancelled_leaves_the_process_to_others(backend:
 @pytest.mark.parametrize(
     ("inputs", "dimensions", "message"),
     [
-        pytest.param(("a", "word " * 600), None, r"input\[1\] has 601 tokens; this model takes 512", id="a text over the context"),
+        pytest.param(("a", "word " * 600), None, r"input\[1\] has 601 tokens; this model allows 512", id="a text over the context"),
         pytest.param(("a",), 577, "dimensions is 577", id="more dimensions than there are"),
     ],
 )

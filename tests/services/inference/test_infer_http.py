@@ -128,12 +128,12 @@ async def test_who_is_not_let_in(door: InferHttp, changes: dict[str, Any], statu
 @pytest.mark.parametrize(
     ("body", "status", "words"),
     [
-        pytest.param(b"", 400, "no JSON", id="nothing"),
-        pytest.param(b"{", 400, "no JSON", id="half of it"),
+        pytest.param(b"", 400, "not valid JSON", id="nothing"),
+        pytest.param(b"{", 400, "not valid JSON", id="half of it"),
         pytest.param(b'{"model": "echo", "prompt": "\xff"}', 400, "", id="bytes that are no text"),
         pytest.param(b"[" * 100_000, 400, "", id="too deep"),
         pytest.param(b'{"model": "echo", "prompt": 1}', 400, "prompt", id="a wrong type"),
-        pytest.param(b'{"model": "echo", "prompt": "a", "temperature": NaN}', 400, "no JSON", id="NaN"),
+        pytest.param(b'{"model": "echo", "prompt": "a", "temperature": NaN}', 400, "not valid JSON", id="NaN"),
         pytest.param(b'{"model": "echo", "prompt": "a", "temperature": 1e999}', 400, "", id="a number beyond all"),
         pytest.param({**HELLO, "temperature": -1}, 400, "temperature", id="a negative number"),
         pytest.param({**HELLO, "seed": 2**70}, 400, "", id="a huge seed"),

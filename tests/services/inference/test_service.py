@@ -8,11 +8,11 @@ from typing import Any, cast
 import msgspec
 import pytest
 
+from services.inference.announcements import Announcements, WorkerPause
 from services.inference.jobs.backend_interface import Sink
 from services.inference.jobs.generation_job import GenerationJob
 from services.inference.models.model_discovery import packaged
-from services.inference.pause import WorkerPause
-from services.inference.service import AnnouncementBoard, InferenceService
+from services.inference.service import InferenceService
 from services.inference.settings import InferenceSettings
 from shared import errors
 from shared.api import inference, worker_status
@@ -146,8 +146,8 @@ class Standing:
         raise NotImplementedError
 
 
-GOOD, ON_DISK = ("good", ModelState.READY, ""), ("disk", ModelState.UNLOADED, "on disk; loaded when it is asked for")
-DAMAGED, LOADING = ("bad", ModelState.FAILED, "bad.gguf is no usable model"), ("slow", ModelState.LOADING, "loading")
+GOOD, ON_DISK = ("good", ModelState.READY, ""), ("disk", ModelState.UNLOADED, "on disk; loaded on demand")
+DAMAGED, LOADING = ("bad", ModelState.FAILED, "bad.gguf is not a usable model"), ("slow", ModelState.LOADING, "loading")
 
 
 @pytest.mark.parametrize(
@@ -158,13 +158,13 @@ DAMAGED, LOADING = ("bad", ModelState.FAILED, "bad.gguf is no usable model"), ("
         pytest.param((LOADING, GOOD), "", id="one that is loading beside a good one"),
         pytest.param((DAMAGED, ON_DISK), "", id="one that is loaded for the first request"),
         pytest.param((LOADING,), "slow: loading", id="none yet"),
-        pytest.param((DAMAGED, LOADING), "bad: bad.gguf is no usable model; slow: loading", id="none, for two reasons"),
+        pytest.param((DAMAGED, LOADING), "bad: bad.gguf is not a usable model; slow: loading", id="none, for two reasons"),
         pytest.param((), "it has no model to serve", id="no models"),
     ],
 )
 async def test_readyz_and_the_announcement_follow_one_rule(models: tuple[tuple[str, ModelState, str], ...], not_ready: str) -> None:
     node, backend = Node(), Standing(*models)
-    board = AnnouncementBoard(node, WorkerPause(None))
+    board = Announcements(node, WorkerPause(None))
     board.backend = backend
     board.changed()
     assert node.offers[-1].not_ready == not_ready
@@ -238,11 +238,11 @@ async def test_a_model_that_only_embeds_says_so_and_is_given_no_prompts() -> Non
     service = InferenceService(InferenceSettings(node_key_file=Path("/nowhere/worker.nk")), Node(), backend, WorkerPause(None))
     assert (await service.get_model_status(inference.GetModelStatus(ModelName("gpt")), CALL)).only_embeds
     node = Node()
-    board = AnnouncementBoard(node, WorkerPause(None))
+    board = Announcements(node, WorkerPause(None))
     board.backend = backend
     board.changed()
     assert [offer.only_embeds for offer in node.offers[-1].models] == [True]
-    with pytest.raises(errors.BadRequest, match="gpt gives embeddings and no answers"):
+    with pytest.raises(errors.BadRequest, match="gpt only computes embeddings"):
         await run(service, request("hi", model=ModelName("gpt")))
     assert backend.asked == 0
 
@@ -273,7 +273,7 @@ class Restarting:
 
 def test_a_worker_whose_engine_restarts_still_has_its_model_so_that_callers_get_a_503_and_no_404() -> None:
     node = Node()
-    board = AnnouncementBoard(node, WorkerPause(None))
+    board = Announcements(node, WorkerPause(None))
     board.backend = Restarting()
     board.changed()
     (offer,) = node.offers
@@ -291,7 +291,7 @@ class OnDisk:
         self.asked: list[str] = []
 
     def models(self) -> tuple[ModelStatus, ...]:
-        detail = "on disk; loaded when it is asked for"
+        detail = "on disk; loaded on demand"
         return (ModelStatus(ModelName("qwen"), ModelState.UNLOADED, detail, "llama", 4096, 4, 0, 0, aliases=(ModelName("q"),)),)
 
     def expected_wait_seconds(self) -> float:
@@ -312,7 +312,7 @@ class OnDisk:
 
 def test_a_worker_whose_models_are_on_disk_is_ready_and_offers_them_under_all_their_names() -> None:
     node = Node()
-    board = AnnouncementBoard(node, WorkerPause(None))
+    board = Announcements(node, WorkerPause(None))
     board.backend = OnDisk()
     board.changed()
     (offer,) = node.offers

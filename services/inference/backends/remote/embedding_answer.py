@@ -1,40 +1,49 @@
-"""Texts as the bodies of Ollama's POST /api/embed and OpenAI's POST /embeddings, and what comes back, checked.  Pure.
+"""Builds requests for Ollama's POST /api/embed and OpenAI's POST /embeddings, and checks their responses.  Pure, except for `embed`.
 
-`dimensions` is never passed on. Some servers refuse it for most of their models (vLLM), others pass over it (llama.cpp), and all of
-them would do what is done here: keep the first numbers and make the vector one long again.
+`dimensions` is never passed on: vLLM refuses it for most models, llama.cpp ignores it, and cutting and normalizing the vector
+here gives the same result.
 """
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
 import msgspec
 
-from services.inference.backends.remote import token_counts
+from services.inference.backends.remote import http_server_client, token_counts
 from services.inference.backends.remote.event_stream import BadStream
+from services.inference.backends.remote.http_server_client import Server
 from services.inference.backends.remote.openai_chat import JsonObject
 from services.inference.engine.embeddings.pooling import Pooled, Pooling
+from services.inference.jobs.backend_interface import VectorSink
 from services.inference.jobs.embedding_job import EmbeddingJob
 from shared import errors
 from shared.api import embedding
-from shared.api.embedding import Embedded
+from shared.api.embedding import Embedded, Vectors
+from shared.telemetry import logs
 
-#: Text Embeddings Inference takes no more in one request; and an answer of them is read without holding up anybody else.
+log = logs.get()
+
+#: The limit of Text Embeddings Inference; parsing a response of this size doesn't block the loop for long.
 BATCH_TEXTS = 32
-#: As JSON writes it, with its comma: JavaScript's longest has 25 characters.
+#: Of one message to the mesh, which allows 1 MiB.
+SENT_BYTES = 256 * 1024
+#: A JSON number with its comma: JavaScript's longest has 25 characters.
 _NUMBER_BYTES = 32
-#: What stands around the vectors.
 _FRAME_BYTES = 64 * 1024
 
 Vector = tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """What a server gave for some texts, in their order."""
+class EmbeddingReply:
+    """A server's response: vectors in the order of the texts."""
 
     vectors: tuple[Vector, ...]
-    #: The server's own count, which may be anything.
     prompt_tokens: object
+
+
+#: Gets the vectors of some texts from the server; raises an AimeshError.
+RequestEmbeddings = Callable[[tuple[str, ...]], Awaitable[EmbeddingReply]]
 
 
 class _OllamaAnswer(msgspec.Struct, frozen=True):
@@ -44,7 +53,7 @@ class _OllamaAnswer(msgspec.Struct, frozen=True):
 
 class _Datum(msgspec.Struct, frozen=True):
     embedding: Vector
-    #: Servers that leave out zeros leave out the first one's.
+    #: Some servers omit zeros, and so the first index.
     index: int = 0
 
 
@@ -62,7 +71,7 @@ _openai = msgspec.json.Decoder(_OpenAIAnswer)
 
 
 def ollama_body(model: str, texts: tuple[str, ...], *, keep: int | str | None) -> bytes:
-    # Else it cuts a text that is too long at its end, and tells nobody.
+    # By default Ollama silently cuts the end of a text that is too long.
     request: JsonObject = {"model": model, "input": texts, "truncate": False}
     if keep is not None:
         request["keep_alive"] = keep
@@ -74,44 +83,44 @@ def openai_body(model: str, texts: tuple[str, ...]) -> bytes:
 
 
 def most_bytes(texts: int) -> int:
-    """An answer that is longer is none."""
+    """Return the largest plausible size of a response."""
     return texts * embedding.MAX_DIMENSIONS * _NUMBER_BYTES + _FRAME_BYTES
 
 
-def from_ollama(content: bytes) -> Answered:
-    """Raises one of `event_stream.UNREADABLE` for what is not of the protocol."""
+def from_ollama(content: bytes) -> EmbeddingReply:
+    """Raises one of `event_stream.UNREADABLE`."""
     answer = _ollama.decode(content)
-    return Answered(answer.embeddings, answer.prompt_eval_count)
+    return EmbeddingReply(answer.embeddings, answer.prompt_eval_count)
 
 
-def from_openai(content: bytes) -> Answered:
-    """Raises BadStream, or one of `event_stream.UNREADABLE`, for what is not of the protocol."""
+def from_openai(content: bytes) -> EmbeddingReply:
+    """Raises BadStream or one of `event_stream.UNREADABLE`."""
     answer = _openai.decode(content)
     ordered = sorted(answer.data, key=lambda datum: datum.index)
     if [datum.index for datum in ordered] != list(range(len(ordered))):
         raise BadStream("the vectors are not numbered from 0")
-    return Answered(tuple(datum.embedding for datum in ordered), _said_tokens(answer.usage))
+    return EmbeddingReply(tuple(datum.embedding for datum in ordered), _said_tokens(answer.usage))
 
 
 class EmbeddingAssembly:
-    """The vectors of one job, batch after batch."""
+    """Assembles the vectors of one job from its batches."""
 
     def __init__(self, job: EmbeddingJob) -> None:
         self._job = job
         self._taken = 0
-        #: How many numbers the model gives, as its first vector has them.
+        #: The length of the model's vectors, known from the first.
         self._full = 0
         self._prompt_tokens = 0
-        #: Of how many batches the server's count was not believed.
+        #: The number of batches whose token count was not plausible.
         self.recounted = 0
 
     def batches(self) -> Iterator[tuple[str, ...]]:
         for start in range(0, len(self._job.inputs), BATCH_TEXTS):
             yield self._job.inputs[start : start + BATCH_TEXTS]
 
-    def take(self, texts: tuple[str, ...], answered: Answered) -> list[bytes]:
-        """The vectors of the next batch, as they are sent on. Raises BadStream for what cannot be theirs, BadRequest where more
-        dimensions are asked for than there are, and Unavailable for a vector without a direction."""
+    def take(self, texts: tuple[str, ...], answered: EmbeddingReply) -> list[bytes]:
+        """Return the packed vectors of the next batch. Raises BadStream for impossible ones, BadRequest if the job asks for more
+        dimensions than there are, and Unavailable for a vector without a direction."""
         if len(answered.vectors) != len(texts):
             raise BadStream(f"{len(answered.vectors)} vectors for {len(texts)} texts")
         packed = [self._packed(self._taken + number, vector) for number, vector in enumerate(answered.vectors)]
@@ -123,7 +132,7 @@ class EmbeddingAssembly:
 
     @property
     def embedded(self) -> Embedded:
-        """When all batches are taken."""
+        """The result, once all batches are taken."""
         return Embedded(self._job.dimensions or self._full, self._prompt_tokens)
 
     def _packed(self, number: int, vector: Vector) -> bytes:
@@ -132,13 +141,37 @@ class EmbeddingAssembly:
             raise BadStream(f"a vector of {len(vector)} numbers for input[{number}]")
         if (dimensions := self._job.dimensions or self._full) > self._full:
             raise errors.BadRequest(
-                f"dimensions is {dimensions}; this model's vectors have {self._full}", hint="ask for fewer, or leave it out"
+                f"dimensions is {dimensions}; this model's vectors have {self._full}", hint="request fewer, or leave it out"
             )
         pooled = Pooled(Pooling.MEAN)
         pooled.add(vector, 1)
         if (packed := pooled.packed(dimensions)) is None:
-            raise errors.Unavailable(f"the model computed no vector for input[{number}]", hint="ask another model")
+            raise errors.Unavailable(f"the model computed no vector for input[{number}]", hint="use another model")
         return packed
+
+
+async def embed(server: Server, job: EmbeddingJob, request: RequestEmbeddings, sink: VectorSink) -> Embedded:
+    """Get the vectors of a job batch by batch. Raises what ``request`` raises, and Unavailable for vectors that can't be the texts'."""
+    assembly, is_accepted = EmbeddingAssembly(job), False
+    for texts in assembly.batches():
+        reply = await request(texts)
+        async with http_server_client.translated(server.source):
+            vectors = assembly.take(texts, reply)
+        if not is_accepted:
+            # The token count is only known after the last batch.
+            sink.accept(None)
+            is_accepted = True
+        for some in _messages(vectors):
+            await sink.send(Vectors(some))
+    if assembly.recounted:
+        log.warning("usage_recounted", server=server.source.name, model=job.model, fields=("prompt_tokens",))
+    return assembly.embedded
+
+
+def _messages(vectors: list[bytes]) -> Iterator[tuple[bytes, ...]]:
+    together = max(1, SENT_BYTES // len(vectors[0]))
+    for start in range(0, len(vectors), together):
+        yield tuple(vectors[start : start + together])
 
 
 def _said_tokens(usage: object) -> object:

@@ -1,41 +1,41 @@
-"""Cuts the bytes of a streamed HTTP answer into lines, and lines into server-sent events, whatever pieces they come in.  Pure.
+"""Splits the bytes of a streamed HTTP response into lines, and lines into server-sent events, however they are split.  Pure.
 
-The events are those of the HTML standard (section "Server-sent events"): lines end in LF, CRLF or CR, comments begin with a colon,
-several `data` lines make one text, an empty line ends the event, and an event that was cut off is none.
+By the HTML standard (section "Server-sent events"), lines end in LF, CRLF or CR, comments begin with a colon, several `data` lines
+make one text, an empty line ends the event, and an incomplete event is dropped.
 """
 
 import re
 
 import msgspec
 
-#: A piece of an answer has some hundred bytes; with log probabilities or a whole tool call, some ten thousand.
+#: An event has a few hundred bytes; with log probabilities or a tool call, some ten thousand.
 MAX_EVENT_BYTES = 1024 * 1024
 
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-#: What msgspec raises for bytes that are not the JSON that was hoped for.
+#: What msgspec raises for bytes that are not the expected JSON.
 UNREADABLE = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 
 
 class BadStream(Exception):
-    """The server does not keep to its protocol. Caught by `http_server_client.translated`, which knows whose answer it is."""
+    """The server breaks its protocol. Caught by `http_server_client.translated`."""
 
 
 class StreamEvent(msgspec.Struct, frozen=True):
-    """A struct, because there is one for each token of every answer: a frozen dataclass takes six times as long to make."""
+    """A struct, because there is one per token: a frozen dataclass takes six times as long to create."""
 
     data: bytes
     kind: str = "message"
 
 
 class Lines:
-    """Lines without their ends. The bytes behind the last end wait for more, up to MAX_EVENT_BYTES."""
+    """Splits bytes into lines. An incomplete line is held back, up to MAX_EVENT_BYTES."""
 
     def __init__(self) -> None:
         self._held = bytearray()
-        #: The last piece ended in CR, which ended a line; a LF right behind it belongs to that end.
+        #: The last piece ended in CR, so a LF at the start of the next one ends the same line.
         self._after_return = False
 
     def push(self, piece: bytes) -> list[bytes]:
@@ -46,7 +46,7 @@ class Lines:
         if not piece:
             return []
         self._after_return = piece.endswith(b"\r")
-        # Looking for LF alone is several times as fast, and hardly any server ends its lines in anything else.
+        # Splitting at LF alone is several times as fast, and hardly any server uses anything else.
         *ended, rest = _LINE_END.split(piece) if b"\r" in piece else piece.split(b"\n")
         may_be_too_long = len(self._held) + len(piece) > MAX_EVENT_BYTES
         if ended:
@@ -59,7 +59,7 @@ class Lines:
 
 
 class StreamEventParser:
-    """Server-sent events. Fields other than `data` and `event` are of no use here and are passed over."""
+    """Parses server-sent events; skips fields other than `data` and `event`."""
 
     def __init__(self) -> None:
         self._lines = Lines()

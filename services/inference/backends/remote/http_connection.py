@@ -1,7 +1,7 @@
-"""One connection to an HTTP server: a request goes out, its answer is waited for, all under deadlines.
+"""Sends requests over one connection to an HTTP server and reads the responses, under deadlines.
 
-Only one task at a time uses a connection. Deadlines are by the loop's clock. Instead of a timer for every wait there is one for
-the connection, which is set again when it rings too early: under load a wait lasts a millisecond and its deadline a minute.
+Only one task at a time uses a connection. Deadlines use the loop's clock. Each connection has one timer, which is set again if it
+fires too early: under load a wait lasts a millisecond and its deadline a minute, so a timer per wait would be wasted.
 """
 
 import asyncio
@@ -12,31 +12,31 @@ from typing import ClassVar, cast
 from services.inference.backends.remote.http_reply import BrokenReply, HttpFailure, HttpReply, ReplyHead
 from services.inference.backends.remote.http_request import ServerOrigin
 
-#: Of an answer whose reader is slow; what comes in one piece is added, which is 256 KiB at most.
+#: Buffered for a slow reader, plus one piece of at most 256 KiB.
 MAX_WAITING_BYTES = 128 * 1024
 
 
-class NotReached(HttpFailure):
-    """There is no connection to be had."""
+class ConnectFailed(HttpFailure):
+    """No connection could be opened."""
 
 
-class NotTaken(HttpFailure):
-    """The server does not read the request. To send it again would take as long."""
+class WriteTimedOut(HttpFailure):
+    """The server doesn't read the request. Sending it again would take as long."""
 
-    again: ClassVar[bool] = False
+    retryable: ClassVar[bool] = False
 
 
-class Stale(BrokenReply):
-    """A connection that had been used before was closed while the request was on its way: the server had given it up meanwhile."""
+class StaleConnection(BrokenReply):
+    """The server closed a reused connection before it answered: it had dropped it as idle."""
 
 
 class HttpServerConnection(asyncio.Protocol):
-    """Opened by `connect`. Whoever does not read an answer to its end aborts the connection."""
+    """Created by `connect`. Abort it unless the response was read to its end."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._transport: asyncio.Transport | None = None
-        #: Of the request under way; None between two.
+        #: The response to the current request; None between two.
         self._reply: HttpReply | None = None
         self._failure: HttpFailure | None = None
         self._is_used = False
@@ -46,24 +46,22 @@ class HttpServerConnection(asyncio.Protocol):
         self._deadline = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
-        #: Since when nobody uses it; the pool's.
         self.idle_since = 0.0
 
     @property
     def is_open(self) -> bool:
-        # A transport that met an error is closed a moment before `connection_lost` is called.
+        # After an error, the transport is closing before `connection_lost` is called.
         return self._failure is None and not self._given_transport().is_closing()
 
     @property
     def is_reusable(self) -> bool:
-        """The request has gone out, its answer has come to the end, and nothing else came. Whoever left more of it than may wait has
-        stopped the reading, and the next answer with it."""
+        """The request was sent, the response is complete, and reading isn't paused by unread data."""
         reply = self._reply
         return reply is not None and reply.has_ended and reply.keeps_alive and self.is_open and not (self._is_writing or self._is_paused)
 
     async def ask(self, request: bytes, until: float, *, write_seconds: float) -> ReplyHead:
-        """The head of the answer to the bytes of a request. Raises TimeoutError at ``until``, NotTaken, Stale and BrokenReply; then,
-        and when cancelled, the connection is good for nothing."""
+        """Send a request and return the head of the response. Raises TimeoutError at ``until``, WriteTimedOut, StaleConnection and
+        BrokenReply; then, and when cancelled, the connection is unusable."""
         self._reply = reply = HttpReply()
         if self.is_open:
             self._given_transport().write(request)
@@ -74,14 +72,14 @@ class HttpServerConnection(asyncio.Protocol):
         while reply.head is None:
             if self._failure is not None:
                 if self._is_used and reply.is_untouched and isinstance(self._failure, BrokenReply):
-                    raise Stale(str(self._failure)) from self._failure
+                    raise StaleConnection(str(self._failure)) from self._failure
                 raise self._failure
             await self._wait(until)
         self._is_used = True
         return reply.head
 
     async def read(self, until: float) -> bytes:
-        """What has come of the body, or next comes; empty at its end. Raises TimeoutError at ``until``, and BrokenReply."""
+        """Return the next piece of the body; empty at its end. Raises TimeoutError at ``until``, and BrokenReply."""
         reply = self._reply
         assert reply is not None
         while not reply.body_bytes:
@@ -96,12 +94,12 @@ class HttpServerConnection(asyncio.Protocol):
         return reply.take()
 
     def rest(self, now: float) -> None:
-        """Between two requests: nothing may come."""
+        """Mark the connection as idle; data that arrives now closes it."""
         self._reply = None
         self.idle_since = now
 
     def abort(self) -> None:
-        """Closes the connection at once, whatever is under way. Safe to call twice."""
+        """Close the connection at once. Safe to call twice."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -109,18 +107,17 @@ class HttpServerConnection(asyncio.Protocol):
             self._transport.abort()
         self._fail(BrokenReply("the connection was closed here"))
 
-    # --- what the loop tells ----------------------------------------------------------------------------------------
+    # --- asyncio.Protocol -------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are of no class of asyncio's.
+        # uvloop's transports don't inherit from asyncio's.
         self._transport = cast("asyncio.Transport", transport)
-        # Writing is paused as long as anything of a request is left.
+        # Pause writing as long as any part of a request is unsent.
         self._transport.set_write_buffer_limits(high=0)
 
     def data_received(self, data: bytes) -> None:
         reply = self._reply
         if reply is None:
-            # Nobody asked: an answer to the next request it cannot be.
             self.abort()
             return
         try:
@@ -144,7 +141,6 @@ class HttpServerConnection(asyncio.Protocol):
             self._fail(BrokenReply("it closed the connection"))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        # After an end that `eof_received` was told of, there is a failure already.
         self._fail(BrokenReply("it closed the connection" if exc is None else f"the connection was lost ({_reason(exc)})"))
         if self._timer is not None:
             self._timer.cancel()
@@ -157,10 +153,8 @@ class HttpServerConnection(asyncio.Protocol):
         self._is_writing = False
         self._wake()
 
-    # --- waiting ----------------------------------------------------------------------------------------------------
-
     async def _written(self, reply: HttpReply, until: float, seconds: float) -> None:
-        """Waits until the request is on its way. A server may answer before it has read all of it, most often with a refusal."""
+        """Wait until the request is sent, or the server answers before it has read all of it, usually with a refusal."""
         late = self._loop.time() + seconds
         while self._is_writing and reply.head is None and self._failure is None:
             try:
@@ -168,10 +162,9 @@ class HttpServerConnection(asyncio.Protocol):
             except TimeoutError:
                 if until <= late:
                     raise
-                raise NotTaken(f"it did not read the request within {seconds:g} s") from None
+                raise WriteTimedOut(f"it did not read the request within {seconds:g} s") from None
 
     async def _wait(self, until: float) -> None:
-        """For whatever happens next."""
         self._waiter = self._loop.create_future()
         self._deadline = until
         if self._timer is None or self._timer_at > until:
@@ -201,7 +194,6 @@ class HttpServerConnection(asyncio.Protocol):
             self._waiter.set_result(None)
 
     def _fail(self, failure: HttpFailure) -> None:
-        """The first failure is the one that is told."""
         if self._failure is None:
             self._failure = failure
         self._wake()
@@ -212,7 +204,7 @@ class HttpServerConnection(asyncio.Protocol):
 
 
 async def connect(to: ServerOrigin, tls: ssl.SSLContext | None, seconds: float) -> HttpServerConnection:
-    """Tries every address of the host. Raises NotReached."""
+    """Try every address of the host. Raises ConnectFailed."""
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(seconds):
@@ -220,16 +212,16 @@ async def connect(to: ServerOrigin, tls: ssl.SSLContext | None, seconds: float) 
                 lambda: HttpServerConnection(loop), to.host, to.port, ssl=tls, server_hostname=to.host.partition("%")[0] if tls else None
             )
     except ssl.SSLCertVerificationError as error:
-        raise NotReached(f"its certificate is not trusted ({error.verify_message}); SSL_CERT_FILE names further authorities") from error
+        raise ConnectFailed(f"its certificate is not trusted ({error.verify_message}); SSL_CERT_FILE adds authorities") from error
     except TimeoutError as error:
-        raise NotReached(f"no connection within {seconds:g} s") from error
+        raise ConnectFailed(f"no connection within {seconds:g} s") from error
     except OSError as error:
-        raise NotReached(f"no connection ({_reason(error)})") from error
+        raise ConnectFailed(f"no connection ({_reason(error)})") from error
     return connection
 
 
 def _reason(error: Exception) -> str:
-    """asyncio and uvloop word the same error differently, and both repeat the address."""
+    """Return the same text for asyncio and uvloop, without the address that both repeat."""
     if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.errno is not None and error.errno > 0:
         return os.strerror(error.errno).lower()
     return str(getattr(error, "strerror", None) or "") or str(error) or type(error).__name__

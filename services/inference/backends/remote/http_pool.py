@@ -1,4 +1,4 @@
-"""The connections to one HTTP server: as many as allowed, used again while they are warm, and waited for in turn."""
+"""Pools the connections to one HTTP server: bounds their number, reuses idle ones and queues for them in order."""
 
 import asyncio
 import ssl
@@ -8,48 +8,43 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from services.inference.backends.remote import http_connection
-from services.inference.backends.remote.http_connection import HttpServerConnection, Stale
+from services.inference.backends.remote.http_connection import HttpServerConnection, StaleConnection
 from services.inference.backends.remote.http_reply import ReplyHead
 from services.inference.backends.remote.http_request import ServerOrigin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class PoolLimits:
     connections: int
-    #: To find an address and shake hands.
     connect_seconds: float
-    #: For a connection to become free, where all are in use.
     turn_seconds: float
-    #: For a request to be read by the server.
     write_seconds: float
-    #: How long a connection is kept that nobody uses.
     idle_seconds: float
 
 
-class NoneFree(Exception):
-    """Every connection stayed in use for as long as one may wait. Caught by `http_server_client.translated`."""
+class PoolExhausted(Exception):
+    """No connection became free in time. Caught by `http_server_client.translated`."""
 
 
 class HttpConnectionPool:
-    """Opened by `opened`. Whoever is given a connection gives it back, whatever happens."""
+    """Created by `opened`. ``give_back`` every connection that ``ask`` returns."""
 
-    def __init__(self, to: ServerOrigin, tls: ssl.SSLContext | None, limits: Limits) -> None:
+    def __init__(self, to: ServerOrigin, tls: ssl.SSLContext | None, limits: PoolLimits) -> None:
         self._to = to
         self._tls = tls
         self._limits = limits
         self._loop = asyncio.get_running_loop()
-        #: How many more may be opened.
         self._free = limits.connections
         self._open: set[HttpServerConnection] = set()
-        #: The one used last at the right: it is the warmest, and the others may grow old.
+        #: The last used one at the right; it is reused first, so that the others can expire.
         self._idle: deque[HttpServerConnection] = deque()
-        #: Each is given a connection, or None for the right to open one. Those that gave up stay until they are in front.
+        #: Each gets a connection, or None for the right to open one. Canceled ones stay until they are first in line.
         self._waiting: deque[asyncio.Future[HttpServerConnection | None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
     async def ask(self, request: bytes, until: float) -> tuple[HttpServerConnection, ReplyHead]:
-        """The head of the answer, and the connection that the body is read from. Raises TimeoutError at ``until``, NoneFree, and
-        HttpFailure. A connection that the server gave up while nobody used it is replaced by a new one, once."""
+        """Send a request; return the head of the response and the connection with its body. Raises TimeoutError at ``until``,
+        PoolExhausted and HttpFailure. Retries once on a new connection if the server dropped an idle one."""
         connection = self._find_idle()
         if connection is None:
             async with asyncio.timeout_at(until):
@@ -57,7 +52,7 @@ class HttpConnectionPool:
         try:
             try:
                 return connection, await connection.ask(request, until, write_seconds=self._limits.write_seconds)
-            except Stale:
+            except StaleConnection:
                 async with asyncio.timeout_at(until):
                     connection = await self._replace(connection)
                 return connection, await connection.ask(request, until, write_seconds=self._limits.write_seconds)
@@ -66,7 +61,7 @@ class HttpConnectionPool:
             raise
 
     def give_back(self, connection: HttpServerConnection) -> None:
-        """Keeps it where its answer has come to the end, and else closes it at once, which stops the server."""
+        """Keep the connection if its response is complete; else close it at once, which stops the server."""
         if connection not in self._open:
             return
         if not connection.is_reusable:
@@ -76,7 +71,7 @@ class HttpConnectionPool:
         self._keep(connection)
 
     def close(self) -> None:
-        """Also those in use."""
+        """Close all connections, also those in use."""
         if self._timer is not None:
             self._timer.cancel()
         for connection in self._open:
@@ -93,7 +88,6 @@ class HttpConnectionPool:
         return None
 
     async def _next(self) -> HttpServerConnection:
-        """A new connection, or the next one that somebody gives back."""
         if self._free:
             self._free -= 1
         elif (given := await self._turn()) is not None:
@@ -109,12 +103,12 @@ class HttpConnectionPool:
         except (asyncio.CancelledError, TimeoutError) as error:
             self._give_up(turn)
             if isinstance(error, TimeoutError):
-                raise NoneFree from error
+                raise PoolExhausted from error
             raise
 
     def _give_up(self, turn: asyncio.Future[HttpServerConnection | None]) -> None:
         if turn.done() and not turn.cancelled():
-            # It came in the moment in which nobody wanted it any more.
+            # It was granted just as the caller gave up.
             given = turn.result()
             if given is None:
                 self._free_place()
@@ -124,7 +118,7 @@ class HttpConnectionPool:
             self._waiting.popleft()
 
     async def _connect(self) -> HttpServerConnection:
-        """In a place that is taken already."""
+        """Open a connection that ``_free`` already counts."""
         try:
             connection = await http_connection.connect(self._to, self._tls, self._limits.connect_seconds)
         except BaseException:
@@ -166,7 +160,6 @@ class HttpConnectionPool:
         return None
 
     def _expire(self) -> None:
-        """The oldest are at the left."""
         self._timer = None
         too_old = self._loop.time() - self._limits.idle_seconds
         while self._idle and self._idle[0].idle_since <= too_old:
@@ -176,8 +169,8 @@ class HttpConnectionPool:
 
 
 @asynccontextmanager
-async def opened(to: ServerOrigin, limits: Limits) -> AsyncIterator[HttpConnectionPool]:
-    """Certificates are checked against the system's authorities, or those that SSL_CERT_FILE names."""
+async def opened(to: ServerOrigin, limits: PoolLimits) -> AsyncIterator[HttpConnectionPool]:
+    """Certificates are checked against the system's authorities, or those in SSL_CERT_FILE."""
     tls = None
     if to.is_tls:
         tls = ssl.create_default_context()

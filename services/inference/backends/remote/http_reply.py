@@ -1,4 +1,4 @@
-"""One answer of an HTTP/1.1 server, put together from the bytes of its connection in whatever pieces they come.  Pure."""
+"""Parses one HTTP/1.1 response from the bytes of a connection, however they are split.  Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,31 +6,31 @@ from typing import ClassVar
 
 import httptools
 
-#: As much as may come without a byte of the body: more is no head, no trailer and no chunk's length. Servers send some hundred
-#: bytes, those behind a large provider's proxies up to ten thousand.
+#: The most bytes without a byte of the body, such as heads, trailers and chunk lengths. Servers send a few hundred,
+#: large providers' proxies up to ten thousand.
 MAX_BARE_BYTES = 64 * 1024
 
 _SWITCHING_PROTOCOLS = 101
 
 
 class HttpFailure(Exception):
-    """Why there is no answer, or no more of it: the sentence goes on from "the server does not answer:".
+    """Why there is no response, or only a part; the message follows "the server does not answer:".
 
     Caught by `http_server_client.translated`.
     """
 
-    #: Asking once more may help, as long as there was no head.
-    again: ClassVar[bool] = True
+    #: A retry may help if no head has arrived.
+    retryable: ClassVar[bool] = True
 
 
 class BrokenReply(HttpFailure):
-    """The connection ended before the answer did, or what came is not HTTP."""
+    """The connection ended before the response did, or the bytes are not HTTP."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReplyHead:
     status: int
-    #: By their names in lower case. What came several times is joined, as RFC 9110, section 5.3 has it.
+    #: Keyed by lower-case name; repeated headers are joined (RFC 9110, section 5.3).
     headers: Mapping[str, str]
 
     @property
@@ -39,19 +39,15 @@ class ReplyHead:
 
 
 class HttpReply:
-    """Takes the bytes of one answer; informational heads before it (RFC 9110, section 15.2) are passed over.
-
-    The methods `on_…` are httptools' and nobody else's.
-    """
+    """Parses one response and skips informational heads before it (RFC 9110, section 15.2). httptools calls the `on_…` methods."""
 
     __slots__ = ("_bare_bytes", "_fields", "_parser", "_pieces", "body_bytes", "has_ended", "head", "keeps_alive")
 
     def __init__(self) -> None:
         self.head: ReplyHead | None = None
-        #: Of the body, how much waits to be taken.
         self.body_bytes = 0
         self.has_ended = False
-        #: The connection can carry another request; known at the end.
+        #: Whether the connection can be reused; known at the end.
         self.keeps_alive = False
         self._fields: list[tuple[bytes, bytes]] = []
         self._pieces: list[bytes] = []
@@ -60,11 +56,10 @@ class HttpReply:
 
     @property
     def is_untouched(self) -> bool:
-        """Nothing at all has come."""
         return self._bare_bytes == 0 and self.head is None
 
     def push(self, data: bytes) -> None:
-        """Raises BrokenReply. Bytes behind the end are no part of the answer, and nothing that may come next can be trusted."""
+        """Raises BrokenReply. Bytes after the end make the connection unusable."""
         if self._parser is None:
             self.keeps_alive = False
             return
@@ -76,13 +71,13 @@ class HttpReply:
             if not self.has_ended:
                 raise BrokenReply(f"it broke its protocol ({_reason(error)})") from error
         if self.has_ended:
-            # It knows this object, and this object it: apart they are freed at once.
+            # Breaks the reference cycle with this object, so that both are freed at once.
             self._parser = None
         elif self._bare_bytes > MAX_BARE_BYTES:
-            raise BrokenReply(f"it broke its protocol (more than {MAX_BARE_BYTES} bytes without an answer in them)")
+            raise BrokenReply(f"it broke its protocol (more than {MAX_BARE_BYTES} bytes without a body)")
 
     def close(self) -> None:
-        """The server sent its last byte. Raises BrokenReply where the answer is not complete with it."""
+        """The server closed its side. Raises BrokenReply if the response is incomplete."""
         if self.has_ended:
             return
         if self.head is None:
@@ -94,7 +89,7 @@ class HttpReply:
         self._parser = None
 
     def take(self) -> bytes:
-        """All of the body that waits."""
+        """Return the buffered part of the body."""
         taken = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         self._pieces.clear()
         self.body_bytes = 0
@@ -135,5 +130,5 @@ class HttpReply:
 
 
 def _reason(error: Exception) -> str:
-    """What a callback raised, or else the parser's own words."""
+    """Return what a callback raised, or else the parser's message."""
     return str(error.__context__ if isinstance(error, httptools.HttpParserCallbackError) and error.__context__ else error)

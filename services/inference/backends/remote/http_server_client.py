@@ -1,4 +1,4 @@
-"""A server that is asked over HTTP: its pool of connections, how long it may take, what is asked twice, and what its failures mean."""
+"""The client of one HTTP server: its timeouts and retries, and what its failures mean to a caller."""
 
 import asyncio
 import time
@@ -11,7 +11,7 @@ from types import TracebackType
 from services.inference.backends.remote import http_pool, http_request, server_errors
 from services.inference.backends.remote.event_stream import UNREADABLE, BadStream
 from services.inference.backends.remote.http_connection import HttpServerConnection
-from services.inference.backends.remote.http_pool import HttpConnectionPool, Limits, NoneFree
+from services.inference.backends.remote.http_pool import HttpConnectionPool, PoolExhausted, PoolLimits
 from services.inference.backends.remote.http_reply import HttpFailure, ReplyHead
 from services.inference.backends.remote.http_request import RequestWriter
 from services.inference.backends.remote.server_errors import RefusalSource, ServerRefusal
@@ -22,50 +22,43 @@ from shared.timing.backoff import Backoff
 
 log = logs.get()
 
-#: A list of models is small and ready; a server that needs longer for it would not answer prompts either.
 LIST_SECONDS = 10.0
 #: OpenRouter's list of 400 models has half of it.
 MAX_LIST_BYTES = 2 * 1024 * 1024
 #: A million tokens, each in an event of 250 bytes.
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
-#: What is read of a refusal.
 MAX_REFUSAL_BYTES = 64 * 1024
-#: As many as ENGINE_SLOTS may be; each is a socket, and the server's own queue is behind it.
+#: The maximum of ENGINE_SLOTS.
 MAX_CONNECTIONS = 256
-#: For one of these to become free.
 POOL_SECONDS = 10.0
-#: A prompt of 1 MiB on a slow line.
+#: Enough for a prompt of 1 MiB on a slow line.
 WRITE_SECONDS = 30.0
-#: Less than the 5 s after which uvicorn, and so vLLM, closes a connection that nobody uses.
+#: Less than the 5 s after which uvicorn, and so vLLM, closes an idle connection.
 KEEP_ALIVE_SECONDS = 4.0
-#: For the bytes behind an answer's end; a connection that was read to its end can be used again.
+#: For the bytes after an answer's end; a connection can only be reused after the last byte.
 DRAIN_SECONDS = 0.25
 
-#: The first time and twice again; a server that needs longer to recover is left to the gateway, which has other workers.
+#: If a server needs longer to recover, the gateway tries other workers.
 ATTEMPTS = 3
-#: Before the second attempt; doubled before the third, each times 0.5 to 1 so that callers do not come back all at once.
+#: Before the second attempt; doubled before the third. Each is multiplied by 0.5 to 1, so that callers don't retry all at once.
 BACKOFF_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class ServerTimeouts:
-    """How long a server may take."""
-
     connect_seconds: float = 10.0
-    #: From the request to the first piece of the answer: a server may load a model for minutes before it.
+    #: Until the first piece of an answer; a server may need minutes to load the model.
     first_token_seconds: float = 300.0
-    #: Between two pieces of the answer.
     idle_seconds: float = 60.0
-    #: Before an attempt is repeated; tests make it short.
     backoff_seconds: float = BACKOFF_SECONDS
 
 
-class SilentServer(Exception):
-    """The server took too long; says at what. Caught by `translated`."""
+class ServerTimedOut(Exception):
+    """The server took too long; the message follows "the server did not". Caught by `translated`."""
 
 
 class ServerAnswer:
-    """The bytes of one answer, as they come, under the patience that is left."""
+    """The body of one response, read under a deadline."""
 
     def __init__(self, connection: HttpServerConnection, seconds: float) -> None:
         self.connection = connection
@@ -74,11 +67,11 @@ class ServerAnswer:
         self._bytes = 0
 
     def allow(self, seconds: float) -> None:
-        """What comes next may take so long. Only an answer that gets on is given time again: comments are no progress."""
+        """Set the time for what comes next. Only call it on progress: comments in a stream are none."""
         self._left = seconds
 
     def pieces(self) -> AsyncIterator[bytes]:
-        """Raises Silence and BadStream. The time that the reader of a piece takes is not counted."""
+        """Raises ServerTimedOut and BadStream. The time that the caller spends on a piece is not counted."""
         return self
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -94,38 +87,37 @@ class ServerAnswer:
         return piece
 
     async def drain(self) -> None:
-        """Read what is left behind the end, if it is there at once."""
+        """Read the bytes after the answer's end, so that the connection can be reused."""
         self._left = DRAIN_SECONDS
-        with suppress(SilentServer, HttpFailure):
+        with suppress(ServerTimedOut, HttpFailure):
             while await self._next():
                 pass
 
     async def _next(self) -> bytes:
-        """Empty at the end."""
         started = self._clock()
         try:
             piece = await self.connection.read(started + self._left)
         except TimeoutError as late:
-            raise SilentServer("go on with its answer in time") from late
+            raise ServerTimedOut("continue its answer in time") from late
         self._left -= self._clock() - started
         if self._left <= 0 and piece:
-            # A server that is never silent and never gets on would not meet the deadline above.
-            raise SilentServer("get on with its answer in time")
+            # A server that keeps sending without progress would never meet the deadline above.
+            raise ServerTimedOut("make progress with its answer in time")
         return piece
 
 
 class Server:
     """One server and its pool of connections."""
 
-    def __init__(self, source: RefusalSource, pool: HttpConnectionPool, requests: RequestWriter, patience: ServerTimeouts) -> None:
+    def __init__(self, source: RefusalSource, pool: HttpConnectionPool, requests: RequestWriter, timeouts: ServerTimeouts) -> None:
         self.source = source
-        self.patience = patience
+        self.timeouts = timeouts
         self._pool = pool
         self._requests = requests
         self._clock = asyncio.get_running_loop().time
 
     async def get(self, path: str) -> bytes:
-        """A small JSON answer. Raises Unavailable, or what the refusal means."""
+        """Get a small JSON document. Raises Unavailable, or what the refusal means."""
         async with translated(self.source):
             try:
                 return await self._listed(path, self._clock() + LIST_SECONDS)
@@ -133,13 +125,13 @@ class Server:
                 raise _too_late(LIST_SECONDS) from late
 
     def post(self, path: str, body: bytes, kind: str) -> AbstractAsyncContextManager[ServerAnswer]:
-        """Ask for an answer of the media type ``kind``. Raises what the refusal means, or Unavailable; leaving it early, and
-        being cancelled, closes the connection, which is how a server learns that nobody listens any more."""
+        """Post a request whose response has the media type ``kind``. Raises what the refusal means, or Unavailable. Leaving it
+        early, or being cancelled, closes the connection, which stops the server."""
         return _Posting(self, path, body, kind)
 
     async def begin(self, path: str, body: bytes, kind: str) -> ServerAnswer:
-        """An answer whose head is good, for whoever gives its connection back."""
-        seconds = self.patience.first_token_seconds
+        """Post a request and return the response to a successful one; call ``end`` with it."""
+        seconds = self.timeouts.first_token_seconds
         until = self._clock() + seconds
         try:
             connection, head = await self._begin(self._requests.post_json(path, body), until)
@@ -156,10 +148,10 @@ class Server:
         self._pool.give_back(answer.connection)
 
     async def ask(self, path: str, body: bytes, *, most: int) -> bytes:
-        """A JSON answer of at most ``most`` bytes. Raises as ``post``; the whole of it may take as long as a pause in a stream."""
+        """Post a request and return its JSON response of at most ``most`` bytes, within ``idle_seconds``. Raises as ``post``."""
         read = bytearray()
         async with self.post(path, body, "application/json") as answer:
-            answer.allow(self.patience.idle_seconds)
+            answer.allow(self.timeouts.idle_seconds)
             async for piece in answer.pieces():
                 read += piece
                 if len(read) > most:
@@ -177,14 +169,14 @@ class Server:
             self._pool.give_back(connection)
 
     async def _begin(self, request: bytes, until: float) -> tuple[HttpServerConnection, ReplyHead]:
-        """A good answer's head, and the connection that the rest of it comes by. Repeats what failed before there was a head, where
-        that may help. Raises TimeoutError at ``until``."""
+        """Return the head of a successful response and the connection with its body. Retries failures before the head.
+        Raises TimeoutError at ``until``."""
         for attempt in range(ATTEMPTS):
             refusal = None
             try:
                 connection, head = await self._pool.ask(request, until)
             except HttpFailure as failure:
-                if not failure.again or attempt == ATTEMPTS - 1:
+                if not failure.retryable or attempt == ATTEMPTS - 1:
                     raise
             else:
                 if head.is_success:
@@ -193,15 +185,15 @@ class Server:
                     refusal = await self._refusal(connection, head, until)
                 finally:
                     self._pool.give_back(connection)
-                if not refusal.again or attempt == ATTEMPTS - 1:
+                if not refusal.retryable or attempt == ATTEMPTS - 1:
                     raise refusal.error
-            log.info("backend_asked_again", server=self.source.name, attempt=attempt + 1)
+            log.info("backend_retried", server=self.source.name, attempt=attempt + 1)
             async with asyncio.timeout_at(until):
                 await asyncio.sleep(self._pause(attempt, refusal))
         raise AssertionError("the last attempt returns or raises")
 
     def _pause(self, attempt: int, refusal: ServerRefusal | None) -> float:
-        backoff = Backoff(self.patience.backoff_seconds, inf, jitter=0.5).pause(attempt + 1)
+        backoff = Backoff(self.timeouts.backoff_seconds, inf, jitter=0.5).pause(attempt + 1)
         asked = refusal.retry_after_seconds if refusal is not None else None
         return backoff if asked is None else max(backoff, asked)
 
@@ -211,8 +203,8 @@ class Server:
 
 
 class _Posting:
-    """Asks on entering, and gives the connection back on leaving. A class, as `_Translation` is: the loop keeps a list of generators
-    that wait, and to get on it and off it takes as long as all the rest of a small request."""
+    """Posts on entering and gives the connection back on leaving. A class, like `_Translation`: the loop tracks async generators,
+    which takes as long as the rest of a small request."""
 
     def __init__(self, server: Server, path: str, body: bytes, kind: str) -> None:
         self._server = server
@@ -232,31 +224,30 @@ class _Posting:
 
 
 @asynccontextmanager
-async def connected(source: RefusalSource, url: str, patience: ServerTimeouts) -> AsyncIterator[Server]:
-    """A pool of connections to ``url``, with the source's key in every request. No proxy of the environment's is asked, because one
-    for the internet must not see what goes to a server in the house, and no redirect is followed: the key and the prompt are for
-    this address only. Raises BadSettings."""
+async def connected(source: RefusalSource, url: str, timeouts: ServerTimeouts) -> AsyncIterator[Server]:
+    """Open a pool of connections to ``url``; every request has the source's key. It uses no proxy from the environment and
+    follows no redirect, because the key and the prompt are only for this address. Raises BadSettings."""
     key = {} if source.key is None else {"authorization": f"Bearer {source.key.text}"}
-    # A compressed answer could be a thousand times its size; text in small pieces gains nothing by it.
+    # A compressed answer could grow a thousandfold, and text in small pieces gains nothing.
     headers = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "aimesh", **key}
     try:
         origin = http_request.origin(url)
         requests = RequestWriter(origin, headers)
     except ValueError as error:
         raise errors.BadSettings(f"{source.url_setting}: {error}", hint="see docs/howto/other-backends.md") from error
-    limits = Limits(
+    limits = PoolLimits(
         connections=MAX_CONNECTIONS,
-        connect_seconds=patience.connect_seconds,
+        connect_seconds=timeouts.connect_seconds,
         turn_seconds=POOL_SECONDS,
         write_seconds=WRITE_SECONDS,
         idle_seconds=KEEP_ALIVE_SECONDS,
     )
     async with http_pool.opened(origin, limits) as pool:
-        yield Server(source, pool, requests, patience)
+        yield Server(source, pool, requests, timeouts)
 
 
 def translated(source: RefusalSource) -> AbstractAsyncContextManager[None]:
-    """Turn what connections, msgspec and the parsers raise for a server that fails into Unavailable, and a full pool into Overloaded."""
+    """Turn the errors of connections, msgspec and the parsers into Unavailable, and a full pool into Overloaded."""
     return _Translation(source)
 
 
@@ -273,15 +264,15 @@ class _Translation:
 
 
 def _meaning(source: RefusalSource, error: BaseException) -> AimeshError | None:
-    """None for what is no fault of the server's."""
+    """Return None for errors that aren't the server's."""
     name = source.name
     match error:
-        case NoneFree():
+        case PoolExhausted():
             return errors.Overloaded(f"{name} has {MAX_CONNECTIONS} requests of this worker open", retry_after_seconds=POOL_SECONDS)
         case HttpFailure():
             said, hint = source.cleaned(str(error)), f"is it running? see {source.url_setting}"
             return errors.Unavailable(f"{name} does not answer: {said}", hint=hint, retry_after_seconds=5.0)
-        case SilentServer():
+        case ServerTimedOut():
             return errors.Unavailable(f"{name} did not {error}", hint="look at the server's own log")
         case BadStream():
             return errors.Unavailable(f"{name} broke its protocol: {error}")
@@ -290,21 +281,20 @@ def _meaning(source: RefusalSource, error: BaseException) -> AimeshError | None:
     return None
 
 
-def _too_late(seconds: float) -> SilentServer:
-    return SilentServer(f"begin its answer within {seconds:g} s")
+def _too_late(seconds: float) -> ServerTimedOut:
+    return ServerTimedOut(f"begin its answer within {seconds:g} s")
 
 
 def _check_type(head: ReplyHead, kind: str) -> None:
-    """Raises BadStream."""
     if encoding := head.headers.get("content-encoding", "").strip().lower().replace("identity", ""):
-        raise BadStream(f"it is compressed ({encoding[:20]!r}), though that was not asked for")
+        raise BadStream(f"it is compressed ({encoding[:20]!r}), which was not requested")
     found = head.headers.get("content-type", "").partition(";")[0].strip().lower()
     if found != kind:
-        raise BadStream(f"content of type {found[:60]!r} in place of {kind!r}; is this the address of its API?")
+        raise BadStream(f"content of type {found[:60]!r} instead of {kind!r}; is this the address of its API?")
 
 
 async def _read(connection: HttpServerConnection, most: int, until: float, *, cut: bool = False) -> bytes:
-    """The whole body, or its first ``most`` bytes. Raises BadStream for a longer one that must not be cut."""
+    """Read the body. A longer one than ``most`` bytes is cut with ``cut``; else raises BadStream."""
     read = bytearray()
     while piece := await connection.read(until):
         read += piece

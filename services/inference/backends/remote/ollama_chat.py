@@ -1,6 +1,6 @@
-"""A job as the body of Ollama's POST /api/chat, and the lines of its answer.  Pure.
+"""Builds the request for Ollama's POST /api/chat and parses the lines of its response.  Pure.
 
-Ollama passes over what it does not know, so what it has no word for must be refused here.
+Ollama ignores unknown parameters, so unsupported ones are refused here.
 """
 
 import re
@@ -17,9 +17,9 @@ from shared.types import FinishReason
 
 SERVER = "Ollama"
 
-#: Field of Sampling -> Ollama's option.
+#: Fields of Sampling that Ollama calls the same.
 _OPTIONS = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "frequency_penalty", "presence_penalty")
-#: Its seed is a signed number of 32 bits in the engine.
+#: Ollama's engine has a signed 32-bit seed.
 _SEED_MASK = 0x7FFF_FFFF
 _LACKS = "has no such option"
 
@@ -29,7 +29,6 @@ _DURATION = re.compile(r"-?([0-9]{1,9}(\.[0-9]{1,9})?(ms|s|m|h)){1,3}\Z")
 
 class _Function(msgspec.Struct, frozen=True):
     name: str
-    #: An object; kept as the text it came in.
     arguments: msgspec.Raw = msgspec.Raw(b"{}")
 
 
@@ -40,13 +39,13 @@ class _OllamaCall(msgspec.Struct, frozen=True):
 
 class _OllamaMessage(msgspec.Struct, frozen=True):
     content: str = ""
-    #: What a reasoning model thinks before it answers: not the answer, but a sign of life.
+    #: A reasoning model's thoughts: not part of the answer, but progress.
     thinking: str | None = None
     tool_calls: tuple[_OllamaCall, ...] | None = None
 
 
 class OllamaLine(msgspec.Struct, frozen=True):
-    """One line of the answer; the last one is ``done`` and has the counts."""
+    """One line of the response; the last one is ``done`` and has the counts."""
 
     message: _OllamaMessage = _OllamaMessage()
     done: bool = False
@@ -56,8 +55,7 @@ class OllamaLine(msgspec.Struct, frozen=True):
     error: object = None
 
     @property
-    def moved(self) -> bool:
-        """The answer got on."""
+    def is_progress(self) -> bool:
         return bool(self.message.content or self.message.thinking or self.message.tool_calls or self.done)
 
     @property
@@ -69,23 +67,25 @@ _line = msgspec.json.Decoder(OllamaLine)
 
 
 def keep_alive(text: str) -> int | str:
-    """OLLAMA_KEEP_ALIVE as Ollama takes it: a number of seconds, or a duration such as 10m. Raises BadSettings."""
+    """Parse OLLAMA_KEEP_ALIVE: a number of seconds, or a duration such as 10m. Raises BadSettings."""
     if _NUMBER.match(text):
-        # As a string Ollama would refuse a number without a unit.
+        # Ollama refuses a string without a unit.
         return int(text)
     if _DURATION.match(text):
         return text
-    raise errors.BadSettings(f"OLLAMA_KEEP_ALIVE: {text[:40]!r} is no duration", hint="say 10m, 1h30m, 0 for not at all, or -1 for always")
+    raise errors.BadSettings(
+        f"OLLAMA_KEEP_ALIVE: {text[:40]!r} is not a duration", hint="write 10m, 1h30m, 0 to unload at once, or -1 for always"
+    )
 
 
 def body(model: str, messages: tuple[ChatMessage, ...], asked: Sampling, *, max_tokens: int, keep: int | str | None) -> bytes:
-    """Raises BadRequest, which names the field that Ollama cannot honour."""
+    """Raises BadRequest, which names the field that Ollama doesn't support."""
     _check(asked)
     request: JsonObject = {
         "model": model,
         "messages": _messages(messages),
         "stream": True,
-        # Else it cuts a prompt that is too long at its beginning, or forgets the beginning later, and tells nobody.
+        # By default Ollama silently drops the beginning of a prompt that is too long, at once or later.
         "truncate": False,
         "shift": False,
         "options": _options(asked, max_tokens),
@@ -99,12 +99,12 @@ def body(model: str, messages: tuple[ChatMessage, ...], asked: Sampling, *, max_
 
 
 def line(text: bytes) -> OllamaLine:
-    """Raises one of `event_stream.UNREADABLE` for what is not of the protocol."""
+    """Raises one of `event_stream.UNREADABLE`."""
     return _line.decode(text)
 
 
 def calls(said: OllamaLine, draw_id: Callable[[], str]) -> tuple[ToolCall, ...]:
-    """The calls in a line, each whole. Raises BadStream."""
+    """Return the tool calls in a line. Raises BadStream."""
     found = said.message.tool_calls or ()
     if len(found) > MAX_TOOL_CALLS or sum(len(bytes(call.function.arguments)) for call in found) > MAX_ARGUMENT_CHARACTERS:
         raise BadStream(f"more than {MAX_TOOL_CALLS} tool calls, or {MAX_ARGUMENT_CHARACTERS} characters in them")
@@ -139,12 +139,12 @@ def _format(asked: OutputFormat | None) -> JsonObject:
     if asked is None:
         return {}
     if asked.kind is FormatKind.GBNF:
-        raise refused(SERVER, "takes no GBNF grammar", "format")
+        raise refused(SERVER, "does not support GBNF grammars", "format")
     return {"format": "json" if asked.kind is FormatKind.JSON else decoded("format.text", asked.text)}
 
 
 def _messages(messages: tuple[ChatMessage, ...]) -> list[JsonObject]:
-    """Ollama names the tool that a message answers by its name, where the contract has the id of the call."""
+    """Convert messages: Ollama refers to a tool by its name, our API by the id of the call."""
     names = {call.id: call.name for message in messages for call in message.tool_calls}
     return [_message(message, names) for message in messages]
 

@@ -1,7 +1,6 @@
-"""The `openai` backend: the models of servers with OpenAI's API, such as vLLM, TGI, Ray Serve, OpenAI or another mesh."""
+"""The `openai` backend: serves the models of servers with OpenAI's API, such as vLLM, TGI, Ray Serve, OpenAI or another mesh."""
 
 import asyncio
-import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -14,20 +13,18 @@ from services.inference.backends.remote import (
     http_server_client,
     openai_answer,
     openai_chat,
-    remote_embedding,
     remote_models,
     server_errors,
     token_counts,
 )
-from services.inference.backends.remote.embedding_answer import Answered
+from services.inference.backends.remote.embedding_answer import EmbeddingReply
 from services.inference.backends.remote.event_stream import StreamEventParser
 from services.inference.backends.remote.http_server_client import Server, ServerTimeouts
 from services.inference.backends.remote.openai_answer import AnswerAssembly
-from services.inference.backends.remote.remote_models import Listed, RemoteModels
+from services.inference.backends.remote.remote_models import ModelListing, RemoteModels
 from services.inference.backends.remote.server_errors import RefusalSource
 from services.inference.engine.sampling import DEFAULT_MAX_TOKENS
-from services.inference.jobs.backend_interface import Sink, Watcher
-from services.inference.jobs.embedding_interface import VectorSink
+from services.inference.jobs.backend_interface import Sink, VectorSink, Watcher
 from services.inference.jobs.embedding_job import EmbeddingJob
 from services.inference.jobs.generation_job import GenerationJob
 from services.inference.upstreams import Upstream
@@ -40,13 +37,12 @@ from shared.types import ModelName
 
 log = logs.get()
 
-#: After the last answer's end, for the usage and the mark behind it, which some servers never send.
-FAREWELL_SECONDS = 2.0
+#: After the last answer's end, for the usage and `[DONE]`, which some servers never send.
+TRAILER_SECONDS = 2.0
 
 
 class _ListedModel(msgspec.Struct, frozen=True):
     id: str
-    #: vLLM's word for the context; another name elsewhere, or none.
     max_model_len: int | None = None
 
 
@@ -59,18 +55,18 @@ _models = msgspec.json.Decoder(_Models)
 
 @dataclass(frozen=True, slots=True)
 class _Connected:
-    """One upstream, its connections, and what it has."""
+    """One upstream, its connections and its models."""
 
     upstream: Upstream
     server: Server
     models: RemoteModels
 
-    async def list_models(self) -> tuple[Listed, ...]:
+    async def list_models(self) -> tuple[ModelListing, ...]:
         content = await self.server.get("/models")
         async with http_server_client.translated(self.server.source):
             found = _models.decode(content).data
         return tuple(
-            Listed(offered, model.id, context_tokens=max(0, model.max_model_len or 0))
+            ModelListing(offered, model.id, context_tokens=max(0, model.max_model_len or 0))
             for model in found
             for offered in self.upstream.offers(model.id)
         )
@@ -83,7 +79,7 @@ class OpenAIBackend:
         self._connected = connected
 
     def models(self) -> tuple[ModelStatus, ...]:
-        """Of a name that several upstreams have, the first one's."""
+        """Return all models; of those with the same name, the first upstream's."""
         found: dict[ModelName, ModelStatus] = {}
         for one in self._connected:
             for status in one.models.statuses():
@@ -99,8 +95,8 @@ class OpenAIBackend:
         with one.models.counted(job) as listed:
             source = one.server.source
             body = openai_chat.body(source.name, one.upstream.dialect, listed.own_name, job.messages, asked, max_tokens=max_tokens)
-            answers = AnswerAssembly(asked.n or 1, _draw_call_id)
-            await _relay(one.server, body, answers, sink)
+            answers = AnswerAssembly(asked.n or 1, remote_models.draw_call_id)
+            await _pass_on(one.server, body, answers, sink)
             bounds = token_counts.bounds(job.messages, asked, sent_bytes=len(body), max_tokens=max_tokens)
             return _generation(source.name, job.model, answers, bounds)
 
@@ -108,21 +104,21 @@ class OpenAIBackend:
         one = self._holder(job.model)
         with one.models.counted(job) as listed:
 
-            async def ask(texts: tuple[str, ...]) -> Answered:
+            async def request(texts: tuple[str, ...]) -> EmbeddingReply:
                 body = embedding_answer.openai_body(listed.own_name, texts)
                 content = await one.server.ask("/embeddings", body, most=embedding_answer.most_bytes(len(texts)))
                 async with http_server_client.translated(one.server.source):
                     return embedding_answer.from_openai(content)
 
-            return await remote_embedding.embed(one.server, job, ask, sink)
+            return await embedding_answer.embed(one.server, job, request, sink)
 
     def _holder(self, model: ModelName) -> _Connected:
-        """The first that has it; where none has, the first of all, which then says so."""
+        """Return the first upstream that has the model, or else the first of all, which then refuses it."""
         return next((one for one in self._connected if one.models.has(model)), self._connected[0])
 
 
-async def _relay(server: Server, body: bytes, answers: AnswerAssembly, sink: Sink) -> None:
-    """Send on what comes until the answers are complete. Raises Unavailable, or what the server's complaint means."""
+async def _pass_on(server: Server, body: bytes, answers: AnswerAssembly, sink: Sink) -> None:
+    """Pass the answers on until they are complete. Raises Unavailable, or what the server's error means."""
     events = StreamEventParser()
     async with server.post("/chat/completions", body, "text/event-stream") as answer:
         sink.accept(None)
@@ -134,20 +130,20 @@ async def _relay(server: Server, body: bytes, answers: AnswerAssembly, sink: Sin
                         raise server_errors.judge_event(server.source, step.complaint)
                     for chunk in step.chunks:
                         await sink.send(chunk)
-                    if step.moved:
-                        answer.allow(FAREWELL_SECONDS if answers.finished else server.patience.idle_seconds)
+                    if step.is_progress:
+                        answer.allow(TRAILER_SECONDS if answers.finished else server.timeouts.idle_seconds)
                 if answers.complete:
                     await answer.drain()
                     break
-        except http_server_client.SilentServer:
-            # Without its usage a complete answer is an answer still.
+        except http_server_client.ServerTimedOut:
+            # A complete answer is usable without its usage.
             if not answers.finished:
                 raise
         answers.reasons()
 
 
 def _generation(server: str, model: ModelName, answers: AnswerAssembly, bounds: token_counts.CountBounds) -> Generation:
-    said = answers.usage or openai_answer.SaidUsage()
+    said = answers.usage or openai_answer.ReportedUsage()
     counted = token_counts.settle(said.prompt_tokens, said.completion_tokens, said.cached_tokens, answers.pieces, bounds)
     if counted.recounted:
         log.warning("usage_recounted", server=server, model=model, fields=counted.recounted)
@@ -155,12 +151,8 @@ def _generation(server: str, model: ModelName, answers: AnswerAssembly, bounds: 
     return Generation(reasons[0], counted.usage, reasons if len(reasons) > 1 else ())
 
 
-def _draw_call_id() -> str:
-    return f"call_{secrets.token_hex(12)}"
-
-
 def opened(url: str, key: str | None, slots: int, queue: int, watcher: Watcher) -> AbstractAsyncContextManager[OpenAIBackend]:
-    """The backend with the one upstream of OPENAI_BASE_URL. Raises BadSettings."""
+    """Open the backend with the upstream of OPENAI_BASE_URL. Raises BadSettings."""
     return opened_all((upstreams.single(url, key),), slots, queue, watcher)
 
 
@@ -168,9 +160,9 @@ def opened(url: str, key: str | None, slots: int, queue: int, watcher: Watcher) 
 async def opened_all(
     servers: tuple[Upstream, ...], slots: int, queue: int, watcher: Watcher, *, backoff_seconds: float = http_server_client.BACKOFF_SECONDS
 ) -> AsyncIterator[OpenAIBackend]:
-    """``slots`` and ``queue`` are for each model. Raises BadSettings where there is no upstream."""
+    """``slots`` and ``queue`` are per model. Raises BadSettings without an upstream."""
     if not servers:
-        raise errors.BadSettings("OPENAI_UPSTREAMS names no upstream", hint="see docs/howto/other-backends.md")
+        raise errors.BadSettings("OPENAI_UPSTREAMS has no upstream", hint="see docs/howto/other-backends.md")
     async with AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
         connected = [await stack.enter_async_context(_connected(one, slots, queue, watcher, backoff_seconds)) for one in servers]
         watching = [tasks.create_task(one.models.watch(one.list_models), name=f"models of {one.upstream.name}") for one in connected]
@@ -190,7 +182,7 @@ async def _connected(upstream: Upstream, slots: int, queue: int, watcher: Watche
         key_setting=upstream.key_setting,
         url_setting="OPENAI_BASE_URL" if is_only else f"url of {upstream.name} in OPENAI_UPSTREAMS",
     )
-    patience = ServerTimeouts(upstream.connect_seconds, upstream.first_token_seconds, upstream.idle_seconds, backoff_seconds)
-    async with http_server_client.connected(source, upstream.url, patience) as server:
+    timeouts = ServerTimeouts(upstream.connect_seconds, upstream.first_token_seconds, upstream.idle_seconds, backoff_seconds)
+    async with http_server_client.connected(source, upstream.url, timeouts) as server:
         models = RemoteModels(OpenAIBackend.name, upstream.slots or slots, queue, watcher, server=upstream.name)
         yield _Connected(upstream, server, models)

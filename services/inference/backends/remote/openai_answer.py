@@ -1,8 +1,7 @@
-"""Puts the events of OpenAI's streamed chat answers together: text, log probabilities, tool calls, ends and usage.  Pure.
+"""Assembles the events of OpenAI's streamed chat answers: text, log probabilities, tool calls, finish reasons and usage.  Pure.
 
-The API names no token ids. A token's log probability needs one all the same, so the pieces of an answer are numbered from -1 down,
-the same piece always the same number: such a number tells two pieces apart and is never taken for an id of the model's vocabulary.
-`Chunk.token_ids` stays empty.
+The API has no token ids, but our log probabilities need them. So each distinct piece of text gets a negative number, which can't be
+confused with an id of the model's vocabulary. `Chunk.token_ids` stays empty.
 """
 
 from collections.abc import Callable
@@ -15,21 +14,18 @@ from shared.api.generation import ToolCall
 from shared.api.inference import Chunk, TokenChance, TokenLogprob
 from shared.types import FinishReason
 
-#: More calls in one answer than any tool loop makes.
 MAX_TOOL_CALLS = 128
-#: The largest message of the mesh: what is longer could not be sent on.
+#: Longer arguments don't fit a message of the mesh.
 MAX_ARGUMENT_CHARACTERS = 512 * 1024
-#: Of the name and the id of a call.
 MAX_NAME_CHARACTERS = 256
 
 _DONE = b"[DONE]"
-#: What ends an answer and is no end: vLLM and OpenRouter say so when they give up.
+#: The finish reasons of vLLM and OpenRouter for an answer that failed.
 _FAILED = ("abort", "error")
 
 
 class _FunctionDelta(msgspec.Struct, frozen=True):
     name: str | None = None
-    #: An object where a server sends the call in one piece.
     arguments: str | dict[str, object] | None = None
 
 
@@ -42,10 +38,10 @@ class _CallDelta(msgspec.Struct, frozen=True):
 class _Delta(msgspec.Struct, frozen=True):
     content: str | None = None
     refusal: str | None = None
-    #: What reasoning models think before they answer: not the answer, but a sign of life.
+    #: A reasoning model's thoughts: not part of the answer, but progress.
     reasoning_content: str | None = None
     reasoning: str | None = None
-    #: Older TGI sends one that is no list.
+    #: Older versions of TGI send a single one.
     tool_calls: tuple[_CallDelta, ...] | _CallDelta | None = None
 
 
@@ -74,8 +70,8 @@ class _UsageDetails(msgspec.Struct, frozen=True):
     cached_tokens: object = None
 
 
-class SaidUsage(msgspec.Struct, frozen=True):
-    """The server's own counts, which may be anything."""
+class ReportedUsage(msgspec.Struct, frozen=True):
+    """The server's counts, unchecked."""
 
     prompt_tokens: object = None
     completion_tokens: object = None
@@ -100,12 +96,11 @@ _NO_DELTA = _Delta()
 
 
 class AnswerStep(msgspec.Struct, frozen=True):
-    """What an event brought. A struct, because there is one for each token of every answer: they are made fast."""
+    """The content of an event. A struct, because there is one per token and structs are cheap to create."""
 
     chunks: tuple[Chunk, ...] = ()
-    #: The answer got on: comments and empty deltas do not count.
-    moved: bool = False
-    #: The event is the server's complaint, whole.
+    #: False for comments and empty deltas.
+    is_progress: bool = False
     complaint: bytes = b""
 
 
@@ -118,7 +113,7 @@ class _OpenAICall:
 
 @dataclass(slots=True)
 class _Branch:
-    """One of the answers."""
+    """The state of one answer."""
 
     finish: FinishReason | None = None
     calls: dict[int, _OpenAICall] = field(default_factory=dict)
@@ -126,7 +121,7 @@ class _Branch:
 
 
 class AnswerAssembly:
-    """The answers of one request, ``count`` of them. ``draw_id`` names a tool call whose server did not."""
+    """Assembles the ``count`` answers of one request. ``draw_id`` creates the ids of tool calls that the server left out."""
 
     def __init__(self, count: int, draw_id: Callable[[], str]) -> None:
         self._branches = [_Branch() for _ in range(count)]
@@ -134,22 +129,22 @@ class AnswerAssembly:
         self._draw_id = draw_id
         self._numbers: dict[bytes, int] = {}
         self._done = False
-        self.usage: SaidUsage | None = None
-        #: How often text or a part of a call came: at least so many tokens there were.
+        self.usage: ReportedUsage | None = None
+        #: The number of events with text or a part of a call: a lower bound of the tokens.
         self.pieces = 0
 
     @property
     def finished(self) -> bool:
-        """Every answer has its end; what may still come is the usage."""
+        """Every answer has ended; the usage may still follow."""
         return not self._unfinished
 
     @property
     def complete(self) -> bool:
-        """Nothing more is to come."""
+        """Nothing more follows."""
         return self._done or (self.finished and self.usage is not None)
 
     def push(self, data: bytes) -> AnswerStep:
-        """Raises BadStream, or one of `event_stream.UNREADABLE`, for what is not of the protocol."""
+        """Raises BadStream or one of `event_stream.UNREADABLE`."""
         if data.strip() == _DONE:
             self._done = True
             return AnswerStep()
@@ -161,10 +156,10 @@ class AnswerAssembly:
         if event.choices is not None and len(event.choices) == 1:
             return self._choice(event.choices[0])
         steps = [self._choice(choice) for choice in event.choices or ()]
-        return AnswerStep(tuple(chunk for step in steps for chunk in step.chunks), any(step.moved for step in steps))
+        return AnswerStep(tuple(chunk for step in steps for chunk in step.chunks), any(step.is_progress for step in steps))
 
     def reasons(self) -> tuple[FinishReason, ...]:
-        """How each answer ended. Raises BadStream when one did not."""
+        """Return the finish reason of each answer. Raises BadStream if one didn't end."""
         reasons = tuple(branch.finish for branch in self._branches if branch.finish is not None)
         if len(reasons) < len(self._branches):
             missing = f"; {len(reasons)} of {len(self._branches)} answers are complete" if len(self._branches) > 1 else ""
@@ -173,7 +168,7 @@ class AnswerAssembly:
 
     def _choice(self, choice: _Choice) -> AnswerStep:
         if not 0 <= choice.index < len(self._branches):
-            raise BadStream(f"a choice with index {str(choice.index)[:20]}, where {len(self._branches)} were asked for")
+            raise BadStream(f"a choice with index {str(choice.index)[:20]} although {len(self._branches)} were requested")
         branch = self._branches[choice.index]
         delta = choice.delta or _NO_DELTA
         text = (delta.content or "") + (delta.refusal or "")
@@ -185,16 +180,16 @@ class AnswerAssembly:
             self._unfinished -= 1
             calls = self._complete_calls(branch)
         self.pieces += bool(text) or called
-        moved = bool(text or logprobs or called or delta.reasoning_content or delta.reasoning or choice.finish_reason)
+        is_progress = bool(text or logprobs or called or delta.reasoning_content or delta.reasoning or choice.finish_reason)
         chunks = (Chunk(text, (), choice.index, logprobs, calls),) if text or logprobs or calls else ()
-        return AnswerStep(chunks, moved)
+        return AnswerStep(chunks, is_progress)
 
     def _add_calls(self, branch: _Branch, deltas: tuple[_CallDelta, ...] | _CallDelta | None) -> bool:
         if deltas is None:
             return False
         parts = (deltas,) if isinstance(deltas, _CallDelta) else deltas
         for part in parts:
-            self._add_call(branch, _place(branch, part) if part.index is None else part.index, part)
+            self._add_call(branch, _guess_index(branch, part) if part.index is None else part.index, part)
         return bool(parts)
 
     @staticmethod
@@ -205,7 +200,7 @@ class AnswerAssembly:
         call.id = call.id or part.id or ""
         if part.function is None:
             return
-        # Whole in the first part with OpenAI; others repeat it in every part.
+        # OpenAI sends the name once; other servers repeat it in every part.
         call.name = call.name or part.function.name or ""
         arguments = part.function.arguments or ""
         written = arguments if isinstance(arguments, str) else msgspec.json.encode(arguments).decode()
@@ -233,8 +228,8 @@ class AnswerAssembly:
         return TokenChance(self._numbers.setdefault(piece, -1 - len(self._numbers)), piece, said.logprob)
 
 
-def _place(branch: _Branch, part: _CallDelta) -> int:
-    """Of a part without an index: an id that is new begins the next call, all else goes on with the last."""
+def _guess_index(branch: _Branch, part: _CallDelta) -> int:
+    """Place a part without an index: a new id starts the next call, anything else continues the last one."""
     last = max(branch.calls, default=-1)
     known = {call.id for call in branch.calls.values()}
     return last + 1 if last < 0 or (part.id and part.id not in known) else last
@@ -244,18 +239,18 @@ def _bytes(values: tuple[int, ...]) -> bytes:
     try:
         return bytes(values)
     except ValueError as error:
-        raise BadStream("a token whose bytes are none") from error
+        raise BadStream("a token with invalid bytes") from error
 
 
-def _usage(said: object) -> SaidUsage:
+def _usage(said: object) -> ReportedUsage:
     try:
-        return msgspec.convert(said, SaidUsage)
+        return msgspec.convert(said, ReportedUsage)
     except msgspec.ValidationError:
-        return SaidUsage()
+        return ReportedUsage()
 
 
 def _finish(reason: str) -> FinishReason:
-    """`stop`, `tool_call_parser`, `content_filter` and what others invent: the model has ended."""
+    """Treat `stop`, `tool_calls`, `content_filter` and unknown reasons as the model's own end."""
     if reason in _FAILED:
-        raise BadStream("it gave the answer up")
+        raise BadStream("it aborted the answer")
     return FinishReason.LENGTH if reason == "length" else FinishReason.STOP

@@ -1,7 +1,7 @@
-"""A job as the body of OpenAI's POST /chat/completions, in the dialect of the server that gets it.  Pure.
+"""Builds the request for OpenAI's POST /chat/completions in the dialect of a server.  Pure.
 
-Only what the caller asked for is sent: a server's own defaults suit its models better than ours. What was asked for and the
-server's API has no word for is refused, and never dropped in silence.
+It sends only parameters that the caller set: a server's defaults suit its models better than ours. A parameter that the server
+doesn't support is refused, never silently dropped.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,12 +16,12 @@ from shared.api.generation import ChatMessage, FormatKind, OutputFormat, Samplin
 
 JsonObject = dict[str, object]
 
-#: Fields of Sampling that are one number, one flag or one table here and there.
+#: Fields of Sampling that are passed on as they are, apart from their name.
 _PLAIN = (
     "temperature", "top_p", "top_k", "min_p", "seed", "repeat_penalty", "frequency_penalty", "presence_penalty", "logit_bias", "ignore_eos",
     "n",
 )  # fmt: skip
-#: Field -> the value that changes nothing; where a server lacks the field, it is left out rather than refused.
+#: Field -> the value without effect, which is left out rather than refused if a server lacks the field.
 _NEUTRAL: Mapping[str, object] = {
     "top_k": 0,
     "min_p": 0,
@@ -35,15 +35,15 @@ _NEUTRAL: Mapping[str, object] = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Words:
-    """How one kind of server calls things."""
+class _DialectFields:
+    """The parameters of one kind of server."""
 
-    #: Field of Sampling -> its name there. What is missing is not understood there.
+    #: Field of Sampling -> the server's name for it. Others are not supported.
     fields: Mapping[str, str]
     max_tokens: str = "max_tokens"
-    #: Field -> how its value must be changed.
+    #: Field -> conversion of its value.
     values: Mapping[str, Callable[[object], object]] = field(default_factory=dict)
-    #: The field that takes a GBNF grammar; empty where there is none.
+    #: The field for a GBNF grammar; empty if there is none.
     grammar: str = ""
 
 
@@ -54,35 +54,35 @@ def _same(*names: str) -> dict[str, str]:
 _OPENAI = _same("temperature", "top_p", "seed", "frequency_penalty", "presence_penalty", "logit_bias", "n")
 _LOCAL = _OPENAI | _same("top_k", "min_p", "ignore_eos")
 
-_WORDS: Mapping[Dialect, _Words] = {
-    # Its reasoning models refuse max_tokens, the older name; servers that copy it often know no other.
-    Dialect.OPENAI: _Words(_OPENAI, max_tokens="max_completion_tokens"),
-    Dialect.COMPATIBLE: _Words(_OPENAI),
-    # Before 0.9, "all tokens" was written -1 only.
-    Dialect.VLLM: _Words(_LOCAL | {"repeat_penalty": "repetition_penalty"}, values={"top_k": lambda value: value or -1}),
-    # Its seed has 32 bits, of which all ones means "any".
-    Dialect.LLAMA_CPP: _Words(
+_DIALECTS: Mapping[Dialect, _DialectFields] = {
+    # OpenAI's reasoning models refuse the older name, max_tokens; many compatible servers only know that one.
+    Dialect.OPENAI: _DialectFields(_OPENAI, max_tokens="max_completion_tokens"),
+    Dialect.COMPATIBLE: _DialectFields(_OPENAI),
+    # Before vLLM 0.9, only -1 meant "all tokens".
+    Dialect.VLLM: _DialectFields(_LOCAL | {"repeat_penalty": "repetition_penalty"}, values={"top_k": lambda value: value or -1}),
+    # llama.cpp's seed has 32 bits; all ones mean a random seed.
+    Dialect.LLAMA_CPP: _DialectFields(
         _LOCAL | _same("repeat_penalty"), values={"seed": lambda value: _whole(value) % 0xFFFF_FFFF}, grammar="grammar"
     ),
-    # It reads n, logit_bias and presence_penalty and does not use them.
-    Dialect.TGI: _Words(_same("temperature", "top_p", "seed", "frequency_penalty")),
-    Dialect.AIMESH: _Words(_LOCAL | _same("repeat_penalty")),
+    # TGI accepts n, logit_bias and presence_penalty but ignores them.
+    Dialect.TGI: _DialectFields(_same("temperature", "top_p", "seed", "frequency_penalty")),
+    Dialect.AIMESH: _DialectFields(_LOCAL | _same("repeat_penalty")),
 }
 
 
 def body(name: str, dialect: Dialect, model: str, messages: tuple[ChatMessage, ...], asked: Sampling, *, max_tokens: int) -> bytes:
-    """``name`` is the server's in messages, ``model`` the server's own name for it. Raises BadRequest, which names the field."""
-    words = _WORDS[dialect]
+    """``name`` is the server's name in error messages, ``model`` its name of the model. Raises BadRequest, which names the field."""
+    names = _DIALECTS[dialect]
     if asked.raw:
-        raise refused(name, "is asked for chats alone", "raw")
+        raise refused(name, "is only used for chats", "raw")
     request: JsonObject = {
         "model": model,
         "messages": [_message(message) for message in messages],
         "stream": True,
         "stream_options": {"include_usage": True},
-        words.max_tokens: max_tokens,
-        **_plain(name, dialect, words, asked),
-        **_format(name, dialect, words, asked.format),
+        names.max_tokens: max_tokens,
+        **_plain(name, dialect, names, asked),
+        **_format(name, dialect, names, asked.format),
         **_tools(asked),
     }
     if asked.stop:
@@ -95,53 +95,53 @@ def body(name: str, dialect: Dialect, model: str, messages: tuple[ChatMessage, .
 
 
 def tool(position: int, offered: Tool) -> JsonObject:
-    """A tool in the form that OpenAI's and Ollama's API share."""
+    """Convert a tool to the form of OpenAI's and Ollama's API."""
     parameters = decoded(f"tools[{position}].parameters", offered.parameters)
     return {"type": "function", "function": {"name": offered.name, "description": offered.description, "parameters": parameters}}
 
 
 def decoded(field: str, text: str) -> JsonObject:
-    """The JSON object in ``text``. Raises BadRequest, which names the field."""
+    """Parse a JSON object. Raises BadRequest, which names the field."""
     try:
         return msgspec.json.decode(text, type=JsonObject)
     except UNREADABLE as error:
-        raise errors.BadRequest(f"{field} is not the text of a JSON object: {str(error)[:200]}") from error
+        raise errors.BadRequest(f"{field} is not a JSON object: {str(error)[:200]}") from error
 
 
 def refused(name: str, what: str, field: str) -> errors.BadRequest:
-    return errors.BadRequest(f"{field} cannot be passed on: {name} {what}", hint="leave it out, or ask for a model of another backend")
+    return errors.BadRequest(f"{field} cannot be passed on: {name} {what}", hint="leave it out, or use a model of another backend")
 
 
-def _plain(name: str, dialect: Dialect, words: _Words, asked: Sampling) -> JsonObject:
+def _plain(name: str, dialect: Dialect, names: _DialectFields, asked: Sampling) -> JsonObject:
     request: JsonObject = {}
     for asked_field in _PLAIN:
         value = getattr(asked, asked_field)
         if value is None or (asked_field in ("logit_bias", "ignore_eos") and not value):
             continue
-        if (there := words.fields.get(asked_field)) is not None:
-            adapt = words.values.get(asked_field)
+        if (there := names.fields.get(asked_field)) is not None:
+            adapt = names.values.get(asked_field)
             request[there] = value if adapt is None else adapt(value)
         elif value != _NEUTRAL.get(asked_field):
-            raise refused(name, f"({dialect}) does not have it", asked_field)
+            raise refused(name, f"({dialect}) does not support it", asked_field)
     if dialect is Dialect.TGI and request.get("top_p") == 1:
-        # It refuses the value that changes nothing.
+        # TGI refuses this value, which has no effect.
         del request["top_p"]
     return request
 
 
-def _format(name: str, dialect: Dialect, words: _Words, asked: OutputFormat | None) -> JsonObject:
+def _format(name: str, dialect: Dialect, names: _DialectFields, asked: OutputFormat | None) -> JsonObject:
     if asked is None:
         return {}
     if asked.kind is FormatKind.GBNF:
-        if not words.grammar:
-            raise refused(name, f"({dialect}) takes no GBNF grammar", "format")
-        return {words.grammar: asked.text}
+        if not names.grammar:
+            raise refused(name, f"({dialect}) does not support GBNF grammars", "format")
+        return {names.grammar: asked.text}
     schema: JsonObject = {"type": "object"} if asked.kind is FormatKind.JSON else decoded("format.text", asked.text)
     if dialect is Dialect.TGI:
         return {"response_format": {"type": "json_object", "value": schema}}
     if asked.kind is FormatKind.JSON:
         return {"response_format": {"type": "json_object"}}
-    # strict: without it OpenAI takes the schema for a wish.
+    # Without strict, OpenAI may ignore the schema.
     return {"response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}}
 
 
@@ -155,7 +155,7 @@ def _tools(asked: Sampling) -> JsonObject:
 def _message(message: ChatMessage) -> JsonObject:
     written: JsonObject = {"role": message.role, "content": message.content}
     if message.tool_calls:
-        # An assistant that only called tools said nothing, which is null and not an empty text.
+        # The API wants null, not an empty text, from an assistant that only called tools.
         written |= {"content": message.content or None, "tool_calls": [_call(call) for call in message.tool_calls]}
     if message.tool_call_id is not None:
         written["tool_call_id"] = message.tool_call_id

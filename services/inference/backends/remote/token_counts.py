@@ -1,7 +1,7 @@
-"""Which of another server's token counts can be believed, and what to count instead.  Pure.
+"""Checks another server's token counts, and replaces impossible ones.  Pure.
 
-A count that cannot be true is replaced by a lower bound that this worker saw itself: the words of the prompt, and the pieces of the
-answer. The names of the replaced counts go to the log (`usage_recounted`), because the contract has no field for them.
+The replacement is a lower bound that this worker counted itself: the words of the prompt, or the pieces of the answer. The log
+names the replaced counts (`usage_recounted`).
 """
 
 from collections.abc import Sequence
@@ -9,30 +9,29 @@ from dataclasses import dataclass
 
 from shared.api.generation import ChatMessage, Sampling, Usage
 
-#: What a server may put before a prompt that nobody here sees: its own instructions, and the template's marks.
+#: Tokens that a server may add to a prompt: its own instructions and the template.
 HIDDEN_PROMPT_TOKENS = 32_768
-#: Tokens that a model may add around a text whose vector it computes.
+#: Tokens that an embedding model may add around a text.
 ADDED_TOKENS = 4
-#: Of one answer; longer than any model's context, for a caller who asked for as much as there is.
 LONGEST_ANSWER_TOKENS = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class CountBounds:
-    """What this worker knows of a request's tokens without a tokenizer."""
+    """The plausible token counts of a request, estimated without a tokenizer."""
 
-    #: No tokenizer in use joins two words to one token.
+    #: No tokenizer in use joins two words into one token.
     least_prompt: int
-    #: A token stands for at least one byte of what was sent, or for something hidden.
+    #: A token covers at least one byte of the request, or is hidden.
     most_prompt: int
-    #: Nobody pays for more than was asked for. One more for each answer is its end, which some servers count.
+    #: No one pays for more than was requested, plus one end token per answer, which some servers count.
     most_completion: int
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedCounts:
     usage: Usage
-    #: prompt_tokens, completion_tokens, where the server's own count was not believed.
+    #: The counts that were replaced: prompt_tokens, completion_tokens.
     recounted: tuple[str, ...] = ()
 
 
@@ -45,12 +44,12 @@ def bounds(messages: tuple[ChatMessage, ...], asked: Sampling, *, sent_bytes: in
 
 
 def settle(prompt: object, completion: object, cached: object, pieces: int, known: CountBounds) -> CheckedCounts:
-    """``prompt``, ``completion`` and ``cached`` are whatever the server sent there, ``pieces`` how often it sent text."""
+    """Check the server's counts. ``pieces`` is the number of times it sent text."""
     recounted = []
     if not _is_count(prompt, least=1, most=known.most_prompt):
         recounted.append("prompt_tokens")
         prompt = known.least_prompt
-    # A piece has at least one token. llama.cpp's server counts one answer only where it gave several.
+    # A piece has at least one token. Of several answers, llama.cpp's server only counts one.
     at_least = min(pieces, known.most_completion)
     if not _is_count(completion, least=at_least, most=known.most_completion):
         recounted.append("completion_tokens")
@@ -62,7 +61,7 @@ def settle(prompt: object, completion: object, cached: object, pieces: int, know
 
 
 def settle_texts(prompt: object, texts: Sequence[str]) -> tuple[int, bool]:
-    """The tokens of texts that become vectors, and whether the server's own count was not believed."""
+    """Return the token count of embedded texts, and whether the server's count was replaced."""
     most = sum(len(text.encode("utf-8", "replace")) + ADDED_TOKENS for text in texts)
     if isinstance(prompt, int) and _is_count(prompt, least=len(texts), most=most):
         return prompt, False

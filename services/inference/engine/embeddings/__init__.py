@@ -1,1 +1,1 @@
-"""Vectors for texts: their queue, their batches and their pooling."""
+"""Embeddings: the queue of texts, their batches and the pooling of vectors."""

@@ -1,4 +1,4 @@
-"""The engine's work on embeddings: between two steps of the answers it computes one batch of texts."""
+"""Computes embeddings: one batch of texts between two steps of the answers."""
 
 import time
 from array import array
@@ -18,53 +18,48 @@ from services.inference.engine.engine_messages import (
 from services.inference.engine.prefill_budget import PrefillBudget
 from shared import errors
 
-#: In one turn, however busy the engine is: a text must come to its end, and smaller pieces give other last digits.
+#: Even a busy engine computes so many per turn; smaller pieces change the last digits of a vector.
 LEAST_TOKENS = 4
 
 
 class EmbedderInterface(Protocol):
-    """What the loop needs of a model. ``embedding_context.EmbeddingContext`` is the real one. All of it blocks."""
+    """The part of a model that the loop uses, implemented by `EmbeddingContext`. All methods block."""
 
-    #: The longest text.
     context_tokens: int
-    #: The most tokens of several texts in one batch.
+    #: The most tokens in one batch of several texts.
     step_tokens: int
     dimensions: int
-    #: Texts in one batch.
     slots: int
-    #: The model reads both ways, so a text cannot be computed in pieces.
+    #: The model is bidirectional, so it can't compute a text in pieces.
     whole: bool
     pooling: Pooling
 
     def prepare(self) -> None:
-        """What is above is true from here on. Safe to call twice; raises BadRequest where the model gives no vectors, and
-        Unavailable where it cannot be now."""
+        """Set the fields above. Safe to call twice. Raises BadRequest if the model has no embeddings, and Unavailable."""
         ...
 
     def tokens_of(self, text: str) -> list[int]:
-        """Raises BadRequest. Safe to call in another thread than all else, one call at a time."""
+        """Raises BadRequest. May run in another thread than the rest, one call at a time."""
         ...
 
     def run(self, pieces: Sequence[TextPiece]) -> list[Sequence[float]]:
-        """Compute one batch; the pooled vector of each piece. Forgets the texts that end in it. Raises ModelCrashed."""
+        """Compute one batch and return the pooled vector of each piece. Clears the slots of texts that end. Raises ModelCrashed."""
         ...
 
     def clear(self, slot: int) -> None:
-        """Forget what a text that was begun has left there."""
+        """Forget an unfinished text."""
         ...
 
 
 class EmbeddingLoop:
-    """Not thread-safe: one caller, who alternates the steps of the answers and ``turn``. Only ``tokenize`` may run in another thread
-    meanwhile."""
+    """Not thread-safe: one thread alternates the steps of the answers and ``turn``. Only ``tokenize`` may run in another one."""
 
     def __init__(self, embedder: EmbedderInterface, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self._embedder = embedder
         self._clock = clock
-        #: Made with the first request, when the model has told what it can.
         self._queue: EmbeddingQueue | None = None
         self._pace = PrefillBudget(LEAST_TOKENS)
-        #: Of the text that is begun.
+        #: Of an unfinished text.
         self._pooled: Pooled | None = None
 
     @property
@@ -72,33 +67,32 @@ class EmbeddingLoop:
         return self._queue is None or self._queue.idle
 
     def measure(self, command: EmbedTexts) -> int:
-        """The bytes of a command's texts. Raises BadRequest where the model gives no such vectors, and Unavailable where it cannot now."""
+        """Return the size of a command's texts. Raises BadRequest if the model has no such vectors, and Unavailable."""
         self._prepare()
         if command.dimensions is not None and command.dimensions > self._embedder.dimensions:
             raise errors.BadRequest(
                 f"dimensions is {command.dimensions}; this model's vectors have {self._embedder.dimensions}",
-                hint="ask for fewer, or leave it out",
+                hint="request fewer, or leave it out",
             )
         return sum(len(text.encode("utf-8", "replace")) for text in command.inputs)
 
     def tokenize(self, command: EmbedTexts) -> list[EmbeddingText]:
-        """Raises BadRequest for a text without tokens and for one that is too long."""
+        """Raises BadRequest for a text that has no tokens or is too long."""
         return [self._tokenize_one(command, number) for number in range(len(command.inputs))]
 
     def begin(self, command: EmbedTexts, texts: list[EmbeddingText]) -> GenerationAccepted:
-        """Queue a command's texts."""
-        assert self._queue is not None  # made when the command was measured
+        assert self._queue is not None  # `measure` created it
         self._queue.submit(texts)
         return GenerationAccepted(command.id, sum(len(text.tokens) for text in texts))
 
     def cancel(self, request: int) -> None:
-        """Unknown ones are already over."""
+        """Forget a request; unknown ones have already ended."""
         if self._queue is not None and (slot := self._queue.cancel(request)) is not None:
             self._embedder.clear(slot)
             self._pooled = None
 
     def turn(self, step: StepReport | None) -> list[GenerationRefused | EmbeddingTurn]:
-        """Do as much as answers can bear whose last step was this; None when nobody answers."""
+        """Compute a batch that doesn't slow the answers too much. ``step`` is their last step; None if there are none."""
         if step is not None and step.read == 0:
             self._pace.took(step.seconds, answering=step.answering, read=0)
         if self._queue is None or self.idle:
@@ -112,18 +106,16 @@ class EmbeddingLoop:
             self._pace = PrefillBudget(self._embedder.step_tokens)
 
     def _tokenize_one(self, command: EmbedTexts, number: int) -> EmbeddingText:
-        # An array: a list takes nine times the room.
+        # A list would take nine times the memory of an array.
         tokens = array("i", self._embedder.tokens_of(command.inputs[number]))
         if not tokens:
             raise errors.BadRequest(f"input[{number}] has no tokens", hint="leave empty texts out")
         if len(tokens) > self._embedder.context_tokens:
             raise errors.BadRequest(
-                f"input[{number}] has {len(tokens)} tokens; this model takes {self._embedder.context_tokens}",
-                hint="cut it into several texts",
+                f"input[{number}] has {len(tokens)} tokens; this model allows {self._embedder.context_tokens}",
+                hint="split it into several texts",
             )
         return EmbeddingText(command.id, number, tokens, command.dimensions or self._embedder.dimensions)
-
-    # --- computing ----------------------------------------------------------------------------------------------------------
 
     def _compute(self, queue: EmbeddingQueue, step: StepReport | None) -> list[GenerationRefused | EmbeddingTurn]:
         pieces = queue.take(self._budget(step))
@@ -144,13 +136,12 @@ class EmbeddingLoop:
         return [*failed.values(), EmbeddingTurn(finished, seconds, tokens)]
 
     def _budget(self, step: StepReport | None) -> int:
-        """Tokens of the next batch. Prompts that are being read go first: both together must not make the answers falter."""
+        """Return the tokens of the next batch. Prompts that are being read count too, so that both together don't slow the answers."""
         if step is None or step.answering == 0:
             return self._embedder.step_tokens
         return max(LEAST_TOKENS, self._pace.budget(step.answering) - step.read)
 
     def _pool(self, piece: TextPiece, row: Sequence[float], told: dict[int, list[bytes]], failed: dict[int, GenerationRefused]) -> None:
-        """Add a piece to its text, whose vector is told when it ends."""
         if self._pooled is None:
             self._pooled = Pooled(self._embedder.pooling)
         self._pooled.add(row, len(piece.tokens))
@@ -159,7 +150,7 @@ class EmbeddingLoop:
         text, vector = piece.text, self._pooled.packed(piece.text.dimensions)
         self._pooled = None
         if vector is None:
-            problem = errors.Unavailable(f"the model computed no vector for input[{text.number}]", hint="ask another model")
+            problem = errors.Unavailable(f"the model computed no vector for input[{text.number}]", hint="use another model")
             failed[text.request] = GenerationRefused(text.request, problem.to_problem())
         else:
             told.setdefault(text.request, []).append(vector)

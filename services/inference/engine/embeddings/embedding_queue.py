@@ -1,7 +1,7 @@
-"""Which tokens of which texts the next batch of embeddings computes.  Pure.
+"""Chooses the tokens for the next batch of embeddings.  Pure.
 
-Texts are taken in the order in which they came. A model that reads forward only can compute a long one in pieces, as many tokens
-in one batch as the answers that are running can bear; a model that reads both ways needs a text whole.
+Texts are computed in order of arrival. A causal model can compute a long text in pieces, so that running answers aren't slowed; a
+bidirectional model needs a whole text at once.
 """
 
 from collections import deque
@@ -11,42 +11,38 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingText:
-    """One of those that a request has."""
+    """One text of a request."""
 
     request: int
-    #: Which of them, from 0.
     number: int
     tokens: Sequence[int]
-    #: How many numbers of its vector are asked for.
     dimensions: int
 
 
 @dataclass(frozen=True, slots=True)
 class TextPiece:
-    """Tokens of one text that a batch computes."""
+    """Tokens of one text in a batch."""
 
     slot: int
     text: EmbeddingText
-    #: Position of the first of the tokens.
     start: int
     tokens: Sequence[int]
 
     @property
     def ends(self) -> bool:
-        """Whether the text is complete after it."""
+        """Whether it is the text's last piece."""
         return self.start + len(self.tokens) == len(self.text.tokens)
 
 
 class EmbeddingQueue:
-    """At most one text is begun and not finished; so besides it only one batch has to fit the model's memory."""
+    """At most one text is unfinished, so the model's memory must fit only that text and one batch."""
 
     def __init__(self, slots: int, *, whole: bool) -> None:
-        #: Texts in one batch.
         self._slots = slots
-        #: Whether a text must be computed at once, whatever the budget says.
+        #: Compute texts at once, regardless of the budget.
         self._whole = whole
         self._waiting: deque[EmbeddingText] = deque()
-        #: Where the first of those that wait lies, or will, and how many of its tokens are computed.
+        #: The slot of the first waiting text, and the number of its computed tokens.
         self._slot = 0
         self._begun = 0
 
@@ -59,7 +55,7 @@ class EmbeddingQueue:
         self._waiting.extend(texts)
 
     def take(self, budget: int) -> list[TextPiece]:
-        """The next batch, of about so many tokens and never of none, which the caller computes; empty when nothing waits."""
+        """Return the next batch of about ``budget`` tokens, and at least one; empty if nothing waits."""
         pieces: list[TextPiece] = []
         while self._waiting and len(pieces) < self._slots and (budget > 0 or not pieces):
             text = self._waiting[0]
@@ -76,7 +72,7 @@ class EmbeddingQueue:
         return pieces
 
     def cancel(self, request: int) -> int | None:
-        """Forget a request's texts; says which slot is to be cleared, if any. Unknown ones are already over."""
+        """Forget a request's texts; return the slot to clear, if any. Unknown requests have already ended."""
         begun = self._slot if self._begun and self._waiting[0].request == request else None
         if begun is not None:
             self._next()

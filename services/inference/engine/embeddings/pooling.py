@@ -1,4 +1,4 @@
-"""One vector for a text that was computed in pieces.  Pure."""
+"""Pools the vectors of a text's pieces into one.  Pure."""
 
 import math
 import struct
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Pooling(StrEnum):
-    """Which of a text's tokens speak for the whole of it; the model's file says so."""
+    """Which tokens make up a text's vector; set in the model's file."""
 
     MEAN = "mean"
     FIRST = "first"
@@ -15,7 +15,7 @@ class Pooling(StrEnum):
 
 
 class Pooled:
-    """The vector of one text, of which each piece has been pooled already."""
+    """The vector of one text, assembled from pooled pieces."""
 
     def __init__(self, pooling: Pooling) -> None:
         self._pooling = pooling
@@ -23,7 +23,7 @@ class Pooled:
         self._tokens = 0
 
     def add(self, vector: Sequence[float], tokens: int) -> None:
-        """That of the text's next piece, which has so many tokens."""
+        """Add the vector of the text's next piece, which has ``tokens`` tokens."""
         if not self._tokens or self._pooling is Pooling.LAST:
             self._vector = list(vector)
         elif self._pooling is Pooling.MEAN:
@@ -32,7 +32,7 @@ class Pooled:
         self._tokens += tokens
 
     def packed(self, dimensions: int) -> bytes | None:
-        """Its first dimensions, one long; None where the model computed nothing that has a direction."""
+        """Return the first ``dimensions`` numbers, normalized; None if the vector has no direction."""
         kept = self._vector[:dimensions]
         length = math.hypot(*kept)
         if length == 0 or not math.isfinite(length):

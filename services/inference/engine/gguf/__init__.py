@@ -1,1 +1,1 @@
-"""Model files: what their headers say, and whether llama.cpp may see them."""
+"""Reads and checks the headers of model files before llama.cpp sees them."""

@@ -1,8 +1,7 @@
-"""The GGUF container: what a file's header says, read within limits, and refused where it is not sound.
+"""Parses the header of a GGUF file within limits, and refuses unsound ones.
 
-Only this file knows the format's numbers. It knows nothing of models: `gguf_header` says what the pairs mean. The rules are
-those of llama.cpp 0.3.36's own reader or stricter, so that it never sees a header that this one refuses; the reason is
-in SECURITY.md, T24.
+Only this module knows the format; `gguf_header` interprets the pairs. The rules are at least as strict as those of
+llama-cpp-python 0.3.36's reader (SECURITY.md, T24).
 """
 
 import math
@@ -12,30 +11,28 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import BinaryIO
 
-#: 3 is written today; 2 has the same layout; 1 had 32-bit lengths and llama.cpp reads it no more.
+#: 2 and 3 have the same layout; llama.cpp no longer reads 1.
 VERSIONS = (2, 3)
-#: A vocabulary of 262,144 tokens with twice as many merges makes 16 MiB; a tokenizer.json, which some carry too, as much again.
+#: A vocabulary of 262,144 tokens with twice as many merges needs 16 MiB; an included tokenizer.json as much again.
 MAX_HEADER_BYTES = 128 * 1024 * 1024
-#: Models have some dozens of pairs; llama.cpp keeps each in an object of its own, and looks for one by asking all.
+#: Models have dozens of pairs; llama.cpp searches them linearly.
 MAX_PAIRS = 65_536
-#: Three times the 512 layers that llama.cpp knows, with 40 tensors each; it keeps several hundred bytes for each.
+#: Three times llama.cpp's 512 layers with 40 tensors each, at several hundred bytes.
 MAX_TENSORS = 65_536
-#: Three times the longest that is in use; the format allows 65,535.
+#: Three times the longest in use; the format allows 65,535.
 MAX_KEY_BYTES = 256
-#: GGML_MAX_NAME is 64 with the zero at the end.
+#: GGML_MAX_NAME is 64, with the final zero.
 MAX_TENSOR_NAME_BYTES = 63
-#: GGML_MAX_DIMS.
 MAX_DIMENSIONS = 4
 #: ggml counts elements in a signed 64-bit number.
 MAX_ELEMENTS = (1 << 63) - 1
-#: In all arrays together: five times that large vocabulary with its merges. llama.cpp needs 32 bytes and more for each.
+#: In all arrays together: five times a large vocabulary with its merges. llama.cpp needs at least 32 bytes each.
 MAX_STRINGS = 4_194_304
-#: The format asks for a multiple of 8; writers use 32, and up to the size of a large page for direct reads.
+#: The format requires a multiple of 8; writers use 32, or up to a large page for direct reads.
 MIN_ALIGNMENT, MAX_ALIGNMENT, DEFAULT_ALIGNMENT = 8, 1024 * 1024, 32
-#: Longer arrays and texts are skipped: nothing that is asked for has more (llama.cpp knows 512 layers).
+#: Longer arrays and texts are skipped; no value that we use is longer.
 MAX_KEPT_ELEMENTS = 512
 MAX_KEPT_TEXT_BYTES = 4096
-#: One read; so also the most that is read beyond the header's end.
 CHUNK_BYTES = 256 * 1024
 
 _ALIGNMENT_KEY = "general.alignment"
@@ -43,11 +40,11 @@ _LENGTH = struct.Struct("<Q")
 
 
 class NotAModel(Exception):
-    """The file is no sound GGUF model; the message tells a person what is wrong with it."""
+    """The file is not a sound GGUF model; the message, for people, says why."""
 
 
 class ValueKind(IntEnum):
-    """Of a value; the numbers are the format's."""
+    """The format's types of values."""
 
     UINT8 = 0
     INT8 = 1
@@ -74,18 +71,18 @@ _WIDTHS = {
 
 @dataclass(frozen=True, slots=True)
 class TensorType:
-    """How ggml stores the elements of a tensor: in blocks."""
+    """A type of tensor, whose elements ggml stores in blocks."""
 
     name: str
     block_elements: int
     block_bytes: int
 
     def bytes_of(self, elements: int) -> int:
-        """Of whole blocks that hold so many elements."""
+        """Return the size of so many elements, rounded up to whole blocks."""
         return -(-elements // self.block_elements) * self.block_bytes
 
 
-#: By ggml's numbers; those that are missing were removed from ggml. `test_gguf_container` compares this with ggml itself.
+#: By ggml's numbers, without removed ones. `test_gguf_container` compares this with ggml.
 TENSOR_TYPES = {
     0: TensorType("f32", 1, 4),
     1: TensorType("f16", 1, 2),
@@ -127,21 +124,19 @@ TENSOR_TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    #: Of the value, or of each element of an array.
+    #: The type of the value, or of an array's elements.
     kind: ValueKind
-    #: Elements; None for a single value.
     count: int | None
-    #: None where it was skipped: large arrays, arrays of texts, long texts.
+    #: None if skipped, as large arrays, arrays of texts and long texts are.
     raw: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
 class Tensors:
-    """All tensors of a file together."""
+    """Totals of a file's tensors."""
 
     count: int
     elements: int
-    #: Without the padding between them.
     bytes: int
 
 
@@ -153,9 +148,9 @@ class GgufContainer:
 
 
 def read(file: BinaryIO, size: int, *, distinct: str) -> GgufContainer:
-    """Read the header of a file of ``size`` bytes; raises NotAModel. The array of texts ``distinct`` may hold none twice.
+    """Read the header of a file of ``size`` bytes. Raises NotAModel. The texts in the array ``distinct`` must be unique.
 
-    Reads no more of the file than its header and one chunk, and needs no more memory than a few times the header.
+    Reads at most the header and one chunk, and needs a few times the header's size in memory.
     """
     reader = _GgufReader(file, size)
     version = _read_version(reader)
@@ -166,16 +161,16 @@ def read(file: BinaryIO, size: int, *, distinct: str) -> GgufContainer:
 
 
 class _GgufReader:
-    """Reads the header from its beginning to its end, and never beyond what is left of it."""
+    """Reads the header sequentially, within its limits."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file
         self.size = size
         self._limit = min(size, MAX_HEADER_BYTES)
-        #: What was read and not taken yet begins at _at.
+        #: Data from the file; the part before ``_at`` is consumed.
         self._window = b""
         self._at = 0
-        #: Of the window's beginning, in the file.
+        #: The window's position in the file.
         self._start = 0
         file.seek(0)
 
@@ -198,13 +193,13 @@ class _GgufReader:
             self._file.seek(self._start)
 
     def require(self, count: int) -> None:
-        """Raises NotAModel unless so many bytes are left."""
+        """Raises NotAModel if fewer bytes are left."""
         if count <= self._limit - self.position:
             return
         if self._limit < self.size:
             raise NotAModel(f"its header is larger than {MAX_HEADER_BYTES >> 20} MiB, or damaged at byte {self.position}")
         raise NotAModel(
-            f"it is cut short or damaged: {_shown(count)} bytes are due at byte {self.position}, and the file has {self.size} bytes"
+            f"it is truncated or damaged: {_shown(count)} bytes are expected at byte {self.position}, but the file has {self.size} bytes"
         )
 
     def number(self, width: int) -> int:
@@ -216,7 +211,7 @@ class _GgufReader:
     def count(self, what: str, most: int) -> int:
         count = self.length()
         if count > most:
-            raise NotAModel(f"it claims {_shown(count)} {what}, and at most {most} are allowed")
+            raise NotAModel(f"it claims {_shown(count)} {what}, but at most {most} are allowed")
         return count
 
     def kind(self, key: str) -> ValueKind:
@@ -227,22 +222,22 @@ class _GgufReader:
             raise NotAModel(f"{key!r} has a value of the unknown type {number}") from None
 
     def name(self, what: str, most: int) -> str:
-        """A key or the name of a tensor."""
+        """Read a key or the name of a tensor."""
         length = self.length()
         if not 0 < length <= most:
-            raise NotAModel(f"the name of a {what} has {_shown(length)} bytes, and 1 to {most} are allowed")
+            raise NotAModel(f"the name of a {what} has {_shown(length)} bytes, but 1 to {most} are allowed")
         raw = self.take(length)
         try:
             name = raw.decode()
         except UnicodeDecodeError:
             raise NotAModel(f"the name {raw[:MAX_TENSOR_NAME_BYTES]!r} of a {what} is not UTF-8") from None
-        # Above all no zero: llama.cpp ends a name there, and would take two that differ behind it for one.
+        # Above all no zero byte, where llama.cpp ends a name: two names that differ after it would be the same.
         if not name.isprintable():
-            raise NotAModel(f"the name {raw[:MAX_TENSOR_NAME_BYTES]!r} of a {what} has characters that cannot be printed")
+            raise NotAModel(f"the name {raw[:MAX_TENSOR_NAME_BYTES]!r} of a {what} has unprintable characters")
         return name
 
     def strings(self, count: int) -> Iterator[bytes]:
-        """Take nothing else from the reader before the last of them: those of a vocabulary are taken where they lie, in half the time."""
+        """Yield ``count`` texts. Don't use the reader before the last one: for speed, its position is only updated now and then."""
         while count:
             window, at, begin = self._window, self._at, self._at + 8
             while count and begin <= len(window) and (end := begin + _LENGTH.unpack_from(window, at)[0]) <= len(window):
@@ -261,7 +256,7 @@ class _GgufReader:
         while held < count:
             part = self._file.read(wanted - held)
             if not part:
-                raise NotAModel(f"it got shorter while it was read: it ends at byte {self.position + held}, and had {self.size}")
+                raise NotAModel(f"it was truncated while it was read: it ends at byte {self.position + held} and had {self.size}")
             parts.append(part)
             held += len(part)
         self._start, self._at, self._window = self.position, 0, b"".join(parts)
@@ -270,17 +265,17 @@ class _GgufReader:
 def _read_version(reader: _GgufReader) -> int:
     magic = reader.take(min(4, reader.size))
     if magic != b"GGUF":
-        raise NotAModel(f"it is no GGUF file: it begins with {magic!r}")
+        raise NotAModel(f"it is not a GGUF file: it starts with {magic!r}")
     version = reader.number(4)
     if version & 0xFFFF == 0 and version:
-        raise NotAModel("it is a big-endian GGUF file, made for another kind of processor")
+        raise NotAModel("it is a big-endian GGUF file, for another kind of processor")
     if version not in VERSIONS:
-        raise NotAModel(f"it is GGUF version {version}; versions {' and '.join(map(str, VERSIONS))} can be used")
+        raise NotAModel(f"it is GGUF version {version}; versions {' and '.join(map(str, VERSIONS))} are supported")
     return version
 
 
 class _Pairs:
-    """Reads the pairs of key and value, and remembers what they may still hold together."""
+    """Reads the pairs of key and value, and limits their texts."""
 
     def __init__(self, reader: _GgufReader, distinct: str) -> None:
         self._reader = reader
@@ -313,7 +308,7 @@ class _Pairs:
 
     def _skip_strings(self, key: str, count: int) -> None:
         if count > self._strings_left:
-            raise NotAModel(f"{key!r} claims {_shown(count)} texts, and all arrays together may have {MAX_STRINGS}")
+            raise NotAModel(f"{key!r} claims {_shown(count)} texts, but all arrays together may have {MAX_STRINGS}")
         self._strings_left -= count
         if key != self._distinct:
             for _ in self._reader.strings(count):
@@ -321,7 +316,7 @@ class _Pairs:
             return
         seen: set[bytes] = set()
         for number, text in enumerate(self._reader.strings(count)):
-            # As llama.cpp reads it: up to a zero, and an empty one under a name of its own.
+            # Like llama.cpp: a text ends at a zero byte, and an empty one gets a unique name.
             word = text.partition(b"\0")[0] or b"[EMPTY_%d]" % number
             if word in seen:
                 raise NotAModel(f"{key!r} has {word[:64]!r} twice")
@@ -342,12 +337,12 @@ def _alignment(values: dict[str, Value]) -> int:
         raise NotAModel(f"{_ALIGNMENT_KEY} is not a 32-bit number")
     alignment = int.from_bytes(value.raw, "little")
     if alignment & (alignment - 1) or not MIN_ALIGNMENT <= alignment <= MAX_ALIGNMENT:
-        raise NotAModel(f"{_ALIGNMENT_KEY} is {alignment}, and must be a power of two from {MIN_ALIGNMENT} to {MAX_ALIGNMENT}")
+        raise NotAModel(f"{_ALIGNMENT_KEY} is {alignment}, but must be a power of two from {MIN_ALIGNMENT} to {MAX_ALIGNMENT}")
     return alignment
 
 
 def _read_tensors(reader: _GgufReader, count: int, alignment: int) -> Tensors:
-    """llama.cpp wants tensors without gaps, in the order of their names: so none overlaps, and every offset is known before it is read."""
+    """Check the tensors. Like llama.cpp, it requires them in order and without gaps, so that none can overlap."""
     seen: set[str] = set()
     elements = total = due = end = 0
     for _ in range(count):
@@ -358,20 +353,20 @@ def _read_tensors(reader: _GgufReader, count: int, alignment: int) -> Tensors:
         shape = _read_shape(reader, name)
         size = _size_of(reader.number(4), shape, name)
         if (offset := reader.length()) != due:
-            raise NotAModel(f"the tensor {name!r} is said to be at byte {_shown(offset)} of the tensors, and {_shown(due)} is due")
+            raise NotAModel(f"the tensor {name!r} is at byte {_shown(offset)} of the tensors, but should be at {_shown(due)}")
         end = due + size
         due = _padded(end, alignment)
         elements += math.prod(shape)
         total += size
     if count and (file_end := _padded(reader.position, alignment) + end) > reader.size:
-        raise NotAModel(f"it is cut short or damaged: its tensors end at byte {_shown(file_end)}, and the file has {reader.size} bytes")
+        raise NotAModel(f"it is truncated or damaged: its tensors end at byte {_shown(file_end)}, but the file has {reader.size} bytes")
     return Tensors(count, elements, total)
 
 
 def _read_shape(reader: _GgufReader, name: str) -> tuple[int, ...]:
     dimensions = reader.number(4)
     if not 0 < dimensions <= MAX_DIMENSIONS:
-        raise NotAModel(f"the tensor {name!r} has {dimensions} dimensions, and 1 to {MAX_DIMENSIONS} are allowed")
+        raise NotAModel(f"the tensor {name!r} has {dimensions} dimensions, but 1 to {MAX_DIMENSIONS} are allowed")
     shape = tuple(reader.length() for _ in range(dimensions))
     if 0 in shape or math.prod(shape) > MAX_ELEMENTS:
         raise NotAModel(f"the tensor {name!r} has the shape {' × '.join(map(_shown, shape))}: no elements, or too many to count")
@@ -381,9 +376,9 @@ def _read_shape(reader: _GgufReader, name: str) -> tuple[int, ...]:
 def _size_of(number: int, shape: tuple[int, ...], name: str) -> int:
     stored = TENSOR_TYPES.get(number)
     if stored is None:
-        raise NotAModel(f"the tensor {name!r} is of the unknown type {number}: the file is damaged, or newer than this llama.cpp")
+        raise NotAModel(f"the tensor {name!r} has the unknown type {number}: the file is damaged, or newer than this llama.cpp")
     if shape[0] % stored.block_elements:
-        raise NotAModel(f"the tensor {name!r} has rows of {shape[0]}, and {stored.name} stores blocks of {stored.block_elements}")
+        raise NotAModel(f"the tensor {name!r} has rows of {shape[0]}, but {stored.name} stores blocks of {stored.block_elements}")
     return stored.bytes_of(math.prod(shape))
 
 
@@ -392,5 +387,5 @@ def _padded(position: int, alignment: int) -> int:
 
 
 def _shown(number: int) -> str:
-    """A damaged length reads best as what it nearly is, and a sum of them must not fill a screen."""
+    """Shorten a huge number, which comes from damage."""
     return str(number) if number < 1 << 53 else f"about 2^{number.bit_length() - 1}"

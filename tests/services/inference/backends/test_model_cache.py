@@ -16,8 +16,7 @@ from services.inference.backends.llama import LlamaBackend
 from services.inference.engine import engine_messages
 from services.inference.engine.engine_messages import KvType
 from services.inference.engine.kv_slots import KvMode
-from services.inference.jobs.backend_interface import Sink, Watcher
-from services.inference.jobs.embedding_interface import VectorSink
+from services.inference.jobs.backend_interface import Sink, VectorSink, Watcher
 from services.inference.jobs.embedding_job import EmbeddingJob
 from services.inference.jobs.engine_speed import EngineSpeed
 from services.inference.jobs.generation_job import GenerationJob
@@ -219,7 +218,7 @@ async def test_callers_of_a_cold_model_share_one_load_and_are_told_of_it(site: S
         site.engines[0].progress = 0.468
         await until(lambda: all("loading a: 46 %" in waits_of(reader) for reader in readers))
         assert backend.models()[0].detail == "loading: 40 %"
-        site.engines[0].detail = "the engine was killed by signal 9; it is started again"
+        site.engines[0].detail = "the engine was killed by signal 9; restarting"
         await until(lambda: all("signal 9" in waits_of(reader)[-1] for reader in readers))
         assert states(backend) == {A: ModelState.LOADING}
         site.may_load.set()
@@ -229,7 +228,7 @@ async def test_callers_of_a_cold_model_share_one_load_and_are_told_of_it(site: S
         assert [waits for waits in waits_of(reader) if "file" not in waits] == [
             "loading a",
             "loading a: 46 %",
-            "loading a: the engine was killed by signal 9; it is started again",
+            "loading a: the engine was killed by signal 9; restarting",
         ]
         assert not reader.text
         assert not reader.token_ids
@@ -255,7 +254,7 @@ async def test_who_waits_for_a_busy_model_is_told_which(site: Site) -> None:
         await until(lambda: site.engines and site.engines[0].answered)
         reader = Reader()
         tasks.create_task(backend.generate(job(model=B), reader))
-        await until(lambda: "waiting for memory for b, which a has" in waits_of(reader))
+        await until(lambda: "waiting for memory for b, which a uses" in waits_of(reader))
         site.may_answer.set()
     assert site.names == ["a", "b"]
 
@@ -308,7 +307,7 @@ async def test_a_file_that_was_replaced_since_the_load_failed_is_not_loaded_agai
             await ask(backend, A)
         await until(lambda: len(site.engines) == 2)
         entry.file.write_bytes(sound + bytes(32))
-        await until(lambda: "another file than the catalogue means" in backend.models()[0].detail)
+        await until(lambda: "not the file in the catalog" in backend.models()[0].detail)
         started = len(site.engines)
         assert states(backend) == {A: ModelState.FAILED}
         site.fails = ""
@@ -328,7 +327,7 @@ async def test_a_model_that_is_loaded_at_the_start_is_not_on_offer_before(site: 
 async def test_a_model_larger_than_the_machine_has_failed_before_anybody_asks(site: Site) -> None:
     async with site.backend(site.entry(A, memory_bytes=2**31), budget=2**30) as backend:
         await until(lambda: states(backend) == {A: ModelState.FAILED})
-        assert backend.models()[0].detail == "needs 2.0 GiB, and models may have 1.0 GiB on this machine"
+        assert backend.models()[0].detail == "needs 2.0 GiB, but models may use 1.0 GiB on this machine"
         with pytest.raises(errors.Unavailable, match=r"needs 2\.0 GiB"):
             await ask(backend, A)
         assert not site.engines
@@ -339,9 +338,9 @@ async def test_a_file_with_another_digest_is_never_loaded_until_it_is_the_right_
     right = hashlib.sha256(entry.file.read_bytes()).hexdigest()
     async with site.backend(entry) as backend:
         await until(lambda: states(backend) == {A: ModelState.FAILED})
-        assert f"its SHA-256 is {right}, and should be {'ab' * 32}" in backend.models()[0].detail
+        assert f"its SHA-256 is {right}, but should be {'ab' * 32}" in backend.models()[0].detail
         for order in (ask(backend, A), backend.load(A)):
-            with pytest.raises(errors.Unavailable, match="another file than the catalogue means"):
+            with pytest.raises(errors.Unavailable, match="not the file in the catalog"):
                 await order
         assert not site.engines
     mended = site.entry(B)
@@ -375,9 +374,9 @@ async def test_a_file_that_is_no_model_or_not_there_has_failed_with_its_reason(s
     gone.file.unlink()
     async with site.backend(noise, gone) as backend:
         await until(lambda: set(states(backend).values()) == {ModelState.FAILED})
-        assert "a.gguf is no usable model" in backend.models()[0].detail
+        assert "a.gguf is not a usable model" in backend.models()[0].detail
         assert "b.gguf cannot be read: No such file" in backend.models()[1].detail
-        with pytest.raises(errors.Unavailable, match="no usable model"):
+        with pytest.raises(errors.Unavailable, match="not a usable model"):
             await ask(backend, A)
 
 

@@ -183,5 +183,5 @@ def test_each_rendering_begins_with_nothing_made(monkeypatch: pytest.MonkeyPatch
     template = ChatTemplate("{{ messages[0].content ~ '' }}", bos="", eos="")
     for _ in range(5):
         assert len(template.render((ChatMessage("user", "x" * 60),))) == 60
-    with pytest.raises(errors.BadRequest, match="texts of more than 100 characters in all"):
+    with pytest.raises(errors.BadRequest, match="texts of more than 100 characters in total"):
         template.render((ChatMessage("user", "x" * 101),))

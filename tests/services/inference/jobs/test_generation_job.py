@@ -39,7 +39,7 @@ def test_what_cannot_be_run(prompt: str | tuple[ChatMessage, ...], words: str) -
 
 def test_a_text_to_go_on_with_is_one_text_without_tools() -> None:
     assert check("Once", Sampling(raw=True)).asked.raw
-    with pytest.raises(errors.BadRequest, match="raw takes one text"):
+    with pytest.raises(errors.BadRequest, match="raw allows one message"):
         check((ChatMessage("system", "x"), ChatMessage("user", "y")), Sampling(raw=True))
     with pytest.raises(errors.BadRequest, match="raw and tools"):
         check("Once", Sampling(raw=True, tools=(Tool("f"),)))

@@ -180,8 +180,8 @@ def test_when_the_waiting_caller_goes_the_closed_model_takes_callers_again() -> 
 
 def test_a_model_larger_than_the_machine_is_refused_with_the_numbers() -> None:
     core = ModelCachePolicy(3 * 2**30, {A: CacheTerms(need_bytes=5 * 2**30, keep_alive_seconds=None)})
-    assert core.wanted(A, 1, 0) == [RefuseStep(1, "needs 5.0 GiB, and models may have 3.0 GiB on this machine", None)]
-    assert core.why_not(A, 0)
+    assert core.wanted(A, 1, 0) == [RefuseStep(1, "needs 5.0 GiB, but models may use 3.0 GiB on this machine", None)]
+    assert core.unavailable_reason(A, 0)
 
 
 def test_a_pinned_model_stays_and_what_does_not_fit_beside_it_is_refused_by_name() -> None:
@@ -238,7 +238,7 @@ def test_a_load_that_fails_again_and_again_waits_for_a_person() -> None:
         core.load_failed(A, "broken", now)
         now += model_cache_policy.LOAD_BACKOFF.longest_seconds
     assert core.wanted(A, 1, now + 1e9) == [RefuseStep(1, "broken", None)]
-    core.forgive(A)
+    core.reset_failures(A)
     assert core.wanted(A, 1, now) == [LoadModelStep(A)]
 
 
@@ -247,7 +247,7 @@ def test_a_load_that_failed_is_tried_again_without_a_caller_and_counts_as_failed
     core.wanted(A, 1, 0)
     core.load_failed(A, "out of memory", 0)
     assert core.tick(4.9) == []
-    assert core.why_not(A, 4.9) == core.why_not(A, 5.1) == "out of memory"
+    assert core.unavailable_reason(A, 4.9) == core.unavailable_reason(A, 5.1) == "out of memory"
     assert core.tick(5.1) == core.tick(5.2) == [RecheckStep(A)]
     assert core.retry(A, 5.2) == [LoadModelStep(A)]
     assert core.tick(5.3) == core.retry(A, 5.3) == []
@@ -255,7 +255,7 @@ def test_a_load_that_failed_is_tried_again_without_a_caller_and_counts_as_failed
     assert core.tick(6 + 10.1) == [RecheckStep(A)]
     assert core.retry(A, 6 + 10.1) == [LoadModelStep(A)]
     core.loaded(A, 17)
-    assert core.why_not(A, 17) == ""
+    assert core.unavailable_reason(A, 17) == ""
     assert core.tick(1000) == []
 
 
@@ -267,7 +267,7 @@ def test_a_load_that_failed_is_not_tried_in_the_room_of_another_and_can_be_asked
     core.loaded(A, 1)
     core.finished(A, 1)
     assert core.tick(6) == []
-    assert core.why_not(BIG, 6) == "", "only a request makes the other one leave"
+    assert core.unavailable_reason(BIG, 6) == "", "only a request makes the other one leave"
 
 
 def test_an_engine_that_is_gone_for_good_gives_its_memory_back() -> None:

@@ -67,10 +67,10 @@ def test_all_mistakes_of_all_three_are_told_at_once(tmp_path: Path) -> None:
     for told in (
         f"models.yaml line 1, models[0]: a: there is no file {tmp_path}/no.gguf",
         "models.yaml line 2, models[1].slots",
-        "models.yaml line 3, models[2]: the name x is taken by models.yaml line 1, models[0]",
+        "models.yaml line 3, models[2]: the name x is already used by models.yaml line 1, models[0]",
         f"MODELS: m: there is no file {tmp_path}/m.gguf",
-        "MODELS: n,: ~nobody-here/x begins with the home of nobody",
-        "MODELS: the name x is taken",
+        "MODELS: n,: ~nobody-here/x starts with the home of an unknown user",
+        "MODELS: the name x is already used",
         f"MODELS_DIR: p: there is no file {tmp_path}/p-00002-of-00002.gguf",
     ):
         assert told in refused.value.message

@@ -24,7 +24,7 @@ def read(text: str, found: dict[str, Path] | None = None, defaults: Defaults = D
 def entries(text: str, found: dict[str, Path] | None = None) -> list[CatalogEntry]:
     reading = read(text, found)
     assert not reading.mistakes
-    return [placed.entry for placed in reading.placed]
+    return [located.entry for located in reading.located]
 
 
 def entry(name: str = "a", file: str = "a.gguf", **fields: Any) -> CatalogEntry:
@@ -83,7 +83,7 @@ def test_a_registry_of_services_is_accepted_as_it_is() -> None:
     reading = read(text, {"embeddings": FOLDER / "embeddings.gguf"})
     assert not reading.mistakes
     assert reading.elsewhere == [RemoteModel(ModelName("llm-gptq"), "llm-gptq-service.ai-models.svc.cluster.local", "/infer")]
-    assert [placed.entry for placed in reading.placed] == [entry("embeddings", "embeddings.gguf")]
+    assert [located.entry for located in reading.located] == [entry("embeddings", "embeddings.gguf")]
 
 
 def test_the_same_in_a_config_map() -> None:
@@ -131,7 +131,7 @@ def test_replicas_gpu_memory_and_max_batch_size_of_another_platform() -> None:
 def test_the_workers_settings_hold_where_a_model_says_nothing() -> None:
     defaults = Defaults(slots=7, context_tokens=512, gpu_layers=3, keep_alive_seconds=60.0)
     reading = read("- {name: a, file: a.gguf}\n- {name: b, file: b.gguf, slots: 1, keep_alive: forever}", defaults=defaults)
-    assert [placed.entry for placed in reading.placed] == [
+    assert [located.entry for located in reading.located] == [
         entry(slots=7, context_tokens=512, gpu_layers=3, keep_alive_seconds=60.0),
         entry("b", "b.gguf", slots=1, context_tokens=512, gpu_layers=3, keep_alive_seconds=None),
     ]
@@ -151,38 +151,40 @@ def test_the_example_is_without_mistakes_and_explains_every_field() -> None:
         pytest.param("- {name: a, file: a, slots: 4.5}", "models[0].slots: '4.5' is not a whole number", id="half a slot"),
         pytest.param("- {name: a, file: a, slots: [4]}", "models[0].slots: must be one value", id="a list for a number"),
         pytest.param(
-            "- {name: a, file: a, slot: 4}", "models[0].slot: is no field; did you mean slots?", id="a field that is nearly right"
+            "- {name: a, file: a, slot: 4}", "models[0].slot: is not a field; did you mean slots?", id="a field that is nearly right"
         ),
-        pytest.param("- {name: a, file: a, keep-alive: 4}", "is no field; did you mean keep_alive?", id="a dash"),
-        pytest.param("- {name: a, file: a, colour: red}", "models[0].colour: is no field; the fields are name, file", id="unknown"),
-        pytest.param("- {name: a, file: a, slots: 1, slots: 2}", "models[0].slots: stands here twice", id="a field twice"),
-        pytest.param("- {name: a, file: a, slots: 1, max_batch_size: 2}", "says the same as slots", id="two names of one field"),
+        pytest.param("- {name: a, file: a, keep-alive: 4}", "is not a field; did you mean keep_alive?", id="a dash"),
+        pytest.param("- {name: a, file: a, colour: red}", "models[0].colour: is not a field; the fields are name, file", id="unknown"),
+        pytest.param("- {name: a, file: a, slots: 1, slots: 2}", "models[0].slots: appears twice", id="a field twice"),
+        pytest.param("- {name: a, file: a, slots: 1, max_batch_size: 2}", "means the same as slots", id="two names of one field"),
         pytest.param("- {file: a}", "models[0]: has no name", id="no name"),
-        pytest.param("- {name: a}", "has no `file:`, and MODELS_DIR has no a.gguf", id="no file"),
+        pytest.param("- {name: a}", "has no `file:`, and there is no a.gguf in MODELS_DIR", id="no file"),
         pytest.param("- {name: a, file: ''}", "models[0].file: is empty", id="an empty file"),
-        pytest.param("- {name: a, file: x, path: /y}", "path: goes with `service`; the model's file is `file:`", id="path for file"),
-        pytest.param("- {name: a, file: ~nobody-here/x}", "file: '~nobody-here/x' begins with the home of nobody", id="no such home"),
-        pytest.param('- {name: "a\\tb", file: x}', "models[0].name: 'a\\tb': a name has no", id="a tab in a name"),
-        pytest.param('- {name: "\\ud800", file: x}', "models[0].name: '\\ud800': a name has no", id="half a character"),
+        pytest.param("- {name: a, file: x, path: /y}", "path: needs `service`; the model's file is `file:`", id="path for file"),
+        pytest.param(
+            "- {name: a, file: ~nobody-here/x}", "file: '~nobody-here/x' starts with the home of an unknown user", id="no such home"
+        ),
+        pytest.param('- {name: "a\\tb", file: x}', "models[0].name: 'a\\tb': a name must not contain", id="a tab in a name"),
+        pytest.param('- {name: "\\ud800", file: x}', "models[0].name: '\\ud800': a name must not contain", id="half a character"),
         pytest.param(f"- {{name: {'a' * 101}, file: x}}", "a name has 1 to 100 characters", id="a long name"),
         pytest.param("- {name: a, file: x, digest: abc}", "models[0].digest: must be a SHA-256", id="a short digest"),
-        pytest.param("- {name: a, file: x, memory: lots}", "models[0].memory: 'lots' is no size", id="no size"),
-        pytest.param("- {name: a, file: x, keep_alive: a while}", "models[0].keep_alive: 'a while' is no duration", id="no duration"),
+        pytest.param("- {name: a, file: x, memory: lots}", "models[0].memory: 'lots' is not a size", id="no size"),
+        pytest.param("- {name: a, file: x, keep_alive: a while}", "models[0].keep_alive: 'a while' is not a duration", id="no duration"),
         pytest.param("- {name: a, file: x, pin: perhaps}", "models[0].pin: 'perhaps' is neither true nor false", id="no flag"),
-        pytest.param("- {name: a, file: x, kv_mode: best}", "models[0].kv_mode: 'best' is none of exact, fast", id="no mode"),
+        pytest.param("- {name: a, file: x, kv_mode: best}", "models[0].kv_mode: 'best' is not one of exact, fast", id="no mode"),
         pytest.param("- {name: a, file: x, tensor_split: [a]}", "models[0].tensor_split: must be up to 16 numbers", id="no share"),
-        pytest.param("- {name: a, file: x, tensor_split: [0, 0]}", "gives no GPU a share", id="no shares"),
-        pytest.param("- a", "models[0]: must be fields", id="an entry that is a word"),
-        pytest.param("a: 1", "a: is no field; the fields are models", id="not a catalogue"),
+        pytest.param("- {name: a, file: x, tensor_split: [0, 0]}", "must have a share above 0", id="no shares"),
+        pytest.param("- a", "models[0]: must have fields", id="an entry that is a word"),
+        pytest.param("a: 1", "a: is not a field; the fields are models", id="not a catalogue"),
         pytest.param("models: {a: 1}", "there is no list of models", id="models that are no list"),
         pytest.param("", "there is no list of models", id="an empty file"),
         pytest.param("inference: {models: 3}", "there is no list of models", id="inference without a list"),
         pytest.param("- {name: a", "models.yaml: line 1: ", id="no YAML"),
-        pytest.param("- [a]: 1", "a field's name must be a word", id="a list for a name"),
+        pytest.param("- [a]: 1", "a field's name must be a single value", id="a list for a name"),
         pytest.param("--- a\n--- b", "another document", id="two documents"),
-        pytest.param("kind: ConfigMap\ndata: {}", "a ConfigMap must hold one text", id="an empty ConfigMap"),
-        pytest.param("- !!python/object/apply:os.system [rm]", "models[0]: must be fields", id="tags construct nothing"),
-        pytest.param("x" * (MAX_CHARACTERS + 1), f"at most {MAX_CHARACTERS} are read", id="a text without end"),
+        pytest.param("kind: ConfigMap\ndata: {}", "a ConfigMap must contain exactly one text", id="an empty ConfigMap"),
+        pytest.param("- !!python/object/apply:os.system [rm]", "models[0]: must have fields", id="tags construct nothing"),
+        pytest.param("x" * (MAX_CHARACTERS + 1), f"at most {MAX_CHARACTERS} are allowed", id="a text without end"),
     ],
 )
 def test_a_mistake_is_told_with_its_place(text: str, mistake: str) -> None:
@@ -222,7 +224,7 @@ _LAUGHS = "\n".join(["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'
     ],
 )
 def test_a_bomb_does_not_go_off(text: str) -> None:
-    with pytest.raises(yaml_tree.NotReadable, match=r"more than 10000 values|more than 32 deep"):
+    with pytest.raises(yaml_tree.NotReadable, match=r"more than 10000 values|more than 32 levels deep"):
         yaml_tree.read(text)
 
 
@@ -230,4 +232,4 @@ def test_a_bomb_does_not_go_off(text: str) -> None:
 def test_any_text_is_read_or_refused(text: str) -> None:
     reading = read(text)
     assert all(told.startswith("models.yaml") for told in reading.mistakes)
-    assert all(placed.entry.name.isprintable() for placed in reading.placed)
+    assert all(located.entry.name.isprintable() for located in reading.located)

@@ -82,9 +82,9 @@ async def test_tools_of_real_servers_are_taken() -> None:
 @pytest.mark.parametrize(
     ("grammar", "words"),
     [
-        pytest.param('root ::= root "a"', "llama.cpp does not take the grammar: .*left recursion", id="left recursion"),
-        pytest.param("root ::= <nosuchtoken>", "llama.cpp does not take the grammar: invalid token", id="a token that is none"),
-        pytest.param("root ::= [\\x00]", "no token of this model can begin", id="no beginning"),
+        pytest.param('root ::= root "a"', "llama.cpp rejects the grammar: .*left recursion", id="left recursion"),
+        pytest.param("root ::= <nosuchtoken>", "llama.cpp rejects the grammar: invalid token", id="a token that is none"),
+        pytest.param("root ::= [\\x00]", "no token of this model can start", id="no beginning"),
         pytest.param('root ::= "a"{2,1}', "more than 2 s or 512 MiB", id="a repeat that fills the memory"),
     ],
 )
@@ -142,7 +142,7 @@ async def test_a_process_that_fails_refuses_that_grammar_and_is_started_again(an
     ("code", "words"),
     [
         pytest.param("raise SystemExit(3)", "does not start", id="it ends at once"),
-        pytest.param(SPEAKS.replace("FITS", "NO_VOCABULARY") + "pass", "no vocabulary in", id="no vocabulary"),
+        pytest.param(SPEAKS.replace("FITS", "NO_VOCABULARY") + "pass", "load a vocabulary from", id="no vocabulary"),
     ],
 )
 async def test_a_process_that_does_not_start_is_not_the_callers_fault(code: str, words: str) -> None:
@@ -156,7 +156,7 @@ async def test_a_file_that_is_no_model_has_no_vocabulary(tmp_path: Path) -> None
     path = tmp_path / "broken.gguf"
     path.write_bytes(b"GGUF" + bytes(64))
     async with Checker(path, engine_supervisor.scrubbed(os.environ)) as asked:
-        with pytest.raises(errors.Unavailable, match="no vocabulary in"):
+        with pytest.raises(errors.Unavailable, match="load a vocabulary from"):
             await asked.check('root ::= "a"')
 
 

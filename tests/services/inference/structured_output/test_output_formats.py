@@ -50,7 +50,7 @@ ALONE = {name: wanted for name, wanted in tool_schemas.SCHEMAS.items() if "$ref"
             id="a schema whose grammar is large",
         ),
         pytest.param(
-            OutputFormat(FormatKind.JSON_SCHEMA, '{"$ref":"#"}'), r"^format\.schema: .* begins with itself", id="a schema that is itself"
+            OutputFormat(FormatKind.JSON_SCHEMA, '{"$ref":"#"}'), r"^format\.schema: .* starts with itself", id="a schema that is itself"
         ),
         pytest.param(OutputFormat(FormatKind.GBNF, "root ::= x"), r"^format\.grammar: the rule x is used", id="the place in a grammar"),
         pytest.param(OutputFormat(FormatKind.GBNF, ""), r"^format\.grammar: there is no rule `root`", id="no grammar"),

@@ -57,7 +57,9 @@ async def supervised(
     watchdog_seconds: float = watchdog.STEP_SECONDS,
 ) -> AsyncIterator[SupervisedEngine]:
     program = (sys.executable, "-c", code)
-    engine = SupervisedEngine(ModelName("fake"), LOAD, watch or Watch(), program, suspected=suspected, watchdog_seconds=watchdog_seconds)
+    engine = SupervisedEngine(
+        ModelName("fake"), LOAD, watch or Watch(), program, poison_requests=suspected, watchdog_seconds=watchdog_seconds
+    )
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(engine.run())
         try:
@@ -102,8 +104,8 @@ async def test_a_program_that_cannot_be_started_counts_as_crashes() -> None:
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        pytest.param('sock.sendall(b"\\xff" * 8)', "no report", id="a length beyond all"),
-        pytest.param('sock.sendall(b"\\0\\0\\0\\1\\xc1")', "no report", id="bytes that are no msgpack"),
+        pytest.param('sock.sendall(b"\\xff" * 8)', "invalid report", id="a length beyond all"),
+        pytest.param('sock.sendall(b"\\0\\0\\0\\1\\xc1")', "invalid report", id="bytes that are no msgpack"),
         pytest.param("os.kill(os.getpid(), signal.SIGSEGV)", "signal 11", id="a crash in native code"),
         pytest.param("sock.close(); time.sleep(60)", "signal 9", id="a closed socket and a process that stays"),
     ],
@@ -182,7 +184,7 @@ async def test_an_engine_that_never_loads_is_killed(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(watchdog, "LOAD_SECONDS", 0.02)
     async with supervised("import time; time.sleep(60)", watchdog_seconds=0.02) as engine:
         await until(lambda: engine.state is ModelState.FAILED)
-        assert "did not report how far it is with loading" in engine.detail
+        assert "did not report progress with loading" in engine.detail
 
 
 #: After the last command a long silence, and then a step of nobody.
@@ -346,15 +348,15 @@ async def test_a_request_that_ended_two_engines_is_not_run_again(tmp_path: Path)
         for failing in (engine.generate(guilty, Reader()), waiting):
             with pytest.raises(errors.ModelCrashed, match="signal 6"):
                 await failing
-        assert {suspected.standing(poison_requests.fingerprint(one)) for one in (innocent, guilty)} == {RequestSuspicion.SUSPECT}
+        assert {suspected.suspicion(poison_requests.fingerprint(one)) for one in (innocent, guilty)} == {RequestSuspicion.SUSPECT}
         await ready()
         await engine.generate(innocent, Reader())
-        assert suspected.standing(poison_requests.fingerprint(innocent)) is RequestSuspicion.CLEAR
+        assert suspected.suspicion(poison_requests.fingerprint(innocent)) is RequestSuspicion.CLEAR
         with pytest.raises(errors.ModelCrashed):
             await engine.generate(guilty, Reader())
         await ready()
         pid = engine.pid
-        with pytest.raises(errors.Poison, match="ended the engine of fake twice") as refused:
+        with pytest.raises(errors.Poison, match="crashed the engine of fake twice") as refused:
             await engine.generate(job("poison", seed=5), Reader())
         assert (refused.value.code, refused.value.status, refused.value.retryable) == ("poison", 400, False)
         await engine.generate(job("hello"), Reader())
@@ -410,7 +412,7 @@ async def test_a_finished_answer_is_whole_and_nobodys_crime_when_the_engine_dies
         reader = SlowReader()
         answering = asyncio.create_task(engine.generate(job(), reader))
         await until(lambda: watch.restarts)
-        assert suspected.standing(poison_requests.fingerprint(job())) is RequestSuspicion.CLEAR
+        assert suspected.suspicion(poison_requests.fingerprint(job())) is RequestSuspicion.CLEAR
         reader.may_read.set()
         end = await answering
     assert (reader.text, end.usage.completion_tokens) == ("one two", 2)

@@ -21,23 +21,23 @@ class Clock:
 def test_whoever_ran_when_an_engine_died_is_suspect() -> None:
     suspected = PoisonRequests(Clock())
     suspected.died([A], alone=False)
-    assert [suspected.standing(one) for one in (A, B)] == [RequestSuspicion.SUSPECT, RequestSuspicion.CLEAR]
+    assert [suspected.suspicion(one) for one in (A, B)] == [RequestSuspicion.SUSPECT, RequestSuspicion.CLEAR]
 
 
 def test_company_never_convicts() -> None:
     suspected = PoisonRequests(Clock())
     for _ in range(3):
         suspected.died([A, B], alone=False)
-    assert [suspected.standing(one) for one in (A, B)] == [RequestSuspicion.SUSPECT, RequestSuspicion.SUSPECT]
+    assert [suspected.suspicion(one) for one in (A, B)] == [RequestSuspicion.SUSPECT, RequestSuspicion.SUSPECT]
 
 
 def test_a_second_death_alone_convicts() -> None:
     suspected = PoisonRequests(Clock())
     suspected.died([A, B], alone=False)
     suspected.died([A], alone=True)
-    assert [suspected.standing(one) for one in (A, B)] == [RequestSuspicion.POISON, RequestSuspicion.SUSPECT]
+    assert [suspected.suspicion(one) for one in (A, B)] == [RequestSuspicion.POISON, RequestSuspicion.SUSPECT]
     suspected.died([A], alone=False)
-    assert suspected.standing(A) is RequestSuspicion.POISON, "another engine that died of it makes it no better"
+    assert suspected.suspicion(A) is RequestSuspicion.POISON, "another engine that died of it makes it no better"
 
 
 def test_who_ran_well_is_cleared() -> None:
@@ -45,7 +45,7 @@ def test_who_ran_well_is_cleared() -> None:
     suspected.died([A], alone=False)
     suspected.clear(A)
     suspected.clear(B)
-    assert suspected.standing(A) is RequestSuspicion.CLEAR
+    assert suspected.suspicion(A) is RequestSuspicion.CLEAR
 
 
 def test_what_was_long_ago_is_forgotten() -> None:
@@ -53,9 +53,9 @@ def test_what_was_long_ago_is_forgotten() -> None:
     suspected = PoisonRequests(clock)
     suspected.died([A], alone=True)
     clock.now = KEPT_SECONDS - 1
-    assert suspected.standing(A) is RequestSuspicion.POISON
+    assert suspected.suspicion(A) is RequestSuspicion.POISON
     clock.now = KEPT_SECONDS
-    assert suspected.standing(A) is RequestSuspicion.CLEAR
+    assert suspected.suspicion(A) is RequestSuspicion.CLEAR
 
 
 def test_the_oldest_give_way() -> None:
@@ -64,7 +64,7 @@ def test_the_oldest_give_way() -> None:
     suspected.died(requests[:-1], alone=False)
     suspected.died(requests[:1], alone=False)
     suspected.died(requests[-1:], alone=False)
-    assert [suspected.standing(one) for one in (requests[0], requests[1], requests[-1])] == [
+    assert [suspected.suspicion(one) for one in (requests[0], requests[1], requests[-1])] == [
         RequestSuspicion.SUSPECT,
         RequestSuspicion.CLEAR,
         RequestSuspicion.SUSPECT,

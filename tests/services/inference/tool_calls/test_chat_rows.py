@@ -81,7 +81,7 @@ def test_tools_have_the_form_of_the_convention() -> None:
 @pytest.mark.parametrize(
     ("tools", "message"),
     [
-        pytest.param((Tool("f"), Tool("g"), Tool("f")), r"tools\[2\]\.function\.name is taken", id="two of one name"),
+        pytest.param((Tool("f"), Tool("g"), Tool("f")), r"tools\[2\]\.function\.name is used", id="two of one name"),
         pytest.param((Tool("f", "", "[]"),), r"tools\[0\]\.function\.parameters must be", id="a list of parameters"),
         pytest.param((Tool("f"), Tool("g", "", "{")), r"tools\[1\]\.function\.parameters must be", id="broken JSON"),
         pytest.param((Tool("f", "", '{"a":' * 40 + "1" + "}" * 40),), r"nested deeper than 32", id="nested deeper than a schema"),

@@ -222,7 +222,7 @@ async def test_so_many_streams_of_one_connection_and_of_all(
     monkeypatch.setattr(pulled_streams, "MAX_STREAMS_OF_ONE", 2)
     first = [await visitor.start("hang") for _ in range(2)]
     assert await visitor.refused(f"{INFER}.stream", request={"prompt": "hi"}) == ("overloaded", "2 streams of this connection are running")
-    running_service.outsiders._places._limits[True]._most = 0
+    running_service.outsiders._places._limits[True]._most = 2
     other = await running_service.visitor()
     assert (await other.refused(INFER, request={"prompt": "hi"}))[0] == "overloaded"
     await other.refused("gateway.noSuch")

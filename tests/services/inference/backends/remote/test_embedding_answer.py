@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.inference.backends.remote import embedding_answer
-from services.inference.backends.remote.embedding_answer import BATCH_TEXTS, Answered, EmbeddingAssembly
+from services.inference.backends.remote.embedding_answer import BATCH_TEXTS, EmbeddingAssembly, EmbeddingReply
 from services.inference.backends.remote.event_stream import UNREADABLE, BadStream
 from services.inference.jobs.embedding_job import EmbeddingJob
 from shared import errors
@@ -35,13 +35,13 @@ def test_the_bodies_say_what_the_servers_would_do_otherwise() -> None:
 def test_openais_numbers_give_the_order() -> None:
     data = [{"index": 2, "embedding": [3]}, {"embedding": [1.0]}, {"index": 1, "embedding": [2e0], "object": "embedding"}]
     answered = embedding_answer.from_openai(json.dumps({"data": data, "usage": {"prompt_tokens": 7, "total_tokens": 9}}).encode())
-    assert answered == Answered(((1.0,), (2.0,), (3.0,)), 7)
+    assert answered == EmbeddingReply(((1.0,), (2.0,), (3.0,)), 7)
 
 
 @pytest.mark.parametrize("usage", [None, 3, [], {"prompt_tokens": None}, {}])
 def test_vectors_without_usage_are_vectors(usage: object) -> None:
     content = json.dumps({"data": [{"index": 0, "embedding": [1]}], "usage": usage}).encode()
-    assert embedding_answer.from_openai(content) == Answered(((1.0,),), None)
+    assert embedding_answer.from_openai(content) == EmbeddingReply(((1.0,),), None)
 
 
 @pytest.mark.parametrize("indices", [(1, 2), (0, 0), (0, 2), (-1, 0), (10**30, 0), (0.5, 0), ("0", "1")])
@@ -69,7 +69,7 @@ def test_every_vector_is_one_long_and_in_its_place(vectors: list[list[float]], d
         for texts in gathering.batches():
             assert len(texts) <= BATCH_TEXTS
             some = vectors[len(found) : len(found) + len(texts)]
-            found += gathering.take(texts, Answered(tuple(map(tuple, some)), 2 * len(texts)))
+            found += gathering.take(texts, EmbeddingReply(tuple(map(tuple, some)), 2 * len(texts)))
     except errors.Unavailable as error:
         (number,) = [n for n in range(len(vectors)) if error.message.endswith(f"input[{n}]")]
         length = math.hypot(*vectors[number][:dimensions])
@@ -94,23 +94,23 @@ def test_every_vector_is_one_long_and_in_its_place(vectors: list[list[float]], d
 )
 def test_vectors_that_cannot_be_the_texts_are_refused(vectors: tuple[tuple[float, ...], ...], said: str) -> None:
     with pytest.raises(BadStream, match=said):
-        EmbeddingAssembly(job("a", "b")).take(("a", "b"), Answered(vectors, 2))
+        EmbeddingAssembly(job("a", "b")).take(("a", "b"), EmbeddingReply(vectors, 2))
 
 
 def test_a_later_batch_must_be_of_the_same_model() -> None:
     gathering = EmbeddingAssembly(job(*"abc"))
-    gathering.take(("a",), Answered(((1.0, 2.0),), 1))
+    gathering.take(("a",), EmbeddingReply(((1.0, 2.0),), 1))
     with pytest.raises(BadStream, match=r"a vector of 3 numbers for input\[1\]"):
-        gathering.take(("b",), Answered(((1.0, 2.0, 3.0),), 1))
+        gathering.take(("b",), EmbeddingReply(((1.0, 2.0, 3.0),), 1))
 
 
 def test_more_dimensions_than_there_are_are_refused_as_a_model_here_does() -> None:
     with pytest.raises(errors.BadRequest, match="dimensions is 3; this model's vectors have 2"):
-        EmbeddingAssembly(job("a", dimensions=3)).take(("a",), Answered(((1.0, 2.0),), 1))
+        EmbeddingAssembly(job("a", dimensions=3)).take(("a",), EmbeddingReply(((1.0, 2.0),), 1))
 
 
 def test_counts_are_believed_or_made_up_for_batch_by_batch() -> None:
     gathering = EmbeddingAssembly(job("one two", "three", "four five six"))
     for text, said in (("one two", 3), ("three", None), ("four five six", 10**9)):
-        gathering.take((text,), Answered(((1.0,),), said))
+        gathering.take((text,), EmbeddingReply(((1.0,),), said))
     assert (gathering.embedded, gathering.recounted) == (Embedded(1, 3 + 1 + 3), 2)

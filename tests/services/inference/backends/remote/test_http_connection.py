@@ -12,8 +12,8 @@ import pytest
 import uvloop
 
 from services.inference.backends.remote import http_connection, http_pool
-from services.inference.backends.remote.http_connection import HttpServerConnection, NotReached, NotTaken, Stale
-from services.inference.backends.remote.http_pool import Limits
+from services.inference.backends.remote.http_connection import ConnectFailed, HttpServerConnection, StaleConnection, WriteTimedOut
+from services.inference.backends.remote.http_pool import PoolLimits
 from services.inference.backends.remote.http_reply import BrokenReply, ReplyHead
 from services.inference.backends.remote.http_request import ServerOrigin
 from tests.services.inference.raw_http import ASKED, KEPT, RawServer, Serve, asked, once, raw_server, saying, silent
@@ -174,9 +174,9 @@ def test_a_server_that_does_not_read_is_not_written_to_for_ever(run: Run) -> Non
 
     async def talk() -> None:
         async with connected(deaf) as (_, connection):
-            with pytest.raises(NotTaken, match=r"within 0.02 s"):
+            with pytest.raises(WriteTimedOut, match=r"within 0.02 s"):
                 await ask(connection, BIG, write_seconds=0.02)
-            assert not NotTaken.again
+            assert not WriteTimedOut.retryable
         async with connected(deaf) as (_, connection):
             with pytest.raises(TimeoutError):
                 await ask(connection, BIG, seconds=0.02)
@@ -289,12 +289,12 @@ def test_a_used_connection_that_was_closed_meanwhile_is_stale_and_a_new_one_is_b
             await ask(connection)
             await read(connection)
             connection.rest(0)
-            with pytest.raises(Stale):
+            with pytest.raises(StaleConnection):
                 await ask(connection)
         async with connected(none) as (_, connection):
             with pytest.raises(BrokenReply) as broken:
                 await ask(connection)
-            assert not isinstance(broken.value, Stale)
+            assert not isinstance(broken.value, StaleConnection)
 
     run(talk())
 
@@ -304,9 +304,9 @@ def test_a_used_connection_that_was_closed_meanwhile_is_stale_and_a_new_one_is_b
 
 def test_nobody_there(run: Run) -> None:
     async def talk() -> None:
-        with pytest.raises(NotReached, match="refused"):
+        with pytest.raises(ConnectFailed, match="refused"):
             await http_connection.connect(ServerOrigin("127.0.0.1", free_port(), False, "x", ""), None, 5)
-        with pytest.raises(NotReached, match="no connection"):
+        with pytest.raises(ConnectFailed, match="no connection"):
             await http_connection.connect(ServerOrigin("nowhere.invalid", 80, False, "x", ""), None, 5)
 
     run(talk())
@@ -326,7 +326,7 @@ async def test_every_address_of_a_name_is_tried(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_certificates_are_checked(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = Limits(connections=1, connect_seconds=5, turn_seconds=5, write_seconds=5, idle_seconds=5)
+    limits = PoolLimits(connections=1, connect_seconds=5, turn_seconds=5, write_seconds=5, idle_seconds=5)
 
     async def talk() -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -335,7 +335,7 @@ def test_certificates_are_checked(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
             tls.load_cert_chain(Path(folder) / "cert.pem", Path(folder) / "key.pem")
             async with raw_server(saying(CHUNKED), tls) as server:
                 async with http_pool.opened(server.origin, limits) as pool:
-                    with pytest.raises(NotReached, match="certificate is not trusted"):
+                    with pytest.raises(ConnectFailed, match="certificate is not trusted"):
                         await pool.ask(ASKED, soon())
                 monkeypatch.setenv("SSL_CERT_FILE", str(Path(folder) / "cert.pem"))
                 async with http_pool.opened(server.origin, limits) as pool:
@@ -345,7 +345,7 @@ def test_certificates_are_checked(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
                         pool.give_back(connection)
                     elsewhere = ServerOrigin("localhost", server.origin.port, True, "localhost", "")
                     async with http_pool.opened(elsewhere, limits) as other:
-                        with pytest.raises(NotReached, match="certificate is not trusted"):
+                        with pytest.raises(ConnectFailed, match="certificate is not trusted"):
                             await other.ask(ASKED, soon())
 
     run(talk())
@@ -354,7 +354,7 @@ def test_certificates_are_checked(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_handshake_that_never_ends_is_given_up(run: Run) -> None:
     async def talk() -> None:
         async with raw_server(silent) as server:
-            with pytest.raises(NotReached, match=r"within 0.05 s"):
+            with pytest.raises(ConnectFailed, match=r"within 0.05 s"):
                 await http_connection.connect(server.origin, ssl.create_default_context(), 0.05)
 
     run(talk())

@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from services.inference.backends.remote import http_pool
-from services.inference.backends.remote.http_connection import MAX_WAITING_BYTES, HttpServerConnection, NotReached
-from services.inference.backends.remote.http_pool import HttpConnectionPool, Limits, NoneFree
+from services.inference.backends.remote.http_connection import MAX_WAITING_BYTES, ConnectFailed, HttpServerConnection
+from services.inference.backends.remote.http_pool import HttpConnectionPool, PoolExhausted, PoolLimits
 from services.inference.backends.remote.http_reply import BrokenReply
 from services.inference.backends.remote.http_request import ServerOrigin
 from tests.services.inference.raw_http import ASKED, KEPT, RawServer, Serve, asked, once, raw_server, saying, silent
@@ -20,7 +20,7 @@ from tests.testnet import free_port
 async def pooled(
     serve: Serve, connections: int = 2, *, turn_seconds: float = 10, idle_seconds: float = 10
 ) -> AsyncIterator[tuple[RawServer, HttpConnectionPool]]:
-    limits = Limits(connections=connections, connect_seconds=5, turn_seconds=turn_seconds, write_seconds=5, idle_seconds=idle_seconds)
+    limits = PoolLimits(connections=connections, connect_seconds=5, turn_seconds=turn_seconds, write_seconds=5, idle_seconds=idle_seconds)
     async with raw_server(serve) as server, http_pool.opened(server.origin, limits) as pool:
         yield server, pool
 
@@ -152,7 +152,7 @@ async def test_a_new_connection_that_fails_is_not_replaced() -> None:
 async def test_there_are_never_more_than_allowed_and_the_next_one_waits() -> None:
     async with pooled(saying(KEPT), 256, turn_seconds=0.05) as (server, pool):
         connections = await asyncio.gather(*(ask(pool) for _ in range(256)))
-        with pytest.raises(NoneFree):
+        with pytest.raises(PoolExhausted):
             await ask(pool)
         waiting = [asyncio.create_task(ask(pool)) for _ in range(2)]
         await asyncio.sleep(0)
@@ -208,17 +208,17 @@ async def test_waiting_ends_with_the_patience_of_the_request() -> None:
 
 
 async def test_a_server_that_is_not_there_takes_no_place() -> None:
-    limits = Limits(connections=1, connect_seconds=5, turn_seconds=0.01, write_seconds=5, idle_seconds=5)
+    limits = PoolLimits(connections=1, connect_seconds=5, turn_seconds=0.01, write_seconds=5, idle_seconds=5)
     async with http_pool.opened(ServerOrigin("127.0.0.1", free_port(), False, "x", ""), limits) as pool:
         for _ in range(3):
-            with pytest.raises(NotReached):
+            with pytest.raises(ConnectFailed):
                 await ask(pool)
 
 
 async def test_closing_the_pool_ends_what_is_under_way() -> None:
     async with raw_server(silent) as server:
         async with http_pool.opened(
-            server.origin, Limits(connections=2, connect_seconds=5, turn_seconds=5, write_seconds=5, idle_seconds=5)
+            server.origin, PoolLimits(connections=2, connect_seconds=5, turn_seconds=5, write_seconds=5, idle_seconds=5)
         ) as pool:
             asking = asyncio.create_task(ask(pool))
             await until(lambda: server.connections)

@@ -27,10 +27,10 @@ GOOD = Answer(["data: hello\n\n"])
 
 
 @asynccontextmanager
-async def asking(*answers: Answer, patience: ServerTimeouts = PATIENT) -> AsyncIterator[tuple[FakeServer, Server]]:
+async def asking(*answers: Answer, timeouts: ServerTimeouts = PATIENT) -> AsyncIterator[tuple[FakeServer, Server]]:
     async with (
         serving({"/completions": list(answers), "/models": list(answers)}) as fake,
-        http_server_client.connected(SOURCE, fake.url, patience) as server,
+        http_server_client.connected(SOURCE, fake.url, timeouts) as server,
     ):
         yield fake, server
 
@@ -42,7 +42,7 @@ async def read(server: Server) -> bytes:
         async for piece in answer.pieces():
             for event in events.push(piece):
                 found += event.data
-                answer.allow(server.patience.idle_seconds)
+                answer.allow(server.timeouts.idle_seconds)
     return found
 
 
@@ -58,13 +58,13 @@ async def test_the_key_goes_along_and_nothing_is_compressed() -> None:
     [
         pytest.param(Answer([], silent=True, hang=True), "did not begin its answer within 0.3 s", id="silence"),
         pytest.param(Answer([b"x-a: b\r\n"], head=b"HTTP/1.1 200 OK\r\n", hang=True), "did not begin", id="a head without an end"),
-        pytest.param(Answer([], hang=True), "did not go on", id="a head and then silence"),
-        pytest.param(Answer(["data: a\n\n"], hang=True), "did not go on", id="a beginning and then silence"),
-        pytest.param(Answer([": x\n\n"], endless=True), "did not get on|did not go on", id="endless comments"),
+        pytest.param(Answer([], hang=True), "did not continue", id="a head and then silence"),
+        pytest.param(Answer(["data: a\n\n"], hang=True), "did not continue", id="a beginning and then silence"),
+        pytest.param(Answer([": x\n\n"], endless=True), "did not make progress|did not continue", id="endless comments"),
     ],
 )
 async def test_a_server_that_says_nothing_is_not_waited_for_for_ever(answer: Answer, said: str) -> None:
-    async with asking(answer, patience=BRIEF) as (_, server):
+    async with asking(answer, timeouts=BRIEF) as (_, server):
         with pytest.raises(errors.Unavailable, match=said):
             await read(server)
 
@@ -80,7 +80,7 @@ async def test_a_server_that_says_nothing_is_not_waited_for_for_ever(answer: Ans
         pytest.param(Answer(["data: a\n\n"], headers={"content-length": "1000"}), "does not answer", id="cut off before its length"),
         pytest.param(Answer(["5\r\nda"], headers={"transfer-encoding": "chunked"}), "does not answer", id="cut off in a chunk"),
         pytest.param(Answer(["zz\r\n"], headers={"transfer-encoding": "chunked"}), "does not answer", id="a chunk of no length"),
-        pytest.param(Answer(["<html>"], headers={"content-type": "text/html"}), "'text/html' in place of", id="a web page"),
+        pytest.param(Answer(["<html>"], headers={"content-type": "text/html"}), "'text/html' instead of", id="a web page"),
         pytest.param(Answer(["{}"], headers={"content-type": ""}), "content of type ''", id="no type at all"),
         pytest.param(Answer(["x"], headers={"content-encoding": "gzip"}), "compressed", id="what was not asked for"),
         pytest.param(Answer(["x"], headers={"content-encoding": "br, gzip"}), "compressed", id="twice"),
@@ -222,7 +222,7 @@ async def test_a_connection_that_the_server_closed_meanwhile_is_asked_again_with
     kept = Answer(["data: hello\n\n"], headers={"connection": "keep-alive", "content-length": "13"})
     # On the connection that is used again: closed without an answer.
     answers = (kept, Answer([], silent=True), GOOD)
-    async with asking(*answers, patience=ServerTimeouts(backoff_seconds=3600)) as (fake, server):
+    async with asking(*answers, timeouts=ServerTimeouts(backoff_seconds=3600)) as (fake, server):
         assert [await read(server) for _ in range(2)] == [b"hello", b"hello"]
     assert (fake.times_asked("/completions"), fake.connections) == (3, 2)
 

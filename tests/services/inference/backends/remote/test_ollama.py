@@ -33,7 +33,7 @@ CHAT = Answer(
 @asynccontextmanager
 async def asking(chat: Answer | list[Answer], **more: Any) -> AsyncIterator[tuple[FakeServer, OllamaBackend]]:
     """A backend whose models are listed."""
-    more = {"patience": ServerTimeouts(backoff_seconds=0.001), **more}
+    more = {"timeouts": ServerTimeouts(backoff_seconds=0.001), **more}
     async with (
         serving({"/api/tags": TAGS, "/api/chat": chat}) as server,
         ollama.opened(server.url, 4, 32, Watch(), **more) as backend,
@@ -119,7 +119,7 @@ async def test_whatever_the_server_does_is_one_clear_error(answer: Answer, kind:
 
 async def test_a_server_that_says_nothing_is_given_up() -> None:
     quiet = Answer(['{"message": {"content": ""}, "done": false}\n'], endless=True)
-    async with asking(quiet, patience=ServerTimeouts(first_token_seconds=0.3)) as (server, backend):
+    async with asking(quiet, timeouts=ServerTimeouts(first_token_seconds=0.3)) as (server, backend):
         with pytest.raises(errors.Unavailable, match="did not"):
             await backend.generate(job("hi"), Reader())
         async with asyncio.timeout(10):

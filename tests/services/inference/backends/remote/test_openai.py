@@ -99,7 +99,7 @@ async def test_a_refused_key_is_said_without_showing_it() -> None:
             Answer(['event: error\ndata: {"error": "too long", "error_type": "x"}\n\n']), errors.Unavailable, "too long", id="TGI's way"
         ),
         pytest.param(Answer(events({"error": {"message": "no", "code": 400}})), errors.BadRequest, "no", id="vLLM's way"),
-        pytest.param(Answer(events({"choices": [{"finish_reason": "abort"}]})), errors.Unavailable, "gave the answer up", id="given up"),
+        pytest.param(Answer(events({"choices": [{"finish_reason": "abort"}]})), errors.Unavailable, "aborted the answer", id="given up"),
         pytest.param(Answer(["{}"], status=404), errors.Unavailable, "does not know this path", id="a wrong path"),
         pytest.param(Answer(['{"error": "no model"}'], status=404), errors.UnknownModel, "no model", id="a model that is gone"),
         pytest.param(Answer(["slow down"], status=429), errors.Overloaded, "slow down", id="too many requests"),
@@ -172,7 +172,7 @@ async def test_usage_is_believed_or_recounted(usage: object, expected: Usage, re
 
 
 async def test_a_complete_answer_does_not_wait_for_a_server_that_keeps_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai, "FAREWELL_SECONDS", 0.05)
+    monkeypatch.setattr(openai, "TRAILER_SECONDS", 0.05)
     finished = events({"choices": [{"delta": {"content": "a"}, "finish_reason": "stop"}]}, mark=False)
     async with asking(Answer(finished, hang=True)) as (_, backend):
         end = await backend.generate(job("hi", model="gpt-x"), Reader())

@@ -96,7 +96,7 @@ def test_no_usage_breaks_an_answer(usage: object) -> None:
     [{"reasoning_content": "hm"}, {"reasoning": "hm"}],
 )
 def test_thoughts_are_a_sign_of_life_and_no_text(delta: dict[str, str]) -> None:
-    assert answers().push(event({"delta": delta})) == AnswerStep((), moved=True)
+    assert answers().push(event({"delta": delta})) == AnswerStep((), is_progress=True)
 
 
 @pytest.mark.parametrize("data", [event({"delta": {"role": "assistant", "content": ""}}), event(), b"{}", event({"delta": None})])
@@ -150,7 +150,7 @@ def test_the_ways_in_which_servers_send_calls(events: list[Any], expected: list[
 
 def test_a_call_is_not_given_out_before_it_is_complete() -> None:
     one = answers()
-    assert one.push(event(calls(part(0, '{"a"', "f", "x")))) == AnswerStep((), moved=True)
+    assert one.push(event(calls(part(0, '{"a"', "f", "x")))) == AnswerStep((), is_progress=True)
 
 
 # --- log probabilities ----------------------------------------------------------------------------------------------

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from services.inference import embedding_runs
+from services.inference import service
 from services.inference.backends.remote import embedding_answer, ollama, openai
 from services.inference.backends.remote.http_server_client import ServerTimeouts
-from services.inference.jobs.embedding_interface import Embeds
+from services.inference.jobs.backend_interface import Embeds
 from services.inference.jobs.embedding_job import EmbeddingJob
 from services.inference.upstreams import Dialect, Key, Upstream
 from shared import errors, telemetry
@@ -65,7 +65,7 @@ class Api:
 
     def _opened(self, url: str, seconds: float) -> Any:
         if self.name == "ollama":
-            return ollama.opened(url, 4, 32, Watch(), keep_alive="10m", patience=ServerTimeouts(10, seconds, seconds, 0.001))
+            return ollama.opened(url, 4, 32, Watch(), keep_alive="10m", timeouts=ServerTimeouts(10, seconds, seconds, 0.001))
         upstream = Upstream(
             name="rack", url=f"{url}/v1", dialect=Dialect.VLLM, key=Key("sk-very-secret"), first_token_seconds=seconds, idle_seconds=seconds
         )
@@ -261,7 +261,7 @@ async def test_a_count_is_believed_or_made_up_for_and_measured(api: Api, said: o
     request = Embed(MODEL, ("one two three", "four"), new_request_id())
     with asked.logged() as logged:
         async with api.asking(api.good([[1.0], [1.0]], said)) as (_, backend):
-            embedded = await embedding_runs.run(backend, MODEL, request, VectorReader(), metrics)
+            embedded = await service.run_embedding(backend, MODEL, request, VectorReader(), metrics)
     assert embedded == Embedded(1, expected)
     assert f'ai_platform_tokens_total{{model="m",type="input"}} {expected}.0' in metrics.render()
     assert ("usage_recounted" in [event for event, _ in logged]) == is_recounted

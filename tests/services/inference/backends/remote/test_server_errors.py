@@ -24,13 +24,13 @@ def openai(message: str, code: object = None) -> bytes:
         pytest.param(422, b'{"detail": [{"loc": ["body"]}]}', errors.BadRequest, "loc", False, id="and its list"),
         pytest.param(401, openai("bad key"), errors.Unavailable, "refuses this worker's key", False, id="a wrong key"),
         pytest.param(403, b"", errors.Unavailable, "refuses this worker's key", False, id="a key that may not"),
-        pytest.param(402, b"", errors.Unavailable, "paid", False, id="an unpaid account"),
+        pytest.param(402, b"", errors.Unavailable, "payment", False, id="an unpaid account"),
         pytest.param(404, openai("The model `x` does not exist"), errors.UnknownModel, "does not exist", False, id="a model that is gone"),
         pytest.param(404, b'{"error": "model \\"x\\" not found"}', errors.UnknownModel, "not found", False, id="in Ollama's words"),
         pytest.param(404, b'{"detail": "Not Found"}', errors.Unavailable, "does not know this path", False, id="a wrong address"),
         pytest.param(413, b"", errors.TooLarge, "size", False, id="too large"),
         pytest.param(429, openai("slow down"), errors.Overloaded, "slow down", True, id="too many requests"),
-        pytest.param(429, openai("pay", "insufficient_quota"), errors.Unavailable, "paid", False, id="no credit, though it is 429"),
+        pytest.param(429, openai("pay", "insufficient_quota"), errors.Unavailable, "payment", False, id="no credit, though it is 429"),
         pytest.param(500, b"oops", errors.Unavailable, "status 500: oops", False, id="a failure"),
         pytest.param(
             500,
@@ -42,8 +42,8 @@ def openai(message: str, code: object = None) -> bytes:
         ),
         pytest.param(502, b"<html>", errors.Unavailable, "<html>", True, id="a gateway without a server"),
         pytest.param(503, b'{"error": "loading", "error_type": "x"}', errors.Unavailable, "loading", True, id="a server that starts"),
-        pytest.param(504, b"", errors.Unavailable, "not ready", True, id="a gateway that lost patience"),
-        pytest.param(307, b"", errors.Unavailable, "points to another address", False, id="a redirect"),
+        pytest.param(504, b"", errors.Unavailable, "not ready", True, id="a gateway that lost timeouts"),
+        pytest.param(307, b"", errors.Unavailable, "redirects to another address", False, id="a redirect"),
         pytest.param(500, b'{"error": "\xff"}', errors.Unavailable, "error", False, id="words that are no text"),
         pytest.param(418, b"\xff\x00", errors.Unavailable, "status 418", False, id="what nobody expects"),
     ],
@@ -53,7 +53,7 @@ def test_what_a_status_means(status: int, body: bytes, kind: type[errors.AimeshE
     assert type(refusal.error) is kind
     assert refusal.error.message.startswith("upstream vllm ")
     assert said in refusal.error.message
-    assert refusal.again is again
+    assert refusal.retryable is again
 
 
 def test_a_refused_key_names_the_setting_and_not_the_servers_words() -> None:
@@ -93,7 +93,7 @@ def test_words_are_cut_and_on_one_line() -> None:
 )
 def test_retry_after(header: str | None, seconds: float | None, again: bool) -> None:
     refusal = server_errors.judge(SOURCE, 429, b"", header, now=NOON)
-    assert (refusal.retry_after_seconds, refusal.again) == (seconds, again)
+    assert (refusal.retry_after_seconds, refusal.retryable) == (seconds, again)
     assert refusal.error.retry_after_seconds == (server_errors.DEFAULT_RETRY_AFTER_SECONDS if seconds is None else seconds)
 
 

@@ -102,7 +102,7 @@ def test_counts_are_the_tokenizers_and_special_tokens_in_a_text_are_text(smollm2
 
 def test_a_text_as_long_as_the_context_is_taken_and_one_token_more_is_not_cut(smollm2: llama_model.LlamaModel) -> None:
     assert embed(smollm2.embedder, "a" + " a" * (CONTEXT - 1))[0] == CONTEXT
-    with pytest.raises(errors.BadRequest, match=rf"input\[1\] has {CONTEXT + 1} tokens; this model takes {CONTEXT}"):
+    with pytest.raises(errors.BadRequest, match=rf"input\[1\] has {CONTEXT + 1} tokens; this model allows {CONTEXT}"):
         embed(smollm2.embedder, "a", "a" + " a" * CONTEXT)
 
 
@@ -128,7 +128,7 @@ def test_a_model_that_reads_both_ways_gets_each_text_whole(tmp_path: Path, numbe
             assert [embed(embedder, text)[1][0] for text in ("cat runs fast", long, "dog sleeps")] == [
                 pytest.approx(vector, abs=1e-4) for vector in vectors
             ]
-            with pytest.raises(errors.BadRequest, match=r"input\[0\] has 52 tokens; this model takes 50"):
+            with pytest.raises(errors.BadRequest, match=r"input\[0\] has 52 tokens; this model allows 50"):
                 embed(embedder, "cat dog " * 25)
         finally:
             embedder.free()
@@ -142,7 +142,7 @@ def test_a_model_for_embeddings_refuses_prompts(tmp_path: Path) -> None:
     bert_file.write(tmp_path / "bert.gguf", pooling=1)
     with loaded(tmp_path / "bert.gguf", bert_file.CONTEXT) as model:
         assert model.describe().only_embeds
-        with pytest.raises(errors.BadRequest, match="gives embeddings and no answers"):
+        with pytest.raises(errors.BadRequest, match="only computes embeddings"):
             model.prompt_tokens((ChatMessage("user", "cat"),))
         assert len(embed(model.embedder, "cat")[1]) == 1
 
@@ -150,5 +150,5 @@ def test_a_model_for_embeddings_refuses_prompts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [4, 77], ids=["a model that ranks", "a number that llama.cpp does not know"])
 def test_a_model_without_vectors_says_so(tmp_path: Path, number: int) -> None:
     bert_file.write(tmp_path / "bert.gguf", pooling=number)
-    with loaded(tmp_path / "bert.gguf", bert_file.CONTEXT) as model, pytest.raises(errors.BadRequest, match="gives no embeddings"):
+    with loaded(tmp_path / "bert.gguf", bert_file.CONTEXT) as model, pytest.raises(errors.BadRequest, match="has no embeddings"):
         embed(model.embedder, "cat")

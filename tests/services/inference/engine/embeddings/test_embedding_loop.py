@@ -115,7 +115,7 @@ def test_fewer_dimensions_are_the_first_ones_made_one_long() -> None:
 @pytest.mark.parametrize(
     ("inputs", "dimensions", "message"),
     [
-        pytest.param(("a", "b" * 41), None, r"input\[1\] has 41 tokens; this model takes 40", id="a text over the context is not cut"),
+        pytest.param(("a", "b" * 41), None, r"input\[1\] has 41 tokens; this model allows 40", id="a text over the context is not cut"),
         pytest.param(("a", " "), None, r"input\[1\] has no tokens", id="a text without tokens"),
         pytest.param(("a",), 5, "dimensions is 5; this model's vectors have 4", id="more dimensions than there are"),
         pytest.param(("a", "?"), None, r"computed no vector for input\[1\]", id="a text for which the model computes nothing"),

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from services.inference.engine.gguf import model_parts
+from services.inference.engine.gguf import gguf_header
 from services.inference.engine.gguf.gguf_header import NotAModel
 from services.inference.models import model_discovery
 from tests import gguf_files
@@ -27,50 +27,50 @@ def three(folder: Path) -> list[Path]:
 
 
 def test_the_packaged_model_is_sound() -> None:
-    assert model_parts.check(model_discovery.packaged()).architecture == "llama"
+    assert gguf_header.check_parts(model_discovery.packaged()).architecture == "llama"
 
 
 def test_all_parts_of_a_split_model_are_sound(tmp_path: Path) -> None:
-    assert model_parts.check(three(tmp_path)[0]).split_count == 3
+    assert gguf_header.check_parts(three(tmp_path)[0]).split_count == 3
 
 
 def test_a_damaged_part_is_found_before_llama_sees_it(tmp_path: Path) -> None:
     first, _, third = three(tmp_path)
     third.write_bytes(third.read_bytes()[:40])
     with pytest.raises(NotAModel, match=r"model-00003-of-00003\.gguf: "):
-        model_parts.check(first)
+        gguf_header.check_parts(first)
 
 
 def test_a_missing_part_is_named(tmp_path: Path) -> None:
     first, second, _ = three(tmp_path)
     second.unlink()
     with pytest.raises(NotAModel, match=r"model-00002-of-00003\.gguf: there is no such file"):
-        model_parts.check(first)
+        gguf_header.check_parts(first)
 
 
 def test_a_part_of_another_model_is_found(tmp_path: Path) -> None:
     first, second, _ = three(tmp_path)
     write(second, split(1, 4), first=False)
-    with pytest.raises(NotAModel, match="it says that it is part 2 of 4, and should be part 2 of 3"):
-        model_parts.check(first)
+    with pytest.raises(NotAModel, match="its header says part 2 of 4, but it should be part 2 of 3"):
+        gguf_header.check_parts(first)
 
 
 def test_a_model_is_opened_by_its_first_part(tmp_path: Path) -> None:
     with pytest.raises(NotAModel, match="it is part 2 of 3; a model is opened by its first part"):
-        model_parts.check(three(tmp_path)[1])
+        gguf_header.check_parts(three(tmp_path)[1])
 
 
 @pytest.mark.parametrize(
     ("name", "count", "words"),
     [
-        pytest.param("model.gguf", 2, "its name must end with -00001-of-00002.gguf", id="the others cannot be found by this name"),
-        pytest.param("-00001-of-00002.gguf", 2, "its name must end with", id="an ending is no name"),
-        pytest.param("model-00001-of-60000.gguf", 60000, "has 60000 parts; at most 512", id="more parts than a process may open"),
+        pytest.param("model.gguf", 2, "its name must end in -00001-of-00002.gguf", id="the others cannot be found by this name"),
+        pytest.param("-00001-of-00002.gguf", 2, "its name must end in", id="an ending is no name"),
+        pytest.param("model-00001-of-60000.gguf", 60000, "says 60000 parts; at most 512", id="more parts than a process may open"),
     ],
 )
 def test_names_and_counts_that_cannot_be(tmp_path: Path, name: str, count: int, words: str) -> None:
     with pytest.raises(NotAModel, match=words):
-        model_parts.check(write(tmp_path / name, split(0, count)))
+        gguf_header.check_parts(write(tmp_path / name, split(0, count)))
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "text"])
@@ -82,4 +82,4 @@ def test_what_is_no_model_is_refused_with_its_path(tmp_path: Path, kind: str) ->
         case "text":
             path.write_text("once upon a time")
     with pytest.raises(NotAModel, match=f"^{path}: "):
-        model_parts.check(path)
+        gguf_header.check_parts(path)
