@@ -1,32 +1,25 @@
-"""Builds requests for Ollama's POST /api/embed and OpenAI's POST /embeddings, and checks their responses.  Pure, except for `embed`.
+"""Builds requests for Ollama's POST /api/embed and OpenAI's POST /embeddings, and checks their responses.  Pure.
 
 `dimensions` is never passed on: vLLM refuses it for most models, llama.cpp ignores it, and cutting and normalizing the vector
 here gives the same result.
 """
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import msgspec
 
-from services.inference.backends.remote import http_server_client, token_counts
+from services.inference.backends.remote import token_counts
 from services.inference.backends.remote.event_stream import BadStream
-from services.inference.backends.remote.http_server_client import Server
 from services.inference.backends.remote.openai_chat import JsonObject
 from services.inference.engine.embeddings.pooling import Pooled, Pooling
-from services.inference.jobs.backend_interface import VectorSink
 from services.inference.jobs.embedding_job import EmbeddingJob
 from shared import errors
 from shared.api import embedding
-from shared.api.embedding import Embedded, Vectors
-from shared.telemetry import logs
-
-log = logs.get()
+from shared.api.embedding import Embedded
 
 #: The limit of Text Embeddings Inference; parsing a response of this size doesn't block the loop for long.
 BATCH_TEXTS = 32
-#: Of one message to the mesh, which allows 1 MiB.
-SENT_BYTES = 256 * 1024
 #: A JSON number with its comma: JavaScript's longest has 25 characters.
 _NUMBER_BYTES = 32
 _FRAME_BYTES = 64 * 1024
@@ -40,10 +33,6 @@ class EmbeddingReply:
 
     vectors: tuple[Vector, ...]
     prompt_tokens: object
-
-
-#: Gets the vectors of some texts from the server; raises an AimeshError.
-RequestEmbeddings = Callable[[tuple[str, ...]], Awaitable[EmbeddingReply]]
 
 
 class _OllamaAnswer(msgspec.Struct, frozen=True):
@@ -148,30 +137,6 @@ class EmbeddingAssembly:
         if (packed := pooled.packed(dimensions)) is None:
             raise errors.Unavailable(f"the model computed no vector for input[{number}]", hint="use another model")
         return packed
-
-
-async def embed(server: Server, job: EmbeddingJob, request: RequestEmbeddings, sink: VectorSink) -> Embedded:
-    """Get the vectors of a job batch by batch. Raises what ``request`` raises, and Unavailable for vectors that can't be the texts'."""
-    assembly, is_accepted = EmbeddingAssembly(job), False
-    for texts in assembly.batches():
-        reply = await request(texts)
-        async with http_server_client.translated(server.source):
-            vectors = assembly.take(texts, reply)
-        if not is_accepted:
-            # The token count is only known after the last batch.
-            sink.accept(None)
-            is_accepted = True
-        for some in _messages(vectors):
-            await sink.send(Vectors(some))
-    if assembly.recounted:
-        log.warning("usage_recounted", server=server.source.name, model=job.model, fields=("prompt_tokens",))
-    return assembly.embedded
-
-
-def _messages(vectors: list[bytes]) -> Iterator[tuple[bytes, ...]]:
-    together = max(1, SENT_BYTES // len(vectors[0]))
-    for start in range(0, len(vectors), together):
-        yield tuple(vectors[start : start + together])
 
 
 def _said_tokens(usage: object) -> object:

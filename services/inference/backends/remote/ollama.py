@@ -12,6 +12,7 @@ from services.inference.backends.remote import (
     embedding_answer,
     http_server_client,
     ollama_chat,
+    remote_embedding,
     remote_models,
     server_errors,
     token_counts,
@@ -96,7 +97,7 @@ class OllamaBackend:
                 async with http_server_client.translated(_SOURCE):
                     return embedding_answer.from_ollama(content)
 
-            return await embedding_answer.embed(self._server, job, request, sink)
+            return await remote_embedding.embed(self._server, job, request, sink)
 
     async def _relay(self, body: bytes, sink: Sink) -> tuple[OllamaLine, int]:
         """Pass the answer on; return its last line and the number of lines with text. Raises Unavailable, or what an error line means."""

@@ -13,6 +13,7 @@ from services.inference.backends.remote import (
     http_server_client,
     openai_answer,
     openai_chat,
+    remote_embedding,
     remote_models,
     server_errors,
     token_counts,
@@ -110,7 +111,7 @@ class OpenAIBackend:
                 async with http_server_client.translated(one.server.source):
                     return embedding_answer.from_openai(content)
 
-            return await embedding_answer.embed(one.server, job, request, sink)
+            return await remote_embedding.embed(one.server, job, request, sink)
 
     def _holder(self, model: ModelName) -> _Connected:
         """Return the first upstream that has the model, or else the first of all, which then refuses it."""
