@@ -4,7 +4,7 @@ import contextlib
 import secrets
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import ClassVar, Generic, TypeVar
 
@@ -198,10 +198,12 @@ class _MeshSink(Generic[Item]):
 
     def __init__(self, stream: StreamCall[Item]) -> None:
         self._stream: StreamCall[Item] = stream
-        self.send: Callable[[Item], Awaitable[None]] = stream.send
 
     def accept(self, prompt_tokens: int | None) -> None:
         self._stream.accept(None if prompt_tokens is None else inference.PromptAccepted(prompt_tokens))
+
+    async def send(self, item: Item) -> None:
+        await self._stream.send(item)
 
 
 class _TimedSink:
