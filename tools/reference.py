@@ -11,12 +11,13 @@ import msgspec
 
 import services
 from services.web.session import page_access as pages
-from shared import api, config, errors, telemetry
+from shared import api, config, errors
 from shared.access import access_table
 from shared.access.access_table import AccessRule, Audience, Permission
 from shared.api.method import Method, Nothing, StreamMethod
 from shared.discovery import topics
 from shared.frames import wire
+from shared.telemetry import instruments
 from shared.types import SERVICE_NAMES, MeshName, NodeId, Role
 from stack import settings as stack_settings
 from tools import shapes
@@ -115,7 +116,7 @@ def commands() -> str:
 
 
 def metrics() -> str:
-    return telemetry.reference()
+    return instruments.reference()
 
 
 # --- settings.md ----------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from shared.api.alerts import Alert
 
 #: Severities that need action within the hour. The others appear on the alerts page only.
-_SPOKEN_OF = frozenset({"page", "critical"})
+_SHOWN_SEVERITIES = frozenset({"page", "critical"})
 #: How many alerts are named; the rest are counted.
 _NAMED = 3
 
@@ -15,9 +15,7 @@ _NAMED = 3
 class AlertBanner:
     """One line of text; hidden while ``words`` is empty."""
 
-    #: The number of alerts.
     words: str = ""
-    #: Their summaries.
     names: str = ""
 
 
@@ -26,7 +24,7 @@ NOTHING = AlertBanner()
 
 def of(alerts: Iterable[Alert]) -> AlertBanner:
     """Return the banner for these alerts, sorted by severity."""
-    bad = [alert for alert in alerts if alert.severity in _SPOKEN_OF and alert.state == "firing"]
+    bad = [alert for alert in alerts if alert.severity in _SHOWN_SEVERITIES and alert.state == "firing"]
     left = [alert for alert in bad if not alert.seen_by and not alert.silenced]
     if not left:
         return NOTHING

@@ -33,13 +33,12 @@ class AnswerBegan(msgspec.Struct, frozen=True):
     request_id: RequestId
 
 
-class AnswerText(msgspec.Struct, frozen=True, omit_defaults=True):
+class AnswerUsage(msgspec.Struct, frozen=True, omit_defaults=True):
     """The usage of an answer, as the page shows it."""
 
     request_id: RequestId
     prompt_tokens: int
     completion_tokens: int
-    #: In credits.
     cost: str
     #: None if the answer was too short to measure.
     tokens_per_second: float | None = None
@@ -56,7 +55,7 @@ class AnswerFailed(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class InTheNameOf:
+class UserCaller:
     """A caller bound to one user's credential, as ``StreamRequest`` needs it."""
 
     caller: MeshCalls
@@ -83,16 +82,16 @@ def refusal() -> errors.Overloaded:
 
 
 def events(
-    way: InTheNameOf, request: InferenceRequest, room: AbstractContextManager[None]
+    caller: UserCaller, request: InferenceRequest, slot: AbstractContextManager[None]
 ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
     """Return all events of one answer. Errors are events too, so this raises none."""
-    return aclosing(_events(way, ProcessInferenceRequest(request, idempotency_key=str(uuid4())), room))
+    return aclosing(_events(caller, ProcessInferenceRequest(request, idempotency_key=str(uuid4())), slot))
 
 
-async def _events(way: InTheNameOf, asked: ProcessInferenceRequest, room: AbstractContextManager[None]) -> AsyncGenerator[bytes]:
-    asking = StreamRequest(way, random.Random())  # noqa: S311 - spreads load
+async def _events(caller: UserCaller, asked: ProcessInferenceRequest, slot: AbstractContextManager[None]) -> AsyncGenerator[bytes]:
+    asking = StreamRequest(caller, random.Random())  # noqa: S311 - spreads load
     try:
-        with room:
+        with slot:
             async with asking.ask(asked, seconds=_SECONDS, lost=lambda _began: None) as answer:
                 async for chunk in answer:
                     # Sent again when another gateway resumes the answer under a new id.
@@ -102,13 +101,13 @@ async def _events(way: InTheNameOf, asked: ProcessInferenceRequest, room: Abstra
                         yield event("waiting", {"message": chunk.waiting})
                     if chunk.text:
                         yield event("chunk", {"text": chunk.text})
-                yield event("usage", told(answer.end))
+                yield event("usage", describe_usage(answer.end))
     except errors.AimeshError as error:
         yield event("problem", AnswerFailed(errors.code_of(error), error.message, error.hint))
 
 
-def told(result: InferenceResult) -> AnswerText:
-    return AnswerText(
+def describe_usage(result: InferenceResult) -> AnswerUsage:
+    return AnswerUsage(
         request_id=result.request_id,
         prompt_tokens=result.usage.prompt_tokens,
         completion_tokens=result.usage.completion_tokens,

@@ -100,15 +100,15 @@ class ErrorPage:
     request_id: str
 
 
-def build(site: App) -> Litestar:
-    """Build the application. Raises ValueError for a route without a row in access.py."""
+def build(app: App) -> Litestar:
+    """Build the application. Raises ValueError for a route without a row in page_access.py."""
 
     async def page_request(request: HttpRequest) -> PageRequest:
-        request.state.page_request = made = PageRequest(site, request)
+        request.state.page_request = made = PageRequest(app, request)
         await made.admit()
         return made
 
-    failures = Failures(site)
+    failures = Failures(app)
     handlers: ExceptionHandlersMap = {
         SignInFirst: failures.sign_in_first,
         StepFirst: failures.step_first,
@@ -130,20 +130,20 @@ def build(site: App) -> Litestar:
         debug=False,
     )
     for route in pages.routes:
-        page_access.who_may(route.path)
+        page_access.find_audience(route.path)
     return pages
 
 
 class Failures:
     """Turns exceptions into error pages, or into JSON for clients that sent JSON."""
 
-    def __init__(self, site: App) -> None:
-        self._site = site
+    def __init__(self, app: App) -> None:
+        self._app = app
 
     def sign_in_first(self, request: HttpRequest, error: Exception) -> Page:
         if isinstance(error, errors.AimeshError) and _sent_json(request):
             return self.refused(request, error)
-        page_request = self._visit(request)
+        page_request = self._find_page_request(request)
         if page_request.session_token is not None:
             page_request.sign_out()
         path = request.scope["path"]
@@ -156,22 +156,22 @@ class Failures:
         return page_request.redirect(f"/login?{urlencode(words, safe='/')}" if words else "/login")
 
     def step_first(self, request: HttpRequest, error: StepFirst) -> Page:
-        return self._visit(request).redirect(STEPS[error.step])
+        return self._find_page_request(request).redirect(STEPS[error.step])
 
     def confirmation_needed(self, request: HttpRequest, error: errors.ConfirmationNeeded) -> Page:
         return self.refused(request, error) if _sent_json(request) else self.confirm_first(request, ConfirmFirst())
 
     def confirm_first(self, request: HttpRequest, error: ConfirmFirst) -> Page:
         """Return the confirmation page. It carries the submitted fields, so the action runs once the user confirms."""
-        page_request = self._visit(request)
+        page_request = self._find_page_request(request)
         kept = {name: value for name, value in page_request.posted.items() if name not in ("token", "confirm_password", "confirm_code")}
         view = ConfirmPage(action=request.scope["path"], fields=kept, problem=error.problem, account=page_request.account)
         return page_request.page("confirm.html", view, status=HTTPStatus.FORBIDDEN)
 
-    def _visit(self, request: HttpRequest) -> PageRequest:
-        """Return the visit that the dependency made, or a new one if it failed first."""
+    def _find_page_request(self, request: HttpRequest) -> PageRequest:
+        """Return the PageRequest that the dependency made, or a new one if it failed first."""
         found: PageRequest | None = getattr(request.state, "page_request", None)
-        return found or PageRequest(self._site, request)
+        return found or PageRequest(self._app, request)
 
     def refused(self, request: HttpRequest, error: errors.AimeshError) -> Page:
         if _sent_json(request):
@@ -184,7 +184,7 @@ class Failures:
 
     def not_http(self, request: HttpRequest, error: HTTPException) -> Page:
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and request.method == "GET" and _is_for_eyes(request):
-            return self._visit(request).redirect(get_redirects.find(request.scope["path"], _READABLE))
+            return self._find_page_request(request).redirect(get_redirects.find(request.scope["path"], _READABLE))
         kind = _KIND_OF_STATUS.get(error.status_code, errors.BadRequest)
         answer = self.refused(request, kind(_MESSAGE_OF_STATUS.get(error.status_code, "this page cannot handle the request")))
         answer.headers.update({name: value for name, value in (error.headers or {}).items() if name.lower() == "allow"})
@@ -204,7 +204,7 @@ class Failures:
         current = context.current.get()
         request_id = str(current.request_id) if current else ""
         view = ErrorPage(status=status, message=message, hint=hint, request_id=request_id)
-        return self._visit(request).page("error.html", view, here="error", status=status)
+        return self._find_page_request(request).page("error.html", view, here="error", status=status)
 
 
 #: The route patterns that answer GET.

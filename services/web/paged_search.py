@@ -22,7 +22,6 @@ class Pager:
     """Links to other pages of the list, with the same search."""
 
     newest: str
-    #: Empty on the last page.
     older: str
     is_later_page: bool
 

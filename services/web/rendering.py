@@ -34,11 +34,9 @@ class PageFrame:
     team_name: str | None = None
     #: The first word of the current page's path, for the navigation; or empty.
     here: str
-    #: The token of every form on the page.
     form_token: str
     #: light, dark or system.
     theme: str = "system"
-    #: The message at the top of the page.
     notice: "Notice | None" = None
     #: The alert banner; None on pages without it.
     banner: AlertBanner | None = None
@@ -103,7 +101,6 @@ class Renderer:
 
 
 def _limits(limits: ApiKeyLimits) -> str:
-    """Format the limits that are set; empty for none."""
     numbers = {
         "{} / h": limits.requests_per_hour,
         "{} / min": limits.requests_per_minute,

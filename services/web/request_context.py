@@ -71,7 +71,7 @@ class ConfirmFirst(Exception):
 
 @contextmanager
 def form_errors() -> Iterator[None]:
-    """Separate the errors that a form shows (CallerError) from those that the application handles, whatever the form.
+    """Separate the errors that a form shows (CallerError) from those that the application handles.
 
     Raises SignInFirst for an ended session and ConfirmFirst for a sensitive action.
     """
@@ -85,7 +85,7 @@ def form_errors() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class App:
-    """The objects that all visits share."""
+    """The objects that all requests share."""
 
     settings: WebSettings
     caller: MeshCalls
@@ -95,9 +95,8 @@ class App:
     now: Callable[[], datetime]
     followers: ConcurrencyLimit = field(default_factory=live_updates.follower_limit)
     answers: ConcurrencyLimit = field(default_factory=answer_events.answer_limit)
-    #: Alert name -> Markdown.
     runbooks: Mapping[str, str] = field(default_factory=runbooks.load)
-    lookout: AlertPoller = field(default_factory=lambda: AlertPoller(time.monotonic))
+    alert_poller: AlertPoller = field(default_factory=lambda: AlertPoller(time.monotonic))
     #: Limits concurrent registrations and sign-ins, so that a burst of them does not slow other requests.
     passwords: AdmissionSemaphore = field(
         default_factory=lambda: AdmissionSemaphore(8, of_one=4, seconds=20, refusal="too many users are signing in; try again in a moment")
@@ -108,29 +107,28 @@ class App:
 class PageRequest:
     """One request and the response to it."""
 
-    site: App
+    app: App
     request: HttpRequest
     #: None if nobody is signed in, or the session was not looked up.
     session: auth.LoginSession | None = None
     #: Says how the user can confirm a sensitive action; None until needed, or if auth is down.
     account: accounts.OwnAccount | None = None
-    #: The submitted form fields, once they are read.
     posted: dict[str, str] = field(default_factory=dict)
     #: Cookies that the response sets; None deletes a cookie.
     _cookies: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def secure(self) -> bool:
-        return self.request.scope["scheme"] == "https" or self.site.settings.public_url.startswith("https://")
+        return self.request.scope["scheme"] == "https" or self.app.settings.public_url.startswith("https://")
 
     @property
     def address(self) -> str:
         """Return the public URL, without a trailing slash."""
-        if self.site.settings.public_url:
-            return self.site.settings.public_url.rstrip("/")
+        if self.app.settings.public_url:
+            return self.app.settings.public_url.rstrip("/")
         host = self.request.headers.get("host", "")
         scheme = "https" if self.secure else "http"
-        return f"{scheme}://{host}" if _HOST.fullmatch(host) else f"{scheme}://127.0.0.1:{self.site.settings.port}"
+        return f"{scheme}://{host}" if _HOST.fullmatch(host) else f"{scheme}://127.0.0.1:{self.app.settings.port}"
 
     @property
     def session_token(self) -> str | None:
@@ -150,12 +148,12 @@ class PageRequest:
     async def find_session(self) -> auth.LoginSession | None:
         """Look up the session, for a public page. Raises PeerError while auth is down."""
         if self.session is None:
-            self.session = await self.site.sessions.find(self.session_token)
+            self.session = await self.app.sessions.find(self.session_token)
         return self.session
 
     async def admit(self) -> None:
         """Raise SignInFirst, StepFirst or NotAllowed if the user may not open this page, or PeerError while auth is down."""
-        who = page_access.who_may(self.request.scope["path"])
+        who = page_access.find_audience(self.request.scope["path"])
         if who is PageAudience.ANYBODY:
             return
         session = await self.find_session()
@@ -166,7 +164,7 @@ class PageRequest:
         page_access.check(who, session)
         if self.is_administrator:
             # Start the refresh now; it runs while the page waits for its own calls.
-            self.site.lookout.want(session.access_token)
+            self.app.alert_poller.want(session.access_token)
 
     @property
     def is_administrator(self) -> bool:
@@ -177,14 +175,14 @@ class PageRequest:
         """Return the banner values for live events; empty unless the user is an administrator."""
         if not self.is_administrator:
             return {}
-        self.site.lookout.want(self.person.access_token)
-        return alert_banner.values(self.site.lookout.banner())
+        self.app.alert_poller.want(self.person.access_token)
+        return alert_banner.values(self.app.alert_poller.banner())
 
     async def call(self, method: Method[Request, Reply], request: Request, *, deadline_seconds: float = 10) -> Reply:
         """Call auth or the gateway with the user's credential. Raises AimeshError."""
         credential = None if self.session is None else self.session.access_token
         try:
-            return await self.site.caller.call(method, request, deadline_seconds=deadline_seconds, credential=credential)
+            return await self.app.caller.call(method, request, deadline_seconds=deadline_seconds, credential=credential)
         except errors.ConfirmationNeeded:
             await self._find_account()
             raise
@@ -223,7 +221,7 @@ class PageRequest:
     def forget_session(self) -> None:
         """Drop the cached session, so that the next page gets the user's new name, theme and rights."""
         if self.session_token is not None:
-            self.site.sessions.forget(self.session_token)
+            self.app.sessions.forget(self.session_token)
 
     def sign_out(self) -> None:
         self.forget_session()
@@ -274,7 +272,7 @@ class PageRequest:
     def take_turn(self) -> AbstractAsyncContextManager[None]:
         """Wait for a turn to make auth hash a password. Raises Limited if too many wait."""
         client = self.request.client
-        return self.site.passwords.take(addresses.household(client.host if client else ""))
+        return self.app.passwords.take(addresses.household(client.host if client else ""))
 
     async def _confirm(self, password: str, code: str) -> None:
         try:
@@ -293,11 +291,11 @@ class PageRequest:
 
     def check_visitor(self, token: str) -> None:
         """Check a form token that was issued to a visitor."""
-        self.site.tokens.check(token, self.request.cookies.get(self._cookie_name("form")))
+        self.app.tokens.check(token, self.request.cookies.get(self._cookie_name("form")))
 
     def check_person(self, token: str) -> None:
         """Check a form token that was issued for this session. The session itself may have expired."""
-        self.site.tokens.check(token, self.session_token)
+        self.app.tokens.check(token, self.session_token)
 
     def page(
         self,
@@ -317,13 +315,13 @@ class PageRequest:
             role=session.user.role if session is not None and is_in else None,
             team_name=session.team_name if session is not None else None,
             here=here,
-            form_token=self.site.tokens.issue(self._session_binding() if session else self._form_session()),
+            form_token=self.app.tokens.issue(self._session_binding() if session else self._form_session()),
             theme=(session.theme if session is not None else None) or "system",
             notice=notice,
-            banner=self.site.lookout.banner() if self.is_administrator and here in _WITH_BANNER else None,
+            banner=self.app.alert_poller.banner() if self.is_administrator and here in _WITH_BANNER else None,
         )
         return Response(
-            self.site.renderer.render(template, frame, view),
+            self.app.renderer.render(template, frame, view),
             media_type=MediaType.HTML,
             status_code=status if problem is None else json_errors.status(problem),
             cookies=self._set_cookies(),
@@ -372,7 +370,7 @@ def own_page(path: str) -> str:
     if len(path) > 200 or not _OWN_PATH.fullmatch(path):
         return HOME
     try:
-        who = page_access.who_may(path)
+        who = page_access.find_audience(path)
     except ValueError:
         return HOME
     return path if who in (PageAudience.PERSON, PageAudience.NODE_OWNER, PageAudience.ADMIN) and not path.startswith("/live") else HOME

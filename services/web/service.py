@@ -32,7 +32,7 @@ class WebService:
     @classmethod
     @asynccontextmanager
     async def open(cls, settings: WebSettings, node: Node) -> AsyncIterator["WebService"]:
-        site = request_context.App(
+        app = request_context.App(
             settings=settings,
             caller=node.rpc,
             sessions=sessions.WebSessions(node.rpc, time.monotonic),
@@ -44,8 +44,8 @@ class WebService:
             settings.gateway_url, settings.gateway_ca_file, settings.web_hop_secret, request_seconds=settings.request_timeout_seconds
         )
         async with opening as gateway, background() as tasks:
-            tasks.create_task(site.lookout.run(node.rpc))
-            yield cls(node, application.build(site), gateway, always_over_tls=settings.public_url.startswith("https://"))
+            tasks.create_task(app.alert_poller.run(node.rpc))
+            yield cls(node, application.build(app), gateway, always_over_tls=settings.public_url.startswith("https://"))
 
     async def checks(self) -> tuple[Check, ...]:
         auth_is_there = bool(self._node.directory.usable(Role.AUTH))

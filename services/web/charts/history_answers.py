@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from services.web.charts import history_questions, history_view
-from services.web.charts.history_questions import HistoryQuestion
+from services.web.charts import history_queries, history_view
+from services.web.charts.history_queries import HistoryQuery
 from services.web.charts.history_view import Grid, Values
 from shared import errors
 from shared.api.metrics import History, HistoryLine
@@ -44,25 +44,25 @@ class HistorySeries:
 
 @dataclass(frozen=True, slots=True)
 class HistoryAnswers:
-    """The responses. Every method except ``looks`` raises the error that replaced a response."""
+    """The responses. Every method except ``collected_steps`` raises the error that replaced a response."""
 
-    found: Mapping[HistoryQuestion, History | errors.AimeshError]
+    found: Mapping[HistoryQuery, History | errors.AimeshError]
     grid: Grid
     #: Node names, by the stored part of the id.
     names: Mapping[str, str]
     #: The stored part of the id of one node; empty for all nodes.
     node: str = ""
 
-    def looks(self) -> Values:
+    def collected_steps(self) -> Values:
         """Return values for the steps in which metrics were collected."""
-        return self._seen(HistoryQuestion.WHOLE, history_questions.MESH_SEEN)
+        return self._seen(HistoryQuery.WHOLE, history_queries.MESH_SEEN)
 
-    def _seen(self, question: HistoryQuestion, name: str) -> Values:
+    def _seen(self, question: HistoryQuery, name: str) -> Values:
         answer = self.found.get(question)
         return self._total(line for line in (answer.lines if isinstance(answer, History) else ()) if line.name == name)
 
     def requests(self) -> list[HistorySeries]:
-        seen, lines = self.looks(), self._lines(HistoryQuestion.WHOLE, history_questions.COMPLETED)
+        seen, lines = self.collected_steps(), self._lines(HistoryQuery.WHOLE, history_queries.COMPLETED)
         found = []
         for label, statuses in _ENDS.items():
             of_it = [line for line in lines if line.labels.get("status") in statuses]
@@ -73,34 +73,34 @@ class HistoryAnswers:
     def first_tokens(self) -> list[HistorySeries]:
         return [
             HistorySeries(label, label, self._values(line))
-            for name, label in ((history_questions.HALF_FIRST, "Median"), (history_questions.MOST_FIRST, "p95"))
-            for line in self._lines(HistoryQuestion.SERVICES, name)
+            for name, label in ((history_queries.HALF_FIRST, "Median"), (history_queries.MOST_FIRST, "p95"))
+            for line in self._lines(HistoryQuery.SERVICES, name)
             if line.labels.get("service") == _GATEWAY
         ]
 
     def tokens(self) -> list[HistorySeries]:
         """Return the gateway's token rates: workers count the same tokens again."""
-        seen = self._seen(HistoryQuestion.SERVICES, history_questions.GATEWAY_SEEN)
-        lines = [line for line in self._lines(HistoryQuestion.SERVICES, history_questions.TOKENS) if line.labels.get("service") == _GATEWAY]
+        seen = self._seen(HistoryQuery.SERVICES, history_queries.GATEWAY_SEEN)
+        lines = [line for line in self._lines(HistoryQuery.SERVICES, history_queries.TOKENS) if line.labels.get("service") == _GATEWAY]
         return [
             HistorySeries(label, label, history_view.counted(self._total(line for line in lines if line.labels.get("type") == kind), seen))
             for kind, label in (("input", "Input"), ("output", "Output"))
         ]
 
     def waiting(self) -> list[HistorySeries]:
-        return [self._of_model(line) for line in self._lines(HistoryQuestion.MODELS, history_questions.QUEUE)]
+        return [self._of_model(line) for line in self._lines(HistoryQuery.MODELS, history_queries.QUEUE)]
 
     def running(self) -> list[HistorySeries]:
-        lines = self._lines(HistoryQuestion.MODELS, history_questions.SLOTS)
+        lines = self._lines(HistoryQuery.MODELS, history_queries.SLOTS)
         return [self._of_model(line) for line in lines if line.labels.get("state") == "busy"]
 
     def round_trips(self) -> list[HistorySeries]:
-        lines = {line.labels.get("path", ""): line for line in self._lines(HistoryQuestion.ROUND_TRIPS, history_questions.ROUND_TRIPS)}
+        lines = {line.labels.get("path", ""): line for line in self._lines(HistoryQuery.ROUND_TRIPS, history_queries.ROUND_TRIPS)}
         return [HistorySeries(path, label, self._values(lines[path])) for path, label in _PATHS.items() if path in lines]
 
-    def machines(self, question: HistoryQuestion) -> list[HistorySeries]:
+    def machines(self, question: HistoryQuery) -> list[HistorySeries]:
         """Return one series per machine, or per GPU of a machine. Several nodes on a machine report the same figures."""
-        found = self._lines(question, history_questions.OF_MACHINE[question])
+        found = self._lines(question, history_queries.OF_MACHINE[question])
         lines = [line for line in found if line.labels.get("node", "").startswith(self.node)]
         # Nodes of an older version, and older history, do not name the machine.
         machine_of = {line.labels.get("node", ""): line.labels["machine"] for line in lines if line.labels.get("machine")}
@@ -109,26 +109,22 @@ class HistoryAnswers:
             node = line.labels.get("node", "")
             machine = machine_of.get(node) or node or line.labels.get("service", "")
             grouped.setdefault((machine, line.labels.get("gpu", "")), []).append(line)
-        merge = history_view.least if question is HistoryQuestion.DISK else history_view.averaged
+        merge = history_view.least if question is HistoryQuery.DISK else history_view.averaged
         labels = self._machine_labels({machine: lines for (machine, _), lines in grouped.items()})
         return [
             _of_machine(machine, gpu, labels[machine], merge(*(self._values(line) for line in _trusted(lines))))
             for (machine, gpu), lines in grouped.items()
         ]
 
-    def shares(self, part: HistoryQuestion, whole: HistoryQuestion) -> list[HistorySeries]:
+    def shares(self, part: HistoryQuery, whole: HistoryQuery) -> list[HistorySeries]:
         wholes = {one.id: one.values for one in self.machines(whole)}
         parts = [one for one in self.machines(part) if one.id in wholes]
         return [HistorySeries(one.id, one.label, history_view.shared(one.values, wholes[one.id]), one.short) for one in parts]
 
-    def _lines(self, question: HistoryQuestion, name: str) -> list[HistoryLine]:
+    def _lines(self, question: HistoryQuery, name: str) -> list[HistoryLine]:
         answer = self.found.get(question)
         # On the page of one node, totals are no substitute.
-        ways = (
-            [HistoryQuestion.MACHINES, *([] if self.node else [HistoryQuestion.TOGETHER])]
-            if question in history_questions.OF_MACHINE
-            else []
-        )
+        ways = [HistoryQuery.MACHINES, *([] if self.node else [HistoryQuery.TOGETHER])] if question in history_queries.OF_MACHINE else []
         other = next((found for way in ways if isinstance(found := self.found.get(way), History)), None)
         answer = answer if isinstance(answer, History) else other or answer
         if isinstance(answer, errors.AimeshError):

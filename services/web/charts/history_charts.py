@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from enum import Enum, auto
 
-from services.web.charts import history_questions, history_view
+from services.web.charts import history_queries, history_view
 from services.web.charts.history_answers import HistoryAnswers, HistorySeries
-from services.web.charts.history_questions import HistoryQuestion, HistorySpan
+from services.web.charts.history_queries import HistoryQuery, HistorySpan
 from services.web.charts.history_view import ChartUnit, Grid, Values
 from shared import errors
 from shared.api.metrics import History
@@ -40,7 +40,6 @@ class HistoryChart:
     unit: ChartUnit
     #: How to read it.
     hint: str
-    #: The rows of the table.
     lines: tuple[HistoryChartLine, ...]
     #: Gaps, omitted lines, or why there are no lines.
     note: str
@@ -58,7 +57,6 @@ class HistoryCharts:
     charts: tuple[HistoryChart, ...] = ()
     #: Periods without any data.
     gaps: str = ""
-    #: Whether there is no data at all.
     is_empty: bool = True
     #: The template for rows added later.
     blank: HistoryChartLine = field(default_factory=HistoryChartLine)
@@ -103,7 +101,6 @@ def _busiest(values: Values) -> float:
 
 
 def _fullest(values: Values) -> float:
-    """Rank by free space."""
     return history_view.mean(values) or 0.0
 
 
@@ -131,29 +128,29 @@ _PLANS = (
         nothing="No data in this period.", hint="Average over open links, by path.", now=_Now.HIGHEST,
     ),
     _Plan(
-        id="cpu", title="CPU", unit=ChartUnit.SHARE, find=lambda answers: answers.machines(HistoryQuestion.CPU), rank=_busiest,
+        id="cpu", title="CPU", unit=ChartUnit.SHARE, find=lambda answers: answers.machines(HistoryQuery.CPU), rank=_busiest,
         nothing="No data from machines.", about=_About.MACHINES, now=_Now.HIGHEST,
     ),
     _Plan(
-        id="memory", title="Memory", unit=ChartUnit.SHARE, find=lambda answers: answers.shares(HistoryQuestion.MEMORY,
-        HistoryQuestion.MEMORY_SIZE),
+        id="memory", title="Memory", unit=ChartUnit.SHARE, find=lambda answers: answers.shares(HistoryQuery.MEMORY,
+        HistoryQuery.MEMORY_SIZE),
         rank=_busiest, nothing="No data from machines.", about=_About.MACHINES, now=_Now.HIGHEST,
     ),
     _Plan(
-        id="disk", title="Free disk space", unit=ChartUnit.BYTES, find=lambda answers: answers.machines(HistoryQuestion.DISK),
+        id="disk", title="Free disk space", unit=ChartUnit.BYTES, find=lambda answers: answers.machines(HistoryQuery.DISK),
         rank=_fullest,
         nothing="No data from machines.", hint="The disk that holds the node’s files.", about=_About.MACHINES, now=_Now.LOWEST,
     ),
     _Plan(
         id="gpu", title="GPU usage", unit=ChartUnit.SHARE, rank=_busiest, about=_About.MACHINES, now=_Now.HIGHEST,
-        find=lambda answers: answers.machines(HistoryQuestion.GPU),
+        find=lambda answers: answers.machines(HistoryQuery.GPU),
     ),
     _Plan(
         id="gpu_memory", title="GPU memory", unit=ChartUnit.SHARE, rank=_busiest, about=_About.MACHINES, now=_Now.HIGHEST,
-        find=lambda answers: answers.shares(HistoryQuestion.GPU_MEMORY, HistoryQuestion.GPU_MEMORY_SIZE),
+        find=lambda answers: answers.shares(HistoryQuery.GPU_MEMORY, HistoryQuery.GPU_MEMORY_SIZE),
     ),
     _Plan(
-        id="heat", title="GPU temperature", unit=ChartUnit.CELSIUS, find=lambda answers: answers.machines(HistoryQuestion.GPU_HEAT),
+        id="heat", title="GPU temperature", unit=ChartUnit.CELSIUS, find=lambda answers: answers.machines(HistoryQuery.GPU_HEAT),
         rank=_busiest,
         about=_About.MACHINES, now=_Now.HIGHEST,
     ),
@@ -161,18 +158,18 @@ _PLANS = (
 
 
 def draw(
-    found: Mapping[HistoryQuestion, History | errors.AimeshError], span: HistorySpan, names: Mapping[str, str], node: str = ""
+    found: Mapping[HistoryQuery, History | errors.AimeshError], span: HistorySpan, names: Mapping[str, str], node: str = ""
 ) -> HistoryCharts:
     """Return the charts. ``names`` has the node names by the stored part of the id; ``node`` restricts the charts to one node.
 
     Raises the error of the metrics service if the collection times are unavailable.
     """
-    whole = found[HistoryQuestion.WHOLE]
+    whole = found[HistoryQuery.WHOLE]
     if isinstance(whole, errors.AimeshError):
         raise whole
     grid = Grid(whole.since, timedelta(seconds=whole.step_seconds), max(len(line.values) for line in whole.lines) if whole.lines else 0)
     answers = HistoryAnswers(found, grid, names, node)
-    seen = answers.looks()
+    seen = answers.collected_steps()
     if history_view.first_known(seen) is None:
         return HistoryCharts()
     columns = _columns(grid, span)
@@ -182,7 +179,7 @@ def draw(
         step_seconds=whole.step_seconds,
         periods=tuple(history_view.moment(grid.begins(column.start), grid) for column in columns),
         charts=tuple(chart for chart in drawn if chart is not None),
-        gaps=_say_gaps(seen, grid),
+        gaps=_describe_gaps(seen, grid),
         is_empty=False,
         blank=HistoryChartLine(periods=("",) * len(columns)),
     )
@@ -203,8 +200,7 @@ def _plain(line: HistoryChartLine) -> dict[str, str]:
 
 
 def _columns(grid: Grid, span: HistorySpan) -> list[slice]:
-    """Return the steps of each table column, including columns that have no data yet."""
-    whole, period = history_questions.STEPS[span].whole, history_questions.STEPS[span].period
+    whole, period = history_queries.STEPS[span].whole, history_queries.STEPS[span].period
     each = max(1, period // grid.step)
     return [slice(begin, begin + each) for begin in range(0, max(1, whole // grid.step), each)]
 
@@ -220,7 +216,7 @@ def _chart(plan: _Plan, answers: HistoryAnswers, columns: Sequence[slice]) -> Hi
     shown = known[:MOST_LINES] if plan.rank is None else _chosen(known, plan.rank)
     note = trouble or (_note(plan, shown, len(known) - len(shown), answers) if known else plan.nothing)
     lines = tuple(_line(plan.unit, one, columns) for one in shown)
-    return HistoryChart(plan.id, plan.title, plan.unit, plan.hint, lines, note, _say_now(plan, known))
+    return HistoryChart(plan.id, plan.title, plan.unit, plan.hint, lines, note, _format_current(plan, known))
 
 
 def _chosen(known: Sequence[HistorySeries], rank: Callable[[Values], float]) -> list[HistorySeries]:
@@ -230,33 +226,32 @@ def _chosen(known: Sequence[HistorySeries], rank: Callable[[Values], float]) -> 
 
 
 def _note(plan: _Plan, shown: Sequence[HistorySeries], left_out: int, answers: HistoryAnswers) -> str:
-    """Describe omitted lines and gaps."""
     parts = []
     if left_out:
         chosen = "fullest" if plan.rank is _fullest else "busiest"
         parts.append(f"Showing the {len(shown)} {chosen}; {left_out} more not shown.")
     if plan.about is _About.MACHINES:
-        parts += _say_broken(shown, answers)
+        parts += _describe_machine_gaps(shown, answers)
     return " ".join(parts)
 
 
-def _say_broken(shown: Sequence[HistorySeries], answers: HistoryAnswers) -> list[str]:
+def _describe_machine_gaps(shown: Sequence[HistorySeries], answers: HistoryAnswers) -> list[str]:
     """Describe the gaps of machines while others had data."""
-    whole = history_view.gaps(answers.looks())
+    whole = history_view.gaps(answers.collected_steps())
     broken = [(one, own) for one in shown if (own := [gap for gap in history_view.gaps(one.values) if gap not in whole])]
-    said = [f"{one.short}: {history_view.say_gaps(own, answers.grid)}." for one, own in broken[:_MOST_BROKEN]]
+    said = [f"{one.short}: {history_view.describe_gaps(own, answers.grid)}." for one, own in broken[:_MOST_BROKEN]]
     return [*said, f"{len(broken) - _MOST_BROKEN} more with gaps."] if len(broken) > _MOST_BROKEN else said
 
 
-def _say_gaps(seen: Values, grid: Grid) -> str:
+def _describe_gaps(seen: Values, grid: Grid) -> str:
     first = history_view.first_known(seen) or 0
     parts = [f"The history starts at {history_view.moment(grid.begins(first), grid)}."] if first > history_view.NOT_YET else []
-    if said := history_view.say_gaps(history_view.gaps(seen), grid):
+    if said := history_view.describe_gaps(history_view.gaps(seen), grid):
         parts.append(f"{said[0].upper()}{said[1:]}.")
     return " ".join(parts)
 
 
-def _say_now(plan: _Plan, known: Sequence[HistorySeries]) -> str:
+def _format_current(plan: _Plan, known: Sequence[HistorySeries]) -> str:
     latest = [value for one in known if (value := history_view.latest(one.values)) is not None]
     if not latest:
         return ""

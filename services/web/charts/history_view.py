@@ -77,16 +77,16 @@ def first_known(values: Values) -> int | None:
     return next((step for step, value in enumerate(values) if value is not None), None)
 
 
-def say_gaps(found: Sequence[Gap], grid: Grid) -> str:
+def describe_gaps(found: Sequence[Gap], grid: Grid) -> str:
     """Describe gaps, such as "no data from 12:03 to 12:10"; empty without gaps."""
     if not found:
         return ""
-    parts = [_say_gap(gap, grid) for gap in found[:MOST_GAPS]]
+    parts = [_describe_gap(gap, grid) for gap in found[:MOST_GAPS]]
     more = len(found) - MOST_GAPS
     return "no data " + ", ".join(parts) + (f", and {more} more gaps" if more > 1 else ", and 1 more gap" if more == 1 else "")
 
 
-def _say_gap(gap: Gap, grid: Grid) -> str:
+def _describe_gap(gap: Gap, grid: Grid) -> str:
     if gap.end == grid.steps:
         return f"since {moment(grid.begins(gap.begin), grid)}"
     return f"from {moment(grid.begins(gap.begin), grid)} to {moment(grid.begins(gap.end), grid)}"
@@ -149,7 +149,6 @@ def written(unit: ChartUnit, values: Values) -> str:
 
 
 def _short(unit: ChartUnit, value: float) -> str:
-    """Write one value, such as .42 or 123e9."""
     if unit is ChartUnit.CELSIUS:
         return f"{value:.0f}"
     digits, _, power = (f"{value:.2f}".rstrip("0").rstrip(".") if unit is ChartUnit.SHARE else f"{value:.3g}").partition("e")

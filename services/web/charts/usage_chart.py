@@ -100,10 +100,10 @@ class UsageChart:
         return "lines" if self.measure is UsageMeasure.LATENCY else "bars"
 
 
-def last_hours(now: datetime, hours: int = HOURS_OF_A_DAY) -> GetUsageReport:
-    """Return the request for whole hours, including the current one."""
+def last_day(now: datetime) -> GetUsageReport:
+    """Return the request for 24 whole hours, including the current one."""
     end = now.astimezone(UTC).replace(minute=0, second=0, microsecond=0) + timedelta(hours=1)
-    return GetUsageReport(since=end - timedelta(hours=hours), until=end, bucket=Bucket.HOUR)
+    return GetUsageReport(since=end - timedelta(hours=HOURS_OF_A_DAY), until=end, bucket=Bucket.HOUR)
 
 
 def last_days(now: datetime, days: int = DAYS_OF_A_MONTH) -> GetUsageReport:
@@ -113,7 +113,7 @@ def last_days(now: datetime, days: int = DAYS_OF_A_MONTH) -> GetUsageReport:
 
 
 def of_span(span: UsageSpan, now: datetime) -> GetUsageReport:
-    return last_hours(now) if span is UsageSpan.DAY else last_days(now)
+    return last_day(now) if span is UsageSpan.DAY else last_days(now)
 
 
 def read_measure(text: str) -> UsageMeasure:

@@ -10,7 +10,6 @@ from litestar import Response
 from litestar.response.base import ASGIResponse
 from litestar.types import Receive, Scope, Send
 
-#: Proxies and browsers close idle connections.
 _SILENT_SECONDS = 10.0
 #: A client that reads nothing for this long is considered gone.
 _UNREAD_SECONDS = 30.0
@@ -78,7 +77,6 @@ class _Sending:
                 await self._write(b": still here\n\n")
 
     async def _write(self, written: bytes) -> None:
-        """Send one chunk. Raises TimeoutError if the client reads nothing."""
         async with asyncio.timeout(_UNREAD_SECONDS):
             await self._send({"type": "http.response.body", "body": written, "more_body": True})
         self._said_at = asyncio.get_running_loop().time()

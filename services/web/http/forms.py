@@ -1,6 +1,6 @@
 """Decode form fields and JSON bodies into frozen structs, or raise BadRequest. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TypeVar
@@ -31,7 +31,6 @@ class RegistrationForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     username: str
     email: str
     password: str
-    #: The page to open afterwards.
     then: str = ""
     #: As in ``RegistrationFields``; empty for none.
     invitation: str = ""
@@ -49,7 +48,6 @@ class LoginForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: A username or an email address.
     name: str
     password: str
-    #: The page to open afterwards.
     then: str = ""
 
 
@@ -112,6 +110,11 @@ def read_moment(text: str, what: str, *, hint: str) -> datetime | None:
     except ValueError:
         raise errors.BadRequest(f"{what} is not a date such as 2026-02-01", hint=hint) from None
     return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
+
+
+def read_days(text: str, choices: Sequence[int]) -> int:
+    """Return the period for a query parameter; unknown values mean the first choice."""
+    return next((days for days in choices if text == str(days)), choices[0])
 
 
 def read_limit(text: str, what: str) -> int | None:

@@ -41,7 +41,6 @@ class FrontApp:
             span.error = "" if status == "success" else status
 
     async def _answer(self, scope: HTTPScope, receive: Receive, send: Send, request_id: bytes) -> str:
-        """Answer the request. Returns `success` or an error code."""
         over_tls = self._always_over_tls or scope["scheme"] == "https"
         # Litestar has no HEAD routes; HTTP requires HEAD wherever GET works.
         is_head = scope["method"] == "HEAD"

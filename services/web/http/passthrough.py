@@ -115,7 +115,6 @@ class Passthrough:
             relay = tasks.create_task(self._relay(scope, body, send))
             gone = tasks.create_task(body.client_gone())
             await asyncio.wait((relay, gone), return_when=asyncio.FIRST_COMPLETED)
-            # The other task has nothing left to do.
             relay.cancel()
             gone.cancel()
 
@@ -206,7 +205,6 @@ async def _answer(response: httpx.Response, send: Send) -> None:
 
 
 async def _send(send: Send, message: Message) -> None:
-    """Send a message. Raises TimeoutError if the client stops reading."""
     async with asyncio.timeout(STALLED_SECONDS):
         await send(message)
 

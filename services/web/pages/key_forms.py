@@ -45,7 +45,6 @@ class NewKeyForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     requests_per_minute: str = ""
     tokens_per_minute: str = ""
     concurrency: str = ""
-    #: In credits.
     budget: str = ""
     use: KeyUse = KeyUse.USUAL
     #: Empty for the default lifetime, 0 for no expiry.

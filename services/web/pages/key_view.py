@@ -11,7 +11,6 @@ from shared.api.auth import ApiKey, ApiKeyLimits, KeyKind
 #: Keys that expire within this time are highlighted.
 _SOON = timedelta(days=7)
 
-#: Permission -> its description.
 WORDS: Mapping[Permission, str] = {
     Permission.INFER: "run models",
     Permission.READ_MODELS: "list models",

@@ -25,7 +25,6 @@ NOTHING_TYPED = NewKeyForm(name="")
 OVERLAPS: Mapping[int, str] = {86_400: "24 hours", 3_600: "1 hour", 604_800: "7 days", 0: "Revoke now (leaked)"}
 #: Lifetime of a new key in days -> label. Empty means the default: 90 days, or 30 for a test key.
 DAYS: Mapping[str, str] = {"7": "In 7 days", "30": "In 30 days", "": "In 90 days", "365": "In 1 year", "0": "Never"}
-#: `done` parameter of a redirect -> notice.
 _DONE = {"revoked": "Key revoked. Requests that use it are now rejected.", "renamed": "Key renamed."}
 
 
@@ -38,7 +37,7 @@ class RotateForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @dataclass(frozen=True, slots=True)
-class KeyOwner:
+class ScopeCheckbox:
     """A permission checkbox."""
 
     field: str
@@ -52,7 +51,7 @@ class ApiKeysPage:
     keys: tuple[ApiKeyRow, ...]
     #: The organization that owns the keys; None for personal keys.
     team: str | None
-    boxes: tuple[KeyOwner, ...]
+    boxes: tuple[ScopeCheckbox, ...]
     is_admin: bool
     #: For the code samples.
     address: str
@@ -147,7 +146,7 @@ async def rotate_api_key(page_request: NamedDependency[PageRequest], key_id: Fro
 @get("/api-keys/{key_id:uuid}/revoke")
 async def ask_revoke(page_request: NamedDependency[PageRequest], key_id: FromPath[UUID]) -> Page:
     listed = await page_request.call(auth.list_api_keys, auth.ListApiKeys())
-    key, now = _find_active(listed.keys, key_id), page_request.site.now()
+    key, now = _find_active(listed.keys, key_id), page_request.app.now()
     made = tuple(line for each in key_view.made_by(listed.keys, key.id) if (line := key_view.line_of(each, now)).is_active)
     return page_request.page("revoke.html", RevokePage(key=key_view.line_of(key, now), made=made), here="api-keys")
 
@@ -173,10 +172,10 @@ async def _list(
     )
     person = page_request.person
     view = ApiKeysPage(
-        keys=key_view.lines_of(listed.keys, page_request.site.now()),
+        keys=key_view.lines_of(listed.keys, page_request.app.now()),
         team=person.team_name if person.team_id is not None else None,
         boxes=tuple(
-            KeyOwner(field, key_view.WORDS[scope], scope, bool(getattr(typed, field)))
+            ScopeCheckbox(field, key_view.WORDS[scope], scope, bool(getattr(typed, field)))
             for field, scope in key_forms.scopes_of(person.user.role).items()
         ),
         is_admin=person.user.role == "admin",
@@ -213,7 +212,7 @@ def _key_page(
     problem: errors.CallerError | None = None,
 ) -> KeyPage:
     return KeyPage(
-        key=key_view.line_of(key, page_request.site.now()),
+        key=key_view.line_of(key, page_request.app.now()),
         name=key.name if name is None else name,
         overlaps=OVERLAPS,
         address=page_request.address,

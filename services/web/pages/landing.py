@@ -22,7 +22,6 @@ class LandingPage:
     #: None if the gateway did not respond.
     health: gateway.ServiceHealth | None
     address: str
-    #: Whether registration is open.
     is_open: bool
 
 
@@ -38,7 +37,7 @@ async def landing(page_request: NamedDependency[PageRequest]) -> Page:
 
 @get("/static/{version:str}/{name:path}")
 async def static(page_request: NamedDependency[PageRequest], version: FromPath[str], name: FromPath[str]) -> Response[bytes]:
-    assets = page_request.site.renderer.assets
+    assets = page_request.app.renderer.assets
     asset = assets.files.get(name.removeprefix("/"))
     if asset is None:
         raise errors.NotFound("file not found")
@@ -60,7 +59,7 @@ async def _session_if_auth_answers(page_request: PageRequest) -> auth.LoginSessi
 
 async def _health(page_request: PageRequest) -> gateway.ServiceHealth | None:
     try:
-        return await page_request.site.caller.call(
+        return await page_request.app.caller.call(
             gateway.get_service_health, gateway.GetServiceHealth(), deadline_seconds=STATUS_CALL_SECONDS
         )
     except errors.AimeshError:

@@ -48,7 +48,6 @@ class ServedModelView:
     state: str
     tone: str
     why: str
-    #: How many workers serve it.
     workers: int
     #: All workers that have it, usable ones first; empty if the node list is unavailable.
     places: tuple[ModelPlaceView, ...]
@@ -124,7 +123,6 @@ def _place(row: NodeRow) -> ModelPlaceView:
 
 
 def _price(model: ModelName, prices: dict[ModelName | None, ModelPrice]) -> ModelPriceView | None:
-    """Return the model's price or the default price."""
     price = prices.get(model) or prices.get(None)
     if price is None:
         return None

@@ -32,7 +32,6 @@ class ModelAction(StrEnum):
     UNLOAD = "unload"
 
 
-#: `done` parameter of a redirect -> notice.
 _DONE: Mapping[str, str] = {
     ModelAction.LOAD: "Model loaded.",
     ModelAction.PIN: "Model loaded and pinned.",
@@ -131,7 +130,6 @@ async def _page(
 
 
 async def _served(page_request: PageRequest) -> gateway.ServedModels | errors.PeerError:
-    """Return the served models, or the error."""
     try:
         return await page_request.call(gateway.list_models, gateway.ListModels())
     except errors.PeerError as error:

@@ -15,13 +15,12 @@ from services.web import live_updates, rendering
 from services.web.http import forms
 from services.web.http.event_response import EventResponse
 from services.web.pages.admin import node_view
-from services.web.pages.admin.node_view import MachineView, NodeList
+from services.web.pages.admin.node_view import NodeList, NodeRowView
 from services.web.request_context import PAGE_CALL_SECONDS, Page, PageRequest
 from shared import errors
 from shared.api import gateway, membership
 from shared.api.membership import Member, MemberState
 
-#: `done` parameter of a redirect -> notice.
 _DONE = {
     "approved": "Node approved. It joins within a minute.",
     "revoked": "Node revoked. Its key can never rejoin. To add it again, create a new ticket.",
@@ -38,7 +37,7 @@ class NodesPage:
     is_admin: bool
     nodes: NodeList
     #: The template for rows added later.
-    blank: MachineView
+    blank: NodeRowView
     #: False if the gateway did not respond, so states are unknown.
     is_seen: bool
     #: Why the list is unavailable; None if it is available.
@@ -46,7 +45,7 @@ class NodesPage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NodeQuestion:
+class NodeConfirmationPage:
     """The confirmation page for approving or revoking a node."""
 
     root: str
@@ -69,7 +68,7 @@ async def show_nodes(page_request: NamedDependency[PageRequest], done: FromQuery
         root=root,
         is_admin=is_admin,
         nodes=node_view.join(answer, rows.nodes if rows else None, root, only_members=not is_admin),
-        blank=MachineView(),
+        blank=NodeRowView(),
         is_seen=rows is not None,
         problem=problem,
     )
@@ -95,7 +94,7 @@ async def follow_nodes(page_request: NamedDependency[PageRequest]) -> EventRespo
             "connection": "",
         }
 
-    return live_updates.answer(page_request.site.followers, str(page_request.person.user.id), read)
+    return live_updates.answer(page_request.app.followers, str(page_request.person.user.id), read)
 
 
 @get("/admin/nodes/{node_id:str}/approve")
@@ -133,7 +132,6 @@ async def revoke(page_request: NamedDependency[PageRequest], node_id: FromPath[s
 
 
 async def _members(page_request: PageRequest) -> tuple[tuple[Member, ...], errors.PeerError | None]:
-    """Return the members, or none and the error."""
     try:
         answer = await page_request.call(membership.list_members, membership.ListMembers(), deadline_seconds=PAGE_CALL_SECONDS)
     except errors.PeerError as error:
@@ -150,10 +148,12 @@ async def _member(page_request: PageRequest, node_id: str) -> Member:
     return member
 
 
-def _question(page_request: PageRequest, member: Member, reason: str = "", problem: errors.AimeshError | None = None) -> NodeQuestion:
+def _question(
+    page_request: PageRequest, member: Member, reason: str = "", problem: errors.AimeshError | None = None
+) -> NodeConfirmationPage:
     root = node_view.root_of(page_request.person)
     short = member.id[: node_view.SHOWN_OF_ID]
-    return NodeQuestion(root=root, is_admin=root != "/nodes", member=member, short=short, reason=reason, problem=problem)
+    return NodeConfirmationPage(root=root, is_admin=root != "/nodes", member=member, short=short, reason=reason, problem=problem)
 
 
 ROUTES = (show_nodes, follow_nodes, ask_approve, approve, ask_revoke, revoke)

@@ -19,7 +19,6 @@ from shared.api.organizations import Invitation, NewInvitation, Organization, Te
 from shared.types import TenantId, UserId
 
 _HERE = "/organisations"
-#: `done` parameter of a redirect -> notice.
 _DONE = {
     "created": "Organization created. Now invite members.",
     "joined": "You joined this organization.",
@@ -76,12 +75,10 @@ class OrganizationMembersPage:
     invitations: tuple[Invitation, ...]
     #: Whether the user can invite, remove and rename.
     is_owner: bool
-    #: The signed-in user.
     user_id: UserId
     acts_for: TenantId | None
     #: Set only in the response that created the invitation.
     invited: NewInvitation | None = None
-    #: The link of the new invitation.
     link: str = ""
     typed: InviteForm | None = None
     problem: errors.AimeshError | None = None

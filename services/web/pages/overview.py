@@ -83,7 +83,7 @@ async def welcome(page_request: PageRequest, *, new_key: Credential | None, then
 
 async def show_overview(page_request: PageRequest, span: UsageSpan, measure: UsageMeasure, newcomer: FirstSteps | None = None) -> Page:
     """Return the overview with the parts that are available."""
-    wanted = usage_chart.of_span(span, page_request.site.now())
+    wanted = usage_chart.of_span(span, page_request.app.now())
     report, quota, recent, models = await asyncio.gather(
         page_request.ask(usage_report.get_usage_report, wanted),
         page_request.ask(gateway.get_user_quota, gateway.GetUserQuota()),
@@ -134,36 +134,35 @@ class OverviewUpdates:
     """The values of one open overview."""
 
     def __init__(self, page_request: PageRequest, span: UsageSpan) -> None:
-        self._visit = page_request
+        self._page_request = page_request
         self._span = span
         self._last: LastReport | None = None
         self._report: live_updates.Values = {}
 
     async def read(self) -> live_updates.Values:
         """Read the current values. Raises PeerError while the gateway is down."""
-        page_request = self._visit
+        page_request = self._page_request
         quota, recent = await asyncio.gather(
             page_request.call(gateway.get_user_quota, gateway.GetUserQuota(), deadline_seconds=PAGE_CALL_SECONDS),
             page_request.call(usage_report.list_requests, usage_report.ListRequests(limit=RECENT), deadline_seconds=PAGE_CALL_SECONDS),
         )
-        now = page_request.site.now()
+        now = page_request.app.now()
         newest = recent.requests[0].id if recent.requests else None
         if is_due(self._last, newest, now):
             wanted = usage_chart.of_span(self._span, now)
             report = await page_request.call(usage_report.get_usage_report, wanted, deadline_seconds=PAGE_CALL_SECONDS)
             self._report = _report_values(report, wanted)
-            self._last = LastReport(now, (page_request.site.now() - now).total_seconds(), newest)
+            self._last = LastReport(now, (page_request.app.now() - now).total_seconds(), newest)
         return self._report | _quota_values(quota) | _recent_values(recent) | page_request.banner_values() | {"connection": ""}
 
 
 @get("/live/overview")
 async def follow_overview(page_request: NamedDependency[PageRequest], span: FromQuery[str] = "") -> EventResponse:
     following = OverviewUpdates(page_request, usage_chart.read_span(span))
-    return live_updates.answer(page_request.site.followers, str(page_request.person.user.id), following.read)
+    return live_updates.answer(page_request.app.followers, str(page_request.person.user.id), following.read)
 
 
 def _report_values(report: UsageSummary, wanted: usage_report.GetUsageReport) -> live_updates.Values:
-    """Return the live values of the figures and the chart."""
     return asdict(usage_chart.summed(report.total)) | {
         "is_unused": report.total.requests == 0,
         "buckets": [asdict(line) for line in usage_chart.lines(report.buckets, wanted.bucket)],

@@ -91,9 +91,9 @@ def choose(served: gateway.ServedModels, *wanted: ModelName | None) -> ModelName
 async def answer(page_request: NamedDependency[PageRequest]) -> EventResponse:
     """Stream an answer. An invalid request gets an error status; later errors are events."""
     request = read_question(await page_request.read_json(ChatQuestion, seconds=_QUESTION_SECONDS))
-    way = answer_events.InTheNameOf(page_request.site.caller, page_request.person.access_token)
-    room = page_request.site.answers.one_more(str(page_request.person.user.id), answer_events.refusal())
-    return EventResponse(lambda: answer_events.events(way, request, room))
+    caller = answer_events.UserCaller(page_request.app.caller, page_request.person.access_token)
+    slot = page_request.app.answers.one_more(str(page_request.person.user.id), answer_events.refusal())
+    return EventResponse(lambda: answer_events.events(caller, request, slot))
 
 
 def read_question(asked: ChatQuestion) -> InferenceRequest:

@@ -36,7 +36,6 @@ class LimitView:
     said: str = ""
     #: `bad` if little is left.
     tone: str = ""
-    #: When it resets.
     renewal: str = ""
 
 

@@ -58,17 +58,14 @@ ALL_REQUESTS = RequestListQuery(None, None, None)
 class RequestsPage:
     rows: tuple[RequestView, ...]
     filters: RequestFilters
-    #: Each value with its label.
     statuses: tuple[tuple[str, str], ...]
     keys: tuple[ApiKey, ...]
     #: Suggestions for the model field.
     models: tuple[ModelName, ...]
     #: The link to older requests; empty on the last page.
     older: str = ""
-    #: The link to the newest requests with the same filters.
     newest: str = "/requests"
     download: str = "/requests.csv"
-    #: Whether this is not the first page.
     is_later_page: bool = False
     problem: errors.AimeshError | None = None
 
@@ -120,7 +117,7 @@ async def download_requests(
 ) -> Stream:
     """Stream all stored requests as CSV, oldest first."""
     wanted = read_filters(_filters(status, model, key))
-    name = f"aimesh-requests-{page_request.site.now():%Y-%m-%d}.csv"
+    name = f"aimesh-requests-{page_request.app.now():%Y-%m-%d}.csv"
     return await downloads.stream(read_table(page_request, wanted), name, csv_tables.MEDIA_TYPE)
 
 
@@ -150,7 +147,7 @@ async def read_table(page_request: PageRequest, wanted: RequestListQuery) -> Asy
     """Yield the request log as CSV, with key names if auth responds."""
     keys = await page_request.ask(auth.list_api_keys, auth.ListApiKeys())
     key_names = {key.id: key.name for key in keys.keys} if keys else {}
-    asked = page_request.site.caller.stream(
+    asked = page_request.app.caller.stream(
         usage_report.export_requests, ExportRequests(), deadline_seconds=EXPORT_SECONDS, credential=page_request.person.access_token
     )
     async with asked as batches:

@@ -13,7 +13,7 @@ from litestar.params import FromQuery
 from services.web import csv_tables
 from services.web.charts import usage_chart
 from services.web.charts.usage_chart import SumLine, UsageChart, UsageMeasure
-from services.web.http import downloads
+from services.web.http import downloads, forms
 from services.web.pages import request_view
 from services.web.request_context import Page, PageRequest
 from shared import errors
@@ -53,7 +53,6 @@ class UsagePage:
     sums: SumLine
     models: tuple[ModelUsageView, ...]
     keys: tuple[KeyUsageView, ...]
-    #: The first and last day of the export form.
     since: str
     until: str
     problem: errors.AimeshError | None = None
@@ -65,12 +64,12 @@ class UsagePage:
 
 @get("/usage")
 async def show_usage(page_request: NamedDependency[PageRequest], days: FromQuery[str] = "", show: FromQuery[str] = "") -> Page:
-    return await _page(page_request, days=_read_days(days), measure=usage_chart.read_measure(show))
+    return await _page(page_request, days=forms.read_days(days, DAYS), measure=usage_chart.read_measure(show))
 
 
 @get("/usage.csv")
 async def download_usage(page_request: NamedDependency[PageRequest], since: FromQuery[str] = "", until: FromQuery[str] = "") -> Page:
-    today = page_request.site.now().astimezone(UTC).date()
+    today = page_request.app.now().astimezone(UTC).date()
     try:
         last = _read_day(until, "until") or today
         first = _read_day(since, "since") or _days_before(last, DAYS[0] - 1)
@@ -89,7 +88,7 @@ async def _page(
     typed: tuple[str, str] = ("", ""),
     problem: errors.CallerError | None = None,
 ) -> Page:
-    wanted = usage_chart.last_days(page_request.site.now(), days)
+    wanted = usage_chart.last_days(page_request.app.now(), days)
     report, keys = await asyncio.gather(
         page_request.ask(usage_report.get_usage_report, wanted, deadline_seconds=REPORT_SECONDS),
         page_request.ask(auth.list_api_keys, auth.ListApiKeys()),
@@ -127,13 +126,7 @@ def _key_line(each: UsageOfKey, names: Mapping[KeyId, str]) -> KeyUsageView:
     return KeyUsageView(request_view.key_name(each.key_id, names), usage_chart.summed(each.sum), log)
 
 
-def _read_days(text: str) -> int:
-    """Return the period for a query parameter; unknown values mean the default."""
-    return next((days for days in DAYS if text == str(days)), DAYS[0])
-
-
 def _read_day(text: str, what: str) -> date | None:
-    """Parse a day. Raises BadRequest."""
     if not text.strip():
         return None
     try:
@@ -143,7 +136,6 @@ def _read_day(text: str, what: str) -> date | None:
 
 
 def _asked_for(first: date, last: date) -> GetUsageReport:
-    """Return the request for a range of days, including both. Raises BadRequest."""
     days = (last - first).days + 1
     if days < 1:
         raise errors.BadRequest("the first day is after the last", hint="choose both days again")
@@ -156,7 +148,6 @@ def _asked_for(first: date, last: date) -> GetUsageReport:
 
 
 def _typed_day(text: str) -> str:
-    """Return a day for a date field; empty if the field cannot show it."""
     try:
         return date.fromisoformat(text.strip()).isoformat()
     except ValueError:
@@ -164,7 +155,6 @@ def _typed_day(text: str) -> str:
 
 
 def _days_before(last: date, days: int) -> date:
-    """Return the day that is ``days`` before ``last``. Raises BadRequest."""
     try:
         return last - days * _DAY
     except OverflowError:

@@ -55,7 +55,7 @@ PAGES: Mapping[str, PageAudience] = {
 }
 
 
-def who_may(path: str) -> PageAudience:
+def find_audience(path: str) -> PageAudience:
     """Return who may open a path or a route pattern. Raises ValueError if the table has no row for it."""
     parts = path.strip("/").split("/") if path != "/" else []
     for length in range(len(parts), -1, -1):

@@ -58,7 +58,7 @@ CELLS = tuple(_cells())
 
 def expected(cell: Cell) -> str:
     """login, step, forbidden or in."""
-    who = page_access.who_may(cell.path)
+    who = page_access.find_audience(cell.path)
     if who is PageAudience.ANYBODY:
         return "in"
     if cell.who == VISITOR:
@@ -122,7 +122,7 @@ async def test_who_may_open_each_page(client: httpx.AsyncClient, mesh: AdminMesh
         answer = await client.request(cell.verb, _filled(cell.path), headers=headers)
         found = outcome(answer)
         # Pages for everybody send people who have signed in on to where they belong, and those of one step to the other.
-        goes_on = page_access.who_may(cell.path) is PageAudience.ANYBODY or (found == "step" and cell.path in OF_A_STEP)
+        goes_on = page_access.find_audience(cell.path) is PageAudience.ANYBODY or (found == "step" and cell.path in OF_A_STEP)
         is_right = found == expected(cell) or goes_on
         acts = [name for name in mesh.names_asked() if not READS.fullmatch(name)]
         if not is_right or answer.status_code >= 500 or (cell.verb == "POST" and (acts or answer.status_code == 200)):
@@ -137,7 +137,7 @@ HEADERS: tuple[tuple[bytes, bytes] | None, ...] = (
     (b"x-original-url", b"/login"), (b"x-rewrite-url", b"/login"), (b"x-forwarded-proto", b"https"), (b"forwarded", b"for=127.0.0.1"),
     (b"x-http-method-override", b"GET"),
 )  # fmt: skip
-ADMIN_PAGES = sorted({cell.path for cell in CELLS if cell.verb == "GET" and page_access.who_may(cell.path) is PageAudience.ADMIN})
+ADMIN_PAGES = sorted({cell.path for cell in CELLS if cell.verb == "GET" and page_access.find_audience(cell.path) is PageAudience.ADMIN})
 
 
 def variants(path: str) -> Iterator[bytes]:

@@ -15,9 +15,7 @@ from shared.api import accounts, gateway
 from shared.api.accounts import OwnAccount
 from shared.types import ModelName
 
-#: `done` parameter of a redirect -> notice.
 _DONE = {"saved": "Changes saved."}
-#: Theme -> label.
 THEMES = {"system": "Match device", "light": "Light", "dark": "Dark"}
 
 

@@ -19,7 +19,6 @@ class ForgotForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ResetForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    #: The code from the email.
     code: str
     new_password: str
     repeated: str
@@ -48,7 +47,7 @@ async def show_forgot(page_request: NamedDependency[PageRequest], done: FromQuer
 async def ask_for_mail(page_request: NamedDependency[PageRequest]) -> Page:
     form = await page_request.read_form(ForgotForm, by_visitor=True)
     try:
-        await page_request.site.caller.call(
+        await page_request.app.caller.call(
             accounts.request_password_reset, accounts.RequestPasswordReset(form.name.strip(), page_request.client())
         )
     except errors.CallerError as error:
@@ -67,7 +66,7 @@ async def reset(page_request: NamedDependency[PageRequest]) -> Page:
     try:
         check_repeated(form.new_password, form.repeated)
         request = accounts.ResetPassword(form.code.strip(), form.new_password)
-        await page_request.site.caller.call(accounts.reset_password, request, deadline_seconds=signing_in.PASSWORD_CALL_SECONDS)
+        await page_request.app.caller.call(accounts.reset_password, request, deadline_seconds=signing_in.PASSWORD_CALL_SECONDS)
     except errors.CallerError as error:
         return await _reset_page(page_request, form.code, error)
     return page_request.redirect("/login?done=reset")

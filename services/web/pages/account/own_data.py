@@ -27,7 +27,6 @@ _MISSING = (
     "Export the data again in a few minutes.\n"
 )
 
-#: `done` parameter of a redirect -> notice.
 _DONE = {"kept": "Your account won’t be deleted."}
 
 
@@ -59,7 +58,7 @@ async def send_archive(page_request: NamedDependency[PageRequest]) -> Page | Str
             hint="switch to your personal account under Organizations",
         )
         return await _page(page_request, problem=error)
-    now = page_request.site.now()
+    now = page_request.app.now()
     try:
         with form_errors():
             return await downloads.stream(archive_of(page_request, now), f"aimesh-{now:%Y-%m-%d}.zip", "application/zip")
@@ -90,7 +89,7 @@ async def archive_of(page_request: PageRequest, now: datetime) -> AsyncGenerator
     """Yield the archive. Raises what ``exportAccount`` raises. If the gateway is down, a note replaces its files."""
     archive = ZipStream(now)
     token = page_request.person.access_token
-    asked = page_request.site.caller.stream(
+    asked = page_request.app.caller.stream(
         privacy.export_account, privacy.ExportAccount(), deadline_seconds=_EXPORT_SECONDS, credential=token
     )
     async with asked as files:

@@ -47,7 +47,7 @@ async def begin(page_request: NamedDependency[PageRequest]) -> Page:
     form = await page_request.read_form(BeginForm, by_visitor=not is_person)
     wanted = accounts.BeginOidc(provider_redirect.way_back(page_request), then=request_context.own_page(form.then), fresh=bool(form.fresh))
     try:
-        start = await page_request.site.caller.call(accounts.begin_oidc, wanted, deadline_seconds=PROVIDER_CALL_SECONDS)
+        start = await page_request.app.caller.call(accounts.begin_oidc, wanted, deadline_seconds=PROVIDER_CALL_SECONDS)
     except errors.CallerError as error:
         return await _page(page_request, form, error)
     return provider_redirect.begin(page_request, start)
@@ -67,7 +67,7 @@ async def finish(page_request: NamedDependency[PageRequest]) -> Page:
         client=page_request.client(),
     )
     try:
-        end = await page_request.site.caller.call(accounts.finish_oidc, answer, deadline_seconds=PROVIDER_CALL_SECONDS)
+        end = await page_request.app.caller.call(accounts.finish_oidc, answer, deadline_seconds=PROVIDER_CALL_SECONDS)
     except errors.CallerError as refused:
         return provider_redirect.forget(page_request, await _page(page_request, BeginForm(), refused))
     if end.session is None:

@@ -24,7 +24,6 @@ LONGEST_DRAWN_BYTES = 213
 class SeedForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     code: str = ""
     uri: str = ""
-    #: The page to open after sign-in.
     then: str = ""
 
 
@@ -45,7 +44,6 @@ class SeedPage:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodesPage:
     codes: tuple[str, ...]
-    #: The next page.
     then: str
     #: True after setup, false after renewing the codes.
     is_new: bool

@@ -21,7 +21,6 @@ from shared.types import UserRole
 _HERE = "/settings/security"
 _SECOND_FACTOR = f"{_HERE}/second-factor"
 
-#: `done` parameter of a redirect -> notice.
 _DONE = {
     "password": "Password changed. All other sessions ended.",
     "off": "Second factor disabled. You now sign in with your password only.",

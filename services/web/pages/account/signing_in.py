@@ -22,7 +22,6 @@ from shared.types import Credential
 PASSWORD_CALL_SECONDS = 10.0
 FIRST_KEY_NAME = "first key"
 
-#: `done` parameter of a redirect -> notice.
 _DONE = {
     "reset": "Password changed. Sign in with your new password.",
     "late": "The sign-in timed out. Sign in again.",
@@ -131,7 +130,7 @@ async def logout(page_request: NamedDependency[PageRequest]) -> Page:
     token = page_request.session_token
     ends_at = await _end_at_provider(page_request, token)
     try:
-        await page_request.site.caller.call(auth.logout_user, auth.LogoutUser(token))
+        await page_request.app.caller.call(auth.logout_user, auth.LogoutUser(token))
     except errors.NotAuthenticated:
         # The session has already expired; delete the cookie anyway.
         pass
@@ -149,7 +148,7 @@ async def show_login_link(page_request: NamedDependency[PageRequest], token: Fro
 async def redeem_login_link(page_request: NamedDependency[PageRequest]) -> Page:
     form = await page_request.read_form(forms.LoginLinkForm, by_visitor=True)
     try:
-        session = await page_request.site.caller.call(auth.redeem_login_link, auth.RedeemLoginLink(form.link, page_request.client()))
+        session = await page_request.app.caller.call(auth.redeem_login_link, auth.RedeemLoginLink(form.link, page_request.client()))
     except errors.CallerError as error:
         return page_request.page("login.html", await _login_page(page_request, problem=error), here="login", problem=error)
     page_request.sign_in(session)
@@ -168,24 +167,24 @@ async def end_session(page_request: PageRequest) -> None:
     """End the session at auth. If auth is down, the session expires within the hour."""
     if page_request.session_token is not None:
         with contextlib.suppress(errors.AimeshError):
-            await page_request.site.caller.call(auth.logout_user, auth.LogoutUser(page_request.session_token))
+            await page_request.app.caller.call(auth.logout_user, auth.LogoutUser(page_request.session_token))
 
 
 async def find_options(page_request: PageRequest, *, deadline_seconds: float = request_context.PAGE_CALL_SECONDS) -> accounts.SignInOptions:
     """Return auth's sign-in options, or the defaults while auth is down."""
     try:
-        return await page_request.site.caller.call(
+        return await page_request.app.caller.call(
             accounts.get_sign_in_options, accounts.GetSignInOptions(), deadline_seconds=deadline_seconds
         )
     except errors.AimeshError:
-        return accounts.SignInOptions(open_registration=True, password_min_length=page_request.site.settings.password_min_length)
+        return accounts.SignInOptions(open_registration=True, password_min_length=page_request.app.settings.password_min_length)
 
 
 async def _end_at_provider(page_request: PageRequest, token: str) -> str | None:
     """Return the provider's logout URL; None without one or while auth is down."""
     request = accounts.LeaveOidc(token, f"{page_request.address}/")
     try:
-        left = await page_request.site.caller.call(accounts.leave_oidc, request, deadline_seconds=request_context.PAGE_CALL_SECONDS)
+        left = await page_request.app.caller.call(accounts.leave_oidc, request, deadline_seconds=request_context.PAGE_CALL_SECONDS)
     except errors.AimeshError:
         return None
     return left.url
@@ -235,28 +234,28 @@ async def _first_key(page_request: PageRequest) -> Credential | None:
 async def _register(page_request: PageRequest, user: auth.UserData, invitation: str | None) -> auth.User:
     request = auth.RegisterUser(user, page_request.client(), invitation)
     async with page_request.take_turn():
-        return await page_request.site.caller.call(auth.register_user, request, deadline_seconds=PASSWORD_CALL_SECONDS)
+        return await page_request.app.caller.call(auth.register_user, request, deadline_seconds=PASSWORD_CALL_SECONDS)
 
 
 async def _login(page_request: PageRequest, credentials: auth.Credentials, kind: auth.SessionKind) -> auth.LoginSession:
     browser = page_request.browser_mark if kind is auth.SessionKind.BROWSER else ""
     request = auth.LoginUser(credentials, kind, page_request.client(), browser)
     async with page_request.take_turn():
-        return await page_request.site.caller.call(auth.login_user, request, deadline_seconds=PASSWORD_CALL_SECONDS)
+        return await page_request.app.caller.call(auth.login_user, request, deadline_seconds=PASSWORD_CALL_SECONDS)
 
 
 async def _register_page(
-    page_request: PageRequest, form: forms.RegistrationForm | None = None, problem: errors.AimeshError | None = None
+    page_request: PageRequest, form: forms.RegistrationForm, problem: errors.AimeshError | None = None
 ) -> RegisterPage:
     options = await find_options(page_request)
     return RegisterPage(
         is_open=options.open_registration,
         password_min_length=options.password_min_length,
         oidc_name=options.oidc_name,
-        username=form.username if form else "",
-        email=form.email if form else "",
-        invitation=form.invitation if form else "",
-        then=form.then if form else "",
+        username=form.username,
+        email=form.email,
+        invitation=form.invitation,
+        then=form.then,
         problem=problem,
     )
 

@@ -52,7 +52,6 @@ class AlertView:
     acknowledge_label: str = ""
     silence_path: str = ""
     silence_label: str = ""
-    #: The scopes of a silence.
     only_this: str = ""
     all_of_name: str = ""
 
@@ -127,7 +126,6 @@ def lasting(seconds: float) -> str:
 
 
 def _verdict(firing: list[Alert], pending: int) -> tuple[str, str, str]:
-    """Return the heading, its tone and a sentence."""
     if not firing:
         return "No alerts", "good", f"{pending} pending" if pending else ""
     word = f"{len(firing)} alert{'s' * (len(firing) != 1)}"

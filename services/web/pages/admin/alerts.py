@@ -21,7 +21,6 @@ _RUNBOOKS = "/admin/runbooks"
 LIFETIMES = {3600: "1 hour", 4 * 3600: "4 hours", 86_400: "1 day", 7 * 86_400: "1 week"}
 #: The maximum length that the metrics service accepts.
 MOST_WHY = 200
-#: `done` parameter of a redirect -> notice.
 _DONE = {
     "seen": "Alert acknowledged.",
     "silenced": "Alert silenced. It stays on this list, but sends no notifications.",
@@ -30,7 +29,6 @@ _DONE = {
 
 
 class SilenceForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    #: In seconds.
     lifetime: str = "3600"
     #: `this`: the alert with these labels; `name`: all alerts of this name.
     covers: str = "this"
@@ -67,9 +65,9 @@ async def show_alerts(page_request: NamedDependency[PageRequest], done: FromQuer
     found = await page_request.ask(alerts.list_alerts, alerts.ListAlerts())
     if found is not None:
         # Update the banner on all pages.
-        page_request.site.lookout.note(found)
+        page_request.app.alert_poller.note(found)
     notice = rendering.find_notice(done, _DONE)
-    view = AlertsPage(lines=alert_view.describe(found, page_request.site.now()))
+    view = AlertsPage(lines=alert_view.describe(found, page_request.app.now()))
     return page_request.page("admin/alerts.html", view, here="admin", notice=notice)
 
 
@@ -79,10 +77,10 @@ async def follow_alerts(page_request: NamedDependency[PageRequest]) -> EventResp
 
     async def read() -> live_updates.Values:
         found = await page_request.call(alerts.list_alerts, alerts.ListAlerts(), deadline_seconds=PAGE_CALL_SECONDS)
-        page_request.site.lookout.note(found)
-        return asdict(alert_view.describe(found, page_request.site.now())) | {"connection": ""}
+        page_request.app.alert_poller.note(found)
+        return asdict(alert_view.describe(found, page_request.app.now())) | {"connection": ""}
 
-    return live_updates.answer(page_request.site.followers, str(page_request.person.user.id), read)
+    return live_updates.answer(page_request.app.followers, str(page_request.person.user.id), read)
 
 
 @post("/admin/alerts/{alert_id:str}/acknowledge")
@@ -139,7 +137,7 @@ def read_silence(form: SilenceForm, alert: alerts.Alert) -> alerts.SilenceAlerts
 
 @get(f"{_RUNBOOKS}/{{name:str}}")
 async def show_runbook(page_request: NamedDependency[PageRequest], name: FromPath[str]) -> Page:
-    text = page_request.site.runbooks.get(name)
+    text = page_request.app.runbooks.get(name)
     if text is None:
         raise errors.NotFound("there is no such runbook", hint="look in docs/runbooks of the source code")
     view = RunbookPage(name=name, text=runbooks.prepare(text, page_request.address + _RUNBOOKS))
@@ -149,9 +147,8 @@ async def show_runbook(page_request: NamedDependency[PageRequest], name: FromPat
 async def _refused(
     page_request: PageRequest, error: errors.AimeshError, *, typed_for: str = "", typed: SilenceForm = NOTHING_TYPED
 ) -> Page:
-    """Return the current page with the error, keeping the typed values."""
     found = await page_request.ask(alerts.list_alerts, alerts.ListAlerts())
-    lines = alert_view.describe(found, page_request.site.now())
+    lines = alert_view.describe(found, page_request.app.now())
     view = AlertsPage(lines=lines, typed_for=typed_for, typed=typed, problem=error)
     return page_request.page("admin/alerts.html", view, here="admin", problem=error)
 

@@ -19,7 +19,6 @@ from shared import errors
 from shared.api import ledger, organizations
 from shared.types import TenantId, Tier, UserId
 
-#: `done` parameter of a redirect -> notice.
 _DONE = {"tier": "Tier changed. New requests use its limits.", "credits": "Credits updated."}
 
 

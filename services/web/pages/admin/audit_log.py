@@ -55,7 +55,6 @@ class AuditPage:
     results: tuple[Result, ...]
     #: The link to older rows; empty on the last page.
     older: str = ""
-    #: Whether this is not the first page.
     is_later_page: bool = False
     #: Set in the response to a verification.
     report: AuditReport | None = None
@@ -115,7 +114,7 @@ async def export(page_request: NamedDependency[PageRequest]) -> Stream:
     """Stream an export. This is a POST because the log records it, and so that no foreign link can trigger it."""
     form = await page_request.read_form(ExportForm)
     lines = _lines(page_request, audit.ExportAudit(form.chain.strip() or None, read_since(form.since)))
-    return await downloads.stream(lines, f"aimesh-audit-{page_request.site.now():%Y-%m-%d}.jsonl", "application/x-ndjson")
+    return await downloads.stream(lines, f"aimesh-audit-{page_request.app.now():%Y-%m-%d}.jsonl", "application/x-ndjson")
 
 
 def asked_for(filters: AuditFilters, before: str) -> audit.ListAudit:
@@ -145,7 +144,7 @@ def older_than(rows: tuple[AuditRow, ...], filters: AuditFilters) -> str:
 
 async def _lines(page_request: PageRequest, request: audit.ExportAudit) -> AsyncGenerator[bytes]:
     credential = page_request.person.access_token
-    async with page_request.site.caller.stream(audit.export_audit, request, deadline_seconds=EXPORT_SECONDS, credential=credential) as rows:
+    async with page_request.app.caller.stream(audit.export_audit, request, deadline_seconds=EXPORT_SECONDS, credential=credential) as rows:
         async for row in rows:
             yield msgspec.json.encode(row) + b"\n"
 

@@ -15,9 +15,9 @@ from litestar.params import FromQuery
 from litestar.response import Stream
 
 from services.web import live_updates
-from services.web.charts import history_answers, history_charts, history_questions
+from services.web.charts import history_answers, history_charts, history_queries
 from services.web.charts.history_charts import HistoryCharts
-from services.web.charts.history_questions import HistoryQuestion, HistorySpan
+from services.web.charts.history_queries import HistoryQuery, HistorySpan
 from services.web.http.event_response import EventResponse
 from services.web.pages.admin import node_view
 from services.web.request_context import Page, PageRequest
@@ -39,7 +39,7 @@ MARK = b"<!-- numbers -->"
 _HEADERS = {"X-Accel-Buffering": "no"}
 _NODE = re.compile(r"[A-Z2-7]{12,56}")
 
-Found = Mapping[HistoryQuestion, History | errors.AimeshError]
+Found = Mapping[HistoryQuery, History | errors.AimeshError]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +63,7 @@ class ChartsPage:
 @get("/admin/charts")
 async def show_charts(page_request: NamedDependency[PageRequest], span: FromQuery[str] = "", node: FromQuery[str] = "") -> Stream:
     _check_node(node)
-    asked = history_questions.read_span(span)
+    asked = history_queries.read_span(span)
     members = await _members(page_request)
     member = next((each for each in members if each.id.startswith(node)), None) if node else None
     shell = ChartsPage(
@@ -100,31 +100,31 @@ async def follow_charts(page_request: NamedDependency[PageRequest], node: FromQu
     """Stream the last hour. Longer periods change too slowly to be live."""
     _check_node(node)
     following = ChartUpdates(page_request, node)
-    return live_updates.answer(page_request.site.followers, str(page_request.person.user.id), following.read)
+    return live_updates.answer(page_request.app.followers, str(page_request.person.user.id), following.read)
 
 
 class ChartUpdates:
     """The values of one open page. The page already has its first values."""
 
     def __init__(self, page_request: PageRequest, node: str) -> None:
-        self._visit = page_request
+        self._page_request = page_request
         self._node = node
-        self._asked_at: datetime = page_request.site.now()
+        self._asked_at: datetime = page_request.app.now()
         self._pause_seconds = SOONEST_SECONDS
         self._shown: live_updates.Values = {"connection": ""}
 
     async def read(self) -> live_updates.Values:
-        now = self._visit.site.now()
+        now = self._page_request.app.now()
         if abs((now - self._asked_at).total_seconds()) >= self._pause_seconds:
             self._asked_at = now
             self._shown |= await self._ask()
-            took = (self._visit.site.now() - now).total_seconds()
+            took = (self._page_request.app.now() - now).total_seconds()
             self._pause_seconds = min(LATEST_SECONDS, max(SOONEST_SECONDS, _PAUSE * took))
-        return self._visit.banner_values() | self._shown
+        return self._page_request.banner_values() | self._shown
 
     async def _ask(self) -> live_updates.Values:
-        members = await _members(self._visit)
-        found = await _read(self._visit, HistorySpan.HOUR, self._node, members)
+        members = await _members(self._page_request)
+        found = await _read(self._page_request, HistorySpan.HOUR, self._node, members)
         try:
             charts = history_charts.draw(found, HistorySpan.HOUR, _names(members), self._node[: history_answers.NODE_LETTERS])
         except errors.AimeshError:
@@ -133,17 +133,16 @@ class ChartUpdates:
 
 
 async def _read(page_request: PageRequest, span: HistorySpan, node: str, members: tuple[Member, ...]) -> Found:
-    """Send each query at most once. Queries with too many lines are replaced by others."""
     machines = sum(member.state is MemberState.ACTIVE for member in members)
     of_one = bool(node)
-    waiting = history_questions.plan(machines, of_one=of_one)
-    found: dict[HistoryQuestion, History | errors.AimeshError] = {}
+    waiting = history_queries.plan(machines, of_one=of_one)
+    found: dict[HistoryQuery, History | errors.AimeshError] = {}
     asking = _Asking(page_request, span, node)
     while waiting:
         answers = await asyncio.gather(*(asking.ask(question) for question in waiting))
         found |= dict(zip(waiting, answers, strict=True))
         refused = [question for question in waiting if isinstance(found[question], errors.BadRequest)]
-        instead = dict.fromkeys(other for question in refused for other in history_questions.instead(question, of_one=of_one))
+        instead = dict.fromkeys(other for question in refused for other in history_queries.instead(question, of_one=of_one))
         waiting = tuple(question for question in instead if question not in found)
     return found
 
@@ -152,22 +151,22 @@ class _Asking:
     """Sends a few queries at once, within one deadline for all."""
 
     def __init__(self, page_request: PageRequest, span: HistorySpan, node: str) -> None:
-        self._visit = page_request
+        self._page_request = page_request
         self._span = span
         self._node = node
-        self._now = page_request.site.now()
+        self._now = page_request.app.now()
         self._room = asyncio.Semaphore(_AT_ONCE)
         self._ends_at = asyncio.get_running_loop().time() + WHOLE_SECONDS
 
-    async def ask(self, question: HistoryQuestion) -> History | errors.AimeshError:
+    async def ask(self, question: HistoryQuery) -> History | errors.AimeshError:
         """Return the history or the error. The page is half sent, so this must not raise."""
-        wanted = history_questions.ask(question, self._span, self._now, self._node)
+        wanted = history_queries.ask(question, self._span, self._now, self._node)
         async with self._room:
             left = self._ends_at - asyncio.get_running_loop().time()
             if left <= 0:
                 return errors.DeadlineExceeded("reading the history took too long", hint="choose a shorter period")
             try:
-                return await self._visit.call(metrics.get_history, wanted, deadline_seconds=left)
+                return await self._page_request.call(metrics.get_history, wanted, deadline_seconds=left)
             except errors.AimeshError as error:
                 return error
 
@@ -183,7 +182,6 @@ def _names(members: tuple[Member, ...]) -> Mapping[str, str]:
 
 
 def _check_node(node: str) -> None:
-    """Raise NotFound for an invalid node id."""
     if node and not _NODE.fullmatch(node):
         raise errors.NotFound("there is no such node", hint="choose one from the list of nodes")
 

@@ -32,7 +32,7 @@ async def follow_health(page_request: NamedDependency[PageRequest]) -> EventResp
     async def read() -> live_updates.Values:
         return health_view.values(await _lines(page_request)) | page_request.banner_values()
 
-    return live_updates.answer(page_request.site.followers, str(page_request.person.user.id), read)
+    return live_updates.answer(page_request.app.followers, str(page_request.person.user.id), read)
 
 
 async def _lines(page_request: PageRequest) -> HealthView:
@@ -48,7 +48,7 @@ async def _lines(page_request: PageRequest) -> HealthView:
 async def _whole(page_request: PageRequest) -> metrics.SystemHealth | None:
     """Call metrics with web's own identity: access was already checked, and auth may be the service that is down."""
     try:
-        return await page_request.site.caller.call(metrics.get_system_health, metrics.GetSystemHealth(), deadline_seconds=PAGE_CALL_SECONDS)
+        return await page_request.app.caller.call(metrics.get_system_health, metrics.GetSystemHealth(), deadline_seconds=PAGE_CALL_SECONDS)
     except errors.PeerError:
         return None
 

@@ -25,7 +25,7 @@ class ServiceVersion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServiceShown:
+class ServiceSettingsView:
     """The settings of one service, changed ones first."""
 
     service: str
@@ -48,7 +48,7 @@ class SettingsPage:
     is_address_set: bool
     is_over_tls: bool
     tiers: tuple[TierTerms, ...] | None
-    services: tuple[ServiceShown, ...]
+    services: tuple[ServiceSettingsView, ...]
 
 
 @get("/admin/settings")
@@ -74,7 +74,7 @@ async def show_settings(page_request: NamedDependency[PageRequest]) -> Page:
         versions=versions_of(nodes.nodes) if nodes else None,
         default_model=models.models[0].name if models and models.models else None,
         address=page_request.address,
-        is_address_set=bool(page_request.site.settings.public_url),
+        is_address_set=bool(page_request.app.settings.public_url),
         is_over_tls=page_request.secure,
         tiers=None if tiers is None else tiers.tiers,
         services=(settings_of("auth", of_auth), settings_of("gateway", of_gateway)),
@@ -82,12 +82,12 @@ async def show_settings(page_request: NamedDependency[PageRequest]) -> Page:
     return page_request.page("admin/settings.html", view, here="admin")
 
 
-def settings_of(service: str, answer: ShownSettings | None) -> ServiceShown:
+def settings_of(service: str, answer: ShownSettings | None) -> ServiceSettingsView:
     """Split settings into changed ones and defaults. A secret counts as changed if it is set."""
     if answer is None:
-        return ServiceShown(service=service, changed=None)
+        return ServiceSettingsView(service=service, changed=None)
     changed = tuple(each for each in answer.settings if (each.value != each.default if not each.is_secret else each.value))
-    return ServiceShown(service=service, changed=changed, usual=tuple(each for each in answer.settings if each not in changed))
+    return ServiceSettingsView(service=service, changed=changed, usual=tuple(each for each in answer.settings if each not in changed))
 
 
 def versions_of(nodes: Iterable[NodeRow]) -> tuple[ServiceVersion, ...]:

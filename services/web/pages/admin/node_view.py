@@ -19,7 +19,7 @@ SHOWN_OF_ID = 9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MachineView:
+class NodeRowView:
     """One node; empty fields are not shown."""
 
     id: str = ""
@@ -49,7 +49,7 @@ class MachineView:
 
 @dataclass(frozen=True, slots=True)
 class NodeList:
-    lines: tuple[MachineView, ...]
+    lines: tuple[NodeRowView, ...]
     #: Such as "5 nodes, 3 OK, 1 pending approval".
     summary: str
     #: How many nodes exceed the maximum.
@@ -58,7 +58,6 @@ class NodeList:
 
 #: Path -> label; other paths are shown as they are.
 _PATHS = {"nats": "NATS", "direct": "Direct", "punched": "Direct (NAT)", "relayed": "Relay", "self": "Local"}
-#: Nodes that need a decision come first.
 _ORDER = {MemberState.PENDING: 0, MemberState.ACTIVE: 1, MemberState.REVOKED: 2}
 
 
@@ -91,14 +90,14 @@ def _place(node: NodeId, member: Member | None, row: NodeRow | None) -> tuple[in
     return _ORDER[state], role, member.name if member is not None else "", node
 
 
-def _line(node: NodeId, member: Member | None, row: NodeRow | None, root: str, *, is_seen: bool) -> MachineView:
+def _line(node: NodeId, member: Member | None, row: NodeRow | None, root: str, *, is_seen: bool) -> NodeRowView:
     state, tone, why = _state(member, row, is_seen=is_seen)
     short = node[:SHOWN_OF_ID]
     # Use the role for unnamed nodes.
     name = member.name if member is not None and member.name else _role(member, row)
     can_go = member is not None and member.state is not MemberState.REVOKED and member.role is not Role.AUTH
     waits = member is not None and member.state is MemberState.PENDING and root.startswith("/admin")
-    return MachineView(
+    return NodeRowView(
         id=node,
         short=short,
         name=name,
@@ -133,7 +132,6 @@ def _about(member: Member | None, row: NodeRow | None) -> str:
 
 
 def _state(member: Member | None, row: NodeRow | None, *, is_seen: bool) -> tuple[str, str, str]:
-    """Return the state, its tone and the reason."""
     if member is not None and member.state is MemberState.REVOKED:
         return "Revoked", "off", member.reason
     if member is not None and member.state is MemberState.PENDING:
@@ -159,7 +157,7 @@ def _until(member: Member | None) -> str:
     return time_texts.soon(member.certified_until)
 
 
-def _summary(lines: tuple[MachineView, ...]) -> str:
+def _summary(lines: tuple[NodeRowView, ...]) -> str:
     there = [line for line in lines if line.state != "Revoked"]
     if not there:
         return "No nodes"

@@ -16,7 +16,6 @@ from shared import amounts, errors
 from shared.api import gateway, ledger
 from shared.types import MicroCredits, ModelName
 
-#: `done` parameter of a redirect -> notice.
 _DONE = {"set": "New requests use this price. Running requests keep theirs."}
 
 

@@ -9,7 +9,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromQuery
 
 from services.web import csv_tables
-from services.web.http import downloads
+from services.web.http import downloads, forms
 from services.web.pages.admin import report_view
 from services.web.pages.admin.report_view import ReportRowView, ReportTotalView
 from services.web.request_context import Page, PageRequest
@@ -34,7 +34,6 @@ class ReportChoice:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportPage:
     days: int
-    #: The heading of the first column.
     about: str
     times: tuple[ReportChoice, ...]
     subjects: tuple[ReportChoice, ...]
@@ -43,13 +42,12 @@ class ReportPage:
     whole: ReportTotalView | None
     rows: tuple[ReportRowView, ...] = ()
     total: ReportRowView | None = None
-    #: Whether rows are left out.
     is_cut: bool = False
 
 
 @get("/admin/report")
 async def show_report(page_request: NamedDependency[PageRequest], days: FromQuery[str] = "", by: FromQuery[str] = "") -> Page:
-    span, subject = _read_days(days), _read_subject(by)
+    span, subject = forms.read_days(days, DAYS), _read_subject(by)
     asked = _asked(page_request, span, subject)
     report, new = await asyncio.gather(
         page_request.ask(business.get_business_report, asked, deadline_seconds=REPORT_SECONDS),
@@ -72,7 +70,7 @@ async def show_report(page_request: NamedDependency[PageRequest], days: FromQuer
 
 @get("/admin/report.csv")
 async def download_report(page_request: NamedDependency[PageRequest], days: FromQuery[str] = "", by: FromQuery[str] = "") -> Page:
-    asked = _asked(page_request, _read_days(days), _read_subject(by))
+    asked = _asked(page_request, forms.read_days(days, DAYS), _read_subject(by))
     report = await page_request.call(business.get_business_report, asked, deadline_seconds=REPORT_SECONDS)
     table = csv_tables.business(asked.by, await _named(page_request, report, asked))
     headers = downloads.attachment(f"aimesh-report-{asked.by}-{asked.since}.csv")
@@ -87,8 +85,7 @@ async def _named(page_request: PageRequest, report: BusinessReport, asked: GetBu
 
 
 def _asked(page_request: PageRequest, days: int, by: BusinessGrouping) -> GetBusinessReport:
-    """Return the request for whole days, including today."""
-    until = page_request.site.now().astimezone(UTC).date() + timedelta(days=1)
+    until = page_request.app.now().astimezone(UTC).date() + timedelta(days=1)
     return GetBusinessReport(until - timedelta(days=days), until, by)
 
 
@@ -96,13 +93,7 @@ def _address(days: int, by: BusinessGrouping, path: str = "/admin/report") -> st
     return f"{path}?days={days}&by={by}"
 
 
-def _read_days(text: str) -> int:
-    """Return the period for a query parameter; unknown values mean the default."""
-    return next((days for days in DAYS if text == str(days)), DAYS[0])
-
-
 def _read_subject(text: str) -> BusinessGrouping:
-    """Return the grouping for a query parameter; unknown values mean by day."""
     return BusinessGrouping(text) if text in set(BusinessGrouping) else BusinessGrouping.DAY
 
 

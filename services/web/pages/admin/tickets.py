@@ -24,14 +24,12 @@ COMMANDS = {Role.WORKER: "aicli worker --join", Role.CLIENT: "aicli mesh connect
 LIFETIMES = {3600: "In 1 hour", 86_400: "In 1 day", 7 * 86_400: "In 7 days"}
 _LABEL = re.compile("[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
 _MOST_USES = 10_000
-#: `done` parameter of a redirect -> notice.
 _DONE = {"revoked": "Ticket revoked. Nodes that already joined with it stay."}
 
 
 class TicketForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     role: str = Role.WORKER.value
     uses: str = "1"
-    #: In seconds.
     lifetime: str = "3600"
     labels: str = ""
     #: Sent if the box is checked.
@@ -52,7 +50,6 @@ class TicketsPage:
     lifetimes: dict[int, str]
     typed: TicketForm = NOTHING_TYPED
     created: NewTicket | None = None
-    #: The command to run on the machine.
     command: str = ""
     problem: errors.AimeshError | None = None
 

@@ -3,7 +3,6 @@
 import asyncio
 import secrets
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import msgspec
@@ -12,6 +11,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 
 from services.web import paged_search, rendering
+from services.web.charts import usage_chart
 from services.web.http import forms
 from services.web.paged_search import Pager
 from services.web.pages import quota_view
@@ -24,7 +24,6 @@ from shared.api import accounts, auth, gateway, ledger, usage_report
 from shared.types import TenantId, Tier, UserId, UserRole
 
 USAGE_DAYS = 30
-#: `done` parameter of a redirect -> notice.
 _DONE = {
     "role": "Role changed. It applies to new requests.",
     "tier": "Tier changed. New requests use its limits.",
@@ -198,7 +197,6 @@ def _notice(done: str) -> rendering.Notice | None:
 
 
 async def _refused(page_request: PageRequest, user_id: UUID, error: errors.CallerError, typed: CreditsForm = NOTHING_TYPED) -> Page:
-    """Return the page with the error and the typed values."""
     view = await _page_of(page_request, user_id, typed, error)
     return page_request.page("admin/user.html", view, here="admin", problem=error)
 
@@ -207,11 +205,12 @@ async def _page_of(
     page_request: PageRequest, user_id: UUID, typed: CreditsForm = NOTHING_TYPED, problem: errors.AimeshError | None = None
 ) -> UserPage:
     user = await page_request.call(auth.get_user_called, auth.GetUserCalled(str(user_id)))
-    now = page_request.site.now()
+    now = page_request.app.now()
+    period = msgspec.structs.replace(usage_chart.last_days(now, USAGE_DAYS), tenant_id=TenantId(user.id))
     account, quota, usage = await asyncio.gather(
         page_request.ask(ledger.read_account, ledger.ReadAccount(user.id)),
         page_request.ask(gateway.get_user_quota, gateway.GetUserQuota(user.id)),
-        page_request.ask(usage_report.get_usage_report, _of_last_days(user.id, now)),
+        page_request.ask(usage_report.get_usage_report, period),
     )
     return UserPage(
         user=user,
@@ -226,13 +225,6 @@ async def _page_of(
         transfer=typed.transfer or credit_form.new_transfer(),
         problem=problem,
     )
-
-
-def _of_last_days(user_id: UserId, now: datetime) -> usage_report.GetUsageReport:
-    """Return the request for whole days, including today."""
-    today = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    until = today + timedelta(days=1)
-    return usage_report.GetUsageReport(until - timedelta(days=USAGE_DAYS), until, tenant_id=TenantId(user_id))
 
 
 ROUTES = (show_users, show_new_user, add_user, show_user, set_role, set_tier, set_active, remove_factor, give_credits)

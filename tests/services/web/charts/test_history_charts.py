@@ -3,9 +3,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from services.web.charts import history_charts, history_questions
+from services.web.charts import history_charts, history_queries
 from services.web.charts.history_charts import HistoryChart, HistoryCharts
-from services.web.charts.history_questions import HistoryQuestion, HistorySpan
+from services.web.charts.history_queries import HistoryQuery, HistorySpan
 from services.web.charts.history_view import ChartUnit
 from shared import errors
 from shared.api.metrics import History, HistoryLine
@@ -33,25 +33,25 @@ def answer(*lines: HistoryLine) -> History:
 
 def looked(*, without: range = range(0)) -> tuple[History, History]:
     """That the mesh and the gateway were looked at."""
-    whole = line(history_questions.MESH_SEEN, steady(2.0, without=without))
-    gateway = line(history_questions.GATEWAY_SEEN, steady(3600.0, without=without), service="gateway")
+    whole = line(history_queries.MESH_SEEN, steady(2.0, without=without))
+    gateway = line(history_queries.GATEWAY_SEEN, steady(3600.0, without=without), service="gateway")
     return answer(whole), answer(gateway)
 
 
-def found(**answers: History | errors.AimeshError) -> dict[HistoryQuestion, History | errors.AimeshError]:
+def found(**answers: History | errors.AimeshError) -> dict[HistoryQuery, History | errors.AimeshError]:
     whole, services = looked()
-    empty: dict[HistoryQuestion, History | errors.AimeshError] = {
-        HistoryQuestion.WHOLE: whole,
-        HistoryQuestion.SERVICES: services,
-        HistoryQuestion.MODELS: answer(),
-        HistoryQuestion.ROUND_TRIPS: answer(),
-        HistoryQuestion.MACHINES: answer(),
+    empty: dict[HistoryQuery, History | errors.AimeshError] = {
+        HistoryQuery.WHOLE: whole,
+        HistoryQuery.SERVICES: services,
+        HistoryQuery.MODELS: answer(),
+        HistoryQuery.ROUND_TRIPS: answer(),
+        HistoryQuery.MACHINES: answer(),
     }
-    return empty | {HistoryQuestion[name.upper()]: each for name, each in answers.items()}
+    return empty | {HistoryQuery[name.upper()]: each for name, each in answers.items()}
 
 
 def drawn(
-    answers: Mapping[HistoryQuestion, History | errors.AimeshError], node: str = "", names: Mapping[str, str] | None = None
+    answers: Mapping[HistoryQuery, History | errors.AimeshError], node: str = "", names: Mapping[str, str] | None = None
 ) -> HistoryCharts:
     return history_charts.draw(answers, HistorySpan.HOUR, names or {}, node)
 
@@ -61,15 +61,15 @@ def chart(charts: HistoryCharts, name: str) -> HistoryChart:
 
 
 def cpu(values: Values | float, node: str = A, service: str = "inference") -> HistoryLine:
-    return line(history_questions.OF_MACHINE[HistoryQuestion.CPU], values, service=service, node=node)
+    return line(history_queries.OF_MACHINE[HistoryQuery.CPU], values, service=service, node=node)
 
 
 def test_requests_that_nobody_made_are_none_a_second_and_those_of_a_gap_are_not_known() -> None:
     whole = (
-        line(history_questions.MESH_SEEN, steady(2.0, without=range(6, 20))),
-        line(history_questions.COMPLETED, [None] * 100 + [2.0] * 20, status="success"),
-        line(history_questions.COMPLETED, [None] * 110 + [1.0] * 10, status="error"),
-        line(history_questions.COMPLETED, [None] * 110 + [0.5] * 10, status="timeout"),
+        line(history_queries.MESH_SEEN, steady(2.0, without=range(6, 20))),
+        line(history_queries.COMPLETED, [None] * 100 + [2.0] * 20, status="success"),
+        line(history_queries.COMPLETED, [None] * 110 + [1.0] * 10, status="error"),
+        line(history_queries.COMPLETED, [None] * 110 + [0.5] * 10, status="timeout"),
     )
     charts = drawn(found(whole=answer(*whole)))
     answered, failed = chart(charts, "requests").lines
@@ -80,7 +80,7 @@ def test_requests_that_nobody_made_are_none_a_second_and_those_of_a_gap_are_not_
 
 
 def test_ends_that_are_no_failures_have_lines_of_their_own_where_they_are() -> None:
-    whole = line(history_questions.MESH_SEEN, 2.0), line(history_questions.COMPLETED, 1.0, status="limited")
+    whole = line(history_queries.MESH_SEEN, 2.0), line(history_queries.COMPLETED, 1.0, status="limited")
     assert [each.label for each in chart(drawn(found(whole=answer(*whole))), "requests").lines] == [
         "Completed", "Failed", "Rate limited",
     ]  # fmt: skip
@@ -88,12 +88,12 @@ def test_ends_that_are_no_failures_have_lines_of_their_own_where_they_are() -> N
 
 def test_tokens_and_first_tokens_are_the_gateways() -> None:
     services = (
-        line(history_questions.GATEWAY_SEEN, steady(1.0, without=range(60)), service="gateway"),
-        line(history_questions.TOKENS, steady(7.0, without=range(60)), service="gateway", type="output"),
-        line(history_questions.TOKENS, 99.0, service="inference", type="output"),
-        line(history_questions.HALF_FIRST, 0.2, service="gateway"),
-        line(history_questions.MOST_FIRST, 1.5, service="gateway"),
-        line(history_questions.MOST_FIRST, 99.0, service="inference"),
+        line(history_queries.GATEWAY_SEEN, steady(1.0, without=range(60)), service="gateway"),
+        line(history_queries.TOKENS, steady(7.0, without=range(60)), service="gateway", type="output"),
+        line(history_queries.TOKENS, 99.0, service="inference", type="output"),
+        line(history_queries.HALF_FIRST, 0.2, service="gateway"),
+        line(history_queries.MOST_FIRST, 1.5, service="gateway"),
+        line(history_queries.MOST_FIRST, 99.0, service="inference"),
     )
     charts = drawn(found(services=answer(*services)))
     first = chart(charts, "first")
@@ -112,10 +112,10 @@ def test_a_gateway_that_was_away_wrote_no_tokens_that_anybody_knows_of() -> None
 
 def test_what_waits_and_what_runs_is_by_model() -> None:
     models = (
-        line(history_questions.QUEUE, 1.0, model="small"),
-        line(history_questions.QUEUE, 5.0, model="large"),
-        line(history_questions.SLOTS, 3.0, model="large", state="busy"),
-        line(history_questions.SLOTS, 1.0, model="large", state="free"),
+        line(history_queries.QUEUE, 1.0, model="small"),
+        line(history_queries.QUEUE, 5.0, model="large"),
+        line(history_queries.SLOTS, 3.0, model="large", state="busy"),
+        line(history_queries.SLOTS, 1.0, model="large", state="free"),
     )
     charts = drawn(found(models=answer(*models)))
     assert [each.label for each in chart(charts, "waiting").lines] == ["large", "small"]
@@ -124,7 +124,7 @@ def test_what_waits_and_what_runs_is_by_model() -> None:
 
 def test_round_trips_are_by_the_way_of_the_links_the_shortest_first() -> None:
     measured = {"nats": 0.0412, "relayed": 0.12, "direct": 0.0004}
-    trips = [line(history_questions.ROUND_TRIPS, seconds, path=path) for path, seconds in measured.items()]
+    trips = [line(history_queries.ROUND_TRIPS, seconds, path=path) for path, seconds in measured.items()]
     for node in ("", A):
         told = chart(drawn(found(round_trips=answer(*trips)), node=node), "round_trips")
         assert [(each.label, each.latest) for each in told.lines] == [
@@ -135,7 +135,7 @@ def test_round_trips_are_by_the_way_of_the_links_the_shortest_first() -> None:
 
 
 def test_memory_is_the_share_of_what_there_is() -> None:
-    used, whole = (history_questions.OF_MACHINE[each] for each in (HistoryQuestion.MEMORY, HistoryQuestion.MEMORY_SIZE))
+    used, whole = (history_queries.OF_MACHINE[each] for each in (HistoryQuery.MEMORY, HistoryQuery.MEMORY_SIZE))
     lines = (
         line(used, 4e9, service="inference", node=A), line(whole, 16e9, service="inference", node=A),
         # Nobody knows of how much.
@@ -148,7 +148,7 @@ def test_memory_is_the_share_of_what_there_is() -> None:
 def test_there_are_charts_of_gpus_only_where_there_are_gpus() -> None:
     of_gpus = {"gpu", "gpu_memory", "heat"}
     assert not of_gpus & {each.id for each in drawn(found()).charts}
-    heat = line(history_questions.OF_MACHINE[HistoryQuestion.GPU_HEAT], 71.0, service="inference", node=A, gpu="1")
+    heat = line(history_queries.OF_MACHINE[HistoryQuery.GPU_HEAT], 71.0, service="inference", node=A, gpu="1")
     charts = drawn(found(machines=answer(heat)))
     assert of_gpus & {each.id for each in charts.charts} == {"heat"}
     assert [(each.label, each.latest) for each in chart(charts, "heat").lines] == [("inference GPU 1", "71 °C")]
@@ -157,7 +157,7 @@ def test_there_are_charts_of_gpus_only_where_there_are_gpus() -> None:
 def test_a_chart_has_twelve_lines_and_says_how_many_are_not_shown() -> None:
     nodes = [f"U{letter * 11}" for letter in "ABCDEFGHIJKLMNOP"]
     cpus = [cpu(place / 100, node) for place, node in enumerate(nodes)]
-    disk = history_questions.OF_MACHINE[HistoryQuestion.DISK]
+    disk = history_queries.OF_MACHINE[HistoryQuery.DISK]
     disks = [line(disk, place * 1e9, service="inference", node=node) for place, node in enumerate(nodes)]
     charts = drawn(found(machines=answer(*cpus, *disks)))
     busiest, fullest = chart(charts, "cpu"), chart(charts, "disk")
@@ -196,7 +196,7 @@ def test_a_history_that_has_just_begun_says_so() -> None:
 
 def test_nothing_yet_is_an_empty_page() -> None:
     assert drawn(found(whole=answer())).is_empty
-    assert drawn(found(whole=answer(line(history_questions.MESH_SEEN, steady(None))))).is_empty
+    assert drawn(found(whole=answer(line(history_queries.MESH_SEEN, steady(None))))).is_empty
 
 
 def test_machines_are_called_as_people_call_them() -> None:
@@ -206,9 +206,9 @@ def test_machines_are_called_as_people_call_them() -> None:
 
 
 def on_machine(
-    machine: str, value: Values | float, node: str, service: str = "inference", question: HistoryQuestion = HistoryQuestion.CPU
+    machine: str, value: Values | float, node: str, service: str = "inference", question: HistoryQuery = HistoryQuery.CPU
 ) -> HistoryLine:
-    return line(history_questions.OF_MACHINE[question], value, service=service, node=node, machine=machine)
+    return line(history_queries.OF_MACHINE[question], value, service=service, node=node, machine=machine)
 
 
 def test_all_nodes_of_a_machine_are_one_line_with_its_name() -> None:
@@ -244,26 +244,26 @@ def test_history_from_before_machines_were_known_joins_the_line_of_its_machine()
 
 
 def test_the_free_disk_space_of_a_machine_is_that_of_its_fullest_disk() -> None:
-    lines = [on_machine("box-0a1b2c", free, node, "gateway", HistoryQuestion.DISK) for free, node in ((9e9, A), (2e9, B))]
+    lines = [on_machine("box-0a1b2c", free, node, "gateway", HistoryQuery.DISK) for free, node in ((9e9, A), (2e9, B))]
     assert [each.latest for each in chart(drawn(found_machines(*lines)), "disk").lines] == ["2 GB"]
 
 
-def found_machines(*lines: HistoryLine) -> dict[HistoryQuestion, History | errors.AimeshError]:
+def found_machines(*lines: HistoryLine) -> dict[HistoryQuery, History | errors.AimeshError]:
     return found(machines=answer(*lines))
 
 
 def test_a_heading_has_the_current_value_of_its_chart() -> None:
     machines = [on_machine(f"box{place}-0a1b2c", place / 10, f"U{place * 11:011}") for place in (3, 8)]
-    disks = [on_machine(f"box{place}-0a1b2c", place * 1e9, f"U{place * 11:011}", question=HistoryQuestion.DISK) for place in (3, 8)]
+    disks = [on_machine(f"box{place}-0a1b2c", place * 1e9, f"U{place * 11:011}", question=HistoryQuery.DISK) for place in (3, 8)]
     whole = (
-        line(history_questions.MESH_SEEN, 2.0),
-        line(history_questions.COMPLETED, 2.0, status="success"),
-        line(history_questions.COMPLETED, 0.5, status="error"),
+        line(history_queries.MESH_SEEN, 2.0),
+        line(history_queries.COMPLETED, 2.0, status="success"),
+        line(history_queries.COMPLETED, 0.5, status="error"),
     )
     services = (
-        line(history_questions.GATEWAY_SEEN, 1.0, service="gateway"),
-        line(history_questions.HALF_FIRST, 0.2, service="gateway"),
-        line(history_questions.MOST_FIRST, 1.5, service="gateway"),
+        line(history_queries.GATEWAY_SEEN, 1.0, service="gateway"),
+        line(history_queries.HALF_FIRST, 0.2, service="gateway"),
+        line(history_queries.MOST_FIRST, 1.5, service="gateway"),
     )
     charts = drawn(found(whole=answer(*whole), services=answer(*services), machines=answer(*machines, *disks)))
     now = {each.id: each.now for each in charts.charts}
@@ -283,10 +283,10 @@ def test_the_page_of_one_machine_has_its_lines_alone() -> None:
 
 
 def test_too_many_machines_for_one_answer_are_asked_for_one_by_one_or_drawn_together() -> None:
-    answers = found(machines=REFUSED) | dict.fromkeys(history_questions.OF_MACHINE, answer()) | {HistoryQuestion.CPU: answer(cpu(0.5))}
+    answers = found(machines=REFUSED) | dict.fromkeys(history_queries.OF_MACHINE, answer()) | {HistoryQuery.CPU: answer(cpu(0.5))}
     assert [each.label for each in chart(drawn(answers), "cpu").lines] == ["inference"]
-    together = answer(line(history_questions.OF_MACHINE[HistoryQuestion.CPU], 0.3, service="inference"))
-    answers = found(machines=REFUSED) | dict.fromkeys(history_questions.OF_MACHINE, REFUSED) | {HistoryQuestion.TOGETHER: together}
+    together = answer(line(history_queries.OF_MACHINE[HistoryQuery.CPU], 0.3, service="inference"))
+    answers = found(machines=REFUSED) | dict.fromkeys(history_queries.OF_MACHINE, REFUSED) | {HistoryQuery.TOGETHER: together}
     assert [(each.label, each.latest) for each in chart(drawn(answers), "cpu").lines] == [("inference", "30 %")]
     # On the page of one node, totals are no substitute.
     alone = chart(drawn(answers, node=A), "cpu")
@@ -323,4 +323,4 @@ def test_an_open_page_gets_what_it_names() -> None:
     ]  # fmt: skip
     assert values["cpu_now"] == "50 %"
     assert values["waiting_note"] == "No requests in this period."
-    assert timedelta(seconds=charts.step_seconds) == history_questions.STEPS[HistorySpan.HOUR].step
+    assert timedelta(seconds=charts.step_seconds) == history_queries.STEPS[HistorySpan.HOUR].step

@@ -50,11 +50,11 @@ def test_every_step_without_a_number_is_in_a_gap_or_before_or_behind_the_line(va
     ],
 )  # fmt: skip
 def test_gaps_are_said_in_words(found: list[Gap], words: str) -> None:
-    assert history_view.say_gaps(found, GRID) == words
+    assert history_view.describe_gaps(found, GRID) == words
 
 
 def test_many_gaps_are_counted() -> None:
-    assert history_view.say_gaps([Gap(at, at + 1) for at in range(1, 19, 2)], GRID).endswith(", and 6 more gaps")
+    assert history_view.describe_gaps([Gap(at, at + 1) for at in range(1, 19, 2)], GRID).endswith(", and 6 more gaps")
 
 
 def test_over_more_than_a_day_a_moment_has_its_day() -> None:

@@ -81,7 +81,7 @@ def mesh() -> MeshWithGate:
 @pytest.fixture(autouse=True)
 async def looking(site: App, mesh: MeshWithGate) -> AsyncIterator[None]:
     async with background() as tasks:
-        tasks.create_task(site.lookout.run(mesh))
+        tasks.create_task(site.alert_poller.run(mesh))
         yield
 
 

@@ -115,7 +115,7 @@ async def test_a_report_is_asked_for_again_only_when_it_is_due(site: App, mesh: 
     token = mesh.add_session(user)
     clock = Clock()
     made = request_context.PageRequest(
-        site=request_context.App(site.settings, site.caller, site.sessions, site.tokens, site.renderer, clock),
+        app=request_context.App(site.settings, site.caller, site.sessions, site.tokens, site.renderer, clock),
         # A stream has done with it.
         request=cast("request_context.HttpRequest", None),
         session=auth.LoginSession(Credential("access-alice"), 600, token, user),

@@ -194,13 +194,13 @@ async def test_an_answer_that_loses_its_gateway_goes_on_where_it_stopped(alice: 
     ],
 )
 def test_how_an_answer_ended(change: dict[str, Any], note: str) -> None:
-    assert answer_events.told(msgspec.structs.replace(RESULT, **change)).note == note
+    assert answer_events.describe_usage(msgspec.structs.replace(RESULT, **change)).note == note
 
 
 def test_a_speed_is_told_only_where_there_was_something_to_measure() -> None:
-    assert answer_events.told(RESULT).tokens_per_second == 30.0
+    assert answer_events.describe_usage(RESULT).tokens_per_second == 30.0
     for change in ({"cached": True}, {"response_time_ms": 40}, {"usage": gateway.Usage(1, 1)}):
-        assert answer_events.told(msgspec.structs.replace(RESULT, **change)).tokens_per_second is None
+        assert answer_events.describe_usage(msgspec.structs.replace(RESULT, **change)).tokens_per_second is None
 
 
 # --- Leaving ----------------------------------------------------------------------------------------------------------
@@ -240,7 +240,7 @@ async def test_a_bug_cuts_the_answer_off_and_gives_nothing_away(real: Browser, m
     def broken(_: object) -> None:
         raise ZeroDivisionError("secret")
 
-    monkeypatch.setattr(answer_events, "told", broken)
+    monkeypatch.setattr(answer_events, "describe_usage", broken)
     text = ""
     headers = await headers_of(real)
     with pytest.raises(httpx.RemoteProtocolError):

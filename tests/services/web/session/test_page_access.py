@@ -24,7 +24,7 @@ def session(role: UserRole) -> auth.LoginSession:
 def test_every_page_has_its_row(pages: Litestar) -> None:
     assert len(pages.routes) > 10
     for route in pages.routes:
-        assert isinstance(page_access.who_may(route.path), PageAudience)
+        assert isinstance(page_access.find_audience(route.path), PageAudience)
 
 
 @pytest.mark.parametrize(
@@ -45,13 +45,13 @@ def test_every_page_has_its_row(pages: Litestar) -> None:
     ],
 )
 def test_the_longest_row_that_fits_holds(path: str, who: PageAudience) -> None:
-    assert page_access.who_may(path) is who
+    assert page_access.find_audience(path) is who
 
 
 @pytest.mark.parametrize("path", ["/adminx", "/api-keysx", "/nowhere", "/loginx/code", "/ADMIN"])
 def test_what_has_no_row_belongs_to_nobody(path: str) -> None:
     with pytest.raises(ValueError, match="add one"):
-        page_access.who_may(path)
+        page_access.find_audience(path)
 
 
 def test_roles_and_their_pages() -> None:

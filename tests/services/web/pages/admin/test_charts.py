@@ -12,8 +12,8 @@ import pytest
 from litestar.types import ASGIApp
 
 from services.web import alert_banner, assets, live_updates, request_context
-from services.web.charts import history_questions
-from services.web.charts.history_questions import HistorySpan
+from services.web.charts import history_queries
+from services.web.charts.history_queries import HistorySpan
 from services.web.pages.admin import charts
 from services.web.request_context import App
 from shared import errors
@@ -65,7 +65,7 @@ async def test_each_time_is_asked_for_in_a_few_calls_and_kept_in_the_address(roo
     mesh.keep_everything()
     page = await root.get(f"{PATH}?span={span}")
     assert asked(mesh) == FEW
-    assert {request.until - request.since for request in mesh.requests_of("metrics.getHistory")} == {history_questions.STEPS[span].whole}
+    assert {request.until - request.since for request in mesh.requests_of("metrics.getHistory")} == {history_queries.STEPS[span].whole}
     assert f'<a href="{PATH}?span={span}" aria-current="true">' in page.text
     # Only the last hour follows by itself, and whoever sees another one is told so.
     assert ('data-live-source="/live/charts"' in page.text, "This view doesn’t update." in page.text) == (
@@ -80,7 +80,7 @@ async def test_a_mesh_with_more_machines_than_an_answer_has_lines_asks_a_bounded
     for place in range(250):
         mesh.keep_machine(f"UMANY{place:07}")
     page = await root.get(PATH)
-    assert asked(mesh) == len(history_questions.HistoryQuestion) == 14
+    assert asked(mesh) == len(history_queries.HistoryQuery) == 14
     # What has few enough lines is shown by machine, the rest by service.
     assert rows(page.text, "heat") == ["inference GPU 0"]
     assert sorted(rows(page.text, "cpu")) == ["gateway", "inference"]
@@ -275,7 +275,7 @@ def following(site: App, mesh: AdminMesh, clock: Clock) -> charts.ChartUpdates:
     user = mesh.add_person("root", UserRole.ADMIN)
     token = mesh.add_session(user)
     page_request = request_context.PageRequest(
-        site=request_context.App(site.settings, site.caller, site.sessions, site.tokens, site.renderer, clock),
+        app=request_context.App(site.settings, site.caller, site.sessions, site.tokens, site.renderer, clock),
         request=cast("request_context.HttpRequest", None),
         session=auth.LoginSession(Credential("access-root"), 600, token, user),
     )

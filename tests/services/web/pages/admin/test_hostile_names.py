@@ -114,7 +114,7 @@ async def client(app: ASGIApp) -> AsyncIterator[httpx.AsyncClient]:
 
 def become(seeded_db: SeededDb, pattern: str) -> bool:
     """Who the page is for: in the middle of a login where that is what it is for. False for a visitor, where everybody may open it."""
-    who = page_access.who_may(pattern)
+    who = page_access.find_audience(pattern)
     step = Step.SET_UP_MFA if pattern.endswith("second-factor") else Step.ENTER_CODE
     seeded_db.mesh.steps = {seeded_db.session: step if who is PageAudience.HALFWAY else Step.DONE}
     seeded_db.mesh.give_role(seeded_db.session, UserRole.NODE_OWNER if pattern in OF_OWNERS else UserRole.ADMIN)

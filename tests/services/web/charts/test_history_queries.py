@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.metrics.history import kept_series, query_plan, rollup
-from services.web.charts import history_questions
-from services.web.charts.history_questions import HistoryQuestion, HistorySpan
+from services.web.charts import history_queries
+from services.web.charts.history_queries import HistoryQuery, HistorySpan
 from shared.api import metrics
 
 #: As the metrics service keeps it unless it is told otherwise.
@@ -14,29 +14,29 @@ KEEPS = {rollup.RAW: timedelta(hours=24), rollup.MINUTE: timedelta(days=7), roll
 MOMENTS = st.datetimes(datetime(2020, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001 - Hypothesis takes its bounds without a zone
 
 
-@given(MOMENTS, st.sampled_from(HistorySpan), st.sampled_from(HistoryQuestion))
-def test_the_metrics_service_answers_every_question_in_its_own_steps(now: datetime, span: HistorySpan, question: HistoryQuestion) -> None:
-    asked = history_questions.ask(question, span, now)
+@given(MOMENTS, st.sampled_from(HistorySpan), st.sampled_from(HistoryQuery))
+def test_the_metrics_service_answers_every_question_in_its_own_steps(now: datetime, span: HistorySpan, question: HistoryQuery) -> None:
+    asked = history_queries.ask(question, span, now)
     understood = query_plan.read(asked, now, KEEPS)
     assert (understood.since, understood.step_seconds) == (asked.since, asked.step_seconds)
     assert 119 <= understood.steps <= 181
     # The present moment is in the last step, or right behind it; and all of the time is there.
     assert abs(now - asked.until) <= timedelta(seconds=asked.step_seconds)
     assert (asked.until <= now) == (span is HistorySpan.HOUR)
-    assert asked.until - asked.since == history_questions.STEPS[span].whole
+    assert asked.until - asked.since == history_queries.STEPS[span].whole
 
 
 @pytest.mark.parametrize("span", HistorySpan)
 def test_columns_are_made_of_whole_steps(span: HistorySpan) -> None:
-    steps = history_questions.STEPS[span]
+    steps = history_queries.STEPS[span]
     assert steps.period % steps.step == timedelta(0)
     assert steps.whole % steps.period == timedelta(0)
 
 
 def test_every_series_that_is_asked_for_is_kept() -> None:
     now = datetime(2026, 11, 20, 14, 5, tzinfo=UTC)
-    for question in HistoryQuestion:
-        names = history_questions.ask(question, HistorySpan.HOUR, now).names
+    for question in HistoryQuery:
+        names = history_queries.ask(question, HistorySpan.HOUR, now).names
         assert 1 <= len(names) <= metrics.MOST_NAMES
         for name in names:
             rest = name.rpartition(":")[2]
@@ -56,36 +56,34 @@ def test_every_series_that_is_asked_for_is_kept() -> None:
     ],
 )
 def test_what_is_asked_first_probably_fits_into_the_answers(machines: int, of_one: bool, asked: int) -> None:
-    plan = history_questions.plan(machines, of_one=of_one)
+    plan = history_queries.plan(machines, of_one=of_one)
     assert len(plan) == len(set(plan)) == asked
-    assert plan[0] is HistoryQuestion.WHOLE
-    assert (HistoryQuestion.TOGETHER in plan) == (machines > metrics.MOST_LINES and not of_one)
+    assert plan[0] is HistoryQuery.WHOLE
+    assert (HistoryQuery.TOGETHER in plan) == (machines > metrics.MOST_LINES and not of_one)
 
 
 @pytest.mark.parametrize("of_one", [False, True])
 @pytest.mark.parametrize("machines", [0, 100, 1000])
 def test_each_question_is_asked_once_at_most_whatever_is_refused(machines: int, of_one: bool) -> None:
-    seen: list[HistoryQuestion] = []
-    waiting = list(history_questions.plan(machines, of_one=of_one))
+    seen: list[HistoryQuery] = []
+    waiting = list(history_queries.plan(machines, of_one=of_one))
     while waiting:
         seen += waiting
-        others = dict.fromkeys(other for each in waiting for other in history_questions.instead(each, of_one=of_one))
+        others = dict.fromkeys(other for each in waiting for other in history_queries.instead(each, of_one=of_one))
         waiting = [each for each in others if each not in seen]
-    assert len(seen) == len(set(seen)) <= len(HistoryQuestion)
-    assert (HistoryQuestion.TOGETHER in seen) == (not of_one)
+    assert len(seen) == len(set(seen)) <= len(HistoryQuery)
+    assert (HistoryQuery.TOGETHER in seen) == (not of_one)
 
 
 def test_of_one_machine_all_is_asked_but_when_anybody_looked() -> None:
     node, now = "UAAAAAAAAAAA", datetime(2026, 11, 20, 14, 5, tzinfo=UTC)
-    asked = {
-        question: history_questions.ask(question, HistorySpan.HOUR, now, node) for question in history_questions.plan(300, of_one=True)
-    }
+    asked = {question: history_queries.ask(question, HistorySpan.HOUR, now, node) for question in history_queries.plan(300, of_one=True)}
     assert {question: each.node for question, each in asked.items()} == {
-        HistoryQuestion.WHOLE: None, HistoryQuestion.ROUND_TRIPS: node, HistoryQuestion.MACHINES: node,
+        HistoryQuery.WHOLE: None, HistoryQuery.ROUND_TRIPS: node, HistoryQuery.MACHINES: node,
     }  # fmt: skip
-    assert asked[HistoryQuestion.WHOLE].names == (history_questions.MESH_SEEN,)
-    assert history_questions.ask(HistoryQuestion.MACHINES, HistorySpan.HOUR, now).node is None
+    assert asked[HistoryQuery.WHOLE].names == (history_queries.MESH_SEEN,)
+    assert history_queries.ask(HistoryQuery.MACHINES, HistorySpan.HOUR, now).node is None
 
 
 def test_a_word_that_is_none_is_the_last_hour() -> None:
-    assert [history_questions.read_span(text) for text in ("", "<b>", "week")] == [HistorySpan.HOUR, HistorySpan.HOUR, HistorySpan.WEEK]
+    assert [history_queries.read_span(text) for text in ("", "<b>", "week")] == [HistorySpan.HOUR, HistorySpan.HOUR, HistorySpan.WEEK]

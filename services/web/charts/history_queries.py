@@ -40,7 +40,7 @@ STEPS: Mapping[HistorySpan, Steps] = {
 }
 
 
-class HistoryQuestion(StrEnum):
+class HistoryQuery(StrEnum):
     """One query to the metrics service."""
 
     WHOLE = "whole"
@@ -69,39 +69,39 @@ HALF_FIRST, MOST_FIRST = "p50:ai_platform_ttft_seconds", "p95:ai_platform_ttft_s
 QUEUE, SLOTS = "ai_platform_queue_depth", "ai_platform_worker_slots"
 ROUND_TRIPS = "ai_platform_round_trip_seconds"
 #: Query per machine -> its metric.
-OF_MACHINE: Mapping[HistoryQuestion, str] = {
-    HistoryQuestion.CPU: "ai_platform_host_cpu_usage_ratio",
-    HistoryQuestion.MEMORY: "ai_platform_host_memory_used_bytes",
-    HistoryQuestion.MEMORY_SIZE: "ai_platform_host_memory_total_bytes",
-    HistoryQuestion.DISK: "ai_platform_host_disk_free_bytes",
-    HistoryQuestion.GPU: "ai_platform_gpu_usage_ratio",
-    HistoryQuestion.GPU_MEMORY: "ai_platform_gpu_memory_used_bytes",
-    HistoryQuestion.GPU_MEMORY_SIZE: "ai_platform_gpu_memory_total_bytes",
-    HistoryQuestion.GPU_HEAT: "ai_platform_gpu_temperature_celsius",
+OF_MACHINE: Mapping[HistoryQuery, str] = {
+    HistoryQuery.CPU: "ai_platform_host_cpu_usage_ratio",
+    HistoryQuery.MEMORY: "ai_platform_host_memory_used_bytes",
+    HistoryQuery.MEMORY_SIZE: "ai_platform_host_memory_total_bytes",
+    HistoryQuery.DISK: "ai_platform_host_disk_free_bytes",
+    HistoryQuery.GPU: "ai_platform_gpu_usage_ratio",
+    HistoryQuery.GPU_MEMORY: "ai_platform_gpu_memory_used_bytes",
+    HistoryQuery.GPU_MEMORY_SIZE: "ai_platform_gpu_memory_total_bytes",
+    HistoryQuery.GPU_HEAT: "ai_platform_gpu_temperature_celsius",
 }
-_NAMES: Mapping[HistoryQuestion, tuple[str, ...]] = {
-    HistoryQuestion.WHOLE: (MESH_SEEN, COMPLETED),
-    HistoryQuestion.SERVICES: (GATEWAY_SEEN, TOKENS, HALF_FIRST, MOST_FIRST),
-    HistoryQuestion.MODELS: (QUEUE, SLOTS),
-    HistoryQuestion.ROUND_TRIPS: (ROUND_TRIPS,),
-    HistoryQuestion.MACHINES: tuple(OF_MACHINE.values()),
-    HistoryQuestion.TOGETHER: tuple(OF_MACHINE.values()),
+_NAMES: Mapping[HistoryQuery, tuple[str, ...]] = {
+    HistoryQuery.WHOLE: (MESH_SEEN, COMPLETED),
+    HistoryQuery.SERVICES: (GATEWAY_SEEN, TOKENS, HALF_FIRST, MOST_FIRST),
+    HistoryQuery.MODELS: (QUEUE, SLOTS),
+    HistoryQuery.ROUND_TRIPS: (ROUND_TRIPS,),
+    HistoryQuery.MACHINES: tuple(OF_MACHINE.values()),
+    HistoryQuery.TOGETHER: tuple(OF_MACHINE.values()),
     **{question: (name,) for question, name in OF_MACHINE.items()},
 }
-_BY: Mapping[HistoryQuestion, tuple[HistoryGrouping, ...]] = {
-    HistoryQuestion.SERVICES: (HistoryGrouping.SERVICE,),
-    HistoryQuestion.MODELS: (HistoryGrouping.MODEL,),
-    HistoryQuestion.MACHINES: (HistoryGrouping.SERVICE, HistoryGrouping.NODE),
-    HistoryQuestion.TOGETHER: (HistoryGrouping.SERVICE,),
+_BY: Mapping[HistoryQuery, tuple[HistoryGrouping, ...]] = {
+    HistoryQuery.SERVICES: (HistoryGrouping.SERVICE,),
+    HistoryQuery.MODELS: (HistoryGrouping.MODEL,),
+    HistoryQuery.MACHINES: (HistoryGrouping.SERVICE, HistoryGrouping.NODE),
+    HistoryQuery.TOGETHER: (HistoryGrouping.SERVICE,),
     **dict.fromkeys(OF_MACHINE, (HistoryGrouping.SERVICE, HistoryGrouping.NODE)),
 }
 #: Queries restricted to one node on the page of a node.
-_OF_ONE = frozenset({HistoryQuestion.ROUND_TRIPS, HistoryQuestion.MACHINES, *OF_MACHINE})
-_OF_GPU = (HistoryQuestion.GPU, HistoryQuestion.GPU_MEMORY, HistoryQuestion.GPU_MEMORY_SIZE, HistoryQuestion.GPU_HEAT)
+_OF_ONE = frozenset({HistoryQuery.ROUND_TRIPS, HistoryQuery.MACHINES, *OF_MACHINE})
+_OF_GPU = (HistoryQuery.GPU, HistoryQuery.GPU_MEMORY, HistoryQuery.GPU_MEMORY_SIZE, HistoryQuery.GPU_HEAT)
 #: Query with too many lines -> its replacements.
-_INSTEAD: Mapping[HistoryQuestion, tuple[HistoryQuestion, ...]] = {
-    HistoryQuestion.MACHINES: tuple(OF_MACHINE),
-    **dict.fromkeys(OF_MACHINE, (HistoryQuestion.TOGETHER,)),
+_INSTEAD: Mapping[HistoryQuery, tuple[HistoryQuery, ...]] = {
+    HistoryQuery.MACHINES: tuple(OF_MACHINE),
+    **dict.fromkeys(OF_MACHINE, (HistoryQuery.TOGETHER,)),
 }
 
 
@@ -110,33 +110,33 @@ def read_span(text: str) -> HistorySpan:
     return HistorySpan(text) if text in set(HistorySpan) else HistorySpan.HOUR
 
 
-def plan(machines: int, *, of_one: bool) -> tuple[HistoryQuestion, ...]:
+def plan(machines: int, *, of_one: bool) -> tuple[HistoryQuery, ...]:
     """Return the first queries to send, chosen so that the responses probably fit the line limit.
 
     A machine has one line per metric, but one per GPU for GPU metrics, and removed machines may still be in the history.
     """
     if of_one:
-        return HistoryQuestion.WHOLE, HistoryQuestion.ROUND_TRIPS, HistoryQuestion.MACHINES
-    whole = (HistoryQuestion.WHOLE, HistoryQuestion.SERVICES, HistoryQuestion.MODELS, HistoryQuestion.ROUND_TRIPS)
+        return HistoryQuery.WHOLE, HistoryQuery.ROUND_TRIPS, HistoryQuery.MACHINES
+    whole = (HistoryQuery.WHOLE, HistoryQuery.SERVICES, HistoryQuery.MODELS, HistoryQuery.ROUND_TRIPS)
     if machines * len(OF_MACHINE) <= MOST_LINES:
-        return (*whole, HistoryQuestion.MACHINES)
+        return (*whole, HistoryQuery.MACHINES)
     if machines <= MOST_LINES:
         return (*whole, *OF_MACHINE)
     # Not every machine has a GPU.
-    return (*whole, HistoryQuestion.TOGETHER, *_OF_GPU)
+    return (*whole, HistoryQuery.TOGETHER, *_OF_GPU)
 
 
-def instead(question: HistoryQuestion, *, of_one: bool) -> tuple[HistoryQuestion, ...]:
+def instead(question: HistoryQuery, *, of_one: bool) -> tuple[HistoryQuery, ...]:
     """Return the queries that replace one with too many lines. Totals don't help on the page of one node."""
-    return tuple(other for other in _INSTEAD.get(question, ()) if not of_one or other is not HistoryQuestion.TOGETHER)
+    return tuple(other for other in _INSTEAD.get(question, ()) if not of_one or other is not HistoryQuery.TOGETHER)
 
 
-def ask(question: HistoryQuestion, span: HistorySpan, now: datetime, node: str = "") -> GetHistory:
+def ask(question: HistoryQuery, span: HistorySpan, now: datetime, node: str = "") -> GetHistory:
     """Return the request for a query, up to now. ``node`` restricts it to one node; empty means all."""
     steps = STEPS[span]
     seconds = int(steps.step.total_seconds())
     begun = datetime.fromtimestamp(now.timestamp() // seconds * seconds, UTC)
     end = begun if steps.only_whole else begun + steps.step
     # The page of one node needs only the collection times from this query.
-    names = (MESH_SEEN,) if node and question is HistoryQuestion.WHOLE else _NAMES[question]
+    names = (MESH_SEEN,) if node and question is HistoryQuery.WHOLE else _NAMES[question]
     return GetHistory(names, end - steps.whole, end, seconds, _BY.get(question, ()), node if node and question in _OF_ONE else None)
