@@ -1,1 +1,1 @@
-"""The metrics service: the numbers of the whole mesh in one text, and the health of the whole."""
+"""The metrics service: metrics and health of the whole mesh, history, traces and alerts."""

@@ -1,4 +1,4 @@
-"""The scrape endpoint of the whole mesh on PROMETHEUS_PORT: `GET /metrics` and nothing else."""
+"""Serve the metrics of the whole mesh on PROMETHEUS_PORT: `GET /metrics` and nothing else."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -14,7 +14,7 @@ Text = Callable[[MetricsTextFormat], Awaitable[str]]
 
 @asynccontextmanager
 async def listening(settings: MetricsSettings, text: Text) -> AsyncIterator[None]:
-    """Serve while the block runs, over TLS if the service does; raises BadSettings if the port is taken."""
+    """Serve until the block ends, over TLS if the service does. Raises BadSettings if the port is taken."""
     bound = http_server.listen(settings.host, settings.prometheus_port, "PROMETHEUS_PORT")
     try:
         async with background() as tasks:
@@ -25,8 +25,6 @@ async def listening(settings: MetricsSettings, text: Text) -> AsyncIterator[None
 
 
 def application(text: Text) -> http_server.App:
-    """The ASGI application."""
-
     async def answer(scope: http_server.Scope, receive: http_server.Receive, send: http_server.Send) -> None:
         if scope["type"] != "http":
             return
@@ -48,5 +46,5 @@ async def _respond(send: http_server.Send, status: int, body: bytes, content_typ
     if status == 405:
         headers.append((b"allow", b"GET, HEAD"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    # The server leaves the body out of the answer to a HEAD.
+    # The server omits the body of a HEAD response.
     await send({"type": "http.response.body", "body": body})

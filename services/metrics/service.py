@@ -1,4 +1,4 @@
-"""The metrics service: its handlers, its background work, and what it opens and closes."""
+"""Run the metrics service: its handlers and background tasks."""
 
 import asyncio
 import time
@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import ClassVar
 
-from services.metrics import person_access, scrape_endpoint
+from services.metrics import scrape_endpoint
 from services.metrics.alerting.alerting_module import AlertingModule
 from services.metrics.alerting.worker_attendance import WorkerAttendance
 from services.metrics.collection.event_counters import EventCounters
@@ -14,25 +14,29 @@ from services.metrics.collection.log_collector import LogCollector
 from services.metrics.collection.mesh_survey import MeshSurvey
 from services.metrics.collection.recorded_metrics import RecordedMetricSet
 from services.metrics.collection.recording_rpc import RecordingRpc
-from services.metrics.export.otlp import otlp_outboxes
-from services.metrics.export.otlp.otlp_outboxes import OtlpOutboxes
+from services.metrics.export.otlp import otlp_outbox
+from services.metrics.export.otlp.otlp_outbox import OtlpOutboxes
 from services.metrics.history.history_module import HistoryModule
 from services.metrics.settings import MetricsSettings
 from services.metrics.traces.traces_module import TracesModule
 from shared import errors
 from shared import node as nodes
+from shared.api import auth
 from shared.api import metrics as api
+from shared.api.auth import Principal
 from shared.api.gateway import Check
 from shared.api.metrics import MetricsTextFormat
 from shared.frames import wire
-from shared.rpc import RpcCall, serves
+from shared.rpc import RpcCall, RpcClient, serves
 from shared.rpc.audit_reporting import AuditReporting
+from shared.rpc.authorization import Authorizer, CallerIdentity
 from shared.telemetry import text_formats
-from shared.types import Role
+from shared.types import Credential, Role
 
-#: How exactly a component's `since` is known when nobody asks.
+IDENTIFY_SECONDS = 2.0
+#: How often health is checked without requests, which limits the precision of a component's `since`.
 LOOK_EVERY_SECONDS = 5.0
-#: A message of the mesh, less what is around the text in it.
+#: The maximum message size, less the envelope.
 MAX_TEXT_BYTES = wire.MAX_MESSAGE_BYTES - 1024
 
 
@@ -42,43 +46,42 @@ class MetricsService:
     def __init__(self, node: nodes.Node, settings: MetricsSettings) -> None:
         self._node = node
         recorded = RecordedMetricSet(settings.metrics_namespaces)
-        self._intake = RecordingRpc(recorded)
-        self._tally = EventCounters(node.metrics)
-        # Shown as 0 from the start.
+        self._recording = RecordingRpc(recorded)
+        self._event_counters = EventCounters(node.metrics)
+        # Register these counters, so that they are exported as 0 from the start.
         for _ in (node.metrics.spans_lost, node.metrics.log_lines_lost):
             pass
         attendance = WorkerAttendance()
-        self._survey = MeshSurvey(node, recorded, self._tally, attendance)
+        self._survey = MeshSurvey(node, recorded, self._event_counters, attendance)
         self._outboxes: OtlpOutboxes | None = None
         self._history = HistoryModule(settings, self.metrics_text)
-        self._alarms = AlertingModule(settings, node.id, self.metrics_text, attendance, replicas=self._survey.replicas)
+        self._alerting = AlertingModule(settings, node.id, self.metrics_text, attendance, replicas=self._survey.replicas)
 
     @classmethod
     @asynccontextmanager
     async def open(cls, settings: MetricsSettings, node: nodes.Node) -> AsyncIterator["MetricsService"]:
-        """Raises BadSettings if PROMETHEUS_PORT cannot be listened on."""
+        """Raises BadSettings if PROMETHEUS_PORT is taken."""
         service = cls(node, settings)
-        telling = AuditReporting(node.rpc)
-        node.dispatcher.gate = person_access.gate(node.rpc, telling)
+        audit = AuditReporting(node.rpc)
+        node.dispatcher.gate = _person_gate(node.rpc, audit)
         async with AsyncExitStack() as stack:
             if settings.otlp_endpoint:
-                opened = otlp_outboxes.opened(node, settings.otlp_endpoint, settings.otlp_headers or "")
+                opened = otlp_outbox.opened(node, settings.otlp_endpoint, settings.otlp_headers or "")
                 service._outboxes = await stack.enter_async_context(opened)
             service._start()
             if settings.metrics_enabled and settings.prometheus_port:
                 await stack.enter_async_context(scrape_endpoint.listening(settings, service.metrics_text))
-            node.tasks.create_task(telling.run(), name="audit")
+            node.tasks.create_task(audit.run(), name="audit")
             yield service
 
     def _start(self) -> None:
-        """What it does by itself; the tasks are the node's."""
         node, boxes, traces = self._node, self._outboxes, TracesModule()
-        node.dispatcher.add(self._intake)
+        node.dispatcher.add(self._recording)
         node.dispatcher.add(traces)
         node.dispatcher.add(self._history)
         node.tasks.create_task(self._history.run(), name="history")
-        node.dispatcher.add(self._alarms.watch)
-        node.tasks.create_task(self._alarms.run(), name="alerts")
+        node.dispatcher.add(self._alerting.watch)
+        node.tasks.create_task(self._alerting.run(), name="alerts")
         node.tasks.create_task(self._follow_events(), name="events")
         node.tasks.create_task(self._keep_looking(), name="health")
         node.tasks.create_task(traces.collect(node, self._survey.each, None if boxes is None else boxes.spans), name="traces")
@@ -86,15 +89,14 @@ class MetricsService:
             node.tasks.create_task(LogCollector(node, self._survey.each, boxes.logs).run(), name="logs")
 
     async def checks(self) -> tuple[Check, ...]:
-        """It needs the mesh, which the node checks itself; and can do without PostgreSQL and whoever takes its traces, logs and alerts."""
         exported = self._outboxes.checks() if self._outboxes is not None else ()
-        return (*await self._history.checks(), self._intake.check(), *exported, *await self._alarms.checks())
+        return (*await self._history.checks(), self._recording.check(), *exported, *await self._alerting.checks())
 
     def asgi(self) -> None:
-        """It has no pages; /metrics on its port is `metrics_text`."""
+        """Return None: the service has no pages, and the node serves /metrics."""
 
     async def metrics_text(self, form: MetricsTextFormat = MetricsTextFormat.PROMETHEUS) -> str:
-        """The metrics of the whole mesh; the node serves them at /metrics in place of its own."""
+        """Return the metrics of the whole mesh. The node serves them at /metrics instead of its own."""
         return (await self._survey.metrics.get()).text(form)
 
     # --- handlers ---------------------------------------------------------------------------------------------------
@@ -104,8 +106,8 @@ class MetricsService:
         text = await self.metrics_text(request.format)
         if len(text.encode()) > MAX_TEXT_BYTES:
             raise errors.TooLarge(
-                f"the metrics of this mesh are over {MAX_TEXT_BYTES} bytes, more than an RPC answer may have",
-                hint="read them by HTTP, at /metrics on METRICS_SERVICE_PORT or PROMETHEUS_PORT",
+                f"the metrics of this mesh exceed {MAX_TEXT_BYTES} bytes, the limit of an RPC response",
+                hint="read them over HTTP, at /metrics on METRICS_SERVICE_PORT or PROMETHEUS_PORT",
             )
         return api.MetricsText(content_type=text_formats.CONTENT_TYPES[request.format], text=text)
 
@@ -113,14 +115,28 @@ class MetricsService:
     async def get_system_health(self, request: api.GetSystemHealth, call: RpcCall) -> api.SystemHealth:
         return await self._survey.health.get()
 
-    # --- in the background --------------------------------------------------------------------------------------------
+    # --- background tasks -------------------------------------------------------------------------------------------
 
     async def _follow_events(self) -> None:
         async for event in self._node.events():
-            self._tally.count(event, time.monotonic())
+            self._event_counters.count(event, time.monotonic())
 
     async def _keep_looking(self) -> None:
-        """So that `since` is right although nobody asked."""
+        """Keep `since` accurate without requests."""
         while True:
             await asyncio.sleep(LOOK_EVERY_SECONDS)
             await self._survey.health.get()
+
+
+def _person_gate(rpc: RpcClient, audit: AuditReporting) -> Authorizer:
+    """Return the gate for methods that people call. Auth identifies each caller, and the audit log records refusals."""
+
+    async def identify(credential: Credential | None) -> Principal:
+        if credential is None:
+            raise errors.NotAuthenticated("this call needs a credential", hint="send an API key or an access token with it")
+        return await rpc.call(auth.identify, auth.Identify(credential), deadline_seconds=IDENTIFY_SECONDS)
+
+    def refused(method: str, _visitor: CallerIdentity, principal: Principal | None, error: errors.AimeshError) -> None:
+        audit.refused(method, principal, "", error)
+
+    return Authorizer(identify, refused)

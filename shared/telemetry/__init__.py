@@ -1,7 +1,7 @@
-"""Logs and metrics, set up once per process and per node.
+"""Logs, metrics and traces of a node.
 
-``telemetry.logs`` is cheap to import. ``Metrics`` and ``reference`` load prometheus_client when they are first used,
-because `aicli` imports the mesh and has 0.6 s from its start to the first token.
+``telemetry.logs`` is cheap to import. ``Metrics`` loads prometheus_client on first use, because `aicli` imports this package and has
+0.6 s from its start to the first token.
 """
 
 from typing import TYPE_CHECKING
@@ -11,12 +11,7 @@ from shared.telemetry import instruments, logs
 if TYPE_CHECKING:
     from shared.telemetry.metrics_registry import Metrics
 
-__all__ = ["Metrics", "instruments", "logs", "reference"]
-
-
-def reference() -> str:
-    """The content of docs/reference/metrics.md, made from the instrument list."""
-    return instruments.reference()
+__all__ = ["Metrics", "instruments", "logs"]
 
 
 def __getattr__(name: str) -> object:

@@ -1,10 +1,9 @@
-"""What is measured of every answer: once, where it has ended, for the platform's metrics and for OpenTelemetry's alike.
+"""Measure every answer once, when it ends, for the platform's metrics and for OpenTelemetry's.
 
-A worker tells what it served (gen_ai_server_…), a gateway what it asked of workers (gen_ai_client_…). The labels are bounded: models
-by those that are served and at most ``MAX_MODELS``, errors by a list.
+A worker measures what it serves (gen_ai_server_…), a gateway what it requests from workers (gen_ai_client_…). Label values are bounded:
+at most ``MAX_MODELS`` models, and errors from a list.
 """
 
-import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,16 +15,15 @@ from prometheus_client import Counter, Histogram
 from shared import errors
 from shared.telemetry.exemplars import Exemplars
 from shared.telemetry.metrics_registry import Metrics
+from shared.telemetry.tracing import error_code
 from shared.types import ModelName
 
-#: A worker may say that it has any model; each has some 200 series, and a service is to have 10,000 at most.
+#: A worker can claim any model name. Each model has about 200 series, and a service should have at most 10,000.
 MAX_MODELS: Final = 50
-#: OpenTelemetry's word for what has no name of its own.
 OTHER: Final = "_OTHER"
-#: Of a gateway's requests, as in the spans.
 PROVIDER: Final = "aimesh"
 
-#: What an operator does something about; each makes a histogram for every model.
+#: Errors that operators act on. Each adds a histogram per model.
 _NAMED_ERRORS: Final = frozenset(
     kind.code
     for kind in (
@@ -45,51 +43,49 @@ Family = TypeVar("Family", Counter, Histogram)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredAnswer:
-    """How one request for an answer or for vectors went, whether it went well or not."""
+    """The measurements of one chat or embedding request, successful or not."""
 
-    #: As OpenTelemetry names it: chat or embeddings.
+    #: OpenTelemetry's name: chat or embeddings.
     operation: str
-    #: As the platform's metrics name it.
+    #: The method label of the platform's metrics.
     method: str
-    #: None where it never came to one.
+    #: None if the request failed before a model was chosen.
     model: ModelName | None
-    #: From its start to its end.
     seconds: float
-    #: From its start to its first text; None where there was none.
+    #: From the start to the first text; None if there was no text.
     first_text_seconds: float | None = None
     input_tokens: int = 0
     output_tokens: int = 0
-    #: Answers that were made side by side; ``output_tokens`` are those of all.
+    #: The number of parallel answers (`n`); ``output_tokens`` is their total.
     at_once: int = 1
-    #: Pieces that the text came in; 0 where nobody counted them.
+    #: The number of streamed chunks; 0 if they were not counted.
     chunks: int = 0
-    #: The code of what went wrong; empty where it went well.
+    #: The error code; empty on success.
     error: str = ""
 
     @property
     def seconds_per_token(self) -> float | None:
-        """Of those after the first; None where there are none, or where it was cut off in the middle."""
+        """Return the mean time per token after the first; None without such tokens or after an error."""
         return self._seconds_per(self.output_tokens)
 
     @property
     def seconds_per_chunk(self) -> float | None:
-        """As well."""
         return self._seconds_per(self.chunks)
 
     def _seconds_per(self, pieces: int) -> float | None:
         if self.error or self.first_text_seconds is None or pieces <= self.at_once:
             return None
-        # Never below 0: one of the two may be rounded.
+        # One of the two may be rounded, so the difference can be negative.
         return max(0.0, self.seconds - self.first_text_seconds) * self.at_once / (pieces - self.at_once)
 
 
-class _RecordedAnswer(Generic[Family]):
-    """The series of a metric, each looked up once: looking labels up costs more than counting."""
+class _SeriesCache(Generic[Family]):
+    """Caches the series of a metric: looking up labels costs more than counting."""
 
     __slots__ = ("_family", "_kept")
 
     def __init__(self, family: Callable[[], Family]) -> None:
-        # Only when something is measured: a node shows no metric that it does not measure.
+        # A callable, because a node exports a metric only once it has measured something.
         self._family: Callable[[], Family] = family
         self._kept: dict[tuple[str, ...], Family] = {}
 
@@ -101,15 +97,15 @@ class _RecordedAnswer(Generic[Family]):
 
 
 class _Answers:
-    """The platform's own metrics, which both sides have."""
+    """The platform's own metrics, which workers and gateways share."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._service = metrics.service
         self._exemplars = Exemplars()
         self._models: set[str] = set()
-        self._duration = _RecordedAnswer(lambda: metrics.request_duration)
-        self._tokens = _RecordedAnswer(lambda: metrics.tokens)
-        self._first_text = _RecordedAnswer(lambda: metrics.ttft_seconds)
+        self._duration = _SeriesCache(lambda: metrics.request_duration)
+        self._tokens = _SeriesCache(lambda: metrics.tokens)
+        self._first_text = _SeriesCache(lambda: metrics.ttft_seconds)
 
     def _count(self, answer: MeasuredAnswer, model: str, exemplar: dict[str, str] | None) -> None:
         self._duration.of(self._service, answer.method, model).observe(answer.seconds, exemplar)
@@ -132,22 +128,22 @@ class _Answers:
 
 
 class WorkerAnswers(_Answers):
-    """Of one worker."""
+    """The answers of one worker."""
 
     def __init__(self, metrics: Metrics, provider: str) -> None:
-        """``provider`` is the backend that makes the answers."""
+        """``provider`` is the backend that generates the answers."""
         super().__init__(metrics)
         self._provider = provider
-        self._server_duration = _RecordedAnswer(lambda: metrics.server_request_duration)
-        self._server_first_token = _RecordedAnswer(lambda: metrics.server_time_to_first_token)
-        self._server_token = _RecordedAnswer(lambda: metrics.server_time_per_output_token)
+        self._server_duration = _SeriesCache(lambda: metrics.server_request_duration)
+        self._server_first_token = _SeriesCache(lambda: metrics.server_time_to_first_token)
+        self._server_token = _SeriesCache(lambda: metrics.server_time_per_output_token)
 
     def serving(self, operation: str, method: str, model: ModelName) -> "ServingAnswer":
-        """The block serves one request; how it ends is measured, an exception out of it included."""
+        """Return a context manager that measures one request, including exceptions."""
         return ServingAnswer(self, operation, method, model)
 
     def ended(self, answer: MeasuredAnswer) -> None:
-        """Call it once for each request, while ``context.current`` is still its own."""
+        """Record one request. Call this while ``context.current`` is still the request's."""
         exemplar, model = self._exemplars.of_request(), self._named(answer.model)
         self._count(answer, model, exemplar)
         labels = (answer.operation, self._provider, model)
@@ -159,7 +155,7 @@ class WorkerAnswers(_Answers):
 
 
 class ServingAnswer:
-    """Work for one request on a worker. Say of it what is known before the block is left."""
+    """A request that a worker serves. Set the attributes before the block ends."""
 
     __slots__ = (
         "_answers",
@@ -198,30 +194,31 @@ class ServingAnswer:
             input_tokens=self.input_tokens,
             output_tokens=self.output_tokens,
             at_once=self.at_once,
-            error="" if error is None else _code(error),
+            error="" if error is None else error_code(error),
         )
         self._answers.ended(answer)
 
     @property
     def seconds(self) -> float:
-        """Since it began."""
         return time.monotonic() - self._started
 
 
 class GatewayAnswers(_Answers):
-    """Of one gateway."""
+    """The answers of one gateway."""
 
     def __init__(self, metrics: Metrics) -> None:
         super().__init__(metrics)
-        self._inter_token = _RecordedAnswer(lambda: metrics.inter_token_seconds)
-        self._client_duration = _RecordedAnswer(lambda: metrics.client_operation_duration)
-        self._client_tokens = _RecordedAnswer(lambda: metrics.client_token_usage)
-        self._client_first_chunk = _RecordedAnswer(lambda: metrics.client_time_to_first_chunk)
-        self._client_chunk = _RecordedAnswer(lambda: metrics.client_time_per_output_chunk)
+        self._inter_token = _SeriesCache(lambda: metrics.inter_token_seconds)
+        self._client_duration = _SeriesCache(lambda: metrics.client_operation_duration)
+        self._client_tokens = _SeriesCache(lambda: metrics.client_token_usage)
+        self._client_first_chunk = _SeriesCache(lambda: metrics.client_time_to_first_chunk)
+        self._client_chunk = _SeriesCache(lambda: metrics.client_time_per_output_chunk)
 
     def ended(self, answer: MeasuredAnswer, *, asked: bool) -> None:
-        """Call it once for each request, while ``context.current`` is still its own. ``asked``: whether it was one for the workers,
-        and not refused at the door or answered before."""
+        """Record one request. Call this while ``context.current`` is still the request's.
+
+        ``asked`` is false for requests that never reached a worker: rejected ones, and answers from the cache.
+        """
         exemplar, model = self._exemplars.of_request(), self._named(answer.model)
         self._count(answer, model, exemplar)
         if not asked or not model:
@@ -238,12 +235,6 @@ class GatewayAnswers(_Answers):
             self._client_first_chunk.of(*labels).observe(answer.first_text_seconds, exemplar)
         if (seconds := answer.seconds_per_chunk) is not None:
             self._client_chunk.of(*labels).observe(seconds, exemplar)
-
-
-def _code(error: BaseException) -> str:
-    if isinstance(error, errors.AimeshError):
-        return errors.code_of(error)
-    return errors.Cancelled.code if isinstance(error, asyncio.CancelledError) else errors.Internal.code
 
 
 def _error_type(code: str) -> str:

@@ -1,4 +1,4 @@
-"""Exemplars: in a bucket of a histogram, the trace of one request that fell into it, so that a chart leads to it."""
+"""Attach exemplars to histograms: the trace of one request per bucket, so that a chart can link to it."""
 
 import time
 from collections.abc import Callable
@@ -6,19 +6,19 @@ from typing import Final
 
 from shared import context
 
-#: A bucket has room for one, and is read every few seconds; a new one for each of thousands of requests a second costs what nobody sees.
+#: A bucket holds one exemplar and is read every few seconds, so most updates at high rates would be wasted.
 PAUSE_SECONDS: Final = 0.02
 
 
 class Exemplars:
-    """One for a node: some of the requests whose traces are kept for sure."""
+    """Chooses requests with sampled traces, at a limited rate. One per node."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._next_at = 0.0
 
     def of_request(self) -> dict[str, str] | None:
-        """For all that is observed of the running request; None for most, which costs next to nothing."""
+        """Return the exemplar for all observations of the current request, or None for most requests."""
         now = context.current.get()
         trace = None if now is None or now.span is None else now.span.trace
         if trace is None or not trace.sampled:

@@ -1,18 +1,17 @@
-"""OpenTelemetry's metrics of generative AI: part of the instrument list.
+"""Declare OpenTelemetry's metrics for generative AI; part of the instrument list.
 
-Names and buckets of gen-ai-metrics.md in open-telemetry/semantic-conventions-genai, as the translation to Prometheus spells them.
-``answer_metrics`` observes them together with the platform's own, so that both families tell of the same moments.
+Names and buckets are those of gen-ai-metrics.md in open-telemetry/semantic-conventions-genai, translated to Prometheus.
+``answer_metrics`` records them together with the platform's own.
 """
 
 from shared.telemetry.instrument import FIRST_TOKEN_SECONDS, OUTPUT_TOKEN_SECONDS, Instrument, InstrumentKind
 
-#: What a dashboard of others groups by. The models are those that are served.
 _LABELS = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model")
 
 _DURATION_SECONDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 _TOKENS = tuple(float(4**power) for power in range(14))
 
-# --- what a worker serves --------------------------------------------------------------------------------------------
+# --- workers ---------------------------------------------------------------------------------------------------------
 
 SERVER_REQUEST_DURATION = Instrument(
     name="gen_ai_server_request_duration_seconds",
@@ -20,7 +19,7 @@ SERVER_REQUEST_DURATION = Instrument(
     unit="seconds",
     labels=(*_LABELS, "error_type"),
     buckets=_DURATION_SECONDS,
-    help="On a worker, from the start of a request to its end; error_type is empty where it went well",
+    help="Duration of a request on a worker; error_type is empty on success",
 )
 SERVER_TIME_TO_FIRST_TOKEN = Instrument(
     name="gen_ai_server_time_to_first_token_seconds",
@@ -28,7 +27,7 @@ SERVER_TIME_TO_FIRST_TOKEN = Instrument(
     unit="seconds",
     labels=_LABELS,
     buckets=FIRST_TOKEN_SECONDS,
-    help="On a worker, from the start of a request to its first text, waiting included",
+    help="Time from the start of a request on a worker to its first text, including queueing",
 )
 SERVER_TIME_PER_OUTPUT_TOKEN = Instrument(
     name="gen_ai_server_time_per_output_token_seconds",
@@ -36,10 +35,10 @@ SERVER_TIME_PER_OUTPUT_TOKEN = Instrument(
     unit="seconds",
     labels=_LABELS,
     buckets=OUTPUT_TOKEN_SECONDS,
-    help="On a worker, of each answer that went well, the mean time of a token after the first",
+    help="Mean time per token after the first of each successful answer on a worker",
 )
 
-# --- what a gateway asks of workers ----------------------------------------------------------------------------------
+# --- gateways --------------------------------------------------------------------------------------------------------
 
 CLIENT_OPERATION_DURATION = Instrument(
     name="gen_ai_client_operation_duration_seconds",
@@ -47,8 +46,7 @@ CLIENT_OPERATION_DURATION = Instrument(
     unit="seconds",
     labels=(*_LABELS, "error_type"),
     buckets=_DURATION_SECONDS,
-    help="At a gateway, from the start of a request that was let in to its end; error_type is empty where it went well."
-    " Answers from the response cache are not in it",
+    help="Duration of an admitted request at a gateway; error_type is empty on success. Excludes answers from the response cache",
 )
 CLIENT_TOKEN_USAGE = Instrument(
     name="gen_ai_client_token_usage_tokens",
@@ -56,7 +54,7 @@ CLIENT_TOKEN_USAGE = Instrument(
     unit="tokens",
     labels=(*_LABELS, "gen_ai_token_type"),
     buckets=_TOKENS,
-    help="At a gateway, the tokens of each of them that are paid for, by type: input or output",
+    help="Billed tokens per request at a gateway, by type: input or output",
 )
 CLIENT_TIME_TO_FIRST_CHUNK = Instrument(
     name="gen_ai_client_operation_time_to_first_chunk_seconds",
@@ -64,7 +62,7 @@ CLIENT_TIME_TO_FIRST_CHUNK = Instrument(
     unit="seconds",
     labels=_LABELS,
     buckets=FIRST_TOKEN_SECONDS,
-    help="At a gateway, from the start of each of them to its first text",
+    help="Time from the start of a request at a gateway to its first text",
 )
 CLIENT_TIME_PER_OUTPUT_CHUNK = Instrument(
     name="gen_ai_client_operation_time_per_output_chunk_seconds",
@@ -72,7 +70,7 @@ CLIENT_TIME_PER_OUTPUT_CHUNK = Instrument(
     unit="seconds",
     labels=_LABELS,
     buckets=OUTPUT_TOKEN_SECONDS,
-    help="At a gateway, of each of them that went well, the mean time of a chunk after the first",
+    help="Mean time per chunk after the first of each successful answer at a gateway",
 )
 
 ALL: tuple[Instrument, ...] = tuple(found for found in list(globals().values()) if isinstance(found, Instrument))

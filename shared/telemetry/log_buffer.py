@@ -1,17 +1,16 @@
-"""The latest lines of this process's log, for whoever collects the logs of the mesh. Where nobody reads, the oldest go."""
+"""Keep the latest log lines of this process for the log collector. The oldest are dropped if nobody reads them."""
 
 from typing import Final
 
 from shared.telemetry.ring_buffer import RingBuffer, RingReading
 
-#: Some minutes of a busy service.
+#: A few minutes of a busy service.
 MAX_KEPT: Final = 4_096
-#: Of one reading: a message of the mesh, with room to spare.
+#: Per call, so that they fit into one message.
 MAX_READ: Final = 200
-#: Longer ones are only on stdout.
+#: Longer lines go to stdout only.
 MAX_LINE: Final = 4_096
 
-#: A process has one log, so this is state that is not owned by an object, as ``logs`` itself.
 _kept: RingBuffer[str] = RingBuffer(MAX_KEPT)
 
 
@@ -21,5 +20,5 @@ def add(line: str) -> None:
 
 
 def read(after: int) -> RingReading[str]:
-    """The lines from number ``after`` on, each a JSON object."""
+    """Return the lines from number ``after`` on, each a JSON object."""
     return _kept.read(after, MAX_READ)

@@ -1,4 +1,4 @@
-"""How a log line is made: structlog's chain, and the stdlib handler that brings the lines of libraries into it."""
+"""Format log lines: structlog's processor chain, and the stdlib handler that feeds library logs into it."""
 
 import io
 import json
@@ -18,23 +18,23 @@ _Line = MutableMapping[str, object]
 #: These come first, in this order, on every line.
 _FIRST = ("ts", "level", "service", "event", "node", "request_id", "trace_id")
 
-#: A field of lines that stay in this log: nobody who collects the logs of the mesh gets them.
+#: A field that keeps a line out of the log buffer, so that the log collector never gets it.
 ONLY_HERE = "_only_here"
 
-#: Libraries that log every request, start and stop at INFO; the service's own lines and metrics say it better.
+#: Libraries that log every request at INFO, which our own metrics already cover.
 _TALKATIVE = ("uvicorn.access", "uvicorn.error", "httpx", "httpcore")
 
 
 @dataclass(frozen=True, slots=True)
 class LogOrigin:
-    """What a line says of where it comes from, unless it says so itself."""
+    """The default service and node of a line."""
 
     service: str
     node: str
 
 
 def start(origin: LogOrigin, level: int, layout: str) -> Callable[[int, str, Mapping[str, object]], None]:
-    """Route stdlib logging and our own lines to stdout; returns the function that writes one line of ours."""
+    """Route stdlib logging and our own lines to stdout. Returns the function that writes one of our lines."""
 
     def placed(_logger: object, _method: str, line: _Line) -> _Line:
         return _place(line, origin)
@@ -64,7 +64,7 @@ def start(origin: LogOrigin, level: int, layout: str) -> Callable[[int, str, Map
 
 def _route_stdlib(formatter: logging.Formatter, level: int) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # The log is UTF-8 whatever the locale, and a lone surrogate becomes what is a valid escape in JSON.
+        # Always UTF-8, whatever the locale. A lone surrogate becomes an escape that is valid in JSON.
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(formatter)
@@ -81,7 +81,7 @@ def _route_stdlib(formatter: logging.Formatter, level: int) -> None:
 
 
 def _place(line: _Line, origin: LogOrigin) -> _Line:
-    """Add when, where and for which request, and put what a reader looks for first."""
+    """Add the time, origin and request, and put the most useful fields first."""
     line["ts"] = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     line.setdefault("service", origin.service)
     if origin.node:
@@ -95,7 +95,7 @@ def _place(line: _Line, origin: LogOrigin) -> _Line:
 
 
 def _redact(_logger: object, _method: str, line: _Line) -> _Line:
-    # What begins with an underscore is structlog's own and is not written.
+    # Names that begin with an underscore are internal to structlog and never written.
     own = {name: value for name, value in line.items() if name.startswith("_")}
     shown = redaction.fields({name: value for name, value in line.items() if not name.startswith("_")})
     return {**shown, **own}

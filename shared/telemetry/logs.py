@@ -1,8 +1,7 @@
-"""The log: one JSON object per line on stdout, for this process's own events and for those of its libraries.
+"""Write the log: one JSON object per line on stdout, for our own events and those of libraries.
 
-Cheap to import, and silent until ``configure`` was called, so that a program which does not log (`aicli`) pays nothing.
-A log line is written when a decision is committed: an event name in words, and fields. Never a prompt, key or token; what
-slips through is masked (``redaction``).
+It is cheap to import and silent until ``configure`` is called, so programs that do not log (`aicli`) pay nothing. Log an event name and
+fields when a decision is committed, and never prompts, keys or tokens; ``redaction`` masks those that slip through.
 """
 
 import logging
@@ -10,12 +9,12 @@ from collections.abc import Callable, Mapping
 
 _Write = Callable[[int, str, Mapping[str, object]], None]
 
-#: Where lines go. A process has one log, so this is the one state that is not owned by an object.
+#: The writer. Module state, because a process has one log.
 _write: _Write | None = None
 
 
 class Logger:
-    """Writes events. ``bind`` adds fields to all of them. Never blocks beyond the write to stdout, never raises."""
+    """Writes events; ``bind`` adds fields to all of them. Never raises, and blocks only while writing to stdout."""
 
     __slots__ = ("_fields",)
 
@@ -38,7 +37,7 @@ class Logger:
         self._log(logging.ERROR, event, fields)
 
     def exception(self, event: str, **fields: object) -> None:
-        """An error with the traceback of the exception that is being handled, as the one field ``exception``."""
+        """Log an error with the current traceback in the field ``exception``."""
         self._log(logging.ERROR, event, {"exc_info": True, **fields})
 
     def _log(self, level: int, event: str, fields: Mapping[str, object]) -> None:
@@ -47,23 +46,23 @@ class Logger:
 
 
 def get(**fields: object) -> Logger:
-    """A logger whose lines carry ``fields``; may be made at import, before ``configure``."""
+    """Return a logger that adds ``fields`` to each line. Can be called at import, before ``configure``."""
     return Logger(fields)
 
 
 def configure(service: str, level: str = "info", *, format: str = "json", node: str = "") -> None:  # noqa: A002
-    """Log to stdout from now on: this process's events, and what uvicorn and other libraries log. Safe to call again.
+    """Start logging to stdout, including uvicorn and other libraries. Safe to call again.
 
-    ``level`` is debug, info, warning or error, ``format`` json or text; NodeSettings has checked them.
-    ``service`` and ``node`` are the fields of lines that say nothing else; uvicorn must run with ``log_config=None``.
+    ``level`` is debug, info, warning or error, ``format`` json or text; NodeSettings validates them. ``service`` and ``node`` are the
+    default fields of each line. Run uvicorn with ``log_config=None``.
     """
     from shared.telemetry import log_processors  # noqa: PLC0415 - structlog takes 0.1 s to import
 
-    global _write  # noqa: PLW0603 - see above
+    global _write  # noqa: PLW0603
     _write = log_processors.start(log_processors.LogOrigin(service, node), logging.getLevelNamesMapping()[level.upper()], format)
 
 
 def silence() -> None:
-    """Back to the state before ``configure``, for tests."""
+    """Undo ``configure``, for tests."""
     global _write  # noqa: PLW0603
     _write = None

@@ -1,4 +1,4 @@
-"""A node's metrics: one registry per node, because several nodes may live in one process."""
+"""Hold the metrics of a node. Each node has its own registry, because several nodes can share a process."""
 
 import platform
 from collections.abc import Iterator
@@ -19,8 +19,8 @@ from shared.telemetry.instrument import Instrument, InstrumentKind
 Family = TypeVar("Family", Counter, Gauge, Histogram)
 
 
-class _Measured(Generic[Family]):
-    """An attribute of ``Metrics``, made and registered when it is first used: a node shows only what it measures."""
+class _LazyMetric(Generic[Family]):
+    """An attribute of ``Metrics``, registered on first use, so that a node exports only what it measures."""
 
     def __init__(self, kind: type[Family], instrument: Instrument) -> None:
         if kind is not _CLASSES[instrument.kind]:
@@ -32,7 +32,7 @@ class _Measured(Generic[Family]):
 
     def __get__(self, owner: "Metrics", kind: type["Metrics"]) -> Family:
         family = cast("Family", _register(self.instrument, owner.registry))
-        # From now on the instance's own attribute is found first; this is not called again.
+        # The instance attribute shadows this descriptor from now on.
         owner.__dict__[self._name] = family
         return family
 
@@ -54,107 +54,106 @@ def _register(instrument: Instrument, registry: CollectorRegistry) -> Counter | 
 
 
 class Metrics:
-    """What one node counts, for the event loop of that node (not for threads).
+    """The metrics of one node, for its event loop only (not for threads).
 
-    ``metrics.requests.labels(service=…, method=…, status=…).inc()``. Where a call is hot, keep what ``labels`` returned:
-    looking it up costs more than counting.
+    ``metrics.requests.labels(service=…, method=…, status=…).inc()``. In hot code, cache what ``labels`` returns: the lookup costs more
+    than counting.
     """
 
-    requests = _Measured(Counter, instruments.REQUESTS)
-    request_duration = _Measured(Histogram, instruments.REQUEST_DURATION)
-    inflight_requests = _Measured(Gauge, instruments.INFLIGHT_REQUESTS)
-    links = _Measured(Gauge, instruments.LINKS)
-    links_by_path = _Measured(Gauge, instruments.LINKS_BY_PATH)
-    peer_rtt = _Measured(Gauge, instruments.PEER_RTT)
-    round_trip = _Measured(Gauge, instruments.ROUND_TRIP)
-    log_lines_lost = _Measured(Counter, instruments.LOG_LINES_LOST)
-    spans_lost = _Measured(Counter, instruments.SPANS_LOST)
-    host_cpu = _Measured(Gauge, host_instruments.HOST_CPU)
-    host_memory_used = _Measured(Gauge, host_instruments.HOST_MEMORY_USED)
-    host_memory_total = _Measured(Gauge, host_instruments.HOST_MEMORY_TOTAL)
-    host_disk_free = _Measured(Gauge, host_instruments.HOST_DISK_FREE)
-    host_disk_total = _Measured(Gauge, host_instruments.HOST_DISK_TOTAL)
-    host_disk_read = _Measured(Counter, host_instruments.HOST_DISK_READ)
-    host_disk_written = _Measured(Counter, host_instruments.HOST_DISK_WRITTEN)
-    host_network_received = _Measured(Counter, host_instruments.HOST_NETWORK_RECEIVED)
-    host_network_sent = _Measured(Counter, host_instruments.HOST_NETWORK_SENT)
-    gpu_usage = _Measured(Gauge, host_instruments.GPU_USAGE)
-    gpu_memory_used = _Measured(Gauge, host_instruments.GPU_MEMORY_USED)
-    gpu_memory_total = _Measured(Gauge, host_instruments.GPU_MEMORY_TOTAL)
-    gpu_power = _Measured(Gauge, host_instruments.GPU_POWER)
-    gpu_temperature = _Measured(Gauge, host_instruments.GPU_TEMPERATURE)
-    audit_chain_valid = _Measured(Gauge, instruments.AUDIT_CHAIN_VALID)
-    ratelimit_decisions = _Measured(Counter, instruments.RATE_LIMIT_DECISIONS)
-    streams_aborted = _Measured(Counter, instruments.STREAMS_ABORTED)
-    inter_token_seconds = _Measured(Histogram, instruments.INTER_TOKEN_SECONDS)
-    cost = _Measured(Counter, instruments.COST)
-    ledger_reserve_seconds = _Measured(Histogram, instruments.LEDGER_RESERVE_SECONDS)
-    ledger_open_reservations = _Measured(Gauge, instruments.LEDGER_OPEN_RESERVATIONS)
-    ledger_oldest_reservation = _Measured(Gauge, instruments.LEDGER_OLDEST_RESERVATION)
-    settle_journal_rows = _Measured(Gauge, instruments.SETTLE_JOURNAL_ROWS)
-    sidecar_restarts = _Measured(Counter, instruments.SIDECAR_RESTARTS)
-    strangers_refused = _Measured(Counter, instruments.STRANGERS_REFUSED)
-    contested_keys = _Measured(Counter, instruments.CONTESTED_KEYS)
-    certificate_seconds_left = _Measured(Gauge, instruments.CERTIFICATE_SECONDS_LEFT)
-    revocation_list_age = _Measured(Gauge, instruments.REVOCATION_LIST_AGE)
-    nats_reconnects = _Measured(Counter, instruments.NATS_RECONNECTS)
-    nats_callback_errors = _Measured(Counter, instruments.NATS_CALLBACK_ERRORS)
-    events_dropped = _Measured(Counter, instruments.EVENTS_DROPPED)
-    build_info = _Measured(Gauge, instruments.BUILD_INFO)
-    registrations = _Measured(Counter, instruments.REGISTRATIONS)
-    keys_created = _Measured(Counter, instruments.KEYS_CREATED)
-    auth_failures = _Measured(Counter, instruments.AUTH_FAILURES)
-    rate_limit_violations = _Measured(Counter, instruments.RATE_LIMIT_VIOLATIONS)
-    rate_limit_degraded = _Measured(Gauge, instruments.RATE_LIMIT_DEGRADED)
-    usage_queue_rows = _Measured(Gauge, instruments.USAGE_QUEUE_ROWS)
-    settle_failures = _Measured(Counter, instruments.SETTLE_FAILURES)
-    retries = _Measured(Counter, instruments.RETRIES)
-    wrong_counts = _Measured(Counter, instruments.WRONG_COUNTS)
-    ledger_drift = _Measured(Gauge, instruments.LEDGER_DRIFT)
-    upkeep_last_success = _Measured(Gauge, instruments.UPKEEP_LAST_SUCCESS)
-    upkeep_age = _Measured(Gauge, instruments.UPKEEP_AGE)
-    partitions_ahead = _Measured(Gauge, instruments.PARTITIONS_AHEAD)
-    model_workers = _Measured(Gauge, instruments.MODEL_WORKERS)
-    response_cache = _Measured(Counter, instruments.RESPONSE_CACHE)
-    tokens = _Measured(Counter, instruments.TOKENS)
-    ttft_seconds = _Measured(Histogram, instruments.TTFT_SECONDS)
-    queue_depth = _Measured(Gauge, instruments.QUEUE_DEPTH)
-    queue_wait_seconds = _Measured(Histogram, instruments.QUEUE_WAIT_SECONDS)
-    worker_up = _Measured(Gauge, instruments.WORKER_UP)
-    worker_slots = _Measured(Gauge, instruments.WORKER_SLOTS)
-    engine_restarts = _Measured(Counter, instruments.ENGINE_RESTARTS)
-    engine_overhead = _Measured(Gauge, instruments.ENGINE_OVERHEAD)
-    engine_step_seconds = _Measured(Gauge, instruments.ENGINE_STEP_SECONDS)
-    engine_tokens_per_second = _Measured(Gauge, instruments.ENGINE_TOKENS_PER_SECOND)
-    active_users = _Measured(Gauge, instruments.ACTIVE_USERS)
-    events = _Measured(Counter, instruments.EVENTS)
-    completed_requests = _Measured(Counter, instruments.COMPLETED_REQUESTS)
-    completed_tokens = _Measured(Counter, instruments.COMPLETED_TOKENS)
-    node_up = _Measured(Gauge, instruments.NODE_UP)
-    server_up = _Measured(Gauge, instruments.SERVER_UP)
-    scrape_failures = _Measured(Counter, instruments.SCRAPE_FAILURES)
-    scrape_dropped_series = _Measured(Gauge, instruments.SCRAPE_DROPPED_SERIES)
-    custom_series = _Measured(Gauge, instruments.CUSTOM_SERIES)
-    server_request_duration = _Measured(Histogram, gen_ai_instruments.SERVER_REQUEST_DURATION)
-    server_time_to_first_token = _Measured(Histogram, gen_ai_instruments.SERVER_TIME_TO_FIRST_TOKEN)
-    server_time_per_output_token = _Measured(Histogram, gen_ai_instruments.SERVER_TIME_PER_OUTPUT_TOKEN)
-    client_operation_duration = _Measured(Histogram, gen_ai_instruments.CLIENT_OPERATION_DURATION)
-    client_token_usage = _Measured(Histogram, gen_ai_instruments.CLIENT_TOKEN_USAGE)
-    client_time_to_first_chunk = _Measured(Histogram, gen_ai_instruments.CLIENT_TIME_TO_FIRST_CHUNK)
-    client_time_per_output_chunk = _Measured(Histogram, gen_ai_instruments.CLIENT_TIME_PER_OUTPUT_CHUNK)
+    requests = _LazyMetric(Counter, instruments.REQUESTS)
+    request_duration = _LazyMetric(Histogram, instruments.REQUEST_DURATION)
+    inflight_requests = _LazyMetric(Gauge, instruments.INFLIGHT_REQUESTS)
+    links = _LazyMetric(Gauge, instruments.LINKS)
+    links_by_path = _LazyMetric(Gauge, instruments.LINKS_BY_PATH)
+    peer_rtt = _LazyMetric(Gauge, instruments.PEER_RTT)
+    round_trip = _LazyMetric(Gauge, instruments.ROUND_TRIP)
+    log_lines_lost = _LazyMetric(Counter, instruments.LOG_LINES_LOST)
+    spans_lost = _LazyMetric(Counter, instruments.SPANS_LOST)
+    host_cpu = _LazyMetric(Gauge, host_instruments.HOST_CPU)
+    host_memory_used = _LazyMetric(Gauge, host_instruments.HOST_MEMORY_USED)
+    host_memory_total = _LazyMetric(Gauge, host_instruments.HOST_MEMORY_TOTAL)
+    host_disk_free = _LazyMetric(Gauge, host_instruments.HOST_DISK_FREE)
+    host_disk_total = _LazyMetric(Gauge, host_instruments.HOST_DISK_TOTAL)
+    host_disk_read = _LazyMetric(Counter, host_instruments.HOST_DISK_READ)
+    host_disk_written = _LazyMetric(Counter, host_instruments.HOST_DISK_WRITTEN)
+    host_network_received = _LazyMetric(Counter, host_instruments.HOST_NETWORK_RECEIVED)
+    host_network_sent = _LazyMetric(Counter, host_instruments.HOST_NETWORK_SENT)
+    gpu_usage = _LazyMetric(Gauge, host_instruments.GPU_USAGE)
+    gpu_memory_used = _LazyMetric(Gauge, host_instruments.GPU_MEMORY_USED)
+    gpu_memory_total = _LazyMetric(Gauge, host_instruments.GPU_MEMORY_TOTAL)
+    gpu_power = _LazyMetric(Gauge, host_instruments.GPU_POWER)
+    gpu_temperature = _LazyMetric(Gauge, host_instruments.GPU_TEMPERATURE)
+    audit_chain_valid = _LazyMetric(Gauge, instruments.AUDIT_CHAIN_VALID)
+    ratelimit_decisions = _LazyMetric(Counter, instruments.RATE_LIMIT_DECISIONS)
+    streams_aborted = _LazyMetric(Counter, instruments.STREAMS_ABORTED)
+    inter_token_seconds = _LazyMetric(Histogram, instruments.INTER_TOKEN_SECONDS)
+    cost = _LazyMetric(Counter, instruments.COST)
+    ledger_reserve_seconds = _LazyMetric(Histogram, instruments.LEDGER_RESERVE_SECONDS)
+    ledger_open_reservations = _LazyMetric(Gauge, instruments.LEDGER_OPEN_RESERVATIONS)
+    ledger_oldest_reservation = _LazyMetric(Gauge, instruments.LEDGER_OLDEST_RESERVATION)
+    settle_journal_rows = _LazyMetric(Gauge, instruments.SETTLE_JOURNAL_ROWS)
+    sidecar_restarts = _LazyMetric(Counter, instruments.SIDECAR_RESTARTS)
+    strangers_refused = _LazyMetric(Counter, instruments.STRANGERS_REFUSED)
+    contested_keys = _LazyMetric(Counter, instruments.CONTESTED_KEYS)
+    certificate_seconds_left = _LazyMetric(Gauge, instruments.CERTIFICATE_SECONDS_LEFT)
+    revocation_list_age = _LazyMetric(Gauge, instruments.REVOCATION_LIST_AGE)
+    nats_reconnects = _LazyMetric(Counter, instruments.NATS_RECONNECTS)
+    nats_callback_errors = _LazyMetric(Counter, instruments.NATS_CALLBACK_ERRORS)
+    events_dropped = _LazyMetric(Counter, instruments.EVENTS_DROPPED)
+    build_info = _LazyMetric(Gauge, instruments.BUILD_INFO)
+    registrations = _LazyMetric(Counter, instruments.REGISTRATIONS)
+    keys_created = _LazyMetric(Counter, instruments.KEYS_CREATED)
+    auth_failures = _LazyMetric(Counter, instruments.AUTH_FAILURES)
+    rate_limit_violations = _LazyMetric(Counter, instruments.RATE_LIMIT_VIOLATIONS)
+    rate_limit_degraded = _LazyMetric(Gauge, instruments.RATE_LIMIT_DEGRADED)
+    usage_queue_rows = _LazyMetric(Gauge, instruments.USAGE_QUEUE_ROWS)
+    settle_failures = _LazyMetric(Counter, instruments.SETTLE_FAILURES)
+    retries = _LazyMetric(Counter, instruments.RETRIES)
+    wrong_counts = _LazyMetric(Counter, instruments.WRONG_COUNTS)
+    ledger_drift = _LazyMetric(Gauge, instruments.LEDGER_DRIFT)
+    upkeep_last_success = _LazyMetric(Gauge, instruments.UPKEEP_LAST_SUCCESS)
+    upkeep_age = _LazyMetric(Gauge, instruments.UPKEEP_AGE)
+    partitions_ahead = _LazyMetric(Gauge, instruments.PARTITIONS_AHEAD)
+    model_workers = _LazyMetric(Gauge, instruments.MODEL_WORKERS)
+    response_cache = _LazyMetric(Counter, instruments.RESPONSE_CACHE)
+    tokens = _LazyMetric(Counter, instruments.TOKENS)
+    ttft_seconds = _LazyMetric(Histogram, instruments.TTFT_SECONDS)
+    queue_depth = _LazyMetric(Gauge, instruments.QUEUE_DEPTH)
+    queue_wait_seconds = _LazyMetric(Histogram, instruments.QUEUE_WAIT_SECONDS)
+    worker_up = _LazyMetric(Gauge, instruments.WORKER_UP)
+    worker_slots = _LazyMetric(Gauge, instruments.WORKER_SLOTS)
+    engine_restarts = _LazyMetric(Counter, instruments.ENGINE_RESTARTS)
+    engine_overhead = _LazyMetric(Gauge, instruments.ENGINE_OVERHEAD)
+    engine_step_seconds = _LazyMetric(Gauge, instruments.ENGINE_STEP_SECONDS)
+    engine_tokens_per_second = _LazyMetric(Gauge, instruments.ENGINE_TOKENS_PER_SECOND)
+    active_users = _LazyMetric(Gauge, instruments.ACTIVE_USERS)
+    events = _LazyMetric(Counter, instruments.EVENTS)
+    completed_requests = _LazyMetric(Counter, instruments.COMPLETED_REQUESTS)
+    completed_tokens = _LazyMetric(Counter, instruments.COMPLETED_TOKENS)
+    node_up = _LazyMetric(Gauge, instruments.NODE_UP)
+    server_up = _LazyMetric(Gauge, instruments.SERVER_UP)
+    scrape_failures = _LazyMetric(Counter, instruments.SCRAPE_FAILURES)
+    scrape_dropped_series = _LazyMetric(Gauge, instruments.SCRAPE_DROPPED_SERIES)
+    custom_series = _LazyMetric(Gauge, instruments.CUSTOM_SERIES)
+    server_request_duration = _LazyMetric(Histogram, gen_ai_instruments.SERVER_REQUEST_DURATION)
+    server_time_to_first_token = _LazyMetric(Histogram, gen_ai_instruments.SERVER_TIME_TO_FIRST_TOKEN)
+    server_time_per_output_token = _LazyMetric(Histogram, gen_ai_instruments.SERVER_TIME_PER_OUTPUT_TOKEN)
+    client_operation_duration = _LazyMetric(Histogram, gen_ai_instruments.CLIENT_OPERATION_DURATION)
+    client_token_usage = _LazyMetric(Histogram, gen_ai_instruments.CLIENT_TOKEN_USAGE)
+    client_time_to_first_chunk = _LazyMetric(Histogram, gen_ai_instruments.CLIENT_TIME_TO_FIRST_CHUNK)
+    client_time_per_output_chunk = _LazyMetric(Histogram, gen_ai_instruments.CLIENT_TIME_PER_OUTPUT_CHUNK)
 
     def __init__(self, service: str) -> None:
-        """``service`` is the word of the `service` label: auth, gateway, inference, metrics or web."""
+        """``service`` is the value of the `service` label: auth, gateway, inference, metrics or web."""
         self.service = service
         self.registry = CollectorRegistry()
         ProcessCollector(namespace="ai_platform", registry=self.registry)
         self.build_info.labels(service=service, version=version(), python=platform.python_version()).set(1)
-        # The four that the seed documents name are there from the start, on every service.
+        # The specification requires these four on every service from the start.
         for _ in (self.requests, self.request_duration, self.active_users, self.rate_limit_violations):
             pass
 
     def render(self, form: MetricsTextFormat = MetricsTextFormat.PROMETHEUS) -> str:
-        """The text of /metrics."""
         collected = _CollectedSamples(self.registry)
         match form:
             case MetricsTextFormat.PROMETHEUS:
@@ -163,15 +162,15 @@ class Metrics:
                 return bytes(exposition.generate_latest(collected)).decode()  # type: ignore[no-untyped-call]  # it has no types
 
     def read(self) -> NodeMetrics:
-        """The same for the metrics service, with the exemplars that the text has no place for."""
+        """Return the text for the metrics service, with the exemplars that the format cannot carry."""
         collected = _CollectedSamples(self.registry)
         return NodeMetrics(generate_latest(collected).decode(), dict(_exemplars(collected.collect())))
 
 
 class _CollectedSamples(Collector):
-    """What a registry holds at one moment, without the ``_created`` series, which double the text and which nothing here asks for.
+    """A snapshot of a registry without the unused ``_created`` series, which would double the text.
 
-    prometheus_client can only switch them off for the whole process.
+    prometheus_client can disable them only for the whole process.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -198,7 +197,7 @@ def _escape(value: str) -> str:
 
 @cache
 def version() -> str:
-    """The version of aimesh that runs; a checkout that was never installed has none."""
+    """Return the version of aimesh, or "unknown" in a checkout that was never installed."""
     try:
         return metadata.version("aimesh")
     except metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Takes secrets out of what is about to be logged. Pure, and the last line of defence: callers do not log secrets."""
+"""Mask secrets in log lines. Pure. This is the last line of defense: callers must not log secrets."""
 
 import dataclasses
 import math
@@ -9,17 +9,17 @@ import msgspec
 
 MASK = "[redacted]"
 
-#: Names of fields whose value is never shown, with letters only: `API-Key`, `apiKey` and `api_key` are one.
+#: Field names whose values are masked, reduced to letters: `API-Key`, `apiKey` and `api_key` are equal.
 _SECRET_NAMES = ("password", "passwd", "token", "secret", "apikey", "authorization", "prompt", "credential", "cookie", "seedphrase")
 _SECRET_PLURALS = frozenset(f"{name}s" for name in _SECRET_NAMES if name != "token") | {"messages"}
 
-#: What looks like a secret wherever it stands -> what is shown of it.
+#: Pattern of a secret in any text -> its replacement.
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
-    # API keys, tickets and refresh tokens, whole or cut short; the kind stays readable.
+    # API keys, tickets and refresh tokens, even truncated; the kind stays readable.
     (re.compile(r"\b(aip_[a-z]{2,8}_)[0-9A-Za-z_-]{6,}"), rf"\1{MASK}"),
-    # JWT: a base64url header that begins with `{"`, a payload, a signature.
+    # JWT: a base64url header that begins with `{"`, payload and signature.
     (re.compile(r"\beyJ[\w-]{4,512}\.[\w-]{4,}(?:\.[\w-]*)?"), MASK),
-    # nkey seeds: S, the kind of key, 56 characters of base32, or what a cut left of them. A public key (U…) is an id and may be shown.
+    # nkey seeds: S, the key type and base32, even truncated. A public key (U…) is an ID, not a secret.
     (re.compile(r"\bS[ACNOUX][A-Z2-7]{30,}"), MASK),
     (re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{8,}"), rf"\1 {MASK}"),
     # The password of a URL.
@@ -30,21 +30,20 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(?i)\b([\w-]{0,32}(?:password|passwd|token|secret|api_?key|credential)=)[^\s&;,'\")]+"), rf"\1{MASK}"),
 )
 
-#: Deeper structures, longer texts and more items than these say nothing more to a reader of logs.
 _MAX_DEPTH = 6
 _MAX_TEXT = 16_384
 _MAX_ITEMS = 100
 
 
 def is_secret(name: str) -> bool:
-    """Whether a field of this name is masked: ``access_token`` and ``X-Api-Key`` are, ``prompt_tokens`` is not."""
+    """Return whether to mask a field of this name: ``access_token`` and ``X-Api-Key``, but not ``prompt_tokens``."""
     plain = re.sub(r"[^a-z]", "", name.lower())
     return plain.endswith(_SECRET_NAMES) or plain in _SECRET_PLURALS
 
 
 def text(value: str) -> str:
-    """``value`` without what looks like a secret, cut to a length that a log can bear."""
-    # Cut first, so that the patterns' time is bounded; what is cut off is not shown at all.
+    """Truncate a text and mask anything that looks like a secret."""
+    # Truncate first, to bound the time of the patterns.
     shown = value if len(value) <= _MAX_TEXT else value[:_MAX_TEXT]
     for pattern, replacement in _PATTERNS:
         shown = pattern.sub(replacement, shown)
@@ -52,7 +51,7 @@ def text(value: str) -> str:
 
 
 def value(item: object, depth: int = 0) -> object:
-    """``item`` in types that JSON has, without secrets."""
+    """Convert ``item`` to JSON types, without secrets."""
     shown: object
     record = _record(item)
     match item:
@@ -72,7 +71,7 @@ def value(item: object, depth: int = 0) -> object:
 
 
 def _record(item: object) -> Mapping[str, object] | None:
-    """What has named parts, by name: a string of it would hide which part is the password."""
+    """Return the named parts of an object. As one string, they would hide which part is a password."""
     match item:
         case Mapping():
             return {str(name): inner for name, inner in list(item.items())[:_MAX_ITEMS]}
@@ -84,5 +83,5 @@ def _record(item: object) -> Mapping[str, object] | None:
 
 
 def fields(record: Mapping[str, object], depth: int = 0) -> dict[str, object]:
-    """The fields of a log line, or of something inside one."""
+    """Mask the fields of a log line or of a nested record."""
     return {text(name): MASK if is_secret(name) and inner not in (None, "") else value(inner, depth) for name, inner in record.items()}

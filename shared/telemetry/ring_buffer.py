@@ -1,4 +1,4 @@
-"""The latest of what one process makes and another reads, now and then: where nobody reads, the oldest go."""
+"""Buffer items for a reader that polls. The oldest are dropped if nobody reads them."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -12,18 +12,17 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True)
 class RingReading(Generic[T]):
     items: tuple[T, ...]
-    #: Where the next reading goes on.
+    #: Pass this as ``after`` to the next ``read``.
     next: int
-    #: Overwritten before this reader came for them.
+    #: How many items were overwritten unread.
     lost: int
 
 
 class RingBuffer(Generic[T]):
-    """Everything in it has a number, which says where a reader goes on."""
+    """A bounded buffer of numbered items."""
 
     def __init__(self, most: int) -> None:
         self._kept: deque[T] = deque(maxlen=most)
-        #: The number of the next to come; those in ``_kept`` are the ones before it.
         self._next = 0
 
     def __len__(self) -> int:
@@ -35,9 +34,9 @@ class RingBuffer(Generic[T]):
             self._next += 1
 
     def read(self, after: int, most: int) -> RingReading[T]:
-        """From number ``after`` on, at most so many."""
+        """Return at most ``most`` items from number ``after`` on."""
         first = self._next - len(self._kept)
-        # A number of before a restart means nothing now.
+        # A number from before a restart is meaningless.
         start = first if after > self._next else max(after, first)
         found = tuple(islice(self._kept, start - first, start - first + most))
         return RingReading(found, start + len(found), 0 if after > self._next else start - after)

@@ -1,24 +1,23 @@
-"""The two texts that a scraper may ask for, and which of them it is given."""
+"""Choose the text format for a scraper by its Accept header."""
 
 from collections.abc import Iterable
 from typing import Final
 
 from shared.api.metrics import MetricsTextFormat
 
-#: For HTTP.
 CONTENT_TYPES: Final = {
     MetricsTextFormat.PROMETHEUS: "text/plain; version=0.0.4; charset=utf-8",
     MetricsTextFormat.OPENMETRICS: "application/openmetrics-text; version=1.0.0; charset=utf-8",
 }
 
 _OPENMETRICS: Final = "application/openmetrics-text"
-#: The versions that mean what we write; without one, the asker takes any.
+#: The versions that match our output; without one, the client accepts any.
 _VERSIONS: Final = {"", "1.0.0", "0.0.1"}
 _PLAIN: Final = {"text/plain", "text/*", "*/*"}
 
 
 def choose(headers: Iterable[tuple[bytes, bytes]]) -> MetricsTextFormat:
-    """By the Accept header (RFC 9110 §12.5.1): OpenMetrics where it is asked for by name and nothing of ours is liked better."""
+    """Return OpenMetrics if the Accept header (RFC 9110 §12.5.1) names it and does not prefer the text format."""
     wished = plain = 0.0
     for name, value in headers:
         if name != b"accept":
@@ -33,7 +32,7 @@ def choose(headers: Iterable[tuple[bytes, bytes]]) -> MetricsTextFormat:
 
 
 def _range(text: str) -> tuple[str, str, float]:
-    """A media range with the version and the quality that it names; one that cannot be read is not wished for."""
+    """Parse a media range into type, version and quality; the quality of an invalid one is 0."""
     kind, *parameters = (part.strip() for part in text.split(";"))
     values = {name.strip(): value.strip(' "') for name, _, value in (parameter.partition("=") for parameter in parameters)}
     try:

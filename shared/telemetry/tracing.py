@@ -1,10 +1,10 @@
-"""Spans as they are made: which traces a node keeps, and what of them waits to be read.
+"""Record spans, choose the traces that a node keeps, and buffer them for the metrics service.
 
     with tracing.span("ledger.reserve"):
         …
 
-A node keeps the traces that were chosen by lot, and of all others those that failed or were slow; the rest stay for a minute, in
-case another node kept its part. Everything is bounded: where nobody reads, the oldest go.
+A node keeps a random sample of all traces, and those that failed or were slow. It holds the rest for a minute, in case another node
+kept its part of the trace. All buffers are bounded and drop the oldest.
 """
 
 import asyncio
@@ -21,18 +21,18 @@ from shared.spans import OpenSpan, Span, SpanKind, Trace, Value
 from shared.telemetry.ring_buffer import RingBuffer
 from shared.types import RequestId
 
-#: Spans that wait to be read, about 1 KiB each.
+#: Kept spans that wait to be read, about 1 KiB each.
 MAX_KEPT = 8_192
-#: Spans of traces that nobody has kept yet, and for how long they may still be wanted.
+#: Spans of traces that are not kept, and how long another node can still request them.
 MAX_WAITING = 16_384
 WAITING_SECONDS = 60.0
-#: Of one reading: a message of the mesh, with room to spare.
+#: Per call, so that they fit into one message.
 MAX_READ = 1_000
 
-#: A second, of each kind: chosen although the lot was against it, failed, slow, and asked for by a caller.
+#: Traces per second, per reason: failed, slow, or extra at low traffic; and requested by a caller.
 _PER_SECOND = 5.0
 _ASKED_PER_SECOND = 20.0
-#: Slow is slower than so many of the latest of its name.
+#: A trace is slow if it takes longer than this share of the latest ones of the same name.
 _SLOW_QUANTILE = 0.95
 _LATEST = 256
 _ENOUGH_TO_KNOW = 64
@@ -45,34 +45,29 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class _Ended:
-    """A trace whose work here is over."""
-
     since: float
     kept: bool = False
-    #: Of one that is not kept.
     spans: list[OpenSpan] = field(default_factory=list)
 
 
 class Traces:
-    """One for a node."""
+    """The traces of one node."""
 
     def __init__(self, *, ratio: float, clock: Callable[[], float] = time.monotonic, is_on: bool = True) -> None:
-        """``ratio``: of all traces that begin here, those that are kept whatever becomes of them. Turned off, it makes no spans."""
+        """``ratio`` is the share of traces starting here that is always kept. Records nothing unless ``is_on``."""
         self._clock = clock
         self._is_on = is_on
         self._limit = int(ratio * _LOT)
         self._budgets = {kind: _Budget(_PER_SECOND) for kind in ("few", "failed", "slow")} | {"asked": _Budget(_ASKED_PER_SECOND)}
         self._paces: OrderedDict[str, _Pace] = OrderedDict()
         self._kept: RingBuffer[OpenSpan] = RingBuffer(MAX_KEPT)
-        #: By the trace's id, the longest ended first.
         self._ended: OrderedDict[str, _Ended] = OrderedDict()
-        #: Spans in them.
         self._waiting = 0
 
-    # --- while it runs ----------------------------------------------------------------------------------------------
+    # --- running traces ---------------------------------------------------------------------------------------------
 
     def enter(self, name: str, traceparent: str, request_id: RequestId | None = None) -> "ServingSpan":
-        """Serve somebody from outside: a trace begins here, as a part of theirs where ``traceparent`` says so."""
+        """Serve an external caller. A trace starts here, as part of the caller's if ``traceparent`` is set."""
         request_id = request_id or context.new_request_id()
         if not self._is_on:
             return ServingSpan(self, None, traceparent, name, request_id, is_door=True)
@@ -82,7 +77,7 @@ class Traces:
         return ServingSpan(self, trace, "" if asked is None else asked.span_id, name, request_id, is_door=True)
 
     def join(self, name: str, traceparent: str, request_id: RequestId) -> "ServingSpan | None":
-        """Serve another node of the mesh; None where its request has no trace."""
+        """Serve another node of the mesh. Returns None if its request has no trace."""
         asked = spans.parse(traceparent)
         if asked is None or not self._is_on:
             return None
@@ -93,17 +88,17 @@ class Traces:
         now = self._clock()
         if asked is not None and asked.sampled and self._budgets["asked"].spend(now):
             return True
-        # By its id, so that every node would choose the same.
+        # By trace id, so that every node makes the same choice.
         return int(trace_id[-14:], 16) < self._limit or self._budgets["few"].spend(now)
 
-    # --- when it has ended --------------------------------------------------------------------------------------------
+    # --- ended traces -------------------------------------------------------------------------------------------------
 
     def ended(self, served: OpenSpan, *, is_door: bool) -> None:
-        """Decide about the trace whose work on this node was ``served``."""
+        """Decide whether to keep the trace that ended on this node with ``served``."""
         trace, now = served.trace, self._clock()
-        assert trace is not None  # it has begun
+        assert trace is not None
         keep = trace.sampled or self._is_remarkable(served, now, is_door=is_door)
-        # A node may serve several calls of one trace.
+        # A node can serve several calls of one trace.
         ended = self._ended.get(trace.id)
         if ended is None:
             ended = self._ended[trace.id] = _Ended(now)
@@ -150,10 +145,10 @@ class Traces:
             self._waiting -= len(oldest.spans)
             self._ended.popitem(last=False)
 
-    # --- for the reader -----------------------------------------------------------------------------------------------
+    # --- reading ------------------------------------------------------------------------------------------------------
 
     def read(self, after: int, wanted: Iterable[str] = ()) -> "SpanBatch":
-        """The spans kept from number ``after`` on, and from now on those of the traces ``wanted``, which another node kept."""
+        """Return kept spans from number ``after`` on. Also starts to keep the traces ``wanted``, which another node kept."""
         for trace_id in wanted:
             if trace_id in self._ended:
                 self._keep(self._ended[trace_id])
@@ -164,19 +159,19 @@ class Traces:
 @dataclass(frozen=True, slots=True)
 class SpanBatch:
     spans: tuple[Span, ...]
-    #: Where the next reading goes on.
+    #: Pass this as ``after`` to the next ``read``.
     next: int
-    #: Kept, and overwritten before they were read.
+    #: Kept spans that were overwritten unread.
     lost: int
 
 
 class ServingSpan:
-    """Work for one request, from its arrival here to its end: the block is its span, and ``context.current`` its request."""
+    """A context manager for serving one request: sets ``context.current`` and records a span."""
 
     __slots__ = ("_before", "_is_door", "_parent", "_request_id", "_trace", "_traces", "span")
 
     def __init__(self, traces: Traces, trace: Trace | None, parent: str, name: str, request_id: RequestId, *, is_door: bool) -> None:
-        """``parent`` is the asking span's id, and where there is no trace, all of what came with the request."""
+        """``parent`` is the caller's span id, or the whole traceparent if there is no trace."""
         self._traces = traces
         self._trace = trace
         self._parent = parent
@@ -199,13 +194,13 @@ class ServingSpan:
         if self._trace is None:
             return
         if error is not None and not self.span.error:
-            self.span.error = _code(error)
+            self.span.error = error_code(error)
         self.span.end()
         self._traces.ended(self.span, is_door=self._is_door)
 
 
 class span(OpenSpan):  # noqa: N801 - read as a statement: with tracing.span("route.select")
-    """The block is a span of the running request; of none, it is nothing."""
+    """A context manager that records a span of the current request. Does nothing without one."""
 
     __slots__ = ("_before",)
 
@@ -218,7 +213,7 @@ class span(OpenSpan):  # noqa: N801 - read as a statement: with tracing.span("ro
         return self
 
     def part(self, name: str, start_ns: int, end_ns: int) -> None:
-        """A piece of it that was measured otherwise, in ``spans.now_ns``."""
+        """Add a child span that was measured elsewhere, in ``spans.now_ns``."""
         if self.trace is not None:
             piece = OpenSpan(name)
             piece.begin(self.trace, self)
@@ -230,13 +225,15 @@ class span(OpenSpan):  # noqa: N801 - read as a statement: with tracing.span("ro
             return
         context.current.set(self._before)
         if error is not None:
-            self.error = _code(error)
+            self.error = error_code(error)
         self.end()
 
 
 class CallSpan(Generic[T]):
-    """A stream of another node, opened in a span of its own that ends with it: what that node does hangs below it. It may be left by
-    another task than the one that entered it, as what a generator holds is."""
+    """A context manager that wraps a stream to another node in a client span.
+
+    It can be exited by another task than the one that entered it, as happens inside generators.
+    """
 
     __slots__ = ("_stream", "span")
 
@@ -253,7 +250,7 @@ class CallSpan(Generic[T]):
         try:
             return await self._stream.__aenter__()
         except BaseException as error:
-            self.span.error = _code(error)
+            self.span.error = error_code(error)
             self.span.end()
             raise
         finally:
@@ -261,13 +258,13 @@ class CallSpan(Generic[T]):
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
         if self.span.trace is not None:
-            self.span.error = "" if error is None else _code(error)
+            self.span.error = "" if error is None else error_code(error)
             self.span.end()
         await self._stream.__aexit__(kind, error, where)
 
 
 def begin(name: str, attributes: Mapping[str, Value] | None = None, kind: SpanKind = SpanKind.INTERNAL) -> OpenSpan | None:
-    """A span that is no block, such as one around what a generator yields: ``end`` it. None where no request is looked at."""
+    """Begin a span that the caller must ``end``, for example inside a generator. Returns None without a current trace."""
     now = context.current.get()
     if now is None or now.span is None or now.span.trace is None:
         return None
@@ -277,19 +274,17 @@ def begin(name: str, attributes: Mapping[str, Value] | None = None, kind: SpanKi
 
 
 def of_headers(headers: Iterable[tuple[bytes, bytes]]) -> str:
-    """The trace that an HTTP client names, as it wrote it; empty where it names none."""
+    """Return the traceparent header of an HTTP client; empty without one."""
     return next((value.decode("latin-1") for name, value in headers if name == b"traceparent"), "")
 
 
-def _code(error: BaseException) -> str:
+def error_code(error: BaseException) -> str:
     if isinstance(error, errors.AimeshError):
         return errors.code_of(error)
     return errors.Cancelled.code if isinstance(error, (asyncio.CancelledError, GeneratorExit)) else errors.Internal.code
 
 
 class _Budget:
-    """At most so many a second, a few more after a pause."""
-
     __slots__ = ("_at", "_left", "_per_second")
 
     def __init__(self, per_second: float) -> None:
@@ -307,8 +302,6 @@ class _Budget:
 
 
 class _Pace:
-    """How long the latest of one name took."""
-
     __slots__ = ("_latest", "_slow_ns")
 
     def __init__(self) -> None:

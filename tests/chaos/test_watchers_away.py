@@ -201,7 +201,11 @@ class _Breaking(BaseHTTPRequestHandler):
 
 
 #: What the health says of each; the words are in the log as well.
-BREAKS = {"busy": "answers 503", "speaks something else": "does not answer: RemoteProtocolError", "hangs": "does not answer: TimeoutError"}
+BREAKS = {
+    "busy": "returned 503",
+    "speaks something else": "is not responding: RemoteProtocolError",
+    "hangs": "is not responding: TimeoutError",
+}
 #: The longest pause of the metrics service between two tries, and how long it waits for an answer.
 TRIED_SECONDS = 20.0
 
@@ -269,7 +273,7 @@ async def _lost(stack: RunningStack) -> float:
 
 
 def _refusals(stack: RunningStack) -> list[str]:
-    return [line for line in stack.log("metrics").splitlines() if '"the OTLP endpoint takes nothing"' in line]
+    return [line for line in stack.log("metrics").splitlines() if '"the OTLP endpoint rejects everything"' in line]
 
 
 # --- Prometheus -------------------------------------------------------------------------------------------------------

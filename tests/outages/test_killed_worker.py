@@ -55,8 +55,8 @@ async def test_a_killed_worker_is_missed_at_once_and_until_it_is_back(stack: Run
     took = f"degraded after {degraded:.2f} s, gone after {gone:.2f} s, alert after {fires:.0f} s"
     print(f"OUTAGE worker: {took}; over {ends:.0f} s after it came back")
     assert degraded <= DEGRADED_SECONDS, f"it took {degraded:.1f} s"
-    assert "did not say how it is" in first.detail or "without a goodbye" in first.detail
-    assert "without a goodbye" in lost.detail
+    assert "health check failed" in first.detail or "without shutting down" in first.detail
+    assert "without shutting down" in lost.detail
     assert "silent for" in lost.detail
     assert (firing.severity, firing.id) == ("warning", over.id)
 

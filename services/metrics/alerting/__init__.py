@@ -1,1 +1,1 @@
-"""The alerts as this service itself sees them: readings of the mesh's metrics, what holds, since when, and who was told."""
+"""Evaluate the alert rules, keep the state of alerts, and notify people."""

@@ -1,4 +1,4 @@
-"""Which alerts there are, since when, who has seen them and who wants to hear nothing of them. Pure; the caller brings the clock."""
+"""Hold the state of alerts, acknowledgements and silences. Pure; the caller supplies the clock."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -9,35 +9,31 @@ from services.metrics.alerting.rules import evaluation
 from services.metrics.alerting.rules.alert_rule import AlertRule, Severity
 from services.metrics.alerting.rules.evaluation import Active, Labels, MetricReadings
 
-#: Alerts that are over stay on the list for a day, the latest of them.
+#: How long resolved alerts stay on the list, and how many of them.
 ENDED_SECONDS: Final = 24 * 3600.0
 MAX_ENDED: Final = 200
-#: One rule that holds for everything would bury the others.
+#: Per rule, so that one rule cannot bury the others.
 MAX_OF_ONE_RULE: Final = 100
 MAX_SILENCES: Final = 100
 MAX_SILENCE_SECONDS: Final = 30 * 24 * 3600.0
-#: Characters of a label that a silence is for.
+#: The maximum length of a label value in a silence.
 MAX_LABEL: Final = 200
-#: An alert that nobody has looked at for longer than this began anew, as with Prometheus after a restart.
+#: An alert that was not evaluated for longer than this starts again, as with Prometheus after a restart.
 OUTAGE_SECONDS: Final = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActiveAlert:
-    """One alert, from the moment its condition held first. Times are seconds since 1970."""
+    """One alert. Times are Unix seconds."""
 
     id: str
     rule: AlertRule
     labels: Labels
     since: float
     value: float
-    #: Its condition has held for long enough.
     firing: bool
-    #: When it was over; None while it lasts.
     ended: float | None = None
-    #: Who has seen it, and looks after it; empty for nobody.
     seen_by: str = ""
-    #: When they said so.
     seen_at: float | None = None
 
     @property
@@ -51,23 +47,23 @@ class ActiveAlert:
 
 @dataclass(frozen=True, slots=True)
 class AlertSilence:
-    """Alerts of this name with these labels are not told to anybody until then."""
+    """Suppresses notifications of alerts with this name and these labels."""
 
     id: str
-    #: Empty for all.
+    #: Empty for all alerts.
     name: str
     labels: Labels
     until: float
     by: str
     why: str
 
-    def covers(self, alarm: ActiveAlert) -> bool:
-        return self.name in ("", alarm.rule.name) and set(self.labels) <= set(alarm.labels)
+    def covers(self, alert: ActiveAlert) -> bool:
+        return self.name in ("", alert.rule.name) and set(self.labels) <= set(alert.labels)
 
 
 @dataclass(frozen=True, slots=True)
 class AlertNotice:
-    """What is to be told: those that began to fire, and those that were told before and are over."""
+    """Alerts to send: those that started to fire, and sent ones that were resolved."""
 
     began: tuple[ActiveAlert, ...] = ()
     ended: tuple[ActiveAlert, ...] = ()
@@ -78,47 +74,45 @@ class AlertNotice:
 
 @dataclass(frozen=True, slots=True)
 class StoredAlertState:
-    """An alert as it outlives the service."""
+    """An alert as PostgreSQL stores it."""
 
-    alarm: ActiveAlert
-    #: It was handed to those who tell people, and its end was not.
+    alert: ActiveAlert
+    #: Whether its start was sent and its end was not.
     told: bool
-    #: When it was last known that it lasts; of one that is over, its end.
+    #: When it was last known to be active; if resolved, its end.
     held_at: float
-    #: Names of those who tell people and have not told the last news of it.
+    #: The channels that still have to send its latest change.
     owed: tuple[str, ...] = ()
 
 
 class AlertStates:
-    """One for the service."""
+    """The alerts of this replica."""
 
     def __init__(self, rules: Iterable[AlertRule]) -> None:
-        # What always fires says that Alertmanager is alive; it is none of ours.
+        # The watchdog always fires, to show that Alertmanager works; leave it out.
         self._rules = tuple(rule for rule in rules if rule.severity is not Severity.NONE)
         self._active: dict[AlertRule, dict[Labels, Active]] = {rule: {} for rule in self._rules}
-        #: The last look; None before the first.
         self.looked_at: float | None = None
-        #: Name of an alert -> how many of it found no room at the last look.
+        #: Alert name -> how many exceeded the limit at the last evaluation.
         self.crowded: dict[str, int] = {}
-        self._alarms: dict[str, ActiveAlert] = {}
+        self._alerts: dict[str, ActiveAlert] = {}
         self._ended: list[ActiveAlert] = []
         self._silences: dict[str, AlertSilence] = {}
-        #: Those that somebody was told of.
         self._told: set[str] = set()
-        #: Those that are over, and whose end nobody was told because nobody looked for long.
+        #: Alerts that were resolved during an outage, so that their end was not sent.
         self._owed: list[ActiveAlert] = []
-        #: Silences that were ended here, and that PostgreSQL does not know of.
+        #: Silences ended here, but not yet in PostgreSQL.
         self._ended_silences: set[str] = set()
-        #: Alerts that somebody said here to look after; the same.
+        #: Alerts acknowledged here, but not yet in PostgreSQL.
         self._acknowledged: dict[str, ActiveAlert] = {}
 
-    # --- what there is ----------------------------------------------------------------------------------------------
+    # --- evaluation -------------------------------------------------------------------------------------------------
 
     def look(self, readings: MetricReadings, now: float) -> AlertNotice:
-        """Evaluate every rule. An alert that fires under a silence is told when that ends, if it still fires."""
+        """Evaluate every rule. A silenced alert is sent when the silence ends, if it still fires."""
         self.looked_at = now
         self.crowded = {}
-        before, self._alarms = self._alarms, {}
+        before, self._alerts = self._alerts, {}
         for rule in self._rules:
             found = evaluation.advance(rule, readings, self._active[rule], now)
             self._active[rule] = kept = dict(sorted(found.items(), key=lambda item: item[1].since)[:MAX_OF_ONE_RULE])
@@ -126,14 +120,14 @@ class AlertStates:
                 self.crowded[rule.name] = self.crowded.get(rule.name, 0) + len(found) - len(kept)
             for labels, active in kept.items():
                 self._note(rule, labels, active, before)
-        over = [replace(alarm, ended=now) for key, alarm in before.items() if key not in self._alarms and alarm.firing]
-        self._ended = [alarm for alarm in [*over, *self._ended] if now - (alarm.ended or now) < ENDED_SECONDS][:MAX_ENDED]
-        return self._news(over, now)
+        over = [replace(alert, ended=now) for key, alert in before.items() if key not in self._alerts and alert.firing]
+        self._ended = [alert for alert in [*over, *self._ended] if now - (alert.ended or now) < ENDED_SECONDS][:MAX_ENDED]
+        return self._notice(over, now)
 
     def _note(self, rule: AlertRule, labels: Labels, active: Active, before: Mapping[str, ActiveAlert]) -> None:
         key = _id(rule, labels)
         known = before.get(key)
-        self._alarms[key] = ActiveAlert(
+        self._alerts[key] = ActiveAlert(
             id=key,
             rule=rule,
             labels=labels,
@@ -144,39 +138,38 @@ class AlertStates:
             seen_at=None if known is None else known.seen_at,
         )
 
-    def _news(self, over: Sequence[ActiveAlert], now: float) -> AlertNotice:
+    def _notice(self, over: Sequence[ActiveAlert], now: float) -> AlertNotice:
         self._silences = {key: silence for key, silence in self._silences.items() if silence.until > now}
-        began = [alarm for alarm in self.firing() if alarm.id not in self._told and self.silence_of(alarm) is None]
-        ended = [alarm for alarm in over if alarm.id in self._told]
+        began = [alert for alert in self.firing() if alert.id not in self._told and self.silence_of(alert) is None]
+        ended = [alert for alert in over if alert.id in self._told]
         owed, self._owed = self._owed, []
-        self._told |= {alarm.id for alarm in began}
-        self._told -= {alarm.id for alarm in over}
+        self._told |= {alert.id for alert in began}
+        self._told -= {alert.id for alert in over}
         return AlertNotice(tuple(began), (*owed, *ended))
 
     def firing(self) -> list[ActiveAlert]:
-        """The gravest first, then the oldest."""
-        return sorted((alarm for alarm in self._alarms.values() if alarm.firing), key=lambda one: (_GRAVITY[one.rule.severity], one.since))
+        """Return firing alerts by severity, then by age."""
+        return sorted((alert for alert in self._alerts.values() if alert.firing), key=lambda one: (_GRAVITY[one.rule.severity], one.since))
 
     def pending(self) -> list[ActiveAlert]:
-        """Those whose condition has not held for long enough."""
-        return sorted((alarm for alarm in self._alarms.values() if not alarm.firing), key=lambda one: one.since)
+        return sorted((alert for alert in self._alerts.values() if not alert.firing), key=lambda one: one.since)
 
     def ended(self) -> list[ActiveAlert]:
-        """The latest first."""
+        """Return resolved alerts, latest first."""
         return list(self._ended)
 
-    # --- what people do ---------------------------------------------------------------------------------------------
+    # --- user actions -----------------------------------------------------------------------------------------------
 
-    def acknowledge(self, alarm_id: str, by: str, now: float) -> ActiveAlert | None:
-        """``by`` looks after it; None where there is no such alert."""
-        alarm = self._alarms.get(alarm_id)
-        if alarm is None:
+    def acknowledge(self, alert_id: str, by: str, now: float) -> ActiveAlert | None:
+        """Acknowledge an alert; None if it does not exist."""
+        alert = self._alerts.get(alert_id)
+        if alert is None:
             return None
-        self._alarms[alarm_id] = self._acknowledged[alarm_id] = seen = replace(alarm, seen_by=by, seen_at=now)
+        self._alerts[alert_id] = self._acknowledged[alert_id] = seen = replace(alert, seen_by=by, seen_at=now)
         return seen
 
     def silence(self, made: AlertSilence) -> bool:
-        """False where there are too many. Its id is one that no other replica gives."""
+        """Add a silence with a globally unique id. Returns False if there are too many."""
         if len(self._silences) >= MAX_SILENCES:
             return False
         self._silences[made.id] = made
@@ -192,81 +185,81 @@ class AlertStates:
         return list(self._silences.values())
 
     def ended_silences(self) -> frozenset[str]:
-        """Those that were ended here, and whose end is not written yet."""
+        """Return silences ended here, but not yet in PostgreSQL."""
         return frozenset(self._ended_silences)
 
     def acknowledged(self) -> list[ActiveAlert]:
-        """Those that somebody said here to look after, and for whom that is not written yet."""
+        """Return alerts acknowledged here, but not yet in PostgreSQL."""
         return list(self._acknowledged.values())
 
-    def silence_of(self, alarm: ActiveAlert) -> AlertSilence | None:
-        return next((silence for silence in self._silences.values() if silence.covers(alarm)), None)
+    def silence_of(self, alert: ActiveAlert) -> AlertSilence | None:
+        return next((silence for silence in self._silences.values() if silence.covers(alert)), None)
 
-    # --- what outlives the service ----------------------------------------------------------------------------------
+    # --- persistence ------------------------------------------------------------------------------------------------
 
     def remembered(self) -> list[StoredAlertState]:
-        """All that there is after a look; before the first there is nothing."""
+        """Return the state to store; empty before the first evaluation."""
         if self.looked_at is None:
             return []
-        lasting = [StoredAlertState(alarm, alarm.id in self._told, self.looked_at) for alarm in self._alarms.values()]
-        return [*lasting, *(StoredAlertState(alarm, told=False, held_at=alarm.ended or 0.0) for alarm in self._ended)]
+        lasting = [StoredAlertState(alert, alert.id in self._told, self.looked_at) for alert in self._alerts.values()]
+        return [*lasting, *(StoredAlertState(alert, told=False, held_at=alert.ended or 0.0) for alert in self._ended)]
 
     def show(self, stored: Iterable[StoredAlertState], now: float) -> None:
-        """What the leader knows, in place of what there was."""
+        """Replace the state by the leader's."""
         self._active = {rule: {} for rule in self._rules}
-        self._alarms, self._ended, self._owed, self._told = {}, [], [], set()
+        self._alerts, self._ended, self._owed, self._told = {}, [], [], set()
         self.looked_at, self.crowded = None, {}
         self.resume(stored, now)
 
     def resume(self, stored: Iterable[StoredAlertState], now: float) -> None:
-        """What the last leader knew, besides what was seen here without it. The next look says whether it still lasts."""
+        """Add the last leader's state to this one. The next evaluation decides whether alerts are still active."""
         for one in stored:
-            if one.alarm.ended is None and now - one.held_at < OUTAGE_SECONDS:
-                self._go_on(one)
+            if one.alert.ended is None and now - one.held_at < OUTAGE_SECONDS:
+                self._continue(one)
             else:
                 self._close(one)
-        self._ended = sorted(self._ended, key=lambda alarm: alarm.ended or now, reverse=True)[:MAX_ENDED]
+        self._ended = sorted(self._ended, key=lambda alert: alert.ended or now, reverse=True)[:MAX_ENDED]
 
-    def _go_on(self, one: StoredAlertState) -> None:
-        alarm = one.alarm
-        mine = self._alarms.get(alarm.id, alarm)
-        since = min(mine.since, alarm.since)
-        self._alarms[alarm.id] = replace(_seen_last(mine, alarm), since=since)
-        self._active[alarm.rule][alarm.labels] = Active(since, mine.value, mine.firing)
+    def _continue(self, one: StoredAlertState) -> None:
+        alert = one.alert
+        mine = self._alerts.get(alert.id, alert)
+        since = min(mine.since, alert.since)
+        self._alerts[alert.id] = replace(_seen_last(mine, alert), since=since)
+        self._active[alert.rule][alert.labels] = Active(since, mine.value, mine.firing)
         if one.told:
-            self._told.add(alarm.id)
+            self._told.add(alert.id)
 
     def _close(self, one: StoredAlertState) -> None:
-        alarm = one.alarm if one.alarm.ended is not None else replace(one.alarm, ended=one.held_at)
-        if alarm.firing:
-            self._ended.append(alarm)
-        if one.told and one.alarm.ended is None and alarm.id not in self._alarms:
-            self._owed.append(alarm)
+        alert = one.alert if one.alert.ended is not None else replace(one.alert, ended=one.held_at)
+        if alert.firing:
+            self._ended.append(alert)
+        if one.told and one.alert.ended is None and alert.id not in self._alerts:
+            self._owed.append(alert)
 
     def hear(self, stored: Iterable[StoredAlertState]) -> None:
-        """Who looks after what, as somebody said at another replica."""
+        """Take over acknowledgements from other replicas."""
         for one in stored:
-            mine = self._alarms.get(one.alarm.id)
-            if mine is not None and one.alarm.ended is None:
-                self._alarms[mine.id] = _seen_last(mine, one.alarm)
+            mine = self._alerts.get(one.alert.id)
+            if mine is not None and one.alert.ended is None:
+                self._alerts[mine.id] = _seen_last(mine, one.alert)
 
     def hear_silences(self, lasting: Iterable[AlertSilence], ended: Set[str], now: float) -> None:
-        """As PostgreSQL has them. One that it does not have stays."""
+        """Take over silences from PostgreSQL. Keeps those that it does not have."""
         self._silences = {key: silence for key, silence in self._silences.items() if silence.until > now and key not in ended}
         for silence in lasting:
             if silence.until > now and silence.id not in self._ended_silences:
                 self._silences.setdefault(silence.id, silence)
 
     def forget_written(self, ended_silences: Set[str], acknowledged: Iterable[ActiveAlert]) -> None:
-        """What people did here, as far as it is in PostgreSQL now."""
+        """Forget user actions that are now in PostgreSQL."""
         self._ended_silences -= ended_silences
-        for alarm in acknowledged:
-            if self._acknowledged.get(alarm.id) is alarm:
-                del self._acknowledged[alarm.id]
+        for alert in acknowledged:
+            if self._acknowledged.get(alert.id) is alert:
+                del self._acknowledged[alert.id]
 
 
 def _seen_last(mine: ActiveAlert, other: ActiveAlert) -> ActiveAlert:
-    """Mine; who said last that they look after it does."""
+    """Return my alert with the latest acknowledgement of both."""
     seen = max(mine, other, key=lambda one: one.seen_at or 0.0)
     return replace(mine, seen_by=seen.seen_by, seen_at=seen.seen_at)
 
@@ -275,7 +268,7 @@ _GRAVITY: Final = {severity: place for place, severity in enumerate(Severity)}
 
 
 def _id(rule: AlertRule, labels: Labels) -> str:
-    """The same for as long as the alert lasts, whoever leads."""
+    """Return an id that is stable across leaders."""
     return hashlib.sha256(repr((rule.name, rule.severity, labels)).encode()).hexdigest()[:12]
 
 

@@ -1,4 +1,4 @@
-"""The tables of alerts and silences, and who leads. Only this module of the room talks to PostgreSQL."""
+"""Read and write the tables of alerts and silences. The only alerting module that talks to PostgreSQL."""
 
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -17,28 +17,22 @@ from services.metrics.alerting.rules.evaluation import Labels
 from shared import errors
 from shared.stores import database
 
-#: One task of the room writes and reads.
 _POOL_SIZE: Final = 2
-#: At one reading. There are at most 100 of a rule that last, and 200 that are over.
+#: Per query. There are at most 100 active alerts per rule, and 200 resolved ones.
 _MAX_ALARMS: Final = 10_000
 
 Leadership = database.Leadership
 
 
 class State(StrEnum):
-    """What else the next leader goes on with."""
+    """Other state for the next leader."""
 
-    #: Which process led last.
     LEADER = "leader"
-    #: Those that were there.
     WORKERS = "workers"
-    #: How counters grew.
     WINDOW = "window"
 
 
-class _AlertNotification(msgspec.Struct, frozen=True):
-    """What a silence is, besides its end."""
-
+class _SilenceDetails(msgspec.Struct, frozen=True):
     name: str
     labels: Labels
     by: str
@@ -47,10 +41,9 @@ class _AlertNotification(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class StoredSilences:
-    """Those that the replicas have agreed on."""
+    """The silences in PostgreSQL."""
 
     lasting: tuple[AlertSilence, ...]
-    #: By somebody, before their time.
     ended: frozenset[str]
 
     @property
@@ -59,7 +52,7 @@ class StoredSilences:
 
 
 class AlertStore:
-    """Every method may raise Unavailable. Alerts of rules that there are no more are not read."""
+    """Every method can raise Unavailable. Alerts of removed rules are ignored."""
 
     def __init__(self, opened: database.Database, rules: Iterable[AlertRule]) -> None:
         self._database = opened
@@ -68,25 +61,25 @@ class AlertStore:
     @classmethod
     @asynccontextmanager
     async def open(cls, url: str, rules: Iterable[AlertRule]) -> AsyncIterator["AlertStore"]:
-        """Raises Unavailable where PostgreSQL is away for 30 s, and BadSettings where it refuses us."""
+        """Raises Unavailable if PostgreSQL is down for 30 s, and BadSettings if it denies access."""
         package = Path(__file__).parents[1]
         try:
             async with database.Database.open(url, schema="metrics", package=package, pool_size=_POOL_SIZE) as opened:
                 yield cls(opened, rules)
         except asyncpg.PostgresError as error:
-            hint = "DATABASE_URL or METRICS_DATABASE_URL must name a role that may make the schema `metrics`"
-            raise errors.BadSettings(f"PostgreSQL refuses the memory of alerts: {error}", hint=hint) from error
+            hint = "DATABASE_URL or METRICS_DATABASE_URL must name a role that may create the schema `metrics`"
+            raise errors.BadSettings(f"PostgreSQL denies access to the alert state: {error}", hint=hint) from error
 
     def leadership(self) -> AbstractAsyncContextManager[Leadership]:
         return self._database.leadership("alerts")
 
     # --- alerts -----------------------------------------------------------------------------------------------------
 
-    async def alarms(self, now: float) -> list[StoredAlertState]:
+    async def alerts(self, now: float) -> list[StoredAlertState]:
         return self._read(await self._database.rows("list_alarms", _moment(now - OUTAGE_SECONDS), _MAX_ALARMS))
 
     async def write(self, leader: Leadership, changed: Sequence[StoredAlertState], everything: Collection[tuple[str, float]]) -> None:
-        """All of it or none: those that have ``changed``, and none besides ``everything``, ids with the moment since when."""
+        """Write the ``changed`` alerts and delete all but ``everything`` (id and start), in one transaction."""
         async with leader.transaction() as transaction:
             await transaction.run("keep_alarms", [one for one, _ in everything], [_moment(since) for _, since in everything])
             await transaction.run("write_alarms", *_columns(changed))
@@ -94,10 +87,10 @@ class AlertStore:
     async def acknowledge(self, seen: ActiveAlert) -> None:
         await self._database.run("acknowledge", seen.id, seen.seen_by, _seen_at(seen))
 
-    # --- what else the next leader goes on with ---------------------------------------------------------------------
+    # --- other state ------------------------------------------------------------------------------------------------
 
     async def state(self, name: State, since: float) -> bytes | None:
-        """None where there is none from since then."""
+        """Return None if it is missing or older than ``since``."""
         row = await self._database.row("read_state", name)
         return row["body"] if row is not None and row["at"].timestamp() >= since else None
 
@@ -113,7 +106,7 @@ class AlertStore:
         return StoredSilences(tuple(_silence(row) for row in rows if not row["ended"]), ended)
 
     async def write_silences(self, made: Sequence[AlertSilence]) -> None:
-        said = [msgspec.json.encode(_AlertNotification(one.name, one.labels, one.by, one.why)).decode() for one in made]
+        said = [msgspec.json.encode(_SilenceDetails(one.name, one.labels, one.by, one.why)).decode() for one in made]
         await self._database.run("write_silences", [one.id for one in made], [_moment(one.until) for one in made], said)
 
     async def end_silences(self, ids: Collection[str], stays_until: float) -> None:
@@ -122,8 +115,6 @@ class AlertStore:
     async def delete_silences_before(self, moment: float) -> None:
         await self._database.run("delete_old_silences", _moment(moment))
 
-    # ----------------------------------------------------------------------------------------------------------------
-
     def _read(self, rows: Iterable[database.DatabaseRow]) -> list[StoredAlertState]:
         found = []
         for row in rows:
@@ -131,11 +122,11 @@ class AlertStore:
             named = [rule for rule in self._rules if (rule.name, rule.severity) == (row["rule"], row["severity"])]
             rule = next((rule for rule in named if set(rule.labels) <= set(labels)), None)
             if rule is not None:
-                found.append(StoredAlertState(_alarm(row, rule, labels), row["told"], row["held_at"].timestamp(), tuple(row["owed"])))
+                found.append(StoredAlertState(_alert(row, rule, labels), row["told"], row["held_at"].timestamp(), tuple(row["owed"])))
         return found
 
 
-def _alarm(row: database.DatabaseRow, rule: AlertRule, labels: Labels) -> ActiveAlert:
+def _alert(row: database.DatabaseRow, rule: AlertRule, labels: Labels) -> ActiveAlert:
     return ActiveAlert(
         id=row["id"],
         rule=rule,
@@ -150,31 +141,30 @@ def _alarm(row: database.DatabaseRow, rule: AlertRule, labels: Labels) -> Active
 
 
 def _columns(remembered: Sequence[StoredAlertState]) -> tuple[list[object], ...]:
-    """In the order of `write_alarms`."""
-    alarms = [one.alarm for one in remembered]
+    alerts = [one.alert for one in remembered]
     return (
-        [alarm.id for alarm in alarms],
-        [_moment(alarm.since) for alarm in alarms],
-        [alarm.rule.name for alarm in alarms],
-        [str(alarm.rule.severity) for alarm in alarms],
-        [msgspec.json.encode(alarm.labels).decode() for alarm in alarms],
-        [alarm.value for alarm in alarms],
-        [alarm.firing for alarm in alarms],
-        [None if alarm.ended is None else _moment(alarm.ended) for alarm in alarms],
-        [alarm.seen_by for alarm in alarms],
-        [_seen_at(alarm) for alarm in alarms],
+        [alert.id for alert in alerts],
+        [_moment(alert.since) for alert in alerts],
+        [alert.rule.name for alert in alerts],
+        [str(alert.rule.severity) for alert in alerts],
+        [msgspec.json.encode(alert.labels).decode() for alert in alerts],
+        [alert.value for alert in alerts],
+        [alert.firing for alert in alerts],
+        [None if alert.ended is None else _moment(alert.ended) for alert in alerts],
+        [alert.seen_by for alert in alerts],
+        [_seen_at(alert) for alert in alerts],
         [one.told for one in remembered],
         [_moment(one.held_at) for one in remembered],
         [",".join(one.owed) for one in remembered],
     )
 
 
-def _seen_at(alarm: ActiveAlert) -> datetime | None:
-    return None if alarm.seen_at is None else _moment(alarm.seen_at)
+def _seen_at(alert: ActiveAlert) -> datetime | None:
+    return None if alert.seen_at is None else _moment(alert.seen_at)
 
 
 def _silence(row: database.DatabaseRow) -> AlertSilence:
-    said = msgspec.json.decode(row["said"], type=_AlertNotification)
+    said = msgspec.json.decode(row["said"], type=_SilenceDetails)
     return AlertSilence(row["id"], said.name, said.labels, row["until"].timestamp(), said.by, said.why)
 
 

@@ -1,10 +1,10 @@
-"""The room of the alerts: the look at the rules, what is remembered of it, and everybody who is told what it finds."""
+"""Wire up alerting: evaluation, persistence and delivery."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 
 from services.metrics.alerting.alert_mailer import AlertMailer
-from services.metrics.alerting.delivery import Delivery, Way
+from services.metrics.alerting.delivery import Channel, Delivery
 from services.metrics.alerting.persistence import AlertPersistence
 from services.metrics.alerting.rule_watch import RuleWatch, Text
 from services.metrics.alerting.webhook import Webhook
@@ -17,7 +17,7 @@ from shared.types import NodeId
 
 
 class AlertingModule:
-    """``watch`` has the handlers; ``run`` is the task."""
+    """``watch`` has the handlers; ``run`` is the background task."""
 
     def __init__(
         self,
@@ -29,35 +29,34 @@ class AlertingModule:
         replicas: Callable[[], Sequence[NodeId]] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """``node`` is this one, and ``replicas`` are those that may lead, without it this one alone; ``text`` is that of the whole mesh.
-        ``attendance`` is kept over a restart. Raises BadSettings."""
+        """``replicas`` returns the nodes that may lead (default: this one). ``text`` returns the metrics of the whole mesh.
+
+        Raises BadSettings.
+        """
         self._settings = settings
         self._url = settings.database_url
-        self._delivery = Delivery(_ways(settings))
+        self._delivery = Delivery(_channels(settings))
         self.watch = RuleWatch(text, clock, attendance)
-        self._keeper = AlertPersistence(self.watch, node, replicas or (lambda: [node]), clock, has_database=self._url is not None)
+        self._persistence = AlertPersistence(self.watch, node, replicas or (lambda: [node]), clock, has_database=self._url is not None)
 
     async def run(self) -> None:
-        """For ever."""
         async with background() as tasks:
             if self._url is not None:
-                tasks.create_task(self._keeper.keep_open(self._url), name="memory of alerts")
+                tasks.create_task(self._persistence.keep_open(self._url), name="alert state")
             while True:
-                # What still waits when another replica takes over is that one's to tell.
-                async with background() as ways:
-                    for name, way in self._delivery.ways.items():
-                        ways.create_task(way.run(), name=name)
-                    await self._keeper.serve(self._delivery)
-                self._delivery = Delivery(_ways(self._settings))
+                # If another replica takes over, it sends what is still waiting.
+                async with background() as channels:
+                    for name, channel in self._delivery.channels.items():
+                        channels.create_task(channel.run(), name=name)
+                    await self._persistence.serve(self._delivery)
+                self._delivery = Delivery(_channels(self._settings))
 
     async def checks(self) -> tuple[Check, ...]:
-        """Without a DATABASE_URL everything is forgotten at a restart, and nobody complains."""
-        memory = () if self._url is None else (self._keeper.check(),)
-        return (*memory, self.watch.check(), *(way.check() for way in self._delivery.ways.values()))
+        memory = () if self._url is None else (self._persistence.check(),)
+        return (*memory, self.watch.check(), *(channel.check() for channel in self._delivery.channels.values()))
 
 
-def _ways(settings: MetricsSettings) -> Iterator[Way]:
-    """Raises BadSettings."""
+def _channels(settings: MetricsSettings) -> Iterator[Channel]:
     if settings.alert_webhook_url is not None:
         yield Webhook(settings.alert_webhook_url, settings.public_url)
     if settings.alert_mail_to:

@@ -51,8 +51,8 @@ def _lines(told: MailBatch, pages: str, now: datetime) -> Iterator[str]:
     yield from _pauses(told, where)
     if told.began:
         yield f"\n{_counted(len(told.began))} firing:"
-    for alarm in told.began[:MOST_IN_FULL]:
-        yield from _in_full(alarm)
+    for alert in told.began[:MOST_IN_FULL]:
+        yield from _in_full(alert)
     yield from _named(told.began[MOST_IN_FULL:])
     if told.ended:
         yield f"\n{_counted(len(told.ended))} resolved:\n"
@@ -70,43 +70,43 @@ def _pauses(told: MailBatch, where: str) -> Iterator[str]:
         yield f"earliest. Until then, check {where}"
 
 
-def _in_full(alarm: ActiveAlert) -> Iterator[str]:
-    yield f"\n{_short(alarm.summary, _LONGEST_LINE)}"
-    yield f"  {alarm.rule.severity}, since {_time(_moment(alarm.since))}"
-    yield f"  {_short(alarm.description, _LONGEST_LINE * 2)}"
-    if alarm.labels:
-        yield f"  labels: {', '.join(_short(f'{label}={value}', _LONGEST_LINE) for label, value in alarm.labels)}"
-    yield f"  runbook: {alarm.rule.runbook}"
-    yield f"  acknowledge: {shlex.join(['aicli', 'alerts', 'ack', alarm.id])}"
-    yield f"  silence {'it' if is_typed(alarm) else 'all alerts of this name'} for 2 hours: {silencing(alarm)}"
+def _in_full(alert: ActiveAlert) -> Iterator[str]:
+    yield f"\n{_short(alert.summary, _LONGEST_LINE)}"
+    yield f"  {alert.rule.severity}, since {_time(_moment(alert.since))}"
+    yield f"  {_short(alert.description, _LONGEST_LINE * 2)}"
+    if alert.labels:
+        yield f"  labels: {', '.join(_short(f'{label}={value}', _LONGEST_LINE) for label, value in alert.labels)}"
+    yield f"  runbook: {alert.rule.runbook}"
+    yield f"  acknowledge: {shlex.join(['aicli', 'alerts', 'ack', alert.id])}"
+    yield f"  silence {'it' if is_typed(alert) else 'all alerts of this name'} for 2 hours: {silencing(alert)}"
 
 
-def _named(alarms: tuple[ActiveAlert, ...]) -> Iterator[str]:
-    if alarms and alarms[0].ended is None:
+def _named(alerts: tuple[ActiveAlert, ...]) -> Iterator[str]:
+    if alerts and alerts[0].ended is None:
         yield ""
-    for alarm in alarms[:MOST_NAMED]:
-        until = "" if alarm.ended is None else f" until {_time(_moment(alarm.ended))}"
-        yield f"- {_short(alarm.summary, _LONGEST_LINE)} ({alarm.rule.severity}, {_time(_moment(alarm.since))}{until})"
-    if len(alarms) > MOST_NAMED:
-        yield f"- and {len(alarms) - MOST_NAMED} more"
+    for alert in alerts[:MOST_NAMED]:
+        until = "" if alert.ended is None else f" until {_time(_moment(alert.ended))}"
+        yield f"- {_short(alert.summary, _LONGEST_LINE)} ({alert.rule.severity}, {_time(_moment(alert.since))}{until})"
+    if len(alerts) > MOST_NAMED:
+        yield f"- and {len(alerts) - MOST_NAMED} more"
 
 
-def silencing(alarm: ActiveAlert) -> str:
+def silencing(alert: ActiveAlert) -> str:
     """Return the shell command to silence an alert, or all alerts of its name if its labels are too long."""
-    words = ["aicli", "alerts", "silence", alarm.rule.name, "--for", "2h"]
-    if alarm.labels and is_typed(alarm):
-        words += ["--label", _typed(alarm)]
+    words = ["aicli", "alerts", "silence", alert.rule.name, "--for", "2h"]
+    if alert.labels and is_typed(alert):
+        words += ["--label", _typed(alert)]
     return shlex.join(words)
 
 
-def is_typed(alarm: ActiveAlert) -> bool:
+def is_typed(alert: ActiveAlert) -> bool:
     """Return whether its labels fit a silence and a line of an email."""
-    return all(len(value) <= MAX_LABEL for _, value in alarm.labels) and len(_typed(alarm)) <= _LONGEST_COMMAND
+    return all(len(value) <= MAX_LABEL for _, value in alert.labels) and len(_typed(alert)) <= _LONGEST_COMMAND
 
 
-def _typed(alarm: ActiveAlert) -> str:
+def _typed(alert: ActiveAlert) -> str:
     """Encode labels for `aicli alerts silence --label`. Percent-encoding (RFC 3986 §2.1) keeps any value one word and prevents links."""
-    return ",".join(f"{quote(label)}={quote(value)}" for label, value in alarm.labels)
+    return ",".join(f"{quote(label)}={quote(value)}" for label, value in alert.labels)
 
 
 def _counted(alerts: int) -> str:

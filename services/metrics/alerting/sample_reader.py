@@ -1,4 +1,4 @@
-"""Numbers out of the mesh's text, for the series that somebody asks for. Pure."""
+"""Read selected series from the metrics text. Pure."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,20 +16,20 @@ _ESCAPED = re.compile(r"\\(.)")
 
 
 @dataclass(frozen=True, slots=True)
-class _Glance:
-    """What a line shows before it is taken apart: most of those of a large mesh are not meant."""
+class _LineFilter:
+    """A cheap test of an unparsed line, because most lines of a large mesh are not wanted."""
 
-    #: One of each must be in it …
+    #: The line must contain one text of each group …
     needed: tuple[tuple[str, ...], ...]
     #: … and none of these.
     unwanted: tuple[str, ...]
 
     @classmethod
-    def of(cls, selector: Selector) -> "_Glance":
-        # A label that may be empty may be missing.
+    def of(cls, selector: Selector) -> "_LineFilter":
+        # A label that can be empty can be missing.
         needed = tuple(tuple(_pair(label, value) for value in values) for label, values in selector.where if "" not in values)
         unwanted = [_pair(label, value) for label, values in selector.without for value in values if value]
-        # Behind another letter it would be another label, such as exported_service.
+        # The character before excludes labels such as exported_service.
         return cls(needed, tuple(before + pair for pair in unwanted for before in "{,"))
 
     def may_be(self, line: str) -> bool:
@@ -37,8 +37,8 @@ class _Glance:
 
 
 def read(text: str, wanted: Mapping[str, Sequence[Selector]]) -> Iterator[Sample]:
-    """Of each name, all that one of its selectors means, and perhaps more; where it has none, all. What is not a number is left out."""
-    glances = {name: [_Glance.of(selector) for selector in selectors] for name, selectors in wanted.items()}
+    """Yield the finite samples that match a selector of their name, and possibly more; all if the name has no selectors."""
+    glances = {name: [_LineFilter.of(selector) for selector in selectors] for name, selectors in wanted.items()}
     for found in _LINE.finditer(text):
         line = found.group()
         name = line.partition("{")[0].partition(" ")[0]
@@ -57,11 +57,9 @@ def _pair(label: str, value: str) -> str:
 
 
 def _labels(head: str) -> Labels | None:
-    """Of a series, without escapes; None where it is no name."""
     parsed = series.parse_head(head)
     return None if parsed is None else sorted_labels(**{label: _plain(text) for label, text in parsed.labels.items()})
 
 
 def _plain(escaped: str) -> str:
-    """Without the escapes of the text format."""
     return _ESCAPED.sub(lambda found: "\n" if found.group(1) == "n" else found.group(1), escaped)

@@ -1,7 +1,7 @@
-"""What the rules look at, remembered for as long as their longest window. Pure; memory is bounded.
+"""Keep the samples that the alert rules need, as far back as their windows. Pure; memory is bounded.
 
-Of counters it keeps how far each has grown, so that one that began again is no mystery later: close together for the last hour, and
-further apart before that. A series that was never seen has not grown. The next leader continues with what ``dump`` returns.
+Counters are stored as their total increase, which resets cannot falsify: in short steps for the last hour, in longer steps before. The
+next leader continues from ``dump``.
 """
 
 import bisect
@@ -18,23 +18,21 @@ from services.metrics.alerting.rules.alert_rule import AlertRule
 from services.metrics.alerting.rules.evaluation import Labels, Vector
 from services.metrics.alerting.rules.expressions import Increase, Selector, TimeWindow, walk
 
-#: Over all names; beyond them new ones are left out, and counted.
 MAX_SERIES: Final = 20_000
-#: Points of the last hour lie so close, those before it so far apart.
 _CLOSE_SECONDS, _FAR_SECONDS = 15.0, 300.0
 _NEAR_PAST_SECONDS: Final = 70 * 60.0
-#: A series that is gone for longer than this is no part of the present.
+#: A series that is gone for longer is forgotten, unless a window needs it.
 _GONE_SECONDS: Final = 60.0
-#: What a counter grew by while nobody looked for longer than this is of no known time, and left out.
+#: The increase during a longer pause is ignored, because its time is unknown.
 _PAUSE_SECONDS: Final = 300.0
 
-#: A counter as it is dumped: name, labels, value, when it was seen, how far it had grown; and of each track times and growth.
+#: A stored counter: name, labels, value, time, total increase, and the times and increases of each track.
 _Dumped: TypeAlias = tuple[str, Labels, float, float, float, tuple[tuple[bytes, bytes], ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One number of a series, as it was collected."""
+    """One collected value."""
 
     name: str
     labels: Labels
@@ -43,7 +41,7 @@ class Sample:
 
 @dataclass(slots=True)
 class _Track:
-    """When, and how far it had grown by then, in two strides."""
+    """Times and total increases, in steps of ``stride``."""
 
     stride: float
     horizon: float
@@ -55,13 +53,13 @@ class _Track:
             return
         self.times.append(now)
         self.grown.append(grown)
-        # One that is older than the horizon stays: it says how far it had grown there.
+        # Keep one point before the horizon, as its baseline.
         old = bisect.bisect_right(self.times, now - self.horizon) - 1
         if old > len(self.times) // 4:
             del self.times[:old], self.grown[:old]
 
     def at(self, moment: float) -> float | None:
-        """How far it had grown at the last point not after this; None where that is further back than it reaches."""
+        """Return the total increase at a moment; None before the first point."""
         found = bisect.bisect_right(self.times, moment) - 1
         return self.grown[found] if found >= 0 else None
 
@@ -71,11 +69,10 @@ class _Series:
     value: float
     seen_at: float
     grown: float = 0.0
-    #: Close and far; of those that no window asks for, none.
+    #: In short and long steps; empty if no window needs them.
     tracks: tuple[_Track, ...] = ()
 
     def take(self, value: float, now: float) -> None:
-        # One that shrank has begun again.
         self.grown += value - self.value if value >= self.value else 0.0 if math.isnan(self.value) else value
         self.value, self.seen_at = value, now
         for track in self.tracks:
@@ -88,15 +85,14 @@ class _Series:
             found = track.at(moment)
             if found is not None:
                 return found
-        # It was not there yet.
         return 0.0
 
 
 class SampleWindow:
-    """``MetricReadings`` for the rules it is made for, as of the last ``take``."""
+    """Implements ``MetricReadings`` for the given rules, as of the last ``take``."""
 
     def __init__(self, rules: Iterable[AlertRule]) -> None:
-        #: Name of a series -> how far back the rules look at it, and what they mean of it.
+        #: Series name -> how far back the rules look.
         self._horizons: dict[str, float] = {}
         selectors: dict[str, dict[Selector, None]] = {}
         for rule in rules:
@@ -110,19 +106,19 @@ class SampleWindow:
         self._series: dict[str, dict[Labels, _Series]] = {name: {} for name in self._horizons}
         self._count = 0
         self._now = 0.0
-        #: Series that found no room, at the last ``take``.
+        #: How many series exceeded the limit at the last ``take``.
         self.left_out = 0
 
     @property
     def wanted(self) -> Mapping[str, Sequence[Selector]]:
-        """Names of series that it wants to be told, and which of them."""
+        """Return the selectors of the wanted series, by name."""
         return self._selectors
 
     def __len__(self) -> int:
         return self._count
 
     def take(self, samples: Iterable[Sample], now: float) -> None:
-        """All of one collection. ``now`` never goes back."""
+        """Process one collection. ``now`` must not decrease."""
         self._now = now
         self.left_out = 0
         for sample in samples:
@@ -159,10 +155,10 @@ class SampleWindow:
                 del known[labels]
                 self._count -= 1
 
-    # --- over a restart ---------------------------------------------------------------------------------------------
+    # --- persistence ------------------------------------------------------------------------------------------------
 
     def dump(self) -> bytes:
-        """The counters. Of 1,000 with a window of three days 5 MB of work, and some hundred kilobytes."""
+        """Encode the counters: some hundred kilobytes for 1,000 counters with a window of three days."""
         found = [
             (name, labels, one.value, one.seen_at, one.grown, [(track.times.tobytes(), track.grown.tobytes()) for track in one.tracks])
             for name, known in self._series.items()
@@ -176,8 +172,7 @@ class SampleWindow:
         self._count = 0
 
     def load(self, dumped: bytes, now: float) -> None:
-        """Put it before what was seen here. Counters that no rule looks at any more are left out. Raises ValueError if another version
-        wrote it."""
+        """Insert a dump before the current samples. Ignores counters that no rule needs. Raises ValueError for an unknown format."""
         try:
             found = msgspec.msgpack.decode(zlib.decompress(dumped), type=list[_Dumped])
         except zlib.error as error:
@@ -192,7 +187,7 @@ class SampleWindow:
                 track.grown = array("d", growth) + array("d", (grown + more for more in track.grown))
             one.grown += grown
 
-    # --- as Readings ------------------------------------------------------------------------------------------------
+    # --- MetricReadings ---------------------------------------------------------------------------------------------
 
     def latest(self, selector: Selector) -> Vector:
         return {

@@ -1,7 +1,7 @@
-"""Which workers were there, and which of them are missed: since when and why, also over a restart of this service. Pure.
+"""Track missing workers across restarts of this service. Pure.
 
-The directory of this node knows who went before its eyes, and forgets it with the process. Whoever said goodbye, drained or was revoked
-was meant to go and is not missed; nor is one that was never let in.
+The directory knows only workers that disappeared since this process started. Workers that were stopped, drained, revoked or never
+admitted are not missing.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -15,42 +15,40 @@ from shared.discovery.directory import FORGOTTEN_AFTER, MAX_NODES, Announcement,
 from shared.telemetry import instruments
 from shared.types import SERVICE_NAMES, NodeId, Role
 
-#: After a start so long nobody is missed who was there before it: links over Hyperswarm are made anew one after the other.
+#: After a start, no worker counts as missing for this time: links over Hyperswarm come back one after another.
 MEETING: Final = timedelta(seconds=60)
-#: Of what was the matter; a peer may have said it.
+#: Truncates reasons, because peers can supply them.
 _MOST_WORDS: Final = 200
-_WENT_UNSEEN: Final = "it was here before the metrics service started anew, and did not come back"
+_WENT_UNSEEN: Final = "it has not come back since the metrics service restarted"
 
 
 @dataclass(frozen=True, slots=True)
 class AttendedWorker:
-    """A worker that was there."""
+    """A known worker."""
 
     node: NodeId
-    #: As in a directory's ``DirectoryEntry``: the last best path to it.
+    #: The last path to it, as in ``DirectoryEntry``.
     path: str
-    #: Since when it is gone; None while it is there.
     gone_at: datetime | None = None
     why: str = ""
 
 
 class WorkerAttendance:
-    """One for the service."""
+    """The known workers, present and missing."""
 
     def __init__(self) -> None:
         self._members: dict[NodeId, AttendedWorker] = {}
-        #: The first look; None before it.
         self._began_at: datetime | None = None
 
-    # --- facts ------------------------------------------------------------------------------------------------------
+    # --- updates ----------------------------------------------------------------------------------------------------
 
     def look(self, entries: Iterable[DirectoryEntry], is_revoked: Callable[[NodeId], bool], now: datetime) -> None:
-        """What the directory knows at this moment."""
+        """Update from the directory."""
         if self._began_at is None:
             self._began_at = now
         seen = set()
         for entry in entries:
-            # One that was never reached since the start is known by its key alone.
+            # Without a path, it was not reached since the start.
             if entry.role is Role.WORKER and entry.path:
                 seen.add(entry.node)
                 self._see(entry)
@@ -68,25 +66,25 @@ class WorkerAttendance:
             self._members[entry.node] = AttendedWorker(entry.node, entry.path, gone_at, _plain(entry.why_gone))
 
     def recall(self, members: Iterable[AttendedWorker], now: datetime) -> None:
-        """Who was there when this replica ended; said once. What was seen since it began is known better."""
+        """Restore the workers known before the restart. Call this once. Newer facts take precedence."""
         for member in members:
             if len(self._members) < MAX_NODES:
-                # A clock that was wrong may have left a later moment.
+                # A wrong clock may have stored a later time.
                 gone_at = None if member.gone_at is None else min(member.gone_at, now)
                 self._members.setdefault(member.node, replace(member, gone_at=gone_at))
 
-    # --- questions --------------------------------------------------------------------------------------------------
+    # --- queries ----------------------------------------------------------------------------------------------------
 
     def members(self) -> dict[NodeId, AttendedWorker]:
-        """All that has to outlive the service."""
+        """Return the workers to store."""
         return dict(self._members)
 
     def missed(self) -> dict[NodeId, DirectoryEntry]:
-        """As a directory has them that has seen them go."""
+        """Return the missing workers as directory entries."""
         return {node: _entry(member, member.gone_at) for node, member in self._members.items() if member.gone_at is not None}
 
     def samples(self) -> Iterator[Sample]:
-        """As the rules look at them."""
+        """Yield samples for the alert rules."""
         for node in self.missed():
             where = labels(service=SERVICE_NAMES[Role.WORKER], node=instruments.node_label(node))
             yield Sample(instruments.NODE_UP.name, where, 0.0)
@@ -97,5 +95,5 @@ def _entry(member: AttendedWorker, gone_at: datetime) -> DirectoryEntry:
 
 
 def _plain(text: str) -> str:
-    """PostgreSQL keeps no NUL."""
+    """Replace control characters, because PostgreSQL rejects NUL."""
     return "".join(each if each.isprintable() else " " for each in text[:_MOST_WORDS])

@@ -1,1 +1,1 @@
-"""What the mesh tells of itself: numbers, events and lines of logs, read from every node and judged."""
+"""Collect metrics, events, logs and health from every node of the mesh."""

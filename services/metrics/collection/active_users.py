@@ -1,18 +1,17 @@
-"""How many different users were active lately. Pure; the caller brings the clock. Memory is bounded by MAX_USERS."""
+"""Count the active users of several time windows. Pure; the caller supplies the clock."""
 
 from collections import OrderedDict
 
 from shared.types import UserId
 
 HOUR = 3600.0
-#: The `time_window` label -> its length in seconds.
 WINDOWS = {"1h": HOUR, "24h": 24 * HOUR, "7d": 7 * 24 * HOUR}
-#: About 20 MB; with more users than this in a week the counts are too low, those of the shorter windows last.
+#: About 20 MB. With more users in a week, the counts are too low, first for the longest window.
 MAX_USERS = 100_000
 
 
 class ActiveUserCounter:
-    """Who was seen when, the longest unseen first."""
+    """The last activity of each user, oldest first."""
 
     def __init__(self, limit: int = MAX_USERS) -> None:
         self._limit = limit
@@ -28,7 +27,7 @@ class ActiveUserCounter:
             self._seen.popitem(last=False)
 
     def count(self, now: float) -> dict[str, int]:
-        """Different users within each window, and forgets those beyond the longest."""
+        """Return the number of users per window. Also forgets users beyond the longest window."""
         longest = max(WINDOWS.values())
         while self._seen and now - next(iter(self._seen.values())) > longest:
             self._seen.popitem(last=False)

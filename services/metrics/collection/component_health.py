@@ -1,7 +1,7 @@
-"""What may be found of one part of the mesh, and the parts that are no process: paths, certificates, queues. Pure.
+"""Define component findings, and derive those of components that are not processes: paths, certificates and queues. Pure.
 
-They are told from numbers and from the directory, and each is at most degraded: answers go on while they are wrong. Hundreds of nodes
-have one component for their paths and one for their certificates, which name those that somebody has to look at.
+These are at most degraded, because requests still succeed. All nodes share one component for paths and one for certificates, which
+name the nodes that need attention.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,10 +13,8 @@ from typing import Final
 from services.metrics.alerting.rules import request_rules
 from services.metrics.collection.health_signals import CertificateSignal, HealthSignals, QueueSignal
 
-#: Names in a sentence; the rest is a number.
 _NAMED: Final = 5
-#: Nothing of a queue began for so long. What waits longer than QUEUE_SECONDS, 30 s where nobody chose, is refused, so that by now
-#: everybody was.
+#: A queue is stuck after this time without a start. Requests wait at most QUEUE_SECONDS (30 s by default), so all of them were rejected.
 STILL_AFTER: Final = timedelta(seconds=60)
 
 
@@ -28,73 +26,69 @@ class ComponentStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ComponentFinding:
-    """A component before it is known since when it is so."""
+    """A component whose `since` still has to be compared with the previous decision."""
 
     name: str
-    #: One of the kinds of ``ComponentHealth``.
     kind: str
     status: ComponentStatus
     detail: str
-    #: Since when by the facts of this moment.
     since: datetime
 
 
 @dataclass(frozen=True, slots=True)
 class PathFacts:
-    """How one node other than this is reached."""
+    """How another node is reached."""
 
-    #: For people.
     node: str
-    #: One of ``directory.PATHS``; empty where it never was reached.
+    #: One of ``directory.PATHS``; empty if it was never reached.
     path: str
-    #: Why it was never reached; empty of one that is.
     why_not: str = ""
 
 
-def paths(ways: Sequence[PathFacts], now: datetime) -> Iterable[ComponentFinding]:
-    """Nothing where there is nobody else."""
-    if not ways:
+def paths(paths_of_nodes: Sequence[PathFacts], now: datetime) -> Iterable[ComponentFinding]:
+    """Yield the component of all paths; nothing without other nodes."""
+    if not paths_of_nodes:
         return
-    missed = [f"{way.node} ({way.why_not or 'nobody knows why'})" for way in ways if not way.path]
-    relayed = [way.node for way in ways if way.path == "relayed"]
+    missed = [f"{path.node} ({path.why_not or 'unknown reason'})" for path in paths_of_nodes if not path.path]
+    relayed = [path.node for path in paths_of_nodes if path.path == "relayed"]
     said = [
-        *([f"not reached at all: {_named(missed)}; `aicli doctor` on its machine looks for the cause"] if missed else []),
-        *([f"by a relay only, which is slower: {_named(relayed)}; a UDP port that is open there would spare it"] if relayed else []),
+        *([f"unreachable: {_named(missed)}; run `aicli doctor` on its machine"] if missed else []),
+        *([f"reached through a relay only, which is slower: {_named(relayed)}; open a UDP port there"] if relayed else []),
     ]
     yield ComponentFinding("paths", "path", ComponentStatus.DEGRADED if missed else ComponentStatus.HEALTHY, "; ".join(said), now)
 
 
-def certificates(signs: HealthSignals, now: datetime) -> Iterable[ComponentFinding]:
-    """Nothing where no node has a certificate: a mesh of one house needs none."""
-    if not signs.certificates:
+def certificates(signals: HealthSignals, now: datetime) -> Iterable[ComponentFinding]:
+    """Yield the component of all certificates; nothing in a mesh without certificates."""
+    if not signals.certificates:
         return
-    ending = [f"{one.holder} {_ends(one)}" for one in signs.certificates if one.ends_soon]
-    unheard = [f"{one.holder} for {_span(one.list_seconds)}" for one in signs.certificates if one.has_old_list]
+    ending = [f"{one.holder} {_ends(one)}" for one in signals.certificates if one.ends_soon]
+    unheard = [f"{one.holder} for {_span(one.list_seconds)}" for one in signals.certificates if one.has_old_list]
     said = [
-        *([f"should have been renewed: {_named(ending)}; see docs/runbooks/certificate_expiring.md"] if ending else []),
-        *([f"not told which nodes are revoked: {_named(unheard)}; see docs/runbooks/revocation_list_old.md"] if unheard else []),
+        *([f"renewal overdue: {_named(ending)}; see docs/runbooks/certificate_expiring.md"] if ending else []),
+        *([f"revocation list outdated: {_named(unheard)}; see docs/runbooks/revocation_list_old.md"] if unheard else []),
     ]
     if said:
         yield ComponentFinding("certificates", "certificate", ComponentStatus.DEGRADED, "; ".join(said), now)
         return
-    following = min(signs.certificates, key=lambda one: one.seconds_left)
+    following = min(signals.certificates, key=lambda one: one.seconds_left)
     yield ComponentFinding(
-        "certificates", "certificate", ComponentStatus.HEALTHY, f"the next that ends: {following.holder} {_ends(following)}", now
+        "certificates", "certificate", ComponentStatus.HEALTHY, f"next to expire: {following.holder} {_ends(following)}", now
     )
 
 
-def queues(signs: HealthSignals, now: datetime) -> Iterable[ComponentFinding]:
-    """One for each model that somebody waits for."""
-    return (_queue(queue, now) for queue in signs.queues)
+def queues(signals: HealthSignals, now: datetime) -> Iterable[ComponentFinding]:
+    """Return one component per model with queued requests."""
+    return (_queue(queue, now) for queue in signals.queues)
 
 
 def _queue(queue: QueueSignal, now: datetime) -> ComponentFinding:
-    said = f"{queue.waiting:,} requests wait" if queue.waiting > 1 else "1 request waits"
+    said = f"{queue.waiting:,} requests queued" if queue.waiting > 1 else "1 request queued"
     still = now - queue.moved_at
     if still >= STILL_AFTER:
-        said += f", and none of its queue began for {_span(still.total_seconds())}: `aicli nodes` says what its workers do"
+        said += f", and none started for {_span(still.total_seconds())}: check its workers with `aicli nodes`"
     elif queue.waiting > request_rules.QUEUE_IS_LONG:
-        said += ": its workers are all busy; see docs/runbooks/queue_depth_high.md"
+        said += ": all its workers are busy; see docs/runbooks/queue_depth_high.md"
     else:
         return ComponentFinding(queue.model, "queue", ComponentStatus.HEALTHY, said, now)
     return ComponentFinding(queue.model, "queue", ComponentStatus.DEGRADED, said, now)
@@ -102,7 +96,7 @@ def _queue(queue: QueueSignal, now: datetime) -> ComponentFinding:
 
 def _ends(certificate: CertificateSignal) -> str:
     left = certificate.seconds_left
-    return f"ends in {_span(left)}" if left > 0 else f"ended {_span(-left)} ago"
+    return f"expires in {_span(left)}" if left > 0 else f"expired {_span(-left)} ago"
 
 
 def _named(texts: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Counts domain events into metrics. Events are hints, so these numbers are for charts and never for bills."""
+"""Count domain events as metrics. Events can get lost, so use the counts for charts, never for billing."""
 
 from typing import assert_never
 
@@ -7,14 +7,12 @@ from shared import telemetry
 from shared.api import events
 from shared.types import ModelName
 
-#: Names of models that get a label value of their own; the name in a failed request may be any text.
+#: How many models get their own label value; the model name of a failed request can be any text.
 MAX_MODELS = 200
 OTHER_MODELS = "other"
 
 
 class EventCounters:
-    """Owned by the task that follows the events."""
-
     def __init__(self, metrics: telemetry.Metrics) -> None:
         self._metrics = metrics
         self._models: set[ModelName] = set()
@@ -31,14 +29,14 @@ class EventCounters:
                 assert_never(event)
 
     def show_active_users(self, now: float) -> None:
-        """Bring the gauge up to date; called before each rendering, because users leave a window without an event."""
+        """Update the gauge. Call this before each rendering, because users leave a window without an event."""
         for window, users in self.users.count(now).items():
             self._metrics.active_users.labels(time_window=window).set(users)
 
     def _completed(self, event: events.RequestCompleted, now: float) -> None:
         model = self._label(event.model)
         self._metrics.completed_requests.labels(status=event.status, model=model).inc()
-        # A counter refuses to go down; a negative count in an event is the sender's mistake and is not counted.
+        # Ignore a negative count, a bug of the sender: a counter cannot decrease.
         self._metrics.completed_tokens.labels(model=model).inc(max(0, event.tokens))
         if event.user_id is not None:
             self.users.saw(event.user_id, now)

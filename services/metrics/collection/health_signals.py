@@ -1,7 +1,6 @@
-"""What the numbers of the mesh say of its health: certificates, queues, and workers that were caught lying. Pure.
+"""Derive health signals from collected metrics: certificates, queues, and workers that report wrong token counts. Pure.
 
-It is read out of the last collection, which is made every 15 s for the alerts anyway. Some of it shows only between two collections:
-whether a queue moves, and how often a worker was caught within the last hour.
+Some signals need two collections: whether a queue moves, and how often a worker was caught within the last hour.
 """
 
 from collections import deque
@@ -16,7 +15,6 @@ from shared.telemetry import instruments
 from shared.types import NodeId
 
 _BEGUN: Final = f"{instruments.QUEUE_WAIT_SECONDS.name}_count"
-#: The families that are read.
 FAMILIES: Final = frozenset(
     one.name
     for one in (
@@ -28,27 +26,23 @@ FAMILIES: Final = frozenset(
         instruments.WRONG_COUNTS,
     )
 )
-#: The series in them that are.
 SERIES: Final = (FAMILIES - {instruments.QUEUE_WAIT_SECONDS.name}) | {_BEGUN}
-#: As gateways reckon strikes.
+#: The period that gateways use for quarantine.
 CAUGHT_WITHIN: Final = timedelta(hours=1)
-#: The longest queues; a mesh with more models that are waited for has a cause that shows elsewhere.
+#: The longest queues are shown; more of them have a common cause that shows elsewhere.
 MAX_QUEUES: Final = 50
-#: Of one worker; more of them say nothing new.
 _MAX_CATCHES: Final = 100
-#: Pairs of a gateway and a worker that it caught, and gateways.
 _MAX_KNOWN: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class CertificateSignal:
-    """What one node says of its own."""
+    """The certificate of one node."""
 
-    #: Its service and the beginning of its id.
+    #: Its service and the start of its id.
     holder: str
-    #: Negative when it has ended.
+    #: Negative after it expired.
     seconds_left: float
-    #: Since auth confirmed the list of revoked nodes that it holds.
     list_seconds: float = 0.0
 
     @property
@@ -62,37 +56,31 @@ class CertificateSignal:
 
 @dataclass(frozen=True, slots=True)
 class QueueSignal:
-    """Those who wait for one model, at all gateways."""
+    """The requests that wait for one model at all gateways."""
 
     model: str
     waiting: int
-    #: When one of them was last seen to begin, or when they were first seen to wait.
+    #: When one of them last started, or when they were first seen.
     moved_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
 class HealthSignals:
-    """As of the last collection."""
-
     certificates: tuple[CertificateSignal, ...] = ()
-    #: The longest first.
     queues: tuple[QueueSignal, ...] = ()
-    #: The label of a worker -> how often gateways caught it telling wrong counts, within ``CAUGHT_WITHIN``.
+    #: Worker label -> how often gateways detected wrong counts within ``CAUGHT_WITHIN``.
     catches: Mapping[str, int] = field(default_factory=dict)
 
 
 class HealthSignalReader:
-    """Follows the collections of one metrics service."""
-
     def __init__(self) -> None:
         self._certificates: tuple[CertificateSignal, ...] = ()
         self._queues: tuple[QueueSignal, ...] = ()
-        #: model -> how many had begun.
         self._begun: dict[str, float] = {}
         self._catches = _Catches()
 
     def take(self, samples: Iterable[Sample], now: datetime) -> None:
-        """The samples of one collection, of all SERIES."""
+        """Process one collection; ``samples`` has all SERIES."""
         of: dict[str, list[Sample]] = {name: [] for name in SERIES}
         for sample in samples:
             if sample.name in of:
@@ -104,7 +92,7 @@ class HealthSignalReader:
         gateways = {dict(one.labels).get("node", "") for one in of[instruments.BUILD_INFO.name] if _is_of_gateway(one)}
         self._catches.take(of[instruments.WRONG_COUNTS.name], gateways, now)
 
-    def signs(self, now: datetime) -> HealthSignals:
+    def signals(self, now: datetime) -> HealthSignals:
         return HealthSignals(self._certificates, self._queues, self._catches.within(now))
 
     def _follow(self, waiting: Mapping[str, float], begun: Mapping[str, float], now: datetime) -> tuple[QueueSignal, ...]:
@@ -118,7 +106,7 @@ class HealthSignalReader:
 
 
 class _Catches:
-    """How counters of wrong counts grew. What a gateway had counted before we first heard it is of no known time, and left out."""
+    """Increases of the wrong-count counters. Ignores what a gateway counted before its first collection: its time is unknown."""
 
     def __init__(self) -> None:
         self._gateways: set[str] = set()
@@ -135,7 +123,6 @@ class _Catches:
             if not _is_of_gateway(sample) or not worker:
                 continue
             last = self._totals.get((gateway, worker), 0.0 if gateway in self._gateways else sample.value)
-            # One that began again counts from nothing.
             more = sample.value - last if sample.value >= last else sample.value
             self._totals[gateway, worker] = sample.value
             if more >= 1:
@@ -163,7 +150,7 @@ def _holder(sample: Sample) -> str:
 
 
 def _by_model(samples: Iterable[Sample]) -> dict[str, float]:
-    """Over all gateways: what waits at a worker is counted by its gateway already."""
+    """Sum over all gateways. Workers count the same requests again."""
     found: dict[str, float] = {}
     for sample in samples:
         model = dict(sample.labels).get("model", "")

@@ -1,4 +1,4 @@
-"""Reads the latest lines of the services' logs over the mesh, for an OTLP endpoint. A worker's log is its owner's and is not read."""
+"""Collect log lines from all services for the OTLP endpoint. Workers' logs belong to their owners and are never read."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -18,7 +18,6 @@ from shared.types import SERVICE_NAMES, Role
 EVERY_SECONDS: Final = 2.0
 NODE_DEADLINE_SECONDS: Final = 2.0
 
-#: Asks every live node at the same time.
 Each = Callable[[Callable[[directory.DirectoryEntry], Coroutine[Any, Any, None]]], Awaitable[Sequence[None]]]
 
 
@@ -31,7 +30,6 @@ class LogCollector:
         self._own_after = 0
 
     async def run(self) -> None:
-        """For ever."""
         while True:
             self._look_at_own()
             await self._each(self._look)

@@ -1,5 +1,4 @@
-"""Asks every live node of the mesh: for its metrics, and for how it is. Deadlines are short, and one silent node costs
-nothing but its own part of the answer."""
+"""Collect metrics and health from every live node. Deadlines are short, so that a silent node costs only its own part."""
 
 import asyncio
 import time
@@ -27,17 +26,17 @@ from shared.telemetry.metrics_registry import version
 from shared.types import SERVICE_NAMES, NodeId, Role
 
 NODE_DEADLINE_SECONDS = 2.0
-#: Several scrapers at once cost the mesh one collection a second.
+#: Concurrent scrapers share one collection per second.
 KEPT_SECONDS = 1.0
-#: Nodes asked at the same time; a mesh of hundreds of workers must not fill every link in one moment.
+#: Limits the burst of concurrent calls in a large mesh.
 MAX_ASKED_AT_ONCE = 64
 
-#: Our own metrics are what we say they are, whatever a node says first.
+#: The types of our own metrics take precedence over what nodes declare.
 _KNOWN = {one.name: str(one.kind) for one in instruments.ALL}
 
 
 class MeshMetrics:
-    """What one collection found, in either format; each is written when it is first asked for."""
+    """One collection. Each format is rendered on first use."""
 
     def __init__(self, merged: prometheus_merge.Merged) -> None:
         self._merged = merged
@@ -53,7 +52,7 @@ class MeshMetrics:
         return self._texts[form]
 
     def text_of(self, families: Set[str]) -> str:
-        """Of these alone, which costs little."""
+        """Render only these families, which is cheap."""
         return prometheus_merge.render(
             prometheus_merge.Merged(tuple(family for family in self._merged.families if family.name in families), 0)
         )
@@ -62,8 +61,8 @@ class MeshMetrics:
 T = TypeVar("T")
 
 
-class Fresh(Generic[T]):
-    """The result of ``make``, made again when it is older than KEPT_SECONDS; callers at one time share one making."""
+class CachedResult(Generic[T]):
+    """Caches the result of ``make`` for KEPT_SECONDS. Concurrent callers share one call."""
 
     def __init__(self, make: Callable[[], Awaitable[T]], clock: Callable[[], float] = time.monotonic) -> None:
         self._make = make
@@ -80,19 +79,19 @@ class Fresh(Generic[T]):
 
 
 class MeshSurvey:
-    """The metrics and the health of the mesh, as its nodes tell them."""
+    """The metrics and the health of the mesh, as its nodes report them."""
 
-    def __init__(self, node: nodes.Node, recorded: RecordedMetricSet, tally: EventCounters, attendance: WorkerAttendance) -> None:
+    def __init__(self, node: nodes.Node, recorded: RecordedMetricSet, event_counters: EventCounters, attendance: WorkerAttendance) -> None:
         self._node = node
         self._attendance = attendance
         self._recorded = recorded
-        self._tally = tally
+        self._event_counters = event_counters
         self._asking = asyncio.Semaphore(MAX_ASKED_AT_ONCE)
         self._before: dict[str, ComponentHealth] = {}
         self._merger = prometheus_merge.Merger(_KNOWN)
-        self._signs = health_signals.HealthSignalReader()
-        self.metrics = Fresh(self._collect_metrics)
-        self.health = Fresh(self._decide_health)
+        self._signals = health_signals.HealthSignalReader()
+        self.metrics = CachedResult(self._collect_metrics)
+        self.health = CachedResult(self._decide_health)
 
     # --- metrics --------------------------------------------------------------------------------------------------
 
@@ -104,7 +103,7 @@ class MeshSurvey:
         merged = self._merger.merge([own, *told, *self._recorded.sources()])
         self._node.metrics.scrape_dropped_series.set(merged.dropped)
         found = MeshMetrics(merged)
-        self._signs.take(
+        self._signals.take(
             sample_reader.read(found.text_of(health_signals.FAMILIES), dict.fromkeys(health_signals.SERIES, ())), datetime.now(UTC)
         )
         return found
@@ -122,12 +121,12 @@ class MeshSurvey:
 
     def _show_own(self) -> None:
         metrics = self._node.metrics
-        self._tally.show_active_users(time.monotonic())
+        self._event_counters.show_active_users(time.monotonic())
         metrics.custom_series.set(len(self._recorded))
         metrics.node_up.clear()
         metrics.node_up.labels(**_labels(Role.METRICS, self._node.id)).set(1)
         for entry in (*self._known(), *self._node.directory.entries(Role.METRICS)):
-            # Whoever was meant to go is not missed, and who never was let in never was up.
+            # Leave out nodes that were meant to go or were never admitted.
             if entry.alive or self._fact(entry).was_lost:
                 metrics.node_up.labels(**_labels(entry.role, entry.node)).set(entry.alive)
 
@@ -137,7 +136,7 @@ class MeshSurvey:
         living = await self.each(self._read_health)
         gone = [self._fact(entry) for entry in self._known() if not entry.alive]
         now = datetime.now(UTC)
-        told = self._signs.signs(now)
+        told = self._signals.signals(now)
         doubts = health.doubts(told.catches, self._recorded.refusals.complaints(now))
         facts = [replace(fact, doubts=doubts.get(fact.label, ())) for fact in (await self._own_fact(), *living, *gone)]
         self._show_servers(health.servers_up(facts))
@@ -190,13 +189,11 @@ class MeshSurvey:
             checks=checks,
             no_answer=no_answer,
             path=entry.path,
-            # A node that stops says before that it drains.
             said_goodbye=entry.announcement.draining or self._node.node_transports.is_revoked(entry.node),
         )
 
     def replicas(self) -> list[NodeId]:
-        """Those of this service that live and are of the oldest version, in the order of their ids. During a rolling upgrade to 0.2 the
-        older ones all evaluate the alerts by themselves."""
+        """Return the live replicas of the oldest version, sorted by id. Replicas before 0.2 all evaluate the alerts themselves."""
         others = [one.announcement for one in self._node.directory.entries(Role.METRICS) if one.alive and not one.announcement.leaving]
         versions = {self._node.id: version(), **{one.node: one.version for one in others}}
         oldest = min(map(_ordered, versions.values()))
@@ -205,22 +202,22 @@ class MeshSurvey:
     # --- nodes ------------------------------------------------------------------------------------------------------
 
     def _known(self) -> list[directories.DirectoryEntry]:
-        """The nodes that can be asked, and those that are missed: no clients, and no metrics service, which none other may speak to."""
+        """Return the nodes to ask, and the missing workers. Metrics services may not call each other."""
         asked = {one.node: one for one in self._node.directory.entries() if one.role in SERVICE_NAMES and one.role is not Role.METRICS}
         self._attendance.look(asked.values(), self._node.node_transports.is_revoked, datetime.now(UTC))
-        # Those that went before this process began, of whom the directory knows nothing, or the key alone.
+        # Workers that went before this process started, which the directory does not know, or only by key.
         unseen = {node: entry for node, entry in self._attendance.missed().items() if node not in asked or not asked[node].path}
         return [*{**asked, **unseen}.values()]
 
     async def each(self, ask: Callable[[directories.DirectoryEntry], Coroutine[object, object, T]]) -> Sequence[T]:
-        """Ask all live nodes at the same time; ``ask`` turns a failure into an answer of its own."""
+        """Ask all live nodes concurrently. ``ask`` must not raise."""
         async with asyncio.TaskGroup() as tasks:
             asked = [tasks.create_task(ask(entry)) for entry in self._known() if entry.alive]
         return [task.result() for task in asked]
 
 
 def _ordered(found: str) -> tuple[int, ...]:
-    """0.10.0 is newer than 0.9.1."""
+    """Parse a version, so that 0.10.0 is newer than 0.9.1."""
     return tuple(int(part) for part in found.split(".") if part.isdecimal())
 
 

@@ -1,4 +1,4 @@
-"""Where the reading of each node's latest goes on: its spans, or its lines of log."""
+"""Remember how far the ring buffer of each node was read: its spans or its log lines."""
 
 from collections.abc import Awaitable, Callable
 from typing import Final, Generic, TypeVar
@@ -14,16 +14,15 @@ T = TypeVar("T")
 
 class ReadPositions(Generic[T]):
     def __init__(self, *, page: int, most_readings: int) -> None:
-        """A reading of fewer than ``page`` was the last. A node that has more than so many readings tells the rest in the next round."""
+        """A response with fewer than ``page`` items is the last. After ``most_readings`` calls, the rest waits for the next round."""
         self._page = page
         self._most_readings = most_readings
-        #: 0 where a node was not read before.
         self._after: dict[NodeId, int] = {}
 
     async def read(self, node: NodeId, ask: Callable[[int], Awaitable[RingReading[T]]]) -> RingReading[T]:
-        """All that is new there, as far as it answers; ``ask`` reads from a number on."""
+        """Return the new items of a node, as far as it responds; ``ask`` reads from a number on."""
         if node not in self._after and len(self._after) >= _MOST_NODES:
-            # Those that are still there tell what they have once more.
+            # Known nodes are read from the start again.
             self._after.clear()
         items: list[T] = []
         lost = 0
@@ -31,7 +30,7 @@ class ReadPositions(Generic[T]):
             try:
                 found = await ask(self._after.get(node, 0))
             except errors.AimeshError:
-                # Its health says so, and the rest waits there.
+                # The health shows it, and the rest waits in the buffer.
                 break
             self._after[node] = found.next
             items += found.items

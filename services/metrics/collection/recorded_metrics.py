@@ -1,7 +1,7 @@
-"""The numbers that others give us: what may be recorded, and what has been. Pure.
+"""Validate and store metrics that other nodes record. Pure.
 
-A name is one of the platform's own list, with exactly its labels, or begins with a namespace that the operator has registered. Each
-node's numbers are its own: they get its labels as those of a scrape do, and it can fill its own room and nobody else's.
+A metric is one of the platform's own, with exactly its labels, or its name starts with a namespace that the operator registered. Each
+node's series get the labels of that node and count against its own limit.
 """
 
 import re
@@ -18,21 +18,19 @@ from shared.api.metrics import RecordMetric
 from shared.telemetry import instruments
 from shared.telemetry.instrument import Instrument, InstrumentKind
 
-#: All of them together live in memory and in every scrape.
+#: In total: they take memory, and every scrape has them.
 MAX_SERIES: Final = 1_000
-#: Of one node.
 MAX_SERIES_OF_ONE: Final = 500
 MAX_LABELS: Final = 10
 MAX_NAME: Final = 200
 MAX_LABEL_VALUE: Final = 200
-#: Of a batch, those whose words are sent back.
 MAX_PROBLEMS: Final = 10
-#: A sample that says when it was taken is not older or younger than this.
+#: The maximum age of a sample, and how far it may be in the future.
 _OLDEST, _YOUNGEST = timedelta(minutes=5), timedelta(minutes=1)
 
 _NAME: Final = re.compile(series.NAME)
 _LABEL_NAME: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
-#: Prometheus gives these a meaning of their own.
+#: Prometheus gives these a special meaning.
 _RESERVED_LABELS: Final = frozenset({"le", "quantile"})
 _LIST: Final[Mapping[str, Instrument]] = {one.name: one for one in instruments.ALL}
 _PARTS: Final = frozenset(
@@ -40,39 +38,37 @@ _PARTS: Final = frozenset(
 )
 
 _Labels = tuple[tuple[str, str], ...]
-#: What the mesh knows of who recorded: the labels service and node.
+#: The labels service and node of the caller.
 Who = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class RecordBatch:
-    """What became of many."""
+    """The result of a batch."""
 
     taken: int
     refused: int
-    #: Why, of the first ``MAX_PROBLEMS``.
     problems: tuple[str, ...]
 
 
 class RecordedMetricSet:
-    """The series made by recordMetric. A name that ends in ``_total`` is a counter, any other a gauge."""
+    """The series created by recordMetric. A name that ends in ``_total`` is a counter, any other a gauge."""
 
     def __init__(self, namespaces: Sequence[str] = ("custom",)) -> None:
         self._namespaces = tuple(f"{namespace}_" for namespace in namespaces)
         self._of: dict[Who, dict[str, dict[_Labels, float]]] = {}
         self._counts: dict[Who, int] = {}
         self._count = 0
-        #: Series that found no room, and the first name that did not.
+        #: How many series were rejected for lack of room, and the first of them.
         self.refused = 0
         self.first_refused = ""
-        #: Samples that were refused, for whatever reason, and whose they were.
         self.refusals = RejectedRecords()
 
     def __len__(self) -> int:
         return self._count
 
     def record_all(self, samples: Iterable[RecordMetric], who: Who, now: datetime) -> "RecordBatch":
-        """A batch is not undone for a sample that is wrong."""
+        """Record each valid sample of a batch."""
         taken, refused, problems = 0, 0, list[str]()
         for sample in samples:
             try:
@@ -85,7 +81,7 @@ class RecordedMetricSet:
         return RecordBatch(taken, refused, tuple(problems))
 
     def record(self, sample: RecordMetric, who: Who, now: datetime) -> None:
-        """Add to a counter or set a gauge; raises BadRequest, which says the rule that was broken, and changes nothing then."""
+        """Add to a counter or set a gauge. Raises BadRequest for an invalid sample, and changes nothing then."""
         name, value = sample.metric_name, sample.value
         _check_time(sample.at, now)
         _check_value(name, value)
@@ -93,7 +89,7 @@ class RecordedMetricSet:
         key = tuple(sorted((label, text) for label, text in sample.labels.items() if text))
         known = None if families is None else families.get(name)
         if known is None or key not in known:
-            # What is known was checked when it was new.
+            # Only new series need these checks.
             self._check_room(name, who)
             self._check_name(name, sample.labels)
             _check_labels(sample.labels)
@@ -103,11 +99,11 @@ class RecordedMetricSet:
             known[key] = 0.0
         new = known[key] + value if is_counter(name) else value
         if not isfinite(new):
-            raise errors.BadRequest(f"value: {name} would leave the range of numbers")
+            raise errors.BadRequest(f"value: {name} would exceed the range of numbers")
         known[key] = new
 
     def sources(self) -> list[prometheus_merge.MetricSource]:
-        """As the text of each node that recorded something."""
+        """Return one source per node that recorded something."""
         return [prometheus_merge.MetricSource(self._render(who), {"service": who[0], "node": who[1]}) for who in self._of]
 
     def _render(self, who: Who) -> str:
@@ -119,7 +115,7 @@ class RecordedMetricSet:
     def _check_name(self, name: str, labels: Mapping[str, str]) -> None:
         if len(name) > MAX_NAME or not _NAME.fullmatch(name):
             raise errors.BadRequest(
-                f"metricName: a name has letters, digits, _ and :, begins with no digit and has at most {MAX_NAME} characters",
+                f"metricName: use letters, digits, _ and :, no digit at the start, and at most {MAX_NAME} characters",
                 hint=f"for example {self._namespaces[0] if self._namespaces else 'my_'}jobs_total",
             )
         instrument = _LIST.get(name)
@@ -127,13 +123,13 @@ class RecordedMetricSet:
             _check_instrument(instrument, labels)
         elif name in _PARTS:
             raise errors.BadRequest(
-                f"metricName: {name} is a part of a histogram, which cannot be recorded", hint="record a counter or a gauge"
+                f"metricName: {name} is part of a histogram, which cannot be recorded", hint="record a counter or a gauge"
             )
         elif not name.startswith(self._namespaces):
             known = ", ".join(f"{namespace}…" for namespace in self._namespaces) or "none"
             raise errors.BadRequest(
-                f"metricName: {name} is none of the platform's metrics, and in no namespace that is registered ({known})",
-                hint="docs/reference/metrics.md lists the first; METRICS_NAMESPACES of the metrics service registers the second",
+                f"metricName: {name} is neither a platform metric nor in a registered namespace ({known})",
+                hint="see docs/reference/metrics.md, or register a namespace with METRICS_NAMESPACES of the metrics service",
             )
 
     def _check_room(self, name: str, who: Who) -> None:
@@ -142,8 +138,8 @@ class RecordedMetricSet:
         self.refused += 1
         self.first_refused = self.first_refused or f"{name[:MAX_NAME]} of {' '.join(who)}"
         raise errors.BadRequest(
-            f"metricName: there are {MAX_SERIES} recorded series already, or {MAX_SERIES_OF_ONE} of this node, and this would be one more",
-            hint="use fewer label values; recorded series are forgotten when the metrics service restarts",
+            f"metricName: the limit of {MAX_SERIES} recorded series, or {MAX_SERIES_OF_ONE} per node, is reached",
+            hint="use fewer label values; a restart of the metrics service clears recorded series",
         )
 
 
@@ -162,17 +158,17 @@ def _check_time(at: datetime | None, now: datetime) -> None:
         at = at.replace(tzinfo=UTC)
     if not now - _OLDEST <= at <= now + _YOUNGEST:
         raise errors.BadRequest(
-            f"at: {at.isoformat()[:40]} is not now: samples are at most 5 minutes old, and not of the future",
-            hint="is the clock right? leave `at` out to record it as of now",
+            f"at: {at.isoformat()[:40]} is more than 5 minutes old or in the future",
+            hint="check the clock, or omit `at` to use the current time",
         )
 
 
 def _check_value(name: str, value: float) -> None:
     if not isfinite(value):
-        raise errors.BadRequest("value: only finite numbers can be recorded, not NaN or infinity")
+        raise errors.BadRequest("value: must be a finite number, not NaN or infinity")
     if value < 0 and is_counter(name):
         raise errors.BadRequest(
-            f"value: {name[:MAX_NAME]} ends in _total, so it is a counter, and a counter only grows", hint="choose a name without _total"
+            f"value: {name[:MAX_NAME]} ends in _total, so it is a counter, which cannot decrease", hint="choose a name without _total"
         )
 
 
@@ -183,7 +179,7 @@ def _check_instrument(instrument: Instrument, labels: Mapping[str, str]) -> None
         )
     if labels.keys() != set(instrument.labels):
         wanted = ", ".join(instrument.labels) or "none"
-        raise errors.BadRequest(f"labels: {instrument.name} has these: {wanted}", hint="docs/reference/metrics.md lists them")
+        raise errors.BadRequest(f"labels: {instrument.name} requires exactly these: {wanted}", hint="see docs/reference/metrics.md")
 
 
 def _check_labels(labels: Mapping[str, str]) -> None:
@@ -195,13 +191,13 @@ def _check_labels(labels: Mapping[str, str]) -> None:
 
 def _check_label(label: str, text: str) -> None:
     if not _LABEL_NAME.fullmatch(label) or len(label) > MAX_NAME:
-        raise errors.BadRequest("labels: a label's name has letters, digits and _ and begins with no digit")
+        raise errors.BadRequest("labels: use letters, digits and _ in label names, and no digit at the start")
     if label.startswith("__") or label in _RESERVED_LABELS:
-        raise errors.BadRequest(f"labels: {label} has a meaning of its own in Prometheus", hint="choose another name for the label")
+        raise errors.BadRequest(f"labels: {label} is reserved by Prometheus", hint="choose another label name")
     if len(text) > MAX_LABEL_VALUE:
         raise errors.BadRequest(
-            f"labels: the value of {label} has {len(text)} characters, at most {MAX_LABEL_VALUE} are allowed",
-            hint="labels are for few, short values",
+            f"labels: the value of {label} has {len(text)} characters; the limit is {MAX_LABEL_VALUE}",
+            hint="use labels for a few short values",
         )
 
 

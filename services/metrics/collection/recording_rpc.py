@@ -1,4 +1,4 @@
-"""Takes the numbers that others record: the handlers around ``recorded``."""
+"""Handle the RPC methods that record metrics."""
 
 from datetime import UTC, datetime
 
@@ -12,7 +12,7 @@ from shared.telemetry import logs
 from shared.telemetry.instruments import node_label
 from shared.types import SERVICE_NAMES
 
-#: Of a problem, in a line of the log; it may quote what was sent.
+#: Truncates errors in the log, because they can quote what was sent.
 _MAX_SAID = 200
 
 _log = logs.get(part="recorded")
@@ -24,9 +24,9 @@ class RecordingRpc:
         self._has_said = False
 
     def check(self) -> Check:
-        """Whether somebody makes more series than there is room for."""
+        """Check whether series were rejected for lack of room."""
         refused, first = self._recorded.refused, self._recorded.first_refused
-        detail = f"{refused} recorded series found no room, the first was {first}: they use labels with too many values" if refused else ""
+        detail = f"{refused} recorded series rejected, the first was {first}: their labels have too many values" if refused else ""
         return Check("recorded metrics", ok=not refused, detail=detail, needed=False)
 
     @serves(api.record_metric)
@@ -48,15 +48,15 @@ class RecordingRpc:
         return api.RecordedMetrics(batch.taken, batch.refused, batch.problems)
 
     def _say_what_is_refused(self, who: Who, samples: int, problem: str, now: datetime) -> None:
-        """Once: those that send go on sending."""
+        """Log rejected samples once per caller, because callers keep sending them."""
         service, node = who
         if self._recorded.refusals.note(node, samples, problem, now):
-            _log.warning("recorded numbers refused", by=f"{service} {node}", samples=samples, problem=problem[:_MAX_SAID])
+            _log.warning("recorded metrics rejected", by=f"{service} {node}", samples=samples, problem=problem[:_MAX_SAID])
         if self._recorded.refused and not self._has_said:
             self._has_said = True
-            _log.warning("recorded metrics have no room for more series", first=self._recorded.first_refused)
+            _log.warning("recorded metrics are full", first=self._recorded.first_refused)
 
 
 def _who(call: RpcCall) -> Who:
-    """An operator is no service of the mesh, and has no metrics of its own."""
+    """Return the labels of the caller. An operator has a role but no service name."""
     return SERVICE_NAMES.get(call.caller.role, str(call.caller.role)), node_label(call.caller.node)

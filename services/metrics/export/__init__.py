@@ -1,1 +1,1 @@
-"""The ways out for numbers, spans and logs: Prometheus, OpenMetrics and OTLP."""
+"""Export metrics, spans and logs: Prometheus, OpenMetrics and OTLP."""

@@ -1,8 +1,7 @@
-"""Families of a text that are as nodes write them, taken as a whole. Pure.
+"""Parse metric families in the exact form that prometheus_client writes, as a whole. Pure.
 
-A scrape of 200 workers has some 100,000 lines, and nearly all of them are as prometheus_client writes them, and differ from those of
-another worker in their numbers alone. Of these, what is before the number is parsed once for all nodes, and nothing is done line by
-line. Whatever is not exactly like that is left to ``prometheus_merge``, which looks at each line.
+A collection from 200 workers has about 100,000 lines, which mostly differ from those of other workers only in their numbers. So the text
+before the numbers is parsed once for all nodes. ``prometheus_merge`` parses all other families line by line.
 """
 
 import re
@@ -13,22 +12,22 @@ from services.metrics.export import series
 from services.metrics.export.series import SeriesHead
 from shared.api.node import Exemplar
 
-#: What is between two heads; the last of the split is empty.
+#: Splits a body into heads and numbers; the last part is empty.
 _NUMBERS = re.compile(r" ([^ \n]*)\n")
 _OPENING = re.compile(rf"({series.NAME}) ?(.*)\n# TYPE ({series.NAME}) ([a-z]+)")
-#: Stands for the labels of the source.
+#: A placeholder for the labels of the source.
 _GIVEN = "\0"
-#: Numbers that are known to be some; half of a text's are among a few hundred.
+#: Cached valid numbers; half of all numbers are among a few hundred.
 _MAX_NUMBERS = 100_000
-#: Some 700 bytes each; 200 workers with a hundred models have a fourth of them.
+#: About 700 bytes each; 200 workers with a hundred models have a quarter of them.
 _MAX_HEADS = 40_000
-#: How many heads weigh as much as a layout, which refers to some sixty pieces.
+#: The size of a layout, which refers to about sixty pieces, in heads.
 _HEADS_OF_A_LAYOUT = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """One family as a node has written it: `# HELP`, `# TYPE`, and its lines."""
+class WrittenFamily:
+    """One family as a node wrote it."""
 
     name: str
     kind: str
@@ -40,20 +39,18 @@ class Written:
 class Block:
     """The series of one family and one source."""
 
-    #: The labels of the source, as they are shown.
     given: str
-    #: What is before each number, the newline included, with ``_GIVEN`` for the labels of the source.
+    #: The text before each number, including the newline, with ``_GIVEN`` for the labels of the source.
     pieces: list[str]
     numbers: list[str]
-    #: What each piece was made of, for all blocks.
+    #: Piece -> its parsed head, for all blocks.
     made_of: Mapping[str, SeriesHead]
-    #: By the place of the line.
     exemplars: dict[int, Exemplar]
-    #: What ``openmetrics`` found out of pieces that lie so, for all blocks.
+    #: The cache of ``openmetrics``, for all blocks.
     layouts: dict[tuple[str, ...], list[tuple[int, int]] | None]
 
     def text(self, numbers: list[str] | None = None, pieces: list[str] | None = None) -> str:
-        """Its lines, each behind a newline; with others of its pieces and other numbers where they are given."""
+        """Render the lines, each after a newline; optionally with other numbers or pieces."""
         of_pieces, of_numbers = self.pieces if pieces is None else pieces, self.numbers if numbers is None else numbers
         parts = [""] * (2 * len(of_pieces))
         parts[::2], parts[1::2] = of_pieces, of_numbers
@@ -61,36 +58,35 @@ class Block:
 
 
 class Blocks:
-    """Reads texts of sources whose labels have all the same names, and for each source other values."""
+    """Parses texts of sources whose labels have the same names and different values."""
 
     def __init__(self, belongs: Callable[[str, str, str], bool]) -> None:
-        """``belongs``: whether a series of this name can be in the family of that name and kind."""
-        #: Those that were found valid, and of them those that nothing that only grows can have.
+        """``belongs`` returns whether a series of this name can be in the family of that name and kind."""
+        #: Valid numbers, and those of them that are impossible for counters.
         self._numbers: set[str] = set()
         self._odd: set[str] = set()
         self._belongs = belongs
         self._openings: dict[str, tuple[str, str, str] | None] = {}
-        #: For the labels that many sources have in common, and for a family and its kind: the piece of each head.
+        #: Common labels of the sources, family and kind -> the piece of each head.
         self._pieces: dict[tuple[tuple[str, ...], str, str], dict[str, str]] = {}
         self._made_of: dict[str, SeriesHead] = {}
-        #: Pieces with empty labels, and what they are without them: to Prometheus an empty label is an absent one.
+        #: Pieces with empty labels -> the same without them, which is equal to Prometheus.
         self._emptied: dict[str, str] = {}
         self._layouts: dict[tuple[str, ...], list[tuple[int, int]] | None] = {}
 
     def forget_if_many(self) -> None:
-        """Between two readings of all sources: nodes may come with ever new labels."""
+        """Clear large caches; call this between two collections. Nodes can send ever new labels."""
         if max(len(self._made_of), len(self._openings), _HEADS_OF_A_LAYOUT * len(self._layouts)) > _MAX_HEADS:
             self._openings, self._pieces = {}, {}
-            # Blocks that were read before keep theirs.
+            # New objects, because existing blocks still use the old ones.
             self._made_of, self._emptied, self._layouts = {}, {}, {}
 
-    def split(self, text: str, kinds: Mapping[str, object]) -> list[Written] | None:
-        """The families of a text; None where it is not made of such, each once."""
+    def split(self, text: str, kinds: Mapping[str, object]) -> list[WrittenFamily] | None:
+        """Return the families of a text, or None if it is not in the expected form."""
         if not text.startswith("# HELP ") or not text.endswith("\n"):
             return None
-        found: dict[str, Written] = {}
+        found: dict[str, WrittenFamily] = {}
         for part in text[7:-1].split("\n# HELP "):
-            # The comments end with the second line.
             end = part.find("\n", part.find("\n") + 1)
             opening, body = (part, "") if end < 0 else (part[:end], part[end + 1 :] + "\n")
             if opening not in self._openings:
@@ -98,12 +94,11 @@ class Blocks:
             read = self._openings[opening]
             if read is None or read[1] not in kinds or read[0] in found or body.startswith("#") or "\n#" in body:
                 return None
-            found[read[0]] = Written(*read, body)
+            found[read[0]] = WrittenFamily(*read, body)
         return list(found.values())
 
-    def read(self, written: Written, labels: Mapping[str, str], exemplars: Mapping[str, Exemplar]) -> Block | None:
-        """Its lines, each with its exemplar where it has one. None where they need a closer look, be it at their labels alone. Raises
-        ValueError where they do not all belong to the family, or one is not valid."""
+    def read(self, written: WrittenFamily, labels: Mapping[str, str], exemplars: Mapping[str, Exemplar]) -> Block | None:
+        """Parse a family. Returns None if it must be parsed line by line. Raises ValueError for an invalid line or a foreign series."""
         parts = _NUMBERS.split(written.body)
         heads, numbers = parts[:-1:2], parts[1::2]
         different = set(numbers)
@@ -136,8 +131,8 @@ class Blocks:
             different = {self._emptied.get(piece, piece) for piece in different}
         return len(different) < len(pieces)
 
-    def _make(self, text: str, written: Written, labels: Mapping[str, str], known: dict[str, str]) -> str:
-        """The piece of a head, for all sources; empty where it is one for a closer look."""
+    def _make(self, text: str, written: WrittenFamily, labels: Mapping[str, str], known: dict[str, str]) -> str:
+        """Return the piece of a head for all sources; empty if it must be parsed by line."""
         head = series.parse_head(text)
         if head is None or not self._belongs(head.name, written.name, written.kind):
             raise ValueError(written.name)
@@ -155,7 +150,6 @@ class Blocks:
 
 
 def _read_opening(text: str) -> tuple[str, str, str] | None:
-    """Name, kind and help."""
     found = _OPENING.fullmatch(text)
     if found is None or found.group(1) != found.group(3):
         return None

@@ -1,7 +1,7 @@
-"""Writes what was merged as OpenMetrics 1.0.0, with exemplars. Pure.
+"""Render merged metrics as OpenMetrics 1.0.0, with exemplars. Pure.
 
-https://prometheus.io/docs/specs/om/open_metrics_spec/. It is stricter than the text format: a reader may throw away the whole text for
-one histogram that does not add up, so what a node says is looked at once more here, and left out where it must be.
+https://prometheus.io/docs/specs/om/open_metrics_spec/. It is stricter than the text format: a reader can reject the whole text for one
+inconsistent histogram, so invalid histograms are left out.
 """
 
 import math
@@ -16,12 +16,11 @@ from shared.api.node import Exemplar
 
 _TOTAL = "_total"
 _TRACE_ID = re.compile(r"(?!0{32})[0-9a-f]{32}")
-#: In seconds since 1970, the year 5138: what is later is no time.
+#: In seconds since 1970: the year 5138.
 _LATEST = 1e11
-#: No number that anybody observes is larger.
 _MOST = 1e18
 
-#: The names that a family takes, after its own; no other may have one of them.
+#: The suffixes of the names that a family occupies.
 _TAKEN = {
     "counter": ("", "_total", "_created"),
     "histogram": ("", "_bucket", "_sum", "_count", "_created"),
@@ -31,7 +30,7 @@ _TAKEN = {
 
 
 def render(merged: Merged, known: Mapping[str, str]) -> str:
-    """Nobody can take a name from the families that are ``known``."""
+    """Render all families. The ``known`` ones take precedence if names collide."""
     taken: set[str] = set()
     written: dict[str, str] = {}
     for family in sorted(merged.families, key=lambda one: (one.name not in known, one.name)):
@@ -44,8 +43,10 @@ def render(merged: Merged, known: Mapping[str, str]) -> str:
 
 
 def _named(family: Family, taken: set[str]) -> tuple[str, str]:
-    """What it is here. A counter is named without its `_total`; one that has none, or whose short name is taken, is of an unknown kind,
-    so that its series keep their names. Summaries, which nobody here makes, are not written."""
+    """Return the name and kind in OpenMetrics; the kind is empty for summaries, which are left out.
+
+    Counters are named without `_total`. A counter without that suffix, or whose short name is taken, becomes unknown and keeps its name.
+    """
     match family.kind:
         case "counter":
             short = family.name.removesuffix(_TOTAL)
@@ -60,7 +61,6 @@ def _named(family: Family, taken: set[str]) -> tuple[str, str]:
 
 
 def _text(family: Family) -> str:
-    """Its lines, each behind a newline."""
     if family.kind != "histogram":
         return "".join([*(block.text() for block in family.blocks), *(f"\n{row.shown} {row.value}" for row in family.rows)])
     return "".join([*map(_block_of_histograms, family.blocks), *_rows_of_histograms(family)])
@@ -79,13 +79,13 @@ def _block_of_histograms(block: Block) -> str:
     for place, head in enumerate(heads):
         places.setdefault(head.group, []).append(place)
     sound = [found for found in places.values() if _adds_up([(heads[place], block.numbers[place]) for place in found])]
-    # The lines of each histogram are to be together.
+    # The lines of each histogram must be adjacent.
     kept = [place for found in sound for place in found]
     return block.text([numbers[place] for place in kept], [block.pieces[place] for place in kept])
 
 
 def _is_usual(block: Block) -> bool:
-    """Whether all its histograms lie there as nodes write them, and add up. As ``_adds_up``, and ten times as fast."""
+    """Return whether all histograms are in the usual layout and consistent. Like ``_adds_up``, but ten times as fast."""
     key = tuple(block.pieces)
     if key not in block.layouts:
         block.layouts[key] = _layout([block.made_of[piece] for piece in block.pieces])
@@ -103,7 +103,7 @@ def _is_usual(block: Block) -> bool:
 
 
 def _layout(heads: Sequence[SeriesHead]) -> list[tuple[int, int]] | None:
-    """Where the buckets of each histogram begin and end, where all are whole: rising buckets to the last, the count, the sum."""
+    """Return where the buckets of each histogram begin and end. None unless each has rising buckets, then count and sum."""
     layout: list[tuple[int, int]] = []
     groups: set[str] = set()
     begin = 0
@@ -135,8 +135,7 @@ def _rows_of_histograms(family: Family) -> Iterator[str]:
 
 
 def _with(number: str, head: SeriesHead, exemplar: Exemplar | None) -> str:
-    """The number of a bucket with its exemplar, where that is as ours are, a trace id alone, and falls into the bucket. What else a node
-    says there is not passed on."""
+    """Append a valid exemplar to the number of a bucket: it has a trace id and a value inside the bucket."""
     if exemplar is None or head.le is None or not 0 <= exemplar.value <= min(head.le, _MOST):
         return number
     if not _TRACE_ID.fullmatch(exemplar.trace_id) or not 0 < exemplar.at < _LATEST:
@@ -145,12 +144,11 @@ def _with(number: str, head: SeriesHead, exemplar: Exemplar | None) -> str:
 
 
 def _identity(row: MetricRow) -> frozenset[tuple[str, str]]:
-    """What tells a histogram from the others of its family."""
     return frozenset((name, value) for name, value in series.LABEL.findall(row.shown) if value and name != "le")
 
 
 def _adds_up(lines: Sequence[tuple[SeriesHead, str]]) -> bool:
-    """Whether its buckets rise to the last, which has all, and as many as it counts, with a sum."""
+    """Return whether a histogram is consistent: rising buckets up to +Inf, a matching count, and a sum."""
     bound, most = -1.0, 0.0
     count = total = None
     for head, text in lines:
@@ -169,5 +167,4 @@ def _adds_up(lines: Sequence[tuple[SeriesHead, str]]) -> bool:
 
 
 def _help(text: str) -> str:
-    """In OpenMetrics a quotation mark is escaped as well."""
     return text.replace('"', '\\"')

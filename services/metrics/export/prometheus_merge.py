@@ -1,10 +1,9 @@
-"""Merges Prometheus texts of several nodes into one valid text. Pure.
+"""Merge Prometheus texts of several nodes into one valid text. Pure.
 
-A node's text is not trusted: a line that is not valid is left out, never passed on, so that one node cannot spoil the
-scrape of the whole mesh. A node's labels are completed by what the mesh knows of it, as Prometheus does with
-``honor_labels: false``: a label of the same name with another value is kept as ``exported_…``.
+Node texts are untrusted: invalid lines are dropped, so that one node cannot break the scrape of the whole mesh. Each series gets the
+labels of its node, as in Prometheus with ``honor_labels: false``: a label of the same name with another value becomes ``exported_…``.
 
-Texts that are exactly as nodes write them are taken in ``blocks``, which is ten times as fast as line by line.
+Texts in the usual form are parsed in ``Blocks``, ten times as fast as line by line.
 """
 
 import re
@@ -14,20 +13,19 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from services.metrics.export import series
-from services.metrics.export.metric_families import Block, Blocks, Written
+from services.metrics.export.metric_families import Block, Blocks, WrittenFamily
 from services.metrics.export.series import Labelling, SeriesHead
 from shared.api.node import Exemplar
 
-#: Series of one node; beyond them the rest of its text is left out. OBSERVABILITY.md §6.2: at most 10,000 per service.
+#: Further series of a node are dropped. OBSERVABILITY.md §6.2: at most 10,000 per service.
 MAX_SERIES_PER_SOURCE = 10_000
-#: Families that a node may declare without a series in them.
 MAX_FAMILIES_PER_SOURCE = 1_000
 
 NAME = series.NAME
 _COMMENT = re.compile(rf"#[ \t]+(HELP|TYPE)[ \t]+({NAME})(?:[ \t]+(.*))?")
 _VALID_HELP = re.compile(r"(?:[^\\]|\\[\\n])*")
 
-#: What a family of a kind may be made of, after its name.
+#: Kind -> the allowed suffixes of its series.
 _SUFFIXES: dict[str, tuple[str, ...]] = {
     "counter": ("",),
     "gauge": ("",),
@@ -39,23 +37,21 @@ _SUFFIXES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class MetricSource:
-    """One text, and the labels that all of its series get."""
+    """The text of a node and the labels for all its series."""
 
     text: str
     labels: Mapping[str, str]
-    #: Our own: what it says of its labels stands, and ``labels`` only completes it.
+    #: Our own text: its labels take precedence over ``labels``.
     trusted: bool = False
-    #: By what the line of a bucket has before its number.
+    #: By the text before the number of a bucket.
     exemplars: Mapping[str, Exemplar] = field(default_factory=dict)
 
 
 class MetricRow(NamedTuple):
-    """One series of a family, of a text that was read line by line."""
+    """One series that was parsed line by line."""
 
-    #: The number of the source that it came from.
     source: int
     head: SeriesHead
-    #: The head with the labels of its source.
     shown: str
     value: str
 
@@ -67,36 +63,33 @@ class Family:
     help: str
     blocks: list[Block] = field(default_factory=list)
     rows: list[MetricRow] = field(default_factory=list)
-    #: Of ``rows``, by ``Row.shown``.
     exemplars: dict[str, Exemplar] = field(default_factory=dict)
-    #: The series in ``rows``. To Prometheus an empty label is an absent one, so they are not part of what stands here.
+    #: The series in ``rows``, without empty labels, which Prometheus treats as absent.
     seen: set[str] = field(default_factory=set)
-    #: All values of labels of what we ourselves say in it: who has one of them may repeat a series.
+    #: All label values of our own series. A source with one of them may repeat a series.
     told: set[str] = field(default_factory=set)
 
     @property
     def size(self) -> int:
-        """How many series it has."""
+        """Return the number of series."""
         return len(self.rows) + sum(len(block.numbers) for block in self.blocks)
 
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    #: By name.
+    #: Sorted by name.
     families: tuple[Family, ...]
-    #: Series that were left out: malformed, impossible, over the limit, repeated, or of a family that has another type elsewhere.
+    #: How many series were dropped: invalid, over the limit, duplicate, or of a different type than elsewhere.
     dropped: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Declared:
-    """What the comments of one text say of its families."""
-
     kinds: Mapping[str, str]
     helps: Mapping[str, str]
 
     def family_of(self, sample: str) -> tuple[str, str]:
-        """The family that a series belongs to, and its kind."""
+        """Return the family of a series and its kind."""
         for suffix in ("_bucket", "_sum", "_count"):
             family = sample.removesuffix(suffix)
             if family != sample and suffix in _SUFFIXES[self.kinds.get(family, "untyped")]:
@@ -106,15 +99,14 @@ class _Declared:
 
 
 class Merger:
-    """Remembers the names and labels that nodes have, which are the same at every scrape."""
+    """Merges collections. Caches names and labels, which rarely change."""
 
     def __init__(self, known: Mapping[str, str] | None = None) -> None:
-        """Where two texts disagree about a family, ``known`` (name -> kind) is right, then our own text, then the first."""
+        """If texts disagree about a family, ``known`` (name -> kind) takes precedence, then our own text, then the first."""
         self._known = known or {}
         self._blocks = Blocks(lambda name, family, kind: name in _names(family, kind))
 
     def merge(self, sources: Sequence[MetricSource]) -> Merged:
-        """All of them together."""
         self._blocks.forget_if_many()
         merging = _Merging(self._known, self._blocks)
         alone = _alone(sources)
@@ -124,12 +116,12 @@ class Merger:
 
 
 def merge(sources: Sequence[MetricSource], known: Mapping[str, str] | None = None) -> Merged:
-    """Once; who merges again and again keeps a ``Merger``."""
+    """Merge once, without caching."""
     return Merger(known).merge(sources)
 
 
 def _alone(sources: Sequence[MetricSource]) -> set[tuple[tuple[str, str], ...]]:
-    """The labels that one source alone has; none where they have not all the same names."""
+    """Return the labels that only one source has; none if sources have different label names."""
     times = Counter(tuple(source.labels.items()) for source in sources if not source.trusted)
     if len({tuple(name for name, _ in labels) for labels in times}) != 1 or () in times:
         return set()
@@ -137,7 +129,7 @@ def _alone(sources: Sequence[MetricSource]) -> set[tuple[tuple[str, str], ...]]:
 
 
 def render(merged: Merged) -> str:
-    """In the text format 0.0.4, which has no exemplars."""
+    """Render the text format 0.0.4, which has no exemplars."""
     parts: list[str] = []
     for family in merged.families:
         parts.append(f"# HELP {family.name} {family.help}\n# TYPE {family.name} {family.kind}")
@@ -148,19 +140,17 @@ def render(merged: Merged) -> str:
 
 
 class _Merging:
-    """The families so far."""
-
     def __init__(self, known: Mapping[str, str], blocks: Blocks) -> None:
         self._known = known
         self.families: dict[str, Family] = {}
-        #: Series name -> the family that it belongs to: a gauge `x_count` cannot stand beside a histogram `x`.
+        #: Series name -> its family: a gauge `x_count` cannot coexist with a histogram `x`.
         self._owners = {taken: name for name, kind in known.items() for taken in (name, *_names(name, kind))}
         self._heads: dict[str, SeriesHead | None] = {}
         self._blocks = blocks
         self._sources = 0
 
     def add(self, source: MetricSource, *, is_alone: bool) -> int:
-        """Take over what is valid; returns how many series were not. ``is_alone``: no other source has its labels."""
+        """Add the valid series and return how many were dropped. ``is_alone``: no other source has its labels."""
         self._sources += 1
         as_blocks = self._read_blocks(source) if is_alone and source.text.count("\n") <= MAX_SERIES_PER_SOURCE else None
         if as_blocks is None:
@@ -168,10 +158,9 @@ class _Merging:
             return self._add_lines(source, lines, _declarations(lines))
         return sum([self._add_block(source, written, block) for written, block in as_blocks])
 
-    # --- as a whole -----------------------------------------------------------------------------------------------
+    # --- whole families -------------------------------------------------------------------------------------------
 
-    def _read_blocks(self, source: MetricSource) -> list[tuple[Written, Block | None]] | None:
-        """None where a part of the text is not as nodes write it."""
+    def _read_blocks(self, source: MetricSource) -> list[tuple[WrittenFamily, Block | None]] | None:
         families = self._blocks.split(source.text, _SUFFIXES)
         if families is None or len(families) > MAX_FAMILIES_PER_SOURCE:
             return None
@@ -182,7 +171,7 @@ class _Merging:
         except ValueError:
             return None
 
-    def _add_block(self, source: MetricSource, written: Written, block: Block | None) -> int:
+    def _add_block(self, source: MetricSource, written: WrittenFamily, block: Block | None) -> int:
         declared = _Declared({written.name: written.kind}, {written.name: _valid_help(written.help)})
         family = self._find_family(written.name, written.kind, declared)
         *_, own = source.labels.values()
@@ -198,7 +187,7 @@ class _Merging:
 
     def _add_lines(self, source: MetricSource, lines: Sequence[str], declared: _Declared) -> int:
         for name, kind in declared.kinds.items():
-            self._find_family(name, kind, declared)  # those without series are shown, too
+            self._find_family(name, kind, declared)  # also families without series
         label = Labelling({name: series.escape(value) for name, value in source.labels.items()}, source.trusted)
         homes: dict[str, Family | None] = {}
         dropped = taken = 0
@@ -236,7 +225,7 @@ class _Merging:
     def _parse(self, line: str) -> tuple[SeriesHead | None, str]:
         text, _, value = line.rpartition(" ")
         if not series.NUMBER_ALONE.fullmatch(value) or (text not in self._heads and not series.HEAD_ALONE.fullmatch(text)):
-            # With a time after the number, or other blanks; or not valid.
+            # It has a timestamp or unusual spaces, or is invalid.
             found = series.LINE.fullmatch(line)
             if found is None:
                 return None, ""
@@ -250,7 +239,7 @@ class _Merging:
         return self._find_family(name, kind, declared) if series in _names(name, kind) else None
 
     def _find_family(self, name: str, kind: str, declared: _Declared) -> Family | None:
-        """The family of this name and kind, made if need be; None if one of its names stands for something else."""
+        """Return the family, creating it if necessary. None if one of its names belongs to another family."""
         family = self.families.get(name)
         if family is not None:
             return family if family.kind == kind else None
@@ -286,7 +275,6 @@ def _only_grows(family: Family, head: SeriesHead) -> bool:
 
 
 def _by_family(exemplars: Mapping[str, Exemplar]) -> dict[str, dict[str, Exemplar]]:
-    """Those of each histogram."""
     found: dict[str, dict[str, Exemplar]] = {}
     for text, exemplar in exemplars.items():
         found.setdefault(text.partition("{")[0].removesuffix("_bucket"), {})[text] = exemplar
@@ -298,7 +286,7 @@ def _valid_help(text: str) -> str:
 
 
 def render_family(name: str, kind: str, text: str, values: Iterator[tuple[Mapping[str, str], float]]) -> str:
-    """The text of one family of ours; ``values`` are labels and number."""
+    """Render one of our own families; ``values`` are pairs of labels and number."""
     lines = [
         f"{series.braced(name, series.pairs({label: series.escape(value) for label, value in sorted(labels.items())}), '')} {number!r}"
         for labels, number in values

@@ -1,4 +1,4 @@
-"""One line of a Prometheus text: its grammar, and the labels that a series gets. Pure."""
+"""Parse lines of Prometheus texts, and label series. Pure."""
 
 import math
 import re
@@ -13,7 +13,7 @@ _NUMBER = r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|Inf|NaN)"
 _HEAD = rf"({NAME})(?:\{{((?:{_PAIR}(?:,{_PAIR})*,?)?)\}})?"
 HEAD_ALONE = re.compile(_HEAD)
 NUMBER_ALONE = re.compile(_NUMBER)
-#: Of the numbers, those that nothing that only grows can have.
+#: Numbers that are impossible for counters.
 ODD = re.compile(r"-|.?NaN")
 LINE = re.compile(rf"({_HEAD})[ \t]+({_NUMBER})(?:[ \t]+-?[0-9]+)?[ \t]*")
 LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\\n]|\\["\\n])*)"')
@@ -22,35 +22,35 @@ _PARTS = ("_bucket", "_sum", "_count")
 
 @dataclass(frozen=True, slots=True)
 class SeriesHead:
-    """What stands before the number: the name of a series and its labels, escapes included."""
+    """The name and labels of a series; the label values are escaped."""
 
     name: str
     labels: Mapping[str, str]
-    #: Of what may be a part of a histogram, all labels but `le`: one histogram of one source has them in common. Empty for others.
+    #: For possible parts of a histogram, all labels but `le`, which identify the histogram; else empty.
     group: str
-    #: Of a bucket, in the way that OpenMetrics writes it; None where there is none.
+    #: The bound of a bucket in OpenMetrics form, else None.
     le: float | None
 
     @property
     def has_empty(self) -> bool:
-        """To Prometheus an empty label is an absent one."""
+        """Return whether a label is empty, which Prometheus treats as absent."""
         return "" in self.labels.values()
 
     @property
     def filled(self) -> dict[str, str]:
-        """The labels that are not empty."""
+        """Return the labels that are not empty."""
         return {name: value for name, value in self.labels.items() if value}
 
 
 def parse_head(text: str) -> SeriesHead | None:
-    """None where it is not valid."""
+    """Return None if it is invalid."""
     found = HEAD_ALONE.fullmatch(text)
     if found is None:
         return None
     name, inside = found.groups(default="")
     found_pairs = LABEL.findall(inside)
     labels = dict(sorted(found_pairs))
-    # A label twice is a mistake, and names that begin with two underscores are Prometheus's own.
+    # Reject duplicate labels and names with two leading underscores, which Prometheus reserves.
     if len(labels) != len(found_pairs) or ("__" in inside and any(label.startswith("__") for label in labels)):
         return None
     if not name.endswith(_PARTS):
@@ -65,11 +65,11 @@ def _bound(text: str) -> float | None:
     bound = float(text)
     if math.isnan(bound):
         return None
-    return bound if floatToGoString(bound) == text else None  # type: ignore[no-untyped-call]  # the parser of OpenMetrics asks it too
+    return bound if floatToGoString(bound) == text else None  # type: ignore[no-untyped-call]  # as OpenMetrics parsers check
 
 
 class Labelling:
-    """Completes the labels of one source's series by what the mesh knows of it."""
+    """Adds the labels of a source to its series."""
 
     def __init__(self, given: Mapping[str, str], trusted: bool) -> None:
         self._given = given
@@ -78,7 +78,7 @@ class Labelling:
         self._identity = pairs({name: value for name, value in given.items() if value})
 
     def __call__(self, head: SeriesHead) -> tuple[str, str]:
-        """The head as it is shown, and what tells it from all others."""
+        """Return the head as text, and its identity."""
         if head.labels.keys().isdisjoint(self._given):
             shown = braced(head.name, self._text, pairs(head.labels))
             if not head.has_empty:

@@ -1,1 +1,1 @@
-"""Short history: what the charts and the alerts look back on, kept in PostgreSQL where there is one."""
+"""Store the metrics history in PostgreSQL and answer queries for charts."""

@@ -1,10 +1,10 @@
-"""What PostgreSQL found becomes the lines of an answer. Pure."""
+"""Turn stored points into the lines of a response. Pure."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final, Protocol, TypeAlias
+from typing import Final, TypeAlias
 
 from services.metrics.export import series
 from services.metrics.history import kept_series, rollup
@@ -18,47 +18,41 @@ _BOUND: Final = "le"
 _MACHINE: Final = "machine"
 
 
-class ChartPoint(Protocol):
-    """``history_store.StoredPoint``."""
+@dataclass(frozen=True, slots=True)
+class StoredPoint:
+    """One series at one step."""
 
-    @property
-    def service(self) -> str: ...
-    @property
-    def node(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def step(self) -> int: ...
-    @property
-    def growth(self) -> float: ...
-    @property
-    def mean(self) -> float: ...
-    @property
-    def nodes(self) -> int: ...
-    @property
-    def peak(self) -> float: ...
+    #: Empty if all services are summed; the same for ``node``.
+    service: str
+    node: str
+    #: As in a layout.
+    name: str
+    step: int
+    #: The increase over all nodes; meaningless for a gauge.
+    growth: float
+    #: The sum of the nodes' means; meaningless for a counter.
+    mean: float
+    nodes: int
+    peak: float
 
 
 @dataclass(slots=True)
 class _Sum:
-    """One number of a line, until all points of it have been seen."""
-
     total: float = 0.0
     nodes: int = 0
     peak: float = -math.inf
 
-    def add(self, point: ChartPoint, *, grows: bool) -> None:
+    def add(self, point: StoredPoint, *, grows: bool) -> None:
         self.total += point.growth if grows else point.mean
         self.nodes += point.nodes
         self.peak = max(self.peak, point.peak)
 
 
 def draw(
-    question: QueryPlan, by: Sequence[HistoryGrouping], points: Iterable[ChartPoint], covered: Mapping[int, float]
+    question: QueryPlan, by: Sequence[HistoryGrouping], points: Iterable[StoredPoint], covered: Mapping[int, float]
 ) -> tuple[HistoryLine, ...]:
-    """``covered`` says how many seconds of a step were seen. Raises BadRequest where there are too many."""
+    """Return the lines. ``covered`` has the observed seconds per step. Raises BadRequest for too many lines."""
     grouped: dict[str, dict[_Labels, dict[int, _Sum]]] = {}
-    #: Of the name in a layout, the service and the node: a line has many points, and to take a name apart costs more than to add.
     found: dict[tuple[str, str, str], tuple[dict[int, _Sum], bool]] = {}
     for point in points:
         of_point = (point.name, point.service, point.node)
@@ -70,23 +64,21 @@ def draw(
     seconds = [_seconds(question, step, covered) for step in range(question.steps)]
     lines = [line for wanted in question.wanted for line in _of_name(wanted, seconds, grouped.get(wanted.name, {}))]
     if len(lines) > api.MOST_LINES:
-        hint = "ask for fewer names, or with fewer words in `by`"
-        raise errors.BadRequest(f"by: that would be {len(lines)} lines, and at most {api.MOST_LINES} are answered", hint=hint)
+        hint = "request fewer names, or fewer groupings in `by`"
+        raise errors.BadRequest(f"by: the response would have {len(lines)} lines; the limit is {api.MOST_LINES}", hint=hint)
     return tuple(lines)
 
 
-def _line_of(point: ChartPoint, by: Sequence[HistoryGrouping]) -> tuple[str, _Labels]:
-    """The metric, and what tells the line from the others of it."""
+def _line_of(point: StoredPoint, by: Sequence[HistoryGrouping]) -> tuple[str, _Labels]:
     head = series.parse_head(point.name)
     name, own = ("", {}) if head is None else (head.name, head.labels)
     labels = {**own, HistoryGrouping.SERVICE.value: point.service, HistoryGrouping.NODE.value: point.node}
-    # The machine belongs to the node: a sum over nodes is not per machine.
+    # A sum over nodes has no machine.
     left_out = {*(set(HistoryGrouping) - set(by)), *(() if HistoryGrouping.NODE in by else (_MACHINE,))}
     return name, tuple(sorted((label, value) for label, value in labels.items() if label not in left_out))
 
 
 def _of_name(wanted: HistoryRequest, seconds: Sequence[float], found: Mapping[_Labels, Mapping[int, _Sum]]) -> list[HistoryLine]:
-    """``seconds`` of each step."""
     if wanted.quantile is not None:
         return _quantiles(wanted, wanted.quantile, len(seconds), found)
     return [
@@ -110,8 +102,7 @@ def _value(wanted: HistoryRequest, found: _Sum | None, seconds: float) -> float 
 
 
 def _seconds(question: QueryPlan, step: int, covered: Mapping[int, float]) -> float:
-    """As much of a step as was seen: the first and the last one may be seen in part, and so is one in which nobody looked for a while.
-    Where nobody knows how much that is, as long as the step is by now."""
+    """Return the observed seconds of a step, which may be partial; if unknown, its length until now."""
     left = (question.until - question.since).total_seconds() - step * question.step_seconds
     return covered.get(step) or min(question.step_seconds, max(rollup.RAW, left))
 
@@ -135,8 +126,7 @@ def _quantile_at(share: float, step: int, buckets: Mapping[float, Mapping[int, _
 
 
 def quantile(share: float, counts: Sequence[tuple[float, float]]) -> float | None:
-    """Of buckets as Prometheus counts them, each with all below it. Within one the values count as spread evenly; beyond the last bound
-    it is that bound. None where there are no values."""
+    """Interpolate within cumulative buckets, as Prometheus does; above the last bound, return that bound. None without values."""
     if len(counts) < 2 or counts[-1][0] != math.inf or counts[-1][1] <= 0:
         return None
     rank = share * counts[-1][1]

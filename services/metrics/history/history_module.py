@@ -1,4 +1,4 @@
-"""The room of the history: its RPC method, its life beside PostgreSQL that may come and go, and how it is."""
+"""Run the history: its RPC method, its connection to PostgreSQL, and its health checks."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -20,40 +20,36 @@ from shared.telemetry import logs
 
 _log = logs.get(part="history")
 
-#: After which PostgreSQL is tried again.
 AGAIN_SECONDS: Final = 5.0
 
 
 class HistoryModule:
-    """Handlers; ``run`` fills what they read. Without a DATABASE_URL there is no history, and nobody complains."""
+    """The handlers, and ``run``, which fills the history. Without a DATABASE_URL there is no history."""
 
     def __init__(self, settings: MetricsSettings, text: Callable[[], Awaitable[str]]) -> None:
         self._url = settings.database_url if settings.history_raw_hours else None
-        self._keeps = keeps_of(settings)
-        self._keeper = HistoryWriter(text, self._keeps)
+        self._retention = retention_of(settings)
+        self._writer = HistoryWriter(text, self._retention)
         self._store: HistoryStore | None = None
-        #: Why nothing can be written; empty while it can.
         self._trouble = ""
 
     async def run(self) -> None:
-        """For ever."""
         if self._url is None:
             return
         async with background() as tasks:
-            tasks.create_task(self._keeper.look_for_ever(), name="history looks")
+            tasks.create_task(self._writer.sample_forever(), name="history samples")
             await self._write_for_ever(self._url)
 
     async def checks(self) -> tuple[Check, ...]:
-        """The service can do without PostgreSQL."""
         if self._url is None:
             return ()
         if self._store is not None and not self._trouble:
             found = await self._store.check()
         else:
             found = Check("postgresql", ok=False, detail=self._trouble or "not connected yet")
-        gap = "" if found.ok else f"{found.detail}; the history has a gap, {self._keeper.waiting} looks wait to be written"
+        gap = "" if found.ok else f"{found.detail}; the history has a gap, and {self._writer.waiting} samples wait to be written"
         database = msgspec.structs.replace(found, detail=gap, needed=False)
-        return database, self._keeper.check()
+        return database, self._writer.check()
 
     async def _write_for_ever(self, url: str) -> None:
         while True:
@@ -70,40 +66,39 @@ class HistoryModule:
     async def _write_to(self, store: HistoryStore) -> None:
         while True:
             try:
-                await self._keeper.keep(store)
+                await self._writer.keep(store)
             except errors.Unavailable as error:
                 self._say(f"{error.message} ({error.hint})")
                 await asyncio.sleep(AGAIN_SECONDS)
                 continue
             self._say("")
-            await self._keeper.wait()
+            await self._writer.wait()
 
     def _say(self, trouble: str) -> None:
-        """Once for each change."""
         if trouble and not self._trouble:
-            _log.warning("the history is not written", reason=trouble)
+            _log.warning("the history cannot be written", reason=trouble)
         elif self._trouble and not trouble:
             _log.info("the history is written again")
         self._trouble = trouble
 
     @serves(api.get_history)
     async def get_history(self, request: api.GetHistory, call: RpcCall) -> api.History:
-        question = query_plan.read(request, datetime.now(UTC), self._keeps)
+        question = query_plan.read(request, datetime.now(UTC), self._retention)
         if self._url is None:
-            hint = "give the metrics service a DATABASE_URL, and HISTORY_RAW_HOURS above 0"
-            raise errors.NotFound("this mesh keeps no history of its metrics", hint=hint)
+            hint = "set DATABASE_URL for the metrics service, and HISTORY_RAW_HOURS above 0"
+            raise errors.NotFound("this mesh has no metrics history", hint=hint)
         if self._store is None:
-            raise errors.Unavailable("the history cannot be read: PostgreSQL does not answer", hint="see `aicli stack status`")
+            raise errors.Unavailable("the history cannot be read: PostgreSQL does not answer", hint="check `aicli stack status`")
         found = await self._store.lines(question, request.by, query_plan.MOST_POINTS + 1)
         if len(found.points) > query_plan.MOST_POINTS:
-            hint = "ask for fewer names, or a longer stepSeconds"
-            raise errors.BadRequest(f"that would be over {query_plan.MOST_POINTS} numbers", hint=hint)
+            hint = "request fewer names, or a longer stepSeconds"
+            raise errors.BadRequest(f"the response would have more than {query_plan.MOST_POINTS} values", hint=hint)
         drawn = chart_lines.draw(question, request.by, found.points, found.covered)
         return api.History(question.since, question.step_seconds, question.resolution, drawn)
 
 
-def keeps_of(settings: MetricsSettings) -> Mapping[int, timedelta]:
-    """How long rows of each resolution live."""
+def retention_of(settings: MetricsSettings) -> Mapping[int, timedelta]:
+    """Return the retention of each resolution."""
     return {
         rollup.RAW: timedelta(hours=settings.history_raw_hours),
         rollup.MINUTE: timedelta(days=settings.history_minute_days),

@@ -1,4 +1,4 @@
-"""The tables of the history. Only this module talks to PostgreSQL."""
+"""Read and write the history tables. The only module of the history that talks to PostgreSQL."""
 
 import hashlib
 from array import array
@@ -12,6 +12,7 @@ from pathlib import Path
 import asyncpg
 
 from services.metrics.history import kept_series, rollup
+from services.metrics.history.chart_lines import StoredPoint
 from services.metrics.history.query_plan import QueryPlan
 from services.metrics.history.rollup import RollupPiece, StoredRows
 from services.metrics.history.row_reader import HistoryRow, Names
@@ -20,42 +21,23 @@ from shared.api.gateway import Check
 from shared.api.metrics import HistoryGrouping
 from shared.stores import database
 
-#: One caller writes, few read.
 _POOL_SIZE = 4
-#: A year of hours, or a day of minutes of 200 nodes.
+#: Enough for a year of hours, or a day of minutes of 200 nodes.
 _READ_SECONDS = 20.0
 _WRITE_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
-class StoredPoint:
-    """One series at one step."""
-
-    #: Empty where all are summed.
-    service: str
-    node: str
-    #: As in a layout.
-    name: str
-    step: int
-    #: What it grew by, over all nodes; says nothing of a gauge.
-    growth: float
-    #: The sum over nodes of each one's mean; says nothing of a counter.
-    mean: float
-    nodes: int
-    peak: float
-
-
-@dataclass(frozen=True, slots=True)
 class FoundRows:
-    """What there is for one question."""
+    """The stored data for one query."""
 
     points: Sequence[StoredPoint]
-    #: Step -> how many seconds of it were seen, where anybody looked. Nothing where no counter is divided by them.
+    #: Step -> its observed seconds; empty unless a rate is requested.
     covered: Mapping[int, float]
 
 
 class HistoryStore:
-    """Every method may raise Unavailable."""
+    """Every method can raise Unavailable."""
 
     def __init__(self, opened: database.Database) -> None:
         self._database = opened
@@ -63,15 +45,15 @@ class HistoryStore:
     @classmethod
     @asynccontextmanager
     async def open(cls, url: str) -> AsyncIterator["HistoryStore"]:
-        """Raises Unavailable where PostgreSQL is away for 30 s, and BadSettings where it refuses us."""
+        """Raises Unavailable if PostgreSQL is down for 30 s, and BadSettings if it denies access."""
         package = Path(__file__).parents[1]
         try:
             async with database.Database.open(url, schema="metrics", package=package, pool_size=_POOL_SIZE) as opened:
                 yield cls(opened)
         except asyncpg.PostgresError as error:
-            # Mostly a role that may not make its schema. It shall cost the history alone.
-            hint = "DATABASE_URL or METRICS_DATABASE_URL must name a role that may make the schema `metrics`"
-            raise errors.BadSettings(f"PostgreSQL refuses the history: {error}", hint=hint) from error
+            # Mostly a role that may not create the schema. This must not stop the service.
+            hint = "DATABASE_URL or METRICS_DATABASE_URL must name a role that may create the schema `metrics`"
+            raise errors.BadSettings(f"PostgreSQL denies access to the history: {error}", hint=hint) from error
 
     async def check(self) -> Check:
         return await self._database.check()
@@ -83,7 +65,7 @@ class HistoryStore:
         return int(await self._database.value("ensure_layout", digest, list(names), today))
 
     async def write_looks(self, resolution: int, rows: Sequence[tuple[datetime, HistoryRow]], layouts: Mapping[Names, int]) -> None:
-        """All of them or none, in one statement."""
+        """Write all rows or none."""
         numbers, firsts, lasts = _flat([row.values for _, row in rows])
         columns = (
             [at for at, _ in rows],
@@ -95,7 +77,7 @@ class HistoryStore:
         await self._database.run("write_looks", resolution, *columns, numbers, lasts, deadline_seconds=_WRITE_SECONDS)
 
     async def write_rolled(self, resolution: int, at: datetime, rows: Sequence[StoredRows]) -> None:
-        """Of one time, in the order of ``rollup.roll``."""
+        """Write the rolled-up rows of one time, in the order of ``rollup.roll``."""
         numbers, firsts, lasts = _flat([row.sums for row in rows])
         peaks, _, _ = _flat([row.peaks or row.sums for row in rows])
         parts = [part for _, of_one in groupby(rows, lambda row: (row.node, row.service)) for part, _ in enumerate(of_one)]
@@ -109,7 +91,7 @@ class HistoryStore:
         await self._database.run("write_rolled", resolution, at, *columns, numbers, peaks, firsts, lasts, deadline_seconds=_WRITE_SECONDS)
 
     async def delete_before(self, resolution: int, before: datetime, after: datetime, most: int) -> int:
-        """Also what is from ``after``, which is the future; returns how many went."""
+        """Delete old rows and those from ``after``, which is in the future. Returns their number."""
         return await self._database.run("delete_before", resolution, before, after, most, deadline_seconds=_WRITE_SECONDS)
 
     async def delete_layouts(self, before: date) -> int:
@@ -134,7 +116,7 @@ class HistoryStore:
         return [StoredRows(row["node"], row["service"], row["layout"], row["looks"], row["sums"], row["peaks"]) for row in found]
 
     async def lines(self, question: QueryPlan, by: Collection[HistoryGrouping], most: int) -> FoundRows:
-        """At most ``most`` points."""
+        """Return at most ``most`` points."""
         pieces = await self._pieces(question)
         asked = (
             [piece.resolution for piece in pieces],
@@ -161,7 +143,7 @@ class HistoryStore:
         return FoundRows(points, covered)
 
     async def _pieces(self, question: QueryPlan) -> list[RollupPiece]:
-        """As far as there are looks: one that is written between two reads is in none of them."""
+        """Return the pieces to read, up to the newest sample, so that a concurrent write cannot appear in part."""
         newest = {resolution: await self.find_newest(resolution, question.until) for resolution in (*rollup.FROM, rollup.RAW)}
         seen = max((rollup.ends(last, resolution) for resolution, last in newest.items() if last is not None), default=question.until)
         return rollup.pieces(question.resolution, question.since, min(question.until, seen), newest)
@@ -181,7 +163,7 @@ async def _covered(transaction: database.Transaction, question: QueryPlan, piece
 
 
 def _flat(arrays: Sequence[Sequence[float]]) -> tuple["array[float]", list[int], list[int]]:
-    """All numbers in one array, and where each of them begins and ends in it, counted from 1."""
+    """Concatenate arrays, and return where each begins and ends, counted from 1."""
     lasts = list(accumulate(len(one) for one in arrays))
     return (
         array("f", (number for one in arrays for number in one)),

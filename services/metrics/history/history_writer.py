@@ -1,8 +1,7 @@
-"""Looks at the mesh every 15 s, writes what it saw, rolls it up and throws the old away. The only one that writes the history.
+"""Sample the metrics every 15 s, write and roll up the samples, and delete old ones. The only writer of the history.
 
-Looking and writing are two tasks. While PostgreSQL is away looks wait in memory, the oldest ones in vain; the gap stays. What was
-written once is not written again, and rolling up begins again where it was interrupted: each time is rolled up as a whole, from
-rows that do not change any more, so doing it twice is doing it once.
+Sampling and writing are two tasks. While PostgreSQL is down, samples wait in a bounded queue. An interrupted rollup starts again: it
+covers whole periods of rows that no longer change, so it is idempotent.
 """
 
 import asyncio
@@ -16,31 +15,31 @@ from services.metrics.history.history_store import HistoryStore
 from services.metrics.history.row_reader import HistoryRow, MeshReading, Names, RowReader
 from shared.api.gateway import Check
 
-#: Ten minutes; with 200 workers of 100 series some 4 MB.
+#: Ten minutes; about 4 MB with 200 workers of 100 series.
 MAX_WAITING: Final = 40
-#: Rows that are rolled up at a time: their numbers are added up between two awaits.
+#: Rows per rollup step, which runs without an await.
 _ROWS_AT_ONCE: Final = 240
-#: A node that says other names at each look is bounded by this; a mesh of 500 nodes that all load a model has 1,000.
+#: Limits nodes that send ever new names; a mesh of 500 nodes that all load a model has 1,000.
 MAX_LAYOUTS_A_DAY: Final = 5_000
 _DELETED_AT_ONCE: Final = 5_000
-#: Timers are rounded to milliseconds: a look that came a moment before its time would be that of 15 s ago, which was missed.
+#: Timers have a precision of milliseconds. A sample that comes too early would count for the previous period.
 _LATE_SECONDS: Final = 0.005
 _BEGINNING: Final = datetime(1970, 1, 1, tzinfo=UTC)
-#: Rows from beyond this in the future were written when the clock was wrong.
+#: Later rows were written while the clock was wrong.
 _FUTURE: Final = timedelta(hours=1)
-#: Looks without a jump of the clock before anything is deleted: ten minutes. What is too old by a wrong clock is gone for good.
+#: How many samples (ten minutes) without a clock jump must precede a deletion, which a wrong clock would make harmful.
 STEADY_LOOKS: Final = 40
 
 
 class SeriesLayouts:
-    """The ids of layouts, asked for once a day each."""
+    """Caches the ids of layouts for a day."""
 
     def __init__(self) -> None:
         self._today: date | None = None
         self._ids: dict[Names, int] = {}
 
     async def find(self, store: HistoryStore, names: Names, today: date) -> int | None:
-        """None where there were too many today."""
+        """Return the id; None if there were too many layouts today."""
         if today != self._today:
             self._today, self._ids = today, {}
         if names not in self._ids:
@@ -51,51 +50,53 @@ class SeriesLayouts:
 
 
 class HistoryWriter:
-    """``text`` is that of the whole mesh; ``keeps`` says how long rows of each resolution live."""
+    """``text`` returns the metrics of the whole mesh; ``retention`` has the retention of each resolution."""
 
     def __init__(
-        self, text: Callable[[], Awaitable[str]], keeps: Mapping[int, timedelta], clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self,
+        text: Callable[[], Awaitable[str]],
+        retention: Mapping[int, timedelta],
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._text = text
-        self._keeps = keeps
+        self._retention = retention
         self._clock = clock
         self._reader = RowReader()
         self._layouts = SeriesLayouts()
         self._waiting: deque[MeshReading] = deque(maxlen=MAX_WAITING)
         self._told = asyncio.Event()
         self._last: datetime | None = None
-        #: How far each resolution was rolled up; nothing where that has to be looked for.
+        #: Resolution -> how far it is rolled up; unknown ones are missing.
         self._rolled: dict[int, datetime] = {}
         self._steady = 0
         self._left_out = 0
 
     def check(self) -> Check:
-        """What there is no room for is no complaint: it is seen at /metrics all the same."""
-        detail = f"{self._left_out} series of the last look have no history: a node has at most 200" if self._left_out else ""
+        detail = f"{self._left_out} series of the last sample have no history: the limit is 200 per node" if self._left_out else ""
         return Check("history", ok=True, detail=detail, needed=False)
 
     @property
     def waiting(self) -> int:
-        """Looks that are not written yet."""
+        """Return the number of unwritten samples."""
         return len(self._waiting)
 
-    # --- looking ----------------------------------------------------------------------------------------------------
+    # --- sampling ---------------------------------------------------------------------------------------------------
 
-    async def look_for_ever(self) -> None:
+    async def sample_forever(self) -> None:
         while True:
             now = self._clock()
             await asyncio.sleep(rollup.RAW - now.timestamp() % rollup.RAW + _LATE_SECONDS)
             await self.look()
 
     async def look(self) -> None:
-        """Once; a time that was looked at before is not looked at again, as when the clock was put back a little."""
+        """Sample once, unless this period was sampled before, as after a small clock change."""
         at = rollup.floor(self._clock(), rollup.RAW)
         if self._last is not None and timedelta(0) <= self._last - at < _FUTURE:
             return
         is_steady = self._last is not None and timedelta(0) < at - self._last < _FUTURE
         self._steady = self._steady + 1 if is_steady else 0
         self._last = at
-        # With 200 workers 0.1 s of work, and 0.7 s the first time.
+        # Takes 0.1 s of CPU with 200 workers, and 0.7 s the first time.
         look = await asyncio.to_thread(self._reader.read, await self._text(), at)
         self._left_out = look.left_out
         self._waiting.append(look)
@@ -104,16 +105,16 @@ class HistoryWriter:
     # --- writing ----------------------------------------------------------------------------------------------------
 
     async def wait(self) -> None:
-        """Until there is a look that ``keep`` has not seen."""
+        """Wait for the next sample."""
         await self._told.wait()
 
     async def keep(self, store: HistoryStore) -> None:
-        """Everything that is to be done now. Raises Unavailable; what is done by then is done, and the rest when it is called again."""
+        """Write, roll up and delete. Raises Unavailable; call it again to continue."""
         self._told.clear()
         while self._waiting:
             look = self._waiting[0]
             await self._write(store, look)
-            # Meanwhile the oldest may have gone by itself.
+            # The queue may have dropped it meanwhile.
             if self._waiting and self._waiting[0] is look:
                 self._waiting.popleft()
         if self._last is not None:
@@ -135,11 +136,10 @@ class HistoryWriter:
         await store.write_looks(rollup.RAW, rows, layouts)
 
     async def _roll_up(self, store: HistoryStore, resolution: int, now: datetime) -> None:
-        """Each time of this length that is over and has rows. Where it is not known how far that was done, the newest again: it may be
-        half done."""
+        """Roll up all completed periods. If the progress is unknown, repeat the newest one, which may be incomplete."""
         finer, end = rollup.FROM[resolution], rollup.floor(now, resolution)
         begin = self._rolled.pop(resolution, None) or await store.find_newest(resolution, now) or _BEGINNING
-        if begin > end:  # the clock was put back
+        if begin > end:  # the clock was set back
             begin = await store.find_newest(resolution, now) or _BEGINNING
         while begin < end and (first := await store.find_next(finer, begin, end)) is not None:
             at = rollup.floor(first, resolution)
@@ -152,8 +152,8 @@ class HistoryWriter:
         self._rolled[resolution] = end
 
     async def _delete(self, store: HistoryStore, now: datetime) -> None:
-        """Some thousand rows of each resolution at a time; what is left goes at the next looks."""
-        for resolution, time in self._keeps.items():
+        """Delete some thousand rows of each resolution; the next calls delete the rest."""
+        for resolution, time in self._retention.items():
             await store.delete_before(resolution, now - time, now + _FUTURE, _DELETED_AT_ONCE)
-        longest = max(self._keeps.values())
+        longest = max(self._retention.values())
         await store.delete_layouts((now - longest - timedelta(days=2)).date())

@@ -1,7 +1,7 @@
-"""Which series have a history, and by which of their labels. Pure.
+"""Define which series have a history, and by which labels. Pure.
 
-A node's row has at most MAX_SERIES of them, those at the beginning of the list first: what is of a node as a whole, then what is
-of a model, then histograms. Labels that are not named are summed over; so are the values of ``status`` but success.
+A node has at most MAX_SERIES of them, in the order of the list: series of the node, then of models, then histograms. Other labels are
+summed, and so are all values of ``status`` except success.
 """
 
 from collections.abc import Mapping
@@ -11,18 +11,18 @@ from shared.telemetry import host_instruments, instruments
 from shared.telemetry.instrument import Instrument
 from shared.types import SERVICE_NAMES, Role
 
-#: Of one row: 800 bytes.
+#: Per row, 800 bytes.
 MAX_SERIES = 200
-#: Of one look; a hundred thousand numbers, 400 kB.
+#: Per sample: a hundred thousand numbers, 400 kB.
 MAX_NODES = 500
-#: A name of a model is shorter; what a node makes up must not fill the table of layouts.
+#: Model names are shorter. Prevents nodes from filling the layouts table.
 MAX_LABEL_VALUE = 200
 
 SUCCESS, OTHER = "success", "other"
-#: Service and counter: whoever looks has its own numbers at each look, and this one as soon as it knows what grew since the look before.
+#: A service and counter that every sample has from the second one on, to count the samples of a period.
 WITNESS = (SERVICE_NAMES[Role.METRICS], instruments.NATS_RECONNECTS.name)
 _GROWING = ("_total", "_bucket", "_sum", "_count")
-#: Its ``status`` is one of many codes, of which all but success are one here.
+#: Its ``status`` has many codes; all but success are combined.
 _FOLDED = instruments.REQUESTS
 
 
@@ -31,12 +31,12 @@ class KeptSeries:
     """One row of the list."""
 
     instrument: Instrument
-    #: Empty, or the part of a histogram: _bucket, _sum or _count.
+    #: The part of a histogram: _bucket, _sum or _count; else empty.
     suffix: str = ""
     labels: tuple[str, ...] = ()
-    #: Of a histogram's buckets, as its text has them; empty of others.
+    #: The stored buckets of a histogram, as in the text; else empty.
     bounds: tuple[str, ...] = ()
-    #: Series without these are left out: of calls, those that have to do with no model.
+    #: Series with one of these labels empty are left out, such as calls without a model.
     filled: tuple[str, ...] = ()
 
     @property
@@ -45,17 +45,17 @@ class KeptSeries:
 
 
 def is_counter(name: str) -> bool:
-    """Also of names that an earlier version kept; Prometheus names them so."""
+    """Return whether a name is a counter's by Prometheus convention, which also covers names of earlier versions."""
     return name.endswith(_GROWING)
 
 
 def is_share(name: str) -> bool:
-    """Over several nodes the mean says something, and the sum does not."""
+    """Return whether to average a metric over nodes instead of summing it."""
     return name.endswith(("_ratio", "_celsius", "_age_seconds", "_seconds_left", "_step_seconds", "_trip_seconds", "_valid"))
 
 
 def _histogram(instrument: Instrument, bounds: tuple[str, ...], filled: tuple[str, ...] = ()) -> tuple[KeptSeries, ...]:
-    """Its number of values is the bucket +Inf."""
+    """Return the rows of a histogram; the bucket +Inf is its count."""
     return (
         KeptSeries(instrument=instrument, suffix="_sum", labels=("model",), filled=filled),
         KeptSeries(instrument=instrument, suffix="_bucket", labels=("model", "le"), bounds=(*bounds, "+Inf"), filled=filled),
@@ -84,7 +84,7 @@ _PLAIN = (
     host_instruments.HOST_NETWORK_SENT,
     instruments.CONTESTED_KEYS,
 )
-#: All nodes of a machine report the same figures, so charts need to know the machine.
+#: All nodes of a machine report the same figures, so charts need the machine.
 _OF_MACHINE = (
     host_instruments.HOST_CPU,
     host_instruments.HOST_MEMORY_USED,
@@ -121,19 +121,18 @@ ALL: tuple[KeptSeries, ...] = (
     *(KeptSeries(instrument=one, labels=("gpu", "machine")) for one in _GPU),
     *(KeptSeries(instrument=one, labels=("model",)) for one in _OF_MODEL),
     KeptSeries(instrument=instruments.WORKER_SLOTS, labels=("model", "state")),
-    # Of the worker that a gateway says it of; there are none where no worker lies.
+    # By the worker that a gateway reports.
     KeptSeries(instrument=instruments.WRONG_COUNTS, labels=("exported_node",)),
     KeptSeries(instrument=instruments.TOKENS, labels=("model", "type")),
     KeptSeries(instrument=instruments.COMPLETED_REQUESTS, labels=("model", "status")),
     *_histogram(instruments.TTFT_SECONDS, ("0.1", "0.5", "1.0", "2.5", "10.0")),
     *_histogram(instruments.REQUEST_DURATION, ("0.32", "1.28", "5.12", "20.48"), filled=("model",)),
 )
-#: What the parts of an instrument's text are called -> the row, and its place in the order.
 BY_NAME: Mapping[str, tuple[int, KeptSeries]] = {kept.name: (place, kept) for place, kept in enumerate(ALL)}
 
 
 def name_of(kept: KeptSeries, labels: Mapping[str, str]) -> str | None:
-    """What the series is called in a layout; None where it is not kept. ``labels`` are as the text has them, escapes included."""
+    """Return the name of a series in a layout; None if it has no history. ``labels`` are escaped."""
     if any(not labels.get(label) for label in kept.filled) or (kept.bounds and labels.get("le") not in kept.bounds):
         return None
     pairs = []
@@ -141,7 +140,7 @@ def name_of(kept: KeptSeries, labels: Mapping[str, str]) -> str | None:
         value = labels.get(label, "")
         if label == "status" and value != SUCCESS:
             value = OTHER if kept.instrument is _FOLDED else value
-        if len(value) > MAX_LABEL_VALUE or not value.isprintable():  # PostgreSQL takes no NUL
+        if len(value) > MAX_LABEL_VALUE or not value.isprintable():  # PostgreSQL rejects NUL
             return None
         if value:
             pairs.append(f'{label}="{value}"')

@@ -1,7 +1,7 @@
-"""Times of the history, and how rows of a short time become one of a longer. Pure.
+"""Roll up rows of the history to coarser resolutions. Pure.
 
-Rows are added up and never averaged, with the number of looks beside: so minutes made of looks and hours made of minutes are the
-same as hours made of looks. Times are counted in UTC from 1970, where every minute and hour has the same length.
+Rows are summed and never averaged, and they count their samples, so hours made from minutes equal hours made from samples. Periods are
+aligned to UTC since 1970, where every minute and hour has the same length.
 """
 
 from array import array
@@ -13,30 +13,29 @@ from typing import Final
 
 from services.metrics.history.row_reader import MOST
 
-#: Seconds of a row: as it was seen, and rolled up.
 RAW: Final = 15
 MINUTE: Final = 60
 HOUR: Final = 3600
-#: What is rolled up -> from what.
+#: Resolution -> the finer one that it is made from.
 FROM: Final = {MINUTE: RAW, HOUR: MINUTE}
 
 
 @dataclass(frozen=True, slots=True)
 class StoredRows:
-    """One row of a node as PostgreSQL has it."""
+    """One row of a node in PostgreSQL."""
 
     node: str
     service: str
     layout: int
     looks: int
     sums: Sequence[float]
-    #: None where there was but one look, whose numbers are the highest.
+    #: None for a single sample, whose values are the peaks.
     peaks: Sequence[float] | None
 
 
 @dataclass(frozen=True, slots=True)
 class RollupPiece:
-    """A time, and the rows to read it from."""
+    """A period, and the resolution to read it from."""
 
     resolution: int
     begin: datetime
@@ -44,8 +43,7 @@ class RollupPiece:
 
 
 def pieces(resolution: int, since: datetime, until: datetime, newest: Mapping[int, datetime | None]) -> list[RollupPiece]:
-    """The rows of this resolution as far as it was rolled up, and behind them those that are yet to be. ``newest`` is the last row of
-    each."""
+    """Return the rows of this resolution as far as they exist, then finer ones. ``newest`` has the last row of each resolution."""
     found = []
     begin = since
     for one in (*sorted((each for each in FROM if each <= resolution), reverse=True), RAW):
@@ -58,7 +56,7 @@ def pieces(resolution: int, since: datetime, until: datetime, newest: Mapping[in
 
 
 def floor(at: datetime, seconds: int) -> datetime:
-    """The beginning of the time of this length that it falls into."""
+    """Return the start of the period that contains ``at``."""
     return datetime.fromtimestamp(at.timestamp() // seconds * seconds, UTC)
 
 
@@ -67,7 +65,7 @@ def ends(begin: datetime, seconds: int) -> datetime:
 
 
 def roll(rows: Iterable[StoredRows]) -> list[StoredRows]:
-    """All of one time: one row for each node and layout, always in the same order."""
+    """Sum the rows of one period by node and layout, in a fixed order."""
 
     def key(row: StoredRows) -> tuple[str, str, int]:
         return row.node, row.service, row.layout

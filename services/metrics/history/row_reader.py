@@ -1,8 +1,8 @@
-"""From the text of the whole mesh to one row of numbers per node: what is kept of one look. Pure.
+"""Convert the metrics text of the mesh to one row of numbers per node. Pure.
 
-Counters become what they grew by since the look before. One that went back began again from 0; a series that a known node did not have
-before began from 0. Of a node that is seen for the first time nobody knows since when it counts: its row has no counters, which charts
-show as a gap and not as nothing done. So it is for all nodes when this service was started again.
+Counters become their increase since the previous sample. A counter that decreased was reset to 0, and a new series of a known node
+started at 0. The first row of a node has no counters, because their start is unknown; charts show a gap. The same applies to all nodes
+after a restart of this service.
 """
 
 import math
@@ -17,11 +17,11 @@ from services.metrics.export import series
 from services.metrics.history import kept_series
 from shared.telemetry import instruments
 
-#: Beyond these a number does not fit into PostgreSQL's `real`.
+#: The limit of PostgreSQL's `real`.
 MOST: Final = 3.4e38
-#: So many looks a node may be missing before its counters are new ones: ten minutes.
+#: Counters of a node that is missing for more samples (ten minutes) are forgotten.
 _MAX_MISSED: Final = 40
-#: Heads of series that were parsed before; some 300 bytes each. 200 workers have half of them.
+#: Cached heads, about 300 bytes each; 200 workers have half of them.
 _MAX_HEADS: Final = 100_000
 
 Names: TypeAlias = tuple[str, ...]
@@ -29,12 +29,12 @@ Names: TypeAlias = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class HistoryRow:
-    """One node at one look."""
+    """One sample of one node."""
 
     service: str
     node: str
     names: Names
-    #: As floats of four bytes: ten minutes of them wait in memory when PostgreSQL is away.
+    #: Four-byte floats, because ten minutes of them can wait in memory.
     values: Sequence[float]
 
 
@@ -42,33 +42,28 @@ class HistoryRow:
 class MeshReading:
     at: datetime
     rows: tuple[HistoryRow, ...]
-    #: Series that there was no room for.
     left_out: int
 
 
 @dataclass(frozen=True, slots=True)
 class _SeriesSlot:
-    """Where the number of a line belongs."""
-
     service: str
     node: str
     name: str
-    #: In the order of a row.
     order: int
-    #: A counter.
     grows: bool
 
 
 @dataclass(slots=True)
 class _Seen:
-    """The counters of one node at the last look that had them."""
+    """The counters of one node at the last sample that had them."""
 
     counters: dict[str, float] = field(default_factory=dict)
     missed: int = 0
 
 
 class RowReader:
-    """Remembers the counters of the look before."""
+    """Remembers the counters of the previous sample."""
 
     def __init__(self) -> None:
         self._places: dict[str, _SeriesSlot | None] = {}
@@ -77,7 +72,7 @@ class RowReader:
         self._names: dict[Names, Names] = {}
 
     def read(self, text: str, at: datetime) -> MeshReading:
-        """``text`` is in the format 0.0.4, as ``prometheus_merge.render`` writes it."""
+        """Read a text in the format 0.0.4, as ``prometheus_merge.render`` writes it."""
         if len(self._places) > _MAX_HEADS:
             self._places, self._texts = {}, {}
         found: dict[tuple[str, str], dict[tuple[int, str], float]] = {}
@@ -114,7 +109,7 @@ class RowReader:
             order, one = known
             name, labels = kept_series.name_of(one, parsed.labels), parsed.labels
             if name is not None and labels.get("service") and labels.get("node"):
-                # The same few texts come with thousands of series.
+                # Thousands of series share a few texts.
                 service, node, name = (self._texts.setdefault(text, text) for text in (labels["service"], labels["node"], name))
                 place = _SeriesSlot(service, node, name, order, kept_series.is_counter(one.name))
         self._places[head] = place
@@ -142,7 +137,7 @@ class RowReader:
 
 
 def _lines(text: str) -> Iterator[str]:
-    """Those of the families that are kept, but for buckets that are not. One family at a time: all are many megabytes."""
+    """Yield the lines of stored families, without unstored buckets. Splits one family at a time to save memory."""
     end = -1
     while end < len(text):
         begin = end + 1
@@ -158,7 +153,7 @@ def _lines(text: str) -> Iterator[str]:
 
 
 def _unkept(name: str) -> Callable[[str], bool]:
-    """Of an instrument: whether a line is a bucket that no history has. Looked at before the line is taken apart: most are."""
+    """Return a test for unstored buckets of an instrument, which most lines are. It needs no parsing."""
     bounds = tuple(f'le="{bound}"' for one in kept_series.ALL if one.instrument.name == name for bound in one.bounds)
     empty = tuple(
         f'{before}{label}=""' for one in kept_series.ALL if one.instrument.name == name for label in one.filled for before in "{,"
@@ -169,7 +164,6 @@ def _unkept(name: str) -> Callable[[str], bool]:
 
 _NEXT_FAMILY: Final = "\n# HELP "
 _FAMILY: Final = re.compile(r"# HELP (\S+)")
-#: By the name of an instrument that is kept.
 _UNKEPT: Final = {name: _unkept(name) for name in {one.instrument.name for one in kept_series.ALL}}
-#: Said of a node by ourselves: it may have said nothing.
+#: We report this about a node, which may not have responded itself.
 _NODE_UP: Final = instruments.NODE_UP.name

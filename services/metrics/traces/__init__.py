@@ -1,1 +1,1 @@
-"""The traces of the whole mesh: read from every node, kept for a while, and handed on to whoever stores them."""
+"""Collect the traces of the whole mesh, keep the latest, and pass them to the OTLP exporter."""

@@ -1,4 +1,4 @@
-"""What a node may tell as a span. A node is not trusted: what it makes up is small, and finds nobody else's request. Pure."""
+"""Validate spans from nodes, which are untrusted: limit their size, and let only gateways and web name requests. Pure."""
 
 import re
 from math import isfinite
@@ -12,9 +12,8 @@ _SPAN_ID: Final = re.compile(r"[0-9a-f]{16}")
 _MAX_NAME: Final = 200
 _MAX_ATTRIBUTES: Final = 32
 _MAX_TEXT: Final = 256
-#: 64 bits, as OTLP has them.
 _MOST: Final = 2**63 - 1
-#: Only these make ids of requests.
+#: Only these services create request ids.
 _NAMES_REQUESTS: Final = frozenset({SERVICE_NAMES[Role.GATEWAY], SERVICE_NAMES[Role.WEB]})
 
 

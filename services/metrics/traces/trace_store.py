@@ -1,4 +1,4 @@
-"""The latest traces, put together from what the nodes tell. Pure; memory is bounded, the oldest traces go first."""
+"""Assemble the latest traces from the spans of all nodes. Pure. Drops the oldest traces if full."""
 
 from collections import OrderedDict, deque
 from collections.abc import Iterable
@@ -10,11 +10,10 @@ from shared.spans import REQUEST_ID
 
 MAX_TRACES: Final = 1_000
 MAX_SPANS: Final = 20_000
-#: Of one trace, over all nodes: one that a node makes up without end takes the room of no other.
+#: Per trace, so that one trace cannot displace all others.
 MAX_SPANS_OF_ONE: Final = 500
-#: New ones that the other nodes are asked for at a time.
 MAX_WANTED: Final = 200
-#: How often they are: a node may end its part after the one that kept it first.
+#: How many rounds to request a trace, because a node may end its part later.
 _ASKED_TIMES: Final = 3
 
 
@@ -25,20 +24,18 @@ class _StoredTrace:
 
 
 class TraceStore:
-    """By the trace's id, the latest that began to come last."""
-
     def __init__(self) -> None:
         self._traces: OrderedDict[str, _StoredTrace] = OrderedDict()
         self._by_request: dict[str, str] = {}
         self._spans = 0
-        #: Traces that other nodes are to be asked for, with how often.
+        #: Traces to request from all nodes, and how many more rounds.
         self._wanted: deque[tuple[str, int]] = deque()
 
     def __len__(self) -> int:
         return len(self._traces)
 
     def put(self, told: Iterable[NodeSpan]) -> list[NodeSpan]:
-        """Returns those that are new."""
+        """Store spans and return the new ones."""
         new = []
         for one in told:
             kept = self._traces.get(one.span.trace_id)
@@ -58,13 +55,13 @@ class TraceStore:
         return new
 
     def wanted(self) -> tuple[str, ...]:
-        """What to ask every node for in this round."""
+        """Return the traces to request in this round."""
         chosen = [self._wanted.popleft() for _ in range(min(len(self._wanted), MAX_WANTED))]
         self._wanted.extend((trace_id, times - 1) for trace_id, times in chosen if times > 1)
         return tuple(trace_id for trace_id, _ in chosen)
 
     def find(self, some_id: str) -> list[NodeSpan]:
-        """Of the trace or the request with this id, by their beginning; empty where it is not known."""
+        """Return the spans of a trace or request id, by start time; empty if unknown."""
         kept = self._traces.get(self._by_request.get(some_id, some_id))
         return [] if kept is None else sorted(kept.told, key=lambda one: one.span.start_ns)
 

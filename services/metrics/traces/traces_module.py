@@ -1,4 +1,4 @@
-"""The room of traces, opened and joined; and its RPC method."""
+"""Collect traces from all nodes, and serve them by RPC."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -26,7 +26,7 @@ NODE_DEADLINE_SECONDS: Final = 2.0
 
 
 class TracedNode(Protocol):
-    """What the collector needs of its node."""
+    """The part of Node that the collector needs."""
 
     @property
     def id(self) -> NodeId: ...
@@ -40,32 +40,30 @@ class TracedNode(Protocol):
     def service_name(self) -> str: ...
 
 
-#: Asks every live node at the same time.
 Each = Callable[[Callable[[directory.DirectoryEntry], Coroutine[Any, Any, list[NodeSpan]]]], Awaitable[Sequence[list[NodeSpan]]]]
 
 
 class SpanCollector:
-    def __init__(self, node: TracedNode, each: Each, shelf: TraceStore, outbox: OtlpOutbox[NodeSpan] | None) -> None:
+    def __init__(self, node: TracedNode, each: Each, store: TraceStore, outbox: OtlpOutbox[NodeSpan] | None) -> None:
         self._node = node
         self._each = each
-        self._shelf = shelf
+        self._store = store
         self._outbox = outbox
         self._bookmarks: ReadPositions[Span] = ReadPositions(page=tracing.MAX_READ, most_readings=10)
         self._own_after = 0
 
     async def run(self) -> None:
-        """For ever."""
         while True:
             await self.look()
             await asyncio.sleep(EVERY_SECONDS)
 
     async def look(self) -> None:
-        """One round: every node tells what it kept since the last one, and what others kept of the same traces."""
-        wanted = self._shelf.wanted()
+        """Read the spans that each node kept since the last round, and its parts of traces that other nodes kept."""
+        wanted = self._store.wanted()
         told = self._own(wanted)
         for part in await self._each(lambda entry: self._read(entry, wanted)):
             told += part
-        new = self._shelf.put(told)
+        new = self._store.put(told)
         if self._outbox is not None:
             self._outbox.put(new)
 
@@ -88,21 +86,20 @@ class SpanCollector:
 
 
 class TracesModule:
-    """Handlers; ``collect`` fills what they read."""
+    """The handlers, and ``collect``, which fills the store."""
 
     def __init__(self) -> None:
-        self._shelf = TraceStore()
+        self._store = TraceStore()
 
     async def collect(self, node: nodes.Node, each: Each, outbox: OtlpOutbox[NodeSpan] | None) -> None:
-        """For ever; without an outbox they are kept here alone."""
-        await SpanCollector(node, each, self._shelf, outbox).run()
+        await SpanCollector(node, each, self._store, outbox).run()
 
     @serves(api.get_trace)
     async def get_trace(self, request: api.GetTrace, call: RpcCall) -> api.FoundTrace:
-        found = self._shelf.find(request.id.strip().lower())
+        found = self._store.find(request.id.strip().lower())
         if not found:
             raise errors.NotFound(
-                f"there is no trace of {request.id[:80]!r} here",
-                hint="the latest are kept for a while: those that failed or were slow, and some of the others (OTEL_TRACES_SAMPLER_ARG)",
+                f"no trace found for {request.id[:80]!r}",
+                hint="only recent traces are kept: failed and slow ones, and a sample of the others (OTEL_TRACES_SAMPLER_ARG)",
             )
         return api.FoundTrace(tuple(api.TracedSpan(one.service, one.node, one.span) for one in found))

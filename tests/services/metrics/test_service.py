@@ -12,7 +12,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from services.metrics.collection.mesh_survey import KEPT_SECONDS, Fresh
+from services.metrics.collection.mesh_survey import KEPT_SECONDS, CachedResult
 from services.metrics.service import MetricsService
 from services.metrics.settings import MetricsSettings
 from shared import errors
@@ -112,7 +112,7 @@ async def test_what_is_recorded_appears(net: TestNet) -> None:
         )
     here = (("exported_service", "billing"), ("node", gateway.node.id[:12]), ("service", "gateway"))
     assert {tuple(sorted(labels)): value for labels, value in _values(await _text(gateway), "custom_jobs_total").items()} == {here: 4.0}
-    with pytest.raises(errors.BadRequest, match="has these: service, method, status"):
+    with pytest.raises(errors.BadRequest, match="requires exactly these: service, method, status"):
         await gateway.node.rpc.call(api.record_metric, api.RecordMetric(metric_name="ai_platform_requests_total", value=1))
 
 
@@ -161,7 +161,7 @@ async def test_a_text_beyond_a_message_is_refused_with_the_way_to_get_it(net: Te
         for auth in started[1:]:
             auth.node.metrics.auth_failures.labels(reason=f"{number}{'x' * 90}").inc()
     await until(lambda: len(metrics.node.directory.entries()) == 3)
-    with pytest.raises(errors.TooLarge, match="RPC answer") as refused:
+    with pytest.raises(errors.TooLarge, match="limit of an RPC response") as refused:
         await _text(started[0])
     assert "PROMETHEUS_PORT" in refused.value.hint
 
@@ -278,7 +278,7 @@ async def test_a_worker_that_was_killed_is_missed_until_it_is_back_and_one_that_
     await _healthy(gateway)
     await killed.cut()
     label = killed.node.id[:12]
-    found = await _degraded_by(gateway, "worker", label, "without a goodbye")
+    found = await _degraded_by(gateway, "worker", label, "without shutting down")
     assert (found.status, "silent for" in found.detail) == ("down", True)
     assert stays.node.id[:12] not in {one.name for one in (await _health(gateway)).components if one.status != "healthy"}
     await net.start(Worker, net.settings_of(killed))
@@ -302,7 +302,7 @@ async def test_a_worker_that_records_nonsense_is_seen_in_the_health(net: TestNet
     await worker.node.rpc.call(api.record_metrics, api.RecordMetrics((api.RecordMetric("custom_jobs_total", -1.0),) * 3))
     with pytest.raises(errors.BadRequest):
         await worker.node.rpc.call(api.record_metric, api.RecordMetric("custom_load", float("nan")))
-    found = await _degraded_by(gateway, "worker", worker.node.id[:12], "4 numbers that it recorded were refused")
+    found = await _degraded_by(gateway, "worker", worker.node.id[:12], "4 recorded samples were rejected")
     assert "NaN" in found.detail
     assert found.status == "degraded"
 
@@ -317,10 +317,10 @@ async def test_a_worker_that_told_wrong_counts_is_seen_in_the_health(net: TestNe
     await _text(gateway)
     gateway.node.metrics.wrong_counts.labels(node=worker.node.id).inc()
     gateway.node.metrics.queue_depth.labels(model="llama3").set(101)
-    await _degraded_by(gateway, "worker", worker.node.id[:12], "wrong counts of tokens 1 time within the last hour")
-    await _degraded_by(gateway, "queue", "llama3", "101 requests wait")
+    await _degraded_by(gateway, "worker", worker.node.id[:12], "wrong token counts 1 time within the last hour")
+    await _degraded_by(gateway, "queue", "llama3", "101 requests queued")
     found = {(one.kind, one.name): one for one in (await _health(gateway)).components}
-    assert f"gateway {gateway.node.id[:12]} ends in 25 h" in found["certificate", "certificates"].detail
+    assert f"gateway {gateway.node.id[:12]} expires in 25 h" in found["certificate", "certificates"].detail
     assert found["path", "paths"].status == "healthy"
 
 
@@ -381,7 +381,7 @@ async def test_an_answer_is_shared_and_kept_for_a_moment() -> None:
         await asyncio.sleep(0)
         return made
 
-    fresh = Fresh(make, lambda: now)
+    fresh = CachedResult(make, lambda: now)
     assert await asyncio.gather(*(fresh.get() for _ in range(5))) == [1] * 5
     now = KEPT_SECONDS - 0.01
     assert await fresh.get() == 1
@@ -398,7 +398,7 @@ async def test_a_caller_that_gives_up_does_not_harm_the_next() -> None:
         await gate.wait()
         return "made"
 
-    fresh = Fresh(make)
+    fresh = CachedResult(make)
     first = asyncio.ensure_future(fresh.get())
     await started.wait()
     first.cancel()

@@ -28,9 +28,9 @@ def test_a_mail_server_alone_mails_nobody(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("environment", "said"),
     [
-        ({"ALERT_MAIL_TO": "ops@example.org"}, "ALERT_MAIL_TO needs a mail server: say SMTP_URL=smtp://"),
-        ({"ALERT_MAIL_TO": "ops@example.org,anna example.org", **SMTP}, "ALERT_MAIL_TO: number 2 is no address such as"),
-        ({"ALERT_MAIL_TO": "Anna <anna@example.org>", **SMTP}, "ALERT_MAIL_TO: number 1 is no address such as"),
+        ({"ALERT_MAIL_TO": "ops@example.org"}, "ALERT_MAIL_TO needs a mail server: set SMTP_URL=smtp://"),
+        ({"ALERT_MAIL_TO": "ops@example.org,anna example.org", **SMTP}, "ALERT_MAIL_TO: number 2 is not an address such as"),
+        ({"ALERT_MAIL_TO": "Anna <anna@example.org>", **SMTP}, "ALERT_MAIL_TO: number 1 is not an address such as"),
         ({"ALERT_MAIL_TO": ",".join(f"anna{n}@example.org" for n in range(6)), **SMTP}, "ALERT_MAIL_TO: 6 addresses, at most 5"),
     ],
 )

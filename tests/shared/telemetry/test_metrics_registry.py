@@ -133,10 +133,10 @@ def test_no_created_series() -> None:
 
 def test_an_attribute_of_the_wrong_kind_is_refused() -> None:
     with pytest.raises(TypeError, match="declared as a counter"):
-        metrics_registry._Measured(Gauge, instruments.REQUESTS)
+        metrics_registry._LazyMetric(Gauge, instruments.REQUESTS)
 
 
 def test_the_reference_lists_every_instrument() -> None:
-    page = telemetry.reference()
+    page = instruments.reference()
     assert all(f"| `{one.name}` |" in page for one in instruments.ALL)
     assert page.endswith("\n")

@@ -1,4 +1,4 @@
-"""What an alert rule says."""
+"""Define the type of an alert rule."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -7,17 +7,17 @@ from services.metrics.alerting.rules import expressions
 
 
 class Severity(StrEnum):
-    """What is done about it, and how soon."""
+    """How soon someone must act."""
 
-    #: Somebody is woken: users are without answers, or something is false that must be true.
+    #: Now, even at night: users get no answers, or data is inconsistent.
     PAGE = "page"
-    #: Somebody looks within the hour.
+    #: Within the hour.
     CRITICAL = "critical"
-    #: Somebody looks today.
+    #: Today.
     WARNING = "warning"
-    #: Somebody looks this week.
+    #: This week.
     TICKET = "ticket"
-    #: Nothing: it says that alerts work.
+    #: Never: it shows that alerts work.
     NONE = "none"
 
 
@@ -33,15 +33,15 @@ class DashboardName(StrEnum):
 
 
 class AlertUnit(StrEnum):
-    """What an alert's value counts."""
+    """The unit of an alert's value."""
 
-    #: Nothing that says more than the alert does.
+    #: The value is not shown.
     NONE = ""
     COUNT = "count"
     SECONDS = "seconds"
-    #: Of 1.
+    #: From 0 to 1.
     SHARE = "share"
-    #: As much as usual.
+    #: A multiple of the usual value.
     TIMES = "times"
     #: Millionths of a credit.
     MICRO_CREDITS = "micro-credits"
@@ -49,34 +49,34 @@ class AlertUnit(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlertRule:
-    """One condition. Rules of one name are one alert with one runbook; ``labels`` tell them apart."""
+    """One condition. Rules with the same name share a runbook and differ in ``labels``."""
 
     name: str
     severity: Severity
     when: expressions.Expression
-    #: How long the condition has to hold before the alert fires.
+    #: How long the condition must hold before the alert fires.
     hold_seconds: int = 0
-    #: One line for a phone. `{label}` is the value of that label of the alert.
+    #: One line for a phone. `{label}` is replaced by the value of that label.
     summary: str
-    #: What it means for users, in a sentence or two; `{label}` as above.
+    #: What it means for users, in one or two sentences, with the same replacement.
     description: str
     board: DashboardName
     unit: AlertUnit = AlertUnit.NONE
-    #: Besides those of the condition.
+    #: Labels in addition to those of the condition.
     labels: tuple[tuple[str, str], ...] = ()
 
     @property
     def runbook(self) -> str:
-        """From the top of the repository."""
+        """Return the path from the repository root."""
         return f"docs/runbooks/{self.name}.md"
 
     @property
     def label_names(self) -> frozenset[str]:
-        """What its alerts have, besides name and severity."""
+        """Return the labels of its alerts, besides name and severity."""
         return expressions.labels_of(self.when) | {label for label, _ in self.labels}
 
     def shown(self, value: float) -> str:
-        """For people; empty where it says nothing."""
+        """Format a value; empty if it is not shown."""
         match self.unit:
             case AlertUnit.NONE:
                 return ""

@@ -1,4 +1,4 @@
-"""The list: every alert rule, and every series that Prometheus records for them."""
+"""List all alert rules, and the series that Prometheus records for them."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -7,7 +7,7 @@ from services.metrics.alerting.rules import expressions, machine_rules, objectiv
 from services.metrics.alerting.rules.alert_rule import AlertRule
 from services.metrics.alerting.rules.expressions import RecordedSeries
 
-#: In the order of the reference page; a group is a file of Prometheus rules.
+#: In the order of the reference page. Each group is a file of Prometheus rules.
 GROUPS: Mapping[str, tuple[AlertRule, ...]] = MappingProxyType(
     {
         "objectives": objectives.RULES,
@@ -18,5 +18,5 @@ GROUPS: Mapping[str, tuple[AlertRule, ...]] = MappingProxyType(
 )
 ALL: tuple[AlertRule, ...] = tuple(rule for rules in GROUPS.values() for rule in rules)
 
-#: Without repetitions; a burn alert and its neighbour may look at the same window.
+#: Without duplicates: two burn alerts can use the same window.
 RECORDINGS: tuple[RecordedSeries, ...] = tuple(dict.fromkeys(found for rule in ALL for found in expressions.recordings_of(rule.when)))

@@ -1,8 +1,7 @@
-"""Works out expressions over what the service itself has seen, and which alerts hold. Pure.
+"""Evaluate expressions and alert rules over collected samples, with the semantics of Prometheus. Pure.
 
-It means what Prometheus means by the same rule: a comparison keeps what it is true for, nothing over nothing (NaN) is true of
-nothing, and an alert fires when its condition held at every look for as long as the rule says. The tests run both on the same
-series and compare.
+A comparison keeps the series for which it is true, and is false for NaN. An alert fires once its condition held at every evaluation for
+the time in the rule. Tests compare the results with Prometheus on the same series.
 """
 
 import math
@@ -36,7 +35,7 @@ from services.metrics.alerting.rules.expressions import (
     Unless,
 )
 
-#: By name; without those that are empty.
+#: Sorted by name, without empty ones.
 Labels: TypeAlias = tuple[tuple[str, str], ...]
 Vector: TypeAlias = Mapping[Labels, float]
 
@@ -51,26 +50,24 @@ _HOLDS: Mapping[Comparison, Callable[[float, float], bool]] = {
 
 
 class MetricReadings(Protocol):
-    """What is known of the metrics at one moment. Neither method blocks."""
+    """The metrics at one moment. Never blocks."""
 
     def latest(self, selector: Selector) -> Vector:
-        """The newest values, by all labels of the series; without series that are gone."""
+        """Return the newest values of existing series, by all labels."""
         ...
 
     def increase(self, selector: Selector, window: TimeWindow) -> Vector:
-        """How much each counter grew within the window, with resets counted as growth from 0; without those that were not seen in it."""
+        """Return the increase of each counter seen in the window. After a reset, counters increase from 0."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Active:
-    """One alert: a rule that holds for one set of labels."""
+    """A rule that holds for one set of labels."""
 
-    #: When its condition was first seen, in the clock of the caller.
     since: float
-    #: Of its first condition, at the last look.
+    #: The value of the first condition at the last evaluation.
     value: float
-    #: False while it has not held for long enough.
     firing: bool
 
 
@@ -79,7 +76,7 @@ def labels(**pairs: str) -> Labels:
 
 
 def advance(rule: AlertRule, readings: MetricReadings, before: Mapping[Labels, Active], now: float) -> dict[Labels, Active]:
-    """The alerts of one rule after a look at ``now``; what is not among them any more is over. ``before`` is the last answer."""
+    """Return the alerts of one rule at ``now``; missing ones were resolved. ``before`` is the previous result."""
     found = {}
     for own, value in evaluate(rule.when, readings).items():
         key = tuple(sorted({**dict(own), **dict(rule.labels)}.items()))
@@ -154,7 +151,7 @@ def _ratio(over: Vector, under: Vector | float) -> Vector:
 
 
 def _divide(over: float, under: float) -> float:
-    """As IEEE 754 and PromQL have it; Python would raise."""
+    """Divide as IEEE 754 and PromQL do; Python would raise."""
     if under:
         return over / under
     return math.copysign(math.inf, over) if over else math.nan
@@ -169,7 +166,6 @@ def _quantile(share: float, buckets: Vector) -> Vector:
 
 
 def _quantile_of(share: float, buckets: list[tuple[float, float]]) -> float:
-    """Within its bucket the quantile lies as if the values were spread evenly; beyond the last bound it is that bound."""
     most = buckets[-1][1]
     if buckets[-1][0] != math.inf or len(buckets) < 2 or not most:
         return math.nan

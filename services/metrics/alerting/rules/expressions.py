@@ -1,7 +1,7 @@
-"""What a rule may ask of the metrics: a small algebra that becomes PromQL (``promql``) or is worked out here (``evaluation``).
+"""Define the expressions of alert rules: a small subset of PromQL, for rendering (``promql``) and for evaluation (``evaluation``).
 
-It has only what the rules need, and each part means exactly what it means in PromQL. The value of an expression is a vector:
-one number for each set of labels. A rule groups by labels it names, so that both ways end in the same labels.
+Each part has exactly the semantics of PromQL. The value of an expression is a vector: one number per set of labels. Rules must aggregate
+by named labels, so that Prometheus and this service produce the same labels.
 """
 
 from dataclasses import dataclass
@@ -10,10 +10,8 @@ from typing import TypeAlias
 
 from shared.telemetry.instrument import Instrument, InstrumentKind
 
-#: label -> the values that are meant.
 Where: TypeAlias = tuple[tuple[str, tuple[str, ...]], ...]
 
-#: The end of the name of a histogram's series.
 BUCKET, COUNT = "_bucket", "_count"
 
 MINUTE = 60
@@ -26,11 +24,11 @@ class Selector:
     """Series of one instrument."""
 
     instrument: Instrument
-    #: They have one of these values …
+    #: The series have one of these values …
     where: Where = ()
     #: … and none of these.
     without: Where = ()
-    #: BUCKET or COUNT of a histogram; empty of the others.
+    #: BUCKET or COUNT for a histogram, else empty.
     suffix: str = ""
 
     @property
@@ -40,7 +38,7 @@ class Selector:
 
 @dataclass(frozen=True, slots=True)
 class TimeWindow:
-    """A stretch of time that ended so long ago."""
+    """A period that ended ``ago_seconds`` ago."""
 
     seconds: int
     ago_seconds: int = 0
@@ -67,7 +65,7 @@ class Latest:
 
 @dataclass(frozen=True, slots=True)
 class Increase:
-    """How much counters grew within the window; a counter that began again did not shrink."""
+    """The increase of counters within the window, with resets."""
 
     of: Selector
     window: TimeWindow
@@ -82,7 +80,7 @@ class Aggregate:
 
 @dataclass(frozen=True, slots=True)
 class Quantile:
-    """Of buckets, which are vectors with the label ``le``; the others stay."""
+    """A quantile of buckets, which have the label ``le``; other labels remain."""
 
     share: float
     of: "Expression"
@@ -90,7 +88,7 @@ class Quantile:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """Both sides have the same labels, or the lower one is a plain number. Nothing over nothing compares as false."""
+    """Both sides have the same labels, or the divisor is a number. 0/0 compares as false."""
 
     over: "Expression"
     under: "Expression | float"
@@ -98,14 +96,14 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True)
 class Complement:
-    """What is left to 1."""
+    """1 minus the value."""
 
     of: "Expression"
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """The part of the vector for which this is true."""
+    """The part of the vector for which the comparison is true."""
 
     of: "Expression"
     how: Comparison
@@ -114,7 +112,7 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class Both:
-    """What is in the first and has its labels in the second."""
+    """The series of ``first`` whose labels are in ``second``."""
 
     first: "Expression"
     second: "Expression"
@@ -122,7 +120,7 @@ class Both:
 
 @dataclass(frozen=True, slots=True)
 class Unless:
-    """What is in the first and does not have its labels in the second."""
+    """The series of ``first`` whose labels are not in ``second``."""
 
     first: "Expression"
     second: "Expression"
@@ -130,7 +128,7 @@ class Unless:
 
 @dataclass(frozen=True, slots=True)
 class Absent:
-    """1 while there is no such series, with the labels that it would have for certain."""
+    """1 while no such series exists, with the labels that are certain."""
 
     of: Selector
 
@@ -141,28 +139,25 @@ class Absent:
 
 @dataclass(frozen=True, slots=True)
 class Always:
-    """1 without labels."""
+    """The constant 1, without labels."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordedSeries:
-    """Prometheus keeps it as a series of this name; here it is worked out each time."""
+    """Prometheus records it as a series of this name; this service evaluates it each time."""
 
     name: str
     of: "Expression"
 
 
-#: Asks the metrics themselves.
 Leaf: TypeAlias = Latest | Increase | Absent | Always
-#: Is made of one other, ``of``.
 OfOne: TypeAlias = Aggregate | Quantile | Complement | Compared | RecordedSeries
-#: Is made of two others.
 OfTwo: TypeAlias = Ratio | Both | Unless
 Expression: TypeAlias = Leaf | OfOne | OfTwo
 
 
 def parts_of(expression: Expression) -> tuple[Expression, ...]:
-    """What an expression is directly made of."""
+    """Return the direct operands."""
     match expression:
         case Both(first, second) | Unless(first, second):
             return (first, second)
@@ -175,7 +170,7 @@ def parts_of(expression: Expression) -> tuple[Expression, ...]:
 
 
 def walk(expression: Expression) -> tuple[Expression, ...]:
-    """It and all that it is made of."""
+    """Return the expression and all nested operands."""
     return (expression, *(inner for part in parts_of(expression) for inner in walk(part)))
 
 
@@ -188,7 +183,7 @@ def recordings_of(expression: Expression) -> tuple[RecordedSeries, ...]:
 
 
 def labels_of(expression: Expression) -> frozenset[str]:
-    """The labels that its vector has. Raises ValueError where they depend on who collects the series: that has to be grouped."""
+    """Return the labels of the vector. Raises ValueError if they depend on the collector; then aggregate first."""
     match expression:
         case Aggregate():
             return frozenset(expression.by)
@@ -199,16 +194,16 @@ def labels_of(expression: Expression) -> frozenset[str]:
         case Always():
             return frozenset()
         case Latest(selector) | Increase(selector, _):
-            raise ValueError(f"{selector.name} is not grouped; put it into an Aggregate")
+            raise ValueError(f"{selector.name} is not aggregated; wrap it in an Aggregate")
         case _:
             return labels_of(parts_of(expression)[0])
 
 
-# --- words for rules ------------------------------------------------------------------------------------------------
+# --- shorthands -----------------------------------------------------------------------------------------------------
 
 
 def series(instrument: Instrument, *, suffix: str = "", **where: str | tuple[str, ...]) -> Selector:
-    """``series(QUEUE_DEPTH, service="gateway")``; a tuple means one of its values."""
+    """``series(QUEUE_DEPTH, service="gateway")``; a tuple means any of its values."""
     chosen = tuple((label, (value,) if isinstance(value, str) else value) for label, value in where.items())
     return Selector(instrument, chosen, suffix=suffix)
 
@@ -226,13 +221,12 @@ def lowest(of: Selector, *by: str) -> Aggregate:
 
 
 def grown(of: Selector, window: TimeWindow | int, *by: str) -> Aggregate:
-    """How much counters grew together."""
     return Aggregate(Fold.SUM, by, Increase(of, window if isinstance(window, TimeWindow) else TimeWindow(window)))
 
 
 def quantile(share: float, histogram: Selector, seconds: int, *by: str) -> Quantile:
     if histogram.instrument.kind is not InstrumentKind.HISTOGRAM:
-        raise ValueError(f"{histogram.instrument.name} is no histogram")
+        raise ValueError(f"{histogram.instrument.name} is not a histogram")
     buckets = Selector(histogram.instrument, histogram.where, histogram.without, BUCKET)
     return Quantile(share, grown(buckets, seconds, *by, "le"))
 
@@ -242,7 +236,7 @@ def above(of: Expression, threshold: float) -> Compared:
 
 
 def at_least(of: Expression, threshold: float) -> Compared:
-    """For counts: Prometheus may take 1 for 1.004, as it reckons with what may have come at the edges of the window."""
+    """For counts: Prometheus extrapolates to the edges of the window, so 1 can become 1.004."""
     return Compared(of, Comparison.AT_LEAST, threshold)
 
 

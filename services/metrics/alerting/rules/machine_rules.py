@@ -1,4 +1,4 @@
-"""Alerts about what runs: services, workers, their machines, and the eyes that see all of it."""
+"""Alert rules for services, workers, machines and monitoring itself."""
 
 from services.metrics.alerting.rules.alert_rule import AlertRule, AlertUnit, DashboardName, Severity
 from services.metrics.alerting.rules.expressions import (
@@ -21,12 +21,12 @@ from shared.telemetry import host_instruments, instruments
 
 _UP = instruments.NODE_UP
 
-#: service -> how bad it is without. The metrics service, which would have to say it of itself, has an alert of its own.
+#: Service -> the severity without it. The metrics service cannot report itself and has its own alert.
 _SERVICES = {"auth": Severity.PAGE, "gateway": Severity.PAGE, "web": Severity.CRITICAL}
 
 
 def _none_up(service: str) -> Unless:
-    """Somebody is up, and none of these. A node that is gone for an hour is forgotten, so its absence counts as well."""
+    """True if other services are up but not this one. Also covers nodes that are forgotten after an hour."""
     return Unless(above(total(Selector(_UP)), 0), above(total(series(_UP, service=service)), 0))
 
 
@@ -37,13 +37,13 @@ def _down(service: str, severity: Severity) -> AlertRule:
         when=_none_up(service),
         hold_seconds=MINUTE,
         summary="No node of {service} is up",
-        description="Without auth nobody can sign in, without the gateway nobody gets an answer, without web nobody sees the pages.",
+        description="Without auth, nobody can sign in. Without the gateway, no request is answered. Without web, there are no pages.",
         board=DashboardName.OVERVIEW,
         labels=(("service", service),),
     )
 
 
-#: server -> how bad it is without. Hyperswarm is a way of its own: what has another goes on.
+#: Server -> the severity without it. Nodes that also have NATS don't need Hyperswarm.
 _SERVERS = {"postgresql": Severity.PAGE, "valkey": Severity.PAGE, "nats": Severity.PAGE, "hyperswarm": Severity.CRITICAL}
 
 
@@ -54,8 +54,8 @@ def _server_down(server: str, severity: Severity) -> AlertRule:
         when=below(highest(series(instruments.SERVER_UP, server=server)), 1),
         hold_seconds=MINUTE,
         summary="No service reaches {server}",
-        description="Without PostgreSQL or NATS nobody gets an answer, without Valkey limits are not counted as they should be, and without"
-        " Hyperswarm nobody reaches workers elsewhere.",
+        description="Without PostgreSQL or NATS, no requests are answered. Without Valkey, rate limits are inaccurate. Without Hyperswarm,"
+        " remote workers are unreachable.",
         board=DashboardName.MESH,
         labels=(("server", server),),
     )
@@ -74,8 +74,8 @@ RULES = (
         severity=Severity.PAGE,
         when=Absent(series(_UP, service="metrics")),
         hold_seconds=MINUTE,
-        summary="The metrics service does not answer",
-        description="Answers go on, but nobody sees how they are, and no other alert can fire.",
+        summary="The metrics service is down",
+        description="Requests still work, but there is no monitoring, and no other alert can fire.",
         board=DashboardName.OVERVIEW,
     ),
     AlertRule(
@@ -84,7 +84,7 @@ RULES = (
         when=_none_up("inference"),
         hold_seconds=MINUTE,
         summary="No worker is up",
-        description="Nobody gets an answer from any model.",
+        description="No request to any model is answered.",
         board=DashboardName.WORKERS,
     ),
     AlertRule(
@@ -92,8 +92,8 @@ RULES = (
         severity=Severity.WARNING,
         when=below(highest(series(_UP, service="inference"), "node"), 1),
         hold_seconds=MINUTE,
-        summary="Worker {node} is gone",
-        description="Its requests went to other workers. An hour after it went it is forgotten, and this alert ends.",
+        summary="Worker {node} disappeared",
+        description="Its requests moved to other workers. After an hour it is forgotten, and this alert resolves.",
         board=DashboardName.WORKERS,
     ),
     AlertRule(
@@ -101,17 +101,17 @@ RULES = (
         severity=Severity.CRITICAL,
         when=below(highest(series(instruments.MODEL_WORKERS, service="gateway"), "model"), 1),
         hold_seconds=5 * MINUTE,
-        summary="No worker could serve {model} for 5 minutes",
-        description="Requests for it are refused, those for other models go on. A day after it was last served it is not missed any more.",
+        summary="No worker has served {model} for 5 minutes",
+        description="Requests for it are rejected; other models still work. The alert resolves a day after the model was last served.",
         board=DashboardName.WORKERS,
     ),
     AlertRule(
         name="worker_crash_loop",
         severity=Severity.CRITICAL,
-        # At the fifth crash within five minutes it is not started again, so this is said before.
+        # Fires before the fifth crash within five minutes, after which it is not restarted.
         when=at_least(grown(Selector(instruments.ENGINE_RESTARTS), 10 * MINUTE, "node", "model"), 3),
-        summary="The engine of {model} on worker {node} crashes again and again",
-        description="At the fifth crash within five minutes it stays down, and the worker does not serve this model any more.",
+        summary="The engine of {model} on worker {node} keeps crashing",
+        description="After the fifth crash within five minutes it stays down, and the worker stops serving this model.",
         board=DashboardName.WORKERS,
         unit=AlertUnit.COUNT,
     ),
@@ -120,8 +120,8 @@ RULES = (
         severity=Severity.WARNING,
         when=above(highest(Selector(host_instruments.GPU_USAGE), "machine", "gpu"), 0.9),
         hold_seconds=10 * MINUTE,
-        summary="GPU {gpu} of {machine} is more than 90 % busy for 10 minutes",
-        description="It has no room left: with more requests, answers begin later.",
+        summary="GPU {gpu} of {machine} has been over 90 % busy for 10 minutes",
+        description="It is at capacity: more requests mean a longer time to first token.",
         board=DashboardName.WORKERS,
         unit=AlertUnit.SHARE,
     ),
@@ -130,8 +130,8 @@ RULES = (
         severity=Severity.WARNING,
         when=above(highest(Selector(host_instruments.HOST_CPU), "machine"), 0.8),
         hold_seconds=10 * MINUTE,
-        summary="{machine} is more than 80 % busy for 10 minutes",
-        description="Everything on this machine gets slower. A worker without a GPU is meant to be busy while it answers.",
+        summary="{machine} has been over 80 % busy for 10 minutes",
+        description="Everything on this machine slows down. This is normal for a worker without a GPU while it generates answers.",
         board=DashboardName.WORKERS,
         unit=AlertUnit.SHARE,
     ),
@@ -140,8 +140,8 @@ RULES = (
         severity=Severity.CRITICAL,
         when=below(_disk_free(), 0.1),
         hold_seconds=5 * MINUTE,
-        summary="Less than 10 % of the disk {disk} of {machine} is free",
-        description="When it is full, PostgreSQL and the gateway's journal cannot write any more, and requests are refused.",
+        summary="Disk {disk} of {machine} has less than 10 % free",
+        description="When it is full, PostgreSQL and the gateway's journal cannot write, and requests are rejected.",
         board=DashboardName.OVERVIEW,
         unit=AlertUnit.SHARE,
     ),
@@ -149,8 +149,8 @@ RULES = (
         name="nats_reconnects",
         severity=Severity.WARNING,
         when=at_least(grown(Selector(instruments.NATS_RECONNECTS), 15 * MINUTE, "service", "node"), 4),
-        summary="{service} {node} loses NATS again and again",
-        description="Calls over NATS fail for a moment each time; those over direct links go on.",
+        summary="{service} {node} keeps losing its connection to NATS",
+        description="Calls over NATS fail briefly each time; calls over direct links still work.",
         board=DashboardName.MESH,
         unit=AlertUnit.COUNT,
     ),
@@ -158,8 +158,8 @@ RULES = (
         name="scrape_failures",
         severity=Severity.WARNING,
         when=at_least(grown(Selector(instruments.SCRAPE_FAILURES), 10 * MINUTE, "service"), 10),
-        summary="Nodes of {service} do not give their metrics",
-        description="They are up, and their part of every chart and alert is missing.",
+        summary="Metrics of {service} cannot be collected",
+        description="The nodes are up, but their metrics are missing from charts and alerts.",
         board=DashboardName.OVERVIEW,
         unit=AlertUnit.COUNT,
     ),
@@ -169,7 +169,7 @@ RULES = (
         when=above(grown(Selector(instruments.SPANS_LOST), 10 * MINUTE, "service", "reason"), 0),
         hold_seconds=10 * MINUTE,
         summary="Traces of {service} are incomplete: {reason}",
-        description="Spans that were to be kept were overwritten before they were read, or the OTLP endpoint did not take them.",
+        description="Sampled spans were overwritten before they were read, or the OTLP endpoint rejected them.",
         board=DashboardName.OVERVIEW,
         unit=AlertUnit.COUNT,
     ),
@@ -178,7 +178,7 @@ RULES = (
         severity=Severity.NONE,
         when=Always(),
         summary="Alerts work",
-        description="It fires always. Whoever gets it raises the alarm when it stops coming.",
+        description="This alert always fires. Configure the receiver to raise an alarm when it stops.",
         board=DashboardName.OVERVIEW,
     ),
 )

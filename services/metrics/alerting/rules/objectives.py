@@ -1,8 +1,7 @@
-"""What users are promised (SLOs), and the alerts for when the promise is being broken too fast.
+"""Define the SLOs, and alerts for burning their error budgets too fast.
 
-Of an objective over 30 days, burning at 1 uses up exactly what it allows to go wrong. Each alert looks at a long window, so that
-it means something, and at a short one, so that it ends soon after the trouble does (SRE workbook, chapter 5, table 5-8). Where
-so little was asked that one request would do it, nothing is said.
+A burn rate of 1 uses up the error budget in exactly 30 days. Each alert uses a long window for significance, and a short one to resolve
+soon after the problem ends (SRE workbook, chapter 5, table 5-8). With very few requests, no alert fires.
 """
 
 from dataclasses import dataclass, replace
@@ -30,19 +29,17 @@ from services.metrics.alerting.rules.promql import duration
 from shared.telemetry import instruments
 from shared.types import RequestStatus
 
-#: Requests within the long window; with fewer, nothing is said.
 LEAST_REQUESTS = 50
 
 FAILED = (RequestStatus.ERROR.value, RequestStatus.TIMEOUT.value)
-#: All but those that a limit refused or that their caller has to change. Those that their caller left are among the good ones.
+#: Without rate-limited and invalid requests. Canceled requests count as good.
 ADMITTED = tuple(status.value for status in RequestStatus if status not in (RequestStatus.LIMITED, RequestStatus.REJECTED))
-#: A bound of the buckets, as the label has it.
 FIRST_TOKEN_BOUND = "2.5"  # noqa: S105 - seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Burn:
-    """How fast, seen over which windows, and what is done about it."""
+    """A burn rate, its windows, and the severity of its alert."""
 
     rate: float
     long_seconds: int
@@ -60,19 +57,17 @@ BURNS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """A share of what is asked that must go well."""
+    """The share of requests that must succeed."""
 
-    #: The name of its alert.
     name: str
-    #: The middle of the names of what Prometheus records: `ai_platform:requests:error_ratio_rate5m`.
+    #: The middle of recorded names: `ai_platform:requests:error_ratio_rate5m`.
     recorded_as: str
-    #: What is promised, for people.
     promise: str
     target: float
     all: Selector
-    #: A subset of ``all``: those that went badly …
+    #: The failed part of ``all`` …
     bad: Selector | None = None
-    #: … or those that went well.
+    #: … or the successful part.
     good: Selector | None = None
     by: tuple[str, ...] = ()
     summary: str
@@ -80,17 +75,17 @@ class Objective:
 
     @property
     def allowed(self) -> float:
-        """The share that may go badly."""
+        """Return the share that may fail."""
         return round(1 - self.target, 10)
 
     def bad_ratio(self, seconds: int) -> RecordedSeries:
-        """The share that went badly within a window."""
+        """Return the share that failed within a window."""
         asked = grown(self.all, seconds, *self.by)
         ratio: Expression
         if self.bad is not None:
             ratio = Ratio(grown(self.bad, seconds, *self.by), asked)
         else:
-            assert self.good is not None  # one of the two is given
+            assert self.good is not None  # one of the two is set
             ratio = Complement(Ratio(grown(self.good, seconds, *self.by), asked))
         return RecordedSeries(f"ai_platform:{self.recorded_as}_rate{duration(seconds)}", ratio)
 
@@ -100,34 +95,34 @@ _STATUS = instruments.COMPLETED_REQUESTS
 AVAILABILITY = Objective(
     name="availability_burn",
     recorded_as="requests:error_ratio",
-    promise="99.9 % of the admitted requests end without an error or a timeout",
+    promise="99.9 % of admitted requests succeed, without an error or a timeout",
     target=0.999,
     all=series(_STATUS, status=ADMITTED),
     bad=series(_STATUS, status=FAILED),
-    summary="Requests fail: the error budget of 30 days is being used up",
+    summary="Requests are failing: the 30-day error budget is burning too fast",
     board=DashboardName.OVERVIEW,
 )
 MODEL_AVAILABILITY = Objective(
     name="model_availability_burn",
     recorded_as="model_requests:error_ratio",
-    promise="99.95 % of the admitted requests to each model end without an error or a timeout",
+    promise="99.95 % of admitted requests to each model succeed, without an error or a timeout",
     target=0.9995,
-    # A request for a model that nobody knows has none.
+    # Requests for unknown models have no label.
     all=replace(series(_STATUS, status=ADMITTED), without=(("model", ("",)),)),
     bad=replace(series(_STATUS, status=FAILED), without=(("model", ("",)),)),
     by=("model",),
-    summary="Requests to {model} fail: its error budget of 30 days is being used up",
+    summary="Requests to {model} are failing: its 30-day error budget is burning too fast",
     board=DashboardName.WORKERS,
 )
 FIRST_TOKEN = Objective(
     name="first_token_burn",
     recorded_as="first_tokens:slow_ratio",
-    promise="95 % of the answers begin within 2.5 s, waiting included",
+    promise="95 % of answers start within 2.5 s, including queueing",
     target=0.95,
-    # Gateway and worker both measure it; the gateway's is what the caller feels.
+    # Gateway and worker both measure it; the gateway's is what callers see.
     all=series(instruments.TTFT_SECONDS, suffix=COUNT, service="gateway"),
     good=series(instruments.TTFT_SECONDS, suffix=BUCKET, service="gateway", le=FIRST_TOKEN_BOUND),
-    summary="Answers begin late: the budget of slow answers of 30 days is being used up",
+    summary="Answers start late: the 30-day budget for slow answers is burning too fast",
     board=DashboardName.OVERVIEW,
 )
 OBJECTIVES = (AVAILABILITY, MODEL_AVAILABILITY, FIRST_TOKEN)
@@ -145,8 +140,8 @@ def _burning(objective: Objective, burn: Burn) -> AlertRule:
         when=Both(is_burning, enough),
         summary=objective.summary,
         description=(
-            f"Promised: {objective.promise}. More than {threshold:.4%} went badly in the last {long} and in the last {short}; "
-            f"at this speed the budget of 30 days is gone after {days:.2g} days."
+            f"Objective: {objective.promise}. More than {threshold:.4%} failed in the last {long} and in the last {short}. "
+            f"At this rate, the 30-day budget is gone after {days:.2g} days."
         ),
         board=objective.board,
         unit=AlertUnit.SHARE,
@@ -158,6 +153,6 @@ RULES = tuple(_burning(objective, burn) for objective in OBJECTIVES for burn in 
 
 
 def windows_of(objective: Objective) -> tuple[int, ...]:
-    """All that its alerts look at, the shortest first."""
+    """Return the windows of its alerts, shortest first."""
     asked = {part.window.seconds for rule in RULES if rule.name == objective.name for part in walk(rule.when) if isinstance(part, Increase)}
     return tuple(sorted(asked))

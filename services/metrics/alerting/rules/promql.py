@@ -1,4 +1,4 @@
-"""Writes expressions in PromQL. Pure."""
+"""Render expressions as PromQL. Pure."""
 
 from typing import assert_never
 
@@ -79,12 +79,12 @@ def _of_two(expression: OfTwo) -> str:
 
 
 def recorded(recording: RecordedSeries) -> str:
-    """What Prometheus works out under the recording's name."""
+    """Return the expression that Prometheus records."""
     return render(recording.of)
 
 
 def duration(seconds: int) -> str:
-    """As Prometheus writes it, in the largest unit that fits: 5m, 1h, 3d."""
+    """Format a duration in the largest exact unit: 5m, 1h, 3d."""
     length, unit = next(each for each in _UNITS if seconds % each[0] == 0)
     return f"{seconds // length}{unit}"
 
@@ -94,7 +94,7 @@ def number(value: float) -> str:
 
 
 def _inside(expression: Expression) -> str:
-    """Everything with an operator is in brackets, so that nobody has to know which one binds tighter."""
+    """Render an operand, in brackets if it has an operator."""
     text = render(expression)
     return f"({text})" if isinstance(expression, Ratio | Complement | Compared | Both | Unless) else text
 

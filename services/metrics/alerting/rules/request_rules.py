@@ -1,4 +1,4 @@
-"""Alerts about requests: slow, failing, waiting, costing more than usual."""
+"""Alert rules for requests: latency, errors, queues and cost."""
 
 from dataclasses import replace
 
@@ -24,14 +24,13 @@ from shared import errors
 from shared.telemetry import instruments
 from shared.types import SERVICE_NAMES, Role
 
-#: With fewer calls within five minutes, one slow or failed one would be an alert.
+#: With fewer calls within five minutes, a single slow or failed call would fire an alert.
 _LEAST_CALLS = 20
-#: Of one model.
 QUEUE_IS_LONG = 100
-#: How a call ends that its caller is not to blame for. Web gives the code that stands for the status.
+#: Error codes that are not the caller's fault. Web uses the code for each HTTP status.
 OUR_FAULT = tuple(sorted(code for code, kind in errors.BY_CODE.items() if kind.fault is not errors.Fault.CALLER))
 
-#: Calls that run no model. What web passes on to the gateway is measured there; what workers are asked besides, nobody waits for.
+#: Calls without a model. The gateway measures what web forwards, and users don't wait for other calls to workers.
 _PLAIN_CALLS = Selector(
     instruments.REQUEST_DURATION, (("model", ("",)),), (("method", ("passthrough",)), ("service", (SERVICE_NAMES[Role.WORKER],)))
 )
@@ -46,8 +45,8 @@ RULES = (
             above(grown(_PLAIN_CALLS_COUNT, 5 * MINUTE, "service"), _LEAST_CALLS),
         ),
         hold_seconds=5 * MINUTE,
-        summary="{service} is slow: one call in twenty takes more than 1 s",
-        description="Calls that run no model, such as logins, keys and usage. Pages and clients feel slow; answers may begin later, too.",
+        summary="{service} is slow: p95 latency is over 1 s",
+        description="Affects calls without a model, such as logins, keys and usage. Pages are slow, and answers may start later.",
         board=DashboardName.GATEWAY,
         unit=AlertUnit.SECONDS,
     ),
@@ -56,8 +55,8 @@ RULES = (
         severity=Severity.CRITICAL,
         when=above(quantile(0.95, series(instruments.TTFT_SECONDS, service="gateway"), 5 * MINUTE, "model"), 5),
         hold_seconds=5 * MINUTE,
-        summary="{model} is slow: one answer in twenty begins after more than 5 s",
-        description="From the request to the first text, waiting included. How long an answer takes as a whole depends on its length.",
+        summary="{model} is slow: p95 time to first token is over 5 s",
+        description="Measured from the request to the first text, including queueing. The total time depends on the length of the answer.",
         board=DashboardName.WORKERS,
         unit=AlertUnit.SECONDS,
     ),
@@ -75,8 +74,8 @@ RULES = (
             above(grown(Selector(instruments.REQUESTS), 5 * MINUTE, "service"), _LEAST_CALLS),
         ),
         hold_seconds=MINUTE,
-        summary="More than 5 % of the calls to {service} fail",
-        description="Failures that the callers are not to blame for, within five minutes. Mistakes of callers are not counted.",
+        summary="Over 5 % of calls to {service} are failing",
+        description="Over the last five minutes, without errors that callers caused.",
         board=DashboardName.GATEWAY,
         unit=AlertUnit.SHARE,
     ),
@@ -85,8 +84,8 @@ RULES = (
         severity=Severity.WARNING,
         when=above(total(series(instruments.QUEUE_DEPTH, service="gateway"), "model"), QUEUE_IS_LONG),
         hold_seconds=MINUTE,
-        summary="More than 100 requests wait for {model}",
-        description="The workers that serve it are all busy. Requests wait, and those that wait too long are refused.",
+        summary="Over 100 requests are queued for {model}",
+        description="All workers that serve it are busy. Requests that wait too long are rejected.",
         board=DashboardName.WORKERS,
         unit=AlertUnit.COUNT,
     ),
@@ -95,17 +94,17 @@ RULES = (
         severity=Severity.CRITICAL,
         when=above(highest(Selector(instruments.RATE_LIMIT_DEGRADED), "node"), 0),
         hold_seconds=MINUTE,
-        summary="Gateway {node} counts requests without Valkey",
-        description="Limits hold for each gateway alone or not at all, as LIMITER_WITHOUT_VALKEY says, until Valkey is back.",
+        summary="Gateway {node} applies rate limits without Valkey",
+        description="Until Valkey is back, limits apply per gateway or not at all, depending on LIMITER_WITHOUT_VALKEY.",
         board=DashboardName.GATEWAY,
     ),
     AlertRule(
         name="wrong_counts",
         severity=Severity.CRITICAL,
-        # A gateway says it of a worker, so the worker is not the node that told it.
+        # The gateway reports it, so the worker is in exported_node.
         when=at_least(grown(Selector(instruments.WRONG_COUNTS), HOUR, "exported_node"), 2),
-        summary="Worker {exported_node} tells wrong counts of tokens",
-        description="Nobody pays for such answers. The third within an hour puts the worker into quarantine for an hour.",
+        summary="Worker {exported_node} reports wrong token counts",
+        description="These answers are not billed. The third within an hour quarantines the worker for an hour.",
         board=DashboardName.WORKERS,
         unit=AlertUnit.COUNT,
     ),
@@ -120,12 +119,12 @@ RULES = (
                 ),
                 1.5,
             ),
-            # The mean is one of seven days only when there was something to pay on the first of them.
+            # Require a cost on the first of the seven days, so that the mean covers all of them.
             above(grown(Selector(instruments.COST), TimeWindow(DAY, ago_seconds=7 * DAY)), 0),
         ),
         hold_seconds=10 * MINUTE,
-        summary="The last 24 hours cost more than 1.5 times as much as usual",
-        description="Usual is the mean of the seven days before. A new customer, a runaway script or a stolen key look like this.",
+        summary="The cost of the last 24 hours is over 1.5 times the usual",
+        description="Usual is the mean of the previous seven days. Possible causes: a new customer, a runaway script or a stolen key.",
         board=DashboardName.LEDGER,
         unit=AlertUnit.TIMES,
     ),

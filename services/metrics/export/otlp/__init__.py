@@ -1,1 +1,1 @@
-"""The way out by OTLP over HTTP, for traces and logs of the whole mesh: https://opentelemetry.io/docs/specs/otlp/, in its JSON form."""
+"""Export traces and logs of the whole mesh by OTLP over HTTP, as JSON: https://opentelemetry.io/docs/specs/otlp/."""

@@ -1,4 +1,4 @@
-"""Lines of the services' logs as OTLP takes them. Pure."""
+"""Encode log lines as OTLP records. Pure."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,22 +13,21 @@ from shared.spans import Value
 PATH: Final = "/v1/logs"
 
 _SEVERITIES: Final = {"debug": 5, "info": 9, "warning": 13, "error": 17, "critical": 21}
-#: Fields that OTLP has a place for; the service and the node are what the mesh knows of whoever told the line.
+#: Fields that have their own place in OTLP. Service and node come from the mesh, not from the line.
 _PLACED: Final = frozenset({"ts", "level", "event", "service", "node", "trace_id"})
 
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """A line as its service wrote it, and the node that told it."""
+    """A log line and its node."""
 
     service: str
     node: str
-    #: A JSON object.
     text: str
 
 
 def encode(lines: Iterable[LogLine], version: str) -> bytes:
-    """The body of one export; a line that is none is left out."""
+    """Return the body of one export, without invalid lines."""
     by_node: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for line in lines:
         record = _record(line.text)
@@ -65,5 +64,5 @@ def _record(text: str) -> dict[str, Any] | None:
 
 
 def _plain(item: object) -> Value:
-    """Structures as JSON: what reads logs looks for words."""
+    """Convert structures to JSON text, because log viewers search for words."""
     return item if isinstance(item, (str, int, float, bool)) else msgspec.json.encode(item).decode()

@@ -1,4 +1,4 @@
-"""The OTLP endpoint: a collector, Jaeger, Tempo, or whatever else takes OTLP over HTTP."""
+"""Send data to an OTLP endpoint over HTTP: a collector, Jaeger or Tempo."""
 
 import asyncio
 import ssl
@@ -13,26 +13,24 @@ from services.metrics.export.otlp import partial_success
 from services.metrics.export.otlp.partial_success import Rejection
 from shared import errors
 
-#: From the first byte that is sent to the end of the answer: one that comes byte by byte must not hold up the rest for ever.
+#: The deadline for the whole request, including a slow response.
 _SECONDS: Final = 10.0
-#: The answer to traces or logs that are taken is a few words. One of more bytes is not read.
+#: Responses are short. Longer ones are not read.
 _MOST_ANSWER_BYTES: Final = 64 * 1024
-#: An answer that is packed would have to be unpacked within bounds; these are a few words.
+#: Request uncompressed responses, which need no decompression limit.
 _HEADERS: Final = {"content-type": "application/json", "accept-encoding": "identity"}
-#: Words of OTEL_EXPORTER_OTLP_HEADERS that are no less; "Bearer" and a tenant's number are none.
+#: The minimum length of a secret in OTEL_EXPORTER_OTLP_HEADERS; "Bearer" and tenant numbers are shorter.
 _SHORTEST_SECRET: Final = 8
-#: It will take these later; all other refusals stand.
 _LATER: Final = frozenset({408, 429, 502, 503, 504})
 
 
-#: Path and body; what of it was not taken, or None. Raises Unavailable where it may be tried again, and BadRequest where this will never
-#: be taken.
+#: Sends a body to a path. Returns what was rejected, or None. Raises Unavailable if a retry can help, and BadRequest if not.
 Post = Callable[[str, bytes], Awaitable[Rejection | None]]
 
 
 @asynccontextmanager
 async def opened(url: str, headers: Mapping[str, str]) -> AsyncIterator[Post]:
-    """``url`` is without the path, as OTEL_EXPORTER_OTLP_ENDPOINT has it."""
+    """Open the client. ``url`` has no path, as in OTEL_EXPORTER_OTLP_ENDPOINT."""
     secrets = [word for value in headers.values() for word in value.split() if len(word) >= _SHORTEST_SECRET]
     async with httpx.AsyncClient(timeout=_SECONDS, trust_env=False, headers={**headers, **_HEADERS}) as client:
 
@@ -41,18 +39,18 @@ async def opened(url: str, headers: Mapping[str, str]) -> AsyncIterator[Post]:
                 async with asyncio.timeout(_SECONDS), client.stream("POST", url.rstrip("/") + path, content=body) as answer:
                     told = await _read(answer)
             except (httpx.HTTPError, ssl.SSLError, OSError) as error:
-                raise errors.Unavailable(f"{url} does not answer: {type(error).__name__}") from error
+                raise errors.Unavailable(f"{url} is not responding: {type(error).__name__}") from error
             if answer.status_code in _LATER:
-                raise errors.Unavailable(f"{url} answers {answer.status_code}", retry_after_seconds=_wait_seconds(answer))
+                raise errors.Unavailable(f"{url} returned {answer.status_code}", retry_after_seconds=_wait_seconds(answer))
             if answer.status_code >= 300:
-                raise errors.BadRequest(f"{url} refuses {path} with {answer.status_code}", hint="is it the address of an OTLP endpoint?")
+                raise errors.BadRequest(f"{url} rejected {path} with {answer.status_code}", hint="check OTEL_EXPORTER_OTLP_ENDPOINT")
             return _without(secrets, partial_success.read(answer.headers.get("content-type", ""), told))
 
         yield post
 
 
 async def _read(answer: httpx.Response) -> bytes:
-    """To its end, so that the connection can be used again; one that has too much to say is cut off, and says nothing."""
+    """Read the whole response, so that the connection can be reused. Returns nothing if it is too long."""
     told = bytearray()
     async for chunk in answer.aiter_raw():
         told += chunk
@@ -62,7 +60,7 @@ async def _read(answer: httpx.Response) -> bytes:
 
 
 def _without(secrets: Iterable[str], rejection: Rejection | None) -> Rejection | None:
-    """Some endpoints quote what they were sent; what it says is logged, and shown."""
+    """Remove our secrets from the reason, which is logged and shown: some endpoints quote the request."""
     if rejection is None:
         return None
     why = rejection.why
@@ -72,13 +70,13 @@ def _without(secrets: Iterable[str], rejection: Rejection | None) -> Rejection |
 
 
 def _wait_seconds(answer: httpx.Response) -> float | None:
-    """As it asks for; a date is not waited for, since its clock may be another one."""
+    """Return Retry-After in seconds. Dates are ignored, because clocks differ."""
     text = answer.headers.get("retry-after", "")
     return float(text) if text.isascii() and text.isdigit() and len(text) <= len("86400") else None
 
 
 def read_headers(text: str) -> dict[str, str]:
-    """``name=value,name=value``, as OTEL_EXPORTER_OTLP_HEADERS has them. Raises ValueError, without a value in its words."""
+    """Parse OTEL_EXPORTER_OTLP_HEADERS, ``name=value,name=value``. Raises ValueError without quoting values."""
     found: dict[str, str] = {}
     for number, part in enumerate(filter(None, (each.strip() for each in text.split(","))), 1):
         name, equals, value = part.partition("=")

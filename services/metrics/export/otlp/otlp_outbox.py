@@ -1,39 +1,45 @@
-"""What is on its way to the OTLP endpoint: sent in batches, tried again, and let go when there is too much."""
+"""Queue spans and logs for the OTLP endpoint: send them in batches, retry, and drop the oldest if a queue is full."""
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from typing import Final, Generic, TypeVar
 
+from services.metrics.export.otlp import log_records, otlp_endpoint, span_records
+from services.metrics.export.otlp.log_records import LogLine
 from services.metrics.export.otlp.partial_success import Rejection, Rejections
+from services.metrics.export.otlp.span_records import NodeSpan
 from shared import errors
+from shared import node as nodes
+from shared.api.gateway import Check
 from shared.telemetry import logs
+from shared.telemetry.metrics_registry import version
 from shared.timing.backoff import Backoff
 
 T = TypeVar("T")
 
-#: About 20 MB of spans; at 1,000 a second an endpoint may be away for 20 s.
+#: About 20 MB of spans, or 20 s at 1,000 spans per second.
 MAX_WAITING: Final = 20_000
 BATCH: Final = 512
 _BACKOFF = Backoff(first_seconds=0.5, longest_seconds=10.0)
-#: Where the endpoint itself says when; one that says later is asked all the same.
+#: Limits the endpoint's Retry-After.
 _LONGEST_ASKED_SECONDS: Final = 60.0
 
-#: What of them was not taken, or None. Raises Unavailable where it may be tried again, and BadRequest where these will never be taken.
+#: Returns what was rejected, or None. Raises Unavailable if a retry can help, and BadRequest if not.
 Send = Callable[[Sequence[T]], Awaitable[Rejection | None]]
-#: Counts those that nobody will see.
 Count = Callable[[int], object]
 
 _log = logs.get(part="otlp")
 
 
 class OtlpOutbox(Generic[T]):
-    """Of one kind of thing, such as spans."""
+    """The queue for one type of data, such as spans."""
 
     def __init__(self, what: str, send: Send[T], lost: Count, rejected: Count, clock: Callable[[], float] = time.monotonic) -> None:
-        """``what`` they are, for people. Those are ``rejected`` that the endpoint left out of a batch that it took."""
+        """``what`` names the data for people. ``rejected`` counts items that the endpoint rejected from an accepted batch."""
         self._send = send
         self._lost = lost
         self._rejected = rejected
@@ -41,14 +47,13 @@ class OtlpOutbox(Generic[T]):
         self._rejections = Rejections(what)
         self._waiting: deque[T] = deque()
         self._some = asyncio.Event()
-        #: Why the last batch was not taken; empty when it was.
         self.trouble = ""
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def complaint(self) -> str:
-        """What is wrong with the endpoint; empty when nothing is."""
+        """Return the problem with the endpoint; empty without one."""
         return self.trouble or self._rejections.complaint(self._clock())
 
     def put(self, some: Sequence[T]) -> None:
@@ -62,7 +67,6 @@ class OtlpOutbox(Generic[T]):
             self._some.set()
 
     async def run(self) -> None:
-        """For ever: send what waits."""
         failures = 0
         while True:
             await self._some.wait()
@@ -83,26 +87,55 @@ class OtlpOutbox(Generic[T]):
                 self._lost(len(batch))
             else:
                 if self.trouble:
-                    _log.info("the OTLP endpoint takes what is sent again")
+                    _log.info("the OTLP endpoint accepts data again")
                 self.trouble, failures = "", 0
                 self._note(rejection, len(batch))
 
     def _note(self, rejection: Rejection | None, sent: int) -> None:
-        """They are not sent again: https://opentelemetry.io/docs/specs/otlp/#partial-success-1 forbids it."""
+        """Count rejected items. OTLP forbids sending them again: https://opentelemetry.io/docs/specs/otlp/#partial-success-1."""
         now = self._clock()
         if rejection is None:
             if self._rejections.end(now):
-                _log.info("the OTLP endpoint takes all again", what=self._rejections.what)
+                _log.info("the OTLP endpoint accepts everything again", what=self._rejections.what)
             return
-        # Whoever rejects more than there was means all of it.
         rejection = replace(rejection, count=min(rejection.count, sent))
         if rejection.count:
             self._rejected(rejection.count)
         if self._rejections.note(rejection, now):
-            event = "the OTLP endpoint took a part" if rejection.count else "the OTLP endpoint took all and has something to say"
+            event = "the OTLP endpoint rejected some items" if rejection.count else "the OTLP endpoint sent a warning"
             _log.warning(event, what=self._rejections.what, rejected=rejection.count, why=rejection.why)
 
     def _say(self, error: errors.AimeshError) -> None:
         if error.message != self.trouble:
-            _log.warning("the OTLP endpoint takes nothing", why=error.message)
+            _log.warning("the OTLP endpoint rejects everything", why=error.message)
         self.trouble = error.message
+
+
+@dataclass(frozen=True, slots=True)
+class OtlpOutboxes:
+    spans: OtlpOutbox[NodeSpan]
+    logs: OtlpOutbox[LogLine]
+
+    def checks(self) -> tuple[Check, ...]:
+        trouble = "; ".join(dict.fromkeys(filter(None, (self.spans.complaint(), self.logs.complaint()))))
+        return (Check("OTLP", ok=not trouble, detail=trouble, needed=False),)
+
+
+@asynccontextmanager
+async def opened(node: nodes.Node, url: str, headers: str) -> AsyncIterator[OtlpOutboxes]:
+    """Open the outboxes. The node owns their tasks."""
+    async with otlp_endpoint.opened(url, otlp_endpoint.read_headers(headers)) as post:
+
+        async def send_spans(told: Sequence[NodeSpan]) -> Rejection | None:
+            return await post(span_records.PATH, span_records.encode(told, version()))
+
+        async def send_logs(lines: Sequence[LogLine]) -> Rejection | None:
+            return await post(log_records.PATH, log_records.encode(lines, version()))
+
+        metrics = node.metrics
+        lost, rejected = (metrics.spans_lost.labels(reason=reason).inc for reason in ("not_taken", "rejected"))
+        lost_lines, rejected_lines = (metrics.log_lines_lost.labels(reason=reason).inc for reason in ("not_taken", "rejected"))
+        made = OtlpOutboxes(OtlpOutbox("spans", send_spans, lost, rejected), OtlpOutbox("log lines", send_logs, lost_lines, rejected_lines))
+        node.tasks.create_task(made.spans.run(), name="OTLP traces")
+        node.tasks.create_task(made.logs.run(), name="OTLP logs")
+        yield made

@@ -1,4 +1,4 @@
-"""How OTLP writes values in JSON, and what it says of whom something comes from. Pure."""
+"""Encode OTLP values and resources as JSON. Pure."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +19,6 @@ def value(item: Value) -> dict[str, Any]:
     if isinstance(item, bool):
         return {"boolValue": item}
     if isinstance(item, int):
-        # 64 bits are text in JSON.
+        # OTLP encodes 64-bit integers as JSON strings.
         return {"intValue": str(item)}
     return {"doubleValue": item} if isinstance(item, float) else {"stringValue": item}

@@ -1,6 +1,6 @@
-"""What an OTLP endpoint says where it took a batch and not all of it (``partial_success``), and how long that is remembered. Pure.
+"""Parse an OTLP endpoint's ``partial_success`` response, and remember rejections for the health. Pure.
 
-An answer has the form of what was sent, which is JSON; some answer in protobuf all the same. One that cannot be read says nothing.
+The response should be JSON like the request, but some endpoints send protobuf. Invalid responses are ignored.
 """
 
 import re
@@ -10,27 +10,25 @@ from typing import Annotated, Final
 
 import msgspec
 
-#: After the last one the health says nothing of it.
+#: How long the health reports the last rejection.
 REMEMBERED_SECONDS: Final = 600.0
-#: It may quote what was sent.
+#: Truncates reasons, because they can quote the request.
 _MOST_WORDS: Final = 200
-#: Within the time above so many reasons are said in the log; who has more of them makes them up.
 _MOST_REASONS: Final = 8
-#: Of a count, which is an int64.
 _MOST_BITS: Final = 63
 _NUMBER: Final = re.compile(r"\d+")
 
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    #: 0 where all was taken, and it only has something to say.
+    #: 0 for a warning only.
     count: int
-    #: One short line; empty where it does not say why.
+    #: The reason as one short line; empty if unknown.
     why: str
 
 
 class _PartialSuccess(msgspec.Struct, rename="camel"):
-    #: 64 bits are text in JSON, and not everybody knows.
+    #: Should be JSON strings, but some endpoints send numbers.
     rejected_spans: Annotated[int, msgspec.Meta(ge=0)] | None = None
     rejected_log_records: Annotated[int, msgspec.Meta(ge=0)] | None = None
     error_message: str | None = None
@@ -41,7 +39,7 @@ class _ExportResponse(msgspec.Struct, rename="camel"):
 
 
 def read(content_type: str, body: bytes) -> Rejection | None:
-    """None where all was taken, and where the answer is none."""
+    """Return None if everything was accepted, or if the response is invalid."""
     try:
         match content_type.partition(";")[0].strip().lower():
             case "application/json":
@@ -66,13 +64,13 @@ def _one_line(text: str) -> str:
 
 # --- protobuf: https://protobuf.dev/programming-guides/encoding/ --------------------------------------------------------
 
-#: Kind of a field -> its bytes, where they are always as many.
+#: Wire type -> size in bytes, for types of fixed size.
 _SIZES: Final = {1: 8, 5: 4}
 _VARINT, _BYTES = 0, 2
 
 
 def _read_protobuf(body: bytes) -> tuple[int, str]:
-    """Field 1 of the answer is the message; in it 1 is the number, and 2 says why."""
+    """Read the count and the reason: fields 1 and 2 of the message in field 1."""
     count, why = 0, ""
     for number, told in _fields(body):
         if number == 1 and isinstance(told, bytes):
@@ -85,7 +83,6 @@ def _read_protobuf(body: bytes) -> tuple[int, str]:
 
 
 def _fields(body: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Raises ValueError where it is none."""
     at = 0
     while at < len(body):
         key, at = _varint(body, at)
@@ -99,34 +96,33 @@ def _fields(body: bytes) -> Iterator[tuple[int, int | bytes]]:
         elif kind in _SIZES:
             size = _SIZES[kind]
         else:
-            raise ValueError("a kind of field that there is not")
+            raise ValueError("unknown wire type")
         if at + size > len(body):
-            raise ValueError("it breaks off")
+            raise ValueError("truncated message")
         yield key >> 3, body[at : at + size]
         at += size
 
 
 def _varint(body: bytes, at: int) -> tuple[int, int]:
-    """And what is behind it. Negative ones, of ten bytes, are counts of nothing."""
+    """Return a number and the position after it. Rejects negative numbers, which have ten bytes."""
     value = 0
     for shift in range(0, _MOST_BITS, 7):
         if at >= len(body):
-            raise ValueError("it breaks off")
+            raise ValueError("truncated message")
         value |= (body[at] & 0x7F) << shift
         at += 1
         if body[at - 1] < 0x80:
             return value, at
-    raise ValueError("a number without an end")
+    raise ValueError("number too long")
 
 
-# --- what is remembered -------------------------------------------------------------------------------------------------
+# --- rejections ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
 class Rejections:
-    """Of one kind of thing, such as spans. Times are seconds that are never set back."""
+    """The rejections of one type of data, such as spans. Times are monotonic seconds."""
 
-    #: What they are, for people.
     what: str
     _count: int = 0
     _why: str = ""
@@ -134,7 +130,7 @@ class Rejections:
     _reasons: set[str] = field(default_factory=set)
 
     def note(self, found: Rejection, now: float) -> bool:
-        """True where the log does not say it yet. Reasons that differ by a number are one."""
+        """Note a rejection and return whether to log it. Reasons that differ only in numbers count as one."""
         if self._at is None or now - self._at > REMEMBERED_SECONDS:
             self._count = 0
             self._reasons.clear()
@@ -148,15 +144,15 @@ class Rejections:
         return is_news
 
     def end(self, now: float) -> bool:
-        """A batch was taken as a whole. True where that is news, which it is when none was rejected for a while."""
+        """Note that a whole batch was accepted. Returns whether to log that rejections ended."""
         is_over = bool(self._count) and self._at is not None and now - self._at > REMEMBERED_SECONDS
         if is_over:
             self._count, self._at = 0, None
         return is_over
 
     def complaint(self, now: float) -> str:
-        """Empty where there is nothing to say."""
+        """Return the problem; empty without one."""
         if not self._count or self._at is None or now - self._at > REMEMBERED_SECONDS:
             return ""
-        why = f", the last because of: {self._why}" if self._why else " and does not say why"
-        return f"it took what it was sent but for {self._count:,} {self.what}{why}; its own log says more, see docs/runbooks/spans_lost.md"
+        why = f", the last one because: {self._why}" if self._why else " without a reason"
+        return f"it rejected {self._count:,} {self.what}{why}; check its log, and see docs/runbooks/spans_lost.md"

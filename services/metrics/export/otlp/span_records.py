@@ -1,4 +1,4 @@
-"""Spans as OTLP takes them. Pure."""
+"""Encode spans as OTLP records. Pure."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _STATUS_ERROR: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class NodeSpan:
-    """A span, and the node that told it."""
+    """A span and its node."""
 
     service: str
     node: str
@@ -25,7 +25,7 @@ class NodeSpan:
 
 
 def encode(told: Iterable[NodeSpan], version: str) -> bytes:
-    """The body of one export."""
+    """Return the body of one export."""
     by_node: dict[tuple[str, str], list[Span]] = {}
     for one in told:
         by_node.setdefault((one.service, one.node), []).append(one.span)
@@ -46,7 +46,7 @@ def _span(span: Span) -> dict[str, Any]:
         "spanId": span.span_id,
         "name": span.name,
         "kind": _KINDS[span.kind],
-        # 64 bits are text in JSON.
+        # OTLP encodes 64-bit integers as JSON strings.
         "startTimeUnixNano": str(span.start_ns),
         "endTimeUnixNano": str(span.end_ns),
         "attributes": attributes({**span.attributes, "error.type": span.error} if span.error else span.attributes),

@@ -7,7 +7,7 @@ import pytest
 
 from services.metrics.alerting.alert_store import AlertStore
 from services.metrics.alerting.rules import all_rules
-from tests.services.metrics.alerting.alarm_replicas import Mesh, Replicas
+from tests.services.metrics.alerting.alert_replicas import Mesh, Replicas
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from shared import errors
 from shared.mail import mail_queue, mailer
 from shared.telemetry import logs
 from shared.types import Role
-from tests.services.metrics.alerting.sample_alarms import NOON, alarm, began, ended
+from tests.services.metrics.alerting.sample_alerts import NOON, alert, began, ended
 from tests.shared.mail.mail_server import MailServer, serving
 from tests.testnet import MESH, testnet, until
 
@@ -61,7 +61,7 @@ async def test_one_mail_for_all_that_began_and_ended_in_one_look_to_everybody() 
     server = MailServer()
     async with telling(server, Clock(), OPS, "anna@example.org") as mailing:
         mailing.tell(
-            AlertNotice((alarm(), alarm("{model} is slow", Severity.WARNING, model="llama3")), (alarm("disk full", ended=NOON + 60),))
+            AlertNotice((alert(), alert("{model} is slow", Severity.WARNING, model="llama3")), (alert("disk full", ended=NOON + 60),))
         )
         await server.wait_for(2)
         await until(lambda: mailing.waiting == 0)
@@ -80,7 +80,7 @@ async def test_warnings_wait_for_others_of_their_kind() -> None:
     server, clock = MailServer(), Clock()
     async with telling(server, clock) as mailing:
         for number in range(10):
-            mailing.tell(began(alarm(f"number {number}", Severity.WARNING)))
+            mailing.tell(began(alert(f"number {number}", Severity.WARNING)))
             clock.pass_by(10, mailing)
         await asyncio.sleep(0.05)
         assert (server.connections, mailing.waiting) == (0, 10)
@@ -94,7 +94,7 @@ async def test_a_storm_is_twenty_mails_and_one_of_what_was_held_back() -> None:
     server, clock = MailServer(), Clock()
     async with telling(server, clock) as mailing:
         for number in range(300):
-            mailing.tell(began(alarm(f"number {number}")))
+            mailing.tell(began(alert(f"number {number}")))
             clock.now += 1
             # Its task has its turn.
             await asyncio.sleep(0)
@@ -116,7 +116,7 @@ async def test_a_mail_server_that_is_away_gets_them_when_it_is_back(monkeypatch:
     monkeypatch.setattr(alert_mailer, "PAUSES_SECONDS", (0.01,) * 1000)
     server = MailServer(answers={"MAIL": ["421 go away"]})
     async with telling(server, Clock()) as telling_it:
-        telling_it.tell(began(alarm()))
+        telling_it.tell(began(alert()))
         await until(lambda: server.connections > len(mail_queue.PAUSES_SECONDS) + 1)
         check = telling_it.check()
         assert (check.ok, check.needed) == (False, False)
@@ -134,15 +134,15 @@ async def test_news_that_nobody_takes_are_bounded_and_the_rest_waits(monkeypatch
     people = tuple(f"number{number}@example.org" for number in range(MOST_MAILED))
     async with telling(server, clock, *people) as mailing:
         for number in range(3 * MOST_WAITING):
-            mailing.tell(began(alarm(f"number {number}")))
+            mailing.tell(began(alert(f"number {number}")))
             clock.now += 60
             await asyncio.sleep(0)
             await asyncio.sleep(0)
         await until(lambda: server.connections > 0)
-        opened = mailing._postman
+        opened = mailing._smtp
         assert opened is not None
         assert 0 < opened.waiting <= mail_queue.MOST_WAITING + 1
-        assert len(mailing._rounds._waiting) == MOST_WAITING
+        assert len(mailing._batching._waiting) == MOST_WAITING
         # None was given away where there was no room.
         assert "0 lost" in opened.check().detail or not opened.check().detail
 
@@ -152,7 +152,7 @@ async def test_a_recipient_that_there_is_not_keeps_nobody_from_theirs_and_is_not
     try:
         server = MailServer(answers={"RCPT": [f"550 5.1.1 <{OPS}>: no such user", "250 ok"]})
         async with telling(server, Clock(), OPS, "anna@example.org") as mailing:
-            mailing.tell(began(alarm()))
+            mailing.tell(began(alert()))
             await server.wait_for(1)
             await until(lambda: mailing.waiting == 0)
             assert "1 lost" in mailing.check().detail
@@ -169,9 +169,9 @@ async def test_a_label_with_lines_of_its_own_is_no_header_and_no_other_recipient
     server = MailServer()
     async with telling(server, Clock()) as mailing:
         hostile = "x\r\nBcc: eve@example.com\r\n\r\n.\r\nMAIL FROM:<eve@example.com>"
-        mailing.tell(began(alarm("{model} is gone", model=hostile)))
-        mailing.tell(ended(alarm("{model} is gone", model=hostile, ended=NOON)))
-        mailing.tell(began(alarm()))
+        mailing.tell(began(alert("{model} is gone", model=hostile)))
+        mailing.tell(ended(alert("{model} is gone", model=hostile, ended=NOON)))
+        mailing.tell(began(alert()))
         await server.wait_for(1)
     commands = [line.partition(":")[0].upper() for line in server.plain]
     assert (commands.count("MAIL FROM"), commands.count("RCPT TO")) == (1, 1)
@@ -193,8 +193,8 @@ async def test_the_service_mails_its_alerts_and_its_health_knows_the_mail() -> N
         )
         running = await net.start(MetricsService, settings)  # type: ignore[arg-type]
         assert isinstance(running.service, MetricsService)
-        running.service._alarms._delivery.note([alarm()])
-        running.service._alarms._delivery.hand_over()
+        running.service._alerting._delivery.note([alert()])
+        running.service._alerting._delivery.hand_over()
         await server.wait_for(1)
         assert [check.ok for check in await running.service.checks() if check.name == "alert mail"] == [True]
     assert server.mails[0][2]["From"] == "aimesh <noreply@localhost>"

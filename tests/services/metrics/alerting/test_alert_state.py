@@ -62,12 +62,12 @@ def silence(name: str, *, until: float, **about: str) -> AlertSilence:
 def test_an_alert_fires_when_it_has_lasted_and_is_told_once_and_once_when_it_is_over(at: AlertStates) -> None:
     assert not at.look(Now({"llama3": 150}), 1000)
     assert ([one.firing for one in at.pending()], at.firing()) == ([False], [])
-    news = at.look(Now({"llama3": 150}), 1060)
-    assert [(one.summary, one.since, one.value) for one in news.began] == [("llama3 has a long queue", 1000, 150)]
+    notice = at.look(Now({"llama3": 150}), 1060)
+    assert [(one.summary, one.since, one.value) for one in notice.began] == [("llama3 has a long queue", 1000, 150)]
     assert not at.look(Now({"llama3": 170}), 1075)
     assert at.firing()[0].value == 170
-    news = at.look(Now({"llama3": 5}), 1090)
-    assert [(one.summary, one.ended) for one in news.ended] == [("llama3 has a long queue", 1090)]
+    notice = at.look(Now({"llama3": 5}), 1090)
+    assert [(one.summary, one.ended) for one in notice.ended] == [("llama3 has a long queue", 1090)]
     assert not at.look(Now({"llama3": 5}), 1105)
     assert [one.ended for one in at.ended()] == [1090]
 
@@ -92,8 +92,8 @@ def test_the_gravest_come_first_then_the_oldest(at: AlertStates) -> None:
 def test_a_silence_keeps_an_alert_quiet_and_its_end_does_not_lose_it(at: AlertStates) -> None:
     made = silence("cpu_high", until=2000, node="box")
     assert at.silence(made)
-    news = at.look(Now(machines={"box": 0.9, "other": 0.9}), 1000)
-    assert [dict(one.labels) for one in news.began] == [{"node": "other"}]
+    notice = at.look(Now(machines={"box": 0.9, "other": 0.9}), 1000)
+    assert [dict(one.labels) for one in notice.began] == [{"node": "other"}]
     assert at.silence_of(next(one for one in at.firing() if dict(one.labels) == {"node": "box"})) == made
     assert not at.look(Now(machines={"box": 0.9, "other": 0.9}), 1999)
     assert [dict(one.labels) for one in at.look(Now(machines={"box": 0.9, "other": 0.9}), 2000).began] == [{"node": "box"}]
@@ -117,11 +117,11 @@ def test_a_silence_can_be_ended_early(at: AlertStates) -> None:
 
 def test_who_looks_after_it_is_remembered_until_it_is_over(at: AlertStates) -> None:
     at.look(Now(machines={"box": 0.9}), 1000)
-    [alarm] = at.firing()
-    assert at.acknowledge(alarm.id, "ann", 1000) is not None
+    [alert] = at.firing()
+    assert at.acknowledge(alert.id, "ann", 1000) is not None
     assert at.acknowledge("nothing", "ann", 1000) is None
     at.look(Now(machines={"box": 0.95}), 1015)
-    assert [(one.id, one.seen_by) for one in at.firing()] == [(alarm.id, "ann")]
+    assert [(one.id, one.seen_by) for one in at.firing()] == [(alert.id, "ann")]
     at.look(Now(), 1030)
     at.look(Now(machines={"box": 0.9}), 1045)
     assert [one.seen_by for one in at.firing()] == [""]
@@ -158,7 +158,7 @@ def test_every_rule_of_ours_can_be_looked_at() -> None:
 
     whole = AlertStates(all_rules.ALL)
     whole.look(Nothing(), 1000)
-    names = {alarm.rule.name for alarm in [*whole.firing(), *whole.pending()]}
+    names = {alert.rule.name for alert in [*whole.firing(), *whole.pending()]}
     assert names == {"metrics_down"}, "of nothing it is true that there is nothing"
 
 
@@ -176,10 +176,10 @@ def test_after_a_restart_what_was_told_is_not_told_again_and_its_end_is(at: Aler
     at.look(Now(machines={"box": 0.9, "other": 0.9}), 1000)
     at.acknowledge(at.firing()[0].id, "ann", 1001)
     again = restarted(at, 1100)
-    news = again.look(Now(machines={"box": 0.9}), 1115)
-    assert (news.began, [one.ended for one in news.ended]) == ((), [1115])
-    [alarm] = again.firing()
-    assert (alarm.since, alarm.seen_by) == (1000, "ann")
+    notice = again.look(Now(machines={"box": 0.9}), 1115)
+    assert (notice.began, [one.ended for one in notice.ended]) == ((), [1115])
+    [alert] = again.firing()
+    assert (alert.since, alert.seen_by) == (1000, "ann")
     assert [one.ended for one in again.ended()] == [1115]
 
 
@@ -194,8 +194,8 @@ def test_what_nobody_looked_at_for_long_begins_anew(at: AlertStates) -> None:
     at.look(Now({"llama3": 150}, {"box": 0.9}), 1000)
     now = 1000 + alert_state.OUTAGE_SECONDS
     again = restarted(at, now)
-    news = again.look(Now({"llama3": 150}), now + 15)
-    assert [(one.rule.name, one.ended) for one in news.ended] == [("cpu_high", 1000)], "somebody was told that it began"
+    notice = again.look(Now({"llama3": 150}), now + 15)
+    assert [(one.rule.name, one.ended) for one in notice.ended] == [("cpu_high", 1000)], "somebody was told that it began"
     assert [one.since for one in again.pending()] == [now + 15]
 
 
@@ -207,8 +207,8 @@ def test_what_was_seen_without_postgresql_wins_over_what_the_last_leader_knew(at
     again.look(Now(machines={"box": 0.95}), 1100)
     again.acknowledge(box.id, "bob", 1101)
     again.resume(at.remembered(), 1110)
-    news = again.look(Now(machines={"box": 0.95}), 1115)
-    assert [one.id for one in news.ended] == [other.id], "the one before had told it, and it is over"
+    notice = again.look(Now(machines={"box": 0.95}), 1115)
+    assert [one.id for one in notice.ended] == [other.id], "the one before had told it, and it is over"
     assert [(one.since, one.seen_by) for one in again.firing()] == [(1000, "bob")]
 
 
@@ -231,10 +231,10 @@ def test_who_looks_after_it_may_be_said_at_another_replica(at: AlertStates) -> N
     at.look(Now(machines={"box": 0.9}), 1000)
     [box] = at.firing()
     [stored] = at.remembered()
-    at.hear([replace(stored, alarm=replace(box, seen_by="ann", seen_at=1005.0))])
+    at.hear([replace(stored, alert=replace(box, seen_by="ann", seen_at=1005.0))])
     at.acknowledge(box.id, "bob", 1003)
     [mine] = at.acknowledged()
-    at.hear([replace(stored, alarm=replace(box, seen_by="ann", seen_at=1005.0))])
+    at.hear([replace(stored, alert=replace(box, seen_by="ann", seen_at=1005.0))])
     assert [one.seen_by for one in at.firing()] == ["ann"], "who said so last"
     at.acknowledge(box.id, "bob", 1010)
     at.forget_written(frozenset(), [mine])

@@ -45,16 +45,16 @@ async def _start(net: TestNet, key: Path, database: str | None, webhook: str) ->
     return await net.start(MetricsService, cast("NodeSettings", settings))
 
 
-def _alarms(running: RunningNode) -> AlertingModule:
+def _alerts(running: RunningNode) -> AlertingModule:
     assert isinstance(running.service, MetricsService)
-    return running.service._alarms
+    return running.service._alerting
 
 
 async def _written(database: str) -> None:
     """That somebody was told, and the silence."""
     async with AlertStore.open(database, all_rules.ALL) as store:
         for _ in range(500):
-            if any(one.told and not one.owed for one in await store.alarms(0)) and (await store.silences(0)).ids:
+            if any(one.told and not one.owed for one in await store.alerts(0)) and (await store.silences(0)).ids:
                 return
             await asyncio.sleep(0.01)
     raise AssertionError("it was not written within 5 s")
@@ -72,16 +72,16 @@ async def test_an_alert_that_goes_on_over_a_restart_is_told_once(
         first = await _start(net, key, postgres_url if with_database else None, url)
         first.node.metrics.ledger_drift.set(5)
         await until(lambda: len(chat.got) == 1)
-        made = await _alarms(first).watch.silence_alerts(api.SilenceAlerts(3600, "cpu_high"), CALL)
+        made = await _alerts(first).watch.silence_alerts(api.SilenceAlerts(3600, "cpu_high"), CALL)
         if with_database:
             await _written(postgres_url)
-            checks = [(check.name, check.ok) for check in await _alarms(first).checks()]
+            checks = [(check.name, check.ok) for check in await _alerts(first).checks()]
             assert checks == [("alerts", True), ("alert rules", True), ("alert webhook", True)]
         await first.cut()
 
         second = await _start(net, key, postgres_url if with_database else None, url)
         second.node.metrics.ledger_drift.set(5)
-        alert_states = _alarms(second).watch.alert_states
+        alert_states = _alerts(second).watch.alert_states
         await until(alert_states.firing)
         assert [one.id for one in alert_states.silences()] == ([made.id] if with_database else [])
         second.node.metrics.ledger_drift.set(0)
@@ -100,15 +100,15 @@ async def test_of_two_services_one_leads_and_the_other_takes_over_within_seconds
     chat = Chat()
     async with serving(chat) as url:
         first, second = [await _start(net, net.server.key(name, Role.METRICS), postgres_url, url) for name in ("metrics", "metrics-2")]
-        await until(lambda: sum(_alarms(each)._keeper.leads for each in (first, second)) == 1)
-        leader, other = (first, second) if _alarms(first)._keeper.leads else (second, first)
+        await until(lambda: sum(_alerts(each)._persistence.leads for each in (first, second)) == 1)
+        leader, other = (first, second) if _alerts(first)._persistence.leads else (second, first)
         await until(lambda: other.node.id in [entry.node for entry in leader.node.directory.entries(Role.METRICS) if entry.alive])
         gateway = await net.start(Gateway)
         gateway.node.metrics.ledger_drift.set(5)
         await until(lambda: len(chat.got) == 1)
-        await _alarms(leader).watch.silence_alerts(api.SilenceAlerts(3600, "cpu_high"), CALL)
-        await until(lambda: bool(_alarms(other).watch.alert_states.silences()))
-        shown = [await _alarms(each).watch.list_alerts(api.ListAlerts(), CALL) for each in (leader, other)]
+        await _alerts(leader).watch.silence_alerts(api.SilenceAlerts(3600, "cpu_high"), CALL)
+        await until(lambda: bool(_alerts(other).watch.alert_states.silences()))
+        shown = [await _alerts(each).watch.list_alerts(api.ListAlerts(), CALL) for each in (leader, other)]
         assert [[alert.name for alert in each.alerts if alert.name == "ledger_drift"] for each in shown] == [["ledger_drift"]] * 2
         await _written(postgres_url)
 
@@ -116,9 +116,9 @@ async def test_of_two_services_one_leads_and_the_other_takes_over_within_seconds
         ended = await admin.fetchval("SELECT count(pg_terminate_backend(pid)) FROM pg_locks WHERE locktype = 'advisory' AND granted")
         await admin.close()
         assert ended == 1
-        await until(lambda: sum(_alarms(each)._keeper.leads for each in (first, second)) == 1)
+        await until(lambda: sum(_alerts(each)._persistence.leads for each in (first, second)) == 1)
         await leader.cut()
-        await until(lambda: _alarms(other)._keeper.leads)
+        await until(lambda: _alerts(other)._persistence.leads)
         gateway.node.metrics.ledger_drift.set(0)
         await until(lambda: chat.got[-1]["status"] == "resolved")
     assert [[alert["labels"]["alertname"] for alert in got["alerts"]] for got in chat.got] == [["ledger_drift"]] * 2

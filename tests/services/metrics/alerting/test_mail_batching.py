@@ -6,15 +6,15 @@ from services.metrics.alerting import mail_batching
 from services.metrics.alerting.alert_state import AlertNotice
 from services.metrics.alerting.mail_batching import GATHER_SECONDS, MOST_AN_HOUR, MOST_WAITING, MailBatching
 from services.metrics.alerting.rules.alert_rule import Severity
-from tests.services.metrics.alerting.sample_alarms import NOON, alarm, began, ended
+from tests.services.metrics.alerting.sample_alerts import NOON, alert, began, ended
 
 
 @pytest.mark.parametrize("severity", [Severity.PAGE, Severity.CRITICAL])
 def test_what_somebody_gets_up_for_is_told_at_once_with_all_that_waits(severity: Severity) -> None:
     rounds = MailBatching()
-    rounds.note(began(alarm("slow", Severity.WARNING)), 0)
+    rounds.note(began(alert("slow", Severity.WARNING)), 0)
     assert rounds.take_due(1) is None
-    rounds.note(began(alarm("gone", severity)), 1)
+    rounds.note(began(alert("gone", severity)), 1)
     assert rounds.seconds_to_wait(1) == 0
     due = rounds.take_due(1)
     assert due is not None
@@ -25,8 +25,8 @@ def test_what_somebody_gets_up_for_is_told_at_once_with_all_that_waits(severity:
 @pytest.mark.parametrize("severity", [Severity.WARNING, Severity.TICKET])
 def test_what_can_wait_is_gathered_and_does_not_wait_longer_for_each_that_comes(severity: Severity) -> None:
     rounds = MailBatching()
-    rounds.note(began(alarm("a", severity)), 0)
-    rounds.note(began(alarm("b", severity)), GATHER_SECONDS - 1)
+    rounds.note(began(alert("a", severity)), 0)
+    rounds.note(began(alert("b", severity)), GATHER_SECONDS - 1)
     assert rounds.seconds_to_wait(GATHER_SECONDS - 1) == 1
     due = rounds.take_due(GATHER_SECONDS)
     assert due is not None
@@ -35,8 +35,8 @@ def test_what_can_wait_is_gathered_and_does_not_wait_longer_for_each_that_comes(
 
 def test_the_end_of_a_page_waits_too_and_what_ended_meanwhile_has_not_only_begun() -> None:
     rounds = MailBatching()
-    rounds.note(began(alarm("slow", Severity.WARNING)), 0)
-    rounds.note(ended(alarm("slow", Severity.WARNING, ended=NOON + 60), alarm("gone", ended=NOON + 60)), 60)
+    rounds.note(began(alert("slow", Severity.WARNING)), 0)
+    rounds.note(ended(alert("slow", Severity.WARNING, ended=NOON + 60), alert("gone", ended=NOON + 60)), 60)
     assert rounds.take_due(60) is None
     due = rounds.take_due(GATHER_SECONDS)
     assert due is not None
@@ -52,7 +52,7 @@ def test_news_of_nothing_are_no_mail() -> None:
 def test_a_storm_is_so_many_mails_an_hour_and_the_last_says_when_the_next_comes() -> None:
     rounds, sent = MailBatching(), []
     for second in range(3600):
-        rounds.note(began(alarm(f"number {second}")), second)
+        rounds.note(began(alert(f"number {second}")), second)
         if (due := rounds.take_due(second)) is not None:
             sent.append(due)
     assert len(sent) == MOST_AN_HOUR
@@ -70,8 +70,8 @@ def test_a_storm_is_so_many_mails_an_hour_and_the_last_says_when_the_next_comes(
 
 def test_in_a_storm_the_gravest_find_room() -> None:
     rounds = MailBatching()
-    rounds.note(began(*(alarm(f"number {number}", Severity.TICKET) for number in range(MOST_WAITING * 2))), 0)
-    rounds.note(began(alarm("gone")), 1)
+    rounds.note(began(*(alert(f"number {number}", Severity.TICKET) for number in range(MOST_WAITING * 2))), 0)
+    rounds.note(began(alert("gone")), 1)
     due = rounds.take_due(1)
     assert due is not None
     assert due.began[0].summary == "gone"
@@ -82,12 +82,12 @@ def test_after_a_quiet_hour_all_is_as_it_was(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(mail_batching, "MOST_AN_HOUR", 2)
     rounds = MailBatching()
     for second in (0, 1, 2):
-        rounds.note(began(alarm(f"number {second}")), second)
+        rounds.note(began(alert(f"number {second}")), second)
         rounds.take_due(second)
     late = rounds.take_due(3600)
     assert late is not None
     assert late.held_seconds == 3598
-    rounds.note(began(alarm()), 9000)
+    rounds.note(began(alert()), 9000)
     due = rounds.take_due(9000)
     assert due is not None
     assert (due.held_seconds, due.pause_seconds) == (None, None)

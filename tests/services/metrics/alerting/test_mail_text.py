@@ -19,12 +19,12 @@ from services.metrics.alerting.rules.alert_rule import Severity
 from services.metrics.alerting.rules.evaluation import labels
 from shared.mail import letters
 from shared.mail.letters import Letter, MailSender
-from tests.services.metrics.alerting.sample_alarms import NOON, alarm
+from tests.services.metrics.alerting.sample_alerts import NOON, alert
 
 NOW = datetime(2026, 11, 21, 12, 3, tzinfo=UTC)
 PAGES = "https://ai.example.org/"
-SLOW = alarm("{model} is slow", Severity.WARNING, since=NOON - 3600, model="llama3")
-OVER = alarm("disk of box is full", Severity.TICKET, since=NOON - 7200, ended=NOON - 60)
+SLOW = alert("{model} is slow", Severity.WARNING, since=NOON - 3600, model="llama3")
+OVER = alert("disk of box is full", Severity.TICKET, since=NOON - 7200, ended=NOON - 60)
 
 
 def mail(*began: ActiveAlert, over: tuple[ActiveAlert, ...] = (), **more: float) -> mail_text.MailText:
@@ -35,8 +35,8 @@ def mail(*began: ActiveAlert, over: tuple[ActiveAlert, ...] = (), **more: float)
 @pytest.mark.parametrize(
     ("began", "over", "subject"),
     [
-        ((alarm(),), (), "aimesh: No worker is up"),
-        ((alarm(), SLOW), (), "aimesh: 2 alerts firing, including: No worker is up"),
+        ((alert(),), (), "aimesh: No worker is up"),
+        ((alert(), SLOW), (), "aimesh: 2 alerts firing, including: No worker is up"),
         ((), (OVER,), "aimesh: Resolved: disk of box is full"),
         ((), (OVER, OVER, OVER), "aimesh: 3 alerts resolved, including: disk of box is full"),
         ((SLOW,), (OVER,), "aimesh: 1 alert firing, including: llama3 is slow; 1 resolved"),
@@ -65,7 +65,7 @@ def test_without_an_address_of_the_pages_the_command_line_is_named() -> None:
 
 
 def test_of_a_hundred_alerts_ten_are_told_in_full_and_none_is_kept_from_the_count() -> None:
-    text = mail(*(alarm(f"number {number}") for number in range(100)), left_out=7).text
+    text = mail(*(alert(f"number {number}") for number in range(100)), left_out=7).text
     assert "100 alerts firing:" in text
     assert text.count("runbook:") == mail_text.MOST_IN_FULL
     assert text.count("\n- number") == mail_text.MOST_NAMED
@@ -95,7 +95,7 @@ def test_what_was_held_back_is_said_with_its_number_and_where_to_look() -> None:
     ],
 )
 def test_a_label_is_one_short_line_no_header_no_link_and_no_command(hostile: str) -> None:
-    written = mail(alarm("{model} is slow", model=hostile), SLOW, over=(alarm("{model} was slow", ended=NOON, model=hostile),))
+    written = mail(alert("{model} is slow", model=hostile), SLOW, over=(alert("{model} was slow", ended=NOON, model=hostile),))
     letter = Letter("ops@example.org", written.subject, written.text)
     read = BytesParser(policy=default).parsebytes(letters.written(letter, MailSender("aimesh", "noreply@example.org"), NOW, "abc"))
     assert set(read.keys()) <= {
@@ -112,9 +112,9 @@ def test_a_label_is_one_short_line_no_header_no_link_and_no_command(hostile: str
     assert not re.search(r"[$;|&<>`\s]", commands[0].partition(" --label ")[2])
 
 
-def understood(alarm: ActiveAlert) -> tuple[str, int, dict[str, str]]:
+def understood(alert: ActiveAlert) -> tuple[str, int, dict[str, str]]:
     """What `aicli` makes of what the mail tells to type: the alert's name, for how many seconds, with which labels."""
-    words = shlex.split(mail_text.silencing(alarm))
+    words = shlex.split(mail_text.silencing(alert))
     assert words[:3] == ["aicli", "alerts", "silence"]
     with alerts.silence.make_context("silence", words[3:]) as context:
         return context.params["name"], context.params["seconds"], context.params["labels"]
@@ -122,13 +122,13 @@ def understood(alarm: ActiveAlert) -> tuple[str, int, dict[str, str]]:
 
 @pytest.mark.parametrize("where", [{}, {"model": "llama3"}, {"model": "llama3", "service": "gateway"}, {"model": "llama3:8b, b=c%20"}])
 def test_aicli_understands_what_the_mail_tells_to_type(where: dict[str, str]) -> None:
-    assert understood(alarm(**where)) == ("no_worker", 7200, where)
+    assert understood(alert(**where)) == ("no_worker", 7200, where)
 
 
 @settings(derandomize=True, deadline=None)
 @given(st.dictionaries(st.from_regex(r"[a-zA-Z_][a-zA-Z0-9_]{0,10}", fullmatch=True), st.text(min_size=1, max_size=15), max_size=3))
 def test_whatever_stands_in_its_labels_only_that_alert_is_silenced(where: dict[str, str]) -> None:
-    one = dataclasses.replace(alarm(), labels=labels(**where))
+    one = dataclasses.replace(alert(), labels=labels(**where))
     assert mail_text.is_typed(one)
     assert understood(one) == ("no_worker", 7200, where)
     assert mail_text.silencing(one).isascii()
@@ -137,6 +137,6 @@ def test_whatever_stands_in_its_labels_only_that_alert_is_silenced(where: dict[s
 
 def test_a_silence_that_is_for_more_than_this_alert_says_so() -> None:
     """A silence takes no labels as long as this."""
-    text = mail(alarm(model="x" * 201), alarm("another", model="x" * 200)).text
+    text = mail(alert(model="x" * 201), alert("another", model="x" * 200)).text
     assert "  silence all alerts of this name for 2 hours: aicli alerts silence no_worker --for 2h\n" in text
     assert f"  silence it for 2 hours: aicli alerts silence no_worker --for 2h --label model={'x' * 200}\n" in text

@@ -82,12 +82,12 @@ class Life:
 
     @property
     def firing(self) -> list[tuple[str, str, float]]:
-        return [(alarm.rule.name, dict(alarm.labels).get("node", ""), alarm.since) for alarm in self.watch.alert_states.firing()]
+        return [(alert.rule.name, dict(alert.labels).get("node", ""), alert.since) for alert in self.watch.alert_states.firing()]
 
     @property
     def told(self) -> tuple[int, int]:
         """How many beginnings and ends."""
-        return sum(len(news.began) for news in self.chat.got), sum(len(news.ended) for news in self.chat.got)
+        return sum(len(notice.began) for notice in self.chat.got), sum(len(notice.ended) for notice in self.chat.got)
 
 
 @pytest.fixture
@@ -234,14 +234,14 @@ async def net() -> AsyncIterator[TestNet]:
         yield running
 
 
-def _alarms(running: RunningNode) -> AlertingModule:
+def _alerts(running: RunningNode) -> AlertingModule:
     assert isinstance(running.service, MetricsService)
-    return running.service._alarms
+    return running.service._alerting
 
 
 def _gone(running: RunningNode) -> list[str]:
     """Whom the alerts miss."""
-    return [dict(alarm.labels)["node"] for alarm in _alarms(running).watch.alert_states.firing() if alarm.rule.name == "worker_gone"]
+    return [dict(alert.labels)["node"] for alert in _alerts(running).watch.alert_states.firing() if alert.rule.name == "worker_gone"]
 
 
 async def _missing_in_text(running: RunningNode) -> list[str]:
@@ -264,8 +264,8 @@ async def test_a_service_that_starts_again_misses_the_worker_in_alerts_health_an
 
     async def start() -> RunningNode:
         running = await net.start(MetricsService, settings)
-        alarms = _alarms(running)
-        alarms.watch._clock = alarms._keeper._clock = lambda: time.time() + hours[0]
+        alerts = _alerts(running)
+        alerts.watch._clock = alerts._persistence._clock = lambda: time.time() + hours[0]
         return running
 
     _, stays, stops, dies = [await net.start(kind) for kind in (Gateway, Worker, Worker, Worker)]
@@ -274,7 +274,7 @@ async def test_a_service_that_starts_again_misses_the_worker_in_alerts_health_an
     await until(lambda: len(first.node.directory.usable(Role.WORKER)) == 3)
     await stops.stop()
     await dies.cut()
-    await until(lambda: "worker_gone" in [one.rule.name for one in _alarms(first).watch.alert_states.pending()], seconds=10)
+    await until(lambda: "worker_gone" in [one.rule.name for one in _alerts(first).watch.alert_states.pending()], seconds=10)
     hours[0] += 70
     await until(lambda: _gone(first) == [label])
     await until(lambda: _is_written(first))
@@ -289,13 +289,13 @@ async def test_a_service_that_starts_again_misses_the_worker_in_alerts_health_an
     health = await second.service._survey.health.get()
     (worker,) = [one for one in health.components if one.name == label]
     assert worker.status == "down"
-    assert "without a goodbye" in worker.detail
+    assert "without shutting down" in worker.detail
     assert _gone(second) == [label]
     await net.start(Worker, net.settings_of(dies))
     await until(lambda: _gone(second) == [])
-    assert "worker_gone" in [alarm.rule.name for alarm in _alarms(second).watch.alert_states.ended()]
+    assert "worker_gone" in [alert.rule.name for alert in _alerts(second).watch.alert_states.ended()]
 
 
 def _is_written(running: RunningNode) -> bool:
-    written = _alarms(running)._keeper._written or {}
-    return any(one.told and not one.owed and one.alarm.rule.name == "worker_gone" for one in written.values())
+    written = _alerts(running)._persistence._written or {}
+    return any(one.told and not one.owed and one.alert.rule.name == "worker_gone" for one in written.values())

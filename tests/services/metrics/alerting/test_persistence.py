@@ -27,7 +27,7 @@ from shared.api import alerts as api
 from shared.telemetry import Metrics
 from shared.types import NodeId
 from tests.servers import PostgresServer
-from tests.services.metrics.alerting.alarm_replicas import CALL, DRIFTING, LONG_QUEUE, ONE, TWO, WELL, Mesh, Replicas
+from tests.services.metrics.alerting.alert_replicas import CALL, DRIFTING, LONG_QUEUE, ONE, TWO, WELL, Mesh, Replicas
 from tests.services.metrics.alerting.chat import Chat
 from tests.services.web.servers import serving
 from tests.testnet import until
@@ -74,13 +74,13 @@ async def test_news_that_one_way_took_before_the_end_are_told_by_the_other_after
     await first.look(2)
     second = await replicas.restart(first)
     await second.look()
-    assert (len(second.chat.got), [len(news.began) for news in second.mail.got]) == (0, [1])
+    assert (len(second.chat.got), [len(notice.began) for notice in second.mail.got]) == (0, [1])
     mesh.text = WELL
     second.chat.takes = False
     await second.look()
     third = await replicas.restart(second)
     await third.look()
-    assert ([len(news.ended) for news in third.chat.got], len(third.mail.got)) == ([1], 0)
+    assert ([len(notice.ended) for notice in third.chat.got], len(third.mail.got)) == ([1], 0)
 
 
 async def test_nothing_is_written_of_alerts_while_there_are_none(mesh: Mesh, replicas: Replicas, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +110,7 @@ async def test_what_is_old_is_thrown_away(mesh: Mesh, replicas: Replicas, store:
     await replica.look(2)
     mesh.now += ENDED_SECONDS
     await replica.look()
-    assert await store.alarms(0) == []
+    assert await store.alerts(0) == []
     assert (await store.silences(0)).ids == frozenset()
 
 
@@ -223,7 +223,7 @@ async def test_nobody_leads_beside_a_replica_of_an_older_version_and_its_alerts_
     await before.look()
     # As replicas wrote them that had a node each.
     admin = await asyncpg.connect(postgres_url)
-    await admin.execute("UPDATE metrics.alarms SET node = 'UOLD'; DELETE FROM metrics.leader_state")
+    await admin.execute("UPDATE metrics.alerts SET node = 'UOLD'; DELETE FROM metrics.leader_state")
     await replicas.cut(before)
 
     mesh.replicas = [NodeId("UOLD")]
@@ -237,7 +237,7 @@ async def test_nobody_leads_beside_a_replica_of_an_older_version_and_its_alerts_
     mesh.replicas = [TWO]
     await new.look(2)
     assert (new.keeper.leads, new.told) == (True, (0, 0)), "told by the old one"
-    assert await admin.fetchval("SELECT array_agg(node) FROM metrics.alarms") == ["leader"]
+    assert await admin.fetchval("SELECT array_agg(node) FROM metrics.alerts") == ["leader"]
 
     mesh.replicas = [NodeId("UOLD")]
     with pytest.raises(errors.Unavailable, match="older version"):
@@ -318,7 +318,7 @@ async def test_after_a_restart_every_long_look_back_sees_what_it_would_have_seen
     for seconds in [1800.0] * 140 + [300.0] * 60 + [15.0] * 250:
         counting.work(seconds)
         found_now = list(sample_reader.read(mesh.text, throughout.wanted))
-        for book in (throughout, first.watch.book):
+        for book in (throughout, first.watch.sample_window):
             book.take(found_now, mesh.now)
     mesh.now += 1
     await replicas.cut(first)  # it may have said nothing for too long
@@ -331,7 +331,7 @@ async def test_after_a_restart_every_long_look_back_sees_what_it_would_have_seen
     counting.work(15)
     await second.round(looks=True)
     throughout.take(sample_reader.read(mesh.text, throughout.wanted), mesh.now)
-    expected, found = seen_by(throughout), seen_by(second.watch.book)
+    expected, found = seen_by(throughout), seen_by(second.watch.sample_window)
     assert set(found) == set(expected)
     assert len(found) > 30
     for what, value in expected.items():
@@ -358,10 +358,10 @@ async def test_what_another_version_wrote_of_the_windows_is_left(replicas: Repli
 @asynccontextmanager
 async def living(mesh: Mesh, url: str, node: NodeId = ONE, webhook: str | None = None) -> AsyncIterator[AlertingModule]:
     settings = MetricsSettings(node_key_file=Path("/nowhere"), port=0, database_url=url, alert_webhook_url=webhook)
-    alarms = AlertingModule(settings, node, mesh.read, WorkerAttendance(), replicas=lambda: mesh.replicas, clock=lambda: mesh.now)
-    task = asyncio.create_task(alarms.run())
+    alerts = AlertingModule(settings, node, mesh.read, WorkerAttendance(), replicas=lambda: mesh.replicas, clock=lambda: mesh.now)
+    task = asyncio.create_task(alerts.run())
     try:
-        yield alarms
+        yield alerts
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -383,17 +383,17 @@ async def test_postgresql_goes_and_comes_back_while_an_alert_fires(postgres: Pos
         serving(chat) as hook,
         living(mesh, postgres_url, ONE, hook) as one,
     ):
-        await until(lambda: one._keeper.leads)
+        await until(lambda: one._persistence.leads)
         await until(lambda: len(chat.got) == 1)
         async with living(mesh, postgres_url, TWO, hook) as two:
             await until(two.watch.alert_states.firing)
             postgres.kill()
             try:
-                await until(lambda: bool(one._keeper._trouble and two._keeper._trouble))
+                await until(lambda: bool(one._persistence._trouble and two._persistence._trouble))
                 mesh.now += 60
                 [check] = [check for check in await one.checks() if check.name == "alerts"]
                 assert (check.ok, check.needed) == (False, False)
-                assert "outlive" in check.detail
+                assert "a restart would lose silences" in check.detail
                 # What is new is told without PostgreSQL, and once; who follows shows what it read last, with its age.
                 mesh.text = DRIFTING.replace("ledger_drift_micro", "ledger_drift_micro_gone")
                 await until(lambda: len(chat.got) == 2)
@@ -407,10 +407,10 @@ async def test_postgresql_goes_and_comes_back_while_an_alert_fires(postgres: Pos
                 await one.watch.acknowledge_alert(api.AcknowledgeAlert(ours.alerts[0].id), CALL)
             finally:
                 postgres.ensure_running()
-            await until(lambda: not one._keeper._trouble and not two._keeper._trouble)
+            await until(lambda: not one._persistence._trouble and not two._persistence._trouble)
             await until(lambda: [silence.id for silence in two.watch.alert_states.silences()] == [made.id])
-            await until(lambda: [alarm.seen_by for alarm in two.watch.alert_states.firing()] == ["operator"])
-            assert (one._keeper.leads, two._keeper.leads) == (True, False), "the last leader knows what came meanwhile"
+            await until(lambda: [alert.seen_by for alert in two.watch.alert_states.firing()] == ["operator"])
+            assert (one._persistence.leads, two._persistence.leads) == (True, False), "the last leader knows what came meanwhile"
             mesh.text = WELL
             mesh.now += 15
             await until(lambda: not one.watch.alert_states.firing())
@@ -429,20 +429,20 @@ async def test_a_service_that_starts_without_postgresql_goes_on_with_what_it_fin
         old = await before.watch.silence_alerts(api.SilenceAlerts(3600, "cpu_high"), CALL)
         async with AlertStore.open(postgres_url, all_rules.ALL) as store:
             for _ in range(500):
-                if (await store.silences(0)).ids and await store.alarms(0):
+                if (await store.silences(0)).ids and await store.alerts(0):
                     break
                 await asyncio.sleep(0.01)
     postgres.kill()
     try:
-        async with living(mesh, postgres_url) as alarms:
-            await until(lambda: "does not answer" in alarms._keeper._trouble)
-            assert not alarms.watch.alert_states.firing(), "it waits for what was known before"
+        async with living(mesh, postgres_url) as alerts:
+            await until(lambda: "does not answer" in alerts._persistence._trouble)
+            assert not alerts.watch.alert_states.firing(), "it waits for what was known before"
             mesh.now += 60
-            await until(alarms.watch.alert_states.firing)
+            await until(alerts.watch.alert_states.firing)
             postgres.ensure_running()
-            await until(lambda: not alarms._keeper._trouble)
-            assert {one.id for one in alarms.watch.alert_states.silences()} == {old.id}
-            [alert] = alarms.watch.alert_states.firing()
+            await until(lambda: not alerts._persistence._trouble)
+            assert {one.id for one in alerts.watch.alert_states.silences()} == {old.id}
+            [alert] = alerts.watch.alert_states.firing()
             assert alert.since == mesh.now - 60
     finally:
         postgres.ensure_running()
@@ -484,8 +484,8 @@ async def test_a_silence_that_no_table_has_stays_and_is_written_again(mesh: Mesh
 
 
 async def test_without_a_database_nobody_complains(mesh: Mesh) -> None:
-    alarms = AlertingModule(MetricsSettings(node_key_file=Path("/nowhere"), port=0), ONE, mesh.read, WorkerAttendance())
-    assert [(check.name, check.ok) for check in await alarms.checks()] == [("alert rules", True)]
+    alerts = AlertingModule(MetricsSettings(node_key_file=Path("/nowhere"), port=0), ONE, mesh.read, WorkerAttendance())
+    assert [(check.name, check.ok) for check in await alerts.checks()] == [("alert rules", True)]
 
 
 async def test_a_role_that_may_not_make_its_schema_is_told(postgres: PostgresServer, postgres_url: str) -> None:
@@ -495,6 +495,6 @@ async def test_a_role_that_may_not_make_its_schema_is_told(postgres: PostgresSer
     await admin.close()
     database = postgres_url.partition("?")[0].rpartition("/")[2]
     url = postgres.server.url(name, "x").replace("/aimesh?", f"/{database}?")
-    with pytest.raises(errors.BadSettings, match="refuses"):
+    with pytest.raises(errors.BadSettings, match="denies access"):
         async with AlertStore.open(url, all_rules.ALL):
             pass

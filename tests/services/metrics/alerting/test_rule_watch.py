@@ -34,7 +34,7 @@ class Mesh:
     def __init__(self) -> None:
         self.text = WELL
         self.now = 1_000_000.0
-        self.news: list[AlertNotice] = []
+        self.notice: list[AlertNotice] = []
 
     async def read(self) -> str:
         return self.text
@@ -43,10 +43,10 @@ class Mesh:
         return RuleWatch(self.read, lambda: self.now)
 
     async def look(self, watch: RuleWatch) -> None:
-        alarms = await watch.look()
-        if alarms:
-            self.news.append(
-                AlertNotice(tuple(one for one in alarms if one.ended is None), tuple(one for one in alarms if one.ended is not None))
+        alerts = await watch.look()
+        if alerts:
+            self.notice.append(
+                AlertNotice(tuple(one for one in alerts if one.ended is None), tuple(one for one in alerts if one.ended is not None))
             )
 
 
@@ -70,7 +70,7 @@ async def test_all_is_well(mesh: Mesh) -> None:
     watch = mesh.watch()
     await look_for_minutes(mesh, watch, 15)
     assert await states(watch) == {}
-    assert mesh.news == []
+    assert mesh.notice == []
 
 
 async def test_an_alert_is_listed_told_and_over(mesh: Mesh) -> None:
@@ -84,7 +84,7 @@ async def test_an_alert_is_listed_told_and_over(mesh: Mesh) -> None:
     mesh.text = WELL
     await look_for_minutes(mesh, watch, 10)
     assert await states(watch) == {"ledger_drift": "over"}
-    assert [(len(news.began), len(news.ended)) for news in mesh.news] == [(1, 0), (0, 1)]
+    assert [(len(notice.began), len(notice.ended)) for notice in mesh.notice] == [(1, 0), (0, 1)]
 
 
 async def test_a_service_that_goes_is_missed(mesh: Mesh) -> None:
@@ -99,14 +99,14 @@ async def test_people_look_after_alerts_and_silence_them(mesh: Mesh) -> None:
     made = await watch.silence_alerts(api.SilenceAlerts(3600, "ledger_drift", why="we are at it"), CALL)
     mesh.text = DRIFTING
     await look_for_minutes(mesh, watch, 10)
-    assert mesh.news == []
+    assert mesh.notice == []
     found = await watch.list_alerts(api.ListAlerts(), CALL)
     assert (found.silences, [alert.silenced for alert in found.alerts]) == ((made,), [True])
     seen = await watch.acknowledge_alert(api.AcknowledgeAlert(found.alerts[0].id), CALL)
     assert seen.seen_by == "operator"
     await watch.end_silence(api.EndSilence(made.id), CALL)
     await mesh.look(watch)
-    assert [alarm.rule.name for alarm in mesh.news[0].began] == ["ledger_drift"]
+    assert [alert.rule.name for alert in mesh.notice[0].began] == ["ledger_drift"]
 
 
 @pytest.mark.parametrize(
@@ -115,8 +115,8 @@ async def test_people_look_after_alerts_and_silence_them(mesh: Mesh) -> None:
         (api.SilenceAlerts(0), "30 days"),
         (api.SilenceAlerts(float("nan")), "30 days"),
         (api.SilenceAlerts(1e9), "30 days"),
-        (api.SilenceAlerts(60, "no_such_alert"), "no alert called"),
-        (api.SilenceAlerts(60, labels={str(number): "" for number in range(11)}), "at most 10"),
+        (api.SilenceAlerts(60, "no_such_alert"), "no alert named"),
+        (api.SilenceAlerts(60, labels={str(number): "" for number in range(11)}), "limits are 10 labels"),
         (api.SilenceAlerts(60, why="x" * 201), "200 characters"),
     ],
 )
@@ -139,7 +139,7 @@ async def test_what_finds_no_room_is_said(mesh: Mesh, monkeypatch: pytest.Monkey
     monkeypatch.setattr(sample_window, "MAX_SERIES", 5)
     mesh.text = DRIFTING
     await watch.look()
-    assert (watch.check().ok, watch.check().needed, "1 series found no room" in watch.check().detail) == (False, False, True)
+    assert (watch.check().ok, watch.check().needed, "1 series exceed the limit" in watch.check().detail) == (False, False, True)
 
 
 async def test_alerts_beyond_those_of_one_rule_that_are_listed_are_said(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +148,7 @@ async def test_alerts_beyond_those_of_one_rule_that_are_listed_are_said(mesh: Me
     mesh.text = "\n".join([WELL, *(f'ai_platform_node_up{{service="inference",node="U{number}"}} 0' for number in range(8))])
     await watch.look()
     assert (watch.check().ok, watch.check().needed) == (False, False)
-    assert "5 more alerts worker_gone are not listed" in watch.check().detail
+    assert "5 more worker_gone alerts are not listed" in watch.check().detail
     mesh.text, mesh.now = WELL, mesh.now + 15
     await watch.look()
     assert watch.check().ok
@@ -197,14 +197,14 @@ async def news_of(mesh: Mesh) -> list[AlertNotice]:
     await look_for_minutes(mesh, watch, 10)
     mesh.text = WELL
     await look_for_minutes(mesh, watch, 10)
-    return mesh.news
+    return mesh.notice
 
 
 async def test_a_webhook_hears_of_the_beginning_and_of_the_end(mesh: Mesh) -> None:
     chat = Chat()
     async with serving(chat) as url, telling(f"{url}/hook/secret") as hook:
-        for news in await news_of(mesh):
-            hook.tell(news)
+        for notice in await news_of(mesh):
+            hook.tell(notice)
         await until(lambda: len(chat.got) == 2)
     first, second = chat.got
     assert (first["version"], first["status"], second["status"]) == ("4", "firing", "resolved")
@@ -223,8 +223,8 @@ async def test_a_webhook_that_is_away_hears_of_it_later_and_its_address_is_not_t
     chat = Chat()
     chat.status = 503
     async with serving(chat) as url, telling(f"{url}/hook/secret") as hook:
-        for news in await news_of(mesh):
-            hook.tell(news)
+        for notice in await news_of(mesh):
+            hook.tell(notice)
         await until(lambda: chat.asked >= 3)
         assert (hook.check().ok, hook.check().needed) == (False, False)
         assert "secret" not in hook.check().detail
@@ -236,7 +236,7 @@ async def test_a_webhook_that_is_away_hears_of_it_later_and_its_address_is_not_t
 
 async def test_news_that_nobody_takes_do_not_pile_up(mesh: Mesh) -> None:
     hook = Webhook("http://127.0.0.1:1/", "")
-    [news, _] = await news_of(mesh)
+    [notice, _] = await news_of(mesh)
     for _ in range(webhook.MAX_WAITING * 3):
-        hook.tell(news)
+        hook.tell(notice)
     assert len(hook._waiting) == webhook.MAX_WAITING

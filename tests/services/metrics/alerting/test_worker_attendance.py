@@ -123,7 +123,7 @@ def test_who_went_while_nobody_looked_is_missed_when_all_others_have_been_met(ru
     assert running_service.missed == set()
     running_service.pass_by(timedelta(seconds=1))
     assert running_service.missed == {ANN}
-    assert "did not come back" in running_service.attendance.missed()[ANN].why_gone
+    assert "has not come back" in running_service.attendance.missed()[ANN].why_gone
 
 
 def test_what_is_seen_since_the_start_is_known_better_than_what_was_kept(running_service: RunningService) -> None:

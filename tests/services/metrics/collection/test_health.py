@@ -100,7 +100,9 @@ def test_all_well_shows_services_servers_and_workers() -> None:
             _with(Role.GATEWAY, alive=False, why_not="silent for 6 s"), "down", "gateway", "down", "silent for 6 s", id="gateway went"
         ),
         pytest.param(_with(Role.AUTH, why_not="starting"), "degraded", "auth", "degraded", "starting", id="alive but not ready"),
-        pytest.param(_with(Role.AUTH, no_answer="deadline exceeded"), "degraded", "auth", "degraded", "did not say", id="alive but silent"),
+        pytest.param(
+            _with(Role.AUTH, no_answer="deadline exceeded"), "degraded", "auth", "degraded", "health check failed", id="alive but silent"
+        ),
         pytest.param(
             _with(Role.WORKER, checks=_failing(Role.WORKER, "engine")),
             "degraded",
@@ -114,7 +116,7 @@ def test_all_well_shows_services_servers_and_workers() -> None:
             "degraded",
             "Valkey",
             "degraded",
-            "web says: no answer",
+            "web reports: no answer",
             id="one of three says so",
         ),
         pytest.param(
@@ -122,7 +124,7 @@ def test_all_well_shows_services_servers_and_workers() -> None:
             "degraded",
             "U1",
             "down",
-            "without a goodbye, see `aicli worker status` on its machine: silent for 6 s",
+            "disappeared without shutting down; run `aicli worker status` on its machine: silent for 6 s",
             id="one worker was lost, another serves",
         ),
         pytest.param(
@@ -210,7 +212,7 @@ def test_paths_say_who_is_reached_by_a_relay_only_and_who_not_at_all() -> None:
     relayed = _with(Role.WORKER, path="relayed")
     paths = _of(_decide(relayed), "paths")
     assert (paths.kind, paths.status) == ("path", "healthy")
-    assert "by a relay only, which is slower: inference Uworker" in paths.detail
+    assert "through a relay only, which is slower: inference Uworker" in paths.detail
     missed = tuple(NodeFact(role=Role.WORKER, label=f"U{n}", alive=False, since=WENT, why_not="no way through") for n in range(7))
     decided = _decide((*relayed, *missed))
     paths = _of(decided, "paths")
@@ -218,7 +220,7 @@ def test_paths_say_who_is_reached_by_a_relay_only_and_who_not_at_all() -> None:
     assert (paths.status, decided.status) == ("degraded", "healthy")
     assert "inference U4 (no way through) and 2 more" in paths.detail
     assert "U5" not in paths.detail
-    assert "by a relay only" in paths.detail
+    assert "through a relay only" in paths.detail
 
 
 def test_who_is_alone_has_no_paths() -> None:
@@ -229,24 +231,27 @@ def test_who_is_alone_has_no_paths() -> None:
 # --- certificates -----------------------------------------------------------------------------------------------------
 
 
-def _with_signs(signs: HealthSignals, before: SystemHealth | None = None, now: datetime = NOW) -> SystemHealth:
+def _with_signs(signals: HealthSignals, before: SystemHealth | None = None, now: datetime = NOW) -> SystemHealth:
     last = {} if before is None else {health.key(component): component for component in before.components}
-    return health.decide(ALL, now, START, last, signs)
+    return health.decide(ALL, now, START, last, signals)
 
 
 @pytest.mark.parametrize(
     ("certificates", "status", "detail"),
     [
         pytest.param(
-            (CertificateSignal("auth UA", 90_000), CertificateSignal("web UW", 7300)), "degraded", "web UW ends in 2 h", id="ends soon"
+            (CertificateSignal("auth UA", 90_000), CertificateSignal("web UW", 7300)), "degraded", "web UW expires in 2 h", id="ends soon"
         ),
         pytest.param(
-            (CertificateSignal("auth UA", 90_000), CertificateSignal("web UW", 50_000)), "healthy", "web UW ends in 14 h", id="the next"
+            (CertificateSignal("auth UA", 90_000), CertificateSignal("web UW", 50_000)), "healthy", "web UW expires in 14 h", id="the next"
         ),
-        pytest.param((CertificateSignal("auth UA", -90),), "degraded", "auth UA ended 90 s ago", id="has ended"),
-        pytest.param((CertificateSignal("auth UA", 90_000, 1200),), "degraded", "nodes are revoked: auth UA for 20 min", id="an old list"),
+        pytest.param((CertificateSignal("auth UA", -90),), "degraded", "auth UA expired 90 s ago", id="has ended"),
+        pytest.param((CertificateSignal("auth UA", 90_000, 1200),), "degraded", "list outdated: auth UA for 20 min", id="an old list"),
         pytest.param(
-            tuple(CertificateSignal(f"inference U{n}", 60) for n in range(200)), "degraded", "U4 ends in 60 s and 195 more", id="all of 200"
+            tuple(CertificateSignal(f"inference U{n}", 60) for n in range(200)),
+            "degraded",
+            "U4 expires in 60 s and 195 more",
+            id="all of 200",
         ),
     ],
 )
@@ -264,10 +269,10 @@ def test_certificates_are_one_component(certificates: tuple[CertificateSignal, .
 @pytest.mark.parametrize(
     ("waiting", "still_seconds", "status", "detail"),
     [
-        pytest.param(1, 10, "healthy", "1 request waits", id="one waits"),
-        pytest.param(100, 10, "healthy", "100 requests wait", id="many wait"),
-        pytest.param(1101, 10, "degraded", "1,101 requests wait: its workers are all busy", id="too many wait"),
-        pytest.param(2, 60, "degraded", "2 requests wait, and none of its queue began for 60 s", id="nothing moves"),
+        pytest.param(1, 10, "healthy", "1 request queued", id="one waits"),
+        pytest.param(100, 10, "healthy", "100 requests queued", id="many wait"),
+        pytest.param(1101, 10, "degraded", "1,101 requests queued: all its workers are busy", id="too many wait"),
+        pytest.param(2, 60, "degraded", "2 requests queued, and none started for 60 s", id="nothing moves"),
     ],
 )
 def test_a_queue_that_is_long_or_does_not_move_degrades_the_whole(waiting: int, still_seconds: int, status: str, detail: str) -> None:

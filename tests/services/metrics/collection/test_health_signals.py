@@ -31,7 +31,7 @@ class Mesh:
         self.reader.take(
             sample_reader.read(prometheus_merge.render(prometheus_merge.merge(told)), dict.fromkeys(health_signals.SERIES, ())), self.now
         )
-        return self.reader.signs(self.now)
+        return self.reader.signals(self.now)
 
 
 @pytest.fixture
@@ -123,5 +123,5 @@ def test_a_gateway_with_very_many_workers_takes_no_more_memory(mesh: Mesh) -> No
         ]
         mesh.reader.take(told, mesh.now)
         mesh.now += timedelta(hours=2)
-        assert mesh.reader.signs(mesh.now).catches == {}
+        assert mesh.reader.signals(mesh.now).catches == {}
     assert len(mesh.reader._catches._totals) <= 10_000

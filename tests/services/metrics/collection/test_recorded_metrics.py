@@ -60,9 +60,9 @@ def test_metrics_of_the_list_are_taken_with_their_labels() -> None:
 def test_other_namespaces_are_those_that_are_registered() -> None:
     store = RecordedMetricSet(("billing", "my_app"))
     take(store, "my_app_jobs_total", 1)
-    with pytest.raises(errors.BadRequest, match=r"registered \(billing_…, my_app_…\)"):
+    with pytest.raises(errors.BadRequest, match=r"registered namespace \(billing_…, my_app_…\)"):
         take(store, "custom_jobs_total", 1)
-    with pytest.raises(errors.BadRequest, match=r"registered \(none\)"):
+    with pytest.raises(errors.BadRequest, match=r"registered namespace \(none\)"):
         take(RecordedMetricSet(()), "custom_jobs_total", 1)
 
 
@@ -96,29 +96,35 @@ def test_any_label_value_survives(text: str) -> None:
     ("name", "value", "labels", "rule"),
     [
         pytest.param("", 1, {}, "metricName", id="no name"),
-        pytest.param("1a", 1, {}, "begins with no digit", id="digit first"),
+        pytest.param("1a", 1, {}, "no digit at the start", id="digit first"),
         pytest.param("custom_a-b", 1, {}, "letters, digits", id="dash"),
         pytest.param("custom_a\n", 1, {}, "letters, digits", id="newline at the end"),
         pytest.param("custom_ä", 1, {}, "letters, digits", id="letters of ASCII only"),
         pytest.param("custom_" + "a" * 200, 1, {}, "200 characters", id="long name"),
-        pytest.param("jobs_total", 1, {}, "none of the platform's metrics", id="no namespace"),
-        pytest.param("customjobs_total", 1, {}, "none of the platform's metrics", id="not the whole namespace"),
-        pytest.param("ai_platform_jobs_total", 1, {}, "none of the platform's metrics", id="below our prefix, but not on the list"),
-        pytest.param("ai_platform_queue_depth", 1, {}, "has these: model", id="a label of the list is missing"),
-        pytest.param("ai_platform_ledger_drift_micro", 1, {"x": "y"}, "has these: none", id="a label that the list has not"),
+        pytest.param("jobs_total", 1, {}, "neither a platform metric nor in a registered namespace", id="no namespace"),
+        pytest.param("customjobs_total", 1, {}, "neither a platform metric nor in a registered namespace", id="not the whole namespace"),
+        pytest.param(
+            "ai_platform_jobs_total",
+            1,
+            {},
+            "neither a platform metric nor in a registered namespace",
+            id="below our prefix, but not on the list",
+        ),
+        pytest.param("ai_platform_queue_depth", 1, {}, "requires exactly these: model", id="a label of the list is missing"),
+        pytest.param("ai_platform_ledger_drift_micro", 1, {"x": "y"}, "requires exactly these: none", id="a label that the list has not"),
         pytest.param("ai_platform_ttft_seconds", 1, {"model": "a"}, "is a histogram", id="a histogram"),
         pytest.param("ai_platform_ttft_seconds_bucket", 1, {}, "part of a histogram", id="part of one"),
-        pytest.param("ai_platform_process_open_fds", 1, {}, "none of the platform's metrics", id="the process's"),
+        pytest.param("ai_platform_process_open_fds", 1, {}, "neither a platform metric nor in a registered namespace", id="the process's"),
         pytest.param("custom_a", float("nan"), {}, "finite", id="NaN"),
         pytest.param("custom_a", float("-inf"), {}, "finite", id="infinity"),
-        pytest.param("custom_a_total", -1, {}, "only grows", id="negative counter"),
+        pytest.param("custom_a_total", -1, {}, "cannot decrease", id="negative counter"),
         pytest.param("custom_a", 1, {f"l{number}": "x" for number in range(11)}, "at most 10", id="labels"),
-        pytest.param("custom_a", 1, {"x-y": "1"}, "label's name", id="label name"),
-        pytest.param("custom_a", 1, {"x:y": "1"}, "label's name", id="no colon in a label name"),
-        pytest.param("custom_a", 1, {"": "1"}, "label's name", id="empty label name"),
-        pytest.param("custom_a", 1, {"__x": "1"}, "meaning of its own", id="Prometheus's label"),
-        pytest.param("custom_a", 1, {"le": "1"}, "meaning of its own", id="bucket's label"),
-        pytest.param("custom_a", 1, {"x": "y" * 201}, "at most 200", id="long label value"),
+        pytest.param("custom_a", 1, {"x-y": "1"}, "in label names", id="label name"),
+        pytest.param("custom_a", 1, {"x:y": "1"}, "in label names", id="no colon in a label name"),
+        pytest.param("custom_a", 1, {"": "1"}, "in label names", id="empty label name"),
+        pytest.param("custom_a", 1, {"__x": "1"}, "reserved by Prometheus", id="Prometheus's label"),
+        pytest.param("custom_a", 1, {"le": "1"}, "reserved by Prometheus", id="bucket's label"),
+        pytest.param("custom_a", 1, {"x": "y" * 201}, "the limit is 200", id="long label value"),
     ],
 )
 def test_what_breaks_a_rule_is_refused_with_the_rule(name: str, value: float, labels: Mapping[str, str], rule: str) -> None:
@@ -139,7 +145,7 @@ def test_samples_of_another_time_are_refused(minutes: float, is_taken: bool) -> 
         take(store, "custom_a", 1, at=at)
         take(store, "custom_a", 1, at=at.replace(tzinfo=None))
     else:
-        with pytest.raises(errors.BadRequest, match="is not now"):
+        with pytest.raises(errors.BadRequest, match="more than 5 minutes old or in the future"):
             take(store, "custom_a", 1, at=at)
 
 

@@ -9,7 +9,7 @@ def test_who_records_nonsense_is_news_once_and_a_complaint_for_a_while() -> None
     refusals = RejectedRecords()
     assert refusals.note("U1", 3, "value: NaN", NOW)
     assert not refusals.note("U1", 2, "value: negative", NOW + REMEMBERED)
-    assert refusals.complaints(NOW + REMEMBERED) == {"U1": "5 numbers that it recorded were refused, the last because of value: negative"}
+    assert refusals.complaints(NOW + REMEMBERED) == {"U1": "5 recorded samples were rejected, the last one because: value: negative"}
     after = NOW + 2 * REMEMBERED + timedelta(seconds=1)
     assert refusals.complaints(after) == {}
     assert refusals.note("U1", 1, "x", after)

@@ -58,20 +58,20 @@ async def test_postgresql_goes_and_comes_back(
     running = await _start(net, postgres_url)
     history = _history(running)
     now = begin = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=3)
-    history._keeper._clock = lambda: now
+    history._writer._clock = lambda: now
 
     async def look(times: int) -> None:
         nonlocal now
         for _ in range(times):
             now += timedelta(seconds=15)
-            await history._keeper.look()
+            await history._writer.look()
 
     def is_well() -> bool:
         return history._store is not None and not history._trouble
 
     await until(is_well)
     await look(4)
-    await until(lambda: history._keeper.waiting == 0)
+    await until(lambda: history._writer.waiting == 0)
     postgres.kill()
     await look(4)
     health = await running.node.health()
@@ -81,12 +81,12 @@ async def test_postgresql_goes_and_comes_back(
     assert "ai_platform_node_up" in await cast("MetricsService", running.service).metrics_text()
     with pytest.raises(errors.Unavailable):
         await _drawn(history, begin, now)
-    assert history._keeper.waiting == 4
+    assert history._writer.waiting == 4
     postgres.ensure_running()
     await until(is_well)
-    await until(lambda: history._keeper.waiting == 0)
+    await until(lambda: history._writer.waiting == 0)
     await look(1)
-    await until(lambda: history._keeper.waiting == 0)
+    await until(lambda: history._writer.waiting == 0)
     assert await _drawn(history, begin, now) == (None, *[1.0] * 8), "nothing is missing"
 
 

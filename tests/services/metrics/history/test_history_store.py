@@ -155,6 +155,6 @@ async def test_a_role_that_may_not_make_its_schema_is_told(postgres: PostgresSer
     await admin.close()
     name = postgres_url.rpartition("/")[2].partition("?")[0]
     url = postgres.server.url("nobody_much", "x").replace("/aimesh?", f"/{name}?")
-    with pytest.raises(errors.BadSettings, match="refuses"):
+    with pytest.raises(errors.BadSettings, match="denies access"):
         async with HistoryStore.open(url):
             pass

@@ -1,4 +1,4 @@
-"""When the history looks: at the times that its rows are called after, whatever timers make of them."""
+"""When the history samples: at the times that its rows are called after, whatever timers make of them."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -31,7 +31,7 @@ async def test_no_look_is_called_after_a_time_before_it(monkeypatch: pytest.Monk
     monkeypatch.setattr(history_writer.asyncio, "sleep", sleep)
     keeper = HistoryWriter(text, {}, lambda: now)
     with pytest.raises(asyncio.CancelledError):
-        await keeper.look_for_ever()
+        await keeper.sample_forever()
     named = [look.at for look in keeper._waiting]
     assert len(set(named)) == 3
     assert all(timedelta(0) <= at - name < timedelta(seconds=1) for at, name in zip(looked, named, strict=True))

@@ -40,18 +40,18 @@ def test_the_longest_rows_that_fit_and_are_there(ago: timedelta, step: int, reso
     [
         (asked(timedelta(hours=1), 20), "multiple of 15"),
         (asked(timedelta(hours=1), 0), "multiple of 15"),
-        (asked(timedelta(hours=-1)), "no time"),
+        (asked(timedelta(hours=-1)), "no past time"),
         (asked(timedelta(days=5)), "1000"),
         (asked(timedelta(hours=1), name="up"), "no history"),
-        (asked(timedelta(hours=1), name=f"p0:{NAME}"), "begins with"),
+        (asked(timedelta(hours=1), name=f"p0:{NAME}"), "unknown prefix"),
         (asked(timedelta(hours=1), name=f"p95:{NAME}"), "no history"),
         *(
-            (GetHistory((NAME,), NOW - timedelta(hours=1), NOW, node=node), "no node's id")
+            (GetHistory((NAME,), NOW - timedelta(hours=1), NOW, node=node), "not a node ID")
             for node in ("", "UABC", "U\0" + "A" * 54, "U" * 57)
         ),
-        (GetHistory((), NOW - timedelta(hours=1), NOW), "from 1"),
+        (GetHistory((), NOW - timedelta(hours=1), NOW), "1 to "),
         (GetHistory((NAME,), datetime(2026, 6, 1), NOW), "time zone"),  # noqa: DTZ001 - that is the mistake
-        (GetHistory((NAME,), datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)), "no time"),
+        (GetHistory((NAME,), datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)), "no past time"),
     ],
 )
 def test_what_cannot_be_answered_is_refused_with_a_hint(question: GetHistory, reason: str) -> None:

@@ -156,7 +156,7 @@ async def test_an_alert_goes_all_the_way_to_a_webhook_and_so_does_its_end(outsid
         [alert, *_] = outside.alerts("/page", "firing")
         assert alert["labels"] == {"alertname": "ledger_drift", "node": "g", "severity": "page"}
         assert alert["annotations"]["runbook_url"] == "docs/runbooks/ledger_drift.md"
-        assert alert["annotations"]["summary"] == "The ledger does not add up"
+        assert alert["annotations"]["summary"] == "The ledger is inconsistent"
 
         outside.drift = 0
         await until(lambda: outside.alerts("/page", "resolved"), seconds=DELIVERED_SECONDS)

@@ -151,9 +151,9 @@ def test_each_set_of_labels_is_an_alert_of_its_own() -> None:
 
 
 def test_what_is_not_grouped_is_refused_where_labels_matter() -> None:
-    with pytest.raises(ValueError, match="not grouped"):
+    with pytest.raises(ValueError, match="not aggregated"):
         expressions.labels_of(above(Latest(DEPTH), 1))
-    with pytest.raises(ValueError, match="no histogram"):
+    with pytest.raises(ValueError, match="is not a histogram"):
         expressions.quantile(0.5, DEPTH, 60)
 
 

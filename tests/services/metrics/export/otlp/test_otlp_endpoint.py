@@ -80,15 +80,17 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("answer", "words", "seconds"),
     [
-        pytest.param(says("HTTP/1.1 503 x\r\nretry-after: 7\r\ncontent-length: 0\r\n\r\n"), "answers 503", 7, id="says when"),
-        pytest.param(says("HTTP/1.1 429 x\r\ncontent-length: 0\r\n\r\n"), "answers 429", None, id="does not say when"),
-        pytest.param(says("HTTP/1.1 503 x\r\nretry-after: Sat, 21 Nov 2026 14:00:00 GMT\r\n\r\n"), "answers 503", None, id="a date"),
-        pytest.param(says("HTTP/1.1 503 x\r\nretry-after: -1\r\n\r\n"), "answers 503", None, id="says nonsense"),
-        pytest.param(says("SSH-2.0-x\r\n\r\n"), "does not answer: RemoteProtocolError", None, id="is no HTTP"),
-        pytest.param(says("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nx"), "does not answer: RemoteProtocolError", None, id="breaks off"),
-        pytest.param(says(""), "does not answer: RemoteProtocolError", None, id="hangs up"),
-        pytest.param(hangs, r"does not answer: \w*Timeout", None, id="says nothing"),
-        pytest.param(drips, r"does not answer: \w*Timeout", None, id="comes byte by byte"),
+        pytest.param(says("HTTP/1.1 503 x\r\nretry-after: 7\r\ncontent-length: 0\r\n\r\n"), "returned 503", 7, id="says when"),
+        pytest.param(says("HTTP/1.1 429 x\r\ncontent-length: 0\r\n\r\n"), "returned 429", None, id="does not say when"),
+        pytest.param(says("HTTP/1.1 503 x\r\nretry-after: Sat, 21 Nov 2026 14:00:00 GMT\r\n\r\n"), "returned 503", None, id="a date"),
+        pytest.param(says("HTTP/1.1 503 x\r\nretry-after: -1\r\n\r\n"), "returned 503", None, id="says nonsense"),
+        pytest.param(says("SSH-2.0-x\r\n\r\n"), "is not responding: RemoteProtocolError", None, id="is no HTTP"),
+        pytest.param(
+            says("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nx"), "is not responding: RemoteProtocolError", None, id="breaks off"
+        ),
+        pytest.param(says(""), "is not responding: RemoteProtocolError", None, id="hangs up"),
+        pytest.param(hangs, r"is not responding: \w*Timeout", None, id="says nothing"),
+        pytest.param(drips, r"is not responding: \w*Timeout", None, id="comes byte by byte"),
     ],
 )
 async def test_what_may_be_tried_again_is_said(answer: Answer, words: str, seconds: float | None) -> None:
@@ -109,7 +111,7 @@ async def test_an_answer_without_an_end_is_cut_off() -> None:
 @pytest.mark.parametrize("status", [301, 400, 404, 500])
 async def test_what_will_never_be_taken_is_said(status: int) -> None:
     async with answering(says(f"HTTP/1.1 {status} x\r\ncontent-length: 0\r\n\r\n")) as post:
-        with pytest.raises(errors.BadRequest, match=f"refuses /v1/traces with {status}"):
+        with pytest.raises(errors.BadRequest, match=f"rejected /v1/traces with {status}"):
             await post("/v1/traces", b"{}")
 
 

@@ -8,7 +8,7 @@ import pytest
 from services.metrics.collection import log_collector
 from services.metrics.export.otlp import log_records, otlp_outbox, span_records
 from services.metrics.export.otlp.log_records import LogLine
-from services.metrics.export.otlp.otlp_outboxes import OtlpOutboxes
+from services.metrics.export.otlp.otlp_outbox import OtlpOutboxes
 from services.metrics.export.otlp.span_records import NodeSpan
 from services.metrics.service import MetricsService
 from services.metrics.settings import MetricsSettings
@@ -89,8 +89,8 @@ async def test_what_an_endpoint_rejects_is_counted_said_once_and_seen(net: TestN
         assert said.lines == [(event, "spans", 2, "span 7 is too old"), (event, "log lines", 4, "no room")]
         check = _check(running)
         assert (check.name, check.ok, check.needed) == ("OTLP", False, False)
-        assert "5 spans, the last because of: span 8 is too old" in check.detail
-        assert "4 log lines, the last because of: no room" in check.detail
+        assert "5 spans, the last one because: span 8 is too old" in check.detail
+        assert "4 log lines, the last one because: no room" in check.detail
         assert "docs/runbooks/spans_lost.md" in check.detail
         assert len(receiver.spans) == 13, "what was rejected is not sent again"
 

@@ -93,7 +93,7 @@ def test_a_reason_is_news_once_and_numbers_in_it_make_no_other() -> None:
     assert not seen.note(Rejection(3, "span 18 is too old"), 110)
     assert seen.note(Rejection(1, "too long"), 120)
     assert not seen.note(Rejection(1, "span 19 is too old"), 130)
-    assert "but for 7 spans, the last because of: span 19 is too old;" in seen.complaint(130)
+    assert "rejected 7 spans, the last one because: span 19 is too old;" in seen.complaint(130)
     assert sum(seen.note(Rejection(1, "x" * number), 140) for number in range(100)) == 6, "who has so many reasons makes them up"
 
 
@@ -103,7 +103,7 @@ def test_it_is_over_when_nothing_was_rejected_for_a_while() -> None:
     seen.note(Rejection(2, ""), 100)
     assert not seen.end(101), "the next batch may have some again"
     last = 100 + REMEMBERED_SECONDS
-    assert "2 spans and does not say why" in seen.complaint(last)
+    assert "2 spans without a reason" in seen.complaint(last)
     assert seen.complaint(last + 1) == ""
     assert seen.end(last + 1)
     assert not seen.end(last + 2), "said once"

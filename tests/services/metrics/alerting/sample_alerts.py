@@ -11,7 +11,7 @@ from shared.telemetry import instruments
 NOON = 1_795_262_400.0
 
 
-def alarm(
+def alert(
     summary: str = "No worker is up", severity: Severity = Severity.PAGE, *, since: float = NOON, ended: float | None = None, **where: str
 ) -> ActiveAlert:
     """One for each summary."""
@@ -27,9 +27,9 @@ def alarm(
     return ActiveAlert(id=key, rule=rule, labels=labels(**where), since=since, value=2, firing=True, ended=ended)
 
 
-def began(*alarms: ActiveAlert) -> AlertNotice:
-    return AlertNotice(began=alarms)
+def began(*alerts: ActiveAlert) -> AlertNotice:
+    return AlertNotice(began=alerts)
 
 
-def ended(*alarms: ActiveAlert) -> AlertNotice:
-    return AlertNotice(ended=alarms)
+def ended(*alerts: ActiveAlert) -> AlertNotice:
+    return AlertNotice(ended=alerts)

@@ -66,7 +66,7 @@ class Replica:
     @property
     def told(self) -> tuple[int, int]:
         """How many beginnings and ends."""
-        return sum(len(news.began) for news in self.chat.got), sum(len(news.ended) for news in self.chat.got)
+        return sum(len(notice.began) for notice in self.chat.got), sum(len(notice.ended) for notice in self.chat.got)
 
     async def alerts(self) -> api.Alerts:
         return await self.watch.list_alerts(api.ListAlerts(), CALL)
