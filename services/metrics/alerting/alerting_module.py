@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from services.metrics.alerting.alert_mailer import AlertMailer
-from services.metrics.alerting.delivery import Channel, Delivery
+from services.metrics.alerting.delivery import Delivery, NotificationChannel
 from services.metrics.alerting.persistence import AlertPersistence
 from services.metrics.alerting.rule_watch import RuleWatch, Text
 from services.metrics.alerting.webhook import Webhook
@@ -56,7 +56,7 @@ class AlertingModule:
         return (*memory, self.watch.check(), *(channel.check() for channel in self._delivery.channels.values()))
 
 
-def _channels(settings: MetricsSettings) -> Iterator[Channel]:
+def _channels(settings: MetricsSettings) -> Iterator[NotificationChannel]:
     if settings.alert_webhook_url is not None:
         yield Webhook(settings.alert_webhook_url, settings.public_url)
     if settings.alert_mail_to:

@@ -8,7 +8,7 @@ from services.metrics.alerting.alert_state import ActiveAlert, AlertNotice, Stor
 from shared.api.gateway import Check
 
 
-class Channel(Protocol):
+class NotificationChannel(Protocol):
     """A notification channel: webhook or email."""
 
     def tell(self, notice: AlertNotice) -> None:
@@ -35,7 +35,7 @@ _Key: TypeAlias = tuple[str, bool]
 class Delivery:
     """The deliveries of one leader."""
 
-    def __init__(self, channels: Iterable[Channel]) -> None:
+    def __init__(self, channels: Iterable[NotificationChannel]) -> None:
         self.channels = {channel.check().name: channel for channel in channels}
         self._owed: dict[str, dict[_Key, ActiveAlert]] = {name: {} for name in self.channels}
         #: The part of it that was passed to the channel, which may not have sent it yet.
