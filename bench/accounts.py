@@ -1,14 +1,14 @@
-"""How many keys are recognised a second, and what 500 logins at once do to the streams that run meanwhile.
+"""How many API keys are checked a second, and how 500 logins at once affect running streams.
 
     python -m bench.accounts [--quick] [--rival] [--seconds 5] [--only SECTION …] [--json FILE]
 
-uncached  validateApiKey as auth answers it, which looks each key up in PostgreSQL every time: asked over NATS, as an operator's tool does
-cached    keys that the gateway knows already: its memory alone, and with a whole GET /v1/models around it. ``--rival`` installs
-          LiteLLM's proxy and asks it for the same; there a key is compared with the one master key of its settings, and with no table
-storm     500 people log in at once with the right password, each from an address of their own (one address has 30 guesses in 15
-          minutes, and each counts until it was right), beside 20 streams of the echo worker: how evenly their tokens come
+uncached  validateApiKey at auth over NATS, which looks up each key in PostgreSQL
+cached    keys that the gateway knows already: the lookup alone, and with a whole GET /v1/models. ``--rival`` installs LiteLLM's proxy and
+          measures the same there; it compares a key with the one master key of its settings
+storm     500 users log in at once with the right password, each from its own address (one address has 30 attempts in 15 minutes),
+          beside 20 streams of the echo worker: how evenly their tokens arrive
 
-Everything shares one machine, whoever asks too.
+Clients and stack share one machine.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from bench import litellm, report, tenants
+from bench import calls, litellm, report, tenants
 from bench.pages import PATIENCE_SECONDS, visitors
 from services.gateway.admission.callers import Callers
 from shared.api import auth
@@ -42,35 +42,13 @@ LEAST_UNCACHED, LEAST_CACHED = 800.0, 3000.0
 
 LOGINS, QUICK_LOGINS, STORMS = 500, 150, 3
 STREAMS, TOKEN_MS, WORDS = 20, 20.0, 500
-#: Between the storms, and before a figure is taken.
+#: Between the storms, and before a measurement.
 REST_SECONDS = 1.0
-#: How often memory is looked at.
+#: Between two readings of memory.
 LOOK_SECONDS = 0.05
 SLOWER_ALLOWED, MOST_GROWTH_MB = 1.2, 1024**3 / 1e6
 REFUSALS = frozenset({429, 503})
 _HEAD_END = b"\r\n\r\n"
-
-One = Callable[[int], Awaitable[object]]
-
-
-async def _rate(one: One, seconds: float) -> tuple[float, list[float]]:
-    """Calls a second with AT_ONCE at once, and how long each took in seconds."""
-    took: list[float] = []
-    began = time.perf_counter()
-
-    async def caller(number: int) -> None:
-        while (start := time.perf_counter()) < began + seconds:
-            await one(number)
-            took.append(time.perf_counter() - start)
-
-    async with asyncio.TaskGroup() as tasks:
-        for number in range(AT_ONCE):
-            tasks.create_task(caller(number))
-    return len(took) / (time.perf_counter() - began), took
-
-
-def _latency(claim: str, took: Sequence[float]) -> list[report.Row]:
-    return [report.alone(f"{claim}: p{share}", 1000 * report.percentile(took, share / 100), "ms") for share in (50, 99)]
 
 
 # --- keys ------------------------------------------------------------------------------------------------------------------
@@ -85,10 +63,10 @@ async def _uncached(running: RunningStack, keys: Sequence[Credential], seconds: 
             answer = await connection.request(subject, bodies[number % len(bodies)], timeout=PATIENCE_SECONDS)
             assert b"keyId" in answer.data, answer.data
 
-        await _rate(one, 0.5)  # connections, plans of the database
-        rate, took = await _rate(one, seconds)
+        await calls.for_seconds(one, AT_ONCE, 0.5)  # connections, plans of the database
+        rate, took = await calls.for_seconds(one, AT_ONCE, seconds)
     claim = "validateApiKey at auth"
-    return [report.alone(claim, rate, "calls/s", at_least=LEAST_UNCACHED), *_latency(claim, took)]
+    return [report.alone(claim, rate, "calls/s", at_least=LEAST_UNCACHED), *calls.latency_rows(claim, took)]
 
 
 async def _cached(running: RunningStack, keys: Sequence[Credential], seconds: float, *, rival: bool) -> list[report.Row]:
@@ -99,9 +77,9 @@ async def _cached(running: RunningStack, keys: Sequence[Credential], seconds: fl
     bare, _ = await _models(tenants.gateway_port(running), (Credential(""),), seconds, status=401)
     rows = [
         report.alone(alone, len(took) / sum(took), "calls/s", at_least=LEAST_CACHED),
-        *_latency(alone, took),
+        *calls.latency_rows(alone, took),
         report.alone(whole, rate, "req/s", at_least=LEAST_CACHED),
-        *_latency(whole, waits),
+        *calls.latency_rows(whole, waits),
         report.against(whole, rate, "req/s", "refused for want of a key", bare),
     ]
     if rival:
@@ -112,7 +90,7 @@ async def _cached(running: RunningStack, keys: Sequence[Credential], seconds: fl
 
 
 async def _remembered(keys: Sequence[Credential]) -> list[float]:
-    """Seconds of each of many calls of the gateway's own code that asks auth nothing."""
+    """Return the seconds of each lookup in the gateway's cache."""
     rpc = FakeRpc()
 
     async def validate(_request: auth.ValidateApiKey) -> auth.Principal:
@@ -132,7 +110,7 @@ async def _remembered(keys: Sequence[Credential]) -> list[float]:
 
 
 async def _models(port: int, keys: Sequence[Credential], seconds: float, *, status: int) -> tuple[float, list[float]]:
-    """GET /v1/models with each key in turn; one of no letters is not sent."""
+    """Send GET /v1/models with each key in turn; an empty one is not sent."""
     lines = [(f"authorization: Bearer {key}",) if key else () for key in keys]
     with visitors(port, [lines[number % len(lines)] for number in range(AT_ONCE)]) as everyone:
 
@@ -140,22 +118,22 @@ async def _models(port: int, keys: Sequence[Credential], seconds: float, *, stat
             seen = await everyone[number].get("/v1/models")
             assert seen.status == status, seen
 
-        await _rate(one, 0.5)  # the gateway asks auth for each key once
-        return await _rate(one, seconds)
+        await calls.for_seconds(one, AT_ONCE, 0.5)  # the gateway validates each key once
+        return await calls.for_seconds(one, AT_ONCE, seconds)
 
 
-# --- 500 logins, in a process of their own -------------------------------------------------------------------------------
+# --- 500 logins in a separate process -------------------------------------------------------------------------------
 
 
 class Login(msgspec.Struct, frozen=True):
     username: str
     password: str
-    #: Of loopback, where every address of 127/8 is ours.
+    #: An address in 127.0.0.0/8.
     address: str
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True):
-    #: 0 where the connection broke.
+    #: 0 if the connection broke.
     status: int
     took: float
 
@@ -182,7 +160,7 @@ async def _log_in(port: int, login: Login, begun: asyncio.Event) -> Answer:
 
 
 async def _storm(storm: Storm) -> list[Answer]:
-    """Says on stdout that all are connected, and logs them in when the first line comes on stdin."""
+    """Print that all are connected, and log them in when a line arrives on stdin."""
     begun = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         waiting = [tasks.create_task(_log_in(storm.port, login, begun)) for login in storm.logins]
@@ -195,7 +173,7 @@ async def _storm(storm: Storm) -> list[Answer]:
 
 @asynccontextmanager
 async def _prepared(storm: Storm) -> AsyncIterator[Callable[[], Awaitable[list[Answer]]]]:
-    """What lets the logins loose; their process is there and has connected all of them."""
+    """Connect all clients in another process. Yields a function that starts the logins."""
     with tempfile.TemporaryDirectory(prefix="aimesh-storm-") as folder:
         wanted, made = Path(folder) / "storm", Path(folder) / "answers"
         wanted.write_bytes(msgspec.json.encode(storm))
@@ -203,14 +181,14 @@ async def _prepared(storm: Storm) -> AsyncIterator[Callable[[], Awaitable[list[A
         process = await asyncio.create_subprocess_exec(*words, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE)
         assert process.stdout is not None
 
-        async def let_loose() -> list[Answer]:
+        async def start_logins() -> list[Answer]:
             await process.communicate(b"go\n")
             return msgspec.json.decode(made.read_bytes(), type=list[Answer])
 
         try:
             async with asyncio.timeout(30):
                 assert await process.stdout.readline() == b"ready\n"
-            yield let_loose
+            yield start_logins
         finally:
             if process.returncode is None:
                 process.kill()
@@ -222,11 +200,11 @@ async def _prepared(storm: Storm) -> AsyncIterator[Callable[[], Awaitable[list[A
 
 @dataclass(slots=True)
 class _Streams:
-    """Readers that begin another answer after each; each piece of text is noted with the time since the one before it."""
+    """Endless readers of streams, and the gaps between pieces of text."""
 
     port: int
     keys: Sequence[Credential]
-    #: When a piece came, and how long after the one before, in seconds.
+    #: The time of a piece, and the seconds since the one before.
     gaps: list[tuple[float, float]] = field(default_factory=list)
     broken: int = 0
 
@@ -270,7 +248,7 @@ async def _most_memory(pid: int, over: asyncio.Event) -> float:
 async def _beside(running: RunningStack, keys: Sequence[Credential], count: int, seconds: float, new_mb: float) -> list[report.Row]:
     people_of_all = await _register(running, count)
     streams = _Streams(tenants.gateway_port(running), keys)
-    pid, over = await _auth_pid(running), asyncio.Event()
+    pid, over = await tenants.pid_of(running, "auth"), asyncio.Event()
     calm: list[tuple[float, float]] = []
     stormy: list[tuple[float, float]] = []
     answers: list[Answer] = []
@@ -279,12 +257,12 @@ async def _beside(running: RunningStack, keys: Sequence[Credential], count: int,
         memory = tasks.create_task(_most_memory(pid, over))
         for round_number in range(STORMS):
             logins = [Login(*one, _address(round_number, number)) for number, one in enumerate(people_of_all)]
-            async with _prepared(Storm(streams.port, tuple(logins))) as let_loose:
+            async with _prepared(Storm(streams.port, tuple(logins))) as start_logins:
                 await asyncio.sleep(REST_SECONDS)
                 started = time.perf_counter()
                 await asyncio.sleep(seconds)
                 calm.append((started, loose := time.perf_counter()))
-                answers += await let_loose()
+                answers += await start_logins()
                 stormy.append((loose, time.perf_counter()))
         over.set()
         for task in reading:
@@ -298,7 +276,7 @@ def _address(round_number: int, number: int) -> str:
 
 
 async def _register(running: RunningStack, count: int) -> list[tuple[str, str]]:
-    """Names and passwords of so many new users."""
+    """Register users. Return their names and passwords."""
     turn = asyncio.Semaphore(tenants.AT_ONCE)
     async with people.api_client(running) as api_client:
 
@@ -341,18 +319,12 @@ def _of_logins(answers: list[Answer], stormy: list[tuple[float, float]], count: 
         report.alone(f"{claim}: neither", sum(one.status not in {200, *REFUSALS} for one in answers), "logins", at_most=0),
         report.alone(f"{claim}: until the last answer", max(took), "s"),
     ]
-    return rows + (_latency(f"{claim}: let in", good) if good else [])
+    return rows + (calls.latency_rows(f"{claim}: let in", good) if good else [])
 
 
 def _growth(new_mb: float, most: float, count: int) -> list[report.Row]:
-    """Against auth as it started, because what its first hashes took it keeps for the next ones."""
+    """Compare with auth at its start, because it keeps the memory of its first hashes."""
     return [report.alone(f"{count} logins at once: auth holds more than new", most - new_mb, "MB", at_most=MOST_GROWTH_MB)]
-
-
-async def _auth_pid(running: RunningStack) -> int:
-    pid = (await running.pids())["auth"]
-    assert pid is not None
-    return pid
 
 
 SECTIONS = ("uncached", "cached", "storm")
@@ -365,7 +337,7 @@ async def _measure(table: report.Table, options: argparse.Namespace) -> None:
     async with AsyncExitStack() as opened:
         settings = {**tenants.UNREACHED, "AIMESH_ECHO": "1", "ECHO_TOKEN_MS": str(TOKEN_MS), "LOG_LEVEL": "warning"}
         running = await opened.enter_async_context(stack(**settings))
-        new_mb = tenants.resident_mb(await _auth_pid(running))
+        new_mb = tenants.resident_mb(await tenants.pid_of(running, "auth"))
         keys = await tenants.register(running)
         if "uncached" in sections:
             with table.part("uncached") as rows:

@@ -1,11 +1,11 @@
-"""Guards the ratios of the benches: records what they are on a quiet machine, and fails when one of them has become worse.
+"""Record the ratios of the benches on a quiet machine, and fail if one of them has become worse.
 
     python -m bench.baseline --record [BENCH …] [--runs 5]
     python -m bench.baseline --check [BENCH …]                  make bench-check does this for all
 
 Both run the short form of each bench. Only ratios count, because both sides of a ratio ran on the same machine in the same minutes. A row
-is worse when its ratio is off by more than 15 % and by more than the spread of the recorded runs. A bench with such a row, with a row
-missing, or with an exit code other than 0 runs once more; the check fails if the same row is bad again.
+is worse if its ratio is off by more than 15 % and by more than the spread of the recorded runs. A bench with such a row, with a missing
+row, or with an exit code other than 0 runs once more; the check fails if the same row is bad again.
 
 The record is bench/baseline.json. Record on an idle machine, and only after a change that is meant to move a ratio.
 """
@@ -32,15 +32,15 @@ BASELINE = Path(__file__).with_name("baseline.json")
 #: A ratio may be worse by this share of the recorded one.
 TOLERANCE = 0.15
 RUNS = 5
-#: A bench ends by itself at its own time limit; but it may first build or install its rival.
+#: A bench has its own time limit, but may first build or install its rival.
 MOST_SECONDS, STOP_SECONDS = 1800.0, 60.0
 
-#: Those that run in a check, the quickest first. Some have no ratio; they are run to see that they still work.
+#: The benches of a check, the quickest first. Some have no ratio; they run to show that they still work.
 BENCHES = (
     "scrape", "history", "recording", "nats_clients", "mesh", "ledger", "footprint", "swarm", "swarm_mesh", "pages", "growth", "accounts",
     "observing", "tracing", "fairness", "engine", "gateway",
 )  # fmt: skip
-#: Why these do not.
+#: Benches without a short form -> why.
 WITHOUT_SHORT_FORM = {"soak": "its ratios are the growth of memory over 10,000 requests, which a short run does not show"}
 
 Key = tuple[str, str]
@@ -54,12 +54,12 @@ class Recorded(msgspec.Struct, frozen=True):
     better: Better
     #: The median.
     ratio: float
-    #: The largest less the least.
+    #: The range of the ratios.
     spread: float
 
 
 class Record(msgspec.Struct, frozen=True):
-    """What was recorded of one bench."""
+    """The record of one bench."""
 
     date: str
     machine: str
@@ -69,7 +69,7 @@ class Record(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """How one run of a bench ended."""
+    """The result of one run of a bench."""
 
     exit_code: int
     rows: Sequence[Row]
@@ -79,14 +79,14 @@ class Run:
 
 
 class Verdict(Enum):
-    """What became of a row, in the words of the report."""
+    """The state of a row, as printed."""
 
     FINE = "ok"
     NEW = "not recorded"
     WORSE = "WORSE"
     NO_RATIO = "NO RATIO"
     MISSING = "MISSING"
-    #: Of the whole run.
+    #: For the whole run.
     BROKEN = "BROKEN"
 
 
@@ -95,12 +95,12 @@ PASSES = frozenset({Verdict.FINE, Verdict.NEW})
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One row of a run beside the recorded one."""
+    """One row of a run, compared with its record."""
 
     key: Key
     verdict: Verdict
     recorded: Recorded | None = None
-    #: None where the row is missing; the exit code of a run that broke.
+    #: None if the row is missing; the exit code of a run that broke.
     seen: float | None = None
 
     @property
@@ -109,18 +109,18 @@ class Finding:
 
 
 def is_worse(recorded: Recorded, ratio: float) -> bool:
-    """Whether the ratio is worse by more than the tolerance and by more than the spread."""
+    """Return whether the ratio is worse by more than the tolerance and by more than the spread."""
     by = recorded.ratio - ratio if recorded.better is Better.HIGHER else ratio - recorded.ratio
     return by > TOLERANCE * recorded.ratio and by > recorded.spread
 
 
 def is_usable(ratio: float) -> bool:
-    """Whether the ratio is of two measurements: a side that did nothing gives 0 or no number."""
+    """Return whether both sides were measured: a side that did nothing gives 0 or no number."""
     return math.isfinite(ratio) and ratio > 0
 
 
 def ratios_of(rows: Iterable[Row]) -> dict[Key, Row]:
-    """The rows that have a ratio. Raises ValueError if two of them have the same name."""
+    """Return the rows that have a ratio. Raises ValueError if two of them have the same name."""
     found: dict[Key, Row] = {}
     for row in rows:
         if row.ratio is None:
@@ -153,13 +153,13 @@ def _judge(one: Recorded, ratio: float | None) -> Finding:
 
 
 def confirm(first: Sequence[Finding], second: Sequence[Finding]) -> list[Finding]:
-    """The findings of the second run for rows that are bad in both."""
+    """Return the findings of the second run for rows that are bad in both."""
     bad = {finding.key for finding in first if finding.fails}
     return [finding for finding in second if finding.fails and finding.key in bad]
 
 
 def summarize(runs: Sequence[Run]) -> tuple[tuple[Recorded, ...], list[Key]]:
-    """What to record of these runs, and the rows to leave out because some run had no usable ratio for them."""
+    """Return the rows to record, and those to leave out because a run had no usable ratio for them."""
     found = [ratios_of(run.rows) for run in runs]
     recorded, left_out = [], []
     # A dict keeps the order of the table.
@@ -174,7 +174,7 @@ def summarize(runs: Sequence[Run]) -> tuple[tuple[Recorded, ...], list[Key]]:
     return tuple(recorded), left_out
 
 
-# --- words ---------------------------------------------------------------------------------------------------------------
+# --- texts ---------------------------------------------------------------------------------------------------------------
 
 
 def name_of(key: Key) -> str:
@@ -183,7 +183,7 @@ def name_of(key: Key) -> str:
 
 
 def describe(runs: Sequence[Sequence[Finding]]) -> list[str]:
-    """A line for each row of one or two runs."""
+    """Return a line for each row of one or two runs."""
     by_row: dict[Key, list[Finding]] = {}
     for findings in runs:
         for finding in findings:
@@ -212,7 +212,7 @@ def run_bench(bench: str) -> Run:
 
 
 def run_command(command: Sequence[str], seconds: float = MOST_SECONDS) -> Run:
-    """Run a bench that may take so long; after that it is asked to end with the rows that it has."""
+    """Run a bench; after ``seconds``, ask it to end with the rows it has."""
     with tempfile.TemporaryDirectory(prefix="aimesh-baseline-") as folder:
         rows = Path(folder, "rows.json")
         with subprocess.Popen([*command, "--json", str(rows)]) as process:
@@ -225,13 +225,13 @@ def run_command(command: Sequence[str], seconds: float = MOST_SECONDS) -> Run:
                     process.wait(STOP_SECONDS)
                 except subprocess.TimeoutExpired:
                     process.kill()
-        # NaN, which benches write, is no JSON for msgspec.
+        # Benches write NaN, which msgspec does not accept as JSON.
         found = json.loads(rows.read_text(encoding="utf-8")) if rows.exists() else []
     return Run(exit_code, msgspec.convert(found, list[Row]))
 
 
 def check(benches: Sequence[str], baseline: Mapping[str, Record], run: Callable[[str], Run]) -> list[str]:
-    """Check these benches and print what was found. Returns the names of those that failed."""
+    """Check these benches and print the findings. Return the names of those that failed."""
     failed, lines = [], []
     for bench in benches:
         record = baseline.get(bench)
@@ -244,7 +244,7 @@ def check(benches: Sequence[str], baseline: Mapping[str, Record], run: Callable[
 
 
 def check_bench(bench: str, record: Record | None, run: Callable[[str], Run]) -> tuple[bool, list[str]]:
-    """Run a bench, and once more if a row is bad. Returns whether it passed, and a line for each row."""
+    """Run a bench, and again if a row is bad. Return whether it passed, and a line for each row."""
     recorded = () if record is None else record.rows
     first = compare(recorded, run(bench))
     if not any(finding.fails for finding in first):
@@ -261,7 +261,7 @@ def _title(bench: str, record: Record | None) -> str:
 
 
 def record_bench(bench: str, count: int, run: Callable[[str], Run]) -> tuple[Record | None, list[str]]:
-    """Run a bench so many times. Returns what to record, None if a run failed; and a line for each problem."""
+    """Run a bench ``count`` times. Return what to record, None if a run failed; and a line for each problem."""
     runs = []
     for number in range(1, count + 1):
         one = run(bench)
@@ -309,7 +309,7 @@ def _record(options: argparse.Namespace, baseline: dict[str, Record]) -> int:
         problems += found
         if made is not None:
             baseline[bench] = made
-            # After each bench, because all of them take hours.
+            # Save after each bench, because all of them take hours.
             write(BASELINE, baseline)
     for problem in problems:
         print(problem, file=sys.stderr)
@@ -321,7 +321,7 @@ def _check(options: argparse.Namespace, baseline: dict[str, Record]) -> int:
         print(f"{BASELINE} records nothing yet; on an idle machine, run: python -m bench.baseline --record", file=sys.stderr)
         return 1
     failed = check(options.benches or BENCHES, baseline, run_bench)
-    # A whole check is of every bench that was ever recorded.
+    # A whole check includes every bench that was ever recorded.
     gone = [] if options.benches else sorted(baseline.keys() - set(BENCHES))
     for bench in gone:
         print(f"bench.{bench} is recorded, but there is no such bench: remove it from {BASELINE.name}", file=sys.stderr)

@@ -1,7 +1,7 @@
-"""Who takes part in the engine's bench: our engine in each of its modes, and the servers that it is measured against.
+"""The contenders of the engine's bench: our engine in each of its modes, and the servers it is compared with.
 
-Each is opened for one measurement and ended after it: an engine that only idles keeps threads spinning for a while, and with
-them a core that the next one needs.
+Each is started for one measurement and ended after it: an idle engine keeps threads spinning for a while, on a core that the next one
+needs.
 """
 
 import asyncio
@@ -29,28 +29,28 @@ from shared.types import ModelName
 from stack import processes
 from tests.testnet import free_port
 
-#: How tokens are drawn, by all in the same way: our defaults, spelt out for those who have others.
+#: The same sampling for all: our defaults, given explicitly to the others.
 TEMPERATURE, TOP_K, TOP_P = 0.7, 40, 0.95
 #: The engine's modes; the first is its default.
 MODES = (KvMode.EXACT, KvMode.FAST)
-#: A load takes about a second, with Python's own start; longer than this is a machine that cannot run the bench.
+#: A load takes about a second, including Python's start.
 START_SECONDS = 60.0
-#: A prompt of 4,000 tokens beside four streams takes 20 s, and twenty times that where others use the machine too.
+#: A prompt of 4,000 tokens beside four streams takes 20 s, and up to twenty times that on a shared machine.
 ANSWER_SECONDS = 400.0
 STOP_SECONDS = 5.0
 LOOK_AGAIN_SECONDS = 0.02
 _RECEIVE_BYTES = 64 * 1024
 
-#: Called each time that something of an answer arrives, which is a token or the few that came together.
+#: Called for each piece of an answer: a token, or a few that arrived together.
 OnToken = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a contender is started with."""
+    """The size of a contender."""
 
     slots: int
-    #: Of each slot.
+    #: For each slot.
     context_tokens: int
     threads: int
 
@@ -63,7 +63,7 @@ class Answer:
 
 class Running(Protocol):
     async def generate(self, prompt: str, max_tokens: int, on_token: OnToken) -> Answer:
-        """One user message, answered with ``max_tokens`` whatever the model says. Cancelling ends the generation."""
+        """Answer one user message with ``max_tokens`` tokens, ignoring the model's own end. Cancelling ends the generation."""
         ...
 
 
@@ -71,12 +71,12 @@ class Contender(Protocol):
     name: str
 
     def opened(self, shape: Shape) -> AbstractAsyncContextManager[Running]:
-        """Loaded, warm, and the only one that runs; its processes are gone on leaving."""
+        """Start it alone, load the model and warm up; end its processes on leaving."""
         ...
 
 
 def nothing() -> None:
-    """For whoever does not care when a token comes."""
+    """Ignore the token."""
 
 
 async def _warm(running: Running) -> None:
@@ -84,7 +84,7 @@ async def _warm(running: Running) -> None:
 
 
 def everyone() -> list[Contender]:
-    """Who takes part in every round."""
+    """Return the contenders of every round."""
     return [*(Ours(mode) for mode in MODES), LlamaServer()]
 
 
@@ -92,7 +92,7 @@ def everyone() -> list[Contender]:
 
 
 class Ours:
-    """Our engine in its process, asked as a worker asks it: through its backend and the socketpair."""
+    """Our engine in its process, called as a worker does: through its backend and the socketpair."""
 
     def __init__(self, mode: KvMode) -> None:
         self.name = f"ours, {mode}"
@@ -104,7 +104,7 @@ class Ours:
         async with _backend(self._mode, shape, watcher) as backend:
             async with asyncio.timeout(START_SECONDS):
                 await backend.load(model_discovery.DEFAULT_MODEL)
-                # Without a digest its file is still being read, by a thread of this process.
+                # Without a digest, a thread of this process is still reading the file.
                 while not all(status.digest for status in backend.models()):
                     watcher.news.clear()
                     await watcher.news.wait()
@@ -114,7 +114,7 @@ class Ours:
 
 
 def _backend(mode: KvMode, shape: Shape, watcher: Watcher) -> AbstractAsyncContextManager[llama.LlamaBackend]:
-    """The only place that knows how our engine is constructed."""
+    """Start our engine. Only this function knows how."""
     found = model_discovery.find({}, defaults=catalog.Defaults(slots=shape.slots, context_tokens=shape.context_tokens))
     load = engine_messages.LoadCommand("", shape.slots, shape.context_tokens, shape.threads, gpu_layers=-1, kv_mode=mode)
     return llama.opened(found, load, shape.slots, memory.measure(None), watcher)
@@ -142,7 +142,7 @@ class _Engine:
             max_tokens=max_tokens, temperature=TEMPERATURE, top_k=TOP_K, top_p=TOP_P, min_p=0.0, seed=self._seed, ignore_eos=True
         )
         job = generation_job.check(model_discovery.DEFAULT_MODEL, prompt, asked, context_tokens=None, draw_seed=lambda: 0)
-        # One tenant, as all callers are to llama-server: what a prompt has in common with an earlier one may be reused by both.
+        # One tenant, as in llama-server, so that both may reuse prefixes of earlier prompts.
         job = replace(job, salt="bench")
         async with asyncio.timeout(ANSWER_SECONDS):
             usage = (await self._backend.generate(job, _Arrivals(on_token))).usage
@@ -150,7 +150,7 @@ class _Engine:
 
 
 class _Arrivals:
-    """A sink that only tells that something came."""
+    """Only reports that something arrived."""
 
     def __init__(self, on_token: OnToken) -> None:
         self._on_token = on_token
@@ -167,10 +167,10 @@ class _Arrivals:
 
 
 class LlamaServer:
-    """llama.cpp's own server, with the context, slots and threads that we have, and what else it has by default.
+    """llama.cpp's own server, with our context, slots and threads, and its own defaults for the rest.
 
-    It keeps its own batch sizes, too, which are larger than ours and better for it. It gets no copy of idle prompts in memory
-    (--cache-ram): nothing here asks for them, and copying takes time.
+    Its default batch sizes are larger than ours and better for it. It keeps no copies of idle prompts in memory (--cache-ram): nothing here
+    uses them, and copying takes time.
     """
 
     name = "llama-server"
@@ -189,7 +189,7 @@ class LlamaServer:
 
 
 class PythonServer:
-    """llama-cpp-python's own server, which answers one request after the other. It knows no ignore_eos: what it gives is counted."""
+    """llama-cpp-python's own server, which answers one request at a time. It does not know ignore_eos, so its tokens are counted."""
 
     name = "llama_cpp.server"
 
@@ -206,7 +206,7 @@ class PythonServer:
             str(port),
         ]
         words += ["--n_threads", str(shape.threads), "--n_threads_batch", str(shape.threads), "--n_ctx", str(shape.context_tokens)]
-        # Otherwise each new request ends the stream of the one before.
+        # Otherwise each new request ends the stream of the previous one.
         words += ["--host", "127.0.0.1", "--interrupt_requests", "false"]
         async with _program(words, port, "/v1/models"):
             running = HttpChat(port, ChatRequest(top_k=TOP_K, min_p=0.0))
@@ -216,7 +216,7 @@ class PythonServer:
 
 @asynccontextmanager
 async def _program(words: list[str], port: int, ready_path: str) -> AsyncIterator[None]:
-    """A server that answers at ``ready_path`` until the block ends."""
+    """Run a server that answers at ``ready_path``."""
     with tempfile.TemporaryFile() as log:
         process = await asyncio.create_subprocess_exec(
             *words,
@@ -238,7 +238,7 @@ async def _program(words: list[str], port: int, ready_path: str) -> AsyncIterato
 
 
 async def stop(process: asyncio.subprocess.Process) -> None:
-    """End a program, by force if it does not hear. Safe when it has ended."""
+    """End a program, by force if it does not react. Safe if it has ended."""
     with contextlib.suppress(ProcessLookupError):
         process.terminate()
     try:
@@ -263,11 +263,11 @@ async def _answers(port: int, path: str) -> bool:
         writer.close()
 
 
-# --- as a client of a server ---------------------------------------------------------------------------------------------
+# --- HTTP clients --------------------------------------------------------------------------------------------------------
 
 
 class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An OpenAI request, with the fields of llama.cpp's servers besides."""
+    """An OpenAI request, with additional fields of llama.cpp's servers."""
 
     model: str = "default"
     messages: tuple[ChatMessage, ...] = ()
@@ -292,10 +292,10 @@ class _Event(msgspec.Struct, frozen=True):
 
 
 class HttpChat:
-    """POST /v1/chat/completions as a stream, over bare asyncio streams.
+    """POST /v1/chat/completions as a stream, over plain asyncio streams.
 
-    As cheap as a client can be, for it shares the cores with the server: it looks for the content's field in the bytes and
-    decodes the one event that has the counts. httpx takes several times as long for each event.
+    It must be cheap, because it shares the cores with the server: it searches the bytes for the content's field and decodes only the event
+    with the counts. httpx takes several times as long for each event.
     """
 
     def __init__(self, port: int, request: ChatRequest, headers: tuple[str, ...] = ()) -> None:
@@ -335,7 +335,7 @@ class HttpChat:
 
 
 class EventCounter:
-    """What arrives of a streamed answer: bytes in, arrivals and counts out."""
+    """Count the events of a streamed answer."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -343,11 +343,11 @@ class EventCounter:
         self._usage: _Usage | None = None
 
     def feed(self, received: bytes) -> int:
-        """How many events with content are complete now."""
+        """Return how many events with content are complete now."""
         *lines, self._rest = (self._rest + received).split(b"\n")
         arrived = 0
         for line in lines:
-            # The first event of OpenAI's own form has a role and no content.
+            # The first event in OpenAI's format has a role and no content.
             arrived += (b'"content":"' in line and b'"content":""' not in line) or b'"content": "' in line
             if b'"usage":{' in line:
                 self._usage = msgspec.json.decode(line[line.index(b"{") :], type=_Event).usage
@@ -355,7 +355,7 @@ class EventCounter:
         return arrived
 
     def answer(self) -> Answer:
-        """The server's counts; without them, each event with content is taken for a token."""
+        """Return the server's counts; without them, each event with content counts as a token."""
         if self._usage is None:
             return Answer(0, self._arrived)
         return Answer(self._usage.prompt_tokens, self._usage.completion_tokens)

@@ -2,11 +2,11 @@
 
     python -m bench.engine [--quick] [--rounds 3] [--only throughput …] [--time-limit SECONDS] [--json FILE] [--save FILE]
 
-SmolLM2-135M, 64 new tokens each, temperature 0.7. All contenders take turns in each round, one of them running at a time; a
-ratio is the median of the rounds' own ratios, with the least and the largest behind the claim. Ours is asked through its backend
-and the socketpair, as a worker asks it; llama-server over HTTP, as its users ask it.
+SmolLM2-135M, 64 new tokens each, temperature 0.7. All contenders take turns in each round, one at a time. A ratio is the median of the
+rounds' ratios, with its range behind the claim. Our engine is called through its backend and the socketpair, as by a worker; llama-server
+over HTTP, as by its users.
 
-llama.cpp's programs are built at the first run, which takes 10 minutes: python -m bench.rivals does it before.
+The first run builds llama.cpp's programs, which takes 10 minutes; python -m bench.rivals does it in advance.
 """
 
 import asyncio
@@ -32,30 +32,30 @@ FIRST_STORY, LAST_STORY = 100, 999
 NEW_TOKENS = 64
 LEVELS = (1, 8, 16, 32)
 SLOTS, SLOT_TOKENS = 32, 1024
-#: One stream is done in half a second, so it is asked for several times in a round.
+#: One stream is done in half a second, so it runs several times in a round.
 SINGLES = 4
-#: The stories' prompts, in llama-batched-bench's words.
+#: The length of the stories' prompts, for llama-batched-bench.
 BATCHED_PROMPT_TOKENS = 40
 PYTHON_SERVER_LEVEL = 16
 BATCHED_BENCH = "llama-batched-bench"
-#: With more than this, it is the neighbours that have been measured.
+#: With more than this, the figures are about other processes.
 MOST_NOISE_PERCENT = 5.0
-#: What a whole run may take.
+#: The time limits of a whole run.
 FULL_SECONDS, QUICK_SECONDS = 30 * 60, 4 * 60
 
 #: SmolLM2-135M: 30 layers, 3 KV heads of 64, a key and a value, 2 bytes each.
 KV_BYTES_A_TOKEN = 30 * 3 * 64 * 2 * 2
-#: What a worker and its engine may hold besides the model's file and the KV cache.
+#: The memory of a worker and its engine, without the model's file and the KV cache.
 ALLOWED_MB = 150.0
-#: 32 slots, because the overhead of a step is asked for at 32 streams.
+#: 32 slots, because the overhead of a step is specified for 32 streams.
 WORKER_SLOTS, WORKER_SLOT_TOKENS = 32, 512
-#: What the engine measures of itself over its last 10 s.
+#: The engine's own measurement over its last 10 s.
 ENGINE_OVERHEAD = "ai_platform_engine_overhead_ratio"
 
 
 @dataclass(slots=True)
 class Stories:
-    """Prompts that nobody has been asked yet."""
+    """Prompts that were not used yet."""
 
     told: int = 0
 
@@ -71,13 +71,13 @@ class Rate:
 
     #: From the first request to the last token, prompts included.
     whole: float
-    #: While all of them are answering: nobody's prompt is read, and nobody is done.
+    #: While all streams generate: no prompt is read, and none has ended.
     answering: float
 
 
 @dataclass(slots=True)
 class Rates:
-    """Tokens per second, a figure for each round, by contender and number of streams."""
+    """Tokens per second of each round, by contender and number of streams."""
 
     found: dict[tuple[str, int], list[float]] = field(default_factory=dict)
 
@@ -86,7 +86,7 @@ class Rates:
 
 
 async def measure_rate(running: Running, prompts: Sequence[str], level: int) -> Rate:
-    """Of so many at a time."""
+    """Run ``level`` prompts at a time."""
     tokens, together, seconds = 0, 0, 0.0
     start = time.perf_counter()
     for first in range(0, len(prompts), level):
@@ -131,7 +131,7 @@ async def measure_throughput(rows: list[report.Row], count: int, threads: int) -
 
 
 def throughput_rows(rates: Rates) -> list[report.Row]:
-    """Compare what has been measured so far; a round counts once both sides have had their turn."""
+    """Compare what has been measured so far; a round counts once both sides have run."""
     return [row for mode in contenders.MODES for row in _rows_of_mode(mode, rates)]
 
 
@@ -139,7 +139,7 @@ def _rows_of_mode(mode: KvMode, rates: Rates) -> Iterator[report.Row]:
     name = contenders.Ours(mode).name
     # The mode that is not the default may be a tenth slower.
     share = 1.0 if mode == contenders.MODES[0] else 0.9
-    # llama-batched-bench says how fast it decodes with all prompts read, so that is what the ratio is asked of.
+    # llama-batched-bench measures decoding with all prompts read, so the target is for that.
     wanted: list[tuple[str, int, str, float | None]] = [
         *((name, level, contenders.LlamaServer.name, share * (0.95 if level == 1 else 1.0)) for level in LEVELS),
         *((name, level, BATCHED_BENCH, None) for level in LEVELS),
@@ -167,7 +167,7 @@ class _Decoded(msgspec.Struct, frozen=True):
 
 
 async def decode_rates(threads: int) -> dict[int, float]:
-    """Tokens per second of llama_decode alone, without sampling and without a caller; by batch size."""
+    """Return the tokens per second of llama_decode alone, without sampling and clients, by batch size."""
     words = [str(rivals.ensure().batched_bench), "-m", str(model_discovery.packaged()), "-c", str(SLOTS * SLOT_TOKENS)]
     words += ["-npp", str(BATCHED_PROMPT_TOKENS), "-ntg", str(NEW_TOKENS), "-npl", ",".join(map(str, LEVELS))]
     words += ["-t", str(threads), "-tb", str(threads), "--output-format", "jsonl"]
@@ -186,7 +186,7 @@ async def decode_rates(threads: int) -> dict[int, float]:
 
 
 async def measure_worker(rows: list[report.Row], _count: int, threads: int) -> None:
-    """A worker of a stack after 32 answers at a time: what it holds, and what its engine counted."""
+    """Measure a worker of a stack after 32 answers at a time: its memory, and the engine's own counters."""
     settings = {
         "ENGINE_SLOTS": WORKER_SLOTS,
         "ENGINE_CONTEXT_TOKENS": WORKER_SLOT_TOKENS,
@@ -203,7 +203,7 @@ async def measure_worker(rows: list[report.Row], _count: int, threads: int) -> N
         assert worker is not None
         held = sum(map(_resident_mb, (worker, _engine_of(worker))))
     expected = model_discovery.packaged().stat().st_size / 1e6 + WORKER_SLOTS * WORKER_SLOT_TOKENS * KV_BYTES_A_TOKEN / 1e6
-    # An engine that measures nothing meets nothing.
+    # An engine that measures nothing meets no target.
     share = 100 * overhead if overhead > 0 else math.nan
     claim = f"memory of worker and engine, {WORKER_SLOTS} slots of {WORKER_SLOT_TOKENS}, less model file and KV ({expected:.0f} MB)"
     rows += [
@@ -213,7 +213,7 @@ async def measure_worker(rows: list[report.Row], _count: int, threads: int) -> N
 
 
 def _engine_of(worker: int) -> int:
-    """The worker's child that is an engine; another is the sidecar of its mesh."""
+    """Return the worker's child that is the engine; another child is the mesh's sidecar."""
     children = Path(f"/proc/{worker}/task/{worker}/children").read_text(encoding="ascii").split()
     (engine,) = (int(child) for child in children if b"engine.process" in Path(f"/proc/{child}/cmdline").read_bytes())
     return engine
@@ -226,7 +226,7 @@ def _resident_mb(pid: int) -> float:
 
 # --- the run -------------------------------------------------------------------------------------------------------------
 
-#: What is measured; each adds its rows to the list as soon as it has them, and is given the number of rounds and of threads.
+#: A section adds its rows as soon as it has them; it gets the number of rounds and of threads.
 Section = Callable[[list[report.Row], int, int], Awaitable[None]]
 SECTIONS: dict[str, Section] = {
     "throughput": measure_throughput,
@@ -253,7 +253,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), help="measure only these")
     options = parser.parse_args()
-    # Built outside the time of the run.
+    # before the time limit starts
     rivals.ensure()
     rivals.ensure_python_server()
     threads = len(os.sched_getaffinity(0))

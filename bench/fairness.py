@@ -1,9 +1,9 @@
-"""Whether it matters which gateway a tenant uses: one, two and three gateways over one pool of 8 slots, in turn.
+"""Check that tenants get the same service from any gateway: one, two and three gateways over one pool of 8 slots, in turn.
 
     python -m bench.fairness [--quick] [--seconds 30] [--json FILE]
 
-Three tenants always have requests waiting, of two lengths, and a light one sends a request now and then. With N gateways they use
-different ones as far as there are so many. The pool is one echo worker with 8 slots; everything shares one machine, so read the ratios to
+Three tenants always have requests waiting, with answers of two lengths, and a light one sends a request now and then. With several gateways
+they use different ones, if there are enough. The pool is one echo worker with 8 slots. Everything shares one machine, so read the ratios to
 the single gateway of the same run.
 """
 
@@ -26,15 +26,15 @@ from tests.testnet import free_port
 
 GATEWAYS = (1, 2, 3)
 SLOTS = 8
-#: Few tokens and long ones: it is the turns that are measured, on a machine that runs everything else, too.
+#: Few slow tokens, because the turns are measured, on a machine that runs everything else, too.
 TOKEN_MS = 250.0
-#: Words of an answer of each of the tenants that always wait.
+#: Words in an answer of each heavy tenant.
 WORDS = (10, 10, 5)
 #: Requests that each of them keeps in flight.
 AT_ONCE = 24
 LIGHT_WORDS, LIGHT_RATE = 4, 1.5
 SECONDS, QUICK_SECONDS = 30.0, 10.0
-#: Until the queues are full, and everybody's first requests are done.
+#: The time until the queues are full, and the first requests of all tenants are done.
 BEGINNING_SECONDS = 8.0
 MOST_SECONDS, QUICK_MOST_SECONDS = 900.0, 300.0
 MOST_SHARE, MOST_MEDIAN, MOST_WORST = 1.2, 1.5, 3.0
@@ -42,19 +42,19 @@ MOST_SHARE, MOST_MEDIAN, MOST_WORST = 1.2, 1.5, 3.0
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    #: Of the tenants that always wait.
+    #: Tokens of the heavy tenants.
     tokens: tuple[float, ...]
-    #: Of the light tenant, in milliseconds to the first token, without the token itself; None where none of its requests succeeded.
+    #: The light tenant's milliseconds to the first token, without the token itself; None if none of its requests succeeded.
     median: float | None
     worst: float | None
-    #: Requests of the others that began while one of the light tenant waited, in the mean: a busy machine changes it little.
+    #: Requests of others that began while one of the light tenant waited, on average: a busy machine changes it little.
     passed_by: float | None
     failed: int
 
 
 @asynccontextmanager
 async def more_gateway(running: RunningStack, number: int) -> AsyncIterator[int]:
-    """The port of one more gateway of the stack."""
+    """Run one more gateway of the stack. Yields its port."""
     made = (await running.aicli("stack", "add-node", f"gateway-{number}", "gateway", "--json")).json()
     recorded = stack_settings.read_recorded(running.place)
     environment = stack_plan.service_environment(running.place, stack_settings.load(recorded), recorded, "gateway")
@@ -70,14 +70,14 @@ async def more_gateway(running: RunningStack, number: int) -> AsyncIterator[int]
             await until(is_ready, seconds=60, what=f"gateway {number} is ready", ignoring=(httpx.HTTPError,))
         yield port
     finally:
-        # It may have ended by itself, and then the error of the block says more.
+        # If it has exited itself, the error of the block says more.
         with suppress(ProcessLookupError):
             process.kill()
         await process.wait()
 
 
 async def _compare(ports: list[int], keys: tuple[Credential, ...], seconds: float) -> Found:
-    """Ports of the gateways that take part."""
+    """``ports`` are those of the participating gateways."""
 
     def load(number: int, at: int, words: int, pace: Steady | Paced) -> Load:
         body = tenants.chat_body("echo", "tok " * words, words, stream=True)
@@ -89,7 +89,7 @@ async def _compare(ports: list[int], keys: tuple[Credential, ...], seconds: floa
             for number, words in enumerate(WORDS)
         ]
         await asyncio.sleep(BEGINNING_SECONDS)
-        # Never where the first tenant is, if there are two.
+        # Never at the first tenant's gateway, if there are two.
         light = await http_load.make(load(len(WORDS), 1, LIGHT_WORDS, Paced(LIGHT_RATE, seconds)))
     outcomes = [one.result() for one in heavy]
     tokens = tuple(_tokens(one, words, seconds) for one, words in zip(outcomes, WORDS, strict=True))
@@ -107,7 +107,7 @@ def _passed_by(light: Outcome, others: list[Outcome]) -> float:
 
 
 def _tokens(outcome: Outcome, words: int, seconds: float) -> float:
-    """Those that were said in the measured time: of an answer that began before or ended later, the part that falls into it."""
+    """Return the tokens within the measured time; of an answer that overlaps its ends, the share within it."""
     begin, end = BEGINNING_SECONDS, BEGINNING_SECONDS + seconds
     found = 0.0
     for answer in outcome.good:
@@ -117,7 +117,7 @@ def _tokens(outcome: Outcome, words: int, seconds: float) -> float:
 
 
 def _rows(found: dict[int, Found]) -> list[report.Row]:
-    """What was measured; where no request of a tenant succeeded, rows are missing, and the row of failed requests says why."""
+    """Return the rows. If no request of a tenant succeeded, some are missing, and the row of failed requests says why."""
     rows, one = [], found[1]
     for gateways, each in found.items():
         claim = f"{gateways} gateway{'s' if gateways > 1 else ''}"

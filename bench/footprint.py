@@ -1,4 +1,4 @@
-"""What an idle stack holds in memory, and how long a person waits for `aicli infer`.
+"""The memory of an idle stack, and how long `aicli infer` takes to its first token.
 
     python -m bench.footprint [--quick] [--runs 7] [--json FILE]
 
@@ -10,19 +10,13 @@ import asyncio
 import statistics
 import sys
 import time
-from pathlib import Path
 
-from bench import report
+from bench import processes, report
 from tests.stacks import REPOSITORY, RunningStack, stack
 
 MODELS = ("smollm2", "echo")
-QUICK_RUNS = 3
 SERVICES = ("auth", "gateway", "metrics", "web")
-
-
-def resident_mib(pid: int) -> float:
-    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS"))
-    return int(line.split()[1]) / 1024
+MIB = 1024 * 1024
 
 
 async def _first_byte(running: RunningStack, model: str) -> float:
@@ -48,23 +42,11 @@ async def _measure(table: report.Table, runs: int) -> None:
                 claim = f"aicli infer to the first token, {model}, median of {runs}"
                 rows.append(report.alone(claim, statistics.median(took), "s", at_most=0.6))
         with table.part("memory") as rows:
-            programs = await running.programs()
-            for name in SERVICES:
-                pid = programs[name].pid
-                assert pid is not None
-                rows.append(report.alone(f"idle memory of {name}", resident_mib(pid), "MiB", at_most=110))
-            worker = programs["inference"].pid
-            assert worker is not None
-            rows.append(report.alone("idle memory of inference, engine aside", resident_mib(worker), "MiB"))
-
-
-def main() -> None:
-    parser = report.arguments(__doc__, limits=(600.0, 180.0), quick=f"{QUICK_RUNS} runs")
-    parser.add_argument("--runs", type=int, default=7)
-    options = parser.parse_args()
-    with report.opened(options) as table:
-        table.run(_measure(table, QUICK_RUNS if options.quick else options.runs))
+            pids = await running.pids()
+            held = {name: processes.resident_bytes(pid) / MIB for name, pid in pids.items() if pid is not None}
+            rows += [report.alone(f"idle memory of {name}", held[name], "MiB", at_most=110) for name in SERVICES]
+            rows.append(report.alone("idle memory of inference, engine aside", held["inference"], "MiB"))
 
 
 if __name__ == "__main__":
-    main()
+    report.run(__doc__, _measure, limits=(600.0, 180.0), runs=(7, 3))

@@ -1,13 +1,13 @@
-"""The gateway's speed and size with all of its pipeline on: keys, limits and ledger, with real PostgreSQL, Valkey and NATS.
+"""The gateway's speed and size with its whole pipeline: keys, limits and ledger, with real PostgreSQL, Valkey and NATS.
 
     python -m bench.gateway [--quick] [--rounds 3] [--seconds 10] [--only SECTION …] [--time-limit SECONDS] [--json FILE] [--save FILE]
 
-first_token  what gateway and mesh add to the time to the first token, at 100 requests a second of 50 tenants
+first_token  what gateway and mesh add to the time to first token, at 100 requests a second of 50 tenants
 rates        requests a second against LiteLLM's proxy in front of the same instant upstream, and of one hot tenant alone
-crowd        1,000 streams at once, the memory they take, and 2,000 of which half must be told so
-flood        5,000 requests of one tenant at once, and what ten others notice
+crowd        1,000 streams at once and their memory, and 2,000 of which half must be rejected
+flood        5,000 requests of one tenant at once, and their effect on ten others
 
-Everything shares one machine, the load generator too; a ratio of one run keeps its meaning where a figure does not.
+Everything shares one machine, including the load generator, so compare ratios of one run rather than figures.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from bench import gateway_crowd, gateway_first_token, gateway_flood, gateway_rates, litellm, report
 
 QUICK_SECONDS = 3.0
-#: Of the whole; a run that takes longer has met a machine that cannot do it.
+#: The time limits of a whole run.
 MOST_SECONDS, QUICK_MOST_SECONDS = 1800.0, 600.0
 
 
@@ -31,7 +31,7 @@ async def _flood(rows: list[report.Row], _rounds: int, _seconds: float) -> None:
     rows += await gateway_flood.measure()
 
 
-#: Each adds its rows to the list as soon as it has them, and is given the number of rounds and the seconds of one measurement.
+#: A section adds its rows as soon as it has them; it gets the number of rounds and the seconds of one measurement.
 SECTIONS: dict[str, Callable[[list[report.Row], int, float], Awaitable[None]]] = {
     "first_token": _first_token,
     "rates": gateway_rates.measure,
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10, help="of one measurement")
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), help="measure only these")
     options = parser.parse_args()
-    litellm.ensure()  # outside the time of the run
+    litellm.ensure()  # before the time limit starts
     rounds, seconds = (1, QUICK_SECONDS) if options.quick else (options.rounds, options.seconds)
     with report.opened(options, litellm.version()) as table:
         table.run(measure(table, options.only or tuple(SECTIONS), rounds, seconds))

@@ -1,4 +1,4 @@
-"""1,000 streams at once through one gateway, what it holds meanwhile and afterwards, and what twice as many are told."""
+"""1,000 streams at once through one gateway, its memory during and after them, and the rejections with twice as many."""
 
 import asyncio
 import sys
@@ -13,17 +13,17 @@ from tests.stacks import RunningStack, stack
 STREAMS = 1_000
 TOKEN_MS = 100.0
 WORDS = 100
-#: They come within this time.
+#: They arrive within this time.
 ARRIVAL_SECONDS = 3.0
 WATCH_SECONDS = 0.5
 #: Each echo worker has 256 slots, the stack's own included.
 MORE_WORKERS = 3
 QUEUE = 0
-#: In the gateway, beside those that run: a crowd that fits may stand a little.
+#: In the gateway, in addition to running requests: a crowd that fits may wait a little.
 WAITING = 64
-#: What is idle after a burst is given back within this time.
+#: Within this time the gateway releases memory after a burst.
 REST_SECONDS = 15.0
-#: An answer takes its words' time; a stream of a crowd may take half as long again.
+#: An answer takes its words' time; in a crowd it may take half as long again.
 PACE_ALLOWED = 1.5
 MOST_MB, MOST_GROWTH, MOST_REFUSAL_MS = 600.0, 1.1, 100.0
 REFUSALS = frozenset({429, 503})
@@ -39,7 +39,7 @@ async def measure(rows: list[report.Row], streams: int = STREAMS, words: int = W
             "QUEUE_MOST": str(WAITING),
             "LOG_LEVEL": "warning",
         }
-        # The first worker is not asked; with this backend it holds no engine either.
+        # The first worker is not used; with this backend it starts no engine either.
         upstream_port = await opened.enter_async_context(tenants.upstream())
         running = await opened.enter_async_context(stack(**settings, **tenants.served_by(upstream_port)))
         await opened.enter_async_context(tenants.echo_workers(running, MORE_WORKERS, TOKEN_MS, ENGINE_QUEUE=str(QUEUE)))
@@ -49,7 +49,7 @@ async def measure(rows: list[report.Row], streams: int = STREAMS, words: int = W
 
 
 async def _ask(running: RunningStack, keys: tuple[Credential, ...], count: int, words: int) -> tuple[Outcome, float]:
-    """How they went, and the most that the gateway held meanwhile, in MB."""
+    """Return the outcome, and the gateway's maximum memory meanwhile, in MB."""
     body = tenants.chat_body("echo", "tok " * words, words, stream=True)
     pace = Burst(count, ARRIVAL_SECONDS)
     load = Load(port=tenants.gateway_port(running), path="/v1/chat/completions", keys=tuple(map(str, keys)), body=body, pace=pace)
@@ -74,7 +74,7 @@ async def _ask(running: RunningStack, keys: tuple[Credential, ...], count: int, 
 async def _fitting(running: RunningStack, keys: tuple[Credential, ...], streams: int, words: int) -> list[report.Row]:
     pid = await tenants.gateway_pid(running)
     new = tenants.resident_mb(pid)
-    # What the first crowd makes once, such as the allocator's arenas, is no growth of a second one of the same kind.
+    # What the first crowd allocates once, such as the allocator's arenas, is not growth.
     await _ask(running, keys, streams, words)
     await asyncio.sleep(REST_SECONDS)
     before = tenants.resident_mb(pid)
@@ -98,14 +98,14 @@ async def _fitting(running: RunningStack, keys: tuple[Credential, ...], streams:
 
 
 def _tell(outcome: Outcome) -> None:
-    """What became of those that were not served whole."""
+    """Print what happened to the streams that were not served whole."""
     odd = Counter((answer.status, answer.pieces) for answer in outcome.answers if not (answer.status == 200 and answer.whole))
     for (status, pieces), times in odd.most_common(5):
         print(f"{times} ended with status {status} after {pieces} pieces", file=sys.stderr)
 
 
 async def _excess(running: RunningStack, keys: tuple[Credential, ...], streams: int, words: int) -> list[report.Row]:
-    """Twice as many: those that fit are served, and all others hear so at once."""
+    """Send twice as many: those that fit are served, all others are rejected immediately."""
     outcome, _ = await _ask(running, keys, 2 * streams, words)
     refused = [answer for answer in outcome.answers if answer.status in REFUSALS]
     other = [answer for answer in outcome.answers if answer.status not in REFUSALS and not answer.whole]

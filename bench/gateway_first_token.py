@@ -1,7 +1,7 @@
-"""What gateway and mesh add to the time to the first token, over the worker's own /infer called directly.
+"""Measure what gateway and mesh add to the time to first token, compared with calling the worker's /infer directly.
 
-Requests of 50 tenants start at a fixed rate whether or not earlier ones have ended; direct and through the gateway alternate in
-blocks. What is "added" is the gateway's percentile less the direct one's, of the same run.
+Requests of 50 tenants start at a fixed rate whether or not earlier ones have ended; direct ones and those through the gateway alternate in
+blocks. "Added" is the gateway's percentile minus the direct one's, of the same run.
 """
 
 import asyncio
@@ -19,10 +19,10 @@ from shared.types import MeshName, ModelName
 from tests.stacks import RunningStack, stack
 
 RATE = 100.0
-#: What is allowed to be added, in milliseconds: percentile and bound.
+#: The maximum added milliseconds, by percentile.
 ALLOWED = ((0.5, 5.0), (0.99, 20.0))
 BLOCK_SECONDS = 2.5
-#: Prompts of ordinary length; the echo backend answers with their words.
+#: A prompt of ordinary length; the echo backend answers with its words.
 PROMPT = "Explain in two sentences why the sea is salty and the rivers that feed it are not."
 MAX_TOKENS = 16
 
@@ -30,7 +30,7 @@ Once = Callable[[], Coroutine[Any, Any, float]]
 
 
 class Connections:
-    """Keep-alive HTTP connections to one port; as plain as can be, because its own cost is in every figure."""
+    """Keep-alive HTTP connections to one port; as simple as possible, because their cost is in every figure."""
 
     def __init__(self, port: int, path: str, keys: Sequence[str], body: bytes) -> None:
         self._port = port
@@ -40,7 +40,7 @@ class Connections:
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def first_event(self) -> float:
-        """Seconds until the first event with content; reads the stream to its end."""
+        """Return the seconds until the first event with content; reads the stream to its end."""
         reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection("127.0.0.1", self._port)
         start = time.perf_counter()
         writer.write(next(self._requests))
@@ -49,7 +49,7 @@ class Connections:
         first = 0.0
         while (line := await reader.readline()) != b"0\r\n":  # the chunk that ends a chunked answer
             assert line, "the answer broke off"
-            # The gateway's first event carries the role and no text, as OpenAI's does.
+            # The gateway's first event has the role and no text, as OpenAI's does.
             if not first and line.startswith(b"data:") and b'"content":""' not in line:
                 first = time.perf_counter() - start
         await reader.readline()
@@ -126,6 +126,6 @@ def _rows(took: dict[str, list[float]], rate: float) -> list[report.Row]:
 
 
 async def measure(seconds: float, rate: float = RATE) -> list[report.Row]:
-    """``seconds`` of each way."""
+    """Measure each way for ``seconds``."""
     async with stack(**tenants.UNREACHED, AIMESH_ECHO="1", LOG_LEVEL="warning") as running:
         return await _measure(running, rate, seconds)

@@ -1,4 +1,4 @@
-"""One tenant sends thousands of large requests at once: what the others notice, and how many of them are let in."""
+"""One tenant sends thousands of large requests at once: the effect on other tenants, and how many are admitted."""
 
 import asyncio
 
@@ -8,15 +8,15 @@ from shared.types import Credential
 from tests.stacks import RunningStack, stack
 
 FLOOD = 5_000
-#: All of them begin within this time; that is as fast as one process can send them.
+#: All of them start within this time, which is as fast as one process can send them.
 FLOOD_SECONDS = 5.0
 AT_ONCE = 20
 #: About as much text as fits into the context of a small model.
 FLOOD_WORDS = 8_000
-#: The others: a request now and then, each with an answer of a second.
+#: The other tenants: a request now and then, each with an answer of a second.
 RATE, WORDS, TOKEN_MS = 20.0, 10, 100.0
 CALM_SECONDS = 10.0
-#: The 95th percentile of the others' time to the first token, with the flood and without it.
+#: The p95 of the others' time to first token, with the flood compared to without it.
 SLOWER_ALLOWED = 1.5
 REFUSALS = frozenset({429, 503})
 
@@ -51,7 +51,7 @@ async def _ask(running: RunningStack, keys: tuple[Credential, ...], words: int, 
 def _rows(calm: Outcome, beside: Outcome, flood: Outcome) -> list[report.Row]:
     claim = f"{FLOOD:,} requests of {FLOOD_WORDS:,} words by one tenant"
     odd = [answer for answer in flood.answers if answer.status not in REFUSALS and not answer.whole]
-    # From its first text to its end a request surely runs.
+    # A request certainly runs from its first text to its end.
     served = [(answer.began + answer.first, answer.began + answer.took) for answer in flood.good]
     at_once = max((sum(began <= at < ended for began, ended in served) for at, _ in served), default=0)
     return [

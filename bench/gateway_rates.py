@@ -1,4 +1,4 @@
-"""Requests a second of the gateway, with all of its pipeline, against LiteLLM's proxy in front of the same instant upstream."""
+"""Requests a second of the gateway with its whole pipeline, against LiteLLM's proxy in front of the same instant upstream."""
 
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -10,11 +10,10 @@ from shared.types import Credential
 from tests.stacks import RunningStack, stack
 
 LEVELS = (1, 16, 64)
-#: An answer: words, streamed or not, and how many times the rival's rate is wanted.
+#: Words of an answer, whether it streams, and the wanted multiple of the rival's rate.
 PLAIN, STREAMED = (2, False, 10.0), (20, True, 15.0)
-#: Its rate is compared at this level, and the best of all levels, which is what a gateway can do.
 PATH = "/v1/chat/completions"
-#: Of one tenant alone.
+#: For one tenant alone.
 HOT_RATE = 300.0
 
 
@@ -26,20 +25,20 @@ class Contender:
     model: str
 
     async def asked(self, words: int, at_once: int, seconds: float, *, stream: bool) -> Outcome:
-        # The echo worker says the prompt's words again, so it has some to say.
+        # The echo worker repeats the prompt's words, so it needs some.
         body = tenants.chat_body(self.model, "tok " * 20, words, stream=stream)
         keys = tuple(map(str, self.keys))
         return await http_load.make(Load(port=self.port, path=PATH, keys=keys, body=body, pace=Steady(at_once, seconds)))
 
 
 def check(outcome: Outcome, who: str) -> Outcome:
-    """Figures of failed requests are none."""
+    """Figures with failed requests are invalid."""
     assert len(outcome.good) == len(outcome.answers), f"{who}: {outcome.statuses}"
     return outcome
 
 
 async def measure(rows: list[report.Row], count: int, seconds: float) -> None:
-    """``count`` rounds, in which each contender takes its turn of ``seconds`` at every level."""
+    """Run ``count`` rounds, in which each contender gets ``seconds`` at every level."""
     async with AsyncExitStack() as opened:
         upstream_port = await opened.enter_async_context(tenants.upstream())
         settings = {**tenants.UNREACHED, **tenants.served_by(upstream_port), "AIMESH_ECHO": "1", "LOG_LEVEL": "warning"}
@@ -84,7 +83,6 @@ async def _compare(rows: list[report.Row], everyone: Sequence[Contender], count:
 
 
 async def _hot_tenant(contender: Contender, seconds: float) -> list[report.Row]:
-    """All of it on one account."""
     hot = Contender("one hot tenant", contender.port, contender.keys[:1], contender.model)
     rows = []
     for words, stream, _ in (PLAIN, STREAMED):

@@ -1,15 +1,14 @@
-"""What ten million requests in the gateway's tables do to verifying, rolling up, listing and reserving.
+"""Verify, roll up, list and reserve with ten million requests in the gateway's tables.
 
     python -m bench.growth [--quick] [--requests 10000000] [--days 30] [--seconds 10] [--json FILE]
 
-A real PostgreSQL, and the gateway's own stores in a role that meets row-level security. The requests are made by SQL, without waiting for
-the disk, as the first partitions of their tables: so they look after an upgrade. Every third is of one organization, and every second
-has cost something. What is measured runs with every commit on the disk.
+PostgreSQL is real, and the gateway's own stores use a role with row-level security. SQL makes the requests without waiting for the disk, as
+the first partitions of their tables, as after an upgrade. One organization has a third of them, and half of them cost something. During
+the measurements every commit reaches the disk.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from datetime import time as datetime_time
@@ -17,7 +16,7 @@ from uuid import UUID
 
 import asyncpg
 
-from bench import report
+from bench import calls, report
 from services.gateway import store
 from services.gateway.billing.checkpoint_store import CheckpointStore
 from services.gateway.billing.checkpoints import CheckpointSigner
@@ -35,13 +34,11 @@ from tests.servers import PostgresServer, running
 
 HOT = UserId(UUID(int=1))
 WRITERS = 20
-#: Requests, and seconds of reserving.
-QUICK = (200_000, 3.0)
 PAGE = 50
 _GATEWAY = NodeId("U" * 56)
 _PLENTY = MicroCredits(10**15)
 _TABLES = ("request_logs", "reservations", "entries")
-#: Every table is detached and bare while it is filled; its indexes are built afterwards, as a restore does it.
+#: Each table is detached and has no indexes while it is filled; they are built afterwards, as in a restore.
 _FILL = {
     "request_logs": """
         INSERT INTO request_logs_first (id, tenant_id, user_id, api_key_id, prompt_hash, model_used, response_time_ms, tokens_used,
@@ -72,25 +69,18 @@ _FILL = {
 }
 
 
-def main() -> None:
-    quick = f"{QUICK[0]:,} requests and {QUICK[1]:g} s, about a minute"
-    arguments = report.arguments(__doc__, limits=(7200.0, 300.0), quick=quick)
-    arguments.add_argument("--requests", type=int, default=10_000_000)
-    arguments.add_argument("--days", type=int, default=30)
-    arguments.add_argument("--seconds", type=float, default=10.0)
-    chosen = arguments.parse_args()
-    requests, seconds = QUICK if chosen.quick else (chosen.requests, chosen.seconds)
-    with report.opened(chosen) as table, running(lambda folder: PostgresServer(folder, durable=True)) as postgres:
-        table.add(table.run(_measure(postgres, requests, chosen.days, seconds)))
+async def _measure(table: report.Table, requests: int, days: int, seconds: float) -> None:
+    with running(lambda folder: PostgresServer(folder, durable=True)) as postgres:
+        table.add(await _measure_tables(postgres, requests, days, seconds))
 
 
-async def _measure(postgres: PostgresServer, requests: int, days: int, seconds: float) -> list[report.Row]:
+async def _measure_tables(postgres: PostgresServer, requests: int, days: int, seconds: float) -> list[report.Row]:
     async with postgres.plain_role(postgres.url()) as url, store.opened(url) as opened:
-        loaded = await _timed(lambda: _fill(postgres.url(), requests, days))
+        loaded = await calls.seconds_of(lambda: _fill(postgres.url(), requests, days))
         print(f"{requests:,} requests of {days} days were made in {loaded:.0f} s", flush=True)
         checkpoints = CheckpointStore(opened, CheckpointSigner("a secret of the bench", MeshName("bench")))
         ledger = LedgerStore(opened, checkpoints)
-        closing = await _timed(checkpoints.close_days)
+        closing = await calls.seconds_of(checkpoints.close_days)
         print(f"its days were closed in {closing:.0f} s", flush=True)
         return [
             report.alone("making the requests and their indexes", loaded, "s"),
@@ -104,7 +94,7 @@ async def _measure(postgres: PostgresServer, requests: int, days: int, seconds: 
 
 
 async def _fill(admin_url: str, requests: int, days: int) -> None:
-    """As a superuser, so that neither triggers nor row-level security are asked for each row."""
+    """Run as a superuser, because triggers and row-level security would slow down each row."""
     admin = await asyncpg.connect(admin_url, server_settings={"search_path": "gateway", "session_replication_role": "replica"})
     try:
         for setting in ("fsync = off", "max_wal_size = '16GB'", "maintenance_work_mem = '512MB'", "autovacuum = off"):
@@ -114,7 +104,7 @@ async def _fill(admin_url: str, requests: int, days: int) -> None:
                             " VALUES (0, 1000000, 0, 0)")  # fmt: skip
         for table in _TABLES:
             indexes = await _lay_bare(admin, table)
-            # The open day is a whole one, whatever the time is.
+            # The open day is always a whole one.
             midnight = datetime.combine(datetime.now(UTC).date() + timedelta(days=1), datetime_time(), UTC)
             arguments = (requests, midnight, timedelta(days=days)) if table == "request_logs" else ()
             await admin.execute(_FILL[table], *arguments, timeout=3600)
@@ -129,7 +119,7 @@ async def _fill(admin_url: str, requests: int, days: int) -> None:
             "INSERT INTO accounts (owner, balance_micro)"
             " SELECT owner, sum(amount_micro) FROM entries WHERE account = 'balance' GROUP BY owner"
         )
-        # All days but yesterday are summed up.
+        # All days but yesterday are rolled up.
         await admin.execute(
             "INSERT INTO usage_rolls (day, is_stale, rolled_at)"
             " SELECT day::date, day = today - 1, CASE WHEN day < today - 1 THEN now() END"
@@ -147,7 +137,7 @@ async def _fill(admin_url: str, requests: int, days: int) -> None:
 
 
 async def _lay_bare(admin: asyncpg.Connection, table: str) -> list[str]:
-    """Detach the first partition without its indexes; how to make them again."""
+    """Detach the first partition and drop its indexes. Return the statements that make them again."""
     first = f"{table}_first"
     await admin.execute(f"ALTER TABLE {table} DETACH PARTITION {first}")
     found = await admin.fetch(
@@ -175,7 +165,7 @@ async def _attach(admin: asyncpg.Connection, table: str, indexes: list[str]) -> 
 
 
 async def _measure_verify(ledger: LedgerStore) -> list[report.Row]:
-    took = [await _timed(lambda: ledger.verify(grace_seconds=120)) for _ in range(3)]
+    took = [await calls.seconds_of(lambda: ledger.verify(grace_seconds=120)) for _ in range(3)]
     books = await ledger.verify(grace_seconds=120)
     return [
         report.alone("verifying the open day, slowest of 3", max(took), "s", at_most=5),
@@ -186,7 +176,9 @@ async def _measure_verify(ledger: LedgerStore) -> list[report.Row]:
 
 async def _measure_roll(opened: database.Database) -> list[report.Row]:
     days = DaysStore(opened)
-    return [report.alone("rolling up a whole day that is over, 24 hours one by one", await _timed(days.roll_one), "s", at_most=10)]
+    return [
+        report.alone("rolling up a whole day that is over, 24 hours one by one", await calls.seconds_of(days.roll_one), "s", at_most=10)
+    ]
 
 
 async def _measure_pages(opened: database.Database) -> list[report.Row]:
@@ -207,18 +199,18 @@ async def _measure_pages(opened: database.Database) -> list[report.Row]:
     }
     rows = []
     for name, asked in pages.items():
-        took = [await _timed(lambda asked=asked: usage.requests(TenantId(HOT), asked)) for _ in range(5)]  # type: ignore[misc]
+        took = [await calls.seconds_of(lambda asked=asked: usage.requests(TenantId(HOT), asked)) for _ in range(5)]  # type: ignore[misc]
         rows.append(report.alone(f"a page of {PAGE} of the large organization, {name}: slowest of 5", 1000 * max(took), "ms", at_most=300))
-    took = [await _timed(lambda: usage.requests_behind(TenantId(HOT), now - timedelta(days=9), None, 500)) for _ in range(3)]
+    took = [await calls.seconds_of(lambda: usage.requests_behind(TenantId(HOT), now - timedelta(days=9), None, 500)) for _ in range(3)]
     return [*rows, report.alone("a page of 500 of its export: slowest of 3", 1000 * max(took), "ms", at_most=300)]
 
 
 async def _measure_reserve(url: str, seconds: float) -> list[report.Row]:
-    """Each writer is a transaction that waits for the one account; two gateways, so that none waits for a connection."""
+    """Writers of two gateways, with enough connections, so that they wait only for the one account."""
     took: list[float] = []
     async with AsyncExitStack() as stack:
         opened = [await stack.enter_async_context(store.opened(url)) for _ in range(2)]
-        # Connections are made in the first second, which does not count.
+        # The first second does not count: connections are made in it.
         begun = time.perf_counter() + 1
         until = begun + seconds
 
@@ -230,7 +222,7 @@ async def _measure_reserve(url: str, seconds: float) -> list[report.Row]:
                 try:
                     await ledger.reserve([_wanted(request)], gateway=_GATEWAY, lease_seconds=90)
                     held = True
-                except errors.Unavailable:  # after two seconds; a gateway asks again
+                except errors.Unavailable:  # after two seconds; a gateway retries
                     held = False
                 if began > begun:
                     took.append(time.perf_counter() - began)
@@ -253,12 +245,6 @@ async def _measure_books(ledger: LedgerStore) -> list[report.Row]:
     return [report.alone("findings afterwards", len(books.findings), "findings", at_most=0)]
 
 
-async def _timed(work: Callable[[], Awaitable[object]]) -> float:
-    began = time.perf_counter()
-    await work()
-    return time.perf_counter() - began
-
-
 def _wanted(request: RequestId) -> ReservationRequest:
     return ReservationRequest(
         request_id=request, owner=TenantId(HOT), key_id=None, model=ModelName("model-1"), price_id=1, prompt_tokens=10, max_tokens=500,
@@ -275,4 +261,4 @@ def _row(request: RequestId) -> RequestRow:
 
 
 if __name__ == "__main__":
-    main()
+    report.run(__doc__, _measure, limits=(7200.0, 300.0), requests=(10_000_000, 200_000), days=(30, 30), seconds=(10.0, 3.0))

@@ -1,9 +1,9 @@
-"""What the short history costs: the time of a look, of writing and rolling it up, of a chart, and the size on disk per node and day.
+"""The cost of the history: the time to write and roll up a snapshot and to read a chart, and the size on disk per node and day.
 
     python -m bench.history [--quick] [--nodes 200] [--series 100] [--json FILE]
 
-A PostgreSQL of its own with durable commits. It writes two hours of looks of a few nodes for the sizes, some looks of all of them for
-the times, and a day of their minutes for what the page of charts asks.
+PostgreSQL runs with durable commits. The bench writes two hours of snapshots of a few nodes for the sizes, some snapshots of all nodes for
+the times, and a day of their minutes for the queries of the page of charts.
 """
 
 import random
@@ -26,12 +26,11 @@ from tests.servers import PostgresServer, running
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 KEEPS = {rollup.RAW: timedelta(hours=24), rollup.MINUTE: timedelta(days=7), rollup.HOUR: timedelta(days=730)}
 ROWS_A_DAY = {rollup.RAW: 5760, rollup.MINUTE: 1440, rollup.HOUR: 24}
-QUICK_NODES = 20
 SIZE_NODES, SIZE_LOOKS, TIMED_LOOKS = 5, 490, 490
-#: What the page of charts asks about a day of each machine.
+#: The series on the page of charts, for each machine.
 OF_A_MACHINE = tuple(history_questions.OF_MACHINE.values())
 
-#: A day of minutes, of which every fourth node has a layout of its own.
+#: A day of minutes; the nodes have four layouts.
 _LAYOUT = "INSERT INTO metrics.layouts (digest, names, used_on) VALUES ($1, $2, $3)"
 _DAY = """
 INSERT INTO metrics.snapshots (resolution, at, node, service, part, layout, looks, sums, peaks)
@@ -53,7 +52,7 @@ async def _nothing() -> str:
 
 
 async def keep(store: HistoryStore, looks: int, nodes: int, names: tuple[str, ...]) -> list[float]:
-    """Milliseconds of each look: writing it, and rolling up what is due."""
+    """Return the milliseconds to write each snapshot and to roll up what is due."""
     keeper, draw, took = HistoryWriter(_nothing, KEEPS), random.Random(nodes), []
     for number in range(looks):
         made = look(number, nodes, names, draw)
@@ -105,7 +104,7 @@ async def measure_looks(rows: list[report.Row], server: PostgresServer, nodes: i
 
 
 async def measure_day(rows: list[report.Row], server: PostgresServer, nodes: int, series: int) -> None:
-    """Of a day in steps of ten minutes: all of each machine at once, one number of each, and all of one machine."""
+    """Read a day in steps of ten minutes: all series of all machines, one series of all, and all series of one machine."""
     url = server.url(await server.new_database())
     until = BEGIN + timedelta(days=1)
     async with HistoryStore.open(url) as store:
@@ -137,7 +136,7 @@ async def _fill_day(url: str, nodes: int, series: int) -> None:
 
 
 async def _bytes_a_row(url: str) -> dict[int, float]:
-    """Of the table and its index, by resolution: each row's own size, and what is around them shared equally."""
+    """Return the bytes of a row by resolution: its own size and an equal share of the index and the overhead."""
     connection = await asyncpg.connect(url)
     try:
         found = await connection.fetch(_SIZES)
@@ -149,16 +148,12 @@ async def _bytes_a_row(url: str) -> dict[int, float]:
     return {row["resolution"]: float(row["own"]) + around for row in found}
 
 
-def main() -> None:
-    parser = report.arguments(__doc__, limits=(900.0, 180.0), quick=f"{QUICK_NODES} nodes")
-    parser.add_argument("--nodes", type=int, default=200)
-    parser.add_argument("--series", type=int, default=100)
-    options = parser.parse_args()
-    assert options.nodes <= kept_series.MAX_NODES
-    assert options.series <= kept_series.MAX_SERIES
-    with report.opened(options) as table, running(partial(PostgresServer, durable=True)) as server:
-        table.run(measure(table, server, QUICK_NODES if options.quick else options.nodes, options.series))
+async def _measure(table: report.Table, nodes: int, series: int) -> None:
+    assert nodes <= kept_series.MAX_NODES
+    assert series <= kept_series.MAX_SERIES
+    with running(partial(PostgresServer, durable=True)) as server:
+        await measure(table, server, nodes, series)
 
 
 if __name__ == "__main__":
-    main()
+    report.run(__doc__, _measure, limits=(900.0, 180.0), nodes=(200, 20), series=(100, 100))

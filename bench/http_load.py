@@ -1,9 +1,9 @@
-"""A load of HTTP requests, made by a process of its own: what was asked, and how each request went.
+"""Generate HTTP requests in a separate process, and record the outcome of each.
 
     outcome = await http_load.make(Load(port=…, path=…, keys=(…), body=…, pace=Steady(at_once=16, seconds=5)))
 
-The process is `python -m bench.http_load FILE`; it reads the load on its standard input and writes the outcome to the file. It is
-good for some thousand requests a second of a core, so that a gateway and not its caller is measured.
+The process is `python -m bench.http_load FILE`; it reads the load on its standard input and writes the outcome to the file. It can send
+some thousand requests a second per core, so that the gateway and not its client is the bottleneck.
 """
 
 import asyncio
@@ -20,12 +20,12 @@ import uvloop
 
 from bench import report
 
-#: So long after its last request was begun, a load is given up.
+#: Give up this long after the last request was started.
 PATIENCE_SECONDS = 120.0
 
 _HEAD_END = b"\r\n\r\n"
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
-#: A chunked answer's end.
+#: The end of a chunked response.
 _LAST_CHUNK = b"\r\n0\r\n\r\n"
 #: A piece of text; the first event of OpenAI's streams has an empty one.
 _TEXT = re.compile(rb'"(?:content|text)": ?"[^"]')
@@ -33,21 +33,21 @@ _WHOLE = re.compile(rb'\[DONE\]|"finish_reason": ?"')
 
 
 class Steady(msgspec.Struct, frozen=True, tag=True):
-    """So many at once: each is followed by another."""
+    """Keep this many requests running."""
 
     at_once: int
     seconds: float
 
 
 class Paced(msgspec.Struct, frozen=True, tag=True):
-    """They begin at a rate, however long earlier ones take."""
+    """Start requests at a fixed rate, however long earlier ones take."""
 
     rate: float
     seconds: float
 
 
 class Burst(msgspec.Struct, frozen=True, tag=True):
-    """So many, each once, begun within some seconds."""
+    """Start this many requests within some seconds."""
 
     count: int
     seconds: float
@@ -56,21 +56,21 @@ class Burst(msgspec.Struct, frozen=True, tag=True):
 class Load(msgspec.Struct, frozen=True, kw_only=True):
     port: int
     path: str
-    #: They take turns.
+    #: Used in turn.
     keys: tuple[str, ...]
     body: str
     pace: Steady | Paced | Burst
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True):
-    """Of one request; times in seconds."""
+    """One request; times in seconds."""
 
-    #: From the start of the load.
+    #: Since the start of the load.
     began: float
     took: float
-    #: Until the first text; 0 where there was none.
+    #: Time to the first text; 0 if there was none.
     first: float
-    #: 0 where the connection broke.
+    #: 0 if the connection broke.
     status: int
     #: Pieces of text.
     pieces: int
@@ -91,17 +91,17 @@ class Outcome(msgspec.Struct, frozen=True):
         return Counter(answer.status for answer in self.answers)
 
     def rate(self) -> float:
-        """Good answers a second, until the last one."""
+        """Return successful answers a second, until the last one."""
         return len(self.good) / max(answer.began + answer.took for answer in self.answers)
 
     def percentile(self, share: float, what: str = "took") -> float:
-        """Milliseconds, of the good ones."""
+        """Return milliseconds of the successful answers."""
         return 1000 * report.percentile([getattr(answer, what) for answer in self.good], share)
 
 
 async def make(load: Load) -> Outcome:
-    """The load, made by a process of its own."""
-    # A file: of what comes through a pipe, asyncio may lose the end when the process is gone.
+    """Run the load in a separate process."""
+    # A file, because asyncio can lose the end of a pipe when the process exits.
     with tempfile.NamedTemporaryFile(prefix="aimesh-load-") as file:
         words = [sys.executable, "-m", "bench.http_load", file.name]
         process = await asyncio.create_subprocess_exec(*words, stdin=asyncio.subprocess.PIPE)
@@ -115,11 +115,11 @@ async def make(load: Load) -> Outcome:
         return msgspec.json.decode(file.read(), type=Outcome)
 
 
-# --- in the process ------------------------------------------------------------------------------------------------------
+# --- in the load process -------------------------------------------------------------------------------------------------
 
 
 class _Connection(asyncio.Protocol):
-    """Kept alive between requests, one at a time."""
+    """A keep-alive connection for one request at a time."""
 
     def __init__(self) -> None:
         self.broken = False
@@ -131,7 +131,7 @@ class _Connection(asyncio.Protocol):
         self._ended: asyncio.Future[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are of no class of asyncio's.
+        # uvloop's transports do not inherit from asyncio's.
         self._transport = cast("asyncio.Transport", transport)
 
     def connection_lost(self, _exc: Exception | None) -> None:

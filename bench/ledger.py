@@ -1,15 +1,15 @@
-"""How many requests the ledger takes a second, and that it never grants more than there is.
+"""Measure how many requests the ledger handles a second, and check that it never grants more than there is.
 
     python -m bench.ledger [--quick] [--seconds 4] [--rounds 1000] [--json FILE]
 
-A real PostgreSQL with its defaults (every commit reaches the disk), the gateway's own stores and recorder, in a role that meets
-row-level security. A request is a reservation,
-and then its row and settlement by the recorder, as in the gateway. The rival does the least that anybody could: one committed
-INSERT of a row for each request.
+PostgreSQL runs with its defaults (every commit reaches the disk); the gateway's own stores and recorder use a role with row-level security.
+A request is a reservation, and then its row and settlement by the recorder, as in the gateway. The rival does the least possible: one
+committed INSERT of a row for each request.
 """
 
 import asyncio
-import time
+import itertools
+import statistics
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ from uuid import uuid4
 
 import asyncpg
 
-from bench import report
+from bench import calls, report
 from services.gateway import store
 from services.gateway.billing.journal import Journal
 from services.gateway.billing.ledger_store import LedgerStore
@@ -33,7 +33,6 @@ from tests.servers import PostgresServer, running
 
 CLIENTS = 32
 TENANTS = 50
-QUICK_SECONDS, QUICK_ROUNDS = 3.0, 100
 #: Room for 7 of 64.
 ROOM, EACH, AT_ONCE = 3500, 500, 64
 _MODEL = ModelName("smollm2")
@@ -43,22 +42,12 @@ _PLENTY = MicroCredits(10**15)
 One = Callable[[UserId], Awaitable[None]]
 
 
-def main() -> None:
-    quick = f"{QUICK_SECONDS:g} s each, and {QUICK_ROUNDS} races"
-    arguments = report.arguments(__doc__, limits=(600.0, 120.0), quick=quick)
-    arguments.add_argument("--seconds", type=float, default=4.0)
-    arguments.add_argument("--rounds", type=int, default=1000)
-    chosen = arguments.parse_args()
-    seconds, rounds = (QUICK_SECONDS, QUICK_ROUNDS) if chosen.quick else (chosen.seconds, chosen.rounds)
-    with (
-        report.opened(chosen) as table,
-        running(lambda folder: PostgresServer(folder, durable=True)) as postgres,
-        TemporaryDirectory() as folder,
-    ):
-        table.run(_measure(table, postgres, Path(folder), seconds, rounds))
+async def _measure(table: report.Table, seconds: float, rounds: int) -> None:
+    with running(lambda folder: PostgresServer(folder, durable=True)) as postgres, TemporaryDirectory() as folder:
+        await _measure_ledger(table, postgres, Path(folder), seconds, rounds)
 
 
-async def _measure(table: report.Table, postgres: PostgresServer, folder: Path, seconds: float, rounds: int) -> None:
+async def _measure_ledger(table: report.Table, postgres: PostgresServer, folder: Path, seconds: float, rounds: int) -> None:
     table.expect(("rates", "races"))
     tenants = [UserId(uuid4()) for _ in range(TENANTS)]
     async with (
@@ -108,45 +97,29 @@ async def _measure(table: report.Table, postgres: PostgresServer, folder: Path, 
 
 
 def _rows(rates: dict[str, list[float]], waits: dict[str, list[float]]) -> list[report.Row]:
-    middle = {name: sorted(found)[1] for name, found in rates.items()}
-    rival = "one committed INSERT"
+    rows = []
+    for what, name, at_least in (("50 tenants", "50", 1000), ("one tenant", "1", 300)):
+        claim = f"reserve + settle, {what}"
+        rows.append(calls.compare(claim, rates[name], "requests/s", "one committed INSERT", rates["plain"]))
+        rows.append(report.alone(claim, statistics.median(rates[name]), "requests/s", at_least=at_least))
     return [
-        report.against("reserve + settle, 50 tenants", middle["50"], "requests/s", rival, middle["plain"]),
-        report.alone("reserve + settle, 50 tenants", middle["50"], "requests/s", at_least=1000),
-        report.against("reserve + settle, one tenant", middle["1"], "requests/s", rival, middle["plain"]),
-        report.alone("reserve + settle, one tenant", middle["1"], "requests/s", at_least=300),
-        *(
-            report.alone(
-                f"reserve + settle, {name} tenants, {CLIENTS} at once: p{share}", report.percentile(waits[name], share / 100) * 1e3, "ms"
-            )
-            for name in ("50", "1")
-            for share in (50, 99)
-        ),
+        *rows,
+        *(row for name in ("50", "1") for row in calls.latency_rows(f"reserve + settle, {name} tenants, {CLIENTS} at once", waits[name])),
     ]
 
 
 async def _rate(one: One, owners: list[UserId], seconds: float) -> tuple[float, list[float]]:
-    began = time.perf_counter()
-    took: list[float] = []
-
-    async def client(number: int) -> None:
-        while (start := time.perf_counter()) < began + seconds:
-            await one(owners[(number + len(took)) % len(owners)])
-            took.append(time.perf_counter() - start)
-
-    async with asyncio.TaskGroup() as tasks:
-        for number in range(CLIENTS):
-            tasks.create_task(client(number))
-    return len(took) / (time.perf_counter() - began), took
+    turns = itertools.cycle(owners)
+    return await calls.for_seconds(lambda _caller: one(next(turns)), CLIENTS, seconds)
 
 
 async def _races(ledger: LedgerStore, rounds: int) -> int:
-    """In how many the number of grants was not the one that fits."""
+    """Return the number of rounds with a wrong number of grants."""
     wrong = 0
     for _ in range(rounds):
         owner = UserId(uuid4())
         asked = [_wanted(RequestId(uuid4()), owner, MicroCredits(ROOM)) for _ in range(AT_ONCE)]
-        # As from several gateways: each in a statement of its own.
+        # As from several gateways: each in its own statement.
         answers = await asyncio.gather(*(ledger.reserve([one], gateway=_GATEWAY, lease_seconds=90) for one in asked))
         wrong += sum(isinstance(answer, GrantedReservation) for (answer,) in answers) != ROOM // EACH
     return wrong
@@ -189,4 +162,4 @@ def _row(request: RequestId, owner: UserId, cost: int) -> RequestRow:
 
 
 if __name__ == "__main__":
-    main()
+    report.run(__doc__, _measure, limits=(600.0, 120.0), seconds=(4.0, 3.0), rounds=(1000, 100))

@@ -1,9 +1,9 @@
-"""LiteLLM's proxy, the rival of our gateway: installed from a lock into ~/.cache/aimesh/rivals, and run.
+"""Install LiteLLM's proxy, the gateway's rival, from a lock into ~/.cache/aimesh/rivals, and run it.
 
     async with litellm.running(upstream_port) as proxy: …
 
-As its documentation wants it in production: one worker on one port, a master key, no database, logs of errors alone, and its price
-list from the package instead of the network.
+It runs as its documentation recommends for production: one worker on one port, a master key, no database, only errors in the log, and its
+price list from the package instead of the network.
 """
 
 import asyncio
@@ -24,10 +24,10 @@ from tests.stacks import until
 from tests.testnet import free_port
 from tools import setup
 
-#: litellm[proxy] 1.109.1, with two packages in the last version that there is: certifi, and the migrations of its database mode.
+#: litellm[proxy] 1.109.1, with the newest versions of two packages: certifi, and the migrations of its database mode.
 LOCK = setup.LOCKS / "litellm.lock"
 KEY = "sk-bench-0123456789"
-#: It imports for 10 s and more on a busy machine.
+#: Its imports take 10 s and more on a busy machine.
 START_SECONDS = 90.0
 STOP_SECONDS = 5.0
 
@@ -39,12 +39,12 @@ class Proxy:
 
 
 def version() -> str:
-    """As the lock names it."""
+    """Return the version in the lock."""
     return next(line.split()[0] for line in LOCK.read_text(encoding="utf-8").splitlines() if line.startswith("litellm=="))
 
 
 def ensure() -> Path:
-    """The `litellm` command, from the cache or installed now (a minute); raises SetupFailed."""
+    """Return the `litellm` command, from the cache or installed now (a minute). Raises SetupFailed."""
     environment = setup.cache_folder().parent / "rivals" / "litellm"
     python, stamp = environment / "bin" / "python", environment / "lock"
     digest = hashlib.sha256(LOCK.read_bytes()).hexdigest()
@@ -52,7 +52,7 @@ def ensure() -> Path:
         environment.parent.mkdir(parents=True, exist_ok=True)
         setup.run("making a virtual environment for LiteLLM", sys.executable, "-m", "venv", "--clear", str(environment))
         pip = (str(python), "-m", "pip", "--disable-pip-version-check", "install")
-        # Without its own wishes for versions: two of them cannot be met, see LOCK.
+        # Without its own version requirements: two of them cannot be met, see LOCK.
         setup.run("installing LiteLLM's proxy", *pip, "--no-deps", "--require-hashes", "-r", str(LOCK))
         stamp.write_text(digest, encoding="utf-8")
     return environment / "bin" / "litellm"
@@ -60,7 +60,7 @@ def ensure() -> Path:
 
 @asynccontextmanager
 async def running(upstream_port: int) -> AsyncIterator[Proxy]:
-    """Ready, in front of the upstream's model; gone on leaving."""
+    """Run it in front of the upstream's model, and wait until it is ready."""
     command = ensure()
     folder = Path(tempfile.mkdtemp(prefix="aimesh-litellm-"))
     config = folder / "config.yaml"

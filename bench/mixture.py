@@ -1,6 +1,6 @@
-"""What a day brings, mixed: requests of every form that a stack takes, the wrong ones too, and callers who leave before the end.
+"""A mixture of requests: every form that a stack accepts, invalid ones, and clients that disconnect early.
 
-``form_of`` says what the request of a number is, the same in every run; ``ask`` makes it, and the tally says how it ended.
+``form_of`` returns the form of a request by its number, the same in every run. ``ask`` sends it and records the outcome.
 """
 
 import enum
@@ -15,14 +15,14 @@ import msgspec
 
 #: The model that costs nothing, and the real one.
 ECHO, REAL = "echo", "smollm2"
-#: Of an answer of the real model; those with a schema need some more.
+#: The length of answers of the real model; answers with a schema need more.
 FEW_TOKENS, SCHEMA_TOKENS = 12, 64
-#: A request that takes longer has been forgotten by somebody.
+#: A request that takes longer was forgotten.
 ANSWER_SECONDS = 120.0
-#: So long a caller waits who leaves before the answer, which takes longer.
+#: How long an impatient client waits for an answer that takes longer.
 IMPATIENT_SECONDS = 0.03
 LONG_ANSWER_WORDS = 80
-#: Events that a caller has seen who leaves in the middle.
+#: Events read before a client disconnects in the middle.
 MIDDLE = 4
 
 GRAMMAR = 'root ::= ("yes" | "no") "."'
@@ -32,9 +32,9 @@ Body = dict[str, object]
 
 class Door(enum.Enum):
     GATEWAY = enum.auto()
-    #: Passes on to the gateway.
+    #: Forwards to the gateway.
     WEB = enum.auto()
-    #: The gateway's, with a key of nobody.
+    #: The gateway, with an unknown key.
     STRANGER = enum.auto()
 
 
@@ -47,9 +47,9 @@ class Leaving(enum.Enum):
 @dataclass(frozen=True, slots=True)
 class Form:
     name: str
-    #: In each lap.
+    #: Requests of this form in each lap.
     times: int
-    #: Of a request's number: JSON, or bytes that are none.
+    #: Makes the body for a request's number: JSON, or invalid bytes.
     body: Callable[[int], Body | bytes]
     path: str = "/v1/chat/completions"
     status: int = 200
@@ -57,7 +57,7 @@ class Form:
     door: Door = Door.GATEWAY
 
 
-# --- what is asked -------------------------------------------------------------------------------------------------------
+# --- requests ------------------------------------------------------------------------------------------------------------
 
 
 def _words(number: int, count: int) -> str:
@@ -131,16 +131,16 @@ LAP = len(_LAP)
 
 
 def form_of(number: int) -> Form:
-    """Pure. Each lap has every form as often as it should be, in an order of its own."""
+    """Return the form of a request. Each lap has every form as often as it should, in its own order. Pure."""
     lap, place = divmod(number, LAP)
     return random.Random(lap).sample(_LAP, LAP)[place]
 
 
-# --- how it ends ---------------------------------------------------------------------------------------------------------
+# --- outcomes ------------------------------------------------------------------------------------------------------------
 
 
 class Tally:
-    """How often each form was asked, and what ended otherwise than it should."""
+    """Counts the requests of each form, and collects unexpected outcomes."""
 
     def __init__(self) -> None:
         self.asked: Counter[str] = Counter()
@@ -153,7 +153,7 @@ class Tally:
 
 
 async def ask(doors: Mapping[Door, httpx.AsyncClient], number: int, tally: Tally) -> None:
-    """Raises nothing for what becomes of the request; that stands in the tally."""
+    """Raises nothing for the outcome of the request, which goes into the tally."""
     form = form_of(number)
     try:
         wrong = await _find_wrong(doors[form.door], form, form.body(number))
@@ -182,7 +182,7 @@ async def _find_wrong(http: httpx.AsyncClient, form: Form, body: Body | bytes) -
 
 
 async def find_wrong_in_stream(lines: AsyncIterator[str], leaving: Leaving) -> str | None:
-    """Reads until the caller leaves."""
+    """Read until the client leaves."""
     events, last = 0, ""
     async for line in lines:
         if not line:

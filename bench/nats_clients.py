@@ -2,25 +2,22 @@
 
     python -m bench.nats_clients [--quick] [--rounds 5] [--json FILE]
 
-Both send 100 bytes to the same echo in another process, over the same nats-server, with uvloop. The rounds alternate and each
-figure is its median. ``bench.mesh`` measures what the mesh adds.
+Both send 100 bytes to the same echo in another process, over the same nats-server, with uvloop. Rounds alternate and each figure is a
+median. ``bench.mesh`` measures what the mesh adds.
 """
 
 import asyncio
 import itertools
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import nats
-import uvloop
 
-from bench import report
+from bench import calls, processes, report
+from bench.calls import Call
 from shared.identity import node_keys
 from shared.node.lifecycle import background
 from shared.transports.nats.nats_client import NatsClient
@@ -29,10 +26,7 @@ from tests.testnet import NatsServer
 
 BODY = b"x" * 100
 CALLS = 4_000
-QUICK_ROUNDS = 3
 IN_FLIGHT = (1, 16)
-
-One = Callable[[], Awaitable[object]]
 
 
 @asynccontextmanager
@@ -49,11 +43,10 @@ async def _serve(url: str) -> None:
     async with _connected(url) as client:
         client.subscribe("echo", lambda message: client.publish(message.reply.decode(), message.payload))
         await client.flush()
-        print("ready", flush=True)
-        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+        await processes.serve_until_stdin_ends()
 
 
-def _requests_of(client: NatsClient) -> One:
+def _requests_of(client: NatsClient) -> Call:
     waiting: dict[bytes, asyncio.Future[bytes]] = {}
     numbers = itertools.count()
     loop = asyncio.get_running_loop()
@@ -73,62 +66,41 @@ def _requests_of(client: NatsClient) -> One:
     return request
 
 
-async def _spent_us(one: One, in_flight: int) -> float:
-    """Microseconds of processor time for one call."""
-
-    async def many() -> None:
-        for _ in range(CALLS // in_flight):
-            await one()
-
-    await one()
+async def _spent_us(call: Call, in_flight: int) -> float:
+    await call()
     start = time.process_time()
-    async with asyncio.TaskGroup() as tasks:
-        for _ in range(in_flight):
-            tasks.create_task(many())
+    await calls.many_at_once(call, in_flight, CALLS // in_flight)
     return (time.process_time() - start) * 1e6 / CALLS
 
 
-async def _measure(url: str, rounds: int) -> list[report.Row]:
+async def _measure_clients(url: str, rounds: int) -> list[report.Row]:
     theirs = await nats.connect(url)
     async with _connected(url) as ours:
-        clients: dict[str, One] = {"ours": _requests_of(ours), "nats-py": lambda: theirs.request("echo", BODY, timeout=10)}
+        clients: dict[str, Call] = {"ours": _requests_of(ours), "nats-py": lambda: theirs.request("echo", BODY, timeout=10)}
         spent: dict[tuple[str, int], list[float]] = {}
         for _ in range(rounds):
             for in_flight in IN_FLIGHT:
-                for name, one in clients.items():
-                    spent.setdefault((name, in_flight), []).append(await _spent_us(one, in_flight))
+                for name, call in clients.items():
+                    spent.setdefault((name, in_flight), []).append(await _spent_us(call, in_flight))
     await theirs.close()
-    middle = {key: statistics.median(values) for key, values in spent.items()}
     return [
-        report.against(f"processor time of a call, {count} in flight", middle["ours", count], "us", "nats-py", middle["nats-py", count])
+        calls.compare(f"processor time of a call, {count} in flight", spent["ours", count], "us", "nats-py", spent["nats-py", count])
         for count in IN_FLIGHT
     ]
 
 
-def main() -> None:
-    parser = report.arguments(__doc__, limits=(300.0, 120.0), quick=f"{QUICK_ROUNDS} rounds")
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    with report.opened(options) as table, tempfile.TemporaryDirectory() as folder:
+async def _measure(table: report.Table, rounds: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
         server = NatsServer(Path(folder))
+        # No authorization: nats-py has no key here.
         (Path(folder) / "nats.conf").write_text(f'listen: "127.0.0.1:{server.port}"\n', encoding="utf-8")
-        # Without authorization: nats-py has no key here.
         server.start()
-        echo = subprocess.Popen(
-            [sys.executable, "-m", "bench.nats_clients", "--serve", server.url], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
         try:
-            assert echo.stdout is not None
-            assert echo.stdout.readline() == b"ready\n"
-            table.add(table.run(_measure(server.url, QUICK_ROUNDS if options.quick else options.rounds)))
+            with processes.serving("nats_clients", server.url):
+                table.add(await _measure_clients(server.url, rounds))
         finally:
-            echo.terminate()
-            echo.wait()
             server.kill()
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--serve"]:
-        uvloop.run(_serve(sys.argv[2]))
-    else:
-        main()
+    report.run(__doc__, _measure, limits=(300.0, 120.0), serve=_serve, rounds=(5, 3))

@@ -1,9 +1,9 @@
-"""An OpenAI-compatible server that answers at once: what gateways are measured in front of.
+"""An OpenAI-compatible server that answers immediately, as the upstream of measured gateways.
 
     python -m bench.openai_upstream PORT
 
-As little Python as possible runs for a request, because both sides of a comparison pay for it. An answer has `max_tokens` words,
-20 at most; a stream has one event for each, all written together with the head of the answer.
+It runs as little Python as possible for a request, because both sides of a comparison pay for it. An answer has `max_tokens` words, at most
+20; a stream has one event for each, all written together with the head of the response.
 """
 
 import asyncio
@@ -74,7 +74,7 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are of no class of asyncio's.
+        # uvloop's transports do not inherit from asyncio's.
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:

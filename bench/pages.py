@@ -1,13 +1,12 @@
-"""How fast the pages are with people on them, and how much a browser loads for each of them.
+"""How fast the pages are under load, and how much a browser loads for each of them.
 
     python -m bench.pages [--quick] [--seconds 10] [--json FILE]
 
-The whole stack with its echo worker; 50 people have signed in by the form and keep their cookie. Each looks at one page after another,
-in two ways: reading each for a second before the next one, and without any pause, which says what web can do at most and makes every
-page wait for 49 others. The time to the first byte is what the visitor's connection sees, kept alive as browsers keep it.
+The whole stack runs with its echo worker. 50 users sign in with the form and open one page after another, in two ways: with a second on
+each page, and without pauses, which shows the throughput of web. The time to the first byte is measured on a kept-alive connection.
 
-The weight is of one page and all that it names, each file asked for as by a browser that has none of it: heads of answers and bodies as
-they come over the wire, packed. Everything shares one machine, the visitors too.
+The weight of a page includes all files that it loads into a browser with an empty cache: heads and compressed bodies. Visitors and stack
+share one machine.
 """
 
 import asyncio
@@ -28,14 +27,11 @@ from tests.stacks import RunningStack, stack
 
 PAGES = ("/dashboard", "/api-keys", "/usage", "/models", "/playground", "/requests", "/settings")
 USERS = 50
-#: How long somebody looks at a page before the next one.
+#: The time on a page before the next one.
 READING_SECONDS = 1.0
-SECONDS, QUICK_SECONDS = 10.0, 3.0
-#: So many answers of the echo worker for each, so that there is something to show.
+#: Answers that each user requests first, so that the pages have content.
 ANSWERS = 3
 MOST_FIRST_BYTE_MS, MOST_KILOBYTES = 60.0, 150.0
-#: Of the whole; what takes longer has met a machine that cannot do it.
-MOST_SECONDS, QUICK_MOST_SECONDS = 300.0, 180.0
 #: For one answer.
 PATIENCE_SECONDS = 30.0
 
@@ -43,34 +39,34 @@ _COOKIE = "aimesh_session"
 _HEAD_END = b"\r\n\r\n"
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _TOKEN = re.compile(r'name="token" value="([^"]+)"')
-#: What a page loads by itself: scripts, styles and pictures, but no link that somebody would have to follow.
+#: Matches the scripts, styles and images that a page loads.
 _LOADS = re.compile(r'<(?:script|img)\b[^>]*?\bsrc="([^"]+)"|<link\b[^>]*?\brel="(?:stylesheet|icon|modulepreload)"[^>]*?\bhref="([^"]+)"')
-#: What a module or a style sheet loads.
+#: Matches what a module or a style sheet loads.
 _IMPORTS = re.compile(r"""(?:\bfrom|\bimport)\s*\(?\s*["'](\.{0,2}/[^"']+)["']|\burl\(\s*["']?([^"')]+)["']?\s*\)""")
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One answer as its reader sees it; times in seconds."""
+    """One response; times in seconds."""
 
     status: int
     first_byte: float
     took: float
-    #: Head and body, as they came.
+    #: The bytes of head and body.
     received: int
 
 
 @dataclass(slots=True)
 class Visitor:
-    """Asks for one page after another on a connection that is kept."""
+    """Requests one page after another on a kept-alive connection."""
 
     port: int
-    #: Each whole, as it is sent.
+    #: Whole header lines.
     headers: tuple[str, ...] = ()
     _connection: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = field(default=None, init=False)
 
     async def get(self, path: str) -> Seen:
-        """Raises TimeoutError, and OSError or EOFError where the connection breaks."""
+        """Raises TimeoutError, and OSError or EOFError if the connection breaks."""
         if self._connection is None:
             self._connection = await asyncio.open_connection("127.0.0.1", self.port)
         reader, writer = self._connection
@@ -91,7 +87,7 @@ class Visitor:
 
 
 async def _read_body(reader: asyncio.StreamReader, head: bytes) -> int:
-    """Its bytes on the wire."""
+    """Return the size of the body on the wire."""
     if length := _LENGTH.search(head):
         return len(await reader.readexactly(int(length[1])))
     received = 0
@@ -105,7 +101,7 @@ async def _read_body(reader: asyncio.StreamReader, head: bytes) -> int:
 
 @contextmanager
 def visitors(port: int, headers: Sequence[tuple[str, ...]]) -> Iterator[list[Visitor]]:
-    """One for each; their connections are closed at the end."""
+    """Yield a visitor for each set of headers, and close their connections."""
     made = [Visitor(port, each) for each in headers]
     try:
         yield made
@@ -114,11 +110,11 @@ def visitors(port: int, headers: Sequence[tuple[str, ...]]) -> Iterator[list[Vis
             each.leave()
 
 
-# --- signed in -----------------------------------------------------------------------------------------------------------
+# --- signing in -----------------------------------------------------------------------------------------------------------
 
 
 async def sign_in(running: RunningStack, person: Person) -> str:
-    """By the form, as a person does; returns the session's cookie."""
+    """Sign in with the form. Return the session's cookie."""
     async with running.http(service="web") as http:
         page = await http.get("/login")
         token = _TOKEN.search(page.text)
@@ -130,7 +126,7 @@ async def sign_in(running: RunningStack, person: Person) -> str:
 
 
 async def _settle(running: RunningStack, count: int) -> list[str]:
-    """New people with something to show on their pages; their cookies."""
+    """Register users with some usage. Return their cookies."""
     turn = asyncio.Semaphore(tenants.AT_ONCE)
     async with people.api_client(running) as api_client:
 
@@ -146,12 +142,12 @@ async def _settle(running: RunningStack, count: int) -> list[str]:
         return list(await asyncio.gather(*map(one, range(count))))
 
 
-# --- how fast ------------------------------------------------------------------------------------------------------------
+# --- speed ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Walked:
-    """What all visitors saw of each page."""
+    """The responses to all visitors, by page."""
 
     seen: dict[str, list[Seen]]
     seconds: float
@@ -166,7 +162,7 @@ class Walked:
 
 
 async def _walk(port: int, cookies: list[str], pages: tuple[str, ...], seconds: float, *, reading_seconds: float) -> Walked:
-    """All visitors through all pages in turn; each begins at another place and another moment."""
+    """Send all visitors through all pages; each begins with another page at another time."""
     seen: dict[str, list[Seen]] = {page: [] for page in pages}
     headers: list[tuple[str, ...]] = [(f"cookie: {cookie}", "accept: text/html", "accept-encoding: gzip") for cookie in cookies]
     with visitors(port, headers) as everyone:
@@ -199,7 +195,7 @@ def _speed(walked: Walked, crowd: str) -> list[report.Row]:
 
 
 def _busy(walked: Walked, crowd: str) -> list[report.Row]:
-    """Without a target: a page that waits for 49 others says how many web makes, and not how long one takes."""
+    """Add no target for the latency: without pauses each page waits for 49 others."""
     return [
         report.alone(f"{crowd}: pages", len(walked.all) / walked.seconds, "pages/s"),
         *(report.alone(f"{crowd}: all pages, first byte, p{share}", walked.first_byte(share / 100), "ms") for share in (50, 95, 99)),
@@ -212,7 +208,7 @@ def _other_than_pages(walked: Walked, crowd: str) -> report.Row:
     return report.alone(f"{crowd}: answers that are no page", odd, "answers", at_most=0)
 
 
-# --- how large -----------------------------------------------------------------------------------------------------------
+# --- weight -----------------------------------------------------------------------------------------------------------
 
 
 def _browser(running: RunningStack, cookie: str) -> httpx.AsyncClient:
@@ -221,7 +217,7 @@ def _browser(running: RunningStack, cookie: str) -> httpx.AsyncClient:
 
 
 async def _kilobytes(http: httpx.AsyncClient, page: str) -> float:
-    """Of the page and of every file that it makes a browser load, those that a module imports included."""
+    """Return the weight of the page and of every file that it loads, imports of modules included."""
     loaded: dict[str, int] = {}
     wanted = [page]
     while wanted:
@@ -245,21 +241,21 @@ def _loads(path: str, answer: httpx.Response) -> Iterator[str]:
         yield urljoin(path, html.unescape(next(filter(None, match.groups()))))
 
 
-# --- together ------------------------------------------------------------------------------------------------------------
+# --- the run ------------------------------------------------------------------------------------------------------------
 
 
-async def _measure(table: report.Table, seconds: float, users: int) -> None:
+async def _measure(table: report.Table, seconds: float) -> None:
     table.expect(("reading", "without a pause", "weights"))
     async with AsyncExitStack() as opened:
         running = await opened.enter_async_context(stack(**tenants.UNREACHED, AIMESH_ECHO="1", LOG_LEVEL="warning"))
-        cookies = await _settle(running, users)
+        cookies = await _settle(running, USERS)
         port = int(running.environment["WEB_SERVICE_PORT"])
         pages, missing = await _which(port, cookies[0])
         await _walk(port, cookies, pages, 1.0, reading_seconds=0.0)  # caches, connections of web
         with table.part("reading") as rows:
-            rows.extend(_speed(await _walk(port, cookies, pages, seconds, reading_seconds=READING_SECONDS), f"{users} readers"))
+            rows.extend(_speed(await _walk(port, cookies, pages, seconds, reading_seconds=READING_SECONDS), f"{USERS} readers"))
         with table.part("without a pause") as rows:
-            rows.extend(_busy(await _walk(port, cookies, pages, seconds, reading_seconds=0.0), f"{users} without a pause"))
+            rows.extend(_busy(await _walk(port, cookies, pages, seconds, reading_seconds=0.0), f"{USERS} without a pause"))
         with table.part("weights") as rows:
             http = await opened.enter_async_context(_browser(running, cookies[0]))
             for page in pages:
@@ -269,19 +265,11 @@ async def _measure(table: report.Table, seconds: float, users: int) -> None:
 
 
 async def _which(port: int, cookie: str) -> tuple[tuple[str, ...], list[str]]:
-    """The pages that are there, and those that are not."""
+    """Return the pages that exist, and those that do not."""
     with visitors(port, [(f"cookie: {cookie}",)]) as (visitor,):
         statuses = {page: (await visitor.get(page)).status for page in PAGES}
     return tuple(page for page in PAGES if statuses[page] == 200), [page for page in PAGES if statuses[page] != 200]
 
 
-def main() -> None:
-    parser = report.arguments(__doc__, limits=(MOST_SECONDS, QUICK_MOST_SECONDS), quick=f"{QUICK_SECONDS:g} s each")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="of one measurement")
-    options = parser.parse_args()
-    with report.opened(options) as table:
-        table.run(_measure(table, QUICK_SECONDS if options.quick else options.seconds, USERS))
-
-
 if __name__ == "__main__":
-    main()
+    report.run(__doc__, _measure, limits=(300.0, 180.0), seconds=(10.0, 3.0))

@@ -1,4 +1,4 @@
-"""The rows of a bench: measured until its time is over, printed as a table, and written as JSON for `bench.baseline`."""
+"""The rows of a bench: measured within a time limit, printed as a table, and written as JSON for `bench.baseline`."""
 
 import argparse
 import asyncio
@@ -20,7 +20,7 @@ import uvloop
 
 T = TypeVar("T")
 
-#: The exit code of a bench that printed only a part of its rows; timeout(1) uses the same one.
+#: The exit code of a bench with incomplete rows, as for timeout(1).
 OUT_OF_TIME = 124
 
 
@@ -33,30 +33,30 @@ class Better(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One claim and what was measured for it."""
+    """One claim and its measurement."""
 
     claim: str
     value: float
     unit: str
     rival: str | None = None
     rival_value: float | None = None
-    #: value / rival_value, or the median of the rounds' own ratios.
+    #: value / rival_value, or the median of the rounds' ratios.
     ratio: float | None = None
     #: In words, such as "ratio <= 1.1".
     target: str | None = None
-    #: None where there is no target.
+    #: None without a target.
     met: bool | None = None
-    #: None where there is no ratio.
+    #: None without a ratio.
     better: Better | None = None
-    #: The least and the largest of the rounds' ratios.
+    #: The range of the rounds' ratios.
     between: tuple[float, float] | None = None
 
 
 def against(
     claim: str, value: float, unit: str, rival: str, rival_value: float, *, at_most: float | None = None, at_least: float | None = None
 ) -> Row:
-    """A row whose target is a ratio to a rival of the same run."""
-    # A rival that did nothing must not cost the other rows; NaN meets no target.
+    """Build a row whose target is a ratio to a rival of the same run."""
+    # A rival that did nothing must not discard the other rows; NaN meets no target.
     ratio = value / rival_value if rival_value else math.nan
     return judge(Row(claim, value, unit, rival, rival_value, ratio), at_most=at_most, at_least=at_least)
 
@@ -81,7 +81,7 @@ def better_of(unit: str) -> Better:
 
 
 def alone(claim: str, value: float, unit: str, *, at_most: float | None = None, at_least: float | None = None) -> Row:
-    """A row with an absolute target, or none."""
+    """Build a row with an absolute target, or none."""
     if at_most is not None:
         return Row(claim, value, unit, target=f"<= {at_most:g} {unit}", met=value <= at_most)
     if at_least is not None:
@@ -90,11 +90,11 @@ def alone(claim: str, value: float, unit: str, *, at_most: float | None = None, 
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value that ``share`` of the values do not exceed."""
+    """Return the value that ``share`` of the values do not exceed."""
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
-# --- a run and its time --------------------------------------------------------------------------------------------------
+# --- a run with a time limit ---------------------------------------------------------------------------------------------
 
 
 class OutOfTime(Exception):
@@ -102,7 +102,7 @@ class OutOfTime(Exception):
 
 
 class Table:
-    """The rows of one run, kept while they are measured: a run that fails or has used up its time still prints those."""
+    """The rows of one run, kept so that a run that fails or runs out of time still prints them."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.seconds = seconds
@@ -117,11 +117,11 @@ class Table:
 
     @property
     def unfinished(self) -> Sequence[str]:
-        """The parts that were expected or have begun, and have not ended."""
+        """The parts that were expected or started, and have not ended."""
         return self._unfinished
 
     def expect(self, parts: Iterable[str]) -> None:
-        """Name the parts ahead, so that a run that ends early can say which of them are missing."""
+        """Name the parts in advance, so that a run that ends early can name the missing ones."""
         self._unfinished += parts
 
     def add(self, rows: Iterable[Row]) -> None:
@@ -129,7 +129,7 @@ class Table:
 
     @contextmanager
     def part(self, name: str) -> Iterator[list[Row]]:
-        """The rows of one part, for the caller to fill. Raises OutOfTime instead of beginning when the time is over."""
+        """Yield the rows of one part, for the caller to fill. Raises OutOfTime if the time is over."""
         if self._clock() >= self._ends_at:
             raise OutOfTime
         if name not in self._unfinished:
@@ -140,7 +140,7 @@ class Table:
         print(f"{name}: {len(rows)} rows after {self._clock() - self._ends_at + self.seconds:.0f} s", file=sys.stderr)
 
     def run(self, measuring: Coroutine[Any, Any, T]) -> T:
-        """Run it on uvloop. Raises OutOfTime when the time is over, or when this process is asked to end (SIGTERM)."""
+        """Run it on uvloop. Raises OutOfTime when the time is over, or on SIGTERM."""
         return uvloop.run(self._within_time(measuring))
 
     async def _within_time(self, measuring: Coroutine[Any, Any, T]) -> T:
@@ -157,31 +157,65 @@ class Table:
 
 
 def _end_now(limit: asyncio.Timeout) -> None:
-    # A second SIGTERM, or one behind the end of the time, finds it ending already.
+    # A second SIGTERM, or one after the time is over, changes nothing.
     if not limit.expired():
         limit.reschedule(asyncio.get_running_loop().time())
 
 
-def arguments(description: str | None, *, limits: tuple[float, float], quick: str) -> argparse.ArgumentParser:
-    """The arguments of every bench. ``limits``: the seconds that the whole form and the short form may take."""
-    full, short = limits
+def arguments(
+    description: str | None, *, limits: tuple[float, float], quick: str = "", **amounts: tuple[float, float]
+) -> argparse.ArgumentParser:
+    """Build the argument parser of a bench. ``limits`` are the seconds allowed for the full and the short form.
+
+    Each of ``amounts`` becomes an option with two defaults: for the full and the short form. `amount_of` reads it.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.set_defaults(limits=limits)
+    parser.set_defaults(limits=limits, amounts=amounts)
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
-    parser.add_argument("--save", type=Path, help="also write the table to this file, with the machine")
+    parser.add_argument("--save", type=Path, help="also write the table and the machine to this file")
+    quick = quick or ", ".join(f"{name} {short:,}" for name, (_, short) in amounts.items())
     parser.add_argument("--quick", action="store_true", help=f"the short form: {quick}")
-    default = f"default: {full:g}, with --quick {short:g}"
+    for name, (full, short) in amounts.items():
+        parser.add_argument(f"--{name}", type=type(full), help=f"default: {full:,}, with --quick {short:,}")
+    default = "default: {:g}, with --quick {:g}".format(*limits)
     parser.add_argument(
         "--time-limit", type=float, metavar="SECONDS", help=f"then print the rows measured so far and exit with {OUT_OF_TIME}; {default}"
     )
     return parser
 
 
+def amount_of(options: argparse.Namespace, name: str) -> Any:
+    """Return an option of `arguments`: as given, or the default of the form that runs."""
+    given = getattr(options, name)
+    full, short = options.amounts[name]
+    return given if given is not None else short if options.quick else full
+
+
+Measure = Callable[..., Coroutine[Any, Any, None]]
+
+
+def run(
+    description: str | None,
+    measure: Measure,
+    *,
+    limits: tuple[float, float],
+    serve: Callable[..., Coroutine[Any, Any, None]] | None = None,
+    **amounts: tuple[float, float],
+) -> None:
+    """Run a bench from the command line: `measure(table, rounds=…)`, or with --serve, as its other process, `serve(…)`."""
+    if serve is not None and sys.argv[1:2] == ["--serve"]:
+        uvloop.run(serve(*sys.argv[2:]))
+        return
+    options = arguments(description, limits=limits, quick="", **amounts).parse_args()
+    with opened(options) as table:
+        table.run(measure(table, **{name: amount_of(options, name) for name in amounts}))
+
+
 @contextmanager
 def opened(options: argparse.Namespace, heading: str = "", clock: Callable[[], float] = time.monotonic) -> Iterator[Table]:
-    """A table whose time begins now, printed in the end whatever happens. Exits with OUT_OF_TIME when the time was too short.
+    """Open a table whose time starts now, and print it on any exit. Exits with OUT_OF_TIME if the time was too short.
 
-    Enter this before any server, so that they have ended when the rows are printed.
+    Enter this before starting servers, so that they have ended when the rows are printed.
     """
     full, short = options.limits
     default = short if options.quick else full
@@ -199,7 +233,7 @@ def opened(options: argparse.Namespace, heading: str = "", clock: Callable[[], f
     publish(table.rows, options, heading)
 
 
-# --- what is printed -----------------------------------------------------------------------------------------------------
+# --- printing ------------------------------------------------------------------------------------------------------------
 
 
 def machine() -> str:
@@ -233,7 +267,7 @@ def _ratio(row: Row) -> str:
 
 
 def publish(rows: Sequence[Row], options: argparse.Namespace, heading: str = "") -> None:
-    """Print the table, and write it where the options say so."""
+    """Print the table, and write it to the files in the options."""
     facts = (datetime.now(UTC).date().isoformat(), machine(), heading)
     text = f"{', '.join(filter(None, facts))}\n\n{render(rows)}"
     print(text, end="")

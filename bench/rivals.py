@@ -1,12 +1,11 @@
-"""The engine's rivals, built or installed for this machine and kept in ~/.cache/aimesh/rivals.
+"""Build or install the engine's rivals for this machine, in ~/.cache/aimesh/rivals.
 
     python -m bench.rivals
 
-builds `llama-server` and `llama-batched-bench` (about 10 minutes on 2 cores, once) and installs `llama_cpp.server`; run
-again, it finds them and says where they are.
+builds `llama-server` and `llama-batched-bench` (about 10 minutes on 2 cores, once), installs `llama_cpp.server`, and prints where they are.
 
-Both programs come from the llama.cpp source inside the sdist of llama-cpp-python that requirements/engine.lock names, so they and
-the engine compute with the same code. Nothing but the locked packages is fetched.
+Both programs come from the llama.cpp source in the sdist of llama-cpp-python that requirements/engine.lock names, so they use the same code
+as the engine. Only the locked packages are downloaded.
 """
 
 import hashlib
@@ -19,17 +18,17 @@ from pathlib import Path
 
 from tools import setup
 
-#: What `llama_cpp.server` needs besides the engine's wheel.
+#: What `llama_cpp.server` needs in addition to the engine's wheel.
 SERVER_LOCK = setup.LOCKS / "rivals.lock"
 PROGRAMS = ("llama-server", "llama-batched-bench")
-#: The wheel is a release build of shared libraries with llama.cpp's own defaults: this machine's instructions (GGML_NATIVE) and
-#: OpenMP. Its CMakeLists.txt sets nothing else on Linux, so nothing else is set here either. CMAKE_ARGS, by which a wheel is built
-#: for a GPU, goes to both: CMake reads no such variable by itself, scikit-build-core does.
+#: The wheel is a release build of shared libraries with llama.cpp's defaults: this machine's instructions (GGML_NATIVE) and OpenMP.
+#: Its CMakeLists.txt sets nothing else on Linux, so nothing else is set here either. CMAKE_ARGS, which selects a GPU, applies to both:
+#: scikit-build-core reads it, but CMake itself does not.
 AS_THE_WHEEL = ("-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=ON")
-#: Without these, the build asks npm and then a model hub for a web page, and wants OpenSSL for downloads that we do not make.
+#: Without these, the build downloads a web page from npm or a model hub, and needs OpenSSL for downloads that we do not make.
 NOTHING_FETCHED = ("-DLLAMA_BUILD_UI=OFF", "-DLLAMA_USE_PREBUILT_UI=OFF", "-DLLAMA_OPENSSL=OFF")
 ONLY_WHAT_IS_ASKED = ("-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_APP=OFF")
-#: The libraries are found beside the programs, wherever the folder is moved to.
+#: The programs find the libraries beside them, wherever the folder is moved.
 MOVABLE = ("-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON", "-DCMAKE_INSTALL_RPATH=$ORIGIN")
 
 
@@ -42,25 +41,25 @@ class Rivals:
 
 
 def folder() -> Path:
-    """Where this machine's are, named as its wheel is: by version, machine, processor and build flags."""
+    """Return this machine's folder, named like its wheel by version, machine, processor and build flags."""
     return setup.cache_folder().parent / "rivals" / setup.build_key()
 
 
 def ensure() -> Rivals:
-    """llama.cpp's programs, from the cache or built now; raises SetupFailed. Appears whole or not at all."""
+    """Return llama.cpp's programs, from the cache or built now. Raises SetupFailed. The folder appears whole or not at all."""
     programs = folder() / "bin"
     if not programs.is_dir():
         with _workplace() as place:
             tools = _build_tools(place)
             built = _build(_source(place, tools), place, tools)
-            # Somebody else may have been faster; theirs is as good.
+            # If another process was faster, use its build.
             if not programs.is_dir():
                 built.rename(programs)
     return Rivals(*(programs / name for name in PROGRAMS))
 
 
 def ensure_python_server() -> Path:
-    """A Python that can run `-m llama_cpp.server`, with the very wheel that our engine uses; raises SetupFailed."""
+    """Return a Python that can run `-m llama_cpp.server`, with the same wheel as our engine. Raises SetupFailed."""
     if not SERVER_LOCK.exists():
         raise setup.SetupFailed(f"{SERVER_LOCK} is missing: it pins what llama_cpp.server needs")
     environment = folder() / "python"
@@ -69,7 +68,7 @@ def ensure_python_server() -> Path:
     if not stamp.exists() or stamp.read_text(encoding="utf-8") != digest:
         folder().mkdir(parents=True, exist_ok=True)
         wheel = setup.ensure_engine_wheel()
-        # Made in its place, because scripts in it name their Python by its path.
+        # Created in its final place, because its scripts contain the path of their Python.
         setup.run("making a virtual environment for llama_cpp.server", sys.executable, "-m", "venv", "--clear", str(environment))
         pip = (str(python), "-m", "pip", "--disable-pip-version-check", "install")
         setup.run("installing what llama_cpp.server needs", *pip, "--require-hashes", "-r", str(SERVER_LOCK))
@@ -87,7 +86,7 @@ def _workplace() -> tempfile.TemporaryDirectory[str]:
 
 
 def _build_tools(place: str) -> Path:
-    """CMake and Ninja, those that the wheel is built with."""
+    """Install CMake and Ninja in the versions that build the wheel."""
     tools = Path(place) / "tools"
     setup.run("preparing the build of the rivals", sys.executable, "-m", "venv", str(tools))
     pip = (str(tools / "bin" / "python"), "-m", "pip", "--disable-pip-version-check")
@@ -96,10 +95,10 @@ def _build_tools(place: str) -> Path:
 
 
 def _source(place: str, tools: Path) -> Path:
-    """llama.cpp's source, out of the sdist that the lock pins by hash."""
+    """Return llama.cpp's source, from the sdist that the lock pins by hash."""
     download = Path(place) / "sdist"
     download.mkdir()
-    # pip asks the sdist for its metadata, which the build tools of the lock can answer.
+    # pip asks the sdist for its metadata, which needs the build tools of the lock.
     pip = (str(tools / "python"), "-m", "pip", "--disable-pip-version-check", "download", "--no-build-isolation")
     lock = setup.only(setup.ENGINE, Path(place))
     what = f"fetching the source of {setup.ENGINE} {setup.engine_version()}"
@@ -112,7 +111,6 @@ def _source(place: str, tools: Path) -> Path:
 
 
 def _build(source: Path, place: str, tools: Path) -> Path:
-    """The folder of the finished programs and their libraries."""
     target = Path(place) / "build"
     environment = {**setup.build_environment(), "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
     options = (*AS_THE_WHEEL, *NOTHING_FETCHED, *ONLY_WHAT_IS_ASKED, *MOVABLE, *os.environ.get("CMAKE_ARGS", "").split())

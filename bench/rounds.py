@@ -1,7 +1,7 @@
-"""Rounds in which all contenders take turns, and what comes of them: the ratio of each round's pair.
+"""Let all contenders take turns in rounds, and compare the pairs of each round.
 
-A machine's speed drifts by more than what is measured. Two figures of one round are minutes apart at most, so their ratio
-keeps its meaning; the median of the ratios leaves out a round in which something else ran.
+The speed of a machine drifts by more than the measured differences. Two figures of one round are minutes apart at most, so their ratio is
+meaningful; the median of the ratios leaves out a round in which something else was running.
 """
 
 import math
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def in_turn(everyone: Sequence[T], number: int) -> list[T]:
-    """Who goes first is another one in each round."""
+    """Start each round with another contender."""
     first = number % len(everyone)
     return [*everyone[first:], *everyone[:first]]
 
@@ -32,25 +32,25 @@ def paired(
     at_most: float | None = None,
     at_least: float | None = None,
 ) -> report.Row:
-    """The medians of both, and the median of the rounds' ratios, with the least and the largest of them beside it."""
+    """Return the medians of both sides, and the median of the rounds' ratios with its range."""
     ratios = [value / other if other else math.nan for value, other in zip(values, others, strict=True)]
-    # NaN has no place in an order, so the median of the rest would depend on where it stands.
+    # NaN cannot be ordered, so the median of the others would depend on its place.
     ratio = math.nan if any(map(math.isnan, ratios)) else statistics.median(ratios)
     row = report.Row(claim, statistics.median(values), unit, rival, statistics.median(others), ratio, between=(min(ratios), max(ratios)))
     return report.judge(row, at_most=at_most, at_least=at_least)
 
 
 class Neighbours:
-    """What other processes take of this machine's processors: more than a little, and the figures are about them.
+    """The share of the processors that other processes use: above a few percent the figures are not valid.
 
-    llama.cpp's threads wait for each other after every operation, so one that has to share its core holds up all of them.
+    llama.cpp's threads wait for each other after every operation, so one that shares its core delays all of them.
     """
 
     def __init__(self) -> None:
         self._busy, self._own, self._idle = _busy_seconds(), _own_seconds(), _idle_seconds()
 
     def share(self) -> float:
-        """Since the start, 0 to 1. Ours is this process with those of its children that have ended."""
+        """Return the share since the start, from 0 to 1. This process and its ended children do not count as others."""
         busy, own, idle = _busy_seconds() - self._busy, _own_seconds() - self._own, _idle_seconds() - self._idle
         return max(0.0, busy - own) / max(busy + idle, 1e-9)
 
@@ -65,7 +65,7 @@ def _idle_seconds() -> float:
 
 
 def _ticks() -> list[int]:
-    # proc_stat(5): the first line is all processors together.
+    # proc_stat(5): the first line is the sum of all processors.
     with Path("/proc/stat").open(encoding="ascii") as file:
         return [int(each) for each in file.readline().split()[1:9]]
 

@@ -1,29 +1,32 @@
-"""What a scrape of the whole mesh costs the metrics service: the texts of 200 workers and a gateway, merged and rendered.
+"""The cost of a scrape of the whole mesh for the metrics service: merge and render the texts of 200 workers and a gateway.
 
     python -m bench.scrape [--quick] [--workers 200] [--runs 7] [--json FILE]
 
-The texts are what such nodes have after an hour of work: three models of twenty each, every instrument of theirs, exemplars, and the
-machine. What the nodes and the mesh add, by answering over their links, is not in it.
+The texts are those of nodes after an hour of work: three models of twenty each, all instruments, exemplars, and the machine. The time that
+nodes and mesh need to answer is not included; ``bench.observing`` has it.
 """
 
 import random
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import ClassVar
 
 from bench import report
 from services.metrics.export import openmetrics, prometheus_merge
 from services.metrics.export.prometheus_merge import MetricSource
 from shared import context
+from shared.api.gateway import Check
 from shared.api.node import NodeMetrics
+from shared.node.member import Node
+from shared.node.settings import NodeSettings
 from shared.telemetry import Metrics, host_instruments, instruments
 from shared.telemetry.answer_metrics import GatewayAnswers, MeasuredAnswer, WorkerAnswers
 from shared.telemetry.tracing import ServingSpan, Traces
-from shared.types import ModelName
+from shared.types import ModelName, Role
 
-#: Workers, and runs.
-QUICK = (50, 3)
 MODELS = tuple(ModelName(f"model-{number}:8b-instruct-q4") for number in range(20))
 MODELS_OF_A_WORKER = 3
 ANSWERS = 60
@@ -51,7 +54,7 @@ def _answer(model: ModelName, draw: random.Random) -> MeasuredAnswer:
 
 
 def _request(traces: Traces, draw: random.Random) -> ServingSpan:
-    """One of twenty is looked at."""
+    """Trace one request of twenty."""
     trace = f"{draw.getrandbits(128) or 1:032x}"
     serving = traces.join("chat", f"00-{trace}-{1:016x}-{draw.random() < 0.05:02x}", context.new_request_id())
     assert serving is not None
@@ -70,14 +73,31 @@ def _machine(metrics: Metrics, name: str, draw: random.Random) -> None:
         metrics.request_duration.labels(service=metrics.service, method=method, model="").observe(draw.random())
 
 
+class WorkerNode:
+    """A worker that answers only the metrics service."""
+
+    role: ClassVar[Role] = Role.WORKER
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: NodeSettings, node: Node) -> AsyncIterator["WorkerNode"]:
+        yield cls()
+
+    async def checks(self) -> tuple[Check, ...]:
+        return ()
+
+    def asgi(self) -> None:
+        return None
+
+
 def worker(number: int) -> NodeMetrics:
     metrics = Metrics("inference")
-    work(metrics, number)
+    fill_worker(metrics, number)
     return metrics.read()
 
 
-def work(metrics: Metrics, number: int) -> None:
-    """An hour of one worker."""
+def fill_worker(metrics: Metrics, number: int) -> None:
+    """Record an hour of one worker."""
     draw, traces = random.Random(number), Traces(ratio=0)
     answers = WorkerAnswers(metrics, "llama_cpp")
     _machine(metrics, f"machine-{number}", draw)
@@ -124,22 +144,7 @@ def _median_ms(make: Callable[[], object], runs: int) -> float:
     return statistics.median(took)
 
 
-def _resident_mib() -> float:
-    """The most that this process ever held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def main() -> None:
-    parser = report.arguments(__doc__, limits=(300.0, 120.0), quick=f"{QUICK[0]} workers, {QUICK[1]} runs")
-    parser.add_argument("--workers", type=int, default=200)
-    parser.add_argument("--runs", type=int, default=7)
-    options = parser.parse_args()
-    workers, runs = QUICK if options.quick else (options.workers, options.runs)
-    with report.opened(options) as table:
-        measure(table, workers, runs)
-
-
-def measure(table: report.Table, workers: int, runs: int) -> None:
+async def _measure(table: report.Table, workers: int, runs: int) -> None:
     table.expect(("first", *WAYS, "memory"))
     sources, merger = _sources(workers), prometheus_merge.Merger(KNOWN)
     with table.part("first") as rows:
@@ -154,8 +159,10 @@ def measure(table: report.Table, workers: int, runs: int) -> None:
             took = _median_ms(lambda render=render: render(merger.merge(sources)), runs)  # type: ignore[misc]
             rows.append(report.alone(f"merge {of}: {name}", took, "ms", at_most=300))
     with table.part("memory") as rows:
-        rows.append(report.alone("most memory of the process", _resident_mib(), "MiB", at_most=200))
+        # Linux counts the maximum in KiB.
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        rows.append(report.alone("most memory of the process", most, "MiB", at_most=200))
 
 
 if __name__ == "__main__":
-    main()
+    report.run(__doc__, _measure, limits=(300.0, 120.0), workers=(200, 50), runs=(7, 3))

@@ -1,10 +1,10 @@
-"""What a stack's processes hold after 10,000 mixed requests, against what they held after 500.
+"""Compare the memory of a stack's processes after 10,000 mixed requests with that after 500.
 
     python -m bench.soak [--quick] [--requests 10000] [--json FILE]
 
-The requests are those of bench/mixture.py, 16 at a time: echo and the real model, streams and whole answers, formats, errors, and
-callers who leave in the middle. Memory is read when nothing has run for a while: the resident set (RSS), and what of it is the process's
-own (USS), which pages of files do not count for. A process that was started again in between is an error: it has forgotten what it held.
+The requests come from bench/mixture.py, 16 at a time: echo and the real model, streams and whole answers, formats, errors, and clients that
+disconnect. Memory is read after some idle time: the resident set (RSS), and the process's own part of it (USS), which excludes pages of
+files. A process that was restarted in between is an error, because its memory started again.
 """
 
 import asyncio
@@ -27,23 +27,23 @@ from tests import people
 from tests.stacks import RunningStack, stack
 
 REQUESTS, QUICK_REQUESTS = 10_000, 1_500
-#: By then every path has been taken at full concurrency, and what is made once is made.
+#: By then every path has run at full concurrency, and everything that is created once exists.
 FIRST_REQUESTS = 500
 AT_ONCE = 16
 MOST_GROWTH = 1.05
 RIVAL = f"after {FIRST_REQUESTS}"
-#: Until what the last requests held has been given back; engines announce themselves, metrics are read, writers are flushed.
+#: The time to release memory of the last requests; engines announce themselves, metrics are read, writers are flushed.
 IDLE_SECONDS = 8.0
 READINGS = 5
 READING_SECONDS = 1.0
 START_SECONDS = 30.0
 
 SERVICES = ("auth", "gateway", "metrics", "web", "inference", "inference-echo")
-#: What is found in the command of a process that one of these started, and what it then is.
+#: Text in the command of a child process -> its name.
 CHILDREN = {b"engine.process": "engine", b"grammar.compiling": "grammars", b"sidecar": "sidecar"}
-#: Where the others forget nothing, this one may end: it comes with a new grammar and goes after a minute without one.
+#: This process may end: it starts with a new grammar and exits after a minute without one.
 COMES_AND_GOES = "inference: grammars"
-#: Of what went wrong, how much is shown.
+#: How many errors are shown.
 MOST_SHOWN = 20
 
 
@@ -55,19 +55,19 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a process holds, in MB."""
+    """The memory of a process, in MB."""
 
     pid: int
     rss: float
     uss: float
 
 
-# --- what processes hold -------------------------------------------------------------------------------------------------
+# --- memory of processes -------------------------------------------------------------------------------------------------
 
 
 def read(pid: int) -> Reading:
     sizes = dict.fromkeys(("Rss", "Private_Clean", "Private_Dirty"), 0)
-    # proc_pid_smaps(5): counted over all mappings at this very moment; the kernel's own counters in statm lag behind.
+    # proc_pid_smaps(5): counted over all mappings at this moment; the kernel's counters in statm lag behind.
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()[1:]:
         name, _, rest = line.partition(":")
         if name in sizes:
@@ -98,7 +98,7 @@ async def processes_of(running: RunningStack) -> list[Process]:
 
 
 async def read_all(running: RunningStack) -> dict[str, Reading]:
-    """By name, after a while of idleness; of each process the median of some readings."""
+    """Return the median of some readings of each process, by name, after some idle time."""
     await asyncio.sleep(IDLE_SECONDS)
     processes = await processes_of(running)
     found: dict[str, list[Reading]] = {process.name: [] for process in processes}
@@ -110,7 +110,6 @@ async def read_all(running: RunningStack) -> dict[str, Reading]:
 
 
 def median(readings: Sequence[Reading]) -> Reading:
-    """Of one process."""
     return Reading(readings[0].pid, statistics.median(each.rss for each in readings), statistics.median(each.uss for each in readings))
 
 
@@ -129,7 +128,7 @@ async def _doors(running: RunningStack, key: str) -> AsyncIterator[Mapping[Door,
 
 
 async def _until_it_knows_all_workers(gateway: httpx.AsyncClient) -> None:
-    """A gateway that has just started cannot tell yet that nobody serves a model, and says so."""
+    """A gateway that has just started cannot tell yet that no worker serves a model, and says so."""
     asked = {"model": "nobody-serves-this", "messages": [{"role": "user", "content": "hello"}]}
     async with asyncio.timeout(START_SECONDS):
         while True:
@@ -177,7 +176,7 @@ async def measure(table: report.Table, requests: int, tally: Tally) -> None:
 
 
 def compare(first: Mapping[str, Reading], last: Mapping[str, Reading]) -> list[report.Row]:
-    """Pure. Of each process, by name; one that is new or another one than at first held nothing, so its figures mean nothing."""
+    """Compare each process by name. A new or restarted process makes its figures meaningless. Pure."""
     made = []
     for name in sorted(first.keys() | last.keys()):
         before, after = first.get(name), last.get(name)

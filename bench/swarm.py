@@ -1,9 +1,9 @@
-"""Hyperswarm from Python: what the sidecars between two Pythons cost, against plain asyncio TCP, Node on its own, and their memory.
+"""Hyperswarm from Python: the cost and memory of the sidecars between two Python processes, against asyncio TCP and Node alone.
 
     python -m bench.swarm [--quick] [--rounds 3] [--json FILE]
 
-Everything runs on a DHT of its own on loopback. The other side of each path is a process of its own; the rounds alternate and
-each figure is its median, because two shared cores drift. Hyperswarm runs on uvloop, as all services do; TCP on plain asyncio, both ends.
+Everything runs on a private DHT on loopback. The other side of each path is a separate process. Rounds alternate and each figure is a
+median, because the speed of shared cores drifts. Hyperswarm runs on uvloop, as all services do; TCP on plain asyncio at both ends.
 """
 
 import asyncio
@@ -16,32 +16,31 @@ import struct
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import uvloop
 
-from bench import report
+from bench import calls, processes, report
+from bench.calls import Figures
 from shared.node.lifecycle import background
 from shared.transports.hyperswarm import PeerAddress, PeerConnection, Swarm, find_node
 from tests.dht import dht
 
-WARM_UP, ONE_BY_ONE, IN_FLIGHT, EACH = 300, 2000, 32, 400
+IN_FLIGHT, EACH = 32, 400
 BIG, FLOOD_BYTES = 64 * 1024, 128 * 1024 * 1024
 JOINS, CROWD = 7, 50
-QUICK_ROUNDS = 1
-#: As long as the bare library took to let 505 MB through.
+#: In this time the bare library passed 505 MB.
 DEAF_SECONDS = 2.0
-#: A message's first byte: send it back, count it, say what was counted, or read no more from now on.
+#: A message's first byte: send it back, count it, report the count, or stop reading.
 ECHO, COUNT, REPORT, DEAFEN = 0x45, 0x53, 0x51, 0x44
 BODY = bytes([ECHO]) * 100
 SWARMS = Path(__file__).parent / "hyperswarm" / "swarms.js"
 PACKAGES = Path(__file__).parent.parent / "shared" / "transports" / "hyperswarm" / "sidecar" / "node_modules"
 LENGTH = struct.Struct("<I")
 
-One = Callable[[bytes], Awaitable[bytes]]
 median = statistics.median
 
 
@@ -49,7 +48,7 @@ median = statistics.median
 
 
 class _Counter:
-    """What an echo does with a message, by its first byte; None is no answer."""
+    """Answers a message by its first byte; None for no answer."""
 
     def __init__(self) -> None:
         self._counted = 0
@@ -147,7 +146,7 @@ class Other:
         return answer
 
     async def ask(self) -> dict[str, float]:
-        """One more round."""
+        """Ask for another round."""
         assert self.process.stdin is not None
         self.process.stdin.write(b"\n")
         return await self.hear()
@@ -182,7 +181,7 @@ async def _first(swarm: Swarm) -> PeerConnection:
 
 
 class Caller:
-    """Calls over a connection that answers in order."""
+    """Calls over a connection whose answers arrive in order."""
 
     def __init__(self, connection: PeerConnection) -> None:
         self._connection = connection
@@ -206,44 +205,7 @@ class Caller:
         return FLOOD_BYTES / BIG / (time.perf_counter() - start)
 
 
-async def _one_by_one(one: One) -> list[float]:
-    for _ in range(WARM_UP):
-        await one(BODY)
-    took = []
-    for _ in range(ONE_BY_ONE):
-        start = time.perf_counter()
-        await one(BODY)
-        took.append((time.perf_counter() - start) * 1e6)
-    return took
-
-
-async def _in_flight(one: One) -> float:
-    async def many() -> None:
-        for _ in range(EACH):
-            await one(BODY)
-
-    start = time.perf_counter()
-    async with asyncio.TaskGroup() as tasks:
-        for _ in range(IN_FLIGHT):
-            tasks.create_task(many())
-    return IN_FLIGHT * EACH / (time.perf_counter() - start)
-
-
 # --- what is measured ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class Figures:
-    """Of all rounds."""
-
-    p50: list[float] = field(default_factory=list)
-    p99: list[float] = field(default_factory=list)
-    rate: list[float] = field(default_factory=list)
-    big: list[float] = field(default_factory=list)
-
-    def add(self, took: list[float]) -> None:
-        self.p50.append(report.percentile(took, 0.5))
-        self.p99.append(report.percentile(took, 0.99))
 
 
 async def _measure_messages(bootstrap: list[PeerAddress], rounds: int) -> list[report.Row]:
@@ -263,31 +225,31 @@ async def _measure_messages(bootstrap: list[PeerAddress], rounds: int) -> list[r
         await swarm.join(topic)
         caller = Caller(await _first(swarm))
         for _ in range(rounds):
-            tcp.add(await asyncio.to_thread(asyncio.run, _ask_tcp(port)))
-            ours.add(await _one_by_one(caller))
-            ours.rate.append(await _in_flight(caller))
-            ours.big.append(await caller.flood())
+            tcp.add_latencies(await asyncio.to_thread(asyncio.run, _ask_tcp(port)))
+            ours.add_latencies(await calls.one_by_one(lambda: caller(BODY)))
+            ours.rate.append(await calls.rate_of_many(lambda: caller(BODY), IN_FLIGHT, EACH))
+            ours.stream.append(await caller.flood())
             answer = await node_ask.ask()
             node.p50.append(answer["echo_us"])
-            node.big.append(answer["messages_per_second"])
+            node.stream.append(answer["messages_per_second"])
     return [
-        report.against("echo 100 B, p50", median(ours.p50), "us", "asyncio TCP", median(tcp.p50), at_most=4),
+        calls.compare("echo 100 B, p50", ours.p50, "us", "asyncio TCP", tcp.p50, at_most=4),
         report.alone("echo 100 B, p99", median(ours.p99), "us", at_most=3000),
-        report.against("echo 100 B, p50", median(ours.p50), "us", "Node alone", median(node.p50)),
+        calls.compare("echo 100 B, p50", ours.p50, "us", "Node alone", node.p50),
         report.alone("raw echoes, 32 in flight", median(ours.rate), "messages/s", at_least=30_000),
-        report.against("64 KiB messages", median(ours.big), "messages/s", "Node alone", median(node.big), at_least=0.8),
+        calls.compare("64 KiB messages", ours.stream, "messages/s", "Node alone", node.stream, at_least=0.8),
     ]
 
 
 async def _ask_tcp(port: int) -> list[float]:
-    """In a loop of asyncio's own."""
+    """Runs in an event loop of asyncio, not of uvloop."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
 
     async def call(message: bytes) -> bytes:
         writer.write(LENGTH.pack(len(message)) + message)
         return await _read(reader)
 
-    took = await _one_by_one(call)
+    took = await calls.one_by_one(lambda: call(BODY))
     writer.close()
     await writer.wait_closed()
     return took
@@ -336,7 +298,7 @@ async def _measure_crowd(bootstrap: list[PeerAddress]) -> list[report.Row]:
 
 
 async def _measure_deaf(bootstrap: list[PeerAddress], *, greedy: bool) -> report.Row:
-    """``greedy``: the peer grants all that the wire lets it grant, and is stopped."""
+    """With ``greedy``, the peer grants the largest window and is stopped; otherwise it stops reading."""
     topic = os.urandom(32)
     nodes = [{"host": each.host, "port": each.port} for each in bootstrap]
     texts = [str(each) for each in bootstrap]
@@ -348,26 +310,23 @@ async def _measure_deaf(bootstrap: list[PeerAddress], *, greedy: bool) -> report
         if greedy:
             peer.process.send_signal(signal.SIGSTOP)
         else:
-            # What the first messages cost by being the first is not the matter.
-            await _one_by_one(Caller(connection))
+            # The first messages allocate what later ones reuse.
+            first = Caller(connection)
+            await calls.one_by_one(lambda: first(BODY))
             connection.send(bytes([DEAFEN]))
-        before = _own_bytes() + (await swarm.stats()).rss_bytes
+        before = processes.resident_bytes() + (await swarm.stats()).rss_bytes
         message = bytes([COUNT]) * BIG
         end = time.monotonic() + DEAF_SECONDS
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + DEAF_SECONDS):
                 while True:
                     await connection.write(message)
-        after = _own_bytes() + (await swarm.stats()).rss_bytes
+        after = processes.resident_bytes() + (await swarm.stats()).rss_bytes
         assert time.monotonic() >= end, "the connection ended before the measurement"
         if greedy:
             peer.process.send_signal(signal.SIGCONT)
     who = "a peer that grants all and is stopped" if greedy else "a peer that never reads"
     return report.alone(f"memory that {who} costs", (after - before) / 1e6, "MB", at_most=4)
-
-
-def _own_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 async def _measure(table: report.Table, rounds: int) -> None:
@@ -384,14 +343,6 @@ async def _measure(table: report.Table, rounds: int) -> None:
                 rows.append(await _measure_deaf(bootstrap, greedy=greedy))
 
 
-def main() -> None:
-    parser = report.arguments(__doc__, limits=(600.0, 180.0), quick=f"{QUICK_ROUNDS} round")
-    parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
-    with report.opened(options) as table:
-        table.run(_measure(table, QUICK_ROUNDS if options.quick else options.rounds))
-
-
 def _be_other(role: str, text: str) -> None:
     options = json.loads(text)
     if role == "tcp":
@@ -404,4 +355,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--other"]:
         _be_other(*sys.argv[2:])
     else:
-        main()
+        report.run(__doc__, _measure, limits=(600.0, 180.0), rounds=(3, 1))

@@ -1,13 +1,12 @@
-"""A stack for benches of the gateway: tenants whose limits stop nothing, an instant upstream, more workers, and what a process holds."""
+"""A stack for benches of the gateway: tenants with unreachable limits, an instant upstream, and more workers."""
 
 import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 
-from bench import openai_upstream
+from bench import openai_upstream, processes
 from services.gateway.limits import tiers
 from shared.types import Credential
 from tests import people
@@ -15,21 +14,21 @@ from tests.stacks import RunningStack
 from tests.testnet import free_port
 
 TENANTS = 50
-#: All limits are counted and none is reached; the ledger takes every request from an account without an end.
+#: All limits are counted and none is reached; every account has unlimited credits in the ledger.
 UNREACHED = {
-    # Answers shall be made, not remembered.
+    # Cached answers would not be measured.
     "RESPONSE_CACHE": "off",
     "TIER_FREE": ",".join([*(f"{name}=1000000000" for name in tiers.LIMITS), "credits=unlimited"]),
     "DEFAULT_RATE_LIMIT": "1000000000",
     "PREMIUM_RATE_LIMIT": "1000000000",
 }
 START_SECONDS = 15.0
-#: argon2 fills a core for each of them.
+#: argon2 uses a whole core for each registration.
 AT_ONCE = 4
 
 
 async def register(running: RunningStack, count: int = TENANTS) -> tuple[Credential, ...]:
-    """A key of each of so many new users."""
+    """Register new users. Return a key of each."""
     turn = asyncio.Semaphore(AT_ONCE)
     async with people.api_client(running) as api_client:
 
@@ -42,7 +41,7 @@ async def register(running: RunningStack, count: int = TENANTS) -> tuple[Credent
 
 @asynccontextmanager
 async def upstream() -> AsyncIterator[int]:
-    """The port of an instant upstream."""
+    """Run an instant upstream. Yields its port."""
     port = free_port()
     process = await asyncio.create_subprocess_exec(sys.executable, "-m", "bench.openai_upstream", str(port), stdout=asyncio.subprocess.PIPE)
     try:
@@ -56,13 +55,13 @@ async def upstream() -> AsyncIterator[int]:
 
 
 def served_by(upstream_port: int) -> dict[str, str]:
-    """Settings by which the stack's first worker serves openai_upstream.MODEL."""
+    """Return settings that let the stack's first worker serve openai_upstream.MODEL."""
     return {"INFERENCE_BACKEND": "openai", "OPENAI_BASE_URL": f"http://127.0.0.1:{upstream_port}/v1", "ENGINE_SLOTS": "256"}
 
 
 @asynccontextmanager
 async def echo_workers(running: RunningStack, count: int, token_ms: float, **settings: str) -> AsyncIterator[None]:
-    """So many more workers of the model `echo`, as machines that lend themselves."""
+    """Run more workers of the model `echo`, as on other machines."""
     async with AsyncExitStack() as opened:
         for _ in range(count):
             await opened.enter_async_context(_echo_worker(running, ECHO_TOKEN_MS=str(token_ms), **settings))
@@ -78,7 +77,7 @@ async def _echo_worker(running: RunningStack, **settings: str) -> AsyncIterator[
             while json.loads(await worker.stdout.readline())["event"] != "ready":
                 pass
         async with asyncio.TaskGroup() as tasks:
-            # A full pipe would hold it up.
+            # A full pipe would block it.
             tasks.create_task(worker.stdout.read())
             yield
             worker.kill()
@@ -93,14 +92,17 @@ def chat_body(model: str, prompt: str, max_tokens: int, *, stream: bool) -> str:
 
 
 def resident_mb(pid: int) -> float:
-    line = next(line for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines() if line.startswith("VmRSS"))
-    return int(line.split()[1]) * 1024 / 1e6
+    return processes.resident_bytes(pid) / 1e6
+
+
+async def pid_of(running: RunningStack, program: str) -> int:
+    pid = (await running.pids())[program]
+    assert pid is not None, f"{program} does not run"
+    return pid
 
 
 async def gateway_pid(running: RunningStack) -> int:
-    pid = (await running.pids())["gateway"]
-    assert pid is not None
-    return pid
+    return await pid_of(running, "gateway")
 
 
 def gateway_port(running: RunningStack) -> int:

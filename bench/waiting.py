@@ -1,4 +1,4 @@
-"""How long the caller of an engine waits: for the first token, for one behind a prefix that is known, and between two tokens.
+"""Measure how long a caller of the engine waits: for the first token, with a known prefix, and between two tokens.
 
 Part of ``bench.engine``.
 """
@@ -15,32 +15,32 @@ from bench.contenders import Contender, Running, Shape
 
 #: Words that are one token each.
 WORDS = ("the", "sea", "light", "was", "over", "and", "under", "old", "house", "with", "long", "night", "many", "small", "stone", "water")
-#: What SmolLM2's chat template adds to a message.
+#: The tokens that SmolLM2's chat template adds to a message.
 TEMPLATE_TOKENS = 30
 SHORT_PROMPT, SHARED_PREFIX, QUESTION, LONG_PROMPT = 200, 1000, 20, 4000
 #: In one round.
 FIRST_TOKENS = 6
-#: Each is read in a few seconds, and one that a neighbour held up should not be the median.
+#: Each takes a few seconds, and one that a neighbour delayed must not be the median.
 LEAST_PREFIXES = 3
-#: Chats of a company: many prompts, of which each begins with one of a few pages.
+#: Many prompts, each of which begins with one of a few pages, as in a company.
 CHATS, CHATS_AT_ONCE, PAGES, PAGE, CHAT_PROMPT, CHAT_TOKENS = 200, 16, 10, 192, 256, 32
 #: Streams that run while another prompt is read.
 STREAMS, LONG_CONTEXT = 4, 8192
 #: At 30 steps a second, 700 gaps of four streams: enough for a 99th percentile.
 QUIET_SECONDS = 6.0
-#: A stream goes on until it is cancelled; with its prompt this fits the context.
+#: A stream runs until it is cancelled; with its prompt this fits the context.
 ENDLESS = LONG_CONTEXT - 100
-#: Tokens that each stream has given before its gaps count.
+#: Tokens of each stream before its gaps count.
 RUNNING_IN = 8
 
 
 def message(tokens: int, source: random.Random) -> str:
-    """So many tokens, with no beginning in common with another."""
+    """Return a prompt of this length that shares no prefix with another."""
     return " ".join(source.choice(WORDS) for _ in range(tokens))
 
 
 async def first_token(running: Running, prompt: str, new_tokens: int = 4) -> tuple[float, int]:
-    """Milliseconds to the first token, and how many tokens the prompt had."""
+    """Return the milliseconds to the first token, and the tokens of the prompt."""
     came: list[float] = []
     start = time.perf_counter()
     answer = await running.generate(prompt, new_tokens, lambda: came.append(time.perf_counter()))
@@ -52,7 +52,7 @@ async def measure_first_token(rows: list[report.Row], count: int, threads: int) 
     lengths: set[int] = set()
     for number in range(count):
         for contender in rounds.in_turn(contenders.everyone(), number):
-            # The same prompts for all, and none of them twice.
+            # The same prompts for all, each used once.
             source = random.Random(number)
             async with contender.opened(Shape(1, 2048, threads)) as running:
                 prompts = [message(SHORT_PROMPT - TEMPLATE_TOKENS, source) for _ in range(FIRST_TOKENS)]
@@ -85,7 +85,7 @@ async def measure_shared_prefix(rows: list[report.Row], count: int, threads: int
 
 
 async def measure_reuse(rows: list[report.Row], _count: int, threads: int) -> None:
-    """Chats that begin with one of a few pages, so many at a time: what the whole takes, and how long each waits."""
+    """Send chats that begin with one of a few pages, and measure the total time and each wait."""
     took: dict[str, float] = {}
     for contender in contenders.everyone():
         source = random.Random(7)
@@ -108,18 +108,18 @@ async def measure_reuse(rows: list[report.Row], _count: int, threads: int) -> No
 
 
 async def _ask_all(running: Running, queue: Iterator[str]) -> list[float]:
-    """One after the other, as many as are left; each one's milliseconds to the first token."""
+    """Send prompts until the queue is empty. Return the milliseconds to each first token."""
     return [(await first_token(running, prompt, CHAT_TOKENS))[0] for prompt in queue]
 
 
 class Streams:
-    """Streams that never end, and the gaps between their tokens."""
+    """Endless streams, and the gaps between their tokens."""
 
     def __init__(self) -> None:
         self._last: list[float | None] = [None] * STREAMS
         self._given = [0] * STREAMS
         self.run_in = asyncio.Event()
-        #: When a gap ended, and its milliseconds.
+        #: The time at the end of a gap, and its milliseconds.
         self._gaps: list[tuple[float, float]] = []
 
     def came(self, stream: int) -> None:
@@ -132,13 +132,13 @@ class Streams:
             self.run_in.set()
 
     def since(self, start: float) -> list[float]:
-        """The gaps that ended after ``start``."""
+        """Return the gaps that ended after ``start``."""
         return [gap for end, gap in self._gaps if end > start]
 
 
 @asynccontextmanager
 async def _streams(running: Running) -> AsyncIterator[Streams]:
-    """The block begins when all of them give tokens, and cancels them."""
+    """Enter the block when all streams generate tokens, and cancel them afterwards."""
     streams = Streams()
 
     async def run(stream: int) -> None:
@@ -155,7 +155,7 @@ async def _streams(running: Running) -> AsyncIterator[Streams]:
 
 
 async def _gaps(contender: Contender, number: int, threads: int) -> tuple[float, float, float]:
-    """The 99th percentile of the gaps, quiet and beside a long prompt, in milliseconds; and what the prompt took."""
+    """Return the 99th percentile of the gaps, quiet and beside a long prompt, in milliseconds; and the duration of the prompt."""
     async with contender.opened(Shape(STREAMS + 1, LONG_CONTEXT, threads)) as running, _streams(running) as streams:
         start = time.perf_counter()
         await asyncio.sleep(QUIET_SECONDS)
