@@ -31,7 +31,7 @@ async def test_the_code_of_the_mail_sets_a_new_password_once(browser: Browser, m
     assert (await browser.sign_in("alice", NEW)).status_code == 303
     again = await browser.submit(await browser.get("/reset"), "/reset", code="mailed-code", new_password=NEW, repeated=NEW)
     assert again.status_code == 401
-    assert "Ask for another one" in again.text
+    assert "Request another one" in again.text
 
 
 @pytest.mark.parametrize(
