@@ -59,7 +59,7 @@ def certified(at: float, key: node_keys.NodeKey = KEY, ca: node_keys.Authority =
         pytest.param(
             kept(certified(NOW, KEY, node_keys.Authority(node_keys.new_authority_seed()))),
             False,
-            "not of this mesh",
+            "belongs to another mesh",
             "ticket",
             id="another CA",
         ),

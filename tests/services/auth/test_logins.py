@@ -532,7 +532,7 @@ async def test_another_organisation_is_not_found(api_client: ApiClient, settings
     await api_client.world.register("anna")
     session = await api_client.login()
     for other in (team, TenantId(uuid4()), TenantId(ben.id)):
-        with pytest.raises(errors.NotFound, match="you belong to no organisation with this id"):
+        with pytest.raises(errors.NotFound, match="you are not a member of an organization with this id"):
             await switch(api_client, session, other)
     assert (await api_client.identify(session)).team_id is None, "and the session is as it was"
 
@@ -569,7 +569,7 @@ async def test_who_remembers_a_token_hears_when_its_session_ends_or_changes(api_
 
     async def reuse(session: auth.LoginSession) -> None:
         await refresh(api_client, (await refresh(api_client, session.session_token)).session_token)
-        with pytest.raises(errors.NotAuthenticated, match="this session token was used before, so the session was ended"):
+        with pytest.raises(errors.NotAuthenticated, match="this session token was already used, so the session was ended"):
             await refresh(api_client, session.session_token)
 
     ways: list[Callable[[auth.LoginSession], Awaitable[object]]] = [

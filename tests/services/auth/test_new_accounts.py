@@ -42,5 +42,5 @@ async def test_only_an_administrator_is_told(world: Surroundings) -> None:
     admin = await world.admin_token()
     found = await world.ask(business.count_new_accounts, asked, admin)
     assert found.days[0].registrations == 2
-    with pytest.raises(errors.BadRequest, match="since and until: two days, the earlier one first, at most 750 apart"):
+    with pytest.raises(errors.BadRequest, match="since and until: two days, the earlier first, at most 750 apart"):
         await world.ask(business.count_new_accounts, CountNewAccounts(today, today), admin)

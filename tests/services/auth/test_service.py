@@ -282,11 +282,11 @@ async def test_a_login_link_opens_one_session(world: Surroundings) -> None:
 async def test_a_limited_key_cannot_rid_itself_of_its_limit(world: Surroundings) -> None:
     await world.register()
     limited = await world.new_key((await world.login()).access_token, limits=LIMITS)
-    with pytest.raises(errors.NotAllowed, match="a key with a limit of its own makes no keys"):
+    with pytest.raises(errors.NotAllowed, match="a key with its own limit cannot create keys"):
         await world.new_key(limited.api_key)
     with pytest.raises(errors.NotAllowed, match="cannot create keys"):
         await world.new_key(limited.api_key, limits=LIMITS)
-    with pytest.raises(errors.NotAllowed, match="a key with a limit of its own opens no session"):
+    with pytest.raises(errors.NotAllowed, match="a key with its own limit cannot open a session"):
         await world.ask(auth.create_login_link, auth.CreateLoginLink(), limited.api_key)
 
 
@@ -320,7 +320,7 @@ async def test_a_malformed_key_never_reaches_the_database(world: Surroundings, k
         await world.ask(auth.validate_api_key, auth.ValidateApiKey(Credential(key)))
     assert asked == []
     assert world.refusals("malformed") == 1
-    with pytest.raises(errors.NotAuthenticated, match="no such API key is known here"):
+    with pytest.raises(errors.NotAuthenticated, match="this API key does not exist"):
         await world.ask(auth.validate_api_key, auth.ValidateApiKey(api_keys.generate()))
     assert len(asked) == 1
     assert world.refusals("unknown_key") == 1
@@ -360,11 +360,11 @@ async def test_what_is_anothers_is_refused_and_an_administrator_may(world: Surro
     _, bens = await world.user_with_key("ben")
     admin = await world.admin_token()
     ben = bens.api_key
-    with pytest.raises(errors.NotAllowed, match="that is another user's"):
+    with pytest.raises(errors.NotAllowed, match="that belongs to another user"):
         await world.ask(auth.generate_api_key, auth.GenerateApiKey(user_id=anna.id), ben)
-    with pytest.raises(errors.NotAllowed, match="that is another user's"):
+    with pytest.raises(errors.NotAllowed, match="that belongs to another user"):
         await world.ask(auth.list_api_keys, auth.ListApiKeys(anna.id), ben)
-    with pytest.raises(errors.NotAllowed, match="that is another user's"):
+    with pytest.raises(errors.NotAllowed, match="that belongs to another user"):
         await world.ask(usage_report.get_user_usage, usage_report.GetUserUsage(anna.id), ben)
     with pytest.raises(errors.NotFound, match="you have no key with this id"):
         await world.ask(auth.revoke_api_key, auth.RevokeApiKey(str(annas.key.id)), ben)

@@ -147,7 +147,7 @@ async def test_of_ten_who_use_one_code_at_once_one_does(api_client: ApiClient) -
 async def test_the_newest_code_is_the_good_one(api_client: ApiClient) -> None:
     anna = await api_client.person()
     first, second = await mailed_token(api_client, anna), await mailed_token(api_client, anna)
-    with pytest.raises(errors.NotAuthenticated, match="this code is wrong, was used, or is too old"):
+    with pytest.raises(errors.NotAuthenticated, match="this code is wrong, was used, or has expired"):
         await reset(api_client, first)
     await reset(api_client, second)
 
@@ -176,7 +176,7 @@ async def test_a_new_password_makes_the_mail_void(api_client: ApiClient) -> None
     anna = await api_client.person()
     token = await mailed_token(api_client, anna)
     await api_client.ask(accounts.change_password, accounts.ChangePassword(NEW), anna.login())
-    with pytest.raises(errors.NotAuthenticated, match="this code is wrong, was used, or is too old"):
+    with pytest.raises(errors.NotAuthenticated, match="this code is wrong, was used, or has expired"):
         await reset(api_client, token, "eves own password")
 
 
@@ -199,7 +199,7 @@ async def test_made_up_codes_cost_no_hash(api_client: ApiClient, token: str, mon
         raise AssertionError
 
     monkeypatch.setattr(api_client.passwords, "hash", never)
-    with pytest.raises(errors.NotAuthenticated, match="this code is wrong, was used, or is too old"):
+    with pytest.raises(errors.NotAuthenticated, match="this code is wrong, was used, or has expired"):
         await reset(api_client, token)
     assert api_client.identities.refusals == ["reset_over"]
 
@@ -208,7 +208,7 @@ async def test_a_closed_account_gets_no_mail_and_no_new_password(api_client: Api
     anna = await api_client.person()
     token = await mailed_token(api_client, anna)
     await by_hand(api_client.settings.database_url, "UPDATE users SET is_active = false WHERE id = $1", anna.id)
-    with pytest.raises(errors.NotAuthenticated, match="this code is wrong, was used, or is too old"):
+    with pytest.raises(errors.NotAuthenticated, match="this code is wrong, was used, or has expired"):
         await reset(api_client, token)
     await ask_for_mail(api_client, "anna")
     assert api_client.mailer.told() == []
@@ -268,7 +268,7 @@ async def test_a_client_does_not_say_where_it_comes_from(api_client: ApiClient) 
     for number in range(FOR_AN_ADDRESS):
         request = accounts.RequestPasswordReset("anna", auth.ClientFacts(f"192.0.2.{number}"))
         await api_client.ask(accounts.request_password_reset, request, peer=CLIENT)
-    with pytest.raises(errors.Limited, match="too many new passwords were asked for from your address"):
+    with pytest.raises(errors.Limited, match="too many password resets were requested from your address"):
         await api_client.ask(
             accounts.request_password_reset, accounts.RequestPasswordReset("anna", auth.ClientFacts("192.0.2.99")), peer=CLIENT
         )

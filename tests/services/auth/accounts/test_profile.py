@@ -53,7 +53,9 @@ async def test_preferences_are_ones_own_also_for_who_acts_for_an_organisation(ap
 )
 async def test_bad_preferences(api_client: ApiClient, chosen: Preferences) -> None:
     anna = await api_client.person()
-    with pytest.raises(errors.BadRequest, match=r"defaultModel: the name of a model|theme: light, dark, system"):
+    with pytest.raises(
+        errors.BadRequest, match=r"defaultModel: the name of a model|theme: light, dark, system|defaultModel: must be the name of a model"
+    ):
         await api_client.ask(accounts.set_preferences, accounts.SetPreferences(chosen), anna.login())
     assert await api_client.rows.find_preferences(anna.id) is None
 

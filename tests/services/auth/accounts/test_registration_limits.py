@@ -52,7 +52,7 @@ async def test_a_household_is_counted_as_one_and_who_says_no_address_as_its_door
         await register(world, f"six{number}", f"2001:db8::{number}")
         await register(world, f"none{number}", "")
     for address in ("2001:db8::ffff", "", "nonsense"):
-        with pytest.raises(errors.Limited, match="too many accounts were asked for from your address"):
+        with pytest.raises(errors.Limited, match="too many accounts were requested from your address"):
             await register(world, "onemore", address)
 
 
@@ -64,7 +64,7 @@ async def test_asking_whether_a_name_is_taken_is_counted_and_what_tells_nothing_
     for _ in range(MOST):
         with pytest.raises(errors.AlreadyExists, match="this e-mail address is taken"):
             await register(world, "other", "192.0.2.7", email="anna@example.com")
-    with pytest.raises(errors.Limited, match="too many accounts were asked for from your address"):
+    with pytest.raises(errors.Limited, match="too many accounts were requested from your address"):
         await register(world, "other", "192.0.2.7", email="anna@example.com")
 
 
@@ -81,7 +81,7 @@ async def test_a_key_of_somebody_else_or_of_nobody_changes_nothing(world: Surrou
     _, new = await world.user_with_key()
     for number, key in enumerate((new.api_key, "aip_live_nonsense", new.api_key)):
         await register(world, f"person{number}", "192.0.2.7", by=key)
-    with pytest.raises(errors.Limited, match="too many accounts were asked for from your address"):
+    with pytest.raises(errors.Limited, match="too many accounts were requested from your address"):
         await register(world, "onemore", "192.0.2.7", by=new.api_key)
 
 

@@ -41,7 +41,7 @@ async def test_beginning_anew_replaces_what_was_not_finished(api_client: ApiClie
     first = await api_client.begin(session)
     second = await api_client.begin(session)
     assert first.seed != second.seed
-    with pytest.raises(errors.BadRequest, match="code: it is not the one that this seed gives now"):
+    with pytest.raises(errors.BadRequest, match="code: it does not match this seed"):
         await api_client.enable(session, first.code())
     await api_client.enable(session, second.code())
 
@@ -95,7 +95,7 @@ async def test_a_new_phone_takes_the_old_ones_place_once_it_has_shown_a_code(api
     await api_client.confirm(await api_client.login(), old.next_code())
     session = await api_client.login(code=old.next_code())
     codes = (await api_client.enable(session, new.code())).codes
-    with pytest.raises(errors.NotAuthenticated, match="the code is wrong, or was used before"):
+    with pytest.raises(errors.NotAuthenticated, match="the code is wrong, or was already used"):
         await api_client.login(code=old.next_code())
     await api_client.login(code=new.next_code())
     await api_client.login(code=codes[0])
@@ -106,9 +106,9 @@ async def test_who_lacks_the_code_cannot_put_another_phone_in_place_of_the_owner
     _, phone, _ = await api_client.with_factor()
     thief = await api_client.login()
     assert thief.step is Step.ENTER_CODE
-    with pytest.raises(errors.SecondFactorNeeded, match="there is a second factor already, and this login lacks its code"):
+    with pytest.raises(errors.SecondFactorNeeded, match="a second factor is enabled, and this login lacks its code"):
         await api_client.begin(thief)
-    with pytest.raises(errors.SecondFactorNeeded, match="there is a second factor already, and this login lacks its code"):
+    with pytest.raises(errors.SecondFactorNeeded, match="a second factor is enabled, and this login lacks its code"):
         await api_client.enable(thief, phone.next_code())
     await api_client.confirm(thief, phone.next_code())
 
@@ -119,9 +119,9 @@ async def test_a_login_from_before_the_factor_cannot_replace_it_either(api_clien
     user = session.user
     stale = await api_client.parts.sessions.open(StoredLogin(user_id=user.id))
     token = api_client.parts.identities.answer(user, stale)
-    with pytest.raises(errors.SecondFactorNeeded, match="there is a second factor already, and this login lacks its code"):
+    with pytest.raises(errors.SecondFactorNeeded, match="a second factor is enabled, and this login lacks its code"):
         await api_client.begin(token)
-    with pytest.raises(errors.SecondFactorNeeded, match="there is a second factor already, and this login lacks its code"):
+    with pytest.raises(errors.SecondFactorNeeded, match="a second factor is enabled, and this login lacks its code"):
         await api_client.world.ask(accounts.renew_recovery_codes, accounts.RenewRecoveryCodes(), token.access_token)
 
 
@@ -199,7 +199,7 @@ async def test_renewed_ones_take_the_place_of_those_that_are_left(api_client: Ap
     session, _, codes = await api_client.with_factor()
     made = await api_client.world.ask(accounts.renew_recovery_codes, accounts.RenewRecoveryCodes(), session.access_token)
     assert not set(made.codes) & set(codes)
-    with pytest.raises(errors.NotAuthenticated, match="the code is wrong, or was used before"):
+    with pytest.raises(errors.NotAuthenticated, match="the code is wrong, or was already used"):
         await api_client.login(code=codes[0])
     assert (await api_client.login(code=made.codes[0])).step is Step.DONE
 
@@ -207,7 +207,7 @@ async def test_renewed_ones_take_the_place_of_those_that_are_left(api_client: Ap
 async def test_anothers_recovery_code_is_none(api_client: ApiClient) -> None:
     await api_client.with_factor("anna")
     _, _, bens = await api_client.with_factor("ben")
-    with pytest.raises(errors.NotAuthenticated, match="the code is wrong, or was used before"):
+    with pytest.raises(errors.NotAuthenticated, match="the code is wrong, or was already used"):
         await api_client.login("anna", code=bens[0])
     assert (await api_client.login("ben", code=bens[0])).step is Step.DONE
 
@@ -278,7 +278,7 @@ async def test_a_row_that_was_copied_to_another_user_opens_nothing(api_client: A
         " SELECT (SELECT id FROM auth.users WHERE username = 'anna'), sealed_seed, now() FROM auth.second_factors",
     )
     assert session.user.username == "mallory"
-    with pytest.raises(errors.Internal, match="what is stored here was changed, or was sealed for something else"):
+    with pytest.raises(errors.Internal, match="the stored value was changed, or encrypted for something else"):
         await api_client.login("anna", PASSWORD, phone.next_code())
 
 

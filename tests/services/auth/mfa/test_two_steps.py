@@ -109,7 +109,7 @@ async def test_a_phone_may_be_thirty_seconds_off(api_client: ApiClient, steps: i
     if is_good:
         assert (await api_client.login(code=phone.code(steps))).step is Step.DONE
         return
-    with pytest.raises(errors.NotAuthenticated, match="the code is wrong, or was used before"):
+    with pytest.raises(errors.NotAuthenticated, match="the code is wrong, or was already used"):
         await api_client.login(code=phone.code(steps))
 
 
@@ -138,7 +138,7 @@ async def test_who_knows_the_password_cannot_lock_the_owner_out_of_entering_code
     for number, guess in enumerate(wrong):
         with pytest.raises(
             (errors.NotAuthenticated, errors.Limited),
-            match=r"the code is wrong, or was used before|too many failed logins for this account",
+            match=r"the code is wrong, or was used before|too many failed logins for this account|the code is wrong, or was already used",
         ):
             await api_client.login(code=guess, client=auth.ClientFacts(f"198.51.100.{number}"), peer=WEB)
     with pytest.raises(errors.Limited, match="too many failed logins for this account"):
@@ -186,7 +186,7 @@ async def test_the_password_confirms_where_there_is_no_second_factor(api_client:
         await api_client.world.new_key(session.access_token)
     with pytest.raises(errors.NotAllowed, match="password is wrong"):
         await api_client.confirm_again(session, "wrong_password")
-    with pytest.raises(errors.BadRequest, match="password: it is needed to confirm this"):
+    with pytest.raises(errors.BadRequest, match="password: required to confirm this"):
         await api_client.confirm_again(session)
     with pytest.raises(errors.ConfirmationNeeded, match="this action is sensitive, and you logged in a while ago"):
         await api_client.world.new_key(session.access_token)
@@ -260,7 +260,7 @@ async def test_what_is_said_of_a_login_in_the_log_has_no_secret_in_it(api_client
     _, phone, codes = await api_client.with_factor()
     code = phone.next_code()
     half = await api_client.browse()
-    with pytest.raises(errors.NotAllowed, match="the code is wrong, or was used before"):
+    with pytest.raises(errors.NotAllowed, match="the code is wrong, or was already used"):
         await api_client.confirm(half, codes[0][:-1] + "!")
     whole = await api_client.confirm(half, code)
     with pytest.raises(errors.NotAuthenticated, match="the user name or the password is wrong"):

@@ -245,7 +245,7 @@ async def test_neither_logs_nor_tables_nor_the_state_file_know_a_secret(
         made, newcomer = await running_service.ticket(uses=2), Newcomer()
         await newcomer.enroll(running_service, made.ticket)
         await Newcomer().enroll(running_service, made.ticket)
-        with pytest.raises(errors.BadTicket, match="the ticket is used up: it was good for 2 nodes"):
+        with pytest.raises(errors.BadTicket, match="the ticket is used up: it was valid for 2 nodes"):
             await Newcomer().enroll(running_service, made.ticket)
         await running_service.administer(membership.revoke_member, membership.RevokeMember(newcomer.key.id))
     finally:

@@ -188,10 +188,10 @@ async def test_a_node_owner_sees_and_ends_their_own_and_hears_of_no_others(runni
             await running_service.administer(membership.approve_member, membership.ApproveMember(machines[name].key.id))
     assert await seen_nodes(running_service, olga) == {machines["olga"].key.id}
     for others in (ottos.row.id, house_ticket.row.id):
-        with pytest.raises(errors.NotFound, match="there is no ticket whose id begins like this"):
+        with pytest.raises(errors.NotFound, match="no ticket has an id that begins like this"):
             await running_service.ask(membership.revoke_ticket, membership.RevokeTicket(others), olga)
     for others_node in (machines["otto"].key.id, machines["admin"].key.id, running_service.id):
-        with pytest.raises(errors.NotFound, match="there is no node whose id begins like this"):
+        with pytest.raises(errors.NotFound, match="no node has an id that begins like this"):
             await running_service.ask(membership.revoke_member, membership.RevokeMember(others_node), olga)
     assert (await running_service.ask(membership.revoke_ticket, membership.RevokeTicket(olgas.row.id), olga)).state is TicketState.REVOKED
     row = await running_service.ask(membership.revoke_member, membership.RevokeMember(machines["olga"].key.id[:12]), olga)

@@ -285,7 +285,7 @@ async def test_what_is_listed_and_found_is_its_owners(members: NodeStore) -> Non
         assert {found.id for found in await members.list_nodes(owner)} == nodes
     assert (await members.get_ticket_called("aaaa", anna)).id == annas, "a beginning that another's has, too"
     for asking in (members.get_ticket_called(bens, anna), members.get_node_called(node, ben)):
-        with pytest.raises(errors.NotFound, match="whose id begins like this"):
+        with pytest.raises(errors.NotFound, match=r"no (ticket|node) has an id that begins like this"):
             await asking
     assert (await members.count_good_tickets(anna), await members.count_good_tickets(UserId(UUID(int=9)))) == (1, 0)
     async with members.transaction() as transaction:

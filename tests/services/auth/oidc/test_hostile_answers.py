@@ -271,7 +271,7 @@ async def test_a_state_is_good_once_however_many_bring_it(world: World) -> None:
 @pytest.mark.parametrize("state", ["", "unknown", "x" * 10_000, "*", "ü"])
 async def test_an_invented_state_is_refused(world: World, state: str) -> None:
     await world.begin()
-    with pytest.raises(errors.NotAuthenticated, match="this login was finished before, or begun more than ten minutes ago"):
+    with pytest.raises(errors.NotAuthenticated, match="this login was already completed, or started more than ten minutes ago"):
         await world.oidc.finish(ProviderReply(state=state, code=CODE), "")
     assert world.provider.asked["/token"] == 0
 
@@ -299,7 +299,7 @@ async def test_a_login_from_before_an_upgrade_begins_anew(world: World, cache: C
     begun = await world.begin()
     key = "auth:oidc:" + hashlib.sha256(begun.state.encode()).hexdigest()
     await cache.set(key, b'{"another": "form"}', ttl_seconds=60)
-    with pytest.raises(errors.NotAuthenticated, match="this login was finished before, or begun more than ten minutes ago"):
+    with pytest.raises(errors.NotAuthenticated, match="this login was already completed, or started more than ten minutes ago"):
         await world.oidc.finish(ProviderReply(state=begun.state, code=CODE), begun.binding)
 
 

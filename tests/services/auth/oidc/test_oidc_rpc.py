@@ -131,7 +131,9 @@ async def test_somebody_new_logs_in(web: Web) -> None:
 
 async def test_a_login_that_is_not_proven_is_counted_and_written_down(web: Web) -> None:
     web.provider.claims = {"aud": "another"}
-    with pytest.raises(errors.NotAuthenticated, match="the login provider's answer is not accepted: the ID token does not fit:"):
+    with pytest.raises(
+        errors.NotAuthenticated, match="the login provider's answer was rejected: the ID token is invalid: it is meant for another"
+    ):
         await web.log_in()
     [act] = web.trail.acts
     assert (act.action, act.result, act.address) == ("session.open", Result.REFUSED, "203.0.113.7")

@@ -86,7 +86,7 @@ async def test_who_refuses_there_is_not_logged_in_here(issuer: str, browser: Bro
         begun = await oidc.begin(WISH)
         answer = await browser.log_in(begun.url, consent="refuse")
         assert (answer.code, answer.error, answer.iss) == (None, "access_denied", issuer)
-        with pytest.raises(errors.NotAllowed, match="the login provider was not allowed to say who you are"):
+        with pytest.raises(errors.NotAllowed, match="the login provider was not allowed to share who you are"):
             await oidc.finish(answer, begun.binding)
 
 

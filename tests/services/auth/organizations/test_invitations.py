@@ -109,7 +109,7 @@ async def test_a_new_one_to_the_same_address_takes_the_place_of_the_old(seeded_d
     with pytest.raises(errors.NotFound, match="this invitation was withdrawn"):
         await accept(seeded_db, old.token, ben.login)
     assert (await accept(seeded_db, new.token, ben.login)).role is TeamRole.MEMBER
-    with pytest.raises(errors.AlreadyExists, match="somebody with this address is a member already"):
+    with pytest.raises(errors.AlreadyExists, match="a user with this address is already a member"):
         await invite(seeded_db, acme, anna, "BEN@example.com")
 
 
@@ -150,6 +150,6 @@ async def test_a_key_of_an_organisation_joins_no_other(seeded_db: SeededDb) -> N
     acme, bens = await seeded_db.found(anna), await seeded_db.found(ben, "Bens")
     token = (await invite(seeded_db, acme, anna, "ben@example.com")).token
     key = (await seeded_db.key(seeded_db.login(ben.user, bens.id))).api_key
-    with pytest.raises(errors.NotAllowed, match="a key of an organisation joins no other"):
+    with pytest.raises(errors.NotAllowed, match="a key of an organization cannot join another one"):
         await accept(seeded_db, token, key)
     await accept(seeded_db, token, (await seeded_db.key(ben.login)).api_key)

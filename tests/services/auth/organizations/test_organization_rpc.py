@@ -204,7 +204,7 @@ async def test_a_member_leaves_by_themselves(seeded_db: SeededDb) -> None:
     acme = await seeded_db.found(anna)
     await seeded_db.join(anna, acme, ben)
     await remove(seeded_db, acme, ben, ben.login)
-    with pytest.raises(errors.NotFound, match="you belong to no organisation with this id"):
+    with pytest.raises(errors.NotFound, match="you are not a member of an organization with this id"):
         await seeded_db.page(acme, ben.login)
 
 
@@ -245,7 +245,7 @@ async def test_a_key_of_one_organisation_knows_no_other(seeded_db: SeededDb) -> 
         seeded_db.ask(api.rename_organisation, api.RenameOrganization(other.id, "x"), key),
         seeded_db.ask(api.invite_member, api.InviteMember(other.id, "x@example.com"), key),
     ):
-        with pytest.raises(errors.NotFound, match="you belong to no organisation with this id"):
+        with pytest.raises(errors.NotFound, match="you are not a member of an organization with this id"):
             await asking
     assert await mine(seeded_db, anna.login) == {"Acme": TeamRole.OWNER, "Other": TeamRole.OWNER}
 
@@ -273,7 +273,7 @@ async def test_an_administrator_sees_all_and_sets_what_was_paid_for(seeded_db: S
     assert (changed.tier, (await seeded_db.page(acme, anna.login)).organisation.tier) == (Tier.PRO, Tier.PRO)
     assert (await seeded_db.principal(made.api_key)).tier is Tier.PRO
     assert seeded_db.trail.acts[-1].details == {"before": "free", "after": "pro"}
-    with pytest.raises(errors.NotFound, match="you belong to no organisation with this id"):
+    with pytest.raises(errors.NotFound, match="you are not a member of an organization with this id"):
         await seeded_db.ask(api.set_team_tier, api.SetTeamTier(TenantId(uuid4()), Tier.PRO), boss.login)
     for by in (anna.login, ben.login, (await seeded_db.key(boss.login)).api_key):
         for method, request in (

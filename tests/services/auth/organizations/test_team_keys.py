@@ -62,5 +62,7 @@ async def test_who_is_no_member_makes_no_key_for_an_organisation(seeded_db: Seed
     _, _, owner, _ = await team(seeded_db)
     organisation = (await seeded_db.principal((await seeded_db.key(owner)).api_key)).team_id
     mallory = await seeded_db.person("mallory")
-    with pytest.raises(errors.BadRequest, match="100 keys are active already here, or you do not belong to this"):
+    with pytest.raises(
+        errors.BadRequest, match="there are already 100 active keys here, or you are no longer a member of this organization"
+    ):
         await seeded_db.key(seeded_db.login(mallory.user, organisation))

@@ -346,6 +346,6 @@ async def test_a_sealed_key_opens_for_its_own_row_alone(signers: ActiveKeys, pos
     kid = signers.signer().kid
     assert PrivateSigningKey.from_raw(SEALER.open("signing-key", kid, sealed), 0).kid == kid
     for purpose, owner in (("signing-key", "another"), ("totp", kid)):
-        with pytest.raises(errors.Internal, match="what is stored here was changed, or was sealed for something else"):
+        with pytest.raises(errors.Internal, match="the stored value was changed, or encrypted for something else"):
             SEALER.open(purpose, owner, sealed)
     assert sealing.key_id_of(sealed) == SEALER.key_id

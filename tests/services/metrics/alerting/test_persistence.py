@@ -223,7 +223,7 @@ async def test_nobody_leads_beside_a_replica_of_an_older_version_and_its_alerts_
     await before.look()
     # As replicas wrote them that had a node each.
     admin = await asyncpg.connect(postgres_url)
-    await admin.execute("UPDATE metrics.alerts SET node = 'UOLD'; DELETE FROM metrics.leader_state")
+    await admin.execute("UPDATE metrics.alarms SET node = 'UOLD'; DELETE FROM metrics.leader_state")
     await replicas.cut(before)
 
     mesh.replicas = [NodeId("UOLD")]
@@ -237,7 +237,7 @@ async def test_nobody_leads_beside_a_replica_of_an_older_version_and_its_alerts_
     mesh.replicas = [TWO]
     await new.look(2)
     assert (new.keeper.leads, new.told) == (True, (0, 0)), "told by the old one"
-    assert await admin.fetchval("SELECT array_agg(node) FROM metrics.alerts") == ["leader"]
+    assert await admin.fetchval("SELECT array_agg(node) FROM metrics.alarms") == ["leader"]
 
     mesh.replicas = [NodeId("UOLD")]
     with pytest.raises(errors.Unavailable, match="older version"):

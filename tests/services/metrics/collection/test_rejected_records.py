@@ -13,7 +13,7 @@ def test_who_records_nonsense_is_news_once_and_a_complaint_for_a_while() -> None
     after = NOW + 2 * REMEMBERED + timedelta(seconds=1)
     assert refusals.complaints(after) == {}
     assert refusals.note("U1", 1, "x", after)
-    assert refusals.complaints(after)["U1"].startswith("1 number ")
+    assert refusals.complaints(after)["U1"].startswith("1 recorded sample was rejected")
 
 
 def test_what_it_quotes_and_whom_it_remembers_is_bounded() -> None:

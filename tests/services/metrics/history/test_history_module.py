@@ -109,6 +109,6 @@ async def test_without_a_database_nobody_complains(net: TestNet, postgres_url: s
     history = _history(await _start(net, postgres_url if is_set else None, raw_hours))
     assert await history.checks() == ()
     now = datetime.now(UTC)
-    with pytest.raises(errors.NotFound, match="no history") as refused:
+    with pytest.raises(errors.NotFound, match="this mesh has no metrics history") as refused:
         await _drawn(history, now - timedelta(hours=1), now)
     assert "DATABASE_URL" in refused.value.hint

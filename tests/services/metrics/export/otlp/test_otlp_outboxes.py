@@ -85,7 +85,7 @@ async def test_what_an_endpoint_rejects_is_counted_said_once_and_seen(net: TestN
         _reject(receiver, log_records.PATH, rejectedLogRecords="4", errorMessage="no room")
         await _sent(running, lines=5)
         assert (_counted(running, "spans_lost"), _counted(running, "log_lines_lost")) == (2 + 3, 4), "no more than there were"
-        event = "the OTLP endpoint took a part"
+        event = "the OTLP endpoint rejected some items"
         assert said.lines == [(event, "spans", 2, "span 7 is too old"), (event, "log lines", 4, "no room")]
         check = _check(running)
         assert (check.name, check.ok, check.needed) == ("OTLP", False, False)
