@@ -1,4 +1,4 @@
-"""Amounts are exact in both directions, and nothing that is no amount is taken for one."""
+"""Amounts are exact in both directions, and nothing that is not an amount is taken for one."""
 
 import json
 from decimal import Decimal

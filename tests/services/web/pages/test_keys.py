@@ -54,7 +54,7 @@ async def test_every_limit_of_a_refused_form_is_kept(alice: Browser, mesh: FakeM
     typed = {"requests_per_hour": "20", "requests_per_minute": "3", "tokens_per_minute": "4000", "concurrency": "2", "budget": "2,5"}
     page = await alice.submit(await alice.get("/api-keys"), "/api-keys", name="laptop", **typed)
     assert (page.status_code, mesh.keys) == (400, [])
-    assert "Budget: &#39;2,5&#39; is no amount" in page.text
+    assert "Budget: &#39;2,5&#39; is not an amount" in page.text
     assert typed.items() <= forms_of(page)["/api-keys"].items()
 
 

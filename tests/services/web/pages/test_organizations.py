@@ -143,7 +143,7 @@ async def test_roles_are_set_and_the_last_owner_stays_one(alice: Browser, mesh: 
     alice_id, bob_id = (str(mesh.accounts[name].user.id) for name in ("alice", "bob"))
     refused = await alice.submit(page, f"{here}/role", user_id=alice_id, role="member")
     assert refused.status_code == 403
-    assert "An organisation keeps at least one owner." in refused.text
+    assert "An organization needs at least one owner." in refused.text
     assert (await alice.submit(page, f"{here}/role", user_id=bob_id, role="owner")).status_code == 303
     assert (await alice.submit(page, f"{here}/role", user_id=alice_id, role="member")).status_code == 303
     assert roles(mesh, acme) == {"alice": TeamRole.MEMBER, "bob": TeamRole.OWNER}

@@ -38,7 +38,7 @@ def test_a_failed_request_says_why_and_what_to_do() -> None:
     )
     (line,) = request_view.lines([failed])
     assert (line.code, line.status, line.tone) == ("rate_limited", "Rate limited", "warn")
-    assert line.meaning == "A rate limit; `retry_after_seconds` says when there is room again."
+    assert line.meaning == "A rate limit was reached. `retry_after_seconds` says when to retry."
     assert line.advice.startswith("Wait for the time in Retry-After")
     assert (line.tokens, line.model) == ("–", "–")
 

@@ -54,7 +54,7 @@ async def test_each_request_says_how_it_ended_and_what_to_do(alice: Browser, mes
     for text in (
         "20 Nov 2026, 14:04:00", '<bdi class="under two-lines">laptop</bdi>', "Signed-in session", "cached", "1,200 in, 34 out", "1.2 s",
         'data-state="good">Good</span>', "Rate limited", "<summary><code>rate_limited</code></summary>",
-        "<code>retry_after_seconds</code> says when there is room again.", "<strong>Wait for the time in Retry-After",
+        "<code>retry_after_seconds</code> says when to retry.", "<strong>Wait for the time in Retry-After",
     ):  # fmt: skip
         assert text in page.text, text
     assert "Prompts and answers are never stored" in page.text

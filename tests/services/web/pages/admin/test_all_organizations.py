@@ -47,7 +47,7 @@ async def test_one_has_its_credits_and_is_given_more(root: Browser, mesh: AdminM
     assert [(each.user, each.amount_micro, each.note) for each in mesh.moved.values()] == [(str(acme.id), 25_500_000, "paid")]
 
 
-@pytest.mark.parametrize(("amount", "said"), [("many", "is no amount"), ("0", "The amount is 0."), ("99999999", "That is too much.")])
+@pytest.mark.parametrize(("amount", "said"), [("many", "is not an amount"), ("0", "The amount is 0."), ("99999999", "That is too much.")])
 async def test_an_amount_that_is_none_is_refused_and_kept(root: Browser, mesh: AdminMesh, amount: str, said: str) -> None:
     acme = mesh.add_organisation("Acme")
     page = await root.submit(await root.get(f"{PATH}/{acme.id}"), f"{PATH}/{acme.id}/credits", amount=amount, note="x")

@@ -67,7 +67,7 @@ async def test_the_default_is_the_price_without_a_model(root: Browser, mesh: Adm
     ("typed", "said"),
     [
         pytest.param({"output": "1"}, "The input price is missing.", id="nothing typed"),
-        pytest.param({"input": "1", "output": "cheap"}, "The output price: &#39;cheap&#39; is no amount", id="no number"),
+        pytest.param({"input": "1", "output": "cheap"}, "The output price: &#39;cheap&#39; is not an amount", id="no number"),
         pytest.param({"input": "-1", "output": "1"}, "The input price is negative.", id="below zero"),
         pytest.param(
             {"input": "1", "output": "1", "request": "0.0000001"},

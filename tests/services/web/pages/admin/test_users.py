@@ -136,7 +136,7 @@ async def test_the_same_form_twice_books_once(root: Browser, mesh: AdminMesh) ->
     [
         pytest.param("role", {"role": "emperor"}, "Unknown role.", id="no role"),
         pytest.param("tier", {"tier": ""}, "Unknown tier.", id="no tier"),
-        pytest.param("credits", {"amount": "many"}, "Credits: &#39;many&#39; is no amount", id="no amount"),
+        pytest.param("credits", {"amount": "many"}, "Credits: &#39;many&#39; is not an amount", id="no amount"),
         pytest.param("credits", {"amount": "0"}, "The amount is 0.", id="nothing"),
         pytest.param("credits", {"amount": "99999999"}, "That is too much.", id="the gateway refuses"),
         pytest.param("credits", {"amount": "1", "transfer": "x"}, "The form has no transfer ID.", id="no transfer"),
