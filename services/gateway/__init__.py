@@ -1,1 +1,1 @@
-"""The gateway: the public API, limits, routing to workers, and the record of what was used."""
+"""The gateway: public API, limits, scheduling, failover, and billing."""

@@ -1,4 +1,4 @@
-"""`python -m services.gateway`: runs the gateway until SIGTERM."""
+"""Runs the gateway until SIGTERM: `python -m services.gateway`."""
 
 from services.gateway import service, settings
 from shared import node

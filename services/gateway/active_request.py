@@ -1,4 +1,4 @@
-"""One request on its way through the gateway: what was delivered so far, and what its row will say."""
+"""Holds the state of one running request: what was delivered so far, and what its row will contain."""
 
 import math
 import struct
@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from services.gateway.admission.prompt_admission import AdmittedPrompt, AdmittedTexts
 from services.gateway.billing.ledger import HeldCredits
-from services.gateway.failover.relay import Embedding, Said
+from services.gateway.failover.relay import AnswerItem, Embedding
 from services.gateway.idempotency.response_cache import AnswerOrigin
 from services.gateway.limits.limit_rules import Spent, TightestLimit
 from services.gateway.scheduling.worker_claims import Claim
@@ -24,9 +24,9 @@ from shared.types import MicroCredits, ModelName, RequestId
 
 
 class ActiveRequest(ABC):
-    """Made when a request enters the pipeline."""
+    """Tracks one request from its arrival in the pipeline to its row."""
 
-    #: As the metrics name it, at all doors.
+    #: The method name in metrics, the same for all APIs.
     method: ClassVar[str]
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -36,54 +36,52 @@ class ActiveRequest(ABC):
         self._began = clock()
         self._ended: float | None = None
         self.prompt_hash: str | None = None
-        #: Known after routing and limiting, so before the first answer.
+        #: Set before the first item is read.
         self.model: ModelName | None = None
-        #: Of the limits; None until it is let in.
+        #: Usage counted against the limits; None until the request is admitted.
         self.spent: Spent | None = None
-        #: What it may cost; None until that is reserved.
+        #: The reserved cost; None until it is reserved.
         self.held: HeldCredits | None = None
-        #: What the worker says; closing it ends the work there.
+        #: The worker's stream; closing it ends the work there.
         self.answers: AsyncGenerator[object] | None = None
-        #: Parts of the answer that were read.
+        #: Number of items returned to the reader.
         self._number = 0
-        #: Fixed when the request ended.
         self._final_usage: Usage | None = None
         self._claims: list[Claim] = []
-        #: When the first of the answer came, whatever it was.
-        self._first_word: float | None = None
-        #: Fixed when the request ended.
+        #: When the first item of any kind arrived.
+        self._first_item: float | None = None
         self._computed: float | None = None
-        #: Asked when it is canceled: whether another gateway continues it, and writes its row.
-        self.goes_on_elsewhere: Callable[[], bool] = lambda: False
-        #: The caller gets the whole answer at the end, or nothing.
-        self.seen_at_end = False
-        #: Nobody can get the answer, because it is too large for the way it was asked for.
+        #: Called on cancellation: whether another gateway continues the request and writes its row.
+        self.continues_elsewhere: Callable[[], bool] = lambda: False
+        #: The caller gets the whole answer at the end, or an error.
+        self.is_unstreamed = False
+        #: The answer exceeds what the caller's API can return.
         self.undeliverable = False
-        #: Who runs it; None until that is decided, and where nobody has to.
+        #: The current worker; None before one is claimed, and for cached answers.
         self.worker: DirectoryEntry | None = None
 
     def runs_on(self, claim: Claim) -> None:
-        """Told for each worker that it is given to."""
+        """Record each worker that is asked."""
         self.worker = claim.worker
         self._claims.append(claim)
 
     @property
     def compute_seconds(self) -> float:
-        """How long workers worked on what was delivered; its waiting for them costs nothing."""
+        """Return how long workers computed what was delivered. Waiting in the queue is free."""
         if self._computed is not None:
             return self._computed
-        # Who joined the answer of another request has no worker, and pays from the first word on.
-        joined = 0.0 if self._claims or self._first_word is None else self._clock() - self._first_word
+        # A request that joined another's answer has no worker: count from its first item.
+        joined = 0.0 if self._claims or self._first_item is None else self._clock() - self._first_item
         return joined + sum(claim.seconds for claim in self._claims)
 
     @property
     def allowance(self) -> TightestLimit | None:
-        """What is left of the limits, for the headers of the answer."""
+        """Return the remaining limits for the response headers."""
         return None if self.spent is None else self.spent.tightest
 
     @property
     def usage(self) -> Usage:
-        """What was delivered so far."""
+        """Return the tokens delivered so far."""
         return self._final_usage or self._usage()
 
     @abstractmethod
@@ -92,60 +90,60 @@ class ActiveRequest(ABC):
     @property
     @abstractmethod
     def complete(self) -> bool:
-        """Whether the worker has said that this is all."""
+        """Whether the worker has sent the end of the answer."""
 
     @property
     def first_text_seconds(self) -> float | None:
-        """None where no text was delivered."""
+        """None if no text was delivered."""
         return None
 
     @property
     def chunks(self) -> int:
-        """Pieces that its text came in."""
+        """Number of chunks with text."""
         return 0
 
     @property
-    def answers_told(self) -> int:
-        """How many answers it has, as far as the worker has said."""
+    def answer_count(self) -> int:
+        """Number of answers that the worker has reported."""
         return 1
 
     @property
     def clamped_to(self) -> int | None:
-        """What max_tokens was lowered to, because the credits do not cover more."""
+        """The lowered max_tokens, if the credits didn't cover the requested value."""
         return None
 
     @property
     def is_repeat(self) -> bool:
-        """Never: it is made for this call."""
+        """Always false: this request has its own run."""
         return False
 
     @property
     def cached(self) -> bool:
-        """Whether its answer was given before."""
+        """Whether the answer came from the cache."""
         return False
 
     @property
     def begins_conversation(self) -> bool:
-        """Whether it goes on from no earlier answer, as far as its messages tell."""
+        """Whether the messages contain no earlier answer."""
         return False
 
     @property
     def saved_micro(self) -> MicroCredits:
-        """What its tokens would have cost that were given before."""
+        """Return what a cached answer would have cost."""
         if self.held is None or not (self.cached and self.complete):
             return MicroCredits(0)
         return self.held.price.cost(self.usage.prompt_tokens, self.usage.completion_tokens, 0)
 
     @property
     def cost_micro(self) -> MicroCredits:
-        """Of what was delivered so far; nothing where that is nothing, or was given before."""
+        """Return the cost of what was delivered so far; 0 for a cached answer."""
         if self.held is None or self.cached or not (self.complete or self.usage.completion_tokens):
             return MicroCredits(0)
         return self.held.price.cost(self.usage.prompt_tokens, self.usage.completion_tokens, self.compute_seconds)
 
     @property
     def response_time_ms(self) -> int:
-        """The same in the answer and in the row: fixed when the request ended."""
+        """Return the same number for the answer and the row: it is fixed when the request ends."""
         return milliseconds((self._ended if self._ended is not None else self._clock()) - self._began)
 
     def end(self) -> None:
@@ -162,20 +160,20 @@ def milliseconds(seconds: float) -> int:
 
 
 def _request_id() -> RequestId:
-    """Always made here, never a caller's: it is the row's key, and a used one would be a request without a row."""
+    """Return the id of this call. Callers never choose it: it is the row's key, and a reused one would lose a row."""
     now = context.current.get()
     return now.request_id if now is not None else context.start().request_id
 
 
-#: Of an answer from a backend that tells no token ids: marks of calls and ends, which are no text.
+#: Allowed tokens without text (tool calls, end marks) if a backend reports no token ids.
 _UNSEEN_TOKENS = 64
 
 
 class ActivePrompt(ActiveRequest):
-    """One prompt on its way. Iterate it for what is to be shown; ``result`` is there when the block of ``run`` is left."""
+    """Tracks one prompt. Iterate it for the chunks; read ``result`` after the block of ``Pipeline.run``."""
 
     method = gateway.process_inference_request.name.partition(".")[2]
-    answers: AsyncGenerator[Said] | None
+    answers: AsyncGenerator[AnswerItem] | None
 
     def __init__(self, clock: Callable[[], float]) -> None:
         super().__init__(clock)
@@ -185,13 +183,12 @@ class ActivePrompt(ActiveRequest):
         self._generation: Generation | None = None
         self._admitted: AdmittedPrompt | None = None
         self._wanted_answers = 1
-        #: Of the text and the calls that were delivered.
+        #: Bytes of the delivered text and tool calls.
         self._bytes = 0
         self._chunks = 0
         self._origin = AnswerOrigin.MISS
 
-    def came(self, origin: AnswerOrigin) -> None:
-        """Where its answer comes from."""
+    def set_origin(self, origin: AnswerOrigin) -> None:
         self._origin = origin
 
     def admitted(self, admitted: AdmittedPrompt, answers: int, prompt_hash: str) -> None:
@@ -201,12 +198,12 @@ class ActivePrompt(ActiveRequest):
         return self
 
     async def __anext__(self) -> tuple[int, Chunk]:
-        """A chunk and its number, counted from 1; 0 if it only says what the request waits for."""
-        assert self.answers is not None  # `run` has set it before anybody sees this object
+        """Return the next chunk with its number, from 1; number 0 is a waiting notice."""
+        assert self.answers is not None  # `run` sets it before the reader gets this object
         while True:
             answer = await anext(self.answers)
-            if self._first_word is None and not (isinstance(answer, Chunk) and answer.waiting):
-                self._first_word = self._clock()
+            if self._first_item is None and not (isinstance(answer, Chunk) and answer.waiting):
+                self._first_item = self._clock()
             if isinstance(answer, Generation):
                 self._generation = answer
                 self._prompt_tokens = answer.usage.prompt_tokens
@@ -226,26 +223,25 @@ class ActivePrompt(ActiveRequest):
                 return self._number, answer
 
     def _usage(self) -> Usage:
-        """Output is counted here, as token ids received, not taken from the worker's word."""
+        """Count output by the received token ids rather than the worker's claim."""
         if self._admitted is None:
             return Usage(prompt_tokens=0, completion_tokens=0)
-        # More than there can be is not believed.
+        # Don't trust a claim above the bound.
         prompt_tokens = min(max(self._prompt_tokens, 0), self._admitted.most_prompt_tokens)
         if self._generation is None:
             return Usage(prompt_tokens, self._tokens)
         claimed = self._generation.usage
-        # A backend that has no token ids (an HTTP API) sends none; there the worker's count is all there is. No token is less than a byte
-        # of what came, but for the few that mark calls and ends.
+        # Backends without token ids (HTTP APIs) leave only the worker's claim. A token has at least one byte of text, apart from the few
+        # that mark calls and ends.
         completion = self._tokens or min(max(claimed.completion_tokens, 0), self._bytes + _UNSEEN_TOKENS, self._most_tokens)
         return Usage(prompt_tokens, completion, min(max(claimed.cached_tokens, 0), prompt_tokens))
 
     @property
     def _most_tokens(self) -> int:
-        """Of all its answers."""
         return 0 if self.held is None else self.held.max_tokens * self._wanted_answers
 
     @property
-    def answers_told(self) -> int:
+    def answer_count(self) -> int:
         return 1 if self._generation is None else max(1, len(self._generation.finish_reasons))
 
     @property
@@ -290,12 +286,12 @@ class ActivePrompt(ActiveRequest):
         return self._generation is not None
 
 
-#: Each number of a vector has four bytes.
+#: Bytes of one number in a vector.
 NUMBER_BYTES = 4
 
 
 class ActiveEmbedding(ActiveRequest):
-    """Iterate it for the vectors; ``result`` is there when the block of ``run`` is left."""
+    """Tracks one embedding request. Iterate it for the vectors; read ``result`` after the block of ``Pipeline.embed``."""
 
     method = embedding.request_embeddings.name.partition(".")[2]
     answers: AsyncGenerator[Embedding] | None
@@ -304,7 +300,7 @@ class ActiveEmbedding(ActiveRequest):
     wanted_dimensions: int | None = None
     _prompt_tokens = 0
     _vectors = 0
-    #: Of every vector, as the first one has them.
+    #: Every vector must have as many as the first.
     _dimensions = 0
     _complete = False
 
@@ -312,21 +308,20 @@ class ActiveEmbedding(ActiveRequest):
         return self
 
     async def __anext__(self) -> tuple[int, Vectors]:
-        """Vectors and their number, as ``ActivePrompt``. Raises ProtocolViolation for a worker that sends what is none."""
-        assert self.answers is not None  # `run` has set it before anybody sees this object
+        """Return the next vectors with their number, as ``ActivePrompt``. Raises ProtocolViolation for an invalid vector."""
+        assert self.answers is not None  # `run` sets it before the reader gets this object
         while True:
             answer = await anext(self.answers)
             if isinstance(answer, Vectors):
                 for vector in answer.vectors:
-                    self._take(vector)
+                    self._check_vector(vector)
                 self._number += not answer.waiting
                 return (0 if answer.waiting else self._number), answer
             self._prompt_tokens = answer.prompt_tokens
             if isinstance(answer, Embedded):
-                self._all_came()
+                self._ensure_all_vectors()
 
     def _usage(self) -> Usage:
-        # More than there can be is not believed.
         most = self.admitted.most_prompt_tokens if self.admitted is not None else 0
         return Usage(min(max(self._prompt_tokens, 0), most), completion_tokens=0)
 
@@ -339,21 +334,23 @@ class ActiveEmbedding(ActiveRequest):
         assert self.model is not None
         return EmbeddingResult(self.request_id, self.model, self._dimensions, self.usage.prompt_tokens, self.response_time_ms)
 
-    def _take(self, vector: bytes) -> None:
+    def _check_vector(self, vector: bytes) -> None:
         assert self.admitted is not None
         self._vectors += 1
         numbers, over = divmod(len(vector), NUMBER_BYTES)
         self._dimensions = self._dimensions or numbers
         wanted = self.wanted_dimensions or self._dimensions
         if over or not 0 < numbers == wanted == self._dimensions <= embedding.MAX_DIMENSIONS or self._vectors > len(self.admitted.inputs):
-            raise errors.ProtocolViolation(f"the worker sent {len(vector)} bytes as vector {self._vectors}", hint="try again")
+            raise errors.ProtocolViolation(
+                f"the worker sent vector {self._vectors} with {len(vector)} bytes, which is not a valid length", hint="retry the request"
+            )
         if not math.isfinite(math.hypot(*struct.unpack(f"<{numbers}f", vector))):
-            raise errors.ProtocolViolation(f"the worker sent no numbers as vector {self._vectors}", hint="try again")
+            raise errors.ProtocolViolation(f"the worker sent vector {self._vectors} with non-finite numbers", hint="retry the request")
 
-    def _all_came(self) -> None:
+    def _ensure_all_vectors(self) -> None:
         assert self.admitted is not None
         if self._vectors != len(self.admitted.inputs):
             raise errors.ProtocolViolation(
-                f"the worker sent {self._vectors} vectors for {len(self.admitted.inputs)} texts", hint="try again"
+                f"the worker sent {self._vectors} vectors for {len(self.admitted.inputs)} texts", hint="retry the request"
             )
         self._complete = True

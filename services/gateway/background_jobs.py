@@ -1,4 +1,4 @@
-"""Repeats the gateway's background work on PostgreSQL, and measures for each job how long ago it last succeeded."""
+"""Repeats the gateway's background work on PostgreSQL, and measures when each job last succeeded."""
 
 import asyncio
 import time
@@ -11,7 +11,7 @@ from shared.telemetry import Metrics, logs
 
 #: A job runs for at most a twentieth of the time, unless a round takes longer than three minutes.
 _SHARE = 20
-#: However long a round took. Alert upkeep_late comes after three hours.
+#: Upper limit on the pause; the alert upkeep_late fires after three hours.
 _MOST_PAUSE_SECONDS = 3600.0
 
 _log = logs.get(part="upkeep")
@@ -28,7 +28,7 @@ class UpkeepJob(StrEnum):
 
 
 async def repeat(job: UpkeepJob, seconds: float, work: Callable[[], Awaitable[object]], metrics: Metrics) -> None:
-    """Run ``work`` forever. A round that fails is logged, and the job's age grows until a round succeeds; the alerts compare that age."""
+    """Run ``work`` forever. A failed round is logged, and the job's age, which the alerts use, grows until a round succeeds."""
     succeeded_at = time.monotonic()
     metrics.upkeep_age.labels(job=job.value).set_function(lambda: time.monotonic() - succeeded_at)
     last_success = metrics.upkeep_last_success.labels(job=job.value)
@@ -39,7 +39,7 @@ async def repeat(job: UpkeepJob, seconds: float, work: Callable[[], Awaitable[ob
         except errors.AimeshError as error:
             _log.warning("background work failed", job=job.value, reason=error.message)
         except database.Refusal as error:
-            # Its words may quote a row.
+            # Without the error's text, which may quote a row.
             _log.warning("background work failed", job=job.value, reason=type(error).__name__)
         else:
             succeeded_at = time.monotonic()
@@ -48,5 +48,5 @@ async def repeat(job: UpkeepJob, seconds: float, work: Callable[[], Awaitable[ob
 
 
 def pause_seconds(seconds: float, took: float) -> float:
-    """After a round that ``took`` so long, of a job that is repeated every ``seconds`` where it is quick."""
+    """Return the pause after a round that ``took`` so long, for a job with an interval of ``seconds``."""
     return min(_MOST_PAUSE_SECONDS, max(seconds, _SHARE * took))

@@ -1,12 +1,12 @@
-"""Answers a request for a caller: under an idempotency key once, however often it is asked; without a key as often as it is asked.
+"""Answers each request once per idempotency key; requests without a key run independently.
 
     async with requests.run(principal, request, seconds=60, again=RepeatedRequest(key)) as answer:
         async for number, chunk in answer: …
-    # its row is written; only now is the caller told how it ended
+    # the row is written before the caller learns how the request ended
     answer.result
 
-Without a key, a request ends when its caller leaves. With a key it runs on for half a minute, and a caller who asks again reads the same
-answer. Vectors are worth nothing unless they are complete, so a request for embeddings that fails halfway frees its key.
+Without a key, a request ends when its caller disconnects. With a key it runs on for half a minute, and a retry reads the same answer.
+Partial embeddings are useless, so an embedding request that fails halfway frees its key.
 """
 
 import secrets
@@ -32,16 +32,15 @@ from shared.api.inference import Chunk
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepeatedRequest:
-    """How a request repeats another, or may be repeated."""
+    """Says which earlier request a call repeats, if any."""
 
     key: str | None = None
-    #: What its caller has lost of the answer.
+    #: The part of the answer that the caller has lost.
     rest: Rest | None = None
-    #: As ``IdempotentRequest.together``.
+    #: See ``IdempotentRequest.together``.
     together: bytes = b""
 
 
-#: A request that is sent once.
 NEVER = RepeatedRequest()
 
 Piece_co = TypeVar("Piece_co", covariant=True)
@@ -49,12 +48,11 @@ End_co = TypeVar("End_co", covariant=True)
 
 
 class InferenceReply(RepeatedAnswerFacts, Protocol[Piece_co, End_co]):
-    """Iterate it for its numbered chunks; a chunk with the number 0 says what the request waits for. Read ``result`` after the block
-    of ``run``."""
+    """The answer as an iterator of numbered chunks; number 0 is a waiting notice. Read ``result`` after the block of ``run``."""
 
     @property
     def is_repeat(self) -> bool:
-        """Whether it is the answer to another call."""
+        """Whether another call started this answer."""
 
     @property
     def result(self) -> End_co: ...
@@ -63,7 +61,7 @@ class InferenceReply(RepeatedAnswerFacts, Protocol[Piece_co, End_co]):
 
 
 class DeduplicatedInference:
-    """One for the gateway."""
+    """Runs requests through the pipeline, deduplicated by idempotency key."""
 
     def __init__(self, pipeline: Pipeline, idempotency: IdempotentRequests) -> None:
         self._pipeline = pipeline
@@ -80,13 +78,13 @@ class DeduplicatedInference:
         cache: cache_keys.CacheRequest = cache_keys.CacheRequest.NOTHING,
         streamed: bool = True,
     ) -> AbstractAsyncContextManager[InferenceReply[Chunk, InferenceResult]]:
-        """Answer with what follows ``again.rest``, or the ``whole`` answer; in larger chunks if it is not ``streamed`` and has no key. If
-        TooLarge leaves the block of a request that is not ``streamed``, the generation ends; without a key it costs nothing. Raises what
+        """Return the answer after ``again.rest``, or the ``whole`` answer; in larger chunks if it is neither ``streamed`` nor under a key.
+        If TooLarge leaves the block of an unstreamed request, the generation ends, at no cost without a key. Raises what
         ``Pipeline.run`` and ``IdempotentRequests.answer`` raise."""
         if again.key is not None:
             return self._run_under_key(principal, request, again, seconds=seconds, whole=whole, cache=cache, streamed=streamed)
         if again.rest is not None:
-            raise BadField("Last-Event-ID", f"goes with the {FIELD} that the request had; without one an answer ends with its stream")
+            raise BadField("Last-Event-ID", f"requires the {FIELD} of the original request; without one, an answer ends with its stream")
         return self._pipeline.run(principal, request, seconds=seconds, cache=cache, streamed=streamed)
 
     def embed(
@@ -96,13 +94,13 @@ class DeduplicatedInference:
         if key is None:
             return self._pipeline.embed(principal, request, seconds=seconds)
 
-        async def produce(take: AnswerRun[Any, Vectors, EmbeddingResult], _seed: int) -> EmbeddingResult:
-            return await _make(take, self._pipeline.embed(principal, request, seconds=self._idempotency.most_seconds))
+        async def produce(run: AnswerRun[Any, Vectors, EmbeddingResult], _seed: int) -> EmbeddingResult:
+            return await _make(run, self._pipeline.embed(principal, request, seconds=self._idempotency.most_seconds))
 
         return self._idempotency.answer(_asked_under(key, principal, request), produce, seconds=seconds, whole=True)
 
     async def withdraw(self, principal: Principal, key: str) -> None:
-        """Nobody wants what was asked under this key any more. Does nothing if no gateway makes it. Raises Unavailable."""
+        """Cancel the request under this key. Does nothing if no gateway runs it. Raises Unavailable."""
         await self._idempotency.cancel(principal.tenant_id, key)
 
     @asynccontextmanager
@@ -120,38 +118,36 @@ class DeduplicatedInference:
         assert again.key is not None
         asked = replace(_asked_under(again.key, principal, request, rest=again.rest), together=again.together)
 
-        async def produce(take: AnswerRun[Any, Chunk, InferenceResult], seed: int) -> InferenceResult:
-            # As long as there is: every reader has a deadline of its own.
+        async def produce(run: AnswerRun[Any, Chunk, InferenceResult], seed: int) -> InferenceResult:
+            # The maximum, because every reader has its own deadline.
             left = self._idempotency.most_seconds
             running = self._pipeline.run(
-                principal, request, seconds=left, drawn_seed=seed, cache=cache, goes_on_elsewhere=lambda: not take.was_stopped
+                principal, request, seconds=left, drawn_seed=seed, cache=cache, continues_elsewhere=lambda: not run.was_stopped
             )
-            return await _make(take, running)
+            return await _make(run, running)
 
         async with self._idempotency.answer(asked, produce, seconds=seconds, whole=whole) as answer:
             try:
                 yield answer
             except errors.TooLarge:
                 if not streamed and not answer.is_repeat:
-                    # It is billed: others may have read it as a stream.
+                    # It is still billed: other callers may have read it as a stream.
                     with suppress(errors.Unavailable):
                         await self.withdraw(principal, again.key)
                 raise
 
 
-async def _make(take: AnswerRun[Any, Piece, End], running: AbstractAsyncContextManager[InferenceReply[Piece, End]]) -> End:
-    """Runs a request to its end for all readers of its answer."""
+async def _make(run: AnswerRun[Any, Piece, End], running: AbstractAsyncContextManager[InferenceReply[Piece, End]]) -> End:
     async with running as answer:
-        take.tell(answer)
+        run.tell(answer)
         async for _, chunk in answer:
-            await take.add(chunk)
+            await run.add(chunk)
     return answer.result
 
 
 def _asked_under(
     key: str, principal: Principal, request: InferenceRequest | EmbeddingRequest, *, rest: Rest | None = None
 ) -> IdempotentRequest:
-    """This call, as one that may be a repeat."""
     now = context.current.get() or context.start()
     return IdempotentRequest(
         owner=principal.tenant_id,

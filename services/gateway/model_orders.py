@@ -1,4 +1,4 @@
-"""Orders of administrators about models: have a worker load one, have workers give its memory back."""
+"""Executes administrators' orders to load and unload models on workers."""
 
 import asyncio
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ from shared.discovery.directory import DirectoryEntry
 from shared.telemetry import logs
 from shared.types import ModelName, NodeId, Role
 
-#: Workers that are asked to load a model before the last one's reason is the answer.
+#: Workers to try before the last one's error is returned.
 ATTEMPTS = 3
-#: What is not the model's fault: another worker may have room, or be there.
-_WORTH_ANOTHER = (errors.PeerError, errors.UnknownModel, errors.UnknownMethod)
+#: Another worker may have memory, or be reachable.
+_RETRYABLE = (errors.PeerError, errors.UnknownModel, errors.UnknownMethod)
 
 _log = logs.get(part="model orders")
 
@@ -28,7 +28,7 @@ class ModelOrders:
         self._aliases = aliases
 
     async def load(self, request: LoadOnWorker, seconds: float) -> ModelPlaces:
-        """Returns when one worker has it in memory; raises UnknownModel, or what the last worker said."""
+        """Load the model on one worker. Raises UnknownModel, or the last worker's error."""
         model, workers = self._find(request.model, request.worker)
         workers.sort(key=directory.expected_wait)
         order = inference.LoadModel(model, request.pin)
@@ -36,12 +36,12 @@ class ModelOrders:
         for worker in others:
             try:
                 return ModelPlaces((await self._load(worker, order, seconds),))
-            except _WORTH_ANOTHER as error:
+            except _RETRYABLE as error:
                 _log.info("worker did not load a model", worker=worker.node, model=model, code=errors.code_of(error))
         return ModelPlaces((await self._load(last, order, seconds),))
 
     async def unload(self, request: UnloadOnWorkers, seconds: float) -> ModelPlaces:
-        """Returns what each worker said; raises UnknownModel, and the reason where there is only one worker."""
+        """Unload the model; return each worker's state. Raises UnknownModel, or the error of the only worker."""
         model, workers = self._find(request.model, request.worker)
         order = inference.UnloadModel(model)
         if len(workers) == 1:
@@ -59,28 +59,28 @@ class ModelOrders:
         return _place(worker.node, status)
 
     async def _told(self, worker: DirectoryEntry, order: inference.UnloadModel, seconds: float) -> ModelPlace:
-        """One worker that refuses keeps no other from obeying."""
+        """Return an error as a state, so that it doesn't stop the other workers."""
         try:
             return await self._unload(worker, order, seconds)
         except errors.AimeshError as error:
             return ModelPlace(worker.node, order.model_id, "", error.message)
 
     def _find(self, asked: ModelName, beginning: NodeId | None) -> tuple[ModelName, list[DirectoryEntry]]:
-        """The model by its name or alias, and the workers that have it, in whatever state: one that failed is loaded by asking
-        for it. Raises UnknownModel or NotFound."""
+        """Find the model by name or alias, and the workers that have it in any state: loading also retries a failed one. Raises
+        UnknownModel or NotFound."""
         alive = [entry for entry in self._nodes.entries(Role.WORKER) if entry.alive and not entry.announcement.draining]
         model = asked
         if not any(_has(entry, model) for entry in alive):
             model = ModelName(self._aliases.get(asked, asked))
         holders = [entry for entry in alive if _has(entry, model)]
         if not holders:
-            raise errors.UnknownModel(f"no worker has the model {asked[:80]!r}", hint="`aicli models` and `aicli nodes` show what there is")
+            raise errors.UnknownModel(f"no worker has the model {asked[:80]!r}", hint="see `aicli models` and `aicli nodes`")
         if beginning is None:
             return model, holders
         meant = [entry for entry in holders if entry.node.startswith(beginning)]
         if len(meant) != 1:
             many = "several workers have" if meant else "no worker with the model has"
-            raise errors.NotFound(f"{many} an id that begins with {beginning[:60]!r}", hint="`aicli nodes` shows the ids")
+            raise errors.NotFound(f"{many} an id that starts with {beginning[:60]!r}", hint="see `aicli nodes` for the ids")
         return model, meant
 
 

@@ -1,4 +1,4 @@
-"""What the gateway needs of the node it runs on. shared.node has it; tests bring their own."""
+"""Defines what the gateway needs of its node. shared.node implements it; tests use fakes."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -27,7 +27,7 @@ class RpcAnswer(Protocol[Item_co, End_co]):
 
 
 class NodeRpc(Protocol):
-    """Calls to other nodes; as shared.rpc.Client."""
+    """Calls to other nodes. See ``shared.rpc.Client``."""
 
     async def call(
         self,
@@ -51,7 +51,7 @@ class NodeRpc(Protocol):
 
 
 class NodeDirectory(Protocol):
-    """As shared.discovery.directory.Directory."""
+    """See ``shared.discovery.directory.Directory``."""
 
     def entries(self, role: Role | None = None) -> Sequence[DirectoryEntry]: ...
 

@@ -1,12 +1,12 @@
-"""Runs a request, whichever API it came by: admit it, run it on a worker, settle it, and write its row.
+"""Runs a request of any API: admits it, runs it on a worker, settles it, and writes its row.
 
     async with pipeline.run(principal, request, seconds=60) as running:
         async for number, chunk in running: …
-    # its row is written; only now is the caller told how it ended
+    # the row is written before the caller learns how the request ended
     running.result
 
-Every request that enters ``run`` or ``embed`` gets exactly one row, however it ends. A request that this gateway leaves to another gateway
-gets that gateway's row.
+Every request that enters ``run`` or ``embed`` gets exactly one row, however it ends. If another gateway takes a request over, that
+gateway writes the row.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from services.gateway.active_request import ActiveEmbedding, ActivePrompt, Activ
 from services.gateway.billing.ledger import Ledger
 from services.gateway.billing.request_record import RequestRow, ReservationState
 from services.gateway.billing.usage_recorder import PendingRow, UsageRecorder
-from services.gateway.failover.relay import Embedding, Relay, Said
+from services.gateway.failover.relay import AnswerItem, Embedding, Relay
 from services.gateway.idempotency import cache_keys
 from services.gateway.idempotency.response_cache import ResponseCache
 from services.gateway.limits.quotas import Quotas
@@ -46,7 +46,7 @@ from shared.telemetry.answer_metrics import MAX_MODELS, OTHER, GatewayAnswers, M
 from shared.types import MicroCredits, ModelName, RequestStatus, Role
 
 _MAX_ROW_NUMBER = 2**31 - 1
-#: A deadline may fire this much early by our clock.
+#: How early a deadline may fire by our clock.
 _CLOCK_SLACK_SECONDS = 0.05
 
 Running = TypeVar("Running", bound=ActiveRequest)
@@ -56,7 +56,7 @@ _log = logs.get(part="pipeline")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineDependencies:
-    """What the pipeline works with."""
+    """The parts that the pipeline uses."""
 
     quotas: Quotas
     ledger: Ledger
@@ -68,15 +68,17 @@ class PipelineDependencies:
     metrics: Metrics
     publish: Callable[[events.Event], None]
     prompt_hash_secret: str
-    #: None where it is turned off.
+    #: None if the cache is disabled.
     responses: ResponseCache | None = None
     cache_only_when_asked: bool = False
 
 
 class Pipeline:
-    """Safe for any number of requests at once. ``patience_seconds``: see ``RequestAdmission``."""
+    """Runs any number of requests concurrently. ``worker_wait_seconds``: see ``RequestAdmission``."""
 
-    def __init__(self, parts: PipelineDependencies, clock: Callable[[], float] = time.monotonic, *, patience_seconds: float = 0.0) -> None:
+    def __init__(
+        self, parts: PipelineDependencies, clock: Callable[[], float] = time.monotonic, *, worker_wait_seconds: float = 0.0
+    ) -> None:
         self._parts = parts
         self.clock = clock
         self._answers_ended = GatewayAnswers(parts.metrics)
@@ -90,8 +92,8 @@ class Pipeline:
             metrics=parts.metrics,
             prompt_hash_secret=parts.prompt_hash_secret,
             clock=clock,
-            patience_seconds=patience_seconds,
-            knows_all_at=clock() + patience_seconds,
+            worker_wait_seconds=worker_wait_seconds,
+            discovery_ends_at=clock() + worker_wait_seconds,
         )
 
     def run(
@@ -103,27 +105,27 @@ class Pipeline:
         drawn_seed: int | None = None,
         cache: cache_keys.CacheRequest = cache_keys.CacheRequest.NOTHING,
         streamed: bool = True,
-        goes_on_elsewhere: Callable[[], bool] = lambda: False,
+        continues_elsewhere: Callable[[], bool] = lambda: False,
     ) -> AbstractAsyncContextManager[ActivePrompt]:
-        """``drawn_seed``: for a request that names none, so that it can be made again. ``streamed``: its caller reads along, token by
-        token. ``goes_on_elsewhere``: see ``ActiveRequest``. Raises what a caller may see: what ``RequestAdmission`` raises, or the worker's
-        own error. An exception out of the block, a cancel included, ends the generation on the worker."""
+        """Run a prompt. Set ``drawn_seed`` for a request without a seed that must be reproducible. ``streamed``: the caller reads token by
+        token. ``continues_elsewhere``: see ``ActiveRequest``. Raises what ``RequestAdmission`` raises, or the worker's error. Leaving the
+        block with an exception, cancellation included, ends the generation on the worker."""
         running = ActivePrompt(self.clock)
-        running.seen_at_end, running.goes_on_elsewhere = not streamed, goes_on_elsewhere
+        running.is_unstreamed, running.continues_elsewhere = not streamed, continues_elsewhere
 
-        async def begin() -> AsyncGenerator[Said]:
-            prompt, wish = await self._admission.admit_prompt(running, principal, request, seconds)
-            return self._answers(running, prompt, wish, seconds=seconds, drawn_seed=drawn_seed, cache=cache)
+        async def begin() -> AsyncGenerator[AnswerItem]:
+            prompt, requirements = await self._admission.admit_prompt(running, principal, request, seconds)
+            return self._answers(running, prompt, requirements, seconds=seconds, drawn_seed=drawn_seed, cache=cache)
 
         return self._recorded(running, principal, seconds, begin)
 
     def embed(self, principal: Principal, request: EmbeddingRequest, *, seconds: float) -> AbstractAsyncContextManager[ActiveEmbedding]:
-        """As ``run``, for texts that become vectors."""
+        """Compute embeddings; otherwise like ``run``."""
         running = ActiveEmbedding(self.clock)
 
         async def begin() -> AsyncGenerator[Embedding]:
-            texts, wish = await self._admission.admit_texts(running, principal, request, seconds)
-            return self._parts.relay.embed(texts, wish, seconds=seconds, runs_on=lambda claim, _: running.runs_on(claim))
+            texts, requirements = await self._admission.admit_texts(running, principal, request, seconds)
+            return self._parts.relay.embed(texts, requirements, seconds=seconds, runs_on=lambda claim, _: running.runs_on(claim))
 
         return self._recorded(running, principal, seconds, begin)
 
@@ -131,10 +133,10 @@ class Pipeline:
     async def _recorded(
         self, running: Running, principal: Principal, seconds: float, begin: Callable[[], Awaitable[AsyncGenerator[Any]]]
     ) -> AsyncIterator[Running]:
-        """Closes what the request runs and writes its row, however the block ends."""
+        """Close the worker's stream and write the row, however the block ends."""
         self._parts.recorder.reserve()
         failure: errors.AimeshError | None = None
-        status, is_left = RequestStatus.ERROR, False
+        status, is_taken_over = RequestStatus.ERROR, False
         try:
             with tracing.span("inference", {REQUEST_ID: str(running.request_id)}):
                 running.answers = await begin()
@@ -143,23 +145,23 @@ class Pipeline:
         except errors.AimeshError as error:
             failure = error
             status = _status(error)
-            running.undeliverable = running.seen_at_end and isinstance(error, errors.TooLarge)
+            running.undeliverable = running.is_unstreamed and isinstance(error, errors.TooLarge)
             raise
         except asyncio.CancelledError:
-            # A deadline reaches a handler as a cancel, too.
+            # A deadline reaches a handler as a cancellation, too.
             status = RequestStatus.TIMEOUT if running.seconds_so_far >= seconds - _CLOCK_SLACK_SECONDS else RequestStatus.CANCELLED
-            is_left = status is RequestStatus.CANCELLED and running.goes_on_elsewhere()
+            is_taken_over = status is RequestStatus.CANCELLED and running.continues_elsewhere()
             raise
         finally:
             try:
                 if running.answers is not None:
                     await running.answers.aclose()
             finally:
-                # No await between here and `add`: whatever happens to this task, the row is in the queue.
+                # No await between here and `add`: the row is queued even if this task is canceled.
                 running.end()
-                written = None if is_left else self._record(running, principal, status, failure)
-                if is_left:
-                    # The gateway that continues it, or that ends its overdue reservation, writes its row.
+                written = None if is_taken_over else self._record(running, principal, status, failure)
+                if is_taken_over:
+                    # The gateway that continues the request, or settles its overdue reservation, writes the row.
                     self._parts.recorder.release()
                     self._parts.ledger.ended(running.request_id)
             if running.spent is not None:
@@ -172,22 +174,21 @@ class Pipeline:
         self,
         running: ActivePrompt,
         asked: inference.ProcessPrompt,
-        wish: routing.WorkerRequirements,
+        requirements: routing.WorkerRequirements,
         *,
         seconds: float,
         drawn_seed: int | None,
         cache: cache_keys.CacheRequest,
-    ) -> AsyncGenerator[Said]:
-        """From the cache or from a worker."""
+    ) -> AsyncGenerator[AnswerItem]:
         parts = self._parts
-        config, streamed = asked.model_config, not running.seen_at_end
+        config, streamed = asked.model_config, not running.is_unstreamed
         use = cache_keys.plan(cache, config, only_when_asked=parts.cache_only_when_asked)
         responses = parts.responses if use else None
-        # An answer that is made for several readers, or read later, runs ahead of them all; one that is not streamed is seen at its end.
+        # Cached and idempotent answers have several readers and run ahead of them; an unstreamed answer is read at its end.
         paced = responses is None and streamed and drawn_seed is None
         seeded = config
         if config.seed is None:
-            # Ours rather than the worker's, so that another worker can draw the same tokens.
+            # Set by the gateway, so that another worker can draw the same tokens after a failover.
             seeded = msgspec.structs.replace(config, seed=secrets.randbits(63) if drawn_seed is None else drawn_seed)
         prompt = msgspec.structs.replace(asked, model_config=seeded, streamed=streamed, reader_paced=paced)
 
@@ -196,22 +197,22 @@ class Pipeline:
             parts.ledger.claimed(running.request_id, claim.worker.node, delivered_tokens if paced else 0)
 
         if responses is None:
-            return parts.relay.generate(prompt, wish, seconds=seconds, runs_on=runs_on)
-        digest = routing.digest_of(wish.model, parts.directory.usable(Role.WORKER))
+            return parts.relay.generate(prompt, requirements, seconds=seconds, runs_on=runs_on)
+        digest = routing.digest_of(requirements.model, parts.directory.usable(Role.WORKER))
         assert not isinstance(asked.prompt, str)  # admission makes messages of it
-        question = cache_keys.CacheQuestion(wish.tenant, asked.prompt, config, digest)
+        question = cache_keys.CacheQuestion(requirements.tenant, asked.prompt, config, digest)
 
-        def generate(seconds: float) -> AsyncGenerator[Said]:
-            return parts.relay.generate(prompt, wish, seconds=seconds, runs_on=runs_on)
+        def generate(seconds: float) -> AsyncGenerator[AnswerItem]:
+            return parts.relay.generate(prompt, requirements, seconds=seconds, runs_on=runs_on)
 
-        return responses.answer(question, generate, use=use, seconds=seconds, came=running.came)
+        return responses.answer(question, generate, use=use, seconds=seconds, set_origin=running.set_origin)
 
     def _record(
         self, running: ActiveRequest, principal: Principal, status: RequestStatus, failure: errors.AimeshError | None
     ) -> PendingRow:
         usage = running.usage
-        # Of an answer that is given as a whole a caller has nothing when it fails.
-        is_free = running.undeliverable or (running.seen_at_end and status in {RequestStatus.ERROR, RequestStatus.TIMEOUT})
+        # The caller of an unstreamed answer gets nothing if it fails, so it costs nothing.
+        is_free = running.undeliverable or (running.is_unstreamed and status in {RequestStatus.ERROR, RequestStatus.TIMEOUT})
         row = RequestRow(
             id=running.request_id,
             user_id=principal.user_id,
@@ -235,7 +236,7 @@ class Pipeline:
         )
         written = self._parts.recorder.add(row)
         self._parts.ledger.ended(row.id)
-        # The row has whose request it was; the log has what an operator looks for by its id.
+        # Operators search the log by request id; the caller's identity is only in the row.
         _log.info(
             "request ended", status=row.status, error_code=row.error_code, model=row.model_used, milliseconds=row.response_time_ms,
             prompt_tokens=row.prompt_tokens, completion_tokens=row.completion_tokens,
@@ -252,7 +253,7 @@ class Pipeline:
             first_text_seconds=running.first_text_seconds,
             input_tokens=row.prompt_tokens,
             output_tokens=row.completion_tokens,
-            at_once=running.answers_told,
+            at_once=running.answer_count,
             chunks=running.chunks,
             error=row.error_code or "",
         )
@@ -280,7 +281,7 @@ def _status(error: errors.AimeshError) -> RequestStatus:
         case errors.Cancelled():
             return RequestStatus.CANCELLED
         case errors.Poison():
-            # It took workers down: the operator has to see it, no matter who sent it.
+            # It crashed workers: operators must see it among the errors.
             return RequestStatus.ERROR
         case errors.CallerError():
             return RequestStatus.REJECTED
@@ -297,19 +298,19 @@ def _error_code(status: RequestStatus, failure: errors.AimeshError | None) -> st
     if status is RequestStatus.SUCCESS:
         return None
     if failure is not None:
-        # A newer peer's code may be anything; the column holds 64 characters and no NUL.
+        # A newer peer may send any code; the column holds 64 characters and no NUL.
         return "".join(letter for letter in errors.code_of(failure)[:64] if letter.isprintable())
     return {RequestStatus.TIMEOUT: errors.DeadlineExceeded.code, RequestStatus.ERROR: errors.AimeshError.code}.get(
         status, errors.Cancelled.code
     )
 
 
-#: For codes that only a newer peer knows: a peer may say anything, and each would be a series.
+#: Replaces codes unknown to this version: a peer could otherwise create any number of series.
 OTHER_REASON = "other"
 
 
 class CompletionCounters:
-    """Of one gateway. The series are looked up once and kept: looking labels up costs more than counting."""
+    """Counts costs and aborted streams. Keeps the labeled series, because looking labels up costs more than counting."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._cost = metrics.cost
@@ -318,7 +319,7 @@ class CompletionCounters:
         self._aborted_for: dict[str, Counter] = {}
 
     def ended(self, row: RequestRow, *, was_read: bool, complete: bool) -> None:
-        """Call it once for each request. ``was_read``: its reader had the beginning of an answer; ``complete``: and could have all."""
+        """Call it once for each request. ``was_read``: the reader got the start of the answer; ``complete``: the whole answer was there."""
         if row.cost_micro and row.model_used is not None:
             self._cost_for(row.model_used).inc(row.cost_micro)
         if was_read and not complete and row.error_code is not None:
@@ -327,7 +328,7 @@ class CompletionCounters:
     def _cost_for(self, model: ModelName) -> Counter:
         found = self._cost_of.get(model)
         if found is None:
-            # A worker may say that it has any model.
+            # A worker may announce any model name.
             if len(self._cost_of) >= MAX_MODELS:
                 return self._cost.labels(model=OTHER)
             found = self._cost_of[model] = self._cost.labels(model=model)

@@ -1,6 +1,5 @@
 -- name: write_requests
--- Requests that ended: their reservations are settled, and they go into the log and, where something was delivered, into the day's usage;
--- rows that are there already change nothing.
+-- Write ended requests: settle their reservations, log them, and add what was delivered to the day's usage. Existing rows stay as they are.
 WITH given AS (
     SELECT * FROM unnest(
         $1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::integer[],
@@ -13,7 +12,7 @@ WITH given AS (
     )
 ),
 settled AS MATERIALIZED (
-    -- Always in this order, so that two gateways never wait for each other's accounts in a circle.
+    -- Always lock in this order, so that gateways can't deadlock on accounts.
     SELECT given.*, settle(id, cost_micro, state) AS settled_micro FROM given ORDER BY tenant_id, id
 ),
 fresh AS (
@@ -26,7 +25,7 @@ fresh AS (
            prompt_tokens + completion_tokens, prompt_tokens, completion_tokens, status, error_code, created_at,
            coalesce(settled_micro, 0), cached, worker_owner, worker_labels::jsonb, begins_conversation, saved_micro
     FROM settled
-    -- Another gateway has taken this request over and writes its row, or has ended it and written one.
+    -- Another gateway has taken this request over and writes its row, or has already written it.
     WHERE settled_micro IS NOT NULL OR NOT was_taken_over(id)
     ON CONFLICT (id) DO NOTHING
     RETURNING tenant_id, user_id, api_key_id, tokens_used, status, created_at, cost_micro
@@ -36,7 +35,7 @@ SELECT tenant_id, user_id, api_key_id, (created_at AT TIME ZONE 'UTC')::date, co
 FROM fresh
 WHERE status = 'success' OR tokens_used > 0
 GROUP BY 1, 2, 3, 4
--- In one order here, too.
+-- Also in a fixed order.
 ORDER BY 1, 2, 3, 4
 ON CONFLICT (tenant_id, user_id, api_key_id, date) DO UPDATE SET
     request_count = usage_stats.request_count + excluded.request_count,
@@ -44,7 +43,7 @@ ON CONFLICT (tenant_id, user_id, api_key_id, date) DO UPDATE SET
     cost_micro = usage_stats.cost_micro + excluded.cost_micro;
 
 -- name: list_usage_days
--- What one tenant used on each day of the last year, newest first.
+-- List one tenant's usage of each day in the last year, newest first.
 SELECT date, api_key_id, sum(request_count)::bigint AS request_count, sum(tokens_used)::bigint AS tokens_used, sum(cost_micro)::bigint AS cost_micro
 FROM usage_stats
 WHERE tenant_id = $1 AND date > (now() AT TIME ZONE 'UTC')::date - 365
@@ -52,14 +51,14 @@ GROUP BY date, api_key_id
 ORDER BY date DESC, api_key_id NULLS LAST;
 
 -- name: sum_usage
--- What one tenant used in all.
+-- Sum up one tenant's usage.
 SELECT coalesce(sum(request_count), 0)::bigint AS request_count, coalesce(sum(tokens_used), 0)::bigint AS tokens_used,
        coalesce(sum(cost_micro), 0)::bigint AS cost_micro
 FROM usage_stats
 WHERE tenant_id = $1;
 
 -- name: reserve
--- Holds what each of some requests may cost; granted_tokens is NULL where there is not enough for it.
+-- Reserve the maximum cost of requests; granted_tokens is NULL if the credits are too low.
 WITH wanted AS (
     SELECT * FROM unnest(
         $1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::bigint[], $6::integer[], $7::integer[], $8::integer[], $9::integer[],
@@ -68,7 +67,7 @@ WITH wanted AS (
         request_id, owner, key_id, model, price_id, prompt_tokens, max_tokens, least_tokens, answers,
         fixed_micro, micro_per_million, monthly_micro, is_bounded, key_budget_micro
     )
-    -- Always in this order, so that two gateways never wait for each other's accounts in a circle.
+    -- Always lock in this order, so that gateways can't deadlock on accounts.
     ORDER BY owner, request_id
 )
 SELECT request_id, held.granted_tokens, held.room_micro, held.key_is_tightest, held.is_repeated
@@ -78,8 +77,7 @@ FROM wanted, LATERAL reserve(
 ) AS held;
 
 -- name: extend_leases
--- Requests that still run: nobody else may end them for so long. Who is locked is being settled just now; to wait for it could be to
--- wait in a circle.
+-- Extend the leases of running requests. A locked row is being settled; waiting for it could deadlock.
 UPDATE reservations SET lease_until = now() + make_interval(secs => $2)
 WHERE request_id IN (
     SELECT request_id FROM reservations
@@ -88,7 +86,7 @@ WHERE request_id IN (
 );
 
 -- name: record_claims
--- Which workers run these requests from now on. Skips locked rows, as above.
+-- Record which workers run these requests. Skip locked rows, as above.
 WITH given AS (
     SELECT * FROM unnest($1::uuid[], $2::text[], $3::integer[]) AS row (request_id, worker, delivered_before)
 ),
@@ -104,7 +102,7 @@ WHERE held.request_id = given.request_id
 RETURNING held.request_id;
 
 -- name: list_overdue
--- Open reservations whose gateway is silent for longer than its lease and some grace, the oldest first.
+-- List open reservations whose lease has expired for longer than a grace period, oldest first.
 SELECT request_id, owner, key_id, model, price_id, prompt_tokens, completion_tokens, gateway, created_at, lease_until,
     workers, delivered_before, claimed_at
 FROM reservations
@@ -113,55 +111,55 @@ ORDER BY lease_until
 LIMIT $2;
 
 -- name: read_account
--- One user's account with this month's credits given; locks it for a moment.
+-- Read an account after granting this month's credits; lock it briefly.
 WITH opened AS MATERIALIZED (SELECT * FROM open_account($1, $2))
 SELECT included_micro, balance_micro, reserved_micro, month FROM opened;
 
 -- name: read_key_spending
--- What one key has spent and holds.
+-- Read what a key has spent and reserved.
 SELECT spent_micro, reserved_micro FROM key_spending WHERE key_id = $1;
 
 -- name: top_up
--- Credits for a user, or back from one; a transfer that was made already is a unique violation.
+-- Add or withdraw a user's credits; repeating a transfer is a unique violation.
 WITH done AS MATERIALIZED (SELECT top_up($1, $2, $3, $4, $5)) SELECT count(*) FROM done;
 
 -- name: revert
--- Gives a user back what a request cost; its owner, or NULL where it cost nothing.
+-- Refund a request; return its owner, or NULL if it cost nothing.
 WITH done AS MATERIALIZED (SELECT revert($1, $2) AS owner) SELECT owner FROM done;
 
 -- name: list_prices
--- The prices that hold now.
+-- List the current prices.
 SELECT DISTINCT ON (model) id, model, input_micro_per_million, output_micro_per_million, request_micro, compute_second_micro, since
 FROM prices
 WHERE since <= now()
 ORDER BY model, since DESC, id DESC;
 
 -- name: list_price_history
--- Every price there ever was, the newest first.
+-- List all prices ever set, newest first.
 SELECT id, model, input_micro_per_million, output_micro_per_million, request_micro, compute_second_micro, since
 FROM prices
 ORDER BY since DESC, id DESC
 LIMIT 1000;
 
 -- name: find_price
--- One price by its number.
+-- Find a price by its number.
 SELECT id, model, input_micro_per_million, output_micro_per_million, request_micro, compute_second_micro, since
 FROM prices
 WHERE id = $1;
 
 -- name: add_price
--- From now on.
+-- Set a price as of now.
 INSERT INTO prices (model, input_micro_per_million, output_micro_per_million, request_micro, compute_second_micro)
 VALUES ($1, $2, $3, $4, $5);
 
 -- name: ensure_default_price
--- The default of the settings, where none was ever set.
+-- Insert the default price from the settings if there is none.
 INSERT INTO prices (model, input_micro_per_million, output_micro_per_million, request_micro, compute_second_micro, since)
 SELECT NULL, $1, $2, 0, 0, 'epoch'
 WHERE NOT EXISTS (SELECT FROM prices WHERE model IS NULL);
 
 -- name: verify_ledger
--- Everything summed up, as one moment has it: entries and payments since $2, and for the time before it what the checkpoints say; NULL: all.
+-- Verify the sums in one snapshot: entries and payments since $2, and checkpoints for the time before it; NULL: all entries.
 WITH young AS MATERIALIZED (SELECT transfer, kind, account, owner, amount_micro FROM entries WHERE at >= coalesce($2::timestamptz, '-infinity')),
 per_account AS (
     SELECT owner, sum(included)::bigint AS included, sum(balance)::bigint AS balance
@@ -198,22 +196,22 @@ SELECT
      FROM ledger_balances) AS balances_hash;
 
 -- name: allow_long_statements
--- For this transaction: work that reads whole days.
+-- Allow statements in this transaction to read whole days.
 SELECT set_config('statement_timeout', '1800s', true);
 
 -- name: lock_checkpoints
--- Whether no other gateway closes a day now; if so, none does until the end of the transaction.
+-- Try to become the one gateway that closes a day, until the end of the transaction.
 SELECT pg_try_advisory_xact_lock(hashtextextended('aimesh.gateway.checkpoints', 0));
 
 -- name: next_checkpoint_day
--- The first day without a checkpoint, if it is over for so long that no transaction of it can still be running.
+-- Find the first day without a checkpoint, if no transaction of that day can still be running.
 SELECT day FROM (
     SELECT coalesce((SELECT max(day) + 1 FROM ledger_checkpoints), (SELECT (min(at) AT TIME ZONE 'UTC')::date FROM entries)) AS day
 ) AS next
 WHERE (day + 1)::timestamp AT TIME ZONE 'UTC' < now() - interval '10 minutes';
 
 -- name: sum_ledger_day
--- What the entries of a day come to, and a hash over all of them in pieces of 10,000.
+-- Sum up a day's entries, and hash all of them in pieces of 10,000.
 WITH of_day AS MATERIALIZED (
     SELECT id, transfer, kind, account, owner, amount_micro, note, at FROM entries
     WHERE at >= $1::date::timestamp AT TIME ZONE 'UTC' AND at < ($1::date + 1)::timestamp AT TIME ZONE 'UTC'
@@ -235,7 +233,7 @@ SELECT count(*) AS entries,
 FROM of_day;
 
 -- name: add_to_balances
--- The entries of a day, added to the sums of their owners.
+-- Add a day's entries to the balances of their owners.
 INSERT INTO ledger_balances AS kept (owner, included_micro, balance_micro)
 SELECT owner, coalesce(sum(amount_micro) FILTER (WHERE account = 'included'), 0), coalesce(sum(amount_micro) FILTER (WHERE account = 'balance'), 0)
 FROM entries
@@ -245,25 +243,25 @@ ON CONFLICT (owner) DO UPDATE SET
     included_micro = kept.included_micro + excluded.included_micro, balance_micro = kept.balance_micro + excluded.balance_micro;
 
 -- name: hash_balances
--- As in verify_ledger.
+-- Hash the balances as in verify_ledger.
 SELECT coalesce(
     sha256(string_agg(convert_to(concat_ws('|', owner, included_micro, balance_micro), 'UTF8'), '\x0a' ORDER BY owner)), ''
 ) FROM ledger_balances;
 
 -- name: add_checkpoint
--- A closed day.
+-- Store a closed day.
 INSERT INTO ledger_checkpoints (
     day, entries, included_micro, balance_micro, revenue_micro, grants_micro, payments_micro, entries_hash, balances_hash, hash, anchor
 ) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11);
 
 -- name: list_checkpoints
--- All closed days, the oldest first.
+-- List all closed days, oldest first.
 SELECT day, entries, included_micro, balance_micro, revenue_micro, grants_micro, payments_micro, entries_hash, balances_hash, hash, anchor
 FROM ledger_checkpoints ORDER BY day;
 
 -- name: claim_key
--- Who runs this request: the one whose row comes back. It is new, or its day is over, or the gateway that ran it lost its lease ($8: or is
--- known to have died). Of any number of claims at once one gets it.
+-- Claim a request: the caller that gets a row runs it. The key must be new or expired, or its gateway must have lost its lease ($8: or is
+-- known to be dead). Only one of several concurrent claims succeeds.
 INSERT INTO idempotency_keys AS held (owner, key, fingerprint, request_id, seed, state, gateway, lease_until, expires_at)
 VALUES ($1, $2, $3, $4, $5, 'running', $6, now() + make_interval(secs => $7), now() + interval '24 hours')
 ON CONFLICT (owner, key) DO UPDATE SET
@@ -285,20 +283,20 @@ WHERE (held.expires_at <= now() AND (held.state <> 'running' OR held.lease_until
 RETURNING seed, attempt;
 
 -- name: find_key
--- What is known of a key.
+-- Read the state of a key.
 SELECT fingerprint, request_id, state, answer, gateway
 FROM idempotency_keys
 WHERE owner = $1 AND key = $2;
 
 -- name: prolong_keys
--- The requests of these that are still ours, for so many seconds more, and whether their caller withdrew them.
+-- Extend the leases of requests; return those that are still ours, and whether their caller canceled them.
 UPDATE idempotency_keys
 SET lease_until = now() + make_interval(secs => $2)
 WHERE request_id = ANY($1::uuid[]) AND state = 'running'
 RETURNING request_id, withdrawn_request IS NOT DISTINCT FROM request_id AS is_withdrawn;
 
 -- name: withdraw_keys
--- Marks the requests that run under a key, or under the keys made from it ($3), as withdrawn, and tells all gateways.
+-- Mark the requests that run under a key, or under the keys made from it ($3), as canceled, and notify all gateways.
 WITH withdrawn AS (
     UPDATE idempotency_keys
     SET withdrawn_request = request_id
@@ -308,24 +306,24 @@ WITH withdrawn AS (
 SELECT pg_notify('gateway_withdrawals', request_id::text) FROM withdrawn;
 
 -- name: end_key
--- The answer of a request that ran; nothing where another has taken it over.
+-- Store the answer of a request, unless another gateway has taken it over.
 UPDATE idempotency_keys
 SET state = $2, answer = $3, lease_until = now()
 WHERE request_id = $1 AND state = 'running';
 
 -- name: free_key
--- A request that failed before it said anything never was: the same key runs it anew.
+-- Free the key of a request that delivered nothing, so that it can run again.
 DELETE FROM idempotency_keys
 WHERE request_id = $1 AND state = 'running';
 
 -- name: abandon_key
--- A request that its gateway does not finish: whoever asks next takes it over.
+-- Release a request that its gateway can't finish, so that the next call takes it over.
 UPDATE idempotency_keys
 SET lease_until = now()
 WHERE request_id = $1 AND state = 'running';
 
 -- name: sweep_keys
--- Forget keys whose day is over, some at a time; several gateways do not wait for each other.
+-- Delete a batch of expired keys, without waiting for other gateways.
 DELETE FROM idempotency_keys
 WHERE (owner, key) IN (
     SELECT owner, key
@@ -337,7 +335,7 @@ WHERE (owner, key) IN (
 );
 
 -- name: sum_time
--- One tenant's requests in each piece of a time, of everybody where no tenant is named; refusals of limits do not count.
+-- Sum up a tenant's requests, or everybody's for NULL, in time buckets; requests refused by limits don't count.
 SELECT date_trunc($4, created_at AT TIME ZONE 'UTC') AS at,
     count(*) AS requests, count(*) FILTER (WHERE status IN ('error', 'timeout')) AS errors,
     coalesce(sum(prompt_tokens), 0)::bigint AS prompt_tokens, coalesce(sum(completion_tokens), 0)::bigint AS completion_tokens,
@@ -350,7 +348,7 @@ GROUP BY 1
 ORDER BY 1;
 
 -- name: sum_groups
--- The same in all, by model and by key.
+-- Sum up the same period in total, by model and by key.
 SELECT grouping(model_used) = 0 AS is_model, grouping(api_key_id) = 0 AS is_key, model_used, api_key_id,
     count(*) AS requests, count(*) FILTER (WHERE status IN ('error', 'timeout')) AS errors,
     coalesce(sum(prompt_tokens), 0)::bigint AS prompt_tokens, coalesce(sum(completion_tokens), 0)::bigint AS completion_tokens,
@@ -364,24 +362,24 @@ ORDER BY requests DESC
 LIMIT 1000;
 
 -- name: sum_feedback
--- Thumbs for each model.
+-- Count ratings by model.
 SELECT model, count(*) FILTER (WHERE rating > 0) AS up, count(*) FILTER (WHERE rating < 0) AS down
 FROM feedback
 WHERE ($1::uuid IS NULL OR tenant_id = $1) AND at >= $2 AND at < $3
 GROUP BY model;
 
 -- name: plan_each_time
--- For this transaction: plans for the values that are really given, so that what is older is not read.
+-- Plan the statements of this transaction for their actual values, so that older partitions are pruned.
 SELECT set_config('plan_cache_mode', 'force_custom_plan', true);
 
 -- name: plan_pages
--- For this transaction: read a page in the order of an index, and stop when it is full. PostgreSQL takes the condition of row-level security
--- for one that lets hardly a row pass, so it would read all rows of a filter and sort them.
+-- Read pages in index order in this transaction. PostgreSQL overestimates how selective row-level security is, and would otherwise read and
+-- sort all rows of a filter.
 SELECT set_config('plan_cache_mode', 'force_custom_plan', true), set_config('enable_bitmapscan', 'off', true),
     set_config('enable_sort', 'off', true);
 
 -- name: list_requests
--- One tenant's requests, the newest first.
+-- List a tenant's requests, newest first.
 SELECT log.id, log.created_at, log.user_id, log.api_key_id, log.model_used, log.status, log.error_code, log.prompt_tokens,
     log.completion_tokens, log.response_time_ms, log.cost_micro, log.cached, feedback.rating
 FROM request_logs AS log
@@ -392,7 +390,7 @@ ORDER BY log.created_at DESC, log.id
 LIMIT $6;
 
 -- name: export_requests
--- The next of one tenant's requests, the oldest first, behind the last one that was read.
+-- List a tenant's requests after the last one read, oldest first.
 SELECT log.id, log.created_at, log.user_id, log.api_key_id, log.model_used, log.status, log.error_code, log.prompt_tokens,
     log.completion_tokens, log.response_time_ms, log.cost_micro, log.cached, feedback.rating
 FROM request_logs AS log
@@ -402,7 +400,7 @@ ORDER BY log.created_at, log.id
 LIMIT $4;
 
 -- name: rate_request
--- A thumb for a request that this user made for this tenant, and of whose answer something came.
+-- Rate a request that this user made for this tenant, if it delivered something.
 WITH rated AS (
     SELECT id, tenant_id, user_id, model_used FROM request_logs
     WHERE id = $1 AND tenant_id = $2 AND user_id = $3 AND model_used IS NOT NULL AND (status = 'success' OR completion_tokens > 0)
@@ -412,28 +410,28 @@ SELECT id, tenant_id, user_id, model_used, $4 FROM rated
 ON CONFLICT (request_id) DO UPDATE SET rating = excluded.rating, at = now();
 
 -- name: unrate_request
--- The thumb taken back.
+-- Remove a rating.
 DELETE FROM feedback WHERE request_id = $1 AND tenant_id = $2 AND user_id = $3;
 
 -- name: add_partition
--- Add one partition that will be needed within so many days; its name, or NULL where there are enough.
+-- Add one missing partition for the next days; return its name, or NULL if none is missing.
 WITH added AS MATERIALIZED (SELECT add_partition(make_interval(days => $1)) AS name) SELECT name FROM added;
 
 -- name: drop_partition
--- Drop one partition of the request log that holds nothing younger than so many days; its name, or NULL where there is none.
+-- Drop one partition of the request log that is older than so many days; return its name, or NULL if there is none.
 WITH dropped AS MATERIALIZED (SELECT drop_partition($1) AS name) SELECT name FROM dropped;
 
 -- name: measure_partitions_ahead
--- For how many seconds from now every growing table has its partitions.
+-- Measure for how many seconds every growing table has partitions.
 SELECT extract(epoch FROM min(until) - now())::double precision
 FROM (SELECT max(until) AS until FROM partitions GROUP BY parent) AS ends;
 
 -- name: end_old_requests
--- Delete rows of the request log that are too old and lie in no partition that could be dropped for it; how many.
+-- Delete old rows of the request log in partitions that can't be dropped; return their number.
 WITH ended AS MATERIALIZED (SELECT end_old_requests($1, $2) AS rows) SELECT rows FROM ended;
 
 -- name: end_old_feedback
--- Thumbs likewise: of a day that may be summed up again they stay.
+-- Delete old ratings, except of days that may be summed up again.
 DELETE FROM feedback
 WHERE request_id IN (
     SELECT request_id FROM feedback
@@ -445,7 +443,7 @@ WHERE request_id IN (
 );
 
 -- name: open_days
--- Every day that has begun since the last one that is known: each is to be summed up when it is over.
+-- Add every day since the last known one, so that it is summed up when it is over.
 INSERT INTO usage_rolls (day)
 SELECT day::date FROM generate_series(
     coalesce((SELECT max(day) FROM usage_rolls), (now() AT TIME ZONE 'UTC')::date)::timestamp, (now() AT TIME ZONE 'UTC')::date::timestamp, '1 day'
@@ -453,8 +451,8 @@ SELECT day::date FROM generate_series(
 ON CONFLICT DO NOTHING;
 
 -- name: take_roll_piece
--- The next ten minutes to sum up, of the oldest day. A late row waits for the lock, and what its gateway is settling waits with it, so a piece
--- is short. Five minutes after it is over: a row may be on its way that was written before. A day that a gateway of the version before this one marked is begun again.
+-- Take the oldest ten minutes to sum up. Pieces are short, because late rows and their settlements wait for the lock. A piece must be over for
+-- five minutes, because earlier rows may still be on their way. Start a day again if a gateway of the previous version has marked it.
 SELECT roll.day, begun.since, piece.until, roll.rolled_at IS NOT NULL AS is_again, piece.until = (roll.day + 1)::timestamp AT TIME ZONE 'UTC' AS is_last
 FROM usage_rolls AS roll, LATERAL (SELECT summed_until(roll)) AS begun (since), LATERAL (SELECT begun.since + interval '10 minutes') AS piece (until)
 WHERE roll.is_stale AND NOT roll.is_final AND piece.until < now() - interval '5 minutes'
@@ -463,28 +461,28 @@ LIMIT 1
 FOR UPDATE OF roll SKIP LOCKED;
 
 -- name: clear_day
--- What a day came to before.
+-- Delete a day's sums.
 DELETE FROM usage_days WHERE day = $1;
 
 -- name: roll_piece
--- What this time comes to.
+-- Sum up a piece of time.
 INSERT INTO usage_days SELECT * FROM usage_of_time($1, $2);
 
 -- name: end_piece
--- The day is summed up until then; it is over where that was its last piece.
+-- Record until when the day is summed up; after its last piece, the day is complete.
 UPDATE usage_rolls SET rolled_until = $2, is_stale = NOT $3, rolled_at = CASE WHEN $3 THEN now() END WHERE day = $1;
 
 -- name: join_pieces
--- The pieces of a day as one.
+-- Merge the pieces of a day.
 WITH joined AS MATERIALIZED (SELECT join_pieces($1)) SELECT count(*) FROM joined;
 
 -- name: close_days
--- Days that rows are about to leave the request log of.
+-- Freeze days whose rows will soon be deleted from the request log.
 UPDATE usage_rolls SET is_final = true
 WHERE NOT is_stale AND NOT is_final AND day::timestamp AT TIME ZONE 'UTC' < now() - make_interval(days => $1);
 
 -- name: report_days
--- What a time came to, in all and by one thing.
+-- Report on a period, in total and by one dimension.
 WITH named AS (
     SELECT used.*, CASE $3
         WHEN 'day' THEN day::text
@@ -509,14 +507,14 @@ ORDER BY is_total DESC, CASE WHEN $3 = 'day' THEN name END, cost_micro DESC, suc
 LIMIT $5;
 
 -- name: sum_given_back
--- What was given back of what requests had cost, in a time.
+-- Sum up a period's refunds.
 SELECT coalesce(-sum(amount_micro), 0)::bigint
 FROM entries
 WHERE kind = 'reversal' AND account = 'revenue'
     AND at >= $1::date::timestamp AT TIME ZONE 'UTC' AND at < $2::date::timestamp AT TIME ZONE 'UTC';
 
 -- name: count_active_users
--- Who asked for anything and was not refused: in the last hour and the last 24, and on this UTC day and the 6, or 29, before it.
+-- Count users with requests that were not refused: in the last hour and 24 hours, and on the last 7 and 30 UTC days.
 WITH recent AS (
     SELECT user_id, created_at FROM request_logs WHERE created_at > now() - interval '24 hours' AND status NOT IN ('limited', 'rejected')
 ),
@@ -533,7 +531,7 @@ SELECT
     (SELECT count(DISTINCT user_id) FROM days) AS month;
 
 -- name: strike_worker
--- One more strike; with the last of so many ($2) within a time ($3) the worker is in quarantine for $4 seconds, and its strikes begin anew.
+-- Add a strike. The last of $2 strikes within $3 starts a quarantine of $4 seconds, and resets the strikes.
 INSERT INTO worker_strikes AS known (node, struck_at) VALUES ($1, ARRAY[now()])
 ON CONFLICT (node) DO UPDATE SET (struck_at, quarantined_until) = (
     SELECT
@@ -550,13 +548,13 @@ ON CONFLICT (node) DO UPDATE SET (struck_at, quarantined_until) = (
 );
 
 -- name: list_quarantined
--- Workers in quarantine, and for how many seconds more.
+-- List quarantined workers, and their remaining seconds.
 SELECT node, extract(epoch FROM quarantined_until - now())::double precision AS seconds FROM worker_strikes WHERE quarantined_until > now();
 
 -- name: find_struck
--- Workers whose id begins so that have strikes, or are in quarantine.
+-- Find workers with strikes or in quarantine by the start of their id.
 SELECT node FROM worker_strikes WHERE starts_with(node, $1) AND (quarantined_until > now() OR cardinality(struck_at) > 0) ORDER BY node LIMIT 10;
 
 -- name: pardon_worker
--- As if it had never told a wrong number.
+-- Delete a worker's strikes and quarantine.
 DELETE FROM worker_strikes WHERE node = $1;

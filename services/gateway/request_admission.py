@@ -1,4 +1,4 @@
-"""Lets a request in: checks it, finds its model, makes sure there is room, counts it against the limits, and reserves its credits."""
+"""Admits a request: validates it, finds its model, ensures capacity, counts it against the limits, and reserves its credits."""
 
 import asyncio
 import contextlib
@@ -27,17 +27,17 @@ from shared.api.generation import ChatMessage, Sampling
 from shared.telemetry import Metrics, tracing
 from shared.types import ModelName, Role, TenantId
 
-#: For a request that does not say how long its answer may be, if the model has room for it: a whole page, and a bounded price.
+#: Default for max_tokens if the context allows it: about a page of text, at a bounded price.
 DEFAULT_MAX_TOKENS = 4096
-#: How often a request that waits for a worker looks again.
+#: How often a waiting request checks the directory for workers.
 _LOOK_SECONDS = 0.1
 _SAMPLED = Sampling.__struct_fields__
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestAdmission:
-    """One for the gateway. For the first ``patience_seconds`` a model without workers may have some that are not found yet; a request
-    waits as long for workers that were there a moment ago."""
+    """Admits requests. For the first ``worker_wait_seconds`` after start, a model may have workers that aren't discovered yet; a request
+    waits equally long for workers that left a moment ago."""
 
     quotas: Quotas
     ledger: Ledger
@@ -47,14 +47,13 @@ class RequestAdmission:
     metrics: Metrics
     prompt_hash_secret: str
     clock: Callable[[], float]
-    patience_seconds: float
-    knows_all_at: float
+    worker_wait_seconds: float
+    discovery_ends_at: float
 
     async def admit_prompt(
         self, running: ActivePrompt, principal: Principal, request: InferenceRequest, seconds: float
     ) -> tuple[inference.ProcessPrompt, WorkerRequirements]:
-        """Return what a worker is asked, with a seed only if the caller gave one. Raises what ``_admit`` raises, and what
-        ``prompt_admission`` raises."""
+        """Return the call for a worker, with a seed only if the caller set one. Raises what ``_admit`` and ``prompt_admission`` raise."""
         admitted = prompt_admission.admit(request)
         answers = request.n or 1
         running.admitted(admitted, answers, fingerprint(admitted.messages, self.prompt_hash_secret))
@@ -69,7 +68,7 @@ class RequestAdmission:
             seconds=seconds,
         )
         salt = _salt(principal.tenant_id, self.prompt_hash_secret)
-        wish = WorkerRequirements(
+        requirements = WorkerRequirements(
             model=model,
             tenant=principal.tenant_id,
             limited_as=principal.limited_as,
@@ -77,36 +76,36 @@ class RequestAdmission:
             max_tokens=bounds.max_tokens * answers,
             beginnings=prefix_affinity.beginnings(admitted.messages, salt, request.tools),
         )
-        held = await self._admit(running, principal, limits, wish, bounds)
+        held = await self._admit(running, principal, limits, requirements, bounds)
         sampling = {field: getattr(request, field) for field in _SAMPLED} | {"max_tokens": held.max_tokens}
         config = inference.ModelConfig(**sampling, model=model)
-        return inference.ProcessPrompt(admitted.messages, config, running.request_id, salt), wish
+        return inference.ProcessPrompt(admitted.messages, config, running.request_id, salt), requirements
 
     async def admit_texts(
         self, running: ActiveEmbedding, principal: Principal, request: EmbeddingRequest, seconds: float
     ) -> tuple[embedding.Embed, WorkerRequirements]:
-        """As ``admit_prompt``, for texts that become vectors."""
+        """Admit an embedding request; otherwise like ``admit_prompt``."""
         admitted = prompt_admission.admit_texts(request)
         running.admitted, running.wanted_dimensions = admitted, request.dimensions
         running.prompt_hash = fingerprint(admitted.inputs, self.prompt_hash_secret)
         model = await self._find_model(running, principal, request.model)
         bounds = CostBounds(model=model, prompt_tokens=admitted.most_prompt_tokens, max_tokens=0, answers=1, seconds=seconds)
-        wish = WorkerRequirements(model, principal.tenant_id, principal.limited_as, admitted.likely_prompt_tokens, 0)
-        await self._admit(running, principal, self.quotas.limits(principal, model), wish, bounds)
-        return embedding.Embed(model, admitted.inputs, running.request_id, request.dimensions), wish
+        requirements = WorkerRequirements(model, principal.tenant_id, principal.limited_as, admitted.likely_prompt_tokens, 0)
+        await self._admit(running, principal, self.quotas.limits(principal, model), requirements, bounds)
+        return embedding.Embed(model, admitted.inputs, running.request_id, request.dimensions), requirements
 
     async def _find_model(self, running: ActiveRequest, principal: Principal, wanted: ModelName | None) -> ModelName:
-        """Wait for a while if the model's workers may only be away for a moment. Raises UnknownModel, NotReachable or NotAllowed, and
-        BadRequest for a prompt to a model that only embeds."""
-        gives_up_at = self.clock() + self.patience_seconds
+        """Wait briefly if the model's workers may return soon. Raises UnknownModel, NotReachable or NotAllowed, and BadRequest for a
+        prompt to an embedding model."""
+        gives_up_at = self.clock() + self.worker_wait_seconds
         while True:
             now = self.clock()
             workers = self.directory.entries(Role.WORKER)
             try:
-                running.model = routing.resolve(wanted, workers, self.names, just_started=now < self.knows_all_at)
+                running.model = routing.resolve(wanted, workers, self.names, just_started=now < self.discovery_ends_at)
                 break
             except errors.NotReachable:
-                if now >= gives_up_at or not (now < self.knows_all_at or routing.are_missed(workers, datetime.now(UTC))):
+                if now >= gives_up_at or not (now < self.discovery_ends_at or routing.are_missed(workers, datetime.now(UTC))):
                     raise
             await asyncio.sleep(_LOOK_SECONDS)
         if isinstance(running, ActivePrompt):
@@ -119,46 +118,45 @@ class RequestAdmission:
         running: ActiveRequest,
         principal: Principal,
         limits: Sequence[limit_rules.RequestLimit],
-        wish: WorkerRequirements,
+        requirements: WorkerRequirements,
         bounds: CostBounds,
     ) -> HeldCredits:
-        """Find out that there is a place, count the request against the limits of its caller and its model, and reserve what it may
-        cost. Raises Overloaded, Limited or TokensTooLarge, BudgetExhausted or LedgerUnavailable: never one for another."""
-        # A worker that is away for a moment may be back before it is needed.
+        """Check for capacity, count the request against the limits, and reserve its maximum cost. Raises Overloaded, Limited or
+        TokensTooLarge, BudgetExhausted or LedgerUnavailable, in this order."""
+        # Workers that are away may return before the request needs one.
         with contextlib.suppress(errors.NotReachable):
-            self.dispatch.ensure_place(wish)
-        tokens = wish.prompt_tokens + wish.max_tokens
+            self.dispatch.ensure_capacity(requirements)
+        tokens = requirements.prompt_tokens + requirements.max_tokens
         try:
             with tracing.span("ratelimit.acquire"):
                 running.spent = await self.quotas.spend(
                     limits, running.request_id, tier=principal.tier, tokens=tokens, seconds=bounds.seconds
                 )
         except LimitReached as error:
-            labels = {"scope": error.allowance.scope, "tier": principal.tier, "model": wish.model}
+            labels = {"scope": error.allowance.scope, "tier": principal.tier, "model": requirements.model}
             self.metrics.rate_limit_violations.labels(**labels).inc()
             raise
         try:
             with tracing.span("ledger.reserve"):
                 running.held = await self.ledger.reserve(principal, running.request_id, bounds)
         except errors.AimeshError as error:
-            limit_rules.tell_with(error, running.allowance)
+            limit_rules.attach_limits(error, running.allowance)
             raise
         return running.held
 
     def _default_max_tokens(self, limit: int | None, model: ModelName, prompt_tokens: int, answers: int) -> int:
-        """For a request that does not say: what the model has room for, and what the limits can ever let through."""
-        # 0 if no worker is there to tell.
+        # 0 if no worker is available to announce its context.
         context_tokens = routing.least_context(model, self.directory.usable(Role.WORKER))
         most = min(DEFAULT_MAX_TOKENS, context_tokens or DEFAULT_MAX_TOKENS)
         return most if limit is None else max(1, min(most, (limit - prompt_tokens) // answers))
 
 
 def fingerprint(content: Sequence[ChatMessage] | Sequence[str], secret: str) -> str:
-    """Return what request_logs keep instead of the prompt: 64 hex digits, the same for the same conversation. A bare hash would not do,
+    """Return the keyed hash of a prompt for request_logs: 64 hex digits, equal for equal conversations. A plain hash would not do,
     because a short prompt can be guessed."""
     return hmac.digest(secret.encode(), msgspec.msgpack.encode(content), "sha256").hex()
 
 
 def _salt(tenant: TenantId, secret: str) -> str:
-    """Return what tells a worker whose prompts may share computed state; it reveals nothing else about the tenant."""
+    """Return the token that tells a worker which prompts may share computed state, without naming the tenant."""
     return hmac.digest(secret.encode(), b"salt:" + str(tenant).encode(), "sha256").hex()[:32]

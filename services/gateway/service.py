@@ -1,4 +1,4 @@
-"""The gateway as a service of the mesh: opens what it needs, joins its parts, and answers its RPC methods."""
+"""Assembles the gateway, and serves its RPC methods."""
 
 import asyncio
 import random
@@ -82,27 +82,27 @@ from shared.types import Credential, ModelName, RequestId, Role, TenantId, UserI
 
 @dataclass(frozen=True, slots=True)
 class OpenedGateway:
-    """What the gateway opens at its start."""
+    """The resources that the gateway opens at start."""
 
     requests: GatewayStore
     ledger_store: LedgerStore
     cache: Cache
     recorder: UsageRecorder
     ledger: Ledger
-    takes: AnswerRuns
+    answer_runs: AnswerRuns
     idempotency: IdempotentRequests
     reports: UsageReports
     quarantine: Quarantine
 
 
-#: Who says no name is shown what everybody may use.
+#: Anonymous callers see only the models that everybody may use.
 _NOBODY = TenantId(UUID(int=0))
-#: Workers elsewhere have to be found and connected to before it is known which models there are.
+#: Time to discover workers after start, before the list of models is complete.
 _FINDING_SECONDS = 3.0
 
 
 class GatewayService:
-    """Made by ``open``; the dispatcher calls the methods that are marked with ``serves``."""
+    """The gateway; create it with ``open``. The dispatcher calls the methods marked with ``serves``."""
 
     role: ClassVar[Role] = Role.GATEWAY
 
@@ -110,7 +110,7 @@ class GatewayService:
         self._node = node
         self._store, self._cache, self._ledger = opened.requests, opened.cache, opened.ledger
         self._quarantine = opened.quarantine
-        self._books = AccountRpc(opened.ledger_store, opened.ledger, settings.plans(), node.rpc)
+        self._accounts = AccountRpc(opened.ledger_store, opened.ledger, settings.plans(), node.rpc)
         self._seconds = settings.request_timeout_seconds
         self._web_hop_secret = settings.web_hop_secret
         self._names = routing.ModelNames(settings.model_aliases, settings.default_model)
@@ -118,7 +118,7 @@ class GatewayService:
         self._quotas = Quotas(opened.cache, rules, node.metrics, self._gateways)
         self._policy = PromptPrivacy(settings.routing_policy)
         queueing = queue_rules.QueueSettings(self._policy, settings.queue_seconds, settings.queue_most, settings.queue_per_user)
-        rng = random.Random()  # noqa: S311 - which worker is no secret
+        rng = random.Random()  # noqa: S311 - the choice of a worker needs no cryptographic randomness
         name = f"{time.time_ns() // 1_000_000:013d}.{node.id}"
         knowledge = Knowledge(strikes=opened.quarantine.strikes)
         self._dispatch = Dispatch(node.directory, rng, queueing, node.metrics, name=name, knowledge=knowledge)
@@ -149,13 +149,13 @@ class GatewayService:
             metrics=node.metrics,
             publish=node.publish,
             prompt_hash_secret=settings.prompt_hash_secret,
-            responses=_responses(settings, node, opened.cache, opened.takes),
+            responses=_responses(settings, node, opened.cache, opened.answer_runs),
             cache_only_when_asked=settings.response_cache == "asked",
         )
-        self._pipeline = Pipeline(parts, patience_seconds=_FINDING_SECONDS)
+        self._pipeline = Pipeline(parts, worker_wait_seconds=_FINDING_SECONDS)
         self._idempotency = opened.idempotency
         self.reports = opened.reports
-        self._once = DeduplicatedInference(self._pipeline, opened.idempotency)
+        self._deduplicated = DeduplicatedInference(self._pipeline, opened.idempotency)
         self._http = self._http_app()
 
     @classmethod
@@ -174,9 +174,9 @@ class GatewayService:
                 quarantine.running(),
                 UsageRecorder(requests, journal, metrics.usage_queue_rows, metrics.settle_failures).running() as recorder,
                 ledger.running(recorder, requests.write_requests, find_receipts),
-                # Inside of them: what is cut off still gets its row and gives its key up.
-                AnswerRuns().running() as takes,
-                _idempotency(settings, node, IdempotencyStore(database), takes).running() as idempotency,
+                # Inside the others, so that canceled answers still get their rows and free their keys.
+                AnswerRuns().running() as answer_runs,
+                _idempotency(settings, node, IdempotencyStore(database), answer_runs).running() as idempotency,
             ):
                 reports = UsageReports(UsageStore(database), request_log_days=settings.request_log_days)
                 node.metrics.settle_journal_rows.set_function(lambda: recorder.journal_rows)
@@ -184,7 +184,7 @@ class GatewayService:
                 node.dispatcher.add(reports)
                 node.dispatcher.add(business)
                 node.dispatcher.add(GatewayShown(settings))
-                opened = OpenedGateway(requests, ledger_store, cache, recorder, ledger, takes, idempotency, reports, quarantine)
+                opened = OpenedGateway(requests, ledger_store, cache, recorder, ledger, answer_runs, idempotency, reports, quarantine)
                 service = cls(settings, node, opened)
                 service.watch_workers()
                 node.tasks.create_task(service.callers.watch())
@@ -198,25 +198,24 @@ class GatewayService:
                 node.tasks.create_task(background_jobs.repeat(UpkeepJob.CHECKPOINT, 600, checkpoints.close_days, node.metrics))
                 node.tasks.create_task(background_jobs.repeat(UpkeepJob.ROLL, 600, business.roll, node.metrics))
 
-                async def end_old() -> None:
+                async def delete_old() -> None:
                     await partitions.drop_old(settings.request_log_days)
-                    await reports.end_old()
+                    await reports.delete_old()
 
-                node.tasks.create_task(background_jobs.repeat(UpkeepJob.RETENTION, 3600, end_old, node.metrics))
+                node.tasks.create_task(background_jobs.repeat(UpkeepJob.RETENTION, 3600, delete_old, node.metrics))
                 yield service
                 await service.telling.send()
 
     async def watch_limits(self) -> None:
-        """For ever; see ``Quotas.watch``."""
+        """Run ``Quotas.watch`` forever."""
         await self._quotas.connect()
         await self._quotas.watch()
 
     def _gateways(self) -> int:
-        """How many share the limits while each counts alone."""
         return 1 + len(self._node.directory.usable(Role.GATEWAY))
 
     def watch_workers(self) -> None:
-        """Tell the mesh of each that comes and goes."""
+        """Publish workers that join or leave."""
         presence = WorkerPresence()
 
         def tell(entry: DirectoryEntry) -> None:
@@ -241,10 +240,10 @@ class GatewayService:
         seconds = self._seconds
         parts = (
             RestAccounts(self._node.rpc),
-            RestInference(self._once, request_seconds=seconds),
+            RestInference(self._deduplicated, request_seconds=seconds),
             RestUsage(self._store, self.reports, self._quotas),
-            OpenAi(self._once, self._catalogue, request_seconds=seconds),
-            OpenAiEmbeddings(self._once, request_seconds=seconds),
+            OpenAi(self._deduplicated, self._catalogue, request_seconds=seconds),
+            OpenAiEmbeddings(self._deduplicated, request_seconds=seconds),
         )
         routes = tuple(route for part in parts for route in part.routes())
         every = (*routes, *Reference.routes_for(routes))
@@ -266,15 +265,15 @@ class GatewayService:
     async def process_inference_request(
         self, request: gateway.ProcessInferenceRequest, stream: StreamCall[gateway.InferenceChunk]
     ) -> gateway.InferenceResult:
-        # A request id of our own: it is the key of the request's row, so no caller may choose it.
+        # A new request id, because it is the key of the request's row and callers must not choose it.
         context.another()
         principal = stream.principal
         seconds = min(self._seconds, stream.remaining_seconds())
         if stream.is_whole and request.rest is not None:
-            raise prompt_admission.BadField("rest", "is for streams; leave it out to get the whole answer")
+            raise prompt_admission.BadField("rest", "requires a stream; omit it to get the whole answer")
         again = RepeatedRequest(key=request.idempotency_key, rest=request.rest)
         cache = cache_keys.CacheRequest.OFF if request.fresh else cache_keys.CacheRequest.NOTHING
-        run = self._once.run(
+        run = self._deduplicated.run(
             principal, request.request, seconds=seconds, again=again, cache=cache, whole=stream.is_whole, streamed=not stream.is_whole
         )
         async with run as answer:
@@ -295,12 +294,12 @@ class GatewayService:
         context.another()
         principal = stream.principal
         seconds = min(self._seconds, stream.remaining_seconds())
-        async with self._once.embed(principal, request.request, seconds=seconds, key=request.idempotency_key) as answer:
+        async with self._deduplicated.embed(principal, request.request, seconds=seconds, key=request.idempotency_key) as answer:
             async for _, vectors in answer:
                 await stream.send(vectors)
         return answer.result
 
-    # --- what there is ------------------------------------------------------------------------------------------------
+    # --- models and nodes ---------------------------------------------------------------------------------------------
 
     @serves(gateway.get_service_health)
     async def get_service_health(self, _request: gateway.GetServiceHealth, _call: RpcCall) -> gateway.ServiceHealth:
@@ -337,7 +336,7 @@ class GatewayService:
         return gateway.PardonedNode(node)
 
     def _catalogue(self, caller: auth.Principal | None) -> tuple[gateway.ServedModel, ...]:
-        """What there is for this caller; for somebody who says no name, what everybody may use."""
+        """Return the models for this caller; for an anonymous one, those that everybody may use."""
         tenant = _NOBODY if caller is None else caller.tenant_id
         served = routing.catalogue(worker_choice.open_to(tenant, self._node.directory.usable(Role.WORKER), self._policy), self._names)
         return served if caller is None else tuple(model for model in served if prompt_admission.is_open(caller, model.name))
@@ -345,14 +344,14 @@ class GatewayService:
     def _served(self) -> tuple[ModelName, ...]:
         return routing.served(self._node.directory.usable(Role.WORKER), self._names)
 
-    # --- what somebody may use, and did use ---------------------------------------------------------------------------
+    # --- quota and usage ----------------------------------------------------------------------------------------------
 
     @serves(gateway.get_user_quota)
     async def get_user_quota(self, request: gateway.GetUserQuota, call: RpcCall) -> gateway.UserQuota:
         principal = call.principal
         if request.user_id is not None and request.user_id != principal.user_id:
             if not access_table.may(principal, Permission.EVERYTHING):
-                raise errors.NotAllowed("only an admin may read another user's quota", hint="leave userId out to read your own")
+                raise errors.NotAllowed("only an administrator can read another user's quota", hint="omit userId to read your own")
             principal = await self._other(request.user_id, call.credential)
         found = await self._quotas.look(principal, lambda model: prompt_admission.is_open(principal, model))
         hour = limit_rules.hourly(found)
@@ -364,34 +363,34 @@ class GatewayService:
             remaining=hour.remaining,
             resets_at=datetime.now(UTC) + timedelta(seconds=hour.resets_in_seconds),
             limits=limit_rules.states(found),
-            account=await self._books.account_of(principal),
-            key_budget=await self._books.find_key_budget(principal),
+            account=await self._accounts.account_of(principal),
+            key_budget=await self._accounts.find_key_budget(principal),
         )
 
     @serves(gateway.read_usage)
     async def read_usage(self, request: gateway.ReadUsage, _call: RpcCall) -> UserUsage:
-        """Only auth may call this, and has checked whose usage it is."""
+        """Return a tenant's usage. Only auth may call this; it has checked access."""
         return await self._store.read_usage(request.tenant_id)
 
-    # --- money --------------------------------------------------------------------------------------------------------
+    # --- billing ------------------------------------------------------------------------------------------------------
 
     @serves(ledgers.read_account)
     async def read_account(self, request: ledgers.ReadAccount, call: RpcCall) -> ledgers.Account:
-        return await self._books.read_account(call.principal, request, call.credential)
+        return await self._accounts.read_account(call.principal, request, call.credential)
 
     @serves(ledgers.top_up)
     async def top_up(self, request: ledgers.TopUp, call: RpcCall) -> ledgers.Account:
-        moved = await self._books.top_up(call.principal, request, call.credential)
+        moved = await self._accounts.top_up(call.principal, request, call.credential)
         self.telling.act("credits.move", call.principal, target=moved.owner, micro=str(request.amount_micro), note=request.note)
         return moved.account
 
     @serves(ledgers.list_prices)
     async def list_prices(self, request: ledgers.ListPrices, call: RpcCall) -> ledgers.ModelPrices:
-        return await self._books.list_prices(request)
+        return await self._accounts.list_prices(request)
 
     @serves(ledgers.set_price)
     async def set_price(self, request: ledgers.SetPrice, call: RpcCall) -> ledgers.ModelPrices:
-        prices = await self._books.set_price(call.principal, request)
+        prices = await self._accounts.set_price(call.principal, request)
         self.telling.act(
             "price.set", call.principal, target=request.price.model or "default", price=msgspec.json.encode(request.price).decode()
         )
@@ -399,7 +398,7 @@ class GatewayService:
 
     @serves(ledgers.revert_request)
     async def revert_request(self, request: ledgers.RevertRequest, call: RpcCall) -> ledgers.Account:
-        account = await self._books.revert(call.principal, request, call.credential)
+        account = await self._accounts.revert(call.principal, request, call.credential)
         self.telling.act("credits.revert", call.principal, target=request.request_id, note=request.note)
         return account
 
@@ -408,16 +407,17 @@ class GatewayService:
         return await self._ledger.verify(full=request.full)
 
     async def _other(self, user_id: UserId, credential: Credential | None) -> auth.Principal:
-        """Another user, as auth shows it to an admin."""
         user = await self._node.rpc.call(auth.get_user, auth.GetUser(user_id), credential=credential)
         return auth.Principal(user.id, user.username, user.role, user.tier)
 
 
-def _idempotency(settings: GatewaySettings, node: Node, store: IdempotencyStore, takes: AnswerRuns) -> IdempotentRequests:
-    return IdempotentRequests(store, takes, node.id, secret=settings.prompt_hash_secret, most_seconds=settings.request_timeout_seconds)
+def _idempotency(settings: GatewaySettings, node: Node, store: IdempotencyStore, answer_runs: AnswerRuns) -> IdempotentRequests:
+    return IdempotentRequests(
+        store, answer_runs, node.id, secret=settings.prompt_hash_secret, most_seconds=settings.request_timeout_seconds
+    )
 
 
-def _responses(settings: GatewaySettings, node: Node, cache: Cache, takes: AnswerRuns) -> ResponseCache | None:
+def _responses(settings: GatewaySettings, node: Node, cache: Cache, answer_runs: AnswerRuns) -> ResponseCache | None:
     if settings.response_cache == "off":
         return None
     bounds = CacheBounds(
@@ -425,4 +425,4 @@ def _responses(settings: GatewaySettings, node: Node, cache: Cache, takes: Answe
         most_bytes=settings.response_cache_megabytes * 2**20,
         most_seconds=settings.request_timeout_seconds,
     )
-    return ResponseCache(cache, takes, node.metrics, bounds, secret=settings.prompt_hash_secret)
+    return ResponseCache(cache, answer_runs, node.metrics, bounds, secret=settings.prompt_hash_secret)

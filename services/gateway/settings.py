@@ -1,4 +1,4 @@
-"""What the gateway reads from its environment."""
+"""Reads the gateway's settings from the environment."""
 
 from collections.abc import Iterator
 from decimal import Decimal
@@ -18,7 +18,7 @@ from shared.node import client_address
 from shared.types import ModelName, Tier
 
 _NUMBERS = ", ".join(tiers.NUMBERS)
-_OLD_RATE_LIMIT = "if it is set, there is no limit per minute unless TIER_… names one. Overridden by"
+_OLD_RATE_LIMIT = "if it is set, there is no limit per minute unless TIER_… sets one. Overridden by"
 
 
 class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
@@ -27,96 +27,90 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
     redis_url: Annotated[str, Variable("REDIS_URL", "Redis or Valkey, for the limits", secret=True)]
     response_cache: Annotated[
         Literal["on", "asked", "off"],
-        Variable("RESPONSE_CACHE", "on: requests with temperature 0 or a seed are answered from the cache; asked: only with `X-Cache: on`"),
+        Variable("RESPONSE_CACHE", "on: cache answers to requests with temperature 0 or a seed; asked: only with `X-Cache: on`"),
     ] = "on"
-    response_cache_seconds: Annotated[
-        float, Meta(gt=0, le=86400), Variable("RESPONSE_CACHE_SECONDS", "how long an answer is kept for the same request")
-    ] = 3600
+    response_cache_seconds: Annotated[float, Meta(gt=0, le=86400), Variable("RESPONSE_CACHE_SECONDS", "lifetime of a cached answer")] = 3600
     response_cache_megabytes: Annotated[
         int,
         Meta(ge=1, le=10_000),
-        Variable("RESPONSE_CACHE_MEGABYTES", "of all kept answers in Valkey, whose limit must leave room for them"),
+        Variable("RESPONSE_CACHE_MEGABYTES", "limit for all cached answers; Valkey's own limit must leave room for them"),
     ] = 64
     prompt_hash_secret: Annotated[
         str,
         Meta(min_length=16),
-        Variable("PROMPT_HASH_SECRET", "key of the HMAC that stands for a prompt in request_logs, at least 16 characters", secret=True),
+        Variable("PROMPT_HASH_SECRET", "key of the HMAC that replaces a prompt in request_logs, at least 16 characters", secret=True),
     ]
     request_log_days: Annotated[
-        int, Meta(ge=1, le=36500), Variable("REQUEST_LOG_DAYS", "days that rows of the request log are kept; the sums of each day stay")
+        int, Meta(ge=1, le=36500), Variable("REQUEST_LOG_DAYS", "retention of the request log in days; daily sums are kept")
     ] = 90
     web_hop_secret: client_address.Secret = None
     default_rate_limit: Annotated[
         Annotated[int, Meta(ge=1)] | None,
-        Variable("DEFAULT_RATE_LIMIT", f"requests per hour of a user of the free tier, 100 without it; {_OLD_RATE_LIMIT} TIER_FREE"),
+        Variable("DEFAULT_RATE_LIMIT", f"requests per hour for a user of the free tier, by default 100; {_OLD_RATE_LIMIT} TIER_FREE"),
     ] = None
     premium_rate_limit: Annotated[
         Annotated[int, Meta(ge=1)] | None,
-        Variable("PREMIUM_RATE_LIMIT", f"requests per hour of a user of the pro tier, 1000 without it; {_OLD_RATE_LIMIT} TIER_PRO"),
+        Variable("PREMIUM_RATE_LIMIT", f"requests per hour for a user of the pro tier, by default 1000; {_OLD_RATE_LIMIT} TIER_PRO"),
     ] = None
     tier_free: Annotated[
         dict[str, str],
-        Variable("TIER_FREE", f"what a user of the free tier may use: {_NUMBERS}, each name=number or name=unlimited, with commas"),
+        Variable("TIER_FREE", f"limits of a user of the free tier: {_NUMBERS}, as name=number or name=unlimited, separated by commas"),
     ] = msgspec.field(default_factory=dict)
-    tier_pro: Annotated[dict[str, str], Variable("TIER_PRO", "the same of the pro tier")] = msgspec.field(default_factory=dict)
-    tier_enterprise: Annotated[dict[str, str], Variable("TIER_ENTERPRISE", "the same of the enterprise tier, unlimited without it")] = (
+    tier_pro: Annotated[dict[str, str], Variable("TIER_PRO", "the same for the pro tier")] = msgspec.field(default_factory=dict)
+    tier_enterprise: Annotated[dict[str, str], Variable("TIER_ENTERPRISE", "the same for the enterprise tier, by default unlimited")] = (
         msgspec.field(default_factory=dict)
     )
     model_limits: Annotated[
         dict[str, str],
-        Variable("MODEL_LIMITS", "limits of a model for all its users together: smollm2.requests_per_minute=600,smollm2.concurrency=32"),
+        Variable("MODEL_LIMITS", "limits of a model over all its users: smollm2.requests_per_minute=600,smollm2.concurrency=32"),
     ] = msgspec.field(default_factory=dict)
     limiter_without_valkey: Annotated[
         WithoutValkey,
         Variable(
             "LIMITER_WITHOUT_VALKEY",
-            "while Valkey is away each gateway counts its share alone (degrade), nobody counts (open), or requests get 503 (closed)",
+            "while Valkey is down: each gateway counts its share (degrade), nothing is counted (open), or requests get 503 (closed)",
         ),
     ] = "degrade"
-    model_aliases: Annotated[dict[str, str], Variable("MODEL_ALIASES", "other names of models, alias=model, with commas between them")] = (
+    model_aliases: Annotated[dict[str, str], Variable("MODEL_ALIASES", "aliases of models: alias=model, separated by commas")] = (
         msgspec.field(default_factory=lambda: {"llama3": "smollm2"})
     )
     default_model: Annotated[
-        str | None, Variable("DEFAULT_MODEL", "the model of requests that name none; the first served one where it is not set")
+        str | None, Variable("DEFAULT_MODEL", "the model for requests that name none; by default the first served one")
     ] = None
     journal_file: Annotated[
         Path | None,
-        Variable("JOURNAL_FILE", "where ended requests are kept while PostgreSQL is away; beside MESH_STATE_FILE without it"),
+        Variable("JOURNAL_FILE", "stores ended requests while PostgreSQL is down; by default beside MESH_STATE_FILE"),
     ] = None
     price_per_input_token: Annotated[
         Decimal,
-        Variable("PRICE_PER_INPUT_TOKEN", "in credits: the first price of models that have none of their own; see `aicli admin prices`"),
+        Variable("PRICE_PER_INPUT_TOKEN", "in credits: the first price of models without their own; see `aicli admin prices`"),
     ] = Decimal("0.0001")
-    price_per_output_token: Annotated[Decimal, Variable("PRICE_PER_OUTPUT_TOKEN", "the same for the tokens of answers")] = Decimal("0.0002")
+    price_per_output_token: Annotated[Decimal, Variable("PRICE_PER_OUTPUT_TOKEN", "the same for output tokens")] = Decimal("0.0002")
     queue_seconds: Annotated[
-        float, Meta(gt=0, le=600), Variable("QUEUE_SECONDS", "the longest that a request waits for a worker; then it is refused with 503")
+        float, Meta(gt=0, le=600), Variable("QUEUE_SECONDS", "longest wait for a worker; then the request is refused with 503")
     ] = 30
     queue_most: Annotated[
         int,
         Meta(ge=1, le=100_000),
-        Variable("QUEUE_MOST", "requests that wait for workers at most, over all users and gateways; one more is refused at once"),
+        Variable("QUEUE_MOST", "limit on queued requests, over all users and gateways; others are refused immediately"),
     ] = 1000
-    queue_per_user: Annotated[
-        int, Meta(ge=1), Variable("QUEUE_PER_USER", "requests of one user that wait for workers at most, over all gateways")
-    ] = 100
+    queue_per_user: Annotated[int, Meta(ge=1), Variable("QUEUE_PER_USER", "limit on one user's queued requests, over all gateways")] = 100
     routing_policy: Annotated[
         Literal["group", "trusted"],
         Variable(
             "ROUTING_POLICY",
-            "whose machines a prompt may go to: group, every machine that was let in; trusted, the house's, the user's own, and those"
-            " labelled trusted=yes by their ticket. A machine labelled shared=no serves only its owner, always",
+            "where prompts may run: group, on every enrolled machine; trusted, on the operator's machines, the user's own, and those"
+            " labeled trusted=yes by their ticket. A machine labeled shared=no always serves only its owner",
         ),
     ] = "group"
-    request_timeout_seconds: Annotated[
-        float, Meta(gt=0, le=3600), Variable("REQUEST_TIMEOUT_SECONDS", "the longest that one request may take")
-    ] = 300
+    request_timeout_seconds: Annotated[float, Meta(gt=0, le=3600), Variable("REQUEST_TIMEOUT_SECONDS", "time limit for a request")] = 300
 
     def plans(self) -> dict[Tier, TierPlan]:
-        """What each tier includes. Raises ValueError where ``mistakes`` says why."""
+        """Return what each tier includes. Raises ValueError if ``mistakes`` reports one."""
         return {tier: tiers.changed(plan, numbers, setting=f"TIER_{tier.name}") for tier, plan, numbers in self._tiers()}
 
     def model_plans(self) -> dict[ModelName, TierPlan]:
-        """As ``plans``."""
+        """Return the limits of models. Raises ValueError like ``plans``."""
         return tiers.of_models(self.model_limits)
 
     def _mistakes_of_limits(self) -> Iterator[str]:
@@ -131,10 +125,9 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
             yield f"MODEL_LIMITS: {error}"
         else:
             for alias in limited.keys() & self.model_aliases.keys():
-                yield f"MODEL_LIMITS: {alias} is another name of {self.model_aliases[alias]}; limit that"
+                yield f"MODEL_LIMITS: {alias} is an alias of {self.model_aliases[alias]}; limit that model instead"
 
     def _tiers(self) -> tuple[tuple[Tier, TierPlan, dict[str, str]], ...]:
-        """Each tier, its plan where nothing is set, and what is set."""
         free, pro = tiers.DEFAULTS[Tier.FREE], tiers.DEFAULTS[Tier.PRO]
         free = tiers.with_old_setting(free, "DEFAULT_RATE_LIMIT", self.default_rate_limit, self.tier_free)
         pro = tiers.with_old_setting(pro, "PREMIUM_RATE_LIMIT", self.premium_rate_limit, self.tier_pro)
@@ -153,8 +146,8 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
         yield from self._mistakes_of_limits()
         for name, price in (("PRICE_PER_INPUT_TOKEN", self.price_per_input_token), ("PRICE_PER_OUTPUT_TOKEN", self.price_per_output_token)):
             if not 0 <= price <= 10:
-                yield f"{name}: {price} credits for a token; say 0 to 10"
+                yield f"{name}: {price} credits per token; use 0 to 10"
 
     def default_price(self) -> tuple[int, int]:
-        """Micro-credits for a million tokens, in and out."""
+        """Return micro-credits per million tokens, input and output."""
         return int(self.price_per_input_token * MICRO * MICRO), int(self.price_per_output_token * MICRO * MICRO)

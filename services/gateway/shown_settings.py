@@ -1,4 +1,4 @@
-"""The RPC methods by which an administrator reads what the gateway runs with."""
+"""Serves the gateway's settings and tiers to administrators."""
 
 from services.gateway.settings import GatewaySettings
 from shared.api import service_settings as api

@@ -1,4 +1,4 @@
-"""The gateway's tables: request_logs and usage_stats. Only this module talks to PostgreSQL."""
+"""Reads and writes request_logs and usage_stats."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -16,13 +16,13 @@ from shared.types import TenantId, UserId
 
 @asynccontextmanager
 async def opened(url: str) -> AsyncIterator[database.Database]:
-    """The gateway's database, for all of its stores."""
+    """Open the gateway's database for all of its stores."""
     async with database.Database.open(url, schema="gateway", package=Path(__file__).parent) as gateways:
         yield gateways
 
 
 class GatewayStore:
-    """Every method may raise Unavailable."""
+    """Access to requests and usage. Every method may raise Unavailable."""
 
     def __init__(self, opened: database.Database) -> None:
         self._database = opened
@@ -34,12 +34,12 @@ class GatewayStore:
             yield cls(gateways)
 
     async def write_requests(self, rows: Sequence[RequestRow]) -> None:
-        """All of them or none, in one statement; writing a row again changes nothing. Raises RowsRefused as well."""
+        """Write all rows or none; writing a row again changes nothing. Raises RowsRefused, too."""
         columns = zip(*(_columns(row) for row in rows), strict=True)
         try:
             await self._database.run("write_requests", *columns)
         except database.Refusal as error:
-            # Not its words: they may quote the row.
+            # Without the error's text, which may quote the row.
             raise RowsRefused(f"{type(error).__name__} ({getattr(error, 'sqlstate', None) or 'of the driver'})") from error
 
     async def read_usage(self, tenant: TenantId) -> UserUsage:
@@ -62,7 +62,6 @@ class GatewayStore:
 
 
 def _columns(row: RequestRow) -> tuple[object, ...]:
-    """In the order of the query's parameters."""
     return (
         row.id,
         row.user_id,

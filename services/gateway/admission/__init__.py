@@ -1,1 +1,1 @@
-"""Whether a request may go to a worker, and who asks."""
+"""Identifies callers and validates their requests."""

@@ -1,4 +1,4 @@
-"""Identifies callers: asks auth, remembers what auth said, and follows auth's stream of changes."""
+"""Identifies callers by asking auth, caches the answers, and follows auth's stream of changes."""
 
 import asyncio
 import base64
@@ -25,15 +25,15 @@ from shared.telemetry.instruments import AuthFailure
 from shared.types import Credential, ModelName, UserId
 
 _ASK_SECONDS = 2.0
-#: A stream that never ends is one that nobody checks; it is opened anew every hour.
+#: Reopen the stream every hour, so that it can't hang unnoticed.
 _WATCH_SECONDS = 3600.0
 _FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS = 0.1, 2.0
-#: An access token of ours has some 400 characters.
+#: Our access tokens have about 400 characters.
 _MAX_TOKEN_CHARACTERS = 4096
 _ACCESS_TOKEN = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\Z")
 
-_KEY_HINT = "make a key on the dashboard or with `aicli keys create`"
-#: Auth is not there to be asked; anything else that it says is an answer.
+_KEY_HINT = "create a key on the dashboard or with `aicli keys create`"
+#: Auth can't be reached; any other error is its answer.
 _CANNOT_ASK = (errors.NotReachable, errors.LinkLost, errors.DeadlineExceeded, errors.Draining, errors.Overloaded, errors.Unavailable)
 
 _log = logs.get(part="callers")
@@ -45,7 +45,7 @@ class _TokenClaims(msgspec.Struct):
 
 
 class Callers:
-    """``identify`` for every request; ``watch`` runs as a task for as long as the service does."""
+    """Identifies callers. Run ``watch`` as a task while it is used."""
 
     def __init__(
         self,
@@ -56,19 +56,19 @@ class Callers:
         aliases: Mapping[str, str] = MappingProxyType({}),
         count_refusal: Callable[[AuthFailure], object] = lambda reason: None,
     ) -> None:
-        """``count_refusal`` hears of credentials that auth is not asked about."""
+        """``count_refusal`` is called for credentials refused without asking auth."""
         self._rpc = rpc
         self._count_refusal = count_refusal
-        #: A key that is for an alias is for the model that it stands for.
+        #: A key that is restricted to an alias may use the alias's model.
         self._aliases = aliases
         self._clock = clock
         self._wall_clock = wall_clock
         self._cache = CallerCache()
-        # Many requests of one caller ask auth once.
+        # One call to auth at a time for each credential.
         self._asking: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
 
     async def identify(self, credential: Credential | None) -> auth.Principal:
-        """Raises NotAuthenticated; a credential that has the wrong form never leaves this process."""
+        """Return the caller. Raises NotAuthenticated; a malformed credential never leaves this process."""
         if credential is None:
             self._count_refusal("missing")
             raise errors.NotAuthenticated(
@@ -87,19 +87,19 @@ class Callers:
             return self._cache.find(digest, self._clock()) or await self._ask(credential, digest)
 
     async def watch(self) -> None:
-        """Follow auth's changes for ever, opening the stream again with backoff."""
+        """Follow auth's changes forever; reopen the stream with backoff."""
         backoff_seconds = _FIRST_BACKOFF_SECONDS
         while True:
             try:
                 request = auth.WatchChanges(since=self._cache.sequence)
                 async with self._rpc.stream(auth.watch_changes, request, deadline_seconds=_WATCH_SECONDS) as changes:
                     async for change in changes:
-                        # The first one says that auth is listening; before it a change could be missed.
+                        # The first event confirms that auth is listening; earlier changes could be missed.
                         self._cache.watch_began()
                         backoff_seconds = _FIRST_BACKOFF_SECONDS
                         self._cache.apply(change)
             except errors.AimeshError as error:
-                _log.info("changes of auth not watched", reason=error.message)
+                _log.info("auth's change stream is closed", reason=error.message)
             finally:
                 self._cache.watch_ended()
             await asyncio.sleep(backoff_seconds)
@@ -117,7 +117,9 @@ class Callers:
             self._cache.forget(digest)
             raise
         now = self._clock()
-        self._cache.remember(digest, principal, now=now, ends_at=now + self._lasts(credential, principal), asked_at_change=asked_at_change)
+        self._cache.remember(
+            digest, principal, now=now, ends_at=now + self._remaining_seconds(credential, principal), asked_at_change=asked_at_change
+        )
         return principal
 
     async def _ask_auth(self, credential: Credential) -> auth.Principal:
@@ -126,8 +128,8 @@ class Callers:
                 return await self._rpc.call(auth.validate_api_key, auth.ValidateApiKey(credential), deadline_seconds=_ASK_SECONDS)
             return await self._rpc.call(auth.identify, auth.Identify(credential), deadline_seconds=_ASK_SECONDS)
         except errors.UnknownMethod as error:
-            # It has just started, and its methods are not there yet. Nothing that the caller named is unknown.
-            raise errors.Unavailable("auth is starting and cannot answer yet", hint="try again", retry_after_seconds=1) from error
+            # Auth has just started and has no methods yet.
+            raise errors.Unavailable("auth is still starting", hint="retry soon", retry_after_seconds=1) from error
 
     def _with_models(self, principal: auth.Principal) -> auth.Principal:
         if not any(name in self._aliases for name in principal.models):
@@ -135,8 +137,7 @@ class Callers:
         models = dict.fromkeys(ModelName(self._aliases.get(name, name)) for name in principal.models)
         return msgspec.structs.replace(principal, models=tuple(models))
 
-    def _lasts(self, credential: Credential, principal: auth.Principal) -> float:
-        """Seconds that a credential still has, which auth has just found genuine."""
+    def _remaining_seconds(self, credential: Credential, principal: auth.Principal) -> float:
         if _is_key(credential):
             return inf if principal.expires_at is None else principal.expires_at - self._wall_clock()
         payload = credential.split(".")[1]
@@ -154,16 +155,16 @@ def _is_key(credential: Credential) -> bool:
 def _check_form(credential: Credential) -> None:
     if _is_key(credential):
         if not credentials.looks_like_api_key(credential):
-            raise errors.NotAuthenticated("this is not an API key: its checksum or its length is wrong", hint="copy it again, whole")
+            raise errors.NotAuthenticated("this is not a valid API key: its checksum or length is wrong", hint="copy the whole key again")
     elif len(credential) > _MAX_TOKEN_CHARACTERS or not _ACCESS_TOKEN.match(credential):
         raise errors.NotAuthenticated("the credential is neither an API key (aip_live_…) nor an access token", hint=_KEY_HINT)
 
 
 WATCHED_SECONDS = 60.0
 UNWATCHED_SECONDS = 5.0
-#: Where auth cannot be reached: better an answer of five minutes ago than no service.
+#: If auth can't be reached, an answer of up to five minutes ago is better than no service.
 STRANDED_SECONDS = 300.0
-#: The entries that were not used for longest go first.
+#: The least recently used entries are dropped first.
 MAX_ENTRIES = 10_000
 
 
@@ -171,27 +172,27 @@ MAX_ENTRIES = 10_000
 class _Entry:
     principal: Principal
     asked_at: float
-    #: When the credential itself ends; infinite for a key.
+    #: Expiry of the credential; infinite for a key without one.
     ends_at: float
 
 
 class CallerCache:
-    """Keys are digests of credentials; no credential is kept."""
+    """Caches callers by the digest of their credential."""
 
     def __init__(self) -> None:
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
         self._watched = False
-        #: Grows with every change; an answer that was asked for before a change is not remembered after it.
+        #: Counts changes; answers to questions asked before a change aren't cached after it.
         self.changes = 0
-        #: The last change seen, to go on from after a broken stream; 0 before the first.
+        #: The last change seen, to resume the stream; 0 before the first.
         self.sequence = 0
 
     def find(self, digest: bytes, now: float) -> Principal | None:
-        """Good to use without asking."""
+        """Return a caller that needs no new check."""
         return self._find(digest, now, WATCHED_SECONDS if self._watched else UNWATCHED_SECONDS)
 
     def find_stranded(self, digest: bytes, now: float) -> Principal | None:
-        """Good to use when auth cannot be asked."""
+        """Return a caller to use if auth can't be reached."""
         return self._find(digest, now, STRANDED_SECONDS)
 
     def remember(self, digest: bytes, principal: Principal, *, now: float, ends_at: float, asked_at_change: int) -> None:
@@ -206,7 +207,7 @@ class CallerCache:
         self._entries.pop(digest, None)
 
     def watch_began(self) -> None:
-        """The stream is live. If it is the first, what changed before it is unknown."""
+        """Mark the stream as live. Before the first stream, any entry may be outdated."""
         if self.sequence == 0:
             self._forget_user(None)
         self._watched = True

@@ -1,7 +1,7 @@
-"""Checks whether a request may go to a worker as it is: prompts, and texts for embeddings. Pure.
+"""Validates requests: prompts, and texts for embeddings. Pure.
 
-The ranges are an allow-list: nothing that a caller sends reaches an engine unchecked (CVE-2026-21869 was one number
-passed straight through). The worker checks again.
+The ranges are an allow-list: nothing reaches an engine unchecked (CVE-2026-21869 was one number passed straight through). The worker
+checks again.
 """
 
 import math
@@ -15,27 +15,27 @@ from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, Tool, ToolChoice
 from shared.types import ModelName
 
-#: A message on the mesh is at most 1 MiB (16 MiB for media); 64 KiB of it are left for roles, ids and parameters.
+#: A mesh message is at most 1 MiB (16 MiB for media), including 64 KiB for roles, ids and parameters.
 MAX_PROMPT_BYTES = 1024 * 1024 - 64 * 1024
 MAX_MESSAGES = 1000
 MAX_MODEL_CHARACTERS = 200
 MAX_STOPS, MAX_STOP_CHARACTERS = 4, 64
 MAX_SEED = 2**63 - 1
 ROLES = ("system", "user", "assistant", "tool")
-#: As OpenAI's.
+#: OpenAI's limit.
 MAX_TOOLS = 128
 MAX_BIASES, MAX_BIAS = 300, 100
-#: As OpenAI's; the models write them again, and some into their own syntax.
+#: OpenAI's pattern; models repeat the names, some in their own syntax.
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
-#: Of English and of code there are four, of other languages fewer.
+#: English and code have about four, other languages fewer.
 BYTES_IN_A_TOKEN = 3
-#: Tokens that a chat template may add around each message, and once around all of them.
+#: Tokens that a chat template may add to each message, and once in total.
 _TEMPLATE_TOKENS_PER_MESSAGE, _TEMPLATE_TOKENS = 16, 256
 
 
 class BadField(errors.BadRequest):
-    """A field out of its range; says which, for the ``param`` of an OpenAI error."""
+    """An invalid field; carries its name for the ``param`` of an OpenAI error."""
 
     def __init__(self, field: str, must: str) -> None:
         super().__init__(f"{field} {must}")
@@ -47,14 +47,14 @@ class Range:
     low: float
     high: float
     whole: bool = False
-    #: Whether ``low`` itself is out of range.
+    #: Whether ``low`` itself is excluded.
     open_low: bool = False
 
     def holds(self, value: object) -> bool:
         # bool is an int to Python; True is not a temperature.
         if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
             return False
-        # An int may be too large for the float that isfinite makes of it.
+        # A large int could overflow the float that isfinite needs.
         if isinstance(value, float) and not math.isfinite(value):
             return False
         return (self.low < value if self.open_low else self.low <= value) and value <= self.high
@@ -81,24 +81,24 @@ RANGES = {
 
 @dataclass(frozen=True, slots=True)
 class AdmittedPrompt:
-    """A prompt that keeps to every limit, as the messages of a chat."""
+    """A valid prompt, as chat messages."""
 
     messages: tuple[ChatMessage, ...]
-    #: No tokenizer makes more tokens than bytes, so a worker that claims more is not believed.
+    #: A prompt has at most one token per byte, so a higher claim isn't believed.
     most_prompt_tokens: int
-    #: For limits. They are settled by the real number; the bound by bytes would refuse long prompts.
+    #: For limits, which are later settled by the real number. The byte bound would refuse long prompts.
     likely_prompt_tokens: int
 
 
 def admit(request: InferenceRequest) -> AdmittedPrompt:
-    """Raises BadRequest that names the field, or TooLarge."""
+    """Validate a prompt. Raises BadRequest that names the field, or TooLarge."""
     messages = _messages(request)
     for position, message in enumerate(messages):
         if message.role not in ROLES:
             raise BadField(f"messages[{position}].role", f"must be one of {', '.join(ROLES)}")
     size = sum(map(_bytes, messages)) + sum(map(_tool_bytes, request.tools))
     if size > MAX_PROMPT_BYTES:
-        raise errors.TooLarge(f"the prompt has {size} bytes; at most {MAX_PROMPT_BYTES} are taken", hint="shorten it or split it")
+        raise errors.TooLarge(f"the prompt has {size} bytes; the limit is {MAX_PROMPT_BYTES}", hint="shorten or split it")
     for field, allowed in RANGES.items():
         value = getattr(request, field)
         if value is not None and not allowed.holds(value):
@@ -113,22 +113,22 @@ def admit(request: InferenceRequest) -> AdmittedPrompt:
 
 
 def _messages(request: InferenceRequest) -> tuple[ChatMessage, ...]:
-    """A plain prompt becomes a chat of one message, as with Ollama: what people type are questions to a chat model."""
+    """Return the messages; a plain prompt becomes a chat of one message, as with Ollama."""
     if request.prompt is None and not request.messages:
-        raise BadField("prompt", "is missing; give prompt or messages")
+        raise BadField("prompt", "is missing; send prompt or messages")
     if request.prompt is not None:
         if request.messages:
-            raise BadField("prompt", "and messages exclude each other; give one of them")
+            raise BadField("prompt", "and messages exclude each other; send only one")
         if not request.prompt.strip():
             raise BadField("prompt", "is empty")
         if request.raw and (request.system or request.tools):
-            raise BadField("raw", "takes a prompt alone, without system and tools")
+            raise BadField("raw", "allows only a prompt, without system and tools")
         system = (ChatMessage("system", request.system),) if request.system else ()
         return (*system, ChatMessage("user", request.prompt))
     if request.system is not None:
-        raise BadField("system", "goes with prompt; in messages it is the one with role system")
+        raise BadField("system", "requires prompt; with messages, use a message with role system")
     if request.raw:
-        raise BadField("raw", "goes with prompt, not with messages")
+        raise BadField("raw", "requires prompt instead of messages")
     if len(request.messages) > MAX_MESSAGES:
         raise BadField("messages", f"must have at most {MAX_MESSAGES} entries")
     if not any(message.content.strip() or message.tool_calls for message in request.messages):
@@ -140,7 +140,7 @@ def _check_stop(stop: tuple[str, ...]) -> None:
     if len(stop) > MAX_STOPS:
         raise BadField("stop", f"must have at most {MAX_STOPS} entries")
     if not all(0 < len(text) <= MAX_STOP_CHARACTERS for text in stop):
-        raise BadField("stop", f"must be of texts with 1 to {MAX_STOP_CHARACTERS} characters")
+        raise BadField("stop", f"must contain texts of 1 to {MAX_STOP_CHARACTERS} characters")
 
 
 def _check_tools(request: InferenceRequest) -> None:
@@ -151,16 +151,16 @@ def _check_tools(request: InferenceRequest) -> None:
         if not _TOOL_NAME.fullmatch(name):
             raise BadField(f"tools[{position}].function.name", "must be 1 to 64 letters, digits, _ or -")
     if len(set(names)) < len(names):
-        raise BadField("tools", "must have different names")
+        raise BadField("tools", "must have unique names")
     if request.tool_choice is ToolChoice.REQUIRED and not names:
-        raise BadField("tool_choice", "asks for a call, and tools is empty")
+        raise BadField("tool_choice", "requires a call, but tools is empty")
     if request.tools and request.format is not None:
-        raise BadField("response_format", "and tools exclude each other; give one of them")
+        raise BadField("response_format", "and tools exclude each other; send only one")
 
 
 def _check_bias(bias: dict[int, float]) -> None:
     if len(bias) > MAX_BIASES:
-        raise BadField("logit_bias", f"must name at most {MAX_BIASES} tokens")
+        raise BadField("logit_bias", f"must have at most {MAX_BIASES} tokens")
     allowed, tokens = Range(-MAX_BIAS, MAX_BIAS), Range(0, 2**31 - 1, whole=True)
     for token, value in bias.items():
         if not tokens.holds(token):
@@ -183,38 +183,38 @@ def is_open(caller: Principal, model: ModelName) -> bool:
 
 
 def check_open(caller: Principal, model: ModelName) -> None:
-    """Raises NotAllowed for a model that the caller's key is not for."""
+    """Raise NotAllowed if the caller's key may not use the model."""
     if not is_open(caller, model):
         allowed = ", ".join(caller.models[:10])
-        raise errors.NotAllowed(f"this key may not use {model}", hint=f"it may use {allowed}; another key may use more")
+        raise errors.NotAllowed(f"this key may not use {model}", hint=f"it may use {allowed}; use another key for other models")
 
 
-#: Tokens that a model may add around each text.
+#: Tokens that a model may add to each text.
 _ADDED_TOKENS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class AdmittedTexts:
-    """Texts for embeddings that keep to every limit."""
+    """Valid texts for embeddings."""
 
     inputs: tuple[str, ...]
-    #: As of a prompt.
+    #: See ``AdmittedPrompt``.
     most_prompt_tokens: int
     likely_prompt_tokens: int
 
 
 def admit_texts(request: EmbeddingRequest) -> AdmittedTexts:
-    """Raises BadRequest that names the field, or TooLarge."""
+    """Validate texts. Raises BadRequest that names the field, or TooLarge."""
     if not request.inputs:
         raise BadField("input", "is empty")
     if len(request.inputs) > MAX_INPUTS:
-        raise BadField("input", f"must have at most {MAX_INPUTS} texts, not {len(request.inputs)}; send them in several requests")
+        raise BadField("input", f"must have at most {MAX_INPUTS} texts, not {len(request.inputs)}; send several requests")
     for position, text in enumerate(request.inputs):
         if not text:
             raise BadField(f"input[{position}]" if len(request.inputs) > 1 else "input", "is empty")
     size = sum(len(text.encode()) for text in request.inputs)
     if size > MAX_INPUT_BYTES:
-        raise errors.TooLarge(f"the texts have {size} bytes; at most {MAX_INPUT_BYTES} are taken", hint="send fewer texts at once")
+        raise errors.TooLarge(f"the texts have {size} bytes; the limit is {MAX_INPUT_BYTES}", hint="send fewer texts per request")
     if request.dimensions is not None and not 0 < request.dimensions <= MAX_DIMENSIONS:
         raise BadField("dimensions", f"must be a whole number from 1 to {MAX_DIMENSIONS}")
     if request.model is not None and not 0 < len(request.model) <= MAX_MODEL_CHARACTERS:

@@ -1,1 +1,1 @@
-"""What a request may cost, what it did cost, and the books of both."""
+"""Charges for requests: prices, reservations, the ledger, and the rows of ended requests."""

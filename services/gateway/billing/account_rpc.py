@@ -1,4 +1,4 @@
-"""What people ask of the ledger: their account, and what administrators do to accounts and prices."""
+"""Serves accounts to their owners, and the administration of accounts and prices."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,23 +21,23 @@ from shared.api.ledger import MICRO, Account, ListPrices, ModelPrices, ReadAccou
 from shared.telemetry import logs
 from shared.types import Credential, RequestId, TenantId, Tier, UserId
 
-#: 10 billion credits: far from what 64 bits hold, and from what anybody means.
+#: 10 billion credits: safely within 64 bits, and more than any real transfer.
 MOST_TOP_UP = 10_000_000_000 * MICRO
 MAX_NOTE_CHARACTERS = 500
 
-_log = logs.get(part="books")
+_log = logs.get(part="accounts")
 
 
 @dataclass(frozen=True, slots=True)
 class CreditTransfer:
-    """Whose account it was, whatever it was called, and how it stands now."""
+    """The owner of a changed account, and its new state."""
 
     owner: TenantId
     account: Account
 
 
 class AccountRpc:
-    """Every method takes the caller; what only an administrator may do, the gate lets nobody else do."""
+    """Account methods. The gate has already checked administrator permissions."""
 
     def __init__(self, store: LedgerStore, ledger: Ledger, plans: Mapping[Tier, TierPlan], rpc: node_interface.NodeRpc) -> None:
         self._store = store
@@ -46,7 +46,7 @@ class AccountRpc:
         self._rpc = rpc
 
     async def account_of(self, caller: Principal) -> Account:
-        """Of the tenant that the caller acts for."""
+        """Return the account of the caller's tenant."""
         return await self._account(caller.tenant_id, self._ledger.plan_of(caller))
 
     async def _account(self, owner: TenantId, plan: TierPlan) -> Account:
@@ -56,7 +56,7 @@ class AccountRpc:
         return Account(row.included_micro, row.balance_micro, row.reserved_micro, plan.monthly_micro, renews_at)
 
     async def find_key_budget(self, caller: Principal) -> KeyBudget | None:
-        """What is left of the budget of the key that the caller came with; None where it has none."""
+        """Return the remaining budget of the caller's key; None if it has none."""
         if caller.key_id is None or caller.key_limits.budget_micro is None:
             return None
         spent, reserved = await self._store.read_key_spending(caller.tenant_id, caller.key_id)
@@ -67,14 +67,14 @@ class AccountRpc:
             return await self.account_of(caller)
         if not access_table.may(caller, Permission.EVERYTHING):
             raise errors.NotAllowed(
-                "that is another user's account", hint="leave userId out to mean yourself; only an administrator may name others"
+                "this is another user's account", hint="omit userId for your own account; only an administrator can read others"
             )
         owner = TenantId(request.user_id)
         return await self._account(owner, await self._plan_of(owner, credential))
 
     async def top_up(self, caller: Principal, request: TopUp, credential: Credential | None) -> CreditTransfer:
         if not 0 < abs(request.amount_micro) <= MOST_TOP_UP:
-            raise errors.BadRequest("the amount is 0, or larger than anybody can mean", hint="at most 10 billion credits at once")
+            raise errors.BadRequest("the amount is 0 or too large", hint="transfer at most 10 billion credits at once")
         _check_note(request.note)
         owner, plan = await self._find_owner(request.user, credential)
         transfer_id = request.transfer_id or RequestId(uuid4())
@@ -97,16 +97,15 @@ class AccountRpc:
         try:
             owner = await self._store.revert(request.request_id, request.note)
         except AlreadyReverted:
-            raise errors.AlreadyExists("what this request cost was given back before") from None
+            raise errors.AlreadyExists("the cost of this request was already refunded") from None
         if owner is None:
             raise errors.NotFound(
-                "no request with this id has cost anything", hint="a request that still runs can be given back when it ends"
+                "no request with this id has cost anything", hint="if the request is still running, refund it after it has ended"
             )
         _log.info("request reverted", request_id=request.request_id, user_id=owner, by=caller.user_id)
         return await self._account(owner, await self._plan_of(owner, credential))
 
     async def _find_owner(self, text: str, credential: Credential | None) -> tuple[TenantId, TierPlan]:
-        """A user by name, address or id, or an organisation by its id. Raises NotFound."""
         try:
             user = await self._rpc.call(auth.get_user_called, auth.GetUserCalled(text), credential=credential)
         except errors.NotFound:
@@ -126,7 +125,7 @@ class AccountRpc:
         try:
             found = await self._rpc.call(organizations.get_organisation, organizations.GetOrganization(tenant), credential=credential)
         except errors.NotFound:
-            raise errors.NotFound(f"there is neither a user nor an organisation {tenant}", hint="check the id") from None
+            raise errors.NotFound(f"no user or organization has the id {tenant}", hint="check the id") from None
         return tiers.plan_of(self._plans, found.organisation.tier, shares_limits=found.organisation.shares_limits)
 
 
@@ -139,4 +138,4 @@ def _tenant_id(text: str) -> TenantId | None:
 
 def _check_note(note: str) -> None:
     if len(note) > MAX_NOTE_CHARACTERS or not all(letter.isprintable() for letter in note):
-        raise errors.BadRequest(f"a note has at most {MAX_NOTE_CHARACTERS} characters, in one line")
+        raise errors.BadRequest(f"a note must be one line of at most {MAX_NOTE_CHARACTERS} characters")

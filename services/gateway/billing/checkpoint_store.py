@@ -1,4 +1,4 @@
-"""The tables of checkpoints: closes days of the ledger, and compares closed days with their entries. Every method may raise Unavailable."""
+"""Closes days of the ledger, and compares closed days with their entries. Every method may raise Unavailable."""
 
 from datetime import UTC, datetime
 
@@ -6,10 +6,10 @@ from services.gateway.billing.checkpoints import CheckpointSigner, LedgerCheckpo
 from shared.stores import database
 from shared.telemetry import logs
 
-#: A day of ten million entries, read from a cold disk.
+#: Enough for a day of ten million entries on a cold disk.
 _LONG_SECONDS = 1800.0
 _NAMES = tuple(LedgerDay.__dataclass_fields__)
-#: What the entries of a day alone say.
+#: The columns that a day's entries alone determine.
 _SUMS = tuple(name for name in _NAMES if name not in ("day", "balances_hash"))
 
 _log = logs.get(part="checkpoints")
@@ -21,11 +21,11 @@ class CheckpointStore:
         self._signer = signer
 
     async def close_days(self) -> None:
-        """Write a checkpoint for each day that is over. Any number of gateways may try at once; one does it."""
+        """Write a checkpoint for each past day. Safe on any number of gateways at once: one of them does it."""
         while (closed := await self._close_day()) is not None:
-            # The logs are a second place, out of reach of the database, that knows the hash.
+            # The log is a second copy of the hash, out of reach of the database.
             day = closed.closed
-            _log.info("a day of the ledger was closed", day=day.day.isoformat(), entries=day.entries, hash=closed.hash.hex())
+            _log.info("ledger day closed", day=day.day.isoformat(), entries=day.entries, hash=closed.hash.hex())
 
     async def _close_day(self) -> LedgerCheckpoint | None:
         async with self._database.transaction(deadline_seconds=_LONG_SECONDS) as transaction:
@@ -52,18 +52,18 @@ class CheckpointStore:
         ]
 
     def find_broken(self, chain: list[LedgerCheckpoint], balances_hash: bytes) -> tuple[str, ...]:
-        """One sentence for each thing that is wrong with the checkpoints themselves."""
+        """Describe each fault of the checkpoints themselves."""
         findings = self._signer.find_broken(chain)
         if chain and balances_hash != chain[-1].closed.balances_hash:
-            return (*findings, "the sums of the owners are not those of the last checkpoint")
+            return (*findings, "the owners' balances differ from the last checkpoint")
         return findings
 
     async def find_changed(self, transaction: database.Transaction, chain: list[LedgerCheckpoint]) -> tuple[str, ...]:
-        """One sentence for each closed day whose entries are not those of its checkpoint. Reads every entry."""
+        """Describe each closed day whose entries differ from its checkpoint. Reads every entry."""
         findings = []
         for checkpoint in chain:
             row = await transaction.row("sum_ledger_day", checkpoint.closed.day)
             assert row is not None  # an aggregate always has one row
             if any(row[name] != getattr(checkpoint.closed, name) for name in _SUMS):
-                findings.append(f"the entries of {checkpoint.closed.day.isoformat()} are not those of its checkpoint")
+                findings.append(f"the entries of {checkpoint.closed.day.isoformat()} differ from its checkpoint")
         return tuple(findings)

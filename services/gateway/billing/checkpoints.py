@@ -1,7 +1,7 @@
-"""Signed checkpoints of the ledger: what each closed day came to, chained by hashes. Pure.
+"""Signs checkpoints of the ledger: the sums of each closed day, in a hash chain. Pure.
 
-The key is derived from PROMPT_HASH_SECRET, which all gateways share and the database does not hold: somebody who can only write the tables
-cannot make a checkpoint. Signing and its format are those of the audit log's anchors.
+The key is derived from PROMPT_HASH_SECRET, which all gateways share but the database doesn't hold: write access to the tables is not
+enough to forge a checkpoint. The signature format is that of the audit log's anchors.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ _FORM = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerDay:
-    """A closed day as the tables have it."""
+    """The sums of a closed day."""
 
     day: date
     entries: int
@@ -33,7 +33,7 @@ class LedgerDay:
     grants_micro: int
     payments_micro: int
     entries_hash: bytes
-    #: Of the sums of each owner after this day.
+    #: Hash of each owner's balance after this day.
     balances_hash: bytes
 
 
@@ -49,7 +49,7 @@ class CheckpointSigner:
     def __init__(self, secret: str, mesh: MeshName) -> None:
         self._key = audit_anchors.signing_key(hmac.digest(secret.encode(), b"aimesh/ledger-checkpoint/1", "sha256"))
         self._mesh = mesh
-        #: Hashes and anchors of the last chain whose signatures are good: they are verified every minute, and all days are in the chain.
+        #: Verified hashes and anchors of the last chain: it has all days and is checked every minute.
         self._good: set[tuple[bytes, str]] = set()
 
     def sign(self, closed: LedgerDay, before: LedgerCheckpoint | None, at: datetime) -> LedgerCheckpoint:
@@ -58,7 +58,7 @@ class CheckpointSigner:
         return LedgerCheckpoint(closed, digest, audit_anchors.line(anchor).decode())
 
     def find_broken(self, chain: Sequence[LedgerCheckpoint]) -> tuple[str, ...]:
-        """One sentence for each checkpoint that proves nothing, in the order of the days."""
+        """Describe each invalid checkpoint, in order of days."""
         findings = []
         before: LedgerCheckpoint | None = None
         for checkpoint in chain:
@@ -71,9 +71,9 @@ class CheckpointSigner:
     def _why_broken(self, checkpoint: LedgerCheckpoint, before: LedgerCheckpoint | None) -> str | None:
         day = checkpoint.closed.day
         if before is not None and day.toordinal() != before.closed.day.toordinal() + 1:
-            return "does not follow the one before it: checkpoints are missing"
+            return "does not follow the previous day: checkpoints are missing"
         if checkpoint.hash != _hash(checkpoint.closed, before):
-            return "is not as it was written"
+            return "was changed after it was written"
         return None if (checkpoint.hash, checkpoint.anchor) in self._good else self._why_unsigned(checkpoint)
 
     def _why_unsigned(self, checkpoint: LedgerCheckpoint) -> str | None:
@@ -82,7 +82,7 @@ class CheckpointSigner:
         except msgspec.DecodeError:
             return "has no signature"
         if (anchor.chain, anchor.sequence, anchor.hash) != (_CHAIN, checkpoint.closed.day.toordinal(), checkpoint.hash.hex()):
-            return "has the signature of another"
+            return "has another checkpoint's signature"
         if not audit_anchors.check([anchor], [self._key.id]).good:
             return "is not signed by this mesh; was PROMPT_HASH_SECRET changed?"
         self._good.add((checkpoint.hash, checkpoint.anchor))

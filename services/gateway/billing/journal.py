@@ -1,6 +1,6 @@
-"""Keeps rows that PostgreSQL does not take now, in a file that outlives this process.
+"""Keeps rows in a local file while PostgreSQL can't take them.
 
-A record is a CRC-32 and a length, and then the row. A torn end, as a power cut leaves it, ends the reading and costs the last record.
+A record is a CRC-32, a length, and the row. A truncated record, for example after a power failure, ends the reading and is lost.
 """
 
 import os
@@ -15,7 +15,7 @@ from services.gateway.billing.request_record import RequestRow
 from shared.telemetry import logs
 
 _HEAD = struct.Struct(">II")
-#: Far more than the recorder ever has waiting; what is longer is not a journal of ours.
+#: Far more than the recorder ever queues; a larger file is not a journal.
 MOST_BYTES = 64 * 1024 * 1024
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -24,14 +24,14 @@ _log = logs.get(part="journal")
 
 
 class Journal:
-    """One process writes to it. Every method blocks and may raise OSError."""
+    """The journal file of one process. Every method blocks and may raise OSError."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._holds_rows = False
 
     def read(self) -> list[RequestRow]:
-        """What an earlier process left."""
+        """Return the rows that an earlier process left."""
         try:
             with self._path.open("rb") as file:
                 body = file.read(MOST_BYTES)
@@ -39,14 +39,14 @@ class Journal:
             return []
         rows, whole = decode(body)
         if whole < len(body):
-            _log.warning("the journal's end is torn", bytes_lost=len(body) - whole, rows=len(rows))
-            # Or what is appended next could not be read.
+            _log.warning("journal truncated at its end", bytes_lost=len(body) - whole, rows=len(rows))
+            # Otherwise later records would be unreadable.
             os.truncate(self._path, whole)
         self._holds_rows = bool(rows)
         return rows
 
     def append(self, rows: Sequence[RequestRow]) -> None:
-        """When it returns they are on the disk."""
+        """Append the rows, and sync them to disk."""
         body = b"".join(map(_record, rows))
         handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
@@ -59,14 +59,14 @@ class Journal:
             os.close(handle)
 
     def clear(self) -> None:
-        """All of them are in PostgreSQL."""
+        """Empty the file when all rows are in PostgreSQL."""
         if self._holds_rows:
             os.truncate(self._path, 0)
             self._holds_rows = False
 
 
 def decode(body: bytes) -> tuple[list[RequestRow], int]:
-    """Up to the first record that is not whole, and where that begins."""
+    """Return the rows before the first damaged record, and its offset."""
     rows: list[RequestRow] = []
     at = 0
     while at + _HEAD.size <= len(body):

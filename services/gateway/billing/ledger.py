@@ -1,7 +1,6 @@
-"""Holds what a request may cost before it runs, and watches over what is held: leases are prolonged for as long as this gateway lives,
-and what a dead one has left open is ended.
+"""Reserves the maximum cost of each request before it runs, keeps the leases of reservations alive, and settles those of dead gateways.
 
-The end of a request's own reservation is written with its row (``usage_recorder``).
+A request's own reservation is settled with its row (``usage_recorder``).
 """
 
 import asyncio
@@ -31,15 +30,15 @@ from shared.node import lifecycle
 from shared.telemetry import Metrics, logs
 from shared.types import ModelName, NodeId, RequestId, Tier
 
-#: How long a reservation is believed without a word of its gateway, and how often there is one.
+#: How long a reservation lasts without a heartbeat, and the heartbeat interval.
 LEASE_SECONDS, HEARTBEAT_SECONDS = 90.0, 30.0
-#: After the lease, before others end it: clocks are PostgreSQL's, but a heartbeat may be on its way.
+#: Time between a lease's end and settlement by others. Clocks are PostgreSQL's, but a heartbeat may be on its way.
 GRACE_SECONDS = 30.0
-#: A receipt that says "still running" is believed for so long.
+#: How long a receipt that says "still running" is believed.
 MOST_SECONDS = 2 * 3600.0
-#: How long a request waits for a PostgreSQL that has just gone.
+#: How long a request waits if PostgreSQL is down.
 RESERVE_SECONDS = 2.0
-#: A smaller answer is not worth a request.
+#: A smaller answer is useless.
 LEAST_TOKENS = 16
 _SWEEP_SECONDS, _SWEEP_MOST = 15.0, 100
 _PRICES_SECONDS = 5.0
@@ -49,18 +48,18 @@ _log = logs.get(part="ledger")
 
 
 class LedgerUnavailable(errors.Unavailable):
-    """PostgreSQL does not answer, and nothing runs without a reservation."""
+    """PostgreSQL does not respond, and no request runs without a reservation."""
 
     code = "ledger_unavailable"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostBounds:
-    """The most that a request can come to."""
+    """The maximum size of a request."""
 
     model: ModelName
     prompt_tokens: int
-    #: Of each answer.
+    #: For each answer.
     max_tokens: int
     answers: int
     seconds: float
@@ -72,26 +71,26 @@ class HeldCredits:
 
     request_id: RequestId
     price: Price
-    #: Of each answer.
+    #: For each answer.
     max_tokens: int
-    #: Fewer than were asked for.
+    #: The credits covered fewer tokens than requested.
     clamped: bool
 
 
 class LedgerRows(Protocol):
-    """Where ended requests go; as ``usage_recorder.UsageRecorder``."""
+    """The queue of ended requests, as ``usage_recorder.UsageRecorder``."""
 
     @property
     def waiting(self) -> Sequence[RequestId]: ...
 
 
-#: What the workers that claimed these last say of them. Never raises.
+#: Returns the receipts of the last workers. Never raises.
 FindReceipts = Callable[[Sequence[OpenReservation]], Awaitable[Mapping[RequestId, Receipt]]]
 WriteRows = Callable[[Sequence[RequestRow]], Awaitable[None]]
 
 
 class Ledger:
-    """Use ``active_prompt``. Safe for any number of requests at once."""
+    """The ledger of this gateway, for any number of concurrent requests. Use ``running``."""
 
     def __init__(
         self,
@@ -107,19 +106,19 @@ class Ledger:
         self._metrics = metrics
         self._clock = clock
         self._prices = PriceList({})
-        #: Since when by our clock, the oldest first.
+        #: Start of each open reservation by our clock, oldest first.
         self._open: dict[RequestId, float] = {}
         metrics.ledger_open_reservations.set_function(lambda: len(self._open))
         metrics.ledger_oldest_reservation.set_function(self._oldest_seconds)
         self._batches = QueryBatching(self._reserve_all)
         self._stops = SuspendDetector()
         self._claims = WorkerClaims(store.record_claims)
-        #: Since when every heartbeat has come through; None while they do not.
+        #: Since when all heartbeats have succeeded; None after a failure.
         self._well_since: float | None = None
 
     @asynccontextmanager
     async def running(self, rows: LedgerRows, write: WriteRows, find_receipts: FindReceipts) -> AsyncIterator["Ledger"]:
-        """Raises Unavailable where there are no prices to be had."""
+        """Run the background work. Raises Unavailable if the prices can't be read."""
         await self.refresh_prices()
         async with self._batches.running(), lifecycle.background() as tasks:
             tasks.create_task(lifecycle.every(_PRICES_SECONDS, self.refresh_prices))
@@ -134,8 +133,8 @@ class Ledger:
         return tiers.plan_of(self._plans, principal.tier, shares_limits=principal.founder_id is not None)
 
     async def reserve(self, principal: Principal, request_id: RequestId, bounds: CostBounds) -> HeldCredits:
-        """Raises BudgetExhausted, and LedgerUnavailable where PostgreSQL stays away for longer than 2 s; those that wait for it are bounded
-        by the recorder's room. Every call that does not raise is followed by one of ``ended``."""
+        """Reserve the request's maximum cost. Raises BudgetExhausted, and LedgerUnavailable if PostgreSQL is down for more than 2 s. Follow
+        every call that doesn't raise with ``ended``."""
         price = self._prices.find(bounds.model)
         wanted = ReservationRequest(
             request_id=request_id,
@@ -159,12 +158,12 @@ class Ledger:
         return HeldCredits(request_id, price, answer.max_tokens, clamped=answer.max_tokens < bounds.max_tokens)
 
     def claimed(self, request_id: RequestId, worker: NodeId, delivered_before: int) -> None:
-        """This worker is about to run it, behind so many tokens that its caller has."""
+        """Record that this worker is about to run the request; the caller already has ``delivered_before`` tokens."""
         if request_id in self._open:
             self._claims.add(WorkerClaim(request_id, worker, delivered_before))
 
     def ended(self, request_id: RequestId) -> None:
-        """Its row is with the recorder."""
+        """Stop extending the lease here: the recorder has the row and extends it."""
         self._open.pop(request_id, None)
         self._claims.ended(request_id)
 
@@ -175,7 +174,7 @@ class Ledger:
         self._prices = PriceList.of(await self._store.list_prices())
 
     async def beat(self, waiting: Iterable[RequestId]) -> None:
-        """Prolong the leases of what runs here, and of what ended here and is not written."""
+        """Extend the leases of running requests and of unwritten rows."""
         try:
             await self._store.extend_leases([*self._open, *waiting], LEASE_SECONDS)
         except errors.Unavailable:
@@ -184,8 +183,8 @@ class Ledger:
         self._well_since = self._well_since if self._well_since is not None else self._clock()
 
     async def sweep(self, write: WriteRows, find_receipts: FindReceipts) -> None:
-        """End what dead gateways left open: by the worker's receipt, or for nothing. Not while PostgreSQL has only just come back:
-        the others must have had the time to prolong their leases."""
+        """Settle what dead gateways left open, by the worker's receipt. Wait after an outage of PostgreSQL, so that live gateways can
+        extend their leases first."""
         if self._well_since is None or self._clock() - self._well_since < HEARTBEAT_SECONDS:
             return
         overdue = await self._store.list_overdue(grace_seconds=GRACE_SECONDS, most=_SWEEP_MOST)
@@ -195,20 +194,20 @@ class Ledger:
         rows = [row for reservation in overdue if (row := await self._row(reservation, receipts.get(reservation.request_id))) is not None]
         if rows:
             await write(rows)
-            _log.warning("ended for gateways that are gone", requests=len(rows), with_receipt=sum(row.cost_micro > 0 for row in rows))
+            _log.warning("settled requests of lost gateways", requests=len(rows), with_receipt=sum(row.cost_micro > 0 for row in rows))
 
     async def verify(self, *, full: bool = False) -> LedgerReport:
-        """Sum up the open day, or everything. Raises Unavailable."""
+        """Verify the sums of the open day, or of everything. Raises Unavailable."""
         report = await self._store.verify(grace_seconds=LEASE_SECONDS + GRACE_SECONDS, full=full)
         drift = report.drift_micro + abs(report.sum_micro) + report.reserved_drift_micro
         self._metrics.ledger_drift.set(drift + report.broken_checkpoints)
         if report.findings:
-            _log.error("the ledger does not add up", findings=report.findings)
+            _log.error("ledger verification failed", findings=report.findings)
         return report
 
     async def _row(self, reservation: OpenReservation, receipt: Receipt | None) -> RequestRow | None:
         price = await self._store.find_price(reservation.price_id)
-        assert price is not None  # the table refers to it, and no price is ever deleted
+        assert price is not None  # a foreign key, and prices are never deleted
         return orphan_settlement.end_of(reservation, price, receipt, most_seconds=MOST_SECONDS, now=datetime.now(UTC))
 
     async def _reserve(self, wanted: ReservationRequest) -> GrantedReservation | InsufficientCredits:
@@ -219,16 +218,16 @@ class Ledger:
                 answer = await self._batches.ask(wanted)
             except errors.Unavailable as error:
                 if not was_stopped and self._stops.seen > stops:
-                    # The time that passed was ours, and not PostgreSQL's: it has its time once more.
+                    # This process was suspended, so give PostgreSQL its time once more.
                     was_stopped, gives_up_at = True, self._clock() + RESERVE_SECONDS
                 if self._clock() >= gives_up_at:
-                    raise LedgerUnavailable("the ledger cannot be reached", hint="try again soon", retry_after_seconds=2) from error
+                    raise LedgerUnavailable("the ledger can't be reached", hint="retry soon", retry_after_seconds=2) from error
                 asked_before = True
                 await asyncio.sleep(0.1)
                 continue
-            # It may be our own: the answer to the first try was lost with its connection.
+            # After a lost connection, the repeated reservation may be our own.
             if isinstance(answer, GrantedReservation) and answer.is_repeated and not asked_before:
-                raise errors.Internal("a request id was used twice", hint="try again")
+                raise errors.Internal("a request id was used twice", hint="retry the request")
             return answer
 
     async def _reserve_all(self, wanted: Sequence[ReservationRequest]) -> list[GrantedReservation | InsufficientCredits]:
@@ -243,9 +242,10 @@ def _exhausted(answer: InsufficientCredits, wanted: ReservationRequest) -> error
     least = wanted.fixed_micro + -(-min(LEAST_TOKENS, wanted.max_tokens) * wanted.answers * wanted.micro_per_million // MICRO)
     left = f"{_credits(answer.room_micro)} left, this request needs at least {_credits(least)}"
     if answer.of_key:
-        return errors.BudgetExhausted(f"this key's budget does not reach: {left}", hint="ask for a key with a larger one")
+        return errors.BudgetExhausted(f"this key's budget is too low: {left}", hint="ask for a key with a larger budget")
     return errors.BudgetExhausted(
-        f"your credits do not reach: {left}", hint="wait for next month's, or ask the admin for more; `aicli usage` shows them"
+        f"your credits are too low: {left}",
+        hint="wait until next month, or ask an administrator for more; see `aicli usage`",
     )
 
 
@@ -253,40 +253,40 @@ def _credits(micro: int) -> str:
     return f"{amounts.written(max(0, micro))} credits"
 
 
-#: Claims in one statement.
+#: Claims per statement.
 BATCH = 500
-#: Between two statements: a busy gateway then records many claims with one commit, and a request that ends sooner needs none.
+#: Pause between statements, so that a busy gateway records many claims per commit. A request that ends sooner needs none.
 PAUSE_SECONDS = 0.02
 _RETRY_SECONDS = 0.25
 
-#: Records at most one claim of each request, and returns the requests whose claim is recorded. Raises Unavailable.
+#: Records at most one claim per request, and returns the recorded ones. Raises Unavailable.
 RecordClaims = Callable[[Sequence[WorkerClaim]], Awaitable[set[RequestId]]]
 
 
 class WorkerClaims:
     """Records in each reservation which worker runs its request, so that only that worker can bill it if this gateway dies.
 
-    The worker does not wait for that: a gateway that dies in the milliseconds before the record bills nothing for it.
+    The worker doesn't wait for the record; a gateway that dies before it bills nothing.
     """
 
     def __init__(self, record: RecordClaims) -> None:
         self._record = record
-        #: In the order of the claims of each request.
+        #: In order of each request's claims.
         self._pending: dict[RequestId, list[WorkerClaim]] = {}
         self._arrived = asyncio.Event()
         self._is_well = True
 
     def add(self, claim: WorkerClaim) -> None:
-        """Never waits."""
+        """Queue the claim. Never waits."""
         self._pending.setdefault(claim.request_id, []).append(claim)
         self._arrived.set()
 
     def ended(self, request_id: RequestId) -> None:
-        """Its row settles the reservation, whatever ran it. Safe to call twice."""
+        """Drop the request's claims: its row settles the reservation. Safe to call twice."""
         self._pending.pop(request_id, None)
 
     async def write(self) -> None:
-        """Ends by cancellation."""
+        """Run until canceled."""
         while True:
             if not self._pending:
                 self._arrived.clear()
@@ -297,12 +297,12 @@ class WorkerClaims:
                 await asyncio.sleep(_RETRY_SECONDS)
 
     async def _recorded(self, claims: Sequence[WorkerClaim]) -> bool:
-        """Whether anything was recorded. A row that was locked is tried again while its request is open."""
+        """Return whether anything was recorded. Claims with a locked row are retried while their request is open."""
         try:
             recorded = await self._record(claims)
         except errors.Unavailable as error:
             if self._is_well:
-                _log.warning("claims of workers wait", reason=error.message, claims=len(self._pending))
+                _log.warning("worker claims are waiting", reason=error.message, claims=len(self._pending))
             self._is_well = False
             return False
         self._is_well = True

@@ -1,5 +1,5 @@
-"""The ledger's tables: prices, accounts, reservations and entries. Only this module reads and writes them, but for the end of a
-reservation, which is written together with its request's row (``store``)."""
+"""Reads and writes the ledger's tables: prices, accounts, reservations and entries. No other module does, except that ``store`` settles
+a reservation together with its request's row."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from shared.stores import database
 from shared.types import KeyId, MicroCredits, NodeId, RequestId, TenantId
 
 _VERIFY_SECONDS, _FULL_VERIFY_SECONDS = 30.0, 1800.0
-#: What the contract allows.
+#: The contract's limit.
 _MOST_FINDINGS = 20
 
 
@@ -27,17 +27,17 @@ class AccountRow:
 
 
 class LedgerStore:
-    """Every method may raise Unavailable."""
+    """Access to the ledger. Every method may raise Unavailable."""
 
     def __init__(self, opened: database.Database, checkpoints: CheckpointStore | None = None) -> None:
-        """Without checkpoints every verification reads all entries."""
+        """Without ``checkpoints``, every verification reads all entries."""
         self._database = opened
         self._checkpoints = checkpoints
 
     async def reserve(
         self, wanted: Sequence[ReservationRequest], *, gateway: NodeId, lease_seconds: float
     ) -> list[GrantedReservation | InsufficientCredits]:
-        """In their order, all of them in one transaction. One that has a reservation keeps it, and is told so."""
+        """Reserve in one transaction; answer in order. An existing reservation is kept and reported as repeated."""
         columns = zip(*(_columns(one) for one in wanted), strict=True)
         rows = await self._database.rows("reserve", *columns, gateway, lease_seconds, deadline_seconds=2)
         answers = {row["request_id"]: _answer(row) for row in rows}
@@ -52,20 +52,20 @@ class LedgerStore:
         return tuple(OpenReservation(**{name: row[name] for name in names} | {"workers": tuple(row["workers"])}) for row in rows)
 
     async def record_claims(self, claims: Sequence[WorkerClaim]) -> set[RequestId]:
-        """At most one claim of each request. Returns the requests whose claim is recorded; the others are locked just now, or not open."""
+        """Record at most one claim per request; return the recorded ones. The others are locked right now, or not open."""
         columns = zip(*((one.request_id, one.worker, one.delivered_before) for one in claims), strict=True)
         return {RequestId(row["request_id"]) for row in await self._database.rows("record_claims", *columns, deadline_seconds=2)}
 
     async def read_account(self, owner: TenantId, monthly_micro: MicroCredits | None) -> AccountRow:
         async with self._database.bound(owner) as transaction:
             row = await transaction.row("read_account", owner, monthly_micro)
-        assert row is not None  # the account is made where there is none
+        assert row is not None  # the query creates a missing account
         return AccountRow(row["included_micro"], row["balance_micro"], row["reserved_micro"], row["month"])
 
     async def top_up(
         self, transfer_id: RequestId, owner: TenantId, amount: MicroCredits, note: str, monthly_micro: MicroCredits | None
     ) -> bool:
-        """False where this transfer was made already."""
+        """Return False if this transfer was already made."""
         try:
             await self._database.run("top_up", transfer_id, owner, amount, note, monthly_micro)
         except database.UniqueViolation:
@@ -73,7 +73,7 @@ class LedgerStore:
         return True
 
     async def revert(self, request_id: RequestId, note: str) -> TenantId | None:
-        """Whose it was; None where it cost nothing. Raises AlreadyReverted."""
+        """Refund a request; return its owner, or None if it cost nothing. Raises AlreadyReverted."""
         try:
             owner: TenantId | None = await self._database.value("revert", request_id, note)
         except database.UniqueViolation as error:
@@ -81,7 +81,7 @@ class LedgerStore:
         return owner
 
     async def read_key_spending(self, owner: TenantId, key: KeyId) -> tuple[MicroCredits, MicroCredits]:
-        """What the key has spent, and what its running requests hold."""
+        """Return what the key has spent, and what its running requests reserve."""
         async with self._database.bound(owner) as transaction:
             row = await transaction.row("read_key_spending", key)
         return (MicroCredits(0), MicroCredits(0)) if row is None else (row["spent_micro"], row["reserved_micro"])
@@ -100,13 +100,13 @@ class LedgerStore:
         )
 
     async def ensure_default_price(self, input_micro_per_million: int, output_micro_per_million: int) -> None:
-        """Writes only where there is none, so that a gateway starts beside a PostgreSQL that takes no writes now."""
+        """Insert the default price if missing. Doesn't write otherwise, so a gateway can start with a read-only PostgreSQL."""
         if any(found.price.model is None for found in await self.list_prices()):
             return
         await self._database.run("ensure_default_price", input_micro_per_million, output_micro_per_million)
 
     async def verify(self, *, grace_seconds: float, full: bool = False) -> LedgerReport:
-        """Sum up the entries since the last checkpoint; ``full``: all of them, and compare each closed day with its checkpoint."""
+        """Sum up the entries since the last checkpoint; with ``full``, all of them, and compare each closed day with its checkpoint."""
         seconds = _FULL_VERIFY_SECONDS if full else _VERIFY_SECONDS
         async with self._database.transaction(deadline_seconds=seconds) as transaction:
             await transaction.value("plan_each_time")
@@ -123,7 +123,7 @@ class LedgerStore:
     async def _sum_up(
         self, transaction: database.Transaction, grace_seconds: float, *, full: bool
     ) -> tuple[database.DatabaseRow, list[LedgerCheckpoint]]:
-        """Another gateway may close a day between the two statements; then the sums are taken again."""
+        """Sum up, again if another gateway closed a day between the two statements."""
         while True:
             chain = [] if self._checkpoints is None else await self._checkpoints.list_checkpoints(transaction)
             last = chain[-1].closed.day if chain else None
@@ -137,11 +137,11 @@ class LedgerStore:
 def _report(row: database.DatabaseRow, chain: Sequence[LedgerCheckpoint], broken: tuple[str, ...]) -> LedgerReport:
     findings = {
         "accounts differ from the sum of their entries by {} micro-credits": row["drift_micro"],
-        "all entries together sum up to {} micro-credits and not to 0": row["sum_micro"],
-        "accounts hold {} micro-credits more or less than open reservations do": row["account_reserved_drift_micro"],
-        "keys hold {} micro-credits more or less than their open reservations do": row["key_reserved_drift_micro"],
-        "{} reservations and their entries differ": row["wrong_settles"],
-        "{} reservations are open, and their gateways are gone": row["overdue"],
+        "all entries sum up to {} micro-credits instead of 0": row["sum_micro"],
+        "the reservations on accounts differ from the open reservations by {} micro-credits": row["account_reserved_drift_micro"],
+        "the reservations on keys differ from their open reservations by {} micro-credits": row["key_reserved_drift_micro"],
+        "{} reservations differ from their entries": row["wrong_settles"],
+        "{} open reservations belong to lost gateways": row["overdue"],
     }
     return LedgerReport(
         drift_micro=row["drift_micro"],
@@ -158,11 +158,10 @@ def _report(row: database.DatabaseRow, chain: Sequence[LedgerCheckpoint], broken
 
 
 class AlreadyReverted(Exception):
-    """It was given back before."""
+    """The request was already refunded."""
 
 
 def _columns(wanted: ReservationRequest) -> tuple[object, ...]:
-    """In the order of the query's parameters."""
     return (
         *(wanted.request_id, wanted.owner, wanted.key_id, wanted.model, wanted.price_id),
         *(wanted.prompt_tokens, wanted.max_tokens, wanted.least_tokens, wanted.answers, wanted.fixed_micro, wanted.micro_per_million),

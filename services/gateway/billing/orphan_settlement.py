@@ -1,7 +1,7 @@
-"""How a request ends whose gateway died. Pure.
+"""Settles requests whose gateway died. Pure.
 
-The worker that ran it has a receipt of what the dead gateway gave credit for, so of what the caller had; that is paid. Where there is
-none, nothing is: the doubt is the user's.
+The worker's receipt says how much the dead gateway had acknowledged, so what the caller got; that is billed. Without a receipt nothing
+is billed, in the user's favor.
 """
 
 from datetime import datetime
@@ -17,25 +17,25 @@ ERROR_CODE = "gateway_lost"
 
 
 def end_of(reservation: OpenReservation, price: Price, receipt: Receipt | None, *, most_seconds: float, now: datetime) -> RequestRow | None:
-    """None where it should be looked at again later: its worker is still at it, and not for longer than can be."""
+    """Return the request's row; None if its worker may still run it."""
     if receipt is not None and receipt.ended == inference.RUNNING:
         if (now - reservation.created_at).total_seconds() < most_seconds:
             return None
         receipt = None
-    # Nobody's word counts for more than was held.
+    # Bill at most what was reserved.
     prompt_tokens = _within(receipt.prompt_tokens, reservation.prompt_tokens) if receipt else 0
-    # What the caller had of earlier workers is this side's own count.
+    # The gateways' own count covers earlier workers.
     sent = reservation.delivered_before + max(0, receipt.credited_tokens) if receipt else 0
     completion_tokens = _within(sent, reservation.completion_tokens)
     delivered = completion_tokens > 0
     ended_at = receipt.ended_at if receipt and receipt.ended_at else reservation.created_at
     seconds = min(max(0.0, (ended_at - reservation.created_at).total_seconds()), most_seconds)
-    # The earlier workers' time is not known any more, and that of waiting costs nothing.
+    # The time of earlier workers is unknown, and waiting is free.
     worked = (ended_at - reservation.claimed_at).total_seconds() if reservation.claimed_at else 0.0
     compute_seconds = max(0.0, min(worked, receipt.seconds if receipt else 0.0))
     return RequestRow(
         id=reservation.request_id,
-        # Who of an organisation asked is not kept for a request whose gateway died.
+        # The user isn't known for an organization's request.
         user_id=UserId(reservation.owner),
         team_id=reservation.owner,
         api_key_id=reservation.key_id,

@@ -1,6 +1,6 @@
-"""What a request may cost, and what it did cost, in whole micro-credits. Pure.
+"""Calculates what a request may cost and did cost, in whole micro-credits. Pure.
 
-Tokens are priced by the million, as people write prices; every sum is rounded up once, at its end.
+Token prices are per million; every sum is rounded up once, at its end.
 """
 
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from shared import errors
 from shared.api.ledger import MICRO, ModelPrice
 from shared.types import MicroCredits, ModelName
 
-#: As the table's: so that no sum of a request leaves 64 bits.
+#: The table's bounds, which keep every sum within 64 bits.
 MOST_PER_MILLION = 10 * MICRO * MICRO
 MOST_OTHER = MICRO * MICRO
 
@@ -23,20 +23,20 @@ class Price:
     price: ModelPrice
 
     def cost(self, prompt_tokens: int, completion_tokens: int, compute_seconds: float) -> MicroCredits:
-        """Of a request that delivered something."""
+        """Return the cost of a request that delivered something."""
         price = self.price
         millionths = prompt_tokens * price.input_micro_per_million + completion_tokens * price.output_micro_per_million
         compute = -int(-compute_seconds * price.compute_second_micro // 1)
         return MicroCredits(_rounded_up(millionths) + price.request_micro + compute)
 
     def fixed(self, prompt_tokens: int, most_seconds: float) -> MicroCredits:
-        """What it may cost besides its output."""
+        """Return the maximum cost without output."""
         return self.cost(prompt_tokens, 0, most_seconds)
 
 
 @dataclass(frozen=True, slots=True)
 class PriceList:
-    """The prices that hold at one moment. ``rows`` has one for None, and at most one for each model."""
+    """The current prices: the default for None, and at most one for each model."""
 
     rows: dict[ModelName | None, Price]
 
@@ -49,7 +49,7 @@ class PriceList:
 
 
 def check(price: ModelPrice) -> None:
-    """Raises BadRequest for one that nobody can mean."""
+    """Raise BadRequest for a price outside the table's bounds."""
     bounds = {
         "the price of input tokens": (price.input_micro_per_million, MOST_PER_MILLION),
         "the price of output tokens": (price.output_micro_per_million, MOST_PER_MILLION),
@@ -58,9 +58,9 @@ def check(price: ModelPrice) -> None:
     }
     for what, (value, most) in bounds.items():
         if not 0 <= value <= most:
-            raise errors.BadRequest(f"{what} is out of range", hint="at most 10 credits a token, and a million for the others")
+            raise errors.BadRequest(f"{what} is out of range", hint="the limits are 10 credits per token and a million for the others")
     if price.model is not None and not 0 < len(price.model) <= 200:
-        raise errors.BadRequest("a model's name has 1 to 200 characters")
+        raise errors.BadRequest("a model name has 1 to 200 characters")
 
 
 def _rounded_up(millionths: int) -> int:

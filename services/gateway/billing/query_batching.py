@@ -1,4 +1,4 @@
-"""Runs many small questions to a store as few large ones: what arrives while one batch is on its way makes the next."""
+"""Batches small queries to a store: queries that arrive while one batch runs form the next."""
 
 import asyncio
 from collections import deque
@@ -12,16 +12,16 @@ from shared.node import lifecycle
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
 
-#: Questions in one batch: more would keep the first of them waiting for the last.
+#: Maximum batch size, so that the first query doesn't wait too long for the last.
 MOST = 200
-#: Batches on their way at once: while one commits, the next is computed.
+#: Concurrent batches: one is computed while another commits.
 WRITERS = 2
-#: Stores have shorter deadlines; this is for one that has none, or for batches that do not run.
+#: Limit on waiting for the answer after a cancellation; stores have shorter deadlines.
 CANCEL_SECONDS = 5.0
 
 
 class QueryBatching(Generic[Question, Answer]):
-    """Use ``active_prompt``. ``ask_all`` answers every question, in order, or raises for all of them."""
+    """Use ``running``. ``ask_all`` answers all questions in order, or raises for all of them."""
 
     def __init__(self, ask_all: Callable[[Sequence[Question]], Awaitable[Sequence[Answer]]]) -> None:
         self._ask_all = ask_all
@@ -36,8 +36,8 @@ class QueryBatching(Generic[Question, Answer]):
             yield self
 
     async def ask(self, question: Question) -> Answer:
-        """A cancel is felt when the answer is there: what was asked may have happened, and whoever ends it must come after it. Raises
-        what ``ask_all`` raised."""
+        """Return the answer, or raise what ``ask_all`` raised. A cancellation takes effect after the answer, so that a cleanup follows
+        whatever the query did."""
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((question, answer))
         self._arrived.set()
@@ -59,7 +59,7 @@ class QueryBatching(Generic[Question, Answer]):
                 refused = error if isinstance(error, errors.AimeshError) else errors.Draining("this gateway is stopping")
                 for _, future in batch:
                     future.set_exception(refused)
-                    # Whoever waited may be gone.
+                    # Mark it as retrieved: the caller may be gone.
                     future.exception()
                 if isinstance(error, asyncio.CancelledError):
                     raise

@@ -1,4 +1,4 @@
-"""How one request ended, for the log and the ledger. Pure."""
+"""Describes how a request ended, for the log and the ledger. Pure."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,54 +12,53 @@ _NOTHING = MicroCredits(0)
 class ReservationState(StrEnum):
     """How a reservation ends."""
 
-    #: What was delivered is paid.
+    #: The delivered tokens are billed.
     SETTLED = "settled"
-    #: Nothing was delivered.
+    #: Nothing was delivered or billed.
     RELEASED = "released"
-    #: Its gateway died, and nobody knows; nothing is paid.
+    #: The gateway died and the outcome is unknown; nothing is billed.
     EXPIRED = "expired"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestRow:
-    """How one request ended."""
+    """The final record of one request."""
 
     id: RequestId
     user_id: UserId
-    #: None for a request with an access token.
+    #: None if the caller used an access token.
     api_key_id: KeyId | None
-    #: None where it was refused before it had a prompt.
+    #: None if the request was refused before its prompt was read.
     prompt_hash: str | None
-    #: After aliases; None where no worker was chosen.
+    #: After resolving aliases; None if no model was found.
     model_used: ModelName | None
     response_time_ms: int
     prompt_tokens: int
     completion_tokens: int
     status: RequestStatus
-    #: None for success.
     error_code: str | None
-    #: When it began.
+    #: Start of the request.
     created_at: datetime
-    #: What it cost, by the price of its reservation; the ledger takes no more than was held.
+    #: By its reservation's price; the ledger charges at most what was reserved.
     cost_micro: MicroCredits = _NOTHING
-    #: Answered from what was answered before.
+    #: Answered from the response cache.
     cached: bool = False
-    #: What becomes of its reservation, where it has one.
+    #: Outcome of its reservation, if there is one.
     reservation: ReservationState = ReservationState.RELEASED
-    #: The organisation that it was asked for; None for the user's own.
+    #: The organization that it was made for; None for the user's own requests.
     team_id: TenantId | None = None
-    #: Who answers for the worker that ran it last; None where there was none, or nobody does.
+    #: Owner of the last worker; None if there is none.
     worker_owner: str | None = None
-    #: Its labels, in their order.
+    #: Sorted labels of the last worker.
     worker_labels: tuple[tuple[str, str], ...] = ()
-    #: No earlier answer is among its messages.
+    #: The messages contain no earlier answer.
     begins_conversation: bool = False
-    #: What it would have cost if it were not cached.
+    #: What a cached answer would have cost.
     saved_micro: MicroCredits = _NOTHING
 
     @property
     def tenant_id(self) -> TenantId:
-        """Who pays and is shown it."""
+        """The tenant that pays."""
         return TenantId(self.user_id) if self.team_id is None else self.team_id
 
     @property

@@ -1,4 +1,4 @@
-"""What a request asks the ledger to hold, and what is said to that. Pure."""
+"""Defines the ledger's reservations. Pure."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -8,47 +8,47 @@ from shared.types import KeyId, MicroCredits, ModelName, NodeId, RequestId, Tena
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReservationRequest:
-    """What a request asks the ledger to hold."""
+    """What a request asks the ledger to reserve."""
 
     request_id: RequestId
     owner: TenantId
     key_id: KeyId | None
     model: ModelName
     price_id: int
-    #: An upper bound.
+    #: Upper bound.
     prompt_tokens: int
     max_tokens: int
-    #: Fewer are not worth a request.
+    #: A grant of fewer tokens is useless.
     least_tokens: int
     answers: int
-    #: What it costs whatever it says.
+    #: Cost that doesn't depend on the output.
     fixed_micro: MicroCredits
     micro_per_million: int
-    #: None is no bound.
+    #: None for no limit.
     monthly_micro: MicroCredits | None
     key_budget_micro: MicroCredits | None
 
 
 @dataclass(frozen=True, slots=True)
 class GrantedReservation:
-    #: Of each answer.
+    #: For each answer.
     max_tokens: int
-    #: The request had its reservation already.
+    #: The request already had this reservation.
     is_repeated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class InsufficientCredits:
-    """Nothing was held."""
+    """Nothing was reserved."""
 
     room_micro: int
-    #: It is the key's budget that does not reach, and not the account.
+    #: The key's budget is exhausted, rather than the account.
     of_key: bool
 
 
 @dataclass(frozen=True, slots=True)
 class OpenReservation:
-    """One whose gateway has not been heard of for too long."""
+    """A reservation whose gateway has been silent for too long."""
 
     request_id: RequestId
     owner: TenantId
@@ -59,19 +59,19 @@ class OpenReservation:
     completion_tokens: int
     created_at: datetime
     lease_until: datetime
-    #: In the order of their claims; the last one runs it.
+    #: In order of their claims; the last one runs it.
     workers: tuple[NodeId, ...] = ()
-    #: Tokens of the answer that the caller had when the last of them claimed it.
+    #: Answer tokens that the caller had when the last worker claimed it.
     delivered_before: int = 0
-    #: When the last of them claimed it.
+    #: When the last worker claimed it.
     claimed_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerClaim:
-    """A worker is about to run a request."""
+    """A worker that is about to run a request."""
 
     request_id: RequestId
     worker: NodeId
-    #: Tokens of the answer that the caller has from other workers.
+    #: Answer tokens that the caller has from earlier workers.
     delivered_before: int

@@ -1,6 +1,6 @@
-"""Tells when this process was stopped for a while: put to sleep with its machine, or not run by a busy one.
+"""Detects that this process was suspended, with its machine or by a busy scheduler.
 
-Deadlines that passed meanwhile fire when it wakes, and say nothing of who did not answer.
+Deadlines that passed meanwhile fire on wake-up, and don't indicate that the other side failed to answer.
 """
 
 import asyncio
@@ -8,27 +8,27 @@ import time
 from collections.abc import Callable
 
 TICK_SECONDS = 0.25
-#: A loop that is so late was not run; a busy one is late by a tenth of that.
+#: A loop that is this late was suspended; a busy one is late by a tenth of it.
 STOPPED_SECONDS = 1.0
 
 
 class SuspendDetector:
-    """Run ``watch`` for as long as it is asked."""
+    """Run ``watch`` while it is used."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        #: How often that was.
+        #: Number of suspensions.
         self.seen = 0
 
     def ticked(self, last: float) -> float:
-        """A tick that was due TICK_SECONDS after the ``last`` one."""
+        """Handle a tick that was due TICK_SECONDS after the ``last`` one."""
         now = self._clock()
         if now - last >= TICK_SECONDS + STOPPED_SECONDS:
             self.seen += 1
         return now
 
     async def watch(self) -> None:
-        """For ever."""
+        """Run until canceled."""
         last = self._clock()
         while True:
             await asyncio.sleep(TICK_SECONDS)

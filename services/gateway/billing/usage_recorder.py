@@ -1,9 +1,8 @@
-"""Owns the rows of ended requests until they are in PostgreSQL, and with each the end of its reservation.
+"""Writes the rows of ended requests to PostgreSQL, each with the settlement of its reservation.
 
-A caller learns the end of its request when its row is written: into PostgreSQL or, where that does not take it at once, into
-the journal on this machine's disk. While PostgreSQL is away the rows wait here; when as many wait as may, or the disk does not
-take them either, new requests are refused before they begin. A row that PostgreSQL refuses holds no other up: it stays in the journal
-and is tried again every few seconds.
+A caller learns the end of its request once its row is written to PostgreSQL, or to the journal on the local disk if that takes too long.
+While PostgreSQL is down, rows wait here; when the queue is full or the disk fails, too, new requests are refused. A row that PostgreSQL
+refuses doesn't block others: it stays in the journal and is retried every few seconds.
 """
 
 import asyncio
@@ -22,34 +21,34 @@ from shared.telemetry import logs
 from shared.timing.bounded_waits import BoundedWait
 from shared.types import RequestId
 
-#: Rows that wait and requests that still will have one. A row takes about 1 KB here, so this is some 10 MB.
+#: Waiting rows plus requests that still get one. A row takes about 1 KB, so this is about 10 MB.
 CAPACITY = 10_000
-#: Rows in one statement. One writer and many rows to a statement: a burst costs PostgreSQL few commits, in order.
+#: Rows per statement. One writer with large batches costs PostgreSQL few commits, in order.
 BATCH = 500
-#: How long the end of a request waits for PostgreSQL before its row goes into the journal.
+#: How long the end of a request waits for PostgreSQL before its row goes to the journal.
 WRITE_WAIT_SECONDS = 0.25
 DRAIN_SECONDS = 10.0
 _FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS = 0.1, 5.0
-#: How often one of the rows that PostgreSQL has refused is tried again, to see whether somebody has mended what was wrong.
+#: How often a refused row is retried, in case the cause was fixed.
 _REFUSED_SECONDS = 5.0
 
 _log = logs.get(part="recorder")
 
 
 class RowsRefused(errors.Unavailable):
-    """PostgreSQL answered with an error, which the message names, and took none of these rows."""
+    """PostgreSQL refused these rows with an error, which the message contains."""
 
 
 class Writer(Protocol):
-    """Where rows go."""
+    """The primary destination of rows."""
 
     async def write_requests(self, rows: Sequence[RequestRow]) -> None:
-        """All or none; the same row again changes nothing. Raises Unavailable, or RowsRefused in particular."""
+        """Write all rows or none; writing a row again changes nothing. Raises Unavailable, or RowsRefused if the rows are at fault."""
         ...
 
 
 class Disk(Protocol):
-    """Where rows go instead; as ``journal.Journal``. Its methods block."""
+    """The fallback destination of rows, as ``journal.Journal``. Its methods block."""
 
     def read(self) -> list[RequestRow]: ...
 
@@ -60,8 +59,6 @@ class Disk(Protocol):
 
 @dataclass(slots=True, eq=False)
 class PendingRow:
-    """A row that is not in PostgreSQL yet."""
-
     row: RequestRow
     written: asyncio.Event = field(default_factory=asyncio.Event)
     in_journal: bool = False
@@ -69,19 +66,19 @@ class PendingRow:
 
 
 class UsageRecorder:
-    """Use ``active_prompt``. Every successful ``reserve`` is followed by exactly one ``add`` or ``release``."""
+    """Use ``running``. Follow every successful ``reserve`` with one ``add`` or ``release``."""
 
     def __init__(self, store: Writer, journal: Disk, queue_rows: Gauge, failures: Counter, *, capacity: int = CAPACITY) -> None:
         self._store = store
         self._journal = journal
-        # One at a time at the file, so that a crowd of rows costs one sync.
+        # One write at a time, so that many rows cost one sync.
         self._journal_turn = asyncio.Lock()
         self._journal_is_well = True
         self._queue_rows = queue_rows
         self._unavailable, self._refusals = failures.labels(reason="unavailable"), failures.labels(reason="refused")
         self._capacity = capacity
         self._waiting: deque[PendingRow] = deque()
-        #: What PostgreSQL has refused, row by row.
+        #: Rows that PostgreSQL refused.
         self._refused: deque[PendingRow] = deque()
         self._reserved = 0
         self._arrived = asyncio.Event()
@@ -90,11 +87,11 @@ class UsageRecorder:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["UsageRecorder"]:
-        """Writes in the background, first what an earlier process left in the journal; at the end of the block what waits is written,
-        for up to 10 s, also the rows of requests that are being cut off just now, and what is left then is in the journal."""
+        """Write rows in the background, starting with those that an earlier process left in the journal. At the end of the block, drain
+        for up to 10 s, including the rows of requests that are being canceled; the rest stays in the journal."""
         left = await asyncio.to_thread(self._journal.read)
         if left:
-            _log.info("rows of an earlier run are written now", rows=len(left))
+            _log.info("writing rows of an earlier run", rows=len(left))
             self._waiting += [PendingRow(row, in_journal=True) for row in left]
         async with asyncio.TaskGroup() as tasks:
             writer = tasks.create_task(self._write_for_ever())
@@ -106,19 +103,19 @@ class UsageRecorder:
                     await _wait(self._settled, DRAIN_SECONDS)
                 writer.cancel()
         if not self._unwritten:
-            # The writer may have been stopped between its last batch and this.
+            # The writer may have been stopped before it cleared the journal.
             await self._clear()
         elif not await self._keep():
             _log.error("request rows lost at shutdown", rows=len(self._unwritten))
 
     @property
     def waiting(self) -> list[RequestId]:
-        """Whose rows are not in PostgreSQL yet."""
+        """Return the requests whose rows are not in PostgreSQL yet."""
         return [pending.row.id for pending in self._unwritten]
 
     @property
     def journal_rows(self) -> int:
-        """How many of them are in the journal."""
+        """Return how many of them are in the journal."""
         return sum(pending.in_journal for pending in self._unwritten)
 
     @property
@@ -126,22 +123,22 @@ class UsageRecorder:
         return [*self._waiting, *self._refused]
 
     def reserve(self) -> None:
-        """Room for one row. Raises Unavailable when there is none."""
+        """Reserve room for one row. Raises Unavailable if there is none."""
         full = len(self._waiting) + len(self._refused) + self._reserved >= self._capacity
         if full or not (self._store_is_well or self._journal_is_well):
             raise errors.Unavailable(
-                "usage cannot be recorded: PostgreSQL has been away for long", hint="try again soon", retry_after_seconds=5
+                "usage can't be recorded: PostgreSQL has been down for too long", hint="retry soon", retry_after_seconds=5
             )
         self._reserved += 1
 
     def release(self) -> None:
-        """Instead of ``add``: another gateway writes the row."""
+        """Use this instead of ``add`` if another gateway writes the row."""
         self._reserved -= 1
         if not (self._reserved or self._waiting):
             self._settled.set()
 
     def add(self, row: RequestRow) -> PendingRow:
-        """Never waits and never fails."""
+        """Queue the row. Never waits or fails."""
         self._reserved -= 1
         pending = PendingRow(row)
         self._waiting.append(pending)
@@ -150,14 +147,14 @@ class UsageRecorder:
         return pending
 
     async def written(self, pending: PendingRow) -> None:
-        """Returns when the row outlives this process: soon, whether PostgreSQL is well or not."""
+        """Return as soon as the row is in PostgreSQL or the journal."""
         if self._store_is_well:
             await _wait(pending.written, WRITE_WAIT_SECONDS)
         if not (pending.written.is_set() or pending.in_journal):
             await self._keep()
 
     async def _keep(self) -> bool:
-        """Everything that waits is in the journal; False where the disk does not take it."""
+        """Write all waiting rows to the journal; return False if the disk fails."""
         async with self._journal_turn:
             unkept = [pending for pending in self._unwritten if not pending.in_journal]
             try:
@@ -165,7 +162,7 @@ class UsageRecorder:
                     await asyncio.to_thread(self._journal.append, [pending.row for pending in unkept])
             except OSError as error:
                 self._journal_is_well = False
-                _log.error("rows cannot be kept on disk", reason=error.strerror, rows=len(unkept))
+                _log.error("cannot write rows to the journal", reason=error.strerror, rows=len(unkept))
                 return False
             self._journal_is_well = True
             for pending in unkept:
@@ -173,14 +170,13 @@ class UsageRecorder:
             return True
 
     async def _clear(self) -> None:
-        """Empty the journal, if every row in it is in PostgreSQL."""
         async with self._journal_turn:
             if not any(pending.in_journal for pending in self._unwritten):
                 try:
                     await asyncio.to_thread(self._journal.clear)
                 except OSError as error:
-                    # Its rows are written once more at the next start, which changes nothing.
-                    _log.warning("the journal cannot be emptied", reason=error.strerror)
+                    # The next start writes its rows again, which changes nothing.
+                    _log.warning("cannot empty the journal", reason=error.strerror)
 
     async def _write_for_ever(self) -> None:
         backoff_seconds, most = _FIRST_BACKOFF_SECONDS, BATCH
@@ -189,7 +185,7 @@ class UsageRecorder:
             try:
                 await self._store.write_requests([pending.row for pending in batch])
             except RowsRefused as error:
-                # One row may be the reason for all; halves find it.
+                # One bad row refuses the batch; halving finds it.
                 most = max(1, len(batch) // 2)
                 await self._set_aside(batch, error)
                 continue
@@ -202,7 +198,7 @@ class UsageRecorder:
             await self._finish(batch)
 
     async def _find_batch(self, most: int) -> list[PendingRow]:
-        """The rows that are written next; of those that were refused one, and only where no others come for a while."""
+        """Return the next rows to write; retry a refused one only if no others have arrived for a while."""
         while not self._waiting:
             self._arrived.clear()
             if not self._refused:
@@ -215,31 +211,29 @@ class UsageRecorder:
         self._unavailable.inc()
         if self._store_is_well:
             self._store_is_well = False
-            _log.error("request rows wait", reason=error.message, rows=len(self._waiting))
+            _log.error("request rows are waiting", reason=error.message, rows=len(self._waiting))
         await self._keep()
 
     async def _set_aside(self, batch: Sequence[PendingRow], error: RowsRefused) -> None:
-        """The row, where it is only one."""
         self._refusals.inc()
         if len(batch) > 1:
             return
         if not self._refused and not batch[0].was_refused:
-            _log.error("PostgreSQL refuses a request's row; it is kept and tried again", reason=error.message, request_id=batch[0].row.id)
+            _log.error("PostgreSQL refused a request row; keeping it for retries", reason=error.message, request_id=batch[0].row.id)
         batch[0].was_refused = True
         self._refused.append(self._waiting.popleft())
         await self._keep()
         self._count()
 
     async def _finish(self, batch: Sequence[PendingRow]) -> None:
-        """They are in PostgreSQL."""
         if not self._store_is_well:
             self._store_is_well = True
-            _log.info("request rows are written again", rows=len(self._waiting))
+            _log.info("writing request rows again", rows=len(self._waiting))
         for pending in batch:
             self._waiting.popleft()
             pending.written.set()
         if any(pending.was_refused for pending in batch):
-            _log.info("a row that was refused is written", refused_rows=len(self._refused))
+            _log.info("a refused row was written", refused_rows=len(self._refused))
             self._waiting += self._refused
             self._refused.clear()
         self._count()
@@ -253,7 +247,6 @@ class UsageRecorder:
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> bool:
-    """Whether it was set in time."""
     try:
         with BoundedWait(seconds):
             await event.wait()

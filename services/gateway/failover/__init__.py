@@ -1,1 +1,1 @@
-"""Runs a request on workers, on another one where the first is lost."""
+"""Runs requests on workers, and fails over to another worker when one is lost."""

@@ -1,8 +1,7 @@
-"""One request on its way over the workers: what its caller has of the answer, and what follows when a worker fails.  Pure.
+"""Decides how a request continues when its worker fails, given what the caller already has. Pure.
 
-An answer whose token ids are known goes on behind them, on a worker with the very same file of the model and with the same seed:
-what the caller has is never given again, and nothing is left out. The text needs no look: it is a function of the tokens, and the
-next worker reads them all before it goes on.
+An answer whose token ids are known resumes after them, on a worker with the same model file and the same seed, so the caller gets no
+text twice and misses none. The text needs no check: it is a function of the tokens, and the next worker reads them all first.
 """
 
 from collections import deque
@@ -21,194 +20,192 @@ from shared.api.method import End, Item, Request
 from shared.types import FinishReason, NodeId
 
 ATTEMPTS = 3
-#: A request that ended two engines ends a third one, too; or two workers.
+#: A request that crashed two engines or workers would crash a third.
 MOST_CRASHES = 2
-#: Whoever has a part of an answer waits so long for a worker that can go on: a NATS server that is started again, a worker that is
-#: restarted and loads its model.
-PATIENCE_SECONDS = 20.0
-#: Whoever has nothing yet is told soon; but the only worker of a model may be being started again.
-FIRST_PATIENCE_SECONDS = 3.0
-#: Backoff with full jitter, where nobody is left but those that were asked before.
+#: How long a started answer waits for a worker that can resume it: enough to restart a NATS server, or a worker and its model.
+RESUME_WAIT_SECONDS = 20.0
+#: Fail fast if nothing was delivered yet, but allow time for a restart when this is the model's only worker.
+FIRST_WAIT_SECONDS = 3.0
+#: Backoff with full jitter, for when all workers have failed this request.
 FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 0.05, 1.0
-#: Of one chunk. A chunk has the text of one token, or of a few that came together.
+#: Limit per chunk; a chunk has the text of one token, or of a few that were batched.
 MOST_CHUNK_CHARACTERS = 64 * 1024
-#: The longest tokens in use are runs of blanks.
+#: The longest known tokens are runs of blanks.
 MOST_TOKEN_CHARACTERS = 256
 _MOST_TOKEN_ID = 2**32 - 1
 
-#: It took no work: whoever asks it later may be served.
+#: The worker did no work; a later attempt may succeed.
 _REFUSALS = (errors.NotReachable, errors.Draining, errors.Overloaded, errors.Unavailable, errors.UnknownMethod)
-#: Such a worker is often back in a moment. The others have said themselves when to come again.
+#: A worker that fails like this is often back in a moment. The other refusals name a retry time.
 _MAY_BE_BACK = (errors.LinkLost, errors.NotReachable, errors.Draining)
-#: What another worker may do better: UnknownMethod too, which an older one says. DeadlineExceeded is not among them: there is no
-#: time left.
-_WORTH_ANOTHER = (*_REFUSALS, errors.LinkLost, errors.ModelCrashed, errors.ProtocolViolation)
-#: Of an answer that goes on elsewhere: this worker cannot read what another has written, or has no room for it.
-_CANNOT_GO_ON = (errors.BadRequest, errors.TooLarge, errors.UnknownModel)
+#: Another worker may succeed. An older worker raises UnknownMethod. DeadlineExceeded is not included, because no time is left.
+_RETRYABLE = (*_REFUSALS, errors.LinkLost, errors.ModelCrashed, errors.ProtocolViolation)
+#: The worker can't resume an answer: it can't read the earlier tokens or has no room for them.
+_CANNOT_RESUME = (errors.BadRequest, errors.TooLarge, errors.UnknownModel)
 
 
 @dataclass(frozen=True, slots=True)
 class RetryOnWorker:
-    """Ask another worker."""
+    """Try another worker."""
 
-    #: The caller has a part of the answer already.
-    goes_on: bool
-    #: No work was lost since the last one that cost something: it costs nothing of the retry budget.
+    #: The caller already has a part of the answer.
+    is_resumption: bool
+    #: The last attempt did no work, so this retry is not charged to the retry budget.
     is_free: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Ended(Generic[End]):
-    """Nothing was missing but the word that this is all."""
+    """The answer was complete; only its end marker was missing."""
 
     end: End
 
 
 @dataclass(frozen=True, slots=True)
 class GivenUp:
-    """The caller is told this."""
+    """Return this error to the caller."""
 
     error: errors.AimeshError
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPause:
-    """Nobody can be asked now; look again in so many seconds."""
+    """No worker is available; look again after ``seconds``."""
 
     seconds: float
 
 
 class FailoverState(Generic[Request, Item, End]):
-    """The way of one request. What of it has come is not gone on with: begun, it fails with its worker."""
+    """Tracks one request across workers. This base class can't resume: once begun, the request fails with its worker."""
 
     def __init__(self, request: Request) -> None:
-        #: For the next worker.
+        #: The call for the next worker.
         self.request = request
         #: The caller has a part of the answer.
         self.began = False
         self._attempts = self._crashes = 0
-        #: Of the workers that were lost while they ran it: whether a word had come of each.
+        #: One entry for each worker lost during this request: whether it had sent anything.
         self._losses: list[bool] = []
-        self._was_heard = False
+        self._has_responded = False
         self._failed: dict[NodeId, errors.AimeshError] = {}
         self._last: errors.AimeshError | None = None
-        #: Since the last worker failed nobody could be asked.
-        self._waits_since: float | None = None
-        self._looks = 0
-        #: The worker that is asked now has given a part of the answer.
-        self._has_given = False
+        #: When the last worker failed and no other was available.
+        self._waiting_since: float | None = None
+        self._waits = 0
+        #: The current worker has delivered a part of the answer.
+        self._has_delivered = False
 
     @property
     def digest(self) -> str | None:
-        """Of the file of the model that the next worker must have; None where any will do."""
+        """Return the digest of the model file that the next worker needs; None for any."""
         return None
 
     @property
-    def not_on(self) -> frozenset[NodeId]:
+    def excluded(self) -> frozenset[NodeId]:
         return frozenset(self._failed)
 
     @property
-    def can_go_on(self) -> bool:
+    def can_resume(self) -> bool:
         return not self.began
 
     @property
     def delivered_tokens(self) -> int:
-        """Of the answer, what the caller has."""
+        """Return the number of answer tokens that the caller has."""
         return 0
 
     # --- facts --------------------------------------------------------------------------------------------------------
 
     def asked(self, digest: str) -> None:
-        """A worker is asked that has this file of the model; empty where it does not say which."""
-        self._has_given = self._was_heard = False
+        """Record that a worker with this model file is asked; the digest is empty if unknown."""
+        self._has_delivered = self._has_responded = False
 
     def heard(self) -> None:
-        """The worker that is asked now has it: the first word came."""
-        self._was_heard = True
+        """Record that the current worker has responded."""
+        self._has_responded = True
 
     def accepted(self, told: inference.PromptAccepted) -> bool:
-        """Whether the caller is to hear of it: who has delivered nothing charges for nothing."""
+        """Return whether to tell the caller. Later workers' prompt counts are ignored, because the first one's are billed."""
         return not self.began
 
     @property
-    def took(self) -> tuple[int, int] | None:
-        """Tokens of the prompt and of the answer that the worker that is asked now has worked on; None while it is not known."""
+    def processed_tokens(self) -> tuple[int, int] | None:
+        """Return the prompt and answer tokens that the current worker processed; None if unknown."""
         return None
 
     def said(self, item: Item) -> bool:
-        """A part of the answer. Whether the caller is to hear of it. Raises ProtocolViolation for what cannot be one."""
+        """Record an item; return whether to pass it on. Raises ProtocolViolation for an invalid one."""
         if not getattr(item, "waiting", ""):
-            self._gave()
+            self._mark_delivered()
         return True
 
-    def is_wrong(self, end: End, wish: WorkerRequirements) -> bool:
-        """Whether the worker that is asked now tells numbers that cannot be."""
+    def is_wrong(self, end: End, requirements: WorkerRequirements) -> bool:
+        """Return whether the current worker reports impossible counts."""
         return False
 
     def ended(self, end: End) -> End:
-        """What the caller is told as the end."""
+        """Return the end to pass to the caller."""
         return end
 
     def waiting(self, why: str) -> Item:
-        """What the caller is told while the request waits."""
+        """Return the notice for a caller whose request waits."""
         raise NotImplementedError
 
     # --- decisions ----------------------------------------------------------------------------------------------------
 
     def failed(self, node: NodeId, error: errors.AimeshError, *, gone: int = 0) -> RetryOnWorker | Ended[End] | GivenUp:
-        """What follows when the worker that was asked has failed with ``error``. ``gone``: of those that were lost before it, how many
-        have not come back as the process that they were."""
+        """Decide what follows the failure of the current worker. ``gone``: how many workers lost earlier have not returned as the same
+        process."""
         self._crashes += isinstance(error, errors.ModelCrashed)
         if self._crashes == MOST_CRASHES:
-            said = "this request ended the engine that ran it twice, and is not run again"
-            return GivenUp(errors.Poison(said, hint="change it; the workers' logs say more"))
+            message = "this request crashed the engine twice and will not be run again"
+            return GivenUp(errors.Poison(message, hint="change the request; see the workers' logs for details"))
         if isinstance(error, errors.LinkLost) and self._is_poison(gone):
-            said = "two workers were lost while they ran this request, and it is not given to a third"
-            return GivenUp(errors.Poison(said, hint="ask again only if it cannot be what ended them; the workers' logs say more"))
-        is_worth_it = isinstance(error, _WORTH_ANOTHER) or (self.began and isinstance(error, _CANNOT_GO_ON))
-        if not is_worth_it:
+            message = "two workers were lost while they ran this request; it will not be given to a third"
+            return GivenUp(errors.Poison(message, hint="retry only if the request can't be the cause; see the workers' logs"))
+        is_retryable = isinstance(error, _RETRYABLE) or (self.began and isinstance(error, _CANNOT_RESUME))
+        if not is_retryable:
             return GivenUp(error)
         self._failed[node] = self._last = error
-        # Who has a part of the answer may ask as long as he is patient; but work is given to three.
-        is_free = self.began and not self._has_given and isinstance(error, _REFUSALS)
+        # A started answer may be refused any number of times until its timeout, but only ATTEMPTS workers get to work on it.
+        is_free = self.began and not self._has_delivered and isinstance(error, _REFUSALS)
         self._attempts += not is_free
-        if self._attempts == ATTEMPTS or not self.can_go_on:
+        if self._attempts == ATTEMPTS or not self.can_resume:
             return GivenUp(self.lost(error))
         return RetryOnWorker(self.began, is_free)
 
     def nobody(self, error: errors.AimeshError, now: float, draw: Callable[[], float]) -> RetryPause | GivenUp:
-        """What follows when no worker can be asked. ``draw`` gives numbers from 0 to 1."""
-        patience = PATIENCE_SECONDS if self.began else FIRST_PATIENCE_SECONDS if isinstance(self._last, _MAY_BE_BACK) else 0.0
-        if self._waits_since is None:
-            self._waits_since = now
-        if now - self._waits_since >= patience:
-            # What the last worker said tells more than that there is no other.
+        """Decide what to do when no worker is available. ``draw`` returns numbers from 0 to 1."""
+        patience = RESUME_WAIT_SECONDS if self.began else FIRST_WAIT_SECONDS if isinstance(self._last, _MAY_BE_BACK) else 0.0
+        if self._waiting_since is None:
+            self._waiting_since = now
+        if now - self._waiting_since >= patience:
+            # The last worker's error is more useful than "no worker".
             return GivenUp(self.lost(error if self._last is None or isinstance(error, errors.Overloaded) else self._last))
-        # The next look is at all of them again: one that failed may be back.
+        # Try all workers again: one that failed may be back.
         self._failed.clear()
-        self._looks += 1
-        return RetryPause(draw() * min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** min(self._looks, 10)))
+        self._waits += 1
+        return RetryPause(draw() * min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** min(self._waits, 10)))
 
     def lost(self, error: errors.AimeshError) -> errors.AimeshError:
-        """What the caller is told when ``error`` was the last."""
+        """Return the final error for the caller."""
         return error
 
     def _is_poison(self, gone: int) -> bool:
-        """One more is lost. A lost link is no proof: its worker may run on. And one without a word, after one that had begun, may have
-        been away before it was asked, as the half of a mesh is that is cut off."""
+        """Count one more lost worker. A lost link proves no crash, because the worker may still run. A worker lost without a response,
+        after one that had begun, may have been disconnected before it was asked, as in a network partition."""
         if not gone:
             self._losses.clear()
-        if self._was_heard or not any(self._losses):
-            self._losses.append(self._was_heard)
+        if self._has_responded or not any(self._losses):
+            self._losses.append(self._has_responded)
         return len(self._losses) >= MOST_CRASHES
 
-    def _gave(self) -> None:
-        self.began = self._has_given = True
-        self._waits_since, self._looks = None, 0
+    def _mark_delivered(self) -> None:
+        self.began = self._has_delivered = True
+        self._waiting_since, self._waits = None, 0
 
 
 class AnswerFailover(FailoverState[inference.ProcessPrompt, inference.Chunk, Generation]):
-    """The way of a prompt. One answer with token ids goes on where it was; several, or one without, cannot."""
+    """Tracks a prompt. A single answer with token ids can resume; several answers, or one without ids, can't."""
 
     def __init__(self, prompt: inference.ProcessPrompt) -> None:
         super().__init__(prompt)
@@ -217,7 +214,7 @@ class AnswerFailover(FailoverState[inference.ProcessPrompt, inference.Chunk, Gen
         self._most_tokens = None if config.max_tokens is None else config.max_tokens * self._answers
         self._delivered: list[int] = []
         self._tokens = self._characters = 0
-        #: Of these the ones that came before the worker that is asked now.
+        #: Tokens delivered by earlier workers.
         self._tokens_before = 0
         self._prompt_tokens: int | None = None
         self._digest = ""
@@ -230,7 +227,7 @@ class AnswerFailover(FailoverState[inference.ProcessPrompt, inference.Chunk, Gen
         return self._digest if self.began else None
 
     @property
-    def can_go_on(self) -> bool:
+    def can_resume(self) -> bool:
         return not self.began or (self._answers == 1 and self._has_ids and bool(self._digest))
 
     @property
@@ -253,7 +250,7 @@ class AnswerFailover(FailoverState[inference.ProcessPrompt, inference.Chunk, Gen
         return True
 
     @property
-    def took(self) -> tuple[int, int] | None:
+    def processed_tokens(self) -> tuple[int, int] | None:
         return None if self._prompt_tokens is None else (self._prompt_tokens, self._tokens - self._tokens_before)
 
     def said(self, item: inference.Chunk) -> bool:
@@ -264,21 +261,21 @@ class AnswerFailover(FailoverState[inference.ProcessPrompt, inference.Chunk, Gen
         self._characters += len(item.text)
         if self._answers == 1:
             self._delivered.extend(item.token_ids)
-            # The end of an answer may bring text without a token; only who never tells any has none.
+            # The end of an answer may bring text without a token, so decide on all tokens so far.
             self._has_ids = self._has_ids and (bool(self._delivered) or item.finish is not None)
             self._finish = item.finish
         if item.text or item.token_ids or item.tool_calls:
-            self._gave()
+            self._mark_delivered()
         return True
 
     def waiting(self, why: str) -> inference.Chunk:
         return inference.Chunk("", (), waiting=why)
 
-    def is_wrong(self, end: Generation, wish: WorkerRequirements) -> bool:
-        claimed, came = end.usage, self._tokens - self._tokens_before
-        # The last worker counts what it made itself.
-        return worker_records.is_wrong(claimed.completion_tokens, came, self._answers) or any(
-            worker_records.is_impossible(wish, told) for told in (claimed.prompt_tokens, self._prompt_tokens or 0)
+    def is_wrong(self, end: Generation, requirements: WorkerRequirements) -> bool:
+        claimed, received = end.usage, self._tokens - self._tokens_before
+        # The worker counts only its own tokens.
+        return worker_records.is_wrong(claimed.completion_tokens, received, self._answers) or any(
+            worker_records.is_impossible(requirements, told) for told in (claimed.prompt_tokens, self._prompt_tokens or 0)
         )
 
     def ended(self, end: Generation) -> Generation:
@@ -296,45 +293,44 @@ class AnswerFailover(FailoverState[inference.ProcessPrompt, inference.Chunk, Gen
         if not self.began:
             return error
         return errors.WorkerLost(
-            f"the worker was lost in the middle of its answer, and no other could go on with it: {error.message}",
-            hint="ask again; what had come until then is counted",
+            f"the worker was lost during its answer, and no other worker could resume it: {error.message}",
+            hint="retry the request; the tokens delivered so far are billed",
             retry_after_seconds=1.0,
         )
 
     def _check(self, chunk: inference.Chunk) -> None:
-        """A worker may be broken, or mean no good."""
         if self._finish is not None:
-            raise errors.ProtocolViolation("the worker went on behind the end of its answer")
+            raise errors.ProtocolViolation("the worker continued after the end of its answer")
         if not 0 <= chunk.answer < self._answers:
-            raise errors.ProtocolViolation(f"the worker gave answer {chunk.answer} of {self._answers}")
+            raise errors.ProtocolViolation(f"the worker sent answer {chunk.answer} of {self._answers}")
         if any(not 0 <= token <= _MOST_TOKEN_ID for token in chunk.token_ids):
-            raise errors.ProtocolViolation("the worker gave a token id that is none")
+            raise errors.ProtocolViolation("the worker sent an invalid token id")
         if len(chunk.text) > MOST_CHUNK_CHARACTERS:
-            raise errors.ProtocolViolation(f"the worker gave {len(chunk.text)} characters at once")
+            raise errors.ProtocolViolation(f"the worker sent {len(chunk.text)} characters in one chunk")
         if self._most_tokens is None:
             return
         tokens, characters = self._tokens + len(chunk.token_ids), self._characters + len(chunk.text)
         if tokens > self._most_tokens or characters > MOST_CHUNK_CHARACTERS + self._most_tokens * MOST_TOKEN_CHARACTERS:
-            raise errors.ProtocolViolation(f"the worker gave more than the {self._most_tokens} tokens that were asked for")
+            raise errors.ProtocolViolation(f"the worker sent more than the requested {self._most_tokens} tokens")
 
 
 class VectorsFailover(FailoverState[embedding.Embed, embedding.Vectors, embedding.Embedded]):
-    """The way of texts that become vectors."""
+    """Tracks an embedding request."""
 
     def __init__(self, texts: embedding.Embed) -> None:
         super().__init__(texts)
         self._prompt_tokens: int | None = None
 
     @property
-    def took(self) -> tuple[int, int] | None:
+    def processed_tokens(self) -> tuple[int, int] | None:
         return None if self._prompt_tokens is None else (self._prompt_tokens, 0)
 
     def accepted(self, told: inference.PromptAccepted) -> bool:
         self._prompt_tokens = told.prompt_tokens
         return super().accepted(told)
 
-    def is_wrong(self, end: embedding.Embedded, wish: WorkerRequirements) -> bool:
-        return worker_records.is_impossible(wish, end.prompt_tokens)
+    def is_wrong(self, end: embedding.Embedded, requirements: WorkerRequirements) -> bool:
+        return worker_records.is_impossible(requirements, end.prompt_tokens)
 
     def waiting(self, why: str) -> embedding.Vectors:
         return embedding.Vectors((), waiting=why)
@@ -342,18 +338,18 @@ class VectorsFailover(FailoverState[embedding.Embed, embedding.Vectors, embeddin
 
 # --- the retry budget ---------------------------------------------------------------------------------------------------
 
-#: When many requests fail at once, retrying all of them makes it worse, so only a share of them is retried.
+#: During an outage, retries add load, so only a share of the requests is retried.
 WINDOW_SECONDS = 10.0
-#: The share of the window's requests, or of the running ones if these are more: an answer may take longer than the window.
+#: Share of the window's requests, or of the running ones if there are more: an answer may outlast the window.
 SHARE = 0.2
-#: Always allowed, for gateways with few requests.
+#: Always allowed, for gateways with little traffic.
 PER_SECOND = 10
-#: Times are counted in pieces of this length, so that memory does not grow with the number of requests.
+#: Width of a counting bucket: memory must not grow with the number of requests.
 _PIECE_SECONDS = 0.5
 
 
 class _Window:
-    """How often something happened in the last WINDOW_SECONDS."""
+    """Counts events in the last WINDOW_SECONDS."""
 
     __slots__ = ("_pieces", "_total")
 
@@ -376,14 +372,14 @@ class _Window:
 
 
 class RetryBudget:
-    """One for the gateway. Every ``begin`` is followed by one ``end``; the caller brings the clock."""
+    """Limits the gateway's retries. Follow every ``begin`` with one ``end``."""
 
     def __init__(self) -> None:
         self._requests, self._retries = _Window(), _Window()
         self._running = 0
 
     def begin(self, now: float) -> None:
-        self._requests.total(now)  # lets go of what is too old
+        self._requests.total(now)  # drops old buckets
         self._requests.add(now)
         self._running += 1
 
@@ -391,7 +387,7 @@ class RetryBudget:
         self._running -= 1
 
     def spend(self, now: float) -> bool:
-        """Whether one more retry may be sent; it is counted if so."""
+        """Return whether another retry is allowed, and count it if so."""
         requests = max(self._requests.total(now), self._running)
         if self._retries.total(now) + 1 > SHARE * requests + PER_SECOND * WINDOW_SECONDS:
             return False

@@ -1,8 +1,7 @@
-"""What workers say they did for requests whose gateway died.
+"""Collects workers' receipts for requests whose gateway died.
 
-Only the worker that claimed a request last is asked for it, and only its word counts. A worker that failed and was replaced may still
-have a receipt of its part; every other receipt is an attempt to bill somebody else's work, and a strike. The ledger bounds what it bills
-by what was reserved.
+Only the last worker of a request is asked, and only its receipt counts. A worker that failed and was replaced may still have a receipt
+of its part; any other receipt is an attempt to bill another worker's work, and a strike. The ledger bills at most what was reserved.
 """
 
 import asyncio
@@ -19,22 +18,22 @@ from shared.identity import node_keys
 from shared.telemetry import logs
 from shared.types import NodeId, RequestId, Role
 
-#: A worker that does not answer by then is asked again with the next look at what is open.
+#: A worker that doesn't respond in time is asked again in the next round.
 DEADLINE_SECONDS = 2.0
 
 _decode = msgspec.msgpack.Decoder(Receipt).decode
 _log = logs.get(part="receipts")
 
-#: A worker told something that it cannot know.
+#: Called for a worker that sends a receipt for a request that it did not run.
 Strike = Callable[[NodeId], object]
 
 
 async def of(
     rpc: node_interface.NodeRpc, directory: node_interface.NodeDirectory, reservations: Sequence[OpenReservation], strike: Strike
 ) -> dict[RequestId, Receipt]:
-    """What is known of these requests. A request that still runs has ``inference.RUNNING``. Never raises for a worker that does not
-    answer, or lies."""
-    # A paused worker, and one that drains, remember as well as others.
+    """Return the receipts of these requests; ``inference.RUNNING`` for a request that still runs. Never raises for a worker that
+    doesn't respond or sends invalid receipts."""
+    # Paused and draining workers keep their receipts, too.
     alive = {worker.node for worker in directory.entries(Role.WORKER) if worker.alive}
     wanted = {one.request_id: one for one in reservations}
     asked: dict[NodeId, list[RequestId]] = {}
@@ -49,7 +48,7 @@ async def of(
             if receipt is not None and _ran_last(node, receipt.request_id, wanted):
                 found[receipt.request_id] = receipt
             elif receipt is None or not _ran_before(node, receipt.request_id, wanted):
-                _log.warning("worker told a receipt of a request that it did not run", worker=node)
+                _log.warning("worker sent a receipt for a request that it did not run", worker=node)
                 strike(node)
 
     async with asyncio.TaskGroup() as tasks:
@@ -65,7 +64,7 @@ async def _read(rpc: node_interface.NodeRpc, node: NodeId, request_ids: Sequence
             for first in range(0, len(request_ids), inference.MOST_RECEIPTS):
                 asked = inference.ReadReceipts(tuple(request_ids[first : first + inference.MOST_RECEIPTS]))
                 told = await rpc.call(inference.read_receipts, asked, to=node, deadline_seconds=DEADLINE_SECONDS)
-                # More than was asked for needs no look to be wrong, but one too many to be told.
+                # One receipt too many is enough to prove a worker wrong, so the rest isn't checked.
                 found += told.receipts[: len(asked.request_ids) + 1]
     except (errors.AimeshError, TimeoutError):
         return found
@@ -73,7 +72,7 @@ async def _read(rpc: node_interface.NodeRpc, node: NodeId, request_ids: Sequence
 
 
 def _good(signed: SignedReceipt, node: NodeId) -> Receipt | None:
-    """None where this worker did not sign it, or it cannot be true."""
+    """Return None for a bad signature or impossible values."""
     if not node_keys.verify(node, inference.RECEIPT_PURPOSE, signed.text, signed.signature):
         return None
     try:

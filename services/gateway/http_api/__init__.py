@@ -1,1 +1,1 @@
-"""The HTTP door: routes, bodies, errors, and the reference of all of it."""
+"""Serves HTTP: routes, bodies, errors, and their reference."""

@@ -1,4 +1,4 @@
-"""Runs a request and tells its caller the answer in the words of one API, as a whole or as a stream of events."""
+"""Runs a request and sends its answer in one API's format, as a whole or as a stream of events."""
 
 import hashlib
 from functools import lru_cache
@@ -16,62 +16,70 @@ from shared.types import ModelName
 
 
 async def answer(
-    call: HttpCall, once: DeduplicatedInference, request: InferenceRequest, form: AnswerFormat, *, stream: bool, seconds: float
+    call: HttpCall, deduplicated: DeduplicatedInference, request: InferenceRequest, form: AnswerFormat, *, stream: bool, seconds: float
 ) -> None:
-    """Raises what ``DeduplicatedInference.run`` raises."""
+    """Run the request and answer the call. Raises what ``DeduplicatedInference.run`` raises."""
     if stream:
         call.expect_events(form.failed)
-    again = again_of(call)
-    async with once.run(call.caller, request, seconds=seconds, again=again, whole=True, cache=call.cache_wish, streamed=stream) as said:
-        await hand_on(call, said, form, stream=stream, after=0 if again.rest is None else again.rest.after)
-    # Its row is written; only now is the caller told how it ended.
+    again = read_repeat(call)
+    async with deduplicated.run(
+        call.caller, request, seconds=seconds, again=again, whole=True, cache=call.cache_request, streamed=stream
+    ) as reply:
+        await send_chunks(call, reply, form, stream=stream, after=0 if again.rest is None else again.rest.after)
+    # The row is written before the caller learns how the request ended.
     if stream:
-        await call.send_events(form.last_events(said.result))
+        await call.send_events(form.last_events(reply.result))
         await call.end_events()
     else:
-        await call.answer(form.whole(said.result))
+        await call.answer(form.whole(reply.result))
 
 
-def again_of(call: HttpCall) -> RepeatedRequest:
-    """How it is a repeat, by its headers. Raises BadRequest for headers that cannot be meant."""
+def read_repeat(call: HttpCall) -> RepeatedRequest:
+    """Read from the headers whether the call repeats another. Raises BadRequest for invalid ones."""
     event_id = call.last_event_id
     return RepeatedRequest(key=call.idempotency_key, rest=None if event_id is None else response_formats.read_event_id(event_id))
 
 
-async def hand_on(
-    call: HttpCall, said: InferenceReply[Chunk, InferenceResult], form: AnswerFormat, *, stream: bool, after: int = 0, with_ids: bool = True
+async def send_chunks(
+    call: HttpCall,
+    reply: InferenceReply[Chunk, InferenceResult],
+    form: AnswerFormat,
+    *,
+    stream: bool,
+    after: int = 0,
+    with_ids: bool = True,
 ) -> None:
-    """All but the end. Of a stream that the caller knows up to chunk ``after``, what is behind that.
+    """Send all but the end, after the chunk ``after`` that the caller already has.
 
-    Nothing is sent before the first text, or the first word of what it waits for: until then an error still has a status of its own.
+    Nothing is sent before the first text or waiting notice: until then, an error can have its own status.
     """
-    call.add_headers(headers(said))
-    assert said.model is not None  # known before the first chunk
-    form.begin(AnswerFacts(said.request_id, said.model, int(said.began_at.timestamp()), _fingerprint(said.model)))
-    async for number, chunk in said:
+    call.add_headers(headers(reply))
+    assert reply.model is not None  # known before the first chunk
+    form.begin(AnswerFacts(reply.request_id, reply.model, int(reply.began_at.timestamp()), _fingerprint(reply.model)))
+    async for number, chunk in reply:
         if not number:
             if stream:
                 await call.send_comment(chunk.waiting)
         elif not stream:
             form.gather(chunk)
         else:
-            # Made for chunks that the caller has as well: the form has to know them.
+            # The format needs to see the earlier chunks, too.
             events = form.events(chunk)
             if number > after:
-                await call.send_events(events, response_formats.write_event_id(said.request_id, number) if with_ids else None)
+                await call.send_events(events, response_formats.write_event_id(reply.request_id, number) if with_ids else None)
 
 
-def headers(said: InferenceReply[Any, Any]) -> Headers:
-    """What a caller may want to know before the answer."""
-    found: Headers = [] if said.allowance is None else http_errors.allowance_headers(said.allowance)
-    if said.clamped_to is not None:
-        found.append((b"x-budget-clamped", b"%d" % said.clamped_to))
-    if said.is_repeat:
-        # As Stripe's: this call has an id of its own, in the log; the answer and what it cost go by the first one's.
-        found += [(b"idempotent-replayed", b"true"), (b"x-original-request-id", str(said.request_id).encode())]
+def headers(reply: InferenceReply[Any, Any]) -> Headers:
+    """Return the headers about limits and repeats."""
+    found: Headers = [] if reply.allowance is None else http_errors.allowance_headers(reply.allowance)
+    if reply.clamped_to is not None:
+        found.append((b"x-budget-clamped", b"%d" % reply.clamped_to))
+    if reply.is_repeat:
+        # As Stripe does: this call has its own id in the log; the answer and its cost belong to the first call.
+        found += [(b"idempotent-replayed", b"true"), (b"x-original-request-id", str(reply.request_id).encode())]
     return found
 
 
-@lru_cache(maxsize=256)  # models; more than any mesh serves
+@lru_cache(maxsize=256)  # more models than any mesh serves
 def _fingerprint(model: ModelName) -> str:
     return "fp_" + hashlib.sha256(f"{version()}:{model}".encode()).hexdigest()[:10]

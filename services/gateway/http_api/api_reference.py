@@ -1,4 +1,4 @@
-"""The OpenAPI document of the route table, and the page that shows it: server-rendered, without scripts or other hosts."""
+"""Serves the OpenAPI document of the route table, and a reference page without scripts or other hosts."""
 
 import base64
 import hashlib
@@ -22,7 +22,7 @@ _POLICY = f"default-src 'none'; style-src 'sha256-{_STYLE_DIGEST}'; base-uri 'no
 
 
 class Reference:
-    """/openapi.json and /docs; both are made once."""
+    """Serves /openapi.json and /docs, both rendered once."""
 
     def __init__(self, routes: Sequence[HttpRoute]) -> None:
         self._openapi = msgspec.json.encode(openapi.document(routes))
@@ -58,7 +58,7 @@ def _asked(route: HttpRoute) -> str:
 
 
 def page(routes: Sequence[HttpRoute]) -> str:
-    """The reference as HTML."""
+    """Render the reference as HTML."""
     sections = "".join(_section(route) for route in routes)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>aimesh API</title><style>{_STYLE}</style></head><body>'
@@ -69,8 +69,8 @@ def page(routes: Sequence[HttpRoute]) -> str:
 
 def _section(route: HttpRoute) -> str:
     body = _fields("Body", route.body) if route.body is not None else ""
-    answer = _fields(f"Answer {route.status}", route.answer) if route.answer is not None else ""
-    streams = "<p>With <code>stream</code> true the answer is server-sent events.</p>" if route.streams else ""
+    answer = _fields(f"Response {route.status}", route.answer) if route.answer is not None else ""
+    streams = "<p>With <code>stream</code> true, the response is a stream of server-sent events.</p>" if route.streams else ""
     return (
         f"<h2><code>{route.verb} {html.escape(route.path)}</code></h2><p>{html.escape(route.summary)}. "
         f"{_asked(route)}</p>{body}{answer}{streams}"

@@ -1,4 +1,4 @@
-"""The error object of OpenAI's API. Pure."""
+"""Defines OpenAI's error object. Pure."""
 
 import msgspec
 
@@ -8,9 +8,9 @@ from shared.types import RequestId
 class ErrorObject(msgspec.Struct, frozen=True):
     message: str
     type: str
-    #: Stable for ever; match on it.
+    #: Stable: match on it.
     code: str
-    #: The field that is wrong, where one is.
+    #: The invalid field, if there is one.
     param: str | None
     #: What to do next; may be empty.
     hint: str

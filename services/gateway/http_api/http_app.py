@@ -1,7 +1,7 @@
-"""The HTTP door: finds the route, checks its credential, runs its handler, and turns every error into an OpenAI error object.
+"""Serves HTTP: finds the route, checks its credential, runs its handler, and turns errors into OpenAI error objects.
 
-Routes are one table (``service``). Each says what credential it needs; the path that is checked is the path that is
-dispatched (CVE-2026-49468 was a gateway where they differed).
+Routes are one table (``service``), and each names the credential it needs. The path that is checked is the path that is dispatched
+(CVE-2026-49468 was a gateway where they differed).
 """
 
 import asyncio
@@ -26,55 +26,54 @@ from shared.telemetry.exemplars import Exemplars
 from shared.timing.admission_semaphore import AdmissionSemaphore
 from shared.timing.bounded_waits import BoundedWait
 
-#: Logins and the like that are asked of auth at a time: some more than it hashes at once. A crowd of them in one turn of the loop would
-#: hold up the tokens of everybody's answers.
-_STRANGERS_AT_ONCE = 8
-#: One address can take half of these: an office behind one address still fills auth's processors, and others get in beside it.
-_STRANGERS_OF_ONE_ADDRESS = 4
+#: Concurrent sign-ins: slightly more than auth hashes at once. Many of them in one turn of the event loop would delay all streams.
+_SIGN_INS_AT_ONCE = 8
+#: Half of these per address: an office behind one address can still use all of auth's CPU, and leaves room for others.
+_SIGN_INS_OF_ONE_ADDRESS = 4
 _LONGEST_WAIT_SECONDS = 20.0
-#: A registration with the longest allowed values is under 2 KiB. Nobody has shown a credential yet, so that slow bodies get no patience.
-STRANGER_BODY_BYTES, STRANGER_BODY_SECONDS = 8 * 1024, 5.0
+#: A registration with the longest allowed values is under 2 KiB. These callers are unauthenticated, so slow bodies are cut off early.
+SIGN_IN_BODY_BYTES, SIGN_IN_BODY_SECONDS = 8 * 1024, 5.0
 
 _log = logs.get(part="http")
 
 
 Handler = Callable[[HttpCall], Coroutine[None, None, None]]
-#: Told of each refusal: the method, who it was as far as that is known, from where, and why.
+#: Called for each refusal with the method, the caller if known, its address, and the error.
 OnRefusal = Callable[[str, Principal | None, str, errors.AimeshError], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpRoute:
-    """One row of the route table, and of the reference."""
+    """One row of the route table, used for dispatch and for the reference."""
 
     verb: str
-    #: Its last part may be a name in braces, which stands for all that comes there, slashes included.
+    #: The last part may be a name in braces, which matches the rest of the path, slashes included.
     path: str
     handler: Handler
-    #: The method of the contract that it amounts to: the label in the metrics.
+    #: The contract's method, used as a metrics label.
     method: str
     summary: str
-    #: None where there is nothing behind the question mark.
+    #: None if the route has no query.
     query: type[msgspec.Struct] | None = None
-    #: None where the request has no body, and where the answer is not JSON.
+    #: None if the request has no body.
     body: type[msgspec.Struct] | None = None
     answer: type[msgspec.Struct] | None = None
-    #: What the data of the events is, where it streams.
+    #: Types of the event data if the route streams.
     events: tuple[type[msgspec.Struct], ...] = ()
     status: int = 200
-    #: Runs a model, and answers with events where the body says `stream`.
+    #: Runs a model, and streams events if the body has `stream`.
     streams: bool = False
-    #: Whoever runs it knows the model, and observes its time with it.
+    #: The handler observes the duration, because it knows the model.
     runs_a_model: bool = False
 
     @property
     def access(self) -> AccessRule:
-        """Raises ValueError where nobody has said who may use it."""
+        """The access rule. Raises ValueError if the access table has none."""
         return access_table.of_route(self.verb, self.path)
 
 
 class HttpApp:
-    """An ASGI application for one route table. Raises ValueError for a route that does not say who may use it."""
+    """The ASGI application for a route table. Raises ValueError for a route without an access rule."""
 
     def __init__(
         self,
@@ -93,21 +92,21 @@ class HttpApp:
         for route in routes:
             _ = route.access
             if route.verb in self._routes.setdefault(route.path, {}):
-                raise ValueError(f"{route.verb} {route.path} is there twice")
+                raise ValueError(f"{route.verb} {route.path} is defined twice")
             self._routes[route.path][route.verb] = route
-        #: What comes before the braces -> the path.
+        #: Path by the part before its braces.
         self._open_ended = {path.partition("{")[0]: path for path in self._routes if "{" in path}
         self._callers = callers
         self._metrics = metrics
         self._exemplars = Exemplars()
         self._limits_of = limits_of
         self._on_refusal = on_refusal
-        self._crowds = PerTenantConcurrency()
-        self._strangers = AdmissionSemaphore(
-            _STRANGERS_AT_ONCE,
-            of_one=_STRANGERS_OF_ONE_ADDRESS,
+        self._concurrency = PerTenantConcurrency()
+        self._sign_ins = AdmissionSemaphore(
+            _SIGN_INS_AT_ONCE,
+            of_one=_SIGN_INS_OF_ONE_ADDRESS,
             seconds=_LONGEST_WAIT_SECONDS,
-            refusal="too many people sign in at once",
+            refusal="too many sign-ins at the same time",
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -120,7 +119,6 @@ class HttpApp:
             span.error = await self._answer(HttpCall(scope, receive, send, request_id), scope, span)
 
     async def _answer(self, call: HttpCall, scope: Scope, span: OpenSpan) -> str:
-        """Returns the code of the error; empty where it went well."""
         began = time.perf_counter()
         inflight = self._metrics.inflight_requests.labels(service=self._metrics.service)
         inflight.inc()
@@ -135,19 +133,19 @@ class HttpApp:
             status = errors.code_of(error)
             await _fail(call, error)
         except asyncio.CancelledError:
-            # Its own end, or this gateway's: a drain has an end, too.
+            # The task was canceled, or the gateway stops after its drain time.
             status = errors.Cancelled.code
-            await _fail(call, errors.Draining("this gateway had to stop", hint="send the request again", retry_after_seconds=1))
+            await _fail(call, errors.Draining("this gateway is stopping", hint="send the request again", retry_after_seconds=1))
             raise
-        except Exception:  # the dispatcher of this door, as rpc's is of the other: the one place for what nobody expected
+        except Exception:  # the HTTP dispatcher: the one place that handles unexpected exceptions, as rpc's does
             status = errors.Internal.code
             _log.exception("http handler failed", method=method)
-            await _fail(call, errors.Internal("something went wrong here", hint="the log has it under the request id"))
+            await _fail(call, errors.Internal("the gateway failed", hint="search the log for the request id"))
         finally:
             call.close()
             inflight.dec()
             self._metrics.requests.labels(service=self._metrics.service, method=method, status=status).inc()
-            if not runs_a_model:  # the pipeline knows the model and observes with it
+            if not runs_a_model:  # otherwise the pipeline observes it with the model
                 duration = self._metrics.request_duration.labels(service=self._metrics.service, method=method, model="")
                 duration.observe(time.perf_counter() - began, self._exemplars.of_request())
         return "" if status == "success" else status
@@ -159,10 +157,10 @@ class HttpApp:
                 if scope["path"].startswith(before) and scope["path"] != before:
                     by_verb, call.which = self._routes[path], scope["path"].removeprefix(before)
         if by_verb is None:
-            raise http_errors.RouteMissing(f"there is no {scope['path'][:200]!r} here", hint="/docs lists what there is")
+            raise http_errors.RouteMissing(f"no route matches {scope['path'][:200]!r}", hint="see /docs for all routes")
         route = by_verb.get(scope["method"])
         if route is None:
-            raise errors.MethodNotAllowed(f"{scope['path']} takes {' and '.join(by_verb)}, not {scope['method'][:20]}")
+            raise errors.MethodNotAllowed(f"{scope['path']} accepts {' and '.join(by_verb)}, not {scope['method'][:20]}")
         return route
 
     async def _serve(self, route: HttpRoute, call: HttpCall) -> None:
@@ -171,19 +169,21 @@ class HttpApp:
                 call.principal = await self._admit(route, call)
             await self._run(route, call)
         elif route.body is not None:
-            # Whole before it takes a turn: a slow sender must not hold one.
-            await call.read_body(most_bytes=STRANGER_BODY_BYTES, most_seconds=STRANGER_BODY_SECONDS)
+            # Read the body before taking a slot, which a slow sender must not hold.
+            await call.read_body(most_bytes=SIGN_IN_BODY_BYTES, most_seconds=SIGN_IN_BODY_SECONDS)
             await _until_disconnect(call, self._in_turn(route, call), self._heartbeat_seconds)
         else:
             await self._run(route, call)
 
     async def _in_turn(self, route: HttpRoute, call: HttpCall) -> None:
-        async with self._strangers.take(addresses.household(call.address or "")):
+        async with self._sign_ins.take(addresses.household(call.address or "")):
             await route.handler(call)
 
     async def _run(self, route: HttpRoute, call: HttpCall) -> None:
         if route.body is not None:
-            with self._crowds.one_more(self._limits_of(call.principal) if call.principal is not None and _runs_a_model(route) else ()):
+            with self._concurrency.count_request(
+                self._limits_of(call.principal) if call.principal is not None and _runs_a_model(route) else ()
+            ):
                 await call.read_body()
                 await _until_disconnect(call, route.handler(call), self._heartbeat_seconds)
         else:
@@ -206,18 +206,17 @@ def _runs_a_model(route: HttpRoute) -> bool:
 
 
 async def _until_disconnect(call: HttpCall, handling: Coroutine[None, None, None], heartbeat_seconds: float) -> None:
-    """Runs the handler; cancels it, and with it the generation on the worker, when the client goes away. Meanwhile a stream is
-    kept alive."""
+    """Run the handler; cancel it, and so the generation on the worker, if the client disconnects. Send heartbeats on a stream."""
     try:
         async with asyncio.TaskGroup() as tasks:
             work = tasks.create_task(handling)
             watch = tasks.create_task(_cancel_when_gone(call, work, heartbeat_seconds))
             work.add_done_callback(lambda _: watch.cancel())
     except ExceptionGroup as group:
-        # Only the handler fails, and with one error.
+        # Only the handler can fail, with one error.
         raise group.exceptions[0] from None
     if work.cancelled():
-        raise errors.Cancelled("the client went away")
+        raise errors.Cancelled("the client disconnected")
 
 
 async def _cancel_when_gone(call: HttpCall, work: asyncio.Task[None], heartbeat_seconds: float) -> None:
@@ -233,16 +232,16 @@ async def _cancel_when_gone(call: HttpCall, work: asyncio.Task[None], heartbeat_
             await call.beat()
             quiet_seconds = 0.0
         wait_seconds = heartbeat_seconds - (quiet_seconds or 0.0)
-    # A server reports the end of the answer as a disconnect, too.
+    # Servers report the end of the response as a disconnect, too.
     if not call.ended:
         work.cancel()
 
 
 async def _fail(call: HttpCall, error: errors.AimeshError) -> None:
     if isinstance(error, errors.Cancelled) and call.left and not call.started:
-        _log.info("client went away")
+        _log.info("client disconnected")
         return
     try:
         await call.fail(error)
     except errors.Cancelled:
-        _log.info("client went away before it read its error", code=errors.code_of(error))
+        _log.info("client disconnected before it read its error", code=errors.code_of(error))

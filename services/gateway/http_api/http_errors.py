@@ -1,4 +1,4 @@
-"""Errors as an OpenAI client understands them: a status, headers, and an error object."""
+"""Converts errors for OpenAI clients: to a status, headers, and an error object."""
 
 import math
 
@@ -13,7 +13,7 @@ from shared.types import RequestId
 
 Headers = list[tuple[bytes, bytes]]
 
-#: status -> the word that OpenAI uses for it.
+#: OpenAI's error type for each status.
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -29,12 +29,12 @@ _TYPES = {
     503: "service_unavailable_error",
     504: "timeout_error",
 }
-#: What to say where an error that asks for another try does not know when.
+#: Retry-After if a retryable error doesn't know the time.
 _RETRY_AFTER_SECONDS = 1.0
 
 
 class RouteMissing(errors.NotFound):
-    """No such path."""
+    """No route has this path."""
 
 
 def body(error: AimeshError, request_id: RequestId) -> ErrorBody:
@@ -45,7 +45,7 @@ def body(error: AimeshError, request_id: RequestId) -> ErrorBody:
 
 
 def status(error: AimeshError) -> int:
-    """500 is left for our own bugs: an error of a peer that this version does not know is the caller's fault or a 503."""
+    """Return the status. 500 is reserved for our own bugs: an unknown error of a peer becomes 400 or 503."""
     if isinstance(error, errors.RemoteError):
         return 400 if error.problem.fault is Fault.CALLER else 503
     return error.status
@@ -61,16 +61,16 @@ def headers(error: AimeshError) -> Headers:
         found.append((b"retry-after", b"%d" % max(1, math.ceil(seconds))))
         found.append((b"retry-after-ms", b"%d" % max(1, math.ceil(seconds * 1000))))
     if code == 409 and not error.to_problem().retryable:
-        # OpenAI's clients send a 409 again unless they are told that it does not help.
+        # OpenAI's clients retry a 409 unless told not to.
         found.append((b"x-should-retry", b"false"))
-    left = error.tightest if isinstance(error, LimitReached) else limit_rules.told_with(error)
+    left = error.tightest if isinstance(error, LimitReached) else limit_rules.attached_limits(error)
     if left is not None:
         found += allowance_headers(left)
     return found
 
 
 def allowance_headers(tightest: TightestLimit) -> Headers:
-    """What is left of the limits, under OpenAI's names; nothing where there is no limit."""
+    """Return the remaining limits under OpenAI's names; empty if there is no limit."""
     return [*_left(b"requests", tightest.requests), *_left(b"tokens", tightest.tokens)]
 
 
@@ -85,7 +85,7 @@ def _left(what: bytes, allowance: Allowance | None) -> Headers:
 
 
 def duration(seconds: float) -> str:
-    """As OpenAI writes one: 1h2m3s, 6m0s, 1.5s, 120ms."""
+    """Format a duration as OpenAI does: 1h2m3s, 6m0s, 1.5s, 120ms."""
     milliseconds = math.ceil(seconds * 1000 - 0.001)
     if milliseconds < 1000:
         return f"{max(0, milliseconds)}ms"

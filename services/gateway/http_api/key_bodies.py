@@ -1,4 +1,4 @@
-"""API keys as /api has them: limits flat, the budget in credits. Pure."""
+"""Defines API keys as /api shows them: flat limits, and the budget in credits. Pure."""
 
 from datetime import datetime
 from typing import Annotated
@@ -10,34 +10,34 @@ from shared import amounts
 from shared.api import auth
 from shared.types import Credential, KeyId, MicroCredits, ModelName, UserId
 
-#: What the columns of auth hold; and no message carries an integer that is longer than 64 bits.
+#: The range of auth's columns.
 Limit = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 Days = Annotated[int, msgspec.Meta(ge=0, le=3650)]
 
 
 class ApiKeyBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A limit that is absent is none of the key's own; the account's hold all the same."""
+    """A new key. Omitted limits aren't set on the key; the account's limits apply in any case."""
 
     name: str = "default"
     user_id: UserId | None = None
     requests_per_hour: Limit | None = None
     requests_per_minute: Limit | None = None
     tokens_per_minute: Limit | None = None
-    #: Requests that run at once.
+    #: Concurrent requests.
     concurrency: Limit | None = None
-    #: What all requests of the key may cost, in credits; as a string where it has more than 15 digits.
+    #: In credits, over all requests of the key; use a string for more than 15 digits.
     budget: str | int | float | None = None
     #: live, test or adm.
     kind: auth.KeyKind = auth.KeyKind.LIVE
-    #: Such as `inference:execute`; empty for using models and reading usage.
+    #: For example `inference:execute`; empty for using models and reading usage.
     scopes: tuple[str, ...] = ()
-    #: All that the kind may have of yours, now and later, in place of scopes.
+    #: Everything that this kind of key can get from you, now and later, instead of scopes.
     all_rights: bool = False
-    #: Only these; empty for all.
+    #: Allowed models; empty for all.
     models: tuple[ModelName, ...] = ()
-    #: Only from there, in CIDR form; empty for everywhere.
+    #: Allowed networks in CIDR form; empty for all.
     networks: tuple[str, ...] = ()
-    #: Days until it expires, 0 for never; without it 90, and 30 for a test key.
+    #: Days until it expires; 0 for never. The default is 90, or 30 for a test key.
     days: Days | None = None
 
 
@@ -52,7 +52,7 @@ class ApiKeyView(msgspec.Struct, frozen=True):
     requests_per_minute: int | None
     tokens_per_minute: int | None
     concurrency: int | None
-    #: In credits; a string, so that it is exact everywhere.
+    #: In credits; a string, to keep it exact.
     budget: str | None
     kind: auth.KeyKind
     scopes: tuple[str, ...]
@@ -61,12 +61,12 @@ class ApiKeyView(msgspec.Struct, frozen=True):
     last_used_at: datetime | None
     #: null for never.
     expires_at: datetime | None
-    #: The key that made it; null where a login did.
+    #: The key that created it; null if a login did.
     made_by: KeyId | None
 
 
 class RevokeQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    #: Also the keys that it made, and those that they made.
+    #: Also revoke the keys that it created, directly or indirectly.
     with_made: bool = False
 
 
@@ -75,14 +75,14 @@ class ApiKeysAnswer(msgspec.Struct, frozen=True):
 
 
 class ApiKeyAnswer(msgspec.Struct, frozen=True):
-    """The only answer that ever carries a whole key."""
+    """The only response that contains a whole key."""
 
     api_key: Credential
     key: ApiKeyView
 
 
 def to_request(body: ApiKeyBody) -> auth.GenerateApiKey:
-    """Raises BadField for a budget that is no amount; what a limit may be, auth knows."""
+    """Convert the body. Raises BadField for an invalid budget; auth checks the limits."""
     limits = auth.ApiKeyLimits(
         body.requests_per_hour, body.requests_per_minute, body.tokens_per_minute, body.concurrency, _micro(body.budget)
     )
@@ -124,4 +124,4 @@ def _micro(budget: str | int | float | None) -> MicroCredits | None:
     try:
         return amounts.read_json(budget)
     except ValueError as error:
-        raise BadField("budget", f"does not fit: {error}") from error
+        raise BadField("budget", f"is invalid: {error}") from error

@@ -1,4 +1,4 @@
-"""The OpenAPI document of a route table, made of the same structs that read the bodies and write the answers."""
+"""Builds the OpenAPI document from the route table and the structs that parse and write its bodies."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from services.gateway.http_api.http_app import HttpRoute
 from shared.access.access_table import Audience
 from shared.telemetry.metrics_registry import version
 
-#: JSON Schema and OpenAPI are open documents; this is any node of one.
+#: Any node of a JSON Schema or OpenAPI document.
 Json = dict[str, object]
 
 _REFERENCE = "#/components/schemas/{name}"
@@ -19,51 +19,51 @@ _SCHEMES: dict[Audience, list[Json]] = {
     Audience.PERSON: [{"bearer": []}, {"apiKey": []}],
 }
 
-#: Of every answer.
-_REQUEST_ID: Json = {"X-Request-Id": {"description": "By which logs and accounts know the request", "schema": {"type": "string"}}}
+#: Sent with every response.
+_REQUEST_ID: Json = {"X-Request-Id": {"description": "Identifies the request in logs and accounts", "schema": {"type": "string"}}}
 _ALLOWANCE: Json = {
     name: {"description": what, "schema": {"type": "string"}}
     for name, what in (
         ("X-RateLimit-Limit-Requests", "The tightest limit on requests"),
         ("X-RateLimit-Remaining-Requests", "What is left of it"),
-        ("X-RateLimit-Reset-Requests", "When all of it is there again"),
+        ("X-RateLimit-Reset-Requests", "Time until it is unused again"),
     )
 }
-_RETRY_AFTER: Json = {"Retry-After": {"description": "Seconds after which another try may help", "schema": {"type": "integer"}}}
+_RETRY_AFTER: Json = {"Retry-After": {"description": "Seconds after which a retry may succeed", "schema": {"type": "integer"}}}
 
-#: Status -> what it means, and the headers that come with it.
+#: Description and headers of each error status.
 _ERRORS: dict[int, tuple[str, Json]] = {
-    400: ("The request is wrong; `param` names the field where it is one", {}),
-    401: ("No credential, or none that is good", {"WWW-Authenticate": {"schema": {"const": "Bearer"}}}),
-    402: ("The credits do not reach", {}),
-    403: ("The credential may not do this", {}),
-    404: ("There is no such model", {}),
-    409: ("The same Idempotency-Key came with another body, or the name is taken", {}),
-    413: ("The body, or the prompt, is too large", {}),
+    400: ("The request is invalid; `param` names the field if one is at fault", {}),
+    401: ("The credential is missing or invalid", {"WWW-Authenticate": {"schema": {"const": "Bearer"}}}),
+    402: ("The credits are too low", {}),
+    403: ("The credential doesn't allow this", {}),
+    404: ("The model doesn't exist", {}),
+    409: ("The same Idempotency-Key was used with another body, or the name is taken", {}),
+    413: ("The body or the prompt is too large", {}),
     415: ("The body is not plain JSON", {}),
-    429: ("A limit is used up", {**_RETRY_AFTER, **_ALLOWANCE}),
-    503: ("The mesh is full, or who is needed is away", _RETRY_AFTER),
-    504: ("It took too long", {}),
+    429: ("A limit is exceeded", {**_RETRY_AFTER, **_ALLOWANCE}),
+    503: ("The mesh is full, or a required service is down", _RETRY_AFTER),
+    504: ("The request took too long", {}),
 }
 _OF_EVERYONE, _OF_CALLERS, _OF_BODIES, _OF_MODELS = (503,), (401, 403), (400, 413, 415), (402, 404, 409, 429, 504)
 
-_KEY_HEADER = ("Idempotency-Key", "The same request under the same key again is answered once and paid once")
-_REST_HEADER = ("Last-Event-ID", "The id of the last event that was seen of a streamed answer: the rest of it comes")
-#: Method -> a header without which there is no call.
-_NEEDED_HEADERS = {"cancelInference": ("Idempotency-Key", "Which request is meant: the one that was asked for under this key")}
+_KEY_HEADER = ("Idempotency-Key", "Repeating a request with the same key never runs or bills it twice")
+_REST_HEADER = ("Last-Event-ID", "The id of the last received event of a streamed answer, to get the rest")
+#: Required headers by method.
+_NEEDED_HEADERS = {"cancelInference": ("Idempotency-Key", "The key of the request to cancel")}
 
-#: What the node answers before its service's own routes.
+#: Routes that the node adds to every service.
 _OPERATIONS = (
-    ("/healthz", "Whether the program lives", "application/json"),
-    ("/readyz", "Whether it can do its work, and what it waits for", "application/json"),
-    ("/metrics", "Its metrics, as Prometheus reads them", "text/plain"),
+    ("/healthz", "Whether the process is alive", "application/json"),
+    ("/readyz", "Whether the service is ready, and what it waits for", "application/json"),
+    ("/metrics", "Metrics in the Prometheus format", "text/plain"),
     ("/openapi.json", "This document", "application/json"),
-    ("/docs", "The reference for people", "text/html"),
+    ("/docs", "The reference as a web page", "text/html"),
 )
 
 
 def document(routes: Sequence[HttpRoute]) -> Json:
-    """OpenAPI 3.1."""
+    """Build the document, in OpenAPI 3.1."""
     kinds = {kind: None for route in routes for kind in (route.query, route.body, route.answer, *route.events) if kind is not None}
     _, schemas = msgspec.json.schema_components([*kinds, ErrorBody], ref_template=_REFERENCE)
     paths: dict[str, Json] = {}
@@ -129,11 +129,11 @@ def _responses(route: HttpRoute) -> Json:
 
 
 def _event_schema(route: HttpRoute) -> Json:
-    """OpenAPI 3.1 has no words for events; what their data is stands in an extension, and in words."""
+    """Describe the events in an extension and in text, because OpenAPI 3.1 can't."""
     names = ", ".join(kind.__name__ for kind in route.events)
     return {
         "type": "string",
-        "description": f"With `stream` true: server-sent events with ids, whose data is one of {names}, or an ErrorBody as the last one.",
+        "description": f"If `stream` is true: server-sent events with ids. Their data is one of {names}, or finally an ErrorBody.",
         "x-event-data": {"oneOf": [*(_ref(kind) for kind in route.events), _ref(ErrorBody)]},
     }
 
@@ -169,7 +169,7 @@ def _own(path: str, summary: str, media_type: str) -> Json:
     responses: Json = {"200": {"description": "Done", "content": content}}
     if path == "/metrics":
         refusal = {"application/json": {"schema": {"type": "object"}}}
-        responses["403"] = {"description": "Only for this machine, METRICS_NETWORKS and the METRICS_TOKEN", "content": refusal}
+        responses["403"] = {"description": "Only allowed from this machine, METRICS_NETWORKS or with the METRICS_TOKEN", "content": refusal}
     return {
         "summary": summary,
         "operationId": _operation_id("get", path),

@@ -1,4 +1,4 @@
-"""Reads the JSON that users send: strictly typed, unknown fields refused, every mistake a BadRequest that names the field."""
+"""Reads JSON from users: strictly typed, without unknown fields; every mistake is a BadRequest that names the field."""
 
 import re
 from collections.abc import Mapping
@@ -18,20 +18,20 @@ _CAMEL_HUMP = re.compile(r"(?<=[a-z0-9])[A-Z]")
 
 
 def read_object(body: bytes) -> dict[str, object]:
-    """The top of a JSON object; raises BadRequest for anything else, NaN and other inventions included."""
+    """Parse a JSON object. Raises BadRequest for anything else, including NaN."""
     try:
-        # The C decoder stops at the interpreter's recursion limit, so nesting costs nothing and ends here.
+        # The C decoder stops at the interpreter's recursion limit, so deep nesting is cheap to reject.
         found = msgspec.json.decode(body, type=dict[str, object])
     except msgspec.ValidationError as error:
         raise errors.BadRequest(f"the body must be a JSON object: {str(error).partition(' - at ')[0]}") from error
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise errors.BadRequest(f"the body is not JSON: {why}") from error
+        raise errors.BadRequest(f"the body is not valid JSON: {why}") from error
     return found
 
 
 def convert(found: Mapping[str, object], kind: type[S]) -> S:
-    """``found`` as a ``kind``; raises BadField. A field that is null counts as absent where it may be absent."""
+    """Convert ``found`` to a ``kind``. Null counts as absent for optional fields. Raises BadField."""
     try:
         return msgspec.convert(found, kind)
     except msgspec.ValidationError as error:
@@ -41,31 +41,31 @@ def convert(found: Mapping[str, object], kind: type[S]) -> S:
 
 
 def read_either_case(body: bytes, kind: type[S]) -> S:
-    """As ``convert``, with camelCase names taken as well as snake_case ones."""
+    """Parse a body with camelCase or snake_case names."""
     return convert(snake_names(read_object(body)), kind)
 
 
 def snake_names(found: Mapping[str, object]) -> dict[str, object]:
-    """The same object under snake_case names, at the top only. Raises BadField for a field that is there in both."""
+    """Rename the top-level fields to snake_case. Raises BadField for a field in both spellings."""
     renamed: dict[str, object] = {}
     for name, value in found.items():
         snake = _CAMEL_HUMP.sub(lambda hump: "_" + hump[0].lower(), name)
         if snake in renamed:
-            raise BadField(snake, "is there twice")
+            raise BadField(snake, "occurs twice")
         renamed[snake] = value
     return renamed
 
 
 def read_query(query: bytes, kind: type[S]) -> S:
-    """The fields behind the question mark, with numbers and times read from their text. Raises BadRequest or BadField."""
+    """Parse a query, converting numbers and times. Raises BadRequest or BadField."""
     try:
         pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, strict_parsing=bool(query), errors="strict", max_num_fields=20)
     except ValueError as error:
-        raise errors.BadRequest("what stands behind the question mark cannot be read", hint="name=value, joined by &") from error
+        raise errors.BadRequest("the query string is not valid", hint="write name=value pairs joined by &") from error
     fields: dict[str, str] = {}
     for name, value in pairs:
         if name in fields:
-            raise BadField(name, "is there twice")
+            raise BadField(name, "occurs twice")
         fields[name] = value
     try:
         return msgspec.convert(fields, kind, strict=False)
@@ -78,7 +78,7 @@ def _mistake(message: str) -> errors.BadRequest:
     what, path = (at["what"], at["path"]) if at else (message, "")
     if field := _FIELD.match(what):
         name = f"{path}.{field['field']}" if path else field["field"]
-        return BadField(name, "is not a field that this takes" if field["what"] == "contains unknown" else "is missing")
+        return BadField(name, "is not a supported field" if field["what"] == "contains unknown" else "is missing")
     if path:
-        return BadField(path, f"does not fit: {what[:1].lower()}{what[1:]}")
+        return BadField(path, f"is invalid: {what[:1].lower()}{what[1:]}")
     return errors.BadRequest(what)

@@ -1,4 +1,4 @@
-"""How an API words an answer: what the door asks of every wording, whichever API it is of. Pure."""
+"""Defines how an API formats an answer. Pure."""
 
 import re
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from shared.types import FinishReason, ModelName, RequestId
 
 @dataclass(frozen=True, slots=True)
 class AnswerFacts:
-    """What every answer says of itself."""
+    """Facts included in every answer."""
 
     request_id: RequestId
     model: ModelName
     #: Seconds since 1970.
     created: int
-    #: Another one where the same seed may give another answer.
+    #: Changes if the same seed may give another answer.
     fingerprint: str = ""
 
 
@@ -31,7 +31,7 @@ class ServerSentEvent:
     """One server-sent event."""
 
     content: msgspec.Struct | bytes
-    #: Of its `event:` line; empty for none.
+    #: For the `event:` line; empty for none.
     name: str = ""
 
 
@@ -39,35 +39,34 @@ DONE = ServerSentEvent(b"[DONE]")
 
 
 class AnswerFormat(Protocol):
-    """One answer, as its chunks come. The same chunks give the same events, so that a reader who lost some can be told the rest."""
+    """Formats one answer. The same chunks always give the same events, so that a reader can resume."""
 
     def begin(self, about: AnswerFacts) -> None:
-        """Before the first chunk."""
+        """Start, before the first chunk."""
 
     def gather(self, chunk: Chunk) -> None:
-        """Of an answer that is told as a whole."""
+        """Add a chunk to a whole answer."""
 
     def events(self, chunk: Chunk) -> Sequence[ServerSentEvent]:
-        """Gathers it too, and gives what a stream tells of it."""
+        """Add a chunk, and return its events."""
 
     def last_events(self, result: InferenceResult) -> Sequence[ServerSentEvent]:
-        """The end of a stream."""
+        """Return the end of a stream."""
 
     def failed(self, error: ErrorBody) -> Sequence[ServerSentEvent]:
-        """The end of a stream that had begun; ``begin`` may not have been called."""
+        """Return the end of a failed stream; ``begin`` may not have been called."""
 
     def whole(self, result: InferenceResult) -> msgspec.Struct:
-        """The answer, of all that was gathered."""
+        """Return the whole answer."""
 
 
 def reasons(result: InferenceResult, answers: int) -> tuple[FinishReason, ...]:
-    """One for each answer that was asked for, however many the worker tells of."""
+    """Return one reason for each requested answer, however many the worker reports."""
     found = result.finish_reasons or (result.finish_reason,)
     return tuple(found[index] if index < len(found) else found[0] for index in range(answers))
 
 
-#: The id of an event: whose answer it belongs to, and the number of its chunk. A client that lost its stream sends the last id that it
-#: saw as `Last-Event-ID`.
+#: Event ids name the request and the chunk number. A client that lost its stream sends the last one as `Last-Event-ID`.
 _EVENT_ID = re.compile(r"(?P<request>[0-9a-f]{32})-(?P<number>[0-9]{1,9})\Z")
 
 
@@ -76,8 +75,8 @@ def write_event_id(request_id: RequestId, number: int) -> str:
 
 
 def read_event_id(event_id: str) -> Rest:
-    """Return what is left of the answer after this event. Raises BadRequest if the id is not ours."""
+    """Return what is left of the answer after this event. Raises BadRequest for another id."""
     found = _EVENT_ID.match(event_id)
     if found is None:
-        raise BadField("Last-Event-ID", "is not the id of an event of this gateway; send the id as it came, or leave it out")
+        raise BadField("Last-Event-ID", "is not an event id of this gateway; send it unchanged, or omit it")
     return Rest(int(found["number"]))

@@ -1,4 +1,4 @@
-"""The /api routes about oneself: registering, logging in, keys; and the public keys that access tokens are signed with."""
+"""Serves the /api routes for your own account: registration, login, API keys; and the public keys of access tokens."""
 
 from datetime import datetime
 
@@ -11,7 +11,7 @@ from services.gateway.http_api.http_call import HttpCall
 from shared.api import auth
 from shared.types import Credential, Tier, UserId, UserRole
 
-#: Verifiers ask again after this; a new key is published for three times as long before it signs.
+#: How long verifiers may cache the keys; a new key is published for three times as long before it signs.
 _JWKS_SECONDS = 300
 
 
@@ -19,17 +19,17 @@ class RegisterBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     username: str
     email: str
     password: str
-    #: Where registration is closed: the code of an open invitation to the e-mail address.
+    #: If registration is closed: the code of an invitation to this email address.
     invitation: str | None = None
 
 
 class LoginBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``username`` or ``email``, one of them."""
+    """Requires ``username`` or ``email``, but not both."""
 
     password: str
     username: str | None = None
     email: str | None = None
-    #: Of the second factor, where the account has one: six digits, or a recovery code.
+    #: Second factor, if enabled: six digits, or a recovery code.
     code: str | None = None
 
 
@@ -57,7 +57,7 @@ class SessionAnswer(msgspec.Struct, frozen=True):
     expires_in: int
     session_token: str
     user: UserAnswer
-    #: done; or what is still to do before the access token is good for anything else: enter_code, set_up_mfa.
+    #: done, or the step required before the access token can be used: enter_code, set_up_mfa.
     step: auth.Step
 
 
@@ -81,7 +81,7 @@ class PublicKeys(msgspec.Struct, frozen=True):
 
 
 class RestAccounts:
-    """Handlers; everything is asked of auth, in the caller's name."""
+    """Handlers that forward every call to auth with the caller's credential."""
 
     def __init__(self, rpc: node_interface.NodeRpc) -> None:
         self._rpc = rpc
@@ -90,7 +90,7 @@ class RestAccounts:
         return (
             HttpRoute(
                 verb="POST", path="/api/auth/register", handler=self._register, method="registerUser",
-                summary="Make an account", body=RegisterBody, answer=UserAnswer, status=201,
+                summary="Create an account", body=RegisterBody, answer=UserAnswer, status=201,
             ),
             HttpRoute(
                 verb="POST", path="/api/auth/login", handler=self._login, method="loginUser",
@@ -98,11 +98,11 @@ class RestAccounts:
             ),
             HttpRoute(
                 verb="POST", path="/api/auth/confirm", handler=self._confirm, method="confirmLogin",
-                summary="The second step of a login: the code", body=CodeBody, answer=SessionAnswer,
+                summary="Complete a login with a code", body=CodeBody, answer=SessionAnswer,
             ),
             HttpRoute(
                 verb="POST", path="/api/auth/refresh", handler=self._refresh, method="refreshSession",
-                summary="A new access token, and a new session token in place of this one", body=SessionBody, answer=SessionAnswer,
+                summary="Get a new access token, and a new session token that replaces this one", body=SessionBody, answer=SessionAnswer,
             ),
             HttpRoute(
                 verb="POST", path="/api/auth/logout", handler=self._logout, method="logoutUser",
@@ -110,19 +110,19 @@ class RestAccounts:
             ),
             HttpRoute(
                 verb="POST", path="/api/auth/api-keys", handler=self._make_key, method="generateApiKey",
-                summary="Make an API key; it is shown this once", body=key_bodies.ApiKeyBody, answer=key_bodies.ApiKeyAnswer, status=201,
+                summary="Create an API key (shown once)", body=key_bodies.ApiKeyBody, answer=key_bodies.ApiKeyAnswer, status=201,
             ),
             HttpRoute(
                 verb="GET", path="/api/auth/api-keys", handler=self._list_keys, method="listApiKeys",
-                summary="Your API keys, without their secrets", answer=key_bodies.ApiKeysAnswer,
+                summary="List your API keys, without their secrets", answer=key_bodies.ApiKeysAnswer,
             ),
             HttpRoute(
                 verb="DELETE", path="/api/auth/api-keys/{key}", handler=self._revoke_key, method="revokeApiKey",
-                summary="Revoke an API key, by its id or its name", query=key_bodies.RevokeQuery, answer=key_bodies.ApiKeyView,
+                summary="Revoke an API key by its id or name", query=key_bodies.RevokeQuery, answer=key_bodies.ApiKeyView,
             ),
             HttpRoute(
                 verb="GET", path="/.well-known/jwks.json", handler=self._jwks, method="getSigningKeys",
-                summary="The public keys of access tokens", answer=PublicKeys,
+                summary="Get the public keys of access tokens", answer=PublicKeys,
             ),
         )  # fmt: skip
 

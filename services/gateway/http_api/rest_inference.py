@@ -1,4 +1,4 @@
-"""/api/inference and /api/infer: a prompt in this project's own words, its answer, and word that nobody wants it any more."""
+"""Serves /api/inference and /api/infer: runs prompts in this project's own format, and cancels them."""
 
 import msgspec
 
@@ -21,7 +21,7 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PayloadBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What to generate from and how; ``prompt`` or ``messages``, one of them."""
+    """What to generate, and how. Requires ``prompt`` or ``messages``, but not both."""
 
     prompt: str | None = None
     messages: tuple[Message, ...] | None = None
@@ -32,7 +32,7 @@ class PayloadBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     top_k: int | None = None
     stop: str | tuple[str, ...] | None = None
     seed: int | None = None
-    #: Answer with server-sent events.
+    #: Stream server-sent events.
     stream: bool = False
 
 
@@ -41,7 +41,7 @@ class InferenceBody(PayloadBody, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class InferBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    #: An object, or only a prompt.
+    #: An object, or just a prompt.
     payload: PayloadBody | str
     model: ModelName | None = None
 
@@ -62,12 +62,12 @@ class InferenceAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     finish_reason: FinishReason
     usage: UsageView
     response_time_ms: int
-    #: Absent at the end of a stream, whose texts came before.
+    #: Omitted at the end of a stream.
     response: str | None = None
 
 
 class WithdrawnAnswer(msgspec.Struct, frozen=True):
-    """What was asked under this key is not made any further, where it still was."""
+    """The request under this key is canceled, if it was still running."""
 
     idempotency_key: str
 
@@ -79,13 +79,13 @@ class TextEvent(msgspec.Struct, frozen=True):
 
 
 class RestFormat:
-    """The answer to one request."""
+    """Formats the answer to one request."""
 
     def __init__(self) -> None:
         self._texts: list[str] = []
 
     def begin(self, about: AnswerFacts) -> None:
-        """Its end says all of it."""
+        """Do nothing: the facts are at the end of the answer."""
 
     def gather(self, chunk: Chunk) -> None:
         self._texts.append(chunk.text)
@@ -104,10 +104,10 @@ class RestFormat:
 
 
 class RestInference:
-    """The handlers of the two."""
+    """Handlers for prompts."""
 
-    def __init__(self, once: DeduplicatedInference, *, request_seconds: float) -> None:
-        self._once = once
+    def __init__(self, deduplicated: DeduplicatedInference, *, request_seconds: float) -> None:
+        self._deduplicated = deduplicated
         self._request_seconds = request_seconds
 
     def routes(self) -> tuple[HttpRoute, ...]:
@@ -124,15 +124,15 @@ class RestInference:
             ),
             HttpRoute(
                 verb="DELETE", path="/api/inference", handler=self._withdraw, method="cancelInference",
-                summary="End the request under an Idempotency-Key, which nobody wants any more", answer=WithdrawnAnswer,
+                summary="Cancel the request under an Idempotency-Key", answer=WithdrawnAnswer,
             ),
         )  # fmt: skip
 
     async def _withdraw(self, call: HttpCall) -> None:
         key = call.idempotency_key
         if key is None:
-            raise BadField("Idempotency-Key", "is missing; it says which request is meant")
-        await self._once.withdraw(call.caller, key)
+            raise BadField("Idempotency-Key", "is missing; it names the request to cancel")
+        await self._deduplicated.withdraw(call.caller, key)
         await call.answer(WithdrawnAnswer(key))
 
     async def _inference(self, call: HttpCall) -> None:
@@ -149,12 +149,12 @@ class RestInference:
 
     async def _run(self, call: HttpCall, body: PayloadBody, model: ModelName | None) -> None:
         request = to_request(body, model)
-        await answer_delivery.answer(call, self._once, request, RestFormat(), stream=body.stream, seconds=self._request_seconds)
+        await answer_delivery.answer(call, self._deduplicated, request, RestFormat(), stream=body.stream, seconds=self._request_seconds)
 
 
 def to_request(body: PayloadBody, model: ModelName | None) -> InferenceRequest:
     if body.prompt is not None and body.messages:
-        raise BadField("prompt", "and messages exclude each other; give one of them")
+        raise BadField("prompt", "and messages exclude each other; send only one")
     return InferenceRequest(
         prompt=body.prompt,
         messages=tuple(ChatMessage(message.role, message.content) for message in body.messages or ()),

@@ -1,4 +1,4 @@
-"""The /api routes about what was used: by day, what is left, one by one, and what people thought of it."""
+"""Serves the /api routes for usage: by day, by request, remaining quota; and accepts feedback."""
 
 from datetime import date, datetime
 from typing import Annotated, Protocol
@@ -33,7 +33,7 @@ class UsageAnswer(msgspec.Struct, frozen=True):
 
 
 class LimitAnswer(msgspec.Struct, frozen=True):
-    """One limit and how far it is used."""
+    """One limit and what is left of it."""
 
     #: user or key.
     scope: str
@@ -41,7 +41,7 @@ class LimitAnswer(msgspec.Struct, frozen=True):
     kind: str
     limit: int
     remaining: int
-    #: Until all of it is there again.
+    #: Until it is unused again.
     resets_in_seconds: float
 
 
@@ -52,12 +52,12 @@ class QuotaAnswer(msgspec.Struct, frozen=True):
     used_this_hour: int
     remaining: int
     resets_in_seconds: float
-    #: Every limit that a request of this caller counts against.
+    #: All limits that apply to the caller.
     limits: tuple[LimitAnswer, ...] = ()
 
 
 class RequestsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The newest first; ``before`` goes on with a list."""
+    """Newest first; use ``before`` for the next page."""
 
     limit: Annotated[int, Meta(ge=1, le=500)] = 50
     before: Annotated[datetime, Meta(tz=True)] | None = None
@@ -66,7 +66,7 @@ class RequestsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RequestAnswer(msgspec.Struct, frozen=True):
-    """A request without its prompt and its answer, which are nowhere."""
+    """A request without its prompt and answer, which aren't stored."""
 
     id: RequestId
     created_at: datetime
@@ -77,10 +77,10 @@ class RequestAnswer(msgspec.Struct, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     response_time_ms: int
-    #: In credits; a string, so that it is exact everywhere.
+    #: In credits; a string, to keep it exact.
     cost: str
     cached: bool
-    #: 1 or -1; null where nobody said.
+    #: 1 or -1; null if not rated.
     rating: int | None
 
 
@@ -90,7 +90,7 @@ class RequestsAnswer(msgspec.Struct, frozen=True):
 
 class FeedbackBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     request_id: RequestId
-    #: 1 or -1; 0 takes it back.
+    #: 1 or -1; 0 removes the rating.
     rating: Annotated[int, Meta(ge=-1, le=1)]
 
 
@@ -99,13 +99,13 @@ class Given(msgspec.Struct, frozen=True):
 
 
 class UsageReader(Protocol):
-    """The part of the store that is used here."""
+    """See ``GatewayStore``."""
 
     async def read_usage(self, tenant: TenantId) -> UserUsage: ...
 
 
 class Reports(Protocol):
-    """The part of ``usage_reports`` that is used here."""
+    """See ``UsageReports``."""
 
     async def requests(self, caller: Principal, asked: ListRequests) -> tuple[LoggedRequest, ...]: ...
 
@@ -113,7 +113,7 @@ class Reports(Protocol):
 
 
 class RestUsage:
-    """Handlers."""
+    """Handlers for usage and feedback."""
 
     def __init__(self, usage: UsageReader, reports: Reports, quotas: Quotas) -> None:
         self._usage_of = usage.read_usage
@@ -124,19 +124,19 @@ class RestUsage:
         return (
             HttpRoute(
                 verb="GET", path="/api/usage", handler=self._usage, method="readUsage",
-                summary="What you used, by day", answer=UsageAnswer,
+                summary="Get your usage by day", answer=UsageAnswer,
             ),
             HttpRoute(
                 verb="GET", path="/api/quota", handler=self._quota, method="getUserQuota",
-                summary="What you may still use in this hour", answer=QuotaAnswer,
+                summary="Get your remaining quota for this hour", answer=QuotaAnswer,
             ),
             HttpRoute(
                 verb="GET", path="/api/requests", handler=self._requests, method="listRequests",
-                summary="Your requests, without prompts and answers", query=RequestsQuery, answer=RequestsAnswer,
+                summary="List your requests, without prompts and answers", query=RequestsQuery, answer=RequestsAnswer,
             ),
             HttpRoute(
                 verb="POST", path="/api/feedback", handler=self._feedback, method="giveFeedback",
-                summary="A thumb up or down for an answer", body=FeedbackBody, answer=Given,
+                summary="Rate an answer", body=FeedbackBody, answer=Given,
             ),
         )  # fmt: skip
 

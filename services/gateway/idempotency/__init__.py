@@ -1,1 +1,1 @@
-"""Answers that have several readers: those given before, those being made, and those asked for twice."""
+"""Shares answers between readers: idempotency keys, the response cache, and resumed streams."""

@@ -1,7 +1,7 @@
-"""What there is of one answer that is being made: its numbered chunks, how far each reader is, and whether there is room for more. Pure.
+"""Buffers the chunks of one running answer for several readers, within memory limits. Pure.
 
-A chunk is a piece of text, or some vectors. Chunks are numbered from 1 on without a gap. What only says what the answer waits for has
-the number 0, and only the latest of it is kept, until the next chunk.
+A chunk is a piece of text or some vectors. Chunks are numbered from 1 without gaps. A waiting notice has the number 0; only the latest
+one is kept, until the next chunk.
 """
 
 from dataclasses import dataclass
@@ -12,63 +12,63 @@ from shared.api.embedding import Vectors
 from shared.api.inference import Chunk, TokenLogprob
 
 ReaderId = NewType("ReaderId", int)
-#: What an answer comes in.
+#: The type of an answer's chunks.
 Piece = TypeVar("Piece", bound=Chunk | Vectors)
 
-#: Of one answer. 32,768 tokens in one chunk each would take 15 MB here; 4 MiB are some 9,500, far more than almost any answer has.
+#: Per answer. 4 MiB are about 9,500 tokens in one chunk each, more than almost any answer; 32,768 tokens would take 15 MB.
 MOST_BYTES = 4 * 1024 * 1024
-#: How far an answer that is not kept may run ahead of its fastest reader: as far as Envoy's and our own links' buffers go. Who reads
-#: 1 KB/s holds 64 KiB of memory and the worker waits. A slower reader of the same answer holds nobody up and costs nothing more:
-#: what it still has to read is there anyhow, for who joins later.
+#: How far an answer that is not kept may run ahead of its fastest reader: about the buffer size of Envoy and of our own links. A reader
+#: at 1 KB/s holds 64 KiB while the worker waits. A slower reader of the same answer costs nothing more, because its chunks are kept for
+#: later readers anyway.
 AHEAD_BYTES = 64 * 1024
 
-#: What CPython takes for the objects of a chunk, by sys.getsizeof, rounded up.
+#: CPython's memory for the objects of a chunk, by sys.getsizeof, rounded up.
 _CHUNK_BYTES, _TOKEN_BYTES, _CHANCE_BYTES, _CALL_BYTES, _CHARACTER_BYTES, _VECTOR_BYTES = 400, 40, 200, 400, 4, 48
 
 
 @dataclass(slots=True)
 class _BufferReader:
-    #: The last chunk that it has.
+    #: The last chunk read.
     number: int
-    #: The same in bytes of the whole answer.
+    #: Where that chunk ends, in bytes of the whole answer.
     offset: int
-    #: The last word on waiting that it has.
+    #: Number of the last waiting notice read.
     waiting: int = 0
 
 
 class AnswerBuffer(Generic[Piece]):
-    """One answer. ``kept``: it is made to its end also without readers, and does not wait for them while it has room."""
+    """One answer. A ``kept`` answer is generated without readers, too, and doesn't wait for them while it has room."""
 
     def __init__(self, *, kept: bool, most_bytes: int = MOST_BYTES, ahead_bytes: int = AHEAD_BYTES) -> None:
         self.kept = kept
         self._most_bytes = most_bytes
         self._ahead_bytes = ahead_bytes
         self._chunks: list[Piece] = []
-        #: Of each chunk, where it ends in bytes of the whole answer.
+        #: Where each chunk ends, in bytes of the whole answer.
         self._ends: list[int] = []
-        #: Chunks that were forgotten, and their bytes.
+        #: Number and bytes of dropped chunks.
         self._gone, self._gone_bytes = 0, 0
         self._written = 0
-        #: The last word on waiting; None since there is text.
+        #: The last waiting notice; None after a chunk.
         self._waiting: Piece | None = None
-        #: Grows with every word on waiting; 0 before the first.
+        #: Number of waiting notices so far.
         self._waits = 0
         self._readers: dict[ReaderId, _BufferReader] = {}
         self._joined = 0
 
     @property
     def last(self) -> int:
-        """The number of the newest chunk; 0 before the first."""
+        """Return the number of the newest chunk; 0 before the first."""
         return self._gone + len(self._chunks)
 
     @property
     def size(self) -> int:
-        """In bytes, as far as it is still here."""
+        """Return the bytes of the chunks that are still buffered."""
         return self._written - self._gone_bytes
 
     @property
     def whole(self) -> tuple[Piece, ...] | None:
-        """All its chunks; None where the first ones were forgotten."""
+        """Return all chunks; None if the first ones were dropped."""
         return None if self._gone else tuple(self._chunks)
 
     @property
@@ -77,10 +77,10 @@ class AnswerBuffer(Generic[Piece]):
 
     @property
     def wanted(self) -> bool:
-        """Whether anybody would miss it."""
+        """Whether to continue generating it."""
         return self.kept or self.is_read
 
-    # --- who makes it -----------------------------------------------------------------------------------------------
+    # --- writing ----------------------------------------------------------------------------------------------------
 
     def add(self, chunk: Piece) -> None:
         if chunk.waiting:
@@ -93,8 +93,8 @@ class AnswerBuffer(Generic[Piece]):
         self._ends.append(self._written)
 
     def make_room(self, *, crowded: bool = False) -> bool:
-        """Whether it may go on; forgets what every reader has, where the answer is too long to be kept whole. ``crowded``: all
-        answers together take too much, so this one keeps no more than what its readers still need."""
+        """Return whether the answer may continue; drop what every reader has if it is too long to keep. ``crowded``: all answers together
+        use too much memory, so keep only what this answer's readers need."""
         if not self.kept and self._readers and self._ahead > self._ahead_bytes:
             return False
         most = self._ahead_bytes if crowded else self._most_bytes
@@ -115,14 +115,14 @@ class AnswerBuffer(Generic[Piece]):
         self._gone_bytes = self._ends[count - 1]
         del self._chunks[:count], self._ends[:count]
 
-    # --- who reads it -----------------------------------------------------------------------------------------------
+    # --- reading ----------------------------------------------------------------------------------------------------
 
     def join(self, after: int) -> ReaderId:
-        """Reads on behind the chunk ``after``, which may still be to come. Raises AnswerGone where what follows was forgotten."""
+        """Add a reader after the chunk ``after``, which may be a future one. Raises AnswerGone if the next chunk was dropped."""
         if after < self._gone:
             raise errors.AnswerGone(
-                f"chunk {after + 1} of this answer is no longer here: it is too long to be kept whole",
-                hint="send the request again under another idempotency key",
+                f"chunk {after + 1} of this answer is no longer stored: the answer is too long to keep",
+                hint="send the request again with a new idempotency key",
             )
         self._joined += 1
         reader = ReaderId(self._joined)
@@ -130,11 +130,11 @@ class AnswerBuffer(Generic[Piece]):
         return reader
 
     def leave(self, reader: ReaderId) -> None:
-        """Safe to call twice."""
+        """Remove a reader. Safe to call twice."""
         self._readers.pop(reader, None)
 
     def next(self, reader: ReaderId) -> tuple[int, Piece] | None:
-        """What this reader has not had yet; None where that is nothing for now."""
+        """Return the reader's next chunk or waiting notice; None if there is none yet."""
         found = self._readers[reader]
         position = found.number - self._gone
         if position < len(self._chunks):
@@ -153,7 +153,7 @@ class AnswerBuffer(Generic[Piece]):
 
 
 def size_of(chunk: Chunk | Vectors) -> int:
-    """Of its objects in memory, never too few."""
+    """Estimate the memory of the chunk's objects; never too low."""
     if isinstance(chunk, Vectors):
         return _CHUNK_BYTES + sum(_VECTOR_BYTES + len(vector) for vector in chunk.vectors)
     calls = sum(_CALL_BYTES + _CHARACTER_BYTES * len(call.name + call.arguments) for call in chunk.tool_calls)

@@ -1,6 +1,6 @@
-"""Answers as they lie in stores: unreadable, and worthless anywhere but at their place.
+"""Encrypts answers in stores, bound to their tenant and storage key.
 
-The key of each tenant is derived from the gateway's secret, so what one tenant's request finds opens only if it is that tenant's.
+Each tenant's encryption key is derived from the gateway's secret.
 """
 
 import hashlib
@@ -14,16 +14,16 @@ from shared.types import TenantId
 
 
 def seal(plain: bytes, tenant: TenantId, place: str, secret: str, *, compression: int = 1) -> bytes:
-    """``place`` is where it is going to lie; it opens nowhere else. ``compression``: as zlib's levels; 0 for none."""
-    # Hundreds of chunks have the same shape: the default leaves a third of them.
+    """Encrypt for the storage key ``place``; it can't be decrypted under another. ``compression``: a zlib level, 0 for none."""
+    # Answers have hundreds of similar chunks: the default leaves a third of their size.
     return bytes(_box(tenant, secret).encrypt(zlib.compress(plain, level=compression), place.encode()))
 
 
 def unseal(sealed: bytes, tenant: TenantId, place: str, secret: str) -> bytes | None:
-    """None for what is damaged, another's, from another place, or sealed with another secret."""
+    """Return None for data that is damaged, or encrypted for another tenant, place or secret."""
     try:
         return zlib.decompress(_box(tenant, secret).decrypt(sealed, place.encode()))
-    except (CryptoError, ValueError):  # ValueError: too short to have a nonce
+    except (CryptoError, ValueError):  # ValueError: too short for a nonce
         return None
 
 

@@ -1,4 +1,4 @@
-"""Reads an answer under an idempotency key, whether it is still being made or is in the store."""
+"""Reads an answer under an idempotency key, from its run or from the store."""
 
 from collections.abc import Iterator
 from datetime import datetime
@@ -13,7 +13,7 @@ from shared.types import ModelName, RequestId
 
 
 class RepeatedAnswerFacts(Protocol):
-    """What is known of a request before its first chunk."""
+    """What is known about an answer before its first chunk."""
 
     @property
     def request_id(self) -> RequestId: ...
@@ -26,18 +26,18 @@ class RepeatedAnswerFacts(Protocol):
 
     @property
     def allowance(self) -> TightestLimit | None:
-        """What is left of the limits."""
+        """The remaining limits."""
 
     @property
     def clamped_to(self) -> int | None:
-        """What max_tokens was lowered to, because the credits do not cover more."""
+        """The lowered max_tokens, if the credits didn't cover the requested value."""
 
 
 Head = TypeVar("Head", bound=RepeatedAnswerFacts)
 
 
 class StoredAnswers(Generic[Piece, End]):
-    """Reads an answer from the store, behind the chunk ``after``."""
+    """Reads a stored answer after the chunk ``after``."""
 
     def __init__(self, answer: KeptAnswer[Piece, End], after: int) -> None:
         self.answer = answer
@@ -53,13 +53,13 @@ class StoredAnswers(Generic[Piece, End]):
     def end(self) -> End:
         if self.answer.problem is not None:
             raise errors.from_problem(self.answer.problem)
-        assert self.answer.result is not None  # one of both is there
+        assert self.answer.result is not None  # set if `problem` is None
         return self.answer.result
 
 
 class AnswerReader(Generic[Head, Piece, End]):
-    """The answer to a request under a key: made for this call, or made, or being made, for another. Iterate it for its numbered chunks; a
-    chunk with the number 0 says what the request waits for. Read ``result`` after them."""
+    """The answer to a request under a key, made for this call or an earlier one. Iterate it for its numbered chunks; number 0 is a waiting
+    notice. Read ``result`` after them."""
 
     def __init__(
         self,
@@ -70,12 +70,12 @@ class AnswerReader(Generic[Head, Piece, End]):
     ) -> None:
         self._source = source
         self._head = head
-        #: It is the answer to another call.
+        #: The answer was made for another call.
         self.is_repeat = is_repeat
 
     @property
     def request_id(self) -> RequestId:
-        """The id of the call that the answer was made for."""
+        """The id of the call that started the answer."""
         return self._head.request_id
 
     @property
@@ -88,7 +88,7 @@ class AnswerReader(Generic[Head, Piece, End]):
 
     @property
     def allowance(self) -> TightestLimit | None:
-        """None for a repeat, which uses nothing of the limits."""
+        """None for a repeat, which isn't limited."""
         return None if self.is_repeat else self._head.allowance
 
     @property
@@ -99,7 +99,7 @@ class AnswerReader(Generic[Head, Piece, End]):
         return self
 
     async def __anext__(self) -> tuple[int, Piece]:
-        """Raises what the making of the answer raised, after all that came before."""
+        """Raise what the run raised, after the chunks before it."""
         return await anext(self._source)
 
     @property

@@ -1,7 +1,7 @@
-"""Runs the making of answers apart from their reading, so that one answer may have several readers, or none for a while.
+"""Generates answers independently of their readers, so that an answer may have several readers, or none for a while.
 
-takes.start(name, produce, seconds=60)
-with take.reader(after=0) as reader:
+runs.start(name, produce, seconds=60)
+with run.reader(after=0) as reader:
     await reader.head()
     async for number, chunk in reader: …
 reader.end
@@ -24,19 +24,19 @@ from shared.types import TenantId
 Head = TypeVar("Head")
 End = TypeVar("End")
 
-#: Of all answers together: the gateway is to do with 600 MB under a thousand streams. Beyond it the oldest that ended go, and those
-#: that are being made keep no more than their readers need.
+#: Over all answers: the gateway should use at most 600 MB with a thousand streams. Above it, the oldest finished answers are dropped, and
+#: running ones keep only what their readers need.
 MOST_BYTES = 256 * 1024 * 1024
-#: After its end: as long as a client may take to come back for the rest; what lasts longer is in the store.
+#: How long a finished answer stays for clients that reconnect; the store keeps it longer.
 KEPT_SECONDS = 600.0
 _LOOK_SECONDS = 30.0
 
-_log = logs.get(part="takes")
+_log = logs.get(part="answer_runs")
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerRunId:
-    """Whose answer it is, and which: nobody finds another's."""
+    """Identifies an answer, by its tenant and a key."""
 
     owner: TenantId
     key: bytes
@@ -44,21 +44,21 @@ class AnswerRunId:
 
 @dataclass(frozen=True, slots=True)
 class _Outcome(Generic[End]):
-    """One of both."""
+    """How a run ended: exactly one field is set."""
 
     end: End | None
     failure: BaseException | None
 
 
 class AnswerRun(Generic[Head, Piece, End]):
-    """One answer that is being made. Its maker calls ``tell`` once and ``add`` for every chunk; everybody else makes a reader."""
+    """One answer being generated. The producer calls ``tell`` once and ``add`` for each chunk; others open a reader."""
 
-    def __init__(self, name: AnswerRunId, tape: AnswerBuffer[Piece], ends_at: float, owner: "AnswerRuns") -> None:
+    def __init__(self, name: AnswerRunId, buffer: AnswerBuffer[Piece], ends_at: float, owner: "AnswerRuns") -> None:
         self.name = name
-        #: When its time is over, by the clock of its owner.
+        #: Its deadline, by the owner's clock.
         self.ends_at = ends_at
         self.over = False
-        self._tape = tape
+        self._buffer = buffer
         self._owner = owner
         self._head: Head | None = None
         self._end: End | None = None
@@ -70,68 +70,68 @@ class AnswerRun(Generic[Head, Piece, End]):
 
     @property
     def chunks(self) -> tuple[Piece, ...] | None:
-        """All that it has so far; None where it is too long to be kept whole."""
-        return self._tape.whole
+        """Return all chunks so far; None if the answer is too long to keep."""
+        return self._buffer.whole
 
     @property
     def last(self) -> int:
-        """The number of its newest chunk; 0 before the first."""
-        return self._tape.last
+        """Return the number of the newest chunk; 0 before the first."""
+        return self._buffer.last
 
     @property
     def is_read(self) -> bool:
-        return self._tape.is_read
+        return self._buffer.is_read
 
     @property
     def was_stopped(self) -> bool:
-        """Somebody said why it is not made any further; else a cancel means that this gateway stops."""
+        """Whether it was stopped on purpose; otherwise a cancellation means that this gateway stops."""
         return self._why_stopped is not None
 
     def reader(self, after: int = 0) -> "AnswerRunReader[Head, Piece, End]":
-        """Everything behind the chunk ``after``. Raises AnswerGone where that is no longer here. Use it with ``with`` at once: an
-        answer that nobody reads is not made any further, unless it is kept."""
-        return AnswerRunReader(self, self._tape.join(after))
+        """Read everything after the chunk ``after``. Raises AnswerGone if that was dropped. Enter the reader before the next await: an
+        answer without readers is canceled unless it is kept."""
+        return AnswerRunReader(self, self._buffer.join(after))
 
-    # --- for its maker ----------------------------------------------------------------------------------------------
+    # --- for the producer -------------------------------------------------------------------------------------------
 
     def tell(self, head: Head) -> None:
-        """What is known before the first chunk."""
+        """Set what is known before the first chunk."""
         self._head = head
         self._news.set()
 
     async def add(self, chunk: Piece) -> None:
-        """Waits while the answer is as far ahead of its readers as it may be; the deadline of the take ends that."""
-        self._tape.add(chunk)
+        """Add a chunk; wait while the answer is too far ahead of its readers, up to the run's deadline."""
+        self._buffer.add(chunk)
         self._news.set()
-        has_room = self._tape.make_room(crowded=self._owner.crowded)
+        has_room = self._buffer.make_room(crowded=self._owner.crowded)
         self._owner.weigh(self)
         while not has_room:
             self._room.clear()
             await self._room.wait()
-            has_room = self._tape.make_room(crowded=self._owner.crowded)
+            has_room = self._buffer.make_room(crowded=self._owner.crowded)
 
-    # --- for its readers and its owner ------------------------------------------------------------------------------
+    # --- for readers and the owner ----------------------------------------------------------------------------------
 
     def next(self, reader: ReaderId) -> tuple[int, Piece] | None:
-        found = self._tape.next(reader)
+        found = self._buffer.next(reader)
         if found is not None:
             self._room.set()
         return found
 
     def leave(self, reader: ReaderId) -> None:
-        self._tape.leave(reader)
+        self._buffer.leave(reader)
         self._room.set()
-        if not self._tape.wanted and not self.over:
+        if not self._buffer.wanted and not self.over:
             self._owner.forget(self)
             self._cancel()
 
     async def wait(self) -> None:
-        """For the next thing that a reader may not have seen."""
+        """Wait for a change."""
         self._news.clear()
         await self._news.wait()
 
     def stop(self, why: errors.AimeshError) -> None:
-        """Its readers get the error, behind what was made."""
+        """Cancel the run; its readers get the error after the chunks so far."""
         self._why_stopped = why
         self._owner.forget(self)
         self._cancel()
@@ -142,24 +142,24 @@ class AnswerRun(Generic[Head, Piece, End]):
 
     @property
     def end(self) -> End:
-        """Raises what its making raised."""
+        """Return the result, or raise what the run raised."""
         if self._failure is not None:
             raise self._failure
-        assert self._end is not None  # it is over, and well
+        assert self._end is not None  # the run succeeded
         return self._end
 
     @property
     def failure(self) -> BaseException | None:
-        """Why it is over, where that is not by its end."""
+        """Return the error; None while it runs and after success."""
         return self._failure
 
     @property
     def size(self) -> int:
-        return self._tape.size
+        return self._buffer.size
 
     @property
     def kept(self) -> bool:
-        return self._tape.kept
+        return self._buffer.kept
 
     def runs_as(self, task: "asyncio.Task[_Outcome[End]]") -> None:
         self._cancel = task.cancel
@@ -167,72 +167,72 @@ class AnswerRun(Generic[Head, Piece, End]):
     def ended(self, task: "asyncio.Task[_Outcome[End]]") -> None:
         outcome = _Outcome(None, self._why_stopped or _cancelled()) if task.cancelled() else task.result()
         self._end, self._failure = outcome.end, outcome.failure
-        if not (self._failure is None or self._tape.is_read or isinstance(self._failure, errors.AimeshError)):
-            _log.error("an answer failed by a bug, and nobody was there to be told", exc_info=self._failure)
+        if not (self._failure is None or self._buffer.is_read or isinstance(self._failure, errors.AimeshError)):
+            _log.error("answer failed unexpectedly without a reader", exc_info=self._failure)
         self.over = True
         self._news.set()
 
 
 class AnswerRunReader(Generic[Head, Piece, End]):
-    """Sees every chunk once and in order, also those of before it came; with the number 0 what the answer waits for."""
+    """Yields every chunk once and in order, including earlier ones; number 0 is a waiting notice."""
 
-    def __init__(self, take: AnswerRun[Head, Piece, End], reader: ReaderId) -> None:
-        self.take = take
+    def __init__(self, run: AnswerRun[Head, Piece, End], reader: ReaderId) -> None:
+        self.run = run
         self._reader = reader
 
     def __enter__(self) -> "AnswerRunReader[Head, Piece, End]":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.take.leave(self._reader)
+        self.run.leave(self._reader)
 
     async def head(self) -> Head:
-        """As soon as it is known. Raises what the making of the answer raised before."""
-        while self.take.head is None:
-            if self.take.over:
-                raise self.take.failure or errors.Internal("an answer ended before it began")
-            await self.take.wait()
-        return self.take.head
+        """Wait for the head. Raises what the run raised before it."""
+        while self.run.head is None:
+            if self.run.over:
+                raise self.run.failure or errors.Internal("an answer ended before it began")
+            await self.run.wait()
+        return self.run.head
 
     def __aiter__(self) -> "AnswerRunReader[Head, Piece, End]":
         return self
 
     async def __anext__(self) -> tuple[int, Piece]:
-        """Raises what the making of the answer raised, when all that came before it was read."""
+        """Raise what the run raised, after the chunks before it."""
         while True:
-            found = self.take.next(self._reader)
+            found = self.run.next(self._reader)
             if found is not None:
                 return found
-            if self.take.over:
-                raise self.take.failure or StopAsyncIteration
-            await self.take.wait()
+            if self.run.over:
+                raise self.run.failure or StopAsyncIteration
+            await self.run.wait()
 
     @property
     def end(self) -> End:
-        """When it was read to its end."""
-        return self.take.end
+        """Return the result, after the last chunk."""
+        return self.run.end
 
 
 Produce = Callable[[AnswerRun[Head, Piece, End]], Awaitable[End]]
 
 
 class AnswerRuns:
-    """All answers of this gateway that have, or may have, several readers. Use ``active_prompt``."""
+    """All answers of this gateway that may have several readers. Use ``running``."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, *, most_bytes: int = MOST_BYTES) -> None:
         self._clock = clock
         self._most_bytes = most_bytes
         self._found: dict[AnswerRunId, AnswerRun[Any, Any, Any]] = {}
-        #: Those that are kept and over, with the moment from which nobody needs them; the oldest first.
+        #: Finished answers that are kept, with their expiry; oldest first.
         self._over: OrderedDict[AnswerRunId, float] = OrderedDict()
-        #: What each of them takes, and all together.
+        #: Size of each answer, and their sum.
         self._weights: dict[AnswerRunId, int] = {}
         self._bytes = 0
         self._tasks: asyncio.TaskGroup | None = None
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["AnswerRuns"]:
-        """At the end of the block whatever is still being made is cancelled, and has ended."""
+        """Cancel all runs at the end of the block, and wait for them."""
         async with lifecycle.background() as tasks:
             self._tasks = tasks
             tasks.create_task(self._forget_for_ever())
@@ -247,66 +247,66 @@ class AnswerRuns:
         return self._bytes > self._most_bytes
 
     def find(self, name: AnswerRunId) -> AnswerRun[Any, Any, Any] | None:
-        """One that is being made, or is kept."""
+        """Return a running or kept answer."""
         self._forget_old()
         return self._found.get(name)
 
     def start(
         self, name: AnswerRunId, produce: Produce[Head, Piece, End], *, seconds: float, kept: bool = False
     ) -> AnswerRun[Head, Piece, End]:
-        """Make an answer, for at most ``seconds``; from now on it is found under its name, in place of any other. One that is not
-        ``kept`` needs its first reader before anything else is awaited."""
-        assert self._tasks is not None  # `active_prompt` is entered
+        """Start an answer that takes at most ``seconds``, replacing any other of this name. Unless it is ``kept``, open its first reader
+        before the next await."""
+        assert self._tasks is not None  # `running` is entered
         self._forget_old()
         if (other := self._found.get(name)) is not None:
             self.forget(other)
-        take: AnswerRun[Head, Piece, End] = AnswerRun(name, AnswerBuffer(kept=kept), self._clock() + seconds, self)
-        self._found[name] = take
-        task = self._tasks.create_task(self._make(take, produce, seconds))
-        take.runs_as(task)
-        task.add_done_callback(lambda task: self._ended(take, task))
-        return take
+        run: AnswerRun[Head, Piece, End] = AnswerRun(name, AnswerBuffer(kept=kept), self._clock() + seconds, self)
+        self._found[name] = run
+        task = self._tasks.create_task(self._make(run, produce, seconds))
+        run.runs_as(task)
+        task.add_done_callback(lambda task: self._ended(run, task))
+        return run
 
-    def forget(self, take: AnswerRun[Any, Any, Any]) -> None:
-        """Nobody finds it any more; who reads it goes on. Safe to call twice."""
-        if self._found.get(take.name) is take:
-            del self._found[take.name]
-            self._over.pop(take.name, None)
-            self._bytes -= self._weights.pop(take.name, 0)
+    def forget(self, run: AnswerRun[Any, Any, Any]) -> None:
+        """Remove the answer; its readers continue. Safe to call twice."""
+        if self._found.get(run.name) is run:
+            del self._found[run.name]
+            self._over.pop(run.name, None)
+            self._bytes -= self._weights.pop(run.name, 0)
 
-    def weigh(self, take: AnswerRun[Any, Any, Any]) -> None:
-        """Its size has changed."""
-        if self._found.get(take.name) is take:
-            self._bytes += take.size - self._weights.get(take.name, 0)
-            self._weights[take.name] = take.size
+    def weigh(self, run: AnswerRun[Any, Any, Any]) -> None:
+        """Update the answer's size."""
+        if self._found.get(run.name) is run:
+            self._bytes += run.size - self._weights.get(run.name, 0)
+            self._weights[run.name] = run.size
         if self.crowded:
             self._forget_old()
 
-    async def _make(self, take: AnswerRun[Head, Piece, End], produce: Produce[Head, Piece, End], seconds: float) -> "_Outcome[End]":
+    async def _make(self, run: AnswerRun[Head, Piece, End], produce: Produce[Head, Piece, End], seconds: float) -> "_Outcome[End]":
         async def within() -> End:
             try:
                 async with asyncio.timeout(seconds):
-                    return await produce(take)
+                    return await produce(run)
             except TimeoutError:
                 raise errors.DeadlineExceeded(
-                    f"the answer was not ready after {seconds:g} s", hint="ask for fewer tokens, or try again"
+                    f"the answer was not ready after {seconds:g} s", hint="ask for fewer tokens, or retry"
                 ) from None
 
-        # A failure is the readers' to raise, each at its own door; here it would end every other answer.
+        # Readers raise a failure; raised here, it would end all other answers.
         (made,) = await asyncio.gather(within(), return_exceptions=True)
         if not isinstance(made, BaseException):
             return _Outcome(made, None)
-        # A cancel of its own is not the reader's: there it would end the reader's task.
+        # Raised as CancelledError, it would cancel the reader's task.
         return _Outcome(None, _cancelled() if isinstance(made, asyncio.CancelledError) else made)
 
-    def _ended(self, take: AnswerRun[Head, Piece, End], task: "asyncio.Task[_Outcome[End]]") -> None:
-        take.ended(task)
-        if self._found.get(take.name) is not take:
+    def _ended(self, run: AnswerRun[Head, Piece, End], task: "asyncio.Task[_Outcome[End]]") -> None:
+        run.ended(task)
+        if self._found.get(run.name) is not run:
             return
-        if take.kept:
-            self._over[take.name] = self._clock() + KEPT_SECONDS
+        if run.kept:
+            self._over[run.name] = self._clock() + KEPT_SECONDS
         else:
-            self.forget(take)
+            self.forget(run)
 
     def _forget_old(self) -> None:
         now = self._clock()
@@ -323,4 +323,4 @@ class AnswerRuns:
 
 
 def _cancelled() -> errors.Cancelled:
-    return errors.Cancelled("the answer was not made to its end")
+    return errors.Cancelled("the answer was not completed")

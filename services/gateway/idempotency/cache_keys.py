@@ -1,7 +1,6 @@
-"""Which requests may be answered from the response cache, and under which name their answers lie there. Pure.
+"""Decides which requests may use the response cache, and under which key. Pure.
 
-The same request gives the same answer where nothing is drawn (temperature 0) or where the caller fixed what is drawn (a seed).
-No other request is ever answered from the cache, whatever it says.
+A request is deterministic at temperature 0 or with the caller's seed. No other request is ever answered from the cache.
 """
 
 import hashlib
@@ -15,27 +14,27 @@ from shared.api.generation import ChatMessage, Sampling
 from shared.api.inference import ModelConfig
 from shared.types import TenantId
 
-#: One tag for all of them, so that a cluster keeps answers and their order in one place.
+#: One hash tag, so that a cluster keeps all answers and their order on one node.
 PREFIX = "{gateway:answers}:"
 
 _encoder = msgspec.msgpack.Encoder()
 
 
 class CacheRequest(Enum):
-    """What a caller says about the cache."""
+    """What the caller's headers say about the cache."""
 
     NOTHING = "nothing"
-    #: Also where the cache is only for those who ask for it.
+    #: Use the cache, even if it is opt-in.
     ON = "on"
-    #: An answer that is made now; it may be stored.
+    #: Don't read from the cache, but store the answer.
     FRESH = "fresh"
-    #: Neither from the cache nor into it.
+    #: Neither read nor store.
     OFF = "off"
 
 
 @dataclass(frozen=True, slots=True)
 class CacheUse:
-    """What a request does with the cache."""
+    """How a request uses the cache."""
 
     read: bool
     write: bool
@@ -46,23 +45,23 @@ class CacheUse:
 
 @dataclass(frozen=True, slots=True)
 class CacheQuestion:
-    """What an answer depends on."""
+    """Everything that determines an answer."""
 
     tenant: TenantId
     prompt: str | tuple[ChatMessage, ...]
-    #: As the caller gave it, after aliases and limits: without a seed that was drawn for it.
+    #: After aliases and limits, but without a seed drawn by the gateway.
     config: ModelConfig
-    #: Of the model's file; empty where it has none to show, or where workers differ.
+    #: Digest of the model file; empty if unknown or if workers differ.
     digest: str = ""
 
 
 def read_headers(cache_control: str | None, x_cache: str | None) -> CacheRequest:
-    """`Cache-Control: no-store` and `no-cache` as in RFC 9111; `X-Cache: on` or `off`. What is not known says nothing."""
+    """Read `Cache-Control: no-store` and `no-cache` as in RFC 9111, and `X-Cache: on` or `off`. Ignore other values."""
     directives = {directive.strip().lower() for directive in (cache_control or "").split(",")}
     word = (x_cache or "").strip().lower()
     if "no-store" in directives or word == "off":
         return CacheRequest.OFF
-    # max-age=0 is what a browser sends for "reload".
+    # Browsers send max-age=0 to reload.
     if directives & {"no-cache", "max-age=0"}:
         return CacheRequest.FRESH
     return CacheRequest.ON if word == "on" else CacheRequest.NOTHING
@@ -79,11 +78,11 @@ def is_deterministic(sampling: Sampling) -> bool:
 
 
 def name(question: CacheQuestion, secret: str) -> str:
-    """Different for every tenant, and says nothing of whose or what it is."""
+    """Return the cache key. It differs for every tenant and reveals neither tenant nor content."""
     said = _encoder.encode((str(question.tenant), question.digest, question.prompt))
     return PREFIX + hmac.new(secret.encode(), b"answer:" + said + canonical(question.config), hashlib.sha256).hexdigest()
 
 
 def canonical(request: Sampling) -> bytes:
-    """The same for equal requests, with every field that they have, in whatever order a caller wrote them."""
+    """Serialize every field; equal requests give equal bytes, whatever their order of fields."""
     return _encoder.encode(msgspec.structs.replace(request, logit_bias=dict(sorted(request.logit_bias.items()))))

@@ -1,4 +1,4 @@
-"""What a repeat of a request under its idempotency key gets, by what is known of the key. Pure."""
+"""Decides what a request under an idempotency key gets, from the stored state of the key. Pure."""
 
 import hashlib
 import hmac
@@ -22,7 +22,7 @@ from shared.types import ModelName, NodeId, RequestId, TenantId
 
 End = TypeVar("End", bound=InferenceResult | EmbeddingResult)
 
-#: As Stripe's.
+#: Stripe's limit.
 MAX_KEY_CHARACTERS = 255
 FIELD = "Idempotency-Key"
 
@@ -30,59 +30,59 @@ FIELD = "Idempotency-Key"
 class KeyState(StrEnum):
     RUNNING = "running"
     ENDED = "ended"
-    #: With an error, after its caller could see text.
+    #: Failed after its caller could read some of it.
     FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdempotentRequest:
-    """A request as its caller asks it, perhaps not for the first time."""
+    """A request under a key, new or repeated."""
 
     owner: TenantId
     key: str
     request: InferenceRequest | EmbeddingRequest
-    #: Of this very call.
+    #: The id of this call.
     request_id: RequestId
-    #: What is drawn with, if this call is the first.
+    #: Seed to use if this call is the first.
     seed: int
     #: The last chunk that the caller has.
     after: int = 0
-    #: Of all requests that were sent as one, where this is one of several; see ``digest``.
+    #: Digest of all requests sent together, if this is one of several; see ``digest``.
     together: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class HeldKey:
-    """What is known of a key."""
+    """The stored state of a key."""
 
     fingerprint: bytes
     request_id: RequestId
     state: KeyState
-    #: Sealed; None while it runs, and where it was too long to be kept.
+    #: Encrypted; None while it runs, or if it was too long to store.
     answer: bytes | None
     gateway: NodeId
 
 
-# --- what a claim comes to ------------------------------------------------------------------------------------------
+# --- outcomes of a claim ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class NewKeyUse:
-    """This call is the one that runs the request, as the first."""
+    """This call runs the request for the first time."""
 
     seed: int
 
 
 @dataclass(frozen=True, slots=True)
 class Orphaned:
-    """This call is the one that runs the request, in place of one whose gateway has gone."""
+    """This call runs the request in place of a dead gateway."""
 
     seed: int
 
 
 @dataclass(frozen=True, slots=True)
 class KeyExpired:
-    """It was answered."""
+    """The request has ended."""
 
     request_id: RequestId
     answer: bytes | None
@@ -101,7 +101,7 @@ class RunningElsewhere:
 
 @dataclass(frozen=True, slots=True)
 class LeftBehind:
-    """This node's own, of a process that is no more."""
+    """An earlier process of this node left the request."""
 
     request_id: RequestId
 
@@ -110,74 +110,73 @@ Found = KeyExpired | RunningHere | RunningElsewhere | LeftBehind
 
 
 class KeptAnswer(msgspec.Struct, Generic[Piece, End], frozen=True, array_like=True):
-    """An answer as it is stored. One of ``result`` and ``problem`` is there."""
+    """A stored answer, with either ``result`` or ``problem``."""
 
     request_id: RequestId
     model: ModelName | None
     began_at: datetime
-    #: None where they were too long to be kept.
+    #: None if they were too long to store.
     chunks: tuple[Piece, ...] | None
     result: End | None = None
     problem: Problem | None = None
 
     @property
     def allowance(self) -> None:
-        """It uses nothing of the limits."""
+        """None: a stored answer isn't limited."""
 
     @property
     def clamped_to(self) -> None:
-        """Only the first answer says so."""
+        """None: only the first response reports it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestKind:
-    """What answers of one kind have of their own."""
+    """Properties of a kind of answers."""
 
     decoder: msgspec.msgpack.Decoder[KeptAnswer[Any, Any]]
-    #: A part of one is paid for, so it is an answer too, and a failure behind it is its end.
+    #: A partial answer is billed, so it is stored with the error that ended it.
     counts_in_part: bool
-    #: How hard to look for what can be left out of it; 0 for not at all.
+    #: zlib level; 0 for none.
     compression: int
 
 
 TEXTS: Final = RequestKind(decoder=msgspec.msgpack.Decoder(KeptAnswer[Chunk, InferenceResult]), counts_in_part=True, compression=1)
-#: Their numbers are as good as random: nothing of them can be left out.
+#: Vectors don't compress.
 VECTORS: Final = RequestKind(decoder=msgspec.msgpack.Decoder(KeptAnswer[Vectors, EmbeddingResult]), counts_in_part=False, compression=0)
 
 
 def kind_of(request: InferenceRequest | EmbeddingRequest) -> RequestKind:
-    """Of its answer."""
     return VECTORS if isinstance(request, EmbeddingRequest) else TEXTS
 
 
 def check(key: str) -> None:
-    """Raises BadRequest that names the header."""
+    """Raise BadRequest for an invalid key."""
     if not 0 < len(key) <= MAX_KEY_CHARACTERS or not key.isascii() or not key.isprintable():
         raise BadField(FIELD, f"must have 1 to {MAX_KEY_CHARACTERS} printable ASCII characters")
 
 
 def part(key: str, number: int) -> str:
-    """The key of one of several requests that were sent as one. The first has the caller's own, so that no other request ever has it."""
+    """Return the key of one of several requests sent together. The first keeps the caller's, so that no other request can use that."""
     return f"{prefix_of_parts(key)}{number}" if number else key
 
 
 def prefix_of_parts(key: str) -> str:
-    """What the keys of all parts but the first begin with."""
+    """Return the prefix of the keys of all parts but the first."""
     return f"{hashlib.sha256(key.encode()).hexdigest()}#"
 
 
 def is_part(found: str, key: str) -> bool:
-    """Whether it is the key of a request that was sent under ``key``, alone or with others."""
+    """Return whether it is the key of a request sent under ``key``, alone or with others."""
     return found == key or found.startswith(prefix_of_parts(key))
 
 
 def digest(requests: Iterable[InferenceRequest]) -> bytes:
-    """Of requests that were sent as one: another one among them makes all of them others."""
+    """Return the digest of requests sent together, so that a change in one of them changes all fingerprints."""
     return hashlib.sha256(b"".join(cache_keys.canonical(request) for request in requests)).digest()
 
 
 def fingerprint(request: InferenceRequest | EmbeddingRequest, secret: str, together: bytes = b"") -> bytes:
-    """The same for the same request, whatever way it came in."""
+    """Return the same value for the same request through any API."""
     if isinstance(request, EmbeddingRequest):
         said = b"idempotency of embeddings:" + msgspec.msgpack.encode(request)
     else:
@@ -186,10 +185,10 @@ def fingerprint(request: InferenceRequest | EmbeddingRequest, secret: str, toget
 
 
 def judge(held: HeldKey, wanted: bytes, *, node: NodeId, ours: Container[RequestId]) -> Found:
-    """``ours``: the requests that this process runs. Raises IdempotencyConflict."""
+    """Judge a held key. ``ours``: the requests of this process. Raises IdempotencyConflict."""
     if not hmac.compare_digest(held.fingerprint, wanted):
         raise errors.IdempotencyConflict(
-            "this idempotency key was used for another request", hint="make a new key for each request; repeat a request unchanged"
+            "this idempotency key was used for another request", hint="use a new key for each request, and repeat requests unchanged"
         )
     if held.state is not KeyState.RUNNING:
         return KeyExpired(held.request_id, held.answer)
@@ -198,16 +197,14 @@ def judge(held: HeldKey, wanted: bytes, *, node: NodeId, ours: Container[Request
     return LeftBehind(held.request_id) if held.gateway == node else RunningElsewhere(held.gateway, held.request_id)
 
 
-def ensure_can_go_on(found: NewKeyUse | Orphaned, asked: IdempotentRequest) -> None:
-    """Raises AnswerGone where what the caller has and what would be made now need not fit together."""
+def ensure_can_resume(found: NewKeyUse | Orphaned, asked: IdempotentRequest) -> None:
+    """Raise AnswerGone if a new answer might not match what the caller already has."""
     if not asked.after:
         return
     if isinstance(found, NewKeyUse):
-        raise errors.AnswerGone(
-            "nothing is left of the answer that this asks the rest of", hint="send the request again under another idempotency key"
-        )
+        raise errors.AnswerGone("the answer to resume is no longer stored", hint="send the request again with a new idempotency key")
     if isinstance(asked.request, InferenceRequest) and (asked.request.n or 1) > 1:
         raise errors.AnswerGone(
-            "the gateway that gave this answer has gone, and several answers at once are not made again in the same order",
-            hint="send the request again without asking for the rest",
+            "the gateway that ran this request is gone, and several answers can't be resumed in the same order",
+            hint="send the request again without Last-Event-ID",
         )

@@ -1,4 +1,4 @@
-"""The table idempotency_keys. Only this module reads and writes it."""
+"""Reads and writes the table idempotency_keys. No other module does."""
 
 from collections.abc import AsyncGenerator, Collection
 from contextlib import aclosing
@@ -9,16 +9,16 @@ from services.gateway.idempotency.idempotency_keys import HeldKey, IdempotentReq
 from shared.stores import database
 from shared.types import NodeId, RequestId, TenantId
 
-#: Keys that are forgotten in one statement.
+#: Keys deleted per statement.
 SWEEP_BATCH = 500
-#: The end of a request waits for its key no longer than this; it is tried again later.
+#: How long the end of a request waits for its key; it is retried later.
 _END_SECONDS = 2.0
-#: As the query ``withdraw_keys`` has it.
+#: The channel of the query ``withdraw_keys``.
 _WITHDRAWALS = "gateway_withdrawals"
 
 
 class IdempotencyStore:
-    """Every method may raise Unavailable."""
+    """Access to idempotency_keys. Every method may raise Unavailable."""
 
     def __init__(self, opened: database.Database) -> None:
         self._database = opened
@@ -26,7 +26,7 @@ class IdempotencyStore:
     async def claim(
         self, asked: IdempotentRequest, fingerprint: bytes, node: NodeId, *, lease_seconds: float, dead: RequestId | None = None
     ) -> NewKeyUse | Orphaned | None:
-        """None where the request has run, or runs, or is another one. ``dead``: a request that is known to run no more."""
+        """Claim the key; return None if it is held. ``dead``: a request that is known to have stopped."""
         row = await self._database.row(
             "claim_key", asked.owner, asked.key, fingerprint, asked.request_id, asked.seed, node, lease_seconds, dead
         )
@@ -42,23 +42,23 @@ class IdempotencyStore:
         return HeldKey(row["fingerprint"], RequestId(row["request_id"]), KeyState(row["state"]), row["answer"], NodeId(row["gateway"]))
 
     async def prolong(self, requests: Collection[RequestId], *, seconds: float) -> dict[RequestId, bool]:
-        """Those that are still ours, and whether their caller withdrew them."""
+        """Extend leases; return the requests that are still ours, and whether their caller canceled them."""
         rows = await self._database.rows("prolong_keys", list(requests), seconds)
         return {RequestId(row["request_id"]): row["is_withdrawn"] for row in rows}
 
     async def withdraw(self, owner: TenantId, key: str) -> None:
-        """Tell every gateway that what runs under this key, alone or as one of several, is not wanted any more."""
+        """Tell every gateway to cancel what runs under this key, alone or as one of several."""
         async with self._database.bound(owner) as transaction:
             await transaction.run("withdraw_keys", owner, key, idempotency_keys.prefix_of_parts(key))
 
     async def withdrawals(self) -> AsyncGenerator[RequestId | None]:
-        """Requests that were withdrawn at any gateway, for ever. None: some may have been missed. Close it with ``aclosing``."""
+        """Yield the requests canceled at any gateway, forever; None if some may have been missed. Close it with ``aclosing``."""
         async with aclosing(self._database.listen(_WITHDRAWALS)) as payloads:
             async for payload in payloads:
                 yield None if payload is None else RequestId(UUID(payload))
 
     async def end(self, request_id: RequestId, state: KeyState, answer: bytes | None) -> None:
-        """Changes nothing where another has taken it over, and when it is said again."""
+        """Store the end of the request, unless another gateway has taken it over. Safe to repeat."""
         await self._database.run("end_key", request_id, state.value, answer, deadline_seconds=_END_SECONDS)
 
     async def free(self, request_id: RequestId) -> None:
@@ -68,5 +68,5 @@ class IdempotencyStore:
         await self._database.run("abandon_key", request_id, deadline_seconds=_END_SECONDS)
 
     async def sweep(self) -> int:
-        """How many were forgotten; as many as there may be in one batch where there may be more."""
+        """Delete expired keys; return their number. A full batch means that there may be more."""
         return await self._database.run("sweep_keys", SWEEP_BATCH)

@@ -1,10 +1,10 @@
--- Stores an answer; where all of them together take too much, those that would end first go.
+-- Stores an answer, and deletes the answers that expire first if all of them exceed the limit.
 --
--- KEYS: the answer; the order (a sorted set: answer -> the millisecond in which it ends); the sizes (a hash); the sum of the sizes
--- ARGV: the value, its milliseconds to live, the most bytes of all
--- Returns the bytes of all
+-- KEYS: the answer; a sorted set of answers by expiry in milliseconds; a hash of sizes; the sum of the sizes
+-- ARGV: the value, its lifetime in milliseconds, the limit in bytes for all answers
+-- Returns the bytes of all answers
 
--- The key and its places in the order and the sizes, roughly.
+-- Approximate size of the key and its entries.
 local OVERHEAD = 400
 local answer, order, sizes, sum = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local most = tonumber(ARGV[3])
@@ -20,7 +20,7 @@ local function drop(name)
 end
 
 drop(answer)
--- Those that ended by themselves, some at a time.
+-- Remove expired answers, a few at a time.
 for _, name in ipairs(redis.call('ZRANGEBYSCORE', order, '-inf', now, 'LIMIT', 0, 100)) do
     drop(name)
 end

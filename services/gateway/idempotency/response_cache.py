@@ -1,8 +1,8 @@
-"""Answers requests from what was answered before, and identical requests that run at once by one answer.
+"""Caches answers in Valkey, and runs identical concurrent requests once.
 
     answers = cache.answer(question, generate, use=use, seconds=60, came=…)
 
-Each tenant sees only its own. Without Valkey nothing is found and nothing kept; no request fails by it.
+Tenants never share answers. Without Valkey, requests run uncached.
 """
 
 import time
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from services.gateway.failover.relay import Said
+from services.gateway.failover.relay import AnswerItem
 from services.gateway.idempotency import answer_encryption, cache_keys
 from services.gateway.idempotency.answer_runs import AnswerRun, AnswerRunId, AnswerRunReader, AnswerRuns
 from services.gateway.idempotency.cache_keys import CacheQuestion, CacheUse
@@ -27,11 +27,11 @@ from shared.stores.cache import CacheRefuses
 from shared.telemetry import Metrics, logs
 from shared.types import FinishReason
 
-#: Of one answer: some 5,000 tokens. Longer ones are rare, and reading one would hold Valkey up for everybody else's limits.
+#: Per answer: about 5,000 tokens. Longer ones are rare, and reading one would delay the limits, which share Valkey.
 MOST_BYTES = 256 * 1024
-#: An answer in Valkey is there within a millisecond; without it the request goes its way.
+#: Valkey normally answers within a millisecond; otherwise the request runs uncached.
 VALKEY_SECONDS = 0.02
-#: How often Valkey is tried while it is away.
+#: Interval between probes while Valkey is down.
 _PROBE_SECONDS = 1.0
 
 _GET, _PUT = "find_answer", "keep_answer"
@@ -39,23 +39,23 @@ _ORDER, _SIZES, _SUM = (cache_keys.PREFIX + word for word in ("order", "sizes", 
 
 _log = logs.get(part="response cache")
 
-#: Makes an answer within so many seconds.
-Generate = Callable[[float], AsyncGenerator[Said]]
+#: Generates an answer within so many seconds.
+Generate = Callable[[float], AsyncGenerator[AnswerItem]]
 
 
 class AnswerOrigin(StrEnum):
     """Where an answer comes from."""
 
-    #: Made for this request.
+    #: Generated for this request.
     MISS = "miss"
-    #: Made for another request at the same time.
+    #: Generated for a concurrent identical request.
     JOINED = "joined"
-    #: Given before.
+    #: Found in Valkey.
     HIT = "hit"
 
 
 class CacheValues(Protocol):
-    """The part of shared.stores.cache that is used here."""
+    """See ``shared.stores.cache``."""
 
     def script(self, name: str, lua: str) -> None: ...
 
@@ -74,21 +74,21 @@ _decoder = msgspec.msgpack.Decoder(_CachedAnswer)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheBounds:
-    #: How long an answer is good.
+    #: Lifetime of an answer.
     keep_seconds: float
-    #: Of all answers in Valkey.
+    #: Over all answers in Valkey.
     most_bytes: int
-    #: What the making of an answer with several readers may take; each of them has a deadline of its own.
+    #: Time limit for a shared answer; each reader has its own deadline.
     most_seconds: float
 
 
 class ResponseCache:
-    """One for the gateway."""
+    """Answers deterministic requests from the cache."""
 
     def __init__(
         self,
         values: CacheValues,
-        takes: AnswerRuns,
+        runs: AnswerRuns,
         metrics: Metrics,
         bounds: CacheBounds,
         *,
@@ -96,25 +96,24 @@ class ResponseCache:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._values = values
-        self._takes = takes
+        self._runs = runs
         self._counted = metrics.response_cache
         self._bounds = bounds
         self._secret = secret
         self._clock = clock
         self._breaker = Breaker()
         self._probe_at = 0.0
-        #: The call that Valkey refuses or leaves without an answer; None while all is well.
+        #: The script that Valkey refuses or doesn't answer; None if all is well.
         self._failing: str | None = None
         values.script(_GET, "return redis.call('GET', KEYS[1])")
         values.script(_PUT, Path(__file__).with_name("response_cache.lua").read_text(encoding="utf-8"))
 
     async def answer(
-        self, question: CacheQuestion, generate: Generate, *, use: CacheUse, seconds: float, came: Callable[[AnswerOrigin], None]
-    ) -> AsyncGenerator[Said]:
-        """What a worker would say, chunks, and last the Generation. ``came`` is told where it comes from before its first part.
-        ``use`` lets the request have the cache for something; one that has no use for it goes straight to its worker.
+        self, question: CacheQuestion, generate: Generate, *, use: CacheUse, seconds: float, set_origin: Callable[[AnswerOrigin], None]
+    ) -> AsyncGenerator[AnswerItem]:
+        """Yield PromptAccepted, chunks, and finally the Generation. Call ``set_origin`` before the first item. ``use`` must not be empty.
 
-        Raises what ``generate`` raises. Close it with ``aclose``: an answer that has no other reader ends then.
+        Raises what ``generate`` raises. Close it with ``aclose``: an answer without other readers then ends.
         """
         name = cache_keys.name(question, self._secret)
         at = AnswerRunId(question.tenant, name.encode())
@@ -122,57 +121,57 @@ class ResponseCache:
         origin = AnswerOrigin.JOINED
         if reader is None and use.read:
             if (found := await self._find(question, name)) is not None:
-                self._came(AnswerOrigin.HIT, came)
+                self._set_origin(AnswerOrigin.HIT, set_origin)
                 yield PromptAccepted(found.generation.usage.prompt_tokens)
                 for chunk in found.chunks:
                     yield chunk
                 yield found.generation
                 return
-            # Somebody may have begun meanwhile. From here to the first reader nothing is awaited, so only one does.
+            # Another request may have started meanwhile. Without an await until the first reader, only one starts.
             reader = self._join(at, seconds)
         if reader is None:
             origin = AnswerOrigin.MISS
             reader = self._start(question, name, at, generate).reader()
-        self._came(origin, came)
+        self._set_origin(origin, set_origin)
         async with aclosing(_follow(reader)) as answers:
             async for said in answers:
                 yield said
 
-    def _came(self, origin: AnswerOrigin, came: Callable[[AnswerOrigin], None]) -> None:
+    def _set_origin(self, origin: AnswerOrigin, set_origin: Callable[[AnswerOrigin], None]) -> None:
         self._counted.labels(result=origin.value).inc()
-        came(origin)
+        set_origin(origin)
 
     def _join(self, at: AnswerRunId, seconds: float) -> "AnswerRunReader[PromptAccepted, Chunk, Generation] | None":
-        take: AnswerRun[PromptAccepted, Chunk, Generation] | None = self._takes.find(at)
-        # One whose time is nearly over would end with an error that is not this request's.
-        if take is None or take.ends_at - self._clock() < seconds / 2:
+        run: AnswerRun[PromptAccepted, Chunk, Generation] | None = self._runs.find(at)
+        # A run that is near its deadline could fail with an error that isn't this request's.
+        if run is None or run.ends_at - self._clock() < seconds / 2:
             return None
         try:
-            return take.reader()
+            return run.reader()
         except errors.AnswerGone:
             return None
 
     def _start(
         self, question: CacheQuestion, name: str, at: AnswerRunId, generate: Generate
     ) -> "AnswerRun[PromptAccepted, Chunk, Generation]":
-        async def produce(take: "AnswerRun[PromptAccepted, Chunk, Generation]") -> Generation:
+        async def produce(run: "AnswerRun[PromptAccepted, Chunk, Generation]") -> Generation:
             generation: Generation | None = None
             async with aclosing(generate(self._bounds.most_seconds)) as answers:
                 async for said in answers:
                     match said:
                         case PromptAccepted():
-                            take.tell(said)
+                            run.tell(said)
                         case Chunk():
-                            await take.add(said)
+                            await run.add(said)
                         case Generation():
                             generation = said
             if generation is None:
-                raise errors.LinkLost("the answer broke off without its end", hint="try again")
-            # Before its readers learn of the end: from then on the take is not found any more.
-            await self._keep(question, name, take.chunks, generation)
+                raise errors.LinkLost("the answer ended without its end marker", hint="retry the request")
+            # Store it before its readers see the end, because then the run is no longer found.
+            await self._keep(question, name, run.chunks, generation)
             return generation
 
-        return self._takes.start(at, produce, seconds=self._bounds.most_seconds)
+        return self._runs.start(at, produce, seconds=self._bounds.most_seconds)
 
     # --- Valkey -----------------------------------------------------------------------------------------------------
 
@@ -194,7 +193,6 @@ class ResponseCache:
             await self._ask(_PUT, (name, _ORDER, _SIZES, _SUM), (value, round(1000 * self._bounds.keep_seconds), self._bounds.most_bytes))
 
     async def _ask(self, script: str, keys: Sequence[str], args: Sequence[str | int | bytes]) -> object:
-        """None where Valkey is away."""
         now = self._clock()
         if self._breaker.is_open and now < self._probe_at:
             return None
@@ -202,29 +200,29 @@ class ResponseCache:
         try:
             answer: object = await self._values.run(script, keys, args, seconds=VALKEY_SECONDS)
         except errors.Unavailable as error:
-            # One that refuses to write answers all other calls, which would close the breaker again and again.
+            # A read-only Valkey answers other calls, which would close the breaker again and again.
             if self._breaker.failed(self._clock()) or isinstance(error, CacheRefuses):
                 self._tell(script, error)
             return None
         self._breaker.succeeded()
         if self._failing == script:
             self._failing = None
-            _log.info("the response cache is used again")
+            _log.info("response cache enabled again")
         return answer
 
     def _tell(self, script: str, error: errors.Unavailable) -> None:
         if self._failing is None:
             self._failing = script
-            _log.error("the response cache is not used", call=script, reason=f"{error.message}: {error.__cause__!r}")
+            _log.error("response cache disabled", call=script, reason=f"{error.message}: {error.__cause__!r}")
 
 
-async def _follow(reader: "AnswerRunReader[PromptAccepted, Chunk, Generation]") -> AsyncGenerator[Said]:
+async def _follow(reader: "AnswerRunReader[PromptAccepted, Chunk, Generation]") -> AsyncGenerator[AnswerItem]:
     with reader:
         accepted: PromptAccepted | None = None
         async for number, chunk in reader:
-            if number and accepted is None and (accepted := reader.take.head) is not None:
+            if number and accepted is None and (accepted := reader.run.head) is not None:
                 yield accepted
             yield chunk
-        if accepted is None and reader.take.head is not None:
-            yield reader.take.head
+        if accepted is None and reader.run.head is not None:
+            yield reader.run.head
         yield reader.end

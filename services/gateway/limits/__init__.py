@@ -1,1 +1,1 @@
-"""What a caller may use in an hour, a minute and at once."""
+"""Limits callers per hour, per minute and in concurrency."""

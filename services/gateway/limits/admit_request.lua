@@ -1,21 +1,20 @@
--- Counts one request against several limits at once: against all of them, or, where one has no room, against none.
--- local_limits.py does the same in Python, number for number; change both.
+-- Counts one request against several limits: against all of them, or against none if one has no room.
+-- local_limits.py does the same in Python; change them together.
 --
--- requests_per_hour: a hash of minute -> requests. A window is the running minute and the 60 before it: that is more than an
---     hour, so that no hour, wherever it begins, ever holds more than the limit.
--- requests_per_minute, tokens_per_minute: GCRA. The key holds the time at which all that was taken has come back; it may lie a
---     minute ahead, which is the whole limit.
--- concurrency: a sorted set of request -> the end of its lease, which its gateway extends while it runs (extend_places.lua).
+-- requests_per_hour: a hash of requests by minute. A window has the current minute and the 60 before it: more than an hour, so that no
+--     hour, wherever it starts, ever exceeds the limit.
+-- requests_per_minute, tokens_per_minute: GCRA. The key holds the time at which the limit is unused again, at most a minute ahead.
+-- concurrency: a sorted set of requests by the end of their lease, which the gateway extends (extend_places.lua).
 --
--- KEYS: what the request holds (written where it takes tokens), then one for each limit
--- ARGV: seconds now (empty: the server's clock), 1 to count or 0 to look, tokens, request id, seconds of the lease,
+-- KEYS: the request's hold (written if it reserves tokens), then one for each limit
+-- ARGV: current time in seconds (empty: the server's clock), 1 to count or 0 to look, tokens, request id, seconds of the lease,
 --     then for each limit its kind and its number
--- Returns {1 or 0 = let in or not, then for each limit: left, milliseconds until it fits, milliseconds until it is whole}
+-- Returns {1 if admitted else 0, then for each limit: left, milliseconds until it fits, milliseconds until it is unused}
 
 local MINUTE, WINDOW = 60, 60
--- Keys outlive what they hold by a minute, for a clock that steps back.
+-- Keys outlive their content by a minute, in case the clock steps back.
 local SLACK_MS = 60000
--- A millisecond, and a hundredth of one unit at most: what is lost where numbers are rounded must not refuse the last one.
+-- Rounding tolerance, at most a hundredth of one unit: rounding must not refuse the last unit.
 local function lost(each)
     return math.min(0.001, each / 100)
 end
@@ -28,7 +27,7 @@ end
 local counting, tokens, id, lease = ARGV[2] == '1', tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
 local minute = math.floor(now / 60)
 local lease_ms = math.ceil(lease * 1000)
--- A gateway that was killed frees the places of its requests after so long.
+-- Lease without an extension: after this time, the slots of a killed gateway are free.
 local place = math.min(lease, 30)
 local place_ms = math.ceil(place * 1000)
 
@@ -36,12 +35,12 @@ local function exact(number)
     return string.format('%.17g', number)
 end
 
--- Rounded up, but a microsecond of it is what was lost in the numbers.
+-- Round up, after subtracting a microsecond of rounding error.
 local function milliseconds(seconds)
     return math.max(0, math.ceil(seconds * 1000 - 0.001))
 end
 
--- Each kind: `look` gives what it found, and `take` changes that and the key. left, retry and resets are in it.
+-- Each kind: `look` fills left, retry and resets; `take` changes them and the key.
 local kinds = {}
 
 local function leaves_in(counted)
@@ -57,7 +56,7 @@ kinds.requests_per_hour = {
             if counted < minute - WINDOW then
                 over[#over + 1] = fields[n]
             else
-                -- A minute of the future is one that was counted before the clock stepped back; it counts too.
+                -- Include future minutes, counted before the clock stepped back.
                 minutes[#minutes + 1] = counted
                 counts[counted] = tonumber(fields[n + 1])
                 used = used + counts[counted]
@@ -103,7 +102,7 @@ local function gcra(cost)
             local each = MINUTE / most
             local back_at = tonumber(redis.call('GET', key) or now)
             if back_at > now + MINUTE then
-                -- A clock that stepped back, or far more tokens than were reserved: it costs a minute and not more.
+                -- After a clock step, or with far more tokens than reserved, wait at most a minute.
                 back_at = now + MINUTE
                 redis.call('SET', key, exact(back_at), 'PX', MINUTE * 1000 + SLACK_MS)
             end
@@ -138,7 +137,7 @@ kinds.concurrency = {
             resets = tonumber(redis.call('ZRANGE', key, -1, -1, 'WITHSCORES')[2]) - now
         end
         if used + 1 > most then
-            -- When one ends is not known; somebody else's end is more likely in a second than in none.
+            -- Nobody knows when a slot becomes free, so retry in a second.
             retry = 1
         end
         return {left = most - used, retry = retry, resets = resets}

@@ -1,8 +1,8 @@
--- Extends the places of requests that still run. local_limits.py does the same in Python.
+-- Extends the leases of running requests. local_limits.py does the same in Python.
 --
--- KEYS: for each place the counter of those that run at once
--- ARGV: seconds now (empty: the server's clock), seconds of the lease, then for each place its request id
--- Returns how many there are
+-- KEYS: for each slot, the counter of its concurrency limit
+-- ARGV: current time in seconds (empty: the server's clock), seconds of the lease, then for each slot its request id
+-- Returns the number of slots
 
 local SLACK_MS = 60000
 
@@ -15,7 +15,7 @@ local lease = tonumber(ARGV[2])
 local lease_ms = math.ceil(lease * 1000)
 
 for i = 1, #KEYS do
-    -- Also one that is not there any more: it was forgotten while Valkey or this gateway was away, and its request runs.
+    -- Also add a missing one: it expired while Valkey or this gateway was away, and its request still runs.
     redis.call('ZADD', KEYS[i], string.format('%.17g', now + lease), ARGV[i + 2])
     if redis.call('PTTL', KEYS[i]) < lease_ms + SLACK_MS then
         redis.call('PEXPIRE', KEYS[i], lease_ms + SLACK_MS)

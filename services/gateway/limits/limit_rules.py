@@ -1,5 +1,5 @@
-"""Which limits a request counts against, and which of them is the tightest. Pure; ``admit_request.lua`` counts, and ``local_limits``
-where Valkey is away."""
+"""Defines the limits that a request counts against, and finds the tightest. Pure; ``admit_request.lua`` counts, or ``local_limits``
+while Valkey is down."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,27 +12,26 @@ from shared.api.auth import ApiKeyLimits, Principal
 from shared.api.gateway import NO_LIMIT, LimitState
 from shared.types import ModelName, RequestId, Tier
 
-#: What an unlimited caller is told where a number has to stand: more than anybody asks in an hour.
+#: Shown to an unlimited caller where a number is required.
 UNLIMITED = NO_LIMIT
-#: While several gateways count alone: together they may let in this many times the limit, so that one that gets more than its
-#: share of the calls does not refuse what fits.
+#: Gateways that count alone may together admit this multiple of the limit, so that an uneven distribution of calls doesn't cause
+#: refusals.
 _GENEROSITY = 1.2
 
-# All counters lie under one tag, so that a Redis cluster keeps them on one node: a call over several nodes could not be all or
-# nothing, and a model's counter belongs to every user's calls. The price is that this node counts for all; a call takes it some
-# 50 microseconds.
+# One hash tag for all counters keeps them on one node of a Redis cluster: a call over several nodes would not be atomic, and a model's
+# counter belongs to all users. The price is that one node counts everything, at about 50 microseconds per call.
 _PREFIX = "gateway:{limits}:"
 
 
-#: An error's attribute: the errors are everybody's, and limits are known here alone.
+#: Attribute that carries the remaining limits on any error.
 _LEFT = "left_of_limits"
 
-#: What happens to requests while Valkey is away: each gateway counts alone, nobody counts, or none is let in.
+#: While Valkey is down: each gateway counts alone, nothing is counted, or every request is refused.
 WithoutValkey = Literal["degrade", "open", "closed"]
 
 
 class LimitScope(StrEnum):
-    """Whose limit it is."""
+    """Who a limit applies to."""
 
     USER = "user"
     KEY = "key"
@@ -40,7 +39,7 @@ class LimitScope(StrEnum):
 
 
 class LimitKind(StrEnum):
-    """What it counts; the scripts know these words."""
+    """What a limit counts; the Lua scripts use the same words."""
 
     REQUESTS_PER_HOUR = "requests_per_hour"
     REQUESTS_PER_MINUTE = "requests_per_minute"
@@ -48,7 +47,7 @@ class LimitKind(StrEnum):
     CONCURRENCY = "concurrency"
 
 
-#: A request gives back of these what it did not use.
+#: Limits of which a request returns the unused part.
 HELD = (LimitKind.TOKENS_PER_MINUTE, LimitKind.CONCURRENCY)
 
 
@@ -56,30 +55,30 @@ HELD = (LimitKind.TOKENS_PER_MINUTE, LimitKind.CONCURRENCY)
 class RequestLimit:
     scope: LimitScope
     kind: LimitKind
-    #: Where it is counted.
+    #: Key of its counter.
     counter: str
     most: int
-    #: Whose, where the scope does not say it: the model's name.
+    #: The model's name; empty for users and keys.
     name: str = field(default="", compare=False)
-    #: The setting that it comes from, for people.
+    #: The setting that defines it, for people.
     source: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """How far one limit is used."""
+    """How much of a limit is used."""
 
-    #: Negative where the limit was lowered below what is used.
+    #: Negative if the limit was lowered below the usage.
     left: int
-    #: Until the request that was asked for fits; 0 when it does now.
+    #: Time until the request would be admitted; 0 if it would be now.
     retry_after_seconds: float
-    #: Until nothing is used any more (of an hour: until its oldest minute leaves); at the latest.
+    #: Time until the limit is unused again; for hourly limits, until the oldest minute expires.
     resets_in_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class LimitVerdict:
-    """Whether a request was let in, and every limit's count: after it where it was, without it where it was not."""
+    """Whether a request is admitted, and each limit's count: with the request if admitted, without it if not."""
 
     admitted: bool
     counts: tuple[Count, ...]
@@ -87,14 +86,14 @@ class LimitVerdict:
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """A limit and what is left of it."""
+    """What is left of a limit."""
 
     scope: LimitScope
     kind: LimitKind
     limit: int
     remaining: int
     resets_in_seconds: float
-    #: As of its limit.
+    #: See ``RequestLimit``.
     name: str = ""
     source: str = ""
 
@@ -105,7 +104,7 @@ class Allowance:
 
 @dataclass(frozen=True, slots=True)
 class TightestLimit:
-    """What the headers of an answer tell: of all limits of a kind the one with the least left. None where there is none."""
+    """The limits with the least left, for the response headers; None if there is none."""
 
     requests: Allowance | None = None
     tokens: Allowance | None = None
@@ -113,7 +112,7 @@ class TightestLimit:
 
 @dataclass(frozen=True, slots=True)
 class LimitRefusal:
-    """The limit that has no room, the one with the longest wait where several have none."""
+    """The exceeded limit, with the longest wait if there are several."""
 
     allowance: Allowance
     retry_after_seconds: float
@@ -122,37 +121,37 @@ class LimitRefusal:
 
 @dataclass(frozen=True, slots=True)
 class ConcurrencySlot:
-    """One of those that may run at once."""
+    """A request's slot in a concurrency limit."""
 
-    #: Where it is counted.
+    #: Key of its counter.
     counter: str
     request_id: RequestId
 
 
 class CountedRequest(Enum):
-    """Who counted a request."""
+    """Where a request was counted."""
 
     VALKEY = "valkey"
-    #: This gateway, while Valkey was away.
+    #: In this gateway, because Valkey was down.
     HERE = "here"
-    #: There is no limit, or Valkey was away and nobody counts then.
+    #: Nowhere: there is no limit, or Valkey was down with the setting "open".
     NOWHERE = "nowhere"
 
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What a request that was let in has taken, for ``Quotas.settle``."""
+    """What an admitted request has used, for ``Quotas.settle``."""
 
     counted: CountedRequest
     request_id: RequestId
-    #: Those that get something back.
+    #: Limits that get their unused part back.
     held: tuple[RequestLimit, ...]
     tightest: TightestLimit
 
 
-@lru_cache(maxsize=4096)  # asked several times for each request; as many callers as are busy
+@lru_cache(maxsize=4096)  # called several times per request; sized for the active callers
 def of_caller(principal: Principal, plan: TierPlan) -> tuple[RequestLimit, ...]:
-    """What every request of this caller counts against: its user's limits, and its key's where it came with one."""
+    """Return the limits of this caller's user, and of its key if it used one."""
     of_user = _of_scope(LimitScope.USER, f"{principal.limited_as}", plan)
     if principal.key_id is None:
         return of_user
@@ -160,7 +159,7 @@ def of_caller(principal: Principal, plan: TierPlan) -> tuple[RequestLimit, ...]:
 
 
 def of_model(model: ModelName, models: Mapping[ModelName, TierPlan]) -> tuple[RequestLimit, ...]:
-    """What a request counts against besides, whoever it is from."""
+    """Return the limits that apply to all callers of the model."""
     return _of_scope(LimitScope.MODEL, model, models[model]) if model in models else ()
 
 
@@ -182,12 +181,12 @@ def _of_scope(scope: LimitScope, whose: str, plan: TierPlan | ApiKeyLimits) -> t
 
 
 def hold(request_id: RequestId | str) -> str:
-    """Where it is remembered what a request holds, so that it gives that back once."""
+    """Return the key that records what a request holds, so that it is returned only once."""
     return f"{_PREFIX}request:{request_id}"
 
 
 def most_tokens(limits: Iterable[RequestLimit]) -> int | None:
-    """No request that reserves more tokens is ever let in; None where any number is."""
+    """Return the largest number of tokens that a request can ever reserve; None if unlimited."""
     return min((limit.most for limit in limits if limit.kind is LimitKind.TOKENS_PER_MINUTE), default=None)
 
 
@@ -203,53 +202,52 @@ def tightest(limits: Sequence[RequestLimit], counts: Sequence[Count]) -> Tightes
 
 
 def refusal(limits: Sequence[RequestLimit], counts: Sequence[Count]) -> LimitRefusal:
-    """Why there was no room."""
+    """Return the exceeded limit with the longest wait."""
     limit, count = max(zip(limits, counts, strict=True), key=lambda pair: pair[1].retry_after_seconds)
     return LimitRefusal(_allowance(limit, count), count.retry_after_seconds, tightest(limits, counts))
 
 
 def words(allowance: Allowance, tier: Tier) -> str:
-    """Which limit it is, for people."""
+    """Describe the limit for people."""
     whose = {LimitScope.USER: f"the {tier} tier's", LimitScope.KEY: "this key's", LimitScope.MODEL: "the model's"}[allowance.scope]
     what = {
         LimitKind.REQUESTS_PER_HOUR: "requests per hour",
         LimitKind.REQUESTS_PER_MINUTE: "requests per minute",
         LimitKind.TOKENS_PER_MINUTE: "tokens per minute",
-        LimitKind.CONCURRENCY: "requests at once",
+        LimitKind.CONCURRENCY: "concurrent requests",
     }[allowance.kind]
     return f"{whose} limit of {allowance.limit} {what}"
 
 
 def hourly(found: Sequence[Allowance]) -> Allowance:
-    """The caller's tightest of an hour; a number that nobody reaches where there is none."""
+    """Return the caller's tightest hourly limit; UNLIMITED if there is none."""
     least = _least([one for one in found if one.kind is LimitKind.REQUESTS_PER_HOUR and one.scope is not LimitScope.MODEL])
     return least or Allowance(LimitScope.USER, LimitKind.REQUESTS_PER_HOUR, UNLIMITED, UNLIMITED, 0)
 
 
 def states(found: Iterable[Allowance]) -> tuple[LimitState, ...]:
-    """The same for the wire."""
+    """Convert allowances to wire types."""
     return tuple(LimitState(one.scope, one.kind, one.limit, one.remaining, one.resets_in_seconds, one.name, one.source) for one in found)
 
 
-def tell_with(error: Exception, tightest: TightestLimit | None) -> None:
-    """A request that was counted and then refused for another reason: its answer tells what is left, as a good one does."""
+def attach_limits(error: Exception, tightest: TightestLimit | None) -> None:
+    """Attach the remaining limits to an error of a counted request, for the response headers."""
     if tightest is not None:
         setattr(error, _LEFT, tightest)
 
 
-def told_with(error: Exception) -> TightestLimit | None:
-    """None where nothing was counted, or nothing is limited."""
+def attached_limits(error: Exception) -> TightestLimit | None:
+    """Return the limits attached by ``attach_limits``; None if there are none."""
     found = getattr(error, _LEFT, None)
     return found if isinstance(found, TightestLimit) else None
 
 
 def shares(limits: Iterable[RequestLimit], gateways: int) -> tuple[RequestLimit, ...]:
-    """What one of so many gateways counts alone with: at least one, or nobody of that limit would be let in."""
+    """Return one gateway's share of the limits, at least 1 each so that no limit blocks everything."""
     return tuple(replace(limit, most=max(1, min(limit.most, int(limit.most * _GENEROSITY / gateways)))) for limit in limits)
 
 
 def _allowance(limit: RequestLimit, count: Count) -> Allowance:
-    # What is used above a lowered limit leaves nothing, and not less than nothing.
     left = max(0, min(limit.most, count.left))
     return Allowance(limit.scope, limit.kind, limit.most, left, count.resets_in_seconds, limit.name, limit.source)
 

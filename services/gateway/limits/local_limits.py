@@ -1,6 +1,6 @@
-"""The limits, counted in this process while Valkey is away. Pure; the caller brings the time.
+"""Counts the limits in this process while Valkey is down. Pure.
 
-Number for number what ``admit_request.lua`` and ``settle_request.lua`` do; change both.
+Gives the same numbers as ``admit_request.lua`` and ``settle_request.lua``; change them together.
 """
 
 import math
@@ -12,42 +12,41 @@ from services.gateway.limits.limit_rules import HELD, ConcurrencySlot, Count, Li
 from shared.types import RequestId
 
 _MINUTE_SECONDS = 60
-#: A window is the running minute and the 60 before it.
+#: A window has the current minute and the 60 before it.
 _WINDOW_MINUTES = 60
-#: And a hundredth of one unit at most: what is lost where numbers are rounded must not refuse the last one.
+#: Rounding tolerance, at most a hundredth of one unit: rounding must not refuse the last unit.
 _LOST_SECONDS = 0.001
-#: When a place among those that run at once gets free is not known.
+#: Retry time for a concurrency limit, because nobody knows when a slot becomes free.
 _TRY_AGAIN_SECONDS = 1
-#: A place among those that run at once is held for so long without word of the request's gateway, as ``admit_request.lua`` has it.
+#: Lease of a concurrency slot without an extension, as in ``admit_request.lua``.
 PLACE_SECONDS = 30.0
-#: Counters and open requests that are remembered: a counter takes 0.3 KB, one of a busy hour 4 KB. Those that were not used for
-#: longest go first, and begin anew.
+#: Counters and open requests kept: a counter takes 0.3 KB, or 4 KB after a busy hour. The least recently used are dropped.
 _MOST_REMEMBERED = 10_000
 
 
 @dataclass(slots=True)
 class _LocalCounter:
-    """One limit's state; of each kind one field is used."""
+    """One limit's state; each kind uses one field."""
 
-    #: minute -> requests.
+    #: Requests by minute.
     minutes: dict[int, int] = field(default_factory=dict)
-    #: When all that was taken has come back.
+    #: When all used tokens or requests are available again (GCRA).
     back_at: float = -math.inf
-    #: request -> the end of its lease.
+    #: End of each request's lease.
     leases: dict[RequestId, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class _Hold:
-    """What one request took of the tokens."""
+    """The tokens that one request has reserved."""
 
     tokens: int
-    #: counter -> the seconds that one token takes, and the counter's ``back_at`` when the request was let in.
+    #: For each counter: the seconds per token, and its ``back_at`` when the request was admitted.
     taken: dict[str, tuple[float, float]]
 
 
 class LocalLimits:
-    """One for a gateway. Times are seconds of any clock, always the same one."""
+    """Counts limits in memory. Times are seconds of any one clock."""
 
     def __init__(self, *, most: int = _MOST_REMEMBERED) -> None:
         self._most = most
@@ -58,14 +57,14 @@ class LocalLimits:
         return len(self._counters)
 
     def look(self, limits: Sequence[RequestLimit], *, tokens: int, now: float) -> LimitVerdict:
-        """Whether such a request would be let in; counts nothing."""
+        """Return whether such a request would be admitted, without counting it."""
         counts = tuple(_look(self._counters.get(limit.counter, _LocalCounter()), limit, tokens, now) for limit in limits)
         return LimitVerdict(not any(count.retry_after_seconds > 0 for count in counts), counts)
 
     def admit(
         self, limits: Sequence[RequestLimit], request_id: RequestId, *, tokens: int, lease_seconds: float, now: float
     ) -> LimitVerdict:
-        """Count it against all of them or, where one has no room, against none."""
+        """Count the request against all limits, or against none if one has no room."""
         verdict = self.look(limits, tokens=tokens, now=now)
         if not verdict.admitted:
             return verdict
@@ -85,8 +84,8 @@ class LocalLimits:
         return LimitVerdict(admitted=True, counts=tuple(Count(count.left, 0, count.resets_in_seconds) for count in counts))
 
     def settle(self, held: Sequence[RequestLimit], request_id: RequestId, *, tokens: int, now: float) -> bool:
-        """Give back what the request did not use; False where it had nothing to give back, as the second time. The numbers of the
-        limits do not matter: what was taken counts."""
+        """Return what the request did not use; False if it holds nothing, as on a second call. Uses what was reserved, whatever the
+        limits are now."""
         hold = self._holds.pop(request_id, None)
         gave = hold is not None
         for limit in held:
@@ -98,14 +97,14 @@ class LocalLimits:
                 gave |= counter.leases.pop(request_id, None) is not None
             elif hold is not None and limit.counter in hold.taken:
                 each, back_at = hold.taken[limit.counter]
-                # What has come back by time is not given back a second time.
+                # What the passing time has restored is not returned again.
                 unused = min((hold.tokens - tokens) * each, max(back_at - now, 0))
                 ahead = max(counter.back_at - now, 0) - unused
                 counter.back_at = now + ahead if ahead > 0 else -math.inf
         return gave
 
     def extend(self, places: Iterable[ConcurrencySlot], *, now: float) -> None:
-        """The requests of these places still run."""
+        """Extend the leases of running requests."""
         for place in places:
             self._counter(place.counter).leases[place.request_id] = now + PLACE_SECONDS
 
@@ -147,7 +146,7 @@ def _look_at_hour(counter: _LocalCounter, most: int, now: float) -> Count:
 def _look_at_minute(counter: _LocalCounter, most: int, cost: int, now: float) -> Count:
     each = _MINUTE_SECONDS / most
     lost = min(_LOST_SECONDS, each / 100)
-    # A clock that stepped back, or far more tokens than were reserved: it costs a minute and not more.
+    # After a clock step, or with far more tokens than reserved, wait at most a minute.
     counter.back_at = min(counter.back_at, now + _MINUTE_SECONDS)
     ahead = max(counter.back_at - now, 0)
     retry = ahead + cost * each - _MINUTE_SECONDS if ahead + cost * each > _MINUTE_SECONDS + lost else 0
@@ -183,10 +182,10 @@ def _leaves_in(minute: int, now: float) -> float:
 
 
 def _wait(seconds: float) -> float:
-    """In whole milliseconds and never too short: whoever has to wait at all waits one."""
+    """Round up to whole milliseconds, at least one if there is a wait."""
     return max(1, math.ceil(seconds * 1000)) / 1000 if seconds > 0 else 0
 
 
 def _milliseconds(seconds: float) -> float:
-    """Rounded up to whole milliseconds, as the script answers; but a microsecond of it is what was lost in the numbers."""
+    """Round up to whole milliseconds like the script, after subtracting a microsecond of rounding error."""
     return max(0, math.ceil(seconds * 1000 - 0.001)) / 1000

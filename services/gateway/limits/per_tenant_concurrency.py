@@ -1,6 +1,6 @@
-"""Tells a crowd off at the door: who has more requests here than may run at once is refused before anything of them is read.
+"""Refuses callers with far more requests than may run at once, before their bodies are read. Pure.
 
-The limits refuse them too, one by one, and that costs a body that is read and a question to Valkey for each. Pure.
+The limits would refuse these requests, too, but only after reading a body and asking Valkey for each.
 """
 
 from collections import Counter
@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from services.gateway.limits.limit_rules import LimitKind, RequestLimit
 from shared import errors
 
-#: Here beside those that may run: some are just ending, and the limits have the last word.
+#: Requests allowed beyond the limit: some are just ending, and the limits decide about the rest.
 SLACK = 16
 
 
 class PerTenantConcurrency:
-    """One for the gateway."""
+    """Counts the requests present at this gateway."""
 
     def __init__(self) -> None:
         self._here: Counter[str] = Counter()
@@ -24,14 +24,14 @@ class PerTenantConcurrency:
         return len(self._here)
 
     @contextmanager
-    def one_more(self, limits: Sequence[RequestLimit]) -> Iterator[None]:
-        """For as long as the block. ``limits``: those of its caller. Raises Limited."""
+    def count_request(self, limits: Sequence[RequestLimit]) -> Iterator[None]:
+        """Count a request for the duration of the block, against its caller's ``limits``. Raises Limited."""
         counted = [limit for limit in limits if limit.kind is LimitKind.CONCURRENCY]
         for limit in counted:
             if self._here[limit.counter] >= limit.most + SLACK:
                 raise errors.Limited(
-                    f"{self._here[limit.counter]} of your requests are here already, and {limit.most} may run at once",
-                    hint="send fewer at once",
+                    f"{self._here[limit.counter]} of your requests are already here; your limit is {limit.most} concurrent requests",
+                    hint="send fewer requests at the same time",
                     retry_after_seconds=1,
                 )
         for limit in counted:

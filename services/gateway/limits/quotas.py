@@ -1,4 +1,4 @@
-"""Counts requests against the limits: in Valkey, and by the settings' choice in this process while Valkey is away."""
+"""Counts requests against the limits in Valkey, or in this process while Valkey is down, as the settings say."""
 
 import asyncio
 import contextlib
@@ -34,19 +34,19 @@ from shared.stores.cache import CacheRefuses
 from shared.telemetry import Metrics, logs
 from shared.types import ModelName, RequestId, Tier
 
-#: What a request that its gateway never settled took of the tokens is remembered so long after its deadline.
+#: How long after its deadline an unsettled request's tokens are still recorded.
 _LEASE_SLACK_SECONDS = 10.0
-#: Calls to Valkey at once. More wait here, where their waiting is not taken for Valkey's: it works off one after the other, so
-#: many in 10 ms, and of 1,000 the last would be answered after 60.
+#: Concurrent calls to Valkey. It handles one after another, so 1,000 at once would exceed the answer timeout; others wait here, where
+#: waiting doesn't count as a failure of Valkey.
 _AT_ONCE = 128
 PROBE_SECONDS = 1.0
-#: Two may get lost before a place's lease of 30 s ends.
+#: Two may get lost before the 30 s lease of a slot ends.
 PLACE_HEARTBEAT_SECONDS = 9.0
-#: Places in one call, so that it is answered in time: some 0.5 ms of Valkey's.
+#: Slots per call, about 0.5 ms of Valkey's time.
 _PLACES_AT_ONCE = 256
-#: Requests that ended while Valkey was away and are settled when it is back: some 300 KB. Older ones end with their lease.
+#: Requests that ended while Valkey was down and are settled later, about 300 KB. Others end with their lease.
 _MOST_UNSETTLED = 1_000
-#: It writes, as a request does: a Valkey that only reads is not back.
+#: The probe writes, because a read-only Valkey is of no use.
 _PROBE = RequestLimit(LimitScope.USER, LimitKind.CONCURRENCY, limit_rules.hold("probe"), limit_rules.UNLIMITED)
 _PROBE_LEASE_SECONDS = 1.0
 
@@ -57,22 +57,22 @@ _log = logs.get(part="quotas")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitRules:
-    """What the settings say of limits."""
+    """The limits from the settings."""
 
     plans: Mapping[Tier, TierPlan]
-    #: Limits of a model, for all its users together.
+    #: Limits of a model over all its users.
     models: Mapping[ModelName, TierPlan] = field(default_factory=dict)
     without_valkey: WithoutValkey = "degrade"
 
 
 class LimitReached(errors.Limited):
-    """One of the limits has no room; knows which, and what is left of the others."""
+    """A limit is exceeded; carries it and what is left of the others."""
 
     def __init__(self, refused: limit_rules.LimitRefusal, tier: Tier) -> None:
         reached = "reached" if refused.allowance.kind is limit_rules.LimitKind.CONCURRENCY else "used up"
         super().__init__(
             f"{limit_rules.words(refused.allowance, tier)} is {reached}",
-            hint="wait, or ask the admin for a higher limit",
+            hint="wait, or ask an administrator for a higher limit",
             retry_after_seconds=refused.retry_after_seconds,
         )
         self.allowance = refused.allowance
@@ -80,7 +80,7 @@ class LimitReached(errors.Limited):
 
 
 class Quotas:
-    """``gateways`` says how many of them are alive, this one included. Run ``watch`` for as long as it is used."""
+    """Counts requests. ``gateways`` returns how many are alive, this one included. Run ``watch`` while it is used."""
 
     def __init__(
         self,
@@ -103,21 +103,21 @@ class Quotas:
         self._answered_at = -math.inf
         self._places = asyncio.Semaphore(_AT_ONCE)
         self._unsettled: deque[tuple[Spent, int]] = deque(maxlen=_MOST_UNSETTLED)
-        #: Requests that hold a place among those that may run at once, and until when they may run.
+        #: Requests that hold a concurrency slot, and their deadlines.
         self._placed: dict[RequestId, tuple[Spent, float]] = {}
-        #: Valkey is away, or something waits to be settled.
+        #: Set while Valkey is down or settlements wait.
         self._concern = asyncio.Event()
         self._degraded.set(0)
 
     async def spend(self, found: Sequence[RequestLimit], request_id: RequestId, *, tier: Tier, tokens: int, seconds: float) -> Spent:
-        """Count one request against the limits ``found`` for it, with at most so many tokens and so long. Settle what this returns.
-        Raises LimitReached or TokensTooLarge, and then nothing was counted; Unavailable if no request is let in without Valkey."""
+        """Count a request of at most ``tokens`` and ``seconds`` against the limits ``found``. Pass the result to ``settle``. Raises
+        LimitReached or TokensTooLarge without counting; Unavailable if Valkey is down and the setting is "closed"."""
         most = limit_rules.most_tokens(found)
         if most is not None and tokens > most:
             self._refused.inc()
             raise errors.TokensTooLarge(
-                f"the prompt and max_tokens come to {tokens} tokens, and the limit is {most} tokens per minute",
-                hint="lower max_tokens, shorten the prompt, or ask the admin for a higher limit",
+                f"the prompt and max_tokens add up to {tokens} tokens, but the limit is {most} tokens per minute",
+                hint="lower max_tokens, shorten the prompt, or ask an administrator for a higher limit",
             )
         if not found:
             self._admitted.inc()
@@ -127,7 +127,7 @@ class Quotas:
         try:
             verdict = await self._ask(lambda: self._valkey.admit(found, request_id, tokens=tokens, lease_seconds=lease_seconds))
         except asyncio.CancelledError:
-            # Valkey may have counted it, and nobody will settle it.
+            # Valkey may have counted it, so settle it.
             self._settle_later(Spent(CountedRequest.VALKEY, request_id, held, TightestLimit()), 0)
             raise
         if verdict is not None:
@@ -135,7 +135,7 @@ class Quotas:
         match self._rules.without_valkey:
             case "degrade":
                 found = limit_rules.shares(found, self._gateways())
-                # What is more than this gateway's share takes all of it: other gateways may be idle.
+                # A request larger than this gateway's share uses all of it, because other gateways may be idle.
                 least = limit_rules.most_tokens(found)
                 tokens = tokens if least is None else min(tokens, least)
                 verdict = self._here.admit(found, request_id, tokens=tokens, lease_seconds=lease_seconds, now=self._clock())
@@ -146,11 +146,11 @@ class Quotas:
             case "closed":
                 self._refused.inc()
                 self._settle_later(Spent(CountedRequest.NOWHERE, request_id, held, TightestLimit()), 0)
-                raise errors.Unavailable("requests cannot be counted now: Valkey is away", hint="try again soon", retry_after_seconds=1)
+                raise errors.Unavailable("requests can't be counted: Valkey is down", hint="retry soon", retry_after_seconds=1)
 
     async def settle(self, spent: Spent, *, tokens: int) -> None:
-        """Give back what the request did not use. Never raises; safe to call twice, the second time changes nothing. Where Valkey is
-        away it waits for that, and nobody waits for it."""
+        """Return what the request did not use. Never raises; safe to call twice. If Valkey is down, it is settled later in the
+        background."""
         if not spent.held:
             return
         self._placed.pop(spent.request_id, None)
@@ -158,20 +158,20 @@ class Quotas:
             self._here.settle(spent.held, spent.request_id, tokens=tokens, now=self._clock())
         settled: bool | None = None
         try:
-            # Also what was counted here: Valkey may have counted it too, and only its answer came too late.
+            # Even if counted here: Valkey may have counted it, too, and answered too late.
             settled = await self._ask(lambda: self._valkey.settle(spent.held, spent.request_id, tokens=tokens))
         finally:
             if settled is None:
                 self._settle_later(spent, tokens)
 
     async def keep_places(self) -> None:
-        """For ever: extend the places of what runs here, so that those of a gateway that was killed are free soon."""
+        """Extend the slots of running requests forever, so that those of a killed gateway expire soon."""
         await lifecycle.every(PLACE_HEARTBEAT_SECONDS, self.extend_places)
 
     async def extend_places(self) -> None:
-        """Never raises. While Valkey is away only this gateway's own counts are extended."""
+        """Extend all slots once. Never raises; while Valkey is down, only the local counts are extended."""
         now = self._clock()
-        # One that was never settled ends with its deadline.
+        # An unsettled request ends with its deadline.
         self._placed = {request_id: one for request_id, one in self._placed.items() if now < one[1]}
         self._here.extend(_places(spent for spent, _ in self._placed.values() if spent.counted is CountedRequest.HERE), now=now)
         waiting = deque(self._placed)
@@ -179,7 +179,7 @@ class Quotas:
             batch = [waiting.popleft() for _ in range(min(_PLACES_AT_ONCE, len(waiting)))]
 
             async def extend(request_ids: Sequence[RequestId] = batch) -> bool:
-                # Looked up when it is sent: what was settled meanwhile must not get its place again.
+                # Checked when the call is sent: a request settled meanwhile must not get its slot back.
                 running = [self._placed[request_id][0] for request_id in request_ids if request_id in self._placed]
                 if places := _places(running):
                     await self._valkey.extend(places)
@@ -189,7 +189,7 @@ class Quotas:
                 return
 
     async def look(self, principal: Principal, is_open: Callable[[ModelName], bool] = lambda _model: False) -> tuple[Allowance, ...]:
-        """What is left of every limit of this caller, and of each limited model that is open to it; counts nothing."""
+        """Return what is left of this caller's limits and of each limited model that ``is_open`` to it, without counting."""
         models = (limit for model in self._rules.models if is_open(model) for limit in limit_rules.of_model(model, self._rules.models))
         found = (*self.limits_of(principal), *models)
         verdict = await self._ask(lambda: self._valkey.look(found, tokens=0)) if found else LimitVerdict(admitted=True, counts=())
@@ -199,7 +199,7 @@ class Quotas:
         return limit_rules.allowances(found, verdict.counts)
 
     def limits_of(self, principal: Principal) -> tuple[RequestLimit, ...]:
-        """All that its requests count against, but for those of the model."""
+        """Return the caller's limits without those of models."""
         return limit_rules.of_caller(principal, self._rules.plans[principal.tier])
 
     def limits(self, principal: Principal, model: ModelName) -> tuple[RequestLimit, ...]:
@@ -207,12 +207,12 @@ class Quotas:
         return (*self.limits_of(principal), *limit_rules.of_model(model, self._rules.models))
 
     async def connect(self) -> None:
-        """Before the first request: or a burst of them would wait for the connection. Never raises."""
+        """Connect before the first request, so that a burst doesn't wait for it. Never raises."""
         with contextlib.suppress(errors.Unavailable):
             await self._valkey.connect()
 
     async def watch(self) -> None:
-        """For ever: ask a Valkey that was away every second whether it is back, and settle then what waits for that."""
+        """Probe Valkey every second while it is down, and settle what waits when it is back. Runs forever."""
         while True:
             await self._concern.wait()
             await asyncio.sleep(PROBE_SECONDS)
@@ -241,9 +241,8 @@ class Quotas:
         return spent
 
     async def _ask(self, call: Callable[[], Awaitable[T]]) -> T | None:
-        """What Valkey answers; None where it is away."""
         async with self._places:
-            # Whoever waited for a place knows by now what the others found out.
+            # The breaker may have opened during the wait.
             if self._breaker.is_open:
                 return None
             began = self._clock()
@@ -259,13 +258,13 @@ class Quotas:
 
     def _failed(self, error: errors.Unavailable, began: float) -> None:
         now = self._clock()
-        # So long without an answer to anybody is not one call's bad luck.
+        # No answer to any call for so long is more than one slow call.
         is_silent = now - began >= ANSWER_SECONDS and self._answered_at < began
-        # What it refuses to one it refuses to all, though it may take what gives something back.
+        # A refusal applies to all calls.
         if self._breaker.failed(now, times=FAILURES if is_silent or isinstance(error, CacheRefuses) else 1):
             self._degraded.set(1)
             self._concern.set()
-            _log.error("limits are not counted in valkey", mode=self._rules.without_valkey, reason=f"{error.message}: {error.__cause__!r}")
+            _log.error("valkey is not counting limits", mode=self._rules.without_valkey, reason=f"{error.message}: {error.__cause__!r}")
 
     async def _probe(self) -> None:
         try:
@@ -275,7 +274,7 @@ class Quotas:
             return
         if self._breaker.succeeded():
             self._degraded.set(0)
-            _log.info("limits are counted in valkey again")
+            _log.info("valkey is counting limits again")
 
     def _settle_later(self, spent: Spent, tokens: int) -> None:
         self._unsettled.append((spent, tokens))
@@ -284,7 +283,7 @@ class Quotas:
     async def _settle_what_waits(self) -> None:
         while self._unsettled:
             spent, tokens = self._unsettled.popleft()
-            if await self._ask(lambda: self._valkey.settle(spent.held, spent.request_id, tokens=tokens)) is None:  # noqa: B023 - awaited at once
+            if await self._ask(lambda: self._valkey.settle(spent.held, spent.request_id, tokens=tokens)) is None:  # noqa: B023 - awaited now
                 self._unsettled.appendleft((spent, tokens))
                 return
         if not self._breaker.is_open:

@@ -1,9 +1,9 @@
--- Gives back what a request did not use: its place among those that run at once, and its unused tokens. Once: what it holds is
--- taken away with the first call, and a second one finds nothing. local_limits.py does the same in Python.
+-- Returns what a request did not use: its concurrency slot and its unused tokens. A second call finds nothing to return.
+-- local_limits.py does the same in Python.
 --
--- KEYS: what the request holds, then one for each limit that it holds something of
--- ARGV: seconds now (empty: the server's clock), tokens that it used, request id, then for each limit its kind and its number
--- Returns 1 where it had something to give back, else 0
+-- KEYS: the request's hold, then one for each limit of which it holds something
+-- ARGV: current time in seconds (empty: the server's clock), tokens used, request id, then for each limit its kind and its number
+-- Returns 1 if there was something to return, else 0
 
 local MINUTE = 60
 local SLACK_MS = 60000
@@ -31,7 +31,7 @@ for i = 2, #KEYS do
     elseif held then
         position = position + 1
         local back_at = tonumber(redis.call('GET', KEYS[i]) or now)
-        -- What has come back by time is not given back a second time.
+        -- What the passing time has restored is not returned again.
         local unused = math.min((taken[1] - used) * (MINUTE / most), math.max(taken[position] - now, 0))
         local ahead = math.max(back_at - now, 0) - unused
         if ahead > 0 then

@@ -1,4 +1,4 @@
-"""What a tier includes, from the settings. Pure."""
+"""Defines what each tier includes, from the settings. Pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -6,30 +6,30 @@ from dataclasses import dataclass, field, replace
 from shared.api.ledger import MICRO
 from shared.types import MicroCredits, ModelName, Tier
 
-#: What may be set of a tier, by the name it has in the settings.
+#: The numbers of a tier, by their names in the settings.
 NUMBERS = ("requests_per_hour", "requests_per_minute", "tokens_per_minute", "concurrency", "credits")
-#: What may be set of a model: it belongs to nobody, so it has no credits.
+#: The numbers of a model, which has no account and so no credits.
 LIMITS = NUMBERS[:-1]
-#: Instead of a number: no limit.
+#: The setting's value for no limit.
 UNLIMITED = "unlimited"
 
 
 @dataclass(frozen=True, slots=True)
 class TierPlan:
-    """None is no limit."""
+    """The limits and credits of a tier or model; None means no limit."""
 
     requests_per_hour: int | None
     requests_per_minute: int | None
     tokens_per_minute: int | None
-    #: Requests of one user that run at once.
+    #: Concurrent requests of one user.
     concurrency: int | None
-    #: Credits of each month.
+    #: Credits per month.
     credits: int | None
-    #: The setting that each number comes from, by the number's name; one that is not here is the default.
+    #: The setting that defines each number; missing ones are defaults.
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def source_of(self, name: str) -> str:
-        """For people: the setting that the number comes from."""
+        """Return the setting that defines the number, for people."""
         return self.sources.get(name, "default")
 
     @property
@@ -40,18 +40,18 @@ class TierPlan:
 DEFAULTS = {
     Tier.FREE: TierPlan(100, 10, None, 10, 100_000),
     Tier.PRO: TierPlan(1_000, 100, None, 100, 1_000_000),
-    # What an enterprise gets is agreed with it.
+    # Negotiated with each customer.
     Tier.ENTERPRISE: TierPlan(None, None, None, None, None),
 }
 
 
-#: Of a model that the settings do not name.
+#: For models without settings.
 NO_LIMITS = TierPlan(None, None, None, None, None)
 
 
 def with_old_setting(plan: TierPlan, setting: str, requests_per_hour: int | None, numbers: Mapping[str, str]) -> TierPlan:
-    """The plan where a setting for its hour alone is set. That setting binds: unless the tier's own ``numbers`` name a limit of a minute,
-    there is none, which would refuse what the hour allows."""
+    """Apply the older setting for requests per hour. Drop the tier's default limit per minute, which could refuse what the hour allows,
+    unless the tier's own ``numbers`` set one."""
     if requests_per_hour is None:
         return plan
     sources = {**plan.sources, "requests_per_hour": setting}
@@ -60,12 +60,12 @@ def with_old_setting(plan: TierPlan, setting: str, requests_per_hour: int | None
 
 
 def plan_of(plans: Mapping[Tier, TierPlan], tier: Tier, *, shares_limits: bool) -> TierPlan:
-    """An organization that shares its founder's limits has no included credits: else each founding would bring some."""
+    """Return the tier's plan, without credits for an organization that shares its founder's limits: founding must not earn credits."""
     return replace(plans[tier], credits=0) if shares_limits else plans[tier]
 
 
 def changed(plan: TierPlan, numbers: Mapping[str, str], allowed: Sequence[str] = NUMBERS, *, setting: str = "") -> TierPlan:
-    """The plan with other numbers, from a setting of this name. Raises ValueError, for people, with all that is wrong."""
+    """Return the plan with other numbers from ``setting``. Raises ValueError that lists all mistakes, for people."""
     found: dict[str, int | None] = {}
     mistakes: list[str] = []
     for name, text in numbers.items():
@@ -79,17 +79,17 @@ def changed(plan: TierPlan, numbers: Mapping[str, str], allowed: Sequence[str] =
 
 
 def of_models(numbers: Mapping[str, str]) -> dict[ModelName, TierPlan]:
-    """The plans of models from `model.name` and a number each. Raises ValueError, for people, with all that is wrong."""
+    """Parse plans from `model.name` and number pairs. Raises ValueError that lists all mistakes, for people."""
     by_model: dict[ModelName, dict[str, str]] = {}
     for place, text in numbers.items():
-        # A model's name may have dots of its own.
+        # A model's name may contain dots.
         model, _, name = place.rpartition(".")
         by_model.setdefault(ModelName(model), {})[name] = text
     plans: dict[ModelName, TierPlan] = {}
     mistakes: list[str] = []
     for model, of_model in by_model.items():
         if not model:
-            mistakes.append(f"{', '.join(of_model)}: say model.{LIMITS[0]}=number")
+            mistakes.append(f"{', '.join(of_model)}: write model.{LIMITS[0]}=number")
             continue
         try:
             plans[model] = changed(NO_LIMITS, of_model, LIMITS, setting="MODEL_LIMITS")
@@ -102,9 +102,9 @@ def of_models(numbers: Mapping[str, str]) -> dict[ModelName, TierPlan]:
 
 def _number(name: str, text: str, allowed: Sequence[str]) -> int | None:
     if name not in allowed:
-        raise ValueError(f"{name!r} is none of {', '.join(allowed)}")
+        raise ValueError(f"{name!r} is not one of {', '.join(allowed)}")
     if text == UNLIMITED:
         return None
     if not text.isascii() or not text.isdigit() or not (0 if name == "credits" else 1) <= int(text) <= 10**12:
-        raise ValueError(f"{name}={text}: say a whole number, or {UNLIMITED}")
+        raise ValueError(f"{name}={text}: use a whole number, or {UNLIMITED}")
     return int(text)

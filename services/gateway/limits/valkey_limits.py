@@ -1,4 +1,4 @@
-"""The limits, counted in Valkey by three scripts. Only this file knows how a call to them is written."""
+"""Counts the limits in Valkey with three scripts. Only this module knows their arguments."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +9,8 @@ from services.gateway.limits.limit_rules import ConcurrencySlot, Count, LimitVer
 from services.gateway.limits.local_limits import PLACE_SECONDS
 from shared.types import RequestId
 
-#: A call takes 0.2 ms. Four times 20 ms: on a machine that is busy Valkey itself is not run for 20 ms every now and then, and to
-#: count elsewhere then would let more in than the limit.
+#: A call takes 0.2 ms, but a busy machine may not schedule Valkey for 20 ms now and then, and counting elsewhere would exceed the
+#: limit. So this allows four such pauses.
 ANSWER_SECONDS = 0.08
 _ADMIT, _SETTLE, _EXTEND = "admit_request", "settle_request", "extend_places"
 
@@ -18,7 +18,7 @@ Argument = str | int | float | bytes
 
 
 class Counters(Protocol):
-    """The part of shared.stores.cache that is used here."""
+    """See ``shared.stores.cache``."""
 
     async def connect(self) -> None: ...
 
@@ -28,8 +28,8 @@ class Counters(Protocol):
 
 
 class ValkeyLimits:
-    """As LocalLimits, by Valkey's clock. Every method raises Unavailable when Valkey does not answer within 80 ms; it may have
-    counted even so. ``now`` is for tests."""
+    """Works like LocalLimits, on Valkey's clock. Every method raises Unavailable if Valkey does not answer within 80 ms, but it may have
+    counted. ``now`` is for tests."""
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
@@ -37,12 +37,12 @@ class ValkeyLimits:
             counters.script(name, Path(__file__).with_name(f"{name}.lua").read_text(encoding="utf-8"), urgent=True)
 
     async def connect(self) -> None:
-        """So that no call's 80 ms go for that. Raises Unavailable, after a second or two."""
+        """Connect in advance, outside of the 80 ms. Raises Unavailable after a second or two."""
         await self._counters.connect()
 
     async def look(self, found: Sequence[RequestLimit], *, tokens: int, now: float | None = None) -> LimitVerdict:
         args = [_time(now), 0, tokens, "", 0, *_numbers(found)]
-        # Of what a request holds nothing is read or written; but it has its place among the keys.
+        # The script needs a key for the hold, but doesn't use it here.
         return await self._ask(limit_rules.hold("none"), found, args)
 
     async def admit(
@@ -57,7 +57,7 @@ class ValkeyLimits:
         return bool(await self._counters.run(_SETTLE, keys, args, seconds=ANSWER_SECONDS))
 
     async def extend(self, places: Sequence[ConcurrencySlot], *, now: float | None = None) -> None:
-        """The requests of these places still run."""
+        """Extend the leases of running requests."""
         args: list[Argument] = [_time(now), PLACE_SECONDS, *(str(place.request_id) for place in places)]
         await self._counters.run(_EXTEND, [place.counter for place in places], args, seconds=ANSWER_SECONDS)
 

@@ -1,1 +1,1 @@
-"""OpenAI's API on top of the pipeline."""
+"""Serves OpenAI's API."""

@@ -1,4 +1,4 @@
-"""The answers of OpenAI's chat API, and how they are made from what a worker said. Pure."""
+"""Formats answers for OpenAI's chat API. Pure."""
 
 from collections.abc import Sequence
 
@@ -38,14 +38,14 @@ class AnswerToolCall(msgspec.Struct, frozen=True):
     id: str
     function: CalledFunction
     type: str = "function"
-    #: Of the call within its answer; in chunks alone.
+    #: Position of the call in its answer; only in streams.
     index: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class Alternative(msgspec.Struct, frozen=True):
     token: str
     logprob: float
-    #: A token may be a part of a character.
+    #: As bytes, because a token may be part of a character.
     bytes: tuple[int, ...]
 
 
@@ -62,7 +62,7 @@ class ChoiceLogprobs(msgspec.Struct, frozen=True):
 
 
 class AnswerMessage(msgspec.Struct, frozen=True):
-    #: Null where the answer is calls alone.
+    #: Null if the answer has only calls.
     content: str | None
     role: str = "assistant"
     refusal: None = None
@@ -105,7 +105,7 @@ class ChatChunk(msgspec.Struct, frozen=True, omit_defaults=False):
     created: int
     model: ModelName
     choices: tuple[ChunkChoice, ...]
-    #: With include_usage null in all chunks but the last; without it absent.
+    #: Only with include_usage: null in all chunks but the last.
     usage: ChatUsage | msgspec.UnsetType | None = msgspec.UNSET
     system_fingerprint: str = ""
     service_tier: str = "default"
@@ -115,7 +115,7 @@ class ChatChunk(msgspec.Struct, frozen=True, omit_defaults=False):
 class Model(msgspec.Struct, frozen=True):
     id: ModelName
     created: int
-    #: It gives vectors and no answers: for /v1/embeddings alone.
+    #: The model only works with /v1/embeddings.
     only_embeds: bool = False
     object: str = "model"
     owned_by: str = "aimesh"
@@ -145,7 +145,7 @@ def piece_text(piece: bytes) -> str:
 
 
 def finish_word(reason: FinishReason) -> str:
-    """In OpenAI's words, which have none for a generation that somebody ended."""
+    """Return OpenAI's finish reason; it has none for a cancellation."""
     return "length" if reason is FinishReason.LENGTH else "stop"
 
 
@@ -153,13 +153,13 @@ _NOTHING = Delta()
 
 
 class ChatFormat:
-    """Of the answers to one request."""
+    """Formats the answers to one request."""
 
     def __init__(self, chat: ChatBody) -> None:
         self._gathered = [_GatheredChat(parallel_calls=chat.parallel_tool_calls) for _ in range(chat.n or 1)]
         self._with_logprobs = chat.logprobs
         self._include_usage = chat.include_usage
-        #: The answers whose first event is told.
+        #: Answers with at least one event.
         self._begun: set[int] = set()
         self._about: AnswerFacts | None = None
 
@@ -167,7 +167,7 @@ class ChatFormat:
         self._about = about
 
     def gather(self, chunk: Chunk) -> None:
-        # A worker may give more answers than were asked for.
+        # A worker may send more answers than requested.
         if chunk.answer < len(self._gathered):
             self._gathered[chunk.answer].take(chunk)
 
@@ -214,12 +214,12 @@ class ChatFormat:
         return ServerSentEvent(ChatChunk(_id(about), about.created, about.model, choices, told, about.fingerprint))
 
     def _known(self) -> AnswerFacts:
-        assert self._about is not None  # `begin` comes first
+        assert self._about is not None  # `begin` was called
         return self._about
 
 
 class _GatheredChat:
-    """One of the answers."""
+    """Collects one answer."""
 
     def __init__(self, *, parallel_calls: bool) -> None:
         self._parallel_calls = parallel_calls
@@ -228,7 +228,7 @@ class _GatheredChat:
         self._logprobs: list[TokenChoice] = []
 
     def take(self, chunk: Chunk) -> Delta:
-        """What is new in it."""
+        """Add a chunk; return the delta."""
         first = len(self._calls)
         wanted = chunk.tool_calls if self._parallel_calls else chunk.tool_calls[: max(0, 1 - first)]
         calls = tuple(_call(call, first + offset) for offset, call in enumerate(wanted))

@@ -1,4 +1,4 @@
-"""A request to OpenAI's chat API, and what it asks of a worker. Pure."""
+"""Parses requests to OpenAI's chat API. Pure."""
 
 from typing import Literal
 
@@ -14,14 +14,14 @@ from shared.api.gateway import InferenceRequest
 from shared.api.generation import FormatKind, OutputFormat
 from shared.types import ModelName
 
-#: No vocabulary has a million million tokens, and no number of a thousand digits is made of a key.
+#: No vocabulary is this large, and longer keys are not worth parsing.
 _TOKEN_DIGITS = 12
 
 
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    #: A last event with the usage.
+    #: Send a last event with the usage.
     include_usage: bool | None = None
-    #: Taken and ignored.
+    #: Accepted and ignored.
     include_obfuscation: bool | None = None
 
 
@@ -31,7 +31,7 @@ class ResponseFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ChatBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Beyond these, parameters of OpenAI's that change nothing here are taken and ignored: user, metadata, store=false, …"""
+    """A chat request. Other parameters that have no effect here (user, metadata, …) are accepted; see ``parameters``."""
 
     messages: tuple[ChatBodyMessage, ...]
     model: ModelName | None = None
@@ -41,7 +41,7 @@ class ChatBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     top_p: float | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
-    #: Token ids, as text, and what is added to their logits.
+    #: Logit bias by token id.
     logit_bias: dict[str, float] | None = None
     n: int | None = None
     logprobs: bool = False
@@ -49,9 +49,9 @@ class ChatBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     response_format: ResponseFormat | None = None
     tools: tuple[ToolBody, ...] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedToolsChoice | None = None
-    #: False: of an answer's calls the first one is given.
+    #: If false, only the first call of an answer is returned.
     parallel_tool_calls: bool = True
-    #: These five are not OpenAI's, but of the local engines.
+    #: The next five are extensions of local engines, not OpenAI's.
     top_k: int | None = None
     min_p: float | None = None
     repeat_penalty: float | None = None
@@ -69,21 +69,21 @@ class ChatBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 def read(body: bytes) -> ChatBody:
-    """Raises BadRequest that names the field."""
+    """Parse the body. Raises BadRequest that names the field."""
     found = openai_parameters.without(request_bodies.read_object(body), openai_parameters.CHAT, ChatBody)
     openai_tools.ensure_functions(found.get("tools"))
     if "messages" in found:
         found["messages"] = openai_messages.tidy(found["messages"])
     chat = request_bodies.convert(found, ChatBody)
     if chat.stream_options is not None and not chat.stream:
-        raise BadField("stream_options", "is only for stream=true")
+        raise BadField("stream_options", "requires stream=true")
     return chat
 
 
 def to_request(chat: ChatBody) -> InferenceRequest:
-    """Raises BadRequest that names the field."""
+    """Convert the request. Raises BadRequest that names the field."""
     if chat.max_tokens is not None and chat.max_completion_tokens not in {None, chat.max_tokens}:
-        raise BadField("max_tokens", "and max_completion_tokens differ; give one of them")
+        raise BadField("max_tokens", "and max_completion_tokens differ; send only one")
     openai_parameters.ensure_tokens("max_completion_tokens", chat.max_completion_tokens)
     tools, tool_choice = _tools(chat)
     return InferenceRequest(
@@ -114,7 +114,7 @@ def stops(stop: str | tuple[str, ...] | None) -> tuple[str, ...]:
 
 
 def biases(named: dict[str, float] | None) -> dict[int, float]:
-    """Raises BadField."""
+    """Convert token ids. Raises BadField."""
     named = named or {}
     if not all(token.isascii() and token.isdecimal() and len(token) <= _TOKEN_DIGITS for token in named):
         raise BadField("logit_bias", "must have token ids as its keys")
@@ -127,14 +127,14 @@ def gbnf(grammar: str | None) -> OutputFormat | None:
 
 def _top_logprobs(chat: ChatBody) -> int | None:
     if chat.top_logprobs and not chat.logprobs:
-        raise BadField("top_logprobs", "is only for logprobs=true")
+        raise BadField("top_logprobs", "requires logprobs=true")
     return (chat.top_logprobs or 0) if chat.logprobs else None
 
 
 def _format(chat: ChatBody) -> OutputFormat | None:
     if chat.grammar is not None:
         if chat.response_format is not None:
-            raise BadField("grammar", "and response_format exclude each other; give one of them")
+            raise BadField("grammar", "and response_format exclude each other; send only one")
         return gbnf(chat.grammar)
     asked = chat.response_format
     if asked is None:

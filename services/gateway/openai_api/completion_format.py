@@ -1,6 +1,6 @@
-"""Answers as OpenAI's completions word them. Pure.
+"""Formats answers for OpenAI's completions API. Pure.
 
-All prompts of a request are told as one answer: those of the second prompt have the numbers behind the first one's.
+The answers to all prompts of a request form one response, numbered consecutively.
 """
 
 from collections.abc import Sequence
@@ -22,9 +22,9 @@ from shared.types import FinishReason, ModelName
 class LegacyLogprobs(msgspec.Struct, frozen=True):
     tokens: tuple[str, ...]
     token_logprobs: tuple[float, ...]
-    #: Null where none but the drawn ones were asked for.
+    #: Null if only the sampled tokens' logprobs were requested.
     top_logprobs: tuple[dict[str, float], ...] | None
-    #: Where each token begins in the text.
+    #: Offset of each token in the text.
     text_offset: tuple[int, ...]
 
 
@@ -32,25 +32,25 @@ class CompletionChoice(msgspec.Struct, frozen=True):
     text: str
     index: int
     logprobs: LegacyLogprobs | None = None
-    #: Null in all events but an answer's last.
+    #: Null in all events but the last one of an answer.
     finish_reason: str | None = None
 
 
 class Completion(msgspec.Struct, frozen=True):
-    """A whole answer, or an event of a streamed one."""
+    """A whole response, or an event of a stream."""
 
     id: str
     created: int
     model: ModelName
     choices: tuple[CompletionChoice, ...]
-    #: In a stream as in the chat's.
+    #: As in ``ChatChunk``.
     usage: ChatUsage | msgspec.UnsetType | None = msgspec.UNSET
     system_fingerprint: str = ""
     object: str = "text_completion"
 
 
 class CompletionFormat:
-    """``begin`` is called for each prompt; behind each but the last ``close``, or ``end`` in a stream."""
+    """Formats the answers. Call ``begin`` for each prompt, and ``close`` (or ``end`` in a stream) after each but the last."""
 
     def __init__(self, asked: CompletionBody) -> None:
         self._asked = asked
@@ -63,7 +63,7 @@ class CompletionFormat:
         self._echoed: set[int] = set()
 
     def begin(self, about: AnswerFacts) -> None:
-        # The answer has the id of its first request.
+        # The response has the id of its first request.
         self._about = about if self._about is None else replace(self._about, model=about.model)
         self._prompt += 1
         self._gathered += [_GatheredCompletion(self._asked.logprobs) for _ in range(self._answers)]
@@ -82,12 +82,12 @@ class CompletionFormat:
         return (self._event((CompletionChoice(self._echo(index) + chunk.text, index, logprobs),)),)
 
     def close(self, result: InferenceResult) -> None:
-        """One prompt's answers are there."""
+        """Finish one prompt."""
         self._reasons += response_formats.reasons(result, self._answers)
         self._usage = _sum(self._usage, result.usage)
 
     def end(self, result: InferenceResult) -> Sequence[ServerSentEvent]:
-        """``close``, and what a stream tells of it."""
+        """Finish one prompt, and return its last events."""
         self.close(result)
         indexes = range(self._index(0), self._index(self._answers))
         return [
@@ -114,7 +114,6 @@ class CompletionFormat:
         return self._prompt * self._answers + answer
 
     def _echo(self, index: int) -> str:
-        """The prompt, once, before the first text of its answer."""
         if not self._asked.echo or index in self._echoed:
             return ""
         self._echoed.add(index)
@@ -125,12 +124,12 @@ class CompletionFormat:
 
     def _completion(self, choices: tuple[CompletionChoice, ...], usage: ChatUsage | msgspec.UnsetType | None) -> Completion:
         about = self._about
-        assert about is not None  # `begin` comes first
+        assert about is not None  # `begin` was called
         return Completion(f"cmpl-{about.request_id.hex}", about.created, about.model, choices, usage, about.fingerprint)
 
 
 class _GatheredCompletion:
-    """One of the answers."""
+    """Collects one answer."""
 
     def __init__(self, top: int | None) -> None:
         self._top = top
@@ -147,7 +146,7 @@ class _GatheredCompletion:
         return None if self._top is None else _legacy(self._drawn, self._top, 0)
 
     def take(self, chunk: Chunk) -> LegacyLogprobs | None:
-        """Its log probabilities, for a stream."""
+        """Add a chunk; return its log probabilities for a stream."""
         self._texts.append(chunk.text)
         if self._top is None or not chunk.logprobs:
             return None

@@ -1,4 +1,4 @@
-"""A request to OpenAI's completions: texts that a model goes on with, as they are, without a chat template. Pure."""
+"""Parses requests to OpenAI's completions API, which continue a text without a chat template. Pure."""
 
 import msgspec
 
@@ -10,17 +10,17 @@ from services.gateway.openai_api.chat_request import StreamOptions
 from shared.api.gateway import InferenceRequest
 from shared.types import ModelName
 
-#: Each is a request of its own, and they run one after another within one deadline.
+#: Each prompt is a separate request; they run one after another within one deadline.
 MAX_PROMPTS = 16
-#: As OpenAI's, whose clients count on short answers.
+#: OpenAI's default, which its clients rely on.
 DEFAULT_MAX_TOKENS = 16
 MAX_LOGPROBS = 5
 
 
 class CompletionBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Beyond these, ``user`` is taken and ignored."""
+    """A completion request. ``user`` is also accepted, and ignored."""
 
-    #: A text or several; each has answers of its own. Token ids are not taken, because they are another model's.
+    #: Each text gets its own answers. Token ids aren't supported, because they differ between models.
     prompt: str | tuple[str, ...]
     model: ModelName | None = None
     max_tokens: int | None = None
@@ -28,16 +28,16 @@ class CompletionBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     top_p: float | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
-    #: Token ids, as text, and what is added to their logits.
+    #: Logit bias by token id.
     logit_bias: dict[str, float] | None = None
     n: int | None = None
-    #: As many as are asked for: none is thrown away here.
+    #: Must equal n.
     best_of: int | None = None
-    #: The prompt stands before its answers.
+    #: Repeat the prompt before each answer.
     echo: bool = False
-    #: How many of the likeliest tokens are shown at each place.
+    #: Number of likeliest tokens to return at each position.
     logprobs: int | None = None
-    #: These five are not OpenAI's, but of the local engines.
+    #: The next five are extensions of local engines, not OpenAI's.
     top_k: int | None = None
     min_p: float | None = None
     repeat_penalty: float | None = None
@@ -59,26 +59,26 @@ class CompletionBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 def read(body: bytes) -> CompletionBody:
-    """Raises BadRequest that names the field."""
+    """Parse the body. Raises BadRequest that names the field."""
     found = openai_parameters.without(request_bodies.read_object(body), openai_parameters.COMPLETIONS, CompletionBody)
     if isinstance(prompts := found.get("prompt"), list) and any(isinstance(prompt, int | list) for prompt in prompts):
-        raise BadField("prompt", "must be a text or a list of texts; token ids are not taken, because each model has its own")
+        raise BadField("prompt", "must be a text or a list of texts; token ids are not supported, because each model has its own")
     asked = request_bodies.convert(found, CompletionBody)
     if not 0 < len(asked.prompts) <= MAX_PROMPTS:
         raise BadField("prompt", f"must have 1 to {MAX_PROMPTS} texts")
     if asked.best_of not in {None, asked.n or 1}:
-        raise BadField("best_of", "must be n; every answer that is made is given")
+        raise BadField("best_of", "must equal n; all answers are returned")
     if asked.logprobs is not None and not 0 <= asked.logprobs <= MAX_LOGPROBS:
         raise BadField("logprobs", f"must be a whole number from 0 to {MAX_LOGPROBS}")
     if asked.echo and asked.logprobs is not None:
-        raise BadField("echo", "and logprobs exclude each other: the engine has none for the prompt")
+        raise BadField("echo", "and logprobs exclude each other: the engine has no logprobs for the prompt")
     if asked.stream_options is not None and not asked.stream:
-        raise BadField("stream_options", "is only for stream=true")
+        raise BadField("stream_options", "requires stream=true")
     return asked
 
 
 def to_requests(asked: CompletionBody) -> tuple[InferenceRequest, ...]:
-    """One for each prompt. Raises BadRequest that names the field."""
+    """Return one request for each prompt. Raises BadRequest that names the field."""
     request = InferenceRequest(
         raw=True,
         model=asked.model,

@@ -1,4 +1,4 @@
-"""The messages, tools and output formats of OpenAI's APIs, converted for a worker. Pure."""
+"""Converts the messages, tools and output formats of OpenAI's APIs. Pure."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
@@ -8,7 +8,7 @@ import msgspec
 from services.gateway.admission.prompt_admission import BadField
 from shared.api.generation import ChatMessage, FormatKind, OutputFormat, Tool, ToolCall, ToolChoice
 
-#: Roles that a model here knows under another name.
+#: Aliases of roles.
 _ROLES = {"developer": "system"}
 
 
@@ -30,39 +30,39 @@ class ToolCallBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     id: str
     function: FunctionCallBody
     type: Literal["function"] = "function"
-    #: Clients that put a streamed answer together leave it in.
+    #: Left over in answers that clients assembled from a stream.
     index: int | None = None
 
 
 class ChatBodyMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    #: system (or developer, its newer name), user, assistant or tool.
+    #: system (or its newer name developer), user, assistant or tool.
     role: str
-    #: May be null beside tool calls or a refusal. Text parts are put together.
+    #: May be null with tool calls or a refusal. Text parts are joined.
     content: str | tuple[TextPart | RefusalPart, ...] | None = None
     tool_calls: tuple[ToolCallBody, ...] = ()
     tool_call_id: str | None = None
-    #: An answer that a model once gave.
+    #: From an earlier answer.
     refusal: str | None = None
-    #: Taken and ignored: models are shown roles, not names.
+    #: Accepted and ignored: models see roles, not names.
     name: str | None = None
 
 
-#: Fields of a message that clients send back as they got them, as null or empty.
+#: Fields that clients copy from an answer with a null or empty value.
 _EMPTY = ("refusal", "annotations", "audio", "function_call", "tool_calls", "tool_call_id", "reasoning_content")
-#: What OpenAI's Python client adds to an answer for its user, and sends along when the answer is sent back.
+#: Added by OpenAI's Python client to an answer, and sent back with it.
 _PARSED, _PARSED_ARGUMENTS = "parsed", "parsed_arguments"
 _TEXTS = ("text", "refusal", None)
 
 
 def tidy(messages: object) -> object:
-    """Without fields that say nothing. Raises BadField for what is no text."""
+    """Remove fields without content. Raises BadField for parts that aren't text."""
     if not isinstance(messages, list):
         return messages
     return [_tidy(position, message) if isinstance(message, dict) else message for position, message in enumerate(messages)]
 
 
 def to_messages(messages: tuple[ChatBodyMessage, ...]) -> tuple[ChatMessage, ...]:
-    """Raises BadField."""
+    """Convert messages. Raises BadField."""
     if not messages:
         raise BadField("messages", "is empty")
     return tuple(_message(position, message) for position, message in enumerate(messages))
@@ -71,7 +71,7 @@ def to_messages(messages: tuple[ChatBodyMessage, ...]) -> tuple[ChatMessage, ...
 def _tidy(position: int, message: dict[str, object]) -> dict[str, object]:
     tidied = {name: value for name, value in message.items() if name != _PARSED and not (name in _EMPTY and value in (None, [], ""))}
     if tidied.get("function_call") is not None or message.get("role") == "function":
-        raise BadField(f"messages[{position}]", "is of an older form; use tool_calls and the role tool")
+        raise BadField(f"messages[{position}]", "uses a deprecated form; use tool_calls and the role tool")
     if isinstance(calls := tidied.get("tool_calls"), list):
         tidied["tool_calls"] = [_call(call) for call in calls]
     if isinstance(content := tidied.get("content"), list):
@@ -89,15 +89,15 @@ def _part(field: str, part: object) -> object:
     if not isinstance(part, dict):
         return part
     if part.get("type") not in _TEXTS:
-        raise BadField(field, "must be a text part; images, sounds and files are not taken")
-    # Where OpenAI's cache of prompts may cut; here the cache finds its places by itself.
+        raise BadField(field, "must be a text part; images, audio and files are not supported")
+    # A hint for OpenAI's prompt cache; the cache here needs none.
     return {name: value for name, value in part.items() if name != "prompt_cache_breakpoint"}
 
 
 def _message(position: int, message: ChatBodyMessage) -> ChatMessage:
     role = _ROLES.get(message.role, message.role)
     if role == "tool" and not message.tool_call_id:
-        raise BadField(f"messages[{position}].tool_call_id", "is missing; it says which call this answers")
+        raise BadField(f"messages[{position}].tool_call_id", "is missing; it names the call that this answers")
     calls = tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in message.tool_calls)
     return ChatMessage(role, _content(position, message), calls, message.tool_call_id)
 
@@ -112,7 +112,7 @@ def _content(position: int, message: ChatBodyMessage) -> str:
     return "".join(part.text if isinstance(part, TextPart) else part.refusal for part in message.content)
 
 
-#: A schema is passed on as it came, to be read by whoever knows schemas.
+#: JSON schemas are passed on unparsed.
 JsonObject: TypeAlias = dict[str, Any]
 
 
@@ -121,7 +121,7 @@ class FunctionBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     description: str | None = None
     #: A JSON schema.
     parameters: JsonObject | None = None
-    #: Taken and ignored: where a call is asked for, its arguments always fit.
+    #: Accepted and ignored: the arguments of a required call always match.
     strict: bool | None = None
 
 
@@ -151,7 +151,7 @@ class SchemaBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str = ""
     description: str | None = None
     schema: JsonObject | bool = True
-    #: Taken and ignored: an answer always fits its schema.
+    #: Accepted and ignored: an answer always matches its schema.
     strict: bool | None = None
 
 
@@ -163,20 +163,20 @@ def tool(name: str, description: str | None, parameters: JsonObject | None) -> T
 
 
 def ensure_functions(tools: object) -> None:
-    """Raises BadField for a tool of another kind: those run at OpenAI's."""
+    """Raise BadField for OpenAI's built-in tools."""
     for position, one in enumerate(tools if isinstance(tools, list) else ()):
         if isinstance(one, dict) and one.get("type", "function") != "function":
-            raise BadField(f"tools[{position}].type", "must be function; other tools are not there, offer a function of your own")
+            raise BadField(f"tools[{position}].type", "must be function; other tools are not supported")
 
 
 def choose(tools: tuple[Tool, ...], choice: str | None) -> Chosen:
-    """Which may be called, and whether one must be."""
+    """Return the callable tools, and whether a call is required."""
     chosen = ToolChoice(choice or ToolChoice.AUTO)
     return (() if chosen is ToolChoice.NONE else tools), chosen
 
 
 def choose_of(tools: tuple[Tool, ...], names: Sequence[str], mode: str) -> Chosen:
-    """Raises BadField for a name that is not among the tools."""
+    """Return the named tools. Raises BadField for an unknown name."""
     for name in names:
         if not any(tool.name == name for tool in tools):
             raise BadField("tool_choice", f"names {name[:64]!r}, which is not among the tools")

@@ -1,4 +1,4 @@
-"""OpenAI's embeddings: POST /v1/embeddings, its messages, and what of them this gateway takes."""
+"""Serves OpenAI's embeddings API, POST /v1/embeddings."""
 
 import base64
 import struct
@@ -18,20 +18,20 @@ from shared.types import ModelName
 
 
 class EmbeddingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``user`` is taken and ignored."""
+    """An embedding request. ``user`` is ignored."""
 
-    #: One text or several; token ids are not taken, because they are another model's.
+    #: Token ids aren't supported, because they differ between models.
     input: str | tuple[str, ...]
     model: ModelName | None = None
-    #: OpenAI's own client asks for base64 and turns it into numbers itself.
+    #: OpenAI's client requests base64 and decodes it.
     encoding_format: Literal["float", "base64"] = "float"
-    #: Each vector is cut to so many numbers and made one long again.
+    #: Cut vectors to this many numbers and normalize them again.
     dimensions: int | None = None
     user: str | None = None
 
 
 class EmbeddingObject(msgspec.Struct, frozen=True):
-    #: base64 is of 32-bit floats, lowest byte first.
+    #: base64 of little-endian 32-bit floats.
     embedding: tuple[float, ...] | str
     index: int
     object: str = "embedding"
@@ -50,10 +50,10 @@ class EmbeddingList(msgspec.Struct, frozen=True):
 
 
 class OpenAiEmbeddings:
-    """The handler of /v1/embeddings."""
+    """The handler for embeddings."""
 
-    def __init__(self, once: DeduplicatedInference, *, request_seconds: float) -> None:
-        self._once = once
+    def __init__(self, deduplicated: DeduplicatedInference, *, request_seconds: float) -> None:
+        self._deduplicated = deduplicated
         self._request_seconds = request_seconds
 
     def routes(self) -> tuple[HttpRoute, ...]:
@@ -68,20 +68,20 @@ class OpenAiEmbeddings:
     async def _embed(self, call: HttpCall) -> None:
         body = read(call.body)
         found: list[bytes] = []
-        asked = self._once.embed(call.caller, to_request(body), seconds=self._request_seconds, key=call.idempotency_key)
-        async with asked as said:
-            call.add_headers(answer_delivery.headers(said))
-            async for _, vectors in said:
+        asked = self._deduplicated.embed(call.caller, to_request(body), seconds=self._request_seconds, key=call.idempotency_key)
+        async with asked as reply:
+            call.add_headers(answer_delivery.headers(reply))
+            async for _, vectors in reply:
                 found += vectors.vectors
-        await call.answer(answer(body, found, said.result))
+        await call.answer(answer(body, found, reply.result))
 
 
 def read(body: bytes) -> EmbeddingBody:
-    """Raises BadRequest that names the field."""
+    """Parse the body. Raises BadRequest that names the field."""
     found = request_bodies.read_object(body)
     if isinstance(texts := found.get("input"), list) and any(isinstance(text, int | list) for text in texts):
-        raise BadField("input", "must be a text or a list of texts; token ids are not taken, because each model has its own")
-    # Null counts as absent, as everywhere in OpenAI's API.
+        raise BadField("input", "must be a text or a list of texts; token ids are not supported, because each model has its own")
+    # In OpenAI's API, null counts as absent.
     return request_bodies.convert({name: value for name, value in found.items() if value is not None}, EmbeddingBody)
 
 

@@ -1,4 +1,4 @@
-"""The /v1 routes: OpenAI's API, so that its clients work when they are given this address."""
+"""Serves the /v1 routes, which are compatible with OpenAI's clients."""
 
 import time
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from services.gateway.openai_api.chat_format import ChatChunk, ChatCompletion, C
 from services.gateway.openai_api.chat_request import ChatBody
 from services.gateway.openai_api.completion_format import Completion, CompletionFormat
 from services.gateway.openai_api.completion_request import CompletionBody
-from services.gateway.openai_api.response_events import ErrorEvent, Response, Told
+from services.gateway.openai_api.response_events import ErrorEvent, Response, StreamEvent
 from services.gateway.openai_api.response_format import ResponsesFormat
 from services.gateway.openai_api.response_request import ResponseBody
 from shared import context, errors
@@ -28,12 +28,12 @@ _METHOD = "processInferenceRequest"
 
 
 class OpenAi:
-    """The handlers of /v1. ``served`` gives the models that a user may use, the default first."""
+    """The handlers of /v1. ``served`` returns the models that a caller may use, the default first."""
 
     def __init__(
-        self, once: DeduplicatedInference, served: Callable[[Principal], tuple[ServedModel, ...]], *, request_seconds: float
+        self, deduplicated: DeduplicatedInference, served: Callable[[Principal], tuple[ServedModel, ...]], *, request_seconds: float
     ) -> None:
-        self._once = once
+        self._deduplicated = deduplicated
         self._served = served
         self._request_seconds = request_seconds
         self._started_at = int(time.time())
@@ -47,42 +47,44 @@ class OpenAi:
             ),
             HttpRoute(
                 verb="POST", path="/v1/completions", handler=self._complete, method=_METHOD,
-                summary="OpenAI's older completions: goes on with a text, without a chat template",
+                summary="OpenAI's older completions, which continue a text without a chat template",
                 body=CompletionBody, answer=Completion, streams=True, events=(Completion,),
             ),
             HttpRoute(
                 verb="POST", path="/v1/responses", handler=self._respond, method=_METHOD,
-                summary="OpenAI's responses; nothing is stored", body=ResponseBody, answer=Response,
-                streams=True, events=(*get_args(Told), ErrorEvent),
+                summary="OpenAI's responses, without storage", body=ResponseBody, answer=Response,
+                streams=True, events=(*get_args(StreamEvent), ErrorEvent),
             ),
             HttpRoute(
                 verb="GET", path="/v1/models", handler=self._models, method="listModels",
-                summary="The models that are served, the default first", answer=Models,
+                summary="List the served models, the default first", answer=Models,
             ),
             HttpRoute(
                 verb="GET", path="/v1/models/{model}", handler=self._model, method="listModels",
-                summary="A model that is served, by its name or another name of it", answer=Model,
+                summary="Get a served model by its name or alias", answer=Model,
             ),
         )  # fmt: skip
 
     async def _chat(self, call: HttpCall) -> None:
         chat = openai_chat.read(call.body)
         request = openai_chat.to_request(chat)
-        await answer_delivery.answer(call, self._once, request, ChatFormat(chat), stream=chat.stream, seconds=self._request_seconds)
+        await answer_delivery.answer(call, self._deduplicated, request, ChatFormat(chat), stream=chat.stream, seconds=self._request_seconds)
 
     async def _respond(self, call: HttpCall) -> None:
         asked = openai_responses.read(call.body)
         request = openai_responses.to_request(asked)
-        await answer_delivery.answer(call, self._once, request, ResponsesFormat(asked), stream=asked.stream, seconds=self._request_seconds)
+        await answer_delivery.answer(
+            call, self._deduplicated, request, ResponsesFormat(asked), stream=asked.stream, seconds=self._request_seconds
+        )
 
     async def _complete(self, call: HttpCall) -> None:
         asked = openai_completions.read(call.body)
         requests = openai_completions.to_requests(asked)
         form = CompletionFormat(asked)
         if len(requests) == 1:
-            await answer_delivery.answer(call, self._once, requests[0], form, stream=asked.stream, seconds=self._request_seconds)
+            await answer_delivery.answer(call, self._deduplicated, requests[0], form, stream=asked.stream, seconds=self._request_seconds)
             return
-        *earlier, last = zip(requests, _parts(answer_delivery.again_of(call), requests), strict=True)
+        *earlier, last = zip(requests, _parts(answer_delivery.read_repeat(call), requests), strict=True)
         ends_at = time.monotonic() + self._request_seconds
         for request, again in earlier:
             result = await self._complete_one(call, request, again, form, stream=asked.stream, seconds=ends_at - time.monotonic())
@@ -90,7 +92,7 @@ class OpenAi:
                 await call.send_events(form.end(result))
             else:
                 form.close(result)
-            # Each request has a row of its own, under an id of its own.
+            # Each request has its own row and id.
             context.another()
         result = await self._complete_one(call, *last, form, stream=asked.stream, seconds=ends_at - time.monotonic())
         if asked.stream:
@@ -102,14 +104,14 @@ class OpenAi:
     async def _complete_one(
         self, call: HttpCall, request: InferenceRequest, again: RepeatedRequest, form: CompletionFormat, *, stream: bool, seconds: float
     ) -> InferenceResult:
-        """One of several prompts. Their events have no ids: a caller who loses the stream asks again under the same key."""
+        """Run one of several prompts. Its events have no ids: after a lost stream, the caller repeats the request under the same key."""
         if stream:
             call.expect_events(form.failed)
-        async with self._once.run(
-            call.caller, request, seconds=seconds, again=again, whole=True, cache=call.cache_wish, streamed=stream
-        ) as said:
-            await answer_delivery.hand_on(call, said, form, stream=stream, with_ids=False)
-        return said.result
+        async with self._deduplicated.run(
+            call.caller, request, seconds=seconds, again=again, whole=True, cache=call.cache_request, streamed=stream
+        ) as reply:
+            await answer_delivery.send_chunks(call, reply, form, stream=stream, with_ids=False)
+        return reply.result
 
     async def _models(self, call: HttpCall) -> None:
         await call.answer(Models(tuple(self._shown(model) for model in self._served(call.caller))))
@@ -119,7 +121,7 @@ class OpenAi:
         found = next((model for model in served if call.which == model.name or call.which in model.aliases), None)
         if found is None:
             names = ", ".join(model.name for model in served) or "none"
-            raise errors.UnknownModel(f"the model {call.which[:200]!r} is not served; these are: {names}", hint="GET /v1/models lists them")
+            raise errors.UnknownModel(f"the model {call.which[:200]!r} is not served; served models: {names}", hint="see GET /v1/models")
         await call.answer(self._shown(found))
 
     def _shown(self, model: ServedModel) -> Model:
@@ -127,10 +129,9 @@ class OpenAi:
 
 
 def _parts(again: RepeatedRequest, requests: tuple[InferenceRequest, ...]) -> tuple[RepeatedRequest, ...]:
-    """How each of several prompts is a repeat: each is answered once, and goes with the same others. Raises BadRequest for the rest of a
-    stream."""
+    """Derive a key for each of several prompts; each answer is bound to the same set of prompts. Raises BadRequest for Last-Event-ID."""
     if again.rest is not None:
-        raise BadField("Last-Event-ID", "goes with one prompt; several in one request are told from the beginning")
+        raise BadField("Last-Event-ID", "works with one prompt only; repeat a request with several prompts from its start")
     if again.key is None:
         return (again,) * len(requests)
     key, together = again.key, idempotency_keys.digest(requests)

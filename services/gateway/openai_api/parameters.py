@@ -1,7 +1,7 @@
-"""What becomes of the parameters of OpenAI's that have no field here: they change nothing, or they are refused. Pure.
+"""Decides about OpenAI's parameters that have no field here: to ignore or to refuse them. Pure.
 
-A parameter that would change the answer and is not built is refused; one that changes nothing is let through, because clients
-and frameworks send such ones unasked. docs/howto/openai-api.md lists all of them and is checked against these tables.
+A parameter that would change the answer is refused; others are accepted, because clients and frameworks send them unasked.
+docs/howto/openai-api.md lists all of them and is checked against these tables.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,13 +16,13 @@ Taken = Callable[[object], bool]
 
 @dataclass(frozen=True, slots=True)
 class ParameterRule:
-    """Null always counts as absent."""
+    """The rule for one parameter. Null always counts as absent."""
 
-    #: Of an ignored one, why; of a refused one, what is taken or what to do instead.
+    #: Why it is ignored, or for a refused one, what to do instead.
     says: str
-    #: The values that change nothing.
+    #: Accepts values without effect.
     takes: Taken = lambda _value: False
-    #: Whether each value of the right type is among them.
+    #: Whether every value of the right type is accepted.
     ignored: bool = False
 
 
@@ -68,7 +68,7 @@ COMPLETIONS: Mapping[str, ParameterRule] = {
     "suffix": ParameterRule("is not supported; models continue a text and cannot fill gaps"),
 }
 
-#: What `include` may ask for: the first is there, and of the second there never is any.
+#: Values of `include`; encrypted reasoning is accepted, but there never is any.
 INCLUDABLE = ("message.output_text.logprobs", "reasoning.encrypted_content")
 
 RESPONSES: Mapping[str, ParameterRule] = {
@@ -93,16 +93,16 @@ RESPONSES: Mapping[str, ParameterRule] = {
 
 
 def ensure_tokens(name: str, value: int | None) -> None:
-    """Raises BadField for a limit on tokens out of range, under the name that the caller gave it."""
+    """Raise BadField for a token limit out of range, under the caller's field name."""
     if value is not None and not RANGES["max_tokens"].holds(value):
         raise BadField(name, str(RANGES["max_tokens"]))
 
 
 def without(found: Mapping[str, object], rules: Mapping[str, ParameterRule], kind: type[msgspec.Struct]) -> dict[str, object]:
-    """``found`` with nothing but what ``kind`` has fields for, and unknown names. Raises BadField for what is refused."""
+    """Return ``found`` without parameters that have no effect. Raises BadField for refused ones."""
     for name in rules.keys() & found.keys():
         value = found[name]
         if value is not None and not rules[name].takes(value):
-            raise BadField(name, rules[name].says if not rules[name].ignored else "is not of the right type; leave it out")
+            raise BadField(name, rules[name].says if not rules[name].ignored else "has the wrong type; leave it out")
     fields = kind.__struct_fields__
     return {name: value for name, value in found.items() if name not in rules and not (value is None and name in fields)}

@@ -1,4 +1,4 @@
-"""What OpenAI's Responses API answers with: the response, its items, and the events of a streamed one. Pure."""
+"""Defines the responses of OpenAI's Responses API, their items, and their stream events. Pure."""
 
 import msgspec
 
@@ -91,7 +91,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     reasoning: Reasoning = Reasoning()
     service_tier: str = "default"
     store: bool = False
-    #: Null where the model's own default counts.
+    #: Null for the model's default.
     temperature: float | None
     text: TextBody
     tool_choice: ToolChoiceBody
@@ -171,5 +171,5 @@ class ErrorEvent(msgspec.Struct, frozen=True):
     type: str = "error"
 
 
-#: What a stream is made of; their names are in their `event:` lines too.
-Told = ResponseEvent | ItemEvent | PartEvent | TextDelta | TextDone | ArgumentsDelta | ArgumentsDone
+#: All stream events; their names are in the `event:` lines, too.
+StreamEvent = ResponseEvent | ItemEvent | PartEvent | TextDelta | TextDone | ArgumentsDelta | ArgumentsDone

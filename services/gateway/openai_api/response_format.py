@@ -1,10 +1,10 @@
-"""An answer as OpenAI's Responses API words it. Pure."""
+"""Formats answers for OpenAI's Responses API. Pure."""
 
 from collections.abc import Sequence
 
 from services.gateway.http_api.error_bodies import ErrorBody
 from services.gateway.http_api.response_formats import AnswerFacts, ServerSentEvent
-from services.gateway.openai_api import response_events as told
+from services.gateway.openai_api import response_events
 from services.gateway.openai_api.chat_format import TokenChoice, logprobs_of
 from services.gateway.openai_api.response_events import OutputCall, OutputItem, OutputMessage, OutputTextPart, Response
 from services.gateway.openai_api.response_request import ResponseBody, TextBody, TextFormat
@@ -13,18 +13,18 @@ from shared.api.generation import ToolCall
 from shared.api.inference import Chunk
 from shared.types import FinishReason
 
-#: The type of ours -> the word that the API has for it.
+#: The API's error code for our error types.
 _CODES = {"rate_limit_error": "rate_limit_exceeded", "insufficient_quota": "rate_limit_exceeded", "invalid_request_error": "invalid_prompt"}
 
 
 class ResponsesFormat:
-    """The text is one message, each call an item of its own; they have their places in the order in which they began."""
+    """Formats one answer: the text is one message, and each call an item; items are in order of their start."""
 
     def __init__(self, asked: ResponseBody) -> None:
         self._asked = asked
         self._about: AnswerFacts | None = None
         self._sequence = 0
-        #: None is the message's place.
+        #: Items in order; None stands for the message.
         self._places: list[OutputCall | None] = []
         self._texts: list[str] = []
         self._logprobs: list[TokenChoice] = []
@@ -44,7 +44,7 @@ class ResponsesFormat:
             events += self._message_beginning()
             item, place = self._message_id, self._places.index(None)
             logprobs = logprobs_of(chunk.logprobs)
-            events.append(_event(told.TextDelta("response.output_text.delta", self._next(), item, place, chunk.text, logprobs)))
+            events.append(_event(response_events.TextDelta("response.output_text.delta", self._next(), item, place, chunk.text, logprobs)))
         for call in self._take(chunk):
             events += self._call_events(call)
         return events
@@ -57,15 +57,15 @@ class ResponsesFormat:
         if None in self._places:
             events += self._message_end(status)
         name = f"response.{status}"
-        return (*events, _event(told.ResponseEvent(name, self._next(), self.whole(result))))
+        return (*events, _event(response_events.ResponseEvent(name, self._next(), self.whole(result))))
 
     def failed(self, error: ErrorBody) -> Sequence[ServerSentEvent]:
         found = error.error
         if self._about is None:
-            return (ServerSentEvent(told.ErrorEvent(self._next(), found.code, found.message, found.param), "error"),)
-        problem = told.ResponseProblem(_CODES.get(found.type, "server_error"), found.message)
+            return (ServerSentEvent(response_events.ErrorEvent(self._next(), found.code, found.message, found.param), "error"),)
+        problem = response_events.ResponseProblem(_CODES.get(found.type, "server_error"), found.message)
         response = self._response("failed", output=self._output("incomplete"), error=problem)
-        return (*self._beginning(), _event(told.ResponseEvent("response.failed", self._next(), response)))
+        return (*self._beginning(), _event(response_events.ResponseEvent("response.failed", self._next(), response)))
 
     def whole(self, result: InferenceResult) -> Response:
         if not self._places:
@@ -74,13 +74,12 @@ class ResponsesFormat:
         return self._response(
             status,
             output=self._output(status),
-            usage=told.ResponseUsage.of(result.usage),
-            incomplete_details=told.Incomplete("max_output_tokens") if status == "incomplete" else None,
+            usage=response_events.ResponseUsage.of(result.usage),
+            incomplete_details=response_events.Incomplete("max_output_tokens") if status == "incomplete" else None,
             completed_at=self._known().created + result.response_time_ms // 1000 if status == "completed" else None,
         )
 
     def _take(self, chunk: Chunk) -> Sequence[OutputCall]:
-        """The calls in it that are given."""
         if chunk.answer:
             return ()
         self._texts.append(chunk.text)
@@ -103,7 +102,7 @@ class ResponsesFormat:
             return []
         self._is_begun = True
         names = ("response.created", "response.in_progress")
-        return [_event(told.ResponseEvent(name, self._next(), self._response("in_progress"))) for name in names]
+        return [_event(response_events.ResponseEvent(name, self._next(), self._response("in_progress"))) for name in names]
 
     def _message_beginning(self) -> list[ServerSentEvent]:
         if None in self._places:
@@ -113,8 +112,8 @@ class ResponsesFormat:
         message = OutputMessage(self._message_id, "in_progress", ())
         part = OutputTextPart("")
         return [
-            _event(told.ItemEvent("response.output_item.added", self._next(), place, message)),
-            _event(told.PartEvent("response.content_part.added", self._next(), self._message_id, place, part)),
+            _event(response_events.ItemEvent("response.output_item.added", self._next(), place, message)),
+            _event(response_events.PartEvent("response.content_part.added", self._next(), self._message_id, place, part)),
         ]
 
     def _message_end(self, status: str) -> list[ServerSentEvent]:
@@ -122,9 +121,9 @@ class ResponsesFormat:
         message = self._message(status)
         (part,) = message.content
         return [
-            _event(told.TextDone("response.output_text.done", self._next(), item, place, part.text, part.logprobs)),
-            _event(told.PartEvent("response.content_part.done", self._next(), item, place, part)),
-            _event(told.ItemEvent("response.output_item.done", self._next(), place, message)),
+            _event(response_events.TextDone("response.output_text.done", self._next(), item, place, part.text, part.logprobs)),
+            _event(response_events.PartEvent("response.content_part.done", self._next(), item, place, part)),
+            _event(response_events.ItemEvent("response.output_item.done", self._next(), place, message)),
         ]
 
     def _call_events(self, call: OutputCall) -> list[ServerSentEvent]:
@@ -132,10 +131,10 @@ class ResponsesFormat:
         begun = OutputCall(call.id, "in_progress", call.call_id, call.name, "")
         name = "response.function_call_arguments"
         return [
-            _event(told.ItemEvent("response.output_item.added", self._next(), place, begun)),
-            _event(told.ArgumentsDelta(f"{name}.delta", self._next(), call.id, place, call.arguments)),
-            _event(told.ArgumentsDone(f"{name}.done", self._next(), call.id, place, call.name, call.arguments)),
-            _event(told.ItemEvent("response.output_item.done", self._next(), place, call)),
+            _event(response_events.ItemEvent("response.output_item.added", self._next(), place, begun)),
+            _event(response_events.ArgumentsDelta(f"{name}.delta", self._next(), call.id, place, call.arguments)),
+            _event(response_events.ArgumentsDone(f"{name}.done", self._next(), call.id, place, call.name, call.arguments)),
+            _event(response_events.ItemEvent("response.output_item.done", self._next(), place, call)),
         ]
 
     @property
@@ -154,9 +153,9 @@ class ResponsesFormat:
         status: str,
         *,
         output: tuple[OutputItem, ...] = (),
-        usage: told.ResponseUsage | None = None,
-        error: told.ResponseProblem | None = None,
-        incomplete_details: told.Incomplete | None = None,
+        usage: response_events.ResponseUsage | None = None,
+        error: response_events.ResponseProblem | None = None,
+        incomplete_details: response_events.Incomplete | None = None,
         completed_at: int | None = None,
     ) -> Response:
         about, asked = self._known(), self._asked
@@ -188,11 +187,11 @@ class ResponsesFormat:
         return number
 
     def _known(self) -> AnswerFacts:
-        assert self._about is not None  # `begin` comes first
+        assert self._about is not None  # `begin` was called
         return self._about
 
 
-def _event(content: told.Told) -> ServerSentEvent:
+def _event(content: response_events.StreamEvent) -> ServerSentEvent:
     return ServerSentEvent(content, content.type)
 
 

@@ -1,11 +1,11 @@
-"""The items of a conversation in OpenAI's Responses API, and the chat that they are to a model. Pure."""
+"""Converts conversation items of OpenAI's Responses API to chat messages. Pure."""
 
 import msgspec
 
 from services.gateway.admission.prompt_admission import BadField
 from shared.api.generation import ChatMessage, ToolCall
 
-#: Each role and what a model here knows it as.
+#: The role to use for each of the API's roles.
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
@@ -22,9 +22,9 @@ class Refusal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field
 
 
 class MessageItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="message"):
-    """``type`` may be left out."""
+    """A message; ``type`` is optional."""
 
-    #: system (or developer, its newer name), user or assistant.
+    #: system (or its newer name developer), user or assistant.
     role: str
     content: str | tuple[InputText | OutputText | Refusal, ...]
     id: str | None = None
@@ -51,20 +51,20 @@ Item = MessageItem | FunctionCallItem | FunctionOutputItem
 
 _ITEMS = ("message", "function_call", "function_call_output")
 _PARTS = ("input_text", "output_text", "refusal")
-#: What clients send back with an item as they got it, and says nothing to a model.
+#: Fields that clients copy from an answer, without meaning for a model.
 _SILENT = ("annotations", "logprobs", "prompt_cache_breakpoint", "phase")
 
 
 def tidy(items: object) -> object:
-    """Without what says nothing to a model. Raises BadField for items that are not there."""
+    """Remove what has no meaning for a model. Raises BadField for unsupported items."""
     if not isinstance(items, list):
         return items
-    # What another model thought: encrypted, or for people.
+    # Skip reasoning items of other models, which are encrypted or for people.
     return [_tidy(f"input[{place}]", item) for place, item in enumerate(items) if not _is(item, "reasoning")]
 
 
 def to_messages(items: str | tuple[Item, ...]) -> tuple[ChatMessage, ...]:
-    """Raises BadField."""
+    """Convert items. Raises BadField."""
     if not items or (isinstance(items, str) and not items.strip()):
         raise BadField("input", "is empty")
     if isinstance(items, str):
@@ -79,7 +79,7 @@ def to_messages(items: str | tuple[Item, ...]) -> tuple[ChatMessage, ...]:
             case FunctionOutputItem():
                 messages.append(ChatMessage("tool", _text(item.output), (), item.call_id))
             case FunctionCallItem():
-                # One turn of the model: what it said, and all that it asked for.
+                # Join the calls with the preceding text: they are one turn of the model.
                 said = messages.pop() if messages and messages[-1].role == "assistant" else ChatMessage("assistant", "")
                 call = ToolCall(item.call_id, item.name, item.arguments)
                 messages.append(msgspec.structs.replace(said, tool_calls=(*said.tool_calls, call)))
@@ -95,7 +95,7 @@ def _tidy(field: str, item: object) -> object:
         return item
     kind = item.get("type") or "message"
     if kind == "item_reference":
-        raise BadField(field, "refers to an item, and none are stored here; send the item itself")
+        raise BadField(field, "refers to a stored item, but items are not stored; send the item itself")
     if kind not in _ITEMS:
         raise BadField(f"{field}.type", f"must be {', '.join(_ITEMS[:-1])} or {_ITEMS[-1]}")
     tidied = {name: value for name, value in item.items() if value is not None and name not in _SILENT}
@@ -109,7 +109,7 @@ def _part(field: str, part: object) -> object:
     if not isinstance(part, dict):
         return part
     if part.get("type") not in _PARTS:
-        raise BadField(field, "must be a text; images, sounds and files are not taken")
+        raise BadField(field, "must be a text; images, audio and files are not supported")
     return {name: value for name, value in part.items() if name not in _SILENT}
 
 

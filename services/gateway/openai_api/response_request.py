@@ -1,6 +1,6 @@
-"""A request to OpenAI's Responses API, and what it asks of a worker. Pure.
+"""Parses requests to OpenAI's Responses API. Pure.
 
-Nothing is stored: a conversation goes on when all of it is sent again.
+Nothing is stored, so clients must send the whole conversation each time.
 """
 
 from typing import Literal
@@ -23,7 +23,7 @@ class FunctionTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     #: A JSON schema.
     parameters: JsonObject | None = None
-    #: Taken and ignored: where a call is asked for, its arguments always fit.
+    #: Accepted and ignored: the arguments of a required call always match.
     strict: bool | None = None
     description: str | None = None
     type: Literal["function"] = "function"
@@ -40,11 +40,11 @@ class AllowedFunctions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 
 class TextFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     type: Literal["text", "json_object", "json_schema"] = "text"
-    #: These four are of a json_schema.
+    #: The next four are for json_schema.
     name: str | msgspec.UnsetType = msgspec.UNSET
     schema: JsonObject | msgspec.UnsetType = msgspec.UNSET
     description: str | msgspec.UnsetType | None = msgspec.UNSET
-    #: Taken and ignored: an answer always fits its schema.
+    #: Accepted and ignored: an answer always matches its schema.
     strict: bool | msgspec.UnsetType | None = msgspec.UNSET
 
 
@@ -54,7 +54,7 @@ class TextBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ResponseStreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    #: Taken and ignored.
+    #: Accepted and ignored.
     include_obfuscation: bool | None = None
 
 
@@ -62,7 +62,7 @@ ToolChoiceBody = Literal["none", "auto", "required"] | ChosenFunction | AllowedF
 
 
 class ResponseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Beyond these, parameters of OpenAI's that change nothing here are taken and ignored: user, store, prompt_cache_key, …"""
+    """A request. Other parameters that have no effect here (user, store, …) are accepted; see ``parameters``."""
 
     #: A text, or the whole conversation.
     input: str | tuple[Item, ...]
@@ -77,9 +77,9 @@ class ResponseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     text: TextBody = TextBody()
     tools: tuple[FunctionTool, ...] = ()
     tool_choice: ToolChoiceBody = "auto"
-    #: False: of the calls the first one is given.
+    #: If false, only the first call is returned.
     parallel_tool_calls: bool = True
-    #: Comes back with the answer.
+    #: Returned with the response.
     metadata: dict[str, str] = msgspec.field(default_factory=dict)
     #: Its effort must be none.
     reasoning: JsonObject | None = None
@@ -92,7 +92,7 @@ class ResponseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 def read(body: bytes) -> ResponseBody:
-    """Raises BadRequest that names the field."""
+    """Parse the body. Raises BadRequest that names the field."""
     found = openai_parameters.without(request_bodies.read_object(body), openai_parameters.RESPONSES, ResponseBody)
     openai_tools.ensure_functions(found.get("tools"))
     if "input" in found:
@@ -100,16 +100,16 @@ def read(body: bytes) -> ResponseBody:
     asked = request_bodies.convert(found, ResponseBody)
     for name in asked.include:
         if name not in openai_parameters.INCLUDABLE:
-            raise BadField("include", f"asks for {name[:64]!r}, which is not there")
+            raise BadField("include", f"contains {name[:64]!r}, which is not supported")
     if asked.reasoning is not None and asked.reasoning.get("effort") not in (None, "none"):
-        raise BadField("reasoning.effort", "must be none; how long a model thinks cannot be set here")
+        raise BadField("reasoning.effort", "must be none; the thinking time of a model can't be set")
     if asked.stream_options is not None and not asked.stream:
-        raise BadField("stream_options", "is only for stream=true")
+        raise BadField("stream_options", "requires stream=true")
     return asked
 
 
 def to_request(asked: ResponseBody) -> InferenceRequest:
-    """Raises BadRequest that names the field."""
+    """Convert the request. Raises BadRequest that names the field."""
     openai_parameters.ensure_tokens("max_output_tokens", asked.max_output_tokens)
     tools, tool_choice = _tools(asked)
     instructions = (ChatMessage("system", asked.instructions),) if asked.instructions else ()

@@ -1,1 +1,1 @@
-"""Days that are summed up, and the report that is made of them."""
+"""Sums up days of usage, and reports on them."""

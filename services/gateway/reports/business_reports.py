@@ -1,4 +1,4 @@
-"""The RPC method for what everybody used, and how days are summed up."""
+"""Serves the report on everybody's usage, and sums up days."""
 
 from services.gateway.reports.days_store import DaysStore
 from shared import errors
@@ -11,7 +11,7 @@ _log = logs.get(part="reports")
 
 
 class BusinessReports:
-    """Handlers; all state is in PostgreSQL. Any number of gateways may sum up at once: each takes another day."""
+    """Handlers without state. Any number of gateways may sum up at the same time: each takes another day."""
 
     def __init__(self, store: DaysStore, *, request_log_days: int) -> None:
         self._store = store
@@ -23,19 +23,19 @@ class BusinessReports:
         return await self._store.report(request)
 
     async def roll(self) -> None:
-        """Sum up every hour that is over. Raises Unavailable."""
+        """Sum up everything that is over. Raises Unavailable."""
         await self._store.open_days()
         while (day := await self._store.roll_one()) is not None:
-            _log.info("a day is summed up", day=day.isoformat())
+            _log.info("usage day summed up", day=day.isoformat())
         await self._store.close_days(self._days)
 
 
 def check(asked: GetBusinessReport) -> None:
-    """Raises BadRequest for a time that is none or too long, and for a label without its ``by``."""
+    """Raise BadRequest for an invalid or too long period, and for a label without ``by``."""
     days = (asked.until - asked.since).days
     if days <= 0:
-        raise errors.BadRequest("since and until: two days, the earlier one first", hint="until is the first day that is not in it")
+        raise errors.BadRequest("since must be before until", hint="until is the first day that is not included")
     if days > business.MOST_DAYS:
-        raise errors.BadRequest(f"that is {days} days; at most {business.MOST_DAYS} are summed up", hint="ask for a shorter time")
+        raise errors.BadRequest(f"the period has {days} days; the limit is {business.MOST_DAYS}", hint="choose a shorter period")
     if asked.label is not None and asked.by is not BusinessGrouping.LABEL:
-        raise errors.BadRequest("a label, but not by label", hint='leave it out, or say by: "label"')
+        raise errors.BadRequest("a label requires grouping by label", hint='leave it out, or set by to "label"')

@@ -1,4 +1,4 @@
-"""The sums of days: how they are made, and what is read of them. Every method may raise Unavailable."""
+"""Writes and reads the sums of days. Every method may raise Unavailable."""
 
 from datetime import date
 
@@ -6,7 +6,7 @@ from shared.api.business import MOST_ROWS, ActiveUsers, BusinessReport, Business
 from shared.stores import database
 from shared.types import MicroCredits
 
-#: An hour of a million requests.
+#: Enough for a million requests.
 _ROLL_SECONDS = 55.0
 _REPORT_SECONDS = 20.0
 
@@ -16,11 +16,11 @@ class DaysStore:
         self._database = opened
 
     async def open_days(self) -> None:
-        """Every day since the last one that is known, this one too, is to be summed up when it is over."""
+        """Add every day since the last known one, including today, to the days to sum up."""
         await self._database.run("open_days")
 
     async def roll_one(self) -> date | None:
-        """Sum up the pieces that are over until a day is; None where nothing is left to sum up, or other gateways have it."""
+        """Sum up pieces until a day is complete; None if nothing is left, or other gateways are doing it."""
         while (piece := await self._roll_piece()) is not None:
             if piece["is_last"]:
                 day: date = piece["day"]
@@ -28,7 +28,7 @@ class DaysStore:
         return None
 
     async def _roll_piece(self) -> database.DatabaseRow | None:
-        """Nothing is summed up twice: what comes later adds itself (see the migration 0014)."""
+        """Sum up one piece. Nothing is counted twice: later requests add themselves (see migration 0014)."""
         async with self._database.transaction(deadline_seconds=_ROLL_SECONDS) as transaction:
             piece = await transaction.row("take_roll_piece")
             if piece is None:
@@ -42,13 +42,13 @@ class DaysStore:
         return piece
 
     async def close_days(self, days: int) -> None:
-        """Those whose rows may be ended after so many days: they are never summed up again."""
+        """Freeze days whose rows may be deleted after ``days``: they are never summed up again."""
         await self._database.run("close_days", days)
 
     async def report(self, asked: GetBusinessReport) -> BusinessReport:
-        """Of everybody, as one moment has it but for what was given back and who is active."""
+        """Report on everybody; a consistent snapshot except for refunds and active users."""
         async with self._database.transaction(deadline_seconds=_REPORT_SECONDS) as transaction:
-            # The total is one row more, and a row behind the last tells that there are others.
+            # One row is the total, and another tells whether there are more than MOST_ROWS.
             found = await transaction.rows("report_days", asked.since, asked.until, asked.by.value, asked.label, MOST_ROWS + 2)
             given_back = await transaction.value("sum_given_back", asked.since, asked.until)
             active = await transaction.row("count_active_users")

@@ -1,4 +1,4 @@
-"""The nodes of the mesh as this gateway sees them: one row for each, its own among them."""
+"""Lists the mesh's nodes as seen by this gateway, including itself."""
 
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.worker_health import worker_records
@@ -10,13 +10,12 @@ from shared.types import SERVICE_NAMES, Role
 
 
 def of_mesh(node: Node, dispatch: Dispatch) -> tuple[NodeRow, ...]:
-    """By role, then by id."""
+    """Return a row for each node, by role and id."""
     rows = [_own_row(node, dispatch.in_flight), *(_row(node, dispatch, entry) for entry in node.directory.entries())]
     return tuple(sorted(rows, key=lambda row: (row.role, row.id)))
 
 
 def _own_row(node: Node, running: int) -> NodeRow:
-    """A node does not hear itself, so the directory has everybody else."""
     return NodeRow(
         id=node.id,
         role=Role.GATEWAY,
@@ -39,7 +38,7 @@ def _own_row(node: Node, running: int) -> NodeRow:
 def _row(node: Node, dispatch: Dispatch, entry: DirectoryEntry) -> NodeRow:
     said = entry.announcement
     seconds = node.node_transports.round_trip_seconds(entry.node)
-    # Only we know whom we keep away; the mesh does not.
+    # Quarantine is known to gateways, but not to the directory.
     why_not = entry.why_not or worker_records.why_not(dispatch.knowledge.strikes.seconds_left(entry.node, dispatch.clock()))
     return NodeRow(
         id=entry.node,

@@ -1,4 +1,4 @@
-"""The RPC methods about what was used: reports, the request log, thumbs; and how old rows end."""
+"""Serves usage reports, the request log and feedback, and deletes old rows."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -26,7 +26,7 @@ _log = logs.get(part="usage")
 
 
 class UsageReports:
-    """Handlers; all state is in PostgreSQL."""
+    """Handlers without state."""
 
     def __init__(self, store: UsageStore, *, request_log_days: int) -> None:
         self._store = store
@@ -36,7 +36,7 @@ class UsageReports:
     async def get_usage_report(self, request: GetUsageReport, call: RpcCall) -> UsageSummary:
         starts = buckets(request)
         if request.everybody and not access_table.may(call.principal, Permission.EVERYTHING):
-            raise errors.NotAllowed("only an administrator sees what everybody used", hint="leave everybody out to see your own")
+            raise errors.NotAllowed("only an administrator can see everybody's usage", hint="leave everybody out to see your own")
         sums = await self._store.sums(None if request.everybody else _subject(call.principal, request.tenant_id), request)
         found = {bucket.at: bucket.sum for bucket in sums.buckets}
         each = tuple(UsageBucket(at, found.get(at, UsageSum())) for at in starts)
@@ -47,7 +47,7 @@ class UsageReports:
         return LoggedRequests(await self.requests(call.principal, request))
 
     async def requests(self, caller: Principal, asked: usage_report.ListRequests) -> tuple[usage_report.LoggedRequest, ...]:
-        """Raises BadRequest for a ``before`` that is no moment."""
+        """List requests. Raises BadRequest for an invalid ``before``."""
         before = None if asked.before is None else _moment("before", asked.before)
         return await self._store.requests(_subject(caller, asked.tenant_id), msgspec.structs.replace(asked, before=before))
 
@@ -55,7 +55,7 @@ class UsageReports:
     async def export_requests(self, request: usage_report.ExportRequests, stream: StreamCall[LoggedRequests]) -> Nothing:
         since = _LONG_AGO if request.since is None else _moment("since", request.since)
         at, last, tenant = since, None, stream.principal.tenant_id
-        while rows := await self._store.requests_behind(tenant, at, last, _EXPORTED_AT_ONCE):
+        while rows := await self._store.requests_after(tenant, at, last, _EXPORTED_AT_ONCE):
             await stream.send(LoggedRequests(rows))
             at, last = usage_store.last_of(rows)
         return Nothing()
@@ -66,24 +66,23 @@ class UsageReports:
         return Nothing()
 
     async def rate(self, caller: Principal, request: RequestId, rating: int) -> None:
-        """Also for an answer that the caller stopped. Raises NotFound for a request that is not the caller's, or of whose answer nothing
-        came."""
+        """Rate an answer, complete or not. Raises NotFound for a request that isn't the caller's, or that delivered nothing."""
         if rating == 0:
             await self._store.unrate(caller.tenant_id, caller.user_id, request)
         elif not await self._store.rate(caller.tenant_id, caller.user_id, request, rating):
-            raise errors.NotFound("you have no answered request with this id", hint="the id is in the answer, and in the request log")
+            raise errors.NotFound("you have no answered request with this id", hint="find the id in the answer or the request log")
 
-    async def end_old(self) -> None:
-        """Delete rows that are older than they are kept, a few thousand at a time. Raises Unavailable."""
-        while gone := await self._store.end_old(self._days, _ENDED_AT_ONCE):
-            _log.info("old rows of the request log ended", rows=gone, older_than_days=self._days)
+    async def delete_old(self) -> None:
+        """Delete rows past their retention, a few thousand at a time. Raises Unavailable."""
+        while gone := await self._store.delete_old(self._days, _ENDED_AT_ONCE):
+            _log.info("deleted old rows of the request log", rows=gone, older_than_days=self._days)
 
 
 def buckets(asked: GetUsageReport) -> tuple[datetime, ...]:
-    """When each piece of the time begins. Raises BadRequest for a time that has too many, or none."""
+    """Return the start of each bucket. Raises BadRequest for an invalid period, or one with too many buckets."""
     step, since, until = _STEP[asked.bucket], _moment("since", asked.since), _moment("until", asked.until)
     if since >= until:
-        raise errors.BadRequest("since and until: two times with their zone, the earlier one first")
+        raise errors.BadRequest("since and until must be times with a time zone, since before until")
     first = since.replace(second=0, microsecond=0)
     if asked.bucket is not Bucket.MINUTE:
         first = first.replace(minute=0)
@@ -92,21 +91,20 @@ def buckets(asked: GetUsageReport) -> tuple[datetime, ...]:
     number = -int((first - until) // step)
     if number > usage_report.MOST_BUCKETS:
         most = usage_report.MOST_BUCKETS
-        raise errors.BadRequest(f"that is {number} {asked.bucket}s; at most {most} are shown", hint="ask for a shorter time")
+        raise errors.BadRequest(f"the period has {number} {asked.bucket}s; the limit is {most}", hint="choose a shorter period")
     return tuple(first + step * position for position in range(number))
 
 
 def _moment(field: str, at: datetime) -> datetime:
-    """In UTC. Raises BadRequest for a time without a zone, which is another one for everybody, and for one that no calendar has."""
     if at.tzinfo is None:
-        raise errors.BadRequest(f"{field}: a time without its zone", hint="such as 2026-03-01T12:00:00Z")
+        raise errors.BadRequest(f"{field} has no time zone", hint="write it like 2026-03-01T12:00:00Z")
     try:
         return at.astimezone(UTC)
     except OverflowError as error:
-        raise errors.BadRequest(f"{field}: a time between the years 1 and 9999", hint="such as 2026-03-01T12:00:00Z") from error
+        raise errors.BadRequest(f"{field} is not between the years 1 and 9999", hint="write it like 2026-03-01T12:00:00Z") from error
 
 
 def _subject(caller: Principal, tenant: TenantId | None) -> TenantId:
     if tenant is None or tenant == caller.tenant_id or access_table.may(caller, Permission.EVERYTHING):
         return tenant or caller.tenant_id
-    raise errors.NotAllowed("that is another's", hint="leave tenantId out to mean your own; only an administrator may name others")
+    raise errors.NotAllowed("this belongs to another tenant", hint="omit tenantId for your own; only an administrator can read others")

@@ -1,4 +1,4 @@
-"""What people ask of the request log and of feedback. Every method may raise Unavailable."""
+"""Reads the request log, and stores feedback. Every method may raise Unavailable."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from shared.stores import database
 from shared.types import KeyId, MicroCredits, ModelName, RequestId, RequestStatus, TenantId, UserId
 
 _FIRST = UUID(int=0)
-#: A report of a busy year sorts a million response times.
+#: A report on a busy year sorts a million response times.
 _REPORT_SECONDS = 20.0
-#: What PostgreSQL tells moments apart by, and more requests than one tenant has in one of them.
+#: PostgreSQL's resolution of times, and more requests than one tenant has in one microsecond.
 _NEXT_MOMENT, _MOST_AT_ONCE = timedelta(microseconds=1), 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """A report as PostgreSQL has it: pieces without requests are missing."""
+    """A report as PostgreSQL returns it: without empty buckets."""
 
     total: UsageSum
     buckets: tuple[UsageBucket, ...]
@@ -31,7 +31,7 @@ class UsageStore:
         self._database = opened
 
     async def sums(self, tenant: TenantId | None, asked: GetUsageReport) -> Sums:
-        """None: of everybody."""
+        """Sum up one tenant's usage, or everybody's for None."""
         time = tenant, asked.since, asked.until
         if tenant is None:
             async with self._database.transaction(deadline_seconds=_REPORT_SECONDS) as transaction:
@@ -40,7 +40,7 @@ class UsageStore:
             return await _sums(transaction, time, asked)
 
     async def requests(self, tenant: TenantId, asked: ListRequests) -> tuple[LoggedRequest, ...]:
-        """A few more than asked for where the last of them have one time: who goes on ``before`` that time misses none."""
+        """Return the newest requests, and all of the last one's moment, so that paging with ``before`` misses none."""
         status = None if asked.status is None else asked.status.value
 
         async def newest(before: datetime | None, most: int) -> list[database.DatabaseRow]:
@@ -56,15 +56,15 @@ class UsageStore:
                 page = [row for row in page if row["created_at"] != last] + [row for row in of_that_time if row["created_at"] == last]
         return tuple(_logged(row) for row in page)
 
-    async def requests_behind(self, tenant: TenantId, at: datetime, last: RequestId | None, most: int) -> tuple[LoggedRequest, ...]:
-        """The next ones, the oldest first."""
+    async def requests_after(self, tenant: TenantId, at: datetime, last: RequestId | None, most: int) -> tuple[LoggedRequest, ...]:
+        """Return the next requests, oldest first."""
         async with self._database.bound(tenant) as transaction:
             await transaction.run("plan_pages")
             found = await transaction.rows("export_requests", tenant, at, last or _FIRST, most)
         return tuple(_logged(row) for row in found)
 
     async def rate(self, tenant: TenantId, user: UserId, request: RequestId, rating: int) -> bool:
-        """Whether there is such a request of this user, with an answer or a part of one."""
+        """Rate an answer; return False if this user has no such request that delivered something."""
         async with self._database.bound(tenant) as transaction:
             return bool(await transaction.run("rate_request", request, tenant, user, rating))
 
@@ -72,8 +72,8 @@ class UsageStore:
         async with self._database.bound(tenant) as transaction:
             await transaction.run("unrate_request", request, tenant, user)
 
-    async def end_old(self, days: int, most: int) -> int:
-        """Delete old rows that are in no partition that could be dropped; how many."""
+    async def delete_old(self, days: int, most: int) -> int:
+        """Delete old rows in partitions that can't be dropped; return their number."""
         gone: int = await self._database.value("end_old_requests", days, most, deadline_seconds=30)
         return gone + await self._database.run("end_old_feedback", days, most, deadline_seconds=30)
 
@@ -133,5 +133,5 @@ def _key(found: UUID | None) -> KeyId | None:
 
 
 def last_of(rows: Sequence[LoggedRequest]) -> tuple[datetime, RequestId]:
-    """Where to go on behind these."""
+    """Return where the next page starts."""
     return rows[-1].created_at, rows[-1].id

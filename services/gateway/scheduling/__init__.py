@@ -1,1 +1,1 @@
-"""Which worker runs a request, and who waits for one."""
+"""Chooses workers, and queues requests."""

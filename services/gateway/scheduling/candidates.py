@@ -1,7 +1,7 @@
-"""The table that decides where a request runs: a row for each worker of its model, with every fact that a decision needs.  Pure.
+"""Builds the table for choosing a worker: a row for each worker of the model, with every fact that the choice needs. Pure.
 
-A row is made here and nowhere else, and ``worker_choice`` reads nothing but rows. A new kind of decision (a canary, an A/B test, local
-workers before a paid API, a price) is a fact more in the row, and a step more in ``worker_choice``.
+``worker_choice`` reads nothing else. A new criterion (a canary, local workers before a paid API, a price) is a field here and a step in
+``worker_choice``.
 """
 
 import math
@@ -16,28 +16,28 @@ from services.gateway.scheduling.worker_health.worker_records import DishonestWo
 from shared.discovery.directory import ANNOUNCE_SECONDS, DirectoryEntry, ModelOffer
 from shared.types import ModelName, NodeId
 
-#: What a model of some gigabytes takes to be loaded from a disk: so much longer may the wait for a worker be that has it.
+#: Time to load a model of a few gigabytes from disk, added to the expected wait of a worker without it.
 LOADING_SECONDS = 10.0
-#: A process that runs on beside another one with the same key announces itself again within this time.
+#: Two processes with the same key announce themselves in turn within this time.
 TWIN_SECONDS = ANNOUNCE_SECONDS + 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One worker, as one request sees it."""
+    """One worker, as seen by one request."""
 
     worker: DirectoryEntry
     offer: ModelOffer
-    seats: WorkerCapacity
-    #: Seconds until it would begin, as far as can be told: good for comparing.
+    capacity: WorkerCapacity
+    #: Estimated seconds until the request would start; only good for comparing.
     wait: float
-    #: Which share of the prompt it has read lately.
+    #: Share of the prompt that the worker has processed recently.
     has_read: float
-    #: 0.1 for one that has just come, up to 1.
+    #: Share of traffic in slow start, from 0.1 to 1.
     share: float
-    #: Put aside for so long, for its failures; 0 where it is not.
+    #: Seconds left of its ejection for failures; 0 if none.
     rest_seconds: float
-    #: Gets nothing for so long, for what it told; 0 where it does.
+    #: Seconds left of its quarantine; 0 if none.
     quarantine_seconds: float = 0.0
 
     @property
@@ -45,26 +45,26 @@ class Candidate:
         return self.worker.node
 
     @property
-    def begins_at_once(self) -> bool:
-        return self.offer.loaded and self.seats.free > 0
+    def begins_immediately(self) -> bool:
+        return self.offer.loaded and self.capacity.free > 0
 
 
 @dataclass(frozen=True, slots=True)
 class Knowledge:
-    """What this gateway has seen of the workers."""
+    """What this gateway has observed about the workers."""
 
     occupancy: Occupancy = field(default_factory=Occupancy)
     arrivals: SlowStart = field(default_factory=SlowStart)
     outliers: Outliers = field(default_factory=Outliers)
     readers: PrefixAffinity = field(default_factory=PrefixAffinity)
     strikes: DishonestWorkers = field(default_factory=DishonestWorkers)
-    #: Who is there, and when its process started.
+    #: Start time of each live worker's process.
     processes: dict[NodeId, datetime] = field(default_factory=dict)
-    #: When a node was heard as another process while the one before was not known to be gone.
+    #: When a worker appeared as a new process while the old one was still considered alive.
     replaced_at: dict[NodeId, float] = field(default_factory=dict)
 
     def heard(self, worker: DirectoryEntry, clock: float, now: datetime) -> None:
-        """The directory has news of it."""
+        """Record a change in the directory."""
         if not worker.alive:
             self.occupancy.gone(worker.node)
             self.arrivals.gone(worker.node)
@@ -81,24 +81,26 @@ class Knowledge:
             self.outliers.forget(worker.node)
 
     def is_there(self, worker: DirectoryEntry, clock: float) -> bool:
-        """Whether it may still run as the process that it was. Two processes with one key are heard in turn, and neither is gone."""
+        """Return whether the same process may still run. Two processes with one key announce themselves in turn, so neither is gone."""
         started_at = self.processes.get(worker.node)
         if started_at in (None, worker.announcement.started_at):
             return started_at is not None
         return clock - self.replaced_at.get(worker.node, -math.inf) < TWIN_SECONDS
 
-    def table(self, wish: WorkerRequirements, workers: Iterable[DirectoryEntry], clock: float, *, or_soon: bool = False) -> list[Candidate]:
-        """Of ``workers``, those that have the model ready, or with ``or_soon`` those that have it at all."""
-        found = list(offering(wish.model, workers, or_soon=or_soon))
-        since = {worker.node: self.arrivals.arrived(worker.node) or 0.0 for worker, _ in found} if wish.beginnings else {}
-        read = self.readers.shares(wish.model, wish.beginnings, since, clock)
+    def table(
+        self, requirements: WorkerRequirements, workers: Iterable[DirectoryEntry], clock: float, *, or_soon: bool = False
+    ) -> list[Candidate]:
+        """Return the ``workers`` with the model ready; with ``or_soon``, all that have it."""
+        found = list(offering(requirements.model, workers, or_soon=or_soon))
+        since = {worker.node: self.arrivals.arrived(worker.node) or 0.0 for worker, _ in found} if requirements.beginnings else {}
+        read = self.readers.shares(requirements.model, requirements.beginnings, since, clock)
         rows = []
         for worker, offer in found:
-            seats = self.occupancy.look(worker, offer)
-            rest = self.outliers.rest_seconds(worker.node, wish.model, clock)
+            capacity = self.occupancy.look(worker, offer)
+            rest = self.outliers.rest_seconds(worker.node, requirements.model, clock)
             share = self.arrivals.share(worker.node, clock)
             away = self.strikes.seconds_left(worker.node, clock)
-            rows.append(Candidate(worker, offer, seats, _wait(worker, offer, seats), read.get(worker.node, 0.0), share, rest, away))
+            rows.append(Candidate(worker, offer, capacity, _wait(worker, offer, capacity), read.get(worker.node, 0.0), share, rest, away))
         return rows
 
 
@@ -110,8 +112,8 @@ def offering(model: ModelName, workers: Iterable[DirectoryEntry], *, or_soon: bo
                 break
 
 
-def _wait(worker: DirectoryEntry, offer: ModelOffer, seats: WorkerCapacity) -> float:
-    """As ``directory.expected_wait``, of one model: what a worker says of its wait is of the fullest that it has."""
-    full = seats.free <= 0 or not offer.slots
+def _wait(worker: DirectoryEntry, offer: ModelOffer, capacity: WorkerCapacity) -> float:
+    """Estimate the wait for one model; the worker announces it only for its busiest model (see ``directory.expected_wait``)."""
+    full = capacity.free <= 0 or not offer.slots
     said = worker.announcement.load.expected_wait_seconds if full else 0.0
-    return said + seats.busy / seats.slots + (0.0 if offer.loaded else LOADING_SECONDS)
+    return said + capacity.busy / capacity.slots + (0.0 if offer.loaded else LOADING_SECONDS)

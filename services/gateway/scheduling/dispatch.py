@@ -1,8 +1,8 @@
-"""Finds the worker that a request runs on, and knows what this gateway has running on each.
+"""Assigns requests to workers, and tracks what this gateway runs on each.
 
-One queue for each model, in which tenants take turns. Whoever finds a worker with room begins at once; all others wait here and
-not on a worker, since what has been sent can be neither put behind others nor sent elsewhere. Places are given out where one may
-have become free: when a claim ends, when a worker says something new, and once a second.
+Each model has one fair queue. A request starts immediately if a worker has capacity; otherwise it waits here rather than on a worker,
+because a call that was sent can neither be overtaken nor moved. Capacity is reassigned when a claim ends, when a worker announces a
+change, and once a second.
 """
 
 import asyncio
@@ -27,31 +27,31 @@ from shared.discovery.directory import DirectoryEntry
 from shared.telemetry import Metrics
 from shared.types import ModelName, NodeId, Role, TenantId
 
-#: Who is served within this time need not be told that there was a queue.
-FIRST_WORD_SECONDS = 0.1
-WORDS_SECONDS = 1.0
-#: Models with a queue of their own; those that nobody waits for are then forgotten, with their means.
-_MAX_LANES = 1000
+#: Shorter waits aren't reported to the caller.
+FIRST_NOTICE_SECONDS = 0.1
+NOTICE_SECONDS = 1.0
+#: Model queues kept; above this, empty ones are dropped with their means.
+_MAX_QUEUES = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class WaitingRequests:
-    """What a request waits for, for people."""
+    """Tells a person what a request waits for."""
 
     why: str
 
 
 class _Waiter:
-    """One request that has entered a queue, and what comes of it: an error where nobody can run it any more."""
+    """One queued request and its outcome: a claim, or an error if no worker can run it any more."""
 
-    def __init__(self, wish: WorkerRequirements, entered_at: float) -> None:
-        self.wish = wish
+    def __init__(self, requirements: WorkerRequirements, entered_at: float) -> None:
+        self.requirements = requirements
         self.entered_at = entered_at
         self.outcome: asyncio.Future[Claim | errors.NotReachable] = asyncio.get_running_loop().create_future()
 
 
 class Dispatch:
-    """One for the gateway. Belongs to its event loop."""
+    """Assigns requests to workers. Belongs to one event loop."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Dispatch:
         name: str = "",
         knowledge: Knowledge | None = None,
     ) -> None:
-        """``metrics`` are its own where none are given. ``name``: of this gateway, as ``QueueReport`` has it."""
+        """``metrics`` defaults to a private registry. ``name``: of this gateway, as in ``QueueReport``."""
         self.clock = clock
         self.knowledge = knowledge or Knowledge()
         self._directory = directory
@@ -73,12 +73,12 @@ class Dispatch:
         self._workers = EligibleWorkers(directory, self.knowledge, self._rules.policy, clock)
         self._metrics = metrics or Metrics("gateway")
         self._name = name
-        self._lanes: dict[ModelName, ModelQueue[QueuedRequest]] = {}
+        self._queues: dict[ModelName, ModelQueue[QueuedRequest]] = {}
         self._held = HeldClaims()
         self._peers: dict[ModelName, PeerQueues] = {}
-        #: Called when something may have to be reported to the other gateways.
-        self.on_news: Callable[[], None] = _unheard
-        #: Who offered a model, and how, when that was last looked at, where somebody waits for it.
+        #: Called when the other gateways may need a report.
+        self.on_change: Callable[[], None] = _ignore
+        #: The workers that offered each queued model at the last check, with their states.
         self._offering: dict[ModelName, frozenset[tuple[NodeId, bool, bool, bool]]] = {}
         directory.watch(self._changed)
         for entry in directory.entries(Role.WORKER):
@@ -90,216 +90,211 @@ class Dispatch:
 
     @property
     def waiting(self) -> int:
-        """At this gateway."""
-        return sum(sum(lane.queue.local.values()) for lane in self._lanes.values())
+        """Return the number of requests queued at this gateway."""
+        return sum(sum(model_queue.queue.local.values()) for model_queue in self._queues.values())
 
     @property
     def waiting_anywhere(self) -> int:
-        """At all gateways, as far as it is known here."""
-        return sum(len(lane.queue) for lane in self._lanes.values())
+        """Return the number of requests queued at all gateways, as far as known."""
+        return sum(len(model_queue.queue) for model_queue in self._queues.values())
 
-    def claim_now(self, wish: WorkerRequirements) -> Claim | None:
-        """Claim a place, if nobody waits for the model and a worker has room. Raises NotReachable if no worker can run it."""
-        lane = self.lane(wish.model)
-        if lane.queue:
+    def claim_now(self, requirements: WorkerRequirements) -> Claim | None:
+        """Claim a worker if the queue is empty and one has capacity. Raises NotReachable if no worker can run the request."""
+        model_queue = self.model_queue(requirements.model)
+        if model_queue.queue:
             return None
-        rows = self._workers.rows(wish)
-        row = worker_choice.choose_worker(wish, rows, self._rng)
+        rows = self._workers.rows(requirements)
+        row = worker_choice.choose_worker(requirements, rows, self._rng)
         if row is None:
             return None
-        waiter = _Waiter(wish, self.clock())
-        lane.queue.enter(wish.limited_as, waiter, lane.cost(wish), kind=wish.tenant)
+        waiter = _Waiter(requirements, self.clock())
+        model_queue.queue.enter(requirements.limited_as, waiter, model_queue.cost(requirements), kind=requirements.tenant)
         return self._claim(waiter, row)
 
-    async def find(self, wish: WorkerRequirements) -> AsyncGenerator[WaitingRequests | Claim]:
-        """What it waits for, as often as that changes, and last its claim. Raises NotReachable where no worker can run it, nor soon, and
-        Overloaded where too many wait already. Iterate it to its end, or close it with ``aclose``: leaving it gives its place in
-        the queue back."""
-        waiter = self._enter(wish)
+    async def find(self, requirements: WorkerRequirements) -> AsyncGenerator[WaitingRequests | Claim]:
+        """Yield what the request waits for, when that changes, and finally its claim. Raises NotReachable if no worker can run it now or
+        soon, and Overloaded if the queue is full. Iterate it to its end, or close it with ``aclose``, which leaves the queue."""
+        waiter = self._enter(requirements)
         handed_over = False
         try:
-            said, pause = "", FIRST_WORD_SECONDS
+            said, pause = "", FIRST_NOTICE_SECONDS
             while not waiter.outcome.done():
                 left = waiter.entered_at + self._rules.queue_seconds - self.clock()
                 if left <= 0:
-                    raise self._rules.too_long(self.lane(wish.model), wish)
+                    raise self._rules.too_long(self.model_queue(requirements.model), requirements)
                 await asyncio.wait((waiter.outcome,), timeout=min(pause, left))
-                why = self._look_again(waiter)
+                why = self._describe_wait(waiter)
                 if why not in ("", said):
                     yield WaitingRequests(why)
                     said = why
-                pause = WORDS_SECONDS
+                pause = NOTICE_SECONDS
             outcome = waiter.outcome.result()
             if isinstance(outcome, errors.NotReachable):
                 raise outcome
             yield outcome
-            # Who comes back for more has it; who closes this or is cancelled does not.
+            # The claim is kept if the caller resumes, and released on close or cancel.
             handed_over = True
         finally:
             if not handed_over:
                 self._leave(waiter)
 
-    def ensure_place(self, wish: WorkerRequirements) -> None:
-        """Raises Overloaded if the queue is too long, so that nothing is reserved for a request that would be refused anyway. It keeps no
-        place: ``find`` may still refuse."""
-        lane = self.lane(wish.model)
+    def ensure_capacity(self, requirements: WorkerRequirements) -> None:
+        """Raise Overloaded if the queue is too long, before anything is reserved for the request. This holds no place, so ``find`` may
+        still refuse."""
+        model_queue = self.model_queue(requirements.model)
         try:
-            self._rules.check_bounds(lane, wish, self.waiting_anywhere, 1)
+            self._rules.check_bounds(model_queue, requirements, self.waiting_anywhere, 1)
         except errors.Overloaded:
-            # Workers may have come or become free since the last look.
-            if not lane.queue.waits(wish.limited_as, wish.tenant):
-                rows = self._workers.rows(wish)
-                if worker_choice.choose_worker(wish, rows, self._rng) is not None:
+            # Workers may have arrived or become free since the last check.
+            if not model_queue.queue.waits(requirements.limited_as, requirements.tenant):
+                rows = self._workers.rows(requirements)
+                if worker_choice.choose_worker(requirements, rows, self._rng) is not None:
                     return
-                lane.slots = sum(row.seats.slots for row in rows)
-            self._rules.check_bounds(lane, wish, self.waiting_anywhere, 1)
+                model_queue.slots = sum(row.capacity.slots for row in rows)
+            self._rules.check_bounds(model_queue, requirements, self.waiting_anywhere, 1)
 
-    def lane(self, model: ModelName) -> ModelQueue[QueuedRequest]:
-        found = self._lanes.get(model)
+    def model_queue(self, model: ModelName) -> ModelQueue[QueuedRequest]:
+        found = self._queues.get(model)
         if found is None:
-            if len(self._lanes) >= _MAX_LANES:
-                self._lanes = {name: lane for name, lane in self._lanes.items() if lane.queue}
-                self._peers = {name: peers for name, peers in self._peers.items() if name in self._lanes}
+            if len(self._queues) >= _MAX_QUEUES:
+                self._queues = {name: model_queue for name, model_queue in self._queues.items() if model_queue.queue}
+                self._peers = {name: peers for name, peers in self._peers.items() if name in self._queues}
                 self._workers.forget_room()
-            found = self._lanes[model] = ModelQueue()
+            found = self._queues[model] = ModelQueue()
             self._peers[model] = PeerQueues(self._name, model, found)
         return found
 
     def ended(self, claim: Claim, model: ModelName, seconds: float | None) -> None:
-        """A claim gives its place back; ``seconds`` says how long it had it, None where that says nothing."""
+        """Release a claim's place; ``seconds`` is how long it ran, None if that isn't representative."""
         node = claim.worker.node
         self.knowledge.occupancy.end(node, model)
         self._held.ended(node, model, claim)
         if seconds is not None:
-            self.lane(model).ended(seconds)
-        # The worker's other models may have waited for it, too.
-        for name in [name for name, lane in self._lanes.items() if lane.queue]:
-            self._give_out(name, freed=node)
+            self.model_queue(model).ended(seconds)
+        # The worker's other models may be waiting for it, too.
+        for name in [name for name, model_queue in self._queues.items() if model_queue.queue]:
+            self._assign_places(name, freed=node)
 
     def answered(self, model: ModelName, tokens: int) -> None:
-        """An answer has become this long."""
-        self.lane(model).answered(tokens)
+        """Record the length of an answer."""
+        self.model_queue(model).answered(tokens)
 
-    def charge(self, wish: WorkerRequirements, cost: float) -> None:
-        """What its tenant was served differs from what it was charged with."""
-        lane = self.lane(wish.model)
-        lane.queue.correct(wish.limited_as, cost)
-        self._peers[wish.model].charged(wish.limited_as, cost)
-        self.on_news()
+    def charge(self, requirements: WorkerRequirements, cost: float) -> None:
+        """Correct the charge of a request's tenant by ``cost``."""
+        model_queue = self.model_queue(requirements.model)
+        model_queue.queue.correct(requirements.limited_as, cost)
+        self._peers[requirements.model].charged(requirements.limited_as, cost)
+        self.on_change()
 
     # --- the other gateways -------------------------------------------------------------------------------------------
 
     def reports(self) -> list[QueueReport]:
-        """What they are to be told now."""
+        """Return what to tell the other gateways now."""
         return [report for peers in self._peers.values() if (report := peers.report(self.clock())) is not None]
 
     def heard(self, report: QueueReport) -> None:
-        """One of them has said this."""
-        lane = self.lane(report.model)
+        """Apply the report of another gateway."""
+        model_queue = self.model_queue(report.model)
         for worker in self._peers[report.model].heard(report, self.clock()):
             self.knowledge.occupancy.is_offered(worker, report.model)
-            # It is for a request that waits here, also where we would have chosen another gateway: else an offer might go round.
-            if not self._use_offer(lane, worker):
-                self._give_out(report.model, freed=worker)
-        # Somebody waits: what was not worth telling before may be now.
+            # Use the offer here, even if another gateway is next in our order; otherwise offers could circulate.
+            if not self._use_offer(model_queue, worker):
+                self._assign_places(report.model, freed=worker)
+        # With waiting requests elsewhere, this gateway's own may now be worth reporting.
         self._measure(report.model)
 
     def expire_peers(self) -> None:
-        """Use the places again that other gateways did not take, and forget the gateways that are silent. Call it every LOOK_SECONDS while
-        requests wait anywhere."""
+        """Reclaim places that other gateways did not use, and forget silent gateways. Call it regularly while requests wait anywhere."""
         for model, peers in list(self._peers.items()):
             for worker in peers.expire(self.clock()):
-                self.knowledge.occupancy.take_back(worker, model)
-            if peers.are_heard and self.lane(model).queue:
-                self._give_out(model)
+                self.knowledge.occupancy.reclaim(worker, model)
+            if peers.has_peers and self.model_queue(model).queue:
+                self._assign_places(model)
 
     def forget_peers(self) -> None:
-        """They cannot be heard: each gateway decides alone."""
+        """Schedule without the other gateways, because their reports can't be read."""
         for model, peers in self._peers.items():
             peers.forget_all()
-            self._give_out(model)
+            self._assign_places(model)
 
     # --- the queue ----------------------------------------------------------------------------------------------------
 
-    def _enter(self, wish: WorkerRequirements) -> _Waiter:
-        """Raises NotReachable and Overloaded, at once."""
-        lane, waiter = self.lane(wish.model), _Waiter(wish, self.clock())
-        urgent = wish.digest is not None or bool(wish.not_on)
-        if not urgent and lane.queue.waits(wish.limited_as, wish.tenant):
-            # Where one of its own kind waits there is no room for another: a flood is refused before anything is worked out.
-            self._rules.check_bounds(lane, wish, self.waiting_anywhere, 1)
-        rows = self._workers.rows(wish)
-        lane.queue.enter(wish.limited_as, waiter, lane.cost(wish), urgent=urgent, kind=wish.tenant)
-        # Requests that wait already found no free place, so that room for this one is for this one alone; but not what was left to another
-        # gateway.
-        is_first = urgent or len(lane.queue) == sum(lane.queue.local.values())
+    def _enter(self, requirements: WorkerRequirements) -> _Waiter:
+        """Add a request to the queue. Raises NotReachable and Overloaded immediately."""
+        model_queue, waiter = self.model_queue(requirements.model), _Waiter(requirements, self.clock())
+        urgent = requirements.digest is not None or bool(requirements.excluded)
+        if not urgent and model_queue.queue.waits(requirements.limited_as, requirements.tenant):
+            # If a request of the same kind waits, no worker has room: refuse a flood before the expensive steps.
+            self._rules.check_bounds(model_queue, requirements, self.waiting_anywhere, 1)
+        rows = self._workers.rows(requirements)
+        model_queue.queue.enter(requirements.limited_as, waiter, model_queue.cost(requirements), urgent=urgent, kind=requirements.tenant)
+        # Queued requests found no free place, so room found now suits only this request, unless it was left to another gateway's request.
+        is_first = urgent or len(model_queue.queue) == sum(model_queue.queue.local.values())
         if is_first and self._begin(waiter, rows):
             return waiter
-        lane.slots = sum(row.seats.slots for row in rows)
+        model_queue.slots = sum(row.capacity.slots for row in rows)
         try:
             if not urgent:
-                self._rules.check_bounds(lane, wish, self.waiting_anywhere, 0)
+                self._rules.check_bounds(model_queue, requirements, self.waiting_anywhere, 0)
         except errors.Overloaded:
-            lane.queue.leave(waiter)
+            model_queue.queue.leave(waiter)
             raise
-        self._measure(wish.model)
+        self._measure(requirements.model)
         return waiter
 
-    def _look_again(self, waiter: _Waiter) -> str:
-        """What to tell it, if it still waits. A rest that ends frees places, and nobody says so."""
-        lane, now = self.lane(waiter.wish.model), self.clock()
-        if not waiter.outcome.done() and now - lane.looked_at >= WORDS_SECONDS:
-            self._give_out(waiter.wish.model)
-        return "" if waiter.outcome.done() else lane.words(waiter, now)
+    def _describe_wait(self, waiter: _Waiter) -> str:
+        """Return the notice for a request that still waits. Also look for places, because the end of an ejection is not announced."""
+        model_queue, now = self.model_queue(waiter.requirements.model), self.clock()
+        if not waiter.outcome.done() and now - model_queue.looked_at >= NOTICE_SECONDS:
+            self._assign_places(waiter.requirements.model)
+        return "" if waiter.outcome.done() else model_queue.words(waiter, now)
 
     def _leave(self, waiter: _Waiter) -> None:
         if waiter.outcome.done() and isinstance(claim := waiter.outcome.result(), Claim):
             claim.give_back()
         else:
-            self.lane(waiter.wish.model).queue.leave(waiter)
-            self._measure(waiter.wish.model)
+            self.model_queue(waiter.requirements.model).queue.leave(waiter)
+            self._measure(waiter.requirements.model)
 
     def _measure(self, model: ModelName) -> None:
-        """It has changed."""
-        self._metrics.queue_depth.labels(model=model).set(sum(self.lane(model).queue.local.values()))
-        self.on_news()
+        self._metrics.queue_depth.labels(model=model).set(sum(self.model_queue(model).queue.local.values()))
+        self.on_change()
 
     # --- places -------------------------------------------------------------------------------------------------------
 
     def _begin(self, waiter: _Waiter, rows: Sequence[Candidate]) -> bool:
-        """Give it the best place among the rows; False if none is free."""
-        row = worker_choice.choose_worker(waiter.wish, rows, self._rng)
+        row = worker_choice.choose_worker(waiter.requirements, rows, self._rng)
         if row is not None:
             waiter.outcome.set_result(self._claim(waiter, row))
         return row is not None
 
     def _claim(self, waiter: _Waiter, row: Candidate) -> Claim:
-        wish = waiter.wish
-        lane = self.lane(wish.model)
-        charged = lane.cost(wish)
-        lane.queue.take(waiter, charged)
-        self._peers[wish.model].charged(wish.limited_as, charged)
-        self.knowledge.readers.read(wish.model, wish.beginnings, row.node, self.clock())
-        self._metrics.queue_wait_seconds.labels(model=wish.model).observe(self.clock() - waiter.entered_at)
-        claim = Claim(self, row.worker, wish, charged, waits_there=row.seats.free <= 0)
-        if row.seats.free <= 0:
-            self._held.hold(row.node, wish.model, claim)
+        requirements = waiter.requirements
+        model_queue = self.model_queue(requirements.model)
+        charged = model_queue.cost(requirements)
+        model_queue.queue.take(waiter, charged)
+        self._peers[requirements.model].charged(requirements.limited_as, charged)
+        self.knowledge.readers.read(requirements.model, requirements.beginnings, row.node, self.clock())
+        self._metrics.queue_wait_seconds.labels(model=requirements.model).observe(self.clock() - waiter.entered_at)
+        claim = Claim(self, row.worker, requirements, charged, waits_there=row.capacity.free <= 0)
+        if row.capacity.free <= 0:
+            self._held.hold(row.node, requirements.model, claim)
         return claim
 
-    def _give_out(self, model: ModelName, freed: NodeId | None = None) -> None:
-        """Give free places to those whose turn it is. ``freed``: a worker with one that only this gateway knows of."""
-        lane, owners = self.lane(model), self._workers.owners()
-        lane.looked_at = self.clock()
-        is_shared = self._peers[model].are_heard
+    def _assign_places(self, model: ModelName, freed: NodeId | None = None) -> None:
+        """Assign free places in queue order. ``freed``: a worker with a place that only this gateway knows of."""
+        model_queue, owners = self.model_queue(model), self._workers.owners()
+        model_queue.looked_at = self.clock()
+        is_shared = self._peers[model].has_peers
         if is_shared and freed is None and not self._workers.room_lasts(model):
             return
         at = freed if is_shared else None
         began = True
-        while began and lane.queue and self._has_room(model, lane):
+        while began and model_queue.queue and self._has_room(model, model_queue):
             began = False
             full: set[_Kind] = set()
-            for waiter in lane.queue.turns():
-                kind = _kind(waiter.wish, owners)
+            for waiter in model_queue.queue.turns():
+                kind = _kind(waiter.requirements, owners)
                 if kind not in full and (began := self._serve(waiter, at)):
                     break
                 full.add(kind)
@@ -309,38 +304,36 @@ class Dispatch:
                 break
 
     def _serve(self, waiter: QueuedRequest, at: NodeId | None) -> bool:
-        """True where it waits no more. ``at``: only this worker will do."""
         return self._leave_place(waiter, at) if isinstance(waiter, PeerTicket) else self._begin_or_refuse(waiter, at)
 
     def _leave_place(self, ticket: PeerTicket, at: NodeId | None) -> bool:
-        """Leave a free place to another gateway; False where there is none. A place that a worker announced is known there, too."""
+        """Leave a free place to another gateway's request; False if there is none. Announced places are known there, too."""
         try:
-            row = worker_choice.choose_worker(ticket.wish, _only(at, self._workers.rows(ticket.wish)), self._rng)
+            row = worker_choice.choose_worker(ticket.requirements, _only(at, self._workers.rows(ticket.requirements)), self._rng)
         except errors.NotReachable:
             return False
         if row is None:
             return False
-        self.knowledge.occupancy.lend(row.node, ticket.wish.model)
-        self._peers[ticket.wish.model].lend(ticket, row.node, self.clock(), is_ours=at is not None)
+        self.knowledge.occupancy.lend(row.node, ticket.requirements.model)
+        self._peers[ticket.requirements.model].lend(ticket, row.node, self.clock(), is_ours=at is not None)
         return True
 
     def _begin_or_refuse(self, waiter: QueuedRequest, at: NodeId | None) -> bool:
-        """The same of one that waits here."""
         assert isinstance(waiter, _Waiter)
         try:
-            return self._begin(waiter, _only(at, self._workers.rows(waiter.wish)))
+            return self._begin(waiter, _only(at, self._workers.rows(waiter.requirements)))
         except errors.NotReachable as error:
-            self.lane(waiter.wish.model).queue.leave(waiter)
+            self.model_queue(waiter.requirements.model).queue.leave(waiter)
             waiter.outcome.set_result(error)
             return True
 
-    def _use_offer(self, lane: ModelQueue[QueuedRequest], worker: NodeId) -> bool:
-        """Give a place to the first that waits here and may have it; False where there is none. Requests that no worker may run any more
-        are refused, which changes the turns."""
+    def _use_offer(self, model_queue: ModelQueue[QueuedRequest], worker: NodeId) -> bool:
+        """Assign an offered place to the first local request that may use it; False if there is none. Requests that no worker can run any
+        more are refused, which changes the order."""
         refused = True
         while refused:
             refused = False
-            for waiter in list(lane.queue.turns(only_local=True)):
+            for waiter in list(model_queue.queue.turns(only_local=True)):
                 assert isinstance(waiter, _Waiter)
                 if self._begin_or_refuse(waiter, worker):
                     if isinstance(waiter.outcome.result(), Claim):
@@ -348,11 +341,10 @@ class Dispatch:
                     refused = True
         return False
 
-    def _has_room(self, model: ModelName, lane: ModelQueue[QueuedRequest]) -> bool:
-        """Whether any worker has, for any request: it is cheap to tell."""
-        seats = self._workers.seats(model)
-        lane.slots = sum(each.slots for each in seats.values())
-        return any(each.has_room for each in seats.values())
+    def _has_room(self, model: ModelName, model_queue: ModelQueue[QueuedRequest]) -> bool:
+        capacity = self._workers.capacity(model)
+        model_queue.slots = sum(each.slots for each in capacity.values())
+        return any(each.has_room for each in capacity.values())
 
     # --- news of the workers ------------------------------------------------------------------------------------------
 
@@ -360,26 +352,26 @@ class Dispatch:
         if entry.role is not Role.WORKER:
             return
         self.knowledge.heard(entry, self.clock(), datetime.now(UTC))
-        for model in [model for model, lane in self._lanes.items() if lane.queue]:
+        for model in [model for model, model_queue in self._queues.items() if model_queue.queue]:
             offers = candidates.offering(model, self._directory.entries(Role.WORKER), or_soon=True)
             offering = frozenset((worker.node, not worker.why_not, worker.announcement.draining, offer.ready) for worker, offer in offers)
             if offering != self._offering.get(model):
                 self._offering[model] = offering
                 self._refuse_hopeless(model)
-            self._give_out(model)
+            self._assign_places(model)
 
     def _refuse_hopeless(self, model: ModelName) -> None:
-        """Tell those that nobody can run any more, at once: to wait would be in vain."""
-        lane, owners = self.lane(model), self._workers.owners()
+        """Refuse requests that no worker can run any more, instead of letting them wait in vain."""
+        model_queue, owners = self.model_queue(model), self._workers.owners()
         verdicts: dict[_Kind, errors.NotReachable | None] = {}
-        for waiter in lane.queue.order():
+        for waiter in model_queue.queue.order():
             if not isinstance(waiter, _Waiter):
                 continue
-            kind = _kind(waiter.wish, owners)
+            kind = _kind(waiter.requirements, owners)
             if kind not in verdicts:
-                verdicts[kind] = self._workers.refusal(waiter.wish)
+                verdicts[kind] = self._workers.refusal(waiter.requirements)
             if (refusal := verdicts[kind]) is not None:
-                lane.queue.leave(waiter)
+                model_queue.queue.leave(waiter)
                 waiter.outcome.set_result(refusal)
 
 
@@ -387,14 +379,13 @@ def _only(at: NodeId | None, rows: Sequence[Candidate]) -> Sequence[Candidate]:
     return rows if at is None else [row for row in rows if row.node == at]
 
 
-def _unheard() -> None:
-    """Where there is no other gateway."""
+def _ignore() -> None: ...
 
 
 #: Requests of one kind may run on the same workers.
 _Kind = tuple[str | None, frozenset[NodeId], TenantId | None]
 
 
-def _kind(wish: WorkerRequirements, owners: Set[str]) -> _Kind:
-    """Who owns a worker is a kind of his own."""
-    return wish.digest, wish.not_on, wish.tenant if str(wish.tenant) in owners else None
+def _kind(requirements: WorkerRequirements, owners: Set[str]) -> _Kind:
+    """Group requests by eligible workers; a tenant that owns a worker is its own kind."""
+    return requirements.digest, requirements.excluded, requirements.tenant if str(requirements.tenant) in owners else None

@@ -1,4 +1,4 @@
-"""Finds the workers that may run a request now, and those that have room."""
+"""Finds the workers that may run a request, and those with room."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -13,13 +13,12 @@ from shared import errors
 from shared.discovery.directory import DirectoryEntry
 from shared.types import ModelName, NodeId, Role
 
-#: Where other gateways wait, too, a place that a worker announces is given out after so long: what it says may be older than a call
-#: that another gateway has just sent there.
+#: With several gateways, an announced place is used only after this time: the announcement may predate another gateway's call.
 _ROOM_SECONDS = 0.1
 
 
 class EligibleWorkers:
-    """One for the gateway."""
+    """Filters the directory's workers by what a request requires."""
 
     def __init__(
         self, directory: node_interface.NodeDirectory, knowledge: Knowledge, rule: PromptPrivacy, clock: Callable[[], float]
@@ -28,47 +27,47 @@ class EligibleWorkers:
         self._knowledge = knowledge
         self._rule = rule
         self._clock = clock
-        #: Workers that were seen with room, and since when.
+        #: When each worker was first seen with room.
         self._room: dict[ModelName, dict[NodeId, float]] = {}
 
-    def rows(self, wish: WorkerRequirements) -> Sequence[Candidate]:
-        """Those that may run it now; none where one is about to, since it loads the model or its engine starts again. Raises
-        NotReachable where there is no such hope."""
-        table = self._knowledge.table(wish, self._usable(), self._clock())
+    def rows(self, requirements: WorkerRequirements) -> Sequence[Candidate]:
+        """Return the workers that may run the request now; none if one is loading the model or restarting its engine. Raises NotReachable
+        if there is no such worker either."""
+        table = self._knowledge.table(requirements, self._usable(), self._clock())
         try:
-            return worker_choice.eligible(wish, table, self._rule)
+            return worker_choice.eligible(requirements, table, self._rule)
         except errors.NotReachable:
             there = [entry for entry in self._directory.entries(Role.WORKER) if entry.alive and not entry.announcement.draining]
-            soon = self._knowledge.table(wish, there, self._clock(), or_soon=True)
+            soon = self._knowledge.table(requirements, there, self._clock(), or_soon=True)
             if any(not row.offer.ready for row in soon):
                 with contextlib.suppress(errors.NotReachable):
-                    worker_choice.eligible(wish, [row for row in soon if not row.offer.ready], self._rule)
+                    worker_choice.eligible(requirements, [row for row in soon if not row.offer.ready], self._rule)
                     return ()
             raise
 
-    def refusal(self, wish: WorkerRequirements) -> errors.NotReachable | None:
-        """Why no worker may run it any more; None where one may."""
+    def refusal(self, requirements: WorkerRequirements) -> errors.NotReachable | None:
+        """Return why no worker may run the request any more; None if one may."""
         try:
-            self.rows(wish)
+            self.rows(requirements)
         except errors.NotReachable as error:
             return error
         return None
 
     def owners(self) -> set[str]:
-        """Of the workers that can be used."""
+        """Return the owners of the usable workers."""
         return {entry.announcement.owner for entry in self._usable()}
 
-    def seats(self, model: ModelName) -> dict[NodeId, WorkerCapacity]:
+    def capacity(self, model: ModelName) -> dict[NodeId, WorkerCapacity]:
         return {worker.node: self._knowledge.occupancy.look(worker, offer) for worker, offer in candidates.offering(model, self._usable())}
 
     def room_lasts(self, model: ModelName) -> bool:
-        """Whether a worker has had room for a while."""
+        """Return whether some worker has had room for a while."""
         now, before = self._clock(), self._room.get(model, {})
-        self._room[model] = {node: before.get(node, now) for node, seats in self.seats(model).items() if seats.has_room}
+        self._room[model] = {node: before.get(node, now) for node, capacity in self.capacity(model).items() if capacity.has_room}
         return any(now - since >= _ROOM_SECONDS for since in self._room[model].values())
 
     def forget_room(self) -> None:
-        """All that ``room_lasts`` has seen."""
+        """Reset what ``room_lasts`` has seen."""
         self._room.clear()
 
     def _usable(self) -> Sequence[DirectoryEntry]:

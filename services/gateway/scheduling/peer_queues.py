@@ -1,9 +1,7 @@
-"""What the gateways of a mesh tell each other of their queues, so that all of them see one order of turns.  Pure; the caller brings
-the clock.
+"""Shares queue state between gateways, so that all of them use one fair order. Pure.
 
-Each gateway keeps the requests that wait at the others as ``PeerTicket`` in its own queues. When one of its places becomes free
-and the next in the order waits elsewhere, it offers the place to that gateway. Counts are sent as they are now and not as changes,
-so that a report that is lost is repaired by the next.
+Each gateway keeps the others' waiting requests as ``PeerTicket`` in its own queues. When a place becomes free and the next request
+waits elsewhere, the gateway offers the place to that one. Reports carry absolute counts, so the next report repairs a lost one.
 """
 
 from collections import deque
@@ -17,54 +15,54 @@ from services.gateway.scheduling.routing import WorkerRequirements
 from shared import errors
 from shared.types import ModelName, NodeId, TenantId
 
-#: A gateway where requests wait says all of it so often.
+#: How often a gateway with waiting requests sends a full report.
 WHOLE_SECONDS = 1.0
-#: What a gateway said counts for so long.
+#: How long a report stays valid.
 SILENT_SECONDS = 3.0
-#: A place that was left to another gateway, and that it did not take, is used here after so long.
+#: How long a place is reserved for another gateway.
 LEND_SECONDS = 0.5
-#: Tenants whose tokens are not reported yet; without a queue nobody needs to know them, and the longest unchanged is dropped.
+#: Tenants with unreported charges; the longest unchanged is dropped.
 MOST_UNREPORTED = 1_000
-#: Requests of one tenant at one gateway that are believed: many times what the bounds let in.
+#: Limit for a peer's claim of one tenant's waiting requests: many times what the queue bounds allow.
 _MOST_WAITING = 10_000
-#: A peer's request takes as long as the mean here.
+#: Makes the cost of a peer's request the mean of this gateway.
 _UNKNOWN_TOKENS = 1_000_000
 
 
 class PeerWaiting(msgspec.Struct, array_like=True, frozen=True):
-    #: As ``WorkerRequirements.limited_as``, as everywhere here.
+    #: Here and below: see ``WorkerRequirements.limited_as``.
     tenant: TenantId
     ordinary: int = 0
-    #: They continue an answer that has begun.
+    #: Requests that resume a started answer.
     urgent: int = 0
 
 
 class Charge(msgspec.Struct, array_like=True, frozen=True):
-    """A tenant and a cost in the queue's measure, ``fair_queue.cost``."""
+    """A tenant's charge, measured by ``fair_queue.cost``."""
 
     tenant: TenantId
     cost: float
 
 
 class PeerOffer(msgspec.Struct, array_like=True, frozen=True):
-    """A free place on a worker."""
+    """A free place on a worker, offered to the gateway ``to``."""
 
     to: str
     worker: NodeId
 
 
 class QueueReport(msgspec.Struct, array_like=True, frozen=True):
-    """What one gateway says of its queue for one model."""
+    """One gateway's report about its queue for one model."""
 
-    #: Of two gateways the one that started earlier has the lesser name.
+    #: A gateway that started earlier has a lesser name.
     gateway: str
     model: ModelName
-    #: The tenants whose number has changed, or where ``whole`` all that wait.
+    #: The tenants whose count changed; if ``whole``, all waiting ones.
     waiting: tuple[PeerWaiting, ...] = ()
     whole: bool = False
-    #: Served since the last report.
+    #: Charges since the last report.
     charges: tuple[Charge, ...] = ()
-    #: Where ``whole``: what each waiting tenant was served by all gateways, as this one knows it.
+    #: If ``whole``: each waiting tenant's counter over all gateways, as known here.
     counters: tuple[Charge, ...] = ()
     offers: tuple[PeerOffer, ...] = ()
 
@@ -78,14 +76,14 @@ def decode(entry: bytes) -> list[QueueReport]:
     try:
         return _decode(entry)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise errors.ProtocolViolation(f"not a report of a queue: {error}") from error
+        raise errors.ProtocolViolation(f"invalid queue report: {error}") from error
 
 
 class QueuedRequest(Protocol):
-    """Here or at another gateway."""
+    """A request that waits here or at another gateway."""
 
     @property
-    def wish(self) -> WorkerRequirements: ...
+    def requirements(self) -> WorkerRequirements: ...
 
     def __hash__(self) -> int: ...
 
@@ -95,7 +93,7 @@ class PeerTicket:
     """A request that waits at another gateway."""
 
     gateway: str
-    wish: WorkerRequirements
+    requirements: WorkerRequirements
     urgent: bool
 
 
@@ -111,7 +109,7 @@ class _Lent:
 
 @dataclass(slots=True)
 class _Outbox:
-    """What is to be told of one model."""
+    """Unsent changes for one model."""
 
     told: dict[tuple[TenantId, bool], int] = field(default_factory=dict)
     whole_at: float = float("-inf")
@@ -120,47 +118,47 @@ class _Outbox:
 
 
 class PeerQueues:
-    """For one model: keeps the peers' requests in the queue of ``lane``."""
+    """Keeps the peers' requests in the queue of one model's ``model_queue``."""
 
-    def __init__(self, me: str, model: ModelName, lane: ModelQueue[QueuedRequest]) -> None:
+    def __init__(self, me: str, model: ModelName, model_queue: ModelQueue[QueuedRequest]) -> None:
         self._me = me
         self._model = model
-        self._lane = lane
+        self._model_queue = model_queue
         self._outbox = _Outbox()
         self._heard_at: dict[str, float] = {}
-        #: The oldest first.
+        #: Oldest first.
         self._tickets: dict[str, dict[tuple[TenantId, bool], deque[PeerTicket]]] = {}
         self._lent: deque[_Lent] = deque()
 
     @property
-    def are_heard(self) -> bool:
-        """Whether another gateway has said something lately."""
+    def has_peers(self) -> bool:
+        """Whether another gateway has reported recently."""
         return bool(self._heard_at)
 
     # --- what this gateway does -----------------------------------------------------------------------------------------
 
     def charged(self, tenant: TenantId, cost: float) -> None:
-        """The tenant was charged here."""
+        """Record that the tenant was charged here."""
         charges = self._outbox.charges
         charges[tenant] = charges.pop(tenant, 0.0) + cost
         if len(charges) > MOST_UNREPORTED:
             del charges[next(iter(charges))]
 
     def lend(self, ticket: PeerTicket, worker: NodeId, now: float, *, is_ours: bool) -> None:
-        """A free place is left to the gateway of ``ticket``. Where the place ``is_ours``, only we know that it is free."""
-        tenant, queue = ticket.wish.limited_as, self._lane.queue
+        """Leave a free place to the gateway of ``ticket``. ``is_ours``: only this gateway knows that it is free."""
+        tenant, queue = ticket.requirements.limited_as, self._model_queue.queue
         self._tickets[ticket.gateway][tenant, ticket.urgent].remove(ticket)
         queue.leave(ticket)
-        # Until the other gateway reports what it charged: several places at once are not all for the one tenant.
-        cost = self._lane.cost(ticket.wish)
+        # Charge it until the other gateway's report does, so that one tenant doesn't get several places at once.
+        cost = self._model_queue.cost(ticket.requirements)
         queue.correct(tenant, cost)
         self._lent.append(_Lent(now + LEND_SECONDS, now, ticket.gateway, tenant, worker, cost))
         if is_ours:
             self._outbox.offers.append(PeerOffer(ticket.gateway, worker))
 
     def report(self, now: float) -> QueueReport | None:
-        """What is to be told now; None where nobody needs to know anything."""
-        queue, out = self._lane.queue, self._outbox
+        """Return what to send now; None if there is nothing to tell."""
+        queue, out = self._model_queue.queue, self._outbox
         if not queue and not out.told and not out.offers:
             return None
         whole = bool(queue.local) and now - out.whole_at >= WHOLE_SECONDS
@@ -183,10 +181,10 @@ class PeerQueues:
     # --- what the others do ---------------------------------------------------------------------------------------------
 
     def heard(self, report: QueueReport, now: float) -> tuple[NodeId, ...]:
-        """Another gateway has said this. Returns the workers on which it leaves us a place."""
+        """Apply another gateway's report; return the workers on which it offers us a place."""
         self._heard_at[report.gateway] = now
         for charge in report.charges:
-            self._lane.queue.correct(charge.tenant, charge.cost - self._settle(report.gateway, charge.tenant))
+            self._model_queue.queue.correct(charge.tenant, charge.cost - self._settle(report.gateway, charge.tenant))
         known = self._tickets.setdefault(report.gateway, {})
         if report.whole:
             for tenant, urgent in known.keys() - {(each.tenant, urgent) for each in report.waiting for urgent in (False, True)}:
@@ -199,11 +197,11 @@ class PeerQueues:
         return tuple(offer.worker for offer in report.offers if offer.to == self._me)
 
     def expire(self, now: float) -> list[NodeId]:
-        """Forget the gateways that are silent. Returns the workers on which a place was left to another gateway and may be used here."""
+        """Forget silent gateways; return the workers whose lent places may be used here again."""
         found = []
         while self._lent and self._lent[0].until <= now:
             lent = self._lent.popleft()
-            self._lane.queue.correct(lent.tenant, -lent.cost)
+            self._model_queue.queue.correct(lent.tenant, -lent.cost)
             found.append(lent.worker)
             if self._heard_at.get(lent.gateway, 0.0) < lent.lent_at:
                 self._forget(lent.gateway)
@@ -214,7 +212,7 @@ class PeerQueues:
         return found
 
     def forget_all(self) -> None:
-        """Nothing is heard any more: each gateway decides alone, and says everything when it can."""
+        """Forget all peers; the next report will be a full one."""
         for gateway in list(self._tickets):
             self._forget(gateway)
         self._heard_at.clear()
@@ -226,21 +224,20 @@ class PeerQueues:
         self._tickets.pop(gateway, None)
 
     def _set(self, gateway: str, tenant: TenantId, urgent: bool, count: int) -> None:
-        """So many of its requests wait there."""
         known = self._tickets[gateway]
         tickets = known.setdefault((tenant, urgent), deque())
         while len(tickets) > max(0, count):
-            self._lane.queue.leave(tickets.popleft())
-        wish = WorkerRequirements(self._model, tenant, tenant, 0, _UNKNOWN_TOKENS)
+            self._model_queue.queue.leave(tickets.popleft())
+        requirements = WorkerRequirements(self._model, tenant, tenant, 0, _UNKNOWN_TOKENS)
         while len(tickets) < min(count, _MOST_WAITING):
-            ticket = PeerTicket(gateway, wish, urgent)
+            ticket = PeerTicket(gateway, requirements, urgent)
             tickets.append(ticket)
-            self._lane.queue.enter(tenant, ticket, self._lane.cost(wish), urgent=urgent, is_local=False)
+            self._model_queue.queue.enter(tenant, ticket, self._model_queue.cost(requirements), urgent=urgent, is_local=False)
         if not tickets:
             del known[tenant, urgent]
 
     def _settle(self, gateway: str, tenant: TenantId) -> float:
-        """What the tenant was charged with for places that were left to that gateway."""
+        """Clear and return the tenant's charges for places lent to that gateway."""
         settled = 0.0
         for lent in self._lent:
             if (lent.gateway, lent.tenant) == (gateway, tenant):
@@ -248,8 +245,8 @@ class PeerQueues:
         return settled
 
     def _align(self, report: QueueReport) -> None:
-        """The oldest gateway's counters are everybody's: a gateway that has just started learns them so, and no difference stays."""
-        queue = self._lane.queue
+        """Adopt the oldest gateway's counters: new gateways learn them this way, and differences don't persist."""
+        queue = self._model_queue.queue
         own = queue.counters()
         for said in report.counters:
             if said.tenant in own:

@@ -1,7 +1,6 @@
-"""Which worker has read the beginning of a prompt lately, so that it need not read it again.  Pure.
+"""Remembers which workers recently processed the beginning of a prompt, so that another one with the same prefix reuses it. Pure.
 
-The names of beginnings never leave the gateway, and each tenant has names of its own: nobody can find out by the time that an
-answer takes what somebody else has asked.
+Prefix hashes never leave the gateway and are salted per tenant, so response times reveal nothing about other tenants' prompts.
 """
 
 import hashlib
@@ -13,24 +12,24 @@ import msgspec
 from shared.api.generation import ChatMessage, Tool
 from shared.types import ModelName, NodeId
 
-# The constants are those of LocalAI's prefix-cache routing (core/services/nodes/prefixcache/config.go): blocks of 256 bytes, at most
-# 64 of them, an entry lives 5 minutes, less than 0.3 of the prompt is not worth it.
+# Constants from LocalAI's prefix-cache routing (core/services/nodes/prefixcache/config.go): 256-byte blocks, at most 64, entries live
+# 5 minutes, and less than 0.3 of the prompt is not worth it.
 BLOCK_BYTES = 256
 MAX_BLOCKS = 64
 LIVES_SECONDS = 300.0
 LEAST_SHARE = 0.3
-#: Names kept: 1,000 prompts of the greatest length; about 300 bytes each.
+#: Prefixes kept: 1,000 prompts of maximum length, about 300 bytes each.
 MAX_NAMES = 64_000
-#: Workers remembered for one beginning, so that one that everybody shares, such as a system prompt, stays small.
+#: Workers remembered for one prefix, so that shared system prompts stay small.
 MAX_READERS = 8
 _NAME_BYTES = 12
 
 
 def beginnings(messages: Sequence[ChatMessage], salt: str, tools: Sequence[Tool] = ()) -> tuple[bytes, ...]:
-    """Names of the prompt's beginnings, the shortest first, after every whole block; a prompt that is shorter has none.
+    """Return the hashes of the prompt's prefixes, one for each whole block, shortest first; none for a shorter prompt.
 
-    Where the prompt has more than MAX_BLOCKS, only every second, fourth, … is named. Each of those is named of a shorter prompt,
-    too, so that a conversation finds its own last turn.
+    Above MAX_BLOCKS, only every second, fourth, … prefix is hashed. A shorter prompt hashes each of these, too, so a conversation
+    matches its own last turn.
     """
     text = _rendered(messages, tools)
     blocks = len(text) // BLOCK_BYTES
@@ -46,7 +45,7 @@ def beginnings(messages: Sequence[ChatMessage], salt: str, tools: Sequence[Tool]
 
 
 def _rendered(messages: Sequence[ChatMessage], tools: Sequence[Tool]) -> bytes:
-    """What a template is made from. No lengths stand before a text: a longer one of the same beginning must begin the same."""
+    """Serialize the prompt without length prefixes, so that an extended text starts with the same bytes."""
     parts = [msgspec.msgpack.encode(tools)] if tools else []
     for message in messages:
         parts += [message.role.encode(), b"\0", message.content.encode(errors="surrogatepass"), b"\0"]
@@ -56,7 +55,7 @@ def _rendered(messages: Sequence[ChatMessage], tools: Sequence[Tool]) -> bytes:
 
 
 class PrefixAffinity:
-    """Who has read what, and when."""
+    """Records which worker processed which prefixes, and when."""
 
     def __init__(self) -> None:
         self._read: OrderedDict[tuple[ModelName, bytes], dict[NodeId, float]] = OrderedDict()
@@ -65,7 +64,7 @@ class PrefixAffinity:
         return len(self._read)
 
     def read(self, model: ModelName, names: Sequence[bytes], node: NodeId, now: float) -> None:
-        """The node reads a prompt with these beginnings."""
+        """Record that the node processes a prompt with these prefixes."""
         for name in names:
             readers = self._read.setdefault((model, name), {})
             readers.pop(node, None)
@@ -77,8 +76,8 @@ class PrefixAffinity:
             self._read.popitem(last=False)
 
     def shares(self, model: ModelName, names: Sequence[bytes], since: Mapping[NodeId, float], now: float) -> dict[NodeId, float]:
-        """For each node of ``since`` that has read a beginning: which share of the prompt that is. What it read before it came has
-        been forgotten by the process that it is now."""
+        """Return, for the nodes of ``since``, the share of the prompt that they recently processed. Entries from before a node's start
+        don't count, because its cache is gone."""
         found: dict[NodeId, float] = {}
         for count in range(len(names), 0, -1):
             for node, read_at in self._read.get((model, names[count - 1]), {}).items():

@@ -1,6 +1,6 @@
-"""Carries the reports of ``peer_queues`` between the gateways, over a log in Valkey that all of them read.
+"""Exchanges the reports of ``peer_queues`` between gateways, over a log in Valkey.
 
-Without Valkey each gateway decides alone. Nothing is sent while nobody waits.
+Without Valkey, each gateway schedules alone. Nothing is sent while no request waits.
 """
 
 import asyncio
@@ -13,9 +13,9 @@ from shared.stores.cache import UnexpectedReply
 from shared.telemetry import logs
 
 LOG = "gateway:queues"
-#: Some seconds of a busy mesh; a gateway that was away longer starts at the end.
+#: A few seconds of a busy mesh; a gateway that fell further behind starts at the end.
 MOST_ENTRIES = 1_000
-#: How often a gateway looks for places that were not taken and for peers that are silent, while it has somebody to tell.
+#: How often to look for unused lent places and silent peers while requests wait.
 _LOOK_SECONDS = 0.1
 _RETRY_SECONDS = 1.0
 
@@ -23,7 +23,7 @@ _log = logs.get(part="queue_sharing")
 
 
 class ReportLog(Protocol):
-    """As shared.stores.cache.Cache."""
+    """See ``shared.stores.cache.Cache``."""
 
     async def append(self, log: str, entry: bytes, *, most: int) -> None: ...
 
@@ -33,7 +33,7 @@ class ReportLog(Protocol):
 
 
 class QueueSharing:
-    """One for the gateway; run ``run`` for as long as the dispatch is used."""
+    """Sends and receives queue reports."""
 
     def __init__(self, log: ReportLog, dispatch: Dispatch, name: str) -> None:
         self._log = log
@@ -41,16 +41,16 @@ class QueueSharing:
         self._name = name
         self._news = asyncio.Event()
         self._failing: set[str] = set()
-        dispatch.on_news = self._news.set
+        dispatch.on_change = self._news.set
 
     async def run(self) -> None:
-        """Ends by cancellation."""
+        """Run until canceled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._tell())
-            tasks.create_task(self._hear())
+            tasks.create_task(self._send_reports())
+            tasks.create_task(self._read_reports())
 
-    async def _tell(self) -> None:
-        """One entry at a time: what changes meanwhile goes out together with the next."""
+    async def _send_reports(self) -> None:
+        """Send one entry at a time; changes meanwhile go out with the next."""
         while True:
             await self._news_or_look()
             self._dispatch.expire_peers()
@@ -61,7 +61,7 @@ class QueueSharing:
                 await self._log.append(LOG, peer_queues.encode(reports), most=MOST_ENTRIES)
                 self._failing.discard("append")
             except (errors.Unavailable, UnexpectedReply) as error:
-                await self._be_alone("append", error)
+                await self._schedule_alone("append", error)
 
     async def _news_or_look(self) -> None:
         try:
@@ -71,7 +71,7 @@ class QueueSharing:
             pass
         self._news.clear()
 
-    async def _hear(self) -> None:
+    async def _read_reports(self) -> None:
         while True:
             try:
                 after = await self._log.log_end(LOG)
@@ -79,23 +79,23 @@ class QueueSharing:
                     entries, after = await self._log.read_log(LOG, after)
                     self._failing.discard("read")
                     for entry in entries:
-                        self._take(entry)
+                        self._apply(entry)
             except (errors.Unavailable, UnexpectedReply) as error:
-                await self._be_alone("read", error)
+                await self._schedule_alone("read", error)
 
-    def _take(self, entry: bytes) -> None:
+    def _apply(self, entry: bytes) -> None:
         try:
             reports = peer_queues.decode(entry)
         except errors.ProtocolViolation as error:
-            _log.warning("a report of a queue cannot be read", error=error.message)
+            _log.warning("unreadable queue report", error=error.message)
             return
         for report in reports:
             if report.gateway != self._name:
                 self._dispatch.heard(report)
 
-    async def _be_alone(self, call: str, error: Exception) -> None:
+    async def _schedule_alone(self, call: str, error: Exception) -> None:
         if call not in self._failing:
             self._failing.add(call)
-            _log.warning("this gateway decides alone, without the queues of the others", call=call, reason=str(error))
+            _log.warning("scheduling without the queues of other gateways", call=call, reason=str(error))
         self._dispatch.forget_peers()
         await asyncio.sleep(_RETRY_SECONDS)

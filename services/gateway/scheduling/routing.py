@@ -1,4 +1,4 @@
-"""Which model a request means, and what it needs of the worker that runs it. Pure; the directory brings the workers."""
+"""Resolves the model that a request names, and describes what its worker must fulfill. Pure."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ from shared.api.gateway import ServedModel
 from shared.discovery.directory import DirectoryEntry
 from shared.types import ModelName, NodeId, TenantId
 
-#: Repeats its prompt, for load tests: it comes last, so that it becomes nobody's default by its name.
+#: Echoes its prompt, for load tests; sorted last, so that it never becomes the default.
 _SYNTHETIC = "echo"
 
-#: What Ollama calls a model of which no version is named.
+#: Ollama's tag for a model without a version.
 _LATEST = ":latest"
 
 MISSED_SECONDS = 10.0
@@ -22,35 +22,35 @@ _NO_WORKER_HINT = "see `aicli nodes`; start a worker with `aicli worker`"
 
 @dataclass(frozen=True, slots=True)
 class ModelNames:
-    """What models may be called."""
+    """Aliases and default of the served models."""
 
     aliases: Mapping[str, str]
-    #: None means: the first that is served.
+    #: None: the first served model.
     default: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerRequirements:
-    """What a request needs of the worker that runs it."""
+    """What a request requires of its worker."""
 
     model: ModelName
-    #: Whose prompts a worker sees.
+    #: The tenant whose prompts the worker would see.
     tenant: TenantId
-    #: Whose turns it takes in the queue: an organization that shares its founder's limits waits as its founder.
+    #: The tenant for queueing: an organization that shares its founder's limits queues as its founder.
     limited_as: TenantId
-    #: How much work it is likely to be: tokens of the prompt, and the most of the answer.
+    #: Likely size of the prompt, and maximum size of the answer.
     prompt_tokens: int
     max_tokens: int
-    #: Names of the prompt's beginnings, the shortest first: a worker that has read one of them need not read it again.
+    #: Hashes of the prompt's prefixes, shortest first (``prefix_affinity``).
     beginnings: tuple[bytes, ...] = ()
-    #: Only a worker with this very file of the model may go on with an answer; None where any will do.
+    #: Model file needed to resume an answer; None for any.
     digest: str | None = None
-    #: Workers that have failed this request.
-    not_on: frozenset[NodeId] = frozenset()
+    #: Workers that failed this request.
+    excluded: frozenset[NodeId] = frozenset()
 
 
 def served(workers: Iterable[DirectoryEntry], names: ModelNames) -> tuple[ModelName, ...]:
-    """The models that somebody serves: the default first, then by name, the synthetic one and those without answers last."""
+    """Return the served models: the default first, then by name; embedding models and the synthetic one last."""
     offers = [offer for worker in workers for offer in worker.announcement.models if offer.ready]
     answering = {offer.name for offer in offers if not offer.only_embeds}
     default = ModelName(names.aliases.get(names.default, names.default)) if names.default else None
@@ -59,13 +59,13 @@ def served(workers: Iterable[DirectoryEntry], names: ModelNames) -> tuple[ModelN
 
 
 def catalogue(workers: Sequence[DirectoryEntry], names: ModelNames) -> tuple[ServedModel, ...]:
-    """What is served, as a caller sees it."""
+    """Return the served models as shown to callers."""
     offers = [(offer.name, offer.context_tokens) for worker in workers for offer in worker.announcement.models if offer.ready]
     return tuple(
         ServedModel(
             name=model,
             workers=sum(_serves(worker, model) for worker in workers),
-            # What every worker of the model can take.
+            # The least over its workers.
             context_tokens=min(tokens for name, tokens in offers if name == model),
             aliases=tuple(alias for alias, name in names.aliases.items() if name == model),
             only_embeds=not _answers(workers, model),
@@ -75,12 +75,10 @@ def catalogue(workers: Sequence[DirectoryEntry], names: ModelNames) -> tuple[Ser
 
 
 def resolve(wanted: ModelName | None, workers: Sequence[DirectoryEntry], names: ModelNames, *, just_started: bool = False) -> ModelName:
-    """The served model that ``wanted`` means; nothing is substituted for one that is not served. ``name:latest`` and ``name`` are
-    the same model, any other version is a model of its own.
+    """Return the served model that ``wanted`` names. Another model is never substituted, but ``name:latest`` and ``name`` are the same.
 
-    ``workers`` are all that are known: one that is gone still tells a missing worker from a misspelt model. Who has
-    ``just_started`` cannot tell yet. Raises UnknownModel, or NotReachable where the model is known, or may be, but nobody can
-    run it now.
+    ``workers`` are all known workers, gone ones included: they tell a missing worker from a misspelled model, unless this gateway has
+    ``just_started``. Raises UnknownModel, or NotReachable if the model may exist but no worker can run it now.
     """
     usable = [worker for worker in workers if not worker.why_not]
     models = served(usable, names)
@@ -105,36 +103,36 @@ def resolve(wanted: ModelName | None, workers: Sequence[DirectoryEntry], names: 
         )
     through = f" (which {asked!r} is an alias of)" if model != asked else ""
     raise errors.UnknownModel(
-        f"nobody serves the model {model!r}{through}; served now: {', '.join(models)}",
-        hint="choose one of them, or give it this name by MODEL_ALIASES on the gateway",
+        f"no worker serves the model {model!r}{through}; served models: {', '.join(models)}",
+        hint="choose one of these, or define the name as an alias with MODEL_ALIASES on the gateway",
     )
 
 
 def least_context(model: ModelName, usable: Iterable[DirectoryEntry]) -> int:
-    """What every worker of a served model can take, in tokens."""
+    """Return the context that every worker of a served model supports, in tokens."""
     offers = [offer for worker in usable for offer in worker.announcement.models if offer.name == model and offer.ready]
     return min((offer.context_tokens for offer in offers), default=0)
 
 
 def digest_of(model: ModelName, usable: Iterable[DirectoryEntry]) -> str:
-    """Of the model's file; empty where there is none to show, or where workers differ."""
+    """Return the digest of the model's file; empty if unknown or if workers differ."""
     digests = {offer.digest for worker in usable for offer in worker.announcement.models if offer.name == model and offer.ready}
     return digests.pop() if len(digests) == 1 else ""
 
 
 def are_missed(workers: Iterable[DirectoryEntry], now: datetime) -> bool:
-    """Whether one of them went so lately that it may be back at once: a link that is made anew, a server that is started again."""
+    """Return whether a worker left so recently that it may be back soon, for example after a restart."""
     return any(not worker.alive and (now - worker.since).total_seconds() < MISSED_SECONDS for worker in workers)
 
 
 def ensure_answers(model: ModelName, usable: Iterable[DirectoryEntry]) -> None:
-    """Raises BadRequest where nobody who serves it lets it answer."""
+    """Raise BadRequest if the model only embeds."""
     if not _answers(usable, model):
-        raise errors.BadRequest(f"{model} gives embeddings and no answers", hint="ask for embeddings, or ask another model")
+        raise errors.BadRequest(f"{model} is an embedding model", hint="request embeddings, or choose another model")
 
 
 def _meanings(asked: str, aliases: Mapping[str, str]) -> tuple[ModelName, ...]:
-    """The likeliest first. A model's own name comes before an alias that is spelt the same."""
+    """Return the possible models, likeliest first. A model's own name wins over an equal alias."""
     spelt = _spellings(asked)
     named = [*spelt[:1], *(aliases[name] for name in spelt if name in aliases)]
     return tuple(dict.fromkeys(ModelName(name) for name in (*named, *spelt, *(other for name in named for other in _spellings(name)))))
@@ -155,7 +153,6 @@ def _serves(worker: DirectoryEntry, model: ModelName) -> bool:
 
 
 def _has(worker: DirectoryEntry, model: ModelName) -> bool:
-    """Ready or not."""
     return any(offer.name == model for offer in worker.announcement.models)
 
 
@@ -165,5 +162,5 @@ def _nobody(workers: Sequence[DirectoryEntry]) -> errors.NotReachable:
 
 
 def _whys(workers: Sequence[DirectoryEntry]) -> str:
-    """At most three reasons; a caller needs to see one, an operator has `aicli nodes`."""
+    """Return at most three reasons; operators use `aicli nodes`."""
     return ", ".join(f"{worker.node[:8]}… {worker.why_not or 'has no model ready'}" for worker in workers[:3])

@@ -1,4 +1,4 @@
-"""Measures again and again how many workers could serve each model."""
+"""Measures how many workers could serve each model."""
 
 import asyncio
 from typing import Final
@@ -8,12 +8,12 @@ from services.gateway.scheduling.worker_health.model_coverage import ModelCovera
 from shared.node import Node
 from shared.types import NodeId, Role
 
-#: The alert waits for minutes; to count a thousand workers takes milliseconds.
+#: The alert waits for minutes; counting a thousand workers takes milliseconds.
 EVERY_SECONDS: Final = 2.0
 
 
 async def measure(node: Node, dispatch: Dispatch) -> None:
-    """For ever."""
+    """Update the metric until canceled."""
     coverage, shown = ModelCoverage(), node.metrics.model_workers
 
     def is_kept_away(worker: NodeId) -> bool:

@@ -1,7 +1,7 @@
-"""What runs on each worker: what this gateway has there, by its own count, and what others have, by the worker's word.  Pure.
+"""Tracks the load of each worker: this gateway's calls by its own count, other gateways' by the worker's announcements. Pure.
 
-A worker's word is some milliseconds old, our own count is exact. So each announcement is compared with our count at the moment it
-is heard; what it has beyond that are the calls of other gateways, until it speaks again. A place that we give back is free at once.
+An announcement is milliseconds old, our own count is exact. So each announcement is compared with our count on arrival; the difference
+is other gateways' calls until the next one. A place that we release is free immediately.
 """
 
 from collections import Counter, deque
@@ -11,11 +11,10 @@ from typing import Protocol
 from shared.discovery.directory import Announcement, DirectoryEntry, ModelOffer
 from shared.types import ModelName, NodeId
 
-#: A worker may hold this share of its slots again, and at least one, as calls that wait there: while the end of an answer is on
-#: its way here and the next prompt on its way there, the slot has something to do.
-#: Measured with answers of 0.5 s on 4 slots: without it 5 % of the slots' time is idle at a round trip of 20 ms and 18 % at 100 ms,
-#: with one call held 1 % and 5 %. On 32 slots four held leave 3 % and 12 %. Longer answers lose less, and what is held is out of
-#: our hands: it can be neither put behind others nor sent elsewhere.
+#: A worker may queue this share of its slots, and at least one call, so that a slot has work while the end of one answer and the next
+#: prompt are on their way. Measured with answers of 0.5 s on 4 slots: without it, slots are idle 5 % of the time at a round trip of
+#: 20 ms and 18 % at 100 ms; with one queued call, 1 % and 5 %. On 32 slots, four queued calls leave 3 % and 12 %. Longer answers lose
+#: less, and queued calls can neither be overtaken nor moved.
 _HELD_SHARE = 1 / 8
 
 
@@ -24,16 +23,16 @@ _NOTHING: Counter[ModelName] = Counter()
 
 @dataclass(frozen=True, slots=True)
 class WorkerCapacity:
-    """Of one model on one worker."""
+    """The load of one model on one worker."""
 
-    #: Answers that it gives at once.
+    #: Answers generated at the same time.
     slots: int
     #: Calls that run or wait there.
     busy: int
 
     @property
     def free(self) -> int:
-        """Below zero where more wait than run."""
+        """Negative if calls wait there."""
         return self.slots - self.busy
 
     @property
@@ -42,12 +41,12 @@ class WorkerCapacity:
 
 
 class Occupancy:
-    """Knows every worker that runs something of ours, and every worker that has spoken."""
+    """Counts the calls on every worker."""
 
     def __init__(self) -> None:
         self._ours: dict[NodeId, dict[ModelName, int]] = {}
         self._others: dict[NodeId, dict[ModelName, int]] = {}
-        #: Free places that are left to other gateways.
+        #: Free places left to other gateways.
         self._lent: dict[NodeId, Counter[ModelName]] = {}
 
     def begin(self, node: NodeId, model: ModelName) -> None:
@@ -63,26 +62,26 @@ class Occupancy:
             del self._ours[node]
 
     def heard(self, said: Announcement) -> None:
-        """The worker has just said this."""
+        """Compare a new announcement with our count."""
         self._others[said.node] = {offer.name: self._beyond_ours(said, offer) for offer in said.models}
         self._lent.pop(said.node, None)
 
     def lend(self, node: NodeId, model: ModelName) -> None:
-        """A free place is left to another gateway. What the worker says next shows whether it was taken."""
+        """Leave a free place to another gateway. The worker's next announcement shows whether it was used."""
         self._lent.setdefault(node, Counter())[model] += 1
 
-    def take_back(self, node: NodeId, model: ModelName) -> None:
-        """It was not taken. Nothing happens if the worker has spoken since."""
+    def reclaim(self, node: NodeId, model: ModelName) -> None:
+        """Reclaim an unused place. Does nothing if the worker has announced itself since."""
         if self._lent.get(node, _NOTHING)[model]:
             self._lent[node][model] -= 1
 
     def is_offered(self, node: NodeId, model: ModelName) -> None:
-        """A place that another gateway had is free."""
+        """Record that another gateway released a place."""
         others = self._others.get(node, {})
         others[model] = max(0, others.get(model, 0) - 1)
 
     def gone(self, node: NodeId) -> None:
-        """What runs there still ends with ``end``."""
+        """Forget a worker's announcement. Our calls there still end with ``end``."""
         self._others.pop(node, None)
         self._lent.pop(node, None)
 
@@ -90,7 +89,7 @@ class Occupancy:
         said = worker.announcement
         if said.node not in self._others:
             self.heard(said)
-        # A worker that says nothing of its models shares its slots among them.
+        # A worker that doesn't report per model shares its slots among its models.
         slots, ours = (offer.slots, self._count(said.node, offer.name)) if offer.slots else (said.load.slots, self._count(said.node))
         return WorkerCapacity(
             max(1, slots), ours + self._others[said.node].get(offer.name, 0) + self._lent.get(said.node, _NOTHING)[offer.name]
@@ -105,37 +104,36 @@ class Occupancy:
         return max(0, said.load.running + said.load.queued - self._count(said.node))
 
     def _count(self, node: NodeId, model: ModelName | None = None) -> int:
-        """Without a model: of all."""
         running = self._ours.get(node, {})
         return sum(running.values()) if model is None else running.get(model, 0)
 
 
 class Holdable(Protocol):
-    """As ``worker_claims.Claim``."""
+    """See ``worker_claims.Claim``."""
 
     @property
     def has_started(self) -> bool: ...
 
     def starts(self) -> None:
-        """The worker has room for it now. Safe to call twice."""
+        """Record that the worker has started the call. Safe to call twice."""
 
 
 class HeldClaims:
-    """The calls of this gateway that wait at a worker for a free slot: this wait costs nothing.
+    """Tracks this gateway's calls that wait for a slot at a worker; this wait is not billed.
 
-    When a call that has a slot ends, the call held longest gets the slot. A call that gives tokens has a slot, even if another gateway's
-    call made room for it.
+    When a call with a slot ends, the call that waited longest gets it. A call that delivers tokens has a slot, even if another gateway's
+    call freed it.
     """
 
     def __init__(self) -> None:
         self._held: dict[tuple[NodeId, ModelName], deque[Holdable]] = {}
 
     def hold(self, node: NodeId, model: ModelName, claim: Holdable) -> None:
-        """The worker has no free slot for it."""
+        """Record a call for which the worker has no free slot."""
         self._held.setdefault((node, model), deque()).append(claim)
 
     def ended(self, node: NodeId, model: ModelName, claim: Holdable) -> None:
-        """A claim, held or not, gives its place back."""
+        """Release the place of a claim, held or not."""
         held = self._held.get((node, model))
         if held is None:
             return

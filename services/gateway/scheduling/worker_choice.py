@@ -1,9 +1,8 @@
-"""Which of the candidates runs a request: first who may at all, then whom it is best to ask.  Pure; the caller brings the dice.
+"""Chooses the worker for a request: first filters the eligible candidates, then ranks them. Pure.
 
-Both are rows of small steps over the table of candidates. MAY steps give a reason against one candidate, or none; a step can only
-take away, so trying again never reaches a worker that the first attempt might not use. PREFER steps narrow the rows to the better
-ones, and give back all that they got where none is better. A canary, an A/B test, local before API, or the cheapest first is one
-function more in PREFER; a rule about who must not is one more in MAY.
+Both are lists of small steps. MAY steps return a reason against one candidate, or an empty text; since they only exclude, a retry never
+reaches a worker that the first attempt couldn't use. PREFER steps narrow the rows to the better ones, or return them all. A canary, or
+local workers before a paid API, would be a step in PREFER; a new restriction is a step in MAY.
 """
 
 import random
@@ -20,15 +19,15 @@ from shared.types import TenantId
 
 Rows = Sequence[Candidate]
 
-#: The load guard of LocalAI's prefix routing: a worker that has read the prompt may have this many calls more than the least busy
-#: one, and this many times as many.
+#: The load guard of LocalAI's prefix routing: a worker with the cached prefix may have this many more calls than the least busy one,
+#: and this many times as many.
 _MORE_CALLS = 2
 _TIMES_AS_MANY = 1.5
 
 
 # --- prompt privacy ---------------------------------------------------------------------------------------------------------
 
-#: Labels of a machine. Only an administrator can give it TRUSTED, with the ticket; with SHARED=no its owner keeps it private.
+#: Worker labels. Only an administrator can set TRUSTED, in the ticket; SHARED=no keeps a worker private to its owner.
 TRUSTED = "trusted"
 SHARED = "shared"
 _YES = frozenset({"yes", "true", "1"})
@@ -52,7 +51,7 @@ def why_not(tenant: TenantId, owner: str, labels: Mapping[str, str], policy: Pro
         return "serves only its owner (label shared=no)"
     if policy is PromptPrivacy.GROUP or not owner or labels.get(TRUSTED, "").lower() in _YES:
         return ""
-    return "is not labelled trusted=yes (ROUTING_POLICY=trusted)"
+    return "is not labeled trusted=yes (ROUTING_POLICY=trusted)"
 
 
 def open_to(tenant: TenantId, workers: Iterable[DirectoryEntry], policy: PromptPrivacy) -> list[DirectoryEntry]:
@@ -60,87 +59,89 @@ def open_to(tenant: TenantId, workers: Iterable[DirectoryEntry], policy: PromptP
     return [worker for worker in workers if not why_not(tenant, worker.announcement.owner, worker.announcement.labels, policy)]
 
 
-# --- who may ------------------------------------------------------------------------------------------------------------
+# --- eligibility --------------------------------------------------------------------------------------------------------
 
 
-def _by_policy(wish: WorkerRequirements, row: Candidate, rule: PromptPrivacy) -> str:
+def _by_policy(requirements: WorkerRequirements, row: Candidate, rule: PromptPrivacy) -> str:
     said = row.worker.announcement
-    return why_not(wish.tenant, said.owner, said.labels, rule)
+    return why_not(requirements.tenant, said.owner, said.labels, rule)
 
 
-def _by_file(wish: WorkerRequirements, row: Candidate, _rule: PromptPrivacy) -> str:
-    return "" if wish.digest in (None, row.offer.digest) else "has another file of the model"
+def _by_file(requirements: WorkerRequirements, row: Candidate, _rule: PromptPrivacy) -> str:
+    return "" if requirements.digest in (None, row.offer.digest) else "has another file of the model"
 
 
-def _by_failure(wish: WorkerRequirements, row: Candidate, _rule: PromptPrivacy) -> str:
-    return "has failed this request" if row.node in wish.not_on else ""
+def _by_failure(requirements: WorkerRequirements, row: Candidate, _rule: PromptPrivacy) -> str:
+    return "has failed this request" if row.node in requirements.excluded else ""
 
 
-def _by_honesty(_wish: WorkerRequirements, row: Candidate, _rule: PromptPrivacy) -> str:
+def _by_quarantine(_requirements: WorkerRequirements, row: Candidate, _rule: PromptPrivacy) -> str:
     return worker_records.why_not(row.quarantine_seconds)
 
 
-MAY: tuple[Callable[[WorkerRequirements, Candidate, PromptPrivacy], str], ...] = (_by_policy, _by_honesty, _by_file, _by_failure)
+MAY: tuple[Callable[[WorkerRequirements, Candidate, PromptPrivacy], str], ...] = (_by_policy, _by_quarantine, _by_file, _by_failure)
 
 
-def eligible(wish: WorkerRequirements, rows: Rows, rule: PromptPrivacy) -> Rows:
-    """Those that may run it, full or not. Raises NotReachable, with the reasons, where there is none."""
-    found = [row for row in rows if not _why_not(wish, row, rule)]
+def eligible(requirements: WorkerRequirements, rows: Rows, rule: PromptPrivacy) -> Rows:
+    """Return the rows that may run the request, full or not. Raises NotReachable with the reasons if there is none."""
+    found = [row for row in rows if not _why_not(requirements, row, rule)]
     if found:
         return found
     if not rows:
-        raise errors.NotReachable(f"no worker can run {wish.model} now", hint="see `aicli nodes`")
-    # At most three: a caller needs to see one, an operator has `aicli nodes`.
-    whys = ", ".join(f"{row.node[:8]}… {_why_not(wish, row, rule)}" for row in rows[:3])
-    raise errors.NotReachable(f"no worker of {wish.model} may run this request: {whys}", hint="see `aicli nodes`, and ask its admin")
+        raise errors.NotReachable(f"no worker can run {requirements.model} now", hint="see `aicli nodes`")
+    # Callers need one reason; operators use `aicli nodes`.
+    whys = ", ".join(f"{row.node[:8]}… {_why_not(requirements, row, rule)}" for row in rows[:3])
+    raise errors.NotReachable(
+        f"no worker of {requirements.model} may run this request: {whys}", hint="see `aicli nodes`, or ask an administrator"
+    )
 
 
-def _why_not(wish: WorkerRequirements, row: Candidate, rule: PromptPrivacy) -> str:
-    return next((why for step in MAY if (why := step(wish, row, rule))), "")
+def _why_not(requirements: WorkerRequirements, row: Candidate, rule: PromptPrivacy) -> str:
+    return next((why for step in MAY if (why := step(requirements, row, rule))), "")
 
 
-# --- whom to ask --------------------------------------------------------------------------------------------------------
+# --- preference ---------------------------------------------------------------------------------------------------------
 
 
 def without_outliers(rows: Rows) -> Rows:
-    """Where all are put aside, the one that is back the soonest stays: a model never loses its last worker."""
+    """Drop ejected workers; if all are ejected, keep the one that returns first, so that a model never loses its last worker."""
     return [row for row in rows if not row.rest_seconds] or [min(rows, key=lambda row: row.rest_seconds)]
 
 
-def _beginning_at_once(_wish: WorkerRequirements, rows: Rows, _rng: random.Random) -> Rows:
-    """Rather than one that must load the model, or where others are before it."""
-    ready = [row for row in rows if row.begins_at_once]
+def _starting_immediately(_requirements: WorkerRequirements, rows: Rows, _rng: random.Random) -> Rows:
+    """Prefer workers that have the model loaded and a free slot, else the shortest wait."""
+    ready = [row for row in rows if row.begins_immediately]
     if ready:
         return ready
     least = min(row.wait for row in rows)
     return [row for row in rows if row.wait == least]
 
 
-def _having_read_it(_wish: WorkerRequirements, rows: Rows, _rng: random.Random) -> Rows:
-    least = min(row.seats.busy for row in rows)
+def _with_cached_prefix(_requirements: WorkerRequirements, rows: Rows, _rng: random.Random) -> Rows:
+    least = min(row.capacity.busy for row in rows)
     most = min(least + _MORE_CALLS, least * _TIMES_AS_MANY + 1)
-    readers = [row for row in rows if row.has_read >= prefix_affinity.LEAST_SHARE and row.seats.busy <= most]
+    readers = [row for row in rows if row.has_read >= prefix_affinity.LEAST_SHARE and row.capacity.busy <= most]
     longest = max((row.has_read for row in readers), default=0.0)
     return [row for row in readers if row.has_read == longest] or rows
 
 
-def _settled(_wish: WorkerRequirements, rows: Rows, rng: random.Random) -> Rows:
-    """One that has just come takes part in a tenth of the draws, and in more and more of them."""
+def _in_slow_start(_requirements: WorkerRequirements, rows: Rows, rng: random.Random) -> Rows:
+    """Include a new worker in a tenth of the draws at first, then in more and more."""
     if all(row.share == 1.0 for row in rows):
         return rows
     return [row for row in rows if rng.random() < row.share] or rows
 
 
-PREFER: tuple[Callable[[WorkerRequirements, Rows, random.Random], Rows], ...] = (_beginning_at_once, _having_read_it, _settled)
+PREFER: tuple[Callable[[WorkerRequirements, Rows, random.Random], Rows], ...] = (_starting_immediately, _with_cached_prefix, _in_slow_start)
 
 
-def choose_worker(wish: WorkerRequirements, rows: Rows, rng: random.Random) -> Candidate | None:
-    """One with room, None where all are full. ``rows`` are eligible ones. Ends with the power of two choices: other gateways choose
-    by the same announcements, and must not all follow them to the one least loaded worker."""
-    with_room: Rows = [row for row in without_outliers(rows) if row.seats.has_room] if rows else ()
+def choose_worker(requirements: WorkerRequirements, rows: Rows, rng: random.Random) -> Candidate | None:
+    """Return a row with room from the eligible ``rows``; None if all are full. The last step draws two and takes the better one, because
+    other gateways see the same announcements and would otherwise all pick the same least loaded worker."""
+    with_room: Rows = [row for row in without_outliers(rows) if row.capacity.has_room] if rows else ()
     if not with_room:
         return None
     for step in PREFER:
-        with_room = step(wish, with_room, rng)
+        with_room = step(requirements, with_room, rng)
     first, second = rng.sample(with_room, 2) if len(with_room) > 1 else (with_room[0], with_room[0])
     return first if first.wait <= second.wait else second

@@ -1,4 +1,4 @@
-"""Holds a place on a worker for one request, and tells the dispatch what became of it."""
+"""Holds a place on a worker for one request, and reports its outcome to the dispatch."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -15,7 +15,7 @@ _log = logs.get(part="dispatch")
 
 
 class Issuer(Protocol):
-    """As ``dispatch.Dispatch``."""
+    """See ``dispatch.Dispatch``."""
 
     @property
     def clock(self) -> Callable[[], float]: ...
@@ -24,25 +24,25 @@ class Issuer(Protocol):
     def knowledge(self) -> Knowledge: ...
 
     def ended(self, claim: "Claim", model: ModelName, seconds: float | None) -> None:
-        """The claim gives its place back; ``seconds`` says how long it had it, None where that says nothing."""
+        """Release the claim's place; ``seconds`` is how long it ran, None if that isn't representative."""
 
-    def charge(self, wish: WorkerRequirements, cost: float) -> None:
-        """What its tenant was served differs from what it was charged with."""
+    def charge(self, requirements: WorkerRequirements, cost: float) -> None:
+        """Correct the charge of the request's tenant."""
 
     def answered(self, model: ModelName, tokens: int) -> None:
-        """An answer has become this long."""
+        """Record the length of an answer."""
 
 
 class Claim:
-    """A place on a worker. Use it with ``with``, for as long as the worker runs the request."""
+    """A place on a worker. Use it with ``with`` while the worker runs the request."""
 
     def __init__(
-        self, issuer: Issuer, worker: DirectoryEntry, wish: WorkerRequirements, charged: float, *, waits_there: bool = False
+        self, issuer: Issuer, worker: DirectoryEntry, requirements: WorkerRequirements, charged: float, *, waits_there: bool = False
     ) -> None:
-        """``waits_there``: the worker has to end another request first."""
+        """``waits_there``: the worker must finish another request first."""
         self.worker = worker
         self._issuer = issuer
-        self._wish = wish
+        self._requirements = requirements
         self._charged = charged
         self._held = False
         self._entered = False
@@ -57,13 +57,13 @@ class Claim:
 
     @property
     def seconds(self) -> float:
-        """How long the worker worked on it; 0 while it waits there, and where the worker failed before it gave anything."""
+        """Return how long the worker computed; 0 while the call waits there, and if it failed before it delivered anything."""
         if self._failed and not self._delivered:
             return 0.0
         return self._worked_seconds if self._works_since is None else self._issuer.clock() - self._works_since
 
     def starts(self) -> None:
-        """The worker has room for it now. Safe to call twice."""
+        """Record that the worker has started the call. Safe to call twice."""
         if not self.has_started:
             self.has_started = True
             self._works_since = self._issuer.clock()
@@ -78,44 +78,43 @@ class Claim:
         self.give_back()
 
     def give_back(self) -> None:
-        """The place is free for the next. Nothing happens if it was given back already."""
+        """Release the place. Safe to call twice."""
         if self._held:
             self._held = False
             if self._works_since is not None:
                 self._worked_seconds, self._works_since = self._issuer.clock() - self._works_since, None
             seconds = self._issuer.clock() - self._began_at if self._entered and not self._failed else None
-            self._issuer.ended(self, self._wish.model, seconds)
+            self._issuer.ended(self, self._requirements.model, seconds)
 
     def delivered(self) -> None:
-        """It gave tokens. Safe to call for every chunk."""
+        """Record that the worker delivered tokens. Safe to call for every chunk."""
         if not self._delivered:
             self._delivered = True
             self.starts()
-            self._issuer.knowledge.outliers.delivered(self.worker.node, self._wish.model)
+            self._issuer.knowledge.outliers.delivered(self.worker.node, self._requirements.model)
 
     def failed(self, error: errors.AimeshError) -> None:
-        """It ended with an error of its own: another worker may be asked. Nobody is charged for it, but for what ``tokens`` told."""
+        """Record the worker's failure. The tenant is charged only for what ``tokens`` reported."""
         self._failed = True
         if not self._told:
             self._charge(0.0)
-        issuer, node, model = self._issuer, self.worker.node, self._wish.model
+        issuer, node, model = self._issuer, self.worker.node, self._requirements.model
         if issuer.knowledge.outliers.failed(node, model, error, issuer.clock()):
             rest = issuer.knowledge.outliers.rest_seconds(node, model, issuer.clock())
-            _log.warning("worker put aside", worker=node, model=model, seconds=rest, code=errors.code_of(error))
+            _log.warning("worker ejected", worker=node, model=model, seconds=rest, code=errors.code_of(error))
 
     def tokens(self, prompt: int, completion: int) -> None:
-        """What it really took, once it is known; until then the request counts with what it may take. A prompt that is longer than it
-        can be is not believed."""
+        """Replace the estimated cost by the actual one. A prompt longer than the request's bound is not believed."""
         self._told = True
-        self._charge(fair_queue.cost(min(max(prompt, 0), self._wish.prompt_tokens), completion))
-        self._issuer.answered(self._wish.model, completion)
+        self._charge(fair_queue.cost(min(max(prompt, 0), self._requirements.prompt_tokens), completion))
+        self._issuer.answered(self._requirements.model, completion)
 
     def _charge(self, cost: float) -> None:
-        self._issuer.charge(self._wish, cost - self._charged)
+        self._issuer.charge(self._requirements, cost - self._charged)
         self._charged = cost
 
     def _hold(self) -> None:
         if not self._held:
             self._held = True
             self._began_at = self._issuer.clock()
-            self._issuer.knowledge.occupancy.begin(self.worker.node, self._wish.model)
+            self._issuer.knowledge.occupancy.begin(self.worker.node, self._requirements.model)

@@ -103,7 +103,7 @@ async def test_a_promoted_standby_is_used_and_no_service_ends(place: Place) -> N
         await judging.judge(stack, ann, history, fault)
     assert await stack.pids() == before
     assert await stack.metric("gateway", "ai_platform_settle_failures_total", reason="unavailable") > 0
-    assert stack.log("gateway").count("request rows wait") == 1
+    assert stack.log("gateway").count("request rows are waiting") == 1
     await _check_the_books(stack)
 
 

@@ -304,7 +304,7 @@ class RunningService:
     """A whole gateway on fakes, with one worker that serves smollm2."""
 
     def __init__(
-        self, recorder: UsageRecorder, store: FakeStore, ledger: Ledger, books: FakeLedgerStore, takes: AnswerRuns, *, free: int = 100
+        self, recorder: UsageRecorder, store: FakeStore, ledger: Ledger, books: FakeLedgerStore, runs: AnswerRuns, *, free: int = 100
     ) -> None:
         self.books = books
         self.store = store
@@ -337,7 +337,7 @@ class RunningService:
             prompt_hash_secret="s" * 16,
         )
         self.pipeline = Pipeline(parts)
-        keys = IdempotentRequests(FakeKeys(), takes, node_id(99), secret="s" * 16, most_seconds=30)
+        keys = IdempotentRequests(FakeKeys(), runs, node_id(99), secret="s" * 16, most_seconds=30)
         self.once = DeduplicatedInference(self.pipeline, keys)
         self.rpc.answers |= {"auth.validateApiKey": self._validate, "auth.identify": self._identify}
 
@@ -387,9 +387,9 @@ async def running_service(**more: Any) -> AsyncIterator[RunningService]:
     async with (
         new_recorder(store).running() as recorder,
         ledger.running(recorder, store.write_requests, _no_receipts),
-        AnswerRuns().running() as takes,
+        AnswerRuns().running() as runs,
     ):
-        yield RunningService(recorder, store, ledger, books, takes, **more)
+        yield RunningService(recorder, store, ledger, books, runs, **more)
 
 
 async def _no_receipts(_reservations: Sequence[OpenReservation]) -> dict[RequestId, Receipt]:

@@ -57,15 +57,15 @@ class Maker:
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     seeds: list[int] = field(default_factory=list)
 
-    async def make(self, take: AnswerRun[Head, Chunk, InferenceResult], asked: IdempotentRequest, seed: int) -> InferenceResult:
+    async def make(self, run: AnswerRun[Head, Chunk, InferenceResult], asked: IdempotentRequest, seed: int) -> InferenceResult:
         self.seeds.append(seed)
-        take.tell(Head(asked.request_id))
+        run.tell(Head(asked.request_id))
         for number in range(1, self.length + 1):
             if number == self.waits_at:
                 await self.gate.wait()
             if number == self.fails_at:
                 raise self.error
-            await take.add(Chunk(f"CANARY {seed} {number}", (number,)))
+            await run.add(Chunk(f"CANARY {seed} {number}", (number,)))
         return InferenceResult(asked.request_id, MODEL, FinishReason.STOP, Usage(3, self.length), 5, 1)
 
 
@@ -80,15 +80,15 @@ class Heard:
 
 
 class Gateway:
-    def __init__(self, idempotency: IdempotentRequests, takes: AnswerRuns) -> None:
-        self.idempotency, self.takes = idempotency, takes
+    def __init__(self, idempotency: IdempotentRequests, runs: AnswerRuns) -> None:
+        self.idempotency, self.runs = idempotency, runs
         self.maker = Maker()
 
     async def ask(self, call: IdempotentRequest, *, seconds: float = 10, stops_after: int | None = None) -> Heard:
         heard = Heard([], [])
 
-        async def produce(take: AnswerRun[Head, Chunk, InferenceResult], seed: int) -> InferenceResult:
-            return await self.maker.make(take, call, seed)
+        async def produce(run: AnswerRun[Head, Chunk, InferenceResult], seed: int) -> InferenceResult:
+            return await self.maker.make(run, call, seed)
 
         try:
             async with self.idempotency.answer(call, produce, seconds=seconds) as repeat:
@@ -118,9 +118,9 @@ class RunningService:
     async def gateway(self, name: str = "Uone", *, most_seconds: float = 30, store: Any = None) -> Gateway:
         stack = AsyncExitStack()
         self._stacks.append(stack)
-        takes = await stack.enter_async_context(AnswerRuns().running())
-        made = IdempotentRequests(store or self.store, takes, NodeId(name), secret=SECRET, most_seconds=most_seconds)
-        return Gateway(made, takes)
+        runs = await stack.enter_async_context(AnswerRuns().running())
+        made = IdempotentRequests(store or self.store, runs, NodeId(name), secret=SECRET, most_seconds=most_seconds)
+        return Gateway(made, runs)
 
     async def close(self) -> None:
         for stack in self._stacks:

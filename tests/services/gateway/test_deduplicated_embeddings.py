@@ -101,8 +101,8 @@ async def gateways(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncI
         running_service.add_worker(1, worker, "smollm2")
         doors = []
         for name in ("Uone", "Utwo"):
-            takes = await stack.enter_async_context(AnswerRuns().running())
-            keys = IdempotentRequests(IdempotencyStore(database), takes, NodeId(name), secret="s" * 16, most_seconds=10)
+            runs = await stack.enter_async_context(AnswerRuns().running())
+            keys = IdempotentRequests(IdempotencyStore(database), runs, NodeId(name), secret="s" * 16, most_seconds=10)
             doors.append(DeduplicatedInference(running_service.pipeline, keys))
         yield Gateways(running_service, worker, (doors[0], doors[1]), DeduplicatedInference(running_service.pipeline, keys), postgres_url)
 
@@ -197,7 +197,7 @@ async def test_one_too_large_for_the_store_is_read_again_where_it_was_made(gatew
     monkeypatch.setattr(idempotent_requests, "MOST_ANSWER_BYTES", 50)
     first, again = await gateways.ask(), await gateways.ask()
     assert (first.vectors, again.is_repeat) == (again.vectors, True)
-    with pytest.raises(errors.AnswerGone, match="too long to be kept"):
+    with pytest.raises(errors.AnswerGone, match="too long to store"):
         await gateways.ask(door=1)
     assert gateways.runs == (1, 1)
 

@@ -54,8 +54,8 @@ class Door:
 
 @pytest.fixture
 async def door(postgres_url: str) -> AsyncIterator[Door]:
-    async with fakes.running_service() as running_service, opened(postgres_url) as database, AnswerRuns().running() as takes:
-        keys = IdempotentRequests(IdempotencyStore(database), takes, NodeId("Uone"), secret="s" * 16, most_seconds=10)
+    async with fakes.running_service() as running_service, opened(postgres_url) as database, AnswerRuns().running() as runs:
+        keys = IdempotentRequests(IdempotencyStore(database), runs, NodeId("Uone"), secret="s" * 16, most_seconds=10)
         async with keys.running():
             yield Door(DeduplicatedInference(running_service.pipeline, keys), running_service)
 
@@ -137,15 +137,15 @@ async def test_a_request_that_a_stopping_gateway_leaves_to_another_has_one_row(p
     async with fakes.running_service() as running_service, opened(postgres_url) as database:
         store = IdempotencyStore(database)
         running_service.worker.hangs_after = 1
-        async with AnswerRuns().running() as takes:
-            keys = IdempotentRequests(store, takes, NodeId("Uone"), secret="s" * 16, most_seconds=10)
+        async with AnswerRuns().running() as runs:
+            keys = IdempotentRequests(store, runs, NodeId("Uone"), secret="s" * 16, most_seconds=10)
             assert (
                 await Door(DeduplicatedInference(running_service.pipeline, keys), running_service).ask(KEY, stops_after=1)
             ).text == "Hello"
         assert running_service.store.rows == {}
         running_service.worker.hangs_after = None
-        async with AnswerRuns().running() as takes:
-            keys = IdempotentRequests(store, takes, NodeId("Utwo"), secret="s" * 16, most_seconds=10)
+        async with AnswerRuns().running() as runs:
+            keys = IdempotentRequests(store, runs, NodeId("Utwo"), secret="s" * 16, most_seconds=10)
             heard = await Door(DeduplicatedInference(running_service.pipeline, keys), running_service).ask(KEY)
         assert heard.text == "Hello world!"
         assert heard.result is not None

@@ -97,7 +97,7 @@ async def test_vectors_in_order_and_a_row(running_service: RunningService) -> No
 async def test_an_organization_that_shares_its_founders_limits_waits_as_its_founder(running_service: RunningService) -> None:
     team = msgspec.structs.replace(OWNER, user_id=UserId(uuid4()), team_id=TenantId(uuid4()), founder_id=USER)
     await ask(running_service, "a", who=team)
-    served = running_service.dispatch.lane(ModelName("smollm2")).queue
+    served = running_service.dispatch.model_queue(ModelName("smollm2")).queue
     assert served.counter_of(USER) > 0
     assert served.counter_of(team.tenant_id) == 0
 
@@ -264,6 +264,6 @@ async def test_a_prompt_for_a_model_that_only_embeds_reaches_no_worker(http: htt
     body = {"model": "bge", "messages": [{"role": "user", "content": "hi"}]}
     answer = await http.post("/v1/chat/completions", json=body)
     assert answer.status_code == 400
-    assert "bge gives embeddings and no answers" in answer.json()["error"]["message"]
+    assert "bge is an embedding model" in answer.json()["error"]["message"]
     assert not worker.asked
     assert (await http.post("/v1/embeddings", json={"model": "bge", "input": "hi"})).status_code == 200

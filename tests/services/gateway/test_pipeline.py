@@ -59,7 +59,7 @@ async def test_the_worker_learns_no_user_and_gets_a_seed(running_service: Runnin
 async def test_an_organization_that_shares_its_founders_limits_waits_as_its_founder(running_service: RunningService) -> None:
     team = msgspec.structs.replace(OWNER, user_id=UserId(uuid4()), team_id=TenantId(uuid4()), founder_id=USER)
     await ask(running_service, team)
-    served = running_service.dispatch.lane(ModelName("smollm2")).queue
+    served = running_service.dispatch.model_queue(ModelName("smollm2")).queue
     assert served.counter_of(USER) > 0
     assert served.counter_of(team.tenant_id) == 0
 
@@ -195,7 +195,7 @@ async def _written(running_service: RunningService, rows: int = 1) -> None:
 
 
 async def test_a_request_waits_for_a_worker_that_was_there_a_moment_ago(running_service: RunningService) -> None:
-    patient = Pipeline(running_service.parts, patience_seconds=5.0)
+    patient = Pipeline(running_service.parts, worker_wait_seconds=5.0)
     announced = running_service.directory.entries(Role.WORKER)[0].announcement
     running_service.directory.gone(announced.node, "its link was lost")
 
@@ -215,7 +215,7 @@ async def test_a_request_waits_for_a_worker_that_was_there_a_moment_ago(running_
 
 async def test_a_worker_that_is_gone_for_long_is_not_waited_for(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(routing, "MISSED_SECONDS", 0.0)
-    quick = Pipeline(running_service.parts, iter(range(0, 10_000, 100)).__next__, patience_seconds=50.0)
+    quick = Pipeline(running_service.parts, iter(range(0, 10_000, 100)).__next__, worker_wait_seconds=50.0)
     running_service.directory.gone(running_service.directory.entries(Role.WORKER)[0].node, "its link was lost")
     with pytest.raises(errors.NotReachable):
         async with quick.run(OWNER, InferenceRequest(prompt="hi"), seconds=10):

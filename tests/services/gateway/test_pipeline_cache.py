@@ -40,8 +40,8 @@ class Asker:
 @pytest.fixture
 async def asker(valkey_url: str) -> AsyncIterator[Asker]:
     bounds = CacheBounds(keep_seconds=60, most_bytes=2**20, most_seconds=10)
-    async with fakes.running_service() as running_service, Cache.open(valkey_url) as values, AnswerRuns().running() as takes:
-        responses = ResponseCache(values, takes, running_service.metrics, bounds, secret="s" * 16)
+    async with fakes.running_service() as running_service, Cache.open(valkey_url) as values, AnswerRuns().running() as runs:
+        responses = ResponseCache(values, runs, running_service.metrics, bounds, secret="s" * 16)
         yield Asker(running_service, Pipeline(replace(running_service.pipeline._parts, responses=responses)))
 
 

@@ -57,5 +57,5 @@ def test_all_mistakes_are_reported_together() -> None:
 
 
 def test_an_alias_is_not_limited_but_what_it_stands_for() -> None:
-    with pytest.raises(errors.BadSettings, match="llama3 is another name of smollm2"):
+    with pytest.raises(errors.BadSettings, match="llama3 is an alias of smollm2"):
         load(MODEL_LIMITS="llama3.concurrency=3")

@@ -214,7 +214,7 @@ async def test_the_key_may_be_in_the_header_or_in_auth_or_in_both(site: Site) ->
             id="two keys",
         ),
         pytest.param(
-            ANY, {"rest": {"after": 1}}, ("bad_request", "rest is for streams; leave it out to get the whole answer"), id="the rest"
+            ANY, {"rest": {"after": 1}}, ("bad_request", "rest requires a stream; omit it to get the whole answer"), id="the rest"
         ),
     ],
 )
@@ -226,7 +226,7 @@ async def test_a_refusal_says_why(site: Site, credential: str | None, more: Any,
 
 async def test_a_prompt_that_is_too_large_says_so(site: Site) -> None:
     code, words = problem(await site.ask("x" * 1_000_000))
-    assert (code, words) == ("too_large", "the prompt has 1000000 bytes; at most 983040 are taken")
+    assert (code, words) == ("too_large", "the prompt has 1000000 bytes; the limit is 983040")
 
 
 # --- what is billed -----------------------------------------------------------------------------------------------------

@@ -1,1 +1,1 @@
-"""Which workers are new, unreliable or dishonest, and for how long they are left out."""
+"""Tracks which workers are new, unreliable or dishonest."""

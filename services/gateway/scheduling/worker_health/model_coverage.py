@@ -1,4 +1,4 @@
-"""How many workers could serve each model, those included that lost their last one.  Pure; the caller brings the clock."""
+"""Counts the workers that could serve each model, including models that lost their last worker. Pure."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -7,28 +7,28 @@ from typing import Final
 from shared.discovery.directory import DirectoryEntry
 from shared.types import ModelName, NodeId
 
-#: A model that nobody serves for so long is not missed any more.
+#: A model without workers is no longer reported after this time.
 MISSED_SECONDS: Final = 24 * 3600.0
-#: Names that are counted at once, as many as there are queues; a worker could announce others for ever.
+#: Limit on counted models, as for queues: a worker could announce new names forever.
 MAX_MODELS: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class _ServedCount:
-    """The last that was seen of it."""
+    """When a model was last served, and by which workers."""
 
     at: float
     by: frozenset[NodeId]
 
 
 class ModelCoverage:
-    """One for the gateway, since its start."""
+    """Counts the workers of each model since this gateway started."""
 
     def __init__(self) -> None:
         self._served: dict[ModelName, _ServedCount] = {}
 
     def count(self, workers: Iterable[DirectoryEntry], is_kept_away: Callable[[NodeId], bool], now: float) -> Mapping[ModelName, int]:
-        """Of all workers that are known, gone ones included; one that ``is_kept_away`` gets no requests whatever it offers."""
+        """Count over all known workers, gone ones included; a worker that ``is_kept_away`` gets no requests."""
         usable = [entry for entry in workers if not entry.why_not and not is_kept_away(entry.node)]
         serving = _serving(usable)
         offered = {entry.node: {offer.name for offer in entry.announcement.models} for entry in usable}
@@ -49,6 +49,6 @@ def _serving(usable: Iterable[DirectoryEntry]) -> dict[ModelName, set[NodeId]]:
 
 
 def _is_missed(model: ModelName, last: _ServedCount, offered: Mapping[NodeId, set[ModelName]], now: float) -> bool:
-    """Not where those who served it are all well and offer it no more: it was taken away from them on purpose."""
+    """Return False if all workers that served the model are fine but no longer offer it: it was removed on purpose."""
     was_taken_away = all(node in offered and model not in offered[node] for node in last.by)
     return now - last.at <= MISSED_SECONDS and not was_taken_away

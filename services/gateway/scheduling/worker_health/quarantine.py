@@ -1,6 +1,6 @@
-"""Makes quarantine the same at all gateways: strikes go to PostgreSQL, which adds them up, and what it says of each worker comes back.
+"""Shares quarantine between gateways: PostgreSQL sums up their strikes, and every gateway reads the result.
 
-Each gateway also counts its own strikes in memory (``strikes``), so that a worker is put away at once, also while PostgreSQL is away.
+Each gateway also counts its own strikes in memory (``strikes``), so quarantine works immediately, and without PostgreSQL.
 """
 
 import asyncio
@@ -18,16 +18,16 @@ from shared.node import lifecycle
 from shared.telemetry import logs
 from shared.types import NodeId
 
-#: How long a gateway may not know what another one decided.
+#: How late a gateway may learn of another one's decision.
 REFRESH_SECONDS = 2.0
-#: Strikes that PostgreSQL has not heard of. More say nothing new: three are enough for each worker.
+#: Unsaved strikes kept while PostgreSQL is down. Three per worker are enough.
 _MOST_UNSAVED = 1000
 
 _log = logs.get(part="quarantine")
 
 
 class Quarantine:
-    """One for the gateway. Use ``active_prompt``."""
+    """The quarantine of all gateways. Use ``running``."""
 
     def __init__(self, store: QuarantineStore, wrong_counts: Counter, clock: Callable[[], float] = time.monotonic) -> None:
         self.strikes = DishonestWorkers()
@@ -39,43 +39,43 @@ class Quarantine:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Quarantine"]:
-        """Raises Unavailable where PostgreSQL is away at the start: a worker in quarantine must not get a request."""
+        """Raise Unavailable if PostgreSQL is down at start: a quarantined worker must not get a request."""
         await self.refresh()
         async with lifecycle.background() as tasks:
             tasks.create_task(lifecycle.every(REFRESH_SECONDS, self.refresh))
             yield self
 
     def strike(self, node: NodeId) -> None:
-        """This worker wanted to be paid for what it did not do."""
+        """Strike a worker that claimed payment for work it did not do."""
         self.report(node)
         if self.strikes.strike(node, self._clock()):
-            _log.warning("worker in quarantine", worker=node)
+            _log.warning("worker quarantined", worker=node)
 
     def report(self, node: NodeId) -> None:
-        """A strike that ``strikes`` has counted already."""
+        """Save a strike that ``strikes`` already counted."""
         self._wrong_counts.labels(node=node).inc()
         self._unsaved.append(node)
 
     async def refresh(self) -> None:
-        """Tell PostgreSQL what is new here, and learn what holds at all gateways. Raises Unavailable."""
+        """Save new strikes, and read what holds at all gateways. Raises Unavailable."""
         async with self._turn:
             while self._unsaved:
                 await self._store.strike(self._unsaved[0])
                 self._unsaved.popleft()
             left = await self._store.list_quarantined()
-            # What was struck meanwhile is not in the answer.
+            # The query doesn't include strikes added since it ran.
             self.strikes.learn(left, self._clock(), unless=frozenset(self._unsaved))
 
     async def pardon(self, beginning: str) -> NodeId:
-        """Forget the strikes of the worker whose id begins so, at all gateways. Raises NotFound, BadRequest and Unavailable."""
+        """Clear the strikes of the worker whose id starts with ``beginning``, at all gateways. Raises NotFound, BadRequest, Unavailable."""
         await self.refresh()
         found = await self._store.find_struck(beginning)
         if not found:
             raise errors.NotFound(
-                f"no worker whose id begins with {beginning[:60]!r} is in quarantine or has strikes", hint="`aicli nodes` shows who is"
+                f"no worker with an id starting with {beginning[:60]!r} has strikes or is in quarantine", hint="see `aicli nodes`"
             )
         if len(found) > 1:
-            raise errors.BadRequest(f"{len(found)} workers have ids that begin with {beginning[:60]!r}", hint="give more of the id")
+            raise errors.BadRequest(f"{len(found)} workers have ids that start with {beginning[:60]!r}", hint="give more of the id")
         await self._store.pardon(found[0])
         await self.refresh()
         return found[0]

@@ -1,4 +1,4 @@
-"""Tells the mesh which workers came and went. Pure; the directory brings each change."""
+"""Detects workers that join or leave the mesh. Pure."""
 
 from datetime import datetime
 
@@ -8,13 +8,13 @@ from shared.types import NodeId, Role
 
 
 class WorkerPresence:
-    """The workers that are alive, so that each comes once and goes once."""
+    """Tracks the live workers, so that each join and leave is published once."""
 
     def __init__(self) -> None:
         self._alive: set[NodeId] = set()
 
     def changed(self, entry: DirectoryEntry, now: datetime) -> events.WorkerJoined | events.WorkerLeft | None:
-        """What to publish; None for a change that is neither a coming nor a going."""
+        """Return the event to publish; None if the worker neither joined nor left."""
         if entry.role is not Role.WORKER or entry.alive == (entry.node in self._alive):
             return None
         if entry.alive:

@@ -1,12 +1,11 @@
-"""What the gateway remembers about each worker: how it failed, when it joined, and whether it lied about tokens. Pure; the caller
-brings the clocks.
+"""Remembers each worker's failures, arrival and wrong token counts. Pure.
 
-- ``Outliers`` works like Envoy's outlier detection: five failures in a row put a worker aside for 30 s, then for 60 s, and so on. The last
-  worker of a model is never put aside (``worker_choice.without_outliers``).
-- ``SlowStart`` sends few requests to a worker that has just joined.
-- ``DishonestWorkers`` quarantines workers that report wrong token counts. Nobody pays for a wrong count (``active_request``), but a worker
-  that lies about counts may lie about more. A quarantine belongs to the machine, so a restart does not end it; time or an administrator's
-  pardon does. ``quarantine`` shares it between gateways and keeps it over their restarts.
+- ``Outliers`` works like Envoy's outlier detection: five failures in a row eject a worker for 30 s, then for 60 s, and so on. A model's
+  last worker is never ejected (``worker_choice.without_outliers``).
+- ``SlowStart`` sends few requests to a new worker.
+- ``DishonestWorkers`` quarantines workers that report wrong token counts. Wrong counts are never billed (``active_request``), but such a
+  worker may lie about more. A restart of the worker doesn't end a quarantine; time or an administrator's pardon does. ``quarantine``
+  shares it between gateways and persists it.
 """
 
 from collections import deque
@@ -23,10 +22,10 @@ FAILURES = 5
 REST_SECONDS = 30.0
 #: Envoy's max_ejection_time.
 LONGEST_REST_SECONDS = 300.0
-#: A worker that did well for so long begins anew.
+#: After this time without an ejection, the rest starts at REST_SECONDS again.
 FORGIVEN_SECONDS = 300.0
 
-#: What says that something is wrong with a worker; one that is full, drains or is older is well.
+#: Errors that indicate a faulty worker; being full, draining or older does not.
 _FAULTS = (errors.LinkLost, errors.NotReachable, errors.ModelCrashed, errors.Unavailable, errors.ProtocolViolation, errors.DeadlineExceeded)
 
 
@@ -38,19 +37,19 @@ class _FailureRecord:
 
 
 class Outliers:
-    """What each worker did of late with each of its models: a broken model is no reason to leave the others alone."""
+    """Tracks failures for each worker and model, because a broken model says nothing about the worker's others."""
 
     def __init__(self) -> None:
-        #: Only of those that have failed, and until they are gone.
+        #: Only for workers that have failed and are still present.
         self._records: dict[tuple[NodeId, ModelName], _FailureRecord] = {}
 
     def failed(self, node: NodeId, model: ModelName, error: errors.AimeshError, now: float) -> bool:
-        """True where that puts it aside."""
+        """Record a failure; return whether it ejects the worker."""
         if not isinstance(error, _FAULTS):
             return False
         record = self._records.setdefault((node, model), _FailureRecord())
         if now < record.until:
-            return False  # what it had begun before; the rest is long enough
+            return False  # the call started before the ejection
         record.failures += 1
         if record.failures < FAILURES:
             return False
@@ -60,23 +59,23 @@ class Outliers:
         return True
 
     def delivered(self, node: NodeId, model: ModelName) -> None:
-        """It gave tokens."""
+        """Record delivered tokens."""
         if record := self._records.get((node, model)):
             record.failures = 0
 
     def forget(self, node: NodeId) -> None:
-        """It is gone, or another process."""
+        """Forget a worker that left or restarted."""
         for key in [key for key in self._records if key[0] == node]:
             del self._records[key]
 
     def rest_seconds(self, node: NodeId, model: ModelName, now: float) -> float:
-        """How long it stays put aside; 0 where it is not."""
+        """Return the seconds left of an ejection; 0 if none."""
         record = self._records.get((node, model))
         return 0.0 if record is None else max(0.0, record.until - now)
 
 
-#: A worker that has just come gets a tenth of its share, and all of it after this time: whatever makes its first answers slow, or
-#: ends it again, then meets few.
+#: A new worker gets a tenth of its share at first and all of it after this time: few requests meet its slow first answers, or an early
+#: crash.
 SLOW_START_SECONDS = 30.0
 _FIRST_SHARE = 0.1
 
@@ -86,11 +85,11 @@ class SlowStart:
         self._since: dict[NodeId, tuple[datetime, float]] = {}
 
     def heard(self, worker: DirectoryEntry, clock: float, now: datetime) -> bool:
-        """True where it has come, or come back as another process."""
+        """Return whether the worker is new or has restarted."""
         before = self._since.get(worker.node)
         if before is not None and before[0] == worker.since:
             return False
-        # One that we hear of for the first time has been there since it started.
+        # A worker first seen now has been present since it started.
         self._since[worker.node] = (worker.since, clock - max(0.0, (now - worker.since).total_seconds()))
         return True
 
@@ -98,22 +97,22 @@ class SlowStart:
         self._since.pop(node, None)
 
     def arrived(self, node: NodeId) -> float | None:
-        """By the caller's clock; None for one that nothing was heard of."""
+        """Return the arrival by the caller's clock; None for an unknown worker."""
         found = self._since.get(node)
         return None if found is None else found[1]
 
     def share(self, node: NodeId, clock: float) -> float:
-        """From 0.1 to 1."""
+        """Return a number from 0.1 to 1."""
         arrived = self.arrived(node)
         return 1.0 if arrived is None else min(1.0, _FIRST_SHARE + (1 - _FIRST_SHARE) * (clock - arrived) / SLOW_START_SECONDS)
 
 
-#: So many put a worker away; older ones than the time do not count.
+#: Number of strikes that start a quarantine, and for how long a strike counts.
 STRIKES, WITHIN_SECONDS = 3, 3600.0
 QUARANTINE_SECONDS = 3600.0
-#: What may be told beside what came, of each answer: some count its end, which is no text.
+#: Tolerance for each answer: some backends count the end token, which has no text.
 _SLACK_SHARE, _SLACK_TOKENS = 0.02, 1
-#: More than any prompt that is let in, and what a template or a server may add to it unseen.
+#: More than any admitted prompt, plus what a template or server may add.
 MOST_PROMPT_TOKENS = 4 * 1024 * 1024
 
 
@@ -124,17 +123,17 @@ class _StrikeRecord:
 
 
 class DishonestWorkers:
-    """One for the gateway."""
+    """Tracks strikes and quarantines in memory."""
 
     def __init__(self) -> None:
-        #: Only of those that have told a wrong number; who has a certificate is known by name, so these are few.
+        #: Only workers with strikes; few, because each needs a certificate.
         self._records: dict[NodeId, _StrikeRecord] = {}
 
     def strike(self, node: NodeId, now: float) -> bool:
-        """It told a wrong number. True where that puts it away."""
+        """Record a wrong count; return whether it starts a quarantine."""
         record = self._records.setdefault(node, _StrikeRecord())
         if now < record.until:
-            return False  # of what it had begun before
+            return False  # the call started before the quarantine
         record.struck_at.append(now)
         if len(record.struck_at) < STRIKES or now - record.struck_at[0] > WITHIN_SECONDS:
             return False
@@ -143,35 +142,35 @@ class DishonestWorkers:
         return True
 
     def learn(self, left: Mapping[NodeId, float], now: float, *, unless: Set[NodeId] = frozenset()) -> None:
-        """For how long all gateways keep workers away, by what each of them has seen. Nothing is learned of those of ``unless``."""
+        """Apply the quarantines of all gateways, except for the workers of ``unless``."""
         for node in (self._records.keys() | left.keys()) - unless:
             record = self._records.setdefault(node, _StrikeRecord())
             seconds = left.get(node, 0.0)
             if seconds or now < record.until:
-                # It was put away, or pardoned.
+                # Quarantined elsewhere, or pardoned.
                 record.struck_at.clear()
             record.until = now + seconds if seconds else 0.0
 
     def seconds_left(self, node: NodeId, now: float) -> float:
-        """How long it gets no requests; 0 where it does."""
+        """Return the seconds left of a quarantine; 0 if none."""
         record = self._records.get(node)
         return 0.0 if record is None else max(0.0, record.until - now)
 
 
 def why_not(seconds_left: float) -> str:
-    """For people; empty where it gets requests."""
+    """Return the reason as text; empty if not in quarantine."""
     if not seconds_left:
         return ""
-    return f"is in quarantine for {max(1, round(seconds_left / 60))} min: it told wrong counts of tokens {STRIKES} times"
+    return f"is in quarantine for {max(1, round(seconds_left / 60))} min: it reported wrong token counts {STRIKES} times"
 
 
-def is_wrong(claimed: int, came: int, answers: int) -> bool:
-    """Whether a worker that gave so many tokens of an answer may not say so many. ``came`` 0: it gives none, and nobody can tell."""
+def is_wrong(claimed: int, received: int, answers: int) -> bool:
+    """Return whether the claimed count contradicts the tokens that came. ``received`` 0: the backend sends no ids, so this can't tell."""
     if claimed < 0:
         return True
-    return came > 0 and abs(claimed - came) > max(_SLACK_TOKENS * answers, _SLACK_SHARE * came)
+    return received > 0 and abs(claimed - received) > max(_SLACK_TOKENS * answers, _SLACK_SHARE * received)
 
 
-def is_impossible(wish: WorkerRequirements, prompt_tokens: int) -> bool:
-    """A prompt is read by the worker's own tokenizer and template, so only what no prompt can have is wrong."""
-    return not 0 <= prompt_tokens <= max(wish.prompt_tokens, MOST_PROMPT_TOKENS)
+def is_impossible(requirements: WorkerRequirements, prompt_tokens: int) -> bool:
+    """Return whether no prompt could have so many tokens. The worker's tokenizer and template count, so only extremes are wrong."""
+    return not 0 <= prompt_tokens <= max(requirements.prompt_tokens, MOST_PROMPT_TOKENS)

@@ -119,7 +119,7 @@ async def test_an_organisation_is_topped_up_by_its_id(site: Site) -> None:
     for whose in ("Acme", str(uuid4())):
         with pytest.raises(errors.NotFound, match=r"there is neither a user nor an|there is no such user"):
             await site.books.top_up(ADMIN, TopUp(whose, MicroCredits(MICRO)), None)
-    with pytest.raises(errors.NotFound, match="neither a user nor an organisation"):
+    with pytest.raises(errors.NotFound, match="no user or organization has the id"):
         await site.books.read_account(ADMIN, ReadAccount(UserId(uuid4())), None)
 
 

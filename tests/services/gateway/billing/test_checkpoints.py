@@ -94,7 +94,7 @@ async def test_verifying_reads_the_open_day_and_full_reads_all(books: ClosedLedg
     assert (await books.verify()).findings == ()
     report = await books.verify(full=True)
     assert (report.broken_checkpoints, report.drift_micro, report.closed_until) == (1, 40 + 41, None)
-    assert report.findings[-1] == f"the entries of {first.isoformat()} are not those of its checkpoint"
+    assert report.findings[-1] == f"the entries of {first.isoformat()} differ from its checkpoint"
 
 
 async def test_a_changed_note_or_time_of_a_closed_entry_is_found(books: ClosedLedger) -> None:
@@ -117,8 +117,8 @@ async def test_what_is_wrong_today_is_found_without_reading_the_past(books: Clos
 @pytest.mark.parametrize(
     ("statement", "finding"),
     [
-        pytest.param("UPDATE ledger_balances SET balance_micro = balance_micro + 1", "the sums of the owners", id="sums"),
-        pytest.param("UPDATE ledger_checkpoints SET payments_micro = 0", "is not as it was written", id="a checkpoint"),
+        pytest.param("UPDATE ledger_balances SET balance_micro = balance_micro + 1", "the owners' balances", id="sums"),
+        pytest.param("UPDATE ledger_checkpoints SET payments_micro = 0", "was changed after it was written", id="a checkpoint"),
         pytest.param("DELETE FROM ledger_checkpoints WHERE day = $1", "checkpoints are missing", id="one in the middle"),
         pytest.param("UPDATE ledger_checkpoints SET anchor = '{}'", "has no signature", id="no signature"),
     ],
@@ -147,7 +147,7 @@ async def test_a_payment_that_has_no_entry_is_found_in_the_open_day(books: Close
         " SELECT smallest_id(now()), $1, 'm', 1, 'settled', 5, 5, 1, 1, 'g', now(), now()",
         OWNERS[0],
     )
-    assert (await books.verify()).findings == ("1 reservations and their entries differ",)
+    assert (await books.verify()).findings == ("1 reservations differ from their entries",)
 
 
 async def test_a_signature_is_verified_once(books: ClosedLedger, monkeypatch: pytest.MonkeyPatch) -> None:

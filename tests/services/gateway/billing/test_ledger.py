@@ -111,8 +111,8 @@ async def test_what_a_request_may_come_to_is_held(site: Site) -> None:
 @pytest.mark.parametrize(
     ("of_key", "message"),
     [
-        (False, "your credits do not reach: 0.00005 credits left, this request needs at least 0.000132 credits"),
-        (True, "this key's budget does not reach: 0.00005 credits left"),
+        (False, "your credits are too low: 0.00005 credits left, this request needs at least 0.000132 credits"),
+        (True, "this key's budget is too low: 0.00005 credits left"),
     ],
 )
 async def test_who_has_too_little_is_told_how_much_is_missing(site: Site, of_key: bool, message: str) -> None:

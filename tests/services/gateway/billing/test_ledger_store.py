@@ -247,7 +247,7 @@ async def test_the_verifier_finds_what_is_wrong(books: Books) -> None:
     await books.reserve(ada, request=request)
     await books.settle(ada, (request, 10))
     await books.reserve(ada, lease=-100)
-    assert (await books.report()).findings == ("1 reservations are open, and their gateways are gone",)
+    assert (await books.report()).findings == ("1 open reservations belong to lost gateways",)
     await books.execute("UPDATE accounts SET included_micro = included_micro - 3, reserved_micro = reserved_micro + 2")
     await books.execute("UPDATE reservations SET settled_micro = 9 WHERE state = 'settled'")
     report = await books.report()

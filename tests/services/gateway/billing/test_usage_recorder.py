@@ -162,7 +162,7 @@ async def test_a_row_that_postgresql_refuses_holds_no_other_up_and_is_tried_agai
         records.reserve()
         await records.written(records.add(later))
         assert later.id in store.rows
-        assert len(lines.of("PostgreSQL refuses a request's row; it is kept and tried again")) == 1
+        assert len(lines.of("PostgreSQL refused a request row; keeping it for retries")) == 1
         # Somebody mended what was wrong.
         store.refuses.clear()
         await asyncio.gather(*(one.written.wait() for one in pending))

@@ -188,14 +188,14 @@ async def test_two_links_that_were_lost_while_their_workers_run_on_are_no_proof(
     ],
 )
 def test_which_two_losses_are_poison(heard: tuple[bool, bool], gone: int, poison: bool) -> None:
-    course = AnswerFailover(PROMPT)
+    state = AnswerFailover(PROMPT)
     decisions = []
     for number, was_heard in enumerate(heard):
-        course.asked("d")
+        state.asked("d")
         if was_heard:
-            course.heard()
-        decisions.append(course.failed(node_id(number), errors.LinkLost("gone"), gone=gone * number))
-    assert decisions[0] == RetryOnWorker(goes_on=False, is_free=False)
+            state.heard()
+        decisions.append(state.failed(node_id(number), errors.LinkLost("gone"), gone=gone * number))
+    assert decisions[0] == RetryOnWorker(is_resumption=False, is_free=False)
     assert isinstance(decisions[1], GivenUp) == poison
     if isinstance(decisions[1], GivenUp):
         assert (decisions[1].error.code, decisions[1].error.status) == ("poison", 400)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.failover.failover import PATIENCE_SECONDS, WINDOW_SECONDS, AnswerFailover, GivenUp, RetryPause
+from services.gateway.failover.failover import RESUME_WAIT_SECONDS, WINDOW_SECONDS, AnswerFailover, GivenUp, RetryPause
 from services.gateway.failover.relay import Relay
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.routing import WorkerRequirements
@@ -82,8 +82,8 @@ class Site:
     ) -> tuple[list[PromptAccepted], str, list[int], Generation | None]:
         """Raises what the relay raises, with what had come in ``heard``."""
         self.heard: list[Any] = []
-        wish = WorkerRequirements(MODEL, USER, USER, prompt_tokens=1, max_tokens=10)
-        async with aclosing(self.relay.generate(prompt or asked(), wish, seconds=seconds)) as answers:
+        requirements = WorkerRequirements(MODEL, USER, USER, prompt_tokens=1, max_tokens=10)
+        async with aclosing(self.relay.generate(prompt or asked(), requirements, seconds=seconds)) as answers:
             async for said in answers:
                 self.heard.append(said)
         chunks = [one for one in self.heard if isinstance(one, Chunk)]
@@ -160,14 +160,14 @@ async def test_the_only_worker_is_asked_again_where_it_may_be_back_in_a_moment(k
 
 
 async def test_pauses_grow_and_are_drawn() -> None:
-    course = AnswerFailover(asked())
-    course.asked(DIGEST)
-    course.said(Chunk("a", (1,)))
-    course.failed(node_id(1), errors.LinkLost("gone"))
+    state = AnswerFailover(asked())
+    state.asked(DIGEST)
+    state.said(Chunk("a", (1,)))
+    state.failed(node_id(1), errors.LinkLost("gone"))
     nobody = errors.NotReachable("nobody")
-    assert [course.nobody(nobody, 0.0, lambda: 1.0) for _ in range(6)] == [RetryPause(each) for each in (0.1, 0.2, 0.4, 0.8, 1.0, 1.0)]
-    assert course.nobody(nobody, 1.0, lambda: 0.25) == RetryPause(0.25)
-    assert isinstance(course.nobody(nobody, PATIENCE_SECONDS, lambda: 1.0), GivenUp)
+    assert [state.nobody(nobody, 0.0, lambda: 1.0) for _ in range(6)] == [RetryPause(each) for each in (0.1, 0.2, 0.4, 0.8, 1.0, 1.0)]
+    assert state.nobody(nobody, 1.0, lambda: 0.25) == RetryPause(0.25)
+    assert isinstance(state.nobody(nobody, RESUME_WAIT_SECONDS, lambda: 1.0), GivenUp)
 
 
 async def test_patience_has_an_end() -> None:
@@ -181,8 +181,8 @@ async def test_patience_has_an_end() -> None:
 async def test_patience_ends_with_the_requests_time() -> None:
     ticks = iter(range(10_000))
     site = Site(Teller(falls=[lost(3), *(lost(3, errors.Unavailable) for _ in range(200))]), clock=lambda: float(next(ticks)))
-    with pytest.raises(errors.DeadlineExceeded, match="could go on with the answer in time"):
-        await site.said(seconds=PATIENCE_SECONDS / 2)
+    with pytest.raises(errors.DeadlineExceeded, match="could resume the answer in time"):
+        await site.said(seconds=RESUME_WAIT_SECONDS / 2)
 
 
 async def test_another_file_of_the_model_does_not_go_on() -> None:

@@ -389,7 +389,7 @@ async def test_a_crowd_of_one_caller_is_refused_before_its_bodies_are_read(runni
             await reading.acquire()
         answer = await ask()
         assert answer[0]["status"] == 429
-        assert b"here already" in answer[1]["body"]
+        assert b"already here" in answer[1]["body"]
         assert reading.locked()
         # Others do not suffer for it, and those that wait are still here.
         assert not any(task.done() for task in crowd)

@@ -91,9 +91,9 @@ async def test_the_time_of_the_last_one_goes_on_with_the_list(running_service: R
         pytest.param("before=2026-13-01T00:00:00Z", "before", id="a thirteenth month"),
         pytest.param("user_id=1", "user_id", id="a field that there is not"),
         pytest.param("tenant_id=00000000-0000-0000-0000-000000000063", "tenant_id", id="another's"),
-        pytest.param("limit", "question mark", id="no value"),
-        pytest.param("&".join(f"a{number}=1" for number in range(21)), "question mark", id="a great many"),
-        pytest.param("model=%ff", "question mark", id="no UTF-8"),
+        pytest.param("limit", "query string", id="no value"),
+        pytest.param("&".join(f"a{number}=1" for number in range(21)), "query string", id="a great many"),
+        pytest.param("model=%ff", "query string", id="no UTF-8"),
     ],
 )
 async def test_a_query_that_does_not_fit_names_its_field(

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from services.gateway.http_api import http_app
-from services.gateway.http_api.http_app import STRANGER_BODY_BYTES
+from services.gateway.http_api.http_app import SIGN_IN_BODY_BYTES
 from shared.api import auth
 from shared.node.http import http_server as node_http
 from shared.node.settings import NodeSettings
@@ -79,7 +79,7 @@ async def test_64_slow_sockets_of_one_address_delay_nobody_elses_sign_in(
     running_service: RunningService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A customer who had to wait for one of them would wait this long.
-    monkeypatch.setattr(http_app, "STRANGER_BODY_SECONDS", 2 * HANG_SECONDS)
+    monkeypatch.setattr(http_app, "SIGN_IN_BODY_SECONDS", 2 * HANG_SECONDS)
     begun = asyncio.Semaphore(0)
     async with served(running_service) as port, asyncio.TaskGroup() as tasks:
         slow = [tasks.create_task(send_slowly(port, begun)) for _ in range(SLOW_SOCKETS)]
@@ -95,9 +95,9 @@ async def test_64_slow_sockets_of_one_address_delay_nobody_elses_sign_in(
 async def test_a_body_that_is_too_large_or_too_slow_is_the_callers_mistake(
     running_service: RunningService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_app, "STRANGER_BODY_SECONDS", 0.2)
+    monkeypatch.setattr(http_app, "SIGN_IN_BODY_SECONDS", 0.2)
     async with served(running_service) as port, customer(port) as http:
-        for body in (b" " * (STRANGER_BODY_BYTES + 1), b"{"):
+        for body in (b" " * (SIGN_IN_BODY_BYTES + 1), b"{"):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             length = len(body) if len(body) > 1 else 60
             writer.write(b"POST /api/auth/login HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n")
@@ -125,7 +125,7 @@ async def test_a_crowd_of_one_address_leaves_places_for_others_and_is_refused_as
 
     running_service.rpc.answers["auth.loginUser"] = login
     app = running_service.app()
-    app._strangers = AdmissionSemaphore(8, of_one=4, seconds=0.5, refusal="too many people sign in at once")
+    app._sign_ins = AdmissionSemaphore(8, of_one=4, seconds=0.5, refusal="too many sign-ins at the same time")
     running_service.app = lambda: app  # type: ignore[method-assign]
     async with served(running_service) as port, customer(port, ATTACKER) as crowd, customer(port) as http, asyncio.TaskGroup() as tasks:
         asking = [tasks.create_task(crowd.post("/api/auth/login", json=LOGIN)) for _ in range(20)]
@@ -134,5 +134,5 @@ async def test_a_crowd_of_one_address_leaves_places_for_others_and_is_refused_as
         assert (await http.post("/api/auth/login", json=LOGIN)).status_code == 200
         done, _ = await asyncio.wait(asking[:], return_when=asyncio.FIRST_COMPLETED)
         error = problem(next(iter(done)).result(), 429, "rate_limited")
-        assert "too many people sign in at once" in error["message"]
+        assert "too many sign-ins at the same time" in error["message"]
         hung.set()

@@ -21,94 +21,94 @@ def waiting(why: str) -> Chunk:
     return Chunk("", (), waiting=why)
 
 
-def read_all(tape: AnswerBuffer, reader: ReaderId) -> list[int]:
+def read_all(buffer: AnswerBuffer, reader: ReaderId) -> list[int]:
     found = []
-    while (one := tape.next(reader)) is not None:
+    while (one := buffer.next(reader)) is not None:
         found.append(one[0])
     return found
 
 
 def test_chunks_are_numbered_from_one_and_come_to_each_reader() -> None:
-    tape = AnswerBuffer(kept=False)
-    early, late = tape.join(0), tape.join(2)
+    buffer = AnswerBuffer(kept=False)
+    early, late = buffer.join(0), buffer.join(2)
     for number in range(1, 5):
-        tape.add(chunk(number))
-    assert read_all(tape, early) == [1, 2, 3, 4]
-    assert read_all(tape, late) == [3, 4]
-    assert read_all(tape, tape.join(3)) == [4]
-    assert tape.last == 4
+        buffer.add(chunk(number))
+    assert read_all(buffer, early) == [1, 2, 3, 4]
+    assert read_all(buffer, late) == [3, 4]
+    assert read_all(buffer, buffer.join(3)) == [4]
+    assert buffer.last == 4
 
 
 def test_who_is_ahead_of_the_answer_gets_what_follows() -> None:
-    tape = AnswerBuffer(kept=False)
-    reader = tape.join(2)
-    tape.add(chunk(1))
-    tape.add(chunk(2))
-    assert read_all(tape, reader) == []
-    tape.add(chunk(3))
-    assert read_all(tape, reader) == [3]
+    buffer = AnswerBuffer(kept=False)
+    reader = buffer.join(2)
+    buffer.add(chunk(1))
+    buffer.add(chunk(2))
+    assert read_all(buffer, reader) == []
+    buffer.add(chunk(3))
+    assert read_all(buffer, reader) == [3]
 
 
 def test_only_the_latest_word_on_waiting_is_told_once_and_not_behind_text() -> None:
-    tape = AnswerBuffer(kept=False)
-    reader = tape.join(0)
-    tape.add(waiting("first in line"))
-    tape.add(waiting("loading"))
-    assert tape.next(reader) == (0, waiting("loading"))
-    assert tape.next(reader) is None
-    tape.add(chunk(1))
-    assert read_all(tape, tape.join(0)) == [1]
-    tape.add(waiting("another worker goes on"))
-    assert read_all(tape, reader) == [1, 0]
-    assert tape.whole == (chunk(1),)
+    buffer = AnswerBuffer(kept=False)
+    reader = buffer.join(0)
+    buffer.add(waiting("first in line"))
+    buffer.add(waiting("loading"))
+    assert buffer.next(reader) == (0, waiting("loading"))
+    assert buffer.next(reader) is None
+    buffer.add(chunk(1))
+    assert read_all(buffer, buffer.join(0)) == [1]
+    buffer.add(waiting("another worker goes on"))
+    assert read_all(buffer, reader) == [1, 0]
+    assert buffer.whole == (chunk(1),)
 
 
 def test_it_runs_ahead_of_its_fastest_reader_only_so_far() -> None:
-    tape = AnswerBuffer(kept=False, ahead_bytes=3 * answer_buffer.size_of(chunk(1)))
-    fast, slow = tape.join(0), tape.join(0)
+    buffer = AnswerBuffer(kept=False, ahead_bytes=3 * answer_buffer.size_of(chunk(1)))
+    fast, slow = buffer.join(0), buffer.join(0)
     made = 0
-    while tape.make_room():
-        tape.add(chunk(made := made + 1))
+    while buffer.make_room():
+        buffer.add(chunk(made := made + 1))
     assert made == 4
-    tape.next(fast)
-    assert tape.make_room()
-    tape.leave(fast)
-    assert not tape.make_room()
-    tape.next(slow)
-    assert tape.make_room()
+    buffer.next(fast)
+    assert buffer.make_room()
+    buffer.leave(fast)
+    assert not buffer.make_room()
+    buffer.next(slow)
+    assert buffer.make_room()
 
 
 def test_a_kept_answer_waits_for_no_reader_until_it_is_too_long() -> None:
-    tape = AnswerBuffer(kept=True, most_bytes=10 * answer_buffer.size_of(chunk(1)), ahead_bytes=1)
-    reader = tape.join(0)
+    buffer = AnswerBuffer(kept=True, most_bytes=10 * answer_buffer.size_of(chunk(1)), ahead_bytes=1)
+    reader = buffer.join(0)
     for number in range(1, 11):
-        assert tape.make_room()
-        tape.add(chunk(number))
-    assert not tape.make_room()
-    assert tape.next(reader) == (1, chunk(1))
-    assert tape.make_room()
-    assert tape.whole is None
+        assert buffer.make_room()
+        buffer.add(chunk(number))
+    assert not buffer.make_room()
+    assert buffer.next(reader) == (1, chunk(1))
+    assert buffer.make_room()
+    assert buffer.whole is None
     with pytest.raises(errors.AnswerGone, match="chunk 1 of this answer is no longer here: it is too long to be kept"):
-        tape.join(0)
-    assert read_all(tape, reader) == list(range(2, 11))
-    tape.leave(reader)
+        buffer.join(0)
+    assert read_all(buffer, reader) == list(range(2, 11))
+    buffer.leave(reader)
     # Nobody reads: it runs on, in bounded memory.
     for number in range(11, 100):
-        tape.add(chunk(number))
-        assert tape.make_room()
-        assert tape.size <= 10 * answer_buffer.size_of(chunk(1))
+        buffer.add(chunk(number))
+        assert buffer.make_room()
+        assert buffer.size <= 10 * answer_buffer.size_of(chunk(1))
 
 
 def test_in_a_crowd_it_keeps_what_its_readers_need() -> None:
-    tape = AnswerBuffer(kept=True, ahead_bytes=2 * answer_buffer.size_of(chunk(1)))
-    reader = tape.join(0)
+    buffer = AnswerBuffer(kept=True, ahead_bytes=2 * answer_buffer.size_of(chunk(1)))
+    reader = buffer.join(0)
     for number in range(1, 6):
-        tape.add(chunk(number))
-    assert tape.make_room()
-    assert not tape.make_room(crowded=True)
-    assert read_all(tape, reader) == [1, 2, 3, 4, 5]
-    assert tape.make_room(crowded=True)
-    assert tape.size == 0
+        buffer.add(chunk(number))
+    assert buffer.make_room()
+    assert not buffer.make_room(crowded=True)
+    assert read_all(buffer, reader) == [1, 2, 3, 4, 5]
+    assert buffer.make_room(crowded=True)
+    assert buffer.size == 0
 
 
 @pytest.mark.parametrize(
@@ -145,28 +145,28 @@ class Readers(RuleBasedStateMachine):
 
     @initialize(kept=st.booleans())
     def begin(self, kept: bool) -> None:
-        self.tape = AnswerBuffer(kept=kept, most_bytes=12 * 500, ahead_bytes=4 * 500)
+        self.buffer = AnswerBuffer(kept=kept, most_bytes=12 * 500, ahead_bytes=4 * 500)
         self.made = 0
         self.seen: dict[ReaderId, list[int]] = {}
         self.after: dict[ReaderId, int] = {}
 
     @rule(crowded=st.booleans(), wide=st.integers(1, 20))
     def make(self, crowded: bool, wide: int) -> None:
-        if self.tape.make_room(crowded=crowded):
+        if self.buffer.make_room(crowded=crowded):
             self.made += 1
-            self.tape.add(Chunk(str(self.made) + " " * wide, (self.made,)))
+            self.buffer.add(Chunk(str(self.made) + " " * wide, (self.made,)))
 
     @rule()
     def wait(self) -> None:
-        self.tape.add(waiting(f"after {self.made}"))
+        self.buffer.add(waiting(f"after {self.made}"))
 
     @rule(target=readers, back=st.integers(-2, 8))
     def join(self, back: int) -> object:
         after = max(0, self.made - back)
         try:
-            reader = self.tape.join(after)
+            reader = self.buffer.join(after)
         except errors.AnswerGone:
-            assert self.tape.whole is None
+            assert self.buffer.whole is None
             return multiple()
         self.seen[reader], self.after[reader] = [], after
         return reader
@@ -176,7 +176,7 @@ class Readers(RuleBasedStateMachine):
         if reader not in self.seen:
             return
         for _ in range(count):
-            found = self.tape.next(reader)
+            found = self.buffer.next(reader)
             if found is None:
                 assert max(self.after[reader], self.made) == self.after[reader] + len(self.seen[reader])
                 return
@@ -189,7 +189,7 @@ class Readers(RuleBasedStateMachine):
 
     @rule(reader=readers)
     def leave(self, reader: ReaderId) -> None:
-        self.tape.leave(reader)
+        self.buffer.leave(reader)
         self.seen.pop(reader, None)
 
     @invariant()
@@ -199,13 +199,13 @@ class Readers(RuleBasedStateMachine):
 
     @invariant()
     def memory_is_bounded(self) -> None:
-        if hasattr(self, "tape"):
-            assert self.tape.size <= 12 * 500 + 600
-            assert self.tape.last == self.made
+        if hasattr(self, "buffer"):
+            assert self.buffer.size <= 12 * 500 + 600
+            assert self.buffer.last == self.made
 
     def teardown(self) -> None:
         for reader, numbers in self.seen.items():
-            while (found := self.tape.next(reader)) is not None:
+            while (found := self.buffer.next(reader)) is not None:
                 numbers.append(found[0])
             rest = [number for number in numbers if number]
             assert rest == list(range(self.after[reader] + 1, max(self.after[reader], self.made) + 1))

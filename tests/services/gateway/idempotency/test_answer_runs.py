@@ -29,7 +29,7 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-async def takes(clock: Clock) -> AsyncIterator[AnswerRuns]:
+async def runs(clock: Clock) -> AsyncIterator[AnswerRuns]:
     async with AnswerRuns(clock).running() as running:
         yield running
 
@@ -41,12 +41,12 @@ def chunk(number: int) -> Chunk:
 def says(count: int, gate: asyncio.Event | None = None) -> Produce[str, Chunk, int]:
     """Makes so many chunks, the second half of them behind a gate."""
 
-    async def produce(take: AnswerRun[str, Chunk, int]) -> int:
-        take.tell("head")
+    async def produce(run: AnswerRun[str, Chunk, int]) -> int:
+        run.tell("head")
         for number in range(1, count + 1):
             if gate is not None and number == count // 2 + 1:
                 await gate.wait()
-            await take.add(chunk(number))
+            await run.add(chunk(number))
         return count
 
     return produce
@@ -57,16 +57,16 @@ async def read(reader: AnswerRunReader[str, Chunk, int]) -> list[int]:
         return [number async for number, one in reader if one.text == f"{number} "]
 
 
-async def test_every_reader_gets_all_of_it_and_the_end(takes: AnswerRuns) -> None:
+async def test_every_reader_gets_all_of_it_and_the_end(runs: AnswerRuns) -> None:
     gate = asyncio.Event()
-    take = takes.start(NAME, says(10, gate), seconds=5)
-    first = take.reader()
+    run = runs.start(NAME, says(10, gate), seconds=5)
+    first = run.reader()
     assert await first.head() == "head"
     with first:
         assert [(await anext(first))[0] for _ in range(5)] == [1, 2, 3, 4, 5]
-        found = takes.find(NAME)
-        assert found is take
-        others = asyncio.gather(read(take.reader()), read(take.reader(after=7)))
+        found = runs.find(NAME)
+        assert found is run
+        others = asyncio.gather(read(run.reader()), read(run.reader(after=7)))
         await asyncio.sleep(0)
         gate.set()
         assert [number async for number, _ in first] == [6, 7, 8, 9, 10]
@@ -74,17 +74,17 @@ async def test_every_reader_gets_all_of_it_and_the_end(takes: AnswerRuns) -> Non
     assert first.end == 10
 
 
-async def test_nobody_finds_anothers_answer(takes: AnswerRuns) -> None:
-    take = takes.start(NAME, says(2), seconds=5)
-    with take.reader():
-        assert takes.find(AnswerRunId(BOB, b"one")) is None
+async def test_nobody_finds_anothers_answer(runs: AnswerRuns) -> None:
+    run = runs.start(NAME, says(2), seconds=5)
+    with run.reader():
+        assert runs.find(AnswerRunId(BOB, b"one")) is None
 
 
-async def test_an_answer_that_nobody_reads_is_cancelled_at_once_and_not_before(takes: AnswerRuns) -> None:
+async def test_an_answer_that_nobody_reads_is_cancelled_at_once_and_not_before(runs: AnswerRuns) -> None:
     cancelled = asyncio.Event()
 
-    async def hang(take: AnswerRun[str, Chunk, int]) -> int:
-        await take.add(chunk(1))
+    async def hang(run: AnswerRun[str, Chunk, int]) -> int:
+        await run.add(chunk(1))
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -92,24 +92,24 @@ async def test_an_answer_that_nobody_reads_is_cancelled_at_once_and_not_before(t
             raise
         return 0
 
-    take = takes.start(NAME, hang, seconds=5)
-    first, second = take.reader(), take.reader()
+    run = runs.start(NAME, hang, seconds=5)
+    first, second = run.reader(), run.reader()
     with first:
         assert await anext(first) == (1, chunk(1))
     with second:
         assert await anext(second) == (1, chunk(1))
         assert not cancelled.is_set()
     # Nobody may join what is about to end.
-    assert takes.find(NAME) is None
+    assert runs.find(NAME) is None
     await asyncio.wait_for(cancelled.wait(), 0.1)
-    assert takes.bytes == 0
+    assert runs.bytes == 0
 
 
-async def test_a_reader_that_is_cancelled_leaves_the_others(takes: AnswerRuns) -> None:
+async def test_a_reader_that_is_cancelled_leaves_the_others(runs: AnswerRuns) -> None:
     gate = asyncio.Event()
-    take = takes.start(NAME, says(10, gate), seconds=5)
-    staying = asyncio.create_task(read(take.reader()))
-    leaving = asyncio.create_task(read(take.reader()))
+    run = runs.start(NAME, says(10, gate), seconds=5)
+    staying = asyncio.create_task(read(run.reader()))
+    leaving = asyncio.create_task(read(run.reader()))
     await asyncio.sleep(0.01)
     leaving.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -118,29 +118,29 @@ async def test_a_reader_that_is_cancelled_leaves_the_others(takes: AnswerRuns) -
     assert await staying == list(range(1, 11))
 
 
-async def test_a_kept_answer_is_made_to_its_end_and_read_later(takes: AnswerRuns, clock: Clock) -> None:
+async def test_a_kept_answer_is_made_to_its_end_and_read_later(runs: AnswerRuns, clock: Clock) -> None:
     gate = asyncio.Event()
-    take = takes.start(NAME, says(10, gate), seconds=5, kept=True)
-    with take.reader() as reader:
+    run = runs.start(NAME, says(10, gate), seconds=5, kept=True)
+    with run.reader() as reader:
         await anext(reader)
     gate.set()
-    found = takes.find(NAME)
-    assert found is take
-    assert await read(take.reader(after=1)) == list(range(2, 11))
+    found = runs.find(NAME)
+    assert found is run
+    assert await read(run.reader(after=1)) == list(range(2, 11))
     clock.now = module.KEPT_SECONDS - 1
-    assert takes.find(NAME) is take
+    assert runs.find(NAME) is run
     clock.now = module.KEPT_SECONDS + 1
-    assert takes.find(NAME) is None
-    assert takes.bytes == 0
+    assert runs.find(NAME) is None
+    assert runs.bytes == 0
 
 
-async def test_an_error_reaches_every_reader_behind_what_was_made(takes: AnswerRuns) -> None:
-    async def fail(take: AnswerRun[str, Chunk, int]) -> int:
-        await take.add(chunk(1))
+async def test_an_error_reaches_every_reader_behind_what_was_made(runs: AnswerRuns) -> None:
+    async def fail(run: AnswerRun[str, Chunk, int]) -> int:
+        await run.add(chunk(1))
         await asyncio.sleep(0)
         raise errors.LinkLost("gone")
 
-    take = takes.start(NAME, fail, seconds=5)
+    run = runs.start(NAME, fail, seconds=5)
 
     async def try_to_read(reader: AnswerRunReader[str, Chunk, int]) -> list[int]:
         seen: list[int] = []
@@ -151,61 +151,61 @@ async def test_an_error_reaches_every_reader_behind_what_was_made(takes: AnswerR
             _ = reader.end
         return seen
 
-    readers = [take.reader() for _ in range(5)]
+    readers = [run.reader() for _ in range(5)]
     assert await asyncio.gather(*map(try_to_read, readers)) == [[1]] * 5
 
 
-async def test_a_bug_is_the_readers_to_raise_and_ends_nothing_else(takes: AnswerRuns) -> None:
-    async def bug(take: AnswerRun[str, Chunk, int]) -> int:
+async def test_a_bug_is_the_readers_to_raise_and_ends_nothing_else(runs: AnswerRuns) -> None:
+    async def bug(run: AnswerRun[str, Chunk, int]) -> int:
         raise ZeroDivisionError
 
-    take = takes.start(NAME, bug, seconds=5)
-    with take.reader() as reader, pytest.raises(ZeroDivisionError):
+    run = runs.start(NAME, bug, seconds=5)
+    with run.reader() as reader, pytest.raises(ZeroDivisionError):
         await reader.head()
-    assert await read(takes.start(AnswerRunId(ADA, b"two"), says(2), seconds=5).reader()) == [1, 2]
+    assert await read(runs.start(AnswerRunId(ADA, b"two"), says(2), seconds=5).reader()) == [1, 2]
 
 
-async def test_its_time_is_bounded_also_when_no_reader_reads(takes: AnswerRuns) -> None:
-    async def endless(take: AnswerRun[str, Chunk, int]) -> int:
+async def test_its_time_is_bounded_also_when_no_reader_reads(runs: AnswerRuns) -> None:
+    async def endless(run: AnswerRun[str, Chunk, int]) -> int:
         while True:
-            await take.add(chunk(1))
+            await run.add(chunk(1))
 
-    take = takes.start(NAME, endless, seconds=0.03)
-    with take.reader() as reader:
-        await take.wait()
-        while not take.over:
-            await take.wait()
-        assert take.size < 70_000
+    run = runs.start(NAME, endless, seconds=0.03)
+    with run.reader() as reader:
+        await run.wait()
+        while not run.over:
+            await run.wait()
+        assert run.size < 70_000
         with pytest.raises(errors.DeadlineExceeded, match="the answer was not ready after"):
             _ = [one async for one in reader]
 
 
-async def test_a_slow_reader_holds_up_who_makes_it_but_no_other_reader(takes: AnswerRuns) -> None:
-    take = takes.start(NAME, says(2000), seconds=5)
-    slow = take.reader()
+async def test_a_slow_reader_holds_up_who_makes_it_but_no_other_reader(runs: AnswerRuns) -> None:
+    run = runs.start(NAME, says(2000), seconds=5)
+    slow = run.reader()
     with slow:
         await anext(slow)
         await asyncio.sleep(0.01)
-        assert take.last < 300
-        assert await read(take.reader()) == list(range(1, 2001))
+        assert run.last < 300
+        assert await read(run.reader()) == list(range(1, 2001))
         assert [number async for number, _ in slow] == list(range(2, 2001))
 
 
 async def test_over_the_bound_the_oldest_that_ended_go() -> None:
-    async with AnswerRuns(most_bytes=50_000).running() as takes:
+    async with AnswerRuns(most_bytes=50_000).running() as runs:
         names = [AnswerRunId(ADA, bytes([number])) for number in range(10)]
         for name in names:
-            await read(takes.start(name, says(50), seconds=5, kept=True).reader())
-        assert takes.bytes <= 50_000
-        left = [name for name in names if takes.find(name) is not None]
+            await read(runs.start(name, says(50), seconds=5, kept=True).reader())
+        assert runs.bytes <= 50_000
+        left = [name for name in names if runs.find(name) is not None]
     assert left == names[-len(left) :]
     assert 0 < len(left) < 10
 
 
 async def test_many_at_once_stay_within_the_bound_and_lose_nothing() -> None:
-    async with AnswerRuns(most_bytes=200_000).running() as takes:
+    async with AnswerRuns(most_bytes=200_000).running() as runs:
         names = [AnswerRunId(ADA, bytes([number])) for number in range(20)]
-        readers = [takes.start(name, says(300), seconds=5, kept=True).reader() for name in names]
+        readers = [runs.start(name, says(300), seconds=5, kept=True).reader() for name in names]
         most = 0
 
         async def watch(reader: AnswerRunReader[str, Chunk, int]) -> list[int]:
@@ -214,7 +214,7 @@ async def test_many_at_once_stay_within_the_bound_and_lose_nothing() -> None:
             with reader:
                 async for number, _ in reader:
                     seen.append(number)
-                    most = max(most, takes.bytes)
+                    most = max(most, runs.bytes)
                     await asyncio.sleep(0)
             return seen
 
@@ -223,22 +223,22 @@ async def test_many_at_once_stay_within_the_bound_and_lose_nothing() -> None:
         assert most <= 200_000 + 20 * 70_000
 
 
-async def test_another_under_the_same_name_takes_its_place(takes: AnswerRuns) -> None:
+async def test_another_under_the_same_name_takes_its_place(runs: AnswerRuns) -> None:
     gate = asyncio.Event()
-    old = takes.start(NAME, says(4, gate), seconds=5)
+    old = runs.start(NAME, says(4, gate), seconds=5)
     with old.reader() as reader:
-        new = takes.start(NAME, says(2), seconds=5, kept=True)
-        assert takes.find(NAME) is new
+        new = runs.start(NAME, says(2), seconds=5, kept=True)
+        assert runs.find(NAME) is new
         gate.set()
         assert [number async for number, _ in reader] == [1, 2, 3, 4]
-    assert takes.find(NAME) is new
+    assert runs.find(NAME) is new
     assert await read(new.reader()) == [1, 2]
 
 
 async def test_the_end_of_the_gateway_ends_what_is_being_made() -> None:
     ended = False
 
-    async def hang(take: AnswerRun[str, Chunk, int]) -> int:
+    async def hang(run: AnswerRun[str, Chunk, int]) -> int:
         nonlocal ended
         try:
             await asyncio.Event().wait()
@@ -247,35 +247,35 @@ async def test_the_end_of_the_gateway_ends_what_is_being_made() -> None:
             ended = True
         return 0
 
-    async with AnswerRuns().running() as takes:
-        take = takes.start(NAME, hang, seconds=60, kept=True)
+    async with AnswerRuns().running() as runs:
+        run = runs.start(NAME, hang, seconds=60, kept=True)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
     assert ended
     with pytest.raises(errors.Cancelled, match="the answer was not made to its end"):
-        await take.reader().head()
+        await run.reader().head()
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_readers_that_come_and_go_at_random(takes: AnswerRuns, seed: int) -> None:
+async def test_readers_that_come_and_go_at_random(runs: AnswerRuns, seed: int) -> None:
     rng = random.Random(seed)
 
-    async def stutter(take: AnswerRun[str, Chunk, int]) -> int:
+    async def stutter(run: AnswerRun[str, Chunk, int]) -> int:
         for number in range(1, 201):
-            await take.add(chunk(number))
+            await run.add(chunk(number))
             for _ in range(rng.randrange(3)):
                 await asyncio.sleep(0)
         return 200
 
-    take = takes.start(NAME, stutter, seconds=5, kept=True)
+    run = runs.start(NAME, stutter, seconds=5, kept=True)
 
     async def one_reader() -> None:
         for _ in range(rng.randrange(300)):
             await asyncio.sleep(0)
-        after = rng.randint(0, take.last + 2)
+        after = rng.randint(0, run.last + 2)
         stops_at = rng.choice([200, 200, rng.randint(1, 200)])
         seen = []
-        with take.reader(after) as reader:
+        with run.reader(after) as reader:
             async for number, _ in reader:
                 seen.append(number)
                 if number >= stops_at:
@@ -288,17 +288,17 @@ async def test_readers_that_come_and_go_at_random(takes: AnswerRuns, seed: int) 
     async with asyncio.TaskGroup() as group:
         for _ in range(15):
             group.create_task(one_reader())
-    assert take.end == 200
+    assert run.end == 200
 
 
-async def test_a_reader_that_leaves_makes_room_for_who_makes_a_long_answer(takes: AnswerRuns) -> None:
-    take = takes.start(NAME, says(12_000), seconds=5, kept=True)
-    with take.reader() as stalled:
+async def test_a_reader_that_leaves_makes_room_for_who_makes_a_long_answer(runs: AnswerRuns) -> None:
+    run = runs.start(NAME, says(12_000), seconds=5, kept=True)
+    with run.reader() as stalled:
         await anext(stalled)
         await asyncio.sleep(0.02)
-        assert 9_000 < take.last < 12_000
-    while not take.over:
-        await take.wait()
-    assert take.end == 12_000
+        assert 9_000 < run.last < 12_000
+    while not run.over:
+        await run.wait()
+    assert run.end == 12_000
     with pytest.raises(errors.AnswerGone, match="chunk 1 of this answer is no longer here: it is too long to be kept"):
-        take.reader()
+        run.reader()

@@ -96,7 +96,7 @@ def test_another_request_among_those_sent_as_one_makes_all_of_them_others() -> N
 
 
 @pytest.mark.parametrize(
-    ("claimed", "after", "answers", "goes_on"),
+    ("claimed", "after", "answers", "is_resumption"),
     [
         (NewKeyUse(1), 0, None, True),
         (NewKeyUse(1), 3, None, False),
@@ -107,12 +107,12 @@ def test_another_request_among_those_sent_as_one_makes_all_of_them_others() -> N
     ],
 )
 def test_who_asks_for_the_rest_gets_what_fits_or_an_error(
-    claimed: NewKeyUse | Orphaned, after: int, answers: int | None, goes_on: bool
+    claimed: NewKeyUse | Orphaned, after: int, answers: int | None, is_resumption: bool
 ) -> None:
     request = InferenceRequest(prompt="hi", n=answers)
     asked = IdempotentRequest(owner=UserId(UUID(int=1)), key="k", request=request, request_id=ONE, seed=1, after=after)
-    if goes_on:
-        idempotency_keys.ensure_can_go_on(claimed, asked)
+    if is_resumption:
+        idempotency_keys.ensure_can_resume(claimed, asked)
         return
     with pytest.raises(errors.AnswerGone, match=r"nothing is left of the answer that this|the gateway that gave this answer has"):
-        idempotency_keys.ensure_can_go_on(claimed, asked)
+        idempotency_keys.ensure_can_resume(claimed, asked)

@@ -127,7 +127,7 @@ async def test_a_repeat_gets_the_answer_that_was_given(running_service: RunningS
     assert (await other.ask(asked(after=3))).texts == whole(after=3)
     assert (gateway.maker.seeds, other.maker.seeds) == ([7], [])
     # What is in PostgreSQL need not be in memory, too.
-    assert gateway.takes.bytes == 0
+    assert gateway.runs.bytes == 0
 
 
 async def test_fifty_at_once_are_one_run(running_service: RunningService) -> None:

@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 import redis
 
-from services.gateway.failover.relay import Said
+from services.gateway.failover.relay import AnswerItem
 from services.gateway.idempotency import response_cache
 from services.gateway.idempotency.answer_runs import AnswerRuns
 from services.gateway.idempotency.cache_keys import PREFIX, CacheQuestion, CacheUse
@@ -44,7 +44,7 @@ class Worker:
         self.fails_with: errors.AimeshError | None = None
         self.end = END
 
-    async def __call__(self, seconds: float) -> AsyncGenerator[Said]:
+    async def __call__(self, seconds: float) -> AsyncGenerator[AnswerItem]:
         self.runs += 1
         try:
             yield Chunk("", (), waiting="loading")
@@ -64,13 +64,15 @@ class Worker:
 class Place:
     """A cache, what it was told, and a shorter way to ask it."""
 
-    def __init__(self, cache: ResponseCache, metrics: Metrics, takes: AnswerRuns) -> None:
-        self.cache, self.metrics, self.takes = cache, metrics, takes
+    def __init__(self, cache: ResponseCache, metrics: Metrics, runs: AnswerRuns) -> None:
+        self.cache, self.metrics, self.runs = cache, metrics, runs
         self.origins: list[AnswerOrigin] = []
 
-    async def ask(self, worker: Worker, prompt: str = "hi", *, who: UserId = ADA, use: CacheUse = USE, seconds: float = 5) -> list[Said]:
+    async def ask(
+        self, worker: Worker, prompt: str = "hi", *, who: UserId = ADA, use: CacheUse = USE, seconds: float = 5
+    ) -> list[AnswerItem]:
         question = CacheQuestion(who, (ChatMessage("user", prompt),), ModelConfig(model=ModelName("m"), temperature=0))
-        answers = self.cache.answer(question, worker, use=use, seconds=seconds, came=self.origins.append)
+        answers = self.cache.answer(question, worker, use=use, seconds=seconds, set_origin=self.origins.append)
         async with aclosing(answers):
             return [said async for said in answers if not (isinstance(said, Chunk) and said.waiting)]
 
@@ -82,8 +84,8 @@ class Place:
 async def opened(url: str, **bounds: Any) -> AsyncIterator[Place]:
     metrics = Metrics("gateway")
     wanted = CacheBounds(**{"keep_seconds": 60.0, "most_bytes": 2**20, "most_seconds": 5.0, **bounds})
-    async with Cache.open(url) as values, AnswerRuns().running() as takes:
-        yield Place(ResponseCache(values, takes, metrics, wanted, secret=SECRET), metrics, takes)
+    async with Cache.open(url) as values, AnswerRuns().running() as runs:
+        yield Place(ResponseCache(values, runs, metrics, wanted, secret=SECRET), metrics, runs)
 
 
 @pytest.fixture
@@ -103,7 +105,7 @@ def answers_in(client: Any) -> list[bytes]:
     return [key for key in client.keys("*") if key.removeprefix(PREFIX.encode()) not in words]
 
 
-def whole(worker: Worker) -> list[Said]:
+def whole(worker: Worker) -> list[AnswerItem]:
     return [PromptAccepted(7), *(Chunk(word, (number,)) for number, word in enumerate(worker.words, start=1)), END]
 
 
@@ -156,7 +158,7 @@ async def test_one_that_leaves_leaves_the_others_and_the_last_one_ends_it(place:
     await asyncio.wait([alone])
     await asyncio.sleep(0)
     assert worker.cancelled == 1
-    assert place.takes.bytes == 0
+    assert place.runs.bytes == 0
 
 
 async def test_an_error_reaches_all_and_is_not_kept(place: Place) -> None:
@@ -299,13 +301,13 @@ async def test_a_valkey_that_refuses_to_write_costs_the_cache_and_no_request(
         for number in range(8):
             assert await place.ask(worker, f"{number % 2}") == whole(worker)
     assert worker.runs == 8
-    (line,) = lines.of("the response cache is not used")
+    (line,) = lines.of("response cache disabled")
     assert reason in line
     async with asyncio.timeout(HANG_SECONDS):
         while place.origins[-1] is not AnswerOrigin.HIT:  # the breaker closes with a probe
             await place.ask(worker, "again")
             await asyncio.sleep(0.01)
-    assert lines.of("the response cache is used again")
+    assert lines.of("response cache enabled again")
 
 
 async def test_nobody_joins_an_answer_whose_time_is_nearly_over(valkey_url: str) -> None:

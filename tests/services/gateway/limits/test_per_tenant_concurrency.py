@@ -18,11 +18,11 @@ def test_more_than_may_run_are_refused_until_some_have_left() -> None:
     door = PerTenantConcurrency()
     with ExitStack() as inside:
         for _ in range(MINE.most + per_tenant_concurrency.SLACK - 1):
-            inside.enter_context(door.one_more([MINE]))
-        said = "20 of your requests are here already, and 4 may run at once"
-        with door.one_more([MINE]), pytest.raises(errors.Limited, match=said):
-            door.one_more([MINE]).__enter__()
-        with door.one_more([MINE]):
+            inside.enter_context(door.count_request([MINE]))
+        said = "20 of your requests are already here; your limit is 4 concurrent requests"
+        with door.count_request([MINE]), pytest.raises(errors.Limited, match=said):
+            door.count_request([MINE]).__enter__()
+        with door.count_request([MINE]):
             pass
     assert not len(door)
 
@@ -31,12 +31,12 @@ def test_the_tightest_of_several_counts_and_a_refusal_counts_nowhere() -> None:
     door = PerTenantConcurrency()
     with ExitStack() as inside:
         for _ in range(OF_KEY.most + per_tenant_concurrency.SLACK):
-            inside.enter_context(door.one_more([MINE, OF_KEY]))
+            inside.enter_context(door.count_request([MINE, OF_KEY]))
         for _ in range(100):
             with pytest.raises(errors.Limited, match="17 of your requests are here already, and 1 may run at once"):
-                door.one_more([MINE, OF_KEY]).__enter__()
+                door.count_request([MINE, OF_KEY]).__enter__()
         # Another key of the same user.
-        with door.one_more([MINE]):
+        with door.count_request([MINE]):
             pass
 
 
@@ -44,5 +44,5 @@ def test_who_has_no_such_limit_is_never_a_crowd() -> None:
     door = PerTenantConcurrency()
     with ExitStack() as inside:
         for _ in range(1000):
-            inside.enter_context(door.one_more([HOURLY]))
+            inside.enter_context(door.count_request([HOURLY]))
     assert not len(door)

@@ -106,10 +106,10 @@ async def test_the_tightest_of_user_key_and_model_holds(counters: FakeCounters) 
     of_key = replace_key(ADA, ApiKeyLimits(concurrency=2))
     await api_client.spend(of_key)
     await api_client.spend(of_key)
-    with pytest.raises(LimitReached, match="this key's limit of 2 requests at once is reached"):
+    with pytest.raises(LimitReached, match="this key's limit of 2 concurrent requests is reached"):
         await api_client.spend(of_key)
     await api_client.spend()
-    with pytest.raises(LimitReached, match="the model's limit of 3 requests at once is reached"):
+    with pytest.raises(LimitReached, match="the model's limit of 3 concurrent requests is reached"):
         await api_client.spend()
     await api_client.spend(model=ModelName("other"))
     (hour, *_) = await api_client.quotas.look(ADA)
@@ -122,7 +122,7 @@ def replace_key(principal: Principal, limited: ApiKeyLimits) -> Principal:
 
 async def test_more_tokens_than_ever_fit_are_refused_for_good(counters: FakeCounters) -> None:
     api_client = ApiClient(counters, replace(tiers.NO_LIMITS, tokens_per_minute=1000))
-    with pytest.raises(errors.TokensTooLarge, match="1001 tokens, and the limit is 1000"):
+    with pytest.raises(errors.TokensTooLarge, match="1001 tokens, but the limit is 1000"):
         await api_client.spend(tokens=1001)
     assert not counters.calls
     assert limit_rules.most_tokens(api_client.quotas.limits(ADA, MODEL)) == 1000
@@ -435,7 +435,7 @@ async def test_a_valkey_that_refuses_to_write_is_one_that_is_away(
         assert await api_client.let_in(50) == 50
         assert api_client.degraded
         assert await api_client.let_in(100) == 49, "it counts here, whatever was counted there"
-    (line,) = lines.of("limits are not counted in valkey")
+    (line,) = lines.of("valkey is not counting limits")
     assert reason in line
     await until_it_counts_again(api_client)
     assert (await api_client.spend()).counted is CountedRequest.VALKEY

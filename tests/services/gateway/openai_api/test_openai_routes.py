@@ -212,7 +212,7 @@ async def test_models_are_those_that_the_caller_may_use(http: httpx.AsyncClient,
     assert [model["id"] for model in (await http.get("/v1/models")).json()["data"]] == ["mine", "smollm2"]
     assert (await http.get("/v1/models/mine")).status_code == 200
     error = problem(await http.get("/v1/models/anothers"), 404, "unknown_model")
-    assert "these are: mine, smollm2" in error["message"]
+    assert "served models: mine, smollm2" in error["message"]
 
 
 async def test_one_model_by_any_name_of_it(http: httpx.AsyncClient, running_service: RunningService) -> None:

@@ -31,7 +31,7 @@ def test_a_label_goes_with_labels(by: BusinessGrouping) -> None:
     if by is BusinessGrouping.LABEL:
         business_reports.check(asked)
     else:
-        with pytest.raises(errors.BadRequest, match="not by label"):
+        with pytest.raises(errors.BadRequest, match="requires grouping by label"):
             business_reports.check(asked)
 
 

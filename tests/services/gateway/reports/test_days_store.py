@@ -234,11 +234,11 @@ async def test_sums_outlive_the_request_log(days: DaysStore, opened: database.Da
     rows = some_rows(5, 100)
     await GatewayStore(opened).write_requests(rows)
     usage = UsageStore(opened)
-    assert await usage.end_old(1, 1000) == 0, "no row goes before its day is summed up"
+    assert await usage.delete_old(1, 1000) == 0, "no row goes before its day is summed up"
     await roll(days)
     before = await report(days)
     await days.close_days(1)
-    assert await usage.end_old(1, 1000) > 0
+    assert await usage.delete_old(1, 1000) > 0
     assert await report(days) == before
     # What comes for such a day now would be all that is left of it.
     await GatewayStore(opened).write_requests([row()])

@@ -260,7 +260,7 @@ async def test_an_export_walks_all_rows_once_the_oldest_first(opened: database.D
     await write(opened, [*rows, *(row(user_id=BOB, created_at=BEGIN) for _ in range(30))])
     found: list[LoggedRequest] = []
     at, last = BEGIN, None
-    while read := await store.requests_behind(TenantId(ADA), at, last, at_once):
+    while read := await store.requests_after(TenantId(ADA), at, last, at_once):
         assert len(read) <= at_once
         found += read
         at, last = usage_store.last_of(read)
@@ -353,7 +353,7 @@ async def test_rows_end_in_batches_when_they_are_older_than_they_are_kept(opened
     while await days.roll_one() is not None:
         pass
     await days.close_days(30)
-    assert [await store.end_old(30, 5) for _ in range(4)] == [5, 5, 2, 0]
+    assert [await store.delete_old(30, 5) for _ in range(4)] == [5, 5, 2, 0]
     assert {request.id for request in await store.requests(TenantId(ADA), ListRequests())} == {one.id for one in young}
     assert await store.requests(TenantId(BOB), ListRequests()) == ()
     assert await GatewayStore(opened).read_usage(TenantId(ADA)) == before, "the sums of days stay"
@@ -368,7 +368,7 @@ async def test_thumbs_end_as_rows_do(opened: database.Database, store: UsageStor
         await connection.execute("SELECT set_config('aimesh.tenant', '*', false)")
         aged = [one.id for one in rows[:3]]
         await connection.execute("UPDATE gateway.feedback SET at = now() - interval '31 days' WHERE request_id = ANY($1)", aged)
-    assert [await store.end_old(30, 2) for _ in range(3)] == [2, 1, 0]
+    assert [await store.delete_old(30, 2) for _ in range(3)] == [2, 1, 0]
     assert sorted((await ratings(store)).values(), key=str) == [1, None, None, None]
 
 
@@ -400,7 +400,7 @@ async def test_a_bound_tenant_sees_no_row_of_anothers_by_ids_guessed_right(opene
 
 async def _all_ratings(store: UsageStore) -> dict[RequestId, int | None]:
     return {request.id: request.rating for request in await store.requests(TenantId(BOB), ListRequests(limit=500))} | {
-        request.id: request.rating for request in await store.requests_behind(TenantId(BOB), BEGIN, None, 1000)
+        request.id: request.rating for request in await store.requests_after(TenantId(BOB), BEGIN, None, 1000)
     }
 
 

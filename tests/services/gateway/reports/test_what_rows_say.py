@@ -78,8 +78,8 @@ async def test_embeddings_are_no_conversation(running_service: RunningService) -
 
 async def test_an_answer_of_the_cache_saved_what_it_would_have_cost(running_service: RunningService, valkey_url: str) -> None:
     bounds = CacheBounds(keep_seconds=60, most_bytes=2**20, most_seconds=10)
-    async with Cache.open(valkey_url) as values, AnswerRuns().running() as takes:
-        responses = ResponseCache(values, takes, running_service.metrics, bounds, secret="s" * 16)
+    async with Cache.open(valkey_url) as values, AnswerRuns().running() as runs:
+        responses = ResponseCache(values, runs, running_service.metrics, bounds, secret="s" * 16)
         pipeline = Pipeline(replace(running_service.parts, responses=responses))
         running_service.add_worker(1, running_service.worker, "smollm2", **OWNED)
         await ask(pipeline)

@@ -26,7 +26,7 @@ def tenant(number: int) -> UserId:
     return UserId(UUID(int=number))
 
 
-def wish(of: int = 1, **more: Any) -> WorkerRequirements:
+def requirements(of: int = 1, **more: Any) -> WorkerRequirements:
     return replace(WorkerRequirements(M, tenant(of), tenant(of), prompt_tokens=40, max_tokens=10), **more)
 
 
@@ -98,7 +98,7 @@ class Site:
 
     async def ask(self, of: int = 1, **more: Any) -> Caller:
         """Returns when it has its place, its error, or waits."""
-        caller = Caller(self, wish(of, **more))
+        caller = Caller(self, requirements(of, **more))
         await settled()
         return caller
 

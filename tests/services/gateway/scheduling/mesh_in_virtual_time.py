@@ -39,7 +39,7 @@ def tenant(number: int) -> UserId:
     return UserId(UUID(int=number))
 
 
-def wish(of: int, tokens: int, founder: int | None = None) -> WorkerRequirements:
+def requirements(of: int, tokens: int, founder: int | None = None) -> WorkerRequirements:
     return WorkerRequirements(M, tenant(of), tenant(of if founder is None else founder), PROMPT_TOKENS, tokens)
 
 
@@ -206,7 +206,7 @@ class Mesh:
 
         claim: Claim | None = None
         try:
-            async with aclosing(self.gateways[at].dispatch.find(wish(of, tokens, founder=self.founder_of.get(of, of)))) as steps:
+            async with aclosing(self.gateways[at].dispatch.find(requirements(of, tokens, founder=self.founder_of.get(of, of)))) as steps:
                 async for step in steps:
                     if isinstance(step, Claim):
                         claim = step

@@ -12,7 +12,7 @@ from services.gateway.scheduling.worker_choice import PromptPrivacy
 from shared import errors
 from shared.discovery.directory import WorkerLoad
 from tests.services.gateway.fakes import node_id
-from tests.services.gateway.scheduling.asking import M, finish, settled, site, tenant, wish
+from tests.services.gateway.scheduling.asking import M, finish, requirements, settled, site, tenant
 from tests.stopwatch import HANG_SECONDS
 
 
@@ -66,7 +66,7 @@ async def test_two_tenants_that_both_wait_take_turns_by_what_they_were_served() 
             caller = here.began[done]
             done += 1
             assert caller.claim is not None
-            owner = caller.claim._wish.tenant
+            owner = caller.claim._requirements.tenant
             # The answers of the first are four times as long.
             long = 40 if owner == tenant(1) else 10
             caller.claim.tokens(10, long)
@@ -181,7 +181,7 @@ async def test_when_only_workers_that_may_not_have_it_are_left_it_is_told_so() -
         here.directory.gone(node_id(1), "its link died")
         await settled()
         assert [str(caller.error) for caller in callers[2:]] == [
-            f"no worker of m may run this request: {node_id(2)[:8]}… is not labelled trusted=yes (ROUTING_POLICY=trusted)"
+            f"no worker of m may run this request: {node_id(2)[:8]}… is not labeled trusted=yes (ROUTING_POLICY=trusted)"
         ] * 2
 
 
@@ -222,14 +222,14 @@ async def test_an_idle_machine_serves_its_owner_though_the_organizations_of_that
             assert other.node == node_id(1)
         assert not (await here.ask(7, limited_as=tenant(1))).began.is_set()
         full = await here.ask(7, limited_as=tenant(1))
-        assert "1 of your requests wait" in str(full.error)
-        here.dispatch.ensure_place(wish(1))
+        assert "1 of your requests are already queued" in str(full.error)
+        here.dispatch.ensure_capacity(requirements(1))
         mine = await here.ask(1)
         assert mine.error is None
         assert mine.node == node_id(2)
         while (late := await here.ask(1)).began.is_set():
             assert late.node == node_id(2)
-        assert "of your requests wait" in str(late.error)
+        assert "of your requests are already queued" in str(late.error)
 
 
 async def test_an_answer_that_goes_on_elsewhere_is_served_before_all_that_begin_and_not_refused_for_the_queue() -> None:
@@ -237,7 +237,7 @@ async def test_an_answer_that_goes_on_elsewhere_is_served_before_all_that_begin_
         here.worker(1)
         here.worker(2)
         callers = [await here.ask() for _ in range(6)]
-        again = await here.ask(not_on=frozenset({node_id(1)}))
+        again = await here.ask(excluded=frozenset({node_id(1)}))
         assert again.error is None
         assert not again.began.is_set()
         on_two = next(caller for caller in callers if caller.claim and caller.node == node_id(2))
@@ -247,13 +247,13 @@ async def test_an_answer_that_goes_on_elsewhere_is_served_before_all_that_begin_
 
 
 async def test_who_waits_hears_its_place_when_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.gateway.scheduling.dispatch.FIRST_WORD_SECONDS", 0.001)
-    monkeypatch.setattr("services.gateway.scheduling.dispatch.WORDS_SECONDS", 0.001)
+    monkeypatch.setattr("services.gateway.scheduling.dispatch.FIRST_NOTICE_SECONDS", 0.001)
+    monkeypatch.setattr("services.gateway.scheduling.dispatch.NOTICE_SECONDS", 0.001)
     monkeypatch.setattr("services.gateway.scheduling.fair_queue._PLACES_SECONDS", 0.0)
     async with site() as here:
         here.worker(1)
         callers = [await here.ask() for _ in range(5)]
-        here.dispatch.lane(M).mean_seconds = 8
+        here.dispatch.model_queue(M).mean_seconds = 8
         last = callers[-1]
         async with asyncio.timeout(HANG_SECONDS):
             await last.hears("position 3 of 3")
@@ -289,7 +289,7 @@ async def test_a_place_that_is_offered_goes_to_the_next_where_the_first_has_to_b
         here.worker(2)
         for _ in range(2):
             await here.ask()
-        hopeless = await here.ask(not_on=frozenset({node_id(1)}))
+        hopeless = await here.ask(excluded=frozenset({node_id(1)}))
         waiting = await here.ask(2)
         assert not waiting.began.is_set()
         here.dispatch.knowledge.strikes.learn({node_id(2): 3600.0}, here.dispatch.clock())

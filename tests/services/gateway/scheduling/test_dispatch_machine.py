@@ -30,8 +30,8 @@ MOST = SLOTS + 1
 class Asked:
     """One request."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, dispatch: Dispatch, wish: WorkerRequirements) -> None:
-        self.wish = wish
+    def __init__(self, loop: asyncio.AbstractEventLoop, dispatch: Dispatch, requirements: WorkerRequirements) -> None:
+        self.requirements = requirements
         self.node: NodeId | None = None
         self.claim: Claim | None = None
         self.refused: errors.AimeshError | None = None
@@ -41,7 +41,7 @@ class Asked:
 
     async def _run(self, dispatch: Dispatch) -> None:
         try:
-            async with aclosing(dispatch.find(self.wish)) as steps:
+            async with aclosing(dispatch.find(self.requirements)) as steps:
                 async for step in steps:
                     if isinstance(step, Claim):
                         self.claim = step
@@ -98,10 +98,10 @@ class Requests(RuleBasedStateMachine):
     @rule(tenant=st.integers(1, 3), failed=st.sets(st.integers(0, WORKERS - 1), max_size=1))
     def asks(self, tenant: int, failed: set[int]) -> None:
         asking = UserId(UUID(int=tenant))
-        wish = WorkerRequirements(M, asking, asking, 10, 10, not_on=frozenset(map(node_id, failed)))
+        requirements = WorkerRequirements(M, asking, asking, 10, 10, excluded=frozenset(map(node_id, failed)))
         with_loop = self.loop
         asyncio.set_event_loop(with_loop)
-        self.asked.append(Asked(with_loop, self.dispatch, wish))
+        self.asked.append(Asked(with_loop, self.dispatch, requirements))
         self.settle()
 
     @precondition(lambda self: self.running)
@@ -142,7 +142,7 @@ class Requests(RuleBasedStateMachine):
     def passes_by(self, seconds: float) -> None:
         """Somebody who waits looks once a second; here it is anybody's word that makes the gateway look."""
         self.now += seconds
-        self.dispatch._give_out(M)
+        self.dispatch._assign_places(M)
         self.settle()
 
     @invariant()
@@ -158,7 +158,7 @@ class Requests(RuleBasedStateMachine):
     @invariant()
     def nobody_waits_for_a_free_place(self) -> None:
         for each in self.waiting:
-            there = [entry for entry in self.directory.usable(Role.WORKER) if self.may(each.wish, entry.node)]
+            there = [entry for entry in self.directory.usable(Role.WORKER) if self.may(each.requirements, entry.node)]
             assert there, "nobody can run it, and it was not told"
             busy = {entry.node: sum(other.node == entry.node for other in self.running) for entry in there}
             resting = {node for node in busy if self.dispatch.knowledge.outliers.rest_seconds(node, M, self.now)}
@@ -169,17 +169,17 @@ class Requests(RuleBasedStateMachine):
     def nobody_runs_where_it_may_not(self) -> None:
         for each in self.running:
             assert each.node is not None
-            assert self.may(each.wish, each.node)
+            assert self.may(each.requirements, each.node)
 
     @invariant()
     def whoever_was_refused_had_no_place(self) -> None:
         for each in self.asked:
-            assert not isinstance(each.refused, errors.Overloaded) or not each.wish.not_on
+            assert not isinstance(each.refused, errors.Overloaded) or not each.requirements.excluded
         self.asked = [each for each in self.asked if not each.task.done()]
 
     @staticmethod
-    def may(wish: WorkerRequirements, node: NodeId) -> bool:
-        return node not in wish.not_on and (node != node_id(2) or wish.tenant == OWNER)
+    def may(requirements: WorkerRequirements, node: NodeId) -> bool:
+        return node not in requirements.excluded and (node != node_id(2) or requirements.tenant == OWNER)
 
 
 Requests.TestCase.settings = settings(stateful_step_count=50, deadline=None)

@@ -24,17 +24,17 @@ class Gateway:
     """The younger of two, in whose queue a request of the older one waits."""
 
     def __init__(self) -> None:
-        self.lane: ModelQueue[QueuedRequest] = ModelQueue()
-        self.peers = PeerQueues("b", MODEL, self.lane)
+        self.model_queue: ModelQueue[QueuedRequest] = ModelQueue()
+        self.peers = PeerQueues("b", MODEL, self.model_queue)
         self.peers.heard(ONE_WAITS, 0.0)
 
     @property
     def waiting(self) -> list[QueuedRequest]:
-        return self.lane.queue.order()
+        return self.model_queue.queue.order()
 
     @property
     def charged(self) -> float:
-        return self.lane.queue.counter_of(ADA)
+        return self.model_queue.queue.counter_of(ADA)
 
     def lend(self, now: float) -> float:
         """Leave it a place; returns what that is thought to cost."""
@@ -42,7 +42,7 @@ class Gateway:
         assert isinstance(ticket, PeerTicket)
         self.peers.lend(ticket, WORKER, now, is_ours=True)
         assert not self.waiting
-        return self.lane.cost(ticket.wish)
+        return self.model_queue.cost(ticket.requirements)
 
 
 def test_a_place_that_was_left_to_a_peer_and_not_taken_costs_its_tenant_nothing() -> None:
@@ -68,4 +68,4 @@ def test_the_requests_of_a_peer_that_is_silent_hold_no_turns() -> None:
     assert len(gateway.waiting) == 1
     gateway.peers.expire(SILENT_SECONDS + 0.1)
     assert not gateway.waiting
-    assert not gateway.peers.are_heard
+    assert not gateway.peers.has_peers

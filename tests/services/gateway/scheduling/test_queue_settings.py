@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from shared import errors
-from tests.services.gateway.scheduling.asking import Caller, M, finish, site, tenant, wish
+from tests.services.gateway.scheduling.asking import Caller, M, finish, requirements, site, tenant
 
 
 async def test_over_the_bound_it_is_refused_at_once_with_a_time_to_come_back() -> None:
@@ -13,11 +13,11 @@ async def test_over_the_bound_it_is_refused_at_once_with_a_time_to_come_back() -
         here.worker(1)
         mine = [await here.ask(1) for _ in range(6)]
         assert isinstance(mine[-1].error, errors.Overloaded)
-        assert "3 of your requests wait" in str(mine[-1].error)
+        assert "3 of your requests are already queued" in str(mine[-1].error)
         assert mine[-1].error.retry_after_seconds
         others = [await here.ask(2) for _ in range(3)]
         assert [caller.error is None for caller in others] == [True, True, False]
-        assert "5 requests wait already" in str(others[-1].error)
+        assert "5 requests are already queued" in str(others[-1].error)
         third = await here.ask(3)
         assert isinstance(third.error, errors.Overloaded), "nor is there a place for one that has none yet"
         assert here.dispatch.waiting == here.depth() == 5
@@ -32,7 +32,7 @@ async def test_an_organization_that_shares_its_founders_limits_shares_its_bound(
             await here.ask(of, limited_as=tenant(1))
         third = await here.ask(3, limited_as=tenant(1))
         assert isinstance(third.error, errors.Overloaded)
-        assert third.error.message == "2 of your requests wait for m already, which is the most"
+        assert third.error.message == "2 of your requests are already queued for m, which is the limit"
         assert (await here.ask(4)).error is None
 
 
@@ -40,11 +40,11 @@ async def test_who_would_be_refused_can_be_told_before_anything_is_reserved() ->
     async with site(queue_per_tenant=1, queue_most=2) as here:
         here.worker(1)
         for of in (1, 1, 1, 2):
-            here.dispatch.ensure_place(wish(of))
+            here.dispatch.ensure_capacity(requirements(of))
             await here.ask(of)
         for of in (1, 3):
             with pytest.raises(errors.Overloaded):
-                here.dispatch.ensure_place(wish(of))
+                here.dispatch.ensure_capacity(requirements(of))
         assert (here.dispatch.in_flight, here.dispatch.waiting) == (2, 2)
 
 
@@ -53,11 +53,11 @@ async def test_who_would_wait_too_long_is_refused_at_once_and_a_tenant_with_a_tu
         here.worker(1)
         for _ in range(4):
             await here.ask(1)
-        here.dispatch.lane(M).mean_seconds = 8
+        here.dispatch.model_queue(M).mean_seconds = 8
         assert (await here.ask(1)).error is None  # the third in the queue: 24 s
         late = await here.ask(1)  # the fourth: 32 s
         assert isinstance(late.error, errors.Overloaded)
-        assert "about 32 s" in str(late.error)
+        assert "expected wait is 32 s" in str(late.error)
         assert late.error.retry_after_seconds == 2
         assert (await here.ask(2)).error is None
 
@@ -77,7 +77,7 @@ async def test_two_thousand_offered_when_one_thousand_fit() -> None:
     async with site(queue_most=200, queue_per_tenant=50) as here:
         for number in range(10):
             here.worker(number, slots=72)  # and an eighth of them held
-        callers = [Caller(here, wish(number % 50)) for number in range(2000)]
+        callers = [Caller(here, requirements(number % 50)) for number in range(2000)]
         await asyncio.sleep(0.05)
         refused = [caller for caller in callers if caller.error]
         assert len(here.began) == 810

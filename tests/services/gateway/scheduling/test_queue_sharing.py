@@ -115,7 +115,7 @@ def test_a_founder_with_three_organizations_has_one_bound_over_all_gateways() ->
             for _ in range(10):
                 mesh.start(number % 2, mesh.ask(number % 2, number, 50))
             await pass_time(0.2)
-        waiting = sum(gateway.dispatch.lane("m").queue.local[mesh_in_virtual_time.tenant(1), False] for gateway in mesh.gateways)
+        waiting = sum(gateway.dispatch.model_queue("m").queue.local[mesh_in_virtual_time.tenant(1), False] for gateway in mesh.gateways)
         assert waiting == 20
         assert sum(mesh.served[number].refused for number in (1, 2, 3, 4)) >= 40 - 20 - 9
 
@@ -135,7 +135,7 @@ def test_the_bounds_of_the_queue_are_those_of_the_mesh() -> None:
             await asyncio.sleep(0.005)
         waiting = Counter[bool]()
         for gateway in mesh.gateways:
-            for (tenant, _), count in gateway.dispatch.lane("m").queue.local.items():
+            for (tenant, _), count in gateway.dispatch.model_queue("m").queue.local.items():
                 waiting[tenant.int == 2] += count
         # What comes to the gateways within the time of one report may be too much.
         assert 20 - 2 <= waiting[True] <= 20 + 2 * 2
@@ -194,7 +194,7 @@ def test_a_gateway_that_has_just_started_learns_who_was_served() -> None:
         mesh.flood(1, 2, at_once=4)
         mesh.flood(1, 1, at_once=4)
         await pass_time(3)
-        here, there = (gateway.dispatch.lane("m").queue.counters() for gateway in mesh.gateways)
+        here, there = (gateway.dispatch.model_queue("m").queue.counters() for gateway in mesh.gateways)
         assert here.keys() == there.keys()
         # All that is known to one only are some requests of 100 each.
         assert all(abs(here[tenant] - there[tenant]) <= 500 for tenant in here)
@@ -287,7 +287,7 @@ async def test_gateways_whose_log_valkey_refuses_decide_alone_and_share_again_af
         tasks = await opened.enter_async_context(asyncio.TaskGroup())
 
         async def ask(at: Dispatch) -> None:
-            async for step in at.find(mesh_in_virtual_time.wish(1, 10)):
+            async for step in at.find(mesh_in_virtual_time.requirements(1, 10)):
                 if isinstance(step, Claim):
                     with step:
                         await asyncio.Event().wait()
@@ -324,7 +324,7 @@ async def test_over_a_real_valkey_a_freed_place_goes_to_the_gateway_where_the_ne
         ends = {first: asyncio.Semaphore(0), second: asyncio.Semaphore(0)}
 
         async def ask(at: Dispatch, of: int) -> None:
-            async for step in at.find(mesh_in_virtual_time.wish(of, 10)):
+            async for step in at.find(mesh_in_virtual_time.requirements(of, 10)):
                 if isinstance(step, Claim):
                     turns.append(of)
                     with step:

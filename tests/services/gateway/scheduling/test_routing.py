@@ -44,7 +44,7 @@ def test_resolve(wanted: str | None, served: list[str], names: ModelNames, expec
 
 
 def test_an_unknown_model_lists_what_is_served_and_names_the_setting() -> None:
-    with pytest.raises(errors.UnknownModel, match=r"'gpt-9'.*served now: alpha, zeta") as refused:
+    with pytest.raises(errors.UnknownModel, match=r"'gpt-9'.*served models: alpha, zeta") as refused:
         routing.resolve(ModelName("gpt-9"), workers("zeta", "alpha"), NAMES)
     assert "MODEL_ALIASES" in refused.value.hint
 
@@ -114,7 +114,7 @@ def test_a_model_that_only_embeds_is_listed_as_one_and_is_nobodys_default() -> N
 
 def test_a_prompt_for_a_model_that_only_embeds_is_refused_unless_one_worker_lets_it_answer() -> None:
     only = [*workers("bge", only_embeds=True), *workers("smollm2")]
-    with pytest.raises(errors.BadRequest, match="bge gives embeddings and no answers"):
+    with pytest.raises(errors.BadRequest, match="bge is an embedding model"):
         routing.ensure_answers(ModelName("bge"), only)
     routing.ensure_answers(ModelName("smollm2"), only)
     routing.ensure_answers(ModelName("bge"), [*only, *workers("bge")])

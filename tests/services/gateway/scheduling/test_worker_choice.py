@@ -44,15 +44,15 @@ class Site:
         self.directory.heard(msgspec.structs.replace(before.announcement, models=(offer,)), "nats")
         return node_id(number)
 
-    def table(self, wish: WorkerRequirements = WISH, clock: float = 1000.0) -> list[Candidate]:
-        return self.known.table(wish, self.directory.usable(Role.WORKER), clock)
+    def table(self, requirements: WorkerRequirements = WISH, clock: float = 1000.0) -> list[Candidate]:
+        return self.known.table(requirements, self.directory.usable(Role.WORKER), clock)
 
-    def nodes(self, wish: WorkerRequirements = WISH, rule: PromptPrivacy = PromptPrivacy.GROUP) -> list[NodeId]:
-        return [row.node for row in worker_choice.eligible(wish, self.table(wish), rule)]
+    def nodes(self, requirements: WorkerRequirements = WISH, rule: PromptPrivacy = PromptPrivacy.GROUP) -> list[NodeId]:
+        return [row.node for row in worker_choice.eligible(requirements, self.table(requirements), rule)]
 
-    def chosen(self, wish: WorkerRequirements = WISH, *, clock: float = 1000.0, times: int = 40) -> Counter[NodeId | None]:
-        rows = self.table(wish, clock)
-        found = (worker_choice.choose_worker(wish, rows, random.Random(seed)) for seed in range(times))
+    def chosen(self, requirements: WorkerRequirements = WISH, *, clock: float = 1000.0, times: int = 40) -> Counter[NodeId | None]:
+        rows = self.table(requirements, clock)
+        found = (worker_choice.choose_worker(requirements, rows, random.Random(seed)) for seed in range(times))
         return Counter(None if row is None else row.node for row in found)
 
 
@@ -87,7 +87,7 @@ def test_policy(rule: PromptPrivacy, owner: str, labels: dict[str, str], may: bo
     if may:
         assert site.nodes(rule=rule) == [node_id(1)]
     else:
-        with pytest.raises(errors.NotReachable, match=r"shared=no|not labelled trusted"):
+        with pytest.raises(errors.NotReachable, match=r"shared=no|not labeled trusted"):
             site.nodes(rule=rule)
 
 
@@ -105,13 +105,13 @@ def test_trying_again_never_reaches_a_worker_that_the_first_attempt_might_not_us
     for number, (owner, labels) in enumerate(machines):
         site.worker(number, owner=owner, labels=labels, digest=data.draw(st.sampled_from("ab")))
 
-    def may(wish: WorkerRequirements) -> set[NodeId]:
+    def may(requirements: WorkerRequirements) -> set[NodeId]:
         try:
-            return set(site.nodes(wish, rule))
+            return set(site.nodes(requirements, rule))
         except errors.NotReachable:
             return set()
 
-    first, again = may(WISH), may(replace(WISH, not_on=frozenset(map(node_id, failed)), digest="a"))
+    first, again = may(WISH), may(replace(WISH, excluded=frozenset(map(node_id, failed)), digest="a"))
     assert again <= first - set(map(node_id, failed))
     for number, (owner, labels) in enumerate(machines):
         if node_id(number) in first:
@@ -131,15 +131,17 @@ def test_of_ten_thousand_placements_none_is_on_a_machine_that_may_not_have_the_p
         rule = rng.choice(list(PromptPrivacy))
         for _ in range(50):
             asking = rng.choice(tenants)
-            wish = WorkerRequirements(M, asking, asking, 10, 10, not_on=frozenset(map(node_id, rng.sample(range(6), rng.randint(0, 2)))))
+            requirements = WorkerRequirements(
+                M, asking, asking, 10, 10, excluded=frozenset(map(node_id, rng.sample(range(6), rng.randint(0, 2))))
+            )
             try:
-                row = worker_choice.choose_worker(wish, worker_choice.eligible(wish, site.table(wish), rule), rng)
+                row = worker_choice.choose_worker(requirements, worker_choice.eligible(requirements, site.table(requirements), rule), rng)
             except errors.NotReachable:
                 continue
             assert row is not None
             said = row.worker.announcement
-            assert row.node not in wish.not_on
-            if said.owner != str(wish.tenant):
+            assert row.node not in requirements.excluded
+            if said.owner != str(requirements.tenant):
                 assert said.labels.get("shared") != "no"
                 assert rule is PromptPrivacy.GROUP or not said.owner or said.labels.get("trusted") == "yes"
             site.known.occupancy.begin(row.node, M)
@@ -356,7 +358,7 @@ def test_a_worker_that_is_full_or_stops_is_no_outlier() -> None:
 
 
 def busy(site: Site) -> int:
-    return site.table()[0].seats.busy
+    return site.table()[0].capacity.busy
 
 
 def test_a_call_that_the_worker_has_announced_is_not_counted_twice() -> None:

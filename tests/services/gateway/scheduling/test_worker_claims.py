@@ -7,13 +7,13 @@ import pytest
 from services.gateway.scheduling.worker_claims import Claim
 from shared import errors
 from tests.services.gateway.fakes import node_id
-from tests.services.gateway.scheduling.asking import M, settled, site, tenant, wish
+from tests.services.gateway.scheduling.asking import M, requirements, settled, site, tenant
 
 
 async def test_a_claim_that_nobody_enters_is_given_back_with_the_search() -> None:
     async with site() as here:
         here.worker(1)
-        async with aclosing(here.dispatch.find(wish())) as steps:
+        async with aclosing(here.dispatch.find(requirements())) as steps:
             claim = await anext(steps)
             assert here.dispatch.in_flight == 1
         assert here.dispatch.in_flight == 0
@@ -42,13 +42,13 @@ async def test_what_failed_counts_for_nobodys_turns_and_not_for_how_long_an_answ
     async with site() as here:
         here.worker(1)
         caller = await here.ask()
-        lane = here.dispatch.lane(M)
-        assert lane.queue.counter_of(tenant(1)) > 0
+        model_queue = here.dispatch.model_queue(M)
+        assert model_queue.queue.counter_of(tenant(1)) > 0
         assert caller.claim is not None
         caller.claim.failed(errors.LinkLost("x"))
         await caller.leave()
-        assert lane.queue.counter_of(tenant(1)) == 0
-        assert lane.mean_seconds == 0
+        assert model_queue.queue.counter_of(tenant(1)) == 0
+        assert model_queue.mean_seconds == 0
 
 
 async def test_what_was_delivered_counts_though_the_worker_failed_and_no_more_than_can_be() -> None:
@@ -58,7 +58,7 @@ async def test_what_was_delivered_counts_though_the_worker_failed_and_no_more_th
         assert caller.claim is not None
         caller.claim.tokens(10**9, 5)
         caller.claim.failed(errors.LinkLost("x"))
-        assert here.dispatch.lane(M).queue.counter_of(tenant(1)) == 40 + 2 * 5
+        assert here.dispatch.model_queue(M).queue.counter_of(tenant(1)) == 40 + 2 * 5
 
 
 async def test_the_queue_and_the_claim_charge_the_same_though_the_mean_of_answers_has_changed() -> None:
@@ -67,7 +67,7 @@ async def test_the_queue_and_the_claim_charge_the_same_though_the_mean_of_answer
         first, second = await here.ask(1, max_tokens=1000), await here.ask(1, max_tokens=1000)
         third = await here.ask(2, max_tokens=1000)
         assert first.claim is not None
-        before = here.dispatch.lane(M).queue.counter_of(tenant(2))
+        before = here.dispatch.model_queue(M).queue.counter_of(tenant(2))
         # The mean length of the answers changes while the third waits.
         first.claim.tokens(40, 1000)
         await first.leave()
@@ -75,4 +75,4 @@ async def test_the_queue_and_the_claim_charge_the_same_though_the_mean_of_answer
         await settled()
         assert third.claim is not None
         third.claim.failed(errors.NotReachable("its engine died"))
-        assert here.dispatch.lane(M).queue.counter_of(tenant(2)) == pytest.approx(before)
+        assert here.dispatch.model_queue(M).queue.counter_of(tenant(2)) == pytest.approx(before)

@@ -261,7 +261,9 @@ def test_only_compact_json_is_written(text: str, is_taken: bool) -> None:
         pytest.param({"$ref": "https://example.com/schema"}, "must point into this schema", id="a $ref to elsewhere"),
         pytest.param({"type": "string", "pattern": "(?<=x)y"}, r"^\$\.pattern: a lookbehind", id="a lookbehind"),
         pytest.param({"type": "string", "minLength": 5, "maxLength": 4}, "minLength 5 is above maxLength 4", id="lengths that cross"),
-        pytest.param({"type": "string", "minLength": 1001}, r"\$\.minLength: 1001 is more than the maximum of 1000", id="a long least length"),
+        pytest.param(
+            {"type": "string", "minLength": 1001}, r"\$\.minLength: 1001 is more than the maximum of 1000", id="a long least length"
+        ),
         pytest.param({"type": "string", "maxLength": -1}, r"\$\.maxLength must be a non-negative whole number", id="a negative length"),
         pytest.param({"type": "string", "maxLength": "9"}, r"\$\.maxLength must be a non-negative whole number", id="a length in quotes"),
         pytest.param({"type": "integer", "minimum": 5, "maximum": 4}, "there is no number from 5 to 4", id="bounds that cross"),

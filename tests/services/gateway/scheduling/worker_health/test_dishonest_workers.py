@@ -70,19 +70,22 @@ def test_what_is_wrong(claimed: int, came: int, answers: int, wrong: bool) -> No
 
 
 def test_who_is_in_quarantine_is_no_candidate_and_the_reason_is_told() -> None:
-    known, directory, wish = Knowledge(), FakeDirectory(), WorkerRequirements(ModelName("m"), USER, USER, 1, 1)
+    known, directory, requirements = Knowledge(), FakeDirectory(), WorkerRequirements(ModelName("m"), USER, USER, 1, 1)
     for number in (1, 2):
         directory.worker(number, "m")
     for _ in range(worker_records.STRIKES):
         known.strikes.strike(LIAR, 10.0)
-    rows = worker_choice.eligible(wish, known.table(wish, directory.usable(Role.WORKER), 11.0), PromptPrivacy.GROUP)
+    rows = worker_choice.eligible(requirements, known.table(requirements, directory.usable(Role.WORKER), 11.0), PromptPrivacy.GROUP)
     assert [row.node for row in rows] == [OTHER]
     # Other than one that fails, also the last one: it is said why nobody is left, and who tells `aicli nodes` the same.
     directory.gone(OTHER, "stopped")
-    with pytest.raises(errors.NotReachable, match="in quarantine for 60 min: it told wrong counts of tokens"):
-        worker_choice.eligible(wish, known.table(wish, directory.usable(Role.WORKER), 11.0), PromptPrivacy.GROUP)
-    after = known.table(wish, directory.usable(Role.WORKER), 10.0 + QUARANTINE_SECONDS)
-    assert worker_choice.choose_worker(wish, worker_choice.eligible(wish, after, PromptPrivacy.GROUP), random.Random(1)) is not None
+    with pytest.raises(errors.NotReachable, match="in quarantine for 60 min: it reported wrong token counts"):
+        worker_choice.eligible(requirements, known.table(requirements, directory.usable(Role.WORKER), 11.0), PromptPrivacy.GROUP)
+    after = known.table(requirements, directory.usable(Role.WORKER), 10.0 + QUARANTINE_SECONDS)
+    assert (
+        worker_choice.choose_worker(requirements, worker_choice.eligible(requirements, after, PromptPrivacy.GROUP), random.Random(1))
+        is not None
+    )
 
 
 def test_another_process_of_the_same_machine_stays_in_quarantine() -> None:

@@ -93,7 +93,7 @@ async def test_a_pardon_holds_at_all_gateways(site: Site) -> None:
     assert await second.pardon(LIAR) == LIAR
     await first.refresh()
     assert (left(first), left(second)) == (0.0, 0.0)
-    with pytest.raises(errors.NotFound, match="in quarantine or has strikes"):
+    with pytest.raises(errors.NotFound, match="has strikes or is in quarantine"):
         await first.pardon(LIAR)
     # All its strikes are forgotten, here too.
     for _ in range(2):
