@@ -30,7 +30,7 @@ VAGUE_ENDINGS = ("Helper", "Helpers", "Util", "Utils", "Misc")
 #: The only places that may catch everything: each logs once, with the request id, and answers.
 CATCH_ALL = {
     "shared/rpc/serving.py": "the RPC dispatcher",
-    "services/gateway/http_api/http_app.py": "the same dispatcher at the gateway's other door, HTTP",
+    "services/gateway/http_api/http_app.py": "the dispatcher of HTTP requests",
     "shared/node": "the task supervisor",
     "shared/transports/nats/server_connection.py": "the dispatcher of NATS messages: a callback that raises must not cost the connection",
     "cli/main.py": "the CLI main",
@@ -198,7 +198,11 @@ MAX_FOLDER_MODULES = 20
 #: folder -> how many modules it may still have. These numbers may only fall.
 LARGE_FOLDERS: dict[str, int] = {}
 #: Modules without the packages' own __init__; the goal is 560. This number may only fall, or grow by one for 170 lines of new work.
-MAX_MODULES = 661
+MAX_MODULES = 620
+#: Python lines of SOURCE without generated files; the goal is 85,600. This number may only fall, or grow by the line budget of new work.
+MAX_SOURCE_LINES = 95_540
+SOURCE = ("shared", "services", "cli", "stack", "sdk", "tools", "bench")
+GENERATED = {"sdk/python/src/aimesh/client.py", "sdk/python/src/aimesh/wire.py"}
 #: Imports in the longest chain of modules inside `shared`, each package's __init__ counted; the goal is 10. This number may only fall.
 MAX_SHARED_IMPORT_DEPTH = 10
 #: File names that several folders of one service may have.
@@ -277,6 +281,12 @@ def test_folders_are_of_a_size_to_look_through() -> None:
 def test_there_are_no_more_modules_than_needed() -> None:
     counted = [module for module in modules("shared", "services", "cli", "stack") if module.path.name != "__init__.py"]
     assert len(counted) <= MAX_MODULES
+
+
+def test_there_are_no_more_lines_than_needed() -> None:
+    paths = (path for folder in SOURCE for path in (ROOT / folder).rglob("*.py"))
+    counted = [path for path in paths if "node_modules" not in path.parts and path.relative_to(ROOT).as_posix() not in GENERATED]
+    assert sum(path.read_text(encoding="utf-8").count("\n") for path in counted) <= MAX_SOURCE_LINES
 
 
 def test_shared_is_not_deep() -> None:
