@@ -97,7 +97,7 @@ async def test_each_wrong_sample_is_refused_and_the_good_ones_of_its_batch_are_t
     said_before = len(_warnings(stack))
     done = await worker.rpc.call(metrics.record_metrics, RecordMetrics((*wrong, *good)))
     assert (done.taken, done.refused, len(done.problems)) == (len(good), len(wrong), len(wrong))
-    with pytest.raises(errors.BadRequest, match="only finite numbers"):
+    with pytest.raises(errors.BadRequest, match="must be a finite number"):
         await worker.rpc.call(metrics.record_metric, RecordMetric("custom_watts", float("-inf")))
     text = await _of_the_mesh(stack, "custom_watts")
     mine = {"service": "inference", "node": node_label(worker.id)}

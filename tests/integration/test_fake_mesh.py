@@ -160,8 +160,8 @@ async def use_organisations(side: Side, mine: Credential, others: Credential, ad
 
 
 async def use_gateway(side: Side, mine: Credential) -> None:
-    await side.ask("one's own", auth.get_user_usage, auth.GetUserUsage(), mine)
-    await side.ask("without a login", auth.get_user_usage, auth.GetUserUsage())
+    await side.ask("one's own", usage_report.get_user_usage, usage_report.GetUserUsage(), mine)
+    await side.ask("without a login", usage_report.get_user_usage, usage_report.GetUserUsage())
     await side.ask("without a login", gateway.get_user_quota, gateway.GetUserQuota())
     await side.ask("none", usage_report.list_requests, usage_report.ListRequests(), mine)
     await side.ask("no order of a user", gateway.load_model, gateway.LoadOnWorker(ModelName("echo")), mine)

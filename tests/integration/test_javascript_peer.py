@@ -239,7 +239,7 @@ async def test_a_known_client_may_send_a_megabyte_and_is_told_of_more() -> None:
             peer.hello(), (INFER, {**prompt("hi"), "idempotencyKey": "x" * 900_000}), (INFER, prompt("x" * 1_100_000))
         )
         assert fits["value"]["text"] == "Hello"
-        assert (too_large["code"], "at most 1048576 are taken" in too_large["message"]) == ("too_large", True)
+        assert (too_large["code"], "the limit is 1048576" in too_large["message"]) == ("too_large", True)
         [stranger] = await Peer(net, running_service).ask((INFER, {**prompt("hi"), "idempotencyKey": "x" * 900_000}))
         assert stranger["code"] == "CHANNEL_CLOSED"
 

@@ -328,7 +328,7 @@ async def test_a_file_that_is_no_model_is_said_with_its_reason(tmp_path: Path) -
     async with llama.opened(Catalog((broken,)), OPTIONS, QUEUE, ROOM, Watch()) as backend:
         await until(lambda: backend.models()[0].state is ModelState.FAILED)
         assert "broken.gguf is not a usable model" in backend.models()[0].detail
-        with pytest.raises(errors.Unavailable, match="no usable model"):
+        with pytest.raises(errors.Unavailable, match="is not a usable model"):
             await backend.generate(job("Hi", model="broken"), Reader())
 
 
