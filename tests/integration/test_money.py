@@ -51,7 +51,7 @@ async def test_a_request_is_paid_and_given_back(stack: RunningStack, ann: Person
     request_id = answer.json()["request_id"]
     assert (await _admin(stack, "ledger", "revert", request_id, "--note", "sorry"))["balance_micro"] == cost
     again = await stack.aicli("admin", "ledger", "revert", request_id)
-    assert (again.status, "before" in again.err) == (1, True)
+    assert (again.status, "already" in again.err) == (1, True)
     report = await _admin(stack, "ledger", "verify")
     assert (report["drift_micro"], report["sum_micro"], report["findings"]) == (0, 0, [])
 

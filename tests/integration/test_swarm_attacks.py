@@ -342,4 +342,4 @@ async def test_a_renewed_certificate_moves_the_end_of_open_links_and_an_ended_on
         assert raised.value.retryable
         assert isinstance(link.closed, errors.CertificateExpired)
         (entry,) = gateway.node.directory.entries(Role.WORKER)
-        assert "has ended" in entry.why_not or "clock" in entry.why_not
+        assert "has expired" in entry.why_not or "clock" in entry.why_not
