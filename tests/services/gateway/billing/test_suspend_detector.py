@@ -23,6 +23,6 @@ async def test_a_deadline_that_passed_while_the_gateway_was_stopped_is_no_failur
     # Once: a PostgreSQL that is away is away.
     site.stops_for, site.failures = RESERVE_SECONDS + 3, 1000
     began = site.now
-    with pytest.raises(LedgerUnavailable, match="the ledger cannot be reached"):
+    with pytest.raises(LedgerUnavailable, match="the ledger can't be reached"):
         await site.ledger.reserve(OWNER, new_request(), BOUNDS)
     assert site.now - began <= 2 * RESERVE_SECONDS + 3 + 1

@@ -72,7 +72,7 @@ async def test_a_full_queue_refuses_new_requests_and_loses_nothing() -> None:
     async with recorder(store, capacity=3).running() as records:
         for _ in range(3):
             records.reserve()
-        with pytest.raises(errors.Unavailable, match="usage cannot be recorded: PostgreSQL has been away for long"):
+        with pytest.raises(errors.Unavailable, match="usage can't be recorded: PostgreSQL has been down for too long"):
             records.reserve()
         for _ in range(3):
             records.add(row())
@@ -130,7 +130,7 @@ async def test_where_neither_takes_rows_no_new_request_begins() -> None:
     async with recorder(store, journal).running() as records:
         records.reserve()
         await records.written(records.add(row()))
-        with pytest.raises(errors.Unavailable, match="usage cannot be recorded: PostgreSQL has been away for long"):
+        with pytest.raises(errors.Unavailable, match="usage can't be recorded: PostgreSQL has been down for too long"):
             records.reserve()
         journal.full = False
         while not journal.rows:  # noqa: ASYNC110

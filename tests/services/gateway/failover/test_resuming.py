@@ -139,7 +139,7 @@ async def test_two_resumptions_and_no_third() -> None:
     assert (await site.said())[:3] == WHOLE
     falls = [lost(2), lost(4), lost(6)]
     site = Site(*(Teller(falls=falls) for _ in range(4)))
-    with pytest.raises(errors.WorkerLost, match="the worker was lost in the middle of its answer, and no other could go"):
+    with pytest.raises(errors.WorkerLost, match="the worker was lost during its answer, and no other worker could resume it: gone"):
         await site.said()
     assert site.counted == {("resumption", "failed"): 2}
     # What had come is whole as far as it goes.

@@ -115,7 +115,10 @@ def test_a_nested_bomb_of_5_kb_costs_a_millisecond_and_a_megabyte() -> None:
     tracemalloc.start()
     for bomb in bombs:
         for read in READ.values():
-            with pytest.raises(errors.BadRequest, match=r"the body is not JSON: nested too deeply|the body must be a JSON object:"):
+            with pytest.raises(
+                errors.BadRequest,
+                match=r"the body must be a JSON object:|the body is not valid JSON: nested too deeply",
+            ):
                 read(bomb)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

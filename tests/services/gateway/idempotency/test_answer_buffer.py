@@ -88,7 +88,7 @@ def test_a_kept_answer_waits_for_no_reader_until_it_is_too_long() -> None:
     assert buffer.next(reader) == (1, chunk(1))
     assert buffer.make_room()
     assert buffer.whole is None
-    with pytest.raises(errors.AnswerGone, match="chunk 1 of this answer is no longer here: it is too long to be kept"):
+    with pytest.raises(errors.AnswerGone, match="chunk 1 of this answer is no longer stored: the answer is too long to keep"):
         buffer.join(0)
     assert read_all(buffer, reader) == list(range(2, 11))
     buffer.leave(reader)

@@ -252,7 +252,7 @@ async def test_the_end_of_the_gateway_ends_what_is_being_made() -> None:
         await asyncio.sleep(0)
         await asyncio.sleep(0)
     assert ended
-    with pytest.raises(errors.Cancelled, match="the answer was not made to its end"):
+    with pytest.raises(errors.Cancelled, match="the answer was not completed"):
         await run.reader().head()
 
 
@@ -300,5 +300,5 @@ async def test_a_reader_that_leaves_makes_room_for_who_makes_a_long_answer(runs:
     while not run.over:
         await run.wait()
     assert run.end == 12_000
-    with pytest.raises(errors.AnswerGone, match="chunk 1 of this answer is no longer here: it is too long to be kept"):
+    with pytest.raises(errors.AnswerGone, match="chunk 1 of this answer is no longer stored: the answer is too long to keep"):
         run.reader()

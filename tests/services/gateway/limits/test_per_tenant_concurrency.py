@@ -33,7 +33,7 @@ def test_the_tightest_of_several_counts_and_a_refusal_counts_nowhere() -> None:
         for _ in range(OF_KEY.most + per_tenant_concurrency.SLACK):
             inside.enter_context(door.count_request([MINE, OF_KEY]))
         for _ in range(100):
-            with pytest.raises(errors.Limited, match="17 of your requests are here already, and 1 may run at once"):
+            with pytest.raises(errors.Limited, match="17 of your requests are already here; your limit is 1 concurrent requests"):
                 door.count_request([MINE, OF_KEY]).__enter__()
         # Another key of the same user.
         with door.count_request([MINE]):

@@ -190,7 +190,7 @@ async def test_what_the_limits_said_of_each_request_is_counted_once(counters: Fa
     assert api_client.decisions == (0, 0, 0)
     assert await api_client.let_in(12) == 10
     assert api_client.decisions == (10, 2, 0)
-    with pytest.raises(errors.TokensTooLarge, match="the prompt and max_tokens come to"):
+    with pytest.raises(errors.TokensTooLarge, match="the prompt and max_tokens add up to "):
         await api_client.spend(tokens=1001)
     await api_client.spend(Principal(UserId(UUID(int=9)), "eve", UserRole.USER, Tier.ENTERPRISE))
     assert api_client.decisions == (11, 3, 0)
@@ -201,7 +201,7 @@ async def test_what_is_settled_comes_back_once(counters: FakeCounters, away: boo
     api_client = ApiClient(counters, replace(tiers.NO_LIMITS, tokens_per_minute=1000, concurrency=1))
     counters.away = away
     spent = await api_client.spend(tokens=900)
-    with pytest.raises(LimitReached, match="the free tier's limit of 1 requests at once is reached"):
+    with pytest.raises(LimitReached, match="the free tier's limit of 1 concurrent requests is reached"):
         await api_client.spend()
     for _ in range(3):
         await api_client.quotas.settle(spent, tokens=100)
@@ -237,7 +237,7 @@ async def test_open_lets_all_in_and_closed_none(counters: FakeCounters) -> None:
     assert opened.decisions == (0, 0, 30)
     closed = ApiClient(counters, HOURLY, mode="closed")
     for _ in range(8):
-        with pytest.raises(errors.Unavailable, match="requests cannot be counted now: Valkey is away"):
+        with pytest.raises(errors.Unavailable, match="requests can't be counted: Valkey is down"):
             await closed.spend()
     assert closed.decisions == (0, 8, 0)
 
@@ -264,7 +264,7 @@ async def test_what_ends_while_it_is_away_is_settled_when_it_is_back(counters: F
     for one in spent:
         await api_client.quotas.settle(one, tokens=0)
     counters.away = False
-    with pytest.raises(LimitReached, match="the free tier's limit of 2 requests at once is reached"):
+    with pytest.raises(LimitReached, match="the free tier's limit of 2 concurrent requests is reached"):
         await api_client.spend()
     async with api_client.watched(), asyncio.timeout(HANG_SECONDS):
         while (await api_client.quotas.look(ADA))[0].remaining < 2:  # noqa: ASYNC110 - it is asked, and tells nobody
@@ -447,6 +447,6 @@ async def test_open_and_closed_hold_for_one_that_refuses_too(valkey_url: str, re
         assert await ApiClient(cache, HOURLY, mode="open").let_in(30) == 30
         closed = ApiClient(cache, HOURLY, mode="closed")
         for _ in range(3):
-            with pytest.raises(errors.Unavailable, match="requests cannot be counted now: Valkey is away"):
+            with pytest.raises(errors.Unavailable, match="requests can't be counted: Valkey is down"):
                 await closed.spend()
         assert closed.degraded

@@ -204,7 +204,7 @@ async def test_what_is_anothers_is_refused_before_the_store_is_asked(
     with pytest.raises(errors.NotAllowed, match=r"another tenant|administrator"):
         await reports.get_usage_report(asked(NOON, NOON + timedelta(days=1), **about), call(caller))  # type: ignore[arg-type]
     if "tenant_id" in about:
-        with pytest.raises(errors.NotAllowed, match="that is another's"):
+        with pytest.raises(errors.NotAllowed, match="this belongs to another tenant"):
             await reports.list_requests(ListRequests(tenant_id=OTHER), call(caller))
     assert store.asked_for == []
 
@@ -214,7 +214,7 @@ async def test_a_member_asks_for_the_organisation_that_they_act_for(store: Stand
     await reports.get_usage_report(DAY, call(member))
     await reports.list_requests(ListRequests(), call(member))
     assert store.asked_for == [OTHER, OTHER]
-    with pytest.raises(errors.NotAllowed, match="that is another's"):
+    with pytest.raises(errors.NotAllowed, match="this belongs to another tenant"):
         await reports.list_requests(ListRequests(tenant_id=TenantId(USER)), call(member))
 
 
