@@ -105,7 +105,7 @@ async def test_each_wrong_sample_is_refused_and_the_good_ones_of_its_batch_are_t
     for name in ("made_up", "custom_old", "custom_early", "yyyy"):
         assert name not in text
     assert node_label(worker.id) in _said_once(_warnings(stack)[said_before:])
-    assert "refused" in await _told(stack, node_label(worker.id))
+    assert "rejected" in await _told(stack, node_label(worker.id))
 
 
 @pytest.mark.nightly("storms")

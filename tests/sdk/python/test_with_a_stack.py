@@ -55,7 +55,7 @@ async def test_errors_have_their_class_and_their_words(stack: RunningStack, ann:
         assert (unknown.value.param, bool(unknown.value.request_id)) == ("model", True)
         with pytest.raises(aimesh.BadRequest, match="temperature"):
             await client.inference("hi", model="echo", temperature=5)
-        with pytest.raises(aimesh.BadRequest, match="prompt is missing; give prompt or messages"):
+        with pytest.raises(aimesh.BadRequest, match="prompt is missing; send prompt or messages"):
             async with client.stream(model="echo") as stream:
                 await anext(stream)
         with pytest.raises(aimesh.IdempotencyConflict, match=r"this idempotency key was used for another request \(make a new key for"):

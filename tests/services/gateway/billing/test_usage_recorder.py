@@ -76,7 +76,7 @@ async def test_a_full_queue_refuses_new_requests_and_loses_nothing() -> None:
             records.reserve()
         for _ in range(3):
             records.add(row())
-        with pytest.raises(errors.Unavailable, match="usage cannot be recorded: PostgreSQL has been away for long"):
+        with pytest.raises(errors.Unavailable, match="usage can't be recorded: PostgreSQL has been down for too long"):
             records.reserve()
         store.away = False
     assert len(store.rows) == 3

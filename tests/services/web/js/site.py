@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.acceptance.chromium import Browser, Page
+from tests.acceptance.chromium import Browser, Failed, Page
 from tests.services.web.servers import serving
 
 WEB = Path(__file__).parents[4] / "services" / "web"
@@ -144,9 +144,19 @@ async def wait_for(page: Page, condition: str) -> None:
     """Until this JavaScript expression is true."""
 
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while not await page.evaluate(f"Boolean({condition})"):
+    while not await _is_true(page, condition):
         assert time.monotonic() < deadline, f"never came true: {condition}, on a page that shows\n{await page.text()}\n{page.problems}"
         await asyncio.sleep(0.01)
+
+
+async def _is_true(page: Page, condition: str) -> bool:
+    try:
+        return bool(await page.evaluate(f"Boolean({condition})"))
+    except Failed as failed:
+        # The page was left while the expression ran.
+        if "navigated or closed" not in str(failed):
+            raise
+        return False
 
 
 async def press(page: Page, selector: str) -> None:
