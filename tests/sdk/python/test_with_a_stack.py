@@ -58,7 +58,7 @@ async def test_errors_have_their_class_and_their_words(stack: RunningStack, ann:
         with pytest.raises(aimesh.BadRequest, match="prompt is missing; send prompt or messages"):
             async with client.stream(model="echo") as stream:
                 await anext(stream)
-        with pytest.raises(aimesh.IdempotencyConflict, match=r"this idempotency key was used for another request \(make a new key for"):
+        with pytest.raises(aimesh.IdempotencyConflict, match="this idempotency key was used for another request"):
             for prompt in ("one", "another"):
                 await client.inference(prompt, model="echo", idempotency_key="the same for both")
 
