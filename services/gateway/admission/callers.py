@@ -22,12 +22,13 @@ from shared.api.auth import Change, Principal
 from shared.identity import credentials
 from shared.telemetry import logs
 from shared.telemetry.instruments import AuthFailure
+from shared.timing.backoff import Backoff
 from shared.types import Credential, ModelName, UserId
 
 _ASK_SECONDS = 2.0
 #: Reopen the stream every hour, so that it can't hang unnoticed.
 _WATCH_SECONDS = 3600.0
-_FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS = 0.1, 2.0
+_BACKOFF = Backoff(first_seconds=0.1, longest_seconds=2.0)
 #: Our access tokens have about 400 characters.
 _MAX_TOKEN_CHARACTERS = 4096
 _ACCESS_TOKEN = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\Z")
@@ -88,7 +89,7 @@ class Callers:
 
     async def watch(self) -> None:
         """Follow auth's changes forever; reopen the stream with backoff."""
-        backoff_seconds = _FIRST_BACKOFF_SECONDS
+        failures = 0
         while True:
             try:
                 request = auth.WatchChanges(since=self._cache.sequence)
@@ -96,14 +97,14 @@ class Callers:
                     async for change in changes:
                         # The first event confirms that auth is listening; earlier changes could be missed.
                         self._cache.watch_began()
-                        backoff_seconds = _FIRST_BACKOFF_SECONDS
+                        failures = 0
                         self._cache.apply(change)
             except errors.AimeshError as error:
                 _log.info("auth's change stream is closed", reason=error.message)
             finally:
                 self._cache.watch_ended()
-            await asyncio.sleep(backoff_seconds)
-            backoff_seconds = min(2 * backoff_seconds, _LONGEST_BACKOFF_SECONDS)
+            failures += 1
+            await asyncio.sleep(_BACKOFF.pause(failures))
 
     async def _ask(self, credential: Credential, digest: bytes) -> auth.Principal:
         asked_at_change = self._cache.changes

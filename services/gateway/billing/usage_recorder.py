@@ -18,6 +18,7 @@ from prometheus_client import Counter, Gauge
 from services.gateway.billing.request_record import RequestRow
 from shared import errors
 from shared.telemetry import logs
+from shared.timing.backoff import Backoff
 from shared.timing.bounded_waits import BoundedWait
 from shared.types import RequestId
 
@@ -28,7 +29,7 @@ BATCH = 500
 #: How long the end of a request waits for PostgreSQL before its row goes to the journal.
 WRITE_WAIT_SECONDS = 0.25
 DRAIN_SECONDS = 10.0
-_FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS = 0.1, 5.0
+_BACKOFF = Backoff(first_seconds=0.1, longest_seconds=5.0)
 #: How often a refused row is retried, in case the cause was fixed.
 _REFUSED_SECONDS = 5.0
 
@@ -179,7 +180,7 @@ class UsageRecorder:
                     _log.warning("cannot empty the journal", reason=error.strerror)
 
     async def _write_for_ever(self) -> None:
-        backoff_seconds, most = _FIRST_BACKOFF_SECONDS, BATCH
+        failures, most = 0, BATCH
         while True:
             batch = await self._find_batch(most)
             try:
@@ -191,10 +192,10 @@ class UsageRecorder:
                 continue
             except errors.Unavailable as error:
                 await self._keep_waiting(error)
-                await asyncio.sleep(backoff_seconds)
-                backoff_seconds = min(2 * backoff_seconds, _LONGEST_BACKOFF_SECONDS)
+                failures += 1
+                await asyncio.sleep(_BACKOFF.pause(failures))
                 continue
-            backoff_seconds, most = _FIRST_BACKOFF_SECONDS, min(2 * most, BATCH)
+            failures, most = 0, min(2 * most, BATCH)
             await self._finish(batch)
 
     async def _find_batch(self, most: int) -> list[PendingRow]:

@@ -17,6 +17,7 @@ from shared import errors
 from shared.api import embedding, inference
 from shared.api.generation import Generation, Usage
 from shared.api.method import End, Item, Request
+from shared.timing.backoff import Backoff
 from shared.types import FinishReason, NodeId
 
 ATTEMPTS = 3
@@ -27,7 +28,7 @@ RESUME_WAIT_SECONDS = 20.0
 #: Fail fast if nothing was delivered yet, but allow time for a restart when this is the model's only worker.
 FIRST_WAIT_SECONDS = 3.0
 #: Backoff with full jitter, for when all workers have failed this request.
-FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 0.05, 1.0
+BACKOFF = Backoff(first_seconds=0.1, longest_seconds=1.0, jitter=1.0)
 #: Limit per chunk; a chunk has the text of one token, or of a few that were batched.
 MOST_CHUNK_CHARACTERS = 64 * 1024
 #: The longest known tokens are runs of blanks.
@@ -184,7 +185,7 @@ class FailoverState(Generic[Request, Item, End]):
         # Try all workers again: one that failed may be back.
         self._failed.clear()
         self._waits += 1
-        return RetryPause(draw() * min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** min(self._waits, 10)))
+        return RetryPause(BACKOFF.pause(self._waits, draw))
 
     def lost(self, error: errors.AimeshError) -> errors.AimeshError:
         """Return the final error for the caller."""

@@ -37,6 +37,7 @@ from services.gateway.idempotency.idempotency_store import SWEEP_BATCH, Idempote
 from shared import errors
 from shared.node import lifecycle
 from shared.telemetry import logs
+from shared.timing.backoff import Backoff
 from shared.types import NodeId, RequestId, TenantId
 
 #: One statement extends all leases of a gateway, so a short interval costs little; the lease is the longest time until a repeat takes over
@@ -51,7 +52,7 @@ MOST_ANSWER_BYTES = 1024 * 1024
 MOST_WAITING = 200
 #: Answers that wait for PostgreSQL; above this, only their state is kept.
 MOST_UNSAVED_BYTES = 64 * 1024 * 1024
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 1.0
+_BACKOFF = Backoff(first_seconds=0.05, longest_seconds=1.0)
 #: A repeat gets InProgress this long before its deadline, rather than a timeout.
 _MARGIN_SECONDS = 2.0
 _SWEEP_SECONDS = 60.0
@@ -141,7 +142,7 @@ class IdempotentRequests:
         self, asked: IdempotentRequest, produce: Produce[Head, Piece, End], seconds: float, after: int
     ) -> AnswerRunReader[Head, Piece, End] | StoredAnswers[Piece, End]:
         ends_at = self._clock() + seconds
-        pause = _FIRST_PAUSE_SECONDS
+        waits = 0
         with self._counted() as wait:
             while True:
                 match await self._claim(asked):
@@ -152,8 +153,8 @@ class IdempotentRequests:
                     case RunningHere(request_id) if (run := self._runs.find(_name(asked, request_id))) is not None:
                         return run.reader(after)
                     case _:  # elsewhere, or here while it begins or ends
-                        await wait(pause, ends_at)
-                        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+                        waits += 1
+                        await wait(_BACKOFF.pause(waits), ends_at)
 
     async def _claim(self, asked: IdempotentRequest) -> NewKeyUse | Orphaned | Found:
         wanted = idempotency_keys.fingerprint(asked.request, self._secret, asked.together)

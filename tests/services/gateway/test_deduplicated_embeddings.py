@@ -19,6 +19,7 @@ from services.gateway.store import opened
 from shared import context, errors
 from shared.api.embedding import Embed, Embedded, EmbeddingRequest, EmbeddingResult, Vectors
 from shared.api.gateway import InferenceRequest
+from shared.timing.backoff import Backoff
 from shared.types import NodeId
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import OWNER, FakeWorker, RunningService
@@ -94,7 +95,7 @@ class Gateways:
 
 @pytest.fixture
 async def gateways(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Gateways]:
-    monkeypatch.setattr(idempotent_requests, "_FIRST_PAUSE_SECONDS", 0.005)
+    monkeypatch.setattr(idempotent_requests, "_BACKOFF", Backoff(0.005, 1.0))
     async with fakes.running_service() as running_service, opened(postgres_url) as database, AsyncExitStack() as stack:
         worker = Worker()
         running_service.worker = worker

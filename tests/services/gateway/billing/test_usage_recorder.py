@@ -9,6 +9,7 @@ from services.gateway.billing.request_record import RequestRow
 from services.gateway.billing.usage_recorder import UsageRecorder
 from shared import errors
 from shared.telemetry import Metrics
+from shared.timing.backoff import Backoff
 from shared.types import ModelName, RequestId, RequestStatus
 from tests.services.gateway.fakes import USER, FakeJournal, FakeStore
 from tests.services.gateway.fakes import new_recorder as recorder
@@ -24,8 +25,7 @@ def row() -> RequestRow:
 
 @pytest.fixture(autouse=True)
 def _quick_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorders, "_FIRST_BACKOFF_SECONDS", 0.001)
-    monkeypatch.setattr(recorders, "_LONGEST_BACKOFF_SECONDS", 0.002)
+    monkeypatch.setattr(recorders, "_BACKOFF", Backoff(0.001, 0.002))
     monkeypatch.setattr(recorders, "_REFUSED_SECONDS", 0.002)
 
 

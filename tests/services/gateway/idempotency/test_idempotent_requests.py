@@ -10,6 +10,7 @@ from services.gateway.idempotency import idempotency_store, idempotent_requests
 from services.gateway.idempotency.idempotency_keys import KeyState, NewKeyUse, Orphaned, part
 from services.gateway.idempotency.idempotency_store import IdempotencyStore
 from shared import errors
+from shared.timing.backoff import Backoff
 from shared.types import NodeId, RequestId
 from tests.services.gateway import idempotency_place
 from tests.services.gateway.idempotency_place import ADA, BOB, Gateway, Heard, Maker, RunningService, asked, request_id
@@ -26,8 +27,7 @@ async def running_service(postgres_url: str) -> AsyncIterator[RunningService]:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(idempotent_requests, "_FIRST_PAUSE_SECONDS", 0.005)
-    monkeypatch.setattr(idempotent_requests, "_LONGEST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(idempotent_requests, "_BACKOFF", Backoff(0.005, 0.01))
 
 
 def whole(seed: int = 7, length: int = 5, after: int = 0) -> list[str]:
