@@ -55,8 +55,6 @@ class ActiveRequest(ABC):
         self.continues_elsewhere: Callable[[], bool] = lambda: False
         #: The caller gets the whole answer at the end, or an error.
         self.is_unstreamed = False
-        #: The answer exceeds what the caller's API can return.
-        self.undeliverable = False
         #: The current worker; None before one is claimed, and for cached answers.
         self.worker: DirectoryEntry | None = None
 

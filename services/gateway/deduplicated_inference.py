@@ -12,7 +12,7 @@ Partial embeddings are useless, so an embedding request that fails halfway frees
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from services.gateway.admission.prompt_admission import BadField
@@ -97,7 +97,7 @@ class DeduplicatedInference:
         async def produce(run: AnswerRun[Any, Vectors, EmbeddingResult], _seed: int) -> EmbeddingResult:
             return await _make(run, self._pipeline.embed(principal, request, seconds=self._idempotency.most_seconds))
 
-        return self._idempotency.answer(_asked_under(key, principal, request), produce, seconds=seconds, whole=True)
+        return self._idempotency.answer(_asked_under(key, principal, request, NEVER), produce, seconds=seconds, whole=True)
 
     async def withdraw(self, principal: Principal, key: str) -> None:
         """Cancel the request under this key. Does nothing if no gateway runs it. Raises Unavailable."""
@@ -116,7 +116,7 @@ class DeduplicatedInference:
         streamed: bool,
     ) -> AsyncIterator[InferenceReply[Chunk, InferenceResult]]:
         assert again.key is not None
-        asked = replace(_asked_under(again.key, principal, request, rest=again.rest), together=again.together)
+        asked = _asked_under(again.key, principal, request, again)
 
         async def produce(run: AnswerRun[Any, Chunk, InferenceResult], seed: int) -> InferenceResult:
             # The maximum, because every reader has its own deadline.
@@ -145,9 +145,7 @@ async def _make(run: AnswerRun[Any, Piece, End], running: AbstractAsyncContextMa
     return answer.result
 
 
-def _asked_under(
-    key: str, principal: Principal, request: InferenceRequest | EmbeddingRequest, *, rest: Rest | None = None
-) -> IdempotentRequest:
+def _asked_under(key: str, principal: Principal, request: InferenceRequest | EmbeddingRequest, again: RepeatedRequest) -> IdempotentRequest:
     now = context.current.get() or context.start()
     return IdempotentRequest(
         owner=principal.tenant_id,
@@ -155,5 +153,6 @@ def _asked_under(
         request=request,
         request_id=now.request_id,
         seed=secrets.randbits(63),
-        after=0 if rest is None else rest.after,
+        after=0 if again.rest is None else again.rest.after,
+        together=again.together,
     )

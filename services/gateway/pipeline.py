@@ -145,7 +145,6 @@ class Pipeline:
         except errors.AimeshError as error:
             failure = error
             status = _status(error)
-            running.undeliverable = running.is_unstreamed and isinstance(error, errors.TooLarge)
             raise
         except asyncio.CancelledError:
             # A deadline reaches a handler as a cancellation, too.
@@ -211,8 +210,9 @@ class Pipeline:
         self, running: ActiveRequest, principal: Principal, status: RequestStatus, failure: errors.AimeshError | None
     ) -> PendingRow:
         usage = running.usage
-        # The caller of an unstreamed answer gets nothing if it fails, so it costs nothing.
-        is_free = running.undeliverable or (running.is_unstreamed and status in {RequestStatus.ERROR, RequestStatus.TIMEOUT})
+        # The caller of an unstreamed answer gets nothing if it fails or is too large for the caller's API, so it costs nothing.
+        is_lost = status in {RequestStatus.ERROR, RequestStatus.TIMEOUT} or isinstance(failure, errors.TooLarge)
+        is_free = running.is_unstreamed and is_lost
         row = RequestRow(
             id=running.request_id,
             user_id=principal.user_id,

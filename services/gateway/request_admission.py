@@ -67,7 +67,7 @@ class RequestAdmission:
             answers=answers,
             seconds=seconds,
         )
-        salt = _salt(principal.tenant_id, self.prompt_hash_secret)
+        salt = prompt_salt(principal.tenant_id, self.prompt_hash_secret)
         requirements = WorkerRequirements(
             model=model,
             tenant=principal.tenant_id,
@@ -157,6 +157,6 @@ def fingerprint(content: Sequence[ChatMessage] | Sequence[str], secret: str) -> 
     return hmac.digest(secret.encode(), msgspec.msgpack.encode(content), "sha256").hex()
 
 
-def _salt(tenant: TenantId, secret: str) -> str:
+def prompt_salt(tenant: TenantId, secret: str) -> str:
     """Return the token that tells a worker which prompts may share computed state, without naming the tenant."""
     return hmac.digest(secret.encode(), b"salt:" + str(tenant).encode(), "sha256").hex()[:32]

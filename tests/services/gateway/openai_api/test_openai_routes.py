@@ -119,7 +119,7 @@ async def test_two_people_never_share_a_salt_and_one_always_does(http: httpx.Asy
     mine, again = (prompt.salt for prompt in running_service.worker.asked)
     assert mine == again
     assert mine
-    assert mine != request_admission._salt(UserId(UUID(int=7)), "s" * 16)
+    assert mine != request_admission.prompt_salt(UserId(UUID(int=7)), "s" * 16)
     assert str(USER) not in mine
 
 
