@@ -34,7 +34,7 @@ function closings() {
 const keysOf = (seen) => new Set(seen.map(({ headers }) => headers['idempotency-key']))
 const lastIds = (seen) => seen.map(({ headers }) => headers['last-event-id']?.split('-')[1])
 
-test('the pieces as they come, and the answer at the end', async (context) => {
+test('yields each piece, then the whole answer', async (context) => {
   const { client, seen, withdrawn } = await scripted(context, events([': queued, 2 before you\n\n', ...ALL, ...END]))
   const stream = client.stream(ASKED)
   assert.deepEqual([stream.text, stream.answer], ['', null])
@@ -85,7 +85,7 @@ test('whatever comes behind the answer changes nothing', async (context) => {
 
 // --- broken connections ----------------------------------------------------------------------------------------------------------------
 
-test('at whatever byte a stream breaks, the text goes on where it stopped', async (context) => {
+test('a stream that breaks at any byte resumes where it stopped', async (context) => {
   const sent = [...ALL, ...END].join('')
   const ends = [...ALL, ...END].map((_, index, all) => all.slice(0, index + 1).join('').length)
   for (let at = 0; at < ends[ALL.length]; at += 7) {
@@ -99,7 +99,7 @@ test('at whatever byte a stream breaks, the text goes on where it stopped', asyn
   }
 })
 
-test('a stream that ends too early is one that broke', async (context) => {
+test('a stream that ends too early counts as broken', async (context) => {
   const { client, seen } = await scripted(context, events(ALL.slice(0, 2)), events([...ALL.slice(2), ...END]))
   assert.deepEqual(await piecesOf(client.stream(ASKED)), ['one', ' two', ' three', ' four'])
   assert.deepEqual(lastIds(seen), [undefined, '2'])
@@ -134,7 +134,7 @@ test('also where the connections end well', async (context) => {
   assert.equal(seen.length, 3)
 })
 
-test('text without ids cannot go on, and is not told twice', async (context) => {
+test('text without ids cannot resume, and is not repeated', async (context) => {
   const { client, seen } = await scripted(context, events([event({ text: 'one' })], 'break'), events([...ALL, ...END]))
   await assert.rejects(piecesOf(client.stream(ASKED)), ConnectionFailed)
   assert.equal(seen.length, 1)
@@ -160,7 +160,7 @@ test('a gateway that goes hands the rest on to another', async (context) => {
   assert.deepEqual(lastIds(seen), [undefined, '2', '2', '2'])
 })
 
-test('what is gone is told, and not asked for from the beginning', async (context) => {
+test('an answer that is gone raises an error and is not requested again', async (context) => {
   const { client, seen } = await scripted(context, events(ALL.slice(0, 2), 'break'), failure(410, 'answer_gone'))
   await assert.rejects(piecesOf(client.stream(ASKED)), AnswerGone)
   assert.equal(seen.length, 2)
@@ -214,12 +214,12 @@ test('behind text an error is how the answer ended, and is not asked for again',
   assert.deepEqual([stream.text, stream.answer, seen.length, withdrawn.length], ['one two', null, 1, 0])
 })
 
-test('an error that this version does not know is told, too', async (context) => {
+test('an error code unknown to this version is raised, too', async (context) => {
   const { client } = await scripted(context, events([event({ error: { code: 'of_tomorrow', message: 'what is this' } })]))
   await assert.rejects(client.stream(ASKED).finish(), (error) => error instanceof Internal && error.code === 'of_tomorrow')
 })
 
-test('a limit that lasts longer than the call is told at once', async (context) => {
+test('a limit that outlasts the call is raised immediately', async (context) => {
   const { client, seen } = await scripted(context, failure(429, 'rate_limited', { 'retry-after': '600' }))
   await assert.rejects(client.stream({ ...ASKED, timeoutMs: 2000 }).finish(), RateLimited)
   assert.equal(seen.length, 1)

@@ -44,14 +44,14 @@ test('a proxy that answers in HTML is asked again, too', async (context) => {
   assert.equal(seen.length, 2)
 })
 
-test('a request that runs already is waited for, more often than one that fails', async (context) => {
+test('a request that is already running is retried more often than a failed one', async (context) => {
   const still = failure(409, 'in_progress', { 'retry-after-ms': '1' })
   const { client, seen } = await scripted(context, still, still, still, still, json(WHOLE))
   await client.inference(ASKED)
   assert.equal(seen.length, 5)
 })
 
-test('after as many tries as were asked for the failure is told', async (context) => {
+test('raises the failure after the configured number of attempts', async (context) => {
   const { baseUrl, seen } = await scripted(context, failure(503, 'draining'))
   const client = new AIInferenceClient({ apiKey: KEY, baseUrl, maxRetries: 1 })
   await assert.rejects(client.inference(ASKED), Unavailable)
@@ -71,7 +71,7 @@ test('what the caller has to change is not asked again, and says what', async (c
   assert.equal(seen.length, 1)
 })
 
-test('who would have to wait longer than there is time is told at once', async (context) => {
+test('raises immediately if the wait would exceed the deadline', async (context) => {
   const { client, seen } = await scripted(context, failure(429, 'rate_limited', { 'retry-after': '3600' }))
   await assert.rejects(client.inference({ ...ASKED, timeoutMs: 5000 }), (error) => {
     return error instanceof RateLimited && error.retryAfterMs === 3_600_000
@@ -237,7 +237,7 @@ test('a body without an end is given up before it fills the memory', async (cont
   assert.ok(process.memoryUsage().arrayBuffers - before < 200e6)
 })
 
-test('an error without an end is told by its status', async (context) => {
+test('an error body that is too large is reported by its status', async (context) => {
   const head = 'HTTP/1.1 418 Teapot\r\ncontent-type: application/json\r\n\r\n{"error": {"message": "'
   const { client } = await raw(context, (socket) => pour(socket, head, 'a'.repeat(1 << 16)))
   await assert.rejects(client.models(), { name: 'BadRequest', status: 418 })

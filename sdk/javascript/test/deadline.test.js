@@ -19,7 +19,7 @@ test('a call ends when its time is over, and says so', (context) => {
   assert.match(deadline.signal.reason.message, /5000 ms/)
 })
 
-test('a time that is held does not run, and one that is renewed runs anew', (context) => {
+test('a paused deadline does not run, and a renewed one starts over', (context) => {
   context.mock.timers.enable({ apis: ['setTimeout'] })
   const deadline = new Deadline(100, undefined, (milliseconds) => `silent for ${milliseconds}`)
   deadline.begin()

@@ -46,7 +46,7 @@ test('a code that this version does not know is the closest kind by its status, 
   }
 })
 
-test('an answer that is no error object is told by its status', () => {
+test('a response without an error object is reported by its status', () => {
   for (const body of [
     null,
     undefined,

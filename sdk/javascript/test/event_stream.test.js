@@ -52,7 +52,7 @@ test('what is no UTF-8 is refused, and not passed over', () => {
   }
 })
 
-test('what came whole before what is refused is told, however it was split', () => {
+test('yields the complete events before a refused one, however they were split', () => {
   const bytes = Uint8Array.of(...bytesOf('data: one\n\ndata: two\n\ndata: '), 0xff, 10)
   for (let at = 0; at <= bytes.length; at++) {
     const parser = new EventStreamParser()

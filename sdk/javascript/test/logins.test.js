@@ -50,7 +50,7 @@ test('a login is a session', async (context) => {
   assert.equal(seen[0].headers.authorization, undefined)
 })
 
-test('a wrong password is told at once, and typed once', async (context) => {
+test('a wrong password is reported immediately and sent once', async (context) => {
   const { baseUrl, seen } = await scripted(context, failure(401, 'not_authenticated'))
   await assert.rejects(login({ baseUrl, email: 'a@b.c', password: 'pw' }), (error) => error.constructor === NotAuthenticated)
   await assert.rejects(login({ baseUrl, name: 'ann', password: 'pw' }), TypeError)
@@ -73,7 +73,7 @@ test('of all calls that find the access token too old, one renews it', async (co
   assert.deepEqual(withdrawn, [])
 })
 
-test('who hears late that the access token was too old takes the one that is there', async (context) => {
+test('a late refusal of an old access token uses the token that is already there', async (context) => {
   const { client, state, age } = await withSession(context)
   age()
   const late = client.inference({ ...ASKED, prompt: 'late' })
@@ -129,7 +129,7 @@ test('a new token that is refused is not renewed again', async (context) => {
   assert.equal(state.renewals, 1)
 })
 
-test('a stream that breaks goes on with another token', async (context) => {
+test('a broken stream resumes with another token', async (context) => {
   const said = words('one two three')
   const { client, state, age, seen } = await withSession(context, events(said.slice(0, 1), 'break'), events([...said.slice(1), ...END]))
   age()
@@ -162,7 +162,7 @@ test('who leaves while the token is renewed takes it from nobody', async (contex
   assert.equal(state.renewals, 1)
 })
 
-test('an access token without its session is told of it, and a key is not', async (context) => {
+test('an access token without its session gets a hint, and a key does not', async (context) => {
   const { baseUrl } = await scripted(context, failure(401, 'not_authenticated'))
   await assert.rejects(new AIInferenceClient({ apiKey: 'eyJ.a.b', baseUrl }).models(), ({ hint }) => /pass the session/.test(hint))
   await assert.rejects(new AIInferenceClient({ apiKey: KEY, baseUrl }).models(), ({ hint }) => hint === 'do better')

@@ -32,7 +32,7 @@ for (const [name, error, changed, expected] of cases) {
   test(`sent again or not: ${name}`, () => assert.equal(pauseMs(error, attempts(changed)), expected))
 }
 
-test('behind text a stream goes on where another gateway has the rest, and nowhere else', () => {
+test('after text, a stream resumes only where another gateway has the rest', () => {
   for (const code of ['link_lost', 'draining']) assert.ok(passesOn(of(code, null)))
   for (const code of ['worker_lost', 'model_crashed', 'deadline_exceeded', 'internal']) assert.ok(!passesOn(of(code, null)))
 })

@@ -146,7 +146,7 @@ test('what is no message ends it', () => {
   }
 })
 
-test('a path that changes is told once it is open', () => {
+test('a changed path is reported once it is open', () => {
   const early = connect()
   early.stream.rawStream.emit('remote-changed')
   assert.deepEqual(early.seen.frames, [])

@@ -37,7 +37,7 @@ test('a connection on loopback is direct, and its dial is forgotten', async () =
   assert.equal(guest.dht.dials.size, 0)
 })
 
-test('through the route of a relay is relayed, through a socket of its own punched', () => {
+test('a path by a relay counts as relayed, a path by a separate socket as punched', () => {
   const { dht } = swarm()
   const route = { socket: {}, remoteHost: '203.0.113.5', remotePort: 4740 }
   assert.equal(dht.pathOf({ rawStream: route }), 'punched')
@@ -46,7 +46,7 @@ test('through the route of a relay is relayed, through a socket of its own punch
   assert.equal(dht.pathOf({ rawStream: { ...route, remotePort: 1 } }), 'punched')
 })
 
-test('a dial that fails tells whom and why', async () => {
+test('a failed dial reports the peer and the reason', async () => {
   const guest = swarm()
   const nobody = DHT.keyPair().publicKey
   guest.joinPeer(nobody)
@@ -102,7 +102,7 @@ test('former addresses are asked only when nobody else answers', async () => {
   assert.deepEqual(await asked(), [dead])
 })
 
-test('a swarm that is told other nodes to begin with knows them from then on', async () => {
+test('a swarm that is given other bootstrap nodes keeps them', async () => {
   const made = swarm({ bootstrap: [{ host: '127.0.0.1', port: 1 }] })
   assert.equal(await made.isOnline(), false)
   made.dht.setBootstrap(testnet.bootstrap, [])

@@ -9,7 +9,7 @@ const { adopt, answer } = require('../rpc')
 const STRANGER_MS = 5000
 const MAX_STRANGERS = 20
 
-/** A stock client at the other end of a stream that was adopted, and what is told to Python. */
+/** A stock client at the other end of an adopted stream, and the messages sent to Python. */
 async function visit() {
   const [client, stream] = [new NoiseStream(true), new NoiseStream(false)]
   client.rawStream.pipe(stream.rawStream).pipe(client.rawStream)
@@ -92,7 +92,7 @@ test('few strangers at a time', async () => {
   for (const { client } of [...visitors, next]) client.destroy()
 })
 
-test('Python is told of requests whose client is gone, and their late answers mean nothing', async () => {
+test('Python learns that a client of a request is gone, and late answers are ignored', async () => {
   const visitor = await visit()
   const asking = visitor.ask('shout', 'hello')
   const { number } = await visitor.asked(1)
@@ -103,7 +103,7 @@ test('Python is told of requests whose client is gone, and their late answers me
   assert.equal((await asking).code, 'CHANNEL_CLOSED')
 })
 
-test('Python is told when the connection of a client is closed that was answered, and of no stranger', async () => {
+test('Python learns that a known client disconnected, but not a stranger', async () => {
   const [known, stranger] = [await visit(), await visit()]
   await answered(known, value('welcome'))
   await answered(stranger, refusal)
