@@ -164,7 +164,7 @@ class Node:
         self.dispatcher.add(self)
         self.dispatcher.add(service)
         if self.micro is not None:
-            self.micro.start()
+            await self.micro.start()
         if self._offer.not_ready == "starting":
             self._offer = _Offer()
         self.announcer.announce_soon()

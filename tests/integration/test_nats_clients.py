@@ -15,7 +15,8 @@ from tests.people import Person
 from tests.stacks import MESH, REPOSITORY, RunningStack, until
 
 PAGE = REPOSITORY / "docs" / "protocol.md"
-SECONDS = 60
+#: More than the program's own deadlines, so that it says what it waited for.
+SECONDS = 110
 
 
 async def _ping(connection: NatsClient, subject: str) -> list[dict[str, str]]:

@@ -8,6 +8,7 @@ The caller's role is always operator, because nobody else may publish on these s
 """
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import Mapping
@@ -66,8 +67,8 @@ class Micro:
         self._methods: dict[str, AnyMethod] = {}
         self._places = CallLimits()
 
-    def start(self) -> None:
-        """Subscribe. Call it once the dispatcher has its handlers."""
+    async def start(self) -> None:
+        """Subscribe, and wait for the server if there is one. Call it once the dispatcher has its handlers."""
         role = self._me.role
         for handler in self._dispatcher.handlers:
             method = handler.method
@@ -79,6 +80,9 @@ class Micro:
             self._transport.nats.subscribe(subject, self._on_discovery)
         for subject in topics.micro_endpoints(self._me.mesh, role):
             self._transport.nats.subscribe(subject, self._on_call, queue=role)
+        # Without this, clients that call as soon as the node is ready might be told that nobody serves the method.
+        with contextlib.suppress(errors.Unavailable):
+            await self._transport.nats.flush()
 
     def _on_discovery(self, message: NatsMessage) -> None:
         _, verb, *rest = message.subject.decode().split(".")
