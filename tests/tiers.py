@@ -49,11 +49,15 @@ SHARED = {
     "tests/acceptance": "browser",
     "tests/chaos": "browser",
     "tests/integration": "stack",
+    "tests/sdk": "sdk",
     # Without that stack.
     "tests/acceptance/test_watching.py": "",
     "tests/chaos/test_invariants.py": "",
     "tests/chaos/test_oracle.py": "",
     "tests/integration/test_swarm_attacks.py": "",
+    # With a stack of their own.
+    "tests/integration/test_backup.py": "",
+    "tests/integration/test_no_secret_in_logs.py": "",
     # Two stacks at once are too many for two cores.
     "tests/rolling": "stack",
     # Threads of two llama.cpp engines would spin against each other.
@@ -65,7 +69,7 @@ SHARED = {
     "tests/services/inference/structured_output/test_with_llama.py": "model",
 }
 #: Begun before all others, because they take longest in one process.
-FIRST = ("stack", "browser", "model")
+FIRST = ("stack", "browser", "model", "sdk")
 #: The part of its full volume that a fuzz test has in `make test`.
 FRACTION = 5
 

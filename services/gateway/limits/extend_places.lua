@@ -1,4 +1,4 @@
--- Extends the leases of running requests. local_limits.py does the same in Python.
+-- Extends the leases of running requests.
 --
 -- KEYS: for each slot, the counter of its concurrency limit
 -- ARGV: current time in seconds (empty: the server's clock), seconds of the lease, then for each slot its request id

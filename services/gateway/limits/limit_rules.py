@@ -1,5 +1,4 @@
-"""Defines the limits that a request counts against, and finds the tightest. Pure; ``admit_request.lua`` counts, or ``local_limits``
-while Valkey is down."""
+"""Defines the limits that a request counts against, and finds the tightest. Pure; ``admit_request.lua`` counts."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -24,9 +24,9 @@ from services.gateway.limits.limit_rules import (
     TightestLimit,
     WithoutValkey,
 )
-from services.gateway.limits.local_limits import LocalLimits
+from services.gateway.limits.limit_scripts import ANSWER_SECONDS, Counters, LimitScripts
+from services.gateway.limits.local_counters import LocalCounters
 from services.gateway.limits.tiers import TierPlan
-from services.gateway.limits.valkey_limits import ANSWER_SECONDS, Counters, ValkeyLimits
 from shared import errors
 from shared.api.auth import Principal
 from shared.node import lifecycle
@@ -90,7 +90,7 @@ class Quotas:
         gateways: Callable[[], int] = lambda: 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._valkey = ValkeyLimits(counters)
+        self._valkey = LimitScripts(counters)
         self._rules = rules
         self._degraded = metrics.rate_limit_degraded
         self._admitted = metrics.ratelimit_decisions.labels(decision="admitted")
@@ -98,7 +98,7 @@ class Quotas:
         self._uncounted = metrics.ratelimit_decisions.labels(decision="uncounted")
         self._gateways = gateways
         self._clock = clock
-        self._here = LocalLimits()
+        self._here = LimitScripts(LocalCounters(clock))
         self._breaker = Breaker()
         self._answered_at = -math.inf
         self._places = asyncio.Semaphore(_AT_ONCE)
@@ -138,7 +138,7 @@ class Quotas:
                 # A request larger than this gateway's share uses all of it, because other gateways may be idle.
                 least = limit_rules.most_tokens(found)
                 tokens = tokens if least is None else min(tokens, least)
-                verdict = self._here.admit(found, request_id, tokens=tokens, lease_seconds=lease_seconds, now=self._clock())
+                verdict = await self._here.admit(found, request_id, tokens=tokens, lease_seconds=lease_seconds)
                 return self._spent(CountedRequest.HERE, request_id, found, verdict, tier, lease_seconds=lease_seconds)
             case "open":
                 self._uncounted.inc()
@@ -155,7 +155,7 @@ class Quotas:
             return
         self._placed.pop(spent.request_id, None)
         if spent.counted is CountedRequest.HERE:
-            self._here.settle(spent.held, spent.request_id, tokens=tokens, now=self._clock())
+            await self._here.settle(spent.held, spent.request_id, tokens=tokens)
         settled: bool | None = None
         try:
             # Even if counted here: Valkey may have counted it, too, and answered too late.
@@ -173,7 +173,7 @@ class Quotas:
         now = self._clock()
         # An unsettled request ends with its deadline.
         self._placed = {request_id: one for request_id, one in self._placed.items() if now < one[1]}
-        self._here.extend(_places(spent for spent, _ in self._placed.values() if spent.counted is CountedRequest.HERE), now=now)
+        await self._here.extend(_places(spent for spent, _ in self._placed.values() if spent.counted is CountedRequest.HERE))
         waiting = deque(self._placed)
         while waiting:
             batch = [waiting.popleft() for _ in range(min(_PLACES_AT_ONCE, len(waiting)))]
@@ -195,7 +195,7 @@ class Quotas:
         verdict = await self._ask(lambda: self._valkey.look(found, tokens=0)) if found else LimitVerdict(admitted=True, counts=())
         if verdict is None:
             found = limit_rules.shares(found, self._gateways())
-            verdict = self._here.look(found, tokens=0, now=self._clock())
+            verdict = await self._here.look(found, tokens=0)
         return limit_rules.allowances(found, verdict.counts)
 
     def limits_of(self, principal: Principal) -> tuple[RequestLimit, ...]:

@@ -1,5 +1,4 @@
 -- Returns what a request did not use: its concurrency slot and its unused tokens. A second call finds nothing to return.
--- local_limits.py does the same in Python.
 --
 -- KEYS: the request's hold, then one for each limit of which it holds something
 -- ARGV: current time in seconds (empty: the server's clock), tokens used, request id, then for each limit its kind and its number

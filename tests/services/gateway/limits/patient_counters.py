@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from services.gateway.limits.valkey_limits import Argument
+from services.gateway.limits.limit_scripts import Argument
 from shared.stores.cache import Cache
 
 

@@ -13,11 +13,10 @@ import msgspec
 import pytest
 
 from services.gateway.limits import limit_rules, quotas, tiers
-from services.gateway.limits.limit_rules import CountedRequest, LimitKind, LimitScope, RequestLimit, Spent, WithoutValkey
-from services.gateway.limits.local_limits import LocalLimits
+from services.gateway.limits.limit_rules import CountedRequest, LimitKind, Spent, WithoutValkey
+from services.gateway.limits.limit_scripts import ANSWER_SECONDS, Argument, Counters
 from services.gateway.limits.quotas import PLACE_HEARTBEAT_SECONDS, LimitReached, LimitRules, Quotas
 from services.gateway.limits.tiers import TierPlan
-from services.gateway.limits.valkey_limits import ANSWER_SECONDS, Argument, Counters
 from shared import errors
 from shared.api.auth import ApiKeyLimits, Principal
 from shared.stores.cache import Cache
@@ -162,9 +161,8 @@ async def test_every_limit_in_force_is_listed_with_where_it_comes_from(counters:
 
 @pytest.mark.parametrize("away", [False, True])
 async def test_places_are_kept_while_their_requests_run_and_not_longer(counters: FakeCounters, away: bool) -> None:
-    api_client = ApiClient(counters, replace(tiers.NO_LIMITS, concurrency=3))
     now = 1_000_000.0
-    api_client.quotas._clock = lambda: now
+    api_client = ApiClient(counters, replace(tiers.NO_LIMITS, concurrency=3), clock=lambda: now)
     if away:
         counters.away = True
         api_client.quotas._breaker.failed(now, times=100)
@@ -318,14 +316,6 @@ async def test_a_call_that_takes_too_long_means_that_valkey_is_away_unless_other
     api_client = ApiClient(Slow(), HOURLY, clock=lambda: now[0])
     await api_client.quotas.look(ADA)
     assert api_client.degraded is not others_are_answered
-
-
-def test_the_counters_here_are_bounded() -> None:
-    here = LocalLimits(most=100)
-    for number in range(1000):
-        limit = RequestLimit(LimitScope.USER, LimitKind.TOKENS_PER_MINUTE, f"c{number}", 10)
-        here.admit([limit], RequestId(uuid4()), tokens=1, lease_seconds=1, now=float(number))
-    assert len(here) == 100
 
 
 # --- a real one -----------------------------------------------------------------------------------------------------------

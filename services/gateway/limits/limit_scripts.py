@@ -1,17 +1,18 @@
-"""Counts the limits in Valkey with three scripts. Only this module knows their arguments."""
+"""Counts limits with three Lua scripts, in Valkey or in this process (``local_counters``). Only this module knows their arguments."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from services.gateway.limits import limit_rules
 from services.gateway.limits.limit_rules import ConcurrencySlot, Count, LimitVerdict, RequestLimit
-from services.gateway.limits.local_limits import PLACE_SECONDS
 from shared.types import RequestId
 
 #: A call takes 0.2 ms, but a busy machine may not schedule Valkey for 20 ms now and then, and counting elsewhere would exceed the
 #: limit. So this allows four such pauses.
 ANSWER_SECONDS = 0.08
+#: Lease of a concurrency slot without an extension, as in ``admit_request.lua``.
+PLACE_SECONDS = 30.0
 _ADMIT, _SETTLE, _EXTEND = "admit_request", "settle_request", "extend_places"
 
 Argument = str | int | float | bytes
@@ -24,12 +25,12 @@ class Counters(Protocol):
 
     def script(self, name: str, lua: str, *, urgent: bool = False) -> None: ...
 
-    async def run(self, script: str, keys: Sequence[str], args: Sequence[Argument], *, seconds: float | None = None) -> list[int]: ...
+    async def run(self, script: str, keys: Sequence[str], args: Sequence[Argument], *, seconds: float | None = None) -> Any: ...
 
 
-class ValkeyLimits:
-    """Works like LocalLimits, on Valkey's clock. Every method raises Unavailable if Valkey does not answer within 80 ms, but it may have
-    counted. ``now`` is for tests."""
+class LimitScripts:
+    """Runs the scripts, by the clock of their server. Every method raises Unavailable if Valkey does not answer within 80 ms, but it may
+    have counted. ``now`` is for tests."""
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters

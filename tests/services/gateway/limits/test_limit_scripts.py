@@ -1,4 +1,4 @@
-"""The two scripts on a real Valkey: they do what local_limits does, they are exact, and they leave nothing behind."""
+"""The scripts on a real Valkey: local counters give the same answers, they are exact, and they leave nothing behind."""
 
 import asyncio
 import random
@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from services.gateway.limits import limit_rules
 from services.gateway.limits.limit_rules import ConcurrencySlot, LimitKind, LimitScope, RequestLimit
-from services.gateway.limits.local_limits import PLACE_SECONDS, LocalLimits
-from services.gateway.limits.valkey_limits import ValkeyLimits
+from services.gateway.limits.limit_scripts import PLACE_SECONDS, LimitScripts
+from services.gateway.limits.local_counters import LocalCounters
 from shared import errors
 from shared.stores.cache import Cache
 from shared.types import RequestId
@@ -55,32 +55,32 @@ sets_of_limits = st.lists(
 
 @given(numbers=sets_of_limits, played=moves)
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_the_scripts_do_what_the_model_does(
+def test_local_counters_give_the_same_answers_as_valkey(
     valkey_url: str, numbers: list[tuple[LimitKind, int]], played: list[tuple[str, float, int, float]]
 ) -> None:
     async def play() -> None:
-        model, now = LocalLimits(), NOW
+        local, now = LimitScripts(LocalCounters()), NOW
         found = [limit(kind, most) for kind, most in numbers]
         held = [one for one in found if one.kind in limit_rules.HELD]
         asked = [request()]
         async with Cache.open(valkey_url) as cache:
-            valkey = ValkeyLimits(PatientCounters(cache))
+            valkey = LimitScripts(PatientCounters(cache))
             for move, step, tokens, more in played:
                 now = max(0.0, now + step)
                 if move == "settle":
                     mine = asked[-1 - int(more) % len(asked)]
-                    expected = model.settle(held, mine, tokens=tokens, now=now)
+                    expected = await local.settle(held, mine, tokens=tokens, now=now)
                     assert await valkey.settle(held, mine, tokens=tokens, now=now) == expected
                 elif move == "extend":
                     mine = asked[-1 - int(more) % len(asked)]
                     places = [ConcurrencySlot(one.counter, mine) for one in held if one.kind is LimitKind.CONCURRENCY]
-                    model.extend(places, now=now)
+                    await local.extend(places, now=now)
                     await valkey.extend(places, now=now)
                 elif move == "look":
-                    assert await valkey.look(found, tokens=tokens, now=now) == model.look(found, tokens=tokens, now=now)
+                    assert await valkey.look(found, tokens=tokens, now=now) == await local.look(found, tokens=tokens, now=now)
                 else:
                     asked.append(request())
-                    wanted = model.admit(found, asked[-1], tokens=tokens, lease_seconds=more, now=now)
+                    wanted = await local.admit(found, asked[-1], tokens=tokens, lease_seconds=more, now=now)
                     assert await valkey.admit(found, asked[-1], tokens=tokens, lease_seconds=more, now=now) == wanted
 
     asyncio.run(play())
@@ -93,12 +93,12 @@ async def cache(valkey_url: str) -> AsyncIterator[Cache]:
 
 
 @pytest.fixture
-def valkey_limits(cache: Cache) -> ValkeyLimits:
-    return ValkeyLimits(PatientCounters(cache))
+def valkey_limits(cache: Cache) -> LimitScripts:
+    return LimitScripts(PatientCounters(cache))
 
 
 async def ask(
-    valkey: ValkeyLimits, *found: RequestLimit, tokens: int = 10, lease_seconds: float = LEASE_SECONDS, now: float | None = None
+    valkey: LimitScripts, *found: RequestLimit, tokens: int = 10, lease_seconds: float = LEASE_SECONDS, now: float | None = None
 ) -> bool:
     return (await valkey.admit(found, request(), tokens=tokens, lease_seconds=lease_seconds, now=now)).admitted
 
@@ -106,14 +106,14 @@ async def ask(
 @pytest.mark.parametrize(
     "kind", [LimitKind.REQUESTS_PER_HOUR, LimitKind.REQUESTS_PER_MINUTE, LimitKind.TOKENS_PER_MINUTE, LimitKind.CONCURRENCY]
 )
-async def test_four_hundred_at_once_let_exactly_the_limit_in(valkey_limits: ValkeyLimits, kind: LimitKind) -> None:
+async def test_four_hundred_at_once_let_exactly_the_limit_in(valkey_limits: LimitScripts, kind: LimitKind) -> None:
     one = limit(kind, 1000 if kind is LimitKind.TOKENS_PER_MINUTE else 100)
     # The clock stands still, or a minute's limit would let more in while the calls are on their way.
     answers = await asyncio.gather(*(ask(valkey_limits, one, tokens=10, now=NOW) for _ in range(400)))
     assert sum(answers) == 100
 
 
-async def test_by_the_servers_clock_too(valkey_limits: ValkeyLimits) -> None:
+async def test_by_the_servers_clock_too(valkey_limits: LimitScripts) -> None:
     hour, minute = limit(LimitKind.REQUESTS_PER_HOUR, 100), limit(LimitKind.REQUESTS_PER_MINUTE, 7)
     assert sum(await asyncio.gather(*(ask(valkey_limits, hour) for _ in range(400)))) == 100
     # One comes back every 8.6 s.
@@ -121,7 +121,7 @@ async def test_by_the_servers_clock_too(valkey_limits: ValkeyLimits) -> None:
 
 
 @pytest.mark.parametrize("position", [0, 1, 3])
-async def test_all_or_nothing_over_every_limit(valkey_limits: ValkeyLimits, position: int) -> None:
+async def test_all_or_nothing_over_every_limit(valkey_limits: LimitScripts, position: int) -> None:
     tight = limit(LimitKind.CONCURRENCY, 2)
     others = [limit(LimitKind.REQUESTS_PER_HOUR, 50), limit(LimitKind.REQUESTS_PER_MINUTE, 50), limit(LimitKind.TOKENS_PER_MINUTE, 500)]
     found = [*others[:position], tight, *others[position:]]
@@ -130,7 +130,7 @@ async def test_all_or_nothing_over_every_limit(valkey_limits: ValkeyLimits, posi
     assert [count.left for count in counts] == [48, 48, 480]
 
 
-async def test_no_hour_ever_holds_more_than_the_limit(valkey_limits: ValkeyLimits) -> None:
+async def test_no_hour_ever_holds_more_than_the_limit(valkey_limits: LimitScripts) -> None:
     rng = random.Random(7)
     let_in: list[float] = []
     now, one = 5_000_000.0, limit(LimitKind.REQUESTS_PER_HOUR, 20)
@@ -149,7 +149,7 @@ async def test_no_hour_ever_holds_more_than_the_limit(valkey_limits: ValkeyLimit
 
 
 @pytest.mark.parametrize(("most", "tokens"), [(10, 1), (7, 1), (100, 30), (90_000, 4096)])
-async def test_how_long_to_wait_is_exact_to_a_millisecond(valkey_limits: ValkeyLimits, most: int, tokens: int) -> None:
+async def test_how_long_to_wait_is_exact_to_a_millisecond(valkey_limits: LimitScripts, most: int, tokens: int) -> None:
     one = limit(LimitKind.TOKENS_PER_MINUTE, most)
     while (verdict := await valkey_limits.admit([one], request(), tokens=tokens, lease_seconds=1, now=NOW)).admitted:
         pass
@@ -158,7 +158,7 @@ async def test_how_long_to_wait_is_exact_to_a_millisecond(valkey_limits: ValkeyL
     assert (await valkey_limits.look([one], tokens=tokens, now=NOW + wait)).admitted
 
 
-async def test_unused_tokens_come_back_once(valkey_limits: ValkeyLimits) -> None:
+async def test_unused_tokens_come_back_once(valkey_limits: LimitScripts) -> None:
     one, mine = limit(LimitKind.TOKENS_PER_MINUTE, 1000), request()
     await valkey_limits.admit([one], mine, tokens=900, lease_seconds=LEASE_SECONDS, now=NOW)
     await ask(valkey_limits, one, tokens=100, now=NOW)
@@ -170,7 +170,7 @@ async def test_unused_tokens_come_back_once(valkey_limits: ValkeyLimits) -> None
     assert not await valkey_limits.settle([one], request(), tokens=0, now=NOW)
 
 
-async def test_what_time_has_given_back_is_not_given_back_again(valkey_limits: ValkeyLimits) -> None:
+async def test_what_time_has_given_back_is_not_given_back_again(valkey_limits: LimitScripts) -> None:
     one, mine = limit(LimitKind.TOKENS_PER_MINUTE, 1000), request()
     await valkey_limits.admit([one], mine, tokens=1000, lease_seconds=LEASE_SECONDS, now=NOW)
     # A minute later all of it is there again, and somebody takes it.
@@ -179,14 +179,14 @@ async def test_what_time_has_given_back_is_not_given_back_again(valkey_limits: V
     assert (await valkey_limits.look([one], tokens=0, now=NOW + 60)).counts[0].left == 0
 
 
-async def test_more_tokens_than_reserved_are_owed(valkey_limits: ValkeyLimits) -> None:
+async def test_more_tokens_than_reserved_are_owed(valkey_limits: LimitScripts) -> None:
     one, mine = limit(LimitKind.TOKENS_PER_MINUTE, 1000), request()
     await valkey_limits.admit([one], mine, tokens=100, lease_seconds=LEASE_SECONDS, now=NOW)
     await valkey_limits.settle([one], mine, tokens=400, now=NOW)
     assert (await valkey_limits.look([one], tokens=0, now=NOW)).counts[0].left == 600
 
 
-async def test_a_place_of_one_that_died_comes_back_with_its_lease(valkey_limits: ValkeyLimits) -> None:
+async def test_a_place_of_one_that_died_comes_back_with_its_lease(valkey_limits: LimitScripts) -> None:
     one, alive = limit(LimitKind.CONCURRENCY, 20), request()
     await valkey_limits.admit([one], alive, tokens=0, lease_seconds=500, now=NOW)
     assert sum([await ask(valkey_limits, one, lease_seconds=5, now=NOW) for _ in range(100)]) == 19
@@ -196,7 +196,7 @@ async def test_a_place_of_one_that_died_comes_back_with_its_lease(valkey_limits:
     assert await ask(valkey_limits, one, now=NOW + 5)
 
 
-async def test_a_place_is_free_half_a_minute_after_its_gateway_was_killed_and_not_while_it_lives(valkey_limits: ValkeyLimits) -> None:
+async def test_a_place_is_free_half_a_minute_after_its_gateway_was_killed_and_not_while_it_lives(valkey_limits: LimitScripts) -> None:
     """A killed gateway locked users out for 312 s."""
     one, killed, alive = limit(LimitKind.CONCURRENCY, 2), request(), request()
     for mine in (killed, alive):
@@ -207,7 +207,7 @@ async def test_a_place_is_free_half_a_minute_after_its_gateway_was_killed_and_no
     assert not await ask(valkey_limits, one, now=NOW + PLACE_SECONDS)
 
 
-async def test_a_clock_that_steps_back_costs_a_minute_at_most(valkey_limits: ValkeyLimits) -> None:
+async def test_a_clock_that_steps_back_costs_a_minute_at_most(valkey_limits: LimitScripts) -> None:
     minute, tokens = limit(LimitKind.REQUESTS_PER_MINUTE, 10), limit(LimitKind.TOKENS_PER_MINUTE, 100)
     for _ in range(3):
         assert await ask(valkey_limits, minute, tokens, now=NOW)
@@ -217,7 +217,7 @@ async def test_a_clock_that_steps_back_costs_a_minute_at_most(valkey_limits: Val
     assert await ask(valkey_limits, minute, tokens, now=NOW - 86_400 + 60)
 
 
-async def test_a_limit_that_was_lowered_holds_at_once(valkey_limits: ValkeyLimits) -> None:
+async def test_a_limit_that_was_lowered_holds_at_once(valkey_limits: LimitScripts) -> None:
     hour = limit(LimitKind.REQUESTS_PER_HOUR, 10)
     for _ in range(5):
         await ask(valkey_limits, hour, now=NOW)
@@ -226,7 +226,7 @@ async def test_a_limit_that_was_lowered_holds_at_once(valkey_limits: ValkeyLimit
     assert (verdict.admitted, verdict.counts[0].left) == (False, -2)
 
 
-async def test_nothing_is_left_behind_for_ever(cache: Cache, valkey_limits: ValkeyLimits) -> None:
+async def test_nothing_is_left_behind_for_ever(cache: Cache, valkey_limits: LimitScripts) -> None:
     found = [limit(kind, 100) for kind in LimitKind]
     mine = request()
     await valkey_limits.admit(found, mine, tokens=10, lease_seconds=30)
@@ -247,7 +247,7 @@ async def test_nothing_is_left_behind_for_ever(cache: Cache, valkey_limits: Valk
 async def test_without_valkey_it_says_so() -> None:
     async with Cache.open("unix:///nowhere/valkey.sock") as nowhere:
         with pytest.raises(errors.Unavailable, match="Valkey does not answer"):
-            await ValkeyLimits(nowhere).look([limit(LimitKind.CONCURRENCY, 1)], tokens=0)
+            await LimitScripts(nowhere).look([limit(LimitKind.CONCURRENCY, 1)], tokens=0)
 
 
 def test_a_hold_is_where_the_counters_are() -> None:

@@ -1,0 +1,90 @@
+"""Counting in this process. ``test_limit_scripts`` checks that the answers are the same as Valkey's."""
+
+from uuid import uuid4
+
+import pytest
+
+from services.gateway.limits.limit_rules import ConcurrencySlot, LimitKind, LimitScope, RequestLimit
+from services.gateway.limits.limit_scripts import PLACE_SECONDS, LimitScripts
+from services.gateway.limits.local_counters import LocalCounters
+from shared.types import RequestId
+
+
+class Here:
+    """The limits of this process, by a clock that a test sets."""
+
+    def __init__(self, *, most: int = 1000) -> None:
+        self.now = 1000.0
+        self.counters = LocalCounters(lambda: self.now, most=most)
+        self.limits = LimitScripts(self.counters)
+
+    async def ask(self, *found: RequestLimit, tokens: int = 10, lease_seconds: float = 600.0) -> RequestId | None:
+        """The request, if it was admitted."""
+        request_id = RequestId(uuid4())
+        verdict = await self.limits.admit(found, request_id, tokens=tokens, lease_seconds=lease_seconds)
+        return request_id if verdict.admitted else None
+
+    async def left(self, one: RequestLimit) -> int:
+        return (await self.limits.look([one], tokens=0)).counts[0].left
+
+
+def limit(kind: LimitKind, most: int) -> RequestLimit:
+    return RequestLimit(LimitScope.USER, kind, f"counter of {kind}", most)
+
+
+@pytest.mark.parametrize("kind", LimitKind)
+async def test_exactly_as_many_requests_as_the_limit_are_admitted(kind: LimitKind) -> None:
+    here, one = Here(), limit(kind, 1000 if kind is LimitKind.TOKENS_PER_MINUTE else 100)
+    assert sum([await here.ask(one) is not None for _ in range(200)]) == 100
+
+
+async def test_unused_tokens_are_returned_once() -> None:
+    here, one = Here(), limit(LimitKind.TOKENS_PER_MINUTE, 1000)
+    mine = await here.ask(one, tokens=500)
+    assert mine
+    assert await here.ask(one, tokens=500)
+    assert [await here.limits.settle([one], mine, tokens=100) for _ in range(2)] == [True, False]
+    assert await here.left(one) == 400
+
+
+async def test_a_reservation_ends_with_its_lease() -> None:
+    here, one = Here(), limit(LimitKind.TOKENS_PER_MINUTE, 1000)
+    mine = await here.ask(one, tokens=500, lease_seconds=20)
+    assert mine
+    here.now += 21
+    assert not await here.limits.settle([one], mine, tokens=0)
+
+
+async def test_a_slot_is_free_after_half_a_minute_without_an_extension() -> None:
+    here, one = Here(), limit(LimitKind.CONCURRENCY, 2)
+    killed, alive = await here.ask(one), await here.ask(one)
+    assert killed
+    assert alive
+    here.now += PLACE_SECONDS - 1
+    await here.limits.extend([ConcurrencySlot(one.counter, alive)])
+    assert not await here.ask(one)
+    here.now += 1
+    assert await here.left(one) == 1
+
+
+async def test_the_least_recently_used_counters_are_dropped() -> None:
+    here, kept = Here(most=100), limit(LimitKind.REQUESTS_PER_HOUR, 1001)
+    assert await here.ask(kept)
+    for number in range(1000):
+        await here.ask(RequestLimit(LimitScope.USER, LimitKind.REQUESTS_PER_MINUTE, f"c{number}", 10), kept)
+    assert len(here.counters) == 100
+    assert await here.left(kept) == 0
+
+
+async def test_looking_keeps_nothing() -> None:
+    here = Here()
+    for kind in LimitKind:
+        assert await here.left(limit(kind, 100)) == 100
+    assert len(here.counters) == 0
+
+
+async def test_an_unknown_command_is_an_error_and_not_an_answer() -> None:
+    here = Here()
+    here.counters.script("other", "return redis.call('INCR', KEYS[1])")
+    with pytest.raises(NotImplementedError, match="the command INCR is not implemented"):
+        await here.counters.run("other", ["a"], [])
