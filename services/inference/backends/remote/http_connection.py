@@ -35,7 +35,7 @@ class HttpServerConnection(asyncio.Protocol):
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._transport: asyncio.Transport | None = None
+        self._transport: asyncio.Transport
         #: The response to the current request; None between two.
         self._reply: HttpReply | None = None
         self._failure: HttpFailure | None = None
@@ -51,7 +51,7 @@ class HttpServerConnection(asyncio.Protocol):
     @property
     def is_open(self) -> bool:
         # After an error, the transport is closing before `connection_lost` is called.
-        return self._failure is None and not self._given_transport().is_closing()
+        return self._failure is None and not self._transport.is_closing()
 
     @property
     def is_reusable(self) -> bool:
@@ -64,7 +64,7 @@ class HttpServerConnection(asyncio.Protocol):
         BrokenReply; then, and when cancelled, the connection is unusable."""
         self._reply = reply = HttpReply()
         if self.is_open:
-            self._given_transport().write(request)
+            self._transport.write(request)
         else:
             self._fail(BrokenReply("it closed the connection"))
         if self._is_writing:
@@ -90,7 +90,7 @@ class HttpServerConnection(asyncio.Protocol):
             await self._wait(until)
         if self._is_paused and self.is_open:
             self._is_paused = False
-            self._given_transport().resume_reading()
+            self._transport.resume_reading()
         return reply.take()
 
     def rest(self, now: float) -> None:
@@ -100,11 +100,7 @@ class HttpServerConnection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close the connection at once. Safe to call twice."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._transport is not None:
-            self._transport.abort()
+        self._transport.abort()
         self._fail(BrokenReply("the connection was closed here"))
 
     # --- asyncio.Protocol -------------------------------------------------------------------------------------------
@@ -128,7 +124,7 @@ class HttpServerConnection(asyncio.Protocol):
             return
         if reply.body_bytes > MAX_WAITING_BYTES and not self._is_paused and self.is_open:
             self._is_paused = True
-            self._given_transport().pause_reading()
+            self._transport.pause_reading()
         self._wake()
 
     def eof_received(self) -> None:
@@ -137,8 +133,7 @@ class HttpServerConnection(asyncio.Protocol):
                 self._reply.close()
         except BrokenReply as broken:
             self._fail(broken)
-        else:
-            self._fail(BrokenReply("it closed the connection"))
+        self._fail(BrokenReply("it closed the connection"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._fail(BrokenReply("it closed the connection" if exc is None else f"the connection was lost ({_reason(exc)})"))
@@ -197,10 +192,6 @@ class HttpServerConnection(asyncio.Protocol):
         if self._failure is None:
             self._failure = failure
         self._wake()
-
-    def _given_transport(self) -> asyncio.Transport:
-        assert self._transport is not None
-        return self._transport
 
 
 async def connect(to: ServerOrigin, tls: ssl.SSLContext | None, seconds: float) -> HttpServerConnection:
