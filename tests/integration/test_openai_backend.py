@@ -8,7 +8,7 @@ import pytest
 
 from services.inference.backends import echo
 from services.inference.backends.remote import openai
-from services.inference.backends.remote.openai import OpenAIBackend
+from services.inference.backends.remote.remote_backend import RemoteBackend
 from services.inference.jobs.embedding_job import EmbeddingJob
 from services.inference.upstreams import Dialect, Key, Upstream
 from shared import errors
@@ -30,13 +30,13 @@ def upstream(stack: RunningStack, key: str) -> Upstream:
 
 
 @pytest.fixture
-async def backend(stack: RunningStack, ann: Person) -> AsyncIterator[OpenAIBackend]:
+async def backend(stack: RunningStack, ann: Person) -> AsyncIterator[RemoteBackend]:
     async with openai.opened_all((upstream(stack, ann.key.secret),), 4, 32, Watch()) as opened:
         await standins.until(lambda: opened.models()[0].state is ModelState.READY)
         yield opened
 
 
-async def test_it_offers_what_the_mesh_serves(backend: OpenAIBackend) -> None:
+async def test_it_offers_what_the_mesh_serves(backend: RemoteBackend) -> None:
     assert {"house/smollm2", "house/echo"} <= {status.model_id for status in backend.models()}
 
 
@@ -49,7 +49,7 @@ async def test_it_offers_what_the_mesh_serves(backend: OpenAIBackend) -> None:
     ],
 )
 async def test_an_answer_comes_in_pieces_with_exact_counts(
-    backend: OpenAIBackend, sampling: dict[str, object], text: str, reason: FinishReason
+    backend: RemoteBackend, sampling: dict[str, object], text: str, reason: FinishReason
 ) -> None:
     reader = Reader()
     end = await backend.generate(asked.job("three small words", model="house/echo", **sampling), reader)  # type: ignore[arg-type]
@@ -58,7 +58,7 @@ async def test_an_answer_comes_in_pieces_with_exact_counts(
     assert end == Generation(reason, Usage(3, 3 if "words" in text or "stop" in sampling else 2))
 
 
-async def test_vectors_of_the_other_mesh_are_those_of_its_model(backend: OpenAIBackend) -> None:
+async def test_vectors_of_the_other_mesh_are_those_of_its_model(backend: RemoteBackend) -> None:
     texts = tuple(f"text number {number}" for number in range(70))
     asked_for = EmbeddingJob(ModelName("house/echo"), texts, 8)
     here, there = VectorReader(), VectorReader()
@@ -75,12 +75,12 @@ async def test_vectors_of_the_other_mesh_are_those_of_its_model(backend: OpenAIB
         pytest.param(EmbeddingJob(ModelName("house/echo"), ("a",), 17), "dimensions is 17; this model's vectors have 16", id="our own"),
     ],
 )
-async def test_texts_that_are_refused_there_are_refused_here(backend: OpenAIBackend, job: EmbeddingJob, said: str) -> None:
+async def test_texts_that_are_refused_there_are_refused_here(backend: RemoteBackend, job: EmbeddingJob, said: str) -> None:
     with pytest.raises(errors.BadRequest, match=said):
         await backend.embed(job, VectorReader())
 
 
-async def test_a_cancelled_answer_ends_at_the_other_mesh_too(backend: OpenAIBackend, stack: RunningStack, ann: Person) -> None:
+async def test_a_cancelled_answer_ends_at_the_other_mesh_too(backend: RemoteBackend, stack: RunningStack, ann: Person) -> None:
     reader = Reader()
     task = asyncio.create_task(backend.generate(asked.job("word " * 400, model="house/echo", max_tokens=400), reader))
     await standins.until(lambda: reader.chunks)
@@ -100,7 +100,7 @@ async def test_a_cancelled_answer_ends_at_the_other_mesh_too(backend: OpenAIBack
     assert row["completion_tokens"] < 400
 
 
-async def test_the_other_meshs_refusal_is_told_in_its_words(backend: OpenAIBackend) -> None:
+async def test_the_other_meshs_refusal_is_told_in_its_words(backend: RemoteBackend) -> None:
     with pytest.raises(errors.BadRequest, match="upstream house refuses the request"):
         await backend.generate(asked.job("hi", model="house/echo", temperature=99.0), Reader())
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import msgspec
 
 from services.inference.backends.remote import token_counts
-from services.inference.backends.remote.event_stream import BadStream
+from services.inference.backends.remote.event_stream import BadStream, convert_or
 from services.inference.backends.remote.openai_chat import JsonObject
 from services.inference.engine.embeddings.pooling import Pooled, Pooling
 from services.inference.jobs.embedding_job import EmbeddingJob
@@ -88,7 +88,7 @@ def from_openai(content: bytes) -> EmbeddingReply:
     ordered = sorted(answer.data, key=lambda datum: datum.index)
     if [datum.index for datum in ordered] != list(range(len(ordered))):
         raise BadStream("the vectors are not numbered from 0")
-    return EmbeddingReply(tuple(datum.embedding for datum in ordered), _said_tokens(answer.usage))
+    return EmbeddingReply(tuple(datum.embedding for datum in ordered), convert_or(_EmbeddingUsage(), answer.usage).prompt_tokens)
 
 
 class EmbeddingAssembly:
@@ -137,10 +137,3 @@ class EmbeddingAssembly:
         if (packed := pooled.packed(dimensions)) is None:
             raise errors.Unavailable(f"the model computed no vector for input[{number}]", hint="use another model")
         return packed
-
-
-def _said_tokens(usage: object) -> object:
-    try:
-        return msgspec.convert(usage, _EmbeddingUsage).prompt_tokens
-    except msgspec.ValidationError:
-        return None

@@ -5,15 +5,17 @@ make one text, an empty line ends the event, and an incomplete event is dropped.
 """
 
 import re
+from typing import TypeVar
 
 import msgspec
+
+T = TypeVar("T")
 
 #: An event has a few hundred bytes; with log probabilities or a tool call, some ten thousand.
 MAX_EVENT_BYTES = 1024 * 1024
 
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-
 
 #: What msgspec raises for bytes that are not the expected JSON.
 UNREADABLE = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
@@ -23,11 +25,12 @@ class BadStream(Exception):
     """The server breaks its protocol. Caught by `http_server_client.translated`."""
 
 
-class StreamEvent(msgspec.Struct, frozen=True):
-    """A struct, because there is one per token: a frozen dataclass takes six times as long to create."""
-
-    data: bytes
-    kind: str = "message"
+def convert_or(default: T, value: object) -> T:
+    """Convert decoded JSON to the default's type; return the default for another form."""
+    try:
+        return msgspec.convert(value, type(default))
+    except msgspec.ValidationError:
+        return default
 
 
 class Lines:
@@ -59,20 +62,19 @@ class Lines:
 
 
 class StreamEventParser:
-    """Parses server-sent events; skips fields other than `data` and `event`."""
+    """Parses server-sent events into their data; skips all other fields."""
 
     def __init__(self) -> None:
         self._lines = Lines()
         self._data: list[bytes] = []
         self._bytes = 0
-        self._kind = "message"
         self._is_first = True
 
-    def push(self, piece: bytes) -> list[StreamEvent]:
+    def push(self, piece: bytes) -> list[bytes]:
         """Raises BadStream for an event that is too long."""
-        return [event for line in self._lines.push(piece) if (event := self._line(line)) is not None]
+        return [data for line in self._lines.push(piece) if (data := self._line(line)) is not None]
 
-    def _line(self, line: bytes) -> StreamEvent | None:
+    def _line(self, line: bytes) -> bytes | None:
         if self._is_first:
             line = line.removeprefix(_BYTE_ORDER_MARK)
             self._is_first = False
@@ -85,12 +87,10 @@ class StreamEventParser:
             if self._bytes > MAX_EVENT_BYTES:
                 raise BadStream(f"an event of more than {MAX_EVENT_BYTES} bytes")
             self._data.append(value)
-        elif name == b"event":
-            self._kind = value.decode("utf-8", "replace")
         return None
 
-    def _ended(self) -> StreamEvent | None:
-        event = StreamEvent(b"\n".join(self._data), self._kind) if self._data else None
+    def _ended(self) -> bytes | None:
+        event = b"\n".join(self._data) if self._data else None
         self._data.clear()
-        self._bytes, self._kind = 0, "message"
+        self._bytes = 0
         return event

@@ -2,11 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from math import inf
 from types import TracebackType
+from typing import Self
 
 from services.inference.backends.remote import http_pool, http_request, server_errors
 from services.inference.backends.remote.event_stream import UNREADABLE, BadStream
@@ -21,6 +22,8 @@ from shared.telemetry import logs
 from shared.timing.backoff import Backoff
 
 log = logs.get()
+
+JSON = "application/json"
 
 LIST_SECONDS = 10.0
 #: OpenRouter's list of 400 models has half of it.
@@ -57,170 +60,145 @@ class ServerTimedOut(Exception):
     """The server took too long; the message follows "the server did not". Caught by `translated`."""
 
 
-class ServerAnswer:
-    """The body of one response, read under a deadline."""
+#: What `translated` turns into an AimeshError.
+_FAILURES = (PoolExhausted, HttpFailure, ServerTimedOut, BadStream, *UNREADABLE)
 
-    def __init__(self, connection: HttpServerConnection, seconds: float) -> None:
-        self.connection = connection
+
+class ServerExchange:
+    """One request and its response: `async with` sends the request and retries failures before a successful head. Leaving it early,
+    or being cancelled, closes the connection, which stops the server.
+
+    A class, because the loop tracks async generators, which takes as long as the rest of a small request.
+    """
+
+    def __init__(self, server: "Server", request: bytes, kind: str, seconds: float, *, most_bytes: int, attempts: int = ATTEMPTS) -> None:
+        self._server = server
+        self._pool = server.pool
+        self._request = request
+        self._kind = kind
+        self._seconds = seconds
+        self._most_bytes = most_bytes
+        self._attempts = attempts
         self._clock = asyncio.get_running_loop().time
-        self._left = seconds
+        self._connection: HttpServerConnection
+        self._left = 0.0
         self._bytes = 0
+
+    async def __aenter__(self) -> Self:
+        """Raises what the refusal means, or Unavailable."""
+        until = self._clock() + self._seconds
+        with translated(self._server.source):
+            try:
+                self._connection, head = await self._begin(until)
+            except TimeoutError as late:
+                raise ServerTimedOut(f"begin its answer within {self._seconds:g} s") from late
+            try:
+                _check_type(head, self._kind)
+            except BadStream:
+                self._pool.give_back(self._connection)
+                raise
+        self._left = until - self._clock()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._pool.give_back(self._connection)
+        if isinstance(error, _FAILURES):
+            raise _meaning(self._server.source, error) from error
 
     def allow(self, seconds: float) -> None:
         """Set the time for what comes next. Only call it on progress: comments in a stream are none."""
         self._left = seconds
 
-    def pieces(self) -> AsyncIterator[bytes]:
-        """Raises ServerTimedOut and BadStream. The time that the caller spends on a piece is not counted."""
-        return self
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        piece = await self._next()
-        if not piece:
-            raise StopAsyncIteration
-        self._bytes += len(piece)
-        if self._bytes > MAX_ANSWER_BYTES:
-            raise BadStream(f"an answer of more than {MAX_ANSWER_BYTES} bytes")
-        return piece
-
-    async def drain(self) -> None:
-        """Read the bytes after the answer's end, so that the connection can be reused."""
-        self._left = DRAIN_SECONDS
-        with suppress(ServerTimedOut, HttpFailure):
-            while await self._next():
-                pass
-
-    async def _next(self) -> bytes:
+    async def read_piece(self) -> bytes:
+        """Return the next piece of the response; empty at its end. Raises ServerTimedOut and BadStream. The time that the caller
+        spends on a piece is not counted."""
         started = self._clock()
         try:
-            piece = await self.connection.read(started + self._left)
+            piece = await self._connection.read(started + self._left)
         except TimeoutError as late:
             raise ServerTimedOut("continue its answer in time") from late
         self._left -= self._clock() - started
         if self._left <= 0 and piece:
             # A server that keeps sending without progress would never meet the deadline above.
             raise ServerTimedOut("make progress with its answer in time")
+        self._bytes += len(piece)
+        if self._bytes > self._most_bytes:
+            raise BadStream(f"an answer of more than {self._most_bytes} bytes")
         return piece
 
+    async def read(self) -> bytes:
+        """Read the whole response. Raises ServerTimedOut and BadStream."""
+        pieces = []
+        while piece := await self.read_piece():
+            pieces.append(piece)
+        return b"".join(pieces)
 
-class Server:
-    """One server and its pool of connections."""
+    async def drain(self) -> None:
+        """Read the bytes after the answer's end, so that the connection can be reused."""
+        self._left = DRAIN_SECONDS
+        with suppress(ServerTimedOut, HttpFailure, BadStream):
+            while await self.read_piece():
+                pass
 
-    def __init__(self, source: RefusalSource, pool: HttpConnectionPool, requests: RequestWriter, timeouts: ServerTimeouts) -> None:
-        self.source = source
-        self.timeouts = timeouts
-        self._pool = pool
-        self._requests = requests
-        self._clock = asyncio.get_running_loop().time
-
-    async def get(self, path: str) -> bytes:
-        """Get a small JSON document. Raises Unavailable, or what the refusal means."""
-        async with translated(self.source):
+    async def _begin(self, until: float) -> tuple[HttpServerConnection, ReplyHead]:
+        """Return the head of a successful response and the connection with its body. Raises TimeoutError at ``until``."""
+        for attempt in range(1, self._attempts + 1):
+            asked_seconds = 0.0
             try:
-                return await self._listed(path, self._clock() + LIST_SECONDS)
-            except TimeoutError as late:
-                raise _too_late(LIST_SECONDS) from late
-
-    def post(self, path: str, body: bytes, kind: str) -> AbstractAsyncContextManager[ServerAnswer]:
-        """Post a request whose response has the media type ``kind``. Raises what the refusal means, or Unavailable. Leaving it
-        early, or being cancelled, closes the connection, which stops the server."""
-        return _Posting(self, path, body, kind)
-
-    async def begin(self, path: str, body: bytes, kind: str) -> ServerAnswer:
-        """Post a request and return the response to a successful one; call ``end`` with it."""
-        seconds = self.timeouts.first_token_seconds
-        until = self._clock() + seconds
-        try:
-            connection, head = await self._begin(self._requests.post_json(path, body), until)
-        except TimeoutError as late:
-            raise _too_late(seconds) from late
-        try:
-            _check_type(head, kind)
-        except BadStream:
-            self._pool.give_back(connection)
-            raise
-        return ServerAnswer(connection, until - self._clock())
-
-    def end(self, answer: ServerAnswer) -> None:
-        self._pool.give_back(answer.connection)
-
-    async def ask(self, path: str, body: bytes, *, most: int) -> bytes:
-        """Post a request and return its JSON response of at most ``most`` bytes, within ``idle_seconds``. Raises as ``post``."""
-        read = bytearray()
-        async with self.post(path, body, "application/json") as answer:
-            answer.allow(self.timeouts.idle_seconds)
-            async for piece in answer.pieces():
-                read += piece
-                if len(read) > most:
-                    raise BadStream(f"a body of more than {most} bytes")
-        return bytes(read)
-
-    async def _listed(self, path: str, until: float) -> bytes:
-        connection, head = await self._pool.ask(self._requests.get(path), until)
-        try:
-            if not head.is_success:
-                raise (await self._refusal(connection, head, until)).error
-            _check_type(head, "application/json")
-            return await _read(connection, MAX_LIST_BYTES, until)
-        finally:
-            self._pool.give_back(connection)
-
-    async def _begin(self, request: bytes, until: float) -> tuple[HttpServerConnection, ReplyHead]:
-        """Return the head of a successful response and the connection with its body. Retries failures before the head.
-        Raises TimeoutError at ``until``."""
-        for attempt in range(ATTEMPTS):
-            refusal = None
-            try:
-                connection, head = await self._pool.ask(request, until)
+                connection, head = await self._pool.ask(self._request, until)
             except HttpFailure as failure:
-                if not failure.retryable or attempt == ATTEMPTS - 1:
+                if not failure.retryable or attempt == self._attempts:
                     raise
             else:
                 if head.is_success:
                     return connection, head
-                try:
-                    refusal = await self._refusal(connection, head, until)
-                finally:
-                    self._pool.give_back(connection)
-                if not refusal.retryable or attempt == ATTEMPTS - 1:
+                refusal = await self._refusal(connection, head, until)
+                if not refusal.retryable or attempt == self._attempts:
                     raise refusal.error
-            log.info("backend_retried", server=self.source.name, attempt=attempt + 1)
+                asked_seconds = refusal.retry_after_seconds or 0.0
+            log.info("backend_retried", server=self._server.source.name, attempt=attempt)
+            backoff = Backoff(self._server.timeouts.backoff_seconds, inf, jitter=0.5)
             async with asyncio.timeout_at(until):
-                await asyncio.sleep(self._pause(attempt, refusal))
+                await asyncio.sleep(max(backoff.pause(attempt), asked_seconds))
         raise AssertionError("the last attempt returns or raises")
 
-    def _pause(self, attempt: int, refusal: ServerRefusal | None) -> float:
-        backoff = Backoff(self.timeouts.backoff_seconds, inf, jitter=0.5).pause(attempt + 1)
-        asked = refusal.retry_after_seconds if refusal is not None else None
-        return backoff if asked is None else max(backoff, asked)
-
     async def _refusal(self, connection: HttpServerConnection, head: ReplyHead, until: float) -> ServerRefusal:
-        body = b"" if head.headers.get("content-encoding") else await _read(connection, MAX_REFUSAL_BYTES, until, cut=True)
-        return server_errors.judge(self.source, head.status, body, head.headers.get("retry-after"), now=time.time())
+        body = bytearray()
+        try:
+            if not head.headers.get("content-encoding"):
+                while len(body) < MAX_REFUSAL_BYTES and (piece := await connection.read(until)):
+                    body += piece
+        finally:
+            self._pool.give_back(connection)
+        said = bytes(body[:MAX_REFUSAL_BYTES])
+        return server_errors.judge(self._server.source, head.status, said, head.headers.get("retry-after"), now=time.time())
 
 
-class _Posting:
-    """Posts on entering and gives the connection back on leaving. A class, like `_Translation`: the loop tracks async generators,
-    which takes as long as the rest of a small request."""
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One server and its pool of connections."""
 
-    def __init__(self, server: Server, path: str, body: bytes, kind: str) -> None:
-        self._server = server
-        self._asked = path, body, kind
-        self._translation = _Translation(server.source)
-        self._answer: ServerAnswer | None = None
+    source: RefusalSource
+    timeouts: ServerTimeouts
+    pool: HttpConnectionPool
+    requests: RequestWriter
 
-    async def __aenter__(self) -> ServerAnswer:
-        async with self._translation:
-            self._answer = await self._server.begin(*self._asked)
-        return self._answer
+    async def get(self, path: str) -> bytes:
+        """Get a small JSON document, without a retry. Raises Unavailable, or what the refusal means."""
+        async with ServerExchange(self, self.requests.get(path), JSON, LIST_SECONDS, most_bytes=MAX_LIST_BYTES, attempts=1) as exchange:
+            return await exchange.read()
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        assert self._answer is not None
-        self._server.end(self._answer)
-        await self._translation.__aexit__(kind, error, traceback)
+    def post(self, path: str, body: bytes, kind: str, *, most: int | None = None) -> ServerExchange:
+        """Post a request whose response has the media type ``kind``, and at most ``most`` bytes."""
+        request, seconds = self.requests.post_json(path, body), self.timeouts.first_token_seconds
+        return ServerExchange(self, request, kind, seconds, most_bytes=MAX_ANSWER_BYTES if most is None else most)
+
+    async def ask(self, path: str, body: bytes, *, most: int) -> bytes:
+        """Post a request and return its JSON response of at most ``most`` bytes, within ``idle_seconds`` of its head. Raises
+        Unavailable, or what the refusal means."""
+        async with self.post(path, body, JSON, most=most) as exchange:
+            exchange.allow(self.timeouts.idle_seconds)
+            return await exchange.read()
 
 
 @asynccontextmanager
@@ -243,46 +221,30 @@ async def connected(source: RefusalSource, url: str, timeouts: ServerTimeouts) -
         idle_seconds=KEEP_ALIVE_SECONDS,
     )
     async with http_pool.opened(origin, limits) as pool:
-        yield Server(source, pool, requests, timeouts)
+        yield Server(source, timeouts, pool, requests)
 
 
-def translated(source: RefusalSource) -> AbstractAsyncContextManager[None]:
+@contextmanager
+def translated(source: RefusalSource) -> Iterator[None]:
     """Turn the errors of connections, msgspec and the parsers into Unavailable, and a full pool into Overloaded."""
-    return _Translation(source)
+    try:
+        yield
+    except _FAILURES as error:
+        raise _meaning(source, error) from error
 
 
-class _Translation:
-    def __init__(self, source: RefusalSource) -> None:
-        self._source = source
-
-    async def __aenter__(self) -> None:
-        pass
-
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        if error is not None and (meaning := _meaning(self._source, error)) is not None:
-            raise meaning from error
-
-
-def _meaning(source: RefusalSource, error: BaseException) -> AimeshError | None:
-    """Return None for errors that aren't the server's."""
-    name = source.name
+def _meaning(source: RefusalSource, error: Exception) -> AimeshError:
+    said = source.cleaned(str(error))
     match error:
         case PoolExhausted():
-            return errors.Overloaded(f"{name} has {MAX_CONNECTIONS} requests of this worker open", retry_after_seconds=POOL_SECONDS)
+            message = f"{source.name} has {MAX_CONNECTIONS} requests of this worker open"
+            return errors.Overloaded(message, retry_after_seconds=POOL_SECONDS)
         case HttpFailure():
-            said, hint = source.cleaned(str(error)), f"is it running? see {source.url_setting}"
-            return errors.Unavailable(f"{name} does not answer: {said}", hint=hint, retry_after_seconds=5.0)
+            hint = f"is it running? see {source.url_setting}"
+            return errors.Unavailable(f"{source.name} does not answer: {said}", hint=hint, retry_after_seconds=5.0)
         case ServerTimedOut():
-            return errors.Unavailable(f"{name} did not {error}", hint="look at the server's own log")
-        case BadStream():
-            return errors.Unavailable(f"{name} broke its protocol: {error}")
-        case _ if isinstance(error, UNREADABLE):
-            return errors.Unavailable(f"{name} broke its protocol: {source.cleaned(str(error))}")
-    return None
-
-
-def _too_late(seconds: float) -> ServerTimedOut:
-    return ServerTimedOut(f"begin its answer within {seconds:g} s")
+            return errors.Unavailable(f"{source.name} did not {said}", hint="look at the server's own log")
+    return errors.Unavailable(f"{source.name} broke its protocol: {said}")
 
 
 def _check_type(head: ReplyHead, kind: str) -> None:
@@ -291,15 +253,3 @@ def _check_type(head: ReplyHead, kind: str) -> None:
     found = head.headers.get("content-type", "").partition(";")[0].strip().lower()
     if found != kind:
         raise BadStream(f"content of type {found[:60]!r} instead of {kind!r}; is this the address of its API?")
-
-
-async def _read(connection: HttpServerConnection, most: int, until: float, *, cut: bool = False) -> bytes:
-    """Read the body. A longer one than ``most`` bytes is cut with ``cut``; else raises BadStream."""
-    read = bytearray()
-    while piece := await connection.read(until):
-        read += piece
-        if len(read) > most:
-            if not cut:
-                raise BadStream(f"a body of more than {most} bytes")
-            break
-    return bytes(read[:most])

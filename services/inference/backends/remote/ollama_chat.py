@@ -1,4 +1,4 @@
-"""Builds the request for Ollama's POST /api/chat and parses the lines of its response.  Pure.
+"""Builds the request for Ollama's POST /api/chat and assembles the lines of its response.  Pure.
 
 Ollama ignores unknown parameters, so unsupported ones are refused here.
 """
@@ -9,18 +9,20 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from services.inference.backends.remote.event_stream import BadStream
-from services.inference.backends.remote.openai_answer import MAX_ARGUMENT_CHARACTERS, MAX_TOOL_CALLS
-from services.inference.backends.remote.openai_chat import JsonObject, decoded, refused, tool
+from services.inference.backends.remote.openai_answer import MAX_ARGUMENT_CHARACTERS, MAX_TOOL_CALLS, AnswerStep, ReportedUsage
+from services.inference.backends.remote.openai_chat import JsonObject, ServerFields, decoded, plain, refused, same, tool, whole
 from shared import errors
 from shared.api.generation import ChatMessage, FormatKind, OutputFormat, Sampling, ToolCall, ToolChoice
+from shared.api.inference import Chunk
 from shared.types import FinishReason
 
 SERVER = "Ollama"
 
-#: Fields of Sampling that Ollama calls the same.
-_OPTIONS = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "frequency_penalty", "presence_penalty")
-#: Ollama's engine has a signed 32-bit seed.
-_SEED_MASK = 0x7FFF_FFFF
+_OPTIONS = ServerFields(
+    same("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "frequency_penalty", "presence_penalty", "seed"),
+    # Ollama's engine has a signed 32-bit seed.
+    values={"seed": lambda value: whole(value) & 0x7FFF_FFFF},
+)
 _LACKS = "has no such option"
 
 _NUMBER = re.compile(r"-?[0-9]{1,9}\Z")
@@ -44,7 +46,7 @@ class _OllamaMessage(msgspec.Struct, frozen=True):
     tool_calls: tuple[_OllamaCall, ...] | None = None
 
 
-class OllamaLine(msgspec.Struct, frozen=True):
+class _OllamaLine(msgspec.Struct, frozen=True):
     """One line of the response; the last one is ``done`` and has the counts."""
 
     message: _OllamaMessage = _OllamaMessage()
@@ -54,16 +56,8 @@ class OllamaLine(msgspec.Struct, frozen=True):
     eval_count: object = None
     error: object = None
 
-    @property
-    def is_progress(self) -> bool:
-        return bool(self.message.content or self.message.thinking or self.message.tool_calls or self.done)
 
-    @property
-    def finish_reason(self) -> FinishReason:
-        return FinishReason.LENGTH if self.done_reason == "length" else FinishReason.STOP
-
-
-_line = msgspec.json.Decoder(OllamaLine)
+_line = msgspec.json.Decoder(_OllamaLine)
 
 
 def keep_alive(text: str) -> int | str:
@@ -98,25 +92,56 @@ def body(model: str, messages: tuple[ChatMessage, ...], asked: Sampling, *, max_
     return msgspec.json.encode(request)
 
 
-def line(text: bytes) -> OllamaLine:
-    """Raises one of `event_stream.UNREADABLE`."""
-    return _line.decode(text)
+class OllamaAssembly:
+    """Assembles one answer from the lines of a response, as `openai_answer.AnswerAssembly` does from events."""
 
+    def __init__(self, draw_id: Callable[[], str]) -> None:
+        self._draw_id = draw_id
+        self._reason: FinishReason | None = None
+        self.usage: ReportedUsage | None = None
+        #: The number of lines with text or a call: a lower bound of the tokens.
+        self.pieces = 0
 
-def calls(said: OllamaLine, draw_id: Callable[[], str]) -> tuple[ToolCall, ...]:
-    """Return the tool calls in a line. Raises BadStream."""
-    found = said.message.tool_calls or ()
-    if len(found) > MAX_TOOL_CALLS or sum(len(bytes(call.function.arguments)) for call in found) > MAX_ARGUMENT_CHARACTERS:
-        raise BadStream(f"more than {MAX_TOOL_CALLS} tool calls, or {MAX_ARGUMENT_CHARACTERS} characters in them")
-    return tuple(ToolCall(call.id or draw_id(), call.function.name, bytes(call.function.arguments).decode()) for call in found)
+    @property
+    def finished(self) -> bool:
+        return self._reason is not None
+
+    @property
+    def complete(self) -> bool:
+        """The last line has the usage too."""
+        return self.finished
+
+    def push(self, text: bytes) -> AnswerStep:
+        """Raises BadStream or one of `event_stream.UNREADABLE`."""
+        if not text or self.finished:
+            return AnswerStep()
+        line = _line.decode(text)
+        if line.error is not None:
+            return AnswerStep(complaint=text)
+        if line.done:
+            self._reason = FinishReason.LENGTH if line.done_reason == "length" else FinishReason.STOP
+            self.usage = ReportedUsage(line.prompt_eval_count, line.eval_count)
+        content, calls = line.message.content, self._calls(line.message.tool_calls or ())
+        if content or calls:
+            self.pieces += 1
+            return AnswerStep((Chunk(content, (), tool_calls=calls),), is_progress=True)
+        return AnswerStep(is_progress=bool(line.message.thinking or line.done))
+
+    def reasons(self) -> tuple[FinishReason, ...]:
+        """Return the finish reason. Raises BadStream if the answer didn't end."""
+        if self._reason is None:
+            raise BadStream("it closed the answer before its end")
+        return (self._reason,)
+
+    def _calls(self, found: tuple[_OllamaCall, ...]) -> tuple[ToolCall, ...]:
+        if len(found) > MAX_TOOL_CALLS or sum(len(bytes(call.function.arguments)) for call in found) > MAX_ARGUMENT_CHARACTERS:
+            raise BadStream(f"more than {MAX_TOOL_CALLS} tool calls, or {MAX_ARGUMENT_CHARACTERS} characters in them")
+        return tuple(ToolCall(call.id or self._draw_id(), call.function.name, bytes(call.function.arguments).decode()) for call in found)
 
 
 def _check(asked: Sampling) -> None:
     lacking: Mapping[str, bool] = {
         "raw": asked.raw,
-        "logit_bias": bool(asked.logit_bias),
-        "ignore_eos": asked.ignore_eos,
-        "n": asked.n not in (None, 1),
         "top_logprobs": asked.top_logprobs is not None,
         "tool_choice": bool(asked.tools) and asked.tool_choice is ToolChoice.REQUIRED,
     }
@@ -126,10 +151,7 @@ def _check(asked: Sampling) -> None:
 
 
 def _options(asked: Sampling, max_tokens: int) -> JsonObject:
-    options: JsonObject = {name: value for name in _OPTIONS if (value := getattr(asked, name)) is not None}
-    options["num_predict"] = max_tokens
-    if asked.seed is not None:
-        options["seed"] = asked.seed & _SEED_MASK
+    options = plain(SERVER, _LACKS, _OPTIONS, asked) | {"num_predict": max_tokens}
     if asked.stop:
         options["stop"] = list(asked.stop)
     return options

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from services.inference.backends.remote.event_stream import BadStream
+from services.inference.backends.remote.event_stream import BadStream, convert_or
 from shared.api.generation import ToolCall
 from shared.api.inference import Chunk, TokenChance, TokenLogprob
 from shared.types import FinishReason
@@ -79,10 +79,7 @@ class ReportedUsage(msgspec.Struct, frozen=True):
 
     @property
     def cached_tokens(self) -> object:
-        try:
-            return msgspec.convert(self.prompt_tokens_details, _UsageDetails).cached_tokens
-        except msgspec.ValidationError:
-            return None
+        return convert_or(_UsageDetails(), self.prompt_tokens_details).cached_tokens
 
 
 class _AnswerEvent(msgspec.Struct, frozen=True):
@@ -152,7 +149,7 @@ class AnswerAssembly:
         if event.error is not None:
             return AnswerStep(complaint=data)
         if event.usage is not None:
-            self.usage = _usage(event.usage)
+            self.usage = convert_or(ReportedUsage(), event.usage)
         if event.choices is not None and len(event.choices) == 1:
             return self._choice(event.choices[0])
         steps = [self._choice(choice) for choice in event.choices or ()]
@@ -240,13 +237,6 @@ def _bytes(values: tuple[int, ...]) -> bytes:
         return bytes(values)
     except ValueError as error:
         raise BadStream("a token with invalid bytes") from error
-
-
-def _usage(said: object) -> ReportedUsage:
-    try:
-        return msgspec.convert(said, ReportedUsage)
-    except msgspec.ValidationError:
-        return ReportedUsage()
 
 
 def _finish(reason: str) -> FinishReason:

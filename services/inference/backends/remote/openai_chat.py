@@ -35,38 +35,40 @@ _NEUTRAL: Mapping[str, object] = {
 
 
 @dataclass(frozen=True, slots=True)
-class _DialectFields:
+class ServerFields:
     """The parameters of one kind of server."""
 
     #: Field of Sampling -> the server's name for it. Others are not supported.
     fields: Mapping[str, str]
     max_tokens: str = "max_tokens"
-    #: Field -> conversion of its value.
+    #: Field -> conversion of its value; None leaves it out.
     values: Mapping[str, Callable[[object], object]] = field(default_factory=dict)
     #: The field for a GBNF grammar; empty if there is none.
     grammar: str = ""
 
 
-def _same(*names: str) -> dict[str, str]:
+def same(*names: str) -> dict[str, str]:
     return {name: name for name in names}
 
 
-_OPENAI = _same("temperature", "top_p", "seed", "frequency_penalty", "presence_penalty", "logit_bias", "n")
-_LOCAL = _OPENAI | _same("top_k", "min_p", "ignore_eos")
+_OPENAI = same("temperature", "top_p", "seed", "frequency_penalty", "presence_penalty", "logit_bias", "n")
+_LOCAL = _OPENAI | same("top_k", "min_p", "ignore_eos")
 
-_DIALECTS: Mapping[Dialect, _DialectFields] = {
+_DIALECTS: Mapping[Dialect, ServerFields] = {
     # OpenAI's reasoning models refuse the older name, max_tokens; many compatible servers only know that one.
-    Dialect.OPENAI: _DialectFields(_OPENAI, max_tokens="max_completion_tokens"),
-    Dialect.COMPATIBLE: _DialectFields(_OPENAI),
+    Dialect.OPENAI: ServerFields(_OPENAI, max_tokens="max_completion_tokens"),
+    Dialect.COMPATIBLE: ServerFields(_OPENAI),
     # Before vLLM 0.9, only -1 meant "all tokens".
-    Dialect.VLLM: _DialectFields(_LOCAL | {"repeat_penalty": "repetition_penalty"}, values={"top_k": lambda value: value or -1}),
+    Dialect.VLLM: ServerFields(_LOCAL | {"repeat_penalty": "repetition_penalty"}, values={"top_k": lambda value: value or -1}),
     # llama.cpp's seed has 32 bits; all ones mean a random seed.
-    Dialect.LLAMA_CPP: _DialectFields(
-        _LOCAL | _same("repeat_penalty"), values={"seed": lambda value: _whole(value) % 0xFFFF_FFFF}, grammar="grammar"
+    Dialect.LLAMA_CPP: ServerFields(
+        _LOCAL | same("repeat_penalty"), values={"seed": lambda value: whole(value) % 0xFFFF_FFFF}, grammar="grammar"
     ),
-    # TGI accepts n, logit_bias and presence_penalty but ignores them.
-    Dialect.TGI: _DialectFields(_same("temperature", "top_p", "seed", "frequency_penalty")),
-    Dialect.AIMESH: _DialectFields(_LOCAL | _same("repeat_penalty")),
+    # TGI accepts n, logit_bias and presence_penalty but ignores them. It refuses a top_p of 1, which has no effect.
+    Dialect.TGI: ServerFields(
+        same("temperature", "top_p", "seed", "frequency_penalty"), values={"top_p": lambda value: None if value == 1 else value}
+    ),
+    Dialect.AIMESH: ServerFields(_LOCAL | same("repeat_penalty")),
 }
 
 
@@ -81,7 +83,7 @@ def body(name: str, dialect: Dialect, model: str, messages: tuple[ChatMessage, .
         "stream": True,
         "stream_options": {"include_usage": True},
         names.max_tokens: max_tokens,
-        **_plain(name, dialect, names, asked),
+        **plain(name, f"({dialect}) does not support it", names, asked),
         **_format(name, dialect, names, asked.format),
         **_tools(asked),
     }
@@ -112,7 +114,8 @@ def refused(name: str, what: str, field: str) -> errors.BadRequest:
     return errors.BadRequest(f"{field} cannot be passed on: {name} {what}", hint="leave it out, or use a model of another backend")
 
 
-def _plain(name: str, dialect: Dialect, names: _DialectFields, asked: Sampling) -> JsonObject:
+def plain(name: str, lacks: str, names: ServerFields, asked: Sampling) -> JsonObject:
+    """Convert the fields of Sampling that need no structure. Raises BadRequest, which says what the server ``lacks``."""
     request: JsonObject = {}
     for asked_field in _PLAIN:
         value = getattr(asked, asked_field)
@@ -120,16 +123,14 @@ def _plain(name: str, dialect: Dialect, names: _DialectFields, asked: Sampling) 
             continue
         if (there := names.fields.get(asked_field)) is not None:
             adapt = names.values.get(asked_field)
-            request[there] = value if adapt is None else adapt(value)
+            if (adapted := value if adapt is None else adapt(value)) is not None:
+                request[there] = adapted
         elif value != _NEUTRAL.get(asked_field):
-            raise refused(name, f"({dialect}) does not support it", asked_field)
-    if dialect is Dialect.TGI and request.get("top_p") == 1:
-        # TGI refuses this value, which has no effect.
-        del request["top_p"]
+            raise refused(name, lacks, asked_field)
     return request
 
 
-def _format(name: str, dialect: Dialect, names: _DialectFields, asked: OutputFormat | None) -> JsonObject:
+def _format(name: str, dialect: Dialect, names: ServerFields, asked: OutputFormat | None) -> JsonObject:
     if asked is None:
         return {}
     if asked.kind is FormatKind.GBNF:
@@ -166,6 +167,6 @@ def _call(call: ToolCall) -> JsonObject:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
-def _whole(value: object) -> int:
+def whole(value: object) -> int:
     assert isinstance(value, int)
     return value

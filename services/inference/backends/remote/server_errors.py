@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from services.inference.backends.remote.event_stream import UNREADABLE
+from services.inference.backends.remote.event_stream import UNREADABLE, convert_or
 from services.inference.upstreams import Key
 from shared import errors
 from shared.errors import AimeshError
@@ -97,7 +97,7 @@ def words(source: RefusalSource, body: bytes) -> str:
         complaint = _complaint.decode(body)
     except UNREADABLE:
         return source.cleaned(body.decode("utf-8", "replace"))
-    inner = _inner(complaint.error)
+    inner = convert_or(_ErrorObject(), complaint.error)
     for said in (inner.message, complaint.error, complaint.message, complaint.detail):
         if isinstance(said, str) and said:
             return source.cleaned(said)
@@ -106,16 +106,9 @@ def words(source: RefusalSource, body: bytes) -> str:
 
 def _code(body: bytes) -> object:
     try:
-        return _inner(_complaint.decode(body).error).code
+        return convert_or(_ErrorObject(), _complaint.decode(body).error).code
     except UNREADABLE:
         return None
-
-
-def _inner(error: object) -> _ErrorObject:
-    try:
-        return msgspec.convert(error, _ErrorObject)
-    except msgspec.ValidationError:
-        return _ErrorObject()
 
 
 def _needs_change(source: RefusalSource, status: int, said: str) -> AimeshError | None:

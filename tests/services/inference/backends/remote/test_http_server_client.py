@@ -39,9 +39,9 @@ async def read(server: Server) -> bytes:
     """The data of an answer whose every event is progress."""
     events, found = StreamEventParser(), b""
     async with server.post("/completions", b"{}", KIND) as answer:
-        async for piece in answer.pieces():
+        while piece := await answer.read_piece():
             for event in events.push(piece):
-                found += event.data
+                found += event
                 answer.allow(server.timeouts.idle_seconds)
     return found
 
@@ -117,7 +117,7 @@ async def test_an_answer_that_never_ends_is_cut(monkeypatch: pytest.MonkeyPatch)
 
 async def test_a_list_that_never_ends_is_cut() -> None:
     async with asking(Answer(["x" * 65536], endless=True)) as (_, server):
-        with pytest.raises(errors.Unavailable, match="a body of more than"):
+        with pytest.raises(errors.Unavailable, match="an answer of more than 2097152 bytes"):
             await server.get("/models")
 
 
@@ -211,10 +211,9 @@ async def test_a_connection_is_used_again_after_a_complete_answer() -> None:
     async with asking(kept) as (fake, server):
         for _ in range(3):
             async with server.post("/completions", b"{}", KIND) as answer:
-                async for _ in answer.pieces():
-                    # Here a reader has what it needs, and knows nothing of the end of the body.
-                    await answer.drain()
-                    break
+                assert await answer.read_piece()
+                # The reader has what it needs, and doesn't know that the body has ended.
+                await answer.drain()
     assert (fake.times_asked("/completions"), fake.connections) == (3, 1)
 
 

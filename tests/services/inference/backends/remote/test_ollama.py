@@ -8,7 +8,7 @@ import pytest
 
 from services.inference.backends.remote import ollama
 from services.inference.backends.remote.http_server_client import ServerTimeouts
-from services.inference.backends.remote.ollama import OllamaBackend
+from services.inference.backends.remote.remote_backend import RemoteBackend
 from shared import errors
 from shared.api.generation import Generation, Tool, ToolCall, Usage
 from shared.api.inference import ModelState
@@ -31,7 +31,7 @@ CHAT = Answer(
 
 
 @asynccontextmanager
-async def asking(chat: Answer | list[Answer], **more: Any) -> AsyncIterator[tuple[FakeServer, OllamaBackend]]:
+async def asking(chat: Answer | list[Answer], **more: Any) -> AsyncIterator[tuple[FakeServer, RemoteBackend]]:
     """A backend whose models are listed."""
     more = {"timeouts": ServerTimeouts(backoff_seconds=0.001), **more}
     async with (

@@ -5,8 +5,12 @@ import pytest
 
 from services.inference.backends.remote import ollama_chat
 from services.inference.backends.remote.event_stream import BadStream
+from services.inference.backends.remote.ollama_chat import OllamaAssembly
+from services.inference.backends.remote.openai_answer import AnswerStep, ReportedUsage
 from shared import errors
 from shared.api.generation import ChatMessage, FormatKind, OutputFormat, Sampling, Tool, ToolCall, ToolChoice
+from shared.api.inference import Chunk
+from shared.types import FinishReason
 
 HI = (ChatMessage("user", "hi"),)
 
@@ -92,7 +96,14 @@ def test_a_duration_that_is_none_is_refused(text: str) -> None:
         ollama_chat.keep_alive(text)
 
 
+def test_what_follows_the_last_line_is_ignored() -> None:
+    answer = OllamaAssembly(lambda: "x")
+    assert answer.push(b'{"message": {"content": "a"}, "done": true, "eval_count": 1}').chunks == (Chunk("a", ()),)
+    assert answer.push(b'{"message": {"content": "b"}, "done": true, "eval_count": 2}') == AnswerStep()
+    assert (answer.reasons(), answer.usage, answer.pieces) == ((FinishReason.STOP,), ReportedUsage(None, 1), 1)
+
+
 def test_too_many_calls_are_none() -> None:
     calls = [{"function": {"name": "f", "arguments": {}}}] * 129
-    with pytest.raises(BadStream):
-        ollama_chat.calls(ollama_chat.line(json.dumps({"message": {"tool_calls": calls}}).encode()), lambda: "x")
+    with pytest.raises(BadStream, match="more than 128 tool calls"):
+        OllamaAssembly(lambda: "x").push(json.dumps({"message": {"tool_calls": calls}}).encode())

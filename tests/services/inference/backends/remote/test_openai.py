@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from services.inference import upstreams
-from services.inference.backends.remote import openai
-from services.inference.backends.remote.openai import OpenAIBackend
+from services.inference.backends.remote import openai, remote_backend
+from services.inference.backends.remote.remote_backend import RemoteBackend
 from services.inference.upstreams import Dialect, Key, Upstream
 from shared import errors
 from shared.api.generation import FormatKind, Generation, OutputFormat, Tool, ToolCall, Usage
@@ -42,7 +42,7 @@ def one(url: str, **more: Any) -> Upstream:
 
 
 @asynccontextmanager
-async def asking(chat: Answer | list[Answer], *, models: Answer = MODELS, **more: Any) -> AsyncIterator[tuple[FakeServer, OpenAIBackend]]:
+async def asking(chat: Answer | list[Answer], *, models: Answer = MODELS, **more: Any) -> AsyncIterator[tuple[FakeServer, RemoteBackend]]:
     """A backend with one upstream, whose models are listed."""
     async with (
         serving({"/v1/models": models, "/v1/chat/completions": chat}) as server,
@@ -56,7 +56,7 @@ async def test_it_serves_what_the_server_has_and_streams_an_answer() -> None:
     reader = Reader()
     async with (
         serving({"/v1/models": MODELS, "/v1/chat/completions": CHAT}) as server,
-        openai.opened(server.url + "/v1", KEY, 4, 32, Watch()) as backend,
+        openai.opened_all((upstreams.single(server.url + "/v1", KEY),), 4, 32, Watch()) as backend,
     ):
         await until(lambda: backend.models()[0].state is ModelState.READY)
         end = await backend.generate(asked.job("hi", model="gpt-x", max_tokens=5, seed=3), reader)
@@ -78,7 +78,10 @@ async def test_it_serves_what_the_server_has_and_streams_an_answer() -> None:
 async def test_a_refused_key_is_said_without_showing_it() -> None:
     refused = Answer([json.dumps({"error": {"message": f"wrong key {KEY}"}})], status=401)
     with asked.logged() as logged:
-        async with serving({"/models": refused}) as server, openai.opened(server.url, KEY, 4, 32, Watch()) as backend:
+        async with (
+            serving({"/models": refused}) as server,
+            openai.opened_all((upstreams.single(server.url, KEY),), 4, 32, Watch()) as backend,
+        ):
             await until(lambda: "key" in backend.models()[0].detail)
             assert backend.models()[0].state is ModelState.LOADING
             assert KEY not in repr(backend.models())
@@ -172,7 +175,7 @@ async def test_usage_is_believed_or_recounted(usage: object, expected: Usage, re
 
 
 async def test_a_complete_answer_does_not_wait_for_a_server_that_keeps_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai, "TRAILER_SECONDS", 0.05)
+    monkeypatch.setattr(remote_backend, "TRAILER_SECONDS", 0.05)
     finished = events({"choices": [{"delta": {"content": "a"}, "finish_reason": "stop"}]}, mark=False)
     async with asking(Answer(finished, hang=True)) as (_, backend):
         end = await backend.generate(job("hi", model="gpt-x"), Reader())
@@ -220,7 +223,7 @@ async def test_what_the_dialect_lacks_is_refused_before_the_server_is_asked() ->
 # --- models ---------------------------------------------------------------------------------------------------------
 
 
-def by_name(backend: OpenAIBackend) -> Mapping[str, ModelStatus]:
+def by_name(backend: RemoteBackend) -> Mapping[str, ModelStatus]:
     return {status.model_id: status for status in backend.models()}
 
 

@@ -153,7 +153,7 @@ _REFUSALS = [
     pytest.param(Answer([], silent=True), errors.Unavailable, "does not answer", id="a connection that is closed"),
     pytest.param(Answer(['{"em'], headers={"content-length": "100"}), errors.Unavailable, "does not answer", id="cut off"),
     pytest.param(Answer(['{"x": ' + "[" * 100_000]), errors.Unavailable, "protocol", id="brackets"),
-    pytest.param(Answer([" " * 65536], endless=True), errors.Unavailable, "a body of more than", id="a body without an end"),
+    pytest.param(Answer([" " * 65536], endless=True), errors.Unavailable, "an answer of more than", id="a body without an end"),
 ]
 
 
