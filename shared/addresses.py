@@ -1,4 +1,4 @@
-"""Classifies network addresses: loopback, plain-text, DHT nodes, and what counts as one household. Pure."""
+"""Classifies network addresses: loopback, plain-text, DHT nodes, and what counts as one client. Pure."""
 
 import re
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
@@ -53,7 +53,7 @@ def parse(address: str) -> IPv4Address | IPv6Address | None:
     return getattr(found, "ipv4_mapped", None) or found
 
 
-def household(address: str) -> str:
+def client_network(address: str) -> str:
     """Return what to count for ``address``: for IPv6 the /64 network, which is the least that one customer gets. Empty for no address."""
     found = parse(address)
     if found is None:

@@ -24,9 +24,9 @@ def ids_in(report: BusinessReport, by: BusinessGrouping) -> tuple[UserId, ...]:
     return tuple(UserId(UUID(row.name)) for row in report.rows if row.name) if by in _OF_USERS else ()
 
 
-def lines(report: BusinessReport, asked: GetBusinessReport, names: Mapping[str, str]) -> tuple[ReportLine, ...]:
+def lines(report: BusinessReport, query: GetBusinessReport, names: Mapping[str, str]) -> tuple[ReportLine, ...]:
     """Return the rows. ``names`` maps ids to names; an unknown id stays as it is."""
-    whole_labels = asked.by is BusinessGrouping.LABEL and asked.label is None
+    whole_labels = query.by is BusinessGrouping.LABEL and query.label is None
     return tuple(ReportLine(_named(row.name, names, whole_labels=whole_labels), row.sum) for row in report.rows)
 
 

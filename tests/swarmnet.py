@@ -83,7 +83,7 @@ class SwarmNet:
         """Give the next list to one node; the others have to hear of it from there."""
         self.number += 1
         self.revoked.add(node)
-        at.node.standing.take_list(self.list_body())
+        at.node.renewal.take_list(self.list_body())
 
     def settings(self, key_file: Path, *, nats: bool = False, bootstrap: Sequence[PeerAddress] | None = None) -> NodeSettings:
         url = self.server.url if nats and self.server is not None else "none"

@@ -146,7 +146,7 @@ def check_dht(found: DhtStats, door: EnrollmentRoute) -> DoctorFinding:
     if door.is_on_this_machine:
         hint = "these are on the machine that made the ticket: its administrator has to set DHT_HOST, then make a new one"
     else:
-        hint = f"{enrollment.NOBODY_ANSWERS}, or try another network, such as a phone's"
+        hint = f"{enrollment.NO_ANSWER_HINT}, or try another network, such as a phone's"
     return DoctorFinding("DHT", False, f"no DHT node answers ({door.dht})", hint)
 
 
@@ -176,7 +176,7 @@ async def _examine_auth(door: EnrollmentRoute, find_seconds: float) -> AsyncIter
     trust = Trust(node_keys.NodeKey(node_keys.new_seed()), Role.NEWCOMER, door.authorities)
     started = time.monotonic()
     try:
-        async with enrollment.visiting(door, trust, lambda text: None, EnrollmentOptions(find_seconds=find_seconds)) as visit:
+        async with enrollment.open_session(door, trust, lambda text: None, EnrollmentOptions(find_seconds=find_seconds)) as visit:
             link = await visit.wait_for_auth()
     except errors.AimeshError as error:
         yield wrong("way in", error)
@@ -190,7 +190,7 @@ async def _examine_auth(door: EnrollmentRoute, find_seconds: float) -> AsyncIter
 async def _examine_membership(kept: MembershipFile, key: node_keys.NodeKey) -> DoctorFinding:
     """Check whether auth still knows this key: it does not even answer a revoked one."""
     try:
-        await enrollment.renew_at_enrollment_topic(kept, key, means=EnrollmentOptions(find_seconds=_MEMBER_SECONDS, approval_seconds=0))
+        await enrollment.renew_at_enrollment_topic(kept, key, options=EnrollmentOptions(find_seconds=_MEMBER_SECONDS, approval_seconds=0))
     except errors.NotReachable:
         hint = "aicli admin nodes list says so, there; a new ticket lets this machine in again"
         return DoctorFinding("member", False, "auth answers others and not this machine's key: it was revoked", hint)

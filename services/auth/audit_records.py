@@ -42,7 +42,7 @@ def refused(action: str, by: Principal | None, why: str, *, target: object = "",
     return _act(action, tenant, actor, target, {"why": why}, address=address, result=Result.REFUSED)
 
 
-def overlooked(times: int) -> AuditedAct:
+def overflow(times: int) -> AuditedAct:
     """Record how many refusals were dropped because they could not be written."""
     return msgspec.structs.replace(_act("audit.overflow", None, None, "", {}, result=Result.FAILED), times=times)
 

@@ -51,7 +51,7 @@ class ChangeStream:
             await asyncio.wait({arrival, ending}, return_when=asyncio.FIRST_COMPLETED)
             return arrival.result() if arrival.done() else None
 
-    def _tell(self, change: Change) -> None:
+    def _notify(self, change: Change) -> None:
         self.on_change(change)
         for unread in self._watchers:
             if unread.full():
@@ -66,7 +66,7 @@ class ChangeStream:
             with contextlib.suppress(errors.Unavailable):
                 async with contextlib.aclosing(self._store.follow_changes()) as changes:
                     async for change in changes:
-                        self._tell(change)
+                        self._notify(change)
             await asyncio.sleep(_WAIT_SECONDS)
 
     async def _prune(self) -> None:

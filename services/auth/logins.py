@@ -34,7 +34,7 @@ from shared.telemetry import logs
 from shared.types import Role, UserId, UserRole
 
 #: A query that makes the gateways forget a user's tokens, which they otherwise cache for a minute.
-_TELL = "tell_of_user"
+_INVALIDATE_USER = "tell_of_user"
 
 _log = logs.get(part="auth")
 
@@ -78,8 +78,8 @@ class LoginRpc:
 
     @serves(auth.confirm_again)
     async def confirm_again(self, request: auth.ConfirmAgain, call: RpcCall) -> Nothing:
-        session, who = await self._identities.session_of(call.credential), call.principal
-        has_factor = (await self._factors.state(who.user_id)).is_enabled
+        session, caller = await self._identities.session_of(call.credential), call.principal
+        has_factor = (await self._factors.state(caller.user_id)).is_enabled
         if not has_factor:
             await self._check_password(call, request.password, session)
         elif request.code is None:
@@ -89,8 +89,8 @@ class LoginRpc:
         async with self._store.transaction() as transaction:
             if not await self._sessions.confirm(session, has_factor=has_factor):
                 raise self._identities.session_over()
-            await self._trail.add(transaction, audit_records.done("session.confirm", who, target=session.id))
-            await transaction.run(_TELL, who.user_id)
+            await self._trail.add(transaction, audit_records.done("session.confirm", caller, target=session.id))
+            await transaction.run(_INVALIDATE_USER, caller.user_id)
         return Nothing()
 
     async def begin(self, user: auth.User, login: StoredLogin) -> auth.LoginSession:
@@ -112,7 +112,7 @@ class LoginRpc:
             raise self._identities.session_reused()
         if found is SessionOver.OTHER_KIND:
             raise errors.BadRequest("this is the token of a browser session", hint="use resumeSession, which keeps it the same")
-        return self._go_on(user, found)
+        return self._continue(user, found)
 
     @serves(auth.resume_session)
     async def resume_session(self, request: auth.ResumeSession, call: RpcCall) -> auth.LoginSession:
@@ -121,30 +121,31 @@ class LoginRpc:
             raise errors.BadRequest("this is the token of a program's session", hint="use refreshSession, which returns a new one")
         if found is SessionOver.ENDED:
             raise self._identities.session_over()
-        answer = self._go_on(await self._bearer(found.session), found)
-        theme, team_name = await self._find_look(answer)
+        answer = self._continue(await self._bearer(found.session), found)
+        theme, team_name = await self._find_appearance(answer)
         return msgspec.structs.replace(answer, theme=theme, team_name=team_name)
 
-    async def _find_look(self, session: auth.LoginSession) -> tuple[str | None, str | None]:
+    async def _find_appearance(self, session: auth.LoginSession) -> tuple[str | None, str | None]:
         user, team_id = session.user, session.team_id
+        cache = self._identities.principal_cache
 
-        def administrator(_look: object) -> UserId | None:
+        def administrator(_appearance: object) -> UserId | None:
             return user.id if user.role is UserRole.ADMIN else None
 
-        return await self._identities.last_known.ask((user.id, team_id), lambda: self._store.find_look(user.id, team_id), administrator)
+        return await cache.ask((user.id, team_id), lambda: self._store.find_appearance(user.id, team_id), administrator)
 
     @serves(accounts.switch_organisation)
     async def switch_organisation(self, request: accounts.SwitchTeam, call: RpcCall) -> auth.LoginSession:
-        session, who = await self._identities.session_of(call.credential), call.principal
-        if request.team_id is not None and await self._identities.find_team_terms(who.user_id, request.team_id) is None:
+        session, caller = await self._identities.session_of(call.credential), call.principal
+        if request.team_id is not None and await self._identities.find_team_terms(caller.user_id, request.team_id) is None:
             raise errors.NotFound("you are not a member of an organization with this id", hint="listOrganisations shows yours")
-        user = await self._identities.active_user(await self._store.find_user(who.user_id))
+        user = await self._identities.active_user(await self._store.find_user(caller.user_id))
         async with self._store.transaction() as transaction:
-            opened = await self._sessions.act_for(session, request.team_id)
+            opened = await self._sessions.switch_team(session, request.team_id)
             if opened is None:
                 raise self._identities.session_over()
-            await self._trail.add(transaction, audit_records.done("session.switch", who, target=request.team_id or who.user_id))
-            await transaction.run(_TELL, who.user_id)
+            await self._trail.add(transaction, audit_records.done("session.switch", caller, target=request.team_id or caller.user_id))
+            await transaction.run(_INVALIDATE_USER, caller.user_id)
         return self._identities.answer(user, opened)
 
     @serves(accounts.list_sessions)
@@ -157,18 +158,18 @@ class LoginRpc:
 
     @serves(accounts.end_session)
     async def end_session(self, request: accounts.EndSession, call: RpcCall) -> Nothing:
-        who = call.principal
+        caller = call.principal
         this = await self._find_own_id(call)
         async with self._store.transaction() as transaction:
             if request.id is None:
-                ended = await self._sessions.end_all(who.user_id, but=this)
-                act = audit_records.done("session.end", who, target="all others", ended=str(ended))
+                ended = await self._sessions.end_all(caller.user_id, but=this)
+                act = audit_records.done("session.end", caller, target="all others", ended=str(ended))
             else:
-                if not await self._sessions.end(who.user_id, request.id):
+                if not await self._sessions.end(caller.user_id, request.id):
                     raise errors.NotFound("you have no open session with this id", hint="listSessions shows them")
-                act = audit_records.done("session.end", who, target=request.id)
+                act = audit_records.done("session.end", caller, target=request.id)
             await self._trail.add(transaction, act)
-            await transaction.run(_TELL, who.user_id)
+            await transaction.run(_INVALIDATE_USER, caller.user_id)
         return Nothing()
 
     @serves(auth.logout_user)
@@ -177,27 +178,27 @@ class LoginRpc:
             closed = await self._sessions.end_by_token(request.session_token)
             if closed is not None:
                 await self._trail.add(transaction, audit_records.done_by("session.end", closed.user_id, target=closed.id))
-                await transaction.run(_TELL, closed.user_id)
+                await transaction.run(_INVALIDATE_USER, closed.user_id)
         return Nothing()
 
     # --- links ---------------------------------------------------------------------------------------------------------
 
     @serves(auth.create_login_link)
     async def create_login_link(self, request: auth.CreateLoginLink, call: RpcCall) -> auth.LoginLink:
-        who = call.principal
-        roles.check_may_open_session(who)
-        if who.key_id is None:
+        caller = call.principal
+        roles.check_may_open_session(caller)
+        if caller.key_id is None:
             session = await self._identities.session_of(call.credential)
             link = StoredLoginLink(
-                user_id=who.user_id, confirmed_at=session.confirmed_at, has_factor=session.has_factor, team_id=session.team_id
+                user_id=caller.user_id, confirmed_at=session.confirmed_at, has_factor=session.has_factor, team_id=session.team_id
             )
         else:
-            link = StoredLoginLink(user_id=who.user_id)
-        return auth.LoginLink(await self._sessions.offer_link(link), LINK_SECONDS)
+            link = StoredLoginLink(user_id=caller.user_id)
+        return auth.LoginLink(await self._sessions.create_link(link), LINK_SECONDS)
 
     @serves(auth.redeem_login_link)
     async def redeem_login_link(self, request: auth.RedeemLoginLink, call: RpcCall) -> auth.LoginSession:
-        link = await self._sessions.take_link(request.token)
+        link = await self._sessions.redeem_link(request.token)
         if link is None:
             raise self._identities.link_over()
         user = await self._identities.active_user(await self._store.find_user(link.user_id))
@@ -232,7 +233,7 @@ class LoginRpc:
             refused = audit_records.refused("session.open", None, "wrong password")
             self._note(refused, account.user.id if account else None, address)
             raise self._identities.wrong_password()
-        await self._guesses.forgive(counted_as, address, browser)
+        await self._guesses.reset(counted_as, address, browser)
         if not account.user.is_active:
             raise self._identities.closed()
         return account, browser
@@ -255,25 +256,25 @@ class LoginRpc:
         return login
 
     async def _check_code(self, call: RpcCall, code: str, session: StoredSession, action: str) -> None:
-        who, address = call.principal, session.client.address
+        caller, address = call.principal, session.client.address
         with self._counting():
-            right = await self._factors.take(who.user_id, code, address or str(call.caller.node), session.browser)
+            right = await self._factors.take(caller.user_id, code, address or str(call.caller.node), session.browser)
         if not right:
-            self._note(audit_records.refused(action, who, "wrong code"), who.user_id, address)
+            self._note(audit_records.refused(action, caller, "wrong code"), caller.user_id, address)
             raise errors.NotAllowed("the code is wrong, or was already used", hint=CODE_HINT)
 
     async def _check_password(self, call: RpcCall, password: str | None, session: StoredSession) -> None:
-        who, seen = call.principal, session.client.address
+        caller, seen = call.principal, session.client.address
         address = seen or str(call.caller.node)
-        account = await self._store.find_account(who.username)
+        account = await self._store.find_account(caller.username)
         if password is None or account is None or not account.password_hash:
             raise errors.BadRequest("password: required to confirm this", hint="if the account has none, log in again instead")
         with self._counting():
-            guess = await self._guesses.charge(str(who.user_id), address, session.browser)
+            guess = await self._guesses.charge(str(caller.user_id), address, session.browser)
         if not await self._compare(guess, password, account.password_hash):
-            self._note(audit_records.refused("session.confirm", who, "wrong password"), who.user_id, seen)
+            self._note(audit_records.refused("session.confirm", caller, "wrong password"), caller.user_id, seen)
             raise errors.NotAllowed("the password is wrong", hint="type it again")
-        await self._guesses.forgive(str(who.user_id), address, session.browser)
+        await self._guesses.reset(str(caller.user_id), address, session.browser)
 
     async def _compare(self, guess: Guess, password: str, password_hash: str | None) -> bool:
         """If the server is too busy to compare, the attempt is not counted."""
@@ -282,7 +283,7 @@ class LoginRpc:
         except errors.Overloaded:
             # Without Valkey the attempt stays counted; the answer is the same.
             with contextlib.suppress(errors.Unavailable):
-                await self._guesses.give_back(guess)
+                await self._guesses.refund(guess)
             raise
 
     async def _bearer(self, session: StoredSession) -> auth.User:
@@ -292,7 +293,7 @@ class LoginRpc:
             raise self._identities.session_over()
         return user
 
-    def _go_on(self, user: auth.User, found: OpenedSession | SessionOver) -> auth.LoginSession:
+    def _continue(self, user: auth.User, found: OpenedSession | SessionOver) -> auth.LoginSession:
         if isinstance(found, SessionOver):
             raise self._identities.session_over()
         return self._identities.answer(user, found)
@@ -320,7 +321,7 @@ class LoginRpc:
         _log.warning("a used session token was presented again; its session was ended", session=closed.id, user_id=closed.user_id)
         async with self._store.transaction() as transaction:
             await self._trail.add(transaction, audit_records.done_by("session.reuse", closed.user_id, target=closed.id))
-            await transaction.run(_TELL, closed.user_id)
+            await transaction.run(_INVALIDATE_USER, closed.user_id)
 
     def _note(self, act: AuditedAct, user_id: UserId | None, address: str) -> None:
         """Record a refusal: the account concerned and the address. Nobody has proven who it was."""

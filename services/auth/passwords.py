@@ -59,14 +59,14 @@ class Passwords:
         self._min_length = min_length
         self._common = frozenset(Path(__file__).with_name("common_passwords.txt").read_text(encoding="utf-8").split())
         #: Compared for unknown users, so the answer takes as long.
-        self._nobodys_hash = hasher.hash(secrets.token_hex())
+        self._dummy_hash = hasher.hash(secrets.token_hex())
         self._at_once = 0
 
     @classmethod
     @contextlib.contextmanager
     def open(cls, *, min_length: int, hasher: argon2.PasswordHasher | None = None) -> Iterator["Passwords"]:
         threads = _threads(len(os.sched_getaffinity(0)))
-        with ThreadPoolExecutor(threads, thread_name_prefix="argon2", initializer=_step_back) as pool:
+        with ThreadPoolExecutor(threads, thread_name_prefix="argon2", initializer=_lower_priority) as pool:
             try:
                 yield cls(pool, threads, hasher or _argon2id(), min_length)
             finally:
@@ -84,7 +84,7 @@ class Passwords:
     async def verify(self, password: str, password_hash: str | None) -> bool:
         """``None`` means that there is no such user: never right, and takes as long."""
         possible = password_hash is not None and len(password) <= LONGEST
-        right = await self._run(lambda: self._matches(password_hash or self._nobodys_hash, _normal(password[:LONGEST])))
+        right = await self._run(lambda: self._matches(password_hash or self._dummy_hash, _normal(password[:LONGEST])))
         return right and possible
 
     def is_outdated(self, password_hash: str) -> bool:
@@ -115,7 +115,7 @@ def _threads(cores: int) -> int:
     return min(max(1, cores - 1), _MOST_THREADS)
 
 
-def _step_back() -> None:
+def _lower_priority() -> None:
     """Lower the thread's priority: a login can wait some milliseconds, but a gap between two tokens is visible. Outside Linux, threads have
     no priority of their own."""
     if sys.platform == "linux":

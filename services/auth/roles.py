@@ -106,8 +106,8 @@ def scopes_of_key(kind: KeyKind, owner: UserRole, stored: Iterable[str]) -> tupl
 def check_limits_of_new_key(caller: Principal, limits: ApiKeyLimits) -> None:
     """A limited key creates none: with several of them its limit would be meaningless. Also raises BadRequest."""
     for name, most in _MOST.items():
-        asked = _value(limits, name)
-        if asked is not None and not 1 <= asked <= most:
+        requested = _value(limits, name)
+        if requested is not None and not 1 <= requested <= most:
             raise errors.BadRequest(_range(name, most), hint="leave it out to use the tier's limit")
     if caller.key_limits != ApiKeyLimits():
         raise errors.NotAllowed("a key with its own limit cannot create keys", hint=_LOG_IN_HINT)
@@ -134,25 +134,25 @@ def check_may_rotate(caller: Principal, key: ApiKey, owner: UserRole) -> None:
         return
     if caller.key_limits != ApiKeyLimits():
         raise errors.NotAllowed("a key with its own limit cannot rotate other keys", hint=_LOG_IN_HINT)
-    if lacking := _not_granted(caller, frozenset(Permission(scope) for scope in scopes_of_key(key.kind, owner, key.bounds.scopes))):
-        raise errors.NotAllowed(f"{key.name!r} may do more than this key: {', '.join(lacking)}", hint=_LOG_IN_HINT)
+    if missing := _not_granted(caller, frozenset(Permission(scope) for scope in scopes_of_key(key.kind, owner, key.bounds.scopes))):
+        raise errors.NotAllowed(f"{key.name!r} may do more than this key: {', '.join(missing)}", hint=_LOG_IN_HINT)
     _check_within(caller, KeyTerms(key.kind, key.limits, key.bounds, key.expires_at))
 
 
 def _scopes_of_new_key(caller: Principal, request: GenerateApiKey, owner: UserRole) -> tuple[str, ...]:
     """Return what is stored; empty means everything that its owner may do, now and later."""
-    kind, asked = request.kind, request.bounds.scopes
-    if asked and request.all_rights:
+    kind, requested = request.kind, request.bounds.scopes
+    if requested and request.all_rights:
         raise errors.BadRequest("scopes: not together with all_rights", hint="name the scopes, or ask for all rights")
-    if unknown := sorted(set(asked) - set(Permission)):
+    if unknown := sorted(set(requested) - set(Permission)):
         raise errors.BadRequest(f"scopes: there is no {unknown[0][:50]!r}", hint=f"choose from {', '.join(Permission)}")
-    wanted, most = frozenset(Permission(scope) for scope in asked), most_scopes(kind, owner)
-    if Permission.EVERYTHING not in most and (lacking := sorted(wanted - most)):
+    wanted, most = frozenset(Permission(scope) for scope in requested), most_scopes(kind, owner)
+    if Permission.EVERYTHING not in most and (missing := sorted(wanted - most)):
         raise errors.NotAllowed(
-            f"a key of the kind {kind} cannot have {', '.join(lacking)} here", hint=f"choose from {', '.join(sorted(most))}"
+            f"a key of the kind {kind} cannot have {', '.join(missing)} here", hint=f"choose from {', '.join(sorted(most))}"
         )
-    if lacking := _not_granted(caller, wanted):
-        raise errors.NotAllowed(f"you cannot give permissions that you lack: {', '.join(lacking)}", hint="leave these scopes out")
+    if missing := _not_granted(caller, wanted):
+        raise errors.NotAllowed(f"you cannot give permissions that you lack: {', '.join(missing)}", hint="leave these scopes out")
     if wanted:
         return tuple(sorted(wanted))
     has_all = kind is KeyKind.ADMIN or (request.all_rights and kind is KeyKind.LIVE)
@@ -175,10 +175,10 @@ def _not_granted(caller: Principal, wanted: frozenset[Permission]) -> list[Permi
 def _limits_of_kind(kind: KeyKind, limits: ApiKeyLimits) -> ApiKeyLimits:
     if kind is not KeyKind.TEST:
         return limits
-    asked = limits.requests_per_hour
-    if asked is not None and asked > TEST_REQUESTS_PER_HOUR:
+    requested = limits.requests_per_hour
+    if requested is not None and requested > TEST_REQUESTS_PER_HOUR:
         raise errors.BadRequest(f"requests_per_hour: a test key has at most {TEST_REQUESTS_PER_HOUR}", hint="create a live key for more")
-    return msgspec.structs.replace(limits, requests_per_hour=asked or TEST_REQUESTS_PER_HOUR)
+    return msgspec.structs.replace(limits, requests_per_hour=requested or TEST_REQUESTS_PER_HOUR)
 
 
 def _end_of_new_key(caller: Principal, request: GenerateApiKey, now: datetime) -> datetime | None:
@@ -189,9 +189,9 @@ def _end_of_new_key(caller: Principal, request: GenerateApiKey, now: datetime) -
     if request.kind is KeyKind.TEST and not 1 <= days <= TEST_KEY_DAYS:
         raise errors.BadRequest(f"days: a test key is valid for 1 to {TEST_KEY_DAYS} days", hint="create a live key for a longer lifetime")
     ends_at = now + timedelta(days=days) if days else None
-    makers_end = _time(caller.expires_at)
+    creators_end = _time(caller.expires_at)
     # Without an explicit lifetime, a key that expires soon creates one that expires with it.
-    return makers_end if request.days is None and makers_end is not None and ends_at is not None and makers_end < ends_at else ends_at
+    return creators_end if request.days is None and creators_end is not None and ends_at is not None and creators_end < ends_at else ends_at
 
 
 def _check_within(caller: Principal, terms: KeyTerms) -> None:
@@ -201,16 +201,16 @@ def _check_within(caller: Principal, terms: KeyTerms) -> None:
         what = ", ".join(beyond) or "every model"
         raise errors.NotAllowed(f"models: beyond those of this key: {what}", hint=f"choose from {', '.join(caller.models)}")
     if caller.networks:
-        mine = [ip_network(network) for network in caller.networks]
-        theirs = [ip_network(network) for network in terms.bounds.networks]
-        if not theirs or not all(any(_lies_in(network, outer) for outer in mine) for network in theirs):
+        allowed = [ip_network(network) for network in caller.networks]
+        wanted = [ip_network(network) for network in terms.bounds.networks]
+        if not wanted or not all(any(_is_within(network, outer) for outer in allowed) for network in wanted):
             raise errors.NotAllowed("networks: beyond those of this key", hint=f"choose within {', '.join(caller.networks)}")
-    makers_end = _time(caller.expires_at)
-    if makers_end is not None and (terms.expires_at is None or terms.expires_at > makers_end):
-        raise errors.NotAllowed(f"days: longer than this key itself, which ends at {makers_end:%Y-%m-%d %H:%M} UTC", hint=_LOG_IN_HINT)
+    creators_end = _time(caller.expires_at)
+    if creators_end is not None and (terms.expires_at is None or terms.expires_at > creators_end):
+        raise errors.NotAllowed(f"days: longer than this key itself, which ends at {creators_end:%Y-%m-%d %H:%M} UTC", hint=_LOG_IN_HINT)
 
 
-def _lies_in(inner: _Network, outer: _Network) -> bool:
+def _is_within(inner: _Network, outer: _Network) -> bool:
     if isinstance(inner, IPv4Network):
         return isinstance(outer, IPv4Network) and inner.subnet_of(outer)
     return isinstance(outer, IPv6Network) and inner.subnet_of(outer)

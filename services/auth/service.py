@@ -103,13 +103,13 @@ class AuthService:
 
     # --- refusals -------------------------------------------------------------------------------------------------------
 
-    def _on_refusal(self, method: str, visitor: CallerIdentity, principal: auth.Principal | None, error: errors.AimeshError) -> None:
-        self._wiring.trail.note(audit_records.refused(method, principal, error.message, address=_address(visitor)))
+    def _on_refusal(self, method: str, caller: CallerIdentity, principal: auth.Principal | None, error: errors.AimeshError) -> None:
+        self._wiring.trail.note(audit_records.refused(method, principal, error.message, address=_address(caller)))
 
     def _count_refusal(self, reason: AuthFailure) -> None:
         self._auth_failures.labels(reason=reason).inc()
 
 
-def _address(visitor: CallerIdentity) -> str:
+def _address(caller: CallerIdentity) -> str:
     """Return where a client logged in if it came through web or the gateway, otherwise the calling node."""
-    return str(visitor.caller.node) if isinstance(visitor, RpcCall) and visitor.caller_role not in CLIENT_FACING else logged_in_from.get()
+    return str(caller.caller.node) if isinstance(caller, RpcCall) and caller.caller_role not in CLIENT_FACING else logged_in_from.get()

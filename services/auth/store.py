@@ -156,7 +156,7 @@ class AccountTables:
             raise errors.NotFound(f"there is no user {text[:100]!r}", hint="give a user name, an e-mail address or a user id")
         return user
 
-    async def find_look(self, user_id: UserId, team_id: TenantId | None) -> tuple[str | None, str | None]:
+    async def find_appearance(self, user_id: UserId, team_id: TenantId | None) -> tuple[str | None, str | None]:
         """Return the user's theme and the organization's name; either may be None."""
         row = await self._db.row("find_look", user_id, team_id)
         assert row is not None  # a SELECT without FROM has one row

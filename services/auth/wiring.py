@@ -106,7 +106,7 @@ class Wiring:
             store, sessions, tokens, self.last_used,
             pepper=settings.api_key_pepper, count_refusal=count_refusal, admin_mfa=settings.admin_mfa,
         )  # fmt: skip
-        self.changes.on_change = lambda change: self.identities.last_known.forget(change.user_id)
+        self.changes.on_change = lambda change: self.identities.principal_cache.forget(change.user_id)
         self._parts = Dependencies(
             settings=settings,
             node=node,

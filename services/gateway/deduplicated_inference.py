@@ -97,7 +97,7 @@ class DeduplicatedInference:
         async def produce(run: AnswerRun[Any, Vectors, EmbeddingResult], _seed: int) -> EmbeddingResult:
             return await _make(run, self._pipeline.embed(principal, request, seconds=self._idempotency.most_seconds))
 
-        return self._idempotency.answer(_asked_under(key, principal, request, NEVER), produce, seconds=seconds, whole=True)
+        return self._idempotency.answer(_keyed(key, principal, request, NEVER), produce, seconds=seconds, whole=True)
 
     async def withdraw(self, principal: Principal, key: str) -> None:
         """Cancel the request under this key. Does nothing if no gateway runs it. Raises Unavailable."""
@@ -116,7 +116,7 @@ class DeduplicatedInference:
         streamed: bool,
     ) -> AsyncIterator[InferenceReply[Chunk, InferenceResult]]:
         assert again.key is not None
-        asked = _asked_under(again.key, principal, request, again)
+        keyed_request = _keyed(again.key, principal, request, again)
 
         async def produce(run: AnswerRun[Any, Chunk, InferenceResult], seed: int) -> InferenceResult:
             # The maximum, because every reader has its own deadline.
@@ -126,7 +126,7 @@ class DeduplicatedInference:
             )
             return await _make(run, running)
 
-        async with self._idempotency.answer(asked, produce, seconds=seconds, whole=whole) as answer:
+        async with self._idempotency.answer(keyed_request, produce, seconds=seconds, whole=whole) as answer:
             try:
                 yield answer
             except errors.TooLarge:
@@ -139,13 +139,13 @@ class DeduplicatedInference:
 
 async def _make(run: AnswerRun[Any, Piece, End], running: AbstractAsyncContextManager[InferenceReply[Piece, End]]) -> End:
     async with running as answer:
-        run.tell(answer)
+        run.set_head(answer)
         async for _, chunk in answer:
             await run.add(chunk)
     return answer.result
 
 
-def _asked_under(key: str, principal: Principal, request: InferenceRequest | EmbeddingRequest, again: RepeatedRequest) -> IdempotentRequest:
+def _keyed(key: str, principal: Principal, request: InferenceRequest | EmbeddingRequest, again: RepeatedRequest) -> IdempotentRequest:
     now = context.current.get() or context.start()
     return IdempotentRequest(
         owner=principal.tenant_id,

@@ -47,8 +47,8 @@ class ModelOrders:
         if len(workers) == 1:
             return ModelPlaces((await self._unload(workers[0], order, seconds),))
         async with asyncio.TaskGroup() as tasks:
-            asked = [tasks.create_task(self._told(worker, order, seconds)) for worker in workers]
-        return ModelPlaces(tuple(task.result() for task in asked))
+            unloads = [tasks.create_task(self._try_unload(worker, order, seconds)) for worker in workers]
+        return ModelPlaces(tuple(task.result() for task in unloads))
 
     async def _load(self, worker: DirectoryEntry, order: inference.LoadModel, seconds: float) -> ModelPlace:
         status = await self._rpc.call(inference.load_model, order, to=worker.node, deadline_seconds=seconds)
@@ -58,30 +58,29 @@ class ModelOrders:
         status = await self._rpc.call(inference.unload_model, order, to=worker.node, deadline_seconds=seconds)
         return _place(worker.node, status)
 
-    async def _told(self, worker: DirectoryEntry, order: inference.UnloadModel, seconds: float) -> ModelPlace:
+    async def _try_unload(self, worker: DirectoryEntry, order: inference.UnloadModel, seconds: float) -> ModelPlace:
         """Return an error as a state, so that it doesn't stop the other workers."""
         try:
             return await self._unload(worker, order, seconds)
         except errors.AimeshError as error:
             return ModelPlace(worker.node, order.model_id, "", error.message)
 
-    def _find(self, asked: ModelName, beginning: NodeId | None) -> tuple[ModelName, list[DirectoryEntry]]:
-        """Find the model by name or alias, and the workers that have it in any state: loading also retries a failed one. Raises
-        UnknownModel or NotFound."""
+    def _find(self, requested: ModelName, id_prefix: NodeId | None) -> tuple[ModelName, list[DirectoryEntry]]:
+        """Find the model by name or alias, and its workers in any state, to retry failed ones. Raises UnknownModel or NotFound."""
         alive = [entry for entry in self._nodes.entries(Role.WORKER) if entry.alive and not entry.announcement.draining]
-        model = asked
+        model = requested
         if not any(_has(entry, model) for entry in alive):
-            model = ModelName(self._aliases.get(asked, asked))
+            model = ModelName(self._aliases.get(requested, requested))
         holders = [entry for entry in alive if _has(entry, model)]
         if not holders:
-            raise errors.UnknownModel(f"no worker has the model {asked[:80]!r}", hint="see `aicli models` and `aicli nodes`")
-        if beginning is None:
+            raise errors.UnknownModel(f"no worker has the model {requested[:80]!r}", hint="see `aicli models` and `aicli nodes`")
+        if id_prefix is None:
             return model, holders
-        meant = [entry for entry in holders if entry.node.startswith(beginning)]
-        if len(meant) != 1:
-            many = "several workers have" if meant else "no worker with the model has"
-            raise errors.NotFound(f"{many} an id that starts with {beginning[:60]!r}", hint="see `aicli nodes` for the ids")
-        return model, meant
+        matching = [entry for entry in holders if entry.node.startswith(id_prefix)]
+        if len(matching) != 1:
+            many = "several workers have" if matching else "no worker with the model has"
+            raise errors.NotFound(f"{many} an id that starts with {id_prefix[:60]!r}", hint="see `aicli nodes` for the ids")
+        return model, matching
 
 
 def _has(worker: DirectoryEntry, model: ModelName) -> bool:

@@ -51,7 +51,7 @@ from services.gateway.reports.usage_reports import UsageReports
 from services.gateway.reports.usage_store import UsageStore
 from services.gateway.scheduling import queue_settings as queue_rules
 from services.gateway.scheduling import routing, served_models, worker_choice
-from services.gateway.scheduling.candidates import Knowledge
+from services.gateway.scheduling.candidates import WorkerStats
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.queue_sharing import QueueSharing
 from services.gateway.scheduling.worker_choice import PromptPrivacy
@@ -96,7 +96,7 @@ class OpenedGateway:
 
 
 #: Anonymous callers see only the models that everybody may use.
-_NOBODY = TenantId(UUID(int=0))
+_ANONYMOUS = TenantId(UUID(int=0))
 #: Time to discover workers after start, before the list of models is complete.
 _FINDING_SECONDS = 3.0
 
@@ -120,8 +120,8 @@ class GatewayService:
         queueing = queue_rules.QueueSettings(self._policy, settings.queue_seconds, settings.queue_most, settings.queue_per_user)
         rng = random.Random()  # noqa: S311 - the choice of a worker needs no cryptographic randomness
         name = f"{time.time_ns() // 1_000_000:013d}.{node.id}"
-        knowledge = Knowledge(strikes=opened.quarantine.strikes)
-        self._dispatch = Dispatch(node.directory, rng, queueing, node.metrics, name=name, knowledge=knowledge)
+        worker_stats = WorkerStats(dishonest_workers=opened.quarantine.dishonest_workers)
+        self._dispatch = Dispatch(node.directory, rng, queueing, node.metrics, name=name, worker_stats=worker_stats)
         self.queue_sharing = QueueSharing(opened.cache, self._dispatch, name)
         retries, auth_failures = node.metrics.retries, node.metrics.auth_failures
         self._relay = Relay(
@@ -136,7 +136,7 @@ class GatewayService:
             aliases=settings.model_aliases,
             count_refusal=lambda reason: auth_failures.labels(reason=reason).inc(),
         )
-        self.telling = AuditReporting(node.rpc)
+        self.audit_reporting = AuditReporting(node.rpc)
         node.dispatcher.gate = Authorizer(self.callers.identify, self._on_refusal)
         parts = PipelineDependencies(
             quotas=self._quotas,
@@ -167,7 +167,7 @@ class GatewayService:
             await ledger_store.ensure_default_price(*settings.default_price())
             ledger = Ledger(ledger_store, settings.plans(), node.id, node.metrics)
             quarantine = Quarantine(QuarantineStore(database), node.metrics.wrong_counts)
-            find_receipts = partial(worker_receipts.of, node.rpc, node.directory, strike=quarantine.strike)
+            find_receipts = partial(worker_receipts.collect, node.rpc, node.directory, strike=quarantine.strike)
             journal, metrics = Journal(settings.journal), node.metrics
             async with (
                 file_lock.hold(settings.journal),
@@ -192,7 +192,7 @@ class GatewayService:
                 node.tasks.create_task(service._quotas.keep_places())
                 node.tasks.create_task(service.queue_sharing.run())
                 node.tasks.create_task(served_models.measure(node, service._dispatch))
-                node.tasks.create_task(service.telling.run())
+                node.tasks.create_task(service.audit_reporting.run())
                 partitions = Partitions(database, node.metrics)
                 node.tasks.create_task(background_jobs.repeat(UpkeepJob.PARTITIONS, 600, partitions.extend, node.metrics))
                 node.tasks.create_task(background_jobs.repeat(UpkeepJob.CHECKPOINT, 600, checkpoints.close_days, node.metrics))
@@ -204,7 +204,7 @@ class GatewayService:
 
                 node.tasks.create_task(background_jobs.repeat(UpkeepJob.RETENTION, 3600, delete_old, node.metrics))
                 yield service
-                await service.telling.send()
+                await service.audit_reporting.send()
 
     async def watch_limits(self) -> None:
         """Run ``Quotas.watch`` forever."""
@@ -218,20 +218,20 @@ class GatewayService:
         """Publish workers that join or leave."""
         presence = WorkerPresence()
 
-        def tell(entry: DirectoryEntry) -> None:
+        def publish_change(entry: DirectoryEntry) -> None:
             if event := presence.changed(entry, datetime.now(UTC)):
                 self._node.publish(event)
 
-        self._node.directory.watch(tell)
+        self._node.directory.watch(publish_change)
         for entry in self._node.directory.entries(Role.WORKER):
-            tell(entry)
+            publish_change(entry)
 
     async def checks(self) -> tuple[Check, ...]:
-        auth_there = bool(self._node.directory.usable(Role.AUTH))
-        detail = "" if auth_there else "no auth service on the mesh; start it with `aicli stack restart auth`"
+        auth_is_available = bool(self._node.directory.usable(Role.AUTH))
+        detail = "" if auth_is_available else "no auth service on the mesh; start it with `aicli stack restart auth`"
         async with asyncio.TaskGroup() as tasks:
             database, cache = tasks.create_task(self._store.check()), tasks.create_task(self._cache.check())
-        return database.result(), cache.result(), Check("auth", auth_there, detail)
+        return database.result(), cache.result(), Check("auth", auth_is_available, detail)
 
     def asgi(self) -> client_address.ClientAddress:
         return client_address.ClientAddress(self._http, self._web_hop_secret)
@@ -246,18 +246,18 @@ class GatewayService:
             OpenAiEmbeddings(self._deduplicated, request_seconds=seconds),
         )
         routes = tuple(route for part in parts for route in part.routes())
-        every = (*routes, *Reference.routes_for(routes))
+        all_routes = (*routes, *Reference.routes_for(routes))
         return HttpApp(
-            every,
+            all_routes,
             self.callers,
             self._node.metrics,
             limits_of=self._quotas.limits_of,
-            on_refusal=self.telling.refused,
+            on_refusal=self.audit_reporting.report_refusal,
             traces=self._node.traces,
         )
 
     def _on_refusal(self, method: str, _visitor: CallerIdentity, principal: auth.Principal | None, error: errors.AimeshError) -> None:
-        self.telling.refused(method, principal, "", error)
+        self.audit_reporting.report_refusal(method, principal, "", error)
 
     # --- inference ----------------------------------------------------------------------------------------------------
 
@@ -277,11 +277,11 @@ class GatewayService:
             principal, request.request, seconds=seconds, again=again, cache=cache, whole=stream.is_whole, streamed=not stream.is_whole
         )
         async with run as answer:
-            untold: RequestId | None = answer.request_id
+            first_id: RequestId | None = answer.request_id
             async for number, chunk in answer:
-                said = gateway.InferenceChunk(chunk.text, chunk.answer, chunk.logprobs, chunk.tool_calls, chunk.waiting, number, untold)
-                await stream.send(said)
-                untold = None
+                reply = gateway.InferenceChunk(chunk.text, chunk.answer, chunk.logprobs, chunk.tool_calls, chunk.waiting, number, first_id)
+                await stream.send(reply)
+                first_id = None
         return answer.result
 
     @serves(gateway.cancel_inference)
@@ -316,13 +316,13 @@ class GatewayService:
     @serves(gateway.load_model)
     async def load_model(self, request: gateway.LoadOnWorker, call: RpcCall) -> gateway.ModelPlaces:
         places = await self._model_orders.load(request, call.remaining_seconds())
-        self.telling.act("model.load", call.principal, target=request.model, worker=str(request.worker or ""))
+        self.audit_reporting.report_action("model.load", call.principal, target=request.model, worker=str(request.worker or ""))
         return places
 
     @serves(gateway.unload_model)
     async def unload_model(self, request: gateway.UnloadOnWorkers, call: RpcCall) -> gateway.ModelPlaces:
         places = await self._model_orders.unload(request, call.remaining_seconds())
-        self.telling.act("model.unload", call.principal, target=request.model, worker=str(request.worker or ""))
+        self.audit_reporting.report_action("model.unload", call.principal, target=request.model, worker=str(request.worker or ""))
         return places
 
     @serves(gateway.list_nodes)
@@ -332,12 +332,12 @@ class GatewayService:
     @serves(gateway.pardon_node)
     async def pardon_node(self, request: gateway.PardonNode, call: RpcCall) -> gateway.PardonedNode:
         node = await self._quarantine.pardon(request.node)
-        self.telling.act("node.pardon", call.principal, target=node)
+        self.audit_reporting.report_action("node.pardon", call.principal, target=node)
         return gateway.PardonedNode(node)
 
     def _catalogue(self, caller: auth.Principal | None) -> tuple[gateway.ServedModel, ...]:
         """Return the models for this caller; for an anonymous one, those that everybody may use."""
-        tenant = _NOBODY if caller is None else caller.tenant_id
+        tenant = _ANONYMOUS if caller is None else caller.tenant_id
         served = routing.catalogue(worker_choice.open_to(tenant, self._node.directory.usable(Role.WORKER), self._policy), self._names)
         return served if caller is None else tuple(model for model in served if prompt_admission.is_open(caller, model.name))
 
@@ -381,7 +381,9 @@ class GatewayService:
     @serves(ledgers.top_up)
     async def top_up(self, request: ledgers.TopUp, call: RpcCall) -> ledgers.Account:
         moved = await self._accounts.top_up(call.principal, request, call.credential)
-        self.telling.act("credits.move", call.principal, target=moved.owner, micro=str(request.amount_micro), note=request.note)
+        self.audit_reporting.report_action(
+            "credits.move", call.principal, target=moved.owner, micro=str(request.amount_micro), note=request.note
+        )
         return moved.account
 
     @serves(ledgers.list_prices)
@@ -391,7 +393,7 @@ class GatewayService:
     @serves(ledgers.set_price)
     async def set_price(self, request: ledgers.SetPrice, call: RpcCall) -> ledgers.ModelPrices:
         prices = await self._accounts.set_price(call.principal, request)
-        self.telling.act(
+        self.audit_reporting.report_action(
             "price.set", call.principal, target=request.price.model or "default", price=msgspec.json.encode(request.price).decode()
         )
         return prices
@@ -399,7 +401,7 @@ class GatewayService:
     @serves(ledgers.revert_request)
     async def revert_request(self, request: ledgers.RevertRequest, call: RpcCall) -> ledgers.Account:
         account = await self._accounts.revert(call.principal, request, call.credential)
-        self.telling.act("credits.revert", call.principal, target=request.request_id, note=request.note)
+        self.audit_reporting.report_action("credits.revert", call.principal, target=request.request_id, note=request.note)
         return account
 
     @serves(ledgers.verify_ledger)

@@ -137,6 +137,6 @@ def _person_gate(rpc: RpcClient, audit: AuditReporting) -> Authorizer:
         return await rpc.call(auth.identify, auth.Identify(credential), deadline_seconds=IDENTIFY_SECONDS)
 
     def refused(method: str, _visitor: CallerIdentity, principal: Principal | None, error: errors.AimeshError) -> None:
-        audit.refused(method, principal, "", error)
+        audit.report_refusal(method, principal, "", error)
 
     return Authorizer(identify, refused)

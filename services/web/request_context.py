@@ -272,7 +272,7 @@ class PageRequest:
     def take_turn(self) -> AbstractAsyncContextManager[None]:
         """Wait for a turn to make auth hash a password. Raises Limited if too many wait."""
         client = self.request.client
-        return self.app.passwords.take(addresses.household(client.host if client else ""))
+        return self.app.passwords.take(addresses.client_network(client.host if client else ""))
 
     async def _confirm(self, password: str, code: str) -> None:
         try:

@@ -19,7 +19,7 @@ from shared.api.audit import AuditedAct, AuditRow, ChainState
 from shared.types import TenantId
 
 #: The chain of everything that belongs to no tenant.
-HOUSE = "house"
+PLATFORM_CHAIN = "house"
 SALT_BYTES = 16
 
 #: The version of the canonical form. It comes first, so that two forms are never confused.
@@ -61,7 +61,7 @@ class ChainLink:
 
 
 def chain_of(tenant: TenantId | None) -> str:
-    return HOUSE if tenant is None else str(tenant)
+    return PLATFORM_CHAIN if tenant is None else str(tenant)
 
 
 def link(chain: str, before: ChainHead, act: AuditedAct, salt: bytes) -> ChainLink:
@@ -151,9 +151,9 @@ class ChainVerifier:
         self._seen: OrderedDict[bytes, int] = OrderedDict({START.hash: 0})
         self._broken: _Broken | None = None
         #: The first checkpoint that disagrees. A later row may still show where before it the changed rows begin.
-        self._contradicted: _Broken | None = None
+        self._mismatch: _Broken | None = None
         #: A row that is consistent in itself but follows another row than its predecessor: the next row shows which of the two is wrong.
-        self._doubted: ChainHead | None = None
+        self._suspect: ChainHead | None = None
 
     @property
     def is_over(self) -> bool:
@@ -168,21 +168,21 @@ class ChainVerifier:
         self._rows += 1
         if self._broken is not None:
             return
-        if self._doubted is not None:
+        if self._suspect is not None:
             self._settle(row)
             return
         if self._partial and self._rows == 1:
             self._begin(row)
         self._broken = self._misplaced(row) or self._check(row)
-        if self._broken is None and self._doubted is None:
+        if self._broken is None and self._suspect is None:
             self._accept(row)
 
     def state(self) -> ChainState:
         """Return the result, after the last row."""
-        if self._doubted is not None:
+        if self._suspect is not None:
             self._settle(None)
-        tail = None if self._contradicted or self._broken else self._check_tail()
-        found = min(filter(None, (self._contradicted, self._broken, tail)), key=lambda broken: broken.sequence, default=None)
+        tail = None if self._mismatch or self._broken else self._check_tail()
+        found = min(filter(None, (self._mismatch, self._broken, tail)), key=lambda broken: broken.sequence, default=None)
         first_bad, why = (None, "") if found is None else (found.sequence, found.why)
         return ChainState(self.chain, self._rows, first_bad, why, self._signed)
 
@@ -212,10 +212,10 @@ class ChainVerifier:
 
     def _check(self, row: AuditRow) -> _Broken | None:
         due = self._before.sequence + 1
-        stored, told = _bytes(row.hash), _bytes(row.prev_hash)
+        stored, prev_hash = _bytes(row.hash), _bytes(row.prev_hash)
         fits = _own_hash(row, self._before.hash) == stored
-        if told != self._before.hash:
-            return self._diagnose(row, told, fits=fits)
+        if prev_hash != self._before.hash:
+            return self._diagnose(row, prev_hash, fits=fits)
         if not fits:
             return _Broken(due, "the row was changed")
         if not _personal_part_is_right(row):
@@ -223,45 +223,45 @@ class ChainVerifier:
         self._compare(ChainHead(due, stored))
         return None
 
-    def _diagnose(self, row: AuditRow, told: bytes, *, fits: bool) -> _Broken | None:
+    def _diagnose(self, row: AuditRow, prev_hash: bytes, *, fits: bool) -> _Broken | None:
         """Find out why the row claims another predecessor. Returns None if the next row has to decide."""
         due = self._before.sequence + 1
         if fits:
             return _Broken(due, "the row was changed: its hash is right, but the hash it gives for the previous row is not")
         if (original := self._seen.get(_bytes(row.hash))) is not None:
             return _Broken(due, f"the row is a copy of row {original}")
-        known = self._seen.get(told)
-        if known is not None and _own_hash(row, told, known + 1) == _bytes(row.hash):
+        known = self._seen.get(prev_hash)
+        if known is not None and _own_hash(row, prev_hash, known + 1) == _bytes(row.hash):
             return _Broken(known + 1, f"{_rows(known + 1, due - 1)} inserted: row {due} originally followed row {known}")
-        if _own_hash(row, told) == _bytes(row.hash) and due > 1:
-            self._doubted = ChainHead(due, _bytes(row.hash))
+        if _own_hash(row, prev_hash) == _bytes(row.hash) and due > 1:
+            self._suspect = ChainHead(due, _bytes(row.hash))
             return None
         return _Broken(due, "the row was changed or moved")
 
     def _settle(self, successor: AuditRow | None) -> None:
-        """Decide about the doubted row by the row that follows it, or by a checkpoint if there is none."""
-        assert self._doubted is not None
-        doubted, self._doubted = self._doubted, None
-        known = {checkpoint.sequence: checkpoint.hash for checkpoint in self._checkpoints if checkpoint.sequence == doubted.sequence}
-        said = known.get(doubted.sequence, doubted.hash) if successor is None else _bytes(successor.prev_hash)
-        if said == doubted.hash:
-            before = doubted.sequence - 1
-            self._broken = _Broken(before, f"the row was rewritten, hash included: row {doubted.sequence} followed another row")
+        """Decide about the suspect row by the row that follows it, or by a checkpoint if there is none."""
+        assert self._suspect is not None
+        suspect, self._suspect = self._suspect, None
+        known = {checkpoint.sequence: checkpoint.hash for checkpoint in self._checkpoints if checkpoint.sequence == suspect.sequence}
+        successor_hash = known.get(suspect.sequence, suspect.hash) if successor is None else _bytes(successor.prev_hash)
+        if successor_hash == suspect.hash:
+            before = suspect.sequence - 1
+            self._broken = _Broken(before, f"the row was rewritten, hash included: row {suspect.sequence} followed another row")
         else:
-            self._broken = _Broken(doubted.sequence, "the row was rewritten and follows no row of this chain")
+            self._broken = _Broken(suspect.sequence, "the row was rewritten and follows no row of this chain")
 
     def _compare(self, head: ChainHead) -> None:
         while self._compared < len(self._checkpoints) and self._checkpoints[self._compared].sequence <= head.sequence:
             checkpoint = self._checkpoints[self._compared]
             self._compared += 1
-            if self._contradicted is not None:
+            if self._mismatch is not None:
                 continue
             if checkpoint.hash == head.hash:
                 self._signed += checkpoint.is_signed
                 self._known_good = head.sequence
             else:
                 why = f"{checkpoint.source} disagrees: {_rows(self._known_good + 1, head.sequence)} rewritten"
-                self._contradicted = _Broken(head.sequence, why)
+                self._mismatch = _Broken(head.sequence, why)
 
     def _check_tail(self) -> _Broken | None:
         """Find rows missing after the last one."""

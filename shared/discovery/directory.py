@@ -95,7 +95,7 @@ PATHS = ("nats", "direct", "punched", "relayed")
 class PeerRoute:
     transport: str
     path: str
-    heard_at: float
+    last_seen_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ class Directory:
         #: A cache: every call asks which nodes are usable, but only announcements change that.
         self._usable: dict[Role, list[DirectoryEntry]] = {}
 
-    def heard(self, announcement: Announcement, path: str, transport: str = "nats") -> None:
+    def apply_announcement(self, announcement: Announcement, path: str, transport: str = "nats") -> None:
         """Handle an announcement whose role and node the transport has verified."""
         before = self._entries.get(announcement.node)
         if before is None and len(self._entries) >= MAX_NODES:
@@ -152,7 +152,7 @@ class Directory:
         if announcement.leaving:
             # The goodbye of a replaced process may arrive after its successor's first announcement.
             if before is None or before.announcement.started_at == announcement.started_at:
-                self.gone(announcement.node, "stopped")
+                self.mark_gone(announcement.node, "stopped")
             return
         is_new = before is None or not before.alive or before.announcement.started_at != announcement.started_at
         if before is None or before.refused:
@@ -170,31 +170,31 @@ class Directory:
         # A busy node's repeated announcement matters too: its load may come from other gateways' calls now.
         is_busy = bool(announcement.load.running)
         if is_new or is_busy or before is None or before.announcement != announcement or before.path != entry.path:
-            self._tell(entry)
+            self._notify(entry)
 
-    def lost(self, node: NodeId, transport: str, why: str) -> None:
+    def remove_route(self, node: NodeId, transport: str, why: str) -> None:
         """Remove the route over this transport. Without another route the node is gone."""
         entry = self._entries.get(node)
         if entry is None or not any(route.transport == transport for route in entry.routes):
             return
         left = tuple(route for route in entry.routes if route.transport != transport)
         if not left:
-            self.gone(node, why)
+            self.mark_gone(node, why)
             return
         entry = replace(entry, routes=left, path=left[0].path)
         self._put(entry)
-        self._tell(entry)
+        self._notify(entry)
 
-    def gone(self, node: NodeId, why: str) -> None:
+    def mark_gone(self, node: NodeId, why: str) -> None:
         """Mark the node as gone. Does nothing if it is unknown or already gone."""
         entry = self._entries.get(node)
         if entry is None or not entry.alive:
             return
         entry = replace(entry, routes=(), since=self._now(), why_gone=why)
         self._put(entry)
-        self._tell(entry)
+        self._notify(entry)
 
-    def refused(self, node: NodeId, role: Role, software: str, why: str) -> None:
+    def add_refused(self, node: NodeId, role: Role, software: str, why: str) -> None:
         """List a node that was refused or could not be reached, with the reason. An alive node does not change."""
         before = self._entries.get(node)
         if (before is not None and before.alive) or (before is None and len(self._entries) >= MAX_NODES):
@@ -205,19 +205,19 @@ class Directory:
             before = DirectoryEntry(announcement, (), "" if before is None else before.path, since, why, refused=True)
         self._put(replace(before, why_gone=why))
 
-    def deafened(self, transport: str) -> None:
+    def drop_routes(self, transport: str) -> None:
         """Drop the routes of a transport that we cannot receive on, from nodes with another route. The others may still be alive."""
         for node, entry in list(self._entries.items()):
             if len(entry.routes) > 1:
-                self.lost(node, transport, "")
+                self.remove_route(node, transport, "")
 
     def tick(self, listening: Collection[str] = ("nats", "swarm")) -> None:
         """Remove nodes that were silent on the transports that work. Call it every TICK_SECONDS."""
         clock, now = self._clock(), self._now()
         for node, entry in list(self._entries.items()):
             for route in entry.routes:
-                if route.transport in listening and clock - route.heard_at > GONE_AFTER_SECONDS:
-                    self.lost(node, route.transport, f"silent for {clock - route.heard_at:.0f} s")
+                if route.transport in listening and clock - route.last_seen_at > GONE_AFTER_SECONDS:
+                    self.remove_route(node, route.transport, f"silent for {clock - route.last_seen_at:.0f} s")
             if not entry.alive and now - entry.since > FORGOTTEN_AFTER:
                 del self._entries[node]
 
@@ -243,7 +243,7 @@ class Directory:
         self._entries[entry.node] = entry
         self._usable.pop(entry.role, None)
 
-    def _tell(self, entry: DirectoryEntry) -> None:
+    def _notify(self, entry: DirectoryEntry) -> None:
         for watcher in self._watchers:
             watcher(entry)
 

@@ -21,10 +21,10 @@ SPACING_SECONDS = ANNOUNCE_SECONDS / 2
 SILENT_SECONDS = 30.0
 #: Processes per node: limits what a peer that invents instances can make us store.
 MAX_PROCESSES = 8
-MAX_TOLD = 16
+MAX_REPORTED = 16
 #: Ours have 16. With longer ones, MAX_TOLD of them would not fit into an announcement.
 MAX_INSTANCE_CHARACTERS = 64
-TELLERS = frozenset({Role.AUTH, Role.GATEWAY, Role.METRICS})
+TRUSTED_REPORTERS = frozenset({Role.AUTH, Role.GATEWAY, Role.METRICS})
 
 
 @dataclass(slots=True)
@@ -47,13 +47,13 @@ class DuplicateKeys:
     @property
     def younger(self) -> tuple[str, ...]:
         """Return the processes that must stop, for our announcement. Only the newest if there are many."""
-        return tuple(self._younger)[-MAX_TOLD:]
+        return tuple(self._younger)[-MAX_REPORTED:]
 
     def must_stop(self, process: str, announcement: Announcement) -> bool:
         """Return whether the named process must stop, by our own findings or those of a trusted peer."""
-        return process in self._younger or (announcement.role in TELLERS and process in announcement.contested)
+        return process in self._younger or (announcement.role in TRUSTED_REPORTERS and process in announcement.contested)
 
-    def heard(self, announcement: Announcement, now: float) -> bool:
+    def record_announcement(self, announcement: Announcement, now: float) -> bool:
         """Handle an announcement. Returns True if it proves a new duplicate."""
         node = announcement.node
         self._forget_nodes(now)
@@ -73,10 +73,10 @@ class DuplicateKeys:
         found = [self._compare(node, processes, announcement, other, now) for other in processes if other != instance]
         return any(found)
 
-    def _compare(self, node: NodeId, processes: dict[str, _KeyProcess], heard: Announcement, other: str, now: float) -> bool:
-        instance = instance_of(heard)
+    def _compare(self, node: NodeId, processes: dict[str, _KeyProcess], announcement: Announcement, other: str, now: float) -> bool:
+        instance = instance_of(announcement)
         process, another = processes[instance], processes[other]
-        may_be_late = heard.made_at is not None and heard.made_at < another.started_at
+        may_be_late = announcement.made_at is not None and announcement.made_at < another.started_at
         if now - another.first_at < (LATE_SECONDS if may_be_late else OVERLAP_SECONDS):
             return False
         if now - process.outlived.setdefault(other, now) >= SPACING_SECONDS:

@@ -3,8 +3,8 @@
 A window is what a callee may send before the reader takes something. The sum of all windows is limited:
 
 - Half of the memory is reserved: each of the ``wire.MAX_CALLS`` calls always has a window of FLOOR_ITEMS and FLOOR_BYTES.
-- A quarter of the bytes is lent: a call gets up to 1/LOAN_PART of the free bytes, for at most LARGEST_ITEMS and LARGEST_BYTES in all.
-  With few calls, each has the largest window. With more calls, loans shrink each time a window is renewed.
+- A quarter of the bytes can be borrowed: a call gets up to 1/LOAN_PART of the free bytes, for at most LARGEST_ITEMS and LARGEST_BYTES in
+  all. With few calls, each has the largest window. With more calls, loans shrink each time a window is renewed.
 - A quarter of the bytes is for overdrafts: a callee's last item may exceed its window by up to 1 MiB.
 
 A stalled reader keeps its window and gets no new one. It can slow down other calls, down to the floor, but never stop them. If stalled
@@ -53,7 +53,7 @@ class _Loans:
         self._free = free - self._loan(granted - taken + credit)
         return credit
 
-    def give_back(self, granted: int) -> None:
+    def release(self, granted: int) -> None:
         self._free += self._loan(granted)
 
     def _loan(self, granted: int) -> int:
@@ -92,7 +92,7 @@ class Windows:
         if window.closed:
             return
         window.closed = True
-        self._items.give_back(window.granted_items)
-        self._bytes.give_back(window.granted_bytes)
+        self._items.release(window.granted_items)
+        self._bytes.release(window.granted_bytes)
         self._overdrafts -= window.overdraft
         window.overdraft = 0

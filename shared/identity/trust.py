@@ -89,8 +89,8 @@ class Trust:
         self.list_body, self.list = body, found
         fresh, self._revoked = frozenset(found.nodes) - self._revoked, frozenset(found.nodes)
         if fresh:
-            for told in self.on_revoked:
-                told(fresh)
+            for callback in self.on_revoked:
+                callback(fresh)
         return True
 
     def take_successor(self, body: bytes) -> None:

@@ -23,15 +23,14 @@ from shared.telemetry import logs
 #: For one mail, from connecting until the server has accepted it.
 DEADLINE_SECONDS = 20.0
 #: How long waiting mails may still be sent at shutdown.
-FAREWELL_SECONDS = 5.0
+SHUTDOWN_SECONDS = 5.0
 
 _log = logs.get(part="mail")
 
 
 class Mailer(Protocol):
     async def send(self, to: str, subject: str, text: str) -> None:
-        """Queue a mail. Failures to deliver it are logged and shown by ``check``. Raises BadRequest for an invalid address, or a subject
-        of several lines."""
+        """Queue a mail. Failures are logged and shown by ``check``. Raises BadRequest for an invalid address or a multi-line subject."""
         ...
 
     def check(self) -> Check:
@@ -76,7 +75,7 @@ async def opened(sink: MailSink) -> AsyncIterator[Mailer]:
         return
     async with sending(sink, sink.server, mail_queue.PAUSES_SECONDS) as mailer:
         yield mailer
-        await mailer.finish(FAREWELL_SECONDS)
+        await mailer.finish(SHUTDOWN_SECONDS)
 
 
 @contextlib.asynccontextmanager

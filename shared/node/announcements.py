@@ -30,13 +30,13 @@ class Announcer:
         self._nodes = nodes
         self._describe = describe
         self._due = asyncio.Event()
-        self.contests = DuplicateKeys()
+        self.duplicate_keys = DuplicateKeys()
         #: Called with a node whose key two processes use, once per younger process.
         self.on_contested: Callable[[NodeId], None] = _ignore_node
         self.must_stop = asyncio.Event()
-        node_transports.on_link = self._greet
+        node_transports.on_link = self._announce_to
         if node_transports.swarm is not None:
-            node_transports.swarm.on_announcement = self._heard_by_swarm
+            node_transports.swarm.on_announcement = self._on_swarm_announcement
             node_transports.swarm.on_refused = self._refused
             node_transports.swarm.on_unreachable = self._unreachable
 
@@ -45,9 +45,9 @@ class Announcer:
         if self._transports.nats is not None:
             mesh, nats_client = self._me.mesh, self._transports.nats.nats
             for role in topics.SEES_ANNOUNCEMENTS_OF[self._me.role]:
-                nats_client.subscribe(topics.announcements(mesh, role), self._heard)
+                nats_client.subscribe(topics.announcements(mesh, role), self._on_announcement)
             if self._describe is not None and self._me.role in SERVICE_ROLES:
-                nats_client.subscribe(topics.who(mesh), self._asked)
+                nats_client.subscribe(topics.who(mesh), self._on_query)
         self.ask()
 
     def ask(self) -> None:
@@ -101,7 +101,7 @@ class Announcer:
             # Ignore transports that are down: silence there proves nothing.
             self._nodes.tick(self._transports.listening())
 
-    def _greet(self, link: Link) -> None:
+    def _announce_to(self, link: Link) -> None:
         """Announce ourselves to a peer that has just connected over Hyperswarm. Not to auth if we came as a newcomer: an announcement would
         then violate the protocol."""
         if not isinstance(link, SwarmLink) or self._describe is None:
@@ -109,16 +109,16 @@ class Announcer:
         if link.came_as in topics.SEES_ANNOUNCEMENTS_OF[link.peer.role]:
             link.send(Announce(directory.encode(self._describe())))
 
-    def _heard(self, message: NatsMessage) -> None:
+    def _on_announcement(self, message: NatsMessage) -> None:
         try:
             announcement = directory.decode(message.payload)
             role, node = topics.sender_of(message.subject.decode())
         except (errors.ProtocolViolation, ValueError):
             return  # from a newer version, or broken
         if (announcement.role, announcement.node) == (role, node):
-            self._take(announcement, "nats", "nats")
+            self._apply(announcement, "nats", "nats")
 
-    def _heard_by_swarm(self, link: Link, body: bytes) -> None:
+    def _on_swarm_announcement(self, link: Link, body: bytes) -> None:
         try:
             announcement = directory.decode(body)
         except errors.ProtocolViolation:
@@ -126,33 +126,33 @@ class Announcer:
         if (announcement.role, announcement.node) == (link.peer.role, link.peer.node):
             # Labels and owner decide whose prompts a node gets, so only the certificate counts.
             labels, owner = dict(link.peer.labels), link.peer.owner
-            self._take(msgspec.structs.replace(announcement, labels=labels, owner=owner), link.path, "swarm")
+            self._apply(msgspec.structs.replace(announcement, labels=labels, owner=owner), link.path, "swarm")
 
-    def _take(self, announcement: Announcement, path: str, transport: str) -> None:
+    def _apply(self, announcement: Announcement, path: str, transport: str) -> None:
         if self._transports.is_revoked(announcement.node):
             return
-        if self.contests.heard(announcement, time.monotonic()):
+        if self.duplicate_keys.record_announcement(announcement, time.monotonic()):
             self.on_contested(announcement.node)
             self._due.set()
-        if self.contests.must_stop(process_name(self._me.node, self._me.instance), announcement):
+        if self.duplicate_keys.must_stop(process_name(self._me.node, self._me.instance), announcement):
             self.must_stop.set()
         if announcement.node == self._me.node:
             return
-        self._nodes.heard(msgspec.structs.replace(announcement, made_at=None), path, transport)
-        self._transports.told(announcement.node, announcement.revocations)
+        self._nodes.apply_announcement(msgspec.structs.replace(announcement, made_at=None), path, transport)
+        self._transports.record_list_number(announcement.node, announcement.revocations)
 
     def _refused(self, refusal: HandshakeRefusal) -> None:
         if refusal.role is not None:
-            self._nodes.refused(refusal.node, refusal.role, refusal.software, refusal.why.message)
+            self._nodes.add_refused(refusal.node, refusal.role, refusal.software, refusal.why.message)
 
     def _unreachable(self, node: NodeId, why: str) -> None:
         # The nodes found on these topics are mostly workers, which these roles list for administrators. That a revoked one cannot be
         # reached is no news.
         if self._me.role in (Role.GATEWAY, Role.METRICS, Role.AUTH) and not self._transports.is_revoked(node):
             known = self._nodes.find(node)
-            self._nodes.refused(node, Role.WORKER if known is None else known.role, "", why)
+            self._nodes.add_refused(node, Role.WORKER if known is None else known.role, "", why)
 
-    def _asked(self, message: NatsMessage) -> None:
+    def _on_query(self, message: NatsMessage) -> None:
         self._due.set()
 
 

@@ -46,12 +46,12 @@ MET_SECONDS = 0.2
 class CertificateRenewal:
     """``run`` is the task. ``changed`` is called after every change."""
 
-    def __init__(self, trust: Trust, kept: MembershipFile, path: Path, nodes: Directory, rpc: RpcClient) -> None:
+    def __init__(self, trust: Trust, membership: MembershipFile, path: Path, nodes: Directory, rpc: RpcClient) -> None:
         self._trust = trust
         self._path = path
         self._nodes = nodes
         self._rpc = rpc
-        self.kept = kept
+        self.membership = membership
         self.changed: Callable[[], None] = _nothing
         self.note: Callable[[str, str], None] = _forget
         #: Finds a link to auth without an announcement: auth announces nothing to a node without a certificate.
@@ -65,9 +65,9 @@ class CertificateRenewal:
         #: Whether we had a valid certificate and had lost auth, at the last check.
         self._situation = (trust.has_certificate(time.time()), False)
         trust.on_revoked.append(self._remove_revoked)
-        nodes.watch(self._seen)
+        nodes.watch(self._on_entry)
 
-    def told(self, node: NodeId, number: int) -> None:
+    def record_list_number(self, node: NodeId, number: int) -> None:
         """Note that a peer has a newer list. Replicas of one role hear each other but may not call each other."""
         if not self._may_ask(node):
             return
@@ -109,7 +109,7 @@ class CertificateRenewal:
         while True:
             self._wake.clear()
             now = time.monotonic()
-            self._look_around(now)
+            self._update_topics(now)
             if now >= self._try_at and self._is_renewal_due(time.time()):
                 self._try_at = now + (0 if await self._renew() else RETRY_SECONDS)
             await self._pull_newer()
@@ -121,7 +121,7 @@ class CertificateRenewal:
             except TimeoutError:
                 pass
 
-    def _look_around(self, now: float) -> None:
+    def _update_topics(self, now: float) -> None:
         """Change topics when the certificate has expired, or when auth was not seen for a while."""
         if self._trust.role is Role.AUTH:
             return
@@ -180,7 +180,7 @@ class CertificateRenewal:
         trust.topics = tuple((secret.epoch, secret.secret) for secret in reply.topics)
         if reply.revocations:
             trust.take_list(reply.revocations)
-        self.kept = membership_file.of(reply, self.kept)
+        self.membership = membership_file.of(reply, self.membership)
         self._save()
         self.note("certified", f"as {found.role}")
         self.changed()
@@ -219,7 +219,7 @@ class CertificateRenewal:
 
     def remember(self, nodes: tuple[str, ...], now: float) -> None:
         """Save DHT nodes that are online. They help to find the mesh again when the configured ones are gone."""
-        self.kept = msgspec.structs.replace(self.kept, nodes=nodes, nodes_seen_at=now)
+        self.membership = msgspec.structs.replace(self.membership, nodes=nodes, nodes_seen_at=now)
         self._save()
 
     def take_list(self, body: bytes) -> bool:
@@ -231,7 +231,7 @@ class CertificateRenewal:
             self.changed()
         return True
 
-    def _seen(self, entry: DirectoryEntry) -> None:
+    def _on_entry(self, entry: DirectoryEntry) -> None:
         """Renew at once when auth appears."""
         if entry.role is Role.AUTH and entry.alive and not self._trust.certificate:
             self._try_at = 0.0
@@ -239,18 +239,18 @@ class CertificateRenewal:
 
     def _remove_revoked(self, nodes: frozenset[NodeId]) -> None:
         for node in nodes:
-            self._nodes.gone(node, "revoked by an administrator")
+            self._nodes.mark_gone(node, "revoked by an administrator")
 
     def _save(self) -> None:
-        self.kept = msgspec.structs.replace(
-            self.kept,
+        self.membership = msgspec.structs.replace(
+            self.membership,
             certificate=self._trust.certificate,
             revocations=self._trust.list_body,
             authorities=self._trust.authorities,
             topics=tuple(membership_api.TopicSecret(epoch, secret) for epoch, secret in self._trust.topics),
         )
         try:
-            membership_file.save(self._path, self.kept)
+            membership_file.save(self._path, self.membership)
         except OSError as error:
             self.note("the state file cannot be written", f"{error.strerror}; the revocation list will be lost on restart")
 
@@ -258,20 +258,20 @@ class CertificateRenewal:
 class DhtNodeCache:
     """Saves the DHT nodes that are online, so that a node finds the mesh again when the configured ones are gone."""
 
-    def __init__(self, swarm: SwarmTransport, standing: CertificateRenewal) -> None:
+    def __init__(self, swarm: SwarmTransport, renewal: CertificateRenewal) -> None:
         self._swarm = swarm
-        self._standing = standing
+        self._renewal = renewal
 
     async def run(self) -> None:
         """Ends by cancellation. Short-lived clients keep a recent list, because they end before the second round."""
-        age = time.time() - self._standing.kept.nodes_seen_at
+        age = time.time() - self._renewal.membership.nodes_seen_at
         await asyncio.sleep(max(0.0, min(DHT_NODES_SECONDS, DHT_NODES_SECONDS - age)))
         while True:
             while not self._swarm.links():  # noqa: ASYNC110 - there is no event for links
                 await asyncio.sleep(MET_SECONDS)
             nodes = await self._swarm.dht_nodes()
             if nodes:
-                self._standing.remember(nodes, time.time())
+                self._renewal.remember(nodes, time.time())
             await asyncio.sleep(DHT_NODES_SECONDS)
 
 

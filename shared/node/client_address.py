@@ -38,9 +38,9 @@ class ClientAddress:
 
 def headers(secret: str | None, address: str | None, scheme: str) -> list[Header]:
     """Return the headers that web adds to a request: the client's address and scheme, and the proof if there is a secret."""
-    said = [] if address is None else [(_FOR, address.encode())]
+    forwarded = [] if address is None else [(_FOR, address.encode())]
     proof = [] if secret is None else [(SECRET, secret.encode())]
-    return [*said, (_PROTO, scheme.encode()), *proof]
+    return [*forwarded, (_PROTO, scheme.encode()), *proof]
 
 
 def resolve(scope: MutableMapping[str, Any], secret: str | None) -> MutableMapping[str, Any]:
@@ -50,11 +50,11 @@ def resolve(scope: MutableMapping[str, Any], secret: str | None) -> MutableMappi
     if not proofs:
         return scope
     resolved = {**scope, "headers": [header for header in found if header[0] != SECRET]}
-    said = [value.decode("latin-1") for name, value in found if name == _FOR]
+    forwarded = [value.decode("latin-1") for name, value in found if name == _FOR]
     if secret is None or len(proofs) > 1 or not hmac.compare_digest(proofs[0], secret.encode()):
         return resolved
-    if len(said) == 1 and addresses.parse(said[0]) is not None:
-        resolved["client"] = (said[0], 0)
+    if len(forwarded) == 1 and addresses.parse(forwarded[0]) is not None:
+        resolved["client"] = (forwarded[0], 0)
     if (_PROTO, b"https") in found:
         resolved["scheme"] = "https"
     return resolved

@@ -15,7 +15,7 @@ from shared.node.announcements import Announcer
 from shared.node.lifecycle import background
 from shared.node.transports import Transports
 from shared.rpc.calling import RpcClient
-from shared.rpc.connection_pool import PATIENCE_SECONDS, ConnectionPool
+from shared.rpc.connection_pool import WAIT_SECONDS, ConnectionPool
 from shared.transports.link import LocalNode
 from shared.transports.nats.login import NatsFiles
 from shared.transports.nats_link import NatsTransport
@@ -90,12 +90,12 @@ async def _calling(
             announcer.start()
             tasks.create_task(announcer.run())
             rng = random.Random()  # noqa: S311 - spreads load
-            patience = PATIENCE_SECONDS if swarm is None else OUTSIDE_SECONDS
+            wait_seconds = WAIT_SECONDS if swarm is None else OUTSIDE_SECONDS
             pool = ConnectionPool(
                 nodes,
                 node_transports.reach,
                 rng,
-                patience_seconds=patience,
+                wait_seconds=wait_seconds,
                 trouble=node_transports.trouble,
                 refusal=node_transports.refusal,
             )

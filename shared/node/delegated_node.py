@@ -28,25 +28,25 @@ class Delegate:
     trust: Trust
     swarm: SwarmTransport
     profile: node_keys.NodeKey
-    kept: membership_file.MembershipFile
+    membership: membership_file.MembershipFile
     state_file: Path
 
     async def keep(self, nodes: Directory, rpc: RpcClient, node_transports: Transports) -> None:
         """Keep certificate, delegation and DHT nodes up to date. Ends by cancellation."""
-        standing = CertificateRenewal(self.trust, self.kept, self.state_file, nodes, rpc)
+        renewal = CertificateRenewal(self.trust, self.membership, self.state_file, nodes, rpc)
 
         def changed() -> None:
-            kept = standing.kept
-            self.swarm.begin_with(*swarm_settings.nodes_to_begin_with(kept.bootstrap, kept.older_bootstrap))
-            self.swarm.meet(standing.meetings())
+            membership = renewal.membership
+            self.swarm.set_initial_nodes(*swarm_settings.initial_nodes(membership.bootstrap, membership.older_bootstrap))
+            self.swarm.meet(renewal.meetings())
 
-        standing.changed = changed
-        node_transports.on_number = standing.told
+        renewal.changed = changed
+        node_transports.on_number = renewal.record_list_number
         changed()
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(standing.run())
+            tasks.create_task(renewal.run())
             tasks.create_task(self._delegate_anew())
-            tasks.create_task(DhtNodeCache(self.swarm, standing).run())
+            tasks.create_task(DhtNodeCache(self.swarm, renewal).run())
 
     async def _delegate_anew(self) -> None:
         while True:
@@ -56,20 +56,21 @@ class Delegate:
 
 async def prepare(mesh_file: Path, profile: node_keys.NodeKey, node: Path | None, software: str) -> Delegate:
     """Raises BadSettings if the profile has not joined a mesh, and NotCertified if its certificate cannot be renewed."""
-    kept = membership_file.load(mesh_file)
-    if kept is None:
+    membership = membership_file.load(mesh_file)
+    if membership is None:
         raise errors.BadSettings(f"there is no {mesh_file}", hint="aicli mesh connect TICKET makes a profile for this machine")
     own = node_keys.NodeKey(node_keys.new_seed())
     trust = Trust(own, Role.CLIENT)
-    membership_file.load_into(trust, kept)
+    membership_file.load_into(trust, membership)
     if not trust.has_certificate(time.time()):
         from shared.node import enrollment  # noqa: PLC0415 - rarely needed
 
-        kept = await enrollment.renew_at_enrollment_topic(kept, profile, lambda text: None)
-        membership_file.save(mesh_file, kept)
-        membership_file.load_into(trust, kept)
+        membership = await enrollment.renew_at_enrollment_topic(membership, profile, lambda text: None)
+        membership_file.save(mesh_file, membership)
+        membership_file.load_into(trust, membership)
     trust.delegation = certificates.delegate(profile, own.id, time.time())
-    me = LocalNode(kept.mesh, Role.CLIENT, own, software)
-    known = membership_file.nodes_of(kept, time.time())
-    open_swarm = swarm_settings.opener(own, kept.bootstrap, kept.relays, node=node, known=known, older=kept.older_bootstrap)
-    return Delegate(me, trust, SwarmTransport(me, trust, open_swarm), profile, kept, mesh_file)
+    me = LocalNode(membership.mesh, Role.CLIENT, own, software)
+    known = membership_file.nodes_of(membership, time.time())
+    older = membership.older_bootstrap
+    open_swarm = swarm_settings.opener(own, membership.bootstrap, membership.relays, node=node, known=known, older=older)
+    return Delegate(me, trust, SwarmTransport(me, trust, open_swarm), profile, membership, mesh_file)

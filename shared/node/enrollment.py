@@ -32,10 +32,10 @@ from shared.transports.swarm_link.handshake import HandshakeRefusal
 from shared.transports.swarm_link.swarm_transport import STARTING, MeetingTopics, SwarmTransport
 from shared.types import AuthorityId, MeshName, NodeId, Peer, Role
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 T = TypeVar("T")
 
-NOBODY_ANSWERS = "is the mesh up, and does this network let UDP out? If so, the mesh may have a new address: ask for a new ticket"
+NO_ANSWER_HINT = "is the mesh up, and does this network let UDP out? If so, the mesh may have a new address: ask for a new ticket"
 _ANSWER_SECONDS = 10.0
 _PAUSE_SECONDS = 0.5
 #: How often to check whether Hyperswarm runs here, and how long it may fail to start.
@@ -97,14 +97,14 @@ class EnrollingNode:
     name: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     #: Called with what to save while an administrator still has to approve. After that the ticket is not needed.
-    on_pending: Callable[[MembershipFile], None] = lambda kept: None
+    on_pending: Callable[[MembershipFile], None] = lambda membership: None
 
 
-_MEANS = EnrollmentOptions()
+_DEFAULTS = EnrollmentOptions()
 
 
 async def enroll(
-    ticket: tickets.Ticket, key: node_keys.NodeKey, newcomer: EnrollingNode, say: Say, means: EnrollmentOptions = _MEANS
+    ticket: tickets.Ticket, key: node_keys.NodeKey, newcomer: EnrollingNode, report: Report, options: EnrollmentOptions = _DEFAULTS
 ) -> Membership:
     """Use the ticket for this key. Repeating this with the same two is safe. Waits for an administrator's approval if needed.
 
@@ -118,77 +118,79 @@ async def enroll(
         ours = newcomer.name[:100], dict(newcomer.labels)
         return contract.EnrollNode(ticket.id, ticket.key.sign("enroll", text), key.sign("enroll", text), *ours)
 
-    async with visiting(route, Trust(key, Role.NEWCOMER, route.authorities), say, means) as visit:
+    async with open_session(route, Trust(key, Role.NEWCOMER, route.authorities), report, options) as session:
         try:
-            found = await visit.ask(contract.enroll_node, use)
+            found = await session.ask(contract.enroll_node, use)
         except errors.ApprovalPending as pending:
             newcomer.on_pending(
                 MembershipFile(route.mesh, Role.NEWCOMER, authorities=route.authorities, bootstrap=route.bootstrap, relays=route.relays)
             )
-            found = await visit.wait_for_approval(pending)
-    return _checked(found, route, key, say, means)
+            found = await session.wait_for_approval(pending)
+    return _checked(found, route, key, report, options)
 
 
 async def renew_at_enrollment_topic(
-    kept: MembershipFile,
+    membership: MembershipFile,
     key: node_keys.NodeKey,
-    say: Say = lambda text: None,
+    report: Report = lambda text: None,
     *,
     node: Path | None = None,
-    means: EnrollmentOptions = _MEANS,
+    options: EnrollmentOptions = _DEFAULTS,
 ) -> MembershipFile:
     """Get a new certificate for a node whose own expired long ago, or was never issued because the node was not approved.
 
     Opens a swarm with the node's key. The node's own swarm must be closed, because two with one key disconnect each other.
     Raises what ``enroll`` does.
     """
-    means = replace(means, node=node or means.node)
-    route = route_of(kept)
+    options = replace(options, node=node or options.node)
+    route = route_of(membership)
     trust = Trust(key, Role.NEWCOMER, route.authorities)
-    if kept.revocations:
-        trust.take_list(kept.revocations)
-    async with visiting(route, trust, say, means) as visit:
+    if membership.revocations:
+        trust.take_list(membership.revocations)
+    async with open_session(route, trust, report, options) as session:
         try:
-            found = await visit.ask(contract.renew_certificate, lambda auth: contract.RenewCertificate())
+            found = await session.ask(contract.renew_certificate, lambda auth: contract.RenewCertificate())
         except errors.ApprovalPending as pending:
-            found = await visit.wait_for_approval(pending)
-    return membership_file.of(_checked(found, route, key, say, means), kept)
+            found = await session.wait_for_approval(pending)
+    return membership_file.of(_checked(found, route, key, report, options), membership)
 
 
 @asynccontextmanager
-async def visiting(route: EnrollmentRoute, trust: Trust, say: Say, means: EnrollmentOptions = _MEANS) -> AsyncIterator["EnrollmentVisit"]:
+async def open_session(
+    route: EnrollmentRoute, trust: Trust, report: Report, options: EnrollmentOptions = _DEFAULTS
+) -> AsyncIterator["EnrollmentSession"]:
     """Look for auth as a newcomer while the block runs."""
-    me = LocalNode(route.mesh, Role.NEWCOMER, trust.me, means.software)
-    transport = means.open_transport(route, me, trust, means.node)
-    visit = EnrollmentVisit(route, transport, say, means)
+    me = LocalNode(route.mesh, Role.NEWCOMER, trust.me, options.software)
+    transport = options.open_transport(route, me, trust, options.node)
+    session = EnrollmentSession(route, transport, report, options)
     transport.meet([MeetingTopics(topics.enrollment_topic(node_keys.raw_of(ca)), announce=False, look=True) for ca in route.authorities])
-    say(f"looking for the mesh {route.mesh} …")
+    report(f"looking for the mesh {route.mesh} …")
     async with background() as tasks:
         tasks.create_task(transport.run())
         try:
-            yield visit
+            yield session
         finally:
             await transport.close(errors.LinkLost("the newcomer is done"))
 
 
-class EnrollmentVisit:
+class EnrollmentSession:
     """A newcomer's links to auth. A request goes to a connected auth, or to the next one that connects."""
 
-    def __init__(self, route: EnrollmentRoute, transport: SwarmTransport, say: Say, means: EnrollmentOptions) -> None:
+    def __init__(self, route: EnrollmentRoute, transport: SwarmTransport, report: Report, options: EnrollmentOptions) -> None:
         self.transport = transport
         self._route = route
-        self._say = _Once(say)
-        self._means = means
-        self._started = means.clock()
+        self._report = _ReportChanges(report)
+        self._options = options
+        self._started = options.clock()
         self._connections: list[RpcConnection] = []
-        self._came = asyncio.Event()
+        self._connected = asyncio.Event()
         self._troubled_since: float | None = None
         self._refused: errors.AimeshError | None = None
         self._unreachable = ""
         self._failed: errors.AimeshError | None = None
-        transport.on_link = self._opened
-        transport.on_refused = self._found_another
-        transport.on_unreachable = self._not_reached
+        transport.on_link = self._on_link
+        transport.on_refused = self._on_refused
+        transport.on_unreachable = self._on_unreachable
 
     @property
     def links(self) -> list[Link]:
@@ -196,25 +198,25 @@ class EnrollmentVisit:
 
     async def ask(self, method: Method[Request, Reply], request: Callable[[Peer], Request]) -> Reply:
         """Send what ``request`` makes for the auth that gets it. Raises auth's refusal, or why no auth answered in time."""
-        return await self._within(self._means.find_seconds, self._ask(method, request))
+        return await self._within(self._options.find_seconds, self._ask(method, request))
 
     async def wait_for_auth(self) -> Link:
         """Return the first link to an auth of this mesh. Raises why there is none in time."""
-        return (await self._within(self._means.find_seconds, self._auth())).link
+        return (await self._within(self._options.find_seconds, self._auth())).link
 
     async def wait_for_approval(self, pending: errors.ApprovalPending) -> Membership:
         """Ask repeatedly. Raises ApprovalPending on timeout, or auth's refusal."""
-        self._say("waiting for an administrator to approve this machine (aicli admin nodes approve) …")
+        self._report("waiting for an administrator to approve this machine (aicli admin nodes approve) …")
         try:
-            async with asyncio.timeout(self._means.approval_seconds):
+            async with asyncio.timeout(self._options.approval_seconds):
                 while True:
-                    await asyncio.sleep(self._means.poll_seconds)
+                    await asyncio.sleep(self._options.poll_seconds)
                     try:
                         return await self.ask(contract.renew_certificate, lambda auth: contract.RenewCertificate())
                     except errors.ApprovalPending:
                         continue
                     except (errors.NotReachable, errors.Unavailable):
-                        self._say("lost the mesh; trying again …")
+                        self._report("lost the mesh; trying again …")
         except TimeoutError:
             hint = "run the same command again once an administrator has approved this machine"
             raise errors.ApprovalPending(pending.message, hint=hint) from None
@@ -224,7 +226,7 @@ class EnrollmentVisit:
             async with asyncio.timeout(seconds):
                 return await work
         except TimeoutError:
-            raise self._why_nobody() from None
+            raise self._why_no_answer() from None
 
     async def _ask(self, method: Method[Request, Reply], request: Callable[[Peer], Request]) -> Reply:
         while True:
@@ -245,10 +247,10 @@ class EnrollmentVisit:
             for connection in self._connections:
                 if connection.is_usable:
                     return connection
-            self._came.clear()
+            self._connected.clear()
             try:
                 async with asyncio.timeout(_LOOK_SECONDS):
-                    await self._came.wait()
+                    await self._connected.wait()
             except TimeoutError:
                 self._report_trouble()
 
@@ -257,34 +259,34 @@ class EnrollmentVisit:
         if self.transport.connected or not self.transport.trouble:
             self._troubled_since = None
             return
-        self._say(self.transport.trouble)
+        self._report(self.transport.trouble)
         if self.transport.trouble == STARTING:
             return
-        now = self._means.clock()
+        now = self._options.clock()
         self._troubled_since = self._troubled_since or now
         if now - self._troubled_since > _TROUBLE_SECONDS:
-            raise self._why_nobody()
+            raise self._why_no_answer()
 
-    def _opened(self, link: Link) -> None:
+    def _on_link(self, link: Link) -> None:
         connection = RpcConnection(link, None)
         connection.on_closed.append(self._closed)
         self._connections.append(connection)
-        self._came.set()
-        self._say(f"found auth of mesh {self._route.mesh} ({link.path}) after {self._means.clock() - self._started:.1f} s")
+        self._connected.set()
+        self._report(f"found auth of mesh {self._route.mesh} ({link.path}) after {self._options.clock() - self._started:.1f} s")
 
     def _closed(self, connection: RpcConnection) -> None:
         if connection in self._connections:
             self._connections.remove(connection)
 
-    def _found_another(self, refusal: HandshakeRefusal) -> None:
+    def _on_refused(self, refusal: HandshakeRefusal) -> None:
         self._refused = refusal.why
-        self._say(f"found {refusal.node[:9]}…, which is not an auth of mesh {self._route.mesh}: {refusal.why.message}")
+        self._report(f"found {refusal.node[:9]}…, which is not an auth of mesh {self._route.mesh}: {refusal.why.message}")
 
-    def _not_reached(self, node: NodeId, why: str) -> None:
+    def _on_unreachable(self, node: NodeId, why: str) -> None:
         self._unreachable = f"found {node[:9]}… but cannot reach it: {why}"
-        self._say(self._unreachable)
+        self._report(self._unreachable)
 
-    def _why_nobody(self) -> errors.AimeshError:
+    def _why_no_answer(self) -> errors.AimeshError:
         """Return the most informative error, with the next step."""
         if not self.transport.connected and self.transport.trouble:
             return errors.Unavailable(self.transport.trouble, hint="run `aicli doctor --worker`")
@@ -299,44 +301,44 @@ class EnrollmentVisit:
                 f"no node that answered is an auth of mesh {self._route.mesh}: {self._refused.message}", hint="ask for a new ticket"
             )
         return errors.NotReachable(
-            f"no node of mesh {self._route.mesh} was found within {self._means.find_seconds:.0f} s through {self._route.dht}",
+            f"no node of mesh {self._route.mesh} was found within {self._options.find_seconds:.0f} s through {self._route.dht}",
             hint=self._next(),
         )
 
     def _next(self) -> str:
         if self._route.is_on_this_machine:
             return "these DHT nodes are on the machine that made the ticket: its administrator must set DHT_HOST and make a new one"
-        return f"{NOBODY_ANSWERS}; or run `aicli doctor --worker`"
+        return f"{NO_ANSWER_HINT}; or run `aicli doctor --worker`"
 
 
-class _Once:
+class _ReportChanges:
     """Reports a message only if it differs from the last one, because peers are tried again and again."""
 
-    def __init__(self, say: Say) -> None:
-        self._say = say
+    def __init__(self, report: Report) -> None:
+        self._report = report
         self._last = ""
 
     def __call__(self, text: str) -> None:
         if text != self._last:
             self._last = text
-            self._say(text)
+            self._report(text)
 
 
-def _checked(found: Membership, route: EnrollmentRoute, key: node_keys.NodeKey, say: Say, means: EnrollmentOptions) -> Membership:
+def _checked(found: Membership, route: EnrollmentRoute, key: node_keys.NodeKey, report: Report, options: EnrollmentOptions) -> Membership:
     """Return auth's answer if it is for us and from our mesh. Raises NotCertified, ClockSkew and CertificateExpired."""
     trust = Trust(key, Role.NEWCOMER, route.authorities)
     if found.succession:
         trust.take_successor(found.succession)
-    now, offset = means.clock(), means.clock() - found.now_ms / 1000
+    now, offset = options.clock(), options.clock() - found.now_ms / 1000
     if abs(offset) > certificates.LEEWAY_SECONDS:
         way = "ahead of" if offset > 0 else "behind"
-        say(f"this machine's clock is {abs(offset) / 60:.0f} min {way} the mesh's: set it, for example with NTP")
+        report(f"this machine's clock is {abs(offset) / 60:.0f} min {way} the mesh's: set it, for example with NTP")
     certificate = certificates.check(found.certificate, trust.authorities, now)
     if certificate.node != key.id or certificate.role != found.role:
         raise errors.NotCertified("auth answered with a certificate for another node", hint="ask the administrator of the mesh")
     if found.revocations:
         trust.take_list(found.revocations)
     trust.check_not_revoked(key.id)
-    say(f"certified as {certificate.role} until {datetime.fromtimestamp(certificate.not_after).astimezone():%Y-%m-%d %H:%M}")
+    report(f"certified as {certificate.role} until {datetime.fromtimestamp(certificate.not_after).astimezone():%Y-%m-%d %H:%M}")
     # Keep only CA keys that a trusted one has signed.
     return msgspec.structs.replace(found, authorities=trust.authorities)

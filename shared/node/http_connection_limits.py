@@ -22,8 +22,7 @@ class ConnectionRefusal(Enum):
 
 
 class HttpConnectionLimits(Generic[G]):
-    """The connections of a port. There is no limit per address for this machine and ``trusted`` networks, which may have many users
-    behind them."""
+    """The connections of a port. There is no limit per address for this machine and ``trusted`` networks: they may have many users."""
 
     def __init__(self, most: int, per_address: int, trusted: Iterable[Network]) -> None:
         #: 0: no limit.

@@ -30,7 +30,7 @@ from shared.node.mesh_gauges import MeshGauges
 from shared.node.settings import NodeSettings
 from shared.node.stock_clients.nats_micro import Micro
 from shared.node.stock_clients.stock_rpc_clients import StockRpcClients
-from shared.node.swarm_settings import keys_of, nodes_to_begin_with, open_swarm
+from shared.node.swarm_settings import initial_nodes, keys_of, open_swarm
 from shared.node.transports import Transports
 from shared.stores import file_lock
 from shared.telemetry import log_buffer, logs, tracing
@@ -96,11 +96,11 @@ class Node:
         self.node_transports = Transports(plan.trust, self.directory, plan.nats, plan.swarm, self.dispatcher)
         self.pool = rpc.ConnectionPool(self.directory, self.node_transports.reach, random.Random())  # noqa: S311 - spreads load
         self.rpc = rpc.RpcClient(self.pool)
-        self.standing = CertificateRenewal(plan.trust, plan.kept, plan.state_file, self.directory, self.rpc)
-        self.standing.changed = self.membership_changed
-        self.standing.note = lambda what, why: _log.info(what, why=why)
-        self.standing.find_auth = lambda: self.node_transports.find(Role.AUTH)
-        self.node_transports.on_number = self.standing.told
+        self.renewal = CertificateRenewal(plan.trust, plan.membership, plan.state_file, self.directory, self.rpc)
+        self.renewal.changed = self.membership_changed
+        self.renewal.note = lambda what, why: _log.info(what, why=why)
+        self.renewal.find_auth = lambda: self.node_transports.find(Role.AUTH)
+        self.node_transports.on_number = self.renewal.record_list_number
         self.events_of_mesh = DomainEvents(me, plan.nats)
         self.announcer = Announcer(me, self.node_transports, self.directory, self._describe)
         self.announcer.on_contested = self._on_shared_key
@@ -150,9 +150,9 @@ class Node:
         """Tell the peers that our certificate, list or topics changed, and join the right topics."""
         if self.node_transports.swarm is not None:
             if self._follows_auth:
-                kept = self.standing.kept
-                self.node_transports.swarm.begin_with(*nodes_to_begin_with(kept.bootstrap, kept.older_bootstrap))
-            self.node_transports.swarm.meet(self.standing.meetings())
+                membership = self.renewal.membership
+                self.node_transports.swarm.set_initial_nodes(*initial_nodes(membership.bootstrap, membership.older_bootstrap))
+            self.node_transports.swarm.meet(self.renewal.meetings())
             if self._shown != self.trust.certificate:
                 self._shown = self.trust.certificate
                 self.node_transports.swarm.rehello()
@@ -174,7 +174,7 @@ class Node:
         mesh = self.node_transports.checks()
         # One working transport is enough. Problems of the other one are shown but do not matter, and so is an old list.
         attached = any(check.ok for check in mesh)
-        mesh = (*mesh, self.standing.check())
+        mesh = (*mesh, self.renewal.check())
         if self._service is None:
             return node_api.NodeHealth(ready=False, checks=(*mesh, Check("service", False, "starting")))
         try:
@@ -237,7 +237,7 @@ class Node:
             self.role, self.id, version(), self.started_at, offer.models, offer.load,
             self.dispatcher.draining, offer.not_ready, self._labels(), self._leaving, self.trust.number, self._owner(),
             self.node_transports.faults(),
-            self._instance, self.announcer.contests.younger, datetime.now(UTC),
+            self._instance, self.announcer.duplicate_keys.younger, datetime.now(UTC),
         )  # fmt: skip
 
     def _labels(self) -> dict[str, str]:
@@ -254,13 +254,13 @@ class Node:
             self.metrics.nats_reconnects.inc()
             self.announcer.ask()
         else:
-            self.directory.deafened("nats")
+            self.directory.drop_routes("nats")
         why = self.node_transports.nats.nats.trouble if self.node_transports.nats is not None else None
         _log.warning("NATS is back" if connected else "NATS was lost", why="" if why is None else why.message)
 
     def _on_attached(self, attached: bool) -> None:
         if not attached:
-            self.directory.deafened("swarm")
+            self.directory.drop_routes("swarm")
         trouble = "" if self.node_transports.swarm is None else self.node_transports.swarm.trouble
         _log.info("Hyperswarm is attached" if attached else "Hyperswarm is not attached", why=trouble)
 
@@ -308,7 +308,7 @@ class TransportPlan:
     trust: Trust
     nats: NatsTransport | None
     swarm: SwarmTransport | None
-    kept: membership_file.MembershipFile
+    membership: membership_file.MembershipFile
     state_file: Path
     #: Auth decides which DHT nodes to use, because the settings do not.
     follows_auth: bool
@@ -319,12 +319,12 @@ class TransportPlan:
 def plan_transports(settings: NodeSettings, me: LocalNode) -> TransportPlan:
     """Create the transports that the settings ask for. Raises BadSettings if there is none."""
     found = membership_file.load(settings.state_file)
-    kept = found or membership_file.MembershipFile(settings.mesh, me.role)
+    membership = found or membership_file.MembershipFile(settings.mesh, me.role)
     trust = Trust(me.key, me.role)
     if found is not None:
         membership_file.load_into(trust, found)
     nats = NatsTransport(me, settings.nats_url, settings.nats_files, trust) if settings.uses_nats else None
-    open_ = open_swarm(settings, kept, me.key)
+    open_ = open_swarm(settings, membership, me.key)
     swarm = None if open_ is None else SwarmTransport(me, trust, open_)
     if nats is None and swarm is None:
         raise errors.BadSettings(
@@ -334,7 +334,7 @@ def plan_transports(settings: NodeSettings, me: LocalNode) -> TransportPlan:
     if nats is None and found is None:
         raise errors.BadSettings(f"this node has not joined a mesh: there is no {settings.state_file}", hint="aicli worker --join TICKET")
     return TransportPlan(
-        trust, nats, swarm, kept, settings.state_file, not settings.dht_bootstrap, keys_of("SWARM_CLIENTS", settings.swarm_clients)
+        trust, nats, swarm, membership, settings.state_file, not settings.dht_bootstrap, keys_of("SWARM_CLIENTS", settings.swarm_clients)
     )
 
 
@@ -362,10 +362,10 @@ async def _unlocked_member(settings: NodeSettings, role: Role) -> AsyncIterator[
             infrastructure.create_task(node.events_of_mesh.run())
             node.announcer.start()
             infrastructure.create_task(node.announcer.run())
-            infrastructure.create_task(node.standing.run())
+            infrastructure.create_task(node.renewal.run())
             infrastructure.create_task(node.host.run())
             if plan.swarm is not None:
-                infrastructure.create_task(DhtNodeCache(plan.swarm, node.standing).run())
+                infrastructure.create_task(DhtNodeCache(plan.swarm, node.renewal).run())
             try:
                 yield node
             finally:

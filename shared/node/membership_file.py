@@ -83,20 +83,20 @@ def load(path: Path) -> MembershipFile | None:
         raise errors.BadSettings(f"{path} is damaged", hint="delete it; auth sends a node on NATS all of it again") from error
 
 
-def save(path: Path, kept: MembershipFile) -> None:
+def save(path: Path, membership: MembershipFile) -> None:
     """Write the file atomically with mode 0600. Raises OSError."""
-    private_file.replace(path, _encode(kept), synced=True)
+    private_file.replace(path, _encode(membership), synced=True)
 
 
-def nodes_of(kept: MembershipFile, now: float) -> tuple[str, ...]:
+def nodes_of(membership: MembershipFile, now: float) -> tuple[str, ...]:
     """Return the DHT nodes that may still be online."""
-    return kept.nodes if 0 <= now - kept.nodes_seen_at <= NODES_LAST_SECONDS else ()
+    return membership.nodes if 0 <= now - membership.nodes_seen_at <= NODES_LAST_SECONDS else ()
 
 
-def load_into(trust: Trust, kept: MembershipFile) -> None:
+def load_into(trust: Trust, membership: MembershipFile) -> None:
     """Load the saved membership into ``trust``. Raises NotCertified if the file was tampered with: the list is another mesh's."""
-    trust.authorities = kept.authorities
-    trust.certificate = kept.certificate
-    trust.topics = tuple((secret.epoch, secret.secret) for secret in kept.topics)
-    if kept.revocations:
-        trust.take_list(kept.revocations)
+    trust.authorities = membership.authorities
+    trust.certificate = membership.certificate
+    trust.topics = tuple((secret.epoch, secret.secret) for secret in membership.topics)
+    if membership.revocations:
+        trust.take_list(membership.revocations)

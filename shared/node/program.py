@@ -29,7 +29,7 @@ def run(service: type[Service], settings_kind: type[Any]) -> None:
     try:
         settings = config.load(settings_kind, os.environ)
     except errors.BadSettings as error:
-        sys.exit(_complain(error, 2))
+        sys.exit(_print_error(error, 2))
     logs.configure(SERVICE_NAMES[service.role], settings.log_level, format=settings.log_format)
     for warning in config.find_outdated_names(settings_kind, os.environ):
         _log.warning(warning)
@@ -37,10 +37,10 @@ def run(service: type[Service], settings_kind: type[Any]) -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_live(service, settings))
     except* errors.BadSettings as group:
-        sys.exit(_complain(errors.first_of(group), 2))
+        sys.exit(_print_error(errors.first_of(group), 2))
     except* errors.AimeshError as group:
         _log.error("the service failed", problem=errors.first_of(group).message)
-        sys.exit(_complain(errors.first_of(group), 1))
+        sys.exit(_print_error(errors.first_of(group), 1))
 
 
 async def _live(service: type[Service], settings: Any) -> None:
@@ -81,6 +81,6 @@ def _port_variable(settings: Any) -> str:
     return next(setting.variable.name for setting in config.settings_of(type(settings)) if setting.field == "port")
 
 
-def _complain(error: errors.AimeshError, status: int) -> int:
+def _print_error(error: errors.AimeshError, status: int) -> int:
     print(f"error: {error.message}" + (f" – {error.hint}" if error.hint else ""), file=sys.stderr)
     return status

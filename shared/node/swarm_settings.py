@@ -14,14 +14,14 @@ from shared.transports.hyperswarm import PeerAddress, Swarm
 PUBLIC = "public"
 
 
-def open_swarm(settings: NodeSettings, kept: MembershipFile, key: node_keys.NodeKey) -> Callable[[], Swarm] | None:
+def open_swarm(settings: NodeSettings, membership: MembershipFile, key: node_keys.NodeKey) -> Callable[[], Swarm] | None:
     """Return None if Hyperswarm is not used. A node on NATS needs DHT_BOOTSTRAP; one that joined by ticket has the DHT from there."""
     joined = not settings.uses_nats
     if not settings.dht_bootstrap and not joined:
         return None
-    bootstrap, older = (settings.dht_bootstrap, ()) if settings.dht_bootstrap else (kept.bootstrap, kept.older_bootstrap)
-    relays = keys_of("DHT_RELAYS", settings.dht_relays) or kept.relays
-    known = membership_file.nodes_of(kept, time.time())
+    bootstrap, older = (settings.dht_bootstrap, ()) if settings.dht_bootstrap else (membership.bootstrap, membership.older_bootstrap)
+    relays = keys_of("DHT_RELAYS", settings.dht_relays) or membership.relays
+    known = membership_file.nodes_of(membership, time.time())
     return opener(key, bootstrap, relays, host=settings.swarm_host, node=settings.node_binary, known=known, older=older)
 
 
@@ -37,7 +37,7 @@ def opener(
 ) -> Callable[[], Swarm]:
     """Return a factory of Swarms with this key. ``bootstrap`` empty or `public` means the public DHT; ``known`` are other recent DHT nodes,
     ``older`` former bootstrap nodes. Raises BadSettings."""
-    found, former = nodes_to_begin_with(bootstrap, older)
+    found, former = initial_nodes(bootstrap, older)
     if host is None and found and all(each.host in addresses.LOOPBACK for each in found):
         # Nothing outside can reach a loopback DHT, and a socket on all addresses is not found on 127.0.0.1.
         host = "127.0.0.1"
@@ -52,7 +52,7 @@ def opener(
     )
 
 
-def nodes_to_begin_with(bootstrap: Sequence[str], older: Sequence[str]) -> tuple[tuple[PeerAddress, ...] | None, tuple[PeerAddress, ...]]:
+def initial_nodes(bootstrap: Sequence[str], older: Sequence[str]) -> tuple[tuple[PeerAddress, ...] | None, tuple[PeerAddress, ...]]:
     """Return the current and former bootstrap nodes for a Swarm. Unusable addresses, which auth or an older version may have allowed, are
     left out. Raises BadSettings if no current one is usable."""
     if not bootstrap or tuple(bootstrap) == (PUBLIC,):

@@ -37,7 +37,7 @@ class Transports:
         self._by_swarm: dict[NodeId, RpcConnection] = {}
         for transport in self.transports():
             transport.on_link = self._opened
-            transport.on_number = lambda link, number: self.told(link.peer.node, number)
+            transport.on_number = lambda link, number: self.record_list_number(link.peer.node, number)
 
     def transports(self) -> list[NatsTransport | SwarmTransport]:
         return [transport for transport in (self.nats, self.swarm) if transport is not None]
@@ -108,7 +108,7 @@ class Transports:
             raise errors.NotReachable(f"there is no Hyperswarm link to {peer.role} {peer.node[:8]}", retry_after_seconds=1)
         return connection
 
-    def told(self, node: NodeId, number: int) -> None:
+    def record_list_number(self, node: NodeId, number: int) -> None:
         """Note the number of a peer's revocation list."""
         if number > self._trust.number:
             self.on_number(node, number)
@@ -131,7 +131,7 @@ class Transports:
         if link.transport == "swarm" and self._by_swarm.get(link.peer.node) is connection:
             del self._by_swarm[link.peer.node]
             why = link.closed.message if link.closed is not None else "its link ended"
-            self._nodes.lost(link.peer.node, "swarm", why)
+            self._nodes.remove_route(link.peer.node, "swarm", why)
 
 
 def _ignore_number(_node: NodeId, _number: int) -> None: ...

@@ -34,24 +34,24 @@ class AuditRpcClient(Protocol):
 
 
 class AuditReporting:
-    """``act`` and ``refused`` never wait. ``run`` sends."""
+    """``report_action`` and ``report_refusal`` never wait. ``run`` sends."""
 
     def __init__(self, rpc: AuditRpcClient) -> None:
         self._rpc = rpc
-        self._kept: OrderedDict[_Key, AuditedAct] = OrderedDict()
+        self._pending: OrderedDict[_Key, AuditedAct] = OrderedDict()
         self._numbers = itertools.count()
         self._dropped = 0
         # One batch at a time: the last ``send`` before a stop must know whether the batch in flight was sent.
         self._sending = asyncio.Lock()
 
-    def act(self, action: str, by: Principal, *, tenant: TenantId | None = None, target: object = "", **details: str) -> None:
+    def report_action(self, action: str, by: Principal, *, tenant: TenantId | None = None, target: object = "", **details: str) -> None:
         """Report an action of the user ``by``. ``tenant`` is None if it concerns the platform."""
-        self._keep(_act(action, tenant, by.user_id, str(target), details))
+        self._add(_act(action, tenant, by.user_id, str(target), details))
 
-    def refused(self, method: str, by: Principal | None, address: str, error: errors.AimeshError) -> None:
+    def report_refusal(self, method: str, by: Principal | None, address: str, error: errors.AimeshError) -> None:
         tenant, actor = (None, None) if by is None else (by.tenant_id, by.user_id)
         act = _act(method, tenant, actor, "", {"why": error.message})
-        self._keep(msgspec.structs.replace(act, result=Result.REFUSED, address=address))
+        self._add(msgspec.structs.replace(act, result=Result.REFUSED, address=address))
 
     async def run(self) -> None:
         while True:
@@ -61,33 +61,33 @@ class AuditReporting:
     async def send(self) -> None:
         """Send all reports. What could not be sent is kept, also on cancellation."""
         async with self._sending:
-            while self._kept:
-                batch = [self._kept.popitem(last=False) for _ in range(min(_AT_ONCE, len(self._kept)))]
+            while self._pending:
+                batch = [self._pending.popitem(last=False) for _ in range(min(_AT_ONCE, len(self._pending)))]
                 try:
                     request = audit.RecordActs(tuple(act for _, act in batch))
                     await self._rpc.call(audit.record_acts, request, deadline_seconds=_SEND_SECONDS)
                 except errors.AimeshError as error:
-                    self._give_back(batch)
-                    _log.info("reports to the audit log were delayed", waiting=len(self._kept), reason=error.message)
+                    self._requeue(batch)
+                    _log.info("reports to the audit log were delayed", waiting=len(self._pending), reason=error.message)
                     return
                 except asyncio.CancelledError:
-                    self._give_back(batch)
+                    self._requeue(batch)
                     raise
 
-    def _give_back(self, batch: Sequence[tuple[_Key, AuditedAct]]) -> None:
+    def _requeue(self, batch: Sequence[tuple[_Key, AuditedAct]]) -> None:
         """Put the batch back in front. Identical reports may have been added in the meantime."""
         for key, act in reversed(batch):
-            since = self._kept.get(key)
-            self._kept[key] = act if since is None else msgspec.structs.replace(act, times=act.times + since.times)
-            self._kept.move_to_end(key, last=False)
+            since = self._pending.get(key)
+            self._pending[key] = act if since is None else msgspec.structs.replace(act, times=act.times + since.times)
+            self._pending.move_to_end(key, last=False)
 
-    def _keep(self, act: AuditedAct) -> None:
+    def _add(self, act: AuditedAct) -> None:
         distinct = next(self._numbers) if act.result is Result.DONE else act.details.get("why", "")
         key = (act.action, act.tenant_id, act.actor, act.address, act.target, distinct)
-        if (before := self._kept.get(key)) is not None:
-            self._kept[key] = msgspec.structs.replace(before, times=before.times + 1)
-        elif len(self._kept) < _MOST_KEPT or act.result is Result.DONE:
-            self._kept[key] = act
+        if (before := self._pending.get(key)) is not None:
+            self._pending[key] = msgspec.structs.replace(before, times=before.times + 1)
+        elif len(self._pending) < _MOST_KEPT or act.result is Result.DONE:
+            self._pending[key] = act
         else:
             self._dropped += 1
             if self._dropped % _MOST_KEPT == 1:

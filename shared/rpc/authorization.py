@@ -33,7 +33,7 @@ class CallerIdentity(Protocol):
 
 
 @runtime_checkable
-class BringsCredential(Protocol):
+class CarriesCredential(Protocol):
     """A request that may contain its caller's credential."""
 
     def own_credential(self) -> Credential | None: ...
@@ -45,35 +45,35 @@ class Authorizer:
         self._on_refusal = on_refusal
         self._clock = clock
 
-    async def admit(self, method: AnyMethod, request: msgspec.Struct, visitor: CallerIdentity) -> Principal | None:
+    async def admit(self, method: AnyMethod, request: msgspec.Struct, caller: CallerIdentity) -> Principal | None:
         """Return the caller; None if the method needs no user. Raises NotAuthenticated, NotAllowed or a subclass, and BadRequest for two
         different credentials."""
         row = access_table.of_method(method.name)
         if row.who is Audience.NODE:
             return None
-        credential = _credential_of(request, visitor)
-        if credential is None and visitor.caller_role in row.unless:
+        credential = _credential_of(request, caller)
+        if credential is None and caller.caller_role in row.unless:
             return None
         principal: Principal | None = None
         try:
             principal = await self._identify(credential)
             access_table.check(row, principal, self._clock(), method.name)
             # The gateway has checked the address itself.
-            if visitor.caller_role is not Role.GATEWAY:
+            if caller.caller_role is not Role.GATEWAY:
                 access_table.check_network(principal, None)
         except errors.CallerError as error:
-            self._on_refusal(method.name, visitor, principal, error)
+            self._on_refusal(method.name, caller, principal, error)
             raise
         return principal
 
 
-def _credential_of(request: msgspec.Struct, visitor: CallerIdentity) -> Credential | None:
-    own = request.own_credential() if isinstance(request, BringsCredential) else None
-    if own and visitor.credential and own != visitor.credential:
+def _credential_of(request: msgspec.Struct, caller: CallerIdentity) -> Credential | None:
+    own = request.own_credential() if isinstance(request, CarriesCredential) else None
+    if own and caller.credential and own != caller.credential:
         raise errors.BadRequest(
             "the call has two different credentials: one in `auth`, one in its header or in `hello`", hint="send only one of them"
         )
-    return own or visitor.credential
+    return own or caller.credential
 
 
 def check_declared(methods: list[AnyMethod], gate: Gate | None) -> None:

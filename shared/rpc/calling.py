@@ -127,8 +127,7 @@ class RpcClient:
         deadline_seconds: float = 10,
         credential: Credential | None = None,
     ) -> Reply:
-        """Call once. Raises AimeshError: the peer's own, or NotReachable, LinkLost, DeadlineExceeded. Canceling the task cancels the call
-        on the peer."""
+        """Call once. Raises AimeshError: the peer's, or NotReachable, LinkLost, DeadlineExceeded. Cancellation reaches the peer."""
         until = _until(deadline_seconds)
         connection = self._pool.ready(method.served_by, to) or await self._pool.connection(method.served_by, to, until)
         return await _ask(connection, method, request, until, credential)

@@ -234,8 +234,8 @@ class RpcConnection:
             waiter.failed(lost)
         for serving in list(self._serving.values()):
             serving.task.cancel()
-        for told in self.on_closed:
-            told(self)
+        for callback in self.on_closed:
+            callback(self)
 
     def _send_all(self, frames: list[Frame]) -> None:
         for frame in frames:

@@ -14,10 +14,10 @@ from shared.types import NodeId, Peer, Role
 
 #: How long a call waits for a node to appear: a new process does not know any node yet, and a node wrongly taken for gone is back with
 #: its next announcement.
-PATIENCE_SECONDS = directory.ANNOUNCE_SECONDS + 0.5
+WAIT_SECONDS = directory.ANNOUNCE_SECONDS + 0.5
 MAX_DIALS = 3
 
-_NOBODY: frozenset[NodeId] = frozenset()
+_NO_NODES: frozenset[NodeId] = frozenset()
 
 #: Opens a connection to a peer over one transport, or returns the open one. Raises PeerError.
 Reach = Callable[[Peer, str], Awaitable[RpcConnection]]
@@ -53,12 +53,12 @@ class ConnectionPool:
         reach: Reach,
         rng: random.Random,
         *,
-        patience_seconds: float = PATIENCE_SECONDS,
+        wait_seconds: float = WAIT_SECONDS,
         trouble: Trouble = _none,
         refusal: Refusal = _not_refused,
     ) -> None:
         self._directory = nodes
-        self._patience_seconds = patience_seconds
+        self._wait_seconds = wait_seconds
         self._trouble = trouble
         self._refusal = refusal
         self._reach = reach
@@ -70,7 +70,7 @@ class ConnectionPool:
 
     def ready(self, role: Role | None, to: NodeId | None) -> RpcConnection | None:
         """Return the connection that a call would use, if it is already open."""
-        entry = self._choose(role, to, _NOBODY)
+        entry = self._choose(role, to, _NO_NODES)
         if entry is None:
             return None
         return self._open(entry)
@@ -98,16 +98,16 @@ class ConnectionPool:
         return list(self._connections.values())
 
     async def _entry(self, role: Role | None, to: NodeId | None, refused: set[NodeId], until: float) -> DirectoryEntry:
-        patience = min(until, time.monotonic() + self._patience_seconds)
+        gives_up_at = min(until, time.monotonic() + self._wait_seconds)
         while True:
             entry = self._choose(role, to, refused)
             if entry is not None:
                 return entry
             if (refusal := self._refusal()) is not None:
                 raise refusal
-            left = patience - time.monotonic()
+            left = gives_up_at - time.monotonic()
             if left <= 0:
-                raise self._nobody(role, to)
+                raise self._unavailable(role, to)
             self._changed.clear()
             try:
                 async with asyncio.timeout(min(left, LOOK_SECONDS)):
@@ -124,18 +124,18 @@ class ConnectionPool:
         candidates = self._directory.usable(role)
         if len(candidates) == 1 and not refused:
             return candidates[0] if self._takes_calls(candidates[0].node) else None
-        if refused or self._is_somebody_leaving():
+        if refused or self._is_any_draining():
             candidates = [entry for entry in candidates if entry.node not in refused and self._takes_calls(entry.node)]
         return directory.pick(candidates, self._rng, lambda entry: directory.expected_wait(entry, self.in_flight(entry.node)))
 
-    def _is_somebody_leaving(self) -> bool:
+    def _is_any_draining(self) -> bool:
         return any(connection.going_away for connection in self._connections.values())
 
     def _takes_calls(self, node: NodeId) -> bool:
         connection = self._connections.get(node)
         return connection is None or not connection.going_away
 
-    def _nobody(self, role: Role | None, to: NodeId | None) -> errors.NotReachable:
+    def _unavailable(self, role: Role | None, to: NodeId | None) -> errors.NotReachable:
         known = self._directory.entries(role) if to is None else [entry for entry in [self._directory.find(to)] if entry]
         if to is None and not known and (trouble := self._trouble()):
             return errors.NotReachable(f"no {role} was found: {trouble}", hint="run `aicli doctor`", retry_after_seconds=1)
@@ -172,7 +172,7 @@ class ConnectionPool:
             try:
                 connection = await self._reach(Peer(entry.role, entry.node), route.transport)
             except errors.PeerError as error:
-                self._directory.lost(entry.node, route.transport, error.message)
+                self._directory.remove_route(entry.node, route.transport, error.message)
                 failure = failure or error
                 continue
             self._connections[entry.node] = connection
@@ -187,4 +187,4 @@ class ConnectionPool:
             del self._connections[node]
         # A node that closed the link itself, because of a gap or a restart, is still usable.
         if connection.link.fell_silent and connection.link.closed is not None:
-            self._directory.lost(node, connection.link.transport, connection.link.closed.message)
+            self._directory.remove_route(node, connection.link.transport, connection.link.closed.message)

@@ -129,7 +129,7 @@ class ResumableStream:
     """Iterate it, then read ``end``."""
 
     def __init__(self, request: ProcessInferenceRequest) -> None:
-        self._asked = request
+        self._request = request
         self.last = 0
         self.node: NodeId | None = None
         self.is_over = False
@@ -142,7 +142,7 @@ class ResumableStream:
     @property
     def request(self) -> ProcessInferenceRequest:
         """Return the request to send now: for everything, or for the rest."""
-        return msgspec.structs.replace(self._asked, rest=Rest(self.last)) if self.last else self._asked
+        return msgspec.structs.replace(self._request, rest=Rest(self.last)) if self.last else self._request
 
     @property
     def end(self) -> InferenceResult:

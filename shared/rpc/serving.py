@@ -128,7 +128,7 @@ OnBug = Callable[[AnyMethod, Exception], None]
 
 
 class Gate(Protocol):
-    async def admit(self, method: AnyMethod, request: msgspec.Struct, visitor: RpcCall, /) -> Principal | None:
+    async def admit(self, method: AnyMethod, request: msgspec.Struct, caller: RpcCall, /) -> Principal | None:
         """Return the caller; None if the method needs no user. Raises an error of the caller, such as NotAllowed."""
         ...
 

@@ -27,11 +27,11 @@ class BoundedWaits:
         self._since, self._task = self._loop.time(), asyncio.current_task(self._loop)
         self.expired = False
         if self._timer is None:
-            self._timer = self._loop.call_later(self._seconds, self._look)
+            self._timer = self._loop.call_later(self._seconds, self._check)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         task, self._task = self._task, None
-        # If somebody else canceled the task too, it must stay canceled.
+        # If another caller canceled the task too, it must stay canceled.
         if self._is_up and isinstance(error, asyncio.CancelledError) and task is not None and task.uncancel() == 0:
             self._is_up = False
             self.expired = True
@@ -42,14 +42,14 @@ class BoundedWaits:
             self._timer.cancel()
             self._timer = None
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         waited = 0.0 if self._task is None else self._loop.time() - self._since
         if self._task is not None and waited >= self._seconds:
             self._timer = None
             self._is_up = True
             self._task.cancel()
         else:
-            self._timer = self._loop.call_later(self._seconds - waited, self._look)
+            self._timer = self._loop.call_later(self._seconds - waited, self._check)
 
 
 class BoundedWait(BoundedWaits):

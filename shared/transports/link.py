@@ -68,7 +68,7 @@ class Link:
         self._unsent_bytes = 0
         self._drained = asyncio.Event()
         self._drained.set()
-        self._heard_at = now
+        self._received_at = now
         self._ping_number = 0
         self._ping_at = now
         #: On its own clock, because uvloop's counts whole milliseconds.
@@ -139,7 +139,7 @@ class Link:
 
     def receive(self, frames: list[Frame], now: float) -> None:
         """Handle the frames of one write. PING and PONG end here; the rest goes to the layer above."""
-        self._heard_at = now
+        self._received_at = now
         if not _LIVENESS.isdisjoint(map(type, frames)):
             frames = [frame for frame in frames if not self._is_liveness(frame, now)]
             if not frames:
@@ -150,7 +150,7 @@ class Link:
         """Close the link of a dead peer, or send a PING when it is due. Called once per TICK_SECONDS."""
         if self.closed is not None:
             return
-        silent = now - self._heard_at
+        silent = now - self._received_at
         if silent >= SILENCE_SECONDS:
             self.fell_silent = True
             self.close(errors.LinkLost(f"{self.peer.role} {self.peer.node[:8]} has been silent for {silent:.1f} s"))

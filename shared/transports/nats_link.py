@@ -92,7 +92,7 @@ class NatsTransport:
     def __init__(self, me: LocalNode, urls: str, files: NatsFiles | None = None, trust: Trust | None = None) -> None:
         self.me = me
         self.trust = trust or Trust(me.key, me.role)
-        self.trust.on_revoked.append(self._cut_off)
+        self.trust.on_revoked.append(self._close_revoked)
         self.nats = NatsClient(urls, me.key, name=f"aimesh {me.role}", files=files, least_payload_bytes=LEAST_PAYLOAD_BYTES)
         self.nats.on_connection = self._on_connection
         self.nats.on_refused = self._on_refused
@@ -106,7 +106,7 @@ class NatsTransport:
         #: Called with the server's text when it forbids a publish or subscription.
         self.on_refused: Callable[[str], None] = lambda words: None
         #: The server's text if it forbids our inbox subscription.
-        self._deaf = ""
+        self._refusal = ""
         self._links: dict[tuple[bytes, int], NatsLink] = {}
         #: Links with unwritten frames, and since when; oldest first.
         self._dirty: deque[tuple[NatsLink, float]] = deque()
@@ -132,8 +132,8 @@ class NatsTransport:
         if not self.connected:
             why = self.nats.trouble
             return "not connected; retrying" if why is None else f"not connected: {why.message}; {why.hint}"
-        if self._deaf:
-            return f"connected, but not allowed to receive: {self._deaf}; run `aicli stack init`, which writes the permissions of nodes"
+        if self._refusal:
+            return f"connected, but not allowed to receive: {self._refusal}; run `aicli stack init`, which writes the permissions of nodes"
         if (seconds := self.unwritten_seconds) > STUCK_SECONDS:
             return f"connected, but nothing could be written for {seconds:.0f} s"
         return ""
@@ -244,13 +244,13 @@ class NatsTransport:
                 link.close(errors.LinkLost("the connection to the NATS server was lost", retry_after_seconds=1))
             self._dirty.clear()
         else:
-            self._deaf = ""
+            self._refusal = ""
             self._write_soon()
         self.on_connection(connected)
 
     def _on_refused(self, words: str) -> None:
         if "subscription" in words.lower() and topics.inbox(self.me.mesh, self.me.role, self.me.node) in words:
-            self._deaf = words
+            self._refusal = words
         self.on_refused(words)
 
     def _on_message(self, message: NatsMessage) -> None:
@@ -337,7 +337,7 @@ class NatsTransport:
             if link.key[0] == subject:
                 link.close(errors.ProtocolViolation(why))
 
-    def _cut_off(self, nodes: frozenset[NodeId]) -> None:
+    def _close_revoked(self, nodes: frozenset[NodeId]) -> None:
         """Close the links of revoked nodes."""
         for link in self.links():
             if link.peer.node in nodes:

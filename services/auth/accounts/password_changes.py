@@ -35,11 +35,11 @@ class MailLimits:
     """How often password resets may be requested. Every method may raise Unavailable."""
 
     def __init__(self, cache: Cache) -> None:
-        self._asked = HourlyLimits(cache, "reset_mails")
+        self._requested = HourlyLimits(cache, "reset_mails")
 
-    async def charge_address(self, asker: str) -> None:
+    async def charge_address(self, requester: str) -> None:
         """Raises Limited, which reveals nothing about any account."""
-        wait_seconds = await self._asked.count(f"from:{asker}", FOR_AN_ADDRESS)
+        wait_seconds = await self._requested.count(f"from:{requester}", FOR_AN_ADDRESS)
         if wait_seconds:
             raise errors.Limited(
                 "too many password resets were requested from your address",
@@ -49,7 +49,7 @@ class MailLimits:
 
     async def may_mail(self, user_id: UserId) -> bool:
         """Count the mail and return whether to send it. An error would reveal that the account exists."""
-        return not await self._asked.count(f"to:{user_id}", FOR_AN_ACCOUNT)
+        return not await self._requested.count(f"to:{user_id}", FOR_AN_ACCOUNT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class PasswordChanges:
     @serves(accounts.request_password_reset)
     async def request_password_reset(self, request: accounts.RequestPasswordReset, call: RpcCall) -> Nothing:
         address = client_facing_roles.client_address(request.client, call)
-        await self._limits.charge_address(hourly_limits.asker_of(address or "", call.caller.node))
+        await self._limits.charge_address(hourly_limits.requester_of(address or "", call.caller.node))
         try:
             self._requests.put_nowait(_ResetRequest(request.name.strip(), context.current.get()))
         except asyncio.QueueFull:
@@ -121,16 +121,16 @@ class PasswordChanges:
         user_id = await self._rows.find_reset(token_hash)
         user = None if user_id is None else await self._store.find_user(user_id)
         if user is None or not user.is_active:
-            raise self._token_over()
+            raise self._token_expired()
         self._passwords.check(request.new_password, username=user.username, email=user.email)
         password_hash = await self._passwords.hash(request.new_password)
         async with self._ends.transaction(user.id) as transaction:
             if await self._rows.use_reset(transaction, token_hash) is None:
-                raise self._token_over()
+                raise self._token_expired()
             await self._rows.set_password(transaction, user.id, password_hash)
             await self._trail.add(transaction, audit_records.done_by("password.reset", user.id, target=user.id))
         # Unlock the account after too many failed logins.
-        await self._guesses.forgive(str(user.id))
+        await self._guesses.reset(str(user.id))
         _log.info("password reset", user_id=user.id)
         await self._mailer.send(user.email, *mail_texts.password_changed(user.username))
         return Nothing()
@@ -176,7 +176,7 @@ class PasswordChanges:
         page = f"{self._settings.public_url.rstrip('/')}/reset" if self._settings.public_url else ""
         await self._mailer.send(user.email, *mail_texts.reset(user.username, page, token, RESET_SECONDS // 60))
 
-    def _token_over(self) -> errors.NotAuthenticated:
+    def _token_expired(self) -> errors.NotAuthenticated:
         self._identities.count_refusal("reset_over")
         return errors.NotAuthenticated(
             "this code is wrong, was used, or has expired", hint="request another one; only the newest mail counts"

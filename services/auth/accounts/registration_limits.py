@@ -16,8 +16,8 @@ class RegistrationLimits:
     """Every method may raise Unavailable."""
 
     def __init__(self, cache: Cache, most: int) -> None:
-        self._asked = HourlyLimits(cache, "registrations")
-        self._invited = HourlyLimits(cache, "invited", seconds=_DAY_SECONDS)
+        self._registrations = HourlyLimits(cache, "registrations")
+        self._invitations = HourlyLimits(cache, "invited", seconds=_DAY_SECONDS)
         self._most = most
 
     async def charge(self, address: str, node: NodeId) -> None:
@@ -25,7 +25,7 @@ class RegistrationLimits:
         seen = addresses.parse(address)
         if seen is not None and seen.is_loopback:
             return
-        wait_seconds = await self._asked.count(hourly_limits.asker_of(address, node), self._most)
+        wait_seconds = await self._registrations.count(hourly_limits.requester_of(address, node), self._most)
         if wait_seconds:
             raise errors.Limited(
                 "too many accounts were requested from your address",
@@ -35,8 +35,8 @@ class RegistrationLimits:
 
     async def charge_inviter(self, inviter: UserId, organisation: TenantId) -> None:
         """Raises Limited."""
-        for whom in (inviter, organisation):
-            wait_seconds = await self._invited.count(str(whom), MOST_INVITED_A_DAY)
+        for subject in (inviter, organisation):
+            wait_seconds = await self._invitations.count(str(subject), MOST_INVITED_A_DAY)
             if wait_seconds:
                 raise errors.Limited(
                     f"{MOST_INVITED_A_DAY} people have registered with this organization's or this inviter's invitations within a day",

@@ -24,8 +24,7 @@ class SessionRevocation:
 
     @contextlib.asynccontextmanager
     async def transaction(self, user_id: UserId, *, but: str | None = None) -> AsyncIterator["Transaction"]:
-        """Sessions end before the commit, so nothing changes while Valkey is down; and again after it, because until then the old password
-        still worked."""
+        """Sessions end before the commit, so nothing changes while Valkey is down; and again after it: until then the old one worked."""
         async with self._store.transaction() as transaction:
             yield transaction
             await self._sessions.end_all(user_id, but)

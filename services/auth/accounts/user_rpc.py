@@ -38,19 +38,19 @@ class UserRpc:
     @serves(auth.register_user)
     async def register_user(self, request: auth.RegisterUser, call: RpcCall) -> auth.User:
         by = await self._administrator(call, request)
-        asked = request.user_data
-        name_rules.check_username(asked.username)
-        name_rules.check_email(asked.email)
-        self._passwords.check(asked.password, username=asked.username, email=asked.email)
+        data = request.user_data
+        name_rules.check_username(data.username)
+        name_rules.check_email(data.email)
+        self._passwords.check(data.password, username=data.username, email=data.email)
         address = client_facing_roles.client_address(request.client, call)
         if by is None and address is not None:
             # Other callers are nodes, which an administrator let into the mesh.
             await self._limits.charge(address, call.caller.node)
-        password_hash = await self._passwords.hash(asked.password)
+        password_hash = await self._passwords.hash(data.password)
         # Before the transaction, which already has a connection: waiting for a second one could exhaust the pool.
         inviter = await self._find_inviter(request) if by is None else None
         async with self._store.adding_user() as transaction:
-            user = await self._store.add_user(transaction, asked.username, asked.email, password_hash)
+            user = await self._store.add_user(transaction, data.username, data.email, password_hash)
             if inviter is not None:
                 # As late as possible: failed attempts must not use up the inviter's limit. Limited rolls the user back.
                 await self._limits.charge_inviter(*inviter)

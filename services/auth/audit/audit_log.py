@@ -27,13 +27,13 @@ class AuditLog:
     def __init__(self, rows: AuditStore, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._rows = rows
         self._clock = clock
-        self._gathering = RefusalBatching()
+        self._refusals = RefusalBatching()
 
     async def add(self, transaction: "Transaction", act: AuditedAct) -> None:
         await self._rows.append(transaction, (act,))
 
     def note(self, act: AuditedAct) -> None:
-        self._gathering.note(act, self._clock())
+        self._refusals.add(act, self._clock())
 
     async def run(self) -> None:
         """Run until canceled."""
@@ -46,16 +46,16 @@ class AuditLog:
         await self._write(all_of_them=True)
 
     async def _write(self, *, all_of_them: bool) -> None:
-        while batch := self._gathering.take(_BATCH, self._clock(), all_of_them=all_of_them):
+        while batch := self._refusals.take(_BATCH, self._clock(), all_of_them=all_of_them):
             written = False
             try:
                 async with self._rows.transaction() as transaction:
                     await self._rows.append(transaction, batch)
                 written = True
             except errors.Unavailable as error:
-                _log.info("refusals could not be written; trying again", waiting=len(self._gathering) + len(batch), reason=error.message)
+                _log.info("refusals could not be written; trying again", waiting=len(self._refusals) + len(batch), reason=error.message)
                 return
             finally:
                 # Also if the task is canceled midway: twice in the log is better than never.
                 if not written:
-                    self._gathering.give_back(batch)
+                    self._refusals.requeue(batch)

@@ -30,7 +30,7 @@ class AuditRpc:
 
     @serves(audit.list_audit)
     async def list_audit(self, request: audit.ListAudit, call: RpcCall) -> audit.AuditRows:
-        asked = AuditQuery(
+        query = AuditQuery(
             chain=request.chain,
             actor=None if request.actor is None else await self._actor(request.actor),
             action=request.action,
@@ -38,7 +38,7 @@ class AuditRpc:
             since=request.since,
             before=request.before,
         )
-        return audit.AuditRows(await self._rows.list_rows(asked, request.limit))
+        return audit.AuditRows(await self._rows.list_rows(query, request.limit))
 
     @serves(audit.export_audit)
     async def export_audit(self, request: audit.ExportAudit, stream: StreamCall[audit.AuditRow]) -> Nothing:

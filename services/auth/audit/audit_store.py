@@ -79,11 +79,11 @@ class AuditStore:
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
-    async def list_rows(self, asked: AuditQuery, limit: int) -> tuple[AuditRow, ...]:
+    async def list_rows(self, query: AuditQuery, limit: int) -> tuple[AuditRow, ...]:
         """List the newest rows, and all that share the time of the last one."""
-        result = None if asked.result is None else asked.result.value
+        result = None if query.result is None else query.result.value
         rows = await self._db.rows(
-            "list_audit_rows", asked.chain, asked.actor, asked.action, result, asked.since, asked.before, limit, deadline_seconds=10
+            "list_audit_rows", query.chain, query.actor, query.action, result, query.since, query.before, limit, deadline_seconds=10
         )
         return tuple(map(_row, rows))
 

@@ -14,7 +14,7 @@ import msgspec
 from services.auth import audit_records
 from shared.api.audit import AuditedAct
 
-GATHER_SECONDS = 60
+BATCH_SECONDS = 60
 #: Some megabytes. If PostgreSQL is down, or under many different refusals, further ones are only counted.
 MOST_WAITING = 5000
 
@@ -27,37 +27,37 @@ class _Open:
 
     until: float
     #: The first one after the one that was written, for its time and request.
-    following: AuditedAct | None = None
+    next_refusal: AuditedAct | None = None
     times: int = 0
 
 
 class RefusalBatching:
-    """``note`` refusals, ``take`` what to write, and ``give_back`` what could not be written. ``now`` is a monotonic time."""
+    """``add`` refusals, ``take`` what to write, and ``requeue`` what could not be written. ``now`` is a monotonic time."""
 
     def __init__(self, most: int = MOST_WAITING) -> None:
         self._most = most
         self._ready: deque[AuditedAct] = deque()
         #: In the order in which their minutes end.
         self._open: OrderedDict[_Kind, _Open] = OrderedDict()
-        self._overlooked = 0
+        self._dropped = 0
 
     def __len__(self) -> int:
         return len(self._ready) + len(self._open)
 
-    def note(self, act: AuditedAct, now: float) -> None:
+    def add(self, act: AuditedAct, now: float) -> None:
         kind = _kind(act)
         known = self._open.get(kind)
         if known is not None and now < known.until:
-            known.following = known.following or act
+            known.next_refusal = known.next_refusal or act
             known.times += act.times
             return
         if len(self) >= self._most:
-            self._overlooked += act.times
+            self._dropped += act.times
             return
         if known is not None:
             self._close(kind, known)
         self._ready.append(act)
-        self._open[kind] = _Open(now + GATHER_SECONDS)
+        self._open[kind] = _Open(now + BATCH_SECONDS)
 
     def take(self, most: int, now: float, *, all_of_them: bool = False) -> list[AuditedAct]:
         """Return the oldest ones to write now. ``all_of_them`` doesn't wait for a minute to end."""
@@ -66,21 +66,21 @@ class RefusalBatching:
             if first.until > now and not all_of_them:
                 break
             self._close(kind, first)
-        if self._overlooked and len(self._ready) < most:
-            self._ready.append(audit_records.overlooked(self._overlooked))
-            self._overlooked = 0
+        if self._dropped and len(self._ready) < most:
+            self._ready.append(audit_records.overflow(self._dropped))
+            self._dropped = 0
         return [self._ready.popleft() for _ in range(min(most, len(self._ready)))]
 
-    def give_back(self, taken: Sequence[AuditedAct]) -> None:
+    def requeue(self, taken: Sequence[AuditedAct]) -> None:
         """Put them first in the queue; count those that no longer fit."""
         room = max(0, self._most - len(self))
         self._ready.extendleft(reversed(taken[:room]))
-        self._overlooked += sum(act.times for act in taken[room:])
+        self._dropped += sum(act.times for act in taken[room:])
 
     def _close(self, kind: _Kind, known: _Open) -> None:
         del self._open[kind]
-        if known.following is not None:
-            self._ready.append(msgspec.structs.replace(known.following, times=known.times))
+        if known.next_refusal is not None:
+            self._ready.append(msgspec.structs.replace(known.next_refusal, times=known.times))
 
 
 def _kind(act: AuditedAct) -> _Kind:

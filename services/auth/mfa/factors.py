@@ -53,7 +53,7 @@ class Factors:
         factor = await self._store.find(user_id)
         right = factor.seed is not None and await self._use(user_id, factor.seed, code)
         if right:
-            await self._guesses.forgive(counted_as, address, browser)
+            await self._guesses.reset(counted_as, address, browser)
         return right
 
     async def begin(self, user_id: UserId) -> bytes:

@@ -33,84 +33,84 @@ class MfaEnrollment:
     @serves(accounts.begin_mfa)
     async def begin_mfa(self, request: accounts.BeginMfa, call: RpcCall) -> accounts.MfaSeed:
         session = await self._identities.session_of(call.credential)
-        who = call.principal
-        _check_may_set_up(who, session, await self._store.find(who.user_id))
-        seed = await self._factors.begin(who.user_id)
-        return accounts.MfaSeed(totp.secret_text(seed), totp.uri(seed, who.username, f"aimesh {self._settings.mesh}"))
+        caller = call.principal
+        _check_may_set_up(caller, session, await self._store.find(caller.user_id))
+        seed = await self._factors.begin(caller.user_id)
+        return accounts.MfaSeed(totp.secret_text(seed), totp.uri(seed, caller.username, f"aimesh {self._settings.mesh}"))
 
     @serves(accounts.enable_mfa)
     async def enable_mfa(self, request: accounts.EnableMfa, call: RpcCall) -> accounts.RecoveryCodes:
         session = await self._identities.session_of(call.credential)
-        who = call.principal
-        factor = await self._store.find(who.user_id)
-        _check_may_set_up(who, session, factor)
+        caller = call.principal
+        factor = await self._store.find(caller.user_id)
+        _check_may_set_up(caller, session, factor)
         if factor.begun_seed is None:
             raise errors.BadRequest("no second factor is being set up", hint=_BEGIN_HINT)
-        step = self._factors.prove(who.user_id, factor, request.code)
+        step = self._factors.prove(caller.user_id, factor, request.code)
         if step is None:
             raise errors.BadRequest("code: it does not match this seed", hint=CODE_HINT)
         codes = recovery_codes.new_codes()
         async with self._store.transaction() as transaction:
-            hashes = self._factors.digests(who.user_id, codes)
-            if not await self._store.enable(transaction, who.user_id, factor.begun_seed, step, hashes):
+            hashes = self._factors.digests(caller.user_id, codes)
+            if not await self._store.enable(transaction, caller.user_id, factor.begun_seed, step, hashes):
                 raise errors.BadRequest("another setup of a second factor was begun meanwhile", hint="use the newest seed")
-            await self._trail.add(transaction, audit_records.done("mfa.enable", who))
-        return accounts.RecoveryCodes(codes, await self._go_on(who, session))
+            await self._trail.add(transaction, audit_records.done("mfa.enable", caller))
+        return accounts.RecoveryCodes(codes, await self._complete_login(caller, session))
 
     @serves(accounts.disable_mfa)
     async def disable_mfa(self, request: accounts.DisableMfa, call: RpcCall) -> Nothing:
         session = await self._identities.session_of(call.credential)
-        who = call.principal
-        if who.role is UserRole.ADMIN and self._settings.admin_mfa:
+        caller = call.principal
+        if caller.role is UserRole.ADMIN and self._settings.admin_mfa:
             raise errors.NotAllowed(
                 "an administrator needs a second factor", hint="to change phones, set up a new one, which replaces this one"
             )
-        if not (await self._factors.state(who.user_id)).is_enabled:
+        if not (await self._factors.state(caller.user_id)).is_enabled:
             raise _no_factor()
-        if not await self._factors.take(who.user_id, request.code, session.client.address, session.browser):
-            self._trail.note(audit_records.refused("mfa.disable", who, "wrong code", address=session.client.address))
+        if not await self._factors.take(caller.user_id, request.code, session.client.address, session.browser):
+            self._trail.note(audit_records.refused("mfa.disable", caller, "wrong code", address=session.client.address))
             raise errors.NotAllowed("the code is wrong, or was already used", hint=CODE_HINT)
         async with self._store.transaction() as transaction:
-            await self._store.remove(transaction, who.user_id)
-            await self._trail.add(transaction, audit_records.done("mfa.disable", who))
+            await self._store.remove(transaction, caller.user_id)
+            await self._trail.add(transaction, audit_records.done("mfa.disable", caller))
         return Nothing()
 
     @serves(accounts.renew_recovery_codes)
     async def renew_recovery_codes(self, request: accounts.RenewRecoveryCodes, call: RpcCall) -> accounts.RecoveryCodes:
         session = await self._identities.session_of(call.credential)
-        who = call.principal
-        _check_shown(session, await self._store.find(who.user_id))
+        caller = call.principal
+        _check_code_entered(session, await self._store.find(caller.user_id))
         codes = recovery_codes.new_codes()
         async with self._store.transaction() as transaction:
-            if not await self._store.renew_recovery_codes(transaction, who.user_id, self._factors.digests(who.user_id, codes)):
+            if not await self._store.renew_recovery_codes(transaction, caller.user_id, self._factors.digests(caller.user_id, codes)):
                 raise _no_factor()
-            await self._trail.add(transaction, audit_records.done("mfa.recovery_codes", who))
+            await self._trail.add(transaction, audit_records.done("mfa.recovery_codes", caller))
         return accounts.RecoveryCodes(codes)
 
-    async def _go_on(self, who: auth.Principal, session: StoredSession) -> auth.LoginSession | None:
+    async def _complete_login(self, caller: auth.Principal, session: StoredSession) -> auth.LoginSession | None:
         """Complete a login that lacked this step, under a new token. End all others, which were opened without a second factor."""
-        if who.step is Step.DONE:
+        if caller.step is Step.DONE:
             await self._sessions.confirm(session, has_factor=True)
-            await self._sessions.end_all(who.user_id, but=session.id)
+            await self._sessions.end_all(caller.user_id, but=session.id)
             return None
         answer = await self._opening.complete(session)
-        await self._sessions.end_all(who.user_id, but=(await self._identities.session_of(answer.access_token)).id)
+        await self._sessions.end_all(caller.user_id, but=(await self._identities.session_of(answer.access_token)).id)
         return answer
 
 
-def _check_may_set_up(who: auth.Principal, session: StoredSession, factor: Factor) -> None:
+def _check_may_set_up(caller: auth.Principal, session: StoredSession, factor: Factor) -> None:
     """Logins that lack a step are allowed here, because this is one. But those that lack a code of an enabled factor are not."""
-    if who.step is Step.ENTER_CODE:
-        raise _code_first()
-    _check_shown(session, factor)
+    if caller.step is Step.ENTER_CODE:
+        raise _code_required()
+    _check_code_entered(session, factor)
 
 
-def _check_shown(session: StoredSession, factor: Factor) -> None:
+def _check_code_entered(session: StoredSession, factor: Factor) -> None:
     if factor.seed is not None and not session.has_factor:
-        raise _code_first()
+        raise _code_required()
 
 
-def _code_first() -> errors.SecondFactorNeeded:
+def _code_required() -> errors.SecondFactorNeeded:
     return errors.SecondFactorNeeded("a second factor is enabled, and this login lacks its code", hint="log in with a code")
 
 

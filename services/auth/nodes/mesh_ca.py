@@ -59,7 +59,7 @@ class MeshCa:
         self._clock = clock
         self._topics: tuple[TopicSecret, ...] = ()
         #: One at a time, so that no older state replaces a newer one.
-        self._refreshing = asyncio.Lock()
+        self._refresh_lock = asyncio.Lock()
 
     @classmethod
     def load(cls, settings: AuthSettings, node: Node, members: NodeStore) -> "MeshCa | None":
@@ -67,8 +67,8 @@ class MeshCa:
         if settings.mesh_ca_key_file is None:
             return None
         current = node_keys.load_authority(settings.mesh_ca_key_file)
-        following = None if settings.mesh_ca_next_key_file is None else node_keys.load_authority(settings.mesh_ca_next_key_file)
-        return cls(CaKeys(current, following), _meeting(settings), node, members)
+        next_key = None if settings.mesh_ca_next_key_file is None else node_keys.load_authority(settings.mesh_ca_next_key_file)
+        return cls(CaKeys(current, next_key), _meeting(settings), node, members)
 
     def now(self) -> datetime:
         return datetime.fromtimestamp(self._clock(), UTC)
@@ -116,11 +116,11 @@ class MeshCa:
         )
 
     async def _refresh(self, *, renew: bool) -> None:
-        async with self._refreshing:
+        async with self._refresh_lock:
             now = self._clock()
             state = await self._members.read_state(self.now())
             # First, so that nothing below can delay a revocation.
-            self._node.standing.take_list(self.keys.sign_list(state, now))
+            self._node.renewal.take_list(self.keys.sign_list(state, now))
             self._topics = self.keys.topics(state, now)
             is_new = tuple((secret.epoch, secret.secret) for secret in self._topics) != self._node.trust.topics
             if renew or is_new or self._is_renewal_due(now):
@@ -130,7 +130,7 @@ class MeshCa:
     async def _renew(self) -> None:
         await self._members.ensure_vouched(self._node.id, Role.AUTH)
         me = enrollment_rules.check_may_stay(await self._members.find_node(self._node.id), self.now())
-        self._node.standing.take(self.membership(me, await self.certify(me), outside=False))
+        self._node.renewal.take(self.membership(me, await self.certify(me), outside=False))
 
     def _is_renewal_due(self, now: float) -> bool:
         found = self._node.trust.standing()

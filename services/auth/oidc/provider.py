@@ -65,7 +65,7 @@ class CachedAnswer(Generic[T]):
         self._clock = clock
         self._lock = asyncio.Lock()
         self._answer: T | None = None
-        self._asked_at = float("-inf")
+        self._fetched_at = float("-inf")
         self._cached_until = float("-inf")
         self._failure: errors.Unavailable | None = None
         self._failed_until = float("-inf")
@@ -81,14 +81,14 @@ class CachedAnswer(Generic[T]):
         async with self._lock:
             if self._answer is not None and self._answer is not seen:
                 return self._answer
-            if self._clock() < self._asked_at + RENEW_SECONDS:
+            if self._clock() < self._fetched_at + RENEW_SECONDS:
                 return seen
             return await self._ask()
 
     async def _ask(self) -> T:
         if self._failure is not None and self._clock() < self._failed_until:
             raise errors.Unavailable(self._failure.message, hint=self._failure.hint) from self._failure
-        self._asked_at = self._clock()
+        self._fetched_at = self._clock()
         try:
             answer = await self._fetch()
         except errors.Unavailable as failure:

@@ -75,7 +75,7 @@ class Invitations:
         if offer is None:
             raise membership_rules.no_offer()
         # Only this attempt: a valid code must not reset failed attempts at others.
-        await self._guesses.give_back(guess)
+        await self._guesses.refund(guess)
         return offer
 
     @serves(api.accept_invitation)

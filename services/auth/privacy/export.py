@@ -41,7 +41,7 @@ class ExportSource:
     """A file of the export from another part of auth: name, description, and one user's rows."""
 
     name: str
-    says: str
+    description: str
     rows: Rows
 
 
@@ -73,7 +73,7 @@ class Exports:
 
 
 def read_me(sources: Iterable[ExportSource]) -> str:
-    files = "\n".join(f"{source.name}\n    {source.says}" for source in sources)
+    files = "\n".join(f"{source.name}\n    {source.description}" for source in sources)
     return (
         "This is what the accounts of this mesh store about you, and nothing about anyone else.\n\n"
         f"{files}\n\n"
@@ -113,7 +113,7 @@ class SessionList(Protocol):
 
 
 class AuditList(Protocol):
-    async def list_rows(self, asked: AuditQuery, limit: int) -> tuple[AuditRow, ...]:
+    async def list_rows(self, query: AuditQuery, limit: int) -> tuple[AuditRow, ...]:
         """Return the newest rows, and all that share the time of the last one. Raises Unavailable."""
         ...
 

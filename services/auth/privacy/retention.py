@@ -56,8 +56,8 @@ def own(store: PrivacyStore, days: Days) -> tuple[RetentionRule, ...]:
 class Retention:
     """``run`` is the task. Any number of replicas may run it; each takes rows that no other has locked."""
 
-    def __init__(self, kept: tuple[RetentionRule, ...], clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
-        self._kept = kept
+    def __init__(self, rules: tuple[RetentionRule, ...], clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._rules = rules
         self._clock = clock
 
     async def run(self) -> None:
@@ -66,15 +66,15 @@ class Retention:
 
     async def enforce(self) -> None:
         """Apply every rule once. Raises Unavailable; what was removed stays removed."""
-        for kept in self._kept:
-            if rows := await self._forget(kept):
-                _log.info("old data removed", what=kept.name, rows=rows, days=kept.days)
+        for rule in self._rules:
+            if rows := await self._forget(rule):
+                _log.info("old data removed", what=rule.name, rows=rows, days=rule.days)
 
-    async def _forget(self, kept: RetentionRule) -> int:
-        before = self._clock() - timedelta(days=kept.days)
+    async def _forget(self, rule: RetentionRule) -> int:
+        before = self._clock() - timedelta(days=rule.days)
         rows = 0
         for _ in range(_MOST_BATCHES):
-            found = await kept.forget(before, BATCH)
+            found = await rule.forget(before, BATCH)
             rows += found
             if found < BATCH:
                 break

@@ -5,8 +5,8 @@ twice as long, up to an hour. An address has 30 attempts in 15 minutes for all a
 longer compared until it is reset or three days have passed (NIST SP 800-63B-4 §3.2.2). A browser that has logged in before
 (`session_opening.KnownBrowsers`) has 10 attempts of its own and none of the other limits, so strangers cannot lock the owner out.
 
-An attempt is charged before its hash is compared, so concurrent attempts gain nothing. A success forgives all; an attempt whose hash could
-not be compared is given back.
+An attempt is charged before its hash is compared, so concurrent attempts gain nothing. A success resets the counters; an attempt whose
+hash could not be compared is refunded.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ ADDRESS_GUESSES = 30
 #: For all accounts and addresses in 15 minutes: a botnet may have an address for each attempt.
 MESH_GUESSES = 10_000
 
-_CHARGE, _FORGIVE, _GIVE_BACK = "failed_logins", "failed_logins_forgiven", "failed_logins_given_back"
+_CHARGE, _RESET, _REFUND = "failed_logins", "failed_logins_forgiven", "failed_logins_given_back"
 _MESH_KEY = "auth:failed_logins:mesh"
 _ID_BYTES = 8
 
@@ -55,7 +55,7 @@ class FailedLogins:
     def __init__(self, cache: Cache, *, clock: Callable[[], float] = time.time) -> None:
         self._cache = cache
         self._clock = clock
-        for name in (_CHARGE, _FORGIVE, _GIVE_BACK):
+        for name in (_CHARGE, _RESET, _REFUND):
             cache.script(name, Path(__file__).with_name(f"{name}.lua").read_text(encoding="utf-8"))
 
     async def charge(self, account: str, address: str = "", browser: str = "") -> Guess:
@@ -87,13 +87,13 @@ class FailedLogins:
             raise errors.Limited(f"too many failed logins {_WHERE[full]}", hint=_HINTS[full], retry_after_seconds=int(wait_ms) / 1000)
         return Guess(keys, tuple(charged_to))
 
-    async def give_back(self, guess: Guess) -> None:
+    async def refund(self, guess: Guess) -> None:
         """Undo a charge whose password was not compared. Call it once. Counters that were reset since are left alone."""
-        await self._cache.run(_GIVE_BACK, guess.keys, guess.charged_to)
+        await self._cache.run(_REFUND, guess.keys, guess.charged_to)
 
-    async def forgive(self, account: str, address: str = "", browser: str = "") -> None:
+    async def reset(self, account: str, address: str = "", browser: str = "") -> None:
         """Reset the counters: the password or the code was right, or was reset."""
-        await self._cache.run(_FORGIVE, _keys(account, address, browser), ())
+        await self._cache.run(_RESET, _keys(account, address, browser), ())
 
 
 _WHERE = {
@@ -126,12 +126,12 @@ def _keys(account: str, address: str, browser: str) -> tuple[str, str, str, str]
     # Hashed, because people sometimes type their password into the name field.
     if browser:
         return (_key("browser", account, browser), "", "", "")
-    # A provider gives each customer 2^64 addresses of IPv6, so a household counts as one.
-    household = addresses.household(address) or address
+    # A provider gives each customer 2^64 addresses of IPv6, so each network counts as one client.
+    network = addresses.client_network(address) or address
     return (
-        _key("at", account, household) if address else "",
+        _key("at", account, network) if address else "",
         f"auth:failed_logins:{_hash(account)}",
-        f"auth:failed_logins:from:{_hash(household)}" if address else "",
+        f"auth:failed_logins:from:{_hash(network)}" if address else "",
         _MESH_KEY,
     )
 

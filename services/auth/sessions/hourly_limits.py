@@ -19,13 +19,13 @@ class HourlyLimits:
         self._seconds = seconds
         cache.script(_SCRIPT, Path(__file__).with_name("hourly_limits.lua").read_text(encoding="utf-8"))
 
-    async def count(self, whom: str, most: int) -> float:
+    async def count(self, subject: str, most: int) -> float:
         """Return 0 if it was counted, otherwise the seconds to wait."""
         # Hashed, because an address is personal data.
-        key = f"auth:{self._what}:{hashlib.sha256(whom.encode()).hexdigest()}"
+        key = f"auth:{self._what}:{hashlib.sha256(subject.encode()).hexdigest()}"
         return int(await self._cache.run(_SCRIPT, [key], [most, self._seconds * 1000])) / 1000
 
 
-def asker_of(address: str, node: NodeId) -> str:
-    """Return what to count under: the address, or its household's network for IPv6, or the calling node if there is no address."""
-    return addresses.household(address) or str(node)
+def requester_of(address: str, node: NodeId) -> str:
+    """Return what to count under: the address, or its network for IPv6, or the calling node if there is no address."""
+    return addresses.client_network(address) or str(node)

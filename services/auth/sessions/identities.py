@@ -60,7 +60,7 @@ class Identities:
         self._last_used = last_used
         self._pepper = pepper
         self._admin_mfa = admin_mfa
-        self.last_known = PrincipalCache()
+        self.principal_cache = PrincipalCache()
         self.count_refusal = count_refusal
 
     async def of(self, credential: Credential | None) -> Principal:
@@ -78,7 +78,7 @@ class Identities:
             self.count_refusal("malformed")
             raise
         digest = self.digest(key)
-        owned = await self.last_known.ask(digest, lambda: self._store.find_owner_of_key(digest), _administrator_of_key)
+        owned = await self.principal_cache.ask(digest, lambda: self._store.find_owner_of_key(digest), _administrator_of_key)
         if owned is None:
             raise self._refused("unknown_key", "this API key does not exist", _KEY_HINT)
         if not owned.key_is_active:
@@ -137,7 +137,7 @@ class Identities:
     async def bearer(self, session: StoredSession) -> User:
         """Return a session's user. Raises NotAuthenticated if the account is gone or closed."""
         user_id = session.user_id
-        return await self.active_user(await self.last_known.ask(user_id, lambda: self._store.find_user(user_id), _administrator))
+        return await self.active_user(await self.principal_cache.ask(user_id, lambda: self._store.find_user(user_id), _administrator))
 
     async def session_of(self, credential: Credential | None) -> StoredSession:
         """Return the session of an access token. Raises NotAllowed for a key, which has none."""

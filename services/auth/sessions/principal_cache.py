@@ -18,7 +18,7 @@ from shared.types import UserId
 #: Another replica may still reach PostgreSQL and revoke there, without this one noticing.
 MAX_AGE_SECONDS = 3600.0
 #: How long to wait for PostgreSQL if there is a cached answer; auth's callers wait 2 s in all.
-PATIENCE_SECONDS = 0.4
+WAIT_SECONDS = 0.4
 MAX_ANSWERS = 1_000
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ class PrincipalCache:
         self._answers: OrderedDict[Hashable, _CachedPrincipal] = OrderedDict()
         #: Grows with every ``forget``: an answer that was requested before one is not cached after it.
         self._changes = 0
-        self._is_well = True
+        self._is_healthy = True
 
     async def ask(self, key: Hashable, question: Callable[[], Awaitable[T]], administrator: Callable[[T], UserId | None]) -> T:
         """Return the answer of PostgreSQL, or else the cached one. ``administrator`` returns whose answer it is, or None if it must not be
@@ -50,21 +50,21 @@ class PrincipalCache:
         """
         last = self._answers.get(key)
         usable = last is not None and self._clock() - last.at < MAX_AGE_SECONDS
-        asked_at_change = self._changes
+        changes_before = self._changes
         try:
-            async with asyncio.timeout(PATIENCE_SECONDS if usable else None):
+            async with asyncio.timeout(WAIT_SECONDS if usable else None):
                 value = await question()
         except (errors.Unavailable, TimeoutError) as error:
-            if last is None or not usable or asked_at_change != self._changes:
+            if last is None or not usable or changes_before != self._changes:
                 raise
-            if self._is_well:
+            if self._is_healthy:
                 _log.warning("PostgreSQL does not answer: using its last answers for administrators", reason=str(error))
-            self._is_well = False
+            self._is_healthy = False
             return cast("T", last.value)
-        self._is_well = True
+        self._is_healthy = True
         self._answers.pop(key, None)
         user_id = administrator(value)
-        if user_id is not None and asked_at_change == self._changes:
+        if user_id is not None and changes_before == self._changes:
             self._answers[key] = _CachedPrincipal(user_id, value, self._clock())
             if len(self._answers) > MAX_ANSWERS:
                 self._answers.popitem(last=False)

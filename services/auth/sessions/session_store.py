@@ -77,14 +77,14 @@ class StoredSession:
         """Return the organization that the session acts for, or else the user."""
         return TenantId(self.user_id) if self.team_id is None else self.team_id
 
-    def shown(self, asking: str | None) -> accounts.OpenSession:
+    def shown(self, own_id: str | None) -> accounts.OpenSession:
         return accounts.OpenSession(
             id=self.id,
             kind=self.kind,
             opened_at=datetime.fromtimestamp(self.opened_at, UTC),
             last_used_at=datetime.fromtimestamp(self.last_used_at, UTC),
             client=self.client,
-            is_this=self.id == asking,
+            is_this=self.id == own_id,
         )
 
 
@@ -229,7 +229,7 @@ class SessionStore:
         fields = self._step_fields(session.kind, Step.DONE, now) | _factor_fields(now, has_factor=True) | {"browser": browser}
         return await self._replace(session, now, Step.DONE, fields)
 
-    async def act_for(self, session: StoredSession, team_id: TenantId | None) -> OpenedSession | None:
+    async def switch_team(self, session: StoredSession, team_id: TenantId | None) -> OpenedSession | None:
         """Act for an organization, or for oneself. Returns None like ``_replace``."""
         return await self._replace(session, self._clock(), session.step, {"team_id": _text(team_id)})
 
@@ -269,13 +269,13 @@ class SessionStore:
 
     # --- links ---------------------------------------------------------------------------------------------------------
 
-    async def offer_link(self, link: StoredLoginLink) -> str:
+    async def create_link(self, link: StoredLoginLink) -> str:
         """Return a token that opens one session within a minute."""
         token = _LINK_PREFIX + api_keys.random_text()
         await self._cache.set(_link_key(token), msgspec.json.encode(link), ttl_seconds=LINK_SECONDS)
         return token
 
-    async def take_link(self, token: str) -> StoredLoginLink | None:
+    async def redeem_link(self, token: str) -> StoredLoginLink | None:
         """Return None if it is unknown, used or expired."""
         taken = await self._cache.take(_link_key(token))
         return None if taken is None else msgspec.json.decode(taken, type=StoredLoginLink)

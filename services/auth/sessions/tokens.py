@@ -84,8 +84,7 @@ class AccessTokens:
         return Credential(jws.serialize_compact(header, msgspec.json.encode(claims), key.jwk, registry=_REGISTRY))
 
     async def read(self, token: str, now: float) -> AccessTokenClaims:
-        """Raises NotAuthenticated for a token that is not ours, not for us, or not valid now, and Unavailable if its key is unknown and
-        cannot be looked up."""
+        """Raises NotAuthenticated for a token that is not ours, not for us, or invalid now; Unavailable if its key cannot be found out."""
         if len(token) > _MAX_LENGTH:
             raise _refused("the credential is neither an API key nor an access token")
         try:

@@ -22,7 +22,7 @@ _PURPOSE = "signing-key"
 _REFRESH_SECONDS = 60
 _RETRY_SECONDS = 1
 #: A token may name any key, so unknown ones make us ask PostgreSQL at most this often.
-_LOOK_AGAIN_SECONDS = 10
+_RELOAD_SECONDS = 10
 
 _log = logs.get(part="signing")
 
@@ -47,9 +47,9 @@ class ActiveKeys:
         self._known: tuple[KnownKey, ...] = ()
         self._opened: dict[str, PrivateSigningKey] = {}
         #: One at a time, so that no older state replaces a newer one.
-        self._refreshing = asyncio.Lock()
-        self._looking = asyncio.Lock()
-        self._looked_at = -float(_LOOK_AGAIN_SECONDS)
+        self._refresh_lock = asyncio.Lock()
+        self._reload_lock = asyncio.Lock()
+        self._reloaded_at = -float(_RELOAD_SECONDS)
 
     async def begin(self) -> None:
         """Read the keys, or create the first one. Raises Unavailable, also if they were sealed with another DATA_KEY."""
@@ -68,7 +68,7 @@ class ActiveKeys:
 
     async def find(self, kid: str) -> PrivateSigningKey | None:
         if kid not in self._opened:
-            await self._look_again(kid)
+            await self._reload_if_unknown(kid)
         now = self._now()
         return next((self._opened[kid] for key in self._known if key.kid == kid and not key.is_over(now)), None)
 
@@ -86,7 +86,7 @@ class ActiveKeys:
             locked = self._readable(found)
             # Again under the lock: another replica may have done it a moment ago.
             plan = key_rotation.plan([one.known for one in locked], self._now(), self._lifetime)
-            await self._do(change, plan)
+            await self._apply(change, plan)
             for one in self._outdated(locked):
                 if one.known.kid not in plan.drop:
                     await change.reseal(one.known.kid, self._sealed(self._open(one)))
@@ -97,13 +97,13 @@ class ActiveKeys:
         """Rotate in one transaction with what the block writes. ``at_once`` drops all other keys. Raises Unavailable."""
         async with self._rows.changing() as (change, found):
             known = [one.known for one in self._readable(found)]
-            await self._do(change, (key_rotation.plan_emergency if at_once else key_rotation.plan_rotation)(known, self._now()))
+            await self._apply(change, (key_rotation.plan_emergency if at_once else key_rotation.plan_rotation)(known, self._now()))
             yield change.transaction
         # Committed already; if the keys cannot be read now, ``run`` will.
         with contextlib.suppress(errors.Unavailable):
             await self._read()
 
-    async def _do(self, change: KeyChange, plan: RotationPlan) -> None:
+    async def _apply(self, change: KeyChange, plan: RotationPlan) -> None:
         if plan.drop:
             await change.drop(plan.drop)
             _log.info("signing keys dropped", kids=plan.drop)
@@ -116,15 +116,15 @@ class ActiveKeys:
             await change.retire(kid, plan.make)
         _log.info("signing key created", kid=key.kid, epoch=key.epoch, signs_from=plan.make.isoformat())
 
-    async def _look_again(self, kid: str) -> None:
+    async def _reload_if_unknown(self, kid: str) -> None:
         """Concurrent callers share one look."""
-        async with self._looking:
-            if kid not in self._opened and self._clock() - self._looked_at >= _LOOK_AGAIN_SECONDS:
-                self._looked_at = self._clock()
+        async with self._reload_lock:
+            if kid not in self._opened and self._clock() - self._reloaded_at >= _RELOAD_SECONDS:
+                self._reloaded_at = self._clock()
                 await self._read()
 
     async def _read(self) -> list[StoredKey]:
-        async with self._refreshing:
+        async with self._refresh_lock:
             stored = self._readable(await self._rows.list())
             opened = {one.known.kid: self._opened.get(one.known.kid) or self._open(one) for one in stored}
             # Assigned together, so that a chosen key is always opened.

@@ -66,7 +66,7 @@ class Callers:
         self._wall_clock = wall_clock
         self._cache = CallerCache()
         # One call to auth at a time for each credential.
-        self._asking: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
+        self._locks: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
 
     async def identify(self, credential: Credential | None) -> auth.Principal:
         """Return the caller. Raises NotAuthenticated; a malformed credential never leaves this process."""
@@ -83,8 +83,8 @@ class Callers:
         digest = hashlib.sha256(credential.encode()).digest()
         if principal := self._cache.find(digest, self._clock()):
             return principal
-        asking = self._asking.get(digest) or self._asking.setdefault(digest, asyncio.Lock())
-        async with asking:
+        lock = self._locks.get(digest) or self._locks.setdefault(digest, asyncio.Lock())
+        async with lock:
             return self._cache.find(digest, self._clock()) or await self._ask(credential, digest)
 
     async def watch(self) -> None:
@@ -111,8 +111,8 @@ class Callers:
         try:
             principal = self._with_models(await self._ask_auth(credential))
         except _CANNOT_ASK:
-            if stranded := self._cache.find_stranded(digest, self._clock()):
-                return stranded
+            if stale := self._cache.find_stale(digest, self._clock()):
+                return stale
             raise
         except errors.NotAuthenticated:
             self._cache.forget(digest)
@@ -164,7 +164,7 @@ def _check_form(credential: Credential) -> None:
 WATCHED_SECONDS = 60.0
 UNWATCHED_SECONDS = 5.0
 #: If auth can't be reached, an answer of up to five minutes ago is better than no service.
-STRANDED_SECONDS = 300.0
+STALE_SECONDS = 300.0
 #: The least recently used entries are dropped first.
 MAX_ENTRIES = 10_000
 
@@ -172,7 +172,7 @@ MAX_ENTRIES = 10_000
 @dataclass(frozen=True, slots=True)
 class _Entry:
     principal: Principal
-    asked_at: float
+    checked_at: float
     #: Expiry of the credential; infinite for a key without one.
     ends_at: float
 
@@ -192,9 +192,9 @@ class CallerCache:
         """Return a caller that needs no new check."""
         return self._find(digest, now, WATCHED_SECONDS if self._watched else UNWATCHED_SECONDS)
 
-    def find_stranded(self, digest: bytes, now: float) -> Principal | None:
+    def find_stale(self, digest: bytes, now: float) -> Principal | None:
         """Return a caller to use if auth can't be reached."""
-        return self._find(digest, now, STRANDED_SECONDS)
+        return self._find(digest, now, STALE_SECONDS)
 
     def remember(self, digest: bytes, principal: Principal, *, now: float, ends_at: float, asked_at_change: int) -> None:
         if asked_at_change != self.changes:
@@ -220,9 +220,9 @@ class CallerCache:
         self.sequence = max(self.sequence, change.sequence)
         self._forget_user(change.user_id)
 
-    def _find(self, digest: bytes, now: float, good_for: float) -> Principal | None:
+    def _find(self, digest: bytes, now: float, lifetime_seconds: float) -> Principal | None:
         entry = self._entries.get(digest)
-        if entry is None or now >= min(entry.asked_at + good_for, entry.ends_at):
+        if entry is None or now >= min(entry.checked_at + lifetime_seconds, entry.ends_at):
             return None
         self._entries.move_to_end(digest)
         return entry.principal

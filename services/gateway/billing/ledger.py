@@ -111,10 +111,10 @@ class Ledger:
         metrics.ledger_open_reservations.set_function(lambda: len(self._open))
         metrics.ledger_oldest_reservation.set_function(self._oldest_seconds)
         self._batches = QueryBatching(self._reserve_all)
-        self._stops = SuspendDetector()
+        self._suspend_detector = SuspendDetector()
         self._claims = WorkerClaims(store.record_claims)
         #: Since when all heartbeats have succeeded; None after a failure.
-        self._well_since: float | None = None
+        self._healthy_since: float | None = None
 
     @asynccontextmanager
     async def running(self, rows: LedgerRows, write: WriteRows, find_receipts: FindReceipts) -> AsyncIterator["Ledger"]:
@@ -122,10 +122,10 @@ class Ledger:
         await self.refresh_prices()
         async with self._batches.running(), lifecycle.background() as tasks:
             tasks.create_task(lifecycle.every(_PRICES_SECONDS, self.refresh_prices))
-            tasks.create_task(lifecycle.every(HEARTBEAT_SECONDS, lambda: self.beat(rows.waiting)))
+            tasks.create_task(lifecycle.every(HEARTBEAT_SECONDS, lambda: self.heartbeat(rows.waiting)))
             tasks.create_task(lifecycle.every(_SWEEP_SECONDS, lambda: self.sweep(write, find_receipts)))
             tasks.create_task(background_jobs.repeat(UpkeepJob.VERIFY, _VERIFY_SECONDS, self.verify, self._metrics))
-            tasks.create_task(self._stops.watch())
+            tasks.create_task(self._suspend_detector.watch())
             tasks.create_task(self._claims.write())
             yield self
 
@@ -173,19 +173,19 @@ class Ledger:
     async def refresh_prices(self) -> None:
         self._prices = PriceList.of(await self._store.list_prices())
 
-    async def beat(self, waiting: Iterable[RequestId]) -> None:
+    async def heartbeat(self, waiting: Iterable[RequestId]) -> None:
         """Extend the leases of running requests and of unwritten rows."""
         try:
             await self._store.extend_leases([*self._open, *waiting], LEASE_SECONDS)
         except errors.Unavailable:
-            self._well_since = None
+            self._healthy_since = None
             raise
-        self._well_since = self._well_since if self._well_since is not None else self._clock()
+        self._healthy_since = self._healthy_since if self._healthy_since is not None else self._clock()
 
     async def sweep(self, write: WriteRows, find_receipts: FindReceipts) -> None:
         """Settle what dead gateways left open, by the worker's receipt. Wait after an outage of PostgreSQL, so that live gateways can
         extend their leases first."""
-        if self._well_since is None or self._clock() - self._well_since < HEARTBEAT_SECONDS:
+        if self._healthy_since is None or self._clock() - self._healthy_since < HEARTBEAT_SECONDS:
             return
         overdue = await self._store.list_overdue(grace_seconds=GRACE_SECONDS, most=_SWEEP_MOST)
         if not overdue:
@@ -211,22 +211,22 @@ class Ledger:
         return orphan_settlement.end_of(reservation, price, receipt, most_seconds=MOST_SECONDS, now=datetime.now(UTC))
 
     async def _reserve(self, wanted: ReservationRequest) -> GrantedReservation | InsufficientCredits:
-        gives_up_at, stops = self._clock() + RESERVE_SECONDS, self._stops.seen
-        asked_before = was_stopped = False
+        gives_up_at, suspensions = self._clock() + RESERVE_SECONDS, self._suspend_detector.suspensions
+        has_retried = was_suspended = False
         while True:
             try:
                 answer = await self._batches.ask(wanted)
             except errors.Unavailable as error:
-                if not was_stopped and self._stops.seen > stops:
+                if not was_suspended and self._suspend_detector.suspensions > suspensions:
                     # This process was suspended, so give PostgreSQL its time once more.
-                    was_stopped, gives_up_at = True, self._clock() + RESERVE_SECONDS
+                    was_suspended, gives_up_at = True, self._clock() + RESERVE_SECONDS
                 if self._clock() >= gives_up_at:
                     raise LedgerUnavailable("the ledger can't be reached", hint="retry soon", retry_after_seconds=2) from error
-                asked_before = True
+                has_retried = True
                 await asyncio.sleep(0.1)
                 continue
             # After a lost connection, the repeated reservation may be our own.
-            if isinstance(answer, GrantedReservation) and answer.is_repeated and not asked_before:
+            if isinstance(answer, GrantedReservation) and answer.is_repeated and not has_retried:
                 raise errors.Internal("a request id was used twice", hint="retry the request")
             return answer
 
@@ -274,7 +274,7 @@ class WorkerClaims:
         #: In order of each request's claims.
         self._pending: dict[RequestId, list[WorkerClaim]] = {}
         self._arrived = asyncio.Event()
-        self._is_well = True
+        self._is_healthy = True
 
     def add(self, claim: WorkerClaim) -> None:
         """Queue the claim. Never waits."""
@@ -301,11 +301,11 @@ class WorkerClaims:
         try:
             recorded = await self._record(claims)
         except errors.Unavailable as error:
-            if self._is_well:
+            if self._is_healthy:
                 _log.warning("worker claims are waiting", reason=error.message, claims=len(self._pending))
-            self._is_well = False
+            self._is_healthy = False
             return False
-        self._is_well = True
+        self._is_healthy = True
         for claim in claims:
             pending = self._pending.get(claim.request_id)
             if claim.request_id not in recorded or pending is None:

@@ -32,7 +32,7 @@ class QueryBatching(Generic[Question, Answer]):
     async def running(self) -> AsyncIterator["QueryBatching[Question, Answer]"]:
         async with lifecycle.background() as tasks:
             for _ in range(WRITERS):
-                tasks.create_task(self._write_for_ever())
+                tasks.create_task(self._run_batches())
             yield self
 
     async def ask(self, question: Question) -> Answer:
@@ -47,7 +47,7 @@ class QueryBatching(Generic[Question, Answer]):
             await asyncio.wait([answer], timeout=CANCEL_SECONDS)
             raise
 
-    async def _write_for_ever(self) -> None:
+    async def _run_batches(self) -> None:
         while True:
             while not self._waiting:
                 self._arrived.clear()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 TICK_SECONDS = 0.25
 #: A loop that is this late was suspended; a busy one is late by a tenth of it.
-STOPPED_SECONDS = 1.0
+SUSPENDED_SECONDS = 1.0
 
 
 class SuspendDetector:
@@ -18,13 +18,13 @@ class SuspendDetector:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         #: Number of suspensions.
-        self.seen = 0
+        self.suspensions = 0
 
-    def ticked(self, last: float) -> float:
+    def record_tick(self, last: float) -> float:
         """Handle a tick that was due TICK_SECONDS after the ``last`` one."""
         now = self._clock()
-        if now - last >= TICK_SECONDS + STOPPED_SECONDS:
-            self.seen += 1
+        if now - last >= TICK_SECONDS + SUSPENDED_SECONDS:
+            self.suspensions += 1
         return now
 
     async def watch(self) -> None:
@@ -32,4 +32,4 @@ class SuspendDetector:
         last = self._clock()
         while True:
             await asyncio.sleep(TICK_SECONDS)
-            last = self.ticked(last)
+            last = self.record_tick(last)

@@ -73,8 +73,8 @@ class UsageRecorder:
         self._store = store
         self._journal = journal
         # One write at a time, so that many rows cost one sync.
-        self._journal_turn = asyncio.Lock()
-        self._journal_is_well = True
+        self._journal_lock = asyncio.Lock()
+        self._journal_is_healthy = True
         self._queue_rows = queue_rows
         self._unavailable, self._refusals = failures.labels(reason="unavailable"), failures.labels(reason="refused")
         self._capacity = capacity
@@ -84,7 +84,7 @@ class UsageRecorder:
         self._reserved = 0
         self._arrived = asyncio.Event()
         self._settled = asyncio.Event()
-        self._store_is_well = True
+        self._store_is_healthy = True
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["UsageRecorder"]:
@@ -95,7 +95,7 @@ class UsageRecorder:
             _log.info("writing rows of an earlier run", rows=len(left))
             self._waiting += [PendingRow(row, in_journal=True) for row in left]
         async with asyncio.TaskGroup() as tasks:
-            writer = tasks.create_task(self._write_for_ever())
+            writer = tasks.create_task(self._write_rows())
             try:
                 yield self
             finally:
@@ -105,8 +105,8 @@ class UsageRecorder:
                 writer.cancel()
         if not self._unwritten:
             # The writer may have been stopped before it cleared the journal.
-            await self._clear()
-        elif not await self._keep():
+            await self._clear_journal()
+        elif not await self._write_journal():
             _log.error("request rows lost at shutdown", rows=len(self._unwritten))
 
     @property
@@ -126,7 +126,7 @@ class UsageRecorder:
     def reserve(self) -> None:
         """Reserve room for one row. Raises Unavailable if there is none."""
         full = len(self._waiting) + len(self._refused) + self._reserved >= self._capacity
-        if full or not (self._store_is_well or self._journal_is_well):
+        if full or not (self._store_is_healthy or self._journal_is_healthy):
             raise errors.Unavailable(
                 "usage can't be recorded: PostgreSQL has been down for too long", hint="retry soon", retry_after_seconds=5
             )
@@ -149,29 +149,29 @@ class UsageRecorder:
 
     async def written(self, pending: PendingRow) -> None:
         """Return as soon as the row is in PostgreSQL or the journal."""
-        if self._store_is_well:
+        if self._store_is_healthy:
             await _wait(pending.written, WRITE_WAIT_SECONDS)
         if not (pending.written.is_set() or pending.in_journal):
-            await self._keep()
+            await self._write_journal()
 
-    async def _keep(self) -> bool:
+    async def _write_journal(self) -> bool:
         """Write all waiting rows to the journal; return False if the disk fails."""
-        async with self._journal_turn:
-            unkept = [pending for pending in self._unwritten if not pending.in_journal]
+        async with self._journal_lock:
+            unsaved = [pending for pending in self._unwritten if not pending.in_journal]
             try:
-                if unkept:
-                    await asyncio.to_thread(self._journal.append, [pending.row for pending in unkept])
+                if unsaved:
+                    await asyncio.to_thread(self._journal.append, [pending.row for pending in unsaved])
             except OSError as error:
-                self._journal_is_well = False
-                _log.error("cannot write rows to the journal", reason=error.strerror, rows=len(unkept))
+                self._journal_is_healthy = False
+                _log.error("cannot write rows to the journal", reason=error.strerror, rows=len(unsaved))
                 return False
-            self._journal_is_well = True
-            for pending in unkept:
+            self._journal_is_healthy = True
+            for pending in unsaved:
                 pending.in_journal = True
             return True
 
-    async def _clear(self) -> None:
-        async with self._journal_turn:
+    async def _clear_journal(self) -> None:
+        async with self._journal_lock:
             if not any(pending.in_journal for pending in self._unwritten):
                 try:
                     await asyncio.to_thread(self._journal.clear)
@@ -179,7 +179,7 @@ class UsageRecorder:
                     # The next start writes its rows again, which changes nothing.
                     _log.warning("cannot empty the journal", reason=error.strerror)
 
-    async def _write_for_ever(self) -> None:
+    async def _write_rows(self) -> None:
         failures, most = 0, BATCH
         while True:
             batch = await self._find_batch(most)
@@ -191,7 +191,7 @@ class UsageRecorder:
                 await self._set_aside(batch, error)
                 continue
             except errors.Unavailable as error:
-                await self._keep_waiting(error)
+                await self._handle_unavailable(error)
                 failures += 1
                 await asyncio.sleep(_BACKOFF.pause(failures))
                 continue
@@ -208,12 +208,12 @@ class UsageRecorder:
                 self._waiting.append(self._refused.popleft())
         return list(itertools.islice(self._waiting, most))
 
-    async def _keep_waiting(self, error: errors.Unavailable) -> None:
+    async def _handle_unavailable(self, error: errors.Unavailable) -> None:
         self._unavailable.inc()
-        if self._store_is_well:
-            self._store_is_well = False
+        if self._store_is_healthy:
+            self._store_is_healthy = False
             _log.error("request rows are waiting", reason=error.message, rows=len(self._waiting))
-        await self._keep()
+        await self._write_journal()
 
     async def _set_aside(self, batch: Sequence[PendingRow], error: RowsRefused) -> None:
         self._refusals.inc()
@@ -223,12 +223,12 @@ class UsageRecorder:
             _log.error("PostgreSQL refused a request row; keeping it for retries", reason=error.message, request_id=batch[0].row.id)
         batch[0].was_refused = True
         self._refused.append(self._waiting.popleft())
-        await self._keep()
+        await self._write_journal()
         self._count()
 
     async def _finish(self, batch: Sequence[PendingRow]) -> None:
-        if not self._store_is_well:
-            self._store_is_well = True
+        if not self._store_is_healthy:
+            self._store_is_healthy = True
             _log.info("writing request rows again", rows=len(self._waiting))
         for pending in batch:
             self._waiting.popleft()
@@ -239,7 +239,7 @@ class UsageRecorder:
             self._refused.clear()
         self._count()
         if any(pending.in_journal for pending in batch):
-            await self._clear()
+            await self._clear_journal()
 
     def _count(self) -> None:
         self._queue_rows.set(len(self._waiting) + len(self._refused))

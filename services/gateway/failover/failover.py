@@ -116,15 +116,15 @@ class FailoverState(Generic[Request, Item, End]):
 
     # --- facts --------------------------------------------------------------------------------------------------------
 
-    def asked(self, digest: str) -> None:
+    def record_attempt(self, digest: str) -> None:
         """Record that a worker with this model file is asked; the digest is empty if unknown."""
         self._has_delivered = self._has_responded = False
 
-    def heard(self) -> None:
+    def record_response(self) -> None:
         """Record that the current worker has responded."""
         self._has_responded = True
 
-    def accepted(self, told: inference.PromptAccepted) -> bool:
+    def record_acceptance(self, accepted: inference.PromptAccepted) -> bool:
         """Return whether to tell the caller. Later workers' prompt counts are ignored, because the first one's are billed."""
         return not self.began
 
@@ -133,29 +133,28 @@ class FailoverState(Generic[Request, Item, End]):
         """Return the prompt and answer tokens that the current worker processed; None if unknown."""
         return None
 
-    def said(self, item: Item) -> bool:
+    def record_item(self, item: Item) -> bool:
         """Record an item; return whether to pass it on. Raises ProtocolViolation for an invalid one."""
         if not getattr(item, "waiting", ""):
             self._mark_delivered()
         return True
 
-    def is_wrong(self, end: End, requirements: WorkerRequirements) -> bool:
+    def has_wrong_counts(self, end: End, requirements: WorkerRequirements) -> bool:
         """Return whether the current worker reports impossible counts."""
         return False
 
-    def ended(self, end: End) -> End:
+    def with_total_usage(self, end: End) -> End:
         """Return the end to pass to the caller."""
         return end
 
-    def waiting(self, why: str) -> Item:
+    def waiting_notice(self, why: str) -> Item:
         """Return the notice for a caller whose request waits."""
         raise NotImplementedError
 
     # --- decisions ----------------------------------------------------------------------------------------------------
 
-    def failed(self, node: NodeId, error: errors.AimeshError, *, gone: int = 0) -> RetryOnWorker | Ended[End] | GivenUp:
-        """Decide what follows the failure of the current worker. ``gone``: how many workers lost earlier have not returned as the same
-        process."""
+    def on_failure(self, node: NodeId, error: errors.AimeshError, *, gone: int = 0) -> RetryOnWorker | Ended[End] | GivenUp:
+        """Decide what follows the failure of the current worker. ``gone``: how many lost workers have not returned as the same process."""
         self._crashes += isinstance(error, errors.ModelCrashed)
         if self._crashes == MOST_CRASHES:
             message = "this request crashed the engine twice and will not be run again"
@@ -171,23 +170,23 @@ class FailoverState(Generic[Request, Item, End]):
         is_free = self.began and not self._has_delivered and isinstance(error, _REFUSALS)
         self._attempts += not is_free
         if self._attempts == ATTEMPTS or not self.can_resume:
-            return GivenUp(self.lost(error))
+            return GivenUp(self.final_error(error))
         return RetryOnWorker(self.began, is_free)
 
-    def nobody(self, error: errors.AimeshError, now: float, draw: Callable[[], float]) -> RetryPause | GivenUp:
+    def on_no_worker(self, error: errors.AimeshError, now: float, draw: Callable[[], float]) -> RetryPause | GivenUp:
         """Decide what to do when no worker is available. ``draw`` returns numbers from 0 to 1."""
         patience = RESUME_WAIT_SECONDS if self.began else FIRST_WAIT_SECONDS if isinstance(self._last, _MAY_BE_BACK) else 0.0
         if self._waiting_since is None:
             self._waiting_since = now
         if now - self._waiting_since >= patience:
             # The last worker's error is more useful than "no worker".
-            return GivenUp(self.lost(error if self._last is None or isinstance(error, errors.Overloaded) else self._last))
+            return GivenUp(self.final_error(error if self._last is None or isinstance(error, errors.Overloaded) else self._last))
         # Try all workers again: one that failed may be back.
         self._failed.clear()
         self._waits += 1
         return RetryPause(BACKOFF.pause(self._waits, draw))
 
-    def lost(self, error: errors.AimeshError) -> errors.AimeshError:
+    def final_error(self, error: errors.AimeshError) -> errors.AimeshError:
         """Return the final error for the caller."""
         return error
 
@@ -235,8 +234,8 @@ class AnswerFailover(FailoverState[inference.ProcessPrompt, inference.Chunk, Gen
     def delivered_tokens(self) -> int:
         return self._tokens
 
-    def asked(self, digest: str) -> None:
-        super().asked(digest)
+    def record_attempt(self, digest: str) -> None:
+        super().record_attempt(digest)
         self._tokens_before = self._tokens
         if self.began:
             self._resumed = True
@@ -244,17 +243,17 @@ class AnswerFailover(FailoverState[inference.ProcessPrompt, inference.Chunk, Gen
         else:
             self._digest = digest
 
-    def accepted(self, told: inference.PromptAccepted) -> bool:
+    def record_acceptance(self, accepted: inference.PromptAccepted) -> bool:
         if self.began:
             return False
-        self._prompt_tokens = told.prompt_tokens
+        self._prompt_tokens = accepted.prompt_tokens
         return True
 
     @property
     def processed_tokens(self) -> tuple[int, int] | None:
         return None if self._prompt_tokens is None else (self._prompt_tokens, self._tokens - self._tokens_before)
 
-    def said(self, item: inference.Chunk) -> bool:
+    def record_item(self, item: inference.Chunk) -> bool:
         if item.waiting:
             return not self.began
         self._check(item)
@@ -269,28 +268,28 @@ class AnswerFailover(FailoverState[inference.ProcessPrompt, inference.Chunk, Gen
             self._mark_delivered()
         return True
 
-    def waiting(self, why: str) -> inference.Chunk:
+    def waiting_notice(self, why: str) -> inference.Chunk:
         return inference.Chunk("", (), waiting=why)
 
-    def is_wrong(self, end: Generation, requirements: WorkerRequirements) -> bool:
+    def has_wrong_counts(self, end: Generation, requirements: WorkerRequirements) -> bool:
         claimed, received = end.usage, self._tokens - self._tokens_before
         # The worker counts only its own tokens.
         return worker_records.is_wrong(claimed.completion_tokens, received, self._answers) or any(
-            worker_records.is_impossible(requirements, told) for told in (claimed.prompt_tokens, self._prompt_tokens or 0)
+            worker_records.is_impossible(requirements, tokens) for tokens in (claimed.prompt_tokens, self._prompt_tokens or 0)
         )
 
-    def ended(self, end: Generation) -> Generation:
+    def with_total_usage(self, end: Generation) -> Generation:
         if not self._resumed:
             return end
         prompt_tokens = end.usage.prompt_tokens if self._prompt_tokens is None else self._prompt_tokens
         return msgspec.structs.replace(end, usage=Usage(prompt_tokens, self._tokens, end.usage.cached_tokens))
 
-    def failed(self, node: NodeId, error: errors.AimeshError, *, gone: int = 0) -> RetryOnWorker | Ended[Generation] | GivenUp:
+    def on_failure(self, node: NodeId, error: errors.AimeshError, *, gone: int = 0) -> RetryOnWorker | Ended[Generation] | GivenUp:
         if self._finish is not None:
             return Ended(Generation(self._finish, Usage(self._prompt_tokens or 0, self._tokens)))
-        return super().failed(node, error, gone=gone)
+        return super().on_failure(node, error, gone=gone)
 
-    def lost(self, error: errors.AimeshError) -> errors.AimeshError:
+    def final_error(self, error: errors.AimeshError) -> errors.AimeshError:
         if not self.began:
             return error
         return errors.WorkerLost(
@@ -326,14 +325,14 @@ class VectorsFailover(FailoverState[embedding.Embed, embedding.Vectors, embeddin
     def processed_tokens(self) -> tuple[int, int] | None:
         return None if self._prompt_tokens is None else (self._prompt_tokens, 0)
 
-    def accepted(self, told: inference.PromptAccepted) -> bool:
-        self._prompt_tokens = told.prompt_tokens
-        return super().accepted(told)
+    def record_acceptance(self, accepted: inference.PromptAccepted) -> bool:
+        self._prompt_tokens = accepted.prompt_tokens
+        return super().record_acceptance(accepted)
 
-    def is_wrong(self, end: embedding.Embedded, requirements: WorkerRequirements) -> bool:
+    def has_wrong_counts(self, end: embedding.Embedded, requirements: WorkerRequirements) -> bool:
         return worker_records.is_impossible(requirements, end.prompt_tokens)
 
-    def waiting(self, why: str) -> embedding.Vectors:
+    def waiting_notice(self, why: str) -> embedding.Vectors:
         return embedding.Vectors((), waiting=why)
 
 

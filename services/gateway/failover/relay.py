@@ -133,18 +133,18 @@ class _RunningCall(Generic[Request, Item, End]):
                             if isinstance(step, Claim):
                                 claim = step
                             elif not self._state.began:
-                                yield self._state.waiting(step.why)
+                                yield self._state.waiting_notice(step.why)
                 assert claim is not None  # the generator ends with one
                 outcome = "left"
                 try:
                     async with aclosing(self._stream_from(claim)) as answers:
-                        async for said in answers:
-                            yield said
+                        async for item in answers:
+                            yield item
                     outcome = "answered"
                     return
                 except errors.AimeshError as error:
                     outcome = "failed"
-                    claim.failed(error)
+                    claim.record_failure(error)
                     decision = self._decide(claim, error)
                 finally:
                     self._count(outcome)
@@ -183,7 +183,7 @@ class _RunningCall(Generic[Request, Item, End]):
                 if selecting is not None:
                     selecting.error = errors.code_of(error)
                     selecting.end()
-                decision = state.nobody(error, clock(), self._parts.draw)
+                decision = state.on_no_worker(error, clock(), self._parts.draw)
             if isinstance(decision, GivenUp):
                 raise decision.error from None
             left = self._ends_at - clock()
@@ -193,35 +193,35 @@ class _RunningCall(Generic[Request, Item, End]):
 
     async def _stream_from(self, claim: Claim) -> AsyncGenerator[inference.PromptAccepted | Item | End]:
         state, left = self._state, self._ends_at - self._parts.clock()
-        state.asked(_digest(claim.worker, self._requirements))
+        state.record_attempt(_digest(claim.worker, self._requirements))
         self._runs_on(claim, state.delivered_tokens)
         silence = BoundedWaits(self._parts.stall_seconds)
         with claim, closing(silence):
             try:
-                asked = self._parts.rpc.stream(self._method, state.request, to=claim.worker.node, deadline_seconds=left)
-                async with tracing.CallSpan(f"{self._operation} {self._requirements.model}", self._attributes(claim), asked) as answer:
+                call = self._parts.rpc.stream(self._method, state.request, to=claim.worker.node, deadline_seconds=left)
+                async with tracing.CallSpan(f"{self._operation} {self._requirements.model}", self._attributes(claim), call) as answer:
                     items, is_accepted = aiter(answer), False
                     try:
                         # If no other worker can resume, keep waiting for this one.
                         while (item := await self._next(items, silence if state.began and state.can_resume else None)) is not None:
-                            state.heard()
+                            state.record_response()
                             if not is_accepted and isinstance(answer.accepted, inference.PromptAccepted):
                                 is_accepted = True
-                                if state.accepted(answer.accepted):
+                                if state.record_acceptance(answer.accepted):
                                     yield answer.accepted
-                            if state.said(item):
+                            if state.record_item(item):
                                 yield item
                             if state.began:
-                                claim.delivered()
+                                claim.record_delivery()
                     except errors.LinkLost:
                         if answer.accepted is not None:
-                            state.heard()
+                            state.record_response()
                         raise
                     self._check(claim.worker, answer.end)
-                    yield state.ended(answer.end)
+                    yield state.with_total_usage(answer.end)
             finally:
                 if state.processed_tokens is not None:
-                    claim.tokens(*state.processed_tokens)
+                    claim.record_tokens(*state.processed_tokens)
 
     async def _next(self, items: AsyncIterator[Item], silence: BoundedWaits | None) -> Item | None:
         """Return None at the end of the stream. Raises LinkLost if the worker stalls."""
@@ -245,8 +245,9 @@ class _RunningCall(Generic[Request, Item, End]):
     def _decide(self, claim: Claim, error: errors.AimeshError) -> RetryOnWorker | Ended[End]:
         """Raise what the caller gets, or return how to continue."""
         state = self._state
-        knowledge, clock = self._parts.dispatch.knowledge, self._parts.dispatch.clock()
-        decision = state.failed(claim.worker.node, error, gone=sum(not knowledge.is_there(worker, clock) for worker in self._lost))
+        stats, clock = self._parts.dispatch.worker_stats, self._parts.dispatch.clock()
+        gone = sum(not stats.may_be_running(worker, clock) for worker in self._lost)
+        decision = state.on_failure(claim.worker.node, error, gone=gone)
         if isinstance(error, errors.LinkLost):
             self._lost.append(claim.worker)
         if isinstance(decision, GivenUp):
@@ -255,17 +256,17 @@ class _RunningCall(Generic[Request, Item, End]):
             return decision
         if not decision.is_free and not self._parts.budget.spend(self._parts.clock()):
             self._parts.count(_kind(decision), "over_budget")
-            raise state.lost(error) from error
+            raise state.final_error(error) from error
         what = "worker lost in mid-answer" if decision.is_resumption else "worker failed before its first token"
         _log.warning(what, worker=claim.worker.node, code=errors.code_of(error))
         return decision
 
     def _check(self, worker: DirectoryEntry, end: End) -> None:
         dispatch = self._parts.dispatch
-        if not self._state.is_wrong(end, self._requirements):
+        if not self._state.has_wrong_counts(end, self._requirements):
             return
         self._parts.flag(worker.node)
-        quarantined = dispatch.knowledge.strikes.strike(worker.node, dispatch.clock())
+        quarantined = dispatch.worker_stats.dishonest_workers.strike(worker.node, dispatch.clock())
         what = "worker quarantined for wrong token counts" if quarantined else "worker reported wrong token counts"
         _log.warning(what, worker=worker.node, model=self._requirements.model)
 

@@ -28,7 +28,7 @@ _log = logs.get(part="receipts")
 Strike = Callable[[NodeId], object]
 
 
-async def of(
+async def collect(
     rpc: node_interface.NodeRpc, directory: node_interface.NodeDirectory, reservations: Sequence[OpenReservation], strike: Strike
 ) -> dict[RequestId, Receipt]:
     """Return the receipts of these requests; ``inference.RUNNING`` for a request that still runs. Never raises for a worker that
@@ -36,15 +36,15 @@ async def of(
     # Paused and draining workers keep their receipts, too.
     alive = {worker.node for worker in directory.entries(Role.WORKER) if worker.alive}
     wanted = {one.request_id: one for one in reservations}
-    asked: dict[NodeId, list[RequestId]] = {}
+    request_ids_by_worker: dict[NodeId, list[RequestId]] = {}
     for one in reservations:
         if one.workers and one.workers[-1] in alive:
-            asked.setdefault(one.workers[-1], []).append(one.request_id)
+            request_ids_by_worker.setdefault(one.workers[-1], []).append(one.request_id)
     found: dict[RequestId, Receipt] = {}
 
     async def ask(node: NodeId, request_ids: Sequence[RequestId]) -> None:
         for signed in await _read(rpc, node, request_ids):
-            receipt = _good(signed, node)
+            receipt = _verified(signed, node)
             if receipt is not None and _ran_last(node, receipt.request_id, wanted):
                 found[receipt.request_id] = receipt
             elif receipt is None or not _ran_before(node, receipt.request_id, wanted):
@@ -52,7 +52,7 @@ async def of(
                 strike(node)
 
     async with asyncio.TaskGroup() as tasks:
-        for node, request_ids in asked.items():
+        for node, request_ids in request_ids_by_worker.items():
             tasks.create_task(ask(node, request_ids))
     return found
 
@@ -62,16 +62,16 @@ async def _read(rpc: node_interface.NodeRpc, node: NodeId, request_ids: Sequence
     try:
         async with asyncio.timeout(DEADLINE_SECONDS):
             for first in range(0, len(request_ids), inference.MOST_RECEIPTS):
-                asked = inference.ReadReceipts(tuple(request_ids[first : first + inference.MOST_RECEIPTS]))
-                told = await rpc.call(inference.read_receipts, asked, to=node, deadline_seconds=DEADLINE_SECONDS)
+                request = inference.ReadReceipts(tuple(request_ids[first : first + inference.MOST_RECEIPTS]))
+                reply = await rpc.call(inference.read_receipts, request, to=node, deadline_seconds=DEADLINE_SECONDS)
                 # One receipt too many is enough to prove a worker wrong, so the rest isn't checked.
-                found += told.receipts[: len(asked.request_ids) + 1]
+                found += reply.receipts[: len(request.request_ids) + 1]
     except (errors.AimeshError, TimeoutError):
         return found
     return found
 
 
-def _good(signed: SignedReceipt, node: NodeId) -> Receipt | None:
+def _verified(signed: SignedReceipt, node: NodeId) -> Receipt | None:
     """Return None for a bad signature or impossible values."""
     if not node_keys.verify(node, inference.RECEIPT_PURPOSE, signed.text, signed.signature):
         return None

@@ -49,7 +49,7 @@ class Reference:
         await call.answer_bytes(self._page, b"text/html; charset=utf-8")
 
 
-def _asked(route: HttpRoute) -> str:
+def _credential_text(route: HttpRoute) -> str:
     row = route.access
     if row.who is Audience.NODE:
         return "No credential."
@@ -73,7 +73,7 @@ def _section(route: HttpRoute) -> str:
     streams = "<p>With <code>stream</code> true, the response is a stream of server-sent events.</p>" if route.streams else ""
     return (
         f"<h2><code>{route.verb} {html.escape(route.path)}</code></h2><p>{html.escape(route.summary)}. "
-        f"{_asked(route)}</p>{body}{answer}{streams}"
+        f"{_credential_text(route)}</p>{body}{answer}{streams}"
     )
 
 

@@ -155,7 +155,7 @@ class HttpApp:
         if by_verb is None:
             for before, path in self._open_ended.items():
                 if scope["path"].startswith(before) and scope["path"] != before:
-                    by_verb, call.which = self._routes[path], scope["path"].removeprefix(before)
+                    by_verb, call.rest_of_path = self._routes[path], scope["path"].removeprefix(before)
         if by_verb is None:
             raise http_errors.RouteMissing(f"no route matches {scope['path'][:200]!r}", hint="see /docs for all routes")
         route = by_verb.get(scope["method"])
@@ -171,12 +171,12 @@ class HttpApp:
         elif route.body is not None:
             # Read the body before taking a slot, which a slow sender must not hold.
             await call.read_body(most_bytes=SIGN_IN_BODY_BYTES, most_seconds=SIGN_IN_BODY_SECONDS)
-            await _until_disconnect(call, self._in_turn(route, call), self._heartbeat_seconds)
+            await _until_disconnect(call, self._run_sign_in(route, call), self._heartbeat_seconds)
         else:
             await self._run(route, call)
 
-    async def _in_turn(self, route: HttpRoute, call: HttpCall) -> None:
-        async with self._sign_ins.take(addresses.household(call.address or "")):
+    async def _run_sign_in(self, route: HttpRoute, call: HttpCall) -> None:
+        async with self._sign_ins.take(addresses.client_network(call.address or "")):
             await route.handler(call)
 
     async def _run(self, route: HttpRoute, call: HttpCall) -> None:
@@ -227,18 +227,18 @@ async def _cancel_when_gone(call: HttpCall, work: asyncio.Task[None], heartbeat_
                 await call.wait_for_disconnect()
             break
         except TimeoutError:
-            quiet_seconds = call.quiet_seconds()
-        if quiet_seconds is not None and quiet_seconds >= heartbeat_seconds:
-            await call.beat()
-            quiet_seconds = 0.0
-        wait_seconds = heartbeat_seconds - (quiet_seconds or 0.0)
+            idle_seconds = call.idle_seconds()
+        if idle_seconds is not None and idle_seconds >= heartbeat_seconds:
+            await call.send_heartbeat()
+            idle_seconds = 0.0
+        wait_seconds = heartbeat_seconds - (idle_seconds or 0.0)
     # Servers report the end of the response as a disconnect, too.
     if not call.ended:
         work.cancel()
 
 
 async def _fail(call: HttpCall, error: errors.AimeshError) -> None:
-    if isinstance(error, errors.Cancelled) and call.left and not call.started:
+    if isinstance(error, errors.Cancelled) and call.disconnected and not call.started:
         _log.info("client disconnected")
         return
     try:

@@ -67,14 +67,14 @@ class HttpCall:
                 self._repeated = name
             self._headers.setdefault(name, value)
         #: The part of the path matched by the route's braces.
-        self.which = ""
+        self.rest_of_path = ""
         self.body = b""
         #: Set for routes with a credential.
         self.principal: Principal | None = None
         self.started = False
         self.ended = False
         #: The client disconnected, or has the whole response.
-        self.left = False
+        self.disconnected = False
         self._extra: Headers = []
         #: Formats a failure as events; None unless the response is a stream.
         self._failed: Callable[[ErrorBody], Sequence[ServerSentEvent]] | None = None
@@ -82,7 +82,7 @@ class HttpCall:
         self._written_at = self._loop.time()
         self._writes = BoundedWaits(WRITE_SECONDS)
         #: The handler and the heartbeat both write.
-        self._turn = asyncio.Lock()
+        self._write_lock = asyncio.Lock()
 
     @property
     def caller(self) -> Principal:
@@ -111,8 +111,8 @@ class HttpCall:
     @property
     def agent(self) -> str:
         """The printable part of the client's User-Agent."""
-        said = self._headers.get(b"user-agent", b"").decode("latin-1")
-        return "".join(letter for letter in said if letter.isprintable())[:_LONGEST_AGENT]
+        agent = self._headers.get(b"user-agent", b"").decode("latin-1")
+        return "".join(letter for letter in agent if letter.isprintable())[:_LONGEST_AGENT]
 
     @property
     def query(self) -> bytes:
@@ -128,8 +128,8 @@ class HttpCall:
     @property
     def cache_request(self) -> cache_keys.CacheRequest:
         """What `Cache-Control` and `X-Cache` ask for."""
-        said, ours = (self._headers.get(name) for name in (b"cache-control", b"x-cache"))
-        return cache_keys.read_headers(*(None if value is None else value.decode("latin-1") for value in (said, ours)))
+        cache_control, x_cache = (self._headers.get(name) for name in (b"cache-control", b"x-cache"))
+        return cache_keys.read_headers(*(None if value is None else value.decode("latin-1") for value in (cache_control, x_cache)))
 
     @property
     def last_event_id(self) -> str | None:
@@ -170,7 +170,7 @@ class HttpCall:
                 limit.reschedule(began + min(BODY_GRACE_SECONDS + size / BODY_BYTES_PER_SECOND, most_seconds))
             message = await self._receive()
             if message["type"] == "http.disconnect":
-                self.left = True
+                self.disconnected = True
                 raise errors.Cancelled("the client disconnected")
             part = message.get("body", b"")
             size += len(part)
@@ -221,13 +221,13 @@ class HttpCall:
         await self._begin_events()
         await self._write(b": " + " ".join(text.split()).encode() + b"\n\n", more=True)
 
-    def quiet_seconds(self) -> float | None:
+    def idle_seconds(self) -> float | None:
         """Return how long a stream has been idle; None for other responses."""
         if self._failed is None or self.ended:
             return None
-        return 0.0 if self._turn.locked() else self._loop.time() - self._written_at
+        return 0.0 if self._write_lock.locked() else self._loop.time() - self._written_at
 
-    async def beat(self) -> None:
+    async def send_heartbeat(self) -> None:
         """Send a heartbeat for the client and the proxies."""
         await self.send_comment("still here")
 
@@ -238,7 +238,7 @@ class HttpCall:
         """Wait until the client disconnects. Call it after reading the body."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self.left = True
+        self.disconnected = True
 
     def _token(self, name: bytes, shown: str) -> str | None:
         found = self._headers.get(name)
@@ -255,12 +255,12 @@ class HttpCall:
         self.started = True
         request_id = (b"x-request-id", str(self.request_id).encode())
         # A route's own headers override the common ones.
-        said = {name for name, _ in self._extra}
-        common = _COMMON if not said else [header for header in _COMMON if header[0] not in said]
+        overridden = {name for name, _ in self._extra}
+        common = _COMMON if not overridden else [header for header in _COMMON if header[0] not in overridden]
         await self._send({"type": "http.response.start", "status": status, "headers": [*headers, request_id, *common, *self._extra]})
 
     async def _write(self, body: bytes, *, more: bool) -> None:
-        async with self._turn:
+        async with self._write_lock:
             if self.ended:
                 return  # a late heartbeat
             self.ended = not more

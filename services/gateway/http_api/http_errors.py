@@ -71,10 +71,10 @@ def headers(error: AimeshError) -> Headers:
 
 def allowance_headers(tightest: TightestLimit) -> Headers:
     """Return the remaining limits under OpenAI's names; empty if there is no limit."""
-    return [*_left(b"requests", tightest.requests), *_left(b"tokens", tightest.tokens)]
+    return [*_remaining(b"requests", tightest.requests), *_remaining(b"tokens", tightest.tokens)]
 
 
-def _left(what: bytes, allowance: Allowance | None) -> Headers:
+def _remaining(what: bytes, allowance: Allowance | None) -> Headers:
     if allowance is None:
         return []
     return [

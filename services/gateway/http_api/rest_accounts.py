@@ -162,8 +162,8 @@ class RestAccounts:
         await call.answer(key_bodies.ApiKeysAnswer(tuple(key_bodies.to_view(key) for key in listed.keys)))
 
     async def _revoke_key(self, call: HttpCall) -> None:
-        asked = request_bodies.read_query(call.query, key_bodies.RevokeQuery)
-        request = auth.RevokeApiKey(call.which, asked.with_made)
+        query = request_bodies.read_query(call.query, key_bodies.RevokeQuery)
+        request = auth.RevokeApiKey(call.rest_of_path, query.with_made)
         revoked = await self._rpc.call(auth.revoke_api_key, request, credential=call.credential)
         await call.answer(key_bodies.to_view(revoked))
 

@@ -107,7 +107,7 @@ class UsageReader(Protocol):
 class Reports(Protocol):
     """See ``UsageReports``."""
 
-    async def requests(self, caller: Principal, asked: ListRequests) -> tuple[LoggedRequest, ...]: ...
+    async def requests(self, caller: Principal, query: ListRequests) -> tuple[LoggedRequest, ...]: ...
 
     async def rate(self, caller: Principal, request: RequestId, rating: int) -> None: ...
 
@@ -152,8 +152,8 @@ class RestUsage:
 
     async def _requests(self, call: HttpCall) -> None:
         query = request_bodies.read_query(call.query, RequestsQuery)
-        asked = ListRequests(status=query.status, model=query.model, before=query.before, limit=query.limit)
-        found = await self._reports.requests(call.caller, asked)
+        wanted = ListRequests(status=query.status, model=query.model, before=query.before, limit=query.limit)
+        found = await self._reports.requests(call.caller, wanted)
         await call.answer(RequestsAnswer(tuple(_answer(request) for request in found)))
 
     async def _feedback(self, call: HttpCall) -> None:

@@ -51,20 +51,20 @@ class _Outcome(Generic[End]):
 
 
 class AnswerRun(Generic[Head, Piece, End]):
-    """One answer being generated. The producer calls ``tell`` once and ``add`` for each chunk; others open a reader."""
+    """One answer being generated. The producer calls ``set_head`` once and ``add`` for each chunk; others open a reader."""
 
     def __init__(self, name: AnswerRunId, buffer: AnswerBuffer[Piece], ends_at: float, owner: "AnswerRuns") -> None:
         self.name = name
         #: Its deadline, by the owner's clock.
         self.ends_at = ends_at
-        self.over = False
+        self.is_over = False
         self._buffer = buffer
         self._owner = owner
         self._head: Head | None = None
         self._end: End | None = None
         self._failure: BaseException | None = None
         self._why_stopped: errors.AimeshError | None = None
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._room = asyncio.Event()
         self._cancel: Callable[[], object] = lambda: None
 
@@ -94,17 +94,17 @@ class AnswerRun(Generic[Head, Piece, End]):
 
     # --- for the producer -------------------------------------------------------------------------------------------
 
-    def tell(self, head: Head) -> None:
+    def set_head(self, head: Head) -> None:
         """Set what is known before the first chunk."""
         self._head = head
-        self._news.set()
+        self._changed.set()
 
     async def add(self, chunk: Piece) -> None:
         """Add a chunk; wait while the answer is too far ahead of its readers, up to the run's deadline."""
         self._buffer.add(chunk)
-        self._news.set()
+        self._changed.set()
         has_room = self._buffer.make_room(crowded=self._owner.crowded)
-        self._owner.weigh(self)
+        self._owner.update_size(self)
         while not has_room:
             self._room.clear()
             await self._room.wait()
@@ -121,14 +121,14 @@ class AnswerRun(Generic[Head, Piece, End]):
     def leave(self, reader: ReaderId) -> None:
         self._buffer.leave(reader)
         self._room.set()
-        if not self._buffer.wanted and not self.over:
+        if not self._buffer.wanted and not self.is_over:
             self._owner.forget(self)
             self._cancel()
 
     async def wait(self) -> None:
         """Wait for a change."""
-        self._news.clear()
-        await self._news.wait()
+        self._changed.clear()
+        await self._changed.wait()
 
     def stop(self, why: errors.AimeshError) -> None:
         """Cancel the run; its readers get the error after the chunks so far."""
@@ -161,16 +161,16 @@ class AnswerRun(Generic[Head, Piece, End]):
     def kept(self) -> bool:
         return self._buffer.kept
 
-    def runs_as(self, task: "asyncio.Task[_Outcome[End]]") -> None:
+    def set_task(self, task: "asyncio.Task[_Outcome[End]]") -> None:
         self._cancel = task.cancel
 
-    def ended(self, task: "asyncio.Task[_Outcome[End]]") -> None:
+    def finish(self, task: "asyncio.Task[_Outcome[End]]") -> None:
         outcome = _Outcome(None, self._why_stopped or _cancelled()) if task.cancelled() else task.result()
         self._end, self._failure = outcome.end, outcome.failure
         if not (self._failure is None or self._buffer.is_read or isinstance(self._failure, errors.AimeshError)):
             _log.error("answer failed unexpectedly without a reader", exc_info=self._failure)
-        self.over = True
-        self._news.set()
+        self.is_over = True
+        self._changed.set()
 
 
 class AnswerRunReader(Generic[Head, Piece, End]):
@@ -189,7 +189,7 @@ class AnswerRunReader(Generic[Head, Piece, End]):
     async def head(self) -> Head:
         """Wait for the head. Raises what the run raised before it."""
         while self.run.head is None:
-            if self.run.over:
+            if self.run.is_over:
                 raise self.run.failure or errors.Internal("an answer ended before it began")
             await self.run.wait()
         return self.run.head
@@ -203,7 +203,7 @@ class AnswerRunReader(Generic[Head, Piece, End]):
             found = self.run.next(self._reader)
             if found is not None:
                 return found
-            if self.run.over:
+            if self.run.is_over:
                 raise self.run.failure or StopAsyncIteration
             await self.run.wait()
 
@@ -222,11 +222,11 @@ class AnswerRuns:
     def __init__(self, clock: Callable[[], float] = time.monotonic, *, most_bytes: int = MOST_BYTES) -> None:
         self._clock = clock
         self._most_bytes = most_bytes
-        self._found: dict[AnswerRunId, AnswerRun[Any, Any, Any]] = {}
+        self._runs: dict[AnswerRunId, AnswerRun[Any, Any, Any]] = {}
         #: Finished answers that are kept, with their expiry; oldest first.
-        self._over: OrderedDict[AnswerRunId, float] = OrderedDict()
+        self._finished: OrderedDict[AnswerRunId, float] = OrderedDict()
         #: Size of each answer, and their sum.
-        self._weights: dict[AnswerRunId, int] = {}
+        self._sizes: dict[AnswerRunId, int] = {}
         self._bytes = 0
         self._tasks: asyncio.TaskGroup | None = None
 
@@ -235,7 +235,7 @@ class AnswerRuns:
         """Cancel all runs at the end of the block, and wait for them."""
         async with lifecycle.background() as tasks:
             self._tasks = tasks
-            tasks.create_task(self._forget_for_ever())
+            tasks.create_task(self._forget_periodically())
             yield self
 
     @property
@@ -249,7 +249,7 @@ class AnswerRuns:
     def find(self, name: AnswerRunId) -> AnswerRun[Any, Any, Any] | None:
         """Return a running or kept answer."""
         self._forget_old()
-        return self._found.get(name)
+        return self._runs.get(name)
 
     def start(
         self, name: AnswerRunId, produce: Produce[Head, Piece, End], *, seconds: float, kept: bool = False
@@ -258,27 +258,27 @@ class AnswerRuns:
         before the next await."""
         assert self._tasks is not None  # `running` is entered
         self._forget_old()
-        if (other := self._found.get(name)) is not None:
+        if (other := self._runs.get(name)) is not None:
             self.forget(other)
         run: AnswerRun[Head, Piece, End] = AnswerRun(name, AnswerBuffer(kept=kept), self._clock() + seconds, self)
-        self._found[name] = run
+        self._runs[name] = run
         task = self._tasks.create_task(self._make(run, produce, seconds))
-        run.runs_as(task)
+        run.set_task(task)
         task.add_done_callback(lambda task: self._ended(run, task))
         return run
 
     def forget(self, run: AnswerRun[Any, Any, Any]) -> None:
         """Remove the answer; its readers continue. Safe to call twice."""
-        if self._found.get(run.name) is run:
-            del self._found[run.name]
-            self._over.pop(run.name, None)
-            self._bytes -= self._weights.pop(run.name, 0)
+        if self._runs.get(run.name) is run:
+            del self._runs[run.name]
+            self._finished.pop(run.name, None)
+            self._bytes -= self._sizes.pop(run.name, 0)
 
-    def weigh(self, run: AnswerRun[Any, Any, Any]) -> None:
+    def update_size(self, run: AnswerRun[Any, Any, Any]) -> None:
         """Update the answer's size."""
-        if self._found.get(run.name) is run:
-            self._bytes += run.size - self._weights.get(run.name, 0)
-            self._weights[run.name] = run.size
+        if self._runs.get(run.name) is run:
+            self._bytes += run.size - self._sizes.get(run.name, 0)
+            self._sizes[run.name] = run.size
         if self.crowded:
             self._forget_old()
 
@@ -300,23 +300,23 @@ class AnswerRuns:
         return _Outcome(None, _cancelled() if isinstance(made, asyncio.CancelledError) else made)
 
     def _ended(self, run: AnswerRun[Head, Piece, End], task: "asyncio.Task[_Outcome[End]]") -> None:
-        run.ended(task)
-        if self._found.get(run.name) is not run:
+        run.finish(task)
+        if self._runs.get(run.name) is not run:
             return
         if run.kept:
-            self._over[run.name] = self._clock() + KEPT_SECONDS
+            self._finished[run.name] = self._clock() + KEPT_SECONDS
         else:
             self.forget(run)
 
     def _forget_old(self) -> None:
         now = self._clock()
-        while self._over:
-            name, until = next(iter(self._over.items()))
+        while self._finished:
+            name, until = next(iter(self._finished.items()))
             if now < until and not self.crowded:
                 return
-            self.forget(self._found[name])
+            self.forget(self._runs[name])
 
-    async def _forget_for_ever(self) -> None:
+    async def _forget_periodically(self) -> None:
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             self._forget_old()

@@ -67,10 +67,10 @@ def read_headers(cache_control: str | None, x_cache: str | None) -> CacheRequest
     return CacheRequest.ON if word == "on" else CacheRequest.NOTHING
 
 
-def plan(asked: CacheRequest, sampling: Sampling, *, only_when_asked: bool) -> CacheUse:
-    if not is_deterministic(sampling) or asked is CacheRequest.OFF or (only_when_asked and asked is CacheRequest.NOTHING):
+def plan(request: CacheRequest, sampling: Sampling, *, only_when_asked: bool) -> CacheUse:
+    if not is_deterministic(sampling) or request is CacheRequest.OFF or (only_when_asked and request is CacheRequest.NOTHING):
         return CacheUse(read=False, write=False)
-    return CacheUse(read=asked is not CacheRequest.FRESH, write=True)
+    return CacheUse(read=request is not CacheRequest.FRESH, write=True)
 
 
 def is_deterministic(sampling: Sampling) -> bool:
@@ -79,8 +79,8 @@ def is_deterministic(sampling: Sampling) -> bool:
 
 def name(question: CacheQuestion, secret: str) -> str:
     """Return the cache key. It differs for every tenant and reveals neither tenant nor content."""
-    said = _encoder.encode((str(question.tenant), question.digest, question.prompt))
-    return PREFIX + hmac.new(secret.encode(), b"answer:" + said + canonical(question.config), hashlib.sha256).hexdigest()
+    content = _encoder.encode((str(question.tenant), question.digest, question.prompt))
+    return PREFIX + hmac.new(secret.encode(), b"answer:" + content + canonical(question.config), hashlib.sha256).hexdigest()
 
 
 def canonical(request: Sampling) -> bytes:

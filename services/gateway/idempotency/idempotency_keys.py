@@ -81,7 +81,7 @@ class Orphaned:
 
 
 @dataclass(frozen=True, slots=True)
-class KeyExpired:
+class EndedRequest:
     """The request has ended."""
 
     request_id: RequestId
@@ -100,13 +100,13 @@ class RunningElsewhere:
 
 
 @dataclass(frozen=True, slots=True)
-class LeftBehind:
+class AbandonedRequest:
     """An earlier process of this node left the request."""
 
     request_id: RequestId
 
 
-Found = KeyExpired | RunningHere | RunningElsewhere | LeftBehind
+ExistingKeyUse = EndedRequest | RunningHere | RunningElsewhere | AbandonedRequest
 
 
 class KeptAnswer(msgspec.Struct, Generic[Piece, End], frozen=True, array_like=True):
@@ -178,32 +178,32 @@ def digest(requests: Iterable[InferenceRequest]) -> bytes:
 def fingerprint(request: InferenceRequest | EmbeddingRequest, secret: str, together: bytes = b"") -> bytes:
     """Return the same value for the same request through any API."""
     if isinstance(request, EmbeddingRequest):
-        said = b"idempotency of embeddings:" + msgspec.msgpack.encode(request)
+        content = b"idempotency of embeddings:" + msgspec.msgpack.encode(request)
     else:
-        said = b"idempotency:" + cache_keys.canonical(request) + together
-    return hmac.new(secret.encode(), said, hashlib.sha256).digest()
+        content = b"idempotency:" + cache_keys.canonical(request) + together
+    return hmac.new(secret.encode(), content, hashlib.sha256).digest()
 
 
-def judge(held: HeldKey, wanted: bytes, *, node: NodeId, ours: Container[RequestId]) -> Found:
+def classify(held: HeldKey, wanted: bytes, *, node: NodeId, ours: Container[RequestId]) -> ExistingKeyUse:
     """Judge a held key. ``ours``: the requests of this process. Raises IdempotencyConflict."""
     if not hmac.compare_digest(held.fingerprint, wanted):
         raise errors.IdempotencyConflict(
             "this idempotency key was used for another request", hint="use a new key for each request, and repeat requests unchanged"
         )
     if held.state is not KeyState.RUNNING:
-        return KeyExpired(held.request_id, held.answer)
+        return EndedRequest(held.request_id, held.answer)
     if held.request_id in ours:
         return RunningHere(held.request_id)
-    return LeftBehind(held.request_id) if held.gateway == node else RunningElsewhere(held.gateway, held.request_id)
+    return AbandonedRequest(held.request_id) if held.gateway == node else RunningElsewhere(held.gateway, held.request_id)
 
 
-def ensure_can_resume(found: NewKeyUse | Orphaned, asked: IdempotentRequest) -> None:
+def ensure_can_resume(found: NewKeyUse | Orphaned, request: IdempotentRequest) -> None:
     """Raise AnswerGone if a new answer might not match what the caller already has."""
-    if not asked.after:
+    if not request.after:
         return
     if isinstance(found, NewKeyUse):
         raise errors.AnswerGone("the answer to resume is no longer stored", hint="send the request again with a new idempotency key")
-    if isinstance(asked.request, InferenceRequest) and (asked.request.n or 1) > 1:
+    if isinstance(request.request, InferenceRequest) and (request.request.n or 1) > 1:
         raise errors.AnswerGone(
             "the gateway that ran this request is gone, and several answers can't be resumed in the same order",
             hint="send the request again without Last-Event-ID",

@@ -24,11 +24,11 @@ class IdempotencyStore:
         self._database = opened
 
     async def claim(
-        self, asked: IdempotentRequest, fingerprint: bytes, node: NodeId, *, lease_seconds: float, dead: RequestId | None = None
+        self, request: IdempotentRequest, fingerprint: bytes, node: NodeId, *, lease_seconds: float, dead: RequestId | None = None
     ) -> NewKeyUse | Orphaned | None:
         """Claim the key; return None if it is held. ``dead``: a request that is known to have stopped."""
         row = await self._database.row(
-            "claim_key", asked.owner, asked.key, fingerprint, asked.request_id, asked.seed, node, lease_seconds, dead
+            "claim_key", request.owner, request.key, fingerprint, request.request_id, request.seed, node, lease_seconds, dead
         )
         if row is None:
             return None
@@ -41,7 +41,7 @@ class IdempotencyStore:
             return None
         return HeldKey(row["fingerprint"], RequestId(row["request_id"]), KeyState(row["state"]), row["answer"], NodeId(row["gateway"]))
 
-    async def prolong(self, requests: Collection[RequestId], *, seconds: float) -> dict[RequestId, bool]:
+    async def extend_leases(self, requests: Collection[RequestId], *, seconds: float) -> dict[RequestId, bool]:
         """Extend leases; return the requests that are still ours, and whether their caller canceled them."""
         rows = await self._database.rows("prolong_keys", list(requests), seconds)
         return {RequestId(row["request_id"]): row["is_withdrawn"] for row in rows}

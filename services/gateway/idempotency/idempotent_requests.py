@@ -1,6 +1,6 @@
 """Runs a request under an idempotency key only once, and gives every repeat the same answer.
 
-    async with idempotency.answer(asked, produce, seconds=60) as repeat:
+    async with idempotency.answer(request, produce, seconds=60) as repeat:
         async for number, chunk in repeat: …
     repeat.result
 
@@ -22,13 +22,13 @@ from services.gateway.idempotency.answer_buffer import Piece
 from services.gateway.idempotency.answer_reader import AnswerReader, Head, StoredAnswers
 from services.gateway.idempotency.answer_runs import AnswerRun, AnswerRunId, AnswerRunReader, AnswerRuns
 from services.gateway.idempotency.idempotency_keys import (
+    AbandonedRequest,
     End,
-    Found,
+    EndedRequest,
+    ExistingKeyUse,
     IdempotentRequest,
     KeptAnswer,
-    KeyExpired,
     KeyState,
-    LeftBehind,
     NewKeyUse,
     Orphaned,
     RunningHere,
@@ -112,94 +112,94 @@ class IdempotentRequests:
 
     @asynccontextmanager
     async def answer(
-        self, asked: IdempotentRequest, produce: Produce[Head, Piece, End], *, seconds: float, whole: bool = False
+        self, request: IdempotentRequest, produce: Produce[Head, Piece, End], *, seconds: float, whole: bool = False
     ) -> AsyncIterator[AnswerReader[Head, Piece, End]]:
-        """Return the answer after the chunk ``asked.after``, or the ``whole`` of it. Leaving the block stops reading; an answer without
+        """Return the answer after the chunk ``request.after``, or the ``whole`` of it. Leaving the block stops reading; an answer without
         readers is canceled after a while.
 
         Raises what ``produce`` raises, IdempotencyConflict, InProgress if another gateway runs the request until shortly before the
         deadline, AnswerGone if the answer is no longer stored, and Unavailable without PostgreSQL.
         """
-        idempotency_keys.check(asked.key)
-        source = await self._open(asked, produce, seconds, 0 if whole else asked.after)
+        idempotency_keys.check(request.key)
+        source = await self._open(request, produce, seconds, 0 if whole else request.after)
         if isinstance(source, StoredAnswers):
-            yield AnswerReader(source, source.answer, is_repeat=source.answer.request_id != asked.request_id)
+            yield AnswerReader(source, source.answer, is_repeat=source.answer.request_id != request.request_id)
             return
         with source:
             head = await source.head()
-            yield AnswerReader(source, head, is_repeat=head.request_id != asked.request_id)
+            yield AnswerReader(source, head, is_repeat=head.request_id != request.request_id)
 
     async def cancel(self, owner: TenantId, key: str) -> None:
         """Cancel the answer at any gateway; what was delivered is billed. The same request under the same key then runs again. Raises
         Unavailable if the other gateways couldn't be told."""
-        for asked in [asked for asked in self._ours.values() if asked.owner == owner and idempotency_keys.is_part(asked.key, key)]:
-            self._cancel_run(asked)
+        for own in [own for own in self._ours.values() if own.owner == owner and idempotency_keys.is_part(own.key, key)]:
+            self._cancel_run(own)
         await self._store.withdraw(owner, key)
 
     # --- claims -----------------------------------------------------------------------------------------------------
 
     async def _open(
-        self, asked: IdempotentRequest, produce: Produce[Head, Piece, End], seconds: float, after: int
+        self, request: IdempotentRequest, produce: Produce[Head, Piece, End], seconds: float, after: int
     ) -> AnswerRunReader[Head, Piece, End] | StoredAnswers[Piece, End]:
         ends_at = self._clock() + seconds
         waits = 0
         with self._counted() as wait:
             while True:
-                match await self._claim(asked):
+                match await self._claim(request):
                     case NewKeyUse() | Orphaned() as claimed:
-                        return (await self._begin(asked, claimed, produce)).reader(after)
-                    case KeyExpired(request_id, answer):
-                        return self._over(asked, request_id, answer, after)
-                    case RunningHere(request_id) if (run := self._runs.find(_name(asked, request_id))) is not None:
+                        return (await self._begin(request, claimed, produce)).reader(after)
+                    case EndedRequest(request_id, answer):
+                        return self._over(request, request_id, answer, after)
+                    case RunningHere(request_id) if (run := self._runs.find(_name(request, request_id))) is not None:
                         return run.reader(after)
                     case _:  # elsewhere, or here while it begins or ends
                         waits += 1
                         await wait(_BACKOFF.pause(waits), ends_at)
 
-    async def _claim(self, asked: IdempotentRequest) -> NewKeyUse | Orphaned | Found:
-        wanted = idempotency_keys.fingerprint(asked.request, self._secret, asked.together)
+    async def _claim(self, request: IdempotentRequest) -> NewKeyUse | Orphaned | ExistingKeyUse:
+        wanted = idempotency_keys.fingerprint(request.request, self._secret, request.together)
         dead: RequestId | None = None
         # Set before the row exists: other calls must not take it for an orphan of an earlier process.
-        self._ours[asked.request_id] = asked
+        self._ours[request.request_id] = request
         claimed: NewKeyUse | Orphaned | None = None
         try:
             while True:
-                claimed = await self._store.claim(asked, wanted, self._node, lease_seconds=LEASE_SECONDS, dead=dead)
+                claimed = await self._store.claim(request, wanted, self._node, lease_seconds=LEASE_SECONDS, dead=dead)
                 if claimed is not None:
                     return claimed
-                held = await self._store.find(asked.owner, asked.key)
+                held = await self._store.find(request.owner, request.key)
                 if held is None:  # it was freed meanwhile
                     continue
-                found = idempotency_keys.judge(held, wanted, node=self._node, ours=self._ours)
-                if not isinstance(found, LeftBehind):
+                found = idempotency_keys.classify(held, wanted, node=self._node, ours=self._ours)
+                if not isinstance(found, AbandonedRequest):
                     return found
                 dead = found.request_id
         finally:
             # If the response to a claim was lost, the next repeat finds an orphan and takes over.
             if claimed is None:
-                del self._ours[asked.request_id]
+                del self._ours[request.request_id]
 
     async def _begin(
-        self, asked: IdempotentRequest, claimed: NewKeyUse | Orphaned, produce: Produce[Head, Piece, End]
+        self, request: IdempotentRequest, claimed: NewKeyUse | Orphaned, produce: Produce[Head, Piece, End]
     ) -> AnswerRun[Head, Piece, End]:
         try:
-            idempotency_keys.ensure_can_resume(claimed, asked)
+            idempotency_keys.ensure_can_resume(claimed, request)
         except errors.AnswerGone:
-            await self._give_up(asked, claimed)
+            await self._give_up(request, claimed)
             raise
 
         async def make(run: AnswerRun[Head, Piece, End]) -> End:
-            return await self._make(asked, claimed, run, produce)
+            return await self._make(request, claimed, run, produce)
 
-        return self._runs.start(_name(asked, asked.request_id), make, seconds=self.most_seconds, kept=True)
+        return self._runs.start(_name(request, request.request_id), make, seconds=self.most_seconds, kept=True)
 
     def _over(
-        self, asked: IdempotentRequest, request_id: RequestId, answer: bytes | None, after: int
+        self, request: IdempotentRequest, request_id: RequestId, answer: bytes | None, after: int
     ) -> AnswerRunReader[Any, Any, Any] | StoredAnswers[Any, Any]:
-        kept = None if answer is None else self._unseal(asked, request_id, answer)
+        kept = None if answer is None else self._unseal(request, request_id, answer)
         if kept is not None and kept.chunks is not None:
             return StoredAnswers(kept, after)
-        run = self._runs.find(_name(asked, request_id))
+        run = self._runs.find(_name(request, request_id))
         if run is None:
             raise errors.AnswerGone(
                 "the answer to this request was too long to store", hint="send the request again with a new idempotency key"
@@ -230,13 +230,13 @@ class IdempotentRequests:
     # --- runs -------------------------------------------------------------------------------------------------------
 
     async def _make(
-        self, asked: IdempotentRequest, claimed: NewKeyUse | Orphaned, run: AnswerRun[Head, Piece, End], produce: Produce[Head, Piece, End]
+        self, request: IdempotentRequest, claim: NewKeyUse | Orphaned, run: AnswerRun[Head, Piece, End], produce: Produce[Head, Piece, End]
     ) -> End:
         async def failed(error: errors.AimeshError) -> None:
-            await self._failed(asked, claimed, run, error)
+            await self._failed(request, claim, run, error)
 
         try:
-            result = await produce(run, claimed.seed)
+            result = await produce(run, claim.seed)
         except errors.AimeshError as error:
             await failed(error)
             raise
@@ -245,41 +245,41 @@ class IdempotentRequests:
             if self._clock() >= run.ends_at - _CLOCK_SLACK_SECONDS:
                 await failed(errors.DeadlineExceeded("the answer was not ready in time", hint="ask for fewer tokens"))
             else:
-                await self._abandon(asked)
+                await self._abandon(request)
             raise
         except BaseException:
             await failed(errors.Internal("the gateway failed; search its log for the request id"))
             raise
-        await self._end(asked, run, _Ending(KeyState.ENDED, self._seal(asked, run, result=result)))
+        await self._end(request, run, _Ending(KeyState.ENDED, self._seal(request, run, result=result)))
         return result
 
     async def _failed(
-        self, asked: IdempotentRequest, claimed: NewKeyUse | Orphaned, run: AnswerRun[Any, Any, Any], error: errors.AimeshError
+        self, request: IdempotentRequest, claimed: NewKeyUse | Orphaned, run: AnswerRun[Any, Any, Any], error: errors.AimeshError
     ) -> None:
-        if run.last == 0 or not idempotency_keys.kind_of(asked.request).counts_in_part:
+        if run.last == 0 or not idempotency_keys.kind_of(request.request).counts_in_part:
             self._runs.forget(run)
-            await self._give_up(asked, claimed)
+            await self._give_up(request, claimed)
         else:
-            await self._end(asked, run, _Ending(KeyState.FAILED, self._seal(asked, run, problem=error.to_problem())))
+            await self._end(request, run, _Ending(KeyState.FAILED, self._seal(request, run, problem=error.to_problem())))
 
-    async def _end(self, asked: IdempotentRequest, run: AnswerRun[Any, Any, Any], ending: _Ending) -> None:
-        await self._save(asked.request_id, ending)
-        if asked.request_id not in self._ours and ending.answer is not None and run.chunks is not None:
+    async def _end(self, request: IdempotentRequest, run: AnswerRun[Any, Any, Any], ending: _Ending) -> None:
+        await self._save(request.request_id, ending)
+        if request.request_id not in self._ours and ending.answer is not None and run.chunks is not None:
             # Repeats now read it from the store.
             self._runs.forget(run)
 
-    async def _give_up(self, asked: IdempotentRequest, claimed: NewKeyUse | Orphaned) -> None:
+    async def _give_up(self, request: IdempotentRequest, claimed: NewKeyUse | Orphaned) -> None:
         """Free the key of a request that didn't run; keep an orphan's, because its caller may have a part and resume later."""
         if isinstance(claimed, NewKeyUse):
-            await self._save(asked.request_id, _Ending(None))
+            await self._save(request.request_id, _Ending(None))
         else:
-            await self._abandon(asked)
+            await self._abandon(request)
 
-    async def _abandon(self, asked: IdempotentRequest) -> None:
+    async def _abandon(self, request: IdempotentRequest) -> None:
         # Treat it as an orphan from here on, even if PostgreSQL isn't told.
-        self._ours.pop(asked.request_id, None)
+        self._ours.pop(request.request_id, None)
         try:
-            await self._store.abandon(asked.request_id)
+            await self._store.abandon(request.request_id)
         except errors.Unavailable:
             return  # the lease expires
 
@@ -290,11 +290,11 @@ class IdempotentRequests:
             ending = _Ending(ending.state)
         self._unsaved[request_id] = ending
         try:
-            await self._tell(request_id, ending)
+            await self._write_end(request_id, ending)
         except errors.Unavailable as error:
             _log.warning("the end of a request is not saved yet", reason=error.message, waiting=len(self._unsaved))
 
-    async def _tell(self, request_id: RequestId, ending: _Ending) -> None:
+    async def _write_end(self, request_id: RequestId, ending: _Ending) -> None:
         if ending.state is None:
             await self._store.free(request_id)
         else:
@@ -304,7 +304,7 @@ class IdempotentRequests:
 
     def _seal(
         self,
-        asked: IdempotentRequest,
+        request: IdempotentRequest,
         run: AnswerRun[Head, Piece, End],
         *,
         result: End | None = None,
@@ -314,14 +314,15 @@ class IdempotentRequests:
         if head is None:
             return None
         kept = KeptAnswer(head.request_id, head.model, head.began_at, run.chunks, result, problem)
-        level = idempotency_keys.kind_of(asked.request).compression
-        answer = answer_encryption.seal(msgspec.msgpack.encode(kept), asked.owner, str(asked.request_id), self._secret, compression=level)
+        level = idempotency_keys.kind_of(request.request).compression
+        body = msgspec.msgpack.encode(kept)
+        answer = answer_encryption.seal(body, request.owner, str(request.request_id), self._secret, compression=level)
         return answer if len(answer) <= MOST_ANSWER_BYTES else None
 
-    def _unseal(self, asked: IdempotentRequest, request_id: RequestId, answer: bytes) -> KeptAnswer[Any, Any] | None:
-        plain = answer_encryption.unseal(answer, asked.owner, str(request_id), self._secret)
+    def _unseal(self, request: IdempotentRequest, request_id: RequestId, answer: bytes) -> KeptAnswer[Any, Any] | None:
+        plain = answer_encryption.unseal(answer, request.owner, str(request_id), self._secret)
         try:
-            return None if plain is None else idempotency_keys.kind_of(asked.request).decoder.decode(plain)
+            return None if plain is None else idempotency_keys.kind_of(request.request).decoder.decode(plain)
         except msgspec.MsgspecError:  # of another version
             return None
 
@@ -333,27 +334,27 @@ class IdempotentRequests:
                 if request_id is None:
                     with suppress(errors.Unavailable):  # the next heartbeat retries
                         await self.heartbeat()
-                elif (asked := self._ours.get(request_id)) is not None:
-                    self._cancel_run(asked)
+                elif (request := self._ours.get(request_id)) is not None:
+                    self._cancel_run(request)
 
-    def _cancel_run(self, asked: IdempotentRequest) -> None:
-        if (run := self._runs.find(_name(asked, asked.request_id))) is not None:
+    def _cancel_run(self, request: IdempotentRequest) -> None:
+        if (run := self._runs.find(_name(request, request.request_id))) is not None:
             run.stop(errors.Cancelled("the caller canceled this request"))
 
     async def heartbeat(self) -> None:
         """Save pending ends, extend the leases of running requests, and stop those that another gateway took over. Raises Unavailable."""
         for request_id, ending in list(self._unsaved.items()):
-            await self._tell(request_id, ending)
+            await self._write_end(request_id, ending)
         # A request without a run is just being claimed, and its row may not exist yet.
-        runs = {request_id: self._runs.find(_name(asked, request_id)) for request_id, asked in self._ours.items()}
+        runs = {request_id: self._runs.find(_name(request, request_id)) for request_id, request in self._ours.items()}
         running = {request_id: run for request_id, run in runs.items() if run is not None}
         self._stop_unread(running)
         if not running:
             return
-        running_asked = {request_id: self._ours[request_id] for request_id in running}
-        still = await self._store.prolong(running, seconds=LEASE_SECONDS)
+        running_requests = {request_id: self._ours[request_id] for request_id in running}
+        still = await self._store.extend_leases(running, seconds=LEASE_SECONDS)
         for request_id in [one for one, is_withdrawn in still.items() if is_withdrawn]:
-            self._cancel_run(running_asked[request_id])
+            self._cancel_run(running_requests[request_id])
         for request_id, run in running.items():
             # It may have ended during the query.
             if request_id in still or request_id not in self._ours or request_id in self._unsaved:
@@ -375,5 +376,5 @@ class IdempotentRequests:
             pass
 
 
-def _name(asked: IdempotentRequest, request_id: RequestId) -> AnswerRunId:
-    return AnswerRunId(asked.owner, request_id.bytes)
+def _name(request: IdempotentRequest, request_id: RequestId) -> AnswerRunId:
+    return AnswerRunId(request.owner, request_id.bytes)

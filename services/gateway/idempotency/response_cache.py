@@ -1,6 +1,6 @@
 """Caches answers in Valkey, and runs identical concurrent requests once.
 
-    answers = cache.answer(question, generate, use=use, seconds=60, came=…)
+    answers = cache.answer(question, generate, use=use, seconds=60, set_origin=…)
 
 Tenants never share answers. Without Valkey, requests run uncached.
 """
@@ -134,8 +134,8 @@ class ResponseCache:
             reader = self._start(question, name, at, generate).reader()
         self._set_origin(origin, set_origin)
         async with aclosing(_follow(reader)) as answers:
-            async for said in answers:
-                yield said
+            async for item in answers:
+                yield item
 
     def _set_origin(self, origin: AnswerOrigin, set_origin: Callable[[AnswerOrigin], None]) -> None:
         self._counted.labels(result=origin.value).inc()
@@ -157,14 +157,14 @@ class ResponseCache:
         async def produce(run: "AnswerRun[PromptAccepted, Chunk, Generation]") -> Generation:
             generation: Generation | None = None
             async with aclosing(generate(self._bounds.most_seconds)) as answers:
-                async for said in answers:
-                    match said:
+                async for item in answers:
+                    match item:
                         case PromptAccepted():
-                            run.tell(said)
+                            run.set_head(item)
                         case Chunk():
-                            await run.add(said)
+                            await run.add(item)
                         case Generation():
-                            generation = said
+                            generation = item
             if generation is None:
                 raise errors.LinkLost("the answer ended without its end marker", hint="retry the request")
             # Store it before its readers see the end, because then the run is no longer found.
@@ -202,7 +202,7 @@ class ResponseCache:
         except errors.Unavailable as error:
             # A read-only Valkey answers other calls, which would close the breaker again and again.
             if self._breaker.failed(self._clock()) or isinstance(error, CacheRefuses):
-                self._tell(script, error)
+                self._log_outage(script, error)
             return None
         self._breaker.succeeded()
         if self._failing == script:
@@ -210,7 +210,7 @@ class ResponseCache:
             _log.info("response cache enabled again")
         return answer
 
-    def _tell(self, script: str, error: errors.Unavailable) -> None:
+    def _log_outage(self, script: str, error: errors.Unavailable) -> None:
         if self._failing is None:
             self._failing = script
             _log.error("response cache disabled", call=script, reason=f"{error.message}: {error.__cause__!r}")

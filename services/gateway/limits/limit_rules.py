@@ -162,17 +162,17 @@ def of_model(model: ModelName, models: Mapping[ModelName, TierPlan]) -> tuple[Re
     return _of_scope(LimitScope.MODEL, model, models[model]) if model in models else ()
 
 
-def _of_scope(scope: LimitScope, whose: str, plan: TierPlan | ApiKeyLimits) -> tuple[RequestLimit, ...]:
+def _of_scope(scope: LimitScope, owner: str, plan: TierPlan | ApiKeyLimits) -> tuple[RequestLimit, ...]:
     most = {
         LimitKind.REQUESTS_PER_HOUR: plan.requests_per_hour,
         LimitKind.REQUESTS_PER_MINUTE: plan.requests_per_minute,
         LimitKind.TOKENS_PER_MINUTE: plan.tokens_per_minute,
         LimitKind.CONCURRENCY: plan.concurrency,
     }
-    name = whose if scope is LimitScope.MODEL else ""
+    name = owner if scope is LimitScope.MODEL else ""
     return tuple(
         RequestLimit(
-            scope, kind, f"{_PREFIX}{scope}:{whose}:{kind}", number, name, plan.source_of(kind) if isinstance(plan, TierPlan) else "key"
+            scope, kind, f"{_PREFIX}{scope}:{owner}:{kind}", number, name, plan.source_of(kind) if isinstance(plan, TierPlan) else "key"
         )
         for kind, number in most.items()
         if number is not None
@@ -206,16 +206,16 @@ def refusal(limits: Sequence[RequestLimit], counts: Sequence[Count]) -> LimitRef
     return LimitRefusal(_allowance(limit, count), count.retry_after_seconds, tightest(limits, counts))
 
 
-def words(allowance: Allowance, tier: Tier) -> str:
+def describe(allowance: Allowance, tier: Tier) -> str:
     """Describe the limit for people."""
-    whose = {LimitScope.USER: f"the {tier} tier's", LimitScope.KEY: "this key's", LimitScope.MODEL: "the model's"}[allowance.scope]
+    owner = {LimitScope.USER: f"the {tier} tier's", LimitScope.KEY: "this key's", LimitScope.MODEL: "the model's"}[allowance.scope]
     what = {
         LimitKind.REQUESTS_PER_HOUR: "requests per hour",
         LimitKind.REQUESTS_PER_MINUTE: "requests per minute",
         LimitKind.TOKENS_PER_MINUTE: "tokens per minute",
         LimitKind.CONCURRENCY: "concurrent requests",
     }[allowance.kind]
-    return f"{whose} limit of {allowance.limit} {what}"
+    return f"{owner} limit of {allowance.limit} {what}"
 
 
 def hourly(found: Sequence[Allowance]) -> Allowance:

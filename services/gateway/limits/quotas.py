@@ -71,7 +71,7 @@ class LimitReached(errors.Limited):
     def __init__(self, refused: limit_rules.LimitRefusal, tier: Tier) -> None:
         reached = "reached" if refused.allowance.kind is limit_rules.LimitKind.CONCURRENCY else "used up"
         super().__init__(
-            f"{limit_rules.words(refused.allowance, tier)} is {reached}",
+            f"{limit_rules.describe(refused.allowance, tier)} is {reached}",
             hint="wait, or ask an administrator for a higher limit",
             retry_after_seconds=refused.retry_after_seconds,
         )
@@ -98,15 +98,15 @@ class Quotas:
         self._uncounted = metrics.ratelimit_decisions.labels(decision="uncounted")
         self._gateways = gateways
         self._clock = clock
-        self._here = LimitScripts(LocalCounters(clock))
+        self._local = LimitScripts(LocalCounters(clock))
         self._breaker = Breaker()
         self._answered_at = -math.inf
         self._places = asyncio.Semaphore(_AT_ONCE)
         self._unsettled: deque[tuple[Spent, int]] = deque(maxlen=_MOST_UNSETTLED)
         #: Requests that hold a concurrency slot, and their deadlines.
-        self._placed: dict[RequestId, tuple[Spent, float]] = {}
+        self._slots: dict[RequestId, tuple[Spent, float]] = {}
         #: Set while Valkey is down or settlements wait.
-        self._concern = asyncio.Event()
+        self._needs_watch = asyncio.Event()
         self._degraded.set(0)
 
     async def spend(self, found: Sequence[RequestLimit], request_id: RequestId, *, tier: Tier, tokens: int, seconds: float) -> Spent:
@@ -138,7 +138,7 @@ class Quotas:
                 # A request larger than this gateway's share uses all of it, because other gateways may be idle.
                 least = limit_rules.most_tokens(found)
                 tokens = tokens if least is None else min(tokens, least)
-                verdict = await self._here.admit(found, request_id, tokens=tokens, lease_seconds=lease_seconds)
+                verdict = await self._local.admit(found, request_id, tokens=tokens, lease_seconds=lease_seconds)
                 return self._spent(CountedRequest.HERE, request_id, found, verdict, tier, lease_seconds=lease_seconds)
             case "open":
                 self._uncounted.inc()
@@ -149,13 +149,12 @@ class Quotas:
                 raise errors.Unavailable("requests can't be counted: Valkey is down", hint="retry soon", retry_after_seconds=1)
 
     async def settle(self, spent: Spent, *, tokens: int) -> None:
-        """Return what the request did not use. Never raises; safe to call twice. If Valkey is down, it is settled later in the
-        background."""
+        """Return what the request did not use. Never raises; safe to call twice. If Valkey is down, it is settled later."""
         if not spent.held:
             return
-        self._placed.pop(spent.request_id, None)
+        self._slots.pop(spent.request_id, None)
         if spent.counted is CountedRequest.HERE:
-            await self._here.settle(spent.held, spent.request_id, tokens=tokens)
+            await self._local.settle(spent.held, spent.request_id, tokens=tokens)
         settled: bool | None = None
         try:
             # Even if counted here: Valkey may have counted it, too, and answered too late.
@@ -172,15 +171,15 @@ class Quotas:
         """Extend all slots once. Never raises; while Valkey is down, only the local counts are extended."""
         now = self._clock()
         # An unsettled request ends with its deadline.
-        self._placed = {request_id: one for request_id, one in self._placed.items() if now < one[1]}
-        await self._here.extend(_places(spent for spent, _ in self._placed.values() if spent.counted is CountedRequest.HERE))
-        waiting = deque(self._placed)
+        self._slots = {request_id: one for request_id, one in self._slots.items() if now < one[1]}
+        await self._local.extend(_places(spent for spent, _ in self._slots.values() if spent.counted is CountedRequest.HERE))
+        waiting = deque(self._slots)
         while waiting:
             batch = [waiting.popleft() for _ in range(min(_PLACES_AT_ONCE, len(waiting)))]
 
             async def extend(request_ids: Sequence[RequestId] = batch) -> bool:
                 # Checked when the call is sent: a request settled meanwhile must not get its slot back.
-                running = [self._placed[request_id][0] for request_id in request_ids if request_id in self._placed]
+                running = [self._slots[request_id][0] for request_id in request_ids if request_id in self._slots]
                 if places := _places(running):
                     await self._valkey.extend(places)
                 return True
@@ -195,7 +194,7 @@ class Quotas:
         verdict = await self._ask(lambda: self._valkey.look(found, tokens=0)) if found else LimitVerdict(admitted=True, counts=())
         if verdict is None:
             found = limit_rules.shares(found, self._gateways())
-            verdict = await self._here.look(found, tokens=0)
+            verdict = await self._local.look(found, tokens=0)
         return limit_rules.allowances(found, verdict.counts)
 
     def limits_of(self, principal: Principal) -> tuple[RequestLimit, ...]:
@@ -214,11 +213,11 @@ class Quotas:
     async def watch(self) -> None:
         """Probe Valkey every second while it is down, and settle what waits when it is back. Runs forever."""
         while True:
-            await self._concern.wait()
+            await self._needs_watch.wait()
             await asyncio.sleep(PROBE_SECONDS)
             if self._breaker.is_open:
                 await self._probe()
-            await self._settle_what_waits()
+            await self._settle_pending()
 
     def _spent(
         self,
@@ -237,7 +236,7 @@ class Quotas:
         held = tuple(limit for limit in found if limit.kind in limit_rules.HELD)
         spent = Spent(counted, request_id, held, limit_rules.tightest(found, verdict.counts))
         if any(limit.kind is LimitKind.CONCURRENCY for limit in held):
-            self._placed[request_id] = spent, self._clock() + lease_seconds
+            self._slots[request_id] = spent, self._clock() + lease_seconds
         return spent
 
     async def _ask(self, call: Callable[[], Awaitable[T]]) -> T | None:
@@ -263,7 +262,7 @@ class Quotas:
         # A refusal applies to all calls.
         if self._breaker.failed(now, times=FAILURES if is_silent or isinstance(error, CacheRefuses) else 1):
             self._degraded.set(1)
-            self._concern.set()
+            self._needs_watch.set()
             _log.error("valkey is not counting limits", mode=self._rules.without_valkey, reason=f"{error.message}: {error.__cause__!r}")
 
     async def _probe(self) -> None:
@@ -278,16 +277,16 @@ class Quotas:
 
     def _settle_later(self, spent: Spent, tokens: int) -> None:
         self._unsettled.append((spent, tokens))
-        self._concern.set()
+        self._needs_watch.set()
 
-    async def _settle_what_waits(self) -> None:
+    async def _settle_pending(self) -> None:
         while self._unsettled:
             spent, tokens = self._unsettled.popleft()
             if await self._ask(lambda: self._valkey.settle(spent.held, spent.request_id, tokens=tokens)) is None:  # noqa: B023 - awaited now
                 self._unsettled.appendleft((spent, tokens))
                 return
         if not self._breaker.is_open:
-            self._concern.clear()
+            self._needs_watch.clear()
 
 
 def _places(running: Iterable[Spent]) -> list[ConcurrencySlot]:

@@ -210,8 +210,8 @@ class ChatFormat:
 
     def _event(self, choices: tuple[ChunkChoice, ...], usage: ChatUsage | None = None) -> ServerSentEvent:
         about = self._known()
-        told = usage if self._include_usage else msgspec.UNSET
-        return ServerSentEvent(ChatChunk(_id(about), about.created, about.model, choices, told, about.fingerprint))
+        shown_usage = usage if self._include_usage else msgspec.UNSET
+        return ServerSentEvent(ChatChunk(_id(about), about.created, about.model, choices, shown_usage, about.fingerprint))
 
     def _known(self) -> AnswerFacts:
         assert self._about is not None  # `begin` was called

@@ -136,12 +136,12 @@ def _format(chat: ChatBody) -> OutputFormat | None:
         if chat.response_format is not None:
             raise BadField("grammar", "and response_format exclude each other; send only one")
         return gbnf(chat.grammar)
-    asked = chat.response_format
-    if asked is None:
+    wanted = chat.response_format
+    if wanted is None:
         return None
-    if asked.type == "json_schema" and asked.json_schema is None:
+    if wanted.type == "json_schema" and wanted.json_schema is None:
         raise BadField("response_format.json_schema", "is missing")
-    return openai_tools.json_format(asked.type, None if asked.json_schema is None else asked.json_schema.schema)
+    return openai_tools.json_format(wanted.type, None if wanted.json_schema is None else wanted.json_schema.schema)
 
 
 def _tools(chat: ChatBody) -> Chosen:

@@ -52,9 +52,9 @@ class Completion(msgspec.Struct, frozen=True):
 class CompletionFormat:
     """Formats the answers. Call ``begin`` for each prompt, and ``close`` (or ``end`` in a stream) after each but the last."""
 
-    def __init__(self, asked: CompletionBody) -> None:
-        self._asked = asked
-        self._answers = asked.n or 1
+    def __init__(self, body: CompletionBody) -> None:
+        self._body = body
+        self._answers = body.n or 1
         self._about: AnswerFacts | None = None
         self._prompt = -1
         self._usage = Usage(0, 0)
@@ -66,7 +66,7 @@ class CompletionFormat:
         # The response has the id of its first request.
         self._about = about if self._about is None else replace(self._about, model=about.model)
         self._prompt += 1
-        self._gathered += [_GatheredCompletion(self._asked.logprobs) for _ in range(self._answers)]
+        self._gathered += [_GatheredCompletion(self._body.logprobs) for _ in range(self._answers)]
 
     def gather(self, chunk: Chunk) -> None:
         if chunk.answer < self._answers:
@@ -96,7 +96,7 @@ class CompletionFormat:
 
     def last_events(self, result: InferenceResult) -> Sequence[ServerSentEvent]:
         events = self.end(result)
-        usage = (self._event((), ChatUsage.of(self._usage)),) if self._asked.include_usage else ()
+        usage = (self._event((), ChatUsage.of(self._usage)),) if self._body.include_usage else ()
         return (*events, *usage, response_formats.DONE)
 
     def failed(self, error: ErrorBody) -> Sequence[ServerSentEvent]:
@@ -114,13 +114,13 @@ class CompletionFormat:
         return self._prompt * self._answers + answer
 
     def _echo(self, index: int) -> str:
-        if not self._asked.echo or index in self._echoed:
+        if not self._body.echo or index in self._echoed:
             return ""
         self._echoed.add(index)
-        return self._asked.prompts[index // self._answers]
+        return self._body.prompts[index // self._answers]
 
     def _event(self, choices: tuple[CompletionChoice, ...], usage: ChatUsage | None = None) -> ServerSentEvent:
-        return ServerSentEvent(self._completion(choices, usage if self._asked.include_usage else msgspec.UNSET))
+        return ServerSentEvent(self._completion(choices, usage if self._body.include_usage else msgspec.UNSET))
 
     def _completion(self, choices: tuple[CompletionChoice, ...], usage: ChatUsage | msgspec.UnsetType | None) -> Completion:
         about = self._about

@@ -58,44 +58,44 @@ class CompletionBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
-def read(body: bytes) -> CompletionBody:
+def read(content: bytes) -> CompletionBody:
     """Parse the body. Raises BadRequest that names the field."""
-    found = openai_parameters.without(request_bodies.read_object(body), openai_parameters.COMPLETIONS, CompletionBody)
+    found = openai_parameters.without(request_bodies.read_object(content), openai_parameters.COMPLETIONS, CompletionBody)
     if isinstance(prompts := found.get("prompt"), list) and any(isinstance(prompt, int | list) for prompt in prompts):
         raise BadField("prompt", "must be a text or a list of texts; token ids are not supported, because each model has its own")
-    asked = request_bodies.convert(found, CompletionBody)
-    if not 0 < len(asked.prompts) <= MAX_PROMPTS:
+    body = request_bodies.convert(found, CompletionBody)
+    if not 0 < len(body.prompts) <= MAX_PROMPTS:
         raise BadField("prompt", f"must have 1 to {MAX_PROMPTS} texts")
-    if asked.best_of not in {None, asked.n or 1}:
+    if body.best_of not in {None, body.n or 1}:
         raise BadField("best_of", "must equal n; all answers are returned")
-    if asked.logprobs is not None and not 0 <= asked.logprobs <= MAX_LOGPROBS:
+    if body.logprobs is not None and not 0 <= body.logprobs <= MAX_LOGPROBS:
         raise BadField("logprobs", f"must be a whole number from 0 to {MAX_LOGPROBS}")
-    if asked.echo and asked.logprobs is not None:
+    if body.echo and body.logprobs is not None:
         raise BadField("echo", "and logprobs exclude each other: the engine has no logprobs for the prompt")
-    if asked.stream_options is not None and not asked.stream:
+    if body.stream_options is not None and not body.stream:
         raise BadField("stream_options", "requires stream=true")
-    return asked
+    return body
 
 
-def to_requests(asked: CompletionBody) -> tuple[InferenceRequest, ...]:
+def to_requests(body: CompletionBody) -> tuple[InferenceRequest, ...]:
     """Return one request for each prompt. Raises BadRequest that names the field."""
     request = InferenceRequest(
         raw=True,
-        model=asked.model,
-        max_tokens=DEFAULT_MAX_TOKENS if asked.max_tokens is None else asked.max_tokens,
-        temperature=asked.temperature,
-        top_p=asked.top_p,
-        top_k=asked.top_k,
-        stop=openai_chat.stops(asked.stop),
-        seed=asked.seed,
-        min_p=asked.min_p,
-        repeat_penalty=asked.repeat_penalty,
-        frequency_penalty=asked.frequency_penalty,
-        presence_penalty=asked.presence_penalty,
-        logit_bias=openai_chat.biases(asked.logit_bias),
-        ignore_eos=asked.ignore_eos,
-        n=asked.n,
-        top_logprobs=asked.logprobs,
-        format=openai_chat.gbnf(asked.grammar),
+        model=body.model,
+        max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=body.top_k,
+        stop=openai_chat.stops(body.stop),
+        seed=body.seed,
+        min_p=body.min_p,
+        repeat_penalty=body.repeat_penalty,
+        frequency_penalty=body.frequency_penalty,
+        presence_penalty=body.presence_penalty,
+        logit_bias=openai_chat.biases(body.logit_bias),
+        ignore_eos=body.ignore_eos,
+        n=body.n,
+        top_logprobs=body.logprobs,
+        format=openai_chat.gbnf(body.grammar),
     )
-    return tuple(msgspec.structs.replace(request, prompt=prompt) for prompt in asked.prompts)
+    return tuple(msgspec.structs.replace(request, prompt=prompt) for prompt in body.prompts)

@@ -68,8 +68,8 @@ class OpenAiEmbeddings:
     async def _embed(self, call: HttpCall) -> None:
         body = read(call.body)
         found: list[bytes] = []
-        asked = self._deduplicated.embed(call.caller, to_request(body), seconds=self._request_seconds, key=call.idempotency_key)
-        async with asked as reply:
+        running = self._deduplicated.embed(call.caller, to_request(body), seconds=self._request_seconds, key=call.idempotency_key)
+        async with running as reply:
             call.add_headers(answer_delivery.headers(reply))
             async for _, vectors in reply:
                 found += vectors.vectors

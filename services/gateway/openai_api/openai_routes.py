@@ -71,31 +71,31 @@ class OpenAi:
         await answer_delivery.answer(call, self._deduplicated, request, ChatFormat(chat), stream=chat.stream, seconds=self._request_seconds)
 
     async def _respond(self, call: HttpCall) -> None:
-        asked = openai_responses.read(call.body)
-        request = openai_responses.to_request(asked)
+        body = openai_responses.read(call.body)
+        request = openai_responses.to_request(body)
         await answer_delivery.answer(
-            call, self._deduplicated, request, ResponsesFormat(asked), stream=asked.stream, seconds=self._request_seconds
+            call, self._deduplicated, request, ResponsesFormat(body), stream=body.stream, seconds=self._request_seconds
         )
 
     async def _complete(self, call: HttpCall) -> None:
-        asked = openai_completions.read(call.body)
-        requests = openai_completions.to_requests(asked)
-        form = CompletionFormat(asked)
+        body = openai_completions.read(call.body)
+        requests = openai_completions.to_requests(body)
+        form = CompletionFormat(body)
         if len(requests) == 1:
-            await answer_delivery.answer(call, self._deduplicated, requests[0], form, stream=asked.stream, seconds=self._request_seconds)
+            await answer_delivery.answer(call, self._deduplicated, requests[0], form, stream=body.stream, seconds=self._request_seconds)
             return
         *earlier, last = zip(requests, _parts(answer_delivery.read_repeat(call), requests), strict=True)
         ends_at = time.monotonic() + self._request_seconds
         for request, again in earlier:
-            result = await self._complete_one(call, request, again, form, stream=asked.stream, seconds=ends_at - time.monotonic())
-            if asked.stream:
+            result = await self._complete_one(call, request, again, form, stream=body.stream, seconds=ends_at - time.monotonic())
+            if body.stream:
                 await call.send_events(form.end(result))
             else:
                 form.close(result)
             # Each request has its own row and id.
             context.another()
-        result = await self._complete_one(call, *last, form, stream=asked.stream, seconds=ends_at - time.monotonic())
-        if asked.stream:
+        result = await self._complete_one(call, *last, form, stream=body.stream, seconds=ends_at - time.monotonic())
+        if body.stream:
             await call.send_events(form.last_events(result))
             await call.end_events()
         else:
@@ -118,10 +118,12 @@ class OpenAi:
 
     async def _model(self, call: HttpCall) -> None:
         served = self._served(call.caller)
-        found = next((model for model in served if call.which == model.name or call.which in model.aliases), None)
+        found = next((model for model in served if call.rest_of_path == model.name or call.rest_of_path in model.aliases), None)
         if found is None:
             names = ", ".join(model.name for model in served) or "none"
-            raise errors.UnknownModel(f"the model {call.which[:200]!r} is not served; served models: {names}", hint="see GET /v1/models")
+            raise errors.UnknownModel(
+                f"the model {call.rest_of_path[:200]!r} is not served; served models: {names}", hint="see GET /v1/models"
+            )
         await call.answer(self._shown(found))
 
     def _shown(self, model: ServedModel) -> Model:

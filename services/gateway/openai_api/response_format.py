@@ -20,8 +20,8 @@ _CODES = {"rate_limit_error": "rate_limit_exceeded", "insufficient_quota": "rate
 class ResponsesFormat:
     """Formats one answer: the text is one message, and each call an item; items are in order of their start."""
 
-    def __init__(self, asked: ResponseBody) -> None:
-        self._asked = asked
+    def __init__(self, body: ResponseBody) -> None:
+        self._body = body
         self._about: AnswerFacts | None = None
         self._sequence = 0
         #: Items in order; None stands for the message.
@@ -88,7 +88,7 @@ class ResponsesFormat:
             self._places.append(None)
         calls: list[OutputCall] = []
         for call in chunk.tool_calls:
-            if self._asked.parallel_tool_calls or not any(self._places):
+            if self._body.parallel_tool_calls or not any(self._places):
                 calls.append(self._call(call))
                 self._places.append(calls[-1])
         return calls
@@ -142,7 +142,7 @@ class ResponsesFormat:
         return f"msg_{self._known().request_id.hex}"
 
     def _message(self, status: str) -> OutputMessage:
-        logprobs = tuple(self._logprobs) if self._asked.with_logprobs else ()
+        logprobs = tuple(self._logprobs) if self._body.with_logprobs else ()
         return OutputMessage(self._message_id, status, (OutputTextPart("".join(self._texts), logprobs=logprobs),))
 
     def _output(self, status: str) -> tuple[OutputItem, ...]:
@@ -158,7 +158,7 @@ class ResponsesFormat:
         incomplete_details: response_events.Incomplete | None = None,
         completed_at: int | None = None,
     ) -> Response:
-        about, asked = self._known(), self._asked
+        about, body = self._known(), self._body
         return Response(
             id=f"resp_{about.request_id.hex}",
             created_at=about.created,
@@ -166,19 +166,19 @@ class ResponsesFormat:
             completed_at=completed_at,
             error=error,
             incomplete_details=incomplete_details,
-            instructions=asked.instructions,
-            max_output_tokens=asked.max_output_tokens,
+            instructions=body.instructions,
+            max_output_tokens=body.max_output_tokens,
             model=about.model,
             output=output,
-            parallel_tool_calls=asked.parallel_tool_calls,
-            temperature=asked.temperature,
-            text=TextBody(asked.text.format or TextFormat(), asked.text.verbosity or "medium"),
-            tool_choice=asked.tool_choice,
-            tools=asked.tools,
-            top_logprobs=asked.top_logprobs or 0,
-            top_p=asked.top_p,
+            parallel_tool_calls=body.parallel_tool_calls,
+            temperature=body.temperature,
+            text=TextBody(body.text.format or TextFormat(), body.text.verbosity or "medium"),
+            tool_choice=body.tool_choice,
+            tools=body.tools,
+            top_logprobs=body.top_logprobs or 0,
+            top_p=body.top_p,
             usage=usage,
-            metadata=asked.metadata,
+            metadata=body.metadata,
         )
 
     def _next(self) -> int:

@@ -80,9 +80,9 @@ def to_messages(items: str | tuple[Item, ...]) -> tuple[ChatMessage, ...]:
                 messages.append(ChatMessage("tool", _text(item.output), (), item.call_id))
             case FunctionCallItem():
                 # Join the calls with the preceding text: they are one turn of the model.
-                said = messages.pop() if messages and messages[-1].role == "assistant" else ChatMessage("assistant", "")
+                previous = messages.pop() if messages and messages[-1].role == "assistant" else ChatMessage("assistant", "")
                 call = ToolCall(item.call_id, item.name, item.arguments)
-                messages.append(msgspec.structs.replace(said, tool_calls=(*said.tool_calls, call)))
+                messages.append(msgspec.structs.replace(previous, tool_calls=(*previous.tool_calls, call)))
     return tuple(messages)
 
 

@@ -91,52 +91,52 @@ class ResponseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return self.top_logprobs is not None or openai_parameters.INCLUDABLE[0] in self.include
 
 
-def read(body: bytes) -> ResponseBody:
+def read(content: bytes) -> ResponseBody:
     """Parse the body. Raises BadRequest that names the field."""
-    found = openai_parameters.without(request_bodies.read_object(body), openai_parameters.RESPONSES, ResponseBody)
+    found = openai_parameters.without(request_bodies.read_object(content), openai_parameters.RESPONSES, ResponseBody)
     openai_tools.ensure_functions(found.get("tools"))
     if "input" in found:
         found["input"] = openai_response_items.tidy(found["input"])
-    asked = request_bodies.convert(found, ResponseBody)
-    for name in asked.include:
+    body = request_bodies.convert(found, ResponseBody)
+    for name in body.include:
         if name not in openai_parameters.INCLUDABLE:
             raise BadField("include", f"contains {name[:64]!r}, which is not supported")
-    if asked.reasoning is not None and asked.reasoning.get("effort") not in (None, "none"):
+    if body.reasoning is not None and body.reasoning.get("effort") not in (None, "none"):
         raise BadField("reasoning.effort", "must be none; the thinking time of a model can't be set")
-    if asked.stream_options is not None and not asked.stream:
+    if body.stream_options is not None and not body.stream:
         raise BadField("stream_options", "requires stream=true")
-    return asked
+    return body
 
 
-def to_request(asked: ResponseBody) -> InferenceRequest:
+def to_request(body: ResponseBody) -> InferenceRequest:
     """Convert the request. Raises BadRequest that names the field."""
-    openai_parameters.ensure_tokens("max_output_tokens", asked.max_output_tokens)
-    tools, tool_choice = _tools(asked)
-    instructions = (ChatMessage("system", asked.instructions),) if asked.instructions else ()
+    openai_parameters.ensure_tokens("max_output_tokens", body.max_output_tokens)
+    tools, tool_choice = _tools(body)
+    instructions = (ChatMessage("system", body.instructions),) if body.instructions else ()
     return InferenceRequest(
-        messages=(*instructions, *openai_response_items.to_messages(asked.input)),
-        model=asked.model,
-        max_tokens=asked.max_output_tokens,
-        temperature=asked.temperature,
-        top_p=asked.top_p,
-        top_logprobs=(asked.top_logprobs or 0) if asked.with_logprobs else None,
-        format=_format(asked.text.format),
+        messages=(*instructions, *openai_response_items.to_messages(body.input)),
+        model=body.model,
+        max_tokens=body.max_output_tokens,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_logprobs=(body.top_logprobs or 0) if body.with_logprobs else None,
+        format=_format(body.text.format),
         tools=tools,
         tool_choice=tool_choice,
     )
 
 
-def _format(asked: TextFormat | None) -> OutputFormat | None:
-    if asked is None:
+def _format(body: TextFormat | None) -> OutputFormat | None:
+    if body is None:
         return None
-    if asked.type == "json_schema" and asked.schema is msgspec.UNSET:
+    if body.type == "json_schema" and body.schema is msgspec.UNSET:
         raise BadField("text.format.schema", "is missing")
-    return openai_tools.json_format(asked.type, None if asked.schema is msgspec.UNSET else asked.schema)
+    return openai_tools.json_format(body.type, None if body.schema is msgspec.UNSET else body.schema)
 
 
-def _tools(asked: ResponseBody) -> Chosen:
-    tools = tuple(openai_tools.tool(one.name, one.description, one.parameters) for one in asked.tools)
-    match asked.tool_choice:
+def _tools(body: ResponseBody) -> Chosen:
+    tools = tuple(openai_tools.tool(one.name, one.description, one.parameters) for one in body.tools)
+    match body.tool_choice:
         case ChosenFunction(name=name):
             return openai_tools.choose_of(tools, (name,), "required")
         case AllowedFunctions(mode=mode, tools=allowed):

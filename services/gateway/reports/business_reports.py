@@ -30,12 +30,12 @@ class BusinessReports:
         await self._store.close_days(self._days)
 
 
-def check(asked: GetBusinessReport) -> None:
+def check(query: GetBusinessReport) -> None:
     """Raise BadRequest for an invalid or too long period, and for a label without ``by``."""
-    days = (asked.until - asked.since).days
+    days = (query.until - query.since).days
     if days <= 0:
         raise errors.BadRequest("since must be before until", hint="until is the first day that is not included")
     if days > business.MOST_DAYS:
         raise errors.BadRequest(f"the period has {days} days; the limit is {business.MOST_DAYS}", hint="choose a shorter period")
-    if asked.label is not None and asked.by is not BusinessGrouping.LABEL:
+    if query.label is not None and query.by is not BusinessGrouping.LABEL:
         raise errors.BadRequest("a label requires grouping by label", hint='leave it out, or set by to "label"')

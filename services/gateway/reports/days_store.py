@@ -45,12 +45,12 @@ class DaysStore:
         """Freeze days whose rows may be deleted after ``days``: they are never summed up again."""
         await self._database.run("close_days", days)
 
-    async def report(self, asked: GetBusinessReport) -> BusinessReport:
+    async def report(self, query: GetBusinessReport) -> BusinessReport:
         """Report on everybody; a consistent snapshot except for refunds and active users."""
         async with self._database.transaction(deadline_seconds=_REPORT_SECONDS) as transaction:
             # One row is the total, and another tells whether there are more than MOST_ROWS.
-            found = await transaction.rows("report_days", asked.since, asked.until, asked.by.value, asked.label, MOST_ROWS + 2)
-            given_back = await transaction.value("sum_given_back", asked.since, asked.until)
+            found = await transaction.rows("report_days", query.since, query.until, query.by.value, query.label, MOST_ROWS + 2)
+            refunded = await transaction.value("sum_given_back", query.since, query.until)
             active = await transaction.row("count_active_users")
         assert active is not None  # an aggregate without GROUP BY always has one row
         total = next((_sum(row) for row in found if row["is_total"] and row["succeeded"] is not None), BusinessSum())
@@ -59,7 +59,7 @@ class DaysStore:
             total=total,
             rows=rows[:MOST_ROWS],
             more=len(rows) > MOST_ROWS,
-            given_back_micro=MicroCredits(given_back),
+            given_back_micro=MicroCredits(refunded),
             active=ActiveUsers(hour=active["hour"], day=active["day"], week=active["week"], month=active["month"]),
         )
 

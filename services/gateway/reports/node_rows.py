@@ -36,10 +36,10 @@ def _own_row(node: Node, running: int) -> NodeRow:
 
 
 def _row(node: Node, dispatch: Dispatch, entry: DirectoryEntry) -> NodeRow:
-    said = entry.announcement
+    announcement = entry.announcement
     seconds = node.node_transports.round_trip_seconds(entry.node)
     # Quarantine is known to gateways, but not to the directory.
-    why_not = entry.why_not or worker_records.why_not(dispatch.knowledge.strikes.seconds_left(entry.node, dispatch.clock()))
+    why_not = entry.why_not or worker_records.why_not(dispatch.worker_stats.dishonest_workers.seconds_left(entry.node, dispatch.clock()))
     return NodeRow(
         id=entry.node,
         role=entry.role,
@@ -49,13 +49,13 @@ def _row(node: Node, dispatch: Dispatch, entry: DirectoryEntry) -> NodeRow:
         refused=entry.refused,
         usable=not why_not,
         why_not=why_not,
-        models=tuple(offer.name for offer in said.models),
+        models=tuple(offer.name for offer in announcement.models),
         since=entry.since,
-        version=said.version,
-        running=said.load.running,
-        queued=said.load.queued,
-        slots=said.load.slots,
+        version=announcement.version,
+        running=announcement.load.running,
+        queued=announcement.load.queued,
+        slots=announcement.load.slots,
         round_trip_ms=None if seconds is None else round(seconds * 1000, 3),
-        labels=said.labels,
-        trouble=said.trouble if entry.alive else "",
+        labels=announcement.labels,
+        trouble=announcement.trouble if entry.alive else "",
     )

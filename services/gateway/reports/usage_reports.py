@@ -46,10 +46,10 @@ class UsageReports:
     async def list_requests(self, request: usage_report.ListRequests, call: RpcCall) -> LoggedRequests:
         return LoggedRequests(await self.requests(call.principal, request))
 
-    async def requests(self, caller: Principal, asked: usage_report.ListRequests) -> tuple[usage_report.LoggedRequest, ...]:
+    async def requests(self, caller: Principal, query: usage_report.ListRequests) -> tuple[usage_report.LoggedRequest, ...]:
         """List requests. Raises BadRequest for an invalid ``before``."""
-        before = None if asked.before is None else _moment("before", asked.before)
-        return await self._store.requests(_subject(caller, asked.tenant_id), msgspec.structs.replace(asked, before=before))
+        before = None if query.before is None else _moment("before", query.before)
+        return await self._store.requests(_subject(caller, query.tenant_id), msgspec.structs.replace(query, before=before))
 
     @serves(usage_report.export_requests)
     async def export_requests(self, request: usage_report.ExportRequests, stream: StreamCall[LoggedRequests]) -> Nothing:
@@ -78,20 +78,20 @@ class UsageReports:
             _log.info("deleted old rows of the request log", rows=gone, older_than_days=self._days)
 
 
-def buckets(asked: GetUsageReport) -> tuple[datetime, ...]:
+def buckets(query: GetUsageReport) -> tuple[datetime, ...]:
     """Return the start of each bucket. Raises BadRequest for an invalid period, or one with too many buckets."""
-    step, since, until = _STEP[asked.bucket], _moment("since", asked.since), _moment("until", asked.until)
+    step, since, until = _STEP[query.bucket], _moment("since", query.since), _moment("until", query.until)
     if since >= until:
         raise errors.BadRequest("since and until must be times with a time zone, since before until")
     first = since.replace(second=0, microsecond=0)
-    if asked.bucket is not Bucket.MINUTE:
+    if query.bucket is not Bucket.MINUTE:
         first = first.replace(minute=0)
-    if asked.bucket is Bucket.DAY:
+    if query.bucket is Bucket.DAY:
         first = first.replace(hour=0)
     number = -int((first - until) // step)
     if number > usage_report.MOST_BUCKETS:
         most = usage_report.MOST_BUCKETS
-        raise errors.BadRequest(f"the period has {number} {asked.bucket}s; the limit is {most}", hint="choose a shorter period")
+        raise errors.BadRequest(f"the period has {number} {query.bucket}s; the limit is {most}", hint="choose a shorter period")
     return tuple(first + step * position for position in range(number))
 
 

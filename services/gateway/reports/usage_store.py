@@ -30,26 +30,26 @@ class UsageStore:
     def __init__(self, opened: database.Database) -> None:
         self._database = opened
 
-    async def sums(self, tenant: TenantId | None, asked: GetUsageReport) -> Sums:
+    async def sums(self, tenant: TenantId | None, query: GetUsageReport) -> Sums:
         """Sum up one tenant's usage, or everybody's for None."""
-        time = tenant, asked.since, asked.until
+        time = tenant, query.since, query.until
         if tenant is None:
             async with self._database.transaction(deadline_seconds=_REPORT_SECONDS) as transaction:
-                return await _sums(transaction, time, asked)
+                return await _sums(transaction, time, query)
         async with self._database.bound(tenant, deadline_seconds=_REPORT_SECONDS) as transaction:
-            return await _sums(transaction, time, asked)
+            return await _sums(transaction, time, query)
 
-    async def requests(self, tenant: TenantId, asked: ListRequests) -> tuple[LoggedRequest, ...]:
+    async def requests(self, tenant: TenantId, query: ListRequests) -> tuple[LoggedRequest, ...]:
         """Return the newest requests, and all of the last one's moment, so that paging with ``before`` misses none."""
-        status = None if asked.status is None else asked.status.value
+        status = None if query.status is None else query.status.value
 
         async def newest(before: datetime | None, most: int) -> list[database.DatabaseRow]:
-            return await transaction.rows("list_requests", tenant, before, status, asked.model, asked.key_id, most)
+            return await transaction.rows("list_requests", tenant, before, status, query.model, query.key_id, most)
 
         async with self._database.bound(tenant) as transaction:
             await transaction.run("plan_pages")
-            found = await newest(asked.before, asked.limit + 1)
-            page, behind = found[: asked.limit], found[asked.limit :]
+            found = await newest(query.before, query.limit + 1)
+            page, behind = found[: query.limit], found[query.limit :]
             if behind and behind[0]["created_at"] == page[-1]["created_at"]:
                 last = page[-1]["created_at"]
                 of_that_time = await newest(last + _NEXT_MOMENT, _MOST_AT_ONCE)
@@ -78,8 +78,8 @@ class UsageStore:
         return gone + await self._database.run("end_old_feedback", days, most, deadline_seconds=30)
 
 
-async def _sums(transaction: database.Transaction, time: tuple[TenantId | None, datetime, datetime], asked: GetUsageReport) -> Sums:
-    pieces = await transaction.rows("sum_time", *time, asked.bucket.value)
+async def _sums(transaction: database.Transaction, time: tuple[TenantId | None, datetime, datetime], query: GetUsageReport) -> Sums:
+    pieces = await transaction.rows("sum_time", *time, query.bucket.value)
     groups = await transaction.rows("sum_groups", *time)
     thumbs = {row["model"]: row for row in await transaction.rows("sum_feedback", *time)}
     total = next((_sum(row) for row in groups if not row["is_model"] and not row["is_key"]), UsageSum())

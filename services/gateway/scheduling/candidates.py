@@ -32,11 +32,11 @@ class Candidate:
     #: Estimated seconds until the request would start; only good for comparing.
     wait: float
     #: Share of the prompt that the worker has processed recently.
-    has_read: float
+    cached_share: float
     #: Share of traffic in slow start, from 0.1 to 1.
     share: float
     #: Seconds left of its ejection for failures; 0 if none.
-    rest_seconds: float
+    ejection_seconds: float
     #: Seconds left of its quarantine; 0 if none.
     quarantine_seconds: float = 0.0
 
@@ -50,24 +50,24 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Knowledge:
+class WorkerStats:
     """What this gateway has observed about the workers."""
 
     occupancy: Occupancy = field(default_factory=Occupancy)
-    arrivals: SlowStart = field(default_factory=SlowStart)
+    slow_start: SlowStart = field(default_factory=SlowStart)
     outliers: Outliers = field(default_factory=Outliers)
-    readers: PrefixAffinity = field(default_factory=PrefixAffinity)
-    strikes: DishonestWorkers = field(default_factory=DishonestWorkers)
+    prefix_affinity: PrefixAffinity = field(default_factory=PrefixAffinity)
+    dishonest_workers: DishonestWorkers = field(default_factory=DishonestWorkers)
     #: Start time of each live worker's process.
     processes: dict[NodeId, datetime] = field(default_factory=dict)
     #: When a worker appeared as a new process while the old one was still considered alive.
     replaced_at: dict[NodeId, float] = field(default_factory=dict)
 
-    def heard(self, worker: DirectoryEntry, clock: float, now: datetime) -> None:
+    def apply_change(self, worker: DirectoryEntry, clock: float, now: datetime) -> None:
         """Record a change in the directory."""
         if not worker.alive:
-            self.occupancy.gone(worker.node)
-            self.arrivals.gone(worker.node)
+            self.occupancy.forget(worker.node)
+            self.slow_start.forget(worker.node)
             self.outliers.forget(worker.node)
             self.processes.pop(worker.node, None)
             self.replaced_at.pop(worker.node, None)
@@ -76,11 +76,11 @@ class Knowledge:
         if self.processes.get(worker.node, started_at) != started_at:
             self.replaced_at[worker.node] = clock
         self.processes[worker.node] = started_at
-        self.occupancy.heard(worker.announcement)
-        if self.arrivals.heard(worker, clock, now):
+        self.occupancy.apply_announcement(worker.announcement)
+        if self.slow_start.record_start(worker, clock, now):
             self.outliers.forget(worker.node)
 
-    def is_there(self, worker: DirectoryEntry, clock: float) -> bool:
+    def may_be_running(self, worker: DirectoryEntry, clock: float) -> bool:
         """Return whether the same process may still run. Two processes with one key announce themselves in turn, so neither is gone."""
         started_at = self.processes.get(worker.node)
         if started_at in (None, worker.announcement.started_at):
@@ -92,14 +92,14 @@ class Knowledge:
     ) -> list[Candidate]:
         """Return the ``workers`` with the model ready; with ``or_soon``, all that have it."""
         found = list(offering(requirements.model, workers, or_soon=or_soon))
-        since = {worker.node: self.arrivals.arrived(worker.node) or 0.0 for worker, _ in found} if requirements.beginnings else {}
-        read = self.readers.shares(requirements.model, requirements.beginnings, since, clock)
+        since = {worker.node: self.slow_start.arrived_at(worker.node) or 0.0 for worker, _ in found} if requirements.beginnings else {}
+        read = self.prefix_affinity.shares(requirements.model, requirements.beginnings, since, clock)
         rows = []
         for worker, offer in found:
-            capacity = self.occupancy.look(worker, offer)
-            rest = self.outliers.rest_seconds(worker.node, requirements.model, clock)
-            share = self.arrivals.share(worker.node, clock)
-            away = self.strikes.seconds_left(worker.node, clock)
+            capacity = self.occupancy.capacity_of(worker, offer)
+            rest = self.outliers.ejection_seconds(worker.node, requirements.model, clock)
+            share = self.slow_start.share(worker.node, clock)
+            away = self.dishonest_workers.seconds_left(worker.node, clock)
             rows.append(Candidate(worker, offer, capacity, _wait(worker, offer, capacity), read.get(worker.node, 0.0), share, rest, away))
         return rows
 
@@ -115,5 +115,5 @@ def offering(model: ModelName, workers: Iterable[DirectoryEntry], *, or_soon: bo
 def _wait(worker: DirectoryEntry, offer: ModelOffer, capacity: WorkerCapacity) -> float:
     """Estimate the wait for one model; the worker announces it only for its busiest model (see ``directory.expected_wait``)."""
     full = capacity.free <= 0 or not offer.slots
-    said = worker.announcement.load.expected_wait_seconds if full else 0.0
-    return said + capacity.busy / capacity.slots + (0.0 if offer.loaded else LOADING_SECONDS)
+    expected_wait = worker.announcement.load.expected_wait_seconds if full else 0.0
+    return expected_wait + capacity.busy / capacity.slots + (0.0 if offer.loaded else LOADING_SECONDS)

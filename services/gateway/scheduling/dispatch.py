@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 
 from services.gateway import node_interface
 from services.gateway.scheduling import candidates, worker_choice
-from services.gateway.scheduling.candidates import Candidate, Knowledge
+from services.gateway.scheduling.candidates import Candidate, WorkerStats
 from services.gateway.scheduling.eligible_workers import EligibleWorkers
 from services.gateway.scheduling.fair_queue import ModelQueue
 from services.gateway.scheduling.peer_queues import PeerQueues, PeerTicket, QueuedRequest, QueueReport
@@ -62,15 +62,15 @@ class Dispatch:
         clock: Callable[[], float] = time.monotonic,
         *,
         name: str = "",
-        knowledge: Knowledge | None = None,
+        worker_stats: WorkerStats | None = None,
     ) -> None:
         """``metrics`` defaults to a private registry. ``name``: of this gateway, as in ``QueueReport``."""
         self.clock = clock
-        self.knowledge = knowledge or Knowledge()
+        self.worker_stats = worker_stats or WorkerStats()
         self._directory = directory
         self._rng = rng
         self._rules = rules or QueueSettings()
-        self._workers = EligibleWorkers(directory, self.knowledge, self._rules.policy, clock)
+        self._workers = EligibleWorkers(directory, self.worker_stats, self._rules.policy, clock)
         self._metrics = metrics or Metrics("gateway")
         self._name = name
         self._queues: dict[ModelName, ModelQueue[QueuedRequest]] = {}
@@ -80,13 +80,13 @@ class Dispatch:
         self.on_change: Callable[[], None] = _ignore
         #: The workers that offered each queued model at the last check, with their states.
         self._offering: dict[ModelName, frozenset[tuple[NodeId, bool, bool, bool]]] = {}
-        directory.watch(self._changed)
+        directory.watch(self._apply_change)
         for entry in directory.entries(Role.WORKER):
-            self._changed(entry)
+            self._apply_change(entry)
 
     @property
     def in_flight(self) -> int:
-        return self.knowledge.occupancy.total()
+        return self.worker_stats.occupancy.total()
 
     @property
     def waiting(self) -> int:
@@ -117,16 +117,16 @@ class Dispatch:
         waiter = self._enter(requirements)
         handed_over = False
         try:
-            said, pause = "", FIRST_NOTICE_SECONDS
+            last_notice, pause = "", FIRST_NOTICE_SECONDS
             while not waiter.outcome.done():
                 left = waiter.entered_at + self._rules.queue_seconds - self.clock()
                 if left <= 0:
-                    raise self._rules.too_long(self.model_queue(requirements.model), requirements)
+                    raise self._rules.wait_exceeded(self.model_queue(requirements.model), requirements)
                 await asyncio.wait((waiter.outcome,), timeout=min(pause, left))
                 why = self._describe_wait(waiter)
-                if why not in ("", said):
+                if why not in ("", last_notice):
                     yield WaitingRequests(why)
-                    said = why
+                    last_notice = why
                 pause = NOTICE_SECONDS
             outcome = waiter.outcome.result()
             if isinstance(outcome, errors.NotReachable):
@@ -139,14 +139,13 @@ class Dispatch:
                 self._leave(waiter)
 
     def ensure_capacity(self, requirements: WorkerRequirements) -> None:
-        """Raise Overloaded if the queue is too long, before anything is reserved for the request. This holds no place, so ``find`` may
-        still refuse."""
+        """Raise Overloaded if the queue is too long, before anything is reserved for the request. ``find`` may still refuse it."""
         model_queue = self.model_queue(requirements.model)
         try:
             self._rules.check_bounds(model_queue, requirements, self.waiting_anywhere, 1)
         except errors.Overloaded:
             # Workers may have arrived or become free since the last check.
-            if not model_queue.queue.waits(requirements.limited_as, requirements.tenant):
+            if not model_queue.queue.has_waiting(requirements.limited_as, requirements.tenant):
                 rows = self._workers.rows(requirements)
                 if worker_choice.choose_worker(requirements, rows, self._rng) is not None:
                     return
@@ -164,26 +163,26 @@ class Dispatch:
             self._peers[model] = PeerQueues(self._name, model, found)
         return found
 
-    def ended(self, claim: Claim, model: ModelName, seconds: float | None) -> None:
+    def release_place(self, claim: Claim, model: ModelName, seconds: float | None) -> None:
         """Release a claim's place; ``seconds`` is how long it ran, None if that isn't representative."""
         node = claim.worker.node
-        self.knowledge.occupancy.end(node, model)
-        self._held.ended(node, model, claim)
+        self.worker_stats.occupancy.end(node, model)
+        self._held.release(node, model, claim)
         if seconds is not None:
-            self.model_queue(model).ended(seconds)
+            self.model_queue(model).record_duration(seconds)
         # The worker's other models may be waiting for it, too.
         for name in [name for name, model_queue in self._queues.items() if model_queue.queue]:
             self._assign_places(name, freed=node)
 
-    def answered(self, model: ModelName, tokens: int) -> None:
+    def record_answer_length(self, model: ModelName, tokens: int) -> None:
         """Record the length of an answer."""
-        self.model_queue(model).answered(tokens)
+        self.model_queue(model).record_length(tokens)
 
     def charge(self, requirements: WorkerRequirements, cost: float) -> None:
         """Correct the charge of a request's tenant by ``cost``."""
         model_queue = self.model_queue(requirements.model)
         model_queue.queue.correct(requirements.limited_as, cost)
-        self._peers[requirements.model].charged(requirements.limited_as, cost)
+        self._peers[requirements.model].record_charge(requirements.limited_as, cost)
         self.on_change()
 
     # --- the other gateways -------------------------------------------------------------------------------------------
@@ -192,11 +191,11 @@ class Dispatch:
         """Return what to tell the other gateways now."""
         return [report for peers in self._peers.values() if (report := peers.report(self.clock())) is not None]
 
-    def heard(self, report: QueueReport) -> None:
+    def apply_report(self, report: QueueReport) -> None:
         """Apply the report of another gateway."""
         model_queue = self.model_queue(report.model)
-        for worker in self._peers[report.model].heard(report, self.clock()):
-            self.knowledge.occupancy.is_offered(worker, report.model)
+        for worker in self._peers[report.model].apply_report(report, self.clock()):
+            self.worker_stats.occupancy.record_offer(worker, report.model)
             # Use the offer here, even if another gateway is next in our order; otherwise offers could circulate.
             if not self._use_offer(model_queue, worker):
                 self._assign_places(report.model, freed=worker)
@@ -207,7 +206,7 @@ class Dispatch:
         """Reclaim places that other gateways did not use, and forget silent gateways. Call it regularly while requests wait anywhere."""
         for model, peers in list(self._peers.items()):
             for worker in peers.expire(self.clock()):
-                self.knowledge.occupancy.reclaim(worker, model)
+                self.worker_stats.occupancy.reclaim(worker, model)
             if peers.has_peers and self.model_queue(model).queue:
                 self._assign_places(model)
 
@@ -223,7 +222,7 @@ class Dispatch:
         """Add a request to the queue. Raises NotReachable and Overloaded immediately."""
         model_queue, waiter = self.model_queue(requirements.model), _Waiter(requirements, self.clock())
         urgent = requirements.digest is not None or bool(requirements.excluded)
-        if not urgent and model_queue.queue.waits(requirements.limited_as, requirements.tenant):
+        if not urgent and model_queue.queue.has_waiting(requirements.limited_as, requirements.tenant):
             # If a request of the same kind waits, no worker has room: refuse a flood before the expensive steps.
             self._rules.check_bounds(model_queue, requirements, self.waiting_anywhere, 1)
         rows = self._workers.rows(requirements)
@@ -247,11 +246,11 @@ class Dispatch:
         model_queue, now = self.model_queue(waiter.requirements.model), self.clock()
         if not waiter.outcome.done() and now - model_queue.looked_at >= NOTICE_SECONDS:
             self._assign_places(waiter.requirements.model)
-        return "" if waiter.outcome.done() else model_queue.words(waiter, now)
+        return "" if waiter.outcome.done() else model_queue.waiting_notice(waiter, now)
 
     def _leave(self, waiter: _Waiter) -> None:
         if waiter.outcome.done() and isinstance(claim := waiter.outcome.result(), Claim):
-            claim.give_back()
+            claim.release()
         else:
             self.model_queue(waiter.requirements.model).queue.leave(waiter)
             self._measure(waiter.requirements.model)
@@ -272,9 +271,9 @@ class Dispatch:
         requirements = waiter.requirements
         model_queue = self.model_queue(requirements.model)
         charged = model_queue.cost(requirements)
-        model_queue.queue.take(waiter, charged)
-        self._peers[requirements.model].charged(requirements.limited_as, charged)
-        self.knowledge.readers.read(requirements.model, requirements.beginnings, row.node, self.clock())
+        model_queue.queue.dequeue(waiter, charged)
+        self._peers[requirements.model].record_charge(requirements.limited_as, charged)
+        self.worker_stats.prefix_affinity.record(requirements.model, requirements.beginnings, row.node, self.clock())
         self._metrics.queue_wait_seconds.labels(model=requirements.model).observe(self.clock() - waiter.entered_at)
         claim = Claim(self, row.worker, requirements, charged, waits_there=row.capacity.free <= 0)
         if row.capacity.free <= 0:
@@ -304,9 +303,9 @@ class Dispatch:
                 break
 
     def _serve(self, waiter: QueuedRequest, at: NodeId | None) -> bool:
-        return self._leave_place(waiter, at) if isinstance(waiter, PeerTicket) else self._begin_or_refuse(waiter, at)
+        return self._delegate_place(waiter, at) if isinstance(waiter, PeerTicket) else self._begin_or_refuse(waiter, at)
 
-    def _leave_place(self, ticket: PeerTicket, at: NodeId | None) -> bool:
+    def _delegate_place(self, ticket: PeerTicket, at: NodeId | None) -> bool:
         """Leave a free place to another gateway's request; False if there is none. Announced places are known there, too."""
         try:
             row = worker_choice.choose_worker(ticket.requirements, _only(at, self._workers.rows(ticket.requirements)), self._rng)
@@ -314,8 +313,8 @@ class Dispatch:
             return False
         if row is None:
             return False
-        self.knowledge.occupancy.lend(row.node, ticket.requirements.model)
-        self._peers[ticket.requirements.model].lend(ticket, row.node, self.clock(), is_ours=at is not None)
+        self.worker_stats.occupancy.delegate(row.node, ticket.requirements.model)
+        self._peers[ticket.requirements.model].delegate_place(ticket, row.node, self.clock(), is_ours=at is not None)
         return True
 
     def _begin_or_refuse(self, waiter: QueuedRequest, at: NodeId | None) -> bool:
@@ -346,21 +345,21 @@ class Dispatch:
         model_queue.slots = sum(each.slots for each in capacity.values())
         return any(each.has_room for each in capacity.values())
 
-    # --- news of the workers ------------------------------------------------------------------------------------------
+    # --- worker changes -----------------------------------------------------------------------------------------------
 
-    def _changed(self, entry: DirectoryEntry) -> None:
+    def _apply_change(self, entry: DirectoryEntry) -> None:
         if entry.role is not Role.WORKER:
             return
-        self.knowledge.heard(entry, self.clock(), datetime.now(UTC))
+        self.worker_stats.apply_change(entry, self.clock(), datetime.now(UTC))
         for model in [model for model, model_queue in self._queues.items() if model_queue.queue]:
             offers = candidates.offering(model, self._directory.entries(Role.WORKER), or_soon=True)
             offering = frozenset((worker.node, not worker.why_not, worker.announcement.draining, offer.ready) for worker, offer in offers)
             if offering != self._offering.get(model):
                 self._offering[model] = offering
-                self._refuse_hopeless(model)
+                self._refuse_unservable(model)
             self._assign_places(model)
 
-    def _refuse_hopeless(self, model: ModelName) -> None:
+    def _refuse_unservable(self, model: ModelName) -> None:
         """Refuse requests that no worker can run any more, instead of letting them wait in vain."""
         model_queue, owners = self.model_queue(model), self._workers.owners()
         verdicts: dict[_Kind, errors.NotReachable | None] = {}

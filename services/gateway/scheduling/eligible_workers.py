@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from services.gateway import node_interface
 from services.gateway.scheduling import candidates, worker_choice
-from services.gateway.scheduling.candidates import Candidate, Knowledge
+from services.gateway.scheduling.candidates import Candidate, WorkerStats
 from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_capacity import WorkerCapacity
 from services.gateway.scheduling.worker_choice import PromptPrivacy
@@ -21,10 +21,10 @@ class EligibleWorkers:
     """Filters the directory's workers by what a request requires."""
 
     def __init__(
-        self, directory: node_interface.NodeDirectory, knowledge: Knowledge, rule: PromptPrivacy, clock: Callable[[], float]
+        self, directory: node_interface.NodeDirectory, worker_stats: WorkerStats, rule: PromptPrivacy, clock: Callable[[], float]
     ) -> None:
         self._directory = directory
-        self._knowledge = knowledge
+        self._worker_stats = worker_stats
         self._rule = rule
         self._clock = clock
         #: When each worker was first seen with room.
@@ -33,12 +33,12 @@ class EligibleWorkers:
     def rows(self, requirements: WorkerRequirements) -> Sequence[Candidate]:
         """Return the workers that may run the request now; none if one is loading the model or restarting its engine. Raises NotReachable
         if there is no such worker either."""
-        table = self._knowledge.table(requirements, self._usable(), self._clock())
+        table = self._worker_stats.table(requirements, self._usable(), self._clock())
         try:
             return worker_choice.eligible(requirements, table, self._rule)
         except errors.NotReachable:
             there = [entry for entry in self._directory.entries(Role.WORKER) if entry.alive and not entry.announcement.draining]
-            soon = self._knowledge.table(requirements, there, self._clock(), or_soon=True)
+            soon = self._worker_stats.table(requirements, there, self._clock(), or_soon=True)
             if any(not row.offer.ready for row in soon):
                 with contextlib.suppress(errors.NotReachable):
                     worker_choice.eligible(requirements, [row for row in soon if not row.offer.ready], self._rule)
@@ -58,7 +58,8 @@ class EligibleWorkers:
         return {entry.announcement.owner for entry in self._usable()}
 
     def capacity(self, model: ModelName) -> dict[NodeId, WorkerCapacity]:
-        return {worker.node: self._knowledge.occupancy.look(worker, offer) for worker, offer in candidates.offering(model, self._usable())}
+        occupancy = self._worker_stats.occupancy
+        return {worker.node: occupancy.capacity_of(worker, offer) for worker, offer in candidates.offering(model, self._usable())}
 
     def room_lasts(self, model: ModelName) -> bool:
         """Return whether some worker has had room for a while."""

@@ -65,7 +65,7 @@ class FairQueue(Generic[Ticket]):
         """Return the tenant's waiting requests without urgent ones."""
         return len(self._waiting.get(tenant, ()))
 
-    def waits(self, tenant: TenantId, kind: Hashable) -> bool:
+    def has_waiting(self, tenant: TenantId, kind: Hashable) -> bool:
         """Return whether a non-urgent request of this kind waits."""
         return any(self._places[ticket].kind == kind for ticket in self._waiting.get(tenant, ()))
 
@@ -96,7 +96,7 @@ class FairQueue(Generic[Ticket]):
             self._urgent[ticket] = None
             return
         if tenant not in self._waiting:
-            self._lift(tenant)
+            self._raise_counter(tenant)
             self._waiting[tenant] = {}
         self._waiting[tenant][ticket] = None
 
@@ -117,7 +117,7 @@ class FairQueue(Generic[Ticket]):
             del self._waiting[place.tenant]
             self._last_left = self.counter_of(place.tenant)
 
-    def take(self, ticket: Ticket, cost: float) -> None:
+    def dequeue(self, ticket: Ticket, cost: float) -> None:
         """Remove a request that is served now, and charge its tenant the estimated ``cost``; ``correct`` adjusts it later."""
         place = self._places[ticket]
         self.correct(place.tenant, cost)
@@ -135,7 +135,7 @@ class FairQueue(Generic[Ticket]):
                 del self._counters[idle]
                 self._had_turn.pop(idle, None)
 
-    def _lift(self, tenant: TenantId) -> None:
+    def _raise_counter(self, tenant: TenantId) -> None:
         level = min((self.counter_of(other) for other in self._waiting), default=self._last_left)
         if level > self.counter_of(tenant):
             self.correct(tenant, level - self.counter_of(tenant))
@@ -143,8 +143,7 @@ class FairQueue(Generic[Ticket]):
     # --- questions ----------------------------------------------------------------------------------------------------
 
     def turns(self, *, only_local: bool = False) -> Iterator[Ticket]:
-        """Yield the requests that may be next, in order: urgent ones, then each tenant's oldest of each kind. Call it again after a
-        ``take``."""
+        """Yield the requests that may be next, in order: urgent ones, then each tenant's oldest of a kind. Call again after ``dequeue``."""
         yield from [ticket for ticket in self._urgent if not only_local or self._places[ticket].is_local]
         if not self._waiting:
             return
@@ -172,9 +171,9 @@ class FairQueue(Generic[Ticket]):
 
     def position_of_last(self, tenant: TenantId) -> int:
         """Estimate the position, from 1, of the tenant's newest request, assuming equal costs; much cheaper than ``order``."""
-        mine = self.waiting_of(tenant)
+        own = self.waiting_of(tenant)
         # Every other tenant gets as many turns before it as this one has.
-        return len(self._urgent) + sum([min(len(waiting), mine) for waiting in self._waiting.values()])
+        return len(self._urgent) + sum([min(len(waiting), own) for waiting in self._waiting.values()])
 
     def _first_of(self, tenant: TenantId, only_local: bool) -> Iterator[Ticket]:
         seen = set[Hashable]()
@@ -222,11 +221,11 @@ class ModelQueue(Generic[Ticket]):
         """Estimate the cost. The prompt bound counts bytes, of which a token has about four."""
         return cost(requirements.prompt_tokens / 4, min(requirements.max_tokens, self.mean_tokens))
 
-    def ended(self, seconds: float) -> None:
-        self.mean_seconds = seconds if not self.mean_seconds else _moved(self.mean_seconds, seconds)
+    def record_duration(self, seconds: float) -> None:
+        self.mean_seconds = seconds if not self.mean_seconds else _moving_average(self.mean_seconds, seconds)
 
-    def answered(self, tokens: int) -> None:
-        self.mean_tokens = _moved(self.mean_tokens, tokens)
+    def record_length(self, tokens: int) -> None:
+        self.mean_tokens = _moving_average(self.mean_tokens, tokens)
 
     def expected_seconds(self, position: int) -> float | None:
         """Return the expected wait at this position; None if unknown."""
@@ -237,7 +236,7 @@ class ModelQueue(Generic[Ticket]):
         expected = self.expected_seconds(position)
         return UNKNOWN_RETRY_SECONDS if expected is None else max(1.0, expected)
 
-    def words(self, ticket: Ticket, now: float) -> str:
+    def waiting_notice(self, ticket: Ticket, now: float) -> str:
         """Return the notice for a waiting caller; empty until a new request has a position."""
         if now - self._placed_at >= (_PLACES_SECONDS if ticket in self._places else _NEWCOMERS_SECONDS):
             self._places = {each: place for place, each in enumerate(self.queue.order(), 1)}
@@ -250,5 +249,5 @@ class ModelQueue(Generic[Ticket]):
         return f"position {place} of {max(place, len(self.queue))}{about}"
 
 
-def _moved(mean: float, newest: float) -> float:
+def _moving_average(mean: float, newest: float) -> float:
     return (1 - _WEIGHT) * mean + _WEIGHT * newest

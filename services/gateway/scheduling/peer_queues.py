@@ -20,7 +20,7 @@ WHOLE_SECONDS = 1.0
 #: How long a report stays valid.
 SILENT_SECONDS = 3.0
 #: How long a place is reserved for another gateway.
-LEND_SECONDS = 0.5
+DELEGATION_SECONDS = 0.5
 #: Tenants with unreported charges; the longest unchanged is dropped.
 MOST_UNREPORTED = 1_000
 #: Limit for a peer's claim of one tenant's waiting requests: many times what the queue bounds allow.
@@ -98,9 +98,9 @@ class PeerTicket:
 
 
 @dataclass(slots=True)
-class _Lent:
+class _DelegatedPlace:
     until: float
-    lent_at: float
+    delegated_at: float
     gateway: str
     tenant: TenantId
     worker: NodeId
@@ -108,10 +108,11 @@ class _Lent:
 
 
 @dataclass(slots=True)
-class _Outbox:
+class _UnsentReport:
     """Unsent changes for one model."""
 
-    told: dict[tuple[TenantId, bool], int] = field(default_factory=dict)
+    #: Waiting requests by tenant and urgency, as of the last report.
+    reported: dict[tuple[TenantId, bool], int] = field(default_factory=dict)
     whole_at: float = float("-inf")
     charges: dict[TenantId, float] = field(default_factory=dict)
     offers: list[PeerOffer] = field(default_factory=list)
@@ -120,31 +121,31 @@ class _Outbox:
 class PeerQueues:
     """Keeps the peers' requests in the queue of one model's ``model_queue``."""
 
-    def __init__(self, me: str, model: ModelName, model_queue: ModelQueue[QueuedRequest]) -> None:
-        self._me = me
+    def __init__(self, own_name: str, model: ModelName, model_queue: ModelQueue[QueuedRequest]) -> None:
+        self._own_name = own_name
         self._model = model
         self._model_queue = model_queue
-        self._outbox = _Outbox()
-        self._heard_at: dict[str, float] = {}
+        self._unsent = _UnsentReport()
+        self._last_report_at: dict[str, float] = {}
         #: Oldest first.
         self._tickets: dict[str, dict[tuple[TenantId, bool], deque[PeerTicket]]] = {}
-        self._lent: deque[_Lent] = deque()
+        self._delegated: deque[_DelegatedPlace] = deque()
 
     @property
     def has_peers(self) -> bool:
         """Whether another gateway has reported recently."""
-        return bool(self._heard_at)
+        return bool(self._last_report_at)
 
     # --- what this gateway does -----------------------------------------------------------------------------------------
 
-    def charged(self, tenant: TenantId, cost: float) -> None:
+    def record_charge(self, tenant: TenantId, cost: float) -> None:
         """Record that the tenant was charged here."""
-        charges = self._outbox.charges
+        charges = self._unsent.charges
         charges[tenant] = charges.pop(tenant, 0.0) + cost
         if len(charges) > MOST_UNREPORTED:
             del charges[next(iter(charges))]
 
-    def lend(self, ticket: PeerTicket, worker: NodeId, now: float, *, is_ours: bool) -> None:
+    def delegate_place(self, ticket: PeerTicket, worker: NodeId, now: float, *, is_ours: bool) -> None:
         """Leave a free place to the gateway of ``ticket``. ``is_ours``: only this gateway knows that it is free."""
         tenant, queue = ticket.requirements.limited_as, self._model_queue.queue
         self._tickets[ticket.gateway][tenant, ticket.urgent].remove(ticket)
@@ -152,78 +153,79 @@ class PeerQueues:
         # Charge it until the other gateway's report does, so that one tenant doesn't get several places at once.
         cost = self._model_queue.cost(ticket.requirements)
         queue.correct(tenant, cost)
-        self._lent.append(_Lent(now + LEND_SECONDS, now, ticket.gateway, tenant, worker, cost))
+        self._delegated.append(_DelegatedPlace(now + DELEGATION_SECONDS, now, ticket.gateway, tenant, worker, cost))
         if is_ours:
-            self._outbox.offers.append(PeerOffer(ticket.gateway, worker))
+            self._unsent.offers.append(PeerOffer(ticket.gateway, worker))
 
     def report(self, now: float) -> QueueReport | None:
         """Return what to send now; None if there is nothing to tell."""
-        queue, out = self._model_queue.queue, self._outbox
-        if not queue and not out.told and not out.offers:
+        queue, unsent = self._model_queue.queue, self._unsent
+        if not queue and not unsent.reported and not unsent.offers:
             return None
-        whole = bool(queue.local) and now - out.whole_at >= WHOLE_SECONDS
-        changed = queue.local if whole else {key for key in {*out.told, *queue.local} if out.told.get(key, 0) != queue.local.get(key, 0)}
-        if not (whole or changed or out.charges or out.offers):
+        whole = bool(queue.local) and now - unsent.whole_at >= WHOLE_SECONDS
+        known = unsent.reported
+        changed = queue.local if whole else {key for key in {*known, *queue.local} if known.get(key, 0) != queue.local.get(key, 0)}
+        if not (whole or changed or unsent.charges or unsent.offers):
             return None
         tenants = {tenant for tenant, _ in changed}
         report = QueueReport(
-            self._me,
+            self._own_name,
             self._model,
             tuple(PeerWaiting(tenant, queue.local.get((tenant, False), 0), queue.local.get((tenant, True), 0)) for tenant in tenants),
             whole,
-            tuple(Charge(tenant, cost) for tenant, cost in out.charges.items()),
+            tuple(Charge(tenant, cost) for tenant, cost in unsent.charges.items()),
             tuple(Charge(tenant, cost) for tenant, cost in queue.counters().items()) if whole else (),
-            tuple(out.offers),
+            tuple(unsent.offers),
         )
-        self._outbox = _Outbox(dict(queue.local), now if whole else out.whole_at)
+        self._unsent = _UnsentReport(dict(queue.local), now if whole else unsent.whole_at)
         return report
 
     # --- what the others do ---------------------------------------------------------------------------------------------
 
-    def heard(self, report: QueueReport, now: float) -> tuple[NodeId, ...]:
+    def apply_report(self, report: QueueReport, now: float) -> tuple[NodeId, ...]:
         """Apply another gateway's report; return the workers on which it offers us a place."""
-        self._heard_at[report.gateway] = now
+        self._last_report_at[report.gateway] = now
         for charge in report.charges:
-            self._model_queue.queue.correct(charge.tenant, charge.cost - self._settle(report.gateway, charge.tenant))
+            self._model_queue.queue.correct(charge.tenant, charge.cost - self._settle_charges(report.gateway, charge.tenant))
         known = self._tickets.setdefault(report.gateway, {})
         if report.whole:
             for tenant, urgent in known.keys() - {(each.tenant, urgent) for each in report.waiting for urgent in (False, True)}:
-                self._set(report.gateway, tenant, urgent, 0)
+                self._set_waiting(report.gateway, tenant, urgent, 0)
         for each in report.waiting:
-            self._set(report.gateway, each.tenant, False, each.ordinary)
-            self._set(report.gateway, each.tenant, True, each.urgent)
-        if report.gateway < self._me:
+            self._set_waiting(report.gateway, each.tenant, False, each.ordinary)
+            self._set_waiting(report.gateway, each.tenant, True, each.urgent)
+        if report.gateway < self._own_name:
             self._align(report)
-        return tuple(offer.worker for offer in report.offers if offer.to == self._me)
+        return tuple(offer.worker for offer in report.offers if offer.to == self._own_name)
 
     def expire(self, now: float) -> list[NodeId]:
         """Forget silent gateways; return the workers whose lent places may be used here again."""
         found = []
-        while self._lent and self._lent[0].until <= now:
-            lent = self._lent.popleft()
-            self._model_queue.queue.correct(lent.tenant, -lent.cost)
-            found.append(lent.worker)
-            if self._heard_at.get(lent.gateway, 0.0) < lent.lent_at:
-                self._forget(lent.gateway)
-        for gateway, heard_at in list(self._heard_at.items()):
-            if now - heard_at > SILENT_SECONDS:
+        while self._delegated and self._delegated[0].until <= now:
+            place = self._delegated.popleft()
+            self._model_queue.queue.correct(place.tenant, -place.cost)
+            found.append(place.worker)
+            if self._last_report_at.get(place.gateway, 0.0) < place.delegated_at:
+                self._forget(place.gateway)
+        for gateway, reported_at in list(self._last_report_at.items()):
+            if now - reported_at > SILENT_SECONDS:
                 self._forget(gateway)
-                del self._heard_at[gateway]
+                del self._last_report_at[gateway]
         return found
 
     def forget_all(self) -> None:
         """Forget all peers; the next report will be a full one."""
         for gateway in list(self._tickets):
             self._forget(gateway)
-        self._heard_at.clear()
-        self._outbox = _Outbox()
+        self._last_report_at.clear()
+        self._unsent = _UnsentReport()
 
     def _forget(self, gateway: str) -> None:
         for tenant, urgent in list(self._tickets.get(gateway, ())):
-            self._set(gateway, tenant, urgent, 0)
+            self._set_waiting(gateway, tenant, urgent, 0)
         self._tickets.pop(gateway, None)
 
-    def _set(self, gateway: str, tenant: TenantId, urgent: bool, count: int) -> None:
+    def _set_waiting(self, gateway: str, tenant: TenantId, urgent: bool, count: int) -> None:
         known = self._tickets[gateway]
         tickets = known.setdefault((tenant, urgent), deque())
         while len(tickets) > max(0, count):
@@ -236,20 +238,20 @@ class PeerQueues:
         if not tickets:
             del known[tenant, urgent]
 
-    def _settle(self, gateway: str, tenant: TenantId) -> float:
+    def _settle_charges(self, gateway: str, tenant: TenantId) -> float:
         """Clear and return the tenant's charges for places lent to that gateway."""
         settled = 0.0
-        for lent in self._lent:
-            if (lent.gateway, lent.tenant) == (gateway, tenant):
-                settled, lent.cost = settled + lent.cost, 0.0
+        for place in self._delegated:
+            if (place.gateway, place.tenant) == (gateway, tenant):
+                settled, place.cost = settled + place.cost, 0.0
         return settled
 
     def _align(self, report: QueueReport) -> None:
         """Adopt the oldest gateway's counters: new gateways learn them this way, and differences don't persist."""
         queue = self._model_queue.queue
         own = queue.counters()
-        for said in report.counters:
-            if said.tenant in own:
-                unknown_there = self._outbox.charges.get(said.tenant, 0.0)
-                unknown_there += sum(lent.cost for lent in self._lent if lent.tenant == said.tenant)
-                queue.correct(said.tenant, said.cost + unknown_there - own[said.tenant])
+        for counter in report.counters:
+            if counter.tenant in own:
+                unknown_there = self._unsent.charges.get(counter.tenant, 0.0)
+                unknown_there += sum(place.cost for place in self._delegated if place.tenant == counter.tenant)
+                queue.correct(counter.tenant, counter.cost + unknown_there - own[counter.tenant])

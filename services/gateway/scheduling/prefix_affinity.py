@@ -63,7 +63,7 @@ class PrefixAffinity:
     def __len__(self) -> int:
         return len(self._read)
 
-    def read(self, model: ModelName, names: Sequence[bytes], node: NodeId, now: float) -> None:
+    def record(self, model: ModelName, names: Sequence[bytes], node: NodeId, now: float) -> None:
         """Record that the node processes a prompt with these prefixes."""
         for name in names:
             readers = self._read.setdefault((model, name), {})

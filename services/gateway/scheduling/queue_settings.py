@@ -25,13 +25,13 @@ class QueueSettings:
 
     def check_bounds(self, model_queue: ModelQueue[_Ticket], requirements: WorkerRequirements, waiting_anywhere: int, more: int) -> None:
         """Check the bounds for a queued request, or for one ``more``. Raises Overloaded."""
-        mine, position = (
+        own, position = (
             model_queue.queue.waiting_of(requirements.limited_as) + more,
             model_queue.queue.position_of_last(requirements.limited_as) + more,
         )
         retry = model_queue.retry_seconds(position)
-        if mine > self.queue_per_tenant:
-            full = f"{mine - 1} of your requests are already queued for {requirements.model}, which is the limit"
+        if own > self.queue_per_tenant:
+            full = f"{own - 1} of your requests are already queued for {requirements.model}, which is the limit"
             raise errors.Overloaded(full, hint="send fewer requests at the same time", retry_after_seconds=retry)
         if waiting_anywhere + more > self.queue_most:
             full = f"all workers of {requirements.model} are busy and {self.queue_most} requests are already queued"
@@ -42,7 +42,7 @@ class QueueSettings:
             full = f"all workers of {requirements.model} are busy: the expected wait is {expected:.0f} s, and the limit is {most:g} s"
             raise errors.Overloaded(full, hint="retry later, or add a worker", retry_after_seconds=max(1.0, expected - most))
 
-    def too_long(self, model_queue: ModelQueue[_Ticket], requirements: WorkerRequirements) -> errors.Overloaded:
+    def wait_exceeded(self, model_queue: ModelQueue[_Ticket], requirements: WorkerRequirements) -> errors.Overloaded:
         """Return the error for a request that waited ``queue_seconds``."""
         return errors.Overloaded(
             f"no worker of {requirements.model} became free within {self.queue_seconds:g} s",

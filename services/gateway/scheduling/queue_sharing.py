@@ -39,9 +39,9 @@ class QueueSharing:
         self._log = log
         self._dispatch = dispatch
         self._name = name
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._failing: set[str] = set()
-        dispatch.on_change = self._news.set
+        dispatch.on_change = self._changed.set
 
     async def run(self) -> None:
         """Run until canceled."""
@@ -52,7 +52,7 @@ class QueueSharing:
     async def _send_reports(self) -> None:
         """Send one entry at a time; changes meanwhile go out with the next."""
         while True:
-            await self._news_or_look()
+            await self._wait_for_change()
             self._dispatch.expire_peers()
             reports = self._dispatch.reports()
             if not reports:
@@ -63,13 +63,13 @@ class QueueSharing:
             except (errors.Unavailable, UnexpectedReply) as error:
                 await self._schedule_alone("append", error)
 
-    async def _news_or_look(self) -> None:
+    async def _wait_for_change(self) -> None:
         try:
             async with asyncio.timeout(_LOOK_SECONDS if self._dispatch.waiting_anywhere else None):
-                await self._news.wait()
+                await self._changed.wait()
         except TimeoutError:
             pass
-        self._news.clear()
+        self._changed.clear()
 
     async def _read_reports(self) -> None:
         while True:
@@ -91,7 +91,7 @@ class QueueSharing:
             return
         for report in reports:
             if report.gateway != self._name:
-                self._dispatch.heard(report)
+                self._dispatch.apply_report(report)
 
     async def _schedule_alone(self, call: str, error: Exception) -> None:
         if call not in self._failing:

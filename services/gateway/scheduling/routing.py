@@ -84,24 +84,24 @@ def resolve(wanted: ModelName | None, workers: Sequence[DirectoryEntry], names: 
     models = served(usable, names)
     if wanted is None and names.default is None:
         if not models:
-            raise _nobody(workers)
+            raise _no_worker(workers)
         return models[0]
-    asked = str(wanted or names.default)
-    meanings = _meanings(asked, names.aliases)
+    requested = str(wanted or names.default)
+    meanings = _meanings(requested, names.aliases)
     for model in meanings:
         if model in models:
             return model
     if not models:
-        raise _nobody(workers)
+        raise _no_worker(workers)
     for model in meanings:
         if absent := [worker for worker in workers if _has(worker, model)]:
-            raise errors.NotReachable(f"no worker can run {model} now: {_whys(absent)}", hint=_NO_WORKER_HINT)
-    model = ModelName(names.aliases.get(asked, asked))
+            raise errors.NotReachable(f"no worker can run {model} now: {_reasons(absent)}", hint=_NO_WORKER_HINT)
+    model = ModelName(names.aliases.get(requested, requested))
     if just_started:
         raise errors.NotReachable(
             f"no worker with the model {model!r} has been found yet: this gateway has just started", retry_after_seconds=1
         )
-    through = f" (which {asked!r} is an alias of)" if model != asked else ""
+    through = f" (which {requested!r} is an alias of)" if model != requested else ""
     raise errors.UnknownModel(
         f"no worker serves the model {model!r}{through}; served models: {', '.join(models)}",
         hint="choose one of these, or define the name as an alias with MODEL_ALIASES on the gateway",
@@ -131,11 +131,11 @@ def ensure_answers(model: ModelName, usable: Iterable[DirectoryEntry]) -> None:
         raise errors.BadRequest(f"{model} is an embedding model", hint="request embeddings, or choose another model")
 
 
-def _meanings(asked: str, aliases: Mapping[str, str]) -> tuple[ModelName, ...]:
+def _meanings(requested: str, aliases: Mapping[str, str]) -> tuple[ModelName, ...]:
     """Return the possible models, likeliest first. A model's own name wins over an equal alias."""
-    spelt = _spellings(asked)
-    named = [*spelt[:1], *(aliases[name] for name in spelt if name in aliases)]
-    return tuple(dict.fromkeys(ModelName(name) for name in (*named, *spelt, *(other for name in named for other in _spellings(name)))))
+    spellings = _spellings(requested)
+    named = [*spellings[:1], *(aliases[name] for name in spellings if name in aliases)]
+    return tuple(dict.fromkeys(ModelName(name) for name in (*named, *spellings, *(other for name in named for other in _spellings(name)))))
 
 
 def _spellings(name: str) -> tuple[str, ...]:
@@ -156,11 +156,11 @@ def _has(worker: DirectoryEntry, model: ModelName) -> bool:
     return any(offer.name == model for offer in worker.announcement.models)
 
 
-def _nobody(workers: Sequence[DirectoryEntry]) -> errors.NotReachable:
-    why = f": {_whys(workers)}" if workers else ""
+def _no_worker(workers: Sequence[DirectoryEntry]) -> errors.NotReachable:
+    why = f": {_reasons(workers)}" if workers else ""
     return errors.NotReachable(f"no worker serves a model now{why}", hint=_NO_WORKER_HINT)
 
 
-def _whys(workers: Sequence[DirectoryEntry]) -> str:
+def _reasons(workers: Sequence[DirectoryEntry]) -> str:
     """Return at most three reasons; operators use `aicli nodes`."""
     return ", ".join(f"{worker.node[:8]}… {worker.why_not or 'has no model ready'}" for worker in workers[:3])

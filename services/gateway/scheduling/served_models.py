@@ -16,11 +16,11 @@ async def measure(node: Node, dispatch: Dispatch) -> None:
     """Update the metric until canceled."""
     coverage, shown = ModelCoverage(), node.metrics.model_workers
 
-    def is_kept_away(worker: NodeId) -> bool:
-        return dispatch.knowledge.strikes.seconds_left(worker, dispatch.clock()) > 0
+    def is_quarantined(worker: NodeId) -> bool:
+        return dispatch.worker_stats.dishonest_workers.seconds_left(worker, dispatch.clock()) > 0
 
     while True:
-        counted = coverage.count(node.directory.entries(Role.WORKER), is_kept_away, dispatch.clock())
+        counted = coverage.count(node.directory.entries(Role.WORKER), is_quarantined, dispatch.clock())
         shown.clear()
         for model, workers in counted.items():
             shown.labels(model=model).set(workers)

@@ -47,7 +47,7 @@ class Occupancy:
         self._ours: dict[NodeId, dict[ModelName, int]] = {}
         self._others: dict[NodeId, dict[ModelName, int]] = {}
         #: Free places left to other gateways.
-        self._lent: dict[NodeId, Counter[ModelName]] = {}
+        self._delegated: dict[NodeId, Counter[ModelName]] = {}
 
     def begin(self, node: NodeId, model: ModelName) -> None:
         running = self._ours.setdefault(node, {})
@@ -61,47 +61,46 @@ class Occupancy:
         if not running:
             del self._ours[node]
 
-    def heard(self, said: Announcement) -> None:
+    def apply_announcement(self, announcement: Announcement) -> None:
         """Compare a new announcement with our count."""
-        self._others[said.node] = {offer.name: self._beyond_ours(said, offer) for offer in said.models}
-        self._lent.pop(said.node, None)
+        self._others[announcement.node] = {offer.name: self._beyond_ours(announcement, offer) for offer in announcement.models}
+        self._delegated.pop(announcement.node, None)
 
-    def lend(self, node: NodeId, model: ModelName) -> None:
+    def delegate(self, node: NodeId, model: ModelName) -> None:
         """Leave a free place to another gateway. The worker's next announcement shows whether it was used."""
-        self._lent.setdefault(node, Counter())[model] += 1
+        self._delegated.setdefault(node, Counter())[model] += 1
 
     def reclaim(self, node: NodeId, model: ModelName) -> None:
         """Reclaim an unused place. Does nothing if the worker has announced itself since."""
-        if self._lent.get(node, _NOTHING)[model]:
-            self._lent[node][model] -= 1
+        if self._delegated.get(node, _NOTHING)[model]:
+            self._delegated[node][model] -= 1
 
-    def is_offered(self, node: NodeId, model: ModelName) -> None:
+    def record_offer(self, node: NodeId, model: ModelName) -> None:
         """Record that another gateway released a place."""
         others = self._others.get(node, {})
         others[model] = max(0, others.get(model, 0) - 1)
 
-    def gone(self, node: NodeId) -> None:
+    def forget(self, node: NodeId) -> None:
         """Forget a worker's announcement. Our calls there still end with ``end``."""
         self._others.pop(node, None)
-        self._lent.pop(node, None)
+        self._delegated.pop(node, None)
 
-    def look(self, worker: DirectoryEntry, offer: ModelOffer) -> WorkerCapacity:
-        said = worker.announcement
-        if said.node not in self._others:
-            self.heard(said)
+    def capacity_of(self, worker: DirectoryEntry, offer: ModelOffer) -> WorkerCapacity:
+        announcement, node = worker.announcement, worker.announcement.node
+        if node not in self._others:
+            self.apply_announcement(announcement)
         # A worker that doesn't report per model shares its slots among its models.
-        slots, ours = (offer.slots, self._count(said.node, offer.name)) if offer.slots else (said.load.slots, self._count(said.node))
-        return WorkerCapacity(
-            max(1, slots), ours + self._others[said.node].get(offer.name, 0) + self._lent.get(said.node, _NOTHING)[offer.name]
-        )
+        slots, ours = (offer.slots, self._count(node, offer.name)) if offer.slots else (announcement.load.slots, self._count(node))
+        others = self._others[node].get(offer.name, 0) + self._delegated.get(node, _NOTHING)[offer.name]
+        return WorkerCapacity(max(1, slots), ours + others)
 
     def total(self) -> int:
         return sum(sum(running.values()) for running in self._ours.values())
 
-    def _beyond_ours(self, said: Announcement, offer: ModelOffer) -> int:
+    def _beyond_ours(self, announcement: Announcement, offer: ModelOffer) -> int:
         if offer.slots:
-            return max(0, offer.busy - self._count(said.node, offer.name))
-        return max(0, said.load.running + said.load.queued - self._count(said.node))
+            return max(0, offer.busy - self._count(announcement.node, offer.name))
+        return max(0, announcement.load.running + announcement.load.queued - self._count(announcement.node))
 
     def _count(self, node: NodeId, model: ModelName | None = None) -> int:
         running = self._ours.get(node, {})
@@ -114,7 +113,7 @@ class Holdable(Protocol):
     @property
     def has_started(self) -> bool: ...
 
-    def starts(self) -> None:
+    def mark_started(self) -> None:
         """Record that the worker has started the call. Safe to call twice."""
 
 
@@ -132,7 +131,7 @@ class HeldClaims:
         """Record a call for which the worker has no free slot."""
         self._held.setdefault((node, model), deque()).append(claim)
 
-    def ended(self, node: NodeId, model: ModelName, claim: Holdable) -> None:
+    def release(self, node: NodeId, model: ModelName, claim: Holdable) -> None:
         """Release the place of a claim, held or not."""
         held = self._held.get((node, model))
         if held is None:
@@ -141,8 +140,8 @@ class HeldClaims:
         if claim in held:
             held.remove(claim)
         while had_slot and held:
-            following = held.popleft()
-            had_slot = following.has_started
-            following.starts()
+            next_claim = held.popleft()
+            had_slot = next_claim.has_started
+            next_claim.mark_started()
         if not held:
             del self._held[node, model]

@@ -1,8 +1,8 @@
 """Chooses the worker for a request: first filters the eligible candidates, then ranks them. Pure.
 
-Both are lists of small steps. MAY steps return a reason against one candidate, or an empty text; since they only exclude, a retry never
-reaches a worker that the first attempt couldn't use. PREFER steps narrow the rows to the better ones, or return them all. A canary, or
-local workers before a paid API, would be a step in PREFER; a new restriction is a step in MAY.
+Both are lists of small steps. ELIGIBILITY_STEPS return a reason against one candidate, or an empty text; since they only exclude, a
+retry never reaches a worker that the first attempt couldn't use. PREFERENCE_STEPS narrow the rows to the better ones, or return them
+all. A canary, or local workers before a paid API, would be a preference step; a new restriction is an eligibility step.
 """
 
 import random
@@ -63,8 +63,8 @@ def open_to(tenant: TenantId, workers: Iterable[DirectoryEntry], policy: PromptP
 
 
 def _by_policy(requirements: WorkerRequirements, row: Candidate, rule: PromptPrivacy) -> str:
-    said = row.worker.announcement
-    return why_not(requirements.tenant, said.owner, said.labels, rule)
+    announcement = row.worker.announcement
+    return why_not(requirements.tenant, announcement.owner, announcement.labels, rule)
 
 
 def _by_file(requirements: WorkerRequirements, row: Candidate, _rule: PromptPrivacy) -> str:
@@ -79,7 +79,8 @@ def _by_quarantine(_requirements: WorkerRequirements, row: Candidate, _rule: Pro
     return worker_records.why_not(row.quarantine_seconds)
 
 
-MAY: tuple[Callable[[WorkerRequirements, Candidate, PromptPrivacy], str], ...] = (_by_policy, _by_quarantine, _by_file, _by_failure)
+EligibilityStep = Callable[[WorkerRequirements, Candidate, PromptPrivacy], str]
+ELIGIBILITY_STEPS: tuple[EligibilityStep, ...] = (_by_policy, _by_quarantine, _by_file, _by_failure)
 
 
 def eligible(requirements: WorkerRequirements, rows: Rows, rule: PromptPrivacy) -> Rows:
@@ -90,14 +91,14 @@ def eligible(requirements: WorkerRequirements, rows: Rows, rule: PromptPrivacy) 
     if not rows:
         raise errors.NotReachable(f"no worker can run {requirements.model} now", hint="see `aicli nodes`")
     # Callers need one reason; operators use `aicli nodes`.
-    whys = ", ".join(f"{row.node[:8]}… {_why_not(requirements, row, rule)}" for row in rows[:3])
+    reasons = ", ".join(f"{row.node[:8]}… {_why_not(requirements, row, rule)}" for row in rows[:3])
     raise errors.NotReachable(
-        f"no worker of {requirements.model} may run this request: {whys}", hint="see `aicli nodes`, or ask an administrator"
+        f"no worker of {requirements.model} may run this request: {reasons}", hint="see `aicli nodes`, or ask an administrator"
     )
 
 
 def _why_not(requirements: WorkerRequirements, row: Candidate, rule: PromptPrivacy) -> str:
-    return next((why for step in MAY if (why := step(requirements, row, rule))), "")
+    return next((why for step in ELIGIBILITY_STEPS if (why := step(requirements, row, rule))), "")
 
 
 # --- preference ---------------------------------------------------------------------------------------------------------
@@ -105,7 +106,7 @@ def _why_not(requirements: WorkerRequirements, row: Candidate, rule: PromptPriva
 
 def without_outliers(rows: Rows) -> Rows:
     """Drop ejected workers; if all are ejected, keep the one that returns first, so that a model never loses its last worker."""
-    return [row for row in rows if not row.rest_seconds] or [min(rows, key=lambda row: row.rest_seconds)]
+    return [row for row in rows if not row.ejection_seconds] or [min(rows, key=lambda row: row.ejection_seconds)]
 
 
 def _starting_immediately(_requirements: WorkerRequirements, rows: Rows, _rng: random.Random) -> Rows:
@@ -120,9 +121,9 @@ def _starting_immediately(_requirements: WorkerRequirements, rows: Rows, _rng: r
 def _with_cached_prefix(_requirements: WorkerRequirements, rows: Rows, _rng: random.Random) -> Rows:
     least = min(row.capacity.busy for row in rows)
     most = min(least + _MORE_CALLS, least * _TIMES_AS_MANY + 1)
-    readers = [row for row in rows if row.has_read >= prefix_affinity.LEAST_SHARE and row.capacity.busy <= most]
-    longest = max((row.has_read for row in readers), default=0.0)
-    return [row for row in readers if row.has_read == longest] or rows
+    readers = [row for row in rows if row.cached_share >= prefix_affinity.LEAST_SHARE and row.capacity.busy <= most]
+    longest = max((row.cached_share for row in readers), default=0.0)
+    return [row for row in readers if row.cached_share == longest] or rows
 
 
 def _in_slow_start(_requirements: WorkerRequirements, rows: Rows, rng: random.Random) -> Rows:
@@ -132,7 +133,8 @@ def _in_slow_start(_requirements: WorkerRequirements, rows: Rows, rng: random.Ra
     return [row for row in rows if rng.random() < row.share] or rows
 
 
-PREFER: tuple[Callable[[WorkerRequirements, Rows, random.Random], Rows], ...] = (_starting_immediately, _with_cached_prefix, _in_slow_start)
+PreferenceStep = Callable[[WorkerRequirements, Rows, random.Random], Rows]
+PREFERENCE_STEPS: tuple[PreferenceStep, ...] = (_starting_immediately, _with_cached_prefix, _in_slow_start)
 
 
 def choose_worker(requirements: WorkerRequirements, rows: Rows, rng: random.Random) -> Candidate | None:
@@ -141,7 +143,7 @@ def choose_worker(requirements: WorkerRequirements, rows: Rows, rng: random.Rand
     with_room: Rows = [row for row in without_outliers(rows) if row.capacity.has_room] if rows else ()
     if not with_room:
         return None
-    for step in PREFER:
+    for step in PREFERENCE_STEPS:
         with_room = step(requirements, with_room, rng)
     first, second = rng.sample(with_room, 2) if len(with_room) > 1 else (with_room[0], with_room[0])
     return first if first.wait <= second.wait else second

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from services.gateway.scheduling import fair_queue
-from services.gateway.scheduling.candidates import Knowledge
+from services.gateway.scheduling.candidates import WorkerStats
 from services.gateway.scheduling.routing import WorkerRequirements
 from shared import errors
 from shared.discovery.directory import DirectoryEntry
@@ -21,15 +21,15 @@ class Issuer(Protocol):
     def clock(self) -> Callable[[], float]: ...
 
     @property
-    def knowledge(self) -> Knowledge: ...
+    def worker_stats(self) -> WorkerStats: ...
 
-    def ended(self, claim: "Claim", model: ModelName, seconds: float | None) -> None:
+    def release_place(self, claim: "Claim", model: ModelName, seconds: float | None) -> None:
         """Release the claim's place; ``seconds`` is how long it ran, None if that isn't representative."""
 
     def charge(self, requirements: WorkerRequirements, cost: float) -> None:
         """Correct the charge of the request's tenant."""
 
-    def answered(self, model: ModelName, tokens: int) -> None:
+    def record_answer_length(self, model: ModelName, tokens: int) -> None:
         """Record the length of an answer."""
 
 
@@ -49,7 +49,7 @@ class Claim:
         self._began_at = 0.0
         self._delivered = False
         self._failed = False
-        self._told = False
+        self._has_token_counts = False
         self._hold()
         self._works_since = None if waits_there else issuer.clock()
         self.has_started = not waits_there
@@ -62,7 +62,7 @@ class Claim:
             return 0.0
         return self._worked_seconds if self._works_since is None else self._issuer.clock() - self._works_since
 
-    def starts(self) -> None:
+    def mark_started(self) -> None:
         """Record that the worker has started the call. Safe to call twice."""
         if not self.has_started:
             self.has_started = True
@@ -75,39 +75,39 @@ class Claim:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._failed = self._failed or (kind is not None and issubclass(kind, errors.AimeshError))
-        self.give_back()
+        self.release()
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """Release the place. Safe to call twice."""
         if self._held:
             self._held = False
             if self._works_since is not None:
                 self._worked_seconds, self._works_since = self._issuer.clock() - self._works_since, None
             seconds = self._issuer.clock() - self._began_at if self._entered and not self._failed else None
-            self._issuer.ended(self, self._requirements.model, seconds)
+            self._issuer.release_place(self, self._requirements.model, seconds)
 
-    def delivered(self) -> None:
+    def record_delivery(self) -> None:
         """Record that the worker delivered tokens. Safe to call for every chunk."""
         if not self._delivered:
             self._delivered = True
-            self.starts()
-            self._issuer.knowledge.outliers.delivered(self.worker.node, self._requirements.model)
+            self.mark_started()
+            self._issuer.worker_stats.outliers.record_delivery(self.worker.node, self._requirements.model)
 
-    def failed(self, error: errors.AimeshError) -> None:
-        """Record the worker's failure. The tenant is charged only for what ``tokens`` reported."""
+    def record_failure(self, error: errors.AimeshError) -> None:
+        """Record the worker's failure. The tenant is charged only for what ``record_tokens`` reported."""
         self._failed = True
-        if not self._told:
+        if not self._has_token_counts:
             self._charge(0.0)
         issuer, node, model = self._issuer, self.worker.node, self._requirements.model
-        if issuer.knowledge.outliers.failed(node, model, error, issuer.clock()):
-            rest = issuer.knowledge.outliers.rest_seconds(node, model, issuer.clock())
-            _log.warning("worker ejected", worker=node, model=model, seconds=rest, code=errors.code_of(error))
+        if issuer.worker_stats.outliers.record_failure(node, model, error, issuer.clock()):
+            ejection_seconds = issuer.worker_stats.outliers.ejection_seconds(node, model, issuer.clock())
+            _log.warning("worker ejected", worker=node, model=model, seconds=ejection_seconds, code=errors.code_of(error))
 
-    def tokens(self, prompt: int, completion: int) -> None:
+    def record_tokens(self, prompt: int, completion: int) -> None:
         """Replace the estimated cost by the actual one. A prompt longer than the request's bound is not believed."""
-        self._told = True
+        self._has_token_counts = True
         self._charge(fair_queue.cost(min(max(prompt, 0), self._requirements.prompt_tokens), completion))
-        self._issuer.answered(self._requirements.model, completion)
+        self._issuer.record_answer_length(self._requirements.model, completion)
 
     def _charge(self, cost: float) -> None:
         self._issuer.charge(self._requirements, cost - self._charged)
@@ -117,4 +117,4 @@ class Claim:
         if not self._held:
             self._held = True
             self._began_at = self._issuer.clock()
-            self._issuer.knowledge.occupancy.begin(self.worker.node, self._requirements.model)
+            self._issuer.worker_stats.occupancy.begin(self.worker.node, self._requirements.model)

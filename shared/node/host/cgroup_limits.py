@@ -59,7 +59,7 @@ class _Limit:
 
 
 def _tightest(folders: Iterable[Path], limit: Callable[[Path], float | None]) -> _Limit | None:
-    def set_there() -> Iterator[_Limit]:
+    def find_limits() -> Iterator[_Limit]:
         for folder in folders:
             try:
                 allowed = limit(folder)
@@ -68,7 +68,7 @@ def _tightest(folders: Iterable[Path], limit: Callable[[Path], float | None]) ->
             if allowed is not None:
                 yield _Limit(allowed, folder)
 
-    return min(set_there(), key=lambda found: found.allowed, default=None)
+    return min(find_limits(), key=lambda found: found.allowed, default=None)
 
 
 def _memory_limit(folder: Path) -> float | None:

@@ -42,7 +42,7 @@ class Gpus:
         self._answered: dict[str, Callable[[], bool]] = {}
         self._read: dict[int, tuple[Gpu, float]] = {}
         #: What does not answer, and why, so that it is logged only once.
-        self._silent: dict[str, str] = {}
+        self._failing: dict[str, str] = {}
 
     async def run(self) -> None:
         """Ends by cancellation. A hanging thread does not delay the end of the process."""
@@ -61,23 +61,23 @@ class Gpus:
         if isinstance(count, nvml.NoDriver):
             return False
         if isinstance(count, nvml.NvmlRefused):
-            self._lost("driver", str(count))
+            self._log_failure("driver", str(count))
             self._read.clear()
             return bool(self._answered.keys() - {"driver"})
-        self._heard("driver")
+        self._log_recovery("driver")
         indexes = {*range(count), *self._read}
-        await asyncio.gather(*(self._look_at(index, listed=index < count) for index in indexes))
+        await asyncio.gather(*(self._read_gpu(index, listed=index < count) for index in indexes))
         return bool(indexes)
 
-    async def _look_at(self, index: int, listed: bool) -> None:
+    async def _read_gpu(self, index: int, listed: bool) -> None:
         began = self._clock()
         found = await self._ask(f"GPU {index}", lambda: self._driver.read(index)) if listed else nvml.NvmlRefused("it is no longer listed")
         if isinstance(found, Gpu):
             self._read[index] = (found, began)
-            self._heard(f"GPU {index}")
+            self._log_recovery(f"GPU {index}")
         else:
             self._read.pop(index, None)
-            self._lost(f"GPU {index}", str(found) or "there is no driver")
+            self._log_failure(f"GPU {index}", str(found) or "there is no driver")
 
     async def _ask(self, what: str, work: Callable[[], T]) -> T | nvml.NoDriver | nvml.NvmlRefused:
         """Return the answer, or why there is none. A query that is still open is not repeated."""
@@ -91,13 +91,13 @@ class Gpus:
         done, _ = await asyncio.wait({answer}, timeout=self._answer_seconds)
         return answer.result() if done else nvml.NvmlRefused(f"it did not answer within {self._answer_seconds:g} s")
 
-    def _lost(self, what: str, why: str) -> None:
-        if what not in self._silent:
+    def _log_failure(self, what: str, why: str) -> None:
+        if what not in self._failing:
             _log.warning("NVML does not report a GPU", of=what, why=why, do="see `nvidia-smi` and the kernel's log")
-        self._silent[what] = why
+        self._failing[what] = why
 
-    def _heard(self, what: str) -> None:
-        if self._silent.pop(what, None) is not None:
+    def _log_recovery(self, what: str) -> None:
+        if self._failing.pop(what, None) is not None:
             _log.info("NVML works again", of=what)
 
 

@@ -21,7 +21,7 @@ from shared.telemetry import logs
 from shared.telemetry.metrics_registry import Metrics
 
 #: An update takes half a millisecond in the event loop, so it must not happen more often.
-LOOK_SECONDS = 1.0
+UPDATE_SECONDS = 1.0
 
 T = TypeVar("T")
 _log = logs.get()
@@ -45,9 +45,9 @@ class Host:
         self._machine = machine or ThisMachine()
         self._gpus = gpus or Gpus()
         self._clock = clock
-        self._looked_at = -math.inf
+        self._updated_at = -math.inf
         #: Figures that the system does not report, so that each is logged once.
-        self._untold: set[str] = set()
+        self._unavailable: set[str] = set()
         self._name = self._machine.name()
         self._disk_labels = (self._name, self._machine.disk_name(folder))
         self._memory: Space | None = None
@@ -68,15 +68,15 @@ class Host:
 
     def update(self) -> None:
         now = self._clock()
-        if now - self._looked_at >= LOOK_SECONDS:
-            seconds = now - self._looked_at
-            self._looked_at = now
+        if now - self._updated_at >= UPDATE_SECONDS:
+            seconds = now - self._updated_at
+            self._updated_at = now
             self._show_processors()
             self._show_space()
-            self._show_moved(seconds)
+            self._show_transferred(seconds)
         gpus = self._gpus.fresh()
-        for told, series in self._of_gpus.items():
-            series.show({(self._name, str(gpu.index)): value for gpu in gpus if (value := told(gpu)) is not None})
+        for read, series in self._of_gpus.items():
+            series.show({(self._name, str(gpu.index)): value for gpu in gpus if (value := read(gpu)) is not None})
 
     def _show_processors(self) -> None:
         before, now = self._processors, self._ask("processors", self._machine.processors)
@@ -102,7 +102,7 @@ class Host:
     def _read_disk(self) -> Space:
         return self._machine.disk(self._folder)
 
-    def _show_moved(self, seconds: float) -> None:
+    def _show_transferred(self, seconds: float) -> None:
         metrics = self._metrics
         if (disks := self._ask("bytes of the disks", self._machine.disk_bytes)) is not None:
             self._grow((metrics.host_disk_read, metrics.host_disk_written), self._disk, disks, seconds)
@@ -124,7 +124,7 @@ class Host:
         try:
             return read()
         except UNREADABLE as error:
-            if what not in self._untold:
-                self._untold.add(what)
+            if what not in self._unavailable:
+                self._unavailable.add(what)
                 _log.info("a host metric is unavailable and left out", figure=what, why=str(error))
             return None

@@ -125,13 +125,13 @@ class Micro:
             streams = isinstance(handler.method, StreamMethod)
             if streams and not _has_inbox(message):
                 return  # nobody would get the answer
-            give_back = self._places.take(streams=streams)
+            release = self._places.take(streams=streams)
         except errors.AimeshError as error:
             self._count(name, time.monotonic_ns(), error)
             self._fail(message, error)
             return
         task = self._dispatcher.background(self._answer(message, handler))
-        task.add_done_callback(lambda _: give_back())
+        task.add_done_callback(lambda _: release())
 
     async def _answer(self, message: NatsMessage, handler: Handler) -> None:
         name = handler.method.name.partition(".")[2]

@@ -49,7 +49,7 @@ class PulledStream:
         self._end: bytes | None = None
         self._failure: errors.AimeshError | None = None
         #: Set when there is something to read; when there is room; when the reader has everything.
-        self._news, self._room, self._read = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._changed, self._room, self._read = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._is_being_read = False
         self._task: asyncio.Task[None] | None = None
         self._silence: asyncio.TimerHandle | None = None
@@ -64,7 +64,7 @@ class PulledStream:
         self._items.append(body)
         self._bytes += len(body)
         self._sent += 1
-        self._news.set()
+        self._changed.set()
 
     def credited_items(self, call_id: int) -> int:
         return self._sent - len(self._items)
@@ -74,8 +74,8 @@ class PulledStream:
             self._end = await work(self)
         except errors.AimeshError as error:
             self._failure = error
-        self._give_place_back()
-        self._news.set()
+        self._release_place()
+        self._changed.set()
         # A shutdown waits for running tasks, and so for the reader to fetch the rest.
         with suppress(TimeoutError):
             async with asyncio.timeout(LAST_READ_SECONDS):
@@ -87,10 +87,10 @@ class PulledStream:
 
     def over(self, why: errors.AimeshError) -> None:
         """Handle the end of the task. ``why`` applies if it did not finish. The reader may still fetch the rest."""
-        self._give_place_back()
+        self._release_place()
         if self._end is None and self._failure is None:
             self._failure = why
-        self._news.set()
+        self._changed.set()
 
     def stop(self) -> None:
         """End the stream: it will not be read any more."""
@@ -107,7 +107,7 @@ class PulledStream:
         self._is_being_read = True
         self._forget_silence()
         try:
-            await self._news.wait()
+            await self._changed.wait()
         finally:
             self._is_being_read = False
             self._await_reader()
@@ -119,7 +119,7 @@ class PulledStream:
         if end is not None:
             self._was_read()
         elif not self._items and self._failure is None:
-            self._news.clear()
+            self._changed.clear()
         return self._encode(Pulled([msgspec.Raw(item) for item in items], end))
 
     def _take(self) -> list[bytes]:
@@ -138,7 +138,7 @@ class PulledStream:
             self._read.set()
             self._forget()
 
-    def _give_place_back(self) -> None:
+    def _release_place(self) -> None:
         free_place, self._free_place = self._free_place, _nothing
         free_place()
 

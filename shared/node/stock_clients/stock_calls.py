@@ -139,10 +139,10 @@ def read(handler: Handler, peer: Peer, body: bytes, *, is_json: bool, credential
     try:
         # The typed decoder ignores unknown fields, so a second decoding checks the names.
         request: Any = msgspec.json.decode(body, type=method.request) if is_json else bodies.decoder(method.request)(body)
-        said = msgspec.json.decode(body) if is_json else msgspec.msgpack.decode(body)
+        value = msgspec.json.decode(body) if is_json else msgspec.msgpack.decode(body)
     except (msgspec.MsgspecError, RecursionError, ValueError, TypeError, OverflowError) as error:
         raise errors.BadRequest(f"{method.name}: {error}", hint="docs/reference/rpc.md has the fields of every method") from error
-    if unknown := find_unknown_field(method.request, said):
+    if unknown := find_unknown_field(method.request, value):
         raise errors.BadRequest(
             f"{method.name}: there is no field {unknown[:80]!r}", hint="docs/reference/rpc.md has the fields of every method"
         )

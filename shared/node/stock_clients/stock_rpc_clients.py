@@ -27,7 +27,7 @@ from shared.transports.hyperswarm import Request, RequestRefused
 from shared.types import NodeId, Peer, Role
 
 #: Connections to remember. A forgotten client must send `hello` again.
-MAX_VISITORS = 1024
+MAX_CLIENTS = 1024
 HELLO, NEXT, STOP = "hello", "stream.next", "stream.stop"
 #: The suffix of a method's name that asks for its stream.
 STREAM = ".stream"
@@ -70,7 +70,7 @@ class StockRpcClients:
         self._dispatcher = dispatcher
         self._allowed = frozenset(allowed)
         self._clock = clock
-        self._visitors: OrderedDict[bytes, _StockClient] = OrderedDict()
+        self._clients: OrderedDict[bytes, _StockClient] = OrderedDict()
         self._places = CallLimits()
         self._streams = PulledStreams(dispatcher)
 
@@ -85,7 +85,7 @@ class StockRpcClients:
 
     def gone(self, channel: bytes) -> None:
         """Forget a closed connection."""
-        self._visitors.pop(channel, None)
+        self._clients.pop(channel, None)
         self._streams.stop_all(channel)
 
     async def _answer(self, request: Request) -> bytes:
@@ -95,76 +95,76 @@ class StockRpcClients:
         if not topics.may_link(self._trust.role, Role.CLIENT):
             raise errors.WrongRole(f"a {self._trust.role} does not serve clients", hint="call a gateway or auth")
         if request.method == HELLO:
-            visitor = self._introduce(request, is_json=is_json)
-            return (_to_json if is_json else _to_msgpack)(Welcome(visitor.peer.node, visitor.peer.role, self._methods()))
-        visitor = self._find(request)
+            client = self._introduce(request, is_json=is_json)
+            return (_to_json if is_json else _to_msgpack)(Welcome(client.peer.node, client.peer.role, self._methods()))
+        client = self._find(request)
         if request.method == NEXT:
             return await self._find_stream(request, is_json=is_json).next()
         if request.method == STOP:
             self._find_stream(request, is_json=is_json).stop()
             return (_to_json if is_json else _to_msgpack)(Nothing())
-        return await self._call(visitor, request, is_json=is_json)
+        return await self._call(client, request, is_json=is_json)
 
-    async def _call(self, visitor: _StockClient, request: Request, *, is_json: bool) -> bytes:
-        handler = self._dispatcher.find(request.method.removesuffix(STREAM), visitor.peer)
-        give_back = self._places.take(streams=isinstance(handler.method, StreamMethod))
+    async def _call(self, client: _StockClient, request: Request, *, is_json: bool) -> bytes:
+        handler = self._dispatcher.find(request.method.removesuffix(STREAM), client.peer)
+        release = self._places.take(streams=isinstance(handler.method, StreamMethod))
         is_stream_wanted = request.method.endswith(STREAM)
         is_started = False
         try:
             if is_stream_wanted:
                 stock_calls.check_streams(handler)
-            stock = stock_calls.read(handler, visitor.peer, request.value, is_json=is_json, credential=visitor.credential)
+            stock = stock_calls.read(handler, client.peer, request.value, is_json=is_json, credential=client.credential)
             if not is_stream_wanted:
                 return await stock_calls.answer(self._dispatcher, stock)
             started = self._streams.start(
-                request.channel, stock.encode, lambda outlet: stock_calls.stream(self._dispatcher, stock, outlet), give_back
+                request.channel, stock.encode, lambda outlet: stock_calls.stream(self._dispatcher, stock, outlet), release
             )
             is_started = True
             return started
         finally:
             if not is_started:
-                give_back()
+                release()
 
     def _find_stream(self, request: Request, *, is_json: bool) -> PulledStream:
         handle = _decode(request, _Handle, "it needs the field handle", is_json=is_json).handle
         return self._streams.find(request.channel, handle)
 
     def _introduce(self, request: Request, *, is_json: bool) -> _StockClient:
-        said = _decode(request, Introduction, "it needs the fields certificate and credential", is_json=is_json)
-        if said.certificate or request.key not in self._allowed:
-            visitor = self._certified(request, said)
+        introduction = _decode(request, Introduction, "it needs the fields certificate and credential", is_json=is_json)
+        if introduction.certificate or request.key not in self._allowed:
+            client = self._certified(request, introduction)
         else:
-            visitor = self._allow_listed(request, said.credential)
-        self._visitors[request.channel] = visitor
-        self._visitors.move_to_end(request.channel)
-        if len(self._visitors) > MAX_VISITORS:
-            self._visitors.popitem(last=False)
-        return visitor
+            client = self._allow_listed(request, introduction.credential)
+        self._clients[request.channel] = client
+        self._clients.move_to_end(request.channel)
+        if len(self._clients) > MAX_CLIENTS:
+            self._clients.popitem(last=False)
+        return client
 
-    def _certified(self, request: Request, said: Introduction) -> _StockClient:
+    def _certified(self, request: Request, introduction: Introduction) -> _StockClient:
         node = node_keys.node_of(request.key)
-        found = certificates.check(said.certificate, self._trust.authorities, self._clock())
+        found = certificates.check(introduction.certificate, self._trust.authorities, self._clock())
         if found.node != node:
             raise errors.NotCertified("the certificate is for another key than the connection's")
         if found.role is not Role.CLIENT:
             raise errors.WrongRole(f"a {found.role} must call over a link", hint="use the key of a client's ticket here")
         peer = Peer(Role.CLIENT, node, node, found.owner, found.labels, request.channel)
-        return _StockClient(peer, found.not_after, said.credential)
+        return _StockClient(peer, found.not_after, introduction.credential)
 
     def _allow_listed(self, request: Request, credential: str = "") -> _StockClient:
         node = node_keys.node_of(request.key)
         return _StockClient(Peer(Role.CLIENT, node, node, channel=request.channel), math.inf, credential)
 
     def _find(self, request: Request) -> _StockClient:
-        visitor = self._visitors.get(request.channel)
-        if visitor is None:
+        client = self._clients.get(request.channel)
+        if client is None:
             if request.key not in self._allowed:
                 raise errors.NotCertified("no certificate was sent on this connection", hint="call `hello` with your certificate first")
             return self._allow_listed(request)
-        if self._clock() > visitor.until + certificates.LEEWAY_SECONDS:
+        if self._clock() > client.until + certificates.LEEWAY_SECONDS:
             raise errors.CertificateExpired("your certificate has expired", hint="call `hello` with a new one from `aicli mesh export`")
-        self._visitors.move_to_end(request.channel)
-        return visitor
+        self._clients.move_to_end(request.channel)
+        return client
 
     def _methods(self) -> tuple[str, ...]:
         found = [handler.method for handler in self._dispatcher.handlers if Role.CLIENT in handler.method.callers]

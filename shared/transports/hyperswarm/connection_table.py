@@ -12,8 +12,8 @@ from shared.transports.hyperswarm.flow_control import ReceiveWindow
 from shared.transports.hyperswarm.peer_connection import Opening, Path, PeerAddress, PeerConnection, Pipe
 
 UNTAKEN_SECONDS: Final = 5.0
-TELL_EVERY_SECONDS: Final = 5.0
-_MAX_TOLD: Final = 1024
+REPORT_EVERY_SECONDS: Final = 5.0
+_MAX_REPORTED: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class ConnectionTable:
         self._pending: deque[tuple[PeerConnection, asyncio.TimerHandle]] = deque()
         self._arrived = asyncio.Event()
         self._is_closing = False
-        self._told: dict[tuple[bytes, str], float] = {}
+        self._last_reported_at: dict[tuple[bytes, str], float] = {}
         self.on_event: Callable[[Event], None] = _ignore
         self.on_opened: Callable[[PeerConnection], None] = _ignore
         #: Called when the peer or the network ended a connection.
@@ -164,7 +164,7 @@ class ConnectionTable:
             if kind == sidecar_frames.OPEN:
                 self._open(pipe, number, json.loads(payload))
             elif kind == sidecar_frames.EVENT and number == 0:
-                self._tell(json.loads(payload))
+                self._on_table_event(json.loads(payload))
         elif kind == sidecar_frames.DATA:
             connection.receive(payload)
         elif kind == sidecar_frames.PART:
@@ -205,24 +205,24 @@ class ConnectionTable:
         if connection is not None:
             (self.on_lost if lost else self.on_ended)(connection)
 
-    def _tell(self, event: dict[str, Any]) -> None:
+    def _on_table_event(self, event: dict[str, Any]) -> None:
         match event["event"]:
             case "network-changed":
                 self.on_network_change()
             case "refused":
-                self._tell_once(bytes.fromhex(event["key"]), "refused", Banned(bytes.fromhex(event["key"])))
+                self._report_once(bytes.fromhex(event["key"]), "refused", Banned(bytes.fromhex(event["key"])))
             case "dial-failed":
                 key, topics = bytes.fromhex(event["key"]), tuple(map(bytes.fromhex, event["topics"]))
-                self._tell_once(key, event["code"], PeerFailed(key, topics, event["code"], event["text"]))
+                self._report_once(key, event["code"], PeerFailed(key, topics, event["code"], event["text"]))
 
-    def _tell_once(self, key: bytes, code: str, event: Event) -> None:
+    def _report_once(self, key: bytes, code: str, event: Event) -> None:
         now = self._clock()
-        if now - self._told.get((key, code), -TELL_EVERY_SECONDS) < TELL_EVERY_SECONDS:
+        if now - self._last_reported_at.get((key, code), -REPORT_EVERY_SECONDS) < REPORT_EVERY_SECONDS:
             return
-        self._told.pop((key, code), None)
-        if len(self._told) >= _MAX_TOLD:
-            del self._told[next(iter(self._told))]
-        self._told[key, code] = now
+        self._last_reported_at.pop((key, code), None)
+        if len(self._last_reported_at) >= _MAX_REPORTED:
+            del self._last_reported_at[next(iter(self._last_reported_at))]
+        self._last_reported_at[key, code] = now
         self.on_event(event)
 
 

@@ -13,7 +13,7 @@ class Firewall:
     def refuses(self, key: bytes) -> bool:
         return key in self.denied or (self.allowed is not None and key not in self.allowed)
 
-    def lets_in_more_than(self, other: "Firewall") -> bool:
+    def admits_more_than(self, other: "Firewall") -> bool:
         if other.denied - self.denied:
             return True
         return other.allowed is not None and (self.allowed is None or bool(self.allowed - other.allowed))

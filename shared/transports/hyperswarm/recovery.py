@@ -61,7 +61,7 @@ class Recovery:
         return len(self._lost)
 
     @property
-    def misses_somebody(self) -> bool:
+    def has_missing_peers(self) -> bool:
         return bool(self._lost) or not self.online or any(self._is_alone(topic) for topic in self._topics)
 
     def joined(self, topic: bytes, now: float) -> None:
@@ -85,14 +85,14 @@ class Recovery:
             # A peer that dialed us knows one of our topics, and may be found by it.
             for each in self._topics:
                 if self._is_alone(each):
-                    self._hasten(each, now)
+                    self._look_up_soon(each, now)
             return
         if len(self._lost) >= _MAX_LOST:
             del self._lost[next(iter(self._lost))]
         self._lost[key] = _Lost(topic, now, now + _FIRST_DIALS_SECONDS[0])
-        self._hasten(topic, now)
+        self._look_up_soon(topic, now)
 
-    def _hasten(self, topic: bytes, now: float) -> None:
+    def _look_up_soon(self, topic: bytes, now: float) -> None:
         state = self._topics[topic]
         state.lookups = 0
         state.due_at = min(state.due_at, now + _LOOKUPS_ALONE_SECONDS[0])
@@ -108,9 +108,9 @@ class Recovery:
         self.online = True
         for peer in self._lost.values():
             peer.due_at = now
-        self.look_around(now)
+        self.look_up_all(now)
 
-    def look_around(self, now: float) -> None:
+    def look_up_all(self, now: float) -> None:
         """Look up all topics now."""
         for state in self._topics.values():
             state.due_at, state.lookups = now, 0

@@ -80,7 +80,7 @@ class Sidecar(asyncio.Protocol):
     async def wait(self) -> str:
         """Wait until it has ended. Returns its last output."""
         await self._gone.wait()
-        return await self._bury()
+        return await self._reap()
 
     def kill(self) -> None:
         """Kill a sidecar that does not answer. ``wait`` then returns."""
@@ -92,7 +92,7 @@ class Sidecar(asyncio.Protocol):
         """Let it say goodbye, and kill it if that takes too long. Safe to call twice. Never leaves a process behind."""
         if self._transport is not None:
             self._transport.close()
-        await self._bury()
+        await self._reap()
 
     def send(self, kind: int, number: int, payload: bytes) -> None:
         """Send a frame without waiting. Frames to a dead sidecar are lost."""
@@ -104,7 +104,7 @@ class Sidecar(asyncio.Protocol):
         if len(out) >= _EAGER_PIECES:
             self._flush()
 
-    def tell(self, method: str, parameters: Mapping[str, object]) -> None:
+    def send_command(self, method: str, parameters: Mapping[str, object]) -> None:
         """Make a call without waiting for its answer."""
         self.send(sidecar_frames.CALL, _NO_ANSWER, json.dumps({"method": method, **parameters}).encode())
 
@@ -151,27 +151,27 @@ class Sidecar(asyncio.Protocol):
         self._ready.exception()
 
     async def _spawn(self, command: list[str | Path]) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            ours.setblocking(False)
-            for each in (ours, theirs):
+        own_end, sidecar_end = socket.socketpair()
+        with sidecar_end:
+            own_end.setblocking(False)
+            for each in (own_end, sidecar_end):
                 each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)
                 each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SOCKET_BUFFER_BYTES)
             try:
-                await self._loop.create_connection(lambda: self, sock=ours)
+                await self._loop.create_connection(lambda: self, sock=own_end)
             except BaseException:
-                ours.close()
+                own_end.close()
                 raise
             self._process = await asyncio.create_subprocess_exec(
                 *command,
-                str(theirs.fileno()),
+                str(sidecar_end.fileno()),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[sidecar_end.fileno()],
             )
 
-    async def _bury(self) -> str:
+    async def _reap(self) -> str:
         process = self._process
         if process is None:
             return ""
@@ -200,11 +200,11 @@ class Sidecar(asyncio.Protocol):
         answer = self._calls.get(number)
         if answer is None or answer.done():
             return
-        said = json.loads(payload)
-        if "error" in said:
-            answer.set_exception(SwarmError(said["error"]))
+        reply = json.loads(payload)
+        if "error" in reply:
+            answer.set_exception(SwarmError(reply["error"]))
         else:
-            answer.set_result(said["value"])
+            answer.set_result(reply["value"])
 
     def _abort(self) -> None:
         if self._transport is not None:

@@ -63,7 +63,7 @@ class StockRequests:
 
     async def _answer(self, pipe: Pipe, number: int, request: Request) -> None:
         try:
-            said = _VALUE + await self._answers(request)
+            reply = _VALUE + await self._answers(request)
         except RequestRefused as refusal:
-            said = _REFUSAL + json.dumps({"code": refusal.code, "message": refusal.message}).encode()
-        pipe.send(sidecar_frames.RESPONSE, number, said)
+            reply = _REFUSAL + json.dumps({"code": refusal.code, "message": refusal.message}).encode()
+        pipe.send(sidecar_frames.RESPONSE, number, reply)

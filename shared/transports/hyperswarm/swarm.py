@@ -148,13 +148,13 @@ class Swarm:
             self._recovery.joined(topic, self.clock())
         else:
             self._recovery.left(topic)
-        self._tell("join", topic=topic.hex(), server=server, client=client)
+        self._send_command("join", topic=topic.hex(), server=server, client=client)
 
     async def leave(self, topic: bytes) -> None:
         """Connections stay open."""
         if self._topics.pop(topic, None) is not None:
             self._recovery.left(topic)
-            self._tell("leave", topic=topic.hex())
+            self._send_command("leave", topic=topic.hex())
 
     async def flush(self, *, deadline_seconds: float = FLUSH_SECONDS) -> None:
         """Wait until we are announced and the first lookups are done. Raises SwarmError if the network does not allow it."""
@@ -168,26 +168,26 @@ class Swarm:
     async def refresh(self, topic: bytes | None = None) -> None:
         """Look up a topic again, or all. The swarm does this automatically while a peer is missing."""
         for each in [topic] if topic is not None else list(self._topics):
-            self._tell("refresh", topic=each.hex())
+            self._send_command("refresh", topic=each.hex())
 
     async def join_peer(self, key: bytes) -> None:
         """Keep a connection to a peer whose key is known, whatever its topics."""
         self._explicit.add(key)
-        self._tell("joinPeer", key=key.hex())
+        self._send_command("joinPeer", key=key.hex())
 
     async def set_firewall(self, firewall: Firewall) -> None:
         """Return once it applies: connections that it refuses are closed, and peers that it allows now are looked up."""
         before, self.firewall = self.firewall, firewall
         if self._sidecar is not None:
             await self._sidecar.call("firewall", firewall.parameters())
-        if firewall.lets_in_more_than(before):
+        if firewall.admits_more_than(before):
             # Refused peers wait longer and longer between attempts, so we dial them ourselves.
-            self._recovery.look_around(self.clock())
+            self._recovery.look_up_all(self.clock())
 
     async def set_bootstrap(self, bootstrap: Sequence[PeerAddress] | None, older: Sequence[PeerAddress]) -> None:
         """Use other DHT nodes to start with. Known nodes stay known."""
         self.bootstrap, self.older = bootstrap, older
-        self._tell("bootstrap", **self._nodes_to_begin_with())
+        self._send_command("bootstrap", **self._initial_nodes())
 
     async def dht_nodes(self) -> tuple[PeerAddress, ...]:
         """Return some DHT nodes that are online now, to be saved for the next start. Raises SidecarLost, SwarmError."""
@@ -215,10 +215,10 @@ class Swarm:
         async for connection in self._table.arrivals():
             yield connection
 
-    def _tell(self, method: str, **parameters: object) -> None:
+    def _send_command(self, method: str, **parameters: object) -> None:
         """Without a sidecar nothing is lost: the next one is told everything at its start."""
         if self._sidecar is not None:
-            self._sidecar.tell(method, parameters)
+            self._sidecar.send_command(method, parameters)
 
     async def _call(self, method: str, deadline_seconds: float = CALL_SECONDS) -> Any:
         if self._sidecar is None:
@@ -229,11 +229,11 @@ class Swarm:
         sidecar = await Sidecar.start(self._command, self._seed + json.dumps(self._options()).encode(), self._table)
         self._sidecar = sidecar
         self._public_key = sidecar.public_key
-        sidecar.tell("firewall", self.firewall.parameters())
+        sidecar.send_command("firewall", self.firewall.parameters())
         for topic, joined in self._topics.items():
-            sidecar.tell("join", {"topic": topic.hex(), "server": joined.server, "client": joined.client})
+            sidecar.send_command("join", {"topic": topic.hex(), "server": joined.server, "client": joined.client})
         for key in self._explicit:
-            sidecar.tell("joinPeer", {"key": key.hex()})
+            sidecar.send_command("joinPeer", {"key": key.hex()})
         self._running.set()
 
     async def _stop(self) -> None:
@@ -247,7 +247,7 @@ class Swarm:
         if is_open is None and self.host is not None:
             is_open = _is_loopback(self.host)
         return {
-            **self._nodes_to_begin_with(),
+            **self._initial_nodes(),
             "nodes": _parameters_of(self.nodes),
             "relays": [key.hex() for key in self.relays],
             "host": self.host,
@@ -258,7 +258,7 @@ class Swarm:
             "servesRequests": self.on_request is not None,
         }
 
-    def _nodes_to_begin_with(self) -> dict[str, object]:
+    def _initial_nodes(self) -> dict[str, object]:
         return {"bootstrap": None if self.bootstrap is None else _parameters_of(self.bootstrap), "older": _parameters_of(self.older)}
 
     async def _supervise(self) -> None:
@@ -291,14 +291,14 @@ class Swarm:
                 continue
             for step in self._recovery.due(self.clock()):
                 if isinstance(step, Dial):
-                    self._tell("dial", key=step.key.hex(), topic=step.topic.hex())
+                    self._send_command("dial", key=step.key.hex(), topic=step.topic.hex())
                 else:
-                    self._tell("refresh", topic=step.topic.hex())
+                    self._send_command("refresh", topic=step.topic.hex())
 
     async def _watch_network(self) -> None:
         while True:
             await asyncio.sleep(PROBE_ONLINE_SECONDS if self._recovery.online else PROBE_OFFLINE_SECONDS)
-            if self._sidecar is None or not self._recovery.misses_somebody:
+            if self._sidecar is None or not self._recovery.has_missing_peers:
                 continue
             try:
                 online = await self._sidecar.call("isOnline", deadline_seconds=PROBE_DEADLINE_SECONDS)
@@ -319,11 +319,11 @@ class Swarm:
             except SwarmError:
                 remembered = False
             if not remembered:
-                self._tell("announce")
+                self._send_command("announce")
             if not (remembered and was_remembered):
                 # Once more after the library has announced our key again: it forgets the topics.
                 for topic in announced:
-                    self._tell("refresh", topic=topic.hex())
+                    self._send_command("refresh", topic=topic.hex())
             was_remembered = remembered
 
     async def _watch_sidecar(self) -> None:
@@ -350,7 +350,7 @@ class Swarm:
         self.on_event(event)  # resolved at call time, because it may be replaced
 
     def _network_changed(self) -> None:
-        self._tell("revive")
+        self._send_command("revive")
         self._recovery.came_back(self.clock())
         self.on_event(connection_table.NetworkChanged())
 

@@ -61,8 +61,8 @@ class NatsLogin:
         where = ", ".join(str(server) for server in servers)
         if isinstance(error, errors.Unavailable):
             return error
-        said = error.message.lower() if isinstance(error, errors.NotAllowed) else ""
-        if isinstance(error, errors.NotAllowed) and "auth" in said and "timeout" not in said:
+        message = error.message.lower() if isinstance(error, errors.NotAllowed) else ""
+        if isinstance(error, errors.NotAllowed) and "auth" in message and "timeout" not in message:
             what, hint = self._refused(servers)
             # The server's text distinguishes a removed key from an expired one.
             return errors.Unavailable(f"the NATS server at {where} refused {what} ({error.message})", hint=hint)

@@ -91,8 +91,7 @@ class NatsClient:
                 await asyncio.sleep(RETRY_BACKOFF.first_seconds)
 
     async def run(self) -> None:
-        """Keep the connection: ping the server, reconnect when it is lost, and leave a server that is about to close. Ends by
-        cancellation."""
+        """Keep the connection: ping the server, reconnect when it is lost, leave a server that is about to close. Ends by cancellation."""
         while True:
             try:
                 async with asyncio.timeout(PING_SECONDS):
@@ -106,7 +105,7 @@ class NatsClient:
             if self._session is None:
                 await self._connect_again()
             elif self._session.info.ldm:
-                await self._move(self._session)
+                await self._switch_server(self._session)
 
     async def close(self) -> None:
         """Send what is buffered, then disconnect. A connection that is being made is dropped; nothing is delivered afterwards."""
@@ -139,8 +138,7 @@ class NatsClient:
         return 0 if self._session is None else self._session.info.max_payload
 
     def publish(self, subject: str, payload: bytes, *, reply: str = "", headers: Mapping[str, str] | None = None) -> None:
-        """Send a message; it is dropped while there is no server. Raises TooLarge for a message that would make the server close the
-        connection."""
+        """Send a message; it is dropped while there is no server. Raises TooLarge if the server would close the connection for it."""
         session = self._session
         if session is None:
             return
@@ -250,7 +248,7 @@ class NatsClient:
                 self.on_connection(True)
                 return
 
-    async def _move(self, old: NatsSession) -> None:
+    async def _switch_server(self, old: NatsSession) -> None:
         """Move to another server while the current one still works. If there is none, stay and let ``run`` try again."""
         try:
             new = self._next = await self._log_in(LOGIN_SECONDS[0], leaving=old)

@@ -58,7 +58,7 @@ class NatsSession(asyncio.Protocol):
         self._pongs: list[asyncio.Future[None]] = []
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._aborted = False
-        self._heard_at = self._loop.time()
+        self._received_at = self._loop.time()
         #: Why it ended, in the server's words if possible; None while it is open.
         self.problem: Exception | None = None
         self.deliver: Callable[[NatsMessage], None] = owner.message_arrived
@@ -94,7 +94,7 @@ class NatsSession(asyncio.Protocol):
 
     def check(self) -> None:
         """End the connection if the server has been silent; otherwise send a PING."""
-        if self._loop.time() - self._heard_at > SILENCE_SECONDS:
+        if self._loop.time() - self._received_at > SILENCE_SECONDS:
             self.problem = ConnectionResetError(f"the NATS server has been silent for {SILENCE_SECONDS:.0f} s")
             self.abort()
         else:
@@ -129,7 +129,7 @@ class NatsSession(asyncio.Protocol):
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        self._heard_at = self._loop.time()
+        self._received_at = self._loop.time()
         try:
             operations = self._parser.feed(data)
         except errors.ProtocolViolation as error:

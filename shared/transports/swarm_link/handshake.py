@@ -42,31 +42,31 @@ class _Arrival:
         self.attempt = attempt
         self.came_as: Role | None = None
         self._handshake = handshake
-        self._is_over = False
+        self._is_stopped = False
         self._timer = handshake.loop.call_later(HELLO_SECONDS, self._too_late)
 
     def start(self) -> None:
         self.connection.on_closed = self._on_lost
         self.connection.on_message = self._on_message
 
-    def over(self) -> None:
-        self._is_over = True
+    def stop(self) -> None:
+        self._is_stopped = True
         self._timer.cancel()
         self.connection.on_closed = None
 
     def _on_message(self, body: bytes) -> None:
-        if not self._is_over:
-            self.over()
-            self._handshake.judge(self, body)
+        if not self._is_stopped:
+            self.stop()
+            self._handshake.check_hello(self, body)
 
     def _too_late(self) -> None:
-        self.over()
+        self.stop()
         self.connection.close(f"no HELLO within {HELLO_SECONDS} s", abort=True)
-        self._handshake.gave_up(self)
+        self._handshake.give_up(self)
 
     def _on_lost(self, reason: str) -> None:
-        self.over()
-        self._handshake.gave_up(self)
+        self.stop()
+        self._handshake.give_up(self)
 
 
 class Handshake:
@@ -90,15 +90,15 @@ class Handshake:
         """Handle a new connection."""
         attempt = self._limits.arrive(connection.key, self.loop.time())
         if attempt is None:
-            self.turn_away(connection)
+            self.reject(connection)
             return
         arrival = _Arrival(self, connection, attempt)
         self._arrivals.add(arrival)
-        if not self._holds_back:
-            self._say_hello(arrival)
+        if not self._waits_for_peer_hello:
+            self._send_hello(arrival)
         arrival.start()
 
-    def turn_away(self, connection: PeerConnection) -> None:
+    def reject(self, connection: PeerConnection) -> None:
         """Close a connection without checking it."""
         self.refused += 1
         connection.close("not now", abort=True)
@@ -114,14 +114,14 @@ class Handshake:
     def close(self, why: errors.AimeshError) -> None:
         """Close all connections that have not become links."""
         for arrival in list(self._arrivals):
-            arrival.over()
+            arrival.stop()
             self._forget(arrival)
             self._limits.leave(arrival.attempt)
             arrival.connection.close(why.message, abort=True)
         for connection in list(self._parked):
             connection.close(why.message)
 
-    def judge(self, arrival: _Arrival, body: bytes) -> None:
+    def check_hello(self, arrival: _Arrival, body: bytes) -> None:
         """Check the first message of a connection, which must be a HELLO of at most 4 KiB."""
         hello: Hello | None = None
         try:
@@ -137,7 +137,7 @@ class Handshake:
         else:
             self._admit_peer(arrival, hello, admitted, frames[1:])
 
-    def gave_up(self, arrival: _Arrival) -> None:
+    def give_up(self, arrival: _Arrival) -> None:
         """Handle a peer that left or timed out. It may try again at once, because the network may be the reason."""
         self._forget(arrival)
         self._limits.leave(arrival.attempt)
@@ -145,10 +145,10 @@ class Handshake:
         self.missed.update(arrival.connection.topics)
 
     @property
-    def _holds_back(self) -> bool:
+    def _waits_for_peer_hello(self) -> bool:
         return self._trust.role is Role.NEWCOMER or not self._trust.certificate
 
-    def _say_hello(self, arrival: _Arrival) -> Role:
+    def _send_hello(self, arrival: _Arrival) -> Role:
         hello = self.hello(arrival.connection)
         arrival.came_as = hello.role
         arrival.connection.send(wire.encode([hello]))
@@ -160,7 +160,7 @@ class Handshake:
             self._limits.leave(arrival.attempt)
         else:
             self._limits.welcome(arrival.attempt)
-        came_as = arrival.came_as or self._say_hello(arrival)
+        came_as = arrival.came_as or self._send_hello(arrival)
         self.on_admitted(arrival.connection, hello, admitted, came_as, frames)
 
     def _refuse(self, arrival: _Arrival, hello: Hello | None, why: errors.AimeshError) -> None:

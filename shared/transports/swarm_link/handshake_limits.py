@@ -25,7 +25,7 @@ class HandshakeAttempt:
     """A connection without a HELLO yet."""
 
     key: bytes
-    is_stranger: bool
+    is_unknown: bool
 
 
 class HandshakeLimits:
@@ -40,27 +40,27 @@ class HandshakeLimits:
         """Return None if the connection must be closed at once, before anything is computed for it."""
         if now < self._refused_until.get(key, now):
             return None
-        visit = HandshakeAttempt(key, key not in self._known)
-        if visit.is_stranger:
+        attempt = HandshakeAttempt(key, key not in self._known)
+        if attempt.is_unknown:
             if self._pending.is_full:
                 return None
             self._pending.enter()
-        return visit
+        return attempt
 
-    def welcome(self, visit: HandshakeAttempt) -> None:
+    def welcome(self, attempt: HandshakeAttempt) -> None:
         """Handle a valid certificate."""
-        self.leave(visit)
-        _remember(self._known, visit.key, None, MAX_KNOWN)
+        self.leave(attempt)
+        _remember(self._known, attempt.key, None, MAX_KNOWN)
 
-    def refuse(self, visit: HandshakeAttempt, now: float) -> None:
+    def refuse(self, attempt: HandshakeAttempt, now: float) -> None:
         """Handle an invalid HELLO."""
-        self.leave(visit)
-        _remember(self._refused_until, visit.key, now + REFUSED_SECONDS, MAX_REFUSED)
+        self.leave(attempt)
+        _remember(self._refused_until, attempt.key, now + REFUSED_SECONDS, MAX_REFUSED)
 
-    def leave(self, visit: HandshakeAttempt) -> None:
+    def leave(self, attempt: HandshakeAttempt) -> None:
         """Handle a peer that left or timed out. It may come back at once, because the network may be the reason."""
-        if visit.is_stranger:
-            visit.is_stranger = False
+        if attempt.is_unknown:
+            attempt.is_unknown = False
             self._pending.leave()
 
 

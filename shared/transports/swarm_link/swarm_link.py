@@ -36,9 +36,9 @@ class Owner(Protocol):
         """Raises what ``Trust.admit`` raises."""
         ...
 
-    def hear_announcement(self, link: "SwarmLink", body: bytes) -> None: ...
+    def handle_announcement(self, link: "SwarmLink", body: bytes) -> None: ...
 
-    def hear_number(self, link: "SwarmLink", number: int) -> None: ...
+    def handle_list_number(self, link: "SwarmLink", number: int) -> None: ...
 
     def forget(self, link: "SwarmLink") -> None: ...
 
@@ -56,12 +56,12 @@ class SwarmLink(Link):
         offset = admitted.clock_offset_seconds
         self.clock_offset_seconds = offset if abs(offset) > certificates.LEEWAY_SECONDS else 0.0
         self.revocations = lambda: owner.trust.number
-        self.on_revocations = lambda number: owner.hear_number(self, number)
+        self.on_revocations = lambda number: owner.handle_list_number(self, number)
         self._owner = owner
         #: Since when the peer has had no room for queued frames.
         self._full_since: float | None = None
         self._received_bytes = 0
-        self._says_farewell = True
+        self._says_goodbye = True
 
     def start(self) -> None:
         """Take the connection over. Messages that have arrived meanwhile are read at once."""
@@ -74,7 +74,7 @@ class SwarmLink(Link):
         try:
             now = self._owner.loop.time()
             if not _LINKS_OWN.isdisjoint(map(type, frames)):
-                self._heard_at = now
+                self._received_at = now
                 frames = [frame for frame in frames if not self._is_links_own(frame)]
             if frames and self.closed is None:
                 self.receive(frames, now)
@@ -83,7 +83,7 @@ class SwarmLink(Link):
 
     def tick(self, now: float) -> None:
         if self._full_since is not None and now - self._full_since >= STUCK_SECONDS:
-            self.close(errors.LinkLost(f"{self._who} has read nothing for {STUCK_SECONDS:.0f} s"))
+            self.close(errors.LinkLost(f"{self._name} has read nothing for {STUCK_SECONDS:.0f} s"))
         else:
             super().tick(now)
 
@@ -91,11 +91,11 @@ class SwarmLink(Link):
         """Close the link if the peer's certificate has expired; ``now`` is in seconds since 1970."""
         leeway = 0 if self.peer.role is Role.NEWCOMER else certificates.LEEWAY_SECONDS
         if self.closed is None and now > self.until + leeway:
-            self.close(errors.CertificateExpired(f"the certificate of {self._who} has expired", hint="the node renews it automatically"))
+            self.close(errors.CertificateExpired(f"the certificate of {self._name} has expired", hint="the node renews it automatically"))
 
     def silence(self) -> None:
         """End the link without telling the peer."""
-        self._says_farewell = False
+        self._says_goodbye = False
         self.close(errors.LinkLost("this node has fallen silent"))
 
     def _on_message(self, body: bytes) -> None:
@@ -123,18 +123,18 @@ class SwarmLink(Link):
                 raise errors.ProtocolViolation(f"a {self.peer.role} must not announce itself to a {self._owner.trust.role}")
             if len(frame.body) > MAX_ANNOUNCEMENT_BYTES:
                 raise errors.ProtocolViolation(f"an announcement of {len(frame.body)} bytes")
-            self._owner.hear_announcement(self, frame.body)
+            self._owner.handle_announcement(self, frame.body)
         elif isinstance(frame, Error) and frame.id == close_reason.NO_CALL:
-            self._says_farewell = False
-            self._hear_farewell(errors.from_problem(frame.problem))
+            self._says_goodbye = False
+            self._handle_goodbye(errors.from_problem(frame.problem))
         else:
             return False
         return True
 
-    def _hear_farewell(self, why: errors.AimeshError) -> None:
+    def _handle_goodbye(self, why: errors.AimeshError) -> None:
         if errors.code_of(why) == errors.NodeRevoked.code:
             self._owner.trust.told_revoked = True
-        self.close(errors.LinkLost(f"{self._who} closed the link: {why.message[:200]}", hint=why.hint[:200] or "try again"))
+        self.close(errors.LinkLost(f"{self._name} closed the link: {why.message[:200]}", hint=why.hint[:200] or "try again"))
 
     def _renew(self, hello: Hello) -> None:
         """Apply a newer certificate, which may change the expiry and the labels but not the identity."""
@@ -149,13 +149,13 @@ class SwarmLink(Link):
         self.peer = peer
         if was.role is not Role.NEWCOMER:
             self.until = admitted.until
-        self._owner.hear_number(self, hello.revocations)
+        self._owner.handle_list_number(self, hello.revocations)
 
     def _on_lost(self, reason: str) -> None:
-        self._says_farewell = False
+        self._says_goodbye = False
         # Hyperswarm's own timeout is as good as ours.
         self.fell_silent = any(word in reason.lower() for word in _SILENT)
-        self.close(errors.LinkLost(f"the connection to {self._who} was lost: {reason or 'the peer closed it'}", retry_after_seconds=0.2))
+        self.close(errors.LinkLost(f"the connection to {self._name} was lost: {reason or 'the peer closed it'}", retry_after_seconds=0.2))
 
     def _wake_writer(self) -> None:
         self._owner.loop.call_soon(self._write_now)
@@ -183,14 +183,14 @@ class SwarmLink(Link):
         connection = self.connection
         connection.on_closed = connection.on_room = None
         connection.on_message = ignore_message
-        if self._says_farewell:
+        if self._says_goodbye:
             close_reason.part(connection, why)
         elif connection.closed is None:
             connection.close(why.message)
         self._owner.forget(self)
 
     @property
-    def _who(self) -> str:
+    def _name(self) -> str:
         return f"{self.peer.role} {self.peer.node[:8]}"
 
 

@@ -74,7 +74,7 @@ RESTART_BACKOFF = Backoff(first_seconds=0.5, longest_seconds=30.0)
 #: How soon to repeat a command that the sidecar did not accept, or another lookup of a topic.
 AGAIN_SECONDS = 3.0
 #: Between the goodbye to a revoked node and the firewall, which would block it. Our side of the link is closed already.
-FAREWELL_SECONDS = 0.25
+GOODBYE_SECONDS = 0.25
 #: Open links of peers without a certificate, at auth.
 MAX_NEWCOMERS = 20
 
@@ -124,7 +124,7 @@ class SwarmTransport:
         self._handshake.on_admitted = self._open
         self._handshake.on_refused = self._refused
         self._links: dict[NodeId, SwarmLink] = {}
-        self._contests = DuplicateLinks()
+        self._duplicate_links = DuplicateLinks()
         #: Current and former DHT nodes to start with; None for those of ``open_swarm``.
         self._bootstrap: tuple[Sequence[PeerAddress] | None, Sequence[PeerAddress]] | None = None
         self._wanted: dict[bytes, MeetingTopics] = {}
@@ -155,7 +155,7 @@ class SwarmTransport:
                     failures = 0
                     await self._live(swarm)
             except* SwarmError as failed:
-                self._tell(f"Hyperswarm is not running: {errors.first_of(failed)}")
+                self._set_trouble(f"Hyperswarm is not running: {errors.first_of(failed)}")
             failures += 1
             await asyncio.sleep(RESTART_BACKOFF.pause(failures))
 
@@ -164,7 +164,7 @@ class SwarmTransport:
         self._wanted = {meeting.topic: meeting for meeting in meetings if meeting.announce or meeting.look}
         self._changed.set()
 
-    def begin_with(self, bootstrap: Sequence[PeerAddress] | None, older: Sequence[PeerAddress]) -> None:
+    def set_initial_nodes(self, bootstrap: Sequence[PeerAddress] | None, older: Sequence[PeerAddress]) -> None:
         """Start the DHT with these nodes instead of those of ``open_swarm``. ``older`` are their former addresses."""
         self._bootstrap = (bootstrap, older)
         self._changed.set()
@@ -214,10 +214,10 @@ class SwarmTransport:
     def admit(self, connection: PeerConnection, hello: Hello) -> TrustedPeer:
         return self._handshake.admit(connection, hello)
 
-    def hear_announcement(self, link: SwarmLink, body: bytes) -> None:
+    def handle_announcement(self, link: SwarmLink, body: bytes) -> None:
         self.on_announcement(link, body)
 
-    def hear_number(self, link: SwarmLink, number: int) -> None:
+    def handle_list_number(self, link: SwarmLink, number: int) -> None:
         if number > self.trust.number:
             self.on_number(link, number)
 
@@ -229,19 +229,19 @@ class SwarmTransport:
 
     def _open(self, connection: PeerConnection, hello: Hello, admitted: TrustedPeer, came_as: Role, frames: list[Frame]) -> None:
         peer = admitted.peer
-        if peer.role is Role.NEWCOMER and self._newcomers_besides(peer.node) >= MAX_NEWCOMERS:
-            self._handshake.turn_away(connection)
+        if peer.role is Role.NEWCOMER and self._count_other_newcomers(peer.node) >= MAX_NEWCOMERS:
+            self._handshake.reject(connection)
             return
         old = self._links.get(peer.node)
         if old is not None:
             old.close(errors.LinkLost("replaced by a newer connection of the same node", retry_after_seconds=0.1))
         link = SwarmLink(self, connection, hello, admitted, came_as)
         self._links[peer.node] = link
-        if self._contests.opened(peer.node, self.loop.time()):
+        if self._duplicate_links.opened(peer.node, self.loop.time()):
             self.on_contested(peer.node)
         connection.open_window()
         self.on_link(link)
-        self.hear_number(link, hello.revocations)
+        self.handle_list_number(link, hello.revocations)
         if frames:
             link.read(frames)
         if link.closed is None:
@@ -250,7 +250,7 @@ class SwarmTransport:
     def _refused(self, refusal: HandshakeRefusal) -> None:
         self.on_refused(refusal)
 
-    def _newcomers_besides(self, node: NodeId) -> int:
+    def _count_other_newcomers(self, node: NodeId) -> int:
         return sum(1 for link in self._links.values() if link.peer.role is Role.NEWCOMER and link.peer.node != node)
 
     def _end_all(self, why: errors.AimeshError) -> None:
@@ -262,14 +262,14 @@ class SwarmTransport:
         for link in self.links():
             if link.peer.node in nodes or link.peer.certified in nodes:
                 link.close(errors.NodeRevoked("this node was revoked", hint="an administrator can make a new ticket for the machine"))
-                self._deny_at = self.loop.time() + FAREWELL_SECONDS
+                self._deny_at = self.loop.time() + GOODBYE_SECONDS
         self.loop.call_at(self._deny_at, self._changed.set)
 
     async def _live(self, swarm: Swarm) -> None:
         self._joined = {}
         self._denied = frozenset()
         self._swarm = swarm
-        self._tell("")
+        self._set_trouble("")
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._accept(swarm))
@@ -277,13 +277,13 @@ class SwarmTransport:
                 tasks.create_task(self._tick())
         finally:
             self._swarm = None
-            self._tell("Hyperswarm is not running")
+            self._set_trouble("Hyperswarm is not running")
             self._end_all(errors.LinkLost("this node is stopping", retry_after_seconds=0.2))
 
     async def _accept(self, swarm: Swarm) -> None:
         async for connection in swarm:
             if self._is_closed:
-                self._handshake.turn_away(connection)
+                self._handshake.reject(connection)
             else:
                 self._handshake.handle_connection(connection)
         raise SwarmError("the swarm has ended")
@@ -318,15 +318,15 @@ class SwarmTransport:
             await swarm.refresh(topic)
 
     async def _tick(self) -> None:
-        looked_again_at = 0.0
+        looked_up_at = 0.0
         while True:
             await asyncio.sleep(TICK_SECONDS)
             now, wall_clock = self.loop.time(), self._clock()
             for link in self.links():
                 link.check_certificate(wall_clock)
                 link.tick(now)
-            if self._handshake.missed and now - looked_again_at >= AGAIN_SECONDS:
-                looked_again_at = now
+            if self._handshake.missed and now - looked_up_at >= AGAIN_SECONDS:
+                looked_up_at = now
                 self._changed.set()
             if self.trust.revoked != self._denied:
                 self._changed.set()  # nodes may also leave the list, which is not reported
@@ -334,10 +334,10 @@ class SwarmTransport:
     def _on_event(self, swarm: Swarm, event: Event) -> None:
         match event:
             case SidecarDied():
-                self._tell("the Hyperswarm sidecar died and is being restarted")
+                self._set_trouble("the Hyperswarm sidecar died and is being restarted")
             case SidecarRestarted():
                 self.restarts += 1
-                self._tell("")
+                self._set_trouble("")
             case PathChanged(connection):
                 link = self._links.get(node_keys.node_of(connection.key))
                 if link is not None and link.connection is connection:
@@ -349,7 +349,7 @@ class SwarmTransport:
             case _:
                 pass
 
-    def _tell(self, trouble: str) -> None:
+    def _set_trouble(self, trouble: str) -> None:
         was, self.trouble = self.connected, trouble
         if was != self.connected:
             self.on_attached(self.connected)

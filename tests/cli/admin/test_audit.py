@@ -30,7 +30,7 @@ BROKEN = AuditReport((ChainState("house", 12, 5, "the row was changed", 2),))
 def chain(name: str, count: int) -> list[AuditRow]:
     rows, head = [], audit_chain.START
     for number in range(1, count + 1):
-        tenant = None if name == audit_chain.HOUSE else TenantId(UUID(name))
+        tenant = None if name == audit_chain.PLATFORM_CHAIN else TenantId(UUID(name))
         act = AuditedAct(
             AT + timedelta(seconds=number), "key.create", tenant, UserId(UUID(int=5)), target=f"key {number}", details={"name": "n"}
         )

@@ -70,8 +70,8 @@ class Surroundings:
     def __post_init__(self) -> None:
         self.trust = Trust(self.key, Role.AUTH)
         kept = MembershipFile(self.mesh, Role.AUTH)
-        self.standing = CertificateRenewal(self.trust, kept, self.state_file, Directory(time.monotonic), cast("Any", None))
-        self.standing.changed = self._changed
+        self.renewal = CertificateRenewal(self.trust, kept, self.state_file, Directory(time.monotonic), cast("Any", None))
+        self.renewal.changed = self._changed
 
     @property
     def service(self) -> AuthService:

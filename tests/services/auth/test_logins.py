@@ -47,7 +47,7 @@ def hasher(api_client: ApiClient) -> CheapHasher:
     made = CheapHasher()
     passwords = api_client.world.service._opened.passwords
     passwords._hasher = made
-    passwords._nobodys_hash = made.hash("nobody's")
+    passwords._dummy_hash = made.hash("nobody's")
     return made
 
 
@@ -358,7 +358,7 @@ async def test_without_valkey_who_finds_too_much_to_do_is_told_just_that(
     await api_client.world.register("anna")
     passwords = api_client.parts.passwords
     monkeypatch.setattr(passwords, "_at_once", passwords._most_at_once)
-    monkeypatch.setattr(api_client.parts.guesses, "give_back", away)
+    monkeypatch.setattr(api_client.parts.guesses, "refund", away)
     with pytest.raises(errors.Overloaded, match="too many logins at once"):
         await api_client.login()
 

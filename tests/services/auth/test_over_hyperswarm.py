@@ -63,4 +63,4 @@ async def test_from_a_ticket_to_a_certificate_and_out_again(administrator: tuple
         match=r"no node of mesh test was found within 3 s",
     ):
         # The firewall does not even answer it now.
-        await enrollment.renew_at_enrollment_topic(kept, key, means=enrollment.EnrollmentOptions(find_seconds=3))
+        await enrollment.renew_at_enrollment_topic(kept, key, options=enrollment.EnrollmentOptions(find_seconds=3))

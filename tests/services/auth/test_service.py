@@ -507,7 +507,7 @@ async def test_a_slow_watcher_is_told_to_forget_everything(world: Surroundings) 
     async with contextlib.aclosing(world.service._wiring.changes.watch(0)) as changes:
         await anext(changes)
         for number in range(1, 150):
-            world.service._wiring.changes._tell(auth.Change(number, user.id))
+            world.service._wiring.changes._notify(auth.Change(number, user.id))
         heard = [await anext(changes) for _ in range(40)]
     assert auth.Change(101) in heard
     assert heard[-1].sequence > 101

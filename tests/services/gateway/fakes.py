@@ -73,7 +73,7 @@ class FakeDirectory(Directory):
         super().__init__(lambda: 0.0)
 
     def worker(self, number: int, *models: str, load: WorkerLoad | None = None, **more: Any) -> None:
-        self.heard(announcement(number, *models, load=load, **more), "nats")
+        self.apply_announcement(announcement(number, *models, load=load, **more), "nats")
 
 
 @dataclass

@@ -59,7 +59,7 @@ class Maker:
 
     async def make(self, run: AnswerRun[Head, Chunk, InferenceResult], asked: IdempotentRequest, seed: int) -> InferenceResult:
         self.seeds.append(seed)
-        run.tell(Head(asked.request_id))
+        run.set_head(Head(asked.request_id))
         for number in range(1, self.length + 1):
             if number == self.waits_at:
                 await self.gate.wait()

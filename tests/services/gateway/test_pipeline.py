@@ -197,7 +197,7 @@ async def _written(running_service: RunningService, rows: int = 1) -> None:
 async def test_a_request_waits_for_a_worker_that_was_there_a_moment_ago(running_service: RunningService) -> None:
     patient = Pipeline(running_service.parts, worker_wait_seconds=5.0)
     announced = running_service.directory.entries(Role.WORKER)[0].announcement
-    running_service.directory.gone(announced.node, "its link was lost")
+    running_service.directory.mark_gone(announced.node, "its link was lost")
 
     async def text(pipeline: Pipeline) -> str:
         context.start()
@@ -209,14 +209,14 @@ async def test_a_request_waits_for_a_worker_that_was_there_a_moment_ago(running_
     waiting = asyncio.create_task(text(patient))
     await asyncio.sleep(0)
     assert not waiting.done()
-    running_service.directory.heard(announced, "nats")
+    running_service.directory.apply_announcement(announced, "nats")
     assert await waiting == "Hello world!"
 
 
 async def test_a_worker_that_is_gone_for_long_is_not_waited_for(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(routing, "MISSED_SECONDS", 0.0)
     quick = Pipeline(running_service.parts, iter(range(0, 10_000, 100)).__next__, worker_wait_seconds=50.0)
-    running_service.directory.gone(running_service.directory.entries(Role.WORKER)[0].node, "its link was lost")
+    running_service.directory.mark_gone(running_service.directory.entries(Role.WORKER)[0].node, "its link was lost")
     with pytest.raises(errors.NotReachable):
         async with quick.run(OWNER, InferenceRequest(prompt="hi"), seconds=10):
             pass

@@ -296,7 +296,7 @@ async def test_stores_that_hang_are_named(site: Site, postgres: PostgresServer, 
 async def test_models_are_shown_to_those_who_may_use_them(site: Site) -> None:
     directory = site.nodes["gateway"].node.directory
     for number, (name, owner) in enumerate((("adas", f"{USER}"), ("bobs", f"{UUID(int=77)}")), start=50):
-        directory.heard(announcement(number, name, owner=owner, labels={"shared": "no"}), "nats")
+        directory.apply_announcement(announcement(number, name, owner=owner, labels={"shared": "no"}), "nats")
 
     async def shown(credential: Credential | None) -> list[str]:
         told = await site.client.rpc.call(gateway.list_models, gateway.ListModels(), credential=credential)
@@ -323,7 +323,7 @@ async def test_who_is_in_quarantine_is_shown_with_the_reason(site: Site) -> None
     told = await site.client.rpc.call(gateway.pardon_node, pardon, credential=ADMIN_TOKEN)
     assert told.node == worker
     assert (await site.ask())[0] == "Hello world"
-    await service.telling.send()
+    await service.audit_reporting.send()
     assert [(act.action, act.target) for act in site.auth.acts if act.action == "node.pardon"] == [("node.pardon", worker)]
 
 

@@ -245,9 +245,9 @@ def test_the_facts_come_from_the_node() -> None:
     node.trust.authorities = (ca.id,)
     node.trust.certificate = certificates.issue(ca, Subject(node.id, Role.WORKER), 1_000_000)
     started = datetime(2026, 1, 2, tzinfo=UTC)
-    node.directory.heard(Announcement(Role.GATEWAY, GATEWAY, "0.1", started), "punched", "swarm")
-    node.directory.heard(Announcement(Role.AUTH, OTHER, "0.1", started), "direct", "swarm")
-    node.directory.refused(NodeId("UGW2"), Role.GATEWAY, "0.1", "no path")
+    node.directory.apply_announcement(Announcement(Role.GATEWAY, GATEWAY, "0.1", started), "punched", "swarm")
+    node.directory.apply_announcement(Announcement(Role.AUTH, OTHER, "0.1", started), "direct", "swarm")
+    node.directory.add_refused(NodeId("UGW2"), Role.GATEWAY, "0.1", "no path")
     node.node_transports.round_trips[GATEWAY] = 0.012
     facts = console_status.read_facts(node, (model("echo"),), is_paused=False, now=5.0)
     assert facts.gateways == (Reached(Role.GATEWAY, GATEWAY, "punched", 12.0),)
@@ -257,6 +257,6 @@ def test_the_facts_come_from_the_node() -> None:
     node.node_transports.trouble = "Hyperswarm is starting"
     node.trust.take_list(certificates.issue_list(ca, 1, 1, (node.id,), 1_000_000))
     facts = console_status.read_facts(node, (), is_paused=True, now=5.0)
-    node.directory.gone(GATEWAY, "silent for 6 s")
+    node.directory.mark_gone(GATEWAY, "silent for 6 s")
     assert console_status.read_facts(node, (), is_paused=False, now=5.0).why_lost == "silent for 6 s"
     assert (facts.is_attached, facts.trouble, facts.is_revoked, facts.is_paused) == (False, "Hyperswarm is starting", True, True)

@@ -42,7 +42,7 @@ def said(node: NodeId = WORKER, **changes: object) -> Announcement:
 
 def test_a_node_that_falls_silent_is_gone_within_six_seconds() -> None:
     here = Hours()
-    here.nodes.heard(said(), "nats")
+    here.nodes.apply_announcement(said(), "nats")
     silent = 0.0
     while here.nodes.usable(Role.WORKER):
         here.pass_by(directory.TICK_SECONDS)
@@ -55,9 +55,9 @@ def test_a_node_that_falls_silent_is_gone_within_six_seconds() -> None:
 
 def test_one_lost_announcement_changes_nothing() -> None:
     here = Hours()
-    here.nodes.heard(said(), "nats")
+    here.nodes.apply_announcement(said(), "nats")
     here.pass_by(2 * directory.ANNOUNCE_SECONDS + 1)
-    here.nodes.heard(said(), "nats")
+    here.nodes.apply_announcement(said(), "nats")
     here.pass_by(directory.ANNOUNCE_SECONDS)
     assert [entry.node for entry in here.nodes.usable(Role.WORKER)] == [WORKER]
     assert len(here.told) == 1
@@ -65,26 +65,26 @@ def test_one_lost_announcement_changes_nothing() -> None:
 
 def test_a_node_is_back_with_its_next_word_and_alive_since_then() -> None:
     here = Hours()
-    here.nodes.heard(said(), "nats")
+    here.nodes.apply_announcement(said(), "nats")
     here.pass_by(2)
-    here.nodes.gone(WORKER, "its link died")
+    here.nodes.mark_gone(WORKER, "its link died")
     here.pass_by(1)
-    here.nodes.heard(said(), "nats")
+    here.nodes.apply_announcement(said(), "nats")
     assert [(entry.alive, entry.since.second) for entry in here.told] == [(True, 0), (False, 2), (True, 3)]
 
 
 def test_a_restart_under_the_same_key_is_told_though_nobody_saw_it_go() -> None:
     here = Hours()
-    here.nodes.heard(said(), "nats")
+    here.nodes.apply_announcement(said(), "nats")
     here.pass_by(1)
-    here.nodes.heard(said(started_at=STARTED + timedelta(seconds=1)), "nats")
+    here.nodes.apply_announcement(said(started_at=STARTED + timedelta(seconds=1)), "nats")
     assert [entry.since.second for entry in here.told] == [0, 1]
 
 
 def test_a_node_on_two_transports_is_one_node_on_the_better_path() -> None:
     here = Hours()
-    here.nodes.heard(said(), "punched", "swarm")
-    here.nodes.heard(said(), "nats", "nats")
+    here.nodes.apply_announcement(said(), "punched", "swarm")
+    here.nodes.apply_announcement(said(), "nats", "nats")
     (entry,) = here.nodes.entries(Role.WORKER)
     assert (entry.path, [route.transport for route in entry.routes]) == ("nats", ["nats", "swarm"])
     assert [told.path for told in here.told] == ["punched", "nats"]
@@ -92,12 +92,12 @@ def test_a_node_on_two_transports_is_one_node_on_the_better_path() -> None:
 
 def test_a_node_moves_when_a_path_dies_and_is_gone_with_the_last_one() -> None:
     here = Hours()
-    here.nodes.heard(said(), "nats", "nats")
-    here.nodes.heard(said(), "direct", "swarm")
-    here.nodes.lost(WORKER, "nats", "the link fell silent")
+    here.nodes.apply_announcement(said(), "nats", "nats")
+    here.nodes.apply_announcement(said(), "direct", "swarm")
+    here.nodes.remove_route(WORKER, "nats", "the link fell silent")
     (entry,) = here.nodes.usable(Role.WORKER)
     assert (entry.path, entry.alive, entry.why_not) == ("direct", True, "")
-    here.nodes.lost(WORKER, "swarm", "its link ended")
+    here.nodes.remove_route(WORKER, "swarm", "its link ended")
     (entry,) = here.nodes.entries(Role.WORKER)
     assert (entry.path, entry.alive, entry.why_not) == ("direct", False, "its link ended")
     assert not here.nodes.usable(Role.WORKER)
@@ -105,10 +105,10 @@ def test_a_node_moves_when_a_path_dies_and_is_gone_with_the_last_one() -> None:
 
 def test_silence_on_one_transport_ends_that_path_alone() -> None:
     here = Hours()
-    here.nodes.heard(said(), "nats", "nats")
-    here.nodes.heard(said(), "relayed", "swarm")
+    here.nodes.apply_announcement(said(), "nats", "nats")
+    here.nodes.apply_announcement(said(), "relayed", "swarm")
     here.seconds += directory.GONE_AFTER_SECONDS - 1
-    here.nodes.heard(said(), "relayed", "swarm")
+    here.nodes.apply_announcement(said(), "relayed", "swarm")
     here.pass_by(2)
     (entry,) = here.nodes.usable(Role.WORKER)
     assert entry.path == "relayed"
@@ -116,16 +116,16 @@ def test_silence_on_one_transport_ends_that_path_alone() -> None:
 
 def test_a_relayed_link_that_becomes_direct_is_shown_so() -> None:
     here = Hours()
-    here.nodes.heard(said(), "relayed", "swarm")
-    here.nodes.heard(said(), "punched", "swarm")
+    here.nodes.apply_announcement(said(), "relayed", "swarm")
+    here.nodes.apply_announcement(said(), "punched", "swarm")
     assert [told.path for told in here.told] == ["relayed", "punched"]
     assert len(here.nodes.entries(Role.WORKER)[0].routes) == 1
 
 
 def test_who_cannot_be_heard_because_we_are_deaf_is_no_less_alive() -> None:
     here = Hours()
-    here.nodes.heard(said(), "nats", "nats")
-    here.nodes.deafened("nats")
+    here.nodes.apply_announcement(said(), "nats", "nats")
+    here.nodes.drop_routes("nats")
     here.seconds += 60
     here.nodes.tick(listening=())
     assert here.nodes.usable(Role.WORKER)
@@ -133,31 +133,31 @@ def test_who_cannot_be_heard_because_we_are_deaf_is_no_less_alive() -> None:
 
 def test_when_we_are_deaf_on_one_transport_the_other_is_taken_at_once() -> None:
     here = Hours()
-    here.nodes.heard(said(), "nats", "nats")
-    here.nodes.heard(said(), "direct", "swarm")
-    here.nodes.deafened("nats")
+    here.nodes.apply_announcement(said(), "nats", "nats")
+    here.nodes.apply_announcement(said(), "direct", "swarm")
+    here.nodes.drop_routes("nats")
     assert here.nodes.usable(Role.WORKER)[0].path == "direct"
 
 
 def test_the_paths_of_the_process_that_was_end_with_a_restart() -> None:
     here = Hours()
-    here.nodes.heard(said(), "nats", "nats")
-    here.nodes.heard(said(), "direct", "swarm")
-    here.nodes.heard(said(started_at=STARTED + timedelta(seconds=5)), "direct", "swarm")
+    here.nodes.apply_announcement(said(), "nats", "nats")
+    here.nodes.apply_announcement(said(), "direct", "swarm")
+    here.nodes.apply_announcement(said(started_at=STARTED + timedelta(seconds=5)), "direct", "swarm")
     assert [route.transport for route in here.nodes.usable(Role.WORKER)[0].routes] == ["swarm"]
 
 
 def test_a_node_that_is_not_let_in_is_shown_with_the_reason_and_an_alive_one_stays_alive() -> None:
     here = Hours()
-    here.nodes.refused(WORKER, Role.WORKER, "aimesh/0.1.0", "the certificate expired 2 h ago")
+    here.nodes.add_refused(WORKER, Role.WORKER, "aimesh/0.1.0", "the certificate expired 2 h ago")
     (entry,) = here.nodes.entries(Role.WORKER)
     assert (entry.refused, entry.alive, entry.why_not) == (True, False, "the certificate expired 2 h ago")
     here.pass_by(10)
-    here.nodes.refused(WORKER, Role.WORKER, "aimesh/0.1.0", "the certificate expired 3 h ago")
+    here.nodes.add_refused(WORKER, Role.WORKER, "aimesh/0.1.0", "the certificate expired 3 h ago")
     (entry,) = here.nodes.entries(Role.WORKER)
     assert (entry.why_not, entry.since) == ("the certificate expired 3 h ago", STARTED)
-    here.nodes.heard(said(), "direct", "swarm")
-    here.nodes.refused(WORKER, Role.WORKER, "aimesh/0.1.0", "whatever")
+    here.nodes.apply_announcement(said(), "direct", "swarm")
+    here.nodes.add_refused(WORKER, Role.WORKER, "aimesh/0.1.0", "whatever")
     (entry,) = here.nodes.entries(Role.WORKER)
     assert (entry.refused, entry.alive) == (False, True)
 
@@ -165,7 +165,7 @@ def test_a_node_that_is_not_let_in_is_shown_with_the_reason_and_an_alive_one_sta
 def test_the_same_word_again_is_news_of_a_busy_node_alone() -> None:
     here = Hours()
     for load in (WorkerLoad(), WorkerLoad(), WorkerLoad(running=1), WorkerLoad(running=1)):
-        here.nodes.heard(said(load=load), "nats")
+        here.nodes.apply_announcement(said(load=load), "nats")
     assert [entry.announcement.load.running for entry in here.told] == [0, 1, 1]
 
 
@@ -179,16 +179,16 @@ def test_the_same_word_again_is_news_of_a_busy_node_alone() -> None:
 )
 def test_why_a_node_is_not_used(announcement: Announcement, why: str) -> None:
     here = Hours()
-    here.nodes.heard(said(), "nats")
-    here.nodes.heard(announcement, "nats")
+    here.nodes.apply_announcement(said(), "nats")
+    here.nodes.apply_announcement(announcement, "nats")
     assert here.nodes.usable(Role.WORKER) == []
     assert [entry.why_not for entry in here.nodes.entries()] == [why]
 
 
 def test_a_gone_node_is_forgotten_in_the_end() -> None:
     here = Hours()
-    here.nodes.heard(said(), "nats")
-    here.nodes.gone(WORKER, "its link died")
+    here.nodes.apply_announcement(said(), "nats")
+    here.nodes.mark_gone(WORKER, "its link died")
     here.pass_by(directory.FORGOTTEN_AFTER.total_seconds() - 1)
     assert here.nodes.find(WORKER) is not None
     here.pass_by(2)
@@ -198,9 +198,9 @@ def test_a_gone_node_is_forgotten_in_the_end() -> None:
 def test_a_peer_that_announces_without_end_fills_nothing() -> None:
     here = Hours()
     for number in range(directory.MAX_NODES + 10):
-        here.nodes.heard(said(NodeId(f"U{number}")), "nats")
+        here.nodes.apply_announcement(said(NodeId(f"U{number}")), "nats")
     assert len(here.nodes.entries()) == directory.MAX_NODES
-    here.nodes.heard(said(NodeId("U1"), draining=True), "nats")
+    here.nodes.apply_announcement(said(NodeId("U1"), draining=True), "nats")
     assert len(here.nodes.usable(Role.WORKER)) == directory.MAX_NODES - 1
 
 

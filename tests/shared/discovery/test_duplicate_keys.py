@@ -7,7 +7,7 @@ import pytest
 
 from shared.discovery import duplicate_keys
 from shared.discovery.directory import Announcement
-from shared.discovery.duplicate_keys import LATE_SECONDS, MAX_PROCESSES, MAX_TOLD, SILENT_SECONDS, DuplicateKeys, process_name
+from shared.discovery.duplicate_keys import LATE_SECONDS, MAX_PROCESSES, MAX_REPORTED, SILENT_SECONDS, DuplicateKeys, process_name
 from shared.types import NodeId, Role
 
 NODE = NodeId("UNODE")
@@ -67,7 +67,7 @@ def every(seconds: float, instance: str, first: float, last: float) -> list[tupl
 )
 def test_which_process_has_to_stop(heard: list[tuple[float, str]], stops: set[str]) -> None:
     seen = DuplicateKeys()
-    proofs = [instance for at, instance in sorted(heard) if seen.heard(said(instance), at)]
+    proofs = [instance for at, instance in sorted(heard) if seen.record_announcement(said(instance), at)]
     assert set(seen.younger) == {process_name(NODE, each) for each in stops}
     assert len(proofs) == len(stops), "each is told once"
 
@@ -88,7 +88,7 @@ def test_a_transport_that_lags_for_good_contests_no_restart(elder_ends: float, s
     seen = DuplicateKeys()
     heard = [*late_by(20, "elder", 100, elder_ends), *late_by(20, "younger", 200, 260), *late_by(0, "younger", 200, 260)]
     for at, announcement in sorted(heard, key=lambda each: each[0]):
-        seen.heard(announcement, at)
+        seen.record_announcement(announcement, at)
     assert set(seen.younger) == {process_name(NODE, each) for each in stops}
 
 
@@ -101,7 +101,7 @@ def test_a_clock_that_is_wrong_hides_no_contest_for_more_than_a_minute(wrong_sec
             if at >= begins:
                 started_at = START + timedelta(seconds=begins) + clock
                 one = msgspec.structs.replace(said(instance), started_at=started_at, made_at=START + timedelta(seconds=at) + clock)
-                if seen.heard(one, at):
+                if seen.record_announcement(one, at):
                     assert at - 51 <= LATE_SECONDS + 5
                     return
     pytest.fail("no contest was found")
@@ -110,7 +110,7 @@ def test_a_clock_that_is_wrong_hides_no_contest_for_more_than_a_minute(wrong_sec
 def test_the_younger_process_stops_within_ten_seconds() -> None:
     seen = DuplicateKeys()
     heard = sorted([*every(2, "elder", 0, 60), *every(2, "younger", 31, 60)])
-    assert min(at for at, instance in heard if seen.heard(said(instance), at)) - 31 <= 10
+    assert min(at for at, instance in heard if seen.record_announcement(said(instance), at)) - 31 <= 10
 
 
 @pytest.mark.parametrize(
@@ -127,9 +127,9 @@ def test_a_node_that_announces_the_instance_of_another_one_stops_nothing() -> No
     seen = DuplicateKeys()
     other = NodeId("UOTHER")
     for at, instance in sorted([*every(1, "elder", 0, 20), *every(1, "me", 0.5, 20)]):
-        seen.heard(said("me"), at)
+        seen.record_announcement(said("me"), at)
         announcement = said(instance, node=other)
-        seen.heard(announcement, at)
+        seen.record_announcement(announcement, at)
         assert not seen.must_stop(process_name(NODE, "me"), announcement)
     assert seen.younger == (process_name(other, "me"),)
     told = Announcement(Role.GATEWAY, NodeId("UPEER"), "1", datetime(2026, 1, 1, tzinfo=UTC), contested=seen.younger)
@@ -142,21 +142,21 @@ def test_invented_contests_do_not_hide_a_new_one_and_are_forgotten_with_their_no
     for turn in range(10):
         for node in liars:
             for number in range(MAX_PROCESSES):
-                seen.heard(said(f"invented {number}", node=node), 2.0 * turn)
-    assert len(seen.younger) == MAX_TOLD
+                seen.record_announcement(said(f"invented {number}", node=node), 2.0 * turn)
+    assert len(seen.younger) == MAX_REPORTED
     for at, instance in sorted([*every(2, "elder", 20, 40), *every(2, "younger", 21, 41)]):
-        seen.heard(said(instance), at)
+        seen.record_announcement(said(instance), at)
     assert process_name(NODE, "younger") in seen.younger
     for at in (18 + SILENT_SECONDS + 1, 18 + SILENT_SECONDS + 2):
-        seen.heard(said("elder"), at)
+        seen.record_announcement(said("elder"), at)
     assert seen.younger == (process_name(NODE, "younger"),)
 
 
 def test_an_instance_of_any_length_makes_no_announcement_too_long() -> None:
     seen = DuplicateKeys()
     for turn in range(20):
-        seen.heard(said("elder"), 1.0 * turn)
-        seen.heard(said("x" * 10_000), 1.0 * turn)
+        seen.record_announcement(said("elder"), 1.0 * turn)
+        seen.record_announcement(said("x" * 10_000), 1.0 * turn)
     assert seen.younger == ()
 
 
@@ -164,8 +164,8 @@ def test_an_older_version_is_told_apart_by_its_start() -> None:
     seen = DuplicateKeys()
     old = Announcement(Role.WORKER, NODE, "1", datetime(2026, 1, 1, tzinfo=UTC))
     for turn in range(20):
-        seen.heard(old, 2.0 * turn)
-        seen.heard(said("younger"), 2.0 * turn + 1)
+        seen.record_announcement(old, 2.0 * turn)
+        seen.record_announcement(said("younger"), 2.0 * turn + 1)
     assert seen.younger == (process_name(NODE, "younger"),)
 
 
@@ -173,11 +173,11 @@ def test_a_process_that_left_or_fell_silent_is_named_no_more() -> None:
     for end in (said("younger", leaving=True), None):
         seen = DuplicateKeys()
         for at, instance in sorted([*every(2, "elder", 0, 20), *every(2, "younger", 1, 21)]):
-            seen.heard(said(instance), at)
+            seen.record_announcement(said(instance), at)
         assert seen.younger == (process_name(NODE, "younger"),)
         if end is not None:
-            seen.heard(end, 22)
-        seen.heard(said("elder"), 22 if end is not None else 22 + SILENT_SECONDS)
+            seen.record_announcement(end, 22)
+        seen.record_announcement(said("elder"), 22 if end is not None else 22 + SILENT_SECONDS)
         assert seen.younger == ()
 
 
@@ -186,11 +186,11 @@ def test_what_is_kept_and_told_is_bounded(monkeypatch: pytest.MonkeyPatch) -> No
     seen = DuplicateKeys()
     for turn in range(6):
         for number in range(3 * MAX_PROCESSES):
-            seen.heard(said(f"process {number}"), 3.0 * turn)
-            seen.heard(said(f"node {number} a", node=NodeId(f"U{number}")), 3.0 * turn)
-            seen.heard(said(f"node {number} b", node=NodeId(f"U{number}")), 3.0 * turn)
-    assert len(seen.younger) == MAX_TOLD
+            seen.record_announcement(said(f"process {number}"), 3.0 * turn)
+            seen.record_announcement(said(f"node {number} a", node=NodeId(f"U{number}")), 3.0 * turn)
+            seen.record_announcement(said(f"node {number} b", node=NodeId(f"U{number}")), 3.0 * turn)
+    assert len(seen.younger) == MAX_REPORTED
     for number in range(1000):
-        seen.heard(said("x", node=NodeId(f"V{number}")), 20.0)
+        seen.record_announcement(said("x", node=NodeId(f"V{number}")), 20.0)
     assert len(seen._nodes) <= 101
     assert seen.younger == ()

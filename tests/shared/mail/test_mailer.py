@@ -180,7 +180,7 @@ async def test_a_server_that_says_nothing_holds_nobody_up(monkeypatch: pytest.Mo
 
 
 async def test_a_dead_mail_server_ends_with_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mailer, "FAREWELL_SECONDS", 0.05)
+    monkeypatch.setattr(mailer, "SHUTDOWN_SECONDS", 0.05)
     server = MailServer(hangs=True)
     async with serving(server):
         async with asyncio.timeout(5), mailer.opened(mailer.parse(f"smtp://localhost:{server.port}", FROM)) as opened:

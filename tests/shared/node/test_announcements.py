@@ -17,7 +17,11 @@ WORKER = NodeId("UWORKER")
 def announcer(role: Role, nodes: Directory, revoked: frozenset[NodeId] = frozenset()) -> Announcer:
     me: Any = SimpleNamespace(role=role, node=NodeId("UME"), mesh="test", instance="me")
     node_transports: Any = SimpleNamespace(
-        swarm=SimpleNamespace(), nats=None, on_link=None, is_revoked=lambda node: node in revoked, told=lambda node, number: None
+        swarm=SimpleNamespace(),
+        nats=None,
+        on_link=None,
+        is_revoked=lambda node: node in revoked,
+        record_list_number=lambda node, number: None,
     )
     return Announcer(me, node_transports, nodes, None)
 
@@ -43,7 +47,7 @@ def test_owner_and_labels_are_those_of_the_certificate_whatever_a_node_says_over
     lies = Announcement(Role.WORKER, WORKER, "1", datetime(2026, 1, 1, tzinfo=UTC), labels={"trusted": "yes"}, owner="")
     peer = Peer(Role.WORKER, WORKER, WORKER, "ada", (("gpu", "4090"),))
     link: Any = SimpleNamespace(peer=peer, path="direct")
-    announcer(Role.GATEWAY, nodes)._heard_by_swarm(link, directory.encode(lies))
+    announcer(Role.GATEWAY, nodes)._on_swarm_announcement(link, directory.encode(lies))
     entry = nodes.find(WORKER)
     assert entry is not None
     assert (entry.announcement.owner, entry.announcement.labels) == ("ada", {"gpu": "4090"})
@@ -58,5 +62,5 @@ def test_the_time_of_an_announcement_alone_is_no_news() -> None:
     for second in range(3):
         at = datetime(2026, 1, 1, second=second, tzinfo=UTC)
         said = Announcement(Role.WORKER, WORKER, "1", datetime(2026, 1, 1, tzinfo=UTC), made_at=at)
-        here._heard_by_swarm(link, directory.encode(said))
+        here._on_swarm_announcement(link, directory.encode(said))
     assert len(told) == 1

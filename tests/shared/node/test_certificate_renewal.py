@@ -67,7 +67,7 @@ class RunningService:
 @dataclass
 class World:
     running_service: RunningService
-    standing: CertificateRenewal
+    renewal: CertificateRenewal
     trust: Trust
     nodes: Directory
     state: Path
@@ -76,11 +76,11 @@ class World:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         async with background() as tasks:
-            tasks.create_task(self.standing.run())
+            tasks.create_task(self.renewal.run())
             yield
 
     def hear(self, node: NodeId, role: Role) -> None:
-        self.nodes.heard(Announcement(role, node, "0.1.0", datetime(2026, 1, 1, tzinfo=UTC)), "nats")
+        self.nodes.apply_announcement(Announcement(role, node, "0.1.0", datetime(2026, 1, 1, tzinfo=UTC)), "nats")
 
 
 @pytest.fixture
@@ -90,9 +90,9 @@ def world(tmp_path: Path) -> Callable[..., World]:
         trust = Trust(running_service.key, running_service.role)
         nodes = Directory(asyncio.get_running_loop().time)
         state = tmp_path / "node.mesh"
-        standing = CertificateRenewal(trust, membership_file.MembershipFile(MESH, running_service.role), state, nodes, running_service)  # type: ignore[arg-type]  # stands in for rpc
-        made = World(running_service, standing, trust, nodes, state)
-        standing.changed = lambda: made.changes.append(None)
+        renewal = CertificateRenewal(trust, membership_file.MembershipFile(MESH, running_service.role), state, nodes, running_service)  # type: ignore[arg-type]  # stands in for rpc
+        made = World(running_service, renewal, trust, nodes, state)
+        renewal.changed = lambda: made.changes.append(None)
         return made
 
     return make
@@ -113,9 +113,9 @@ async def test_a_node_of_the_house_is_certified_as_soon_as_auth_is_there(world: 
 async def test_every_renewal_brings_the_present_dht_nodes_and_the_former_ones_are_kept(world: Callable[..., World]) -> None:
     here = world(role=Role.GATEWAY)
     for bootstrap in (("house.test:1", "127.0.0.1:1"), ("127.0.0.1:2",)):
-        here.standing.take(here.running_service.reply())
+        here.renewal.take(here.running_service.reply())
         here.running_service.bootstrap = bootstrap
-    here.standing.take(here.running_service.reply())
+    here.renewal.take(here.running_service.reply())
     kept = membership_file.load(here.state)
     assert kept is not None
     assert (kept.bootstrap, kept.older_bootstrap) == (("127.0.0.1:2",), ("house.test:1", "127.0.0.1:1"))
@@ -124,7 +124,7 @@ async def test_every_renewal_brings_the_present_dht_nodes_and_the_former_ones_ar
 
 async def test_what_was_kept_is_known_again_after_a_restart_without_auth(world: Callable[..., World]) -> None:
     here = world(revoked=(NodeId("UGONE"),))
-    here.standing.take(here.running_service.reply())
+    here.renewal.take(here.running_service.reply())
     kept = membership_file.load(here.state)
     assert kept is not None
     again = Trust(here.running_service.key, Role.WORKER)
@@ -152,24 +152,24 @@ async def test_it_renews_when_two_thirds_of_the_certificates_life_are_over(
 
 async def test_a_certificate_for_another_node_or_of_another_mesh_is_not_believed(world: Callable[..., World]) -> None:
     here = world()
-    here.standing.take(here.running_service.reply())
+    here.renewal.take(here.running_service.reply())
     good = here.trust.certificate
     stranger = RunningService(key=NodeKey(node_keys.new_seed()), ca=here.running_service.ca)
     for reply in (RunningService(key=here.running_service.key).reply(), stranger.reply()):
         with pytest.raises(errors.NotCertified, match=r"auth has sent a certificate for another|the certificate belongs to another mesh"):
-            here.standing.take(reply)
+            here.renewal.take(reply)
     assert here.trust.certificate == good
 
 
 async def test_a_higher_number_is_asked_for_where_it_was_heard_and_cuts_off(world: Callable[..., World]) -> None:
     here = world()
-    here.standing.take(here.running_service.reply())
+    here.renewal.take(here.running_service.reply())
     here.hear(GATEWAY, Role.GATEWAY)
     cut: list[frozenset[NodeId]] = []
     here.trust.on_revoked.append(cut.append)
     async with here.running():
         here.running_service.number, here.running_service.revoked = 2, (GATEWAY,)
-        here.standing.told(NodeId("USOMEBODY"), 2)
+        here.renewal.record_list_number(NodeId("USOMEBODY"), 2)
         await until(lambda: here.trust.number == 2)
     assert cut == [{GATEWAY}]
     assert here.nodes.entries(Role.GATEWAY)[0].why_not == "revoked by an administrator"
@@ -183,50 +183,50 @@ async def test_a_higher_number_is_asked_for_where_it_was_heard_and_cuts_off(worl
 async def test_a_newer_list_is_asked_for_only_where_the_role_may_speak(world: Callable[..., World], role: Role, other: Role) -> None:
     """402 refused publishes in 22 minutes with three auths: each asked the others for the list."""
     here = world(role=role)
-    here.standing.take(here.running_service.reply())
+    here.renewal.take(here.running_service.reply())
     here.hear(NodeId("UOTHER"), other)
-    here.standing.told(NodeId("UOTHER"), 2)
+    here.renewal.record_list_number(NodeId("UOTHER"), 2)
     may_speak = other in topics.SPEAKS_TO[role]
     async with here.running():
         if may_speak:
             here.running_service.number = 2
             await until(lambda: here.trust.number == 2, seconds=10)
         else:
-            await until(lambda: here.standing._pull_at > 0, seconds=10)
+            await until(lambda: here.renewal._pull_at > 0, seconds=10)
     assert ("node.readRevocations", NodeId("UOTHER")) in here.running_service.asked or not may_speak
     assert may_speak or NodeId("UOTHER") not in [node for _, node in here.running_service.asked]
 
 
 async def test_a_new_epoch_brings_new_meeting_places(world: Callable[..., World]) -> None:
     here = world()
-    here.standing.take(here.running_service.reply())
-    before = here.standing.meetings()
+    here.renewal.take(here.running_service.reply())
+    before = here.renewal.meetings()
     here.hear(AUTH, Role.AUTH)
     async with here.running():
         here.running_service.number, here.running_service.epoch = 2, 2
-        here.standing.told(AUTH, 2)
+        here.renewal.record_list_number(AUTH, 2)
         await until(lambda: here.trust.topics[0][0] == 2)
-    assert not {meeting.topic for meeting in before} & {meeting.topic for meeting in here.standing.meetings()}
+    assert not {meeting.topic for meeting in before} & {meeting.topic for meeting in here.renewal.meetings()}
 
 
 async def test_who_is_not_certified_looks_for_auth_alone(world: Callable[..., World]) -> None:
     here = world()
     here.trust.authorities = (here.running_service.ca.id,)
     enrolment = topics.enrollment_topic(node_keys.raw_of(here.running_service.ca.id))
-    assert here.standing.meetings() == [MeetingTopics(enrolment, announce=False, look=True)]
-    here.standing.take(here.running_service.reply())
-    assert enrolment not in {meeting.topic for meeting in here.standing.meetings()}
+    assert here.renewal.meetings() == [MeetingTopics(enrolment, announce=False, look=True)]
+    here.renewal.take(here.running_service.reply())
+    assert enrolment not in {meeting.topic for meeting in here.renewal.meetings()}
 
 
 @pytest.mark.parametrize("role", [Role.AUTH, Role.GATEWAY, Role.WORKER, Role.METRICS, Role.WEB, Role.CLIENT])
 async def test_each_role_meets_those_whom_it_may_speak_to_and_nobody_else(world: Callable[..., World], role: Role) -> None:
     here = world(role=role)
-    here.standing.take(here.running_service.reply())
-    mine = {meeting.topic: meeting for meeting in here.standing.meetings()}
+    here.renewal.take(here.running_service.reply())
+    mine = {meeting.topic: meeting for meeting in here.renewal.meetings()}
     for other in (Role.AUTH, Role.GATEWAY, Role.WORKER, Role.METRICS, Role.WEB, Role.CLIENT):
         there = world(role=other, ca=here.running_service.ca)
-        there.standing.take(there.running_service.reply())
-        theirs = {meeting.topic: meeting for meeting in there.standing.meetings()}
+        there.renewal.take(there.running_service.reply())
+        theirs = {meeting.topic: meeting for meeting in there.renewal.meetings()}
         meets = any(
             (mine[topic].announce and theirs[topic].look) or (mine[topic].look and theirs[topic].announce)
             for topic in mine.keys() & theirs.keys()
@@ -237,35 +237,33 @@ async def test_each_role_meets_those_whom_it_may_speak_to_and_nobody_else(world:
 
 async def test_who_has_lost_auth_looks_for_it_at_the_enrolment_topic_too_because_the_epoch_may_be_over(world: Callable[..., World]) -> None:
     here = world()
-    here.standing.take(here.running_service.reply())
+    here.renewal.take(here.running_service.reply())
     enrolment = MeetingTopics(topics.enrollment_topic(node_keys.raw_of(here.running_service.ca.id)), announce=False, look=True)
-    known = here.standing.meetings()
-    here.standing._look_around(time.monotonic() + LOST_SECONDS + 1)
-    assert here.standing.meetings() == [*known, enrolment]
+    known = here.renewal.meetings()
+    here.renewal._update_topics(time.monotonic() + LOST_SECONDS + 1)
+    assert here.renewal.meetings() == [*known, enrolment]
     here.hear(AUTH, Role.AUTH)
-    here.standing._look_around(time.monotonic())
-    assert here.standing.meetings() == known
+    here.renewal._update_topics(time.monotonic())
+    assert here.renewal.meetings() == known
 
 
 async def test_a_certificate_that_ends_while_the_process_runs_changes_where_it_looks(world: Callable[..., World]) -> None:
     here = world()
-    here.standing.take(here.running_service.reply())
-    here.standing._look_around(time.monotonic())
+    here.renewal.take(here.running_service.reply())
+    here.renewal._update_topics(time.monotonic())
     before = len(here.changes)
     old = certificates.issue(here.running_service.ca, Subject(here.running_service.key.id, Role.WORKER), time.time() - 7 * 24 * 3600)
     here.trust.certificate = old
-    here.standing._look_around(time.monotonic())
+    here.renewal._update_topics(time.monotonic())
     assert len(here.changes) == before + 1
-    assert [meeting.topic for meeting in here.standing.meetings()] == [
-        topics.enrollment_topic(node_keys.raw_of(here.running_service.ca.id))
-    ]
+    assert [meeting.topic for meeting in here.renewal.meetings()] == [topics.enrollment_topic(node_keys.raw_of(here.running_service.ca.id))]
 
 
 async def test_while_auth_refuses_it_is_asked_again_and_again(world: Callable[..., World]) -> None:
     here = world(refusal=errors.Unavailable("PostgreSQL is starting"))
     here.hear(AUTH, Role.AUTH)
     told: list[str] = []
-    here.standing.note = lambda what, why: told.append(f"{what}: {why}")
+    here.renewal.note = lambda what, why: told.append(f"{what}: {why}")
     async with here.running():
         await until(lambda: len([name for name, _ in here.running_service.asked if name == "auth.renewCertificate"]) == 1)
         here.running_service.refusal = None
@@ -278,11 +276,11 @@ async def test_a_list_that_auth_has_not_confirmed_for_ten_minutes_is_shown_as_ol
     world: Callable[..., World], minutes: int, is_good: bool
 ) -> None:
     here = world()
-    here.standing.take(here.running_service.reply())
-    assert here.standing.check().ok
+    here.renewal.take(here.running_service.reply())
+    assert here.renewal.check().ok
     trust = Trust(here.running_service.key, Role.WORKER, (here.running_service.ca.id,))
     trust.take_list(certificates.issue_list(here.running_service.ca, 1, 1, (), time.time() - minutes * 60))
     here.trust.list = trust.list
-    found = here.standing.check()
+    found = here.renewal.check()
     assert found.ok is is_good
     assert (f"not confirmed it for {minutes} min" in found.detail) is not is_good

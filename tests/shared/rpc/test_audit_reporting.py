@@ -40,7 +40,7 @@ class Auth:
         return Nothing()
 
     @property
-    def told(self) -> list[AuditedAct]:
+    def acts(self) -> list[AuditedAct]:
         return [act for batch in self.batches for act in batch]
 
 
@@ -55,151 +55,156 @@ def listener(rpc: FakeRpc) -> Auth:
 
 
 @pytest.fixture
-def told(rpc: FakeRpc, listener: Auth) -> AuditReporting:
+def reporting(rpc: FakeRpc, listener: Auth) -> AuditReporting:
     return AuditReporting(rpc)
 
 
-async def test_equal_refusals_are_one_row_that_says_how_many(told: AuditReporting, listener: Auth) -> None:
+async def test_equal_refusals_are_one_row_that_says_how_many(reporting: AuditReporting, listener: Auth) -> None:
     for _ in range(1000):
-        told.refused("getUserQuota", PERSON, "192.0.2.7", REFUSAL)
-    told.refused("getUserQuota", PERSON, "192.0.2.8", REFUSAL)
-    told.refused("listUsers", PERSON, "192.0.2.7", REFUSAL)
-    told.refused("getUserQuota", None, "192.0.2.7", REFUSAL)
-    told.refused("getUserQuota", PERSON, "192.0.2.7", errors.NotAllowed("another reason"))
-    await told.send()
-    assert [(act.times, act.action, act.address, act.actor, act.details["why"]) for act in listener.told] == [
+        reporting.report_refusal("getUserQuota", PERSON, "192.0.2.7", REFUSAL)
+    reporting.report_refusal("getUserQuota", PERSON, "192.0.2.8", REFUSAL)
+    reporting.report_refusal("listUsers", PERSON, "192.0.2.7", REFUSAL)
+    reporting.report_refusal("getUserQuota", None, "192.0.2.7", REFUSAL)
+    reporting.report_refusal("getUserQuota", PERSON, "192.0.2.7", errors.NotAllowed("another reason"))
+    await reporting.send()
+    assert [(act.times, act.action, act.address, act.actor, act.details["why"]) for act in listener.acts] == [
         (1000, "getUserQuota", "192.0.2.7", USER, REFUSAL.message),
         (1, "getUserQuota", "192.0.2.8", USER, REFUSAL.message),
         (1, "listUsers", "192.0.2.7", USER, REFUSAL.message),
         (1, "getUserQuota", "192.0.2.7", None, REFUSAL.message),
         (1, "getUserQuota", "192.0.2.7", USER, "another reason"),
     ]
-    assert {act.result for act in listener.told} == {Result.REFUSED}
+    assert {act.result for act in listener.acts} == {Result.REFUSED}
 
 
-async def test_who_and_whose_a_refusal_is(told: AuditReporting, listener: Auth) -> None:
+async def test_who_and_whose_a_refusal_is(reporting: AuditReporting, listener: Auth) -> None:
     team = TenantId(UUID(int=77))
-    told.refused("m", auth.Principal(USER, "ada", UserRole.USER, Tier.FREE, team_id=team), "", REFUSAL)
-    told.refused("m", PERSON, "", REFUSAL)
-    told.refused("m", None, "", REFUSAL)
-    await told.send()
-    assert [(act.tenant_id, act.actor) for act in listener.told] == [(team, USER), (TenantId(USER), USER), (None, None)]
+    reporting.report_refusal("m", auth.Principal(USER, "ada", UserRole.USER, Tier.FREE, team_id=team), "", REFUSAL)
+    reporting.report_refusal("m", PERSON, "", REFUSAL)
+    reporting.report_refusal("m", None, "", REFUSAL)
+    await reporting.send()
+    assert [(act.tenant_id, act.actor) for act in listener.acts] == [(team, USER), (TenantId(USER), USER), (None, None)]
 
 
-async def test_each_thing_that_was_done_is_a_row_also_twice_in_one_request(told: AuditReporting, listener: Auth) -> None:
+async def test_each_thing_that_was_done_is_a_row_also_twice_in_one_request(reporting: AuditReporting, listener: Auth) -> None:
     """The request's id comes with the caller's call: were it what tells acts apart, a second transfer could hide behind the first."""
     context.start()
-    told.act("credits.move", PERSON, target="bob", micro="1")
-    told.act("credits.move", PERSON, target="bob", micro="1000000")
-    await told.send()
-    assert [(act.details["micro"], act.times, act.result) for act in listener.told] == [("1", 1, Result.DONE), ("1000000", 1, Result.DONE)]
-    assert len({act.request_id for act in listener.told}) == 1
-    assert listener.told[0].request_id
+    reporting.report_action("credits.move", PERSON, target="bob", micro="1")
+    reporting.report_action("credits.move", PERSON, target="bob", micro="1000000")
+    await reporting.send()
+    assert [(act.details["micro"], act.times, act.result) for act in listener.acts] == [
+        ("1", 1, Result.DONE),
+        ("1000000", 1, Result.DONE),
+    ]
+    assert len({act.request_id for act in listener.acts}) == 1
+    assert listener.acts[0].request_id
 
 
-async def test_the_order_is_kept_over_batches_of_at_most_two_hundred(told: AuditReporting, listener: Auth) -> None:
+async def test_the_order_is_kept_over_batches_of_at_most_two_hundred(reporting: AuditReporting, listener: Auth) -> None:
     for number in range(450):
-        told.act("model.load", PERSON, target=number)
-    await told.send()
+        reporting.report_action("model.load", PERSON, target=number)
+    await reporting.send()
     assert [len(batch) for batch in listener.batches] == [200, 200, 50]
-    assert [act.target for act in listener.told] == [str(number) for number in range(450)]
-    await told.send()
+    assert [act.target for act in listener.acts] == [str(number) for number in range(450)]
+    await reporting.send()
     assert listener.asked == 3, "nothing is told twice"
 
 
-async def test_while_auth_is_away_all_is_kept_in_its_order(told: AuditReporting, listener: Auth) -> None:
+async def test_while_auth_is_away_all_is_kept_in_its_order(reporting: AuditReporting, listener: Auth) -> None:
     listener.away = True
     for number in range(300):
-        told.act("price.set", PERSON, target=number)
-        await told.send()
-    assert listener.told == []
+        reporting.report_action("price.set", PERSON, target=number)
+        await reporting.send()
+    assert listener.acts == []
     assert listener.asked == 300, "one batch a try, however much waits"
     listener.away = False
-    await told.send()
-    assert [act.target for act in listener.told] == [str(number) for number in range(300)]
+    await reporting.send()
+    assert [act.target for act in listener.acts] == [str(number) for number in range(300)]
 
 
-async def test_a_refusal_that_comes_while_its_equals_fail_to_be_told_is_counted_with_them(told: AuditReporting, listener: Auth) -> None:
+async def test_a_refusal_that_comes_while_its_equals_fail_to_be_told_is_counted_with_them(
+    reporting: AuditReporting, listener: Auth
+) -> None:
     for _ in range(5):
-        told.refused("m", PERSON, "", REFUSAL)
-    told.act("price.set", PERSON)
+        reporting.report_refusal("m", PERSON, "", REFUSAL)
+    reporting.report_action("price.set", PERSON)
     listener.answers.clear()
     listener.away = True
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(told.send())
+        tasks.create_task(reporting.send())
         await _until_asked(listener, 1)
-        told.act("model.load", PERSON)
-        told.refused("m", PERSON, "", REFUSAL)
+        reporting.report_action("model.load", PERSON)
+        reporting.report_refusal("m", PERSON, "", REFUSAL)
         listener.answers.set()
     listener.away = False
-    await told.send()
-    assert [(act.action, act.times) for act in listener.told] == [("m", 6), ("price.set", 1), ("model.load", 1)]
+    await reporting.send()
+    assert [(act.action, act.times) for act in listener.acts] == [("m", 6), ("price.set", 1), ("model.load", 1)]
 
 
-async def test_a_stop_in_the_middle_of_sending_loses_nothing(told: AuditReporting, listener: Auth) -> None:
+async def test_a_stop_in_the_middle_of_sending_loses_nothing(reporting: AuditReporting, listener: Auth) -> None:
     """The task that sends is cancelled with its batch on the way; the last send of the stop has it again."""
     for number in range(250):
-        told.act("price.set", PERSON, target=number)
+        reporting.report_action("price.set", PERSON, target=number)
     listener.answers.clear()
-    running = asyncio.create_task(told.send())
+    running = asyncio.create_task(reporting.send())
     await _until_asked(listener, 1)
-    last = asyncio.create_task(told.send())
+    last = asyncio.create_task(reporting.send())
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     listener.answers.set()
     await last
-    assert [act.target for act in listener.told] == [str(number) for number in range(250)]
+    assert [act.target for act in listener.acts] == [str(number) for number in range(250)]
 
 
-async def test_the_last_send_waits_for_the_one_that_is_on_its_way(told: AuditReporting, listener: Auth) -> None:
-    told.act("price.set", PERSON)
+async def test_the_last_send_waits_for_the_one_that_is_on_its_way(reporting: AuditReporting, listener: Auth) -> None:
+    reporting.report_action("price.set", PERSON)
     listener.answers.clear()
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(told.send())
+        tasks.create_task(reporting.send())
         await _until_asked(listener, 1)
-        last = tasks.create_task(told.send())
+        last = tasks.create_task(reporting.send())
         for _ in range(3):
             await asyncio.sleep(0)
         assert not last.done()
         listener.answers.set()
-    assert len(listener.told) == 1
+    assert len(listener.acts) == 1
 
 
 async def test_different_refusals_are_bounded_and_what_was_done_is_not(
-    told: AuditReporting, listener: Auth, monkeypatch: pytest.MonkeyPatch
+    reporting: AuditReporting, listener: Auth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = Lines(monkeypatch)
     for number in range(audit_reporting._MOST_KEPT + 10):
-        told.refused("m", PERSON, f"address {number}", REFUSAL)
+        reporting.report_refusal("m", PERSON, f"address {number}", REFUSAL)
     for _ in range(7):
-        told.refused("m", PERSON, "address 0", REFUSAL)
-    told.act("price.set", PERSON)
-    await told.send()
-    assert len(listener.told) == audit_reporting._MOST_KEPT + 1
-    assert (listener.told[0].times, listener.told[-1].action) == (8, "price.set")
+        reporting.report_refusal("m", PERSON, "address 0", REFUSAL)
+    reporting.report_action("price.set", PERSON)
+    await reporting.send()
+    assert len(listener.acts) == audit_reporting._MOST_KEPT + 1
+    assert (listener.acts[0].times, listener.acts[-1].action) == (8, "price.set")
     assert lines.of("refusals are missing from the audit log") == ["{'part': 'audit', 'dropped': 1}"]
 
 
-async def test_it_is_sent_within_a_second_or_so(told: AuditReporting, listener: Auth, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_it_is_sent_within_a_second_or_so(reporting: AuditReporting, listener: Auth, monkeypatch: pytest.MonkeyPatch) -> None:
     assert audit_reporting._EVERY_SECONDS <= 1
     monkeypatch.setattr(audit_reporting, "_EVERY_SECONDS", 0.001)
     async with asyncio.timeout(HANG_SECONDS):
-        running = asyncio.create_task(told.run())
+        running = asyncio.create_task(reporting.run())
         for target in ("first", "second"):
-            told.act("price.set", PERSON, target=target)
-            before = len(listener.told)
-            while len(listener.told) == before:  # noqa: ASYNC110
+            reporting.report_action("price.set", PERSON, target=target)
+            before = len(listener.acts)
+            while len(listener.acts) == before:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
     running.cancel()
-    assert [act.target for act in listener.told] == ["first", "second"]
+    assert [act.target for act in listener.acts] == ["first", "second"]
 
 
-async def test_an_act_says_who_for_whom_and_to_what(told: AuditReporting, listener: Auth) -> None:
+async def test_an_act_says_who_for_whom_and_to_what(reporting: AuditReporting, listener: Auth) -> None:
     user = UserId(UUID(int=5))
-    told.act("credits.move", PERSON, tenant=TenantId(user), target=user, note="thanks")
-    told.act("price.set", PERSON, target="default")
-    await told.send()
-    move, price = listener.told
+    reporting.report_action("credits.move", PERSON, tenant=TenantId(user), target=user, note="thanks")
+    reporting.report_action("price.set", PERSON, target="default")
+    await reporting.send()
+    move, price = listener.acts
     assert (move.tenant_id, move.actor, move.target, move.details) == (TenantId(user), USER, str(user), {"note": "thanks"})
     assert (price.tenant_id, price.target, price.address) == (None, "default", "")
     assert move.at.tzinfo is not None

@@ -21,7 +21,7 @@ async def nobody(peer: Peer, transport: str) -> RpcConnection:
 async def test_who_learns_while_it_waits_that_it_was_revoked_waits_no_longer() -> None:
     refusal: errors.AimeshError | None = None
     nodes = Directory(asyncio.get_running_loop().time)
-    pool = ConnectionPool(nodes, nobody, random.Random(1), patience_seconds=600, refusal=lambda: refusal)
+    pool = ConnectionPool(nodes, nobody, random.Random(1), wait_seconds=600, refusal=lambda: refusal)
     waiting = asyncio.create_task(pool.connection(Role.GATEWAY, None, time.monotonic() + 600))
     await asyncio.sleep(0)
     refusal = errors.NodeRevoked("this machine was revoked")
@@ -31,7 +31,7 @@ async def test_who_learns_while_it_waits_that_it_was_revoked_waits_no_longer() -
 
 
 async def test_nobody_is_waited_for_no_longer_than_patience_lasts() -> None:
-    pool = ConnectionPool(Directory(asyncio.get_running_loop().time), nobody, random.Random(1), patience_seconds=0.02)
+    pool = ConnectionPool(Directory(asyncio.get_running_loop().time), nobody, random.Random(1), wait_seconds=0.02)
     with pytest.raises(errors.NotReachable, match="no gateway is available"):
         await pool.connection(Role.GATEWAY, None, time.monotonic() + 20)
 
@@ -42,10 +42,10 @@ async def test_nodes_that_cannot_be_reached_leave_nothing_behind() -> None:
         raise errors.NotReachable("nobody answers")
 
     nodes = Directory(asyncio.get_running_loop().time)
-    pool = ConnectionPool(nodes, unreachable, random.Random(1), patience_seconds=0.02)
+    pool = ConnectionPool(nodes, unreachable, random.Random(1), wait_seconds=0.02)
     for number in range(100):
         node = NodeId(f"U{number}")
-        nodes.heard(Announcement(Role.WORKER, node, "1", datetime(2026, 1, 1, tzinfo=UTC)), "nats")
+        nodes.apply_announcement(Announcement(Role.WORKER, node, "1", datetime(2026, 1, 1, tzinfo=UTC)), "nats")
         dials = [pool.connection(None, node, time.monotonic() + 20) for _ in range(3)]
         assert all(isinstance(end, errors.NotReachable) for end in await asyncio.gather(*dials, return_exceptions=True))
     assert not pool._dialling

@@ -215,7 +215,7 @@ async def test_a_node_with_an_expired_certificate_is_shown_with_the_reason() -> 
         key_file = net.join("old", Role.WORKER, age_seconds=26 * 3600)
         worker = await net.start(Worker, key_file=key_file)
         # It looks for auth alone, so the gateway hears nothing of it: it is not refused, it is not there.
-        assert worker.node.standing.meetings()[0].look
+        assert worker.node.renewal.meetings()[0].look
         assert not usable(gateway, Role.WORKER)
 
 
@@ -269,7 +269,7 @@ async def test_dht_nodes_that_come_with_a_renewal_are_used_at_once_and_the_forme
         key_file = net.join("worker", Role.WORKER, age_seconds=23 * 3600)
         front.members[node_keys.load(key_file).id] = Role.WORKER
         worker = await net.start(Worker, key_file=key_file, bootstrap=())
-        await until(lambda: worker.node.standing.kept.bootstrap == front.bootstrap, seconds=20)
+        await until(lambda: worker.node.renewal.membership.bootstrap == front.bootstrap, seconds=20)
         kept = membership_file.load(key_file.with_suffix(".mesh"))
         assert kept is not None
         assert (kept.bootstrap, kept.older_bootstrap) == (front.bootstrap, tuple(str(address) for address in net.bootstrap))
@@ -321,7 +321,7 @@ async def test_a_restart_with_the_same_key_is_no_contest_on_either_transport() -
         again = await net.start(Worker, key_file=worker.key_file, nats=True)
         started_at = asyncio.get_running_loop().time()
         await sees(gateway, again)
-        gateway.node.announcer._take(stale, "direct", "swarm")
+        gateway.node.announcer._apply(stale, "direct", "swarm")
         await until(lambda: asyncio.get_running_loop().time() - started_at > 2 * duplicate_keys.OVERLAP_SECONDS + 2, seconds=30)
         assert "ai_platform_contested_keys_total 0.0" in gateway.node.metrics_text()
         assert not again.node.announcer.must_stop.is_set()

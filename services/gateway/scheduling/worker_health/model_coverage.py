@@ -27,9 +27,9 @@ class ModelCoverage:
     def __init__(self) -> None:
         self._served: dict[ModelName, _ServedCount] = {}
 
-    def count(self, workers: Iterable[DirectoryEntry], is_kept_away: Callable[[NodeId], bool], now: float) -> Mapping[ModelName, int]:
-        """Count over all known workers, gone ones included; a worker that ``is_kept_away`` gets no requests."""
-        usable = [entry for entry in workers if not entry.why_not and not is_kept_away(entry.node)]
+    def count(self, workers: Iterable[DirectoryEntry], is_quarantined: Callable[[NodeId], bool], now: float) -> Mapping[ModelName, int]:
+        """Count over all known workers, gone ones included; a worker that ``is_quarantined`` gets no requests."""
+        usable = [entry for entry in workers if not entry.why_not and not is_quarantined(entry.node)]
         serving = _serving(usable)
         offered = {entry.node: {offer.name for offer in entry.announcement.models} for entry in usable}
         self._served = {model: last for model, last in self._served.items() if model in serving or _is_missed(model, last, offered, now)}

@@ -1,6 +1,6 @@
 """Shares quarantine between gateways: PostgreSQL sums up their strikes, and every gateway reads the result.
 
-Each gateway also counts its own strikes in memory (``strikes``), so quarantine works immediately, and without PostgreSQL.
+Each gateway also counts its own strikes in memory (``dishonest_workers``), so quarantine works immediately, and without PostgreSQL.
 """
 
 import asyncio
@@ -30,12 +30,12 @@ class Quarantine:
     """The quarantine of all gateways. Use ``running``."""
 
     def __init__(self, store: QuarantineStore, wrong_counts: Counter, clock: Callable[[], float] = time.monotonic) -> None:
-        self.strikes = DishonestWorkers()
+        self.dishonest_workers = DishonestWorkers()
         self._store = store
         self._wrong_counts = wrong_counts
         self._clock = clock
         self._unsaved: deque[NodeId] = deque(maxlen=_MOST_UNSAVED)
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Quarantine"]:
@@ -48,23 +48,23 @@ class Quarantine:
     def strike(self, node: NodeId) -> None:
         """Strike a worker that claimed payment for work it did not do."""
         self.report(node)
-        if self.strikes.strike(node, self._clock()):
+        if self.dishonest_workers.strike(node, self._clock()):
             _log.warning("worker quarantined", worker=node)
 
     def report(self, node: NodeId) -> None:
-        """Save a strike that ``strikes`` already counted."""
+        """Save a strike that ``dishonest_workers`` already counted."""
         self._wrong_counts.labels(node=node).inc()
         self._unsaved.append(node)
 
     async def refresh(self) -> None:
         """Save new strikes, and read what holds at all gateways. Raises Unavailable."""
-        async with self._turn:
+        async with self._lock:
             while self._unsaved:
                 await self._store.strike(self._unsaved[0])
                 self._unsaved.popleft()
             left = await self._store.list_quarantined()
             # The query doesn't include strikes added since it ran.
-            self.strikes.learn(left, self._clock(), unless=frozenset(self._unsaved))
+            self.dishonest_workers.learn(left, self._clock(), unless=frozenset(self._unsaved))
 
     async def pardon(self, beginning: str) -> NodeId:
         """Clear the strikes of the worker whose id starts with ``beginning``, at all gateways. Raises NotFound, BadRequest, Unavailable."""

@@ -19,9 +19,9 @@ from shared.discovery.directory import DirectoryEntry
 from shared.types import ModelName, NodeId
 
 FAILURES = 5
-REST_SECONDS = 30.0
+EJECTION_SECONDS = 30.0
 #: Envoy's max_ejection_time.
-LONGEST_REST_SECONDS = 300.0
+LONGEST_EJECTION_SECONDS = 300.0
 #: After this time without an ejection, the rest starts at REST_SECONDS again.
 FORGIVEN_SECONDS = 300.0
 
@@ -32,7 +32,7 @@ _FAULTS = (errors.LinkLost, errors.NotReachable, errors.ModelCrashed, errors.Una
 @dataclass(slots=True)
 class _FailureRecord:
     failures: int = 0
-    rests: int = 0
+    ejections: int = 0
     until: float = 0.0
 
 
@@ -43,7 +43,7 @@ class Outliers:
         #: Only for workers that have failed and are still present.
         self._records: dict[tuple[NodeId, ModelName], _FailureRecord] = {}
 
-    def failed(self, node: NodeId, model: ModelName, error: errors.AimeshError, now: float) -> bool:
+    def record_failure(self, node: NodeId, model: ModelName, error: errors.AimeshError, now: float) -> bool:
         """Record a failure; return whether it ejects the worker."""
         if not isinstance(error, _FAULTS):
             return False
@@ -53,12 +53,12 @@ class Outliers:
         record.failures += 1
         if record.failures < FAILURES:
             return False
-        record.rests = record.rests + 1 if now - record.until < FORGIVEN_SECONDS else 1
+        record.ejections = record.ejections + 1 if now - record.until < FORGIVEN_SECONDS else 1
         record.failures = 0
-        record.until = now + min(LONGEST_REST_SECONDS, REST_SECONDS * record.rests)
+        record.until = now + min(LONGEST_EJECTION_SECONDS, EJECTION_SECONDS * record.ejections)
         return True
 
-    def delivered(self, node: NodeId, model: ModelName) -> None:
+    def record_delivery(self, node: NodeId, model: ModelName) -> None:
         """Record delivered tokens."""
         if record := self._records.get((node, model)):
             record.failures = 0
@@ -68,7 +68,7 @@ class Outliers:
         for key in [key for key in self._records if key[0] == node]:
             del self._records[key]
 
-    def rest_seconds(self, node: NodeId, model: ModelName, now: float) -> float:
+    def ejection_seconds(self, node: NodeId, model: ModelName, now: float) -> float:
         """Return the seconds left of an ejection; 0 if none."""
         record = self._records.get((node, model))
         return 0.0 if record is None else max(0.0, record.until - now)
@@ -84,7 +84,7 @@ class SlowStart:
     def __init__(self) -> None:
         self._since: dict[NodeId, tuple[datetime, float]] = {}
 
-    def heard(self, worker: DirectoryEntry, clock: float, now: datetime) -> bool:
+    def record_start(self, worker: DirectoryEntry, clock: float, now: datetime) -> bool:
         """Return whether the worker is new or has restarted."""
         before = self._since.get(worker.node)
         if before is not None and before[0] == worker.since:
@@ -93,18 +93,18 @@ class SlowStart:
         self._since[worker.node] = (worker.since, clock - max(0.0, (now - worker.since).total_seconds()))
         return True
 
-    def gone(self, node: NodeId) -> None:
+    def forget(self, node: NodeId) -> None:
         self._since.pop(node, None)
 
-    def arrived(self, node: NodeId) -> float | None:
+    def arrived_at(self, node: NodeId) -> float | None:
         """Return the arrival by the caller's clock; None for an unknown worker."""
         found = self._since.get(node)
         return None if found is None else found[1]
 
     def share(self, node: NodeId, clock: float) -> float:
         """Return a number from 0.1 to 1."""
-        arrived = self.arrived(node)
-        return 1.0 if arrived is None else min(1.0, _FIRST_SHARE + (1 - _FIRST_SHARE) * (clock - arrived) / SLOW_START_SECONDS)
+        arrived_at = self.arrived_at(node)
+        return 1.0 if arrived_at is None else min(1.0, _FIRST_SHARE + (1 - _FIRST_SHARE) * (clock - arrived_at) / SLOW_START_SECONDS)
 
 
 #: Number of strikes that start a quarantine, and for how long a strike counts.

@@ -275,7 +275,7 @@ async def test_a_client_does_not_say_where_it_comes_from(api_client: ApiClient) 
 
 
 @pytest.mark.parametrize(
-    ("address", "asker"),
+    ("address", "requester"),
     [
         ("192.0.2.1", "192.0.2.1"),
         ("::ffff:192.0.2.1", "192.0.2.1"),
@@ -285,8 +285,8 @@ async def test_a_client_does_not_say_where_it_comes_from(api_client: ApiClient) 
         ("nonsense", "UNODE"),
     ],
 )
-def test_who_is_counted(address: str, asker: str) -> None:
-    assert hourly_limits.asker_of(address, NodeId("UNODE")) == asker
+def test_who_is_counted(address: str, requester: str) -> None:
+    assert hourly_limits.requester_of(address, NodeId("UNODE")) == requester
 
 
 async def test_a_store_that_is_away_for_a_moment_ends_one_wish_and_not_the_task(

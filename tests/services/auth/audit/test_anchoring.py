@@ -54,7 +54,7 @@ async def test_chains_that_have_grown_are_anchored_once(rows: AuditStore, anchor
     await fill(rows, act(1), act(2), act(3, tenant_id=None))
     await anchoring.write()
     await anchoring.write()
-    assert [(anchor.chain, anchor.sequence) for anchor in in_file(anchor_file)] == [(CHAIN, 2), (audit_chain.HOUSE, 1)]
+    assert [(anchor.chain, anchor.sequence) for anchor in in_file(anchor_file)] == [(CHAIN, 2), (audit_chain.PLATFORM_CHAIN, 1)]
     await fill(rows, act(4))
     await anchoring.write()
     (last,) = in_file(anchor_file)[2:]

@@ -19,7 +19,7 @@ from services.auth.audit.audit_store import AuditStore
 from services.auth.audit.verification import Verification
 from services.auth.store import AccountTables
 from shared import errors
-from shared.access.audit_chain import HOUSE, ChainVerifier
+from shared.access.audit_chain import PLATFORM_CHAIN, ChainVerifier
 from shared.api import audit, auth
 from shared.api.method import Method, Reply, Request
 from shared.rpc import Dispatcher, RpcCall, StreamCall
@@ -102,7 +102,7 @@ async def test_an_administrator_reads_the_log(audit_service: AuditService) -> No
     await fill(audit_service.rows, act(1), act(2, actor=anna.id), act(3, tenant_id=None, actor=anna.id))
     found = (await audit_service.ask(audit.list_audit, EVERYTHING)).rows
     assert [(row.sequence, row.chain, row.actor_name) for row in found] == [
-        (1, HOUSE, "anna"),
+        (1, PLATFORM_CHAIN, "anna"),
         (2, str(TENANT), "anna"),
         (1, str(TENANT), ""),
     ]
@@ -139,14 +139,14 @@ async def test_an_exported_log_can_be_verified_without_the_service(audit_service
         await audit_service.rows.shred_of(transaction, UserId(UUID(int=1)))
     taken = await audit_service.export(audit.ExportAudit())
     assert (len(taken), sum(row.erased for row in taken)) == (702, 701)
-    for chain in (str(TENANT), HOUSE):
+    for chain in (str(TENANT), PLATFORM_CHAIN):
         verifier = ChainVerifier(chain)
         for row in taken:
             if row.chain == chain:
                 verifier.take(row)
         assert verifier.state().first_bad is None
     (row,) = [row for row in taken if row.act.action == "audit.export"]
-    assert (row.chain, row.act.actor, row.act.target) == (HOUSE, ADMIN.user_id, "")
+    assert (row.chain, row.act.actor, row.act.target) == (PLATFORM_CHAIN, ADMIN.user_id, "")
 
 
 async def test_a_part_is_exported_without_gaps_although_times_jump(audit_service: AuditService) -> None:
@@ -161,12 +161,12 @@ async def test_a_part_is_exported_without_gaps_although_times_jump(audit_service
 async def test_a_log_is_verified_and_that_is_an_act_as_well(audit_service: AuditService, postgres_url: str) -> None:
     await fill(audit_service.rows, *(act(number) for number in range(5)), act(1, tenant_id=None))
     report = await audit_service.ask(audit.verify_audit, audit.VerifyAudit())
-    assert [(state.chain, state.rows, state.first_bad) for state in report.chains] == [(str(TENANT), 5, None), (HOUSE, 1, None)]
+    assert [(state.chain, state.rows, state.first_bad) for state in report.chains] == [(str(TENANT), 5, None), (PLATFORM_CHAIN, 1, None)]
     assert (report.is_whole, report.anchor_key) == (True, KEYS.current.id)
     async with superuser(postgres_url) as db:
         await db.execute("UPDATE audit_log SET target = 'x' WHERE chain <> 'house' AND sequence = 3")
     report = await audit_service.ask(audit.verify_audit, audit.VerifyAudit(str(TENANT)))
     assert [(state.chain, state.first_bad) for state in report.chains] == [(str(TENANT), 3)]
-    first, second = (await all_rows(audit_service.rows, HOUSE))[1:]
+    first, second = (await all_rows(audit_service.rows, PLATFORM_CHAIN))[1:]
     assert (first.act.action, first.act.actor, first.act.details) == ("audit.verify", ADMIN.user_id, {})
     assert (second.act.target, second.act.details) == (str(TENANT), {"found": f"{TENANT} 3"})

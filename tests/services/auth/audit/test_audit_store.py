@@ -28,9 +28,9 @@ async def test_what_is_added_is_read_as_it_was(rows: AuditStore) -> None:
     assert (first.act, second.act) == (act(1), act(2, address="", details={}))
     assert (first.sequence, second.sequence, second.prev_hash) == (1, 2, first.hash)
     assert (bool(first.salt), second.salt, second.details_digest, second.erased) == (True, "", "", False)
-    (of_mesh,) = await all_rows(rows, audit_chain.HOUSE)
+    (of_mesh,) = await all_rows(rows, audit_chain.PLATFORM_CHAIN)
     assert (of_mesh.act, of_mesh.sequence) == (act(3, tenant_id=None, actor=None), 1)
-    assert await rows.chains() == (str(TENANT), audit_chain.HOUSE)
+    assert await rows.chains() == (str(TENANT), audit_chain.PLATFORM_CHAIN)
 
 
 async def test_an_act_that_is_undone_leaves_no_row(rows: AuditStore, verification: Verification) -> None:
@@ -145,7 +145,7 @@ async def test_a_tenant_sees_its_own_rows(rows: AuditStore, somebody: asyncpg.Co
 async def test_who_acts_for_a_tenant_can_still_add_to_the_chain_of_the_house(rows: AuditStore) -> None:
     async with rows._db.bound(TENANT) as transaction:
         await rows.append(transaction, [act(1), act(2, tenant_id=None)])
-    assert len(await all_rows(rows, audit_chain.HOUSE)) == 1
+    assert len(await all_rows(rows, audit_chain.PLATFORM_CHAIN)) == 1
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ async def test_rows_are_found_by_what_they_say(rows: AuditStore) -> None:
     )
     assert await numbers(rows, AuditQuery()) == [4, 3, 2, 1]
     assert await numbers(rows, AuditQuery(chain=str(TENANT))) == [3, 2, 1]
-    assert await numbers(rows, AuditQuery(chain=audit_chain.HOUSE)) == [4]
+    assert await numbers(rows, AuditQuery(chain=audit_chain.PLATFORM_CHAIN)) == [4]
     assert await numbers(rows, AuditQuery(actor=BOB)) == [2]
     assert await numbers(rows, AuditQuery(action="key")) == [2, 1]
     assert await numbers(rows, AuditQuery(action="key.revoke")) == [2]
@@ -211,5 +211,5 @@ async def test_the_personal_parts_of_one_person_end(rows: AuditStore, verificati
         assert await rows.shred_of(transaction, ALICE) == 2
     assert [row.erased for row in await all_rows(rows)] == [True, False]
     assert [row.erased for row in await all_rows(rows, str(OTHER))] == [True]
-    assert [row.erased for row in await all_rows(rows, audit_chain.HOUSE)] == [False]
+    assert [row.erased for row in await all_rows(rows, audit_chain.PLATFORM_CHAIN)] == [False]
     assert (await verification.report(None)).is_whole

@@ -2,95 +2,95 @@
 
 import pytest
 
-from services.auth.audit.refusal_batching import GATHER_SECONDS, RefusalBatching
+from services.auth.audit.refusal_batching import BATCH_SECONDS, RefusalBatching
 from shared.api.audit import AuditedAct
 from tests.services.auth.audit.deeds import refusal
 
 
-def taken(gathering: RefusalBatching, now: float, most: int = 100, *, all_of_them: bool = False) -> list[tuple[str, int]]:
-    return [(act.request_id or act.action, act.times) for act in gathering.take(most, now, all_of_them=all_of_them)]
+def taken(batching: RefusalBatching, now: float, most: int = 100, *, all_of_them: bool = False) -> list[tuple[str, int]]:
+    return [(act.request_id or act.action, act.times) for act in batching.take(most, now, all_of_them=all_of_them)]
 
 
 def test_the_first_refusal_is_written_at_once_and_equal_ones_of_its_minute_in_one_row() -> None:
-    gathering = RefusalBatching()
+    batching = RefusalBatching()
     for number in range(5):
-        gathering.note(refusal(number), now=number)
-    assert taken(gathering, now=5) == [("r0", 1)]
-    assert taken(gathering, now=GATHER_SECONDS - 1) == []
-    assert taken(gathering, now=GATHER_SECONDS) == [("r1", 4)], "with the time and the request of the first of them"
-    assert len(gathering) == 0
+        batching.add(refusal(number), now=number)
+    assert taken(batching, now=5) == [("r0", 1)]
+    assert taken(batching, now=BATCH_SECONDS - 1) == []
+    assert taken(batching, now=BATCH_SECONDS) == [("r1", 4)], "with the time and the request of the first of them"
+    assert len(batching) == 0
 
 
 def test_a_refusal_that_stays_alone_is_one_row() -> None:
-    gathering = RefusalBatching()
-    gathering.note(refusal(), now=0)
-    assert taken(gathering, now=0) == [("r0", 1)]
-    assert taken(gathering, now=GATHER_SECONDS) == []
-    assert len(gathering) == 0
+    batching = RefusalBatching()
+    batching.add(refusal(), now=0)
+    assert taken(batching, now=0) == [("r0", 1)]
+    assert taken(batching, now=BATCH_SECONDS) == []
+    assert len(batching) == 0
 
 
 @pytest.mark.parametrize("changed", [{"action": "x"}, {"actor": None}, {"tenant_id": None}, {"address": "::1"}, {"details": {"why": "x"}}])
 def test_what_differs_stays_apart(changed: dict[str, object]) -> None:
-    gathering = RefusalBatching()
-    gathering.note(refusal(1), now=0)
-    gathering.note(refusal(2, **changed), now=0)
-    assert taken(gathering, now=0) == [("r1", 1), ("r2", 1)]
+    batching = RefusalBatching()
+    batching.add(refusal(1), now=0)
+    batching.add(refusal(2, **changed), now=0)
+    assert taken(batching, now=0) == [("r1", 1), ("r2", 1)]
 
 
 def test_the_next_minute_begins_anew() -> None:
-    gathering = RefusalBatching()
-    for number, now in enumerate((0, 1, GATHER_SECONDS, GATHER_SECONDS + 1)):
-        gathering.note(refusal(number), now=now)
-    assert taken(gathering, now=GATHER_SECONDS + 1) == [("r0", 1), ("r1", 1), ("r2", 1)]
-    assert taken(gathering, now=2 * GATHER_SECONDS) == [("r3", 1)]
+    batching = RefusalBatching()
+    for number, now in enumerate((0, 1, BATCH_SECONDS, BATCH_SECONDS + 1)):
+        batching.add(refusal(number), now=now)
+    assert taken(batching, now=BATCH_SECONDS + 1) == [("r0", 1), ("r1", 1), ("r2", 1)]
+    assert taken(batching, now=2 * BATCH_SECONDS) == [("r3", 1)]
 
 
 def test_at_the_end_nothing_waits_for_its_minute() -> None:
-    gathering = RefusalBatching()
+    batching = RefusalBatching()
     for number in range(5):
-        gathering.note(refusal(number), now=0)
-    assert taken(gathering, now=1, all_of_them=True) == [("r0", 1), ("r1", 4)]
+        batching.add(refusal(number), now=0)
+    assert taken(batching, now=1, all_of_them=True) == [("r0", 1), ("r1", 4)]
 
 
 def test_beyond_the_bound_they_are_counted_and_told_as_one_row() -> None:
-    gathering = RefusalBatching(most=10)
+    batching = RefusalBatching(most=10)
     for number in range(100):
-        gathering.note(refusal(number, target=str(number)), now=0)
-        assert len(gathering) <= 10
+        batching.add(refusal(number, target=str(number)), now=0)
+        assert len(batching) <= 10
     # Five: each of them is a row to write, and a kind to compare with for a minute.
-    assert [times for _, times in taken(gathering, now=0)] == [1, 1, 1, 1, 1, 95]
-    gathering.note(refusal(7), now=GATHER_SECONDS)
-    assert taken(gathering, now=GATHER_SECONDS) == [("r7", 1)]
+    assert [times for _, times in taken(batching, now=0)] == [1, 1, 1, 1, 1, 95]
+    batching.add(refusal(7), now=BATCH_SECONDS)
+    assert taken(batching, now=BATCH_SECONDS) == [("r7", 1)]
 
 
 def test_what_could_not_be_written_comes_first_the_next_time() -> None:
-    gathering = RefusalBatching()
+    batching = RefusalBatching()
     for number in range(3):
-        gathering.note(refusal(number, target=str(number)), now=0)
-    first = gathering.take(2, 0)
-    gathering.give_back(first)
-    assert taken(gathering, now=0) == [("r0", 1), ("r1", 1), ("r2", 1)]
+        batching.add(refusal(number, target=str(number)), now=0)
+    first = batching.take(2, 0)
+    batching.requeue(first)
+    assert taken(batching, now=0) == [("r0", 1), ("r1", 1), ("r2", 1)]
 
 
 def test_what_has_no_room_any_more_is_counted() -> None:
-    gathering = RefusalBatching(most=4)
-    gathering.note(refusal(0, target="0"), now=0)
-    gathering.note(refusal(1, target="1"), now=0)
-    batch = gathering.take(2, 0)
+    batching = RefusalBatching(most=4)
+    batching.add(refusal(0, target="0"), now=0)
+    batching.add(refusal(1, target="1"), now=0)
+    batch = batching.take(2, 0)
     assert len(batch) == 2
-    gathering.note(refusal(2, target="2"), now=0)
-    gathering.give_back([*batch, refusal(3, times=7)])
-    assert len(gathering) <= 4
-    assert taken(gathering, now=0) == [("r2", 1), ("audit.overflow", 9)]
+    batching.add(refusal(2, target="2"), now=0)
+    batching.requeue([*batch, refusal(3, times=7)])
+    assert len(batching) <= 4
+    assert taken(batching, now=0) == [("r2", 1), ("audit.overflow", 9)]
 
 
 def test_refusals_without_end_cost_no_more_memory_than_the_bound() -> None:
-    gathering, total = RefusalBatching(), 0
+    batching, total = RefusalBatching(), 0
     acts: list[AuditedAct] = []
     for number in range(20_000):
-        gathering.note(refusal(0, target=str(number)), now=number / 200)
-    assert len(gathering) <= 5000
-    while batch := gathering.take(200, 101, all_of_them=True):
+        batching.add(refusal(0, target=str(number)), now=number / 200)
+    assert len(batching) <= 5000
+    while batch := batching.take(200, 101, all_of_them=True):
         acts += batch
     total = sum(act.times for act in acts)
     assert (total, len(acts) <= 5001) == (20_000, True)

@@ -32,13 +32,13 @@ class Node:
         self.trust = Trust(self.key, role, (first.public,))
         nodes = Directory(asyncio.get_running_loop().time)
         kept = membership_file.MembershipFile(MESH, role)
-        self.standing = CertificateRenewal(self.trust, kept, folder / f"{self.key.id}.mesh", nodes, None)  # type: ignore[arg-type]  # calls nobody
+        self.renewal = CertificateRenewal(self.trust, kept, folder / f"{self.key.id}.mesh", nodes, None)  # type: ignore[arg-type]  # calls nobody
         self.renew(first)
 
     def renew(self, keys: CaKeys) -> None:
         now = time.time()
         certificate = keys.certify(Subject(self.key.id, self.trust.role), now)
-        self.standing.take(
+        self.renewal.take(
             Membership(
                 MESH,
                 self.trust.role,

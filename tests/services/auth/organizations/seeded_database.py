@@ -75,7 +75,7 @@ class FreeGuesses:
     async def charge(self, account: str, address: str = "") -> Guess:
         return Guess((account, address, ""), (b"", b"", 0, 0))
 
-    async def give_back(self, guess: Guess) -> None:
+    async def refund(self, guess: Guess) -> None:
         pass
 
 

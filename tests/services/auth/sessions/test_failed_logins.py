@@ -46,7 +46,7 @@ async def test_of_many_guesses_at_once_ten_are_allowed(failed: FailedLogins) -> 
     assert await charged(failed, 200) == 10
     assert await wait_of(failed) == 15 * MINUTE
     assert await charged(failed, 1, "ben") == 1
-    await failed.forgive("anna")
+    await failed.reset("anna")
     assert await charged(failed, 200) == 10
 
 
@@ -78,7 +78,7 @@ async def test_after_a_hundred_in_a_row_it_needs_a_reset(failed: FailedLogins, c
     with pytest.raises(errors.NotAllowed, match="100 failures in a row") as refused:
         await failed.charge("anna")
     assert "by mail" in refused.value.hint
-    await failed.forgive("anna")
+    await failed.reset("anna")
     assert await charged(failed, 1) == 1
 
 
@@ -104,7 +104,7 @@ async def test_a_right_guess_gives_back_its_own_charge_and_no_more(failed: Faile
         await failed.charge(f"user{n}", "203.0.113.7")
     for _ in range(5):
         await failed.charge("mine", "203.0.113.7")
-        await failed.forgive("mine", "203.0.113.7")
+        await failed.reset("mine", "203.0.113.7")
     assert await charged(failed, 5, "another", "203.0.113.7") == 1
 
 
@@ -120,7 +120,7 @@ async def test_all_together_have_a_bound(failed: FailedLogins, monkeypatch: pyte
     assert sum(made) == 50
     with pytest.raises(errors.Limited, match="in this mesh"):
         await failed.charge("anna")
-    await failed.forgive("user1", "203.0.113.1")
+    await failed.reset("user1", "203.0.113.1")
     assert await charged(failed, 1, "anna") == 1
 
 
@@ -148,7 +148,7 @@ async def test_a_browser_that_has_signed_in_has_guesses_of_its_own(failed: Faile
     with pytest.raises(errors.Limited, match="from this browser"):
         await failed.charge("anna", "203.0.113.7", "a browser")
     assert await charged(failed, 40, "anna", "203.0.113.7", "another one") == 10
-    await failed.forgive("anna", "203.0.113.7", "a browser")
+    await failed.reset("anna", "203.0.113.7", "a browser")
     assert await charged(failed, 40, "anna", "203.0.113.7", "a browser") == 10
     # Its success says nothing about the strangers.
     assert await charged(failed, 1) == 0
@@ -156,7 +156,7 @@ async def test_a_browser_that_has_signed_in_has_guesses_of_its_own(failed: Faile
 
 async def test_whom_a_reset_lets_in_again_it_lets_in_from_every_address(failed: FailedLogins) -> None:
     assert await charged(failed, 5, "anna", "203.0.113.7") == 5
-    await failed.forgive("anna")
+    await failed.reset("anna")
     assert await charged(failed, 9, "anna", "203.0.113.7") == 5
 
 
@@ -181,14 +181,14 @@ async def test_a_guess_that_was_given_back_never_was(failed: FailedLogins, count
     before = counted()
     assert sorted(before.values()) == [b"3", b"3", b"3/3", b"3/3"]
     for _ in range(200):
-        await failed.give_back(await failed.charge("anna", "203.0.113.7"))
+        await failed.refund(await failed.charge("anna", "203.0.113.7"))
     assert counted() == before
     assert await charged(failed, 20, "anna", "203.0.113.7") == 2
     assert await charged(failed, 20, "anna") == 5
 
 
 async def test_an_account_that_had_made_no_guess_is_as_before(failed: FailedLogins, counted: Callable[[], dict[bytes, bytes]]) -> None:
-    await failed.give_back(await failed.charge("anna"))
+    await failed.refund(await failed.charge("anna"))
     assert list(counted().values()) == [b"0"], "all that is left is the mesh's counter"
     assert await charged(failed, 20) == 10
 
@@ -203,7 +203,7 @@ async def test_of_many_at_once_each_gets_back_its_own(failed: FailedLogins, coun
         if number % 8 == 0:
             wrong += 1
         else:
-            await failed.give_back(guess)
+            await failed.refund(guess)
 
     for began in range(0, 24, 2):
         await asyncio.gather(*(guess(number) for number in range(began, began + 2)))
@@ -215,10 +215,10 @@ async def test_of_many_at_once_each_gets_back_its_own(failed: FailedLogins, coun
 async def test_what_was_forgiven_meanwhile_is_not_given_back_again(failed: FailedLogins, counted: Callable[[], dict[bytes, bytes]]) -> None:
     late = await failed.charge("anna", "203.0.113.7")
     await failed.charge("anna", "203.0.113.7")
-    await failed.forgive("anna", "203.0.113.7")
+    await failed.reset("anna", "203.0.113.7")
     await charged(failed, 5, "anna", "203.0.113.7")
     assert sorted(counted().values()) == [b"5/5", b"5/5", b"6", b"6"]
-    await failed.give_back(late)
+    await failed.refund(late)
     assert sorted(counted().values()) == [b"5", b"5", b"5/5", b"5/5"], (
         "the address and the mesh were still charged with it; the account was not"
     )
@@ -236,13 +236,13 @@ async def test_a_window_gets_back_nothing_that_another_was_charged(
     monkeypatch.undo()
     await charged(failed, 2, "anna", "203.0.113.7")
     assert sorted(counted().values()) == [b"2", b"2", b"3/2", b"3/2"]
-    await failed.give_back(late)
+    await failed.refund(late)
     assert sorted(counted().values()) == [b"2", b"2", b"2/2", b"2/2"], "only the rows of the account still had it"
 
 
 async def test_a_guess_from_no_address_gives_none_back(failed: FailedLogins, counted: Callable[[], dict[bytes, bytes]]) -> None:
     await failed.charge("anna", "203.0.113.7")
-    await failed.give_back(await failed.charge("anna"))
+    await failed.refund(await failed.charge("anna"))
     assert sorted(counted().values()) == [b"1", b"1", b"1/1", b"1/1"]
 
 

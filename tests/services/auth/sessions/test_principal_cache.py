@@ -113,13 +113,13 @@ async def test_a_change_that_is_announced_is_forgotten(world: Surroundings) -> N
     """By the whole service, not only by ``PrincipalCache``."""
     admin = await world.admin_token()
     assembly = world.service._wiring
-    known = assembly.identities.last_known
+    known = assembly.identities.principal_cache
     async with asyncio.timeout(10):
         user_id = (await world.ask(auth.identify, auth.Identify(admin))).user_id
         # What the service hears when it begins to listen empties it, too.
         while not known._answers:
             await world.ask(auth.identify, auth.Identify(admin))
-    assembly.changes._tell(auth.Change(1, UserId(uuid4())))
+    assembly.changes._notify(auth.Change(1, UserId(uuid4())))
     assert known._answers
-    assembly.changes._tell(auth.Change(2, user_id))
+    assembly.changes._notify(auth.Change(2, user_id))
     assert not known._answers

@@ -259,7 +259,7 @@ async def test_a_copy_of_valkey_opens_nothing(sessions: SessionStore, valkey_url
     first = await sessions.open(PROGRAM)
     second = await refreshed(sessions, first.token)
     browser = await sessions.open(BROWSER)
-    link = await sessions.offer_link(StoredLoginLink(user_id=USER))
+    link = await sessions.create_link(StoredLoginLink(user_id=USER))
     stored = await everything_in(valkey_url)
     for token in (first.token, second.token, browser.token):
         apart = SessionToken.read(token)
@@ -312,12 +312,12 @@ async def test_acting_for_an_organisation_changes_the_id_and_the_token_and_not_t
     opened = await sessions.open(BROWSER)
     team = TenantId(UUID(int=9))
     clock.now += 40_000
-    for_team = await sessions.act_for(opened.session, team)
+    for_team = await sessions.switch_team(opened.session, team)
     assert for_team is not None
     assert (for_team.session.team_id, for_team.session.kind) == (team, SessionKind.BROWSER)
     assert await sessions.resume(opened.token) is SessionOver.ENDED
     assert (await resumed(sessions, for_team.token)).team_id == team
-    alone = await sessions.act_for(for_team.session, None)
+    alone = await sessions.switch_team(for_team.session, None)
     assert alone is not None
     assert (await resumed(sessions, alone.token)).team_id is None
     clock.now += 3_200
@@ -414,7 +414,7 @@ async def test_nothing_is_left_of_an_ended_session(sessions: SessionStore, valke
 
 async def test_of_many_uses_of_a_link_one_succeeds(sessions: SessionStore) -> None:
     link = StoredLoginLink(user_id=USER, confirmed_at=1.5, has_factor=True)
-    token = await sessions.offer_link(link)
-    taken = await asyncio.gather(*(sessions.take_link(token) for _ in range(20)))
+    token = await sessions.create_link(link)
+    taken = await asyncio.gather(*(sessions.redeem_link(token) for _ in range(20)))
     assert [found for found in taken if found is not None] == [link]
-    assert await sessions.take_link("aip_link_nothing") is None
+    assert await sessions.redeem_link("aip_link_nothing") is None

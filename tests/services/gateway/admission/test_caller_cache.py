@@ -35,8 +35,8 @@ def test_how_long_an_answer_is_good(watched: bool, later: float, is_there: bool)
 
 def test_five_minutes_where_auth_cannot_be_asked() -> None:
     cache = remembered()
-    assert cache.find_stranded(b"k", 399) is OWNER
-    assert cache.find_stranded(b"k", 400) is None
+    assert cache.find_stale(b"k", 399) is OWNER
+    assert cache.find_stale(b"k", 400) is None
 
 
 def test_a_lost_stream_shortens_what_is_remembered_already() -> None:
@@ -50,7 +50,7 @@ def test_an_access_token_is_never_believed_beyond_its_end() -> None:
     cache.remember(b"t", OWNER, now=100, ends_at=103, asked_at_change=0)
     assert cache.find(b"t", 102) is OWNER
     assert cache.find(b"t", 103) is None
-    assert cache.find_stranded(b"t", 103) is None
+    assert cache.find_stale(b"t", 103) is None
 
 
 @pytest.mark.parametrize(("user", "is_there"), [(USER, False), (OTHER, True), (None, False)])

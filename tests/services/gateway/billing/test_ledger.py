@@ -47,7 +47,7 @@ class Site(FakeLedgerStore):
     ) -> list[GrantedReservation | InsufficientCredits]:
         if self.stops_for:
             self.now += self.stops_for
-            self.ledger._stops.ticked(time.monotonic() - self.stops_for)
+            self.ledger._suspend_detector.record_tick(time.monotonic() - self.stops_for)
             self.stops_for = 0.0
             raise errors.Unavailable("PostgreSQL does not answer")
         if self.failures:
@@ -172,7 +172,7 @@ async def test_leases_are_prolonged_for_what_runs_and_for_what_is_not_written(si
     for request in (running, ended):
         await site.ledger.reserve(OWNER, request, BOUNDS)
     site.ledger.ended(ended)
-    await site.ledger.beat([waiting])
+    await site.ledger.heartbeat([waiting])
     assert site.extended == [running, waiting]
 
 
@@ -186,19 +186,19 @@ async def test_what_dead_gateways_left_is_ended_but_not_while_postgresql_has_onl
     site.overdue = (overdue(sent), overdue(unknown), overdue(running))
     site.receipts = {sent: Receipt(sent, 10, 0, 90, "stop", credited_tokens=20), running: Receipt(running, 10, 0, 20, RUNNING)}
     await site.sweep()
-    await site.ledger.beat([])
+    await site.ledger.heartbeat([])
     await site.sweep()
     site.now += ledgers.HEARTBEAT_SECONDS + 1
     site.away = True
     with pytest.raises(errors.Unavailable, match="PostgreSQL does not answer"):
-        await site.ledger.beat([])
+        await site.ledger.heartbeat([])
     await site.sweep()
     site.away = False
-    await site.ledger.beat([])
+    await site.ledger.heartbeat([])
     await site.sweep()
     assert site.rows == []
     site.now += ledgers.HEARTBEAT_SECONDS
-    await site.ledger.beat([])
+    await site.ledger.heartbeat([])
     await site.sweep()
     assert [(row.id, row.cost_micro, row.reservation) for row in site.rows] == [
         (sent, 50, ReservationState.SETTLED),

@@ -1,20 +1,20 @@
 import pytest
 
 from services.gateway.billing.ledger import RESERVE_SECONDS, LedgerUnavailable
-from services.gateway.billing.suspend_detector import STOPPED_SECONDS, TICK_SECONDS, SuspendDetector
+from services.gateway.billing.suspend_detector import SUSPENDED_SECONDS, TICK_SECONDS, SuspendDetector
 from tests.services.gateway.billing.test_ledger import BOUNDS, Site, new_request, site
 from tests.services.gateway.fakes import OWNER
 
 __all__ = ["site"]
 
 
-@pytest.mark.parametrize(("late", "stopped"), [(0.0, False), (STOPPED_SECONDS / 2, False), (STOPPED_SECONDS, True), (60.0, True)])
+@pytest.mark.parametrize(("late", "stopped"), [(0.0, False), (SUSPENDED_SECONDS / 2, False), (SUSPENDED_SECONDS, True), (60.0, True)])
 def test_a_tick_that_comes_much_too_late_is_a_stop(late: float, stopped: bool) -> None:
     now = 100.0
     stops = SuspendDetector(lambda: now)
     now += TICK_SECONDS + late
-    assert stops.ticked(100.0) == now
-    assert stops.seen == stopped
+    assert stops.record_tick(100.0) == now
+    assert stops.suspensions == stopped
 
 
 async def test_a_deadline_that_passed_while_the_gateway_was_stopped_is_no_failure_of_postgresql(site: Site) -> None:

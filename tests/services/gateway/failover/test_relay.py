@@ -129,7 +129,7 @@ class Dying(FakeWorker):
         for position in range(self._after):
             yield inference.Chunk("x", (position + 1,))
         (site,) = self._site_of
-        site.directory.gone(node_id(self._number), "the link ended")
+        site.directory.mark_gone(node_id(self._number), "the link ended")
         raise errors.LinkLost("gone")
 
 
@@ -159,7 +159,7 @@ class Twin(FakeWorker):
         entry = site.directory.find(node_id(self._number))
         assert entry is not None
         younger = msgspec.structs.replace(entry.announcement, started_at=entry.announcement.started_at + timedelta(seconds=1))
-        site.directory.heard(younger, "nats")
+        site.directory.apply_announcement(younger, "nats")
         raise errors.LinkLost("two processes with one key have answered")
         yield  # makes it a generator
 
@@ -191,10 +191,10 @@ def test_which_two_losses_are_poison(heard: tuple[bool, bool], gone: int, poison
     state = AnswerFailover(PROMPT)
     decisions = []
     for number, was_heard in enumerate(heard):
-        state.asked("d")
+        state.record_attempt("d")
         if was_heard:
-            state.heard()
-        decisions.append(state.failed(node_id(number), errors.LinkLost("gone"), gone=gone * number))
+            state.record_response()
+        decisions.append(state.on_failure(node_id(number), errors.LinkLost("gone"), gone=gone * number))
     assert decisions[0] == RetryOnWorker(is_resumption=False, is_free=False)
     assert isinstance(decisions[1], GivenUp) == poison
     if isinstance(decisions[1], GivenUp):

@@ -67,7 +67,7 @@ class Site:
         self.relay = Relay(self.rpc, dispatch, draw=lambda: 0.0, count=self._count, **more)
         for number, worker in enumerate(workers):
             self.rpc.workers[node_id(number)] = worker
-            self.directory.heard(self._announcement(number, digests[number] if digests else DIGEST), "nats")
+            self.directory.apply_announcement(self._announcement(number, digests[number] if digests else DIGEST), "nats")
 
     @staticmethod
     def _announcement(number: int, digest: str) -> Announcement:
@@ -161,13 +161,13 @@ async def test_the_only_worker_is_asked_again_where_it_may_be_back_in_a_moment(k
 
 async def test_pauses_grow_and_are_drawn() -> None:
     state = AnswerFailover(asked())
-    state.asked(DIGEST)
-    state.said(Chunk("a", (1,)))
-    state.failed(node_id(1), errors.LinkLost("gone"))
+    state.record_attempt(DIGEST)
+    state.record_item(Chunk("a", (1,)))
+    state.on_failure(node_id(1), errors.LinkLost("gone"))
     nobody = errors.NotReachable("nobody")
-    assert [state.nobody(nobody, 0.0, lambda: 1.0) for _ in range(6)] == [RetryPause(each) for each in (0.1, 0.2, 0.4, 0.8, 1.0, 1.0)]
-    assert state.nobody(nobody, 1.0, lambda: 0.25) == RetryPause(0.25)
-    assert isinstance(state.nobody(nobody, RESUME_WAIT_SECONDS, lambda: 1.0), GivenUp)
+    assert [state.on_no_worker(nobody, 0.0, lambda: 1.0) for _ in range(6)] == [RetryPause(each) for each in (0.1, 0.2, 0.4, 0.8, 1.0, 1.0)]
+    assert state.on_no_worker(nobody, 1.0, lambda: 0.25) == RetryPause(0.25)
+    assert isinstance(state.on_no_worker(nobody, RESUME_WAIT_SECONDS, lambda: 1.0), GivenUp)
 
 
 async def test_patience_has_an_end() -> None:

@@ -47,7 +47,7 @@ class Mesh:
 
     def add(self, key: node_keys.NodeKey, answer: Answering) -> None:
         self._workers[key.id] = answer
-        self.directory.heard(Announcement(Role.WORKER, key.id, "1", NOW, not_ready="paused by its owner"), "nats")
+        self.directory.apply_announcement(Announcement(Role.WORKER, key.id, "1", NOW, not_ready="paused by its owner"), "nats")
 
     async def call(self, method: Any, request: Any, *, to: NodeId | None = None, deadline_seconds: float = 10, **_: Any) -> Any:
         assert method is inference.read_receipts
@@ -57,7 +57,7 @@ class Mesh:
             return await self._workers[to](request)
 
     async def of(self, *reservations: OpenReservation) -> dict[RequestId, Receipt]:
-        return await worker_receipts.of(self, self.directory, reservations, self.struck.append)  # type: ignore[arg-type]
+        return await worker_receipts.collect(self, self.directory, reservations, self.struck.append)  # type: ignore[arg-type]
 
 
 def told(request_id: RequestId, *, prompt: int = 7, before: int = 0, completion: int = 5, ended: str = "stop") -> Receipt:

@@ -189,8 +189,8 @@ async def test_a_heartbeat_that_comes_too_late_says_nothing() -> None:
     await call.send_events((ServerSentEvent(b"x"),))
     await call.end_events()
     before = len(reader.sent)
-    assert call.quiet_seconds() is None
-    await call.beat()
+    assert call.idle_seconds() is None
+    await call.send_heartbeat()
     assert len(reader.sent) == before
 
 
@@ -364,7 +364,7 @@ async def test_a_route_for_many_things_says_which(running_service: RunningServic
     asked: list[str] = []
 
     async def handler(call: HttpCall) -> None:
-        asked.append(call.which)
+        asked.append(call.rest_of_path)
         await call.answer(ChatBody(messages=()))
 
     route = HttpRoute(verb="GET", path="/things/{name}", handler=handler, method="x", summary="x")

@@ -42,7 +42,7 @@ def says(count: int, gate: asyncio.Event | None = None) -> Produce[str, Chunk, i
     """Makes so many chunks, the second half of them behind a gate."""
 
     async def produce(run: AnswerRun[str, Chunk, int]) -> int:
-        run.tell("head")
+        run.set_head("head")
         for number in range(1, count + 1):
             if gate is not None and number == count // 2 + 1:
                 await gate.wait()
@@ -173,7 +173,7 @@ async def test_its_time_is_bounded_also_when_no_reader_reads(runs: AnswerRuns) -
     run = runs.start(NAME, endless, seconds=0.03)
     with run.reader() as reader:
         await run.wait()
-        while not run.over:
+        while not run.is_over:
             await run.wait()
         assert run.size < 70_000
         with pytest.raises(errors.DeadlineExceeded, match="the answer was not ready after"):
@@ -297,7 +297,7 @@ async def test_a_reader_that_leaves_makes_room_for_who_makes_a_long_answer(runs:
         await anext(stalled)
         await asyncio.sleep(0.02)
         assert 9_000 < run.last < 12_000
-    while not run.over:
+    while not run.is_over:
         await run.wait()
     assert run.end == 12_000
     with pytest.raises(errors.AnswerGone, match="chunk 1 of this answer is no longer stored: the answer is too long to keep"):

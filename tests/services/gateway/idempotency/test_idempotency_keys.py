@@ -5,12 +5,12 @@ import pytest
 
 from services.gateway.idempotency import idempotency_keys
 from services.gateway.idempotency.idempotency_keys import (
-    Found,
+    AbandonedRequest,
+    EndedRequest,
+    ExistingKeyUse,
     HeldKey,
     IdempotentRequest,
-    KeyExpired,
     KeyState,
-    LeftBehind,
     NewKeyUse,
     Orphaned,
     RunningElsewhere,
@@ -45,20 +45,20 @@ def held(state: KeyState = KeyState.RUNNING, request: RequestId = ONE, gateway: 
     ("row", "ours", "found"),
     [
         pytest.param(held(), {ONE}, RunningHere(ONE), id="runs here"),
-        pytest.param(held(), {TWO}, LeftBehind(ONE), id="this node ran it before it was started anew"),
+        pytest.param(held(), {TWO}, AbandonedRequest(ONE), id="this node ran it before it was started anew"),
         pytest.param(held(gateway=THERE), set(), RunningElsewhere(THERE, ONE), id="runs elsewhere"),
-        pytest.param(held(KeyState.ENDED, answer=b"a"), {ONE}, KeyExpired(ONE, b"a"), id="was answered"),
-        pytest.param(held(KeyState.FAILED, gateway=THERE), set(), KeyExpired(ONE, None), id="failed, and its answer was too long"),
+        pytest.param(held(KeyState.ENDED, answer=b"a"), {ONE}, EndedRequest(ONE, b"a"), id="was answered"),
+        pytest.param(held(KeyState.FAILED, gateway=THERE), set(), EndedRequest(ONE, None), id="failed, and its answer was too long"),
     ],
 )
-def test_what_a_repeat_finds(row: HeldKey, ours: set[RequestId], found: Found) -> None:
-    assert idempotency_keys.judge(row, b"f", node=HERE, ours=ours) == found
+def test_what_a_repeat_finds(row: HeldKey, ours: set[RequestId], found: ExistingKeyUse) -> None:
+    assert idempotency_keys.classify(row, b"f", node=HERE, ours=ours) == found
 
 
 @pytest.mark.parametrize("state", list(KeyState))
 def test_another_request_under_the_same_key_is_a_conflict(state: KeyState) -> None:
     with pytest.raises(errors.IdempotencyConflict) as refused:
-        idempotency_keys.judge(held(state), b"g", node=HERE, ours={ONE})
+        idempotency_keys.classify(held(state), b"g", node=HERE, ours={ONE})
     assert (refused.value.code, refused.value.status) == ("idempotency_conflict", 409)
 
 

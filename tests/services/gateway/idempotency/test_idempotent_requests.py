@@ -79,7 +79,7 @@ async def test_a_zombie_changes_nothing(running_service: RunningService) -> None
     await running_service.store.end(old, KeyState.ENDED, b"late")
     await running_service.store.free(old)
     await running_service.store.abandon(old)
-    assert await running_service.store.prolong([old, new], seconds=9) == {new: False}
+    assert await running_service.store.extend_leases([old, new], seconds=9) == {new: False}
     row = await running_service.row()
     assert (row["request_id"], row["state"], row["answer"]) == (new, "running", None)
 
@@ -501,9 +501,9 @@ class Flaky(IdempotencyStore):
         self._check()
         await super().free(request_id)
 
-    async def prolong(self, requests: Collection[RequestId], *, seconds: float) -> dict[RequestId, bool]:
+    async def extend_leases(self, requests: Collection[RequestId], *, seconds: float) -> dict[RequestId, bool]:
         self._check()
-        return await super().prolong(requests, seconds=seconds)
+        return await super().extend_leases(requests, seconds=seconds)
 
 
 async def test_what_ends_while_postgresql_is_away_is_not_run_again(running_service: RunningService) -> None:

@@ -91,7 +91,7 @@ def test_a_refusal_says_the_longest_wait() -> None:
     of_key = Allowance(LimitScope.KEY, HOUR, 10, 0, 60)
     assert (refused.allowance, refused.retry_after_seconds) == (of_key, 900)
     assert isinstance(refused, LimitRefusal)
-    assert limit_rules.words(of_key, Tier.FREE) == "this key's limit of 10 requests per hour"
+    assert limit_rules.describe(of_key, Tier.FREE) == "this key's limit of 10 requests per hour"
 
 
 def test_a_lowered_limit_leaves_nothing_and_not_less_than_nothing() -> None:

@@ -234,7 +234,7 @@ async def test_an_unknown_model_is_a_404_that_lists_what_is_served(http: httpx.A
 
 
 async def test_without_workers_it_is_a_503(http: httpx.AsyncClient, running_service: RunningService) -> None:
-    running_service.directory.gone(node_id(1), "stopped")
+    running_service.directory.mark_gone(node_id(1), "stopped")
     answer = await http.post("/v1/chat/completions", json=CHAT)
     assert "aicli" in problem(answer, 503, "not_reachable")["hint"]
     assert int(answer.headers["retry-after"]) >= 1

@@ -109,7 +109,7 @@ class Worker:
         for gateway in self._mesh.gateways:
             if gateway.is_killed:
                 continue
-            asyncio.get_running_loop().call_later(self.distance_seconds, gateway.directory.heard, said, "nats")
+            asyncio.get_running_loop().call_later(self.distance_seconds, gateway.directory.apply_announcement, said, "nats")
 
 
 class SharedLog:
@@ -217,7 +217,7 @@ class Mesh:
         assert claim is not None
         with claim:
             await self.workers[claim.worker.node].run(tokens * TOKEN_SECONDS, began)
-            claim.tokens(PROMPT_TOKENS // 4, tokens)
+            claim.record_tokens(PROMPT_TOKENS // 4, tokens)
         served.tokens += tokens
 
     async def _keep_asking(self, at: int, of: int, tokens: int) -> None:

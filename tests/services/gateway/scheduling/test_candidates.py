@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 
-from services.gateway.scheduling.candidates import TWIN_SECONDS, Knowledge
+from services.gateway.scheduling.candidates import TWIN_SECONDS, WorkerStats
 from shared.discovery.directory import Announcement
 from shared.types import Role
 from tests.services.gateway.fakes import FakeDirectory, node_id
@@ -27,17 +27,17 @@ NODE = node_id(1)
     ],
 )
 def test_a_process_with_a_twin_is_not_taken_for_gone(heard: list[tuple[float, datetime | None]], at: float, there: bool) -> None:
-    known, directory = Knowledge(), FakeDirectory()
+    known, directory = WorkerStats(), FakeDirectory()
     directory.worker(1, "m")
     (worker,) = directory.usable(Role.WORKER)
     for clock, started_at in heard:
         if started_at is None:
-            directory.gone(NODE, "its link ended")
+            directory.mark_gone(NODE, "its link ended")
         else:
-            directory.heard(_restarted(worker.announcement, started_at), "nats")
+            directory.apply_announcement(_restarted(worker.announcement, started_at), "nats")
         (entry,) = directory.entries(Role.WORKER)
-        known.heard(entry, clock, FIRST)
-    assert known.is_there(worker, at) is there
+        known.apply_change(entry, clock, FIRST)
+    assert known.may_be_running(worker, at) is there
 
 
 def _restarted(announcement: Announcement, started_at: datetime) -> Announcement:

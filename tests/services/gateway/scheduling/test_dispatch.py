@@ -69,7 +69,7 @@ async def test_two_tenants_that_both_wait_take_turns_by_what_they_were_served() 
             owner = caller.claim._requirements.tenant
             # The answers of the first are four times as long.
             long = 40 if owner == tenant(1) else 10
-            caller.claim.tokens(10, long)
+            caller.claim.record_tokens(10, long)
             served[owner] += 1
             await caller.leave()
             await settled()
@@ -122,7 +122,7 @@ async def test_when_one_of_two_workers_dies_the_queue_goes_on_with_the_other() -
         here.worker(1)
         here.worker(2)
         callers = [await here.ask() for _ in range(8)]
-        here.directory.gone(node_id(1), "its link died")
+        here.directory.mark_gone(node_id(1), "its link died")
         await settled()
         assert all(caller.error is None for caller in callers)
         for caller in [caller for caller in callers[:4] if caller.node == node_id(1)]:
@@ -137,7 +137,7 @@ async def test_when_no_worker_is_left_all_that_wait_are_told_at_once() -> None:
     async with site(queue_per_tenant=400) as here:
         here.worker(1)
         callers = [await here.ask() for _ in range(300)]
-        here.directory.gone(node_id(1), "its link died")
+        here.directory.mark_gone(node_id(1), "its link died")
         await settled()
         assert all(isinstance(caller.error, errors.NotReachable) for caller in callers[2:])
         assert here.dispatch.waiting == 0
@@ -153,18 +153,18 @@ async def test_while_a_worker_loads_the_model_those_that_wait_go_on_waiting() ->
         loading = msgspec.structs.replace(
             ready, models=tuple(msgspec.structs.replace(offer, ready=False) for offer in ready.models), not_ready="loading m"
         )
-        here.directory.heard(loading, "nats")
+        here.directory.apply_announcement(loading, "nats")
         await settled()
         late = await here.ask()
         for caller in callers[:2]:
             await caller.leave()
         await settled()
         assert (here.dispatch.in_flight, here.dispatch.waiting) == (0, 3)
-        here.directory.heard(ready, "nats")
+        here.directory.apply_announcement(ready, "nats")
         await settled()
         assert callers[2].began.is_set()
         assert late.error is None
-        here.directory.heard(msgspec.structs.replace(ready, not_ready="paused by its owner"), "nats")
+        here.directory.apply_announcement(msgspec.structs.replace(ready, not_ready="paused by its owner"), "nats")
         await settled()
         assert isinstance(late.error, errors.NotReachable), "there is no telling when a pause ends"
 
@@ -178,7 +178,7 @@ async def test_when_only_workers_that_may_not_have_it_are_left_it_is_told_so() -
         assert owner.node == node_id(2)
         assert {caller.node for caller in callers[:2]} == {node_id(1)}
         assert here.dispatch.waiting == 2, "a free worker that they may not use is not used"
-        here.directory.gone(node_id(1), "its link died")
+        here.directory.mark_gone(node_id(1), "its link died")
         await settled()
         assert [str(caller.error) for caller in callers[2:]] == [
             f"no worker of m may run this request: {node_id(2)[:8]}… is not labeled trusted=yes (ROUTING_POLICY=trusted)"
@@ -292,8 +292,8 @@ async def test_a_place_that_is_offered_goes_to_the_next_where_the_first_has_to_b
         hopeless = await here.ask(excluded=frozenset({node_id(1)}))
         waiting = await here.ask(2)
         assert not waiting.began.is_set()
-        here.dispatch.knowledge.strikes.learn({node_id(2): 3600.0}, here.dispatch.clock())
-        here.dispatch.heard(QueueReport("other", M, offers=(PeerOffer("", node_id(1)),)))
+        here.dispatch.worker_stats.dishonest_workers.learn({node_id(2): 3600.0}, here.dispatch.clock())
+        here.dispatch.apply_report(QueueReport("other", M, offers=(PeerOffer("", node_id(1)),)))
         await settled()
         assert isinstance(hopeless.error, errors.NotReachable)
         assert waiting.began.is_set()

@@ -56,7 +56,7 @@ class Asked:
             finally:
                 self.node = None
         if self.fails is not None:
-            self.claim.failed(self.fails)
+            self.claim.record_failure(self.fails)
 
     def end(self) -> None:
         self._ends.set()
@@ -132,7 +132,7 @@ class Requests(RuleBasedStateMachine):
     @rule(number=st.integers(0, WORKERS - 1))
     def goes(self, number: int) -> None:
         """What ran there ends with the link."""
-        self.directory.gone(node_id(number), "its link died")
+        self.directory.mark_gone(node_id(number), "its link died")
         for each in self.running:
             if each.node == node_id(number):
                 each.end()
@@ -161,7 +161,7 @@ class Requests(RuleBasedStateMachine):
             there = [entry for entry in self.directory.usable(Role.WORKER) if self.may(each.requirements, entry.node)]
             assert there, "nobody can run it, and it was not told"
             busy = {entry.node: sum(other.node == entry.node for other in self.running) for entry in there}
-            resting = {node for node in busy if self.dispatch.knowledge.outliers.rest_seconds(node, M, self.now)}
+            resting = {node for node in busy if self.dispatch.worker_stats.outliers.ejection_seconds(node, M, self.now)}
             assert all(count == MOST for node, count in busy.items() if node not in resting)
             assert len(resting) < len(busy) or max(busy.values()) == MOST
 

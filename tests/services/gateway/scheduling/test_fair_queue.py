@@ -22,7 +22,7 @@ def filled(*tickets: tuple[UserId, str], cost: float = 10) -> FairQueue[str]:
 
 def take(queue: FairQueue[str]) -> str:
     ticket = next(queue.turns())
-    queue.take(ticket, queue._places[ticket].cost)
+    queue.dequeue(ticket, queue._places[ticket].cost)
     return ticket
 
 
@@ -94,7 +94,7 @@ def test_counters_are_bounded() -> None:
     queue.enter(C, -1, 1)
     for number in range(fair_queue.MAX_TENANTS + 10):
         queue.enter(UserId(UUID(int=number + 100)), number, 1)
-        queue.take(number, 1)
+        queue.dequeue(number, 1)
     assert len(queue._counters) <= fair_queue.MAX_TENANTS
     assert len(queue._had_turn) <= fair_queue.MAX_TENANTS
     assert queue.order() == [-1]
@@ -103,7 +103,7 @@ def test_counters_are_bounded() -> None:
 def test_a_tenant_that_waits_is_never_forgotten_however_many_others_are_served() -> None:
     queue: FairQueue[int] = FairQueue()
     queue.enter(C, -1, 1)
-    queue.take(-1, 1_000_000)
+    queue.dequeue(-1, 1_000_000)
     queue.enter(C, -2, 1)
     for number in range(fair_queue.MAX_TENANTS + 10):
         queue.correct(UserId(UUID(int=number + 100)), 1)
@@ -169,7 +169,7 @@ class Turns(RuleBasedStateMachine):
     def take(self) -> None:
         ticket = next(self.queue.turns())
         tenant, cost = self.waiting.pop(ticket)
-        self.queue.take(ticket, cost)
+        self.queue.dequeue(ticket, cost)
         for pair, served in self.served_together.items():
             if tenant in pair:
                 served[pair.index(tenant)] += cost

@@ -9,7 +9,7 @@ class Claim:
     def __init__(self, *, held: bool = False) -> None:
         self.has_started = not held
 
-    def starts(self) -> None:
+    def mark_started(self) -> None:
         self.has_started = True
 
 
@@ -17,23 +17,23 @@ def test_the_one_held_longest_gets_the_slot_of_one_that_ends() -> None:
     held, running, waiting = HeldClaims(), [Claim(), Claim()], [Claim(held=True), Claim(held=True)]
     for claim in waiting:
         held.hold(NODE, MODEL, claim)
-    held.ended(node_id(2), MODEL, running[0])
+    held.release(node_id(2), MODEL, running[0])
     assert [claim.has_started for claim in waiting] == [False, False]
-    held.ended(NODE, MODEL, running[0])
+    held.release(NODE, MODEL, running[0])
     assert [claim.has_started for claim in waiting] == [True, False]
-    held.ended(NODE, MODEL, running[1])
+    held.release(NODE, MODEL, running[1])
     assert [claim.has_started for claim in waiting] == [True, True]
-    held.ended(NODE, MODEL, waiting[0])
+    held.release(NODE, MODEL, waiting[0])
 
 
 def test_one_that_leaves_while_it_is_held_frees_no_slot() -> None:
     held, leaving, waiting = HeldClaims(), Claim(held=True), Claim(held=True)
     held.hold(NODE, MODEL, leaving)
     held.hold(NODE, MODEL, waiting)
-    held.ended(NODE, MODEL, leaving)
+    held.release(NODE, MODEL, leaving)
     assert not waiting.has_started
     # Nor does it get the slot of another one.
-    held.ended(NODE, MODEL, Claim())
+    held.release(NODE, MODEL, Claim())
     assert (leaving.has_started, waiting.has_started) == (False, True)
 
 
@@ -41,8 +41,8 @@ def test_one_that_started_by_itself_needs_no_slot_and_frees_its_own() -> None:
     held, early, first, second = HeldClaims(), Claim(held=True), Claim(held=True), Claim(held=True)
     for claim in (early, first, second):
         held.hold(NODE, MODEL, claim)
-    early.starts()
-    held.ended(NODE, MODEL, Claim())
+    early.mark_started()
+    held.release(NODE, MODEL, Claim())
     assert (first.has_started, second.has_started) == (True, False)
-    held.ended(NODE, MODEL, first)
+    held.release(NODE, MODEL, first)
     assert second.has_started

@@ -4,7 +4,7 @@ from uuid import UUID
 
 from services.gateway.scheduling.fair_queue import ModelQueue
 from services.gateway.scheduling.peer_queues import (
-    LEND_SECONDS,
+    DELEGATION_SECONDS,
     SILENT_SECONDS,
     Charge,
     PeerQueues,
@@ -26,7 +26,7 @@ class Gateway:
     def __init__(self) -> None:
         self.model_queue: ModelQueue[QueuedRequest] = ModelQueue()
         self.peers = PeerQueues("b", MODEL, self.model_queue)
-        self.peers.heard(ONE_WAITS, 0.0)
+        self.peers.apply_report(ONE_WAITS, 0.0)
 
     @property
     def waiting(self) -> list[QueuedRequest]:
@@ -36,29 +36,29 @@ class Gateway:
     def charged(self) -> float:
         return self.model_queue.queue.counter_of(ADA)
 
-    def lend(self, now: float) -> float:
+    def delegate(self, now: float) -> float:
         """Leave it a place; returns what that is thought to cost."""
         (ticket,) = self.waiting
         assert isinstance(ticket, PeerTicket)
-        self.peers.lend(ticket, WORKER, now, is_ours=True)
+        self.peers.delegate_place(ticket, WORKER, now, is_ours=True)
         assert not self.waiting
         return self.model_queue.cost(ticket.requirements)
 
 
 def test_a_place_that_was_left_to_a_peer_and_not_taken_costs_its_tenant_nothing() -> None:
     gateway = Gateway()
-    assert gateway.lend(0.0) == gateway.charged > 0
-    assert gateway.peers.expire(LEND_SECONDS - 0.01) == []
-    assert gateway.peers.expire(LEND_SECONDS) == [WORKER]
+    assert gateway.delegate(0.0) == gateway.charged > 0
+    assert gateway.peers.expire(DELEGATION_SECONDS - 0.01) == []
+    assert gateway.peers.expire(DELEGATION_SECONDS) == [WORKER]
     assert gateway.charged == 0
 
 
 def test_a_place_that_was_left_to_a_peer_and_taken_is_charged_once() -> None:
     gateway = Gateway()
-    gateway.lend(0.0)
-    gateway.peers.heard(QueueReport("a", MODEL, charges=(Charge(ADA, 7.0),)), 0.1)
+    gateway.delegate(0.0)
+    gateway.peers.apply_report(QueueReport("a", MODEL, charges=(Charge(ADA, 7.0),)), 0.1)
     assert gateway.charged == 7
-    gateway.peers.expire(LEND_SECONDS)
+    gateway.peers.expire(DELEGATION_SECONDS)
     assert gateway.charged == 7
 
 

@@ -60,7 +60,7 @@ def test_of_a_long_prompt_few_beginnings_are_named_and_the_one_before_is_found(b
     assert 0 < len(last) <= prefix_affinity.MAX_BLOCKS
     assert len(now) <= prefix_affinity.MAX_BLOCKS
     readers = PrefixAffinity()
-    readers.read(M, last, node_id(1), now=0)
+    readers.record(M, last, node_id(1), now=0)
     share = readers.shares(M, now, SINCE, now=1).get(node_id(1), 0.0)
     # As much as there is in common, but for what lies between two named beginnings.
     assert share == pytest.approx(
@@ -70,15 +70,15 @@ def test_of_a_long_prompt_few_beginnings_are_named_and_the_one_before_is_found(b
 
 def test_the_longest_beginning_counts_and_the_last_reader_of_it_is_not_the_only_one() -> None:
     readers = PrefixAffinity()
-    readers.read(M, (b"1", b"2", b"3"), node_id(1), now=0)
-    readers.read(M, (b"1", b"x"), node_id(2), now=1)
+    readers.record(M, (b"1", b"2", b"3"), node_id(1), now=0)
+    readers.record(M, (b"1", b"x"), node_id(2), now=1)
     assert readers.shares(M, (b"1", b"2", b"y", b"z"), SINCE, now=2) == {node_id(1): 0.5, node_id(2): 0.25}
     assert readers.shares(ModelName("n"), (b"1",), SINCE, now=2) == {}
 
 
 def test_what_was_read_long_ago_or_by_a_process_that_is_gone_does_not_count() -> None:
     readers = PrefixAffinity()
-    readers.read(M, (b"1",), node_id(1), now=100)
+    readers.record(M, (b"1",), node_id(1), now=100)
     assert readers.shares(M, (b"1",), SINCE, now=100 + prefix_affinity.LIVES_SECONDS)
     assert not readers.shares(M, (b"1",), SINCE, now=101 + prefix_affinity.LIVES_SECONDS)
     assert not readers.shares(M, (b"1",), {node_id(1): 150.0}, now=160)
@@ -89,7 +89,7 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefix_affinity, "MAX_NAMES", 100)
     readers = PrefixAffinity()
     for number in range(300):
-        readers.read(M, (b"shared", str(number).encode()), node_id(number % 10), now=number)
+        readers.record(M, (b"shared", str(number).encode()), node_id(number % 10), now=number)
     assert len(readers) == 100
     assert len(readers.shares(M, (b"shared",), SINCE, now=300)) == prefix_affinity.MAX_READERS
     assert not readers.shares(M, (b"1",), SINCE, now=300)

@@ -81,7 +81,7 @@ def test_a_model_whose_worker_is_gone_is_missing_and_not_unknown() -> None:
     directory = FakeDirectory()
     directory.worker(1, "alpha")
     directory.worker(2, "smollm2")
-    directory.gone(node_id(2), "silent for 6 s")
+    directory.mark_gone(node_id(2), "silent for 6 s")
     with pytest.raises(errors.NotReachable, match=r"smollm2 now: .* silent for 6 s"):
         routing.resolve(ModelName("smollm2"), directory.entries(Role.WORKER), NAMES)
 

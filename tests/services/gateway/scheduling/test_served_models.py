@@ -37,10 +37,10 @@ async def test_the_gauge_follows_workers_that_come_go_and_are_kept_away(monkeypa
     measuring = asyncio.create_task(served_models.measure(cast("Node", node), dispatch))
     try:
         await until(lambda: node.shown() == {"phi": 2, "llama3": 1})
-        node.directory.gone(node_id(1), "silent for 6 s")
+        node.directory.mark_gone(node_id(1), "silent for 6 s")
         await until(lambda: node.shown() == {"phi": 1, "llama3": 0})
         for _ in range(STRIKES):
-            dispatch.knowledge.strikes.strike(node_id(2), dispatch.clock())
+            dispatch.worker_stats.dishonest_workers.strike(node_id(2), dispatch.clock())
         await until(lambda: node.shown() == {"phi": 0, "llama3": 0})
     finally:
         measuring.cancel()

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.gateway.scheduling import worker_choice
-from services.gateway.scheduling.candidates import Candidate, Knowledge
+from services.gateway.scheduling.candidates import Candidate, WorkerStats
 from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_choice import PromptPrivacy
 from services.gateway.scheduling.worker_health import worker_records
@@ -31,8 +31,8 @@ class Site:
     """Workers, and what a gateway has seen of them."""
 
     def __init__(self) -> None:
-        self.directory, self.known = FakeDirectory(), Knowledge()
-        self.directory.watch(lambda entry: self.known.heard(entry, 1000.0, datetime.now(UTC)))
+        self.directory, self.known = FakeDirectory(), WorkerStats()
+        self.directory.watch(lambda entry: self.known.apply_change(entry, 1000.0, datetime.now(UTC)))
 
     def worker(
         self, number: int, *, running: int = 0, slots: int = 4, loaded: bool = True, digest: str = "", expected_wait: float = 0, **more: Any
@@ -41,7 +41,7 @@ class Site:
         before = self.directory.find(node_id(number))
         assert before is not None
         offer = ModelOffer(M, 2048, digest, loaded=loaded, slots=slots, busy=running)
-        self.directory.heard(msgspec.structs.replace(before.announcement, models=(offer,)), "nats")
+        self.directory.apply_announcement(msgspec.structs.replace(before.announcement, models=(offer,)), "nats")
         return node_id(number)
 
     def table(self, requirements: WorkerRequirements = WISH, clock: float = 1000.0) -> list[Candidate]:
@@ -226,7 +226,7 @@ def test_who_has_read_the_beginning_is_asked_unless_it_has_much_more_to_do() -> 
     for number in range(3):
         site.worker(number, running=1 if number == 1 else 0, slots=8)
     known = replace(WISH, beginnings=(b"1", b"2", b"3"))
-    site.known.readers.read(M, (b"1", b"2"), node_id(1), now=900)
+    site.known.prefix_affinity.record(M, (b"1", b"2"), node_id(1), now=900)
     assert site.chosen(known) == {node_id(1): 40}
     assert node_id(1) not in site.chosen(replace(WISH, beginnings=(b"1", b"x", b"y", b"z"))), "a quarter is not worth it"
     assert node_id(1) not in site.chosen(known, clock=1201), "it was too long ago"
@@ -239,8 +239,8 @@ def test_a_restarted_worker_has_read_nothing() -> None:
     site.worker(1, running=1)
     site.worker(2)
     known = replace(WISH, beginnings=(b"1",))
-    site.known.readers.read(M, (b"1",), node_id(1), now=900)
-    site.directory.gone(node_id(1), "stopped")
+    site.known.prefix_affinity.record(M, (b"1",), node_id(1), now=900)
+    site.directory.mark_gone(node_id(1), "stopped")
     site.worker(1, running=1)
     assert site.chosen(known) == {node_id(2): 40}
 
@@ -249,7 +249,7 @@ def test_one_that_has_just_come_gets_a_tenth_and_all_of_it_after_30_s() -> None:
     site = Site()
     site.worker(1, slots=100, running=50)
     site.worker(2, slots=100)
-    site.directory.gone(node_id(2), "its link died")
+    site.directory.mark_gone(node_id(2), "its link died")
     site.worker(2, slots=100)
     assert 50 <= site.chosen(times=1000)[node_id(2)] <= 160
     assert 450 <= site.chosen(clock=1015, times=1000)[node_id(2)] <= 650
@@ -260,7 +260,7 @@ def test_one_that_has_just_come_takes_what_nobody_else_can() -> None:
     site = Site()
     site.worker(1, slots=1, running=9)
     site.worker(2)
-    site.directory.gone(node_id(2), "its link died")
+    site.directory.mark_gone(node_id(2), "its link died")
     site.worker(2)
     assert site.chosen() == {node_id(2): 40}
 
@@ -269,7 +269,7 @@ def test_a_gateway_that_has_just_started_takes_nobody_for_new() -> None:
     directory, seen = FakeDirectory(), worker_records.SlowStart()
     directory.worker(1, "m")  # it started months ago
     [entry] = directory.entries(Role.WORKER)
-    assert seen.heard(entry, 5.0, datetime.now(UTC))
+    assert seen.record_start(entry, 5.0, datetime.now(UTC))
     assert seen.share(entry.node, 5.0) == 1.0
 
 
@@ -278,7 +278,7 @@ def test_a_gateway_that_has_just_started_takes_nobody_for_new() -> None:
 
 def fail(site: Site, number: int, times: int = 5, now: float = 1000.0, error: errors.AimeshError | None = None) -> None:
     for _ in range(times):
-        site.known.outliers.failed(node_id(number), M, error or errors.LinkLost("x"), now)
+        site.known.outliers.record_failure(node_id(number), M, error or errors.LinkLost("x"), now)
 
 
 def sound(site: Site, clock: float = 1000.0) -> list[NodeId]:
@@ -291,7 +291,7 @@ def test_five_failures_in_a_row_put_a_worker_aside_for_longer_each_time() -> Non
     site.worker(2)
     fail(site, 1, 4)
     assert len(sound(site)) == 2
-    site.known.outliers.delivered(node_id(1), M)
+    site.known.outliers.record_delivery(node_id(1), M)
     fail(site, 1, 4)
     assert len(sound(site)) == 2
     fail(site, 1, 1)
@@ -310,9 +310,9 @@ def test_however_often_a_worker_fails_it_rests_for_five_minutes_at_most() -> Non
     site.worker(2)
     for _ in range(20):
         fail(site, 1, now=now)
-        now += site.known.outliers.rest_seconds(node_id(1), M, now)
+        now += site.known.outliers.ejection_seconds(node_id(1), M, now)
     fail(site, 1, now=now)
-    assert site.known.outliers.rest_seconds(node_id(1), M, now) == 300.0
+    assert site.known.outliers.ejection_seconds(node_id(1), M, now) == 300.0
 
 
 def test_the_last_worker_of_a_model_is_never_put_aside() -> None:
@@ -335,9 +335,9 @@ def test_however_workers_fail_one_that_is_there_stays(history: list[tuple[int, s
             case "fails":
                 fail(site, number, 5, now)
             case "delivers":
-                site.known.outliers.delivered(node_id(number), M)
+                site.known.outliers.record_delivery(node_id(number), M)
             case "goes":
-                site.directory.gone(node_id(number), "stopped")
+                site.directory.mark_gone(node_id(number), "stopped")
             case _:
                 site.worker(number)
         there = site.table(clock=now)

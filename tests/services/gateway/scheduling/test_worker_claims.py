@@ -32,7 +32,7 @@ async def test_a_worker_that_fails_five_times_in_a_row_rests_while_there_is_anot
             caller = await here.ask()
             assert caller.claim is not None
             if caller.node == node_id(1):
-                caller.claim.failed(errors.LinkLost("x"))
+                caller.claim.record_failure(errors.LinkLost("x"))
                 failures += 1
             await caller.leave()
         assert {(await here.ask()).node for _ in range(20)} == {node_id(2)}
@@ -45,7 +45,7 @@ async def test_what_failed_counts_for_nobodys_turns_and_not_for_how_long_an_answ
         model_queue = here.dispatch.model_queue(M)
         assert model_queue.queue.counter_of(tenant(1)) > 0
         assert caller.claim is not None
-        caller.claim.failed(errors.LinkLost("x"))
+        caller.claim.record_failure(errors.LinkLost("x"))
         await caller.leave()
         assert model_queue.queue.counter_of(tenant(1)) == 0
         assert model_queue.mean_seconds == 0
@@ -56,8 +56,8 @@ async def test_what_was_delivered_counts_though_the_worker_failed_and_no_more_th
         here.worker(1)
         caller = await here.ask()
         assert caller.claim is not None
-        caller.claim.tokens(10**9, 5)
-        caller.claim.failed(errors.LinkLost("x"))
+        caller.claim.record_tokens(10**9, 5)
+        caller.claim.record_failure(errors.LinkLost("x"))
         assert here.dispatch.model_queue(M).queue.counter_of(tenant(1)) == 40 + 2 * 5
 
 
@@ -69,10 +69,10 @@ async def test_the_queue_and_the_claim_charge_the_same_though_the_mean_of_answer
         assert first.claim is not None
         before = here.dispatch.model_queue(M).queue.counter_of(tenant(2))
         # The mean length of the answers changes while the third waits.
-        first.claim.tokens(40, 1000)
+        first.claim.record_tokens(40, 1000)
         await first.leave()
         await second.leave()
         await settled()
         assert third.claim is not None
-        third.claim.failed(errors.NotReachable("its engine died"))
+        third.claim.record_failure(errors.NotReachable("its engine died"))
         assert here.dispatch.model_queue(M).queue.counter_of(tenant(2)) == pytest.approx(before)

@@ -66,7 +66,7 @@ class Life:
     async def _text(self) -> str:
         """As the survey makes it of those that live."""
         for node in self.running_service.up:
-            self.directory.heard(Announcement(Role.WORKER, node, "0.1.0", STARTED), "nats")
+            self.directory.apply_announcement(Announcement(Role.WORKER, node, "0.1.0", STARTED), "nats")
         self.directory.tick()
         entries = self.directory.entries()
         self.watch.attendance.look(entries, self.running_service.revoked.__contains__, self.running_service.moment)

@@ -35,7 +35,7 @@ class RunningService:
     def hear(self, *nodes: NodeId, **changes: object) -> None:
         for node in nodes:
             said = msgspec.structs.replace(Announcement(Role.WORKER, node, "0.1.0", STARTED), **changes)
-            self.directory.heard(said, "punched", "swarm")
+            self.directory.apply_announcement(said, "punched", "swarm")
         self.look()
 
     def pass_by(self, length: timedelta = timedelta(seconds=GONE_AFTER_SECONDS + 1)) -> None:
@@ -87,7 +87,7 @@ def test_who_is_meant_to_go_is_not_missed(running_service: RunningService) -> No
 
 
 def test_who_was_never_let_in_is_not_missed(running_service: RunningService) -> None:
-    running_service.directory.refused(ANN, Role.WORKER, "0.1.0", "no certificate")
+    running_service.directory.add_refused(ANN, Role.WORKER, "0.1.0", "no certificate")
     running_service.pass_by(2 * MEETING)
     assert running_service.kept == []
 
@@ -105,7 +105,7 @@ def test_who_was_missed_before_a_restart_still_is_and_since_then(running_service
     running_service.now += timedelta(minutes=10)
     running_service.restart(running_service.kept)
     # Its key is still announced where nodes look for each other, and it cannot be reached.
-    running_service.directory.refused(ANN, Role.WORKER, "", "it does not answer")
+    running_service.directory.add_refused(ANN, Role.WORKER, "", "it does not answer")
     running_service.look()
     (after,) = running_service.attendance.missed().values()
     assert (after.node, after.since, after.path, after.why_gone) == (before.node, before.since, before.path, before.why_gone)
@@ -173,7 +173,7 @@ def test_there_is_room_for_as_many_as_a_directory_has(running_service: RunningSe
 
 def test_what_a_peer_said_of_its_end_can_be_kept(running_service: RunningService) -> None:
     running_service.hear(ANN)
-    running_service.directory.gone(ANN, "bye\0\n" + "x" * 5000)
+    running_service.directory.mark_gone(ANN, "bye\0\n" + "x" * 5000)
     running_service.look()
     (member,) = running_service.kept
     assert member.why == "bye  " + "x" * 195

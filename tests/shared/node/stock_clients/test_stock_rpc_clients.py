@@ -223,7 +223,7 @@ async def test_a_worker_takes_no_calls_of_clients() -> None:
 
 
 async def test_so_many_introductions_are_remembered(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stock_rpc_clients, "MAX_VISITORS", 2)
+    monkeypatch.setattr(stock_rpc_clients, "MAX_CLIENTS", 2)
     key = new_key()
     first, second, third = (Visitor(running_service, key) for _ in range(3))
     await first.introduce()

@@ -52,7 +52,7 @@ async def test_a_peer_that_is_nowhere_is_told_to_be_nowhere() -> None:
     ],
 )
 def test_whether_somebody_new_is_let_in(before: Firewall, after: Firewall, more: bool) -> None:
-    assert after.lets_in_more_than(before) is more
+    assert after.admits_more_than(before) is more
 
 
 async def test_who_is_denied_is_cut_off_at_once_and_others_stay() -> None:

@@ -107,13 +107,13 @@ def test_without_a_network_nobody_is_dialled_and_when_it_is_back_everybody_at_on
 
 def test_the_network_is_asked_after_only_while_somebody_is_missing() -> None:
     recovery = connected()
-    assert not recovery.misses_somebody
+    assert not recovery.has_missing_peers
     recovery.closed(PEER, 0.0, wanted=True)
-    assert recovery.misses_somebody
+    assert recovery.has_missing_peers
     recovery.opened(PEER, (TOPIC,))
-    assert not recovery.misses_somebody
+    assert not recovery.has_missing_peers
     recovery.probed(False)
-    assert recovery.misses_somebody
+    assert recovery.has_missing_peers
 
 
 def test_a_wave_of_losses_is_dialled_a_few_at_a_time() -> None:

@@ -26,7 +26,7 @@ def test_strangers_are_few_and_the_known_are_not_counted() -> None:
     found.welcome(let_in(found, 0))
     visits = [let_in(found, number) for number in range(1, MAX_PENDING + 1)]
     assert found.arrive(key(1000), 0) is None
-    assert not let_in(found, 0).is_stranger
+    assert not let_in(found, 0).is_unknown
     for end in (found.leave, found.welcome):
         end(visits.pop())
         let_in(found, 1001)
@@ -60,8 +60,8 @@ def test_what_is_remembered_is_bounded_the_oldest_first() -> None:
     for number in range(MAX_KNOWN + 1):
         found.welcome(let_in(found, number))
         found.refuse(let_in(found, 10**6 + number), 0)
-    assert let_in(found, 0).is_stranger
-    assert not let_in(found, 1).is_stranger
+    assert let_in(found, 0).is_unknown
+    assert not let_in(found, 1).is_unknown
     assert found.arrive(key(10**6), 1) is not None
     assert found.arrive(key(10**6 + 1), 1) is None
     assert MAX_REFUSED == handshake_limits.MAX_KNOWN

@@ -3,7 +3,7 @@ import random
 import pytest
 
 from services.gateway.scheduling import worker_choice
-from services.gateway.scheduling.candidates import Knowledge
+from services.gateway.scheduling.candidates import WorkerStats
 from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_choice import PromptPrivacy
 from services.gateway.scheduling.worker_health import worker_records
@@ -70,15 +70,15 @@ def test_what_is_wrong(claimed: int, came: int, answers: int, wrong: bool) -> No
 
 
 def test_who_is_in_quarantine_is_no_candidate_and_the_reason_is_told() -> None:
-    known, directory, requirements = Knowledge(), FakeDirectory(), WorkerRequirements(ModelName("m"), USER, USER, 1, 1)
+    known, directory, requirements = WorkerStats(), FakeDirectory(), WorkerRequirements(ModelName("m"), USER, USER, 1, 1)
     for number in (1, 2):
         directory.worker(number, "m")
     for _ in range(worker_records.STRIKES):
-        known.strikes.strike(LIAR, 10.0)
+        known.dishonest_workers.strike(LIAR, 10.0)
     rows = worker_choice.eligible(requirements, known.table(requirements, directory.usable(Role.WORKER), 11.0), PromptPrivacy.GROUP)
     assert [row.node for row in rows] == [OTHER]
     # Other than one that fails, also the last one: it is said why nobody is left, and who tells `aicli nodes` the same.
-    directory.gone(OTHER, "stopped")
+    directory.mark_gone(OTHER, "stopped")
     with pytest.raises(errors.NotReachable, match="in quarantine for 60 min: it reported wrong token counts"):
         worker_choice.eligible(requirements, known.table(requirements, directory.usable(Role.WORKER), 11.0), PromptPrivacy.GROUP)
     after = known.table(requirements, directory.usable(Role.WORKER), 10.0 + QUARANTINE_SECONDS)
@@ -89,13 +89,13 @@ def test_who_is_in_quarantine_is_no_candidate_and_the_reason_is_told() -> None:
 
 
 def test_another_process_of_the_same_machine_stays_in_quarantine() -> None:
-    known, directory = Knowledge(), FakeDirectory()
+    known, directory = WorkerStats(), FakeDirectory()
     directory.worker(1, "m")
     (entry,) = directory.usable(Role.WORKER)
-    known.heard(entry, 0.0, entry.since)
+    known.apply_change(entry, 0.0, entry.since)
     for _ in range(worker_records.STRIKES):
-        known.strikes.strike(LIAR, 10.0)
-    directory.gone(LIAR, "stopped")
+        known.dishonest_workers.strike(LIAR, 10.0)
+    directory.mark_gone(LIAR, "stopped")
     (gone,) = directory.entries(Role.WORKER)
-    known.heard(gone, 11.0, gone.since)
-    assert known.strikes.seconds_left(LIAR, 11.0) > 0
+    known.apply_change(gone, 11.0, gone.since)
+    assert known.dishonest_workers.seconds_left(LIAR, 11.0) > 0

@@ -39,7 +39,7 @@ def test_each_model_has_as_many_workers_as_could_serve_it_now(mesh: Mesh) -> Non
 
 def test_a_model_whose_last_worker_went_is_missed_for_a_day(mesh: Mesh) -> None:
     mesh.count()
-    mesh.workers.gone(node_id(1), "silent for 6 s")
+    mesh.workers.mark_gone(node_id(1), "silent for 6 s")
     assert mesh.count() == {"phi": 1, "llama3": 0}
     assert mesh.count(after=MISSED_SECONDS - 10) == {"phi": 1, "llama3": 0}
     assert mesh.count(after=20) == {"phi": 1}
@@ -53,7 +53,7 @@ def test_a_model_whose_engine_failed_is_missed(mesh: Mesh) -> None:
     broken = entry.announcement.__class__(
         Role.WORKER, node_id(1), "1", entry.announcement.started_at, (*entry.announcement.models, failed), entry.announcement.load
     )
-    mesh.workers.heard(broken, "nats")
+    mesh.workers.apply_announcement(broken, "nats")
     assert mesh.count() == {"phi": 2, "llama3": 0}
 
 

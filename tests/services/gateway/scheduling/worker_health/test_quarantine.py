@@ -33,7 +33,7 @@ async def site(plain_url: str) -> AsyncIterator[Site]:
 
 
 def left(gateway: Quarantine, node: NodeId = LIAR) -> float:
-    return gateway.strikes.seconds_left(node, 100.0)
+    return gateway.dishonest_workers.seconds_left(node, 100.0)
 
 
 async def test_strikes_of_all_gateways_add_up_and_outlive_them(site: Site) -> None:
